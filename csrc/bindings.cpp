@@ -1,0 +1,90 @@
+// The only file that includes pybind11. Every kernel takes raw addresses, sizes and a thread count and releases the GIL;
+// shapes, dtypes and contiguity were checked in Python (fastmtl/ops).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <new>
+
+#include "combine.hpp"
+#include "dice_bce.hpp"
+#include "gram.hpp"
+#include "isa.hpp"
+#include "pcgrad.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+template <typename T>
+T* pointer(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (address, element type, batch stride, channel stride, pixel stride), as `_planes.describe` in fastmtl/ops makes it.
+using View = std::array<std::int64_t, 5>;
+
+fastmtl::Planes planes(const View& view) {
+  return {pointer<void>(static_cast<std::uintptr_t>(view[0])), static_cast<fastmtl::Element>(view[1]), view[2], view[3],
+          view[4]};
+}
+
+fastmtl::DiceBceProblem dice_bce_problem(const std::array<std::int64_t, 4>& shape, const View& logits,
+                                         const View& target, const View& mask, std::uintptr_t pos_weight, bool squared) {
+  return {shape[1], shape[2], shape[3], planes(logits), planes(target), planes(mask), pointer<const float>(pos_weight),
+          shape[1] / shape[0], squared};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "fastmtl's compiled CPU kernels: raw pointers in, nothing of torch inside.";
+  m.def("isa", [] { return fastmtl::isa_name(fastmtl::active_isa()); }, "The instruction set chosen at load.");
+  m.def(
+      "gram",
+      [](std::uintptr_t J, int type, std::int64_t K, std::int64_t P, std::int64_t row_stride, bool norms_only,
+         std::uintptr_t G, int num_threads) {
+        const auto element = static_cast<fastmtl::Element>(type);
+        const bool done = FASTMTL_DISPATCH(gram)(pointer<const void>(J), element, K, P, row_stride, norms_only,
+                                                 pointer<double>(G), num_threads);
+        if (!done) throw std::bad_alloc();
+      },
+      py::call_guard<py::gil_scoped_release>(), "G [K, K] float64 = J J^T, or with norms_only its diagonal [K].");
+  m.def(
+      "combine",
+      [](std::uintptr_t J, int type, std::int64_t K, std::int64_t P, std::int64_t row_stride, std::uintptr_t w,
+         std::uintptr_t out, int num_threads) {
+        FASTMTL_DISPATCH(combine)(pointer<const void>(J), static_cast<fastmtl::Element>(type), K, P, row_stride,
+                                  pointer<const void>(w), pointer<void>(out), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "out [P] = sum over k of w_k J_k, in float32 (float64 for float64).");
+  m.def(
+      "pcgrad",
+      [](std::uintptr_t G, std::uintptr_t order, std::int64_t K, std::int64_t M, bool mean, std::uintptr_t w) {
+        return FASTMTL_DISPATCH(pcgrad)(pointer<const double>(G), pointer<const std::int64_t>(order), K, M, mean,
+                                        pointer<double>(w));
+      },
+      py::call_guard<py::gil_scoped_release>(), "w [K] float64; False where `order` names a task that is not there.");
+  m.def(
+      "dice_bce_forward",
+      [](const std::array<std::int64_t, 4>& shape, const View& logits, const View& target, const View& mask,
+         std::uintptr_t pos_weight, std::uintptr_t weight, double bce_weight, double dice_weight, bool batch,
+         bool squared, bool jaccard, double smooth_nr, double smooth_dr, int empty, int reduction, std::uintptr_t loss,
+         std::uintptr_t coefficients, int num_threads) {
+        return fastmtl::dice_bce_forward(dice_bce_problem(shape, logits, target, mask, pos_weight, squared),
+                                         {pointer<const float>(weight), bce_weight, dice_weight, smooth_nr, smooth_dr,
+                                          batch, jaccard, empty, reduction},
+                                         pointer<float>(loss), pointer<float>(coefficients), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "shape: groups, batch, channels, pixels; see dice_bce.hpp.");
+  m.def(
+      "dice_bce_backward",
+      [](const std::array<std::int64_t, 4>& shape, const View& logits, const View& target, const View& mask,
+         std::uintptr_t pos_weight, bool squared, const View& grad, std::uintptr_t coefficients, const View& gradient,
+         int num_threads) {
+        fastmtl::dice_bce_backward(dice_bce_problem(shape, logits, target, mask, pos_weight, squared), planes(grad),
+                                   pointer<const float>(coefficients), planes(gradient), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d logits; see dice_bce.hpp.");
+}

@@ -1,0 +1,56 @@
+// exp and log1p for loops the compiler vectorises: no branch, no table, no call, NaN in gives NaN out.
+//
+// Included by *_cpu.cpp alone. Everything lives in the namespace of the instruction set, because the same inline
+// function compiled for AVX-512 and for the baseline must not be merged by the linker.
+#pragma once
+
+#include <cstdint>
+
+namespace fastmtl {
+namespace FASTMTL_ISA {
+
+template <typename To, typename From>
+inline To bits_of(From value) {
+  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+  To result;
+  __builtin_memcpy(&result, &value, sizeof(To));
+  return result;
+}
+
+// a * b + c. The explicit call also keeps -fassociative-math from merging the two steps of the range reduction below,
+// which would cost several digits for large arguments. Without hardware FMA a call into libm would be far slower.
+inline float fused(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// exp(-a) for a >= 0; exactly 0 above 86.9, just before the value stops being a normal float. Error: 1 ulp with FMA.
+inline float exp_minus(float a) {
+  // NaN counts as small in the second comparison, to reach the result, and as large in the first, where only the
+  // conversion to int needs a finite number.
+  constexpr float kLimit = 86.9f;
+  const float finite = a < kLimit ? a : 0.0f;
+  const int n = static_cast<int>(fused(finite, -1.44269504f, -0.5f));  // truncation of what is negative: to nearest
+  const float k = static_cast<float>(n);
+  const float r = fused(k, 2.12194440e-4f, fused(k, -0.693359375f, -a));  // |r| <= ln(2) / 2 where it matters
+  const float r2 = r * r;
+  const float high = fused(fused(1.38146023e-3f, r, 8.36871564e-3f), r2, fused(4.16683890e-2f, r, 1.66665211e-1f));
+  const float q = fused(fused(high, r, 4.99999940e-1f), r2, r + 1.0f);
+  const std::int32_t power = bits_of<std::int32_t>(q) + n * (1 << 23);  // the bits of q 2^n
+  return bits_of<float>(power & -static_cast<std::int32_t>(!(a > kLimit)));
+}
+
+// log(1 + e) for 0 <= e <= 1: e times a minimax polynomial of degree 8. Error: 2 ulp.
+inline float log1p_unit(float e) {
+  const float e2 = e * e, e4 = e2 * e2;
+  const float c67 = fused(5.36482455e-3f, e, -3.00657917e-2f), c45 = fused(7.92045370e-2f, e, -1.37538031e-1f);
+  const float c23 = fused(1.91536546e-1f, e, -2.48571634e-1f), c01 = fused(3.33213240e-1f, e, -4.99996483e-1f);
+  const float q = fused(fused(c67, e2, c45), e4, fused(c23, e2, c01));
+  return fused(q, e2, e);
+}
+
+}  // namespace FASTMTL_ISA
+}  // namespace fastmtl

@@ -1,0 +1,7 @@
+"""Fused ops: plain functions on tensors, drop-in for the ones in torch, MONAI and smp."""
+
+from .combine import combine as combine
+from .dice_bce import dice_bce_loss as dice_bce_loss
+from .gram import grad_norms as grad_norms
+from .gram import gram as gram
+from .pcgrad import pcgrad_weights as pcgrad_weights

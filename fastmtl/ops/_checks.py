@@ -1,0 +1,120 @@
+"""Checks of loss arguments before any kernel runs. Errors say which one, what was expected and found, what to do."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from ._backends import FLOATING
+
+_LARGEST = sys.float_info.max
+TARGETS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, *FLOATING)
+
+
+def names(dtypes: tuple[torch.dtype, ...]) -> str:
+    """The dtypes as the user writes them, without the prefix."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
+
+
+def dtype(name: str, value: Tensor, allowed: tuple[torch.dtype, ...], advice: str) -> None:
+    if value.dtype not in allowed:
+        raise ValueError(f"`{name}` must be {names(allowed)}; got {names((value.dtype,))}. {advice}")
+
+
+def device(name: str, value: Tensor, input: Tensor) -> None:
+    if value.device != input.device:
+        raise ValueError(f"`{name}` must be on {input.device} like `input`; got {value.device}. Move it first.")
+
+
+def constant(name: str, value: Tensor) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"`{name}` gets no gradient from this loss but requires one. Pass `{name}.detach()`.")
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+
+
+def finite(name: str, value: object) -> float:
+    """The number itself; tensors are refused, because their gradient would be lost."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}.")
+    if not -_LARGEST <= value <= _LARGEST:  # torch.compile cannot follow math.isfinite
+        raise ValueError(f"`{name}` must be finite; got {value}.")
+    return float(value)
+
+
+def not_negative(name: str, value: object) -> None:
+    if finite(name, value) < 0:
+        raise ValueError(f"`{name}` must be 0 or more; got {value}.")
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
+
+
+def logits_and_target(input: Tensor, target: Tensor) -> None:
+    """Logits [B, C, *spatial] with a target of the same shape, neither empty."""
+    tensor("input", input)
+    tensor("target", target)
+    shape = list(input.shape)
+    if input.dim() < 2:
+        raise ValueError(f"`input` must be [B, C, *spatial]; got {shape}. Add the missing dims with `unsqueeze`.")
+    if input.numel() == 0:
+        raise ValueError(f"`input` must have at least one element; got {shape}. Skip the empty batch.")
+    dtype("input", input, FLOATING, "Pass logits, not labels.")
+    if target.shape != input.shape:
+        missing_channel = shape[1] == 1 and list(target.shape) == [shape[0], *shape[2:]]
+        advice = "Add the channel: target.unsqueeze(1)." if missing_channel else "One-hot encode it first."
+        raise ValueError(f"`target` must match `input` {shape}; got {list(target.shape)}. {advice}")
+    dtype("target", target, TARGETS, "Convert it first.")
+    device("target", target, input)
+    constant("target", target)
+
+
+def per_channel(name: str, value: Tensor | float | None, input: Tensor) -> Tensor | None:
+    """The weights as [C]: from a number, a single element, [C], or [C, 1, ...] with ones around the channel dim."""
+    if value is None:
+        return None
+    channels = input.shape[1]
+    if not isinstance(value, Tensor):
+        compute = torch.promote_types(input.dtype, torch.float32)
+        return torch.full((channels,), float(value), dtype=compute, device=input.device)
+    device(name, value, input)
+    constant(name, value)
+    if value.numel() == 1:
+        return value.reshape(1).expand(channels)
+    ones = (1,) * (input.dim() - 2)
+    if value.shape not in ((channels,), (channels, *ones), (1, channels, *ones)):
+        raise ValueError(
+            f"`{name}` must be a number, [{channels}] or [{channels}, 1, ...], one for each channel of `input`; "
+            f"got {list(value.shape)}."
+        )
+    return value.reshape(channels)
+
+
+def full_rank_mask(mask: Tensor | None, input: Tensor) -> Tensor | None:
+    """The mask with as many dims as `input`: [B] and [B, C] get ones appended."""
+    if mask is None:
+        return None
+    tensor("mask", mask)
+    dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a valid element.")
+    device("mask", mask, input)
+    shape = mask.shape
+    if mask.dim() in (1, 2) and mask.dim() < input.dim():
+        mask = mask.reshape(*shape, *(1,) * (input.dim() - mask.dim()))
+    if mask.dim() != input.dim() or any(m not in (1, n) for m, n in zip(mask.shape, input.shape, strict=True)):
+        raise ValueError(
+            f"`mask` must be [B], [B, C] or broadcastable to `input` {list(input.shape)} dim by dim; "
+            f"got {list(shape)}. Insert dims of size 1 with `unsqueeze`."
+        )
+    return mask

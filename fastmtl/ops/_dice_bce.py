@@ -1,0 +1,236 @@
+"""The backends of `fastmtl::dice_bce` and its backward: same arguments in, same outputs out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..reference.dice_bce import dice_bce_loss as reference_loss
+from ..reference.dice_bce import segment_sums
+from . import _backends
+from ._planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
+from ._pointers import address, num_threads
+from ._recycled import Recycled
+
+_GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
+EMPTY = ("one", "zero", "skip")
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class Options(NamedTuple):
+    """The op's arguments that are not tensors, in the order of its schema."""
+
+    bce_weight: float
+    dice_weight: float
+    batch: bool
+    squared_pred: bool
+    jaccard: bool
+    smooth_nr: float
+    smooth_dr: float
+    empty: str
+    reduction: str
+    groups: int  # the batch holds this many equal groups, each reduced on its own: what vmap folds into it
+    backend: str
+
+    def loss_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        """Shape of the loss of logits `shape`, with a leading dim of groups where there are several."""
+        groups = () if self.groups == 1 else (self.groups,)
+        if self.reduction != "none":
+            return groups
+        return (*groups, shape[1]) if self.batch else (*groups, shape[0] // self.groups, shape[1])
+
+    def grad_planes(self, grad: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient of the loss as seen by each plane, [B, C]; a view where there is one group."""
+        samples = shape[0] // self.groups
+        if self.reduction != "none":
+            grad = grad.view(self.groups, 1, 1)
+        else:
+            grad = grad.reshape(self.groups, 1 if self.batch else samples, shape[1])
+        return grad.expand(self.groups, samples, shape[1]).reshape(shape[0], shape[1])
+
+
+class Tensors(NamedTuple):
+    """The op's tensor arguments, in the order of its schema."""
+
+    input: Tensor  # logits [B, C, *spatial]
+    target: Tensor  # [B, C, *spatial], any dtype
+    pos_weight: Tensor | None  # [groups * C]
+    weight: Tensor | None  # [groups * C]
+    mask: Tensor | None  # bool or uint8, as many dims as input, broadcastable to it
+
+    def split(self, groups: int) -> list[Tensors]:
+        """One per group; the weights are then [C]."""
+        if groups == 1:
+            return [self]
+        parts = [
+            [value] * groups if value is None or (name == "mask" and value.shape[0] == 1) else value.chunk(groups)
+            for name, value in zip(self._fields, self, strict=True)
+        ]
+        return [Tensors(*group) for group in zip(*parts, strict=True)]
+
+
+def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Uninitialised loss and coefficients [3, B, C]: the slopes of the loss in each segment's BCE sum, I and P."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    loss = torch.empty(options.loss_shape(input.shape), dtype=dtype, device=input.device)
+    return loss, torch.empty((3, *input.shape[:2]), dtype=dtype, device=input.device)
+
+
+def reference(tensors: Tensors, options: Options) -> Tensor:
+    """The loss by plain torch, differentiable any number of times."""
+    names = ("bce_weight", "dice_weight", "batch", "squared_pred", "jaccard", "smooth_nr", "smooth_dr", "empty")
+    keywords = {name: getattr(options, name) for name in (*names, "reduction")}
+    losses = [reference_loss(**group._asdict(), **keywords) for group in tensors.split(options.groups)]
+    return losses[0] if options.groups == 1 else torch.stack(losses)
+
+
+def reference_gradient(grad: Tensor, tensors: Tensors, options: Options) -> Tensor:
+    """d (grad * loss) / d input by autograd through the reference; itself differentiable in grad and input."""
+    pull: Any = torch.func.vjp(lambda input: reference(tensors._replace(input=input), options), tensors.input)[1]
+    return pull(grad)[0]
+
+
+def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    loss, coefficients = new_outputs(tensors.input, options)
+    groups = zip(tensors.split(options.groups), coefficients.chunk(options.groups, 1), strict=True)
+    for group, out in groups:
+        out.copy_(_reference_coefficients(group, options))
+    return loss.copy_(reference(tensors, options)), coefficients
+
+
+def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
+    """[3, B, C] or [3, 1, C] of one group, by the formulas at the top of dice_bce.py."""
+    input, target, pos_weight, weight, mask = tensors
+    i, p, t, _, elements = segment_sums(input, target, pos_weight, mask, o.batch, o.squared_pred)
+    empty_pair = (t == 0) & (p == 0)
+    counted = (elements > 0) & ((t != 0) | (o.empty != "skip"))
+    denominator = torch.where(empty_pair, 1.0, (2 * (p + t - i) if o.jaccard else p + t) + o.smooth_dr)
+    score = (2 * i + o.smooth_nr) / denominator
+    scale = o.dice_weight if weight is None else o.dice_weight * weight.to(score.dtype)
+    if o.reduction == "mean":
+        elements, scale = elements.sum(), scale / counted.sum().clamp(min=1)
+    scale = torch.where(counted & ~empty_pair, scale, 0.0)
+    of_i = scale * (-2 - 2 * score * o.jaccard) / denominator
+    of_p = scale * (1 + o.jaccard) * (1 + o.squared_pred) * score / denominator
+    return torch.stack([(o.bce_weight / elements.clamp(min=1)).expand_as(i), of_i, of_p]).view(3, -1, i.shape[-1])
+
+
+def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    """Plain torch, by the kernels' formula: autograd does not run inside an op."""
+    planes = coefficients * options.grad_planes(grad, tensors.input.shape)
+    gradients = []
+    for (input, target, pos_weight, _, mask), group in zip(
+        tensors.split(options.groups), planes.chunk(options.groups, 1), strict=True
+    ):
+        of_bce, of_i, of_p = group.view(*group.shape, *(1,) * (input.dim() - 2))
+        x, t = input.to(planes.dtype), target.to(planes.dtype)
+        p, q = x.sigmoid(), (-x).sigmoid()
+        positive = t if pos_weight is None else t * pos_weight.to(x.dtype).view(-1, *(1,) * (x.dim() - 2))
+        gradient = of_bce * ((1 - t) * p - positive * q) + (of_i * t + of_p * p**options.squared_pred) * p * q
+        gradients.append(gradient if mask is None else torch.where(mask.bool(), gradient, 0.0))
+    return gradient_like(tensors.input).copy_(torch.cat(gradients))
+
+
+def _readable(tensors: Tensors) -> Tensors:
+    """The same tensors with one pixel stride each and float32 weights; copies only what has no such stride."""
+    input, target, pos_weight, weight, mask = tensors
+    return Tensors(
+        in_place(input),
+        in_place(target),
+        None if pos_weight is None else pos_weight.to(torch.float32).contiguous(),
+        None if weight is None else weight.to(torch.float32).contiguous(),
+        None if mask is None else mask_in_place(mask, input.shape),
+    )
+
+
+def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    input, target, pos_weight, weight, mask = _readable(tensors)
+    loss, coefficients = new_outputs(input, options)
+    plausible = _backends.extension().dice_bce_forward(
+        (options.groups, input.shape[0], input.shape[1], pixels(input)),
+        describe(input),
+        describe(target),
+        describe(mask),
+        address(pos_weight),
+        address(weight),
+        *options[:7],
+        EMPTY.index(options.empty),
+        REDUCTIONS.index(options.reduction),
+        address(loss),
+        address(coefficients),
+        num_threads(),
+    )
+    if not plausible:
+        raise ValueError(
+            "`target` must lie in 0 to 1; its mean over a segment is above 1. Turn a 0/255 mask into 0/1: target > 127."
+        )
+    return loss, coefficients
+
+
+def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    input, target, pos_weight, _, mask = _readable(tensors)
+    gradient = gradient_like(tensors.input, _GRADIENTS)
+    planes = options.grad_planes(grad, input.shape)
+    _backends.extension().dice_bce_backward(
+        (options.groups, input.shape[0], input.shape[1], pixels(input)),
+        describe(input),
+        describe(target),
+        describe(mask),
+        address(pos_weight),
+        options.squared_pred,
+        (address(planes), *ABSENT[:1], *planes.stride(), 0),
+        address(coefficients),
+        describe(gradient),
+        num_threads(),
+    )
+    return gradient
+
+
+def triton_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    from ..kernels import dice_bce_triton
+
+    tensors = _readable(tensors)
+    loss, coefficients = new_outputs(tensors.input, options)
+    dice_bce_triton.forward(
+        *tensors,
+        loss,
+        coefficients,
+        *options[:7],
+        EMPTY.index(options.empty),
+        REDUCTIONS.index(options.reduction),
+        options.groups,
+    )
+    return loss, coefficients
+
+
+def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    from ..kernels import dice_bce_triton
+
+    input, target, pos_weight, _, mask = _readable(tensors)
+    gradient = gradient_like(tensors.input)
+    planes = options.grad_planes(grad, input.shape)
+    dice_bce_triton.backward(
+        planes, input, target, pos_weight, mask, coefficients, gradient, options.squared_pred, options.groups
+    )
+    return gradient
+
+
+_KERNELS = _backends.HALF_AND_SINGLE
+_backends.register(
+    "dice_bce",
+    {
+        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
+        "reference": _backends.Implementation(reference_forward, "any"),
+    },
+)
+_backends.register(
+    "dice_bce_backward",
+    {
+        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
+        "reference": _backends.Implementation(reference_backward, "any"),
+    },
+)

@@ -1,0 +1,54 @@
+"""A large output's memory, handed out again once nobody looks into it any more.
+
+On a CPU, glibc gives blocks over 32 MB back to the kernel at every free, and fresh pages are zeroed one fault at a
+time: for the gradient of a large map of logits, or a combined gradient, that takes longer than computing it. Each
+`Recycled` keeps the last block it gave out, and no more.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import torch
+from torch import Tensor
+
+WORTHWHILE = 2**22  # bytes; smaller blocks stay in glibc's own lists
+
+
+class Recycled:
+    """Makes uninitialised tensors as `torch.empty_strided` does, in the last one's memory where that is free."""
+
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+        self._idle_holders = 0  # references to `_last`'s storage while only this object looks into it
+        self._lock = threading.Lock()
+
+    def empty_strided(
+        self, size: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """An uninitialised tensor; its memory is its own for as long as it, a view or a graph holds it."""
+        with self._lock:
+            last, wanted = self._last, (size, stride, dtype, device)
+            if last is not None and (last.size(), last.stride(), last.dtype, last.device) == wanted:
+                # A tensor made under inference_mode stays one, and autograd refuses those.
+                same_mode = last.is_inference() == torch.is_inference_mode_enabled()
+                # FSDP frees memory by resizing the storage to nothing under the tensors that look into it.
+                whole = last.untyped_storage().nbytes() >= last.numel() * last.element_size()
+                if same_mode and whole and _holders(last) <= self._idle_holders:
+                    return last.detach()
+            made = torch.empty_strided(size, stride, dtype=dtype, device=device)
+            if made.numel() * made.element_size() >= WORTHWHILE and _can_count():
+                self._last, self._idle_holders = made, _holders(made)
+                return made.detach()
+            return made
+
+
+def _can_count() -> bool:
+    return hasattr(torch._C, "_storage_Use_Count")  # private; without it every block is fresh
+
+
+def _holders(tensor: Tensor) -> int:
+    """How many tensors, arrays, graph nodes and Python storages hold the tensor's memory."""
+    storage = tensor.untyped_storage()  # one Python object per storage: who else holds it shows in its own count
+    return torch._C._storage_Use_Count(storage._cdata) + sys.getrefcount(storage)

@@ -1,0 +1,60 @@
+"""Dice + BCE on logits in plain torch: the definition every kernel is held to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def segment_sums(
+    input: Tensor,  # logits [B, C, *spatial]
+    target: Tensor,  # [B, C, *spatial], 0 to 1
+    pos_weight: Tensor | None = None,  # [C]
+    mask: Tensor | None = None,  # bool, broadcastable to input
+    batch: bool = False,
+    squared_pred: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """I, P, T, the BCE's sum and the number of valid elements of each segment: [B, C], or [C] with batch."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    x, t = input.to(dtype).flatten(2), target.to(dtype).flatten(2)  # [B, C, N]
+    valid = torch.ones_like(t, dtype=torch.bool) if mask is None else mask.bool().expand(input.shape).flatten(2)
+    x, t = torch.where(valid, x, 0.0), torch.where(valid, t, 0.0)
+    positive = t if pos_weight is None else t * pos_weight.to(dtype).view(-1, 1)
+    # 0 times the infinite cost of an infinite logit on the right side is 0 here, where IEEE would say NaN.
+    bce = torch.where(positive == 0, 0.0, -positive * logsigmoid(x))
+    bce = torch.where(valid, bce + torch.where(t == 1, 0.0, (t - 1) * logsigmoid(-x)), 0.0)
+    p, over, q = torch.where(valid, x.sigmoid(), 0.0), (0, 2) if batch else 2, 2 if squared_pred else 1
+    return (p * t).sum(over), (p**q).sum(over), (t**q).sum(over), bce.sum(over), valid.sum(over)
+
+
+def dice_bce_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    bce_weight: float = 0.5,
+    dice_weight: float = 0.5,
+    pos_weight: Tensor | None = None,
+    weight: Tensor | None = None,  # [C]
+    mask: Tensor | None = None,
+    batch: bool = False,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    empty: str = "one",
+    reduction: str = "mean",
+) -> Tensor:
+    """See `fastmtl.ops.dice_bce_loss`. Differentiable any number of times."""
+    i, p, t, bce, elements = segment_sums(input, target, pos_weight, mask, batch, squared_pred)
+    empty_pair = (t == 0) & (p == 0)
+    counted = (elements > 0) & (t != 0) if empty == "skip" else elements > 0
+    denominator = (2 * (p + t - i) if jaccard else p + t) + smooth_dr
+    score = (2 * i + smooth_nr) / torch.where(empty_pair, 1.0, denominator)
+    dice = 1 - torch.where(empty_pair, 1.0 if empty == "one" else 0.0, score)
+    dice = torch.where(counted, dice if weight is None else dice * weight.to(dice.dtype), 0.0)
+    if reduction == "mean":
+        bce, dice = bce.sum() / elements.sum().clamp(min=1), dice.sum() / counted.sum().clamp(min=1)
+        return bce_weight * bce + dice_weight * dice
+    loss = bce_weight * bce / elements.clamp(min=1) + dice_weight * dice
+    return loss.sum() if reduction == "sum" else loss

@@ -1,0 +1,317 @@
+"""Dice + BCE on logits for NVIDIA GPUs: segment sums, a finaliser, and an elementwise gradient.
+
+Sums go to `partials [5, segments, parts]` (I, P, T, BCE, valid elements), and one program per group adds them in a
+fixed order in float64: no float atomics, and splits that depend on the shape alone, so results are bit-equal from run
+to run and from GPU to GPU. Offsets are 64-bit. When a plane's size is a multiple of 16 and the tensors are aligned,
+all loads are of 16 bytes; other planes fall to narrower ones.
+
+A plane is a sample's channel, planes = B * C; a segment is a plane, or with OVER_BATCH a channel of a group. A group
+is the whole batch, except under vmap. Every tensor [B, C, pixels] comes with its three strides.
+"""
+
+# Triton's own types do not describe a launch: constants and strides passed there read as errors.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+# Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
+_LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+_NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def _log1p_unit(e):
+    """log(1 + e) for 0 <= e <= 1, as in csrc/vec_math.hpp: libdevice's log1p has no interpreter."""
+    q = 5.36482455e-3 * e - 3.00657917e-2
+    q = q * e + 7.92045370e-2
+    q = q * e - 1.37538031e-1
+    q = q * e + 1.91536546e-1
+    q = q * e - 2.48571634e-1
+    q = q * e + 3.33213240e-1
+    q = q * e - 4.99996483e-1
+    return (q * e + 1.0) * e
+
+
+@triton.jit
+def _load_plane(
+    x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels,
+    HAS_MASK: tl.constexpr, EVICTION: tl.constexpr,
+):  # fmt: skip
+    """Logits and target as float32, and what is valid. What is not reads as (-inf, 0), which adds 0 to every sum."""
+    inside = offsets < pixels
+    x += b * xb + c * xc + offsets * xs
+    t += b * tb + c * tc + offsets * ts
+    logits = tl.load(x, mask=inside, other=_NEGATIVE_INFINITY, eviction_policy=EVICTION).to(tl.float32)
+    target = tl.load(t, mask=inside, other=0, eviction_policy=EVICTION).to(tl.float32)
+    if HAS_MASK:
+        m += b * mb + c * mc + offsets * ms
+        valid = tl.load(m, mask=inside, other=0) != 0
+        logits = tl.where(valid, logits, _NEGATIVE_INFINITY)
+        target = tl.where(valid, target, 0.0)
+    else:
+        valid = inside
+    return logits, target, valid
+
+
+@triton.jit
+def dice_bce_sums(
+    x, t, m, pos_weight, partials,
+    xb, xc, xs, tb, tc, ts, mb, mc, ms,
+    samples, channels, pixels, chunk, splits, planes,
+    OVER_BATCH: tl.constexpr, SQUARED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_POS_WEIGHT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One split of one plane; grid [splits * planes]."""
+    pid = tl.program_id(0)
+    split = pid % splits
+    plane = (pid // splits).to(tl.int64)
+    b = plane // channels
+    c = plane % channels
+    group = b // samples
+    weight = tl.load(pos_weight + group * channels + c).to(tl.float32) if HAS_POS_WEIGHT else 1.0
+    intersection = tl.zeros([BLOCK], tl.float32)
+    prediction = tl.zeros([BLOCK], tl.float32)
+    truth = tl.zeros([BLOCK], tl.float32)
+    bce = tl.zeros([BLOCK], tl.float32)
+    elements = tl.zeros([BLOCK], tl.float32)
+    first = split.to(tl.int64) * chunk
+    for start in range(0, chunk, BLOCK):
+        offsets = first + start + tl.arange(0, BLOCK)
+        logits, target, valid = _load_plane(
+            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_last"
+        )
+        e = tl.exp(-tl.abs(logits))
+        r = 1.0 / (1.0 + e)
+        p = tl.where(logits >= 0, r, e * r)
+        slope = tl.where(logits >= 0, 1.0 - target, -weight * target)
+        linear = tl.where(slope == 0, 0.0, slope * logits)  # an infinite logit on the right side costs 0, not NaN
+        bce += linear + (1.0 + (weight - 1.0) * target) * _log1p_unit(e)
+        intersection += p * target
+        prediction += p * p if SQUARED else p
+        truth += target * target if SQUARED else target
+        if HAS_MASK:
+            elements += valid.to(tl.float32)
+    part = plane * splits + split
+    if OVER_BATCH:
+        part = ((group * channels + c) * samples + b % samples) * splits + split
+    size = planes.to(tl.int64) * splits
+    tl.store(partials + part, tl.sum(intersection))
+    tl.store(partials + size + part, tl.sum(prediction))
+    tl.store(partials + 2 * size + part, tl.sum(truth))
+    tl.store(partials + 3 * size + part, tl.sum(bce))
+    if HAS_MASK:
+        number = tl.sum(elements)
+    else:
+        number = tl.minimum(pixels - first, chunk).to(tl.float32)
+    tl.store(partials + 4 * size + part, number)
+
+
+@triton.jit
+def _sum_parts(partials, segment, live, parts, TILE: tl.constexpr, PARTS: tl.constexpr):
+    """One of the five sums of TILE segments, float64 [TILE]."""
+    total = tl.zeros([TILE], tl.float64)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)
+        inside = live[:, None] & (part < parts)[None, :]
+        total += tl.sum(
+            tl.load(partials + segment[:, None] * parts + part[None, :], mask=inside, other=0.0).to(tl.float64), 1
+        )
+    return total
+
+
+@triton.jit
+def _segments(
+    partials, weight, first, start, number, channels, parts, size, smooth_nr, smooth_dr,
+    SQUARED: tl.constexpr, JACCARD: tl.constexpr, EMPTY: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    TILE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """BCE sum, valid elements, whether counted, weighted Dice loss and its slopes in I and P: each [TILE]."""
+    segment = start + tl.arange(0, TILE)
+    live = segment < number
+    row = first + segment
+    intersection = _sum_parts(partials, row, live, parts, TILE, PARTS)
+    prediction = _sum_parts(partials + size, row, live, parts, TILE, PARTS)
+    truth = _sum_parts(partials + 2 * size, row, live, parts, TILE, PARTS)
+    bce = _sum_parts(partials + 3 * size, row, live, parts, TILE, PARTS)
+    elements = _sum_parts(partials + 4 * size, row, live, parts, TILE, PARTS)
+    counted = elements > 0
+    if EMPTY == 2:
+        counted = counted & (truth != 0)
+    pair = (truth == 0) & (prediction == 0)  # an empty pair scores a constant
+    total = prediction + truth
+    if JACCARD:
+        total = 2.0 * (total - intersection)
+    numerator = 2.0 * intersection + smooth_nr
+    denominator = tl.where(pair, 1.0, total + smooth_dr)
+    score = numerator / denominator
+    of_prediction = score / denominator
+    of_intersection = -2.0 / denominator
+    if JACCARD:
+        of_intersection -= 2.0 * of_prediction
+        of_prediction *= 2.0
+    if SQUARED:
+        of_prediction *= 2.0
+    dice = tl.where(pair, 0.0 if EMPTY == 0 else 1.0, 1.0 - score)
+    scale = tl.full([TILE], 1.0, tl.float64)
+    if HAS_WEIGHT:
+        group_channel = first // number * channels + segment % channels
+        scale = tl.load(weight + group_channel, mask=live, other=0.0).to(tl.float64)
+    dice = tl.where(counted, scale * dice, 0.0)
+    moving = counted & (pair == 0)
+    of_intersection = tl.where(moving, scale * of_intersection, 0.0)
+    of_prediction = tl.where(moving, scale * of_prediction, 0.0)
+    return bce, elements, counted.to(tl.float64), dice, of_intersection, of_prediction
+
+
+@triton.jit
+def dice_bce_finish(
+    partials, weight, loss, coefficients,
+    samples, channels, number, parts, planes, bce_weight, dice_weight, smooth_nr, smooth_dr,
+    OVER_BATCH: tl.constexpr, SQUARED: tl.constexpr, JACCARD: tl.constexpr, EMPTY: tl.constexpr,
+    REDUCTION: tl.constexpr, HAS_WEIGHT: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Loss and coefficients [3, B, C] of one group from the partials of its `number` segments; grid [groups]."""
+    group = tl.program_id(0).to(tl.int64)
+    first = group * number
+    size = parts * (planes.to(tl.int64) // samples if OVER_BATCH else planes.to(tl.int64))
+    all_bce = tl.zeros([TILE], tl.float64)
+    all_elements = tl.zeros([TILE], tl.float64)
+    all_counted = tl.zeros([TILE], tl.float64)
+    all_dice = tl.zeros([TILE], tl.float64)
+    if REDUCTION == 1:
+        for start in range(0, number, TILE):
+            bce, elements, counted, dice, of_intersection, of_prediction = _segments(
+                partials, weight, first, start, number, channels, parts, size, smooth_nr, smooth_dr,
+                SQUARED, JACCARD, EMPTY, HAS_WEIGHT, TILE, PARTS,
+            )  # fmt: skip
+            all_bce += bce
+            all_elements += elements
+            all_counted += counted
+            all_dice += dice
+    mean_elements = tl.maximum(tl.sum(all_elements), 1.0)
+    mean_counted = tl.maximum(tl.sum(all_counted), 1.0)
+    total = tl.zeros([TILE], tl.float64)
+    for start in range(0, number, TILE):
+        bce, elements, counted, dice, of_intersection, of_prediction = _segments(
+            partials, weight, first, start, number, channels, parts, size, smooth_nr, smooth_dr,
+            SQUARED, JACCARD, EMPTY, HAS_WEIGHT, TILE, PARTS,
+        )  # fmt: skip
+        segment = start + tl.arange(0, TILE)
+        live = segment < number
+        of_bce = bce_weight / (tl.maximum(elements, 1.0) if REDUCTION != 1 else mean_elements + 0.0 * elements)
+        of_dice = dice_weight / (1.0 if REDUCTION != 1 else mean_counted)
+        own = of_bce * bce + of_dice * dice
+        if REDUCTION == 0:
+            tl.store(loss + first + segment, own, mask=live)
+        total += tl.where(live, own, 0.0)
+        for sample in range(samples if OVER_BATCH else 1):
+            row = (group * samples + sample) * channels + segment if OVER_BATCH else first + segment
+            tl.store(coefficients + row, of_bce, mask=live)
+            tl.store(coefficients + planes + row, of_dice * of_intersection, mask=live)
+            tl.store(coefficients + 2 * planes + row, of_dice * of_prediction, mask=live)
+    if REDUCTION == 1:
+        tl.store(
+            loss + group, bce_weight * tl.sum(all_bce) / mean_elements + dice_weight * tl.sum(all_dice) / mean_counted
+        )
+    elif REDUCTION == 2:
+        tl.store(loss + group, tl.sum(total))
+
+
+@triton.jit
+def dice_bce_gradient(
+    grad, gb, gc, x, t, m, pos_weight, coefficients, out,
+    xb, xc, xs, tb, tc, ts, mb, mc, ms, ob, oc, os,
+    samples, channels, pixels, blocks, planes,
+    SQUARED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_POS_WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out = grad * d loss / d logits, one block of one plane; grid [blocks * planes]."""
+    pid = tl.program_id(0)
+    plane = (pid // blocks).to(tl.int64)
+    b = plane // channels
+    c = plane % channels
+    weight = tl.load(pos_weight + b // samples * channels + c).to(tl.float32) if HAS_POS_WEIGHT else 1.0
+    go = tl.load(grad + b * gb + c * gc).to(tl.float32)
+    of_bce = go * tl.load(coefficients + plane)
+    of_intersection = go * tl.load(coefficients + planes + plane)
+    of_prediction = go * tl.load(coefficients + 2 * planes + plane)
+    offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    logits, target, valid = _load_plane(
+        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_first"
+    )
+    e = tl.exp(-tl.abs(logits))
+    r = 1.0 / (1.0 + e)
+    p = tl.where(logits >= 0, r, e * r)
+    q = tl.where(logits >= 0, e * r, r)
+    slope = of_intersection * target + (of_prediction * p if SQUARED else of_prediction)
+    values = of_bce * ((1.0 - target) * p - weight * target * q) + slope * (p * q)
+    if HAS_MASK:
+        values = tl.where(valid, values, 0.0)  # a NaN coefficient must not reach them either
+    tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
+
+
+def _block(pixels: int) -> int:
+    """2048: 16 one-byte elements for each of 128 threads, so that uint8 loads are of 16 bytes too."""
+    return min(2048, max(128, triton.next_power_of_2(pixels)))
+
+
+def _planes(tensor: torch.Tensor | None) -> tuple[torch.Tensor | None, tuple[int, int, int]]:
+    """The tensor, bool read as bytes, with its batch, channel and pixel stride."""
+    if tensor is None:
+        return None, (0, 0, 0)
+    spatial = zip(tensor.shape[:1:-1], tensor.stride()[:1:-1], strict=True)
+    pixel = next((stride for size, stride in spatial if size > 1), 1)
+    bytes_too = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+    return bytes_too, (tensor.stride(0), tensor.stride(1), pixel)
+
+
+def forward(
+    input: torch.Tensor, target: torch.Tensor, pos_weight: torch.Tensor | None, weight: torch.Tensor | None,
+    mask: torch.Tensor | None, loss: torch.Tensor, coefficients: torch.Tensor,
+    bce_weight: float, dice_weight: float, batch: bool, squared: bool, jaccard: bool, smooth_nr: float,
+    smooth_dr: float, empty: int, reduction: int, groups: int,
+) -> None:  # fmt: skip
+    """Fills loss and coefficients [3, B, C]. Tensors [B, C, *spatial] have one pixel stride each."""
+    channels, samples = input.shape[1], input.shape[0] // groups
+    planes, pixels = input.shape[0] * channels, math.prod(input.shape[2:])
+    block = _block(pixels)
+    # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
+    chunk = block * max(1, triton.cdiv(planes * pixels, 1024 * block))
+    splits = triton.cdiv(pixels, chunk)
+    partials = torch.empty(5 * planes * splits, dtype=torch.float32, device=input.device)
+    (x, xs), (t, ts), (m, ms) = _planes(input), _planes(target), _planes(mask)
+    with torch.cuda.device_of(input):
+        dice_bce_sums[(splits * planes,)](
+            x, t, m, pos_weight, partials, *xs, *ts, *ms, samples, channels, pixels, chunk, splits, planes,
+            OVER_BATCH=batch, SQUARED=squared, HAS_MASK=m is not None, HAS_POS_WEIGHT=pos_weight is not None,
+            BLOCK=block, **_LAUNCH,
+        )  # fmt: skip
+        parts = splits * samples if batch else splits
+        dice_bce_finish[(groups,)](
+            partials, weight, loss, coefficients, samples, channels, channels if batch else samples * channels, parts,
+            planes, bce_weight, dice_weight, smooth_nr, smooth_dr,
+            OVER_BATCH=batch, SQUARED=squared, JACCARD=jaccard, EMPTY=empty, REDUCTION=reduction,
+            HAS_WEIGHT=weight is not None, TILE=16, PARTS=64, **_LAUNCH,
+        )  # fmt: skip
+
+
+def backward(
+    grad: torch.Tensor, input: torch.Tensor, target: torch.Tensor, pos_weight: torch.Tensor | None,
+    mask: torch.Tensor | None, coefficients: torch.Tensor, gradient: torch.Tensor, squared: bool, groups: int,
+) -> None:  # fmt: skip
+    """Fills gradient [B, C, *spatial] from grad [B, C] and the coefficients of `forward`."""
+    channels, pixels = input.shape[1], math.prod(input.shape[2:])
+    planes, block = input.shape[0] * channels, _block(pixels)
+    blocks = triton.cdiv(pixels, block)
+    (x, xs), (t, ts), (m, ms), (out, os) = _planes(input), _planes(target), _planes(mask), _planes(gradient)
+    with torch.cuda.device_of(input):
+        dice_bce_gradient[(blocks * planes,)](
+            grad, *grad.stride(), x, t, m, pos_weight, coefficients, out, *xs, *ts, *ms, *os,
+            input.shape[0] // groups, channels, pixels, blocks, planes,
+            SQUARED=squared, HAS_MASK=m is not None, HAS_POS_WEIGHT=pos_weight is not None, BLOCK=block, **_LAUNCH,
+        )  # fmt: skip
