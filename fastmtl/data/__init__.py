@@ -1,0 +1,84 @@
+"""Tiles on disk to training batches: indexing, checking, splitting, augmenting, loading, and a demo data set.
+
+Nothing here imports DALI, Pillow or scikit-learn before it is used; a missing one is named with its pip command.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .augment import Augmentation
+    from .check import DamagedTilesError, check_tiles, usable_tiles
+    from .loader import TileLoader, TileReadError
+    from .splits import (
+        Split,
+        check_no_leak,
+        grouped_split,
+        kfold,
+        load_groups,
+        load_split,
+        save_split,
+        split_by_groups,
+    )
+    from .synthetic import generate
+    from .tiles import IMAGE_SUFFIXES, Problem, Tile, TileFolder, group_of, read_tile_folder
+
+_HOME = {
+    "Augmentation": "augment",
+    "DamagedTilesError": "check",
+    "check_tiles": "check",
+    "usable_tiles": "check",
+    "TileLoader": "loader",
+    "TileReadError": "loader",
+    "Split": "splits",
+    "check_no_leak": "splits",
+    "grouped_split": "splits",
+    "kfold": "splits",
+    "load_groups": "splits",
+    "load_split": "splits",
+    "save_split": "splits",
+    "split_by_groups": "splits",
+    "generate": "synthetic",
+    "IMAGE_SUFFIXES": "tiles",
+    "Problem": "tiles",
+    "group_of": "tiles",
+    "Tile": "tiles",
+    "TileFolder": "tiles",
+    "read_tile_folder": "tiles",
+}
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Augmentation",
+    "DamagedTilesError",
+    "Problem",
+    "Split",
+    "Tile",
+    "TileFolder",
+    "TileLoader",
+    "TileReadError",
+    "check_no_leak",
+    "check_tiles",
+    "generate",
+    "group_of",
+    "grouped_split",
+    "kfold",
+    "load_groups",
+    "load_split",
+    "read_tile_folder",
+    "save_split",
+    "split_by_groups",
+    "usable_tiles",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastmtl.data' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

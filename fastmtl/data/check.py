@@ -1,0 +1,180 @@
+"""Open every image and mask before training: a damaged file found at hour nine costs nine hours.
+
+Files are decoded in full. Exceptions alone do not find all damage: a JPEG whose second half is zeros decodes to grey
+without one, so the stream itself is looked at too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+from ..extras import require
+from .tiles import Problem, Tile, TileFolder
+
+MAX_PIXELS = 2**26
+"""Tiles of more pixels than this are refused unread: 8192 x 8192, a decompression bomb or a whole slide."""
+
+_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}
+# DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
+_TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"}
+_ORIENTATION_TAG = 0x0112
+_SHORTEST_HOLE = 64  # zero bytes in a row; JPEG stuffs and Huffman-codes, so real scans do not hold that many
+
+
+class DamagedTilesError(ValueError):
+    """Some tiles cannot be used; `problems` lists all of them."""
+
+    def __init__(self, message: str, problems: Sequence[Problem]):
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+def check_tiles(
+    tiles: Iterable[Tile], *, max_pixels: int = MAX_PIXELS, num_threads: int | None = None
+) -> list[Problem]:
+    """Decode every image and mask; the files that training could not use, in the tiles' order.
+
+    Found: missing, empty, truncated and partly zeroed files, formats the loader cannot read (whatever the suffix says),
+    16-bit images, palette, 16-bit and coloured masks, a mask of another size than its image, more than `max_pixels`.
+    """
+    require("PIL.Image", "checking images")
+    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+        found = pool.map(lambda tile: _check_tile(tile, max_pixels), tiles)
+        return [problem for problems in found for problem in problems]
+
+
+def usable_tiles(
+    folder: TileFolder,
+    on_damaged: Literal["raise", "skip"] = "raise",
+    *,
+    max_damaged: float = 0.05,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[TileFolder, tuple[Problem, ...]]:
+    """The folder without its damaged tiles, and what is wrong with them.
+
+    Args:
+        folder: the tiles to check.
+        on_damaged: "raise" accepts no damage; "skip" leaves out a tile whose image or mask is damaged.
+        max_damaged: "skip" still raises when more than this fraction of the tiles is damaged: then it is rather the
+            disk or the copy that is broken, and training on the rest would be biased without anybody noticing.
+        max_pixels: images with more pixels count as damaged.
+
+    Raises:
+        DamagedTilesError: names the first files and counts all.
+    """
+    if on_damaged not in ("raise", "skip"):
+        raise ValueError(f'`on_damaged` must be "raise" or "skip"; got {on_damaged!r}')
+    problems = check_tiles(folder.tiles, max_pixels=max_pixels)
+    bad = {problem.path for problem in problems}
+    good = tuple(tile for tile in folder.tiles if tile.image not in bad and tile.mask not in bad)
+    lost = len(folder) - len(good)
+    if lost and (on_damaged == "raise" or lost > max_damaged * len(folder)):
+        raise DamagedTilesError(_summary(lost, len(folder), problems, on_damaged), problems)
+    return replace(folder, tiles=good, problems=folder.problems + tuple(problems)), tuple(problems)
+
+
+def _summary(lost: int, total: int, problems: Sequence[Problem], policy: str) -> str:
+    first = "; ".join(str(problem) for problem in problems[:3])
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    advice = 'repair them or pass on_damaged="skip"' if policy == "raise" else "too many to skip: check the disk"
+    return f"{lost} of {total} tiles are damaged ({advice}): {first}{more}"
+
+
+def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
+    problems: list[Problem] = []
+    image_size = _check_file(tile.image, False, max_pixels, problems)
+    if tile.mask is None:
+        return problems
+    mask_size = _check_file(tile.mask, True, max_pixels, problems)
+    if image_size and mask_size and image_size != mask_size:
+        found = "{}x{} pixels".format(*mask_size)
+        problems.append(Problem(tile.mask, f"the mask is {found}, its image {image_size[0]}x{image_size[1]}"))
+    return problems
+
+
+def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Problem]) -> tuple[int, int] | None:
+    """(width, height) as shown; None when the file is unusable, and then `problems` has a new entry."""
+    image_module = require("PIL.Image", "checking images")
+    try:
+        data = path.read_bytes()
+        if not data:
+            raise ValueError("the file is empty")
+        with image_module.open(BytesIO(data)) as image:
+            return _check_image(image, data, is_mask, max_pixels)
+    except image_module.UnidentifiedImageError:
+        reason = "not an image, or its header is damaged"
+    except (image_module.DecompressionBombError, image_module.DecompressionBombWarning):
+        reason = f"declares more than {max_pixels:,} pixels"
+    except Exception as error:  # decoders raise many types on damaged data, and each means the same: do not train on it
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    problems.append(Problem(path, reason))
+    return None
+
+
+def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tuple[int, int]:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"declares {width}x{height} pixels, more than {max_pixels:,}")
+    if image.format not in _FORMATS:
+        raise ValueError(f"holds a {image.format} image; convert it to PNG or JPEG")
+    if image.format == "TIFF" and image.info.get("compression") not in _TIFF_COMPRESSIONS:
+        raise ValueError(f"has TIFF compression {image.info.get('compression')!r}; use deflate, LZW or JPEG")
+    image.load()
+    if image.format in ("JPEG", "MPO"):
+        _check_jpeg_stream(data)
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"has {image.mode} pixels, more than 8 bits; convert it to 8-bit")
+    if is_mask:
+        _check_mask_mode(image)
+    turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
+    return (height, width) if turned else (width, height)
+
+
+def _check_mask_mode(image: Any) -> None:
+    if image.mode in ("P", "PA"):
+        raise ValueError("is a palette mask, its values are colours and not classes; save it as 8-bit grey, 0 and 255")
+    if image.mode in ("L", "LA", "1"):
+        return
+    red, green, blue = image.convert("RGB").split()
+    if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
+        raise ValueError("is a coloured mask; save it as 8-bit grey, 0 and 255")
+
+
+def _check_jpeg_stream(data: bytes) -> None:
+    if b"\xff\xd9" not in data[-4096:]:
+        raise ValueError("the JPEG has no end marker: truncated or overwritten")
+    scan, zeros_are_data = _jpeg_scan(data)
+    if not zeros_are_data and bytes(_SHORTEST_HOLE) in data[scan:]:
+        raise ValueError(f"the JPEG has {_SHORTEST_HOLE} or more zero bytes inside: partly overwritten")
+
+
+def _jpeg_scan(data: bytes) -> tuple[int, bool]:
+    """Where the first scan starts, and whether a run of zero bytes in it can be a picture.
+
+    It can where the all-zero Huffman code means "block ends here", as encoders with optimised tables write for a blank
+    tile, and in progressive files; with the usual tables it cannot.
+    """
+    at, zeros_are_data = 2, False
+    while at + 4 <= len(data):
+        if data[at + 1] == 0xFF:  # a fill byte before the marker
+            at += 1
+            continue
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            return at, zeros_are_data
+        if marker == 0xC2:
+            zeros_are_data = True
+        if marker == 0xC4:
+            table = at + 4
+            while table + 17 < end:
+                if data[table] == 0x10 and data[table + 17] == 0:  # luma AC; the all-zero code is its first symbol's
+                    zeros_are_data = True
+                table += 17 + sum(data[table + 1 : table + 17])
+        at = end
+    raise ValueError("the JPEG has no picture data")

@@ -1,0 +1,214 @@
+"""A demo data set that needs no download: made-up colon tiles with gland masks, and a few whole slides.
+
+Three classes that differ in how their glands are built; every patient has tiles of two, so a split by tile would leak
+and one by class alone would not stratify. Nothing in it is medical data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..extras import require
+from .tissue import ARCHITECTURES, Stain, expose, paint, random_stain
+
+VERSION = 1
+"""Raised when the same parameters give other pixels; an older data set is then made anew."""
+
+CLASS_NAMES = tuple(ARCHITECTURES)
+_STAMP = "generator.json"
+_SLIDE_LEVELS = 3
+_SLIDE_TILE = 256
+_GLASS_MARGIN = 0.06  # of the slide's side, without tissue
+_MPP = 2.0  # micrometres per pixel: a crypt of 35 pixels is then its real 70
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was asked for; written beside the data, to know whether it is there already."""
+
+    num_patients: int
+    tiles_per_patient: int
+    tile_size: int
+    num_slides: int
+    slide_size: int
+    seed: int
+    generator: str = "fastmtl.data.synthetic"
+    version: int = VERSION
+
+
+def generate(
+    root: str | Path,
+    *,
+    num_patients: int = 24,
+    tiles_per_patient: int = 12,
+    tile_size: int = 128,
+    num_slides: int = 2,
+    slide_size: int = 2048,
+    seed: int = 0,
+) -> Path:
+    """Write the data set to `root`, whole or not at all, and return `root`.
+
+    Tiles: `root/CLASS/{image,label}/GT1234567-1-400-001.png`, RGB and grey of 0 and 255 (gland). Slides:
+    `root/slides/NAME.tiff`, a pyramid of JPEG tiles (256 x 256, three levels, 2 micrometres per pixel) with its gland
+    mask in `root/slides/label/NAME.png`. The same arguments give the same pixels everywhere; where `root` holds them
+    already nothing is done, and another version or other parameters are replaced.
+
+    Args:
+        root: the folder to make.
+        num_patients: each has one stain and one main class; 3 or more, so that no class is empty.
+        tiles_per_patient: two thirds of the main class, one third of the next.
+        tile_size: pixels a side.
+        num_slides: of the first patients, one each.
+        slide_size: pixels a side, a multiple of 4.
+        seed: 0 .. 2**63 - 1.
+
+    Raises:
+        ValueError: an argument is out of range.
+        FileExistsError: `root` is a folder that this function did not make; it is left alone.
+    """
+    recipe = Recipe(num_patients, tiles_per_patient, tile_size, num_slides, slide_size, seed)
+    _check(recipe)
+    root = Path(root)
+    if _is_there(root, recipe):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are private
+        _write_all(partial, recipe)
+        (partial / _STAMP).write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+        if root.exists():
+            _check_ours(root)
+            shutil.rmtree(root)
+        os.replace(partial, root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root
+
+
+def _check(recipe: Recipe) -> None:
+    limits = {
+        "num_patients": (3, 10_000),
+        "tiles_per_patient": (1, 999),
+        "tile_size": (32, 4096),
+        "num_slides": (0, recipe.num_patients),
+        "slide_size": (64, 16_384),
+        "seed": (0, 2**63 - 1),
+    }
+    for name, (low, high) in limits.items():
+        if not low <= getattr(recipe, name) <= high:
+            raise ValueError(f"`{name}` must be between {low} and {high}; got {getattr(recipe, name)}")
+    if recipe.slide_size % 4:
+        raise ValueError(f"`slide_size` must be a multiple of 4; got {recipe.slide_size}")
+
+
+def _is_there(root: Path, recipe: Recipe) -> bool:
+    if not root.exists():
+        return False
+    return _check_ours(root) == asdict(recipe)
+
+
+def _check_ours(root: Path) -> dict[str, Any]:
+    """What the folder's stamp says; empty for an empty folder."""
+    if root.is_dir() and not any(root.iterdir()):
+        return {}
+    try:
+        stamp = json.loads((root / _STAMP).read_text())
+    except (OSError, ValueError):
+        stamp = None
+    if not isinstance(stamp, dict) or stamp.get("generator") != Recipe.generator:
+        raise FileExistsError(f"{root} exists and is not a generated data set; give another folder or remove it")
+    return stamp
+
+
+def _write_all(root: Path, recipe: Recipe) -> None:
+    for name in CLASS_NAMES:
+        (root / name / "image").mkdir(parents=True)
+        (root / name / "label").mkdir()
+    (root / "slides" / "label").mkdir(parents=True)
+    for patient in range(recipe.num_patients):
+        stain = random_stain(_random(recipe, patient, 0))
+        for number in range(recipe.tiles_per_patient):
+            _write_tile(root, recipe, patient, number, stain)
+        if patient < recipe.num_slides:
+            _write_slide(root / "slides", recipe, patient, stain)
+
+
+def _random(recipe: Recipe, patient: int, item: int) -> np.random.Generator:
+    """Each picture has its own stream, so that asking for more leaves the others as they are."""
+    return np.random.Generator(np.random.Philox(key=[recipe.seed, 0x64656D6F], counter=[0, 0, item, patient]))
+
+
+def _name(patient: int) -> str:
+    return f"GT{3_000_000 + 37 * patient:07d}-1"
+
+
+def _write_tile(root: Path, recipe: Recipe, patient: int, number: int, stain: Stain) -> None:
+    is_main = number % 3 != 2
+    name = CLASS_NAMES[(patient + (not is_main)) % len(CLASS_NAMES)]
+    rng = _random(recipe, patient, 1 + number)
+    haematoxylin, eosin, gland = paint(rng, recipe.tile_size, recipe.tile_size, ARCHITECTURES[name])
+    file = f"{_name(patient)}-400-{number + 1:03d}.png"
+    _save(root / name / "image" / file, expose(rng, haematoxylin, eosin, stain))
+    _save(root / name / "label" / file, gland.astype(np.uint8) * 255)
+
+
+def _write_slide(folder: Path, recipe: Recipe, patient: int, stain: Stain) -> None:
+    tifffile = require("tifffile", "writing slides")
+    rng = _random(recipe, patient, 1000)
+    size = recipe.slide_size
+    haematoxylin, eosin, gland = paint(rng, size, size, ARCHITECTURES[CLASS_NAMES[patient % len(CLASS_NAMES)]])
+    tissue = _tissue_outline(rng, size)
+    level = expose(rng, haematoxylin * tissue, eosin * tissue, stain)
+    _save(folder / "label" / f"{_name(patient)}.png", (gland & tissue).astype(np.uint8) * 255)
+    with tifffile.TiffWriter(folder / f"{_name(patient)}.tiff") as tiff:
+        for reduction in range(_SLIDE_LEVELS):
+            per_cm = 1e4 / (_MPP * 2**reduction)
+            tiff.write(
+                level,
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 90},
+                tile=(_SLIDE_TILE, _SLIDE_TILE),
+                resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER",
+                subfiletype=int(reduction > 0),
+                metadata=None,
+                software=f"fastmtl demo data {VERSION}",
+            )
+            level = _halved(level)
+
+
+def _tissue_outline(rng: np.random.Generator, size: int) -> NDArray[np.bool_]:
+    """[size, size]: a wavy piece of tissue in the middle of the glass."""
+    side = size // 4
+    y, x = np.mgrid[:side, :side] / (side - 1) * 2 - 1
+    theta = np.arctan2(y, x)
+    waves = sum(rng.uniform(0.01, 0.05) * np.cos(k * theta + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 5, 7))
+    tissue = (np.abs(x) ** 4 + np.abs(y) ** 4) ** 0.25 < (1 - 2 * _GLASS_MARGIN) * (1 - np.abs(waves))
+    return tissue.repeat(4, 0).repeat(4, 1)
+
+
+def _halved(level: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width, channels = level.shape
+    blocks = level.reshape(height // 2, 2, width // 2, 2, channels).astype(np.uint16)
+    return ((blocks.sum((1, 3)) + 2) // 4).astype(np.uint8)
+
+
+def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
+    require("PIL.Image", "writing images").fromarray(pixels).save(path, compress_level=3)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

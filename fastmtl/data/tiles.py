@@ -1,0 +1,165 @@
+"""An index of a folder of labelled tiles: which images there are, their masks, classes and patients.
+
+Layout: `ROOT/CLASS/image/NAME.(png|jpg|...)` and `ROOT/CLASS/label/NAME.(png|...)`, as EBHI-Seg is published.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image with what is known about it.
+
+    Attributes:
+        id: unique and readable, for example "Polyp/GT2012149-2-400-001".
+        image: the image file.
+        mask: 8-bit grey mask file of the image's size; None when nobody drew one.
+        label: class index; None when unknown.
+        group: the patient; a split must not divide it.
+    """
+
+    id: str
+    image: Path
+    mask: Path | None
+    label: int | None
+    group: str
+
+
+@dataclass(frozen=True)
+class TileFolder:
+    """The tiles under `root`, ordered by id; `problems` lists files that are in the folder and belong to no tile."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    tiles: tuple[Tile, ...]
+    problems: tuple[Problem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The distinct patients, sorted."""
+        return tuple(sorted({tile.group for tile in self.tiles}))
+
+    def subset(self, ids: Iterable[str]) -> TileFolder:
+        """The tiles with these ids, in the folder's order.
+
+        Raises:
+            ValueError: an id is not in this folder.
+        """
+        wanted = set(ids)
+        unknown = sorted(wanted - {tile.id for tile in self.tiles})
+        if unknown:
+            raise ValueError(f"`ids` has {len(unknown)} not in {self.root}, first {unknown[0]!r}; was it made for it?")
+        return replace(self, tiles=tuple(tile for tile in self.tiles if tile.id in wanted))
+
+
+PATIENT = "[^-]+"
+"""What stands before the first "-" in a file name: the patient, as EBHI-Seg names its files."""
+
+
+def group_of(name: str, patient: str = PATIENT) -> str:
+    """The patient in a file name, upper-cased: the first group of the regular expression, or all that it matches.
+
+    A name that it does not match is a patient of its own.
+
+    >>> group_of("GTxc2012476-1-400-001.png")
+    'GTXC2012476'
+    >>> group_of("slide7_p03_12.png", r".*_(p[0-9]+)_")
+    'P03'
+    """
+    stem = Path(name).stem
+    found = re.match(patient, stem)
+    if found is None:
+        return stem.upper()
+    return (found[1] if found.re.groups and found[1] else found[0]).upper()
+
+
+def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None, patient: str = PATIENT) -> TileFolder:
+    """Index `root`; opens no image (see `fastmtl.data.check_tiles` for that).
+
+    Args:
+        root: folder with one sub-folder a class, each holding `image` and, where there are masks, `label`.
+        class_names: the classes in label order; sorted folder names when None. A class without a folder is allowed
+            (a small validation set), a folder without a class is not.
+        patient: finds the patient in a file's name, see `group_of`.
+
+    Raises:
+        FileNotFoundError: `root` is not a folder, or holds no class with images.
+        ValueError: a class folder missing from `class_names`, or two images with the same name.
+    """
+    root = Path(root)
+    folders = _class_folders(root)
+    names = tuple(sorted(folders)) if class_names is None else tuple(class_names)
+    _check_names(root, names, folders)
+    tiles: list[Tile] = []
+    problems: list[Problem] = []
+    for label, name in enumerate(names):
+        if name in folders:
+            _read_class(folders[name], name, label, patient, tiles, problems)
+    if not tiles:
+        raise FileNotFoundError(f"no images in {root}: expected files such as {root / names[0] / 'image' / 'NAME.png'}")
+    return TileFolder(root, names, tuple(tiles), tuple(problems))
+
+
+def _class_folders(root: Path) -> dict[str, Path]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; give the folder that holds CLASS/image and CLASS/label")
+    folders = {entry.name: entry for entry in root.iterdir() if (entry / "image").is_dir()}
+    if not folders:
+        below = sorted(entry.parent.parent for entry in root.glob("*/*/image") if entry.is_dir())
+        hint = f"; did you mean {below[0]}?" if below else "; expected CLASS/image and CLASS/label folders"
+        raise FileNotFoundError(f"no class folders in {root}{hint}")
+    return folders
+
+
+def _check_names(root: Path, names: tuple[str, ...], folders: Iterable[str]) -> None:
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"`class_names` must be distinct and not empty; got {list(names)}")
+    for folder in sorted(folders):
+        if folder not in names:
+            near = difflib.get_close_matches(folder, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{root / folder} is no class in `class_names` {list(names)}{hint}")
+
+
+def _read_class(folder: Path, name: str, label: int, patient: str, tiles: list[Tile], problems: list[Problem]) -> None:
+    masks = _by_stem(folder / "label", problems) if (folder / "label").is_dir() else {}
+    for stem, image in _by_stem(folder / "image", problems).items():
+        tiles.append(Tile(f"{name}/{stem}", image, masks.pop(stem, None), label, group_of(image.name, patient)))
+    problems.extend(Problem(mask, "a mask without an image of the same name") for mask in masks.values())
+
+
+def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
+    """File name without suffix -> file, sorted by name; hidden files are passed over."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            problems.append(Problem(path, f"not one of {', '.join(sorted(IMAGE_SUFFIXES))}"))
+        elif path.stem in found:
+            raise ValueError(f"{path} and {found[path.stem].name} would have the same id; rename or remove one")
+        else:
+            found[path.stem] = path
+    return found
