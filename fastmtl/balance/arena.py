@@ -1,0 +1,195 @@
+"""The gradient arena: K rows of shared-parameter gradients, filled while each gradient is still in the cache.
+
+P columns: the shared parameters one after another, each in its own memory order and on a 64-byte boundary, so that
+copies are straight and whatever reads a parameter's slice reads it aligned. The columns between are zero for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 16  # elements
+
+
+class GradientArena:
+    """Rows [K, P] of the gradients of K tasks with respect to the shared parameters.
+
+    `open` sets the shared parameters aside for one `backward` of a balancer, `record` catches one task's gradients,
+    `rows` is what the balancer reads, `write` leaves the combined gradient in `.grad`. The buffer lives from step to
+    step and is laid anew when the set of parameters changes.
+    """
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None  # [K, P] float32, or float64 if every parameter is
+        self._parameters: list[Tensor] = []
+        self._slots: list[_Slot] = []
+        self._hooks: list[list[Callable[[Tensor], None]]] = []  # [K][number of slots]
+        self._reached: set[_Slot] = set()  # by the task being recorded
+        self._key: tuple[Any, ...] = ()
+        self._recorded = False  # whether the rows hold a micro-batch that is not yet written
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: hooks belong to this process's parameters. A copy, or what is unpickled, starts empty."""
+        return {}
+
+    def __setstate__(self, _state: dict[str, Any]) -> None:
+        self.__init__()
+
+    @contextmanager
+    def open(self, shared: Iterable[Tensor], num_tasks: int) -> Iterator[None]:
+        """Prepare for `num_tasks` calls of `record`; every shared `.grad` is set aside inside and put back after.
+
+        Raises:
+            TypeError, ValueError: `shared` holds no trainable leaf, or leaves of several devices.
+        """
+        self._lay(shared, num_tasks)
+        before = [parameter.grad for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        try:
+            yield
+        except BaseException:
+            self.clear()
+            raise
+        finally:
+            for parameter, grad in zip(self._parameters, before, strict=True):
+                parameter.grad = grad
+
+    @contextmanager
+    def record(self, task: int) -> Iterator[set[_Slot]]:
+        """While open, every gradient that reaches a shared parameter goes to row `task`; yields what was reached."""
+        self._reached.clear()
+        self._recorded = True
+        handles = []
+        try:
+            for parameter, hook in zip(self._parameters, self._hooks[task], strict=True):
+                handles.append(parameter.register_post_accumulate_grad_hook(hook))
+            yield self._reached
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def finish(self) -> Tensor:
+        """The rows [K, P], with zeros where a task did not reach a parameter."""
+        assert self.rows is not None
+        for slot in self._slots:
+            for task in slot.stale - slot.reached:
+                slot.view(self.rows[task]).zero_()
+            slot.stale = set(slot.reached)
+        return self.rows
+
+    def write(self, flat: Tensor) -> None:
+        """Add the combined gradient [P] to the `.grad` of what some task reached; where it was None, set a view."""
+        for parameter, slot in zip(self._parameters, self._slots, strict=True):
+            if not slot.reached:
+                continue
+            gradient = slot.view(flat)
+            if parameter.grad is None:
+                parameter.grad = gradient.to(parameter.dtype)
+            else:
+                parameter.grad.add_(gradient)
+
+    def clear(self) -> None:
+        """Forget what was recorded: the next gradient of each row overwrites it."""
+        self._recorded = False
+        for slot in self._slots:
+            slot.reached.clear()
+
+    def _lay(self, shared: Iterable[Tensor], num_tasks: int) -> None:
+        parameters = _trainable(shared)
+        key = (num_tasks, *((id(p), p.shape, p.stride(), p.dtype, p.device) for p in parameters))
+        if key == self._key:
+            return
+        if self._recorded:
+            raise ValueError(
+                "`shared` must hold the same trainable parameters in every micro-batch of a step; they changed before "
+                "last=True. Freeze or unfreeze between steps."
+            )
+        dtype = torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32
+        slots, end = [], 0
+        for parameter in parameters:
+            slots.append(_Slot(parameter, end))
+            end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+        self._key, self._parameters, self._slots, self._hooks = (), parameters, slots, []
+        self.rows = None  # before the new ones: never two arenas at once
+        self.rows = torch.zeros(num_tasks, end, dtype=dtype, device=parameters[0].device)
+        # The hooks hold no reference to the arena, or only a garbage collection would free its memory.
+        self._hooks = [
+            [_catch(task, slot, slot.view(self.rows[task]), self._reached) for slot in slots]
+            for task in range(num_tasks)
+        ]
+        self._key = key
+
+
+class _Slot:
+    """Where one parameter lies in a row, and which rows hold something there."""
+
+    def __init__(self, parameter: Tensor, offset: int) -> None:
+        # A dense parameter's own order (channels_last, say): its gradient comes in it and optimizers want it.
+        dense = torch.empty_like(parameter, device="meta").stride() == parameter.stride()
+        self.size = parameter.size()
+        self.stride = parameter.stride() if dense else torch.empty(self.size, device="meta").stride()
+        self.offset = offset
+        self.reached: set[int] = set()  # tasks whose rows were written since `clear`
+        self.stale: set[int] = set()  # tasks whose rows are not zero
+
+    def view(self, row: Tensor) -> Tensor:
+        """The parameter's slice of a row [P], in the parameter's shape."""
+        return row.as_strided(self.size, self.stride, row.storage_offset() + self.offset)
+
+
+def _catch(task: int, slot: _Slot, row: Tensor, reached: set[_Slot]) -> Callable[[Tensor], None]:
+    """The hook that moves a parameter's gradient to its place `row` of row `task`."""
+
+    def hook(parameter: Tensor) -> None:
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        gradient = gradient.detach()
+        if gradient.layout != torch.strided:
+            gradient = gradient.to_dense()
+        # A second time in one backward (reentrant checkpointing) or in a later micro-batch adds.
+        if task in slot.reached:
+            row.add_(gradient)
+        else:
+            row.copy_(gradient)
+            slot.reached.add(task)
+            slot.stale.add(task)
+        reached.add(slot)
+        parameter.grad = None
+
+    return hook
+
+
+def _trainable(shared: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters that take part: each one once, frozen ones left out."""
+    if isinstance(shared, Tensor):
+        raise TypeError("`shared` must be an iterable of parameters; got one tensor. Pass [parameter].")
+    parameters: dict[int, Tensor] = {}
+    given = 0
+    for parameter in shared:
+        given += 1
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"`shared` must hold parameters; got {type(parameter).__name__}. Pass module.parameters().")
+        if not parameter.is_leaf:
+            raise ValueError(
+                f"`shared` must hold leaf tensors; got a {list(parameter.shape)} result of an operation. Pass the "
+                "parameters, not activations or views of them."
+            )
+        if parameter.requires_grad:
+            parameters[id(parameter)] = parameter
+    if not parameters:
+        found = f"{given} frozen ones" if given else "none (a generator can be read only once)"
+        raise ValueError(f"`shared` must hold at least one parameter with requires_grad; got {found}.")
+    devices = {str(parameter.device) for parameter in parameters.values()}
+    if len(devices) > 1:
+        raise ValueError(f"`shared` must be on one device; got {', '.join(sorted(devices))}.")
+    complex_ones = [parameter for parameter in parameters.values() if not parameter.is_floating_point()]
+    if complex_ones:
+        raise ValueError(f"`shared` must be floating point; got {complex_ones[0].dtype}.")
+    return list(parameters.values())

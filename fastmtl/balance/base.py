@@ -1,0 +1,191 @@
+"""The two kinds of balancer. A method is a subclass with `weights(G, losses) -> w`; the rest is here.
+
+Gradient methods project or reweight the K gradients of the shared parameters (K backwards into the gradient arena, one
+Gram matrix, one combination) and leave each head its own plain gradient. Loss methods weigh the losses themselves, so
+one backward does, and the heads' gradients are scaled too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from fastmtl import ops
+from fastmtl.ops.gram import MAX_TASKS
+
+from .arena import GradientArena
+
+
+class WeightedBalancer(ABC):
+    """What both kinds share: the fixed task order, and a state that resumes it."""
+
+    def __init__(self) -> None:
+        self._tasks: list[str] | None = None
+
+    @abstractmethod
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """The method itself: the tasks' weights w [K] from G [K, K] float64 (gradient methods) and the K losses."""
+
+    def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Nothing to do after the optimizer's step, for most methods."""
+        return
+
+    def parameters(self) -> Iterable[Parameter]:
+        """Nothing is learned."""
+        return ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names in order, None before the first step. Take it after `last=True`: rows are not in it."""
+        return {"tasks": None if self._tasks is None else list(self._tasks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._tasks = None if state["tasks"] is None else list(state["tasks"])
+
+    def _check_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Raise unless `losses` are scalars with a graph, of the same tasks in the same order as ever."""
+        if not isinstance(losses, Mapping) or not losses:
+            found = type(losses).__name__ if losses else "no loss"
+            raise ValueError(f"`losses` must map each task's name to its loss; got {found}.")
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise ValueError(f"`losses[{name!r}]` must be a scalar tensor; got {found}. Reduce it first.")
+            if not loss.requires_grad:
+                raise ValueError(
+                    f"`losses[{name!r}]` must carry a graph; got a tensor with requires_grad=False. For a task without "
+                    "labels in the batch return `0.0 * output.sum()`, and never a detached loss."
+                )
+        if self._tasks is not None and list(losses) != self._tasks:
+            raise ValueError(
+                f"`losses` must have the tasks {self._tasks}, in this order, at every step; got {list(losses)}."
+            )
+
+
+class GradientBalancer(WeightedBalancer):
+    """Base of the methods that need the K gradients of the shared parameters, through their Gram matrix alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._arena = GradientArena()
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        shared: Iterable[Tensor],
+        *,
+        scale: Tensor | float | None = None,
+        last: bool = True,
+    ) -> dict[str, Tensor]:
+        """Backpropagate each loss by itself, combine the shared gradients, and leave `.grad` on every parameter.
+
+        Shared parameters get sum_k w_k g_k added to their `.grad`; where it was None, `.grad` becomes a view of one
+        buffer, which a later step uses again once no tensor looks into it. What no task reaches keeps `.grad` as it
+        was. All other parameters (heads) accumulate their own gradients as in any loop.
+
+        Args:
+            losses: task -> scalar with a graph; the same tasks in the same order at every step.
+            shared: the parameters to balance, for example `model.encoder.parameters()`. Frozen ones take no part,
+                one given twice counts once.
+            scale: the GradScaler's scale. Every `.grad` is scaled, as its `unscale_` and `step` expect; weights and
+                what is returned are those of the true gradients.
+            last: False adds this micro-batch to the rows and leaves the shared `.grad` alone; the next call with True
+                combines the sum.
+
+        Returns:
+            Detached tensors on the gradients' device, for the log: "weights" [K], "norms" [K], "cosines" [K, K], all
+            float64; the cosine with a zero gradient is 0. Empty when `last` is False.
+
+        Raises:
+            TypeError, ValueError: a loss is no scalar, has no graph or reaches no shared parameter; the tasks changed;
+                `shared` holds no trainable leaf. Shared `.grad`s are then as before; micro-batches are dropped.
+        """
+        try:
+            self._check_losses(losses)
+            self._fill(losses, shared, scale)
+        except BaseException:
+            self._arena.clear()  # half a step is worth nothing, and must not leak into the next one
+            raise
+        self._tasks = list(losses)
+        if not last:
+            return {}
+        try:
+            return self._combine(losses, scale)
+        finally:
+            self._arena.clear()
+
+    def _fill(self, losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: Tensor | float | None) -> None:
+        if len(losses) > MAX_TASKS:
+            raise ValueError(f"`losses` must have at most {MAX_TASKS} tasks; got {len(losses)}.")
+        with self._arena.open(shared, len(losses)):
+            for task, (name, loss) in enumerate(losses.items()):
+                with self._arena.record(task) as reached:
+                    scaled = loss if scale is None else loss * scale
+                    _backward(scaled, retain_graph=task + 1 < len(losses))
+                if not reached:
+                    raise ValueError(
+                        f"`losses[{name!r}]` must reach at least one parameter in `shared`; its graph holds none of "
+                        "them. Pass the parameters this task shares, or leave the task out of `losses`."
+                    )
+
+    @torch.no_grad()
+    def _combine(self, losses: Mapping[str, Tensor], scale: Tensor | float | None) -> dict[str, Tensor]:
+        J = self._arena.finish()  # [K, P]
+        G = ops.gram(J)
+        if scale is not None:
+            G = G / (scale.double() if isinstance(scale, Tensor) else float(scale)) ** 2
+        w = self.weights(G, losses)
+        self._arena.write(ops.combine(J, w))
+        norms = G.diagonal().sqrt()
+        lengths = torch.outer(norms, norms)
+        return {"weights": w, "norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
+
+
+class LossBalancer(WeightedBalancer):
+    """Base of the methods that weigh the losses: one backward of the weighted sum."""
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        shared: Iterable[Tensor] = (),
+        *,
+        scale: Tensor | float | None = None,
+        last: bool = True,
+    ) -> dict[str, Tensor]:
+        """Backpropagate sum_k w_k L_k, adding to `.grad` as `Tensor.backward` does.
+
+        Args:
+            losses: task -> scalar with a graph; the same tasks in the same order at every step.
+            shared: not needed; heads are weighted too.
+            scale: the GradScaler's scale, which multiplies the sum.
+            last: makes no difference; micro-batches add up in `.grad`.
+
+        Returns:
+            "weights" [K], detached, for the log.
+
+        Raises:
+            ValueError: a loss is no scalar or has no graph, or the tasks changed.
+        """
+        self._check_losses(losses)
+        w = self.weights(None, losses).detach()
+        dtype = torch.float64 if all(loss.dtype == torch.float64 for loss in losses.values()) else torch.float32
+        total = (torch.stack([loss.reshape(()).to(dtype) for loss in losses.values()]) * w.to(dtype)).sum()
+        _backward(total if scale is None else total * scale)
+        self._tasks = list(losses)
+        return {"weights": w}
+
+
+def _backward(loss: Tensor, retain_graph: bool = False) -> None:
+    try:
+        loss.backward(retain_graph=retain_graph)
+    except RuntimeError as error:
+        if "donated buffer" in str(error):
+            error.add_note(
+                "A compiled model frees its buffers in the first of several backwards. Before compiling it set "
+                "torch._functorch.config.donated_buffer = False."
+            )
+        raise

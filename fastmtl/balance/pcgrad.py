@@ -1,0 +1,62 @@
+"""PCGrad: gradients that conflict are projected on each other's normal planes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmtl import ops
+from fastmtl.ops.pcgrad import random_order
+
+from .base import GradientBalancer
+
+
+class PCGrad(GradientBalancer):
+    """Gradient surgery of Yu et al. (NeurIPS 2020, algorithm 1) for the shared parameters of K tasks.
+
+    Each task's gradient g_i meets the others in a random order; where it has a negative inner product with g_j, the
+    original gradient of task j, its component along g_j is taken away. The update is the sum of the results.
+
+    Args:
+        reduction: "sum" (the paper) or "mean", which divides by the number of tasks with a gradient that is not zero.
+        seed: of the orders. They come from a generator on the CPU, the same on every device, whose state is in
+            `state_dict`: a resumed run draws the orders an uninterrupted one would have drawn.
+
+    Raises:
+        ValueError: `reduction` is neither.
+
+    >>> encoder, head_a, head_b = (torch.nn.Linear(4, n) for n in (4, 1, 2))
+    >>> features = encoder(torch.ones(8, 4))
+    >>> losses = {"a": head_a(features).mean(), "b": head_b(features).square().mean()}
+    >>> balancer = PCGrad()
+    >>> sorted(balancer.backward(losses, shared=encoder.parameters()))
+    ['cosines', 'norms', 'weights']
+    """
+
+    def __init__(self, reduction: str = "sum", *, seed: int = 0) -> None:
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"`reduction` must be 'sum' or 'mean'; got {reduction!r}.")
+        super().__init__()
+        self.reduction, self._seed = reduction, seed
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __repr__(self) -> str:
+        return f"PCGrad(reduction={self.reduction!r}, seed={self._seed})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """w [K] float64 from G [K, K] float64, with the next order of this balancer's generator."""
+        if G is None:
+            raise ValueError("`G` must be the Gram matrix [K, K] of the gradients; got None. Take it from ops.gram(J).")
+        order = random_order(G.shape[0], generator=self._generator, device=G.device)
+        return ops.pcgrad_weights(G, order, reduction=self.reduction)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names and the generator's state (uint8, on the CPU)."""
+        return super().state_dict() | {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._generator.set_state(state["generator"].cpu())

@@ -1,0 +1,189 @@
+"""The one place that turns a recipe into data, tasks, model, balancer, optimizer and schedule."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from . import balance, data, models
+from .config import ConfigError, Recipe
+from .names import check_options
+from .protocols import Balancer, Task
+from .tasks import check_task, create_task
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and validation tiles, checked to share no patient.
+
+    Attributes:
+        origin: where the split came from, in words.
+        problems: files that were left out.
+    """
+
+    train: data.TileFolder
+    validation: data.TileFolder
+    origin: str
+    problems: Sequence[data.Problem]
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.train) + len(self.validation)
+
+    @property
+    def num_patients(self) -> int:
+        return len(self.train.groups) + len(self.validation.groups)
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        ConfigError: a GPU was asked for and none is there, or the name is no device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"training.device must be auto, cpu, cuda or cuda:N; got {name!r}.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"training.device is {name!r}, and torch {torch.__version__} sees no GPU here; use cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"training.device must be auto, cpu, cuda or cuda:N; got {name!r}.")
+    return device
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise ValueError for an unknown model, task, balancer or option, before any data is read."""
+    models.check_model(recipe.model["name"], [key for key in recipe.model if key != "name"])
+    for name, options in recipe.tasks.items():
+        check_task(options["kind"], name, [key for key in options if key != "kind"])
+    build_balancer(recipe)
+    _augmentation(recipe.data.augmentation)
+
+
+def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> Splits:
+    """Index `root`, open every file, and split by patient.
+
+    The split is, in this order: `split_file`; `split.json` inside the folder; `<folder>_reference_fold.json` beside it;
+    a stratified draw by the recipe's `data.split_seed`.
+    """
+    try:
+        found_tiles = data.read_tile_folder(root, patient=recipe.data.patient)
+    except re.error as error:
+        raise ConfigError(f"data.patient must be a regular expression; got {recipe.data.patient!r}: {error}.") from None
+    folder, _ = data.usable_tiles(found_tiles, recipe.data.on_damaged)
+    beside = root.resolve().with_name(f"{root.resolve().name}_reference_fold.json")
+    found = split_file or next((path for path in (root / "split.json", beside) if path.is_file()), None)
+    if found is not None:
+        split = data.split_by_groups(folder, data.load_groups(found))
+        origin = str(found) if split_file else f"{found} (found with the data)"
+    else:
+        split = data.grouped_split(folder, recipe.data.val_fraction, recipe.data.split_seed)
+        origin = f"stratified by class, {recipe.data.val_fraction:.0%} of the patients held out"
+    train, validation = split.apply(folder)
+    return Splits(train, validation, origin, folder.problems)
+
+
+def build_tasks(recipe: Recipe, class_names: Sequence[str]) -> list[Task]:
+    """The recipe's tasks; their order is the order of columns in `Batch.present`."""
+    tasks = []
+    for column, (name, options) in enumerate(recipe.tasks.items()):
+        rest = {key: value for key, value in options.items() if key != "kind"}
+        tasks.append(create_task(options["kind"], name, column, class_names=class_names, **rest))
+    return tasks
+
+
+def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device) -> nn.Module:
+    """The recipe's network on `device`, seeded, in channels-last layout (what convolutions are fastest in)."""
+    options = {key: value for key, value in recipe.model.items() if key != "name"}
+    torch.manual_seed(recipe.training.seed)
+    model = models.create_model(recipe.model["name"], tasks={task.name: task.output for task in tasks}, **options)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def build_loader(
+    recipe: Recipe, folder: data.TileFolder, tasks: Sequence[Any], *, train: bool, device: torch.device
+) -> data.TileLoader:
+    """Batches of `folder`: shuffled and augmented for training, in order and as they are otherwise."""
+    config = recipe.data
+    decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
+    return data.TileLoader(
+        folder.tiles,
+        targets={task.name: task.target for task in tasks},
+        size=config.size,
+        batch_size=config.batch_size,
+        augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
+        shuffle=train,
+        balanced=train and config.balanced,
+        seed=recipe.training.seed,
+        device=decode,
+        num_threads=config.num_threads,
+    )
+
+
+def build_balancer(recipe: Recipe) -> Balancer:
+    """The recipe's balancer."""
+    options = {key: value for key, value in recipe.balancer.items() if key != "name"}
+    return balance.create_balancer(recipe.balancer["name"], **options)
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module, balancer: Balancer) -> torch.optim.Optimizer:
+    """Weight decay acts on weights of two or more dimensions; biases, norms and the balancer's weights have none."""
+    config = recipe.optimizer
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1] + list(balancer.parameters()), "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ConfigError(f"recipe {recipe.name} leaves no parameter to train: everything is frozen.")
+    if config.optimizer in ("apex_adam", "apex_lamb"):
+        return _apex(config.optimizer)(groups, lr=config.lr)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, fused=True)
+
+
+def build_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, num_steps: int) -> LambdaLR:
+    """Linear warm-up over the first share of the steps, then constant or a cosine down to 0."""
+    config = recipe.optimizer
+    warmup = round(config.warmup * num_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if config.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _augmentation(options: Mapping[str, Any]) -> data.Augmentation:
+    check_options(data.Augmentation, options, "data.augmentation")
+    # TOML has no tuples.
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return data.Augmentation(**values)
+
+
+def _apex(name: str) -> Callable[..., torch.optim.Optimizer]:
+    try:
+        from apex.optimizers import FusedAdam, FusedLAMB  # type: ignore[import-not-found]
+    except ImportError:
+        raise ConfigError(
+            f"optimizer {name!r} needs NVIDIA's apex, which is not installed. It is built from NVIDIA's sources; "
+            "the package named apex on PyPI is another project. optimizer = 'adamw' needs nothing."
+        ) from None
+    return FusedAdam if name == "apex_adam" else FusedLAMB

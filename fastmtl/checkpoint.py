@@ -1,0 +1,153 @@
+"""Crash-safe checkpoints without pickle: tensors in safetensors, everything else in JSON.
+
+A checkpoint is a directory. It is written under a temporary name, every file is synced, a manifest of sha256 sums
+goes in last and the directory is renamed: a name without `.tmp` is a whole checkpoint, whenever the power fails.
+Nothing here can execute code from a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+FORMAT = 1
+_TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint that is missing, damaged or of another format."""
+
+
+def save(directory: Path, state: dict[str, Any]) -> None:
+    """Write `state` (nested dicts, lists and tuples of tensors, numbers, text, bools and None) to `directory`.
+
+    An existing checkpoint of that name is replaced; it stays whole until the new one is durable.
+
+    Raises:
+        TypeError: a value of another kind, naming its place.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, tensors, "")
+    temporary = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(tensors, temporary / _TENSORS)
+    (temporary / _STATE).write_text(json.dumps(tree), encoding="utf-8")
+    manifest = {"format": FORMAT, "sha256": {name: _digest(temporary / name) for name in (_TENSORS, _STATE)}}
+    (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for name in (_TENSORS, _STATE, _MANIFEST):
+        _sync(temporary / name)
+    _sync(temporary)
+    old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    temporary.rename(directory)
+    _sync(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state that `save` wrote, its sums checked first.
+
+    Raises:
+        CheckpointError: no checkpoint there, a damaged file, or another format.
+    """
+    from safetensors.torch import load_file
+
+    # A crash between the two renames of `save` leaves the previous checkpoint under `.old`.
+    old = directory.with_name(directory.name + ".old")
+    if not directory.exists() and old.exists():
+        directory = old
+    try:
+        manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
+        sums, version = dict(manifest["sha256"]), manifest["format"]
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {directory}.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {directory} has an unreadable manifest ({error}).") from error
+    if version != FORMAT:
+        raise CheckpointError(f"checkpoint {directory} has format {version}; this fastmtl reads format {FORMAT}.")
+    for name in (_TENSORS, _STATE):
+        path = directory / name
+        if not path.is_file() or _digest(path) != sums.get(name):
+            raise CheckpointError(f"checkpoint {directory} is damaged: {name} does not match its checksum.")
+    try:
+        tree = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+        return _decode(tree, load_file(directory / _TENSORS, device=str(device)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({error!r}).") from error
+
+
+def load_model(directory: Path, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
+    """Put the weights of a trainer's checkpoint into `model`.
+
+    Raises:
+        CheckpointError: as `load`, or the weights are another network's.
+    """
+    weights = load(directory, device).get("model")
+    if weights is None:
+        raise CheckpointError(f"checkpoint {directory} holds no model.")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(
+            f"checkpoint {directory} does not fit the network of the run's config.toml (was it edited?): {detail}"
+        ) from error
+
+
+def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
+    """JSON has no tensors, tuples or integer keys: these become one-key dicts tagged with a leading `$`."""
+    if isinstance(value, Tensor):
+        # A clone, because safetensors refuses tensors that share storage (tied weights).
+        tensors[where] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"$tensor": where}
+    if isinstance(value, dict):
+        items = [[_encode(k, tensors, f"{where}.key"), _encode(v, tensors, f"{where}.{k}")] for k, v in value.items()]
+        return {"$dict": items}
+    if isinstance(value, list | tuple):
+        items = [_encode(item, tensors, f"{where}.{index}") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"a checkpoint holds tensors, numbers, text, lists and dicts; {where or 'the state'} is {type(value)}."
+    )
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if isinstance(value, dict):
+        ((tag, content),) = value.items()
+        if tag == "$tensor":
+            return tensors[content]
+        if tag == "$tuple":
+            return tuple(_decode(item, tensors) for item in content)
+        return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
+    return value
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,320 @@
+"""The command line: parses, calls `commands`, and turns every expected error into one line and a non-zero exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from .config import (
+    ConfigError,
+    DataConfig,
+    OptimizerConfig,
+    Recipe,
+    TrainingConfig,
+    as_dict,
+    list_recipes,
+    load_recipe,
+    merge,
+    parse_override,
+)
+from .errors import UserError
+
+USAGE = """fastmtl: train one network for several tasks on medical images
+
+  fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file
+  fastmtl train --resume --out RUN             continue a run that was stopped
+  fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
+  fastmtl predict RUN INPUT --out DIR          masks and classes for images without labels
+  fastmtl report RUN [RUN ...]                 the page of a run again, or one page that compares several
+  fastmtl recipes                              the built-in recipes
+  fastmtl bench                                measure fastmtl beside its peers
+  fastmtl doctor                               versions, devices, and which backend each op takes
+
+`fastmtl COMMAND --help` lists every option.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from . import __version__
+
+        print(__version__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in _COMMANDS:
+        print(f"fastmtl: unknown command {command!r}; it has {', '.join(_COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        return _COMMANDS[command](rest)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("fastmtl"):
+            raise
+        return _fail(f"{error.name} is not installed: pip install 'fastmtl[train]'")
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except (UserError, ValueError, OSError) as error:
+        # ValueError and OSError too: what the ops and the file system say of bad input is meant for the user.
+        if os.environ.get("FASTMTL_TRACEBACK"):
+            raise
+        return _fail(" ".join(str(error).split()), 130 if type(error).__name__ == "Interrupted" else 1)
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train RECIPE and leave a run folder."""
+
+    data: Path | None = None
+    """Folder with CLASS/image and CLASS/label; recipes with a generator make their own when it is left out."""
+    out: Path | None = None
+    """Run folder to create; runs/RECIPE-TIME when left out."""
+    split: Path | None = None
+    """JSON file with the "validation_patients" to hold out."""
+    print_config: bool = False
+    """Print the resolved recipe and stop."""
+    set: tuple[str, ...] = ()
+    """KEY=VALUE for anything else, for example model.base_channels=8."""
+    loading: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def _train(arguments: list[str]) -> int:
+    import tyro
+
+    if arguments[:1] in (["-h"], ["--help"]):
+        arguments = ["demo", "--help"]
+    if "--resume" in arguments:
+        return _resume(arguments)
+    name = _positional(arguments, "train", "RECIPE", f"recipes: {', '.join(list_recipes())}")
+    sets, rest = _take_sets(arguments)
+    overrides: dict[str, Any] = {}
+    for text in sets:
+        overrides = merge(overrides, parse_override(text))
+    recipe = load_recipe(name, overrides)
+    default = TrainArguments(loading=recipe.data, optimizer=recipe.optimizer, training=recipe.training)
+    parsed = tyro.cli(
+        Annotated[TrainArguments, tyro.conf.OmitArgPrefixes],
+        args=rest,
+        default=default,
+        prog=f"fastmtl train {name}",
+    )
+    values = as_dict(replace(recipe, data=parsed.loading, optimizer=parsed.optimizer, training=parsed.training))
+    recipe = load_recipe(name, values)  # once more, so that flags pass the same checks as files
+    if parsed.print_config:
+        import tomli_w
+
+        print(tomli_w.dumps(as_dict(recipe)), end="")
+        return 0
+    return _run_training(recipe, parsed)
+
+
+def _run_training(recipe: Recipe, parsed: TrainArguments) -> int:
+    from . import commands
+
+    console = _console()
+    out = parsed.out or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    _show(commands.train(recipe, parsed.data, out, split_file=parsed.split, console=console), out, console)
+    return 0
+
+
+def _resume(arguments: list[str]) -> int:
+    """`fastmtl train [RECIPE] --resume --out RUN`: the run's own recipe and data; nothing else can be said."""
+    from . import commands
+
+    rest = [argument for argument in arguments if argument != "--resume"]
+    place = rest.index("--out") if "--out" in rest[:-1] else None
+    if place is None:
+        raise ConfigError("--resume continues a run: fastmtl train --resume --out RUN.")
+    out = Path(rest[place + 1])
+    others = [*rest[:place], *rest[place + 2 :]]
+    if len(others) > 1 or (others and others[0].startswith("-")):
+        raise ConfigError(f"--resume continues {out} with its own recipe and data; leave out {' '.join(others)!r}.")
+    console = _console()
+    _show(commands.resume(out, console=console), out, console)
+    return 0
+
+
+def _show(summary: dict[str, Any], out: Path, console: Any) -> None:
+    for task, values in summary["tasks"].items():
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
+        console.print(f"{task}: {shown}")
+    console.print(f"run folder: {out}  (open {out / 'report.html'})")
+
+
+@dataclass(frozen=True)
+class EvalArguments:
+    """Print a run's metrics on a data folder as JSON."""
+
+    data: Path
+    """Folder with CLASS/image and CLASS/label."""
+    checkpoint: Literal["best", "last"] = "best"
+    everything: bool = False
+    """Also count patients that the run was trained on."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def _eval(arguments: list[str]) -> int:
+    import tyro
+
+    run = _positional(arguments, "eval", "RUN", "a folder that `fastmtl train` wrote")
+    parsed = tyro.cli(EvalArguments, args=arguments, prog="fastmtl eval RUN")
+    from . import commands
+
+    found = commands.evaluate(
+        Path(run), parsed.data, which=parsed.checkpoint, everything=parsed.everything, device=parsed.device
+    )
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Write masks and classes for images without labels."""
+
+    out: Path
+    """Folder to write: TASK/IMAGE.png for masks, predictions.jsonl for everything."""
+    checkpoint: Literal["best", "last"] = "best"
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def _predict(arguments: list[str]) -> int:
+    import tyro
+
+    run = _positional(arguments, "predict", "RUN", "a folder that `fastmtl train` wrote")
+    source = _positional(arguments, "predict RUN", "INPUT", "an image or a folder of images")
+    parsed = tyro.cli(PredictArguments, args=arguments, prog="fastmtl predict RUN INPUT")
+    from . import commands
+
+    count = commands.predict(Path(run), Path(source), parsed.out, which=parsed.checkpoint, device=parsed.device)
+    print(f"{count} image{'s' * (count != 1)}: {parsed.out / 'predictions.jsonl'}", file=sys.stderr)
+    return 0
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Make report.html of one RUN again, or one page that compares several."""
+
+    out: Path | None = None
+    """The page to write; for one RUN its report.html when left out."""
+
+
+def _report(arguments: list[str]) -> int:
+    import tyro
+
+    runs = [_positional(arguments, "report", "RUN", "a folder that `fastmtl train` wrote")]
+    while arguments and not arguments[0].startswith("-"):
+        runs.append(arguments.pop(0))
+    parsed = tyro.cli(ReportArguments, args=arguments, prog="fastmtl report RUN [RUN ...]")
+    if len(runs) > 1 and parsed.out is None:
+        raise ConfigError("fastmtl report of several runs makes a new page; say where: --out PAGE.html")
+    from . import commands
+
+    problems = commands.report([Path(run) for run in runs], parsed.out)
+    for problem in problems:
+        print(f"fastmtl: {problem}", file=sys.stderr)
+    print(parsed.out or Path(runs[0]) / "report.html")
+    return 1 if problems else 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from .benchmarks.run import main as bench
+
+    return bench(arguments)
+
+
+def _recipes(arguments: list[str]) -> int:
+    _nothing_more(arguments, "recipes")
+    for name in list_recipes():
+        print(f"{name:<20} {load_recipe(name).summary}")
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    _nothing_more([argument for argument in arguments if argument != "--json"], "doctor [--json]")
+    from rich.console import Console
+
+    from . import doctor
+
+    found = doctor.examine()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        doctor.show(found, Console())
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "eval": _eval,
+    "predict": _predict,
+    "report": _report,
+    "recipes": _recipes,
+    "bench": _bench,
+    "doctor": _doctor,
+}
+
+
+def _positional(arguments: list[str], command: str, what: str, hint: str) -> str:
+    """Take the first argument off; a `--help` in its place is left for the command's own parser."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        return what
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(f"{what} is missing: it comes first, fastmtl {command} {what} ... ({hint}).")
+    return arguments.pop(0)
+
+
+def _take_sets(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split `--set KEY=VALUE ...` off: it changes the defaults that the other flags are shown with."""
+    sets: list[str] = []
+    rest: list[str] = []
+    taking = False
+    for argument in arguments:
+        if argument == "--set":
+            taking = True
+        elif argument.startswith("--set="):
+            sets.append(argument.removeprefix("--set="))
+        elif argument.startswith("-"):
+            taking = False
+            rest.append(argument)
+        else:
+            (sets if taking else rest).append(argument)
+    if "--set" in arguments and not sets:
+        raise ConfigError("--set wants KEY=VALUE, for example model.base_channels=8; got nothing.")
+    return sets, rest
+
+
+def _nothing_more(arguments: list[str], usage: str) -> None:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: fastmtl {usage}")
+        raise SystemExit(0)
+    if arguments:
+        raise ConfigError(f"usage: fastmtl {usage}; got {' '.join(arguments)!r} as well.")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+def _fail(message: str, code: int = 1) -> int:
+    print(f"fastmtl: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

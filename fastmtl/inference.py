@@ -1,0 +1,72 @@
+"""A model over a loader, without gradients: metrics, losses, and the precision that a device is fastest in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .protocols import Batch, Loader, Task
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    loader: Loader,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    visit: Callable[[Batch, dict[str, Tensor]], None] | None = None,
+) -> dict[str, Any]:
+    """{"tasks": task -> metrics, "loss": task -> mean, "score": mean headline metric, "num_images"}.
+
+    Args:
+        model: left in the mode (training or not) that it was in.
+        tasks: in the columns' order of `Batch.present`.
+        loader: one epoch of it.
+        device: where the model is.
+        dtype: of autocast; None computes in float32.
+        visit: sees every batch with the model's outputs, so that a table of single images needs no second pass.
+    """
+    training = model.training
+    model.eval()
+    metrics = {task.name: task.metrics().to(device) for task in tasks}
+    sums = torch.zeros(len(tasks), dtype=torch.float64, device=device)
+    images = 0
+    for batch in loader:
+        images += len(batch)
+        batch = batch.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            outputs = model(batch)
+        for task in tasks:
+            task.update(metrics[task.name], outputs[task.name], batch)
+        losses = [task.loss(outputs[task.name], batch).double() for task in tasks]
+        sums += torch.stack(losses) * len(batch)
+        if visit is not None:
+            visit(batch, outputs)
+    model.train(training)
+    summaries = {task.name: task.summary(metrics[task.name]) for task in tasks}
+    headlines = [summaries[task.name][task.headline] for task in tasks]
+    means = (sums / max(images, 1)).tolist()
+    return {
+        "tasks": summaries,
+        "loss": {task.name: loss for task, loss in zip(tasks, means, strict=True)},
+        "score": sum(headlines) / len(headlines),
+        "num_images": images,
+    }
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """None computes in float32. `auto` is bfloat16 where the hardware multiplies it, else float32."""
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bfloat16()
+        return torch.bfloat16 if fast else None
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.13
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

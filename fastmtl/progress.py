@@ -1,0 +1,63 @@
+"""What a person sees while training: one live line on a terminal, plain lines elsewhere. Goes to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+
+class ProgressLine:
+    """An observer of the trainer: images/s, share of time waiting for data, loss per task, time left."""
+
+    def __init__(self, epochs: int, console: Console | None = None):
+        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.epochs = epochs
+        self._bar: Progress | None = None
+
+    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
+        if not self.console.is_terminal:
+            return
+        done = epoch * num_batches + batch
+        if self._bar is None:
+            # One line on a narrow terminal too: what does not fit is cut from the end, the losses of the last tasks.
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(16),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left  {task.fields[seen]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                console=self.console,
+                transient=True,
+            )
+            # A resumed run starts in the middle; counted from 0 its first look would promise an early end.
+            self._task = self._bar.add_task("", total=self.epochs * num_batches, completed=done, seen="")
+            self._bar.start()
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
+        speed = f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+        self._bar.update(
+            self._task,
+            completed=done,
+            description=f"epoch {epoch + 1}/{self.epochs}",
+            seen=f"{speed}  {losses}",
+        )
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
+        scores = ""
+        if "validation" in record:
+            tasks = record["validation"]["tasks"]
+            shown = [f"{k} {v:.3f}" for values in tasks.values() for k, v in values.items() if isinstance(v, float)]
+            scores = "  |  held out: " + "  ".join(shown)
+        self.console.print(
+            f"epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss: {losses}{scores}  |  "
+            f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,119 @@
+"""What the trainer expects of the things it drives: batches, models, tasks, balancers, loaders.
+
+Shape suffixes: B samples, K tasks, H and W pixels, M metadata values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+if TYPE_CHECKING:
+    import torchmetrics
+
+    from .models import Output
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, images and every task's target side by side.
+
+    Attributes:
+        images: [B, 3, H, W] float32 or float16, normalised.
+        targets: task name -> target; maps ([B, 1, H, W]) and labels ([B]) keep their integer dtype.
+        present: bool [B, K], which tasks each sample is labelled for; columns in the tasks' fixed order.
+        metadata: named [B, ...] tensors, for example a FiLM vector [B, M] or slide positions.
+        ids: the B samples' names.
+        groups: the B samples' patients (what a split must not divide).
+    """
+
+    images: Tensor
+    targets: dict[str, Tensor]
+    present: Tensor
+    metadata: dict[str, Tensor] = field(default_factory=dict)
+    ids: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str, **options: Any) -> Batch:
+        """The same batch with every tensor on `device` (`options` as for `Tensor.to`)."""
+        return replace(
+            self,
+            images=self.images.to(device, **options),
+            targets={name: target.to(device, **options) for name, target in self.targets.items()},
+            present=self.present.to(device, **options),
+            metadata={name: value.to(device, **options) for name, value in self.metadata.items()},
+        )
+
+
+class Loader(Protocol):
+    """Yields one epoch's batches; remembers its place, to the batch."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Model(Protocol):
+    """One output per task."""
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]: ...
+    def shared_parameters(self) -> Iterable[Parameter]: ...
+
+
+class Task(Protocol):
+    """A loss and its metrics."""
+
+    name: str
+    target: str  # what the loader reads for it: "mask" or "label"
+    output: Output  # the logits it asks the model for
+    headline: str  # the metric that stands for the task when the best checkpoint is chosen; larger is better
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Scalar; divides by the number of labelled samples and is 0 when there are none."""
+        ...
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The answer itself: bool masks [B, 1, H, W] or classes int64 [B]."""
+        ...
+
+    def metrics(self) -> torchmetrics.MetricCollection: ...
+
+    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+        """Add a batch's labelled samples to what `metrics()` gave."""
+        ...
+
+    def summary(self, metrics: Any) -> dict[str, Any]:
+        """Plain numbers under their public names, for summary.json."""
+        ...
+
+
+class Balancer(Protocol):
+    """Turns K losses into one `.grad` per parameter."""
+
+    def backward(
+        self,
+        losses: Mapping[str, Tensor],
+        shared: Iterable[Parameter],
+        *,
+        scale: Tensor | None = None,
+        last: bool = True,
+    ) -> dict[str, Tensor]:
+        """Leave `.grad` on every parameter and return what was done, for the log."""
+        ...
+
+    def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Called after the optimizer's step; `reevaluate` gives the losses on the same batch again."""
+        ...
+
+    def parameters(self) -> Iterable[Parameter]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

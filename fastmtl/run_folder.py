@@ -1,0 +1,187 @@
+"""The folder a run leaves behind: config.toml, environment.json, run.json, metrics.jsonl, balance.jsonl, summary.json,
+TensorBoard; `evaluation` and `report` add theirs.
+
+Every file is whole at any moment: written beside its place and renamed, or appended a line at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .config import Recipe, as_dict, load_recipe
+from .errors import UserError
+
+
+class RunError(UserError, RuntimeError):
+    """A run folder that cannot be used, said in one line."""
+
+
+_FACTS = ("data", "split_file", "split", "class_names", "training_patients", "validation_patients")
+
+
+class RunFolder:
+    """Writes a run's files; an observer of the trainer."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._board: Any = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def create(self, recipe: Recipe, extra: Mapping[str, Any]) -> None:
+        """Start a run here: resolved recipe, environment, and `extra` (data folder, split, classes) in run.json.
+
+        Raises:
+            RunError: the folder already holds a run.
+        """
+        if (self.path / "config.toml").exists():
+            raise RunError(f"{self.path} already holds a run; choose another --out, or add --resume to continue it.")
+        import tomli_w
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write("run.json", json.dumps(extra, indent=1))
+        started = datetime.now().astimezone().isoformat(" ", "seconds")
+        self._write("environment.json", json.dumps(environment() | {"started": started}, indent=1))
+        self._write("config.toml", tomli_w.dumps(as_dict(recipe)))
+
+    def recipe(self) -> Recipe:
+        """The recipe that this run was made with."""
+        path = self.path / "config.toml"
+        if not path.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no config.toml.")
+        return load_recipe(path)
+
+    def extra(self) -> dict[str, Any]:
+        """What `create` was given."""
+        path = self.path / "run.json"
+        if not path.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no run.json.")
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}.") from error
+        missing = [name for name in _FACTS if not isinstance(facts, dict) or name not in facts]
+        if missing:
+            raise RunError(f"{path} is damaged: it has no {missing[0]!r}.")
+        return facts
+
+    def records(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, as far as it can be read."""
+        return read_lines(self.path / "metrics.jsonl")[0]
+
+    def trim(self, epochs: int, steps: int) -> None:
+        """Drop what comes after `epochs` whole epochs and `steps` steps: a resumed run writes it again."""
+        kept = [json.dumps(record) + "\n" for record in self.records() if record.get("epoch", epochs + 1) <= epochs]
+        self._write("metrics.jsonl", "".join(kept))
+        looks = read_lines(self.path / "balance.jsonl")[0]
+        self._write(
+            "balance.jsonl", "".join(json.dumps(look) + "\n" for look in looks if look.get("step", steps + 1) <= steps)
+        )
+
+    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
+        look = {"step": step, "epoch": epoch + 1, "loss": record["loss"]} | record["balance"]
+        with (self.path / "balance.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(look) + "\n")
+        board = self._tensorboard()
+        for name, value in record["loss"].items():
+            board.add_scalar(f"loss/{name}", value, step)
+        for name, weight in zip(record["loss"], record["balance"].get("weights", []), strict=False):
+            board.add_scalar(f"weight/{name}", weight, step)
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        board = self._tensorboard()
+        for task, values in record.get("validation", {}).get("tasks", {}).items():
+            for name, value in values.items():
+                if isinstance(value, float):
+                    board.add_scalar(f"validation/{task}/{name}", value, record["epoch"])
+        board.flush()
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """summary.json: final metrics, the same shape `fastmtl eval` prints."""
+        self._write("summary.json", json.dumps(summary, indent=1))
+
+    def write_report(self, html: str) -> None:
+        self._write("report.html", html)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _tensorboard(self) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
+        return self._board
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The JSON objects of a .jsonl file, and what is wrong with the other lines; both empty where there is no file."""
+    records: list[dict[str, Any]] = []
+    problems = []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except ValueError:  # not JSON, or not UTF-8
+            record = ()
+        if isinstance(record, dict):
+            records.append(record)
+        elif record is not None:
+            problems.append(f"{path}, line {number}: not a JSON object, left out (a crash while it was written?).")
+    return records, problems
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, commit and command of this process."""
+    packages = {}
+    for name in ("torch", "triton", "numpy", "nvidia-dali-cuda130", "torchmetrics", "cupy-cuda13x", "numba"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "fastmtl": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "packages": packages,
+        "command": " ".join(["fastmtl", *sys.argv[1:]]),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package runs from, `+` when it has changes; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
