@@ -1,0 +1,172 @@
+"""How a case is measured: parity first, then all contenders in turn in one process, so that drift hits all alike."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .registry import Case, Run
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one case. Times in milliseconds, memory in bytes; `note` says why there are none."""
+
+    contender: str
+    p20: float = float("nan")
+    p50: float = float("nan")
+    p80: float = float("nan")
+    ratio: float = float("nan")  # how many times as long as fastmtl takes: median over rounds
+    peak_bytes: int = 0
+    note: str = ""
+
+
+def measure(case: Case, device: torch.device, rounds: int, cold: bool = False) -> list[Row]:
+    """Every contender of `case`; one that is missing, wrong or out of memory gives a row with a note instead."""
+    try:
+        inputs = case.make(device)
+        truth = case.truth(inputs)
+    except Exception as error:
+        return [Row(name, note=f"no inputs: {reason(error)}") for name in case.contenders]
+    runs: dict[str, Run] = {}
+    notes: dict[str, str] = {}
+    peaks: dict[str, int] = {}
+    for name, contender in case.contenders.items():
+        try:
+            run = contender(inputs)
+            error = difference(run(), truth)
+            if error <= case.tolerance:
+                peaks[name] = peak_memory(run, device)
+                runs[name] = run
+            else:
+                notes[name] = f"parity failed: relative error {error:.1e} > {case.tolerance:.0e}"
+        except Exception as failure:  # a peer may fail in any way, and must not take the others along
+            notes[name] = reason(failure)
+    times = interleave(runs, device, rounds, cold, notes)
+    first = next(iter(case.contenders))
+    rows = []
+    for name in case.contenders:
+        if name in notes:
+            rows.append(Row(name, note=notes[name]))
+            continue
+        seconds = times[name]
+        ratio = float("nan")
+        if first in times:
+            ratio = statistics.median(b / a for a, b in zip(times[first], seconds, strict=True))
+        p20, p50, p80 = (1e3 * quantile(seconds, share) for share in (0.2, 0.5, 0.8))
+        rows.append(Row(name, p20, p50, p80, ratio, peaks[name]))
+    return rows
+
+
+def reason(error: Exception) -> str:
+    """Why there is no figure, in a few words."""
+    if isinstance(error, ImportError):
+        return f"not installed: {error.name or error}"
+    # torch's CPU allocator has no exception type of its own.
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return "out of memory"
+    lines = str(error).strip().splitlines()
+    return f"failed: {type(error).__name__}" + (f": {lines[0][:120]}" if lines else "")
+
+
+def difference(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
+    """Largest error of any output, relative to that output's largest value; NaN counts as infinite."""
+    worst = 0.0
+    for a, b in zip(found, truth, strict=True):
+        scale = b.abs().max().clamp(min=1e-30)
+        error = ((a.double() - b.double()).abs().max() / scale).item()
+        worst = max(worst, error if error == error else float("inf"))
+    return worst
+
+
+def interleave(
+    runs: Mapping[str, Run], device: torch.device, rounds: int, cold: bool, notes: dict[str, str]
+) -> dict[str, list[float]]:
+    """Seconds per run: round by round, each contender once. `cold` sweeps the caches before every run.
+
+    A contender that fails on the way is dropped, with the reason in `notes`.
+    """
+    sweep = torch.ones(2**26, device=device) if cold else None  # 256 MiB, more than any cache here
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, run in runs.items():
+                if name not in times:
+                    continue
+                if sweep is not None:
+                    sweep.add_(1)
+                try:
+                    times[name].append(time_once(run, device))
+                except Exception as failure:
+                    notes[name] = reason(failure)
+                    del times[name]
+    finally:
+        gc.enable()
+    return times
+
+
+def time_once(run: Run, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def recording_cost(device: torch.device) -> float:
+    """Seconds that measuring adds to a run: two clock readings, and on a GPU waiting for it twice."""
+    return statistics.median(time_once(tuple, device) for _ in range(101))
+
+
+def peak_memory(run: Run, device: torch.device) -> int:
+    """Most bytes that torch's allocator holds during one run, beyond what it held before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()  # type: ignore[attr-defined]
+            peak = max(peak, held)
+    return peak
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory instead of handing it back to the kernel after every run.
+
+    By default blocks over 32 MB are mapped anew each time, and zeroing their pages costs several times what the fastest
+    contenders take: all would be charged for the kernel's work, and by how much would change from run to run.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_max = -1, -4
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def copy_bandwidth(device: torch.device, num_bytes: int = 2**28) -> float:
+    """Bytes per second of a large copy, read and written bytes counted: the ceiling for everything else."""
+    source = torch.ones(num_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    best = min(time_once(lambda: (target.copy_(source),), device) for _ in range(7))
+    return 2 * num_bytes / best

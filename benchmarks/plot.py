@@ -1,0 +1,135 @@
+"""The stored rows as two pictures: how many times as long the peers take, and how near memory's speed each comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import store
+
+OURS, PEER, EDGE = "#1f6f8b", "#b9c2c9", "#30363b"
+
+
+def draw(rows: Sequence[store.Stored], folder: Path) -> list[Path]:
+    """Write speedup-DEVICE.svg and roofline-DEVICE.svg for each device in `rows`; returns what was written.
+
+    Rows of warm caches alone, and those with kept memory where there are some: both are said in the title.
+    """
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fastmtl", "font.size": 9, "axes.axisbelow": True})
+    latest = [row for row in store.newest(rows).values() if not row["cold"]]
+    written = []
+    for device in dict.fromkeys(row["device"] for row in latest):
+        own = [row for row in latest if row["device"] == device]
+        kept = any(row["kept_memory"] for row in own)
+        own = [row for row in own if row["kept_memory"] == kept]
+        setting = f"{device}, torch {own[-1]['torch']}{', freed memory kept' if kept else ''}"
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = store.default_path(device).stem
+        groups = _groups(own)
+        if groups:
+            written.append(_save(_speedups(groups, setting), folder / f"speedup-{stem}.svg"))
+        bounded = [row for row in own if row["min_bytes"]]
+        if bounded:
+            written.append(_save(_roofline(bounded, setting), folder / f"roofline-{stem}.svg"))
+    return written
+
+
+def _groups(rows: Sequence[store.Stored]) -> dict[str, list[store.Stored]]:
+    """Case -> its rows, ours first; cases without a row of ours say nothing."""
+    found: dict[str, list[store.Stored]] = {}
+    for row in rows:
+        found.setdefault(store.title(row), []).append(row)
+    return {name: group for name, group in found.items() if group[0]["contender"] == "fastmtl" and len(group) > 1}
+
+
+def _speedups(groups: dict[str, list[store.Stored]], setting: str) -> Any:
+    """Bars: each peer's median time over ours, whiskers from its p20 to its p80, a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    lines = sum(len(group) + 1 for group in groups.values())
+    figure = Figure(figsize=(9, 0.8 + 0.23 * lines), layout="constrained")
+    axes = figure.subplots()
+    ticks, labels, y = [], [], 0.0
+    for name, group in groups.items():
+        axes.text(0.01, y, name, transform=axes.get_yaxis_transform(), va="center", weight="bold", size=8.5)
+        y += 1
+        ours = group[0]["p50_ms"]
+        for row in group:
+            times = row["p50_ms"] / ours
+            low, high = times - row["p20_ms"] / ours, row["p80_ms"] / ours - times
+            colour = OURS if row is group[0] else PEER
+            axes.barh(y, times, color=colour, xerr=[[low], [high]], ecolor=EDGE, error_kw={"elinewidth": 1})
+            axes.annotate(f"{times:.3g}", (times + high, y), (4, 0), textcoords="offset points", va="center")
+            ticks.append(y)
+            labels.append(row["contender"])
+            y += 1
+    axes.set_yticks(ticks, labels)
+    axes.set_ylim(y - 0.4, -0.7)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.5), 1.4 * high)
+    axes.axvline(1, color=EDGE, linewidth=0.8)
+    _decimals(axes.xaxis)
+    axes.set_xlabel("median time over fastmtl's (whiskers: p20 and p80 over it)")
+    axes.set_title(setting, loc="left", size=9)
+    _plain(axes)
+    return figure
+
+
+def _roofline(rows: Sequence[store.Stored], setting: str) -> Any:
+    """Bytes that must move against bytes per second reached; the roof is a large copy on the same machine."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.subplots()
+    roof = max(row["gb_per_s"] / row["share_of_copy"] for row in rows)
+    axes.axhline(roof, color=EDGE, linewidth=1)
+    axes.annotate(f"copy: {roof:.3g} GB/s", (0, roof), (4, 4), ("axes fraction", "data"), "offset points")
+    markers = {}
+    for row in rows:
+        ours = row["contender"] == "fastmtl"
+        marker = markers.setdefault(row["op"], "osD^v"[len(markers) % 5])
+        label = f"{row['op']}, {'fastmtl' if ours else 'peers'}"
+        known = label in axes.get_legend_handles_labels()[1]
+        axes.plot(
+            *(row["min_bytes"] / 2**20, row["gb_per_s"], marker),
+            color=OURS if ours else PEER,
+            markeredgecolor=EDGE,
+            markeredgewidth=0.5,
+            linestyle="none",
+            label=None if known else label,
+            zorder=3 if ours else 2,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _decimals(axes.xaxis)
+    _decimals(axes.yaxis)
+    axes.set_xlabel("MiB that must cross memory")
+    axes.set_ylabel("GB/s reached")
+    axes.set_title(setting, loc="left", size=9)
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
+def _decimals(axis: Any) -> None:
+    """1, 2, 5, 10, 20, ... instead of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _plain(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, metadata={"Date": None})  # the same rows give the same file
+    return path

@@ -1,0 +1,124 @@
+"""One page for several runs: scores side by side, curves over each other, and where their recipes differ."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from math import isfinite
+from typing import Any
+
+from .charts import UNKNOWN, Line, duration, line_chart, number
+from .images import table
+from .page import curve, device, headline_scores, label
+from .past_run import PastRun
+from .style import page
+
+
+def render_comparison(runs: Sequence[PastRun]) -> str:
+    """The page. Runs are called by their folders' names, by the whole path where two have one name."""
+    names = _names(runs)
+    problems = [problem for run in runs for problem in run.problems]
+    parts = [
+        f"<h1>{len(runs)} runs beside each other</h1>{_caution(runs)}",
+        f"<h2>Scores on the held-out images</h2>{_scores(names, runs)}",
+        f"<h2>Learning curves</h2>{_curves(names, runs)}",
+        f"<h2>Where the recipes differ</h2>{_differences(names, runs)}",
+    ]
+    return page("Comparison of " + ", ".join(names), parts, problems)
+
+
+def _names(runs: Sequence[PastRun]) -> list[str]:
+    counts = Counter(run.folder.resolve().name for run in runs)
+    return [
+        run.folder.resolve().name if counts[run.folder.resolve().name] == 1 else str(run.folder.resolve())
+        for run in runs
+    ]
+
+
+def _caution(runs: Sequence[PastRun]) -> str:
+    """Scores on different patients are no comparison, and the page says so before it shows any."""
+    if any("validation_patients" not in run.facts for run in runs):
+        return "<p class=warn>Not every run says which patients it held out: the scores may not compare.</p>"
+    held_out = {tuple(run.facts["validation_patients"]) for run in runs}
+    if len(held_out) > 1:
+        return "<p class=warn>These runs held out different patients: their scores are not on the same images.</p>"
+    return "<p class=soft>All runs held out the same patients. The best of each column is bold.</p>"
+
+
+def _scores(names: Sequence[str], runs: Sequence[PastRun]) -> str:
+    scores = [headline_scores(run) for run in runs]
+    keys = list(dict.fromkeys(key for one in scores for key in one))
+    heads = ["Run", "Recipe", *(f"{task}: {label(metric)}" for task, metric in keys)]
+    heads += ["Epochs", "Images/s", "Training time", "Device"]
+    rows = []
+    best = []
+    for column, key in enumerate(keys, 2):
+        found = [(one[key], row) for row, one in enumerate(scores) if key in one and isfinite(one[key])]
+        if len(found) > 1:
+            best += [(row, column) for value, row in found if value == max(found)[0]]
+    for name, run, one in zip(names, runs, scores, strict=True):
+        epochs = [record for record in run.records if "seconds" in record and "images_per_second" in record]
+        seconds = sum(record["seconds"] for record in epochs)
+        images = sum(record["seconds"] * record["images_per_second"] for record in epochs)
+        rows.append(
+            [
+                name,
+                run.name,
+                *(number(one.get(key)) for key in keys),
+                str(len(run.records)) if run.records else UNKNOWN,
+                f"{images / seconds:.0f}" if seconds else UNKNOWN,
+                duration(seconds) if seconds else UNKNOWN,
+                device(run) or UNKNOWN,
+            ]
+        )
+    return table(heads, rows, best)
+
+
+def _curves(names: Sequence[str], runs: Sequence[PastRun]) -> str:
+    """One chart per task and loss, and per task and metric; each run keeps its colour through all of them."""
+    figures = []
+    for task in dict.fromkeys(task for run in runs for record in run.records[-1:] for task in record["loss"]):
+        lines = [
+            curve(run.records, name, lambda r, task=task: r["validation"]["loss"][task])
+            for name, run in zip(names, runs, strict=True)
+        ]
+        figures.append(_chart(f"{task}: held-out loss", lines))
+    for task, metric in dict.fromkeys(key for run in runs for key in headline_scores(run)):
+        lines = [
+            curve(run.records, name, lambda r, task=task, metric=metric: r["validation"]["tasks"][task][metric])
+            for name, run in zip(names, runs, strict=True)
+        ]
+        figures.append(_chart(f"{task}: {label(metric)}", lines, score=True))
+    return f"<div class=grid>{''.join(figures)}</div>" if figures else "<p class=soft>No run has any epochs.</p>"
+
+
+def _chart(title: str, lines: Sequence[Line], *, score: bool = False) -> str:
+    shares = score and all(0 <= y <= 1 for line in lines for y in line.ys if isfinite(y))
+    return line_chart(title, lines, high=1.0 if shares else None)
+
+
+def _differences(names: Sequence[str], runs: Sequence[PastRun]) -> str:
+    flat = [_flatten(run.config) for run in runs]
+    keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1]
+    keys = [key for key in keys if key not in ("name", "summary")]
+    if not keys:
+        return "<p class=soft>Nowhere: every option is the same.</p>"
+    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in ["", *names])
+    rows = []
+    for key in keys:
+        cells = "".join(f"<td>{escape(one.get(key, UNKNOWN))}</td>" for one in flat)
+        rows.append(f"<tr><th scope=row>{escape(key)}</th>{cells}</tr>")
+    return f"<div class=wide><table><tr class=head>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested tables as dotted keys.
+
+    >>> _flatten({"training": {"epochs": 3}})
+    {'training.epochs': '3'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return flat

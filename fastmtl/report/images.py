@@ -1,0 +1,210 @@
+"""What the network did to single images: the best and worst, each class, each patient. From evaluation.jsonl."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from html import escape
+from math import nan
+from pathlib import PurePosixPath
+from typing import Any
+
+from .charts import UNKNOWN, confusion_matrix, mean, number
+from .past_run import PastRun
+
+_ROWS_SHOWN = 10
+# The colours `evaluation` draws with. They are data here, as in the pictures, and follow neither light nor dark.
+_LEGEND = (
+    '<ul class=legend><li><span class=outline style="border-color:#40c4ff"></span>true outline</li>'
+    '<li><span class="outline dashed" style="border-color:#ffd600"></span>predicted outline</li></ul>'
+)
+
+Entry = Mapping[str, Any]
+
+
+def tile_sections(run: PastRun) -> str:
+    """The best and worst tiles of every task that has thumbnails; a file that is gone is added to the problems."""
+    parts = ["<h2>Tiles to look at</h2>"]
+    for task in task_names(run.images):
+        lines = [line for line in run.images if "thumbnail" in line["tasks"].get(task, {})]
+        masks = any("dice" in line["tasks"][task] for line in lines)
+        if masks:
+            lines.sort(key=lambda line: line["tasks"][task]["score"])
+            middle = (len(lines) + 1) // 2
+            parts.append(f"<h3>{escape(task)}: the worst tiles</h3>{_LEGEND}{_tiles(run, task, lines[:middle])}")
+            if lines[middle:]:
+                parts.append(f"<h3>{escape(task)}: the best tiles</h3>{_LEGEND}")
+                parts.append(_tiles(run, task, lines[: middle - 1 : -1]))
+        elif lines:
+            lines.sort(key=lambda line: -line["tasks"][task]["probability"])
+            parts.append(f"<h3>{escape(task)}: the surest mistakes</h3>{_tiles(run, task, lines)}")
+    if len(parts) == 1:
+        parts.append(_absent(run, "tiles"))
+    return "".join(parts)
+
+
+def class_sections(run: PastRun) -> str:
+    """A table of classes and a confusion matrix for every task with classes; the summary's values without images."""
+    parts = ["<h2>Per class</h2>"]
+    names = _tasks_with(run, "class")
+    for task in names:
+        lines = [line for line in run.images if "class" in line["tasks"].get(task, {})]
+        found = Counter((line["tasks"][task]["class"], line["tasks"][task]["predicted"]) for line in lines)
+        known = run.facts.get("class_names", [])
+        seen = {name for pair in found for name in pair}
+        classes = [name for name in known if name in seen or found] if seen <= set(known) else sorted(seen)
+        parts.append(f"<h3>{escape(task)}</h3>{_class_table(run, task, lines, classes, found)}")
+        parts.append(f"<h3>{escape(task)}: true and predicted classes</h3>")
+        parts.append("<p class=soft>Images; the shade is the share of the true class, the frame marks agreement.</p>")
+        parts.append(confusion_matrix(classes, found))
+    if not names:
+        parts += _summary_tables(run) or ["<p class=soft>No task of this run has values per class.</p>"]
+        if not run.images:
+            parts.append(_absent(run, "confusion matrix"))
+    return "".join(parts)
+
+
+def patient_section(run: PastRun) -> str:
+    """One row per patient, the worst first."""
+    if not run.images:
+        return f"<h2>Per patient</h2>{_absent(run, 'table of patients')}"
+    patients: dict[str, list[Entry]] = defaultdict(list)
+    for line in run.images:
+        patients[str(line.get("patient", "unknown"))].append(line)
+    maps, kinds = _tasks_with(run, "dice"), _tasks_with(run, "class")
+    heads, rows = ["Patient", "Images"], []
+    for task in maps:
+        heads += [_titled(task, maps, "mean Dice"), "lowest"]
+    heads += [_titled(task, kinds, "right class") for task in kinds]
+    for patient, lines in patients.items():
+        cells, merits = [str(len(lines))], []
+        for task in maps:
+            dice = _entries(lines, task, "dice")
+            cells += [number(mean(dice)), number(min(dice, default=None))]
+            merits.append(mean(dice))
+        for task in kinds:
+            pairs = list(zip(_entries(lines, task, "class"), _entries(lines, task, "predicted"), strict=True))
+            right = sum(true == predicted for true, predicted in pairs)
+            cells.append(f"{right} of {len(pairs)}")
+            merits.append(right / len(pairs) if pairs else nan)
+        rows.append((merits[0] if merits else nan, patient, cells))
+    rows.sort(key=lambda row: (row[0] != row[0], row[0], row[1]))
+    shown = table(heads, [[patient, *cells] for _, patient, cells in rows[:_ROWS_SHOWN]])
+    rest = table(heads, [[patient, *cells] for _, patient, cells in rows[_ROWS_SHOWN:]])
+    more = f"<details><summary>the other {len(rows) - _ROWS_SHOWN} patients</summary>{rest}</details>"
+    apart = not set(run.facts.get("training_patients", patients)) & set(patients)
+    known = ", none of them in the training set" if apart else ""
+    note = f"<p class=soft>{len(rows)} patients{known}; the lowest {'mean Dice' if maps else 'score'} first.</p>"
+    return f"<h2>Per patient</h2>{note}{shown}{more if len(rows) > _ROWS_SHOWN else ''}"
+
+
+def spread(run: PastRun) -> list[str]:
+    """For each task with masks, how its Dice is spread over the images: means hide the images that went wrong."""
+    said = []
+    for task in task_names(run.images):
+        dice = sorted(_entries(run.images, task, "dice"))
+        if dice:
+            below = sum(value < 0.5 for value in dice)
+            lowest = f"{below or 'none'} {'is' if below < 2 else 'are'} below 0.5"
+            said.append(
+                f"{task}: half of the {len(dice)} images have a Dice above {dice[len(dice) // 2]:.3f}, one in ten has "
+                f"less than {dice[len(dice) // 10]:.3f}, and {lowest}."
+            )
+    return said
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[tuple[int, int]] = ()) -> str:
+    """The first column is text, the others numbers; cells (row, column) of `best` are set in bold."""
+    head = "".join(
+        f"<th scope=col{' class=number' if index else ''}>{escape(name)}</th>" for index, name in enumerate(heads)
+    )
+    body = []
+    for row, cells in enumerate(rows):
+        numbers = "".join(
+            f'<td class="number{" best" if (row, column) in best else ""}">{escape(cell)}</td>'
+            for column, cell in enumerate(cells[1:], 1)
+        )
+        body.append(f"<tr><td>{escape(cells[0])}</td>{numbers}</tr>")
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+
+
+def task_names(images: Sequence[Entry]) -> list[str]:
+    """In the order of their first image."""
+    return list(dict.fromkeys(task for line in images for task in line["tasks"]))
+
+
+def _tiles(run: PastRun, task: str, lines: Sequence[Entry]) -> str:
+    figures = []
+    for line in lines:
+        entry = line["tasks"][task]
+        path = run.folder / "tiles" / PurePosixPath(entry["thumbnail"]).name
+        try:
+            picture = base64.b64encode(path.read_bytes()).decode()
+        except OSError:
+            run.problems.append(f"{path}: cannot be read; the tile {line['id']} is shown without its picture.")
+            picture = ""
+        label, notes = _caption(line, entry)
+        name = line["id"].rsplit("/", 1)[-1]
+        image = f'<img alt="{escape(name)}" loading=lazy src="data:image/jpeg;base64,{picture}">' if picture else ""
+        text = "<br>".join(escape(note) for note in [*notes, name])
+        figures.append(f"<figure>{image}<figcaption><b>{escape(label)}</b><br>{text}</figcaption></figure>")
+    return f"<div class=tiles>{''.join(figures)}</div>"
+
+
+def _caption(line: Entry, entry: Entry) -> tuple[str, list[str]]:
+    """What a tile got, and its classes: by this task, or beside a mask by any task that has classes."""
+    if "class" in entry:
+        return f"taken for {entry['predicted']}", [f"{entry['probability']:.0%} sure", f"true class: {entry['class']}"]
+    notes = []
+    for other in line["tasks"].values():
+        if "class" in other:
+            wrong = "" if other["class"] == other["predicted"] else f", taken for {other['predicted']}"
+            notes.append(f"{other['class']}{wrong}")
+    if "true_area" in entry:  # where the whole tile is foreground there is no outline to see
+        notes.append(f"area: true {entry['true_area']:.0%}, predicted {entry['predicted_area']:.0%}")
+    return f"Dice {number(entry['score'])}", notes
+
+
+def _class_table(
+    run: PastRun, task: str, lines: Sequence[Entry], classes: Sequence[str], found: Mapping[tuple[str, str], int]
+) -> str:
+    maps = _tasks_with(run, "dice")
+    rows = []
+    for name in classes:
+        members = [line for line in lines if line["tasks"][task]["class"] == name]
+        right = found.get((name, name), 0)
+        predicted = sum(count for (_, other), count in found.items() if other == name)
+        dice = [number(mean(_entries(members, map_task, "dice"))) for map_task in maps]
+        patients = len({line.get("patient") for line in members})
+        shares = [f"{right / total:.0%}" if total else UNKNOWN for total in (len(members), predicted)]
+        rows.append([name, str(len(members)), str(patients), *shares, *dice])
+    heads = ["Class", "Images", "Patients", "Sensitivity", "Precision", *(_titled(name, maps, "Dice") for name in maps)]
+    return table(heads, rows)
+
+
+def _summary_tables(run: PastRun) -> list[str]:
+    return [
+        table(["Class", f"{task}: {key.replace('_', ' ')}"], [[row, number(value)] for row, value in values.items()])
+        for task, metrics in run.scores.items()
+        for key, values in metrics.items()
+        if isinstance(values, dict)
+    ]
+
+
+def _tasks_with(run: PastRun, key: str) -> list[str]:
+    return [task for task in task_names(run.images) if _entries(run.images, task, key)]
+
+
+def _titled(task: str, tasks: Sequence[str], what: str) -> str:
+    """A column's head; the task's name only where there are several, for a phone is narrow."""
+    return f"{task}: {what}" if len(tasks) > 1 else what
+
+
+def _entries(lines: Sequence[Entry], task: str, key: str) -> list[Any]:
+    return [line["tasks"][task][key] for line in lines if key in line["tasks"].get(task, {})]
+
+
+def _absent(run: PastRun, what: str) -> str:
+    why = "holds no image" if (run.folder / "evaluation.jsonl").exists() else "is not there"
+    return f"<p class=soft>No {what}: this run's evaluation.jsonl {why}; training writes it when it ends.</p>"

@@ -1,0 +1,104 @@
+"""A run folder as the report reads it: whatever is there, and one line for everything that is missing or broken."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastmtl.run_folder import RunError, read_lines
+
+
+@dataclass
+class PastRun:
+    """What the files of a run folder say; empty where a file is missing. `problems` has one line for each fault."""
+
+    folder: Path
+    config_text: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    looks: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name", self.folder.name))
+
+    @property
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """Task -> metrics on the held-out images: the summary's, else those of the last epoch that has them."""
+        if self.summary:
+            return self.summary["tasks"]
+        found = (record["validation"]["tasks"] for record in reversed(self.records) if "validation" in record)
+        return next(found, {})
+
+
+def read_run(folder: Path) -> PastRun:
+    """Read `folder`.
+
+    Raises:
+        RunError: nothing in it says that it is a run.
+    """
+    config = folder / "config.toml"
+    if not config.is_file():
+        raise RunError(
+            f"{folder} is not a run folder: it has no config.toml. Give a folder that `fastmtl train` wrote."
+        )
+    run = PastRun(folder)
+    try:
+        run.config_text = config.read_text(encoding="utf-8")
+        run.config = tomllib.loads(run.config_text)
+    except ValueError as error:
+        run.problems.append(f"{config}: not TOML ({error}); the recipe is left out.")
+    run.facts = _object(run, "run.json", "what the data was is left out")
+    run.environment = _object(run, "environment.json", "device and versions are left out")
+    run.summary = _object(run, "summary.json", "scores are those of the last epoch; train --resume finishes a run")
+    if run.summary and not _is_tasks(run.summary.get("tasks")):
+        run.problems.append(f'{folder / "summary.json"}: has no "tasks"; scores are those of the last epoch.')
+        run.summary = {}
+    run.records = _lines(run, "metrics.jsonl", {"epoch": int, "loss": dict})
+    run.looks = _lines(run, "balance.jsonl", {"step": int, "loss": dict})
+    run.images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict})
+    for record in run.records:
+        if not _is_tasks(record.get("validation", {"tasks": {}}).get("tasks")):
+            run.problems.append(f"{folder / 'metrics.jsonl'}: epoch {record['epoch']} has a validation without tasks.")
+            del record["validation"]
+    if not run.records:
+        run.problems.append(f"{folder / 'metrics.jsonl'}: no epochs in it, or no such file; there are no curves.")
+    return run
+
+
+def _object(run: PastRun, name: str, consequence: str) -> dict[str, Any]:
+    path = run.folder / name
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        run.problems.append(f"{path}: no such file; {consequence}.")
+    except ValueError:
+        run.problems.append(f"{path}: not JSON; {consequence}.")
+    else:
+        if isinstance(found, dict):
+            return found
+        run.problems.append(f"{path}: not a JSON object; {consequence}.")
+    return {}
+
+
+def _lines(run: PastRun, name: str, fields: dict[str, type]) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file that have `fields`."""
+    records, problems = read_lines(run.folder / name)
+    run.problems += problems
+    whole = [one for one in records if all(isinstance(one.get(key), kind) for key, kind in fields.items())]
+    if len(whole) < len(records):
+        lost = len(records) - len(whole)
+        run.problems.append(f"{run.folder / name}: {lost} lines without {' and '.join(map(repr, fields))}, left out.")
+    return whole
+
+
+def _is_tasks(found: Any) -> bool:
+    return isinstance(found, dict) and all(isinstance(values, dict) for values in found.values())
