@@ -1,0 +1,39 @@
+"""What tests stand on: the Triton interpreter where there is no GPU, dirty memory."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+# Both are read when triton is imported, so they must stand above all such imports.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns that the default flips in 3.10
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch) -> None:
+    """`torch.empty` and `empty_like` hand out NaN, or large numbers where there is no NaN: unwritten memory shows."""
+
+    def poison(make):
+        def poisoned(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            if tensor.dtype.is_floating_point:
+                return tensor.fill_(float("nan"))
+            return tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max // 3)
+
+        return poisoned
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads for the test, whatever was set before and whatever the test sets."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,96 @@
+"""Recipes: layering, checks, and errors that name the key and the nearest known one."""
+
+import pytest
+
+from fastmtl import config
+from fastmtl.config import ConfigError, load_recipe, parse_override
+
+
+@pytest.mark.parametrize("name", config.list_recipes())
+def test_every_built_in_recipe_loads_and_survives_toml(name, tmp_path):
+    tomli_w = pytest.importorskip("tomli_w")
+    recipe = load_recipe(name)
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps(config.as_dict(recipe)))
+    assert load_recipe(path) == recipe
+    assert recipe.summary
+
+
+def test_layers_defaults_extends_file_overrides(tmp_path):
+    (tmp_path / "base.toml").write_text(
+        '[training]\nepochs = 7\nseed = 3\n[tasks.a]\nkind = "classification"\n'
+        '[model]\nname = "joint_unet"\nwidth = 1\n'
+    )
+    (tmp_path / "child.toml").write_text('extends = "base"\n[training]\nepochs = 8\n[model]\nbase_channels = 4\n')
+    recipe = load_recipe(tmp_path / "child.toml", {"training": {"patience": 2}})
+    assert (recipe.training.epochs, recipe.training.seed, recipe.training.patience) == (8, 3, 2)
+    assert recipe.training.log_every == config.TrainingConfig().log_every
+    assert recipe.model == {"name": "joint_unet", "width": 1, "base_channels": 4}
+    assert recipe.name == "child"
+
+
+def test_another_component_drops_the_old_ones_options(tmp_path):
+    (tmp_path / "child.toml").write_text('extends = "demo"\n[balancer]\nname = "linear"\nweights = [1.0, 2.0]\n')
+    recipe = load_recipe(tmp_path / "child.toml", {"model": {"name": "other"}})
+    assert recipe.balancer == {"name": "linear", "weights": [1.0, 2.0]}
+    assert recipe.model == {"name": "other"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"trainign": {}}, "unknown key 'trainign'; did you mean 'training'"),
+        ({"training": {"epoch": 3}}, "unknown key 'training.epoch'; did you mean 'epochs'"),
+        ({"training": {"epochs": "3"}}, "training.epochs must be an integer; got '3'"),
+        ({"training": {"epochs": True}}, "training.epochs must be an integer; got True"),
+        ({"training": {"epochs": 0}}, "training.epochs must be at least 1"),
+        ({"training": 3}, "training must be a table; got 3"),
+        ({"optimizer": {"optimizer": "adm"}}, "optimizer.optimizer must be one of 'adamw'"),
+        ({"optimizer": {"lr": -1.0}}, "optimizer.lr must be finite and not negative"),
+        ({"optimizer": {"lr": float("nan")}}, "optimizer.lr must be finite and not negative"),
+        ({"data": {"size": 100}}, "data.size must be a positive multiple of 16"),
+        ({"tasks": {"x": {}}}, "tasks.x needs a `kind`"),
+        ({"model": {"name": 3}}, "model needs a `name`, as text"),
+    ],
+)
+def test_bad_values_are_named(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("demo", overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_integer_serves_as_a_number():
+    assert load_recipe("demo", {"optimizer": {"lr": 1}}).optimizer.lr == 1.0
+
+
+def test_unknown_and_broken_recipes(tmp_path):
+    with pytest.raises(ConfigError, match="unknown recipe 'dmeo'; did you mean 'demo'"):
+        load_recipe("dmeo")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_recipe(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("[training\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_recipe(tmp_path / "broken.toml")
+    (tmp_path / "loop.toml").write_text('extends = "loop"\n')
+    with pytest.raises(ConfigError, match="extends itself: loop -> loop"):
+        load_recipe(tmp_path / "loop.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("model.base_channels=8", {"model": {"base_channels": 8}}),
+        ("a.b.c=[1, 2]", {"a": {"b": {"c": [1, 2]}}}),
+        ("model.name=joint_unet", {"model": {"name": "joint_unet"}}),
+        ("x=a=b", {"x": "a=b"}),
+    ],
+)
+def test_overrides_read_their_value_as_toml(text, value):
+    assert parse_override(text) == value
+
+
+@pytest.mark.parametrize("text", ["model.base_channels", "=3", ""])
+def test_an_override_needs_a_key_and_a_value(text):
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_override(text)

@@ -1,0 +1,136 @@
+"""The compiled Triton kernels on an NVIDIA GPU against the float64 definitions; `benchmarks/on_gpu.sh build-test`.
+
+Tests named `small` are the ones compute-sanitizer runs too.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from _asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
+from _inputs import layout, segmentation
+
+from fastmtl import balance, data, ops
+from fastmtl.ops.pcgrad import random_order
+from fastmtl.reference import combine, dice_bce, gram, pcgrad
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
+DEVICE = "cuda"
+
+
+def _gradients(K: int, P: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    J = torch.randn(K, P, generator=torch.Generator().manual_seed(K * P))
+    return (J - 0.9 * J.mean(0)).to(DEVICE, dtype)
+
+
+def _lay(tensor: torch.Tensor, memory: str) -> torch.Tensor:
+    """On the GPU; "misaligned" there, because a copy to it would begin at an aligned address."""
+    if memory != "misaligned":
+        return layout(tensor, memory).to(DEVICE)
+    flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=DEVICE)
+    return flat[1:].view(tensor.shape).copy_(tensor)
+
+
+def _check_loss(shape, dtype, target_dtype, memory: str, **options) -> None:
+    input, target = (_lay(part, memory) for part in segmentation(shape, dtype, target_dtype))
+    ours = loss_and_gradient(partial(ops.dice_bce_loss, target=target, backend="triton", **options), input)
+    naive = loss_and_gradient(partial(dice_bce.dice_bce_loss, target=target, **options), input)
+    truth = loss_and_gradient(partial(dice_bce.dice_bce_loss, target=target, **options), input.double())
+    for found, plain, exact in zip(ours, naive, truth, strict=True):
+        assert_within_budget(found, plain, exact, dtype)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_dice_bce_small(batch):
+    _check_loss((3, 2, 37, 23), torch.float32, torch.uint8, "contiguous", batch=batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "misaligned"])
+def test_dice_bce(dtype, target_dtype, memory):
+    _check_loss((4, 3, 256, 256), dtype, target_dtype, memory, squared_pred=True)
+
+
+@pytest.mark.parametrize("K", [1, 3, 8, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gram_norms_and_combine_small(K, dtype):
+    J = _gradients(K, 4_099, dtype)
+    w = torch.linspace(-1, 1, K, dtype=torch.float64, device=DEVICE)
+    # float32 runs of a few hundred products are added in float64
+    tolerance = {"rtol": 1e-5, "atol": 1e-5 * gram.gram(J).max().item()}
+    torch.testing.assert_close(ops.gram(J, backend="triton"), gram.gram(J), **tolerance)
+    torch.testing.assert_close(ops.grad_norms(J, backend="triton"), gram.grad_norms(J), rtol=1e-5, atol=1e-6)
+    exact = combine.combine(J.double(), w)
+    torch.testing.assert_close(ops.combine(J, w, backend="triton").double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("K", [2, 5, 16, 64])
+def test_pcgrad_weights_small(K):
+    G = gram.gram(_gradients(K, 501))
+    order = random_order(K, generator=torch.Generator().manual_seed(K), device=DEVICE)
+    found = ops.pcgrad_weights(G, order, backend="triton")
+    torch.testing.assert_close(found, pcgrad.pcgrad_weights(G, order, False), rtol=1e-9, atol=1e-9)
+
+
+def test_the_same_bits_from_run_to_run():
+    J = _gradients(5, 1_000_003)
+    input, target = (part.to(DEVICE) for part in segmentation((4, 1, 512, 512)))
+    loss = partial(ops.dice_bce_loss, target=target, backend="triton")
+    assert_bit_equal([(ops.gram(J, backend="triton"), *loss_and_gradient(loss, input)) for _ in range(5)])
+
+
+def test_a_balanced_step_never_waits_for_the_device():
+    encoder, heads = torch.nn.Linear(32, 64), torch.nn.ModuleList(torch.nn.Linear(64, n) for n in (1, 4))
+    encoder, heads = encoder.to(DEVICE), heads.to(DEVICE)
+    x, target = torch.randn(64, 32, device=DEVICE), torch.ones(64, 1, 1, 1, dtype=torch.uint8, device=DEVICE)
+    balancer = balance.PCGrad()
+
+    def step() -> None:
+        z = encoder(x).relu()
+        losses = {"a": ops.dice_bce_loss(heads[0](z)[:, :, None, None], target), "b": heads[1](z).square().mean()}
+        balancer.backward(losses, encoder.parameters())
+
+    step()  # compiles
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert all(parameter.grad.isfinite().all() for parameter in [*encoder.parameters(), *heads.parameters()])
+
+
+def test_gram_weights_and_combine_are_captured_in_a_graph():
+    J, order = _gradients(3, 100_000), random_order(3, generator=torch.Generator().manual_seed(0), device=DEVICE)
+
+    def surgery() -> torch.Tensor:
+        return ops.combine(J, ops.pcgrad_weights(ops.gram(J), order))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        surgery()  # compiles, which a capture may not
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = surgery()
+    J.mul_(-0.5).add_(0.1)
+    graph.replay()
+    torch.testing.assert_close(captured, surgery(), rtol=0, atol=0)
+
+
+def test_tiles_decoded_on_the_gpu_are_those_decoded_on_the_cpu(tmp_path):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    root = data.generate(tmp_path / "colon", num_patients=3, tiles_per_patient=4, num_slides=0)
+    tiles = data.read_tile_folder(root).tiles
+    options = {"targets": {"mask": "mask"}, "size": 96, "batch_size": 4, "augmentation": data.Augmentation(), "seed": 3}
+    pairs = zip(*(data.TileLoader(tiles, device=device, **options) for device in ("cpu", "gpu")), strict=True)
+    for on_cpu, on_gpu in pairs:
+        assert on_gpu.images.device.type == "cuda"
+        # Grey levels are rounded at other places: two of 255 levels, over the standard deviation, on average less.
+        assert (on_cpu.images - on_gpu.images.cpu()).abs().mean() < 2 / 255 / 0.22
+        assert (on_cpu.targets["mask"] != on_gpu.targets["mask"].cpu()).float().mean() < 0.005

@@ -1,0 +1,91 @@
+"""The house has floors and no stair runs back up: who may import whom, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "fastmtl"
+# module or package of fastmtl -> what of fastmtl it may import. A new module takes its place here first.
+ALLOWED = {
+    "errors": set(),
+    "names": set(),
+    "reference": set(),
+    "kernels": set(),
+    "protocols": {"models"},
+    "models": {"names"},
+    "checkpoint": {"errors"},
+    "config": {"errors", "names"},
+    "torchvision_guard": set(),
+    "metrics": {"torchvision_guard"},
+    "extras": set(),
+    "ops": {"errors", "reference", "kernels", "_C"},
+    "losses": {"ops"},
+    "balance": {"names", "ops"},
+    "data": {"errors", "kernels", "protocols", "extras"},
+    "tasks": {"losses", "metrics", "models", "names", "protocols"},
+    "run_folder": {"config", "errors"},
+    "progress": set(),
+    "inference": {"protocols"},
+    "trainer": {"protocols", "checkpoint", "config", "errors", "inference"},
+    "predict": {"data", "protocols", "run_folder"},
+    "evaluation": {"metrics", "protocols"},
+    "build": {"config", "models", "names", "tasks", "balance", "data", "protocols"},
+    "report": {"run_folder"},
+    "doctor": {"ops", "run_folder"},
+    "commands": {
+        *("build", "checkpoint", "config", "data", "evaluation", "inference", "predict", "progress", "protocols"),
+        *("report", "run_folder"),
+        "trainer",
+    },
+    "cli": {"benchmarks", "commands", "config", "doctor", "errors"},
+    "benchmarks": {
+        *("balance", "build", "config", "data", "kernels", "ops", "protocols", "run_folder", "torchvision_guard"),
+        "trainer",
+    },
+}
+THIRD_PARTY = {"reference": {"torch", "math"}, "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"}}
+
+
+def _imports(path: Path) -> set[str]:
+    """Dotted names that `path` imports, relative ones resolved to `fastmtl.…`."""
+    parts = ["fastmtl", *path.relative_to(PACKAGE).with_suffix("").parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = [*parts[: len(parts) - node.level]] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            inside = module == "fastmtl" or module.startswith("fastmtl.")
+            found |= {f"{module}.{alias.name}" for alias in node.names} if inside else {module}
+    return found
+
+
+def _modules() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downwards(path):
+    place = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert place in ALLOWED, f"{place} has no place in the house: add it to ALLOWED with what it may import"
+    for name in _imports(path):
+        if name.startswith("fastmtl."):
+            target = name.split(".")[1]
+            assert target in ALLOWED[place] | {place, "__version__"}, f"{place} must not import fastmtl.{target}"
+        elif place in THIRD_PARTY and name.split(".")[0] not in {*THIRD_PARTY[place], "__future__"}:
+            pytest.fail(f"{place} must not import {name}")
+
+
+def test_ops_need_torch_and_numpy_alone():
+    """Someone who installs fastmtl for the ops has none of the extras."""
+    script = (
+        "import sys, fastmtl, fastmtl.ops, fastmtl.losses, fastmtl.balance, fastmtl.models, fastmtl.data\n"
+        "extras = {'nvidia', 'PIL', 'rich', 'tyro', 'torchmetrics', 'safetensors', 'tifffile', 'sklearn', 'numba'}\n"
+        "loaded = sorted(extras & {name.split('.')[0] for name in sys.modules})\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

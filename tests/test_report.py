@@ -1,0 +1,278 @@
+"""The page of a run: whole without a network, honest about what is missing, and safe with any name."""
+
+import io
+import json
+import math
+import re
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from fastmtl.cli import main
+from fastmtl.evaluation import PREDICTED_COLOUR, TRUE_COLOUR, ImageTable
+from fastmtl.models import Output
+from fastmtl.progress import ProgressLine
+from fastmtl.protocols import Batch
+from fastmtl.report import read_run, render
+from fastmtl.report.charts import Line, line_chart, ticks
+from fastmtl.run_folder import RunFolder
+from fastmtl.tasks import create_task
+
+CLASSES = ["<b>x", "Polyp"]
+EVIL = "<b>x"
+
+
+def _record(epoch):
+    dice = math.nan if epoch == 1 else 0.5 + 0.1 * epoch
+    scores = {"outline": {"dice": dice}, "kind": {"accuracy": 0.75, "per_class": {EVIL: 0.5, "Polyp": None}}}
+    loss = {"outline": 0.9 / epoch, "kind": 1.2 / epoch}
+    return {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "loss": loss,
+        "images_per_second": 40.0,
+        "waiting": 0.25,
+        "seconds": 8.0,
+        "validation": {"tasks": scores, "loss": loss, "score": dice, "num_images": 4},
+        "validation_seconds": 2.0,
+    }
+
+
+def _look(step):
+    numbers = {"weights": [1.0, 2.0], "norms": [0.5, math.nan], "cosines": [[1.0, -0.2], [-0.2, 1.0]]}
+    return {"step": step, "epoch": 1, "loss": {"outline": 0.5, "kind": 0.7}, "gradient_norm": 2.0} | numbers
+
+
+def _batch():
+    """Four images of two patients: one mask right, one wrong, one empty, one without labels."""
+    masks = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    masks[:2, :, 2:6, 2:6] = 1
+    present = torch.tensor([[True, True], [True, True], [True, True], [False, False]])
+    targets = {"outline": masks, "kind": torch.tensor([0, 1, 1, 0])}
+    ids = [f"{name}/tile-{index}" for index, name in enumerate([EVIL, "Polyp", "Polyp", "Polyp"])]
+    return Batch(torch.zeros(4, 3, 8, 8), targets, present, ids=ids, groups=["P1", "P1", "P2", "P2"])
+
+
+def _table(keep=6):
+    tasks = [
+        create_task("binary_segmentation", "outline", 0),
+        create_task("classification", "kind", 1, class_names=CLASSES),
+    ]
+    assert tasks[0].output == Output("map", 1)
+    batch = _batch()
+    logits = torch.where(batch.targets["outline"].bool(), 9.0, -9.0)
+    logits[1] = -logits[1]
+    kinds = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 3.0], [0.0, 3.0]])
+    table = ImageTable(tasks, keep=keep)
+    table(batch, {"outline": logits, "kind": kinds})
+    return table
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder made by hand, with everything in it."""
+    folder = tmp_path / "run"
+    (folder / "tiles").mkdir(parents=True)
+    (folder / "config.toml").write_text(
+        'name = "<i>recipe"\nsummary = "a & b"\n[balancer]\nname = "pcgrad"\n[training]\nepochs = 2\n'
+    )
+    facts = {"data": "tiles", "split": "drawn", "class_names": CLASSES}
+    facts |= {"training_patients": ["P0"], "validation_patients": ["P1", "P2"]}
+    (folder / "run.json").write_text(json.dumps(facts))
+    environment = {"fastmtl": "0", "commit": "abcdef0123456789", "threads": 2, "gpus": [], "command": "fastmtl train"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(_record(epoch)) + "\n" for epoch in (1, 2, 3)))
+    (folder / "balance.jsonl").write_text("".join(json.dumps(_look(step)) + "\n" for step in range(5, 35, 5)))
+    scores = _record(3)["validation"]["tasks"]
+    summary = {"tasks": scores, "num_images": 4, "num_patients": 2, "checkpoint": "best"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    Image.new("RGB", (32, 24), (230, 180, 210)).save(tmp_path / "tile.png")
+    _table().write(folder, dict.fromkeys(_batch().ids, tmp_path / "tile.png"))
+    return folder
+
+
+def test_the_page_is_self_contained_and_has_every_section(run, capsys):
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().err == ""
+    page = (run / "report.html").read_text()
+    assert "http" not in page
+    assert not re.search(r"<(script|link)\b|url\(|@import", page)
+    assert all(source.startswith("data:image/jpeg;base64,/9j/") for source in re.findall(r'src="([^"]*)"', page))
+    sections = re.findall("<h2>(.*?)</h2>", page)
+    assert sections == [
+        *("Tiles to look at", "Per class", "Per patient", "Learning curves", "How the tasks' gradients got along"),
+        *("Where the time went", "What ran"),
+    ]
+    for said in (
+        "outline: the worst tiles",
+        "kind: the surest mistakes",
+        "Cosine between",
+        "Norm of each",
+        "Weight of",
+    ):
+        assert said in page
+    assert "commit abcdef012345" in page
+    assert "per_class" not in page
+    assert "waiting for data <b>20%</b>" in page  # 6 of 30 seconds
+    assert "Missing from this page" not in page
+
+
+def test_names_are_escaped(run):
+    page = render(read_run(run))
+    assert EVIL not in page
+    assert "<i>recipe" not in page
+    assert "&lt;b&gt;x" in page
+
+
+def test_values_that_are_not_numbers_leave_gaps(run):
+    assert "nan" not in "".join(re.findall("<svg.*?</svg>", render(read_run(run)))).lower()
+    drawn = line_chart("loss", [Line("a", [1, 2, 3, 4, 5], [math.nan, 1.0, math.inf, 3.0, 2.0])])
+    assert drawn.count("<polyline") == 3  # the legend's sample and two stretches
+    assert "No finite value" in line_chart("loss", [Line("a", [1], [math.nan])])
+    assert "No finite value" in line_chart("loss", [])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1e-7), (0.0, 0.0), (-1.0, 1.0), (0.0, 3.7e9), (0.0, 0.99)])
+def test_an_axis_holds_its_values(low, high):
+    marks = ticks(low, high)
+    assert marks[0] <= low
+    assert marks[-1] >= high
+    assert 2 <= len(marks) <= 7
+    assert marks == sorted(set(marks))
+
+
+def test_every_image_gets_a_line_and_only_what_it_has_labels_for(run):
+    lines = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["patient"] for line in lines] == ["P1", "P1", "P2", "P2"]
+    right, wrong, empty, unlabelled = (line["tasks"] for line in lines)
+    assert unlabelled == {}
+    assert [entry["outline"]["dice"] for entry in (right, wrong, empty)] == [1, 0, 1]
+    assert wrong["outline"]["true_area"] == pytest.approx(0.25)
+    assert (wrong["kind"]["class"], wrong["kind"]["predicted"]) == ("Polyp", EVIL)
+    assert wrong["kind"]["score"] == pytest.approx(1 - wrong["kind"]["probability"])
+    assert "thumbnail" not in right["kind"], "only mistakes of a classification are worth a picture"
+
+
+def test_thumbnails_are_of_the_best_and_worst_and_show_both_outlines(run, tmp_path):
+    table = _table(keep=1)
+    table.write(run, dict.fromkeys(_batch().ids, tmp_path / "tile.png"))
+    shown = [line["id"] for line in table.lines if "thumbnail" in line["tasks"].get("outline", {})]
+    assert shown == [f"{EVIL}/tile-0", "Polyp/tile-1"]
+    assert len(list((run / "tiles").iterdir())) == 3
+    with Image.open(run / table.lines[1]["tasks"]["outline"]["thumbnail"]) as picture:
+        assert picture.size == (320, 240)
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(-1, 3).int()
+    for colour in (TRUE_COLOUR, PREDICTED_COLOUR):
+        assert ((pixels - torch.tensor(colour)).abs().amax(1) < 60).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("balance.jsonl", "no balance.jsonl"), ("evaluation.jsonl", "evaluation.jsonl is not there")]
+)
+def test_what_a_run_never_had_is_said_and_no_error(run, name, said, capsys):
+    (run / name).unlink()
+    assert main(["report", str(run)]) == 0
+    assert said in (run / "report.html").read_text()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_balancer_of_losses_reports_weights_alone(run):
+    looks = [{"step": step, "loss": {"outline": 1.0, "kind": 1.0}, "weights": [1.0, 1.0]} for step in (1, 2)]
+    (run / "balance.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    page = render(read_run(run))
+    assert "weighs losses" in page
+    assert "Weight of each task" in page
+    assert "Cosine between" not in page
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "environment.json", "run.json"])
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"epoch": "x"}', b"\xff\xfe{", b'{"tasks": 3, "epoch": 1}'])
+def test_broken_and_missing_files_are_named_and_the_rest_goes_on(run, name, content, capsys):
+    (run / name).unlink() if content is None else (run / name).write_bytes(content)
+    broken = content in (None, b"", b"[1]", b"\xff\xfe{") or name in ("metrics.jsonl", "summary.json")
+    assert main(["report", str(run)]) == (1 if broken else 0)
+    said = capsys.readouterr().err
+    assert all(line.startswith("fastmtl: ") for line in said.splitlines())
+    assert (name in said) == broken
+    page = (run / "report.html").read_text()
+    assert "Tiles to look at" in page
+    assert ("Missing from this page" in page) == broken
+
+
+def test_a_broken_line_and_a_lost_picture_are_named(run, capsys):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "lo')
+    (run / "tiles" / "001.jpg").unlink()
+    assert main(["report", str(run)]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "metrics.jsonl, line 4" in first
+    assert "001.jpg" in second
+    assert "epoch 3 of 3" in (run / "report.html").read_text()
+
+
+def test_several_runs_on_one_page(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in run.glob("*.json*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "config.toml").write_text('name = "second"\n[balancer]\nname = "linear"\n')
+    out = tmp_path / "pages" / "both.html"
+    assert main(["report", str(run), str(other), "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "http" not in page
+    assert EVIL not in page
+    assert "same patients" in page
+    assert "balancer.name" in page
+    assert page.count("<polyline") >= 4
+    facts = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(facts | {"validation_patients": ["P9"]}))
+    (other / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    assert main(["report", str(run), str(other), str(tmp_path / "none"), "--out", str(out)]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "none is not a run folder" in first
+    assert "metrics.jsonl" in second
+    assert "different patients" in out.read_text()
+
+
+def test_mistakes_get_one_line(run, tmp_path, capsys):
+    for arguments, said in [
+        (["report"], "RUN is missing"),
+        (["report", str(run), str(run)], "--out PAGE.html"),
+        (["report", str(tmp_path)], "is not a run folder"),
+    ]:
+        assert main(arguments) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_the_run_folder_keeps_what_the_balancer_did_and_forgets_what_a_resumed_run_repeats(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (2, 4, 6):
+        look = _look(step)
+        record = {"loss": look.pop("loss"), "balance": {key: look[key] for key in ("weights", "norms", "cosines")}}
+        folder.on_step(step, 0, step, 6, record)
+    folder.close()
+    folder.trim(epochs=0, steps=4)
+    looks = [json.loads(line) for line in (tmp_path / "balance.jsonl").read_text().splitlines()]
+    assert [look["step"] for look in looks] == [2, 4]
+    assert looks[0]["epoch"] == 1
+    assert looks[0]["cosines"] == [[1.0, -0.2], [-0.2, 1.0]]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_says_speed_waiting_losses_and_time_left(terminal):
+    written = io.StringIO()
+    line = ProgressLine(2, Console(file=written, force_terminal=terminal, width=140, soft_wrap=True, highlight=False))
+    seen = {"loss": {"outline": 0.5, "kind": 0.25}, "balance": {}, "images_per_second": 41.6, "waiting": 0.125}
+    line.on_step(1, 0, 1, 4, seen)
+    if terminal:
+        line._bar.refresh()
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+        for said in ("epoch 1/2", "left", "42 images/s", "12% waiting for data", "outline 0.500", "kind 0.250"):
+            assert said in shown
+    line.on_epoch(_record(2))
+    line.close()
+    assert "40 images/s, 25% waiting for data" in written.getvalue()
+    assert terminal or "\x1b" not in written.getvalue()
