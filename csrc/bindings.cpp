@@ -73,8 +73,9 @@ PYBIND11_MODULE(_C, m) {
          bool squared, bool jaccard, double smooth_nr, double smooth_dr, int empty, int reduction, std::uintptr_t loss,
          std::uintptr_t coefficients, int num_threads) {
         return fastmtl::dice_bce_forward(dice_bce_problem(shape, logits, target, mask, pos_weight, squared),
-                                         {pointer<const float>(weight), bce_weight, dice_weight, smooth_nr, smooth_dr,
-                                          batch, jaccard, empty, reduction},
+                                         {pointer<const float>(weight), bce_weight, dice_weight,
+                                          {smooth_nr, smooth_dr, jaccard, squared, static_cast<fastmtl::Empty>(empty)},
+                                          batch, reduction},
                                          pointer<float>(loss), pointer<float>(coefficients), num_threads);
       },
       py::call_guard<py::gil_scoped_release>(), "shape: groups, batch, channels, pixels; see dice_bce.hpp.");

@@ -15,30 +15,6 @@ namespace {
 constexpr std::int64_t kBlock = 512;           // as in dice_bce_cpu.cpp: chunks are whole blocks
 constexpr std::int64_t kChunkElements = 16384;  // over all channels: 64 KiB of float32
 
-// Slopes of one segment's Dice loss in I and P, and the loss itself.
-struct Dice {
-  double loss = 0.0, of_intersection = 0.0, of_prediction = 0.0;
-  bool counted = false;
-};
-
-Dice dice_of(const DiceBceSums& sums, const DiceBceProblem& problem, const DiceBceOptions& options) {
-  Dice dice;
-  dice.counted = sums.elements > 0.0 && !(options.empty == 2 && sums.target == 0.0);
-  if (!dice.counted) return dice;
-  if (sums.target == 0.0 && sums.prediction == 0.0) {  // constant: the score of an empty pair is a convention
-    dice.loss = options.empty == 0 ? 0.0 : 1.0;
-    return dice;
-  }
-  const double numerator = 2.0 * sums.intersection + options.smooth_nr;
-  const double total = sums.prediction + sums.target;
-  const double denominator = (options.jaccard ? 2.0 * (total - sums.intersection) : total) + options.smooth_dr;
-  const double ratio = numerator / denominator, factor = options.jaccard ? 2.0 : 1.0;
-  dice.loss = 1.0 - ratio;
-  dice.of_intersection = -2.0 / denominator - (options.jaccard ? 2.0 * ratio / denominator : 0.0);
-  dice.of_prediction = (problem.squared ? 2.0 : 1.0) * factor * ratio / denominator;
-  return dice;
-}
-
 void add(DiceBceSums& sums, const DiceBceSums& more) {
   sums.intersection += more.intersection;
   sums.prediction += more.prediction;
@@ -52,13 +28,14 @@ void finish_group(const DiceBceProblem& problem, const DiceBceOptions& options, 
                   const std::vector<DiceBceSums>& sums, float* loss, float* coefficients) {
   const std::int64_t C = problem.channels, segments = static_cast<std::int64_t>(sums.size());
   const std::int64_t all = problem.batch * C, first = group * problem.group_size * C;
-  std::vector<Dice> dice;
+  std::vector<DiceScore> dice;
   double bce = 0.0, elements = 0.0, dice_loss = 0.0, counted = 0.0;
   const auto weight_of = [&](std::int64_t s) {
     return options.weight == nullptr ? 1.0 : static_cast<double>(options.weight[group * C + s % C]);
   };
   for (std::int64_t s = 0; s < segments; ++s) {
-    dice.push_back(dice_of(sums[s], problem, options));
+    dice.push_back(
+        dice_score(sums[s].intersection, sums[s].prediction, sums[s].target, sums[s].elements, options.dice));
     bce += sums[s].bce;
     elements += sums[s].elements;
     if (dice[s].counted) dice_loss += weight_of(s) * dice[s].loss;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "dice_score.hpp"
 #include "element.hpp"
 #include "isa.hpp"
 
@@ -29,10 +30,9 @@ struct DiceBceProblem {
 
 struct DiceBceOptions {
   const float* weight;  // [groups * channels] or nullptr
-  double bce_weight, dice_weight, smooth_nr, smooth_dr;
+  double bce_weight, dice_weight;
+  DiceOptions dice;
   bool over_batch;  // a segment is a channel of a whole group instead of a channel of a sample
-  bool jaccard;
-  int empty;      // 0: an empty pair scores one; 1: zero; 2: segments with an empty target are skipped
   int reduction;  // 0: none; 1: mean; 2: sum
 };
 

@@ -46,7 +46,7 @@ ALLOWED = {
         "trainer",
     },
 }
-THIRD_PARTY = {"reference": {"torch", "math"}, "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"}}
+THIRD_PARTY = {"reference": {"torch", "math", "typing"}, "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"}}
 
 
 def _imports(path: Path) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,12 +84,6 @@ def reference(tensors: Tensors, options: Options) -> Tensor:
     keywords = {name: getattr(options, name) for name in (*names, "reduction")}
     losses = [reference_loss(**group._asdict(), **keywords) for group in tensors.split(options.groups)]
     return losses[0] if options.groups == 1 else torch.stack(losses)
-
-
-def reference_gradient(grad: Tensor, tensors: Tensors, options: Options) -> Tensor:
-    """d (grad * loss) / d input by autograd through the reference; itself differentiable in grad and input."""
-    pull: Any = torch.func.vjp(lambda input: reference(tensors._replace(input=input), options), tensors.input)[1]
-    return pull(grad)[0]
 
 
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:

@@ -9,27 +9,20 @@ so three coefficients per segment (slopes in the BCE sum, in I, and q times that
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _backends, _checks
-from ._dice_bce import EMPTY, REDUCTIONS, Options, Tensors, new_outputs, reference_gradient
-from ._planes import gradient_like
+from ._dice_bce import EMPTY, REDUCTIONS, Options, Tensors, new_outputs, reference
+from ._loss_op import LossOp
 
 _OPTIONS = (
     "float bce_weight, float dice_weight, bool batch, bool squared_pred, bool jaccard, float smooth_nr, "
     "float smooth_dr, str empty, str reduction, int groups, str backend"
 )
 _TENSORS = "Tensor input, Tensor target, Tensor? pos_weight, Tensor? weight, Tensor? mask"
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-_LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
-_LIBRARY.define(f"dice_bce({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor)", tags=_TAGS)
-_LIBRARY.define(f"dice_bce_backward(Tensor grad, {_TENSORS}, Tensor coefficients, {_OPTIONS}) -> Tensor", tags=_TAGS)
-_forward_op = torch.ops.fastmtl.dice_bce.default
-_backward_op = torch.ops.fastmtl.dice_bce_backward.default
 
 
 def dice_bce_loss(
@@ -117,7 +110,7 @@ def dice_bce_loss(
     mask = _checks.full_rank_mask(mask, input)
     if input.dim() == 2:  # no spatial dims: planes of one pixel
         input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
-    loss, _ = _run_forward(
+    loss, _ = _dice_bce(
         input,
         target,
         pos_weight,
@@ -136,116 +129,6 @@ def dice_bce_loss(
         backend,
     )
     return loss
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    tensors, options = Tensors(*arguments[:5]), Options(*arguments[5:])
-    return _backends.choose("dice_bce", options.backend, tensors.input)(tensors, options)
-
-
-def _backward(grad: Tensor, *arguments: Any) -> Tensor:
-    tensors, coefficients, options = Tensors(*arguments[:5]), arguments[5], Options(*arguments[6:])
-    run = _backends.choose("dice_bce_backward", options.backend, tensors.input)
-    return run(grad, tensors, coefficients, options)
-
-
-def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return new_outputs(arguments[0], Options(*arguments[5:]))
-
-
-def _fake_backward(grad: Tensor, input: Tensor, *arguments: Any) -> Tensor:
-    return gradient_like(input)
-
-
-for _key in ("CPU", "CUDA"):
-    _LIBRARY.impl("dice_bce", _forward, _key)
-    _LIBRARY.impl("dice_bce_backward", _backward, _key)
-torch.library.register_fake("fastmtl::dice_bce", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("fastmtl::dice_bce_backward", _fake_backward, lib=_LIBRARY)
-
-
-class _Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            return _forward_op(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs[:5], output[1])
-        ctx.options = inputs[5:]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _run_backward(grads[0], *ctx.saved_tensors, *ctx.options), *(None,) * (4 + len(ctx.options))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        return _vmap_forward(info, in_dims, *arguments)
-
-
-class _Backward(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return _backward_op(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:6])
-        ctx.options = Options(*inputs[7:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The coefficients depend on the logits: only a second look at the whole loss has all of the derivative."""
-        grad, *rest = ctx.saved_tensors
-        tensors, options = Tensors(*rest), ctx.options
-
-        def gradient(grad: Tensor, input: Tensor) -> Tensor:
-            return reference_gradient(grad, tensors._replace(input=input), options)
-
-        pull: Any = torch.func.vjp(gradient, grad, tensors.input)[1]
-        return *pull(grads[0]), *(None,) * (5 + len(options))
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-        return _vmap_backward(info, in_dims, *arguments)
-
-
-class _ForwardOnce(torch.autograd.Function):
-    """`_Forward` without a setup_context, which torch calls after binding all arguments anew: 20 us less."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        output = _Forward.forward(*arguments)
-        _Forward.setup_context(ctx, arguments, output)
-        return output
-
-    backward = _Forward.backward
-
-
-def _record(recorded: Any, plain: Any, *arguments: Any) -> Any:
-    needed = torch.is_grad_enabled() and (arguments[0].requires_grad or arguments[1].requires_grad)
-    return (recorded.apply if needed else plain.forward)(*arguments)
-
-
-# torch.func wants to meet the autograd.Function before the op; everywhere else the op records itself.
-def _transformed() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def _run_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return (_Forward.apply if _transformed() else _forward_op)(*arguments)
-
-
-def _run_backward(*arguments: Any) -> Tensor:
-    return (_Backward.apply if _transformed() else _backward_op)(*arguments)
-
-
-# torch.library.register_autograd would cost 70 us a call more: it matches the schema's 16 arguments anew each time.
-_LIBRARY.impl("dice_bce", partial(_record, _ForwardOnce, _Forward), "Autograd")
-_LIBRARY.impl("dice_bce_backward", partial(_record, _Backward, _Backward), "Autograd")
 
 
 def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
@@ -269,7 +152,7 @@ def _fold_tensors(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...
 def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
     size, options = info.batch_size, Options(*arguments[5:])
     tensors = _fold_tensors(size, in_dims, arguments)
-    loss, coefficients = _run_forward(*tensors, *options._replace(groups=size * options.groups))
+    loss, coefficients = _dice_bce(*tensors, *options._replace(groups=size * options.groups))
     samples, *rest = tensors.input.shape
     inner = options.loss_shape(torch.Size((samples // size, *rest)))
     return (loss.reshape(size, *inner), coefficients.unflatten(1, (size, -1))), (0, 1)
@@ -283,9 +166,17 @@ def _vmap_backward(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments
     grad = grad.reshape(options.loss_shape(tensors.input.shape))
     coefficients, dim = arguments[5], in_dims[6]  # [3, B, C] with the vmapped dim anywhere or nowhere
     stacked = coefficients.unsqueeze(1).expand(-1, size, -1, -1) if dim is None else coefficients.movedim(dim, 1)
-    gradient = _run_backward(grad, *tensors, stacked.flatten(1, 2), *options)
+    gradient = _dice_bce.backward(grad, *tensors, stacked.flatten(1, 2), *options)
     return gradient.unflatten(0, (size, -1)), 0
 
 
-torch.library.register_vmap("fastmtl::dice_bce", _vmap_forward, lib=_LIBRARY)
-torch.library.register_vmap("fastmtl::dice_bce_backward", _vmap_backward, lib=_LIBRARY)
+_dice_bce = LossOp(
+    "dice_bce",
+    (_TENSORS, _OPTIONS),
+    Tensors,
+    Options,
+    fake=lambda tensors, options: new_outputs(tensors.input, options),
+    reference=reference,
+    vmap=_vmap_forward,
+    vmap_backward=_vmap_backward,
+)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import ops
+from .. import ops
 
 
 class DiceBCELoss(nn.Module):

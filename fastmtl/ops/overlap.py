@@ -1,0 +1,61 @@
+"""The sums that every overlap loss is made of: one pass over logits and target, whatever is built on them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..reference.overlap import OverlapSums, sigmoid_overlap, softmax_overlap
+from . import _backends, _checks
+
+
+def overlap_sums(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: str = "sigmoid",
+    pos_weight: Tensor | float | None = None,
+    mask: Tensor | None = None,
+    ignore_index: int | None = None,
+    squared_pred: bool = False,
+    backend: str = "auto",
+) -> OverlapSums:
+    """Intersection, prediction, target, entropy and element sums of each sample's channel: five tensors [B, C].
+
+    Dice, Jaccard, Tversky, generalized Dice and their logarithms and powers are a few operations on these small
+    tensors: any of them costs one read of logits and target forward, one more and a write of the gradient backward.
+
+        intersection = sum p t,  prediction = sum p^q,  target = sum t^q,  elements = number of valid elements
+        entropy = -sum (pos_weight t log p + (1 - t) log(1 - p))    with activation="sigmoid"
+        entropy = -sum t log p                                      with activation="softmax"
+
+    Args:
+        input: logits [B, C, *spatial], float16, bfloat16, float32 or float64.
+        target: the same shape (0 to 1, any dtype); with "softmax" also class numbers [B, *spatial], integers.
+        activation: "sigmoid" or "softmax" (over C).
+        pos_weight: with "sigmoid": a number or [C].
+        mask: bool or uint8; True takes part. "sigmoid": [B], [B, C] or broadcastable to input; "softmax": [B] or
+            [B, *spatial].
+        ignore_index: with class numbers: pixels of this class take part in nothing.
+        squared_pred: q = 2 instead of 1.
+        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference".
+
+    Returns:
+        `OverlapSums`, float32 (float64 for float64 logits); `intersection`, `prediction` and `entropy` are
+        differentiable in `input`.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, by name.
+
+    >>> logits, target = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    >>> sums = overlap_sums(logits, target)
+    >>> tversky = sums.intersection / (0.3 * sums.prediction + 0.7 * sums.target)
+    >>> round(tversky.item(), 4)
+    0.5882
+    """
+    _checks.one_of("activation", activation, ("sigmoid", "softmax"))
+    _backends.check_backend(backend)
+    if activation == "sigmoid":
+        _checks.logits_and_target(input, target)
+        weight = _checks.per_channel("pos_weight", pos_weight, input)
+        return sigmoid_overlap(input, target, weight, _checks.full_rank_mask(mask, input), squared_pred)
+    return softmax_overlap(input, target, mask, ignore_index, squared_pred)
