@@ -50,6 +50,9 @@ THIRD_PARTY = {
     "reference": {"torch", "math", "typing"},
     "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"},
 }
+    "reference": {"torch", "math", "typing"},
+    "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"},
+}
 
 
 def _imports(path: Path) -> set[str]:
