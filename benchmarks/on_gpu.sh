@@ -19,7 +19,7 @@ export PYTHONPATH="${PWD}${PYTHONPATH:+:${PYTHONPATH}}"
 say() { printf 'on_gpu: %s\n' "$*"; }
 
 usage() {
-    sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,9s/^# \{0,1\}//p' benchmarks/on_gpu.sh
     exit 2
 }
 

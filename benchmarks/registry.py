@@ -57,8 +57,8 @@ def register(case: Case) -> Case:
 
 
 def cases(pattern: str = "") -> list[Case]:
-    """Registered cases whose title contains `pattern`."""
+    """Registered cases whose title contains `pattern`, in capitals or not."""
     from . import load_cases
 
     load_cases()
-    return [case for case in _CASES if pattern in case.title]
+    return [case for case in _CASES if pattern.lower() in case.title.lower()]

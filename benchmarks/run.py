@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when anything was left out (a contender that is missing, wrong or out of memory; a file that is
     broken; nothing to compare with), 2 when the arguments are wrong. What can be done is done first."""
     options = _parser().parse_args(argv)
-    console, device = Console(), torch.device(options.device)
+    # Where nobody sets a width (a log, a pipe), 80 columns would cut names off.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        device = torch.device(options.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without CUDA
+        return _complain(f"--device {options.device}: {str(error).splitlines()[0]}", 2)
     if options.codegen:
         from .codegen import main as codegen
 
@@ -37,16 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, error in left_out.items():
         _complain(f"the cases of {name} are left out: {reason(error)}", 1)
     chosen = cases(options.pattern)
+    if not chosen:
+        return _complain(f"no case matches {options.pattern!r}; `fastmtl bench --list` shows them.", 2)
     if options.list:
         print("\n".join(case.title for case in chosen))
-        return 0
-    if not chosen:
-        return _complain(f"no case matches {options.pattern!r}; --list shows them.", 2)
+        return int(bool(left_out))
     try:
         commit = store.resolve(options.compare) if options.compare else ""
     except ValueError as error:
         return _complain(f"--compare: {error}", 2)
     stored, out, broken = _stored(stored_in, options.out)
+    if out:
+        try:  # before hours of measuring, not after the first case
+            store.append(out, [])
+        except OSError as error:
+            return _complain(f"--out: {error}", 2)
     failed = broken or bool(left_out)
     if options.keep_memory:
         keep_memory()
@@ -123,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("pattern", nargs="?", default="", help="only cases whose title contains this")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--out", type=Path, metavar="CSV", help="append the rows to this file")
-    parser.add_argument("--rounds", type=int, default=15, help="runs of each contender (default 15)")
+    parser.add_argument("--rounds", type=_count, default=15, help="runs of each contender (default 15)")
     parser.add_argument("--cold", action="store_true", help="sweep the caches before every run")
     parser.add_argument("--keep-memory", action="store_true", help="glibc keeps freed memory: nobody pays page faults")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -131,6 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plot", action="store_true", help="draw the stored rows (of --out) as SVG and stop")
     parser.add_argument("--codegen", action="store_true", help="what the GPU kernels compile to, with no GPU, and stop")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _stored(path: Path, out: Path | None) -> tuple[list[store.Stored], Path | None, bool]:
@@ -177,7 +195,7 @@ def _show_changes(console: Console, revision: str, changes: Sequence[store.Chang
 
 def _table(case: Case, rows: Sequence[Row], bandwidth: float) -> Table:
     table = Table(title=case.title, title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     headings = ["p50 ms", "p20 to p80", "times fastmtl", *(["aim"] if case.figures else []), "peak MiB"]
     headings += ["of copy bandwidth"] if case.min_bytes else []
     headings += ["images/s"] if case.items else []
@@ -187,7 +205,8 @@ def _table(case: Case, rows: Sequence[Row], bandwidth: float) -> Table:
         if row.note:
             continue
         aim = case.figures.get(row.contender)
-        cells = [f"{row.p50:.2f}", f"{row.p20:.2f} to {row.p80:.2f}", f"{row.ratio:.2f}"]
+        ratio = "\N{EN DASH}" if math.isnan(row.ratio) else f"{row.ratio:.2f}"
+        cells = [f"{row.p50:.2f}", f"{row.p20:.2f} to {row.p80:.2f}", ratio]
         cells += [f">= {aim:g}" if aim else ""] if case.figures else []
         cells += [f"{row.peak_bytes / 2**20:.1f}"]
         cells += [f"{case.min_bytes / (row.p50 * 1e-3) / bandwidth:.0%}"] if case.min_bytes else []

@@ -29,9 +29,12 @@ class ProgressLine:
                 TextColumn("{task.description}"),
                 BarColumn(16),
                 TimeRemainingColumn(compact=True),
-                TextColumn("left  {task.fields[seen]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                TextColumn(
+                    "left  {task.fields[seen]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+                ),
                 console=self.console,
                 transient=True,
+                expand=True,  # the last column gets what the others leave; else those would be cut
             )
             # A resumed run starts in the middle; counted from 0 its first look would promise an early end.
             self._task = self._bar.add_task("", total=self.epochs * num_batches, completed=done, seen="")

@@ -50,9 +50,6 @@ THIRD_PARTY = {
     "reference": {"torch", "math", "typing"},
     "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"},
 }
-    "reference": {"torch", "math", "typing"},
-    "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"},
-}
 
 
 def _imports(path: Path) -> set[str]:

@@ -53,7 +53,8 @@ def _scores(names: Sequence[str], runs: Sequence[PastRun]) -> str:
     heads += ["Epochs", "Images/s", "Training time", "Device"]
     rows = []
     best = []
-    for column, key in enumerate(keys, 2):
+    comparable = len({tuple(run.facts.get("validation_patients", ())) for run in runs}) == 1
+    for column, key in enumerate(keys if comparable else [], 2):
         found = [(one[key], row) for row, one in enumerate(scores) if key in one and isfinite(one[key])]
         if len(found) > 1:
             best += [(row, column) for value, row in found if value == max(found)[0]]

@@ -109,7 +109,7 @@ def spread(run: PastRun) -> list[str]:
             lowest = f"{below or 'none'} {'is' if below < 2 else 'are'} below 0.5"
             said.append(
                 f"{task}: half of the {len(dice)} images have a Dice above {dice[len(dice) // 2]:.3f}, one in ten has "
-                f"less than {dice[len(dice) // 10]:.3f}, and {lowest}."
+                f"at most {dice[len(dice) // 10]:.3f}, and {lowest}."
             )
     return said
 

@@ -70,7 +70,8 @@ pre { overflow-x: auto; font-size: .82rem; background: var(--card); border-radiu
 @media print { :root { --back: #fff; --card: #f6f7f9; --text: #000; --soft: #444; --line: #bbb; }
   body { font-size: 10pt; max-width: none; padding: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  figure, tr, .fact { break-inside: avoid; } h2, h3 { break-after: avoid; } .wide { overflow: visible; }
+  figure, tr, .fact, table.confusion { break-inside: avoid; } h2, h3, p:has(+ .wide) { break-after: avoid; }
+  .wide { overflow: visible; }
   pre { white-space: pre-wrap; } .tiles { grid-template-columns: repeat(3, 1fr); }
   details::details-content { content-visibility: visible; block-size: auto; } }
 """
