@@ -1,3 +1,6 @@
 """Losses as modules: fastmtl's own here, and the faces of other libraries' in `losses.monai`, `.smp`, `.nnunet`."""
 
+from . import monai as monai
+from . import nnunet as nnunet
+from . import smp as smp
 from .native import DiceBCELoss as DiceBCELoss
