@@ -7,11 +7,13 @@
 #include <cstdint>
 #include <new>
 
+#include "assignment.hpp"
 #include "combine.hpp"
 #include "dice_bce.hpp"
 #include "gram.hpp"
 #include "isa.hpp"
 #include "pcgrad.hpp"
+#include "points.hpp"
 
 namespace py = pybind11;
 
@@ -41,6 +43,15 @@ fastmtl::DiceBceProblem dice_bce_problem(const std::array<std::int64_t, 4>& shap
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastmtl's compiled CPU kernels: raw pointers in, nothing of torch inside.";
   m.def("isa", [] { return fastmtl::isa_name(fastmtl::active_isa()); }, "The instruction set chosen at load.");
+  m.def(
+      "linear_assignment",
+      [](const std::array<std::int64_t, 3>& shape, std::uintptr_t cost, bool is_double,
+         const std::array<std::int64_t, 3>& strides, std::uintptr_t num_targets, std::uintptr_t matches) {
+        return fastmtl::linear_assignment({shape[0], shape[1], shape[2], pointer<const void>(cost), is_double, strides,
+                                           pointer<const std::int64_t>(num_targets)},
+                                          pointer<std::int64_t>(matches));
+      },
+      py::call_guard<py::gil_scoped_release>(), "shape: batch, queries, targets; see assignment.hpp.");
   m.def(
       "gram",
       [](std::uintptr_t J, int type, std::int64_t K, std::int64_t P, std::int64_t row_stride, bool norms_only,
@@ -88,4 +99,23 @@ PYBIND11_MODULE(_C, m) {
                                    pointer<const float>(coefficients), planes(gradient), num_threads);
       },
       py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d logits; see dice_bce.hpp.");
+  m.def(
+      "sample_points",
+      [](const std::array<std::int64_t, 5>& s, std::uintptr_t coordinates, bool is_double, int num_threads,
+         std::uintptr_t maps, int type, std::int64_t batch_stride, std::int64_t channel_stride, std::uintptr_t out) {
+        FASTMTL_DISPATCH(sample_points)
+        ({s[0], s[1], s[2], s[3], s[4], pointer<const void>(coordinates), is_double, num_threads},
+         pointer<const void>(maps), static_cast<fastmtl::Element>(type), batch_stride, channel_stride,
+         pointer<void>(out));
+      },
+      py::call_guard<py::gil_scoped_release>(), "shape: batch, channels, height, width, points; see points.hpp.");
+  m.def(
+      "scatter_points",
+      [](const std::array<std::int64_t, 5>& s, std::uintptr_t coordinates, bool is_double, int num_threads,
+         std::uintptr_t grad, std::uintptr_t gradient) {
+        FASTMTL_DISPATCH(scatter_points)
+        ({s[0], s[1], s[2], s[3], s[4], pointer<const void>(coordinates), is_double, num_threads},
+         pointer<const void>(grad), pointer<void>(gradient));
+      },
+      py::call_guard<py::gil_scoped_release>(), "gradient = the transpose of sample_points at grad.");
 }

@@ -3,4 +3,5 @@
 from . import monai as monai
 from . import nnunet as nnunet
 from . import smp as smp
+from .mask2former import Mask2FormerLoss as Mask2FormerLoss
 from .native import DiceBCELoss as DiceBCELoss

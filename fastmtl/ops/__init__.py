@@ -1,9 +1,13 @@
 """Fused ops: plain functions on tensors, drop-in for the ones in torch, MONAI and smp."""
 
+from .assignment import linear_assignment as linear_assignment
 from .combine import combine as combine
 from .dice_bce import dice_bce_loss as dice_bce_loss
 from .gram import grad_norms as grad_norms
 from .gram import gram as gram
 from .overlap import OverlapSums as OverlapSums
 from .overlap import overlap_sums as overlap_sums
+from .pairwise_mask import pairwise_mask_cost as pairwise_mask_cost
 from .pcgrad import pcgrad_weights as pcgrad_weights
+from .points import sample_points as sample_points
+from .uncertain_points import sample_uncertain_points as sample_uncertain_points
