@@ -96,6 +96,21 @@ def _combine(label: str, J: str, out: str, wide_loads: int) -> list[Kernel]:
     return [replace(kernel, bytes_per_element=moved)]
 
 
+def _assignment(block: int, num_warps: int, cost: str) -> Kernel:
+    """Steps of some hundred costs each, read with a stride: nothing to load in 16 bytes."""
+    types = {"cost": cost, "num_targets": "*i64", "matches": "*i64"}
+    types |= dict.fromkeys(("cb", "cq", "ct", "queries", "targets", "factor"), "i32")
+    constants, label = {"HAS_NUMBER": True, "BLOCK": block}, f"{cost[1:]}-{block}"
+    return Kernel("assignment_triton", "assignment_kernel", types, constants, (), 0, num_warps, label)
+
+
+def _points(maps: str) -> Kernel:
+    """Neighbours lie anywhere: single loads, except of the points themselves."""
+    types = {"maps": maps, "coordinates": "*fp32", "out": "*fp32", "batch_stride": "i32", "channel_stride": "i32"}
+    types |= dict.fromkeys(("channels", "height", "width", "points", "blocks"), "i32")
+    return Kernel("points_triton", "sample_points_kernel", types, {"BLOCK": 512}, (), 0, label=maps[1:])
+
+
 KERNELS = [
     *_dice_bce("f32-u8", 5, "*fp32", "*u8"),
     *_dice_bce("f32-f32", 8, "*fp32", "*fp32"),
@@ -143,6 +158,10 @@ KERNELS = [
         )
         for size in (1, 4, 16, 64)
     ],
+    _assignment(128, 1, "*fp32"),
+    _assignment(256, 1, "*fp64"),
+    _assignment(1024, 8, "*fp32"),
+    *[_points(maps) for maps in ("*fp32", "*bf16", "*u8")],
 ]
 
 

@@ -17,34 +17,40 @@ inline auto value_of(T x) {
 }
 
 // The four neighbours of up to kBlock points: offsets into a plane, 0 where outside of it, and weights, 0 there.
-template <typename Real>
+// Index: 32 bits where a plane allows it, for twice the vector.
+template <typename Real, typename Index>
 struct Neighbours {
-  std::int64_t offset[4][kBlock];
-  Real weight[4][kBlock];
+  alignas(64) Index offset[4][kBlock];
+  alignas(64) Real weight[4][kBlock];
 
   void locate(const Real* coordinates, std::int64_t count, std::int64_t height, std::int64_t width) {
-    const Real columns = static_cast<Real>(width), rows = static_cast<Real>(height);
+    alignas(64) Index left[kBlock], top[kBlock];
+    alignas(64) Real right_share[kBlock], down_share[kBlock];
+    const Index columns = static_cast<Index>(width), rows = static_cast<Index>(height);
     for (std::int64_t i = 0; i < count; ++i) {
-      const Real x = coordinates[2 * i] * columns - Real(0.5), y = coordinates[2 * i + 1] * rows - Real(0.5);
-      // Also false for NaN: such a point lies nowhere.
-      const bool near = x > Real(-2) && x < columns + 1 && y > Real(-2) && y < rows + 1;
-      const std::int64_t left = near ? floor_of(x) : -2, top = near ? floor_of(y) : -2;
-      const Real right_share = near ? x - static_cast<Real>(left) : 0, down_share = near ? y - static_cast<Real>(top) : 0;
-      for (int corner = 0; corner < 4; ++corner) {
-        const std::int64_t column = left + corner / 2, row = top + corner % 2;
-        const bool inside = column >= 0 && column < width && row >= 0 && row < height;
-        const Real across = corner / 2 ? right_share : Real(1) - right_share;
-        const Real down = corner % 2 ? down_share : Real(1) - down_share;
-        offset[corner][i] = inside ? row * width + column : 0;
-        weight[corner][i] = inside ? across * down : Real(0);
+      left[i] = split(coordinates[2 * i] * static_cast<Real>(columns) - Real(0.5), columns, right_share[i]);
+      top[i] = split(coordinates[2 * i + 1] * static_cast<Real>(rows) - Real(0.5), rows, down_share[i]);
+    }
+    for (int corner = 0; corner < 4; ++corner) {
+      const Index across = corner / 2, down = corner % 2;
+      for (std::int64_t i = 0; i < count; ++i) {
+        const Index column = left[i] + across, row = top[i] + down;
+        const bool inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows);
+        const Real x = across ? right_share[i] : Real(1) - right_share[i];
+        const Real y = down ? down_share[i] : Real(1) - down_share[i];
+        offset[corner][i] = inside ? row * columns + column : 0;
+        weight[corner][i] = inside ? x * y : Real(0);
       }
     }
   }
 
  private:
-  static std::int64_t floor_of(Real x) {
-    const std::int64_t truncated = static_cast<std::int64_t>(x);
-    return truncated - (static_cast<Real>(truncated) > x);
+  // The whole part; what is far outside, or NaN, lies at -2, where no neighbour is inside.
+  static Index split(Real x, Index size, Real& rest) {
+    x = (x > Real(-2)) & (x < static_cast<Real>(size) + 1) ? x : Real(-2);
+    const Index truncated = static_cast<Index>(x), whole = truncated - (static_cast<Real>(truncated) > x);
+    rest = x - static_cast<Real>(whole);
+    return whole;
   }
 };
 
@@ -53,7 +59,7 @@ int threads_for(const PointsProblem& p) {
   return useful < 1 ? 1 : useful < p.num_threads ? static_cast<int>(useful) : p.num_threads;
 }
 
-template <typename T, typename Real>
+template <typename Index, typename T, typename Real>
 void sample(const PointsProblem& p, const T* maps, std::int64_t batch_stride, std::int64_t channel_stride, Real* out) {
   const Real* coordinates = static_cast<const Real*>(p.coordinates);
   const std::int64_t blocks = (p.points + kBlock - 1) / kBlock;
@@ -62,7 +68,7 @@ void sample(const PointsProblem& p, const T* maps, std::int64_t batch_stride, st
   for (std::int64_t item = 0; item < p.batch * blocks; ++item) {
     const std::int64_t b = item / blocks, first = item % blocks * kBlock;
     const std::int64_t left = p.points - first, count = left < kBlock ? left : kBlock;
-    Neighbours<Real> near;
+    Neighbours<Real, Index> near;
     near.locate(coordinates + 2 * (b * p.points + first), count, p.height, p.width);
     for (std::int64_t c = 0; c < p.channels; ++c) {
       const T* plane = maps + b * batch_stride + c * channel_stride;
@@ -81,7 +87,7 @@ void sample(const PointsProblem& p, const T* maps, std::int64_t batch_stride, st
 }
 
 // A thread owns whole planes: sums are taken in the order of the points, whatever the number of threads.
-template <typename Real>
+template <typename Index, typename Real>
 void scatter(const PointsProblem& p, const Real* grad, Real* gradient) {
   const Real* coordinates = static_cast<const Real*>(p.coordinates);
   const std::int64_t pixels = p.height * p.width;
@@ -90,7 +96,7 @@ void scatter(const PointsProblem& p, const Real* grad, Real* gradient) {
   for (std::int64_t plane = 0; plane < p.batch * p.channels; ++plane) {
     Real* out = gradient + plane * pixels;
     for (std::int64_t n = 0; n < pixels; ++n) out[n] = 0;
-    Neighbours<Real> near;
+    Neighbours<Real, Index> near;
     for (std::int64_t first = 0; first < p.points; first += kBlock) {
       const std::int64_t left = p.points - first, count = left < kBlock ? left : kBlock;
       near.locate(coordinates + 2 * (plane / p.channels * p.points + first), count, p.height, p.width);
@@ -102,15 +108,17 @@ void scatter(const PointsProblem& p, const Real* grad, Real* gradient) {
   }
 }
 
-template <typename Real>
+inline bool is_small(const PointsProblem& p) { return p.height * p.width < (std::int64_t{1} << 30); }
+
+template <typename Real, typename Index>
 void sample_type(const PointsProblem& p, const void* maps, Element type, std::int64_t batch_stride,
                  std::int64_t channel_stride, void* out) {
   Real* result = static_cast<Real*>(out);
   if (type == Element::uint8 || type == Element::boolean) {
-    return sample(p, static_cast<const std::uint8_t*>(maps), batch_stride, channel_stride, result);
+    return sample<Index>(p, static_cast<const std::uint8_t*>(maps), batch_stride, channel_stride, result);
   }
   with_row_type(type, [&](auto* kind) {
-    sample(p, static_cast<decltype(kind)>(maps), batch_stride, channel_stride, result);
+    sample<Index>(p, static_cast<decltype(kind)>(maps), batch_stride, channel_stride, result);
   });
 }
 
@@ -119,17 +127,21 @@ void sample_type(const PointsProblem& p, const void* maps, Element type, std::in
 void sample_points(const PointsProblem& problem, const void* maps, Element type, std::int64_t batch_stride,
                    std::int64_t channel_stride, void* out) {
   if (problem.is_double) {
-    sample_type<double>(problem, maps, type, batch_stride, channel_stride, out);
+    sample_type<double, std::int64_t>(problem, maps, type, batch_stride, channel_stride, out);
+  } else if (is_small(problem)) {
+    sample_type<float, std::int32_t>(problem, maps, type, batch_stride, channel_stride, out);
   } else {
-    sample_type<float>(problem, maps, type, batch_stride, channel_stride, out);
+    sample_type<float, std::int64_t>(problem, maps, type, batch_stride, channel_stride, out);
   }
 }
 
 void scatter_points(const PointsProblem& problem, const void* grad, void* gradient) {
   if (problem.is_double) {
-    scatter(problem, static_cast<const double*>(grad), static_cast<double*>(gradient));
+    scatter<std::int64_t>(problem, static_cast<const double*>(grad), static_cast<double*>(gradient));
+  } else if (is_small(problem)) {
+    scatter<std::int32_t>(problem, static_cast<const float*>(grad), static_cast<float*>(gradient));
   } else {
-    scatter(problem, static_cast<const float*>(grad), static_cast<float*>(gradient));
+    scatter<std::int64_t>(problem, static_cast<const float*>(grad), static_cast<float*>(gradient));
   }
 }
 

@@ -49,8 +49,8 @@ def assignment_kernel(
     swapped = number > queries  # the fewer are rows: each of them finds a column
     rows = tl.minimum(number, queries)
     columns = tl.maximum(number, queries)
-    row_stride = tl.where(swapped, cq, ct)
-    column_stride = tl.where(swapped, ct, cq)
+    row_stride = tl.where(swapped, cq, ct).to(tl.int64)
+    column_stride = tl.where(swapped, ct, cq).to(tl.int64)
     k = tl.arange(0, BLOCK)
     there = k < columns
 
@@ -123,6 +123,7 @@ def linear_assignment(cost: torch.Tensor, num_targets: torch.Tensor | None) -> t
     with torch.cuda.device_of(cost):
         assignment_kernel[(B,)](
             cost, num_targets, matches, *cost.stride(), Q, T, 1 << size.bit_length(),
-            HAS_NUMBER=num_targets is not None, BLOCK=block, num_warps=1 if block <= 256 else min(16, block // 256),
+            HAS_NUMBER=num_targets is not None, BLOCK=block, num_warps=1 if block <= 256 else min(16, block // 128),
+            enable_fp_fusion=True,
         )  # fmt: skip
     return matches

@@ -12,9 +12,9 @@ import torch
 from _asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
 from _inputs import layout, segmentation
 
-from fastmtl import balance, data, ops
+from fastmtl import balance, data, losses, ops
 from fastmtl.ops.pcgrad import random_order
-from fastmtl.reference import combine, dice_bce, gram, pcgrad
+from fastmtl.reference import combine, dice_bce, gram, pcgrad, points
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 DEVICE = "cuda"
@@ -134,3 +134,53 @@ def test_tiles_decoded_on_the_gpu_are_those_decoded_on_the_cpu(tmp_path):
         # Grey levels are rounded at other places: two of 255 levels, over the standard deviation, on average less.
         assert (on_cpu.images - on_gpu.images.cpu()).abs().mean() < 2 / 255 / 0.22
         assert (on_cpu.targets["mask"] != on_gpu.targets["mask"].cpu()).float().mean() < 0.005
+
+
+@pytest.mark.parametrize(("Q", "T"), [(100, 20), (20, 100), (300, 100), (1, 1), (700, 3)])
+def test_linear_assignment_small(Q, T):
+    """The same queries as the definition, ties and broken costs included."""
+    source = torch.Generator().manual_seed(Q + T)
+    cost = torch.randn(4, Q, T, generator=source)
+    cost[1] = torch.randint(5, (Q, T), generator=source).float()
+    cost[2, torch.rand(Q, T, generator=source) < 0.3] = float("nan")
+    cost[3, torch.rand(Q, T, generator=source) < 0.3] = float("inf")
+    numbers = torch.tensor([T, T, T // 2, T])
+    found = ops.linear_assignment(cost.to(DEVICE), numbers.to(DEVICE), backend="triton")
+    assert torch.equal(found.cpu(), ops.linear_assignment(cost, numbers))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_sample_points_small(dtype):
+    source = torch.Generator().manual_seed(0)
+    maps = (torch.rand(3, 2, 40, 30, generator=source) * 2).to(dtype)
+    coordinates = torch.rand(3, 1000, 2, generator=source) * 1.2 - 0.1
+    exact = points.sample_points(maps, coordinates.double())
+    maps, coordinates = maps.to(DEVICE), coordinates.to(DEVICE)
+    found = ops.sample_points(maps, coordinates, backend="triton")
+    torch.testing.assert_close(found.cpu().double(), exact, rtol=1e-5, atol=1e-5)
+    if dtype == torch.float32:
+        leaf = maps.requires_grad_()
+        gradients = [torch.autograd.grad(ops.sample_points(leaf, coordinates).sum(), leaf) for _ in range(3)]
+        assert_bit_equal(gradients)
+
+
+def test_mask2former_loss_never_waits_for_the_device():
+    loss = losses.Mask2FormerLoss(5, num_points=256).to(DEVICE)
+    classes = torch.randn(2, 30, 6, device=DEVICE, requires_grad=True)
+    maps = torch.randn(2, 30, 32, 32, device=DEVICE, requires_grad=True)
+    labels, masks = torch.ones(2, 7, dtype=torch.int64, device=DEVICE), torch.ones(2, 7, 64, 64, device=DEVICE)
+    numbers = torch.tensor([7, 3], device=DEVICE)
+
+    def step() -> tuple[torch.Tensor, ...]:
+        layers = loss(classes, maps, labels, masks.to(torch.uint8), numbers, auxiliary=[(classes, maps)])
+        return torch.autograd.grad(loss.total(layers), (classes, maps))
+
+    step()  # compiles
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients = step()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert all(gradient.isfinite().all() for gradient in gradients)

@@ -11,7 +11,6 @@ import torch
 from _inputs import generator
 from torch import Tensor
 
-from fastmtl import ops
 from fastmtl.losses.mask2former import Mask2FormerLoss, Targets, pad_targets
 from fastmtl.ops import uncertain_points
 from fastmtl.torchvision_guard import make_torchvision_importable

@@ -27,8 +27,8 @@ class Targets(NamedTuple):
 def pad_targets(labels: Sequence[Tensor], masks: Sequence[Tensor]) -> Targets:
     """Lists of each sample's labels [t] and masks [t, h, w] as `Targets`; smaller masks get zeros below and right.
 
-    >>> pad_targets([torch.tensor([2]), torch.tensor([], dtype=torch.int64)], [torch.ones(1, 4, 6), torch.ones(0, 5, 5)])[2]
-    tensor([1, 0])
+    >>> pad_targets([torch.tensor([2]), torch.tensor([1, 3])], [torch.ones(1, 4, 6), torch.ones(2, 5, 5)]).masks.shape
+    torch.Size([2, 2, 5, 6])
     """
     if not labels or len(labels) != len(masks):
         raise ValueError(f"`labels` and `masks` must be lists of one length; got {len(labels)} and {len(masks)}.")
@@ -41,10 +41,13 @@ def pad_targets(labels: Sequence[Tensor], masks: Sequence[Tensor]) -> Targets:
     counts = [label.shape[0] for label in labels]
     most = max(counts)
     height, width = (max(mask.shape[dim] for mask in masks) for dim in (1, 2))
-    padded = [pad(mask, (0, width - mask.shape[2], 0, height - mask.shape[1], 0, most - mask.shape[0])) for mask in masks]
+
+    def whole(mask: Tensor) -> Tensor:
+        return pad(mask, (0, width - mask.shape[2], 0, height - mask.shape[1], 0, most - mask.shape[0]))
+
     return Targets(
         torch.stack([pad(label.long(), (0, most - label.shape[0])) for label in labels]),
-        torch.stack(padded),
+        torch.stack([whole(mask) for mask in masks]),
         torch.tensor(counts, device=labels[0].device),
     )
 
@@ -239,9 +242,8 @@ class Mask2FormerLoss(nn.Module):
             for name, value, like in zip(("class_logits", "mask_logits"), layer, layers[0], strict=True):
                 if value.shape != like.shape or value.dtype not in FLOATING:
                     where = f"`auxiliary[{position - 1}]`'s {name}" if position else f"`{name}`"
-                    raise ValueError(
-                        f"{where} must be floating, {list(like.shape)}; got {names((value.dtype,))} {list(value.shape)}."
-                    )
+                    found = f"{names((value.dtype,))} {list(value.shape)}"
+                    raise ValueError(f"{where} must be floating, {list(like.shape)}; got {found}.")
         B, T = class_logits.shape[0], masks.shape[1] if masks.dim() == 4 else -1
         if masks.dim() != 4 or masks.shape[0] != B or list(labels.shape) != [B, T]:
             raise ValueError(

@@ -118,7 +118,6 @@ def _fake(cost: Tensor, num_targets: Tensor | None, backend: str) -> Tensor:
     return cost.new_empty((cost.shape[0], cost.shape[2]), dtype=torch.int64)
 
 
-@torch.library.register_vmap("fastmtl::linear_assignment", lib=_LIBRARY)
 def _vmap(info: Any, in_dims: tuple[Any, ...], cost: Tensor, num_targets: Tensor | None, backend: str) -> Any:
     def fold(tensor: Tensor, dim: int | None) -> Tensor:
         stacked = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -127,3 +126,6 @@ def _vmap(info: Any, in_dims: tuple[Any, ...], cost: Tensor, num_targets: Tensor
     numbers = None if num_targets is None else fold(num_targets, in_dims[1])
     matches = torch.ops.fastmtl.linear_assignment(fold(cost, in_dims[0]), numbers, backend)
     return matches.unflatten(0, (info.batch_size, -1)), 0
+
+
+torch.library.register_vmap("fastmtl::linear_assignment", _vmap, lib=_LIBRARY)

@@ -1,4 +1,4 @@
-"""`pairwise_mask_cost`: Dice and binary cross-entropy of every query's mask with every target's, by one matrix product."""
+"""`pairwise_mask_cost`: Dice and BCE of every query's mask with every target's, by one matrix product."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pairwise_mask_cost(
     _checks.finite("dice_weight", dice_weight)
     shape, expected = list(mask_logits.shape), "`mask_logits` must be [B, Q, N] and `targets` [B, T, N]"
     if len(shape) != 3 or targets.dim() != 3 or [shape[0], shape[2]] != [targets.shape[0], targets.shape[2]]:
-        raise ValueError(f"{expected}; got {shape} and {list(targets.shape)}. Flatten the spatial dims with flatten(2).")
+        raise ValueError(f"{expected}; got {shape} and {list(targets.shape)}. Use flatten(2) on maps.")
     if shape[2] == 0:
         raise ValueError(f"{expected} with N of 1 or more; got {shape}. Sample at least one point.")
     if targets.device != mask_logits.device:
@@ -57,5 +57,6 @@ def pairwise_mask_cost(
     p = x.sigmoid()
     x_t, p_t = torch.bmm(torch.cat([x, p], 1), t.mT).chunk(2, 1)  # [B, Q, T] each
     sizes = p.sum(2)[:, :, None] + t.sum(2)[:, None, :]
-    bce = (softplus(x).sum(2)[:, :, None] - x_t) / shape[2]
+    # Beyond torch's own threshold of 20 float64 would lose half its digits.
+    bce = (softplus(x, threshold=40).sum(2)[:, :, None] - x_t) / shape[2]
     return bce_weight * bce + dice_weight * (1 - (2 * p_t + 1) / (sizes + 1))

@@ -66,8 +66,9 @@ def _with_planes(maps: Tensor) -> Tensor:
     return maps if maps[0, 0].is_contiguous() else maps.contiguous()
 
 
-def _problem(batch: int, channels: int, height: int, width: int, coordinates: Tensor) -> tuple[Any, ...]:
-    shape = (batch, channels, height, width, coordinates.shape[1])
+def _problem(planes: tuple[int, ...], coordinates: Tensor) -> tuple[Any, ...]:
+    """`planes`: batch, channels, height, width."""
+    shape = (*planes, coordinates.shape[1])
     return shape, address(coordinates), coordinates.dtype == torch.float64, num_threads()
 
 
@@ -75,7 +76,7 @@ def _sample_cpp(maps: Tensor, coordinates: Tensor) -> Tensor:
     maps, coordinates = _with_planes(maps), coordinates.contiguous()
     out = torch.empty((*maps.shape[:2], coordinates.shape[1]), dtype=coordinates.dtype)
     extension().sample_points(
-        *_problem(*maps.shape, coordinates), address(maps), element(maps), *maps.stride()[:2], address(out)
+        *_problem(maps.shape, coordinates), address(maps), element(maps), *maps.stride()[:2], address(out)
     )
     return out
 
@@ -89,7 +90,7 @@ def _sample_triton(maps: Tensor, coordinates: Tensor) -> Tensor:
 def _scatter_cpp(grad: Tensor, coordinates: Tensor, height: int, width: int) -> Tensor:
     grad, coordinates = grad.contiguous(), coordinates.contiguous()
     gradient = torch.empty((*grad.shape[:2], height, width), dtype=grad.dtype)
-    problem = _problem(*grad.shape[:2], height, width, coordinates)
+    problem = _problem(gradient.shape, coordinates)
     extension().scatter_points(*problem, address(grad), address(gradient))
     return gradient
 

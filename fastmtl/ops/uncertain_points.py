@@ -62,8 +62,10 @@ def sample_uncertain_points(
 def random_points(maps: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
     """Uniform points [B, number, 2] for maps [B, ...]."""
     dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
-    own = {} if generator is None else {"generator": generator}  # torch.compile cannot follow generator=None
-    return torch.rand(maps.shape[0], number, 2, dtype=dtype, device=maps.device, **own)
+    shape, device = (maps.shape[0], number, 2), maps.device
+    if generator is None:  # torch.compile cannot follow generator=None
+        return torch.rand(*shape, dtype=dtype, device=device)
+    return torch.rand(*shape, dtype=dtype, device=device, generator=generator)
 
 
 def check_ratios(num_points: int, oversample_ratio: float, importance_sample_ratio: float) -> None:

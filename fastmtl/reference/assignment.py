@@ -1,8 +1,8 @@
 """Batched linear assignment by shortest augmenting paths in plain torch, with no host branch on data: the definition.
 
-The sparser side of a sample (targets, or queries where they are fewer) are rows, each of which gets a column. Prices of
-columns keep every matched pair the cheapest of its row, cost less price. Row by row, Dijkstra's algorithm finds the
-cheapest path to a free column, through columns whose rows move on to another one.
+The fewer of a sample's targets and queries are rows, each of which gets a column. Prices of columns keep every matched
+pair the cheapest of its row, cost less price. Row by row, Dijkstra's algorithm finds the cheapest path to a free column,
+through columns whose rows move on to another one.
 """
 
 import torch
@@ -26,11 +26,12 @@ def linear_assignment(cost: Tensor, num_targets: Tensor) -> Tensor:
         searching, closed = row < rows, k >= columns[:, None]
         last, line, passed, reached = torch.full_like(rows, -1), C[:, row], *price.new_zeros(2, B)
         for _ in range(row + 1):
-            nearer = ~closed & (line - price - passed[:, None] < distance) & searching[:, None]
-            distance = torch.where(nearer, line - price - passed[:, None], distance)
+            through = line - price - passed[:, None]
+            nearer = ~closed & (through < distance) & searching[:, None]
+            distance = torch.where(nearer, through, distance)
             previous = torch.where(nearer, last[:, None], previous)
             length = torch.where(closed, torch.inf, distance).amin(1)
-            # Of equals a free column, then the first.
+            # of equals a free column, then the first
             rank = torch.where(~closed & (distance == length[:, None]), k + size * (owner >= 0), 2 * size)
             last = torch.where(searching, rank.amin(1) % size, last)
             closed = closed | searching[:, None] & (k == last[:, None])
@@ -38,8 +39,7 @@ def linear_assignment(cost: Tensor, num_targets: Tensor) -> Tensor:
             searching = searching & (owner[b, last] >= 0)
             line = C[b, owner[b, last].clamp(min=0)]
             passed = line[b, last] - price[b, last] - reached
-        on_path = closed & (k < columns[:, None])
-        price = torch.where(on_path, price + (distance - reached[:, None]), price)
+        price = torch.where(closed & (k < columns[:, None]), price + (distance - reached[:, None]), price)
         for _ in range(row + 1):  # back along the path: each column takes its predecessor's row
             before = torch.where(last >= 0, previous[b, last], -1)
             taken = torch.where(before >= 0, owner[b, before], row)
@@ -48,8 +48,8 @@ def linear_assignment(cost: Tensor, num_targets: Tensor) -> Tensor:
     allowed = ~(given.gather(1, owner.clamp(min=0)[:, None])[:, 0] > LARGEST) & (owner >= 0)
     of_column = torch.where(allowed, owner, -1)
     of_row = torch.full((B, size + 1), -1, device=cost.device)
-    of_row = of_row.scatter(1, torch.where(allowed, owner, size), k.expand(B, -1))[:, :size]
-    return torch.where((number > Q)[:, None], of_column, of_row)[:, :T]
+    of_row = of_row.scatter(1, torch.where(allowed, owner, size), k.expand(B, -1))
+    return torch.where((number > Q)[:, None], of_column[:, :T], of_row[:, :T])
 
 
 def _finite(given: Tensor, real: Tensor) -> Tensor:
