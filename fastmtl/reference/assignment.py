@@ -1,8 +1,8 @@
 """Batched linear assignment by shortest augmenting paths in plain torch, with no host branch on data: the definition.
 
 The fewer of a sample's targets and queries are rows, each of which gets a column. Prices of columns keep every matched
-pair the cheapest of its row, cost less price. Row by row, Dijkstra's algorithm finds the cheapest path to a free column,
-through columns whose rows move on to another one.
+pair the cheapest of its row, cost less price. Row by row, Dijkstra's algorithm finds the cheapest path to a free
+column, through columns whose rows move on to another one.
 """
 
 import torch
@@ -58,6 +58,6 @@ def _finite(given: Tensor, real: Tensor) -> Tensor:
     low = torch.where(usable, given, torch.inf).amin((1, 2), keepdim=True)
     spread = torch.where(usable, given, -torch.inf).amax((1, 2), keepdim=True) - low
     low, spread = torch.where(spread >= 0, low, 0.0), torch.where(spread > 0, spread, 1.0)
-    factor = 2.0 ** min(real.shape[1], real.shape[2]).bit_length()
+    factor = 2.0 ** real.shape[1].bit_length()
     last_resort = torch.where(given > LARGEST, low + factor * factor * spread, low + factor * spread)
     return torch.where(usable, given, last_resort)
