@@ -1,5 +1,7 @@
 """Recycled memory: handed out again when free, never while anything looks into it."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -50,6 +52,16 @@ def test_small_tensors_are_not_kept():
     recycled = Recycled()
     recycled.empty_strided(torch.Size([4]), (1,), torch.float32, torch.device("cpu"))
     assert recycled._last is None
+
+
+def test_released_memory_is_taken_anew_and_held_memory_stays():
+    recycled, busy = Recycled(), Recycled()
+    held = _take(busy).fill_(7.0)
+    place = weakref.ref(_take(recycled).untyped_storage())
+    ops.release_memory()
+    assert recycled._last is busy._last is None
+    assert place() is None
+    assert held[-1].item() == 7.0
 
 
 def test_gradients_of_two_losses_are_two():

@@ -2,18 +2,20 @@
 
 On a CPU, glibc gives blocks over 32 MB back to the kernel at every free, and fresh pages are zeroed one fault at a
 time: for the gradient of a large map of logits, or a combined gradient, that takes longer than computing it. Each
-`Recycled` keeps the last block it gave out, and no more.
+`Recycled` keeps the last block it gave out, and no more; `release_memory` has them all let go.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 WORTHWHILE = 2**22  # bytes; smaller blocks stay in glibc's own lists
+_ALL: WeakSet[Recycled] = WeakSet()
 
 
 class Recycled:
@@ -23,6 +25,7 @@ class Recycled:
         self._last: Tensor | None = None
         self._idle_holders = 0  # references to `_last`'s storage while only this object looks into it
         self._lock = threading.Lock()
+        _ALL.add(self)
 
     def empty_strided(
         self, size: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, device: torch.device
@@ -42,6 +45,23 @@ class Recycled:
                 self._last, self._idle_holders = made, _holders(made)
                 return made.detach()
             return made
+
+    def release(self) -> None:
+        """Keep nothing; memory that somebody else holds stays as it is."""
+        with self._lock:
+            self._last = None
+
+
+def release_memory() -> None:
+    """Let go of the memory that ops on a CPU keep for their next large output (the last gradient of each loss, the last
+    combined gradient), as `torch.cuda.empty_cache` does on a GPU.
+
+    Tensors that somebody holds are left alone, and the next output takes new memory.
+
+    >>> release_memory()
+    """
+    for recycled in list(_ALL):
+        recycled.release()
 
 
 def _can_count() -> bool:
