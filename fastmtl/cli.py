@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -203,29 +204,23 @@ def _predict(arguments: list[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class ReportArguments:
-    """Make report.html of one RUN again, or one page that compares several."""
-
-    out: Path | None = None
-    """The page to write; for one RUN its report.html when left out."""
-
-
 def _report(arguments: list[str]) -> int:
-    import tyro
-
-    runs = [_positional(arguments, "report", "RUN", "a folder that `fastmtl train` wrote")]
-    while arguments and not arguments[0].startswith("-"):
-        runs.append(arguments.pop(0))
-    parsed = tyro.cli(ReportArguments, args=arguments, prog="fastmtl report RUN [RUN ...]")
-    if len(runs) > 1 and parsed.out is None:
-        raise ConfigError("fastmtl report of several runs makes a new page; say where: --out PAGE.html")
+    parser = argparse.ArgumentParser(
+        prog="fastmtl report", description="Make report.html of one run again, or one page that compares several."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a folder that `fastmtl train` wrote")
+    parser.add_argument(
+        "--out", type=Path, metavar="PAGE", help="page to write: RUN/report.html when left out; several RUNs need it"
+    )
+    parsed = parser.parse_intermixed_args(arguments)
+    if len(parsed.runs) > 1 and parsed.out is None:
+        return _fail("report of several runs makes a new page; say where: --out PAGE.html", 2)
     from . import commands
 
-    problems = commands.report([Path(run) for run in runs], parsed.out)
+    problems = commands.report(parsed.runs, parsed.out)
     for problem in problems:
         print(f"fastmtl: {problem}", file=sys.stderr)
-    print(parsed.out or Path(runs[0]) / "report.html")
+    print(parsed.out or parsed.runs[0] / "report.html")
     return 1 if problems else 0
 
 

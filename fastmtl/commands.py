@@ -91,6 +91,7 @@ def _run(
         folder=run.checkpoints,
         observers=[run, progress],
     )
+    precision = str(trainer.dtype or torch.float32).removeprefix("torch.")
     if resumed:
         trainer.resume(run.checkpoints / "last", loader)
         run.trim(trainer.epoch, trainer.step_count)
@@ -98,8 +99,8 @@ def _run(
         where = "already finished" if done else f"resumed at epoch {trainer.epoch + 1}"
         console.print(f"{where}, step {trainer.step_count}")
     else:
-        run.create(recipe, _facts(root, split_file, splits))
-    console.print(f"device: {device}, precision: {str(trainer.dtype or torch.float32).removeprefix('torch.')}")
+        run.create(recipe, _facts(root, split_file, splits) | {"precision": precision})
+    console.print(f"device: {device}, precision: {precision}")
     try:
         with _stop_politely(trainer):
             trainer.fit(loader, validation)
@@ -244,6 +245,8 @@ def _facts(root: Path, split_file: Path | None, splits: build.Splits) -> dict[st
         "class_names": list(splits.train.class_names),
         "training_patients": sorted({tile.group for tile in splits.train.tiles}),
         "validation_patients": sorted({tile.group for tile in splits.validation.tiles}),
+        "training_images": len(splits.train),
+        "validation_images": len(splits.validation),
     }
 
 

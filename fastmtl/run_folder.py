@@ -167,11 +167,18 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "packages": packages,
         "command": " ".join(["fastmtl", *sys.argv[1:]]),
     }
+
+
+def processor_name() -> str:
+    """As the processor calls itself, for example "AMD EPYC"; its architecture where torch cannot ask it."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities.get("cpu_name") or platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

@@ -60,6 +60,12 @@ def test_a_run_folder_holds_everything(run, tiles):
     assert "http" not in page, "the report must be self-contained"
     facts = json.loads((run / "run.json").read_text())
     assert not set(facts["training_patients"]) & set(facts["validation_patients"])
+    assert facts["validation_images"] == len(images)
+    assert facts["training_images"] + len(images) == 24
+    assert facts["precision"] in ("float32", "bfloat16")
+    processor = json.loads((run / "environment.json").read_text())["processor"]
+    for said in (f"{facts['training_images']} to train, {len(images)} held out", processor, facts["precision"]):
+        assert said in page
 
 
 def test_eval_prints_the_summary_and_leaves_training_patients_out(run, tiles, capsys):

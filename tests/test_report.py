@@ -80,8 +80,10 @@ def run(tmp_path):
     )
     facts = {"data": "tiles", "split": "drawn", "class_names": CLASSES}
     facts |= {"training_patients": ["P0"], "validation_patients": ["P1", "P2"]}
+    facts |= {"precision": "bfloat16", "training_images": 31, "validation_images": 4}
     (folder / "run.json").write_text(json.dumps(facts))
     environment = {"fastmtl": "0", "commit": "abcdef0123456789", "threads": 2, "gpus": [], "command": "fastmtl train"}
+    environment |= {"processor": "Fast 9000"}
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(_record(epoch)) + "\n" for epoch in (1, 2, 3)))
     (folder / "balance.jsonl").write_text("".join(json.dumps(_look(step)) + "\n" for step in range(5, 35, 5)))
@@ -113,7 +115,9 @@ def test_the_page_is_self_contained_and_has_every_section(run, capsys):
         "Weight of",
     ):
         assert said in page
-    assert "commit abcdef012345" in page
+    for said in ("commit abcdef012345", "Fast 9000, 2 threads", "31 to train, 4 held out", "bfloat16"):
+        assert said in page
+    assert "so at 6 of the 6 steps" in page
     assert "per_class" not in page
     assert "waiting for data <b>20%</b>" in page  # 6 of 30 seconds
     assert "Missing from this page" not in page
@@ -171,11 +175,43 @@ def test_thumbnails_are_of_the_best_and_worst_and_show_both_outlines(run, tmp_pa
 @pytest.mark.parametrize(
     ("name", "said"), [("balance.jsonl", "no balance.jsonl"), ("evaluation.jsonl", "evaluation.jsonl is not there")]
 )
-def test_what_a_run_never_had_is_said_and_no_error(run, name, said, capsys):
+def test_what_a_run_lacks_is_said_in_its_place_and_named(run, name, said, capsys):
     (run / name).unlink()
-    assert main(["report", str(run)]) == 0
+    assert main(["report", str(run)]) == 1
     assert said in (run / "report.html").read_text()
-    assert capsys.readouterr().err == ""
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{name}: no such file; " in line
+
+
+def test_a_run_without_metrics_promises_no_scores(run, capsys):
+    (run / "metrics.jsonl").unlink()
+    (run / "summary.json").unlink()
+    assert main(["report", str(run)]) == 1
+    curves, scores = capsys.readouterr().err.splitlines()
+    assert "metrics.jsonl: no such file; there are no curves" in curves
+    assert "summary.json: no such file; there are no scores" in scores
+    assert "has no scores" in (run / "report.html").read_text()
+
+
+def test_classes_that_were_never_found_stand_at_the_top(run):
+    top = render(read_run(run)).split("<h2>")[0]
+    assert "kind: sensitivity per class is from 50% (Polyp) to 100% (&lt;b&gt;x)." in top
+    assert "never found" not in top
+    lines = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["tasks"].get("kind", {}).get("class") == "Polyp":
+            line["tasks"]["kind"]["predicted"] = EVIL
+    (run / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"class_names": [*CLASSES, "Rare"]}))
+    top = render(read_run(run)).split("<h2>")[0]
+    assert "<p class=warn>kind: never found: Polyp (0 of 2 images).</p>" in top
+    assert "from 0% (Polyp) to 100% (&lt;b&gt;x); no image of Rare was held out." in top
+
+
+def test_a_tile_is_described_for_those_who_cannot_see_it(run):
+    described = re.findall('alt="([^"]*)"', render(read_run(run)))
+    assert "Dice 0.000, Polyp, taken for &lt;b&gt;x, area: true 25%, predicted 75%, tile-1" in described
 
 
 def test_a_balancer_of_losses_reports_weights_alone(run):
@@ -225,6 +261,8 @@ def test_several_runs_on_one_page(run, tmp_path, capsys):
     assert EVIL not in page
     assert "same patients" in page
     assert "balancer.name" in page
+    assert page.count("commit abcdef012345") == 2
+    assert page.count("<td>tiles</td>") == 2, "the data of both"
     assert page.count("<polyline") >= 4
     facts = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps(facts | {"validation_patients": ["P9"]}))
@@ -239,12 +277,15 @@ def test_several_runs_on_one_page(run, tmp_path, capsys):
 
 def test_mistakes_get_one_line(run, tmp_path, capsys):
     for arguments, said in [
-        (["report"], "RUN is missing"),
         (["report", str(run), str(run)], "--out PAGE.html"),
         (["report", str(tmp_path)], "is not a run folder"),
     ]:
-        assert main(arguments) == 1
-        assert said in capsys.readouterr().err
+        assert main(arguments) == (1 if "folder" in said else 2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+    with pytest.raises(SystemExit, match="2"):
+        main(["report"])
+    assert "required: RUN" in capsys.readouterr().err
 
 
 def test_the_run_folder_keeps_what_the_balancer_did_and_forgets_what_a_resumed_run_repeats(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from .charts import UNKNOWN, Line, duration, line_chart, number
 from .images import table
-from .page import curve, device, headline_scores, label
+from .page import curve, device, headline_scores, label, what_ran
 from .past_run import PastRun
 from .style import page
 
@@ -24,6 +24,7 @@ def render_comparison(runs: Sequence[PastRun]) -> str:
         f"<h2>Scores on the held-out images</h2>{_scores(names, runs)}",
         f"<h2>Learning curves</h2>{_curves(names, runs)}",
         f"<h2>Where the recipes differ</h2>{_differences(names, runs)}",
+        f"<h2>What ran</h2>{_facts(names, runs)}",
     ]
     return page("Comparison of " + ", ".join(names), parts, problems)
 
@@ -105,12 +106,23 @@ def _differences(names: Sequence[str], runs: Sequence[PastRun]) -> str:
     keys = [key for key in keys if key not in ("name", "summary")]
     if not keys:
         return "<p class=soft>Nowhere: every option is the same.</p>"
+    return _side_by_side(names, keys, flat)
+
+
+def _facts(names: Sequence[str], runs: Sequence[PastRun]) -> str:
+    """Data, machine and commit of each run; the recipes' choices stand in the table of differences."""
+    found = [what_ran(run) for run in runs]
+    keys = dict.fromkeys(key for one in found for key in one if key not in ("model", "balancer", "optimizer"))
+    return _side_by_side(names, list(keys), found)
+
+
+def _side_by_side(names: Sequence[str], keys: Sequence[str], columns: Sequence[Mapping[str, str]]) -> str:
     head = "".join(f"<th scope=col>{escape(name)}</th>" for name in ["", *names])
     rows = []
     for key in keys:
-        cells = "".join(f"<td>{escape(one.get(key, UNKNOWN))}</td>" for one in flat)
+        cells = "".join(f"<td>{escape(one.get(key, UNKNOWN))}</td>" for one in columns)
         rows.append(f"<tr><th scope=row>{escape(key)}</th>{cells}</tr>")
-    return f"<div class=wide><table><tr class=head>{head}</tr>{''.join(rows)}</table></div>"
+    return f"<div class=wide><table class=beside><tr class=head>{head}</tr>{''.join(rows)}</table></div>"
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -114,6 +114,28 @@ def spread(run: PastRun) -> list[str]:
     return said
 
 
+def class_facts(run: PastRun) -> tuple[list[str], list[str]]:
+    """For each task with classes: those of which no held-out image was recognised, and how far sensitivity ranges over
+    the classes. Accuracy hides both where classes are rare."""
+    missed, ranges = [], []
+    for task in _tasks_with(run, "class"):
+        pairs = list(zip(_entries(run.images, task, "class"), _entries(run.images, task, "predicted"), strict=True))
+        totals = Counter(true for true, _ in pairs)
+        right = Counter(true for true, predicted in pairs if true == predicted)
+        never = [name for name in totals if not right[name]]
+        if never:
+            said = [f"{name} (0 of {totals[name]} image{'s' * (totals[name] > 1)})" for name in never]
+            missed.append(f"{task}: never found: {', '.join(said)}.")
+        if len(totals) > 1:
+            low, *_, high = sorted((right[name] / totals[name], name) for name in totals)
+            absent = [name for name in run.facts.get("class_names", []) if name not in totals]
+            without = f"; no image of {', '.join(absent)} was held out" if absent else ""
+            ranges.append(
+                f"{task}: sensitivity per class is from {low[0]:.0%} ({low[1]}) to {high[0]:.0%} ({high[1]}){without}."
+            )
+    return missed, ranges
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[tuple[int, int]] = ()) -> str:
     """The first column is text, the others numbers; cells (row, column) of `best` are set in bold."""
     head = "".join(
@@ -146,7 +168,8 @@ def _tiles(run: PastRun, task: str, lines: Sequence[Entry]) -> str:
             picture = ""
         label, notes = _caption(line, entry)
         name = line["id"].rsplit("/", 1)[-1]
-        image = f'<img alt="{escape(name)}" loading=lazy src="data:image/jpeg;base64,{picture}">' if picture else ""
+        described = escape(", ".join([label, *notes, name]))
+        image = f'<img alt="{described}" loading=lazy src="data:image/jpeg;base64,{picture}">' if picture else ""
         text = "<br>".join(escape(note) for note in [*notes, name])
         figures.append(f"<figure>{image}<figcaption><b>{escape(label)}</b><br>{text}</figcaption></figure>")
     return f"<div class=tiles>{''.join(figures)}</div>"
@@ -179,7 +202,7 @@ def _class_table(
         patients = len({line.get("patient") for line in members})
         shares = [f"{right / total:.0%}" if total else UNKNOWN for total in (len(members), predicted)]
         rows.append([name, str(len(members)), str(patients), *shares, *dice])
-    heads = ["Class", "Images", "Patients", "Sensitivity", "Precision", *(_titled(name, maps, "Dice") for name in maps)]
+    heads = ["Class", "Images", "Patients", "Sensitivity", "Precision", *(f"Dice of {name}" for name in maps)]
     return table(heads, rows)
 
 

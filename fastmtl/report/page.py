@@ -9,7 +9,7 @@ from math import isfinite, nan
 from typing import Any
 
 from .charts import Line, duration, line_chart, number, shares
-from .images import class_sections, patient_section, spread, tile_sections
+from .images import class_facts, class_sections, patient_section, spread, tile_sections
 from .past_run import PastRun
 from .style import page
 
@@ -31,8 +31,9 @@ def render(run: PastRun) -> str:
         f"<h2>Learning curves</h2>{_curves(run.records)}",
         f"<h2>How the tasks' gradients got along</h2>{_gradients(run)}",
         f"<h2>Where the time went</h2>{_time(run.records)}",
-        f"<h2>What ran</h2>{what_ran(run)}",
-        f"<details><summary>the recipe, every option</summary><pre>{escape(run.config_text)}</pre></details>",
+        f"<h2>What ran</h2>{_what_ran(run)}",
+        "<details class=recipe><summary>the recipe, every option</summary>"
+        f"<pre>{escape(run.config_text)}</pre></details>",
     ]
     return page(run.name, parts, run.problems)
 
@@ -61,18 +62,19 @@ def label(metric: str) -> str:
     return metric.replace("_", " ").capitalize()
 
 
-def what_ran(run: PastRun) -> str:
-    """A table of the data, the split, the recipe's choices, the machine and the commit."""
+def what_ran(run: PastRun) -> dict[str, str]:
+    """The data, the split, the recipe's choices, the machine and the commit, as far as they are known."""
     facts, environment, config = run.facts, run.environment, run.config
     rows = {
         "data": facts.get("data"),
         "split": facts.get("split"),
-        "patients": _patients(facts),
+        "patients": _counts(facts, "training_patients", "validation_patients"),
+        "images": _counts(facts, "training_images", "validation_images"),
         "classes": ", ".join(facts.get("class_names", [])),
         "model": _options(config.get("model")),
         "balancer": _options(config.get("balancer")),
         "optimizer": _options(config.get("optimizer")),
-        "precision": config.get("training", {}).get("precision"),
+        "precision": facts.get("precision") or config.get("training", {}).get("precision"),
         "device": device(run),
         "started": environment.get("started"),
         "fastmtl": f"{environment['fastmtl']}, commit {(environment.get('commit') or 'unknown')[:12]}"
@@ -81,19 +83,16 @@ def what_ran(run: PastRun) -> str:
         "torch": environment.get("packages", {}).get("torch"),
         "command": environment.get("command"),
     }
-    cells = "".join(
-        f"<tr><th scope=row>{escape(key)}</th><td>{escape(str(value))}</td></tr>"
-        for key, value in rows.items()
-        if value
-    )
-    return f"<table class=what>{cells}</table>"
+    return {key: str(value) for key, value in rows.items() if value}
 
 
 def device(run: PastRun) -> str:
-    """The GPUs' names, or the processor's threads."""
-    if not run.environment:
+    """The GPUs' names, or the processor's and its threads."""
+    environment = run.environment
+    if not environment:
         return ""
-    return ", ".join(run.environment.get("gpus", [])) or f"CPU, {run.environment.get('threads', 'unknown')} threads"
+    processor = f"{environment.get('processor', 'CPU')}, {environment.get('threads', 'unknown')} threads"
+    return ", ".join(environment.get("gpus", [])) or processor
 
 
 def _headlines(run: PastRun) -> str:
@@ -104,17 +103,20 @@ def _headlines(run: PastRun) -> str:
         f"<div class=fact><span>{escape(task)}: {escape(label(name))}</span><b>{number(value)}</b></div>"
         for (task, name), value in scores.items()
     )
+    missed, ranges = class_facts(run)
+    warning = f"<p class=warn>{'<br>'.join(map(escape, missed))}</p>" if missed else ""
     images, patients = run.summary.get("num_images"), run.summary.get("num_patients")
     what = f"{images} held-out images of {patients} patients" if images else "Held-out images, after the last epoch"
     ranked = [(_look_up(lambda r: r["validation"]["score"], one), -one["epoch"]) for one in run.records]
     best = max(((score, epoch) for score, epoch in ranked if isfinite(score)), default=None)
     when = ""
     if best and run.summary.get("checkpoint") == "best":
-        when = f", with the weights of epoch {-best[1]} of {run.records[-1]['epoch']}, which scored best on them"
+        epochs = run.records[-1]["epoch"]
+        when = f", with the weights of epoch {-best[1]} of {epochs}{', which scored best on them' * (epochs > 1)}"
     meanings = [_MEANINGS[name] for name in dict.fromkeys(name for _, name in scores) if name in _MEANINGS]
-    notes = [*spread(run), " ".join(meanings)]
+    notes = [*ranges, *spread(run), " ".join(meanings)]
     said = "".join(f"<p class=soft>{escape(note)}</p>" for note in notes)
-    return f"<p>{escape(what + when)}.</p><div class=facts>{cards}</div>{said}"
+    return f"<p>{escape(what + when)}.</p><div class=facts>{cards}</div>{warning}{said}"
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> str:
@@ -187,11 +189,11 @@ def _gradients(run: PastRun) -> str:
         if any(isfinite(y) for one in lines for y in one.ys)
     ]
     if measured:
-        opposed = sum(min(values) < 0 for values in measured) / len(measured)
+        opposed = sum(min(values) < 0 for values in measured)
         said = (
             "On the shared parameters. Below 0 two tasks pull in opposite directions, which the balancer "
-            f"{run.config.get('balancer', {}).get('name', '')} settles: so at {opposed:.0%} of the {len(measured)} "
-            "steps looked at."
+            f"{run.config.get('balancer', {}).get('name', '')} settles: so at {opposed} of the "
+            f"{len(measured)} steps looked at."
         )
     else:
         said = "The balancer of this run weighs losses; it does not look at each task's gradient."
@@ -215,10 +217,18 @@ def _time(records: Sequence[Mapping[str, Any]]) -> str:
     return f"<p class=soft>{note}</p>{shares(parts)}<div class=grid>{speed}</div>"
 
 
-def _patients(facts: Mapping[str, Any]) -> str:
-    if "training_patients" not in facts or "validation_patients" not in facts:
+def _what_ran(run: PastRun) -> str:
+    rows = what_ran(run).items()
+    cells = "".join(f"<tr><th scope=row>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows)
+    return f"<table class=what>{cells}</table>"
+
+
+def _counts(facts: Mapping[str, Any], training: str, validation: str) -> str:
+    """Both counts in words; empty where a run of another version has them not."""
+    if training not in facts or validation not in facts:
         return ""
-    return f"{len(facts['training_patients'])} to train, {len(facts['validation_patients'])} held out"
+    first, second = (found if isinstance(found, int) else len(found) for found in (facts[training], facts[validation]))
+    return f"{first} to train, {second} held out"
 
 
 def _options(table: Any) -> str:

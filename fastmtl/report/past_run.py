@@ -58,19 +58,19 @@ def read_run(folder: Path) -> PastRun:
         run.problems.append(f"{config}: not TOML ({error}); the recipe is left out.")
     run.facts = _object(run, "run.json", "what the data was is left out")
     run.environment = _object(run, "environment.json", "device and versions are left out")
-    run.summary = _object(run, "summary.json", "scores are those of the last epoch; train --resume finishes a run")
-    if run.summary and not _is_tasks(run.summary.get("tasks")):
-        run.problems.append(f'{folder / "summary.json"}: has no "tasks"; scores are those of the last epoch.')
-        run.summary = {}
-    run.records = _lines(run, "metrics.jsonl", {"epoch": int, "loss": dict})
-    run.looks = _lines(run, "balance.jsonl", {"step": int, "loss": dict})
-    run.images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict})
+    run.records = _lines(run, "metrics.jsonl", {"epoch": int, "loss": dict}, "there are no curves")
     for record in run.records:
         if not _is_tasks(record.get("validation", {"tasks": {}}).get("tasks")):
             run.problems.append(f"{folder / 'metrics.jsonl'}: epoch {record['epoch']} has a validation without tasks.")
             del record["validation"]
-    if not run.records:
-        run.problems.append(f"{folder / 'metrics.jsonl'}: no epochs in it, or no such file; there are no curves.")
+    scored = any("validation" in record for record in run.records)
+    instead = "scores are those of the last epoch" if scored else "there are no scores"
+    run.summary = _object(run, "summary.json", f"{instead}; fastmtl train --resume finishes a run")
+    if run.summary and not _is_tasks(run.summary.get("tasks")):
+        run.problems.append(f'{folder / "summary.json"}: has no "tasks"; {instead}.')
+        run.summary = {}
+    run.looks = _lines(run, "balance.jsonl", {"step": int, "loss": dict}, "the tasks' gradients are left out")
+    run.images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict}, "there are no tiles and patients")
     return run
 
 
@@ -89,14 +89,17 @@ def _object(run: PastRun, name: str, consequence: str) -> dict[str, Any]:
     return {}
 
 
-def _lines(run: PastRun, name: str, fields: dict[str, type]) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file that have `fields`."""
-    records, problems = read_lines(run.folder / name)
+def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file that have `fields`; `consequence` says what is not on the page without any."""
+    path = run.folder / name
+    records, problems = read_lines(path)
     run.problems += problems
     whole = [one for one in records if all(isinstance(one.get(key), kind) for key, kind in fields.items())]
     if len(whole) < len(records):
         lost = len(records) - len(whole)
-        run.problems.append(f"{run.folder / name}: {lost} lines without {' and '.join(map(repr, fields))}, left out.")
+        run.problems.append(f"{path}: {lost} lines without {' and '.join(map(repr, fields))}, left out.")
+    if not whole:
+        run.problems.append(f"{path}: {'nothing in it' if path.is_file() else 'no such file'}; {consequence}.")
     return whole
 
 

@@ -48,7 +48,7 @@ th { font-weight: 600; } thead th, tr.head th { color: var(--soft); font-weight:
   vertical-align: bottom; } td.number, th.number { text-align: right; }
 td.number { white-space: nowrap; }
 td.best { font-weight: 700; } table.what { width: 100%; } table.what th { color: var(--soft); font-weight: 500;
-  white-space: nowrap; width: 1%; } table.what td { overflow-wrap: anywhere; }
+  white-space: nowrap; width: 1%; } table.what td, table.beside td { overflow-wrap: anywhere; }
 table.confusion td, table.confusion th { border: 0; padding: .2rem .4rem; }
 table.confusion th[scope=col] { vertical-align: bottom; text-align: center; font-weight: 500; }
 table.confusion th[scope=col] span { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
@@ -71,7 +71,7 @@ pre { overflow-x: auto; font-size: .82rem; background: var(--card); border-radiu
   body { font-size: 10pt; max-width: none; padding: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   figure, tr, .fact, table.confusion { break-inside: avoid; } h2, h3, p:has(+ .wide) { break-after: avoid; }
-  .wide { overflow: visible; }
+  .wide { overflow: visible; } details.recipe { display: none; }
   pre { white-space: pre-wrap; } .tiles { grid-template-columns: repeat(3, 1fr); }
   details::details-content { content-visibility: visible; block-size: auto; } }
 """
