@@ -15,6 +15,7 @@ _HEADER = "| kernel | registers | spilled bytes | shared bytes | widest load | 1
 
 def main() -> int:
     """Compile, print the table and write it between the markers; 1 when a kernel does not compile or spills."""
+    print(f"Compiling {len(KERNELS)} kernels for sm_90, half a minute or more ...", file=sys.stderr, flush=True)
     try:
         found = compile_kernels(KERNELS)
     except RuntimeError as error:

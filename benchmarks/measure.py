@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fastmtl import ops
+
 from .registry import Case, Run
+
+_NO_INPUTS, _MISSING = "no inputs: ", "not installed: "
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ def measure(case: Case, device: torch.device, rounds: int, cold: bool = False) -
         inputs = case.make(device)
         truth = case.truth(inputs)
     except Exception as error:
-        return [Row(name, note=f"no inputs: {reason(error)}") for name in case.contenders]
+        return [Row(name, note=_NO_INPUTS + reason(error)) for name in case.contenders]
     runs: dict[str, Run] = {}
     notes: dict[str, str] = {}
     peaks: dict[str, int] = {}
@@ -68,12 +76,17 @@ def measure(case: Case, device: torch.device, rounds: int, cold: bool = False) -
 def reason(error: Exception) -> str:
     """Why there is no figure, in a few words."""
     if isinstance(error, ImportError):
-        return f"not installed: {error.name or error}"
+        return f"{_MISSING}{error.name or error}"
     # torch's CPU allocator has no exception type of its own.
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return "out of memory"
     lines = str(error).strip().splitlines()
     return f"failed: {type(error).__name__}" + (f": {lines[0][:120]}" if lines else "")
+
+
+def is_missing(note: str) -> bool:
+    """Whether there is no figure only because something is not installed."""
+    return note.removeprefix(_NO_INPUTS).startswith(_MISSING)
 
 
 def difference(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
@@ -130,13 +143,19 @@ def recording_cost(device: torch.device) -> float:
 
 
 def peak_memory(run: Run, device: torch.device) -> int:
-    """Most bytes that torch's allocator holds during one run, beyond what it held before."""
+    """Most bytes that torch's allocator holds during one run, beyond what it held before; outputs count."""
+    ops.release_memory()  # else the output's memory, kept since the run for parity, would be held before
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    # The profiler warns of every block older than itself that is freed, and says when it starts; what is older is not
+    # counted here.
+    with (
+        _without("Memory block of unknown size", "SyncActivityProfilerHandler"),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+    ):
         run()
     held = peak = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
@@ -147,8 +166,34 @@ def peak_memory(run: Run, device: torch.device) -> int:
 
 
 def quantile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
+    """Between the two nearest values in proportion, so that a share of 0.5 gives the median.
+
+    >>> quantile([4.0, 1.0, 3.0, 2.0], 0.5)
+    2.5
+    """
+    ordered, place = sorted(values), share * (len(values) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+@contextmanager
+def _without(*noises: str) -> Iterator[None]:
+    """Keep lines with one of `noises` off standard error, C++'s too; all others come when the block ends."""
+    sys.stderr.flush()
+    outside = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(outside, 2)
+            os.close(outside)
+            caught.seek(0)
+            for line in caught:
+                if not any(noise.encode() in line for noise in noises):
+                    os.write(2, line)
 
 
 def keep_memory() -> None:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from . import store
+from .registry import is_floor
 
 OURS, PEER, EDGE = "#1f6f8b", "#b9c2c9", "#30363b"
 
 
 def draw(rows: Sequence[store.Stored], folder: Path) -> list[Path]:
-    """Write speedup-DEVICE.svg and roofline-DEVICE.svg for each device in `rows`; returns what was written.
+    """Write speedup-NAME.svg and roofline-NAME.svg for each device and instruction set in `rows`; returns what was
+    written.
 
-    Rows of warm caches alone, and those with kept memory where there are some: both are said in the title.
+    Rows of warm caches alone. Of each case those with its newest torch, and those with kept memory where there are
+    some, marked with a star.
     """
     import matplotlib as mpl
 
@@ -22,16 +25,16 @@ def draw(rows: Sequence[store.Stored], folder: Path) -> list[Path]:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fastmtl", "font.size": 9, "axes.axisbelow": True})
     latest = [row for row in store.newest(rows).values() if not row["cold"]]
     written = []
-    for device in dict.fromkeys(row["device"] for row in latest):
-        own = [row for row in latest if row["device"] == device]
-        kept = any(row["kept_memory"] for row in own)
-        own = [row for row in own if row["kept_memory"] == kept]
-        setting = f"{device}, torch {own[-1]['torch']}{', freed memory kept' if kept else ''}"
+    for place in dict.fromkeys((row["device"], row["instructions"]) for row in latest):
+        groups = _groups([row for row in latest if (row["device"], row["instructions"]) == place])
+        own = [row for group in groups.values() for row in group]
+        if not own:
+            continue
+        setting = f"{', '.join(place)}, torch {', '.join(dict.fromkeys(row['torch'] for row in own))}"
+        setting += " (*: freed memory kept)" * any(row["kept_memory"] for row in own)
         folder.mkdir(parents=True, exist_ok=True)
-        stem = store.default_path(device).stem
-        groups = _groups(own)
-        if groups:
-            written.append(_save(_speedups(groups, setting), folder / f"speedup-{stem}.svg"))
+        stem = store.default_path(*place).stem
+        written.append(_save(_speedups(groups, setting), folder / f"speedup-{stem}.svg"))
         bounded = [row for row in own if row["min_bytes"]]
         if bounded:
             written.append(_save(_roofline(bounded, setting), folder / f"roofline-{stem}.svg"))
@@ -39,11 +42,28 @@ def draw(rows: Sequence[store.Stored], folder: Path) -> list[Path]:
 
 
 def _groups(rows: Sequence[store.Stored]) -> dict[str, list[store.Stored]]:
-    """Case -> its rows, ours first; cases without a row of ours say nothing."""
-    found: dict[str, list[store.Stored]] = {}
+    """Case -> its rows of one torch and one allocator setting, ours first; cases without a row of ours, or with nothing
+    beside it, say nothing."""
+    cases: dict[str, list[store.Stored]] = {}
     for row in rows:
-        found.setdefault(store.title(row), []).append(row)
-    return {name: group for name, group in found.items() if group[0]["contender"] == "fastmtl" and len(group) > 1}
+        cases.setdefault(store.title(row), []).append(row)
+    groups = {}
+    for name, group in cases.items():
+        ours = [row for row in group if row["contender"] == "fastmtl"]
+        if not ours:
+            continue
+        first = max(ours, key=lambda row: (row["torch"] == ours[-1]["torch"], row["kept_memory"]))
+        same = ("torch", "kept_memory")
+        beside = [row for row in group if row is not first and all(row[key] == first[key] for key in same)]
+        if beside:
+            groups[name + (" *" if first["kept_memory"] else "")] = [first, *beside]
+    return groups
+
+
+def _colours(contender: str) -> dict[str, Any]:
+    """A floor is no peer: it is drawn hollow."""
+    fill = OURS if contender == "fastmtl" else "white" if is_floor(contender) else PEER
+    return {"facecolor": fill, "edgecolor": EDGE if is_floor(contender) else fill}
 
 
 def _speedups(groups: dict[str, list[store.Stored]], setting: str) -> Any:
@@ -56,22 +76,24 @@ def _speedups(groups: dict[str, list[store.Stored]], setting: str) -> Any:
     ticks, labels, y = [], [], 0.0
     for name, group in groups.items():
         axes.text(0.01, y, name, transform=axes.get_yaxis_transform(), va="center", weight="bold", size=8.5)
+        axes.vlines(1, y + 0.5, y + len(group) + 0.5, color=EDGE, linewidth=0.8)
         y += 1
         for row in group:
             times = row["times_fastmtl"]  # of the same rounds, as in the table: the medians' ratio would drift
             low, high = times * (1 - row["p20_ms"] / row["p50_ms"]), times * (row["p80_ms"] / row["p50_ms"] - 1)
-            colour = OURS if row is group[0] else PEER
-            axes.barh(y, times, color=colour, xerr=[[low], [high]], ecolor=EDGE, error_kw={"elinewidth": 1})
-            axes.annotate(f"{times:.3g}", (times + high, y), (4, 0), textcoords="offset points", va="center")
+            spread = {"xerr": [[max(low, 0)], [max(high, 0)]], "ecolor": EDGE, "error_kw": {"elinewidth": 1}}
+            axes.barh(y, times, linewidth=0.6, **_colours(row["contender"]), **spread)
+            clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(f"{times:.3g}", (times + high, y), bbox=clear, **beside)
             ticks.append(y)
-            labels.append(row["contender"])
+            labels.append(f"floor: {row['contender']}" if is_floor(row["contender"]) else row["contender"])
             y += 1
     axes.set_yticks(ticks, labels)
     axes.set_ylim(y - 0.4, -0.7)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.5), 1.4 * high)
-    axes.axvline(1, color=EDGE, linewidth=0.8)
     _decimals(axes.xaxis)
     axes.set_xlabel("times as long as fastmtl, median over rounds (whiskers: p20 and p80 of the contender)")
     axes.set_title(setting, loc="left", size=9)
@@ -88,21 +110,16 @@ def _roofline(rows: Sequence[store.Stored], setting: str) -> Any:
     roof = max(row["gb_per_s"] / row["share_of_copy"] for row in rows)
     axes.axhline(roof, color=EDGE, linewidth=1)
     axes.annotate(f"copy: {roof:.3g} GB/s", (0, roof), (4, 4), ("axes fraction", "data"), "offset points")
-    markers = {}
+    markers: dict[str, str] = {}
     for row in rows:
-        ours = row["contender"] == "fastmtl"
+        name = row["contender"]
+        kind = "fastmtl" if name == "fastmtl" else "floor" if is_floor(name) else "peers"
         marker = markers.setdefault(row["op"], "osD^v"[len(markers) % 5])
-        label = f"{row['op']}, {'fastmtl' if ours else 'peers'}"
+        label = f"{row['op']}, {kind}"
         known = label in axes.get_legend_handles_labels()[1]
-        axes.plot(
-            *(row["min_bytes"] / 2**20, row["gb_per_s"], marker),
-            color=OURS if ours else PEER,
-            markeredgecolor=EDGE,
-            markeredgewidth=0.5,
-            linestyle="none",
-            label=None if known else label,
-            zorder=3 if ours else 2,
-        )
+        place, size = (row["min_bytes"] / 2**20, row["gb_per_s"]), 36
+        look = _colours(name) | {"edgecolor": EDGE, "linewidth": 0.5 if kind != "floor" else 1}
+        axes.scatter(*place, size, marker=marker, label=None if known else label, zorder=3 - (kind == "peers"), **look)
     axes.set_xscale("log")
     axes.set_yscale("log")
     _decimals(axes.xaxis)

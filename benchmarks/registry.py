@@ -14,6 +14,7 @@ Run = Callable[[], tuple[Tensor, ...]]
 Contender = Callable[[Inputs], Run]
 
 _CASES: list[Case] = []
+_FLOOR = "read "
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Case:
         mode: what is timed, for example "forward + backward".
         make: device -> inputs; random and never zeros, seeded.
         contenders: name -> inputs -> a function that runs once and returns what must agree. "fastmtl" comes first. A
-            contender that raises is named and left out, ImportError as "not installed".
+            contender that raises is named and left out, ImportError as "not installed". One whose name begins with
+            "read " is a floor: it computes nothing and only moves the bytes that everybody has to.
         min_bytes: bytes that must cross memory at least once; 0 where that says nothing.
         tolerance: largest relative difference from the first of `truth`, or from fastmtl without one.
         truth: inputs -> the exact answer in float64.
@@ -48,6 +50,11 @@ class Case:
     @property
     def title(self) -> str:
         return f"{self.op}  {self.shape}  {self.mode}"
+
+
+def is_floor(contender: str) -> bool:
+    """Whether it is no peer but what nobody can avoid; by its name, which is all that a stored row has."""
+    return contender.startswith(_FLOOR)
 
 
 def register(case: Case) -> Case:

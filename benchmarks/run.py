@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import math
-import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from fastmtl.ops._backends import extension
 from fastmtl.run_folder import environment
 
-from . import load_cases, store
-from .measure import Row, copy_bandwidth, keep_memory, measure, reason, recording_cost
+from . import load_cases, store, table
+from .machine import contender_version, device_name, instructions
+from .measure import Row, copy_bandwidth, is_missing, keep_memory, measure, reason, recording_cost
 from .registry import Case, cases
+
+FAILED, WRONG_USAGE, LEFT_OUT = 1, 2, 3  # exit codes; on_gpu.sh runs a case again unless it ended in 0 or LEFT_OUT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 1 when anything was left out (a contender that is missing, wrong or out of memory; a file that is
-    broken; nothing to compare with), 2 when the arguments are wrong. What can be done is done first."""
+    """Returns 1 when anything failed (a contender that is wrong, raises or is out of memory; a file that is broken), 2
+    when the arguments are wrong, 3 when something was only left out because it is not installed. What can be done is
+    done first."""
     options = _parser().parse_args(argv)
     # Where nobody sets a width (a log, a pipe), 80 columns would cut names off.
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -32,34 +33,62 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = torch.device(options.device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without CUDA
-        return _complain(f"--device {options.device}: {str(error).splitlines()[0]}", 2)
+        return _complain(f"--device {options.device}: {str(error).splitlines()[0]}", WRONG_USAGE)
     if options.codegen:
         from .codegen import main as codegen
 
         return codegen()
-    stored_in = options.out or store.default_path(device_name(device))
+    stored_in = options.out or store.default_path(device_name(device), instructions(device))
     if options.plot:
         return _plot(stored_in)
-    left_out = load_cases()
-    for name, error in left_out.items():
-        _complain(f"the cases of {name} are left out: {reason(error)}", 1)
+    missing = failed = False
+    for name, error in load_cases().items():
+        _complain(f"the cases of {name} are left out: {reason(error)}")
+        missing |= isinstance(error, ImportError)
+        failed |= not isinstance(error, ImportError)
     chosen = cases(options.pattern)
     if not chosen:
-        return _complain(f"no case matches {options.pattern!r}; `fastmtl bench --list` shows them.", 2)
+        return _complain(f"no case matches {options.pattern!r}; `fastmtl bench --list` shows them.", WRONG_USAGE)
     if options.list:
         print("\n".join(case.title for case in chosen))
-        return int(bool(left_out))
+        return _status(failed, missing)
     try:
         commit = store.resolve(options.compare) if options.compare else ""
     except ValueError as error:
-        return _complain(f"--compare: {error}", 2)
+        return _complain(f"--compare: {error}", WRONG_USAGE)
+    if options.out and options.out.is_dir():
+        return _complain(f"--out: {options.out} is a folder; name a CSV file.", WRONG_USAGE)
     stored, out, broken = _stored(stored_in, options.out)
+    here = environment()
+    if commit:  # before hours of measuring, not after
+        wanted = [_facts(case, name, device, options, here) for case in chosen for name in case.contenders]
+        why = store.nothing_to_compare(wanted, stored, commit) if stored_in.exists() else "there is no such file"
+        if why:
+            return _complain(f"--compare {options.compare}: {stored_in}: {why}.", WRONG_USAGE)
     if out:
-        try:  # before hours of measuring, not after the first case
+        try:
             store.append(out, [])
         except OSError as error:
-            return _complain(f"--out: {error}", 2)
-    failed = broken or bool(left_out)
+            return _complain(f"--out: {out}: {error.strerror}", WRONG_USAGE)
+    now = _measure(chosen, device, options, here, out, console)
+    missing |= any(is_missing(row["note"]) for row in now)
+    failed |= broken or any(row["note"] and not is_missing(row["note"]) for row in now)
+    if commit:
+        changes = store.compare(now, stored, commit)
+        console.print(table.change_table(options.compare, changes) if changes else "Nothing measured can be compared.")
+        failed |= not changes
+    return _status(failed, missing)
+
+
+def _measure(
+    chosen: Sequence[Case],
+    device: torch.device,
+    options: argparse.Namespace,
+    here: Mapping[str, Any],
+    out: Path | None,
+    console: Console,
+) -> list[store.Stored]:
+    """Measure and print case by case; a case's rows are in `out` before the next one begins."""
     if options.keep_memory:
         keep_memory()
     bandwidth = copy_bandwidth(device)
@@ -68,43 +97,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{options.rounds} rounds, {'cold' if options.cold else 'warm'} cache, "
         f"{1e6 * recording_cost(device):.1f} us to measure one run"
     )
-    now = []
+    now: list[store.Stored] = []
+    explained: dict[str, str] = {}
     for case in chosen:
         rows = measure(case, device, options.rounds, options.cold)
-        failed |= any(row.note for row in rows)
-        console.print(_table(case, rows, bandwidth))
-        for row in rows:
-            if row.note:
-                console.print(f"left out: {row.contender}: {row.note}", soft_wrap=True, highlight=False, markup=False)
-        found = records(case, rows, device, bandwidth, options)
+        if not all(row.note for row in rows):
+            console.print(table.case_table(case, rows, bandwidth))
+            new = {name: meaning for name, meaning in table.key(case).items() if name not in explained}
+            for name, meaning in new.items():
+                console.print(f"  {name}: {meaning}", style="dim", highlight=False, markup=False)
+            explained |= new
+        for line in table.left_out(case, rows):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+        found = records(case, rows, device, bandwidth, options, here)
         now += found
         if out:
             store.append(out, found)
-    if commit:
-        failed |= not _show_changes(console, options.compare, store.compare(now, stored, commit), stored_in)
-    return int(failed)
+    return now
 
 
 def records(
-    case: Case, rows: Sequence[Row], device: torch.device, bandwidth: float, options: argparse.Namespace
+    case: Case,
+    rows: Sequence[Row],
+    device: torch.device,
+    bandwidth: float,
+    options: argparse.Namespace,
+    here: Mapping[str, Any],
 ) -> list[store.Stored]:
     """The rows with everything needed to judge them."""
-    facts = environment()
-    built = extension()
-    common = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": (facts["commit"] or "")[:12] + ("+" if (facts["commit"] or "").endswith("+") else ""),
-        "device": device_name(device),
-        "instructions": built.isa() if built else "none",
-        "threads": facts["threads"],
-        "torch": torch.__version__,
-        "op": case.op,
-        "shape": case.shape,
-        "mode": case.mode,
-        "min_bytes": case.min_bytes,
-        "cold": options.cold,
-        "kept_memory": options.keep_memory,
-    }
     found = []
     for row in rows:
         speed = case.min_bytes / (row.p50 * 1e-3)
@@ -117,17 +137,33 @@ def records(
             "gb_per_s": speed / 1e9,
             "share_of_copy": speed / bandwidth,
         }
-        rest = {"contender": row.contender, "peak_bytes": row.peak_bytes, "note": row.note}
-        found.append(common | {name: float(f"{value:.4g}") for name, value in figures.items()} | rest)
+        rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
+        facts = _facts(case, row.contender, device, options, here)
+        found.append(facts | rounded | {"peak_bytes": row.peak_bytes, "note": row.note})
     return found
 
 
-def device_name(device: torch.device) -> str:
-    """What the rows call the machine: the GPU, or the processor with the threads that torch uses of it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+def _facts(
+    case: Case, contender: str, device: torch.device, options: argparse.Namespace, here: Mapping[str, Any]
+) -> store.Stored:
+    """A row before anything is measured; `here` is `run_folder.environment()`."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": (here["commit"] or "")[:12] + ("+" if (here["commit"] or "").endswith("+") else ""),
+        "device": device_name(device),
+        "instructions": instructions(device),
+        "threads": here["threads"],
+        "torch": torch.__version__,
+        "op": case.op,
+        "shape": case.shape,
+        "mode": case.mode,
+        "contender": contender,
+        "contender_version": contender_version(contender),
+        "rounds": options.rounds,
+        "min_bytes": case.min_bytes,
+        "cold": options.cold,
+        "kept_memory": options.keep_memory,
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,8 +175,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cold", action="store_true", help="sweep the caches before every run")
     parser.add_argument("--keep-memory", action="store_true", help="glibc keeps freed memory: nobody pays page faults")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compare", metavar="REV", help="print the ratio to the stored rows of another commit")
-    parser.add_argument("--plot", action="store_true", help="draw the stored rows (of --out) as SVG and stop")
+    parser.add_argument(
+        "--compare",
+        metavar="REV",
+        help="also print the ratio to the rows that another commit left in the file (of --out, else the committed one "
+        "of this device); REV is looked up there, not built or run",
+    )
+    parser.add_argument(
+        "--plot",
+        action="store_true",
+        help="draw the stored rows (of --out, else the committed ones of this device) as SVG and stop",
+    )
     parser.add_argument("--codegen", action="store_true", help="what the GPU kernels compile to, with no GPU, and stop")
     return parser
 
@@ -160,7 +205,7 @@ def _stored(path: Path, out: Path | None) -> tuple[list[store.Stored], Path | No
         return store.read(path), out, False
     except store.BrokenFile as error:
         beside = out and out.with_suffix(".new.csv")
-        _complain(f"{error}{f' New rows go to {beside}.' if beside else ''}", 1)
+        _complain(f"{error}{f' New rows go to {beside}.' if beside else ''}")
         return [], beside, True
 
 
@@ -170,52 +215,18 @@ def _plot(path: Path) -> int:
 
         pictures = plot.draw(store.read(path), path.parent)
     except store.BrokenFile as error:
-        return _complain(str(error), 1)
+        return _complain(str(error))
     except ImportError as missing:
-        return _complain(f"--plot needs {missing.name}: pip install 'fastmtl[bench]'", 1)
+        return _complain(f"--plot needs {missing.name}: pip install 'fastmtl[bench]'")
     print("\n".join(map(str, pictures)) or f"{path} has no row with a figure.")
     return int(not pictures)
 
 
-def _show_changes(console: Console, revision: str, changes: Sequence[store.Change], path: Path) -> bool:
-    if not changes:
-        _complain(f"--compare: {path} has no rows of {revision} for these cases on this device.", 1)
-        return False
-    table = Table(title=f"Beside {revision}", title_justify="left")
-    table.add_column("case")
-    table.add_column("")
-    for name in ("then ms", "now ms", "now / then"):
-        table.add_column(name, justify="right")
-    for change in changes:
-        figures = (f"{change.before:.2f}", f"{change.now:.2f}", f"{change.ratio:.2f}")
-        table.add_row(change.title, change.contender, *figures)
-    console.print(table)
-    return True
+def _status(failed: bool, missing: bool) -> int:
+    return FAILED if failed else LEFT_OUT if missing else 0
 
 
-def _table(case: Case, rows: Sequence[Row], bandwidth: float) -> Table:
-    table = Table(title=case.title, title_justify="left")
-    table.add_column("", no_wrap=True)
-    headings = ["p50 ms", "p20 to p80", "times fastmtl", *(["aim"] if case.figures else []), "peak MiB"]
-    headings += ["of copy bandwidth"] if case.min_bytes else []
-    headings += ["images/s"] if case.items else []
-    for name in headings:
-        table.add_column(name, justify="right")
-    for row in rows:
-        if row.note:
-            continue
-        aim = case.figures.get(row.contender)
-        ratio = "\N{EN DASH}" if math.isnan(row.ratio) else f"{row.ratio:.2f}"
-        cells = [f"{row.p50:.2f}", f"{row.p20:.2f} to {row.p80:.2f}", ratio]
-        cells += [f">= {aim:g}" if aim else ""] if case.figures else []
-        cells += [f"{row.peak_bytes / 2**20:.1f}"]
-        cells += [f"{case.min_bytes / (row.p50 * 1e-3) / bandwidth:.0%}"] if case.min_bytes else []
-        cells += [f"{case.items / (row.p50 * 1e-3):.0f}"] if case.items else []
-        table.add_row(row.contender, *cells)
-    return table
-
-
-def _complain(message: str, code: int) -> int:
+def _complain(message: str, code: int = FAILED) -> int:
     print(f"fastmtl bench: {message}", file=sys.stderr)
     return code
 

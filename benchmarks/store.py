@@ -13,14 +13,18 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # What makes two rows comparable, and then what was found.
-_KEYS = ("device", "op", "shape", "mode", "contender", "cold", "kept_memory")
+_WHERE = ("device", "instructions", "torch", "cold", "kept_memory")
+_KEYS = ("op", "shape", "mode", "contender", *_WHERE)
 _NUMBERS = ("p20_ms", "p50_ms", "p80_ms", "times_fastmtl", "items_per_s", "gb_per_s", "share_of_copy")
 _WHOLE = ("threads", "peak_bytes", "min_bytes")
 COLUMNS = (
     *("date", "commit", "device", "instructions", "threads", "torch", "op", "shape", "mode", "contender"),
+    *("contender_version", "rounds"),
     *("p20_ms", "p50_ms", "p80_ms", "times_fastmtl", "items_per_s", "peak_bytes", "min_bytes", "gb_per_s"),
     *("share_of_copy", "cold", "kept_memory", "note"),
 )
+_ADDED = {"contender_version": "", "rounds": ""}  # columns that older files do not have, and what stands there then
+_OLD_COLUMNS = tuple(name for name in COLUMNS if name not in _ADDED)
 
 Stored = dict[str, Any]
 
@@ -43,9 +47,13 @@ class Change:
         return self.now / self.before
 
 
-def default_path(device_name: str) -> Path:
-    """Where a device's rows are committed."""
-    return RESULTS / f"{re.sub('[^a-z0-9]+', '-', device_name.lower()).strip('-')}.csv"
+def default_path(device_name: str, instructions: str) -> Path:
+    """Where the rows of a device and an instruction set are committed.
+
+    >>> default_path("AMD EPYC, 2 threads", "avx2").name
+    'amd-epyc-2-threads-avx2.csv'
+    """
+    return RESULTS / f"{re.sub('[^a-z0-9]+', '-', f'{device_name} {instructions}'.lower()).strip('-')}.csv"
 
 
 def read(path: Path) -> list[Stored]:
@@ -57,17 +65,21 @@ def read(path: Path) -> list[Stored]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
-            header = next(reader, None)
-            if header is None or tuple(header) != COLUMNS:
+            header = tuple(next(reader, ()))
+            if header not in (COLUMNS, _OLD_COLUMNS):
                 raise BrokenFile(f"{path}: its first line must name the columns {', '.join(COLUMNS)}.")
-            return [_parse(path, reader.line_num, cells) for cells in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            return [_parse(path, reader.line_num, header, cells) for cells in reader]
+    except OSError as error:
+        raise BrokenFile(f"{path}: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise BrokenFile(f"{path}: {error}") from error
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add `rows` to `path`, which is made where it is not there."""
+    """Add `rows` to `path`, which is made where it is not there; an older file is given the columns it lacks first."""
     new = not path.exists()
+    if not new:
+        _widen(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -78,12 +90,13 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def newest(rows: Sequence[Stored]) -> dict[tuple[Any, ...], Stored]:
     """The last row of each thing that was measured; rows without a figure do not count."""
-    return {tuple(row[key] for key in _KEYS): row for row in rows if not math.isnan(row["p50_ms"])}
+    return {_key(row): row for row in rows if not math.isnan(row["p50_ms"])}
 
 
 def compare(now: Sequence[Stored], stored: Sequence[Stored], commit: str) -> list[Change]:
-    """`now` beside the newest rows that `stored` has of `commit`: same case, same settings, same device."""
-    before = newest([row for row in stored if row["commit"] and row["commit"].rstrip("+") == commit[:12]])
+    """`now` beside the newest rows that `stored` has of `commit`, where device, instruction set, torch version, cache
+    and allocator are the same."""
+    before = newest(of_commit(stored, commit))
     return [
         Change(title(row), row["contender"], before[key]["p50_ms"], row["p50_ms"])
         for key, row in newest(now).items()
@@ -91,12 +104,33 @@ def compare(now: Sequence[Stored], stored: Sequence[Stored], commit: str) -> lis
     ]
 
 
+def of_commit(stored: Sequence[Stored], commit: str) -> list[Stored]:
+    """Those measured at `commit`, which may be shortened, with or without changes."""
+    return [row for row in stored if row["commit"].startswith(commit[:12])]
+
+
+def nothing_to_compare(wanted: Sequence[Mapping[str, Any]], stored: Sequence[Stored], commit: str) -> str:
+    """Why none of `wanted` (rows without figures yet) can be compared with `stored`'s of `commit`; empty if one can."""
+    before = list(newest(of_commit(stored, commit)).values())
+    if not before:
+        return "no rows of it"
+    keys = {_key(row) for row in before}
+    if any(_key(row) in keys for row in wanted):
+        return ""
+    cases = {title(row) for row in wanted}
+    places = dict.fromkeys(_where(row) for row in before if title(row) in cases)
+    if not places:
+        return "rows of it, but of other cases"
+    return f"rows of it from {'; '.join(places)}, and this would be {_where(wanted[0])}"
+
+
 def title(row: Mapping[str, Any]) -> str:
     return f"{row['op']}  {row['shape']}  {row['mode']}"
 
 
 def resolve(revision: str) -> str:
-    """The full commit of a git revision; outside git the text itself.
+    """The full commit of a git revision; outside git, and for what can be a commit that git has no more, the text
+    itself: rows may be older than the history.
 
     Raises:
         ValueError: git does not know it.
@@ -106,18 +140,44 @@ def resolve(revision: str) -> str:
         return revision
     command = ["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode and re.fullmatch("[0-9a-f]{7,40}", revision):
+        return revision
     if done.returncode:
         raise ValueError(f"git knows no commit {revision!r}.")
     return done.stdout.strip()
 
 
-def _parse(path: Path, line: int, cells: list[str]) -> Stored:
-    if len(cells) != len(COLUMNS):
-        raise BrokenFile(f"{path}, line {line}: {len(cells)} cells where {len(COLUMNS)} belong.")
-    row: Stored = dict(zip(COLUMNS, cells, strict=True))
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _KEYS)
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    cache, memory = "cold" if row["cold"] else "warm", ", freed memory kept" if row["kept_memory"] else ""
+    return f"{row['device']}, {row['instructions']}, torch {row['torch']}, {cache} cache{memory}"
+
+
+def _widen(path: Path) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        if tuple(next(reader, ())) != _OLD_COLUMNS:
+            return
+        rows = [_ADDED | dict(zip(_OLD_COLUMNS, cells, strict=True)) for cells in reader]
+    beside = path.with_suffix(".tmp")
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    beside.replace(path)
+
+
+def _parse(path: Path, line: int, header: Sequence[str], cells: list[str]) -> Stored:
+    if len(cells) != len(header):
+        raise BrokenFile(f"{path}, line {line}: {len(cells)} cells where {len(header)} belong.")
+    row: Stored = _ADDED | dict(zip(header, cells, strict=True))
     try:
         row |= {name: float(row[name]) for name in _NUMBERS}
         row |= {name: int(row[name]) for name in _WHOLE}
+        row["rounds"] = int(row["rounds"]) if row["rounds"] else None
         row |= {name: {"True": True, "False": False}[row[name]] for name in ("cold", "kept_memory")}
     except (ValueError, KeyError) as error:
         raise BrokenFile(f"{path}, line {line}: {error} is no value of its column.") from None

@@ -1,0 +1,49 @@
+"""What a row says of where it was measured: the device, its instruction set, the version of each contender."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+import torch
+
+from fastmtl import __version__
+from fastmtl.ops._backends import BackendError, extension
+from fastmtl.run_folder import processor_name
+
+# Contenders whose first word is not the name of their package.
+_PACKAGES = {"smp": "segmentation-models-pytorch", "DALI": "nvidia-dali-cuda130"}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU, or the processor with the threads that torch uses of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
+
+
+def instructions(device: torch.device) -> str:
+    """What the kernels are compiled to there: "avx2", "avx512", "sm_90"; "none" without the C++ extension."""
+    if device.type == "cuda":
+        return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    try:
+        return extension().isa()
+    except BackendError:
+        return "none"
+
+
+def contender_version(name: str) -> str:
+    """Package and version of a contender: the package that its first word names, and torch where there is none.
+
+    >>> contender_version("torch eager") == contender_version("pairwise loop")
+    True
+    """
+    word = re.split("[^A-Za-z0-9]", name)[0]
+    if word == "fastmtl":
+        return f"fastmtl {__version__}"  # a clone need not be installed
+    for package in (_PACKAGES.get(word, word), "torch"):
+        try:
+            return f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
