@@ -1,7 +1,7 @@
 """Fused ops: plain functions on tensors, drop-in for the ones in torch, MONAI and smp."""
 
-from .assignment import linear_assignment as linear_assignment
 from ._recycled import release_memory as release_memory
+from .assignment import linear_assignment as linear_assignment
 from .combine import combine as combine
 from .dice_bce import dice_bce_loss as dice_bce_loss
 from .gram import grad_norms as grad_norms
