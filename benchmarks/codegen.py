@@ -10,6 +10,10 @@ from .hopper import KERNELS, Code, Kernel, compile_kernels
 
 README = Path(__file__).resolve().parent / "README.md"
 _BEGIN, _END = "<!-- codegen: begin -->", "<!-- codegen: end -->"
+_LOSSES = (  # as benchmarks/inductor.py prints them: name, our kernels
+    ("Dice + BCE", "dice_bce_sums", "dice_bce_gradient"),
+    ("focal", "sigmoid_focal_sums", "sigmoid_focal_gradient"),
+)
 _HEADER = "| kernel | registers | spilled bytes | shared bytes | widest load | 16-byte loads | bytes per element |"
 
 
@@ -64,21 +68,22 @@ def write(text: str, path: Path) -> None:
 
 
 def _inductor() -> str:
-    """A sentence on the same loss there. In a process of its own, which pretends to have a driver."""
+    """Sentences on the same losses there. In a process of its own, which pretends to have a driver."""
     command = [sys.executable, "-m", "fastmtl.benchmarks.inductor"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return f"its code could not be had without a GPU ({reason})."
-    forward, backward = (line.split() for line in done.stdout.splitlines()[-2:])
+    found = [line.split() for line in done.stdout.splitlines()[-2 * len(_LOSSES) :]]
     ours = {kernel.name: kernel.bytes_per_element for kernel in KERNELS if kernel.label == "f32-u8"}
-    return (
-        "the plain Dice + BCE formula on float32 logits [8, 1, 1024, 1024] and a uint8\ntarget becomes "
-        f"{_kernels(forward[0])} forward ({forward[1]} bytes per pixel) and {_kernels(backward[0])} backward "
-        f"({backward[1]}).\nOurs: 2 kernels forward ({ours['dice_bce_sums']}) and 1 kernel "
-        f"backward ({ours['dice_bce_gradient']}). Inductor's registers are not known before it has timed block sizes "
-        "on a GPU."
-    )
+    lines = ["on float32 logits [8, 1, 1024, 1024] and a uint8 target,"]
+    for (loss, sums, gradient), forward, backward in zip(_LOSSES, found[::2], found[1::2], strict=True):
+        lines.append(
+            f"the plain {loss} formula becomes {_kernels(forward[0])} forward ({forward[1]} bytes per pixel) and "
+            f"{_kernels(backward[0])} backward ({backward[1]});\nours: 2 kernels forward ({ours[sums]}) and 1 kernel "
+            f"backward ({ours[gradient]});"
+        )
+    return "\n".join(lines)[:-1] + ".\nInductor's registers are not known before it has timed block sizes on a GPU."
 
 
 def _kernels(number: str) -> str:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 _LOAD = re.compile(r"ld\.global\S*?\.(?:v(\d)\.)?[bfus](\d+)\s")
+_NARROW = re.compile(r"tt\.addptr [^\n]*tensor<[^\n]*tensor<[\dx]*i32>")
 _SIZE = {"*u8": 1, "*i64": 8, "*bf16": 2, "*fp16": 2, "*fp32": 4, "*fp64": 8}
 
 
@@ -34,6 +35,7 @@ class Kernel:
     wide_loads: int = 1  # at least so many instructions that load 16 bytes a thread
     num_warps: int = 4
     label: str = ""
+    wide_offsets: bool = False  # every tensor of offsets is of 64 bits, though the sizes come as 32
     bytes_per_element: int = 0  # read and written per pixel, or per column of J; 0 where the work is not per element
 
     def __str__(self) -> str:
@@ -48,6 +50,7 @@ class Code:
     spilled_bytes: int = 0
     shared_bytes: int = 0
     loads: tuple[int, ...] = ()  # bytes a thread takes with each load from global memory, widest first
+    narrow_offsets: int = 0  # tensors of pointers made from offsets of 32 bits
     error: str = ""
 
     @property
@@ -63,19 +66,64 @@ def _dice_bce_planes(logits: str, target: str, mask: str | None) -> dict[str, st
     return planes if mask else planes | {"mb": 0, "mc": 0, "ms": 0}
 
 
-def _dice_bce(label: str, wide_loads: int, logits: str, target: str, mask: str | None = None) -> list[Kernel]:
+def _dice_bce(
+    label: str, wide_loads: int, logits: str, target: str, mask: str | None = None, counts: bool = False
+) -> list[Kernel]:
     """Forward and backward on aligned planes of a multiple of 16 elements; 2048 a program are 16 a thread."""
     planes = _dice_bce_planes(logits, target, mask)
     sizes = dict.fromkeys(("samples", "channels", "pixels", "chunk", "splits", "blocks", "planes"), "i32")
     divisible = ("xb", "xc", "tb", "tc", "mb", "mc", "ob", "oc", "pixels", "chunk")
     flags = {"SQUARED": True, "HAS_MASK": mask is not None, "HAS_POS_WEIGHT": True, "BLOCK": 2048}
-    pointers = {"pos_weight": "*fp32", "partials": "*fp32", "coefficients": "*fp32", "grad": "*fp32", "out": logits}
+    pointers = dict.fromkeys(("pos_weight", "partials", "coefficients", "grad"), "*fp32") | {"out": logits}
     types = planes | sizes | pointers | {"gb": "i64", "gc": "i64", "ob": "i64", "oc": "i64", "os": 1}
+    types |= {"counts": "*i64" if counts else None}
+    sums = {"OVER_BATCH": True, "COUNTS": counts}
     read = _SIZE[logits] + _SIZE[target] + (_SIZE[mask] if mask else 0)
-    module, rest = "dice_bce_triton", {"divisible": divisible, "wide_loads": wide_loads, "label": label}
+    module, rest = (
+        "dice_bce_triton",
+        {"divisible": divisible, "wide_loads": wide_loads, "label": label, "wide_offsets": True},
+    )
     return [
-        Kernel(module, "dice_bce_sums", types, flags | {"OVER_BATCH": True}, bytes_per_element=read, **rest),
+        Kernel(module, "dice_bce_sums", types, flags | sums, bytes_per_element=read, **rest),
         Kernel(module, "dice_bce_gradient", types, flags, bytes_per_element=read + _SIZE[logits], **rest),
+    ]
+
+
+def _focal(label: str, wide_loads: int, logits: str, target: str, gamma: int) -> list[Kernel]:
+    """`gamma` -1: an exponent known at run time alone."""
+    sizes = dict.fromkeys(("channels", "pixels", "chunk", "splits", "blocks", "planes"), "i32")
+    numbers = dict.fromkeys(("positive", "negative", "gamma"), "fp32")
+    pointers = dict.fromkeys(("factors", "partials", "coefficients", "grad"), "*fp32") | {"out": logits}
+    strides = {"gb": "i64", "gc": "i64", "ob": "i64", "oc": "i64", "os": 1}
+    types = _dice_bce_planes(logits, target, None) | sizes | numbers | pointers | strides
+    constants = {"GAMMA": gamma, "HAS_MASK": False, "HAS_FACTORS": True, "BLOCK": 2048}
+    divisible = ("xb", "xc", "tb", "tc", "ob", "oc", "pixels", "chunk")
+    module, rest = (
+        "focal_triton",
+        {"divisible": divisible, "wide_loads": wide_loads, "label": label, "wide_offsets": True},
+    )
+    read = _SIZE[logits] + _SIZE[target]
+    return [
+        Kernel(module, "sigmoid_focal_sums", types, constants, bytes_per_element=read, **rest),
+        Kernel(module, "sigmoid_focal_gradient", types, constants, bytes_per_element=read + _SIZE[logits], **rest),
+    ]
+
+
+def _focal_softmax(label: str, wide_loads: int, logits: str, target: str, classes: int) -> list[Kernel]:
+    """A tile holds `classes` rounded up to a power of two; bytes are those of a pixel with all its classes."""
+    sizes = dict.fromkeys(("channels", "pixels", "chunk", "splits", "blocks", "samples"), "i32")
+    pointers = dict.fromkeys(("factors", "partials", "coefficients", "grad"), "*fp32") | {"out": logits}
+    strides = dict.fromkeys(("gb", "xb", "xc", "tb", "ob", "oc"), "i64") | {"xs": 1, "ts": 1, "os": 1, "mb": 0, "ms": 0}
+    planes = {"x": logits, "t": target, "m": None, "gamma": "fp32", "ignore_index": "i32"}
+    padded = 1 << (classes - 1).bit_length()
+    constants = {"GAMMA": 2, "HAS_MASK": False, "HAS_FACTORS": True, "CLASSES": padded, "BLOCK": 4096 // padded}
+    divisible = ("xb", "xc", "tb", "ob", "oc", "pixels", "chunk")
+    rest = {"divisible": divisible, "wide_loads": wide_loads, "label": label, "wide_offsets": True}
+    types, read = planes | sizes | pointers | strides, classes * _SIZE[logits] + _SIZE[target]
+    module, write = "focal_softmax_triton", classes * _SIZE[logits]
+    return [
+        Kernel(module, "softmax_focal_sums", types, constants, bytes_per_element=read, **rest),
+        Kernel(module, "softmax_focal_gradient", types, constants, bytes_per_element=read + write, **rest),
     ]
 
 
@@ -117,6 +165,14 @@ KERNELS = [
     *_dice_bce("bf16-u8", 3, "*bf16", "*u8"),
     *_dice_bce("f16-i64", 10, "*fp16", "*i64"),
     *_dice_bce("f32-u8-mask", 6, "*fp32", "*u8", "*u8"),
+    _dice_bce("f32-u8-counts", 5, "*fp32", "*u8", counts=True)[0],
+    Kernel(
+        "dice_bce_triton",
+        "overlap_finish",
+        {"partials": "*fp32", "sums": "*fp32", "planes": "i32", "parts": "i32"},
+        {"TILE": 16, "PARTS": 64},
+        wide_loads=0,  # as below
+    ),
     Kernel(
         "dice_bce_triton",
         "dice_bce_finish",
@@ -126,6 +182,19 @@ KERNELS = [
         {"OVER_BATCH": True, "SQUARED": True, "JACCARD": True, "EMPTY": 2, "REDUCTION": 1, "HAS_WEIGHT": True}
         | {"TILE": 16, "PARTS": 64},
         wide_loads=0,  # a few thousand partials at most
+    ),
+    *_focal("f32-u8", 5, "*fp32", "*u8", 2),
+    *_focal("bf16-u8", 3, "*bf16", "*u8", 2),
+    *_focal("f32-f32-any", 8, "*fp32", "*fp32", -1),
+    *_focal_softmax("f32-u8-4", 8, "*fp32", "*u8", 4),
+    *_focal_softmax("f32-i64-14", 8, "*fp32", "*i64", 14),
+    *_focal_softmax("bf16-u8-128", 4, "*bf16", "*u8", 128),
+    Kernel(
+        "focal_triton",
+        "focal_finish",
+        {"partials": "*fp32", "loss": "*fp32", "coefficients": "*fp32", "segments": "i32", "parts": "i32"},
+        {"REDUCTION": 1, "TILE": 16, "PARTS": 64},
+        wide_loads=0,  # as above
     ),
     *_gram("f32-1", "*fp32", 1, 4, True),
     *_gram("f32-3", "*fp32", 3, 4, True),
@@ -206,6 +275,7 @@ def _compile(kernel: Kernel) -> Code:
         spilled_bytes=sum(map(int, re.findall(r"(\d+) bytes spill", report))),
         shared_bytes=compiled.metadata.shared,
         loads=tuple(sorted(loads, reverse=True)),
+        narrow_offsets=len(_NARROW.findall(compiled.asm["ttir"])),
     )
 
 

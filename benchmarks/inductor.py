@@ -129,13 +129,14 @@ def _lower(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Generated:
 
 
 def main() -> int:
-    """Print kernels and bytes per pixel, forward and backward, of the plain Dice + BCE formula, one line each."""
-    from .cases.dice_bce import formula
+    """Print kernels and bytes per pixel, forward and backward, of each plain formula: a line each direction."""
+    from .cases import dice_bce, focal
 
     shape = (8, 1, 1024, 1024)
     logits, target = torch.randn(shape, requires_grad=True), torch.ones(shape, dtype=torch.uint8)
-    for direction in generate(formula, logits, target):
-        print(direction.kernels, f"{direction.num_bytes / logits.numel():.2f}")
+    for formula in (dice_bce.formula, focal.formula):
+        for direction in generate(formula, logits, target):
+            print(direction.kernels, f"{direction.num_bytes / logits.numel():.2f}")
     return 0
 
 

@@ -1,19 +1,12 @@
-// What happens once per segment rather than once per element: chunks, the fixed-order sum, loss and slopes.
+// What happens once per segment rather than once per element: the fixed-order sum, loss and slopes.
 // Compiled without the kernels' relaxed floating-point flags, in float64.
 #include "dice_bce.hpp"
 
 #include <algorithm>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace fastmtl {
 namespace {
-
-constexpr std::int64_t kBlock = 512;           // as in dice_bce_cpu.cpp: chunks are whole blocks
-constexpr std::int64_t kChunkElements = 16384;  // over all channels: 64 KiB of float32
 
 void add(DiceBceSums& sums, const DiceBceSums& more) {
   sums.intersection += more.intersection;
@@ -41,10 +34,10 @@ void finish_group(const DiceBceProblem& problem, const DiceBceOptions& options, 
     if (dice[s].counted) dice_loss += weight_of(s) * dice[s].loss;
     counted += dice[s].counted;
   }
-  const bool mean = options.reduction == 1;
+  const bool mean = options.reduction == 1, total_bce = options.reduction == 3;
   double total = 0.0;
   for (std::int64_t s = 0; s < segments; ++s) {
-    const double of_bce = options.bce_weight / std::max(mean ? elements : sums[s].elements, 1.0);
+    const double of_bce = options.bce_weight / (total_bce ? 1.0 : std::max(mean ? elements : sums[s].elements, 1.0));
     const double of_dice = options.dice_weight * weight_of(s) / (mean ? std::max(counted, 1.0) : 1.0);
     const double own = of_bce * sums[s].bce + (dice[s].counted ? of_dice * dice[s].loss : 0.0);
     if (options.reduction == 0) loss[group * segments + s] = static_cast<float>(own);
@@ -59,59 +52,67 @@ void finish_group(const DiceBceProblem& problem, const DiceBceOptions& options, 
   if (options.reduction != 0) loss[group] = static_cast<float>(total);
 }
 
-int useful_threads(const DiceBceProblem& problem, int threads) {
-  const std::int64_t chunks = problem.batch * problem.channels * problem.pixels / kChunkElements;
-  return static_cast<int>(std::clamp<std::int64_t>(chunks, 1, std::max(threads, 1)));
+// The sums of every plane [B, C], each added up over its chunks in order; counts [4, B, C] or nullptr.
+std::vector<DiceBceSums> plane_sums(const DiceBceProblem& problem, bool overlap, std::int64_t* counts,
+                                    int threads) {
+  const Chunks chunks = chunks_of(problem);
+  const std::int64_t C = problem.channels, planes = problem.batch * C;
+  const auto size = static_cast<std::size_t>(planes * chunks.count);
+  std::vector<DiceBceSums> partials(size), sums(static_cast<std::size_t>(planes));
+  std::vector<DiceBceCounts> part_counts(counts == nullptr ? 0 : size);
+  FASTMTL_DISPATCH(dice_bce_sums)(problem, chunks, overlap, partials.data(),
+                                  counts == nullptr ? nullptr : part_counts.data(), useful_threads(problem, threads));
+  if (counts != nullptr) std::fill_n(counts, 4 * planes, 0);
+  for (std::int64_t unit = 0; unit < problem.batch * chunks.count; ++unit)
+    for (std::int64_t c = 0; c < C; ++c) {
+      const std::int64_t plane = unit / chunks.count * C + c;
+      add(sums[plane], partials[unit * C + c]);
+      if (counts == nullptr) continue;
+      const DiceBceCounts& more = part_counts[unit * C + c];
+      counts[plane] += more.true_positive;
+      counts[planes + plane] += more.false_positive;
+      counts[2 * planes + plane] += more.false_negative;
+      counts[3 * planes + plane] += more.non_finite;
+    }
+  return sums;
 }
 
-// A large gradient is fresh memory, and faulting it in by pages of 4 KiB takes longer than computing it (measured:
-// 26 ms against 9 ms with huge pages). Only a hint, and only for whole pages inside the buffer.
-void expect_whole_write(const DiceBceProblem& problem, const Planes& gradient) {
-#if defined(__linux__)
-  constexpr std::uintptr_t kPage = 4096, kWorthwhile = std::uintptr_t{4} << 20;
-  const std::uintptr_t size = gradient.type == Element::float32 ? 4 : 2;
-  const auto begin = reinterpret_cast<std::uintptr_t>(gradient.data);
-  const auto end = begin + static_cast<std::uintptr_t>(problem.batch * problem.channels * problem.pixels) * size;
-  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
-  if (end - begin >= kWorthwhile) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)problem, (void)gradient;
-#endif
+bool plausible(const std::vector<DiceBceSums>& sums) {
+  return std::none_of(sums.begin(), sums.end(),
+                      [](const DiceBceSums& plane) { return plane.target > 1.0001 * plane.elements; });
 }
 
 }  // namespace
 
-DiceBceChunks dice_bce_chunks(std::int64_t channels, std::int64_t pixels) {
-  const std::int64_t blocks = kChunkElements / std::max<std::int64_t>(channels, 1) / kBlock;
-  const std::int64_t size = std::max<std::int64_t>(blocks, 1) * kBlock;
-  return {size, (pixels + size - 1) / size};
+bool dice_bce_forward(const DiceBceProblem& problem, const DiceBceOptions& options, float* loss, float* coefficients,
+                      std::int64_t* counts, int threads) {
+  const std::int64_t C = problem.channels, samples = problem.group_size;
+  const std::vector<DiceBceSums> planes = plane_sums(problem, options.dice_weight != 0.0, counts, threads);
+  for (std::int64_t group = 0; group < problem.batch / samples; ++group) {
+    std::vector<DiceBceSums> sums(static_cast<std::size_t>((options.over_batch ? 1 : samples) * C));
+    for (std::int64_t plane = 0; plane < samples * C; ++plane)
+      add(sums[options.over_batch ? plane % C : plane], planes[group * samples * C + plane]);
+    finish_group(problem, options, group, sums, loss, coefficients);
+  }
+  return plausible(planes);
 }
 
-bool dice_bce_forward(const DiceBceProblem& problem, const DiceBceOptions& options, float* loss, float* coefficients,
-                      int threads) {
-  bool plausible = true;
-  const DiceBceChunks chunks = dice_bce_chunks(problem.channels, problem.pixels);
-  const std::int64_t C = problem.channels;
-  std::vector<DiceBceSums> partials(static_cast<std::size_t>(problem.batch * chunks.count * C));
-  FASTMTL_DISPATCH(dice_bce_sums)(problem, chunks, partials.data(), useful_threads(problem, threads));
-  for (std::int64_t group = 0; group < problem.batch / problem.group_size; ++group) {
-    std::vector<DiceBceSums> sums(static_cast<std::size_t>((options.over_batch ? 1 : problem.group_size) * C));
-    for (std::int64_t b = 0; b < problem.group_size; ++b)
-      for (std::int64_t chunk = 0; chunk < chunks.count; ++chunk)
-        for (std::int64_t c = 0; c < C; ++c)
-          add(sums[(options.over_batch ? 0 : b * C) + c],
-              partials[((group * problem.group_size + b) * chunks.count + chunk) * C + c]);
-    finish_group(problem, options, group, sums, loss, coefficients);
-    for (const DiceBceSums& segment : sums) plausible &= !(segment.target > 1.0001 * segment.elements);
+bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int threads) {
+  const std::vector<DiceBceSums> planes = plane_sums(problem, true, nullptr, threads);
+  const std::size_t count = planes.size();
+  for (std::size_t plane = 0; plane < count; ++plane) {
+    const DiceBceSums& from = planes[plane];
+    const double values[5] = {from.intersection, from.prediction, from.target, from.bce, from.elements};
+    for (std::size_t k = 0; k < 5; ++k) sums[k * count + plane] = static_cast<float>(values[k]);
   }
-  return plausible;
+  return plausible(planes);
 }
 
 void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,
                        const Planes& gradient, int threads) {
-  const DiceBceChunks chunks = dice_bce_chunks(problem.channels, problem.pixels);
   expect_whole_write(problem, gradient);
-  FASTMTL_DISPATCH(dice_bce_gradient)(problem, chunks, grad, coefficients, gradient, useful_threads(problem, threads));
+  FASTMTL_DISPATCH(dice_bce_gradient)(problem, chunks_of(problem), grad, coefficients, gradient,
+                                      useful_threads(problem, threads));
 }
 
 }  // namespace fastmtl

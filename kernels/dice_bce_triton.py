@@ -23,6 +23,7 @@ import triton.language as tl
 # Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
+_INFINITY = tl.constexpr(float("inf"))
 
 
 @triton.jit
@@ -61,13 +62,13 @@ def _load_plane(
 
 @triton.jit
 def dice_bce_sums(
-    x, t, m, pos_weight, partials,
+    x, t, m, pos_weight, partials, counts,
     xb, xc, xs, tb, tc, ts, mb, mc, ms,
     samples, channels, pixels, chunk, splits, planes,
     OVER_BATCH: tl.constexpr, SQUARED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_POS_WEIGHT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    COUNTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One split of one plane; grid [splits * planes]."""
+    """One split of one plane; grid [splits * planes]. counts [4, planes]: zeros to add to, if COUNTS."""
     pid = tl.program_id(0)
     split = pid % splits
     plane = (pid // splits).to(tl.int64)
@@ -80,6 +81,10 @@ def dice_bce_sums(
     truth = tl.zeros([BLOCK], tl.float32)
     bce = tl.zeros([BLOCK], tl.float32)
     elements = tl.zeros([BLOCK], tl.float32)
+    both = tl.zeros([BLOCK], tl.int32)
+    predicted = tl.zeros([BLOCK], tl.int32)
+    wanted = tl.zeros([BLOCK], tl.int32)
+    non_finite = tl.zeros([BLOCK], tl.int32)
     first = split.to(tl.int64) * chunk
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
@@ -97,6 +102,20 @@ def dice_bce_sums(
         truth += target * target if SQUARED else target
         if HAS_MASK:
             elements += valid.to(tl.float32)
+        if COUNTS:
+            hit = logits > 0
+            true = target >= 0.5
+            both += (hit & true).to(tl.int32)
+            predicted += hit.to(tl.int32)
+            wanted += true.to(tl.int32)
+            finite = tl.abs(logits) < _INFINITY
+            non_finite += (valid & (finite == 0)).to(tl.int32)
+    if COUNTS:  # sums of integers do not depend on their order
+        total = tl.sum(both).to(tl.int64)
+        tl.atomic_add(counts + plane, total, sem="relaxed")
+        tl.atomic_add(counts + planes + plane, tl.sum(predicted).to(tl.int64) - total, sem="relaxed")
+        tl.atomic_add(counts + 2 * planes + plane, tl.sum(wanted).to(tl.int64) - total, sem="relaxed")
+        tl.atomic_add(counts + 3 * planes + plane, tl.sum(non_finite).to(tl.int64), sem="relaxed")
     part = plane * splits + split
     if OVER_BATCH:
         part = ((group * channels + c) * samples + b % samples) * splits + split
@@ -205,6 +224,8 @@ def dice_bce_finish(
         segment = start + tl.arange(0, TILE)
         live = segment < number
         of_bce = bce_weight / (tl.maximum(elements, 1.0) if REDUCTION != 1 else mean_elements + 0.0 * elements)
+        if REDUCTION == 3:
+            of_bce = tl.zeros([TILE], tl.float64) + bce_weight
         of_dice = dice_weight / (1.0 if REDUCTION != 1 else mean_counted)
         own = of_bce * bce + of_dice * dice
         if REDUCTION == 0:
@@ -219,8 +240,19 @@ def dice_bce_finish(
         tl.store(
             loss + group, bce_weight * tl.sum(all_bce) / mean_elements + dice_weight * tl.sum(all_dice) / mean_counted
         )
-    elif REDUCTION == 2:
+    elif REDUCTION >= 2:
         tl.store(loss + group, tl.sum(total))
+
+
+@triton.jit
+def overlap_finish(partials, sums, planes, parts, TILE: tl.constexpr, PARTS: tl.constexpr):
+    """One of sums [5, planes] of TILE planes from their partials; grid [5 * tiles]."""
+    tiles = tl.cdiv(planes, TILE)
+    kind = tl.program_id(0) // tiles
+    plane = (tl.program_id(0) % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
+    size = planes.to(tl.int64)
+    total = _sum_parts(partials + kind * size * parts, plane, plane < planes, parts, TILE, PARTS)
+    tl.store(sums + kind * size + plane, total, mask=plane < planes)
 
 
 @triton.jit
@@ -270,13 +302,11 @@ def _planes(tensor: torch.Tensor | None) -> tuple[torch.Tensor | None, tuple[int
     return bytes_too, (tensor.stride(0), tensor.stride(1), pixel)
 
 
-def forward(
-    input: torch.Tensor, target: torch.Tensor, pos_weight: torch.Tensor | None, weight: torch.Tensor | None,
-    mask: torch.Tensor | None, loss: torch.Tensor, coefficients: torch.Tensor,
-    bce_weight: float, dice_weight: float, batch: bool, squared: bool, jaccard: bool, smooth_nr: float,
-    smooth_dr: float, empty: int, reduction: int, groups: int,
-) -> None:  # fmt: skip
-    """Fills loss and coefficients [3, B, C]. Tensors [B, C, *spatial] have one pixel stride each."""
+def _sums(
+    input: torch.Tensor, target: torch.Tensor, pos_weight: torch.Tensor | None, mask: torch.Tensor | None,
+    counts: torch.Tensor | None, batch: bool, squared: bool, groups: int,
+) -> tuple[torch.Tensor, int]:  # fmt: skip
+    """Partials [5, B, C, splits], or with batch [5, groups, C, samples, splits], flat; and splits."""
     channels, samples = input.shape[1], input.shape[0] // groups
     planes, pixels = input.shape[0] * channels, math.prod(input.shape[2:])
     block = _block(pixels)
@@ -285,19 +315,43 @@ def forward(
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty(5 * planes * splits, dtype=torch.float32, device=input.device)
     (x, xs), (t, ts), (m, ms) = _planes(input), _planes(target), _planes(mask)
+    dice_bce_sums[(splits * planes,)](
+        x, t, m, pos_weight, partials, counts, *xs, *ts, *ms, samples, channels, pixels, chunk, splits, planes,
+        OVER_BATCH=batch, SQUARED=squared, HAS_MASK=m is not None, HAS_POS_WEIGHT=pos_weight is not None,
+        COUNTS=counts is not None, BLOCK=block, **_LAUNCH,
+    )  # fmt: skip
+    return partials, splits
+
+
+def forward(
+    input: torch.Tensor, target: torch.Tensor, pos_weight: torch.Tensor | None, weight: torch.Tensor | None,
+    mask: torch.Tensor | None, loss: torch.Tensor, coefficients: torch.Tensor, counts: torch.Tensor | None,
+    bce_weight: float, dice_weight: float, batch: bool, squared: bool, jaccard: bool, smooth_nr: float,
+    smooth_dr: float, empty: int, reduction: int, groups: int,
+) -> None:  # fmt: skip
+    """Fills loss and coefficients [3, B, C], adds to counts [4, B, C]. Tensors [B, C, *spatial] have one pixel stride
+    each."""
+    channels, samples = input.shape[1], input.shape[0] // groups
     with torch.cuda.device_of(input):
-        dice_bce_sums[(splits * planes,)](
-            x, t, m, pos_weight, partials, *xs, *ts, *ms, samples, channels, pixels, chunk, splits, planes,
-            OVER_BATCH=batch, SQUARED=squared, HAS_MASK=m is not None, HAS_POS_WEIGHT=pos_weight is not None,
-            BLOCK=block, **_LAUNCH,
-        )  # fmt: skip
-        parts = splits * samples if batch else splits
+        partials, splits = _sums(input, target, pos_weight, mask, counts, batch, squared, groups)
         dice_bce_finish[(groups,)](
-            partials, weight, loss, coefficients, samples, channels, channels if batch else samples * channels, parts,
-            planes, bce_weight, dice_weight, smooth_nr, smooth_dr,
+            partials, weight, loss, coefficients, samples, channels, channels if batch else samples * channels,
+            splits * samples if batch else splits, input.shape[0] * channels,
+            bce_weight, dice_weight, smooth_nr, smooth_dr,
             OVER_BATCH=batch, SQUARED=squared, JACCARD=jaccard, EMPTY=empty, REDUCTION=reduction,
             HAS_WEIGHT=weight is not None, TILE=16, PARTS=64, **_LAUNCH,
         )  # fmt: skip
+
+
+def overlap(
+    input: torch.Tensor, target: torch.Tensor, pos_weight: torch.Tensor | None, mask: torch.Tensor | None,
+    sums: torch.Tensor, squared: bool, groups: int,
+) -> None:  # fmt: skip
+    """Fills sums [5, B, C]: I, P, T, BCE, valid elements."""
+    planes = input.shape[0] * input.shape[1]
+    with torch.cuda.device_of(input):
+        partials, splits = _sums(input, target, pos_weight, mask, None, False, squared, groups)
+        overlap_finish[(5 * triton.cdiv(planes, 16),)](partials, sums, planes, splits, TILE=16, PARTS=64, **_LAUNCH)
 
 
 def backward(

@@ -24,6 +24,7 @@ def test_compiles_for_hopper_without_spills_and_with_wide_loads(kernel: Kernel, 
     assert not code.error, code.error
     assert code.spilled_bytes == 0, code
     assert code.wide_loads >= kernel.wide_loads, code.loads
+    assert not (kernel.wide_offsets and code.narrow_offsets), code
 
 
 def test_the_published_table_is_of_this_code(compiled: dict[str, Code]):

@@ -17,12 +17,12 @@ from fastmtl.ops._dice_bce import Options
 from fastmtl.ops._planes import strides
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
-DEFAULTS = Options(0.5, 0.5, False, False, False, 1e-5, 1e-5, "one", "mean", 1, "auto")
+DEFAULTS = Options(0.5, 0.5, False, False, False, 1e-5, 1e-5, "one", "mean", False, 1, "auto")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
-    "changes", [{}, {"reduction": "none", "batch": True}, {"reduction": "none", "groups": 2}], ids=str
+    "changes", [{}, {"reduction": "none", "batch": True}, {"reduction": "none", "groups": 2, "counts": True}], ids=str
 )
 def test_opcheck(dtype, changes):
     x, t = segmentation((2, 3, 6, 5), dtype)
@@ -31,7 +31,7 @@ def test_opcheck(dtype, changes):
     x = layout(x, "channels_last").requires_grad_()
     tensors = (x, t, *weights, mask("full", x.shape))
     torch.library.opcheck(torch.ops.fastmtl.dice_bce.default, (*tensors, *options))
-    loss, coefficients = torch.ops.fastmtl.dice_bce(*tensors, *options)
+    loss, coefficients, _ = torch.ops.fastmtl.dice_bce(*tensors, *options)
     grad = torch.rand_like(loss).detach().requires_grad_()
     arguments = (grad, *tensors, coefficients.detach(), *options)
     torch.library.opcheck(torch.ops.fastmtl.dice_bce_backward.default, arguments)

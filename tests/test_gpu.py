@@ -54,6 +54,43 @@ def test_dice_bce(dtype, target_dtype, memory):
     _check_loss((4, 3, 256, 256), dtype, target_dtype, memory, squared_pred=True)
 
 
+def _check_op(op, input, target, naive, **options) -> None:
+    ours = loss_and_gradient(partial(op, target=target, backend="triton", **options), input)
+    plain = loss_and_gradient(partial(naive, target=target, **options), input)
+    exact = loss_and_gradient(partial(op, target=target, backend="reference", **options), input.double())
+    for found, rough, true in zip(ours, plain, exact, strict=True):
+        assert_within_budget(found, rough, true, input.dtype)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_focal_small(gamma, dtype):
+    reference = partial(ops.focal_loss, backend="reference")
+    input, target = (part.to(DEVICE) for part in segmentation((2, 3, 37, 23), dtype))
+    _check_op(ops.focal_loss, input, target, reference, gamma=gamma)
+    classes = torch.randint(0, 3, (2, 37, 23), dtype=torch.uint8, device=DEVICE)
+    _check_op(ops.focal_loss, input, classes, reference, gamma=gamma, activation="softmax", reduction="none")
+
+
+@pytest.mark.parametrize("channels", [2, 14, 128, 1000])
+def test_softmax_focal(channels):
+    input = torch.randn(2, channels, 96, 101, device=DEVICE)
+    classes = torch.randint(0, channels, (2, 96, 101), device=DEVICE)
+    options = {"activation": "softmax", "alpha": torch.rand(channels, device=DEVICE)}
+    _check_op(ops.focal_loss, input, classes, partial(ops.focal_loss, backend="reference"), **options)
+
+
+def test_overlap_sums_bce_and_counts_small():
+    input, target = (part.to(DEVICE) for part in segmentation((2, 3, 37, 23)))
+    for op in (ops.tversky_loss, ops.bce_with_logits):
+        _check_op(op, input, target, partial(op, backend="reference"))
+    loss, counts = ops.dice_bce_loss(input, target, return_counts=True)
+    expected = ops.dice_bce_loss(input.cpu(), target.cpu(), return_counts=True)
+    torch.testing.assert_close(loss.cpu(), expected[0])
+    for found, exact in zip(counts, expected[1], strict=True):
+        assert torch.equal(found.cpu(), exact)
+
+
 @pytest.mark.parametrize("K", [1, 3, 8, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_gram_norms_and_combine_small(K, dtype):

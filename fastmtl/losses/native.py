@@ -60,9 +60,139 @@ class DiceBCELoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of logits [B, C, *spatial] against a target of the same shape; see `fastmtl.ops.dice_bce_loss`."""
-        return ops.dice_bce_loss(
-            input, target, pos_weight=self.pos_weight, weight=self.weight, mask=mask, **self.settings
-        )
+        tensors = {"pos_weight": self.pos_weight, "weight": self.weight, "mask": mask}
+        return ops.dice_bce_loss(input, target, return_counts=False, **tensors, **self.settings)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+
+
+class _Kept(nn.Module):
+    """Keeps an op's settings; those that are tensors are buffers, which move with the module and are no parameters."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self._names = list(settings)
+        for name, value in settings.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._names}
+
+    def extra_repr(self) -> str:
+        plain = ((name, value) for name, value in self.settings.items() if not isinstance(value, Tensor))
+        return ", ".join(f"{name}={value!r}" for name, value in plain)
+
+
+class FocalLoss(_Kept):
+    """`fastmtl.ops.focal_loss` with its settings kept; every keyword of the op but `mask` is a setting.
+
+    >>> import torch
+    >>> loss = FocalLoss(gamma=1.5, alpha=None)
+    >>> loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 2.0,
+        alpha: Tensor | float | None = 0.25,
+        activation: str = "sigmoid",
+        weight: Tensor | float | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            {
+                "gamma": gamma,
+                "alpha": alpha,
+                "activation": activation,
+                "weight": weight,
+                "ignore_index": ignore_index,
+                "reduction": reduction,
+                "backend": backend,
+            }
+        )
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of logits [B, C, *spatial]; see `fastmtl.ops.focal_loss` for the target."""
+        return ops.focal_loss(input, target, mask=mask, **self.settings)
+
+
+class TverskyLoss(_Kept):
+    """`fastmtl.ops.tversky_loss` with its settings kept; every keyword of the op but `mask` is a setting.
+
+    >>> import torch
+    >>> loss = TverskyLoss(alpha=0.3, beta=0.7, gamma=0.75)
+    >>> loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        gamma: float = 1.0,
+        activation: str = "sigmoid",
+        weight: Tensor | float | None = None,
+        ignore_index: int | None = None,
+        include_background: bool = True,
+        batch: bool = False,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        empty: str = "one",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            {
+                "alpha": alpha,
+                "beta": beta,
+                "gamma": gamma,
+                "activation": activation,
+                "weight": weight,
+                "ignore_index": ignore_index,
+                "include_background": include_background,
+                "batch": batch,
+                "smooth_nr": smooth_nr,
+                "smooth_dr": smooth_dr,
+                "empty": empty,
+                "reduction": reduction,
+                "backend": backend,
+            }
+        )
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of logits [B, C, *spatial]; see `fastmtl.ops.tversky_loss` for the target."""
+        return ops.tversky_loss(input, target, mask=mask, **self.settings)
+
+
+class BCEWithLogitsLoss(_Kept):
+    """`torch.nn.BCEWithLogitsLoss` that takes targets of any dtype and a mask; see `fastmtl.ops.bce_with_logits`.
+
+    >>> import torch
+    >>> loss = BCEWithLogitsLoss(pos_weight=torch.tensor([2.0]))
+    >>> round(loss(torch.zeros(4, 1), torch.ones(4, 1, dtype=torch.uint8)).item(), 4)
+    1.3863
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        reduction: str = "mean",
+        pos_weight: Tensor | float | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__({"weight": weight, "pos_weight": pos_weight, "reduction": reduction, "backend": backend})
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of logits of any shape against a target of the same shape."""
+        return ops.bce_with_logits(input, target, mask=mask, **self.settings)

@@ -2,8 +2,11 @@
 
 from ._recycled import release_memory as release_memory
 from .assignment import linear_assignment as linear_assignment
+from ._counts import Counts as Counts
+from .bce import bce_with_logits as bce_with_logits
 from .combine import combine as combine
 from .dice_bce import dice_bce_loss as dice_bce_loss
+from .focal import focal_loss as focal_loss
 from .gram import grad_norms as grad_norms
 from .gram import gram as gram
 from .overlap import OverlapSums as OverlapSums
@@ -12,3 +15,4 @@ from .pairwise_mask import pairwise_mask_cost as pairwise_mask_cost
 from .pcgrad import pcgrad_weights as pcgrad_weights
 from .points import sample_points as sample_points
 from .uncertain_points import sample_uncertain_points as sample_uncertain_points
+from .tversky import tversky_loss as tversky_loss

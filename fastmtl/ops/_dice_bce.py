@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ._recycled import Recycled
 
 _GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
 EMPTY = ("one", "zero", "skip")
-REDUCTIONS = ("none", "mean", "sum")
+REDUCTIONS = ("none", "mean", "sum", "total")  # "total" is not public: as "sum", with the BCE not divided by elements
 
 
 class Options(NamedTuple):
@@ -31,6 +31,7 @@ class Options(NamedTuple):
     smooth_dr: float
     empty: str
     reduction: str
+    counts: bool
     groups: int  # the batch holds this many equal groups, each reduced on its own: what vmap folds into it
     backend: str
 
@@ -71,27 +72,52 @@ class Tensors(NamedTuple):
         return [Tensors(*group) for group in zip(*parts, strict=True)]
 
 
-def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """Uninitialised loss and coefficients [3, B, C]: the slopes of the loss in each segment's BCE sum, I and P."""
-    dtype = torch.promote_types(input.dtype, torch.float32)
+def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised loss, coefficients [3, B, C]: its slopes in each segment's BCE sum, I and P, and counts [4, B, C]:
+    true positives, false positives, false negatives, logits that are not finite; [0] if not asked for."""
+    dtype, planes = torch.promote_types(input.dtype, torch.float32), input.shape[:2]
     loss = torch.empty(options.loss_shape(input.shape), dtype=dtype, device=input.device)
-    return loss, torch.empty((3, *input.shape[:2]), dtype=dtype, device=input.device)
+    coefficients = torch.empty((3, *planes), dtype=dtype, device=input.device)
+    return (
+        loss,
+        coefficients,
+        torch.empty((4, *planes) if options.counts else 0, dtype=torch.int64, device=input.device),
+    )
 
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
     """The loss by plain torch, differentiable any number of times."""
     names = ("bce_weight", "dice_weight", "batch", "squared_pred", "jaccard", "smooth_nr", "smooth_dr", "empty")
     keywords = {name: getattr(options, name) for name in (*names, "reduction")}
-    losses = [reference_loss(**group._asdict(), **keywords) for group in tensors.split(options.groups)]
+    if options.reduction == "total":
+        losses = [_reference_total(group, options, keywords) for group in tensors.split(options.groups)]
+    else:
+        losses = [reference_loss(**group._asdict(), **keywords) for group in tensors.split(options.groups)]
     return losses[0] if options.groups == 1 else torch.stack(losses)
 
 
-def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    loss, coefficients = new_outputs(tensors.input, options)
+def _reference_total(tensors: Tensors, options: Options, keywords: dict[str, Any]) -> Tensor:
+    dice = reference_loss(**tensors._asdict(), **keywords | {"bce_weight": 0.0, "reduction": "sum"})
+    bce = segment_sums(tensors.input, tensors.target, tensors.pos_weight, tensors.mask)[3]
+    return options.bce_weight * bce.sum() + dice
+
+
+def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    loss, coefficients, counts = new_outputs(tensors.input, options)
     groups = zip(tensors.split(options.groups), coefficients.chunk(options.groups, 1), strict=True)
     for group, out in groups:
         out.copy_(_reference_coefficients(group, options))
-    return loss.copy_(reference(tensors, options)), coefficients
+    if options.counts:
+        counts.copy_(reference_counts(tensors.input, tensors.target, tensors.mask))
+    return loss.copy_(reference(tensors, options)), coefficients, counts
+
+
+def reference_counts(input: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """The four counts of each channel of sigmoid logits [B, C, *spatial], int64 [4, B, C]."""
+    predicted, wanted = input > 0, target >= 0.5 if target.is_floating_point() else target > 0
+    kinds = (predicted & wanted, predicted & ~wanted, ~predicted & wanted, ~input.isfinite())
+    valid = torch.ones_like(predicted) if mask is None else mask.bool()
+    return torch.stack([(kind & valid).flatten(2).sum(2) for kind in kinds])
 
 
 def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
@@ -108,26 +134,30 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
     scale = torch.where(counted & ~empty_pair, scale, 0.0)
     of_i = scale * (-2 - 2 * score * o.jaccard) / denominator
     of_p = scale * (1 + o.jaccard) * (1 + o.squared_pred) * score / denominator
-    return torch.stack([(o.bce_weight / elements.clamp(min=1)).expand_as(i), of_i, of_p]).view(3, -1, i.shape[-1])
+    of_bce = o.bce_weight / (torch.ones_like(i) if o.reduction == "total" else elements.clamp(min=1))
+    return torch.stack([of_bce.expand_as(i), of_i, of_p]).view(3, -1, i.shape[-1])
 
 
 def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
     """Plain torch, by the kernels' formula: autograd does not run inside an op."""
     planes = coefficients * options.grad_planes(grad, tensors.input.shape)
-    gradients = []
-    for (input, target, pos_weight, _, mask), group in zip(
-        tensors.split(options.groups), planes.chunk(options.groups, 1), strict=True
-    ):
-        of_bce, of_i, of_p = group.view(*group.shape, *(1,) * (input.dim() - 2))
-        x, t = input.to(planes.dtype), target.to(planes.dtype)
-        p, q = x.sigmoid(), (-x).sigmoid()
-        positive = t if pos_weight is None else t * pos_weight.to(x.dtype).view(-1, *(1,) * (x.dim() - 2))
-        gradient = of_bce * ((1 - t) * p - positive * q) + (of_i * t + of_p * p**options.squared_pred) * p * q
-        gradients.append(gradient if mask is None else torch.where(mask.bool(), gradient, 0.0))
+    groups = zip(tensors.split(options.groups), planes.chunk(options.groups, 1), strict=True)
+    gradients = [reference_gradient(group, planes, options.squared_pred) for group, planes in groups]
     return gradient_like(tensors.input).copy_(torch.cat(gradients))
 
 
-def _readable(tensors: Tensors) -> Tensors:
+def reference_gradient(tensors: Tensors, slopes: Tensor, squared_pred: bool) -> Tensor:
+    """The gradient from the three slopes [3, B, C] of each plane."""
+    input, target, pos_weight, _, mask = tensors
+    of_bce, of_i, of_p = slopes.view(*slopes.shape, *(1,) * (input.dim() - 2))
+    x, t = input.to(slopes.dtype), target.to(slopes.dtype)
+    p, q = x.sigmoid(), (-x).sigmoid()
+    positive = t if pos_weight is None else t * pos_weight.to(x.dtype).view(-1, *(1,) * (x.dim() - 2))
+    gradient = of_bce * ((1 - t) * p - positive * q) + (of_i * t + of_p * p**squared_pred) * p * q
+    return gradient if mask is None else torch.where(mask.bool(), gradient, 0.0)
+
+
+def readable(tensors: Tensors) -> Tensors:
     """The same tensors with one pixel stride each and float32 weights; copies only what has no such stride."""
     input, target, pos_weight, weight, mask = tensors
     return Tensors(
@@ -139,9 +169,9 @@ def _readable(tensors: Tensors) -> Tensors:
     )
 
 
-def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    input, target, pos_weight, weight, mask = _readable(tensors)
-    loss, coefficients = new_outputs(input, options)
+def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    input, target, pos_weight, weight, mask = readable(tensors)
+    loss, coefficients, counts = new_outputs(input, options)
     plausible = _backends.extension().dice_bce_forward(
         (options.groups, input.shape[0], input.shape[1], pixels(input)),
         describe(input),
@@ -154,60 +184,74 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
         REDUCTIONS.index(options.reduction),
         address(loss),
         address(coefficients),
+        address(counts if options.counts else None),
         num_threads(),
     )
+    check_plausible(plausible)
+    return loss, coefficients, counts
+
+
+def check_plausible(plausible: bool) -> None:
     if not plausible:
         raise ValueError(
             "`target` must lie in 0 to 1; its mean over a segment is above 1. Turn a 0/255 mask into 0/1: target > 127."
         )
-    return loss, coefficients
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    input, target, pos_weight, _, mask = _readable(tensors)
+    planes = options.grad_planes(grad, tensors.input.shape)
+    return cpp_gradient(planes, tensors, coefficients, options.squared_pred, options.groups)
+
+
+def cpp_gradient(grad: Tensor, tensors: Tensors, slopes: Tensor, squared_pred: bool, groups: int) -> Tensor:
+    """grad [B, C] times the gradient that the slopes [3, B, C] say."""
+    input, target, pos_weight, _, mask = readable(tensors)
     gradient = gradient_like(tensors.input, _GRADIENTS)
-    planes = options.grad_planes(grad, input.shape)
     _backends.extension().dice_bce_backward(
-        (options.groups, input.shape[0], input.shape[1], pixels(input)),
+        (groups, input.shape[0], input.shape[1], pixels(input)),
         describe(input),
         describe(target),
         describe(mask),
         address(pos_weight),
-        options.squared_pred,
-        (address(planes), *ABSENT[:1], *planes.stride(), 0),
-        address(coefficients),
+        squared_pred,
+        (address(grad), *ABSENT[:1], *grad.stride(), 0),
+        address(slopes),
         describe(gradient),
         num_threads(),
     )
     return gradient
 
 
-def triton_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+def triton_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     from ..kernels import dice_bce_triton
 
-    tensors = _readable(tensors)
-    loss, coefficients = new_outputs(tensors.input, options)
+    tensors = readable(tensors)
+    loss, coefficients, counts = new_outputs(tensors.input, options)
     dice_bce_triton.forward(
         *tensors,
         loss,
         coefficients,
+        counts.zero_() if options.counts else None,
         *options[:7],
         EMPTY.index(options.empty),
         REDUCTIONS.index(options.reduction),
         options.groups,
     )
-    return loss, coefficients
+    return loss, coefficients, counts
 
 
 def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    planes = options.grad_planes(grad, tensors.input.shape)
+    return triton_gradient(planes, tensors, coefficients, options.squared_pred, options.groups)
+
+
+def triton_gradient(grad: Tensor, tensors: Tensors, slopes: Tensor, squared_pred: bool, groups: int) -> Tensor:
+    """As `cpp_gradient`."""
     from ..kernels import dice_bce_triton
 
-    input, target, pos_weight, _, mask = _readable(tensors)
+    input, target, pos_weight, _, mask = readable(tensors)
     gradient = gradient_like(tensors.input)
-    planes = options.grad_planes(grad, input.shape)
-    dice_bce_triton.backward(
-        planes, input, target, pos_weight, mask, coefficients, gradient, options.squared_pred, options.groups
-    )
+    dice_bce_triton.backward(grad, input, target, pos_weight, mask, slopes, gradient, squared_pred, groups)
     return gradient
 
 

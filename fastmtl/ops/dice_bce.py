@@ -9,22 +9,24 @@ so three coefficients per segment (slopes in the BCE sum, in I, and q times that
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from . import _backends, _checks
-from ._dice_bce import EMPTY, REDUCTIONS, Options, Tensors, new_outputs, reference
+from ._counts import Counts
+from ._dice_bce import EMPTY, Options, Tensors, new_outputs, reference
 from ._loss_op import LossOp
 
 _OPTIONS = (
     "float bce_weight, float dice_weight, bool batch, bool squared_pred, bool jaccard, float smooth_nr, "
-    "float smooth_dr, str empty, str reduction, int groups, str backend"
+    "float smooth_dr, str empty, str reduction, bool counts, int groups, str backend"
 )
 _TENSORS = "Tensor input, Tensor target, Tensor? pos_weight, Tensor? weight, Tensor? mask"
 
 
+@overload
 def dice_bce_loss(
     input: Tensor,
     target: Tensor,
@@ -41,8 +43,36 @@ def dice_bce_loss(
     smooth_dr: float = 1e-5,
     empty: str = "one",
     reduction: str = "mean",
+    return_counts: Literal[False] = False,
     backend: str = "auto",
-) -> Tensor:
+) -> Tensor: ...
+
+
+@overload
+def dice_bce_loss(
+    input: Tensor, target: Tensor, *, return_counts: Literal[True], **options: Any
+) -> tuple[Tensor, Counts]: ...
+
+
+def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the options a third time would say no more
+    input: Tensor,
+    target: Tensor,
+    *,
+    bce_weight: float = 0.5,
+    dice_weight: float = 0.5,
+    pos_weight: Tensor | float | None = None,
+    weight: Tensor | float | None = None,
+    mask: Tensor | None = None,
+    batch: bool = False,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    empty: str = "one",
+    reduction: str = "mean",
+    return_counts: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Counts]:
     """Weighted sum of soft Dice (or Jaccard) loss and binary cross-entropy, from logits, in one pass over memory.
 
     A segment is one channel of one sample, or one channel of the whole batch with `batch=True`. Over its valid
@@ -71,11 +101,12 @@ def dice_bce_loss(
             (in the float32 kernels that takes logits below -87 throughout), smoothed as usual otherwise; "skip": it
             leaves the Dice mean, and has no Dice term under "none".
         reduction: "mean", "sum", or "none" for one loss per segment: [B, C], with `batch=True` [C].
+        return_counts: also return what the same pass can count: `Counts` of the valid elements, at threshold 0.5.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
         A scalar, [B, C] or [C]; float32, or float64 for float64 logits. Sums are finished in float64 and do not
-        depend on the thread count, nor change from run to run.
+        depend on the thread count, nor change from run to run. With `return_counts=True` a pair of it and the `Counts`.
 
     Differentiable in `input` alone, any number of times (beyond the first through the reference). The backward keeps
     the inputs and three numbers per segment. Contiguous, channels_last and expanded tensors are read in place;
@@ -103,14 +134,15 @@ def dice_bce_loss(
     _checks.not_negative("smooth_nr", smooth_nr)
     _checks.not_negative("smooth_dr", smooth_dr)
     _checks.one_of("empty", empty, EMPTY)
-    _checks.one_of("reduction", reduction, REDUCTIONS)
+    _checks.one_of("reduction", reduction, ("none", "mean", "sum"))
+    _checks.flag("return_counts", return_counts)
     _backends.check_backend(backend)
     pos_weight = _checks.per_channel("pos_weight", pos_weight, input)
     weight = _checks.per_channel("weight", weight, input)
     mask = _checks.full_rank_mask(mask, input)
     if input.dim() == 2:  # no spatial dims: planes of one pixel
         input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
-    loss, _ = _dice_bce(
+    loss, _, counts = dice_bce_op(
         input,
         target,
         pos_weight,
@@ -125,10 +157,11 @@ def dice_bce_loss(
         smooth_dr,
         empty,
         reduction,
+        return_counts,
         1,
         backend,
     )
-    return loss
+    return (loss, Counts(counts[0], counts[1], counts[2], counts[3].sum(1))) if return_counts else loss
 
 
 def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
@@ -152,10 +185,13 @@ def _fold_tensors(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...
 def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
     size, options = info.batch_size, Options(*arguments[5:])
     tensors = _fold_tensors(size, in_dims, arguments)
-    loss, coefficients = _dice_bce(*tensors, *options._replace(groups=size * options.groups))
+    loss, coefficients, counts = dice_bce_op(*tensors, *options._replace(groups=size * options.groups))
     samples, *rest = tensors.input.shape
     inner = options.loss_shape(torch.Size((samples // size, *rest)))
-    return (loss.reshape(size, *inner), coefficients.unflatten(1, (size, -1))), (0, 1)
+    if options.counts:
+        counts = counts.unflatten(1, (size, -1))
+    outputs = loss.reshape(size, *inner), coefficients.unflatten(1, (size, -1)), counts
+    return outputs, (0, 1, 1 if options.counts else None)
 
 
 def _vmap_backward(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments: Any) -> tuple[Tensor, int]:
@@ -166,17 +202,18 @@ def _vmap_backward(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments
     grad = grad.reshape(options.loss_shape(tensors.input.shape))
     coefficients, dim = arguments[5], in_dims[6]  # [3, B, C] with the vmapped dim anywhere or nowhere
     stacked = coefficients.unsqueeze(1).expand(-1, size, -1, -1) if dim is None else coefficients.movedim(dim, 1)
-    gradient = _dice_bce.backward(grad, *tensors, stacked.flatten(1, 2), *options)
+    gradient = dice_bce_op.backward(grad, *tensors, stacked.flatten(1, 2), *options)
     return gradient.unflatten(0, (size, -1)), 0
 
 
-_dice_bce = LossOp(
+dice_bce_op = LossOp(
     "dice_bce",
     (_TENSORS, _OPTIONS),
     Tensors,
     Options,
     fake=lambda tensors, options: new_outputs(tensors.input, options),
     reference=reference,
+    outputs=3,
     vmap=_vmap_forward,
     vmap_backward=_vmap_backward,
 )

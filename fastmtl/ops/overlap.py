@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..reference.overlap import OverlapSums, sigmoid_overlap, softmax_overlap
+from ..reference.overlap import OverlapSums, softmax_overlap
 from . import _backends, _checks
+from ._sigmoid_overlap import sigmoid_overlap_op
 
 
 def overlap_sums(
@@ -57,5 +58,15 @@ def overlap_sums(
     if activation == "sigmoid":
         _checks.logits_and_target(input, target)
         weight = _checks.per_channel("pos_weight", pos_weight, input)
-        return sigmoid_overlap(input, target, weight, _checks.full_rank_mask(mask, input), squared_pred)
+        return _sigmoid(input, target, weight, _checks.full_rank_mask(mask, input), squared_pred, backend)
     return softmax_overlap(input, target, mask, ignore_index, squared_pred)
+
+
+def _sigmoid(
+    input: Tensor, target: Tensor, pos_weight: Tensor | None, mask: Tensor | None, squared_pred: bool, backend: str
+) -> OverlapSums:
+    if input.dim() == 2:  # no spatial dims: planes of one pixel
+        input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
+    sums, _ = sigmoid_overlap_op(input, target, pos_weight, mask, squared_pred, backend)
+    intersection, prediction, of_target, entropy, elements = sums.unbind()
+    return OverlapSums(intersection, prediction, of_target.detach(), entropy, elements.detach())

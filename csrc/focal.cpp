@@ -1,0 +1,91 @@
+// What happens once per segment rather than once per element: the fixed-order sum, loss and slopes, in float64.
+#include "focal.hpp"
+
+#include <algorithm>
+#include <vector>
+
+namespace fastmtl {
+namespace {
+
+void finish(const std::vector<FocalSums>& segments, Reduction reduction, float* loss, float* coefficients) {
+  double total = 0.0, elements = 0.0;
+  for (const FocalSums& segment : segments) {
+    total += segment.loss;
+    elements += segment.elements;
+  }
+  const double of_mean = 1.0 / std::max(elements, 1.0);
+  for (std::size_t s = 0; s < segments.size(); ++s) {
+    const double own = 1.0 / std::max(segments[s].elements, 1.0);
+    const double slope = reduction == Reduction::none ? own : reduction == Reduction::mean ? of_mean : 1.0;
+    coefficients[s] = static_cast<float>(slope);
+    if (reduction == Reduction::none) loss[s] = static_cast<float>(slope * segments[s].loss);
+  }
+  if (reduction != Reduction::none) *loss = static_cast<float>(reduction == Reduction::mean ? total * of_mean : total);
+}
+
+// partials [batch, chunks, width] added up over the chunks, in order: [batch, width].
+std::vector<FocalSums> add_chunks(const std::vector<FocalSums>& partials, std::int64_t batch, std::int64_t chunks,
+                                  std::int64_t width) {
+  std::vector<FocalSums> sums(static_cast<std::size_t>(batch * width));
+  for (std::int64_t unit = 0; unit < batch * chunks; ++unit)
+    for (std::int64_t w = 0; w < width; ++w) {
+      FocalSums& sum = sums[unit / chunks * width + w];
+      const FocalSums& part = partials[unit * width + w];
+      sum.loss += part.loss;
+      sum.elements += part.elements;
+      sum.implausible += part.implausible;
+    }
+  return sums;
+}
+
+// So many pixels that a tile of all channels takes about 32 KiB: whole vectors, and whole in a chunk.
+std::int64_t tile_pixels(std::int64_t channels) {
+  std::int64_t pixels = 256;
+  while (pixels > 16 && pixels * channels > 8192) pixels /= 2;
+  return pixels;
+}
+
+}  // namespace
+
+bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
+                           int threads) {
+  const Chunks chunks = chunks_of(problem);
+  std::vector<FocalSums> partials(static_cast<std::size_t>(problem.batch * chunks.count * problem.channels));
+  FASTMTL_DISPATCH(sigmoid_focal_sums)(problem, chunks, partials.data(), useful_threads(problem, threads));
+  const std::vector<FocalSums> planes = add_chunks(partials, problem.batch, chunks.count, problem.channels);
+  finish(planes, reduction, loss, coefficients);
+  return std::none_of(planes.begin(), planes.end(),
+                      [](const FocalSums& plane) { return plane.implausible > 1.0001 * plane.elements; });
+}
+
+bool softmax_focal_forward(const SoftmaxFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
+                           int threads) {
+  const Chunks chunks = chunks_of(problem);
+  const int workers = useful_threads(problem, threads);
+  const std::int64_t pixels = tile_pixels(problem.channels);
+  std::vector<float> scratch(static_cast<std::size_t>(workers * pixels * problem.channels));
+  std::vector<FocalSums> partials(static_cast<std::size_t>(problem.batch * chunks.count));
+  FASTMTL_DISPATCH(softmax_focal_sums)(problem, chunks, {pixels, scratch.data()}, partials.data(), workers);
+  const std::vector<FocalSums> samples = add_chunks(partials, problem.batch, chunks.count, 1);
+  finish(samples, reduction, loss, coefficients);
+  return std::none_of(samples.begin(), samples.end(), [](const FocalSums& s) { return s.implausible > 0.0; });
+}
+
+void sigmoid_focal_backward(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,
+                            const Planes& gradient, int threads) {
+  expect_whole_write(problem, gradient);
+  FASTMTL_DISPATCH(sigmoid_focal_gradient)(problem, chunks_of(problem), grad, coefficients, gradient,
+                                           useful_threads(problem, threads));
+}
+
+void softmax_focal_backward(const SoftmaxFocalProblem& problem, const Planes& grad, const float* coefficients,
+                            const Planes& gradient, int threads) {
+  const int workers = useful_threads(problem, threads);
+  const std::int64_t pixels = tile_pixels(problem.channels);
+  std::vector<float> scratch(static_cast<std::size_t>(workers * pixels * problem.channels));
+  expect_whole_write(problem, gradient);
+  FASTMTL_DISPATCH(softmax_focal_gradient)(problem, chunks_of(problem), {pixels, scratch.data()}, grad, coefficients,
+                                           gradient, workers);
+}
+
+}  // namespace fastmtl

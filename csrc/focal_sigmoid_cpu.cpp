@@ -1,0 +1,100 @@
+// Sigmoid focal loss. With p = sigmoid(x), q = 1 - p, t the target, u = 1 - p_t = (1 - t) p + t q and CE the binary
+// cross-entropy, a loss is a u^gamma CE and its slope in x is
+//     a (gamma u^(gamma-1) (1 - 2 t) p q CE + u^gamma ((1 - t) p - t q)),    a = t positive + (1 - t) negative.
+// Both signs of x are one formula in w, the share of the target that x is wrong about (1 - t for x >= 0, else t), in
+// e = exp(-|x|) and r = 1 / (1 + e): with U = w + (1 - w) e and V = w - (1 - w) e,
+//     CE = w |x| + log1p(e),  u = r U,  (1 - t) p - t q = +-r V,  (1 - 2 t) p q = +-(2 w - 1) r^2 e,
+// the sign being that of x. Nothing cancels and nothing overflows.
+// No std:: template here: the linker would keep one copy for all instruction sets, perhaps the AVX-512 one.
+#include "focal.hpp"
+
+#include "sigmoid_block.hpp"
+#include "vec_pow.hpp"
+
+namespace fastmtl {
+namespace FASTMTL_ISA {
+namespace {
+
+struct Focus {
+  float negative, difference, gamma;  // a = negative + difference * t
+};
+
+Focus focus_of(const SigmoidFocalProblem& problem, std::int64_t c) {
+  const float* factors = problem.factors;
+  const float positive = problem.positive * (factors == nullptr ? 1.0f : factors[c]);
+  const float negative = problem.negative * (factors == nullptr ? 1.0f : factors[problem.channels + c]);
+  return {negative, positive - negative, problem.gamma};
+}
+
+template <int kGamma>
+void add_block(const Block& block, const Focus& focus, FocalSums& sums) {
+  float loss = 0.0f, target = 0.0f;
+  const float *logits = block.logits, *targets = block.target;
+  for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {  // the mask tells the compiler there is no remainder
+    const float x = logits[i], t = targets[i], size = __builtin_fabsf(x);
+    const float w = x >= 0.0f ? 1.0f - t : t, e = exp_minus(size);
+    const float linear = w == 0.0f ? 0.0f : w * size;  // an infinite logit on the right side costs 0, not NaN
+    const float u = kGamma == 0 ? 1.0f : (w + (1.0f - w) * e) / (1.0f + e);
+    loss += (focus.negative + focus.difference * t) * power<kGamma>(u, focus.gamma) * (linear + log1p_unit(e));
+    target += t;
+  }
+  sums.loss += loss;
+  sums.implausible += target;
+  sums.elements += static_cast<double>(block.elements());
+}
+
+// values = grad * slope of a block.
+template <int kGamma>
+void differentiate_block(const Block& block, const Focus& focus, float grad, float* __restrict values) {
+  constexpr float kLargest = 1.0e30f;  // far from overflow: the compiler may multiply in another order
+  const float negative = grad * focus.negative, difference = grad * focus.difference, gamma = focus.gamma;
+  const float *logits = block.logits, *targets = block.target;
+  for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {
+    const float x = logits[i], t = targets[i], exact = __builtin_fabsf(x);
+    const float size = exact > kLargest ? kLargest : exact;  // an infinite one's e = 0 times its entropy is 0, not NaN
+    const float w = x >= 0.0f ? 1.0f - t : t, e = exp_minus(size), r = 1.0f / (1.0f + e);
+    const float U = w + (1.0f - w) * e, V = w - (1.0f - w) * e;
+    const float entropy = w * size + log1p_unit(e), of_miss = (2.0f * w - 1.0f) * e * entropy;
+    float slope = r * V;
+    if (kGamma == 1) slope = r * r * (of_miss + U * V);
+    if (kGamma == 2) slope = r * r * r * U * (2.0f * of_miss + U * V);
+    if (kGamma == kAny) {
+      const float ratio = U > 0.0f ? of_miss / U : 0.0f;  // u^(gamma - 1) alone could be infinite
+      slope = power_unit(r * U, gamma) * r * (gamma * ratio + V);
+    }
+    values[i] = (negative + difference * t) * (x >= 0.0f ? slope : -slope);
+  }
+}
+
+}  // namespace
+
+// partials [B, chunks, C], written whole.
+void sigmoid_focal_sums(const SigmoidFocalProblem& problem, const Chunks& chunks, FocalSums* partials, int threads) {
+  const std::int64_t units = problem.batch * chunks.count;
+  const auto add = pick(problem.gamma, add_block<0>, add_block<1>, add_block<2>, add_block<kAny>);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (std::int64_t unit = 0; unit < units; ++unit) {
+    FocalSums* sums = partials + unit * problem.channels;
+    for (std::int64_t c = 0; c < problem.channels; ++c) sums[c] = {0.0, 0.0, 0.0};
+    for_each_block(problem, chunks, unit, [&](const Block& block, std::int64_t, std::int64_t c) {
+      add(block, focus_of(problem, c), sums[c]);
+    });
+  }
+}
+
+void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& chunks, const Planes& grad,
+                            const float* coefficients, const Planes& gradient, int threads) {
+  const std::int64_t units = problem.batch * chunks.count;
+  const auto differentiate = pick(problem.gamma, differentiate_block<0>, differentiate_block<1>,
+                                  differentiate_block<2>, differentiate_block<kAny>);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (std::int64_t unit = 0; unit < units; ++unit)
+    write_blocks(problem, chunks, unit, gradient,
+                 [&](const Block& block, std::int64_t b, std::int64_t c, float* values) {
+                   const float go = static_cast<const float*>(grad.data)[b * grad.batch + c * grad.channel];
+                   differentiate(block, focus_of(problem, c), go * coefficients[b * problem.channels + c], values);
+                 });
+}
+
+}  // namespace FASTMTL_ISA
+}  // namespace fastmtl

@@ -1,0 +1,43 @@
+#include "planes.hpp"
+
+#include <algorithm>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fastmtl {
+namespace {
+
+constexpr std::int64_t kBlock = 512;            // as in sigmoid_block.hpp: chunks are whole blocks
+constexpr std::int64_t kChunkElements = 16384;  // over all channels: 64 KiB of float32
+
+}  // namespace
+
+Chunks chunks_of(const LossInputs& inputs) {
+  const std::int64_t blocks = kChunkElements / std::max<std::int64_t>(inputs.channels, 1) / kBlock;
+  const std::int64_t size = std::max<std::int64_t>(blocks, 1) * kBlock;
+  return {size, (inputs.pixels + size - 1) / size};
+}
+
+int useful_threads(const LossInputs& inputs, int threads) {
+  const std::int64_t chunks = inputs.batch * inputs.channels * inputs.pixels / kChunkElements;
+  return static_cast<int>(std::clamp<std::int64_t>(chunks, 1, std::max(threads, 1)));
+}
+
+// A large gradient is fresh memory, and faulting it in by pages of 4 KiB takes longer than computing it (measured:
+// 26 ms against 9 ms with huge pages). Only a hint, and only for whole pages inside the buffer.
+void expect_whole_write(const LossInputs& inputs, const Planes& gradient) {
+#if defined(__linux__)
+  constexpr std::uintptr_t kPage = 4096, kWorthwhile = std::uintptr_t{4} << 20;
+  const std::uintptr_t size = gradient.type == Element::float32 ? 4 : 2;
+  const auto begin = reinterpret_cast<std::uintptr_t>(gradient.data);
+  const auto end = begin + static_cast<std::uintptr_t>(inputs.batch * inputs.channels * inputs.pixels) * size;
+  const std::uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+  if (end - begin >= kWorthwhile) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)inputs, (void)gradient;
+#endif
+}
+
+}  // namespace fastmtl

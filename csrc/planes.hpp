@@ -1,0 +1,36 @@
+// Tensors [batch, channels, pixels] as the fused losses read them, and how their pixels are shared out to threads.
+#pragma once
+
+#include <cstdint>
+
+#include "element.hpp"
+
+namespace fastmtl {
+
+// Strides count elements. data == nullptr: the tensor is absent.
+struct Planes {
+  void* data;
+  Element type;
+  std::int64_t batch, channel, pixel;
+};
+
+struct LossInputs {
+  std::int64_t batch, channels, pixels;
+  Planes logits;  // float32, float16 or bfloat16
+  Planes target;  // any type
+  Planes mask;    // uint8 or bool, 0 = takes part in nothing; absent: every element counts
+};
+
+// Pixels are summed in chunks whose size depends on the shape alone, so that no sum depends on the thread count.
+struct Chunks {
+  std::int64_t pixels, count;  // per sample
+};
+Chunks chunks_of(const LossInputs& inputs);
+
+// At most `threads`, and no more than have a chunk to work on.
+int useful_threads(const LossInputs& inputs, int threads);
+
+// Told before `gradient` (of the shape of the logits) is written from end to end.
+void expect_whole_write(const LossInputs& inputs, const Planes& gradient);
+
+}  // namespace fastmtl

@@ -1,0 +1,180 @@
+"""The backends of `fastmtl::softmax_focal` and its backward: same arguments in, same outputs out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..reference.focal import softmax_focal
+from . import _backends
+from ._focal import REDUCTIONS, new_outputs, reduce, slopes
+from ._loss_op import LossOp
+from ._planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
+from ._pointers import address, num_threads
+from ._recycled import Recycled
+
+_GRADIENTS = Recycled()
+
+
+class Options(NamedTuple):
+    gamma: float
+    ignore_index: int
+    reduction: str
+    backend: str
+
+
+class Tensors(NamedTuple):
+    input: Tensor  # logits [B, C, *spatial]
+    target: Tensor  # class numbers [B, *spatial]
+    factors: Tensor | None  # [C]: of each class
+    mask: Tensor | None  # bool or uint8, as many dims as target, broadcastable to it
+
+
+def _outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    return new_outputs(tensors.input, (tensors.input.shape[0],), options.reduction)
+
+
+def _sums(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    input, target, factors, mask = tensors
+    mask = None if mask is None else mask.expand(target.shape)
+    return softmax_focal(input, target, factors, mask, options.gamma, options.ignore_index)
+
+
+def reference(tensors: Tensors, options: Options) -> Tensor:
+    return reduce(*_sums(tensors, options), options.reduction)
+
+
+def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    input, target, _, mask = tensors
+    if input.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+        wrong = (target != options.ignore_index) & ((target < 0) | (target >= input.shape[1]))
+        _check_classes(not bool((wrong if mask is None else wrong & mask.bool()).any()), input.shape[1])
+    loss, coefficients = _outputs(tensors, options)
+    sums, elements = _sums(tensors, options)
+    loss.copy_(reduce(sums, elements, options.reduction))
+    return loss, coefficients.copy_(slopes(elements, options.reduction))
+
+
+def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    """Plain torch, by the kernels' formula: autograd does not run inside an op."""
+    input, target, factors, mask = tensors
+    valid = target != options.ignore_index if mask is None else (target != options.ignore_index) & mask.bool()
+    valid = valid.unsqueeze(1)  # [B, 1, *spatial]
+    y = torch.where(valid, target.long().unsqueeze(1), 0)
+    log_p = torch.where(valid, input.to(coefficients.dtype), 0.0).log_softmax(1)
+    p, loss = log_p.exp(), -log_p.gather(1, y)
+    miss = p.scatter(1, y, 0.0).sum(1, keepdim=True)
+    surprise = p.gather(1, y) * loss.clamp(max=torch.finfo(loss.dtype).max)
+    ratio = torch.where(miss > 0, surprise / miss, 0.0)
+    weight = miss**options.gamma * (1 + options.gamma * ratio)
+    if factors is not None:
+        weight = weight * factors.to(weight.dtype)[y]
+    samples = (grad * coefficients).view(-1, *(1,) * (input.dim() - 1))
+    gradient = torch.where(valid, samples * weight * p.scatter(1, y, -miss), 0.0)
+    return gradient_like(input).copy_(gradient)
+
+
+def _readable(tensors: Tensors) -> Tensors:
+    """With one pixel stride each, float32 factors, and target and mask as [B, 1, *spatial]."""
+    input, target, factors, mask = tensors
+    target = target.unsqueeze(1)
+    return Tensors(
+        in_place(input),
+        in_place(target),
+        None if factors is None else factors.to(torch.float32).contiguous(),
+        None if mask is None else mask_in_place(mask.unsqueeze(1), target.shape),
+    )
+
+
+def _described(tensors: Tensors, options: Options) -> tuple[object, ...]:
+    input, target, factors, mask = tensors
+    shape = (input.shape[0], input.shape[1], pixels(input))
+    numbers = (options.gamma, options.ignore_index)
+    return shape, describe(input), describe(target), describe(mask), address(factors), numbers
+
+
+def _check_classes(plausible: bool, channels: int) -> None:
+    if not plausible:
+        raise ValueError(
+            f"`target` must hold class numbers 0 to {channels - 1}, as `input` has {channels} channels, or "
+            "`ignore_index`; it holds others. Mask them or name them in `ignore_index`."
+        )
+
+
+def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    tensors = _readable(tensors)
+    loss, coefficients = _outputs(tensors, options)
+    plausible = _backends.extension().softmax_focal_forward(
+        *_described(tensors, options),
+        REDUCTIONS.index(options.reduction),
+        address(loss),
+        address(coefficients),
+        num_threads(),
+    )
+    _check_classes(plausible, tensors.input.shape[1])
+    return loss, coefficients
+
+
+def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    readable = _readable(tensors)  # held by name: the kernel gets bare addresses
+    gradient = gradient_like(tensors.input, _GRADIENTS)
+    samples = grad.expand(coefficients.shape)
+    _backends.extension().softmax_focal_backward(
+        *_described(readable, options),
+        (address(samples), ABSENT[0], samples.stride(0), 0, 0),
+        address(coefficients),
+        describe(gradient),
+        num_threads(),
+    )
+    return gradient
+
+
+def triton_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    from ..kernels import focal_softmax_triton
+
+    tensors = _readable(tensors)
+    loss, coefficients = _outputs(tensors, options)
+    focal_softmax_triton.forward(*tensors, loss, coefficients, *options[:2], REDUCTIONS.index(options.reduction))
+    return loss, coefficients
+
+
+def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    from ..kernels import focal_softmax_triton
+
+    gradient = gradient_like(tensors.input)
+    samples = grad.expand(coefficients.shape)
+    focal_softmax_triton.backward(samples, *_readable(tensors), coefficients, gradient, *options[:2])
+    return gradient
+
+
+_KERNELS = _backends.HALF_AND_SINGLE
+_backends.register(
+    "softmax_focal",
+    {
+        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
+        "reference": _backends.Implementation(reference_forward, "any"),
+    },
+)
+_backends.register(
+    "softmax_focal_backward",
+    {
+        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
+        "reference": _backends.Implementation(reference_backward, "any"),
+    },
+)
+
+softmax_focal_op = LossOp(
+    "softmax_focal",
+    (
+        "Tensor input, Tensor target, Tensor? factors, Tensor? mask",
+        "float gamma, int ignore_index, str reduction, str backend",
+    ),
+    Tensors,
+    Options,
+    fake=_outputs,
+    reference=reference,
+)

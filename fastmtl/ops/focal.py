@@ -1,0 +1,185 @@
+"""Focal loss on logits, sigmoid and softmax, as one op each: a pass of sums forward, an elementwise pass backward.
+
+Sigmoid: p = sigmoid(x), q = 1 - p, u = 1 - p_t = (1 - t) p + t q, CE the binary cross-entropy, a = alpha_t:
+    dx = a (gamma u^(gamma-1) (1 - 2 t) p q CE + u^gamma ((1 - t) p - t q))
+Softmax: u = 1 - p_y, the sum of the other probabilities, L = -log p_y:
+    dx_c = alpha_y (u^gamma + gamma u^(gamma-1) p_y L) (p_c - [c = y])
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from . import _backends, _checks
+from ._focal import REDUCTIONS, sigmoid_focal_op
+from ._focal_softmax import softmax_focal_op
+
+_CLASSES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    alpha: Tensor | float | None = 0.25,
+    activation: str = "sigmoid",
+    weight: Tensor | float | None = None,
+    mask: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Cross-entropy that counts what is right already for less, from logits, in one pass over memory.
+
+    activation="sigmoid", each channel on its own, with p = sigmoid(input), t = target, which may be soft:
+        p_t = t p + (1 - t) (1 - p),  alpha_t = t alpha + (1 - t) (1 - alpha)
+        loss = -alpha_t (1 - p_t)^gamma (t log p + (1 - t) log(1 - p))              per element
+    activation="softmax", over C, with y = target:
+        loss = -alpha_y (1 - p_y)^gamma log p_y                                     per pixel
+
+    Args:
+        input: logits [B, C, *spatial], float16, bfloat16, float32 or float64, any value.
+        target: "sigmoid": as input in shape, 0 to 1; bool, uint8, int16, int32, int64 or floating, never 0 to 255 (the
+            CPU kernel notices a mean above 1 and raises). "softmax": class numbers [B, *spatial], uint8, int16, int32
+            or int64; a class that is not there raises on a CPU and makes the loss NaN on a GPU.
+        gamma: 0 or more; 0 is the plain cross-entropy. 0, 1 and 2 cost no power.
+        alpha: None for no weighting by class. "sigmoid": a number, or [C], for the positives; 1 - alpha for the
+            negatives. "softmax": one number for each class [C], or a number for all classes but 0, which gets
+            1 - alpha (MONAI's convention).
+        activation: "sigmoid" or "softmax".
+        weight: a number or [C]; multiplies each channel's, or each class's, loss. The mean does not divide by it.
+        mask: bool or uint8; what is False takes part in nothing, whatever the logit or target there. "sigmoid": [B],
+            [B, C] or broadcastable to input; "softmax": [B] or broadcastable to target.
+        ignore_index: "softmax": pixels of this class take part in nothing. "sigmoid" has no classes: pass a mask.
+        reduction: "mean" over the valid elements (or pixels; 0 if there are none), "sum", or "none" for one mean for
+            each segment: [B, C] with "sigmoid", [B] with "softmax".
+        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
+
+    Returns:
+        A scalar, [B, C] or [B]; float32, or float64 for float64 logits. Sums are finished in float64 and do not
+        depend on the thread count, nor change from run to run.
+
+    Differentiable in `input` alone, any number of times (beyond the first through the reference). The backward keeps
+    the inputs and a number per segment. Contiguous, channels_last and expanded tensors are read in place; a tensor
+    whose spatial dims have no common stride (a crop, a transpose) is copied.
+
+    Raises:
+        ValueError: a shape, dtype, device, name or range that does not fit, or an argument other than `input` that
+            requires a gradient.
+        TypeError: something that should be a tensor or a number is not one.
+        BackendError: the backend asked for cannot run these inputs here.
+
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, eq. 5; torchvision.ops.sigmoid_focal_loss for soft
+    targets. smp and MONAI generalise to soft targets in other ways; for 0 and 1 all agree.
+
+    >>> logits = torch.tensor([[[[2.0, -1.0], [0.5, -3.0]]]])
+    >>> target = torch.tensor([[[[1, 0], [1, 0]]]], dtype=torch.uint8)
+    >>> round(focal_loss(logits, target).item(), 4)
+    0.0086
+    >>> round(focal_loss(torch.zeros(1, 3, 2), torch.tensor([[0, 2]]), alpha=None, activation="softmax").item(), 4)
+    0.4883
+    """
+    _checks.one_of("activation", activation, ("sigmoid", "softmax"))
+    _checks.not_negative("gamma", gamma)
+    if isinstance(alpha, int | float):
+        _checks.finite("alpha", alpha)
+    _checks.one_of("reduction", reduction, REDUCTIONS)
+    _backends.check_backend(backend)
+    if activation == "softmax":
+        return _softmax(input, target, gamma, alpha, weight, mask, ignore_index, reduction, backend)
+    if ignore_index != -100:
+        raise ValueError(
+            f"`ignore_index` names a class, which activation='sigmoid' does not have; got {ignore_index}. Pass "
+            f"mask=target != {ignore_index}."
+        )
+    _checks.logits_and_target(input, target)
+    weight = _checks.per_channel("weight", weight, input)
+    positive, negative = (1.0, 1.0) if alpha is None or isinstance(alpha, Tensor) else (alpha, 1 - alpha)
+    factors = None if weight is None else weight.expand(2, -1)
+    if isinstance(alpha, Tensor):
+        of_channel = _by_channel(alpha, input)
+        factors = torch.stack([of_channel, 1 - of_channel]) * (1 if weight is None else weight)
+    mask = _checks.full_rank_mask(mask, input)
+    if input.dim() == 2:
+        input, target, mask = as_planes(input, target, mask, reduction)
+    return sigmoid_focal_op(input, target, factors, mask, gamma, positive, negative, reduction, backend)[0]
+
+
+def as_planes(
+    input: Tensor, target: Tensor, mask: Tensor | None, reduction: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """[B, C] with no spatial dims as [1, C, B], whose planes are long; with "none" as [B, C, 1]."""
+    input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
+    if reduction == "none":
+        return input, target, mask
+    return input.permute(2, 1, 0), target.permute(2, 1, 0), None if mask is None else mask.permute(2, 1, 0)
+
+
+def _by_channel(alpha: Tensor | float, input: Tensor) -> Tensor:
+    return cast(Tensor, _checks.per_channel("alpha", alpha, input))
+
+
+def _softmax(
+    input: Tensor,
+    target: Tensor,
+    gamma: float,
+    alpha: Tensor | float | None,
+    weight: Tensor | float | None,
+    mask: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    backend: str,
+) -> Tensor:
+    _check_classes(input, target)
+    factors = _checks.per_channel("weight", weight, input)
+    if alpha is not None:
+        of_class = _by_channel(alpha, input)
+        if not isinstance(alpha, Tensor):
+            of_class = torch.cat([1 - of_class[:1], of_class[1:]])
+        factors = of_class if factors is None else factors * of_class
+    if mask is not None:
+        mask = _pixel_mask(mask, target, input)
+    if input.dim() == 2:
+        input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
+    return softmax_focal_op(input, target, factors, mask, gamma, ignore_index, reduction, backend)[0]
+
+
+def _check_classes(input: Tensor, target: Tensor) -> None:
+    """Logits [B, C, *spatial] with class numbers [B, *spatial]."""
+    _checks.tensor("input", input)
+    _checks.tensor("target", target)
+    shape = list(input.shape)
+    if input.dim() < 2 or input.shape[1] < 2:
+        raise ValueError(
+            f"`input` must be [B, C, *spatial] with 2 or more channels for a softmax; got {shape}. One channel takes "
+            "activation='sigmoid'."
+        )
+    if input.numel() == 0:
+        raise ValueError(f"`input` must have at least one element; got {shape}. Skip the empty batch.")
+    _checks.dtype("input", input, _backends.FLOATING, "Pass logits, not labels.")
+    expected = [shape[0], *shape[2:]]
+    if list(target.shape) != expected:
+        found = list(target.shape)
+        advice = "Drop the channel: target.squeeze(1)." if found == [shape[0], 1, *shape[2:]] else ""
+        advice = "Take the class numbers: target.argmax(1)." if found == shape else advice
+        message = f"`target` must hold class numbers {expected} for `input` {shape}; got {found}. {advice}"
+        raise ValueError(message.rstrip())
+    _checks.dtype("target", target, _CLASSES, "Convert it to class numbers first.")
+    _checks.device("target", target, input)
+
+
+def _pixel_mask(mask: Tensor, target: Tensor, input: Tensor) -> Tensor:
+    """The mask with as many dims as `target`: [B] gets ones appended."""
+    _checks.tensor("mask", mask)
+    _checks.dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a valid pixel.")
+    _checks.device("mask", mask, input)
+    full = mask.reshape(-1, *(1,) * (target.dim() - 1)) if mask.dim() == 1 else mask
+    if full.dim() != target.dim() or any(m not in (1, n) for m, n in zip(full.shape, target.shape, strict=True)):
+        raise ValueError(
+            f"`mask` must be [B] or broadcastable to `target` {list(target.shape)} dim by dim; got {list(mask.shape)}."
+        )
+    return full

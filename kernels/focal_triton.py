@@ -1,0 +1,194 @@
+"""Sigmoid focal loss on logits for NVIDIA GPUs: sums, a finaliser, and an elementwise gradient.
+
+The formulas stand in csrc/focal_sigmoid_cpu.cpp. Sums go to `partials [2, segments,
+splits]` (loss, valid elements); one program adds them in a fixed order in float64: no float atomics, and splits that
+depend on the shape alone. Offsets are 64-bit. Tensors [B, C, pixels] come with their strides.
+"""
+
+# Triton's own types do not describe a launch: constants and strides passed there read as errors.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .dice_bce_triton import _LAUNCH, _block, _load_plane, _log1p_unit, _planes, _sum_parts
+
+_LARGEST = tl.constexpr(1.0e30)
+_FIXED = (0.0, 1.0, 2.0)  # exponents with code of their own; any other is computed by a logarithm
+
+
+@triton.jit
+def _power(u, gamma, GAMMA: tl.constexpr):
+    """u^gamma for u from 0 to 1; GAMMA is gamma if that is 0, 1 or 2, else -1."""
+    if GAMMA == 0:
+        return u * 0.0 + 1.0
+    if GAMMA == 1:
+        return u
+    if GAMMA == 2:
+        return u * u
+    power = tl.exp(gamma * tl.log(tl.where(u > 0.0, u, 1.0)))
+    return tl.where(u > 0.0, power, 0.0 * u)
+
+
+@triton.jit
+def sigmoid_focal_sums(
+    x, t, m, factors, partials,
+    xb, xc, xs, tb, tc, ts, mb, mc, ms,
+    channels, pixels, chunk, splits, planes, positive, negative, gamma,
+    GAMMA: tl.constexpr, HAS_MASK: tl.constexpr, HAS_FACTORS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One split of one plane; grid [splits * planes]."""
+    pid = tl.program_id(0)
+    split = pid % splits
+    plane = (pid // splits).to(tl.int64)
+    b = plane // channels
+    c = plane % channels
+    of_positive = positive * tl.load(factors + c) if HAS_FACTORS else positive
+    of_negative = negative * tl.load(factors + channels + c) if HAS_FACTORS else negative
+    loss = tl.zeros([BLOCK], tl.float32)
+    elements = tl.zeros([BLOCK], tl.float32)
+    first = split.to(tl.int64) * chunk
+    for start in range(0, chunk, BLOCK):
+        offsets = first + start + tl.arange(0, BLOCK)
+        logits, target, valid = _load_plane(
+            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_last"
+        )
+        size = tl.abs(logits)
+        w = tl.where(logits >= 0, 1.0 - target, target)
+        e = tl.exp(-size)
+        linear = tl.where(w == 0, 0.0, w * size)  # an infinite logit on the right side costs 0, not NaN
+        u = (w + (1.0 - w) * e) / (1.0 + e)
+        scale = of_negative + (of_positive - of_negative) * target
+        loss += scale * _power(u, gamma, GAMMA) * (linear + _log1p_unit(e))
+        if HAS_MASK:
+            elements += valid.to(tl.float32)
+    part = plane * splits + split
+    if HAS_MASK:
+        number = tl.sum(elements)
+    else:
+        number = tl.minimum(pixels - first, chunk).to(tl.float32)
+    tl.store(partials + part, tl.sum(loss))
+    tl.store(partials + planes.to(tl.int64) * splits + part, number)
+
+
+@triton.jit
+def focal_finish(
+    partials, loss, coefficients, segments, parts,
+    REDUCTION: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Loss [segments] or [], and its slope in each segment's sum, by a single program."""
+    size = segments.to(tl.int64) * parts
+    all_losses = tl.zeros([TILE], tl.float64)
+    all_elements = tl.zeros([TILE], tl.float64)
+    for start in range(0, segments, TILE):
+        segment = start + tl.arange(0, TILE).to(tl.int64)
+        live = segment < segments
+        sums = _sum_parts(partials, segment, live, parts, TILE, PARTS)
+        elements = _sum_parts(partials + size, segment, live, parts, TILE, PARTS)
+        all_losses += sums
+        all_elements += elements
+        if REDUCTION == 0:
+            slope = 1.0 / tl.maximum(elements, 1.0)
+            tl.store(loss + segment, sums * slope, mask=live)
+            tl.store(coefficients + segment, slope, mask=live)
+    if REDUCTION != 0:
+        slope = 1.0 / tl.maximum(tl.sum(all_elements), 1.0) if REDUCTION == 1 else 1.0
+        tl.store(loss, tl.sum(all_losses) * slope)
+        for start in range(0, segments, TILE):
+            segment = start + tl.arange(0, TILE).to(tl.int64)
+            tl.store(coefficients + segment, tl.zeros([TILE], tl.float64) + slope, mask=segment < segments)
+
+
+@triton.jit
+def sigmoid_focal_gradient(
+    grad, gb, gc, x, t, m, factors, coefficients, out,
+    xb, xc, xs, tb, tc, ts, mb, mc, ms, ob, oc, os,
+    channels, pixels, blocks, positive, negative, gamma,
+    GAMMA: tl.constexpr, HAS_MASK: tl.constexpr, HAS_FACTORS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out = grad * d loss / d logits, one block of one plane; grid [blocks * planes]."""
+    pid = tl.program_id(0)
+    plane = (pid // blocks).to(tl.int64)
+    b = plane // channels
+    c = plane % channels
+    go = tl.load(grad + b * gb + c * gc).to(tl.float32) * tl.load(coefficients + plane)
+    of_positive = go * (positive * tl.load(factors + c) if HAS_FACTORS else positive)
+    of_negative = go * (negative * tl.load(factors + channels + c) if HAS_FACTORS else negative)
+    offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    logits, target, valid = _load_plane(
+        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_first"
+    )
+    exact = tl.abs(logits)
+    size = tl.where(exact > _LARGEST, _LARGEST, exact)  # an infinite one's e = 0 times its entropy is 0, not NaN
+    w = tl.where(logits >= 0, 1.0 - target, target)
+    e = tl.exp(-size)
+    r = 1.0 / (1.0 + e)
+    miss = w + (1.0 - w) * e
+    of_entropy = w - (1.0 - w) * e
+    of_miss = (2.0 * w - 1.0) * e * (w * size + _log1p_unit(e))
+    if GAMMA == 0:
+        slope = r * of_entropy
+    elif GAMMA == 1:
+        slope = r * r * (of_miss + miss * of_entropy)
+    elif GAMMA == 2:
+        slope = r * r * r * miss * (2.0 * of_miss + miss * of_entropy)
+    else:
+        ratio = tl.where(miss > 0, of_miss / miss, 0.0)  # u^(gamma - 1) alone could be infinite
+        slope = _power(r * miss, gamma, GAMMA) * r * (gamma * ratio + of_entropy)
+    values = (of_negative + (of_positive - of_negative) * target) * tl.where(logits >= 0, slope, -slope)
+    if HAS_MASK:
+        values = tl.where(valid, values, 0.0)  # a NaN coefficient must not reach them either
+    tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
+
+
+def _fixed(gamma: float) -> int:
+    return int(gamma) if gamma in _FIXED else -1
+
+
+def _finish(partials: torch.Tensor, loss: torch.Tensor, coefficients: torch.Tensor, parts: int, reduction: int) -> None:
+    segments = coefficients.numel()
+    focal_finish[(1,)](partials, loss, coefficients, segments, parts, REDUCTION=reduction, TILE=16, PARTS=64, **_LAUNCH)
+
+
+def forward(
+    input: torch.Tensor, target: torch.Tensor, factors: torch.Tensor | None, mask: torch.Tensor | None,
+    loss: torch.Tensor, coefficients: torch.Tensor, gamma: float, positive: float, negative: float, reduction: int,
+) -> None:  # fmt: skip
+    """Fills loss and coefficients [B, C]. Tensors [B, C, *spatial] have one pixel stride each."""
+    channels, pixels = input.shape[1], math.prod(input.shape[2:])
+    planes, block = input.shape[0] * channels, _block(pixels)
+    # About 1024 programs for large inputs, whatever the GPU, as dice_bce_triton.py has it.
+    chunk = block * max(1, triton.cdiv(planes * pixels, 1024 * block))
+    splits = triton.cdiv(pixels, chunk)
+    partials = torch.empty(2 * planes * splits, dtype=torch.float32, device=input.device)
+    (x, xs), (t, ts), (m, ms) = _planes(input), _planes(target), _planes(mask)
+    with torch.cuda.device_of(input):
+        sigmoid_focal_sums[(splits * planes,)](
+            x, t, m, factors, partials, *xs, *ts, *ms, channels, pixels, chunk, splits, planes,
+            positive, negative, gamma, GAMMA=_fixed(gamma), HAS_MASK=m is not None,
+            HAS_FACTORS=factors is not None, BLOCK=block, **_LAUNCH,
+        )  # fmt: skip
+        _finish(partials, loss, coefficients, splits, reduction)
+
+
+def backward(
+    grad: torch.Tensor, input: torch.Tensor, target: torch.Tensor, factors: torch.Tensor | None,
+    mask: torch.Tensor | None, coefficients: torch.Tensor, gradient: torch.Tensor,
+    gamma: float, positive: float, negative: float,
+) -> None:  # fmt: skip
+    """Fills gradient [B, C, *spatial] from grad [B, C] and the coefficients of `forward`."""
+    channels, pixels = input.shape[1], math.prod(input.shape[2:])
+    planes, block = input.shape[0] * channels, _block(pixels)
+    blocks = triton.cdiv(pixels, block)
+    (x, xs), (t, ts), (m, ms), (out, os) = _planes(input), _planes(target), _planes(mask), _planes(gradient)
+    with torch.cuda.device_of(input):
+        sigmoid_focal_gradient[(blocks * planes,)](
+            grad, *grad.stride(), x, t, m, factors, coefficients, out, *xs, *ts, *ms, *os, channels, pixels, blocks,
+            positive, negative, gamma, GAMMA=_fixed(gamma), HAS_MASK=m is not None,
+            HAS_FACTORS=factors is not None, BLOCK=block, **_LAUNCH,
+        )  # fmt: skip

@@ -1,0 +1,369 @@
+"""What stands on the sigmoid sums: `overlap_sums`, `tversky_loss`, `bce_with_logits`, and counts on request."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from _asserts import assert_bit_equal, loss_and_gradient
+from _inputs import LAYOUTS, MASKS, TARGET_DTYPES, layout, mask, segmentation
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from fastmtl import losses, ops
+from fastmtl.ops import _backends, _dice_bce, _planes
+
+KERNELS = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(_backends.missing(name)), reason=str(_backends.missing(name))))
+    for name in ("cpp", "triton")
+]
+BACKENDS = [*KERNELS, "reference"]
+cpp_only = pytest.mark.skipif(bool(_backends.missing("cpp")), reason=str(_backends.missing("cpp")))
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
+]
+
+
+def sums(x, t, slopes=None, **options):
+    """I, P, T, entropy and elements [5, B, C], or with slopes [3, B, C] those of I, P and the entropy, added up."""
+    found = ops.overlap_sums(x, t, **options)
+    if slopes is None:
+        return torch.stack(found)
+    return (torch.stack([found.intersection, found.prediction, found.entropy]) * slopes.to(found[0].dtype)).sum()
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(data=st.data())
+def test_overlap_sums_match_the_definition(backend, data):
+    draw = data.draw
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 4)), *draw(st.lists(st.integers(1, 19), max_size=3)))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    x, t = segmentation(shape, dtype, draw(st.sampled_from(TARGET_DTYPES)))
+    x, t = layout(x, draw(st.sampled_from(LAYOUTS))), layout(t, draw(st.sampled_from(LAYOUTS)))
+    options = {
+        "mask": mask(draw(st.sampled_from(MASKS if len(shape) > 2 else MASKS[:3])), shape),
+        "squared_pred": draw(st.booleans()),
+        "pos_weight": draw(st.sampled_from([None, 2.5])),
+    }
+    found = sums(x, t, backend=backend, **options)
+    assert found.dtype == torch.float32
+    expected = sums(x.double(), t, **options)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-5)
+    slopes = torch.randn(3, *shape[:2])
+    _, gradient = loss_and_gradient(lambda x: sums(x, t, slopes, backend=backend, **options), x)
+    _, expected = loss_and_gradient(lambda x: sums(x, t, slopes, **options), x.double())
+    step = 8e-3 if dtype == torch.bfloat16 else 5e-6
+    torch.testing.assert_close(gradient.double(), expected, rtol=step, atol=step * 0.1)
+
+
+@pytest.mark.parametrize("squared_pred", [False, True])
+def test_overlap_gradients_by_finite_differences(squared_pred):
+    x, t = segmentation((2, 2, 2, 2), torch.float64, torch.float64)
+    x = (x / 2).requires_grad_()
+
+    def dice(x):
+        s = ops.overlap_sums(x, t, squared_pred=squared_pred, mask=torch.tensor([[True, False], [True, True]]))
+        return (s.intersection + 1) / (s.prediction + s.target + 1) + s.entropy
+
+    assert torch.autograd.gradcheck(dice, x)
+    assert torch.autograd.gradgradcheck(dice, x)
+
+
+def test_only_what_depends_on_the_logits_is_differentiable():
+    x, t = segmentation((2, 3, 8, 8))
+    found = ops.overlap_sums(x.requires_grad_(), t)
+    assert [part.requires_grad for part in found] == [True, True, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_overlap_opcheck(dtype):
+    x, t = segmentation((2, 3, 6, 5), dtype)
+    tensors, options = (x.requires_grad_(), t, torch.rand(3), mask("full", x.shape)), (True, "auto")
+    torch.library.opcheck(torch.ops.fastmtl.sigmoid_overlap.default, (*tensors, *options))
+    grad = torch.rand(5, 2, 3, dtype=dtype).requires_grad_()
+    arguments = (grad, *tensors, torch.empty(0, dtype=dtype), *options)
+    torch.library.opcheck(torch.ops.fastmtl.sigmoid_overlap_backward.default, arguments)
+
+
+def test_overlap_keeps_only_inputs():
+    x, t = segmentation((2, 3, 16, 16))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        ops.overlap_sums(x.requires_grad_(), t)
+    kept = {x.data_ptr(), t.data_ptr()}
+    assert all(tensor.data_ptr() in kept or tensor.numel() == 0 for tensor in saved if tensor is not None)
+
+
+@pytest.mark.parametrize("function", [ops.tversky_loss, ops.bce_with_logits], ids=["tversky", "bce"])
+def test_compiles_in_one_graph(function):
+    x, t = segmentation((2, 3, 8, 8))
+    valid = mask("segment", x.shape)
+    compiled = torch.compile(lambda x: function(x * 2, t, mask=valid), fullgraph=True, backend="aot_eager")
+    plain = loss_and_gradient(lambda x: function(x * 2, t, mask=valid), x)
+    for a, b in zip(loss_and_gradient(compiled, x), plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("function", [ops.tversky_loss, ops.bce_with_logits], ids=["tversky", "bce"])
+def test_vmap(function):
+    x, t = torch.randn(3, 2, 2, 6, 5), torch.rand(3, 2, 2, 6, 5) < 0.4
+    expected = torch.stack([function(x[k], t[k]) for k in range(3)])
+    torch.testing.assert_close(torch.vmap(function)(x, t), expected)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_tversky_is_monais(activation):
+    monai = pytest.importorskip("monai.losses", reason="MONAI is not installed")
+    x, _ = segmentation((2, 3, 10, 11), torch.float64)
+    y = torch.randint(0, 3, (2, 10, 11))
+    t = F.one_hot(y, 3).movedim(-1, 1).double()
+    for options in (
+        {},
+        {"alpha": 0.3, "beta": 0.7},
+        {"batch": True, "reduction": "sum"},
+        {"include_background": False},
+    ):
+        expected = monai.TverskyLoss(**{activation: True}, **options)(x, t)
+        torch.testing.assert_close(ops.tversky_loss(x, t, activation=activation, **options), expected)
+        if activation == "softmax":
+            torch.testing.assert_close(ops.tversky_loss(x, y, activation=activation, **options), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tversky_weights_reductions_and_the_focal_exponent(backend):
+    x, t = segmentation((2, 3, 10, 11))
+    options = {"alpha": 0.3, "beta": 0.7, "backend": backend}
+    plain = ops.tversky_loss(x, t, reduction="none", **options)
+    assert plain.shape == (2, 3)
+    assert ops.tversky_loss(x, t, reduction="none", batch=True, **options).shape == (3,)
+    assert ops.tversky_loss(x, t, reduction="none", include_background=False, **options).shape == (2, 2)
+    weight = torch.rand(3)
+    focal = ops.tversky_loss(x, t, gamma=0.75, weight=weight, **options)
+    torch.testing.assert_close(focal, (plain**0.75 * weight).mean())
+    total = ops.tversky_loss(x, t, gamma=2.0, reduction="sum", **options)
+    torch.testing.assert_close(total, (plain**2).sum())
+    dice = ops.dice_bce_loss(x, t, bce_weight=0.0, dice_weight=1.0, smooth_nr=2e-5, smooth_dr=2e-5, backend=backend)
+    torch.testing.assert_close(ops.tversky_loss(x, t, backend=backend), dice)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 1.5])
+def test_tversky_of_a_perfect_prediction_has_a_gradient(backend, gamma):
+    t = torch.tensor([1, 0, 1, 0], dtype=torch.uint8).view(1, 1, 2, 2)
+    for x in (torch.where(t == 1, 100.0, -100.0), torch.where(t == 1, float("inf"), -float("inf"))):
+        value, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, gamma=gamma, backend=backend), x)
+        assert value.item() == 0
+        assert gradient.isfinite().all()
+    # Smoothing can put the index above 1: a power of what is negative is NaN.
+    value, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, gamma=gamma, smooth_nr=1.0), x)
+    assert value.item() == pytest.approx(0 if gamma != 1 else 1 - 3 / 2.00001)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tversky_empty_policies_and_masks(backend):
+    x, t = torch.full((2, 2, 3, 3), -float("inf")), torch.zeros(2, 2, 3, 3, dtype=torch.bool)
+    x[:, 1], t[:, 1] = 30.0, True
+
+    def loss(**options):
+        return loss_and_gradient(lambda x: ops.tversky_loss(x, t, backend=backend, **options), x)
+
+    assert loss(empty="one")[0].item() == pytest.approx(0, abs=1e-6)
+    assert loss(empty="zero")[0].item() == pytest.approx(0.5, abs=1e-6)
+    assert loss(empty="skip", reduction="none")[0][:, 0].tolist() == [0, 0]
+    valid = torch.tensor([[True, False], [False, True]])
+    assert loss(empty="zero", mask=valid)[0].item() == pytest.approx(0.5, abs=1e-6)
+    value, gradient = loss(mask=torch.zeros(2, dtype=torch.bool))
+    assert value.item() == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_stays_in_its_segment(backend):
+    x, t = segmentation((2, 2, 6, 6))
+    x[1, 0, 2, 2] = float("nan")
+    value, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, reduction="none", backend=backend), x)
+    assert value.isnan().tolist() == [[False, False], [True, False]]
+    assert gradient.isnan().flatten(2).any(2).tolist() == [[False, False], [True, False]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_bce_is_torchs(backend, reduction):
+    for shape in ((7,), (5, 3), (2, 3, 4), (2, 3, 4, 5), (1,), ()):
+        x, t = torch.randn(shape) * 3, torch.rand(shape)
+        for target in (t, (t < 0.4).to(torch.uint8), t < 0.4, (t < 0.4).long()):
+            found = loss_and_gradient(lambda x: ops.bce_with_logits(x, target, reduction=reduction, backend=backend), x)
+            expected = loss_and_gradient(
+                lambda x: F.binary_cross_entropy_with_logits(x, target.float(), reduction=reduction), x
+            )
+            torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_bce_weights_are_torchs(reduction):
+    x, t = segmentation((2, 3, 4, 5), torch.float32, torch.float32)
+    pos_weight = torch.rand(3, 1, 1) * 3
+    for weight in (None, torch.tensor(2.0), torch.rand(3, 1, 1), torch.rand(2, 3, 1, 1), torch.rand(4, 5)):
+        options = {"weight": weight, "pos_weight": pos_weight, "reduction": reduction}
+        found = loss_and_gradient(lambda x, o=options: ops.bce_with_logits(x, t, **o), x)
+        expected = loss_and_gradient(lambda x, o=options: F.binary_cross_entropy_with_logits(x, t, **o), x)
+        torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bce_with_missing_labels(backend):
+    x, t = torch.randn(6, 4), torch.rand(6, 4)
+    for present in (torch.rand(6) < 0.6, torch.rand(6, 4) < 0.6):
+        valid = present.view(6, -1).expand(6, 4)
+        expected = loss_and_gradient(lambda x: F.binary_cross_entropy_with_logits(x[valid], t[valid]), x)
+        holes = torch.where(valid, t, float("nan"))
+        found = loss_and_gradient(lambda x: ops.bce_with_logits(x, holes, mask=present, backend=backend), x)
+        torch.testing.assert_close(found, expected)
+        weight = torch.rand(4)
+        found = ops.bce_with_logits(x, holes, weight, mask=present, reduction="sum", backend=backend)
+        elementwise = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none")
+        torch.testing.assert_close(found, elementwise[valid].sum())
+        found = ops.bce_with_logits(x, holes, weight, mask=present, reduction="none", backend=backend)
+        torch.testing.assert_close(found, torch.where(valid, elementwise, 0.0))
+    off = loss_and_gradient(lambda x: ops.bce_with_logits(x, t, mask=torch.zeros(6).bool(), backend=backend), x)
+    assert off[0].item() == 0
+    assert (off[1] == 0).all()
+
+
+def test_bce_gradients_by_finite_differences():
+    x, t = segmentation((2, 2, 2), torch.float64, torch.float64)
+    for reduction in ("mean", "sum", "none"):
+        function = lambda x, r=reduction: ops.bce_with_logits(x, t, pos_weight=2.0, reduction=r)  # noqa: E731
+        assert torch.autograd.gradcheck(function, x.requires_grad_())
+        assert torch.autograd.gradgradcheck(function, x)
+
+
+def expected_counts(x, t, valid):
+    predicted, wanted = (x > 0) & valid, (t >= 0.5) & valid
+    kinds = predicted & wanted, predicted & ~wanted, ~predicted & wanted
+    per_channel = [kind.flatten(2).sum(2) for kind in kinds]
+    return (*per_channel, (~x.isfinite() & valid).flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["none", "segment", "full"])
+def test_counts_come_with_the_loss(backend, kind):
+    shape = (2, 3, 25, 27)
+    x, t = segmentation(shape, target_dtype=torch.float32)
+    x[0, 1, 3, 3], x[0, 2, 4, :3], x[1, 0, 0, 0], x[1, 1, 0, 0] = float("nan"), float("inf"), -float("inf"), 0.0
+    valid = mask(kind, shape)
+    full = torch.ones(shape, dtype=torch.bool) if valid is None else valid.view(*valid.shape, *(1,) * (4 - valid.dim()))
+    options = {"mask": valid, "reduction": "none", "backend": backend}
+    loss, counts = ops.dice_bce_loss(x, t, return_counts=True, **options)
+    for found, expected in zip(counts, expected_counts(x, t, full.expand(shape)), strict=True):
+        assert found.dtype == torch.int64
+        assert torch.equal(found, expected)
+    assert_bit_equal([(loss,), (ops.dice_bce_loss(x, t, **options),)])
+
+
+def test_counts_under_compile_and_vmap():
+    x, t = segmentation((3, 2, 3, 8, 8))
+
+    def both(x, t):
+        loss, counts = ops.dice_bce_loss(x, t, return_counts=True)
+        return loss, *counts
+
+    expected = [torch.stack(parts) for parts in zip(*(both(x[k], t[k]) for k in range(3)), strict=True)]
+    torch.testing.assert_close(list(torch.vmap(both)(x, t)), expected)
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x[0], t[0]), both(x[0], t[0]))
+
+
+def far_bytes(count: int) -> torch.Tensor:
+    """uint8 zeros of which only the touched pages take memory."""
+    return torch.from_numpy(np.zeros(count, dtype=np.uint8))
+
+
+@cpp_only
+@pytest.mark.slow
+def test_a_plane_of_more_than_two_to_the_31_elements():
+    number = 2**31 + 1000
+    t, valid = far_bytes(number), far_bytes(number)
+    t[-64:], valid[-128:], valid[:64] = 1, 1, 1
+    x = torch.zeros(1, 1, 1).expand(1, 1, number)
+    found = ops.overlap_sums(x, t.view(1, 1, -1))
+    expected = [32.0, number / 2, 64.0, number * 0.6931471805599453, float(number)]
+    torch.testing.assert_close([part.item() for part in found], expected, rtol=1e-6, atol=0)
+    found = ops.overlap_sums(x, t.view(1, 1, -1), mask=valid.view(1, 1, -1))
+    torch.testing.assert_close(
+        [part.item() for part in found], [32.0, 96.0, 64.0, 192 * 0.6931471805599453, 192.0], rtol=1e-6, atol=0
+    )
+
+
+@cpp_only
+def test_gradients_past_two_to_the_31_elements():
+    """Written through strides that reach past 2^31 elements, over storage of which only the touched pages exist."""
+    far, x, t = 2**31 + 4096, torch.randn(2, 1, 64), torch.rand(2, 1, 64)
+    storage = torch.from_numpy(np.zeros(far + 64, dtype=np.uint16).view(np.float16))
+    gradient = storage.as_strided((2, 1, 64), (far, 64, 1))
+    slopes, one = torch.rand(3, 2, 1), torch.ones(2, 1)
+    _backends.extension().dice_bce_backward(
+        (1, 2, 1, 64), *map(_planes.describe, (x, t, None)), 0, False, _planes.describe(one.unsqueeze(-1)),
+        slopes.data_ptr(), _planes.describe(gradient), 1,
+    )  # fmt: skip
+    expected = _dice_bce.cpp_gradient(one, _dice_bce.Tensors(x, t, None, None, None), slopes, False, 1)
+    torch.testing.assert_close(gradient, expected.half(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.skipif(bool(_backends.missing("triton")), reason=str(_backends.missing("triton")))
+def test_triton_reads_past_two_to_the_31_elements():
+    far = 2**31 + 4096
+    storage = far_bytes(far + 64)
+    storage[far:] = 1
+    t, x = storage.as_strided((2, 1, 64), (far, 64, 1)), torch.randn(2, 1, 64)
+    expected = ops.overlap_sums(x, t.contiguous(), backend="triton")
+    assert_bit_equal([tuple(ops.overlap_sums(x, t, backend="triton")), tuple(expected)])
+
+
+def test_modules_are_the_ops():
+    x, t = segmentation((2, 3, 8, 8))
+    loss = losses.TverskyLoss(alpha=0.3, beta=0.7, weight=torch.rand(3))
+    assert_bit_equal([(loss(x, t),), (ops.tversky_loss(x, t, alpha=0.3, beta=0.7, weight=loss.weight),)])
+    loss, valid = losses.BCEWithLogitsLoss(pos_weight=torch.rand(3)), mask("segment", x.shape)
+    assert_bit_equal([(loss(x, t, valid),), (ops.bce_with_logits(x, t, pos_weight=loss.pos_weight, mask=valid),)])
+    assert not list(loss.parameters())
+
+
+X, T = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
+BAD = [
+    (ops.overlap_sums, (X, T), {"activation": "tanh"}, "`activation` must be one of"),
+    (ops.overlap_sums, (X, T + 255), {}, "`target` must lie in 0 to 1"),
+    (ops.overlap_sums, (X, T), {"mask": T}, "`mask` must be bool, uint8"),
+    (ops.tversky_loss, (X, T), {"alpha": -1.0}, "`alpha` must be 0 or more"),
+    (ops.tversky_loss, (X, T), {"gamma": 0.0}, "`gamma` must be above 0; got 0.0"),
+    (ops.tversky_loss, (X, T), {"empty": "two"}, "`empty` must be one of"),
+    (ops.tversky_loss, (X, T), {"reduction": "avg"}, "`reduction` must be one of"),
+    (ops.tversky_loss, (X, T), {"ignore_index": 255}, "`ignore_index` names a class"),
+    (ops.tversky_loss, (X[:, :1], T[:, :1]), {"include_background": False}, "`include_background` must be True"),
+    (ops.tversky_loss, (X, T), {"weight": torch.ones(2)}, r"`weight` must be a number, \[3\]"),
+    (ops.bce_with_logits, (X, T[:, 0]), {}, "`target` must match `input`"),
+    (
+        ops.bce_with_logits,
+        (X, T),
+        {"weight": torch.ones(2)},
+        r"`weight` must be broadcastable to `input` \[2, 3, 8, 8\]",
+    ),
+    (ops.bce_with_logits, (X, T), {"reduction": "avg"}, "`reduction` must be one of"),
+    (ops.bce_with_logits, (X, T + 2), {}, "`target` must lie in 0 to 1"),
+    (ops.bce_with_logits, (X, T), {"mask": torch.ones(5, dtype=torch.bool)}, "`mask` must be"),
+]
+
+
+@pytest.mark.parametrize(("function", "arguments", "options", "message"), BAD, ids=[case[3][:30] for case in BAD])
+def test_bad_arguments(function, arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        function(*arguments, **options)
+
+
+def test_counts_must_be_asked_for_in_earnest():
+    with pytest.raises(TypeError, match="`return_counts` must be True or False; got 'yes'"):
+        ops.dice_bce_loss(X, T, return_counts="yes")  # pyright: ignore
