@@ -26,13 +26,16 @@ Focus focus_of(const SigmoidFocalProblem& problem, std::int64_t c) {
   return {negative, positive - negative, problem.gamma};
 }
 
+// The share of the target that a logit is wrong about, by its sign bit: for 0 both branches say the same.
+inline float wrong_share(float x, float t) { return bits_of<std::int32_t>(x) < 0 ? t : 1.0f - t; }
+
 template <int kGamma>
 void add_block(const Block& block, const Focus& focus, FocalSums& sums) {
   float loss = 0.0f, target = 0.0f;
   const float *logits = block.logits, *targets = block.target;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {  // the mask tells the compiler there is no remainder
     const float x = logits[i], t = targets[i], size = __builtin_fabsf(x);
-    const float w = x >= 0.0f ? 1.0f - t : t, e = exp_minus(size);
+    const float w = wrong_share(x, t), e = exp_minus(size);
     const float linear = w == 0.0f ? 0.0f : w * size;  // an infinite logit on the right side costs 0, not NaN
     const float u = kGamma == 0 ? 1.0f : (w + (1.0f - w) * e) / (1.0f + e);
     loss += (focus.negative + focus.difference * t) * power<kGamma>(u, focus.gamma) * (linear + log1p_unit(e));
@@ -46,15 +49,17 @@ void add_block(const Block& block, const Focus& focus, FocalSums& sums) {
 // values = grad * slope of a block.
 template <int kGamma>
 void differentiate_block(const Block& block, const Focus& focus, float grad, float* __restrict values) {
-  constexpr float kLargest = 1.0e30f;  // far from overflow: the compiler may multiply in another order
+  constexpr std::int32_t kSign = INT32_MIN, kLargest = 0x7149f2ca;  // the bits of 1e30, far from overflow
   const float negative = grad * focus.negative, difference = grad * focus.difference, gamma = focus.gamma;
   const float *logits = block.logits, *targets = block.target;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {
-    const float x = logits[i], t = targets[i], exact = __builtin_fabsf(x);
-    const float size = exact > kLargest ? kLargest : exact;  // an infinite one's e = 0 times its entropy is 0, not NaN
-    const float w = x >= 0.0f ? 1.0f - t : t, e = exp_minus(size), r = 1.0f / (1.0f + e);
+    const float x = logits[i], t = targets[i], e = exp_minus(__builtin_fabsf(x)), r = 1.0f / (1.0f + e);
+    const std::int32_t sign = bits_of<std::int32_t>(x) & kSign, size = bits_of<std::int32_t>(x) & ~kSign;
+    // An infinite logit's e = 0 times its entropy is 0, not NaN. As integers, for a second comparison of floats beside
+    // the one in exp_minus makes GCC weave the two into a dozen blends.
+    const float finite = bits_of<float>(size < kLargest ? size : kLargest), w = wrong_share(x, t);
     const float U = w + (1.0f - w) * e, V = w - (1.0f - w) * e;
-    const float entropy = w * size + log1p_unit(e), of_miss = (2.0f * w - 1.0f) * e * entropy;
+    const float entropy = w * finite + log1p_unit(e), of_miss = (2.0f * w - 1.0f) * e * entropy;
     float slope = r * V;
     if (kGamma == 1) slope = r * r * (of_miss + U * V);
     if (kGamma == 2) slope = r * r * r * U * (2.0f * of_miss + U * V);
@@ -62,7 +67,7 @@ void differentiate_block(const Block& block, const Focus& focus, float grad, flo
       const float ratio = U > 0.0f ? of_miss / U : 0.0f;  // u^(gamma - 1) alone could be infinite
       slope = power_unit(r * U, gamma) * r * (gamma * ratio + V);
     }
-    values[i] = (negative + difference * t) * (x >= 0.0f ? slope : -slope);
+    values[i] = (negative + difference * t) * bits_of<float>(bits_of<std::int32_t>(slope) ^ sign);
   }
 }
 

@@ -60,3 +60,14 @@ def mask(name: str, shape: tuple[int, ...], seed: int = 0) -> Tensor | None:
         return None
     valid = torch.rand(kinds[name], generator=generator(seed + 1)) < 0.67
     return torch.zeros_like(valid) if name == "nothing" else valid
+
+
+def class_numbers(shape: tuple[int, ...], dtype=torch.uint8, seed: int = 0):
+    """Class numbers [B, *spatial] for logits `shape`."""
+    return torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=generator(seed)).to(dtype)
+
+
+def with_target(activation: str, shape: tuple[int, ...], dtype=torch.float32, target_dtype=torch.uint8, seed=0):
+    """Logits with what a sigmoid or a softmax loss takes as target."""
+    x, t = segmentation(shape, dtype, target_dtype, seed)
+    return (x, t) if activation == "sigmoid" else (x, class_numbers(shape, target_dtype, seed))

@@ -1,21 +1,17 @@
-"""`ops.focal_loss`: every backend against the definition, that against torchvision's and MONAI's; inside torch."""
+"""`ops.focal_loss`: every backend against the definition, and the definition against torchvision's and MONAI's."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from _asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
-from _inputs import LAYOUTS, MASKS, TARGET_DTYPES, layout, mask, segmentation
+from _inputs import LAYOUTS, MASKS, TARGET_DTYPES, class_numbers, layout, mask, segmentation, with_target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fastmtl import losses, ops
-from fastmtl.ops import _backends, _focal, _focal_softmax
+from fastmtl import ops
+from fastmtl.ops import _backends
 
 KERNELS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(_backends.missing(name)), reason=str(_backends.missing(name))))
@@ -31,17 +27,6 @@ pytestmark = [
         "ignore:(invalid value|overflow|divide by zero|All-NaN slice) encountered:RuntimeWarning"
     ),
 ]
-
-
-def classes(shape: tuple[int, ...], dtype=torch.uint8, seed: int = 0):
-    """Class numbers [B, *spatial] for logits `shape`."""
-    source = torch.Generator().manual_seed(seed)
-    return torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=source).to(dtype)
-
-
-def inputs(activation, shape, dtype=torch.float32, target_dtype=torch.uint8, seed=0):
-    x, t = segmentation(shape, dtype, target_dtype, seed)
-    return (x, t) if activation == "sigmoid" else (x, classes(shape, target_dtype, seed))
 
 
 def truth(x, t, **options):
@@ -66,7 +51,7 @@ def check(backend, x, t, **options):
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_matches_the_definition(backend, activation, gamma):
     for shape in ((2, 3, 16, 16), (1, 2, 7, 5), (2, 5), (2, 2, 3, 4, 5)):
-        x, t = inputs(activation, shape)
+        x, t = with_target(activation, shape)
         for options in ({}, {"alpha": None, "reduction": "none"}, {"alpha": torch.rand(shape[1]), "reduction": "sum"}):
             check(backend, x, t, activation=activation, gamma=gamma, weight=torch.rand(shape[1]), **options)
 
@@ -74,10 +59,10 @@ def test_matches_the_definition(backend, activation, gamma):
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("target_dtype", TARGET_DTYPES, ids=str)
 def test_every_target_dtype(backend, target_dtype):
-    x, t = inputs("sigmoid", (2, 2, 13, 11), target_dtype=target_dtype)
+    x, t = with_target("sigmoid", (2, 2, 13, 11), target_dtype=target_dtype)
     check(backend, x, t)
     if target_dtype not in (torch.bool, *_backends.FLOATING):
-        x, t = inputs("softmax", (2, 4, 13, 11), target_dtype=target_dtype)
+        x, t = with_target("softmax", (2, 4, 13, 11), target_dtype=target_dtype)
         check(backend, x, t, activation="softmax")
 
 
@@ -90,7 +75,7 @@ def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     spatial = draw(st.lists(st.integers(1, 19), min_size=1, max_size=3))
     shape = (draw(st.integers(1, 3)), draw(st.integers(1 if activation == "sigmoid" else 2, 9)), *spatial)
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    x, t = inputs(activation, shape, dtype, draw(st.sampled_from([torch.uint8, torch.int64])))
+    x, t = with_target(activation, shape, dtype, draw(st.sampled_from([torch.uint8, torch.int64])))
     x, kind = layout(x, draw(st.sampled_from(LAYOUTS))), draw(st.sampled_from(MASKS))
     if activation == "sigmoid":
         t, valid = layout(t, draw(st.sampled_from(LAYOUTS))), mask(kind, shape)
@@ -125,7 +110,7 @@ def test_error_is_within_the_naive_formulas(backend, activation, dtype):
         entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
         return (entropy * (1 - p * t - (1 - p) * (1 - t)) ** 2).mean()
 
-    x, t = inputs(activation, (2, 3, 64, 64), dtype)
+    x, t = with_target(activation, (2, 3, 64, 64), dtype)
     options = {"alpha": None, "activation": activation}
     true_value, true_gradient = truth(x, t, **options)
     value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, t, backend=backend, **options), x)
@@ -139,7 +124,7 @@ def test_error_is_within_the_naive_formulas(backend, activation, dtype):
 @pytest.mark.parametrize("channels", [2, 19, 128, 700])
 def test_softmax_over_many_classes_and_several_chunks(channels):
     shape = (2, channels, 40, 41)
-    x, t = inputs("softmax", shape, target_dtype=torch.int16)
+    x, t = with_target("softmax", shape, target_dtype=torch.int16)
     check("cpp", layout(x, "channels_last"), t, activation="softmax", alpha=torch.rand(channels), reduction="none")
 
 
@@ -197,7 +182,7 @@ def test_gradient_survives_confident_logits(backend):
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_masked_elements_take_part_in_nothing(backend, activation, reduction):
     shape = (3, 2, 9, 8)
-    x, t = inputs(activation, shape, target_dtype=torch.int16)
+    x, t = with_target(activation, shape, target_dtype=torch.int16)
     valid = mask("full", t.shape, seed=3)
     valid[0] = False
     wide = valid if activation == "sigmoid" else valid.unsqueeze(1).expand(shape)
@@ -232,7 +217,7 @@ def test_all_masked_is_zero(backend, activation, reduction):
 @pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
 def test_nan_stays_in_its_segment(backend, activation, gamma):
     for channel in (0, 1):
-        x, t = inputs(activation, (2, 2, 6, 6))
+        x, t = with_target(activation, (2, 2, 6, 6))
         x[1, channel, 2, 2] = float("nan")
         options = {"activation": activation, "reduction": "none", "gamma": gamma, "backend": backend}
         value, gradient = loss_and_gradient(lambda x, t=t, o=options: ops.focal_loss(x, t, **o), x)
@@ -245,7 +230,7 @@ def test_nan_stays_in_its_segment(backend, activation, gamma):
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bit_equal_over_repeats_and_thread_counts(backend, activation, two_threads):
-    x, t = inputs(activation, (2, 2, 40, 40) if backend == "triton" else (3, 2, 200, 201))
+    x, t = with_target(activation, (2, 2, 40, 40) if backend == "triton" else (3, 2, 200, 201))
     results = []
     for threads in (2, 1, 2, 7):
         torch.set_num_threads(threads)
@@ -260,7 +245,7 @@ def test_bit_equal_over_repeats_and_thread_counts(backend, activation, two_threa
 def test_is_torchvisions_and_monais():
     monai = pytest.importorskip("monai.losses.focal_loss", reason="MONAI is not installed")
     x, t = segmentation((2, 3, 9, 8), torch.float64, torch.float64)
-    hard, y = (t < 0.3).double(), classes((2, 3, 9, 8), torch.int64)
+    hard, y = (t < 0.3).double(), class_numbers((2, 3, 9, 8), torch.int64)
     p, entropy = x.sigmoid(), F.binary_cross_entropy_with_logits(x, t, reduction="none")
     for gamma, alpha in ((2.0, 0.25), (1.5, 0.6), (0.0, 0.5)):
         # torchvision.ops.sigmoid_focal_loss, which a CPU build of torch may not import
@@ -273,142 +258,3 @@ def test_is_torchvisions_and_monais():
         for weighting in (alpha, torch.rand(3, dtype=torch.float64), None):
             expected = monai.softmax_focal_loss(x, one_hot, gamma, weighting).sum()
             torch.testing.assert_close(ops.focal_loss(x, y, alpha=weighting, **options), expected)
-
-
-@pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5, 2.0])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradients_by_finite_differences(activation, gamma):
-    x, t = inputs(activation, (2, 3, 2, 2), torch.float64, torch.float64 if activation == "sigmoid" else torch.int64)
-    x = (x / 2).requires_grad_()
-    for reduction in ("mean", "none"):
-        options = {"activation": activation, "gamma": gamma, "reduction": reduction}
-        assert torch.autograd.gradcheck(lambda x, o=options: ops.focal_loss(x, t, **o), x)
-    assert torch.autograd.gradgradcheck(lambda x: ops.focal_loss(x, t, activation=activation, gamma=gamma), x)
-
-
-def test_double_backward_on_kernels():
-    x, t = segmentation((2, 2, 5, 5))
-    direction = torch.randn_like(x)
-
-    def penalty(x, backend):
-        x = x.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(ops.focal_loss(x, t, backend=backend), x, create_graph=True)
-        return torch.autograd.grad((gradient * direction.to(x.dtype)).sum(), x)[0]
-
-    torch.testing.assert_close(penalty(x, "auto").double(), penalty(x.double(), "reference"), rtol=1e-4, atol=1e-8)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_opcheck(dtype, reduction):
-    for name, module, numbers in (
-        ("sigmoid_focal", _focal, (2.0, 0.25, 0.75)),
-        ("softmax_focal", _focal_softmax, (2.0, -100)),
-    ):
-        softmax = name == "softmax_focal"
-        x, t = inputs("softmax" if softmax else "sigmoid", (2, 3, 6, 5), dtype)
-        x = layout(x, "channels_last").requires_grad_()
-        tensors = (x, t, torch.rand(3) if softmax else torch.rand(2, 3), mask("full", t.shape))
-        options = module.Options(*numbers, reduction, "auto")
-        op = getattr(torch.ops.fastmtl, name)
-        torch.library.opcheck(op.default, (*tensors, *options))
-        loss, coefficients = op(*tensors, *options)
-        grad = torch.rand_like(loss).detach().requires_grad_()
-        backward = getattr(torch.ops.fastmtl, f"{name}_backward").default
-        torch.library.opcheck(backward, (grad, *tensors, coefficients.detach(), *options))
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_compiles_in_one_graph(activation):
-    x, t = inputs(activation, (2, 3, 8, 8))
-
-    def loss(x):
-        return ops.focal_loss(x * 2, t, activation=activation, weight=torch.ones(3), reduction="none").sum()
-
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for a, b in zip(loss_and_gradient(compiled, x), loss_and_gradient(loss, x), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_vmap_over_tasks(activation):
-    tasks = [inputs(activation, (2, 3, 6, 7), seed=seed) for seed in range(3)]
-    x, t = torch.stack([x for x, _ in tasks], 1), torch.stack([t for _, t in tasks])
-
-    def loss(x, t):
-        return ops.focal_loss(x, t, activation=activation, reduction="none")
-
-    expected = torch.stack([loss(x[:, k], t[k]) for k in range(3)])
-    torch.testing.assert_close(torch.vmap(loss, in_dims=(1, 0))(x, t), expected)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_backward_keeps_only_inputs_and_coefficients(activation):
-    x, t = inputs(activation, (2, 3, 16, 16))
-    x.requires_grad_()
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
-        loss = ops.focal_loss(x, t, activation=activation)
-    addresses = {x.data_ptr(), t.data_ptr()}
-    extra = [tensor.numel() for tensor in saved if tensor is not None and tensor.data_ptr() not in addresses]
-    assert max(extra) <= 6  # slopes of the planes, factors of the classes
-    loss.backward()
-
-
-@pytest.mark.skipif(bool(_backends.missing("cpp")), reason=str(_backends.missing("cpp")))
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(isa):
-    """Each in its own process: the choice is made once, at load."""
-    script = (
-        "import torch; from fastmtl import ops; torch.manual_seed(0)\n"
-        "x = torch.cat([torch.randn(1, 3, 999) * 6, torch.linspace(-95, 95, 2997).view(1, 3, 999)])\n"
-        "for activation, t in (('sigmoid', torch.rand(2, 3, 999)), ('softmax', torch.randint(0, 3, (2, 999)))):\n"
-        "    for gamma in (0.0, 0.7, 1.0, 2.0, 4.5):\n"
-        "        a, b = x.clone().requires_grad_(), x.double().requires_grad_()\n"
-        "        o = dict(activation=activation, gamma=gamma)\n"
-        "        f, g = ops.focal_loss(a, t, backend='cpp', **o), ops.focal_loss(b, t, **o)\n"
-        "        f.backward(); g.backward()\n"
-        "        torch.testing.assert_close(f.double(), g, rtol=1e-5, atol=0)\n"
-        "        small = 1e-6 * b.grad.abs().max().item()\n"
-        "        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=small)\n"
-    )
-    subprocess.run([sys.executable, "-c", script], env=os.environ | {"FASTMTL_ISA": isa}, check=True, timeout=120)
-
-
-def test_module_is_the_op():
-    x, t = inputs("sigmoid", (2, 3, 8, 8))
-    loss = losses.FocalLoss(gamma=1.5, weight=torch.rand(3))
-    assert_bit_equal([(loss(x, t),), (ops.focal_loss(x, t, gamma=1.5, weight=loss.weight),)])
-    assert not list(loss.parameters())
-    assert "gamma=1.5" in repr(loss)
-
-
-X, T, Y = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8)
-SOFT = {"activation": "softmax"}
-BAD = [
-    ((X, T[:, 0]), {}, ValueError, r"`target` must match `input` \[2, 3, 8, 8\]"),
-    ((X, T), {"gamma": -1.0}, ValueError, "`gamma` must be 0 or more; got -1.0"),
-    ((X, T), {"gamma": torch.ones(1)}, TypeError, "`gamma` must be a number; got Tensor"),
-    ((X, T), {"alpha": float("nan")}, ValueError, "`alpha` must be finite; got nan"),
-    ((X, T), {"alpha": torch.ones(2)}, ValueError, r"`alpha` must be a number, \[3\] or"),
-    ((X, T), {"activation": "tanh"}, ValueError, "`activation` must be one of 'sigmoid', 'softmax'; got 'tanh'"),
-    ((X, T), {"ignore_index": 255}, ValueError, r"`ignore_index` names a class.* got 255. Pass mask=target != 255"),
-    ((X, T), {"reduction": "avg"}, ValueError, "`reduction` must be one of"),
-    ((X, T), {"backend": "gpu"}, ValueError, "`backend` must be one of .*; got 'gpu'"),
-    ((X, T), {"mask": T}, ValueError, "`mask` must be bool, uint8; got float32"),
-    ((X, T + 255), {}, ValueError, r"`target` must lie in 0 to 1.*target > 127"),
-    ((X, T), SOFT, ValueError, r"`target` must hold class numbers \[2, 8, 8\].*argmax"),
-    ((X, Y.unsqueeze(1)), SOFT, ValueError, r"got \[2, 1, 8, 8\]. Drop the channel: target.squeeze\(1\)"),
-    ((X, Y.float()), SOFT, ValueError, "`target` must be uint8, int16, int32, int64; got float32"),
-    ((X[:, :1], Y), SOFT, ValueError, r"`input` must be \[B, C, \*spatial\] with 2 or more channels"),
-    ((X, Y + 3), SOFT, ValueError, "`target` must hold class numbers 0 to 2, as `input` has 3 channels"),
-    ((X, Y + 3), SOFT | {"backend": "reference"}, ValueError, "`target` must hold class numbers 0 to 2"),
-    ((X, Y), SOFT | {"mask": torch.ones(8, 8).bool()}, ValueError, r"`mask` must be \[B\] or .*got \[8, 8\]"),
-    ((X.double(), T), {"backend": "cpp"}, _backends.BackendError, "backend 'cpp' cannot run `sigmoid_focal`: "),
-]
-
-
-@pytest.mark.parametrize(("arguments", "options", "error", "message"), BAD, ids=[case[3][:40] for case in BAD])
-def test_bad_arguments(arguments, options, error, message):
-    with pytest.raises(error, match=message):
-        ops.focal_loss(*arguments, **options)
