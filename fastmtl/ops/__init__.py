@@ -1,8 +1,8 @@
 """Fused ops: plain functions on tensors, drop-in for the ones in torch, MONAI and smp."""
 
+from ._counts import Counts as Counts
 from ._recycled import release_memory as release_memory
 from .assignment import linear_assignment as linear_assignment
-from ._counts import Counts as Counts
 from .bce import bce_with_logits as bce_with_logits
 from .combine import combine as combine
 from .dice_bce import dice_bce_loss as dice_bce_loss
@@ -14,5 +14,5 @@ from .overlap import overlap_sums as overlap_sums
 from .pairwise_mask import pairwise_mask_cost as pairwise_mask_cost
 from .pcgrad import pcgrad_weights as pcgrad_weights
 from .points import sample_points as sample_points
-from .uncertain_points import sample_uncertain_points as sample_uncertain_points
 from .tversky import tversky_loss as tversky_loss
+from .uncertain_points import sample_uncertain_points as sample_uncertain_points
