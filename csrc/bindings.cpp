@@ -11,6 +11,7 @@
 #include "combine.hpp"
 #include "dice_bce.hpp"
 #include "focal.hpp"
+#include "dice_ce.hpp"
 #include "gram.hpp"
 #include "isa.hpp"
 #include "pcgrad.hpp"
@@ -57,6 +58,14 @@ fastmtl::SoftmaxFocalProblem softmax_focal_problem(const std::array<std::int64_t
                                                    const std::array<double, 2>& options) {
   return {loss_inputs(shape, logits, target, mask), pointer<const float>(factors), static_cast<float>(options[0]),
           static_cast<float>(options[1])};
+}
+
+// shape: batch, channels, pixels; wanted: soft targets, squared, I and P, label smoothing's sums, counts.
+fastmtl::SoftmaxProblem softmax_problem(const std::array<std::int64_t, 3>& shape, const View& logits,
+                                        const View& target, const View& mask, std::int64_t ignore_index,
+                                        const std::array<bool, 5>& wanted) {
+  return {{shape[0], shape[1], shape[2], planes(logits), planes(target), planes(mask)},
+          wanted[0], ignore_index, wanted[1], wanted[2], wanted[3], wanted[4]};
 }
 
 }  // namespace
@@ -188,4 +197,35 @@ PYBIND11_MODULE(_C, m) {
                                         num_threads);
       },
       py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d logits; see focal.hpp.");
+  m.def(
+      "dice_ce_forward",
+      [](const std::array<std::int64_t, 3>& shape, const View& logits, const View& target, const View& mask,
+         std::int64_t ignore_index, const std::array<bool, 5>& wanted, std::uintptr_t weight, double ce_weight,
+         double dice_weight, double smoothing, bool background, bool batch, bool jaccard, double smooth_nr,
+         double smooth_dr, int empty, int reduction, std::uintptr_t loss, std::uintptr_t coefficients,
+         std::uintptr_t counts, int num_threads) {
+        return fastmtl::dice_ce_forward(
+            softmax_problem(shape, logits, target, mask, ignore_index, wanted),
+            {pointer<const float>(weight), ce_weight, dice_weight, smoothing, background, batch,
+             {smooth_nr, smooth_dr, jaccard, wanted[1], static_cast<fastmtl::Empty>(empty)}, reduction},
+            pointer<float>(loss), pointer<float>(coefficients), pointer<std::int64_t>(counts), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "Pixels whose class number does not exist; see dice_ce.hpp.");
+  m.def(
+      "softmax_overlap_forward",
+      [](const std::array<std::int64_t, 3>& shape, const View& logits, const View& target, const View& mask,
+         std::int64_t ignore_index, const std::array<bool, 5>& wanted, std::uintptr_t sums, int num_threads) {
+        return fastmtl::softmax_overlap_forward(softmax_problem(shape, logits, target, mask, ignore_index, wanted),
+                                                pointer<float>(sums), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "Pixels whose class number does not exist; see dice_ce.hpp.");
+  m.def(
+      "dice_ce_backward",
+      [](const std::array<std::int64_t, 3>& shape, const View& logits, const View& target, const View& mask,
+         std::int64_t ignore_index, const std::array<bool, 5>& wanted, const View& grad, std::uintptr_t coefficients,
+         double smoothing, const View& gradient, int num_threads) {
+        fastmtl::dice_ce_backward(softmax_problem(shape, logits, target, mask, ignore_index, wanted), planes(grad),
+                                  pointer<const float>(coefficients), smoothing, planes(gradient), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d logits; see dice_ce.hpp.");
 }

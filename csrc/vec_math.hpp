@@ -52,5 +52,15 @@ inline float log1p_unit(float e) {
   return fused(q, e2, e);
 }
 
+// log(1 + z) for 0 <= z < 2^60, by log1p_unit on the rest of 1 + z over its power of two: both parts are positive, so
+// nothing cancels, and below 1 it is log1p_unit of z itself. Error: 2 ulp.
+inline float log1p_positive(float z) {
+  const float u = 1.0f + z;
+  const std::int32_t n = (bits_of<std::int32_t>(u) >> 23) - 127;
+  const float scaled = u * bits_of<float>((127 - n) * (1 << 23)) - 1.0f;  // a NaN has n = 128 and stays one
+  const float rest = n == 0 ? z : scaled;
+  return fused(static_cast<float>(n), 0.693147182f, log1p_unit(rest));
+}
+
 }  // namespace FASTMTL_ISA
 }  // namespace fastmtl

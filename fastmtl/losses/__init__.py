@@ -8,3 +8,6 @@ from .native import BCEWithLogitsLoss as BCEWithLogitsLoss
 from .native import DiceBCELoss as DiceBCELoss
 from .native import FocalLoss as FocalLoss
 from .native import TverskyLoss as TverskyLoss
+from .native import CrossEntropyLoss as CrossEntropyLoss
+from .native import DiceBCELoss as DiceBCELoss
+from .native import DiceCELoss as DiceCELoss

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, TypedDict, Unpack
 
 from torch import Tensor, nn
 
@@ -196,3 +198,82 @@ class BCEWithLogitsLoss(_Kept):
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of logits of any shape against a target of the same shape."""
         return ops.bce_with_logits(input, target, mask=mask, **self.settings)
+class _OfOp(nn.Module):
+    """Keeps settings of an op: its keywords but those that go with a call. Tensors become buffers, no parameters."""
+
+    op: ClassVar[Callable[..., Any]]
+    _of_a_call: ClassVar[tuple[str, ...]] = ("input", "target", "mask", "return_counts")
+
+    def __init_subclass__(cls) -> None:
+        """`help` and `inspect` show the op's own keywords and defaults."""
+        parameters = inspect.signature(cls.op).parameters.values()
+        settings = [parameter for parameter in parameters if parameter.name not in cls._of_a_call]
+        cls.__signature__ = inspect.Signature(settings)
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        known = inspect.signature(type(self)).parameters
+        for name, value in settings.items():
+            if name not in known:
+                raise TypeError(f"`{name}` is no setting of {type(self).__name__}; it has {', '.join(known)}.")
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value, persistent=False)
+        self.settings = {name: value for name, value in settings.items() if name not in self._buffers}
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The op on one batch, with the settings kept."""
+        return type(self).op(input, target, mask=mask, **self.settings, **self._buffers)
+
+    def extra_repr(self) -> str:
+        tensors = [f"{name}={list(value.shape)}" for name, value in self._buffers.items() if value is not None]
+        return ", ".join([*(f"{name}={value!r}" for name, value in self.settings.items()), *tensors])
+
+
+class _CrossEntropySettings(TypedDict, total=False):
+    weight: Tensor | None
+    ignore_index: int
+    label_smoothing: float
+    reduction: str
+    backend: str
+
+
+class _DiceCESettings(_CrossEntropySettings, total=False):
+    ce_weight: float
+    dice_weight: float
+    include_background: bool
+    batch: bool
+    squared_pred: bool
+    jaccard: bool
+    smooth_nr: float
+    smooth_dr: float
+    empty: str
+
+
+class DiceCELoss(_OfOp):
+    """`fastmtl.ops.dice_ce_loss` with its settings kept: every keyword of the op but `mask` and `return_counts`.
+
+    >>> import torch
+    >>> loss = DiceCELoss(dice_weight=1.0, ce_weight=1.0, include_background=False)
+    >>> loss(torch.zeros(1, 3, 4, 4), torch.ones(1, 4, 4, dtype=torch.uint8)).shape
+    torch.Size([])
+    """
+
+    op = staticmethod(ops.dice_ce_loss)
+
+    def __init__(self, **settings: Unpack[_DiceCESettings]) -> None:
+        super().__init__(**settings)
+
+
+class CrossEntropyLoss(_OfOp):
+    """`fastmtl.ops.cross_entropy` with its settings kept: every keyword of the op but `mask`.
+
+    >>> import torch
+    >>> loss = CrossEntropyLoss(label_smoothing=0.1)
+    >>> round(loss(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)
+    1.3863
+    """
+
+    op = staticmethod(ops.cross_entropy)
+
+    def __init__(self, **settings: Unpack[_CrossEntropySettings]) -> None:
+        super().__init__(**settings)

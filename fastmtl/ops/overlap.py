@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..reference.overlap import OverlapSums, softmax_overlap
-from . import _backends, _checks
+from ..reference.overlap import OverlapSums
+from . import _backends, _checks, _class_checks
 from ._sigmoid_overlap import sigmoid_overlap_op
+from ._softmax_overlap import softmax_overlap_sums
 
 
 def overlap_sums(
@@ -59,7 +60,12 @@ def overlap_sums(
         _checks.logits_and_target(input, target)
         weight = _checks.per_channel("pos_weight", pos_weight, input)
         return _sigmoid(input, target, weight, _checks.full_rank_mask(mask, input), squared_pred, backend)
-    return softmax_overlap(input, target, mask, ignore_index, squared_pred)
+    if pos_weight is not None:
+        raise ValueError("`pos_weight` belongs to activation='sigmoid'; multiply the classes' entropy sums instead.")
+    _checks.flag("squared_pred", squared_pred)
+    logits, classes = _class_checks.logits_and_classes(input, target)
+    ignored = _class_checks.NOTHING_IGNORED if ignore_index is None else _class_checks.ignored(ignore_index)
+    return softmax_overlap_sums(logits, classes, _class_checks.pixel_mask(mask, logits), ignored, squared_pred, backend)
 
 
 def _sigmoid(

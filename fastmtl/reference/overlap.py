@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from .dice_bce import segment_sums
 
@@ -29,24 +28,37 @@ def sigmoid_overlap(
     return OverlapSums(i, p, t, bce, elements.to(i.dtype))
 
 
-def softmax_overlap(
+def softmax_sums(
     input: Tensor,  # logits [B, C, *spatial]
-    target: Tensor,  # class numbers [B, *spatial], or probabilities [B, C, *spatial]
-    mask: Tensor | None,  # bool [B, *spatial]
+    target: Tensor,  # class numbers [B, *spatial] or [B, 1, *spatial], or probabilities [B, C, *spatial]
+    mask: Tensor | None,  # bool [B, *spatial] or [B, 1, *spatial]
     ignore_index: int | None,  # with class numbers
     squared_pred: bool,
-) -> OverlapSums:
+) -> tuple[OverlapSums, Tensor]:
+    """The sums, and -sum log p over the valid pixels, [B, C]; a class number that does not exist makes them NaN."""
+    B, C = input.shape[:2]
     dtype = torch.promote_types(input.dtype, torch.float32)
-    valid = torch.ones_like(input[:, 0], dtype=torch.bool) if mask is None else mask.bool().expand_as(input[:, 0])
-    if target.dim() < input.dim():
-        index = target.long()
+    x = input.reshape(B, C, -1).to(dtype)
+    valid = torch.ones_like(x[:, :1], dtype=torch.bool)
+    valid = valid if mask is None else mask.bool().reshape(B, 1, -1).expand_as(valid)
+    if target.shape == input.shape:
+        t = target.reshape(B, C, -1).to(dtype)
+    else:
+        index = target.reshape(B, 1, -1).long()
         valid = valid if ignore_index is None else valid & (index != ignore_index)
-        target = one_hot(torch.where(valid, index, 0), input.shape[1]).movedim(-1, 1)  # [B, C, *spatial]
-    valid = valid.unsqueeze(1)  # [B, 1, *spatial]
-    x = torch.where(valid, input.to(dtype), 0.0).flatten(2)
-    t = torch.where(valid, target.to(dtype), 0.0).flatten(2)
-    log_p, valid, q = x.log_softmax(1), valid.flatten(2), 2 if squared_pred else 1
+        t = (index == torch.arange(C, device=x.device).view(C, 1)).to(dtype)
+        t = torch.where((index < 0) | (index >= C), float("nan"), t)
+    x, t = torch.where(valid, x, 0.0), torch.where(valid, t, 0.0)
+    log_p, q = x.log_softmax(1), 2 if squared_pred else 1
     p = torch.where(valid, log_p.exp(), 0.0)
     entropy = torch.where(t == 0, 0.0, -t * log_p)  # 0 times an infinite cost is 0
     elements = valid.expand_as(p).sum(2).to(dtype)
-    return OverlapSums((p * t).sum(2), (p**q).sum(2), (t**q).sum(2), entropy.sum(2), elements)
+    sums = OverlapSums((p * t).sum(2), (p**q).sum(2), (t**q).sum(2), entropy.sum(2), elements)
+    return sums, torch.where(valid, -log_p, 0.0).sum(2)
+
+
+def softmax_overlap(
+    input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None, squared_pred: bool
+) -> OverlapSums:
+    """As `softmax_sums`, the overlap's alone."""
+    return softmax_sums(input, target, mask, ignore_index, squared_pred)[0]

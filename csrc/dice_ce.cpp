@@ -1,0 +1,170 @@
+// What happens once per segment rather than once per element: chunks, the fixed-order sum, loss and slopes.
+// Compiled without the kernels' relaxed floating-point flags, in float64.
+#include "dice_ce.hpp"
+
+#include <algorithm>
+#include <vector>
+
+namespace fastmtl {
+namespace {
+
+constexpr std::int64_t kLanes = 16;            // blocks are whole vectors
+constexpr std::int64_t kLargestBlock = 512;    // at most 32 additions in a float32 lane
+constexpr std::int64_t kBlockElements = 4096;  // over all channels; a row of 16 KiB leaves room in L1
+constexpr std::int64_t kSmallestBlock = 128;   // below, reducing the lanes to sums costs more than leaving L1
+constexpr std::int64_t kChunkElements = 32768;
+
+SoftmaxChunks softmax_chunks(const SoftmaxProblem& problem) {
+  const std::int64_t C = problem.channels, fitting = kBlockElements / C / kLanes * kLanes;
+  const std::int64_t whole = (problem.pixels + kLanes - 1) / kLanes * kLanes;
+  const std::int64_t block = std::min(std::clamp(fitting, kSmallestBlock, kLargestBlock), whole);
+  const std::int64_t size = std::max<std::int64_t>(kChunkElements / (C * block), 1) * block;
+  return {block, size, (problem.pixels + size - 1) / size};
+}
+
+// Floats of one thread's SoftmaxBlock: nine rows of pixels, three of classes, two or three of both.
+std::int64_t scratch_size(const SoftmaxProblem& problem, const SoftmaxChunks& chunks) {
+  const std::int64_t C = problem.channels, by_class = (C + 2 + kLanes - 1) / kLanes * kLanes;
+  return (9 + (problem.soft ? 3 : 2) * C) * chunks.block + 3 * by_class;
+}
+
+// A buffer whose rows begin at 64 bytes, so that whole vectors lie in whole cache lines.
+struct Scratch {
+  std::vector<float> memory;
+  std::int64_t size;
+  Scratch(const SoftmaxProblem& problem, const SoftmaxChunks& chunks, int threads)
+      : memory(static_cast<std::size_t>(threads * scratch_size(problem, chunks) + 16)),
+        size(scratch_size(problem, chunks)) {}
+  float* begin() {
+    const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
+    return reinterpret_cast<float*>((address + 63) / 64 * 64);
+  }
+};
+
+// [B, stride] totals of all chunks, added in a fixed order.
+std::vector<double> totals(const SoftmaxProblem& problem, int threads) {
+  const SoftmaxChunks chunks = softmax_chunks(problem);
+  const std::int64_t stride = chunks.stride(problem.channels);
+  std::vector<double> partials(static_cast<std::size_t>(problem.batch * chunks.count * stride), 0.0);
+  threads = useful_threads(problem, threads);
+  Scratch scratch(problem, chunks, threads);
+  FASTMTL_DISPATCH(softmax_sums)(problem, chunks, partials.data(), scratch.begin(), scratch.size, threads);
+  std::vector<double> sums(static_cast<std::size_t>(problem.batch * stride), 0.0);
+  for (std::int64_t b = 0; b < problem.batch; ++b)
+    for (std::int64_t chunk = 0; chunk < chunks.count; ++chunk)
+      for (std::int64_t k = 0; k < stride; ++k) sums[b * stride + k] += partials[(b * chunks.count + chunk) * stride + k];
+  return sums;
+}
+
+std::int64_t outside(const SoftmaxProblem& problem, const std::vector<double>& sums) {
+  double number = 0.0;
+  const std::size_t stride = sums.size() / static_cast<std::size_t>(problem.batch);
+  for (std::size_t end = stride; end <= sums.size(); end += stride) number += sums[end - kSampleSums + kOutside];
+  return static_cast<std::int64_t>(number);
+}
+
+// A row is what one sum over classes runs over: a sample, or with over_batch all of them.
+struct Row {
+  double entropy = 0.0, weights = 0.0;  // of the cross-entropy
+  double dice = 0.0, counted = 0.0;
+};
+
+void finish(const SoftmaxProblem& problem, const DiceCeOptions& options, const std::vector<double>& samples,
+            float* loss, float* coefficients) {
+  const std::int64_t C = problem.channels, B = problem.batch, stride = kSoftmaxSums * C + kSampleSums;
+  const std::int64_t rows = options.over_batch ? 1 : B;
+  std::vector<double> sums = samples;
+  for (std::int64_t b = 1; options.over_batch && b < B; ++b)
+    for (std::int64_t k = 0; k < stride; ++k) sums[k] += samples[b * stride + k];
+  const auto weight_of = [&](std::int64_t c) { return options.weight == nullptr ? 1.0 : double{options.weight[c]}; };
+
+  std::vector<DiceScore> dice(static_cast<std::size_t>(rows * C));
+  std::vector<Row> found(static_cast<std::size_t>(rows));
+  Row all;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const double *of = &sums[row * stride], pixels = of[kSoftmaxSums * C + kPixels];
+    Row& own = found[row];
+    for (std::int64_t c = 0; c < C; ++c) {
+      const double weight = weight_of(c), spread = options.smoothing / static_cast<double>(C);
+      own.entropy += weight * (1.0 - options.smoothing) * of[kEntropy * C + c];
+      if (options.smoothing > 0.0) own.entropy += weight * spread * of[kSpread * C + c];
+      if (!problem.soft) own.weights += weight * of[kTarget * C + c];
+      if (!problem.overlap || (c == 0 && !options.background)) continue;
+      DiceScore& score = dice[row * C + c];
+      score = dice_score(of[kIntersection * C + c], of[kPrediction * C + c], of[kTarget * C + c], pixels, options.dice);
+      if (score.counted) own.dice += weight * score.loss;
+      own.counted += score.counted;
+    }
+    if (problem.soft) own.weights = pixels;
+    all.entropy += own.entropy, all.weights += own.weights, all.dice += own.dice, all.counted += own.counted;
+  }
+
+  const auto factor = [](double weight, double over) { return over == 0.0 ? weight : weight / over; };
+  const bool shared = options.reduction == 1, plain = options.reduction >= 3;
+  const bool each = options.reduction == 0 || options.reduction == 4;
+  double total = 0.0;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const Row& of = shared ? all : found[row];
+    const double of_ce = plain ? options.ce_weight : factor(options.ce_weight, of.weights);
+    const double of_dice = factor(options.dice_weight, of.counted);
+    const double value = of_ce * found[row].entropy + (of.counted > 0.0 ? of_dice * found[row].dice : 0.0);
+    if (each) loss[row] = static_cast<float>(value);
+    total += value;
+    for (std::int64_t b = 0; b < (options.over_batch ? B : 1); ++b)
+      for (std::int64_t c = 0; c < C; ++c) {
+        const DiceScore& score = dice[row * C + c];
+        const double scale = of_dice * weight_of(c);
+        const double slopes[3] = {of_ce * weight_of(c), scale * score.of_intersection, scale * score.of_prediction};
+        for (int k = 0; k < 3; ++k) coefficients[(k * B + row + b) * C + c] = static_cast<float>(slopes[k]);
+      }
+  }
+  if (!each) *loss = static_cast<float>(total);
+}
+
+void finish_counts(const SoftmaxProblem& problem, const std::vector<double>& sums, std::int64_t* counts) {
+  const std::int64_t C = problem.channels, stride = kSoftmaxSums * C + kSampleSums;
+  for (std::int64_t b = 0; b < problem.batch; ++b) {
+    const double* of = &sums[b * stride];
+    std::int64_t* out = counts + b * (3 * C + 1);
+    for (std::int64_t c = 0; c < C; ++c) {
+      out[c] = static_cast<std::int64_t>(of[kHits * C + c]);
+      out[C + c] = static_cast<std::int64_t>(of[kPredicted * C + c] - of[kHits * C + c]);
+      out[2 * C + c] = static_cast<std::int64_t>(of[kTarget * C + c] - of[kHits * C + c]);
+    }
+    out[3 * C] = static_cast<std::int64_t>(of[kSoftmaxSums * C + kNotFinite]);
+  }
+}
+
+}  // namespace
+
+std::int64_t dice_ce_forward(const SoftmaxProblem& problem, const DiceCeOptions& options, float* loss,
+                             float* coefficients, std::int64_t* counts, int threads) {
+  const std::vector<double> sums = totals(problem, threads);
+  finish(problem, options, sums, loss, coefficients);
+  if (counts != nullptr) finish_counts(problem, sums, counts);
+  return outside(problem, sums);
+}
+
+std::int64_t softmax_overlap_forward(const SoftmaxProblem& problem, float* sums, int threads) {
+  const std::vector<double> found = totals(problem, threads);
+  const std::int64_t C = problem.channels, B = problem.batch, stride = kSoftmaxSums * C + kSampleSums;
+  for (std::int64_t b = 0; b < B; ++b)
+    for (std::int64_t c = 0; c < C; ++c) {
+      for (int k = kIntersection; k <= kEntropy; ++k)
+        sums[(k * B + b) * C + c] = static_cast<float>(found[b * stride + k * C + c]);
+      sums[(4 * B + b) * C + c] = static_cast<float>(found[b * stride + kSoftmaxSums * C + kPixels]);
+    }
+  return outside(problem, found);
+}
+
+void dice_ce_backward(const SoftmaxProblem& problem, const Planes& grad, const float* coefficients, double smoothing,
+                      const Planes& gradient, int threads) {
+  const SoftmaxChunks chunks = softmax_chunks(problem);
+  threads = useful_threads(problem, threads);
+  Scratch scratch(problem, chunks, threads);
+  expect_whole_write(problem, gradient);
+  FASTMTL_DISPATCH(softmax_gradient)(problem, chunks, grad, coefficients, static_cast<float>(smoothing), gradient,
+                                     scratch.begin(), scratch.size, threads);
+}
+
+}  // namespace fastmtl

@@ -1,0 +1,68 @@
+// Softmax Dice + cross-entropy: one pass of sums forward, one pass of gradients backward, from class numbers as they lie.
+// The definition is fastmtl/reference/dice_ce.py; the formulas of the gradient stand at the top of
+// fastmtl/ops/_dice_ce.py. Also the sums alone, for ops.overlap_sums.
+#pragma once
+
+#include <cstdint>
+
+#include "dice_score.hpp"
+#include "isa.hpp"
+#include "planes.hpp"
+
+namespace fastmtl {
+
+struct SoftmaxProblem : LossInputs {  // the mask is [B, 1, pixels]
+  bool soft;                  // whether the target is [B, C, pixels], any type, not class numbers [B, 1, pixels]
+  std::int64_t ignore_index;  // pixels of this class number take part in nothing
+  bool squared;    // P = sum p^2, T = sum t^2
+  bool overlap;    // whether I and P are wanted
+  bool spread;     // whether -sum log p of each class is wanted: label smoothing
+  bool counts;     // whether hits, predictions and pixels that are not finite are
+};
+
+// What one pass adds up, [kSoftmaxSums, C], then per sample: valid pixels, those with a logit that is not finite, those
+// whose class number is none of 0 to C - 1.
+enum SoftmaxSum { kIntersection, kPrediction, kTarget, kEntropy, kSpread, kHits, kPredicted, kSoftmaxSums };
+enum SampleSum { kPixels, kNotFinite, kOutside, kSampleSums };
+
+// Pixels are summed in chunks whose size depends on the shape alone, so that no sum depends on the thread count; a
+// chunk is worked through in blocks whose buffers, one row of floats for each channel, stay in cache.
+struct SoftmaxChunks {
+  std::int64_t block, pixels, count;  // count: per sample
+  std::int64_t stride(std::int64_t channels) const { return kSoftmaxSums * channels + kSampleSums; }
+};
+
+struct DiceCeOptions {
+  const float* weight;  // [channels] or nullptr
+  double ce_weight, dice_weight, smoothing;
+  bool background;  // whether channel 0 has a Dice term
+  bool over_batch;  // a segment is a class of the batch instead of a class of a sample
+  DiceOptions dice;
+  int reduction;  // 0 none, 1 mean, 2 sum of none, 3 sum of the cross-entropies, 4 the same for each sample
+};
+
+// loss [B] or []; coefficients [3, B, C]: the loss's slopes in each segment's cross-entropy, in I, and q times the one
+// in P (q = 2 if squared, else 1). counts [B, 3 C + 1] or nullptr: true and false positives, false negatives, pixels
+// that are not finite. Returns how many pixels have a class number that does not exist.
+std::int64_t dice_ce_forward(const SoftmaxProblem& problem, const DiceCeOptions& options, float* loss,
+                             float* coefficients, std::int64_t* counts, int threads);
+
+// sums [5, B, C]: I, P, T, the cross-entropy by class, valid pixels. Returns as above.
+std::int64_t softmax_overlap_forward(const SoftmaxProblem& problem, float* sums, int threads);
+
+// gradient = grad * d loss / d logits, shaped as the logits; grad [B] has stride 0 where the loss is one number.
+void dice_ce_backward(const SoftmaxProblem& problem, const Planes& grad, const float* coefficients, double smoothing,
+                      const Planes& gradient, int threads);
+
+#define FASTMTL_DECLARE(isa)                                                                                         \
+  namespace isa {                                                                                                    \
+  void softmax_sums(const SoftmaxProblem& problem, const SoftmaxChunks& chunks, double* partials, float* scratch,    \
+                    std::int64_t scratch_size, int threads);                                                         \
+  void softmax_gradient(const SoftmaxProblem& problem, const SoftmaxChunks& chunks, const Planes& grad,              \
+                        const float* coefficients, float smoothing, const Planes& gradient, float* scratch,          \
+                        std::int64_t scratch_size, int threads);                                                     \
+  }
+FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
+#undef FASTMTL_DECLARE
+
+}  // namespace fastmtl
