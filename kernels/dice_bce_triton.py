@@ -20,6 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .dice_score_triton import dice_score
+
 # Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
@@ -159,32 +161,15 @@ def _segments(
     truth = _sum_parts(partials + 2 * size, row, live, parts, TILE, PARTS)
     bce = _sum_parts(partials + 3 * size, row, live, parts, TILE, PARTS)
     elements = _sum_parts(partials + 4 * size, row, live, parts, TILE, PARTS)
-    counted = elements > 0
-    if EMPTY == 2:
-        counted = counted & (truth != 0)
-    pair = (truth == 0) & (prediction == 0)  # an empty pair scores a constant
-    total = prediction + truth
-    if JACCARD:
-        total = 2.0 * (total - intersection)
-    numerator = 2.0 * intersection + smooth_nr
-    denominator = tl.where(pair, 1.0, total + smooth_dr)
-    score = numerator / denominator
-    of_prediction = score / denominator
-    of_intersection = -2.0 / denominator
-    if JACCARD:
-        of_intersection -= 2.0 * of_prediction
-        of_prediction *= 2.0
-    if SQUARED:
-        of_prediction *= 2.0
-    dice = tl.where(pair, 0.0 if EMPTY == 0 else 1.0, 1.0 - score)
-    scale = tl.full([TILE], 1.0, tl.float64)
+    counted, dice, of_intersection, of_prediction = dice_score(
+        intersection, prediction, truth, elements, smooth_nr, smooth_dr, SQUARED, JACCARD, EMPTY
+    )
     if HAS_WEIGHT:
         group_channel = first // number * channels + segment % channels
         scale = tl.load(weight + group_channel, mask=live, other=0.0).to(tl.float64)
-    dice = tl.where(counted, scale * dice, 0.0)
-    moving = counted & (pair == 0)
-    of_intersection = tl.where(moving, scale * of_intersection, 0.0)
-    of_prediction = tl.where(moving, scale * of_prediction, 0.0)
+        dice = tl.where(counted, scale * dice, 0.0)  # not 0 times an infinite weight
+        of_intersection = tl.where(counted, scale * of_intersection, 0.0)
+        of_prediction = tl.where(counted, scale * of_prediction, 0.0)
     return bce, elements, counted.to(tl.float64), dice, of_intersection, of_prediction
 
 

@@ -26,6 +26,8 @@ pytestmark = [
 @pytest.mark.parametrize("shape", [(7, 5), (33, 70), (2, 3, 9, 8), (2, 2, 3, 4, 5)], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_is_torchs(backend, shape, reduction):
+    if backend == "triton" and reduction == "none" and shape[0] > 9:
+        pytest.skip("the interpreter takes a second for each sample")
     x, t = class_map(shape, target_dtype=torch.int64, ignored=-100)
     if reduction == "none" and len(shape) > 2:
         with pytest.raises(ValueError, match=r"`reduction` 'none' would be a loss for every pixel .* 'sample'"):

@@ -91,7 +91,7 @@ def test_half_logits_and_every_target_dtype(backend, dtype, target_dtype):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(data=st.data())
 def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     draw = data.draw

@@ -242,11 +242,58 @@ def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, o: Option
     return cpp_gradient(tensors.input, arguments, _flags(tensors, o), grad, coefficients, o.label_smoothing)
 
 
+def triton_forward(tensors: Tensors, o: Options) -> tuple[Tensor, Tensor, Tensor]:
+    from ..kernels import dice_ce_triton
+
+    input, target, mask = readable(tensors.input, tensors.target, tensors.mask)
+    loss, coefficients, counts = new_outputs(input, o)
+    dice_ce_triton.forward(
+        input,
+        target,
+        _weight(tensors.weight),
+        mask,
+        loss,
+        coefficients,
+        counts.zero_() if o.counts else None,
+        *o[:10],
+        EMPTY.index(o.empty),
+        REDUCTIONS.index(o.reduction),
+    )
+    return loss, coefficients, counts
+
+
+def triton_gradient(
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    grad: Tensor,
+    slopes: Tensor,
+    ignore_index: int,
+    smoothing: float,
+    squared: bool,
+    overlap: bool,
+) -> Tensor:
+    """grad: one element, or [B] with any stride."""
+    from ..kernels import softmax_gradient_triton
+
+    gradient = gradient_like(tensors[0])
+    softmax_gradient_triton.backward(
+        grad, *readable(*tensors), slopes, gradient, ignore_index, smoothing, squared, overlap
+    )
+    return gradient
+
+
+def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, o: Options) -> Tensor:
+    planes = tensors.input, tensors.target, tensors.mask
+    return triton_gradient(
+        planes, grad, coefficients, o.ignore_index, o.label_smoothing, o.squared_pred, o.dice_weight != 0
+    )
+
+
 _KERNELS = _backends.HALF_AND_SINGLE
 _backends.register(
     "dice_ce",
     {
         "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
         "reference": _backends.Implementation(reference_forward, "any"),
     },
 )
@@ -254,6 +301,7 @@ _backends.register(
     "dice_ce_backward",
     {
         "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
         "reference": _backends.Implementation(reference_backward, "any"),
     },
 )

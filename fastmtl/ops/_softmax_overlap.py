@@ -9,7 +9,15 @@ from torch import Tensor
 
 from ..reference.overlap import OverlapSums, softmax_overlap
 from . import _backends
-from ._dice_ce import check_classes, cpp_gradient, gradient_by_formula, problem, raise_if_outside, readable
+from ._dice_ce import (
+    check_classes,
+    cpp_gradient,
+    gradient_by_formula,
+    problem,
+    raise_if_outside,
+    readable,
+    triton_gradient,
+)
 from ._loss_op import LossOp
 from ._pointers import address, num_threads
 
@@ -76,11 +84,26 @@ def _cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options:
     return cpp_gradient(tensors.input, arguments, _flags(tensors, options), one, _slopes(grad, options), 0.0)
 
 
+def _triton_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    from ..kernels import dice_ce_triton
+
+    sums, none = _new_outputs(tensors, options)
+    dice_ce_triton.overlap(*readable(*tensors), sums, options.ignore_index, options.squared_pred)
+    return sums, none
+
+
+def _triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    slopes = _slopes(grad, options)
+    one = slopes.new_ones(())
+    return triton_gradient(tensors, one, slopes, options.ignore_index, 0.0, options.squared_pred, True)
+
+
 _KERNELS = _backends.HALF_AND_SINGLE
 _backends.register(
     "softmax_overlap",
     {
         "cpp": _backends.Implementation(_cpp_forward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(_triton_forward, "cuda", _KERNELS),
         "reference": _backends.Implementation(_reference_forward, "any"),
     },
 )
@@ -88,6 +111,7 @@ _backends.register(
     "softmax_overlap_backward",
     {
         "cpp": _backends.Implementation(_cpp_backward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(_triton_backward, "cuda", _KERNELS),
         "reference": _backends.Implementation(_reference_backward, "any"),
     },
 )

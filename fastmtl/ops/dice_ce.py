@@ -148,7 +148,8 @@ def dice_ce_loss(
     loss, counts = run(tensors, options)
     if not return_counts:
         return loss
-    return loss, Counts(*counts[:, :-1].unflatten(1, (3, -1)).unbind(1), counts[:, -1])
+    true_positive, false_positive, false_negative = counts[:, :-1].unflatten(1, (3, -1)).unbind(1)
+    return loss, Counts(true_positive, false_positive, false_negative, counts[:, -1])
 
 
 def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> Tensors:
