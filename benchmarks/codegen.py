@@ -10,9 +10,11 @@ from .hopper import KERNELS, Code, Kernel, compile_kernels
 
 README = Path(__file__).resolve().parent / "README.md"
 _BEGIN, _END = "<!-- codegen: begin -->", "<!-- codegen: end -->"
-_LOSSES = (  # as benchmarks/inductor.py prints them: name, our kernels
-    ("Dice + BCE", "dice_bce_sums", "dice_bce_gradient"),
-    ("focal", "sigmoid_focal_sums", "sigmoid_focal_gradient"),
+_LOSSES = (  # as benchmarks/inductor.py prints them: name, inputs, the label of our kernels, our kernels
+    ("Dice + BCE", "[8, 1, 1024, 1024]", "f32-u8", "dice_bce_sums", "dice_bce_gradient"),
+    ("softmax Dice + CE", "[4, 6, 512, 512]", "f32-u8-6", "softmax_sums", "softmax_gradient"),
+    ("softmax Dice + CE", "[2, 14, 64, 64, 64]", "f32-u8-14", "softmax_sums", "softmax_gradient"),
+    ("focal", "[8, 1, 1024, 1024]", "f32-u8", "sigmoid_focal_sums", "sigmoid_focal_gradient"),
 )
 _HEADER = "| kernel | registers | spilled bytes | shared bytes | widest load | 16-byte loads | bytes per element |"
 
@@ -68,22 +70,21 @@ def write(text: str, path: Path) -> None:
 
 
 def _inductor() -> str:
-    """Sentences on the same losses there. In a process of its own, which pretends to have a driver."""
+    """Lines on the same losses there. In a process of its own, which pretends to have a driver."""
     command = [sys.executable, "-m", "fastmtl.benchmarks.inductor"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return f"its code could not be had without a GPU ({reason})."
     found = [line.split() for line in done.stdout.splitlines()[-2 * len(_LOSSES) :]]
-    ours = {kernel.name: kernel.bytes_per_element for kernel in KERNELS if kernel.label == "f32-u8"}
-    lines = ["on float32 logits [8, 1, 1024, 1024] and a uint8 target,"]
-    for (loss, sums, gradient), forward, backward in zip(_LOSSES, found[::2], found[1::2], strict=True):
+    ours = {(kernel.label, kernel.name): kernel.bytes_per_element for kernel in KERNELS}
+    lines = ["bytes per logit of the plain formulas on float32 logits and uint8 targets."]
+    for (loss, shape, label, sums, gradient), forward, backward in zip(_LOSSES, found[::2], found[1::2], strict=True):
         lines.append(
-            f"the plain {loss} formula becomes {_kernels(forward[0])} forward ({forward[1]} bytes per pixel) and "
-            f"{_kernels(backward[0])} backward ({backward[1]});\nours: 2 kernels forward ({ours[sums]}) and 1 kernel "
-            f"backward ({ours[gradient]});"
+            f"- {loss} {shape}: {_kernels(forward[0])} forward ({forward[1]}) and {_kernels(backward[0])} backward "
+            f"({backward[1]}); ours 2 kernels ({ours[label, sums]}) and 1 kernel ({ours[label, gradient]})."
         )
-    return "\n".join(lines)[:-1] + ".\nInductor's registers are not known before it has timed block sizes on a GPU."
+    return "\n".join([*lines, "", "Inductor's registers are not known before it has timed block sizes on a GPU."])
 
 
 def _kernels(number: str) -> str:

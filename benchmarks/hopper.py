@@ -36,7 +36,7 @@ class Kernel:
     num_warps: int = 4
     label: str = ""
     wide_offsets: bool = False  # every tensor of offsets is of 64 bits, though the sizes come as 32
-    bytes_per_element: int = 0  # read and written per pixel, or per column of J; 0 where the work is not per element
+    bytes_per_element: float = 0  # read and written per pixel, or per column of J; 0 where the work is not per element
 
     def __str__(self) -> str:
         return f"{self.name}-{self.label}" if self.label else self.name
@@ -127,6 +127,38 @@ def _focal_softmax(label: str, wide_loads: int, logits: str, target: str, classe
     ]
 
 
+def _dice_ce(
+    label: str, loads: tuple[int, int], logits: str, target: str, C: int, mask: str | None = None
+) -> list[Kernel]:
+    """Sums of 1024 logits at a time, gradient of 2048; above 32 classes logits are read twice, 32 classes at a time."""
+    planes = {letter: kind for letter, kind in _dice_bce_planes(logits, target, mask).items() if letter not in ("mc",)}
+    sizes = dict.fromkeys(("samples", "channels", "pixels", "chunk", "splits", "blocks", "planes"), "i32")
+    tile = min(32, 1 << (C - 1).bit_length())
+    flags = {"SQUARED": False, "OVERLAP": True, "SPREAD": False, "SOFT": False, "HAS_MASK": mask is not None}
+    flags |= {"COUNTS": False, "OVER_BATCH": False, "WHOLE": C <= 32, "TILE": tile, "BLOCK": 1024 // tile}
+    pointers = {"partials": "*fp32", "coefficients": "*fp32", "grad": "*fp32", "out": logits, "counts": None}
+    types = planes | sizes | pointers | {"gb": "i64", "ob": "i64", "oc": "i64", "os": 1, "smoothing": "fp32"}
+    types |= {"ignore_index": "i32", "normalisers": None if C <= 32 else "*fp32"}
+    divisible = ("xb", "xc", "tb", "tc", "mb", "ob", "oc", "pixels", "chunk")
+    own = (_SIZE[target] + (_SIZE[mask] if mask else 0)) / C  # what a pixel has beside its logits
+    once, tiles = _SIZE[logits] + own, -(-C // tile)
+    backward = "softmax_gradient_triton", "softmax_gradient"
+    kernels = [
+        replace(
+            Kernel("softmax_sums_triton", "softmax_sums", types, flags, divisible, loads[0], label=label),
+            bytes_per_element=round(once if C <= 32 else _SIZE[logits] + tiles * (own + 8 / C), 2),
+        ),
+        replace(
+            Kernel(*backward, types, flags | {"BLOCK": 2048 // tile}, divisible, loads[1], label=label),
+            bytes_per_element=round(once + _SIZE[logits] * (1 if C <= 32 else 2), 2),
+        ),
+    ]
+    if C > 32:
+        first = Kernel("softmax_sums_triton", "softmax_normalisers", types, flags, divisible, 1, label=label)
+        kernels.insert(0, replace(first, bytes_per_element=round(once + 8 / C, 2)))
+    return kernels
+
+
 def _gram(label: str, J: str, T: int, vector: int, triangle: bool) -> list[Kernel]:
     """`triangle` False: two tiles of more rows than one holds."""
     types = {"J": J, "partials": "*fp64"} | dict.fromkeys(("K", "P", "row_stride", "split_columns"), "i32")
@@ -195,6 +227,23 @@ KERNELS = [
         {"partials": "*fp32", "loss": "*fp32", "coefficients": "*fp32", "segments": "i32", "parts": "i32"},
         {"REDUCTION": 1, "TILE": 16, "PARTS": 64},
         wide_loads=0,  # as above
+    ),
+    *_dice_ce("f32-u8-3", (2, 4), "*fp32", "*u8", 3),
+    *_dice_ce("f32-i64-3", (2, 4), "*fp32", "*i64", 3),
+    *_dice_ce("f32-u8-6", (2, 4), "*fp32", "*u8", 6),
+    *_dice_ce("f32-u8-14", (2, 4), "*fp32", "*u8", 14),
+    *_dice_ce("bf16-u8-14", (1, 2), "*bf16", "*u8", 14),
+    *_dice_ce("f32-u8-6-mask", (2, 4), "*fp32", "*u8", 6, "*u8"),
+    *_dice_ce("f32-u8-128", (2, 4), "*fp32", "*u8", 128),
+    Kernel(
+        "dice_ce_triton",
+        "dice_ce_finish",
+        {"partials": "*fp32", "weight": "*fp32", "loss": "*fp32", "coefficients": "*fp32"}
+        | dict.fromkeys(("samples", "rows", "channels", "parts", "planes"), "i32")
+        | dict.fromkeys(("ce_weight", "dice_weight", "smoothing", "smooth_nr", "smooth_dr"), "fp32"),
+        {"BACKGROUND": False, "SQUARED": True, "JACCARD": True, "EMPTY": 2, "REDUCTION": 1, "OVERLAP": True}
+        | {"SPREAD": True, "SOFT": False, "HAS_WEIGHT": True, "TILE": 32, "PARTS": 32},
+        wide_loads=0,  # a few thousand partials at most
     ),
     *_gram("f32-1", "*fp32", 1, 4, True),
     *_gram("f32-3", "*fp32", 3, 4, True),

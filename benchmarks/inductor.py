@@ -129,12 +129,16 @@ def _lower(graph: torch.fx.GraphModule, examples: Sequence[Any]) -> Generated:
 
 
 def main() -> int:
-    """Print kernels and bytes per pixel, forward and backward, of each plain formula: a line each direction."""
-    from .cases import dice_bce, focal
+    """Print the kernels and bytes per logit, forward and backward, of the plain formulas, one line each."""
+    from .cases import dice_bce, dice_ce, focal
 
-    shape = (8, 1, 1024, 1024)
-    logits, target = torch.randn(shape, requires_grad=True), torch.ones(shape, dtype=torch.uint8)
-    for formula in (dice_bce.formula, focal.formula):
+    for formula, shape, target_shape in (
+        (dice_bce.formula, (8, 1, 1024, 1024), (8, 1, 1024, 1024)),
+        (dice_ce.formula, (4, 6, 512, 512), (4, 512, 512)),
+        (dice_ce.formula, (2, 14, 64, 64, 64), (2, 64, 64, 64)),
+        (focal.formula, (8, 1, 1024, 1024), (8, 1, 1024, 1024)),
+    ):
+        logits, target = torch.randn(shape, requires_grad=True), torch.ones(target_shape, dtype=torch.uint8)
         for direction in generate(formula, logits, target):
             print(direction.kernels, f"{direction.num_bytes / logits.numel():.2f}")
     return 0

@@ -103,8 +103,8 @@ def dice_ce_finish(
                 smoothing, smooth_nr, smooth_dr,
                 BACKGROUND, SQUARED, JACCARD, EMPTY, OVERLAP, SPREAD, SOFT, HAS_WEIGHT, TILE, PARTS,
             )  # fmt: skip
-        over = tl.sum(overs)
-        of_ce = ce_weight / tl.where((over == 0) | (REDUCTION >= 3), 1.0, over)
+        divisor = tl.sum(overs)
+        of_ce = ce_weight / tl.where((divisor == 0) | (REDUCTION >= 3), 1.0, divisor)
         of_dice = dice_weight / tl.maximum(tl.sum(counts), 1.0)
         value = of_ce * tl.sum(entropies) + of_dice * tl.sum(dices)
         if REDUCTION == 0 or REDUCTION == 4:

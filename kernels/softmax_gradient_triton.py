@@ -79,7 +79,8 @@ def _write_tile(
         values = tl.where(hit, at_class[None, :], values)
     values = tl.where(valid[None, :], values, 0.0)  # a NaN coefficient must not reach the others either
     inside = (offsets[None, :] < pixels) & (c[:, None] < channels)
-    tl.store(out + b * ob + c[:, None] * oc + offsets[None, :] * os, values, mask=inside)
+    at = out + b * ob + c[:, None].to(tl.int64) * oc + offsets[None, :] * os
+    tl.store(at, values, mask=inside)
 
 
 @triton.jit

@@ -54,7 +54,7 @@ def read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, EVICTION:
     # The load's mask knows nothing of `valid`, which would break it into single elements.
     live = c[:, None] < channels
     inside = live & (offsets[None, :] < pixels)
-    at = x + b * xb + c[:, None] * xc + offsets[None, :] * xs
+    at = x + b * xb + c[:, None].to(tl.int64) * xc + offsets[None, :] * xs
     logits = tl.load(at, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
     return tl.where(live, tl.where(valid[None, :], logits, 0.0), -_INFINITY)
 
@@ -62,7 +62,8 @@ def read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, EVICTION:
 @triton.jit
 def read_soft(t, tb, tc, ts, b, c, offsets, valid, channels, pixels):
     inside = (c[:, None] < channels) & (offsets[None, :] < pixels)
-    target = tl.load(t + b * tb + c[:, None] * tc + offsets[None, :] * ts, mask=inside, other=0).to(tl.float32)
+    at = t + b * tb + c[:, None].to(tl.int64) * tc + offsets[None, :] * ts
+    target = tl.load(at, mask=inside, other=0).to(tl.float32)
     return tl.where(valid[None, :], target, 0.0)
 
 
@@ -234,7 +235,7 @@ def sums(
 ) -> tuple[torch.Tensor, int]:  # fmt: skip
     """Partials, flat, and splits."""
     (B, C), pixels = input.shape[:2], math.prod(input.shape[2:])
-    whole, tile, block = tile_of(C, pixels, 2048)
+    whole, tile, block = tile_of(C, pixels, 1024)
     tiles, soft = triton.cdiv(C, tile), target.shape[1] != 1
     # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
     chunk = block * max(1, triton.cdiv(B * tiles * pixels, 1024 * block))

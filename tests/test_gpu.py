@@ -10,11 +10,13 @@ from functools import partial
 import pytest
 import torch
 from _asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
+from _classes import class_map
 from _inputs import layout, segmentation
 
 from fastmtl import balance, data, losses, ops
 from fastmtl.ops.pcgrad import random_order
 from fastmtl.reference import combine, dice_bce, gram, pcgrad, points
+from fastmtl.reference import combine, dice_bce, dice_ce, gram, pcgrad
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 DEVICE = "cuda"
@@ -89,6 +91,37 @@ def test_overlap_sums_bce_and_counts_small():
     torch.testing.assert_close(loss.cpu(), expected[0])
     for found, exact in zip(counts, expected[1], strict=True):
         assert torch.equal(found.cpu(), exact)
+def _check_classes(shape, dtype, target_dtype, memory: str, **options) -> None:
+    input, target = (part.to(DEVICE) for part in class_map(shape, dtype, target_dtype))
+    input = _lay(input.cpu(), memory)
+    ours = loss_and_gradient(partial(ops.dice_ce_loss, target=target, backend="triton", **options), input)
+    naive = loss_and_gradient(partial(dice_ce.dice_ce_loss, target=target, **options), input)
+    truth = loss_and_gradient(partial(dice_ce.dice_ce_loss, target=target, **options), input.double())
+    for found, plain, exact in zip(ours, naive, truth, strict=True):
+        assert_within_budget(found, plain, exact, dtype)
+
+
+@pytest.mark.parametrize("C", [2, 6, 14, 32, 40, 128])
+def test_dice_ce_small(C):
+    _check_classes((2, C, 37, 23), torch.float32, torch.uint8, "contiguous", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "misaligned"])
+def test_dice_ce(dtype, target_dtype, memory):
+    _check_classes((4, 6, 256, 256), dtype, target_dtype, memory, squared_pred=True, include_background=False)
+
+
+@pytest.mark.parametrize("C", [6, 40])
+def test_dice_ce_counts_and_strange_class_numbers_small(C):
+    input, target = (part.to(DEVICE) for part in class_map((2, C, 65, 31)))
+    loss, counts = ops.dice_ce_loss(input, target, reduction="none", return_counts=True)
+    for found, exact in zip(counts, ops.dice_ce_loss(input.cpu(), target.cpu(), return_counts=True)[1], strict=True):
+        assert found.tolist() == exact.tolist()
+    target[1, 3, 3] = 200
+    assert ops.dice_ce_loss(input, target, reduction="none").isnan().tolist() == [False, True]
+    assert loss.isfinite().all()
 
 
 @pytest.mark.parametrize("K", [1, 3, 8, 20])

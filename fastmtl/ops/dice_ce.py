@@ -45,7 +45,7 @@ def dice_ce_loss(
 def dice_ce_loss(
     input: Tensor, target: Tensor, *, return_counts: Literal[True], **settings: Any
 ) -> tuple[Tensor, Counts]: ...
-def dice_ce_loss(
+def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short form of the second is meant
     input: Tensor,
     target: Tensor,
     *,
