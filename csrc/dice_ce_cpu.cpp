@@ -178,14 +178,18 @@ void add_counts(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
     }
   }
   float not_finite = 0.0f;
-  FASTMTL_EACH_PIXEL(i, s.padded) not_finite += valid[i] != 0.0f ? odd[i] : 0.0f;
+  FASTMTL_EACH_PIXEL(i, s.padded) {
+    not_finite += valid[i] * odd[i];
+    chosen[i] = valid[i] != 0.0f ? chosen[i] : -1.0f;
+  }
   sums[kSoftmaxSums * channels + kNotFinite] += not_finite;
   for (std::int64_t c = 0; c < channels; ++c) {
+    const auto number = static_cast<float>(c);
     float hits = 0.0f, predicted = 0.0f;
     FASTMTL_EACH_PIXEL(i, s.padded) {
-      const bool here = valid[i] != 0.0f && chosen[i] == static_cast<float>(c);
-      predicted += here ? 1.0f : 0.0f;
-      hits += here && index[i] == static_cast<std::int32_t>(c) ? 1.0f : 0.0f;
+      const float here = chosen[i] == number ? 1.0f : 0.0f;
+      predicted += here;
+      hits += index[i] == static_cast<std::int32_t>(c) ? here : 0.0f;
     }
     sums[kHits * channels + c] += hits;
     sums[kPredicted * channels + c] += predicted;
