@@ -15,8 +15,7 @@ from _inputs import layout, segmentation
 
 from fastmtl import balance, data, losses, ops
 from fastmtl.ops.pcgrad import random_order
-from fastmtl.reference import combine, dice_bce, gram, pcgrad, points
-from fastmtl.reference import combine, dice_bce, dice_ce, gram, pcgrad
+from fastmtl.reference import combine, dice_bce, dice_ce, gram, pcgrad, points
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 DEVICE = "cuda"
@@ -91,6 +90,8 @@ def test_overlap_sums_bce_and_counts_small():
     torch.testing.assert_close(loss.cpu(), expected[0])
     for found, exact in zip(counts, expected[1], strict=True):
         assert torch.equal(found.cpu(), exact)
+
+
 def _check_classes(shape, dtype, target_dtype, memory: str, **options) -> None:
     input, target = (part.to(DEVICE) for part in class_map(shape, dtype, target_dtype))
     input = _lay(input.cpu(), memory)

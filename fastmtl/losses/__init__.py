@@ -5,9 +5,8 @@ from . import nnunet as nnunet
 from . import smp as smp
 from .mask2former import Mask2FormerLoss as Mask2FormerLoss
 from .native import BCEWithLogitsLoss as BCEWithLogitsLoss
-from .native import DiceBCELoss as DiceBCELoss
-from .native import FocalLoss as FocalLoss
-from .native import TverskyLoss as TverskyLoss
 from .native import CrossEntropyLoss as CrossEntropyLoss
 from .native import DiceBCELoss as DiceBCELoss
 from .native import DiceCELoss as DiceCELoss
+from .native import FocalLoss as FocalLoss
+from .native import TverskyLoss as TverskyLoss

@@ -198,6 +198,8 @@ class BCEWithLogitsLoss(_Kept):
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Loss of logits of any shape against a target of the same shape."""
         return ops.bce_with_logits(input, target, mask=mask, **self.settings)
+
+
 class _OfOp(nn.Module):
     """Keeps settings of an op: its keywords but those that go with a call. Tensors become buffers, no parameters."""
 

@@ -7,8 +7,8 @@ from .bce import bce_with_logits as bce_with_logits
 from .combine import combine as combine
 from .cross_entropy import cross_entropy as cross_entropy
 from .dice_bce import dice_bce_loss as dice_bce_loss
-from .focal import focal_loss as focal_loss
 from .dice_ce import dice_ce_loss as dice_ce_loss
+from .focal import focal_loss as focal_loss
 from .gram import grad_norms as grad_norms
 from .gram import gram as gram
 from .overlap import OverlapSums as OverlapSums
