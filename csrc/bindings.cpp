@@ -14,6 +14,7 @@
 #include "dice_ce.hpp"
 #include "gram.hpp"
 #include "isa.hpp"
+#include "nt_xent.hpp"
 #include "pcgrad.hpp"
 #include "points.hpp"
 
@@ -228,4 +229,27 @@ PYBIND11_MODULE(_C, m) {
                                   pointer<const float>(coefficients), smoothing, planes(gradient), num_threads);
       },
       py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d logits; see dice_ce.hpp.");
+  m.def(
+  m.def("nt_xent_scratch", &fastmtl::nt_xent_scratch, "How many floats of scratch memory; see nt_xent.hpp.");
+  m.def(
+      "nt_xent_forward",
+      [](std::uintptr_t data, int type, std::int64_t rows, std::int64_t dim, std::uintptr_t mask, double temperature,
+         std::uintptr_t loss, std::uintptr_t coefficients, std::uintptr_t scratch, int num_threads) {
+        fastmtl::nt_xent_forward({pointer<const void>(data), static_cast<fastmtl::Element>(type), rows, dim,
+                                  pointer<const std::uint8_t>(mask), temperature},
+                                 pointer<float>(loss), pointer<float>(coefficients), pointer<float>(scratch),
+                                 num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "loss and coefficients [2 rows + 1]; see nt_xent.hpp.");
+  m.def(
+      "nt_xent_backward",
+      [](std::uintptr_t data, int type, std::int64_t rows, std::int64_t dim, std::uintptr_t mask, double temperature,
+         std::uintptr_t grad, std::uintptr_t coefficients, std::uintptr_t gradient, std::uintptr_t scratch,
+         int num_threads) {
+        fastmtl::nt_xent_backward({pointer<const void>(data), static_cast<fastmtl::Element>(type), rows, dim,
+                                   pointer<const std::uint8_t>(mask), temperature},
+                                  pointer<const float>(grad), pointer<const float>(coefficients),
+                                  pointer<void>(gradient), pointer<float>(scratch), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d data; see nt_xent.hpp.");
 }

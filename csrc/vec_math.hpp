@@ -27,6 +27,16 @@ inline float fused(float a, float b, float c) {
 #endif
 }
 
+// The bits of exp(x), n being x / ln(2) rounded to nearest.
+inline std::int32_t exp_bits(float x, int n) {
+  const float k = static_cast<float>(n);
+  const float r = fused(k, 2.12194440e-4f, fused(k, -0.693359375f, x));  // |r| <= ln(2) / 2 where it matters
+  const float r2 = r * r;
+  const float high = fused(fused(1.38146023e-3f, r, 8.36871564e-3f), r2, fused(4.16683890e-2f, r, 1.66665211e-1f));
+  const float q = fused(fused(high, r, 4.99999940e-1f), r2, r + 1.0f);
+  return bits_of<std::int32_t>(q) + n * (1 << 23);  // the bits of q 2^n
+}
+
 // exp(-a) for a >= 0; exactly 0 above 86.9, just before the value stops being a normal float. Error: 1 ulp with FMA.
 inline float exp_minus(float a) {
   // NaN counts as small in the second comparison, to reach the result, and as large in the first, where only the
@@ -34,13 +44,15 @@ inline float exp_minus(float a) {
   constexpr float kLimit = 86.9f;
   const float finite = a < kLimit ? a : 0.0f;
   const int n = static_cast<int>(fused(finite, -1.44269504f, -0.5f));  // truncation of what is negative: to nearest
-  const float k = static_cast<float>(n);
-  const float r = fused(k, 2.12194440e-4f, fused(k, -0.693359375f, -a));  // |r| <= ln(2) / 2 where it matters
-  const float r2 = r * r;
-  const float high = fused(fused(1.38146023e-3f, r, 8.36871564e-3f), r2, fused(4.16683890e-2f, r, 1.66665211e-1f));
-  const float q = fused(fused(high, r, 4.99999940e-1f), r2, r + 1.0f);
-  const std::int32_t power = bits_of<std::int32_t>(q) + n * (1 << 23);  // the bits of q 2^n
-  return bits_of<float>(power & -static_cast<std::int32_t>(!(a > kLimit)));
+  return bits_of<float>(exp_bits(-a, n) & -static_cast<std::int32_t>(!(a > kLimit)));
+}
+
+// exp(x) for x <= 86.9; exactly 0 below -86.9. Error: 1 ulp with FMA.
+inline float exp_within(float x) {
+  constexpr float kLimit = -86.9f;
+  const float finite = x > kLimit ? x : 0.0f;  // as in exp_minus
+  const int n = static_cast<int>(fused(finite, 1.44269504f, 128.5f)) - 128;  // truncation of what is positive
+  return bits_of<float>(exp_bits(x, n) & -static_cast<std::int32_t>(!(x < kLimit)));
 }
 
 // log(1 + e) for 0 <= e <= 1: e times a minimax polynomial of degree 8. Error: 2 ulp.

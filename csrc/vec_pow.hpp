@@ -45,11 +45,5 @@ Function* pick(float gamma, Function* zero, Function* one, Function* two, Functi
   return gamma == 0.0f ? zero : gamma == 1.0f ? one : gamma == 2.0f ? two : any;
 }
 
-// log(1 + v) for v >= 0.
-inline float log1p_positive(float v) {
-  const float small = log1p_unit(v < 1.0f ? v : 1.0f), large = log_normal(1.0f + v);
-  return v == v ? (v <= 1.0f ? small : large) : v;
-}
-
 }  // namespace FASTMTL_ISA
 }  // namespace fastmtl

@@ -11,6 +11,7 @@ from .dice_ce import dice_ce_loss as dice_ce_loss
 from .focal import focal_loss as focal_loss
 from .gram import grad_norms as grad_norms
 from .gram import gram as gram
+from .nt_xent import nt_xent_loss as nt_xent_loss
 from .overlap import OverlapSums as OverlapSums
 from .overlap import overlap_sums as overlap_sums
 from .pairwise_mask import pairwise_mask_cost as pairwise_mask_cost
