@@ -17,6 +17,7 @@
 #include "nt_xent.hpp"
 #include "pcgrad.hpp"
 #include "points.hpp"
+#include "regression.hpp"
 
 namespace py = pybind11;
 
@@ -67,6 +68,12 @@ fastmtl::SoftmaxProblem softmax_problem(const std::array<std::int64_t, 3>& shape
                                         const std::array<bool, 5>& wanted) {
   return {{shape[0], shape[1], shape[2], planes(logits), planes(target), planes(mask)},
           wanted[0], ignore_index, wanted[1], wanted[2], wanted[3], wanted[4]};
+}
+
+fastmtl::RegressionProblem regression_problem(const std::array<std::int64_t, 3>& shape, const View& input,
+                                              const View& target, const View& mask, int error, double beta) {
+  return {shape[0],     shape[1], shape[2], planes(input), planes(target), planes(mask),
+          static_cast<fastmtl::Error>(error), static_cast<float>(beta)};
 }
 
 }  // namespace
@@ -252,4 +259,22 @@ PYBIND11_MODULE(_C, m) {
                                   pointer<void>(gradient), pointer<float>(scratch), num_threads);
       },
       py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d data; see nt_xent.hpp.");
+  m.def(
+      "regression_forward",
+      [](const std::array<std::int64_t, 3>& shape, const View& input, const View& target, const View& mask, int error,
+         double beta, int reduction, std::uintptr_t loss, std::uintptr_t slopes, int num_threads) {
+        fastmtl::regression_forward(regression_problem(shape, input, target, mask, error, beta), reduction,
+                                    pointer<float>(loss), pointer<float>(slopes), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "shape: batch, channels, pixels; see regression.hpp.");
+  m.def(
+      "regression_backward",
+      [](const std::array<std::int64_t, 3>& shape, const View& input, const View& target, const View& mask, int error,
+         double beta, std::uintptr_t grad, std::int64_t grad_stride, std::uintptr_t slopes, const View& gradient,
+         int num_threads) {
+        fastmtl::regression_backward(regression_problem(shape, input, target, mask, error, beta),
+                                     pointer<const float>(grad), grad_stride, pointer<const float>(slopes),
+                                     planes(gradient), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d input; see regression.hpp.");
 }

@@ -279,3 +279,61 @@ class CrossEntropyLoss(_OfOp):
 
     def __init__(self, **settings: Unpack[_CrossEntropySettings]) -> None:
         super().__init__(**settings)
+class NTXentLoss(nn.Module):
+    """`fastmtl.ops.nt_xent_loss` with its settings kept.
+
+    >>> import torch
+    >>> NTXentLoss(temperature=0.5)(torch.eye(4), torch.eye(4)).shape
+    torch.Size([])
+    """
+
+    def __init__(self, *, temperature: float = 0.1, backend: str = "auto") -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {"temperature": temperature, "backend": backend}
+
+    def forward(self, z1: Tensor, z2: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of the projections [N, D] of two views; see `fastmtl.ops.nt_xent_loss`."""
+        return ops.nt_xent_loss(z1, z2, mask=mask, **self.settings)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+
+
+class MSELoss(nn.Module):
+    """`fastmtl.ops.mse_loss` with its settings kept.
+
+    >>> import torch
+    >>> MSELoss()(torch.zeros(2, 4), torch.ones(2, 4), mask=torch.tensor([True, False]))
+    tensor(1.)
+    """
+
+    def __init__(self, *, reduction: str = "mean", backend: str = "auto") -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {"reduction": reduction, "backend": backend}
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of predictions [B, ...] against a target of the same shape; see `fastmtl.ops.mse_loss`."""
+        return ops.mse_loss(input, target, mask=mask, **self.settings)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+
+
+class L1Loss(MSELoss):
+    """`fastmtl.ops.l1_loss` with its settings kept."""
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of predictions [B, ...] against a target of the same shape; see `fastmtl.ops.l1_loss`."""
+        return ops.l1_loss(input, target, mask=mask, **self.settings)
+
+
+class SmoothL1Loss(MSELoss):
+    """`fastmtl.ops.smooth_l1_loss` with its settings kept."""
+
+    def __init__(self, *, beta: float = 1.0, reduction: str = "mean", backend: str = "auto") -> None:
+        super().__init__(reduction=reduction, backend=backend)
+        self.settings["beta"] = beta
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Loss of predictions [B, ...] against a target of the same shape; see `fastmtl.ops.smooth_l1_loss`."""
+        return ops.smooth_l1_loss(input, target, mask=mask, **self.settings)
