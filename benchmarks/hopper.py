@@ -191,6 +191,38 @@ def _points(maps: str) -> Kernel:
     return Kernel("points_triton", "sample_points_kernel", types, {"BLOCK": 512}, (), 0, label=maps[1:])
 
 
+def _nt_xent(label: str, z: str, depth: int) -> list[Kernel]:
+    """D = 128, as SimCLR projects to. Its time goes into products: each row is read once for every 64 others."""
+    sizes = dict.fromkeys(("rows", "pairs", "dim", "padded_rows"), "i32")
+    types = sizes | {"scaled": z, "out": z, "z": z, "m": "*u8", "padded_dim": 128, "inverse_temperature": "fp32"}
+    types |= dict.fromkeys(("norms", "losses", "coefficients", "grad", "loss"), "*fp32")
+    constants = {"ROWS": 64, "DEPTH": depth, "WIDTH": 128, "WIDEN": False, "HAS_MASK": True, "BLOCK": 128}
+    aligned, rest = ("padded_rows", "dim"), {"num_warps": 8, "label": label}
+    return [
+        # A row of 128 is too short for 16 bytes a thread.
+        Kernel("nt_xent_triton", "nt_xent_prepare", types, constants, aligned, wide_loads=0, **rest),
+        Kernel("nt_xent_triton", "nt_xent_rows", types, constants, aligned, wide_loads=4, **rest),
+        Kernel("nt_xent_triton", "nt_xent_gradient", types, constants, aligned, wide_loads=8, **rest),
+    ]
+
+
+def _regression(label: str, wide_loads: int, input: str, target: str, mask: str | None = None) -> list[Kernel]:
+    """As `_dice_bce`."""
+    planes = _dice_bce_planes(input, target, mask)
+    sizes = dict.fromkeys(("channels", "pixels", "chunk", "splits", "blocks", "planes"), "i32")
+    divisible = ("xb", "xc", "tb", "tc", "mb", "mc", "ob", "oc", "pixels", "chunk")
+    pointers = {"partials": "*fp32", "slopes": "*fp32", "grad": "*fp32", "out": input}
+    types = planes | sizes | pointers | {"grad_stride": "i64", "ob": "i64", "oc": "i64", "os": 1, "beta": "fp32"}
+    constants = {"ERROR": 2, "HAS_MASK": mask is not None, "BLOCK": 2048}
+    read = _SIZE[input] + _SIZE[target] + (_SIZE[mask] if mask else 0)
+    rest = {"divisible": divisible, "wide_loads": wide_loads, "label": label}
+    module = "regression_triton"
+    return [
+        Kernel(module, "regression_sums", types, constants, bytes_per_element=read, **rest),
+        Kernel(module, "regression_gradient", types, constants, bytes_per_element=read + _SIZE[input], **rest),
+    ]
+
+
 KERNELS = [
     *_dice_bce("f32-u8", 5, "*fp32", "*u8"),
     *_dice_bce("f32-f32", 8, "*fp32", "*fp32"),
@@ -243,6 +275,28 @@ KERNELS = [
         | dict.fromkeys(("ce_weight", "dice_weight", "smoothing", "smooth_nr", "smooth_dr"), "fp32"),
         {"BACKGROUND": False, "SQUARED": True, "JACCARD": True, "EMPTY": 2, "REDUCTION": 1, "OVERLAP": True}
         | {"SPREAD": True, "SOFT": False, "HAS_WEIGHT": True, "TILE": 32, "PARTS": 32},
+        wide_loads=0,  # as above
+    ),
+    *_nt_xent("f32", "*fp32", 32),
+    *_nt_xent("bf16", "*bf16", 128),
+    *_nt_xent("f16", "*fp16", 128),
+    Kernel(
+        "nt_xent_triton",
+        "nt_xent_finish",
+        dict.fromkeys(("losses", "norms", "loss", "coefficients"), "*fp32") | {"rows": "i32", "padded_rows": "i32"},
+        {"BLOCK": 1024},
+        ("padded_rows",),
+        wide_loads=0,  # two numbers a row
+        num_warps=8,
+    ),
+    *_regression("f32-u8", 5, "*fp32", "*u8"),
+    *_regression("f32-f32", 8, "*fp32", "*fp32"),
+    *_regression("bf16-u8-mask", 3, "*bf16", "*u8", "*u8"),
+    Kernel(
+        "regression_triton",
+        "regression_finish",
+        {"partials": "*fp32", "loss": "*fp32", "slopes": "*fp32", "samples": "i32", "parts": "i32"},
+        {"REDUCTION": 1, "TILE": 16, "PARTS": 64},
         wide_loads=0,  # a few thousand partials at most
     ),
     *_gram("f32-1", "*fp32", 1, 4, True),

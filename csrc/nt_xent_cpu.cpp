@@ -39,9 +39,6 @@ struct Left {
 void multiply_tile(const Left& a, const float* b, std::int64_t depth, float* c, std::int64_t c_row, bool add) {
   for (std::int64_t part = 0; part < kPanel; part += 2 * kWidth) {
     Vector sum[kRows][2] = {};
-    if (add)
-      for (int r = 0; r < kRows; ++r)
-        for (int v = 0; v < 2; ++v) sum[r][v] = at(c + r * c_row + part + v * kWidth);
     for (std::int64_t k = 0; k < depth; ++k) {
       const float* right = b + k * kPanel + part;
       const float* left = a.data + k * a.column;
@@ -53,8 +50,12 @@ void multiply_tile(const Left& a, const float* b, std::int64_t depth, float* c, 
         sum[r][1] += x * second;
       }
     }
+    // Added at the end: few additions then meet a sum grown large, and the error stays small.
     for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < 2; ++v) at(c + r * c_row + part + v * kWidth) = sum[r][v];
+      for (int v = 0; v < 2; ++v) {
+        Vector& out = at(c + r * c_row + part + v * kWidth);
+        out = add ? out + sum[r][v] : sum[r][v];
+      }
   }
 }
 

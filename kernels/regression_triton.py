@@ -1,0 +1,183 @@
+"""Squared, absolute and smooth absolute errors on NVIDIA GPUs: sums per sample, a finaliser, elementwise slopes.
+
+Sums go to `partials [2, samples, parts]` (errors, valid elements), and one program adds them in a fixed order in
+float64: no float atomics, and splits that depend on the shape alone, so results are bit-equal from run to run and from
+GPU to GPU. Offsets are 64-bit. Every tensor [B, C, pixels] comes with its three strides.
+"""
+
+# Triton's own types do not describe a launch: constants and strides passed there read as errors.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+# Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
+_LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+Strides = tuple[int, int, int]
+
+
+@triton.jit
+def _load_difference(
+    x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels,
+    HAS_MASK: tl.constexpr, EVICTION: tl.constexpr,
+):  # fmt: skip
+    """input - target in float32, 0 for what takes part in nothing, and what does take part."""
+    inside = offsets < pixels
+    input = tl.load(x + b * xb + c * xc + offsets * xs, mask=inside, other=0, eviction_policy=EVICTION)
+    target = tl.load(t + b * tb + c * tc + offsets * ts, mask=inside, other=0, eviction_policy=EVICTION)
+    difference = input.to(tl.float32) - target.to(tl.float32)
+    valid = inside
+    if HAS_MASK:
+        valid = tl.load(m + b * mb + c * mc + offsets * ms, mask=inside, other=0) != 0
+        difference = tl.where(valid, difference, 0.0)
+    return difference, valid
+
+
+@triton.jit
+def regression_sums(
+    x, t, m, partials,
+    xb, xc, xs, tb, tc, ts, mb, mc, ms,
+    channels, pixels, chunk, splits, planes, beta,
+    ERROR: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One split of one plane; grid [splits * planes]. ERROR 0: squared; 1: absolute; 2: smooth."""
+    pid = tl.program_id(0)
+    split = pid % splits
+    plane = (pid // splits).to(tl.int64)
+    errors = tl.zeros([BLOCK], tl.float32)
+    elements = tl.zeros([BLOCK], tl.float32)
+    first = split.to(tl.int64) * chunk
+    for start in range(0, chunk, BLOCK):
+        offsets = first + start + tl.arange(0, BLOCK)
+        d, valid = _load_difference(
+            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, plane // channels, plane % channels, offsets, pixels,
+            HAS_MASK, "evict_last",
+        )  # fmt: skip
+        if ERROR == 0:
+            errors += d * d
+        elif ERROR == 1:
+            errors += tl.abs(d)
+        else:
+            near = tl.where(tl.abs(d) < beta, tl.abs(d), beta)
+            errors += near * (tl.abs(d) - 0.5 * near) / beta
+        if HAS_MASK:
+            elements += valid.to(tl.float32)
+    part = plane * splits + split
+    tl.store(partials + part, tl.sum(errors))
+    if HAS_MASK:
+        number = tl.sum(elements)
+    else:
+        number = tl.minimum(pixels - first, chunk).to(tl.float32)
+    tl.store(partials + planes.to(tl.int64) * splits + part, number)
+
+
+@triton.jit
+def regression_finish(
+    partials, loss, slopes, samples, parts, REDUCTION: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr
+):
+    """Loss and slopes [samples] from `parts` partials each; one program. REDUCTION 0: none; 1: mean; 2: sum."""
+    size = samples.to(tl.int64) * parts
+    all_errors = tl.zeros([TILE], tl.float64)
+    all_elements = tl.zeros([TILE], tl.float64)
+    for start in range(0, samples, TILE):
+        sample = start + tl.arange(0, TILE)
+        errors = tl.zeros([TILE], tl.float64)
+        elements = tl.zeros([TILE], tl.float64)
+        for first in range(0, parts, PARTS):
+            part = first + tl.arange(0, PARTS)
+            inside = (sample < samples)[:, None] & (part < parts)[None, :]
+            at = partials + sample.to(tl.int64)[:, None] * parts + part[None, :]
+            errors += tl.sum(tl.load(at, mask=inside, other=0.0).to(tl.float64), 1)
+            elements += tl.sum(tl.load(at + size, mask=inside, other=0.0).to(tl.float64), 1)
+        if REDUCTION == 0:
+            number = tl.maximum(elements, 1.0)
+            tl.store(loss + sample, errors / number, mask=sample < samples)
+            tl.store(slopes + sample, 1.0 / number, mask=sample < samples)
+        all_errors += errors
+        all_elements += elements
+    if REDUCTION != 0:
+        slope = 1.0 / tl.maximum(tl.sum(all_elements), 1.0) if REDUCTION == 1 else 1.0
+        tl.store(loss, tl.sum(all_errors) * slope)
+        for start in range(0, samples, TILE):
+            sample = start + tl.arange(0, TILE)
+            tl.store(slopes + sample, tl.zeros([TILE], tl.float64) + slope, mask=sample < samples)
+
+
+@triton.jit
+def regression_gradient(
+    grad, grad_stride, x, t, m, slopes, out,
+    xb, xc, xs, tb, tc, ts, mb, mc, ms, ob, oc, os,
+    channels, pixels, blocks, beta,
+    ERROR: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out = grad * d loss / d input, one block of one plane; grid [blocks * planes]."""
+    pid = tl.program_id(0)
+    plane = (pid // blocks).to(tl.int64)
+    b = plane // channels
+    c = plane % channels
+    offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    d, valid = _load_difference(
+        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_first"
+    )
+    sign = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))
+    if ERROR == 0:
+        slope = 2.0 * d
+    elif ERROR == 1:
+        slope = sign
+    else:
+        slope = tl.where(tl.abs(d) >= beta, sign, d / beta)
+    values = tl.load(grad + b * grad_stride).to(tl.float32) * tl.load(slopes + b) * slope
+    if HAS_MASK:
+        values = tl.where(valid, values, 0.0)  # an infinite slope must not reach them either
+    tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
+
+
+def _block(pixels: int) -> int:
+    """2048: 16 one-byte elements for each of 128 threads, so that uint8 loads are of 16 bytes too."""
+    return min(2048, max(128, triton.next_power_of_2(pixels)))
+
+
+def _bytes(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Bool read as bytes."""
+    return tensor.view(torch.uint8) if tensor is not None and tensor.dtype == torch.bool else tensor
+
+
+def forward(
+    input: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, loss: torch.Tensor, slopes: torch.Tensor,
+    shape: tuple[int, int, int], strides: list[Strides], error: int, beta: float, reduction: int,
+) -> None:  # fmt: skip
+    """Fills loss ([B] or []) and slopes [B]; shape is (B, channels, pixels) as the strides of each tensor see it."""
+    samples, channels, pixels = shape
+    planes, block = samples * channels, _block(pixels)
+    # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
+    chunk = block * max(1, triton.cdiv(planes * pixels, 1024 * block))
+    splits = triton.cdiv(pixels, chunk)
+    partials = torch.empty(2 * planes * splits, dtype=torch.float32, device=input.device)
+    with torch.cuda.device_of(input):
+        regression_sums[(splits * planes,)](
+            input, _bytes(target), mask, partials, *strides[0], *strides[1], *strides[2],
+            channels, pixels, chunk, splits, planes, beta,
+            ERROR=error, HAS_MASK=mask is not None, BLOCK=block, **_LAUNCH,
+        )  # fmt: skip
+        regression_finish[(1,)](
+            partials, loss, slopes, samples, channels * splits, REDUCTION=reduction, TILE=16, PARTS=64, **_LAUNCH
+        )
+
+
+def backward(
+    grad: torch.Tensor, input: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, slopes: torch.Tensor,
+    gradient: torch.Tensor, shape: tuple[int, int, int], strides: list[Strides], error: int, beta: float,
+) -> None:  # fmt: skip
+    """Fills gradient from grad ([B] or []) and the slopes of `forward`."""
+    samples, channels, pixels = shape
+    block = _block(pixels)
+    blocks = triton.cdiv(pixels, block)
+    with torch.cuda.device_of(input):
+        regression_gradient[(blocks * samples * channels,)](
+            grad, grad.stride(0) if grad.dim() else 0, input, _bytes(target), mask, slopes, gradient,
+            *strides[0], *strides[1], *strides[2], *strides[3], channels, pixels, blocks, beta,
+            ERROR=error, HAS_MASK=mask is not None, BLOCK=block, **_LAUNCH,
+        )  # fmt: skip
