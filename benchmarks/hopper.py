@@ -196,13 +196,14 @@ def _nt_xent(label: str, z: str, depth: int) -> list[Kernel]:
     sizes = dict.fromkeys(("rows", "pairs", "dim", "padded_rows"), "i32")
     types = sizes | {"scaled": z, "out": z, "z": z, "m": "*u8", "padded_dim": 128, "inverse_temperature": "fp32"}
     types |= dict.fromkeys(("norms", "losses", "coefficients", "grad", "loss"), "*fp32")
-    constants = {"ROWS": 64, "DEPTH": depth, "WIDTH": 128, "WIDEN": False, "HAS_MASK": True, "BLOCK": 128}
+    constants = {"ROWS": 64, "DEPTH": depth, "WIDTH": 128, "WIDEN": False, "HAS_MASK": True, "TILE": 16, "BLOCK": 128}
     aligned, rest = ("padded_rows", "dim"), {"num_warps": 8, "label": label}
+    narrower = constants | {"DEPTH": min(64, depth)}
     return [
-        # A row of 128 is too short for 16 bytes a thread.
+        # The mask of its loads runs along the rows, and ends anywhere.
         Kernel("nt_xent_triton", "nt_xent_prepare", types, constants, aligned, wide_loads=0, **rest),
         Kernel("nt_xent_triton", "nt_xent_rows", types, constants, aligned, wide_loads=4, **rest),
-        Kernel("nt_xent_triton", "nt_xent_gradient", types, constants, aligned, wide_loads=8, **rest),
+        Kernel("nt_xent_triton", "nt_xent_gradient", types, narrower, aligned, wide_loads=8, **rest),
     ]
 
 

@@ -19,38 +19,41 @@ import triton.language as tl
 # Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
 _LAUNCH = {"num_warps": 8, "enable_fp_fusion": True}
 ROWS = 64  # of a program, and of a step of its loop
+TILE = 16  # rows of a program that prepares them
 _EXPONENT = tl.constexpr(0x7F800000)
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 
 
 @triton.jit
 def nt_xent_prepare(
-    z, m, scaled, norms, rows, pairs, dim, padded_rows, padded_dim, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr
-):
+    z, m, scaled, norms, rows, pairs, dim, padded_rows, padded_dim: tl.constexpr,
+    HAS_MASK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """scaled [padded_rows, padded_dim] = z over a power of two, 0 where there is no row or it takes no part.
 
     norms [4, padded_rows]: 1 / the scaled row's norm; 1 / the row's norm; whether that moves with the row (it does
-    not where it is clamped to 1e-12); whether the row takes part. Grid [padded_rows].
+    not where it is clamped to 1e-12); whether the row takes part. TILE rows a program; grid [padded_rows // TILE].
     """
-    row = tl.program_id(0).to(tl.int64)
-    live = tl.where(row < rows, dim, 0)  # how much of the row there is to read
+    row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    live = tl.where(row < rows, dim, 0)  # how much of each row there is to read
     if HAS_MASK:
         live = tl.where(tl.load(m + row % pairs) != 0, live, 0)
     lanes = tl.arange(0, BLOCK)
-    largest = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, dim, BLOCK):
-        x = tl.load(z + row * dim + start + lanes, mask=start + lanes < live, other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.abs(x))
-    top = tl.minimum(tl.maximum(tl.max(largest, 0), 1e-30), 1e30)
-    power = (top.to(tl.int32, bitcast=True) & _EXPONENT).to(tl.float32, bitcast=True)
-    scale = 1.0 / power
-    square = tl.zeros([BLOCK], tl.float32)
+    largest = tl.zeros([TILE], tl.float32)
     for start in range(0, padded_dim, BLOCK):
-        x = tl.load(z + row * dim + start + lanes, mask=start + lanes < live, other=0.0).to(tl.float32)
-        y = (x * scale).to(scaled.dtype.element_ty)
-        tl.store(scaled + row * padded_dim + start + lanes, y, mask=start + lanes < padded_dim)
-        square += y.to(tl.float32) * y.to(tl.float32)
-    norm = tl.sqrt(tl.sum(square, 0))
+        column = (start + lanes)[None, :]
+        x = tl.load(z + row[:, None] * dim + column, mask=column < live[:, None], other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(tl.abs(x), 1))
+    top = tl.minimum(tl.maximum(largest, 1e-30), 1e30)
+    scale = 1.0 / (top.to(tl.int32, bitcast=True) & _EXPONENT).to(tl.float32, bitcast=True)
+    square = tl.zeros([TILE], tl.float32)
+    for start in range(0, padded_dim, BLOCK):
+        column = (start + lanes)[None, :]
+        x = tl.load(z + row[:, None] * dim + column, mask=column < live[:, None], other=0.0).to(tl.float32)
+        y = (x * scale[:, None]).to(scaled.dtype.element_ty)
+        tl.store(scaled + row[:, None] * padded_dim + column, y)
+        square += tl.sum(y.to(tl.float32) * y.to(tl.float32), 1)
+    norm = tl.sqrt(square)
     clamped = norm < 1e-12 * scale
     inverse = 1.0 / tl.where(clamped, 1e-12 * scale, norm)
     tl.store(norms + row, inverse)
@@ -145,11 +148,15 @@ def nt_xent_gradient(
         other_valid = tl.load(norms + 3 * padded_rows + j) != 0
         slope = tl.where(valid[:, None] & other_valid[None, :] & (i[:, None] != j[None, :]), slope, 0.0)
         along += tl.sum(slope * s, 1)
-        slope = (slope * tl.load(norms + j)[None, :]).to(scaled.dtype.element_ty)
+        slope *= tl.load(norms + j)[None, :]
         block = tl.load(scaled + j[:, None] * padded_dim + column[None, :])
         if WIDEN:
-            slope, block = slope.to(tl.float32), block.to(tl.float32)
-        sums = tl.dot(slope, block, sums, input_precision="ieee")
+            sums = tl.dot(slope, block.to(tl.float32), sums, input_precision="ieee")
+        else:
+            high = slope.to(scaled.dtype.element_ty)
+            sums = tl.dot(high, block, sums, input_precision="ieee")
+            if scaled.dtype.element_ty != tl.float32:  # what rounding the slopes to half would lose
+                sums = tl.dot((slope - high.to(tl.float32)).to(high.dtype), block, sums)
     row = tl.load(scaled + i[:, None] * padded_dim + column[None, :]).to(tl.float32) * tl.load(norms + i)[:, None]
     # The part of the gradient along the row only changes its norm, which the normalisation takes away.
     along *= tl.load(norms + 2 * padded_rows + i)
@@ -160,10 +167,9 @@ def nt_xent_gradient(
     tl.store(out + i[:, None] * dim + column[None, :], values, mask=inside)
 
 
-def _steps(dtype: torch.dtype, padded_dim: int) -> dict[str, int]:
-    """DEPTH of a step of the product of rows with rows, WIDTH of a program's part of the gradient."""
-    width = 128 if padded_dim % 128 == 0 else 64
-    return {"DEPTH": 32 if dtype == torch.float32 else width, "WIDTH": width}
+def _depth(input: torch.Tensor, padded_dim: int) -> int:
+    """Columns of a step of the product of rows with rows: a divisor of padded_dim that the registers have room for."""
+    return 32 if input.dtype == torch.float32 else 128 if padded_dim % 128 == 0 else 64
 
 
 def _widen(input: torch.Tensor) -> bool:
@@ -176,10 +182,10 @@ def _prepare(input: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tens
     padded_rows, padded_dim = triton.cdiv(rows, ROWS) * ROWS, triton.cdiv(dim, 64) * 64
     scaled = torch.empty(padded_rows, padded_dim, dtype=input.dtype, device=input.device)
     norms = torch.empty(4, padded_rows, dtype=torch.float32, device=input.device)
-    block = min(1024, triton.next_power_of_2(padded_dim))
-    nt_xent_prepare[(padded_rows,)](
+    block = 128 if padded_dim % 128 == 0 else 64
+    nt_xent_prepare[(padded_rows // TILE,)](
         input, mask, scaled, norms, rows, rows // 2, dim, padded_rows, padded_dim,
-        HAS_MASK=mask is not None, BLOCK=block, **_LAUNCH,
+        HAS_MASK=mask is not None, TILE=TILE, BLOCK=block, **_LAUNCH,
     )  # fmt: skip
     return scaled, norms
 
@@ -195,7 +201,7 @@ def forward(
         losses = torch.empty(padded_rows, dtype=torch.float32, device=input.device)
         nt_xent_rows[(padded_rows // ROWS,)](
             scaled, norms, losses, coefficients, rows, rows // 2, padded_rows, padded_dim, 1.0 / temperature,
-            ROWS=ROWS, DEPTH=_steps(input.dtype, padded_dim)["DEPTH"], WIDEN=_widen(input), **_LAUNCH,
+            ROWS=ROWS, DEPTH=_depth(input, padded_dim), WIDEN=_widen(input), **_LAUNCH,
         )  # fmt: skip
         nt_xent_finish[(1,)](losses, norms, loss, coefficients, rows, padded_rows, BLOCK=1024, **_LAUNCH)
 
@@ -209,8 +215,9 @@ def backward(
     with torch.cuda.device_of(input):
         scaled, norms = _prepare(input, mask)
         padded_rows, padded_dim = scaled.shape
-        steps = _steps(input.dtype, padded_dim)
-        nt_xent_gradient[(padded_rows // ROWS, padded_dim // steps["WIDTH"])](
+        width = 128 if padded_dim % 128 == 0 else 64
+        nt_xent_gradient[(padded_rows // ROWS, padded_dim // width)](
             grad, scaled, norms, coefficients, gradient, rows, rows // 2, dim, padded_rows, padded_dim,
-            1.0 / temperature, ROWS=ROWS, WIDEN=_widen(input), **steps, **_LAUNCH,
+            1.0 / temperature, ROWS=ROWS, DEPTH=min(64, _depth(input, padded_dim)), WIDTH=width, WIDEN=_widen(input),
+            **_LAUNCH,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from _inputs import layout, segmentation
 from fastmtl import balance, data, losses, ops
 from fastmtl.ops.pcgrad import random_order
 from fastmtl.reference import combine, dice_bce, dice_ce, gram, pcgrad, points
+from fastmtl.reference import combine, dice_bce, gram, nt_xent, pcgrad, regression
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 DEVICE = "cuda"
@@ -123,6 +124,38 @@ def test_dice_ce_counts_and_strange_class_numbers_small(C):
     target[1, 3, 3] = 200
     assert ops.dice_ce_loss(input, target, reduction="none").isnan().tolist() == [False, True]
     assert loss.isfinite().all()
+@pytest.mark.parametrize("sizes", [(37, 20, 0.1), (300, 128, 0.1), (300, 128, 0.01), (65, 700, 0.5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nt_xent_small(sizes, dtype):
+    pairs, dim, temperature = sizes
+    source = torch.Generator().manual_seed(pairs)
+    z = torch.randn(2 * pairs, dim, generator=source).to(DEVICE, dtype)
+    mask = (torch.rand(pairs, generator=source) < 0.8).to(DEVICE)
+    ours = loss_and_gradient(
+        lambda z: ops.nt_xent_loss(*z.chunk(2), temperature=temperature, mask=mask, backend="triton"), z
+    )
+    naive = loss_and_gradient(lambda z: nt_xent.nt_xent_loss(z, temperature, mask), z)
+    exact = loss_and_gradient(lambda z: nt_xent.nt_xent_loss(z, temperature, mask), z.double())
+    for found, plain, truth in zip(ours, naive, exact, strict=True):
+        scale = truth.abs().max()
+        torch.testing.assert_close(found.isfinite(), plain.isfinite())
+        # An error of 1e-7 in a similarity is one of 1e-7 / T in its exponent.
+        error = (found.double() - truth).abs().max() / scale
+        assert error <= 2 * (plain.double() - truth).abs().max() / scale + 3e-7 / temperature
+
+
+@pytest.mark.parametrize("error", ["squared", "absolute", "smooth"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "misaligned"])
+def test_regression_small(error, dtype, memory):
+    input, target = (_lay(part, memory) for part in segmentation((4, 3, 65, 50), dtype, torch.uint8))
+    present = torch.tensor([True, False, True, True], device=DEVICE)
+    function = {"squared": ops.mse_loss, "absolute": ops.l1_loss, "smooth": ops.smooth_l1_loss}[error]
+    ours = loss_and_gradient(partial(function, target=target, mask=present, backend="triton"), input)
+    plain = partial(regression.regression_loss, target=target, mask=present.view(-1, 1, 1, 1), error=error)
+    naive, truth = loss_and_gradient(plain, input), loss_and_gradient(plain, input.double())
+    for found, other, exact in zip(ours, naive, truth, strict=True):
+        assert_within_budget(found, other, exact, dtype)
 
 
 @pytest.mark.parametrize("K", [1, 3, 8, 20])
@@ -149,8 +182,14 @@ def test_pcgrad_weights_small(K):
 def test_the_same_bits_from_run_to_run():
     J = _gradients(5, 1_000_003)
     input, target = (part.to(DEVICE) for part in segmentation((4, 1, 512, 512)))
-    loss = partial(ops.dice_bce_loss, target=target, backend="triton")
-    assert_bit_equal([(ops.gram(J, backend="triton"), *loss_and_gradient(loss, input)) for _ in range(5)])
+    z = torch.randn(1000, 128, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    losses = [
+        (partial(ops.dice_bce_loss, target=target, backend="triton"), input),
+        (partial(ops.mse_loss, target=target, backend="triton"), input),
+        (lambda z: ops.nt_xent_loss(*z.chunk(2), backend="triton"), z),
+    ]
+    for loss, x in losses:
+        assert_bit_equal([(ops.gram(J, backend="triton"), *loss_and_gradient(loss, x)) for _ in range(5)])
 
 
 def test_a_balanced_step_never_waits_for_the_device():

@@ -49,7 +49,9 @@ def _truth(inputs: Inputs) -> tuple[Tensor, ...]:
     return _run(formula, z1, z2)
 
 
-def _register(pairs: int, dim: int, dtype: torch.dtype = torch.float32, figures: dict[str, float] | None = None) -> None:
+def _register(
+    pairs: int, dim: int, dtype: torch.dtype = torch.float32, figures: dict[str, float] | None = None
+) -> None:
     size = torch.finfo(dtype).bits // 8
     register(
         Case(

@@ -57,7 +57,8 @@ def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Uninitialised loss ([B] for "none", else []) and slopes [B] of the loss in each sample's sum of errors."""
     dtype = torch.promote_types(input.dtype, torch.float32)
     shape = input.shape[:1] if options.reduction == "none" else ()
-    return tuple(torch.empty(size, dtype=dtype, device=input.device) for size in (shape, input.shape[:1]))
+    loss = torch.empty(shape, dtype=dtype, device=input.device)
+    return loss, torch.empty(input.shape[:1], dtype=dtype, device=input.device)
 
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
@@ -82,7 +83,7 @@ def reference_backward(grad: Tensor, tensors: Tensors, slopes: Tensor, options: 
     if options.error == "squared":
         slope = 2 * difference
     elif options.error == "absolute" or options.beta == 0:
-        slope = difference.sign() + difference * 0  # a NaN stays one
+        slope = torch.where(difference.isnan(), difference, difference.sign())
     else:
         slope = (difference / options.beta).clamp(-1, 1)
     gradient = (grad * slopes).view(-1, *(1,) * (input.dim() - 1)) * slope

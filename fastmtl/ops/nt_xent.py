@@ -48,7 +48,7 @@ def nt_xent_loss(
     reference).
 
     Raises:
-        ValueError: a shape, dtype, device or range that does not fit, or a mask that requires a gradient.
+        ValueError: a shape, dtype, device or range that does not fit, or something that is no projection.
         TypeError: something that should be a tensor or a number is not one.
         BackendError: the backend asked for cannot run these inputs here.
 
@@ -56,7 +56,7 @@ def nt_xent_loss(
 
     >>> z1, z2 = torch.eye(3), torch.eye(3) + 0.1
     >>> round(nt_xent_loss(z1, z2, temperature=0.5).item(), 4)
-    0.4959
+    0.5103
     """
     _checks_pair(z1, z2)
     if _checks.finite("temperature", temperature) <= 0:
