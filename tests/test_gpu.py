@@ -15,8 +15,7 @@ from _inputs import layout, segmentation
 
 from fastmtl import balance, data, losses, ops
 from fastmtl.ops.pcgrad import random_order
-from fastmtl.reference import combine, dice_bce, dice_ce, gram, pcgrad, points
-from fastmtl.reference import combine, dice_bce, gram, nt_xent, pcgrad, regression
+from fastmtl.reference import combine, dice_bce, dice_ce, gram, nt_xent, pcgrad, points, regression
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 DEVICE = "cuda"
@@ -124,6 +123,8 @@ def test_dice_ce_counts_and_strange_class_numbers_small(C):
     target[1, 3, 3] = 200
     assert ops.dice_ce_loss(input, target, reduction="none").isnan().tolist() == [False, True]
     assert loss.isfinite().all()
+
+
 @pytest.mark.parametrize("sizes", [(37, 20, 0.1), (300, 128, 0.1), (300, 128, 0.01), (65, 700, 0.5)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_nt_xent_small(sizes, dtype):

@@ -9,8 +9,8 @@ from .native import CrossEntropyLoss as CrossEntropyLoss
 from .native import DiceBCELoss as DiceBCELoss
 from .native import DiceCELoss as DiceCELoss
 from .native import FocalLoss as FocalLoss
-from .native import TverskyLoss as TverskyLoss
 from .native import L1Loss as L1Loss
 from .native import MSELoss as MSELoss
 from .native import NTXentLoss as NTXentLoss
 from .native import SmoothL1Loss as SmoothL1Loss
+from .native import TverskyLoss as TverskyLoss

@@ -279,6 +279,8 @@ class CrossEntropyLoss(_OfOp):
 
     def __init__(self, **settings: Unpack[_CrossEntropySettings]) -> None:
         super().__init__(**settings)
+
+
 class NTXentLoss(nn.Module):
     """`fastmtl.ops.nt_xent_loss` with its settings kept.
 

@@ -17,8 +17,8 @@ from .overlap import overlap_sums as overlap_sums
 from .pairwise_mask import pairwise_mask_cost as pairwise_mask_cost
 from .pcgrad import pcgrad_weights as pcgrad_weights
 from .points import sample_points as sample_points
-from .tversky import tversky_loss as tversky_loss
-from .uncertain_points import sample_uncertain_points as sample_uncertain_points
 from .regression import l1_loss as l1_loss
 from .regression import mse_loss as mse_loss
 from .regression import smooth_l1_loss as smooth_l1_loss
+from .tversky import tversky_loss as tversky_loss
+from .uncertain_points import sample_uncertain_points as sample_uncertain_points
