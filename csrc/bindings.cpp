@@ -236,7 +236,6 @@ PYBIND11_MODULE(_C, m) {
                                   pointer<const float>(coefficients), smoothing, planes(gradient), num_threads);
       },
       py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d logits; see dice_ce.hpp.");
-  m.def(
   m.def("nt_xent_scratch", &fastmtl::nt_xent_scratch, "How many floats of scratch memory; see nt_xent.hpp.");
   m.def(
       "nt_xent_forward",
