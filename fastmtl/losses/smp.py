@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.nn.modules.loss import _Loss
 
+from ..ops import focal_loss
 from . import _plain
-from ._focal import segment_focal
 from ._overlap import Overlap, binary_entropy, fused_sums, per_channel
 
 BINARY_MODE, MULTICLASS_MODE, MULTILABEL_MODE = MODES = ("binary", "multiclass", "multilabel")
@@ -219,7 +219,7 @@ class FocalLoss(_Loss):
     def _fused(self, y_pred: Tensor, y_true: Tensor, mask: Tensor | None) -> Tensor:
         """Losses [C], over the valid pixels of the batch."""
         gamma: Any = self.gamma
-        means = segment_focal(y_pred, y_true, activation="sigmoid", gamma=gamma, alpha=self.alpha, mask=mask)
+        means = focal_loss(y_pred, y_true, gamma=gamma, alpha=self.alpha, mask=mask, reduction="none")
         if mask is None:
             return means.mean(0) if self.reduction == "mean" else means.sum(0) * y_pred[0, 0].numel()
         counts = mask.flatten(1).sum(1, keepdim=True).to(means)  # [B, 1]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
+from ...ops import focal_loss
 from .. import _plain
-from .._focal import segment_focal
 from ._arguments import REDUCTIONS, Weights, check_index, has_negative, ignore_mask, one_of, with_channels
 
 
@@ -112,14 +112,16 @@ class FocalLoss(_Loss):
         index: bool,
     ) -> Tensor:
         classes = input.shape[1]
+        settings: dict[str, Any] = {"gamma": self.gamma, "reduction": "none"}
         if self.use_softmax:
             pixels = None if mask is None else mask[:, 0]
-            means = segment_focal(input, target[:, 0], activation="softmax", gamma=self.gamma, weight=factors.channels,
-                                  mask=pixels)  # fmt: skip
+            means = focal_loss(
+                input, target[:, 0], activation="softmax", alpha=None, weight=factors.channels, mask=pixels, **settings
+            )
         else:
             if index:
                 target = _plain.one_hot(target, classes, mask)
-            means = segment_focal(input, target, activation="sigmoid", gamma=self.gamma, alpha=factors.alpha, mask=mask)
+            means = focal_loss(input, target, alpha=factors.alpha, mask=mask, **settings)
             means = means[:, first:]
             means = (means if factors.channels is None else means * factors.channels.to(means)).sum(1)
         if reduction == "sum":
