@@ -1,4 +1,5 @@
-"""Losses as modules: fastmtl's own here, and the faces of other libraries' in `losses.monai`, `.smp`, `.nnunet`."""
+"""Losses as modules: fastmtl's own here, and the faces of other libraries' in `losses.monai`, `.smp`, `.nnunet`,
+`.mask2former`."""
 
 from . import monai as monai
 from . import nnunet as nnunet
