@@ -22,10 +22,17 @@ from .arena import GradientArena
 
 
 class WeightedBalancer(ABC):
-    """What both kinds share: the fixed task order, and a state that resumes it."""
+    """What both kinds share: the fixed task order, the step's losses and tasks, and a state that resumes it."""
+
+    looks_twice = False  # whether `after_step` calls `reevaluate`
+    # Whether the gradient is not linear in the losses. Then micro-batches are kept, graphs and all, until the last one:
+    # exact, and no memory is saved.
+    needs_all_losses = False
 
     def __init__(self) -> None:
         self._tasks: list[str] | None = None
+        self._kept: dict[str, Tensor] = {}  # sums of the losses of earlier micro-batches; detached but for the above
+        self._kept_active: Tensor | None = None
 
     @abstractmethod
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
@@ -33,6 +40,10 @@ class WeightedBalancer(ABC):
 
     def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
         """Nothing to do after the optimizer's step, for most methods."""
+        return
+
+    def on_epoch(self) -> None:
+        """Call at the end of every epoch; for most methods nothing happens."""
         return
 
     def parameters(self) -> Iterable[Parameter]:
@@ -45,6 +56,29 @@ class WeightedBalancer(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._tasks = None if state["tasks"] is None else list(state["tasks"])
+
+    def _step_losses(
+        self, losses: Mapping[str, Tensor], active: Tensor | None, last: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Each task's loss, and whether it has labels, in this step so far; the last micro-batch ends the step."""
+        graphs = self.needs_all_losses
+        total = {
+            name: (loss if graphs else loss.detach()) + self._kept[name] if self._kept else loss
+            for name, loss in losses.items()
+        }
+        if active is not None:
+            active = _check_active(active, losses)
+            active = active if self._kept_active is None else active | self._kept_active
+        if last:
+            self._forget()
+        else:
+            self._kept = {name: loss if graphs else loss.detach() for name, loss in total.items()}
+            self._kept_active = active
+        return total, active
+
+    def _forget(self) -> None:
+        """Drop what micro-batches left."""
+        self._kept, self._kept_active = {}, None
 
     def _check_losses(self, losses: Mapping[str, Tensor]) -> None:
         """Raise unless `losses` are scalars with a graph, of the same tasks in the same order as ever."""
@@ -80,6 +114,7 @@ class GradientBalancer(WeightedBalancer):
         *,
         scale: Tensor | float | None = None,
         last: bool = True,
+        active: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Backpropagate each loss by itself, combine the shared gradients, and leave `.grad` on every parameter.
 
@@ -95,6 +130,8 @@ class GradientBalancer(WeightedBalancer):
                 what is returned are those of the true gradients.
             last: False adds this micro-batch to the rows and leaves the shared `.grad` alone; the next call with True
                 combines the sum.
+            active: bool [K] on the losses' device, which tasks have labels in this micro-batch; None takes those
+                whose gradient is not zero. The others have weight 0, and the method works on the rest.
 
         Returns:
             Detached tensors on the gradients' device, for the log: "weights" [K], "norms" [K], "cosines" [K, K], all
@@ -106,17 +143,24 @@ class GradientBalancer(WeightedBalancer):
         """
         try:
             self._check_losses(losses)
-            self._fill(losses, shared, scale)
+            total, active = self._step_losses(losses, active, last)
+            if last or not self.needs_all_losses:
+                self._fill(self._objectives(total if self.needs_all_losses else losses), shared, scale)
         except BaseException:
             self._arena.clear()  # half a step is worth nothing, and must not leak into the next one
+            self._forget()
             raise
         self._tasks = list(losses)
         if not last:
             return {}
         try:
-            return self._combine(losses, scale)
+            return self._combine(total, scale, active)
         finally:
             self._arena.clear()
+
+    def _objectives(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What is backpropagated for each task: its loss, but for methods that say otherwise."""
+        return losses
 
     def _fill(self, losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: Tensor | float | None) -> None:
         if len(losses) > MAX_TASKS:
@@ -133,16 +177,28 @@ class GradientBalancer(WeightedBalancer):
                     )
 
     @torch.no_grad()
-    def _combine(self, losses: Mapping[str, Tensor], scale: Tensor | float | None) -> dict[str, Tensor]:
-        J = self._arena.finish()  # [K, P]
-        G = ops.gram(J)
+    def _combine(
+        self, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
+    ) -> dict[str, Tensor]:
+        J = self._rows(self._arena.finish(), scale, active)  # [K, P]
+        G = self._gram(J)
         if scale is not None:
             G = G / (scale.double() if isinstance(scale, Tensor) else float(scale)) ** 2
+        if active is not None:
+            G = torch.where(active[:, None] & active, G, 0.0)  # a zero row is an inactive task, for every method
         w = self.weights(G, losses)
         self._arena.write(ops.combine(J, w))
         norms = G.diagonal().sqrt()
         lengths = torch.outer(norms, norms)
         return {"weights": w, "norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
+
+    def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
+        """What is combined: the gradients [K, P] (times the scale), but for methods that keep averages of them."""
+        return J
+
+    def _gram(self, J: Tensor) -> Tensor:
+        """[K, K] float64 inner products of the rows."""
+        return ops.gram(J)
 
 
 class LossBalancer(WeightedBalancer):
@@ -155,14 +211,17 @@ class LossBalancer(WeightedBalancer):
         *,
         scale: Tensor | float | None = None,
         last: bool = True,
+        active: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Backpropagate sum_k w_k L_k, adding to `.grad` as `Tensor.backward` does.
 
         Args:
             losses: task -> scalar with a graph; the same tasks in the same order at every step.
-            shared: not needed; heads are weighted too.
+            shared: not needed by most methods; heads are weighted too.
             scale: the GradScaler's scale, which multiplies the sum.
-            last: makes no difference; micro-batches add up in `.grad`.
+            last: False for all micro-batches of a step but the last; their gradients add up in `.grad`.
+            active: bool [K] on the losses' device, which tasks have labels in this micro-batch; None takes those
+                whose loss is not 0. The others weigh nothing, and means over tasks leave them out.
 
         Returns:
             "weights" [K], detached, for the log.
@@ -170,13 +229,58 @@ class LossBalancer(WeightedBalancer):
         Raises:
             ValueError: a loss is no scalar or has no graph, or the tasks changed.
         """
-        self._check_losses(losses)
-        w = self.weights(None, losses).detach()
+        try:
+            self._check_losses(losses)
+            total, active = self._step_losses(losses, active, last)
+            self._tasks = list(losses)
+            if self.needs_all_losses and not last:
+                return {}
+            return self._weigh(total if self.needs_all_losses else losses, total, active, shared, scale, last)
+        except BaseException:
+            self._forget()
+            raise
+
+    def _weigh(
+        self,
+        losses: Mapping[str, Tensor],
+        total: Mapping[str, Tensor],
+        active: Tensor | None,
+        shared: Iterable[Tensor],
+        scale: Tensor | float | None,
+        last: bool,
+    ) -> dict[str, Tensor]:
+        """One backward of `losses` weighed as `total`, the step's losses so far, ask."""
+        seen = total
+        if active is not None:
+            seen = {name: torch.where(flag, loss, 0.0) for (name, loss), flag in zip(total.items(), active, strict=True)}
+        w = self.weights(None, seen)
+        if active is not None:
+            w = torch.where(active, w, 0.0)
         dtype = torch.float64 if all(loss.dtype == torch.float64 for loss in losses.values()) else torch.float32
-        total = (torch.stack([loss.reshape(()).to(dtype) for loss in losses.values()]) * w.to(dtype)).sum()
-        _backward(total if scale is None else total * scale)
-        self._tasks = list(losses)
-        return {"weights": w}
+        objective = (torch.stack([loss.reshape(()).to(dtype) for loss in losses.values()]) * w.to(dtype)).sum()
+        if last and (extra := self._regularizer(values(seen) != 0)) is not None:
+            objective = objective + extra.to(dtype)
+        _backward(objective if scale is None else objective * scale)
+        return {"weights": w.detach()}
+
+    def _regularizer(self, active: Tensor) -> Tensor | None:
+        """What learned weights add to the objective, once a step; `active` bool [K]."""
+        return None
+
+
+def values(losses: Mapping[str, Tensor]) -> Tensor:
+    """The losses as one detached vector [K] float64."""
+    return torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
+
+
+def _check_active(active: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
+    if not isinstance(active, Tensor) or active.dtype != torch.bool or active.shape != (len(losses),):
+        found = f"{list(active.shape)} {active.dtype}" if isinstance(active, Tensor) else type(active).__name__
+        raise ValueError(
+            f"`active` must be a bool tensor [{len(losses)}], one flag per task; got {found}. "
+            "Take it from batch.present.any(0)."
+        )
+    return active
 
 
 def _backward(loss: Tensor, retain_graph: bool = False) -> None:
