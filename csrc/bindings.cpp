@@ -9,8 +9,10 @@
 
 #include "combine.hpp"
 #include "dice_bce.hpp"
+#include "equilibrium.hpp"
 #include "gram.hpp"
 #include "isa.hpp"
+#include "nonnegative_qp.hpp"
 #include "pcgrad.hpp"
 
 namespace py = pybind11;
@@ -66,6 +68,18 @@ PYBIND11_MODULE(_C, m) {
                                         pointer<double>(w));
       },
       py::call_guard<py::gil_scoped_release>(), "w [K] float64; False where `order` names a task that is not there.");
+  m.def(
+      "nonnegative_qp",
+      [](std::uintptr_t H, std::uintptr_t q, std::int64_t B, std::int64_t K, std::uintptr_t x) {
+        fastmtl::nonnegative_qp(pointer<const double>(H), pointer<const double>(q), B, K, pointer<double>(x));
+      },
+      py::call_guard<py::gil_scoped_release>(), "x [B, K] float64, the minima of x^T H x / 2 + q^T x over x >= 0.");
+  m.def(
+      "equilibrium",
+      [](std::uintptr_t C, std::uintptr_t r, double p, std::int64_t K, std::uintptr_t y) {
+        fastmtl::equilibrium(pointer<const double>(C), pointer<const double>(r), p, K, pointer<double>(y));
+      },
+      py::call_guard<py::gil_scoped_release>(), "y [K] float64 > 0 with C y = r / y^p.");
   m.def(
       "dice_bce_forward",
       [](const std::array<std::int64_t, 4>& shape, const View& logits, const View& target, const View& mask,
