@@ -186,9 +186,9 @@ class GradientBalancer(WeightedBalancer):
             G = G / (scale.double() if isinstance(scale, Tensor) else float(scale)) ** 2
         if active is not None:
             G = torch.where(active[:, None] & active, G, 0.0)  # a zero row is an inactive task, for every method
-        w = self.weights(G, losses)
-        self._arena.write(ops.combine(J, w))
-        norms = G.diagonal().sqrt()
+        flat, w = self._update(J, self.weights(G, losses), losses)
+        self._arena.write(flat)
+        norms = G.diagonal().clamp(min=0).sqrt()
         lengths = torch.outer(norms, norms)
         return {"weights": w, "norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
 
@@ -199,6 +199,10 @@ class GradientBalancer(WeightedBalancer):
     def _gram(self, J: Tensor) -> Tensor:
         """[K, K] float64 inner products of the rows."""
         return ops.gram(J)
+
+    def _update(self, J: Tensor, w: Tensor, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The combined gradient [P], and the weights [K] for the log."""
+        return ops.combine(J, w), w
 
 
 class LossBalancer(WeightedBalancer):
