@@ -99,6 +99,8 @@ class Task(Protocol):
 class Balancer(Protocol):
     """Turns K losses into one `.grad` per parameter."""
 
+    looks_twice: bool  # whether `after_step` wants the losses again; False spares remembering the random state
+
     def backward(
         self,
         losses: Mapping[str, Tensor],
@@ -106,12 +108,18 @@ class Balancer(Protocol):
         *,
         scale: Tensor | None = None,
         last: bool = True,
+        active: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Leave `.grad` on every parameter and return what was done, for the log."""
         ...
 
     def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Called after the optimizer's step; `reevaluate` gives the losses on the same batch again."""
+        """Called after the optimizer's step; `reevaluate` gives the losses on the same batch again, under the same
+        random state and without moving running statistics (`replay.Replay`)."""
+        ...
+
+    def on_epoch(self) -> None:
+        """Called at the end of every epoch."""
         ...
 
     def parameters(self) -> Iterable[Parameter]: ...

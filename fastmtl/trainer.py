@@ -21,6 +21,7 @@ from .config import TrainingConfig
 from .errors import UserError
 from .inference import autocast_dtype, evaluate
 from .protocols import Balancer, Batch, Loader, Task
+from .replay import Replay
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -94,6 +95,7 @@ class Trainer:
             seconds = time.perf_counter() - started
             self.sums.zero_()
             self.epoch += 1
+            self.balancer.on_epoch()
             record = {
                 "epoch": self.epoch,
                 "step": self.step_count,
@@ -115,9 +117,11 @@ class Trainer:
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update on `batch`; returns the losses and what the balancer did, on the device."""
+        again = Replay(self.model, self.device) if self.balancer.looks_twice else None
         losses = self.losses(batch)
         scale = None if self.scaler is None else self.scaler.scale(torch.ones((), device=self.device))
-        done = self.balancer.backward(losses, self.model.shared_parameters(), scale=scale)  # type: ignore[operator]
+        shared, active = self.model.shared_parameters(), batch.present.any(0)  # type: ignore[operator]
+        done = self.balancer.backward(losses, shared, scale=scale, active=active)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -129,7 +133,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()
-        self.balancer.after_step(lambda: self.losses(batch))
+        if again is not None:
+            self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
         self.step_count += 1
         return losses, done | {"gradient_norm": norm}
 

@@ -20,6 +20,7 @@ ALLOWED = {
     "config": {"errors", "names"},
     "torchvision_guard": set(),
     "metrics": {"torchvision_guard"},
+    "replay": set(),
     "extras": set(),
     "ops": {"errors", "reference", "kernels", "_C"},
     "losses": {"ops"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "run_folder": {"config", "errors"},
     "progress": set(),
     "inference": {"protocols"},
-    "trainer": {"protocols", "checkpoint", "config", "errors", "inference"},
+    "trainer": {"protocols", "checkpoint", "config", "errors", "inference", "replay"},
     "predict": {"data", "protocols", "run_folder"},
     "evaluation": {"metrics", "protocols"},
     "build": {"config", "models", "names", "tasks", "balance", "data", "protocols"},
@@ -47,9 +48,6 @@ ALLOWED = {
     },
 }
 THIRD_PARTY = {
-    "reference": {"torch", "math", "typing"},
-    "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"},
-}
     "reference": {"torch", "math", "typing"},
     "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"},
 }

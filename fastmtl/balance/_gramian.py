@@ -1,4 +1,4 @@
-"""What the gradient methods share: active tasks, cosines, the simplex. All of it on G's device, without a branch on data.
+"""What the gradient methods share: active tasks, cosines, the simplex; on G's device, without a branch on data.
 
 A task is active where G's diagonal is not 0. The others are taken out by masks of fixed shape before a method solves
 anything: as rows of zeros they would be a task that every direction suits (MGDA and CAGrad then return 0).

@@ -70,14 +70,14 @@ class WeightedBalancer(ABC):
             active = _check_active(active, losses)
             active = active if self._kept_active is None else active | self._kept_active
         if last:
-            self._forget()
+            self._kept, self._kept_active = {}, None
         else:
             self._kept = {name: loss if graphs else loss.detach() for name, loss in total.items()}
             self._kept_active = active
         return total, active
 
     def _forget(self) -> None:
-        """Drop what micro-batches left."""
+        """Drop what the micro-batches of a step that failed have left."""
         self._kept, self._kept_active = {}, None
 
     def _check_losses(self, losses: Mapping[str, Tensor]) -> None:
@@ -256,7 +256,8 @@ class LossBalancer(WeightedBalancer):
         """One backward of `losses` weighed as `total`, the step's losses so far, ask."""
         seen = total
         if active is not None:
-            seen = {name: torch.where(flag, loss, 0.0) for (name, loss), flag in zip(total.items(), active, strict=True)}
+            flags = zip(total.items(), active.unbind(), strict=True)
+            seen = {name: torch.where(flag, loss, 0.0) for (name, loss), flag in flags}
         w = self.weights(None, seen)
         if active is not None:
             w = torch.where(active, w, 0.0)

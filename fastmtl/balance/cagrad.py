@@ -51,7 +51,7 @@ class CAGrad(GradientBalancer):
         G = gramian(G)
         active = G.diagonal() != 0
         count = active.sum().clamp(min=1)
-        mean = active / count
+        mean = active.to(G.dtype) / count
         if self.c == 0:
             return finish(mean, G, active)
         size = torch.where(active, G.diagonal(), 0.0).amax()
@@ -72,19 +72,20 @@ class CAGrad(GradientBalancer):
         _, at_high = point(high)
         stationary = ~(at_low > 0) | ~(radius > _STATIONARY)
         low, high = low.log(), high.log()
-        middle, v = low, mean
+        middle, v, was_right, was_left = low, mean, torch.zeros_like(stationary), torch.zeros_like(stationary)
         for _ in range(_STEPS):
             middle = high - at_high * (high - low) / (at_high - at_low)
             outside = ~((middle > low) & (middle < high))
             middle = torch.where(outside, (low + high) / 2, middle)
             v, found = point(middle.exp())
             right = found < 0  # then the root lies to the left: `middle` replaces `high`
-            # Anderson and Bjorck: the end that stays is weighed down, or it would stay for ever.
-            fade_low = torch.where(found / at_high < 1, 1 - found / at_high, 0.5)
-            fade_high = torch.where(found / at_low < 1, 1 - found / at_low, 0.5)
+            # Anderson and Bjorck: an end that stays twice is weighed down, or it would stay for ever.
+            fade_low = torch.where(was_right, torch.where(found > at_high, 1 - found / at_high, 0.5), 1.0)
+            fade_high = torch.where(was_left, torch.where(found < at_low, 1 - found / at_low, 0.5), 1.0)
             at_low = torch.where(right, at_low * fade_low, found)
             at_high = torch.where(right, found, at_high * fade_high)
             low, high = torch.where(right, low, middle), torch.where(right, middle, high)
+            was_right, was_left = right, ~right
         length = (v @ A @ v).clamp(min=0).sqrt()
         w = (mean + radius * v / torch.where(length > 0, length, 1.0)) / _RESCALE[self.rescale](self.c)
         return finish(torch.where(stationary, 0.0, w), G, active)

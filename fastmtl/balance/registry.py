@@ -6,18 +6,58 @@ from collections.abc import Callable
 from typing import Any
 
 from ..names import check_options, nearest
+from .averaged import DBMTL, MoCo
 from .base import GradientBalancer, LossBalancer
+from .cagrad import CAGrad
+from .du_gate import DuGate
+from .fair import FairGrad, NashMTL
+from .famo import FAMO
+from .graddrop import GradDrop
+from .gradnorm import GradNorm
+from .gradvac import GradVac
 from .linear import Linear
+from .mgda import MGDA
 from .pcgrad import PCGrad
+from .schedules import DWA, RLW, Constant, Decay
+from .sdmgrad import SDMGrad
+from .spectral import IMTLG, AlignedMTL, ConFIG
+from .uncertainty import GLS, IMTLL, Uncertainty
+from .upgrad import UPGrad
 
-_BALANCERS: dict[str, Callable[..., GradientBalancer | LossBalancer]] = {"linear": Linear, "pcgrad": PCGrad}
+_BALANCERS: dict[str, Callable[..., GradientBalancer | LossBalancer]] = {
+    "aligned_mtl": AlignedMTL,
+    "cagrad": CAGrad,
+    "config_grad": ConFIG,
+    "constant": Constant,
+    "db_mtl": DBMTL,
+    "decay": Decay,
+    "du_gate": DuGate,
+    "dwa": DWA,
+    "fairgrad": FairGrad,
+    "famo": FAMO,
+    "gls": GLS,
+    "graddrop": GradDrop,
+    "gradnorm": GradNorm,
+    "gradvac": GradVac,
+    "imtl_g": IMTLG,
+    "imtl_l": IMTLL,
+    "linear": Linear,
+    "mgda": MGDA,
+    "moco": MoCo,
+    "nash_mtl": NashMTL,
+    "pcgrad": PCGrad,
+    "rlw": RLW,
+    "sdmgrad": SDMGrad,
+    "uncertainty": Uncertainty,
+    "upgrad": UPGrad,
+}
 
 
 def list_balancers() -> list[str]:
     """The names `create_balancer` takes.
 
-    >>> list_balancers()
-    ['linear', 'pcgrad']
+    >>> list_balancers()[:3]
+    ['aligned_mtl', 'cagrad', 'config_grad']
     """
     return sorted(_BALANCERS)
 

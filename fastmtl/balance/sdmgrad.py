@@ -31,8 +31,9 @@ class SDMGrad(GradientBalancer):
     Raises:
         ValueError: an option out of range.
 
-    >>> SDMGrad(strength=0.0).weights(torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64)), {}).round(decimals=3)
-    tensor([1., 0.], dtype=torch.float64)
+    >>> G = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    >>> SDMGrad(strength=0.0, lr=0.1, steps=200).weights(G, {})
+    tensor([0.7500, 0.2500], dtype=torch.float64)
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class SDMGrad(GradientBalancer):
         if self._given is None:
             pull = pull / count
         pull = self.strength * pull
-        start = active / count if self._point is None else self._point.to(A.device)
+        start = active.to(A.dtype) / count if self._point is None else self._point.to(A.device)
         v = project_on_simplex(start, active)
         size = A.diagonal().clamp(min=0).sqrt().sum() / count
         scaled = torch.where(active[:, None] & active, A / torch.where(size > 0, size * size, 1.0), 0.0)
@@ -96,14 +97,14 @@ class SDMGrad(GradientBalancer):
         active: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """As `GradientBalancer.backward`; all micro-batches of a step must have the same `scale`."""
-        try:
-            done = super().backward(losses, shared, scale=scale, last=last, active=active)
-            if not last:
-                self._take(self._arena.finish())
-        except BaseException:
-            self._batches = 0
-            raise
+        done = super().backward(losses, shared, scale=scale, last=last, active=active)
+        if not last:
+            self._take(self._arena.finish())
         return done
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._batches = 0
 
     def _take(self, rows: Tensor) -> None:
         """Add the newest micro-batch's Gram matrix."""
@@ -122,7 +123,6 @@ class SDMGrad(GradientBalancer):
         assert self._grams is not None
         A = (whole - self._grams) * (self._batches / (self._batches - 1))
         self._batches, self._before = 0, None
-        # The diagonal tells which tasks are active: by chance it may be 0 only where the gradient is.
         return A
 
     def state_dict(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def equilibrium(C: Tensor, r: Tensor, p: float, *, backend: str = "auto") -> Ten
     Returns:
         y [K] float64; NaN where C or r is not finite. Not differentiable.
 
-    >>> equilibrium(torch.eye(2).double(), torch.tensor([1.0, 4.0]).double(), 1.0)
+    >>> equilibrium(torch.eye(2).double(), torch.tensor([1.0, 4.0]).double(), 1.0).round(decimals=9)
     tensor([1., 2.], dtype=torch.float64)
     """
     check_backend(backend)
