@@ -3,6 +3,7 @@
 from .averaged import DBMTL as DBMTL
 from .averaged import MoCo as MoCo
 from .cagrad import CAGrad as CAGrad
+from .distributed import global_losses as global_losses
 from .du_gate import DuGate as DuGate
 from .fair import FairGrad as FairGrad
 from .fair import NashMTL as NashMTL
@@ -23,6 +24,7 @@ from .sdmgrad import SDMGrad as SDMGrad
 from .spectral import IMTLG as IMTLG
 from .spectral import AlignedMTL as AlignedMTL
 from .spectral import ConFIG as ConFIG
+from .strategies import cut as cut
 from .uncertainty import GLS as GLS
 from .uncertainty import IMTLL as IMTLL
 from .uncertainty import Uncertainty as Uncertainty

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmtl import ops
-
 from ._gramian import finish, gramian, project_on_simplex
 from .base import GradientBalancer, values
 
@@ -18,8 +16,12 @@ class Averaged(GradientBalancer):
     """Base: Y [K, P], one average per task, takes the gradients' place. A task without labels keeps its row.
 
     Y is float32 as the arena's rows and part of `state_dict`, columns in the order of `shared`. When the shared
-    parameters change (frozen, unfrozen) it begins anew.
+    parameters change (frozen, unfrozen) it begins anew. Ranks that divide the columns hold and save each its own.
     """
+
+    strategies = ("sequential", "batched")
+    reusable = False
+    split_state = ("average",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class Averaged(GradientBalancer):
         raise NotImplementedError
 
     def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
-        norms = ops.grad_norms(J)
+        norms = self._norms(J)
         active = norms != 0 if active is None else active
         if self._average is None or self._average.shape != J.shape:
             self._average, self._steps = torch.zeros_like(J), None
@@ -172,7 +174,7 @@ class MoCo(Averaged):
 
     def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
         if self._losses is not None:
-            norms = ops.grad_norms(J)
+            norms = self._norms(J)
             factor = torch.where(norms == 0, 0.0, self._losses / norms) * (1.0 if scale is None else scale)
             J = J * factor.to(J.dtype)[:, None]
         return super()._rows(J, scale, active)

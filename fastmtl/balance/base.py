@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from fastmtl import ops
 from fastmtl.ops.gram import MAX_TASKS
 
+from .alone import Alone
 from .arena import GradientArena
+from .strategies import Sequential, Strategy, backward, create_strategy, weighted_sum
 
 
 class WeightedBalancer(ABC):
@@ -33,6 +35,7 @@ class WeightedBalancer(ABC):
         self._tasks: list[str] | None = None
         self._kept: dict[str, Tensor] = {}  # sums of the losses of earlier micro-batches; detached but for the above
         self._kept_active: Tensor | None = None
+        self._ranks = Alone()
 
     @abstractmethod
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
@@ -49,6 +52,42 @@ class WeightedBalancer(ABC):
     def parameters(self) -> Iterable[Parameter]:
         """Nothing is learned."""
         return ()
+
+    def distribute(
+        self,
+        model: Module,
+        *,
+        group: Any = None,
+        method: str = "reduce_scatter",
+        scope: str = "global",
+        overlap: bool = True,
+    ) -> Self:
+        """Work on the gradients of all ranks. Call it on every rank, after `load_state_dict`; returns the balancer.
+
+        The balancer then averages the gradients of all of `model`'s parameters itself, heads included, as
+        DistributedDataParallel would, and every rank gets the same ones. Losses count with their mean over the ranks:
+        `global_losses` turns means over a rank's labelled samples into such losses. Every rank calls `backward` alike;
+        a task without labels on a rank has the loss `0.0 * output.sum()` there.
+
+        Args:
+            model: the module whose parameters the optimizer holds, equal on all ranks: a plain one, one wrapped in
+                DistributedDataParallel (its own averaging is switched off for good, as by `no_sync`), or one sharded by
+                FSDP2's `fully_shard`.
+            group: process group; None is the default one.
+            method: of gradient methods, both exact: "reduce_scatter" sends (K+1) P numbers, each rank measures and
+                combines its share of the columns; "all_reduce" sends 2 K P and leaves J on every rank. FSDP2 sends its
+                own.
+            scope: "local" projects each rank's gradients by themselves and averages the results: P numbers, APPROXIMATE
+                (3 to 11% off in our measurements, and no method's definition).
+            overlap: send a task's gradient while the next task's backward runs.
+
+        Raises:
+            ValueError: an option is none of these, or parameters, options or state differ between the ranks.
+        """
+        from .distributed import join  # here, because few need it
+
+        self._ranks = join(self, model, group, method, scope, overlap)
+        return self
 
     def state_dict(self) -> dict[str, Any]:
         """The tasks' names in order, None before the first step. Take it after `last=True`: rows are not in it."""
@@ -103,9 +142,33 @@ class WeightedBalancer(ABC):
 class GradientBalancer(WeightedBalancer):
     """Base of the methods that need the K gradients of the shared parameters, through their Gram matrix alone."""
 
+    strategies: tuple[str, ...] = ("sequential", "batched", "features", "last_layer")  # that keep the method's meaning
+    reusable = True  # whether the update is w^T J, so that w may serve several steps
+    split_state: tuple[str, ...] = ()  # of `state_dict`: what differs between ranks that share the columns
+
     def __init__(self) -> None:
         super().__init__()
         self._arena = GradientArena()
+        self._strategy: Strategy = Sequential()
+        self._split = False  # whether the rows J are a part of the columns, the others being on other ranks
+
+    def use(self, strategy: str = "sequential", *, reuse: int = 1, layer: Tensor | None = None) -> Self:
+        """Choose how the K gradients are come by; returns the balancer. docs/balancing.md has the costs.
+
+        Args:
+            strategy: "sequential": K backwards; exact. "batched": one vectorised backward, the same work, K times the
+                memory for gradients; exact. "features": gradients of the features given to `backward`, one backward of
+                the shared part; APPROXIMATE, their Gram matrix is not the parameters'. "last_layer": weights from the
+                gradients of one layer, then one weighted backward; APPROXIMATE.
+            reuse: n: the weights of one step serve the next n - 1 too, each with one weighted backward.
+            layer: of "last_layer": the parameter; None takes the last one in `shared` of two or more dimensions.
+
+        Raises:
+            ValueError: no such strategy, or the method loses its meaning under it.
+        """
+        self._strategy = create_strategy(self, strategy, reuse, layer)
+        self.needs_all_losses = type(self).needs_all_losses or self._strategy.needs_all_losses
+        return self
 
     def backward(
         self,
@@ -115,6 +178,7 @@ class GradientBalancer(WeightedBalancer):
         scale: Tensor | float | None = None,
         last: bool = True,
         active: Tensor | None = None,
+        features: Tensor | Iterable[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Backpropagate each loss by itself, combine the shared gradients, and leave `.grad` on every parameter.
 
@@ -132,6 +196,7 @@ class GradientBalancer(WeightedBalancer):
                 combines the sum.
             active: bool [K] on the losses' device, which tasks have labels in this micro-batch; None takes those
                 whose gradient is not zero. The others have weight 0, and the method works on the rest.
+            features: of the strategy "features": what `cut` made of the shared part's outputs.
 
         Returns:
             Detached tensors on the gradients' device, for the log: "weights" [K], "norms" [K], "cosines" [K, K], all
@@ -141,53 +206,66 @@ class GradientBalancer(WeightedBalancer):
             TypeError, ValueError: a loss is no scalar, has no graph or reaches no shared parameter; the tasks changed;
                 `shared` holds no trainable leaf. Shared `.grad`s are then as before; micro-batches are dropped.
         """
+        shared = shared if isinstance(shared, Tensor) else list(shared)  # it is read more than once
         try:
             self._check_losses(losses)
+            if len(losses) > MAX_TASKS:
+                raise ValueError(f"`losses` must have at most {MAX_TASKS} tasks; got {len(losses)}.")
             total, active = self._step_losses(losses, active, last)
+            self._ranks.begin(self._strategy.writes(shared), self.parameters())
+            if last:
+                total, active = self._ranks.losses(total, active)
             if last or not self.needs_all_losses:
-                self._fill(self._objectives(total if self.needs_all_losses else losses), shared, scale)
+                objectives = self._objectives(total if self.needs_all_losses else losses)
+                self._strategy.fill(self, objectives, shared, scale, last, features)
+            self._tasks = list(losses)
+            if not last:
+                self._between()
+                return {}
+            done = self._strategy.finish(self, total, scale, active)
+            self._ranks.finish()
+            return done
         except BaseException:
-            self._arena.clear()  # half a step is worth nothing, and must not leak into the next one
-            self._forget()
+            self._forget()  # half a step is worth nothing, and must not leak into the next one
+            self._ranks.abort()
             raise
-        self._tasks = list(losses)
-        if not last:
-            return {}
-        try:
-            return self._combine(total, scale, active)
         finally:
-            self._arena.clear()
+            if last:
+                self._arena.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names in order, and under `use(reuse=n)` the weights and how often they served."""
+        return super().state_dict() | self._strategy.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._strategy.load_state_dict(state)
 
     def _objectives(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What is backpropagated for each task: its loss, but for methods that say otherwise."""
         return losses
 
-    def _fill(self, losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: Tensor | float | None) -> None:
-        if len(losses) > MAX_TASKS:
-            raise ValueError(f"`losses` must have at most {MAX_TASKS} tasks; got {len(losses)}.")
-        with self._arena.open(shared, len(losses)):
-            for task, (name, loss) in enumerate(losses.items()):
-                with self._arena.record(task) as reached:
-                    scaled = loss if scale is None else loss * scale
-                    _backward(scaled, retain_graph=task + 1 < len(losses))
-                if not reached:
-                    raise ValueError(
-                        f"`losses[{name!r}]` must reach at least one parameter in `shared`; its graph holds none of "
-                        "them. Pass the parameters this task shares, or leave the task out of `losses`."
-                    )
+    def _between(self) -> None:
+        """After each micro-batch but the last; for most methods nothing happens."""
+        return
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._arena.clear()
+        self._strategy.forget()
 
     @torch.no_grad()
     def _combine(
         self, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
     ) -> dict[str, Tensor]:
-        J = self._rows(self._arena.finish(), scale, active)  # [K, P]
+        J = self._rows(self._strategy.rows(self), scale, active)  # [K, P], or this rank's columns of it
         G = self._gram(J)
         if scale is not None:
             G = G / (scale.double() if isinstance(scale, Tensor) else float(scale)) ** 2
         if active is not None:
             G = torch.where(active[:, None] & active, G, 0.0)  # a zero row is an inactive task, for every method
         flat, w = self._update(J, self.weights(G, losses), losses)
-        self._arena.write(flat)
+        self._strategy.leave(self, flat, w)
         norms = G.diagonal().clamp(min=0).sqrt()
         lengths = torch.outer(norms, norms)
         return {"weights": w, "norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
@@ -198,7 +276,15 @@ class GradientBalancer(WeightedBalancer):
 
     def _gram(self, J: Tensor) -> Tensor:
         """[K, K] float64 inner products of the rows."""
-        return ops.gram(J)
+        return self._over_columns(ops.gram(J))
+
+    def _norms(self, J: Tensor) -> Tensor:
+        """[K] float64 norms of the rows."""
+        return self._over_columns(ops.grad_norms(J).square()).sqrt() if self._split else ops.grad_norms(J)
+
+    def _over_columns(self, sums: Tensor) -> Tensor:
+        """Sums over this rank's columns -> sums over all."""
+        return self._ranks.sum(sums) if self._split else sums
 
     def _update(self, J: Tensor, w: Tensor, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The combined gradient [P], and the weights [K] for the log."""
@@ -237,11 +323,14 @@ class LossBalancer(WeightedBalancer):
             self._check_losses(losses)
             total, active = self._step_losses(losses, active, last)
             self._tasks = list(losses)
+            self._ranks.begin((), self.parameters())
             if self.needs_all_losses and not last:
                 return {}
+            total, active = self._ranks.losses(total, active)
             return self._weigh(total if self.needs_all_losses else losses, total, active, shared, scale, last)
         except BaseException:
             self._forget()
+            self._ranks.abort()
             raise
 
     def _weigh(
@@ -261,11 +350,12 @@ class LossBalancer(WeightedBalancer):
         w = self.weights(None, seen)
         if active is not None:
             w = torch.where(active, w, 0.0)
-        dtype = torch.float64 if all(loss.dtype == torch.float64 for loss in losses.values()) else torch.float32
-        objective = (torch.stack([loss.reshape(()).to(dtype) for loss in losses.values()]) * w.to(dtype)).sum()
+        objective = weighted_sum(losses.values(), w)
         if last and (extra := self._regularizer(values(seen) != 0)) is not None:
-            objective = objective + extra.to(dtype)
-        _backward(objective if scale is None else objective * scale)
+            objective = objective + extra.to(objective.dtype)
+        backward(self._ranks.scaled(objective, scale))
+        if last:
+            self._ranks.finish()
         return {"weights": w.detach()}
 
     def _regularizer(self, active: Tensor) -> Tensor | None:
@@ -286,15 +376,3 @@ def _check_active(active: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
             "Take it from batch.present.any(0)."
         )
     return active
-
-
-def _backward(loss: Tensor, retain_graph: bool = False) -> None:
-    try:
-        loss.backward(retain_graph=retain_graph)
-    except RuntimeError as error:
-        if "donated buffer" in str(error):
-            error.add_note(
-                "A compiled model frees its buffers in the first of several backwards. Before compiling it set "
-                "torch._functorch.config.donated_buffer = False."
-            )
-        raise

@@ -114,6 +114,7 @@ class FAMO(LossBalancer):
         again = reevaluate()
         if list(again) != self._tasks:
             raise ValueError(f"`reevaluate` must give the losses of {self._tasks}; got {list(again)}.")
+        again, _ = self._ranks.losses(dict(again), None)
         before, active, self._before = self._before, self._active, None
         delta = self._above(before, again).log() - self._above(values(again), again).log()
         delta = torch.where(active, delta, 0.0)

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmtl import ops
-
 from ._gramian import finish, given_weights, gramian
 from .base import GradientBalancer
 
@@ -33,6 +31,9 @@ class GradDrop(GradientBalancer):
         ValueError: leak is not from 0 to 1.
     """
 
+    strategies = ("sequential", "batched", "features")
+    reusable = False
+
     def __init__(self, leak: float | Mapping[str, float] | Sequence[float] = 0.0, *, seed: int = 0) -> None:
         given = list(leak.values()) if isinstance(leak, Mapping) else leak if isinstance(leak, Sequence) else [leak]
         if not all(0 <= value <= 1 for value in given):
@@ -54,15 +55,17 @@ class GradDrop(GradientBalancer):
             leak = torch.full_like(w, self.leak)
         else:
             leak = given_weights(self.leak, losses, w)
+        first = self._ranks.offset() if self._split else 0
         out, kept = torch.empty_like(J[0]), torch.zeros_like(w)
         for start in range(0, J.shape[1], _CHUNK):
             part = J[:, start : start + _CHUNK]
-            u = uniform(self._seed, self._step, start, part.shape[1], J.device).to(J.dtype)
+            u = uniform(self._seed, self._step, first + start, part.shape[1], J.device).to(J.dtype)
             dropped = drop(part, w.to(J.dtype), leak.to(J.dtype), u)
             torch.sum(dropped, 0, out=out[start : start + _CHUNK])
             kept += (dropped * part).sum(1, dtype=torch.float64)
         self._step += 1
-        squares = ops.grad_norms(J).square()
+        kept = self._over_columns(kept)
+        squares = self._norms(J).square()
         return out, torch.where(squares > 0, kept / squares, 0.0) + 0.0 * squares.sum()
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fastmtl import ops
 
 from ._gramian import gramian
 from .base import LossBalancer, values
+from .strategies import last_layer, layer_row
 
 _SMALLEST = 1e-3  # of the mean weight: the closed form changes its sign for w < 0
 
@@ -97,12 +98,12 @@ class GradNorm(LossBalancer):
         scale: Tensor | float | None,
         last: bool,
     ) -> dict[str, Tensor]:
-        layer = self._find(shared)
-        rows = torch.stack([_row(name, loss, layer, scale) for name, loss in losses.items()])
+        layer = last_layer(shared) if self._layer is None else self._layer
+        rows = torch.stack([layer_row(name, loss if scale is None else loss * scale, layer) for name, loss in losses.items()])
         self._gradients = rows if self._gradients is None else self._gradients + rows
         done = super()._weigh(losses, total, active, shared, scale, last)
         if last:
-            norms, self._gradients = ops.grad_norms(self._gradients), None
+            norms, self._gradients = ops.grad_norms(self._ranks.mean(self._gradients)), None
             if scale is not None:
                 norms = norms / scale
             found = values(total)
@@ -115,14 +116,6 @@ class GradNorm(LossBalancer):
         super()._forget()
         self._gradients = None
 
-    def _find(self, shared: Iterable[Tensor]) -> Tensor:
-        if self._layer is not None:
-            return self._layer
-        layers = [parameter for parameter in shared if parameter.ndim > 1 and parameter.requires_grad]
-        if not layers:
-            raise ValueError("`shared` must hold a trainable parameter of two or more dimensions, or give `layer`.")
-        return layers[-1]
-
     def state_dict(self) -> dict[str, Any]:
         """The tasks' names, the weights and the first losses."""
         return super().state_dict() | {"w": self._w, "first": self._first}
@@ -130,15 +123,3 @@ class GradNorm(LossBalancer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._w, self._first = state["w"], state["first"]
-
-
-def _row(name: str, loss: Tensor, layer: Tensor, scale: Tensor | float | None) -> Tensor:
-    """The gradient of W, flat [P]."""
-    scaled = loss if scale is None else loss * scale
-    (gradient,) = torch.autograd.grad(scaled, layer, retain_graph=True, allow_unused=True)
-    if gradient is None:
-        raise ValueError(
-            f"`losses[{name!r}]` must reach the layer {list(layer.shape)} that GradNorm measures. Give another "
-            "`layer`, one that all tasks share."
-        )
-    return gradient.flatten().to(torch.promote_types(gradient.dtype, torch.float32))

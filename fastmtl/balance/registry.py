@@ -52,6 +52,8 @@ _BALANCERS: dict[str, Callable[..., GradientBalancer | LossBalancer]] = {
     "upgrad": UPGrad,
 }
 
+_OF_USE = ("strategy", "reuse")
+
 
 def list_balancers() -> list[str]:
     """The names `create_balancer` takes.
@@ -63,15 +65,23 @@ def list_balancers() -> list[str]:
 
 
 def create_balancer(name: str, **options: Any) -> GradientBalancer | LossBalancer:
-    """The balancer of that name, made with `options`.
+    """The balancer of that name, made with `options`; "strategy" and "reuse" go to its `use`.
 
     Raises:
         ValueError: unknown name or option; the message lists the nearest.
 
-    >>> type(create_balancer("pcgrad", reduction="mean")).__name__
-    'PCGrad'
+    >>> create_balancer("pcgrad", reduction="mean", strategy="last_layer", reuse=4)
+    PCGrad(reduction='mean', seed=0, with_self=False)
     """
     if name not in _BALANCERS:
         raise ValueError(f"unknown balancer {name!r}; {nearest(name, list_balancers())}")
-    check_options(_BALANCERS[name], options, f"balancer {name!r}")
-    return _BALANCERS[name](**options)
+    made = _BALANCERS[name]
+    used = {option: options[option] for option in _OF_USE if option in options}
+    rest = {option: value for option, value in options.items() if option not in used}
+    check_options(made, rest, f"balancer {name!r}")
+    balancer = made(**rest)
+    if not used:
+        return balancer
+    if not isinstance(balancer, GradientBalancer):
+        raise ValueError(f"balancer {name!r} has one backward a step, and no option {next(iter(used))!r}.")
+    return balancer.use(**used)

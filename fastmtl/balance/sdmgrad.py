@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from fastmtl import ops
 
 from ._gramian import finish, given_weights, gramian, project_on_simplex
 from .base import GradientBalancer
@@ -21,7 +19,7 @@ class SDMGrad(GradientBalancer):
     inner products of gradients of independent batches: with the same batch in both, noise makes every task look in
     conflict with nothing but itself. Micro-batches (`last=False`) are such batches: of n of them A is the mean over all
     pairs of two, (Gram(sum) - sum Gram) n / (n - 1), from n Gram matrices and one K x P buffer more. A step of one
-    batch takes its Gram matrix, which is biased.
+    batch takes its Gram matrix, which is biased. All micro-batches of a step must have the same `scale`.
 
     Args:
         strength: lambda, the pull towards the direction u; the authors' experiments and LibMTL take 0.3.
@@ -35,6 +33,8 @@ class SDMGrad(GradientBalancer):
     >>> SDMGrad(strength=0.0, lr=0.1, steps=200).weights(G, {})
     tensor([0.7500, 0.2500], dtype=torch.float64)
     """
+
+    strategies = ("sequential", "batched")
 
     def __init__(
         self,
@@ -87,20 +87,9 @@ class SDMGrad(GradientBalancer):
         self._point = torch.where(A.isfinite().all(), torch.where(active, v, start), start)
         return finish((v + pull) / (1 + self.strength), A, active)
 
-    def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Iterable[Tensor],
-        *,
-        scale: Tensor | float | None = None,
-        last: bool = True,
-        active: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """As `GradientBalancer.backward`; all micro-batches of a step must have the same `scale`."""
-        done = super().backward(losses, shared, scale=scale, last=last, active=active)
-        if not last:
-            self._take(self._arena.finish())
-        return done
+    def _between(self) -> None:
+        self._split = self._ranks.splits
+        self._take(self._ranks.copied(self._arena))
 
     def _forget(self) -> None:
         super()._forget()
@@ -109,14 +98,14 @@ class SDMGrad(GradientBalancer):
     def _take(self, rows: Tensor) -> None:
         """Add the newest micro-batch's Gram matrix."""
         if self._batches == 0 or self._before is None or self._grams is None:
-            self._grams, self._before = ops.gram(rows), rows.clone()
+            self._grams, self._before = super()._gram(rows), rows.clone()
         else:
-            self._grams = self._grams + ops.gram(torch.sub(rows, self._before, out=self._before))
+            self._grams = self._grams + super()._gram(torch.sub(rows, self._before, out=self._before))
             self._before.copy_(rows)
         self._batches += 1
 
     def _gram(self, J: Tensor) -> Tensor:
-        whole = ops.gram(J)
+        whole = super()._gram(J)
         if self._batches == 0:
             return whole
         self._take(J)
