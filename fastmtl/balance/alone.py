@@ -26,9 +26,7 @@ class Alone:
         """The step failed."""
         return
 
-    def losses(
-        self, losses: dict[str, Tensor], active: Tensor | None
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
+    def losses(self, losses: dict[str, Tensor], active: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
         """Losses with the values of all ranks and the graphs of this one; which tasks any rank has labels for."""
         return losses, active
 

@@ -64,12 +64,12 @@ def global_losses(
         everyone, ranks = everyone.clone(), dist.get_world_size(group)
         dist.all_reduce(everyone, group=group)
     shares = counts * ranks / everyone.clamp(min=1)
-    return {name: loss * share.to(loss.dtype) for (name, loss), share in zip(losses.items(), shares.unbind(), strict=True)}
+    return {
+        name: loss * share.to(loss.dtype) for (name, loss), share in zip(losses.items(), shares.unbind(), strict=True)
+    }
 
 
-def join(
-    balancer: WeightedBalancer, model: nn.Module, group: Any, method: str, scope: str, overlap: bool
-) -> Ranks:
+def join(balancer: WeightedBalancer, model: nn.Module, group: Any, method: str, scope: str, overlap: bool) -> Ranks:
     """What `distribute` puts into a balancer; see there."""
     for name, value, known in (("method", method, METHODS), ("scope", scope, SCOPES)):
         if value not in known:

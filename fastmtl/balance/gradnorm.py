@@ -99,7 +99,9 @@ class GradNorm(LossBalancer):
         last: bool,
     ) -> dict[str, Tensor]:
         layer = last_layer(shared) if self._layer is None else self._layer
-        rows = torch.stack([layer_row(name, loss if scale is None else loss * scale, layer) for name, loss in losses.items()])
+        rows = torch.stack(
+            [layer_row(name, loss if scale is None else loss * scale, layer) for name, loss in losses.items()]
+        )
         self._gradients = rows if self._gradients is None else self._gradients + rows
         done = super()._weigh(losses, total, active, shared, scale, last)
         if last:

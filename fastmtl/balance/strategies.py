@@ -251,9 +251,7 @@ class LastLayer(Strategy):
 
     def _fill(self, balancer, losses, shared, scale, last, features) -> None:
         layer = last_layer(shared) if self.layer is None else self.layer
-        rows = [
-            layer_row(name, balancer._ranks.scaled(loss, scale), layer) for name, loss in losses.items()
-        ]
+        rows = [layer_row(name, balancer._ranks.scaled(loss, scale), layer) for name, loss in losses.items()]
         self._J = balancer._ranks.total(torch.stack(rows))
         self._step = (losses, shared, scale)
 
