@@ -1,8 +1,8 @@
-"""One process: what a balancer asks of the other ranks while there are none. `distributed.Ranks` answers for several."""
+"""One process: what a balancer asks of the other ranks while there are none; `distributed.Ranks` has the answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import Tensor
 

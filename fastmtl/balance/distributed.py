@@ -302,8 +302,8 @@ class Sharded(Ranks):
         whole = [parameter for parameter in written if not hasattr(parameter, "to_local")]
         if whole:
             raise ValueError(
-                f"`shared` must hold FSDP2's sharded parameters; got a whole one, {list(whole[0].shape)}. List them once, "
-                "before the first forward pass: between forward and backward FSDP2 puts whole ones in their place."
+                f"`shared` must hold FSDP2's sharded parameters; got a whole one, {list(whole[0].shape)}. List them "
+                "once, before the first forward pass: until the backward is over FSDP2 puts whole ones in their place."
             )
         super().begin(written, learned)
 
@@ -350,8 +350,8 @@ def _check_parameters(model: nn.Module, group: Any) -> None:
     different = (low != high).any(1).tolist()
     if any(different):
         raise ValueError(
-            f"`model` must be equal on all ranks; parameter {named[different.index(True)][0]!r} differs. Seed alike, or "
-            "broadcast the parameters from rank 0."
+            f"`model` must be equal on all ranks; parameter {named[different.index(True)][0]!r} differs. Seed alike, "
+            "or broadcast the parameters from rank 0."
         )
 
 

@@ -251,6 +251,7 @@ class LastLayer(Strategy):
 
     def _fill(self, balancer, losses, shared, scale, last, features) -> None:
         layer = last_layer(shared) if self.layer is None else self.layer
+        leaves(losses.values())  # before any work: raises where a graph hides parameters
         rows = [layer_row(name, balancer._ranks.scaled(loss, scale), layer) for name, loss in losses.items()]
         self._J = balancer._ranks.total(torch.stack(rows))
         self._step = (losses, shared, scale)
@@ -284,8 +285,8 @@ def create_strategy(balancer: GradientBalancer, name: str, reuse: int, layer: Te
     method = type(balancer).__name__
     if name not in balancer.strategies:
         raise ValueError(
-            f"`strategy` of {method} must be one of {', '.join(balancer.strategies)}; got {name!r}: the method works on "
-            "the gradients themselves, and under this strategy there are none of the shared parameters."
+            f"`strategy` of {method} must be one of {', '.join(balancer.strategies)}; got {name!r}: the method works "
+            "on the gradients themselves, and under this strategy there are none of the shared parameters."
         )
     if not isinstance(reuse, int) or reuse < 1:
         raise ValueError(f"`reuse` must be a number of steps, at least 1; got {reuse!r}.")
@@ -345,7 +346,11 @@ def last_layer(shared: Iterable[Tensor]) -> Tensor:
 
 def layer_row(name: str, loss: Tensor, layer: Tensor) -> Tensor:
     """The layer's gradient, flat [P] in float32 or wider."""
-    (gradient,) = torch.autograd.grad(loss, layer, retain_graph=True, allow_unused=True)
+    try:
+        (gradient,) = torch.autograd.grad(loss, layer, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        _explain(error)
+        raise
     if gradient is None:
         raise ValueError(
             f"`losses[{name!r}]` must reach the layer {list(layer.shape)} that is measured. Give another `layer`, one "
@@ -355,7 +360,11 @@ def layer_row(name: str, loss: Tensor, layer: Tensor) -> Tensor:
 
 
 def leaves(losses: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters that the graphs of `losses` reach, in a fixed order."""
+    """The parameters that the graphs of `losses` reach, in a fixed order.
+
+    Raises:
+        RuntimeError: reentrant checkpointing hides some.
+    """
     found, seen = {}, set()
     for loss in losses:
         if loss.grad_fn is None:
@@ -366,6 +375,11 @@ def leaves(losses: Iterable[Tensor]) -> list[Tensor]:
         if node in seen:
             continue
         seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                "the graph holds a reentrant checkpoint, which hides its parameters from every backward but a plain "
+                "one. Pass use_reentrant=False, or take the strategy 'sequential' with reuse=1."
+            )
         variable = getattr(node, "variable", None)
         if isinstance(variable, Tensor):
             found[id(variable)] = variable
@@ -409,7 +423,10 @@ def _vectorised(losses: Mapping[str, Tensor], inputs: list[Tensor], ranks: Any, 
         return torch.autograd.grad(scaled, inputs, picks, is_grads_batched=True, allow_unused=True)
     except RuntimeError as error:
         _explain(error)
-        error.add_note("The strategy 'batched' is a vmap over the backward; 'sequential' works with everything.")
+        error.add_note(
+            "The strategy 'batched' is a vmap over the backward, which Inductor's compiled ones do not take; "
+            "'sequential' works with everything."
+        )
         raise
 
 
@@ -418,9 +435,4 @@ def _explain(error: RuntimeError) -> None:
         error.add_note(
             "A compiled model frees its buffers in the first of several backwards. Before compiling it set "
             "torch._functorch.config.donated_buffer = False."
-        )
-    if "heckpoint" in str(error) and "use_reentrant" in str(error):
-        error.add_note(
-            "Reentrant checkpointing hides its parameters from every backward but a plain one: pass "
-            "use_reentrant=False, or take the strategy 'sequential' with reuse=1."
         )
