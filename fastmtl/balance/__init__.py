@@ -8,6 +8,7 @@ from .fair import FairGrad as FairGrad
 from .fair import NashMTL as NashMTL
 from .famo import FAMO as FAMO
 from .graddrop import GradDrop as GradDrop
+from .fused_step import FusedStep as FusedStep
 from .gradnorm import GradNorm as GradNorm
 from .gradvac import GradVac as GradVac
 from .linear import Linear as Linear
