@@ -11,7 +11,7 @@ namespace fastmtl {
 namespace {
 
 constexpr int kIterations = 150, kHalvings = 8;
-constexpr double kRidge = 1e-12, kToBoundary = 0.95, kFullStep = 1e-3, kConverged = 1e-30;
+constexpr double kRidge = 1e-12, kToBoundary = 0.95, kFullStep = 1e-3, kConverged = 1e-26;
 
 double objective(const double* C, const double* r, double p, std::int64_t K, const double* y) {
   double total = 0.0;

@@ -9,8 +9,8 @@ from _gradients import gradients, near_opposed, orders
 from torch import Tensor
 
 from fastmtl import balance
-from fastmtl.balance.gradvac import vaccinate
 from fastmtl.balance.graddrop import drop, uniform
+from fastmtl.balance.gradvac import vaccinate
 
 DOUBLE = {"dtype": torch.float64}
 # Methods of G alone, with options under which they have no state.

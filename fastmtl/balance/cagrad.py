@@ -72,12 +72,15 @@ class CAGrad(GradientBalancer):
         _, at_high = point(high)
         stationary = ~(at_low > 0) | ~(radius > _STATIONARY)
         low, high = low.log(), high.log()
-        middle, v, was_right, was_left = low, mean, torch.zeros_like(stationary), torch.zeros_like(stationary)
+        v, closest = mean, torch.full_like(radius, torch.inf)
+        was_right, was_left = torch.zeros_like(stationary), torch.zeros_like(stationary)
         for _ in range(_STEPS):
             middle = high - at_high * (high - low) / (at_high - at_low)
             outside = ~((middle > low) & (middle < high))
             middle = torch.where(outside, (low + high) / 2, middle)
-            v, found = point(middle.exp())
+            tried, found = point(middle.exp())
+            v = torch.where(found.abs() < closest, tried, v)
+            closest = torch.minimum(closest, found.abs())
             right = found < 0  # then the root lies to the left: `middle` replaces `high`
             # Anderson and Bjorck: an end that stays twice is weighed down, or it would stay for ever.
             fade_low = torch.where(was_right, torch.where(found > at_high, 1 - found / at_high, 0.5), 1.0)

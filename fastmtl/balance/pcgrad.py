@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmtl import ops
 from fastmtl.ops.pcgrad import random_order
 
-from ._gramian import gramian
+from ._gramian import finish, gramian
 from .base import GradientBalancer
 
 
@@ -53,7 +53,8 @@ class PCGrad(GradientBalancer):
         """w [K] float64 from G [K, K] float64, with the next order of this balancer's generator."""
         G = gramian(G)
         order = random_order(G.shape[0], generator=self._generator, device=G.device, with_self=self.with_self)
-        return ops.pcgrad_weights(G, order, reduction=self.reduction, with_self=self.with_self)
+        w = ops.pcgrad_weights(G, order, reduction=self.reduction, with_self=self.with_self)
+        return finish(w, G, G.diagonal() != 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The tasks' names and the generator's state (uint8, on the CPU)."""
