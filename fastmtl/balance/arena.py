@@ -133,6 +133,12 @@ class GradientArena:
             else:
                 local(parameter.grad).add_(gradient)
 
+    def places(self) -> Iterator[tuple[Tensor, int | None]]:
+        """What some task reached: each parameter and the column its memory begins at, None if it is not dense."""
+        for parameter, slot in zip(self._parameters, self._slots, strict=True):
+            if slot.reached:
+                yield parameter, slot.offset if slot.stride == parameter.stride() else None
+
     def clear(self) -> None:
         """Forget what was recorded: the next gradient of each row overwrites it."""
         self._recorded = False

@@ -8,7 +8,9 @@ one backward does, and the heads' gradients are scaled too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -139,6 +141,46 @@ class WeightedBalancer(ABC):
             )
 
 
+@dataclass
+class Rows:
+    """What a gradient method has when its weights are known: the gradients, not yet combined.
+
+    Attributes:
+        J: [K, P] float32 or float64, times the loss scale.
+        G: [K, K] float64 inner products of J's rows, those of inactive tasks too.
+        w: [K] float64; after `write` or `update` as it is for the log.
+        losses: of the whole step.
+    """
+
+    balancer: GradientBalancer
+    J: Tensor
+    G: Tensor
+    w: Tensor
+    losses: Mapping[str, Tensor]
+
+    def places(self) -> Iterator[tuple[Tensor, int | None]]:
+        """As `GradientArena.places`."""
+        return self.balancer._arena.places()
+
+    def write(self) -> None:
+        """Combine, and add the result to `.grad`."""
+        flat, self.w = self.balancer._update(self.J, self.w, self.losses)
+        self.balancer._strategy.leave(self.balancer, flat, self.w)
+
+    def update(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows and weights whose weighted sum is the combined gradient, its squared norm, and what no element of a
+        partial sum exceeds."""
+        method = type(self.balancer)
+        if method._update is GradientBalancer._update and method._gram is GradientBalancer._gram:
+            J, G, w = self.J, self.G, self.w.to(self.J.dtype)
+        else:  # no weighted sum, or another G
+            flat, self.w = self.balancer._update(self.J, self.w, self.losses)
+            J, w = flat[None], torch.ones_like(flat[:1])
+            G = ops.gram(J)
+        exact = w.double()
+        return J, w, (exact @ G @ exact).clamp(min=0), (exact.abs() * G.diagonal().sqrt()).sum()
+
+
 class GradientBalancer(WeightedBalancer):
     """Base of the methods that need the K gradients of the shared parameters, through their Gram matrix alone."""
 
@@ -151,6 +193,7 @@ class GradientBalancer(WeightedBalancer):
         self._arena = GradientArena()
         self._strategy: Strategy = Sequential()
         self._split = False  # whether the rows J are a part of the columns, the others being on other ranks
+        self._take_rows: Callable[[Rows], None] | None = None
 
     def use(self, strategy: str = "sequential", *, reuse: int = 1, layer: Tensor | None = None) -> Self:
         """Choose how the K gradients are come by; returns the balancer. docs/balancing.md has the costs.
@@ -169,6 +212,16 @@ class GradientBalancer(WeightedBalancer):
         self._strategy = create_strategy(self, strategy, reuse, layer)
         self.needs_all_losses = type(self).needs_all_losses or self._strategy.needs_all_losses
         return self
+
+    @contextmanager
+    def giving_rows(self, take: Callable[[Rows], None]) -> Iterator[None]:
+        """Inside, `backward` ends with `take(rows)` instead of writing the shared `.grad`s, where they are the whole
+        gradients of this process and their combination is all that is missing."""
+        self._take_rows = take
+        try:
+            yield
+        finally:
+            self._take_rows = None
 
     def backward(
         self,
@@ -259,16 +312,19 @@ class GradientBalancer(WeightedBalancer):
         self, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
     ) -> dict[str, Tensor]:
         J = self._rows(self._strategy.rows(self), scale, active)  # [K, P], or this rank's columns of it
-        G = self._gram(J)
+        G = found = self._gram(J)
         if scale is not None:
             G = G / (scale.double() if isinstance(scale, Tensor) else float(scale)) ** 2
         if active is not None:
             G = torch.where(active[:, None] & active, G, 0.0)  # a zero row is an inactive task, for every method
-        flat, w = self._update(J, self.weights(G, losses), losses)
-        self._strategy.leave(self, flat, w)
+        rows = Rows(self, J, found, self.weights(G, losses), losses)
+        if self._take_rows is None or not self._strategy.fills_arena or self._ranks.size > 1:
+            rows.write()
+        else:
+            self._take_rows(rows)
         norms = G.diagonal().clamp(min=0).sqrt()
         lengths = torch.outer(norms, norms)
-        return {"weights": w, "norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
+        return {"weights": rows.w, "norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
 
     def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
         """What is combined: the gradients [K, P] (times the scale), but for methods that keep averages of them."""

@@ -24,6 +24,7 @@ class Strategy:
 
     name = ""
     needs_all_losses = False  # as a balancer's
+    fills_arena = False  # whether `rows` are the gradients of the shared parameters themselves
 
     def __init__(self, reuse: int = 1) -> None:
         self.reuse = reuse
@@ -128,6 +129,7 @@ class Sequential(Strategy):
     """K backwards, each moved into its row while it is in the cache. Exact; works with everything."""
 
     name = "sequential"
+    fills_arena = True
 
     def writes(self, shared: Iterable[Tensor]) -> Iterable[Tensor]:
         return () if self.stale else shared
@@ -352,6 +354,7 @@ def layer_row(name: str, loss: Tensor, layer: Tensor) -> Tensor:
         _explain(error)
         raise
     if gradient is None:
+        leaves([loss])  # raises if a checkpoint hides the layer
         raise ValueError(
             f"`losses[{name!r}]` must reach the layer {list(layer.shape)} that is measured. Give another `layer`, one "
             "that all tasks share."
