@@ -13,6 +13,7 @@ from _asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
 from _inputs import layout, segmentation
 
 from fastmtl import balance, data, ops
+from fastmtl.ops import _small
 from fastmtl.ops.pcgrad import random_order
 from fastmtl.reference import combine, dice_bce, gram, pcgrad
 
@@ -75,6 +76,23 @@ def test_pcgrad_weights_small(K):
     torch.testing.assert_close(found, pcgrad.pcgrad_weights(G, order, False), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("K", [1, 2, 5, 16, 33, 64])
+def test_small_problems_small(K):
+    J = _gradients(K, 501, torch.float64)
+    J = J / J.norm(dim=1, keepdim=True)
+    C, ones = J @ J.T, torch.ones(K, dtype=torch.float64, device=DEVICE)
+    x = _small.nonnegative_qp((C + 1)[None], -ones[None], backend="triton")[0]
+    a = x / x.sum()
+    assert a @ C @ a - (C @ a).min() < 1e-10
+    y = _small.equilibrium(C, ones, 0.5, backend="triton")
+    torch.testing.assert_close(C @ y, y**-0.5, rtol=1e-7, atol=0)
+    eigenvalues, vectors = _small.eigh(C, backend="triton")
+    torch.testing.assert_close(vectors * eigenvalues @ vectors.T, C, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        vectors.T @ vectors, torch.eye(K, dtype=torch.float64, device=DEVICE), rtol=0, atol=1e-12
+    )
+
+
 def test_the_same_bits_from_run_to_run():
     J = _gradients(5, 1_000_003)
     input, target = (part.to(DEVICE) for part in segmentation((4, 1, 512, 512)))
@@ -82,18 +100,24 @@ def test_the_same_bits_from_run_to_run():
     assert_bit_equal([(ops.gram(J, backend="triton"), *loss_and_gradient(loss, input)) for _ in range(5)])
 
 
-def test_a_balanced_step_never_waits_for_the_device():
+@pytest.mark.parametrize("method", balance.list_balancers())
+def test_a_balanced_step_never_waits_for_the_device(method):
     encoder, heads = torch.nn.Linear(32, 64), torch.nn.ModuleList(torch.nn.Linear(64, n) for n in (1, 4))
     encoder, heads = encoder.to(DEVICE), heads.to(DEVICE)
     x, target = torch.randn(64, 32, device=DEVICE), torch.ones(64, 1, 1, 1, dtype=torch.uint8, device=DEVICE)
-    balancer = balance.PCGrad()
+    balancer, active = balance.create_balancer(method), torch.ones(2, dtype=torch.bool, device=DEVICE)
+
+    def losses() -> dict[str, torch.Tensor]:
+        z = encoder(x).relu()
+        return {"a": ops.dice_bce_loss(heads[0](z)[:, :, None, None], target), "b": heads[1](z).square().mean()}
 
     def step() -> None:
-        z = encoder(x).relu()
-        losses = {"a": ops.dice_bce_loss(heads[0](z)[:, :, None, None], target), "b": heads[1](z).square().mean()}
-        balancer.backward(losses, encoder.parameters())
+        balancer.backward(losses(), encoder.parameters(), active=active)
+        balancer.after_step(losses)
+        balancer.on_epoch()
 
     step()  # compiles
+    step()
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

@@ -90,11 +90,14 @@ def test_a_learning_rate_of_zero_learns_nothing():
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
-def test_stop_and_resume_is_bit_equal(tmp_path, stop_after):
-    whole = _trainer()
+@pytest.mark.parametrize(
+    ("stop_after", "balancer"),
+    [(1, "pcgrad"), (3, "pcgrad"), (4, "pcgrad"), (6, "pcgrad"), (5, "famo"), (5, "decay")],
+)
+def test_stop_and_resume_is_bit_equal(tmp_path, stop_after, balancer):
+    whole = _trainer(balancer=balancer)
     whole.fit(MemoryLoader())
-    first = _trainer(tmp_path)
+    first = _trainer(tmp_path, balancer=balancer)
     loader = MemoryLoader()
     step = first.step
 
@@ -106,7 +109,7 @@ def test_stop_and_resume_is_bit_equal(tmp_path, stop_after):
     first.step = counted
     with pytest.raises(Interrupted, match=f"step {stop_after}"):
         first.fit(loader)
-    second, fresh = _trainer(tmp_path), MemoryLoader()
+    second, fresh = _trainer(tmp_path, balancer=balancer), MemoryLoader()
     torch.manual_seed(123)
     second.resume(tmp_path / "last", fresh)
     record = second.fit(fresh)
@@ -131,6 +134,25 @@ def test_losses_of_a_resumed_epoch_cover_the_whole_epoch(tmp_path):
     second, fresh = _trainer(tmp_path, epochs=1), MemoryLoader()
     second.resume(tmp_path / "last", fresh)
     assert second.fit(fresh)["loss"] == whole["loss"]
+
+
+def test_a_second_look_is_at_the_same_batch_and_moves_nothing():
+    trainer, batch = _trainer(balancer="famo", lr=0.0), next(iter(MemoryLoader()))
+    looks = []
+    trainer.model.register_forward_hook(lambda *_: looks.append(1))
+    trainer.step(batch)
+    assert len(looks) == 2
+    counts = [value for name, value in trainer.model.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(count == 1 for count in counts)
+    # With a learning rate of 0 nothing has changed: only the decay moves xi, and it starts at 0.
+    assert (trainer.balancer.state_dict()["adam"][0] == 0).all()
+
+
+def test_epochs_are_told():
+    trainer = _trainer(balancer="decay")
+    trainer.fit(MemoryLoader(num_batches=1))
+    assert trainer.balancer.state_dict()["epochs"] == 2
 
 
 def _with_nan(batch, epoch, number):

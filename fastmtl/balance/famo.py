@@ -147,4 +147,6 @@ def _clip(parameters: Iterable[Tensor], max_norm: float, scale: Tensor | float) 
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if gradients:
         norm = torch.nn.utils.get_total_norm(gradients)
-        torch._foreach_mul_(gradients, (max_norm * scale / (norm + 1e-6 * scale)).clamp(max=1.0))
+        factor = (max_norm * scale / (norm + 1e-6 * scale)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)

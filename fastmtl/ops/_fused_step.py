@@ -117,13 +117,7 @@ def _tables(step: Step) -> tuple[Tensor, Tensor, Tensor | None, list[int], list[
     if step.J is None or step.w is None:
         return segments, groups, None, table, [0, 0, 0, 0, 0]
     w = step.w.to(step.moves[0].parameter.dtype).contiguous()
-    return (
-        segments,
-        groups,
-        w,
-        table,
-        [step.J.data_ptr(), element(step.J), step.J.shape[0], step.J.stride(0), w.data_ptr()],
-    )
+    return segments, groups, w, table, [step.J.data_ptr(), element(step.J), step.J.shape[0], step.J.stride(0), w.data_ptr()]
 
 
 def _squares_cpp(gradients: Sequence[Tensor]) -> Tensor:
