@@ -7,8 +7,8 @@ from .du_gate import DuGate as DuGate
 from .fair import FairGrad as FairGrad
 from .fair import NashMTL as NashMTL
 from .famo import FAMO as FAMO
-from .graddrop import GradDrop as GradDrop
 from .fused_step import FusedStep as FusedStep
+from .graddrop import GradDrop as GradDrop
 from .gradnorm import GradNorm as GradNorm
 from .gradvac import GradVac as GradVac
 from .linear import Linear as Linear
