@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 if TYPE_CHECKING:
     import torchmetrics
+    from torch.amp.grad_scaler import GradScaler
 
     from .models import Output
 
@@ -125,3 +126,20 @@ class Balancer(Protocol):
     def parameters(self) -> Iterable[Parameter]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Update(Protocol):
+    """From K losses to moved parameters: `PlainUpdate`, or the faster `balance.FusedStep`."""
+
+    def __call__(
+        self,
+        balancer: Balancer,
+        losses: Mapping[str, Tensor],
+        shared: Iterable[Parameter],
+        *,
+        scale: GradScaler | None = None,
+        active: Tensor | None = None,
+    ) -> Mapping[str, Tensor]:
+        """Afterwards no `.grad` is left. Returns what the balancer did, "gradient_norm" before clipping, and "skipped",
+        whether losses or gradients were not finite. With a GradScaler only its `update` is left to call."""
+        ...

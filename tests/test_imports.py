@@ -30,10 +30,11 @@ ALLOWED = {
     "run_folder": {"config", "errors"},
     "progress": set(),
     "inference": {"protocols"},
-    "trainer": {"protocols", "checkpoint", "config", "errors", "inference", "replay"},
+    "update": {"protocols"},
+    "trainer": {"update", "protocols", "checkpoint", "config", "errors", "inference", "replay"},
     "predict": {"data", "protocols", "run_folder"},
     "evaluation": {"metrics", "protocols"},
-    "build": {"config", "models", "names", "tasks", "balance", "data", "protocols"},
+    "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols"},
     "report": {"run_folder"},
     "doctor": {"ops", "run_folder"},
     "commands": {

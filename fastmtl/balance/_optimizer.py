@@ -1,4 +1,4 @@
-"""What the fused step reads of a torch optimizer: options, state in the parameters' memory order, and what it refuses."""
+"""What the fused step reads of a torch optimizer: options, state in the parameters' memory order; what it refuses."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _moment(state: dict[str, Any], name: str, parameter: Tensor) -> Tensor:
 
 
 def same_order(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape have their elements in one order in memory, without gaps between them or in both."""
+    """Whether two tensors of one shape have each element at the same place after their first one."""
     if a.layout != torch.strided:
         return False
     if a.stride() == b.stride():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 
-from fastmtl import ops
 from fastmtl.ops import _fused_step as kernel
 from fastmtl.ops._backends import check_backend
 
@@ -70,6 +70,18 @@ class FusedStep:
         self._sound: Tensor | None = None  # whether the losses of earlier micro-batches were finite
         self._counts: dict[Tensor, Tensor] = {}  # of SGD's dampened parameters that may not have made a step yet
 
+    @staticmethod
+    def why_not(optimizer: object) -> str | None:
+        """Why there is no fast step for `optimizer` here, in words; None where there is one."""
+        if reason := unsupported(optimizer):
+            return reason
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        kinds = {(parameter.device.type, parameter.dtype) for parameter in parameters}
+        if len(kinds) > 1:
+            return f"it holds parameters of {len(kinds)} devices or dtypes"
+        return kernel.why_slow(parameters[0])
+
     def __repr__(self) -> str:
         return f"FusedStep({type(self.optimizer).__name__}, clip_norm={self.clip_norm})"
 
@@ -87,7 +99,7 @@ class FusedStep:
 
         Args:
             balancer: any balancer; None takes the plain gradient of `losses`, a scalar or the sum of several.
-            losses, shared, last, active: as for `balancer.backward`; with last=False gradients add up and nothing moves.
+            losses, shared, last, active: as for `balancer.backward`; with last=False gradients add up, nothing moves.
             scale: the torch.amp.GradScaler itself, not its `scale`d losses: this scales, unscales and skips, and in
                 place of `scaler.step(optimizer)` leaves only `scaler.update()` to be called. Or a number or tensor
                 that the losses are multiplied by.
@@ -99,25 +111,23 @@ class FusedStep:
             RuntimeError: the GradScaler has unscaled or stepped this optimizer since its last update.
             TypeError, ValueError: as `balancer.backward`; parameters of several devices or dtypes, half precision.
         """
-        scaler, factor = None, scale
-        if isinstance(scale, GradScaler):
-            scaler = scale if scale.is_enabled() else None
-            factor = None if scaler is None else self._scale_of(scaler, losses)
+        scaler = scale if isinstance(scale, GradScaler) and scale.is_enabled() else None
+        factor = None if isinstance(scale, GradScaler) else scale
+        if scaler is not None:
+            factor = self._scale_of(scaler, losses)
         taken: dict[str, Tensor] = {}
 
         def take(rows: Rows) -> None:
             taken.update(self._finish(rows, factor, self._finite(losses)))
 
-        options = {"scale": factor, "last": last} | ({} if active is None else {"active": active})
+        options: dict[str, Any] = {"scale": factor, "last": last} | ({} if active is None else {"active": active})
         log: dict[str, Tensor] = {}
         try:
-            if isinstance(balancer, GradientBalancer):
-                with balancer.giving_rows(take):
-                    log = balancer.backward(losses, shared, **options)
-            elif balancer is not None:
-                log = balancer.backward(losses, shared, **options)
-            else:
+            if balancer is None:
                 _total(losses, factor).backward()
+            else:
+                with balancer.giving_rows(take) if isinstance(balancer, GradientBalancer) else nullcontext():
+                    log = balancer.backward(losses, shared, **options)
             self._sound = self._finite(losses)
             if not last:
                 return log
@@ -143,8 +153,8 @@ class FusedStep:
         if stage is not OptState.READY:
             what = "unscale_()" if stage is OptState.UNSCALED else "step(), or a FusedStep,"
             raise RuntimeError(
-                f"`scale`: {what} was called for this optimizer since the GradScaler's last update(). FusedStep scales, "
-                "unscales and steps by itself: call scaler.update() after each step, and nothing else of the scaler."
+                f"`scale`: {what} was called for this optimizer since the GradScaler's last update(). FusedStep "
+                "scales, unscales and steps by itself: call scaler.update() after each step, and nothing else of the scaler."
             )
         found = losses if isinstance(losses, Tensor) else next(iter(losses.values()), None)
         device = found.device if isinstance(found, Tensor) else "cpu"

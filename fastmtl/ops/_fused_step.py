@@ -11,7 +11,7 @@ from torch import Tensor
 from fastmtl.reference import combine
 from fastmtl.reference import fused_step as reference
 
-from ._backends import Implementation, choose, extension, register
+from ._backends import Implementation, choose, extension, missing, register
 from ._pointers import address, element, num_threads
 
 DTYPES = (torch.float32, torch.float64)
@@ -83,6 +83,15 @@ def take_step(step: Step, backend: str = "auto") -> None:
     torch.autograd.graph.increment_version([move.parameter for move in step.moves])
 
 
+def why_slow(parameter: Tensor) -> str | None:
+    """Why no compiled backend takes tensors like this one; None where one does."""
+    device = parameter.device.type
+    backend = {"cpu": "cpp", "cuda": "cuda"}.get(device)
+    if backend is None or parameter.dtype not in DTYPES:
+        return f"it takes float32 and float64 on a CPU or an NVIDIA GPU; got {parameter.dtype} on {device}"
+    return missing(backend)
+
+
 def _pack(rows: Iterable[tuple[int, ...]]) -> Tensor:
     return torch.tensor(list(rows), dtype=torch.int64)
 
@@ -117,7 +126,13 @@ def _tables(step: Step) -> tuple[Tensor, Tensor, Tensor | None, list[int], list[
     if step.J is None or step.w is None:
         return segments, groups, None, table, [0, 0, 0, 0, 0]
     w = step.w.to(step.moves[0].parameter.dtype).contiguous()
-    return segments, groups, w, table, [step.J.data_ptr(), element(step.J), step.J.shape[0], step.J.stride(0), w.data_ptr()]
+    return (
+        segments,
+        groups,
+        w,
+        table,
+        [step.J.data_ptr(), element(step.J), step.J.shape[0], step.J.stride(0), w.data_ptr()],
+    )
 
 
 def _squares_cpp(gradients: Sequence[Tensor]) -> Tensor:
