@@ -125,12 +125,8 @@ def grad_scaler(method: str) -> None:
 
 @pytest.fixture(scope="module")
 def compiled() -> Model:
-    torch._dynamo.reset()
     model = Model()
-    with torch._functorch.config.patch(donated_buffer=False):
-        model.compiled = torch.compile(model.encoder, fullgraph=True, backend="aot_eager")
-        sum(losses_of(model, inputs(), model.compiled(inputs())).values()).backward()
-    model.zero_grad()
+    model.compiled = torch.compile(model.encoder, fullgraph=True, backend="aot_eager")
     return model
 
 
@@ -139,13 +135,12 @@ def compiled_encoder(method: str, compiled: Model) -> None:
     expected = after(method, [plain(1), plain(2)])
     balancer = balance.create_balancer(method)
     found = []
-    with torch._functorch.config.patch(donated_buffer=False):
-        for seed in (1, 2):
-            compiled.zero_grad()
-            x = inputs(seed=seed)
-            log = balancer.backward(losses_of(compiled, x, compiled.compiled(x)), shared(compiled))
-            found.append([*gradients(compiled), log["weights"]])
-            balancer.after_step(lambda: losses_of(compiled, inputs()))
+    for seed in (1, 2):
+        compiled.zero_grad()
+        x = inputs(seed=seed)
+        log = balancer.backward(losses_of(compiled, x, compiled.compiled(x)), shared(compiled))
+        found.append([*gradients(compiled), log["weights"]])
+        balancer.after_step(lambda: losses_of(compiled, inputs()))
     equal(found, expected)
 
 
@@ -297,7 +292,7 @@ def table() -> str:
             note = EXCEPTIONS.get((method, name))
             row.append(mark if note is None else f"({notes.index(note) + 1})")
         lines.append(f"| `{method}` | " + " | ".join(row) + " |")
-    return "\n".join([*lines, "", *(f"({number}) {note}.  " for number, note in enumerate(notes, 1))])
+    return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1))])
 
 
 def test_the_docs_show_this_table():

@@ -140,15 +140,13 @@ def test_batched_names_inductors_backward():
 def test_compiled_encoder(strategy):
     """Of what a compiler makes: aot_eager's backward is torch ops, which vmap; Inductor's is not (the test below)."""
     model, x, results = Model(), inputs(), []
-    torch._dynamo.reset()
-    with torch._functorch.config.patch(donated_buffer=False):
-        for encoder in (model.encoder, torch.compile(model.encoder, fullgraph=True, backend="aot_eager")):
-            model.zero_grad()
-            z = encoder(x)
-            z = balance.cut(z) if strategy == "features" else z
-            extra = {"features": z} if strategy == "features" else {}
-            balance.PCGrad().use(strategy).backward(model.losses(x, z), model.encoder.parameters(), **extra)
-            results.append(all_gradients(model))
+    for encoder in (model.encoder, torch.compile(model.encoder, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        z = encoder(x)
+        z = balance.cut(z) if strategy == "features" else z
+        extra = {"features": z} if strategy == "features" else {}
+        balance.PCGrad().use(strategy).backward(model.losses(x, z), model.encoder.parameters(), **extra)
+        results.append(all_gradients(model))
     torch.testing.assert_close(*results, **CLOSE)
 
 
@@ -316,3 +314,23 @@ def test_errors_about_strategies():
         balance.create_balancer("linear", strategy="batched")
     with pytest.raises(ValueError, match="unknown `strategy`"):
         balance.create_balancer("pcgrad", strategy="none")
+
+
+@pytest.mark.parametrize("options", [{"strategy": "batched"}, {"strategy": "last_layer"}, {"reuse": 2}], ids=str)
+def test_the_fused_step_knows_what_a_strategy_leaves(options):
+    """Rows in the arena, or a gradient in `.grad`: the parameters move alike."""
+    results = []
+    for fused in (False, True):
+        model, balancer = Model(), balance.create_balancer("pcgrad", **options)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = balance.FusedStep(optimizer)
+        for seed in range(3):
+            found = model.losses(inputs(seed=seed))
+            if fused:
+                step(balancer, found, model.encoder.parameters())
+            else:
+                optimizer.zero_grad()
+                balancer.backward(found, model.encoder.parameters())
+                optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*results, **CLOSE)
