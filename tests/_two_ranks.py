@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -16,7 +17,7 @@ from _loop import Model, inputs
 from torch import Tensor, nn
 
 from fastmtl import balance
-from fastmtl.balance import distributed
+from fastmtl.balance import distributed, ranks
 
 RANKS, TASKS = 2, "abc"
 CUTS = ((0, 5), (5, 9))  # samples of each rank: unequal
@@ -135,6 +136,8 @@ def cases(rank: int) -> dict[str, object]:
         found[f"resume-{name}"] = resume(name, rank)
     found["ddp"] = ddp(rank)
     found["earlier"] = earlier(rank)
+    found["fused"] = fused(rank)
+    found["spoilt"] = spoilt(rank)
     for name in ("pcgrad", "mgda", "cagrad", "db_mtl", "linear", "uncertainty", "famo"):
         found[f"fsdp-{name}"] = fsdp(name, rank)
     found["traffic"] = {method: traffic(method) for method in distributed.METHODS}
@@ -205,6 +208,41 @@ def earlier(rank: int) -> dict[str, object]:
     return {"ours": results[0], "alone": results[1]}
 
 
+def fused(rank: int) -> dict[str, object]:
+    """Three steps of FusedStep, and of a copy of the balancer, which is alone."""
+    results = []
+    for alone in (False, True):
+        model, balancer = Model(), balance.PCGrad()
+        if not alone:
+            balancer.distribute(model)
+            assert deepcopy(balancer)._ranks.size == 1
+        step = balance.FusedStep(torch.optim.SGD(model.parameters(), lr=0.05), clip_norm=0.5)
+        x, present = inputs(n=9), labelled()
+        mine = slice(None) if alone else slice(*CUTS[rank])
+        for _ in range(3):
+            losses = means(model, x[mine], present[mine])
+            losses = losses if alone else balance.global_losses(losses, present[mine].sum(0))
+            step(balancer, losses, model.encoder.parameters())
+        results.append({"parameters": torch.cat([p.detach().flatten() for p in model.parameters()])})
+    return {"ours": results[0], "alone": results[1]}
+
+
+def spoilt(rank: int) -> dict[str, Tensor]:
+    """A NaN on one rank, then a good step."""
+    model, balancer = Model(), balance.GradVac()
+    balancer.distribute(model)
+    x, present = inputs(n=9), labelled()
+    found = {}
+    for name in ("bad", "good"):
+        model.zero_grad()
+        losses = means(model, x, present)
+        if name == "bad" and rank == 0:
+            losses["b"] = losses["b"] * float("nan")
+        balancer.backward(losses, model.encoder.parameters())
+        found[name] = torch.cat([p.grad.flatten() for p in model.encoder.parameters()])
+    return found
+
+
 def fsdp(name: str, rank: int) -> dict[str, object]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -227,8 +265,8 @@ def traffic(method: str) -> dict[str, int]:
     losses = means(model, inputs(n=9), labelled())
     originals = {
         "all_reduce": dist.all_reduce,
-        "reduce_scatter": distributed._collective("reduce_scatter_single"),
-        "all_gather": distributed._collective("all_gather_single"),
+        "reduce_scatter": ranks.collective("reduce_scatter_single"),
+        "all_gather": ranks.collective("all_gather_single"),
     }
 
     def counting(name):

@@ -94,6 +94,18 @@ def test_gradients_from_before_the_step_are_added_to(results):
     assert results[0]["earlier"]["ours"]["missing"].sum() == 2
 
 
+def test_the_fused_step(results):
+    check(results, "fused")
+
+
+def test_a_loss_that_is_no_number_on_one_rank_is_none_on_any(results):
+    """So that all ranks skip the step, and remember nothing of it."""
+    for rank in results:
+        assert not rank["spoilt"]["bad"].isfinite().any()
+        assert rank["spoilt"]["good"].isfinite().all()
+    assert torch.equal(*(rank["spoilt"]["good"] for rank in results))
+
+
 def test_traffic(results):
     """Numbers handed over for P shared parameters and K tasks; an all-reduce sends each of them twice."""
     K = 3

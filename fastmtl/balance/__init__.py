@@ -1,5 +1,6 @@
 """Balancers of tasks: from K losses to one gradient. Each works in any loop, without the trainer."""
 
+from .approximate import cut as cut
 from .averaged import DBMTL as DBMTL
 from .averaged import MoCo as MoCo
 from .cagrad import CAGrad as CAGrad
@@ -25,7 +26,6 @@ from .sdmgrad import SDMGrad as SDMGrad
 from .spectral import IMTLG as IMTLG
 from .spectral import AlignedMTL as AlignedMTL
 from .spectral import ConFIG as ConFIG
-from .strategies import cut as cut
 from .uncertainty import GLS as GLS
 from .uncertainty import IMTLL as IMTLL
 from .uncertainty import Uncertainty as Uncertainty

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastmtl import ops
 
+from ._autograd import last_layer, layer_row
 from ._gramian import gramian
 from .base import LossBalancer, values
-from .strategies import last_layer, layer_row
 
 _SMALLEST = 1e-3  # of the mean weight: the closed form changes its sign for w < 0
 
