@@ -2,7 +2,7 @@
 
 #include <cstdlib>
 
-#include "rows.hpp"
+#include "weighted_sum.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
@@ -16,34 +16,6 @@ constexpr std::int64_t kLanes = 8;
 template <typename T>
 inline T* at(std::int64_t address) {
   return reinterpret_cast<T*>(static_cast<std::uintptr_t>(address));
-}
-
-// a * b + c, rounded as `combine` rounds it on this instruction set.
-inline float fused(float a, float b, float c) {
-#if defined(__FP_FAST_FMAF)
-  return __builtin_fmaf(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-inline double fused(double a, double b, double c) {
-#if defined(__FP_FAST_FMA)
-  return __builtin_fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-// g = factor * sum over k of w_k J_k at `n` columns.
-template <typename T, typename Real>
-inline void weighted_sum(const T* J, std::int64_t K, std::int64_t row_stride, const Real* w, Real factor, Real* g,
-                         std::int64_t n) {
-  for (std::int64_t c = 0; c < n; ++c) g[c] = w[0] * widen(J[c]);
-  for (std::int64_t k = 1; k < K; ++k) {
-    const T* row = J + k * row_stride;
-    for (std::int64_t c = 0; c < n; ++c) g[c] = fused(w[k], static_cast<Real>(widen(row[c])), g[c]);
-  }
-  for (std::int64_t c = 0; c < n; ++c) g[c] = factor * g[c];
 }
 
 enum class Kind { adamw, adam, nesterov, momentum, descend };
@@ -75,7 +47,8 @@ void move_range(const Step& step, const Segment& segment, const Coefficients<Rea
   const auto block = [&](std::int64_t i, std::int64_t n) {
     Real g[kBlock];
     if (gradient == nullptr) {
-      weighted_sum(J + i, step.K, step.row_stride, w, factor, g, n);
+      weighted_sum(J + i, step.K, step.row_stride, w, g, n);
+      for (std::int64_t e = 0; e < n; ++e) g[e] = factor * g[e];
     } else {
       for (std::int64_t e = 0; e < n; ++e) g[e] = factor * gradient[i + e];
     }

@@ -1,7 +1,7 @@
-"""The training loop: outputs -> losses -> update (balancer.backward -> clip -> optimizer.step), and nothing of any paper.
+"""The training loop: outputs -> losses -> update (backward, clip, step), and nothing of any paper.
 
-With the fused step, or torch's fused optimizers, a step never waits for the device. What goes wrong there (a NaN loss, an infinite
-gradient) makes the optimizer skip the step on the device, and is raised, by task, at the next look
+With the fused step, or torch's fused optimizers, a step never waits for the device. What goes wrong there (a NaN loss,
+an infinite gradient) makes the optimizer skip the step on the device, and is raised, by task, at the next look
 (`TrainingConfig.log_every`).
 """
 

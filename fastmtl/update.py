@@ -1,4 +1,4 @@
-"""The end of a training step, from losses to moved parameters, for any optimizer. `balance.FusedStep` is the faster one."""
+"""The end of a training step, from losses to moved parameters, for any optimizer; `balance.FusedStep` is faster."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from fastmtl.ops._backends import check_backend
 from ._optimizer import StepGuard, read_groups, same_order, state_of, unsupported
 from .base import GradientBalancer, Rows, values
 
+T = TypeVar("T")
 _EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
 
@@ -78,9 +79,10 @@ class FusedStep:
         assert isinstance(optimizer, torch.optim.Optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         kinds = {(parameter.device.type, parameter.dtype) for parameter in parameters}
-        if len(kinds) > 1:
-            return f"it holds parameters of {len(kinds)} devices or dtypes"
-        return kernel.why_slow(parameters[0])
+        if len({device for device, _ in kinds}) > 1:
+            return "it holds parameters of several devices"
+        reasons = (kernel.why_slow(device, dtype) for device, dtype in kinds)
+        return next((reason for reason in reasons if reason), None)
 
     def __repr__(self) -> str:
         return f"FusedStep({type(self.optimizer).__name__}, clip_norm={self.clip_norm})"
@@ -109,7 +111,7 @@ class FusedStep:
 
         Raises:
             RuntimeError: the GradScaler has unscaled or stepped this optimizer since its last update.
-            TypeError, ValueError: as `balancer.backward`; parameters of several devices or dtypes, half precision.
+            TypeError, ValueError: as `balancer.backward`; parameters of several devices or of half precision.
         """
         scaler = scale if isinstance(scale, GradScaler) and scale.is_enabled() else None
         factor = None if isinstance(scale, GradScaler) else scale
@@ -127,7 +129,7 @@ class FusedStep:
                 _total(losses, factor).backward()
             else:
                 with balancer.giving_rows(take) if isinstance(balancer, GradientBalancer) else nullcontext():
-                    log = balancer.backward(losses, shared, **options)
+                    log = balancer.backward(losses, shared, **options)  # type: ignore[arg-type]
             self._sound = self._finite(losses)
             if not last:
                 return log
@@ -154,7 +156,7 @@ class FusedStep:
             what = "unscale_()" if stage is OptState.UNSCALED else "step(), or a FusedStep,"
             raise RuntimeError(
                 f"`scale`: {what} was called for this optimizer since the GradScaler's last update(). FusedStep "
-                "scales, unscales and steps by itself: call scaler.update() after each step, and nothing else of the scaler."
+                "does the scaler's part itself: call scaler.update() after each step, and nothing else of the scaler."
             )
         found = losses if isinstance(losses, Tensor) else next(iter(losses.values()), None)
         device = found.device if isinstance(found, Tensor) else "cpu"
@@ -178,21 +180,21 @@ class FusedStep:
         gradients = [move.gradient for move in moves if isinstance(move.gradient, Tensor)]
         _check_alike([move.parameter for move in moves])
         square = torch.zeros((), dtype=torch.float64, device=sound.device)
-        if gradients:
-            square = square + kernel.sum_of_squares(gradients, self._backend)
+        for same in _by_dtype(gradients, lambda gradient: gradient.dtype):
+            square = square + kernel.sum_of_squares(same, self._backend)
         J = w = None
         if rows is not None and columns:
             J, w, own, largest = rows.update()
             square = square + own
             # No sum in the kernel can overflow: every one is at most this.
-            sound = sound & (largest < torch.finfo(moves[0].parameter.dtype).max)
+            sound = sound & (largest < torch.finfo(w.dtype).max)
         factor = torch.ones_like(square) if scale is None else 1.0 / torch.as_tensor(scale).double()
         norm = square.sqrt() * factor
         skipped = ~(norm.isfinite() & sound)
         if self.clip_norm:
             factor = factor * (self.clip_norm / (norm + _EPS)).clamp(max=1.0)
-        if moves:
-            kernel.take_step(kernel.Step(moves, groups, factor, skipped.float(), J, w), self._backend)
+        for same in _by_dtype(moves, lambda move: move.parameter.dtype):
+            kernel.take_step(kernel.Step(same, groups, factor, skipped.float(), J, w), self._backend)
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -233,9 +235,15 @@ def _total(losses: Mapping[str, Tensor] | Tensor, scale: Tensor | float | None) 
 
 def _check_alike(parameters: list[Tensor]) -> None:
     kinds = {(str(parameter.device), parameter.dtype) for parameter in parameters}
-    if len(kinds) > 1 or any(dtype not in kernel.DTYPES for _, dtype in kinds):
+    if len({device for device, _ in kinds}) > 1 or any(dtype not in kernel.DTYPES for _, dtype in kinds):
         found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
         raise ValueError(
-            f"`optimizer` must hold parameters of one device, all float32 or all float64; got {found}. Use autocast "
-            "with float32 parameters, or balancer.backward(...) and optimizer.step()."
+            f"`optimizer` must hold float32 or float64 parameters of one device; got {found}. Use autocast with "
+            "float32 parameters, or balancer.backward(...) and optimizer.step()."
         )
+
+
+def _by_dtype(items: Sequence[T], dtype_of: Callable[[T], torch.dtype]) -> list[list[T]]:
+    """One call of a kernel knows one dtype."""
+    parts = ([item for item in items if dtype_of(item) == dtype] for dtype in kernel.DTYPES)
+    return [part for part in parts if part]

@@ -83,12 +83,11 @@ def take_step(step: Step, backend: str = "auto") -> None:
     torch.autograd.graph.increment_version([move.parameter for move in step.moves])
 
 
-def why_slow(parameter: Tensor) -> str | None:
-    """Why no compiled backend takes tensors like this one; None where one does."""
-    device = parameter.device.type
+def why_slow(device: str, dtype: torch.dtype) -> str | None:
+    """Why no compiled backend takes tensors of this kind; None where one does."""
     backend = {"cpu": "cpp", "cuda": "cuda"}.get(device)
-    if backend is None or parameter.dtype not in DTYPES:
-        return f"it takes float32 and float64 on a CPU or an NVIDIA GPU; got {parameter.dtype} on {device}"
+    if backend is None or dtype not in DTYPES:
+        return f"it takes float32 and float64 on a CPU or an NVIDIA GPU; got {dtype} on {device}"
     return missing(backend)
 
 
@@ -101,7 +100,7 @@ def _segments(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _tables(step: Step) -> tuple[Tensor, Tensor, Tensor | None, list[int], list[int]]:
-    """Segments int64 [n, 8], groups float64 [G, 7], w, and the two lists the extension takes; keep the tensors alive."""
+    """Segments int64 [n, 8], groups float64 [G, 7] and w, to be kept alive, and the two lists the extension takes."""
     wide = step.moves[0].parameter.dtype == torch.float64
     segments = _pack(
         (
@@ -126,13 +125,8 @@ def _tables(step: Step) -> tuple[Tensor, Tensor, Tensor | None, list[int], list[
     if step.J is None or step.w is None:
         return segments, groups, None, table, [0, 0, 0, 0, 0]
     w = step.w.to(step.moves[0].parameter.dtype).contiguous()
-    return (
-        segments,
-        groups,
-        w,
-        table,
-        [step.J.data_ptr(), element(step.J), step.J.shape[0], step.J.stride(0), w.data_ptr()],
-    )
+    J = step.J
+    return segments, groups, w, table, [J.data_ptr(), element(J), J.shape[0], J.stride(0), w.data_ptr()]
 
 
 def _squares_cpp(gradients: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Definition of the fused step's arithmetic: one parameter's step, each operation rounded to the parameter's dtype.
 
-Numbers are float64 until the formula meets a tensor: p, g, m, v have one shape and dtype, and `t` (steps taken with this
-one), `lr`, `factor` are numbers or float64 tensors of one element. All functions return new tensors.
+Numbers are float64 until the formula meets a tensor: p, g, m, v have one shape and dtype, and `t` (steps taken with
+this one), `lr`, `factor` are numbers or float64 tensors of one element. All functions return new tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def adam(
         g = g + p * _to(weight_decay, p)
     m = m + (g - m) * _to(1 - beta1, p)
     v = v * _to(beta2, p) + (g * g) * _to(1 - beta2, p)
-    return p - (m / (v.sqrt() * _to(root, p) + _to(eps, p))) * _to(rate, p), m, v
+    size = v.double().sqrt().to(v.dtype)  # torch's own float32 square root is one bit off in one of five
+    return p - (m / (size * _to(root, p) + _to(eps, p))) * _to(rate, p), m, v
 
 
 def sgd(
