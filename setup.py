@@ -1,10 +1,15 @@
 """Builds the one compiled extension, `fastmtl._C`; everything else is in pyproject.toml.
 
 Files named `*_cpu.cpp` hold kernels and are compiled once per instruction set, into one extension that picks at
-load (csrc/isa.hpp). No torch header or library is involved, so one build serves every torch.
+load (csrc/isa.hpp); those named `*_exact_cpu.cpp` round every operation as it is written. `*.cu` are compiled where
+there is nvcc; without it the extension has no CUDA kernels. No torch header or library is involved, so one build serves
+every torch.
 """
 
+import os
 import platform
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,12 +21,25 @@ CSRC = Path("csrc")
 COMMON = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-g0"]
 # -ffast-math as a link flag would flip flush-to-zero for the whole process, and -ffinite-math-only would hide NaNs:
 # these are the parts of it that only free the order of operations, on the kernel files alone.
-KERNEL = ["-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"]
-KERNEL += ["-freciprocal-math", "-ffp-contract=fast"]
+KERNEL = ["-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+RELAXED = [*KERNEL, "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math", "-ffp-contract=fast"]
+EXACT = [*KERNEL, "-ffp-contract=off"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 X86 = {"baseline": [], "avx2": AVX2, "avx512": [*AVX2, *AVX512]}
 INSTRUCTION_SETS = X86 if platform.machine().lower() in ("x86_64", "amd64") else {"baseline": []}
+# Hopper's own code, and PTX that the driver compiles for any other GPU since Ampere.
+NVCC = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC += ["-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_80,code=compute_80"]
+
+
+def find_nvcc() -> Path | None:
+    """CUDA_HOME's, else the one on the path; FASTMTL_CUDA=0 builds without."""
+    if os.environ.get("FASTMTL_CUDA") == "0":
+        return None
+    found = shutil.which("nvcc", path=str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"))
+    found = found or shutil.which("nvcc")
+    return Path(found).resolve() if found else None
 
 
 class BuildPerInstructionSet(build_ext):
@@ -34,10 +52,12 @@ class BuildPerInstructionSet(build_ext):
     def build_extension(self, ext: Extension) -> None:
         kernels = [source for source in ext.sources if source.endswith("_cpu.cpp")]
         others = [source for source in ext.sources if source not in kernels]
-        jobs = [(others, "plain", COMMON)]
+        nvcc = find_nvcc()
+        jobs = [(others, "plain", COMMON + ["-DFASTMTL_CUDA"] * (nvcc is not None))]
         for isa, flags in INSTRUCTION_SETS.items():
-            define = [f"-DFASTMTL_ISA={isa}"]
-            jobs += [([kernel], isa, COMMON + KERNEL + flags + define) for kernel in kernels]
+            for kernel in kernels:
+                rounding = EXACT if kernel.endswith("_exact_cpu.cpp") else RELAXED
+                jobs.append(([kernel], isa, [*COMMON, *rounding, *flags, f"-DFASTMTL_ISA={isa}"]))
 
         def compile_one(job: tuple[list[str], str, list[str]]) -> list[str]:
             sources, folder, flags = job
@@ -51,9 +71,21 @@ class BuildPerInstructionSet(build_ext):
 
         with ThreadPoolExecutor(self.parallel or 2) as pool:
             objects = [name for names in pool.map(compile_one, jobs) for name in names]
+        libraries = []
+        if nvcc is not None:
+            objects += [self.compile_cuda(nvcc, source) for source in sorted(CSRC.glob("*.cu"))]
+            # Static: an extension without CUDA's shared libraries loads on machines that have none.
+            lib = next(path for name in ("lib64", "lib") if (path := nvcc.parents[1] / name).is_dir())
+            libraries = [f"-L{lib}", "-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt"]
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=["-pthread"])
+        self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=[*libraries, "-pthread"])
+
+    def compile_cuda(self, nvcc: Path, source: Path) -> str:
+        made = Path(self.build_temp) / "cuda" / f"{source.stem}.o"
+        made.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([str(nvcc), *NVCC, f"-I{CSRC}", "-c", str(source), "-o", str(made)], check=True)
+        return str(made)
 
 
 setup(

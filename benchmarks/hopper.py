@@ -335,6 +335,44 @@ KERNELS = [
     _assignment(256, 1, "*fp64"),
     _assignment(1024, 8, "*fp32"),
     *[_points(maps) for maps in ("*fp32", "*bf16", "*u8")],
+    # The small problems of the balancing methods: K x K numbers, so no wide loads. More than 32 tasks do not fit the
+    # registers of one block, which then spills to the cache: slower, and not held to this list.
+    *[
+        Kernel(
+            "nonnegative_qp_triton",
+            "nonnegative_qp_kernel",
+            {"H": "*fp64", "q": "*fp64", "out": "*fp64", "K": "i32"},
+            {"SIZE": size, "ITERATIONS": 40},
+            wide_loads=0,
+            num_warps=4 if size == 32 else 1,
+            label=str(size),
+        )
+        for size in (4, 16, 32)
+    ],
+    *[
+        Kernel(
+            "equilibrium_triton",
+            "equilibrium_kernel",
+            {"C": "*fp64", "r": "*fp64", "power": "*fp64", "out": "*fp64", "K": "i32"},
+            {"SIZE": size, "ITERATIONS": 150, "HALVINGS": 8},
+            wide_loads=0,
+            num_warps=4 if size == 32 else 1,
+            label=str(size),
+        )
+        for size in (4, 16, 32)
+    ],
+    *[
+        Kernel(
+            "eigh_triton",
+            "eigh_kernel",
+            {"A": "*fp64", "V": "*fp64", "N": "i32"},
+            {"SIZE": size, "SWEEPS": 12},
+            wide_loads=0,
+            num_warps=4 if size == 32 else 1,
+            label=str(size),
+        )
+        for size in (4, 16, 32)
+    ],
 ]
 
 

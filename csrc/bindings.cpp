@@ -6,18 +6,26 @@
 #include <array>
 #include <cstdint>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 #include "assignment.hpp"
 #include "combine.hpp"
 #include "dice_bce.hpp"
-#include "focal.hpp"
 #include "dice_ce.hpp"
+#include "equilibrium.hpp"
+#include "focal.hpp"
+#include "fused_step.hpp"
 #include "gram.hpp"
 #include "isa.hpp"
+#include "nonnegative_qp.hpp"
 #include "nt_xent.hpp"
 #include "pcgrad.hpp"
 #include "points.hpp"
 #include "regression.hpp"
+#if defined(FASTMTL_CUDA)
+#include "fused_step_cuda.hpp"
+#endif
 
 namespace py = pybind11;
 
@@ -76,6 +84,25 @@ fastmtl::RegressionProblem regression_problem(const std::array<std::int64_t, 3>&
           static_cast<fastmtl::Error>(error), static_cast<float>(beta)};
 }
 
+// (segments, n, groups, wide) and (J, element type, K, row stride, w), as `_fused_step.py` in fastmtl/ops makes them.
+fastmtl::Step fused_problem(const std::array<std::int64_t, 4>& table, const std::array<std::int64_t, 5>& rows) {
+  return {pointer<const fastmtl::Segment>(static_cast<std::uintptr_t>(table[0])),
+          table[1],
+          pointer<const fastmtl::Group>(static_cast<std::uintptr_t>(table[2])),
+          table[3] != 0,
+          pointer<const void>(static_cast<std::uintptr_t>(rows[0])),
+          static_cast<fastmtl::Element>(rows[1]),
+          rows[2],
+          rows[3],
+          pointer<const void>(static_cast<std::uintptr_t>(rows[4]))};
+}
+
+#if defined(FASTMTL_CUDA)
+void check_cuda(int error) {
+  if (error != 0) throw std::runtime_error(std::string("CUDA: ") + fastmtl::cuda_message(error));
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -115,6 +142,54 @@ PYBIND11_MODULE(_C, m) {
                                         pointer<double>(w));
       },
       py::call_guard<py::gil_scoped_release>(), "w [K] float64; False where `order` names a task that is not there.");
+  m.def(
+      "nonnegative_qp",
+      [](std::uintptr_t H, std::uintptr_t q, std::int64_t B, std::int64_t K, std::uintptr_t x) {
+        fastmtl::nonnegative_qp(pointer<const double>(H), pointer<const double>(q), B, K, pointer<double>(x));
+      },
+      py::call_guard<py::gil_scoped_release>(), "x [B, K] float64, the minima of x^T H x / 2 + q^T x over x >= 0.");
+  m.def(
+      "equilibrium",
+      [](std::uintptr_t C, std::uintptr_t r, double p, std::int64_t K, std::uintptr_t y) {
+        fastmtl::equilibrium(pointer<const double>(C), pointer<const double>(r), p, K, pointer<double>(y));
+      },
+      py::call_guard<py::gil_scoped_release>(), "y [K] float64 > 0 with C y = r / y^p.");
+  m.def(
+      "sum_of_squares",
+      [](std::uintptr_t segments, std::int64_t n, bool wide, std::uintptr_t sum, int num_threads) {
+        const bool done = FASTMTL_DISPATCH(sum_of_squares)(pointer<const fastmtl::Segment>(segments), n, wide,
+                                                           pointer<double>(sum), num_threads);
+        if (!done) throw std::bad_alloc();
+      },
+      py::call_guard<py::gil_scoped_release>(), "sum += the squares of the segments' gradients.");
+  m.def(
+      "fused_step",
+      [](const std::array<std::int64_t, 4>& table, const std::array<std::int64_t, 5>& rows, double factor,
+         int num_threads) { FASTMTL_DISPATCH(fused_step)(fused_problem(table, rows), factor, num_threads); },
+      py::call_guard<py::gil_scoped_release>(), "Combine, scale by `factor` and step; see fused_step.hpp.");
+#if defined(FASTMTL_CUDA)
+  m.attr("cuda") = true;
+  m.def(
+      "sum_of_squares_cuda",
+      [](std::uintptr_t segments, std::int64_t n, bool wide, std::uintptr_t partials, std::uintptr_t sum,
+         std::uintptr_t stream) {
+        check_cuda(fastmtl::sum_of_squares_cuda(pointer<const fastmtl::Segment>(segments), n, wide,
+                                                pointer<double>(partials), pointer<double>(sum),
+                                                pointer<void>(stream)));
+      },
+      py::call_guard<py::gil_scoped_release>(), "sum = the squares of the segments' gradients; see fused_step_cuda.hpp.");
+  m.def(
+      "fused_step_cuda",
+      [](const std::array<std::int64_t, 4>& table, const std::array<std::int64_t, 5>& rows, std::uintptr_t rates,
+         std::uintptr_t factor, std::uintptr_t skip, std::uintptr_t stream) {
+        check_cuda(fastmtl::fused_step_cuda(fused_problem(table, rows), pointer<const float* const>(rates),
+                                            pointer<const double>(factor), pointer<const float>(skip),
+                                            pointer<void>(stream)));
+      },
+      py::call_guard<py::gil_scoped_release>(), "As fused_step; see fused_step_cuda.hpp.");
+#else
+  m.attr("cuda") = false;
+#endif
   m.def(
       "dice_bce_forward",
       [](const std::array<std::int64_t, 4>& shape, const View& logits, const View& target, const View& mask,

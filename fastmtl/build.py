@@ -16,8 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from . import balance, data, models
 from .config import ConfigError, Recipe
 from .names import check_options
-from .protocols import Balancer, Task
+from .protocols import Balancer, Task, Update
 from .tasks import check_task, create_task
+from .update import PlainUpdate
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,17 @@ def build_optimizer(recipe: Recipe, model: nn.Module, balancer: Balancer) -> tor
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.lr, fused=True)
+
+
+def build_update(recipe: Recipe, optimizer: torch.optim.Optimizer) -> Update:
+    """The fused step where `training.fused_step` asks for it, or allows it and the optimizer and device can."""
+    config = recipe.training
+    reason = balance.FusedStep.why_not(optimizer)
+    if config.fused_step is True and reason:
+        raise ConfigError(f"recipe {recipe.name}: training.fused_step cannot be true: {reason}.")
+    if config.fused_step is False or reason:
+        return PlainUpdate(optimizer, config.clip_norm)
+    return balance.FusedStep(optimizer, clip_norm=config.clip_norm)
 
 
 def build_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, num_steps: int) -> LambdaLR:

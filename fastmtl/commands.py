@@ -87,6 +87,7 @@ def _run(
         optimizer,
         recipe.training,
         device=device,
+        update=build.build_update(recipe, optimizer),
         scheduler=scheduler,
         folder=run.checkpoints,
         observers=[run, progress],

@@ -84,6 +84,8 @@ class TrainingConfig:
     """auto: bfloat16 autocast where the processor multiplies it in hardware, else float32."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
+    fused_step: Literal["auto", True, False] = "auto"
+    """Combine, clip and step in one pass (balance.FusedStep); auto: where the optimizer and the device support it."""
     patience: int = 0
     """Stop after this many epochs without a better validation score; 0 never stops early."""
     log_every: int = 20

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 if TYPE_CHECKING:
     import torchmetrics
+    from torch.amp.grad_scaler import GradScaler
 
     from .models import Output
 
@@ -99,6 +100,8 @@ class Task(Protocol):
 class Balancer(Protocol):
     """Turns K losses into one `.grad` per parameter."""
 
+    looks_twice: bool  # whether `after_step` wants the losses again; False spares remembering the random state
+
     def backward(
         self,
         losses: Mapping[str, Tensor],
@@ -106,14 +109,37 @@ class Balancer(Protocol):
         *,
         scale: Tensor | None = None,
         last: bool = True,
+        active: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Leave `.grad` on every parameter and return what was done, for the log."""
         ...
 
     def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Called after the optimizer's step; `reevaluate` gives the losses on the same batch again."""
+        """Called after the optimizer's step; `reevaluate` gives the losses on the same batch again, under the same
+        random state and without moving running statistics (`replay.Replay`)."""
+        ...
+
+    def on_epoch(self) -> None:
+        """Called at the end of every epoch."""
         ...
 
     def parameters(self) -> Iterable[Parameter]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Update(Protocol):
+    """From K losses to moved parameters: `PlainUpdate`, or the faster `balance.FusedStep`."""
+
+    def __call__(
+        self,
+        balancer: Balancer,
+        losses: Mapping[str, Tensor],
+        shared: Iterable[Parameter],
+        *,
+        scale: GradScaler | None = None,
+        active: Tensor | None = None,
+    ) -> Mapping[str, Tensor]:
+        """Afterwards no `.grad` is left. Returns what the balancer did, "gradient_norm" before clipping, and "skipped",
+        whether losses or gradients were not finite. With a GradScaler only its `update` is left to call."""
+        ...

@@ -1,7 +1,7 @@
-"""The training loop: outputs -> losses -> balancer.backward -> clip -> optimizer.step, and nothing of any paper.
+"""The training loop: outputs -> losses -> update (backward, clip, step), and nothing of any paper.
 
-With torch's fused optimizers a step never waits for the device. What goes wrong there (a NaN loss, an infinite
-gradient) makes the optimizer skip the step on the device, and is raised, by task, at the next look
+With the fused step, or torch's fused optimizers, a step never waits for the device. What goes wrong there (a NaN loss,
+an infinite gradient) makes the optimizer skip the step on the device, and is raised, by task, at the next look
 (`TrainingConfig.log_every`).
 """
 
@@ -20,7 +20,9 @@ from . import checkpoint
 from .config import TrainingConfig
 from .errors import UserError
 from .inference import autocast_dtype, evaluate
-from .protocols import Balancer, Batch, Loader, Task
+from .protocols import Balancer, Batch, Loader, Task, Update
+from .replay import Replay
+from .update import PlainUpdate
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -49,9 +51,10 @@ class Trainer:
         model: see `protocols.Model`; already on `device`.
         tasks: in the columns' order of `Batch.present`.
         balancer: turns K losses into gradients.
-        optimizer: its `found_inf` is set where it supports that (torch's fused ones do), else the host looks.
+        optimizer: of the model's and the balancer's parameters.
         config: epochs, precision, clipping, patience.
         device: where batches go.
+        update: from losses to moved parameters, with this optimizer; `PlainUpdate` if None.
         scheduler: stepped once a step.
         folder: where `last` and `best` checkpoints go; None keeps none.
         observers: told what happens.
@@ -66,20 +69,21 @@ class Trainer:
         config: TrainingConfig,
         *,
         device: torch.device | str = "cpu",
+        update: Update | None = None,
         scheduler: LRScheduler | None = None,
         folder: Path | None = None,
         observers: Sequence[Observer] = (),
     ):
         self.model, self.tasks, self.balancer, self.optimizer = model, list(tasks), balancer, optimizer
         self.config, self.scheduler, self.folder, self.observers = config, scheduler, folder, list(observers)
-        self.device = torch.device(device)
+        self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
         self.network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
         self.epoch = self.step_count = self.bad_epochs = 0
         self.best_score = float("-inf")
         self.stop_requested = False
-        # Per task: the epoch's sum of losses, and how many were not finite; last: gradients not finite.
+        # Per task: the epoch's sum of losses, and how many were not finite; last: steps skipped.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
         self.bad = torch.zeros(len(self.tasks) + 1, dtype=torch.int64, device=self.device)
 
@@ -94,6 +98,7 @@ class Trainer:
             seconds = time.perf_counter() - started
             self.sums.zero_()
             self.epoch += 1
+            self.balancer.on_epoch()
             record = {
                 "epoch": self.epoch,
                 "step": self.step_count,
@@ -115,23 +120,21 @@ class Trainer:
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update on `batch`; returns the losses and what the balancer did, on the device."""
+        again = Replay(self.model, self.device) if self.balancer.looks_twice else None
         losses = self.losses(batch)
-        scale = None if self.scaler is None else self.scaler.scale(torch.ones((), device=self.device))
-        done = self.balancer.backward(losses, self.model.shared_parameters(), scale=scale)  # type: ignore[operator]
+        shared, active = self.model.shared_parameters(), batch.present.any(0)  # type: ignore[operator]
+        done = dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
         if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or float("inf"))
+            self.scaler.update()
         values = torch.stack([loss.detach().double() for loss in losses.values()])
-        bad = torch.cat([~values.isfinite(), ~norm.isfinite().reshape(1)])
         self.sums += values
-        self._update(bad)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.bad += torch.cat([~values.isfinite(), done.pop("skipped").reshape(1)])
         if self.scheduler is not None:
             self.scheduler.step()
-        self.balancer.after_step(lambda: self.losses(batch))
+        if again is not None:
+            self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
         self.step_count += 1
-        return losses, done | {"gradient_norm": norm}
+        return losses, done
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Task name -> scalar loss, under autocast where the precision asks for it."""
@@ -202,18 +205,6 @@ class Trainer:
                 raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
             mark = time.perf_counter()
         return images, waited
-
-    def _update(self, bad: Tensor) -> None:
-        self.bad += bad
-        if self.scaler is not None:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # torch's fused optimizers read this flag on the device and leave everything as it was when it is set.
-            self.optimizer.found_inf = bad.any().float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif not bool(bad.any()):
-            self.optimizer.step()
 
     def _look(
         self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, pace: dict[str, float]

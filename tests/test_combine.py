@@ -37,6 +37,17 @@ def test_against_float64(K, P, dtype, backend, poisoned_memory):
 
 
 @needs_cpp
+@pytest.mark.parametrize("K", [5, 8, 64])
+def test_task_0_is_added_first_in_short_runs_too(K):
+    J, w = gradients(K, 150), weights(K, torch.float32)
+    # A short run by itself, and inside whole blocks of columns.
+    parts = [ops.combine(J[:, start : start + n], w, backend="cpp") for start, n in ((0, 64), (64, 64), (128, 22))]
+    again = ops.combine(J[:, 100:], w, backend="cpp")
+    assert torch.equal(torch.cat(parts), ops.combine(J, w, backend="cpp"))
+    assert torch.equal(torch.cat(parts)[100:], again)
+
+
+@needs_cpp
 @settings(max_examples=50, deadline=None)
 @given(
     K=st.integers(1, 20),

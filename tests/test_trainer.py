@@ -48,7 +48,7 @@ class MemoryLoader:
         self.epoch, self.batch = state["epoch"], state["batch"]
 
 
-def _trainer(folder=None, balancer="pcgrad", lr=3e-3, **config):
+def _trainer(folder=None, balancer="pcgrad", lr=3e-3, fused=False, **config):
     torch.manual_seed(0)
     tasks = [
         create_task("binary_segmentation", "mask", 0),
@@ -60,7 +60,8 @@ def _trainer(folder=None, balancer="pcgrad", lr=3e-3, **config):
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
     settings = TrainingConfig(**{"precision": "float32", "epochs": 2, "log_every": 2} | config)
     made = balance.create_balancer(balancer)
-    return Trainer(model, tasks, made, optimizer, settings, scheduler=scheduler, folder=folder)
+    update = balance.FusedStep(optimizer, clip_norm=settings.clip_norm) if fused else None
+    return Trainer(model, tasks, made, optimizer, settings, scheduler=scheduler, folder=folder, update=update)
 
 
 def _weights(trainer):
@@ -90,11 +91,17 @@ def test_a_learning_rate_of_zero_learns_nothing():
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
-def test_stop_and_resume_is_bit_equal(tmp_path, stop_after):
-    whole = _trainer()
+@pytest.mark.parametrize(
+    ("stop_after", "balancer", "fused"),
+    [
+        *((1, "pcgrad", False), (3, "pcgrad", False), (4, "pcgrad", False), (6, "pcgrad", False)),
+        *((3, "pcgrad", True), (6, "pcgrad", True), (5, "famo", False), (5, "decay", False)),
+    ],
+)
+def test_stop_and_resume_is_bit_equal(tmp_path, stop_after, balancer, fused):
+    whole = _trainer(balancer=balancer, fused=fused)
     whole.fit(MemoryLoader())
-    first = _trainer(tmp_path)
+    first = _trainer(tmp_path, balancer=balancer, fused=fused)
     loader = MemoryLoader()
     step = first.step
 
@@ -106,7 +113,7 @@ def test_stop_and_resume_is_bit_equal(tmp_path, stop_after):
     first.step = counted
     with pytest.raises(Interrupted, match=f"step {stop_after}"):
         first.fit(loader)
-    second, fresh = _trainer(tmp_path), MemoryLoader()
+    second, fresh = _trainer(tmp_path, balancer=balancer, fused=fused), MemoryLoader()
     torch.manual_seed(123)
     second.resume(tmp_path / "last", fresh)
     record = second.fit(fresh)
@@ -133,21 +140,41 @@ def test_losses_of_a_resumed_epoch_cover_the_whole_epoch(tmp_path):
     assert second.fit(fresh)["loss"] == whole["loss"]
 
 
+def test_a_second_look_is_at_the_same_batch_and_moves_nothing():
+    trainer, batch = _trainer(balancer="famo", lr=0.0), next(iter(MemoryLoader()))
+    looks = []
+    trainer.model.register_forward_hook(lambda *_: looks.append(1))
+    trainer.step(batch)
+    assert len(looks) == 2
+    counts = [value for name, value in trainer.model.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert counts
+    assert all(count == 1 for count in counts)
+    # With a learning rate of 0 nothing has changed: only the decay moves xi, and it starts at 0.
+    assert (trainer.balancer.state_dict()["adam"][0] == 0).all()
+
+
+def test_epochs_are_told():
+    trainer = _trainer(balancer="decay")
+    trainer.fit(MemoryLoader(num_batches=1))
+    assert trainer.balancer.state_dict()["epochs"] == 2
+
+
 def _with_nan(batch, epoch, number):
     if number != 1:
         return batch
     return dataclasses.replace(batch, images=torch.full_like(batch.images, float("nan")))
 
 
-def test_a_nan_loss_is_named_and_no_parameter_takes_the_step():
-    trainer, loader = _trainer(log_every=100), MemoryLoader(num_batches=2)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_nan_loss_is_named_and_no_parameter_takes_the_step(fused):
+    trainer, loader = _trainer(log_every=100, fused=fused), MemoryLoader(num_batches=2)
     batches = list(MemoryLoader(num_batches=2))
     trainer.step(batches[0])
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
     trainer.step(_with_nan(batches[1], 0, 1))
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
-    trainer, loader = _trainer(), MemoryLoader()
+    trainer, loader = _trainer(fused=fused), MemoryLoader()
     loader.spoil = _with_nan
     with pytest.raises(NonFiniteError, match="loss of task 'mask', 'side' was NaN or infinite"):
         trainer.fit(loader)

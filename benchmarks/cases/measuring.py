@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastmtl.build import build_balancer, build_optimizer
+from fastmtl.build import build_balancer, build_optimizer, build_update
 from fastmtl.progress import ProgressLine
 from fastmtl.protocols import Batch
 from fastmtl.run_folder import RunFolder
@@ -50,7 +50,8 @@ class _Repeated:
 def _trainer(inputs: Inputs, observers: list[Any]) -> Trainer:
     model, balancer = copy.deepcopy(inputs["model"]).train(), build_balancer(RECIPE)
     optimizer, config = build_optimizer(RECIPE, model, balancer), replace(RECIPE.training, epochs=1)
-    return Trainer(model, inputs["tasks"], balancer, optimizer, config, device=inputs["device"], observers=observers)
+    options = {"device": inputs["device"], "observers": observers, "update": build_update(RECIPE, optimizer)}
+    return Trainer(model, inputs["tasks"], balancer, optimizer, config, **options)
 
 
 def _means(trainer: Trainer) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmtl.balance.arena import GradientArena
-from fastmtl.build import build_balancer, build_model, build_optimizer, build_tasks
+from fastmtl.build import build_balancer, build_model, build_optimizer, build_tasks, build_update
 from fastmtl.config import load_recipe
 from fastmtl.protocols import Batch
 from fastmtl.trainer import Trainer
@@ -205,7 +205,8 @@ def _whole(losses: Losses, make_model: Callable[[Inputs], Any], make: Callable[[
 def _trainer(inputs: Inputs) -> Run:
     model, balancer = _model(inputs), build_balancer(RECIPE)
     optimizer = build_optimizer(RECIPE, model, balancer)
-    trainer = Trainer(model, inputs["tasks"], balancer, optimizer, RECIPE.training, device=inputs["device"])
+    options = {"device": inputs["device"], "update": build_update(RECIPE, optimizer)}
+    trainer = Trainer(model, inputs["tasks"], balancer, optimizer, RECIPE.training, **options)
     return lambda: tuple(loss.detach() for loss in trainer.step(inputs["batch"])[0].values())
 
 

@@ -26,6 +26,7 @@ class GradientArena:
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None  # [K, P] float32, or float64 if every parameter is
+        self.shares = 1  # P is a multiple of 16 times this: of the ranks that divide the columns among them
         self._parameters: list[Tensor] = []
         self._slots: list[_Slot] = []
         self._hooks: list[list[Callable[[Tensor], None]]] = []  # [K][number of slots]
@@ -77,11 +78,49 @@ class GradientArena:
     def finish(self) -> Tensor:
         """The rows [K, P], with zeros where a task did not reach a parameter."""
         assert self.rows is not None
-        for slot in self._slots:
-            for task in slot.stale - slot.reached:
-                slot.view(self.rows[task]).zero_()
-            slot.stale = set(slot.reached)
+        for task in range(len(self.rows)):
+            self.finish_row(task)
         return self.rows
+
+    def finish_row(self, task: int) -> Tensor:
+        """Row `task` [P] with zeros where the task did not reach a parameter."""
+        assert self.rows is not None
+        for slot in self._slots:
+            if task in slot.stale and task not in slot.reached:
+                slot.view(self.rows[task]).zero_()
+                slot.stale.discard(task)
+        return self.rows[task]
+
+    def take(self, task: int, place: int, gradient: Tensor) -> None:
+        """Add `gradient` of the parameter at `place` to row `task`, as the hooks do."""
+        assert self.rows is not None
+        self._recorded = True
+        _store(task, self._slots[place], self._slots[place].view(self.rows[task]), gradient)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The trainable shared parameters, in the columns' order."""
+        return self._parameters
+
+    @property
+    def slots(self) -> list[_Slot]:
+        """Where each of them lies; of this layout alone."""
+        return self._slots
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """Changes when the set of parameters does."""
+        return self._key
+
+    def reached(self) -> list[bool]:
+        """Which parameters some task has reached since `clear`."""
+        return [bool(slot.reached) for slot in self._slots]
+
+    def write_also(self, flags: list[bool]) -> None:
+        """Let `write` treat these parameters as reached too: on another rank they were. Call it after `finish`."""
+        for slot, flag in zip(self._slots, flags, strict=True):
+            if flag and not slot.reached:
+                slot.reached.add(-1)
 
     def write(self, flat: Tensor) -> None:
         """Add the combined gradient [P] to the `.grad` of what some task reached; where it was None, set a view."""
@@ -90,9 +129,15 @@ class GradientArena:
                 continue
             gradient = slot.view(flat)
             if parameter.grad is None:
-                parameter.grad = gradient.to(parameter.dtype)
+                parameter.grad = _like(parameter, gradient.to(parameter.dtype))
             else:
-                parameter.grad.add_(gradient)
+                local(parameter.grad).add_(gradient)
+
+    def places(self) -> Iterator[tuple[Tensor, int | None]]:
+        """What some task reached: each parameter and the column its memory begins at, None if it is not dense."""
+        for parameter, slot in zip(self._parameters, self._slots, strict=True):
+            if slot.reached:
+                yield parameter, slot.offset if slot.stride == parameter.stride() else None
 
     def clear(self) -> None:
         """Forget what was recorded: the next gradient of each row overwrites it."""
@@ -102,7 +147,9 @@ class GradientArena:
 
     def _lay(self, shared: Iterable[Tensor], num_tasks: int) -> None:
         parameters = _trainable(shared)
-        key = (num_tasks, *((id(p), p.shape, p.stride(), p.dtype, p.device) for p in parameters))
+        locals_ = [local(parameter) for parameter in parameters]
+        own = ((id(p), q.shape, q.stride(), q.dtype, q.device) for p, q in zip(parameters, locals_, strict=True))
+        key = (num_tasks, self.shares, *own)
         if key == self._key:
             return
         if self._recorded:
@@ -112,9 +159,11 @@ class GradientArena:
             )
         dtype = torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32
         slots, end = [], 0
-        for parameter in parameters:
+        for parameter in locals_:
             slots.append(_Slot(parameter, end))
             end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+        share = _ALIGNMENT * self.shares
+        end = max(-(-end // share), 1) * share  # a rank of FSDP2's may hold nothing
         self._key, self._parameters, self._slots, self._hooks = (), parameters, slots, []
         self.rows = None  # before the new ones: never two arenas at once
         self.rows = torch.zeros(num_tasks, end, dtype=dtype, device=parameters[0].device)
@@ -153,17 +202,40 @@ def _catch(task: int, slot: _Slot, row: Tensor, reached: set[_Slot]) -> Callable
         gradient = gradient.detach()
         if gradient.layout != torch.strided:
             gradient = gradient.to_dense()
-        # A second time in one backward (reentrant checkpointing) or in a later micro-batch adds.
-        if task in slot.reached:
-            row.add_(gradient)
-        else:
-            row.copy_(gradient)
-            slot.reached.add(task)
-            slot.stale.add(task)
+        _store(task, slot, row, local(gradient))
         reached.add(slot)
         parameter.grad = None
 
     return hook
+
+
+def _store(task: int, slot: _Slot, row: Tensor, gradient: Tensor) -> None:
+    # A second time in one backward (reentrant checkpointing) or in a later micro-batch adds.
+    if task in slot.reached:
+        row.add_(gradient)
+    else:
+        row.copy_(gradient)
+        slot.reached.add(task)
+        slot.stale.add(task)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What of it lies on this rank: all, but for the DTensors of FSDP2."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """This rank's gradient as the parameter's `.grad` wants it."""
+    if not hasattr(parameter, "to_local"):
+        return gradient
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(
+        gradient, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
 
 
 def _trainable(shared: Iterable[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmtl import ops
 from fastmtl.ops.pcgrad import random_order
 
+from ._gramian import finish, gramian
 from .base import GradientBalancer
 
 
@@ -24,6 +25,8 @@ class PCGrad(GradientBalancer):
         reduction: "sum" (the paper) or "mean", which divides by the number of tasks with a gradient that is not zero.
         seed: of the orders. They come from a generator on the CPU, the same on every device, whose state is in
             `state_dict`: a resumed run draws the orders an uninterrupted one would have drawn.
+        with_self: a gradient meets its own original too, as in LibMTL and Pytorch-PCGrad: once projected beyond its
+            own normal plane it then disappears. To compare with them; it has no kernel.
 
     Raises:
         ValueError: `reduction` is neither.
@@ -36,22 +39,22 @@ class PCGrad(GradientBalancer):
     ['cosines', 'norms', 'weights']
     """
 
-    def __init__(self, reduction: str = "sum", *, seed: int = 0) -> None:
+    def __init__(self, reduction: str = "sum", *, seed: int = 0, with_self: bool = False) -> None:
         if reduction not in ("sum", "mean"):
             raise ValueError(f"`reduction` must be 'sum' or 'mean'; got {reduction!r}.")
         super().__init__()
-        self.reduction, self._seed = reduction, seed
+        self.reduction, self.with_self, self._seed = reduction, with_self, seed
         self._generator = torch.Generator().manual_seed(seed)
 
     def __repr__(self) -> str:
-        return f"PCGrad(reduction={self.reduction!r}, seed={self._seed})"
+        return f"PCGrad(reduction={self.reduction!r}, seed={self._seed}, with_self={self.with_self})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
         """w [K] float64 from G [K, K] float64, with the next order of this balancer's generator."""
-        if G is None:
-            raise ValueError("`G` must be the Gram matrix [K, K] of the gradients; got None. Take it from ops.gram(J).")
-        order = random_order(G.shape[0], generator=self._generator, device=G.device)
-        return ops.pcgrad_weights(G, order, reduction=self.reduction)
+        G = gramian(G)
+        order = random_order(G.shape[0], generator=self._generator, device=G.device, with_self=self.with_self)
+        w = ops.pcgrad_weights(G, order, reduction=self.reduction, with_self=self.with_self)
+        return finish(w, G, G.diagonal() != 0)
 
     def state_dict(self) -> dict[str, Any]:
         """The tasks' names and the generator's state (uint8, on the CPU)."""

@@ -6,32 +6,82 @@ from collections.abc import Callable
 from typing import Any
 
 from ..names import check_options, nearest
+from .averaged import DBMTL, MoCo
 from .base import GradientBalancer, LossBalancer
+from .cagrad import CAGrad
+from .du_gate import DuGate
+from .fair import FairGrad, NashMTL
+from .famo import FAMO
+from .graddrop import GradDrop
+from .gradnorm import GradNorm
+from .gradvac import GradVac
 from .linear import Linear
+from .mgda import MGDA
 from .pcgrad import PCGrad
+from .schedules import DWA, RLW, Constant, Decay
+from .sdmgrad import SDMGrad
+from .spectral import IMTLG, AlignedMTL, ConFIG
+from .uncertainty import GLS, IMTLL, Uncertainty
+from .upgrad import UPGrad
 
-_BALANCERS: dict[str, Callable[..., GradientBalancer | LossBalancer]] = {"linear": Linear, "pcgrad": PCGrad}
+_BALANCERS: dict[str, Callable[..., GradientBalancer | LossBalancer]] = {
+    "aligned_mtl": AlignedMTL,
+    "cagrad": CAGrad,
+    "config_grad": ConFIG,
+    "constant": Constant,
+    "db_mtl": DBMTL,
+    "decay": Decay,
+    "du_gate": DuGate,
+    "dwa": DWA,
+    "fairgrad": FairGrad,
+    "famo": FAMO,
+    "gls": GLS,
+    "graddrop": GradDrop,
+    "gradnorm": GradNorm,
+    "gradvac": GradVac,
+    "imtl_g": IMTLG,
+    "imtl_l": IMTLL,
+    "linear": Linear,
+    "mgda": MGDA,
+    "moco": MoCo,
+    "nash_mtl": NashMTL,
+    "pcgrad": PCGrad,
+    "rlw": RLW,
+    "sdmgrad": SDMGrad,
+    "uncertainty": Uncertainty,
+    "upgrad": UPGrad,
+}
+
+_OF_USE = ("strategy", "reuse")
 
 
 def list_balancers() -> list[str]:
     """The names `create_balancer` takes.
 
-    >>> list_balancers()
-    ['linear', 'pcgrad']
+    >>> list_balancers()[:3]
+    ['aligned_mtl', 'cagrad', 'config_grad']
     """
     return sorted(_BALANCERS)
 
 
 def create_balancer(name: str, **options: Any) -> GradientBalancer | LossBalancer:
-    """The balancer of that name, made with `options`.
+    """The balancer of that name, made with `options`; "strategy" and "reuse" go to its `use`.
 
     Raises:
         ValueError: unknown name or option; the message lists the nearest.
 
-    >>> type(create_balancer("pcgrad", reduction="mean")).__name__
-    'PCGrad'
+    >>> create_balancer("pcgrad", reduction="mean", strategy="last_layer", reuse=4)
+    PCGrad(reduction='mean', seed=0, with_self=False)
     """
     if name not in _BALANCERS:
         raise ValueError(f"unknown balancer {name!r}; {nearest(name, list_balancers())}")
-    check_options(_BALANCERS[name], options, f"balancer {name!r}")
-    return _BALANCERS[name](**options)
+    made = _BALANCERS[name]
+    used = {option: options[option] for option in _OF_USE if option in options}
+    rest = {option: value for option, value in options.items() if option not in used}
+    check_options(made, rest, f"balancer {name!r}")
+    balancer = made(**rest)
+    if not used:
+        return balancer
+    if not isinstance(balancer, GradientBalancer):
+        raise ValueError(f"balancer {name!r} has one backward a step, and no option {next(iter(used))!r}.")
+    return balancer.use(**used)

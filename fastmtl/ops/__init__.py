@@ -1,5 +1,6 @@
 """Fused ops: plain functions on tensors, drop-in for the ones in torch, MONAI and smp."""
 
+from . import _fused_step as _fused_step
 from ._counts import Counts as Counts
 from ._recycled import release_memory as release_memory
 from .assignment import linear_assignment as linear_assignment

@@ -73,6 +73,11 @@ def missing(backend: str) -> str | None:
         return "no GPU here"
     if backend in ("cuda", "cupy") and not torch.cuda.is_available():
         return "no GPU here"
+    if backend == "cuda":
+        loaded = _load_extension()
+        if isinstance(loaded, str):
+            return loaded
+        return None if loaded.cuda else "fastmtl._C was built without nvcc: reinstall fastmtl where there is one"
     return None
 
 

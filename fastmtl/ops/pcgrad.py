@@ -24,6 +24,7 @@ def pcgrad_weights(
     *,
     generator: torch.Generator | None = None,
     reduction: str = "sum",
+    with_self: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     r"""PCGrad's weights: the combined gradient is :math:`\sum_k w_k g_k`.
@@ -40,6 +41,7 @@ def pcgrad_weights(
             accepted, i is skipped. A fresh random one if None.
         generator: draws the order when none is given; on the CPU or on G's device.
         reduction: "sum" (the paper) or "mean": the sum divided by the number of active tasks.
+        with_self: i in row i of a [K, K] order is not skipped, as in LibMTL and Pytorch-PCGrad; by the reference.
         backend: "auto", "reference", "cpp" or "triton".
 
     Returns:
@@ -65,7 +67,7 @@ def pcgrad_weights(
     check_backend(backend)
     K = G.shape[0]
     if order is None:
-        order = random_order(K, generator=generator, device=G.device)
+        order = random_order(K, generator=generator, device=G.device, with_self=with_self)
     if order.dtype != torch.int64 or order.ndim != 2 or order.shape[0] != K or order.shape[1] not in (K - 1, K):
         raise ValueError(
             f"`order` must be int64 [{K}, {K - 1}], row i a permutation of the tasks other than i; "
@@ -75,13 +77,20 @@ def pcgrad_weights(
         raise ValueError(
             f"`order` must be on G's device {G.device}; got {order.device}. Move it with order.to(G.device)."
         )
+    if with_self:
+        return reference.pcgrad_weights(G.detach().double(), order, reduction == "mean", with_self=True)
     return torch.ops.fastmtl.pcgrad_weights(G.detach().double(), order, reduction == "mean", backend)
 
 
 def random_order(
-    K: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    K: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+    with_self: bool = False,
 ) -> Tensor:
-    """A random order for `pcgrad_weights`: int64 [K, K-1], row i a uniform permutation of the tasks other than i.
+    """A random order for `pcgrad_weights`: int64 [K, K-1], row i a uniform permutation of the tasks other than i; of
+    all, [K, K], with `with_self`.
 
     Drawn where the generator lives (on `device` without one) and moved to `device` without waiting for it, so that a
     CPU generator, whose state is cheap to save, gives the same orders on every device.
@@ -94,8 +103,9 @@ def random_order(
     target = torch.device("cpu" if device is None else device)
     drawn_on = target if generator is None else generator.device
     keys = torch.rand(K, K, dtype=torch.float64, generator=generator, device=drawn_on)
-    keys.fill_diagonal_(2.0)  # sorts task i itself behind all others of row i
-    order = keys.argsort(dim=1)[:, :-1].contiguous()
+    if not with_self:
+        keys.fill_diagonal_(2.0)  # sorts task i itself behind all others of row i
+    order = keys.argsort(dim=1)[:, : K - (not with_self)].contiguous()
     if drawn_on.type == "cpu" and target.type == "cuda":
         order = order.pin_memory()
     return order.to(target, non_blocking=order.is_pinned())

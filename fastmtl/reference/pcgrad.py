@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 
-def pcgrad_weights(G: Tensor, order: Tensor, mean: bool) -> Tensor:
-    """G [K, K] float64, order int64 [K, M] (row i: the tasks to project task i against; i is skipped) -> w [K]."""
+def pcgrad_weights(G: Tensor, order: Tensor, mean: bool, with_self: bool = False) -> Tensor:
+    """G [K, K] float64, order int64 [K, M] (row i: the tasks to project task i against) -> w [K].
+
+    i in row i is skipped, unless `with_self`: then g_i meets its own original too, as in LibMTL and Pytorch-PCGrad.
+    """
     K = G.shape[0]
     tasks = torch.arange(K, device=G.device)
     norms = G.diagonal()  # squared
     C = torch.eye(K, dtype=G.dtype, device=G.device)  # row i: the coefficients c of task i
     for j in order.unbind(1):  # j [K]: each task's next partner, its original gradient
         s = (G[j] * C).sum(1)
-        conflict = (s < 0) & (norms[j] != 0) & (j != tasks)  # a zero row is an inactive task
+        conflict = (s < 0) & (norms[j] != 0) & ((j != tasks) | with_self)  # a zero row is an inactive task
         step = torch.where(conflict, s / norms[j], 0.0)
         C = C - step[:, None] * (tasks == j[:, None])
     w = C.sum(0)

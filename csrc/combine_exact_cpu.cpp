@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #endif
 
-#include "rows.hpp"
+#include "weighted_sum.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
@@ -35,22 +35,14 @@ void combine_columns(const T* J, std::int64_t K, std::int64_t row_stride, const 
   std::int64_t p = begin;
   for (; p + kBlock <= end; p += kBlock) {
     Sum sum[kBlock];
-    for (std::int64_t c = 0; c < kBlock; ++c) sum[c] = w[0] * widen(J[p + c]);
-    for (std::int64_t k = 1; k < K; ++k) {
-      const T* row = J + k * row_stride + p;
-      for (std::int64_t c = 0; c < kBlock; ++c) sum[c] += w[k] * widen(row[c]);
-    }
+    weighted_sum(J + p, K, row_stride, w, sum, kBlock);
     if (streamed) {
       for (std::int64_t c = 0; c < kBlock; c += 64 / sizeof(Sum)) stream(sum + c, out + p + c);
     } else {
       std::memcpy(out + p, sum, sizeof sum);
     }
   }
-  for (; p < end; ++p) {
-    Sum sum = w[0] * widen(J[p]);
-    for (std::int64_t k = 1; k < K; ++k) sum += w[k] * widen(J[k * row_stride + p]);
-    out[p] = sum;
-  }
+  weighted_sum(J + p, K, row_stride, w, out + p, end - p);
 #if defined(__SSE2__)
   if (streamed) _mm_sfence();
 #endif

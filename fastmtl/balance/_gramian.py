@@ -1,0 +1,111 @@
+"""What the gradient methods share: active tasks, cosines, the simplex; on G's device, without a branch on data.
+
+A task is active where G's diagonal is not 0. The others are taken out by masks of fixed shape before a method solves
+anything: as rows of zeros they would be a task that every direction suits (MGDA and CAGrad then return 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fastmtl.ops import _small
+
+
+def gramian(G: Tensor | None) -> Tensor:
+    """G, or an error where a method was given none.
+
+    Raises:
+        ValueError: G is None or no [K, K] float64.
+    """
+    if G is None:
+        raise ValueError("`G` must be the Gram matrix [K, K] of the gradients; got None. Take it from ops.gram(J).")
+    if G.ndim != 2 or G.shape[0] != G.shape[1] or G.dtype != torch.float64:
+        raise ValueError(f"`G` must be [K, K] float64; got {list(G.shape)} {G.dtype}. Take it from ops.gram(J).")
+    return G
+
+
+def cosines(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """C [K, K], norms [K], active bool [K]; an inactive task is orthogonal to all and of norm 1."""
+    squares = G.diagonal()
+    active = squares != 0
+    norms = torch.where(active, squares, 1.0).sqrt()
+    C = G / norms / norms[:, None]
+    ones = torch.eye(len(G), dtype=torch.bool, device=G.device)
+    return torch.where(ones, 1.0, C), norms, active  # the diagonal carries no NaN: `finish` looks at G itself
+
+
+def finish(w: Tensor, G: Tensor, active: Tensor) -> Tensor:
+    """w with 0 for inactive tasks, and not finite throughout where G is not."""
+    return torch.where(active, w, 0.0) + 0.0 * G.sum()
+
+
+def given_weights(weights: Mapping[str, float] | Sequence[float] | None, losses: Mapping[str, Tensor], like: Tensor):
+    """Weights a user gave by name or in order, as [K] like `like`; ones if None.
+
+    Raises:
+        ValueError: they do not fit the tasks.
+    """
+    K = like.shape[0]
+    if weights is None:
+        return torch.ones(K, dtype=like.dtype, device=like.device)
+    if isinstance(weights, Mapping):
+        if set(weights) != set(losses):
+            raise ValueError(f"`weights` must name the tasks {list(losses)}; got {list(weights)}.")
+        weights = [weights[name] for name in losses]
+    if len(weights) != K:
+        raise ValueError(f"`weights` must hold one weight per task, {K}; got {len(weights)}.")
+    return to_device([float(weight) for weight in weights], like.device)
+
+
+def to_device(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """[n] float64 on `device`, without waiting for it."""
+    made = torch.tensor(numbers, dtype=torch.float64)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+
+
+def least_norm(G: Tensor, active: Tensor) -> Tensor:
+    """argmin a^T G a over the simplex of the active tasks: [K], 0 elsewhere.
+
+    With x >= 0 and a = x / sum x it is the minimum of x^T (G + 1 1^T) x / 2 - sum x, for G scaled to size 1: the
+    conditions of both problems are the same.
+    """
+    K = len(G)
+    if K == 2:  # closed form
+        share = (G[1, 1] - G[0, 1]) / (G[0, 0] + G[1, 1] - 2 * G[0, 1])
+        share = torch.where(share.isnan(), 0.5, share.clamp(0, 1))  # equal gradients
+        share = torch.where(active[1], torch.where(active[0], share, 0.0), 1.0)
+        return torch.where(active, torch.stack([share, 1 - share]), 0.0)
+    both = active[:, None] & active
+    size = torch.where(active, G.diagonal(), 0.0).amax()
+    H = torch.where(both, G / torch.where(size > 0, size, 1.0) + 1.0, 0.0)
+    H = H + torch.diag((~active).to(G.dtype))
+    x = _small.nonnegative_qp(H[None], torch.where(active, -1.0, 1.0).to(G.dtype)[None])[0]
+    x = torch.where(active, x, 0.0)
+    return x / torch.where(x.sum() == 0, 1.0, x.sum())
+
+
+def pseudo_inverse(G: Tensor, rtol: float | None) -> Tensor:
+    """Of a positive semidefinite [K, K], over its numerical rank: eigenvalues above rtol (K eps if None) times the
+    largest."""
+    eigenvalues, vectors = _small.eigh(G)
+    kept = in_rank(eigenvalues, rtol)
+    return (vectors * torch.where(kept, 1 / eigenvalues, 0.0)) @ vectors.T
+
+
+def in_rank(eigenvalues: Tensor, rtol: float | None) -> Tensor:
+    """bool [K]: which eigenvalues (ascending) are not 0 but for rounding."""
+    K = len(eigenvalues)
+    return eigenvalues > (K * torch.finfo(torch.float64).eps if rtol is None else rtol) * eigenvalues[-1]
+
+
+def project_on_simplex(v: Tensor, active: Tensor) -> Tensor:
+    """The nearest point of the simplex of the active tasks, [K]; 0 elsewhere."""
+    ordered = torch.where(active, v, -torch.inf).sort(descending=True).values
+    above = torch.where(ordered.isneginf(), 0.0, ordered).cumsum(0) - 1
+    counts = torch.arange(1, len(v) + 1, dtype=v.dtype, device=v.device)
+    support = (ordered * counts > above).sum().clamp(min=1)
+    level = above.gather(0, support[None] - 1) / support
+    return torch.where(active, (v - level).clamp(min=0), 0.0)

@@ -1,0 +1,140 @@
+"""Several ranks: how a balancer joins them, and what must be equal there before it may."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .arena import local
+from .ranks import Local, Ranks, Replicated, Scattered, Sharded
+
+if TYPE_CHECKING:
+    from .base import WeightedBalancer
+
+METHODS = ("reduce_scatter", "all_reduce")
+SCOPES = ("global", "local")
+
+
+def global_losses(
+    losses: Mapping[str, Tensor], counts: Tensor, *, total: Tensor | None = None, group: Any = None
+) -> dict[str, Tensor]:
+    r"""Means over this rank's labelled samples -> losses whose mean over the ranks is that over all labelled samples.
+
+    :math:`L_k n_k R / \sum_r n_k^{(r)}` for R ranks; a task nobody has labels for gets 0 L_k. Without
+    `torch.distributed` R is 1. A loss without labels must be 0, not NaN.
+
+    Args:
+        losses: task -> mean loss over this rank's labelled samples, in this micro-batch.
+        counts: [K] how many those are, on the losses' device: `batch.present.sum(0)`.
+        total: [K] labelled samples of all this step's micro-batches on this rank; `counts` if None. The micro-batches'
+            losses then add up to the step's.
+        group: process group; None is the default one.
+
+    Returns:
+        task -> loss, for a distributed balancer's `backward`.
+
+    Raises:
+        ValueError: counts is not [K].
+
+    >>> means = {"a": torch.tensor(3.0), "b": torch.tensor(5.0)}
+    >>> global_losses(means, torch.tensor([2, 1]), total=torch.tensor([4, 1]))
+    {'a': tensor(1.5000), 'b': tensor(5.)}
+    """
+    for name, given in (("counts", counts), ("total", total)):
+        if given is not None and given.shape != (len(losses),):
+            raise ValueError(
+                f"`{name}` must be [{len(losses)}], labelled samples of each task; got {list(given.shape)}. "
+                "Take batch.present.sum(0)."
+            )
+    everyone = (counts if total is None else total).double()
+    ranks = 1
+    if dist.is_available() and dist.is_initialized():
+        everyone, ranks = everyone.clone(), dist.get_world_size(group)
+        dist.all_reduce(everyone, group=group)
+    shares = counts * ranks / everyone.clamp(min=1)
+    return {
+        name: loss * share.to(loss.dtype) for (name, loss), share in zip(losses.items(), shares.unbind(), strict=True)
+    }
+
+
+def join(balancer: WeightedBalancer, model: nn.Module, group: Any, method: str, scope: str, overlap: bool) -> Ranks:
+    """What `distribute` puts into a balancer; see there."""
+    for name, value, known in (("method", method, METHODS), ("scope", scope, SCOPES)):
+        if value not in known:
+            raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {value!r}.")
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError("`distribute` needs a process group: call torch.distributed.init_process_group first.")
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):
+                module.require_backward_grad_sync = False  # as `no_sync`: K backwards would confuse its reducer
+    sharded = any(hasattr(parameter, "to_local") for parameter in model.parameters())
+    _check_balancer(balancer, group)
+    if sharded:
+        _check_sharded(balancer, model, scope)
+        return Sharded(model, group)
+    _check_parameters(model, group)
+    if scope == "local":
+        return Local(model, group)
+    arena = getattr(balancer, "_arena", None)
+    if method == "all_reduce" or arena is None:
+        return Replicated(model, group, overlap)
+    arena.shares = dist.get_world_size(group)
+    return Scattered(model, group, overlap)
+
+
+def _check_parameters(model: nn.Module, group: Any) -> None:
+    named = list(model.named_parameters())
+    if not named:
+        raise ValueError("`model` must have parameters; got none.")
+    sums = torch.stack(
+        [torch.stack([p.detach().double().sum(), p.detach().double().abs().sum()]) for _, p in named]
+    ).nan_to_num()
+    low, high = sums.clone(), sums.clone()
+    dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
+    dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
+    different = (low != high).any(1).tolist()
+    if any(different):
+        raise ValueError(
+            f"`model` must be equal on all ranks; parameter {named[different.index(True)][0]!r} differs. Seed alike, "
+            "or broadcast the parameters from rank 0."
+        )
+
+
+def _check_sharded(balancer: WeightedBalancer, model: nn.Module, scope: str) -> None:
+    if scope == "local":
+        raise ValueError("`scope` must be 'global' under FSDP2: its gradients are averaged before anybody sees them.")
+    if any(len(p.device_mesh.shape) != 1 for p in model.parameters() if hasattr(p, "to_local")):  # type: ignore
+        raise ValueError("`model` must be sharded over a mesh of one dimension; got more (HSDP).")
+    strategy = getattr(balancer, "_strategy", None)
+    if strategy is not None and (strategy.name != "sequential" or strategy.reuse > 1):
+        raise ValueError(f"`model` is sharded by FSDP2: use('sequential', reuse=1); got {strategy.name!r}.")
+    if type(balancer).__name__ == "GradNorm":
+        raise ValueError("GradNorm measures one layer's gradients through autograd, which FSDP2 hides from it.")
+
+
+def _check_balancer(balancer: WeightedBalancer, group: Any) -> None:
+    split = getattr(balancer, "split_state", ())
+    state = {name: value for name, value in balancer.state_dict().items() if name not in split}
+    mine = hashlib.sha256(f"{balancer!r} {_plain(state)}".encode()).hexdigest()
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    if len(set(everyone)) > 1:
+        raise ValueError(
+            f"{balancer!r} must have the same options and state on all ranks (seeds, orders, learned weights); they "
+            "differ. Make it alike, or load the same `state_dict` before `distribute`."
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return local(value.detach()).tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return value

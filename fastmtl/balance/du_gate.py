@@ -1,0 +1,56 @@
+"""Du et al.'s gate: an auxiliary gradient counts while it agrees with the main task's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ._gramian import cosines, finish, gramian
+from .base import GradientBalancer
+
+
+class DuGate(GradientBalancer):
+    """Du et al., Adapting Auxiliary Losses Using Gradient Similarity, 2018, equations 4 (weighted) and 5 (unweighted).
+
+    The main task has weight 1; every other one [cos >= 0], or max(0, cos), of its gradient's cosine with the main
+    task's. Without labels for the main task in the batch all cosines are 0.
+
+    Args:
+        main: the main task's name, or its place in the losses.
+        weighted: max(0, cos) instead of the gate.
+
+    Raises:
+        ValueError: at `backward`, there is no such task.
+
+    >>> DuGate().weights(torch.tensor([[1.0, -1.0], [-1.0, 4.0]], dtype=torch.float64), {})
+    tensor([1., 0.], dtype=torch.float64)
+    """
+
+    def __init__(self, main: str | int = 0, *, weighted: bool = False) -> None:
+        super().__init__()
+        self.main, self.weighted = main, weighted
+
+    def __repr__(self) -> str:
+        return f"DuGate(main={self.main!r}, weighted={self.weighted})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """w [K] float64, 0 for inactive tasks, from G [K, K] float64; the losses tell the tasks' names."""
+        C, _, active = cosines(G := gramian(G))
+        main = place_of(self.main, list(losses) or [str(k) for k in range(len(G))])
+        cosine = C[main]
+        w = cosine.clamp(min=0) if self.weighted else (cosine >= 0).to(C.dtype)
+        return finish(w, G, active)
+
+
+def place_of(task: str | int, tasks: list[str]) -> int:
+    """Where `task` stands among `tasks`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if isinstance(task, int) and not isinstance(task, bool) and 0 <= task < len(tasks):
+        return task
+    if task not in tasks:
+        raise ValueError(f"`main` must be one of the tasks {tasks} or its place, 0 to {len(tasks) - 1}; got {task!r}.")
+    return tasks.index(task)

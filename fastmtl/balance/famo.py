@@ -1,0 +1,152 @@
+"""FAMO: losses that fall at one rate, from the losses alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._gramian import given_weights
+from .base import LossBalancer, values
+
+_BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
+
+
+class FAMO(LossBalancer):
+    """Fast adaptive multitask optimization of Liu et al., NeurIPS 2023, algorithm 1.
+
+    With z = softmax(xi) the weights are w_k = c z_k / (L_k - b_k + eps), c = 1 / sum_k z_k / (L_k - b_k + eps). After
+    the optimizer's step `after_step` sees the losses on the same batch again: delta = log(before) - log(after), and xi
+    takes a step of Adam with the gradient (diag z - z z^T) delta.
+
+    It needs `after_step(reevaluate)`, with the random state and the BatchNorm statistics of the first look:
+    `fastmtl.replay.Replay` gives both, and fastmtl's trainer uses it. Logarithms are of the whole step's losses:
+    micro-batches are kept until the last one, graphs and all, and save no memory.
+
+    Args:
+        lr: of xi.
+        decay: Adam's weight decay on xi: 1e-3 in the paper's algorithm, TorchJD and LibMTL, 0.01 in the authors' file.
+        min_losses: b, the losses' lower bounds, by name or in order; 0 if None.
+        max_norm: longest gradient of the shared parameters, 1 in the authors' file; None clips nothing.
+        eps: inside the logarithm.
+
+    Raises:
+        ValueError: an option out of range.
+
+    >>> parameter = torch.nn.Parameter(torch.tensor([1.0, 4.0]))
+    >>> FAMO().backward({"a": parameter[0], "b": parameter[1]})["weights"].round(decimals=4)
+    tensor([0.8000, 0.2000], dtype=torch.float64)
+    """
+
+    looks_twice = True
+    needs_all_losses = True
+
+    def __init__(
+        self,
+        *,
+        lr: float = 0.025,
+        decay: float = 1e-3,
+        min_losses: Mapping[str, float] | Sequence[float] | None = None,
+        max_norm: float | None = None,
+        eps: float = 1e-8,
+    ) -> None:
+        if not (lr >= 0 and decay >= 0 and eps >= 0) or (max_norm is not None and not max_norm > 0):
+            raise ValueError(
+                "`lr`, `decay` and `eps` must not be negative, `max_norm` must be positive or None; "
+                f"got {lr}, {decay}, {eps}, {max_norm}."
+            )
+        super().__init__()
+        self.lr, self.decay, self.max_norm, self.eps, self._bounds = lr, decay, max_norm, eps, min_losses
+        self._adam: Tensor | None = None  # [4, K] float64: xi, its two moments, how often it was moved
+        self._before: Tensor | None = None  # [K], the losses of the step that waits for its second look
+        self._active: Tensor | None = None
+
+    def __repr__(self) -> str:
+        rest = f"max_norm={self.max_norm}, eps={self.eps}"
+        return f"FAMO(lr={self.lr}, decay={self.decay}, min_losses={self._bounds!r}, {rest})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """[K] float64, 1 in sum times c, 0 for tasks whose loss is 0; G is not read."""
+        found = values(losses)
+        active = found != 0
+        share = self._share(active) / self._above(found, losses)
+        return share / share.sum()
+
+    def _share(self, active: Tensor) -> Tensor:
+        """z [K]."""
+        xi = torch.zeros(len(active), dtype=torch.float64, device=active.device)
+        if self._adam is not None:
+            xi = self._adam[0].to(active.device)
+        return torch.where(active, xi, -torch.inf).softmax(0).nan_to_num(0.0)
+
+    def _above(self, found: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
+        bounds = 0.0 if self._bounds is None else given_weights(self._bounds, losses, found)
+        return found - bounds + self.eps
+
+    def _weigh(
+        self,
+        losses: Mapping[str, Tensor],
+        total: Mapping[str, Tensor],
+        active: Tensor | None,
+        shared: Iterable[Tensor],
+        scale: Tensor | float | None,
+        last: bool,
+    ) -> dict[str, Tensor]:
+        shared = list(shared)
+        done = super()._weigh(losses, total, active, shared, scale, last)
+        found = values(total)
+        self._before, self._active = found, found != 0 if active is None else active
+        if self.max_norm is not None:
+            _clip(shared, self.max_norm, 1.0 if scale is None else scale)
+        return done
+
+    @torch.no_grad()
+    def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Move xi by what the step did to the losses; `reevaluate` gives them on the same batch, once more.
+
+        Raises:
+            ValueError: `reevaluate` gives other tasks.
+        """
+        if self._before is None or self._active is None:
+            return
+        again = reevaluate()
+        if list(again) != self._tasks:
+            raise ValueError(f"`reevaluate` must give the losses of {self._tasks}; got {list(again)}.")
+        again, _ = self._ranks.losses(dict(again), None)
+        before, active, self._before = self._before, self._active, None
+        delta = self._above(before, again).log() - self._above(values(again), again).log()
+        delta = torch.where(active, delta, 0.0)
+        z = self._share(active)
+        gradient = z * delta - z * (z * delta).sum()
+        old = torch.zeros(4, len(z), dtype=torch.float64, device=z.device) if self._adam is None else self._adam
+        xi, first, second, count = old.to(z.device)
+        gradient = gradient + self.decay * xi
+        count = count + 1
+        first = first + (1 - _BETAS[0]) * (gradient - first)
+        second = _BETAS[1] * second + (1 - _BETAS[1]) * gradient * gradient
+        root = (second / (1 - _BETAS[1] ** count)).sqrt()
+        xi = xi - self.lr * first / (1 - _BETAS[0] ** count) / (root + _ADAM_EPS)
+        moved = torch.stack([xi, first, second, count])
+        # A step that was skipped, or made a loss infinite, teaches nothing.
+        self._adam = torch.where(active & delta.isfinite().all(), moved, old.to(z.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names, and xi with Adam's moments."""
+        return super().state_dict() | {"adam": self._adam}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._adam, self._before = state["adam"], None
+
+
+@torch.no_grad()
+def _clip(parameters: Iterable[Tensor], max_norm: float, scale: Tensor | float) -> None:
+    """As torch's clip_grad_norm_, which takes no tensor for the longest norm."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        norm = torch.nn.utils.get_total_norm(gradients)
+        factor = (max_norm * scale / (norm + 1e-6 * scale)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor)

@@ -1,0 +1,249 @@
+"""The fused step: what comes after the K backwards, in one pass over gradients, parameters and moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler, OptState
+
+from fastmtl.ops import _fused_step as kernel
+from fastmtl.ops._backends import check_backend
+
+from ._optimizer import StepGuard, read_groups, same_order, state_of, unsupported
+from .base import GradientBalancer, Rows, values
+
+T = TypeVar("T")
+_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+
+
+class FusedStep:
+    """`balancer.backward`, unscaling, clipping and `optimizer.step()` in one call, and nearly in one pass.
+
+    Where a gradient method's update is w^T J, the combined gradient is never written: the kernel reads the K rows of
+    the arena, other gradients from `.grad`, and moves parameters and moments in place; (2K + 6) P numbers cross memory
+    for K tasks and P shared parameters instead of (2K + 13) P. The norm for clipping is sqrt(w^T G w + the other
+    gradients' squares), float64. The rest goes through `.grad`: loss methods, GradDrop, shared parameters that are
+    not the optimizer's or come with a `.grad`.
+
+    The optimizer stays the owner of its state (torch's keys, formats and memory order): checkpoints, learning-rate
+    schedulers and `optimizer.step()` itself go on working. Results are those of `optimizer.step()` to rounding, and on
+    a CPU the same bits for every number of threads.
+
+    A step whose gradients or losses are not finite, or whose combination could overflow, is skipped on the device:
+    parameters, moments and step counts stay as they were. On a GPU nothing waits for the device.
+
+    Args:
+        optimizer: torch.optim.AdamW, Adam or SGD (momentum, dampening, nesterov), on one device, float32 or float64.
+            No amsgrad, maximize or differentiable. On a GPU Adam and AdamW need fused=True or capturable=True.
+        clip_norm: largest norm of the whole gradient, as torch.nn.utils.clip_grad_norm_; 0 does not clip.
+        backend: "auto", "reference", "cpp" or "cuda".
+
+    Raises:
+        ValueError: another optimizer, or an option of it that is not supported. `balancer.backward` and
+            `optimizer.step()` work with any.
+
+    >>> from fastmtl.balance import PCGrad
+    >>> encoder, head_a, head_b = (torch.nn.Linear(4, n) for n in (4, 1, 2))
+    >>> parameters = [*encoder.parameters(), *head_a.parameters(), *head_b.parameters()]
+    >>> step = FusedStep(torch.optim.AdamW(parameters, lr=1e-3), clip_norm=1.0)
+    >>> features = encoder(torch.ones(8, 4))
+    >>> losses = {"a": head_a(features).mean(), "b": head_b(features).square().mean()}
+    >>> sorted(step(PCGrad(), losses, shared=encoder.parameters()))
+    ['cosines', 'gradient_norm', 'norms', 'skipped', 'weights']
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, clip_norm: float = 0.0, backend: str = "auto") -> None:
+        if reason := unsupported(optimizer):
+            raise ValueError(
+                f"`optimizer` must be torch.optim.AdamW, Adam or SGD without amsgrad, maximize and differentiable; "
+                f"{reason}. balancer.backward(...) and optimizer.step() work with any optimizer."
+            )
+        if isinstance(clip_norm, bool) or not isinstance(clip_norm, int | float) or not 0 <= clip_norm < float("inf"):
+            raise ValueError(f"`clip_norm` must be finite and not negative (0 does not clip); got {clip_norm!r}.")
+        check_backend(backend)
+        self.optimizer, self.clip_norm = optimizer, float(clip_norm)
+        self._backend = backend
+        self._guard = StepGuard(optimizer)
+        self._sound: Tensor | None = None  # whether the losses of earlier micro-batches were finite
+        self._counts: dict[Tensor, Tensor] = {}  # of SGD's dampened parameters that may not have made a step yet
+
+    @staticmethod
+    def why_not(optimizer: object) -> str | None:
+        """Why there is no fast step for `optimizer` here, in words; None where there is one."""
+        if reason := unsupported(optimizer):
+            return reason
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        kinds = {(parameter.device.type, parameter.dtype) for parameter in parameters}
+        if len({device for device, _ in kinds}) > 1:
+            return "it holds parameters of several devices"
+        reasons = (kernel.why_slow(device, dtype) for device, dtype in kinds)
+        return next((reason for reason in reasons if reason), None)
+
+    def __repr__(self) -> str:
+        return f"FusedStep({type(self.optimizer).__name__}, clip_norm={self.clip_norm})"
+
+    def __call__(
+        self,
+        balancer: Any,
+        losses: Mapping[str, Tensor] | Tensor,
+        shared: Iterable[Tensor] = (),
+        *,
+        scale: GradScaler | Tensor | float | None = None,
+        last: bool = True,
+        active: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """One step, from the losses to moved parameters. Afterwards `.grad` of all the optimizer holds is None.
+
+        Args:
+            balancer: any balancer; None takes the plain gradient of `losses`, a scalar or the sum of several.
+            losses, shared, last, active: as for `balancer.backward`; with last=False gradients add up, nothing moves.
+            scale: the torch.amp.GradScaler itself, not its `scale`d losses: this scales, unscales and skips, and in
+                place of `scaler.step(optimizer)` leaves only `scaler.update()` to be called. Or a number or tensor
+                that the losses are multiplied by.
+
+        Returns:
+            What the balancer returns, and with last=True "gradient_norm" float64, before clipping, and "skipped" bool.
+
+        Raises:
+            RuntimeError: the GradScaler has unscaled or stepped this optimizer since its last update.
+            TypeError, ValueError: as `balancer.backward`; parameters of several devices or of half precision.
+        """
+        scaler = scale if isinstance(scale, GradScaler) and scale.is_enabled() else None
+        factor = None if isinstance(scale, GradScaler) else scale
+        if scaler is not None:
+            factor = self._scale_of(scaler, losses)
+        taken: dict[str, Tensor] = {}
+
+        def take(rows: Rows) -> None:
+            taken.update(self._finish(rows, factor, self._finite(losses)))
+
+        options: dict[str, Any] = {"scale": factor, "last": last} | ({} if active is None else {"active": active})
+        log: dict[str, Tensor] = {}
+        try:
+            if balancer is None:
+                _total(losses, factor).backward()
+            else:
+                with balancer.giving_rows(take) if isinstance(balancer, GradientBalancer) else nullcontext():
+                    log = balancer.backward(losses, shared, **options)  # type: ignore[arg-type]
+            self._sound = self._finite(losses)
+            if not last:
+                return log
+            taken = taken or self._finish(None, factor, self._sound)
+        except BaseException:
+            self._sound = None
+            raise
+        self._sound = None
+        if scaler is not None:
+            state = scaler._per_optimizer_states[id(self.optimizer)]
+            state["found_inf_per_device"] = {taken["skipped"].device: taken["skipped"].float()}
+            state["stage"] = OptState.STEPPED  # so that `unscale_` and `step` raise until the next `update`
+        return log | taken
+
+    def _finite(self, losses: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """Whether all losses of the step so far are finite."""
+        found = losses.detach() if isinstance(losses, Tensor) else values(losses)
+        sound = found.isfinite().all()
+        return sound if self._sound is None else sound & self._sound
+
+    def _scale_of(self, scaler: GradScaler, losses: Mapping[str, Tensor] | Tensor) -> Tensor:
+        stage = scaler._per_optimizer_states[id(self.optimizer)]["stage"]
+        if stage is not OptState.READY:
+            what = "unscale_()" if stage is OptState.UNSCALED else "step(), or a FusedStep,"
+            raise RuntimeError(
+                f"`scale`: {what} was called for this optimizer since the GradScaler's last update(). FusedStep "
+                "does the scaler's part itself: call scaler.update() after each step, and nothing else of the scaler."
+            )
+        found = losses if isinstance(losses, Tensor) else next(iter(losses.values()), None)
+        device = found.device if isinstance(found, Tensor) else "cpu"
+        return scaler.scale(torch.ones((), device=device))  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _finish(self, rows: Rows | None, scale: Tensor | float | None, sound: Tensor) -> dict[str, Tensor]:
+        """Everything after the backwards."""
+        groups = read_groups(self.optimizer)
+        columns: dict[Tensor, int] = {}
+        if rows is not None:
+            columns = self._columns(rows)
+            if not columns:
+                rows.write()
+        moves = [
+            self._move(parameter, index, group, columns)
+            for index, group in enumerate(self.optimizer.param_groups)
+            for parameter in group["params"]
+            if parameter.numel() and (parameter in columns or parameter.grad is not None)
+        ]
+        gradients = [move.gradient for move in moves if isinstance(move.gradient, Tensor)]
+        _check_alike([move.parameter for move in moves])
+        square = torch.zeros((), dtype=torch.float64, device=sound.device)
+        for same in _by_dtype(gradients, lambda gradient: gradient.dtype):
+            square = square + kernel.sum_of_squares(same, self._backend)
+        J = w = None
+        if rows is not None and columns:
+            J, w, own, largest = rows.update()
+            square = square + own
+            # No sum in the kernel can overflow: every one is at most this.
+            sound = sound & (largest < torch.finfo(w.dtype).max)
+        factor = torch.ones_like(square) if scale is None else 1.0 / torch.as_tensor(scale).double()
+        norm = square.sqrt() * factor
+        skipped = ~(norm.isfinite() & sound)
+        if self.clip_norm:
+            factor = factor * (self.clip_norm / (norm + _EPS)).clamp(max=1.0)
+        for same in _by_dtype(moves, lambda move: move.parameter.dtype):
+            kernel.take_step(kernel.Step(same, groups, factor, skipped.float(), J, w), self._backend)
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        self._guard.stepped()
+        return {"gradient_norm": norm, "skipped": skipped}
+
+    def _columns(self, rows: Rows) -> dict[Tensor, int]:
+        """Where each reached parameter begins in the rows; empty if one of them has to go through `.grad`."""
+        ours = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+        columns = {}
+        for parameter, column in rows.places():
+            if column is None or parameter.grad is not None or parameter not in ours:
+                return {}
+            if parameter.dtype != torch.promote_types(rows.J.dtype, torch.float32):
+                return {}
+            columns[parameter] = column
+        return columns
+
+    def _move(self, parameter: Tensor, index: int, group: dict[str, Any], columns: dict[Tensor, int]) -> kernel.Move:
+        first, second, step = state_of(self.optimizer, parameter, group, self._counts)
+        gradient: Tensor | int | None = columns.get(parameter)
+        if gradient is None:
+            gradient = parameter.grad
+            assert gradient is not None
+            if not same_order(gradient, parameter):
+                gradient = torch.empty_like(parameter).copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+        return kernel.Move(parameter, first, second, step, gradient, index)
+
+
+def _total(losses: Mapping[str, Tensor] | Tensor, scale: Tensor | float | None) -> Tensor:
+    total = losses if isinstance(losses, Tensor) else torch.stack(list(losses.values())).sum()
+    if total.numel() != 1 or not total.requires_grad:
+        raise ValueError(
+            f"`losses` must be a scalar with a graph; got {list(total.shape)}, requires_grad={total.requires_grad}."
+        )
+    return total if scale is None else total * scale
+
+
+def _check_alike(parameters: list[Tensor]) -> None:
+    kinds = {(str(parameter.device), parameter.dtype) for parameter in parameters}
+    if len({device for device, _ in kinds}) > 1 or any(dtype not in kernel.DTYPES for _, dtype in kinds):
+        found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
+        raise ValueError(
+            f"`optimizer` must hold float32 or float64 parameters of one device; got {found}. Use autocast with "
+            "float32 parameters, or balancer.backward(...) and optimizer.step()."
+        )
+
+
+def _by_dtype(items: Sequence[T], dtype_of: Callable[[T], torch.dtype]) -> list[list[T]]:
+    """One call of a kernel knows one dtype."""
+    parts = ([item for item in items if dtype_of(item) == dtype] for dtype in kernel.DTYPES)
+    return [part for part in parts if part]

@@ -1,0 +1,105 @@
+"""GradDrop: each element keeps the gradients of one sign, drawn by how pure that sign is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._gramian import finish, given_weights, gramian
+from .base import GradientBalancer
+
+_CHUNKS = {"cpu": 1 << 18}  # columns at a time: what is in between stays in the cache
+_CHUNK = 1 << 24  # on a GPU, where a launch is dear and memory is not
+
+
+class GradDrop(GradientBalancer):
+    """Gradient sign dropout of Chen et al., NeurIPS 2020, algorithm 1, on the shared parameters' gradients.
+
+    Per element the purity is P = (1 + sum_k g_k / sum_k |g_k|) / 2. A number u, uniform in [0, 1), is drawn for it:
+    where u < P its positive gradients are kept, where u > P its negative ones, and of the others the share `leak`.
+
+    It is elementwise and no `G -> w`: one pass over the gradients of its own. The log's "weights" are each task's
+    kept share of its gradient's square. The paper applies it to the gradients of a shared layer's activations.
+
+    Args:
+        leak: of every task, or task -> leak, or one per task in order; 0 (the paper's) to 1 (the plain sum).
+        seed: of the numbers. They are a hash of seed, step and column: the same on every device, and after a resume.
+
+    Raises:
+        ValueError: leak is not from 0 to 1.
+    """
+
+    strategies = ("sequential", "batched", "features")
+    reusable = False
+
+    def __init__(self, leak: float | Mapping[str, float] | Sequence[float] = 0.0, *, seed: int = 0) -> None:
+        given = list(leak.values()) if isinstance(leak, Mapping) else leak if isinstance(leak, Sequence) else [leak]
+        if not all(0 <= value <= 1 for value in given):
+            raise ValueError(f"`leak` must be from 0 to 1; got {leak}.")
+        super().__init__()
+        self.leak, self._seed, self._step = leak, seed, 0
+
+    def __repr__(self) -> str:
+        return f"GradDrop(leak={self.leak!r}, seed={self._seed})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """Ones [K], 0 for inactive tasks: before its elements are dropped every gradient counts alike."""
+        G = gramian(G)
+        active = G.diagonal() != 0
+        return finish(torch.ones_like(G.diagonal()), G, active)
+
+    def _update(self, J: Tensor, w: Tensor, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if isinstance(self.leak, float | int):
+            leak = torch.full_like(w, self.leak)
+        else:
+            leak = given_weights(self.leak, losses, w)
+        first = self._ranks.offset() if self._split else 0
+        out, kept = torch.empty_like(J[0]), torch.zeros_like(w)
+        chunk = _CHUNKS.get(J.device.type, _CHUNK)
+        for start in range(0, J.shape[1], chunk):
+            part = J[:, start : start + chunk]
+            u = uniform(self._seed, self._step, first + start, part.shape[1], J.device).to(J.dtype)
+            dropped = drop(part, w.to(J.dtype), leak.to(J.dtype), u)
+            torch.sum(dropped, 0, out=out[start : start + chunk])
+            kept += (dropped * part).sum(1, dtype=torch.float64)
+        self._step += 1
+        kept = self._over_columns(kept)
+        squares = self._norms(J).square()
+        return out, torch.where(squares > 0, kept / squares, 0.0) + 0.0 * squares.sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names, the seed and the number of steps."""
+        return super().state_dict() | {"seed": self._seed, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._seed, self._step = state["seed"], state["step"]
+
+
+def drop(J: Tensor, w: Tensor, leak: Tensor, u: Tensor) -> Tensor:
+    """J [K, P] with the dropped elements times their task's leak [K]; u [P]. A task of weight 0 in w [K] takes no part.
+
+    What is not finite stays so: 0 times it is NaN.
+    """
+    J = J * w[:, None]
+    total = J.abs().sum(0)
+    purity = 0.5 * (1 + J.sum(0) / torch.where(total == 0, 1.0, total))
+    kept = ((u < purity) & (J > 0)) | ((u > purity) & (J < 0))
+    return J * torch.where(kept, 1.0, leak[:, None])
+
+
+def uniform(seed: int, step: int, start: int, count: int, device: torch.device) -> Tensor:
+    """[count] float64 in [0, 1), multiples of 2^-24: a hash of (seed, step, column) for columns from `start` on."""
+    mask = 0xFFFFFFFF
+    key = (seed * 0x9E3779B1 + step * 0x85EBCA77 + 0x27D4EB2F) & mask
+    key = (key ^ (key >> 15)) * 0x2C1B3C6D & mask
+    h = torch.arange(start, start + count, dtype=torch.int64, device=device)
+    h = ((h & mask) ^ ((h >> 32) * 0x61C88647 & mask)) ^ key
+    # Wellons' lowbias32; int64 holds every product's lower 32 bits.
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        h = ((h ^ (h >> shift)) * factor) & mask
+    h = h ^ (h >> 15)
+    return (h >> 8).double() * 2.0**-24

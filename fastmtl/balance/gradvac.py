@@ -1,0 +1,91 @@
+"""GradVac: gradients pulled towards a cosine that follows the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmtl.ops.pcgrad import random_order
+
+from ._gramian import finish, gramian
+from .base import GradientBalancer
+
+
+class GradVac(GradientBalancer):
+    """Gradient vaccine of Wang et al., ICLR 2021, algorithm 1 and equation 2.
+
+    Each task's gradient g_i meets the others in a random order. Where its cosine phi with the original g_j is below the
+    target t_ij, it gets a multiple of g_j that brings it there: |g_i| (t sqrt(1 - phi^2) - phi sqrt(1 - t^2)) /
+    (|g_j| sqrt(1 - t^2)). Then t_ij <- (1 - beta) t_ij + beta phi. The update is the sum. With t = 0 it is PCGrad.
+
+    Args:
+        beta: rate of the targets' moving average, 0 to 1; the paper takes 0.01, its code and LibMTL 0.5.
+        always: whether a target moves at every meeting (the paper) or only when its gradient is changed (LibMTL).
+        seed: of the orders, as in `PCGrad`.
+
+    Raises:
+        ValueError: beta is not from 0 to 1.
+
+    >>> GradVac().weights(torch.tensor([[1.0, -1.0], [-1.0, 4.0]], dtype=torch.float64), {})
+    tensor([2.0000, 1.2500], dtype=torch.float64)
+    """
+
+    def __init__(self, beta: float = 0.5, *, always: bool = True, seed: int = 0) -> None:
+        if not 0 <= beta <= 1:
+            raise ValueError(f"`beta` must be from 0 to 1; got {beta}.")
+        super().__init__()
+        self.beta, self.always, self._seed = beta, always, seed
+        self._generator = torch.Generator().manual_seed(seed)
+        self._target: Tensor | None = None  # [K, K]
+
+    def __repr__(self) -> str:
+        return f"GradVac(beta={self.beta}, always={self.always}, seed={self._seed})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """w [K] float64 from G [K, K] float64, with the next order of this balancer's generator; moves the targets."""
+        G = gramian(G)
+        order = random_order(len(G), generator=self._generator, device=G.device)
+        target = torch.zeros_like(G) if self._target is None else self._target.to(G.device)
+        w, moved = vaccinate(G, order, target, self.beta, self.always)
+        self._target = torch.where(G.isfinite().all(), moved, target)  # a step that is skipped leaves no trace
+        return w
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names, the targets and the generator's state."""
+        return super().state_dict() | {"target": self._target, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._target = state["target"]
+        self._generator.set_state(state["generator"].cpu())
+
+
+def vaccinate(G: Tensor, order: Tensor, target: Tensor, beta: float, always: bool) -> tuple[Tensor, Tensor]:
+    """w [K] and the moved targets [K, K]; `order` int64 [K, K-1], row i a permutation of the tasks other than i.
+
+    Row i of C holds the coefficients of g_i's expansion in the gradients. No task's meetings depend on another's, so
+    that all tasks take their n-th meeting at once.
+    """
+    squares = G.diagonal()
+    active = squares != 0
+    C = torch.eye(len(G), dtype=G.dtype, device=G.device)
+    for j in order.unbind(1):  # [K]: each task's partner
+        pair = active & active[j]
+        products = C @ G  # [K, K]: <g_i now, g_k>
+        own = (products * C).sum(1).clamp(min=0).sqrt()
+        theirs = squares[j].sqrt()
+        lengths = own * theirs
+        met = products.gather(1, j[:, None])[:, 0]
+        phi = torch.where(lengths > 0, met / lengths, 0.0).clamp(-1, 1)
+        wanted = target.gather(1, j[:, None])[:, 0]
+        beside = (1 - wanted * wanted).sqrt()
+        low = pair & (phi < wanted) & (beside > 0)
+        step = own * (wanted * (1 - phi * phi).sqrt() - phi * beside) / (theirs * beside)
+        C = C.scatter_add(1, j[:, None], torch.where(low, step, 0.0)[:, None])
+        moving = pair if always else low
+        moved = torch.where(moving, (1 - beta) * wanted + beta * phi, wanted)
+        target = target.scatter(1, j[:, None], moved[:, None])
+    return finish(torch.where(active[:, None], C, 0.0).sum(0), G, active), target

@@ -1,0 +1,123 @@
+"""SDMGrad: weights from the inner products of gradients of independent batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._gramian import finish, given_weights, gramian, project_on_simplex
+from .base import GradientBalancer
+
+
+class SDMGrad(GradientBalancer):
+    """Direction-oriented multi-objective learning of Xiao et al., NeurIPS 2023, algorithm 1.
+
+    v moves on the simplex against A (v + strength u), and w = (v + strength u) / (1 + strength). A = J1 J2^T holds
+    inner products of gradients of independent batches: with the same batch in both, noise makes every task look in
+    conflict with nothing but itself. Micro-batches (`last=False`) are such batches: of n of them A is the mean over all
+    pairs of two, (Gram(sum) - sum Gram) n / (n - 1), from n Gram matrices and one K x P buffer more. A step of one
+    batch takes its Gram matrix, which is biased. All micro-batches of a step must have the same `scale`.
+
+    Args:
+        strength: lambda, the pull towards the direction u; the authors' experiments and LibMTL take 0.3.
+        weights: u, task -> weight or one per task in order; 1/K each if None.
+        lr, momentum, steps: of the descent on v. A is scaled by the mean norm first, as the authors' code does.
+
+    Raises:
+        ValueError: an option out of range.
+
+    >>> G = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    >>> SDMGrad(strength=0.0, lr=0.1, steps=200).weights(G, {})
+    tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+
+    strategies = ("sequential", "batched")
+
+    def __init__(
+        self,
+        strength: float = 0.3,
+        *,
+        weights: Mapping[str, float] | Sequence[float] | None = None,
+        lr: float = 10.0,
+        momentum: float = 0.5,
+        steps: int = 20,
+    ) -> None:
+        for name, value, fits in (
+            ("strength", strength, strength >= 0),
+            ("lr", lr, lr > 0),
+            ("momentum", momentum, 0 <= momentum < 1),
+            ("steps", steps, steps >= 1),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"`{name}` is out of range: strength >= 0, lr > 0, 0 <= momentum < 1, steps >= 1; got {value}."
+                )
+        super().__init__()
+        self.strength, self.lr, self.momentum, self.steps, self._given = strength, lr, momentum, steps, weights
+        self._point: Tensor | None = None  # v [K]
+        self._before: Tensor | None = None  # [K, P], the rows after the micro-batch before
+        self._grams: Tensor | None = None  # [K, K], the sum of each micro-batch's Gram matrix
+        self._batches = 0
+
+    def __repr__(self) -> str:
+        rest = f"lr={self.lr}, momentum={self.momentum}, steps={self.steps}"
+        return f"SDMGrad(strength={self.strength}, weights={self._given!r}, {rest})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """w [K] float64 from A [K, K] float64, which need not be symmetric; moves v."""
+        A = gramian(G)
+        active = A.diagonal() != 0
+        count = active.sum().clamp(min=1)
+        pull = torch.where(active, given_weights(self._given, losses, A.diagonal()), 0.0)
+        if self._given is None:
+            pull = pull / count
+        pull = self.strength * pull
+        start = active.to(A.dtype) / count if self._point is None else self._point.to(A.device)
+        v = project_on_simplex(start, active)
+        size = A.diagonal().clamp(min=0).sqrt().sum() / count
+        scaled = torch.where(active[:, None] & active, A / torch.where(size > 0, size * size, 1.0), 0.0)
+        speed = torch.zeros_like(v)
+        for _ in range(self.steps):
+            speed = self.momentum * speed + scaled @ (v + pull)
+            v = project_on_simplex(v - self.lr * speed, active)
+        # A skipped step leaves no trace, and a task without labels keeps its place.
+        self._point = torch.where(A.isfinite().all(), torch.where(active, v, start), start)
+        return finish((v + pull) / (1 + self.strength), A, active)
+
+    def _between(self) -> None:
+        self._split = self._ranks.splits
+        self._take(self._ranks.copied(self._arena))
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._batches = 0
+
+    def _take(self, rows: Tensor) -> None:
+        """Add the newest micro-batch's Gram matrix."""
+        if self._batches == 0 or self._before is None or self._grams is None:
+            self._grams, self._before = super()._gram(rows), rows.clone()
+        else:
+            self._grams = self._grams + super()._gram(torch.sub(rows, self._before, out=self._before))
+            self._before.copy_(rows)
+        self._batches += 1
+
+    def _gram(self, J: Tensor) -> Tensor:
+        whole = super()._gram(J)
+        if self._batches == 0:
+            return whole
+        self._take(J)
+        assert self._grams is not None
+        A = (whole - self._grams) * (self._batches / (self._batches - 1))
+        self._batches, self._before = 0, None
+        return A
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names and v."""
+        return super().state_dict() | {"point": self._point}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._point = state["point"]

@@ -1,0 +1,165 @@
+"""Weights learned with the model: uncertainty and IMTL-L. They are parameters: give them to the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ._gramian import given_weights, to_device
+from .base import LossBalancer, values
+
+_FORMS = ("regression", "classification")
+
+
+class Learned(LossBalancer):
+    """Base: one learned number per task. The parameter is empty until the first `backward` tells K and the device."""
+
+    def __init__(self, initial: float | Mapping[str, float] | Sequence[float]) -> None:
+        super().__init__()
+        self._initial = initial
+        self._s = Parameter(torch.empty(0))
+
+    def parameters(self) -> Iterable[Parameter]:
+        """The learned numbers [K]: give them to the optimizer, without weight decay."""
+        return [self._s]
+
+    def _learned(self, losses: Mapping[str, Tensor]) -> Tensor:
+        device = next(iter(losses.values())).device
+        if self._s.numel() == 0:
+            ones = torch.ones(len(losses), dtype=torch.float64)
+            if isinstance(self._initial, float | int):
+                start = ones * self._initial
+            else:
+                start = given_weights(self._initial, losses, ones)
+            # In place of the data, because the optimizer holds this very parameter.
+            self._s.data = to_device(start.tolist(), device).float()
+        elif self._s.device != device:
+            self._s.data = self._s.data.to(device)
+        return self._s.double()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names and the learned numbers."""
+        return super().state_dict() | {"learned": self._s.detach().clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._s.data = state["learned"].detach().clone().to(self._s.device)
+
+
+class Uncertainty(Learned):
+    """Homoscedastic uncertainty of Kendall et al., CVPR 2018, with s = log sigma^2 learned for each task.
+
+    A regression's loss becomes exp(-s)/2 L + s/2 (equation 7), a classification's exp(-s) L + s/2 (equation 10).
+    LibMTL and TorchJD take the first form for every task. `parameters()` must be given to the optimizer.
+
+    A paper that learns s' = log sigma has s = 2 s' here, gradient and all twice its step: initial values 0, 0, 4 there
+    are 0, 0, 8 here, and its third task starts at a weight of exp(-8)/2 = 1/5962.
+
+    Args:
+        forms: "regression" or "classification", for all tasks, or task -> form, or one per task in order.
+        initial: s at the start, for all tasks, by name or in order; LibMTL's is -0.5.
+        log: "variance" learns s = log sigma^2 (the paper), "deviation" s' = log sigma: exp(-2 s')/2 L + s'.
+
+    Raises:
+        ValueError: a form or `log` is none of these; at `backward`, they do not fit the tasks.
+
+    >>> parameter = torch.nn.Parameter(torch.ones(2))
+    >>> balancer = Uncertainty(["regression", "classification"])
+    >>> balancer.backward({"depth": parameter.sum(), "class": parameter.sum()})["weights"]
+    tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        forms: str | Mapping[str, str] | Sequence[str] = "classification",
+        *,
+        initial: float | Mapping[str, float] | Sequence[float] = 0.0,
+        log: str = "variance",
+    ) -> None:
+        given = [forms] if isinstance(forms, str) else list(forms.values()) if isinstance(forms, Mapping) else forms
+        for form in given:
+            if form not in _FORMS:
+                raise ValueError(f"`forms` must be 'regression' or 'classification'; got {form!r}.")
+        if log not in ("variance", "deviation"):
+            raise ValueError(f"`log` must be 'variance' or 'deviation'; got {log!r}.")
+        super().__init__(initial)
+        self.forms, self.log = forms, log
+        self._factors: Tensor | None = None  # [K]: 1/2 for a regression, 1 for a classification
+
+    def __repr__(self) -> str:
+        return f"Uncertainty(forms={self.forms!r}, initial={self._initial!r}, log={self.log!r})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """exp(-s) or half of it, [K] float64 with a graph to s; G is not read."""
+        s = self._learned(losses)
+        if self._factors is None or self._factors.device != s.device:
+            self._factors = to_device([0.5 if f == "regression" else 1.0 for f in self._each(losses)], s.device)
+        return self._factors * (-s if self.log == "variance" else -2 * s).exp()
+
+    def _each(self, losses: Mapping[str, Tensor]) -> list[str]:
+        if isinstance(self.forms, str):
+            return [self.forms] * len(losses)
+        if isinstance(self.forms, Mapping):
+            if set(self.forms) != set(losses):
+                raise ValueError(f"`forms` must name the tasks {list(losses)}; got {list(self.forms)}.")
+            return [self.forms[name] for name in losses]
+        if len(self.forms) != len(losses):
+            raise ValueError(f"`forms` must hold one form per task, {len(losses)}; got {len(self.forms)}.")
+        return list(self.forms)
+
+    def _regularizer(self, active: Tensor) -> Tensor:
+        return torch.where(active, self._s.double() * (0.5 if self.log == "variance" else 1.0), 0.0).sum()
+
+
+class IMTLL(Learned):
+    """Impartial losses of Liu et al., ICLR 2021, equation 8: sum_k exp(s_k) L_k - s_k with s learned.
+
+    At its minimum all weighted losses are 1. For losses that are positive. `parameters()` must be given to the
+    optimizer.
+
+    Args:
+        initial: s at the start, for all tasks, by name or in order.
+    """
+
+    def __init__(self, initial: float | Mapping[str, float] | Sequence[float] = 0.0) -> None:
+        super().__init__(initial)
+
+    def __repr__(self) -> str:
+        return f"IMTLL(initial={self._initial!r})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """exp(s), [K] float64 with a graph to s; G is not read."""
+        return self._learned(losses).exp()
+
+    def _regularizer(self, active: Tensor) -> Tensor:
+        return -torch.where(active, self._s.double(), 0.0).sum()
+
+
+class GLS(LossBalancer):
+    """Geometric loss strategy of Chennupati et al., CVPR workshops 2019: the geometric mean of the losses.
+
+    Its gradient is sum_k w_k grad L_k with w_k = (prod L)^(1/K) / (K L_k), over the K active tasks; computed through
+    logarithms, because the product of small losses underflows. For losses that are positive. It is not linear in them:
+    micro-batches are kept until the last one, graphs and all, and save no memory.
+
+    >>> parameter = torch.nn.Parameter(torch.tensor([1.0, 4.0]))
+    >>> GLS().backward({"a": parameter[0], "b": parameter[1]})["weights"]
+    tensor([1.0000, 0.2500], dtype=torch.float64)
+    """
+
+    needs_all_losses = True
+
+    def __repr__(self) -> str:
+        return "GLS()"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """[K] float64, 0 for tasks whose loss is 0, NaN where one is negative; G is not read."""
+        found = values(losses)
+        active = found != 0
+        count = active.sum().clamp(min=1)
+        logs = torch.where(active, found, 1.0).log()
+        return torch.where(active, (logs.sum() / count - logs).exp() / count, 0.0)

@@ -1,0 +1,144 @@
+"""What all balancers share: the task order, the losses and tasks of a step, the ranks, and a state that resumes it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from .alone import Alone
+
+
+class WeightedBalancer(ABC):
+    """What both kinds share: the fixed task order, the step's losses and tasks, and a state that resumes it."""
+
+    looks_twice = False  # whether `after_step` calls `reevaluate`
+    # Whether the gradient is not linear in the losses. Then micro-batches are kept, graphs and all, until the last one:
+    # exact, and no memory is saved.
+    needs_all_losses = False
+
+    def __init__(self) -> None:
+        self._tasks: list[str] | None = None
+        self._kept: dict[str, Tensor] = {}  # sums of the losses of earlier micro-batches; detached but for the above
+        self._kept_active: Tensor | None = None
+        self._ranks = Alone()
+
+    @abstractmethod
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """The method itself: the tasks' weights w [K] from G [K, K] float64 (gradient methods) and the K losses."""
+
+    def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Nothing to do after the optimizer's step, for most methods."""
+        return
+
+    def on_epoch(self) -> None:
+        """Call at the end of every epoch; for most methods nothing happens."""
+        return
+
+    def parameters(self) -> Iterable[Parameter]:
+        """Nothing is learned."""
+        return ()
+
+    def distribute(
+        self,
+        model: Module,
+        *,
+        group: Any = None,
+        method: str = "reduce_scatter",
+        scope: str = "global",
+        overlap: bool = True,
+    ) -> Self:
+        """Work on the gradients of all ranks. Call it on every rank, after `load_state_dict`; returns the balancer.
+
+        The balancer then averages the gradients of all of `model`'s parameters itself, heads included, as
+        DistributedDataParallel would, and every rank gets the same ones. Losses count with their mean over the ranks:
+        `global_losses` turns means over a rank's labelled samples into such losses. Every rank calls `backward` alike;
+        a task without labels on a rank has the loss `0.0 * output.sum()` there.
+
+        Args:
+            model: the module whose parameters the optimizer holds, equal on all ranks: a plain one, one wrapped in
+                DistributedDataParallel (its own averaging is switched off for good, as by `no_sync`), or one sharded by
+                FSDP2's `fully_shard`.
+            group: process group; None is the default one.
+            method: of gradient methods, both exact: "reduce_scatter" sends (K+1) P numbers, each rank measures and
+                combines its share of the columns; "all_reduce" sends 2 K P and leaves J on every rank. FSDP2 sends its
+                own.
+            scope: "local" projects each rank's gradients by themselves and averages the results: P numbers, APPROXIMATE
+                (3 to 11% off in our measurements, and no method's definition).
+            overlap: send a task's gradient while the next task's backward runs.
+
+        Raises:
+            ValueError: an option is none of these, or parameters, options or state differ between the ranks.
+        """
+        from .distributed import join  # here, because few need it
+
+        self._ranks = join(self, model, group, method, scope, overlap)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names in order, None before the first step. Take it after `last=True`: rows are not in it."""
+        return {"tasks": None if self._tasks is None else list(self._tasks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._tasks = None if state["tasks"] is None else list(state["tasks"])
+
+    def _step_losses(
+        self, losses: Mapping[str, Tensor], active: Tensor | None, last: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Each task's loss, and whether it has labels, in this step so far; the last micro-batch ends the step."""
+        graphs = self.needs_all_losses
+        total = {
+            name: (loss if graphs else loss.detach()) + self._kept[name] if self._kept else loss
+            for name, loss in losses.items()
+        }
+        if active is not None:
+            active = _check_active(active, losses)
+            active = active if self._kept_active is None else active | self._kept_active
+        if last:
+            self._kept, self._kept_active = {}, None
+        else:
+            self._kept = {name: loss if graphs else loss.detach() for name, loss in total.items()}
+            self._kept_active = active
+        return total, active
+
+    def _forget(self) -> None:
+        """Drop what the micro-batches of a step that failed have left."""
+        self._kept, self._kept_active = {}, None
+
+    def _check_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Raise unless `losses` are scalars with a graph, of the same tasks in the same order as ever."""
+        if not isinstance(losses, Mapping) or not losses:
+            found = type(losses).__name__ if losses else "no loss"
+            raise ValueError(f"`losses` must map each task's name to its loss; got {found}.")
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise ValueError(f"`losses[{name!r}]` must be a scalar tensor; got {found}. Reduce it first.")
+            if not loss.requires_grad:
+                raise ValueError(
+                    f"`losses[{name!r}]` must carry a graph; got a tensor with requires_grad=False. For a task without "
+                    "labels in the batch return `0.0 * output.sum()`, and never a detached loss."
+                )
+        if self._tasks is not None and list(losses) != self._tasks:
+            raise ValueError(
+                f"`losses` must have the tasks {self._tasks}, in this order, at every step; got {list(losses)}."
+            )
+
+
+def values(losses: Mapping[str, Tensor]) -> Tensor:
+    """The losses as one detached vector [K] float64."""
+    return torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
+
+
+def _check_active(active: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
+    if not isinstance(active, Tensor) or active.dtype != torch.bool or active.shape != (len(losses),):
+        found = f"{list(active.shape)} {active.dtype}" if isinstance(active, Tensor) else type(active).__name__
+        raise ValueError(
+            f"`active` must be a bool tensor [{len(losses)}], one flag per task; got {found}. "
+            "Take it from batch.present.any(0)."
+        )
+    return active

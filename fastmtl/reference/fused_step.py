@@ -1,0 +1,56 @@
+"""Definition of the fused step's arithmetic: one parameter's step, each operation rounded to the parameter's dtype.
+
+Numbers are float64 until the formula meets a tensor: p, g, m, v have one shape and dtype, and `t` (steps taken with
+this one), `lr`, `factor` are numbers or float64 tensors of one element. All functions return new tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+
+
+def clip_factor(norm: Tensor, clip_norm: float, scale: Number = 1.0) -> Tensor:
+    """What every (scaled) gradient is multiplied by: unscaling, and clipping to `clip_norm` (0: none) as torch does."""
+    factor = torch.ones_like(norm) if clip_norm == 0 else (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    return factor / scale
+
+
+def adam(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Number, lr: Number, factor: Number, *,
+    beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Adam, or AdamW if `decoupled`: the new (p, m, v)."""
+    rate, root = lr / (1 - beta1**t), 1 / (1 - beta2**t) ** 0.5
+    g = g * _to(factor, g)
+    if decoupled:
+        p = p * _to(1 - lr * weight_decay, p)
+    else:
+        g = g + p * _to(weight_decay, p)
+    m = m + (g - m) * _to(1 - beta1, p)
+    v = v * _to(beta2, p) + (g * g) * _to(1 - beta2, p)
+    size = v.double().sqrt().to(v.dtype)  # torch's own float32 square root is one bit off in one of five
+    return p - (m / (size * _to(root, p) + _to(eps, p))) * _to(rate, p), m, v
+
+
+def sgd(
+    p: Tensor, g: Tensor, m: Tensor | None, t: Number, lr: Number, factor: Number, *,
+    momentum: float, dampening: float, nesterov: bool, weight_decay: float,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """SGD: the new (p, m); without momentum m is None. At t = 1 the gradient is taken whole, whatever the dampening."""
+    g = g * _to(factor, g) + p * _to(weight_decay, p)
+    if m is None:
+        return p - g * _to(lr, p), None
+    fresh = torch.where(torch.as_tensor(t == 1), 1.0, 1.0 - dampening)
+    m = m * _to(momentum, p) + g * _to(fresh, p)
+    step = g + m * _to(momentum, p) if nesterov else m
+    return p - step * _to(lr, p), m
+
+
+def _to(number: Number, like: Tensor) -> Tensor:
+    """Rounded once, on the tensor's device, without waiting for it."""
+    if isinstance(number, Tensor):
+        return number.to(like.device, like.dtype)
+    return torch.full((), number, dtype=like.dtype, device=like.device)

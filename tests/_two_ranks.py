@@ -1,0 +1,339 @@
+"""What each of two gloo ranks runs for tests/test_distributed.py: every case once distributed, once alone on the whole
+batch. Results go to a file."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from copy import deepcopy
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+import torch.distributed as dist
+from _loop import Model, inputs
+from torch import Tensor, nn
+
+from fastmtl import balance
+from fastmtl.balance import distributed, ranks
+
+RANKS, TASKS = 2, "abc"
+CUTS = ((0, 5), (5, 9))  # samples of each rank: unequal
+_ALONE: dict[tuple, dict[str, Tensor]] = {}  # what one process gets
+
+
+def labelled(n: int = 9) -> Tensor:
+    """bool [n, 3]: unequal counts, and nobody on rank 1 has a label for task c."""
+    present = torch.rand(n, 3, generator=torch.Generator().manual_seed(5)) < 0.7
+    present[0], present[5, :2], present[5:, 2] = True, True, False
+    return present
+
+
+def means(model: nn.Module, x: Tensor, present: Tensor, z: Tensor | None = None) -> dict[str, Tensor]:
+    """Mean over labelled samples, 0 without any; linear in the samples."""
+    z = model.encoder(x) if z is None else z
+    losses = {}
+    for column, (name, target) in enumerate(zip(TASKS, (0.5, -1.0, 2.0), strict=True)):
+        per_sample = (model.heads[name](z) - target).square().mean(1)
+        losses[name] = (per_sample * present[:, column]).sum() / present[:, column].sum().clamp(min=1)
+    return losses
+
+
+def train(balancer, model, steps, *, rank=None, micro=1, features=False, root=None, shared=None) -> dict[str, Tensor]:
+    """`steps` of SGD; on the whole batch if `rank` is None, else on its part. Returns what is left."""
+    shared = list(model.encoder.parameters()) if shared is None else shared
+    parameters = [*(shared if root is not None else model.encoder.parameters()), *model.heads.parameters()]
+    parameters = parameters if root is None else list(root)
+    optimizer = torch.optim.SGD([*parameters, *balancer.parameters()], lr=0.05)
+    logs = []
+    for number in steps:
+        x, present = inputs(n=9, seed=number), labelled()
+        # Micro-batch i of the whole batch holds the i-th parts of both ranks.
+        own = [slice(*cut) for cut in CUTS]
+        parts = [[torch.arange(9)[cut].chunk(micro)[i] for cut in own] for i in range(micro)]
+        chosen = [torch.cat(part) if rank is None else part[rank] for part in parts]
+        total = present[torch.cat(chosen)].sum(0)
+        optimizer.zero_grad()
+        for i, rows in enumerate(chosen):
+            z = balance.cut(model.encoder(x[rows])) if features else None
+            local = means(model, x[rows], present[rows], z)
+            if rank is None:
+                counts = present[rows].sum(0)
+                share = (counts.double() / total.clamp(min=1)).unbind()
+                losses = {name: loss * part for (name, loss), part in zip(local.items(), share, strict=True)}
+            else:
+                losses = balance.global_losses(local, present[rows].sum(0), total=total)
+            extra = {"features": z} if features else {}
+            done = balancer.backward(
+                losses, shared, last=i == micro - 1, active=present[rows].any(0), scale=8.0, **extra
+            )
+        for parameter in (*parameters, *balancer.parameters()):
+            if parameter.grad is not None:
+                parameter.grad /= 8.0
+        logs.append(done["weights"])
+        grads = [p.grad.clone() for p in parameters if p.grad is not None]
+        optimizer.step()
+
+        def again(x=x, present=present) -> dict[str, Tensor]:
+            if rank is None:
+                return means(model, x, present)
+            mine = slice(*CUTS[rank])
+            return balance.global_losses(means(model, x[mine], present[mine]), present[mine].sum(0))
+
+        with torch.no_grad():
+            balancer.after_step(again)
+        balancer.on_epoch()
+    return {
+        "weights": torch.stack(logs),
+        "gradients": torch.cat([_whole(grad).flatten() for grad in grads]),
+        "parameters": torch.cat([_whole(p.detach()).flatten() for p in parameters]),
+        "learned": torch.cat([torch.zeros(1), *(p.detach().flatten() for p in balancer.parameters())]),
+        "telemetry": torch.cat([v.double().flatten() for v in done.values()]),
+    }
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def pair(name: str, rank: int, *, steps=3, options=None, join=None, micro=1, features=False) -> dict[str, object]:
+    """The same case on both ranks and alone; `join` goes to `distribute`."""
+    options = options or {}
+    join = {"method": "reduce_scatter"} | (join or {})
+    model, balancer = Model(), balance.create_balancer(name, **options)
+    balancer.distribute(model, **join)
+    ours = train(balancer, model, range(steps), rank=rank, micro=micro, features=features)
+    key = (name, str(options), steps, micro, features)
+    if key not in _ALONE:
+        single = balance.create_balancer(name, **options)
+        _ALONE[key] = train(single, Model(), range(steps), micro=micro, features=features)
+    return {"ours": ours, "alone": _ALONE[key]}
+
+
+def cases(rank: int) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name in balance.list_balancers():
+        for method in distributed.METHODS:
+            found[f"{name}-{method}"] = pair(name, rank, join={"method": method})
+        found[f"{name}-micro"] = pair(name, rank, micro=2)
+    found["sdmgrad-micro-all_reduce"] = pair("sdmgrad", rank, micro=2, join={"method": "all_reduce"})
+    found["mgda-loss"] = pair("mgda", rank, options={"normalization": "loss"})
+    for name in ("pcgrad", "mgda", "cagrad"):
+        found[f"{name}-local"] = pair(name, rank, join={"scope": "local"})
+        found[f"{name}-batched"] = pair(name, rank, options={"strategy": "batched"})
+        found[f"{name}-features"] = pair(name, rank, options={"strategy": "features"}, features=True)
+        found[f"{name}-features-micro"] = pair(name, rank, options={"strategy": "features"}, features=True, micro=2)
+        found[f"{name}-last_layer"] = pair(name, rank, options={"strategy": "last_layer"})
+        found[f"{name}-reuse"] = pair(name, rank, options={"reuse": 2})
+    for method in distributed.METHODS:
+        found[f"overlap-{method}"] = {
+            "ours": pair("pcgrad", rank, join={"method": method})["ours"],
+            "alone": pair("pcgrad", rank, join={"method": method, "overlap": False})["ours"],
+        }
+    for name in ("pcgrad", "db_mtl", "famo", "gradvac", "uncertainty"):
+        found[f"resume-{name}"] = resume(name, rank)
+    found["ddp"] = ddp(rank)
+    found["earlier"] = earlier(rank)
+    found["fused"] = fused(rank)
+    found["spoilt"] = spoilt(rank)
+    for name in ("pcgrad", "mgda", "cagrad", "db_mtl", "linear", "uncertainty", "famo"):
+        found[f"fsdp-{name}"] = fsdp(name, rank)
+    found["traffic"] = {method: traffic(method) for method in distributed.METHODS}
+    found["errors"] = errors(rank)
+    return found
+
+
+def resume(name: str, rank: int) -> dict[str, object]:
+    """Two steps, state_dict, a new balancer, two more: as four."""
+    model, straight = Model(), balance.create_balancer(name)
+    straight.distribute(model)
+    whole = train(straight, model, range(4), rank=rank)
+    model, first = Model(), balance.create_balancer(name)
+    first.distribute(model)
+    train(first, model, range(2), rank=rank)
+    second = balance.create_balancer(name)
+    second.load_state_dict(first.state_dict())
+    second.distribute(model)
+    rest = train(second, model, range(2, 4), rank=rank)
+    whole["weights"] = whole["weights"][2:]
+    return {"ours": rest, "alone": whole}
+
+
+def ddp(rank: int) -> dict[str, object]:
+    """A model wrapped in DistributedDataParallel, whose forward goes through the wrapper."""
+
+    class Whole(Model):
+        def forward(self, x: Tensor, present: Tensor) -> dict[str, Tensor]:
+            return means(self, x, present)
+
+    wrapped = nn.parallel.DistributedDataParallel(Whole(), find_unused_parameters=True)
+    balancer = balance.PCGrad().distribute(wrapped)
+    x, present = inputs(n=9), labelled()
+    mine = slice(*CUTS[rank])
+    local = wrapped(x[mine], present[mine])
+    balancer.backward(balance.global_losses(local, present[mine].sum(0)), wrapped.module.encoder.parameters())
+    model = Model()
+    balance.PCGrad().backward(means(model, x, present), model.encoder.parameters())
+    return {
+        "ours": left(wrapped.module),
+        "alone": left(model),
+    }
+
+
+def left(model: nn.Module) -> dict[str, Tensor]:
+    """All gradients, and which are None."""
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
+    missing = torch.tensor([float(p.grad is None) for p in model.parameters()])
+    return {"gradients": torch.cat([grad.flatten() for grad in grads]), "missing": missing}
+
+
+def earlier(rank: int) -> dict[str, object]:
+    """Gradients that are there before the step are added to, not averaged again; no label for task a on rank 1."""
+    results = []
+    for alone in (False, True):
+        model, balancer = Model(), balance.PCGrad()
+        for parameter in [*model.encoder.parameters(), *model.heads["a"].parameters()]:
+            parameter.grad = torch.ones_like(parameter)
+        if not alone:
+            balancer.distribute(model)
+        x, present = inputs(n=9), labelled()
+        present[5:, 0] = False
+        mine = slice(None) if alone else slice(*CUTS[rank])
+        losses = means(model, x[mine], present[mine])
+        losses = losses if alone else balance.global_losses(losses, present[mine].sum(0))
+        balancer.backward(losses, model.shared())
+        results.append(left(model))
+    return {"ours": results[0], "alone": results[1]}
+
+
+def fused(rank: int) -> dict[str, object]:
+    """Three steps of FusedStep, and of a copy of the balancer, which is alone."""
+    results = []
+    for alone in (False, True):
+        model, balancer = Model(), balance.PCGrad()
+        if not alone:
+            balancer.distribute(model)
+            assert deepcopy(balancer)._ranks.size == 1
+        step = balance.FusedStep(torch.optim.SGD(model.parameters(), lr=0.05), clip_norm=0.5)
+        x, present = inputs(n=9), labelled()
+        mine = slice(None) if alone else slice(*CUTS[rank])
+        for _ in range(3):
+            losses = means(model, x[mine], present[mine])
+            losses = losses if alone else balance.global_losses(losses, present[mine].sum(0))
+            step(balancer, losses, model.encoder.parameters())
+        results.append({"parameters": torch.cat([p.detach().flatten() for p in model.parameters()])})
+    return {"ours": results[0], "alone": results[1]}
+
+
+def spoilt(rank: int) -> dict[str, Tensor]:
+    """A NaN on one rank, then a good step."""
+    model, balancer = Model(), balance.GradVac()
+    balancer.distribute(model)
+    x, present = inputs(n=9), labelled()
+    found = {}
+    for name in ("bad", "good"):
+        model.zero_grad()
+        losses = means(model, x, present)
+        if name == "bad" and rank == 0:
+            losses["b"] = losses["b"] * float("nan")
+        balancer.backward(losses, model.encoder.parameters())
+        found[name] = torch.cat([p.grad.flatten() for p in model.encoder.parameters()])
+    return found
+
+
+def fsdp(name: str, rank: int) -> dict[str, object]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = Model()
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for part in (model.encoder[0], model.encoder, *model.heads.values()):
+        fully_shard(part, mesh=mesh)
+    shared, everything = list(model.encoder.parameters()), [*model.encoder.parameters(), *model.heads.parameters()]
+    balancer = balance.create_balancer(name).distribute(model)
+    ours = train(balancer, model, range(3), rank=rank, shared=shared, root=everything)
+    return {"ours": ours, "alone": _ALONE[name, "{}", 3, 1, False]}
+
+
+def traffic(method: str) -> dict[str, int]:
+    """Numbers handed to each collective in one step."""
+    sent: Counter[str] = Counter()
+    model, balancer = Model(), balance.PCGrad()
+    balancer.distribute(model, method=method)
+    losses = means(model, inputs(n=9), labelled())
+    originals = {
+        "all_reduce": dist.all_reduce,
+        "reduce_scatter": ranks.collective("reduce_scatter_single"),
+        "all_gather": ranks.collective("all_gather_single"),
+    }
+
+    def counting(name):
+        def collective(first, *rest, **options):
+            sent[name] += (rest[0] if name == "reduce_scatter" else first).numel()
+            return originals[name](first, *rest, **options)
+
+        return collective
+
+    try:
+        for name, original in originals.items():
+            setattr(dist, original.__name__, counting(name))
+        balancer.backward(losses, model.encoder.parameters())
+    finally:
+        for original in originals.values():
+            setattr(dist, original.__name__, original)
+    return dict(sent) | {"P": balancer._arena.rows.shape[1]}
+
+
+def errors(rank: int) -> dict[str, str]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def message(act) -> str:
+        try:
+            act()
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+        return "nothing was raised"
+
+    other = Model()
+    with torch.no_grad():
+        other.encoder[0].bias += rank
+    sharded = Model()
+    for part in (sharded.encoder, *sharded.heads.values()):
+        fully_shard(part, mesh=init_device_mesh("cpu", (RANKS,)))
+    moved = balance.PCGrad()
+    moved.distribute(model := Model())
+    moved.backward(means(model, inputs(n=9), labelled()), model.encoder[2].parameters())
+    return {
+        "seed": message(lambda: balance.PCGrad(seed=rank).distribute(Model())),
+        "model": message(lambda: balance.PCGrad().distribute(other)),
+        "local fsdp": message(lambda: balance.PCGrad().distribute(sharded, scope="local")),
+        "batched fsdp": message(lambda: balance.PCGrad().use("batched").distribute(sharded)),
+        "use fsdp": message(lambda: balance.PCGrad().distribute(sharded).use("last_layer")),
+        "gradnorm fsdp": message(lambda: balance.GradNorm().distribute(sharded)),
+        "whole": message(
+            lambda: (
+                balance.PCGrad()
+                .distribute(sharded)
+                .backward(means(model, inputs(n=9), labelled()), model.encoder.parameters())
+            )
+        ),
+        "new": message(
+            lambda: moved.backward(
+                means(model, inputs(n=9), labelled()) | {"c": model.unused.weight.sum() + model.encoder[2].bias.sum()},
+                model.encoder[2].parameters(),
+            )
+        ),
+    }
+
+
+def main(rank: int, rendezvous: str, folder: str) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=RANKS)
+    try:
+        torch.save(cases(rank), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,359 @@
+"""Every gradient method against its textbook on full gradients, its own conditions of optimality and TorchJD."""
+
+from __future__ import annotations
+
+import _textbook as textbook
+import pytest
+import torch
+from _gradients import gradients, near_opposed, orders
+from torch import Tensor
+
+from fastmtl import balance
+from fastmtl.balance.graddrop import drop, uniform
+from fastmtl.balance.gradvac import vaccinate
+
+DOUBLE = {"dtype": torch.float64}
+# Methods of G alone, with options under which they have no state.
+METHODS = {
+    "aligned_mtl": {},
+    "cagrad": {},
+    "config_grad": {},
+    "du_gate": {},
+    "fairgrad": {"alpha": 2.0},
+    "imtl_g": {},
+    "mgda": {},
+    "nash_mtl": {},
+    "pcgrad": {},
+    "gradvac": {},
+    "sdmgrad": {},
+    "moco": {},
+    "db_mtl": {},
+    "graddrop": {},
+    "upgrad": {},
+}
+WITH_AN_ORDER = ("pcgrad", "gradvac")
+HARD = {
+    "full": lambda seed: gradients(4, 30, **DOUBLE, seed=seed),
+    "rank 2": lambda seed: gradients(4, 30, rank=2, **DOUBLE, seed=seed),
+    "rank 1": lambda seed: gradients(3, 30, rank=1, **DOUBLE, seed=seed),
+    "tiny": lambda seed: gradients(3, 30, scale=1e-15, **DOUBLE, seed=seed),
+    "huge": lambda seed: gradients(3, 30, scale=1e15, **DOUBLE, seed=seed),
+    "near-collinear": lambda seed: near_opposed(50, 1e-5, 1.0, seed).double(),
+    "near-opposed": lambda seed: near_opposed(50, 1e-5, -1.0, seed).double(),
+    "equal": lambda seed: gradients(1, 30, **DOUBLE, seed=seed).expand(3, -1).contiguous(),
+    "opposed": lambda seed: gradients(1, 30, **DOUBLE, seed=seed) * torch.tensor([[1.0], [-1.0]], **DOUBLE),
+    "zero": lambda seed: torch.zeros(3, 30, **DOUBLE),
+    "one task": lambda seed: gradients(1, 30, **DOUBLE, seed=seed),
+}
+
+
+def weights(method: str, G: Tensor, **options) -> Tensor:
+    losses = {f"task{k}": torch.ones(()) for k in range(len(G))}
+    return balance.create_balancer(method, **(METHODS.get(method, {}) | options)).weights(G, losses)
+
+
+def update(method: str, J: Tensor, **options) -> Tensor:
+    return weights(method, J @ J.T, **options) @ J
+
+
+@pytest.mark.parametrize("method", ["mgda", "upgrad", "imtl_g", "aligned_mtl", "config_grad"])
+@pytest.mark.parametrize("K", [2, 3, 4])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+def test_equals_the_textbook(method, K, scale):
+    for seed in range(4):
+        J = gradients(K, 20, scale=scale, seed=seed, **DOUBLE)
+        expected = getattr(textbook, method)(J)
+        assert (update(method, J) - expected).norm() < 1e-7 * max(expected.norm(), J.norm())
+
+
+@pytest.mark.parametrize("method", ["mgda", "upgrad"])
+def test_dependent_gradients(method):
+    for seed in range(4):
+        J = gradients(4, 20, rank=2, seed=seed, **DOUBLE)
+        assert (update(method, J) - getattr(textbook, method)(J)).norm() < 1e-6 * J.norm()
+
+
+def certify_cagrad(J: Tensor, w: Tensor, c: float) -> None:
+    """d = J^T w maximises min_i <g_i, d> over the ball of radius c |g0| around g0: the conditions of optimality."""
+    d, mean = w @ J, J.mean(0)
+    extra = w - 1 / len(J)
+    products = J @ d
+    scale = J.norm() ** 2
+    assert extra.min() > -1e-9 * extra.abs().max()
+    assert (d - mean).norm().item() == pytest.approx(c * mean.norm().item(), rel=1e-6)
+    worst = products.min()
+    slack = (extra / extra.sum()) * (products - worst)
+    assert slack.abs().max() < 1e-7 * scale
+
+
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize("K", [2, 3, 8])
+def test_cagrad_is_the_best_direction_in_its_ball(K, c):
+    for seed in range(6):
+        J = gradients(K, 40, seed=seed, **DOUBLE)
+        certify_cagrad(J, weights("cagrad", J @ J.T, c=c), c)
+
+
+def test_cagrad_options():
+    J = gradients(3, 20, seed=1, **DOUBLE)
+    w = weights("cagrad", J @ J.T, c=0.5)
+    torch.testing.assert_close(weights("cagrad", J @ J.T, c=0.5, rescale="square"), w / 1.25)
+    torch.testing.assert_close(weights("cagrad", J @ J.T, c=0.5, rescale="linear"), w / 1.5)
+    torch.testing.assert_close(weights("cagrad", J @ J.T, c=0.0), torch.full((3,), 1 / 3, **DOUBLE))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0, 10.0])
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+def test_fairgrad_and_nash_solve_their_equations(alpha, scale):
+    for seed in range(5):
+        J = gradients(4, 40, scale=scale, seed=seed, **DOUBLE)
+        w = weights("fairgrad", J @ J.T, alpha=alpha)
+        assert (w > 0).all()
+        torch.testing.assert_close(J @ (w @ J), w ** (-1 / alpha), rtol=1e-6, atol=0)
+    w = weights("nash_mtl", J @ J.T, max_norm=None)
+    torch.testing.assert_close(J @ (w @ J), 1 / w, rtol=1e-6, atol=0)
+    assert (w @ J).norm().item() == pytest.approx(2.0)  # the square is K
+    assert update("nash_mtl", J).norm().item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("always", [True, False])
+@pytest.mark.parametrize("K", [2, 4])
+def test_gradvac_equals_its_loop_and_carries_its_targets(K, always):
+    target, expected = torch.zeros(K, K, **DOUBLE), torch.zeros(K, K, **DOUBLE)
+    for step in range(5):
+        J = gradients(K, 12, seed=step, **DOUBLE)
+        order = orders(K, step)
+        w, target = vaccinate(J @ J.T, order, target, 0.3, always)
+        wanted = textbook.gradvac(J, order, expected, 0.3, always)
+        assert (w @ J - wanted).norm() < 1e-11 * wanted.norm()
+        torch.testing.assert_close(target, expected, rtol=1e-11, atol=1e-13)
+    assert (target != 0).any()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_du_gate(weighted):
+    for seed in range(4):
+        J = gradients(4, 10, seed=seed, **DOUBLE)
+        torch.testing.assert_close(update("du_gate", J, weighted=weighted), textbook.du_gate(J, weighted))
+    named = balance.DuGate("b").weights(J @ J.T, dict.fromkeys("abcd", torch.ones(())))
+    assert named[1] == 1.0
+    with pytest.raises(ValueError, match="`main` must be one of the tasks"):
+        balance.DuGate("z").weights(J @ J.T, dict.fromkeys("abcd", torch.ones(())))
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.3])
+def test_graddrop_equals_its_loop(leak):
+    J = gradients(3, 50, seed=2, **DOUBLE)
+    u = uniform(0, 0, 0, 50, J.device)
+    dropped = drop(J, torch.ones(3, **DOUBLE), torch.full((3,), leak, **DOUBLE), u)
+    torch.testing.assert_close(dropped.sum(0), textbook.graddrop(J, u, leak))
+
+
+def test_graddrops_numbers_are_uniform_and_of_seed_step_and_column():
+    u = uniform(3, 7, 0, 100_000, torch.device("cpu"))
+    assert (u >= 0).all()
+    assert (u < 1).all()
+    counts = torch.histc(u, 50, 0, 1)
+    assert ((counts - 2000).abs() < 5 * 2000**0.5).all()
+    assert abs(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1]) < 0.02
+    assert torch.equal(u[5000:5100], uniform(3, 7, 5000, 100, torch.device("cpu")))
+    for other in (uniform(4, 7, 0, 100_000, u.device), uniform(3, 8, 0, 100_000, u.device)):
+        assert abs(torch.corrcoef(torch.stack([u, other]))[0, 1]) < 0.02
+
+
+def test_sdmgrad_equals_its_loop():
+    balancer, v = balance.SDMGrad(), torch.full((3,), 1 / 3, **DOUBLE)
+    for seed in range(4):
+        J = gradients(3, 9, seed=seed, **DOUBLE)
+        A = J @ (J + 0.3 * J.roll(1, 1)).T  # not symmetric
+        w, v = textbook.sdmgrad(A, v, 0.3, 10.0, 0.5, 20)
+        torch.testing.assert_close(balancer.weights(A, {}), w, rtol=1e-9, atol=1e-12)
+
+
+# Properties
+
+
+@pytest.mark.parametrize("case", HARD)
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_are_finite_whatever_the_gradients(method, case):
+    for seed in range(2):
+        J = HARD[case](seed)
+        w = weights(method, J @ J.T)
+        assert w.shape == (len(J),)
+        assert w.dtype == torch.float64
+        assert w.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_renaming_the_tasks_renames_the_weights(method):
+    J = gradients(3, 20, seed=3, **DOUBLE)
+    place = torch.tensor([0, 2, 1])  # task 0 stays the main task
+    if method in WITH_AN_ORDER:
+        pytest.skip("the order is drawn by place; pcgrad's own tests rename it too")
+    torch.testing.assert_close(weights(method, J[place] @ J[place].T), weights(method, J @ J.T)[place])
+
+
+# w(s^2 G) = s^power w(G)
+POWERS = {"fairgrad": -4 / 3, "moco": None, "nash_mtl": -1.0}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scaling_the_gradients(method):
+    power = POWERS.get(method, 0.0)
+    if power is None:
+        pytest.skip("MoCo's step on w is proportional to G")
+    J = gradients(4, 20, seed=4, **DOUBLE)
+    for scale in (2.0**-40, 2.0**40):
+        G = J @ J.T
+        torch.testing.assert_close(weights(method, scale**2 * G), scale**power * weights(method, G), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_task_without_labels_changes_nothing_for_the_others(method, place):
+    """As a zero row it makes the anchors' MGDA and CAGrad return 0."""
+    if method in WITH_AN_ORDER:
+        pytest.skip("the order has another shape; see below")
+    others = [k for k in range(5) if k != place]
+    for seed in range(3):
+        J = gradients(5, 20, seed=seed, **DOUBLE)
+        alone = weights(method, J[others] @ J[others].T, **({} if method != "du_gate" else {"main": int(place == 0)}))
+        J[place] = 0
+        w = weights(method, J @ J.T, **({} if method != "du_gate" else {"main": 1 if place != 1 else 0}))
+        if method == "du_gate":
+            alone = weights(method, J[others] @ J[others].T, main=others.index(1))
+        if method == "moco":  # its first w is 1/K with K fixed for the run
+            assert w[place] == 0
+            assert w.sum().item() == pytest.approx(1.0)
+            continue
+        assert w[place] == 0
+        assert w[others].abs().max() > 0
+        torch.testing.assert_close(w[others], alone, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["gradvac"])
+def test_a_task_without_labels_keeps_gradvacs_targets(method):
+    J = gradients(3, 20, seed=1, **DOUBLE)
+    J[1] = 0
+    target = torch.full((3, 3), 0.25, **DOUBLE)
+    w, moved = vaccinate(J @ J.T, orders(3), target, 0.5, True)
+    assert w[1] == 0
+    assert (moved[1] == 0.25).all()
+    assert (moved[:, 1] == 0.25).all()
+    assert moved[0, 2] != 0.25
+    alone, _ = vaccinate(J[[0, 2]] @ J[[0, 2]].T, orders(2), target[:2, :2], 0.5, True)
+    torch.testing.assert_close(w[[0, 2]], alone)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", [(0, 0), (1, 2), (2, 2)])
+def test_what_is_not_finite_shows_in_every_weight(method, value, where):
+    J = gradients(3, 20, seed=1, **DOUBLE)
+    G = J @ J.T
+    G[where] = G[where[::-1]] = value
+    assert not weights(method, G).isfinite().any()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "pcgrad"])
+def test_a_gram_matrix_is_asked_for(method):
+    with pytest.raises(ValueError, match="`G` must be the Gram matrix"):
+        balance.create_balancer(method).weights(None, {})
+    with pytest.raises(ValueError, match="float64"):
+        balance.create_balancer(method).weights(torch.eye(3), {})
+
+
+# Errors of the anchors
+
+
+def test_a_float32_gram_fails_mgda_on_near_opposed_gradients():
+    J = near_opposed(50_000, 1e-5)
+    exact = textbook.mgda(J.double())
+    assert (weights("mgda", J.double() @ J.double().T) @ J.double() - exact).norm() < 1e-4 * exact.norm()
+    narrow = (J @ J.T).double()
+    assert abs(weights("mgda", narrow) @ narrow @ weights("mgda", narrow) / exact.square().sum() - 1) > 0.01
+
+
+def test_mgda_and_cagrad_do_not_stop_at_a_task_without_labels():
+    J = gradients(4, 20, seed=0, **DOUBLE)
+    J[2] = 0
+    assert update("mgda", J).norm() > 0
+    assert update("cagrad", J).norm() > 0
+
+
+def test_cagrad_at_a_stationary_point_is_0():
+    J = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], **DOUBLE)
+    assert weights("cagrad", J @ J.T).tolist() == [0.0, 0.0]
+    J = torch.tensor([[1.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], **DOUBLE)
+    assert weights("cagrad", J @ J.T).abs().max() == 0
+
+
+def test_imtl_gs_rank_tolerance_bounds_its_weights():
+    J = torch.ones(3, 6, **DOUBLE) + 1e-4 * gradients(3, 6, seed=1, **DOUBLE)
+    free, bounded = (weights("imtl_g", J @ J.T, rtol=rtol) for rtol in (None, 1e-6))
+    assert free.abs().max() > 5
+    assert free.min() < 0
+    assert bounded.abs().max() < 0.5
+    assert bounded.sum().item() == pytest.approx(1.0)
+
+
+def test_pcgrad_with_self_is_what_libmtl_computes():
+    J = torch.tensor([[1.0, 0.0], [-10.0, 1.0], [-10.0, -1.0]], **DOUBLE)
+    balancer = balance.PCGrad(with_self=True, seed=5)
+    source = torch.Generator().manual_seed(5)
+    differs = False
+    for _ in range(20):
+        order = torch.rand(3, 3, dtype=torch.float64, generator=source).argsort(1)
+        total = torch.zeros(2, **DOUBLE)
+        for i in range(3):
+            g = J[i].clone()
+            for j in order[i].tolist():
+                if torch.dot(g, J[j]) < 0:
+                    g -= torch.dot(g, J[j]) / torch.dot(J[j], J[j]) * J[j]
+            total += g
+        w = balancer.weights(J @ J.T, {})
+        torch.testing.assert_close(w @ J, total, rtol=1e-12, atol=1e-12)
+        differs |= not torch.allclose(update("pcgrad", J, seed=5), total)
+    assert differs
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "argument"),
+    [
+        ("aligned_mtl", {"scale": "max"}, "scale"),
+        ("aligned_mtl", {"rtol": -1.0}, "rtol"),
+        ("cagrad", {"c": -0.1}, "c"),
+        ("cagrad", {"rescale": "cube"}, "rescale"),
+        ("constant", {"weight": -1.0}, "weight"),
+        ("db_mtl", {"beta": 2.0}, "beta"),
+        ("dwa", {"temperature": 0.0}, "temperature"),
+        ("fairgrad", {"alpha": 0.0}, "alpha"),
+        ("famo", {"lr": -1.0}, "lr"),
+        ("graddrop", {"leak": 2.0}, "leak"),
+        ("gradnorm", {"alpha": -1.0}, "alpha"),
+        ("gradnorm", {"exponent": 2}, "exponent"),
+        ("gradvac", {"beta": 1.5}, "beta"),
+        ("mgda", {"normalization": "l1"}, "normalization"),
+        ("moco", {"gamma": -1.0}, "gamma"),
+        ("nash_mtl", {"max_norm": 0.0}, "max_norm"),
+        ("sdmgrad", {"momentum": 1.0}, "momentum"),
+        ("uncertainty", {"forms": "ranking"}, "forms"),
+        ("uncertainty", {"log": "sigma"}, "log"),
+    ],
+)
+def test_options_out_of_range(method, options, argument):
+    with pytest.raises(ValueError, match=f"`{argument}`"):
+        balance.create_balancer(method, **options)
+
+
+@pytest.mark.parametrize("method", ["aligned_mtl", "config_grad", "upgrad", "sdmgrad"])
+def test_given_weights_are_of_the_tasks(method):
+    J = gradients(2, 8, seed=0, **DOUBLE)
+    losses = {"a": torch.ones(()), "b": torch.ones(())}
+    by_name = balance.create_balancer(method, weights={"b": 2.0, "a": 1.0}).weights(J @ J.T, losses)
+    in_order = balance.create_balancer(method, weights=[1.0, 2.0]).weights(J @ J.T, losses)
+    assert torch.equal(by_name, in_order)
+    with pytest.raises(ValueError, match="must name the tasks"):
+        balance.create_balancer(method, weights={"a": 1.0}).weights(J @ J.T, losses)
+    with pytest.raises(ValueError, match="one weight per task, 2"):
+        balance.create_balancer(method, weights=[1.0]).weights(J @ J.T, losses)
