@@ -154,8 +154,9 @@ def test_to_the_bit_on_lesser_instruction_sets(isa):
 @pytest.mark.parametrize("backend", ["reference", pytest.param("cpp", marks=needs_cpp)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("variant", [{"fused": True}, {"foreach": True}], ids=["fused", "foreach"])
-def test_torchs_optimizers_to_rounding(name, variant, backend):
-    one, two = Convolutions(), Convolutions()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_torchs_optimizers_to_rounding(name, variant, backend, dtype):
+    one, two = Convolutions().to(dtype), Convolutions().to(dtype)
     a, b = OPTIMIZERS[name](one.parameters()), OPTIMIZERS[name](two.parameters(), **variant)
     step = balance.FusedStep(a, clip_norm=0.5, backend=backend)
     first, second = balance.PCGrad(), balance.PCGrad()
@@ -163,8 +164,9 @@ def test_torchs_optimizers_to_rounding(name, variant, backend):
         two.load_state_dict(one.state_dict())
         log = step(first, one.losses(seed), one.encoder.parameters())
         norm = plain(two, b, second, two.losses(seed), two.encoder.parameters(), clip=0.5)
-        assert_near([p.detach() for p in one.parameters()], [p.detach() for p in two.parameters()])
-        torch.testing.assert_close(log["gradient_norm"].float(), norm, rtol=1e-5, atol=0)
+        rtol = 1e-6 if dtype == torch.float32 else 1e-14
+        assert_near([p.detach() for p in one.parameters()], [p.detach() for p in two.parameters()], rtol)
+        torch.testing.assert_close(log["gradient_norm"].to(dtype), norm, rtol=10 * rtol, atol=0)
         assert not log["skipped"]
 
 

@@ -17,6 +17,7 @@ from ._optimizer import StepGuard, read_groups, same_order, state_of, unsupporte
 from .base import GradientBalancer, Rows, values
 
 T = TypeVar("T")
+_LIMIT = torch.finfo(torch.float32).max / 2
 _EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
 
@@ -186,11 +187,12 @@ class FusedStep:
         if rows is not None and columns:
             J, w, own, largest = rows.update()
             square = square + own
-            # No sum in the kernel can overflow: every one is at most this.
-            sound = sound & (largest < torch.finfo(w.dtype).max)
-        factor = torch.ones_like(square) if scale is None else 1.0 / torch.as_tensor(scale).double()
+            sound = sound & (largest < _LIMIT)
+        factor = torch.ones_like(square)
+        if scale is not None:
+            factor = factor / (scale.double() if isinstance(scale, Tensor) else scale)
         norm = square.sqrt() * factor
-        skipped = ~(norm.isfinite() & sound)
+        skipped = ~((norm < _LIMIT) & sound)  # so that no sum in the kernel can overflow; NaN is not less
         if self.clip_norm:
             factor = factor * (self.clip_norm / (norm + _EPS)).clamp(max=1.0)
         for same in _by_dtype(moves, lambda move: move.parameter.dtype):

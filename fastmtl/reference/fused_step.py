@@ -43,7 +43,11 @@ def sgd(
     g = g * _to(factor, g) + p * _to(weight_decay, p)
     if m is None:
         return p - g * _to(lr, p), None
-    fresh = torch.where(torch.as_tensor(t == 1), 1.0, 1.0 - dampening)
+    fresh = 1.0 - dampening
+    if isinstance(t, Tensor):
+        fresh = torch.where(t == 1, torch.ones_like(t), fresh)
+    elif t == 1:
+        fresh = 1.0
     m = m * _to(momentum, p) + g * _to(fresh, p)
     step = g + m * _to(momentum, p) if nesterov else m
     return p - step * _to(lr, p), m
