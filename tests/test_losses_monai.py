@@ -283,9 +283,19 @@ def test_root_of_nothing_left_has_a_gradient():
     assert logits.grad.abs().max() < 1e-6
 
 
-def test_metatensors():
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float32])
+@pytest.mark.parametrize("use_softmax", [False, True])
+def test_focal_class_numbers_of_any_dtype(use_softmax, dtype):
+    _, logits, target = _arguments("FocalLoss", {"to_onehot_y": True})
+    loss = ours.FocalLoss(to_onehot_y=True, use_softmax=use_softmax)
+    target = target.clamp(max=1).to(dtype)
+    torch.testing.assert_close(loss(logits, target), loss(logits, target.long()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_metatensors(smoothing):
     """What a MONAI loader hands out."""
-    arguments, logits, target = _arguments("DiceCELoss", {"to_onehot_y": True})
+    arguments, logits, target = _arguments("DiceCELoss", {"to_onehot_y": True, "label_smoothing": smoothing})
     logits = MetaTensor(logits)
     assert_same(lambda: ours.DiceCELoss(**arguments), lambda: theirs.DiceCELoss(**arguments), logits,
                 MetaTensor(target.float()))  # fmt: skip
@@ -299,7 +309,7 @@ PASSES = [
     ("TverskyLoss", {"sigmoid": True, "to_onehot_y": True}, 1),
     ("DiceCELoss", {"softmax": True, "to_onehot_y": True, "weight": torch.ones(3)}, 1),
     ("DiceCELoss", {"sigmoid": True}, 2),
-    ("DiceCELoss", {"softmax": True, "label_smoothing": 0.1}, 1),
+    ("DiceCELoss", {"softmax": True, "label_smoothing": 0.1}, 2),
     ("DiceFocalLoss", {"softmax": True}, 1),
     ("DiceLoss", {"other_act": torch.tanh}, 0),
     ("DiceLoss", {}, 0),
@@ -309,8 +319,9 @@ PASSES = [
 @pytest.mark.parametrize(("name", "arguments", "passes"), PASSES)
 def test_fused_as_documented(name, arguments, passes, monkeypatch):
     calls = []
-    plain = ops.overlap_sums
-    monkeypatch.setattr(ops, "overlap_sums", lambda *a, **k: calls.append(a[1].shape) or plain(*a, **k))
+    for op in ("overlap_sums", "cross_entropy"):
+        fused = getattr(ops, op)
+        monkeypatch.setattr(ops, op, lambda *a, fused=fused, **k: calls.append(a[1].shape) or fused(*a, **k))
     _, logits, target = _arguments(name, {"to_onehot_y": arguments.get("to_onehot_y", False)})
     getattr(ours, name)(**arguments)(logits, target)
     assert len(calls) == passes

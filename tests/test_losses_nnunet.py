@@ -200,6 +200,31 @@ def test_any_other_dice_class_is_called():
     assert loss == 5
 
 
+@pytest.mark.parametrize("shape", ["2d", "one"])
+@pytest.mark.parametrize("weight", [None, "channel"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_entropy_of_ignored_pixels_alone_is_nothing(shape, weight, smoothing):
+    case = {"shape": shape, "ignore_label": 9, "target": "all ignored", "weight": weight, "weight_dice": 0}
+    logits, target = _inputs("DC_and_CE_loss", case)
+    loss = _build(ours, "DC_and_CE_loss", {**case, "label_smoothing": smoothing})
+    value, gradient = loss_and_gradient(lambda x: loss(x, target), logits)
+    assert value == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weight", [None, "channel"])
+def test_label_smoothing_is_fused(weight, reduction, monkeypatch):
+    case = {"weight": weight, "reduction": reduction, "label_smoothing": 0.1}
+    logits, target = _inputs("DC_and_CE_loss", case)
+    loss = _build(ours, "DC_and_CE_loss", case).ce
+    expected = torch.nn.CrossEntropyLoss.forward(loss, logits, target[:, 0])
+    calls, fused = [], ops.cross_entropy
+    monkeypatch.setattr(ops, "cross_entropy", lambda *a, **k: calls.append(a[1].shape) or fused(*a, **k))
+    torch.testing.assert_close(loss(logits, target), expected)
+    assert calls == [(2, 5, 6)]
+
+
 def test_compiled_dice_keeps_the_single_pass(monkeypatch):
     """nnU-Net's trainer sets `loss.dc = torch.compile(loss.dc)`; what that returns is stood in for, it takes long."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from . import _plain
@@ -82,7 +82,7 @@ def fused_sums(
         sums = ops.overlap_sums(input, target, pos_weight=pos_weight, mask=mask, squared_pred=squared_pred)
     else:
         if index:
-            target = _class_numbers(target[:, 0])
+            target = class_numbers(target[:, 0])
         sums = ops.overlap_sums(
             input,
             target,
@@ -94,7 +94,20 @@ def fused_sums(
     return Overlap(*sums)
 
 
-def _class_numbers(index: Tensor) -> Tensor:
+def cross_entropy(input: Tensor, target: Tensor, settings: nn.CrossEntropyLoss) -> Tensor:
+    """The module's "mean" or "sum" in a fused pass of its own: of class numbers of any dtype, or probabilities."""
+    return ops.cross_entropy(
+        input,
+        target if target.shape == input.shape else class_numbers(target),
+        weight=settings.weight,
+        ignore_index=settings.ignore_index,
+        label_smoothing=settings.label_smoothing,
+        reduction=settings.reduction,
+    )
+
+
+def class_numbers(index: Tensor) -> Tensor:
+    """As the ops take them: floats become integers, bool is read as bytes."""
     if index.is_floating_point():
         return index.long()
     return index.view(torch.uint8) if index.dtype == torch.bool else index

@@ -8,12 +8,13 @@
 
 Fused, both terms in one read of logits and target forward and one more backward: any keyword of the two Dice classes,
 `weight` of the cross-entropy, `weight` and `pos_weight` of the BCE as one number or one per channel ([C, 1, 1]). The
-classes may be nnU-Net's own: they are recognised and replaced. Plain torch, slower and still right: the cross-entropy
-with `label_smoothing` or reduction "none", the BCE with reduction "none" or weights of another shape, class numbers
-without their channel, one-hot targets of `DC_and_CE_loss`; any other `dice_class` is called as it is.
+classes may be nnU-Net's own: they are recognised and replaced. A fused pass for each term: with `label_smoothing`, with
+any other `dice_class`, which is called as it is, and of one-hot targets of `DC_and_CE_loss`. Plain torch, slower and
+still right: reduction "none", the BCE's weights of another shape, the softmax of one channel.
 
 Held to nnunetv2 2.8.1. Different on purpose: a batch of ignored pixels alone has a cross-entropy of 0 without asking
-the GPU first; `ce_kwargs` and `bce_kwargs` are left as they were; sums of float64 logits stay float64.
+the GPU first; a class number that has no channel is a ValueError on a CPU, where nnU-Net raises what torch does, and a
+NaN on a GPU; `ce_kwargs` and `bce_kwargs` are left as they were; sums of float64 logits stay float64.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from . import _plain
-from ._overlap import Overlap, binary_entropy, fused_sums, per_channel
+from ._overlap import Overlap, binary_entropy, cross_entropy, fused_sums, per_channel
 
 
 def softmax_helper_dim1(x: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class SoftDiceLoss(nn.Module):
 
     `x`: [B, C, *spatial]; `y`: class numbers [B, 1, *spatial] or [B, *spatial], or one-hot like `x`; `loss_mask`: bool
     [B, 1, *spatial]. With `ddp` and `batch_dice` the sums are summed over the ranks. Fused for `torch.sigmoid` and
-    `softmax_helper_dim1` as `apply_nonlin`, plain for any other.
+    `softmax_helper_dim1` (of two channels or more) as `apply_nonlin`, plain for any other.
 
     >>> dice = SoftDiceLoss(softmax_helper_dim1, do_bg=False, ddp=False)
     >>> round(dice(torch.zeros(1, 2, 4, 4), torch.ones(1, 1, 4, 4)).item(), 4)
@@ -89,7 +90,7 @@ class SoftDiceLoss(nn.Module):
             y = y.view(y.shape[0], 1, *y.shape[1:])
         index = x.shape != y.shape
         activation = _activation(self.apply_nonlin)
-        if activation is not None:
+        if activation == "sigmoid" or (activation == "softmax" and x.shape[1] > 1):
             return self.of(fused_sums(x, y, activation, index=index, mask=_as_bool(loss_mask)))
         p = x if self.apply_nonlin is None else self.apply_nonlin(x)
         y = _plain.one_hot(y, p.shape[1]) if p.shape != y.shape else y
@@ -142,12 +143,18 @@ def _fused_dice(dice: nn.Module) -> SoftDiceLoss | None:
 
 
 class RobustCrossEntropyLoss(nn.CrossEntropyLoss):
-    """`nnunetv2.training.loss.robust_ce_loss.RobustCrossEntropyLoss`: class numbers of any dtype, channel or none."""
+    """`nnunetv2.training.loss.robust_ce_loss.RobustCrossEntropyLoss`: class numbers of any dtype, channel or none.
+
+    Fused: reduction "mean", which is 0 of ignored pixels alone, and "sum", of two classes or more.
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         if target.dim() == input.dim():
             assert target.shape[1] == 1, f"`target` must have one channel; got {list(target.shape)}."
             target = target[:, 0]
+        several = input.dim() > 1 and input.shape[1] > 1
+        if several and target.shape == (len(input), *input.shape[2:]) and self.reduction in ("mean", "sum"):
+            return cross_entropy(input, target, self)
         return super().forward(input, target.long())
 
 
@@ -207,16 +214,12 @@ class DC_and_CE_loss(nn.Module):
         return self.weight_ce * ce_loss + self.weight_dice * dc_loss
 
     def _cross_entropy(self, net_output: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None or self.ce.reduction != "mean":
+        if mask is None or self.ce.reduction != "mean" or net_output.shape[1] > 1:
             return self.ce(net_output, labels)
-        # The mean by hand: of no valid pixel it is 0 here and NaN in torch.
-        weight, index = self.ce.weight, labels.long()
-        total = nn.functional.cross_entropy(
-            net_output, index, weight, None, self.ce.ignore_index, None, "sum", self.ce.label_smoothing
+        # One class costs nothing anywhere: the sum is the mean, also of no valid pixel, where torch's is 0 / 0.
+        return nn.functional.cross_entropy(
+            net_output, labels.long(), self.ce.weight, ignore_index=self.ce.ignore_index, reduction="sum"
         )
-        valid = mask[:, 0]
-        counted = valid.sum() if weight is None else (weight[torch.where(valid, index, 0)] * valid).sum()
-        return total / torch.where(counted == 0, 1, counted)
 
 
 class DC_and_BCE_loss(nn.Module):

@@ -8,12 +8,13 @@
 
 Fused, one read of logits and target forward and one more backward: logits with hard targets, that is class numbers,
 integers, bool, and on the CPU floats that hold 0 and 1 alone. Plain torch, slower and still right: `from_logits=False`
-(Dice, Jaccard), soft targets, a target that requires a gradient, and what each class names. On a GPU pass masks as
-uint8 or bool: whether floats are soft cannot be asked there without waiting.
+and "multiclass" of one class (Dice, Jaccard), soft targets, a target that requires a gradient, and what each class
+names. On a GPU pass masks as uint8 or bool: whether floats are soft cannot be asked there without waiting.
 
 Held to smp 0.6.0. Different on purpose: any integer dtype and floats serve as class numbers and as masks, where smp
-wants int64 or floats; a focal batch without a valid pixel gives 0, not NaN; `classes` that is no list, array or tensor
-raises a TypeError where smp ignores it in silence.
+wants int64 or floats; a class number that has no channel is a ValueError on a CPU and a NaN on a GPU (Dice, Jaccard),
+where smp raises what torch does; a focal batch without a valid pixel gives 0, not NaN; `classes` that is no list,
+array or tensor raises a TypeError where smp ignores it in silence.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ class _OverlapLoss(_Loss):
         ignored = self.ignore_index if _can_hold(y_true, self.ignore_index) else None
         mask = None if ignored is None or index else y_true != ignored
         hard = index or self._is_hard(y_true, mask)
-        if self.from_logits and hard and not y_true.requires_grad:
+        one_class = index and classes == 1  # a softmax of 1 everywhere
+        if self.from_logits and hard and not one_class and not y_true.requires_grad:
             activation = "softmax" if index else "sigmoid"
             return fused_sums(
                 y_pred, y_true, activation, index=index, mask=mask, ignore_index=ignored if index else None
@@ -141,7 +143,7 @@ class DiceLoss(_OverlapLoss):
 
     `y_pred`: logits [B, C, *spatial]; `y_true`: [B, *spatial] or [B, 1, *spatial] ("binary", "multiclass"),
     [B, C, *spatial] ("multilabel"). The loss of a class without a pixel is 0 and stays in the mean, as in smp.
-    Fused and plain arguments: see the module; nothing but `from_logits=False` and soft targets is plain.
+    Fused and plain arguments: see the module; they have nothing plain of their own.
 
     >>> DiceLoss("multiclass")(torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.uint8)).item()
     0.1666666567325592

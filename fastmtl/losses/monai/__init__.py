@@ -14,7 +14,8 @@ or a softmax of one channel), a target that requires a gradient, an ignored chan
 Held to MONAI 1.6.1. Different on purpose: sums are float32 or better, also of half-precision logits, and focal losses
 of float64 logits stay float64 (MONAI casts them to float32); bool and integer targets are taken where MONAI wants
 floats; squared sums of float32 are exact where MONAI's are 0.3% off on small objects; a `weight` is checked for
-negative numbers at construction and refused at the call, so that the call does not wait for the GPU.
+negative numbers at construction and refused at the call, so that the call does not wait for the GPU; of a softmax a
+class number that has no channel is a ValueError on a CPU, where MONAI raises a RuntimeError, and a NaN on a GPU.
 """
 
 from .compound import DiceCELoss as DiceCELoss

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
 
-from .._overlap import Overlap, binary_entropy, fused_sums
+from .._overlap import Overlap, binary_entropy, cross_entropy, fused_sums
 from ._arguments import Weights, one_of, stripped
 from .focal import FocalLoss
 from .overlap import DiceLoss
@@ -36,7 +36,7 @@ class DiceCELoss(_Loss):
     and binary with one channel; `weight` is the classes' weight in both terms, or with one channel the positives'.
 
     Fused: everything `DiceLoss` fuses, with a softmax, or a sigmoid of one channel, in one pass for both terms; with
-    another activation the cross-entropy is a second fused pass. Plain: the cross-entropy with `label_smoothing`.
+    another activation or `label_smoothing` the cross-entropy is a second fused pass.
 
     >>> loss = DiceCELoss(to_onehot_y=True, softmax=True)
     >>> round(loss(torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)).item(), 4)
@@ -94,12 +94,10 @@ class DiceCELoss(_Loss):
 
     def _softmax(self, sums: Overlap, input: Tensor, target: Tensor) -> Tensor:
         settings, index = self.cross_entropy, target.shape[1] == 1
-        if settings.label_smoothing != 0 or target.requires_grad:
-            if index:
-                target = target.squeeze(1).long()
-            return settings(input, target if index or target.is_floating_point() else target.to(input.dtype))
-        if sums.entropy is None or not self.dice.softmax:
-            sums = fused_sums(input, target, "softmax", index=index)
+        if target.requires_grad:
+            return settings(input, target.squeeze(1).long() if index else target)
+        if sums.entropy is None or not self.dice.softmax or settings.label_smoothing != 0:
+            return cross_entropy(input, target, settings)
         return sums.cross_entropy(settings.weight, settings.reduction, index=index)
 
     def _binary(self, sums: Overlap, input: Tensor, target: Tensor) -> Tensor:

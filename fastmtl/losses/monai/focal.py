@@ -12,6 +12,7 @@ from torch.nn.modules.loss import _Loss
 
 from ...ops import focal_loss
 from .. import _plain
+from .._overlap import class_numbers
 from ._arguments import REDUCTIONS, Weights, check_index, has_negative, ignore_mask, one_of, with_channels
 
 
@@ -115,8 +116,9 @@ class FocalLoss(_Loss):
         settings: dict[str, Any] = {"gamma": self.gamma, "reduction": "none"}
         if self.use_softmax:
             pixels = None if mask is None else mask[:, 0]
+            target = class_numbers(target[:, 0])
             means = focal_loss(
-                input, target[:, 0], activation="softmax", alpha=None, weight=factors.channels, mask=pixels, **settings
+                input, target, activation="softmax", alpha=None, weight=factors.channels, mask=pixels, **settings
             )
         else:
             if index:
