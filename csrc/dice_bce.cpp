@@ -52,28 +52,35 @@ void finish_group(const DiceBceProblem& problem, const DiceBceOptions& options, 
   if (options.reduction != 0) loss[group] = static_cast<float>(total);
 }
 
-// The sums of every plane [B, C], each added up over its chunks in order; counts [4, B, C] or nullptr.
-std::vector<DiceBceSums> plane_sums(const DiceBceProblem& problem, bool overlap, std::int64_t* counts,
-                                    int threads) {
-  const Chunks chunks = chunks_of(problem);
+// partials [B, chunks, C]; counts [4, B, C] or nullptr, written whole.
+std::vector<DiceBceSums> partial_sums(const DiceBceProblem& problem, const Chunks& chunks, bool overlap,
+                                      std::int64_t* counts, int threads) {
   const std::int64_t C = problem.channels, planes = problem.batch * C;
   const auto size = static_cast<std::size_t>(planes * chunks.count);
-  std::vector<DiceBceSums> partials(size), sums(static_cast<std::size_t>(planes));
+  std::vector<DiceBceSums> partials(size);
   std::vector<DiceBceCounts> part_counts(counts == nullptr ? 0 : size);
   FASTMTL_DISPATCH(dice_bce_sums)(problem, chunks, overlap, partials.data(),
                                   counts == nullptr ? nullptr : part_counts.data(), useful_threads(problem, threads));
-  if (counts != nullptr) std::fill_n(counts, 4 * planes, 0);
+  if (counts == nullptr) return partials;
+  std::fill_n(counts, 4 * planes, 0);
   for (std::int64_t unit = 0; unit < problem.batch * chunks.count; ++unit)
     for (std::int64_t c = 0; c < C; ++c) {
       const std::int64_t plane = unit / chunks.count * C + c;
-      add(sums[plane], partials[unit * C + c]);
-      if (counts == nullptr) continue;
       const DiceBceCounts& more = part_counts[unit * C + c];
       counts[plane] += more.true_positive;
       counts[planes + plane] += more.false_positive;
       counts[2 * planes + plane] += more.false_negative;
       counts[3 * planes + plane] += more.non_finite;
     }
+  return partials;
+}
+
+// The sums of every plane [B, C], each added up over its chunks in order.
+std::vector<DiceBceSums> add_chunks(const DiceBceProblem& problem, const Chunks& chunks, const DiceBceSums* partials) {
+  const std::int64_t C = problem.channels;
+  std::vector<DiceBceSums> sums(static_cast<std::size_t>(problem.batch * C));
+  for (std::int64_t unit = 0; unit < problem.batch * chunks.count; ++unit)
+    for (std::int64_t c = 0; c < C; ++c) add(sums[unit / chunks.count * C + c], partials[unit * C + c]);
   return sums;
 }
 
@@ -86,8 +93,15 @@ bool plausible(const std::vector<DiceBceSums>& sums) {
 
 bool dice_bce_forward(const DiceBceProblem& problem, const DiceBceOptions& options, float* loss, float* coefficients,
                       std::int64_t* counts, int threads) {
+  const Chunks chunks = chunks_of(problem);
+  const auto partials = partial_sums(problem, chunks, options.dice_weight != 0.0, counts, threads);
+  return dice_bce_finish(problem, options, chunks, partials.data(), loss, coefficients);
+}
+
+bool dice_bce_finish(const DiceBceProblem& problem, const DiceBceOptions& options, const Chunks& chunks,
+                     const DiceBceSums* partials, float* loss, float* coefficients) {
   const std::int64_t C = problem.channels, samples = problem.group_size;
-  const std::vector<DiceBceSums> planes = plane_sums(problem, options.dice_weight != 0.0, counts, threads);
+  const std::vector<DiceBceSums> planes = add_chunks(problem, chunks, partials);
   for (std::int64_t group = 0; group < problem.batch / samples; ++group) {
     std::vector<DiceBceSums> sums(static_cast<std::size_t>((options.over_batch ? 1 : samples) * C));
     for (std::int64_t plane = 0; plane < samples * C; ++plane)
@@ -98,7 +112,8 @@ bool dice_bce_forward(const DiceBceProblem& problem, const DiceBceOptions& optio
 }
 
 bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int threads) {
-  const std::vector<DiceBceSums> planes = plane_sums(problem, true, nullptr, threads);
+  const Chunks chunks = chunks_of(problem);
+  const auto planes = add_chunks(problem, chunks, partial_sums(problem, chunks, true, nullptr, threads).data());
   const std::size_t count = planes.size();
   for (std::size_t plane = 0; plane < count; ++plane) {
     const DiceBceSums& from = planes[plane];

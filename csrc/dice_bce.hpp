@@ -41,6 +41,10 @@ struct DiceBceCounts {
 bool dice_bce_forward(const DiceBceProblem& problem, const DiceBceOptions& options, float* loss, float* coefficients,
                       std::int64_t* counts, int threads);
 
+// Its second half: from partials [B, chunks, C] as dice_bce_sums writes them.
+bool dice_bce_finish(const DiceBceProblem& problem, const DiceBceOptions& options, const Chunks& chunks,
+                     const DiceBceSums* partials, float* loss, float* coefficients);
+
 // The bare sums [5, B, C]: I, P, T, BCE, valid elements. False as above.
 bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int threads);
 

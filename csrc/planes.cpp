@@ -20,9 +20,12 @@ Chunks chunks_of(const LossInputs& inputs) {
   return {size, (inputs.pixels + size - 1) / size};
 }
 
+int useful_threads(std::int64_t elements, int threads) {
+  return static_cast<int>(std::clamp<std::int64_t>(elements / kChunkElements, 1, std::max(threads, 1)));
+}
+
 int useful_threads(const LossInputs& inputs, int threads) {
-  const std::int64_t chunks = inputs.batch * inputs.channels * inputs.pixels / kChunkElements;
-  return static_cast<int>(std::clamp<std::int64_t>(chunks, 1, std::max(threads, 1)));
+  return useful_threads(inputs.batch * inputs.channels * inputs.pixels, threads);
 }
 
 // A large gradient is fresh memory, and faulting it in by pages of 4 KiB takes longer than computing it (measured:

@@ -28,6 +28,7 @@ struct Chunks {
 Chunks chunks_of(const LossInputs& inputs);
 
 // At most `threads`, and no more than have a chunk to work on.
+int useful_threads(std::int64_t elements, int threads);
 int useful_threads(const LossInputs& inputs, int threads);
 
 // Told before `gradient` (of the shape of the logits) is written from end to end.

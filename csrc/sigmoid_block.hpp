@@ -37,12 +37,15 @@ struct Block {
   std::int64_t count, padded;
   bool masked;
 
-  // Returns whether any element is valid.
-  bool fill(const LossInputs& inputs, std::int64_t b, std::int64_t c, std::int64_t first) {
-    const std::int64_t left = inputs.pixels - first;
+  void start(std::int64_t pixels, std::int64_t first) {
+    const std::int64_t left = pixels - first;
     count = left < kBlock ? left : kBlock;
     padded = (count + kLanes - 1) / kLanes * kLanes;
     masked = false;
+  }
+
+  // Returns whether any element is valid. Expects `start`, as every other way of filling does.
+  bool fill(const LossInputs& inputs, std::int64_t b, std::int64_t c, std::int64_t first) {
     if (inputs.mask.data != nullptr) {
       const Planes& mask = inputs.mask;
       const std::int64_t start = b * mask.batch + c * mask.channel;
@@ -70,13 +73,16 @@ struct Block {
     return planes.type == Element::float32 && planes.pixel == 1 && !masked && count == padded;
   }
 
- private:
   // `nothing` stands in for masked elements and fills the buffer up to whole vectors.
   const float* as_float(const Planes& planes, std::int64_t b, std::int64_t c, std::int64_t first, float nothing,
                         float* buffer) const {
     const std::int64_t start = b * planes.batch + c * planes.channel + first * planes.pixel;
     if (direct(planes)) return static_cast<const float*>(planes.data) + start;
     load(planes.type, planes.data, start, planes.pixel, count, buffer);
+    return complete(buffer, nothing);
+  }
+
+  const float* complete(float* buffer, float nothing) const {
     if (masked)
       for (std::int64_t i = 0; i < count; ++i) buffer[i] = valid[i] != 0.0f ? buffer[i] : nothing;
     for (std::int64_t i = count; i < padded; ++i) buffer[i] = nothing;
@@ -84,31 +90,43 @@ struct Block {
   }
 };
 
-// Calls sum(block, c) for every block of chunk number `unit`: the channels of one chunk go together, because with
-// channels_last they share cache lines.
-template <typename Sum>
-inline void for_each_block(const LossInputs& inputs, const Chunks& chunks, std::int64_t unit, Sum sum) {
+// Calls sum(block, b, c) for every block of chunk number `unit` for which fill(block, b, c, first pixel) is true: the
+// channels of one chunk go together, because with channels_last they share cache lines.
+template <typename Fill, typename Sum>
+inline void for_each_block(const LossInputs& inputs, const Chunks& chunks, std::int64_t unit, Fill fill, Sum sum) {
   const std::int64_t b = unit / chunks.count, begin = unit % chunks.count * chunks.pixels;
   const std::int64_t end = begin + chunks.pixels < inputs.pixels ? begin + chunks.pixels : inputs.pixels;
   Block block;
   for (std::int64_t first = begin; first < end; first += kBlock)
-    for (std::int64_t c = 0; c < inputs.channels; ++c)
-      if (block.fill(inputs, b, c, first)) sum(block, b, c);
+    for (std::int64_t c = 0; c < inputs.channels; ++c) {
+      block.start(inputs.pixels, first);
+      if (fill(block, b, c, first)) sum(block, b, c);
+    }
+}
+
+// As Block::fill does.
+template <typename Sum>
+inline void for_each_block(const LossInputs& inputs, const Chunks& chunks, std::int64_t unit, Sum sum) {
+  const auto fill = [&](Block& block, std::int64_t b, std::int64_t c, std::int64_t first) {
+    return block.fill(inputs, b, c, first);
+  };
+  for_each_block(inputs, chunks, unit, fill, sum);
 }
 
 // Writes the gradient of chunk number `unit`: differentiate(block, b, c, values) fills `values` for block.padded
-// elements; it is not called where no element is valid.
-template <typename Differentiate>
+// elements; it is not called where `fill` is false, and the gradient is 0 there.
+template <typename Fill, typename Differentiate>
 inline void write_blocks(const LossInputs& inputs, const Chunks& chunks, std::int64_t unit, const Planes& gradient,
-                         Differentiate differentiate) {
+                         Fill fill, Differentiate differentiate) {
   const std::int64_t b = unit / chunks.count, begin = unit % chunks.count * chunks.pixels;
   const std::int64_t end = begin + chunks.pixels < inputs.pixels ? begin + chunks.pixels : inputs.pixels;
   Block block;
   alignas(64) float buffer[kBlock];
   for (std::int64_t first = begin; first < end; first += kBlock)
     for (std::int64_t c = 0; c < inputs.channels; ++c) {
+      block.start(inputs.pixels, first);
       const std::int64_t start = b * gradient.batch + c * gradient.channel + first * gradient.pixel;
-      const bool any = block.fill(inputs, b, c, first), direct = any && block.direct(gradient);
+      const bool any = fill(block, b, c, first), direct = any && block.direct(gradient);
       float* values = direct ? static_cast<float*>(gradient.data) + start : buffer;
       if (any) {
         differentiate(block, b, c, values);
@@ -119,6 +137,16 @@ inline void write_blocks(const LossInputs& inputs, const Chunks& chunks, std::in
       }
       if (!direct) store(gradient.type, values, gradient.data, start, gradient.pixel, block.count);
     }
+}
+
+// As Block::fill does.
+template <typename Differentiate>
+inline void write_blocks(const LossInputs& inputs, const Chunks& chunks, std::int64_t unit, const Planes& gradient,
+                         Differentiate differentiate) {
+  const auto fill = [&](Block& block, std::int64_t b, std::int64_t c, std::int64_t first) {
+    return block.fill(inputs, b, c, first);
+  };
+  write_blocks(inputs, chunks, unit, gradient, fill, differentiate);
 }
 
 }  // namespace FASTMTL_ISA

@@ -7,6 +7,7 @@ from . import smp as smp
 from .mask2former import Mask2FormerLoss as Mask2FormerLoss
 from .native import BCEWithLogitsLoss as BCEWithLogitsLoss
 from .native import CrossEntropyLoss as CrossEntropyLoss
+from .native import DeepSupervisionLoss as DeepSupervisionLoss
 from .native import DiceBCELoss as DiceBCELoss
 from .native import DiceCELoss as DiceCELoss
 from .native import FocalLoss as FocalLoss

@@ -7,6 +7,7 @@ from .assignment import linear_assignment as linear_assignment
 from .bce import bce_with_logits as bce_with_logits
 from .combine import combine as combine
 from .cross_entropy import cross_entropy as cross_entropy
+from .deep_supervision import deep_supervision_loss as deep_supervision_loss
 from .dice_bce import dice_bce_loss as dice_bce_loss
 from .dice_ce import dice_ce_loss as dice_ce_loss
 from .focal import focal_loss as focal_loss

@@ -102,8 +102,8 @@ def per_channel(name: str, value: Tensor | float | None, input: Tensor) -> Tenso
     return value.reshape(channels)
 
 
-def full_rank_mask(mask: Tensor | None, input: Tensor) -> Tensor | None:
-    """The mask with as many dims as `input`: [B] and [B, C] get ones appended."""
+def full_rank_mask(mask: Tensor | None, input: Tensor, name: str = "input") -> Tensor | None:
+    """The mask with as many dims as `input` (the argument `name`): [B] and [B, C] get ones appended."""
     if mask is None:
         return None
     tensor("mask", mask)
@@ -114,7 +114,7 @@ def full_rank_mask(mask: Tensor | None, input: Tensor) -> Tensor | None:
         mask = mask.reshape(*shape, *(1,) * (input.dim() - mask.dim()))
     if mask.dim() != input.dim() or any(m not in (1, n) for m, n in zip(mask.shape, input.shape, strict=True)):
         raise ValueError(
-            f"`mask` must be [B], [B, C] or broadcastable to `input` {list(input.shape)} dim by dim; "
+            f"`mask` must be [B], [B, C] or broadcastable to `{name}` {list(input.shape)} dim by dim; "
             f"got {list(shape)}. Insert dims of size 1 with `unsqueeze`."
         )
     return mask

@@ -121,7 +121,10 @@ def reference_counts(input: Tensor, target: Tensor, mask: Tensor | None) -> Tens
 
 
 def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
-    """[3, B, C] or [3, 1, C] of one group, by the formulas at the top of dice_bce.py."""
+    """[3, B, C] or [3, 1, C] of one group, by the formulas at the top of dice_bce.py.
+
+    A number over an integer tensor is float32, whatever the logits: counts are converted first.
+    """
     input, target, pos_weight, weight, mask = tensors
     i, p, t, _, elements = segment_sums(input, target, pos_weight, mask, o.batch, o.squared_pred)
     empty_pair = (t == 0) & (p == 0)
@@ -130,11 +133,12 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
     score = (2 * i + o.smooth_nr) / denominator
     scale = o.dice_weight if weight is None else o.dice_weight * weight.to(score.dtype)
     if o.reduction == "mean":
-        elements, scale = elements.sum(), scale / counted.sum().clamp(min=1)
+        elements, scale = elements.sum(), scale / counted.sum().clamp(min=1).to(i.dtype)
     scale = torch.where(counted & ~empty_pair, scale, 0.0)
     of_i = scale * (-2 - 2 * score * o.jaccard) / denominator
     of_p = scale * (1 + o.jaccard) * (1 + o.squared_pred) * score / denominator
-    of_bce = o.bce_weight / (torch.ones_like(i) if o.reduction == "total" else elements.clamp(min=1))
+    divisor = torch.ones_like(i) if o.reduction == "total" else elements.clamp(min=1).to(i.dtype)
+    of_bce = o.bce_weight / divisor
     return torch.stack([of_bce.expand_as(i), of_i, of_p]).view(3, -1, i.shape[-1])
 
 
