@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 _LOAD = re.compile(r"ld\.global\S*?\.(?:v(\d)\.)?[bfus](\d+)\s")
 _NARROW = re.compile(r"tt\.addptr [^\n]*tensor<[^\n]*tensor<[\dx]*i32>")
@@ -25,11 +26,14 @@ _SIZE = {"*u8": 1, "*i64": 8, "*bf16": 2, "*fp16": 2, "*fp32": 4, "*fp64": 8}
 
 @dataclass(frozen=True)
 class Kernel:
-    """One compilation. `types` names each run-time argument's Triton type, a plain number makes it a constant."""
+    """One compilation. `types` names each run-time argument's Triton type, a plain number makes it a constant.
+
+    A tuple of types is a tuple of arguments; there "i32:16" is an integer known to be a multiple of 16.
+    """
 
     module: str
     name: str
-    types: Mapping[str, str | int | float | None]
+    types: Mapping[str, Any]
     constants: Mapping[str, object] = field(default_factory=dict)
     divisible: tuple[str, ...] = ()  # integers known to be multiples of 16; pointers are aligned without being named
     wide_loads: int = 1  # at least so many instructions that load 16 bytes a thread
@@ -157,6 +161,38 @@ def _dice_ce(
         first = Kernel("softmax_sums_triton", "softmax_normalisers", types, flags, divisible, 1, label=label)
         kernels.insert(0, replace(first, bytes_per_element=round(once + 8 / C, 2)))
     return kernels
+
+
+def _deep_supervision(
+    label: str, wide_loads: int, logits: str, target: str, mask: str | None, how: int
+) -> list[Kernel]:
+    """Heads of strides 1, 2, 4, 8 and 1 again: all logits come in 16-byte loads, at stride 1 the mask too."""
+    scales = ((1, 1, 1), (1, 2, 2), (1, 4, 4), (1, 8, 8), (1, 1, 1))
+    planes = (logits, "i64:16", "i64:16", 1)
+    sums = (*planes, "i32:16", "i32:16", "i32:16", "i32:16", "i32")
+    # Where the first head's programs begin is 0, which a launch passes as a multiple of 16.
+    types: dict[str, Any] = {"t": target, "m": mask, "grad": "*fp32", "gl": "i32", "weights": None}
+    for letter in "tm":
+        live = letter == "t" or mask is not None
+        strides = ("i64:16", "i64:16", 0, "i64:16", 1, 1) if live else (0,) * 6
+        types |= {letter + end: kind for end, kind in zip("bcdhws", strides, strict=True)}
+    types |= dict.fromkeys(("samples", "channels", "programs"), "i32")
+    types |= {"pos_weight": "*fp32", "partials": "*fp32", "coefficients": "*fp32", "loss": "*fp32"}
+    types |= dict.fromkeys(("bce_weight", "dice_weight", "smooth_nr", "smooth_dr"), "fp32")
+    types |= {"numbers": ("fp32",) * len(scales), "gradients": (planes,) * len(scales)}
+    flags = {"SCALES": scales, "FLAT": True, "HOW": how, "SQUARED": True, "HAS_MASK": mask is not None}
+    flags |= {"HAS_POS_WEIGHT": True, "WIDE": False, "BLOCK": 2048, "MOVING": False, "OVER_BATCH": True}
+    rest = {"divisible": ("tb", "tc", "th", "mb", "mc", "mh"), "wide_loads": wide_loads, "label": label}
+    module = "deep_supervision_triton"
+    kernels = [
+        Kernel(module, "deep_supervision_sums", types | {"heads": ((*sums, "i32"),) * len(scales)}, flags, **rest),
+        Kernel(module, "deep_supervision_gradient", types | {"heads": (sums,) * len(scales)}, flags, **rest),
+    ]
+    if how:
+        return kernels
+    flags = {"HEADS": 5, "JACCARD": True, "EMPTY": 2, "MEAN": True, "TILE": 16, "PARTS": 64} | flags
+    finish = Kernel(module, "deep_supervision_finish", types | {"heads": ((*sums, "i32"),) * 5}, flags, label=label)
+    return [*kernels, replace(finish, wide_loads=0)]  # a few thousand partials at most
 
 
 def _gram(label: str, J: str, T: int, vector: int, triangle: bool) -> list[Kernel]:
@@ -300,6 +336,9 @@ KERNELS = [
         {"REDUCTION": 1, "TILE": 16, "PARTS": 64},
         wide_loads=0,  # a few thousand partials at most
     ),
+    *_deep_supervision("f32-u8-nearest", 20, "*fp32", "*u8", None, 0),
+    *_deep_supervision("bf16-u8-area", 12, "*bf16", "*u8", None, 1),
+    *_deep_supervision("f32-u8-mask-max", 20, "*fp32", "*u8", "*u8", 2),
     *_gram("f32-1", "*fp32", 1, 4, True),
     *_gram("f32-3", "*fp32", 3, 4, True),
     *_gram("f32-8", "*fp32", 8, 4, True),
@@ -399,14 +438,23 @@ def _compile(kernel: Kernel) -> Code:
 
     function = getattr(importlib.import_module(f"fastmtl.kernels.{kernel.module}"), kernel.name)
     signature, constants, attributes = {}, {}, {}
+
+    def spell(kind: Any, path: tuple[int, ...], divisible: bool) -> Any:
+        if isinstance(kind, tuple):
+            return tuple(spell(one, (*path, place), False) for place, one in enumerate(kind))
+        if not isinstance(kind, str):
+            constants[path] = kind
+            return "constexpr"
+        kind, _, multiple = kind.partition(":")
+        if kind.startswith("*") or multiple or divisible:
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
     for position, name in enumerate(function.arg_names):
-        kind = kernel.constants.get(name, kernel.types.get(name))
-        if name in kernel.constants or not isinstance(kind, str):
-            signature[name], constants[(position,)] = "constexpr", kind
-            continue
-        signature[name] = kind
-        if kind.startswith("*") or name in kernel.divisible:
-            attributes[(position,)] = [["tt.divisibility", 16]]
+        if name in kernel.constants:
+            signature[name], constants[(position,)] = "constexpr", kernel.constants[name]
+        else:
+            signature[name] = spell(kernel.types.get(name), (position,), name in kernel.divisible)
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": kernel.num_warps, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)

@@ -103,7 +103,7 @@ def test_is_the_sum_of_dice_bce_losses(downsample):
 @pytest.mark.parametrize("downsample", HOW)
 @pytest.mark.parametrize(
     ("size", "strides"),
-    [((24, 16), (1, 2, 4, 8, 2)), ((21, 15), (3, 1)), ((4, 12, 8), (1, (1, 2, 2), (2, 4, 4))), ((40,), (1, 5))],
+    [((16, 8), (1, 2, 4, 8, 2)), ((9, 15), (3, 1)), ((4, 4, 8), (1, (1, 2, 2), (2, 4, 4))), ((40,), (1, 5))],
     ids=str,
 )
 def test_matches_the_definition(backend, downsample, size, strides):
@@ -129,16 +129,18 @@ def test_every_target_dtype_and_half_logits(backend, target_dtype):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(data=st.data())
 def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     draw = data.draw
-    rank = draw(st.integers(1, 3))
-    coarse = [draw(st.integers(1, 4)) for _ in range(rank)]
+    rank, most = (draw(st.integers(1, 3)), 4) if backend == "cpp" else (draw(st.integers(1, 2)), 1)  # or too slow
+    coarse = [draw(st.integers(1, most)) for _ in range(rank)]
     size = tuple(6 * one for one in coarse)
-    strides = draw(st.lists(st.tuples(*[st.sampled_from([1, 2, 3, 6])] * rank), min_size=1, max_size=4))
+    strides = draw(
+        st.lists(st.tuples(*[st.sampled_from([1, 2, 3, 6])] * rank), min_size=1, max_size=4 if most > 1 else 2)
+    )
     dtype, target_dtype = draw(st.sampled_from([torch.float32, torch.bfloat16])), draw(st.sampled_from(TARGET_DTYPES))
-    heads, target = pyramid(size, strides, draw(st.integers(1, 3)), dtype, target_dtype)
+    heads, target = pyramid(size, strides, draw(st.integers(1, 3 if most > 1 else 2)), dtype, target_dtype)
     heads = [layout(x, draw(st.sampled_from(LAYOUTS))) for x in heads]
     check(
         backend,
@@ -170,7 +172,7 @@ def naive(heads, target, dtype):
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_error_is_within_the_naive_formulas(backend, dtype):
-    heads, target = pyramid((64, 48), (1, 2, 4), dtype=dtype)
+    heads, target = pyramid((48, 32), (1, 2, 4), dtype=dtype)
     exact = truth(heads, target, downsample="area")
     found = values_and_gradients(
         heads, lambda xs: ops.deep_supervision_loss(xs, target, downsample="area", backend=backend)
@@ -283,7 +285,7 @@ def test_extreme_logits(backend, extreme):
 @pytest.mark.parametrize("backend", KERNELS)
 def test_bit_equal_over_repeats_and_thread_counts(backend, two_threads):
     small = backend == "triton"
-    heads, target = pyramid((32, 40) if small else (240, 200), (1, 2, 4, 8))
+    heads, target = pyramid((8, 16) if small else (240, 200), (1, 2, 4))
     results = []
     for threads in (2, 1, 2, 7):
         torch.set_num_threads(threads)

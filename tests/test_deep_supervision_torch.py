@@ -97,16 +97,18 @@ def test_jacobian_by_torch_func():
     assert found[0][0].abs().max() > 0
 
 
-def test_gradients_by_finite_differences():
-    heads, target = pyramid((4, 4), (1, 2), dtype=torch.float64, target_dtype=torch.float64)
-    heads = [x.requires_grad_() for x in heads]
-    for options in ({"downsample": "area", "reduction": "none"}, {"jaccard": True, "batch": True}):
+@pytest.mark.parametrize(
+    "options", [{"downsample": "area", "reduction": "none"}, {"jaccard": True, "batch": True}], ids=str
+)
+def test_gradients_by_finite_differences(options):
+    heads, target = pyramid((2, 2), (1, 2), dtype=torch.float64, target_dtype=torch.float64)
+    heads, target = [x[:1].requires_grad_() for x in heads], target[:1]
 
-        def loss(*xs, options=options):
-            return ops.deep_supervision_loss(xs, target, weights=[0.7, 0.3], mask=mask("full", target.shape), **options)
+    def loss(*xs):
+        return ops.deep_supervision_loss(xs, target, weights=[0.7, 0.3], mask=mask("full", target.shape), **options)
 
-        assert torch.autograd.gradcheck(loss, heads)
-        assert torch.autograd.gradgradcheck(loss, heads)
+    assert torch.autograd.gradcheck(loss, heads)
+    assert torch.autograd.gradgradcheck(loss, heads)
 
 
 def test_double_backward_on_kernels():

@@ -160,6 +160,64 @@ def test_regression_small(error, dtype, memory):
         assert_within_budget(found, other, exact, dtype)
 
 
+def _check_heads(size, strides, dtype, memory: str, **options) -> None:
+    logits, target = segmentation((2, 2, *size), dtype)
+    heads = [_lay(logits[(..., *[slice(0, size[0] // s) for s in [stride] * len(size)])], memory) for stride in strides]
+    target = _lay(target, memory)
+
+    def run(leaves, function, **more) -> tuple[torch.Tensor, ...]:
+        leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in leaves]
+        loss = function(leaves, target, **more)
+        return loss.detach(), *torch.autograd.grad(loss.sum(), leaves)
+
+    weights = torch.linspace(0, 1, len(heads), device=DEVICE)
+    for given in (weights, weights.tolist()):
+        ours = run(heads, ops.deep_supervision_loss, weights=given, backend="triton", **options)
+        naive = run(heads, ops.deep_supervision_loss, weights=given, backend="reference", **options)
+        exact = run([x.double() for x in heads], ops.deep_supervision_loss, weights=given, **options)
+        for found, plain, true in zip(ours, naive, exact, strict=True):
+            assert_within_budget(found, plain, true, dtype)
+
+
+@pytest.mark.parametrize("downsample", ["nearest", "area", "max"])
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
+def test_deep_supervision_small(downsample, memory):
+    _check_heads((32, 32), (1, 2, 4, 2, 8), torch.float32, memory, downsample=downsample, reduction="none")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("downsample", ["nearest", "area", "max"])
+def test_deep_supervision(dtype, downsample):
+    _check_heads((256, 256), (1, 2, 4, 8), dtype, "contiguous", downsample=downsample, batch=True)
+    valid = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)).lt(0.7).to(DEVICE)
+    _check_heads((32, 32, 32), (1, 2, 4), dtype, "misaligned", downsample=downsample, mask=valid, jaccard=True)
+
+
+def test_deep_supervision_is_captured_in_a_graph_and_its_weights_move():
+    heads, target = [torch.randn(2, 1, 64 // s, 64 // s, device=DEVICE) for s in (1, 2, 4)], torch.ones(2, 1, 64, 64)
+    target, weights = target.to(DEVICE, torch.uint8), torch.ones(3, device=DEVICE)
+
+    def work() -> tuple[torch.Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in heads]
+        loss = ops.deep_supervision_loss(leaves, target, weights=weights, downsample="max")
+        return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()  # compiles, which a capture may not
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = work()
+    weights[1] = 0.0
+    heads[0].mul_(-0.5)
+    heads[1].fill_(float("nan"))
+    graph.replay()
+    assert_bit_equal([captured, work()])
+    assert captured[0].isfinite()
+
+
 @pytest.mark.parametrize("K", [1, 3, 8, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_gram_norms_and_combine_small(K, dtype):

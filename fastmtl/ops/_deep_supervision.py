@@ -65,17 +65,18 @@ def reference(inputs: Inputs, tensors: Tensors, options: Options) -> Tensor:
     return definition.deep_supervision_loss(
         list(inputs),
         tensors.target,
-        _weights(inputs, tensors, options),
+        as_tensor(options.weights, tensors.weights, inputs[0]),
         mask=tensors.mask,
         pos_weight=tensors.pos_weight,
         **{name: getattr(options, name) for name in names},
     )
 
 
-def _weights(inputs: Inputs, tensors: Tensors, options: Options) -> Tensor:
-    if tensors.weights is None:
-        return inputs[0].new_tensor(options.weights, dtype=torch.float64)
-    return tensors.weights
+def as_tensor(numbers: Sequence[float], weights: Tensor | None, like: Tensor) -> Tensor:
+    """The weights as [L]; numbers are filled in on the device, for a copy from the host would wait for it."""
+    if weights is not None:
+        return weights
+    return torch.stack([like.new_full((), number, dtype=torch.float64) for number in numbers])
 
 
 def _each_head(inputs: Inputs, tensors: Tensors, options: Options) -> Iterator[tuple[_dice_bce.Tensors, Any]]:
@@ -92,7 +93,7 @@ def _each_head(inputs: Inputs, tensors: Tensors, options: Options) -> Iterator[t
 def reference_forward(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     _, coefficients = new_outputs(inputs, tensors, options)
     losses = []
-    weights = _weights(inputs, tensors, options).to(coefficients.dtype)
+    weights = as_tensor(options.weights, tensors.weights, inputs[0]).to(coefficients.dtype)
     for (head, own), weight, out in zip(_each_head(inputs, tensors, options), weights, coefficients, strict=True):
         used = head._replace(input=torch.where(weight != 0, head.input, 0.0))
         loss, slopes, _ = _dice_bce.reference_forward(used, own)
@@ -130,6 +131,10 @@ def full_mask(mask: Tensor | None, target: Tensor) -> Tensor | None:
     return None if mask is None else (mask.view(torch.uint8) if mask.dtype == torch.bool else mask).expand_as(target)
 
 
+def _as_floats(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.to(torch.float32).contiguous()
+
+
 def _volume(tensor: Tensor | None) -> tuple[int, ...]:
     if tensor is None:
         return _NO_VOLUME
@@ -149,7 +154,7 @@ def _problem(inputs: Inputs, tensors: Tensors, options: Options, gradients: Inpu
         for x, view, scale in zip(readable, views, scales(inputs, target), strict=True)
     ]
     weights = options.weights if tensors.weights is None else tensors.weights.tolist()
-    pos_weight = None if tensors.pos_weight is None else tensors.pos_weight.to(torch.float32).contiguous()
+    pos_weight = _as_floats(tensors.pos_weight)
     volumes, index = (_volume(target), _volume(mask)), DOWNSAMPLE.index(options.downsample)
     shape = inputs[0].shape
     return (*shape[:2], heads, weights, flat, volumes, address(pos_weight), index), (readable, pos_weight)
@@ -189,11 +194,57 @@ def cpp_backward(
     return gradients
 
 
+def _on_gpu(
+    inputs: Inputs, tensors: Tensors
+) -> tuple[list[Tensor], Tensor, Tensor | None, tuple[tuple[int, ...], ...], bool]:
+    """Heads, target, mask, scales, and whether target and mask have one pixel stride each."""
+    target, mask = tensors.target, full_mask(tensors.mask, tensors.target)
+    flat = strides(target) is not None and (mask is None or strides(mask) is not None)
+    each = tuple(in_three(scale, 1) for scale in scales(inputs, target))
+    return [in_place(x) for x in inputs], target, mask, each, flat
+
+
+def triton_forward(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    from ..kernels import deep_supervision_triton
+
+    loss, coefficients = new_outputs(inputs, tensors, options)
+    deep_supervision_triton.forward(
+        *_on_gpu(inputs, tensors),
+        options.weights if tensors.weights is None else tensors.weights.contiguous(),
+        _as_floats(tensors.pos_weight),
+        loss,
+        coefficients,
+        DOWNSAMPLE.index(options.downsample),
+        *options[2:9],
+        EMPTY.index(options.empty),
+    )
+    return loss, coefficients
+
+
+def triton_backward(
+    grad: Tensor, inputs: Inputs, tensors: Tensors, coefficients: Tensor, options: Options
+) -> list[Tensor]:
+    from ..kernels import deep_supervision_triton
+
+    gradients = [gradient_like(x) for x in inputs]
+    deep_supervision_triton.backward(
+        grad,
+        *_on_gpu(inputs, tensors),
+        _as_floats(tensors.pos_weight),
+        coefficients,
+        gradients,
+        DOWNSAMPLE.index(options.downsample),
+        options.squared_pred,
+    )
+    return gradients
+
+
 _KERNELS = _backends.HALF_AND_SINGLE
 _backends.register(
     "deep_supervision",
     {
         "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
         "reference": _backends.Implementation(reference_forward, "any"),
     },
 )
@@ -201,6 +252,7 @@ _backends.register(
     "deep_supervision_backward",
     {
         "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
+        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
         "reference": _backends.Implementation(reference_backward, "any"),
     },
 )

@@ -146,7 +146,7 @@ def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor
     if options.downsample != "nearest" and ignore_index != _class_checks.NOTHING_IGNORED:
         labelled = target != ignore_index if mask is None else (target != ignore_index) & mask
     names = ("dice_weight", "batch", "squared_pred", "jaccard", "smooth_nr", "smooth_dr", "empty", "backend")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names} | {"ignore_index": ignore_index}
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
     for x, weight in zip(inputs, weights.to(dtype) if isinstance(weights, Tensor) else weights, strict=True):
         size = x.shape[2:]
@@ -161,9 +161,7 @@ def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor
             valid = used.expand(x.shape[0]) if valid is None else valid & used
         elif not used:
             valid = torch.zeros_like(x[(slice(None), *(0,) * (x.dim() - 1))], dtype=torch.bool)
-        loss = dice_ce_loss(
-            x, seen, mask=valid, ignore_index=ignore_index, ce_weight=options.pointwise_weight, **settings
-        )
+        loss: Any = dice_ce_loss(x, seen, mask=valid, ce_weight=options.pointwise_weight, **settings)
         losses.append(weight * loss)
     return torch.stack(losses) if options.reduction == "none" else torch.stack(losses).sum()
 
