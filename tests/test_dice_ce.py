@@ -143,6 +143,23 @@ def test_error_is_within_the_naive_formulas(backend, dtype):
 
 
 @pytest.mark.skipif(bool(_backends.missing("cpp")), reason=str(_backends.missing("cpp")))
+@pytest.mark.parametrize("sums", [False, True])
+def test_backward_holds_the_copy_of_a_target_with_no_pixel_stride(sums):
+    """The copy and the gradient have as many bytes: freed too early, one would lie on the other."""
+    x, _ = class_map((2, 2, 8, 8), torch.float32)
+    sampled = class_map((2, 2, 16, 16), torch.float32, torch.int64)[1][..., ::2, ::2]
+
+    def run(target):
+        def loss(x):
+            if sums:
+                return ops.overlap_sums(x, target, activation="softmax").intersection.sum()
+            return ops.dice_ce_loss(x, target)
+
+        return loss_and_gradient(loss, x)
+
+    assert_bit_equal([run(sampled), run(sampled.contiguous())])
+
+
 def test_planes_of_several_chunks_and_a_mixed_layout():
     x, t = class_map((2, 3, 150, 130))
     check("cpp", x, t)

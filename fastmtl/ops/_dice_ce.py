@@ -238,7 +238,8 @@ def cpp_gradient(
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, o: Options) -> Tensor:
-    arguments = problem(*readable(tensors.input, tensors.target, tensors.mask), o.ignore_index)
+    kept = readable(tensors.input, tensors.target, tensors.mask)  # held by name: the kernel gets bare addresses
+    arguments = problem(*kept, o.ignore_index)
     return cpp_gradient(tensors.input, arguments, _flags(tensors, o), grad, coefficients, o.label_smoothing)
 
 

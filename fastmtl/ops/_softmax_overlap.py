@@ -79,7 +79,8 @@ def _cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def _cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    arguments = problem(*readable(*tensors), options.ignore_index)
+    kept = readable(*tensors)  # held by name: the kernel gets bare addresses
+    arguments = problem(*kept, options.ignore_index)
     one = torch.ones((), dtype=torch.float32)
     return cpp_gradient(tensors.input, arguments, _flags(tensors, options), one, _slopes(grad, options), 0.0)
 
