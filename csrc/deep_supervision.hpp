@@ -1,6 +1,6 @@
 // Dice + BCE of several heads at their own strides against one full-resolution mask: all heads in one pass of sums and
-// one pass of gradients. The mask is down-sampled block by block, as the heads' logits are read; no smaller mask is ever
-// stored. The definition is fastmtl/reference/deep_supervision.py.
+// one of gradients. The mask is down-sampled block by block, as the heads' logits are read; no smaller mask is stored.
+// The definition is fastmtl/reference/deep_supervision.py.
 #pragma once
 
 #include <cstdint>
