@@ -58,8 +58,8 @@ struct SumOf<double> {
 };
 
 template <typename T>
-void combine_rows(const T* J, std::int64_t K, std::int64_t P, std::int64_t row_stride, const void* weights, void* result,
-                  int num_threads) {
+void combine_rows(const T* J, std::int64_t K, std::int64_t P, std::int64_t row_stride, const void* weights,
+                  void* result, int num_threads) {
   using Sum = typename SumOf<T>::type;
   const Sum* w = static_cast<const Sum*>(weights);
   Sum* out = static_cast<Sum*>(result);

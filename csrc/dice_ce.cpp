@@ -52,7 +52,8 @@ std::vector<double> totals(const SoftmaxProblem& problem, int threads) {
   std::vector<double> sums(static_cast<std::size_t>(problem.batch * stride), 0.0);
   for (std::int64_t b = 0; b < problem.batch; ++b)
     for (std::int64_t chunk = 0; chunk < chunks.count; ++chunk)
-      for (std::int64_t k = 0; k < stride; ++k) sums[b * stride + k] += partials[(b * chunks.count + chunk) * stride + k];
+      for (std::int64_t k = 0; k < stride; ++k)
+        sums[b * stride + k] += partials[(b * chunks.count + chunk) * stride + k];
   return sums;
 }
 

@@ -17,7 +17,8 @@ namespace {
 template <int... k>
 struct Classes {};
 
-// step(c, Classes<0, 1, 2, 3>) for every four classes: what each pixel keeps is then loaded and stored a quarter as often.
+// step(c, Classes<0, 1, 2, 3>) for every four classes: what each pixel keeps is then loaded and stored a quarter as
+// often.
 template <typename Step>
 inline void by_fours(std::int64_t channels, Step step) {
   std::int64_t c = 0;
@@ -100,7 +101,8 @@ void find_maximum(const SoftmaxBlock& s, std::int64_t channels) {
 
 // inverse = 1 / sum of a valid pixel, extra = log(sum), cost = -log p_y.
 void normalise(const SoftmaxBlock& s) {
-  const float *__restrict other = s.other, *__restrict own = s.own, *__restrict drop = s.drop, *__restrict valid = s.valid;
+  const float *__restrict other = s.other, *__restrict own = s.own, *__restrict drop = s.drop;
+  const float* __restrict valid = s.valid;
   float *__restrict inverse = s.inverse, *__restrict log_sum = s.extra, *__restrict cost = s.cost;
   FASTMTL_EACH_PIXEL(i, s.padded) {
     inverse[i] = valid[i] / (other[i] + own[i]);
@@ -220,7 +222,8 @@ void add_block(const SoftmaxProblem& problem, const SoftmaxBlock& s, double* sum
 // extra = sum_k g_k - sum_k p_k u_k, cost = dx of the pixel's own class by way of 1 - p_y = other / sum.
 template <bool kOverlap, bool kSquared>
 void prepare_gradient(const SoftmaxBlock& s, float smoothing, float base, float per_class) {
-  const float *__restrict other = s.other, *__restrict own = s.own, *__restrict sums = s.drop, *__restrict valid = s.valid;
+  const float *__restrict other = s.other, *__restrict own = s.own, *__restrict sums = s.drop;
+  const float* __restrict valid = s.valid;
   const float *__restrict h = s.slopes[0] + 2, *__restrict a = s.slopes[1] + 2, *__restrict b = s.slopes[2] + 2;
   const std::int32_t* __restrict index = s.index;
   float *__restrict inverse = s.inverse, *__restrict extra = s.extra, *__restrict at_class = s.cost;
@@ -342,7 +345,8 @@ void softmax_gradient(const SoftmaxProblem& problem, const SoftmaxChunks& chunks
       const float go = static_cast<const float*>(grad.data)[b * grad.batch];
       for (int k = 0; k < 3; ++k) {
         block.slopes[k][0] = block.slopes[k][1] = 0.0f;
-        for (std::int64_t c = 0; c < C; ++c) block.slopes[k][c + 2] = go * coefficients[(k * problem.batch + b) * C + c];
+        for (std::int64_t c = 0; c < C; ++c)
+          block.slopes[k][c + 2] = go * coefficients[(k * problem.batch + b) * C + c];
       }
       for (std::int64_t first = begin; first < end; first += chunks.block) {
         const std::int64_t start = b * gradient.batch + first * gradient.pixel;

@@ -28,8 +28,8 @@ struct FocalSums {
   double loss, elements, implausible;
 };
 
-// A segment is a plane (sigmoid) or a sample (softmax). loss [segments] or []; coefficients [segments]: the loss's slope
-// in each segment's sum. False where a segment's targets have a mean above 1, or a class number is out of range.
+// A segment is a plane (sigmoid) or a sample (softmax). loss [segments] or []; coefficients [segments]: the loss's
+// slope in each segment's sum. False where a segment's targets have a mean above 1, or a class number is out of range.
 bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
                            int threads);
 bool softmax_focal_forward(const SoftmaxFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,

@@ -1,5 +1,6 @@
-// fused_step on NVIDIA GPUs. The table of tensors travels in the kernel's own parameters: no copy to the device, nothing
-// to keep alive, and a captured graph holds it. A block works on one chunk of one tensor. Nothing waits for the device.
+// fused_step on NVIDIA GPUs. The table of tensors travels in the kernel's own parameters: no copy to the device,
+// nothing to keep alive, and a captured graph holds it. A block works on one chunk of one tensor. Nothing waits for the
+// device.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -281,7 +282,8 @@ int fused_step_cuda(const Step& step, const float* const* rates, const double* f
     const int chunks = fill(table, step.segments, step.n, step.groups, rates, &next);
     if (step.wide) launch<double, double>(table, chunks, step, factor, skip, stream);
     else if (step.row_type == Element::float16) launch<float, __half>(table, chunks, step, factor, skip, stream);
-    else if (step.row_type == Element::bfloat16) launch<float, __nv_bfloat16>(table, chunks, step, factor, skip, stream);
+    else if (step.row_type == Element::bfloat16)
+      launch<float, __nv_bfloat16>(table, chunks, step, factor, skip, stream);
     else launch<float, float>(table, chunks, step, factor, skip, stream);
     advance<<<1, kThreads, 0, stream>>>(table, skip);
   }

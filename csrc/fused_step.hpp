@@ -23,8 +23,8 @@ struct Step {
   const void* w;
 };
 
-// sum += of squares of gradients: segments' `gradient` and `count` are read. Bit-equal over thread counts and instruction
-// sets. False: out of memory.
+// sum += of squares of gradients: segments' `gradient` and `count` are read. Bit-equal over thread counts and
+// instruction sets. False: out of memory.
 //
 // fused_step: every gradient times `factor`, then one step of its group's rule, and `step` counts on.
 #define FASTMTL_DECLARE(isa)                                                                              \

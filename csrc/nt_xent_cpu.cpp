@@ -59,8 +59,8 @@ void multiply_tile(const Left& a, const float* b, std::int64_t depth, float* c, 
   }
 }
 
-// c [rows, columns] = a [rows, depth] b [depth, columns], or with `add` c += that. b comes in panels `panel_size` floats
-// apart. Rows and columns are rounded up to whole tiles, for which a, b and c have room.
+// c [rows, columns] = a [rows, depth] b [depth, columns], or with `add` c += that. b comes in panels `panel_size`
+// floats apart. Rows and columns are rounded up to whole tiles, for which a, b and c have room.
 void multiply(Left a, std::int64_t rows, const float* b, std::int64_t panel_size, std::int64_t columns,
               std::int64_t depth, float* c, std::int64_t c_row, bool add) {
   for (std::int64_t k = 0; k < depth; k += kDepth) {

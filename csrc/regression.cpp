@@ -16,7 +16,7 @@ int useful_threads(const RegressionProblem& problem, int threads) {
   return static_cast<int>(std::clamp<std::int64_t>(chunks, 1, std::max(threads, 1)));
 }
 
-// A large gradient is fresh memory, which huge pages fault in several times as fast; see dice_bce.cpp.
+// A large gradient is fresh memory, which huge pages fault in several times as fast; see planes.cpp.
 void expect_whole_write(const RegressionProblem& problem, const Planes& gradient) {
 #if defined(__linux__)
   constexpr std::uintptr_t kPage = 4096, kWorthwhile = std::uintptr_t{4} << 20;

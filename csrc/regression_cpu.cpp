@@ -133,7 +133,8 @@ void regression_gradient(const RegressionProblem& problem, const float* grad, st
     for (std::int64_t first = begin; first < end; first += kBlock) {
       const std::int64_t start = b * gradient.batch + c * gradient.channel + first * gradient.pixel;
       const bool any = block.fill(problem, b, c, first);
-      const bool direct = any && gradient.type == Element::float32 && gradient.pixel == 1 && block.count == block.padded;
+      const bool direct = any && gradient.type == Element::float32 && gradient.pixel == 1 &&
+                          block.count == block.padded;
       float* values = direct ? static_cast<float*>(gradient.data) + start : buffer;
       if (any) differentiate(block, problem.beta, grad[b * grad_stride] * slopes[b], values);
       else for (float& value : buffer) value = 0.0f;

@@ -40,8 +40,8 @@ inline void load_classes(const SoftmaxProblem& problem, std::int64_t first, std:
   }
 }
 
-// Over the pixels of a block in whole vectors: the mask says that there is no remainder, the pragma that no row overlaps
-// another, which the compiler would check for as many pairs of rows as there are, or give up.
+// Over the pixels of a block in whole vectors: the mask says that there is no remainder, the pragma that no row
+// overlaps another, which the compiler would check for as many pairs of rows as there are, or give up.
 #define FASTMTL_EACH_PIXEL(i, padded) \
   _Pragma("GCC ivdep") for (std::int64_t i = 0; i < ((padded) & -kLanes); ++i)
 
@@ -85,7 +85,8 @@ struct SoftmaxBlock {
       FASTMTL_EACH_PIXEL(i, padded) valid[i] = 1.0f;
     for (std::int64_t i = count; i < padded; ++i) valid[i] = 0.0f;
     if (!problem.soft)
-      load_classes(problem, b * problem.target.batch + first * problem.target.pixel, problem.target.pixel, count, index);
+      load_classes(problem, b * problem.target.batch + first * problem.target.pixel, problem.target.pixel, count,
+                   index);
     for (std::int64_t i = count; i < padded; ++i) index[i] = kNoClass;
     count_pixels(problem.soft);
     whole = pixels == static_cast<float>(padded);

@@ -21,8 +21,8 @@ inline float log_normal(float v) {
   return fused(k, 0.693359375f, f + fused(k, -2.12194440e-4f, tail));
 }
 
-// u^gamma for u from 0 to 1 and gamma > 0; 0 for what is 0 or, by rounding, just below; NaN for NaN. The bits are masked
-// because GCC makes a branch of a choice here, and then vectorises nothing.
+// u^gamma for u from 0 to 1 and gamma > 0; 0 for what is 0 or, by rounding, just below; NaN for NaN. The bits are
+// masked because GCC makes a branch of a choice here, and then vectorises nothing.
 inline float power_unit(float u, float gamma) {
   const float minus_log = -gamma * log_normal(u);
   const float power = exp_minus(minus_log > 0.0f ? minus_log : 0.0f);  // u just above 1 is 1

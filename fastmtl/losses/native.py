@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, ClassVar
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from .. import ops
 
-_OF_A_CALL = ("input", "target", "z1", "z2", "mask", "return_counts")
+_OF_A_CALL = ("input", "inputs", "target", "z1", "z2", "mask", "return_counts")
 
 
 class _OfOp(nn.Module):
@@ -39,106 +37,6 @@ class _OfOp(nn.Module):
                 raise TypeError(f"`{name}` is no setting of {type(self).__name__}; it has {', '.join(known)}.")
         for name, parameter in known.items():
             value = settings.get(name, parameter.default)
-        for name, value in (("pos_weight", pos_weight), ("weight", weight)):
-            if isinstance(value, Tensor):
-                self.register_buffer(name, value, persistent=False)
-            else:
-                setattr(self, name, value)
-        self.settings: dict[str, Any] = {
-            "bce_weight": bce_weight,
-            "dice_weight": dice_weight,
-            "batch": batch,
-            "squared_pred": squared_pred,
-            "jaccard": jaccard,
-            "smooth_nr": smooth_nr,
-            "smooth_dr": smooth_dr,
-            "empty": empty,
-            "reduction": reduction,
-            "backend": backend,
-        }
-
-    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Loss of logits [B, C, *spatial] against a target of the same shape; see `fastmtl.ops.dice_bce_loss`."""
-        tensors = {"pos_weight": self.pos_weight, "weight": self.weight, "mask": mask}
-        return ops.dice_bce_loss(input, target, return_counts=False, **tensors, **self.settings)
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-
-
-class DeepSupervisionLoss(nn.Module):
-    """`fastmtl.ops.deep_supervision_loss` with its settings kept; every keyword of the op but `mask` is a setting.
-
-    `weights` given as a tensor [L] is a buffer: it moves with the module, and writing into it between two steps
-    switches heads on and off with no new graph. So is `pos_weight`.
-
-    >>> import torch
-    >>> loss = DeepSupervisionLoss(weights=torch.tensor([1.0, 0.5]), downsample="max")
-    >>> loss([torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2)], torch.ones(1, 2, 4, 4)).shape
-    torch.Size([])
-    """
-
-    weights: Any
-    pos_weight: Tensor | float | None
-
-    def __init__(
-        self,
-        *,
-        weights: Sequence[float] | Tensor | None = None,
-        downsample: str = "nearest",
-        activation: str = "sigmoid",
-        pointwise_weight: float = 0.5,
-        dice_weight: float = 0.5,
-        pos_weight: Tensor | float | None = None,
-        ignore_index: int | None = None,
-        batch: bool = False,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        empty: str = "one",
-        reduction: str = "mean",
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        for name, value in (("weights", weights), ("pos_weight", pos_weight)):
-            if isinstance(value, Tensor):
-                self.register_buffer(name, value, persistent=False)
-            else:
-                setattr(self, name, value)
-        self.settings: dict[str, Any] = {
-            "downsample": downsample,
-            "activation": activation,
-            "pointwise_weight": pointwise_weight,
-            "dice_weight": dice_weight,
-            "ignore_index": ignore_index,
-            "batch": batch,
-            "squared_pred": squared_pred,
-            "jaccard": jaccard,
-            "smooth_nr": smooth_nr,
-            "smooth_dr": smooth_dr,
-            "empty": empty,
-            "reduction": reduction,
-            "backend": backend,
-        }
-
-    def forward(self, inputs: Sequence[Tensor], target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Loss of a list of heads against one target; see `fastmtl.ops.deep_supervision_loss`."""
-        return ops.deep_supervision_loss(
-            inputs, target, weights=self.weights, pos_weight=self.pos_weight, mask=mask, **self.settings
-        )
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-
-
-class _Kept(nn.Module):
-    """Keeps an op's settings; those that are tensors are buffers, which move with the module and are no parameters."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        super().__init__()
-        self._names = list(settings)
-        for name, value in settings.items():
             if isinstance(value, Tensor):
                 self.register_buffer(name, value, persistent=False)
             else:
@@ -262,3 +160,19 @@ class SmoothL1Loss(_OfOp):
     """`fastmtl.ops.smooth_l1_loss` with its settings kept."""
 
     op = staticmethod(ops.smooth_l1_loss)
+
+
+class DeepSupervisionLoss(_OfOp):
+    """`fastmtl.ops.deep_supervision_loss` with its settings kept; called with a list of logits and one mask.
+
+    >>> import torch
+    >>> loss = DeepSupervisionLoss(weights=[1.0, 0.5], downsample="max")
+    >>> loss([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 4, 4)], torch.ones(1, 1, 8, 8, dtype=torch.uint8)).shape
+    torch.Size([])
+    """
+
+    op = staticmethod(ops.deep_supervision_loss)
+
+    def forward(self, inputs: Sequence[Tensor], target: Tensor, mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] a list of heads
+        """The op on the logits of all heads, with the settings kept."""
+        return type(self).op(inputs, target, mask=mask, **self.settings)

@@ -88,7 +88,11 @@ def per_channel(name: str, value: Tensor | float | None, input: Tensor) -> Tenso
     channels = input.shape[1]
     if not isinstance(value, Tensor):
         compute = torch.promote_types(input.dtype, torch.float32)
+        if abs(finite(name, value)) > torch.finfo(compute).max:
+            raise ValueError(f"`{name}` must fit into {names((compute,))}; got {value}.")
         return torch.full((channels,), float(value), dtype=compute, device=input.device)
+    if value.dtype.is_complex:
+        raise ValueError(f"`{name}` must hold real numbers; got {names((value.dtype,))}.")
     device(name, value, input)
     constant(name, value)
     if value.numel() == 1:

@@ -97,9 +97,10 @@ def reference(tensors: Tensors, options: Options) -> Tensor:
 
 
 def _reference_total(tensors: Tensors, options: Options, keywords: dict[str, Any]) -> Tensor:
-    dice = reference_loss(**tensors._asdict(), **keywords | {"bce_weight": 0.0, "reduction": "sum"})
-    bce = segment_sums(tensors.input, tensors.target, tensors.pos_weight, tensors.mask)[3]
-    return options.bce_weight * bce.sum() + dice
+    bce = options.bce_weight * segment_sums(tensors.input, tensors.target, tensors.pos_weight, tensors.mask)[3].sum()
+    if options.dice_weight == 0:  # 0 * an infinite cross-entropy would be NaN
+        return bce
+    return bce + reference_loss(**tensors._asdict(), **keywords | {"bce_weight": 0.0, "reduction": "sum"})
 
 
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:

@@ -121,8 +121,9 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
     denominator = torch.where(pair, 1.0, (2 * (p + t - i) if o.jaccard else p + t) + o.smooth_dr)
     score = (2 * i + o.smooth_nr) / denominator
     scale = torch.where(counted & ~pair, o.dice_weight * w / number.clamp(min=1), 0.0)
-    of_i = scale * (-2 - 2 * score * o.jaccard) / denominator
-    of_p = scale * (1 + o.jaccard) * (1 + o.squared_pred) * score / denominator
+    # Where there is no Dice term a score of NaN, from an infinite logit, must not reach the other pixels.
+    of_i = torch.where(scale == 0, 0.0, scale * (-2 - 2 * score * o.jaccard) / denominator)
+    of_p = torch.where(scale == 0, 0.0, scale * (1 + o.jaccard) * (1 + o.squared_pred) * score / denominator)
     undivided = o.reduction in ("total", "totals")
     of_ce = o.ce_weight * w / (torch.ones_like(over) if undivided else torch.where(over == 0, 1.0, over))
     return torch.stack([slopes.expand_as(spread) for slopes in (of_ce, of_i, of_p)])

@@ -38,7 +38,9 @@ class Recycled:
                 same_mode = last.is_inference() == torch.is_inference_mode_enabled()
                 # FSDP frees memory by resizing the storage to nothing under the tensors that look into it.
                 whole = last.untyped_storage().nbytes() >= last.numel() * last.element_size()
-                if same_mode and whole and _holders(last) <= self._idle_holders:
+                # Another process may hold shared memory, which no count here knows.
+                own = not last.is_shared()
+                if same_mode and whole and own and _holders(last) <= self._idle_holders:
                     return last.detach()
             made = torch.empty_strided(size, stride, dtype=dtype, device=device)
             if made.numel() * made.element_size() >= WORTHWHILE and _can_count():

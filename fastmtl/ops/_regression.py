@@ -106,7 +106,7 @@ def _same_order(tensors: list[Tensor]) -> bool:
 
 
 def layout(tensors: Tensors, gradient: Tensor | None = None) -> Layout:
-    """A sample as one plane where every tensor allows it, as its channels otherwise. The tensors are `readable`."""
+    """A sample as one plane where every tensor allows it, as its channels otherwise; of tensors from `_readable`."""
     input, target, mask = tensors
     batch, channels = input.shape[:2]
     full = [tensor for tensor in (input, target, gradient) if tensor is not None]
@@ -140,7 +140,7 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, slopes: Tensor, options: Options) -> Tensor:
-    readable = _readable(tensors)
+    readable = _readable(tensors)  # held by name: the kernel gets bare addresses
     gradient = gradient_like(tensors.input, _GRADIENTS)
     *seen, of_gradient = layout(readable, gradient)
     _backends.extension().regression_backward(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..reference.overlap import sigmoid_overlap as reference_sums
 from . import _backends, _dice_bce
 from ._loss_op import LossOp
-from ._planes import describe, pixels
+from ._planes import describe, gradient_like, pixels
 from ._pointers import address, num_threads
 
 
@@ -61,7 +61,7 @@ def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tenso
 def reference_backward(grad: Tensor, tensors: Tensors, nothing: Tensor, options: Options) -> Tensor:
     slopes = _slopes(grad, options)
     gradient = _dice_bce.reference_gradient(tensors.for_dice_bce(), slopes, options.squared_pred)
-    return _dice_bce.gradient_like(tensors.input).copy_(gradient)
+    return gradient_like(tensors.input).copy_(gradient)
 
 
 def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:

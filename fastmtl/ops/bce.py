@@ -66,8 +66,12 @@ def bce_with_logits(
     pos_weight = _checks.per_channel("pos_weight", pos_weight, input)
     mask = _checks.full_rank_mask(mask, input)
     of_plane = None
+    factor = None  # one number for all, of a tensor's dtype and device
     if weight is not None:
         weight = _full_rank_weight(weight, input)
+        if weight.numel() == 1 and reduction != "none":
+            factor, weight = weight.reshape(()), None
+    if weight is not None:
         of_plane = weight if all(size == 1 for size in weight.shape[2:]) else None
     if reduction == "none" or (weight is not None and of_plane is None):
         return _elementwise(input, target, weight, pos_weight, mask, reduction, shape)
@@ -79,7 +83,8 @@ def bce_with_logits(
         input, target, mask = as_planes(input, target, mask, reduction)
     how = "mean" if reduction == "mean" else "total"
     options = (1.0, 0.0, False, False, False, 1.0, 1.0, "one", how, False, 1, backend)
-    return dice_bce_op(input, target, pos_weight, None, mask, *options)[0]
+    loss = dice_bce_op(input, target, pos_weight, None, mask, *options)[0]
+    return loss if factor is None else loss * factor.to(loss.dtype)
 
 
 def _full_rank_weight(weight: Tensor, input: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def _vmap_backward(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments
     grad = grad.reshape(options.loss_shape(tensors.input.shape))
     coefficients, dim = arguments[5], in_dims[6]  # [3, B, C] with the vmapped dim anywhere or nowhere
     stacked = coefficients.unsqueeze(1).expand(-1, size, -1, -1) if dim is None else coefficients.movedim(dim, 1)
-    gradient = dice_bce_op.backward(grad, *tensors, stacked.flatten(1, 2), *options)
+    gradient = dice_bce_op.backward(grad, *tensors, stacked.flatten(1, 2).contiguous(), *options)
     return gradient.unflatten(0, (size, -1)), 0
 
 

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from . import _backends, _checks
+from . import _backends, _checks, _class_checks
 from ._focal import REDUCTIONS, sigmoid_focal_op
 from ._focal_softmax import softmax_focal_op
 
@@ -85,9 +85,10 @@ def focal_loss(
     """
     _checks.one_of("activation", activation, ("sigmoid", "softmax"))
     _checks.not_negative("gamma", gamma)
-    if isinstance(alpha, int | float):
+    if alpha is not None and not isinstance(alpha, Tensor):
         _checks.finite("alpha", alpha)
     _checks.one_of("reduction", reduction, REDUCTIONS)
+    _class_checks.ignored(ignore_index)
     _backends.check_backend(backend)
     if activation == "softmax":
         return _softmax(input, target, gamma, alpha, weight, mask, ignore_index, reduction, backend)

@@ -58,7 +58,7 @@ def nt_xent_loss(
     >>> round(nt_xent_loss(z1, z2, temperature=0.5).item(), 4)
     0.5103
     """
-    _checks_pair(z1, z2)
+    _check_pair(z1, z2)
     if _checks.finite("temperature", temperature) <= 0:
         raise ValueError(f"`temperature` must be above 0; got {temperature}.")
     _backends.check_backend(backend)
@@ -67,7 +67,7 @@ def nt_xent_loss(
     return loss
 
 
-def _checks_pair(z1: Tensor, z2: Tensor) -> None:
+def _check_pair(z1: Tensor, z2: Tensor) -> None:
     _checks.tensor("z1", z1)
     _checks.tensor("z2", z2)
     if z1.dim() != 2 or z1.numel() == 0:

@@ -55,6 +55,7 @@ def overlap_sums(
     0.5882
     """
     _checks.one_of("activation", activation, ("sigmoid", "softmax"))
+    _checks.flag("squared_pred", squared_pred)
     _backends.check_backend(backend)
     if activation == "sigmoid":
         _checks.logits_and_target(input, target)
@@ -62,7 +63,6 @@ def overlap_sums(
         return _sigmoid(input, target, weight, _checks.full_rank_mask(mask, input), squared_pred, backend)
     if pos_weight is not None:
         raise ValueError("`pos_weight` belongs to activation='sigmoid'; multiply the classes' entropy sums instead.")
-    _checks.flag("squared_pred", squared_pred)
     logits, classes = _class_checks.logits_and_classes(input, target)
     ignored = _class_checks.NOTHING_IGNORED if ignore_index is None else _class_checks.ignored(ignore_index)
     return softmax_overlap_sums(logits, classes, _class_checks.pixel_mask(mask, logits), ignored, squared_pred, backend)
