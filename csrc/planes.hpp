@@ -32,6 +32,7 @@ int useful_threads(std::int64_t elements, int threads);
 int useful_threads(const LossInputs& inputs, int threads);
 
 // Told before `gradient` (of the shape of the logits) is written from end to end.
+void expect_whole_write(std::int64_t elements, const Planes& gradient);
 void expect_whole_write(const LossInputs& inputs, const Planes& gradient);
 
 }  // namespace fastmtl

@@ -68,7 +68,7 @@ class WeightedBalancer(ABC):
                 combines its share of the columns; "all_reduce" sends 2 K P and leaves J on every rank. FSDP2 sends its
                 own.
             scope: "local" projects each rank's gradients by themselves and averages the results: P numbers, APPROXIMATE
-                (3 to 11% off in our measurements, and no method's definition).
+                (no method's definition; how far off depends on the data).
             overlap: send a task's gradient while the next task's backward runs.
 
         Raises:
