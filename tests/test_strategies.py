@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch._functorch.config as functorch_config
 from _loop import Model, first_order, flat_gradient, inputs, no_hooks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -137,6 +138,7 @@ def test_batched_names_inductors_backward():
 
 
 @pytest.mark.parametrize("strategy", ["batched", "features", "last_layer"])
+@functorch_config.patch(donated_buffer=False)  # as the error for K backwards says
 def test_compiled_encoder(strategy):
     """Of what a compiler makes: aot_eager's backward is torch ops, which vmap; Inductor's is not (the test below)."""
     model, x, results = Model(), inputs(), []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,9 +29,9 @@ class Averaged(GradientBalancer):
         self._average: Tensor | None = None
         self._steps: Tensor | None = None  # [K] float64: how often each row was moved
 
+    @abstractmethod
     def _rate(self, steps: Tensor) -> Tensor:
         """[K]: what share of the new gradient row k takes at its `steps`-th move, counted from 1."""
-        raise NotImplementedError
 
     def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
         norms = self._norms(J)

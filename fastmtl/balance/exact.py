@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from .base import GradientBalancer
 
 
-class Strategy:
+class Strategy(ABC):
     """One step: `fill` at each micro-batch, `rows` and `leave` in the balancer's `_combine`.
 
     The balancer is passed in and never kept: a cycle would keep its arena alive.
@@ -55,16 +56,17 @@ class Strategy:
         else:
             self._fill(balancer, losses, shared, scale, last, features)
 
+    @abstractmethod
     def _fill(self, balancer, losses, shared, scale, last, features) -> None:
-        raise NotImplementedError
+        """Backpropagate the K losses of a micro-batch by themselves."""
 
+    @abstractmethod
     def rows(self, balancer: GradientBalancer) -> Tensor:
         """J [K, P] of the step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self, balancer: GradientBalancer, flat: Tensor, w: Tensor) -> None:
         """Put the combined gradient where the optimizer looks for it."""
-        raise NotImplementedError
 
     def forget(self) -> None:
         """The step failed: drop what micro-batches left."""
