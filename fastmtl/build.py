@@ -30,8 +30,8 @@ class Splits:
         problems: files that were left out.
     """
 
-    train: data.TileFolder
-    validation: data.TileFolder
+    train: data.Dataset
+    validation: data.Dataset
     origin: str
     problems: Sequence[data.Problem]
 
@@ -113,7 +113,7 @@ def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device) -> n
 
 
 def build_loader(
-    recipe: Recipe, folder: data.TileFolder, tasks: Sequence[Any], *, train: bool, device: torch.device
+    recipe: Recipe, folder: data.Dataset, tasks: Sequence[Any], *, train: bool, device: torch.device
 ) -> data.TileLoader:
     """Batches of `folder`: shuffled and augmented for training, in order and as they are otherwise."""
     config = recipe.data

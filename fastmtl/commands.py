@@ -174,7 +174,7 @@ def predict(
     problems = data.check_tiles(tiles)
     if problems:
         raise RunError(f"{len(problems)} of {len(tiles)} images cannot be read, first {problems[0]}.")
-    folder = data.TileFolder(source, tuple(facts["class_names"]), tuple(tiles))
+    folder = data.Dataset(source, tuple(facts["class_names"]), tuple(tiles))
     loader = build.build_loader(recipe, folder, tasks, train=False, device=trained.device)
     count = write_predictions(model, tasks, (batch.to(trained.device) for batch in loader), tiles, out)
     loader.close()
@@ -251,7 +251,7 @@ def _facts(root: Path, split_file: Path | None, splits: build.Splits) -> dict[st
     }
 
 
-def _summary(recipe: Recipe, which: str, found: dict[str, Any], folder: data.TileFolder) -> dict[str, Any]:
+def _summary(recipe: Recipe, which: str, found: dict[str, Any], folder: data.Dataset) -> dict[str, Any]:
     patients = len({tile.group for tile in folder.tiles})
     return {
         "tasks": found["tasks"],
@@ -264,7 +264,7 @@ def _summary(recipe: Recipe, which: str, found: dict[str, Any], folder: data.Til
     }
 
 
-def _count(folder: data.TileFolder) -> str:
+def _count(folder: data.Dataset) -> str:
     return f"{len(folder)} tiles of {len({tile.group for tile in folder.tiles})} patients"
 
 

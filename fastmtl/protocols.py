@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,34 @@ if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
 
     from .models import Output
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the loader gives a task, and from which column of the data set.
+
+    Attributes:
+        kind: one of
+
+            - "mask": uint8 [B, 1, H, W] of 0 and 1.
+            - "masks": uint8 [B, size, H, W] of 0 and 1, one map a structure; they may overlap.
+            - "classes": uint8 [B, 1, H, W] of class indices, resampled by nearest neighbour.
+            - "label": int64 [B], a class index.
+            - "number": float32 [B].
+            - "vector": float32 [B, size].
+            - "box": float32 [B, 4], centre x, centre y, width, height in 0..1 of the image the network sees; it follows
+              the image's geometry.
+            - "pair": int64 [B], the row of the sample's partner in the batch, as the sampler of pairs drew them.
+            - "none": nothing; the task learns from the images themselves.
+        column: where the data set keeps it; "" is the tile's own mask or label.
+        size: channels of "masks", length of "vector".
+
+    A sample without the value has 0 there (a label -100, a pair -1) and False in `Batch.present`.
+    """
+
+    kind: Literal["mask", "masks", "classes", "label", "number", "vector", "box", "pair", "none"]
+    column: str = ""
+    size: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +102,7 @@ class Task(Protocol):
     """A loss and its metrics."""
 
     name: str
-    target: str  # what the loader reads for it: "mask" or "label"
+    target: Target  # what the loader reads for it
     output: Output  # the logits it asks the model for
     headline: str  # the metric that stands for the task when the best checkpoint is chosen; larger is better
 

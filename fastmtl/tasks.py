@@ -12,7 +12,7 @@ from torch import Tensor
 from . import losses
 from .models import Output
 from .names import check_options, nearest
-from .protocols import Batch
+from .protocols import Batch, Target
 
 TaskClass = TypeVar("TaskClass", bound=type)
 _TASKS: dict[str, type] = {}
@@ -66,7 +66,7 @@ class BinarySegmentation:
         threshold: probability from which a pixel counts as foreground, in metrics and predictions.
     """
 
-    target: ClassVar[str] = "mask"
+    target: ClassVar[Target] = Target("mask")
     headline: ClassVar[str] = "dice"
 
     def __init__(
@@ -128,7 +128,7 @@ class Classification:
         class_weights: one factor per class, or empty.
     """
 
-    target: ClassVar[str] = "label"
+    target: ClassVar[Target] = Target("label")
     headline: ClassVar[str] = "accuracy"
 
     def __init__(

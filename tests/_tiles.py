@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastmtl.data import Augmentation, Tile, TileFolder, TileLoader, read_tile_folder
+from fastmtl.data import Augmentation, Dataset, Tile, TileLoader, read_tile_folder
 
 TARGETS = {"segmentation": "mask", "classification": "label"}
 
@@ -34,7 +34,7 @@ def random_pixels(seed: int, size: int = 24) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
 
 
-def write_folder(root: Path, counts: dict[str, int], *, tiles_per_group: int = 2, size: int = 24) -> TileFolder:
+def write_folder(root: Path, counts: dict[str, int], *, tiles_per_group: int = 2, size: int = 24) -> Dataset:
     """Random PNG tiles with blocky masks: `counts` tiles a class, one patient for each `tiles_per_group`."""
     number = 0
     for name, count in counts.items():

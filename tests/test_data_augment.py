@@ -22,7 +22,7 @@ from _tiles import (
 )
 from PIL import Image
 
-from fastmtl.data import Augmentation, Tile, TileFolder, check_tiles, read_tile_folder
+from fastmtl.data import Augmentation, Dataset, Tile, check_tiles, read_tile_folder
 from fastmtl.data.graph import BACKGROUND
 from fastmtl.data.order import epoch_order
 
@@ -32,11 +32,11 @@ GEOMETRY = replace(Augmentation(), brightness=0, contrast=0, saturation=0, hue=0
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> TileFolder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write_folder(tmp_path_factory.mktemp("tiles"), {"A": 9, "B": 14})
 
 
-def test_without_augmentation_pixels_are_those_of_the_files(folder: TileFolder):
+def test_without_augmentation_pixels_are_those_of_the_files(folder: Dataset):
     batches = list(raw_loader(folder.tiles, size=24, augmentation=None))
     assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]  # the last, partial batch is kept
     assert [name for batch in batches for name in batch.ids] == [tile.id for tile in folder.tiles]
@@ -47,7 +47,7 @@ def test_without_augmentation_pixels_are_those_of_the_files(folder: TileFolder):
             assert torch.equal(mask[0] * 255, torch.from_numpy(np.array(expected)))
 
 
-def test_normalisation_is_that_of_torchvision(folder: TileFolder):
+def test_normalisation_is_that_of_torchvision(folder: Dataset):
     raw, normal = (next(iter(make(folder.tiles, augmentation=None))) for make in (raw_loader, make_loader))
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     torch.testing.assert_close(normal.images, (raw.images / 255 - mean) / std, atol=1e-4, rtol=1e-4)
@@ -158,7 +158,7 @@ def test_fused_kernels_do_what_dali_s_operators_do(tmp_path: Path, augmentation:
     assert (ours.targets["segmentation"] != theirs.targets["segmentation"]).float().mean() < 0.002
 
 
-def test_augmentation_depends_on_seed_epoch_and_tile_alone(folder: TileFolder):
+def test_augmentation_depends_on_seed_epoch_and_tile_alone(folder: Dataset):
     one = by_id(make_loader(folder.tiles, batch_size=1, shuffle=True, num_threads=1))
     many = by_id(make_loader(folder.tiles, batch_size=10, shuffle=False, prefetch=1))
     ranks = itertools.chain(
@@ -189,7 +189,7 @@ def test_knobs_out_of_range_are_refused():
             Augmentation(**options)
 
 
-def test_an_epoch_augments_differently_from_the_last(folder: TileFolder):
+def test_an_epoch_augments_differently_from_the_last(folder: Dataset):
     loader = make_loader(folder.tiles)
     first, second = by_id(loader), by_id(loader)
     assert not any(torch.equal(first[name][0], second[name][0]) for name in first)

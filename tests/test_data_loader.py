@@ -14,7 +14,7 @@ import pytest
 import torch
 from _tiles import TARGETS, make_loader, write_folder
 
-from fastmtl.data import TileFolder, TileReadError
+from fastmtl.data import Dataset, TileReadError
 from fastmtl.data.order import balanced_order, repeats, wrapped
 from fastmtl.protocols import Batch
 
@@ -22,7 +22,7 @@ pytest.importorskip("nvidia.dali", reason="the loader needs DALI")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> TileFolder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write_folder(tmp_path_factory.mktemp("tiles"), {"A": 9, "B": 14})
 
 
@@ -36,7 +36,7 @@ def _equal(first: Batch, second: Batch) -> bool:
     )
 
 
-def test_batches_follow_the_protocol(folder: TileFolder):
+def test_batches_follow_the_protocol(folder: Dataset):
     (batch, *_) = make_loader(folder.tiles, shuffle=True)
     assert batch.images.shape == (4, 3, 16, 16)
     assert batch.images.dtype == torch.float32
@@ -53,7 +53,7 @@ def test_batches_follow_the_protocol(folder: TileFolder):
     assert batch.groups == [tiles[name].group for name in batch.ids]
 
 
-def test_every_epoch_has_every_tile_once_in_a_new_order(folder: TileFolder):
+def test_every_epoch_has_every_tile_once_in_a_new_order(folder: Dataset):
     loader = make_loader(folder.tiles, shuffle=True)
     epochs = [[name for batch in loader for name in batch.ids] for _ in range(3)]
     assert all(sorted(epoch) == sorted(tile.id for tile in folder.tiles) for epoch in epochs)
@@ -63,7 +63,7 @@ def test_every_epoch_has_every_tile_once_in_a_new_order(folder: TileFolder):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_training_shards_cover_everything_with_equal_steps(folder: TileFolder, world_size: int):
+def test_training_shards_cover_everything_with_equal_steps(folder: Dataset, world_size: int):
     ranks = [make_loader(folder.tiles, shuffle=True, rank=rank, world_size=world_size) for rank in range(world_size)]
     epochs = [list(rank) for rank in ranks]
     assert len({len(epoch) for epoch in epochs}) == 1
@@ -74,7 +74,7 @@ def test_training_shards_cover_everything_with_equal_steps(folder: TileFolder, w
     assert sum(seen.values()) == -(-len(folder) // world_size) * world_size
 
 
-def test_ranks_together_take_the_batches_of_one(folder: TileFolder):
+def test_ranks_together_take_the_batches_of_one(folder: Dataset):
     alone = list(make_loader(folder.tiles, shuffle=True, batch_size=4))
     ranks = [make_loader(folder.tiles, shuffle=True, batch_size=2, rank=rank, world_size=2) for rank in range(2)]
     for whole, *parts in zip(alone[:-1], *ranks, strict=False):
@@ -82,7 +82,7 @@ def test_ranks_together_take_the_batches_of_one(folder: TileFolder):
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 40])
-def test_evaluation_shards_have_every_tile_exactly_once(folder: TileFolder, world_size: int):
+def test_evaluation_shards_have_every_tile_exactly_once(folder: Dataset, world_size: int):
     names = [
         name
         for rank in range(world_size)
@@ -92,7 +92,7 @@ def test_evaluation_shards_have_every_tile_exactly_once(folder: TileFolder, worl
     assert sorted(names) == sorted(tile.id for tile in folder.tiles)
 
 
-def test_drop_last_drops_only_the_partial_batch(folder: TileFolder):
+def test_drop_last_drops_only_the_partial_batch(folder: Dataset):
     loader = make_loader(folder.tiles, drop_last=True, shuffle=True)
     assert [len(batch) for batch in loader] == [4] * 5
     assert len(loader) == 5
@@ -110,14 +110,14 @@ def test_balanced_draws_even_out_the_classes_and_repeats_differ():
     assert wrapped(np.array([4, 5, 6]), 2).tolist() == [4, 5, 6, 4]
 
 
-def test_balanced_epochs_differ(folder: TileFolder):
+def test_balanced_epochs_differ(folder: Dataset):
     loader = make_loader(folder.tiles, shuffle=True, balanced=True)
     first, second = ([name for batch in loader for name in batch.ids] for _ in range(2))
     assert first != second
     assert len(first) == len(second) == len(folder)
 
 
-def test_a_tile_drawn_twice_is_augmented_twice(folder: TileFolder):
+def test_a_tile_drawn_twice_is_augmented_twice(folder: Dataset):
     tiles = [folder.tiles[0], folder.tiles[-1]]
     batches = [make_loader(tiles, shuffle=True, balanced=True, seed=seed) for seed in range(6)]
     doubled = [batch for loader in batches for batch in loader if len(set(batch.ids)) == 1]
@@ -127,7 +127,7 @@ def test_a_tile_drawn_twice_is_augmented_twice(folder: TileFolder):
 
 @pytest.mark.parametrize("stop", [1, 3, 6])
 @pytest.mark.parametrize("options", [{"shuffle": True}, {"shuffle": True, "balanced": True}, {}])
-def test_resumption_is_bit_exact(folder: TileFolder, stop: int, options: dict):
+def test_resumption_is_bit_exact(folder: Dataset, stop: int, options: dict):
     whole = make_loader(folder.tiles, **options)
     expected = [list(whole), list(whole)]
     first = make_loader(folder.tiles, **options)
@@ -144,7 +144,7 @@ def test_resumption_is_bit_exact(folder: TileFolder, stop: int, options: dict):
     assert second.state_dict() == whole.state_dict()
 
 
-def test_leaving_a_loop_and_iterating_again_continues(folder: TileFolder):
+def test_leaving_a_loop_and_iterating_again_continues(folder: Dataset):
     expected = list(make_loader(folder.tiles, shuffle=True))
     loader = make_loader(folder.tiles, shuffle=True)
     parts = [list(itertools.islice(iter(loader), count)) for count in (1, 2, 99)]
@@ -157,7 +157,7 @@ def test_leaving_a_loop_and_iterating_again_continues(folder: TileFolder):
         assert by_count.state_dict()["epoch"] == epoch
 
 
-def test_a_state_from_elsewhere_is_refused(folder: TileFolder):
+def test_a_state_from_elsewhere_is_refused(folder: Dataset):
     state = make_loader(folder.tiles, shuffle=True).state_dict()
     others = {
         "seed": make_loader(folder.tiles, shuffle=True, seed=8),
@@ -173,7 +173,7 @@ def test_a_state_from_elsewhere_is_refused(folder: TileFolder):
         make_loader(folder.tiles, shuffle=True).load_state_dict({})
 
 
-def test_an_overtaken_iteration_ends_with_an_error(folder: TileFolder):
+def test_an_overtaken_iteration_ends_with_an_error(folder: Dataset):
     loader = make_loader(folder.tiles)
     old = iter(loader)
     next(old)
@@ -182,7 +182,7 @@ def test_an_overtaken_iteration_ends_with_an_error(folder: TileFolder):
         next(old)
 
 
-def test_batches_stay_valid_while_later_ones_are_made(folder: TileFolder):
+def test_batches_stay_valid_while_later_ones_are_made(folder: Dataset):
     loader = make_loader(folder.tiles, prefetch=1)
     kept = [(batch, batch.images.clone(), batch.targets["segmentation"].clone()) for batch in loader]
     list(loader)
@@ -195,7 +195,7 @@ def test_batches_stay_valid_while_later_ones_are_made(folder: TileFolder):
         batch.images.add_(1)  # and they are the consumer's, to change
 
 
-def test_missing_masks_and_labels_are_marked(folder: TileFolder):
+def test_missing_masks_and_labels_are_marked(folder: Dataset):
     tiles = [replace(folder.tiles[0], mask=None), replace(folder.tiles[1], label=None), *folder.tiles[2:4]]
     (batch,) = make_loader(tiles)
     assert batch.present.tolist() == [[False, True], [True, False], [True, True], [True, True]]
@@ -226,7 +226,7 @@ def test_damage_in_mid_training_names_the_file_and_iteration_can_go_on(tmp_path:
     assert all(_equal(a, b) for a, b in zip([*received, *loader], expected, strict=True))
 
 
-def test_arguments_are_checked(folder: TileFolder):
+def test_arguments_are_checked(folder: Dataset):
     for options, word in (
         ({"targets": {"a": "box"}}, "targets"),
         ({"targets": {}}, "targets"),

@@ -9,9 +9,9 @@ import pytest
 from _tiles import shared_data
 
 from fastmtl.data import (
+    Dataset,
     Split,
     Tile,
-    TileFolder,
     check_no_leak,
     grouped_split,
     kfold,
@@ -23,17 +23,17 @@ from fastmtl.data import (
 )
 
 
-def _folder(num_patients: int = 40, tiles_per_patient: int = 6) -> TileFolder:
+def _folder(num_patients: int = 40, tiles_per_patient: int = 6) -> Dataset:
     """Patients with two classes each, one class rare."""
     tiles = []
     for patient in range(num_patients):
         for number in range(tiles_per_patient):
             label = 2 if patient % 5 == 0 and number == 0 else (patient + number % 2) % 2
             tiles.append(Tile(f"p{patient}-{number}", Path("i"), None, label, f"P{patient}"))
-    return TileFolder(Path("folder"), ("a", "b", "c"), tuple(tiles))
+    return Dataset(Path("folder"), ("a", "b", "c"), tuple(tiles))
 
 
-def _groups(folder: TileFolder, ids: tuple[str, ...]) -> set[str]:
+def _groups(folder: Dataset, ids: tuple[str, ...]) -> set[str]:
     return {tile.group for tile in folder.subset(ids).tiles}
 
 

@@ -12,13 +12,13 @@ import tifffile
 from _tiles import write_image
 from PIL import Image
 
-from fastmtl.data import TileFolder, check_tiles, generate, grouped_split, read_tile_folder, synthetic
+from fastmtl.data import Dataset, check_tiles, generate, grouped_split, read_tile_folder, synthetic
 
 SMALL = {"num_patients": 6, "tiles_per_patient": 6, "num_slides": 1, "slide_size": 1024, "seed": 5}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> TileFolder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return read_tile_folder(generate(tmp_path_factory.mktemp("demo") / "data", **SMALL))
 
 
@@ -28,7 +28,7 @@ def _pixels(path: Path | None) -> np.ndarray:
         return np.array(image)
 
 
-def test_layout_is_that_of_the_real_data(folder: TileFolder):
+def test_layout_is_that_of_the_real_data(folder: Dataset):
     assert folder.class_names == synthetic.CLASS_NAMES
     assert len(folder) == 36
     assert len(folder.groups) == 6
@@ -43,7 +43,7 @@ def test_layout_is_that_of_the_real_data(folder: TileFolder):
         assert set(np.unique(_pixels(tile.mask))) == {0, 255}
 
 
-def test_the_same_seed_gives_the_same_pixels(folder: TileFolder, tmp_path: Path):
+def test_the_same_seed_gives_the_same_pixels(folder: Dataset, tmp_path: Path):
     fewer = {**SMALL, "num_patients": 3, "tiles_per_patient": 2, "num_slides": 0}
     again = read_tile_folder(generate(tmp_path / "a", **fewer))
     tiles = {tile.id: tile for tile in folder.tiles}
@@ -54,13 +54,13 @@ def test_the_same_seed_gives_the_same_pixels(folder: TileFolder, tmp_path: Path)
     assert not np.array_equal(_pixels(other.tiles[0].image), _pixels(again.tiles[0].image))
 
 
-def test_pixels_are_pinned_to_the_version(folder: TileFolder):
+def test_pixels_are_pinned_to_the_version(folder: Dataset):
     """When this fails the pictures have changed: raise `synthetic.VERSION` and pin the new sums."""
     sums = [int(_pixels(folder.tiles[i].image).sum()) for i in (0, 18, 35)]
     assert (synthetic.VERSION, sums) == (1, [8013863, 8992135, 8433158])
 
 
-def test_masks_leave_room_for_learning(folder: TileFolder):
+def test_masks_leave_room_for_learning(folder: Dataset):
     shares = {label: [] for label in range(3)}
     for tile in folder.tiles:
         shares[tile.label].append((_pixels(tile.mask) > 0).mean())
@@ -70,7 +70,7 @@ def test_masks_leave_room_for_learning(folder: TileFolder):
     assert np.mean(2 * every / (1 + every)) < 0.7, "calling everything gland must not score well"
 
 
-def test_glands_can_be_told_from_the_picture_but_not_by_brightness_alone(folder: TileFolder):
+def test_glands_can_be_told_from_the_picture_but_not_by_brightness_alone(folder: Dataset):
     """The image carries the mask: glands are darker in red on average, yet a threshold is far from enough."""
     dice = []
     for tile in folder.tiles:
@@ -82,7 +82,7 @@ def test_glands_can_be_told_from_the_picture_but_not_by_brightness_alone(folder:
     assert 0.45 < np.mean(dice) < 0.85
 
 
-def test_stain_varies_between_patients_more_than_within(folder: TileFolder):
+def test_stain_varies_between_patients_more_than_within(folder: Dataset):
     normal = {}
     for tile in folder.tiles:
         colour = _pixels(tile.image)[_pixels(tile.mask) == 0].mean(0)
@@ -92,7 +92,7 @@ def test_stain_varies_between_patients_more_than_within(folder: TileFolder):
     assert between > 1.5 * within
 
 
-def test_slides_are_tiled_pyramids_with_a_mask(folder: TileFolder):
+def test_slides_are_tiled_pyramids_with_a_mask(folder: Dataset):
     (path,) = sorted((folder.root / "slides").glob("*.tiff"))
     with tifffile.TiffFile(path) as slide:
         assert [page.shape for page in slide.pages] == [(1024, 1024, 3), (512, 512, 3), (256, 256, 3)]

@@ -14,12 +14,12 @@ import pytest
 from _tiles import random_pixels, shared_data, write_folder, write_image
 from PIL import Image
 
-from fastmtl.data import DamagedTilesError, Tile, TileFolder, check_tiles, read_tile_folder, usable_tiles
+from fastmtl.data import DamagedTilesError, Dataset, Tile, check_tiles, read_tile_folder, usable_tiles
 from fastmtl.extras import require
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> TileFolder:
+def folder(tmp_path: Path) -> Dataset:
     return write_folder(tmp_path / "data", {"B": 3, "A": 2})
 
 
@@ -37,7 +37,7 @@ def test_a_missing_extra_is_named_with_its_command():
         require("moonlib.phases", "reading moons")
 
 
-def test_tiles_have_class_patient_and_mask(folder: TileFolder):
+def test_tiles_have_class_patient_and_mask(folder: Dataset):
     assert folder.class_names == ("A", "B")
     assert [tile.label for tile in folder.tiles] == [0, 0, 1, 1, 1]
     tile = folder.tiles[0]
@@ -47,7 +47,7 @@ def test_tiles_have_class_patient_and_mask(folder: TileFolder):
     assert folder.groups == ("GT0000", "GT0001", "GT0002")  # GT0001 has tiles in both classes
 
 
-def test_given_class_order_is_kept_and_a_class_may_be_absent(folder: TileFolder):
+def test_given_class_order_is_kept_and_a_class_may_be_absent(folder: Dataset):
     again = read_tile_folder(folder.root, ["C", "B", "A"])
     assert {tile.id.split("/")[0]: tile.label for tile in again.tiles} == {"B": 1, "A": 2}
 
@@ -58,7 +58,7 @@ def test_patients_differ_in_more_than_case(tmp_path: Path):
     assert read_tile_folder(tmp_path).groups == ("GTXC1",)
 
 
-def test_missing_masks_are_none_and_orphan_masks_are_reported(folder: TileFolder):
+def test_missing_masks_are_none_and_orphan_masks_are_reported(folder: Dataset):
     orphan = folder.root / "A" / "label" / "nobody.png"
     assert folder.tiles[0].mask
     folder.tiles[0].mask.rename(orphan)
@@ -72,7 +72,7 @@ def test_missing_masks_are_none_and_orphan_masks_are_reported(folder: TileFolder
     }
 
 
-def test_errors_say_what_to_do(folder: TileFolder, tmp_path: Path):
+def test_errors_say_what_to_do(folder: Dataset, tmp_path: Path):
     (folder.root / "B").rename(folder.root / "Polyps")
     with pytest.raises(ValueError, match=r"Polyps is no class .*did you mean 'Polyp'"):
         read_tile_folder(folder.root, ["A", "Polyp"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .augment import Augmentation
     from .check import DamagedTilesError, check_tiles, usable_tiles
+    from .dataset import Dataset, Drawn, Problem, Region, Tile
     from .loader import TileLoader, TileReadError
     from .splits import (
         Split,
@@ -23,13 +24,18 @@ if TYPE_CHECKING:
         split_by_groups,
     )
     from .synthetic import generate
-    from .tiles import IMAGE_SUFFIXES, Problem, Tile, TileFolder, group_of, read_tile_folder
+    from .tiles import IMAGE_SUFFIXES, group_of, read_tile_folder
 
 _HOME = {
     "Augmentation": "augment",
     "DamagedTilesError": "check",
     "check_tiles": "check",
     "usable_tiles": "check",
+    "Dataset": "dataset",
+    "Drawn": "dataset",
+    "Problem": "dataset",
+    "Region": "dataset",
+    "Tile": "dataset",
     "TileLoader": "loader",
     "TileReadError": "loader",
     "Split": "splits",
@@ -42,10 +48,7 @@ _HOME = {
     "split_by_groups": "splits",
     "generate": "synthetic",
     "IMAGE_SUFFIXES": "tiles",
-    "Problem": "tiles",
     "group_of": "tiles",
-    "Tile": "tiles",
-    "TileFolder": "tiles",
     "read_tile_folder": "tiles",
 }
 
@@ -53,10 +56,12 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Augmentation",
     "DamagedTilesError",
+    "Dataset",
+    "Drawn",
     "Problem",
+    "Region",
     "Split",
     "Tile",
-    "TileFolder",
     "TileLoader",
     "TileReadError",
     "check_no_leak",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..extras import require
-from .tiles import Problem, Tile, TileFolder
+from .dataset import Dataset, Problem, Tile
 
 MAX_PIXELS = 2**26
 """Tiles of more pixels than this are refused unread: 8192 x 8192, a decompression bomb or a whole slide."""
@@ -50,12 +50,12 @@ def check_tiles(
 
 
 def usable_tiles(
-    folder: TileFolder,
+    folder: Dataset,
     on_damaged: Literal["raise", "skip"] = "raise",
     *,
     max_damaged: float = 0.05,
     max_pixels: int = MAX_PIXELS,
-) -> tuple[TileFolder, tuple[Problem, ...]]:
+) -> tuple[Dataset, tuple[Problem, ...]]:
     """The folder without its damaged tiles, and what is wrong with them.
 
     Args:

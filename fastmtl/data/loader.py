@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..protocols import Batch
+from ..protocols import Batch, Target
 from . import order
 from .augment import Augmentation
 from .check import check_tiles
+from .dataset import Problem, Tile
 from .graph import Graph, GraphOptions
 from .source import Feed, FileSource, Plan
-from .tiles import Problem, Tile
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -47,7 +47,7 @@ class TileLoader:
 
     Args:
         tiles: the data set.
-        targets: task name -> "mask" or "label"; its order is that of the columns of `Batch.present`.
+        targets: task name -> `Target` or its kind; its order is that of the columns of `Batch.present`.
         size: output height and width, pixels.
         batch_size: samples a batch, on this rank.
         augmentation: see `Augmentation`; none by default.
@@ -74,7 +74,7 @@ class TileLoader:
         self,
         tiles: Sequence[Tile],
         *,
-        targets: Mapping[str, str],
+        targets: Mapping[str, Target | str],
         size: int,
         batch_size: int,
         augmentation: Augmentation | None = None,
@@ -91,7 +91,8 @@ class TileLoader:
         std: tuple[float, float, float] = IMAGENET_STD,
         mask_threshold: int = 127,
     ):
-        self._tiles, self._targets = tuple(tiles), dict(targets)
+        self._tiles = tuple(tiles)
+        self._targets = {name: target if isinstance(target, str) else target.kind for name, target in targets.items()}
         self._batch_size, self._seed, self._drop_last = batch_size, seed, drop_last
         self._shuffle, self._balanced = shuffle, balanced
         self._rank, self._world_size = rank, world_size

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .augment import Augmentation
-from .tiles import Tile
+from .dataset import Tile
 
 Encoded = NDArray[np.uint8]
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..extras import require
-from .tiles import Tile, TileFolder
+from .dataset import Dataset, Tile
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Split:
     val: tuple[str, ...]
     held_out_groups: tuple[str, ...]
 
-    def apply(self, folder: TileFolder) -> tuple[TileFolder, TileFolder]:
+    def apply(self, folder: Dataset) -> tuple[Dataset, Dataset]:
         """(training folder, validation folder), checked to share no patient."""
         train, val = folder.subset(self.train), folder.subset(self.val)
         check_no_leak(train.tiles, val.tiles)
@@ -42,7 +42,7 @@ def check_no_leak(train: Iterable[Tile], val: Iterable[Tile]) -> None:
         )
 
 
-def split_by_groups(folder: TileFolder, groups: Iterable[str]) -> Split:
+def split_by_groups(folder: Dataset, groups: Iterable[str]) -> Split:
     """Hold out the patients `groups` (case does not matter).
 
     Raises:
@@ -60,7 +60,7 @@ def split_by_groups(folder: TileFolder, groups: Iterable[str]) -> Split:
     return Split(tuple(sides[0]), tuple(sides[1]), tuple(sorted(held_out)))
 
 
-def grouped_split(folder: TileFolder, val_fraction: float = 0.2, seed: int = 0) -> Split:
+def grouped_split(folder: Dataset, val_fraction: float = 0.2, seed: int = 0) -> Split:
     """Hold out about `val_fraction` of the tiles, whole patients at a time, with similar class shares on both sides."""
     if not 0 < val_fraction < 1:
         raise ValueError(f"`val_fraction` must be between 0 and 1; got {val_fraction}")
@@ -71,12 +71,12 @@ def grouped_split(folder: TileFolder, val_fraction: float = 0.2, seed: int = 0) 
     return split_by_groups(folder, [group for fold in folds[: share.numerator] for group in fold])
 
 
-def kfold(folder: TileFolder, num_folds: int = 5, seed: int = 0) -> list[Split]:
+def kfold(folder: Dataset, num_folds: int = 5, seed: int = 0) -> list[Split]:
     """`num_folds` splits; every patient is held out in exactly one."""
     return [split_by_groups(folder, fold) for fold in _held_out_per_fold(folder, num_folds, seed)]
 
 
-def _held_out_per_fold(folder: TileFolder, num_folds: int, seed: int) -> list[list[str]]:
+def _held_out_per_fold(folder: Dataset, num_folds: int, seed: int) -> list[list[str]]:
     if num_folds < 2 or num_folds > len(folder.groups):
         raise ValueError(
             f"{num_folds} folds need 2 or more, and as many patients; {folder.root} has {len(folder.groups)} patient(s)"

@@ -8,70 +8,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .dataset import Dataset, Problem, Tile
+
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A file that cannot be used, and why."""
-
-    path: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One image with what is known about it.
-
-    Attributes:
-        id: unique and readable, for example "Polyp/GT2012149-2-400-001".
-        image: the image file.
-        mask: 8-bit grey mask file of the image's size; None when nobody drew one.
-        label: class index; None when unknown.
-        group: the patient; a split must not divide it.
-    """
-
-    id: str
-    image: Path
-    mask: Path | None
-    label: int | None
-    group: str
-
-
-@dataclass(frozen=True)
-class TileFolder:
-    """The tiles under `root`, ordered by id; `problems` lists files that are in the folder and belong to no tile."""
-
-    root: Path
-    class_names: tuple[str, ...]
-    tiles: tuple[Tile, ...]
-    problems: tuple[Problem, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The distinct patients, sorted."""
-        return tuple(sorted({tile.group for tile in self.tiles}))
-
-    def subset(self, ids: Iterable[str]) -> TileFolder:
-        """The tiles with these ids, in the folder's order.
-
-        Raises:
-            ValueError: an id is not in this folder.
-        """
-        wanted = set(ids)
-        unknown = sorted(wanted - {tile.id for tile in self.tiles})
-        if unknown:
-            raise ValueError(f"`ids` has {len(unknown)} not in {self.root}, first {unknown[0]!r}; was it made for it?")
-        return replace(self, tiles=tuple(tile for tile in self.tiles if tile.id in wanted))
 
 
 PATIENT = "[^-]+"
@@ -95,7 +36,7 @@ def group_of(name: str, patient: str = PATIENT) -> str:
     return (found[1] if found.re.groups and found[1] else found[0]).upper()
 
 
-def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None, patient: str = PATIENT) -> TileFolder:
+def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None, patient: str = PATIENT) -> Dataset:
     """Index `root`; opens no image (see `fastmtl.data.check_tiles` for that).
 
     Args:
@@ -119,7 +60,7 @@ def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None,
             _read_class(folders[name], name, label, patient, tiles, problems)
     if not tiles:
         raise FileNotFoundError(f"no images in {root}: expected files such as {root / names[0] / 'image' / 'NAME.png'}")
-    return TileFolder(root, names, tuple(tiles), tuple(problems))
+    return Dataset(root, names, tuple(tiles), tuple(problems))
 
 
 def _class_folders(root: Path) -> dict[str, Path]:

@@ -1,0 +1,118 @@
+"""A data set in memory: tiles, what is known about each, and the patients that a split must not divide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of a slide.
+
+    Attributes:
+        slide: the slide's file.
+        x: left edge, level-0 pixels; may lie outside the slide, where the background is.
+        y: top edge, likewise.
+        width: pixels of `level`.
+        height: likewise.
+        level: of the slide's pyramid; 0 is the finest.
+    """
+
+    slide: Path
+    x: int
+    y: int
+    width: int
+    height: int
+    level: int = 0
+
+
+class Drawn(Protocol):
+    """Pixels that no image file holds as they are: polygons, run-length codes, an array in an HDF5 file, 16-bit grey.
+
+    Equal values must draw equal pixels, also in another process.
+    """
+
+    def draw(self) -> NDArray[np.uint8]:
+        """uint8 [h, w] or [h, w, C], the tile's whole field of view at any resolution; C = 3 is RGB for an image."""
+        ...
+
+
+Picture = Path | Region | Drawn
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image with what is known about it.
+
+    Attributes:
+        id: unique and readable, for example "Polyp/GT2012149-2-400-001".
+        image: an image file, a region of a slide, or what draws the pixels.
+        mask: over the image's field of view, 8-bit grey; None when nobody drew one.
+        label: class index; None when unknown.
+        group: the patient; a split must not divide it.
+        values: further columns by name: pictures, class indices (int), numbers, boxes and vectors (tuples of float);
+            None or absent when unknown.
+    """
+
+    id: str
+    image: Picture
+    mask: Picture | None
+    label: int | None
+    group: str
+    values: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Tiles ordered by id.
+
+    Attributes:
+        root: the folder or manifest they come from.
+        class_names: of the tiles' `label`, in label order.
+        tiles: the samples.
+        problems: files that were found and belong to no tile, or cannot be used.
+        classes: class names of further label columns.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    tiles: tuple[Tile, ...]
+    problems: tuple[Problem, ...] = ()
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The distinct patients, sorted."""
+        return tuple(sorted({tile.group for tile in self.tiles}))
+
+    def subset(self, ids: Iterable[str]) -> Dataset:
+        """The tiles with these ids, in the data set's order.
+
+        Raises:
+            ValueError: an id is not in this data set.
+        """
+        wanted = set(ids)
+        unknown = sorted(wanted - {tile.id for tile in self.tiles})
+        if unknown:
+            raise ValueError(f"`ids` has {len(unknown)} not in {self.root}, first {unknown[0]!r}; was it made for it?")
+        return replace(self, tiles=tuple(tile for tile in self.tiles if tile.id in wanted))
