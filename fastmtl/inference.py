@@ -21,7 +21,7 @@ def evaluate(
     dtype: torch.dtype | None = None,
     visit: Callable[[Batch, dict[str, Tensor]], None] | None = None,
 ) -> dict[str, Any]:
-    """{"tasks": task -> metrics, "loss": task -> mean, "score": mean headline metric, "num_images"}.
+    """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the headline metrics, "num_images"}.
 
     Args:
         model: left in the mode (training or not) that it was in.
@@ -49,12 +49,13 @@ def evaluate(
             visit(batch, outputs)
     model.train(training)
     summaries = {task.name: task.summary(metrics[task.name]) for task in tasks}
-    headlines = [summaries[task.name][task.headline] for task in tasks]
+    headlines = [summaries[task.name][task.headline] for task in tasks if task.headline]
+    known = [value for value in headlines if value is not None]
     means = (sums / max(images, 1)).tolist()
     return {
         "tasks": summaries,
         "loss": {task.name: loss for task, loss in zip(tasks, means, strict=True)},
-        "score": sum(headlines) / len(headlines),
+        "score": sum(known) / len(known) if known else float("nan"),
         "num_images": images,
     }
 

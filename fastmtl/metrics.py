@@ -5,6 +5,8 @@ torchmetrics' DiceScore counts an empty prediction of an empty mask as 0 and off
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,40 +15,104 @@ from .torchvision_guard import make_torchvision_importable
 make_torchvision_importable()  # torchmetrics imports torchvision where it is installed
 
 import torchmetrics  # noqa: E402
-from torchmetrics.classification import MulticlassAccuracy  # noqa: E402
+from torchmetrics.classification import (  # noqa: E402
+    BinaryAccuracy,
+    BinaryAUROC,
+    BinaryRecall,
+    BinarySpecificity,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+)
+
+_SCORES = ("dice", "jaccard")
 
 
-def segmentation_metrics() -> torchmetrics.MetricCollection:
-    """`dice` and `jaccard`: means over images of the foreground's score."""
-    return torchmetrics.MetricCollection({"dice": ImageOverlap("dice"), "jaccard": ImageOverlap("jaccard")})
+def segmentation_metrics(
+    channels: int = 1, *, groups: int = 1, empty: float | None = 1.0, aggregate: str = "image"
+) -> torchmetrics.MetricCollection:
+    """`dice` and `jaccard` of the foreground; see `Overlap`."""
+    scores = {name: Overlap(name, channels, groups=groups, empty=empty, aggregate=aggregate) for name in _SCORES}
+    return _apart(scores)
 
 
 def classification_metrics(num_classes: int) -> torchmetrics.MetricCollection:
-    """`accuracy`, and `per_class`: the accuracy within each true class."""
-    accuracies = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-        "per_class": MulticlassAccuracy(num_classes, average="none"),
-    }
-    return torchmetrics.MetricCollection(accuracies, compute_groups=False)  # type: ignore[arg-type]
+    """`accuracy`, `per_class`: the accuracy within each true class, and `auroc`; from probabilities [B, C]."""
+    return _apart(
+        {
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "per_class": MulticlassAccuracy(num_classes, average="none"),
+            "auroc": MulticlassAUROC(num_classes),
+        }
+    )
+
+
+def binary_metrics(threshold: float = 0.5) -> torchmetrics.MetricCollection:
+    """`accuracy`, `sensitivity`, `specificity` at the threshold, and `auroc`; from probabilities."""
+    return _apart(
+        {
+            "accuracy": BinaryAccuracy(threshold),
+            "sensitivity": BinaryRecall(threshold),
+            "specificity": BinarySpecificity(threshold),
+            "auroc": BinaryAUROC(),
+        }
+    )
+
+
+def regression_metrics() -> torchmetrics.MetricCollection:
+    """`mae` and `rmse` in the target's unit, and `r2`; of [B] or [B, size]."""
+    return _apart(
+        {
+            "mae": torchmetrics.MeanAbsoluteError(),
+            "rmse": torchmetrics.MeanSquaredError(squared=False),
+            "r2": torchmetrics.R2Score(),
+        }
+    )
+
+
+def error_metrics() -> torchmetrics.MetricCollection:
+    """`rmse`."""
+    return _apart({"rmse": torchmetrics.MeanSquaredError(squared=False)})
+
+
+def share_metrics(name: str) -> torchmetrics.MetricCollection:
+    """Mean of 0 and 1, under `name`."""
+    return _apart({name: torchmetrics.MeanMetric()})
+
+
+def box_metrics() -> torchmetrics.MetricCollection:
+    """`iou`: mean over images."""
+    return _apart({"iou": BoxOverlap()})
+
+
+def _apart(metrics: Mapping[str, torchmetrics.Metric]) -> torchmetrics.MetricCollection:
+    # torchmetrics merges metrics whose states are equal after the first batch: Dice and Jaccard are when all is found.
+    return torchmetrics.MetricCollection(dict(metrics), compute_groups=False)  # type: ignore[arg-type]
 
 
 def overlap(preds: Tensor, target: Tensor, score: str, empty: float = 1.0) -> Tensor:
     """Foreground "dice" or "jaccard" [B, C] float64 of masks [B, C, *spatial]; `empty` where both are empty."""
     a, b = preds.bool().flatten(2), target.bool().flatten(2)
-    shared = (a & b).sum(2).double()
-    size = a.sum(2).double() + b.sum(2).double()  # |A| + |B|
-    return torch.where(size == 0, empty, 2 * shared / size if score == "dice" else shared / (size - shared))
+    return _score([(a & b).sum(2), a.sum(2), b.sum(2)], score, empty)
 
 
-class ImageOverlap(torchmetrics.Metric):
-    """Mean over images of the foreground Dice or Jaccard score of two binary masks.
+def _score(sums: Sequence[Tensor], score: str, empty: float) -> Tensor:
+    shared, predicted, true = sums
+    size = predicted + true  # |A| + |B|
+    ratio = 2 * shared / size if score == "dice" else shared / (size - shared)
+    return torch.where(size == 0, empty, ratio.double())
 
-    Dice = 2 |A and B| / (|A| + |B|), Jaccard = |A and B| / |A or B|, per image and channel; `empty` is the score
-    where both masks are empty.
+
+class Overlap(torchmetrics.Metric):
+    """Mean foreground Dice or Jaccard score of masks.
+
+    Dice = 2 |A and B| / (|A| + |B|), Jaccard = |A and B| / |A or B|.
 
     Args:
         score: "dice" or "jaccard".
-        empty: score of an empty prediction of an empty mask, 1.0 or 0.0.
+        channels: C of the masks; each structure is scored alone, and `compute` is the mean over all.
+        groups: how many kinds of images (organs, classes) are told apart in `per_group`.
+        empty: score of an empty prediction of an empty mask; None leaves images out whose mask is empty.
+        aggregate: "image" scores each image and takes the mean; "batch" scores all pixels of a batch together.
     """
 
     full_state_update = False
@@ -54,19 +120,80 @@ class ImageOverlap(torchmetrics.Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, score: str = "dice", empty: float = 1.0):
+    def __init__(
+        self,
+        score: str = "dice",
+        channels: int = 1,
+        *,
+        groups: int = 1,
+        empty: float | None = 1.0,
+        aggregate: str = "image",
+    ):
         super().__init__()
-        if score not in ("dice", "jaccard"):
+        if score not in _SCORES:
             raise ValueError(f"`score` must be 'dice' or 'jaccard'; got {score!r}.")
-        self.score, self.empty = score, empty
+        if aggregate not in ("image", "batch"):
+            raise ValueError(f"`aggregate` must be 'image' or 'batch'; got {aggregate!r}.")
+        self.score, self.empty, self.aggregate, self.groups = score, empty, aggregate, groups
+        self.add_state("total", torch.zeros(groups, channels, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(groups, channels, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor, group: Tensor | None = None) -> None:
+        """Add masks [B, C, *spatial], bool or 0/1 integers, and each image's group, int64 [B]."""
+        a, b = preds.bool().flatten(2), target.bool().flatten(2)
+        sums = [(a & b).sum(2), a.sum(2), b.sum(2)]  # [B, C] each
+        rows = torch.zeros(len(a), dtype=torch.int64, device=a.device) if group is None else group
+        if self.aggregate == "batch":
+            sums = [each.new_zeros(self.total.shape).index_add_(0, rows, each) for each in sums]
+            rows = torch.arange(self.groups, device=a.device)
+            counted = (sums[1] + sums[2] > 0) | (self.groups == 1)
+        else:
+            counted = torch.ones_like(sums[0], dtype=torch.bool)
+        if self.empty is None:
+            counted = counted & (sums[2] > 0)
+        scores = torch.where(counted, _score(sums, self.score, self.empty or 0.0), 0.0)
+        self.total.index_add_(0, rows, scores)
+        self.count.index_add_(0, rows, counted.long())
+
+    def compute(self) -> Tensor:
+        """NaN where no image was added."""
+        return (self.total.sum() / self.count.sum()).float()
+
+    def per_channel(self) -> Tensor:
+        """float32 [C], over all ranks; NaN where nothing was added."""
+        return self._means(0)
+
+    def per_group(self) -> Tensor:
+        """float32 [groups], likewise."""
+        return self._means(1)
+
+    def _means(self, over: int) -> Tensor:
+        with self.sync_context(should_unsync=True):  # outside `compute` the states are this rank's alone
+            return (self.total.sum(over) / self.count.sum(over)).float()
+
+
+class BoxOverlap(torchmetrics.Metric):
+    """Mean over images of intersection over union of boxes [B, 4]: centre x, centre y, width, height."""
+
+    full_state_update = False
+    higher_is_better = True
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add masks [B, C, *spatial], bool or 0/1 integers."""
-        scores = overlap(preds, target, self.score, self.empty)
-        self.total += scores.sum()
-        self.count += scores.numel()
+        """Add boxes float [B, 4]."""
+        (x, y, w, h), (x2, y2, w2, h2) = preds.double().unbind(1), target.double().unbind(1)
+        across = (torch.minimum(x + w / 2, x2 + w2 / 2) - torch.maximum(x - w / 2, x2 - w2 / 2)).clamp(min=0)
+        down = (torch.minimum(y + h / 2, y2 + h2 / 2) - torch.maximum(y - h / 2, y2 - h2 / 2)).clamp(min=0)
+        shared = across * down
+        union = w * h + w2 * h2 - shared
+        self.total += torch.where(union > 0, shared / union, 0.0).sum()
+        self.count += len(preds)
 
     def compute(self) -> Tensor:
         """NaN where no image was added."""

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastmtl import tasks
-from fastmtl.metrics import ImageOverlap
+from fastmtl.metrics import Overlap
 from fastmtl.protocols import Batch
 
 NAMES = ("a", "b", "c")
@@ -80,14 +80,14 @@ def test_overlap_per_image_and_of_empty_masks(score, half):
     empty, full = torch.zeros(1, 1, 4, 4, dtype=torch.bool), torch.ones(1, 1, 4, 4, dtype=torch.bool)
     left = full.clone()
     left[..., 2:] = False
-    metric = ImageOverlap(score)
+    metric = Overlap(score)
     metric.update(torch.cat([left, empty, full]), torch.cat([full, empty, empty]))
     assert metric.compute().item() == pytest.approx((half + 1 + 0) / 3)
-    zero = ImageOverlap(score, empty=0.0)
+    zero = Overlap(score, empty=0.0)
     zero.update(empty, empty)
     assert zero.compute().item() == 0.0
     with pytest.raises(ValueError, match="'dice' or 'jaccard'"):
-        ImageOverlap("f1")
+        Overlap("f1")
 
 
 @pytest.mark.parametrize(

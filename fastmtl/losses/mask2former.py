@@ -130,6 +130,7 @@ class Mask2FormerLoss(nn.Module):
         masks: Tensor | Sequence[Tensor],
         num_targets: Tensor | None = None,
         *,
+        present: Tensor | None = None,
         auxiliary: Sequence[Prediction] = (),
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
@@ -141,6 +142,7 @@ class Mask2FormerLoss(nn.Module):
             labels, masks: `Targets.labels` and `Targets.masks`, or lists for `pad_targets` (whose counts travel to the
                 device: pad them in the data loader where that wait matters).
             num_targets: with tensors: int64 [B]; all T if None.
+            present: bool [B]: samples with annotations; the others take no part, not even as "no object". All if None.
             auxiliary: (class_logits, mask_logits) of the other layers, in the same shapes, or transformers' dicts of
                 `class_queries_logits` and `masks_queries_logits`.
             generator: draws the points; on the device of the logits.
@@ -153,16 +155,21 @@ class Mask2FormerLoss(nn.Module):
         """
         layers = [(class_logits, mask_logits), *map(_pair, auxiliary)]
         targets = self._checked(layers, _as_targets(labels, masks, num_targets))
+        if present is not None:
+            if present.shape != targets.num_targets.shape or present.dtype != torch.bool:
+                found = f"{names((present.dtype,))} {list(present.shape)}"
+                raise ValueError(f"`present` must be bool {list(targets.num_targets.shape)}; got {found}.")
+            targets = targets._replace(num_targets=targets.num_targets * present)
         matches = self._match(layers, targets, generator)
         number = targets.num_targets.sum().to(torch.float32)
         number = (number if self.reduce_num_masks is None else self.reduce_num_masks(number)).clamp(min=1)
         losses: dict[str, Tensor] = {}
         for index, (layer, found) in enumerate(zip(layers, matches.unbind(), strict=True)):
             of_masks = self._mask_losses(layer[1], targets, found, generator)
-            values = (*(value / number for value in of_masks), self._class_loss(layer[0], targets, found))
+            values = (*(value / number for value in of_masks), self._class_loss(layer[0], targets, found, present))
             suffix = f"_{index - 1}" if index else ""
-            names = ("loss_mask", "loss_dice", "loss_cross_entropy")
-            losses |= {f"{name}{suffix}": value for name, value in zip(names, values, strict=True)}
+            parts = ("loss_mask", "loss_dice", "loss_cross_entropy")
+            losses |= {f"{name}{suffix}": value for name, value in zip(parts, values, strict=True)}
         return losses
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -216,13 +223,19 @@ class Mask2FormerLoss(nn.Module):
         dice = 1 - (2 * sums.intersection + 1) / (sums.prediction + sums.target + 1)
         return sums.entropy.sum() / self.num_points, dice.sum()
 
-    def _class_loss(self, class_logits: Tensor, targets: Targets, matches: Tensor) -> Tensor:
+    def _class_loss(self, class_logits: Tensor, targets: Targets, matches: Tensor, present: Tensor | None) -> Tensor:
         B, Q, classes = class_logits.shape
         # One column too many: there go the labels of targets without a query.
         wanted = torch.full((B, Q + 1), self.num_classes, device=matches.device)
         wanted = wanted.scatter(1, torch.where(matches >= 0, matches, Q), targets.labels)[:, :Q]
         logits = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32)).reshape(-1, classes)
-        return cross_entropy(logits, wanted.flatten(), self.class_weights.to(logits.dtype))
+        weights = self.class_weights.to(logits.dtype)
+        if present is None:
+            return cross_entropy(logits, wanted.flatten(), weights)
+        kept = torch.where(present[:, None], wanted, -100).flatten()
+        divisor = torch.where(kept < 0, 0, weights[kept.clamp(min=0)]).sum()
+        # Divided here: with nobody present torch's own mean is 0 / 0.
+        return cross_entropy(logits, kept, weights, reduction="sum") / divisor.clamp(min=torch.finfo(logits.dtype).tiny)
 
     def _checked(self, layers: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> Targets:
         """Targets with int64 labels, 0 in the padding; every layer and target fits."""

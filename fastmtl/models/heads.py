@@ -18,7 +18,7 @@ class Output:
         channels: number of logits per pixel or per image.
     """
 
-    kind: Literal["map", "vector"]
+    kind: Literal["map", "vector", "box", "image", "embedding", "queries", "auxiliary"]
     channels: int
 
 

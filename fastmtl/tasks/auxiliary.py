@@ -1,0 +1,68 @@
+"""Deep supervision of an inner layer, as the switched auxiliary loss uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .. import losses
+from ..models import Output
+from ..protocols import Batch, Target
+from .base import BaseTask
+from .registry import register_task
+
+
+@register_task("auxiliary_segmentation")
+class AuxiliarySegmentation(BaseTask):
+    """A coarse map [B, 1, h, w] from inside the network against the full-resolution mask 0/1 [B, 1, H, W].
+
+    The mask is down-sampled where the loss reads it (`ops.deep_supervision_loss`). Which layer it is, is the model's
+    `use_auxiliary`, or a stage's `auxiliary_stride`.
+
+    Args:
+        bce_weight, dice_weight: the paper has BCE alone.
+        downsample: "nearest", "area" or "max".
+    """
+
+    target: Target = Target("mask")
+
+    def __init__(
+        self,
+        name: str,
+        column: int,
+        *,
+        class_names: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+        bce_weight: float = 1.0,
+        dice_weight: float = 0.0,
+        downsample: str = "nearest",
+    ):
+        super().__init__(name, column)
+        self.output = Output("auxiliary", 1)
+        self.criterion = losses.DeepSupervisionLoss(
+            pointwise_weight=bce_weight, dice_weight=dice_weight, downsample=downsample
+        )
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Scalar; samples without a mask take no part."""
+        return self.criterion([output], batch.targets[self.name], mask=self.present(batch))
+
+    def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
+        """Logits [B, 1, h, w] -> bool masks [B, 1, h, w]."""
+        return output.float().sigmoid() > 0.5
+
+    def metrics(self) -> Any:
+        """`dice` and `jaccard` at full resolution, each coarse pixel repeated."""
+        from ..metrics import segmentation_metrics
+
+        return segmentation_metrics()
+
+    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+        """Add the batch's labelled samples to `metrics`."""
+        rows = self.present(batch)
+        if rows.any():
+            target = batch.targets[self.name][rows]
+            found = self.predict(output[rows]).repeat_interleave(target.shape[2] // output.shape[2], 2)
+            metrics.update(found.repeat_interleave(target.shape[3] // output.shape[3], 3), target)

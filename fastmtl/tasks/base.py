@@ -1,0 +1,87 @@
+"""What all tasks share: their column of `Batch.present`, and metrics of the labelled samples alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..models import Output
+from ..protocols import Batch, Target
+
+
+class BaseTask:
+    """A task of one target. Subclasses give `loss`, `predict` and `metrics`, and say what they need.
+
+    Attributes:
+        name: the key in `Batch.targets` and in the model's outputs.
+        column: of `Batch.present`.
+        target: what the loader reads.
+        output: the logits asked of the model.
+        headline: the metric that stands for the task when the best checkpoint is chosen, larger is better; "" for a
+            task that only helps others.
+    """
+
+    headline: ClassVar[str] = ""
+    output: Output
+    target: Target
+
+    def __init__(self, name: str, column: int) -> None:
+        self.name, self.column = name, column
+
+    def present(self, batch: Batch) -> Tensor:
+        """bool [B]: the samples that have this task's label."""
+        return batch.present[:, self.column]
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """Scalar; divides by the labelled samples, and is 0, with a graph, where there are none."""
+        raise NotImplementedError(f"{type(self).__name__} must give `loss`")
+
+    def predict(self, output: Any, batch: Batch | None = None) -> Tensor:
+        """The answer itself, from what the model gave; `batch` where the answer depends on the samples' metadata."""
+        raise NotImplementedError(f"{type(self).__name__} must give `predict`")
+
+    def metrics(self) -> Any:
+        """A torchmetrics.MetricCollection."""
+        raise NotImplementedError(f"{type(self).__name__} must give `metrics`")
+
+    def update(self, metrics: Any, output: Any, batch: Batch) -> None:
+        """Add the batch's labelled samples to `metrics`."""
+        rows = self.present(batch)
+        if rows.any():
+            metrics.update(self.predict(output, batch)[rows], batch.targets[self.name][rows])
+
+    def summary(self, metrics: Any) -> dict[str, Any]:
+        """`metrics` as plain numbers; None where nothing was added."""
+        return {name: number(of(metric)) for name, metric in metrics.items()}
+
+
+def of(metric: Any) -> Tensor:
+    """What a torchmetrics metric found; NaN, without a warning, where the samples seen do not define it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)  # AUROC of a single class; nothing added at all
+        try:
+            return metric.compute()
+        except ValueError:  # AUROC without any sample
+            return torch.tensor(float("nan"))
+
+
+def number(value: Tensor) -> float | None:
+    """The scalar, or None for NaN: JSON has no word for it."""
+    found = value.item()
+    return found if found == found else None
+
+
+def by_name(names: Iterable[str], values: Tensor) -> dict[str, float | None]:
+    """Names and a tensor [len(names)] as plain numbers."""
+    return {name: number(value) for name, value in zip(names, values, strict=True)}
+
+
+def positive(name: str, what: str, value: float) -> float:
+    """`value`, or a ValueError that names task and option."""
+    if not value > 0:
+        raise ValueError(f"task {name!r}: `{what}` must be above 0; got {value}.")
+    return value

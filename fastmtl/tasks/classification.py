@@ -1,0 +1,152 @@
+"""Whole-image labels: one class of several, or a finding that is there or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..models import Output
+from ..protocols import Batch, Target
+from .base import BaseTask, number, of
+from .registry import register_task
+
+
+@register_task("classification")
+class Classification(BaseTask):
+    """One class per image: cross-entropy on logits [B, C], target int64 [B].
+
+    Args:
+        class_names: the C classes, in the order of their indices.
+        label_smoothing: see `torch.nn.functional.cross_entropy`.
+        class_weights: one factor per class, or empty.
+    """
+
+    headline: ClassVar[str] = "accuracy"
+    target: Target = Target("label")
+
+    def __init__(
+        self,
+        name: str,
+        column: int,
+        *,
+        class_names: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] = (),
+    ):
+        super().__init__(name, column)
+        if len(class_names) < 2:
+            raise ValueError(f"task {name!r} needs at least two classes; the data has {list(class_names)}.")
+        if class_weights and len(class_weights) != len(class_names):
+            raise ValueError(
+                f"task {name!r}: `class_weights` must have one value for each of the {len(class_names)} classes "
+                f"({', '.join(class_names)}); got {len(class_weights)}."
+            )
+        self.class_names = tuple(class_names)
+        self.output = Output("vector", len(class_names))
+        weight = torch.tensor(class_weights) if class_weights else None
+        self.criterion = losses.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
+        self.criterion.to(output.device)  # its class weights; nothing once they are there
+        return self.criterion(output.float(), batch.targets[self.name], mask=self.present(batch))
+
+    def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
+        """Logits [B, C] -> class index int64 [B]."""
+        return output.argmax(1)
+
+    def metrics(self) -> Any:
+        """`accuracy`, `per_class`: the accuracy within each true class, and `auroc`, one class against the rest."""
+        from ..metrics import classification_metrics
+
+        return classification_metrics(len(self.class_names))
+
+    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+        """Add the batch's labelled samples to `metrics`."""
+        rows = self.present(batch)
+        if rows.any():
+            metrics.update(output[rows].float().softmax(1), batch.targets[self.name][rows])
+
+    def summary(self, metrics: Any) -> dict[str, Any]:
+        """`metrics` as plain numbers; classes by name, None for a class that no sample has."""
+        seen = _seen(metrics["per_class"])
+        shares = of(metrics["per_class"]).tolist()
+        named = zip(self.class_names, shares, seen.tolist(), strict=True)
+        per_class = {name: value if count else None for name, value, count in named}
+        accuracy = number(of(metrics["accuracy"])) if seen.any() else None
+        return {"accuracy": accuracy, "auroc": number(of(metrics["auroc"])), "per_class": per_class}
+
+
+@register_task("binary_classification")
+class BinaryClassification(BaseTask):
+    """A finding that is there or not: binary cross-entropy on logits [B, 1], target int64 0 or 1 [B].
+
+    Args:
+        class_names: the two values' names, the finding second.
+        pos_weight: factor of the positive samples' loss.
+        threshold: probability from which the finding counts as there.
+    """
+
+    headline: ClassVar[str] = "accuracy"
+    target: Target = Target("label")
+
+    def __init__(
+        self,
+        name: str,
+        column: int,
+        *,
+        class_names: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+        pos_weight: float = 1.0,
+        threshold: float = 0.5,
+    ):
+        super().__init__(name, column)
+        if len(class_names) != 2:
+            raise ValueError(
+                f"task {name!r} is binary and its column has {len(class_names)} classes: {list(class_names)}. "
+                "kind = 'classification' takes any number."
+            )
+        if not 0 < threshold < 1:
+            raise ValueError(f"task {name!r}: `threshold` must be between 0 and 1; got {threshold}.")
+        self.class_names, self.threshold = tuple(class_names), threshold
+        self.output = Output("vector", 1)
+        self.criterion = losses.BCEWithLogitsLoss(pos_weight=None if pos_weight == 1 else pos_weight)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
+        target = batch.targets[self.name].clamp(min=0)[:, None]  # -100 where unlabelled, which the mask leaves out
+        return self.criterion(output.float(), target, mask=self.present(batch))
+
+    def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
+        """Logits [B, 1] -> int64 0 or 1 [B]."""
+        return (output[:, 0].float().sigmoid() > self.threshold).long()
+
+    def metrics(self) -> Any:
+        """`accuracy`, `sensitivity`, `specificity` and `auroc`."""
+        from ..metrics import binary_metrics
+
+        return binary_metrics(self.threshold)
+
+    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+        """Add the batch's labelled samples to `metrics`."""
+        rows = self.present(batch)
+        if rows.any():
+            metrics.update(output[rows, 0].float().sigmoid(), batch.targets[self.name][rows])
+
+    def summary(self, metrics: Any) -> dict[str, Any]:
+        """`metrics` as plain numbers, None where no sample defines them."""
+        found, seen = super().summary(metrics), _seen(metrics["accuracy"])
+        return found if seen.any() else dict.fromkeys(found)
+
+
+def _seen(metric: Any) -> Tensor:
+    """How many samples of each class were added, over all ranks."""
+    with metric.sync_context(should_unsync=True):  # outside `compute` the states are this rank's alone
+        if metric.tp.dim():
+            return metric.tp + metric.fn
+        return metric.tp + metric.fn + metric.tn + metric.fp

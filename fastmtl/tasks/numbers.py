@@ -1,0 +1,124 @@
+"""Numbers of an image: measurements, positions, and the box around a structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from .. import losses
+from ..models import Output
+from ..protocols import Batch, Target
+from .base import BaseTask
+from .registry import register_task
+
+_LOSSES = {"mse": losses.MSELoss, "l1": losses.L1Loss, "smooth_l1": losses.SmoothL1Loss}
+Loss = Literal["mse", "l1", "smooth_l1"]
+
+
+def _criterion(name: str, loss: str) -> Any:
+    if loss not in _LOSSES:
+        raise ValueError(f"task {name!r}: `loss` must be one of {', '.join(_LOSSES)}; got {loss!r}.")
+    return _LOSSES[loss]()
+
+
+@register_task("regression")
+class Regression(BaseTask):
+    """`size` numbers per image on logits [B, size], target float32 [B] or [B, size].
+
+    The network learns (value - mean) / std; predictions and metrics are in the target's own unit.
+
+    Args:
+        size: numbers per image.
+        loss: "mse", "l1" or "smooth_l1", of the standardised values.
+        mean, std: of the target, in its unit.
+    """
+
+    headline: ClassVar[str] = "r2"
+
+    def __init__(
+        self,
+        name: str,
+        column: int,
+        *,
+        class_names: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+        size: int = 1,
+        loss: Loss = "mse",
+        mean: float = 0.0,
+        std: float = 1.0,
+    ):
+        super().__init__(name, column)
+        if size < 1 or not std > 0:
+            raise ValueError(f"task {name!r}: `size` must be 1 or more and `std` above 0; got {size} and {std}.")
+        self.size, self.mean, self.std = size, mean, std
+        self.target = Target("number") if size == 1 else Target("vector", size=size)
+        self.output = Output("vector", size)
+        self.criterion = _criterion(name, loss)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Scalar mean over the labelled samples' numbers; 0, with a graph, when there are none."""
+        wanted = (self._target(batch) - self.mean) / self.std
+        return self.criterion(output.float(), wanted, mask=self.present(batch))
+
+    def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
+        """Logits [B, size] -> numbers float32 [B, size]."""
+        return output.float() * self.std + self.mean
+
+    def metrics(self) -> Any:
+        """`mae` and `rmse` in the target's unit, and `r2`."""
+        from ..metrics import regression_metrics
+
+        return regression_metrics()
+
+    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+        """Add the batch's labelled samples to `metrics`."""
+        rows = self.present(batch)
+        if rows.any():
+            found, wanted = self.predict(output)[rows], self._target(batch)[rows]
+            metrics.update(*(x.squeeze(1) if self.size == 1 else x for x in (found, wanted)))
+
+    def _target(self, batch: Batch) -> Tensor:
+        return batch.targets[self.name].float().reshape(len(batch), self.size)
+
+
+@register_task("bounding_box")
+class BoundingBox(BaseTask):
+    """The box around a structure on logits [B, 4], target float32 [B, 4]: centre x, centre y, width, height in 0..1.
+
+    The sigmoid of the logits is the box.
+
+    Args:
+        loss: "mse", "l1" or "smooth_l1", of the four numbers.
+    """
+
+    headline: ClassVar[str] = "iou"
+    target: Target = Target("box", "box")
+
+    def __init__(
+        self,
+        name: str,
+        column: int,
+        *,
+        class_names: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+        loss: Loss = "mse",
+    ):
+        super().__init__(name, column)
+        self.output = Output("box", 4)
+        self.criterion = _criterion(name, loss)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
+        return self.criterion(self.predict(output), batch.targets[self.name], mask=self.present(batch))
+
+    def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
+        """Logits [B, 4] -> box float32 [B, 4] in 0..1."""
+        return output.float().sigmoid()
+
+    def metrics(self) -> Any:
+        """`iou`: mean over images of the overlap of predicted and true box."""
+        from ..metrics import box_metrics
+
+        return box_metrics()

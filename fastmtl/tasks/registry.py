@@ -1,0 +1,71 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from ..names import check_options, nearest
+
+TaskClass = TypeVar("TaskClass", bound=type)
+_TASKS: dict[str, type] = {}
+_GIVEN = ("name", "column", "class_names", "groups")
+
+
+def register_task(kind: str) -> Callable[[TaskClass], TaskClass]:
+    """Class decorator: makes a task available to recipes as `kind`.
+
+    Its constructor takes (name, column, *, class_names, groups, **options), see `Task`. Packages name theirs in the
+    entry-point group "fastmtl.tasks"; they are imported when a recipe asks for an unknown kind.
+    """
+
+    def decorate(task: TaskClass) -> TaskClass:
+        _TASKS[kind] = task
+        return task
+
+    return decorate
+
+
+def list_tasks() -> list[str]:
+    """The registered kinds, sorted; those of installed packages too."""
+    return sorted({*_TASKS, *(entry.name for entry in entry_points(group="fastmtl.tasks"))})
+
+
+def create_task(
+    kind: str,
+    name: str,
+    column: int,
+    *,
+    class_names: Sequence[str] = (),
+    groups: Mapping[str, Sequence[str]] | None = None,
+    **options: Any,
+) -> Any:
+    """Build a registered task.
+
+    Args:
+        kind: one of `list_tasks()`.
+        name: the task's key in `Batch.targets` and in the model's outputs.
+        column: its column in `Batch.present`.
+        class_names: the data set's classes, for the kinds that predict them.
+        groups: class names of the data set's label columns, for options that name one (`group_by`).
+        options: the kind's own keyword arguments.
+
+    Raises:
+        ValueError: unknown kind or option; the message lists the nearest.
+    """
+    check_task(kind, name, options)
+    try:
+        return _TASKS[kind](name, column, class_names=class_names, groups=groups or {}, **options)
+    except TypeError as error:  # an option of another type: "8" for 8
+        raise ValueError(f"task {name!r} ({kind}) cannot be built with {options}: {error}") from error
+
+
+def check_task(kind: str, name: str, options: Iterable[str]) -> None:
+    """Raise ValueError, as `create_task` would, for an unknown kind or option."""
+    if kind not in _TASKS:
+        for entry in entry_points(group="fastmtl.tasks", name=kind):
+            register_task(kind)(entry.load())
+    if kind not in _TASKS:
+        raise ValueError(f"task {name!r} has the unknown kind {kind!r}; {nearest(kind, list_tasks())}")
+    check_options(_TASKS[kind], options, f"task {name!r} ({kind})", given=_GIVEN)

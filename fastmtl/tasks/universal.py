@@ -1,0 +1,133 @@
+"""Universal segmentation: a set of queries, each a class and a mask, as Mask2Former and Mask2Tasks answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import losses
+from ..models import Output
+from ..protocols import Batch, Target
+from .base import BaseTask, by_name
+from .grouping import Grouping
+from .registry import register_task
+
+
+@register_task("universal_segmentation")
+class UniversalSegmentation(BaseTask):
+    """Mask2Former's loss on queries, scored as a segmentation of the whole image.
+
+    The model gives class_logits [B, Q, C + 1], mask_logits [B, Q, h, w] and those of its auxiliary layers. Target: a
+    mask 0/1 [B, 1, H, W] for background and foreground, or with `structures` class indices [B, 1, H, W].
+    A pixel's score for class c is the sum over queries of softmax(class)_c * sigmoid(mask), as Mask2Former's semantic
+    inference has it.
+
+    Args:
+        structures: the C classes' names, the background first; () is background and foreground.
+        class_weight, mask_weight, dice_weight, no_object_weight, num_points: see `losses.Mask2FormerLoss`.
+        group_by: a label column of the data set: metrics are told for each value.
+    """
+
+    headline: ClassVar[str] = "jaccard"
+
+    def __init__(
+        self,
+        name: str,
+        column: int,
+        *,
+        class_names: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+        structures: Sequence[str] = (),
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+        num_points: int = 12544,
+        group_by: str = "",
+    ):
+        super().__init__(name, column)
+        if isinstance(structures, str) or len(structures) == 1:
+            raise ValueError(
+                f"task {name!r}: `structures` must list the background and the classes; got {structures!r}."
+            )
+        self.structures = tuple(structures) or ("background", "foreground")
+        self.grouping = Grouping(name, group_by, groups or {}, {})
+        self.target = Target("classes") if structures else Target("mask")
+        self.output = Output("queries", len(self.structures))
+        self.criterion = losses.Mask2FormerLoss(
+            len(self.structures),
+            class_weight=class_weight,
+            mask_weight=mask_weight,
+            dice_weight=dice_weight,
+            no_object_weight=no_object_weight,
+            num_points=num_points,
+        )
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """Scalar, all layers weighted and added; samples without a mask take no part."""
+        self.criterion.to(output.class_logits.device)
+        labels, masks, count = self._objects(batch.targets[self.name])
+        found = self.criterion(
+            output.class_logits.float(),
+            output.mask_logits.float(),
+            labels,
+            masks,
+            count,
+            present=self.present(batch),
+            auxiliary=[(classes.float(), maps.float()) for classes, maps in output.auxiliary],
+        )
+        return self.criterion.total(found)
+
+    def scores(self, output: Any, size: Sequence[int]) -> Tensor:
+        """float32 [B, C, *size], how much each class claims each pixel."""
+        classes = output.class_logits.float().softmax(2)[..., :-1]
+        masks = F.interpolate(output.mask_logits.float(), tuple(size), mode="bilinear", align_corners=False).sigmoid()
+        return torch.einsum("bqc,bqhw->bchw", classes, masks)
+
+    def predict(self, output: Any, batch: Batch | None = None) -> Tensor:
+        """uint8 class indices [B, 1, H, W] (0 and 1 with two classes); at the masks' own size without a batch."""
+        size = output.mask_logits.shape[-2:] if batch is None else batch.images.shape[-2:]
+        return self.scores(output, size).argmax(1, keepdim=True).to(torch.uint8)
+
+    def metrics(self) -> Any:
+        """`dice` and `jaccard` over the classes but the background."""
+        from ..metrics import segmentation_metrics
+
+        return segmentation_metrics(len(self.structures) - 1, groups=len(self.grouping))
+
+    def update(self, metrics: Any, output: Any, batch: Batch) -> None:
+        """Add the batch's labelled samples to `metrics`."""
+        rows = self.present(batch)
+        if rows.any():
+            group = self.grouping.of(batch)
+            maps = (self.predict(output, batch)[rows], batch.targets[self.name][rows])
+            metrics.update(*map(self._one_hot, maps), None if group is None else group[rows])
+
+    def summary(self, metrics: Any) -> dict[str, Any]:
+        """`dice` and `jaccard`; with several structures or groups also `per_class` and `per_group` of each."""
+        found = super().summary(metrics)
+        if len(self.structures) > 2:
+            names = self.structures[1:]
+            found["per_class"] = {name: by_name(names, one.per_channel()) for name, one in metrics.items()}
+        if len(self.grouping) > 1:
+            names = self.grouping.names
+            found["per_group"] = {name: by_name(names, one.per_group()) for name, one in metrics.items()}
+        return found
+
+    def _one_hot(self, classes: Tensor) -> Tensor:
+        """Indices [B, 1, H, W] -> bool [B, C - 1, H, W]."""
+        names = torch.arange(1, len(self.structures), device=classes.device)
+        return classes == names[:, None, None]
+
+    def _objects(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels [B, C], masks [B, C, H, W] and counts [B]: the classes in the image stand first, no shape depends on
+        the data."""
+        names = torch.arange(len(self.structures), device=target.device)
+        masks = target == names[:, None, None]
+        there = masks.flatten(2).any(2)
+        order = torch.argsort(there.logical_not().to(torch.uint8), dim=1, stable=True)
+        return order, masks.gather(1, order[:, :, None, None].expand_as(masks)), there.sum(1)

@@ -1,0 +1,112 @@
+"""Tasks that need no annotation: rebuild the image, recognise the neighbour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import losses
+from ..models import Output
+from ..protocols import Batch, Target
+from .base import BaseTask, positive
+from .registry import register_task
+
+
+@register_task("reconstruction")
+class Reconstruction(BaseTask):
+    """The image itself, as the network sees it: mean squared error on [B, 3, H, W] against `Batch.images`."""
+
+    target: Target = Target("none")
+
+    def __init__(
+        self,
+        name: str,
+        column: int,
+        *,
+        class_names: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+    ):
+        super().__init__(name, column)
+        self.output = Output("image", 3)
+        self.criterion = losses.MSELoss()
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Scalar, in the unit of the normalised image squared."""
+        return self.criterion(output.float(), batch.images)
+
+    def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
+        """The normalised image [B, 3, H, W]."""
+        return output.float()
+
+    def metrics(self) -> Any:
+        """`rmse`, of the normalised image."""
+        from ..metrics import error_metrics
+
+        return error_metrics()
+
+    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+        """Add the batch to `metrics`."""
+        metrics.update(self.predict(output).flatten(), batch.images.flatten())
+
+
+@register_task("contrastive")
+class Contrastive(BaseTask):
+    """Neighbours alike, others not: NT-Xent on projections [B, D] of the pairs that the sampler drew.
+
+    Needs data.sampler = "pairs". Samples without a partner in the batch take no part.
+
+    Args:
+        temperature: see `ops.nt_xent_loss`.
+        dimensions: D.
+    """
+
+    target: Target = Target("pair")
+
+    def __init__(
+        self,
+        name: str,
+        column: int,
+        *,
+        class_names: Sequence[str] = (),
+        groups: Mapping[str, Sequence[str]] | None = None,
+        temperature: float = 0.1,
+        dimensions: int = 128,
+    ):
+        super().__init__(name, column)
+        positive(name, "dimensions", dimensions)
+        self.output = Output("embedding", dimensions)
+        self.criterion = losses.NTXentLoss(temperature=positive(name, "temperature", temperature))
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Scalar; 0, with a graph, when no sample has its partner in the batch."""
+        first, second, whole = self._pairs(batch)
+        return self.criterion(output[first], output[second], mask=whole)
+
+    def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
+        """Unit vectors [B, D]."""
+        return torch.nn.functional.normalize(output.float(), dim=1)
+
+    def metrics(self) -> Any:
+        """`found`: how often a sample's partner is its nearest neighbour in the batch."""
+        from ..metrics import share_metrics
+
+        return share_metrics("found")
+
+    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+        """Add the batch's pairs to `metrics`."""
+        partner = batch.targets[self.name]
+        if (partner >= 0).any():
+            unit = self.predict(output)
+            alike = (unit @ unit.T).fill_diagonal_(-2)
+            metrics.update((alike.argmax(1) == partner)[partner >= 0].float())
+
+    def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """(first, second, whole): int64 [B // 2] rows, and which of them are pairs; shapes that no data decides."""
+        partner = batch.targets[self.name]
+        rows = torch.arange(len(partner), device=partner.device)
+        leads = partner > rows
+        first = torch.argsort(leads.logical_not().to(torch.uint8), stable=True)[: max(1, len(partner) // 2)]
+        return first, partner[first].clamp(min=0), leads[first]
