@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import losses
@@ -124,7 +123,7 @@ class Classification:
 
     Args:
         class_names: the C classes, in the order of their indices.
-        label_smoothing: see `torch.nn.functional.cross_entropy`.
+        label_smoothing: see `ops.cross_entropy`.
         class_weights: one factor per class, or empty.
     """
 
@@ -148,23 +147,14 @@ class Classification:
                 f"({', '.join(class_names)}); got {len(class_weights)}."
             )
         self.name, self.column, self.class_names = name, column, tuple(class_names)
-        self.label_smoothing = label_smoothing
-        self.class_weights = torch.tensor(class_weights) if class_weights else None
+        weight = torch.tensor(class_weights) if class_weights else None
+        self.criterion = losses.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
         self.output = Output("vector", len(class_names))
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
-        present = batch.present[:, self.column]
-        weight = self.class_weights
-        if weight is not None:
-            weight = self.class_weights = weight.to(output.device)
-        # An unlabelled sample's target is ignored by value, so that no shape depends on the data.
-        target = torch.where(present, batch.targets[self.name], -100)
-        per_sample = F.cross_entropy(
-            output.float(), target, weight=weight, label_smoothing=self.label_smoothing, reduction="none"
-        )
-        counted = present if weight is None else present * weight[target.clamp(min=0)]
-        return per_sample.sum() / counted.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        criterion = self.criterion.to(output.device)
+        return criterion(output, batch.targets[self.name], mask=batch.present[:, self.column])
 
     def predict(self, output: Tensor) -> Tensor:
         """Logits [B, C] -> class index int64 [B]."""

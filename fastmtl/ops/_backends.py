@@ -151,7 +151,7 @@ def _warn_if_slow(op: str, tensor: torch.Tensor) -> None:
 
 def check_backend(backend: str) -> None:
     """Raise ValueError unless `backend` is a known name."""
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}; got {backend!r}.")
 
 

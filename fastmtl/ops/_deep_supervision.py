@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference import deep_supervision as definition
 from . import _backends, _dice_bce
-from ._dice_bce import EMPTY
+from ._checks import EMPTY
 from ._planes import ABSENT, describe, gradient_like, in_place, strides
 from ._pointers import address, element, num_threads
 from ._recycled import Recycled

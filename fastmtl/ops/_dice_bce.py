@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ..reference.dice_bce import dice_bce_loss as reference_loss
 from ..reference.dice_bce import segment_sums
-from . import _backends
+from . import _backends, _checks
+from ._checks import EMPTY
 from ._planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ._pointers import address, num_threads
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
-EMPTY = ("one", "zero", "skip")
-REDUCTIONS = ("none", "mean", "sum", "total")  # "total" is not public: as "sum", with the BCE not divided by elements
+REDUCTIONS = (*_checks.REDUCTIONS, "total")  # "total" is not public: as "sum", with the BCE not divided by elements
 
 
 class Options(NamedTuple):

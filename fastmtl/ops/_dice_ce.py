@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ..reference.dice_ce import dice_ce_loss as reference_loss
 from ..reference.overlap import softmax_sums
-from . import _backends
+from . import _backends, _checks
+from ._checks import EMPTY
 from ._class_checks import NO_CLASS
 from ._planes import describe, gradient_like, in_place, mask_in_place, pixels
 from ._pointers import address, element, num_threads
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
-EMPTY = ("one", "zero", "skip")
-REDUCTIONS = ("none", "mean", "sum", "total", "totals")  # the last two: cross-entropy alone, not divided
+REDUCTIONS = (*_checks.REDUCTIONS, "total", "totals")  # the last two: cross-entropy alone, not divided
 
 
 class Options(NamedTuple):

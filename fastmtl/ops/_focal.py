@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..reference.focal import sigmoid_focal
 from . import _backends
+from ._checks import REDUCTIONS
 from ._dice_bce import check_plausible
 from ._loss_op import LossOp
 from ._planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
@@ -16,7 +17,6 @@ from ._pointers import address, num_threads
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()
-REDUCTIONS = ("none", "mean", "sum")
 
 
 class Options(NamedTuple):

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..reference.regression import regression_loss
 from . import _backends
+from ._checks import REDUCTIONS
 from ._planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ._pointers import address, element, num_threads
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
 ERRORS = ("squared", "absolute", "smooth")
-REDUCTIONS = ("none", "mean", "sum")
 _SMALLEST_BETA = 1e-30  # below it 1 / beta is no float32 one can compute with, and the error is the absolute one
 
 
