@@ -136,23 +136,11 @@ def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, option
     return gradient
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "softmax_focal",
-    {
-        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_forward, "any"),
-    },
-)
-_backends.register(
-    "softmax_focal_backward",
-    {
-        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}
 
 softmax_focal_op = LossOp(
     "softmax_focal",
@@ -162,6 +150,7 @@ softmax_focal_op = LossOp(
     ),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=_outputs,
     reference=reference,
 )

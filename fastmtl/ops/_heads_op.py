@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._loss_op import _LIBRARY, _TAGS, _transformed, forward_mode, push_forward
+from ._loss_op import _LIBRARY, _TAGS, Backends, _transformed, forward_mode, push_forward
 from ._planes import gradient_like
 
 _is_legacy_batched = cast(Any, torch._C)._functorch.is_legacy_batchedtensor
@@ -25,10 +25,11 @@ class HeadsLossOp:
     """Calling it with the inputs, the further tensors and the options runs the op; returns (loss, coefficients).
 
     Args:
-        name: the op is `fastmtl::name`; its backends are registered in `_backends` as `name`, called with (inputs,
-            tensors, options), and `name_backward`, called with (grad, inputs, tensors, coefficients, options).
+        name: the op is `fastmtl::name`.
         schema: the further tensors' and the options' part of the schema, in the order of the tuples.
         tensors, options: NamedTuple classes; `backend` is an option.
+        backends: forward, called with (inputs, tensors, options), and backward, called with (grad, inputs, tensors,
+            coefficients, options), of each; see `_backends.register_kernels`.
         fake: (inputs, tensors, options) -> uninitialised outputs.
         reference: (inputs, tensors, options) -> loss, in plain torch, differentiable any number of times.
     """
@@ -40,11 +41,13 @@ class HeadsLossOp:
         tensors: type[Any],
         options: type[Any],
         *,
+        backends: Backends,
         fake: Callable[[Sequence[Tensor], Any, Any], tuple[Tensor, Tensor]],
         reference: Callable[[Sequence[Tensor], Any, Any], Tensor],
     ) -> None:
         self._name, self._reference, self._tensors, self._options = name, reference, tensors, options
         self.further, self.settings = len(tensors._fields), len(options._fields)
+        _backends.register_kernels(name, backends)
         both = f"Tensor[] inputs, {schema[0]}"
         _LIBRARY.define(f"{name}({both}, {schema[1]}) -> (Tensor, Tensor)", tags=_TAGS)
         _LIBRARY.define(

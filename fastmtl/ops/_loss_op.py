@@ -8,7 +8,7 @@ A second derivative and forward-mode derivatives go through the reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,16 +23,18 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
 
 Vmap = Callable[..., tuple[Any, Any]]
+Backends = Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # forward and backward by name
 
 
 class LossOp:
     """Calling it with the tensors and then the options runs the op; returns (loss, coefficients, *by-products).
 
     Args:
-        name: the op is `fastmtl::name`; its backends are registered in `_backends` as `name`, called with (tensors,
-            options), and `name_backward`, called with (grad, tensors, coefficients, options).
+        name: the op is `fastmtl::name`.
         schema: the tensors' and the options' part of the `torch.library` schema, in the order of the tuples.
         tensors, options: NamedTuple classes; the first tensor is the differentiable one, `backend` is an option.
+        backends: forward, called with (tensors, options), and backward, called with (grad, tensors, coefficients,
+            options), of each; see `_backends.register_kernels`.
         fake: (tensors, options) -> uninitialised outputs; run with fake tensors by torch.compile.
         reference: (tensors, options) -> loss, in plain torch, differentiable any number of times.
         vmap, vmap_backward: batching rules as `torch.library.register_vmap` wants them; a loop over samples without.
@@ -45,6 +47,7 @@ class LossOp:
         tensors: type[Any],
         options: type[Any],
         *,
+        backends: Backends,
         fake: Callable[[Any, Any], tuple[Tensor, ...]],
         reference: Callable[[Any, Any], Tensor],
         outputs: int = 2,
@@ -53,6 +56,7 @@ class LossOp:
     ) -> None:
         self._name, self._tensors, self._options = name, tensors, options
         self._number, self._outputs, self._reference = len(tensors._fields), outputs, reference
+        _backends.register_kernels(name, backends)
         returns = ", ".join(["Tensor"] * outputs)
         _LIBRARY.define(f"{name}({schema[0]}, {schema[1]}) -> ({returns})", tags=_TAGS)
         _LIBRARY.define(

@@ -182,20 +182,8 @@ def _without_addresses(layout: Layout) -> tuple[tuple[int, int, int], ...]:
     return layout.shape, *(seen[2:] for seen in layout[1:])
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "regression",
-    {
-        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_forward, "any"),
-    },
-)
-_backends.register(
-    "regression_backward",
-    {
-        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}

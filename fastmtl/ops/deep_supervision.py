@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference import deep_supervision as definition
 from . import _backends, _checks, _class_checks
-from ._deep_supervision import DOWNSAMPLE, REDUCTIONS, Options, Tensors, new_outputs, reference
+from ._deep_supervision import BACKENDS, DOWNSAMPLE, REDUCTIONS, Options, Tensors, new_outputs, reference
 from ._heads_op import HeadsLossOp
 from .dice_ce import dice_ce_loss
 
@@ -23,6 +23,7 @@ _deep_supervision = HeadsLossOp(
     ),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=new_outputs,
     reference=reference,
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _backends, _checks
 from ._counts import Counts
-from ._dice_bce import Options, Tensors, new_outputs, reference
+from ._dice_bce import BACKENDS, Options, Tensors, new_outputs, reference
 from ._loss_op import LossOp
 
 _OPTIONS = (
@@ -211,6 +211,7 @@ dice_bce_op = LossOp(
     (_TENSORS, _OPTIONS),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=lambda tensors, options: new_outputs(tensors.input, options),
     reference=reference,
     outputs=3,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _backends, _checks, _class_checks
 from ._counts import Counts
-from ._dice_ce import Options, Tensors, new_outputs, reference
+from ._dice_ce import BACKENDS, Options, Tensors, new_outputs, reference
 from ._loss_op import LossOp
 
 _OPTIONS = (
@@ -193,6 +193,7 @@ _dice_ce = LossOp(
     (_TENSORS, _OPTIONS),
     Tensors,
     Options,
+    backends=BACKENDS,
     outputs=3,
     fake=lambda tensors, options: new_outputs(tensors.input, options),
     reference=reference,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _backends, _checks
 from ._loss_op import LossOp
-from ._nt_xent import Options, Tensors, new_outputs, reference
+from ._nt_xent import BACKENDS, Options, Tensors, new_outputs, reference
 
 
 def nt_xent_loss(
@@ -103,6 +103,7 @@ _nt_xent = LossOp(
     ("Tensor input, Tensor? mask", "float temperature, str backend"),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=lambda tensors, options: new_outputs(tensors.input),
     reference=reference,
 )

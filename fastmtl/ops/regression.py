@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _backends, _checks
 from ._loss_op import LossOp
-from ._regression import Options, Tensors, new_outputs, reference
+from ._regression import BACKENDS, Options, Tensors, new_outputs, reference
 
 
 def mse_loss(
@@ -146,6 +146,7 @@ _regression = LossOp(
     ("Tensor input, Tensor target, Tensor? mask", "str error, float beta, str reduction, str backend"),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=lambda tensors, options: new_outputs(tensors.input, options),
     reference=reference,
 )
