@@ -69,7 +69,7 @@ op_tests() {
 
 build_test() {
     build || return 1
-    local chosen=(tests/test_gpu.py) mark=gpu
+    local chosen=(tests/test_gpu*.py) mark=gpu
     if [[ -z ${GPU} ]]; then
         mapfile -t chosen < <(op_tests)
         mark="not slow"
@@ -87,7 +87,7 @@ sanitize() {
     local tool
     for tool in memcheck racecheck; do
         limited "${OUT}/sanitize.log" compute-sanitizer --tool "${tool}" --error-exitcode 1 \
-            "${PYTEST[@]}" tests/test_gpu.py -m gpu -k small || return 1
+            "${PYTEST[@]}" tests/test_gpu*.py -m gpu -k small || return 1
     done
 }
 
@@ -134,7 +134,7 @@ dali() {
     fi
     local status=0
     if [[ -n ${GPU} ]]; then
-        limited "${OUT}/dali.log" "${PYTEST[@]}" tests/test_gpu.py -m gpu -k decoded || return 1
+        limited "${OUT}/dali.log" "${PYTEST[@]}" tests/test_gpu*.py -m gpu -k decoded || return 1
     fi
     limited "${OUT}/dali.log" "${PYTHON}" -m benchmarks.run TileLoader --rounds 5 --out "${OUT}/dali.csv" || status=$?
     ((status == 0 || status == LEFT_OUT)) # a peer that is not installed is named in the table

@@ -19,83 +19,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .dice_bce_triton import _block, _load_plane, _log1p_unit, _segments
-
-_LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
-_NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
-
-
-@triton.jit
-def _window(
-    t, td, th, tw, m, md, mh, mw, offsets, inside, height, width,
-    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, HOW: tl.constexpr, HAS_MASK: tl.constexpr,
-    WIDE: tl.constexpr,
-):  # fmt: skip
-    """What the head's pixels at `offsets` see of the mask's plane at t: target as float32, and what is valid."""
-    pixel = offsets if WIDE else offsets.to(tl.int32)  # 64-bit divisions are slow
-    line = pixel // width
-    x = (pixel % width * SW).to(tl.int64)
-    y = (line % height * SH).to(tl.int64)
-    z = (line // height * SD).to(tl.int64)
-    t += z * td + y * th + x * tw
-    if HAS_MASK:
-        m += z * md + y * mh + x * mw
-    if HOW == 0:
-        target = tl.load(t, mask=inside, other=0).to(tl.float32)
-        valid = inside
-        if HAS_MASK:
-            valid = inside & (tl.load(m, mask=inside, other=0) != 0)
-        return tl.where(valid, target, 0.0), valid
-    total = tl.zeros(offsets.shape, tl.float32)
-    number = tl.zeros(offsets.shape, tl.float32)
-    for row in range(SD * SH):
-        place_t = (row // SH) * td + (row % SH) * th
-        place_m = (row // SH) * md + (row % SH) * mh
-        for column in range(SW):
-            value = tl.load(t + place_t + column * tw, mask=inside, other=0).to(tl.float32)
-            if HAS_MASK:
-                counts = tl.load(m + place_m + column * mw, mask=inside, other=0) != 0
-                value = tl.where(counts, value, 0.0)
-                number += counts.to(tl.float32)
-            if HOW == 2:
-                total = tl.maximum(total, value, propagate_nan=tl.PropagateNan.ALL)
-            else:
-                total += value
-    valid = inside
-    if HAS_MASK:
-        valid = number > 0
-    else:
-        number += SD * SH * SW
-    if HOW == 1:
-        # A quotient may be rounded to less than 1, and then an infinite logit on the right side would not cost 0.
-        total = tl.where(total == number, 1.0, total / number)
-    return tl.where(valid, total, 0.0), valid
-
-
-@triton.jit
-def _load_head(
-    head, t, tb, tc, td, th, tw, ts, m, mb, mc, md, mh, mw, ms, b, c, offsets, pixels,
-    SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, FLAT: tl.constexpr, HOW: tl.constexpr,
-    HAS_MASK: tl.constexpr, WIDE: tl.constexpr, EVICTION: tl.constexpr,
-):  # fmt: skip
-    """Logits and target as float32, and what is valid. What is not reads as (-inf, 0), which adds 0 to every sum."""
-    if FLAT and SD * SH * SW == 1:
-        logits, target, valid = _load_plane(
-            head[0], head[1], head[2], head[3], t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, EVICTION
-        )
-    else:
-        inside = offsets < pixels
-        at = head[0] + b * head[1] + c * head[2] + offsets * head[3]
-        logits = tl.load(at, mask=inside, other=_NEGATIVE_INFINITY, eviction_policy=EVICTION).to(tl.float32)
-        t += b * tb + c * tc
-        if HAS_MASK:
-            m += b * mb + c * mc
-        target, valid = _window(
-            t, td, th, tw, m, md, mh, mw, offsets, inside, head[4], head[5], SD, SH, SW, HOW, HAS_MASK, WIDE
-        )
-        if HAS_MASK:
-            logits = tl.where(valid, logits, _NEGATIVE_INFINITY)
-    return logits, target, valid
+from .dice_score_triton import segments
+from .planes_triton import LAUNCH, as_planes, block_size, log1p_unit
+from .windows_triton import load_head
 
 
 @triton.jit
@@ -137,7 +63,7 @@ def deep_supervision_sums(
             readable = tl.where(_weight(numbers, weights, level, MOVING) != 0, pixels, 0)
             for start in range(0, chunk, BLOCK):
                 offsets = first + start + tl.arange(0, BLOCK)
-                logits, target, valid = _load_head(
+                logits, target, valid = load_head(
                     head, t, tb, tc, td, th, tw, ts, m, mb, mc, md, mh, mw, ms, b, c, offsets, readable,
                     SCALES[level][0], SCALES[level][1], SCALES[level][2], FLAT, HOW, HAS_MASK, WIDE, "evict_last",
                 )  # fmt: skip
@@ -146,7 +72,7 @@ def deep_supervision_sums(
                 p = tl.where(logits >= 0, r, e * r)
                 slope = tl.where(logits >= 0, 1.0 - target, -weight * target)
                 linear = tl.where(slope == 0, 0.0, slope * logits)  # infinite and on the right side: 0, not NaN
-                bce += linear + (1.0 + (weight - 1.0) * target) * _log1p_unit(e)
+                bce += linear + (1.0 + (weight - 1.0) * target) * log1p_unit(e)
                 intersection += p * target
                 prediction += p * p if SQUARED else p
                 truth += target * target if SQUARED else target
@@ -193,7 +119,7 @@ def deep_supervision_finish(
         all_counted = tl.zeros([TILE], tl.float64)
         all_dice = tl.zeros([TILE], tl.float64)
         for start in range(0, number, TILE):
-            bce, elements, counted, dice, of_intersection, of_prediction = _segments(
+            bce, elements, counted, dice, of_intersection, of_prediction = segments(
                 own, None, 0, start, number, channels, parts, programs, smooth_nr, smooth_dr,
                 SQUARED, JACCARD, EMPTY, False, TILE, PARTS,
             )  # fmt: skip
@@ -210,7 +136,7 @@ def deep_supervision_finish(
         of_bce = tl.where(scale != 0, scale * of_bce, 0.0)
         of_dice = tl.where(scale != 0, scale * of_dice, 0.0)
         for start in range(0, number, TILE):
-            bce, elements, counted, dice, of_intersection, of_prediction = _segments(
+            bce, elements, counted, dice, of_intersection, of_prediction = segments(
                 own, None, 0, start, number, channels, parts, programs, smooth_nr, smooth_dr,
                 SQUARED, JACCARD, EMPTY, False, TILE, PARTS,
             )  # fmt: skip
@@ -256,7 +182,7 @@ def deep_supervision_gradient(
             of_intersection *= go
             of_prediction *= go
             offsets = (own % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-            logits, target, valid = _load_head(
+            logits, target, valid = load_head(
                 head, t, tb, tc, td, th, tw, ts, m, mb, mc, md, mh, mw, ms, b, c, offsets,
                 tl.where(moves, pixels, 0), SCALES[level][0], SCALES[level][1], SCALES[level][2], FLAT, HOW, HAS_MASK,
                 WIDE, "evict_first",
@@ -272,20 +198,19 @@ def deep_supervision_gradient(
             tl.store(out[0] + b * out[1] + c * out[2] + offsets * out[3], values, mask=offsets < pixels)
 
 
-def _planes(tensor: torch.Tensor) -> tuple[torch.Tensor, int, int, int]:
-    """The tensor with its batch, channel and pixel stride."""
-    spatial = zip(tensor.shape[:1:-1], tensor.stride()[:1:-1], strict=True)
-    pixel = next((stride for size, stride in spatial if size > 1), 1)
-    return tensor, tensor.stride(0), tensor.stride(1), pixel
+def _head(tensor: torch.Tensor) -> tuple[torch.Tensor | None, int, int, int]:
+    """The tensor with its batch, channel and pixel stride, in one tuple."""
+    plane, strides = as_planes(tensor)
+    return plane, *strides
 
 
 def _volume(tensor: torch.Tensor | None, flat: bool) -> tuple[torch.Tensor | None, int, int, int, int, int, int]:
     """The tensor, bool read as bytes, with batch, channel, depth, row and column stride; pixel stride if `flat`."""
     if tensor is None:
         return None, 0, 0, 0, 0, 0, 0
-    bytes_too = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+    bytes_too, (of_batch, of_channel, of_pixel) = as_planes(tensor)
     stride = (*(0,) * (5 - tensor.dim()), *tensor.stride()[2:])
-    return bytes_too, tensor.stride(0), tensor.stride(1), *stride, _planes(tensor)[3] if flat else 0
+    return bytes_too, of_batch, of_channel, *stride, of_pixel if flat else 0
 
 
 Scales = tuple[tuple[int, ...], ...]
@@ -300,13 +225,13 @@ def forward(
     """Fills loss, [] or [L], and coefficients [L, 3, B, C]. `flat`: target and mask have one pixel stride each."""
     samples, channels = inputs[0].shape[:2]
     planes, sizes = samples * channels, [math.prod(x.shape[2:]) for x in inputs]
-    block = _block(max(sizes))
+    block = block_size(max(sizes))
     # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
     chunk = block * max(1, triton.cdiv(planes * sum(sizes), 1024 * block))
     heads, programs = [], 0
     for x, pixels in zip(inputs, sizes, strict=True):
         splits, lines = triton.cdiv(pixels, chunk), (1, *x.shape[2:])[-2:]
-        heads.append((*_planes(x), *lines, pixels, chunk, splits, programs))
+        heads.append((*_head(x), *lines, pixels, chunk, splits, programs))
         programs += splits * planes
     partials = torch.empty(5 * programs, dtype=torch.float32, device=target.device)
     moving = isinstance(weights, torch.Tensor)
@@ -316,12 +241,12 @@ def forward(
             tuple(heads), numbers, moved, *_volume(target, flat), *_volume(mask, flat), pos_weight, partials, samples,
             channels, programs, SCALES=scales, FLAT=flat, HOW=how, MOVING=moving, OVER_BATCH=batch, SQUARED=squared,
             HAS_MASK=mask is not None, HAS_POS_WEIGHT=pos_weight is not None, WIDE=max(sizes) >= 2**31, BLOCK=block,
-            **_LAUNCH,
+            **LAUNCH,
         )  # fmt: skip
         deep_supervision_finish[(1,)](
             tuple(heads), numbers, moved, partials, loss, coefficients, samples, channels, programs, bce_weight,
             dice_weight, smooth_nr, smooth_dr, HEADS=len(heads), MOVING=moving, OVER_BATCH=batch, SQUARED=squared,
-            JACCARD=jaccard, EMPTY=empty, MEAN=loss.dim() == 0, TILE=16, PARTS=64, **_LAUNCH,
+            JACCARD=jaccard, EMPTY=empty, MEAN=loss.dim() == 0, TILE=16, PARTS=64, **LAUNCH,
         )  # fmt: skip
 
 
@@ -333,15 +258,15 @@ def backward(
     """Fills every head's gradient from grad, [] or [L], and the coefficients of `forward`."""
     samples, channels = inputs[0].shape[:2]
     sizes = [math.prod(x.shape[2:]) for x in inputs]
-    block, heads, programs = _block(max(sizes)), [], 0
+    block, heads, programs = block_size(max(sizes)), [], 0
     for x, pixels in zip(inputs, sizes, strict=True):
         blocks, lines = triton.cdiv(pixels, block), (1, *x.shape[2:])[-2:]
-        heads.append((*_planes(x), *lines, pixels, blocks, programs))
+        heads.append((*_head(x), *lines, pixels, blocks, programs))
         programs += blocks * samples * channels
     with torch.cuda.device_of(inputs[0]):
         deep_supervision_gradient[(programs,)](
-            tuple(heads), tuple(map(_planes, gradients)), grad, grad.stride(0) if grad.dim() else 0,
+            tuple(heads), tuple(map(_head, gradients)), grad, grad.stride(0) if grad.dim() else 0,
             *_volume(target, flat), *_volume(mask, flat), pos_weight, coefficients, samples, channels,
             SCALES=scales, FLAT=flat, HOW=how, SQUARED=squared, HAS_MASK=mask is not None,
-            HAS_POS_WEIGHT=pos_weight is not None, WIDE=max(sizes) >= 2**31, BLOCK=block, **_LAUNCH,
+            HAS_POS_WEIGHT=pos_weight is not None, WIDE=max(sizes) >= 2**31, BLOCK=block, **LAUNCH,
         )  # fmt: skip

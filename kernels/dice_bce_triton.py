@@ -2,11 +2,8 @@
 
 Sums go to `partials [5, segments, parts]` (I, P, T, BCE, valid elements), and one program per group adds them in a
 fixed order in float64: no float atomics, and splits that depend on the shape alone, so results are bit-equal from run
-to run and from GPU to GPU. Offsets are 64-bit. When a plane's size is a multiple of 16 and the tensors are aligned,
-all loads are of 16 bytes; other planes fall to narrower ones.
-
-A plane is a sample's channel, planes = B * C; a segment is a plane, or with OVER_BATCH a channel of a group. A group
-is the whole batch, except under vmap. Every tensor [B, C, pixels] comes with its three strides.
+to run and from GPU to GPU. Planes are those of planes_triton.py; a segment is a plane, or with OVER_BATCH a channel of
+a group. A group is the whole batch, except under vmap.
 """
 
 # Triton's own types do not describe a launch: constants and strides passed there read as errors.
@@ -20,46 +17,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .dice_score_triton import dice_score
+from .dice_score_triton import segments
+from .planes_triton import LAUNCH, as_planes, block_size, load_plane, log1p_unit, sum_parts
 
-# Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
-_LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
-_NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 _INFINITY = tl.constexpr(float("inf"))
-
-
-@triton.jit
-def _log1p_unit(e):
-    """log(1 + e) for 0 <= e <= 1, as in csrc/vec_math.hpp: libdevice's log1p has no interpreter."""
-    q = 5.36482455e-3 * e - 3.00657917e-2
-    q = q * e + 7.92045370e-2
-    q = q * e - 1.37538031e-1
-    q = q * e + 1.91536546e-1
-    q = q * e - 2.48571634e-1
-    q = q * e + 3.33213240e-1
-    q = q * e - 4.99996483e-1
-    return (q * e + 1.0) * e
-
-
-@triton.jit
-def _load_plane(
-    x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels,
-    HAS_MASK: tl.constexpr, EVICTION: tl.constexpr,
-):  # fmt: skip
-    """Logits and target as float32, and what is valid. What is not reads as (-inf, 0), which adds 0 to every sum."""
-    inside = offsets < pixels
-    x += b * xb + c * xc + offsets * xs
-    t += b * tb + c * tc + offsets * ts
-    logits = tl.load(x, mask=inside, other=_NEGATIVE_INFINITY, eviction_policy=EVICTION).to(tl.float32)
-    target = tl.load(t, mask=inside, other=0, eviction_policy=EVICTION).to(tl.float32)
-    if HAS_MASK:
-        m += b * mb + c * mc + offsets * ms
-        valid = tl.load(m, mask=inside, other=0) != 0
-        logits = tl.where(valid, logits, _NEGATIVE_INFINITY)
-        target = tl.where(valid, target, 0.0)
-    else:
-        valid = inside
-    return logits, target, valid
 
 
 @triton.jit
@@ -90,7 +51,7 @@ def dice_bce_sums(
     first = split.to(tl.int64) * chunk
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
-        logits, target, valid = _load_plane(
+        logits, target, valid = load_plane(
             x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_last"
         )
         e = tl.exp(-tl.abs(logits))
@@ -98,7 +59,7 @@ def dice_bce_sums(
         p = tl.where(logits >= 0, r, e * r)
         slope = tl.where(logits >= 0, 1.0 - target, -weight * target)
         linear = tl.where(slope == 0, 0.0, slope * logits)  # an infinite logit on the right side costs 0, not NaN
-        bce += linear + (1.0 + (weight - 1.0) * target) * _log1p_unit(e)
+        bce += linear + (1.0 + (weight - 1.0) * target) * log1p_unit(e)
         intersection += p * target
         prediction += p * p if SQUARED else p
         truth += target * target if SQUARED else target
@@ -134,46 +95,6 @@ def dice_bce_sums(
 
 
 @triton.jit
-def _sum_parts(partials, segment, live, parts, TILE: tl.constexpr, PARTS: tl.constexpr):
-    """One of the five sums of TILE segments, float64 [TILE]."""
-    total = tl.zeros([TILE], tl.float64)
-    for start in range(0, parts, PARTS):
-        part = start + tl.arange(0, PARTS)
-        inside = live[:, None] & (part < parts)[None, :]
-        total += tl.sum(
-            tl.load(partials + segment[:, None] * parts + part[None, :], mask=inside, other=0.0).to(tl.float64), 1
-        )
-    return total
-
-
-@triton.jit
-def _segments(
-    partials, weight, first, start, number, channels, parts, size, smooth_nr, smooth_dr,
-    SQUARED: tl.constexpr, JACCARD: tl.constexpr, EMPTY: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    TILE: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """BCE sum, valid elements, whether counted, weighted Dice loss and its slopes in I and P: each [TILE]."""
-    segment = start + tl.arange(0, TILE)
-    live = segment < number
-    row = first + segment
-    intersection = _sum_parts(partials, row, live, parts, TILE, PARTS)
-    prediction = _sum_parts(partials + size, row, live, parts, TILE, PARTS)
-    truth = _sum_parts(partials + 2 * size, row, live, parts, TILE, PARTS)
-    bce = _sum_parts(partials + 3 * size, row, live, parts, TILE, PARTS)
-    elements = _sum_parts(partials + 4 * size, row, live, parts, TILE, PARTS)
-    counted, dice, of_intersection, of_prediction = dice_score(
-        intersection, prediction, truth, elements, smooth_nr, smooth_dr, SQUARED, JACCARD, EMPTY
-    )
-    if HAS_WEIGHT:
-        group_channel = first // number * channels + segment % channels
-        scale = tl.load(weight + group_channel, mask=live, other=0.0).to(tl.float64)
-        dice = tl.where(counted, scale * dice, 0.0)  # not 0 times an infinite weight
-        of_intersection = tl.where(counted, scale * of_intersection, 0.0)
-        of_prediction = tl.where(counted, scale * of_prediction, 0.0)
-    return bce, elements, counted.to(tl.float64), dice, of_intersection, of_prediction
-
-
-@triton.jit
 def dice_bce_finish(
     partials, weight, loss, coefficients,
     samples, channels, number, parts, planes, bce_weight, dice_weight, smooth_nr, smooth_dr,
@@ -190,7 +111,7 @@ def dice_bce_finish(
     all_dice = tl.zeros([TILE], tl.float64)
     if REDUCTION == 1:
         for start in range(0, number, TILE):
-            bce, elements, counted, dice, of_intersection, of_prediction = _segments(
+            bce, elements, counted, dice, of_intersection, of_prediction = segments(
                 partials, weight, first, start, number, channels, parts, size, smooth_nr, smooth_dr,
                 SQUARED, JACCARD, EMPTY, HAS_WEIGHT, TILE, PARTS,
             )  # fmt: skip
@@ -202,7 +123,7 @@ def dice_bce_finish(
     mean_counted = tl.maximum(tl.sum(all_counted), 1.0)
     total = tl.zeros([TILE], tl.float64)
     for start in range(0, number, TILE):
-        bce, elements, counted, dice, of_intersection, of_prediction = _segments(
+        bce, elements, counted, dice, of_intersection, of_prediction = segments(
             partials, weight, first, start, number, channels, parts, size, smooth_nr, smooth_dr,
             SQUARED, JACCARD, EMPTY, HAS_WEIGHT, TILE, PARTS,
         )  # fmt: skip
@@ -236,7 +157,7 @@ def overlap_finish(partials, sums, planes, parts, TILE: tl.constexpr, PARTS: tl.
     kind = tl.program_id(0) // tiles
     plane = (tl.program_id(0) % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
     size = planes.to(tl.int64)
-    total = _sum_parts(partials + kind * size * parts, plane, plane < planes, parts, TILE, PARTS)
+    total = sum_parts(partials + kind * size * parts, plane, plane < planes, parts, TILE, PARTS)
     tl.store(sums + kind * size + plane, total, mask=plane < planes)
 
 
@@ -258,7 +179,7 @@ def dice_bce_gradient(
     of_intersection = go * tl.load(coefficients + planes + plane)
     of_prediction = go * tl.load(coefficients + 2 * planes + plane)
     offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    logits, target, valid = _load_plane(
+    logits, target, valid = load_plane(
         x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_first"
     )
     e = tl.exp(-tl.abs(logits))
@@ -272,21 +193,6 @@ def dice_bce_gradient(
     tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
 
 
-def _block(pixels: int) -> int:
-    """2048: 16 one-byte elements for each of 128 threads, so that uint8 loads are of 16 bytes too."""
-    return min(2048, max(128, triton.next_power_of_2(pixels)))
-
-
-def _planes(tensor: torch.Tensor | None) -> tuple[torch.Tensor | None, tuple[int, int, int]]:
-    """The tensor, bool read as bytes, with its batch, channel and pixel stride."""
-    if tensor is None:
-        return None, (0, 0, 0)
-    spatial = zip(tensor.shape[:1:-1], tensor.stride()[:1:-1], strict=True)
-    pixel = next((stride for size, stride in spatial if size > 1), 1)
-    bytes_too = tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
-    return bytes_too, (tensor.stride(0), tensor.stride(1), pixel)
-
-
 def _sums(
     input: torch.Tensor, target: torch.Tensor, pos_weight: torch.Tensor | None, mask: torch.Tensor | None,
     counts: torch.Tensor | None, batch: bool, squared: bool, groups: int,
@@ -294,16 +200,16 @@ def _sums(
     """Partials [5, B, C, splits], or with batch [5, groups, C, samples, splits], flat; and splits."""
     channels, samples = input.shape[1], input.shape[0] // groups
     planes, pixels = input.shape[0] * channels, math.prod(input.shape[2:])
-    block = _block(pixels)
+    block = block_size(pixels)
     # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
     chunk = block * max(1, triton.cdiv(planes * pixels, 1024 * block))
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty(5 * planes * splits, dtype=torch.float32, device=input.device)
-    (x, xs), (t, ts), (m, ms) = _planes(input), _planes(target), _planes(mask)
+    (x, xs), (t, ts), (m, ms) = as_planes(input), as_planes(target), as_planes(mask)
     dice_bce_sums[(splits * planes,)](
         x, t, m, pos_weight, partials, counts, *xs, *ts, *ms, samples, channels, pixels, chunk, splits, planes,
         OVER_BATCH=batch, SQUARED=squared, HAS_MASK=m is not None, HAS_POS_WEIGHT=pos_weight is not None,
-        COUNTS=counts is not None, BLOCK=block, **_LAUNCH,
+        COUNTS=counts is not None, BLOCK=block, **LAUNCH,
     )  # fmt: skip
     return partials, splits
 
@@ -324,7 +230,7 @@ def forward(
             splits * samples if batch else splits, input.shape[0] * channels,
             bce_weight, dice_weight, smooth_nr, smooth_dr,
             OVER_BATCH=batch, SQUARED=squared, JACCARD=jaccard, EMPTY=empty, REDUCTION=reduction,
-            HAS_WEIGHT=weight is not None, TILE=16, PARTS=64, **_LAUNCH,
+            HAS_WEIGHT=weight is not None, TILE=16, PARTS=64, **LAUNCH,
         )  # fmt: skip
 
 
@@ -336,7 +242,7 @@ def overlap(
     planes = input.shape[0] * input.shape[1]
     with torch.cuda.device_of(input):
         partials, splits = _sums(input, target, pos_weight, mask, None, False, squared, groups)
-        overlap_finish[(5 * triton.cdiv(planes, 16),)](partials, sums, planes, splits, TILE=16, PARTS=64, **_LAUNCH)
+        overlap_finish[(5 * triton.cdiv(planes, 16),)](partials, sums, planes, splits, TILE=16, PARTS=64, **LAUNCH)
 
 
 def backward(
@@ -345,12 +251,12 @@ def backward(
 ) -> None:  # fmt: skip
     """Fills gradient [B, C, *spatial] from grad [B, C] and the coefficients of `forward`."""
     channels, pixels = input.shape[1], math.prod(input.shape[2:])
-    planes, block = input.shape[0] * channels, _block(pixels)
+    planes, block = input.shape[0] * channels, block_size(pixels)
     blocks = triton.cdiv(pixels, block)
-    (x, xs), (t, ts), (m, ms), (out, os) = _planes(input), _planes(target), _planes(mask), _planes(gradient)
+    (x, xs), (t, ts), (m, ms), (out, os) = as_planes(input), as_planes(target), as_planes(mask), as_planes(gradient)
     with torch.cuda.device_of(input):
         dice_bce_gradient[(blocks * planes,)](
             grad, *grad.stride(), x, t, m, pos_weight, coefficients, out, *xs, *ts, *ms, *os,
             input.shape[0] // groups, channels, pixels, blocks, planes,
-            SQUARED=squared, HAS_MASK=m is not None, HAS_POS_WEIGHT=pos_weight is not None, BLOCK=block, **_LAUNCH,
+            SQUARED=squared, HAS_MASK=m is not None, HAS_POS_WEIGHT=pos_weight is not None, BLOCK=block, **LAUNCH,
         )  # fmt: skip

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .dice_bce_triton import _LAUNCH, _sum_parts
 from .dice_score_triton import dice_score
+from .planes_triton import LAUNCH, sum_parts
 from .softmax_sums_triton import sums
 
 
@@ -29,11 +29,11 @@ def _classes(
     c = start + tl.arange(0, TILE)
     live = c < channels
     segment = row * channels + c
-    truth = _sum_parts(partials + 2 * size, segment, live, parts, TILE, PARTS)
-    entropy = (1.0 - smoothing) * _sum_parts(partials + 3 * size, segment, live, parts, TILE, PARTS)
-    pixels = _sum_parts(partials + 5 * size, row + 0 * segment, live, parts, TILE, PARTS)
+    truth = sum_parts(partials + 2 * size, segment, live, parts, TILE, PARTS)
+    entropy = (1.0 - smoothing) * sum_parts(partials + 3 * size, segment, live, parts, TILE, PARTS)
+    pixels = sum_parts(partials + 5 * size, row + 0 * segment, live, parts, TILE, PARTS)
     if SPREAD:
-        entropy += smoothing / channels * _sum_parts(partials + 4 * size, segment, live, parts, TILE, PARTS)
+        entropy += smoothing / channels * sum_parts(partials + 4 * size, segment, live, parts, TILE, PARTS)
     scale = tl.full([TILE], 1.0, tl.float64)
     if HAS_WEIGHT:
         scale = tl.load(weight + c, mask=live, other=0.0).to(tl.float64)
@@ -44,8 +44,8 @@ def _classes(
     of_intersection = dice
     of_prediction = dice
     if OVERLAP:
-        intersection = _sum_parts(partials, segment, live, parts, TILE, PARTS)
-        prediction = _sum_parts(partials + size, segment, live, parts, TILE, PARTS)
+        intersection = sum_parts(partials, segment, live, parts, TILE, PARTS)
+        prediction = sum_parts(partials + size, segment, live, parts, TILE, PARTS)
         there, dice, of_intersection, of_prediction = dice_score(
             intersection, prediction, truth, pixels, smooth_nr, smooth_dr, SQUARED, JACCARD, EMPTY
         )
@@ -145,7 +145,7 @@ def forward(
             ce_weight, dice_weight, smoothing, smooth_nr, smooth_dr,
             BACKGROUND=background, SQUARED=squared, JACCARD=jaccard, EMPTY=empty, REDUCTION=reduction,
             OVERLAP=overlap, SPREAD=spread, SOFT=target.shape[1] != 1, HAS_WEIGHT=weight is not None,
-            TILE=min(32, triton.next_power_of_2(C)), PARTS=32, **_LAUNCH,
+            TILE=min(32, triton.next_power_of_2(C)), PARTS=32, **LAUNCH,
         )  # fmt: skip
 
 

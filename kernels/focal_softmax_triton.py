@@ -15,8 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .dice_bce_triton import _LAUNCH, _log1p_unit, _planes
-from .focal_triton import _LARGEST, _finish, _fixed, _power
+from .focal_triton import LARGEST, exponent_code, finish_sums, focal_power
+from .planes_triton import LAUNCH, as_planes, log1p_unit
 
 _MOST_CLASSES = 1024  # of one tile in registers
 
@@ -46,7 +46,7 @@ def _softmax_tile(
     gap = tl.sum(tl.where(hit, below, 0.0), 0)
     total = tl.sum(e, 0)
     others = tl.sum(tl.where(hit, 0.0, e), 0)
-    small = _log1p_unit(tl.minimum(others, 1.0))
+    small = log1p_unit(tl.minimum(others, 1.0))
     alone = tl.where(others <= 1.0, small, tl.log(1.0 + others))
     loss = tl.where(gap == 0, alone, gap + tl.log(total))  # right: the loss may be tiny
     wrong = (label < 0) | (label >= channels)
@@ -80,7 +80,7 @@ def softmax_focal_sums(
             x, t, m, factors, xb, xc, xs, tb, ts, mb, ms, b, offsets, channels, pixels, ignore_index,
             HAS_MASK, HAS_FACTORS, CLASSES, "evict_last",
         )  # fmt: skip
-        losses += tl.where(valid, factor * _power(others / total, gamma, GAMMA) * loss, 0.0)
+        losses += tl.where(valid, factor * focal_power(others / total, gamma, GAMMA) * loss, 0.0)
         elements += valid.to(tl.float32)
     part = b * splits + split
     tl.store(partials + part, tl.sum(losses))
@@ -105,9 +105,9 @@ def softmax_focal_gradient(
     )  # fmt: skip
     r = 1.0 / total
     u = others * r
-    loss = tl.where(exact > _LARGEST, _LARGEST, exact)  # times p_y = 0 of an infinite logit: 0
+    loss = tl.where(exact > LARGEST, LARGEST, exact)  # times p_y = 0 of an infinite logit: 0
     surprise = tl.sum(tl.where(hit, e, 0.0), 0) * r * loss
-    power = _power(u, gamma, GAMMA)
+    power = focal_power(u, gamma, GAMMA)
     if GAMMA == 0:
         slope = power + 0.0 * loss  # NaN for a class that is not there
     elif GAMMA == 1:
@@ -143,14 +143,14 @@ def forward(
     chunk = block * max(1, triton.cdiv(samples * pixels, 1024 * block))
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty(2 * samples * splits, dtype=torch.float32, device=input.device)
-    (x, xs), (t, ts), (m, ms) = _planes(input), _planes(target), _planes(mask)
+    (x, xs), (t, ts), (m, ms) = as_planes(input), as_planes(target), as_planes(mask)
     with torch.cuda.device_of(input):
         softmax_focal_sums[(splits * samples,)](
             x, t, m, factors, partials, *xs, ts[0], ts[2], ms[0], ms[2], channels, pixels, chunk, splits, samples,
-            gamma, ignore_index, GAMMA=_fixed(gamma), HAS_MASK=m is not None, HAS_FACTORS=factors is not None,
-            CLASSES=classes, BLOCK=block, **_LAUNCH,
+            gamma, ignore_index, GAMMA=exponent_code(gamma), HAS_MASK=m is not None, HAS_FACTORS=factors is not None,
+            CLASSES=classes, BLOCK=block, **LAUNCH,
         )  # fmt: skip
-        _finish(partials, loss, coefficients, splits, reduction)
+        finish_sums(partials, loss, coefficients, splits, reduction)
 
 
 def backward(
@@ -161,10 +161,10 @@ def backward(
     samples, channels = input.shape[:2]
     pixels, classes, block = _shape(input)
     blocks = triton.cdiv(pixels, block)
-    (x, xs), (t, ts), (m, ms), (out, os) = _planes(input), _planes(target), _planes(mask), _planes(gradient)
+    (x, xs), (t, ts), (m, ms), (out, os) = as_planes(input), as_planes(target), as_planes(mask), as_planes(gradient)
     with torch.cuda.device_of(input):
         softmax_focal_gradient[(blocks * samples,)](
             grad, grad.stride(0), x, t, m, factors, coefficients, out, *xs, ts[0], ts[2], ms[0], ms[2], *os,
-            channels, pixels, blocks, gamma, ignore_index, GAMMA=_fixed(gamma), HAS_MASK=m is not None,
-            HAS_FACTORS=factors is not None, CLASSES=classes, BLOCK=block, **_LAUNCH,
+            channels, pixels, blocks, gamma, ignore_index, GAMMA=exponent_code(gamma), HAS_MASK=m is not None,
+            HAS_FACTORS=factors is not None, CLASSES=classes, BLOCK=block, **LAUNCH,
         )  # fmt: skip

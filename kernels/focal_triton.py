@@ -16,14 +16,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .dice_bce_triton import _LAUNCH, _block, _load_plane, _log1p_unit, _planes, _sum_parts
+from .planes_triton import LAUNCH, as_planes, block_size, load_plane, log1p_unit, sum_parts
 
-_LARGEST = tl.constexpr(1.0e30)
+LARGEST = tl.constexpr(1.0e30)
 _FIXED = (0.0, 1.0, 2.0)  # exponents with code of their own; any other is computed by a logarithm
 
 
 @triton.jit
-def _power(u, gamma, GAMMA: tl.constexpr):
+def focal_power(u, gamma, GAMMA: tl.constexpr):
     """u^gamma for u from 0 to 1; GAMMA is gamma if that is 0, 1 or 2, else -1."""
     if GAMMA == 0:
         return u * 0.0 + 1.0
@@ -55,7 +55,7 @@ def sigmoid_focal_sums(
     first = split.to(tl.int64) * chunk
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
-        logits, target, valid = _load_plane(
+        logits, target, valid = load_plane(
             x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_last"
         )
         size = tl.abs(logits)
@@ -64,7 +64,7 @@ def sigmoid_focal_sums(
         linear = tl.where(w == 0, 0.0, w * size)  # an infinite logit on the right side costs 0, not NaN
         u = (w + (1.0 - w) * e) / (1.0 + e)
         scale = of_negative + (of_positive - of_negative) * target
-        loss += scale * _power(u, gamma, GAMMA) * (linear + _log1p_unit(e))
+        loss += scale * focal_power(u, gamma, GAMMA) * (linear + log1p_unit(e))
         if HAS_MASK:
             elements += valid.to(tl.float32)
     part = plane * splits + split
@@ -88,8 +88,8 @@ def focal_finish(
     for start in range(0, segments, TILE):
         segment = start + tl.arange(0, TILE).to(tl.int64)
         live = segment < segments
-        sums = _sum_parts(partials, segment, live, parts, TILE, PARTS)
-        elements = _sum_parts(partials + size, segment, live, parts, TILE, PARTS)
+        sums = sum_parts(partials, segment, live, parts, TILE, PARTS)
+        elements = sum_parts(partials + size, segment, live, parts, TILE, PARTS)
         all_losses += sums
         all_elements += elements
         if REDUCTION == 0:
@@ -120,17 +120,17 @@ def sigmoid_focal_gradient(
     of_positive = go * (positive * tl.load(factors + c) if HAS_FACTORS else positive)
     of_negative = go * (negative * tl.load(factors + channels + c) if HAS_FACTORS else negative)
     offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    logits, target, valid = _load_plane(
+    logits, target, valid = load_plane(
         x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_first"
     )
     exact = tl.abs(logits)
-    size = tl.where(exact > _LARGEST, _LARGEST, exact)  # an infinite one's e = 0 times its entropy is 0, not NaN
+    size = tl.where(exact > LARGEST, LARGEST, exact)  # an infinite one's e = 0 times its entropy is 0, not NaN
     w = tl.where(logits >= 0, 1.0 - target, target)
     e = tl.exp(-size)
     r = 1.0 / (1.0 + e)
     miss = w + (1.0 - w) * e
     of_entropy = w - (1.0 - w) * e
-    of_miss = (2.0 * w - 1.0) * e * (w * size + _log1p_unit(e))
+    of_miss = (2.0 * w - 1.0) * e * (w * size + log1p_unit(e))
     if GAMMA == 0:
         slope = r * of_entropy
     elif GAMMA == 1:
@@ -139,20 +139,22 @@ def sigmoid_focal_gradient(
         slope = r * r * r * miss * (2.0 * of_miss + miss * of_entropy)
     else:
         ratio = tl.where(miss > 0, of_miss / miss, 0.0)  # u^(gamma - 1) alone could be infinite
-        slope = _power(r * miss, gamma, GAMMA) * r * (gamma * ratio + of_entropy)
+        slope = focal_power(r * miss, gamma, GAMMA) * r * (gamma * ratio + of_entropy)
     values = (of_negative + (of_positive - of_negative) * target) * tl.where(logits >= 0, slope, -slope)
     if HAS_MASK:
         values = tl.where(valid, values, 0.0)  # a NaN coefficient must not reach them either
     tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
 
 
-def _fixed(gamma: float) -> int:
+def exponent_code(gamma: float) -> int:
     return int(gamma) if gamma in _FIXED else -1
 
 
-def _finish(partials: torch.Tensor, loss: torch.Tensor, coefficients: torch.Tensor, parts: int, reduction: int) -> None:
+def finish_sums(
+    partials: torch.Tensor, loss: torch.Tensor, coefficients: torch.Tensor, parts: int, reduction: int
+) -> None:
     segments = coefficients.numel()
-    focal_finish[(1,)](partials, loss, coefficients, segments, parts, REDUCTION=reduction, TILE=16, PARTS=64, **_LAUNCH)
+    focal_finish[(1,)](partials, loss, coefficients, segments, parts, REDUCTION=reduction, TILE=16, PARTS=64, **LAUNCH)
 
 
 def forward(
@@ -161,19 +163,19 @@ def forward(
 ) -> None:  # fmt: skip
     """Fills loss and coefficients [B, C]. Tensors [B, C, *spatial] have one pixel stride each."""
     channels, pixels = input.shape[1], math.prod(input.shape[2:])
-    planes, block = input.shape[0] * channels, _block(pixels)
+    planes, block = input.shape[0] * channels, block_size(pixels)
     # About 1024 programs for large inputs, whatever the GPU, as dice_bce_triton.py has it.
     chunk = block * max(1, triton.cdiv(planes * pixels, 1024 * block))
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty(2 * planes * splits, dtype=torch.float32, device=input.device)
-    (x, xs), (t, ts), (m, ms) = _planes(input), _planes(target), _planes(mask)
+    (x, xs), (t, ts), (m, ms) = as_planes(input), as_planes(target), as_planes(mask)
     with torch.cuda.device_of(input):
         sigmoid_focal_sums[(splits * planes,)](
             x, t, m, factors, partials, *xs, *ts, *ms, channels, pixels, chunk, splits, planes,
-            positive, negative, gamma, GAMMA=_fixed(gamma), HAS_MASK=m is not None,
-            HAS_FACTORS=factors is not None, BLOCK=block, **_LAUNCH,
+            positive, negative, gamma, GAMMA=exponent_code(gamma), HAS_MASK=m is not None,
+            HAS_FACTORS=factors is not None, BLOCK=block, **LAUNCH,
         )  # fmt: skip
-        _finish(partials, loss, coefficients, splits, reduction)
+        finish_sums(partials, loss, coefficients, splits, reduction)
 
 
 def backward(
@@ -183,12 +185,12 @@ def backward(
 ) -> None:  # fmt: skip
     """Fills gradient [B, C, *spatial] from grad [B, C] and the coefficients of `forward`."""
     channels, pixels = input.shape[1], math.prod(input.shape[2:])
-    planes, block = input.shape[0] * channels, _block(pixels)
+    planes, block = input.shape[0] * channels, block_size(pixels)
     blocks = triton.cdiv(pixels, block)
-    (x, xs), (t, ts), (m, ms), (out, os) = _planes(input), _planes(target), _planes(mask), _planes(gradient)
+    (x, xs), (t, ts), (m, ms), (out, os) = as_planes(input), as_planes(target), as_planes(mask), as_planes(gradient)
     with torch.cuda.device_of(input):
         sigmoid_focal_gradient[(blocks * planes,)](
             grad, *grad.stride(), x, t, m, factors, coefficients, out, *xs, *ts, *ms, *os, channels, pixels, blocks,
-            positive, negative, gamma, GAMMA=_fixed(gamma), HAS_MASK=m is not None,
-            HAS_FACTORS=factors is not None, BLOCK=block, **_LAUNCH,
+            positive, negative, gamma, GAMMA=exponent_code(gamma), HAS_MASK=m is not None,
+            HAS_FACTORS=factors is not None, BLOCK=block, **LAUNCH,
         )  # fmt: skip

@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-# Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
-_LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+from .planes_triton import LAUNCH, block_size
+
 Strides = tuple[int, int, int]
 
 
@@ -135,11 +135,6 @@ def regression_gradient(
     tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
 
 
-def _block(pixels: int) -> int:
-    """2048: 16 one-byte elements for each of 128 threads, so that uint8 loads are of 16 bytes too."""
-    return min(2048, max(128, triton.next_power_of_2(pixels)))
-
-
 def _bytes(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """Bool read as bytes."""
     return tensor.view(torch.uint8) if tensor is not None and tensor.dtype == torch.bool else tensor
@@ -151,7 +146,7 @@ def forward(
 ) -> None:  # fmt: skip
     """Fills loss ([B] or []) and slopes [B]; shape is (B, channels, pixels) as the strides of each tensor see it."""
     samples, channels, pixels = shape
-    planes, block = samples * channels, _block(pixels)
+    planes, block = samples * channels, block_size(pixels)
     # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
     chunk = block * max(1, triton.cdiv(planes * pixels, 1024 * block))
     splits = triton.cdiv(pixels, chunk)
@@ -160,10 +155,10 @@ def forward(
         regression_sums[(splits * planes,)](
             input, _bytes(target), mask, partials, *strides[0], *strides[1], *strides[2],
             channels, pixels, chunk, splits, planes, beta,
-            ERROR=error, HAS_MASK=mask is not None, BLOCK=block, **_LAUNCH,
+            ERROR=error, HAS_MASK=mask is not None, BLOCK=block, **LAUNCH,
         )  # fmt: skip
         regression_finish[(1,)](
-            partials, loss, slopes, samples, channels * splits, REDUCTION=reduction, TILE=16, PARTS=64, **_LAUNCH
+            partials, loss, slopes, samples, channels * splits, REDUCTION=reduction, TILE=16, PARTS=64, **LAUNCH
         )
 
 
@@ -173,11 +168,11 @@ def backward(
 ) -> None:  # fmt: skip
     """Fills gradient from grad ([B] or []) and the slopes of `forward`."""
     samples, channels, pixels = shape
-    block = _block(pixels)
+    block = block_size(pixels)
     blocks = triton.cdiv(pixels, block)
     with torch.cuda.device_of(input):
         regression_gradient[(blocks * samples * channels,)](
             grad, grad.stride(0) if grad.dim() else 0, input, _bytes(target), mask, slopes, gradient,
             *strides[0], *strides[1], *strides[2], *strides[3], channels, pixels, blocks, beta,
-            ERROR=error, HAS_MASK=mask is not None, BLOCK=block, **_LAUNCH,
+            ERROR=error, HAS_MASK=mask is not None, BLOCK=block, **LAUNCH,
         )  # fmt: skip

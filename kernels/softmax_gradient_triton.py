@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .dice_bce_triton import _LAUNCH, _planes
+from .planes_triton import LAUNCH, as_planes
 from .softmax_sums_triton import read_logits, read_pixels, read_soft, tile_of
 
 
@@ -171,11 +171,16 @@ def backward(
     (B, C), pixels = input.shape[:2], math.prod(input.shape[2:])
     whole, tile, block = tile_of(C, pixels, 2048)
     blocks = triton.cdiv(pixels, block)
-    (x, xs), (t, ts), (m, (mb, _, ms)), (out, os) = _planes(input), _planes(target), _planes(mask), _planes(gradient)
+    (x, xs), (t, ts), (m, (mb, _, ms)), (out, os) = (
+        as_planes(input),
+        as_planes(target),
+        as_planes(mask),
+        as_planes(gradient),
+    )
     with torch.cuda.device_of(input):
         softmax_gradient[(blocks * B,)](
             grad, grad.stride(0) if grad.dim() else 0, x, t, m, coefficients, out, *xs, *ts, mb, ms, *os,
             ignore_index, C, pixels, blocks, B * C, smoothing,
             SQUARED=squared, OVERLAP=overlap, SPREAD=smoothing > 0, SOFT=target.shape[1] != 1,
-            HAS_MASK=m is not None, WHOLE=whole, TILE=tile, BLOCK=block, **_LAUNCH,
+            HAS_MASK=m is not None, WHOLE=whole, TILE=tile, BLOCK=block, **LAUNCH,
         )  # fmt: skip

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .dice_bce_triton import _LAUNCH, _log1p_unit, _planes
+from .planes_triton import LAUNCH, as_planes, log1p_unit
 
 _WHOLE = 32  # classes
 _INFINITY = tl.constexpr(float("inf"))
@@ -69,7 +69,7 @@ def read_soft(t, tb, tc, ts, b, c, offsets, valid, channels, pixels):
 
 @triton.jit
 def _log1p_positive(z):
-    return tl.where(z < 1.0, _log1p_unit(tl.minimum(z, 1.0)), tl.log(1.0 + z))
+    return tl.where(z < 1.0, log1p_unit(tl.minimum(z, 1.0)), tl.log(1.0 + z))
 
 
 @triton.jit
@@ -241,7 +241,7 @@ def sums(
     chunk = block * max(1, triton.cdiv(B * tiles * pixels, 1024 * block))
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty((5 * C + 1) * B * splits, dtype=torch.float32, device=input.device)
-    (x, xs), (t, (tb, tc, ts)), (m, (mb, _, ms)) = _planes(input), _planes(target), _planes(mask)
+    (x, xs), (t, (tb, tc, ts)), (m, (mb, _, ms)) = as_planes(input), as_planes(target), as_planes(mask)
     flags = {"SOFT": soft, "HAS_MASK": m is not None, "COUNTS": counts is not None}
     normalisers = None
     if not whole:
@@ -250,12 +250,12 @@ def sums(
         blocks = triton.cdiv(pixels, block)
         softmax_normalisers[(blocks * B,)](
             x, t, m, normalisers, *xs, tb, ts, mb, ms, ignore_index, B, C, pixels, blocks,
-            **flags, TILE=tile, BLOCK=block, **_LAUNCH,
+            **flags, TILE=tile, BLOCK=block, **LAUNCH,
         )  # fmt: skip
     softmax_sums[(splits * B, tiles)](
         x, t, m, normalisers, partials, counts, *xs, tb, tc, ts, mb, ms,
         ignore_index, B, C, pixels, chunk, splits, B * C,
         OVER_BATCH=batch, SQUARED=squared, OVERLAP=overlap, SPREAD=spread, **flags, WHOLE=whole,
-        TILE=tile, BLOCK=block, **_LAUNCH,
+        TILE=tile, BLOCK=block, **LAUNCH,
     )  # fmt: skip
     return partials, splits

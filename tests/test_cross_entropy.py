@@ -120,7 +120,7 @@ def test_softmax_overlap_arguments():
     x, t = class_map((2, 3, 4))
     for options, message in (
         ({"pos_weight": 2.0}, "`pos_weight` belongs to activation='sigmoid'"),
-        ({"mask": torch.ones(4).bool()}, r"`mask` must be \[2\] or \[2, 4\]"),
+        ({"mask": torch.ones(4).bool()}, r"`mask` must be \[2\] or broadcastable to \[2, 4\]"),
         ({"backend": "gpu"}, "`backend` must be one of"),
     ):
         with pytest.raises(ValueError, match=message):

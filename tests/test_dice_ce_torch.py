@@ -138,6 +138,8 @@ def test_a_class_number_out_of_range_raises_on_the_cpu(backend, wrong):
         ops.dice_ce_loss(x, t, backend=backend)
     with pytest.raises(ValueError, match=message):
         ops.overlap_sums(x, t, activation="softmax", backend=backend)
+    with pytest.raises(ValueError, match=message):
+        ops.focal_loss(x, t, activation="softmax", backend=backend)
     assert ops.dice_ce_loss(x, t, ignore_index=wrong, backend=backend).isfinite()
     assert ops.dice_ce_loss(x, t, mask=t != wrong, backend=backend).isfinite()
 
@@ -151,7 +153,7 @@ BAD = [
         r"`target` must be class numbers \[2, 8, 8\] or \[2, 1, 8, 8\], or prob.*\[2, 4, 8\]",
     ),
     ((X, T.float()), {}, ValueError, r"`target` must be bool, uint8, .*; got float32. .* target.long\(\)"),
-    ((X[:, :1], T), {}, ValueError, "`input` must have a channel for each of 2 or more classes.* dice_bce_loss"),
+    ((X[:, :1], T), {}, ValueError, "`input` must have a channel for each of 2 or more classes.* for a sigmoid"),
     ((X, None), {}, TypeError, "`target` must be a Tensor; got NoneType"),
     ((X[0, 0, 0], T[0, 0]), {}, ValueError, r"`input` must be \[B, C, \*spatial\]; got \[8\]"),
     ((X[:0], T[:0]), {}, ValueError, r"`input` must have at least one element; got \[0, 3, 8, 8\]"),
@@ -174,7 +176,7 @@ BAD = [
     ((X, T), {"weight": [1, 1, 1]}, TypeError, "`weight` must be a Tensor; got list"),
     ((X, T), {"weight": torch.ones(3, requires_grad=True)}, ValueError, "`weight` gets no gradient"),
     ((X, T), {"mask": T}, ValueError, "`mask` must be bool, uint8; got int64"),
-    ((X, T), {"mask": torch.ones(8, 8).bool()}, ValueError, r"`mask` must be \[2\] or \[2, 8, 8\], .*; got \[8, 8\]"),
+    ((X, T), {"mask": torch.ones(8, 8).bool()}, ValueError, r"`mask` must be \[2\] or broad.* \[2, 8, 8\] .*\[8, 8\]"),
     ((X, X), {"return_counts": True}, ValueError, r"`return_counts` needs class numbers .* target.argmax\(1\)"),
     ((X, T), {"backend": "numba"}, _backends.BackendError, "`dice_ce` has no backend 'numba'; it has cpp, triton"),
     ((X.double(), T), {"backend": "cpp"}, _backends.BackendError, "backend 'cpp' cannot run `dice_ce`: "),

@@ -53,6 +53,7 @@ def test_opcheck(dtype, reduction):
         softmax = name == "softmax_focal"
         x, t = with_target("softmax" if softmax else "sigmoid", (2, 3, 6, 5), dtype)
         x = layout(x, "channels_last").requires_grad_()
+        t = t.unsqueeze(1) if softmax else t
         tensors = (x, t, torch.rand(3) if softmax else torch.rand(2, 3), mask("full", t.shape))
         options = module.Options(*numbers, reduction, "auto")
         op = getattr(torch.ops.fastmtl, name)
@@ -142,13 +143,13 @@ BAD = [
     ((X, T), {"backend": "gpu"}, ValueError, "`backend` must be one of .*; got 'gpu'"),
     ((X, T), {"mask": T}, ValueError, "`mask` must be bool, uint8; got float32"),
     ((X, T + 255), {}, ValueError, r"`target` must lie in 0 to 1.*target > 127"),
-    ((X, T), SOFT, ValueError, r"`target` must hold class numbers \[2, 8, 8\].*argmax"),
-    ((X, Y.unsqueeze(1)), SOFT, ValueError, r"got \[2, 1, 8, 8\]. Drop the channel: target.squeeze\(1\)"),
-    ((X, Y.float()), SOFT, ValueError, "`target` must be uint8, int16, int32, int64; got float32"),
-    ((X[:, :1], Y), SOFT, ValueError, r"`input` must be \[B, C, \*spatial\] with 2 or more channels"),
-    ((X, Y + 3), SOFT, ValueError, "`target` must hold class numbers 0 to 2, as `input` has 3 channels"),
-    ((X, Y + 3), SOFT | {"backend": "reference"}, ValueError, "`target` must hold class numbers 0 to 2"),
-    ((X, Y), SOFT | {"mask": torch.ones(8, 8).bool()}, ValueError, r"`mask` must be \[B\] or .*got \[8, 8\]"),
+    ((X, T), SOFT, ValueError, r"`target` must be class numbers \[2, 8, 8\] or .*argmax"),
+    ((X, Y[:, :4]), SOFT, ValueError, r"`target` must be class numbers .*to fit `input`; got \[2, 4, 8\]"),
+    ((X, Y.float()), SOFT, ValueError, r"`target` must be bool, uint8, int16, int32, int64; got float32. .*long\(\)"),
+    ((X[:, :1], Y), SOFT, ValueError, "`input` must have a channel for each of 2 or more classes"),
+    ((X, Y + 3), SOFT, ValueError, r"has no channel for \(128 pixels\): they must lie in 0 to 2"),
+    ((X, Y + 3), SOFT | {"backend": "reference"}, ValueError, "they must lie in 0 to 2"),
+    ((X, Y), SOFT | {"mask": torch.ones(8, 8).bool()}, ValueError, r"`mask` must be \[2\] or .*got \[8, 8\]"),
     ((X.double(), T), {"backend": "cpp"}, _backends.BackendError, "backend 'cpp' cannot run `sigmoid_focal`: "),
 ]
 

@@ -7,9 +7,6 @@ nnU-Net wants half a gigabyte of packages for two losses, so its numbers are kep
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,6 @@ import torch
 from _asserts import loss_and_gradient
 from _pairwise import pairwise, singles
 from _parity import outcome, signature
-from torch import distributed
 
 from fastmtl import losses, ops
 
@@ -256,49 +252,6 @@ def test_dice_alone(apply_nonlin):
     expected = -((2 * i + 0.5) / (total + 0.5))[:, 1:].mean()
     torch.testing.assert_close(dice(logits, target, mask), expected)
     torch.testing.assert_close(dice(logits, t, mask.float()), expected)
-
-
-RANK = """
-import sys
-import torch
-from test_losses_nnunet import one_rank
-torch.save(one_rank(1, sys.argv[1]), sys.argv[2])
-"""
-
-
-def _four_samples():
-    return _numbers(4, 3, 4, 4).float() * 4, torch.arange(4 * 16).view(4, 1, 4, 4) % 3
-
-
-def one_rank(rank, store):
-    """Loss and gradient of the two samples of one of two ranks."""
-    distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-    logits, target = (part[rank * 2 : rank * 2 + 2] for part in _four_samples())
-    result = loss_and_gradient(lambda x: ours.DC_and_CE_loss({"batch_dice": True}, {}, weight_ce=0)(x, target), logits)
-    distributed.destroy_process_group()
-    return result
-
-
-def test_batch_dice_sums_over_ranks(tmp_path):
-    """Two ranks of two samples have the Dice of four; each rank's gradient is counted by both, as in nnU-Net."""
-    store, saved = str(tmp_path / "store"), str(tmp_path / "rank1")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    other = subprocess.Popen([sys.executable, "-W", "ignore", "-c", RANK, store, saved], env=environment)
-    first = one_rank(0, store)
-    assert other.wait(timeout=60) == 0
-    second = torch.load(saved)
-    logits, target = _four_samples()
-    whole = ours.DC_and_CE_loss({"batch_dice": True, "ddp": False}, {}, weight_ce=0)
-    value, gradient = loss_and_gradient(lambda x: whole(x, target), logits)
-    for rank in (first, second):
-        torch.testing.assert_close(rank[0], value)
-    torch.testing.assert_close(torch.cat([first[1], second[1]]), 2 * gradient)
-
-
-def test_batch_dice_needs_a_process_group_as_in_nnunet():
-    logits, target = _inputs("DC_and_CE_loss", {})
-    with pytest.raises(ValueError, match="process group"):
-        ours.DC_and_CE_loss({"batch_dice": True}, {})(logits, target)
 
 
 def _write_golden():

@@ -1,18 +1,16 @@
-"""What stands on the sigmoid sums: `overlap_sums`, `tversky_loss`, `bce_with_logits`, and counts on request."""
+"""The sigmoid sums: `overlap_sums`, counts on request, and what all that stands on them has in common."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from _asserts import assert_bit_equal, loss_and_gradient
 from _inputs import LAYOUTS, MASKS, TARGET_DTYPES, layout, mask, segmentation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from fastmtl import losses, ops
-from fastmtl.ops import _backends, _dice_bce, _planes
+from fastmtl.ops import _backends
 
 KERNELS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(_backends.missing(name)), reason=str(_backends.missing(name))))
@@ -114,73 +112,6 @@ def test_vmap(function):
     torch.testing.assert_close(torch.vmap(function)(x, t), expected)
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_tversky_is_monais(activation):
-    monai = pytest.importorskip("monai.losses", reason="MONAI is not installed")
-    x, _ = segmentation((2, 3, 10, 11), torch.float64)
-    y = torch.randint(0, 3, (2, 10, 11))
-    t = F.one_hot(y, 3).movedim(-1, 1).double()
-    for options in (
-        {},
-        {"alpha": 0.3, "beta": 0.7},
-        {"batch": True, "reduction": "sum"},
-        {"include_background": False},
-    ):
-        expected = monai.TverskyLoss(**{activation: True}, **options)(x, t)
-        torch.testing.assert_close(ops.tversky_loss(x, t, activation=activation, **options), expected)
-        if activation == "softmax":
-            torch.testing.assert_close(ops.tversky_loss(x, y, activation=activation, **options), expected)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_tversky_weights_reductions_and_the_focal_exponent(backend):
-    x, t = segmentation((2, 3, 10, 11))
-    options = {"alpha": 0.3, "beta": 0.7, "backend": backend}
-    plain = ops.tversky_loss(x, t, reduction="none", **options)
-    assert plain.shape == (2, 3)
-    assert ops.tversky_loss(x, t, reduction="none", batch=True, **options).shape == (3,)
-    assert ops.tversky_loss(x, t, reduction="none", include_background=False, **options).shape == (2, 2)
-    weight = torch.rand(3)
-    focal = ops.tversky_loss(x, t, gamma=0.75, weight=weight, **options)
-    torch.testing.assert_close(focal, (plain**0.75 * weight).mean())
-    total = ops.tversky_loss(x, t, gamma=2.0, reduction="sum", **options)
-    torch.testing.assert_close(total, (plain**2).sum())
-    dice = ops.dice_bce_loss(x, t, bce_weight=0.0, dice_weight=1.0, smooth_nr=2e-5, smooth_dr=2e-5, backend=backend)
-    torch.testing.assert_close(ops.tversky_loss(x, t, backend=backend), dice)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("gamma", [0.5, 1.0, 1.5])
-def test_tversky_of_a_perfect_prediction_has_a_gradient(backend, gamma):
-    t = torch.tensor([1, 0, 1, 0], dtype=torch.uint8).view(1, 1, 2, 2)
-    for x in (torch.where(t == 1, 100.0, -100.0), torch.where(t == 1, float("inf"), -float("inf"))):
-        value, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, gamma=gamma, backend=backend), x)
-        assert value.item() == 0
-        assert gradient.isfinite().all()
-    # Smoothing can put the index above 1: a power of what is negative is NaN.
-    value, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, gamma=gamma, smooth_nr=1.0), x)
-    assert value.item() == pytest.approx(0 if gamma != 1 else 1 - 3 / 2.00001)
-    assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_tversky_empty_policies_and_masks(backend):
-    x, t = torch.full((2, 2, 3, 3), -float("inf")), torch.zeros(2, 2, 3, 3, dtype=torch.bool)
-    x[:, 1], t[:, 1] = 30.0, True
-
-    def loss(**options):
-        return loss_and_gradient(lambda x: ops.tversky_loss(x, t, backend=backend, **options), x)
-
-    assert loss(empty="one")[0].item() == pytest.approx(0, abs=1e-6)
-    assert loss(empty="zero")[0].item() == pytest.approx(0.5, abs=1e-6)
-    assert loss(empty="skip", reduction="none")[0][:, 0].tolist() == [0, 0]
-    valid = torch.tensor([[True, False], [False, True]])
-    assert loss(empty="zero", mask=valid)[0].item() == pytest.approx(0.5, abs=1e-6)
-    value, gradient = loss(mask=torch.zeros(2, dtype=torch.bool))
-    assert value.item() == 0
-    assert (gradient == 0).all()
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_in_its_segment(backend):
     x, t = segmentation((2, 2, 6, 6))
@@ -188,58 +119,6 @@ def test_nan_stays_in_its_segment(backend):
     value, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, reduction="none", backend=backend), x)
     assert value.isnan().tolist() == [[False, False], [True, False]]
     assert gradient.isnan().flatten(2).any(2).tolist() == [[False, False], [True, False]]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_bce_is_torchs(backend, reduction):
-    for shape in ((7,), (5, 3), (2, 3, 4), (2, 3, 4, 5), (1,), ()):
-        x, t = torch.randn(shape) * 3, torch.rand(shape)
-        for target in (t, (t < 0.4).to(torch.uint8), t < 0.4, (t < 0.4).long()):
-            found = loss_and_gradient(lambda x: ops.bce_with_logits(x, target, reduction=reduction, backend=backend), x)
-            expected = loss_and_gradient(
-                lambda x: F.binary_cross_entropy_with_logits(x, target.float(), reduction=reduction), x
-            )
-            torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_bce_weights_are_torchs(reduction):
-    x, t = segmentation((2, 3, 4, 5), torch.float32, torch.float32)
-    pos_weight = torch.rand(3, 1, 1) * 3
-    for weight in (None, torch.tensor(2.0), torch.rand(3, 1, 1), torch.rand(2, 3, 1, 1), torch.rand(4, 5)):
-        options = {"weight": weight, "pos_weight": pos_weight, "reduction": reduction}
-        found = loss_and_gradient(lambda x, o=options: ops.bce_with_logits(x, t, **o), x)
-        expected = loss_and_gradient(lambda x, o=options: F.binary_cross_entropy_with_logits(x, t, **o), x)
-        torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_bce_with_missing_labels(backend):
-    x, t = torch.randn(6, 4), torch.rand(6, 4)
-    for present in (torch.rand(6) < 0.6, torch.rand(6, 4) < 0.6):
-        valid = present.view(6, -1).expand(6, 4)
-        expected = loss_and_gradient(lambda x: F.binary_cross_entropy_with_logits(x[valid], t[valid]), x)
-        holes = torch.where(valid, t, float("nan"))
-        found = loss_and_gradient(lambda x: ops.bce_with_logits(x, holes, mask=present, backend=backend), x)
-        torch.testing.assert_close(found, expected)
-        weight = torch.rand(4)
-        found = ops.bce_with_logits(x, holes, weight, mask=present, reduction="sum", backend=backend)
-        elementwise = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none")
-        torch.testing.assert_close(found, elementwise[valid].sum())
-        found = ops.bce_with_logits(x, holes, weight, mask=present, reduction="none", backend=backend)
-        torch.testing.assert_close(found, torch.where(valid, elementwise, 0.0))
-    off = loss_and_gradient(lambda x: ops.bce_with_logits(x, t, mask=torch.zeros(6).bool(), backend=backend), x)
-    assert off[0].item() == 0
-    assert (off[1] == 0).all()
-
-
-def test_bce_gradients_by_finite_differences():
-    x, t = segmentation((2, 2, 2), torch.float64, torch.float64)
-    for reduction in ("mean", "sum", "none"):
-        function = lambda x, r=reduction: ops.bce_with_logits(x, t, pos_weight=2.0, reduction=r)  # noqa: E731
-        assert torch.autograd.gradcheck(function, x.requires_grad_())
-        assert torch.autograd.gradgradcheck(function, x)
 
 
 def expected_counts(x, t, valid):
@@ -276,52 +155,6 @@ def test_counts_under_compile_and_vmap():
     torch.testing.assert_close(list(torch.vmap(both)(x, t)), expected)
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x[0], t[0]), both(x[0], t[0]))
-
-
-def far_bytes(count: int) -> torch.Tensor:
-    """uint8 zeros of which only the touched pages take memory."""
-    return torch.from_numpy(np.zeros(count, dtype=np.uint8))
-
-
-@cpp_only
-@pytest.mark.slow
-def test_a_plane_of_more_than_two_to_the_31_elements():
-    number = 2**31 + 1000
-    t, valid = far_bytes(number), far_bytes(number)
-    t[-64:], valid[-128:], valid[:64] = 1, 1, 1
-    x = torch.zeros(1, 1, 1).expand(1, 1, number)
-    found = ops.overlap_sums(x, t.view(1, 1, -1))
-    expected = [32.0, number / 2, 64.0, number * 0.6931471805599453, float(number)]
-    torch.testing.assert_close([part.item() for part in found], expected, rtol=1e-6, atol=0)
-    found = ops.overlap_sums(x, t.view(1, 1, -1), mask=valid.view(1, 1, -1))
-    torch.testing.assert_close(
-        [part.item() for part in found], [32.0, 96.0, 64.0, 192 * 0.6931471805599453, 192.0], rtol=1e-6, atol=0
-    )
-
-
-@cpp_only
-def test_gradients_past_two_to_the_31_elements():
-    """Written through strides that reach past 2^31 elements, over storage of which only the touched pages exist."""
-    far, x, t = 2**31 + 4096, torch.randn(2, 1, 64), torch.rand(2, 1, 64)
-    storage = torch.from_numpy(np.zeros(far + 64, dtype=np.uint16).view(np.float16))
-    gradient = storage.as_strided((2, 1, 64), (far, 64, 1))
-    slopes, one = torch.rand(3, 2, 1), torch.ones(2, 1)
-    _backends.extension().dice_bce_backward(
-        (1, 2, 1, 64), *map(_planes.describe, (x, t, None)), 0, False, _planes.describe(one.unsqueeze(-1)),
-        slopes.data_ptr(), _planes.describe(gradient), 1,
-    )  # fmt: skip
-    expected = _dice_bce.cpp_gradient(one, _dice_bce.Tensors(x, t, None, None, None), slopes, False, 1)
-    torch.testing.assert_close(gradient, expected.half(), rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.skipif(bool(_backends.missing("triton")), reason=str(_backends.missing("triton")))
-def test_triton_reads_past_two_to_the_31_elements():
-    far = 2**31 + 4096
-    storage = far_bytes(far + 64)
-    storage[far:] = 1
-    t, x = storage.as_strided((2, 1, 64), (far, 64, 1)), torch.randn(2, 1, 64)
-    expected = ops.overlap_sums(x, t.contiguous(), backend="triton")
-    assert_bit_equal([tuple(ops.overlap_sums(x, t, backend="triton")), tuple(expected)])
 
 
 def test_modules_are_the_ops():

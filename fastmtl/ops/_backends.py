@@ -12,7 +12,7 @@ import importlib.util
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -111,6 +111,22 @@ def register(op: str, implementations: dict[str, Implementation]) -> None:
     _OPS[op] = implementations
 
 
+def register_kernels(op: str, pairs: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]) -> None:
+    """Make `pairs` of forward and backward the backends of `op` and `op_backward`: "cpp" for the CPU and "triton" for
+    NVIDIA, both of half and single precision, "reference" for everything."""
+    devices = {"cpp": "cpu", "triton": "cuda"}
+    for name, direction in ((op, 0), (f"{op}_backward", 1)):
+        register(
+            name,
+            {
+                backend: Implementation(pair[direction], devices[backend], HALF_AND_SINGLE)
+                if backend in devices
+                else Implementation(pair[direction], "any")
+                for backend, pair in pairs.items()
+            },
+        )
+
+
 def choose(op: str, backend: str, tensor: torch.Tensor) -> Callable[..., Any]:
     """The function that runs `op` on inputs like `tensor`.
 
@@ -151,7 +167,7 @@ def _warn_if_slow(op: str, tensor: torch.Tensor) -> None:
 
 def check_backend(backend: str) -> None:
     """Raise ValueError unless `backend` is a known name."""
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}; got {backend!r}.")
 
 

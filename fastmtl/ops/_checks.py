@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ._backends import FLOATING
 
+# A kernel gets the place of a name in these: the orders are those of the enums in csrc.
+EMPTY = ("one", "zero", "skip")
+REDUCTIONS = ("none", "mean", "sum")
 _LARGEST = sys.float_info.max
 TARGETS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, *FLOATING)
 
@@ -21,6 +24,9 @@ def names(dtypes: tuple[torch.dtype, ...]) -> str:
 def tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested one" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise ValueError(f"`{name}` must be a dense Tensor; got {kind}. Convert it first.")
 
 
 def dtype(name: str, value: Tensor, allowed: tuple[torch.dtype, ...], advice: str) -> None:
@@ -39,17 +45,23 @@ def constant(name: str, value: Tensor) -> None:
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    # An array compared with a string is an array, whose truth nobody knows.
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
 def finite(name: str, value: object) -> float:
     """The number itself; tensors are refused, because their gradient would be lost."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}.")
+        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}. Pass one of Python's own.")
     if not -_LARGEST <= value <= _LARGEST:  # torch.compile cannot follow math.isfinite
         raise ValueError(f"`{name}` must be finite; got {value}.")
     return float(value)
+
+
+def between(name: str, value: object, low: float, high: float) -> None:
+    if not low <= finite(name, value) <= high:
+        raise ValueError(f"`{name}` must lie in {low:g} to {high:g}; got {value}.")
 
 
 def not_negative(name: str, value: object) -> None:
@@ -86,11 +98,14 @@ def per_channel(name: str, value: Tensor | float | None, input: Tensor) -> Tenso
     if value is None:
         return None
     channels = input.shape[1]
+    if not isinstance(value, Tensor | int | float):
+        raise TypeError(f"`{name}` must be a number or a Tensor; got {type(value).__name__}. Make it a Tensor.")
     if not isinstance(value, Tensor):
         compute = torch.promote_types(input.dtype, torch.float32)
         if abs(finite(name, value)) > torch.finfo(compute).max:
             raise ValueError(f"`{name}` must fit into {names((compute,))}; got {value}.")
         return torch.full((channels,), float(value), dtype=compute, device=input.device)
+    tensor(name, value)
     if value.dtype.is_complex:
         raise ValueError(f"`{name}` must hold real numbers; got {names((value.dtype,))}.")
     device(name, value, input)

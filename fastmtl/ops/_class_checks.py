@@ -9,12 +9,12 @@ from . import _checks
 from ._backends import FLOATING
 
 NOTHING_IGNORED = -(2**63)  # an `ignore_index` that no target has
-_CLASSES = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64)
+CLASSES = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
-def logits_and_classes(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [B, C, *spatial] with a target [B, 1, *spatial] (class numbers) or [B, C, *spatial] (probabilities); both
-    get one pixel where they have none."""
+def logits_and_classes(input: Tensor, target: Tensor, *, soft: bool = True) -> tuple[Tensor, Tensor]:
+    """Logits [B, C, *spatial] with a target [B, 1, *spatial] (class numbers) or, if `soft`, [B, C, *spatial]
+    (probabilities); both get one pixel where they have none."""
     _checks.tensor("input", input)
     _checks.tensor("target", target)
     shape = list(input.shape)
@@ -24,40 +24,45 @@ def logits_and_classes(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"`input` must have at least one element; got {shape}. Skip the empty batch.")
     if shape[1] < 2:
         raise ValueError(
-            f"`input` must have a channel for each of 2 or more classes; got {shape}. One channel: dice_bce_loss."
+            f"`input` must have a channel for each of 2 or more classes; got {shape}. One channel is for a sigmoid."
         )
     _checks.dtype("input", input, FLOATING, "Pass logits, not labels.")
     _checks.device("target", target, input)
     _checks.constant("target", target)
-    flat, one = [shape[0], *shape[2:]], [shape[0], 1, *shape[2:]]
-    if list(target.shape) == shape:
+    flat, one, found = [shape[0], *shape[2:]], [shape[0], 1, *shape[2:]], list(target.shape)
+    if soft and found == shape:
         _checks.dtype("target", target, _checks.TARGETS, "Convert it first.")
-    elif list(target.shape) in (flat, one):
-        _checks.dtype("target", target, _CLASSES, "Class numbers are integers: target.long().")
+    elif found in (flat, one):
+        _checks.dtype("target", target, CLASSES, "Class numbers are integers: target.long().")
         target = target if target.dim() == input.dim() else target.unsqueeze(1)
-    else:
+    elif soft:
         raise ValueError(
-            f"`target` must be class numbers {flat} or {one}, or probabilities {shape}, to fit `input`; "
-            f"got {list(target.shape)}."
+            f"`target` must be class numbers {flat} or {one}, or probabilities {shape}, to fit `input`; got {found}."
         )
+    else:
+        advice = " Take the class numbers: target.argmax(1)." if found == shape else ""
+        raise ValueError(f"`target` must be class numbers {flat} or {one}, to fit `input`; got {found}.{advice}")
     if input.dim() == 2:
         input, target = input.unsqueeze(-1), target.unsqueeze(-1)
     return input, target
 
 
 def pixel_mask(mask: Tensor | None, input: Tensor) -> Tensor | None:
-    """The mask [B, 1, *spatial], or [B, 1, 1, ...] of whole samples; `input` has at least one spatial dim."""
+    """The mask as [B, 1, *spatial], any of them 1 where it broadcasts; `input` is [B, C, *spatial]."""
     if mask is None:
         return None
     _checks.tensor("mask", mask)
     _checks.dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a valid pixel.")
     _checks.device("mask", mask, input)
-    batch, spatial, found = input.shape[0], list(input.shape[2:]), list(mask.shape)
-    if found == [batch]:
-        return mask.reshape(batch, 1, *(1 for _ in spatial))
-    if found in ([batch, *spatial], [batch, 1, *spatial]):
-        return mask.reshape(batch, 1, *spatial)
-    raise ValueError(f"`mask` must be [{batch}] or {[batch, *spatial]}, samples or pixels of `input`; got {found}.")
+    expected, found = [input.shape[0], 1, *input.shape[2:]], list(mask.shape)
+    if mask.dim() == 1:
+        mask = mask.reshape(-1, *(1 for _ in expected[1:]))
+    elif mask.dim() == len(expected) - 1:
+        mask = mask.unsqueeze(1)
+    if mask.dim() != len(expected) or any(m not in (1, n) for m, n in zip(mask.shape, expected, strict=True)):
+        flat = [expected[0], *expected[2:]]
+        raise ValueError(f"`mask` must be [{expected[0]}] or broadcastable to {flat} dim by dim; got {found}.")
+    return mask
 
 
 def class_weight(weight: Tensor | None, input: Tensor) -> Tensor | None:
@@ -74,16 +79,23 @@ def class_weight(weight: Tensor | None, input: Tensor) -> Tensor | None:
 
 
 def ignored(value: object) -> int:
+    """`ignore_index` as int64; None is a number that no target has."""
+    if value is None:
+        return NOTHING_IGNORED
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`ignore_index` must be an integer; got {type(value).__name__}.")
+        raise TypeError(f"`ignore_index` must be an integer; got {type(value).__name__}. Pass int(ignore_index).")
     if not -(2**63) <= value < 2**63:
         raise ValueError(f"`ignore_index` must fit into int64; got {value}.")
     return value
 
 
-def smoothing(value: float) -> None:
-    if not 0 <= _checks.finite("label_smoothing", value) <= 1:
-        raise ValueError(f"`label_smoothing` must lie in 0 to 1; got {value}.")
+def no_class_ignored(value: object, default: int | None = None) -> None:
+    """With a sigmoid, where no number in the target is a class's."""
+    if ignored(value) not in (NOTHING_IGNORED, ignored(default)):
+        raise ValueError(
+            f"`ignore_index` names a class, which activation='sigmoid' does not have; got {value}. Pass "
+            f"mask=target != {value}."
+        )
 
 
 NO_CLASS = (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference import deep_supervision as definition
 from . import _backends, _dice_bce
-from ._dice_bce import EMPTY
+from ._checks import EMPTY
 from ._planes import ABSENT, describe, gradient_like, in_place, strides
 from ._pointers import address, element, num_threads
 from ._recycled import Recycled
@@ -239,20 +239,8 @@ def triton_backward(
     return gradients
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "deep_supervision",
-    {
-        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_forward, "any"),
-    },
-)
-_backends.register(
-    "deep_supervision_backward",
-    {
-        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ..reference.dice_bce import dice_bce_loss as reference_loss
 from ..reference.dice_bce import segment_sums
-from . import _backends
+from . import _backends, _checks
+from ._checks import EMPTY
 from ._planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ._pointers import address, num_threads
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
-EMPTY = ("one", "zero", "skip")
-REDUCTIONS = ("none", "mean", "sum", "total")  # "total" is not public: as "sum", with the BCE not divided by elements
+REDUCTIONS = (*_checks.REDUCTIONS, "total")  # "total" is not public: as "sum", with the BCE not divided by elements
 
 
 class Options(NamedTuple):
@@ -260,20 +260,8 @@ def triton_gradient(grad: Tensor, tensors: Tensors, slopes: Tensor, squared_pred
     return gradient
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "dice_bce",
-    {
-        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_forward, "any"),
-    },
-)
-_backends.register(
-    "dice_bce_backward",
-    {
-        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ..reference.dice_ce import dice_ce_loss as reference_loss
 from ..reference.overlap import softmax_sums
-from . import _backends
+from . import _backends, _checks
+from ._checks import EMPTY
 from ._class_checks import NO_CLASS
 from ._planes import describe, gradient_like, in_place, mask_in_place, pixels
 from ._pointers import address, element, num_threads
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
-EMPTY = ("one", "zero", "skip")
-REDUCTIONS = ("none", "mean", "sum", "total", "totals")  # the last two: cross-entropy alone, not divided
+REDUCTIONS = (*_checks.REDUCTIONS, "total", "totals")  # the last two: cross-entropy alone, not divided
 
 
 class Options(NamedTuple):
@@ -290,20 +290,8 @@ def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, o: Opt
     )
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "dice_ce",
-    {
-        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_forward, "any"),
-    },
-)
-_backends.register(
-    "dice_ce_backward",
-    {
-        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..reference.focal import sigmoid_focal
 from . import _backends
+from ._checks import REDUCTIONS
 from ._dice_bce import check_plausible
 from ._loss_op import LossOp
 from ._planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
@@ -16,7 +17,6 @@ from ._pointers import address, num_threads
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()
-REDUCTIONS = ("none", "mean", "sum")
 
 
 class Options(NamedTuple):
@@ -160,23 +160,11 @@ def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, option
     return gradient
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "sigmoid_focal",
-    {
-        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_forward, "any"),
-    },
-)
-_backends.register(
-    "sigmoid_focal_backward",
-    {
-        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}
 
 sigmoid_focal_op = LossOp(
     "sigmoid_focal",
@@ -186,6 +174,7 @@ sigmoid_focal_op = LossOp(
     ),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=_outputs,
     reference=reference,
 )

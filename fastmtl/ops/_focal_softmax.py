@@ -9,9 +9,11 @@ from torch import Tensor
 
 from ..reference.focal import softmax_focal
 from . import _backends
-from ._focal import REDUCTIONS, new_outputs, reduce, slopes
+from ._checks import REDUCTIONS
+from ._dice_ce import check_classes, readable
+from ._focal import new_outputs, reduce, slopes
 from ._loss_op import LossOp
-from ._planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
+from ._planes import ABSENT, describe, gradient_like, pixels
 from ._pointers import address, num_threads
 from ._recycled import Recycled
 
@@ -27,9 +29,9 @@ class Options(NamedTuple):
 
 class Tensors(NamedTuple):
     input: Tensor  # logits [B, C, *spatial]
-    target: Tensor  # class numbers [B, *spatial]
+    target: Tensor  # class numbers [B, 1, *spatial]
     factors: Tensor | None  # [C]: of each class
-    mask: Tensor | None  # bool or uint8, as many dims as target, broadcastable to it
+    mask: Tensor | None  # bool or uint8, broadcastable to target, with as many dims
 
 
 def _outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
@@ -38,8 +40,8 @@ def _outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 def _sums(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     input, target, factors, mask = tensors
-    mask = None if mask is None else mask.expand(target.shape)
-    return softmax_focal(input, target, factors, mask, options.gamma, options.ignore_index)
+    mask = None if mask is None else mask.expand(target.shape).squeeze(1)
+    return softmax_focal(input, target.squeeze(1), factors, mask, options.gamma, options.ignore_index)
 
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
@@ -47,10 +49,7 @@ def reference(tensors: Tensors, options: Options) -> Tensor:
 
 
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    input, target, _, mask = tensors
-    if input.device.type == "cpu":  # elsewhere a look at the values would wait for the device
-        wrong = (target != options.ignore_index) & ((target < 0) | (target >= input.shape[1]))
-        _check_classes(not bool((wrong if mask is None else wrong & mask.bool()).any()), input.shape[1])
+    check_classes(tensors.target, tensors.mask, tensors.input, options.ignore_index)
     loss, coefficients = _outputs(tensors, options)
     sums, elements = _sums(tensors, options)
     loss.copy_(reduce(sums, elements, options.reduction))
@@ -60,9 +59,9 @@ def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tenso
 def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
     """Plain torch, by the kernels' formula: autograd does not run inside an op."""
     input, target, factors, mask = tensors
-    valid = target != options.ignore_index if mask is None else (target != options.ignore_index) & mask.bool()
-    valid = valid.unsqueeze(1)  # [B, 1, *spatial]
-    y = torch.where(valid, target.long().unsqueeze(1), 0)
+    y = target.long()
+    valid = y != options.ignore_index if mask is None else (y != options.ignore_index) & mask.bool()
+    y = torch.where(valid, y, 0)
     log_p = torch.where(valid, input.to(coefficients.dtype), 0.0).log_softmax(1)
     p, loss = log_p.exp(), -log_p.gather(1, y)
     miss = p.scatter(1, y, 0.0).sum(1, keepdim=True)
@@ -77,15 +76,10 @@ def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, opt
 
 
 def _readable(tensors: Tensors) -> Tensors:
-    """With one pixel stride each, float32 factors, and target and mask as [B, 1, *spatial]."""
-    input, target, factors, mask = tensors
-    target = target.unsqueeze(1)
-    return Tensors(
-        in_place(input),
-        in_place(target),
-        None if factors is None else factors.to(torch.float32).contiguous(),
-        None if mask is None else mask_in_place(mask.unsqueeze(1), target.shape),
-    )
+    """The same tensors with one pixel stride each and float32 factors; copies only what has no such stride."""
+    input, target, mask = readable(tensors.input, tensors.target, tensors.mask)
+    factors = tensors.factors
+    return Tensors(input, target, None if factors is None else factors.to(torch.float32).contiguous(), mask)
 
 
 def _described(tensors: Tensors, options: Options) -> tuple[object, ...]:
@@ -93,14 +87,6 @@ def _described(tensors: Tensors, options: Options) -> tuple[object, ...]:
     shape = (input.shape[0], input.shape[1], pixels(input))
     numbers = (options.gamma, options.ignore_index)
     return shape, describe(input), describe(target), describe(mask), address(factors), numbers
-
-
-def _check_classes(plausible: bool, channels: int) -> None:
-    if not plausible:
-        raise ValueError(
-            f"`target` must hold class numbers 0 to {channels - 1}, as `input` has {channels} channels, or "
-            "`ignore_index`; it holds others. Mask them or name them in `ignore_index`."
-        )
 
 
 def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
@@ -113,7 +99,8 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
         address(coefficients),
         num_threads(),
     )
-    _check_classes(plausible, tensors.input.shape[1])
+    if not plausible:
+        check_classes(tensors.target, tensors.mask, tensors.input, options.ignore_index)
     return loss, coefficients
 
 
@@ -149,23 +136,11 @@ def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, option
     return gradient
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "softmax_focal",
-    {
-        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_forward, "any"),
-    },
-)
-_backends.register(
-    "softmax_focal_backward",
-    {
-        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}
 
 softmax_focal_op = LossOp(
     "softmax_focal",
@@ -175,6 +150,7 @@ softmax_focal_op = LossOp(
     ),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=_outputs,
     reference=reference,
 )

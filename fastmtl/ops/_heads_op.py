@@ -2,7 +2,7 @@
 
 The forward takes the list, further tensors and options; it returns the loss, the coefficients its backward needs (a few
 numbers per segment and head), and nothing else. The backward returns one gradient per head. Only the tensors given and
-the coefficients are kept; a second derivative goes through the reference; vmap loops over samples.
+the coefficients are kept; second and forward-mode derivatives go through the reference; vmap loops over samples.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _backends
-from ._loss_op import _LIBRARY, _TAGS, _transformed
+from ._loss_op import _LIBRARY, _TAGS, Backends, _transformed, forward_mode, push_forward
 from ._planes import gradient_like
 
 _is_legacy_batched = cast(Any, torch._C)._functorch.is_legacy_batchedtensor
@@ -25,10 +25,11 @@ class HeadsLossOp:
     """Calling it with the inputs, the further tensors and the options runs the op; returns (loss, coefficients).
 
     Args:
-        name: the op is `fastmtl::name`; its backends are registered in `_backends` as `name`, called with (inputs,
-            tensors, options), and `name_backward`, called with (grad, inputs, tensors, coefficients, options).
+        name: the op is `fastmtl::name`.
         schema: the further tensors' and the options' part of the schema, in the order of the tuples.
         tensors, options: NamedTuple classes; `backend` is an option.
+        backends: forward, called with (inputs, tensors, options), and backward, called with (grad, inputs, tensors,
+            coefficients, options), of each; see `_backends.register_kernels`.
         fake: (inputs, tensors, options) -> uninitialised outputs.
         reference: (inputs, tensors, options) -> loss, in plain torch, differentiable any number of times.
     """
@@ -40,11 +41,13 @@ class HeadsLossOp:
         tensors: type[Any],
         options: type[Any],
         *,
+        backends: Backends,
         fake: Callable[[Sequence[Tensor], Any, Any], tuple[Tensor, Tensor]],
         reference: Callable[[Sequence[Tensor], Any, Any], Tensor],
     ) -> None:
         self._name, self._reference, self._tensors, self._options = name, reference, tensors, options
         self.further, self.settings = len(tensors._fields), len(options._fields)
+        _backends.register_kernels(name, backends)
         both = f"Tensor[] inputs, {schema[0]}"
         _LIBRARY.define(f"{name}({both}, {schema[1]}) -> (Tensor, Tensor)", tags=_TAGS)
         _LIBRARY.define(
@@ -98,12 +101,12 @@ class HeadsLossOp:
         return run(grad, inputs, tensors, coefficients, options)
 
     def _record_forward(self, inputs: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        if forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
             return self._recorded_forward.apply(*inputs, *rest)
         return self.below(inputs, *rest)
 
     def _record_backward(self, grad: Tensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (grad, *inputs)):
+        if forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in (grad, *inputs))):
             return list(self._recorded_backward.apply(grad, *inputs, *rest))
         return self.below_backward(grad, inputs, *rest)
 
@@ -130,6 +133,7 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
             ctx.mark_non_differentiable(output[1])
             ctx.save_for_backward(*inputs[:-settings], output[1])
+            ctx.save_for_forward(*inputs[:-settings], output[1])
             ctx.options = inputs[-settings:]
 
         @staticmethod
@@ -138,6 +142,13 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
             inputs, rest = ctx.saved_tensors[:heads], ctx.saved_tensors[heads:]
             gradients = op.backward(grads[0], inputs, *rest, *ctx.options)
             return *gradients, *(None,) * (further + settings)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+            heads = len(ctx.saved_tensors) - further - 1
+            inputs, rest = ctx.saved_tensors[:heads], ctx.saved_tensors[heads:-1]
+            tensors, options = op.split((*rest, *ctx.options))
+            return push_forward(lambda *inputs: op._reference(inputs, tensors, options), inputs, tangents[:heads]), None
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -154,18 +165,28 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
             ctx.save_for_backward(*inputs[: -settings - 1])
+            ctx.save_for_forward(*inputs[: -settings - 1])
             ctx.options = inputs[-settings:]
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            """The coefficients depend on the logits: only a second look at the whole loss has all of the derivative."""
+        def gradients(ctx: Any) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
+            """The gradients as a function of grad and the inputs, and these. The coefficients depend on the logits:
+            only a second look at the whole loss has all of the derivative."""
             grad, *saved = ctx.saved_tensors
             heads = len(saved) - further
             tensors, options = op.split((*saved[heads:], *ctx.options))
-            pull: Any = torch.func.vjp(
-                lambda grad, *inputs: op.gradients(grad, inputs, tensors, options), grad, *saved[:heads]
-            )[1]
+            return lambda grad, *inputs: op.gradients(grad, inputs, tensors, options), (grad, *saved[:heads])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            function, at = Backward.gradients(ctx)
+            pull: Any = torch.func.vjp(function, *at)[1]
             return *pull(grads), *(None,) * (further + 1 + settings)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+            function, at = Backward.gradients(ctx)
+            return push_forward(function, at, tangents[: len(at)])
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:

@@ -3,17 +3,18 @@
 The forward takes tensors and options, returns the loss, the coefficients its backward needs (a few numbers per
 segment), and by-products. The backward takes grad, the same tensors, the coefficients and the options, and returns
 the gradient of the first tensor; nothing else is differentiable, and only the tensors and the coefficients are kept.
-A second derivative goes through the reference.
+A second derivative and forward-mode derivatives go through the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _backends
 from ._planes import gradient_like
@@ -22,16 +23,18 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
 
 Vmap = Callable[..., tuple[Any, Any]]
+Backends = Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # forward and backward by name
 
 
 class LossOp:
     """Calling it with the tensors and then the options runs the op; returns (loss, coefficients, *by-products).
 
     Args:
-        name: the op is `fastmtl::name`; its backends are registered in `_backends` as `name`, called with (tensors,
-            options), and `name_backward`, called with (grad, tensors, coefficients, options).
+        name: the op is `fastmtl::name`.
         schema: the tensors' and the options' part of the `torch.library` schema, in the order of the tuples.
         tensors, options: NamedTuple classes; the first tensor is the differentiable one, `backend` is an option.
+        backends: forward, called with (tensors, options), and backward, called with (grad, tensors, coefficients,
+            options), of each; see `_backends.register_kernels`.
         fake: (tensors, options) -> uninitialised outputs; run with fake tensors by torch.compile.
         reference: (tensors, options) -> loss, in plain torch, differentiable any number of times.
         vmap, vmap_backward: batching rules as `torch.library.register_vmap` wants them; a loop over samples without.
@@ -44,6 +47,7 @@ class LossOp:
         tensors: type[Any],
         options: type[Any],
         *,
+        backends: Backends,
         fake: Callable[[Any, Any], tuple[Tensor, ...]],
         reference: Callable[[Any, Any], Tensor],
         outputs: int = 2,
@@ -51,7 +55,8 @@ class LossOp:
         vmap_backward: Vmap | None = None,
     ) -> None:
         self._name, self._tensors, self._options = name, tensors, options
-        self._number, self._reference = len(tensors._fields), reference
+        self._number, self._outputs, self._reference = len(tensors._fields), outputs, reference
+        _backends.register_kernels(name, backends)
         returns = ", ".join(["Tensor"] * outputs)
         _LIBRARY.define(f"{name}({schema[0]}, {schema[1]}) -> ({returns})", tags=_TAGS)
         _LIBRARY.define(
@@ -124,7 +129,7 @@ class LossOp:
 
 def _functions(op: LossOp) -> tuple[Any, Any, Any]:
     """The autograd.Functions of one op: forward as recorded by the op, forward for torch.func, backward."""
-    number = op._number
+    number, outputs = op._number, op._outputs
 
     class Forward(torch.autograd.Function):
         @staticmethod
@@ -135,12 +140,22 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
             ctx.mark_non_differentiable(*output[1:])
             ctx.save_for_backward(*inputs[:number], output[1])
+            ctx.save_for_forward(*inputs[:number], output[1])
             ctx.options = inputs[number:]
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
             gradient = op.backward(grads[0], *ctx.saved_tensors, *ctx.options)
             return gradient, *(None,) * (number - 1 + len(ctx.options))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+            tensors, options = op.split((*ctx.saved_tensors[:number], *ctx.options))
+
+            def loss(first: Tensor) -> Tensor:
+                return op._reference(tensors._replace(**{tensors._fields[0]: first}), options)
+
+            return push_forward(loss, tensors[:1], tangents[:1]), *(None,) * (outputs - 1)
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -156,6 +171,7 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
             return output
 
         backward = Forward.backward
+        jvp = Forward.jvp
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -165,19 +181,30 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             ctx.save_for_backward(*inputs[: number + 1])
+            ctx.save_for_forward(*inputs[: number + 1])
             ctx.options = inputs[number + 2 :]
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            """The coefficients depend on the logits: only a second look at the whole loss has all of the derivative."""
+        def gradient(ctx: Any) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
+            """The gradient as a function of grad and the first tensor, and these two. The coefficients depend on the
+            logits: only a second look at the whole loss has all of the derivative."""
             grad, *rest = ctx.saved_tensors
             tensors, options = op.split((*rest, *ctx.options))
 
             def gradient(grad: Tensor, first: Tensor) -> Tensor:
                 return op.gradient(grad, tensors._replace(**{tensors._fields[0]: first}), options)
 
-            pull: Any = torch.func.vjp(gradient, grad, tensors[0])[1]
-            return *pull(grads[0]), *(None,) * (number + len(options))
+            return gradient, (grad, tensors[0])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            function, at = Backward.gradient(ctx)
+            pull: Any = torch.func.vjp(function, *at)[1]
+            return *pull(grads[0]), *(None,) * (number + len(ctx.options))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Tensor:
+            return push_forward(*Backward.gradient(ctx), tangents[:2])
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -189,7 +216,23 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
 def _record(recorded: Any, plain: Callable[..., Any], *arguments: Any) -> Any:
     # The first tensor, or in a backward the gradient and the first tensor.
     needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments[:2])
-    return recorded.apply(*arguments) if needed else plain(*arguments)
+    return recorded.apply(*arguments) if needed or forward_mode() else plain(*arguments)
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode derivatives may be asked for: a tensor's tangent would be lost on the plain way."""
+    return forward_ad._current_level >= 0
+
+
+def push_forward(function: Callable[..., Any], at: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Any:
+    """The derivative of `function` along the tangents: the transpose of its pull-back, which is linear. So the
+    function needs reverse mode alone, as an op's own backward does."""
+    derived: Any = torch.func.vjp(function, *at)
+    value, pull = derived
+    known = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(at, tangents, strict=True))
+    zeros = tuple(map(torch.zeros_like, value)) if isinstance(value, tuple) else torch.zeros_like(value)
+    push: Any = torch.func.vjp(pull, zeros)[1]
+    return push(known)[0]
 
 
 def _transformed() -> bool:

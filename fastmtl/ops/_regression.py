@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..reference.regression import regression_loss
 from . import _backends
+from ._checks import REDUCTIONS
 from ._planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ._pointers import address, element, num_threads
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
 ERRORS = ("squared", "absolute", "smooth")
-REDUCTIONS = ("none", "mean", "sum")
 _SMALLEST_BETA = 1e-30  # below it 1 / beta is no float32 one can compute with, and the error is the absolute one
 
 
@@ -182,20 +182,8 @@ def _without_addresses(layout: Layout) -> tuple[tuple[int, int, int], ...]:
     return layout.shape, *(seen[2:] for seen in layout[1:])
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "regression",
-    {
-        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_forward, "any"),
-    },
-)
-_backends.register(
-    "regression_backward",
-    {
-        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}

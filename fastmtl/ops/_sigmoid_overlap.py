@@ -100,29 +100,18 @@ def triton_backward(grad: Tensor, tensors: Tensors, nothing: Tensor, options: Op
     return _dice_bce.triton_gradient(_ones(slopes), tensors.for_dice_bce(), slopes, options.squared_pred, 1)
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "sigmoid_overlap",
-    {
-        "cpp": _backends.Implementation(cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_forward, "any"),
-    },
-)
-_backends.register(
-    "sigmoid_overlap_backward",
-    {
-        "cpp": _backends.Implementation(cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}
 
 sigmoid_overlap_op = LossOp(
     "sigmoid_overlap",
     ("Tensor input, Tensor target, Tensor? pos_weight, Tensor? mask", "bool squared_pred, str backend"),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=lambda tensors, options: new_outputs(tensors.input),
     reference=reference,
 )

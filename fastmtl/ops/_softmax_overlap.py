@@ -99,28 +99,17 @@ def _triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, optio
     return triton_gradient(tensors, one, slopes, options.ignore_index, 0.0, options.squared_pred, True)
 
 
-_KERNELS = _backends.HALF_AND_SINGLE
-_backends.register(
-    "softmax_overlap",
-    {
-        "cpp": _backends.Implementation(_cpp_forward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(_triton_forward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(_reference_forward, "any"),
-    },
-)
-_backends.register(
-    "softmax_overlap_backward",
-    {
-        "cpp": _backends.Implementation(_cpp_backward, "cpu", _KERNELS),
-        "triton": _backends.Implementation(_triton_backward, "cuda", _KERNELS),
-        "reference": _backends.Implementation(_reference_backward, "any"),
-    },
-)
+BACKENDS = {
+    "cpp": (_cpp_forward, _cpp_backward),
+    "triton": (_triton_forward, _triton_backward),
+    "reference": (_reference_forward, _reference_backward),
+}
 _softmax_overlap = LossOp(
     "softmax_overlap",
     ("Tensor input, Tensor target, Tensor? mask", "int ignore_index, bool squared_pred, str backend"),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=_new_outputs,
     reference=_reference,
 )

@@ -43,11 +43,13 @@ def bce_with_logits(
     Returns:
         A scalar, or the shape of input with "none"; float32, also for half logits, or float64 for float64 logits.
 
-    Differentiable in `input` alone, any number of times.
+    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name.
         BackendError: the backend asked for cannot run these inputs here.
+
+    Source: torch.nn.functional.binary_cross_entropy_with_logits, for the weights and the mean.
 
     >>> logits, mask = torch.tensor([[2.0, -1.0], [0.5, 3.0]]), torch.tensor([[True, True], [True, False]])
     >>> round(bce_with_logits(logits, torch.tensor([[1, 0], [1, 0]]), mask=mask).item(), 4)
@@ -55,7 +57,7 @@ def bce_with_logits(
     """
     _checks.tensor("input", input)
     _checks.tensor("target", target)
-    _checks.one_of("reduction", reduction, ("none", "mean", "sum"))
+    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
     _backends.check_backend(backend)
     shape = input.shape
     if input.shape == target.shape and input.dim() < 2:  # one plane

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _checks
+from . import _checks, _class_checks
 from ._dice_ce import Options
 from .dice_ce import check_tensors, run
 
@@ -17,7 +17,7 @@ def cross_entropy(
     *,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     backend: str = "auto",
@@ -36,19 +36,25 @@ def cross_entropy(
         target: class numbers [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64, read as they are;
             or probabilities [B, C, *spatial], for which "mean" divides by the number of valid pixels, as in torch.
         weight: [C], the classes' weights.
-        mask: bool or uint8, [B] or [B, *spatial]; what is False takes part in nothing: samples without this label.
-        ignore_index: pixels of this class number take part in nothing.
+        mask: bool or uint8, [B] or broadcastable to [B, *spatial]; what is False takes part in nothing: samples without
+            this label.
+        ignore_index: pixels of this class number take part in nothing; None: all count.
         label_smoothing: 0 to 1.
         reduction: see above. With spatial dims "none" raises: a map of losses would have to be written and read again,
             which is what this op saves; take "sample", or torch's function.
         backend: as in `dice_ce_loss`.
 
     Returns:
-        A scalar or [B]; float32, or float64 for float64 logits. Differentiable in `input` alone.
+        A scalar or [B]; float32, or float64 for float64 logits.
+
+    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name. A class number outside 0 to C - 1 that is not
             ignore_index raises on a CPU and makes the loss NaN on a GPU.
+        BackendError: the backend asked for cannot run these inputs here.
+
+    Source: torch.nn.functional.cross_entropy, for the weights, the smoothing and the mean.
 
     >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
     >>> round(cross_entropy(logits, torch.tensor([0, 1]), mask=torch.tensor([True, False])).item(), 4)
@@ -64,7 +70,7 @@ def cross_entropy(
     options = Options(
         ce_weight=1.0,
         dice_weight=0.0,
-        ignore_index=ignore_index,
+        ignore_index=_class_checks.ignored(ignore_index),
         label_smoothing=label_smoothing,
         include_background=True,
         batch=False,

@@ -10,12 +10,9 @@ from torch import Tensor
 
 from ..reference import deep_supervision as definition
 from . import _backends, _checks, _class_checks
-from ._deep_supervision import DOWNSAMPLE, REDUCTIONS, Options, Tensors, new_outputs, reference
-from ._dice_bce import EMPTY
+from ._deep_supervision import BACKENDS, DOWNSAMPLE, REDUCTIONS, Options, Tensors, new_outputs, reference
 from ._heads_op import HeadsLossOp
 from .dice_ce import dice_ce_loss
-
-_LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 _deep_supervision = HeadsLossOp(
     "deep_supervision",
@@ -26,6 +23,7 @@ _deep_supervision = HeadsLossOp(
     ),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=new_outputs,
     reference=reference,
 )
@@ -66,7 +64,7 @@ def deep_supervision_loss(
             float32 or float64). Each head's spatial dims divide the target's; strides may differ from dim to dim, and
             several heads may have the same.
         target: "sigmoid": [B, C, *spatial] of full resolution, bool, uint8, int16, int32, int64 or floating, 0 to 1.
-            "softmax": class numbers [B, *spatial], uint8, int16, int32 or int64.
+            "softmax": class numbers [B, *spatial], bool, uint8, int16, int32 or int64.
         weights: one factor per head; None: 1 for each. A tensor [L] on the inputs' device can change from step to step
             with no new graph. A head of weight 0 is switched off: it is not read, and no NaN of it gets through.
         downsample: what a head's pixel sees of its window of the mask. "nearest": the first pixel, as
@@ -78,8 +76,8 @@ def deep_supervision_loss(
         pos_weight: with "sigmoid": weight of the positive class in the cross-entropy, a number or [C].
         ignore_index: with "softmax": pixels of this class take part in nothing.
         mask: bool or uint8; what is False takes part in nothing. "sigmoid": [B], [B, C] or broadcastable to the target;
-            "softmax": [B] or [B, *spatial]. "nearest" takes it at the pixel it samples; with "area" and "max" the valid
-            pixels of a window alone count, and one of them makes the head's pixel valid.
+            "softmax": [B] or broadcastable to [B, *spatial]. "nearest" takes it at the pixel it samples; with "area"
+            and "max" the valid pixels of a window alone count, and one of them makes the head's pixel valid.
         batch, squared_pred, jaccard, smooth_nr, smooth_dr, empty: as in `dice_bce_loss`.
         reduction: "mean": the weighted sum above, a scalar; "none": its summands, [L].
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
@@ -88,9 +86,10 @@ def deep_supervision_loss(
         A scalar or [L]; float32, or float64 for float64 logits. Sums are finished in float64 and do not depend on the
         thread count, nor change from run to run.
 
-    Differentiable in every element of `inputs`, any number of times (beyond the first through the reference). The
-    backward keeps the arguments and three numbers per segment and head, with "softmax" the smaller class maps too. With
-    "sigmoid" the target and the mask are read in place whatever their strides, the heads where a plane has one stride.
+    Differentiable in every element of `inputs`, any number of times (beyond the first, and in forward mode, through the
+    reference). The backward keeps the arguments and three numbers per segment and head, with "softmax" the smaller
+    class maps too. With "sigmoid" the target and the mask are read in place whatever their strides, the heads where a
+    plane has one stride.
 
     Raises:
         ValueError: a shape, dtype, device, name or range that does not fit, or an argument other than `inputs` that
@@ -119,7 +118,7 @@ def deep_supervision_loss(
         _checks.flag(name, value)
     _checks.not_negative("smooth_nr", smooth_nr)
     _checks.not_negative("smooth_dr", smooth_dr)
-    _checks.one_of("empty", empty, EMPTY)
+    _checks.one_of("empty", empty, _checks.EMPTY)
     _checks.one_of("reduction", reduction, REDUCTIONS)
     _backends.check_backend(backend)
     numbers, moving = _check_weights(weights, inputs)
@@ -128,11 +127,9 @@ def deep_supervision_loss(
     if activation == "softmax":
         if pos_weight is not None:
             raise ValueError("`pos_weight` is for activation='sigmoid'; got 'softmax'. Weigh classes by the mask.")
-        ignored = _class_checks.NOTHING_IGNORED if ignore_index is None else _class_checks.ignored(ignore_index)
-        mask = _pixel_mask(mask, target)
+        ignored, mask = _class_checks.ignored(ignore_index), _class_checks.pixel_mask(mask, target.unsqueeze(1))
         return _softmax(inputs, target, numbers if moving is None else moving, ignored, mask, Options([], *settings))
-    if ignore_index is not None:
-        raise ValueError("`ignore_index` is for activation='softmax'; got 'sigmoid'. Pass `mask` instead.")
+    _class_checks.no_class_ignored(ignore_index)
     pos_weight = _checks.per_channel("pos_weight", pos_weight, inputs[0])
     mask = _checks.full_rank_mask(mask, target, "target")
     return _deep_supervision(inputs, target, moving, pos_weight, mask, numbers, *settings)[0]
@@ -141,10 +138,11 @@ def deep_supervision_loss(
 def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor, ignore_index: int,
              mask: Tensor | None, options: Options) -> Tensor:  # fmt: skip
     """`dice_ce_loss` head by head; with "nearest" the smaller class maps are views."""
-    mask, losses = None if mask is None else mask.bool().expand(target.shape), []
+    mask, losses = None if mask is None else mask.squeeze(1).bool().expand(target.shape), []
     labelled = mask  # without what is ignored: a window's other pixels speak for it
     if options.downsample != "nearest" and ignore_index != _class_checks.NOTHING_IGNORED:
-        labelled = target != ignore_index if mask is None else (target != ignore_index) & mask
+        wanted = target.long() != ignore_index  # a number beyond uint8 would be wrapped into it
+        labelled = wanted if mask is None else wanted & mask
     names = ("dice_weight", "batch", "squared_pred", "jaccard", "smooth_nr", "smooth_dr", "empty", "backend")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names} | {"ignore_index": ignore_index}
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
@@ -205,7 +203,7 @@ def _check_target(inputs: list[Tensor], target: Tensor, activation: str) -> None
         missing_channel = not softmax and first.shape[1] == 1 and target.dim() == first.dim() - 1
         advice = "Add the channel: target.unsqueeze(1)." if missing_channel else "See `activation`."
         raise ValueError(f"`target` must be {expected}, {kind}; got {shape}. {advice}")
-    _checks.dtype("target", target, _LABELS if softmax else _checks.TARGETS, "Convert it first.")
+    _checks.dtype("target", target, _class_checks.CLASSES if softmax else _checks.TARGETS, "Convert it first.")
     _checks.device("target", target, first)
     _checks.constant("target", target)
     full = target.shape[len(lead) :]
@@ -233,18 +231,3 @@ def _check_weights(weights: object, inputs: list[Tensor]) -> tuple[list[float], 
     if len(weights) != len(inputs):
         raise ValueError(f"`weights` must be {len(inputs)} numbers, one per head; got {len(weights)}.")
     return [_checks.finite(f"weights[{index}]", weight) for index, weight in enumerate(weights)], None
-
-
-def _pixel_mask(mask: Tensor | None, target: Tensor) -> Tensor | None:
-    """A mask for class numbers, with the target's dims."""
-    if mask is None:
-        return None
-    _checks.tensor("mask", mask)
-    _checks.dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a valid pixel.")
-    _checks.device("mask", mask, target)
-    shape = list(mask.shape)
-    if mask.dim() == 1:
-        mask = mask.view(-1, *(1,) * (target.dim() - 1))
-    if mask.dim() != target.dim() or any(m not in (1, n) for m, n in zip(mask.shape, target.shape, strict=True)):
-        raise ValueError(f"`mask` must be [B] or broadcastable to `target` {list(target.shape)}; got {shape}.")
-    return mask

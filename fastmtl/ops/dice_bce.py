@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import _backends, _checks
 from ._counts import Counts
-from ._dice_bce import EMPTY, Options, Tensors, new_outputs, reference
+from ._dice_bce import BACKENDS, Options, Tensors, new_outputs, reference
 from ._loss_op import LossOp
 
 _OPTIONS = (
@@ -108,9 +108,9 @@ def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the options
         A scalar, [B, C] or [C]; float32, or float64 for float64 logits. Sums are finished in float64 and do not
         depend on the thread count, nor change from run to run. With `return_counts=True` a pair of it and the `Counts`.
 
-    Differentiable in `input` alone, any number of times (beyond the first through the reference). The backward keeps
-    the inputs and three numbers per segment. Contiguous, channels_last and expanded tensors are read in place;
-    a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
+    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    The backward keeps the inputs and three numbers per segment. Contiguous, channels_last and expanded tensors are read
+    in place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
 
     Raises:
         ValueError: a shape, dtype, device, name or range that does not fit, or an argument other than `input` that
@@ -133,8 +133,8 @@ def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the options
     _checks.flag("jaccard", jaccard)
     _checks.not_negative("smooth_nr", smooth_nr)
     _checks.not_negative("smooth_dr", smooth_dr)
-    _checks.one_of("empty", empty, EMPTY)
-    _checks.one_of("reduction", reduction, ("none", "mean", "sum"))
+    _checks.one_of("empty", empty, _checks.EMPTY)
+    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
     _checks.flag("return_counts", return_counts)
     _backends.check_backend(backend)
     pos_weight = _checks.per_channel("pos_weight", pos_weight, input)
@@ -211,6 +211,7 @@ dice_bce_op = LossOp(
     (_TENSORS, _OPTIONS),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=lambda tensors, options: new_outputs(tensors.input, options),
     reference=reference,
     outputs=3,

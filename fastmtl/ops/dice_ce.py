@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _backends, _checks, _class_checks
 from ._counts import Counts
-from ._dice_ce import EMPTY, Options, Tensors, new_outputs, reference
+from ._dice_ce import BACKENDS, Options, Tensors, new_outputs, reference
 from ._loss_op import LossOp
 
 _OPTIONS = (
@@ -28,7 +28,7 @@ def dice_ce_loss(
     dice_weight: float = 0.5,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     include_background: bool = True,
     batch: bool = False,
@@ -53,7 +53,7 @@ def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short fo
     dice_weight: float = 0.5,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     label_smoothing: float = 0.0,
     include_background: bool = True,
     batch: bool = False,
@@ -88,9 +88,10 @@ def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short fo
         ce_weight, dice_weight: the two terms' factors.
         weight: [C]; weighs the classes of the cross-entropy, and multiplies each class's Dice term, whose mean still
             divides by the number of counted segments: both as in MONAI's DiceCELoss.
-        mask: bool or uint8, [B] or [B, *spatial]: samples or pixels without annotation are False and take part in
-            nothing, whatever the logits or the class there.
-        ignore_index: pixels of this class number take part in nothing either; for uint8 maps for example 255.
+        mask: bool or uint8, [B] or broadcastable to [B, *spatial]: samples or pixels without annotation are False and
+            take part in nothing, whatever the logits or the class there.
+        ignore_index: pixels of this class number take part in nothing either, for uint8 maps for example 255; None: all
+            pixels count.
         label_smoothing: 0 to 1, of the cross-entropy alone, as in torch.
         include_background: False: class 0 has no Dice term (its weight then counts in the cross-entropy alone).
         batch, squared_pred, jaccard, smooth_nr, smooth_dr: as in MONAI's DiceLoss.
@@ -106,24 +107,25 @@ def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short fo
         A scalar, or [B]; float32, or float64 for float64 logits. Nothing valid: 0, and so is the gradient. With
         `return_counts=True` a tuple (loss, `ops.Counts`).
 
-    Differentiable in `input` alone, any number of times (beyond the first through the reference). The backward keeps
-    the inputs and three numbers per segment. Contiguous, channels_last and expanded tensors are read in place; a tensor
-    whose spatial dims have no common stride (a crop, a transpose) is copied.
+    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    The backward keeps the inputs and three numbers per segment. Contiguous, channels_last and expanded tensors are read
+    in place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, by name. On a CPU also a class number outside 0 to C - 1
             that is not ignore_index; on a GPU, where looking would wait for the device, such a pixel makes the loss
             NaN.
+        BackendError: the backend asked for cannot run these inputs here.
 
-    References:
-        Milletari et al. 2016, V-Net, equation 2 (squared); MONAI's DiceCELoss.
+    Source: Milletari et al. 2016, V-Net, eq. 2-3 (Dice, squared); MONAI 1.6 DiceCELoss for smoothing and weights.
 
     >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]]])  # [1, 3, 2]
     >>> round(dice_ce_loss(logits, torch.tensor([[0, 1]], dtype=torch.uint8)).item(), 4)
     0.3427
     """
     _checks.flag("return_counts", return_counts)
-    _checks.one_of("reduction", reduction, ("none", "mean", "sum"))
+    _checks.flag("batch", batch)
+    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
     tensors = check_tensors(input, target, weight, mask)
     if batch and reduction != "mean":
         raise ValueError(f"`reduction` must be 'mean' with batch=True, where samples have no loss; got {reduction!r}.")
@@ -132,7 +134,7 @@ def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short fo
     options = Options(
         ce_weight,
         dice_weight,
-        ignore_index,
+        _class_checks.ignored(ignore_index),
         label_smoothing,
         include_background,
         batch,
@@ -162,13 +164,12 @@ def run(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     """(loss, counts) after the options' checks."""
     _checks.finite("ce_weight", options.ce_weight)
     _checks.finite("dice_weight", options.dice_weight)
-    _class_checks.ignored(options.ignore_index)
-    _class_checks.smoothing(options.label_smoothing)
+    _checks.between("label_smoothing", options.label_smoothing, 0, 1)
     for name in ("include_background", "batch", "squared_pred", "jaccard"):
         _checks.flag(name, getattr(options, name))
     _checks.not_negative("smooth_nr", options.smooth_nr)
     _checks.not_negative("smooth_dr", options.smooth_dr)
-    _checks.one_of("empty", options.empty, EMPTY)
+    _checks.one_of("empty", options.empty, _checks.EMPTY)
     _backends.check_backend(options.backend)
     of_batch = options.reduction in ("mean", "total") and (options.batch or options.dice_weight == 0)
     if of_batch and not options.counts and tensors.input[0, 0].numel() == 1:
@@ -192,6 +193,7 @@ _dice_ce = LossOp(
     (_TENSORS, _OPTIONS),
     Tensors,
     Options,
+    backends=BACKENDS,
     outputs=3,
     fake=lambda tensors, options: new_outputs(tensors.input, options),
     reference=reference,

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from . import _backends, _checks, _class_checks
-from ._focal import REDUCTIONS, sigmoid_focal_op
+from ._focal import sigmoid_focal_op
 from ._focal_softmax import softmax_focal_op
-
-_CLASSES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def focal_loss(
@@ -29,7 +27,7 @@ def focal_loss(
     activation: str = "sigmoid",
     weight: Tensor | float | None = None,
     mask: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -44,8 +42,8 @@ def focal_loss(
     Args:
         input: logits [B, C, *spatial], float16, bfloat16, float32 or float64, any value.
         target: "sigmoid": as input in shape, 0 to 1; bool, uint8, int16, int32, int64 or floating, never 0 to 255 (the
-            CPU kernel notices a mean above 1 and raises). "softmax": class numbers [B, *spatial], uint8, int16, int32
-            or int64; a class that is not there raises on a CPU and makes the loss NaN on a GPU.
+            CPU kernel notices a mean above 1 and raises). "softmax": class numbers [B, *spatial] or [B, 1, *spatial],
+            bool, uint8, int16, int32 or int64; one that is not there raises on a CPU and makes the loss NaN on a GPU.
         gamma: 0 or more; 0 is the plain cross-entropy. 0, 1 and 2 cost no power.
         alpha: None for no weighting by class. "sigmoid": a number, or [C], for the positives; 1 - alpha for the
             negatives. "softmax": one number for each class [C], or a number for all classes but 0, which gets
@@ -53,8 +51,9 @@ def focal_loss(
         activation: "sigmoid" or "softmax".
         weight: a number or [C]; multiplies each channel's, or each class's, loss. The mean does not divide by it.
         mask: bool or uint8; what is False takes part in nothing, whatever the logit or target there. "sigmoid": [B],
-            [B, C] or broadcastable to input; "softmax": [B] or broadcastable to target.
-        ignore_index: "softmax": pixels of this class take part in nothing. "sigmoid" has no classes: pass a mask.
+            [B, C] or broadcastable to input; "softmax": [B] or broadcastable to [B, *spatial].
+        ignore_index: "softmax": pixels of this class take part in nothing; None: all do. "sigmoid" has no classes: pass
+            a mask.
         reduction: "mean" over the valid elements (or pixels; 0 if there are none), "sum", or "none" for one mean for
             each segment: [B, C] with "sigmoid", [B] with "softmax".
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
@@ -63,9 +62,9 @@ def focal_loss(
         A scalar, [B, C] or [B]; float32, or float64 for float64 logits. Sums are finished in float64 and do not
         depend on the thread count, nor change from run to run.
 
-    Differentiable in `input` alone, any number of times (beyond the first through the reference). The backward keeps
-    the inputs and a number per segment. Contiguous, channels_last and expanded tensors are read in place; a tensor
-    whose spatial dims have no common stride (a crop, a transpose) is copied.
+    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    The backward keeps the inputs and a number per segment. Contiguous, channels_last and expanded tensors are read in
+    place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
 
     Raises:
         ValueError: a shape, dtype, device, name or range that does not fit, or an argument other than `input` that
@@ -87,16 +86,12 @@ def focal_loss(
     _checks.not_negative("gamma", gamma)
     if alpha is not None and not isinstance(alpha, Tensor):
         _checks.finite("alpha", alpha)
-    _checks.one_of("reduction", reduction, REDUCTIONS)
-    _class_checks.ignored(ignore_index)
+    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
     _backends.check_backend(backend)
     if activation == "softmax":
-        return _softmax(input, target, gamma, alpha, weight, mask, ignore_index, reduction, backend)
-    if ignore_index != -100:
-        raise ValueError(
-            f"`ignore_index` names a class, which activation='sigmoid' does not have; got {ignore_index}. Pass "
-            f"mask=target != {ignore_index}."
-        )
+        ignored = _class_checks.ignored(ignore_index)
+        return _softmax(input, target, gamma, alpha, weight, mask, ignored, reduction, backend)
+    _class_checks.no_class_ignored(ignore_index, default=-100)
     _checks.logits_and_target(input, target)
     weight = _checks.per_channel("weight", weight, input)
     positive, negative = (1.0, 1.0) if alpha is None or isinstance(alpha, Tensor) else (alpha, 1 - alpha)
@@ -135,52 +130,12 @@ def _softmax(
     reduction: str,
     backend: str,
 ) -> Tensor:
-    _check_classes(input, target)
+    input, target = _class_checks.logits_and_classes(input, target, soft=False)
     factors = _checks.per_channel("weight", weight, input)
     if alpha is not None:
         of_class = _by_channel(alpha, input)
         if not isinstance(alpha, Tensor):
             of_class = torch.cat([1 - of_class[:1], of_class[1:]])
         factors = of_class if factors is None else factors * of_class
-    if mask is not None:
-        mask = _pixel_mask(mask, target, input)
-    if input.dim() == 2:
-        input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
+    mask = _class_checks.pixel_mask(mask, input)
     return softmax_focal_op(input, target, factors, mask, gamma, ignore_index, reduction, backend)[0]
-
-
-def _check_classes(input: Tensor, target: Tensor) -> None:
-    """Logits [B, C, *spatial] with class numbers [B, *spatial]."""
-    _checks.tensor("input", input)
-    _checks.tensor("target", target)
-    shape = list(input.shape)
-    if input.dim() < 2 or input.shape[1] < 2:
-        raise ValueError(
-            f"`input` must be [B, C, *spatial] with 2 or more channels for a softmax; got {shape}. One channel takes "
-            "activation='sigmoid'."
-        )
-    if input.numel() == 0:
-        raise ValueError(f"`input` must have at least one element; got {shape}. Skip the empty batch.")
-    _checks.dtype("input", input, _backends.FLOATING, "Pass logits, not labels.")
-    expected = [shape[0], *shape[2:]]
-    if list(target.shape) != expected:
-        found = list(target.shape)
-        advice = "Drop the channel: target.squeeze(1)." if found == [shape[0], 1, *shape[2:]] else ""
-        advice = "Take the class numbers: target.argmax(1)." if found == shape else advice
-        message = f"`target` must hold class numbers {expected} for `input` {shape}; got {found}. {advice}"
-        raise ValueError(message.rstrip())
-    _checks.dtype("target", target, _CLASSES, "Convert it to class numbers first.")
-    _checks.device("target", target, input)
-
-
-def _pixel_mask(mask: Tensor, target: Tensor, input: Tensor) -> Tensor:
-    """The mask with as many dims as `target`: [B] gets ones appended."""
-    _checks.tensor("mask", mask)
-    _checks.dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a valid pixel.")
-    _checks.device("mask", mask, input)
-    full = mask.reshape(-1, *(1,) * (target.dim() - 1)) if mask.dim() == 1 else mask
-    if full.dim() != target.dim() or any(m not in (1, n) for m, n in zip(full.shape, target.shape, strict=True)):
-        raise ValueError(
-            f"`mask` must be [B] or broadcastable to `target` {list(target.shape)} dim by dim; got {list(mask.shape)}."
-        )
-    return full

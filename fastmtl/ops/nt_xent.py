@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _backends, _checks
 from ._loss_op import LossOp
-from ._nt_xent import Options, Tensors, new_outputs, reference
+from ._nt_xent import BACKENDS, Options, Tensors, new_outputs, reference
 
 
 def nt_xent_loss(
@@ -32,7 +32,7 @@ def nt_xent_loss(
 
     Args:
         z1, z2: projections [N, D] of the two views, float16, bfloat16, float32 or float64, one dtype; N, D at least 1.
-        temperature: T > 0. The paper's best is 0.1 with ResNet-50; any T is computed without overflow or underflow.
+        temperature: T, 1e-30 to 1e30, where nothing overflows in float32. The paper's best is 0.1 with ResNet-50.
         mask: bool or uint8 [N]: pairs that take part. The others are neither anchors nor negatives, whatever their
             rows hold, and get a gradient of 0. With no pair left the loss is 0 and so is the gradient.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch, which does hold 2N x 2N). float64
@@ -44,8 +44,8 @@ def nt_xent_loss(
 
     The similarities are computed block by block, forward and again backward, and never held; the backward keeps z and
     4N + 1 numbers. Half-precision rows are multiplied with float32 sums. Results do not depend on the number of
-    threads, nor change from run to run. Differentiable in z1 and z2 any number of times (beyond the first through the
-    reference).
+    threads, nor change from run to run. Differentiable in z1 and z2 any number of times (beyond the first, and in
+    forward mode, through the reference).
 
     Raises:
         ValueError: a shape, dtype, device or range that does not fit, or something that is no projection.
@@ -59,8 +59,7 @@ def nt_xent_loss(
     0.5103
     """
     _check_pair(z1, z2)
-    if _checks.finite("temperature", temperature) <= 0:
-        raise ValueError(f"`temperature` must be above 0; got {temperature}.")
+    _checks.between("temperature", temperature, 1e-30, 1e30)
     _backends.check_backend(backend)
     _check_mask(mask, z1)
     loss, _ = _nt_xent(torch.cat([z1, z2]), mask, float(temperature), backend)
@@ -104,6 +103,7 @@ _nt_xent = LossOp(
     ("Tensor input, Tensor? mask", "float temperature, str backend"),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=lambda tensors, options: new_outputs(tensors.input),
     reference=reference,
 )

@@ -36,17 +36,19 @@ def overlap_sums(
         activation: "sigmoid" or "softmax" (over C).
         pos_weight: with "sigmoid": a number or [C].
         mask: bool or uint8; True takes part. "sigmoid": [B], [B, C] or broadcastable to input; "softmax": [B] or
-            [B, *spatial].
-        ignore_index: with class numbers: pixels of this class take part in nothing.
+            broadcastable to [B, *spatial].
+        ignore_index: with "softmax" and class numbers: pixels of this class take part in nothing.
         squared_pred: q = 2 instead of 1.
-        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference".
+        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
         `OverlapSums`, float32 (float64 for float64 logits); `intersection`, `prediction` and `entropy` are
-        differentiable in `input`.
+        differentiable in `input`, any number of times (beyond the first, and in forward mode, through the reference).
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name.
+        ValueError, TypeError: an argument that does not fit, by name; a class number that does not exist as in
+            `dice_ce_loss`.
+        BackendError: the backend asked for cannot run these inputs here.
 
     >>> logits, target = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
     >>> sums = overlap_sums(logits, target)
@@ -58,14 +60,15 @@ def overlap_sums(
     _checks.flag("squared_pred", squared_pred)
     _backends.check_backend(backend)
     if activation == "sigmoid":
+        _class_checks.no_class_ignored(ignore_index)
         _checks.logits_and_target(input, target)
         weight = _checks.per_channel("pos_weight", pos_weight, input)
         return _sigmoid(input, target, weight, _checks.full_rank_mask(mask, input), squared_pred, backend)
     if pos_weight is not None:
         raise ValueError("`pos_weight` belongs to activation='sigmoid'; multiply the classes' entropy sums instead.")
     logits, classes = _class_checks.logits_and_classes(input, target)
-    ignored = _class_checks.NOTHING_IGNORED if ignore_index is None else _class_checks.ignored(ignore_index)
-    return softmax_overlap_sums(logits, classes, _class_checks.pixel_mask(mask, logits), ignored, squared_pred, backend)
+    ignored, mask = _class_checks.ignored(ignore_index), _class_checks.pixel_mask(mask, logits)
+    return softmax_overlap_sums(logits, classes, mask, ignored, squared_pred, backend)
 
 
 def _sigmoid(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _backends, _checks
 from ._loss_op import LossOp
-from ._regression import REDUCTIONS, Options, Tensors, new_outputs, reference
+from ._regression import BACKENDS, Options, Tensors, new_outputs, reference
 
 
 def mse_loss(
@@ -43,14 +43,16 @@ def mse_loss(
         A scalar or [B]; float32, or float64 for float64 input. Sums are finished in float64 and do not depend on the
         thread count, nor change from run to run.
 
-    Differentiable in `input` alone, any number of times (beyond the first through the reference). The backward keeps
-    the inputs and one number per sample. Contiguous, channels_last and expanded tensors are read in place; a tensor
-    whose spatial dims have no common stride (a crop, a transpose) is copied.
+    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    The backward keeps the inputs and one number per sample. Contiguous, channels_last and expanded tensors are read in
+    place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
 
     Raises:
         ValueError: a shape, dtype, device or name that does not fit, or a target that requires a gradient.
         TypeError: something that should be a tensor is not one.
         BackendError: the backend asked for cannot run these inputs here.
+
+    Source: torch.nn.functional.mse_loss.
 
     >>> boxes, target = torch.tensor([[0.0, 0.0, 4.0, 2.0], [1.0, 1.0, 9.0, 9.0]]), torch.tensor([[0, 0, 2, 2]] * 2)
     >>> mse_loss(boxes, target, mask=torch.tensor([True, False]))
@@ -69,7 +71,9 @@ def l1_loss(
 ) -> Tensor:
     """Absolute error, |input - target|, of what is labelled: `torch.nn.functional.l1_loss` with a mask.
 
-    Everything is as for `mse_loss`. The gradient where input equals target is 0.
+    Everything is as for `mse_loss`, its errors too. The gradient where input equals target is 0.
+
+    Source: torch.nn.functional.l1_loss.
 
     >>> l1_loss(torch.tensor([1.0, 5.0]), torch.tensor([3, 5]), reduction="none")
     tensor([2., 0.])
@@ -91,16 +95,16 @@ def smooth_l1_loss(
     With d = input - target: d^2 / (2 beta) where |d| < beta, |d| - beta / 2 elsewhere.
 
     Args:
-        beta: 0 or more, in the units of input; 0 is the absolute error.
+        beta: 0 to 1e30, in the units of input; 0 is the absolute error.
 
-    Everything else is as for `mse_loss`.
+    Everything else is as for `mse_loss`, its errors too.
 
     Source: Girshick 2015, Fast R-CNN, eq. 3 (beta 1).
 
     >>> smooth_l1_loss(torch.tensor([0.5, 3.0]), torch.zeros(2), reduction="none")
     tensor([0.1250, 2.5000])
     """
-    _checks.not_negative("beta", beta)
+    _checks.between("beta", beta, 0, 1e30)
     return _regression_loss(input, target, mask, "smooth", float(beta), reduction, backend)
 
 
@@ -108,7 +112,7 @@ def _regression_loss(
     input: Tensor, target: Tensor, mask: Tensor | None, error: str, beta: float, reduction: str, backend: str
 ) -> Tensor:
     _check_pair(input, target)
-    _checks.one_of("reduction", reduction, REDUCTIONS)
+    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
     _backends.check_backend(backend)
     mask = _checks.full_rank_mask(mask, input)
     if reduction != "none" and mask is None and input.is_contiguous() and target.is_contiguous():
@@ -142,6 +146,7 @@ _regression = LossOp(
     ("Tensor input, Tensor target, Tensor? mask", "str error, float beta, str reduction, str backend"),
     Tensors,
     Options,
+    backends=BACKENDS,
     fake=lambda tensors, options: new_outputs(tensors.input, options),
     reference=reference,
 )

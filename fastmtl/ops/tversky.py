@@ -8,8 +8,6 @@ from torch import Tensor
 from . import _checks
 from .overlap import overlap_sums
 
-EMPTY = ("one", "zero", "skip")
-
 
 def tversky_loss(
     input: Tensor,
@@ -48,24 +46,26 @@ def tversky_loss(
         activation: "sigmoid" or "softmax" (over C).
         weight: a number or [C]; multiplies each channel's loss. The mean still divides by the number of segments.
         mask: bool or uint8; True takes part. "sigmoid": [B], [B, C] or broadcastable to input; "softmax": [B] or
-            [B, *spatial]. A segment without a valid element leaves the mean.
-        ignore_index: with class numbers: pixels of this class take part in nothing.
+            broadcastable to [B, *spatial]. A segment without a valid element leaves the mean.
+        ignore_index: with "softmax" and class numbers: pixels of this class take part in nothing.
         include_background: False leaves channel 0 out.
         batch, smooth_nr, smooth_dr: as in MONAI's TverskyLoss.
         empty: what a segment with an empty target does. "one", "zero": its index is 1 or 0 if the prediction's sum is 0
             too, smoothed as usual otherwise; "skip": it leaves the mean, and its loss is 0 under "none".
         reduction: "mean" over the counted segments, "sum", or "none" for one loss per segment: [B, C], with
             `batch=True` [C], one channel less without background.
-        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference".
+        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
         A scalar or a loss for each segment; float32, or float64 for float64 logits.
 
-    Differentiable in `input` alone. Where the index is 1 exactly, the slope of the power is taken as 0, infinite though
+    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    Where the index is 1 exactly, the slope of the power is taken as 0, infinite though
     it is for gamma below 1.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name.
+        ValueError, TypeError: an argument that does not fit, by name; a class number that does not exist as in
+            `dice_ce_loss`.
         BackendError: the backend asked for cannot run these inputs here.
 
     Source: Salehi et al. 2017, Tversky loss; Abraham and Khan 2019, focal Tversky loss, eq. 4.
@@ -81,13 +81,8 @@ def tversky_loss(
         raise ValueError(f"`gamma` must be above 0; got {gamma}. Plain Tversky is gamma=1.")
     _checks.flag("include_background", include_background)
     _checks.flag("batch", batch)
-    _checks.one_of("empty", empty, EMPTY)
-    _checks.one_of("reduction", reduction, ("none", "mean", "sum"))
-    if activation == "sigmoid" and ignore_index is not None:
-        raise ValueError(
-            f"`ignore_index` names a class, which activation='sigmoid' does not have; got {ignore_index}. Pass "
-            f"mask=target != {ignore_index}."
-        )
+    _checks.one_of("empty", empty, _checks.EMPTY)
+    _checks.one_of("reduction", reduction, _checks.REDUCTIONS)
     sums = overlap_sums(input, target, activation=activation, mask=mask, ignore_index=ignore_index, backend=backend)
     weight = _checks.per_channel("weight", weight, input)
     if not include_background:
