@@ -35,6 +35,7 @@ USAGE = """fastmtl: train one network for several tasks on medical images
   fastmtl predict RUN INPUT --out DIR          masks and classes for images without labels
   fastmtl report RUN [RUN ...]                 the page of a run again, or one page that compares several
   fastmtl recipes                              the built-in recipes
+  fastmtl models                               the networks, their papers, parameters and strides
   fastmtl bench                                measure fastmtl beside its peers
   fastmtl doctor                               versions, devices, and which backend each op takes
 
@@ -240,6 +241,21 @@ def _recipes(arguments: list[str]) -> int:
     return 0
 
 
+def _models(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    _nothing_more([argument for argument in arguments if argument != "--json"], "models [--json]")
+    from . import catalogue
+
+    found = catalogue.rows()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from rich.console import Console
+
+        catalogue.show(found, Console())
+    return 0
+
+
 def _doctor(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     _nothing_more([argument for argument in arguments if argument != "--json"], "doctor [--json]")
@@ -261,6 +277,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": _predict,
     "report": _report,
     "recipes": _recipes,
+    "models": _models,
     "bench": _bench,
     "doctor": _doctor,
 }

@@ -1,7 +1,27 @@
 """Networks with one shared trunk and one output per task; plain torch modules, usable without the trainer."""
 
-from .heads import Output
+from . import big_unet, classifiers, daformer_models, small_unet, smp_models, unet_multi  # noqa: F401 (importing registers)
+from .base import MultiTaskModel, PyramidModel
+from .heads import Output, Queries
 from .joint_unet import JointUNet
-from .registry import check_model, create_model, list_models, register_model
+from .mask2tasks import Mask2Tasks
+from .registry import ModelInfo, Row, check_model, create_model, list_models, model_info, register_model
+from .weights import WeightsReport, load_weights
 
-__all__ = ["JointUNet", "Output", "check_model", "create_model", "list_models", "register_model"]
+__all__ = [
+    "JointUNet",
+    "Mask2Tasks",
+    "ModelInfo",
+    "MultiTaskModel",
+    "Output",
+    "PyramidModel",
+    "Queries",
+    "Row",
+    "WeightsReport",
+    "check_model",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "model_info",
+    "register_model",
+]

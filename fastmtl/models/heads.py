@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
+
+Kind = Literal["map", "vector", "box", "image", "embedding", "queries", "auxiliary"]
 
 
 @dataclass(frozen=True)
 class Output:
-    """The logits one task needs.
+    """What one task needs; logits and coordinates come without their sigmoid or softmax.
 
     Attributes:
-        kind: "map" for [B, channels, H, W] at the input's size, "vector" for [B, channels].
-        channels: number of logits per pixel or per image.
+        kind: "map" [B, channels, H, W] logits at the input's size; "vector" [B, channels] logits or values; "box"
+            [B, 4] logits of centre x, centre y, width, height as fractions of the image; "image" [B, 3, H, W], a
+            reconstruction of the normalised input; "embedding" [B, channels], a projection for contrastive losses;
+            "queries" a `Queries` for channels classes; "auxiliary" [B, channels, h, w] logits of an encoder block at a
+            lower stride (see `AuxiliaryHeads`).
+        channels: logits per pixel, image or embedding; 4 for a box, 3 for an image, classes for queries.
     """
 
-    kind: Literal["map", "vector", "box", "image", "embedding", "queries", "auxiliary"]
+    kind: Kind
     channels: int
 
 
-def split_outputs(tasks: Mapping[str, Output], model: str) -> tuple[dict[str, int], dict[str, int]]:
-    """(maps, vectors): task name -> channels, for a model that gives both kinds.
+class Queries(NamedTuple):
+    """Universal segmentation, as `losses.Mask2FormerLoss` takes it.
 
-    Raises:
-        ValueError: no task, an unknown kind, or a task without channels.
+    Attributes:
+        class_logits: [B, Q, C + 1]; the last is "no object".
+        mask_logits: [B, Q, h, w], at stride 4.
+        auxiliary: (class_logits, mask_logits) of the decoder's earlier layers, in the same shapes.
     """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    auxiliary: tuple[tuple[Tensor, Tensor], ...]
+
+
+def check_outputs(tasks: Mapping[str, Output], model: str, kinds: Collection[str]) -> None:
+    """Raise ValueError for no task, a task whose name no module can have, or one this model cannot answer."""
     if not tasks:
         raise ValueError(f"`tasks` of {model!r} is empty; give at least one, e.g. {{'mask': Output('map', 1)}}.")
     for name, output in tasks.items():
-        if output.kind not in ("map", "vector") or output.channels < 1:
+        if not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"task name {name!r} of {model!r} cannot name a module; choose another, without dots.")
+        if output.kind not in get_args(Kind):
             raise ValueError(
-                f"task {name!r} of {model!r} must ask for a 'map' or 'vector' of at least one channel; got {output}."
+                f"task {name!r} of {model!r} must ask for one of {', '.join(get_args(Kind))}; got {output}."
             )
-    maps = {name: output.channels for name, output in tasks.items() if output.kind == "map"}
-    vectors = {name: output.channels for name, output in tasks.items() if output.kind == "vector"}
-    return maps, vectors
+        if output.kind not in kinds:
+            raise ValueError(
+                f"model {model!r} gives {', '.join(sorted(kinds))}; task {name!r} asks for {output.kind!r}. "
+                "Leave the task out or take another model."
+            )
+        fixed = {"box": 4, "image": 3}.get(output.kind)
+        if isinstance(output.channels, bool) or not isinstance(output.channels, int) or output.channels < 1:
+            raise ValueError(f"task {name!r} of {model!r} must ask for at least one channel; got {output}.")
+        if fixed and output.channels != fixed:
+            raise ValueError(f"task {name!r} of {model!r}: {output.kind!r} has {fixed} channels; got {output}.")
 
 
 class VectorHead(nn.Module):
@@ -63,3 +88,66 @@ class VectorHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         hidden = self.relu(self.hidden(self.pool(features).flatten(1)))
         return self.out(self.dropout(hidden))
+
+
+def pooled_mlp(in_channels: int, widths: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
+    """Global average pool, then Linear layers of those widths with ReLU between: [B, C, h, w] -> [B, widths[-1]]."""
+    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]
+    width = in_channels
+    for number, outer in enumerate(widths):
+        if number:
+            layers.append(nn.ReLU(inplace=True))
+        if dropout and number == len(widths) - 1:
+            layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(width, outer))
+        width = outer
+    return nn.Sequential(*layers)
+
+
+class AuxiliaryHeads(nn.Module):
+    """1x1 convolutions on encoder blocks, one of them in use: features -> [B, channels, H / stride, W / stride].
+
+    The switched auxiliary loss trains with the head at stride 8 (block 2) first, then with the one at stride 4
+    (block 1); the others take no part in the graph and get no gradient.
+
+    Args:
+        encoder_strides, encoder_channels: of the encoder's feature maps.
+        channels: logits per position.
+        strides: which blocks get a head (of several at one stride the first); the first is in use until `use` says
+            otherwise.
+
+    Raises:
+        ValueError: a stride the encoder has not.
+    """
+
+    def __init__(
+        self,
+        encoder_strides: Sequence[int],
+        encoder_channels: Sequence[int],
+        channels: int,
+        strides: Sequence[int] = (8, 4),
+    ):
+        super().__init__()
+        for stride in strides:
+            if stride not in encoder_strides:
+                known = sorted(set(encoder_strides))
+                raise ValueError(f"`auxiliary_strides` must be among the encoder's {known}; got {stride}.")
+        if not strides:
+            raise ValueError("`auxiliary_strides` is empty; an auxiliary task needs at least one encoder block.")
+        self.places = {stride: list(encoder_strides).index(stride) for stride in strides}
+        self.convs = nn.ModuleDict(
+            {
+                f"stride{stride}": nn.Conv2d(encoder_channels[place], channels, 1)
+                for stride, place in self.places.items()
+            }
+        )
+        self.stride = strides[0]
+
+    def use(self, stride: int) -> None:
+        """Take the head at `stride` from now on."""
+        if stride not in self.places:
+            raise ValueError(f"`stride` must be one of {list(self.places)}, which have auxiliary heads; got {stride}.")
+        self.stride = stride
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return self.convs[f"stride{self.stride}"](features[self.places[self.stride]])

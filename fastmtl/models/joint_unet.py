@@ -1,139 +1,98 @@
 """Joint U-Net: one residual encoder, a U-Net decoder for maps, small heads for whole-image labels.
 
 The encoder is the published project's: BasicBlocks with a 1x1 shortcut inside a U-Net, max-pooled between stages
-(64, 128, 256, 512, 512 channels at strides 1 to 16 for `base_channels=64`).
+(64, 128, 256, 512, 512 channels at strides 1 to 16 for `base_channels=64`). What the project calls a ResNet-34 backbone
+are these blocks; a true ResNet-34 is the variant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .heads import Output, VectorHead, split_outputs
-from .registry import register_model
+from .base import PyramidModel
+from .heads import Output, VectorHead, pooled_mlp
+from .registry import ModelInfo, Row, register_model, register_variant
+from .resnet import ResNet
+from .unet import BasicBlock, PooledEncoder, UNetDecoder
 
 WIDTHS = (1, 2, 4, 8, 8)  # multiples of base_channels, at strides 1, 2, 4, 8, 16
+PAPER = "Joint U-Net with GradNorm on HEp-2 cells (Ferrara, Gargiulo, Maruotto)"
+TASKS = {"mask": Output("map", 1), "label": Output("vector", 7), "intensity": Output("vector", 1)}
 
 
-class BasicBlock(nn.Module):
-    """conv3-BN-ReLU-conv3-BN plus a conv1-BN shortcut, then ReLU: [B, in, H, W] -> [B, out, H, W]."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm1(self.conv1(x)))
-        return self.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
-
-
-class Encoder(nn.Module):
-    """Image [B, 3, H, W] -> five feature maps at strides 1, 2, 4, 8, 16."""
-
-    def __init__(self, base_channels: int):
-        super().__init__()
-        self.channels = [width * base_channels for width in WIDTHS]
-        self.stages = nn.ModuleList(
-            BasicBlock(inner, outer) for inner, outer in zip([3, *self.channels], self.channels, strict=False)
-        )
-        self.pool = nn.MaxPool2d(2)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        features = [self.stages[0](images)]
-        for stage in list(self.stages)[1:]:
-            features.append(stage(self.pool(features[-1])))
-        return features
-
-
-class Decoder(nn.Module):
-    """Feature pyramid -> [B, channels, H, W]: bilinear x2, concatenate the skip, double convolution, four times."""
-
-    def __init__(self, pyramid: list[int], channels: int):
-        super().__init__()
-        blocks, width = [], pyramid[-1]
-        for skip in reversed(pyramid[:-1]):
-            blocks.append(_double_conv(width + skip, skip))
-            width = skip
-        self.blocks = nn.ModuleList(blocks)
-        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        self.out = nn.Conv2d(width, channels, 1)
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        x = features[-1]
-        for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
-            x = block(torch.cat([self.up(x), skip], dim=1))
-        return self.out(x)
-
-
-def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for width in (in_channels, out_channels):
-        layers += [nn.Conv2d(width, out_channels, 3, padding=1, bias=False)]
-        layers += [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
-
-
-@register_model("joint_unet")
-class JointUNet(nn.Module):
+@register_model(
+    "joint_unet",
+    ModelInfo(
+        summary="U-Net of residual BasicBlocks, heads on the stride-16 features",
+        paper=PAPER,
+        channels=(64, 128, 256, 512, 512),
+        strides=(1, 2, 4, 8, 16),
+        rows={"mask, label, intensity": Row(TASKS, 20_089_801)},
+        tiny={"base_channels": 4, "head_hidden": 16},
+    ),
+)
+class JointUNet(PyramidModel):
     """Joint segmentation and classification on a shared encoder.
 
     Args:
-        tasks: task name -> `Output`; each "map" gets a decoder of its own, each "vector" a head on the stride-16
-            features.
+        tasks: task name -> `Output`; each "map" or "image" gets a decoder of its own, each "vector" or "box" a head on
+            the deepest features, each "embedding" a projection of them, each "auxiliary" 1x1 convolutions.
+        encoder: "basic_block", or "resnet34" for a true ResNet-34 (strides 2 to 32) with torchvision's names.
         base_channels: width of the first stage; 64 is the published network.
+        depth: multiplies the blocks of ResNet-34's layers.
         head_grid: see `VectorHead`; 24 at 384 x 384 pixels is the published head, 1 pools globally.
         head_hidden: width of the vector heads' hidden layer.
         head_dropout: probability before a vector head's last layer.
 
     Shape:
-        batch: a `Batch`, or images [B, 3, H, W] with H and W multiples of 16.
-        output: task name -> [B, channels, H, W] or [B, channels].
+        batch: a `Batch`, or images [B, 3, H, W] with H and W multiples of 16 (32 for ResNet-34).
+        output: task name -> what its `Output` says.
     """
-
-    stride = 16
 
     def __init__(
         self,
         tasks: Mapping[str, Output],
         *,
+        encoder: Literal["basic_block", "resnet34"] = "basic_block",
         base_channels: int = 64,
+        depth: float = 1.0,
         head_grid: int = 1,
         head_hidden: int = 64,
         head_dropout: float = 0.0,
     ):
-        super().__init__()
-        maps, vectors = split_outputs(tasks, "joint_unet")
-        self.encoder = Encoder(base_channels)
-        pyramid = self.encoder.channels
-        self.decoders = nn.ModuleDict({name: Decoder(pyramid, channels) for name, channels in maps.items()})
-        self.heads = nn.ModuleDict(
-            {
-                name: VectorHead(pyramid[-1], channels, hidden=head_hidden, grid=head_grid, dropout=head_dropout)
-                for name, channels in vectors.items()
-            }
+        if encoder == "basic_block":
+            made: nn.Module = PooledEncoder([width * base_channels for width in WIDTHS], BasicBlock)
+        elif encoder == "resnet34":
+            made = ResNet("resnet34", width=base_channels / 64, depth=depth)
+        else:
+            raise ValueError(f"`encoder` of joint_unet must be 'basic_block' or 'resnet34'; got {encoder!r}.")
+        pyramid, stride = made.channels, made.strides[0]
+        super().__init__(
+            "joint_unet",
+            tasks,
+            made,
+            decoder=lambda channels: UNetDecoder(pyramid, channels, stride=stride),
+            head=lambda channels: VectorHead(
+                pyramid[-1], channels, hidden=head_hidden, grid=head_grid, dropout=head_dropout
+            ),
+            projection=lambda channels: pooled_mlp(pyramid[-1], (pyramid[-1], channels)),
+            auxiliary_strides=(8, 4),
         )
-        self.names = list(tasks)
 
-    def forward(self, batch: Any) -> dict[str, Tensor]:
-        images: Tensor = batch if isinstance(batch, Tensor) else batch.images
-        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
-            raise ValueError(
-                f"joint_unet needs images whose sides are multiples of {self.stride}; got {list(images.shape)}. "
-                "Pad or resize them."
-            )
-        features = self.encoder(images)
-        outputs = {name: decoder(features) for name, decoder in self.decoders.items()}
-        outputs |= {name: head(features[-1]) for name, head in self.heads.items()}
-        return {name: outputs[name] for name in self.names}
 
-    def shared_parameters(self) -> Iterable[nn.Parameter]:
-        """The encoder: what every task's gradient reaches."""
-        return self.encoder.parameters()
+register_variant(
+    "joint_unet_resnet34",
+    "joint_unet",
+    ModelInfo(
+        summary="Joint U-Net on a true ResNet-34",
+        paper=PAPER,
+        channels=(64, 64, 128, 256, 512),
+        strides=(2, 4, 8, 16, 32),
+        rows={"mask, label, intensity": Row(TASKS, 24_587_881)},
+        tiny={"base_channels": 4, "depth": 0.25, "head_hidden": 16},
+    ),
+    encoder="resnet34",
+)

@@ -1,0 +1,214 @@
+"""The form all models share: one encoder, a module per task, parts that freeze by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..names import nearest
+from .heads import AuxiliaryHeads, Output, check_outputs
+
+
+class MultiTaskModel(nn.Module):
+    """What the trainer and its stages ask of a model, whatever is inside.
+
+    Attributes:
+        name: what errors call it.
+        names: the tasks, in the order of the outputs.
+        stride: sides of the images must be multiples of it.
+    """
+
+    name: str
+    stride: int
+
+    def __init__(self, name: str, tasks: Mapping[str, Output], kinds: Iterable[str]):
+        super().__init__()
+        check_outputs(tasks, name, tuple(kinds))
+        self.name, self.names = name, list(tasks)
+        self.selected = tuple(tasks)
+        self.frozen: frozenset[str] = frozenset()
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Name -> module, for `freeze`: "encoder" and what else there is."""
+        raise NotImplementedError
+
+    def select(self, *names: str) -> None:
+        """Compute only these tasks' outputs from now on; without names, all of them again.
+
+        The heads left out cost nothing and get no gradient.
+        """
+        for name in names:
+            if name not in self.names:
+                raise ValueError(f"model {self.name!r} has no task {name!r}; {nearest(name, self.names)}")
+        self.selected = tuple(name for name in self.names if name in names or not names)
+
+    def freeze(self, *names: str) -> None:
+        """Stop training these parts: no gradients, and batch statistics and dropout as in evaluation.
+
+        Args:
+            names: keys of `parts`, or dotted paths of any module, for example "encoder.layer1".
+
+        Raises:
+            ValueError: no such part.
+        """
+        for name in names:
+            self._part(name).requires_grad_(False)
+        self.frozen |= set(names)
+        self.train(self.training)
+
+    def unfreeze(self, *names: str) -> None:
+        """Train these parts again; without names, all of them."""
+        for name in names:
+            if name not in self.frozen:
+                known = sorted(self.frozen)
+                hint = nearest(name, known) if known else "nothing is frozen."
+                raise ValueError(f"part {name!r} of {self.name!r} is not frozen; {hint}")
+        again = set(names) or self.frozen
+        for name in again:
+            self._part(name).requires_grad_(True)
+        self.frozen -= again
+        for name in self.frozen:  # parts within the ones just freed
+            self._part(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> MultiTaskModel:
+        """As `nn.Module.train`, but frozen parts stay in evaluation."""
+        super().train(mode)
+        for name in self.frozen:
+            self._part(name).eval()
+        return self
+
+    def shared_parameters(self) -> Iterable[nn.Parameter]:
+        """The encoder's parameters that train; where it is frozen, all that train.
+
+        With a frozen encoder the tasks share nothing, their gradients are orthogonal and every balancer is at ease.
+        """
+        training = [parameter for parameter in self.parts["encoder"].parameters() if parameter.requires_grad]
+        return training or [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def use_auxiliary(self, stride: int) -> None:
+        """Switch every auxiliary task to the head on the encoder block at `stride`.
+
+        Raises:
+            ValueError: no head there, or no auxiliary task.
+        """
+        heads = [module for module in self.modules() if isinstance(module, AuxiliaryHeads)]
+        if not heads:
+            raise ValueError(f"model {self.name!r} has no auxiliary task; ask for one with Output('auxiliary', 1).")
+        for head in heads:
+            head.use(stride)
+
+    def images_of(self, batch: Any) -> Tensor:
+        """The images of a `Batch`, or the images themselves, their size checked."""
+        images: Tensor = batch if isinstance(batch, Tensor) else batch.images
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"{self.name} needs images [B, 3, H, W]; got {list(images.shape)}.")
+        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
+            raise ValueError(
+                f"{self.name} needs images whose sides are multiples of {self.stride}; got {list(images.shape)}. "
+                "Pad or resize them."
+            )
+        return images
+
+    def _part(self, name: str) -> nn.Module:
+        parts = self.parts
+        if name in parts:
+            return parts[name]
+        try:
+            if name:
+                return self.get_submodule(name)
+        except AttributeError:
+            pass
+        raise ValueError(f"model {self.name!r} has no part {name!r}; {nearest(name, list(parts))}")
+
+
+class PyramidModel(MultiTaskModel):
+    """Encoder -> feature maps -> a decoder for each map, a head for each vector.
+
+    Args:
+        name: what errors call it.
+        tasks: task name -> `Output`.
+        encoder: images [B, 3, H, W] -> list of feature maps, with `channels`, `strides` and `multiple`, what the sides
+            of the images must be multiples of.
+        decoder: channels -> module from the feature maps to a map of any size, for "map" and "image".
+        head: channels -> module from the deepest feature map to [B, channels], for "vector" and "box".
+        projection: the same for "embedding".
+        auxiliary_strides: see `AuxiliaryHeads`; None gives no auxiliary tasks.
+        trunk: from the deepest feature map to what all the heads read; the feature map itself if None.
+
+    A None leaves the model without that kind of output.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tasks: Mapping[str, Output],
+        encoder: Any,
+        *,
+        decoder: Callable[[int], nn.Module] | None = None,
+        head: Callable[[int], nn.Module] | None = None,
+        projection: Callable[[int], nn.Module] | None = None,
+        auxiliary_strides: Sequence[int] | None = None,
+        trunk: nn.Module | None = None,
+    ):
+        makers = {"map": decoder, "image": decoder, "vector": head, "box": head, "embedding": projection}
+        kinds = {kind for kind, make in makers.items() if make is not None}
+        super().__init__(name, tasks, kinds | ({"auxiliary"} if auxiliary_strides is not None else set()))
+        self.encoder, self.stride = encoder, encoder.multiple
+        self.decoders, self.heads, self.auxiliary = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.projections = nn.ModuleDict()
+        places = {"map": self.decoders, "image": self.decoders, "embedding": self.projections}
+        for task, output in tasks.items():
+            if output.kind == "auxiliary":
+                self.auxiliary[task] = AuxiliaryHeads(
+                    encoder.strides, encoder.channels, output.channels, auxiliary_strides or ()
+                )
+            else:
+                make = cast("Callable[[int], nn.Module]", makers[output.kind])  # the check has seen to it
+                places.get(output.kind, self.heads)[task] = make(output.channels)
+        self.trunk = trunk if len(self.heads) else None
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """ "encoder", "decoders", "heads", "trunk", ... and each task's own, for example "decoders.mask"."""
+        groups = ("encoder", "decoders", "trunk", "heads", "projections", "auxiliary")
+        found = {name: self.get_submodule(name) for name in groups if getattr(self, name) is not None}
+        found = {name: part for name, part in found.items() if next(part.parameters(), None) is not None}
+        own = {
+            f"{name}.{task}": module
+            for name, part in found.items()
+            if isinstance(part, nn.ModuleDict)
+            for task, module in part.items()
+        }
+        return found | own
+
+    def encode(self, batch: Any, images: Tensor) -> list[Tensor]:
+        """The encoder's feature maps; models that read more of the batch than its images override it."""
+        return self.encoder(images)
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        images = self.images_of(batch)
+        features = self.encode(batch, images)
+        wanted = self.selected
+        outputs: dict[str, Tensor] = {}
+        for name, decoder in self.decoders.items():
+            if name in wanted:
+                outputs[name] = resize(decoder(features), images)
+        read = features[-1]
+        if self.trunk is not None and any(name in wanted for name in self.heads):
+            read = self.trunk(read)
+        outputs |= {name: head(read) for name, head in self.heads.items() if name in wanted}
+        outputs |= {name: head(features[-1]) for name, head in self.projections.items() if name in wanted}
+        outputs |= {name: heads(features) for name, heads in self.auxiliary.items() if name in wanted}
+        return {name: outputs[name] for name in wanted}
+
+
+def resize(logits: Tensor, images: Tensor) -> Tensor:
+    """`logits` [B, C, h, w] at the images' size, bilinear; the same tensor where it has it."""
+    if logits.shape[-2:] == images.shape[-2:]:
+        return logits
+    return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)

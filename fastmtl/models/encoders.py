@@ -1,0 +1,202 @@
+"""Encoders of transformers, timm and segmentation-models-pytorch as feature pyramids; imported when one is built.
+
+Each is a module with `channels`, `strides` and `multiple` (what the sides of the images must be multiples of), and
+gives a list of feature maps for images [B, 3, H, W]. `width` multiplies channels, `depth` the blocks of each stage.
+The library's own network is `net`, so that its pretrained weights fit under their own names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..extras import require
+from ..torchvision_guard import make_torchvision_importable
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+
+def library(name: str, what: str) -> ModuleType:
+    """The library `name`, of the extra `models`, for `what`."""
+    make_torchvision_importable()
+    return require(name, what, extra="models")
+
+
+def scaled(value: int, factor: float, multiple: int = 1) -> int:
+    """`value` times `factor`, as the nearest positive multiple of `multiple`."""
+    if not factor > 0:
+        raise ValueError(f"`width` must be above 0; got {factor}.")
+    return max(1, round(value * factor / multiple)) * multiple
+
+
+def repeats(counts: Sequence[int], depth: float) -> list[int]:
+    """Blocks per stage times `depth`, rounded up."""
+    if not depth > 0:
+        raise ValueError(f"`depth` must be above 0; got {depth}.")
+    return [math.ceil(count * depth) for count in counts]
+
+
+class Pyramid(nn.Module):
+    """A library's network and how to read its feature maps."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        read: Callable[[nn.Module, Tensor], Sequence[Tensor]],
+        channels: Sequence[int],
+        strides: Sequence[int] = (4, 8, 16, 32),
+        multiple: int = 32,
+    ):
+        super().__init__()
+        self.net, self.read = net, read
+        self.channels, self.strides, self.multiple = list(channels), list(strides), multiple
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return list(self.read(self.net, images))
+
+
+def _feature_maps(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
+    return net(images).feature_maps
+
+
+def swin_t_config(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.2, **options: Any) -> Any:
+    """transformers' configuration of Swin-T: 96 to 768 channels at strides 4 to 32."""
+    transformers = library("transformers", "Swin")
+    return transformers.SwinConfig(
+        embed_dim=scaled(96, width, 3),  # a multiple of the first stage's heads
+        depths=repeats((2, 2, 6, 2), depth),
+        num_heads=[3, 6, 12, 24],
+        drop_path_rate=drop_path,
+        **options,
+    )
+
+
+def swin_t(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.2) -> Pyramid:
+    """Swin-T, its last stage alone: [B, 768, H / 32, W / 32]. For classifiers."""
+    config = swin_t_config(width=width, depth=depth, drop_path=drop_path, out_features=["stage4"])
+    net = library("transformers", "Swin").SwinBackbone(config)
+    net.swin.layernorm = nn.Identity()  # the backbone does not read it: its parameters would get no gradient
+    return Pyramid(net, _feature_maps, [config.embed_dim * 8], [32])
+
+
+def mit_b2(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.1) -> Pyramid:
+    """SegFormer's encoder MiT-b2: 64, 128, 320, 512 channels at strides 4 to 32."""
+    transformers = library("transformers", "SegFormer's encoder")
+    channels = _four(width)
+    config = transformers.SegformerConfig(
+        hidden_sizes=channels, depths=repeats((3, 4, 6, 3), depth), drop_path_rate=drop_path
+    )
+
+    def read(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
+        return net(images, output_hidden_states=True).hidden_states[-4:]
+
+    return Pyramid(transformers.SegformerModel(config), read, channels)
+
+
+def pvtv2_b2(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.1) -> Pyramid:
+    """PVTv2-b2: 64, 128, 320, 512 channels at strides 4 to 32."""
+    transformers = library("transformers", "PVTv2")
+    channels = _four(width)
+    config = transformers.PvtV2Config(
+        hidden_sizes=channels,
+        depths=repeats((3, 4, 6, 3), depth),
+        drop_path_rate=drop_path,
+        out_features=list(STAGES),
+    )
+    return Pyramid(transformers.PvtV2Backbone(config), _feature_maps, channels)
+
+
+def _four(width: float) -> list[int]:
+    """Channels of MiT-b2 and PVTv2-b2, multiples of their stages' heads."""
+    return [scaled(value, width, heads) for value, heads in ((64, 1), (128, 2), (320, 5), (512, 8))]
+
+
+def efficientnet_b0(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.2) -> Pyramid:
+    """EfficientNet-b0 with its top convolution: [B, 1280, H / 32, W / 32]. For classifiers."""
+    transformers = library("transformers", "EfficientNet")
+    top = _round_filters(1280, width)
+    config = transformers.EfficientNetConfig(
+        width_coefficient=width,
+        depth_coefficient=depth,
+        hidden_dim=top,
+        drop_connect_rate=drop_path,
+        # transformers' default 0.99 is TensorFlow's meaning of momentum; in torch it would forget all but one batch.
+        batch_norm_momentum=0.01,
+    )
+
+    def read(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
+        return [net(images).last_hidden_state]
+
+    return Pyramid(transformers.EfficientNetModel(config), read, [top], [32])
+
+
+def _round_filters(value: int, width: float) -> int:
+    """EfficientNet's rule: multiples of 8, never more than 10 % below."""
+    wanted = value * width
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+
+_COAT = {
+    "coat_lite_medium": ((128, 256, 320, 512), (3, 6, 10, 8)),
+    "coat_lite_small": ((64, 128, 320, 512), (3, 4, 6, 3)),
+    "coat_small": ((152, 320, 320, 320), (2, 2, 2, 2)),
+    "coat_mini": ((152, 216, 216, 216), (2, 2, 2, 2)),
+}
+
+
+class CoaT(nn.Module):
+    """timm's CoaT as a pyramid at strides 4 to 32; takes any size, which timm's own fixes when it is built."""
+
+    def __init__(self, kind: str = "coat_lite_medium", *, width: float = 1.0, depth: float = 1.0, drop_path: float = 0):
+        super().__init__()
+        if kind not in _COAT:
+            raise ValueError(f"`encoder` must be one of {', '.join(_COAT)}; got {kind!r}.")
+        channels, counts = _COAT[kind]
+        self.channels = [scaled(value, width, 8) for value in channels]  # of 8 heads
+        self.strides, self.multiple = [4, 8, 16, 32], 32
+        self.features = [f"x{number}_nocls" for number in range(1, 5)]
+        self.net = library("timm", "CoaT").create_model(
+            kind,
+            embed_dims=self.channels,
+            serial_depths=repeats(counts, depth),
+            drop_path_rate=drop_path,
+            return_interm_layers=True,
+            out_features=self.features,
+            img_size=224,
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        if self.net.patch_embed1.img_size != (height, width):
+            # No parameter depends on the size; the four embeddings only remember what they were promised.
+            for number, stride in enumerate((1, 4, 8, 16), start=1):
+                getattr(self.net, f"patch_embed{number}").set_input_size((height // stride, width // stride))
+        found = self.net(images)
+        return [found[name] for name in self.features]
+
+
+def smp_encoder(name: str, *, output_stride: int = 32) -> Pyramid:
+    """An encoder of segmentation-models-pytorch by its name there; the first feature map is the image itself.
+
+    Raises:
+        ValueError: a name that it has not.
+    """
+    smp = library("segmentation_models_pytorch", f"the encoder {name!r}")
+    try:
+        net = smp.encoders.get_encoder(name, in_channels=3, depth=5, weights=None, output_stride=output_stride)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"segmentation-models-pytorch has no encoder {name!r}; it has efficientnet-b5, resnet101, ... "
+            "and timm's as tu-NAME."
+        ) from error
+    strides = [min(2**level, output_stride) for level in range(6)]
+
+    def read(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
+        return net(images)
+
+    return Pyramid(net, read, net.out_channels, strides, 32)

@@ -1,0 +1,212 @@
+"""Weights from a file or from the Hugging Face hub into a model: whole parts, and a word on what did not fit.
+
+Files are safetensors or torch state dicts, read with `weights_only=True`: nothing in them is executed.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..extras import require
+
+logger = logging.getLogger(__name__)
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What `load_weights` did.
+
+    Attributes:
+        source: the file or name.
+        loaded: the parts that now hold the file's weights, for example ["encoder"].
+        missing: keys of the other parts that the file has not; they keep their initial values.
+        wrong_shape: keys that it has in another shape, with both shapes.
+        unused: keys of the file that no loaded part has, for example a classifier's.
+    """
+
+    source: str
+    loaded: list[str]
+    missing: list[str]
+    wrong_shape: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        told = [f"{self.source}: loaded {', '.join(self.loaded) or 'nothing'}"]
+        for what, keys in (("missing", self.missing), ("another shape", self.wrong_shape), ("unused", self.unused)):
+            if keys:
+                told.append(f"{len(keys)} {what} ({_some(keys)})")
+        return "; ".join(told)
+
+
+def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
+    """Load what fits of `source` into `model`: each part (encoder, decoders.TASK, heads.TASK, ...) whole or not at all.
+
+    The file may be of the whole model, of its encoder alone, or a published network's that holds the encoder
+    (torchvision's ResNets, timm's CoaT, transformers' Swin, SegFormer, PVTv2 and Mask2Former, smp's encoders): prefixes
+    and transformers' older names are found out.
+
+    Args:
+        model: one of `create_model`'s.
+        source: a .safetensors file, a torch state dict, or a repository on the hub, for example
+            "microsoft/swin-tiny-patch4-window7-224".
+
+    Raises:
+        ValueError: no such file, no state dict in it, or weights of another architecture: no part fits whole.
+    """
+    found = _read(source)
+    keys = _named_as_here(model, found)
+    own = model.state_dict()
+    loaded: list[str] = []
+    wanted: Weights = {}
+    for name, part in _parts(model, own).items():
+        if part and all(key in keys and keys[key].shape == own[key].shape for key in part):
+            loaded.append(name)
+            wanted.update((key, keys[key]) for key in part)
+    # What older files lack: torch began to count BatchNorm's batches only in 0.4.1.
+    lacking = [key for key in own if key not in keys and not key.endswith("num_batches_tracked")]
+    report = WeightsReport(
+        source=str(source),
+        loaded=loaded,
+        missing=lacking,
+        wrong_shape=[
+            f"{key} {list(keys[key].shape)} for {list(value.shape)}"
+            for key, value in own.items()
+            if key in keys and keys[key].shape != value.shape
+        ],
+        unused=[key for key in keys if key not in wanted],
+    )
+    if not loaded:
+        raise ValueError(f"`weights` are of another architecture than this {_name(model)}: {report}.")
+    model.load_state_dict(wanted, strict=False)
+    logger.log(logging.INFO if len(wanted) >= len(own) - len(lacking) else logging.WARNING, "%s", report)
+    return report
+
+
+def _parts(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The smallest named parts -> their keys; what is in none of them makes up "the rest"."""
+    named: dict[str, nn.Module] = getattr(model, "parts", {})
+    names = {id(module): name for name, module in model.named_modules()}
+    paths = {name: names[id(part)] for name, part in named.items() if id(part) in names}
+    whole = {name for name in paths if any(other.startswith(f"{name}.") for other in paths)}
+    found = {
+        name: [key for key in own if key.startswith(f"{path}.") and not key.endswith("num_batches_tracked")]
+        for name, path in paths.items()
+        if name not in whole
+    }
+    taken = {key for keys in found.values() for key in keys}
+    rest = [key for key in own if key not in taken and not key.endswith("num_batches_tracked")]
+    return found | ({"the rest" if found else "the model": rest} if rest else {})
+
+
+def _named_as_here(model: nn.Module, found: Weights) -> Weights:
+    """`found` under the names `model` has for them: the renaming under which most keys fit."""
+    own = model.state_dict()
+    candidates = [found]
+    for place in _places(model):
+        prefix = f"{place}." if place else ""
+        inner = {key.removeprefix(prefix) for key in own if key.startswith(prefix)}
+        candidates += [_realigned(inner, found, prefix)]
+        candidates += [_converted(model.get_submodule(place), found, prefix)]
+    return max(candidates, key=lambda keys: sum(k in own and own[k].shape == v.shape for k, v in keys.items()))
+
+
+def _places(model: nn.Module) -> list[str]:
+    """The model, its encoder, and the library's network inside."""
+    names = {name for name, _ in model.named_modules()}
+    return [name for name in ("", "encoder", "encoder.net", "net") if name in names]
+
+
+def _realigned(inner: set[str], found: Weights, prefix: str) -> Weights:
+    """`found` without the prefix its keys share before names of `inner`, or with one it lacks."""
+    best: Weights = {}
+    for anchor in sorted(inner)[:1]:
+        heads = {key.removesuffix(anchor) for key in found if key.endswith(anchor)}
+        for head in heads:
+            renamed = {key.removeprefix(head): value for key, value in found.items() if key.startswith(head)}
+            best = max(best, renamed, key=lambda keys: len(inner & keys.keys()))
+        for key in found:
+            if anchor.endswith(f".{key}"):
+                lacked = anchor.removesuffix(key)
+                renamed = {lacked + name: value for name, value in found.items()}
+                best = max(best, renamed, key=lambda keys: len(inner & keys.keys()))
+    return {prefix + key: value for key, value in best.items()}
+
+
+def _converted(module: nn.Module, found: Weights, prefix: str) -> Weights:
+    """What transformers makes of `found` for its own `module`: it renames the keys of its older files."""
+    if not hasattr(module, "from_pretrained"):
+        return {}
+    logging_of = require("transformers", "these weights", extra="models").utils.logging
+    level, bars = logging_of.get_verbosity(), logging_of.is_progress_bar_enabled()
+    logging_of.set_verbosity_error()
+    logging_of.disable_progress_bar()
+    try:
+        made, info = module.from_pretrained(  # type: ignore[operator]
+            None,
+            config=module.config,
+            state_dict=dict(found),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        logging_of.set_verbosity(level)
+        if bars:
+            logging_of.enable_progress_bar()
+    absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    return {prefix + key: value for key, value in made.state_dict().items() if key not in absent}
+
+
+def _read(source: str | Path) -> Weights:
+    path = Path(source)
+    if not path.is_file():
+        path = _download(str(source))
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = require("safetensors.torch", "reading safetensors", extra="train").load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`weights` {source} cannot be read as safetensors or a torch state dict: {reason}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ValueError(f"`weights` {source} is no safetensors file: {error}") from error
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        raise ValueError(f"`weights` {source} holds no state dict: no tensors by name.")
+    return tensors
+
+
+def _download(name: str) -> Path:
+    """The weights file of a hub repository."""
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).suffix in (".pt", ".pth", ".safetensors"):
+        raise ValueError(f"`weights` must be a file, or OWNER/NAME on the Hugging Face hub; there is no file {name}.")
+    hub = require("huggingface_hub", f"downloading {name}", extra="models")
+    reasons = []
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            return Path(hub.hf_hub_download(name, file))
+        except Exception as error:  # the network, the hub and the repository fail in many ways; all mean: not here
+            reasons.append(" ".join(str(error).split())[:160])
+    raise ValueError(f"`weights` {name} is no file here and cannot be had from the hub: {reasons[0]}")
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+
+
+def _name(model: nn.Module) -> str:
+    return str(getattr(model, "name", type(model).__name__))
