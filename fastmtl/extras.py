@@ -1,4 +1,4 @@
-"""Import a package of the `train` extra at the moment it is needed."""
+"""Import a package of an extra at the moment it is needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str, extra: str = "train") -> ModuleType:
     """The imported `module`; when its package is not installed, an ImportError that says how to install it."""
     try:
         return importlib.import_module(module)
@@ -14,4 +14,4 @@ def require(module: str, purpose: str) -> ModuleType:
         package = module.split(".")[0]
         if error.name is None or error.name.split(".")[0] != package:
             raise  # the package is there and something it needs is not: its own message is the right one
-        raise ImportError(f"{purpose} needs {package}; install it with: pip install 'fastmtl[train]'") from error
+        raise ImportError(f"{purpose} needs {package}; install it with: pip install 'fastmtl[{extra}]'") from error
