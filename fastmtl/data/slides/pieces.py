@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +22,8 @@ from .raster import BACKGROUND, Encoding, Raster
 
 _LARGEST_GAP = 2**14  # bytes read for nothing are cheaper than another call, up to about here
 _MOST_BUFFERS = 512  # POSIX grants a scattered read at least 1024 on Linux; each tile takes two
-_KEPT_PIXELS = 2**22  # tiles of more pixels are kept decoded: the next region most likely wants the same one
+_LARGE_PIXELS = 2**22  # tiles of more pixels are kept decoded: the next region most likely wants the same one
+_KEPT_BYTES = 2**28  # of such pixels in a process, whatever the number of open slides; one is kept if it is larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,39 @@ class _Wanted(NamedTuple):
     length: int
 
 
+class _Head(NamedTuple):
+    """What all JPEG tiles of an encoding begin with."""
+
+    prefix: bytes
+    zeros_are_data: bool
+
+
+_NO_HEAD = _Head(jpeg.SOI, False)  # a JPEG file has its own
+
+
+class _LargeTiles:
+    """Decoded tiles, the last ones of all slides."""
+
+    def __init__(self) -> None:
+        self._tiles: OrderedDict[tuple[Raster, int], Pixels] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, tile: tuple[Raster, int]) -> Pixels | None:
+        with self._lock:
+            if tile in self._tiles:
+                self._tiles.move_to_end(tile)
+            return self._tiles.get(tile)
+
+    def put(self, tile: tuple[Raster, int], pixels: Pixels) -> None:
+        with self._lock:
+            self._tiles[tile] = pixels
+            while len(self._tiles) > 1 and sum(kept.nbytes for kept in self._tiles.values()) > _KEPT_BYTES:
+                self._tiles.popitem(last=False)
+
+
+_kept = _LargeTiles()
+
+
 class PieceReader:
     """Reads tiles of one file's rasters. Threads may share it; the file is opened on first use."""
 
@@ -67,8 +102,7 @@ class PieceReader:
         self._descriptor: int | None = None
         self._size = 0
         self._opening = Lock()
-        self._prefixes: dict[Encoding, bytes] = {}
-        self._kept: tuple[Raster, int, Pixels] | None = None
+        self._heads: dict[Encoding, _Head] = {}
 
     def close(self) -> None:
         with self._opening:
@@ -114,10 +148,9 @@ class PieceReader:
         return x + left - canvas[0], y + top - canvas[1], turned[top:bottom, left:right]
 
     def _decoded(self, raster: Raster, wanted: list[_Wanted]) -> Iterator[tuple[_Wanted, Pixels]]:
-        kept = self._kept
-        if kept and kept[0] is raster and len(wanted) == 1 and wanted[0].tile == kept[1]:
-            yield wanted[0], kept[2]
-            return
+        kept = [(item, _kept.get((raster, item.tile))) for item in wanted] if _is_large(raster) else []
+        yield from ((item, pixels) for item, pixels in kept if pixels is not None)
+        wanted = [item for item, pixels in kept if pixels is None] if kept else wanted
         for item, buffer, start in self._streams(raster, wanted):
             try:
                 pixels = decode(
@@ -126,26 +159,27 @@ class PieceReader:
             except ValueError as error:
                 raise self._damaged(raster, item, str(error)) from error
             if _is_large(raster):
-                self._kept = raster, item.tile, pixels
+                _kept.put((raster, item.tile), pixels)
             yield item, pixels
 
     def _streams(self, raster: Raster, wanted: list[_Wanted]) -> Iterator[tuple[_Wanted, bytearray, int]]:
         """Each tile's bytes, and where in them the stream starts; JPEG streams are whole and checked."""
-        codec, size = raster.encoding.codec, (raster.tile_width, raster.tile_height)
-        prefix = self._prefix(raster.encoding) if codec == "jpeg" else b""
-        room = max(len(prefix) - 2, 0)
+        codec = raster.encoding.codec
+        head = self._head(raster.encoding) if codec == "jpeg" else _NO_HEAD
+        room = len(head.prefix) - len(jpeg.SOI)
         for item, buffer in self._buffers(raster, wanted, room):
             start = room
             try:
                 if codec == "jpeg":
-                    start = jpeg.splice(buffer, room, prefix)
+                    start = jpeg.splice(buffer, room, head.prefix)
                 if codec.endswith("jpeg"):
-                    jpeg.check(buffer, start, item.box[2:], size)
+                    header = jpeg.read_header(buffer, start + len(head.prefix))
+                    header = header._replace(zeros_are_data=header.zeros_are_data or head.zeros_are_data)
+                    jpeg.check(buffer, header, item.box[2:], (raster.tile_width, raster.tile_height))
                 elif codec == "plain png" and buffer.rfind(b"IEND") < 0:
                     raise ValueError("the PNG has no end: truncated")
-            except (ValueError, IndexError) as error:
-                reason = str(error) if isinstance(error, ValueError) else "the JPEG's header is damaged"
-                raise self._damaged(raster, item, reason) from error
+            except ValueError as error:
+                raise self._damaged(raster, item, str(error)) from error
             yield item, buffer, start
 
     def _buffers(self, raster: Raster, wanted: list[_Wanted], room: int) -> Iterator[tuple[_Wanted, bytearray]]:
@@ -181,10 +215,11 @@ class PieceReader:
                 self._size = os.fstat(self._descriptor).st_size
             return self._descriptor
 
-    def _prefix(self, encoding: Encoding) -> bytes:
-        if encoding not in self._prefixes:
-            self._prefixes[encoding] = jpeg.prefix(encoding.tables, encoding.colour)
-        return self._prefixes[encoding]
+    def _head(self, encoding: Encoding) -> _Head:
+        if encoding not in self._heads:
+            prefix = jpeg.prefix(encoding.tables, encoding.colour)
+            self._heads[encoding] = _Head(prefix, jpeg.tables_end_blocks_with_zeros(encoding.tables))
+        return self._heads[encoding]
 
     def _damaged(self, raster: Raster, item: _Wanted, reason: str) -> DamagedPieceError:
         return DamagedPieceError(self._path, self._locate(raster, item.box), reason)
@@ -221,4 +256,4 @@ def _runs(wanted: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:
 
 
 def _is_large(raster: Raster) -> bool:
-    return raster.tile_width * raster.tile_height > _KEPT_PIXELS
+    return raster.tile_width * raster.tile_height > _LARGE_PIXELS
