@@ -1,4 +1,4 @@
-"""Tiles on disk to training batches: indexing, checking, splitting, augmenting, loading, and a demo data set.
+"""Tiles and slides to training batches: indexing, checking, splitting, augmenting, loading, and a demo data set.
 
 Nothing here imports DALI, Pillow or scikit-learn before it is used; a missing one is named with its pip command.
 """
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from .check import DamagedTilesError, check_tiles, usable_tiles
     from .dataset import Dataset, Drawn, Problem, Region, Tile
     from .loader import TileLoader, TileReadError
+    from .slides.errors import DamagedPieceError, SlideError
+    from .slides.grid import grid
+    from .slides.index import SlideIndex
+    from .slides.indexing import index_slide
+    from .slides.pieces import Piece
+    from .slides.raster import Level
+    from .slides.slide import Slide, open_slide
+    from .slides.tissue_mask import TissueMask
     from .splits import (
         Split,
         check_no_leak,
@@ -38,6 +46,16 @@ _HOME = {
     "Tile": "dataset",
     "TileLoader": "loader",
     "TileReadError": "loader",
+    "DamagedPieceError": "slides.errors",
+    "SlideError": "slides.errors",
+    "grid": "slides.grid",
+    "SlideIndex": "slides.index",
+    "index_slide": "slides.indexing",
+    "Piece": "slides.pieces",
+    "Level": "slides.raster",
+    "Slide": "slides.slide",
+    "open_slide": "slides.slide",
+    "TissueMask": "slides.tissue_mask",
     "Split": "splits",
     "check_no_leak": "splits",
     "grouped_split": "splits",
@@ -55,23 +73,33 @@ _HOME = {
 __all__ = [
     "IMAGE_SUFFIXES",
     "Augmentation",
+    "DamagedPieceError",
     "DamagedTilesError",
     "Dataset",
     "Drawn",
+    "Level",
+    "Piece",
     "Problem",
     "Region",
+    "Slide",
+    "SlideError",
+    "SlideIndex",
     "Split",
     "Tile",
     "TileLoader",
     "TileReadError",
+    "TissueMask",
     "check_no_leak",
     "check_tiles",
     "generate",
+    "grid",
     "group_of",
     "grouped_split",
+    "index_slide",
     "kfold",
     "load_groups",
     "load_split",
+    "open_slide",
     "read_tile_folder",
     "save_split",
     "split_by_groups",

@@ -1,0 +1,127 @@
+"""A tile's bytes to RGB pixels by imagecodecs, which releases the GIL; tables of what is read, and by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...extras import require
+from .jpeg import HOLE
+from .raster import BACKGROUND, Encoding
+
+Pixels = NDArray[np.uint8]
+
+TIFF_CODECS = {
+    1: "raw",
+    5: "lzw",
+    7: "jpeg",
+    8: "deflate",
+    32773: "packbits",
+    32946: "deflate",
+    33003: "jpeg2000",
+    33005: "jpeg2000",
+    34712: "jpeg2000",
+    34925: "lzma",
+    34933: "png",
+    50000: "zstd",
+    50001: "webp",
+    50002: "jpegxl",
+}
+"""TIFF's compression tag -> codec. What is not here is refused when the slide is scanned."""
+
+JPEG2000_YCBCR = 33003  # Aperio's: the codestream does not say that its components are YCbCr
+
+_IMAGES = {"jpeg": "jpeg8", "plain jpeg": "jpeg8", "jpeg2000": "jpeg2k", "webp": "webp", "jpegxl": "jpegxl"}
+_ROWS = {"lzw": "lzw", "deflate": "zlib", "zstd": "zstd", "lzma": "lzma", "packbits": "packbits"}
+_NEVER_HOLLOW = {"jpeg2000", "webp", "lzw"}  # half zeroed they may still decode, to grey; deflate and zstd would not
+
+
+def dali_decodes(encoding: Encoding) -> bool:
+    """Whether DALI's `decoders.image` is trusted with such a piece.
+
+    JPEG 2000 in TIFF comes out all zero and WebP raises there; what is not stored as a whole image never comes near it.
+    """
+    plain = encoding.orientation == 1 and not encoding.alpha
+    layouts = {("rgb", 3), ("ycbcr", 3), ("grey", 1)}
+    return (
+        plain
+        and encoding.codec in ("jpeg", "plain jpeg", "plain png")
+        and (encoding.colour, encoding.samples) in layouts
+    )
+
+
+def decode(
+    data: bytes | bytearray | memoryview, encoding: Encoding, least: tuple[int, int], most: tuple[int, int]
+) -> Pixels:
+    """RGB uint8 [h, w, 3] as stored; (w, h) is `most`, the tile's size, or anything from `least` on at an edge.
+
+    Raises:
+        ValueError: the bytes are damaged, or hold an image of another size.
+    """
+    if encoding.codec in _NEVER_HOLLOW and bytes(data).find(HOLE) >= 0:
+        raise ValueError(f"has {len(HOLE)} or more zero bytes inside: partly overwritten")
+    try:
+        samples = _samples(data, encoding, *most)
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # each codec has an error type of its own, and each means the same
+        raise ValueError(f"does not decode as {encoding.codec}: {error}") from error
+    if samples.ndim == 2:
+        samples = samples[..., None]
+    height, width = samples.shape[:2]
+    fits = least[0] <= width <= most[0] and least[1] <= height <= most[1]
+    if samples.dtype != np.uint8 or not fits:
+        raise ValueError(f"holds {width}x{height} {samples.dtype} pixels, not {most[0]}x{most[1]} uint8")
+    return _to_rgb(samples, encoding)
+
+
+def _samples(data: Any, encoding: Encoding, width: int, height: int) -> NDArray:
+    codecs = require("imagecodecs", "decoding slides")
+    if encoding.codec in _IMAGES:
+        return getattr(codecs, _IMAGES[encoding.codec] + "_decode")(data)
+    if encoding.codec.endswith("png"):
+        return _png(data)
+    row = width * encoding.samples
+    if encoding.codec == "raw":
+        values = np.frombuffer(data, np.uint8)
+    else:
+        unpack: Callable[..., bytes] = getattr(codecs, _ROWS[encoding.codec] + "_decode")
+        values = np.frombuffer(unpack(data, out=height * row), np.uint8)  # a bomb is cut off at the tile's size
+    if values.size == 0 or values.size % row:
+        raise ValueError(f"holds {values.size} bytes, no whole rows of {row}: truncated")
+    pixels = values[: height * row].reshape(-1, width, encoding.samples)
+    return np.cumsum(pixels, axis=1, dtype=np.uint8) if encoding.predictor else pixels
+
+
+def _png(data: Any) -> NDArray:
+    """Any PNG as RGB or RGBA: palettes, transparent colours and fewer than 8 bits are Pillow's business."""
+    with require("PIL.Image", "decoding PNG").open(BytesIO(data)) as image:
+        has_alpha = "transparency" in image.info or image.mode in ("LA", "PA", "RGBA")
+        return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _to_rgb(samples: Pixels, encoding: Encoding) -> Pixels:
+    has_alpha = encoding.alpha or (samples.shape[-1] == 4 and encoding.codec == "plain png")
+    alpha = samples[..., -1:] if has_alpha else None
+    if encoding.colour == "palette":
+        pixels = np.frombuffer(encoding.palette, np.uint8).reshape(-1, 3)[samples[..., 0]]
+    elif samples.shape[-1] <= 2:
+        grey = ~samples[..., :1] if encoding.colour == "inverted" else samples[..., :1]
+        pixels = np.repeat(grey, 3, axis=-1)
+    else:
+        pixels = samples[..., :3]
+    if encoding.colour == "ycbcr" and encoding.codec != "jpeg":
+        image = require("PIL.Image", "decoding slides").fromarray(np.ascontiguousarray(pixels), "YCbCr")
+        pixels = np.asarray(image.convert("RGB"))
+    return pixels if alpha is None else _over_background(pixels, alpha, encoding.alpha == "premultiplied")
+
+
+def _over_background(pixels: Pixels, alpha: Pixels, premultiplied: bool) -> Pixels:
+    """Transparent is what the slide does not have."""
+    share = alpha.astype(np.uint32)
+    ours = pixels.astype(np.uint32) * (255 if premultiplied else share)
+    return np.minimum((ours + (255 - share) * BACKGROUND + 127) // 255, 255).astype(np.uint8)

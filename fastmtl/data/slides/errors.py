@@ -1,0 +1,36 @@
+"""What can be wrong with a slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...errors import UserError
+
+
+class SlideError(UserError):
+    """A file is not a slide that can be read, or not this way; the message names the file, the reason and a remedy."""
+
+    def __init__(self, slide: Path, reason: str):
+        super().__init__(f"{slide}: {reason}")
+        self.slide, self.reason = slide, reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.slide, self.reason)
+
+
+class DamagedPieceError(SlideError):
+    """A tile of a slide cannot be read.
+
+    Attributes:
+        slide: its file.
+        coordinate: the tile's left and top edge in level-0 pixels, and its level.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, slide: Path, coordinate: tuple[int, int, int], reason: str):
+        x, y, level = coordinate
+        super().__init__(slide, f"tile at x={x}, y={y} of level {level}: {reason}")
+        self.coordinate, self.reason = coordinate, reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.slide, self.coordinate, self.reason)

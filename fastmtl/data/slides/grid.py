@@ -1,0 +1,87 @@
+"""Regions side by side over a slide."""
+
+from __future__ import annotations
+
+import math
+
+from ..dataset import Region
+from .slide import Slide
+
+_SAME_MPP = 0.05  # scanners of one resolution differ by less: 0.4936 to 0.5047 at 20x
+
+
+def level_for(slide: Slide, mpp: float) -> tuple[int, float]:
+    """The level to read for `mpp` micrometres per pixel, and how many of its pixels make one: the coarsest that is not
+    coarser than asked.
+
+    Raises:
+        ValueError: the slide's scale is unknown, or even its finest level is coarser.
+    """
+    if slide.mpp is None:
+        raise ValueError(f"{slide.path} says no mpp that can be true; open it with mpp=..., or give `level`")
+    if not mpp > 0:
+        raise ValueError(f"`mpp` must be above 0 micrometres per pixel; got {mpp}")
+    if mpp < slide.mpp * (1 - _SAME_MPP):
+        raise ValueError(
+            f"`mpp` {mpp:g} is finer than {slide.path} was scanned, {slide.mpp:g}: enlarging would invent detail"
+        )
+    scales = [slide.mpp * level.downsample for level in slide.levels]
+    number = max(number for number, scale in enumerate(scales) if number == 0 or scale <= mpp * (1 + _SAME_MPP))
+    return number, mpp / scales[number]
+
+
+def grid(
+    slide: Slide,
+    tile_size: int,
+    *,
+    mpp: float | None = None,
+    level: int | None = None,
+    overlap: int = 0,
+    min_tissue: float = 0.0,
+) -> list[Region]:
+    """Regions that cover what was scanned, row by row; those at the right and bottom edge may reach beyond it.
+
+    Args:
+        slide: an open slide.
+        tile_size: pixels a side at the asked resolution.
+        mpp: micrometres per pixel to look at. Regions are of the coarsest level that is not coarser, and as large as
+            resampling to `tile_size` needs.
+        level: instead of `mpp`: the level, of whose pixels `tile_size` then is.
+        overlap: pixels that neighbours share, at the asked resolution.
+        min_tissue: regions with a smaller tissue fraction (0 to 1) are left out; 0 keeps all and looks for no tissue.
+
+    Raises:
+        ValueError: neither or both of `mpp` and `level`, no such level, a resolution finer than the slide's, or a tile
+            larger than the slide.
+
+    >>> from fastmtl import data
+    >>> slide = data.open_slide("slide.svs")  # doctest: +SKIP
+    >>> regions = data.grid(slide, 256, mpp=0.5, min_tissue=0.5)  # doctest: +SKIP
+    """
+    if (mpp is None) == (level is None):
+        raise ValueError(f"give one of `mpp` and `level`; got mpp={mpp}, level={level}")
+    if tile_size < 1 or not 0 <= overlap < tile_size:
+        raise ValueError(f"`overlap` must be 0 to `tile_size` - 1; got tile_size={tile_size}, overlap={overlap}")
+    if not 0 <= min_tissue <= 1:
+        raise ValueError(f"`min_tissue` is a fraction, 0 to 1; got {min_tissue}")
+    number, scale = level_for(slide, mpp) if mpp is not None else (level or 0, 1.0)
+    if not 0 <= number < len(slide.levels):
+        raise ValueError(f"`level` must be 0 to {len(slide.levels) - 1} in {slide.path}; got {level}")
+    side, downsample = max(1, round(tile_size * scale)), slide.levels[number].downsample
+    left, top, width, height = slide.bounds
+    if side * downsample > max(width, height) * (1 + _SAME_MPP):
+        pixels = round(side * downsample)
+        raise ValueError(f"a tile would be {pixels} level-0 pixels wide, and {slide.path} is {width}x{height}")
+    step = (tile_size - overlap) * scale * downsample
+    regions = [
+        Region(slide.path, x, y, side, side, number)
+        for y in _starts(top, height, side * downsample, step)
+        for x in _starts(left, width, side * downsample, step)
+    ]
+    return [region for region in regions if min_tissue == 0 or slide.tissue_fraction(region) >= min_tissue]
+
+
+def _starts(first: int, length: int, side: float, step: float) -> list[int]:
+    """Where tiles begin so that they cover `length`, level-0 pixels."""
+    count = 1 + max(0, math.ceil((length - side) / step - 1e-9))
+    return [first + round(number * step) for number in range(count)]

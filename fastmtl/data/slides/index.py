@@ -1,0 +1,164 @@
+"""What is known of a slide, kept in a file beside it: scanned once, opened in a millisecond, made anew when it changed.
+
+The file is safetensors: numbers and JSON, nothing that could run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...extras import require
+from .errors import SlideError
+from .raster import Encoding, Layout, Level, Raster
+from .tissue_mask import TissueMask
+
+VERSION = 1
+FOLDER = ".fastmtl"
+"""Beside the slides, where their indexes are."""
+
+_HASHED = 2**16
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells that a file is still the one that was scanned: bytes, nanoseconds, a digest of its first and last
+    64 KiB (TIFF's directories stand at either end)."""
+
+    size: int
+    modified: int
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class SlideIndex:
+    """A slide, scanned.
+
+    Attributes:
+        identity: of the file that was scanned.
+        layout: levels, where their tiles lie and how they are encoded, scale, oddities.
+        tissue: where tissue is; None when nobody looked yet.
+    """
+
+    identity: Identity
+    layout: Layout
+    tissue: TissueMask | None = None
+
+
+def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex | None:
+    """The stored index of a slide; None where there is none, it is of another version or the slide changed since.
+
+    Raises:
+        SlideError: the slide cannot be read.
+    """
+    identity = identify(path)
+    stored = _index_path(path, identity, index_folder)
+    if not stored.exists():
+        return None
+    tensors = require("safetensors", "reading slide indexes")
+    try:
+        with tensors.safe_open(stored, framework="numpy") as file:
+            words = json.loads(file.metadata()["index"])
+            if words["version"] != VERSION or words["identity"] != asdict(identity):
+                return None
+            return _unpack(identity, words, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (tensors.SafetensorError, KeyError, TypeError, ValueError, OSError):
+        return None  # half written or damaged: as good as none
+
+
+def identify(path: Path) -> Identity:
+    """Raises SlideError where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            head = file.read(_HASHED)
+            file.seek(max(status.st_size - _HASHED, 0))
+            digest = blake2b(head + file.read(_HASHED), digest_size=16).hexdigest()
+    except OSError as error:
+        raise SlideError(path, f"cannot be opened: {error.strerror}") from error
+    return Identity(status.st_size, status.st_mtime_ns, digest)
+
+
+def _index_path(path: Path, identity: Identity, folder: str | Path | None) -> Path:
+    if folder is None:
+        return path.parent / FOLDER / f"{path.name}.safetensors"
+    # Slides of several folders may meet in one, and have the same name.
+    return Path(folder) / f"{path.name}-{identity.digest[:12]}.safetensors"
+
+
+def save_index(index: SlideIndex, path: Path, index_folder: str | Path | None = None) -> None:
+    """Keep what `load_index` will find; SlideError where that cannot be written."""
+    stored = _index_path(path, index.identity, index_folder)
+    words, arrays = _pack(index)
+    data = require("safetensors.numpy", "writing slide indexes").save(arrays, {"index": json.dumps(words)})
+    try:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=stored.parent, prefix=".", suffix=".part", delete=False) as file:
+            file.write(data)
+        os.replace(file.name, stored)  # readers see the old one or the new one, never a half
+    except OSError as error:
+        reason = f"its index cannot be written to {stored.parent}: {error.strerror}; pass index_folder"
+        raise SlideError(path, reason) from error
+
+
+def _pack(index: SlideIndex) -> tuple[dict[str, Any], dict[str, NDArray]]:
+    layout, arrays = index.layout, {}
+    rasters = {f"level {number}": raster for number, raster in enumerate(layout.rasters)}
+    rasters |= {f"beside {name}": raster for name, raster in layout.associated.items()}
+    for name, raster in rasters.items():
+        arrays[f"{name} offsets"], arrays[f"{name} counts"] = raster.offsets, raster.counts
+    if index.tissue:
+        arrays["tissue"] = index.tissue.mask.astype(np.uint8)
+    kept = ("reader", "vendor", "mpp", "magnification", "bounds", "problems")
+    words = {
+        "version": VERSION,
+        "identity": asdict(index.identity),
+        "layout": {name: getattr(layout, name) for name in kept},
+        "levels": [asdict(level) for level in layout.levels],
+        "rasters": {name: _raster_words(raster) for name, raster in rasters.items()},
+    }
+    return words, {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _raster_words(raster: Raster) -> dict[str, Any]:
+    encoding = asdict(raster.encoding)
+    encoding |= {name: encoding[name].hex() for name in ("tables", "palette")}
+    size = {name: getattr(raster, name) for name in ("width", "height", "tile_width", "tile_height")}
+    return {**size, "encoding": encoding}
+
+
+def _unpack(identity: Identity, words: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> SlideIndex:
+    rasters = {name: _raster(name, found, arrays) for name, found in words["rasters"].items()}
+    plain = words["layout"]
+    layout = Layout(
+        reader=plain["reader"],
+        vendor=plain["vendor"],
+        levels=tuple(Level(**level) for level in words["levels"]),
+        rasters=tuple(raster for name, raster in rasters.items() if name.startswith("level ")),
+        associated={name[7:]: raster for name, raster in rasters.items() if name.startswith("beside ")},
+        mpp=plain["mpp"] and tuple(plain["mpp"]),
+        magnification=plain["magnification"],
+        bounds=tuple(plain["bounds"]),
+        problems=tuple(plain["problems"]),
+    )
+    first, mask = layout.levels[0], arrays.get("tissue")
+    tissue = None if mask is None else TissueMask(mask.astype(bool), first.width, first.height)
+    return SlideIndex(identity, layout, tissue)
+
+
+def _raster(name: str, words: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> Raster:
+    encoding = dict(words["encoding"])
+    encoding |= {name: bytes.fromhex(encoding[name]) for name in ("tables", "palette")}
+    size = {name: words[name] for name in ("width", "height", "tile_width", "tile_height")}
+    return Raster(
+        **size, encoding=Encoding(**encoding), offsets=arrays[f"{name} offsets"], counts=arrays[f"{name} counts"]
+    )

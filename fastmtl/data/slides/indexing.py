@@ -1,0 +1,58 @@
+"""Scan a slide once, for all later openings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from .errors import DamagedPieceError
+from .index import SlideIndex, identify, load_index, save_index
+from .scan import MAX_PIXELS, scan
+from .slide import Slide
+from .tissue_mask import find_tissue
+
+
+def index_slide(
+    path: str | Path, *, index_folder: str | Path | None = None, max_pixels: int = MAX_PIXELS, force: bool = False
+) -> SlideIndex:
+    """Scan a slide, find its tissue, and keep both in a file for `open_slide`; where that file is valid, return it.
+
+    Tiles that cannot be read, as far as finding the tissue meets them, are counted among the layout's problems.
+
+    Args:
+        path: the slide.
+        index_folder: where the file goes; by default `.fastmtl` beside the slide. Needed where that is read-only.
+        max_pixels: a level 0 that declares more is refused unread.
+        force: scan also where there is a valid file.
+
+    Raises:
+        SlideError: as `open_slide`; also where the file cannot be written.
+        ImportError: as `open_slide`.
+    """
+    path = Path(path)
+    known = None if force else load_index(path, index_folder)
+    if known is not None:
+        return known
+    identity, layout = identify(path), scan(path, max_pixels)
+    damage: list[DamagedPieceError] = []
+    with Slide(path, SlideIndex(identity, layout)) as slide:
+        tissue = find_tissue(slide, damage)
+        _try_first_tiles(slide, damage)
+    if damage:
+        count = f"{len(damage)} tiles cannot be read" if len(damage) > 1 else "a tile cannot be read"
+        problem = f"{count}: {damage[0].reason} (at x={damage[0].coordinate[0]}, y={damage[0].coordinate[1]}, level "
+        layout = replace(layout, problems=(*layout.problems, f"{problem}{damage[0].coordinate[2]})"))
+    index = SlideIndex(identity, layout, tissue)
+    save_index(index, path, index_folder)
+    return index
+
+
+def _try_first_tiles(slide: Slide, damage: list[DamagedPieceError]) -> None:
+    """A level whose tiles no decoder here reads shows in its first one already."""
+    met = {error.coordinate for error in damage}
+    for number, level in enumerate(slide.levels):
+        try:
+            slide.read_region(0, 0, min(level.tile_width, level.width), min(level.tile_height, level.height), number)
+        except DamagedPieceError as error:
+            if error.coordinate not in met:
+                damage.append(error)

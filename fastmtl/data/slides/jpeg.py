@@ -1,0 +1,149 @@
+"""JPEG streams of TIFF tiles: joined with their shared tables, marked with their colour space, checked for damage.
+
+A TIFF's tiles are cut short: the tables stand once in the file, and the colour space is the TIFF's word alone. Decoders
+that know no TIFF guess it from markers and component numbers, and guess wrong for RGB: 48 grey levels off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import unpack_from
+from typing import NamedTuple
+
+SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+_APP0, _APP14, _SOS, _DHT = 0xE0, 0xEE, 0xDA, 0xC4
+_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what decoders read
+_PROGRESSIVE = 0xC2
+_OTHER_FRAMES = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)}
+HOLE = bytes(64)
+"""Zeros that no scan holds in a row: JPEG stuffs and Huffman-codes."""
+_DAMAGED = "the JPEG's header is damaged"
+_TAIL = 4096  # writers may pad after the end marker
+
+# Adobe's marker: version 100, no flags, then the transform: 0 is RGB, 1 is YCbCr.
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+
+
+class Header(NamedTuple):
+    """What stands before a stream's first scan.
+
+    Attributes:
+        width: pixels.
+        height: likewise.
+        components: 1 is grey, 3 is colour.
+        scan: where the first scan begins, bytes.
+        zeros_are_data: whether a run of zero bytes can be a picture: where the all-zero Huffman code means "block ends
+            here", as encoders with optimised tables write for a blank tile, and in progressive files. With the usual
+            tables it cannot.
+    """
+
+    width: int
+    height: int
+    components: int
+    scan: int
+    zeros_are_data: bool
+
+
+def prefix(tables: bytes, colour: str) -> bytes:
+    """What replaces a tile's first two bytes (SOI): SOI, the mark of its colour space, the shared tables."""
+    mark = {"rgb": _ADOBE + b"\x00", "ycbcr": _ADOBE + b"\x01"}.get(colour, b"")
+    return SOI + mark + tables
+
+
+def shared_tables(stream: bytes) -> bytes:
+    """The TIFF tag JPEGTables without its SOI, EOI and colour marks.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if stream[:2] != SOI or stream[-2:] != _EOI:
+        raise ValueError("its JPEGTables is no JPEG stream")
+    tables = stream[2:-2]
+    kept = [tables[at:end] for marker, at, end in _segments(tables, 0) if marker not in (_APP0, _APP14)]
+    return b"".join(kept)
+
+
+def tables_end_blocks_with_zeros(tables: bytes) -> bool:
+    """Whether `Header.zeros_are_data` by what `shared_tables` returned."""
+    return any(marker == _DHT and _ends_block_with_zeros(tables, at, end) for marker, at, end in _segments(tables, 0))
+
+
+def splice(buffer: bytearray, room: int, prefix: bytes) -> int:
+    """Put `prefix` in the place of the SOI of the stream that starts at `room`; where the result starts.
+
+    Leading markers of a colour space go: decoders believe them before Adobe's, and the TIFF's word counts.
+
+    Raises:
+        ValueError: there is no such stream.
+    """
+    if buffer[room : room + 2] != SOI:
+        raise ValueError("the JPEG has no start marker: overwritten, or not a JPEG")
+    at = room + 2
+    while buffer[at : at + 2] in (b"\xff\xe0", b"\xff\xee"):
+        at += 2 + int.from_bytes(buffer[at + 2 : at + 4], "big")
+        if at > len(buffer):
+            raise ValueError(_DAMAGED)
+    start = at - len(prefix)
+    buffer[start:at] = prefix
+    return start
+
+
+def read_header(stream: bytes | bytearray, start: int) -> Header:
+    """The header from the marker at `start` on.
+
+    Raises:
+        ValueError: there is none, it is damaged, or it is of a kind that decoders do not read.
+    """
+    frame, zeros_are_data = None, False
+    for marker, at, end in _segments(stream, start):
+        if marker == _SOS:
+            if frame is None:
+                raise ValueError("the JPEG has no frame header")
+            return Header(*frame, at, zeros_are_data)
+        if marker in _FRAMES:
+            bits, height, width, components = unpack_from(">BHHB", stream, at + 4)
+            if bits != 8:
+                raise ValueError(f"the JPEG has {bits} bits a sample, not 8")
+            frame = width, height, components
+            zeros_are_data |= marker == _PROGRESSIVE
+        elif marker in _OTHER_FRAMES:
+            raise ValueError("the JPEG is lossless, hierarchical or arithmetic-coded")
+        elif marker == _DHT:
+            zeros_are_data |= _ends_block_with_zeros(stream, at, end)
+    raise ValueError("the JPEG has no picture data: truncated or overwritten")
+
+
+def check(stream: bytearray, header: Header, least: tuple[int, int], most: tuple[int, int]) -> None:
+    """Raise ValueError where a stream is visibly damaged, or its (width, height) out of range."""
+    if stream.rfind(_EOI, max(header.scan, len(stream) - _TAIL)) < 0:
+        raise ValueError("the JPEG has no end marker: truncated or overwritten")
+    if not header.zeros_are_data and stream.find(HOLE, header.scan) >= 0:
+        raise ValueError(f"the JPEG has {len(HOLE)} or more zero bytes inside: partly overwritten")
+    if not (least[0] <= header.width <= most[0] and least[1] <= header.height <= most[1]):
+        raise ValueError(f"the JPEG is {header.width}x{header.height} pixels, the tile {most[0]}x{most[1]}")
+
+
+def _segments(stream: bytes | bytearray, at: int) -> Iterator[tuple[int, int, int]]:
+    """(marker, where it begins, where it ends) up to the first scan, or the end."""
+    while at + 4 <= len(stream):
+        if stream[at] != 0xFF:
+            raise ValueError(_DAMAGED)
+        marker = stream[at + 1]
+        if marker == 0xFF:  # a fill byte before the marker
+            at += 1
+            continue
+        end = at + 2 + (stream[at + 2] << 8 | stream[at + 3])
+        if end > len(stream):
+            raise ValueError(_DAMAGED)
+        yield marker, at, end
+        if marker == _SOS:
+            return
+        at = end
+
+
+def _ends_block_with_zeros(stream: bytes | bytearray, at: int, end: int) -> bool:
+    found, table = False, at + 4
+    while table + 17 < end:
+        found |= stream[table] == 0x10 and stream[table + 17] == 0  # luma AC; the all-zero code is its first symbol's
+        table += 17 + sum(stream[table + 1 : table + 17])
+    return found

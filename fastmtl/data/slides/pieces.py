@@ -1,0 +1,259 @@
+"""Compressed tiles of a rectangle: read by position from the open file, made whole images, checked for damage."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import jpeg
+from .codecs import Pixels, dali_decodes, decode
+from .errors import DamagedPieceError, SlideError
+from .orientation import Box, shown_box, stored_box, upright
+from .raster import BACKGROUND, Encoding, Raster
+
+_LARGEST_GAP = 2**14  # bytes read for nothing are cheaper than another call, up to about here
+_MOST_BUFFERS = 512  # POSIX grants a scattered read at least 1024 on Linux; each tile takes two
+_LARGE_PIXELS = 2**22  # tiles of more pixels are kept decoded: the next region most likely wants the same one
+_KEPT_BYTES = 2**28  # of such pixels in a process, whatever the number of open slides; one is kept if it is larger
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A part of a region's canvas, encoded or decoded.
+
+    Attributes:
+        x: the left edge in the canvas, pixels; may be negative.
+        y: the top edge.
+        width: pixels that count, from the left of the image; what the image has beyond them is the file's padding.
+        height: likewise from the top.
+        data: uint8 [n], a whole image that DALI decodes (JPEG, PNG); None where `pixels` are given.
+        pixels: RGB uint8 [height, width, 3], where no decoder of DALI is trusted.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    data: NDArray[np.uint8] | None = None
+    pixels: Pixels | None = None
+
+
+class _Wanted(NamedTuple):
+    """A tile to be read: its number, its rectangle as stored (x, y, width, height) without padding, its bytes."""
+
+    tile: int
+    box: Box
+    offset: int
+    length: int
+
+
+class _Head(NamedTuple):
+    """What all JPEG tiles of an encoding begin with."""
+
+    prefix: bytes
+    zeros_are_data: bool
+
+
+_NO_HEAD = _Head(jpeg.SOI, False)  # a JPEG file has its own
+
+
+class _LargeTiles:
+    """Decoded tiles, the last ones of all slides."""
+
+    def __init__(self) -> None:
+        self._tiles: OrderedDict[tuple[Raster, int], Pixels] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, tile: tuple[Raster, int]) -> Pixels | None:
+        with self._lock:
+            if tile in self._tiles:
+                self._tiles.move_to_end(tile)
+            return self._tiles.get(tile)
+
+    def put(self, tile: tuple[Raster, int], pixels: Pixels) -> None:
+        with self._lock:
+            self._tiles[tile] = pixels
+            while len(self._tiles) > 1 and sum(kept.nbytes for kept in self._tiles.values()) > _KEPT_BYTES:
+                self._tiles.popitem(last=False)
+
+
+_kept = _LargeTiles()
+
+
+class PieceReader:
+    """Reads tiles of one file's rasters. Threads may share it; the file is opened on first use."""
+
+    def __init__(self, path: Path, locate: Callable[[Raster, Box], tuple[int, int, int]]):
+        """
+        Args:
+            path: the slide's file.
+            locate: a raster and a rectangle of it as stored -> the coordinate that an error names.
+        """
+        self._path, self._locate = path, locate
+        self._descriptor: int | None = None
+        self._size = 0
+        self._opening = Lock()
+        self._heads: dict[Encoding, _Head] = {}
+
+    def close(self) -> None:
+        with self._opening:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def pieces(self, raster: Raster, canvas: Box) -> list[Piece]:
+        """What `raster` has of the rectangle `canvas` (upright pixels; any part of it may lie outside).
+
+        Raises:
+            DamagedPieceError: a tile cannot be read, or is visibly damaged.
+        """
+        shown, code = raster.shown_size, raster.encoding.orientation
+        wanted = list(_tiles_in(raster, stored_box(canvas, shown, code)))
+        if dali_decodes(raster.encoding) and not _is_large(raster):
+            return [
+                Piece(x - canvas[0], y - canvas[1], width, height, data=np.frombuffer(buffer, np.uint8, offset=start))
+                for (_, (x, y, width, height), _, _), buffer, start in self._streams(raster, wanted)
+            ]
+        cuts = (self._cut(raster, item, pixels, canvas) for item, pixels in self._decoded(raster, wanted))
+        return [Piece(x, y, part.shape[1], part.shape[0], pixels=np.ascontiguousarray(part)) for x, y, part in cuts]
+
+    def read(self, raster: Raster, canvas: Box) -> Pixels:
+        """RGB uint8 [height, width, 3] of the rectangle `canvas`; what the raster does not have is `BACKGROUND`."""
+        image = np.full((canvas[3], canvas[2], 3), BACKGROUND, np.uint8)
+        wanted = list(_tiles_in(raster, stored_box(canvas, raster.shown_size, raster.encoding.orientation)))
+        for item, pixels in self._decoded(raster, wanted):
+            x, y, part = self._cut(raster, item, pixels, canvas)
+            image[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return image
+
+    def _cut(self, raster: Raster, item: _Wanted, pixels: Pixels, canvas: Box) -> tuple[int, int, Pixels]:
+        """The part of a decoded tile that lies in the canvas, upright, and its left and top edge there."""
+        code = raster.encoding.orientation
+        x, y, width, height = shown_box(item.box, raster.shown_size, code)
+        turned = upright(pixels[: item.box[3], : item.box[2]], code)
+        left, top = max(canvas[0] - x, 0), max(canvas[1] - y, 0)
+        right, bottom = min(canvas[0] + canvas[2] - x, width), min(canvas[1] + canvas[3] - y, height)
+        return x + left - canvas[0], y + top - canvas[1], turned[top:bottom, left:right]
+
+    def _decoded(self, raster: Raster, wanted: list[_Wanted]) -> Iterator[tuple[_Wanted, Pixels]]:
+        kept = [(item, _kept.get((raster, item.tile))) for item in wanted] if _is_large(raster) else []
+        yield from ((item, pixels) for item, pixels in kept if pixels is not None)
+        wanted = [item for item, pixels in kept if pixels is None] if kept else wanted
+        for item, buffer, start in self._streams(raster, wanted):
+            try:
+                pixels = decode(
+                    memoryview(buffer)[start:], raster.encoding, item.box[2:], (raster.tile_width, raster.tile_height)
+                )
+            except ValueError as error:
+                raise self._damaged(raster, item, str(error)) from error
+            if _is_large(raster):
+                _kept.put((raster, item.tile), pixels)
+            yield item, pixels
+
+    def _streams(self, raster: Raster, wanted: list[_Wanted]) -> Iterator[tuple[_Wanted, bytearray, int]]:
+        """Each tile's bytes, and where in them the stream starts; JPEG streams are whole and checked."""
+        codec = raster.encoding.codec
+        head = self._head(raster.encoding) if codec == "jpeg" else _NO_HEAD
+        room = len(head.prefix) - len(jpeg.SOI)
+        for item, buffer in self._buffers(raster, wanted, room):
+            start = room
+            try:
+                if codec == "jpeg":
+                    start = jpeg.splice(buffer, room, head.prefix)
+                if codec.endswith("jpeg"):
+                    header = jpeg.read_header(buffer, start + len(head.prefix))
+                    header = header._replace(zeros_are_data=header.zeros_are_data or head.zeros_are_data)
+                    jpeg.check(buffer, header, item.box[2:], (raster.tile_width, raster.tile_height))
+                elif codec == "plain png" and buffer.rfind(b"IEND") < 0:
+                    raise ValueError("the PNG has no end: truncated")
+            except ValueError as error:
+                raise self._damaged(raster, item, str(error)) from error
+            yield item, buffer, start
+
+    def _buffers(self, raster: Raster, wanted: list[_Wanted], room: int) -> Iterator[tuple[_Wanted, bytearray]]:
+        """Bytes of the tiles behind `room` free ones; neighbours in the file are read in one call."""
+        descriptor = self._open()
+        for item in wanted:  # before memory is taken: a damaged count may be any number
+            if item.offset + item.length > self._size:
+                raise self._damaged(raster, item, "lies beyond the end of the file: truncated")
+        for run in _runs(wanted):
+            buffers = [bytearray(room + item.length) for item in run]
+            parts: list[memoryview | bytearray] = []
+            end = run[0].offset
+            for item, buffer in zip(run, buffers, strict=True):
+                if item.offset > end:
+                    parts.append(bytearray(item.offset - end))
+                parts.append(memoryview(buffer)[room:])
+                end = item.offset + item.length
+            try:
+                got = os.preadv(descriptor, parts, run[0].offset)
+            except OSError as error:
+                raise self._damaged(raster, run[0], f"cannot be read: {error.strerror}") from error
+            if got < end - run[0].offset:
+                raise self._damaged(raster, run[0], "the file ends early: it changed while it was open")
+            yield from zip(run, buffers, strict=True)
+
+    def _open(self) -> int:
+        with self._opening:
+            if self._descriptor is None:
+                try:
+                    self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise SlideError(self._path, f"cannot be opened: {error.strerror}") from error
+                self._size = os.fstat(self._descriptor).st_size
+            return self._descriptor
+
+    def _head(self, encoding: Encoding) -> _Head:
+        if encoding not in self._heads:
+            prefix = jpeg.prefix(encoding.tables, encoding.colour)
+            self._heads[encoding] = _Head(prefix, jpeg.tables_end_blocks_with_zeros(encoding.tables))
+        return self._heads[encoding]
+
+    def _damaged(self, raster: Raster, item: _Wanted, reason: str) -> DamagedPieceError:
+        return DamagedPieceError(self._path, self._locate(raster, item.box), reason)
+
+
+def _tiles_in(raster: Raster, box: Box) -> Iterator[_Wanted]:
+    """The tiles that exist and overlap a rectangle of the raster as stored."""
+    left, top = max(box[0], 0), max(box[1], 0)
+    right, bottom = min(box[0] + box[2], raster.width), min(box[1] + box[3], raster.height)
+    if right <= left or bottom <= top:
+        return
+    wide, high = raster.tile_width, raster.tile_height
+    for row in range(top // high, (bottom - 1) // high + 1):
+        for column in range(left // wide, (right - 1) // wide + 1):
+            tile = row * raster.columns + column
+            offset, count = int(raster.offsets[tile]), int(raster.counts[tile])
+            if count > 0:
+                x, y = column * wide, row * high
+                yield _Wanted(tile, (x, y, min(wide, raster.width - x), min(high, raster.height - y)), offset, count)
+
+
+def _runs(wanted: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:
+    """Tiles that follow one another in the file closely enough to be read at once."""
+    ordered = sorted(wanted, key=lambda item: item.offset)
+    run = ordered[:1]
+    for before, item in pairwise(ordered):
+        gap = item.offset - (before.offset + before.length)
+        if not 0 <= gap <= _LARGEST_GAP or 2 * len(run) >= _MOST_BUFFERS:
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
+
+
+def _is_large(raster: Raster) -> bool:
+    return raster.tile_width * raster.tile_height > _LARGE_PIXELS

@@ -1,0 +1,135 @@
+"""What a slide file holds: images cut into tiles, how their bytes are encoded, and where they lie in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+BACKGROUND = 240
+"""Grey level of what a slide does not have: outside its bounds, tiles that were never scanned. The loader's too."""
+
+Reader = Literal["native", "openslide"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a slide.
+
+    Attributes:
+        width: pixels of this level.
+        height: likewise.
+        downsample: level-0 pixels per pixel of this level.
+        tile_width: pixels of a tile as stored; strips are tiles as wide as the level.
+        tile_height: likewise.
+    """
+
+    width: int
+    height: int
+    downsample: float
+    tile_width: int
+    tile_height: int
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a tile's bytes become pixels.
+
+    Attributes:
+        codec: "jpeg", "jpeg2000", "webp", "jpegxl", "png" hold images of their own; "lzw", "deflate", "zstd", "lzma",
+            "packbits", "raw" hold rows of samples.
+        colour: "rgb", "ycbcr", "grey", "inverted" (grey, 0 is white) or "palette".
+        samples: values per pixel, all of 8 bits.
+        alpha: of the last sample: "straight", "premultiplied" or "" where it is no alpha.
+        predictor: whether rows of samples are differences.
+        orientation: TIFF's and EXIF's code, 1 to 8; 1 is upright.
+        tables: a JPEG stream's shared tables, without SOI and EOI.
+        palette: RGB uint8 [n, 3] as bytes.
+    """
+
+    codec: str
+    colour: str = "rgb"
+    samples: int = 3
+    alpha: str = ""
+    predictor: bool = False
+    orientation: int = 1
+    tables: bytes = b""
+    palette: bytes = b""
+
+
+@dataclass(frozen=True, eq=False)
+class Raster:
+    """One image as it is stored, before any turn that its orientation asks for.
+
+    Attributes:
+        width: pixels as stored.
+        height: likewise.
+        tile_width: pixels; the tiles at the right and bottom edge may hold padding.
+        tile_height: likewise.
+        encoding: of every tile.
+        offsets: int64 [rows * columns], bytes from the start of the file, row by row.
+        counts: int64 [rows * columns], bytes; 0 for a tile that does not exist.
+    """
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    encoding: Encoding
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // self.tile_width)
+
+    @property
+    def rows(self) -> int:
+        return -(-self.height // self.tile_height)
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """(width, height) upright."""
+        return (self.height, self.width) if self.encoding.orientation >= 5 else (self.width, self.height)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A slide file, scanned.
+
+    Attributes:
+        reader: who reads its pixels.
+        vendor: who wrote the file, as far as it says.
+        levels: finest first.
+        rasters: of the levels, where the reader is "native".
+        associated: label, macro, thumbnail and the like, where the reader is "native".
+        mpp: micrometres per level-0 pixel along x and y; None when unknown or not to be believed.
+        magnification: of the objective; None when unknown.
+        bounds: (x, y, width, height) of the scanned part, level-0 pixels.
+        problems: what is odd about the file, in words.
+    """
+
+    reader: Reader
+    vendor: str
+    levels: tuple[Level, ...]
+    rasters: tuple[Raster, ...] = ()
+    associated: Mapping[str, Raster] = field(default_factory=dict)
+    mpp: tuple[float, float] | None = None
+    magnification: float | None = None
+    bounds: tuple[int, int, int, int] = (0, 0, 0, 0)
+    problems: tuple[str, ...] = ()
+
+
+def levels_of(rasters: tuple[Raster, ...]) -> tuple[Level, ...]:
+    """Levels with OpenSlide's downsample: the mean of both axes' ratios."""
+    width, height = rasters[0].shown_size
+    levels = []
+    for raster in rasters:
+        w, h = raster.shown_size
+        tile = (raster.tile_width, raster.tile_height)
+        tile = tile[::-1] if raster.encoding.orientation >= 5 else tile
+        levels.append(Level(w, h, (width / w + height / h) / 2, *tile))
+    return tuple(levels)

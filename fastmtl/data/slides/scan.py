@@ -1,0 +1,44 @@
+"""Which reader a file needs, told by its first bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import SlideError
+from .foreign import scan_foreign
+from .plain import SIGNATURES, scan_plain
+from .raster import Layout
+from .tiff import NotHereError, scan_tiff
+
+MAX_PIXELS = 2**38
+"""A level 0 that declares more pixels is refused unread: half a million a side, beyond any scanner's glass."""
+
+_TIFFS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+
+def scan(path: Path, max_pixels: int = MAX_PIXELS) -> Layout:
+    """All that can be known of a slide without reading its pixels.
+
+    Raises:
+        SlideError, ImportError: as `open_slide`.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise SlideError(path, f"cannot be opened: {error.strerror}") from error
+    if not head:
+        raise SlideError(path, "the file is empty")
+    for signature, codec in SIGNATURES.items():
+        if head.startswith(signature):
+            return scan_plain(path, codec)
+    if not head.startswith(_TIFFS):
+        return scan_foreign(path, max_pixels)
+    try:
+        return scan_tiff(path, max_pixels)
+    except NotHereError as not_here:
+        try:
+            return scan_foreign(path, max_pixels)
+        except (SlideError, ImportError) as error:
+            said = error.reason if isinstance(error, SlideError) else str(error)
+            raise SlideError(path, f"{not_here} ({said})") from error

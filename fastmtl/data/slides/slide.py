@@ -1,0 +1,196 @@
+"""An open slide: its levels, scale and pictures, any rectangle of it, and the compressed pieces of a region."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+from operator import index as as_int
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..dataset import Region
+from .codecs import Pixels
+from .errors import SlideError
+from .foreign import OpenSlideReader
+from .index import SlideIndex, identify, load_index
+from .orientation import Box, shown_box
+from .pieces import Piece, PieceReader
+from .raster import Level, Raster
+from .scan import MAX_PIXELS, scan
+from .thumbnail import thumbnail
+from .tiff_words import PLAUSIBLE_MPP
+from .tissue_mask import TissueMask, find_tissue
+
+
+def open_slide(
+    path: str | Path,
+    *,
+    mpp: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+    index_folder: str | Path | None = None,
+) -> Slide:
+    """Open a slide by its content, whatever its name ends in.
+
+    Read here: SVS, tiled, pyramidal and stripped TIFF and BigTIFF, OME-TIFF, of 8-bit RGB, grey and palette, in JPEG,
+    JPEG 2000, WebP, JPEG XL, PNG, LZW, Deflate, Zstandard, LZMA, PackBits or raw; PNG, JPEG and JPEG 2000 files as
+    slides of one level. All else (NDPI, MIRAX, DICOM, Philips, ...) is read by OpenSlide, where it is installed.
+
+    A slide that `index_slide` has seen opens from its index, in milliseconds; another one is scanned.
+
+    Args:
+        path: the file.
+        mpp: micrometres per pixel of level 0, where the file says nothing or nothing that can be true (see
+            `Slide.problems`).
+        max_pixels: a level 0 that declares more is refused unread.
+        index_folder: where `index_slide` was told to put the index; by default beside the slide.
+
+    Raises:
+        SlideError: not there, damaged, too large, or nothing that can be read.
+        ImportError: only a package that is not installed could read it; says how to install it.
+    """
+    path = Path(path)
+    if mpp is not None and not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
+        raise ValueError(f"`mpp` must be {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]} micrometres per pixel; got {mpp}")
+    index = load_index(path, index_folder) or SlideIndex(identify(path), scan(path, max_pixels))
+    width, height = index.layout.levels[0].width, index.layout.levels[0].height
+    if width * height > max_pixels:
+        raise SlideError(path, f"has {width}x{height} pixels, more than max_pixels={max_pixels:,}")
+    return Slide(path, index, mpp=mpp)
+
+
+class Slide:
+    """A slide to read from. Threads may share one; other processes open their own.
+
+    Attributes:
+        path: the file.
+        levels: finest first.
+        mpp: micrometres per pixel of level 0, the mean of both axes; None when unknown or not to be believed.
+        magnification: of the objective; None when unknown.
+        bounds: (x, y, width, height) of what was scanned, level-0 pixels.
+        vendor: who wrote the file, as far as it says.
+        problems: what is odd about it, in words.
+    """
+
+    def __init__(self, path: Path, index: SlideIndex, *, mpp: float | None = None):
+        layout = index.layout
+        self.path, self._index, self._layout = path, index, layout
+        self.levels: tuple[Level, ...] = layout.levels
+        self.mpp = mpp if mpp is not None else layout.mpp and math.fsum(layout.mpp) / 2
+        self.magnification, self.bounds, self.vendor = layout.magnification, layout.bounds, layout.vendor
+        self.problems = tuple(word for word in layout.problems if mpp is None or "pass mpp" not in word)
+        self._native = PieceReader(path, self._coordinate)
+        self._foreign = OpenSlideReader(path, layout.levels) if layout.reader == "openslide" else None
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        size = f"{self.levels[0].width}x{self.levels[0].height}"
+        return f"Slide({str(self.path)!r}, {size}, {len(self.levels)} levels, mpp={self.mpp})"
+
+    def close(self) -> None:
+        """Give the file back; the next read opens it again."""
+        self._native.close()
+        if self._foreign:
+            self._foreign.close()
+
+    def read_region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Pixels:
+        """RGB uint8 [height, width, 3], as OpenSlide reads it, transparency laid over background.
+
+        Args:
+            x: left edge, level-0 pixels; the nearest pixel of `level` is taken. It may lie outside the slide, where
+                the background (grey 240) is.
+            y: top edge.
+            width: pixels of `level`.
+            height: likewise.
+            level: 0 is the finest.
+
+        Raises:
+            DamagedPieceError: a tile cannot be read.
+            ValueError: no such level, or no pixels asked for.
+        """
+        region = self._checked(Region(self.path, x, y, width, height, level))
+        if self._foreign:
+            return self._foreign.read(region.level, region.x, region.y, region.width, region.height)
+        return self._native.read(self._layout.rasters[region.level], self._canvas(region))
+
+    def pieces(self, region: Region) -> list[Piece]:
+        """What to decode and put together for `region`: compressed images that stand alone, or pixels where DALI has
+        no decoder to be trusted. What no piece covers is background.
+
+        Raises:
+            DamagedPieceError: a tile cannot be read, or is visibly damaged.
+            ValueError: no such level, or no pixels asked for.
+        """
+        region = self._checked(region)
+        if self._foreign:
+            pixels = self._foreign.read(region.level, region.x, region.y, region.width, region.height)
+            return [Piece(0, 0, region.width, region.height, pixels=pixels)]
+        return self._native.pieces(self._layout.rasters[region.level], self._canvas(region))
+
+    @cached_property
+    def associated_names(self) -> tuple[str, ...]:
+        """Pictures beside the slide: "label", "macro", "thumbnail" and others."""
+        return self._foreign.associated_names() if self._foreign else tuple(self._layout.associated)
+
+    def associated(self, name: str) -> Pixels:
+        """RGB uint8 [h, w, 3] of one of `associated_names`."""
+        if name not in self.associated_names:
+            raise ValueError(f"`name` must be one of {', '.join(self.associated_names) or 'none'}; got {name!r}")
+        if self._foreign:
+            return self._foreign.associated(name)
+        raster = self._layout.associated[name]
+        return self._native.read(raster, (0, 0, *raster.shown_size))
+
+    def thumbnail(self, max_size: int = 1024) -> Pixels:
+        """The whole slide, averaged down to at most `max_size` pixels a side: RGB uint8 [h, w, 3]."""
+        return thumbnail(self, max_size)
+
+    @cached_property
+    def tissue(self) -> TissueMask:
+        """Where tissue is; from the index, or found now (which reads the coarsest level)."""
+        return self._index.tissue or find_tissue(self)
+
+    def tissue_fraction(self, region: Region) -> float:
+        """How much of a region is tissue, 0 to 1; what lies outside the slide is none."""
+        region = self._checked(region)
+        scale = self.levels[region.level].downsample
+        return self.tissue.fraction(region.x, region.y, region.width * scale, region.height * scale)
+
+    def tile_tissue(self, level: int = 0) -> NDArray[Any]:
+        """Tissue fraction of every tile of a level as stored: float32 [rows, columns], 0 to 1."""
+        asked = self.levels[self._level(level)]
+        rows, columns = -(-asked.height // asked.tile_height), -(-asked.width // asked.tile_width)
+        return self.tissue.fractions(
+            rows, columns, asked.tile_height * asked.downsample, asked.tile_width * asked.downsample
+        )
+
+    def _checked(self, region: Region) -> Region:
+        x, y, width, height = (as_int(value) for value in (region.x, region.y, region.width, region.height))
+        level = self._level(region.level)
+        if width < 1 or height < 1:
+            raise ValueError(f"`width` and `height` must be at least 1 pixel; got {width}x{height}")
+        return replace(region, x=x, y=y, width=width, height=height, level=level)
+
+    def _level(self, level: int) -> int:
+        if not 0 <= as_int(level) < len(self.levels):
+            raise ValueError(f"`level` must be 0 to {len(self.levels) - 1} in {self.path}; got {level}")
+        return as_int(level)
+
+    def _canvas(self, region: Region) -> Box:
+        downsample = self.levels[region.level].downsample
+        return round(region.x / downsample), round(region.y / downsample), region.width, region.height
+
+    def _coordinate(self, raster: Raster, box: Box) -> tuple[int, int, int]:
+        """Level-0 x, y and level of a rectangle of a raster as stored, for errors; -1 is a picture beside the slide."""
+        rasters = self._layout.rasters
+        level = next((number for number, known in enumerate(rasters) if known is raster), -1)
+        scale = self.levels[level].downsample if level >= 0 else 1
+        x, y, *_ = shown_box(box, raster.shown_size, raster.encoding.orientation)
+        return round(x * scale), round(y * scale), level

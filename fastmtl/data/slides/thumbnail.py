@@ -1,0 +1,75 @@
+"""A whole slide made small, band by band: no level is ever in memory as a whole."""
+
+from __future__ import annotations
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...extras import require
+from .codecs import Pixels
+from .errors import DamagedPieceError
+from .raster import BACKGROUND
+
+if TYPE_CHECKING:
+    from .slide import Slide
+
+_BAND_PIXELS = 2**23
+_MOST_THREADS = 4
+
+
+def thumbnail(slide: Slide, max_size: int, damage: list[DamagedPieceError] | None = None) -> Pixels:
+    """RGB uint8 [h, w, 3] of at most `max_size` pixels a side: means over the coarsest level that is no smaller.
+
+    Args:
+        slide: an open slide.
+        max_size: of the longer side.
+        damage: where given, tiles that cannot be read are listed there and are background; else they raise.
+    """
+    if max_size < 1:
+        raise ValueError(f"`max_size` must be at least 1 pixel; got {max_size}")
+    first = slide.levels[0]
+    shrink = max(1.0, max(first.width, first.height) / max_size)
+    width, height = max(1, round(first.width / shrink)), max(1, round(first.height / shrink))
+    enough = [number for number, level in enumerate(slide.levels) if level.width >= width and level.height >= height]
+    level = slide.levels[enough[-1]]
+    per_row = level.height / height
+    # Whole rows of tiles where that fits: a tile is then decoded once, or twice at a band's edge.
+    rows = max(1, int(max(_BAND_PIXELS / level.width, level.tile_height) / per_row))
+
+    def band(top: int) -> Pixels:
+        bottom = min(top + rows, height)
+        start, stop = int(top * per_row), min(math.ceil(bottom * per_row), level.height)
+        pixels = _read(slide, enough[-1], start, stop, damage)
+        box = (0, top * per_row - start, level.width, min(bottom * per_row, level.height) - start)
+        image = require("PIL.Image", "making thumbnails")
+        return np.asarray(image.fromarray(pixels).resize((width, bottom - top), image.Resampling.BOX, box=box))
+
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        return np.concatenate(list(pool.map(band, range(0, height, rows))))
+
+
+def _read(slide: Slide, number: int, start: int, stop: int, damage: list[DamagedPieceError] | None) -> Pixels:
+    """Rows `start` to `stop` of a level; with `damage`, what cannot be read is background."""
+    level = slide.levels[number]
+    y = round(start * level.downsample)
+    try:
+        return slide.read_region(0, y, level.width, stop - start, number)
+    except DamagedPieceError:
+        if damage is None:
+            raise
+    band = np.full((stop - start, level.width, 3), BACKGROUND, np.uint8)
+    for top in range(start // level.tile_height * level.tile_height, stop, level.tile_height):
+        for left in range(0, level.width, level.tile_width):
+            upper, lower = max(top, start), min(top + level.tile_height, stop)
+            width = min(level.tile_width, level.width - left)
+            where = round(left * level.downsample), round(upper * level.downsample)
+            try:
+                part = slide.read_region(*where, width, lower - upper, number)
+                band[upper - start : lower - start, left : left + width] = part
+            except DamagedPieceError as error:
+                damage.append(error)
+    return band

@@ -1,0 +1,123 @@
+"""Where a slide has tissue: the colourful part of a small picture of it.
+
+Otsu's threshold (1979) on how much a pixel's channels differ, as CLAM does on HSV's saturation (Lu et al. 2021); the
+difference of the largest and the smallest channel stands for it here, because saturation is noise where it is dark.
+Otsu always finds two classes, also where there is one: its threshold is held between what glass never reaches and what
+stained tissue always does. Left out: black (borders, missing scans, black pens) and the hues of green, blue and red
+pens, which no stain has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...extras import require
+from .errors import DamagedPieceError
+from .thumbnail import thumbnail
+
+if TYPE_CHECKING:
+    from .slide import Slide
+
+Mask = NDArray[np.bool_]
+
+MAX_SIZE = 2048
+"""Pixels of a mask's longer side: 50 micrometres across a whole glass, 25 across a biopsy."""
+
+_LEAST, _MOST = 14, 45  # grey levels between channels: empty glass stays under the one, pale eosin above the other
+_BLACK = 50  # brightest channel; the densest haematoxylin at this scale is above
+_SPECKLE = 5  # pixels across: dust and noise, by a median
+
+
+@dataclass(frozen=True, eq=False)
+class TissueMask:
+    """Tissue over a slide's whole extent.
+
+    Attributes:
+        mask: bool [h, w].
+        width: of the slide, level-0 pixels.
+        height: likewise.
+    """
+
+    mask: Mask
+    width: int
+    height: int
+
+    @property
+    def share(self) -> float:
+        """How much of the slide is tissue, 0 to 1."""
+        return float(self.mask.mean())
+
+    def fraction(self, x: float, y: float, width: float, height: float) -> float:
+        """How much of a rectangle is tissue, 0 to 1, level-0 pixels; what lies outside the slide is none."""
+        return float(self._means(np.array([y, y + height]), np.array([x, x + width]))[0, 0])
+
+    def fractions(self, rows: int, columns: int, height: float, width: float) -> NDArray[np.float32]:
+        """Tissue fraction [rows, columns] of tiles of this height and width side by side; at the edges, of the part
+        that lies in the slide."""
+        bottoms = np.minimum(np.arange(rows + 1) * height, self.height)
+        rights = np.minimum(np.arange(columns + 1) * width, self.width)
+        return self._means(bottoms, rights).astype(np.float32)
+
+    def _means(self, ys: NDArray, xs: NDArray) -> NDArray[np.float64]:
+        """Mean of the mask [n - 1, m - 1] between n horizontal and m vertical lines."""
+        mask_height, mask_width = self.mask.shape
+        y = np.clip(ys * (mask_height / self.height), 0, mask_height)
+        x = np.clip(xs * (mask_width / self.width), 0, mask_width)
+        corners = _between(_between(self._sums, y).T, x).T
+        areas = np.diff(ys)[:, None] * np.diff(xs) * (mask_height * mask_width / (self.height * self.width))
+        return np.clip(np.diff(np.diff(corners, axis=0), axis=1) / np.maximum(areas, 1e-9), 0, 1)
+
+    @cached_property
+    def _sums(self) -> NDArray[np.float64]:
+        sums = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1))
+        sums[1:, 1:] = self.mask.cumsum(0, dtype=np.float64).cumsum(1)
+        return sums
+
+
+def find_tissue(slide: Slide, damage: list[DamagedPieceError] | None = None) -> TissueMask:
+    """The tissue mask of an open slide; `damage` as in `thumbnail`."""
+    picture = thumbnail(slide, MAX_SIZE, damage)
+    return TissueMask(tissue_pixels(picture), slide.levels[0].width, slide.levels[0].height)
+
+
+def tissue_pixels(picture: NDArray[np.uint8]) -> Mask:
+    """Which pixels of a small picture of a slide, RGB uint8 [h, w, 3], show tissue: bool [h, w]."""
+    red, green, blue = (picture[..., channel].astype(np.int16) for channel in range(3))
+    largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    colourful = largest - smallest
+    never = (largest < _BLACK) | _ink(red, green, blue)
+    counts = np.bincount(colourful[~never], minlength=256)[:256]
+    found = ~never & (colourful > np.clip(_otsu(counts), _LEAST, _MOST))
+    image = require("PIL.Image", "finding tissue")
+    median = require("PIL.ImageFilter", "finding tissue").MedianFilter(_SPECKLE)
+    return np.asarray(image.fromarray(found.astype(np.uint8) * 255).filter(median)) > 127
+
+
+def _ink(red: NDArray, green: NDArray, blue: NDArray) -> Mask:
+    """Pens. Haematoxylin and eosin take more green than red and blue; DAB leaves more red than green than blue."""
+    green_pen = green > np.maximum(red, blue) + 12
+    blue_pen = (blue > green + 50) & (green > red + 8)
+    red_pen = (red > 130) & (red > green + 110) & (np.abs(green - blue) < 30)
+    return green_pen | blue_pen | red_pen
+
+
+def _otsu(counts: NDArray) -> int:
+    """The threshold that splits a histogram [256] with the largest variance between its classes; 0 of an empty one."""
+    values = np.arange(256)
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sum_below = np.cumsum(counts * values)
+    between = (sum_below[-1] * below - below[-1] * sum_below) ** 2 / np.maximum(below * above, 1)
+    return int(between.argmax())
+
+
+def _between(sums: NDArray[np.float64], at: NDArray) -> NDArray[np.float64]:
+    """Rows of `sums` at fractional positions, linear in between: sums of a mask that is constant on its pixels."""
+    low = np.minimum(at.astype(int), len(sums) - 2)
+    share = (at - low)[:, None]
+    return sums[low] * (1 - share) + sums[low + 1] * share
