@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from .augment import Augmentation
     from .check import DamagedTilesError, check_tiles, usable_tiles
     from .dataset import Dataset, Drawn, Problem, Region, Tile
-    from .loader import TileLoader, TileReadError
+    from .faults import TileReadError
+    from .loader import TileLoader
     from .splits import (
         Split,
         check_no_leak,
@@ -37,7 +38,7 @@ _HOME = {
     "Region": "dataset",
     "Tile": "dataset",
     "TileLoader": "loader",
-    "TileReadError": "loader",
+    "TileReadError": "faults",
     "Split": "splits",
     "check_no_leak": "splits",
     "grouped_split": "splits",
