@@ -3,8 +3,8 @@ field, colour, noise, normalisation; and the same geometry for masks.
 
 All release the interpreter lock. Numba compiles them at their first call and keeps them where a folder can be written.
 
-Sources are `flat` uint8 [N]: rows of `width` pixels of C interleaved channels, `pitch` bytes apart, the first at `start`.
-`matrix` float32 [2, 3] leads from output pixel to source pixel. `field` float32 [2, n + 3, n + 3] holds control points
+Sources are `flat` uint8 [N]: rows of `width` pixels of C interleaved channels, `pitch` bytes apart, the first at
+`start`. `matrix` float32 [2, 3] leads from output pixel to source pixel. `field` float32 [2, n + 3, n + 3] holds control points
 of a uniform cubic B-spline over the output, n cells a side, x and y shifts in fractions of the output; n + 3 = 0: none.
 """
 
@@ -229,7 +229,7 @@ def finish_mask(flat, start, pitch, source_height, source_width, channels, matri
 @_compiled
 def is_constant(flat, channels):
     """Whether all pixels are the first one."""
-    for at in range(channels, flat.shape[0]):
+    for at in range(channels, flat.shape[0]):  # noqa: SIM110 - Numba compiles a loop, not a generator
         if flat[at] != flat[at - channels]:
             return False
     return True

@@ -1,4 +1,4 @@
-"""Random geometry, colour and noise as pure functions of (seed, epoch, tile): nothing is drawn from a running generator.
+"""Random geometry, colour and noise as pure functions of (seed, epoch, tile); no generator runs on.
 
 So an interrupted epoch resumes exactly, and a tile is augmented the same way whatever the batch size, the rank, the
 number of threads or the device. Crop, zoom, flips and rotation are one affine matrix, elastic and grid distortion one

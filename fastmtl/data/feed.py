@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .augment import Augmentation, Parameters
 from .dataset import Picture, Tile
 from .faults import Faults, substitutes
-from .source import Canvas, Pictures, Whole
+from .source import Canvas, Piece, Pictures, Whole
 from .targets import NO_PARTNER, Columns
 
 _MAX_SUBSTITUTES = 64
@@ -145,10 +145,11 @@ class Feed:
 
     def _try(self, tile: int) -> list[Canvas | None] | None:
         canvases: list[Canvas | None] = []
+        channels = [3, *(1 if column.is_grey else None for column in self._columns.maps)]
         for number, picture in enumerate(self.pictures_of(tile)):
             try:
                 canvas = None if picture is None else self._pictures.read(picture)
-                canvases.append(_as_rgb(canvas) if canvas and number == 0 else canvas)
+                canvases.append(canvas and _with_channels(canvas, channels[number]))
             except Exception as error:  # files, slides and drawings fail in many ways, and each means: not this tile
                 self.report(tile, number, (str(error) or type(error).__name__).splitlines()[0])
                 return None
@@ -183,12 +184,17 @@ class Feed:
         return Ready(tiles, partners, drawn, canvases, numbers, encoded, is_grey)
 
 
-def _as_rgb(canvas: Canvas) -> Canvas:
-    """Grey that was drawn, as three equal channels."""
-    piece = canvas.pieces[0] if canvas.size is None and canvas.pieces else None
-    if piece is None or piece.pixels is None or piece.pixels.shape[2] == 3:
+def _with_channels(canvas: Canvas, wanted: int | None) -> Canvas:
+    """Pieces that came as pixels, with as many channels as decoded ones have: grey is repeated, and of colours the first
+    is taken, all being equal in a grey map. None leaves them as they are."""
+    if wanted is None or all(piece.pixels is None or piece.pixels.shape[2] == wanted for piece in canvas.pieces):
         return canvas
-    if piece.pixels.shape[2] != 1:
-        raise ValueError(f"a drawn image must have 1 or 3 channels; got {piece.pixels.shape[2]}")
-    pixels = np.repeat(piece.pixels, 3, 2)
-    return Canvas([Whole(pixels=pixels, width=piece.width, height=piece.height)])
+    return Canvas([piece if piece.pixels is None else _converted(piece, wanted) for piece in canvas.pieces], canvas.size)
+
+
+def _converted(piece: Piece, wanted: int) -> Piece:
+    pixels = piece.pixels
+    if pixels is None or pixels.shape[2] not in (1, 3):
+        raise ValueError(f"a picture must have 1 or 3 channels; got {0 if pixels is None else pixels.shape[2]}")
+    pixels = np.repeat(pixels[:, :, :1], 3, 2) if wanted == 3 else np.ascontiguousarray(pixels[:, :, :1])
+    return Whole(None, pixels, piece.x, piece.y, piece.width, piece.height)

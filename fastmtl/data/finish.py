@@ -137,16 +137,21 @@ def in_pixels(matrix: NDArray[np.float32], size: int, height: int, width: int) -
     return matrix * per_pixel * np.array([[width], [height]], np.float32)
 
 
-def covers(piece: Piece, size: tuple[int, int], width: int, height: int) -> bool:
-    """Whether a piece of this width and height leaves nothing of the canvas free."""
-    return piece.x <= 0 and piece.y <= 0 and piece.x + width >= size[0] and piece.y + height >= size[1]
+def extent(tile: int, picture: int, piece: Piece, height: int, width: int) -> tuple[int, int]:
+    """(width, height) that count of a piece that decoded to so many pixels.
 
-
-def check_size(tile: int, picture: int, piece: Piece, height: int, width: int) -> None:
-    """Raise DamagedSampleError when a piece is not as large as its index says."""
-    if piece.width and (piece.width, piece.height) != (width, height):
+    Raises:
+        DamagedSampleError: its index says that there are more.
+    """
+    if piece.width > width or piece.height > height:
         expected = f"{piece.width}x{piece.height}"
         raise DamagedSampleError(tile, picture, f"a piece decoded to {width}x{height} pixels, not {expected}")
+    return piece.width or width, piece.height or height
+
+
+def covers(piece: Piece, size: tuple[int, int]) -> bool:
+    """Whether a piece of a slide leaves nothing of the canvas free."""
+    return piece.x <= 0 and piece.y <= 0 and piece.x + piece.width >= size[0] and piece.y + piece.height >= size[1]
 
 
 class Finisher:
@@ -228,7 +233,7 @@ class Finisher:
                 reason = nonsense(ready.encoded[number], pixels, self._kernels.is_constant)
                 if reason:
                     raise DamagedSampleError(tile, picture, reason)
-            check_size(tile, picture, piece, pixels.shape[0], pixels.shape[1])
+            extent(tile, picture, piece, pixels.shape[0], pixels.shape[1])
             found.append(pixels)
         return _stitched(canvas, found, channels, BACKGROUND if picture == 0 else 0)
 
@@ -248,13 +253,14 @@ def _stitched(canvas: Canvas, found: Sequence[NDArray[np.uint8]], channels: int,
         return _of(np.ascontiguousarray(found[0]), 0, 0, found[0].shape[1], found[0].shape[0])
     width, height = canvas.size
     for piece, pixels in zip(canvas.pieces, found, strict=True):
-        if covers(piece, canvas.size, pixels.shape[1], pixels.shape[0]):
+        if covers(piece, canvas.size):
             return _of(np.ascontiguousarray(pixels), -piece.x, -piece.y, width, height)
     channels = found[0].shape[2] if found else channels
     whole = np.full((height, width, channels), outside, np.uint8)
     for piece, pixels in zip(canvas.pieces, found, strict=True):
         left, top = max(piece.x, 0), max(piece.y, 0)
-        part = pixels[top - piece.y : height - piece.y, left - piece.x : width - piece.x]
+        right, bottom = min(piece.x + piece.width, width), min(piece.y + piece.height, height)
+        part = pixels[top - piece.y : max(bottom - piece.y, 0), left - piece.x : max(right - piece.x, 0)]
         whole[top : top + part.shape[0], left : left + part.shape[1]] = part
     return _of(whole, 0, 0, width, height)
 

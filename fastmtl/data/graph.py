@@ -1,6 +1,6 @@
 """The DALI graph: encoded pieces in, pixels out; images to three channels, masks to one.
 
-DALI decodes, on the CPU or (`mixed`) on the GPU. A batch holds any number of pieces; what is made of them, `finish` does.
+DALI decodes, on the CPU or (`mixed`) on the GPU. A batch holds any number of pieces; `finish` puts them together.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def neighbours(cases: Sequence[Hashable], positions: Sequence[float]) -> list[ND
 def pair_batches(
     cases: Sequence[NDArray[np.int64]], *, seed: int, epoch: int, pairs: int, world_size: int, drop_last: bool
 ) -> list[NDArray[np.int64]]:
-    """Batches int64 [P, 2] of all ranks together: of each case (n - 1 pairs of n tiles) n // 2 pairs, no two of one case
+    """Batches int64 [P, 2] of all ranks together: of each case of n tiles n // 2 of its n - 1 pairs, no two of one case
     in a batch, P at most pairs * world_size and a multiple of `world_size`.
 
     The cases with most pairs left come first, so that the batches stay full as long as they can; how many there are of

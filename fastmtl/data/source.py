@@ -25,8 +25,8 @@ class Piece(Protocol):
         pixels: uint8 [height, width, C].
         x: left edge in the canvas; may be negative, and the piece may reach beyond the canvas.
         y: top edge, likewise.
-        width: of the decoded piece; 0: whatever the file holds.
-        height: likewise.
+        width: pixels that count, from the left of what is decoded; 0: all.
+        height: likewise from the top.
     """
 
     @property
