@@ -23,12 +23,14 @@ from _tiles import (
 from PIL import Image
 
 from fastmtl.data import Augmentation, Dataset, Tile, check_tiles, read_tile_folder
-from fastmtl.data.graph import BACKGROUND
+from fastmtl.data.augment import displacement
+from fastmtl.data.finish import BACKGROUND, colour_matrices
 from fastmtl.data.order import epoch_order
 
 pytest.importorskip("nvidia.dali", reason="the loader needs DALI")
 
 GEOMETRY = replace(Augmentation(), brightness=0, contrast=0, saturation=0, hue=0, rotation=40, aspect=1.3)
+BENT = replace(GEOMETRY, elastic=0.25, grid=0.15, cells=4, hue=20)
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +145,30 @@ def test_brightness_is_a_factor(tmp_path: Path):
     assert (bright.images - (plain.images * factor).clamp(0, 255)).abs().max() <= 1
 
 
-@pytest.mark.parametrize("augmentation", [None, Augmentation(), replace(Augmentation(), rotation=30, zoom=(0.5, 1.4))])
-def test_fused_kernels_do_what_dali_s_operators_do(tmp_path: Path, augmentation: Augmentation | None):
-    """A GPU runs DALI's operators; they round to 8 bits after each step, the fused kernels at none."""
+@pytest.mark.parametrize(
+    "augmentation", [Augmentation.none(), replace(Augmentation(), rotation=30, zoom=(0.5, 1.4)), BENT], ids=str
+)
+def test_the_kernels_do_what_grid_sample_does(tmp_path: Path, augmentation: Augmentation):
+    """torch's sampler in float64, positions from the public parameters: nothing of the kernels' own."""
     tile = coordinate_tile(tmp_path, size=96)
-    tiles = [replace(tile, id=f"t{i}") for i in range(12)]
-    fused = raw_loader(tiles, size=40, batch_size=12, augmentation=augmentation)
-    native = raw_loader(tiles, size=40, batch_size=12, augmentation=augmentation)
-    native._options = replace(native._options, fused=False)
-    (ours,), (theirs,) = fused, native
-    difference = (ours.images - theirs.images).abs()
-    assert difference.max() <= 2.1
-    assert difference.mean() < 0.7
-    assert (ours.targets["segmentation"] != theirs.targets["segmentation"]).float().mean() < 0.002
+    tiles, size = [replace(tile, id=f"t{i}") for i in range(12)], 40
+    (batch,) = raw_loader(tiles, size=size, batch_size=12, augmentation=augmentation)
+    drawn = augmentation.sample(7, 0, range(12))
+    position = (np.arange(size) + 0.5) / size
+    u, v = np.meshgrid(position, position)
+    with Image.open(tile.image) as image, Image.open(tile.mask) as mask:
+        source = torch.from_numpy(np.dstack([np.array(image), np.array(mask)])).double().permute(2, 0, 1)[None]
+    background = torch.tensor([BACKGROUND] * 3 + [0]).double()[:, None, None]
+    for row in range(12):
+        across, down = displacement(drawn.field[row], u, v)
+        where = np.einsum("ij,jhw->hwi", drawn.matrix[row].astype(np.float64), [u + across, v + down, np.ones_like(u)])
+        grid = torch.from_numpy(2 * where - 1)[None]
+        sampled = torch.nn.functional.grid_sample(source - background, grid, align_corners=False)[0] + background
+        matrix = torch.from_numpy(colour_matrices(drawn.colour)[row]).double()
+        expected = torch.einsum("ij,jhw->ihw", matrix[:, :3], sampled[:3]) + matrix[:, 3, None, None]
+        assert (batch.images[row] - expected.clamp(0, 255)).abs().max() < 0.05
+        expected_mask = (sampled[3] > 127).to(torch.uint8)
+        assert (batch.targets["segmentation"][row, 0] != expected_mask).float().mean() < 0.002
 
 
 def test_augmentation_depends_on_seed_epoch_and_tile_alone(folder: Dataset):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from .augment import Augmentation
     from .check import DamagedTilesError, check_tiles, usable_tiles
     from .dataset import Dataset, Drawn, Problem, Region, Tile
-    from .loader import TileLoader, TileReadError
+    from .faults import TileReadError
+    from .loader import TileLoader
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
     from .slides.index import SlideIndex
@@ -45,7 +46,6 @@ _HOME = {
     "Region": "dataset",
     "Tile": "dataset",
     "TileLoader": "loader",
-    "TileReadError": "loader",
     "DamagedPieceError": "slides.errors",
     "SlideError": "slides.errors",
     "grid": "slides.grid",
@@ -56,6 +56,7 @@ _HOME = {
     "Slide": "slides.slide",
     "open_slide": "slides.slide",
     "TissueMask": "slides.tissue_mask",
+    "TileReadError": "faults",
     "Split": "splits",
     "check_no_leak": "splits",
     "grouped_split": "splits",

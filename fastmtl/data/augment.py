@@ -1,20 +1,24 @@
-"""Random geometry and colour as pure functions of (seed, epoch, tile): nothing is drawn from a running generator.
+"""Random geometry, colour and noise as pure functions of (seed, epoch, tile); no generator runs on.
 
 So an interrupted epoch resumes exactly, and a tile is augmented the same way whatever the batch size, the rank, the
-number of threads or the device. Crop, zoom, flips and rotation are one affine matrix, hence one resampling, and the
-image and its mask cannot be moved differently.
+number of threads or the device. Crop, zoom, flips and rotation are one affine matrix, elastic and grid distortion one
+field before it, hence all one resampling, and the image and its mask cannot be moved differently.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _STREAM = 0x6175676D656E74  # keeps these draws apart from the sampling order's, which use the same seed
 _NUM_DRAWS = 12
+_PIXEL_STREAM = 0x706978656C  # and later knobs apart from the first ones, whose draws must stay what they were
+_NUM_PIXEL_DRAWS = 8
+_FIELD_STREAM = 0x6669656C64
+_STEEPEST = 0.4  # of a cell: control points of a cubic B-spline moved by more may fold the image over itself
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,19 @@ class Parameters:
         matrix: float32 [B, 2, 3], output -> source: with (u, v) in 0..1 across the output, source position
             (x, y) = matrix @ (u, v, 1), in 0..1 across the source.
         colour: float32 [B, 4], columns brightness, contrast, saturation (factors) and hue (degrees).
+        field: float32 [B, 2, n + 3, n + 3], control points of a uniform cubic B-spline over the output, n cells a side:
+            (u, v) is moved by it (x shift, y shift; fractions of the output) before `matrix`; [B, 2, 0, 0] without.
+        noise: float32 [B], standard deviation of the noise, grey levels.
+        keys: uint32 [B], of the noise.
+        stain: float32 [B, 4], uniform in 0..1, for a stain normaliser's own augmentation.
     """
 
     matrix: NDArray[np.float32]
     colour: NDArray[np.float32]
+    field: NDArray[np.float32]
+    noise: NDArray[np.float32]
+    keys: NDArray[np.uint32]
+    stain: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,10 @@ class Augmentation:
         contrast: factor range, likewise, about middle grey.
         saturation: factor range, likewise.
         hue: largest hue shift either way, degrees.
+        elastic: largest shift of a control point either way, each drawn by itself; fraction of a cell, 0 .. 0.4.
+        grid: largest shift of a whole line of control points, likewise; 0 .. 0.4 together with `elastic`.
+        cells: cells a side of the grid of control points; few bend the whole tile, many ripple it.
+        noise: largest standard deviation of Gaussian noise, grey levels; drawn from 0.
     """
 
     horizontal_flip: float = 0.5
@@ -59,6 +76,10 @@ class Augmentation:
     contrast: float = 0.1
     saturation: float = 0.15
     hue: float = 8.0
+    elastic: float = 0.0
+    grid: float = 0.0
+    cells: int = 5
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "vertical_flip"):
@@ -68,6 +89,10 @@ class Augmentation:
         _check("rotation", self.rotation, 0, 180)
         _check("hue", self.hue, 0, 180)
         _check("aspect", self.aspect, 1, 4)
+        _check("elastic", self.elastic, 0, _STEEPEST)
+        _check("grid", self.grid, 0, _STEEPEST - self.elastic)
+        _check("cells", self.cells, 1, 64)
+        _check("noise", self.noise, 0, 255)
         if len(self.zoom) != 2 or not 0.05 <= self.zoom[0] <= self.zoom[1] <= 4:
             raise ValueError(f"`zoom` must be (low, high) with 0.05 <= low <= high <= 4; got {self.zoom}")
 
@@ -80,6 +105,11 @@ class Augmentation:
     def changes_colour(self) -> bool:
         return any((self.brightness, self.contrast, self.saturation, self.hue))
 
+    @property
+    def is_none(self) -> bool:
+        """Whether the whole tile comes as it is."""
+        return replace(self, cells=Augmentation.cells) == Augmentation.none()
+
     def sample(self, seed: int, epoch: int, tiles: ArrayLike, repeats: ArrayLike = 0) -> Parameters:
         """The parameters for B tiles in `epoch`.
 
@@ -91,13 +121,19 @@ class Augmentation:
         """
         tiles = np.atleast_1d(np.asarray(tiles))
         repeats = np.broadcast_to(np.asarray(repeats), tiles.shape)
-        draws = np.empty((len(tiles), _NUM_DRAWS))
-        if self == Augmentation.none():
-            draws[:] = 0.5
+        if self.is_none:
+            draws, pixel_draws = np.full((len(tiles), _NUM_DRAWS), 0.5), np.zeros((len(tiles), _NUM_PIXEL_DRAWS))
         else:
-            for row, (tile, repeat) in enumerate(zip(tiles.tolist(), repeats.tolist(), strict=True)):
-                draws[row] = _uniform(seed, epoch, tile, repeat)
-        return Parameters(self._matrix(draws), self._colour(draws))
+            draws = _uniform(_STREAM, seed, epoch, tiles, repeats, _NUM_DRAWS)
+            pixel_draws = _uniform(_PIXEL_STREAM, seed, epoch, tiles, repeats, _NUM_PIXEL_DRAWS)
+        return Parameters(
+            matrix=self._matrix(draws),
+            colour=self._colour(draws),
+            field=self._field(seed, epoch, tiles, repeats),
+            noise=(self.noise * pixel_draws[:, 0]).astype(np.float32),
+            keys=(pixel_draws[:, 1] * 2.0**32).astype(np.uint32),
+            stain=pixel_draws[:, 4:8].astype(np.float32),
+        )
 
     def _matrix(self, draws: NDArray[np.float64]) -> NDArray[np.float32]:
         turns = np.floor(4 * draws[:, 0]) if self.quarter_turns else 0.0
@@ -119,11 +155,51 @@ class Augmentation:
         spread = np.array([self.brightness, self.contrast, self.saturation, self.hue])
         return (np.array([1.0, 1.0, 1.0, 0.0]) + spread * centred).astype(np.float32)
 
+    def _field(
+        self, seed: int, epoch: int, tiles: NDArray[np.int64], repeats: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        if not self.elastic and not self.grid:
+            return np.zeros((len(tiles), 2, 0, 0), np.float32)
+        side = self.cells + 3
+        draws = 2 * _uniform(_FIELD_STREAM, seed, epoch, tiles, repeats, 2 * side * side + 2 * side) - 1
+        field = self.elastic * draws[:, : 2 * side * side].reshape(-1, 2, side, side)
+        lines = self.grid * draws[:, 2 * side * side :].reshape(-1, 2, side)
+        field[:, 0] += lines[:, 0, None, :]  # upright lines move across, lying ones down
+        field[:, 1] += lines[:, 1, :, None]
+        return (field / self.cells).astype(np.float32)
 
-def _uniform(seed: int, epoch: int, tile: int, repeat: int) -> NDArray[np.float64]:
-    """[_NUM_DRAWS] in [0, 1): counter-based, so any tile of any epoch is reached directly; stable across NumPy."""
-    raw = np.random.Philox(key=[seed, _STREAM], counter=[0, repeat, tile, epoch]).random_raw(_NUM_DRAWS)
+
+def _uniform(
+    stream: int, seed: int, epoch: int, tiles: NDArray[np.int64], repeats: NDArray[np.int64], count: int
+) -> NDArray[np.float64]:
+    """[B, count] in [0, 1): counter-based, so any tile of any epoch is reached directly; stable across NumPy."""
+    raw = np.empty((len(tiles), count), np.uint64)
+    for row, (tile, repeat) in enumerate(zip(tiles.tolist(), repeats.tolist(), strict=True)):
+        raw[row] = np.random.Philox(key=[seed, stream], counter=[0, repeat, tile, epoch]).random_raw(count)
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def displacement(field: NDArray[np.float32], u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 [2, ...]: by how much one tile's `field` [2, n + 3, n + 3] moves the output positions (u, v), 0..1.
+
+    Positions beyond the output are moved as the nearest one inside.
+    """
+    cells = field.shape[-1] - 3
+    if cells <= 0:
+        return np.zeros((2, *np.shape(u)))
+    (column, across), (row, down) = _around(u, cells), _around(v, cells)
+    steps = np.arange(4)
+    points = field[:, (row[..., None] + steps)[..., :, None], (column[..., None] + steps)[..., None, :]]
+    return np.einsum("a...ij,...i,...j->a...", points.astype(np.float64), down, across)
+
+
+def _around(position: NDArray[np.float64], cells: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The first of the four control points around each position, and their weights."""
+    at = np.clip(position, 0, 1) * cells
+    first = np.minimum(at.astype(np.int64), cells - 1)
+    t = at - first
+    weights = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3]
+    return first, np.stack(weights, -1) / 6
 
 
 def _between(draw: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +18,113 @@ def epoch_order(num_tiles: int, *, seed: int, epoch: int, shuffle: bool) -> NDAr
     return _permutation(num_tiles, np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 0, epoch]))
 
 
-def balanced_order(labels: Sequence[int], *, seed: int, epoch: int) -> NDArray[np.int64]:
+def balanced_order(labels: Sequence[Any], *, seed: int, epoch: int) -> NDArray[np.int64]:
     """int64 [len(labels)]: drawn with replacement so that each class is as likely as any other."""
-    members = [np.flatnonzero(np.asarray(labels) == label) for label in sorted(set(labels))]
-    bits = np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 1, epoch])
-    draws = (bits.random_raw((len(labels), 2)) >> np.uint64(11)) * 2.0**-53
-    classes = (draws[:, 0] * len(members)).astype(np.int64)
-    sizes = np.array([len(member) for member in members])
+    return drawn_evenly(labels, len(labels), np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 1, epoch]))
+
+
+def drawn_evenly(labels: Sequence[Any], number: int, bits: np.random.Philox) -> NDArray[np.int64]:
+    """int64 [number]: positions in `labels`, drawn with replacement so that each label is as likely as any other."""
+    groups = [np.flatnonzero(np.asarray(labels) == label) for label in sorted(set(labels))]
+    draws = (bits.random_raw((number, 2)) >> np.uint64(11)) * 2.0**-53
+    classes = (draws[:, 0] * len(groups)).astype(np.int64)
+    sizes = np.array([len(group) for group in groups])
     within = (draws[:, 1] * sizes[classes]).astype(np.int64)
     starts = np.cumsum(sizes) - sizes
-    return np.concatenate(members)[starts[classes] + within]
+    return np.concatenate(groups)[starts[classes] + within]
+
+
+def members(keys: Sequence[Hashable]) -> list[NDArray[np.int64]]:
+    """The positions of each distinct key, ascending; keys in the order they first come."""
+    found: dict[Hashable, list[int]] = {}
+    for position, key in enumerate(keys):
+        found.setdefault(key, []).append(position)
+    return [np.array(positions, np.int64) for positions in found.values()]
+
+
+def slide_runs(
+    slides: Sequence[str], labels: Sequence[Any] | None, *, seed: int, epoch: int, per_slide: int
+) -> list[NDArray[np.int64]]:
+    """For each slide, in a new order, its tiles of this epoch: all, or `per_slide` of them where that is not 0; drawn
+    anew each epoch, and with `labels` with replacement so that each of the slide's labels is as likely as any other."""
+    tiles = members(slides)
+    runs = []
+    for slide in _permutation(len(tiles), np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 2, epoch])).tolist():
+        here = tiles[slide]
+        number = min(len(here), per_slide or len(here))
+        bits = np.random.Philox(key=[seed, _STREAM], counter=[0, slide, 3, epoch])
+        if labels is None:
+            runs.append(here[_permutation(len(here), bits)[:number]])
+        else:
+            runs.append(here[drawn_evenly([labels[tile] for tile in here.tolist()], number, bits)])
+    return runs
+
+
+def interleaved(
+    runs: Sequence[NDArray[np.int64]], *, seed: int, epoch: int, open_slides: int, rank: int, world_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """This rank's tiles, and how often each came before on any rank.
+
+    The runs stand one after the other; each rank takes an equal stretch, so no more than world_size - 1 slides are read
+    on two ranks. In its stretch a rank has `open_slides` slides open and draws the next tile from any of them: batches
+    are diverse, and what is read of a slide is read while it is in the caches.
+    """
+    order = wrapped(np.concatenate(runs), world_size)
+    slide_of = wrapped(np.repeat(np.arange(len(runs)), [len(run) for run in runs]), world_size)
+    before = repeats(order)
+    length = len(order) // world_size
+    start = rank * length
+    queues = [start + positions for positions in members(slide_of[start : start + length].tolist())]
+    bits = np.random.Philox(key=[seed, _STREAM], counter=[0, rank, 4, epoch])
+    picked = _pick(
+        [queue.tolist() for queue in queues], open_slides, (bits.random_raw(length) >> np.uint64(11)).tolist()
+    )
+    return order[picked], before[picked]
+
+
+def _pick(queues: list[list[int]], open_slides: int, draws: list[int]) -> NDArray[np.int64]:
+    waiting, opened, picked = iter(queues), [], []
+    for draw in draws:
+        while len(opened) < open_slides and (queue := next(waiting, None)) is not None:
+            opened.append(queue[::-1])
+        at = draw % len(opened)
+        picked.append(opened[at].pop())
+        if not opened[at]:
+            opened.pop(at)
+    return np.array(picked, np.int64)
+
+
+def neighbours(cases: Sequence[Hashable], positions: Sequence[float]) -> list[NDArray[np.int64]]:
+    """For each case of two tiles or more, int64 [n - 1, 2]: its pairs of tiles that follow each other by position."""
+    where, found = np.asarray(positions, np.float64), []
+    for tiles in members(cases):
+        along = tiles[np.argsort(where[tiles], kind="stable")]
+        if len(along) > 1:
+            found.append(np.stack([along[:-1], along[1:]], 1))
+    return found
+
+
+def pair_batches(
+    cases: Sequence[NDArray[np.int64]], *, seed: int, epoch: int, pairs: int, world_size: int, drop_last: bool
+) -> list[NDArray[np.int64]]:
+    """Batches int64 [P, 2] of all ranks together: of each case of n tiles n // 2 of its n - 1 pairs, no two of one case
+    in a batch, P at most pairs * world_size and a multiple of `world_size`.
+
+    The cases with most pairs left come first, so that the batches stay full as long as they can; how many there are of
+    what size depends on the cases alone, not on the draws.
+    """
+    bits = np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 5, epoch])
+    left = [case[_permutation(len(case), bits)[: (len(case) + 1) // 2]].tolist() for case in cases]
+    batches = []
+    while True:
+        remaining = np.array([len(case) for case in left])
+        number = min(pairs * world_size, int((remaining > 0).sum())) // world_size * world_size
+        if number == 0 or (drop_last and number < pairs * world_size):
+            return batches
+        shuffled = _permutation(len(left), bits)
+        chosen = shuffled[np.argsort(-remaining[shuffled], kind="stable")][:number]
+        chosen = chosen[_permutation(number, bits)]  # so that no rank always has the larger cases
+        batches.append(np.array([left[case].pop() for case in chosen.tolist()], np.int64))
 
 
 def wrapped(order: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:

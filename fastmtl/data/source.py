@@ -1,90 +1,114 @@
-"""Where a loader's encoded images come from, and the feed that hands them to DALI batch by batch.
-
-A source knows how to find the bytes of sample i and nothing of order, batches or pixels; slides are another source.
-"""
+"""Where the bytes of a picture are: one compressed piece of a file, several of a slide, or pixels that were drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .augment import Augmentation
-from .dataset import Tile
+from .dataset import Picture, Region
 
-Encoded = NDArray[np.uint8]
-
-# A 1 x 1 black image (PGM): what is decoded for a mask that does not exist.
-_NO_MASK = np.frombuffer(b"P5\n1 1\n255\n\x00", np.uint8)
+_MAX_OPEN = 128
 
 
-class Source(Protocol):
-    """Random access to encoded samples."""
+class Piece(Protocol):
+    """A part of a picture.
 
-    def image(self, index: int) -> Encoded:
-        """The encoded image of sample `index`: any format DALI decodes."""
-        ...
-
-    def mask(self, index: int) -> Encoded:
-        """The encoded mask; a black image where there is none."""
-        ...
-
-
-class FileSource:
-    """Reads whole files."""
-
-    def __init__(self, tiles: Sequence[Tile]):
-        self._tiles = tiles
-
-    def image(self, index: int) -> Encoded:
-        return _read(self._tiles[index].image)
-
-    def mask(self, index: int) -> Encoded:
-        path = self._tiles[index].mask
-        return _NO_MASK if path is None else _read(path)
-
-
-class Plan(NamedTuple):
-    """One batch to come: int64 [B] sample numbers, and how often each came before in the epoch."""
-
-    samples: NDArray[np.int64]
-    repeats: NDArray[np.int64]
-
-
-class Feed:
-    """What DALI calls for its next batch: reads the files and draws the parameters of the planned samples.
-
-    Fields, each a list of B: encoded image; matrix float32 [2, 3] from output pixels (`size` a side) to 0..1 across the
-    source; colour float32 [4] if the augmentation has any; encoded mask if `with_mask`.
+    Attributes:
+        data: uint8 [n], an encoded image that stands alone, for DALI to decode; None where `pixels` are given.
+        pixels: uint8 [height, width, C].
+        x: left edge in the canvas; may be negative, and the piece may reach beyond the canvas.
+        y: top edge, likewise.
+        width: pixels that count, from the left of what is decoded; 0: all.
+        height: likewise from the top.
     """
 
-    def __init__(self, source: Source, augmentation: Augmentation, *, seed: int, size: int, with_mask: bool):
-        self._source, self._augmentation, self._seed, self._with_mask = source, augmentation, seed, with_mask
-        self._per_pixel = np.array([1 / size, 1 / size, 1], np.float32)
-        self._epoch = 0
-        self._plans: Sequence[Plan] = ()
-        self.num_fed = 0
-
-    def start(self, epoch: int, plans: Sequence[Plan]) -> None:
-        """Feed these batches next."""
-        self._epoch, self._plans, self.num_fed = epoch, plans, 0
-
-    def __call__(self, _iteration: int) -> tuple[list[NDArray], ...]:
-        if self.num_fed >= len(self._plans):
-            raise StopIteration
-        samples, repeats = self._plans[self.num_fed]
-        self.num_fed += 1  # before reading, so that a failure is looked for in this batch too
-        drawn = self._augmentation.sample(self._seed, self._epoch, samples, repeats)
-        fields = [[self._source.image(index) for index in samples.tolist()], list(drawn.matrix * self._per_pixel)]
-        if self._augmentation.changes_colour:
-            fields.append(list(drawn.colour))
-        if self._with_mask:
-            fields.append([self._source.mask(index) for index in samples.tolist()])
-        return tuple(fields)
+    @property
+    def data(self) -> NDArray[np.uint8] | None: ...
+    @property
+    def pixels(self) -> NDArray[np.uint8] | None: ...
+    @property
+    def x(self) -> int: ...
+    @property
+    def y(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
 
 
-def _read(path: Path) -> Encoded:
-    return np.fromfile(path, np.uint8)
+class Whole(NamedTuple):
+    """The one piece of a picture that is not a slide's."""
+
+    data: NDArray[np.uint8] | None = None
+    pixels: NDArray[np.uint8] | None = None
+    x: int = 0
+    y: int = 0
+    width: int = 0
+    height: int = 0
+
+
+class Canvas(NamedTuple):
+    """One picture, not yet decoded: its pieces, and (width, height) of the field they lie in, None for a whole file."""
+
+    pieces: Sequence[Piece]
+    size: tuple[int, int] | None = None
+
+
+class Pictures:
+    """Finds the pieces of pictures; open slides are kept, the last used longest. Threads may share it.
+
+    Args:
+        open_slide: path -> an object whose `pieces(region)` gives the region's pieces; `data.open_slide` by default.
+    """
+
+    def __init__(self, open_slide: Callable[[Path], Any] | None = None):
+        self._open_slide = open_slide
+        self._slides: OrderedDict[Path, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, picture: Picture) -> Canvas:
+        """The picture's pieces.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a file is empty, a region or what was drawn is no picture; slides raise their own errors.
+        """
+        if isinstance(picture, Path):
+            data = np.fromfile(picture, np.uint8)
+            if not data.size:
+                raise ValueError(f"{picture} is empty")
+            return Canvas([Whole(data)])
+        if isinstance(picture, Region):
+            return Canvas(self._slide(picture.slide).pieces(picture), (picture.width, picture.height))
+        drawn = np.asarray(picture.draw())
+        if drawn.dtype != np.uint8 or drawn.ndim not in (2, 3) or not drawn.size:
+            raise ValueError(f"a drawn picture must be uint8 [h, w] or [h, w, C]; got {drawn.dtype} {drawn.shape}")
+        pixels = np.ascontiguousarray(drawn if drawn.ndim == 3 else drawn[:, :, None])
+        return Canvas([Whole(pixels=pixels, width=pixels.shape[1], height=pixels.shape[0])])
+
+    def _slide(self, path: Path) -> Any:
+        with self._lock:
+            if path in self._slides:
+                self._slides.move_to_end(path)
+            else:
+                if self._open_slide is None:
+                    self._open_slide = importlib.import_module(__package__ or "fastmtl.data").open_slide
+                self._slides[path] = self._open_slide(path)
+                if len(self._slides) > _MAX_OPEN:
+                    self._slides.popitem(last=False)  # closes when the last thread has let go of it
+            return self._slides[path]
+
+
+def place_of(picture: Picture | None) -> dict[str, Any]:
+    """Where a picture comes from, in JSON types, for lists of what was damaged."""
+    if isinstance(picture, Region):
+        place = {name: getattr(picture, name) for name in ("x", "y", "width", "height", "level")}
+        return {"file": str(picture.slide), **place}
+    return {"file": str(picture) if isinstance(picture, Path) else repr(picture)}

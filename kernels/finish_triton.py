@@ -1,0 +1,247 @@
+"""From decoded pixels to network input on NVIDIA GPUs: what finish_numba does on the CPU, with the same arithmetic.
+
+Decoded pictures lie anywhere in memory, each of its own size, so they come as a table, int64 [B, 5]: address, bytes from
+row to row, height, width, channels; a height of 0 is no picture, and all its samples lie outside. `matrix` float32
+[B, 6] leads from output pixel to source pixel, `field` float32 [B, 2, n + 3, n + 3] holds the control points of a cubic
+B-spline. One program finishes BLOCK pixels of one picture. Neighbouring pixels read neighbouring bytes, at odd places:
+the caches make up for loads of single bytes.
+"""
+
+# Triton's own types do not describe a launch: constants and strides passed there read as errors.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+# Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
+_LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+_BLOCK = 256
+_ROWS, _BYTES = 8, 512
+
+
+@triton.jit
+def _weight(t, i: tl.constexpr):
+    """Of control point i of the four around a place t of the way through a cell."""
+    s = 1.0 - t
+    if i == 0:
+        return s * s * s * (1 / 6)
+    if i == 1:
+        return (3.0 * t * t * (t - 2.0) + 4.0) * (1 / 6)
+    if i == 2:
+        return (3.0 * s * s * (s - 2.0) + 4.0) * (1 / 6)
+    return t * t * t * (1 / 6)
+
+
+@triton.jit
+def _positions(matrix, field, b, u, v, size, CELLS: tl.constexpr):
+    """Source positions of output pixels (u, v), counted from the first pixel's centre."""
+    across, down = u.to(tl.float32) + 0.5, v.to(tl.float32) + 0.5
+    m = matrix + b * 6
+    xx, xy, x0 = tl.load(m), tl.load(m + 1), tl.load(m + 2)
+    yx, yy, y0 = tl.load(m + 3), tl.load(m + 4), tl.load(m + 5)
+    if CELLS > 0:
+        side: tl.constexpr = CELLS + 3
+        scale = CELLS / size.to(tl.float32)
+        column = tl.minimum((across * scale).to(tl.int32), CELLS - 1)
+        row = tl.minimum((down * scale).to(tl.int32), CELLS - 1)
+        t, s = across * scale - column.to(tl.float32), down * scale - row.to(tl.float32)
+        points = field + b * (2 * side * side) + row * side + column
+        dx, dy = across * 0.0, across * 0.0
+        for i in tl.static_range(4):
+            for j in tl.static_range(4):
+                weight = _weight(s, i) * _weight(t, j)
+                dx += weight * tl.load(points + (i * side + j))
+                dy += weight * tl.load(points + (side * side + i * side + j))
+        across += dx * size.to(tl.float32)
+        down += dy * size.to(tl.float32)
+    return xx * across + xy * down + x0 - 0.5, yx * across + yy * down + y0 - 0.5
+
+
+@triton.jit
+def _source(table, b):
+    """One row of the table."""
+    row = table + b * 5
+    pixels = tl.load(row).to(tl.pointer_type(tl.uint8))
+    return pixels, tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+
+
+@triton.jit
+def _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, OUTSIDE: tl.constexpr):
+    left, above = tl.floor(x), tl.floor(y)
+    right, below = x - left, y - above
+    w11 = right * below
+    w01, w10 = right - w11, below - w11
+    w00 = 1.0 - right - w10
+    j, i = left.to(tl.int64), above.to(tl.int64)
+    total = x * 0.0
+    for corner in tl.static_range(4):
+        row, column = i + corner // 2, j + corner % 2
+        within = inside & (row >= 0) & (column >= 0) & (row < height) & (column < width)
+        value = tl.load(pixels + row * pitch + column * step + channel, mask=within, other=OUTSIDE).to(tl.float32)
+        if corner == 0:
+            total += w00 * value
+        elif corner == 1:
+            total += w01 * value
+        elif corner == 2:
+            total += w10 * value
+        else:
+            total += w11 * value
+    return total
+
+
+@triton.jit
+def _noise(index, key):
+    """Nearly normal, mean 0 and variance 1: the four bytes of a hash of pixel and key, added."""
+    h = index.to(tl.uint32) ^ key.to(tl.uint32, bitcast=True)
+    h = (h ^ (h >> 16)) * 0x7FEB352D
+    h = (h ^ (h >> 15)) * 0x846CA68B
+    h = h ^ (h >> 16)
+    total = (h & 255) + ((h >> 8) & 255) + ((h >> 16) & 255) + (h >> 24)
+    return (total.to(tl.float32) - 510.0) * (1 / 147.80054)
+
+
+@triton.jit
+def finish_image_kernel(
+    table, matrix, field, colour, noise, keys, scale, shift, out, size,
+    CELLS: tl.constexpr, NOISE: tl.constexpr, OUTSIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """clip(colour @ (rgb, 1) + noise * n, 0, 255) * scale + shift; out float32 [B, 3, size, size]; grid [blocks, B]."""
+    b = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < size * size
+    x, y = _positions(matrix, field, b, pixel % size, pixel // size, size, CELLS)
+    pixels, pitch, height, width, step = _source(table, b)
+    red = _bilinear(pixels, pitch, height, width, step, x, y, 0, inside, OUTSIDE)
+    green = _bilinear(pixels, pitch, height, width, step, x, y, 1, inside, OUTSIDE)
+    blue = _bilinear(pixels, pitch, height, width, step, x, y, 2, inside, OUTSIDE)
+    for channel in tl.static_range(3):
+        c = colour + b * 12 + channel * 4
+        value = tl.load(c) * red + tl.load(c + 1) * green + tl.load(c + 2) * blue + tl.load(c + 3)
+        if NOISE:
+            value += tl.load(noise + b) * _noise(channel * size * size + pixel, tl.load(keys + b))
+        value = tl.minimum(tl.maximum(value, 0.0), 255.0) * tl.load(scale + channel) + tl.load(shift + channel)
+        tl.store(out + (b * 3 + channel) * size * size + pixel, value, mask=inside)
+
+
+@triton.jit
+def warp_image_kernel(
+    table, matrix, field, out, within, size, CELLS: tl.constexpr, OUTSIDE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Samples rounded to whole grey levels, out uint8 [B, 3, size, size]; within uint8 [B, size, size], 0 where the
+    background has a share."""
+    b = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < size * size
+    x, y = _positions(matrix, field, b, pixel % size, pixel // size, size, CELLS)
+    pixels, pitch, height, width, step = _source(table, b)
+    for channel in tl.static_range(3):
+        value = _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, OUTSIDE)
+        tl.store(out + (b * 3 + channel) * size * size + pixel, (value + 0.5).to(tl.uint8), mask=inside)
+    covered = (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
+    tl.store(within + b * size * size + pixel, covered.to(tl.uint8), mask=inside)
+
+
+@triton.jit
+def finish_mask_kernel(
+    table, matrix, field, out, size, threshold,
+    CHANNELS: tl.constexpr, NEAREST: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out uint8 [B, CHANNELS, size, size]: 1 where the bilinear sample is above the threshold, or the nearest pixel."""
+    b = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < size * size
+    x, y = _positions(matrix, field, b, pixel % size, pixel // size, size, CELLS)
+    pixels, pitch, height, width, step = _source(table, b)
+    for channel in range(CHANNELS):
+        if NEAREST:
+            row, column = tl.floor(y + 0.5).to(tl.int64), tl.floor(x + 0.5).to(tl.int64)
+            there = inside & (row >= 0) & (column >= 0) & (row < height) & (column < width)
+            value = tl.load(pixels + row * pitch + column * step + channel, mask=there, other=0)
+        else:
+            value = _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, 0) > threshold
+        tl.store(out + (b * CHANNELS + channel) * size * size + pixel, value.to(tl.uint8), mask=inside)
+
+
+@triton.jit
+def add_noise_kernel(images, noise, keys, scale, shift, size, BLOCK: tl.constexpr):
+    """images float32 [B, 3, size, size], normalised, plus noise, clipped to what 0..255 comes to; grid [blocks, B]."""
+    b = tl.program_id(1).to(tl.int64)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < 3 * size * size
+    factor = tl.load(scale + index // (size * size), mask=inside, other=0.0)
+    low = tl.load(shift + index // (size * size), mask=inside, other=0.0)
+    at = images + b * 3 * size * size + index
+    value = tl.load(at, mask=inside, other=0.0) + tl.load(noise + b) * factor * _noise(index, tl.load(keys + b))
+    tl.store(at, tl.minimum(tl.maximum(value, low), low + 255.0 * factor), mask=inside)
+
+
+@triton.jit
+def stitch_kernel(jobs, ROWS: tl.constexpr, BYTES: tl.constexpr):
+    """Copy rectangles; jobs int64 [J, 6]: from, its pitch, to, its pitch, bytes a row, rows. Grid [row blocks, J]."""
+    job = jobs + tl.program_id(1).to(tl.int64) * 6
+    source, target = tl.load(job).to(tl.pointer_type(tl.uint8)), tl.load(job + 2).to(tl.pointer_type(tl.uint8))
+    source_pitch, target_pitch = tl.load(job + 1), tl.load(job + 3)
+    length, rows = tl.load(job + 4), tl.load(job + 5)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    for start in range(0, length, BYTES):
+        column = start + tl.arange(0, BYTES)[None, :]
+        inside = (row < rows) & (column < length)
+        value = tl.load(source + row * source_pitch + column, mask=inside, other=0)
+        tl.store(target + row * target_pitch + column, value, mask=inside)
+
+
+def _cells(field: torch.Tensor) -> int:
+    return max(field.shape[-1] - 3, 0)
+
+
+def finish_image(
+    table: torch.Tensor, matrix: torch.Tensor, field: torch.Tensor, colour: torch.Tensor, noise: torch.Tensor | None,
+    keys: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, outside: int, out: torch.Tensor,
+) -> None:  # fmt: skip
+    """Fill `out` float32 [B, 3, size, size]; noise float32 [B] in grey levels or None, keys int32 [B]."""
+    size = out.shape[-1]
+    grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
+    finish_image_kernel[grid](
+        table, matrix, field, colour, noise, keys, scale, shift, out, size,
+        CELLS=_cells(field), NOISE=noise is not None, OUTSIDE=outside, BLOCK=_BLOCK, **_LAUNCH,
+    )  # fmt: skip
+
+
+def warp_image(
+    table: torch.Tensor, matrix: torch.Tensor, field: torch.Tensor, outside: int, out: torch.Tensor, within: torch.Tensor
+) -> None:
+    """Fill `out` uint8 [B, 3, size, size] and `within` uint8 [B, size, size]."""
+    size = out.shape[-1]
+    grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
+    warp_image_kernel[grid](
+        table, matrix, field, out, within, size, CELLS=_cells(field), OUTSIDE=outside, BLOCK=_BLOCK, **_LAUNCH
+    )
+
+
+def finish_mask(
+    table: torch.Tensor, matrix: torch.Tensor, field: torch.Tensor, threshold: int, nearest: bool, out: torch.Tensor
+) -> None:
+    """Fill `out` uint8 [B, C, size, size]."""
+    size = out.shape[-1]
+    grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
+    finish_mask_kernel[grid](
+        table, matrix, field, out, size, threshold,
+        CHANNELS=out.shape[1], NEAREST=nearest, CELLS=_cells(field), BLOCK=_BLOCK, **_LAUNCH,
+    )  # fmt: skip
+
+
+def add_noise(
+    images: torch.Tensor, noise: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
+) -> None:
+    """Change `images` float32 [B, 3, size, size] in place."""
+    size = images.shape[-1]
+    grid = (triton.cdiv(3 * size * size, _BLOCK), images.shape[0])
+    add_noise_kernel[grid](images, noise, keys, scale, shift, size, BLOCK=_BLOCK, **_LAUNCH)
+
+
+def stitch(jobs: torch.Tensor, most_rows: int) -> None:
+    """Copy the rectangles of `jobs`, of which none has more than `most_rows` rows."""
+    stitch_kernel[(triton.cdiv(most_rows, _ROWS), jobs.shape[0])](jobs, ROWS=_ROWS, BYTES=_BYTES, **_LAUNCH)
