@@ -25,7 +25,7 @@ ALLOWED = {
     "ops": {"errors", "reference", "kernels", "_C"},
     "losses": {"ops"},
     "balance": {"names", "ops"},
-    "data": {"errors", "kernels", "protocols", "extras"},
+    "data": {"errors", "kernels", "names", "protocols", "extras"},
     "tasks": {"losses", "metrics", "models", "names", "protocols"},
     "run_folder": {"config", "errors"},
     "progress": set(),
