@@ -1,4 +1,4 @@
-"""Tiles and slides to training batches: indexing, checking, splitting, augmenting, loading, and a demo data set.
+"""Tiles, slides and manifests to training batches: indexing, checking, splitting, augmenting, loading, and demo data.
 
 Nothing here imports DALI, Pillow or scikit-learn before it is used; a missing one is named with its pip command.
 """
@@ -9,11 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .arrays import PREPROCESSING, ArrayRow, GreyPicture
     from .augment import Augmentation
+    from .cells import PolygonOptions
     from .check import DamagedTilesError, check_tiles, usable_tiles
     from .dataset import Dataset, Drawn, Problem, Region, Tile
+    from .examination import examine
     from .faults import TileReadError
+    from .formats import list_formats, read_dataset, register_format
+    from .groups import with_groups
     from .loader import TileLoader
+    from .manifest import ManifestOptions, read_manifest, write_manifest
+    from .pictures import open_picture, picture_size
+    from .polygons import Polygons, polygon_classes
+    from .preparing import Prepared, prepare
+    from .run_lengths import RunLengths, decode_runs, encode_runs
+    from .slide_rows import GridOptions
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
     from .slides.index import SlideIndex
@@ -29,14 +40,21 @@ if TYPE_CHECKING:
         kfold,
         load_groups,
         load_split,
+        load_test_groups,
         save_split,
+        split_by_column,
         split_by_groups,
     )
     from .synthetic import generate
+    from .synthetic_slides import generate_slides
     from .tiles import IMAGE_SUFFIXES, group_of, read_tile_folder
 
 _HOME = {
+    "ArrayRow": "arrays",
+    "GreyPicture": "arrays",
+    "PREPROCESSING": "arrays",
     "Augmentation": "augment",
+    "PolygonOptions": "cells",
     "DamagedTilesError": "check",
     "check_tiles": "check",
     "usable_tiles": "check",
@@ -45,6 +63,11 @@ _HOME = {
     "Problem": "dataset",
     "Region": "dataset",
     "Tile": "dataset",
+    "examine": "examination",
+    "list_formats": "formats",
+    "read_dataset": "formats",
+    "register_format": "formats",
+    "with_groups": "groups",
     "TileLoader": "loader",
     "DamagedPieceError": "slides.errors",
     "SlideError": "slides.errors",
@@ -57,15 +80,31 @@ _HOME = {
     "open_slide": "slides.slide",
     "TissueMask": "slides.tissue_mask",
     "TileReadError": "faults",
+    "ManifestOptions": "manifest",
+    "read_manifest": "manifest",
+    "write_manifest": "manifest",
+    "open_picture": "pictures",
+    "picture_size": "pictures",
+    "Polygons": "polygons",
+    "polygon_classes": "polygons",
+    "Prepared": "preparing",
+    "prepare": "preparing",
+    "RunLengths": "run_lengths",
+    "decode_runs": "run_lengths",
+    "encode_runs": "run_lengths",
+    "GridOptions": "slide_rows",
     "Split": "splits",
     "check_no_leak": "splits",
     "grouped_split": "splits",
     "kfold": "splits",
     "load_groups": "splits",
     "load_split": "splits",
+    "load_test_groups": "splits",
     "save_split": "splits",
+    "split_by_column": "splits",
     "split_by_groups": "splits",
     "generate": "synthetic",
+    "generate_slides": "synthetic_slides",
     "IMAGE_SUFFIXES": "tiles",
     "group_of": "tiles",
     "read_tile_folder": "tiles",
@@ -73,15 +112,24 @@ _HOME = {
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "PREPROCESSING",
+    "ArrayRow",
     "Augmentation",
     "DamagedPieceError",
     "DamagedTilesError",
     "Dataset",
     "Drawn",
+    "GreyPicture",
+    "GridOptions",
     "Level",
+    "ManifestOptions",
     "Piece",
+    "PolygonOptions",
+    "Polygons",
+    "Prepared",
     "Problem",
     "Region",
+    "RunLengths",
     "Slide",
     "SlideError",
     "SlideIndex",
@@ -92,19 +140,35 @@ __all__ = [
     "TissueMask",
     "check_no_leak",
     "check_tiles",
+    "decode_runs",
+    "encode_runs",
+    "examine",
     "generate",
+    "generate_slides",
     "grid",
     "group_of",
     "grouped_split",
     "index_slide",
     "kfold",
+    "list_formats",
     "load_groups",
     "load_split",
+    "load_test_groups",
+    "open_picture",
     "open_slide",
+    "picture_size",
+    "polygon_classes",
+    "prepare",
+    "read_dataset",
+    "read_manifest",
     "read_tile_folder",
+    "register_format",
     "save_split",
+    "split_by_column",
     "split_by_groups",
     "usable_tiles",
+    "with_groups",
+    "write_manifest",
 ]
 
 

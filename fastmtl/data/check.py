@@ -1,4 +1,4 @@
-"""Open every image and mask before training: a damaged file found at hour nine costs nine hours.
+"""Open every image, mask and slide before training: a damaged file found at hour nine costs nine hours.
 
 Files are decoded in full. Exceptions alone do not find all damage: a JPEG whose second half is zeros decodes to grey
 without one, so the stream itself is looked at too.
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..extras import require
-from .dataset import Dataset, Problem, Tile
+from .dataset import Dataset, Picture, Problem, Region, Tile
+from .pictures import file_of
+from .slide_rows import opened
 
 MAX_PIXELS = 2**26
 """Tiles of more pixels than this are refused unread: 8192 x 8192, a decompression bomb or a whole slide."""
@@ -41,12 +43,12 @@ def check_tiles(
     """Decode every image and mask; the files that training could not use, in the tiles' order.
 
     Found: missing, empty, truncated and partly zeroed files, formats the loader cannot read (whatever the suffix says),
-    16-bit images, palette, 16-bit and coloured masks, a mask of another size than its image, more than `max_pixels`.
+    16-bit images, palette, 16-bit and coloured masks, a mask of another size than its image, more than `max_pixels`;
+    polygons, run-length codes and arrays that cannot be drawn; slides that cannot be opened and regions outside them.
+    The tiles inside a slide are not decoded: the loader quarantines what is damaged there.
     """
-    require("PIL.Image", "checking images")
-    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-        found = pool.map(lambda tile: _check_tile(tile, max_pixels), tiles)
-        return [problem for problems in found for problem in problems]
+    found = _check_each(tiles, max_pixels, num_threads)
+    return list(dict.fromkeys(problem for problems in found for problem in problems))
 
 
 def usable_tiles(
@@ -70,9 +72,9 @@ def usable_tiles(
     """
     if on_damaged not in ("raise", "skip"):
         raise ValueError(f'`on_damaged` must be "raise" or "skip"; got {on_damaged!r}')
-    problems = check_tiles(folder.tiles, max_pixels=max_pixels)
-    bad = {problem.path for problem in problems}
-    good = tuple(tile for tile in folder.tiles if tile.image not in bad and tile.mask not in bad)
+    found = _check_each(folder.tiles, max_pixels, None)
+    problems = list(dict.fromkeys(problem for problems in found for problem in problems))
+    good = tuple(tile for tile, wrong in zip(folder.tiles, found, strict=True) if not wrong)
     lost = len(folder) - len(good)
     if lost and (on_damaged == "raise" or lost > max_damaged * len(folder)):
         raise DamagedTilesError(_summary(lost, len(folder), problems, on_damaged), problems)
@@ -86,16 +88,65 @@ def _summary(lost: int, total: int, problems: Sequence[Problem], policy: str) ->
     return f"{lost} of {total} tiles are damaged ({advice}): {first}{more}"
 
 
+def _check_each(tiles: Iterable[Tile], max_pixels: int, num_threads: int | None) -> list[list[Problem]]:
+    require("PIL.Image", "checking images")
+    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+        return list(pool.map(lambda tile: _check_tile(tile, max_pixels), tiles))
+
+
 def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
     problems: list[Problem] = []
-    image_size = _check_file(tile.image, False, max_pixels, problems)
-    if tile.mask is None:
-        return problems
-    mask_size = _check_file(tile.mask, True, max_pixels, problems)
-    if image_size and mask_size and image_size != mask_size:
-        found = "{}x{} pixels".format(*mask_size)
-        problems.append(Problem(tile.mask, f"the mask is {found}, its image {image_size[0]}x{image_size[1]}"))
+    image_size = _check_picture(tile.image, tile.image, False, max_pixels, problems)
+    masks = [tile.mask, *(value for value in tile.values.values() if not isinstance(value, int | float | str | tuple))]
+    for mask in masks:
+        if mask is None:
+            continue
+        mask_size = _check_picture(mask, tile.image, True, max_pixels, problems)
+        # A region's mask is any picture of the same field of view; slides and masks seldom share a resolution.
+        if image_size and mask_size and image_size != mask_size and not isinstance(tile.image, Region):
+            found = "{}x{} pixels".format(*mask_size)
+            where = named_file(mask, tile.image)
+            problems.append(Problem(where, f"the mask is {found}, its image {image_size[0]}x{image_size[1]}"))
     return problems
+
+
+def _check_picture(
+    picture: Picture, image: Picture, is_mask: bool, max_pixels: int, problems: list[Problem]
+) -> tuple[int, int] | None:
+    """(width, height); None when it cannot be used, and then `problems` has a new entry."""
+    if isinstance(picture, Path):
+        return _check_file(picture, is_mask, max_pixels, problems)
+    try:
+        if isinstance(picture, Region):
+            _check_region(picture, max_pixels)
+            return picture.width, picture.height
+        pixels = picture.draw()
+        if is_mask and pixels.ndim != 2:
+            raise ValueError(f"has {pixels.shape[2]} channels, a mask has one")
+        return pixels.shape[1], pixels.shape[0]
+    except Exception as error:  # as for files: whatever a reader raises, it must not be trained on
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+    where = named_file(picture, image)
+    problems.append(Problem(where, reason.removeprefix(f"{where}: ").removeprefix(f"{where} ")))
+    return None
+
+
+def _check_region(region: Region, max_pixels: int) -> None:
+    if region.width * region.height > max_pixels:
+        raise ValueError(f"the region has {region.width}x{region.height} pixels, more than {max_pixels:,}")
+    levels = opened(region.slide).levels
+    if not 0 <= region.level < len(levels):
+        raise ValueError(f"has levels 0 to {len(levels) - 1}, and the region wants level {region.level}")
+    full, scale = levels[0], levels[region.level].downsample
+    right, bottom = region.x + region.width * scale, region.y + region.height * scale
+    if region.x >= full.width or region.y >= full.height or right <= 0 or bottom <= 0:
+        raise ValueError(f"is {full.width}x{full.height} pixels; the region at {region.x}, {region.y} lies outside it")
+
+
+def named_file(picture: Picture, image: Picture) -> Path:
+    """The file to name in a message about `picture`: its own, else that of its image."""
+    own = file_of(picture)
+    return own if own != Path() else file_of(image)
 
 
 def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Problem]) -> tuple[int, int] | None:

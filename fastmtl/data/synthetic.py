@@ -6,25 +6,20 @@ and one by class alone would not stratify. Nothing in it is medical data.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..extras import require
+from .generated import make_folder
 from .tissue import ARCHITECTURES, Stain, expose, paint, random_stain
 
 VERSION = 1
 """Raised when the same parameters give other pixels; an older data set is then made anew."""
 
 CLASS_NAMES = tuple(ARCHITECTURES)
-_STAMP = "generator.json"
 _SLIDE_LEVELS = 3
 _SLIDE_TILE = 256
 _GLASS_MARGIN = 0.06  # of the slide's side, without tissue
@@ -77,22 +72,7 @@ def generate(
     """
     recipe = Recipe(num_patients, tiles_per_patient, tile_size, num_slides, slide_size, seed)
     _check(recipe)
-    root = Path(root)
-    if _is_there(root, recipe):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are private
-        _write_all(partial, recipe)
-        (partial / _STAMP).write_text(json.dumps(asdict(recipe), indent=1) + "\n")
-        if root.exists():
-            _check_ours(root)
-            shutil.rmtree(root)
-        os.replace(partial, root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return root
+    return make_folder(Path(root), asdict(recipe), lambda folder: _write_all(folder, recipe))
 
 
 def _check(recipe: Recipe) -> None:
@@ -109,25 +89,6 @@ def _check(recipe: Recipe) -> None:
             raise ValueError(f"`{name}` must be between {low} and {high}; got {getattr(recipe, name)}")
     if recipe.slide_size % 4:
         raise ValueError(f"`slide_size` must be a multiple of 4; got {recipe.slide_size}")
-
-
-def _is_there(root: Path, recipe: Recipe) -> bool:
-    if not root.exists():
-        return False
-    return _check_ours(root) == asdict(recipe)
-
-
-def _check_ours(root: Path) -> dict[str, Any]:
-    """What the folder's stamp says; empty for an empty folder."""
-    if root.is_dir() and not any(root.iterdir()):
-        return {}
-    try:
-        stamp = json.loads((root / _STAMP).read_text())
-    except (OSError, ValueError):
-        stamp = None
-    if not isinstance(stamp, dict) or stamp.get("generator") != Recipe.generator:
-        raise FileExistsError(f"{root} exists and is not a generated data set; give another folder or remove it")
-    return stamp
 
 
 def _write_all(root: Path, recipe: Recipe) -> None:
@@ -163,14 +124,18 @@ def _write_tile(root: Path, recipe: Recipe, patient: int, number: int, stain: St
 
 
 def _write_slide(folder: Path, recipe: Recipe, patient: int, stain: Stain) -> None:
-    tifffile = require("tifffile", "writing slides")
     rng = _random(recipe, patient, 1000)
     size = recipe.slide_size
     haematoxylin, eosin, gland = paint(rng, size, size, ARCHITECTURES[CLASS_NAMES[patient % len(CLASS_NAMES)]])
-    tissue = _tissue_outline(rng, size)
+    tissue = tissue_outline(rng, size)
     level = expose(rng, haematoxylin * tissue, eosin * tissue, stain)
     _save(folder / "label" / f"{_name(patient)}.png", (gland & tissue).astype(np.uint8) * 255)
-    with tifffile.TiffWriter(folder / f"{_name(patient)}.tiff") as tiff:
+    write_pyramid(folder / f"{_name(patient)}.tiff", level)
+
+
+def write_pyramid(path: Path, level: NDArray[np.uint8]) -> None:
+    """A slide of JPEG tiles, 256 x 256, in three levels; RGB uint8 [side, side, 3], a side that is a multiple of 4."""
+    with require("tifffile", "writing slides").TiffWriter(path) as tiff:
         for reduction in range(_SLIDE_LEVELS):
             per_cm = 1e4 / (_MPP * 2**reduction)
             tiff.write(
@@ -188,7 +153,7 @@ def _write_slide(folder: Path, recipe: Recipe, patient: int, stain: Stain) -> No
             level = _halved(level)
 
 
-def _tissue_outline(rng: np.random.Generator, size: int) -> NDArray[np.bool_]:
+def tissue_outline(rng: np.random.Generator, size: int) -> NDArray[np.bool_]:
     """[size, size]: a wavy piece of tissue in the middle of the glass."""
     side = size // 4
     y, x = np.mgrid[:side, :side] / (side - 1) * 2 - 1
@@ -206,9 +171,3 @@ def _halved(level: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _save(path: Path, pixels: NDArray[np.uint8]) -> None:
     require("PIL.Image", "writing images").fromarray(pixels).save(path, compress_level=3)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

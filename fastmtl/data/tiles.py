@@ -63,6 +63,11 @@ def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None,
     return Dataset(root, names, tuple(tiles), tuple(problems))
 
 
+def is_tile_folder(root: Path) -> bool:
+    """Whether `root` has a sub-folder with a folder `image` in it."""
+    return root.is_dir() and any((entry / "image").is_dir() for entry in root.iterdir())
+
+
 def _class_folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give the folder that holds CLASS/image and CLASS/label")

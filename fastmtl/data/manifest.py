@@ -1,0 +1,259 @@
+"""A table of samples that anybody can write: one row a tile, a region of a slide, or a whole slide.
+
+Columns with a meaning of their own, all others are free (see `read_manifest`):
+
+    id          unique name; the image's path, or slide@x_y, when there is no such column
+    image       an image file, or another picture (`fastmtl.data.cells` lists what a cell can say)
+    slide       with x, y, width, height (level-0 corner; size at `level` or `mpp`): a region; without: the whole slide
+    mask        a picture over the same field of view
+    label       the class
+    patient     whom a split must not divide; `group` instead of it, where that is something else
+    case, position    a specimen and the place of a slice in it, for samplers of neighbouring pairs
+    split       "train", "val" or "test"
+
+An empty cell means that nobody labelled the sample for that task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..names import nearest
+from . import columns as cells_of
+from .cells import PathRule, PolygonOptions, read_picture, write_picture
+from .columns import KINDS, Kind
+from .dataset import Dataset, Picture, Problem, Region, Tile
+from .pictures import picture_size
+from .slide_rows import GridOptions, grid_regions, is_region, read_region
+from .table import Table, read_table, write_table
+from .tiles import PATIENT, group_of
+
+REGION = ("x", "y", "width", "height", "level", "mpp")
+RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group", "case", "position", "split")
+_KINDS: dict[str, Kind] = {"mask": "picture", "label": "label", "case": "text", "position": "number", "split": "text"}
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ManifestOptions:
+    """How a manifest is read.
+
+    Attributes:
+        columns: column -> kind, where inferring it (`fastmtl.data.columns.infer_kind`) would be wrong.
+        classes: label column -> its classes in order; sorted where they are not given.
+        root: folder that no path may leave; None is the manifest's own.
+        patient: finds the patient in a file's name where no column says it, see `group_of`.
+        grid: how whole slides are cut.
+        polygons: how polygons are drawn.
+    """
+
+    columns: Mapping[str, str] | None = None
+    classes: Mapping[str, Sequence[str]] | None = None
+    root: Path | None = None
+    patient: str = PATIENT
+    grid: GridOptions = field(default_factory=GridOptions)
+    polygons: PolygonOptions = field(default_factory=PolygonOptions)
+
+
+def read_manifest(path: str | Path, options: ManifestOptions | None = None) -> Dataset:
+    """The data set that a CSV or Parquet manifest describes; opens no image.
+
+    Free columns become `Tile.values` under their names: numbers, class indices (with the names in `Dataset.classes`),
+    boxes (centre x, centre y, width, height in shares of the image), vectors, pictures, or text. A column whose name
+    nearly is one of those above, which is then missing, is an error: `patients` would silently split by file name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: one line that names the manifest, the line and the column.
+    """
+    return _Reader(read_table(Path(path)), options or ManifestOptions()).read()
+
+
+def write_manifest(dataset: Dataset, path: str | Path, root: str | Path | None = None) -> None:
+    """Write a manifest that `read_manifest` reads the same tiles from; paths are relative to its folder.
+
+    Problems and the kinds of columns are not written: pass the columns' kinds and classes again where inferring them
+    would give others.
+
+    Args:
+        dataset: what to write.
+        path: ending in .csv, .tsv or .parquet.
+        root: as in `ManifestOptions`; only checked.
+
+    Raises:
+        ValueError: a picture that a manifest has no text for, a path outside `root`, or a column called like one of
+            the manifest's own.
+    """
+    path = Path(path)
+    rule = PathRule(path.parent, Path(root) if root is not None else path.parent)
+    names = list(dict.fromkeys(name for tile in dataset.tiles for name in tile.values))
+    clashes = [name for name in names if name in RESERVED and name not in ("case", "position", "split", "patient")]
+    if clashes:
+        raise ValueError(f"column {clashes[0]!r} has a meaning of its own in a manifest; rename it")
+    with_group = "group" if "patient" in names else "patient"
+    rows = []
+    for tile in dataset.tiles:
+        label = "" if tile.label is None else dataset.class_names[tile.label]
+        row = {"id": tile.id, **_image_cells(tile.image, rule), "label": label, with_group: tile.group}
+        row["mask"] = "" if tile.mask is None else _checked(tile.mask, rule)
+        for name in names:
+            row[name] = _value_cell(tile.values.get(name), dataset.classes.get(name), rule)
+        rows.append(row)
+    order = [*RESERVED, *(name for name in names if name not in RESERVED)]
+    used = [name for name in order if any(row.get(name) for row in rows)]
+    write_table(path, used, [[row.get(name, "") for name in used] for row in rows])
+
+
+class _Reader:
+    """One manifest on its way into a data set."""
+
+    def __init__(self, table: Table, options: ManifestOptions):
+        folder = table.path.parent
+        self.table, self.options = table, options
+        self.rule = PathRule(folder, options.root or folder)
+        lowered = {name: name.lower() for name in table.names}
+        self.names = tuple(low if (low := lowered[name]) in RESERVED else name for name in table.names)
+        self.column = {name: tuple(row[at] for row in table.rows) for at, name in enumerate(self.names)}
+        self._check_names()
+        self.kinds = {name: self._kind(name) for name in self.names if name in _KINDS or name not in RESERVED}
+        if "patient" in self.names and "group" in self.names:
+            self.kinds["patient"] = "text"
+        given = options.classes or {}
+        self.classes = {
+            name: cells_of.class_names(name, table, self.column[name], given.get(name))
+            for name, kind in self.kinds.items()
+            if kind == "label"
+        }
+        self.seen: dict[str, int] = {}
+
+    def read(self) -> Dataset:
+        tiles = [tile for row in range(len(self.table.rows)) for tile in self._tiles(row)]
+        classes = dict(self.classes)
+        label = classes.pop("label", ())
+        return Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes)
+
+    def _tiles(self, row: int) -> list[Tile]:
+        """One tile, or all of a whole slide's."""
+        place = self.table.place(row)
+        cells = {name: column[row] for name, column in self.column.items() if column[row]}
+        if ("image" in cells) == ("slide" in cells):
+            raise ValueError(f"{place}: a row needs an image or a slide, and not both")
+        if "image" in cells:
+            image = read_picture(cells["image"], self.rule, place)
+            name = cells["image"].rpartition(".")[0] or cells["image"]
+            return [self._tile(row, cells, image, cells.get("id", name), place)]
+        slide = self.rule.resolve(cells["slide"], place)
+        if is_region(cells):
+            region = read_region(slide, cells, place)
+            name = f"{cells['slide'].rpartition('.')[0]}@{region.x}_{region.y}"
+            return [self._tile(row, cells, region, cells.get("id", name), place)]
+        name = cells.get("id", cells["slide"].rpartition(".")[0])
+        return [
+            self._tile(row, cells, region, f"{name}@{region.x}_{region.y}", place)
+            for region in grid_regions(slide, self.options.grid, place)
+        ]
+
+    def _tile(self, row: int, cells: Mapping[str, str], image: Picture, name: str, place: str) -> Tile:
+        if name in self.seen:
+            first = self.table.lines[self.seen[name]]
+            raise ValueError(f"{place}: the id {name!r} is that of line {first} already; ids must be distinct")
+        self.seen[name] = row
+        found = {column: self._value(column, cells, image, place) for column in self.kinds}
+        values = {column: value for column, value in found.items() if value is not None}
+        mask, label = values.pop("mask", None), values.pop("label", None)
+        return Tile(name, image, mask, label, self._group(cells, place), values)
+
+    def _value(self, column: str, cells: Mapping[str, str], image: Picture, place: str) -> Any:
+        cell, kind = cells.get(column, ""), self.kinds[column]
+        if kind != "picture":
+            value = cells_of.parse_cell(kind, cell, column, place, self.classes.get(column, ()))
+            if column == "split" and value is not None and value not in SPLITS:
+                raise ValueError(f"{place}: split must be train, val or test; got {cell!r}")
+            if kind == "pixel_box" and isinstance(value, tuple):
+                return cells_of.box_of_pixels(value, *picture_size(image))
+            return value
+        if not cell:
+            return None
+        return read_picture(cell, self.rule, place, over=image, polygons=self.options.polygons)
+
+    def _group(self, cells: Mapping[str, str], place: str) -> str:
+        for column in ("group", "patient", "case"):
+            if column in self.column:
+                if column not in cells:
+                    raise ValueError(f"{place}: {column} is empty; a split could not keep its tiles together")
+                return cells[column]
+        return group_of(cells.get("image") or cells["slide"], self.options.patient)
+
+    def _kind(self, name: str) -> Kind:
+        told = dict(self.options.columns or {}).get(name)
+        if told is not None and told not in KINDS:
+            raise ValueError(f"the kind of column {name!r} must be one of {', '.join(KINDS)}; got {told!r}")
+        if name in (self.options.classes or {}) and told is None:
+            told = "label"
+        kind = told or _KINDS.get(name) or cells_of.infer_kind(name, self.column[name])
+        return next(known for known in cells_of.get_args(Kind) if known == kind)
+
+    def _check_names(self) -> None:
+        path = self.table.path
+        if "image" not in self.names and "slide" not in self.names:
+            near = next((name for name in self.names if nearest(name, ("image", "slide")).startswith("did")), None)
+            hint = f"; is {near!r} meant?" if near else f"; its columns are {', '.join(self.table.names)}"
+            raise ValueError(f"{path} has neither a column image nor a column slide{hint}")
+        twice = [name for at, name in enumerate(self.names) if name in self.names[:at]]
+        if twice:
+            raise ValueError(f"{path} has two columns named {twice[0]!r}, apart from capitals")
+        declared = {*(self.options.columns or {}), *(self.options.classes or {})}
+        for name in sorted(declared - set(self.names)):
+            raise ValueError(f"{path} has no column {name!r}; {nearest(name, self.names)}")
+        for name in self.names:
+            if name in RESERVED or name in declared:
+                continue
+            meant = [known for known in RESERVED if known not in self.names and _is_slip(name, known)]
+            if meant:
+                raise ValueError(
+                    f"{path} has an unknown column {name!r}; if {meant[0]!r} is meant, rename it; if not, declare its "
+                    f"kind ({', '.join(KINDS)})"
+                )
+
+    def _notices(self, tiles: Sequence[Tile]) -> tuple[Problem, ...]:
+        from .outside import polygons_off_slides
+
+        text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
+        notices = [Problem(self.table.path, f"column {name!r} is text: kept, no task can learn it") for name in text]
+        return (*notices, *polygons_off_slides(tiles))
+
+
+def _is_slip(name: str, known: str) -> bool:
+    """Whether `name` is `known` with one slip: a plural, a letter more or less, blanks or dashes."""
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    if len(known) < 4:
+        return plain == known
+    return plain == known or plain in {known[:at] + known[at + 1 :] for at in range(len(known))} or plain == known + "s"
+
+
+def _image_cells(image: Picture, rule: PathRule) -> dict[str, str]:
+    if not isinstance(image, Region):
+        return {"image": _checked(image, rule)}
+    numbers = {name: str(getattr(image, name)) for name in ("x", "y", "width", "height", "level")}
+    return {"slide": _checked(image, rule), **numbers}
+
+
+def _checked(picture: Picture, rule: PathRule) -> str:
+    text = write_picture(picture, rule)
+    if not isinstance(picture, Path | Region):
+        return text
+    rule.resolve(text, f"writing {rule.folder}")
+    return text
+
+
+def _value_cell(value: Any, classes: Sequence[str] | None, rule: PathRule) -> str:
+    if value is None:
+        return ""
+    if classes is not None:
+        return classes[value]
+    if isinstance(value, int | float | str | tuple):
+        return cells_of.write_value(value)
+    return _checked(value, rule)

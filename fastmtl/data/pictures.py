@@ -1,0 +1,64 @@
+"""Pixels of any picture, for people and predictions: files, regions, what is drawn. Training has the loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..extras import require
+from .dataset import Picture, Region
+
+_ORIENTATION_TAG = 0x0112
+
+
+def open_picture(picture: Picture) -> NDArray[np.uint8]:
+    """RGB uint8 [h, w, 3], turned upright as the loader turns it.
+
+    Raises:
+        OSError, ValueError: it cannot be read; the message names the file.
+    """
+    if isinstance(picture, Path):
+        pixels = _open_file(picture)
+    elif isinstance(picture, Region):
+        from .slide_rows import opened
+
+        pixels = opened(picture.slide).read_region(picture.x, picture.y, picture.width, picture.height, picture.level)
+    else:
+        pixels = picture.draw()
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] != 3:
+        raise ValueError(f"{picture} has {pixels.shape[2]} channels; a picture has 1 or 3")
+    return pixels
+
+
+def picture_size(picture: Picture) -> tuple[int, int]:
+    """(width, height) of `open_picture`; reads no pixels where the size is written elsewhere."""
+    if isinstance(picture, Path):
+        with require("PIL.Image", "opening images").open(picture) as image:
+            turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
+            return (image.height, image.width) if turned else (image.width, image.height)
+    if isinstance(picture, Region):
+        return picture.width, picture.height
+    width, height = getattr(picture, "width", 0), getattr(picture, "height", 0)
+    if width and height:
+        return width, height
+    pixels = picture.draw()
+    return pixels.shape[1], pixels.shape[0]
+
+
+def file_of(picture: Picture) -> Path:
+    """The file behind a picture, for messages and thumbnails; `Path()` where there is none, as for run lengths."""
+    if isinstance(picture, Path):
+        return picture
+    return picture.slide if isinstance(picture, Region) else getattr(picture, "file", Path())
+
+
+def _open_file(path: Path) -> NDArray[np.uint8]:
+    image_module, operations = require("PIL.Image", "opening images"), require("PIL.ImageOps", "opening images")
+    with image_module.open(path) as file:
+        return np.asarray(operations.exif_transpose(file).convert("RGB"))

@@ -1,0 +1,151 @@
+"""A manifest's rows about slides: regions by level or resolution, grids over whole slides, masks of their extent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .columns import parse_integer
+from .dataset import Region
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """How a slide without a region is cut into tiles.
+
+    Attributes:
+        tile_size: side of a tile, pixels at `mpp` (at level 0 where `mpp` is 0).
+        mpp: micrometres per pixel of the tiles; 0 takes level 0 whatever its resolution.
+        overlap: pixels that neighbouring tiles share.
+        min_tissue: least share of a tile that must be tissue, 0..1.
+    """
+
+    tile_size: int = 256
+    mpp: float = 0.0
+    overlap: int = 0
+    min_tissue: float = 0.5
+
+
+def is_region(cells: Mapping[str, str]) -> bool:
+    """Whether a row with a slide names a region of it, or means the whole."""
+    return any(cells.get(name) for name in ("x", "y", "width", "height"))
+
+
+def read_region(slide: Path, cells: Mapping[str, str], place: str) -> Region:
+    """The region that a row's x, y, width and height name, at its level or mpp.
+
+    Width and height are pixels at that level or mpp; a region told by mpp covers that field of view at the coarsest
+    level that is not coarser.
+
+    Raises:
+        ValueError: a cell is missing or no number, or the slide has no such level or resolution.
+    """
+    missing = [name for name in ("x", "y", "width", "height") if not cells.get(name)]
+    if missing:
+        raise ValueError(f"{place}: a region needs x, y, width and height; {missing[0]} is empty")
+    x, y, width, height = (parse_integer(cells[name], name, place) for name in ("x", "y", "width", "height"))
+    if width < 1 or height < 1:
+        raise ValueError(f"{place}: width and height must be above 0; got {width} and {height}")
+    if cells.get("mpp"):
+        if cells.get("level"):
+            raise ValueError(f"{place}: give level or mpp of a region, not both")
+        from .slides.grid import level_for
+
+        try:
+            level, factor = level_for(opened(slide, place), _positive(cells["mpp"], "mpp", place))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}".removeprefix(f"{place}: {place}: ")) from error
+        return Region(slide, x, y, max(1, round(width * factor)), max(1, round(height * factor)), level)
+    level = parse_integer(cells["level"], "level", place) if cells.get("level") else 0
+    if level:  # level 0 is always there, and needs no look into the file
+        num_levels = len(opened(slide, place).levels)
+        if not 0 <= level < num_levels:
+            raise ValueError(f"{place}: {slide} has levels 0 to {num_levels - 1}; got level {level}")
+    return Region(slide, x, y, width, height, level)
+
+
+def grid_regions(slide: Path, options: GridOptions, place: str) -> list[Region]:
+    """The tiles of a whole slide, in reading order; ValueError when there is none."""
+    from .slides.grid import grid
+
+    source = opened(slide, place)
+    mpp, level = (options.mpp, None) if options.mpp else (None, 0)
+    side, overlap, least = options.tile_size, options.overlap, options.min_tissue
+    try:
+        regions = grid(source, side, mpp=mpp, level=level, overlap=overlap, min_tissue=least)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    if not regions:
+        raise ValueError(
+            f"{place}: {slide} gives no tile of {options.tile_size} pixels with {options.min_tissue:.0%} tissue; "
+            "lower min_tissue or tile_size"
+        )
+    return regions
+
+
+def same_extent(mask: Path, over: Region, place: str) -> Region:
+    """The part of a mask slide that covers what `over` covers: the finest level not finer than the image's own.
+
+    Raises:
+        ValueError: the mask slide has another aspect than the slide, so it cannot cover the same glass.
+    """
+    slide, drawn = opened(over.slide, place), opened(mask, place)
+    full, whole = slide.levels[0], drawn.levels[0]
+    ratio, other = full.width / whole.width, full.height / whole.height
+    if abs(ratio / other - 1) > 0.01:
+        raise ValueError(
+            f"{place}: the mask {mask} is {whole.width}x{whole.height}, its slide {full.width}x{full.height}: "
+            "they do not cover the same extent"
+        )
+    wanted = slide.levels[over.level].downsample
+    coarse_enough = [n for n, level in enumerate(drawn.levels) if level.downsample * ratio >= wanted * 0.99]
+    chosen = coarse_enough[0] if coarse_enough else len(drawn.levels) - 1
+    scale = wanted / (drawn.levels[chosen].downsample * ratio)
+    width, height = max(1, round(over.width * scale)), max(1, round(over.height * scale))
+    return Region(mask, round(over.x / ratio), round(over.y / other), width, height, chosen)
+
+
+def downsample_of(region: Region) -> float:
+    """Level-0 pixels per pixel of the region."""
+    return float(opened(region.slide).levels[region.level].downsample) if region.level else 1.0
+
+
+def slide_size(slide: Path) -> tuple[int, int]:
+    """(width, height) of level 0."""
+    level = opened(slide).levels[0]
+    return level.width, level.height
+
+
+def opened(slide: Path, place: str = "") -> Any:
+    """The slide, opened once for many rows.
+
+    Raises:
+        ValueError: it cannot be opened; begins with `place`.
+    """
+    try:
+        state = slide.stat()
+        return _open(slide, state.st_mtime_ns, state.st_size)
+    except FileNotFoundError:
+        raise ValueError(f"{place}: {slide} does not exist".removeprefix(": ")) from None
+    except Exception as error:  # readers of slides raise many types, and each means the same here
+        raise ValueError(f"{place}: {error}".removeprefix(": ")) from error
+
+
+@lru_cache(maxsize=64)
+def _open(slide: Path, _mtime: int, _size: int) -> Any:
+    from .slides.slide import open_slide
+
+    return open_slide(slide)
+
+
+def _positive(cell: str, name: str, place: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{place}: {name} must be a number above 0; got {cell!r}")
+    return value

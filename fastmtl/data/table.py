@@ -1,0 +1,139 @@
+"""Tables on disk, CSV and Parquet, as text cells with line numbers: what manifests are read from and written to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..extras import require
+
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
+_DELIMITERS = ",;\t"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and its rows.
+
+    Attributes:
+        path: where it was read.
+        names: of the columns, without surrounding blanks.
+        rows: each as long as `names`; an empty text is an empty cell.
+        lines: of each row, as an editor counts them (row numbers from 2 in a Parquet file).
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    lines: tuple[int, ...]
+
+    def place(self, row: int) -> str:
+        """Where `row` stands, for messages."""
+        return f"{self.path}, line {self.lines[row]}"
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV (comma, semicolon or tab, by its first line; with or without BOM; any line ends) or a Parquet file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: another ending, not UTF-8, empty, a column without a name or twice, a row of another length; the
+            message names the line.
+    """
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise ValueError(f"{path} is no table: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    unnamed = [number for number, name in enumerate(table.names, 1) if not name]
+    if unnamed:
+        raise ValueError(f"{path}: column {unnamed[0]} has no name in the first line")
+    twice = [name for number, name in enumerate(table.names) if name in table.names[:number]]
+    if twice:
+        raise ValueError(f"{path} has two columns named {twice[0]!r}")
+    if not table.rows:
+        raise ValueError(f"{path} has a header and no rows")
+    return table
+
+
+def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table whole or not at all: CSV with commas and "\\n", or Parquet, by the ending."""
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise ValueError(f"{path} is no table: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix.lower() == ".parquet":
+            arrow, parquet = require("pyarrow", "Parquet files"), require("pyarrow.parquet", "Parquet files")
+            columns = {name: [row[at] or None for row in rows] for at, name in enumerate(names)}
+            schema = arrow.schema([(name, arrow.string()) for name in names])
+            parquet.write_table(arrow.table(columns, schema=schema), partial)
+        else:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
+                writer.writerows([names, *rows])
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_csv(path: Path) -> Table:
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{path} is UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if not first:
+        raise ValueError(f"{path} is empty; expected a first line with column names")
+    delimiter = max(_DELIMITERS, key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: tuple[str, ...] = ()
+    rows, lines = [], []
+    start = 1
+    try:
+        for cells in reader:
+            line, start = start, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not names:
+                names = tuple(cell.strip() for cell in cells)
+            elif len(cells) != len(names):
+                raise ValueError(
+                    f"{path}, line {line}: {len(cells)} cells, and the first line names {len(names)} columns"
+                )
+            else:
+                rows.append(tuple(cell.strip() for cell in cells))
+                lines.append(line)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {start}: {error}") from None
+    return Table(path, names, tuple(rows), tuple(lines))
+
+
+def _read_parquet(path: Path) -> Table:
+    parquet = require("pyarrow.parquet", "reading Parquet files")
+    arrow = require("pyarrow", "reading Parquet files")
+    try:
+        content = parquet.read_table(path)
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    columns = [[_text(value) for value in content.column(index).to_pylist()] for index in range(content.num_columns)]
+    names = tuple(name.strip() for name in content.column_names)
+    return Table(path, names, tuple(zip(*columns, strict=True)), tuple(range(2, content.num_rows + 2)))
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:  # an empty cell that went through pandas is NaN
+        return ""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_text, value))
+    return str(value).strip()
