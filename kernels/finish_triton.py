@@ -211,7 +211,12 @@ def finish_image(
 
 
 def warp_image(
-    table: torch.Tensor, matrix: torch.Tensor, field: torch.Tensor, outside: int, out: torch.Tensor, within: torch.Tensor
+    table: torch.Tensor,
+    matrix: torch.Tensor,
+    field: torch.Tensor,
+    outside: int,
+    out: torch.Tensor,
+    within: torch.Tensor,
 ) -> None:
     """Fill `out` uint8 [B, 3, size, size] and `within` uint8 [B, size, size]."""
     size = out.shape[-1]

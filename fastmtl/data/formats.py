@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ..names import nearest
 from .dataset import Dataset
 from .manifest import ManifestOptions, read_manifest
+from .published import PUBLISHED
 from .table import TABLE_SUFFIXES
 from .tiles import is_tile_folder, read_tile_folder
 
@@ -94,3 +95,11 @@ def _manifest(root: Path, options: ManifestOptions) -> Dataset:
     if found is None:
         raise FileNotFoundError(f"{root} is no manifest and holds none: expected {', '.join(MANIFESTS)}")
     return read_manifest(found, options)
+
+
+def _register_published() -> None:
+    for name, each in PUBLISHED.items():
+        register_format(name, detect=each.looks_like)(lambda root, _options, read=each.read: read(root))
+
+
+_register_published()

@@ -1,0 +1,97 @@
+"""Pets as the UNet-multi authors stored them: HDF5 arrays of images, masks, boxes and species, split in three."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...extras import require
+from ..arrays import ArrayRow
+from ..dataset import Dataset, Tile
+from ._files import assemble, require_path
+from .pets import SPECIES
+
+LAYOUT = "{train,val,test}/{images,masks,bboxes,binary}.h5, each with an array of its own name"
+_SPLITS = ("train", "val", "test")
+
+
+def looks_like(root: Path) -> bool:
+    """Whether `root` is laid out like this data set."""
+    return (root / "train" / "images.h5").is_file()
+
+
+def read(root: Path) -> Dataset:
+    """The images with masks, the species (the label), the head's `box` and the authors' `split`.
+
+    Images are [N, H, W, 3] and masks [N, H, W, 1] of 0..255 or 0..1. Boxes are stored as left, top, right, bottom in
+    pixels, or in 0..1; here they are centre x, centre y, width, height in 0..1.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or unreadable, or arrays differ in length.
+    """
+    tiles = [tile for split in _SPLITS if (root / split).is_dir() for tile in _read_split(root, split)]
+    return assemble(root, SPECIES, tiles, (), LAYOUT)
+
+
+def _read_split(root: Path, split: str) -> list[Tile]:
+    files = {
+        name: require_path(root / split / f"{name}.h5", LAYOUT) for name in ("images", "masks", "bboxes", "binary")
+    }
+    lengths, scales = {}, {}
+    height = width = 1
+    for name, file in files.items():
+        with _open(file) as content:
+            array = _array(content, name, file)
+            lengths[name] = len(array)
+            if name in ("images", "masks"):
+                height, width = array.shape[1:3]
+                # Fractions and 0/1 masks become 0..255; the first image tells, an all-black one being as good as 0..1.
+                scales[name] = 255.0 if len(array) and np.max(array[0]) <= 1 else 1.0
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{root / split} has arrays of different lengths: {lengths}")
+    boxes, species = (_whole(files[name], name) for name in ("bboxes", "binary"))
+    boxes = boxes.reshape(len(boxes), 4).astype(np.float64)
+    if boxes.size and boxes.max() > 1:
+        boxes = boxes / (width, height, width, height)
+    labels = np.rint(species).astype(int).reshape(-1)
+    if not np.isin(labels, range(len(SPECIES))).all():
+        raise ValueError(f"{files['binary']}: expected 0 and 1; got values from {labels.min()} to {labels.max()}")
+    return [
+        Tile(
+            f"{split}/{row:05d}",
+            ArrayRow(files["images"], "images", row, scales["images"]),
+            ArrayRow(files["masks"], "masks", row, scales["masks"]),
+            int(labels[row]),
+            f"{split}/{row:05d}".upper(),
+            {"box": _centred(boxes[row]), "split": split},
+        )
+        for row in range(lengths["images"])
+    ]
+
+
+def _centred(edges: np.ndarray) -> tuple[float, float, float, float] | None:
+    left, top, right, bottom = edges.tolist()
+    if not (left < right and top < bottom):
+        return None  # no head was found
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+
+
+def _open(file: Path) -> Any:
+    h5py = require("h5py", "reading HDF5 files")
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read as HDF5: {str(error).splitlines()[0]}") from error
+
+
+def _array(content: Any, name: str, file: Path) -> Any:
+    if name not in content:
+        raise ValueError(f"{file} has no array {name!r}; it has {', '.join(content) or 'none'}")
+    return content[name]
+
+
+def _whole(file: Path, name: str) -> np.ndarray:
+    with _open(file) as content:
+        return np.asarray(_array(content, name, file))
