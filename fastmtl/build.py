@@ -19,6 +19,7 @@ from .names import check_options
 from .protocols import Balancer, Task, Update
 from .tasks import check_task, create_task
 from .update import PlainUpdate
+from .world import World
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class Splits:
         return len(self.train.groups) + len(self.validation.groups)
 
 
-def device_of(name: str) -> torch.device:
-    """`auto` is the GPU where there is one.
+def device_of(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` is the GPU where there is one; `auto` and `cuda` are the one of that number on this machine.
 
     Raises:
         ConfigError: a GPU was asked for and none is there, or the name is no device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -60,6 +61,15 @@ def device_of(name: str) -> torch.device:
         raise ConfigError(f"training.device is {name!r}, and torch {torch.__version__} sees no GPU here; use cpu.")
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"training.device must be auto, cpu, cuda or cuda:N; got {name!r}.")
+    if device.type == "cuda" and device.index is None and local_rank:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"rank {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}. Start as many "
+                "processes as GPUs, torchrun --nproc-per-node gpu."
+            )
+        device = torch.device("cuda", local_rank)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # DALI and NCCL take the current one
     return device
 
 
@@ -113,10 +123,17 @@ def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device) -> n
 
 
 def build_loader(
-    recipe: Recipe, folder: data.TileFolder, tasks: Sequence[Any], *, train: bool, device: torch.device
+    recipe: Recipe,
+    folder: data.TileFolder,
+    tasks: Sequence[Any],
+    *,
+    train: bool,
+    device: torch.device,
+    world: World | None = None,
 ) -> data.TileLoader:
-    """Batches of `folder`: shuffled and augmented for training, in order and as they are otherwise."""
-    config = recipe.data
+    """Batches of `folder`: shuffled and augmented for training, in order and as they are otherwise; this rank's part
+    of them, if `world` has several."""
+    config, world = recipe.data, world or World()
     decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
     return data.TileLoader(
         folder.tiles,
@@ -127,6 +144,8 @@ def build_loader(
         shuffle=train,
         balanced=train and config.balanced,
         seed=recipe.training.seed,
+        rank=world.rank,
+        world_size=world.size,
         device=decode,
         num_threads=config.num_threads,
     )

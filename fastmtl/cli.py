@@ -30,6 +30,7 @@ USAGE = """fastmtl: train one network for several tasks on medical images
 
   fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file
   fastmtl train --resume --out RUN             continue a run that was stopped
+  torchrun --nproc-per-node N -m fastmtl train ...       train or continue on N processes, one GPU each where there are
   fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
   fastmtl predict RUN INPUT --out DIR          masks and classes for images without labels
   fastmtl report RUN [RUN ...]                 the page of a run again, or one page that compares several
@@ -147,6 +148,8 @@ def _resume(arguments: list[str]) -> int:
 
 
 def _show(summary: dict[str, Any], out: Path, console: Any) -> None:
+    if not summary:  # rank 0 shows it
+        return
     for task, values in summary["tasks"].items():
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
         console.print(f"{task}: {shown}")
@@ -307,7 +310,8 @@ def _console() -> Any:
 
 
 def _fail(message: str, code: int = 1) -> int:
-    print(f"fastmtl: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # as torchrun sets it
+    print(f"fastmtl: {message}" if rank == "0" else f"fastmtl: rank {rank}: {message}", file=sys.stderr)
     return code
 
 

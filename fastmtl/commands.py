@@ -23,12 +23,15 @@ from .protocols import Task
 from .report import read_run, render, render_comparison
 from .run_folder import RunError, RunFolder
 from .trainer import Interrupted, Trainer
+from .world import World
 
 
 def train(
     recipe: Recipe, root: Path | None, out: Path, *, split_file: Path | None = None, console: Console
 ) -> dict[str, Any]:
     """Train `recipe` on the tiles under `root` and leave a run folder at `out`; returns its summary.
+
+    Under `torchrun` all ranks train one model; rank 0 writes, prints and returns the summary, the others {}.
 
     Args:
         recipe: what to train; its names are checked before any data is read.
@@ -61,10 +64,28 @@ def resume(out: Path, *, console: Console) -> dict[str, Any]:
 def _run(
     recipe: Recipe, root: Path | None, out: Path, split_file: Path | None, *, resumed: bool, console: Console
 ) -> dict[str, Any]:
-    run = RunFolder(out)
     build.check_names(recipe)
-    device = build.device_of(recipe.training.device)
-    root = root or _generate(recipe, out.parent, console)
+    world = World.from_environment()
+    console = console if world.rank == 0 else Console(quiet=True)
+    device = build.device_of(recipe.training.device, world.local_rank)
+    with world.together(device):
+        return _run_together(recipe, root, world.tell(out), split_file, device, world, resumed=resumed, console=console)
+
+
+def _run_together(
+    recipe: Recipe,
+    root: Path | None,
+    out: Path,
+    split_file: Path | None,
+    device: torch.device,
+    world: World,
+    *,
+    resumed: bool,
+    console: Console,
+) -> dict[str, Any]:
+    run, first = RunFolder(out), world.rank == 0
+    if root is None:
+        root = world.tell(_generate(recipe, out.parent, console) if first else Path())
     splits = build.read_splits(recipe, root, split_file)
     for problem in splits.problems:
         console.print(f"left out: {problem}")
@@ -76,8 +97,8 @@ def _run(
     model = build.build_model(recipe, tasks, device)
     balancer = build.build_balancer(recipe)
     optimizer = build.build_optimizer(recipe, model, balancer)
-    loader = build.build_loader(recipe, splits.train, tasks, train=True, device=device)
-    validation = build.build_loader(recipe, splits.validation, tasks, train=False, device=device)
+    loader = build.build_loader(recipe, splits.train, tasks, train=True, device=device, world=world)
+    validation = build.build_loader(recipe, splits.validation, tasks, train=False, device=device, world=world)
     scheduler = build.build_scheduler(recipe, optimizer, recipe.training.epochs * len(loader))
     progress = ProgressLine(recipe.training.epochs, console)
     trainer = Trainer(
@@ -89,19 +110,23 @@ def _run(
         device=device,
         update=build.build_update(recipe, optimizer),
         scheduler=scheduler,
-        folder=run.checkpoints,
-        observers=[run, progress],
+        folder=run.checkpoints if first else None,
+        observers=[run, progress] if first else [],
+        world=world,
     )
     precision = str(trainer.dtype or torch.float32).removeprefix("torch.")
+    if world.rank:
+        torch.manual_seed(recipe.training.seed + world.rank)  # or dropout would drop the same on all ranks
     if resumed:
         trainer.resume(run.checkpoints / "last", loader)
-        run.trim(trainer.epoch, trainer.step_count)
+        if first:
+            run.trim(trainer.epoch, trainer.step_count)
         done = trainer.epoch >= recipe.training.epochs
         where = "already finished" if done else f"resumed at epoch {trainer.epoch + 1}"
         console.print(f"{where}, step {trainer.step_count}")
-    else:
+    elif first:
         run.create(recipe, _facts(root, split_file, splits) | {"precision": precision})
-    console.print(f"device: {device}, precision: {precision}")
+    console.print(f"device: {device}, precision: {precision}" + f", ranks: {world.size}" * (world.size > 1))
     try:
         with _stop_politely(trainer):
             trainer.fit(loader, validation)
@@ -111,6 +136,12 @@ def _run(
         progress.close()
         run.close()
         loader.close()
+    if world.size > 1:  # each rank had a part of the images; rank 0 looks at all of them, alone
+        validation.close()
+        world.close()
+        if not first:
+            return {}
+        validation = build.build_loader(recipe, splits.validation, tasks, train=False, device=device)
     checkpoint.load_model(run.checkpoints / "best", model, device)
     table = ImageTable(tasks)
     found = score(model, tasks, validation, device=device, dtype=trainer.dtype, visit=table)

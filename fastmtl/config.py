@@ -34,7 +34,7 @@ class DataConfig:
     size: int = 128
     """Side of the square images the network sees, pixels."""
     batch_size: int = 16
-    """Images a step."""
+    """Images a step, of each rank."""
     balanced: bool = False
     """Draw classes equally often."""
     patient: str = "[^-]+"

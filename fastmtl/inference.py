@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .protocols import Batch, Loader, Task
+from .world import World
 
 
 @torch.inference_mode()
@@ -20,6 +21,7 @@ def evaluate(
     device: torch.device,
     dtype: torch.dtype | None = None,
     visit: Callable[[Batch, dict[str, Tensor]], None] | None = None,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """{"tasks": task -> metrics, "loss": task -> mean, "score": mean headline metric, "num_images"}.
 
@@ -30,6 +32,7 @@ def evaluate(
         device: where the model is.
         dtype: of autocast; None computes in float32.
         visit: sees every batch with the model's outputs, so that a table of single images needs no second pass.
+        world: the ranks whose loaders divide the images; all of them call it, and all get what one would.
     """
     training = model.training
     model.eval()
@@ -48,6 +51,10 @@ def evaluate(
         if visit is not None:
             visit(batch, outputs)
     model.train(training)
+    if world is not None:
+        found = world.sum(torch.cat([sums, sums.new_tensor([images])]))
+        sums, images = found[:-1], int(found[-1])
+    # With several ranks torchmetrics adds up theirs.
     summaries = {task.name: task.summary(metrics[task.name]) for task in tasks}
     headlines = [summaries[task.name][task.headline] for task in tasks]
     means = (sums / max(images, 1)).tolist()

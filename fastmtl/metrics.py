@@ -18,7 +18,9 @@ from torchmetrics.classification import MulticlassAccuracy  # noqa: E402
 
 def segmentation_metrics() -> torchmetrics.MetricCollection:
     """`dice` and `jaccard`: means over images of the foreground's score."""
-    return torchmetrics.MetricCollection({"dice": ImageOverlap("dice"), "jaccard": ImageOverlap("jaccard")})
+    # torchmetrics would take two metrics for one whose states are equal after the first batch, as both are at 0.
+    scores = {"dice": ImageOverlap("dice"), "jaccard": ImageOverlap("jaccard")}
+    return torchmetrics.MetricCollection(scores, compute_groups=False)  # type: ignore[arg-type]
 
 
 def classification_metrics(num_classes: int) -> torchmetrics.MetricCollection:

@@ -185,7 +185,9 @@ class Classification:
     def summary(self, metrics: Any) -> dict[str, Any]:
         """`metrics` as plain numbers; classes by name, None for a class that no sample has."""
         values = metrics.compute()
-        seen = (metrics["per_class"].tp + metrics["per_class"].fn).tolist()
+        per_class = metrics["per_class"]
+        with per_class.sync_context(should_unsync=True):  # `compute` has left it with this rank's counts alone
+            seen = (per_class.tp + per_class.fn).tolist()
         named = zip(self.class_names, values["per_class"].tolist(), seen, strict=True)
         per_class = {name: value if count else None for name, value, count in named}
         return {"accuracy": values["accuracy"].item(), "per_class": per_class}

@@ -23,6 +23,7 @@ from .inference import autocast_dtype, evaluate
 from .protocols import Balancer, Batch, Loader, Task, Update
 from .replay import Replay
 from .update import PlainUpdate
+from .world import World
 
 
 class NonFiniteError(UserError, RuntimeError):
@@ -31,6 +32,10 @@ class NonFiniteError(UserError, RuntimeError):
 
 class Interrupted(UserError, RuntimeError):
     """Training stopped on request, after saving where it was."""
+
+
+class OtherRanks(UserError, ValueError):
+    """A checkpoint of more or fewer ranks than there are now."""
 
 
 class Observer(Protocol):
@@ -58,6 +63,8 @@ class Trainer:
         scheduler: stepped once a step.
         folder: where `last` and `best` checkpoints go; None keeps none.
         observers: told what happens.
+        world: the ranks that train this model, each on its part of the data; one process if None. All of them make the
+            same trainer and call its methods alike; the folder and the observers are rank 0's.
     """
 
     def __init__(
@@ -73,10 +80,12 @@ class Trainer:
         scheduler: LRScheduler | None = None,
         folder: Path | None = None,
         observers: Sequence[Observer] = (),
+        world: World | None = None,
     ):
         self.model, self.tasks, self.balancer, self.optimizer = model, list(tasks), balancer, optimizer
         self.config, self.scheduler, self.folder, self.observers = config, scheduler, folder, list(observers)
         self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
+        self.world = world or World()
         self.network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
@@ -90,11 +99,13 @@ class Trainer:
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
         """Train to `config.epochs`, from wherever `resume` left off; returns the last epoch's record."""
         record: dict[str, Any] = {}
+        self.world.distribute(self.balancer, self.model)
         while self.epoch < self.config.epochs and not self._out_of_patience():
             started = time.perf_counter()
             self.model.train()
             images, waited = self._run_epoch(train)
-            losses = (self.sums / max(len(train), 1)).tolist()  # waits for the device, so that `seconds` is all of it
+            sums = self.world.sum(self.sums) / self.world.size
+            losses = (sums / max(len(train), 1)).tolist()  # waits for the device, so that `seconds` is all of it
             seconds = time.perf_counter() - started
             self.sums.zero_()
             self.epoch += 1
@@ -104,7 +115,7 @@ class Trainer:
                 "step": self.step_count,
                 "loss": {task.name: loss for task, loss in zip(self.tasks, losses, strict=True)},
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "images_per_second": images / seconds,
+                "images_per_second": images * self.world.size / seconds,
                 "waiting": waited / seconds,
                 "seconds": seconds,
             }
@@ -133,21 +144,25 @@ class Trainer:
             self.scheduler.step()
         if again is not None:
             self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
+        self.world.share_statistics(self.model)
         self.step_count += 1
         return losses, done
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Task name -> scalar loss, under autocast where the precision asks for it."""
+        """Task name -> scalar loss, under autocast where the precision asks for it; with several ranks those whose mean
+        over the ranks is that over all labelled samples."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.network(batch)
-        return {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
+        losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
+        return self.world.losses(losses, batch.present.sum(0))
 
     def evaluate(self, loader: Loader) -> dict[str, Any]:
         """Metrics, losses and score on `loader`; see `inference.evaluate`."""
-        return evaluate(self.network, self.tasks, loader, device=self.device, dtype=self.dtype)
+        return evaluate(self.network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
 
     def state_dict(self, loader: Loader) -> dict[str, Any]:
-        """Everything a bit-equal continuation needs."""
+        """Everything a bit-equal continuation needs, the other ranks' own things too."""
+        on_gpu = self.device.type == "cuda"
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -155,20 +170,29 @@ class Trainer:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "loader": loader.state_dict(),
-            "rng": torch.get_rng_state(),
-            "rng_device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "rng": self.world.gather(torch.get_rng_state()),
+            "rng_device": self.world.gather(torch.cuda.get_rng_state(self.device)) if on_gpu else None,
             "progress": {
                 "epoch": self.epoch,
                 "step": self.step_count,
                 "best_score": self.best_score,
                 "bad_epochs": self.bad_epochs,
-                "sums": self.sums,
+                "sums": self.world.gather(self.sums),
             },
         }
 
     def resume(self, directory: Path, loader: Loader) -> None:
-        """Continue from a checkpoint of this trainer: the same model, tasks, balancer and data."""
+        """Continue from a checkpoint of this trainer: the same model, tasks, balancer, data and number of ranks.
+
+        Raises:
+            OtherRanks: it is of more or fewer ranks.
+        """
         state = checkpoint.load(directory)
+        if len(state["rng"]) != self.world.size:
+            raise OtherRanks(
+                f"{directory} is of a training on {len(state['rng'])} rank(s), and this one has {self.world.size}: the "
+                f"batches would not go on. Continue it with torchrun --nproc-per-node {len(state['rng'])}."
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         _lay_out_like_parameters(self.optimizer)
@@ -181,11 +205,12 @@ class Trainer:
         progress = state["progress"]
         self.epoch, self.step_count = progress["epoch"], progress["step"]
         self.best_score, self.bad_epochs = progress["best_score"], progress["bad_epochs"]
-        self.sums.copy_(progress["sums"])
+        self.sums.copy_(progress["sums"][self.world.rank])
         # Last, because moving the loader may itself have drawn random numbers.
-        torch.set_rng_state(state["rng"])
+        rank = self.world.rank
+        torch.set_rng_state(state["rng"][rank].clone())  # it reads from the beginning of the storage
         if state["rng_device"] is not None:
-            torch.cuda.set_rng_state(state["rng_device"], self.device)
+            torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)
 
     def _run_epoch(self, loader: Loader) -> tuple[int, float]:
         """Returns images seen and seconds spent waiting for data."""
@@ -198,9 +223,9 @@ class Trainer:
             images, number = images + len(batch), number + 1
             if self.step_count % self.config.log_every == 0 or number == len(loader):
                 seconds = time.perf_counter() - started
-                pace = {"images_per_second": images / seconds, "waiting": waited / seconds}
+                pace = {"images_per_second": images * self.world.size / seconds, "waiting": waited / seconds}
                 self._look(losses, done, number, len(loader), pace)
-            if self.stop_requested:
+            if self.world.stopping(self.stop_requested):
                 self._save("last", loader)
                 raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
             mark = time.perf_counter()
@@ -220,11 +245,13 @@ class Trainer:
                 f"(epoch {self.epoch + 1}); those steps were skipped and the weights are finite. "
                 "Lower optimizer.lr, set training.clip_norm, or look for broken targets."
             )
-        record = {name: loss.item() for name, loss in losses.items()}
+        seen = torch.stack([loss.detach().double() for loss in losses.values()])
+        values = (self.world.sum(seen) / self.world.size).tolist()
+        record = dict(zip(losses, values, strict=True))
         telemetry = {name: value.tolist() for name, value in done.items()}
         for observer in self.observers:
-            seen = {"loss": record, "balance": telemetry} | pace
-            observer.on_step(self.step_count, self.epoch, number, total, seen)
+            look = {"loss": record, "balance": telemetry} | pace
+            observer.on_step(self.step_count, self.epoch, number, total, look)
 
     def _keep_best(self, score: float, loader: Loader) -> None:
         self.bad_epochs += 1
@@ -237,8 +264,11 @@ class Trainer:
         return 0 < self.config.patience <= self.bad_epochs
 
     def _save(self, name: str, loader: Loader) -> None:
+        if self.folder is None and self.world.size == 1:
+            return
+        state = self.state_dict(loader)  # on every rank: it gathers
         if self.folder is not None:
-            checkpoint.save(self.folder / name, self.state_dict(loader))
+            checkpoint.save(self.folder / name, state)
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..world import global_losses as global_losses
 from .arena import local
 from .ranks import Local, Ranks, Replicated, Scattered, Sharded
 
@@ -19,48 +20,6 @@ if TYPE_CHECKING:
 
 METHODS = ("reduce_scatter", "all_reduce")
 SCOPES = ("global", "local")
-
-
-def global_losses(
-    losses: Mapping[str, Tensor], counts: Tensor, *, total: Tensor | None = None, group: Any = None
-) -> dict[str, Tensor]:
-    r"""Means over this rank's labelled samples -> losses whose mean over the ranks is that over all labelled samples.
-
-    :math:`L_k n_k R / \sum_r n_k^{(r)}` for R ranks; a task nobody has labels for gets 0 L_k. Without
-    `torch.distributed` R is 1. A loss without labels must be 0, not NaN.
-
-    Args:
-        losses: task -> mean loss over this rank's labelled samples, in this micro-batch.
-        counts: [K] how many those are, on the losses' device: `batch.present.sum(0)`.
-        total: [K] labelled samples of all this step's micro-batches on this rank; `counts` if None. The micro-batches'
-            losses then add up to the step's.
-        group: process group; None is the default one.
-
-    Returns:
-        task -> loss, for a distributed balancer's `backward`.
-
-    Raises:
-        ValueError: counts is not [K].
-
-    >>> means = {"a": torch.tensor(3.0), "b": torch.tensor(5.0)}
-    >>> global_losses(means, torch.tensor([2, 1]), total=torch.tensor([4, 1]))
-    {'a': tensor(1.5000), 'b': tensor(5.)}
-    """
-    for name, given in (("counts", counts), ("total", total)):
-        if given is not None and given.shape != (len(losses),):
-            raise ValueError(
-                f"`{name}` must be [{len(losses)}], labelled samples of each task; got {list(given.shape)}. "
-                "Take batch.present.sum(0)."
-            )
-    everyone = (counts if total is None else total).double()
-    ranks = 1
-    if dist.is_available() and dist.is_initialized():
-        everyone, ranks = everyone.clone(), dist.get_world_size(group)
-        dist.all_reduce(everyone, group=group)
-    shares = counts * ranks / everyone.clamp(min=1)
-    return {
-        name: loss * share.to(loss.dtype) for (name, loss), share in zip(losses.items(), shares.unbind(), strict=True)
-    }
 
 
 def join(balancer: WeightedBalancer, model: nn.Module, group: Any, method: str, scope: str, overlap: bool) -> Ranks:

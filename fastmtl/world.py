@@ -1,0 +1,182 @@
+"""The processes of one training, as `torchrun` starts them: each one's rank, and what they tell each other.
+
+Everything here works with one process too, where it asks nobody. Tensors on the CPU travel by gloo, on GPUs by NCCL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .errors import UserError
+
+T = TypeVar("T")
+_PATIENCE = timedelta(minutes=10)  # for a rank that lives and does not answer; one that is gone is noticed at once
+
+
+class LostRank(UserError, RuntimeError):
+    """Another rank of this training has ended."""
+
+
+class World:
+    """This process among those that train one model.
+
+    Args:
+        rank: from 0; the one that writes and prints.
+        size: how many they are.
+        local_rank: of this machine's, from 0: which GPU is this one's.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._asked: tuple[Any, Tensor] | None = None
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """As `torchrun` says; one process without it."""
+        return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
+
+    @contextmanager
+    def together(self, device: torch.device) -> Iterator[None]:
+        """Inside, the ranks can talk.
+
+        Raises:
+            LostRank: another one has ended.
+        """
+        if self.size == 1:
+            yield
+            return
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+                raise LostRank("another rank has ended, or did not answer for 10 minutes; it says why.") from error
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """The ranks part; this process goes on alone. For rank 0 to evaluate and report after a training."""
+        self._asked = None
+        self.size = 1
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def tell(self, value: T) -> T:
+        """Rank 0's `value`, for everybody. Also the place where the others wait for rank 0."""
+        told = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Over the ranks; a new tensor."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, values: Tensor) -> Tensor:
+        """[ranks, *shape]: each rank's."""
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        if self.size == 1:
+            return values[None]
+        dist.all_gather(parts, values.contiguous())
+        return torch.stack(parts)
+
+    def stopping(self, requested: bool) -> bool:
+        """Whether a rank was asked to stop; the same answer everywhere. With several it is that of one call ago, so
+        that no rank waits for the others at every step."""
+        if self.size == 1:
+            return requested
+        flag = torch.tensor([int(requested)])
+        before, self._asked = self._asked, (dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True), flag)
+        if before is None:
+            return False
+        before[0].wait()
+        return bool(before[1])
+
+    def losses(self, losses: Mapping[str, Tensor], counts: Tensor) -> dict[str, Tensor]:
+        """See `global_losses`."""
+        return dict(losses) if self.size == 1 else global_losses(losses, counts)
+
+    def share_statistics(self, model: nn.Module) -> None:
+        """Running statistics of BatchNorm become their means over the ranks, so that all ranks evaluate one model."""
+        if self.size == 1:
+            return
+        kind = nn.modules.batchnorm._NormBase
+        layers = [layer for layer in model.modules() if isinstance(layer, kind) and layer.track_running_stats]
+        found = [tensor for layer in layers for tensor in (layer.running_mean, layer.running_var) if tensor is not None]
+        for dtype in dict.fromkeys(tensor.dtype for tensor in found):
+            some = [tensor for tensor in found if tensor.dtype == dtype]
+            mean = self.sum(torch.cat(some)) / self.size
+            for tensor, part in zip(some, mean.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part)
+
+    def distribute(self, balancer: Any, model: nn.Module) -> None:
+        """Let `balancer` work on the gradients of all ranks. A state that each rank would hold a part of is kept whole:
+        checkpoints are rank 0's."""
+        if self.size > 1:
+            balancer.distribute(
+                model, method="all_reduce" if getattr(balancer, "split_state", ()) else "reduce_scatter"
+            )
+
+
+_VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+
+
+def global_losses(
+    losses: Mapping[str, Tensor], counts: Tensor, *, total: Tensor | None = None, group: Any = None
+) -> dict[str, Tensor]:
+    r"""Means over this rank's labelled samples -> losses whose mean over the ranks is that over all labelled samples.
+
+    :math:`L_k n_k R / \sum_r n_k^{(r)}` for R ranks; a task nobody has labels for gets 0 L_k. Without
+    `torch.distributed` R is 1. A loss without labels must be 0, not NaN. A loss that is not finite on one rank is NaN
+    on all of them, so that all skip the step.
+
+    Args:
+        losses: task -> mean loss over this rank's labelled samples, in this micro-batch.
+        counts: [K] how many those are, on the losses' device: `batch.present.sum(0)`.
+        total: [K] labelled samples of all this step's micro-batches on this rank; `counts` if None. The micro-batches'
+            losses then add up to the step's.
+        group: process group; None is the default one.
+
+    Returns:
+        task -> loss, for a distributed balancer's `backward`.
+
+    Raises:
+        ValueError: counts is not [K].
+
+    >>> means = {"a": torch.tensor(3.0), "b": torch.tensor(5.0)}
+    >>> global_losses(means, torch.tensor([2, 1]), total=torch.tensor([4, 1]))
+    {'a': tensor(1.5000), 'b': tensor(5.)}
+    """
+    for name, given in (("counts", counts), ("total", total)):
+        if given is not None and given.shape != (len(losses),):
+            raise ValueError(
+                f"`{name}` must be [{len(losses)}], labelled samples of each task; got {list(given.shape)}. "
+                "Take batch.present.sum(0)."
+            )
+    everyone = (counts if total is None else total).double()
+    spoilt, ranks = torch.zeros_like(everyone), 1
+    if dist.is_available() and dist.is_initialized():
+        ranks = dist.get_world_size(group)
+        values = torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
+        both = torch.cat([everyone, (~values.isfinite()).to(everyone)])
+        dist.all_reduce(both, group=group)
+        everyone, spoilt = both.chunk(2)
+    shares = counts * ranks / everyone.clamp(min=1)
+    spoilt = torch.where(spoilt > 0, torch.nan, 0.0)
+    return {
+        name: loss * share.to(loss.dtype) + bad.to(loss.dtype)
+        for (name, loss), share, bad in zip(losses.items(), shares.unbind(), spoilt.unbind(), strict=True)
+    }
