@@ -7,7 +7,6 @@ from _gradients import textbook_pcgrad
 from torch import Tensor, nn
 
 from fastmtl import balance
-from fastmtl.ops.pcgrad import random_order
 
 
 class Model(nn.Module):
@@ -36,9 +35,7 @@ def inputs(dtype: torch.dtype = torch.float64, n: int = 8, seed: int = 1) -> Ten
 
 def first_order(balancer: balance.PCGrad, K: int = 3) -> Tensor:
     """The order the balancer draws next."""
-    source = torch.Generator()
-    source.set_state(balancer.state_dict()["generator"])
-    return random_order(K, generator=source)
+    return balancer.next_order(K, torch.device("cpu"))
 
 
 def expected_gradients(model: Model, x: Tensor, order: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:

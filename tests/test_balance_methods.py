@@ -9,7 +9,8 @@ from _gradients import gradients, near_opposed, orders
 from torch import Tensor
 
 from fastmtl import balance
-from fastmtl.balance.graddrop import drop, uniform
+from fastmtl.balance._draws import Draws
+from fastmtl.balance.graddrop import drop
 from fastmtl.balance.gradvac import vaccinate
 
 DOUBLE = {"dtype": torch.float64}
@@ -144,21 +145,43 @@ def test_du_gate(weighted):
 @pytest.mark.parametrize("leak", [0.0, 0.3])
 def test_graddrop_equals_its_loop(leak):
     J = gradients(3, 50, seed=2, **DOUBLE)
-    u = uniform(0, 0, 0, 50, J.device)
+    u = Draws(0).uniform(50, J.device)
     dropped = drop(J, torch.ones(3, **DOUBLE), torch.full((3,), leak, **DOUBLE), u)
     torch.testing.assert_close(dropped.sum(0), textbook.graddrop(J, u, leak))
 
 
-def test_graddrops_numbers_are_uniform_and_of_seed_step_and_column():
-    u = uniform(3, 7, 0, 100_000, torch.device("cpu"))
+def _draws(seed: int, step: int, count: int, start: int = 0) -> torch.Tensor:
+    draws = Draws(seed)
+    for _ in range(step):
+        draws.advance()
+    return draws.uniform(count, torch.device("cpu"), start)
+
+
+def test_draws_are_uniform_and_of_seed_step_and_place():
+    u = _draws(3, 7, 100_000)
     assert (u >= 0).all()
     assert (u < 1).all()
     counts = torch.histc(u, 50, 0, 1)
     assert ((counts - 2000).abs() < 5 * 2000**0.5).all()
     assert abs(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1]) < 0.02
-    assert torch.equal(u[5000:5100], uniform(3, 7, 5000, 100, torch.device("cpu")))
-    for other in (uniform(4, 7, 0, 100_000, u.device), uniform(3, 8, 0, 100_000, u.device)):
+    assert torch.equal(u[5000:5100], _draws(3, 7, 100, 5000))
+    for other in (_draws(4, 7, 100_000), _draws(3, 8, 100_000), _draws(3, 7, 100_000, 2**32 * 5)):
         assert abs(torch.corrcoef(torch.stack([u, other]))[0, 1]) < 0.02
+
+
+def test_draws_of_following_steps_are_unrelated():
+    """The first place over ten thousand steps, as a small order has it, and normal numbers' moments."""
+    draws, first, normal = Draws(0), [], []
+    for _ in range(10_000):
+        first.append(draws.uniform(1, torch.device("cpu")))
+        normal.append(draws.normal(1, torch.device("cpu")))
+        draws.advance()
+    u, x = torch.cat(first), torch.cat(normal)
+    assert ((torch.histc(u, 20, 0, 1) - 500).abs() < 5 * 500**0.5).all()
+    assert abs(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1]) < 0.05
+    assert abs(x.mean()) < 0.05
+    assert abs(x.var() - 1) < 0.08
+    assert abs(x.pow(4).mean() - 3) < 0.5
 
 
 def test_sdmgrad_equals_its_loop():
@@ -300,10 +323,10 @@ def test_imtl_gs_rank_tolerance_bounds_its_weights():
 def test_pcgrad_with_self_is_what_libmtl_computes():
     J = torch.tensor([[1.0, 0.0], [-10.0, 1.0], [-10.0, -1.0]], **DOUBLE)
     balancer = balance.PCGrad(with_self=True, seed=5)
-    source = torch.Generator().manual_seed(5)
     differs = False
     for _ in range(20):
-        order = torch.rand(3, 3, dtype=torch.float64, generator=source).argsort(1)
+        order = balancer.next_order(3, torch.device("cpu"))
+        assert order.sort(1).values.tolist() == [[0, 1, 2]] * 3
         total = torch.zeros(2, **DOUBLE)
         for i in range(3):
             g = J[i].clone()

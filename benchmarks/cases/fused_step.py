@@ -90,7 +90,7 @@ def _truth(inputs: Inputs) -> tuple[Tensor, ...]:
     return _step(inputs, lambda: combined, torch.float64)()
 
 
-for _tasks, _figures in {3: {"TorchJD + AdamW(fused)": 2.5}, 8: {"TorchJD + AdamW(fused)": 2.5}}.items():
+for _tasks, _figures in {2: {}, 3: {"TorchJD + AdamW(fused)": 2.5}, 5: {}, 8: {"TorchJD + AdamW(fused)": 2.5}}.items():
     register(
         Case(
             op="fused_step",
@@ -102,6 +102,8 @@ for _tasks, _figures in {3: {"TorchJD + AdamW(fused)": 2.5}, 8: {"TorchJD + Adam
                 "read J twice, move the state": _floor,
                 "fastmtl PCGrad + AdamW(fused)": lambda inputs: _step(inputs, pcgrad.ours(inputs)),
                 "TorchJD + AdamW(fused)": lambda inputs: _step(inputs, pcgrad.torchjd(inputs)),
+                "LibMTL + AdamW(fused)": lambda inputs: _step(inputs, pcgrad.libmtl(inputs)),
+                "pairwise loop + AdamW(fused)": lambda inputs: _step(inputs, pcgrad.loop(inputs)),
             },
             min_bytes=4 * sum(SIZES) * (2 * _tasks + 6),
             tolerance=1e-3,

@@ -27,7 +27,7 @@ def ours(inputs: Inputs) -> Run:
     return lambda: (ops.combine(J, ops.pcgrad_weights(ops.gram(J), order)),)
 
 
-def _loop(inputs: Inputs) -> Run:
+def loop(inputs: Inputs) -> Run:
     """The paper's algorithm on whole gradients, as published code writes it."""
     J, order = inputs["J"], inputs["order"].tolist()
 
@@ -85,7 +85,7 @@ def _floor(inputs: Inputs) -> Run:
 
 
 def truth(inputs: Inputs) -> tuple[Tensor, ...]:
-    return _loop({"J": inputs["J"].double(), "order": inputs["order"]})()
+    return loop({"J": inputs["J"].double(), "order": inputs["order"]})()
 
 
 for _tasks, _figures in {
@@ -105,7 +105,7 @@ for _tasks, _figures in {
                 "read J twice, write P": _floor,
                 "TorchJD PCGrad": torchjd,
                 "LibMTL PCGrad": libmtl,
-                "pairwise loop": _loop,
+                "pairwise loop": loop,
             },
             min_bytes=4 * 11_000_000 * (2 * _tasks + 1),
             tolerance=5e-3,  # the float32 loops' own error; ours is far below

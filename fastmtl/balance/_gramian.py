@@ -7,6 +7,7 @@ anything: as rows of zeros they would be a task that every direction suits (MGDA
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -57,13 +58,18 @@ def given_weights(weights: Mapping[str, float] | Sequence[float] | None, losses:
         weights = [weights[name] for name in losses]
     if len(weights) != K:
         raise ValueError(f"`weights` must hold one weight per task, {K}; got {len(weights)}.")
-    return to_device([float(weight) for weight in weights], like.device)
+    return to_device([float(weight) for weight in weights], like.device).clone()
 
 
 def to_device(numbers: Sequence[float], device: torch.device) -> Tensor:
-    """[n] float64 on `device`, without waiting for it."""
-    made = torch.tensor(numbers, dtype=torch.float64)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+    """[n] float64 on `device`; not to be written to. Made once, so that a CUDA graph captures no copy from the host."""
+    return _constant(tuple(numbers), device)
+
+
+@lru_cache(maxsize=256)
+def _constant(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # or it could take no part in a later backward
+        return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)
 
 
 def least_norm(G: Tensor, active: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ class Averaged(GradientBalancer):
     parameters change (frozen, unfrozen) it begins anew. Ranks that divide the columns hold and save each its own.
     """
 
+    held = ("average", "steps")
     strategies = ("sequential", "batched")
     reusable = False
     split_state = ("average",)
@@ -37,27 +37,17 @@ class Averaged(GradientBalancer):
         norms = self._norms(J)
         active = norms != 0 if active is None else active
         if self._average is None or self._average.shape != J.shape:
-            self._average, self._steps = torch.zeros_like(J), None
-        if self._steps is None:
-            self._steps = torch.zeros_like(norms)
-        self._average, self._steps = self._average.to(J.device, J.dtype), self._steps.to(J.device)
+            self._average = self._steps = None
+        average, steps = self._hold("average", torch.zeros_like(J)), self._hold("steps", torch.zeros_like(norms))
         moving = active & norms.isfinite().all()  # a step that is skipped leaves no trace
-        self._steps = self._steps + moving
-        rate = torch.where(moving, self._rate(self._steps.clamp(min=1)), 0.0).to(J.dtype)[:, None]
+        steps.add_(moving)
+        rate = torch.where(moving, self._rate(steps.clamp(min=1)), 0.0).to(J.dtype)[:, None]
         fresh = J if scale is None else J / scale
         # Not lerp: a rate of 0 must not let NaN through.
-        self._average = torch.where(rate > 0, self._average + rate * (fresh - self._average), self._average)
+        average.copy_(torch.where(rate > 0, average + rate * (fresh - average), average))
         # Where the gradient is not finite the rows must not be either: the step is to be skipped.
-        rows = torch.where(active[:, None], self._average, 0.0) + (0.0 * norms.sum()).to(J.dtype)
+        rows = torch.where(active[:, None], average, 0.0) + (0.0 * norms.sum()).to(J.dtype)
         return rows if scale is None else rows * scale
-
-    def state_dict(self) -> dict[str, Any]:
-        """The tasks' names, Y, and how often each row was moved."""
-        return super().state_dict() | {"average": self._average, "steps": self._steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._average, self._steps = state["average"], state["steps"]
 
 
 class DBMTL(Averaged):
@@ -126,6 +116,8 @@ class MoCo(Averaged):
     tensor([0.6250, 0.3750], dtype=torch.float64)
     """
 
+    held = (*Averaged.held, "w", "moves")
+
     def __init__(
         self,
         beta: float = 0.5,
@@ -145,7 +137,7 @@ class MoCo(Averaged):
         self.beta, self.beta_decay, self.gamma, self.gamma_decay = beta, beta_decay, gamma, gamma_decay
         self.rho, self.published = rho, published
         self._w: Tensor | None = None
-        self._moves = 0
+        self._moves: Tensor | None = None
         self._losses: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -156,15 +148,16 @@ class MoCo(Averaged):
         """w [K] float64, 0 for inactive tasks, from the averages' G [K, K] float64; moves w."""
         G = gramian(G)
         active = G.diagonal() != 0
-        self._moves += 1
-        before = torch.full_like(G.diagonal(), 1 / len(G)) if self._w is None else self._w.to(G.device)
-        rate = self.gamma / self._moves**self.gamma_decay
+        sound = G.isfinite().all()
+        moves = self._hold("moves", G.new_zeros(()))
+        before = self._hold("w", torch.full_like(G.diagonal(), 1 / len(G)))
+        rate = self.gamma / moves.add_(sound).clamp(min=1) ** self.gamma_decay
         moved = before - rate * (G @ before + self.rho * before)
         if self.published:
             w = torch.where(active, moved, -torch.inf).softmax(0).nan_to_num(0.0)
         else:
             w = project_on_simplex(moved, active)
-        self._w = torch.where(G.isfinite().all(), torch.where(active, w, before), before)
+        before.copy_(torch.where(sound & active, w, before))
         return finish(w, G, active)
 
     def _combine(
@@ -182,11 +175,3 @@ class MoCo(Averaged):
 
     def _rate(self, steps: Tensor) -> Tensor:
         return (self.beta / steps**self.beta_decay).clamp(max=1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The tasks' names, Y and its counts, w and how often it was moved."""
-        return super().state_dict() | {"w": self._w, "moves": self._moves}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._w, self._moves = state["w"], state["moves"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from ._gramian import finish, gramian, least_norm
 from .base import GradientBalancer
 
+_STOPS_EARLY = ("cpu",)  # a GPU would have to be waited for
 _STEPS = 24  # of a bracketing secant: 8 to 15 reach rounding
 _STATIONARY = 1e-6  # lengths below this, of the gradients' size, are 0
 _RESCALE = {"none": lambda c: 1.0, "linear": lambda c: 1 + c, "square": lambda c: 1 + c * c}
@@ -89,7 +90,7 @@ class CAGrad(GradientBalancer):
             at_high = torch.where(right, found, at_high * fade_high)
             low, high = torch.where(right, low, middle), torch.where(right, middle, high)
             was_right, was_left = right, ~right
-            if G.device.type == "cpu" and not closest > 1e-13:  # a GPU would have to be waited for
+            if G.device.type in _STOPS_EARLY and not closest > 1e-13:
                 break
         length = (v @ A @ v).clamp(min=0).sqrt()
         w = (mean + radius * v / torch.where(length > 0, length, 1.0)) / _RESCALE[self.rescale](self.c)

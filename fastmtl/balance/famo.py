@@ -40,6 +40,7 @@ class FAMO(LossBalancer):
     tensor([0.8000, 0.2000], dtype=torch.float64)
     """
 
+    held = ("adam",)
     looks_twice = True
     needs_all_losses = True
 
@@ -60,7 +61,7 @@ class FAMO(LossBalancer):
         super().__init__()
         self.lr, self.decay, self.max_norm, self.eps, self._bounds = lr, decay, max_norm, eps, min_losses
         self._adam: Tensor | None = None  # [4, K] float64: xi, its two moments, how often it was moved
-        self._before: Tensor | None = None  # [K], the losses of the step that waits for its second look
+        self._before: Tensor | None = None  # [K], the losses of the step that waits for its second look; else NaN
         self._active: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -97,7 +98,9 @@ class FAMO(LossBalancer):
         shared = list(shared)
         done = super()._weigh(losses, total, active, shared, scale, last)
         found = values(total)
-        self._before, self._active = found, found != 0 if active is None else active
+        flags = found != 0 if active is None else active
+        self._hold("before", found).copy_(found)
+        self._hold("active", flags).copy_(flags)
         if self.max_norm is not None:
             _clip(shared, self.max_norm, 1.0 if scale is None else scale)
         return done
@@ -115,13 +118,15 @@ class FAMO(LossBalancer):
         if list(again) != self._tasks:
             raise ValueError(f"`reevaluate` must give the losses of {self._tasks}; got {list(again)}.")
         again, _ = self._ranks.losses(dict(again), None)
-        before, active, self._before = self._before, self._active, None
+        before, active = self._before.clone(), self._active
+        self._before.fill_(torch.nan)  # a second call teaches nothing
         delta = self._above(before, again).log() - self._above(values(again), again).log()
         delta = torch.where(active, delta, 0.0)
+        sound = delta.isfinite().all()
         z = self._share(active)
         gradient = z * delta - z * (z * delta).sum()
-        old = torch.zeros(4, len(z), dtype=torch.float64, device=z.device) if self._adam is None else self._adam
-        xi, first, second, count = old.to(z.device)
+        adam = self._hold("adam", torch.zeros(4, len(z), dtype=torch.float64, device=z.device))
+        xi, first, second, count = adam
         gradient = gradient + self.decay * xi
         count = count + 1
         first = first + (1 - _BETAS[0]) * (gradient - first)
@@ -130,15 +135,11 @@ class FAMO(LossBalancer):
         xi = xi - self.lr * first / (1 - _BETAS[0] ** count) / (root + _ADAM_EPS)
         moved = torch.stack([xi, first, second, count])
         # A step that was skipped, or made a loss infinite, teaches nothing.
-        self._adam = torch.where(active & delta.isfinite().all(), moved, old.to(z.device))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The tasks' names, and xi with Adam's moments."""
-        return super().state_dict() | {"adam": self._adam}
+        adam.copy_(torch.where(active & sound, moved, adam))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._adam, self._before = state["adam"], None
+        self._before = None
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._draws import Draws
 from ._gramian import finish, given_weights, gramian
 from .base import GradientBalancer
 
@@ -40,7 +41,7 @@ class GradDrop(GradientBalancer):
         if not all(0 <= value <= 1 for value in given):
             raise ValueError(f"`leak` must be from 0 to 1; got {leak}.")
         super().__init__()
-        self.leak, self._seed, self._step = leak, seed, 0
+        self.leak, self._seed, self._draws = leak, seed, Draws(seed)
 
     def __repr__(self) -> str:
         return f"GradDrop(leak={self.leak!r}, seed={self._seed})"
@@ -61,22 +62,22 @@ class GradDrop(GradientBalancer):
         chunk = _CHUNKS.get(J.device.type, _CHUNK)
         for start in range(0, J.shape[1], chunk):
             part = J[:, start : start + chunk]
-            u = uniform(self._seed, self._step, first + start, part.shape[1], J.device).to(J.dtype)
+            u = self._draws.uniform(part.shape[1], J.device, first + start).to(J.dtype)
             dropped = drop(part, w.to(J.dtype), leak.to(J.dtype), u)
             torch.sum(dropped, 0, out=out[start : start + chunk])
             kept += (dropped * part).sum(1, dtype=torch.float64)
-        self._step += 1
+        self._draws.advance()
         kept = self._over_columns(kept)
         squares = self._norms(J).square()
         return out, torch.where(squares > 0, kept / squares, 0.0) + 0.0 * squares.sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """The tasks' names, the seed and the number of steps."""
-        return super().state_dict() | {"seed": self._seed, "step": self._step}
+        """The tasks' names, and the seed and step of the numbers."""
+        return super().state_dict() | {"draws": self._draws.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._seed, self._step = state["seed"], state["step"]
+        self._draws.load_state_dict(state["draws"])
 
 
 def drop(J: Tensor, w: Tensor, leak: Tensor, u: Tensor) -> Tensor:
@@ -89,17 +90,3 @@ def drop(J: Tensor, w: Tensor, leak: Tensor, u: Tensor) -> Tensor:
     purity = 0.5 * (1 + J.sum(0) / torch.where(total == 0, 1.0, total))
     kept = ((u < purity) & (J > 0)) | ((u > purity) & (J < 0))
     return J * torch.where(kept, 1.0, leak[:, None])
-
-
-def uniform(seed: int, step: int, start: int, count: int, device: torch.device) -> Tensor:
-    """[count] float64 in [0, 1), multiples of 2^-24: a hash of (seed, step, column) for columns from `start` on."""
-    mask = 0xFFFFFFFF
-    key = (seed * 0x9E3779B1 + step * 0x85EBCA77 + 0x27D4EB2F) & mask
-    key = (key ^ (key >> 15)) * 0x2C1B3C6D & mask
-    h = torch.arange(start, start + count, dtype=torch.int64, device=device)
-    h = ((h & mask) ^ ((h >> 32) * 0x61C88647 & mask)) ^ key
-    # Wellons' lowbias32; int64 holds every product's lower 32 bits.
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
-        h = ((h ^ (h >> shift)) * factor) & mask
-    h = h ^ (h >> 15)
-    return (h >> 8).double() * 2.0**-24

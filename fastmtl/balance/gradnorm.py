@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +42,8 @@ class GradNorm(LossBalancer):
     tensor([1., 1.], dtype=torch.float64)
     """
 
+    held = ("w", "first")
+
     def __init__(
         self, alpha: float = 1.5, *, lr: float = 0.025, layer: Tensor | None = None, exponent: int = 1
     ) -> None:
@@ -63,18 +64,15 @@ class GradNorm(LossBalancer):
         """w [K] float64: as they are if G is None, else after a step on G [K, K] float64, the Gram matrix of W's
         gradients (its diagonal is read)."""
         found = values(losses)
-        if self._w is None:
-            self._w = torch.ones_like(found)
-        self._w = self._w.to(found.device)
+        w = self._hold("w", torch.ones_like(found))
         if G is not None:
             self._learn(gramian(G).diagonal().sqrt(), found)
-        return self._w
+        return w.clone()
 
     def _learn(self, norms: Tensor, found: Tensor) -> None:
-        assert self._w is not None
-        w, active = self._w, (norms != 0) & (found != 0)
-        first = torch.zeros_like(found) if self._first is None else self._first.to(found.device)
-        first = torch.where(active & (first == 0), found, first)
+        w, kept = self._hold("w", torch.ones_like(found)), self._hold("first", torch.zeros_like(found))
+        active = (norms != 0) & (found != 0)
+        first = torch.where(active & (kept == 0), found, kept)
         count = active.sum().clamp(min=1)
         lengths = torch.where(active, w * norms, 0.0)
         rates = torch.where(active, found / first, 0.0)
@@ -86,8 +84,8 @@ class GradNorm(LossBalancer):
         moved = moved * (before / torch.where(active, moved, 0.0).sum())
         # A step that is skipped, or a rate that is no number, leaves the weights alone.
         sound = norms.isfinite().all() & torch.where(active, moved, 1.0).isfinite().all()
-        self._w = torch.where(active & sound, moved, w)
-        self._first = torch.where(sound, first, torch.zeros_like(first) if self._first is None else self._first)
+        w.copy_(torch.where(active & sound, moved, w))
+        kept.copy_(torch.where(sound, first, kept))
 
     def _weigh(
         self,
@@ -117,11 +115,3 @@ class GradNorm(LossBalancer):
     def _forget(self) -> None:
         super()._forget()
         self._gradients = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The tasks' names, the weights and the first losses."""
-        return super().state_dict() | {"w": self._w, "first": self._first}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._w, self._first = state["w"], state["first"]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmtl.ops.pcgrad import random_order
+from fastmtl.ops.pcgrad import order_by
 
+from ._draws import Draws
 from ._gramian import finish, gramian
 from .base import GradientBalancer
 
@@ -33,34 +34,36 @@ class GradVac(GradientBalancer):
     tensor([2.0000, 1.2500], dtype=torch.float64)
     """
 
+    held = ("target",)
+
     def __init__(self, beta: float = 0.5, *, always: bool = True, seed: int = 0) -> None:
         if not 0 <= beta <= 1:
             raise ValueError(f"`beta` must be from 0 to 1; got {beta}.")
         super().__init__()
         self.beta, self.always, self._seed = beta, always, seed
-        self._generator = torch.Generator().manual_seed(seed)
+        self._draws = Draws(seed)
         self._target: Tensor | None = None  # [K, K]
 
     def __repr__(self) -> str:
         return f"GradVac(beta={self.beta}, always={self.always}, seed={self._seed})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64 from G [K, K] float64, with the next order of this balancer's generator; moves the targets."""
-        G = gramian(G)
-        order = random_order(len(G), generator=self._generator, device=G.device)
-        target = torch.zeros_like(G) if self._target is None else self._target.to(G.device)
+        """w [K] float64 from G [K, K] float64, with this balancer's next order; moves the targets."""
+        G, K = gramian(G), len(gramian(G))
+        order = order_by(self._draws.uniform(K * K, G.device).view(K, K))
+        self._draws.advance()
+        target = self._hold("target", torch.zeros_like(G))
         w, moved = vaccinate(G, order, target, self.beta, self.always)
-        self._target = torch.where(G.isfinite().all(), moved, target)  # a step that is skipped leaves no trace
+        target.copy_(torch.where(G.isfinite().all(), moved, target))  # a step that is skipped leaves no trace
         return w
 
     def state_dict(self) -> dict[str, Any]:
-        """The tasks' names, the targets and the generator's state."""
-        return super().state_dict() | {"target": self._target, "generator": self._generator.get_state()}
+        """The tasks' names, the targets, and the seed and step of the orders."""
+        return super().state_dict() | {"draws": self._draws.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._target = state["target"]
-        self._generator.set_state(state["generator"].cpu())
+        self._draws.load_state_dict(state["draws"])
 
 
 def vaccinate(G: Tensor, order: Tensor, target: Tensor, beta: float, always: bool) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from .base import LossBalancer
+from ._gramian import given_weights
+from .base import LossBalancer, values
 
 
 class Linear(LossBalancer):
@@ -31,28 +30,10 @@ class Linear(LossBalancer):
     def __init__(self, weights: Mapping[str, float] | Sequence[float] | None = None) -> None:
         super().__init__()
         self._given = weights if weights is None or isinstance(weights, Mapping) else list(weights)
-        self._cached: Tensor | None = None  # on the losses' device: a copy to it is made once, not at every step
-        self._cached_for: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
         return f"Linear(weights={self._given!r})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
         """The given weights as [K] float64 on the losses' device; G is not read."""
-        device = next(iter(losses.values())).device
-        key = (device, *losses)
-        if self._cached is None or self._cached_for != key:
-            self._cached = torch.tensor(self._values(list(losses)), dtype=torch.float64, device=device)
-            self._cached_for = key
-        return self._cached
-
-    def _values(self, tasks: list[str]) -> list[float]:
-        if self._given is None:
-            return [1.0] * len(tasks)
-        if isinstance(self._given, Mapping):
-            if set(self._given) != set(tasks):
-                raise ValueError(f"`weights` must name the tasks {tasks}; got {list(self._given)}.")
-            return [float(self._given[task]) for task in tasks]
-        if len(self._given) != len(tasks):
-            raise ValueError(f"`weights` must hold one weight per task, {len(tasks)}; got {len(self._given)}.")
-        return [float(weight) for weight in self._given]
+        return given_weights(self._given, losses, values(losses))

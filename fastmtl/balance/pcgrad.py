@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastmtl import ops
-from fastmtl.ops.pcgrad import random_order
+from fastmtl.ops.pcgrad import order_by
 
+from ._draws import Draws
 from ._gramian import finish, gramian
 from .base import GradientBalancer
 
@@ -23,8 +24,9 @@ class PCGrad(GradientBalancer):
 
     Args:
         reduction: "sum" (the paper) or "mean", which divides by the number of tasks with a gradient that is not zero.
-        seed: of the orders. They come from a generator on the CPU, the same on every device, whose state is in
-            `state_dict`: a resumed run draws the orders an uninterrupted one would have drawn.
+        seed: of the orders. They are a hash of seed, step and place, the same on every device. The step is counted on
+            the device, so that a replayed CUDA graph draws new ones, and is part of `state_dict`: a resumed run draws
+            the orders an uninterrupted one would have drawn.
         with_self: a gradient meets its own original too, as in LibMTL and Pytorch-PCGrad: once projected beyond its
             own normal plane it then disappears. To compare with them; it has no kernel.
 
@@ -44,22 +46,27 @@ class PCGrad(GradientBalancer):
             raise ValueError(f"`reduction` must be 'sum' or 'mean'; got {reduction!r}.")
         super().__init__()
         self.reduction, self.with_self, self._seed = reduction, with_self, seed
-        self._generator = torch.Generator().manual_seed(seed)
+        self._draws = Draws(seed)
 
     def __repr__(self) -> str:
         return f"PCGrad(reduction={self.reduction!r}, seed={self._seed}, with_self={self.with_self})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64 from G [K, K] float64, with the next order of this balancer's generator."""
+        """w [K] float64 from G [K, K] float64, with this balancer's next order."""
         G = gramian(G)
-        order = random_order(G.shape[0], generator=self._generator, device=G.device, with_self=self.with_self)
+        order = self.next_order(len(G), G.device)
+        self._draws.advance()
         w = ops.pcgrad_weights(G, order, reduction=self.reduction, with_self=self.with_self)
         return finish(w, G, G.diagonal() != 0)
 
+    def next_order(self, K: int, device: torch.device) -> Tensor:
+        """The order of the next step, as `ops.pcgrad_weights` takes it."""
+        return order_by(self._draws.uniform(K * K, device).view(K, K), with_self=self.with_self)
+
     def state_dict(self) -> dict[str, Any]:
-        """The tasks' names and the generator's state (uint8, on the CPU)."""
-        return super().state_dict() | {"generator": self._generator.get_state()}
+        """The tasks' names, and the seed and step of the orders."""
+        return super().state_dict() | {"draws": self._draws.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._generator.set_state(state["generator"].cpu())
+        self._draws.load_state_dict(state["draws"])

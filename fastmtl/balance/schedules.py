@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._draws import Draws
 from ._gramian import to_device
 from .base import LossBalancer, values
 from .du_gate import place_of
@@ -40,14 +41,16 @@ class Constant(LossBalancer):
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
         """[K] float64 on the losses' device; G is not read."""
+        main = self._mains(losses)
+        return main + (1 - main) * self.weight
+
+    def _mains(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """[K] float64: 1 for main tasks, 0 for the others."""
         tasks = list(losses)
         several = isinstance(self.main, Sequence) and not isinstance(self.main, str)
         mains = {place_of(task, tasks) for task in (self.main if several else [self.main])}  # type: ignore[union-attr]
-        numbers = [1.0 if place in mains else self._auxiliary() for place in range(len(tasks))]
-        return to_device(numbers, next(iter(losses.values())).device)
-
-    def _auxiliary(self) -> float:
-        return self.weight
+        flags = [float(place in mains) for place in range(len(tasks))]
+        return to_device(flags, next(iter(losses.values())).device)
 
 
 class Decay(Constant):
@@ -61,24 +64,20 @@ class Decay(Constant):
     tensor([1.0000, 0.2500], dtype=torch.float64)
     """
 
+    held = ("epochs",)
+
     def __init__(self, weight: float = 1.0, *, main: str | int | Sequence[str | int] = 0) -> None:
         super().__init__(weight, main=main)
-        self._epochs = 0
+        self._epochs = torch.zeros((), dtype=torch.float64)  # so far
 
-    def _auxiliary(self) -> float:
-        return self.weight / (1 + self._epochs)
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """[K] float64 on the losses' device; G is not read."""
+        main = self._mains(losses)
+        return main + (1 - main) * self.weight / (1 + self._hold("epochs", main.new_zeros(())))
 
     def on_epoch(self) -> None:
         """An epoch is over."""
-        self._epochs += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """The tasks' names and the epochs so far."""
-        return super().state_dict() | {"epochs": self._epochs}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._epochs = state["epochs"]
+        self._epochs.add_(1)
 
 
 class DWA(LossBalancer):
@@ -95,6 +94,8 @@ class DWA(LossBalancer):
         ValueError: T is not positive.
     """
 
+    held = ("sums", "means")
+
     def __init__(self, temperature: float = 2.0) -> None:
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive; got {temperature}.")
@@ -109,9 +110,8 @@ class DWA(LossBalancer):
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
         """[K] float64 on the losses' device from the epochs' means: the same all epoch long; G is not read."""
         device = next(iter(losses.values())).device
-        if self._means is None:
-            return torch.ones(len(losses), dtype=torch.float64, device=device)
-        older, newer = self._means.to(device)
+        none = torch.full((2, len(losses)), torch.nan, dtype=torch.float64, device=device)
+        older, newer = self._hold("means", none)
         known = older.isfinite()
         share = torch.where(known, newer / older / self.temperature, -torch.inf).softmax(0)
         return torch.where(known, known.sum() * share, 1.0)
@@ -130,7 +130,7 @@ class DWA(LossBalancer):
             found = values(total)
             counts = (found != 0 if active is None else active) & found.isfinite()
             fresh = torch.stack([torch.where(counts, found, 0.0), counts.double()])
-            self._sums = fresh if self._sums is None else self._sums.to(fresh.device) + fresh
+            self._hold("sums", torch.zeros_like(fresh)).add_(fresh)
         return done
 
     def on_epoch(self) -> None:
@@ -139,17 +139,9 @@ class DWA(LossBalancer):
             return
         total, count = self._sums
         mean = torch.where(count > 0, total / count, torch.nan)
-        before = torch.full_like(self._sums, torch.nan) if self._means is None else self._means.to(mean.device)
-        self._means = torch.where(mean.isfinite(), torch.stack([before[1], mean]), before)
-        self._sums = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The tasks' names, this epoch's sums and the last two epochs' means."""
-        return super().state_dict() | {"sums": self._sums, "means": self._means}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._sums, self._means = state["sums"], state["means"]
+        means = self._hold("means", torch.full_like(self._sums, torch.nan))
+        means.copy_(torch.where(mean.isfinite(), torch.stack([means[1], mean]), means))
+        self._sums.zero_()
 
 
 class RLW(LossBalancer):
@@ -158,12 +150,12 @@ class RLW(LossBalancer):
     All micro-batches of a step have the same numbers.
 
     Args:
-        seed: of the numbers, drawn on the CPU; `state_dict` holds the generator's state.
+        seed: of the numbers, drawn as `PCGrad` draws its orders.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__()
-        self._seed, self._generator = seed, torch.Generator().manual_seed(seed)
+        self._seed, self._draws = seed, Draws(seed)
         self._drawn: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -172,8 +164,8 @@ class RLW(LossBalancer):
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
         """[K] float64, 1 in sum; the same until the step is over. G is not read."""
         if self._drawn is None:
-            drawn = torch.randn(len(losses), dtype=torch.float64, generator=self._generator).softmax(0)
-            self._drawn = to_device(drawn.tolist(), next(iter(losses.values())).device)
+            self._drawn = self._draws.normal(len(losses), next(iter(losses.values())).device).softmax(0)
+            self._draws.advance()
         return self._drawn
 
     def _weigh(
@@ -191,10 +183,10 @@ class RLW(LossBalancer):
         return done
 
     def state_dict(self) -> dict[str, Any]:
-        """The tasks' names and the generator's state."""
-        return super().state_dict() | {"generator": self._generator.get_state()}
+        """The tasks' names, and the seed and step of the numbers."""
+        return super().state_dict() | {"draws": self._draws.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._generator.set_state(state["generator"].cpu())
+        self._draws.load_state_dict(state["draws"])
         self._drawn = None

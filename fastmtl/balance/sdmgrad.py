@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +33,7 @@ class SDMGrad(GradientBalancer):
     tensor([0.7500, 0.2500], dtype=torch.float64)
     """
 
+    held = ("point",)
     strategies = ("sequential", "batched")
 
     def __init__(
@@ -75,7 +75,7 @@ class SDMGrad(GradientBalancer):
         if self._given is None:
             pull = pull / count
         pull = self.strength * pull
-        start = active.to(A.dtype) / count if self._point is None else self._point.to(A.device)
+        start = self._hold("point", active.to(A.dtype) / count)
         v = project_on_simplex(start, active)
         size = A.diagonal().clamp(min=0).sqrt().sum() / count
         scaled = torch.where(active[:, None] & active, A / torch.where(size > 0, size * size, 1.0), 0.0)
@@ -84,7 +84,7 @@ class SDMGrad(GradientBalancer):
             speed = self.momentum * speed + scaled @ (v + pull)
             v = project_on_simplex(v - self.lr * speed, active)
         # A skipped step leaves no trace, and a task without labels keeps its place.
-        self._point = torch.where(A.isfinite().all(), torch.where(active, v, start), start)
+        start.copy_(torch.where(A.isfinite().all() & active, v, start))
         return finish((v + pull) / (1 + self.strength), A, active)
 
     def _between(self) -> None:
@@ -113,11 +113,3 @@ class SDMGrad(GradientBalancer):
         A = (whole - self._grams) * (self._batches / (self._batches - 1))
         self._batches, self._before = 0, None
         return A
-
-    def state_dict(self) -> dict[str, Any]:
-        """The tasks' names and v."""
-        return super().state_dict() | {"point": self._point}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._point = state["point"]

@@ -16,6 +16,7 @@ from .alone import Alone
 class WeightedBalancer(ABC):
     """What both kinds share: the fixed task order, the step's losses and tasks, and a state that resumes it."""
 
+    held: tuple[str, ...] = ()  # the state's tensors, in attributes of these names with an underscore before
     looks_twice = False  # whether `after_step` calls `reevaluate`
     # Whether the gradient is not linear in the losses. Then micro-batches are kept, graphs and all, until the last one:
     # exact, and no memory is saved.
@@ -81,10 +82,28 @@ class WeightedBalancer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The tasks' names in order, None before the first step. Take it after `last=True`: rows are not in it."""
-        return {"tasks": None if self._tasks is None else list(self._tasks)}
+        tensors = {name: getattr(self, f"_{name}") for name in self.held}
+        copies = {name: None if tensor is None else tensor.detach().clone() for name, tensor in tensors.items()}
+        return {"tasks": None if self._tasks is None else list(self._tasks)} | copies
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._tasks = None if state["tasks"] is None else list(state["tasks"])
+        for name in self.held:
+            tensor = state[name]
+            setattr(self, f"_{name}", None if tensor is None else tensor.detach().clone())
+
+    def _hold(self, name: str, start: Tensor) -> Tensor:
+        """The state tensor `name`, with `start`'s shape, dtype and device; where there is none, it begins as `start`.
+
+        Methods write to it in place: a CUDA graph that is replayed reads and writes where it did when it was captured.
+        """
+        tensor = getattr(self, f"_{name}")
+        if tensor is None or tensor.shape != start.shape:
+            tensor = start.detach().clone()
+        elif tensor.device != start.device or tensor.dtype != start.dtype:
+            tensor = tensor.to(start.device, start.dtype, non_blocking=True)
+        setattr(self, f"_{name}", tensor)
+        return tensor
 
     def _step_losses(
         self, losses: Mapping[str, Tensor], active: Tensor | None, last: bool

@@ -103,12 +103,24 @@ def random_order(
     target = torch.device("cpu" if device is None else device)
     drawn_on = target if generator is None else generator.device
     keys = torch.rand(K, K, dtype=torch.float64, generator=generator, device=drawn_on)
-    if not with_self:
-        keys.fill_diagonal_(2.0)  # sorts task i itself behind all others of row i
-    order = keys.argsort(dim=1)[:, : K - (not with_self)].contiguous()
+    order = order_by(keys, with_self=with_self)
     if drawn_on.type == "cpu" and target.type == "cuda":
         order = order.pin_memory()
     return order.to(target, non_blocking=order.is_pinned())
+
+
+def order_by(keys: Tensor, *, with_self: bool = False) -> Tensor:
+    """The order that numbers in [0, 1), keys [K, K], stand for; as `random_order`.
+
+    >>> order_by(torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.6], [0.7, 0.4, 0.8]]))
+    tensor([[2, 1],
+            [0, 2],
+            [1, 0]])
+    """
+    K = keys.shape[0]
+    if not with_self:
+        keys = keys.clone().fill_diagonal_(2.0)  # sorts task i itself behind all others of row i
+    return keys.argsort(dim=1)[:, : K - (not with_self)].contiguous()
 
 
 def _pcgrad_cpp(G: Tensor, order: Tensor, mean: bool) -> Tensor:

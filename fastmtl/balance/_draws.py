@@ -1,0 +1,53 @@
+"""Random numbers that a replayed CUDA graph draws anew: a hash of a seed, a counter and the place.
+
+torch's generators count on the host, and a graph replays what it captured. Here the counter is a tensor on the device
+that `advance` moves, so that every replay has numbers of its own, the same as on every other device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+class Draws:
+    """A stream of numbers for each step; `uniform` gives the current step's."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._step = torch.zeros((), dtype=torch.int64)
+
+    def uniform(self, count: int, device: torch.device, start: int = 0) -> Tensor:
+        """[count] float64 in [0, 1), multiples of 2^-24, for the places from `start` on."""
+        if self._step.device != device:
+            self._step = self._step.to(device, non_blocking=True)
+        key = (self._step & _MASK) * 0x85EBCA77 + ((self._seed * 0x9E3779B1 + 0x27D4EB2F) & _MASK) & _MASK
+        key = (key ^ (key >> 15)) * 0x2C1B3C6D & _MASK
+        h = torch.arange(start, start + count, dtype=torch.int64, device=device)
+        if start + count > _MASK:
+            h = (h & _MASK) ^ ((h >> 32) * 0x61C88647 & _MASK)
+        h = h ^ key
+        # Wellons' lowbias32; int64 holds every product's lower 32 bits.
+        for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+            h = ((h ^ (h >> shift)) * factor) & _MASK
+        h = h ^ (h >> 15)
+        return (h >> 8).double() * 2.0**-24
+
+    def normal(self, count: int, device: torch.device) -> Tensor:
+        """[count] float64, standard normal (Box and Muller)."""
+        radius, angle = self.uniform(2 * count, device).chunk(2)
+        return (-2 * (1 - radius).log()).sqrt() * (2 * torch.pi * angle).cos()
+
+    def advance(self) -> None:
+        """The next step's numbers from now on."""
+        self._step.add_(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self._seed, "step": self._step.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seed, self._step = state["seed"], torch.as_tensor(state["step"]).clone()
