@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .polygons import Polygons, polygon_classes
     from .preparing import Prepared, prepare
     from .run_lengths import RunLengths, decode_runs, encode_runs
-    from .slide_rows import GridOptions
+    from .slide_rows import GridOptions, downsample_of
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
     from .slides.index import SlideIndex
@@ -93,6 +93,7 @@ _HOME = {
     "decode_runs": "run_lengths",
     "encode_runs": "run_lengths",
     "GridOptions": "slide_rows",
+    "downsample_of": "slide_rows",
     "Split": "splits",
     "check_no_leak": "splits",
     "grouped_split": "splits",
@@ -141,6 +142,7 @@ __all__ = [
     "check_no_leak",
     "check_tiles",
     "decode_runs",
+    "downsample_of",
     "encode_runs",
     "examine",
     "generate",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .augment import Augmentation, Parameters
 from .dataset import Picture, Tile
 from .faults import Faults, substitutes
-from .source import Canvas, Piece, Pictures, Whole
+from .source import Canvas, Pictures, Piece, Whole
 from .targets import NO_PARTNER, Columns
 
 _MAX_SUBSTITUTES = 64
@@ -189,7 +189,9 @@ def _with_channels(canvas: Canvas, wanted: int | None) -> Canvas:
     is taken, all being equal in a grey map. None leaves them as they are."""
     if wanted is None or all(piece.pixels is None or piece.pixels.shape[2] == wanted for piece in canvas.pieces):
         return canvas
-    return Canvas([piece if piece.pixels is None else _converted(piece, wanted) for piece in canvas.pieces], canvas.size)
+    return Canvas(
+        [piece if piece.pixels is None else _converted(piece, wanted) for piece in canvas.pieces], canvas.size
+    )
 
 
 def _converted(piece: Piece, wanted: int) -> Piece:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .faults import DamagedSampleError
 from .feed import Ready
 from .finish import BACKGROUND, FinishOptions, colour_matrices, covers, extent, in_pixels
-from .faults import DamagedSampleError
 from .source import Canvas
 
 _COLUMNS = 5
@@ -171,7 +171,10 @@ class Layout:
             if canvas is not None:
                 place = self._place(picture, row, canvas)
                 if place[-1] < self._channels[picture]:
-                    tile, reason = int(self._ready.tiles[row]), f"has {place[-1]} channels, not {self._channels[picture]}"
+                    tile, reason = (
+                        int(self._ready.tiles[row]),
+                        f"has {place[-1]} channels, not {self._channels[picture]}",
+                    )
                     raise DamagedSampleError(tile, picture, reason)
             rows.append(place)
             matrices.append(in_pixels(self._ready.drawn.matrix[row], size, place[2], place[3]).reshape(-1))

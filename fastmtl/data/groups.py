@@ -57,4 +57,4 @@ class _Filled(dict):
 def _group_cell(value: Any, classes: Sequence[str] | None) -> str:
     if value is None:
         return ""
-    return classes[value] if classes is not None else write_value(value)
+    return str(classes[value]) if classes is not None else write_value(value)
