@@ -118,9 +118,8 @@ class _Reader:
         self.names = tuple(low if (low := lowered[name]) in RESERVED else name for name in table.names)
         self.column = {name: tuple(row[at] for row in table.rows) for at, name in enumerate(self.names)}
         self._check_names()
-        self.kinds: dict[str, Kind] = {
-            name: self._kind(name) for name in self.names if name in _KINDS or name not in RESERVED
-        }
+        free = [name for name in self.names if name in _KINDS or name not in RESERVED]
+        self.kinds: dict[str, Kind] = {name: self._kind(name) for name in free}
         if "patient" in self.names and "group" in self.names:
             self.kinds["patient"] = "text"
         given = options.classes or {}
