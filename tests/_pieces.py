@@ -33,9 +33,7 @@ class ArraySlide:
         whole = self.pixels[::step, ::step]
         left, top, found = region.x // step, region.y // step, []
         for row in range(max(top, 0) // self.tile, (min(top + region.height, whole.shape[0]) - 1) // self.tile + 1):
-            for column in range(
-                max(left, 0) // self.tile, (min(left + region.width, whole.shape[1]) - 1) // self.tile + 1
-            ):
+            for column in range(max(left, 0) // self.tile, (min(left + region.width, whole.shape[1]) - 1) // self.tile + 1):
                 if (row, column) not in self.missing:
                     found.append(self._piece(whole, row, column, left, top))
         return found

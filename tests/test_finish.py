@@ -139,9 +139,7 @@ def test_the_background_is_where_no_piece_is(tiles, slides):
 
 def test_noise_is_normal_of_the_drawn_strength(tiles, slides):
     noisy = Augmentation(0, 0, False, 0, (1, 1), 1, 0, 0, 0, 0, noise=20)
-    flat = [
-        replace(tile, id=str(i), image=Painted.of(np.full((8, 8, 3), 128, np.uint8))) for i, tile in enumerate(tiles)
-    ]
+    flat = [replace(tile, id=str(i), image=Painted.of(np.full((8, 8, 3), 128, np.uint8))) for i, tile in enumerate(tiles)]
     ready, pixels = _read(flat, slides, noisy)
     images = Finisher(replace(_options(), size=200))(ready, pixels, slides_of(flat))[0] - 128
     images = images[:, :, 20:180, 20:180]  # without the edge, where the background has a share

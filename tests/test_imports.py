@@ -25,8 +25,6 @@ ALLOWED = {
     "ops": {"errors", "reference", "kernels", "_C"},
     "losses": {"ops"},
     "balance": {"names", "ops", "world"},
-    "data": {"errors", "kernels", "protocols", "extras"},
-    "balance": {"names", "ops"},
     "data": {"errors", "kernels", "names", "protocols", "extras"},
     "tasks": {"losses", "metrics", "models", "names", "protocols"},
     "run_folder": {"config", "errors"},

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .groups import with_groups
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
+    from .patches import RandomPatches
     from .pictures import open_picture, picture_size
     from .polygons import Polygons, polygon_classes
     from .preparing import Prepared, prepare
@@ -83,6 +84,7 @@ _HOME = {
     "ManifestOptions": "manifest",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
+    "RandomPatches": "patches",
     "open_picture": "pictures",
     "picture_size": "pictures",
     "Polygons": "polygons",
@@ -129,6 +131,7 @@ __all__ = [
     "Polygons",
     "Prepared",
     "Problem",
+    "RandomPatches",
     "Region",
     "RunLengths",
     "Slide",

@@ -189,9 +189,7 @@ def _with_channels(canvas: Canvas, wanted: int | None) -> Canvas:
     is taken, all being equal in a grey map. None leaves them as they are."""
     if wanted is None or all(piece.pixels is None or piece.pixels.shape[2] == wanted for piece in canvas.pieces):
         return canvas
-    return Canvas(
-        [piece if piece.pixels is None else _converted(piece, wanted) for piece in canvas.pieces], canvas.size
-    )
+    return Canvas([piece if piece.pixels is None else _converted(piece, wanted) for piece in canvas.pieces], canvas.size)
 
 
 def _converted(piece: Piece, wanted: int) -> Piece:

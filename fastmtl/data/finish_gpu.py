@@ -171,10 +171,7 @@ class Layout:
             if canvas is not None:
                 place = self._place(picture, row, canvas)
                 if place[-1] < self._channels[picture]:
-                    tile, reason = (
-                        int(self._ready.tiles[row]),
-                        f"has {place[-1]} channels, not {self._channels[picture]}",
-                    )
+                    tile, reason = int(self._ready.tiles[row]), f"has {place[-1]} channels, not {self._channels[picture]}"
                     raise DamagedSampleError(tile, picture, reason)
             rows.append(place)
             matrices.append(in_pixels(self._ready.drawn.matrix[row], size, place[2], place[3]).reshape(-1))
