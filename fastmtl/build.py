@@ -1,12 +1,10 @@
-"""The one place that turns a recipe into data, tasks, model, balancer, optimizer and schedule."""
+"""The one place that turns a recipe into tasks, loaders, model, balancer, optimizer and schedule."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,28 +19,7 @@ from .tasks import check_task, create_task
 from .update import PlainUpdate
 from .world import World
 
-
-@dataclass(frozen=True)
-class Splits:
-    """Training and validation tiles, checked to share no patient.
-
-    Attributes:
-        origin: where the split came from, in words.
-        problems: files that were left out.
-    """
-
-    train: data.Dataset
-    validation: data.Dataset
-    origin: str
-    problems: Sequence[data.Problem]
-
-    @property
-    def num_tiles(self) -> int:
-        return len(self.train) + len(self.validation)
-
-    @property
-    def num_patients(self) -> int:
-        return len(self.train.groups) + len(self.validation.groups)
+_OURS = ("kind", "column")  # of a task's table; the rest are the task's own options
 
 
 def device_of(name: str, local_rank: int = 0) -> torch.device:
@@ -77,41 +54,40 @@ def check_names(recipe: Recipe) -> None:
     """Raise ValueError for an unknown model, task, balancer or option, before any data is read."""
     models.check_model(recipe.model["name"], [key for key in recipe.model if key != "name"])
     for name, options in recipe.tasks.items():
-        check_task(options["kind"], name, [key for key in options if key != "kind"])
+        check_task(options["kind"], name, [key for key in options if key not in _OURS])
     build_balancer(recipe)
     _augmentation(recipe.data.augmentation)
 
 
-def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> Splits:
-    """Index `root`, open every file, and split by patient.
+def build_tasks(
+    recipe: Recipe, class_names: Sequence[str], classes: Mapping[str, Sequence[str]] | None = None
+) -> list[Task]:
+    """The recipe's tasks; their order is the order of columns in `Batch.present`.
 
-    The split is, in this order: `split_file`; `split.json` inside the folder; `<folder>_reference_fold.json` beside it;
-    a stratified draw by the recipe's `data.split_seed`.
+    Args:
+        recipe: its [tasks] tables; `column` names what a task learns from, the tiles' own mask or label by default.
+        class_names: of the tiles' own label.
+        classes: label column -> its classes.
     """
-    try:
-        found_tiles = data.read_tile_folder(root, patient=recipe.data.patient)
-    except re.error as error:
-        raise ConfigError(f"data.patient must be a regular expression; got {recipe.data.patient!r}: {error}.") from None
-    folder, _ = data.usable_tiles(found_tiles, recipe.data.on_damaged)
-    beside = root.resolve().with_name(f"{root.resolve().name}_reference_fold.json")
-    found = split_file or next((path for path in (root / "split.json", beside) if path.is_file()), None)
-    if found is not None:
-        split = data.split_by_groups(folder, data.load_groups(found))
-        origin = str(found) if split_file else f"{found} (found with the data)"
-    else:
-        split = data.grouped_split(folder, recipe.data.val_fraction, recipe.data.split_seed)
-        origin = f"stratified by class, {recipe.data.val_fraction:.0%} of the patients held out"
-    train, validation = split.apply(folder)
-    return Splits(train, validation, origin, folder.problems)
-
-
-def build_tasks(recipe: Recipe, class_names: Sequence[str]) -> list[Task]:
-    """The recipe's tasks; their order is the order of columns in `Batch.present`."""
+    classes = classes or {}
     tasks = []
-    for column, (name, options) in enumerate(recipe.tasks.items()):
-        rest = {key: value for key, value in options.items() if key != "kind"}
-        tasks.append(create_task(options["kind"], name, column, class_names=class_names, **rest))
+    for number, (name, options) in enumerate(recipe.tasks.items()):
+        rest = {key: value for key, value in options.items() if key not in _OURS}
+        column = _column(name, options)
+        names = classes.get(column, ()) if column else class_names
+        task = create_task(options["kind"], name, number, class_names=names, groups=classes, **rest)
+        if column:
+            task.target = replace(task.target, column=column)
+        tasks.append(task)
     return tasks
+
+
+def _column(task: str, options: Mapping[str, Any]) -> str:
+    """The column that a task learns from; "" is the tile's own mask or label, also where they are named."""
+    column = options.get("column", "")
+    if not isinstance(column, str):
+        raise ConfigError(f"tasks.{task}.column must be text, the name of a column; got {column!r}.")
+    return "" if column in ("mask", "label") else column
 
 
 def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device) -> nn.Module:
@@ -135,19 +111,43 @@ def build_loader(
     of them, if `world` has several."""
     config, world = recipe.data, world or World()
     decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
+    tiles = _random_patches(recipe, folder) if train and config.patches_per_slide else folder.tiles
     return data.TileLoader(
-        folder.tiles,
+        tiles,
         targets={task.name: task.target for task in tasks},
+        metadata=_metadata(recipe),
         size=config.size,
         batch_size=config.batch_size,
         augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
         shuffle=train,
-        balanced=train and config.balanced,
+        balanced=train and config.sampler == "balanced" and (config.balance_by or True),
+        pairs=("case", "position") if train and config.sampler == "pairs" else None,
+        open_slides=config.open_slides if train else 0,
+        per_slide=config.per_slide if train else 0,
+        max_damaged=config.max_damaged,
         seed=recipe.training.seed,
         rank=world.rank,
         world_size=world.size,
         device=decode,
         num_threads=config.num_threads,
+    )
+
+
+def _metadata(recipe: Recipe) -> dict[str, list[str]]:
+    """The recipe's own, and a column for each task whose metrics are told by group."""
+    grouped = {column for options in recipe.tasks.values() if (column := options.get("group_by"))}
+    return {**{column: [column] for column in sorted(grouped)}, **recipe.data.metadata}
+
+
+def _random_patches(recipe: Recipe, folder: data.Dataset) -> data.RandomPatches:
+    config = recipe.data
+    first = next((tile.image for tile in folder.tiles if isinstance(tile.image, data.Region)), None)
+    if first is None:
+        raise ConfigError(f"data.patches_per_slide draws from slides, and {folder.root} has none.")
+    reach = data.downsample_of(first) * first.width * (1 - config.overlap / config.tile_size)
+    balanced = config.sampler == "balanced"
+    return data.RandomPatches(
+        folder.tiles, config.patches_per_slide, round(reach / 2), seed=recipe.training.seed, balanced=balanced
     )
 
 

@@ -34,6 +34,8 @@ USAGE = """fastmtl: train one network for several tasks on medical images
   fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
   fastmtl predict RUN INPUT --out DIR          masks and classes for images without labels
   fastmtl report RUN [RUN ...]                 the page of a run again, or one page that compares several
+  fastmtl prepare DIR [--out MANIFEST]         a manifest of a folder of tiles or slides; indexes the slides
+  fastmtl data check PATH                      open every file of a data set: counts, and what is broken
   fastmtl recipes                              the built-in recipes
   fastmtl models                               the networks, their papers, parameters and strides
   fastmtl bench                                measure fastmtl beside its peers
@@ -78,7 +80,7 @@ class TrainArguments:
     """Train RECIPE and leave a run folder."""
 
     data: Path | None = None
-    """Folder with CLASS/image and CLASS/label; recipes with a generator make their own when it is left out."""
+    """A manifest, or a folder such as CLASS/image and CLASS/label; recipes with a generator make their own."""
     out: Path | None = None
     """Run folder to create; runs/RECIPE-TIME when left out."""
     split: Path | None = None
@@ -162,7 +164,7 @@ class EvalArguments:
     """Print a run's metrics on a data folder as JSON."""
 
     data: Path
-    """Folder with CLASS/image and CLASS/label."""
+    """A manifest, or a folder such as CLASS/image and CLASS/label."""
     checkpoint: Literal["best", "last"] = "best"
     everything: bool = False
     """Also count patients that the run was trained on."""
@@ -234,6 +236,22 @@ def _bench(arguments: list[str]) -> int:
     return bench(arguments)
 
 
+def _prepare(arguments: list[str]) -> int:
+    from .data_commands import prepare
+
+    return prepare(arguments)
+
+
+def _data(arguments: list[str]) -> int:
+    if arguments[:1] != ["check"]:
+        wanted = bool(arguments) and arguments[0] in ("-h", "--help")
+        print("usage: fastmtl data check PATH [--recipe RECIPE] [--set KEY=VALUE] [--json]", file=sys.stderr)
+        return 0 if wanted else 2
+    from .data_commands import check
+
+    return check(arguments[1:])
+
+
 def _recipes(arguments: list[str]) -> int:
     _nothing_more(arguments, "recipes")
     for name in list_recipes():
@@ -276,6 +294,8 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": _eval,
     "predict": _predict,
     "report": _report,
+    "prepare": _prepare,
+    "data": _data,
     "recipes": _recipes,
     "models": _models,
     "bench": _bench,

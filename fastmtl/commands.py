@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from . import build, checkpoint, data
+from . import build, checkpoint, data, datasets
 from .config import ConfigError, Recipe
 from .evaluation import ImageTable
 from .inference import autocast_dtype
@@ -86,14 +86,16 @@ def _run_together(
     run, first = RunFolder(out), world.rank == 0
     if root is None:
         root = world.tell(_generate(recipe, out.parent, console) if first else Path())
-    splits = build.read_splits(recipe, root, split_file)
+    splits = datasets.read_splits(recipe, root, split_file)
     for problem in splits.problems:
-        console.print(f"left out: {problem}")
+        console.print(f"note: {problem}")
     if splits.num_patients == splits.num_tiles > 1:
         console.print("note: every tile is its own patient; if file names say more, set data.patient in the recipe")
-    console.print(f"data: {root}; {_count(splits.train)} to train, {_count(splits.validation)} held out")
+    tested = f", {_count(splits.test)} for the test" if splits.test.tiles else ""
+    console.print(f"data: {root}; {_count(splits.train)} to train, {_count(splits.validation)} held out{tested}")
     console.print(f"split: {splits.origin}")
-    tasks = build.build_tasks(recipe, splits.train.class_names)
+    tasks = build.build_tasks(recipe, splits.train.class_names, splits.train.classes)
+    datasets.check_targets(tasks, splits.train)
     model = build.build_model(recipe, tasks, device)
     balancer = build.build_balancer(recipe)
     optimizer = build.build_optimizer(recipe, model, balancer)
@@ -126,6 +128,7 @@ def _run_together(
         console.print(f"{where}, step {trainer.step_count}")
     elif first:
         run.create(recipe, _facts(root, split_file, splits) | {"precision": precision})
+        data.save_split(splits.split, out / "split.json")
     console.print(f"device: {device}, precision: {precision}" + f", ranks: {world.size}" * (world.size > 1))
     try:
         with _stop_politely(trainer):
@@ -147,6 +150,11 @@ def _run_together(
     found = score(model, tasks, validation, device=device, dtype=trainer.dtype, visit=table)
     validation.close()
     summary = _summary(recipe, "best", found, splits.validation)
+    if splits.test.tiles:
+        test = build.build_loader(recipe, splits.test, tasks, train=False, device=device)
+        of_test = score(model, tasks, test, device=device, dtype=trainer.dtype)
+        test.close()
+        summary["test"] = _summary(recipe, "best", of_test, splits.test)
     run.write_summary(summary)
     table.write(out, {tile.id: tile.image for tile in splits.validation.tiles})
     for problem in report([out]):
@@ -172,7 +180,7 @@ def evaluate(
     trained = _load(path, which, device)
     recipe, facts = trained.recipe, trained.facts
     try:
-        found_tiles = data.read_tile_folder(root, facts["class_names"], recipe.data.patient)
+        found_tiles = datasets.read_data(recipe, root, _classes(trained))
     except ValueError as error:
         raise RunError(f"{root} does not fit the classes that {path} was trained on: {error}") from error
     folder, damaged = data.usable_tiles(found_tiles, recipe.data.on_damaged)
@@ -202,6 +210,8 @@ def predict(
     trained = _load(path, which, device)
     recipe, facts, tasks, model = trained.recipe, trained.facts, trained.tasks, trained.model
     tiles = find_images(source)
+    if recipe.data.preprocessing:
+        tiles = datasets.preprocessed(data.Dataset(source, (), tuple(tiles)), recipe.data.preprocessing).tiles
     problems = data.check_tiles(tiles)
     if problems:
         raise RunError(f"{len(problems)} of {len(tiles)} images cannot be read, first {problems[0]}.")
@@ -253,7 +263,7 @@ def _load(path: Path, which: Literal["best", "last"], device_name: str) -> _Trai
     run = RunFolder(path)
     recipe, facts = run.recipe(), run.extra()
     device = build.device_of(device_name)
-    tasks = build.build_tasks(recipe, facts["class_names"])
+    tasks = build.build_tasks(recipe, facts["class_names"], facts.get("classes", {}))
     model = build.build_model(recipe, tasks, device)
     checkpoint.load_model(run.checkpoints / which, model, device)
     return _Trained(recipe, facts, tasks, model, device, autocast_dtype(recipe.training.precision, device))
@@ -262,21 +272,31 @@ def _load(path: Path, which: Literal["best", "last"], device_name: str) -> _Trai
 def _generate(recipe: Recipe, beside: Path, console: Console) -> Path:
     if not recipe.data.generator:
         raise ConfigError(f"recipe {recipe.name} needs data: add --data DIR.")
-    folder = beside / f"{recipe.data.generator}-tiles"
+    is_slides = recipe.data.generator == "slides"
+    folder = beside / ("generated-slides" if is_slides else f"{recipe.data.generator}-tiles")
     if not folder.exists():
-        console.print("data: making synthetic tiles, once")
-    return data.generate(folder)
+        console.print(f"data: making synthetic {'slides' if is_slides else 'tiles'}, once")
+    return data.generate_slides(folder) if is_slides else data.generate(folder)
 
 
-def _facts(root: Path, split_file: Path | None, splits: build.Splits) -> dict[str, Any]:
+def _classes(trained: _Trained) -> dict[str, list[str]]:
+    """The classes that the run's tasks know, by column; new data must have the same."""
+    known = {"": trained.facts["class_names"], **trained.facts.get("classes", {})}
+    columns = {task.target.column for task in trained.tasks if task.target.kind == "label"}
+    return {column or "label": known[column] for column in columns}
+
+
+def _facts(root: Path, split_file: Path | None, splits: datasets.Splits) -> dict[str, Any]:
     """What evaluating or resuming the run needs to know of its data."""
     return {
         "data": str(root.resolve()),
         "split_file": str(split_file.resolve()) if split_file else None,
         "split": splits.origin,
         "class_names": list(splits.train.class_names),
+        "classes": {name: list(names) for name, names in splits.train.classes.items()},
         "training_patients": sorted({tile.group for tile in splits.train.tiles}),
         "validation_patients": sorted({tile.group for tile in splits.validation.tiles}),
+        "test_patients": sorted({tile.group for tile in splits.test.tiles}),
         "training_images": len(splits.train),
         "validation_images": len(splits.validation),
     }

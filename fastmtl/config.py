@@ -29,22 +29,66 @@ class ConfigError(UserError, ValueError):
 class DataConfig:
     """What is read, and in which batches."""
 
-    generator: Literal["", "colon"] = ""
-    """Make this synthetic data set when no data folder is given."""
+    generator: Literal["", "colon", "slides"] = ""
+    """Make this synthetic data set when no data folder is given: tiles of colon, or whole slides with polygons."""
+    format: str = "auto"
+    """How the data lie on disk: manifest, tile_folder, ...; auto looks."""
+    root: str = ""
+    """Folder that no path of a manifest may leave; the manifest's own when empty."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Kinds of a manifest's columns where they are not to be inferred: picture, label, number, vector, box, ..."""
+    classes: dict[str, Any] = field(default_factory=dict)
+    """Classes of label columns in order, for example grade = ["G1", "G2"]; sorted where they are not given."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What the model sees beside the image: name in `Batch.metadata` -> columns."""
+    tile_size: int = 256
+    """Side of the tiles that whole slides are cut into, pixels at mpp."""
+    mpp: float = 0.0
+    """Micrometres per pixel of those tiles; 0 takes level 0."""
+    overlap: int = 0
+    """Pixels that neighbouring tiles of a slide share."""
+    min_tissue: float = 0.5
+    """Least share of such a tile that must be tissue."""
+    polygon_classes: list[str] = field(default_factory=list)
+    """Classes of polygons for maps of classes, the background first; empty draws all polygons as foreground."""
+    polygon_offset: list[float] = field(default_factory=list)
+    """x and y added to polygons' coordinates: a slide's bounds, where the viewer counted from them."""
+    preprocessing: str = ""
+    """What makes images 8-bit: min_max stretches 16-bit grey, image by image; empty takes them as they are."""
     size: int = 128
     """Side of the square images the network sees, pixels."""
     batch_size: int = 16
     """Images a step, of each rank."""
-    balanced: bool = False
-    """Draw classes equally often."""
+    sampler: Literal["shuffled", "balanced", "pairs"] = "shuffled"
+    """Every tile once; classes equally often; or pairs of neighbours, by the columns `case` and `position`."""
+    balance_by: str = ""
+    """Label column whose classes the balanced sampler draws equally often; the label when empty."""
+    open_slides: int = 0
+    """Slides that are drawn from at a time; 0: all."""
+    per_slide: int = 0
+    """Tiles drawn of each slide in an epoch; 0: all."""
+    patches_per_slide: int = 0
+    """Instead of the grid's tiles, this many random patches of each slide, anew in each epoch; 0: the grid."""
     patient: str = "[^-]+"
     """Regular expression that finds the patient at the start of a file's name: its first group, or all it matches."""
     val_fraction: float = 0.2
-    """Share of the patients held out, where no split file is given."""
+    """Share of the tiles held out, whole patients at a time, where no split file and no column split says more."""
+    test_fraction: float = 0.0
+    """Share kept for a test that training never sees; 0.1 beside val_fraction = 0.2 splits 70 / 20 / 10."""
+    folds: int = 0
+    """Cross-validation: this many folds, of which `fold` is held out; 0 draws by val_fraction."""
+    fold: int = 0
+    """Which fold is held out, from 0."""
+    group_by: str = ""
+    """What a split keeps together: a column, or an expression such as "{case}-{day}"; the patient when empty."""
+    stratify: str = ""
+    """Label column whose classes a split shares out evenly; the label when empty."""
     split_seed: int = 0
     """Of the draw of held-out patients."""
     on_damaged: Literal["raise", "skip"] = "raise"
     """What to do with files that cannot be used: refuse to start, or leave them out."""
+    max_damaged: float = 0.0
+    """Share of the tiles that may turn out damaged during an epoch, others standing in; more, or any at 0, stops."""
     num_threads: int = 2
     """Threads that decode and augment."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
@@ -232,7 +276,7 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
     return value
 
 
-_READABLE = {int: "an integer", float: "a number", bool: "true or false", str: "text", dict: "a table"}
+_READABLE = {int: "an integer", float: "a number", bool: "true or false", str: "text", dict: "a table", list: "a list"}
 
 
 def _check(recipe: Recipe) -> None:
@@ -241,6 +285,20 @@ def _check(recipe: Recipe) -> None:
         "data.size must be a positive multiple of 16": data.size > 0 and data.size % 16 == 0,
         "data.batch_size must be at least 1": data.batch_size >= 1,
         "data.val_fraction must lie between 0 and 1": 0 < data.val_fraction < 1,
+        "data.test_fraction must lie between 0 and 1 - val_fraction": 0 <= data.test_fraction < 1 - data.val_fraction,
+        "data.folds must be 0, or 2 and more": data.folds == 0 or data.folds >= 2,
+        "data.fold must be 0 to folds - 1": 0 <= data.fold < max(data.folds, 1),
+        "data.tile_size must be at least 1": data.tile_size >= 1,
+        "data.mpp must be finite and not negative": 0 <= data.mpp < float("inf"),
+        "data.overlap must be 0 to tile_size - 1": 0 <= data.overlap < data.tile_size,
+        "data.min_tissue must lie between 0 and 1": 0 <= data.min_tissue <= 1,
+        "data.max_damaged must lie in [0, 1)": 0 <= data.max_damaged < 1,
+        "data.open_slides must not be negative": data.open_slides >= 0,
+        "data.per_slide must not be negative": data.per_slide >= 0,
+        "data.patches_per_slide must not be negative": data.patches_per_slide >= 0,
+        "data.polygon_offset must be x and y": len(data.polygon_offset) in (0, 2),
+        "data.classes must map columns to lists of classes": all(isinstance(v, list) for v in data.classes.values()),
+        "data.metadata must map names to lists of columns": all(isinstance(v, list) for v in data.metadata.values()),
         "data.num_threads must be at least 1": data.num_threads >= 1,
         "optimizer.lr must be finite and not negative": 0 <= optimizer.lr < float("inf"),
         "optimizer.weight_decay must be finite and not negative": 0 <= optimizer.weight_decay < float("inf"),

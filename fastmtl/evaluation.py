@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .data import open_picture
 from .metrics import overlap
 from .protocols import Batch
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from .data.dataset import Picture
 
 TRUE_COLOUR, PREDICTED_COLOUR = (64, 196, 255), (255, 214, 0)  # apart for every kind of colour vision, and on H&E
 _SIDE = 320  # longer side of a thumbnail, pixels
@@ -99,8 +102,8 @@ class ImageTable:
         self._worst[task.name] = _first(self._worst[task.name] + wrong, self.keep)
         return seen
 
-    def write(self, folder: Path, images: Mapping[str, Path]) -> None:
-        """Leave `folder`/evaluation.jsonl and `folder`/tiles/*.jpg; `images` maps ids to their files."""
+    def write(self, folder: Path, images: Mapping[str, Picture]) -> None:
+        """Leave `folder`/evaluation.jsonl and `folder`/tiles/*.jpg; `images` maps ids to their pictures."""
         tiles = folder / "tiles"
         tiles.mkdir(parents=True, exist_ok=True)
         for old in tiles.glob("*.jpg"):
@@ -127,13 +130,12 @@ def _first(seen: list[_Seen], count: int, *, best: bool = False) -> list[_Seen]:
     return sorted(seen, key=key)[:count]
 
 
-def _draw(path: Path, masks: tuple[Tensor, Tensor] | None) -> Any:
+def _draw(picture: Picture, masks: tuple[Tensor, Tensor] | None) -> Any:
     """The picture at thumbnail size, the true outline solid and the predicted one dashed over it."""
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")  # as the loader turns it
+    image = Image.fromarray(open_picture(picture))
     scale = _SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float32).copy()  # [H, W, 3]

@@ -50,8 +50,6 @@ def write_predictions(
     model: nn.Module, tasks: Sequence[Any], batches: Iterator[Batch], tiles: Sequence[data.Tile], out: Path
 ) -> int:
     """Write `out`/TASK/IMAGE.png and `out`/predictions.jsonl; returns how many images were predicted."""
-    from PIL import Image, ImageOps
-
     by_id = {tile.id: tile.image for tile in tiles}
     if (out / "predictions.jsonl").exists():
         raise RunError(f"{out} already holds predictions; choose another --out, or remove it.")
@@ -64,8 +62,7 @@ def write_predictions(
         for batch in batches:
             outputs = {name: logits.float() for name, logits in model(batch).items()}
             for row, name in enumerate(batch.ids):
-                with Image.open(by_id[name]) as image:
-                    width, height = ImageOps.exif_transpose(image).size  # the loader turns images the same way
+                width, height = data.picture_size(by_id[name])
                 record: dict[str, Any] = {"image": name}
                 for task in tasks:
                     logits = outputs[task.name][row : row + 1]

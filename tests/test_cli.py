@@ -200,7 +200,7 @@ def test_mistakes_with_data_and_folders_get_one_line(run, tiles, tmp_path, capsy
     train = ["train", "ebhi_joint_unet", "--out", str(tmp_path / "out")]
     assert "add --data DIR" in _says(capsys, train)
     assert "no class folders" in _says(capsys, [*train, "--data", str(tmp_path / "empty")])
-    assert "is not a folder" in _says(capsys, [*train, "--data", str(tmp_path / "none")])
+    assert "does not exist" in _says(capsys, [*train, "--data", str(tmp_path / "none")])
     split = tmp_path / "split.json"
     split.write_text('{"validation_patients": ["GT0"]}')
     assert "GT0" in _says(capsys, [*train, "--data", str(tiles), "--split", str(split)])

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from .groups import with_groups
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
+    from .patches import RandomPatches
     from .pictures import open_picture, picture_size
     from .polygons import Polygons, polygon_classes
     from .preparing import Prepared, prepare
     from .run_lengths import RunLengths, decode_runs, encode_runs
-    from .slide_rows import GridOptions
+    from .slide_rows import GridOptions, downsample_of
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
     from .slides.index import SlideIndex
@@ -83,6 +84,7 @@ _HOME = {
     "ManifestOptions": "manifest",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
+    "RandomPatches": "patches",
     "open_picture": "pictures",
     "picture_size": "pictures",
     "Polygons": "polygons",
@@ -93,6 +95,7 @@ _HOME = {
     "decode_runs": "run_lengths",
     "encode_runs": "run_lengths",
     "GridOptions": "slide_rows",
+    "downsample_of": "slide_rows",
     "Split": "splits",
     "check_no_leak": "splits",
     "grouped_split": "splits",
@@ -128,6 +131,7 @@ __all__ = [
     "Polygons",
     "Prepared",
     "Problem",
+    "RandomPatches",
     "Region",
     "RunLengths",
     "Slide",
@@ -141,6 +145,7 @@ __all__ = [
     "check_no_leak",
     "check_tiles",
     "decode_runs",
+    "downsample_of",
     "encode_runs",
     "examine",
     "generate",

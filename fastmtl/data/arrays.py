@@ -75,7 +75,7 @@ class ArrayRow:
         Raises:
             ValueError: no such file, array or row, or it holds no image.
         """
-        h5py = require("h5py", "reading HDF5 files")
+        h5py = require("h5py", "reading HDF5 files", "wsi")
         try:
             with h5py.File(self.file, "r") as content:
                 array = content.get(self.key)

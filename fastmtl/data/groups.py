@@ -31,6 +31,8 @@ def with_groups(dataset: Dataset, template: str) -> Dataset:
         try:
             group = expression.format_map(_Filled({"group": tile.group, "patient": tile.group} | cells, tile.id))
         except KeyError as error:
+            if error.args[0] in known:
+                raise ValueError(f"`group_by`: tile {tile.id} has no {error.args[0]}") from None
             raise ValueError(
                 f"`group_by` names {error.args[0]!r}; {nearest(str(error.args[0]), sorted(known))}"
             ) from None
@@ -57,4 +59,4 @@ class _Filled(dict):
 def _group_cell(value: Any, classes: Sequence[str] | None) -> str:
     if value is None:
         return ""
-    return classes[value] if classes is not None else write_value(value)
+    return str(classes[value]) if classes is not None else write_value(value)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..names import nearest
 from . import columns as cells_of
@@ -118,7 +118,8 @@ class _Reader:
         self.names = tuple(low if (low := lowered[name]) in RESERVED else name for name in table.names)
         self.column = {name: tuple(row[at] for row in table.rows) for at, name in enumerate(self.names)}
         self._check_names()
-        self.kinds = {name: self._kind(name) for name in self.names if name in _KINDS or name not in RESERVED}
+        free = [name for name in self.names if name in _KINDS or name not in RESERVED]
+        self.kinds: dict[str, Kind] = {name: self._kind(name) for name in free}
         if "patient" in self.names and "group" in self.names:
             self.kinds["patient"] = "text"
         given = options.classes or {}
@@ -193,8 +194,9 @@ class _Reader:
             raise ValueError(f"the kind of column {name!r} must be one of {', '.join(KINDS)}; got {told!r}")
         if name in (self.options.classes or {}) and told is None:
             told = "label"
-        kind = told or _KINDS.get(name) or cells_of.infer_kind(name, self.column[name])
-        return next(known for known in cells_of.get_args(Kind) if known == kind)
+        if told is not None:
+            return cast(Kind, told)
+        return _KINDS.get(name) or cells_of.infer_kind(name, self.column[name])
 
     def _check_names(self) -> None:
         path = self.table.path
@@ -253,7 +255,7 @@ def _value_cell(value: Any, classes: Sequence[str] | None, rule: PathRule) -> st
     if value is None:
         return ""
     if classes is not None:
-        return classes[value]
+        return str(classes[value])
     if isinstance(value, int | float | str | tuple):
         return cells_of.write_value(value)
     return _checked(value, rule)

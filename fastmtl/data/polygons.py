@@ -52,9 +52,9 @@ class Polygons:
         Raises:
             ValueError: the file is not GeoJSON, has no polygon, or a polygon of a class that is not among `classes`.
         """
-        features = require("rasterio.features", "drawing polygons")
-        affine = require("affine", "drawing polygons")
-        shapely = require("shapely", "drawing polygons")
+        features = require("rasterio.features", "drawing polygons", "wsi")
+        affine = require("affine", "drawing polygons", "wsi")
+        shapely = require("shapely", "drawing polygons", "wsi")
         drawing = _read(self.file)
         left, top = self.x - self.offset[0], self.y - self.offset[1]
         window = shapely.box(left, top, left + self.width * self.downsample, top + self.height * self.downsample)
@@ -62,8 +62,10 @@ class Polygons:
         shapes = [(drawing.shapes[index], self._value(drawing.names[index])) for index in found]
         if not shapes:
             return np.zeros((self.height, self.width), np.uint8)
-        transform = affine.Affine(self.downsample, 0, left, 0, self.downsample, top)
-        return features.rasterize(shapes, (self.height, self.width), transform=transform, dtype="uint8")
+        # Upside down and turned back: rasterio warns of the identity, which level 0 from its corner would be.
+        transform = affine.Affine(self.downsample, 0, left, 0, -self.downsample, top + self.height * self.downsample)
+        drawn = features.rasterize(shapes, (self.height, self.width), transform=transform, dtype="uint8")
+        return np.ascontiguousarray(drawn[::-1])
 
     def _value(self, name: str) -> int:
         if not self.classes:
@@ -118,7 +120,7 @@ def _read(file: Path) -> _Drawing:
 @lru_cache(maxsize=32)
 def _parse(file: Path, _mtime: int, _size: int) -> _Drawing:
     """Parsed once a process for each state of the file: thousands of tiles share a slide's polygons."""
-    shapely = require("shapely", "drawing polygons")
+    shapely = require("shapely", "drawing polygons", "wsi")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:

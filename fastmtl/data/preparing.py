@@ -119,7 +119,8 @@ def _prepare_classes(folder: Path, manifest: Path, patient: str, max_pixels: int
     found = []
     for tile in dataset.tiles:
         image, mask = _path(tile.image), None if tile.mask is None else _path(tile.mask)
-        wrong = [*problems.pop(image, []), *(f"{mask}: {reason}" for reason in problems.pop(mask, []) if mask)]
+        of_mask = problems.pop(mask, []) if mask else []
+        wrong = [*problems.pop(image, []), *(f"{mask}: {reason}" for reason in of_mask)]
         found.append(
             Found(image, "" if wrong else "tile", mask, (0, 0) if wrong else picture_size(image), problems=wrong)
         )

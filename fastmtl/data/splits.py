@@ -187,8 +187,8 @@ def save_split(split: Split, path: str | Path) -> None:
 def load_split(path: str | Path) -> Split:
     """Read what `save_split` wrote."""
     content = _read_json(path, ("train", "validation", "validation_patients"))
-    sides = [tuple(content[key]) for key in ("train", "validation", "validation_patients")]
-    return Split(*sides, tuple(content.get("test", ())), tuple(content.get("test_patients", ())))
+    train, val, held_out = (tuple(content[key]) for key in ("train", "validation", "validation_patients"))
+    return Split(train, val, held_out, tuple(content.get("test", ())), tuple(content.get("test_patients", ())))
 
 
 def load_groups(path: str | Path) -> tuple[str, ...]:

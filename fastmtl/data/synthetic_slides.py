@@ -105,7 +105,7 @@ def _random(recipe: SlideRecipe, patient: int, item: int) -> np.random.Generator
 
 def _write_polygons(path: Path, mask: NDArray[np.bool_]) -> None:
     """The outlines of the mask's pixels, holes included: drawn at level 0 they give the mask back exactly."""
-    shapes = require("rasterio.features", "writing polygons").shapes(mask.astype(np.uint8), mask)
+    shapes = require("rasterio.features", "writing polygons", "wsi").shapes(mask.astype(np.uint8), mask)
     features = [
         {"type": "Feature", "properties": {"classification": {"name": "gland"}}, "geometry": geometry}
         for geometry, _ in shapes

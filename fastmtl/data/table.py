@@ -68,7 +68,10 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]])
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.suffix.lower() == ".parquet":
-            arrow, parquet = require("pyarrow", "Parquet files"), require("pyarrow.parquet", "Parquet files")
+            arrow, parquet = (
+                require("pyarrow", "Parquet files", "wsi"),
+                require("pyarrow.parquet", "Parquet files", "wsi"),
+            )
             columns = {name: [row[at] or None for row in rows] for at, name in enumerate(names)}
             schema = arrow.schema([(name, arrow.string()) for name in names])
             parquet.write_table(arrow.table(columns, schema=schema), partial)
@@ -120,8 +123,8 @@ def _read_csv(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    parquet = require("pyarrow.parquet", "reading Parquet files")
-    arrow = require("pyarrow", "reading Parquet files")
+    parquet = require("pyarrow.parquet", "reading Parquet files", "wsi")
+    arrow = require("pyarrow", "reading Parquet files", "wsi")
     try:
         content = parquet.read_table(path)
     except (arrow.ArrowInvalid, OSError) as error:

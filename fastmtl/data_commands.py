@@ -1,0 +1,160 @@
+"""`fastmtl prepare` and `fastmtl data check`: own data into a manifest, and what is in it and broken in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import data, datasets
+from .config import ConfigError, as_dict, load_recipe, merge, parse_override
+
+_SHOWN = 20  # broken files and patients listed before "and N more"
+
+
+def prepare(arguments: Sequence[str]) -> int:
+    """Write a manifest and say what is odd; 1 when a file had to be left out."""
+    parser = argparse.ArgumentParser(
+        prog="fastmtl prepare",
+        description="Write a manifest of a folder of tiles or slides, index the slides, and say what is odd.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="looked through with its sub-folders")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="manifest to write: DIR/manifest.csv when left out")
+    parser.add_argument("--patient", default=None, metavar="REGEX", help="finds the patient in a file's name")
+    parser.add_argument("--index-folder", type=Path, metavar="DIR", help="where slide indexes go: beside the slides")
+    parser.add_argument("--json", action="store_true", help="say it as JSON")
+    parsed = parser.parse_args(arguments)
+    names = {} if parsed.patient is None else {"patient": parsed.patient}
+    prepared = data.prepare(
+        parsed.folder,
+        parsed.out,
+        index_folder=parsed.index_folder,
+        on_file=lambda path: print(f"{path}", file=sys.stderr) if sys.stderr.isatty() else None,
+        **names,
+    )
+    if parsed.json:
+        print(json.dumps(_prepared_words(prepared), indent=1))
+    else:
+        _show_prepared(prepared)
+    return 0 if all(one.kind for one in prepared.found) else 1
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Open everything and count; 1 when something is broken."""
+    parser = argparse.ArgumentParser(
+        prog="fastmtl data check",
+        description="Open every file of a data set; count classes, patients, splits and sizes; say what is broken.",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="a manifest, or a folder in any known format")
+    parser.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does (format, columns, tiling)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for example data.tile_size=512"
+    )
+    parser.add_argument("--json", action="store_true", help="say it as JSON")
+    parsed = parser.parse_args(arguments)
+    overrides: dict[str, Any] = {}
+    for text in parsed.set:
+        overrides = merge(overrides, parse_override(text))
+    recipe = load_recipe(parsed.recipe or "demo", overrides)
+    if parsed.recipe is None and set(overrides) - {"data"}:
+        raise ConfigError(f"--set of `data check` changes data.*; got {', '.join(sorted(set(overrides) - {'data'}))}.")
+    dataset = datasets.read_data(recipe, parsed.path)
+    found = data.examine(dataset, num_threads=as_dict(recipe)["data"]["num_threads"])
+    if parsed.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _show_checked(found)
+    return 1 if found["broken"] else 0
+
+
+def _prepared_words(prepared: data.Prepared) -> dict[str, Any]:
+    files = [
+        {
+            "path": str(one.path),
+            "kind": one.kind or None,
+            "mask": str(one.mask) if one.mask else None,
+            "size": list(one.size),
+            "levels": one.levels,
+            "mpp": one.mpp,
+            "problems": one.problems,
+        }
+        for one in prepared.found
+    ]
+    return {"manifest": str(prepared.manifest), "files": files, "passed_over": prepared.passed_over}
+
+
+def _show_prepared(prepared: data.Prepared) -> None:
+    table = _table("file", "kind", "size", "levels", "mpp", "mask", "odd")
+    folder = prepared.manifest.parent
+    plain = 0
+    for one in prepared.found:
+        if one.kind == "tile" and not one.problems and len(prepared.found) > _SHOWN:
+            plain += 1
+            continue
+        name = one.path.relative_to(folder) if one.path.is_relative_to(folder) else one.path
+        size = "x".join(map(str, one.size)) if one.kind else ""
+        mpp = f"{one.mpp:.4g}" if one.mpp else "unknown" if one.kind == "slide" else ""
+        levels = str(one.levels) if one.kind == "slide" else ""
+        mask = "yes" if one.mask else ""
+        table.add_row(str(name), one.kind or "left out", size, levels, mpp, mask, "; ".join(one.problems))
+    console = _console()
+    if table.row_count:
+        console.print(table)
+    if plain:
+        console.print(f"{plain} more tiles with nothing odd about them")
+    if prepared.passed_over:
+        others = ", ".join(f"{count} {ending}" for ending, count in sorted(prepared.passed_over.items()))
+        console.print(f"passed over: {others}")
+    used = [one for one in prepared.found if one.kind]
+    slides = sum(one.kind == "slide" for one in used)
+    console.print(f"{prepared.manifest}: {len(used) - slides} tiles, {slides} slides; see it with fastmtl data check")
+
+
+def _show_checked(found: Mapping[str, Any]) -> None:
+    console = _console()
+    slides = f" from {found['num_slides']} slides" if found["num_slides"] else ""
+    console.print(f"{found['path']}: {found['num_tiles']} tiles{slides}, {found['num_patients']} patients")
+    columns = _table("column", "kind", "labelled", "classes")
+    for name, column in found["columns"].items():
+        classes = ", ".join(f"{label} {count}" for label, count in column.get("classes", {}).items())
+        columns.add_row(name, column["kind"], f"{column['present']} of {found['num_tiles']}", classes)
+    if columns.row_count:
+        console.print(columns)
+    for side, counts in found["splits"].items():
+        console.print(f"split {side}: {counts['tiles']} tiles of {counts['patients']} patients")
+    console.print(f"sizes: {_listed(found['sizes'])}")
+    console.print(f"tiles per patient: {_listed(found['patients'])}")
+    for notice in found["notices"]:
+        console.print(f"note: {notice['path']}: {notice['reason']}")
+    if found["broken"]:
+        broken = _table("broken", "why")
+        for problem in found["broken"][:_SHOWN]:
+            broken.add_row(problem["path"], problem["reason"])
+        console.print(broken)
+        if len(found["broken"]) > _SHOWN:
+            console.print(f"and {len(found['broken']) - _SHOWN} more; --json lists all")
+    else:
+        console.print("nothing is broken")
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:_SHOWN])
+    return shown + (f", and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
+
+
+def _table(*heads: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, soft_wrap=False)

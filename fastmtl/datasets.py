@@ -1,0 +1,171 @@
+"""From a recipe's [data] table to data sets: which format, which tiles, which split, what tasks learn from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import data
+from .config import ConfigError, Recipe
+from .names import nearest
+from .protocols import Task
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test tiles, checked to share no patient.
+
+    Attributes:
+        origin: where the split came from, in words.
+        problems: files that were left out, and what is odd about the data.
+        split: which tiles are where, to be saved.
+        test: empty where nothing is kept for a test.
+    """
+
+    train: data.Dataset
+    validation: data.Dataset
+    origin: str
+    problems: Sequence[data.Problem]
+    split: data.Split
+    test: data.Dataset
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.train) + len(self.validation) + len(self.test)
+
+    @property
+    def num_patients(self) -> int:
+        return len(self.train.groups) + len(self.validation.groups) + len(self.test.groups)
+
+
+def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] | None = None) -> data.Dataset:
+    """The data set at `root`, indexed as the recipe says; opens no image.
+
+    Args:
+        recipe: its [data] table.
+        root: a manifest, or a folder in any known format.
+        classes: label column ("label" is the tiles' own) -> classes in order; they win over the recipe's.
+
+    Raises:
+        ConfigError: the table cannot be used.
+        FileNotFoundError, ValueError: the data cannot.
+    """
+    config = recipe.data
+    offset = (float(config.polygon_offset[0]), float(config.polygon_offset[1])) if config.polygon_offset else (0.0, 0.0)
+    options = data.ManifestOptions(
+        columns=config.columns,
+        classes={**config.classes, **(classes or {})},
+        root=Path(config.root) if config.root else None,
+        patient=config.patient,
+        grid=data.GridOptions(config.tile_size, config.mpp, config.overlap, config.min_tissue),
+        polygons=data.PolygonOptions(tuple(config.polygon_classes), offset),
+    )
+    try:
+        dataset = data.read_dataset(root, config.format, options)
+    except re.error as error:
+        raise ConfigError(f"data.patient must be a regular expression; got {config.patient!r}: {error}.") from None
+    if config.preprocessing:
+        dataset = preprocessed(dataset, config.preprocessing)
+    return data.with_groups(dataset, config.group_by) if config.group_by else dataset
+
+
+def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:
+    """The same tiles with image files read by a named preprocessing; regions and drawn images stay as they are."""
+    tiles = [
+        replace(tile, image=data.GreyPicture(tile.image, name)) if isinstance(tile.image, Path) else tile
+        for tile in dataset.tiles
+    ]
+    return replace(dataset, tiles=tuple(tiles))
+
+
+def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> Splits:
+    """Index `root`, open every file, and split by patient.
+
+    The split is, in this order: `split_file`; the manifest's column split; `split.json` inside the folder;
+    `<folder>_reference_fold.json` beside it; the recipe's fold, or a stratified draw, by `data.split_seed`.
+    """
+    folder, _ = data.usable_tiles(read_data(recipe, root), recipe.data.on_damaged)
+    split, origin = _split(recipe, folder, root, split_file)
+    train, validation = split.apply(folder)
+    return Splits(train, validation, origin, folder.problems, split, split.test_of(folder))
+
+
+def _split(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path | None) -> tuple[data.Split, str]:
+    if split_file is None and (told := data.split_by_column(folder)) is not None:
+        return told, f"the column split of {folder.root}"
+    home = root if root.is_dir() else root.parent
+    beside = home.resolve().with_name(f"{home.resolve().name}_reference_fold.json")
+    found = split_file or next((path for path in (home / "split.json", beside) if path.is_file()), None)
+    if found is not None:
+        split = data.split_by_groups(folder, data.load_groups(found), data.load_test_groups(found))
+        return split, str(found) if split_file else f"{found} (found with the data)"
+    config = recipe.data
+    stratified = f"stratified by {config.stratify or 'class'}"
+    if config.folds:
+        split = data.kfold(folder, config.folds, config.split_seed, stratify=config.stratify)[config.fold]
+        return split, f"fold {config.fold} of {config.folds}, {stratified}"
+    split = data.grouped_split(
+        folder, config.val_fraction, config.split_seed, test_fraction=config.test_fraction, stratify=config.stratify
+    )
+    tested = f", {config.test_fraction:.0%} for the test" if config.test_fraction else ""
+    return split, f"{stratified}, {config.val_fraction:.0%} of the patients held out{tested}"
+
+
+def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
+    """Raise ConfigError for a task that no tile of `dataset` has a value for, or one of the wrong kind; names the
+    columns that would do."""
+    for task in tasks:
+        kind, column = task.target.kind, task.target.column
+        if kind in _NEEDS_NOTHING:
+            continue
+        fitting = [name for name in columns_of(dataset) if _fits(kind, _kind_of(dataset, name))]
+        own = "mask" if kind in _MAPS else "label"
+        name = column or own
+        if not column and kind not in _MAPS and kind != "label":
+            raise ConfigError(f"task {task.name!r} learns a {kind} and names no column; {_say(task.name, fitting)}")
+        found = _kind_of(dataset, name)
+        if found is None:
+            hint = nearest(name, fitting) if fitting else "no column of it would do"
+            raise ConfigError(f"task {task.name!r} learns from column {name!r}, which {dataset.root} lacks; {hint}")
+        if not _fits(kind, found):
+            raise ConfigError(
+                f"task {task.name!r} needs a {kind} and column {name!r} holds a {found}; {_say(task.name, fitting)}, "
+                f'or declare it: [data.columns] {name} = "{"picture" if kind in _MAPS else kind}".'
+            )
+
+
+def columns_of(dataset: data.Dataset) -> list[str]:
+    """The columns that have a value somewhere, the tiles' own first."""
+    own = [name for name in ("mask", "label") if any(getattr(tile, name) is not None for tile in dataset.tiles)]
+    return [*own, *dict.fromkeys(name for tile in dataset.tiles for name in tile.values)]
+
+
+_NEEDS_NOTHING = ("pair", "none")
+_MAPS = ("mask", "masks", "classes")
+
+
+def _kind_of(dataset: data.Dataset, column: str) -> str | None:
+    """label, picture, number, vector or text; None for a column without a value."""
+    if column in ("mask", "label"):
+        has = any(getattr(tile, column) is not None for tile in dataset.tiles)
+        return {"mask": "picture", "label": "label"}[column] if has else None
+    value: Any = next((v for tile in dataset.tiles if (v := tile.values.get(column)) is not None), None)
+    if value is None or column in dataset.classes:
+        return None if value is None else "label"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, tuple):
+        return "vector"
+    return "number" if isinstance(value, int | float) else "picture"
+
+
+def _fits(kind: str, found: str | None) -> bool:
+    wanted = "picture" if kind in _MAPS else {"box": "vector"}.get(kind, kind)
+    return found == wanted
+
+
+def _say(task: str, fitting: Sequence[str]) -> str:
+    return f"say [tasks.{task}] column = one of {', '.join(fitting)}" if fitting else "no column of the data would do"
