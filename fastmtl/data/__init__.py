@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .groups import with_groups
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
+    from .patches import RandomPatches
     from .pictures import open_picture, picture_size
     from .polygons import Polygons, polygon_classes
     from .preparing import Prepared, prepare
@@ -93,6 +94,7 @@ _HOME = {
     "decode_runs": "run_lengths",
     "encode_runs": "run_lengths",
     "GridOptions": "slide_rows",
+    "RandomPatches": "patches",
     "Split": "splits",
     "check_no_leak": "splits",
     "grouped_split": "splits",
@@ -128,6 +130,7 @@ __all__ = [
     "Polygons",
     "Prepared",
     "Problem",
+    "RandomPatches",
     "Region",
     "RunLengths",
     "Slide",
