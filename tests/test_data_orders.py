@@ -94,7 +94,8 @@ def test_pairs_are_neighbours_of_one_case_and_a_case_comes_once_a_batch():
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_no_case_stands_in_two_ranks_pairs_of_one_batch(world_size: int):
-    cases = neighbours(*zip(*[(t.values["case"], t.values["position"]) for t in _slices([9, 2, 5, 1, 6, 4, 4])]))
+    tiles = [tile.values for tile in _slices([9, 2, 5, 1, 6, 4, 4])]
+    cases = neighbours([tile["case"] for tile in tiles], [tile["position"] for tile in tiles])
     options = {"seed": 1, "pairs": 2, "world_size": world_size}
     batches = pair_batches(cases, epoch=0, drop_last=False, **options)
     case_of = {tile: number for number, case in enumerate(cases) for tile in case.flatten().tolist()}

@@ -187,7 +187,7 @@ def test_regions_are_stitched_and_bent_as_their_masks(level):
 
 
 def test_xyc_s_blocks_are_where_the_geometry_says(tmp_path):
-    """Each 8 x 8 block of the image has a signature of its own: the pixels must be those of the block expected there."""
+    """Each 8 x 8 block of the image has a signature of its own: the pixels must be those of the expected block."""
     with Image.open(shared_data("wsi/XYC.png")) as image:
         pixels = np.asarray(image.convert("RGB"))
     slide = ArraySlide(pixels, tile=64)
