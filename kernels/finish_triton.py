@@ -5,11 +5,6 @@ from row to row, height, width, channels; a height of 0 is no picture, and all i
 [B, 6] leads from output pixel to source pixel, `field` float32 [B, 2, n + 3, n + 3] holds the control points of a cubic
 B-spline. One program finishes BLOCK pixels of one picture. Neighbouring pixels read neighbouring bytes, at odd places:
 the caches make up for loads of single bytes.
-"""From decoded pixels to network input on NVIDIA GPUs: finish_numba, with the same arithmetic.
-row to row, height, width, channels; a height of 0 is no picture, and all its samples lie outside. `matrix` float32
-[B, 6] leads from output pixel to source pixel, `field` float32 [B, 2, n + 3, n + 3] holds the control points of a cubic
-B-spline. One program finishes BLOCK pixels of one picture. Neighbouring pixels read neighbouring bytes, at odd places:
-the caches make up for loads of single bytes.
 """
 
 # Triton's own types do not describe a launch: constants and strides passed there read as errors.
