@@ -4,8 +4,9 @@ field, colour, noise, normalisation; and the same geometry for masks.
 All release the interpreter lock. Numba compiles them at their first call and keeps them where a folder can be written.
 
 Sources are `flat` uint8 [N]: rows of `width` pixels of C interleaved channels, `pitch` bytes apart, the first at
-`start`. `matrix` float32 [2, 3] leads from output pixel to source pixel. `field` float32 [2, n + 3, n + 3] holds control points
-of a uniform cubic B-spline over the output, n cells a side, x and y shifts in fractions of the output; n + 3 = 0: none.
+`start`. `matrix` float32 [2, 3] leads from output pixel to source pixel. `field` float32 [2, n + 3, n + 3] holds the
+control points of a uniform cubic B-spline over the output, n cells a side, x and y shifts in fractions of the output;
+n + 3 = 0: none.
 """
 
 from __future__ import annotations

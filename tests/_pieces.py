@@ -1,4 +1,4 @@
-"""A slide that is an array in memory, cut into encoded tiles, and what is read of it; stands in for `data.open_slide`."""
+"""A slide that is an array in memory, cut into encoded tiles: stands in for what `data.open_slide` gives."""
 
 from __future__ import annotations
 

@@ -49,12 +49,12 @@ class PillowTiles(torch.utils.data.Dataset):
 
         tile = self.tiles[index]
         drawn = self.augmentation.sample(SEED, 0, index)
-        with Image.open(tile.image) as image:
+        with Image.open(str(tile.image)) as image:
             pixels = self._warp(image.convert("RGB"), drawn.matrix[0], (BACKGROUND,) * 3)
         colour = colour_matrices(drawn.colour)[0]
         pixels = np.clip(np.asarray(pixels, np.float32) @ colour[:, :3].T + colour[:, 3], 0, 255)
         normalised = (pixels / np.float32(255) - self.mean) / self.std
-        with Image.open(tile.mask or "") as image:
+        with Image.open(str(tile.mask)) as image:
             mask = np.asarray(self._warp(image.convert("L"), drawn.matrix[0], 0)) > 127
         planes = np.ascontiguousarray(normalised.transpose(2, 0, 1))
         return torch.from_numpy(planes), torch.from_numpy(mask.astype(np.uint8))[None], tile.label or 0

@@ -44,7 +44,7 @@ def to_output(
     """Output positions [2, N] that show the source positions `points` [2, N], all in 0..1: the way back through the
     affine matrix, then through the field by fixed point."""
     affine = matrix.astype(np.float64)
-    straight = np.linalg.solve(affine[:, :2], points - affine[:, 2:])
+    straight = np.asarray(np.linalg.solve(affine[:, :2], points - affine[:, 2:]), np.float64)
     found = straight
     if field.size:
         for _ in range(_STEPS):

@@ -185,8 +185,8 @@ class Feed:
 
 
 def _with_channels(canvas: Canvas, wanted: int | None) -> Canvas:
-    """Pieces that came as pixels, with as many channels as decoded ones have: grey is repeated, and of colours the first
-    is taken, all being equal in a grey map. None leaves them as they are."""
+    """Pieces that came as pixels, with as many channels as decoded ones have: grey is repeated, of colours the first is
+    taken, all being equal in a grey map. None leaves them as they are."""
     if wanted is None or all(piece.pixels is None or piece.pixels.shape[2] == wanted for piece in canvas.pieces):
         return canvas
     return Canvas(

@@ -224,7 +224,7 @@ class Finisher:
     def _view(self, ready: Ready, decoded: Sequence[NDArray[np.uint8]], picture: int, row: int, channels: int) -> View:
         """The pixels of a canvas; copied only where several pieces, or the slide's edge, make it up. `channels` is for
         one without pieces."""
-        canvas, numbers = ready.canvases[picture][row], ready.numbers[picture][row]
+        canvas, numbers = ready.canvases[picture][row] or Canvas([], (1, 1)), ready.numbers[picture][row]
         tile, found = int(ready.tiles[row]), []
         for piece, number in zip(canvas.pieces, numbers, strict=True):
             pixels = piece.pixels

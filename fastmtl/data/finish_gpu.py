@@ -98,7 +98,7 @@ class GpuFinisher:
         return send(torch.from_numpy(np.ascontiguousarray(values)), self._device)
 
     def _hold(self, memory: Any) -> None:
-        """Keep what the kernels read until they have run: DALI takes its buffers back without asking torch's streams."""
+        """Keep what the kernels read until they have run: DALI reuses its buffers without asking torch's streams."""
         if self._device.type != "cuda":
             return
         done = torch.cuda.Event()

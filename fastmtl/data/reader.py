@@ -22,7 +22,8 @@ class Reader:
     def __init__(
         self, feed: Feed, options: FinishOptions, *, device: Literal["cpu", "gpu"], num_threads: int, prefetch: int
     ):
-        self._feed, self._options, self._kind = feed, options, device
+        self._feed, self._options = feed, options
+        self._kind: Literal["cpu", "gpu"] = device
         self._device = torch.device("cuda", torch.cuda.current_device()) if device == "gpu" else torch.device("cpu")
         self._num_threads, self._prefetch = num_threads, prefetch
         self._finisher: Any = None

@@ -147,7 +147,7 @@ def _read(target: Target, tiles: Sequence[Tile]) -> tuple[NDArray, NDArray[np.bo
     if target.kind in ("vector", "box"):
         size = 4 if target.kind == "box" else target.size
         values = np.stack([_vector(tile, target.column, size) for tile in tiles])
-        has = np.isfinite(values).all(1)
+        has = np.asarray(np.isfinite(values).all(1), bool)
         if target.kind == "vector":
             return np.where(has[:, None], values, 0).astype(np.float32), has
         return values, has
