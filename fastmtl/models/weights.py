@@ -5,8 +5,8 @@ Files are safetensors or torch state dicts, read with `weights_only=True`: nothi
 
 from __future__ import annotations
 
+import functools
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,18 +169,15 @@ def _read(source: str | Path) -> Weights:
     path = Path(source)
     if not path.is_file():
         path = _download(str(source))
+    if path.suffix == ".safetensors":
+        read: Any = require("safetensors.torch", "reading safetensors", extra="train").load_file
+    else:
+        read = functools.partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        if path.suffix == ".safetensors":
-            found: Any = require("safetensors.torch", "reading safetensors", extra="train").load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        found = read(path)
+    except Exception as error:  # on bytes that are no such file both fail in every way there is
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"`weights` {source} cannot be read as safetensors or a torch state dict: {reason}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ValueError(f"`weights` {source} is no safetensors file: {error}") from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
