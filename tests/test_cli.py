@@ -173,7 +173,7 @@ def test_print_config_shows_flags_and_sets(capsys):
         (["train"], "RECIPE is missing"),
         (["train", "demmo"], "unknown recipe 'demmo'; did you mean 'demo'"),
         (["train", "demo", "--set", "model.base_chanels=4"], "no option 'base_chanels'; did you mean 'base_channels'"),
-        (["train", "demo", "--set", "model.name=unet"], "unknown model 'unet'; did you mean 'joint_unet'"),
+        (["train", "demo", "--set", "model.name=joint_une"], "unknown model 'joint_une'; did you mean 'joint_unet'"),
         (["train", "demo", "--set", "balancer.name=pcgrd"], "did you mean 'pcgrad'"),
         (["train", "demo", "--set", "balancer.reduktion=mean"], "no option 'reduktion'; did you mean 'reduction'"),
         (["train", "demo", "--set", "tasks.segmentation.kind=segment"], "unknown kind 'segment'"),

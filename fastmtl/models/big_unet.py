@@ -16,7 +16,7 @@ INFO = {
     "paper": PAPER,
     "channels": (64, 256, 512, 1024),
     "strides": (2, 4, 8, 16),
-    "tiny": {"width": 1 / 16, "depth": 0.25},
+    "tiny": {"width": 1 / 8, "depth": 0.1},
 }
 
 

@@ -59,7 +59,7 @@ def resnet50(
         strides=(32,),
         extra="models",
         rows={"classification": Row(TASKS, 27_523_968)},
-        tiny={"width": 1 / 8, "depth": 0.5},
+        tiny={"width": 1 / 8, "depth": 0.5, "drop_path": 0.0},
     ),
 )
 def swin_t(
@@ -91,7 +91,7 @@ def swin_t(
         strides=(32,),
         extra="models",
         rows={"classification": Row(TASKS, 4_015_234)},
-        tiny={"width": 1 / 4, "depth": 0.3},
+        tiny={"width": 1 / 4, "depth": 0.3, "drop_path": 0.0},
     ),
 )
 def efficientnet_b0(

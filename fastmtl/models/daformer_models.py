@@ -16,7 +16,7 @@ from .registry import ModelInfo, Row, register_model
 PAPER = "Switched auxiliary loss for transformers in histopathology (Barve, Hussain)"
 MASK = {"mask": Output("map", 1)}
 AUXILIARY = MASK | {"auxiliary": Output("auxiliary", 1)}
-TINY = {"width": 1 / 8, "depth": 0.25, "decoder_channels": 16}
+TINY = {"width": 1 / 8, "depth": 0.25, "drop_path": 0.0, "decoder_channels": 16}
 Fusion = Literal["sep_aspp", "conv"]
 
 

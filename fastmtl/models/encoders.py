@@ -128,10 +128,15 @@ def efficientnet_b0(*, width: float = 1.0, depth: float = 1.0, drop_path: float 
         batch_norm_momentum=0.01,
     )
 
+    net = transformers.EfficientNetModel(config)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):  # transformers draws them around 0, and nothing gets through
+            nn.init.ones_(module.weight)
+
     def read(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
         return [net(images).last_hidden_state]
 
-    return Pyramid(transformers.EfficientNetModel(config), read, [top], [32])
+    return Pyramid(net, read, [top], [32])
 
 
 def _round_filters(value: int, width: float) -> int:

@@ -31,7 +31,7 @@ from .registry import ModelInfo, Row, register_model
             ),
             "segmentation": Row({"segmentation": Output("queries", 1)}, 47_402_876),
         },
-        tiny={"width": 1 / 8, "depth": 0.25, "num_queries": 6, "head_widths": (32, 16)},
+        tiny={"width": 1 / 8, "depth": 0.25, "drop_path": 0.0, "num_queries": 6, "head_widths": (32, 16)},
     ),
 )
 class Mask2Tasks(MultiTaskModel):

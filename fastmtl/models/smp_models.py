@@ -24,7 +24,7 @@ def _info(what: str, channels: tuple[int, ...], deepest: int, plain: int, auxili
         strides=(2, 4, 8, 16, deepest),
         extra="models",
         rows={"mask": Row(MASK, plain), "mask, auxiliary": Row(AUXILIARY, auxiliary)},
-        tiny={"encoder": tiny, "width": 1 / 8},
+        tiny={"encoder": tiny, "width": 1 / 4},
     )
 
 

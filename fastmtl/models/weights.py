@@ -5,8 +5,8 @@ Files are safetensors or torch state dicts, read with `weights_only=True`: nothi
 
 from __future__ import annotations
 
+import functools
 import logging
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +110,18 @@ def _parts(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, list[str]]:
 def _named_as_here(model: nn.Module, found: Weights) -> Weights:
     """`found` under the names `model` has for them: the renaming under which most keys fit."""
     own = model.state_dict()
-    candidates = [found]
-    for place in _places(model):
-        prefix = f"{place}." if place else ""
-        inner = {key.removeprefix(prefix) for key in own if key.startswith(prefix)}
-        candidates += [_realigned(inner, found, prefix)]
-        candidates += [_converted(model.get_submodule(place), found, prefix)]
-    return max(candidates, key=lambda keys: sum(k in own and own[k].shape == v.shape for k, v in keys.items()))
+
+    def fits(keys: Weights) -> int:
+        return sum(key in own and own[key].shape == value.shape for key, value in keys.items())
+
+    best = found
+    for rename in (_realigned, _converted):  # transformers' conversion builds a second network: only where it must
+        for place in _places(model):
+            prefix = f"{place}." if place else ""
+            inner = {key for key in own if key.startswith(prefix)}
+            if fits(best) < len(inner):
+                best = max(best, rename(model.get_submodule(place), found, prefix), key=fits)
+    return best
 
 
 def _places(model: nn.Module) -> list[str]:
@@ -125,8 +130,9 @@ def _places(model: nn.Module) -> list[str]:
     return [name for name in ("", "encoder", "encoder.net", "net") if name in names]
 
 
-def _realigned(inner: set[str], found: Weights, prefix: str) -> Weights:
-    """`found` without the prefix its keys share before names of `inner`, or with one it lacks."""
+def _realigned(module: nn.Module, found: Weights, prefix: str) -> Weights:
+    """`found` without the prefix its keys share before names of `module`, or with one it lacks."""
+    inner = module.state_dict().keys()
     best: Weights = {}
     for anchor in sorted(inner)[:1]:
         heads = {key.removesuffix(anchor) for key in found if key.endswith(anchor)}
@@ -169,18 +175,15 @@ def _read(source: str | Path) -> Weights:
     path = Path(source)
     if not path.is_file():
         path = _download(str(source))
+    if path.suffix == ".safetensors":
+        read: Any = require("safetensors.torch", "reading safetensors", extra="train").load_file
+    else:
+        read = functools.partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        if path.suffix == ".safetensors":
-            found: Any = require("safetensors.torch", "reading safetensors", extra="train").load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        found = read(path)
+    except Exception as error:  # on bytes that are no such file both fail in every way there is
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"`weights` {source} cannot be read as safetensors or a torch state dict: {reason}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ValueError(f"`weights` {source} is no safetensors file: {error}") from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
