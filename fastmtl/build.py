@@ -214,7 +214,7 @@ def _apex(name: str) -> Callable[..., torch.optim.Optimizer]:
         from apex.optimizers import FusedAdam, FusedLAMB  # type: ignore[import-not-found]
     except ImportError:
         raise ConfigError(
-            f"optimizer {name!r} needs NVIDIA's apex, which is not installed. It is built from NVIDIA's sources; "
-            "the package named apex on PyPI is another project. optimizer = 'adamw' needs nothing."
+            f"optimizer {name!r} needs NVIDIA's apex, whose optimizers cannot be imported here. It is built from "
+            "NVIDIA's sources; the package named apex on PyPI is another project. optimizer = 'adamw' needs nothing."
         ) from None
     return FusedAdam if name == "apex_adam" else FusedLAMB

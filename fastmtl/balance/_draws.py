@@ -18,6 +18,8 @@ class Draws:
     """A stream of numbers for each step; `uniform` gives the current step's."""
 
     def __init__(self, seed: int) -> None:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ValueError(f"`seed` must be an integer; got {seed!r}.")
         self._seed = seed
         self._step = torch.zeros((), dtype=torch.int64)
 

@@ -238,13 +238,20 @@ def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
     )
 
 
-def _trainable(shared: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters that take part: each one once, frozen ones left out."""
+def as_list(shared: Iterable[Tensor]) -> list[Tensor]:
+    """`shared`, to be read more than once."""
     if isinstance(shared, Tensor):
         raise TypeError("`shared` must be an iterable of parameters; got one tensor. Pass [parameter].")
+    if not isinstance(shared, Iterable):
+        raise TypeError(f"`shared` must hold parameters; got {type(shared).__name__}. Pass module.parameters().")
+    return list(shared)
+
+
+def _trainable(shared: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters that take part: each one once, frozen ones left out."""
     parameters: dict[int, Tensor] = {}
     given = 0
-    for parameter in shared:
+    for parameter in as_list(shared):
         given += 1
         if not isinstance(parameter, Tensor):
             raise TypeError(f"`shared` must hold parameters; got {type(parameter).__name__}. Pass module.parameters().")
@@ -261,6 +268,8 @@ def _trainable(shared: Iterable[Tensor]) -> list[Tensor]:
     devices = {str(parameter.device) for parameter in parameters.values()}
     if len(devices) > 1:
         raise ValueError(f"`shared` must be on one device; got {', '.join(sorted(devices))}.")
+    if devices == {"meta"}:
+        raise ValueError("`shared` must hold numbers; got parameters on the meta device. Give the model memory first.")
     complex_ones = [parameter for parameter in parameters.values() if not parameter.is_floating_point()]
     if complex_ones:
         raise ValueError(f"`shared` must be floating point; got {complex_ones[0].dtype}.")

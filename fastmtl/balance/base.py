@@ -19,10 +19,10 @@ from fastmtl import ops
 from fastmtl.ops.gram import MAX_TASKS
 
 from ._autograd import backward, weighted_sum
-from .arena import GradientArena
+from .arena import GradientArena, as_list
 from .exact import Sequential, Strategy
 from .strategies import create_strategy
-from .weighted import WeightedBalancer
+from .weighted import WeightedBalancer, check_scale
 from .weighted import values as values
 
 
@@ -144,9 +144,10 @@ class GradientBalancer(WeightedBalancer):
             TypeError, ValueError: a loss is no scalar, has no graph or reaches no shared parameter; the tasks changed;
                 `shared` holds no trainable leaf. Shared `.grad`s are then as before; micro-batches are dropped.
         """
-        shared = shared if isinstance(shared, Tensor) else list(shared)  # it is read more than once
+        shared = as_list(shared)  # it is read more than once
         try:
             self._check_losses(losses)
+            check_scale(scale)
             if len(losses) > MAX_TASKS:
                 raise ValueError(f"`losses` must have at most {MAX_TASKS} tasks; got {len(losses)}.")
             total, active = self._step_losses(losses, active, last)
@@ -262,6 +263,7 @@ class LossBalancer(WeightedBalancer):
         """
         try:
             self._check_losses(losses)
+            check_scale(scale)
             total, active = self._step_losses(losses, active, last)
             self._tasks = list(losses)
             self._ranks.begin((), self.parameters())

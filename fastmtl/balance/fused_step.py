@@ -240,8 +240,9 @@ def _check_alike(parameters: list[Tensor]) -> None:
     if len({device for device, _ in kinds}) > 1 or any(dtype not in kernel.DTYPES for _, dtype in kinds):
         found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
         raise ValueError(
-            f"`optimizer` must hold float32 or float64 parameters of one device; got {found}. Use autocast with "
-            "float32 parameters, or balancer.backward(...) and optimizer.step()."
+            f"`optimizer` must hold float32 or float64 parameters of one device; got {found}. Half precision needs "
+            "float32 master weights, which a torch optimizer does not keep: use autocast with float32 parameters, or "
+            "balancer.backward(...) and optimizer.step()."
         )
 
 

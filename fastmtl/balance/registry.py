@@ -74,7 +74,7 @@ def create_balancer(name: str, **options: Any) -> GradientBalancer | LossBalance
     PCGrad(reduction='mean', seed=0, with_self=False)
     """
     if name not in _BALANCERS:
-        raise ValueError(f"unknown balancer {name!r}; {nearest(name, list_balancers())}")
+        raise ValueError(f"unknown balancer {name!r}; {nearest(name.lower(), list_balancers())}")
     made = _BALANCERS[name]
     used = {option: options[option] for option in _OF_USE if option in options}
     rest = {option: value for option, value in options.items() if option not in used}

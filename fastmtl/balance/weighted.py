@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.nn import Module, Parameter
 
 from .alone import Alone
@@ -87,6 +88,14 @@ class WeightedBalancer(ABC):
         return {"tasks": None if self._tasks is None else list(self._tasks)} | copies
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken.
+
+        Raises:
+            ValueError: it is another method's.
+        """
+        if missing := self.state_dict().keys() - state.keys() - {"reuse"}:
+            lacking = ", ".join(sorted(missing))
+            raise ValueError(f"`state` must be what `state_dict` of a {type(self).__name__} gave; it has no {lacking}.")
         self._tasks = None if state["tasks"] is None else list(state["tasks"])
         for name in self.held:
             tensor = state[name]
@@ -137,11 +146,17 @@ class WeightedBalancer(ABC):
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
                 raise ValueError(f"`losses[{name!r}]` must be a scalar tensor; got {found}. Reduce it first.")
+            if not loss.is_floating_point():
+                raise ValueError(f"`losses[{name!r}]` must be floating point; got {loss.dtype}.")
             if not loss.requires_grad:
                 raise ValueError(
                     f"`losses[{name!r}]` must carry a graph; got a tensor with requires_grad=False. For a task without "
                     "labels in the batch return `0.0 * output.sum()`, and never a detached loss."
                 )
+        devices = {loss.device: name for name, loss in losses.items()}
+        if len(devices) > 1:
+            found = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
+            raise ValueError(f"`losses` must lie on one device; got {found}. Move them with loss.to(device).")
         if self._tasks is not None and list(losses) != self._tasks:
             raise ValueError(
                 f"`losses` must have the tasks {self._tasks}, in this order, at every step; got {list(losses)}."
@@ -151,6 +166,18 @@ class WeightedBalancer(ABC):
 def values(losses: Mapping[str, Tensor]) -> Tensor:
     """The losses as one detached vector [K] float64."""
     return torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
+
+
+def check_scale(scale: object) -> None:
+    """Raise unless `scale` is None, a positive number or a tensor of one element (which is not looked into)."""
+    if scale is None or (isinstance(scale, Tensor) and scale.numel() == 1):
+        return
+    if isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < float("inf"):
+        return
+    found = f"a tensor {list(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
+    if isinstance(scale, GradScaler):
+        found = "the GradScaler itself. Take scaler.scale(torch.ones((), device=device)), or a FusedStep"
+    raise ValueError(f"`scale` must be a positive number or a scalar tensor; got {found}.")
 
 
 def _check_active(active: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
