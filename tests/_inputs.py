@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 TARGET_DTYPES = (torch.uint8, torch.bool, torch.int16, torch.int32, torch.int64, torch.float32, torch.bfloat16,
@@ -32,6 +33,11 @@ def layout(tensor: Tensor, name: str) -> Tensor:
         flat[1:] = tensor.reshape(-1)
         return flat[1:].view(tensor.shape)
     return tensor.contiguous()
+
+
+def laid_out(draw, tensor: Tensor | None) -> Tensor | None:
+    """In a layout that hypothesis draws; None, a mask that there is not, stays None."""
+    return None if tensor is None else layout(tensor, draw(st.sampled_from(LAYOUTS)))
 
 
 def segmentation(

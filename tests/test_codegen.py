@@ -1,6 +1,6 @@
 """What the Triton kernels become on Hopper, without a GPU: no spilled register, 16-byte loads on aligned inputs.
 
-The kernels and their limits stand in benchmarks/hopper.py; the table of what was found in benchmarks/README.md.
+The kernels and their limits stand in benchmarks/hopper/; the table of what was found in benchmarks/README.md.
 """
 
 from __future__ import annotations

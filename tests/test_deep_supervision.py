@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from _asserts import assert_bit_equal, assert_within_budget
-from _inputs import LAYOUTS, MASKS, TARGET_DTYPES, generator, layout, mask, segmentation
+from _inputs import MASKS, TARGET_DTYPES, generator, laid_out, layout, mask, segmentation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -141,13 +141,13 @@ def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     )
     dtype, target_dtype = draw(st.sampled_from([torch.float32, torch.bfloat16])), draw(st.sampled_from(TARGET_DTYPES))
     heads, target = pyramid(size, strides, draw(st.integers(1, 3 if most > 1 else 2)), dtype, target_dtype)
-    heads = [layout(x, draw(st.sampled_from(LAYOUTS))) for x in heads]
+    heads = [laid_out(draw, x) for x in heads]
     check(
         backend,
         heads,
-        layout(target, draw(st.sampled_from(LAYOUTS))),
+        laid_out(draw, target),
         downsample=draw(st.sampled_from(HOW)),
-        mask=mask(draw(st.sampled_from(MASKS)), target.shape),
+        mask=laid_out(draw, mask(draw(st.sampled_from(MASKS)), target.shape)),
         batch=draw(st.booleans()),
         squared_pred=draw(st.booleans()),
         jaccard=draw(st.booleans()),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from _asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
-from _inputs import LAYOUTS, MASKS, TARGET_DTYPES, layout, mask, segmentation
+from _inputs import MASKS, TARGET_DTYPES, laid_out, layout, mask, segmentation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -101,12 +101,12 @@ def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     x, t = segmentation(
         shape, draw(st.sampled_from([torch.float32, torch.bfloat16])), draw(st.sampled_from(TARGET_DTYPES))
     )
-    x, t = layout(x, draw(st.sampled_from(LAYOUTS))), layout(t, draw(st.sampled_from(LAYOUTS)))
+    x, t = laid_out(draw, x), laid_out(draw, t)
     check(
         backend,
         x,
         t,
-        mask=mask(draw(st.sampled_from(MASKS)), shape),
+        mask=laid_out(draw, mask(draw(st.sampled_from(MASKS)), shape)),
         batch=draw(st.booleans()),
         squared_pred=draw(st.booleans()),
         jaccard=draw(st.booleans()),

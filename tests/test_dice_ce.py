@@ -8,7 +8,7 @@ import pytest
 import torch
 from _asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
 from _classes import CLASS_DTYPES, PIXEL_MASKS, class_map, pixel_mask
-from _inputs import LAYOUTS, layout
+from _inputs import laid_out, layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -103,13 +103,12 @@ def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     spatial = draw(st.lists(st.integers(1, 15), min_size=0, max_size=3))
     shape = (draw(st.integers(1, 3)), draw(st.sampled_from([2, 3, 5, 8, 17])), *spatial)
     x, t = class_map(shape, draw(st.sampled_from([torch.float32, torch.bfloat16])), draw(st.sampled_from(CLASS_DTYPES)))
-    name = draw(st.sampled_from(LAYOUTS))
     batch = draw(st.booleans())
     check(
         backend,
-        layout(x, name) if x.dim() > 2 else x,
-        t if draw(st.booleans()) else t.unsqueeze(1),
-        mask=pixel_mask(draw(st.sampled_from(PIXEL_MASKS)), shape),
+        laid_out(draw, x),
+        laid_out(draw, t if draw(st.booleans()) else t.unsqueeze(1)),
+        mask=laid_out(draw, pixel_mask(draw(st.sampled_from(PIXEL_MASKS)), shape)),
         ignore_index=draw(st.sampled_from([-100, 1])),
         batch=batch,
         squared_pred=draw(st.booleans()),

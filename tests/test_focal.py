@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from _asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
-from _inputs import LAYOUTS, MASKS, TARGET_DTYPES, class_numbers, layout, mask, segmentation, with_target
+from _inputs import MASKS, TARGET_DTYPES, class_numbers, laid_out, layout, mask, segmentation, with_target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -76,14 +76,14 @@ def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     shape = (draw(st.integers(1, 3)), draw(st.integers(1 if activation == "sigmoid" else 2, 9)), *spatial)
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     x, t = with_target(activation, shape, dtype, draw(st.sampled_from([torch.uint8, torch.int64])))
-    x, kind = layout(x, draw(st.sampled_from(LAYOUTS))), draw(st.sampled_from(MASKS))
+    x, kind = laid_out(draw, x), draw(st.sampled_from(MASKS))
     if activation == "sigmoid":
-        t, valid = layout(t, draw(st.sampled_from(LAYOUTS))), mask(kind, shape)
+        t, valid = laid_out(draw, t), mask(kind, shape)
     else:
-        t = layout(t.unsqueeze(1), draw(st.sampled_from(LAYOUTS))).squeeze(1)
         pixels = mask("pixel" if kind in ("segment", "row") else kind, (shape[0], 1, *spatial))
         valid = pixels if pixels is None or pixels.dim() == 1 else pixels.squeeze(1)
         t[:1] = draw(st.sampled_from([0, 1]))
+        t = laid_out(draw, t.unsqueeze(1))
     check(
         backend,
         x,
@@ -92,7 +92,7 @@ def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
         gamma=draw(st.sampled_from(GAMMAS)),
         alpha=draw(st.sampled_from([None, 0.25, torch.rand(shape[1])])),
         weight=draw(st.sampled_from([None, 2.0, torch.rand(shape[1])])),
-        mask=valid,
+        mask=laid_out(draw, valid),
         ignore_index=-100 if activation == "sigmoid" else draw(st.sampled_from([-100, 0, 1])),
         reduction=draw(st.sampled_from(REDUCTIONS)),
     )

@@ -1,4 +1,4 @@
-"""The losses, the matching and the tiles on an NVIDIA GPU against the float64 definitions; `benchmarks/on_gpu.sh build-test`.
+"""Losses, matching and tiles on an NVIDIA GPU against the float64 definitions; `benchmarks/on_gpu.sh build-test`.
 
 Tests named `small` are the ones compute-sanitizer runs too.
 """

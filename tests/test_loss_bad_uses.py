@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from _inputs import segmentation
 from torch import Tensor
 
 from fastmtl import ops
@@ -179,3 +180,16 @@ def test_all_class_losses_take_the_same_targets_and_masks() -> None:
         for given in (target, target[:, 0], target.byte()):
             assert torch.equal(loss(input, given, mask=row), expected)
             assert torch.equal(loss(input, given, mask=row[0]), expected)
+
+
+def test_weights_of_channels_compile_with_symbolic_sizes() -> None:
+    input, target = segmentation((2, 3, 8, 6))
+
+    def loss(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return ops.dice_bce_loss(input, target, pos_weight=weight, weight=weight)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    for width in (6, 5):
+        arguments = input[..., :width].contiguous(), target[..., :width].contiguous(), weight
+        torch.testing.assert_close(compiled(*arguments), loss(*arguments))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from _asserts import assert_bit_equal, assert_within_budget
-from _inputs import generator
+from _inputs import generator, laid_out
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -102,7 +102,7 @@ def test_odd_shapes_dtypes_temperatures_and_masks(backend, data):
     if draw(st.booleans()):  # rows that lie apart
         z1, z2 = torch.stack([z1, z2], 1).unbind(1)
     mask = draw(st.sampled_from([None, torch.rand(pairs, generator=generator(3)) < 0.5]))
-    mask = mask if mask is None else mask.to(draw(st.sampled_from([torch.bool, torch.uint8])))
+    mask = laid_out(draw, mask if mask is None else mask.to(draw(st.sampled_from([torch.bool, torch.uint8]))))
     check(backend, z1, z2, temperature=draw(st.sampled_from([0.005, 0.05, 0.5, 5.0])), mask=mask)
 
 

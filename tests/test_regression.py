@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from _asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
-from _inputs import LAYOUTS, MASKS, TARGET_DTYPES, generator, layout, mask
+from _inputs import MASKS, TARGET_DTYPES, generator, laid_out, layout, mask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -87,9 +87,9 @@ def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     )
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     x, t = pair(shape, dtype, draw(st.sampled_from(TARGET_DTYPES)))
-    x, t = layout(x, draw(st.sampled_from(LAYOUTS))), layout(t, draw(st.sampled_from(LAYOUTS)))
+    x, t = laid_out(draw, x), laid_out(draw, t)
     reduction = draw(st.sampled_from(["none", "mean", "sum"]))
-    valid = mask(draw(st.sampled_from(MASKS)), shape)
+    valid = laid_out(draw, mask(draw(st.sampled_from(MASKS)), shape))
     check(draw(st.sampled_from(list(LOSSES))), backend, x, t, reduction=reduction, mask=valid)
 
 

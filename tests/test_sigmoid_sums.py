@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from _asserts import assert_bit_equal, loss_and_gradient
-from _inputs import LAYOUTS, MASKS, TARGET_DTYPES, layout, mask, segmentation
+from _inputs import MASKS, TARGET_DTYPES, laid_out, mask, segmentation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -40,9 +40,9 @@ def test_overlap_sums_match_the_definition(backend, data):
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 4)), *draw(st.lists(st.integers(1, 19), max_size=3)))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     x, t = segmentation(shape, dtype, draw(st.sampled_from(TARGET_DTYPES)))
-    x, t = layout(x, draw(st.sampled_from(LAYOUTS))), layout(t, draw(st.sampled_from(LAYOUTS)))
+    x, t = laid_out(draw, x), laid_out(draw, t)
     options = {
-        "mask": mask(draw(st.sampled_from(MASKS if len(shape) > 2 else MASKS[:3])), shape),
+        "mask": laid_out(draw, mask(draw(st.sampled_from(MASKS if len(shape) > 2 else MASKS[:3])), shape)),
         "squared_pred": draw(st.booleans()),
         "pos_weight": draw(st.sampled_from([None, 2.5])),
     }

@@ -120,8 +120,8 @@ def per_channel(weight: Tensor | None, input: Tensor) -> Tensor | None:
         return None
     if weight.numel() == 1:
         return weight.reshape(1).expand(channels)
-    ones = (1,) * (input.dim() - 2)
-    return weight.reshape(channels) if weight.shape in ((channels, *ones), (1, channels, *ones)) else None
+    ones, shape = [1] * (input.dim() - 2), list(weight.shape)
+    return weight.reshape(channels) if shape == [channels, *ones] or shape == [1, channels, *ones] else None
 
 
 def binary_entropy(sums: Overlap, weight: Tensor | None, reduction: str) -> Tensor:

@@ -112,11 +112,12 @@ def per_channel(name: str, value: Tensor | float | None, input: Tensor) -> Tenso
     constant(name, value)
     if value.numel() == 1:
         return value.reshape(1).expand(channels)
-    ones = (1,) * (input.dim() - 2)
-    if value.shape not in ((channels,), (channels, *ones), (1, channels, *ones)):
+    ones, shape = [1] * (input.dim() - 2), list(value.shape)
+    # One by one: torch.compile looks for symbolic sizes in a tuple of shapes and does not find them.
+    if not (shape == [channels] or shape == [channels, *ones] or shape == [1, channels, *ones]):
         raise ValueError(
             f"`{name}` must be a number, [{channels}] or [{channels}, 1, ...], one for each channel of `input`; "
-            f"got {list(value.shape)}."
+            f"got {shape}."
         )
     return value.reshape(channels)
 

@@ -1,0 +1,5 @@
+"""The process that `compile_kernels` starts."""
+
+from .compile import main
+
+main()

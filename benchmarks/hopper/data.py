@@ -1,0 +1,31 @@
+"""Kernels of the data plane as `compile` builds them for Hopper."""
+
+from __future__ import annotations
+
+from .compile import Kernel
+
+
+def _finish() -> list[Kernel]:
+    """Pictures lie anywhere, neighbours of a place anywhere in them: single bytes are loaded, and the caches help."""
+    places = {"table": "*i64", "matrix": "*fp32", "field": "*fp32", "size": "i32"}
+    numbers = dict.fromkeys(("colour", "noise", "scale", "shift"), "*fp32") | {"keys": "*i32"}
+    image, mask = {"OUTSIDE": 240, "BLOCK": 256}, {"CHANNELS": 1, "BLOCK": 256, "CELLS": 5}
+    image_types, mask_types = places | numbers | {"out": "*fp32"}, places | {"out": "*u8", "threshold": "fp32"}
+    straight, bent = image | {"CELLS": 0, "NOISE": False}, image | {"CELLS": 5, "NOISE": True}
+    warp_types, noise_types = places | {"out": "*u8", "within": "*u8"}, numbers | {"images": "*fp32", "size": "i32"}
+    found = [  # name, label, types, constants, bytes of a pixel
+        ("finish_image_kernel", "affine", image_types, straight, 15),
+        ("finish_image_kernel", "bent", image_types, bent, 15),
+        ("warp_image_kernel", "bent", warp_types, image | {"CELLS": 5}, 7),
+        ("finish_mask_kernel", "bent", mask_types, mask | {"NEAREST": False}, 2),
+        ("finish_mask_kernel", "nearest", mask_types, mask | {"NEAREST": True}, 2),
+        ("add_noise_kernel", "", noise_types, {"BLOCK": 256}, 24),
+        ("stitch_kernel", "", {"jobs": "*i64"}, {"ROWS": 8, "BYTES": 512}, 2),
+    ]
+    return [
+        Kernel("finish_triton", name, types, constants, wide_loads=0, label=label, bytes_per_element=moved)
+        for name, label, types, constants, moved in found
+    ]
+
+
+DATA = _finish()
