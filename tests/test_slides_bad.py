@@ -166,9 +166,8 @@ def test_a_deflated_bomb_is_not_unpacked(tmp_path):
         path, iter([zlib.compress(bytes(2**26))]), shape=(64, 64, 3), dtype=np.uint8, tile=(64, 64), photometric="rgb",
         compression="deflate",
     )  # fmt: skip
-    with data.open_slide(path) as slide:
-        with pytest.raises(data.DamagedPieceError, match="does not decode as deflate"):
-            slide.read_region(0, 0, 64, 64)
+    with data.open_slide(path) as slide, pytest.raises(data.DamagedPieceError, match="does not decode as deflate"):
+        slide.read_region(0, 0, 64, 64)
 
 
 def test_a_byte_count_beyond_belief_takes_no_memory(tmp_path):
