@@ -90,7 +90,7 @@ def _samples(data: Any, encoding: Encoding, width: int, height: int) -> NDArray:
         values = np.frombuffer(data, np.uint8)
     else:
         unpack: Callable[..., bytes] = getattr(codecs, _ROWS[encoding.codec] + "_decode")
-        values = np.frombuffer(unpack(data, out=height * row), np.uint8)  # a bomb is cut off at the tile's size
+        values = np.frombuffer(unpack(data, out=height * row), np.uint8)  # no more than that: bombs raise
     if values.size == 0 or values.size % row:
         raise ValueError(f"holds {values.size} bytes, no whole rows of {row}: truncated")
     pixels = values[: height * row].reshape(-1, width, encoding.samples)

@@ -25,11 +25,13 @@ class DamagedPieceError(SlideError):
         slide: its file.
         coordinate: the tile's left and top edge in level-0 pixels, and its level.
         reason: what is wrong with it.
+        what: both, in words, without the file.
     """
 
     def __init__(self, slide: Path, coordinate: tuple[int, int, int], reason: str):
         x, y, level = coordinate
-        super().__init__(slide, f"tile at x={x}, y={y} of level {level}: {reason}")
+        self.what = f"tile at x={x}, y={y} of level {level}: {reason}"
+        super().__init__(slide, self.what)
         self.coordinate, self.reason = coordinate, reason
 
     def __reduce__(self) -> tuple:

@@ -39,9 +39,8 @@ def index_slide(
         tissue = find_tissue(slide, damage)
         _try_first_tiles(slide, damage)
     if damage:
-        count = f"{len(damage)} tiles cannot be read" if len(damage) > 1 else "a tile cannot be read"
-        problem = f"{count}: {damage[0].reason} (at x={damage[0].coordinate[0]}, y={damage[0].coordinate[1]}, level "
-        layout = replace(layout, problems=(*layout.problems, f"{problem}{damage[0].coordinate[2]})"))
+        several = f"{len(damage)} tiles cannot be read, first" if len(damage) > 1 else "a tile cannot be read:"
+        layout = replace(layout, problems=(*layout.problems, f"{several} {damage[0].what}"))
     index = SlideIndex(identity, layout, tissue)
     save_index(index, path, index_folder)
     return index

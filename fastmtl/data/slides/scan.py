@@ -36,9 +36,5 @@ def scan(path: Path, max_pixels: int = MAX_PIXELS) -> Layout:
         return scan_foreign(path, max_pixels)
     try:
         return scan_tiff(path, max_pixels)
-    except NotHereError as not_here:
-        try:
-            return scan_foreign(path, max_pixels)
-        except (SlideError, ImportError) as error:
-            said = error.reason if isinstance(error, SlideError) else str(error)
-            raise SlideError(path, f"{not_here} ({said})") from error
+    except NotHereError:
+        return scan_foreign(path, max_pixels)

@@ -20,20 +20,20 @@ MAX_PIECE_PIXELS = 2**26
 
 _COLOURS = {0: "inverted", 1: "grey", 2: "rgb", 3: "palette", 6: "ycbcr"}
 _SAMPLES = {"inverted": (1, 2), "grey": (1, 2), "rgb": (3, 4), "palette": (1,), "ycbcr": (3,)}
-_ORIENTATION, _SUBFILE = 274, 254
+_SUBFILE, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 254, 274, 322, 323
 _REDUCED = 1
 
 
 class NotHereError(Exception):
-    """The file is a TIFF that is not read here, and why; perhaps OpenSlide reads it."""
+    """The file is a TIFF of a vendor whose pages mean more than their tags say: OpenSlide knows."""
 
 
 def scan_tiff(path: Path, max_pixels: int) -> Layout:
     """Read all headers of a TIFF and none of its pixels.
 
     Raises:
-        SlideError: damaged, or larger than `max_pixels` at level 0.
-        NotHereError: it is of a vendor or a kind that is not read here.
+        SlideError: damaged, larger than `max_pixels` at level 0, or of a kind that is not read; says which.
+        NotHereError: OpenSlide should read it.
     """
     tifffile = require("tifffile", "opening TIFF slides")
     try:
@@ -48,7 +48,7 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
 def _scan(path: Path, file: Any, max_pixels: int) -> Layout:
     vendor = tiff_words.vendor(file)
     if vendor in tiff_words.LEFT_TO_OPENSLIDE:
-        raise NotHereError(f"a slide of {vendor.title()}, which OpenSlide reads")
+        raise NotHereError(vendor)
     if not len(file.pages):
         raise SlideError(path, "a TIFF without a page: truncated")
     pages = [page.aspage() for page in file.pages]
@@ -60,7 +60,7 @@ def _scan(path: Path, file: Any, max_pixels: int) -> Layout:
     try:
         rasters = [_raster(file, first, problems)]
     except ValueError as error:
-        raise NotHereError(str(error)) from error
+        raise SlideError(path, str(error)) from error
     associated: dict[str, Raster] = {}
     sub_pages = [page.aspage() for page in first.pages or ()]
     for page in [*sub_pages, *pages[1:]]:
@@ -110,7 +110,7 @@ def _is_level(raster: Raster, levels: list[Raster], first: Any, page: Any) -> bo
 
 def _raster(file: Any, page: Any, problems: list[str]) -> Raster:
     encoding = _encoding(file, page, problems)
-    if page.is_tiled:
+    if _TILE_WIDTH in page.tags or _TILE_HEIGHT in page.tags:  # tifffile takes tiles of no size for strips
         tile_width, tile_height = page.tilewidth, page.tilelength
     else:
         tile_width, tile_height = page.imagewidth, min(page.rowsperstrip or page.imagelength, page.imagelength)

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 
 MAX_SIZE = 2048
-"""Pixels of a mask's longer side: 50 micrometres across a whole glass, 25 across a biopsy."""
+"""Pixels of a mask's longer side, at most."""
 
-_LEAST, _MOST = 14, 45  # grey levels between channels: empty glass stays under the one, pale eosin above the other
+_PIXEL = 16  # level-0 pixels that a mask's pixel averages, at least: about a nucleus, so that none is a hole
+_LEAST, _MOST = 12, 20  # grey levels between channels: empty glass stays under the one, tissue above the other
 _BLACK = 50  # brightest channel; the densest haematoxylin at this scale is above
-_SPECKLE = 5  # pixels across: dust and noise, by a median
+_SPECKLE = 3  # pixels across: dust and noise, by a median
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +82,9 @@ class TissueMask:
 
 def find_tissue(slide: Slide, damage: list[DamagedPieceError] | None = None) -> TissueMask:
     """The tissue mask of an open slide; `damage` as in `thumbnail`."""
-    picture = thumbnail(slide, MAX_SIZE, damage)
-    return TissueMask(tissue_pixels(picture), slide.levels[0].width, slide.levels[0].height)
+    width, height = slide.levels[0].width, slide.levels[0].height
+    picture = thumbnail(slide, min(MAX_SIZE, -(-max(width, height) // _PIXEL)), damage)
+    return TissueMask(tissue_pixels(picture), width, height)
 
 
 def tissue_pixels(picture: NDArray[np.uint8]) -> Mask:
@@ -99,9 +101,10 @@ def tissue_pixels(picture: NDArray[np.uint8]) -> Mask:
 
 
 def _ink(red: NDArray, green: NDArray, blue: NDArray) -> Mask:
-    """Pens. Haematoxylin and eosin take more green than red and blue; DAB leaves more red than green than blue."""
+    """Pens. Haematoxylin and eosin take more green than red and blue; DAB leaves more red than green than blue;
+    haematoxylin alone may leave a little more green than red."""
     green_pen = green > np.maximum(red, blue) + 12
-    blue_pen = (blue > green + 50) & (green > red + 8)
+    blue_pen = (blue > red + 60) & (green > red + 20)
     red_pen = (red > 130) & (red > green + 110) & (np.abs(green - blue) < 30)
     return green_pen | blue_pen | red_pen
 
