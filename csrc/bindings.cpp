@@ -83,8 +83,7 @@ fastmtl::SoftmaxProblem softmax_problem(const std::array<std::int64_t, 3>& shape
 
 fastmtl::RegressionProblem regression_problem(const std::array<std::int64_t, 3>& shape, const View& input,
                                               const View& target, const View& mask, int error, double beta) {
-  return {shape[0],     shape[1], shape[2], planes(input), planes(target), planes(mask),
-          static_cast<fastmtl::Error>(error), static_cast<float>(beta)};
+  return {loss_inputs(shape, input, target, mask), static_cast<fastmtl::Error>(error), static_cast<float>(beta)};
 }
 
 // (segments, n, groups, wide) and (J, element type, K, row stride, w), as `_fused_step.py` in fastmtl/ops makes them.

@@ -1,5 +1,7 @@
 #include "combine.hpp"
 
+#include <cstring>
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif

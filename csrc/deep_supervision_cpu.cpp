@@ -46,7 +46,7 @@ bool fill(const DeepSupervision& problem, const DeepHead& head, Windows& windows
   }
   sample(problem, head, windows, block.masked, b, c, first, block);
   block.target = block.complete(block.target_buffer, 0.0f);
-  block.logits = block.as_float(head.problem.logits, b, c, first, -__builtin_inff(), block.logits_buffer);
+  block.logits = block.as_float(head.problem.logits, b, c, first, kNoLogit, block.logits_buffer);
   return true;
 }
 
@@ -81,7 +81,7 @@ void deep_supervision_sums(const DeepSupervision& problem, bool overlap, DiceBce
     for (std::int64_t c = 0; c < channels; ++c) sums[c] = {0.0, 0.0, 0.0, 0.0, 0.0};
     Windows windows;
     for_each_block(
-        head.problem, head.chunks, unit.own,
+        head.problem, head.chunks, unit.own, kNoLogit,
         [&](Block& block, std::int64_t b, std::int64_t c, std::int64_t first) {
           return fill(problem, head, windows, b, c, first, block);
         },
@@ -104,7 +104,7 @@ void deep_supervision_gradient(const DeepSupervision& problem, const float* grad
     float slopes[3];
     Windows windows;
     write_blocks(
-        head.problem, head.chunks, unit.own, head.gradient,
+        head.problem, head.chunks, unit.own, head.gradient, kNoLogit,
         [&](Block& block, std::int64_t b, std::int64_t c, std::int64_t first) {
           const float* slope = coefficients + 3 * l * planes + b * channels + c;
           for (int k = 0; k < 3; ++k) slopes[k] = slope[k * planes];

@@ -41,7 +41,7 @@ void dice_bce_sums(const DiceBceProblem& problem, const Chunks& chunks, bool ove
     for (std::int64_t c = 0; c < problem.channels; ++c) partials[first + c] = {0.0, 0.0, 0.0, 0.0, 0.0};
     if (counts != nullptr)
       for (std::int64_t c = 0; c < problem.channels; ++c) counts[first + c] = {0, 0, 0, 0};
-    for_each_block(problem, chunks, unit, [&](const Block& block, std::int64_t b, std::int64_t c) {
+    for_each_block(problem, chunks, unit, kNoLogit, [&](const Block& block, std::int64_t b, std::int64_t c) {
       add(block, pos_weight_of(problem, b, c), partials[first + c]);
       if (counts != nullptr) count_block(block, counts[first + c]);
     });
@@ -54,7 +54,7 @@ void dice_bce_gradient(const DiceBceProblem& problem, const Chunks& chunks, cons
   const DifferentiateBlock differentiate = differentiate_block_of(problem);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit)
-    write_blocks(problem, chunks, unit, gradient,
+    write_blocks(problem, chunks, unit, gradient, kNoLogit,
                  [&](const Block& block, std::int64_t b, std::int64_t c, float* values) {
                    const float* slope = coefficients + b * problem.channels + c;
                    const float slopes[3] = {slope[0], slope[segments], slope[2 * segments]};

@@ -8,7 +8,6 @@
 namespace fastmtl {
 namespace {
 
-constexpr std::int64_t kLanes = 16;            // blocks are whole vectors
 constexpr std::int64_t kLargestBlock = 512;    // at most 32 additions in a float32 lane
 constexpr std::int64_t kBlockElements = 4096;  // over all channels; a row of 16 KiB leaves room in L1
 constexpr std::int64_t kSmallestBlock = 128;   // below, reducing the lanes to sums costs more than leaving L1
@@ -79,7 +78,7 @@ void finish(const SoftmaxProblem& problem, const DiceCeOptions& options, const s
     for (std::int64_t k = 0; k < stride; ++k) sums[k] += samples[b * stride + k];
   const auto weight_of = [&](std::int64_t c) { return options.weight == nullptr ? 1.0 : double{options.weight[c]}; };
 
-  std::vector<DiceScore> dice(static_cast<std::size_t>(rows * C));
+  std::vector<DiceScore<double>> dice(static_cast<std::size_t>(rows * C));
   std::vector<Row> found(static_cast<std::size_t>(rows));
   Row all;
   for (std::int64_t row = 0; row < rows; ++row) {
@@ -91,7 +90,7 @@ void finish(const SoftmaxProblem& problem, const DiceCeOptions& options, const s
       if (options.smoothing > 0.0) own.entropy += weight * spread * of[kSpread * C + c];
       if (!problem.soft) own.weights += weight * of[kTarget * C + c];
       if (!problem.overlap || (c == 0 && !options.background)) continue;
-      DiceScore& score = dice[row * C + c];
+      DiceScore<double>& score = dice[row * C + c];
       score = dice_score(of[kIntersection * C + c], of[kPrediction * C + c], of[kTarget * C + c], pixels, options.dice);
       if (score.counted) own.dice += weight * score.loss;
       own.counted += score.counted;
@@ -113,7 +112,7 @@ void finish(const SoftmaxProblem& problem, const DiceCeOptions& options, const s
     total += value;
     for (std::int64_t b = 0; b < (options.over_batch ? B : 1); ++b)
       for (std::int64_t c = 0; c < C; ++c) {
-        const DiceScore& score = dice[row * C + c];
+        const DiceScore<double>& score = dice[row * C + c];
         const double scale = of_dice * weight_of(c);
         const double slopes[3] = {of_ce * weight_of(c), scale * score.of_intersection, scale * score.of_prediction};
         for (int k = 0; k < 3; ++k) coefficients[(k * B + row + b) * C + c] = static_cast<float>(slopes[k]);

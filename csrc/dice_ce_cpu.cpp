@@ -9,6 +9,7 @@
 #include <omp.h>
 
 #include "softmax_block.hpp"
+#include "vec_math.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
@@ -29,7 +30,7 @@ inline void by_fours(std::int64_t channels, Step step) {
 }
 
 inline void fill(float* __restrict row, std::int64_t count, float value) {
-  FASTMTL_EACH_PIXEL(i, count) row[i] = value;
+  FASTMTL_EACH_LANE(i, count) row[i] = value;
 }
 
 template <int... k>
@@ -37,7 +38,7 @@ void maximum(const SoftmaxBlock& s, std::int64_t c, Classes<k...>) {
   const std::int64_t stride = s.logits_stride;
   const float* __restrict x = s.logits + c * stride;
   float* __restrict top = s.top;
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     float m = top[i];
     ((m = x[k * stride + i] > m ? x[k * stride + i] : m), ...);
     top[i] = m;
@@ -52,7 +53,7 @@ void exponentials(const SoftmaxBlock& s, std::int64_t c, Classes<k...>) {
   const std::int32_t* __restrict index = s.index;
   float* __restrict out = s.exponentials + c * block;
   float *__restrict others = s.other, *__restrict owns = s.own, *__restrict drops = s.drop;
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     const float m = top[i];
     const std::int32_t y = index[i] - static_cast<std::int32_t>(c);
     float other = others[i], own = owns[i], drop = drops[i];
@@ -77,7 +78,7 @@ void weighted_exponentials(const SoftmaxBlock& s, std::int64_t c, Classes<k...>)
   const std::int32_t* __restrict index = s.index;
   float* __restrict out = s.exponentials + c * block;
   float *__restrict others = s.other, *__restrict owns = s.own, *__restrict sums = s.drop;
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     const float m = top[i];
     const std::int32_t y = index[i] - static_cast<std::int32_t>(c);
     float other = others[i], own = owns[i], sum = sums[i];
@@ -104,7 +105,7 @@ void normalise(const SoftmaxBlock& s) {
   const float *__restrict other = s.other, *__restrict own = s.own, *__restrict drop = s.drop;
   const float* __restrict valid = s.valid;
   float *__restrict inverse = s.inverse, *__restrict log_sum = s.extra, *__restrict cost = s.cost;
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     inverse[i] = valid[i] / (other[i] + own[i]);
     // The largest e is 1: where it is the own one, the rest of the sum stands there as it is.
     log_sum[i] = log1p_positive(own[i] == 1.0f ? other[i] : other[i] - 1.0f + own[i]);
@@ -118,7 +119,7 @@ void add_class(const SoftmaxBlock& s, std::int64_t channels, std::int64_t c, dou
   const float *__restrict e = s.exponentials + c * s.block, *__restrict inverse = s.inverse, *__restrict cost = s.cost;
   const std::int32_t* __restrict index = s.index;
   float intersection = 0.0f, prediction = 0.0f, target = 0.0f, entropy = 0.0f;
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     const bool hit = index[i] == static_cast<std::int32_t>(c);
     if (kOverlap) {
       const float p = e[i] * inverse[i];
@@ -140,7 +141,7 @@ void add_soft_class(const SoftmaxBlock& s, std::int64_t channels, std::int64_t c
   const float *__restrict targets = s.soft + c * s.block, *__restrict inverse = s.inverse, *__restrict top = s.top;
   const float* __restrict log_sum = s.extra;
   float intersection = 0.0f, prediction = 0.0f, target = 0.0f, entropy = 0.0f;
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     const float p = e[i] * inverse[i], t = targets[i];
     prediction += kSquared ? p * p : p;
     intersection += p * t;
@@ -158,7 +159,7 @@ void add_spread(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
   for (std::int64_t c = 0; c < channels; ++c) {
     const float* __restrict x = s.logits + c * s.logits_stride;
     float spread = 0.0f;
-    FASTMTL_EACH_PIXEL(i, s.padded)
+    FASTMTL_EACH_LANE(i, s.padded)
       spread += valid[i] != 0.0f ? top[i] - x[i] + log_sum[i] : 0.0f;
     sums[kSpread * channels + c] += spread;
   }
@@ -174,13 +175,13 @@ void add_counts(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
   for (std::int64_t c = channels - 1; c >= 0; --c) {
     const float* __restrict x = s.logits + c * s.logits_stride;
     const auto number = static_cast<float>(c);
-    FASTMTL_EACH_PIXEL(i, s.padded) {
+    FASTMTL_EACH_LANE(i, s.padded) {
       chosen[i] = x[i] == top[i] ? number : chosen[i];
       odd[i] = (bits_of<std::int32_t>(x[i]) & 0x7f800000) == 0x7f800000 ? 1.0f : odd[i];
     }
   }
   float not_finite = 0.0f;
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     not_finite += valid[i] * odd[i];
     chosen[i] = valid[i] != 0.0f ? chosen[i] : -1.0f;
   }
@@ -188,7 +189,7 @@ void add_counts(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
   for (std::int64_t c = 0; c < channels; ++c) {
     const auto number = static_cast<float>(c);
     float hits = 0.0f, predicted = 0.0f;
-    FASTMTL_EACH_PIXEL(i, s.padded) {
+    FASTMTL_EACH_LANE(i, s.padded) {
       const float here = chosen[i] == number ? 1.0f : 0.0f;
       predicted += here;
       hits += index[i] == static_cast<std::int32_t>(c) ? here : 0.0f;
@@ -227,7 +228,7 @@ void prepare_gradient(const SoftmaxBlock& s, float smoothing, float base, float 
   const float *__restrict h = s.slopes[0] + 2, *__restrict a = s.slopes[1] + 2, *__restrict b = s.slopes[2] + 2;
   const std::int32_t* __restrict index = s.index;
   float *__restrict inverse = s.inverse, *__restrict extra = s.extra, *__restrict at_class = s.cost;
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     const float r = valid[i] / (other[i] + own[i]), p = own[i] * r, rest = other[i] * r, all = h[index[i]];
     const float g = (1.0f - smoothing) * all;
     float common = g + base, value = p * base - g * rest - per_class * all;
@@ -247,7 +248,7 @@ void differentiate_class(const SoftmaxBlock& s, std::int64_t c, float per_class,
   const float *__restrict extra = s.extra, *__restrict at_class = s.cost;
   const std::int32_t* __restrict index = s.index;
   const float b = s.slopes[2][c + 2], spread = per_class * s.slopes[0][c + 2];
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     const float p = e[i] * inverse[i];
     const float u = !kOverlap ? extra[i] : extra[i] + (kSquared ? b * p : b);
     const float value = p * u - spread;
@@ -259,12 +260,12 @@ void differentiate_class(const SoftmaxBlock& s, std::int64_t c, float per_class,
 void prepare_soft_gradient(const SoftmaxBlock& s, const SoftmaxProblem& problem, float smoothing, float base) {
   const float *__restrict other = s.other, *__restrict valid = s.valid;
   float *__restrict inverse = s.inverse, *__restrict extra = s.extra;
-  FASTMTL_EACH_PIXEL(i, s.padded) inverse[i] = valid[i] / other[i];
+  FASTMTL_EACH_LANE(i, s.padded) inverse[i] = valid[i] / other[i];
   fill(extra, s.padded, base);
   for (std::int64_t c = 0; c < problem.channels; ++c) {
     const float *__restrict e = s.exponentials + c * s.block, *__restrict t = s.soft + c * s.block;
     const float g = (1.0f - smoothing) * s.slopes[0][c + 2], a = s.slopes[1][c + 2], b = s.slopes[2][c + 2];
-    FASTMTL_EACH_PIXEL(i, s.padded) {
+    FASTMTL_EACH_LANE(i, s.padded) {
       const float p = e[i] * inverse[i];
       extra[i] += g * t[i] - p * (a * t[i] + (problem.squared ? b * p : b));
     }
@@ -276,7 +277,7 @@ void differentiate_soft_class(const SoftmaxBlock& s, bool squared, std::int64_t 
   const float *__restrict e = s.exponentials + c * s.block, *__restrict t = s.soft + c * s.block;
   const float *__restrict inverse = s.inverse, *__restrict extra = s.extra;
   const float h = s.slopes[0][c + 2], g = (1.0f - smoothing) * h, a = s.slopes[1][c + 2], b = s.slopes[2][c + 2];
-  FASTMTL_EACH_PIXEL(i, s.padded) {
+  FASTMTL_EACH_LANE(i, s.padded) {
     const float p = e[i] * inverse[i];
     out[i] = p * (extra[i] + a * t[i] + (squared ? b * p : b)) - g * t[i] - per_class * h;
   }
@@ -305,7 +306,7 @@ void differentiate_block(const SoftmaxProblem& problem, const SoftmaxBlock& s, f
       differentiate_class<kOverlap, kSquared>(s, c, per_class, out);
     if (direct) continue;
     const float* __restrict valid = s.valid;
-    FASTMTL_EACH_PIXEL(i, s.padded) out[i] = valid[i] != 0.0f ? out[i] : 0.0f;  // not even a NaN slope
+    FASTMTL_EACH_LANE(i, s.padded) out[i] = valid[i] != 0.0f ? out[i] : 0.0f;  // not even a NaN slope
     store(gradient.type, out, gradient.data, at, gradient.pixel, s.count);
   }
 }

@@ -23,6 +23,26 @@ void finish(const std::vector<FocalSums>& segments, Reduction reduction, float* 
   if (reduction != Reduction::none) *loss = static_cast<float>(reduction == Reduction::mean ? total * of_mean : total);
 }
 
+bool sigmoid_few_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
+                         int threads) {
+  const bool each = reduction == Reduction::none;
+  std::vector<FocalSums> groups(static_cast<std::size_t>(groups_of(problem)));
+  FASTMTL_DISPATCH(sigmoid_focal_few_losses)(problem, each ? loss : nullptr, coefficients, groups.data(),
+                                             useful_threads(problem, threads));
+  FocalSums all{};
+  for (const FocalSums& group : groups) {
+    all.loss += group.loss;
+    all.elements += group.elements;
+    all.implausible += group.implausible;
+  }
+  if (!each) {
+    const double slope = reduction == Reduction::mean ? 1.0 / std::max(all.elements, 1.0) : 1.0;
+    std::fill_n(coefficients, problem.batch * problem.channels, static_cast<float>(slope));
+    *loss = static_cast<float>(slope * all.loss);
+  }
+  return all.implausible == 0.0;
+}
+
 // partials [batch, chunks, width] added up over the chunks, in order: [batch, width].
 std::vector<FocalSums> add_chunks(const std::vector<FocalSums>& partials, std::int64_t batch, std::int64_t chunks,
                                   std::int64_t width) {
@@ -49,6 +69,7 @@ std::int64_t tile_pixels(std::int64_t channels) {
 
 bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
                            int threads) {
+  if (few_pixels(problem)) return sigmoid_few_forward(problem, reduction, loss, coefficients, threads);
   const Chunks chunks = chunks_of(problem);
   std::vector<FocalSums> partials(static_cast<std::size_t>(problem.batch * chunks.count * problem.channels));
   FASTMTL_DISPATCH(sigmoid_focal_sums)(problem, chunks, partials.data(), useful_threads(problem, threads));
@@ -74,8 +95,11 @@ bool softmax_focal_forward(const SoftmaxFocalProblem& problem, Reduction reducti
 void sigmoid_focal_backward(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,
                             const Planes& gradient, int threads) {
   expect_whole_write(problem, gradient);
-  FASTMTL_DISPATCH(sigmoid_focal_gradient)(problem, chunks_of(problem), grad, coefficients, gradient,
-                                           useful_threads(problem, threads));
+  threads = useful_threads(problem, threads);
+  if (few_pixels(problem))
+    FASTMTL_DISPATCH(sigmoid_focal_few_gradient)(problem, grad, coefficients, gradient, threads);
+  else
+    FASTMTL_DISPATCH(sigmoid_focal_gradient)(problem, chunks_of(problem), grad, coefficients, gradient, threads);
 }
 
 void softmax_focal_backward(const SoftmaxFocalProblem& problem, const Planes& grad, const float* coefficients,

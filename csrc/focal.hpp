@@ -52,6 +52,10 @@ struct SoftmaxTile {
   void sigmoid_focal_sums(const SigmoidFocalProblem& problem, const Chunks& chunks, FocalSums* partials, int threads); \
   void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& chunks, const Planes& grad,           \
                               const float* coefficients, const Planes& gradient, int threads);                        \
+  void sigmoid_focal_few_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients,                 \
+                                FocalSums* sums, int threads);                                                        \
+  void sigmoid_focal_few_gradient(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,  \
+                                  const Planes& gradient, int threads);                                               \
   void softmax_focal_sums(const SoftmaxFocalProblem& problem, const Chunks& chunks, const SoftmaxTile& tile,          \
                           FocalSums* partials, int threads);                                                          \
   void softmax_focal_gradient(const SoftmaxFocalProblem& problem, const Chunks& chunks, const SoftmaxTile& tile,      \

@@ -8,7 +8,8 @@
 // No std:: template here: the linker would keep one copy for all instruction sets, perhaps the AVX-512 one.
 #include "focal.hpp"
 
-#include "sigmoid_block.hpp"
+#include "plane_block.hpp"
+#include "sigmoid.hpp"
 #include "vec_pow.hpp"
 
 namespace fastmtl {
@@ -30,16 +31,40 @@ Focus focus_of(const SigmoidFocalProblem& problem, std::int64_t c) {
 inline float wrong_share(float x, float t) { return bits_of<std::int32_t>(x) < 0 ? t : 1.0f - t; }
 
 template <int kGamma>
+inline float loss_of(float x, float t, const Focus& focus) {
+  const float size = __builtin_fabsf(x), w = wrong_share(x, t), e = exp_minus(size);
+  const float linear = w == 0.0f ? 0.0f : w * size;  // an infinite logit on the right side costs 0, not NaN
+  const float u = kGamma == 0 ? 1.0f : (w + (1.0f - w) * e) / (1.0f + e);
+  return (focus.negative + focus.difference * t) * power<kGamma>(u, focus.gamma) * (linear + log1p_unit(e));
+}
+
+template <int kGamma>
+inline float derivative(float x, float t, const Focus& focus) {
+  constexpr std::int32_t kSign = INT32_MIN, kLargest = 0x7149f2ca;  // the bits of 1e30, far from overflow
+  const float e = exp_minus(__builtin_fabsf(x)), r = 1.0f / (1.0f + e);
+  const std::int32_t sign = bits_of<std::int32_t>(x) & kSign, size = bits_of<std::int32_t>(x) & ~kSign;
+  // An infinite logit's e = 0 times its entropy is 0, not NaN. As integers, for a second comparison of floats beside
+  // the one in exp_minus makes GCC weave the two into a dozen blends.
+  const float finite = bits_of<float>(size < kLargest ? size : kLargest), w = wrong_share(x, t);
+  const float U = w + (1.0f - w) * e, V = w - (1.0f - w) * e;
+  const float entropy = w * finite + log1p_unit(e), of_miss = (2.0f * w - 1.0f) * e * entropy;
+  float slope = r * V;
+  if (kGamma == 1) slope = r * r * (of_miss + U * V);
+  if (kGamma == 2) slope = r * r * r * U * (2.0f * of_miss + U * V);
+  if (kGamma == kAny) {
+    const float ratio = U > 0.0f ? of_miss / U : 0.0f;  // u^(gamma - 1) alone could be infinite
+    slope = power_unit(r * U, focus.gamma) * r * (focus.gamma * ratio + V);
+  }
+  return (focus.negative + focus.difference * t) * bits_of<float>(bits_of<std::int32_t>(slope) ^ sign);
+}
+
+template <int kGamma>
 void add_block(const Block& block, const Focus& focus, FocalSums& sums) {
   float loss = 0.0f, target = 0.0f;
   const float *logits = block.logits, *targets = block.target;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {  // the mask tells the compiler there is no remainder
-    const float x = logits[i], t = targets[i], size = __builtin_fabsf(x);
-    const float w = wrong_share(x, t), e = exp_minus(size);
-    const float linear = w == 0.0f ? 0.0f : w * size;  // an infinite logit on the right side costs 0, not NaN
-    const float u = kGamma == 0 ? 1.0f : (w + (1.0f - w) * e) / (1.0f + e);
-    loss += (focus.negative + focus.difference * t) * power<kGamma>(u, focus.gamma) * (linear + log1p_unit(e));
-    target += t;
+    loss += loss_of<kGamma>(logits[i], targets[i], focus);
+    target += targets[i];
   }
   sums.loss += loss;
   sums.implausible += target;
@@ -49,26 +74,49 @@ void add_block(const Block& block, const Focus& focus, FocalSums& sums) {
 // values = grad * slope of a block.
 template <int kGamma>
 void differentiate_block(const Block& block, const Focus& focus, float grad, float* __restrict values) {
-  constexpr std::int32_t kSign = INT32_MIN, kLargest = 0x7149f2ca;  // the bits of 1e30, far from overflow
-  const float negative = grad * focus.negative, difference = grad * focus.difference, gamma = focus.gamma;
+  const Focus scaled = {grad * focus.negative, grad * focus.difference, focus.gamma};
   const float *logits = block.logits, *targets = block.target;
-  for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {
-    const float x = logits[i], t = targets[i], e = exp_minus(__builtin_fabsf(x)), r = 1.0f / (1.0f + e);
-    const std::int32_t sign = bits_of<std::int32_t>(x) & kSign, size = bits_of<std::int32_t>(x) & ~kSign;
-    // An infinite logit's e = 0 times its entropy is 0, not NaN. As integers, for a second comparison of floats beside
-    // the one in exp_minus makes GCC weave the two into a dozen blends.
-    const float finite = bits_of<float>(size < kLargest ? size : kLargest), w = wrong_share(x, t);
-    const float U = w + (1.0f - w) * e, V = w - (1.0f - w) * e;
-    const float entropy = w * finite + log1p_unit(e), of_miss = (2.0f * w - 1.0f) * e * entropy;
-    float slope = r * V;
-    if (kGamma == 1) slope = r * r * (of_miss + U * V);
-    if (kGamma == 2) slope = r * r * r * U * (2.0f * of_miss + U * V);
-    if (kGamma == kAny) {
-      const float ratio = U > 0.0f ? of_miss / U : 0.0f;  // u^(gamma - 1) alone could be infinite
-      slope = power_unit(r * U, gamma) * r * (gamma * ratio + V);
+  for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i)
+    values[i] = derivative<kGamma>(logits[i], targets[i], scaled);
+}
+
+// A group of planes of few pixels: its factors and sums, plane by plane.
+struct Group {
+  alignas(64) float negative[kBlock], difference[kBlock], loss[kBlock], target[kBlock], elements[kBlock];
+  std::int64_t first, count, padded;
+
+  Group(const SigmoidFocalProblem& problem, std::int64_t unit) {
+    Block shape(kNoLogit);
+    first = unit * group_planes(problem);
+    shape.start(problem.batch * problem.channels, first, group_planes(problem));
+    count = shape.count, padded = shape.padded;
+    FASTMTL_EACH_LANE(i, padded) loss[i] = target[i] = elements[i] = 0.0f;
+    FASTMTL_EACH_LANE(i, padded) negative[i] = problem.negative;
+    FASTMTL_EACH_LANE(i, padded) difference[i] = problem.positive - problem.negative;
+    for (std::int64_t i = 0; problem.factors != nullptr && i < count; ++i) {
+      const Focus focus = focus_of(problem, (first + i) % problem.channels);
+      negative[i] = focus.negative, difference[i] = focus.difference;
     }
-    values[i] = (negative + difference * t) * bits_of<float>(bits_of<std::int32_t>(slope) ^ sign);
   }
+};
+
+template <int kGamma>
+void add_pixel(const Block& block, float gamma, Group& group) {
+  const float *__restrict logits = block.logits, *__restrict targets = block.target;
+  const float *__restrict negative = group.negative, *__restrict difference = group.difference;
+  float *__restrict loss = group.loss, *__restrict target = group.target;
+  FASTMTL_EACH_LANE(i, block.padded)
+    loss[i] += loss_of<kGamma>(logits[i], targets[i], {negative[i], difference[i], gamma});
+  FASTMTL_EACH_LANE(i, block.padded) target[i] += targets[i];
+  block.add_elements(group.elements);
+}
+
+template <int kGamma>
+void differentiate_pixel(const Block& block, float gamma, const Group& group, float* __restrict values) {
+  const float *__restrict logits = block.logits, *__restrict targets = block.target;
+  const float *__restrict negative = group.negative, *__restrict difference = group.difference;
+  FASTMTL_EACH_LANE(i, block.padded)
+    values[i] = derivative<kGamma>(logits[i], targets[i], {negative[i], difference[i], gamma});
 }
 
 }  // namespace
@@ -81,7 +129,7 @@ void sigmoid_focal_sums(const SigmoidFocalProblem& problem, const Chunks& chunks
   for (std::int64_t unit = 0; unit < units; ++unit) {
     FocalSums* sums = partials + unit * problem.channels;
     for (std::int64_t c = 0; c < problem.channels; ++c) sums[c] = {0.0, 0.0, 0.0};
-    for_each_block(problem, chunks, unit, [&](const Block& block, std::int64_t, std::int64_t c) {
+    for_each_block(problem, chunks, unit, kNoLogit, [&](const Block& block, std::int64_t, std::int64_t c) {
       add(block, focus_of(problem, c), sums[c]);
     });
   }
@@ -94,11 +142,55 @@ void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& ch
                                   differentiate_block<2>, differentiate_block<kAny>);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit)
-    write_blocks(problem, chunks, unit, gradient,
+    write_blocks(problem, chunks, unit, gradient, kNoLogit,
                  [&](const Block& block, std::int64_t b, std::int64_t c, float* values) {
                    const float go = static_cast<const float*>(grad.data)[b * grad.batch + c * grad.channel];
                    differentiate(block, focus_of(problem, c), go * coefficients[b * problem.channels + c], values);
                  });
+}
+
+// Planes of few pixels: sums [groups] with the number of planes whose targets are implausible. loss and coefficients
+// [planes] of the reduction "none", or nullptr.
+void sigmoid_focal_few_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients, FocalSums* sums,
+                              int threads) {
+  const std::int64_t units = groups_of(problem);
+  const auto add = pick(problem.gamma, add_pixel<0>, add_pixel<1>, add_pixel<2>, add_pixel<kAny>);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (std::int64_t unit = 0; unit < units; ++unit) {
+    Group group(problem, unit);
+    for_each_pixel(problem, unit, kNoLogit, [&](const Block& block) { add(block, problem.gamma, group); });
+    double total = 0.0, elements = 0.0;
+    std::int64_t implausible = 0;
+    for (std::int64_t i = 0; i < group.count; ++i) {
+      total += static_cast<double>(group.loss[i]), elements += static_cast<double>(group.elements[i]);
+      implausible += group.target[i] > 1.0001f * group.elements[i];
+    }
+    sums[unit] = {total, elements, static_cast<double>(implausible)};
+    for (std::int64_t i = 0; loss != nullptr && i < group.count; ++i) {
+      const float slope = 1.0f / (group.elements[i] > 1.0f ? group.elements[i] : 1.0f);
+      coefficients[group.first + i] = slope;
+      loss[group.first + i] = slope * group.loss[i];
+    }
+  }
+}
+
+void sigmoid_focal_few_gradient(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,
+                                const Planes& gradient, int threads) {
+  const std::int64_t units = groups_of(problem);
+  const auto differentiate = pick(problem.gamma, differentiate_pixel<0>, differentiate_pixel<1>,
+                                  differentiate_pixel<2>, differentiate_pixel<kAny>);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (std::int64_t unit = 0; unit < units; ++unit) {
+    Group group(problem, unit);
+    alignas(64) float go[kBlock];
+    load_across(grad, problem.channels, group.first, 0, group.count, go);
+    for (std::int64_t i = 0; i < group.count; ++i) {
+      const float slope = go[i] * coefficients[group.first + i];
+      group.negative[i] *= slope, group.difference[i] *= slope;
+    }
+    write_pixels(problem, unit, gradient, kNoLogit,
+                 [&](const Block& block, float* values) { differentiate(block, problem.gamma, group, values); });
+  }
 }
 
 }  // namespace FASTMTL_ISA

@@ -153,7 +153,7 @@ void fused_step(const Step& step, double factor, int num_threads) {
   } else if (step.row_type == Element::float16) {
     move_all<Half>(step, static_cast<float>(factor), num_threads);
   } else if (step.row_type == Element::bfloat16) {
-    move_all<BFloat16>(step, static_cast<float>(factor), num_threads);
+    move_all<BFloat>(step, static_cast<float>(factor), num_threads);
   } else {
     move_all<float>(step, static_cast<float>(factor), num_threads);
   }

@@ -3,6 +3,7 @@
 #include "gram.hpp"
 
 #include <cstdlib>
+#include <cstring>
 
 #include "rows.hpp"
 

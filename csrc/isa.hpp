@@ -10,6 +10,8 @@
 // one: an illegal instruction on other processors. `nm -C OBJECT` shows them as W.
 #pragma once
 
+#include <cstdint>
+
 #if defined(__x86_64__) || defined(_M_X64)
 #define FASTMTL_FOR_EACH_ISA(X) X(baseline) X(avx2) X(avx512)
 #else
@@ -19,6 +21,9 @@
 namespace fastmtl {
 
 enum class Isa { baseline, avx2, avx512 };
+
+// Floats of the widest vector of them all: loops run over whole multiples, so that none has a remainder.
+constexpr std::int64_t kLanes = 16;
 
 Isa active_isa();
 const char* isa_name(Isa isa);

@@ -23,7 +23,6 @@ static_assert(kTileRows % kRows == 0 && kTileRows % kPanel == 0 && kPanel % (2 *
 constexpr std::int64_t kDepth = 256;   // of a product at a time: a panel of 32 KiB stays in L1
 constexpr std::int64_t kStrip = 32;    // rows whose column sums are taken in float32
 constexpr std::int64_t kBlock = 192;   // the largest block
-constexpr std::int64_t kLanes = 16;    // floats of the widest vector
 constexpr double kEpsilon = 1e-12;     // as in torch.nn.functional.normalize
 
 inline Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }

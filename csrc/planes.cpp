@@ -9,8 +9,9 @@
 namespace fastmtl {
 namespace {
 
-constexpr std::int64_t kBlock = 512;            // as in sigmoid_block.hpp: chunks are whole blocks
 constexpr std::int64_t kChunkElements = 16384;  // over all channels: 64 KiB of float32
+
+constexpr std::int64_t kFewPixels = 32;         // more fill two vectors and are worth a block of their own
 
 }  // namespace
 
@@ -18,6 +19,16 @@ Chunks chunks_of(const LossInputs& inputs) {
   const std::int64_t blocks = kChunkElements / std::max<std::int64_t>(inputs.channels, 1) / kBlock;
   const std::int64_t size = std::max<std::int64_t>(blocks, 1) * kBlock;
   return {size, (inputs.pixels + size - 1) / size};
+}
+
+bool few_pixels(const LossInputs& inputs) {
+  return inputs.pixels < kFewPixels && inputs.pixels < inputs.batch * inputs.channels;
+}
+
+std::int64_t group_planes(const LossInputs& inputs) { return inputs.pixels == 1 ? kBlock : kBlock / 4; }
+
+std::int64_t groups_of(const LossInputs& inputs) {
+  return (inputs.batch * inputs.channels + group_planes(inputs) - 1) / group_planes(inputs);
 }
 
 int useful_threads(std::int64_t elements, int threads) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "element.hpp"
+#include "isa.hpp"
 
 namespace fastmtl {
 
@@ -21,11 +22,19 @@ struct LossInputs {
   Planes mask;    // uint8 or bool, 0 = takes part in nothing; absent: every element counts
 };
 
+constexpr std::int64_t kBlock = 512;  // elements that a kernel works on at a time, in L1; at most 32 additions a lane
+
 // Pixels are summed in chunks whose size depends on the shape alone, so that no sum depends on the thread count.
 struct Chunks {
   std::int64_t pixels, count;  // per sample
 };
 Chunks chunks_of(const LossInputs& inputs);
+
+// Whether the lanes of a vector had better run over planes than over the few pixels of each: one pixel of many planes
+// is then a block. Planes of such a group stay in L1 from their first pixel to their last.
+bool few_pixels(const LossInputs& inputs);
+std::int64_t group_planes(const LossInputs& inputs);
+std::int64_t groups_of(const LossInputs& inputs);
 
 // At most `threads`, and no more than have a chunk to work on.
 int useful_threads(std::int64_t elements, int threads);

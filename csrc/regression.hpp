@@ -11,11 +11,7 @@ namespace fastmtl {
 
 enum class Error : int { squared = 0, absolute = 1, smooth = 2 };
 
-struct RegressionProblem {
-  std::int64_t batch, channels, pixels;
-  Planes input;   // float32, float16 or bfloat16
-  Planes target;  // any type
-  Planes mask;    // uint8 or bool, 0 = takes part in nothing; absent: every element counts
+struct RegressionProblem : LossInputs {  // the input stands as its logits
   Error error;
   float beta;  // of the smooth error: where it turns from squared to absolute
 };
@@ -26,9 +22,6 @@ struct RegressionSums {
   std::int64_t elements;
 };
 
-// Pixels of a plane are summed in chunks of this many, so that no sum depends on the thread count.
-constexpr std::int64_t kRegressionChunk = 16384;
-
 // loss [B] or []; slopes [B]: of the loss in each sample's sum of errors. reduction 0: none; 1: mean; 2: sum.
 void regression_forward(const RegressionProblem& problem, int reduction, float* loss, float* slopes, int threads);
 
@@ -38,9 +31,14 @@ void regression_backward(const RegressionProblem& problem, const float* grad, st
 
 #define FASTMTL_DECLARE(isa)                                                                                     \
   namespace isa {                                                                                                \
-  void regression_sums(const RegressionProblem& problem, RegressionSums* partials, int threads);                 \
-  void regression_gradient(const RegressionProblem& problem, const float* grad, std::int64_t grad_stride,        \
-                           const float* slopes, const Planes& gradient, int threads);                            \
+  void regression_sums(const RegressionProblem& problem, const Chunks& chunks, RegressionSums* partials,         \
+                       int threads);                                                                             \
+  void regression_gradient(const RegressionProblem& problem, const Chunks& chunks, const float* grad,            \
+                           std::int64_t grad_stride, const float* slopes, const Planes& gradient, int threads);  \
+  void regression_few_losses(const RegressionProblem& problem, float* loss, float* slopes, RegressionSums* sums, \
+                             int threads);                                                                       \
+  void regression_few_gradient(const RegressionProblem& problem, const float* grad, std::int64_t grad_stride,    \
+                               const float* slopes, const Planes& gradient, int threads);                        \
   }
 FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
 #undef FASTMTL_DECLARE

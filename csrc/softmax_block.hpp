@@ -1,5 +1,5 @@
 // One block of pixels across all channels, as the softmax kernels read it: logits as float, class numbers as int32.
-// Included by *_cpu.cpp alone (see vec_math.hpp for the namespace).
+// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
 #pragma once
 
 #include "block_io.hpp"
@@ -8,7 +8,6 @@
 namespace fastmtl {
 namespace FASTMTL_ISA {
 
-constexpr std::int64_t kLanes = 16;  // floats of the widest vector: loops run over whole multiples, with no remainder
 constexpr std::int32_t kNoClass = -1, kOutsideClass = -2;
 
 // out[i] = the class number at first + i * stride, kNoClass for ignore_index, kOutsideClass for what is no class.
@@ -39,11 +38,6 @@ inline void load_classes(const SoftmaxProblem& problem, std::int64_t first, std:
     default: return classes_as<std::int64_t, std::int64_t>(problem, first, stride, count, out);
   }
 }
-
-// Over the pixels of a block in whole vectors: the mask says that there is no remainder, the pragma that no row
-// overlaps another, which the compiler would check for as many pairs of rows as there are, or give up.
-#define FASTMTL_EACH_PIXEL(i, padded) \
-  _Pragma("GCC ivdep") for (std::int64_t i = 0; i < ((padded) & -kLanes); ++i)
 
 struct SoftmaxBlock {
   // Logits of channel c begin at logits + c * logits_stride: where they lie if they can be used so, else a buffer.
@@ -82,7 +76,7 @@ struct SoftmaxBlock {
     if (mask.data != nullptr && mask.pixel != 0)
       load(Element::uint8, mask.data, masked, mask.pixel, count, valid);
     else
-      FASTMTL_EACH_PIXEL(i, padded) valid[i] = 1.0f;
+      FASTMTL_EACH_LANE(i, padded) valid[i] = 1.0f;
     for (std::int64_t i = count; i < padded; ++i) valid[i] = 0.0f;
     if (!problem.soft)
       load_classes(problem, b * problem.target.batch + first * problem.target.pixel, problem.target.pixel, count,
@@ -100,17 +94,17 @@ struct SoftmaxBlock {
   void count_pixels(bool soft) {
     float* __restrict here = valid;
     std::int32_t* __restrict classes = index;
-    if (soft) FASTMTL_EACH_PIXEL(i, padded) classes[i] = kNoClass;
+    if (soft) FASTMTL_EACH_LANE(i, padded) classes[i] = kNoClass;
     const std::int32_t none = soft ? kNoClass - 1 : kNoClass;
-    FASTMTL_EACH_PIXEL(i, padded) {
+    FASTMTL_EACH_LANE(i, padded) {
       const float before = here[i];
       const std::int32_t read = classes[i], y = before != 0.0f ? read : none;
       here[i] = y == none ? 0.0f : 1.0f;
       classes[i] = y;
     }
     float number = 0.0f, strange = 0.0f;  // not members, which `here` could point to
-    FASTMTL_EACH_PIXEL(i, padded) number += here[i];
-    FASTMTL_EACH_PIXEL(i, padded) strange += classes[i] == kOutsideClass ? 1.0f : 0.0f;
+    FASTMTL_EACH_LANE(i, padded) number += here[i];
+    FASTMTL_EACH_LANE(i, padded) strange += classes[i] == kOutsideClass ? 1.0f : 0.0f;
     pixels = number, outside = strange;
   }
 
@@ -133,7 +127,7 @@ struct SoftmaxBlock {
     if (whole) return;
     for (std::int64_t i = count; i < padded; ++i) out[i] = 0.0f;
     const float* __restrict here = valid;
-    FASTMTL_EACH_PIXEL(i, padded) out[i] = here[i] != 0.0f ? out[i] : 0.0f;
+    FASTMTL_EACH_LANE(i, padded) out[i] = here[i] != 0.0f ? out[i] : 0.0f;
   }
 };
 

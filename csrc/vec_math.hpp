@@ -1,31 +1,11 @@
 // exp and log1p for loops the compiler vectorises: no branch, no table, no call, NaN in gives NaN out.
-//
-// Included by *_cpu.cpp alone. Everything lives in the namespace of the instruction set, because the same inline
-// function compiled for AVX-512 and for the baseline must not be merged by the linker.
+// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
 #pragma once
 
-#include <cstdint>
+#include "numbers.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
-
-template <typename To, typename From>
-inline To bits_of(From value) {
-  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
-  To result;
-  __builtin_memcpy(&result, &value, sizeof(To));
-  return result;
-}
-
-// a * b + c. The explicit call also keeps -fassociative-math from merging the two steps of the range reduction below,
-// which would cost several digits for large arguments. Without hardware FMA a call into libm would be far slower.
-inline float fused(float a, float b, float c) {
-#if defined(__FP_FAST_FMAF)
-  return __builtin_fmaf(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
 
 // The bits of exp(x), n being x / ln(2) rounded to nearest.
 inline std::int32_t exp_bits(float x, int n) {

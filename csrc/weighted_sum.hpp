@@ -7,23 +7,7 @@
 #include "rows.hpp"
 
 namespace fastmtl {
-namespace {
-
-// a * b + c, rounded once where the hardware does that; the explicit call makes every loop do the same.
-inline float fused(float a, float b, float c) {
-#if defined(__FP_FAST_FMAF)
-  return __builtin_fmaf(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-inline double fused(double a, double b, double c) {
-#if defined(__FP_FAST_FMA)
-  return __builtin_fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
+namespace FASTMTL_ISA {
 
 template <typename T, typename Sum>
 inline void weighted_sum(const T* J, std::int64_t K, std::int64_t row_stride, const Sum* w, Sum* sum, std::int64_t n) {
@@ -34,5 +18,5 @@ inline void weighted_sum(const T* J, std::int64_t K, std::int64_t row_stride, co
   }
 }
 
-}  // namespace
+}  // namespace FASTMTL_ISA
 }  // namespace fastmtl

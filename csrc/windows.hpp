@@ -1,7 +1,7 @@
 // Runs of a full-resolution mask as one of its heads sees them: sampled, averaged or maximised over windows, on the fly.
 //
 // A window's rows are first added up (or maximised) element by element, in vectors, and only then across: for a window
-// of s x s that leaves one strided step in s. Included by *_cpu.cpp alone (see vec_math.hpp for the namespace).
+// of s x s that leaves one strided step in s. Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
 #pragma once
 
 #include "block_io.hpp"
