@@ -96,7 +96,6 @@ _HOME = {
     "encode_runs": "run_lengths",
     "GridOptions": "slide_rows",
     "downsample_of": "slide_rows",
-    "RandomPatches": "patches",
     "Split": "splits",
     "check_no_leak": "splits",
     "grouped_split": "splits",
