@@ -68,7 +68,7 @@ def test_stains_are_no_pens(colour):
 def test_fractions_are_areas():
     mask = np.zeros((4, 8), bool)
     mask[1, 2:5] = True
-    tissue = TissueMask(mask, 800, 400)
+    tissue = TissueMask.of(mask, 800, 400)
     assert tissue.share == 3 / 32
     assert tissue.fraction(200, 100, 100, 100) == pytest.approx(1)
     assert tissue.fraction(150, 100, 100, 100) == pytest.approx(0.5)

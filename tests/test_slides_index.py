@@ -2,14 +2,18 @@
 
 import os
 import shutil
+from dataclasses import replace
+from time import perf_counter
 
 import numpy as np
 import pytest
-from _slides import patch_tile, tissue_like, write_jpeg_with_tables, write_tiff
+from _slides import TILE, patch_tile, tissue_like, write_jpeg_with_tables, write_tiff
 
 from fastmtl import data
 from fastmtl.data.slides import index, scan
 from fastmtl.data.slides import slide as slide_module
+from fastmtl.data.slides.raster import levels_of
+from fastmtl.data.slides.tissue_mask import TissueMask
 
 
 @pytest.fixture
@@ -132,3 +136,24 @@ def test_nothing_is_done_twice(tmp_path, monkeypatch):
     for force in (False, False, True):
         data.index_slide(path, force=force)
     assert len(calls) == 2
+
+
+def test_a_large_slide_opens_in_under_five_milliseconds(tmp_path):
+    """100,000 pixels a side: 160,000 tiles."""
+    path = write_tiff(tmp_path / "slide.tiff", tissue_like())
+    small = data.index_slide(path)
+    side, count = 400 * TILE, 400 * 400
+    offsets, counts = np.arange(count, dtype=np.int64) * 20000, np.full(count, 20000)
+    large = replace(small.layout.rasters[0], width=side, height=side, offsets=offsets, counts=counts)
+    layout = replace(small.layout, rasters=(large,), levels=levels_of((large,)))
+    tissue = TissueMask.of(np.ones((2048, 2048), bool), side, side)
+    index.save_index(index.SlideIndex(small.identity, layout, tissue), path)
+
+    def seconds() -> float:
+        start = perf_counter()
+        slide = data.open_slide(path)
+        taken = perf_counter() - start
+        assert slide.levels[0].width == side
+        return taken
+
+    assert min(seconds() for _ in range(10)) < 0.005

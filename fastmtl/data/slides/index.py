@@ -117,13 +117,14 @@ def _pack(index: SlideIndex) -> tuple[dict[str, Any], dict[str, NDArray]]:
     for name, raster in rasters.items():
         arrays[f"{name} offsets"], arrays[f"{name} counts"] = raster.offsets, raster.counts
     if index.tissue:
-        arrays["tissue"] = index.tissue.mask.astype(np.uint8)
+        arrays["tissue"] = index.tissue.bits
     kept = ("reader", "vendor", "mpp", "magnification", "bounds", "problems")
     words = {
         "version": VERSION,
         "identity": asdict(index.identity),
         "layout": {name: getattr(layout, name) for name in kept},
         "levels": [asdict(level) for level in layout.levels],
+        "tissue": index.tissue and index.tissue.shape,
         "rasters": {name: _raster_words(raster) for name, raster in rasters.items()},
     }
     return words, {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -150,8 +151,8 @@ def _unpack(identity: Identity, words: Mapping[str, Any], arrays: Mapping[str, N
         bounds=tuple(plain["bounds"]),
         problems=tuple(plain["problems"]),
     )
-    first, mask = layout.levels[0], arrays.get("tissue")
-    tissue = None if mask is None else TissueMask(mask.astype(bool), first.width, first.height)
+    first, shape = layout.levels[0], words["tissue"]
+    tissue = TissueMask(arrays["tissue"], (shape[0], shape[1]), first.width, first.height) if shape else None
     return SlideIndex(identity, layout, tissue)
 
 

@@ -39,14 +39,27 @@ class TissueMask:
     """Tissue over a slide's whole extent.
 
     Attributes:
-        mask: bool [h, w].
+        bits: uint8 [n], the mask row by row, eight pixels in one: a slide's index opens the faster.
+        shape: (h, w) of the mask.
         width: of the slide, level-0 pixels.
         height: likewise.
     """
 
-    mask: Mask
+    bits: NDArray[np.uint8]
+    shape: tuple[int, int]
     width: int
     height: int
+
+    @classmethod
+    def of(cls, mask: Mask, width: int, height: int) -> TissueMask:
+        """Of a mask bool [h, w]."""
+        return cls(np.packbits(mask), (mask.shape[0], mask.shape[1]), width, height)
+
+    @cached_property
+    def mask(self) -> Mask:
+        """bool [h, w]."""
+        height, width = self.shape
+        return np.unpackbits(self.bits, count=height * width).reshape(height, width).astype(bool)
 
     @property
     def share(self) -> float:
@@ -66,7 +79,7 @@ class TissueMask:
 
     def _means(self, ys: NDArray, xs: NDArray) -> NDArray[np.float64]:
         """Mean of the mask [n - 1, m - 1] between n horizontal and m vertical lines."""
-        mask_height, mask_width = self.mask.shape
+        mask_height, mask_width = self.shape
         y = np.clip(ys * (mask_height / self.height), 0, mask_height)
         x = np.clip(xs * (mask_width / self.width), 0, mask_width)
         corners = _between(_between(self._sums, y).T, x).T
@@ -74,9 +87,10 @@ class TissueMask:
         return np.clip(np.diff(np.diff(corners, axis=0), axis=1) / np.maximum(areas, 1e-9), 0, 1)
 
     @cached_property
-    def _sums(self) -> NDArray[np.float64]:
-        sums = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1))
-        sums[1:, 1:] = self.mask.cumsum(0, dtype=np.float64).cumsum(1)
+    def _sums(self) -> NDArray[np.uint32]:
+        sums = np.zeros((self.shape[0] + 1, self.shape[1] + 1), np.uint32)
+        np.cumsum(self.mask, axis=0, out=sums[1:, 1:])
+        np.cumsum(sums, axis=1, out=sums)
         return sums
 
 
@@ -84,7 +98,7 @@ def find_tissue(slide: Slide, damage: list[DamagedPieceError] | None = None) -> 
     """The tissue mask of an open slide; `damage` as in `thumbnail`."""
     width, height = slide.levels[0].width, slide.levels[0].height
     picture = thumbnail(slide, min(MAX_SIZE, -(-max(width, height) // _PIXEL)), damage)
-    return TissueMask(tissue_pixels(picture), width, height)
+    return TissueMask.of(tissue_pixels(picture), width, height)
 
 
 def tissue_pixels(picture: NDArray[np.uint8]) -> Mask:
@@ -119,7 +133,7 @@ def _otsu(counts: NDArray) -> int:
     return int(between.argmax())
 
 
-def _between(sums: NDArray[np.float64], at: NDArray) -> NDArray[np.float64]:
+def _between(sums: NDArray, at: NDArray) -> NDArray[np.float64]:
     """Rows of `sums` at fractional positions, linear in between: sums of a mask that is constant on its pixels."""
     low = np.minimum(at.astype(int), len(sums) - 2)
     share = (at - low)[:, None]
