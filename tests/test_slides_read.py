@@ -283,3 +283,26 @@ def test_thumbnail_averages_the_whole_slide(tmp_path):
         assert small.shape == (48, 64, 3)
         assert np.abs(small - expected).max() <= 1
         assert difference(slide.thumbnail(4096), pixels) == 0
+
+
+@pytest.mark.parametrize(("code", "colour"), [(33003, "YCbCr"), (33005, "RGB")])
+def test_aperio_jpeg2000_equals_openslide(tmp_path, code, colour):
+    """33003 holds YCbCr, and the codestream does not say so."""
+    openslide = pytest.importorskip("openslide")
+    pixels, path = tissue_like(128, 64), tmp_path / "slide.svs"
+    stored = np.asarray(Image.fromarray(pixels).convert(colour))
+    streams = [
+        imagecodecs.jpeg2k_encode(np.ascontiguousarray(stored[:, left : left + 64]), codecformat="j2k", mct=False)
+        for left in (0, 64)
+    ]
+    words = "Aperio Image Library v1\n128x64 (64x64) J2K/KDU Q=30|AppMag = 20|MPP = 0.5"
+    with tifffile.TiffWriter(path) as file:
+        file.write(
+            iter(streams), shape=pixels.shape, dtype=np.uint8, tile=(64, 64), photometric="rgb", compression=code,
+            description=words, metadata=None,
+        )  # fmt: skip
+    with data.open_slide(path) as slide, openslide.OpenSlide(path) as other:
+        expected = np.asarray(other.read_region((0, 0), 0, (128, 64)).convert("RGB"))
+        assert difference(expected, pixels) <= 3
+        assert difference(whole(slide), expected) <= 2
+        assert slide.pieces(data.Region(path, 0, 0, 8, 8))[0].data is None

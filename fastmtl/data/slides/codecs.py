@@ -37,7 +37,10 @@ JPEG2000_YCBCR = 33003  # Aperio's: the codestream does not say that its compone
 
 _IMAGES = {"jpeg": "jpeg8", "plain jpeg": "jpeg8", "jpeg2000": "jpeg2k", "webp": "webp", "jpegxl": "jpegxl"}
 _ROWS = {"lzw": "lzw", "deflate": "zlib", "zstd": "zstd", "lzma": "lzma", "packbits": "packbits"}
-_NEVER_HOLLOW = {"jpeg2000", "webp", "lzw"}  # half zeroed they may still decode, to grey; deflate and zstd would not
+# Partly zeroed, these may still decode, to grey (deflate and zstd would not). How many zero bytes in a row are damage:
+# none of 64 in LZW; blank parts leave hundreds in WebP, and in JPEG 2000 one for each empty packet.
+# In between a quarter of the tile counts.
+_HOLES = {"lzw": (len(HOLE), len(HOLE)), "webp": (512, 4096), "jpeg2000": (512, 4096)}
 
 
 def dali_decodes(encoding: Encoding) -> bool:
@@ -62,8 +65,11 @@ def decode(
     Raises:
         ValueError: the bytes are damaged, or hold an image of another size.
     """
-    if encoding.codec in _NEVER_HOLLOW and bytes(data).find(HOLE) >= 0:
-        raise ValueError(f"has {len(HOLE)} or more zero bytes inside: partly overwritten")
+    if encoding.codec in _HOLES:
+        shortest, longest = _HOLES[encoding.codec]
+        hole = min(max(len(data) // 4, shortest), longest)
+        if bytes(data).find(bytes(hole)) >= 0:
+            raise ValueError(f"has {hole} or more zero bytes inside: partly overwritten")
     try:
         samples = _samples(data, encoding, *most)
     except (ImportError, ValueError):
