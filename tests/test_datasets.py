@@ -90,7 +90,7 @@ def test_three_sides_share_no_patient(manifest: Path):
     splits = datasets.read_splits(_recipe(data={"val_fraction": 0.25, "test_fraction": 0.125}), manifest)
     train, val, test = _sides(splits)
     assert (len(train), len(val), len(test)) == (5, 2, 1)
-    assert not (train & val or train & test or val & test)
+    assert len(train | val | test) == 8
     assert "for the test" in splits.origin
 
 
@@ -122,7 +122,7 @@ def test_the_tables_own_split_wins_and_may_not_leak(manifest: Path):
     given = datasets.read_splits(_recipe(), manifest, manifest.parent / "saved.json")
     assert _sides(given) == _sides(splits)
     manifest.write_text("\n".join([*lines[:15], f"{rows[15]},val", *lines[16:]]) + "\n")
-    with pytest.raises(ValueError, match="1 patient.* in training and in validation: p4"):
+    with pytest.raises(ValueError, match=r"1 patient.* in training and in validation: p4"):
         datasets.read_splits(_recipe(), manifest)
     manifest.write_text("\n".join([*lines[:15], f"{rows[15]},", *lines[16:]]) + "\n")
     with pytest.raises(ValueError, match="tiles/14 has no split"):
@@ -163,9 +163,9 @@ def test_the_slide_recipe_learns(tmp_path: Path):
 
 
 def test_slides_train_with_polygons_and_random_patches(tmp_path: Path):
-    root = data.generate_slides(tmp_path / "made", num_patients=6, slide_size=256)
+    root = data.generate_slides(tmp_path / "made", num_patients=3, slide_size=256)
     out = tmp_path / "run"
-    own = ["--tile-size", "64", "--min-tissue", "0.3", "--patches-per-slide", "4"]
+    own = ["--tile-size", "64", "--min-tissue", "0.3", "--patches-per-slide", "4", "--val-fraction", "0.34"]
     assert main(["train", "demo_slides", "--data", str(root), "--out", str(out), *own, *SMALL]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert 0 <= summary["tasks"]["segmentation"]["dice"] <= 1
