@@ -6,6 +6,7 @@ Geometry is shapely's and rasterisation rasterio's (GDAL's): a pixel is inside w
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..extras import require
+
+# rasterio silences a warning of its own by a switch of the whole process: two threads at once let it through.
+_RASTERIO = threading.Lock()
 
 POLYGON_SUFFIXES = frozenset({".geojson", ".json"})
 
@@ -62,10 +66,9 @@ class Polygons:
         shapes = [(drawing.shapes[index], self._value(drawing.names[index])) for index in found]
         if not shapes:
             return np.zeros((self.height, self.width), np.uint8)
-        # Upside down and turned back: rasterio warns of the identity, which level 0 from its corner would be.
-        transform = affine.Affine(self.downsample, 0, left, 0, -self.downsample, top + self.height * self.downsample)
-        drawn = features.rasterize(shapes, (self.height, self.width), transform=transform, dtype="uint8")
-        return np.ascontiguousarray(drawn[::-1])
+        transform = affine.Affine(self.downsample, 0, left, 0, self.downsample, top)
+        with _RASTERIO:
+            return features.rasterize(shapes, (self.height, self.width), transform=transform, dtype="uint8")
 
     def _value(self, name: str) -> int:
         if not self.classes:

@@ -54,10 +54,11 @@ def read_region(slide: Path, cells: Mapping[str, str], place: str) -> Region:
             raise ValueError(f"{place}: give level or mpp of a region, not both")
         from .slides.grid import level_for
 
+        mpp, source = _positive(cells["mpp"], "mpp", place), opened(slide, place)
         try:
-            level, factor = level_for(opened(slide, place), _positive(cells["mpp"], "mpp", place))
+            level, factor = level_for(source, mpp)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}".removeprefix(f"{place}: {place}: ")) from error
+            raise ValueError(f"{place}: {error}") from error
         return Region(slide, x, y, max(1, round(width * factor)), max(1, round(height * factor)), level)
     level = parse_integer(cells["level"], "level", place) if cells.get("level") else 0
     if level:  # level 0 is always there, and needs no look into the file

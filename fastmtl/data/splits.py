@@ -140,9 +140,10 @@ def kfold(folder: Dataset, num_folds: int = 5, seed: int = 0, *, stratify: str =
 
 def _share(folder: Dataset, fraction: float, seed: int, stratify: str) -> list[str]:
     """The patients of about this fraction of the tiles."""
-    share = Fraction(fraction).limit_denominator(20)
+    most = max(2, min(20, len(folder.groups)))  # folds that there are patients for
+    share = Fraction(fraction).limit_denominator(most)
     if share in (0, 1):
-        share = Fraction(1, 20) if share == 0 else Fraction(19, 20)
+        share = Fraction(1, most) if share == 0 else Fraction(most - 1, most)
     folds = _held_out_per_fold(folder, share.denominator, seed, stratify)
     return [group for fold in folds[: share.numerator] for group in fold]
 

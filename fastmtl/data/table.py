@@ -68,10 +68,8 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]])
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if path.suffix.lower() == ".parquet":
-            arrow, parquet = (
-                require("pyarrow", "Parquet files", "wsi"),
-                require("pyarrow.parquet", "Parquet files", "wsi"),
-            )
+            arrow = require("pyarrow", "writing Parquet files", "wsi")
+            parquet = require("pyarrow.parquet", "writing Parquet files", "wsi")
             columns = {name: [row[at] or None for row in rows] for at, name in enumerate(names)}
             schema = arrow.schema([(name, arrow.string()) for name in names])
             parquet.write_table(arrow.table(columns, schema=schema), partial)
