@@ -38,10 +38,13 @@ ALLOWED = {
     "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols", "world"},
     "report": {"run_folder"},
     "doctor": {"ops", "run_folder"},
+    "training": {
+        *("build", "checkpoint", "config", "data", "evaluation", "inference", "progress", "run_folder", "trainer"),
+        "world",
+    },
     "commands": {
-        *("build", "checkpoint", "config", "data", "evaluation", "inference", "predict", "progress", "protocols"),
-        *("report", "run_folder"),
-        *("trainer", "world"),
+        *("build", "checkpoint", "config", "data", "inference", "predict", "protocols", "report", "run_folder"),
+        "training",
     },
     "__main__": {"cli"},
     "catalogue": {"models"},
