@@ -150,40 +150,6 @@ def test_graddrop_equals_its_loop(leak):
     torch.testing.assert_close(dropped.sum(0), textbook.graddrop(J, u, leak))
 
 
-def _draws(seed: int, step: int, count: int, start: int = 0) -> torch.Tensor:
-    draws = Draws(seed)
-    for _ in range(step):
-        draws.advance()
-    return draws.uniform(count, torch.device("cpu"), start)
-
-
-def test_draws_are_uniform_and_of_seed_step_and_place():
-    u = _draws(3, 7, 100_000)
-    assert (u >= 0).all()
-    assert (u < 1).all()
-    counts = torch.histc(u, 50, 0, 1)
-    assert ((counts - 2000).abs() < 5 * 2000**0.5).all()
-    assert abs(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1]) < 0.02
-    assert torch.equal(u[5000:5100], _draws(3, 7, 100, 5000))
-    for other in (_draws(4, 7, 100_000), _draws(3, 8, 100_000), _draws(3, 7, 100_000, 2**32 * 5)):
-        assert abs(torch.corrcoef(torch.stack([u, other]))[0, 1]) < 0.02
-
-
-def test_draws_of_following_steps_are_unrelated():
-    """The first place over ten thousand steps, as a small order has it, and normal numbers' moments."""
-    draws, first, normal = Draws(0), [], []
-    for _ in range(10_000):
-        first.append(draws.uniform(1, torch.device("cpu")))
-        normal.append(draws.normal(1, torch.device("cpu")))
-        draws.advance()
-    u, x = torch.cat(first), torch.cat(normal)
-    assert ((torch.histc(u, 20, 0, 1) - 500).abs() < 5 * 500**0.5).all()
-    assert abs(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1]) < 0.05
-    assert abs(x.mean()) < 0.05
-    assert abs(x.var() - 1) < 0.08
-    assert abs(x.pow(4).mean() - 3) < 0.5
-
-
 def test_sdmgrad_equals_its_loop():
     balancer, v = balance.SDMGrad(), torch.full((3,), 1 / 3, **DOUBLE)
     for seed in range(4):

@@ -39,21 +39,13 @@ ALLOWED = {
     "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols", "world"},
     "report": {"run_folder"},
     "doctor": {"ops", "run_folder"},
-    "commands": {
-        *(
-            "build",
-            "checkpoint",
-            "config",
-            "data",
-            "datasets",
-            "evaluation",
-            "inference",
-            "predict",
-            "progress",
-            "protocols",
-        ),
-        *("report", "run_folder"),
+    "training": {
+        *("build", "checkpoint", "config", "data", "datasets", "evaluation", "inference", "progress", "run_folder"),
         *("trainer", "world"),
+    },
+    "commands": {
+        *("build", "checkpoint", "config", "data", "datasets", "inference", "predict", "protocols", "report"),
+        *("run_folder", "training"),
     },
     "__main__": {"cli"},
     "catalogue": {"models"},
