@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import resource
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _tiles import TARGETS, make_loader, write_folder
+from _tiles import TARGETS, make_loader, raw_loader, shared_data, write_folder
 
-from fastmtl.data import Dataset, TileReadError
+from fastmtl.data import Dataset, Region, Tile, TileReadError, open_slide
 from fastmtl.data.order import balanced_order, repeats, wrapped
 from fastmtl.protocols import Batch
 
@@ -243,3 +244,38 @@ def test_arguments_are_checked(folder: Dataset):
         make_loader([])
     with pytest.raises(ValueError, match="same id"):
         make_loader([folder.tiles[0]] * 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_memory_stays_flat(tmp_path: Path):
+    """Every batch is 6 MB: keeping a few of them, or of their decoded tiles, would show."""
+    folder = write_folder(tmp_path, {"A": 24}, size=48)
+    loader = make_loader(folder.tiles, shuffle=True, size=256, batch_size=8)
+
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def epochs(number: int) -> None:
+        for _ in range(number):
+            for batch in loader:
+                assert len(batch) == 8
+
+    epochs(5)
+    before = resident()
+    epochs(25)
+    assert resident() - before < 20 * 2**20  # of 450 MB that were handed out
+
+
+def test_real_slides_are_read_as_by_read_region():
+    """Through DALI, stitched, at the slide's edges too: the pixels of `Slide.read_region`."""
+    folder = shared_data("wsi")
+    for name in ("CMU-1-Small-Region.svs", "CMU-1-Small-Region.webp.tiff", "XYC-half-mpp.tiff"):
+        slide = open_slide(folder / name)
+        width, height = slide.levels[0].width, slide.levels[0].height
+        places = [(-40, -30), (200, 180), (width - 150, height - 100)]
+        tiles = [Tile(f"{x} {y}", Region(slide.path, x, y, 200, 200), None, None, "p") for x, y in places]
+        (batch,) = raw_loader(tiles, targets={"self": "none"}, size=200, augmentation=None)
+        for image, (x, y) in zip(batch.images, places, strict=True):
+            expected = torch.from_numpy(slide.read_region(x, y, 200, 200)).permute(2, 0, 1).float()
+            assert (image - expected).abs().max() <= 2  # decoders round

@@ -212,14 +212,19 @@ def test_deep_supervision_is_captured_in_a_graph_and_its_weights_move():
 
 
 def test_tiles_decoded_on_the_gpu_are_those_decoded_on_the_cpu(tmp_path):
+    """Files and, as one slide has them, JPEG tiles that are stitched; bent, coloured and noisy."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    root = data.generate(tmp_path / "colon", num_patients=3, tiles_per_patient=4, num_slides=0)
-    tiles = data.read_tile_folder(root).tiles
-    options = {"targets": {"mask": "mask"}, "size": 96, "batch_size": 4, "augmentation": data.Augmentation(), "seed": 3}
+    root = data.generate(tmp_path / "colon", num_patients=3, tiles_per_patient=4, num_slides=1)
+    slide = next((root / "slides").glob("*.tiff"))
+    regions = [data.Tile(f"r{i}", data.Region(slide, 90 * i - 30, 70 * i, 200, 200), None, None, "p") for i in range(8)]
+    tiles = [*data.read_tile_folder(root).tiles, *regions]
+    bent = data.Augmentation(elastic=0.2, grid=0.1, noise=5)
+    options = {"targets": {"mask": "mask"}, "size": 96, "batch_size": 4, "augmentation": bent, "seed": 3}
     pairs = zip(*(data.TileLoader(tiles, device=device, **options) for device in ("cpu", "gpu")), strict=True)
     for on_cpu, on_gpu in pairs:
         assert on_gpu.images.device.type == "cuda"
-        # Grey levels are rounded at other places: two of 255 levels, over the standard deviation, on average less.
+        assert on_gpu.present.device.type == "cuda"
+        # JPEG decoders round at other places: on average less than two of 255 levels, over the standard deviation.
         assert (on_cpu.images - on_gpu.images.cpu()).abs().mean() < 2 / 255 / 0.22
         assert (on_cpu.targets["mask"] != on_gpu.targets["mask"].cpu()).float().mean() < 0.005
 

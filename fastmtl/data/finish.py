@@ -176,9 +176,10 @@ class Finisher:
         shape = (count, 3, options.size, options.size)
         images = torch.empty(shape) if options.stain is None else torch.empty(shape, dtype=torch.uint8)
         inside = torch.empty(count, options.size, options.size, dtype=torch.uint8)
-        sizes = [column.size for column in options.maps]
-        maps = [torch.zeros(count, size, options.size, options.size, dtype=torch.uint8) for size in sizes]
-        out, within, layers = images.numpy(), inside.numpy(), [layer.numpy() for layer in maps]
+        # Zeros by NumPy: torch's would wake its threads, and wait for them where others use the cores.
+        shapes = [(count, column.size, options.size, options.size) for column in options.maps]
+        layers = [np.zeros(shape, np.uint8) for shape in shapes]
+        out, within, maps = images.numpy(), inside.numpy(), [torch.from_numpy(layer) for layer in layers]
         colours, scale, shift = colour_matrices(drawn.colour), options.scale, options.shift
 
         def one(row: int) -> None:
