@@ -138,6 +138,8 @@ def test_compiles(name):
 
 
 @pytest.mark.slow
+# Where transformers breaks graphs, Dynamo looks at what it passes on.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("joint_unet", "small_unet_film", "unet_multi")])
 def test_compiles_too(name):
     _compiles(name)
@@ -153,5 +155,6 @@ def _compiles(name, backend="aot_eager"):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's own, at import
 def test_inductor():
     _compiles("joint_unet", backend="inductor")
