@@ -32,20 +32,23 @@ def rows() -> list[dict[str, Any]]:
 
 
 def show(found: list[dict[str, Any]], console: Console) -> None:
-    """Print `found` as a table."""
-    table = Table("model", "tasks", "parameters", "channels", "strides", "from", "needs", title_justify="left")
-    table.columns[2].justify = "right"
-    last = None
-    for row in found:
-        first = row["model"] != last
-        last = row["model"]
-        table.add_row(
-            row["model"] if first else "",
-            row["tasks"],
-            "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M",
-            " ".join(map(str, row["channels"])) if first else "",
-            " ".join(map(str, row["strides"])) if first else "",
-            row["paper"] if first else "",
-            row["install"].replace("[", r"\[") if first else "",
-        )
-    console.print(table)
+    """Print `found`, paper by paper; fits 80 columns."""
+    for paper in dict.fromkeys(row["paper"] for row in found):
+        rows = [row for row in found if row["paper"] == paper]
+        table = Table(title=paper or "yours", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        for name, justify in (("model", "left"), ("tasks", "left"), ("parameters", "right"), ("strides", "left")):
+            table.add_column(name, justify=justify, no_wrap=name in ("model", "parameters"))  # type: ignore[arg-type]
+        last = None
+        for row in rows:
+            first, last = row["model"] != last, row["model"]
+            table.add_row(
+                row["model"] if first else "",
+                row["tasks"],
+                "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M",
+                " ".join(map(str, row["strides"])) if first else "",
+            )
+        console.print(table)
+        for extra in sorted({row["install"] for row in rows} - {""}):
+            needing = dict.fromkeys(row["model"] for row in rows if row["install"] == extra)
+            console.print(f"  pip install '{extra}' for {', '.join(needing)}", style="dim", markup=False)
+        console.print()
