@@ -1,0 +1,31 @@
+"""The page on own models, tasks and data runs as it stands."""
+
+import re
+from pathlib import Path
+
+import torch
+from _tiles import write_folder
+
+from fastmtl import data, models, tasks
+from fastmtl.data import formats
+from fastmtl.models import registry as model_registry
+from fastmtl.tasks import registry as task_registry
+
+PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
+
+
+def test_the_page_runs(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "tiles", {"benign": 4, "malignant": 4}, size=32)
+    monkeypatch.chdir(tmp_path)
+    for module, registry in ((model_registry, "_MODELS"), (task_registry, "_TASKS"), (formats, "_FORMATS")):
+        monkeypatch.setattr(module, registry, dict(getattr(module, registry)))
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    assert len(blocks) == 2
+    torch.manual_seed(0)
+    for block in blocks:
+        exec(block, {"__name__": "page"})
+    assert re.search(r"\{'grade': [\d.]+, 'dark': [\d.]+\}", capsys.readouterr().out)
+    assert "patchwork" in models.list_models()
+    assert "darkness" in tasks.list_tasks()
+    (tmp_path / "archive.db").touch()
+    assert data.read_dataset(tmp_path).class_names == ("benign", "malignant")
