@@ -46,6 +46,9 @@ if TYPE_CHECKING:
         split_by_column,
         split_by_groups,
     )
+    from .stain import StainNormalizer
+    from .stain_graph import stain_numba_function
+    from .stain_statistics import StainFileError, StainStatistics
     from .synthetic import generate
     from .synthetic_slides import generate_slides
     from .tiles import IMAGE_SUFFIXES, group_of, read_tile_folder
@@ -106,6 +109,10 @@ _HOME = {
     "save_split": "splits",
     "split_by_column": "splits",
     "split_by_groups": "splits",
+    "StainNormalizer": "stain",
+    "StainFileError": "stain_statistics",
+    "StainStatistics": "stain_statistics",
+    "stain_numba_function": "stain_graph",
     "generate": "synthetic",
     "generate_slides": "synthetic_slides",
     "IMAGE_SUFFIXES": "tiles",
@@ -138,6 +145,9 @@ __all__ = [
     "SlideError",
     "SlideIndex",
     "Split",
+    "StainFileError",
+    "StainNormalizer",
+    "StainStatistics",
     "Tile",
     "TileLoader",
     "TileReadError",
@@ -171,6 +181,7 @@ __all__ = [
     "save_split",
     "split_by_column",
     "split_by_groups",
+    "stain_numba_function",
     "usable_tiles",
     "with_groups",
     "write_manifest",
