@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_stain_normalize import odd_tiles, tissue
+from _stain import tissue
+from test_stain_normalize import odd_tiles
 
 from fastmtl import data, ops
 from fastmtl.ops import _backends

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_stain_normalize import tissue
+from _stain import tissue
 
 from fastmtl import data, ops
 from fastmtl.data.finish import colour_matrices
