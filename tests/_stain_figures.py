@@ -83,9 +83,7 @@ def approach(tiles: Tensor, target: Tensor, method: str, convention: str = "torc
     made = ops.stain_normalize(tiles, method, convention=convention, target=target)
     wanted = mean_lab(target)
     before, after = ([(mean_lab(one) - wanted).norm() for one in images] for images in (tiles, made))
-    lightness = [
-        [to_lab(one.flatten(1), "cie")[0].view(one.shape[1:]).numpy() for one in pair]
-        for pair in zip(tiles, made, strict=True)
-    ]
+    pairs = zip(tiles, made, strict=True)
+    lightness = [[to_lab(one.flatten(1), "cie")[0].view(one.shape[1:]).numpy() for one in pair] for pair in pairs]
     similar = [structural_similarity(*pair, data_range=100.0) for pair in lightness]
     return 1 - float(sum(after) / sum(before)), float(np.mean(similar))
