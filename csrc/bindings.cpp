@@ -1,4 +1,4 @@
-// The only file that includes pybind11. Every kernel takes raw addresses, sizes and a thread count and releases the GIL;
+// With stain_bindings.cpp the only file that includes pybind11. Every kernel takes raw addresses, sizes and a thread count and releases the GIL;
 // shapes, dtypes and contiguity were checked in Python (fastmtl/ops).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -31,6 +31,8 @@
 #endif
 
 namespace py = pybind11;
+
+void bind_stain(py::module_& m);  // stain_bindings.cpp
 
 namespace {
 
@@ -415,4 +417,5 @@ PYBIND11_MODULE(_C, m) {
                                            pointer<const float>(coefficients), num_threads);
       },
       py::call_guard<py::gil_scoped_release>(), "Every head's gradient; see deep_supervision.hpp.");
+  bind_stain(m);
 }

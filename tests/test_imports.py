@@ -25,7 +25,7 @@ ALLOWED = {
     "ops": {"errors", "reference", "kernels", "_C"},
     "losses": {"ops"},
     "balance": {"names", "ops", "world"},
-    "data": {"errors", "kernels", "names", "protocols", "extras"},
+    "data": {"errors", "kernels", "names", "ops", "protocols", "extras"},
     "tasks": {"losses", "metrics", "models", "names", "protocols"},
     "run_folder": {"config", "errors"},
     "progress": set(),
@@ -57,7 +57,7 @@ ALLOWED = {
     },
 }
 THIRD_PARTY = {
-    "reference": {"torch", "math", "typing"},
+    "reference": {"torch", "math", "typing", "dataclasses"},
     "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math"},
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compile import Kernel
+from .compile import SIZE, Kernel
 
 
 def _finish() -> list[Kernel]:
@@ -28,4 +28,20 @@ def _finish() -> list[Kernel]:
     ]
 
 
-DATA = _finish()
+def _stain(label: str, out: str, lasso: bool, inside: bool) -> Kernel:
+    """Planes of a multiple of 16 pixels; 2048 a program are 16 bytes a thread of each plane."""
+    pointers = {"images": "*u8", "inside": "*u8" if inside else None, "table": "*fp32", "recipes": "*fp32", "out": out}
+    strides = {"ib": "i64", "ic": "i64", "ip": 1, "ob": "i64", "oc": "i64", "op": 1, "pixels": "i32", "blocks": "i32"}
+    flags = {"LASSO": lasso, "HAS_INSIDE": inside, "BYTES": out == "*u8", "HALF_UP": False, "BLOCK": 2048}
+    divisible = ("ib", "ic", "ob", "oc", "pixels")
+    # The offsets of 32 bits are bytes that look into the table of densities.
+    rest = {"wide_loads": 3 + inside, "label": label, "bytes_per_element": 3 + 3 * SIZE[out] + inside}
+    return Kernel("stain_apply_triton", "stain_apply", pointers | strides, flags, divisible, **rest)
+
+
+DATA = [
+    *_finish(),
+    _stain("f32", "*fp32", False, False),
+    _stain("f16-lasso", "*fp16", True, False),
+    _stain("u8-inside", "*u8", False, True),
+]

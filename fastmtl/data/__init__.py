@@ -46,6 +46,10 @@ if TYPE_CHECKING:
         split_by_column,
         split_by_groups,
     )
+    from .stain import StainNormalizer
+    from .stain_graph import stain_numba_function
+    from .stain_statistics import StainFileError, StainStatistics
+    from .stain_targets import mosaic_target, standardize_luminosity
     from .synthetic import generate
     from .synthetic_slides import generate_slides
     from .tiles import IMAGE_SUFFIXES, group_of, read_tile_folder
@@ -106,6 +110,12 @@ _HOME = {
     "save_split": "splits",
     "split_by_column": "splits",
     "split_by_groups": "splits",
+    "StainNormalizer": "stain",
+    "StainFileError": "stain_statistics",
+    "StainStatistics": "stain_statistics",
+    "stain_numba_function": "stain_graph",
+    "mosaic_target": "stain_targets",
+    "standardize_luminosity": "stain_targets",
     "generate": "synthetic",
     "generate_slides": "synthetic_slides",
     "IMAGE_SUFFIXES": "tiles",
@@ -138,6 +148,9 @@ __all__ = [
     "SlideError",
     "SlideIndex",
     "Split",
+    "StainFileError",
+    "StainNormalizer",
+    "StainStatistics",
     "Tile",
     "TileLoader",
     "TileReadError",
@@ -159,6 +172,7 @@ __all__ = [
     "load_groups",
     "load_split",
     "load_test_groups",
+    "mosaic_target",
     "open_picture",
     "open_slide",
     "picture_size",
@@ -171,6 +185,8 @@ __all__ = [
     "save_split",
     "split_by_column",
     "split_by_groups",
+    "stain_numba_function",
+    "standardize_luminosity",
     "usable_tiles",
     "with_groups",
     "write_manifest",

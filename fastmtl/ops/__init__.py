@@ -22,5 +22,7 @@ from .points import sample_points as sample_points
 from .regression import l1_loss as l1_loss
 from .regression import mse_loss as mse_loss
 from .regression import smooth_l1_loss as smooth_l1_loss
+from .stain_normalize import Normalised as Normalised
+from .stain_normalize import stain_normalize as stain_normalize
 from .tversky import tversky_loss as tversky_loss
 from .uncertain_points import sample_uncertain_points as sample_uncertain_points

@@ -1,0 +1,39 @@
+"""Checks of what a loader hands to a stain normaliser with each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_slides(slides: Sequence[str] | None, images: Tensor) -> list[str]:
+    """One key for each image; "" throughout for None."""
+    if slides is None:
+        return [""] * len(images)
+    if isinstance(slides, str) or not all(isinstance(key, str) for key in slides):
+        raise TypeError(f"`slides` must be a list of {len(images)} keys, one for each image; got {slides!r}.")
+    if len(slides) != len(images):
+        raise ValueError(f"`slides` must have {len(images)} keys, one for each image; got {len(slides)}.")
+    return list(slides)
+
+
+def check_colour(colour: Tensor | None, images: Tensor) -> Tensor | None:
+    return _check("colour", colour, (len(images), 3, 4))
+
+
+def check_draws(draws: Tensor | None, images: Tensor) -> Tensor | None:
+    """On the images' device."""
+    draws = _check("draws", draws, (len(images), 4))
+    return None if draws is None else draws.to(images.device, non_blocking=True)
+
+
+def _check(name: str, value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}. Convert it: torch.from_numpy.")
+    if tuple(value.shape) != shape or value.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`{name}` must be float32 {list(shape)}; got {value.dtype} {list(value.shape)}.")
+    return value

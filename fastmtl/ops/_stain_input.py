@@ -1,0 +1,108 @@
+"""Batches of RGB bytes as the stain kernels read them, and the checks that stand before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._pointers import address, element
+
+METHODS = ("macenko", "vahadane", "ruifrok", "reinhard", "modified_reinhard")
+
+
+class Pixels(NamedTuple):
+    """Uint8 RGB [B, 3, H, W] in any layout whose pixels have one stride, and what of it is an image."""
+
+    images: Tensor
+    inside: Tensor | None  # uint8 [B, H, W], contiguous
+
+    @property
+    def batch(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Pixels of one image."""
+        return self.images.shape[2] * self.images.shape[3]
+
+    def describe(self) -> tuple[int, ...]:
+        """As csrc/stain_bindings.cpp wants it."""
+        images = self.images
+        strides = (images.stride(0), images.stride(1), images.stride(3))
+        return (images.data_ptr(), self.batch, self.size, *strides, address(self.inside))
+
+    def planes(self) -> Tensor:
+        """[B, 3, N] of the same bytes."""
+        return self.images.flatten(2)
+
+    def kept(self) -> Tensor | None:
+        """Bool [B, N]: what is inside; None for everything."""
+        return None if self.inside is None else self.inside.flatten(1) != 0
+
+    def each(self) -> Iterator[Pixels]:
+        """One image at a time."""
+        for b in range(self.batch):
+            yield Pixels(self.images[b : b + 1], None if self.inside is None else self.inside[b : b + 1])
+
+
+def is_interleaved(images: Tensor) -> bool:
+    """Whether the last dim is the colour; what is 3 on both sides counts as planes."""
+    return images.shape[1] != 3
+
+
+def check_images(images: object, name: str = "images") -> Tensor:
+    """Uint8 RGB [B, 3, H, W] or [B, H, W, 3], not empty; returned as [B, 3, H, W]."""
+    _checks.tensor(name, images)
+    assert isinstance(images, Tensor)
+    shape = list(images.shape)
+    if images.dim() != 4:
+        advice = f"Add the batch: {name}.unsqueeze(0)." if images.dim() == 3 else "Stack the tiles."
+        raise ValueError(f"`{name}` must be [B, 3, H, W] or [B, H, W, 3]; got {shape}. {advice}")
+    if images.dtype != torch.uint8:
+        raise ValueError(
+            f"`{name}` must be uint8 grey levels 0..255; got {_checks.names((images.dtype,))}. "
+            "Normalise stains before images become floats, or convert: (255 * images).round().byte()."
+        )
+    if shape[1] != 3 and shape[3] != 3:
+        alpha = "Drop the alpha channel: images[..., :3] or images[:, :3]." if 4 in (shape[1], shape[3]) else ""
+        raise ValueError(f"`{name}` must have 3 channels, in dim 1 or in the last; got {shape}. {alpha}".rstrip())
+    if images.numel() == 0:
+        raise ValueError(f"`{name}` must have at least one pixel; got {shape}. Skip the empty batch.")
+    return images.permute(0, 3, 1, 2) if is_interleaved(images) else images
+
+
+def check_inside(inside: object, images: Tensor) -> Tensor | None:
+    """Bool or uint8 [B, H, W] of where there is an image; as contiguous uint8."""
+    if inside is None:
+        return None
+    _checks.tensor("inside", inside)
+    assert isinstance(inside, Tensor)
+    _checks.dtype("inside", inside, (torch.bool, torch.uint8), "Compare it with what marks the fill.")
+    wanted = [images.shape[0], *images.shape[2:]]
+    if list(inside.shape) != wanted:
+        raise ValueError(f"`inside` must be [B, H, W] = {wanted} like `images`; got {list(inside.shape)}.")
+    if inside.device != images.device:
+        raise ValueError(f"`inside` must be on {images.device} like `images`; got {inside.device}. Move it first.")
+    return inside.contiguous().view(torch.uint8)
+
+
+def readable(images: Tensor, inside: Tensor | None) -> Pixels:
+    """Copies only what has no single stride from pixel to pixel."""
+    row_after_row = images.stride(2) == images.shape[3] * images.stride(3) or images.shape[2] == 1
+    return Pixels(images if row_after_row else images.contiguous(), inside)
+
+
+def new_output(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised, of the shape and the order of dims in memory that `images` [B, 3, H, W] has."""
+    if images.stride(1) == 1 and images.shape[1] * images.shape[2] > 1:
+        return torch.empty(images.permute(0, 2, 3, 1).shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
+    return torch.empty(images.shape, dtype=dtype, device=images.device)
+
+
+def describe_output(out: Tensor, half_up: bool) -> tuple[int, ...]:
+    """As csrc/stain_bindings.cpp wants it."""
+    return (out.data_ptr(), element(out), out.stride(0), out.stride(1), out.stride(3), int(half_up))
