@@ -8,46 +8,19 @@
 namespace fastmtl {
 namespace {
 
-constexpr std::int64_t kLargestBlock = 512;    // at most 32 additions in a float32 lane
-constexpr std::int64_t kBlockElements = 4096;  // over all channels; a row of 16 KiB leaves room in L1
-constexpr std::int64_t kSmallestBlock = 128;   // below, reducing the lanes to sums costs more than leaving L1
-constexpr std::int64_t kChunkElements = 32768;
-
-SoftmaxChunks softmax_chunks(const SoftmaxProblem& problem) {
-  const std::int64_t C = problem.channels, fitting = kBlockElements / C / kLanes * kLanes;
-  const std::int64_t whole = (problem.pixels + kLanes - 1) / kLanes * kLanes;
-  const std::int64_t block = std::min(std::clamp(fitting, kSmallestBlock, kLargestBlock), whole);
-  const std::int64_t size = std::max<std::int64_t>(kChunkElements / (C * block), 1) * block;
-  return {block, size, (problem.pixels + size - 1) / size};
+// Planes that a block keeps: logits, exponentials and soft targets.
+SoftmaxScratch scratch_of(const DiceCeProblem& problem, const SoftmaxChunks& chunks, int threads) {
+  return SoftmaxScratch(problem.channels, chunks, problem.soft ? 3 : 2, 3, threads);
 }
-
-// Floats of one thread's SoftmaxBlock: nine rows of pixels, three of classes, two or three of both.
-std::int64_t scratch_size(const SoftmaxProblem& problem, const SoftmaxChunks& chunks) {
-  const std::int64_t C = problem.channels, by_class = (C + 2 + kLanes - 1) / kLanes * kLanes;
-  return (9 + (problem.soft ? 3 : 2) * C) * chunks.block + 3 * by_class;
-}
-
-// A buffer whose rows begin at 64 bytes, so that whole vectors lie in whole cache lines.
-struct Scratch {
-  std::vector<float> memory;
-  std::int64_t size;
-  Scratch(const SoftmaxProblem& problem, const SoftmaxChunks& chunks, int threads)
-      : memory(static_cast<std::size_t>(threads * scratch_size(problem, chunks) + 16)),
-        size(scratch_size(problem, chunks)) {}
-  float* begin() {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
-    return reinterpret_cast<float*>((address + 63) / 64 * 64);
-  }
-};
 
 // [B, stride] totals of all chunks, added in a fixed order.
-std::vector<double> totals(const SoftmaxProblem& problem, int threads) {
+std::vector<double> totals(const DiceCeProblem& problem, int threads) {
   const SoftmaxChunks chunks = softmax_chunks(problem);
-  const std::int64_t stride = chunks.stride(problem.channels);
+  const std::int64_t stride = softmax_sums_size(problem.channels);
   std::vector<double> partials(static_cast<std::size_t>(problem.batch * chunks.count * stride), 0.0);
   threads = useful_threads(problem, threads);
-  Scratch scratch(problem, chunks, threads);
-  FASTMTL_DISPATCH(softmax_sums)(problem, chunks, partials.data(), scratch.begin(), scratch.size, threads);
+  SoftmaxScratch scratch = scratch_of(problem, chunks, threads);
+  FASTMTL_DISPATCH(softmax_sums)(problem, chunks, partials.data(), scratch.begin(), scratch.size(), threads);
   std::vector<double> sums(static_cast<std::size_t>(problem.batch * stride), 0.0);
   for (std::int64_t b = 0; b < problem.batch; ++b)
     for (std::int64_t chunk = 0; chunk < chunks.count; ++chunk)
@@ -56,7 +29,7 @@ std::vector<double> totals(const SoftmaxProblem& problem, int threads) {
   return sums;
 }
 
-std::int64_t outside(const SoftmaxProblem& problem, const std::vector<double>& sums) {
+std::int64_t outside(const DiceCeProblem& problem, const std::vector<double>& sums) {
   double number = 0.0;
   const std::size_t stride = sums.size() / static_cast<std::size_t>(problem.batch);
   for (std::size_t end = stride; end <= sums.size(); end += stride) number += sums[end - kSampleSums + kOutside];
@@ -69,9 +42,9 @@ struct Row {
   double dice = 0.0, counted = 0.0;
 };
 
-void finish(const SoftmaxProblem& problem, const DiceCeOptions& options, const std::vector<double>& samples,
+void finish(const DiceCeProblem& problem, const DiceCeOptions& options, const std::vector<double>& samples,
             float* loss, float* coefficients) {
-  const std::int64_t C = problem.channels, B = problem.batch, stride = kSoftmaxSums * C + kSampleSums;
+  const std::int64_t C = problem.channels, B = problem.batch, stride = softmax_sums_size(C);
   const std::int64_t rows = options.over_batch ? 1 : B;
   std::vector<double> sums = samples;
   for (std::int64_t b = 1; options.over_batch && b < B; ++b)
@@ -121,8 +94,8 @@ void finish(const SoftmaxProblem& problem, const DiceCeOptions& options, const s
   if (!each) *loss = static_cast<float>(total);
 }
 
-void finish_counts(const SoftmaxProblem& problem, const std::vector<double>& sums, std::int64_t* counts) {
-  const std::int64_t C = problem.channels, stride = kSoftmaxSums * C + kSampleSums;
+void finish_counts(const DiceCeProblem& problem, const std::vector<double>& sums, std::int64_t* counts) {
+  const std::int64_t C = problem.channels, stride = softmax_sums_size(C);
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const double* of = &sums[b * stride];
     std::int64_t* out = counts + b * (3 * C + 1);
@@ -137,7 +110,7 @@ void finish_counts(const SoftmaxProblem& problem, const std::vector<double>& sum
 
 }  // namespace
 
-std::int64_t dice_ce_forward(const SoftmaxProblem& problem, const DiceCeOptions& options, float* loss,
+std::int64_t dice_ce_forward(const DiceCeProblem& problem, const DiceCeOptions& options, float* loss,
                              float* coefficients, std::int64_t* counts, int threads) {
   const std::vector<double> sums = totals(problem, threads);
   finish(problem, options, sums, loss, coefficients);
@@ -145,9 +118,9 @@ std::int64_t dice_ce_forward(const SoftmaxProblem& problem, const DiceCeOptions&
   return outside(problem, sums);
 }
 
-std::int64_t softmax_overlap_forward(const SoftmaxProblem& problem, float* sums, int threads) {
+std::int64_t softmax_overlap_forward(const DiceCeProblem& problem, float* sums, int threads) {
   const std::vector<double> found = totals(problem, threads);
-  const std::int64_t C = problem.channels, B = problem.batch, stride = kSoftmaxSums * C + kSampleSums;
+  const std::int64_t C = problem.channels, B = problem.batch, stride = softmax_sums_size(C);
   for (std::int64_t b = 0; b < B; ++b)
     for (std::int64_t c = 0; c < C; ++c) {
       for (int k = kIntersection; k <= kEntropy; ++k)
@@ -157,14 +130,14 @@ std::int64_t softmax_overlap_forward(const SoftmaxProblem& problem, float* sums,
   return outside(problem, found);
 }
 
-void dice_ce_backward(const SoftmaxProblem& problem, const Planes& grad, const float* coefficients, double smoothing,
+void dice_ce_backward(const DiceCeProblem& problem, const Planes& grad, const float* coefficients, double smoothing,
                       const Planes& gradient, int threads) {
   const SoftmaxChunks chunks = softmax_chunks(problem);
   threads = useful_threads(problem, threads);
-  Scratch scratch(problem, chunks, threads);
+  SoftmaxScratch scratch = scratch_of(problem, chunks, threads);
   expect_whole_write(problem, gradient);
   FASTMTL_DISPATCH(softmax_gradient)(problem, chunks, grad, coefficients, static_cast<float>(smoothing), gradient,
-                                     scratch.begin(), scratch.size, threads);
+                                     scratch.begin(), scratch.size(), threads);
 }
 
 }  // namespace fastmtl

@@ -7,17 +7,15 @@
 
 #include "dice_score.hpp"
 #include "isa.hpp"
-#include "planes.hpp"
+#include "softmax.hpp"
 
 namespace fastmtl {
 
-struct SoftmaxProblem : LossInputs {  // the mask is [B, 1, pixels]
-  bool soft;                  // whether the target is [B, C, pixels], any type, not class numbers [B, 1, pixels]
-  std::int64_t ignore_index;  // pixels of this class number take part in nothing
-  bool squared;    // P = sum p^2, T = sum t^2
-  bool overlap;    // whether I and P are wanted
-  bool spread;     // whether -sum log p of each class is wanted: label smoothing
-  bool counts;     // whether hits, predictions and pixels that are not finite are
+struct DiceCeProblem : SoftmaxProblem {
+  bool squared;  // P = sum p^2, T = sum t^2
+  bool overlap;  // whether I and P are wanted
+  bool spread;   // whether -sum log p of each class is wanted: label smoothing
+  bool counts;   // whether hits, predictions and pixels that are not finite are
 };
 
 // What one pass adds up, [kSoftmaxSums, C], then per sample: valid pixels, those with a logit that is not finite, those
@@ -25,12 +23,7 @@ struct SoftmaxProblem : LossInputs {  // the mask is [B, 1, pixels]
 enum SoftmaxSum { kIntersection, kPrediction, kTarget, kEntropy, kSpread, kHits, kPredicted, kSoftmaxSums };
 enum SampleSum { kPixels, kNotFinite, kOutside, kSampleSums };
 
-// Pixels are summed in chunks whose size depends on the shape alone, so that no sum depends on the thread count; a
-// chunk is worked through in blocks whose buffers, one row of floats for each channel, stay in cache.
-struct SoftmaxChunks {
-  std::int64_t block, pixels, count;  // count: per sample
-  std::int64_t stride(std::int64_t channels) const { return kSoftmaxSums * channels + kSampleSums; }
-};
+constexpr std::int64_t softmax_sums_size(std::int64_t channels) { return kSoftmaxSums * channels + kSampleSums; }
 
 struct DiceCeOptions {
   const float* weight;  // [channels] or nullptr
@@ -44,21 +37,21 @@ struct DiceCeOptions {
 // loss [B] or []; coefficients [3, B, C]: the loss's slopes in each segment's cross-entropy, in I, and q times the one
 // in P (q = 2 if squared, else 1). counts [B, 3 C + 1] or nullptr: true and false positives, false negatives, pixels
 // that are not finite. Returns how many pixels have a class number that does not exist.
-std::int64_t dice_ce_forward(const SoftmaxProblem& problem, const DiceCeOptions& options, float* loss,
+std::int64_t dice_ce_forward(const DiceCeProblem& problem, const DiceCeOptions& options, float* loss,
                              float* coefficients, std::int64_t* counts, int threads);
 
 // sums [5, B, C]: I, P, T, the cross-entropy by class, valid pixels. Returns as above.
-std::int64_t softmax_overlap_forward(const SoftmaxProblem& problem, float* sums, int threads);
+std::int64_t softmax_overlap_forward(const DiceCeProblem& problem, float* sums, int threads);
 
 // gradient = grad * d loss / d logits, shaped as the logits; grad [B] has stride 0 where the loss is one number.
-void dice_ce_backward(const SoftmaxProblem& problem, const Planes& grad, const float* coefficients, double smoothing,
+void dice_ce_backward(const DiceCeProblem& problem, const Planes& grad, const float* coefficients, double smoothing,
                       const Planes& gradient, int threads);
 
 #define FASTMTL_DECLARE(isa)                                                                                         \
   namespace isa {                                                                                                    \
-  void softmax_sums(const SoftmaxProblem& problem, const SoftmaxChunks& chunks, double* partials, float* scratch,    \
+  void softmax_sums(const DiceCeProblem& problem, const SoftmaxChunks& chunks, double* partials, float* scratch,    \
                     std::int64_t scratch_size, int threads);                                                         \
-  void softmax_gradient(const SoftmaxProblem& problem, const SoftmaxChunks& chunks, const Planes& grad,              \
+  void softmax_gradient(const DiceCeProblem& problem, const SoftmaxChunks& chunks, const Planes& grad,              \
                         const float* coefficients, float smoothing, const Planes& gradient, float* scratch,          \
                         std::int64_t scratch_size, int threads);                                                     \
   }

@@ -58,13 +58,6 @@ std::vector<FocalSums> add_chunks(const std::vector<FocalSums>& partials, std::i
   return sums;
 }
 
-// So many pixels that a tile of all channels takes about 32 KiB: whole vectors, and whole in a chunk.
-std::int64_t tile_pixels(std::int64_t channels) {
-  std::int64_t pixels = 256;
-  while (pixels > 16 && pixels * channels > 8192) pixels /= 2;
-  return pixels;
-}
-
 }  // namespace
 
 bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
@@ -79,19 +72,6 @@ bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reducti
                       [](const FocalSums& plane) { return plane.implausible > 1.0001 * plane.elements; });
 }
 
-bool softmax_focal_forward(const SoftmaxFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
-                           int threads) {
-  const Chunks chunks = chunks_of(problem);
-  const int workers = useful_threads(problem, threads);
-  const std::int64_t pixels = tile_pixels(problem.channels);
-  std::vector<float> scratch(static_cast<std::size_t>(workers * pixels * problem.channels));
-  std::vector<FocalSums> partials(static_cast<std::size_t>(problem.batch * chunks.count));
-  FASTMTL_DISPATCH(softmax_focal_sums)(problem, chunks, {pixels, scratch.data()}, partials.data(), workers);
-  const std::vector<FocalSums> samples = add_chunks(partials, problem.batch, chunks.count, 1);
-  finish(samples, reduction, loss, coefficients);
-  return std::none_of(samples.begin(), samples.end(), [](const FocalSums& s) { return s.implausible > 0.0; });
-}
-
 void sigmoid_focal_backward(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,
                             const Planes& gradient, int threads) {
   expect_whole_write(problem, gradient);
@@ -100,16 +80,6 @@ void sigmoid_focal_backward(const SigmoidFocalProblem& problem, const Planes& gr
     FASTMTL_DISPATCH(sigmoid_focal_few_gradient)(problem, grad, coefficients, gradient, threads);
   else
     FASTMTL_DISPATCH(sigmoid_focal_gradient)(problem, chunks_of(problem), grad, coefficients, gradient, threads);
-}
-
-void softmax_focal_backward(const SoftmaxFocalProblem& problem, const Planes& grad, const float* coefficients,
-                            const Planes& gradient, int threads) {
-  const int workers = useful_threads(problem, threads);
-  const std::int64_t pixels = tile_pixels(problem.channels);
-  std::vector<float> scratch(static_cast<std::size_t>(workers * pixels * problem.channels));
-  expect_whole_write(problem, gradient);
-  FASTMTL_DISPATCH(softmax_focal_gradient)(problem, chunks_of(problem), {pixels, scratch.data()}, grad, coefficients,
-                                           gradient, workers);
 }
 
 }  // namespace fastmtl

@@ -1,7 +1,7 @@
 // One object file per instruction set, one choice at load.
 //
 // Every <op>_cpu.cpp is compiled once per set, with FASTMTL_ISA naming the namespace its functions live in
-// (setup.py passes the flags). The header of the op declares them for all sets; bindings.cpp calls
+// (setup.py passes the flags). The header of the op declares them for all sets; <op>.cpp calls
 // FASTMTL_DISPATCH(function), which jumps to the best set this processor has. FASTMTL_ISA in the environment
 // lowers the choice ("avx2", "baseline"), for tests and for measuring what a set brings.
 //

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "block_io.hpp"
-#include "dice_ce.hpp"
+#include "softmax.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
@@ -39,6 +39,29 @@ inline void load_classes(const SoftmaxProblem& problem, std::int64_t first, std:
   }
 }
 
+// `count` pixels of one sample from `pixel` on or, `across`, one pixel of as many samples from `sample` on.
+struct SoftmaxRun {
+  std::int64_t sample, pixel, count;
+  bool across;
+
+  std::int64_t start(const Planes& planes) const { return sample * planes.batch + pixel * planes.pixel; }
+  std::int64_t stride(const Planes& planes) const { return across ? planes.batch : planes.pixel; }
+};
+
+// Calls body(run) for every block of unit number `unit`.
+template <typename Body>
+inline void for_each_run(const SoftmaxProblem& problem, const SoftmaxChunks& chunks, std::int64_t unit, Body body) {
+  const std::int64_t b = unit / chunks.count, begin = unit % chunks.count * chunks.pixels;
+  const std::int64_t length = chunks.across ? problem.batch : problem.pixels;
+  const std::int64_t end = begin + chunks.pixels < length ? begin + chunks.pixels : length;
+  if (chunks.across)
+    for (std::int64_t pixel = 0; pixel < problem.pixels; ++pixel)
+      body(SoftmaxRun{begin, pixel, end - begin, true});
+  else
+    for (std::int64_t first = begin; first < end; first += chunks.block)
+      body(SoftmaxRun{b, first, end - first < chunks.block ? end - first : chunks.block, false});
+}
+
 struct SoftmaxBlock {
   // Logits of channel c begin at logits + c * logits_stride: where they lie if they can be used so, else a buffer.
   const float* logits;
@@ -49,44 +72,52 @@ struct SoftmaxBlock {
   // [block] each
   std::int32_t* index;
   float *valid, *top, *other, *own, *drop, *inverse, *cost, *extra;
-  float *exponentials, *soft, *buffer;  // [C, block]; soft only where targets are
-  float* slopes[3];                     // [C + 2] each: by class number + 2, 0 for none
+  float *exponentials, *buffer, *soft;  // [C, block], as many as wanted
+  float* slopes[3];  // [C + 2] numbers of classes, as many as wanted: by class number + 2, 0 for none
 
-  SoftmaxBlock(const SoftmaxProblem& problem, std::int64_t size, float* scratch) : block(size) {
+  SoftmaxBlock(std::int64_t channels, std::int64_t size, std::int64_t planes, std::int64_t tables, float* scratch)
+      : block(size) {
     const auto take = [&scratch](std::int64_t size) { return scratch += size, scratch - size; };
-    const std::int64_t C = problem.channels, row = (C + 2 + kLanes - 1) / kLanes * kLanes;
+    const std::int64_t row = (channels + 2 + kLanes - 1) / kLanes * kLanes;
     index = reinterpret_cast<std::int32_t*>(take(block));
     float** const rows[] = {&valid, &top, &other, &own, &drop, &inverse, &cost, &extra};
     for (float** pixels_row : rows) *pixels_row = take(block);
-    for (float*& by_class : slopes) by_class = take(row);
-    exponentials = take(C * block);
-    buffer = take(C * block);
-    soft = scratch;
+    for (std::int64_t k = 0; k < tables; ++k) slopes[k] = take(row);
+    float** const kept[] = {&exponentials, &buffer, &soft};
+    for (std::int64_t k = 0; k < planes; ++k) *kept[k] = take(channels * block);
   }
 
   // Returns whether any pixel is valid. What is not has logits and soft targets of 0 and no class.
-  bool fill(const SoftmaxProblem& problem, std::int64_t b, std::int64_t first) {
-    const std::int64_t left = problem.pixels - first;
-    count = left < block ? left : block;
+  bool fill(const SoftmaxProblem& problem, const SoftmaxRun& run) {
+    if (!fill_classes(problem, run)) return false;
+    read_planes(problem, run);
+    return true;
+  }
+
+  // Of that all but the logits.
+  bool fill_classes(const SoftmaxProblem& problem, const SoftmaxRun& run) {
+    count = run.count;
     padded = (count + kLanes - 1) / kLanes * kLanes;
     const Planes& mask = problem.mask;
-    const std::int64_t masked = b * mask.batch + first * mask.pixel;
-    if (mask.data != nullptr && mask.pixel == 0 && static_cast<const std::uint8_t*>(mask.data)[masked] == 0)
-      return false;
-    if (mask.data != nullptr && mask.pixel != 0)
-      load(Element::uint8, mask.data, masked, mask.pixel, count, valid);
+    const std::int64_t masked = run.start(mask), step = run.stride(mask);
+    if (mask.data != nullptr && step == 0 && static_cast<const std::uint8_t*>(mask.data)[masked] == 0) return false;
+    if (mask.data != nullptr && step != 0)
+      load(Element::uint8, mask.data, masked, step, count, valid);
     else
       FASTMTL_EACH_LANE(i, padded) valid[i] = 1.0f;
     for (std::int64_t i = count; i < padded; ++i) valid[i] = 0.0f;
-    if (!problem.soft)
-      load_classes(problem, b * problem.target.batch + first * problem.target.pixel, problem.target.pixel, count,
-                   index);
+    if (!problem.soft) load_classes(problem, run.start(problem.target), run.stride(problem.target), count, index);
     for (std::int64_t i = count; i < padded; ++i) index[i] = kNoClass;
     count_pixels(problem.soft);
     whole = pixels == static_cast<float>(padded);
-    if (pixels == 0.0f) return false;
-    read_planes(problem, b, first);
-    return true;
+    return pixels != 0.0f;
+  }
+
+  // No pixel is valid.
+  void clear() {
+    FASTMTL_EACH_LANE(i, padded) valid[i] = 0.0f;
+    FASTMTL_EACH_LANE(i, padded) index[i] = kNoClass;
+    whole = false;
   }
 
  private:
@@ -108,22 +139,20 @@ struct SoftmaxBlock {
     pixels = number, outside = strange;
   }
 
-  void read_planes(const SoftmaxProblem& problem, std::int64_t b, std::int64_t first) {
-    const Planes& from = problem.logits;
-    const std::int64_t start = b * from.batch + first * from.pixel;
-    const bool direct = from.type == Element::float32 && from.pixel == 1 && whole;
+  void read_planes(const SoftmaxProblem& problem, const SoftmaxRun& run) {
+    const Planes &from = problem.logits, &target = problem.target;
+    const std::int64_t start = run.start(from), step = run.stride(from);
+    const bool direct = from.type == Element::float32 && step == 1 && whole;
     logits = direct ? static_cast<const float*>(from.data) + start : buffer;
     logits_stride = direct ? from.channel : block;
     for (std::int64_t c = 0; c < problem.channels; ++c) {
-      if (!direct) read(from, start + c * from.channel, buffer + c * block);
-      const Planes& target = problem.target;
-      if (problem.soft)
-        read(target, b * target.batch + c * target.channel + first * target.pixel, soft + c * block);
+      if (!direct) read(from, start + c * from.channel, step, buffer + c * block);
+      if (problem.soft) read(target, run.start(target) + c * target.channel, run.stride(target), soft + c * block);
     }
   }
 
-  void read(const Planes& planes, std::int64_t first, float* __restrict out) const {
-    load(planes.type, planes.data, first, planes.pixel, count, out);
+  void read(const Planes& planes, std::int64_t first, std::int64_t step, float* __restrict out) const {
+    load(planes.type, planes.data, first, step, count, out);
     if (whole) return;
     for (std::int64_t i = count; i < padded; ++i) out[i] = 0.0f;
     const float* __restrict here = valid;

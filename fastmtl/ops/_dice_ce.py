@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ..reference.dice_ce import dice_ce_loss as reference_loss
 from ..reference.overlap import softmax_sums
-from . import _backends, _checks
+from . import _backends
 from ._checks import EMPTY
 from ._class_checks import NO_CLASS
+from ._class_loss import REDUCTIONS, ClassLoss
 from ._planes import describe, gradient_like, in_place, mask_in_place, pixels
 from ._pointers import address, element, num_threads
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
-REDUCTIONS = (*_checks.REDUCTIONS, "total", "totals")  # the last two: cross-entropy alone, not divided
 
 
 class Options(NamedTuple):
@@ -63,12 +63,23 @@ class Tensors(NamedTuple):
         return self.target.shape[1] != 1
 
 
-def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised loss, coefficients [3, B, C] (slopes in cross-entropy, I and P) and counts [B, 3 C + 1] or [0]."""
+def alone(tensors: Tensors, options: Options) -> bool:
+    """Whether this is a cross-entropy of class numbers on a CPU, which has kernels of its own."""
+    plain = options.dice_weight == 0 and not tensors.soft and not options.counts
+    return plain and tensors.input.device.type == "cpu" and options.backend != "triton"
+
+
+def new_outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised loss, coefficients [3, B, C] (slopes in cross-entropy, I and P) and counts [B, 3 C + 1] or [0].
+
+    Where the cross-entropy is `alone` the coefficients are [1, B, 1]: its slopes before the class weights.
+    """
+    input = tensors.input
     dtype, (B, C) = torch.promote_types(input.dtype, torch.float32), input.shape[:2]
     loss = torch.empty((B,) if options.by_sample else (), dtype=dtype, device=input.device)
     counts = torch.empty((B, 3 * C + 1) if options.counts else (0,), dtype=torch.int64, device=input.device)
-    return loss, torch.empty((3, B, C), dtype=dtype, device=input.device), counts
+    slopes = (1, B, 1) if alone(tensors, options) else (3, B, C)
+    return loss, torch.empty(slopes, dtype=dtype, device=input.device), counts
 
 
 def raise_if_outside(number: int, input: Tensor) -> None:
@@ -97,7 +108,7 @@ def _expanded(tensors: Tensors) -> dict[str, Tensor | None]:
 
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     check_classes(tensors.target, tensors.mask, tensors.input, options.ignore_index)
-    loss, coefficients, counts = new_outputs(tensors.input, options)
+    loss, coefficients, counts = new_outputs(tensors, options)
     coefficients.copy_(_reference_coefficients(tensors, options))
     if options.counts:
         counts.copy_(_reference_counts(tensors, options))
@@ -105,7 +116,7 @@ def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tenso
 
 
 def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
-    """[3, B, C]: the slopes."""
+    """The slopes, as `new_outputs` shapes them."""
     mask = _expanded(tensors)["mask"]
     sums, spread = softmax_sums(tensors.input, tensors.target, mask, o.ignore_index, o.squared_pred)
     w = torch.ones_like(spread[0]) if tensors.weight is None else tensors.weight.to(spread.dtype)
@@ -125,7 +136,10 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
     of_i = torch.where(scale == 0, 0.0, scale * (-2 - 2 * score * o.jaccard) / denominator)
     of_p = torch.where(scale == 0, 0.0, scale * (1 + o.jaccard) * (1 + o.squared_pred) * score / denominator)
     undivided = o.reduction in ("total", "totals")
-    of_ce = o.ce_weight * w / (torch.ones_like(over) if undivided else torch.where(over == 0, 1.0, over))
+    of_pixel = o.ce_weight / (torch.ones_like(over) if undivided else torch.where(over == 0, 1.0, over))
+    if alone(tensors, o):
+        return of_pixel.expand(tensors.input.shape[0], 1).unsqueeze(0)
+    of_ce = w * of_pixel
     return torch.stack([slopes.expand_as(spread) for slopes in (of_ce, of_i, of_p)])
 
 
@@ -170,7 +184,10 @@ def _slopes(grad: Tensor, coefficients: Tensor) -> Tensor:
 
 def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
     q, slopes = 2 if options.squared_pred else 1, _slopes(grad, coefficients)
-    input, target, _, mask = tensors
+    input, target, weight, mask = tensors
+    if alone(tensors, options):
+        of_ce = slopes.expand(1, -1, input.shape[1]) * (1 if weight is None else weight.to(slopes.dtype))
+        slopes = torch.cat([of_ce, torch.zeros_like(of_ce).expand(2, -1, -1)])
     return gradient_by_formula(input, target, mask, slopes, options.ignore_index, options.label_smoothing, q)
 
 
@@ -181,7 +198,7 @@ def readable(input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor
 
 
 def problem(input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int) -> tuple[object, ...]:
-    """What `softmax_problem` in csrc/bindings.cpp takes before the flags."""
+    """What `dice_ce_problem` in csrc/bindings_softmax_losses.cpp takes before the flags."""
     shape = (input.shape[0], input.shape[1], pixels(input))
     return shape, describe(input), describe(target), describe(mask), ignore_index
 
@@ -194,9 +211,19 @@ def _weight(weight: Tensor | None) -> Tensor | None:
     return None if weight is None else weight.to(torch.float32).contiguous()
 
 
-def cpp_forward(tensors: Tensors, o: Options) -> tuple[Tensor, Tensor, Tensor]:
+def _cross_entropy(tensors: Tensors, o: Options) -> ClassLoss:
     input, target, mask = readable(tensors.input, tensors.target, tensors.mask)
-    loss, coefficients, counts = new_outputs(input, o)
+    return ClassLoss(input, target, mask, _weight(tensors.weight), o.ignore_index, 0.0, o.label_smoothing, True)
+
+
+def cpp_forward(tensors: Tensors, o: Options) -> tuple[Tensor, Tensor, Tensor]:
+    if alone(tensors, o):
+        loss, coefficients, counts = new_outputs(tensors, o)
+        outside = _cross_entropy(tensors, o).forward(o.ce_weight, o.reduction, loss, coefficients)
+        raise_if_outside(outside, tensors.input)
+        return loss, coefficients, counts
+    input, target, mask = readable(tensors.input, tensors.target, tensors.mask)
+    loss, coefficients, counts = new_outputs(tensors, o)
     weight = _weight(tensors.weight)
     outside = _backends.extension().dice_ce_forward(
         *problem(input, target, mask, o.ignore_index),
@@ -239,6 +266,8 @@ def cpp_gradient(
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, o: Options) -> Tensor:
+    if alone(tensors, o):
+        return _cross_entropy(tensors, o).backward(grad, coefficients, tensors.input, _GRADIENTS)
     kept = readable(tensors.input, tensors.target, tensors.mask)  # held by name: the kernel gets bare addresses
     arguments = problem(*kept, o.ignore_index)
     return cpp_gradient(tensors.input, arguments, _flags(tensors, o), grad, coefficients, o.label_smoothing)
@@ -248,7 +277,7 @@ def triton_forward(tensors: Tensors, o: Options) -> tuple[Tensor, Tensor, Tensor
     from ..kernels import dice_ce_triton
 
     input, target, mask = readable(tensors.input, tensors.target, tensors.mask)
-    loss, coefficients, counts = new_outputs(input, o)
+    loss, coefficients, counts = new_outputs(tensors, o)
     dice_ce_triton.forward(
         input,
         target,

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from ..reference.focal import softmax_focal
-from . import _backends
 from ._checks import REDUCTIONS
-from ._dice_ce import check_classes, readable
+from ._class_loss import ClassLoss
+from ._dice_ce import check_classes, raise_if_outside, readable
 from ._focal import new_outputs, reduce, slopes
 from ._loss_op import LossOp
-from ._planes import ABSENT, describe, gradient_like, pixels
-from ._pointers import address, num_threads
+from ._planes import gradient_like
 from ._recycled import Recycled
 
 _GRADIENTS = Recycled()
@@ -82,40 +81,21 @@ def _readable(tensors: Tensors) -> Tensors:
     return Tensors(input, target, None if factors is None else factors.to(torch.float32).contiguous(), mask)
 
 
-def _described(tensors: Tensors, options: Options) -> tuple[object, ...]:
-    input, target, factors, mask = tensors
-    shape = (input.shape[0], input.shape[1], pixels(input))
-    numbers = (options.gamma, options.ignore_index)
-    return shape, describe(input), describe(target), describe(mask), address(factors), numbers
+def _kernel(tensors: Tensors, options: Options) -> ClassLoss:
+    input, target, factors, mask = _readable(tensors)
+    return ClassLoss(input, target, mask, factors, options.ignore_index, options.gamma, 0.0, by_weight=False)
 
 
 def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    tensors = _readable(tensors)
     loss, coefficients = _outputs(tensors, options)
-    plausible = _backends.extension().softmax_focal_forward(
-        *_described(tensors, options),
-        REDUCTIONS.index(options.reduction),
-        address(loss),
-        address(coefficients),
-        num_threads(),
-    )
-    if not plausible:
-        check_classes(tensors.target, tensors.mask, tensors.input, options.ignore_index)
+    reduction = "total" if options.reduction == "sum" else options.reduction
+    outside = _kernel(tensors, options).forward(1.0, reduction, loss, coefficients)
+    raise_if_outside(outside, tensors.input)
     return loss, coefficients
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    readable = _readable(tensors)  # held by name: the kernel gets bare addresses
-    gradient = gradient_like(tensors.input, _GRADIENTS)
-    samples = grad.expand(coefficients.shape)
-    _backends.extension().softmax_focal_backward(
-        *_described(readable, options),
-        (address(samples), ABSENT[0], samples.stride(0), 0, 0),
-        address(coefficients),
-        describe(gradient),
-        num_threads(),
-    )
-    return gradient
+    return _kernel(tensors, options).backward(grad, coefficients, tensors.input, _GRADIENTS)
 
 
 def triton_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:

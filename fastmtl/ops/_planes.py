@@ -60,7 +60,7 @@ def gradient_like(input: Tensor, recycled: Recycled | None = None) -> Tensor:
 
 
 def describe(tensor: Tensor | None) -> tuple[int, int, int, int, int]:
-    """(address, element code, batch, channel and pixel stride), as `planes` in csrc/bindings.cpp reads it."""
+    """(address, element code, batch, channel and pixel stride), as `planes` in csrc/bindings.hpp reads it."""
     if tensor is None:
         return ABSENT
     layout = strides(tensor)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _backends, _checks, _class_checks
 from ._counts import Counts
-from ._dice_ce import BACKENDS, Options, Tensors, new_outputs, reference
+from ._dice_ce import BACKENDS, Options, Tensors, alone, new_outputs, reference
 from ._loss_op import LossOp
 
 _OPTIONS = (
@@ -172,7 +172,7 @@ def run(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     _checks.one_of("empty", options.empty, _checks.EMPTY)
     _backends.check_backend(options.backend)
     of_batch = options.reduction in ("mean", "total") and (options.batch or options.dice_weight == 0)
-    if of_batch and not options.counts and tensors.input[0, 0].numel() == 1:
+    if of_batch and not options.counts and not alone(tensors, options) and tensors.input[0, 0].numel() == 1:
         tensors = _samples_as_pixels(tensors)
     loss, _, counts = _dice_ce(*tensors, *options)
     return loss, counts
@@ -195,6 +195,6 @@ _dice_ce = LossOp(
     Options,
     backends=BACKENDS,
     outputs=3,
-    fake=lambda tensors, options: new_outputs(tensors.input, options),
+    fake=new_outputs,
     reference=reference,
 )

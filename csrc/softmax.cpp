@@ -1,0 +1,41 @@
+#include "softmax.hpp"
+
+#include <algorithm>
+
+namespace fastmtl {
+namespace {
+
+constexpr std::int64_t kBlockElements = 4096;  // over all channels; a row of 16 KiB leaves room in L1
+constexpr std::int64_t kSmallestBlock = 128;   // below, reducing the lanes to sums costs more than leaving L1
+constexpr std::int64_t kChunkElements = 32768;
+constexpr std::int64_t kFewPixels = 32;
+
+std::int64_t whole_vectors(std::int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+}  // namespace
+
+SoftmaxChunks softmax_chunks(const SoftmaxProblem& problem) {
+  const std::int64_t C = problem.channels, fitting = kBlockElements / C / kLanes * kLanes;
+  const std::int64_t block = std::min(std::clamp(fitting, kSmallestBlock, kBlock), whole_vectors(problem.pixels));
+  const std::int64_t size = std::max<std::int64_t>(kChunkElements / (C * block), 1) * block;
+  return {block, size, (problem.pixels + size - 1) / size, false};
+}
+
+SoftmaxChunks small_softmax_chunks(const SoftmaxProblem& problem) {
+  if (problem.pixels >= kFewPixels || problem.pixels >= problem.batch) return softmax_chunks(problem);
+  const std::int64_t fitting = kBlockElements / problem.channels / kLanes * kLanes;
+  const std::int64_t block = std::min(std::clamp(fitting, kLanes, kBlock), whole_vectors(problem.batch));
+  return {block, block, (problem.batch + block - 1) / block, true};
+}
+
+SoftmaxScratch::SoftmaxScratch(std::int64_t channels, const SoftmaxChunks& chunks, std::int64_t planes,
+                               std::int64_t tables, int threads)
+    : size_((9 + planes * channels) * chunks.block + tables * whole_vectors(channels + 2)),
+      memory_(static_cast<std::size_t>(threads * size_ + kLanes)) {}
+
+float* SoftmaxScratch::begin() {
+  const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
+  return reinterpret_cast<float*>((address + 63) / 64 * 64);
+}
+
+}  // namespace fastmtl
