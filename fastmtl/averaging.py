@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 
@@ -31,7 +33,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, kind: Literal["ema", "swa"], *, decay: float = 0.999, start: int = 0) -> None:
-        average = get_ema_multi_avg_fn(decay) if kind == "ema" else get_swa_multi_avg_fn()
+        average = _counts_copied(get_ema_multi_avg_fn(decay) if kind == "ema" else get_swa_multi_avg_fn())
         self._model, self._kind, self._start = model, kind, start
         self._averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 
@@ -55,3 +57,15 @@ class WeightAverage:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._averaged.load_state_dict(state)
+
+
+def _counts_copied(average: Callable[..., None]) -> Callable[..., None]:
+    """`average` for weights and statistics; BatchNorm's counts of batches are integers, and have no average."""
+
+    def apply(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, current, count)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return apply
