@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from . import balance, data, models
-from .config import ConfigError, Recipe
+from .config import ConfigError, OptimizerConfig, Recipe, StageConfig
 from .names import check_options
 from .protocols import Balancer, Task, Update
 from .tasks import check_task, create_task
@@ -55,7 +53,8 @@ def check_names(recipe: Recipe) -> None:
     models.check_model(recipe.model["name"], [key for key in recipe.model if key != "name"])
     for name, options in recipe.tasks.items():
         check_task(options["kind"], name, [key for key in options if key not in _OURS])
-    build_balancer(recipe)
+    for stage in (None, *recipe.stages):
+        build_balancer(recipe, stage)
     _augmentation(recipe.data.augmentation)
 
 
@@ -151,15 +150,21 @@ def _random_patches(recipe: Recipe, folder: data.Dataset) -> data.RandomPatches:
     )
 
 
-def build_balancer(recipe: Recipe) -> Balancer:
-    """The recipe's balancer."""
-    options = {key: value for key, value in recipe.balancer.items() if key != "name"}
-    return balance.create_balancer(recipe.balancer["name"], **options)
+def build_balancer(recipe: Recipe, stage: StageConfig | None = None) -> Balancer:
+    """The recipe's balancer, or the stage's own."""
+    table = stage.balancer if stage is not None and stage.balancer else recipe.balancer
+    options = {key: value for key, value in table.items() if key != "name"}
+    return balance.create_balancer(table["name"], **options)
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module, balancer: Balancer) -> torch.optim.Optimizer:
-    """Weight decay acts on weights of two or more dimensions; biases, norms and the balancer's weights have none."""
-    config = recipe.optimizer
+def build_optimizer(
+    recipe: Recipe, model: nn.Module, balancer: Balancer, config: OptimizerConfig | None = None
+) -> torch.optim.Optimizer:
+    """Weight decay acts on weights of two or more dimensions; biases, norms and the balancer's weights have none.
+
+    `config` stands in for the recipe's [optimizer], where a stage has one of its own.
+    """
+    config = config or recipe.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -185,21 +190,6 @@ def build_update(recipe: Recipe, optimizer: torch.optim.Optimizer) -> Update:
     if config.fused_step is False or reason:
         return PlainUpdate(optimizer, config.clip_norm)
     return balance.FusedStep(optimizer, clip_norm=config.clip_norm)
-
-
-def build_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, num_steps: int) -> LambdaLR:
-    """Linear warm-up over the first share of the steps, then constant or a cosine down to 0."""
-    config = recipe.optimizer
-    warmup = round(config.warmup * num_steps)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        if config.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))
-
-    return LambdaLR(optimizer, factor)
 
 
 def _augmentation(options: Mapping[str, Any]) -> data.Augmentation:

@@ -18,6 +18,7 @@ from .predict import find_images, write_predictions
 from .protocols import Task
 from .report import read_run, render, render_comparison
 from .run_folder import RunError, RunFolder
+from .stages import ready_for_use
 
 
 def train(
@@ -168,6 +169,7 @@ def _load(path: Path, which: Literal["best", "last"], device_name: str) -> _Trai
     tasks = build.build_tasks(recipe, facts["class_names"], facts.get("classes", {}))
     model = build.build_model(recipe, tasks, device)
     checkpoint.load_model(run.checkpoints / which, model, device)
+    ready_for_use(recipe, model)
     return _Trained(recipe, facts, tasks, model, device, autocast_dtype(recipe.training.precision, device))
 
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import UserError
+from . import limits
 from .names import nearest
+from .tables import ConfigError as ConfigError
+from .tables import merge as merge
+from .tables import typed
 
 BUILT_IN = Path(__file__).parent / "recipes"
-
-
-class ConfigError(UserError, ValueError):
-    """A recipe that cannot be used, said in one line."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +105,16 @@ class OptimizerConfig:
     """On weights of two or more dimensions."""
     momentum: float = 0.9
     """For sgd."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """What the learning rate does after the warm-up: stay, or fall to 0."""
+    find_lr: bool = False
+    """Look for the learning rate before the first step, by a sweep over a few batches; what is found replaces lr."""
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    """What the learning rate does after the warm-up: stay, fall to 0, or fall when the score stops to rise."""
     warmup: float = 0.05
     """Share of all steps over which the learning rate rises from 0."""
+    plateau_factor: float = 0.1
+    """Of the schedule plateau: what the learning rate is multiplied by."""
+    plateau_patience: int = 10
+    """Of the schedule plateau: how many epochs without a better score it waits."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class TrainingConfig:
     """How long, how exact, and when to stop."""
 
     epochs: int = 10
-    """Passes over the training tiles."""
+    """Passes over the training tiles; with stages their sum, which nobody needs to say."""
     seed: int = 0
     """Of the weights, the order of tiles and their augmentation."""
     device: str = "auto"
@@ -131,11 +134,44 @@ class TrainingConfig:
     fused_step: Literal["auto", True, False] = "auto"
     """Combine, clip and step in one pass (balance.FusedStep); auto: where the optimizer and the device support it."""
     patience: int = 0
-    """Stop after this many epochs without a better validation score; 0 never stops early."""
+    """End a stage after this many epochs without a better validation score; 0 never ends it early."""
+    average: Literal["", "ema", "swa"] = ""
+    """Evaluate and keep a moving (ema, of every step) or plain (swa, of every epoch) average of the weights."""
+    average_decay: float = 0.999
+    """Of ema: the share of the old average that a step keeps."""
+    average_start: int = 0
+    """Epochs of a stage before its average begins."""
+    tta: list[str] = field(default_factory=list)
+    """Views besides the image itself that final scores and predictions average: h, v, r90, r180, r270."""
     log_every: int = 20
     """Steps between looks at the losses (each waits for the device)."""
     compile: bool = False
     """Run the network through torch.compile."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A part of the training: which tasks, what is frozen, how long, and what is done differently."""
+
+    name: str
+    """What metrics.jsonl and the report call it."""
+    epochs: int
+    """Passes over the training tiles."""
+    tasks: list[str] = field(default_factory=list)
+    """The tasks that it trains and is judged by; empty: all."""
+    freeze: list[str] = field(default_factory=list)
+    """Parts of the model that rest, for example "encoder"; those of earlier stages wake unless they are named again."""
+    auxiliary_stride: int = 0
+    """Encoder block that auxiliary tasks read from now on; 0 leaves it."""
+    balancer: dict[str, Any] = field(default_factory=dict)
+    """Instead of the recipe's."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """Laid over the recipe's."""
+    start: Literal["last", "best"] = "last"
+    """The weights it begins with: the last of the stage before, or those that scored best there."""
+    keep_optimizer: bool = False
+    """Go on with the moments of the stage before; with its balancer's state and its schedule too, where this stage has
+    the same tasks and no balancer or optimizer of its own."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +186,8 @@ class Recipe:
     balancer: dict[str, Any] = field(default_factory=lambda: {"name": "linear"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    stages: list[StageConfig] = field(default_factory=list)
+    """One after the other; none is one stage of training.epochs with everything."""
 
 
 def list_recipes() -> list[str]:
@@ -170,9 +208,23 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
     path = _find(str(recipe))
     values = merge(_read(path, seen=()), overrides or {})
     values.setdefault("name", path.stem)
-    built = _build(Recipe, values, "")
-    _check(built)
+    built: Recipe = typed(Recipe, values)
+    if built.stages:
+        built = _count_epochs(built, (overrides or {}).get("training", {}).get("epochs"))
+    limits.check(built, {stage.name: optimizer_of(built, stage) for stage in built.stages})
     return built
+
+
+def stages_of(recipe: Recipe) -> list[StageConfig]:
+    """The recipe's stages; without any, one of all its epochs, without a name."""
+    return recipe.stages or [StageConfig("", recipe.training.epochs)]
+
+
+def optimizer_of(recipe: Recipe, stage: StageConfig) -> OptimizerConfig:
+    """The recipe's optimizer with the stage's laid over it."""
+    return typed(
+        OptimizerConfig, merge(dataclasses.asdict(recipe.optimizer), stage.optimizer), f"stages.{stage.name}.optimizer"
+    )
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -222,98 +274,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return merge(_read(parent if parent.is_file() else _find(str(base)), (*seen, path)), values)
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, table by table; a component of another name replaces the old one whole."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(old, Mapping) and not _other_component(old, value):
-            value = merge(old, value)
-        merged[key] = value
-    return merged
-
-
-def _other_component(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether `new` names another model, balancer or kind of task: then the old one's options mean nothing to it."""
-    return any(key in old and new.get(key, old[key]) != old[key] for key in ("name", "kind"))
-
-
-def _build(cls: type[Any], values: Any, where: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or 'a recipe'} must be a table; got {values!r}.")
-    hints = typing.get_type_hints(cls)
-    built = {}
-    for key, value in values.items():
-        name = f"{where}.{key}" if where else key
-        if key not in hints:
-            raise ConfigError(f"unknown key {name!r}; {_inside(key, hints) or nearest(key, list(hints))}")
-        hint = hints[key]
-        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        built[key] = _build(hint, value, name) if nested else _checked(hint, value, name)
-    return cls(**built)
-
-
-def _inside(key: str, hints: Mapping[str, Any]) -> str:
-    """The hint for a key that belongs one table further down, as `epochs` does to `training`."""
-    for table, hint in hints.items():
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and key in typing.get_type_hints(hint):
-            return f"did you mean '{table}.{key}'?"
-    return ""
-
-
-def _checked(hint: Any, value: Any, name: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
-        return value
-    expected = origin if isinstance(origin, type) and not isinstance(hint, types.UnionType) else hint
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ConfigError(f"{name} must be {_READABLE[expected]}; got {value!r}.")
-    return value
-
-
-_READABLE = {int: "an integer", float: "a number", bool: "true or false", str: "text", dict: "a table", list: "a list"}
-
-
-def _check(recipe: Recipe) -> None:
-    data, optimizer, training = recipe.data, recipe.optimizer, recipe.training
-    limits = {
-        "data.size must be a positive multiple of 16": data.size > 0 and data.size % 16 == 0,
-        "data.batch_size must be at least 1": data.batch_size >= 1,
-        "data.val_fraction must lie between 0 and 1": 0 < data.val_fraction < 1,
-        "data.test_fraction must lie between 0 and 1 - val_fraction": 0 <= data.test_fraction < 1 - data.val_fraction,
-        "data.folds must be 0, or 2 and more": data.folds == 0 or data.folds >= 2,
-        "data.fold must be 0 to folds - 1": 0 <= data.fold < max(data.folds, 1),
-        "data.tile_size must be at least 1": data.tile_size >= 1,
-        "data.mpp must be finite and not negative": 0 <= data.mpp < float("inf"),
-        "data.overlap must be 0 to tile_size - 1": 0 <= data.overlap < data.tile_size,
-        "data.min_tissue must lie between 0 and 1": 0 <= data.min_tissue <= 1,
-        "data.max_damaged must lie in [0, 1)": 0 <= data.max_damaged < 1,
-        "data.open_slides must not be negative": data.open_slides >= 0,
-        "data.per_slide must not be negative": data.per_slide >= 0,
-        "data.patches_per_slide must not be negative": data.patches_per_slide >= 0,
-        "data.polygon_offset must be x and y": len(data.polygon_offset) in (0, 2),
-        "data.classes must map columns to lists of classes": all(isinstance(v, list) for v in data.classes.values()),
-        "data.metadata must map names to lists of columns": all(isinstance(v, list) for v in data.metadata.values()),
-        "data.num_threads must be at least 1": data.num_threads >= 1,
-        "optimizer.lr must be finite and not negative": 0 <= optimizer.lr < float("inf"),
-        "optimizer.weight_decay must be finite and not negative": 0 <= optimizer.weight_decay < float("inf"),
-        "optimizer.warmup must lie in [0, 1)": 0 <= optimizer.warmup < 1,
-        "training.epochs must be at least 1": training.epochs >= 1,
-        "training.clip_norm must be finite and not negative": 0 <= training.clip_norm < float("inf"),
-        "training.patience must not be negative": training.patience >= 0,
-        "training.log_every must be at least 1": training.log_every >= 1,
-        "model needs a `name`, as text": isinstance(recipe.model.get("name"), str),
-        "balancer needs a `name`, as text": isinstance(recipe.balancer.get("name"), str),
-        "tasks is empty: a recipe needs at least one [tasks.NAME] table with a `kind`": bool(recipe.tasks),
-    }
-    for message, holds in limits.items():
-        if not holds:
-            raise ConfigError(f"recipe {recipe.name}: {message}.")
-    for name, task in recipe.tasks.items():
-        if not isinstance(task, Mapping) or not isinstance(task.get("kind"), str):
-            raise ConfigError(f"recipe {recipe.name}: tasks.{name} needs a `kind`, for example 'classification'.")
+def _count_epochs(recipe: Recipe, asked: int | None) -> Recipe:
+    """training.epochs is the stages' sum; a flag that says something else would be passed over in silence."""
+    lengths = {stage.name: stage.epochs for stage in recipe.stages}
+    total = sum(stage.epochs for stage in recipe.stages)
+    if asked not in (None, total):
+        parts = ", ".join(f"{name} {epochs}" for name, epochs in lengths.items())
+        raise ConfigError(
+            f"recipe {recipe.name} has stages with epochs of their own ({parts}), and training.epochs is {asked}. "
+            f"Change a stage instead: --set stages.{recipe.stages[0].name}.epochs={asked}."
+        )
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=total))

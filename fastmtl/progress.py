@@ -55,8 +55,9 @@ class ProgressLine:
             tasks = record["validation"]["tasks"]
             shown = [f"{k} {v:.3f}" for values in tasks.values() for k, v in values.items() if isinstance(v, float)]
             scores = "  |  held out: " + "  ".join(shown)
+        stage = f"{record['stage']}: " if "stage" in record else ""
         self.console.print(
-            f"epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss: {losses}{scores}  |  "
+            f"{stage}epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss: {losses}{scores}  |  "
             f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
         )
 

@@ -94,7 +94,7 @@ class Loader(Protocol):
 class Model(Protocol):
     """One output per task."""
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]: ...
+    def __call__(self, batch: Batch) -> dict[str, Any]: ...
     def shared_parameters(self) -> Iterable[Parameter]: ...
 
 
@@ -102,21 +102,23 @@ class Task(Protocol):
     """A loss and its metrics."""
 
     name: str
+    column: int  # of `Batch.present`
     target: Target  # what the loader reads for it
     output: Output  # the logits it asks the model for
     headline: str  # the metric that stands for the task when the best checkpoint is chosen; larger is better
 
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+    def loss(self, output: Any, batch: Batch) -> Tensor:
         """Scalar; divides by the number of labelled samples and is 0 when there are none."""
         ...
 
-    def predict(self, output: Tensor) -> Tensor:
-        """The answer itself: bool masks [B, 1, H, W] or classes int64 [B]."""
+    def predict(self, output: Any, batch: Batch | None = None) -> Tensor:
+        """The answer itself, from what the model gave: bool masks [B, C, H, W], uint8 class maps [B, 1, H, W], classes
+        int64 [B], numbers or boxes float32 [B, N]. With a batch, where the answer depends on the samples' metadata."""
         ...
 
     def metrics(self) -> torchmetrics.MetricCollection: ...
 
-    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+    def update(self, metrics: Any, output: Any, batch: Batch) -> None:
         """Add a batch's labelled samples to what `metrics()` gave."""
         ...
 
@@ -175,3 +177,14 @@ class Update(Protocol):
         """Afterwards no `.grad` is left. Returns what the balancer did, "gradient_norm" before clipping, and "skipped",
         whether losses or gradients were not finite. With a GradScaler only its `update` is left to call."""
         ...
+
+
+class Observer(Protocol):
+    """Sees what happens; the progress line, metrics.jsonl and TensorBoard are observers."""
+
+    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
+        """Every `log_every` steps: "loss" by task, "balance" (what the balancer did), and of the epoch so far
+        "images_per_second" and "waiting", the share of time spent waiting for data."""
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        """After each epoch and its validation: the line of metrics.jsonl."""

@@ -8,21 +8,21 @@ an infinite gradient) makes the optimizer skip the step on the device, and is ra
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from . import checkpoint
+from .averaging import WeightAverage
 from .config import TrainingConfig
 from .errors import UserError
 from .inference import autocast_dtype, evaluate
-from .protocols import Balancer, Batch, Loader, Task, Update
+from .protocols import Balancer, Batch, Loader, Observer, Task, Update
 from .replay import Replay
-from .update import PlainUpdate
+from .update import PlainUpdate, lay_out_like_parameters
 from .world import World
 
 
@@ -38,26 +38,15 @@ class OtherRanks(UserError, ValueError):
     """A checkpoint of more or fewer ranks than there are now."""
 
 
-class Observer(Protocol):
-    """Sees what happens; the progress line, metrics.jsonl and TensorBoard are observers."""
-
-    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
-        """Every `log_every` steps: "loss" by task, "balance" (what the balancer did), and of the epoch so far
-        "images_per_second" and "waiting", the share of time spent waiting for data."""
-
-    def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """After each epoch and its validation: the line of metrics.jsonl."""
-
-
 class Trainer:
     """Drives one model on K tasks.
 
     Args:
         model: see `protocols.Model`; already on `device`.
-        tasks: in the columns' order of `Batch.present`.
+        tasks: some or all of those that the batches have labels for.
         balancer: turns K losses into gradients.
         optimizer: of the model's and the balancer's parameters.
-        config: epochs, precision, clipping, patience.
+        config: epochs (of this trainer), precision, clipping, patience.
         device: where batches go.
         update: from losses to moved parameters, with this optimizer; `PlainUpdate` if None.
         scheduler: stepped once a step.
@@ -77,30 +66,34 @@ class Trainer:
         *,
         device: torch.device | str = "cpu",
         update: Update | None = None,
-        scheduler: LRScheduler | None = None,
+        scheduler: Any = None,
+        average: WeightAverage | None = None,
+        stage: str = "",
         folder: Path | None = None,
         observers: Sequence[Observer] = (),
         world: World | None = None,
     ):
         self.model, self.tasks, self.balancer, self.optimizer = model, list(tasks), balancer, optimizer
         self.config, self.scheduler, self.folder, self.observers = config, scheduler, folder, list(observers)
+        self.average, self.stage = average, stage
         self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
         self.world = world or World()
         self.network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
-        self.epoch = self.step_count = self.bad_epochs = 0
+        self.epoch = self.step_count = self.first_epoch = self.bad_epochs = 0
         self.best_score = float("-inf")
         self.stop_requested = False
         # Per task: the epoch's sum of losses, and how many were not finite; last: steps skipped.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
         self.bad = torch.zeros(len(self.tasks) + 1, dtype=torch.int64, device=self.device)
+        self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.present`
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
-        """Train to `config.epochs`, from wherever `resume` left off; returns the last epoch's record."""
+        """Train for `config.epochs`, from wherever `resume` left off; returns the last epoch's record."""
         record: dict[str, Any] = {}
         self.world.distribute(self.balancer, self.model)
-        while self.epoch < self.config.epochs and not self._out_of_patience():
+        while not self.finished:
             started = time.perf_counter()
             self.model.train()
             images, waited = self._run_epoch(train)
@@ -110,7 +103,9 @@ class Trainer:
             self.sums.zero_()
             self.epoch += 1
             self.balancer.on_epoch()
-            record = {
+            if self.average is not None:
+                self.average.on_epoch(self.epoch - self.first_epoch - 1)
+            record = ({"stage": self.stage} if self.stage else {}) | {
                 "epoch": self.epoch,
                 "step": self.step_count,
                 "loss": {task.name: loss for task, loss in zip(self.tasks, losses, strict=True)},
@@ -124,7 +119,9 @@ class Trainer:
                 record["validation"] = self.evaluate(validation)
                 record["validation_seconds"] = time.perf_counter() - started
                 self._keep_best(record["validation"]["score"], train)
-            self._save("last", train)
+            if hasattr(self.scheduler, "on_epoch"):  # torch's own know steps alone
+                self.scheduler.on_epoch(record.get("validation", {}).get("score"))
+            self.save("last", train)
             for observer in self.observers:
                 observer.on_epoch(record)
         return record
@@ -133,7 +130,7 @@ class Trainer:
         """One update on `batch`; returns the losses and what the balancer did, on the device."""
         again = Replay(self.model, self.device) if self.balancer.looks_twice else None
         losses = self.losses(batch)
-        shared, active = self.model.shared_parameters(), batch.present.any(0)  # type: ignore[operator]
+        shared, active = self.model.shared_parameters(), self._present(batch).any(0)  # type: ignore[operator]
         done = dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
         if self.scaler is not None:
             self.scaler.update()
@@ -145,6 +142,8 @@ class Trainer:
         if again is not None:
             self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
         self.world.share_statistics(self.model)
+        if self.average is not None:
+            self.average.on_step(self.epoch - self.first_epoch)
         self.step_count += 1
         return losses, done
 
@@ -154,11 +153,23 @@ class Trainer:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.network(batch)
         losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
-        return self.world.losses(losses, batch.present.sum(0))
+        return self.world.losses(losses, self._present(batch).sum(0))
 
     def evaluate(self, loader: Loader) -> dict[str, Any]:
-        """Metrics, losses and score on `loader`; see `inference.evaluate`."""
-        return evaluate(self.network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
+        """See `inference.evaluate`; with the averaged weights once there are any."""
+        network = self._averaged or self.network
+        return evaluate(network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or patience is out."""
+        done = self.epoch - self.first_epoch >= self.config.epochs
+        return done or 0 < self.config.patience <= self.bad_epochs
+
+    def follow(self, before: Trainer) -> None:
+        """Count epochs and steps on from where `before` ended."""
+        self.epoch = self.first_epoch = before.epoch
+        self.step_count = before.step_count
 
     def state_dict(self, loader: Loader) -> dict[str, Any]:
         """Everything a bit-equal continuation needs, the other ranks' own things too."""
@@ -169,10 +180,13 @@ class Trainer:
             "balancer": self.balancer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "loader": loader.state_dict(),
             "rng": self.world.gather(torch.get_rng_state()),
             "rng_device": self.world.gather(torch.cuda.get_rng_state(self.device)) if on_gpu else None,
             "progress": {
+                "stage": self.stage,
+                "first_epoch": self.first_epoch,
                 "epoch": self.epoch,
                 "step": self.step_count,
                 "best_score": self.best_score,
@@ -193,17 +207,20 @@ class Trainer:
                 f"{directory} is of a training on {len(state['rng'])} rank(s), and this one has {self.world.size}: the "
                 f"batches would not go on. Continue it with torchrun --nproc-per-node {len(state['rng'])}."
             )
+        self.load_state_dict(state, loader)
+
+    def load_state_dict(self, state: dict[str, Any], loader: Loader) -> None:
+        """Continue where `state_dict` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        _lay_out_like_parameters(self.optimizer)
+        lay_out_like_parameters(self.optimizer)
         self.balancer.load_state_dict(state["balancer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
+        for name in ("scheduler", "scaler", "average"):
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(state[name])
         loader.load_state_dict(state["loader"])
         progress = state["progress"]
-        self.epoch, self.step_count = progress["epoch"], progress["step"]
+        self.epoch, self.step_count, self.first_epoch = (progress[name] for name in ("epoch", "step", "first_epoch"))
         self.best_score, self.bad_epochs = progress["best_score"], progress["bad_epochs"]
         self.sums.copy_(progress["sums"][self.world.rank])
         # Last, because moving the loader may itself have drawn random numbers.
@@ -226,7 +243,7 @@ class Trainer:
                 pace = {"images_per_second": images * self.world.size / seconds, "waiting": waited / seconds}
                 self._look(losses, done, number, len(loader), pace)
             if self.world.stopping(self.stop_requested):
-                self._save("last", loader)
+                self.save("last", loader)
                 raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
             mark = time.perf_counter()
         return images, waited
@@ -258,23 +275,23 @@ class Trainer:
         # The first score counts even as NaN (nothing held out has labels): there must be a best, and any beats NaN.
         if score > self.best_score or not self.best_score > float("-inf"):
             self.best_score, self.bad_epochs = score, 0
-            self._save("best", loader)
+            self.save("best", loader)
 
-    def _out_of_patience(self) -> bool:
-        return 0 < self.config.patience <= self.bad_epochs
+    @property
+    def _averaged(self) -> nn.Module | None:
+        return None if self.average is None else self.average.module
 
-    def _save(self, name: str, loader: Loader) -> None:
+    def _present(self, batch: Batch) -> Tensor:
+        """bool [B, K]: of this trainer's tasks alone."""
+        return batch.present.index_select(1, self.columns)
+
+    def save(self, name: str, loader: Loader) -> None:
+        """Leave the checkpoint `folder`/`name`; all ranks call it. "best" has the averaged weights where there are
+        any."""
         if self.folder is None and self.world.size == 1:
             return
         state = self.state_dict(loader)  # on every rank: it gathers
+        if name == "best" and (averaged := self._averaged) is not None:
+            state |= {"model": dict(averaged.state_dict()), "average": None}
         if self.folder is not None:
             checkpoint.save(self.folder / name, state)
-
-
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give the state the parameters' memory order: torch's fused CPU optimizers walk both side by side in memory, and
-    would pair a contiguous moment with the wrong elements of a channels-last weight."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

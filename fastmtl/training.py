@@ -14,10 +14,12 @@ from rich.console import Console
 from . import build, checkpoint, data, datasets
 from .config import ConfigError, Recipe
 from .evaluation import ImageTable
+from .inference import autocast_dtype
 from .inference import evaluate as score
 from .progress import ProgressLine
 from .run_folder import RunFolder
-from .trainer import Interrupted, Trainer
+from .stages import Stages
+from .trainer import Interrupted
 from .world import World
 
 
@@ -58,42 +60,39 @@ def _run_together(
     tasks = build.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
     model = build.build_model(recipe, tasks, device)
-    balancer = build.build_balancer(recipe)
-    optimizer = build.build_optimizer(recipe, model, balancer)
     loader = build.build_loader(recipe, splits.train, tasks, train=True, device=device, world=world)
     validation = build.build_loader(recipe, splits.validation, tasks, train=False, device=device, world=world)
-    scheduler = build.build_scheduler(recipe, optimizer, recipe.training.epochs * len(loader))
     progress = ProgressLine(recipe.training.epochs, console)
-    trainer = Trainer(
+    stages = Stages(
+        recipe,
         model,
         tasks,
-        balancer,
-        optimizer,
-        recipe.training,
         device=device,
-        update=build.build_update(recipe, optimizer),
-        scheduler=scheduler,
-        folder=run.checkpoints if first else None,
-        observers=[run, progress] if first else [],
+        folder=run.checkpoints,
+        observers=[run, progress],
         world=world,
+        console=console,
     )
-    precision = str(trainer.dtype or torch.float32).removeprefix("torch.")
+    stages.check()
+    dtype = autocast_dtype(recipe.training.precision, device)
+    precision = str(dtype or torch.float32).removeprefix("torch.")
     if world.rank:
         torch.manual_seed(recipe.training.seed + world.rank)  # or dropout would drop the same on all ranks
     if resumed:
-        trainer.resume(run.checkpoints / "last", loader)
+        trainer = stages.resume(loader)
         if first:
             run.trim(trainer.epoch, trainer.step_count)
-        done = trainer.epoch >= recipe.training.epochs
-        where = "already finished" if done else f"resumed at epoch {trainer.epoch + 1}"
+        where = "already finished" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
         console.print(f"{where}, step {trainer.step_count}")
     elif first:
         run.create(recipe, _facts(root, split_file, splits) | {"precision": precision})
         data.save_split(splits.split, out / "split.json")
     console.print(f"device: {device}, precision: {precision}" + f", ranks: {world.size}" * (world.size > 1))
     try:
-        with _stop_politely(trainer):
-            trainer.fit(loader, validation)
+        with _stop_politely(stages):
+            if not resumed:
+                stages.begin(loader)
+            stages.fit(loader, validation)
     except Interrupted as stopped:
         raise Interrupted(f"{stopped}; continue with: fastmtl train --resume --out {out}") from None
     finally:
@@ -108,12 +107,12 @@ def _run_together(
         validation = build.build_loader(recipe, splits.validation, tasks, train=False, device=device)
     checkpoint.load_model(run.checkpoints / "best", model, device)
     table = ImageTable(tasks)
-    found = score(model, tasks, validation, device=device, dtype=trainer.dtype, visit=table)
+    found = score(model, tasks, validation, device=device, dtype=dtype, visit=table)
     validation.close()
     result = summary(recipe, "best", found, splits.validation)
     if splits.test.tiles:
         test = build.build_loader(recipe, splits.test, tasks, train=False, device=device)
-        of_test = score(model, tasks, test, device=device, dtype=trainer.dtype)
+        of_test = score(model, tasks, test, device=device, dtype=dtype)
         test.close()
         result["test"] = summary(recipe, "best", of_test, splits.test)
     run.write_summary(result)
@@ -166,11 +165,11 @@ def _count(folder: data.Dataset) -> str:
 
 
 @contextmanager
-def _stop_politely(trainer: Trainer) -> Iterator[None]:
+def _stop_politely(stages: Stages) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM saves a checkpoint after the running step; a second Ctrl-C stops at once."""
 
     def ask(number: int, _frame: Any) -> None:
-        trainer.stop_requested = True
+        stages.stop()
         signal.signal(number, before[signal.Signals(number)])
 
     numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)

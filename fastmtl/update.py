@@ -52,3 +52,12 @@ class PlainUpdate:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return done | {"gradient_norm": norm, "skipped": skipped}
+
+
+def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give the state the parameters' memory order: torch's fused CPU optimizers walk both side by side in memory, and
+    would pair a contiguous moment with the wrong elements of a channels-last weight."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -110,11 +110,12 @@ class World:
         return dict(losses) if self.size == 1 else global_losses(losses, counts)
 
     def share_statistics(self, model: nn.Module) -> None:
-        """Running statistics of BatchNorm become their means over the ranks, so that all ranks evaluate one model."""
+        """Running statistics of BatchNorm become their means over the ranks, so that all ranks evaluate one model;
+        frozen ones, which are the same everywhere, are left alone: their mean could be off by a bit."""
         if self.size == 1:
             return
         kind = nn.modules.batchnorm._NormBase
-        layers = [layer for layer in model.modules() if isinstance(layer, kind) and layer.track_running_stats]
+        layers = [one for one in model.modules() if isinstance(one, kind) and one.track_running_stats and one.training]
         found = [tensor for layer in layers for tensor in (layer.running_mean, layer.running_var) if tensor is not None]
         for dtype in dict.fromkeys(tensor.dtype for tensor in found):
             some = [tensor for tensor in found if tensor.dtype == dtype]

@@ -1,0 +1,71 @@
+"""A second set of weights, the average of those that training went through, by torch.optim.swa_utils."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+
+class WeightAverage:
+    """EMA: w' <- decay w' + (1 - decay) w after every step. SWA: the mean of the weights after every epoch.
+
+    Running statistics of normalisation layers are averaged like the weights that they belong to: no second pass over
+    the training images, which SWA's paper makes, and what was frozen stays as it was to the bit.
+
+    Args:
+        model: what is trained.
+        kind: "ema" or "swa".
+        decay: of the EMA, in (0, 1).
+        start: epochs before the first weights count.
+
+    >>> import torch
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> average = WeightAverage(model, "swa")
+    >>> for epoch, value in enumerate((1.0, 2.0, 6.0)):
+    ...     _ = nn.init.constant_(model.weight, value)
+    ...     average.on_epoch(epoch)
+    >>> average.module.weight.item()
+    3.0
+    """
+
+    def __init__(self, model: nn.Module, kind: Literal["ema", "swa"], *, decay: float = 0.999, start: int = 0) -> None:
+        average = _counts_copied(get_ema_multi_avg_fn(decay) if kind == "ema" else get_swa_multi_avg_fn())
+        self._model, self._kind, self._start = model, kind, start
+        self._averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The model with averaged weights; None before there are any."""
+        return self._averaged.module if self._averaged.n_averaged else None
+
+    def on_step(self, epoch: int) -> None:
+        """After each step; `epoch` counts from 0."""
+        if self._kind == "ema" and epoch >= self._start:
+            self._averaged.update_parameters(self._model)
+
+    def on_epoch(self, epoch: int) -> None:
+        """After each epoch; `epoch` counts from 0."""
+        if self._kind == "swa" and epoch >= self._start:
+            self._averaged.update_parameters(self._model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._averaged.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._averaged.load_state_dict(state)
+
+
+def _counts_copied(average: Callable[..., None]) -> Callable[..., None]:
+    """`average` for weights and statistics; BatchNorm's counts of batches are integers, and have no average."""
+
+    def apply(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, current, count)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return apply

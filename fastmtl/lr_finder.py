@@ -1,0 +1,97 @@
+"""Looks for a learning rate: steps with rates that grow from tiny to absurd, and where the loss fell fastest.
+
+After Smith, "Cyclical learning rates for training neural networks", WACV 2017, and fastai's smoothing and stopping.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from .errors import UserError
+from .protocols import Batch, Loader
+from .trainer import Trainer
+
+_SMOOTHING, _DIVERGED = 0.9, 4.0  # of the running mean of the losses; times the lowest, where the sweep ends
+
+
+class NoRateFound(UserError, RuntimeError):
+    """The loss fell at no rate of the sweep."""
+
+
+def find_lr(trainer: Trainer, loader: Loader, *, low: float = 1e-6, high: float = 1.0, num_steps: int = 60) -> float:
+    """The rate at which the tasks' losses, each divided by its first value, fall most steeply over log(rate).
+
+    Weights, moments, balancer, loader and random state are afterwards as they were. It waits for the device at every
+    step. With several ranks all call it, and find the same.
+
+    Args:
+        trainer: takes the steps; its schedule is passed over.
+        loader: of the training batches; read again from the beginning of the epoch where it is short.
+        low, high: the first and the last rate; it ends earlier where the losses have grown to four times their lowest.
+        num_steps: rates between, evenly spaced in their logarithm.
+
+    Raises:
+        NoRateFound: the losses fall nowhere, or are not finite from the start.
+    """
+    saved = copy.deepcopy(trainer.state_dict(loader))
+    schedule, trainer.scheduler = trainer.scheduler, None
+    trainer.world.distribute(trainer.balancer, trainer.model)
+    training = trainer.model.training
+    trainer.model.train()
+    first: torch.Tensor | None = None
+    rates, smooth, mean = [], [], 0.0
+    try:
+        for number, batch in zip(range(num_steps), _again_and_again(loader), strict=False):
+            rate = low * (high / low) ** (number / (num_steps - 1))
+            for group in trainer.optimizer.param_groups:
+                group["lr"] = rate
+            losses, _ = trainer.step(batch.to(trainer.device, non_blocking=True))
+            seen = torch.stack([loss.detach().double() for loss in losses.values()])
+            seen = trainer.world.sum(seen) / trainer.world.size
+            first = seen if first is None else torch.where(first == 0, seen, first)
+            loss = (seen / torch.where(first == 0, 1.0, first)).mean().item()
+            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+            value = mean / (1 - _SMOOTHING ** (number + 1))
+            if not math.isfinite(value) or (smooth and value > _DIVERGED * min(smooth)):
+                break
+            rates.append(rate)
+            smooth.append(value)
+    finally:
+        trainer.scheduler = schedule
+        trainer.load_state_dict(saved, loader)
+        trainer.bad.zero_()
+        trainer.model.train(training)
+    return steepest(rates, smooth)
+
+
+def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The rate where `losses` fall fastest over log(rate), by central differences; rates beyond the lowest loss do not
+    count.
+
+    Raises:
+        NoRateFound: they fall nowhere.
+
+    >>> steepest([1e-4, 1e-3, 1e-2, 1e-1, 1.0], [1.0, 0.98, 0.7, 0.5, 3.0])
+    0.01
+    """
+    slopes = [
+        (losses[i + 1] - losses[i - 1]) / (math.log(rates[i + 1]) - math.log(rates[i - 1]))
+        for i in range(1, len(losses) - 1)
+    ]
+    lowest = min(range(len(losses)), key=losses.__getitem__, default=0)
+    falling = [(slope, i) for i, slope in enumerate(slopes, 1) if slope < 0 and i <= lowest]
+    if not falling:
+        raise NoRateFound(
+            "optimizer.find_lr: the losses fell at no learning rate of the sweep. Give optimizer.lr instead, or look "
+            "at the targets."
+        )
+    return rates[min(falling)[1]]
+
+
+def _again_and_again(loader: Loader) -> Iterator[Batch]:
+    while True:
+        yield from loader
