@@ -19,6 +19,7 @@ from .protocols import Task
 from .report import read_run, render, render_comparison
 from .run_folder import RunError, RunFolder
 from .stages import ready_for_use
+from .staining import load_normalizer
 
 
 def train(
@@ -93,7 +94,7 @@ def evaluate(
         raise RunError(
             f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
         )
-    loader = build.build_loader(recipe, kept, trained.tasks, train=False, device=trained.device)
+    loader = build.build_loader(recipe, kept, trained.tasks, train=False, device=trained.device, stain=trained.stain)
     found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype)
     loader.close()
     return training.summary(recipe, which, found, kept) | {
@@ -119,7 +120,7 @@ def predict(
     if problems:
         raise RunError(f"{len(problems)} of {len(tiles)} images cannot be read, first {problems[0]}.")
     folder = data.Dataset(source, tuple(facts["class_names"]), tuple(tiles))
-    loader = build.build_loader(recipe, folder, tasks, train=False, device=trained.device)
+    loader = build.build_loader(recipe, folder, tasks, train=False, device=trained.device, stain=trained.stain)
     count = write_predictions(model, tasks, (batch.to(trained.device) for batch in loader), tiles, out)
     loader.close()
     return count
@@ -160,6 +161,7 @@ class _Trained(NamedTuple):
     model: nn.Module
     device: torch.device
     dtype: torch.dtype | None
+    stain: data.StainNormalizer | None
 
 
 def _load(path: Path, which: Literal["best", "last"], device_name: str) -> _Trained:
@@ -170,7 +172,9 @@ def _load(path: Path, which: Literal["best", "last"], device_name: str) -> _Trai
     model = build.build_model(recipe, tasks, device)
     checkpoint.load_model(run.checkpoints / which, model, device)
     ready_for_use(recipe, model)
-    return _Trained(recipe, facts, tasks, model, device, autocast_dtype(recipe.training.precision, device))
+    return _Trained(
+        recipe, facts, tasks, model, device, autocast_dtype(recipe.training.precision, device), load_normalizer(path)
+    )
 
 
 def _classes(trained: _Trained) -> dict[str, list[str]]:

@@ -92,6 +92,8 @@ class DataConfig:
     """Where images are decoded and augmented; auto follows training.device."""
     augmentation: dict[str, Any] = field(default_factory=dict)
     """Fields of `fastmtl.data.Augmentation`."""
+    stain: dict[str, Any] = field(default_factory=dict)
+    """Stain normalisation: method = "macenko", target = an image file, and fields of `fastmtl.data.StainNormalizer`."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from . import build, checkpoint, data, datasets
+from . import build, checkpoint, data, datasets, staining
 from .config import ConfigError, Recipe
 from .evaluation import ImageTable
 from .inference import autocast_dtype
@@ -60,8 +61,10 @@ def _run_together(
     tasks = build.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
     model = build.build_model(recipe, tasks, device)
-    loader = build.build_loader(recipe, splits.train, tasks, train=True, device=device, world=world)
-    validation = build.build_loader(recipe, splits.validation, tasks, train=False, device=device, world=world)
+    stain = staining.build_normalizer(recipe)
+    read = partial(build.build_loader, recipe, tasks=tasks, device=device, stain=stain)
+    loader = read(splits.train, train=True, world=world)
+    validation = read(splits.validation, train=False, world=world)
     progress = ProgressLine(recipe.training.epochs, console)
     stages = Stages(
         recipe,
@@ -87,6 +90,8 @@ def _run_together(
     elif first:
         run.create(recipe, _facts(root, split_file, splits) | {"precision": precision})
         data.save_split(splits.split, out / "split.json")
+        if stain is not None:
+            stain.save(out / staining.FILE)
     console.print(f"device: {device}, precision: {precision}" + f", ranks: {world.size}" * (world.size > 1))
     try:
         with _stop_politely(stages):
@@ -104,14 +109,14 @@ def _run_together(
         world.close()
         if not first:
             return {}
-        validation = build.build_loader(recipe, splits.validation, tasks, train=False, device=device)
+        validation = read(splits.validation, train=False)
     checkpoint.load_model(run.checkpoints / "best", model, device)
     table = ImageTable(tasks)
     found = score(model, tasks, validation, device=device, dtype=dtype, visit=table)
     validation.close()
     result = summary(recipe, "best", found, splits.validation)
     if splits.test.tiles:
-        test = build.build_loader(recipe, splits.test, tasks, train=False, device=device)
+        test = read(splits.test, train=False)
         of_test = score(model, tasks, test, device=device, dtype=dtype)
         test.close()
         result["test"] = summary(recipe, "best", of_test, splits.test)

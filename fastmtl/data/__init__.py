@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .polygons import Polygons, polygon_classes
     from .preparing import Prepared, prepare
     from .run_lengths import RunLengths, decode_runs, encode_runs
+    from .samplers import slides_of
     from .slide_rows import GridOptions, downsample_of
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from .tiles import IMAGE_SUFFIXES, group_of, read_tile_folder
 
 _HOME = {
+    "slides_of": "samplers",
     "ArrayRow": "arrays",
     "GreyPicture": "arrays",
     "PREPROCESSING": "arrays",
@@ -183,6 +185,7 @@ __all__ = [
     "read_tile_folder",
     "register_format",
     "save_split",
+    "slides_of",
     "split_by_column",
     "split_by_groups",
     "stain_numba_function",

@@ -30,7 +30,7 @@ class Pixels(NamedTuple):
         return self.images.shape[2] * self.images.shape[3]
 
     def describe(self) -> tuple[int, ...]:
-        """As csrc/stain_bindings.cpp wants it."""
+        """As csrc/bindings_stain.cpp wants it."""
         images = self.images
         strides = (images.stride(0), images.stride(1), images.stride(3))
         return (images.data_ptr(), self.batch, self.size, *strides, address(self.inside))
@@ -104,5 +104,5 @@ def new_output(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def describe_output(out: Tensor, half_up: bool) -> tuple[int, ...]:
-    """As csrc/stain_bindings.cpp wants it."""
+    """As csrc/bindings_stain.cpp wants it."""
     return (out.data_ptr(), element(out), out.stride(0), out.stride(1), out.stride(3), int(half_up))

@@ -1,0 +1,70 @@
+"""From a recipe's [data.stain] table to a stain normaliser that knows the slides of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import data
+from .config import ConfigError, Recipe
+from .names import check_options
+
+_OURS = ("target", "sample")
+_SAMPLE = 16
+FILE = "stain.npz"
+"""The normaliser in a run folder."""
+
+
+def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
+    """The recipe's normaliser with its target; None where it has no stain.method.
+
+    Raises:
+        ConfigError: an option that cannot be used, or a target that cannot be read.
+    """
+    options = dict(recipe.data.stain)
+    if not options:
+        return None
+    if "method" not in options:
+        raise ConfigError('data.stain needs a method, for example method = "macenko".')
+    target, sample = options.pop("target", ""), options.pop("sample", _SAMPLE)
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
+        raise ConfigError(f"data.stain.sample must be a whole number of 1 or more; got {sample!r}.")
+    check_options(data.StainNormalizer, options, "data.stain", given=(*_OURS, "backend"))
+    if isinstance(options.get("augmentation"), list):
+        options["augmentation"] = tuple(options["augmentation"])  # TOML has no tuples
+    try:
+        normalizer = data.StainNormalizer(**options)
+        if target:
+            normalizer.fit(data.open_picture(Path(target)))
+        elif normalizer.target is None:
+            raise ValueError(f"{normalizer.method} has no published target: give target, an image file")
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"data.stain cannot be used: {error}") from error
+    return normalizer
+
+
+def fit_slides(normalizer: data.StainNormalizer, tiles: Sequence[data.Tile], recipe: Recipe) -> None:
+    """Store the stains of every slide (or patient, for image files) that is not stored, from data.stain.sample of its
+    tiles, evenly taken. One in which no two stains are found is not stored: its tiles fall back."""
+    if normalizer.per != "slide":
+        return
+    by_slide: dict[str, list[data.Tile]] = {}
+    for tile, key in zip(tiles, data.slides_of(tiles), strict=True):
+        by_slide.setdefault(key, []).append(tile)
+    for key, own in by_slide.items():
+        if key not in normalizer.slides:
+            step = max(1, -(-len(own) // recipe.data.stain.get("sample", _SAMPLE)))
+            normalizer.fit_slide(key, map(_pixels, own[::step]))
+
+
+def load_normalizer(run: Path) -> data.StainNormalizer | None:
+    """The normaliser that a run was trained with; None where it had none."""
+    return data.StainNormalizer.load(run / FILE) if (run / FILE).exists() else None
+
+
+def _pixels(tile: data.Tile) -> Tensor:
+    """uint8 [1, H, W, 3]."""
+    return torch.from_numpy(data.open_picture(tile.image).copy())[None]
