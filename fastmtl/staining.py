@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from . import data
 from .config import ConfigError, Recipe
-from .names import check_options
+from .names import nearest
 
-_OURS = ("target", "sample")
+_OPTIONS = ("method", "convention", "target", "per", "sample", "min_tissue", "fallback", "augmentation")
 _SAMPLE = 16
 FILE = "stain.npz"
 """The normaliser in a run folder."""
@@ -29,21 +29,27 @@ def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
         return None
     if "method" not in options:
         raise ConfigError('data.stain needs a method, for example method = "macenko".')
+    _check_names(options)
     target, sample = options.pop("target", ""), options.pop("sample", _SAMPLE)
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
         raise ConfigError(f"data.stain.sample must be a whole number of 1 or more; got {sample!r}.")
-    check_options(data.StainNormalizer, options, "data.stain", given=(*_OURS, "backend"))
     if isinstance(options.get("augmentation"), list):
         options["augmentation"] = tuple(options["augmentation"])  # TOML has no tuples
     try:
         normalizer = data.StainNormalizer(**options)
         if target:
-            normalizer.fit(data.open_picture(Path(target)))
+            normalizer.fit(_pixels(Path(target))[0])
         elif normalizer.target is None:
             raise ValueError(f"{normalizer.method} has no published target: give target, an image file")
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"data.stain cannot be used: {error}") from error
     return normalizer
+
+
+def _check_names(options: Mapping[str, object]) -> None:
+    for option in options:
+        if option not in _OPTIONS:
+            raise ConfigError(f"data.stain has no option {option!r}; {nearest(option, _OPTIONS)}")
 
 
 def fit_slides(normalizer: data.StainNormalizer, tiles: Sequence[data.Tile], recipe: Recipe) -> None:
@@ -57,7 +63,7 @@ def fit_slides(normalizer: data.StainNormalizer, tiles: Sequence[data.Tile], rec
     for key, own in by_slide.items():
         if key not in normalizer.slides:
             step = max(1, -(-len(own) // recipe.data.stain.get("sample", _SAMPLE)))
-            normalizer.fit_slide(key, map(_pixels, own[::step]))
+            normalizer.fit_slide(key, (_pixels(tile.image) for tile in own[::step]))
 
 
 def load_normalizer(run: Path) -> data.StainNormalizer | None:
@@ -65,6 +71,6 @@ def load_normalizer(run: Path) -> data.StainNormalizer | None:
     return data.StainNormalizer.load(run / FILE) if (run / FILE).exists() else None
 
 
-def _pixels(tile: data.Tile) -> Tensor:
+def _pixels(picture: data.Picture) -> Tensor:
     """uint8 [1, H, W, 3]."""
-    return torch.from_numpy(data.open_picture(tile.image).copy())[None]
+    return torch.from_numpy(data.open_picture(picture).copy())[None]

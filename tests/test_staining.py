@@ -64,7 +64,7 @@ def test_a_run_keeps_its_normaliser_for_other_data(tmp_path):
     [
         ({"target": "x.png"}, "needs a method"),
         ({"method": "macenkko"}, "macenko"),
-        ({"method": "macenko", "traget": "x.png"}, "target"),
+        ({"method": "macenko", "traget": "x.png"}, "did you mean 'target'"),
         ({"method": "macenko", "target": "nowhere.png"}, "nowhere.png"),
         ({"method": "reinhard", "per": "tile"}, "give target"),
         ({"method": "macenko", "sample": 0}, "sample"),

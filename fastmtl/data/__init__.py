@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .augment import Augmentation
     from .cells import PolygonOptions
     from .check import DamagedTilesError, check_tiles, usable_tiles
-    from .dataset import Dataset, Drawn, Problem, Region, Tile
+    from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile
     from .examination import examine
     from .faults import TileReadError
     from .formats import list_formats, read_dataset, register_format
@@ -67,6 +67,7 @@ _HOME = {
     "usable_tiles": "check",
     "Dataset": "dataset",
     "Drawn": "dataset",
+    "Picture": "dataset",
     "Problem": "dataset",
     "Region": "dataset",
     "Tile": "dataset",
@@ -138,6 +139,7 @@ __all__ = [
     "GridOptions",
     "Level",
     "ManifestOptions",
+    "Picture",
     "Piece",
     "PolygonOptions",
     "Polygons",
