@@ -98,8 +98,8 @@ void bind_stain(py::module_& m) {
       "stain_dictionary",
       [](std::int64_t density, std::int64_t weight, std::int64_t count, double penalty, int iterations,
          double tolerance, std::int64_t atoms) {
-        return fastmtl::stain_dictionary(at<const double>(density), at<const double>(weight), count, penalty,
-                                         iterations, tolerance, at<double>(atoms));
+        return FASTMTL_DISPATCH(stain_dictionary)(at<const double>(density), at<const double>(weight), count, penalty,
+                                                  iterations, tolerance, at<double>(atoms));
       },
-      Free(), "Updates atoms [2, 3]; returns the objective.");
+      Free(), "density [3, count]; updates atoms [2, 3], returns the objective.");
 }

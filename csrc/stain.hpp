@@ -71,14 +71,10 @@ constexpr int kColourEntry = 9;
                          int threads);                                                                                \
   void stain_lab_apply(const StainImages& images, int space, bool eight_bit, const float* recipes,                    \
                        const StainOutput& output, int threads);                                                       \
+  double stain_dictionary(const double* density, const double* weight, std::int64_t count, double penalty,            \
+                          int iterations, double tolerance, double* atoms);                                           \
   }
 FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
 #undef FASTMTL_DECLARE
-
-// Vahadane's dictionary of two non-negative atoms of length at most 1, by alternating the closed-form codes and the
-// least-squares atoms until no coordinate moves by `tolerance`. density [count, 3], weight [count]; atoms [2, 3] in
-// and out. Returns the objective: the weighted mean of |x - D c|^2 / 2 + penalty (c_1 + c_2).
-double stain_dictionary(const double* density, const double* weight, std::int64_t count, double penalty,
-                        int iterations, double tolerance, double* atoms);
 
 }  // namespace fastmtl

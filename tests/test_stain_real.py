@@ -30,7 +30,10 @@ def error_row(data: str, tiles: torch.Tensor, method: str, convention: str) -> t
     return f"| {data} | {convention} | {method} | {middle:.2f} | {high:.2f} |", middle, high
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize(
+    "convention",
+    [pytest.param(name, marks=[] if name == "torchstain" else [pytest.mark.slow]) for name in CONVENTIONS],
+)
 @pytest.mark.parametrize(
     ("data", "read", "folder"), [("EBHI-Seg", ebhi_tiles, "ebhi_seg"), ("CMU-1", cmu_tiles, "wsi")]
 )
@@ -52,12 +55,12 @@ def test_error_of_vahadane():
 
 
 def test_error_of_pooled_colours():
-    assert pooled_error(ebhi_tiles(shared_data("ebhi_seg"), 4), "macenko") <= 0.5
-    assert pooled_error(cmu_tiles(shared_data("wsi"), 2), "macenko") <= 0.5
+    assert pooled_error(ebhi_tiles(shared_data("ebhi_seg"), 2), "macenko") <= 0.5
+    assert pooled_error(cmu_tiles(shared_data("wsi"), 1), "macenko") <= 0.5
 
 
 def test_vahadane_is_the_same_from_every_start():
-    for tile in ebhi_tiles(shared_data("ebhi_seg"), 6):
+    for tile in ebhi_tiles(shared_data("ebhi_seg"), 3):
         pixels = readable(tile[None], None)
         chosen = CONVENTIONS["staintools"]
         pair = dictionary.tissue_densities(TorchPasses().colours(pixels, mask_of(pixels, chosen)), chosen)

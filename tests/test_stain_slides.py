@@ -204,7 +204,7 @@ def test_bad_options_say_what_to_do(options, words):
         data.StainNormalizer("reinhard", per="tile").transform(tissue())
 
 
-@pytest.mark.parametrize("convention", ["torchstain", "staintools", "histomicstk"])
+@pytest.mark.parametrize("convention", ["torchstain", "staintools"])
 def test_the_step_inside_a_dali_graph_is_the_same(convention):
     dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     pytest.importorskip("numba", reason="Numba is not installed")

@@ -41,7 +41,7 @@ def _torchstain(inputs: Inputs) -> Run:
     peer = torchstain.normalizers.MacenkoNormalizer(backend="torch")
 
     def run() -> tuple[Tensor, ...]:
-        made = [peer.normalize(image, stains=False)[0] for image in inputs["images"]]
+        made = [torch.as_tensor(peer.normalize(image, stains=False)[0]) for image in inputs["images"]]
         return (torch.stack(made).permute(0, 3, 1, 2).float(),)
 
     return run
@@ -57,7 +57,7 @@ def _dictionary(inputs: Inputs) -> Run:
         kept = density[(density > 0.15).all(1)]
         learner = DictionaryLearning(
             n_components=2,
-            alpha=0.1,
+            alpha=0.1,  # pyright: ignore[reportArgumentType]  # its stubs say int
             transform_alpha=0.1,
             fit_algorithm="lars",
             transform_algorithm="lasso_lars",

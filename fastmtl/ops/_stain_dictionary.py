@@ -1,8 +1,8 @@
 """Vahadane's dictionary on weighted colours: deterministic, and the same from every start.
 
 A step needs the sums of c c^T and x c^T alone, so all pixels of one colour count as one with a weight. Colours of 7
-bits a channel, each at its pixels' mean, move the vectors by a few thousandths of a degree. Several starts run on 5
-bits; the best of them is finished on 7.
+bits a channel, each at its pixels' mean, move the vectors by a few thousandths of a degree. Several starts run on
+larger cells; the best of them is finished on the colours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._stain_input import Pixels
 from ._stain_primitives import Mask, Passes
 
 PENALTY = 0.1
-_ITERATIONS, _TOLERANCE = 2000, 1e-7
+_ITERATIONS, _TOLERANCE = 2000, 1e-6
 # Stains as most slides have them, Ruifrok's, and a pair far from both.
 STARTS = (HEMATOXYLIN_EOSIN, RUIFROK, ((0.8, 0.1), (0.5, 0.7), (0.3, 0.7)))
 
@@ -56,7 +56,7 @@ def dictionary(
     """The best of the dictionaries that the starts lead to, float64 [3, 2] on the CPU."""
     if len(density) == 0:
         return torch.tensor(HEMATOXYLIN_EOSIN, dtype=torch.float64)
-    density, weight = density.cpu().contiguous(), weight.cpu().contiguous()
+    density, weight = density.cpu(), weight.cpu().contiguous()
     coarse = _coarser(density, weight)
     runs = [_run(*coarse, penalty, torch.tensor(start, dtype=torch.float64)) for start in starts]
     best = min(runs, key=lambda run: run[0])[1]
@@ -79,9 +79,9 @@ def _run(density: Tensor, weight: Tensor, penalty: float, start: Tensor) -> tupl
         atoms = vahadane_vectors(density.T, weight, penalty, _ITERATIONS, _TOLERANCE, start)
         c = codes(density.T, atoms, penalty)
         losses = (density.T - atoms @ c).square().sum(0) / 2 + penalty * c.sum(0)
-        return float((losses * weight).sum() / weight.sum()), atoms
-    atoms = start.T.contiguous()
+        return float((losses * weight).sum()), atoms
+    atoms, planes = start.T.contiguous(), density.T.contiguous()
     loss = _backends.extension().stain_dictionary(
-        density.data_ptr(), weight.data_ptr(), len(density), penalty, _ITERATIONS, _TOLERANCE, atoms.data_ptr()
+        planes.data_ptr(), weight.data_ptr(), len(density), penalty, _ITERATIONS, _TOLERANCE, atoms.data_ptr()
     )
     return loss, atoms.T.contiguous()

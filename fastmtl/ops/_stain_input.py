@@ -10,7 +10,9 @@ from torch import Tensor
 
 from . import _checks
 from ._pointers import address, element
+from ._recycled import Recycled
 
+_OUTPUTS = Recycled()
 METHODS = ("macenko", "vahadane", "ruifrok", "reinhard", "modified_reinhard")
 
 
@@ -98,9 +100,13 @@ def readable(images: Tensor, inside: Tensor | None) -> Pixels:
 
 def new_output(images: Tensor, dtype: torch.dtype) -> Tensor:
     """Uninitialised, of the shape and the order of dims in memory that `images` [B, 3, H, W] has."""
-    if images.stride(1) == 1 and images.shape[1] * images.shape[2] > 1:
-        return torch.empty(images.permute(0, 2, 3, 1).shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
-    return torch.empty(images.shape, dtype=dtype, device=images.device)
+    _, _, height, width = images.shape
+    interleaved = images.stride(1) == 1 and height * width > 1
+    strides = (1, 3 * width, 3) if interleaved else (height * width, width, 1)
+    size, stride = images.shape, (3 * height * width, *strides)
+    if images.device.type == "cpu":  # fresh pages would take longer than what is written to them
+        return _OUTPUTS.empty_strided(size, stride, dtype, images.device)
+    return torch.empty_strided(size, stride, dtype=dtype, device=images.device)
 
 
 def describe_output(out: Tensor, half_up: bool) -> tuple[int, ...]:

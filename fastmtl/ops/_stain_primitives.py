@@ -5,6 +5,7 @@ The small arithmetic between the passes is the same for all (`_stain_fit.py`, `_
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from ._pointers import address, num_threads
 from ._stain_input import Pixels, describe_output
 
 ANGLE_BINS, CONCENTRATION_BINS = 16384, 8192  # as csrc/stain.hpp
+_LOCAL = threading.local()  # each thread keeps its table of zeros: fresh pages take as long as a tile
 _CHUNK = 65536  # pixels whose moments are added up by one thread
 
 
@@ -97,11 +99,16 @@ class CppPasses:
         return _total(counts)[..., :-1]
 
     def colours(self, pixels: Pixels, mask: Mask) -> Tensor:
-        index = np.zeros(2**21, np.int32)
+        index = getattr(_LOCAL, "index", None)
+        if index is None:
+            index = np.zeros(2**21, np.int32)
+        _LOCAL.index = None  # an error below leaves it dirty
         entries = np.empty((min(2**21, pixels.batch * pixels.size), 9), np.int64)
         used = _backends.extension().stain_colours(
             pixels.describe(), *_mask(mask), index.ctypes.data, entries.ctypes.data, 0
         )
+        index[entries[:used, 0]] = 0
+        _LOCAL.index = index
         found = torch.from_numpy(entries[:used].copy())
         return found[found[:, 0].argsort()]
 
