@@ -20,6 +20,7 @@ from .progress import ProgressLine
 from .run_folder import RunFolder
 from .stages import Stages
 from .trainer import Interrupted
+from .tta import Views, check_views
 from .world import World
 
 
@@ -74,6 +75,7 @@ def _run_together(
         console=console,
     )
     stages.check()
+    check_views(tasks, recipe.training.tta)
     dtype = autocast_dtype(recipe.training.precision, device)
     precision = str(dtype or torch.float32).removeprefix("torch.")
     if world.rank:
@@ -106,13 +108,14 @@ def _run_together(
             return {}
         validation = build.build_loader(recipe, splits.validation, tasks, train=False, device=device)
     checkpoint.load_model(run.checkpoints / "best", model, device)
+    judged = Views(model, tasks, recipe.training.tta) if recipe.training.tta else model
     table = ImageTable(tasks)
-    found = score(model, tasks, validation, device=device, dtype=dtype, visit=table)
+    found = score(judged, tasks, validation, device=device, dtype=dtype, visit=table)
     validation.close()
     result = summary(recipe, "best", found, splits.validation)
     if splits.test.tiles:
         test = build.build_loader(recipe, splits.test, tasks, train=False, device=device)
-        of_test = score(model, tasks, test, device=device, dtype=dtype)
+        of_test = score(judged, tasks, test, device=device, dtype=dtype)
         test.close()
         result["test"] = summary(recipe, "best", of_test, splits.test)
     run.write_summary(result)
