@@ -168,6 +168,8 @@ class EvalArguments:
     checkpoint: Literal["best", "last"] = "best"
     everything: bool = False
     """Also count patients that the run was trained on."""
+    tta: tuple[str, ...] | None = None
+    """Views besides the image itself to average, h v r90 r180 r270; the recipe's when left out."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -180,7 +182,12 @@ def _eval(arguments: list[str]) -> int:
     from . import commands
 
     found = commands.evaluate(
-        Path(run), parsed.data, which=parsed.checkpoint, everything=parsed.everything, device=parsed.device
+        Path(run),
+        parsed.data,
+        which=parsed.checkpoint,
+        everything=parsed.everything,
+        device=parsed.device,
+        tta=parsed.tta,
     )
     print(json.dumps(found, indent=1))
     return 0
@@ -193,6 +200,8 @@ class PredictArguments:
     out: Path
     """Folder to write: TASK/IMAGE.png for masks, predictions.jsonl for everything."""
     checkpoint: Literal["best", "last"] = "best"
+    tta: tuple[str, ...] | None = None
+    """Views besides the image itself to average, h v r90 r180 r270; the recipe's when left out."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -205,7 +214,9 @@ def _predict(arguments: list[str]) -> int:
     parsed = tyro.cli(PredictArguments, args=arguments, prog="fastmtl predict RUN INPUT")
     from . import commands
 
-    count = commands.predict(Path(run), Path(source), parsed.out, which=parsed.checkpoint, device=parsed.device)
+    count = commands.predict(
+        Path(run), Path(source), parsed.out, which=parsed.checkpoint, device=parsed.device, tta=parsed.tta
+    )
     print(f"{count} image{'s' * (count != 1)}: {parsed.out / 'predictions.jsonl'}", file=sys.stderr)
     return 0
 

@@ -20,6 +20,7 @@ from .report import read_run, render, render_comparison
 from .run_folder import RunError, RunFolder
 from .stages import ready_for_use
 from .staining import load_normalizer
+from .tta import Views
 
 
 def train(
@@ -73,15 +74,17 @@ def evaluate(
     which: Literal["best", "last"] = "best",
     everything: bool = False,
     device: str = "auto",
+    tta: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run's checkpoint on the tiles under `root`.
 
+    `tta` are the views of test-time augmentation, the recipe's if None.
     Patients the run was trained on are left out, unless `everything`; damaged tiles too, where the recipe skips them.
 
     Raises:
         RunError: no run there, data that does not fit it, or nothing left to evaluate on.
     """
-    trained = _load(path, which, device)
+    trained = _load(path, which, device, tta)
     recipe, facts = trained.recipe, trained.facts
     try:
         found_tiles = datasets.read_data(recipe, root, _classes(trained))
@@ -104,14 +107,22 @@ def evaluate(
 
 
 def predict(
-    path: Path, source: Path, out: Path, *, which: Literal["best", "last"] = "best", device: str = "auto"
+    path: Path,
+    source: Path,
+    out: Path,
+    *,
+    which: Literal["best", "last"] = "best",
+    device: str = "auto",
+    tta: Sequence[str] | None = None,
 ) -> int:
     """Predict the image or the folder of images `source` into `out`; returns how many.
+
+    `tta` are the views of test-time augmentation, the recipe's if None.
 
     Raises:
         RunError: no run there, no images, images that cannot be read, or `out` holds predictions already.
     """
-    trained = _load(path, which, device)
+    trained = _load(path, which, device, tta)
     recipe, facts, tasks, model = trained.recipe, trained.facts, trained.tasks, trained.model
     tiles = find_images(source)
     if recipe.data.preprocessing:
@@ -164,7 +175,7 @@ class _Trained(NamedTuple):
     stain: data.StainNormalizer | None
 
 
-def _load(path: Path, which: Literal["best", "last"], device_name: str) -> _Trained:
+def _load(path: Path, which: Literal["best", "last"], device_name: str, tta: Sequence[str] | None) -> _Trained:
     run = RunFolder(path)
     recipe, facts = run.recipe(), run.extra()
     device = build.device_of(device_name)
@@ -172,9 +183,10 @@ def _load(path: Path, which: Literal["best", "last"], device_name: str) -> _Trai
     model = build.build_model(recipe, tasks, device)
     checkpoint.load_model(run.checkpoints / which, model, device)
     ready_for_use(recipe, model)
-    return _Trained(
-        recipe, facts, tasks, model, device, autocast_dtype(recipe.training.precision, device), load_normalizer(path)
-    )
+    if views := recipe.training.tta if tta is None else tta:
+        model = Views(model, tasks, views)
+    dtype = autocast_dtype(recipe.training.precision, device)
+    return _Trained(recipe, facts, tasks, model, device, dtype, load_normalizer(path))
 
 
 def _classes(trained: _Trained) -> dict[str, list[str]]:

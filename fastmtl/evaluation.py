@@ -2,9 +2,13 @@
 
 A line is {"id", "patient", "tasks": {name: entry}}; a task that the image has no label for is left out. The entry
 
-- of a map has "score" (its Dice), "dice", "jaccard", "true_area" and "predicted_area" (shares of the image);
-- of a vector has "score" (the probability given to the true class), "class", "predicted" and "probability" (of the
-  predicted class).
+- of a map, or of queries, has "score" (its Dice), "dice" and "jaccard" (means over structures), "true_area" and
+  "predicted_area" (shares of the image, all structures together);
+- of a vector with classes has "score" (the probability given to the true class), "class", "predicted" and "probability"
+  (of the predicted class); of numbers "score" (the mean error, negative), "value" and "predicted";
+- of a box has "score" and "iou", "value" and "predicted".
+
+Tasks that only help others (images, embeddings, auxiliary maps) have none.
 
 Entries with a "thumbnail" name a JPEG of the run folder, so that the report is made, and made again, without the data.
 """
@@ -12,15 +16,17 @@ Entries with a "thumbnail" name a JPEG of the run folder, so that the report is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .data import open_picture
-from .metrics import overlap
+from .metrics import box_overlap, overlap
 from .protocols import Batch
 
 if TYPE_CHECKING:
@@ -34,7 +40,8 @@ _SIDE = 320  # longer side of a thumbnail, pixels
 
 @dataclass
 class _Seen:
-    """A candidate for a thumbnail: its score, its entry in the table and, for maps, both masks (uint8 [H, W])."""
+    """A candidate for a thumbnail: its score, its entry in the table and, for maps and boxes, true and predicted area
+    (uint8 [H, W])."""
 
     score: float
     id: str
@@ -47,9 +54,9 @@ class ImageTable:
     """Give it to `inference.evaluate` as `visit`, then `write` it.
 
     Args:
-        tasks: objects with `name`, `output.kind`, `predict`, and for vectors `class_names`.
-        keep: thumbnails per task of the best images, and as many of the worst. A vector task keeps its surest
-            mistakes alone.
+        tasks: any; those with classes have `class_names`.
+        keep: thumbnails per task of the best images, and as many of the worst. Classes keep their surest mistakes
+            alone, numbers none.
     """
 
     tasks: Sequence[Any]
@@ -60,46 +67,82 @@ class ImageTable:
         self._best: dict[str, list[_Seen]] = {task.name: [] for task in self.tasks}
         self._worst: dict[str, list[_Seen]] = {task.name: [] for task in self.tasks}
 
-    def __call__(self, batch: Batch, outputs: Mapping[str, Tensor]) -> None:
-        """Add a batch with the model's logits."""
+    def __call__(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
+        """Add a batch with what the model gave."""
         lines = [
             {"id": name, "patient": patient, "tasks": {}} for name, patient in zip(batch.ids, batch.groups, strict=True)
         ]
-        for column, task in enumerate(self.tasks):
-            rows = batch.present[:, column].nonzero()[:, 0].tolist()
-            if rows:
-                judge = self._judge_maps if task.output.kind == "map" else self._judge_vectors
-                names = [batch.ids[row] for row in rows]
-                seen = judge(task, names, outputs[task.name][rows].float(), batch.targets[task.name][rows])
-                for row, one in zip(rows, seen, strict=True):
+        for task in self.tasks:
+            rows = batch.present[:, task.column].nonzero()[:, 0]
+            judge = self._judge_of(task)
+            if judge is not None and len(rows):
+                for row, one in judge(task, batch, rows, outputs[task.name]).items():
                     lines[row]["tasks"][task.name] = one.entry
         self.lines += lines
 
-    def _judge_maps(self, task: Any, names: Sequence[str], logits: Tensor, target: Tensor) -> list[_Seen]:
-        predicted = task.predict(logits)
-        dice, jaccard = (overlap(predicted, target, score).mean(1).tolist() for score in ("dice", "jaccard"))
-        areas = [mask.bool().flatten(1).double().mean(1).tolist() for mask in (target, predicted)]
-        seen = []
-        for i, name in enumerate(names):
+    def _judge_of(self, task: Any) -> Callable[[Any, Batch, Tensor, Any], dict[int, _Seen]] | None:
+        kind = task.output.kind
+        if kind == "vector":
+            return self._judge_classes if getattr(task, "class_names", ()) else self._judge_numbers
+        return {"map": self._judge_maps, "queries": self._judge_maps, "box": self._judge_boxes}.get(kind)
+
+    def _judge_maps(self, task: Any, batch: Batch, rows: Tensor, output: Any) -> dict[int, _Seen]:
+        predicted, target = _structures(task, task.predict(output, batch)[rows], batch.targets[task.name][rows])
+        empty = getattr(task, "empty", "one")
+        scores = [overlap(predicted, target, score, 0.0 if empty == "zero" else 1.0) for score in ("dice", "jaccard")]
+        if empty == "skip":  # as in the metrics: structures that are not there count nothing
+            there = target.bool().flatten(2).any(2)
+            scores = [torch.where(there, score, torch.nan) for score in scores]
+        dice, jaccard = (score.nanmean(1).tolist() for score in scores)
+        either = [mask.bool().any(1) for mask in (target, predicted)]  # [B, H, W]
+        areas = [mask.double().mean((1, 2)).tolist() for mask in either]
+        seen = {}
+        for i, row in enumerate(rows.tolist()):
+            if isnan(dice[i]):
+                continue
             entry = {"score": dice[i], "dice": dice[i], "jaccard": jaccard[i]}
-            seen.append(_Seen(dice[i], name, entry | {"true_area": areas[0][i], "predicted_area": areas[1][i]}))
-        for i, one in enumerate(seen):
-            one.masks = (target[i].any(0).byte().cpu(), predicted[i].any(0).byte().cpu())
-        self._best[task.name] = _first(self._best[task.name] + seen, self.keep, best=True)
-        self._worst[task.name] = _first(self._worst[task.name] + seen, self.keep)
+            entry |= {"true_area": areas[0][i], "predicted_area": areas[1][i]}
+            masks = (either[0][i].byte().cpu(), either[1][i].byte().cpu())
+            seen[row] = _Seen(dice[i], batch.ids[row], entry, masks)
+        return self._both_ends(task, seen)
+
+    def _judge_boxes(self, task: Any, batch: Batch, rows: Tensor, output: Any) -> dict[int, _Seen]:
+        found, true = task.predict(output, batch)[rows], batch.targets[task.name][rows]
+        seen = {}
+        for i, row in enumerate(rows.tolist()):
+            iou = box_overlap(found[i : i + 1], true[i : i + 1])
+            entry = {"score": iou, "iou": iou, "value": true[i].tolist(), "predicted": found[i].tolist()}
+            height, width = batch.images.shape[-2:]
+            masks = (_filled(true[i], height, width), _filled(found[i], height, width))
+            seen[row] = _Seen(iou, batch.ids[row], entry, masks)
+        return self._both_ends(task, seen)
+
+    def _judge_classes(self, task: Any, batch: Batch, rows: Tensor, output: Tensor) -> dict[int, _Seen]:
+        logits = output[rows].float()
+        shares = class_probabilities(logits).tolist()
+        answers = zip(task.predict(output, batch)[rows].tolist(), batch.targets[task.name][rows].tolist(), strict=True)
+        seen = {}
+        for i, (row, (found, true)) in enumerate(zip(rows.tolist(), answers, strict=True)):
+            classes = {"class": task.class_names[true], "predicted": task.class_names[found]}
+            entry = {"score": shares[i][true], **classes, "probability": shares[i][found]}
+            seen[row] = _Seen(-shares[i][found], batch.ids[row], entry)  # of the mistakes, the surest are the worst
+        wrong = [one for one in seen.values() if one.entry["class"] != one.entry["predicted"]]
+        self._worst[task.name] = _first(self._worst[task.name] + wrong, self.keep)
         return seen
 
-    def _judge_vectors(self, task: Any, names: Sequence[str], logits: Tensor, target: Tensor) -> list[_Seen]:
-        probabilities = logits.softmax(1).tolist()
-        seen = []
-        for name, row, true, found in zip(
-            names, probabilities, target.tolist(), task.predict(logits).tolist(), strict=True
-        ):
-            classes = {"class": task.class_names[true], "predicted": task.class_names[found]}
-            # Of the mistakes, the surest are the worst.
-            seen.append(_Seen(-row[found], name, {"score": row[true], **classes, "probability": row[found]}))
-        wrong = [one for one in seen if one.entry["class"] != one.entry["predicted"]]
-        self._worst[task.name] = _first(self._worst[task.name] + wrong, self.keep)
+    def _judge_numbers(self, task: Any, batch: Batch, rows: Tensor, output: Tensor) -> dict[int, _Seen]:
+        found = task.predict(output, batch)[rows].float()
+        true = batch.targets[task.name][rows].float().reshape(found.shape)
+        errors = (found - true).abs().mean(1).tolist()
+        plain = [value.squeeze(1).tolist() if value.shape[1] == 1 else value.tolist() for value in (true, found)]
+        return {
+            row: _Seen(-error, batch.ids[row], {"score": -error, "value": value, "predicted": guess})
+            for row, error, value, guess in zip(rows.tolist(), errors, *plain, strict=True)
+        }
+
+    def _both_ends(self, task: Any, seen: dict[int, _Seen]) -> dict[int, _Seen]:
+        self._best[task.name] = _first([*self._best[task.name], *seen.values()], self.keep, best=True)
+        self._worst[task.name] = _first([*self._worst[task.name], *seen.values()], self.keep)
         return seen
 
     def write(self, folder: Path, images: Mapping[str, Picture]) -> None:
@@ -118,6 +161,33 @@ class ImageTable:
         temporary = folder / ".evaluation.jsonl.tmp"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
         temporary.replace(folder / "evaluation.jsonl")
+
+
+def class_probabilities(logits: Tensor) -> Tensor:
+    """[B, C] of logits [B, C], or [B, 2] of a finding's [B, 1]."""
+    if logits.shape[1] > 1:
+        return logits.softmax(1)
+    there = logits.sigmoid()
+    return torch.cat([1 - there, there], 1)
+
+
+def _structures(task: Any, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as [B, C, H, W] of 0 and 1: masks as they are, class maps with a channel for each class but the background;
+    ignored pixels are in none."""
+    if predicted.dtype == torch.bool:
+        return predicted, target
+    names = torch.arange(1, task.output.channels, device=target.device)[:, None, None]
+    valid = target != getattr(task, "ignore_index", -1)
+    return (predicted == names) & valid, (target == names) & valid
+
+
+def _filled(box: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [H, W] of a box in shares of the image: centre x, centre y, width, height."""
+    x, y, w, h = box.tolist()
+    mask = torch.zeros(height, width, dtype=torch.uint8)
+    top, left = (max(0, round(low * side)) for low, side in ((y - h / 2, height), (x - w / 2, width)))
+    mask[top : max(0, round((y + h / 2) * height)), left : max(0, round((x + w / 2) * width))] = 1
+    return mask
 
 
 def _first(seen: list[_Seen], count: int, *, best: bool = False) -> list[_Seen]:

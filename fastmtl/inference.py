@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .protocols import Batch, Loader, Task
 from .world import World
@@ -20,14 +20,14 @@ def evaluate(
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,
-    visit: Callable[[Batch, dict[str, Tensor]], None] | None = None,
+    visit: Callable[[Batch, dict[str, Any]], None] | None = None,
     world: World | None = None,
 ) -> dict[str, Any]:
     """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the headline metrics, "num_images"}.
 
     Args:
         model: left in the mode (training or not) that it was in.
-        tasks: in the columns' order of `Batch.present`.
+        tasks: some or all of those that the batches have labels for.
         loader: one epoch of it.
         device: where the model is.
         dtype: of autocast; None computes in float32.

@@ -6,13 +6,14 @@ After Smith, "Cyclical learning rates for training neural networks", WACV 2017, 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from .errors import UserError
-from .protocols import Batch, Loader
+from .protocols import Loader
 from .trainer import Trainer
 
 _SMOOTHING, _DIVERGED = 0.9, 4.0  # of the running mean of the losses; times the lowest, where the sweep ends
@@ -22,17 +23,23 @@ class NoRateFound(UserError, RuntimeError):
     """The loss fell at no rate of the sweep."""
 
 
-def find_lr(trainer: Trainer, loader: Loader, *, low: float = 1e-6, high: float = 1.0, num_steps: int = 60) -> float:
-    """The rate at which the tasks' losses, each divided by its first value, fall most steeply over log(rate).
+def find_lr(
+    trainer: Trainer, loader: Loader, *, low: float = 1e-6, high: float = 1.0, num_steps: int = 60, num_batches: int = 4
+) -> float:
+    """The rate at which the tasks' losses fall most steeply over log(rate).
+
+    The sweep goes round a few batches, and a loss counts as its share of what it was when the batch came first: the
+    differences between batches, which are larger than what a step changes, drop out.
 
     Weights, moments, balancer, loader and random state are afterwards as they were. It waits for the device at every
     step. With several ranks all call it, and find the same.
 
     Args:
         trainer: takes the steps; its schedule is passed over.
-        loader: of the training batches; read again from the beginning of the epoch where it is short.
+        loader: of the training batches.
         low, high: the first and the last rate; it ends earlier where the losses have grown to four times their lowest.
-        num_steps: rates between, evenly spaced in their logarithm.
+        num_steps: how many rates, evenly spaced in their logarithm.
+        num_batches: how many batches it goes round.
 
     Raises:
         NoRateFound: the losses fall nowhere, or are not finite from the start.
@@ -42,18 +49,21 @@ def find_lr(trainer: Trainer, loader: Loader, *, low: float = 1e-6, high: float 
     trainer.world.distribute(trainer.balancer, trainer.model)
     training = trainer.model.training
     trainer.model.train()
-    first: torch.Tensor | None = None
+    batches = [batch.to(trainer.device) for batch in itertools.islice(loader, num_batches)]
+    first: list[torch.Tensor] = []
     rates, smooth, mean = [], [], 0.0
     try:
-        for number, batch in zip(range(num_steps), _again_and_again(loader), strict=False):
+        for number in range(num_steps):
             rate = low * (high / low) ** (number / (num_steps - 1))
             for group in trainer.optimizer.param_groups:
                 group["lr"] = rate
-            losses, _ = trainer.step(batch.to(trainer.device, non_blocking=True))
+            losses, _ = trainer.step(batches[number % len(batches)])
             seen = torch.stack([loss.detach().double() for loss in losses.values()])
             seen = trainer.world.sum(seen) / trainer.world.size
-            first = seen if first is None else torch.where(first == 0, seen, first)
-            loss = (seen / torch.where(first == 0, 1.0, first)).mean().item()
+            if number < len(batches):
+                first.append(seen)
+            start = first[number % len(batches)]
+            loss = torch.where(start == 0, 1.0, seen / start).mean().item()
             mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
             value = mean / (1 - _SMOOTHING ** (number + 1))
             if not math.isfinite(value) or (smooth and value > _DIVERGED * min(smooth)):
@@ -90,8 +100,3 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
             "at the targets."
         )
     return rates[min(falling)[1]]
-
-
-def _again_and_again(loader: Loader) -> Iterator[Batch]:
-    while True:
-        yield from loader

@@ -95,6 +95,20 @@ def overlap(preds: Tensor, target: Tensor, score: str, empty: float = 1.0) -> Te
     return _score([(a & b).sum(2), a.sum(2), b.sum(2)], score, empty)
 
 
+def box_overlap(preds: Tensor, target: Tensor) -> float:
+    """Mean intersection over union of boxes float [B, 4]: centre x, centre y, width, height."""
+    return _box_overlaps(preds, target).mean().item()
+
+
+def _box_overlaps(preds: Tensor, target: Tensor) -> Tensor:
+    (x, y, w, h), (x2, y2, w2, h2) = preds.double().unbind(1), target.double().unbind(1)
+    across = (torch.minimum(x + w / 2, x2 + w2 / 2) - torch.maximum(x - w / 2, x2 - w2 / 2)).clamp(min=0)
+    down = (torch.minimum(y + h / 2, y2 + h2 / 2) - torch.maximum(y - h / 2, y2 - h2 / 2)).clamp(min=0)
+    shared = across * down
+    union = w * h + w2 * h2 - shared
+    return torch.where(union > 0, shared / union, 0.0)
+
+
 def _score(sums: Sequence[Tensor], score: str, empty: float) -> Tensor:
     shared, predicted, true = sums
     size = predicted + true  # |A| + |B|
@@ -187,12 +201,7 @@ class BoxOverlap(torchmetrics.Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add boxes float [B, 4]."""
-        (x, y, w, h), (x2, y2, w2, h2) = preds.double().unbind(1), target.double().unbind(1)
-        across = (torch.minimum(x + w / 2, x2 + w2 / 2) - torch.maximum(x - w / 2, x2 - w2 / 2)).clamp(min=0)
-        down = (torch.minimum(y + h / 2, y2 + h2 / 2) - torch.maximum(y - h / 2, y2 - h2 / 2)).clamp(min=0)
-        shared = across * down
-        union = w * h + w2 * h2 - shared
-        self.total += torch.where(union > 0, shared / union, 0.0).sum()
+        self.total += _box_overlaps(preds, target).sum()
         self.count += len(preds)
 
     def compute(self) -> Tensor:

@@ -1,6 +1,8 @@
-"""Predictions for images without labels: a mask file per map task, one JSON line per image.
+"""Predictions for images without labels: mask files for maps, one JSON line per image.
 
-Masks have the size of the image they belong to: logits are resized, then thresholded.
+Masks have the size of the image they belong to: logits are resized, then thresholded. Groups with thresholds of their
+own are not known here; the task's threshold counts. Tasks that only help others (images, embeddings, auxiliary maps)
+are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data
+from .evaluation import class_probabilities
 from .protocols import Batch
 from .run_folder import RunError
 
@@ -60,33 +63,76 @@ def write_predictions(
     count = 0
     with (out / "predictions.jsonl").open("w", encoding="utf-8") as lines:
         for batch in batches:
-            outputs = {name: logits.float() for name, logits in model(batch).items()}
+            outputs = model(batch)
             for row, name in enumerate(batch.ids):
                 width, height = data.picture_size(by_id[name])
                 record: dict[str, Any] = {"image": name}
                 for task in tasks:
-                    logits = outputs[task.name][row : row + 1]
-                    if task.output.kind == "map":
-                        logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-                        record[task.name] = _write_mask(task.predict(logits), out, f"{task.name}/{name}")
-                    else:
-                        record[task.name] = _describe(task, logits)
+                    answer = _answer(task, _row(outputs[task.name], row), (height, width), out, name)
+                    if answer is not None:
+                        record[task.name] = answer
                 lines.write(json.dumps(record) + "\n")
                 count += 1
     return count
 
 
+def _row(output: Any, row: int) -> Any:
+    """One sample's part, as a batch of one; of queries without their inner layers."""
+    if isinstance(output, Tensor):
+        return output[row : row + 1].float()
+    return output._replace(
+        class_logits=output.class_logits[row : row + 1],
+        mask_logits=output.mask_logits[row : row + 1],
+        auxiliary=(),
+    )
+
+
+def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str) -> dict[str, Any] | None:
+    kind = task.output.kind
+    if kind == "map":
+        logits = F.interpolate(output, size, mode="bilinear", align_corners=False)
+        return _write_maps(task, task.predict(logits), out, name)
+    if kind == "queries":
+        return _write_maps(task, task.scores(output, size).argmax(1, keepdim=True).to(torch.uint8), out, name)
+    if kind == "box":
+        x, y, w, h = box = task.predict(output)[0].tolist()
+        height, width = size
+        edges = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
+        return {"box": box, "pixels": edges}  # left, top, right, bottom
+    if kind != "vector":
+        return None
+    if not getattr(task, "class_names", ()):
+        numbers = task.predict(output)[0].tolist()
+        return {"value": numbers[0] if len(numbers) == 1 else numbers}
+    probabilities = class_probabilities(output)[0].tolist()
+    named = dict(zip(task.class_names, probabilities, strict=True))
+    return {"class": task.class_names[int(task.predict(output))], "probabilities": named}
+
+
+def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> dict[str, Any]:
+    """One structure: a mask of 0 and 255, as the data sets' own. Several that may overlap: a mask each. Classes: one
+    map of their numbers."""
+    structures = getattr(task, "structures", (task.name,))
+    if found.dtype != torch.bool and len(structures) > 2:
+        shares = {one: (found == index).float().mean().item() for index, one in enumerate(structures)}
+        return {"classes": _write(found[0, 0], out, f"{task.name}/{name}"), "shares": shares}
+    if found.shape[1] > 1:
+        return {
+            one: _write_mask(found[0, channel], out, f"{task.name}/{one}/{name}")
+            for channel, one in enumerate(structures)
+        }
+    return _write_mask(found[0, 0].bool(), out, f"{task.name}/{name}")
+
+
 def _write_mask(mask: Tensor, out: Path, name: str) -> dict[str, Any]:
+    return {"mask": _write(mask * 255, out, name), "foreground": mask.float().mean().item()}
+
+
+def _write(pixels: Tensor, out: Path, name: str) -> str:
+    """Leave the PNG `out`/`name`; returns its path in `out`."""
     from PIL import Image
 
     path = (out / name).with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = (mask[0, 0].cpu() * 255).to(torch.uint8).numpy()  # 0 or 255, as the data sets' own masks
-    Image.fromarray(pixels).save(path)
-    return {"mask": path.relative_to(out).as_posix(), "foreground": mask.float().mean().item()}
-
-
-def _describe(task: Any, logits: Tensor) -> dict[str, Any]:
-    probabilities = logits[0].softmax(0).tolist()
-    named = dict(zip(task.class_names, probabilities, strict=True))
-    return {"class": task.class_names[int(task.predict(logits))], "probabilities": named}
+    Image.fromarray(pixels.cpu().to(torch.uint8).numpy()).save(path)
+    return path.relative_to(out).as_posix()

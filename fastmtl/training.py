@@ -21,6 +21,7 @@ from .progress import ProgressLine
 from .run_folder import RunFolder
 from .stages import Stages
 from .trainer import Interrupted
+from .tta import Views, check_views
 from .world import World
 
 
@@ -77,6 +78,7 @@ def _run_together(
         console=console,
     )
     stages.check()
+    check_views(tasks, recipe.training.tta)
     dtype = autocast_dtype(recipe.training.precision, device)
     precision = str(dtype or torch.float32).removeprefix("torch.")
     if world.rank:
@@ -111,13 +113,14 @@ def _run_together(
             return {}
         validation = read(splits.validation, train=False)
     checkpoint.load_model(run.checkpoints / "best", model, device)
+    judged = Views(model, tasks, recipe.training.tta) if recipe.training.tta else model
     table = ImageTable(tasks)
-    found = score(model, tasks, validation, device=device, dtype=dtype, visit=table)
+    found = score(judged, tasks, validation, device=device, dtype=dtype, visit=table)
     validation.close()
     result = summary(recipe, "best", found, splits.validation)
     if splits.test.tiles:
         test = read(splits.test, train=False)
-        of_test = score(model, tasks, test, device=device, dtype=dtype)
+        of_test = score(judged, tasks, test, device=device, dtype=dtype)
         test.close()
         result["test"] = summary(recipe, "best", of_test, splits.test)
     run.write_summary(result)

@@ -40,10 +40,11 @@ ALLOWED = {
         *("averaging", "update", "protocols", "checkpoint", "config", "errors", "inference", "replay", "world"),
     },
     "lr_finder": {"errors", "protocols", "trainer"},
+    "tta": {"config", "limits", "protocols"},
     "stages": {
         *("averaging", "build", "checkpoint", "config", "lr_finder", "protocols", "schedule", "trainer", "world"),
     },
-    "predict": {"data", "protocols", "run_folder"},
+    "predict": {"data", "evaluation", "protocols", "run_folder"},
     "evaluation": {"data", "metrics", "protocols"},
     "datasets": {"config", "data", "names", "protocols"},
     "staining": {"config", "data", "names"},
@@ -52,11 +53,11 @@ ALLOWED = {
     "doctor": {"ops", "run_folder"},
     "training": {
         *("build", "checkpoint", "config", "data", "datasets", "evaluation", "inference", "progress", "run_folder"),
-        *("staining", "stages", "trainer", "world"),
+        *("staining", "stages", "trainer", "tta", "world"),
     },
     "commands": {
         *("build", "checkpoint", "config", "data", "datasets", "inference", "predict", "protocols", "report"),
-        *("run_folder", "staining", "stages", "training"),
+        *("run_folder", "staining", "stages", "training", "tta"),
     },
     "__main__": {"cli"},
     "catalogue": {"models"},

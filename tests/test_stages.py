@@ -4,90 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_trainer import CLASSES, MemoryLoader
+from _stages import TWO, HeldOut, Records, recipe_of, run, same, stages_for, weights
+from test_trainer import MemoryLoader
 
-from fastmtl import build, checkpoint
+from fastmtl import checkpoint
 from fastmtl.config import ConfigError, load_recipe, optimizer_of
-from fastmtl.protocols import Observer
-from fastmtl.stages import Stages
 from fastmtl.trainer import Interrupted
 
 
-class HeldOut(MemoryLoader):
-    """The same images in every epoch."""
-
-    def __iter__(self):
-        self.epoch = 0
-        return super().__iter__()
-
-
-TWO = [
-    {"name": "outline", "epochs": 2, "tasks": ["mask"]},
-    {"name": "kind", "epochs": 2, "tasks": ["side"], "freeze": ["encoder"], "start": "best"},
-]
-
-
-class Records(Observer):
-    def __init__(self):
-        self.epochs, self.steps = [], []
-
-    def on_step(self, step, epoch, batch, num_batches, record):
-        self.steps.append((step, epoch, sorted(record["loss"])))
-
-    def on_epoch(self, record):
-        self.epochs.append(record)
-
-
-@pytest.fixture
-def recipe_file(tmp_path):
-    """A recipe of the two tasks that MemoryLoader has."""
-
-    def make(stages=(), **tables):
-        import tomli_w
-
-        values = {
-            "tasks": {"mask": {"kind": "binary_segmentation"}, "side": {"kind": "classification"}},
-            "model": {"name": "joint_unet", "preset": "tiny"},
-            "data": {"size": 32},
-            "balancer": {"name": "pcgrad"},
-            "training": {"precision": "float32", "log_every": 2, "epochs": 2},
-            "optimizer": {"lr": 3e-3, "warmup": 0.0},
-            "stages": list(stages),
-        }
-        for name, table in tables.items():
-            values[name] = {**values[name], **table} if "name" not in table else table
-        path = tmp_path / "two.toml"
-        path.write_text(tomli_w.dumps(values))
-        return load_recipe(path)
-
-    return make
-
-
-def stages_for(recipe, folder, observers=()):
-    tasks = build.build_tasks(recipe, CLASSES)
-    model = build.build_model(recipe, tasks, torch.device("cpu"))
-    return Stages(recipe, model, tasks, device=torch.device("cpu"), folder=folder, observers=observers)
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(a, b):
-    return all(torch.equal(value, b[name]) for name, value in a.items())
-
-
-def run(recipe, folder, observers=()):
-    stages, loader = stages_for(recipe, folder, observers), MemoryLoader()
-    stages.check()
-    stages.begin(loader)
-    stages.fit(loader, HeldOut(seed=5))
-    return stages
-
-
-def test_a_frozen_encoder_stays_bit_equal_statistics_included(recipe_file, tmp_path):
+def test_a_frozen_encoder_stays_bit_equal_statistics_included(tmp_path):
     records = Records()
-    stages = stages_for(recipe_file(TWO), tmp_path / "run", [records])
+    stages = stages_for(recipe_of(tmp_path, TWO), tmp_path / "run", [records])
     stages.check()
     loader = MemoryLoader()
     stages.begin(loader)
@@ -113,10 +40,10 @@ def test_a_frozen_encoder_stays_bit_equal_statistics_included(recipe_file, tmp_p
 
 
 @pytest.mark.parametrize(("stop_after", "average"), [(3, "ema"), (8, ""), (13, "swa")])
-def test_resuming_in_any_stage_is_bit_equal(recipe_file, tmp_path, stop_after, average):
+def test_resuming_in_any_stage_is_bit_equal(tmp_path, stop_after, average):
     balancer = {"name": "decay", "main": 0}
     three = [TWO[0], {**TWO[1], "balancer": balancer}, {"name": "both", "epochs": 1, "keep_optimizer": True}]
-    recipe = recipe_file(three, training={"average": average, "average_decay": 0.9})
+    recipe = recipe_of(tmp_path, three, training={"average": average, "average_decay": 0.9})
     whole = run(recipe, tmp_path / "whole")
     first, loader = stages_for(recipe, tmp_path / "cut"), MemoryLoader()
 
@@ -143,29 +70,32 @@ def test_resuming_in_any_stage_is_bit_equal(recipe_file, tmp_path, stop_after, a
     assert last[0]["progress"]["best_score"] == last[1]["progress"]["best_score"]
 
 
-def test_a_kept_optimizer_goes_on_as_if_there_were_no_stages(recipe_file, tmp_path):
+def test_a_kept_optimizer_goes_on_as_if_there_were_no_stages(tmp_path):
     """Moments, balancer, schedule and counts: two stages that differ in nothing are one."""
     halves = [{"name": "a", "epochs": 1}, {"name": "b", "epochs": 2, "keep_optimizer": True}]
     for balancer in ({"name": "uncertainty"}, {"name": "decay"}):
         made = [
-            run(recipe_file(stages, training={"epochs": 3}, balancer=balancer, optimizer={"warmup": 0.4}), folder)
+            run(
+                recipe_of(tmp_path, stages, training={"epochs": 3}, balancer=balancer, optimizer={"warmup": 0.4}),
+                folder,
+            )
             for stages, folder in (((), tmp_path / "one"), (halves, tmp_path / "two"))
         ]
         assert same(*(weights(stages.model) for stages in made))
         states = [stages.trainer.balancer.state_dict() for stages in made]
         assert states[0].keys() == states[1].keys()
     fresh = [halves[0], {**halves[1], "keep_optimizer": False}]
-    other = run(recipe_file(fresh, balancer=balancer, optimizer={"warmup": 0.4}), tmp_path / "other")
+    other = run(recipe_of(tmp_path, fresh, balancer=balancer, optimizer={"warmup": 0.4}), tmp_path / "other")
     assert not same(weights(other.model), weights(made[0].model))
 
 
-def test_the_switch_moves_the_tap_and_nothing_else(recipe_file, tmp_path):
+def test_the_switch_moves_the_tap_and_nothing_else(tmp_path):
     tables = {"auxiliary": {"kind": "auxiliary_segmentation", "column": "mask"}}
     switched = [
         {"name": "stride_8", "epochs": 1, "auxiliary_stride": 8},
         {"name": "stride_4", "epochs": 1, "auxiliary_stride": 4, "keep_optimizer": True},
     ]
-    stages = stages_for(recipe_file(switched, tasks=tables), tmp_path)
+    stages = stages_for(recipe_of(tmp_path, switched, tasks=tables), tmp_path)
     stages.check()
     loader = MemoryLoader()
     loader.spoil = lambda batch, epoch, number: type(batch)(
@@ -212,9 +142,9 @@ def test_the_switch_moves_the_tap_and_nothing_else(recipe_file, tmp_path):
         ([3], "stages[0] must be a table; got 3"),
     ],
 )
-def test_stages_that_cannot_be_are_named_when_they_are_read(recipe_file, stages, message):
+def test_stages_that_cannot_be_are_named_when_they_are_read(stages, message, tmp_path):
     with pytest.raises(ConfigError) as caught:
-        recipe_file(stages)
+        recipe_of(tmp_path, stages)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -228,8 +158,8 @@ def test_stages_that_cannot_be_are_named_when_they_are_read(recipe_file, stages,
         ({"auxiliary_stride": 8}, "stages.a: model 'joint_unet' has no auxiliary task"),
     ],
 )
-def test_stages_that_the_model_cannot_have_are_named_before_the_first(recipe_file, tmp_path, changes, message):
-    recipe = recipe_file([{"name": "first", "epochs": 1}, {"name": "a", "epochs": 1, **changes}])
+def test_stages_that_the_model_cannot_have_are_named_before_the_first(tmp_path, changes, message):
+    recipe = recipe_of(tmp_path, [{"name": "first", "epochs": 1}, {"name": "a", "epochs": 1, **changes}])
     stages = stages_for(recipe, tmp_path / "run")
     with pytest.raises(ConfigError, match="recipe two: ") as caught:
         stages.check()
@@ -237,15 +167,15 @@ def test_stages_that_the_model_cannot_have_are_named_before_the_first(recipe_fil
     assert not (tmp_path / "run").exists()
 
 
-def test_a_kept_optimizer_of_another_kind_is_refused(recipe_file, tmp_path):
+def test_a_kept_optimizer_of_another_kind_is_refused(tmp_path):
     second = {"name": "b", "epochs": 1, "keep_optimizer": True, "optimizer": {"optimizer": "sgd"}}
-    stages = stages_for(recipe_file([{"name": "a", "epochs": 1}, second]), tmp_path)
+    stages = stages_for(recipe_of(tmp_path, [{"name": "a", "epochs": 1}, second]), tmp_path)
     with pytest.raises(ConfigError, match=r"stages\.b keeps the optimizer, which was adamw, and asks for sgd"):
         stages.check()
 
 
-def test_epochs_are_those_of_the_stages(recipe_file, tmp_path):
-    recipe = recipe_file(TWO)
+def test_epochs_are_those_of_the_stages(tmp_path):
+    recipe = recipe_of(tmp_path, TWO)
     assert recipe.training.epochs == 4
     path = tmp_path / "two.toml"
     changed = load_recipe(path, {"stages": {"kind": {"epochs": 7, "optimizer": {"lr": 0.5}}}})

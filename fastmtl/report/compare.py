@@ -80,7 +80,7 @@ def _scores(names: Sequence[str], runs: Sequence[PastRun]) -> str:
 def _curves(names: Sequence[str], runs: Sequence[PastRun]) -> str:
     """One chart per task and loss, and per task and metric; each run keeps its colour through all of them."""
     figures = []
-    for task in dict.fromkeys(task for run in runs for record in run.records[-1:] for task in record["loss"]):
+    for task in dict.fromkeys(task for run in runs for record in run.records for task in record["loss"]):
         lines = [
             curve(run.records, name, lambda r, task=task: r["validation"]["loss"][task])
             for name, run in zip(names, runs, strict=True)

@@ -28,8 +28,8 @@ def tile_sections(run: PastRun) -> str:
     parts = ["<h2>Tiles to look at</h2>"]
     for task in task_names(run.images):
         lines = [line for line in run.images if "thumbnail" in line["tasks"].get(task, {})]
-        masks = any("dice" in line["tasks"][task] for line in lines)
-        if masks:
+        outlines = any("class" not in line["tasks"][task] for line in lines)
+        if outlines:
             lines.sort(key=lambda line: line["tasks"][task]["score"])
             middle = (len(lines) + 1) // 2
             parts.append(f"<h3>{escape(task)}: the worst tiles</h3>{_LEGEND}{_tiles(run, task, lines[:middle])}")
@@ -186,7 +186,7 @@ def _caption(line: Entry, entry: Entry) -> tuple[str, list[str]]:
             notes.append(f"{other['class']}{wrong}")
     if "true_area" in entry:  # where the whole tile is foreground there is no outline to see
         notes.append(f"area: true {entry['true_area']:.0%}, predicted {entry['predicted_area']:.0%}")
-    return f"Dice {number(entry['score'])}", notes
+    return f"{'IoU' if 'iou' in entry else 'Dice'} {number(entry['score'])}", notes
 
 
 def _class_table(

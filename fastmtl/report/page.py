@@ -107,7 +107,8 @@ def _headlines(run: PastRun) -> str:
     warning = f"<p class=warn>{'<br>'.join(map(escape, missed))}</p>" if missed else ""
     images, patients = run.summary.get("num_images"), run.summary.get("num_patients")
     what = f"{images} held-out images of {patients} patients" if images else "Held-out images, after the last epoch"
-    ranked = [(_look_up(lambda r: r["validation"]["score"], one), -one["epoch"]) for one in run.records]
+    last_stage = [one for one in run.records if one.get("stage") == run.records[-1].get("stage")]
+    ranked = [(_look_up(lambda r: r["validation"]["score"], one), -one["epoch"]) for one in last_stage]
     best = max(((score, epoch) for score, epoch in ranked if isfinite(score)), default=None)
     when = ""
     if best and run.summary.get("checkpoint") == "best":
@@ -124,12 +125,14 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
         return "<p class=soft>No curves: this run's metrics.jsonl has no epochs.</p>"
     held_out = any("validation" in record for record in records)
     figures = []
-    for task in records[-1]["loss"]:
+    for task in dict.fromkeys(task for record in records for task in record["loss"]):
         lines = [curve(records, "training", lambda r, task=task: r["loss"][task])]
         if held_out:
             lines.append(curve(records, "held out", lambda r, task=task: r["validation"]["loss"][task]))
         figures.append(line_chart(f"{task}: loss", lines))
-    last = next((record["validation"]["tasks"] for record in reversed(records) if "validation" in record), {})
+    last: dict[str, Any] = {}  # of each task the last epoch that judged it
+    for record in records:
+        last |= record.get("validation", {}).get("tasks", {})
     for task, metrics in last.items():
         plain = [name for name, value in metrics.items() if not isinstance(value, Mapping)]
         lines = [
@@ -145,7 +148,19 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
             ]
             figures.append(_score_chart(f"{task}: held out, {key.replace('_', ' ')}", lines))
     note = "<p class=soft>The numbers beside the names are the last epoch's.</p>"
+    if parts := stages(records):
+        said = "; ".join(f"{name}: epochs {first} to {last}" for name, first, last in parts)
+        note += f"<p class=soft>Stages, each of its own tasks: {escape(said)}.</p>"
     return f"{note}<div class=grid>{''.join(figures)}</div>"
+
+
+def stages(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
+    """Name, first and last epoch of each stage; nothing for a run without stages."""
+    epochs: dict[str, list[int]] = {}
+    for record in records:
+        if "stage" in record:
+            epochs.setdefault(str(record["stage"]), []).append(record["epoch"])
+    return [(name, min(found), max(found)) for name, found in epochs.items()]
 
 
 def _score_chart(title: str, lines: Sequence[Line]) -> str:
@@ -157,15 +172,15 @@ def _score_chart(title: str, lines: Sequence[Line]) -> str:
 def _gradients(run: PastRun) -> str:
     if not run.looks:
         return "<p class=soft>No record of the gradients: this run has no balance.jsonl.</p>"
-    looks, tasks = run.looks, list(run.looks[-1]["loss"])
+    looks, tasks = run.looks, list(dict.fromkeys(task for look in run.looks for task in look["loss"]))
     steps = [look["step"] for look in looks]
 
     def line(name: str, find: Callable[[Mapping[str, Any]], Any]) -> Line:
         return Line(name, steps, [_look_up(find, look) for look in looks])
 
     pairs = [
-        line(f"{tasks[i]} and {tasks[j]}", lambda look, i=i, j=j: look["cosines"][i][j])
-        for i, j in combinations(range(len(tasks)), 2)
+        line(f"{a} and {b}", lambda look, a=a, b=b: look["cosines"][_place(look, a)][_place(look, b)])
+        for a, b in combinations(tasks, 2)
     ]
     measured = [
         [y for y in values if isfinite(y)] for values in zip(*(pair.ys for pair in pairs), strict=True) if pairs
@@ -174,8 +189,8 @@ def _gradients(run: PastRun) -> str:
     if len(pairs) > _MOST_PAIRS:
         lowest = [min((y for y in ys if isfinite(y)), default=nan) for ys in zip(*(p.ys for p in pairs), strict=True)]
         pairs = [Line(f"the most opposed of {len(pairs)} pairs", steps, lowest)]
-    weights = [line(task, lambda look, k=k: look["weights"][k]) for k, task in enumerate(tasks)]
-    norms = [line(task, lambda look, k=k: look["norms"][k]) for k, task in enumerate(tasks)]
+    weights = [line(task, lambda look, task=task: look["weights"][_place(look, task)]) for task in tasks]
+    norms = [line(task, lambda look, task=task: look["norms"][_place(look, task)]) for task in tasks]
     whole = line("all parameters", lambda look: look["gradient_norm"])
     charts = [
         ("Cosine between the tasks' gradients", pairs, {"low": -1.0, "high": 1.0}),
@@ -198,6 +213,11 @@ def _gradients(run: PastRun) -> str:
     else:
         said = "The balancer of this run weighs losses; it does not look at each task's gradient."
     return f"<p class=soft>{escape(said)}</p><div class=grid>{''.join(figures)}</div>"
+
+
+def _place(look: Mapping[str, Any], task: str) -> int:
+    """Of a task among those of its stage; ValueError where it was not one of them."""
+    return list(look["loss"]).index(task)
 
 
 def _time(records: Sequence[Mapping[str, Any]]) -> str:
