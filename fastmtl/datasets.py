@@ -84,8 +84,8 @@ def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:
 def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> Splits:
     """Index `root`, open every file, and split by patient.
 
-    The split is, in this order: `split_file`; the manifest's column split; `split.json` inside the folder;
-    `<folder>_reference_fold.json` beside it; the recipe's fold, or a stratified draw, by `data.split_seed`.
+    The split is, in this order: `split_file`; the manifest's column split; the recipe's fold, if it has `data.folds`;
+    `split.json` inside the folder; `<folder>_reference_fold.json` beside it; a stratified draw by `data.split_seed`.
     """
     folder, _ = data.usable_tiles(read_data(recipe, root), recipe.data.on_damaged)
     split, origin = _split(recipe, folder, root, split_file)
@@ -96,17 +96,17 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
 def _split(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path | None) -> tuple[data.Split, str]:
     if split_file is None and (told := data.split_by_column(folder)) is not None:
         return told, f"the column split of {folder.root}"
+    config = recipe.data
+    stratified = f"stratified by {config.stratify or 'class'}"
+    if config.folds and split_file is None:
+        split = data.kfold(folder, config.folds, config.split_seed, stratify=config.stratify)[config.fold]
+        return split, f"fold {config.fold} of {config.folds}, {stratified}"
     home = root if root.is_dir() else root.parent
     beside = home.resolve().with_name(f"{home.resolve().name}_reference_fold.json")
     found = split_file or next((path for path in (home / "split.json", beside) if path.is_file()), None)
     if found is not None:
         split = data.split_by_groups(folder, data.load_groups(found), data.load_test_groups(found))
         return split, str(found) if split_file else f"{found} (found with the data)"
-    config = recipe.data
-    stratified = f"stratified by {config.stratify or 'class'}"
-    if config.folds:
-        split = data.kfold(folder, config.folds, config.split_seed, stratify=config.stratify)[config.fold]
-        return split, f"fold {config.fold} of {config.folds}, {stratified}"
     split = data.grouped_split(
         folder, config.val_fraction, config.split_seed, test_fraction=config.test_fraction, stratify=config.stratify
     )
