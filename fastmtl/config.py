@@ -189,6 +189,12 @@ class PaperConfig:
     """How its data may lie on disk: names in `data.list_formats()`."""
     classes: list[str] = field(default_factory=list)
     """Of its data, where folders name them: they tell it from other data of the same format."""
+    order: list[str] = field(default_factory=list)
+    """Its rows in the order of its tables."""
+    also: list[str] = field(default_factory=list)
+    """Metrics to print for all rows, though the paper has no figures of them."""
+    curves: list[str] = field(default_factory=list)
+    """Tasks of two classes whose ROC curves it draws."""
     table: str = ""
     """Where the figures stand."""
     row: str = ""

@@ -62,7 +62,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "catalogue": {"models"},
     "data_commands": {"config", "data", "datasets"},
-    "cli": {"benchmarks", "catalogue", "commands", "config", "data_commands", "doctor", "errors"},
+    "cli": {"benchmarks", "catalogue", "commands", "config", "data_commands", "doctor", "errors", "reproduce_command"},
     "benchmarks": {
         *("balance", "build", "config", "data", "kernels", "ops", "protocols", "run_folder", "torchvision_guard"),
         *("progress", "trainer"),
