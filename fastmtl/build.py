@@ -70,12 +70,13 @@ def build_tasks(
         classes: label column -> its classes.
     """
     classes = classes or {}
+    groups = {"label": class_names, **classes} if class_names else classes
     tasks = []
     for number, (name, options) in enumerate(recipe.tasks.items()):
         rest = {key: value for key, value in options.items() if key not in _OURS}
         column = _column(name, options)
         names = classes.get(column, ()) if column else class_names
-        task = create_task(options["kind"], name, number, class_names=names, groups=classes, **rest)
+        task = create_task(options["kind"], name, number, class_names=names, groups=groups, **rest)
         if column:
             task.target = replace(task.target, column=column)
         tasks.append(task)

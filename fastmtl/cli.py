@@ -36,7 +36,8 @@ USAGE = """fastmtl: train one network for several tasks on medical images
   fastmtl report RUN [RUN ...]                 the page of a run again, or one page that compares several
   fastmtl prepare DIR [--out MANIFEST]         a manifest of a folder of tiles or slides; indexes the slides
   fastmtl data check PATH                      open every file of a data set: counts, and what is broken
-  fastmtl recipes                              the built-in recipes
+  fastmtl reproduce PAPER --data DIR           a paper's tables beside ours: --scale tiny, small or full
+  fastmtl recipes                              the built-in recipes: papers, models, figures to reproduce
   fastmtl models                               the networks, their papers, parameters and strides
   fastmtl bench                                measure fastmtl beside its peers
   fastmtl doctor                               versions, devices, and which backend each op takes
@@ -264,10 +265,15 @@ def _data(arguments: list[str]) -> int:
 
 
 def _recipes(arguments: list[str]) -> int:
-    _nothing_more(arguments, "recipes")
-    for name in list_recipes():
-        print(f"{name:<20} {load_recipe(name).summary}")
-    return 0
+    from .reproduce_command import recipes
+
+    return recipes(arguments)
+
+
+def _reproduce(arguments: list[str]) -> int:
+    from .reproduce_command import reproduce
+
+    return reproduce(arguments)
 
 
 def _models(arguments: list[str]) -> int:
@@ -307,6 +313,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "prepare": _prepare,
     "data": _data,
+    "reproduce": _reproduce,
     "recipes": _recipes,
     "models": _models,
     "bench": _bench,

@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from . import limits
-from .names import nearest
+from . import limits, recipe_files
+from .recipe_files import list_recipes as list_recipes
 from .tables import ConfigError as ConfigError
 from .tables import merge as merge
 from .tables import typed
-
-BUILT_IN = Path(__file__).parent / "recipes"
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,8 @@ class DataConfig:
     fold: int = 0
     """Which fold is held out, from 0."""
     group_by: str = ""
-    """What a split keeps together: a column, or an expression such as "{case}-{day}"; the patient when empty."""
+    """What a split keeps together: a column, an expression such as "{case}-{day}", or "tile", which lets a patient be on
+    both sides; the patient when empty."""
     stratify: str = ""
     """Label column whose classes a split shares out evenly; the label when empty."""
     split_seed: int = 0
@@ -149,6 +148,8 @@ class TrainingConfig:
     """Steps between looks at the losses (each waits for the device)."""
     compile: bool = False
     """Run the network through torch.compile."""
+    shorten: float = 1.0
+    """Multiplies epochs and patience, those of stages too, at least 1; 1 again once that is done."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,44 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class PaperConfig:
+    """Which row of which table in a paper a recipe is, and the figures to reproduce."""
+
+    key: str = ""
+    """The paper's name here, which its recipes' folder has too."""
+    title: str = ""
+    """The paper's own."""
+    formats: list[str] = field(default_factory=list)
+    """How its data may lie on disk: names in `data.list_formats()`."""
+    classes: list[str] = field(default_factory=list)
+    """Of its data, where folders name them: they tell it from other data of the same format."""
+    order: list[str] = field(default_factory=list)
+    """Its rows in the order of its tables."""
+    also: list[str] = field(default_factory=list)
+    """Metrics to print for all rows, though the paper has no figures of them."""
+    curves: list[str] = field(default_factory=list)
+    """Tasks of two classes whose ROC curves it draws."""
+    table: str = ""
+    """Where the figures stand."""
+    row: str = ""
+    """What the paper calls the row."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Published values: TASK.METRIC as in summary.json, test.TASK.METRIC for the test, or delta_m."""
+    spreads: dict[str, float] = field(default_factory=dict)
+    """Their published standard deviations, under the same names."""
+    baselines: dict[str, float] = field(default_factory=dict)
+    """Single-task values that delta_m compares with, under the same names."""
+    baseline_rows: dict[str, str] = field(default_factory=dict)
+    """The rows that these values are of, so that ours can be compared with ours."""
+    cited: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Rows that the paper cites from others: name -> figures."""
+    caption: str = ""
+    """What holds for all its rows: how ours differ from the paper's."""
+    note: str = ""
+    """What is to be known about the row."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run, whole."""
 
@@ -190,26 +229,30 @@ class Recipe:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     stages: list[StageConfig] = field(default_factory=list)
     """One after the other; none is one stage of training.epochs with everything."""
+    paper: PaperConfig = field(default_factory=PaperConfig)
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Overlays for smaller machines, by name: [scales.tiny.data] size = 64."""
 
 
-def list_recipes() -> list[str]:
-    """Names of the built-in recipes, sorted. Files named _*.toml are bases for others to extend."""
-    return sorted(path.stem for path in BUILT_IN.glob("[!_]*.toml"))
-
-
-def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None, scale: str = "") -> Recipe:
     """A built-in recipe by name, or a TOML file by path.
 
     Args:
         recipe: name (see `list_recipes`) or path to a TOML file.
         overrides: nested mapping laid over the file, for example {"training": {"epochs": 3}}.
+        scale: one of the recipe's [scales]; "" and "full" take it as it stands.
 
     Raises:
         ConfigError: unknown recipe, unreadable TOML, unknown key, wrong type; one line each.
     """
-    path = _find(str(recipe))
-    values = merge(_read(path, seen=()), overrides or {})
-    values.setdefault("name", path.stem)
+    path = recipe_files.find(str(recipe))
+    values = recipe_files.read(path)
+    values.setdefault("name", recipe_files.name_of(path))
+    for name in values.get("scales", {}):
+        _check_overlay(values, name)
+    standard = TrainingConfig.epochs
+    values = recipe_files.shortened(recipe_files.at_scale(values, scale, values["name"]), standard)
+    values = recipe_files.shortened(merge(values, overrides or {}), standard)
     built: Recipe = typed(Recipe, values)
     if built.stages:
         built = _count_epochs(built, (overrides or {}).get("training", {}).get("epochs"))
@@ -250,30 +293,12 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
-def _find(recipe: str) -> Path:
-    built_in = BUILT_IN / f"{recipe}.toml"
-    if built_in.is_file():
-        return built_in
-    path = Path(recipe)
-    if path.suffix == ".toml":
-        if path.is_file():
-            return path
-        raise ConfigError(f"recipe file {recipe} does not exist.")
-    raise ConfigError(f"unknown recipe {recipe!r}; {nearest(recipe, list_recipes())} A path must end in .toml.")
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
-        raise ConfigError(f"recipe {path.stem} extends itself: {' -> '.join(p.stem for p in (*seen, path))}.")
+def _check_overlay(values: Mapping[str, Any], scale: str) -> None:
+    """Raise ConfigError for an overlay that would not fit, also while nobody asks for it."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    parent = path.parent / f"{base}.toml"
-    return merge(_read(parent if parent.is_file() else _find(str(base)), (*seen, path)), values)
+        typed(Recipe, recipe_files.at_scale(values, scale, values["name"]))
+    except ConfigError as error:
+        raise ConfigError(f"recipe {values['name']}, scales.{scale}: {error}") from None
 
 
 def _count_epochs(recipe: Recipe, asked: int | None) -> Recipe:

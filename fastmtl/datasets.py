@@ -84,34 +84,73 @@ def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:
 def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> Splits:
     """Index `root`, open every file, and split by patient.
 
-    The split is, in this order: `split_file`; the manifest's column split; `split.json` inside the folder;
-    `<folder>_reference_fold.json` beside it; the recipe's fold, or a stratified draw, by `data.split_seed`.
+    The split is, in this order: `split_file`; the manifest's column split; the recipe's fold, if it has `data.folds`;
+    `split.json` inside the folder; `<folder>_reference_fold.json` beside it; a stratified draw by `data.split_seed`.
     """
     folder, _ = data.usable_tiles(read_data(recipe, root), recipe.data.on_damaged)
-    split, origin = _split(recipe, folder, root, split_file)
+    split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
     return Splits(train, validation, origin, folder.problems, split, split.test_of(folder))
 
 
-def _split(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path | None) -> tuple[data.Split, str]:
+def split_of(
+    recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path | None = None
+) -> tuple[data.Split, str]:
+    """The split that `read_splits` makes, and where it came from, in words.
+
+    Raises:
+        ConfigError: one of the recipe's folds has none of a class to hold out, or none left to train on.
+        ValueError: the data cannot be split so.
+    """
     if split_file is None and (told := data.split_by_column(folder)) is not None:
         return told, f"the column split of {folder.root}"
+    config = recipe.data
+    stratified = f"stratified by {config.stratify or 'class'}"
+    if config.folds and split_file is None:
+        split = data.kfold(folder, config.folds, config.split_seed, stratify=config.stratify)[config.fold]
+        _check_classes(recipe, folder, split)
+        return split, f"fold {config.fold} of {config.folds}, {stratified}"
     home = root if root.is_dir() else root.parent
     beside = home.resolve().with_name(f"{home.resolve().name}_reference_fold.json")
     found = split_file or next((path for path in (home / "split.json", beside) if path.is_file()), None)
     if found is not None:
         split = data.split_by_groups(folder, data.load_groups(found), data.load_test_groups(found))
         return split, str(found) if split_file else f"{found} (found with the data)"
-    config = recipe.data
-    stratified = f"stratified by {config.stratify or 'class'}"
-    if config.folds:
-        split = data.kfold(folder, config.folds, config.split_seed, stratify=config.stratify)[config.fold]
-        return split, f"fold {config.fold} of {config.folds}, {stratified}"
     split = data.grouped_split(
         folder, config.val_fraction, config.split_seed, test_fraction=config.test_fraction, stratify=config.stratify
     )
     tested = f", {config.test_fraction:.0%} for the test" if config.test_fraction else ""
     return split, f"{stratified}, {config.val_fraction:.0%} of the patients held out{tested}"
+
+
+def _check_classes(recipe: Recipe, folder: data.Dataset, split: data.Split) -> None:
+    columns = [recipe.data.stratify or "label", *(options.get("column", "") for options in recipe.tasks.values())]
+    for column in dict.fromkeys(columns):
+        names = folder.class_names if column == "label" else folder.classes.get(column, ())
+        held_out, every = set(split.val), [(tile.id, data.label_of(tile, column)) for tile in folder.tiles]
+        for index in sorted({label for _, label in every if label is not None}):
+            members = [name in held_out for name, label in every if label == index]
+            if all(members) or not any(members):
+                lacking = "leaves none to train on" if all(members) else "holds none out"
+                raise ConfigError(
+                    f"fold {recipe.data.fold} of {recipe.data.folds} of {folder.root} {lacking} of class "
+                    f"{names[index]!r}, which has {len(members)} image(s); take fewer data.folds or another "
+                    "data.split_seed."
+                )
+
+
+def check_format(root: Path, formats: Sequence[str], what: str) -> None:
+    """Raise ConfigError unless `root` is a manifest or in one of `formats`.
+
+    Args:
+        what: needs them, for the message.
+    """
+    if not root.exists():
+        raise ConfigError(f"{root} does not exist; {what} needs {' or '.join(formats)} data.")
+    found = data.detect_format(root)
+    if formats and found not in (*formats, "manifest"):
+        looks = f"looks like {found}" if found else "is in no format that fastmtl knows"
+        raise ConfigError(f"{root} {looks}, and {what} needs {' or '.join(formats)} data; is it another paper's?")
 
 
 def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:

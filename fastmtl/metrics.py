@@ -28,10 +28,17 @@ _SCORES = ("dice", "jaccard")
 
 
 def segmentation_metrics(
-    channels: int = 1, *, groups: int = 1, empty: float | None = 1.0, aggregate: str = "image"
+    channels: int = 1,
+    *,
+    groups: int = 1,
+    empty: float | None = 1.0,
+    aggregate: str | Mapping[str, str] = "image",
 ) -> torchmetrics.MetricCollection:
-    """`dice` and `jaccard` of the foreground; see `Overlap`."""
-    scores = {name: Overlap(name, channels, groups=groups, empty=empty, aggregate=aggregate) for name in _SCORES}
+    """`dice` and `jaccard` of the foreground; see `Overlap`. `aggregate` may differ between them, by name."""
+    how = {name: aggregate if isinstance(aggregate, str) else aggregate.get(name, "image") for name in _SCORES}
+    if not isinstance(aggregate, str) and (unknown := sorted(set(aggregate) - set(_SCORES))):
+        raise ValueError(f"`aggregate` must be of {' and '.join(_SCORES)}; got {unknown[0]!r}.")
+    scores = {name: Overlap(name, channels, groups=groups, empty=empty, aggregate=how[name]) for name in _SCORES}
     return _apart(scores)
 
 

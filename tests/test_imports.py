@@ -19,7 +19,8 @@ ALLOWED = {
     "checkpoint": {"errors"},
     "tables": {"errors", "names"},
     "limits": {"config", "names", "tables"},
-    "config": {"limits", "names", "tables"},
+    "recipe_files": {"names", "tables"},
+    "config": {"limits", "recipe_files", "tables"},
     "torchvision_guard": set(),
     "metrics": {"torchvision_guard"},
     "replay": set(),
@@ -62,7 +63,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "catalogue": {"models"},
     "data_commands": {"config", "data", "datasets"},
-    "cli": {"benchmarks", "catalogue", "commands", "config", "data_commands", "doctor", "errors"},
+    "cli": {"benchmarks", "catalogue", "commands", "config", "data_commands", "doctor", "errors", "reproduce_command"},
     "benchmarks": {
         *("balance", "build", "config", "data", "kernels", "ops", "protocols", "run_folder", "torchvision_guard"),
         *("progress", "trainer"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ._gramian import given_weights
@@ -15,6 +16,8 @@ class Linear(LossBalancer):
 
     Args:
         weights: task -> weight, or one weight per task in the order of the losses; 1 each if None.
+        normalise: divide each loss by its mean in the first epoch; during that epoch by its mean in the steps so far, in
+            the first step by itself. Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
 
     Raises:
         ValueError: at `backward`, the weights are not those of the losses' tasks.
@@ -27,13 +30,47 @@ class Linear(LossBalancer):
     tensor([2., 2.])
     """
 
-    def __init__(self, weights: Mapping[str, float] | Sequence[float] | None = None) -> None:
+    def __init__(
+        self, weights: Mapping[str, float] | Sequence[float] | None = None, *, normalise: bool = False
+    ) -> None:
         super().__init__()
         self._given = weights if weights is None or isinstance(weights, Mapping) else list(weights)
+        self.normalise = normalise
+        self.held = ("sums", "epochs") if normalise else ()
+        self._sums: Tensor | None = None  # [2, K]: of the first epoch's losses, and in how many steps a task was active
+        self._epochs = torch.zeros((), dtype=torch.float64)  # so far
 
     def __repr__(self) -> str:
-        return f"Linear(weights={self._given!r})"
+        return f"Linear(weights={self._given!r}{', normalise=True' * self.normalise})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """The given weights as [K] float64 on the losses' device; G is not read."""
-        return given_weights(self._given, losses, values(losses))
+        """The given weights as [K] float64 on the losses' device, over the first epoch's means; G is not read."""
+        found = values(losses)
+        w = given_weights(self._given, losses, found)
+        if not self.normalise:
+            return w
+        total, count = self._hold("sums", torch.zeros_like(torch.stack([found, found])))
+        mean = torch.where(count > 0, total / count, found)
+        return torch.where((mean > 0) & mean.isfinite(), w / mean, w)
+
+    def _weigh(
+        self,
+        losses: Mapping[str, Tensor],
+        total: Mapping[str, Tensor],
+        active: Tensor | None,
+        shared: Iterable[Tensor],
+        scale: Tensor | float | None,
+        last: bool,
+    ) -> dict[str, Tensor]:
+        done = super()._weigh(losses, total, active, shared, scale, last)
+        if last and self.normalise:
+            found = values(total)
+            first = self._hold("epochs", found.new_zeros(())) == 0
+            counts = (found != 0 if active is None else active) & found.isfinite() & first
+            fresh = torch.stack([torch.where(counts, found, 0.0), counts.double()])
+            self._hold("sums", torch.zeros_like(fresh)).add_(fresh)
+        return done
+
+    def on_epoch(self) -> None:
+        """An epoch is over; the first one's means stay from now on."""
+        self._epochs.add_(1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile
     from .examination import examine
     from .faults import TileReadError
-    from .formats import list_formats, read_dataset, register_format
+    from .formats import detect_format, list_formats, read_dataset, register_format
     from .groups import with_groups
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         check_no_leak,
         grouped_split,
         kfold,
+        label_of,
         load_groups,
         load_split,
         load_test_groups,
@@ -72,6 +73,7 @@ _HOME = {
     "Region": "dataset",
     "Tile": "dataset",
     "examine": "examination",
+    "detect_format": "formats",
     "list_formats": "formats",
     "read_dataset": "formats",
     "register_format": "formats",
@@ -107,6 +109,7 @@ _HOME = {
     "check_no_leak": "splits",
     "grouped_split": "splits",
     "kfold": "splits",
+    "label_of": "splits",
     "load_groups": "splits",
     "load_split": "splits",
     "load_test_groups": "splits",
@@ -162,6 +165,7 @@ __all__ = [
     "check_no_leak",
     "check_tiles",
     "decode_runs",
+    "detect_format",
     "downsample_of",
     "encode_runs",
     "examine",
@@ -172,6 +176,7 @@ __all__ = [
     "grouped_split",
     "index_slide",
     "kfold",
+    "label_of",
     "list_formats",
     "load_groups",
     "load_split",

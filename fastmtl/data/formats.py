@@ -48,6 +48,11 @@ def list_formats() -> list[str]:
     return sorted(_FORMATS)
 
 
+def detect_format(root: str | Path) -> str | None:
+    """The registered format that recognises `root`, as `read_dataset` would take; None where none does."""
+    return next((name for name, known in reversed(_FORMATS.items()) if known.detect(Path(root))), None)
+
+
 def read_dataset(root: str | Path, format: str = "auto", options: ManifestOptions | None = None) -> Dataset:
     """Index a data set of any known format; opens no image.
 
@@ -67,9 +72,8 @@ def read_dataset(root: str | Path, format: str = "auto", options: ManifestOption
         return _FORMATS[format].read(root, options)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist; give a manifest, or the folder that holds the data")
-    for found in reversed(_FORMATS.values()):
-        if found.detect(root):
-            return found.read(root, options)
+    if (found := detect_format(root)) is not None:
+        return _FORMATS[found].read(root, options)
     if root.is_file():
         raise ValueError(f"{root} is no manifest: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}")
     try:

@@ -14,6 +14,8 @@ from .dataset import Dataset
 def with_groups(dataset: Dataset, template: str) -> Dataset:
     """The same tiles with another group: a column's name, or an expression over columns such as "{case}-{day}".
 
+    Besides columns there are "patient" (or "group"), the group they have, and "tile", which makes each its own group.
+
     Raises:
         ValueError: a column that the data set does not have, or that is empty for a tile.
 
@@ -24,12 +26,12 @@ def with_groups(dataset: Dataset, template: str) -> Dataset:
     ('c7-2',)
     """
     expression = template if "{" in template else f"{{{template}}}"
-    known = {"patient", "group", *(name for tile in dataset.tiles for name in tile.values)}
+    known = {"patient", "group", "tile", *(name for tile in dataset.tiles for name in tile.values)}
     tiles = []
     for tile in dataset.tiles:
         cells = {name: _group_cell(value, dataset.classes.get(name)) for name, value in tile.values.items()}
         try:
-            group = expression.format_map(_Filled({"group": tile.group, "patient": tile.group} | cells, tile.id))
+            group = expression.format_map(_Filled({"group": tile.group, "patient": tile.group, "tile": tile.id} | cells, tile.id))
         except KeyError as error:
             if error.args[0] in known:
                 raise ValueError(f"`group_by`: tile {tile.id} has no {error.args[0]}") from None

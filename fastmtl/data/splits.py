@@ -170,8 +170,14 @@ def _held_out_per_fold(folder: Dataset, num_folds: int, seed: int, stratify: str
 def _labels(folder: Dataset, column: str) -> list[int]:
     if column not in ("", "label") and column not in folder.classes:
         raise ValueError(f"`stratify` must name a label column; {nearest(column, ['label', *folder.classes])}")
-    found = [tile.label if column in ("", "label") else tile.values.get(column) for tile in folder.tiles]
+    found = [label_of(tile, column) for tile in folder.tiles]
     return [-1 if label is None else label for label in found]
+
+
+def label_of(tile: Tile, column: str) -> int | None:
+    """The tile's class in a label column; "" and "label" are its own."""
+    label = tile.label if column in ("", "label") else tile.values.get(column)
+    return label if isinstance(label, int) else None
 
 
 def save_split(split: Split, path: str | Path) -> None:

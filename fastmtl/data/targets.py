@@ -156,8 +156,13 @@ def _read(target: Target, tiles: Sequence[Tile]) -> tuple[NDArray, NDArray[np.bo
 
 def _numbers(tiles: Sequence[Tile], column: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """float64 [N], 0 where there is none, and where there is one."""
-    values = np.array([_number(tile, column, tile.values.get(column)) for tile in tiles])
+    values = np.array([_number(tile, column, _value(tile, column)) for tile in tiles])
     return np.where(np.isnan(values), 0.0, values), ~np.isnan(values)
+
+
+def _value(tile: Tile, column: str) -> Any:
+    """The tile's value; "label" is its own label where no column has that name."""
+    return tile.values.get(column, tile.label if column == "label" else None)
 
 
 def _vector(tile: Tile, column: str, size: int) -> NDArray[np.float64]:

@@ -33,7 +33,7 @@ class _Sigmoid(BaseTask):
         loss: Mapping[str, Any],
         threshold: float | Sequence[float],
         empty: str,
-        aggregate: str,
+        aggregate: str | Mapping[str, str],
     ) -> None:
         super().__init__(name, column)
         thresholds = [threshold] * len(structures) if isinstance(threshold, (int, float)) else list(threshold)
@@ -60,23 +60,27 @@ class _Sigmoid(BaseTask):
         return output.float().sigmoid() > self.grouping.thresholds(batch, own, output.device)
 
     def metrics(self) -> Any:
-        """`dice` and `jaccard` of the foreground."""
-        from ..metrics import segmentation_metrics
+        """`dice` and `jaccard` of the foreground, and `pixel_accuracy`, the share of pixels on the right side."""
+        from ..metrics import segmentation_metrics, share_metrics
 
-        return segmentation_metrics(
+        collection = segmentation_metrics(
             len(self.structures), groups=len(self.grouping), empty=_EMPTY[self.empty], aggregate=self.aggregate
         )
+        collection.add_metrics(share_metrics("pixel_accuracy"))
+        return collection
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.present(batch)
         if rows.any():
             group = self.grouping.of(batch)
-            found = self.predict(output, batch)[rows]
-            metrics.update(found, batch.targets[self.name][rows], None if group is None else group[rows])
+            found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
+            for score in ("dice", "jaccard"):
+                metrics[score].update(found, true, None if group is None else group[rows])
+            metrics["pixel_accuracy"].update((found == true.bool()).double())
 
     def summary(self, metrics: Any) -> dict[str, Any]:
-        """`dice` and `jaccard`; with several structures or groups also `per_class` and `per_group` of each."""
+        """`dice`, `jaccard` and `pixel_accuracy`; with several structures or groups also `per_class` and `per_group` of each."""
         found = super().summary(metrics)
         for kind, names, values in (
             ("per_class", self.structures, lambda one: one.per_channel()),
@@ -98,7 +102,8 @@ class BinarySegmentation(_Sigmoid):
         threshold: probability from which a pixel counts as foreground, in metrics and predictions.
         group_by: a label column of the data set, for example the organ or the class: metrics are told for each value.
         thresholds: of single groups, where they differ from `threshold`.
-        aggregate: "image" is the mean of the images' scores, "batch" of the batches', their pixels taken together.
+        aggregate: "image" is the mean of the images' scores, "batch" of the batches', their pixels taken together; a
+            mapping for "dice" and "jaccard" by themselves.
     """
 
     target: Target = Target("mask")
@@ -119,7 +124,7 @@ class BinarySegmentation(_Sigmoid):
         threshold: float = 0.5,
         group_by: str = "",
         thresholds: Mapping[str, float] | None = None,
-        aggregate: str = "image",
+        aggregate: str | Mapping[str, str] = "image",
     ):
         options = dict(bce_weight=bce_weight, dice_weight=dice_weight, batch=batch)  # noqa: C408
         options |= {"squared_pred": squared_pred, "jaccard": jaccard}
@@ -155,7 +160,7 @@ class MultiLabelSegmentation(_Sigmoid):
         threshold: float | Sequence[float] = 0.5,
         group_by: str = "",
         thresholds: Mapping[str, float] | None = None,
-        aggregate: str = "image",
+        aggregate: str | Mapping[str, str] = "image",
     ):
         if not structures or isinstance(structures, str):
             raise ValueError(f"task {name!r}: `structures` must list at least one name; got {structures!r}.")
@@ -200,7 +205,7 @@ class MultiClassSegmentation(BaseTask):
         class_weights: Sequence[float] = (),
         ignore_index: int = 255,
         empty: str = "one",
-        aggregate: str = "image",
+        aggregate: str | Mapping[str, str] = "image",
     ):
         super().__init__(name, column)
         if len(structures) < 2 or isinstance(structures, str):

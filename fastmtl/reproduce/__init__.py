@@ -1,0 +1,7 @@
+"""`fastmtl reproduce`: the rows of a paper's tables, trained and scored beside the published figures."""
+
+from .plan import Row, list_papers, plan
+from .reproduction import reproduce
+from .scores import Score, delta_m
+
+__all__ = ["Row", "Score", "delta_m", "list_papers", "plan", "reproduce"]

@@ -1,0 +1,88 @@
+"""Pictures of a reproduction: published against ours, and ROC curves where the paper draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..extras import require
+from ..run_folder import read_lines
+from .tables import cell, metrics_of
+
+if TYPE_CHECKING:
+    from .reproduction import Result
+
+PUBLISHED, OURS = "#d55e00", "#0072b2"  # apart for every kind of colour vision
+
+
+def write_figures(results: Sequence[Result], out: Path, scale: str) -> list[Path]:
+    """Leave figures.png and, for a paper with `curves`, roc-TASK.png in `out`; returns what was written.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    figure_module = require("matplotlib.figure", "drawing the figures", "bench")
+    written = [_compare(figure_module, results, out / "figures.png", scale)]
+    for task in results[0].row.published.paper.curves:
+        written.append(_curves(figure_module, results, task, out / f"roc-{task}.png", scale))
+    return [path for path in written if path is not None]
+
+
+def _compare(module: Any, results: Sequence[Result], path: Path, scale: str) -> Path | None:
+    """A panel for each metric, a line for each row: the published value, and ours with its deviation over folds."""
+    keys = [key for key in metrics_of(results) if any(cell(result, key).ours for result in results)]
+    if not keys:
+        return None
+    figure = module.Figure(figsize=(2.2 + 2.4 * len(keys), 1.2 + 0.3 * len(results)), layout="constrained")
+    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    places = list(range(len(results)))[::-1]
+    for panel, key in zip(panels, keys, strict=True):
+        for place, result in zip(places, results, strict=True):
+            one = cell(result, key)
+            if one.published is not None:
+                panel.errorbar(one.published, place + 0.12, xerr=one.spread, fmt="s", color=PUBLISHED, markersize=5)
+            if one.ours is not None:
+                panel.errorbar(one.ours.mean, place - 0.12, xerr=one.ours.std, fmt="o", color=OURS, markersize=5)
+        panel.set_title(key.replace("_", " ").replace(".", "\n"), fontsize=9)
+        panel.set_yticks(places, [result.row.name for result in results], fontsize=8)
+        panel.grid(axis="x", alpha=0.3)
+    figure.suptitle(f"published (squares, orange) and ours at scale {scale} (circles, blue)", fontsize=9)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _curves(module: Any, results: Sequence[Result], task: str, path: Path, scale: str) -> Path | None:
+    """ROC of each row, the held-out images of its folds taken together."""
+    sklearn = require("sklearn.metrics", "ROC curves")
+    figure = module.Figure(figsize=(5, 5), layout="constrained")
+    panel = figure.subplots()
+    drawn = False
+    for number, result in enumerate(results):
+        truth, shares = _answers(result, task)
+        if len(set(truth)) < 2:
+            continue
+        wrong, right, _ = sklearn.roc_curve(truth, shares)
+        area = sklearn.roc_auc_score(truth, shares)
+        panel.plot(wrong, right, ("-", "--", ":")[number // 10 % 3], label=f"{result.row.name}, area {area:.3f}")
+        drawn = True
+    if not drawn:
+        return None
+    panel.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    panel.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"{task}, scale {scale}")
+    panel.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _answers(result: Result, task: str) -> tuple[list[bool], list[float]]:
+    """Of each held-out image whether it is of the second class in alphabetical order, and the probability of that."""
+    lines = [
+        line["tasks"][task]
+        for folder in result.folders.values()
+        for line in read_lines(folder / "evaluation.jsonl")[0]
+        if task in line.get("tasks", {})
+    ]
+    names = sorted({line["class"] for line in lines})
+    truth = [line["class"] == names[-1] for line in lines]
+    return truth, [line["score"] if there else 1 - line["score"] for line, there in zip(lines, truth, strict=True)]

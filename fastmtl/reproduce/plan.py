@@ -1,0 +1,89 @@
+"""What is to be trained: the recipes of a paper at a scale, in the order of its tables, and their folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..config import ConfigError, Recipe, as_dict, list_recipes, load_recipe
+from ..names import nearest
+
+_NOT_TRAINING = ("paper", "scales", "summary")  # of a recipe: what is said of it
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a paper's tables.
+
+    Attributes:
+        name: of the recipe, without the paper's.
+        published: the recipe as it stands.
+        recipe: what is trained: at the scale, and with the user's own settings.
+    """
+
+    name: str
+    published: Recipe
+    recipe: Recipe
+
+    @property
+    def num_folds(self) -> int:
+        """Runs that the recipe has: its folds, or one."""
+        return max(1, self.recipe.data.folds)
+
+    def fold(self, number: int) -> Recipe:
+        """The recipe of one run."""
+        return replace(self.recipe, data=replace(self.recipe.data, fold=number)) if self.recipe.data.folds else self.recipe
+
+    @property
+    def changes(self) -> dict[str, tuple[Any, Any]]:
+        """Key -> (published, trained), where the two differ."""
+        before, after = (flat(as_dict(one)) for one in (self.published, self.recipe))
+        keys = [key for key in dict.fromkeys([*before, *after]) if key.split(".")[0] not in _NOT_TRAINING]
+        return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def list_papers() -> list[str]:
+    """The papers that have recipes."""
+    return sorted({name.split("/")[0] for name in list_recipes() if "/" in name})
+
+
+def plan(
+    paper: str, *, scale: str = "full", rows: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+) -> list[Row]:
+    """The rows of a paper, in its tables' order.
+
+    Args:
+        paper: one of `list_papers()`.
+        scale: one of the recipes' scales.
+        rows: names of some; all if empty.
+        overrides: laid over every recipe.
+
+    Raises:
+        ConfigError: an unknown paper, row or scale, or overrides that do not fit.
+    """
+    if paper not in list_papers():
+        raise ConfigError(f"unknown paper {paper!r}; {nearest(paper, list_papers())}")
+    known = [name.removeprefix(f"{paper}/") for name in list_recipes() if name.startswith(f"{paper}/")]
+    for row in rows:
+        if row not in known:
+            raise ConfigError(f"{paper} has no row {row!r}; {nearest(row, known)}")
+    order = load_recipe(f"{paper}/{known[0]}").paper.order
+    known.sort(key=lambda name: order.index(name) if name in order else len(order))
+    chosen = [name for name in known if name in rows or not rows]
+    return [
+        Row(name, load_recipe(f"{paper}/{name}"), load_recipe(f"{paper}/{name}", overrides, scale)) for name in chosen
+    ]
+
+
+def flat(values: Any, where: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys; a list of tables with names by these names."""
+    if isinstance(values, list) and values and all(isinstance(one, Mapping) and "name" in one for one in values):
+        values = {str(one["name"]): one for one in values}
+    if not isinstance(values, Mapping):
+        return {where: values}
+    return {
+        key: value
+        for name, one in values.items()
+        for key, value in flat(one, f"{where}.{name}" if where else str(name)).items()
+    }

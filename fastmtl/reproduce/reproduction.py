@@ -1,0 +1,173 @@
+"""Runs the rows of a paper, fold by fold, keeping what is finished and going on with what was interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .. import commands, datasets
+from ..config import ConfigError, Recipe, as_dict
+from ..run_folder import RunError, RunFolder
+from ..trainer import Interrupted
+from .plan import Row, flat, plan
+from .tables import write_tables
+
+
+@dataclass
+class Result:
+    """What came of a row.
+
+    Attributes:
+        summaries: of its finished runs, fold -> summary.json.
+        folders: of them, fold -> run folder.
+        failures: fold -> the error's one line.
+    """
+
+    row: Row
+    summaries: dict[int, dict[str, Any]] = field(default_factory=dict)
+    folders: dict[int, Path] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+def reproduce(
+    paper: str,
+    root: Path,
+    out: Path,
+    *,
+    scale: str = "full",
+    folds: int | None = None,
+    rows: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    console: Console,
+) -> list[Result]:
+    """Train the rows of `paper` on the data under `root`, and leave runs, tables and figures in `out`.
+
+    Fold by fold, in each all rows one after the other: whenever it is stopped, the rows have the same folds, but for the
+    one under way. Called again with the same arguments it keeps finished runs and continues interrupted ones. A row that
+    fails is reported in the tables, and the others go on.
+
+    Args:
+        paper: one of `list_papers()`.
+        root: its data.
+        out: folder of this reproduction: ROW/fold-N are run folders, table.md, table.csv and *.png what came of them.
+        scale: "full" is the published setting.
+        folds: how many of the recipes' folds to run, from the first; all if None.
+        rows: some of the paper's; all if empty.
+        overrides: laid over every recipe, for example {"data": {"group_by": "patient"}}.
+        console: where progress goes.
+
+    Raises:
+        ConfigError: unknown names, data of another paper, a fold without one of the classes, runs of other settings in
+            `out`; before anything is trained.
+        Interrupted: stopped on request; what is finished is in the tables.
+    """
+    planned = plan(paper, scale=scale, rows=rows, overrides=overrides)
+    count = _num_folds(paper, planned, folds)
+    _check_data(planned[0], root, count)
+    for row in planned:
+        for fold in range(count):
+            _check_kept(row.fold(fold), root, _folder(out, row, fold))
+    results = [Result(row) for row in planned]
+    console.print(f"{paper} at scale {scale}: {len(planned)} rows, {count} of {planned[0].num_folds} folds, in {out}")
+    try:
+        for fold in range(count):
+            for result in results:
+                _run(result, fold, root, _folder(out, result.row, fold), console)
+                write_tables(paper, results, root, out, scale, count)
+    except Interrupted as stopped:
+        said = str(stopped).partition(";")[0]
+        raise Interrupted(f"{said}; the same command continues, finished runs are kept in {out}") from None
+    return results
+
+
+def _num_folds(paper: str, rows: Sequence[Row], asked: int | None) -> int:
+    most = rows[0].num_folds
+    if asked is None:
+        return most
+    if not 1 <= asked <= most:
+        has = f"{most} folds" if most > 1 else "one split and no folds"
+        raise ConfigError(f"--folds must be 1 to {most}: {paper} has {has}; got {asked}. Change data.folds with --set.")
+    return asked
+
+
+def _folder(out: Path, row: Row, fold: int) -> Path:
+    return out / row.name / f"fold-{fold}"
+
+
+def _check_data(row: Row, root: Path, folds: int) -> None:
+    """Raise ConfigError for data of another paper, or folds that lack a class; opens no image."""
+    paper = row.published.paper
+    datasets.check_format(root, paper.formats, paper.key)
+    folder = datasets.read_data(row.recipe, root)
+    if paper.classes and set(folder.class_names) != set(paper.classes):
+        raise ConfigError(
+            f"{paper.key} has the classes {', '.join(sorted(paper.classes))}; {root} has "
+            f"{', '.join(folder.class_names)}: it is not the paper's data set."
+        )
+    for fold in range(folds):
+        datasets.split_of(row.fold(fold), folder, root)
+
+
+def _check_kept(recipe: Recipe, root: Path, folder: Path) -> None:
+    """Raise ConfigError where `folder` is a run of other settings or data."""
+    run = RunFolder(folder)
+    if not (folder / "config.toml").is_file():
+        return
+    before, after = (_of_training(one) for one in (run.recipe(), recipe))
+    for key in dict.fromkeys([*before, *after]):
+        if before.get(key) != after.get(key):
+            raise ConfigError(
+                f"{folder} is a run with {key} = {before.get(key)!r}, and now it is {after.get(key)!r}; choose another "
+                "--out, or remove it."
+            )
+    data = run.extra()["data"]
+    if Path(data) != root.resolve():
+        raise ConfigError(f"{folder} is a run on {data}, and now the data is {root}; choose another --out.")
+
+
+def _of_training(recipe: Recipe) -> dict[str, Any]:
+    """What decides a run's result, as dotted keys."""
+    values = as_dict(recipe)
+    return flat({key: value for key, value in values.items() if key not in ("paper", "scales", "summary")})
+
+
+def _run(result: Result, fold: int, root: Path, folder: Path, console: Console) -> None:
+    what = f"{result.row.name}, fold {fold}"
+    try:
+        summary = _finished(folder)
+        if summary is None:
+            console.print(f"[bold]{what}[/bold]")
+            summary = _train(result.row.fold(fold), root, folder, console)
+        else:
+            console.print(f"{what}: kept")
+    except Interrupted:
+        raise
+    except Exception as error:  # whatever a row does, the others go on; the table and the exit code tell
+        result.failures[fold] = " ".join(f"{type(error).__name__}: {error}".split())
+        console.print(f"{what} failed: {result.failures[fold]}", markup=False)
+    else:
+        result.summaries[fold], result.folders[fold] = summary, folder
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}. Remove {folder} to train it again.") from error
+
+
+def _train(recipe: Recipe, root: Path, folder: Path, console: Console) -> dict[str, Any]:
+    if (folder / "config.toml").is_file():
+        if (folder / "checkpoints" / "last").is_dir():
+            return commands.resume(folder, console=console)
+        shutil.rmtree(folder)  # it was stopped before its first checkpoint
+    return commands.train(recipe, root, folder, console=console)

@@ -1,0 +1,74 @@
+"""Figures out of run summaries: one metric of one run, its mean over folds, and the gain over single-task learning."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TEST = "test."  # before a metric of the test images
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric over the folds that have it."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation (n - 1); None of a single fold."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def metric(summary: Mapping[str, Any], key: str) -> float | None:
+    """A number of a run's summary.json; None where it has none.
+
+    Args:
+        summary: with "tasks" of the held-out images and, where there is a test, "test" of the same shape.
+        key: TASK.METRIC, deeper where the summary is, or test.TASK.METRIC.
+
+    >>> metric({"tasks": {"mask": {"per_group": {"dice": {"lung": 0.5}}}}}, "mask.per_group.dice.lung")
+    0.5
+    """
+    part: Any = summary
+    if key.startswith(TEST):
+        part, key = summary.get("test"), key.removeprefix(TEST)
+    for name in ("tasks", *key.split(".")):
+        part = part.get(name) if isinstance(part, Mapping) else None
+    return float(part) if isinstance(part, int | float) and not isinstance(part, bool) else None
+
+
+def over_folds(summaries: Sequence[Mapping[str, Any]], key: str) -> Score | None:
+    """The metric of every run that has it; None where no run does."""
+    found = [value for summary in summaries if (value := metric(summary, key)) is not None]
+    return Score(tuple(found)) if found else None
+
+
+def delta_m(values: Mapping[str, float], baselines: Mapping[str, float]) -> float:
+    """Average gain per task over single-task learning, percent.
+
+    delta_m = 100 / K sum_k (M_k - B_k) / B_k, for metrics of which more is better (Mask2Tasks, appendix A.2; Liu et al.,
+    FAMO).
+
+    Args:
+        values: metric -> M_k; what is not in `baselines` does not count.
+        baselines: metric -> B_k.
+
+    Raises:
+        ValueError: a baseline without a value, or one of 0.
+
+    >>> round(delta_m({"accuracy": 0.916, "jaccard": 0.884}, {"accuracy": 0.874, "jaccard": 0.880}), 3)
+    2.63
+    """
+    missing = [name for name in baselines if name not in values]
+    if missing or not baselines:
+        raise ValueError(f"`values` must have every baseline's metric; {missing[0] if missing else 'there is none'}.")
+    if any(base == 0 for base in baselines.values()):
+        raise ValueError("`baselines` must not be 0: the gain is relative to them.")
+    return 100 * statistics.fmean((values[name] - base) / base for name, base in baselines.items())

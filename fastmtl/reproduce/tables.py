@@ -1,0 +1,226 @@
+"""The paper's tables beside ours: Markdown to read, CSV to compute with."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..run_folder import environment
+from .scores import TEST, Score, delta_m, over_folds
+
+if TYPE_CHECKING:
+    from .reproduction import Result
+
+GAIN = "delta_m"
+_DEEP = (".per_group.", ".per_class.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of a row: published, its spread, ours."""
+
+    published: float | None
+    spread: float | None
+    ours: Score | None
+
+
+def cell(result: Result, key: str) -> Cell:
+    """What the paper and our runs have for a metric."""
+    paper = result.row.published.paper
+    ours = over_folds([result.summaries[fold] for fold in sorted(result.summaries)], key)
+    return Cell(paper.figures.get(key), paper.spreads.get(key), ours)
+
+
+def metrics_of(results: Sequence[Result]) -> list[str]:
+    """The metrics of the tables, the paper's first, without those of single classes and the gain."""
+    keys = [key for result in results for key in result.row.published.paper.figures]
+    keys += [key for result in results[:1] for key in result.row.published.paper.also]
+    return [key for key in dict.fromkeys(keys) if key != GAIN and not any(deep in key for deep in _DEEP)]
+
+
+def write_tables(paper: str, results: Sequence[Result], root: Path, out: Path, scale: str, folds: int) -> None:
+    """Leave table.md and table.csv in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "table.md", markdown(paper, results, root, scale, folds))
+    _write(out / "table.csv", table_csv(results, scale))
+
+
+def markdown(paper: str, results: Sequence[Result], root: Path, scale: str, folds: int) -> str:
+    """The whole page."""
+    first = results[0].row.published.paper
+    parts = [f"# {first.title}", *_setting(results, root, scale, folds), _main(results)]
+    parts += _per_class(results)
+    notes = [f"- {_title(r)}: {r.row.published.paper.note}." for r in results if r.row.published.paper.note]
+    failures = [f"- {_title(r)}, fold {fold}: {text}" for r in results for fold, text in sorted(r.failures.items())]
+    parts += ["## Failed\n", "\n".join(failures)] if failures else []
+    parts += ["## Notes\n", "\n".join(notes)] if notes else []
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> list[str]:
+    """What ran, and everything in which it is not what was published."""
+    where = environment()
+    device = ", ".join(where["gpus"]) or f"{where['processor']}, {where['threads']} threads"
+    of = results[0].row.num_folds
+    runs = f"{folds} of {of} folds" if of > 1 else "one split"
+    lines = [
+        f"Published figures beside ours. Scale `{scale}`, {runs}, data `{root}`, {device}, torch "
+        f"{where['packages']['torch']}, commit {where['commit'] or 'unknown'}.",
+        results[0].row.published.paper.caption,
+        "Ours are means ± standard deviations (n - 1) over folds, of the weights that did best on the held-out images "
+        "that they are scored on; metrics that begin with test are of images that chose nothing.",
+    ]
+    changed = _changes(results)
+    if changed:
+        lines.append(f"**Not the published setting.** At scale `{scale}` the recipes have, published in brackets:\n")
+        lines.append("\n".join(changed))
+    else:
+        lines.append("The recipes ran as published.")
+    return [line for line in lines if line]
+
+
+def _changes(results: Sequence[Result]) -> list[str]:
+    """A line for each setting, with the rows that it is of where they are not all."""
+    rows: dict[str, list[str]] = {}
+    for result in results:
+        for key, (before, after) in result.row.changes.items():
+            rows.setdefault(f"- `{key}` = {_plain(after)} ({_plain(before)})", []).append(result.row.name)
+    return [line + ("" if len(of) == len(results) else f": {', '.join(of)}") for line, of in rows.items()]
+
+
+def _main(results: Sequence[Result]) -> str:
+    keys = metrics_of(results)
+    gains = gains_of(results)
+    heads = ["Row", *(f"{_label(key)}, {who}" for key in keys for who in ("paper", "ours"))]
+    if gains:
+        heads += ["Δm%, paper", "Δm%, ours over the paper's baselines", "Δm%, ours over our baselines"]
+    rows = []
+    for result in results:
+        row = [_title(result), *(text for key in keys for text in _both(cell(result, key)))]
+        if gains:
+            row += [_number(gain) for gain in gains[result.row.name]]
+        rows.append([*row, _runs(result)])
+    return _table([*heads, "Runs"], rows)
+
+
+def gains_of(results: Sequence[Result]) -> dict[str, tuple[float | None, float | None, float | None]]:
+    """Row -> delta_m as published, of our means over the published baselines, and over our own baseline rows.
+
+    Rows without all of the metrics have None; empty for papers without baselines.
+    """
+    paper = results[0].row.published.paper
+    if not paper.baselines:
+        return {}
+    by_name = {result.row.name: result for result in results}
+    own = {
+        key: base.mean
+        for key, row in paper.baseline_rows.items()
+        if row in by_name and (base := cell(by_name[row], key).ours) is not None and base.mean
+    }
+    return {
+        name: (
+            result.row.published.paper.figures.get(GAIN),
+            _gain(result, paper.baselines),
+            _gain(result, own) if len(own) == len(paper.baselines) else None,
+        )
+        for name, result in by_name.items()
+    }
+
+
+def _gain(result: Result, baselines: Mapping[str, float]) -> float | None:
+    means = {key: score.mean for key in baselines if (score := cell(result, key).ours) is not None}
+    return delta_m(means, baselines) if len(means) == len(baselines) else None
+
+
+def _per_class(results: Sequence[Result]) -> list[str]:
+    """A table for each task and score that the paper tells class by class; rows that it cites have no model here."""
+    keys = [key for result in results for key in result.row.published.paper.figures]
+    families: dict[str, list[str]] = {}
+    for key in dict.fromkeys(keys):
+        if any(deep in key for deep in _DEEP):
+            families.setdefault(key.rpartition(".")[0], []).append(key)
+    parts = []
+    for family, members in families.items():
+        rows = []
+        for result in results:
+            for who, place in (("paper", 0), ("ours", 1)):
+                texts = [_both(cell(result, key))[place] for key in members]
+                if any(texts):
+                    rows.append([f"{_title(result)}, {who}", *texts])
+        cited = results[0].row.published.paper.cited
+        rows += [[f"{name}, cited by the paper", *(_number(of.get(key)) for key in members)] for name, of in cited.items()]
+        parts += [f"## {_label(family)}\n", _table(["Row", *(key.rpartition(".")[2] for key in members)], rows)]
+    return parts
+
+
+def table_csv(results: Sequence[Result], scale: str) -> str:
+    """A line for each row and metric: paper, scale, row, recipe, metric, published, published_std, mean, std, folds."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow("paper scale row recipe metric published published_std mean std folds".split())
+    gains = gains_of(results)
+    for result in results:
+        recipe = result.row.published
+        here = [recipe.paper.key, scale, recipe.paper.row, recipe.name]
+        for key in dict.fromkeys([*metrics_of(results), *recipe.paper.figures]):
+            if key == GAIN:
+                continue
+            one = cell(result, key)
+            ours = ("", "", 0) if one.ours is None else (one.ours.mean, one.ours.std, len(one.ours.values))
+            if one.published is not None or one.ours is not None:
+                lines.writerow([*here, key, one.published, one.spread, *ours])
+        published, over_published, over_own = gains.get(result.row.name, (None, None, None))
+        for key, value in ((GAIN, over_published), (f"{GAIN}_over_our_baselines", over_own)):
+            if published is not None or value is not None:
+                lines.writerow([*here, key, published, "", value, "", len(result.summaries)])
+    return text.getvalue()
+
+
+def _both(one: Cell) -> tuple[str, str]:
+    published = "" if one.published is None else f"{one.published:g}"
+    published += "" if one.spread is None else f" ± {one.spread:g}"
+    if one.ours is None:
+        return published, ""
+    return published, _number(one.ours.mean) + ("" if one.ours.std is None else f" ± {one.ours.std:.3f}")
+
+
+def _runs(result: Result) -> str:
+    done, failed = len(result.summaries), len(result.failures)
+    return f"{done}, {failed} failed" if failed else str(done)
+
+
+def _title(result: Result) -> str:
+    return result.row.published.paper.row or result.row.name
+
+
+def _label(key: str) -> str:
+    """`test.mask.per_class.dice` -> "test: mask dice per class"."""
+    test, key = key.startswith(TEST), key.removeprefix(TEST)
+    task, *rest = key.split(".")
+    deep = [one for one in rest if one.startswith("per_")]
+    words = " ".join([task, *(one for one in rest if one not in deep), *deep]).replace("_", " ")
+    return f"test: {words}" if test else words
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _plain(value: object) -> str:
+    return "unset" if value is None or value == "" else f"{value}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
