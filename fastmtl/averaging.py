@@ -66,6 +66,7 @@ def _counts_copied(average: Callable[..., None]) -> Callable[..., None]:
         if averaged[0].is_floating_point():
             average(averaged, current, count)
         else:
-            torch._foreach_copy_(averaged, current)
+            for old, new in zip(averaged, current, strict=True):
+                old.copy_(new)
 
     return apply
