@@ -11,9 +11,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from torch import Tensor, nn
 
-from fastmtl import balance
-from fastmtl.config import TrainingConfig
+from fastmtl import balance, build, checkpoint
+from fastmtl.config import TrainingConfig, load_recipe
 from fastmtl.protocols import Batch
+from fastmtl.stages import Stages
 from fastmtl.tasks import create_task
 from fastmtl.trainer import Interrupted, NonFiniteError, OtherRanks, Trainer
 from fastmtl.world import World
@@ -45,8 +46,8 @@ class PartLoader:
     """Random batches, a pure function of epoch and number; a rank has every other sample. Some labels are missing, in
     the third batch all that rank 1 has of the task "side"."""
 
-    def __init__(self, world: World, seed: int = 0) -> None:
-        self.world, self.seed = world, seed
+    def __init__(self, world: World, seed: int = 0, side: int = 8) -> None:
+        self.world, self.seed, self.side = world, seed, side
         self.epoch = self.batch = 0
         self.spoil = lambda batch, epoch, number: batch
 
@@ -57,7 +58,7 @@ class PartLoader:
         while self.batch < BATCHES:
             source = torch.Generator().manual_seed(1000 * self.seed + 10 * self.epoch + self.batch)
             side = torch.randint(0, 3, (BATCH,), generator=source)
-            images = torch.randn(BATCH, 3, 8, 8, generator=source)
+            images = torch.randn(BATCH, 3, self.side, self.side, generator=source)
             mask = (images.mean(1, keepdim=True) + side[:, None, None, None] > 1).byte()
             present = torch.rand(BATCH, 2, generator=source) < 0.7
             present[0] = True
@@ -169,6 +170,76 @@ def stopped(world: World, folder: Path, balancer: str) -> dict[str, object]:
     }
 
 
+STAGES = """
+[model]
+name = "joint_unet"
+preset = "tiny"
+[tasks.mask]
+kind = "binary_segmentation"
+[tasks.side]
+kind = "classification"
+[balancer]
+name = "pcgrad"
+[data]
+size = 32
+[training]
+precision = "float32"
+average = "ema"
+average_decay = 0.9
+[[stages]]
+name = "both"
+epochs = 1
+[[stages]]
+name = "frozen"
+epochs = 2
+tasks = ["side"]
+freeze = ["encoder"]
+start = "best"
+optimizer = {optimizer = "sgd", schedule = "plateau", plateau_patience = 0, find_lr = true}
+"""
+
+
+def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
+    """Stages on both ranks, stopped at a step and gone on with; `stop_at` 0 leaves them alone."""
+    path = folder.with_suffix(".toml")
+    if world.rank == 0:
+        folder.parent.mkdir(exist_ok=True)
+        path.write_text(STAGES)
+    world.tell(None)
+    recipe = load_recipe(path)
+
+    def begun() -> tuple[Stages, PartLoader]:
+        tasks = build.build_tasks(recipe, CLASSES)
+        model = build.build_model(recipe, tasks, torch.device("cpu"))
+        return Stages(recipe, model, tasks, device=torch.device("cpu"), folder=folder, world=world), PartLoader(
+            world, side=32
+        )
+
+    stages, loader = begun()
+
+    def spoil(batch, epoch, number):
+        if stop_at and BATCHES * epoch + number + 1 == stop_at:
+            stages.stop()
+        return batch
+
+    loader.spoil = spoil
+    stages.begin(loader)
+    message = ""
+    try:
+        stages.fit(loader, PartLoader(world, seed=7, side=32))
+    except Interrupted as error:
+        message = str(error)
+        world.tell(None)  # rank 0 has written
+        stages, loader = begun()
+        stages.resume(loader)
+        stages.fit(loader, PartLoader(world, seed=7, side=32))
+    begin = checkpoint.load(folder / "last")["progress"]
+    return {"message": message, "weights": stages.model.state_dict(), "best": stages.trainer.best_score} | {
+        "progress": [begin[name] for name in ("stage", "first_epoch", "epoch", "step")],
+        "encoder": {name: value.clone() for name, value in stages.model.parts["encoder"].state_dict().items()},
+    }
+
+
 def wrong_size(folder: Path) -> str:
     """One process cannot continue what two began."""
     alone = World()
@@ -191,6 +262,8 @@ def main(rank: int, rendezvous: str, folder: str) -> None:
                 found[f"{how} {fused}"] = spoilt(world, how, fused)
         for balancer in ("pcgrad", "db_mtl"):
             found[f"stopped {balancer}"] = stopped(world, Path(folder) / balancer, balancer)
+        for stop_at in (0, 7):
+            found[f"staged {stop_at}"] = staged(world, Path(folder) / f"staged{stop_at}", stop_at)
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         world.close()

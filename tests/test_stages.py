@@ -73,10 +73,11 @@ def test_resuming_in_any_stage_is_bit_equal(tmp_path, stop_after, average):
 def test_a_kept_optimizer_goes_on_as_if_there_were_no_stages(tmp_path):
     """Moments, balancer, schedule and counts: two stages that differ in nothing are one."""
     halves = [{"name": "a", "epochs": 1}, {"name": "b", "epochs": 2, "keep_optimizer": True}]
+    warm = {"warmup": 0.4}
     for balancer in ({"name": "uncertainty"}, {"name": "decay"}):
         made = [
             run(
-                recipe_of(tmp_path, stages, training={"epochs": 3}, balancer=balancer, optimizer={"warmup": 0.4}),
+                recipe_of(tmp_path, stages, training={"epochs": 3}, balancer=balancer, optimizer=warm),
                 folder,
             )
             for stages, folder in (((), tmp_path / "one"), (halves, tmp_path / "two"))
@@ -85,7 +86,7 @@ def test_a_kept_optimizer_goes_on_as_if_there_were_no_stages(tmp_path):
         states = [stages.trainer.balancer.state_dict() for stages in made]
         assert states[0].keys() == states[1].keys()
     fresh = [halves[0], {**halves[1], "keep_optimizer": False}]
-    other = run(recipe_of(tmp_path, fresh, balancer=balancer, optimizer={"warmup": 0.4}), tmp_path / "other")
+    other = run(recipe_of(tmp_path, fresh, balancer=balancer, optimizer=warm), tmp_path / "other")
     assert not same(weights(other.model), weights(made[0].model))
 
 

@@ -102,6 +102,17 @@ def test_one_rank_asked_to_stop_stops_both_and_resume_is_bit_equal(results, bala
         assert case["losses"][0] == case["losses"][1]
 
 
+def test_stages_on_two_ranks_stop_and_go_on_bit_equal(results, folder):
+    """With a frozen encoder, averaged weights, and a learning rate that both find."""
+    for rank in results:
+        whole, cut = rank["staged 0"], rank["staged 7"]
+        assert cut["message"].startswith("stopped at epoch 2")
+        assert whole["progress"] == cut["progress"] == ["frozen", 1, 3, 12]
+        assert whole["best"] == cut["best"]
+        assert all(torch.equal(value, cut["weights"][name]) for name, value in whole["weights"].items())
+        assert all(torch.equal(v, results[0]["staged 0"]["weights"][n]) for n, v in whole["weights"].items())
+
+
 def test_another_number_of_ranks_cannot_continue(results, folder):
     said = _two_trainers.wrong_size(folder / "pcgrad")
     assert "is of a training on 2 rank(s), and this one has 1" in said
