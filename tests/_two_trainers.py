@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from torch import Tensor, nn
 
-from fastmtl import balance, build, checkpoint
+from fastmtl import balance, build
 from fastmtl.config import TrainingConfig, load_recipe
 from fastmtl.protocols import Batch
 from fastmtl.stages import Stages
@@ -230,14 +230,13 @@ def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
     except Interrupted as error:
         message = str(error)
         world.tell(None)  # rank 0 has written
+        world = World(world.rank, world.size)  # as a new process has
         stages, loader = begun()
         stages.resume(loader)
         stages.fit(loader, PartLoader(world, seed=7, side=32))
-    begin = checkpoint.load(folder / "last")["progress"]
-    return {"message": message, "weights": stages.model.state_dict(), "best": stages.trainer.best_score} | {
-        "progress": [begin[name] for name in ("stage", "first_epoch", "epoch", "step")],
-        "encoder": {name: value.clone() for name, value in stages.model.parts["encoder"].state_dict().items()},
-    }
+    end = stages.trainer
+    progress = [end.stage, end.first_epoch, end.epoch, end.step_count, end.best_score]
+    return {"message": message, "weights": stages.model.state_dict(), "progress": progress}
 
 
 def wrong_size(folder: Path) -> str:
