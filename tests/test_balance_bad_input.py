@@ -6,6 +6,7 @@ import pytest
 import torch
 from _loop import Model, inputs, no_hooks
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from fastmtl import balance
 
@@ -106,3 +107,34 @@ def test_a_state_is_a_copy(method):
     assert log["weights"].isfinite().all()
     found = [leaf for leaf in torch.utils._pytree.tree_leaves(state) if isinstance(leaf, torch.Tensor)]
     assert all(torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in zip(found, kept, strict=True))
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "linear"])
+def test_losses_without_names(method):
+    model = Model()
+    with pytest.raises(ValueError, match=r"`losses` must map each task's name to its loss, \{.*\}; got list"):
+        balance.create_balancer(method).backward(list(model.losses(inputs()).values()), model.shared())
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "linear"])
+def test_a_backward_of_ones_own_before_the_balancers_is_explained(method):
+    model = Model()
+    losses = model.losses(inputs())
+    sum(losses.values()).backward()
+    with pytest.raises(RuntimeError, match="second time") as caught:
+        balance.create_balancer(method).backward(losses, model.shared())
+    assert any("Leave out `loss.backward()`" in note for note in caught.value.__notes__)
+
+
+class Tagged(torch.Tensor):
+    """As MONAI's MetaTensor: what is computed of one is one."""
+
+
+@pytest.mark.parametrize("method", balance.list_balancers())
+def test_a_subclass_of_tensor_does_not_enter_state_or_log(method):
+    model, balancer = Model(), balance.create_balancer(method)
+    losses = model.losses(inputs().as_subclass(Tagged))
+    assert all(type(loss) is Tagged for loss in losses.values())
+    log = balancer.backward(losses, model.encoder.parameters())
+    found = [leaf for leaf in tree_leaves([log, balancer.state_dict()]) if isinstance(leaf, torch.Tensor)]
+    assert {type(leaf) for leaf in found} == {torch.Tensor}

@@ -152,6 +152,7 @@ BAD = [
         ValueError,
         r"`target` must be class numbers \[2, 8, 8\] or \[2, 1, 8, 8\], or prob.*\[2, 4, 8\]",
     ),
+    ((X, X.movedim(1, -1)), {}, ValueError, r"got \[2, 8, 8, 3\]. Move its channels: target.movedim\(-1, 1\)"),
     ((X, T.float()), {}, ValueError, r"`target` must be bool, uint8, .*; got float32. .* target.long\(\)"),
     ((X[:, :1], T), {}, ValueError, "`input` must have a channel for each of 2 or more classes.* for a sigmoid"),
     ((X, None), {}, TypeError, "`target` must be a Tensor; got NoneType"),

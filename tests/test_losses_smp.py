@@ -1,5 +1,7 @@
 """`losses.smp` is held to segmentation-models-pytorch itself: values, gradients and errors, over its arguments."""
 
+import re
+
 import pytest
 import torch
 from _inputs import generator
@@ -260,3 +262,11 @@ def test_fused_as_documented(name, arguments, passes, monkeypatch):
         assert calls[0][0] == (2, 5, 6), "class numbers are read as they are"
     if name == "SoftBCEWithLogitsLoss" and passes:
         assert calls[0][1] is None, "a byte is never -100"
+
+
+@pytest.mark.parametrize(("loss", "error"), [(ours.DiceLoss, AssertionError), (ours.FocalLoss, ValueError)])
+@pytest.mark.parametrize("target", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 3)], ids=["one-hot", "channels last"])
+def test_a_target_that_is_no_class_map_is_shown_as_it_was_given(loss, error, target) -> None:
+    message = f"`y_true` must be [2, 4, 4] of class numbers for `y_pred` [2, 3, 4, 4]; got {list(target.shape)}"
+    with pytest.raises(error, match=re.escape(message)):
+        loss("multiclass")(torch.zeros(2, 3, 4, 4), target)

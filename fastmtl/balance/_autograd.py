@@ -112,3 +112,8 @@ def _explain(error: RuntimeError) -> None:
             "A compiled model frees its buffers in the first of several backwards. Before compiling it set "
             "torch._functorch.config.donated_buffer = False."
         )
+    elif "backward through the graph a second time" in str(error):
+        error.add_note(
+            "The balancer makes all backwards of a step itself. Leave out `loss.backward()`, and compute the losses "
+            "anew for every call."
+        )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ._gramian import finish, gramian, project_on_simplex
-from .base import GradientBalancer, values
+from .base import GradientBalancer
+from .weighted import values
 
 
 class Averaged(GradientBalancer):

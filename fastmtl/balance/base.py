@@ -1,8 +1,7 @@
-"""The two kinds of balancer. A method is a subclass with `weights(G, losses) -> w`; the rest is here.
+"""The base of gradient methods: a method is a subclass with `weights(G, losses) -> w`; the rest is here.
 
-Gradient methods project or reweight the K gradients of the shared parameters (K backwards into the gradient arena, one
-Gram matrix, one combination) and leave each head its own plain gradient. Loss methods weigh the losses themselves, so
-one backward does, and the heads' gradients are scaled too.
+They project or reweight the K gradients of the shared parameters (K backwards into the gradient arena, one Gram matrix,
+one combination) and leave each head its own plain gradient.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ from torch import Tensor
 from fastmtl import ops
 from fastmtl.ops.gram import MAX_TASKS
 
-from ._autograd import backward, weighted_sum
 from .arena import GradientArena, as_list
 from .exact import Sequential, Strategy
 from .strategies import create_strategy
 from .weighted import WeightedBalancer, check_scale
-from .weighted import values as values
 
 
 @dataclass
@@ -231,76 +228,3 @@ class GradientBalancer(WeightedBalancer):
     def _update(self, J: Tensor, w: Tensor, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The combined gradient [P], and the weights [K] for the log."""
         return ops.combine(J, w), w
-
-
-class LossBalancer(WeightedBalancer):
-    """Base of the methods that weigh the losses: one backward of the weighted sum."""
-
-    def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Iterable[Tensor] = (),
-        *,
-        scale: Tensor | float | None = None,
-        last: bool = True,
-        active: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Backpropagate sum_k w_k L_k, adding to `.grad` as `Tensor.backward` does.
-
-        Args:
-            losses: task -> scalar with a graph; the same tasks in the same order at every step.
-            shared: not needed by most methods; heads are weighted too.
-            scale: the GradScaler's scale, which multiplies the sum.
-            last: False for all micro-batches of a step but the last; their gradients add up in `.grad`.
-            active: bool [K] on the losses' device, which tasks have labels in this micro-batch; None takes those
-                whose loss is not 0. The others weigh nothing, and means over tasks leave them out.
-
-        Returns:
-            "weights" [K], detached, for the log.
-
-        Raises:
-            ValueError: a loss is no scalar or has no graph, or the tasks changed.
-        """
-        try:
-            self._check_losses(losses)
-            check_scale(scale)
-            total, active = self._step_losses(losses, active, last)
-            self._tasks = list(losses)
-            self._ranks.begin((), self.parameters())
-            if self.needs_all_losses and not last:
-                return {}
-            total, active = self._ranks.losses(total, active)
-            return self._weigh(total if self.needs_all_losses else losses, total, active, shared, scale, last)
-        except BaseException:
-            self._forget()
-            self._ranks.abort()
-            raise
-
-    def _weigh(
-        self,
-        losses: Mapping[str, Tensor],
-        total: Mapping[str, Tensor],
-        active: Tensor | None,
-        shared: Iterable[Tensor],
-        scale: Tensor | float | None,
-        last: bool,
-    ) -> dict[str, Tensor]:
-        """One backward of `losses` weighed as `total`, the step's losses so far, ask."""
-        seen = total
-        if active is not None:
-            flags = zip(total.items(), active.unbind(), strict=True)
-            seen = {name: torch.where(flag, loss, 0.0) for (name, loss), flag in flags}
-        w = self.weights(None, seen)
-        if active is not None:
-            w = torch.where(active, w, 0.0)
-        objective = weighted_sum(losses.values(), w)
-        if last and (extra := self._regularizer(values(seen) != 0)) is not None:
-            objective = objective + extra.to(objective.dtype)
-        backward(self._ranks.scaled(objective, scale))
-        if last:
-            self._ranks.finish()
-        return {"weights": w.detach()}
-
-    def _regularizer(self, active: Tensor) -> Tensor | None:
-        """What learned weights add to the objective, once a step; `active` bool [K]."""
-        return None

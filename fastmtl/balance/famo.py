@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ._gramian import given_weights
-from .base import LossBalancer, values
+from .loss_base import LossBalancer
+from .weighted import values
 
 _BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
 
@@ -86,24 +87,15 @@ class FAMO(LossBalancer):
         bounds = 0.0 if self._bounds is None else given_weights(self._bounds, losses, found)
         return found - bounds + self.eps
 
-    def _weigh(
-        self,
-        losses: Mapping[str, Tensor],
-        total: Mapping[str, Tensor],
-        active: Tensor | None,
-        shared: Iterable[Tensor],
-        scale: Tensor | float | None,
-        last: bool,
-    ) -> dict[str, Tensor]:
-        shared = list(shared)
-        done = super()._weigh(losses, total, active, shared, scale, last)
+    def _ended(
+        self, total: Mapping[str, Tensor], active: Tensor | None, shared: Iterable[Tensor], scale: Tensor | float | None
+    ) -> None:
         found = values(total)
         flags = found != 0 if active is None else active
         self._hold("before", found).copy_(found)
         self._hold("active", flags).copy_(flags)
         if self.max_norm is not None:
             _clip(shared, self.max_norm, 1.0 if scale is None else scale)
-        return done
 
     @torch.no_grad()
     def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:

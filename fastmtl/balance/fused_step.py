@@ -14,7 +14,8 @@ from fastmtl.ops import _fused_step as kernel
 from fastmtl.ops._backends import check_backend
 
 from ._optimizer import StepGuard, read_groups, same_order, state_of, unsupported
-from .base import GradientBalancer, Rows, values
+from .base import GradientBalancer, Rows
+from .weighted import values
 
 T = TypeVar("T")
 _LIMIT = torch.finfo(torch.float32).max / 2

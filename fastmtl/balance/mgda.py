@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ._gramian import finish, gramian, least_norm
-from .base import GradientBalancer, values
+from .base import GradientBalancer
+from .weighted import values
 
 _NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..names import check_options, nearest
 from .averaged import DBMTL, MoCo
-from .base import GradientBalancer, LossBalancer
+from .base import GradientBalancer
 from .cagrad import CAGrad
 from .du_gate import DuGate
 from .fair import FairGrad, NashMTL
@@ -16,6 +16,7 @@ from .graddrop import GradDrop
 from .gradnorm import GradNorm
 from .gradvac import GradVac
 from .linear import Linear
+from .loss_base import LossBalancer
 from .mgda import MGDA
 from .pcgrad import PCGrad
 from .schedules import DWA, RLW, Constant, Decay

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ._draws import Draws
 from ._gramian import to_device
-from .base import LossBalancer, values
 from .du_gate import place_of
+from .loss_base import LossBalancer
+from .weighted import values
 
 
 class Constant(LossBalancer):
@@ -116,22 +117,13 @@ class DWA(LossBalancer):
         share = torch.where(known, newer / older / self.temperature, -torch.inf).softmax(0)
         return torch.where(known, known.sum() * share, 1.0)
 
-    def _weigh(
-        self,
-        losses: Mapping[str, Tensor],
-        total: Mapping[str, Tensor],
-        active: Tensor | None,
-        shared: Iterable[Tensor],
-        scale: Tensor | float | None,
-        last: bool,
-    ) -> dict[str, Tensor]:
-        done = super()._weigh(losses, total, active, shared, scale, last)
-        if last:
-            found = values(total)
-            counts = (found != 0 if active is None else active) & found.isfinite()
-            fresh = torch.stack([torch.where(counts, found, 0.0), counts.double()])
-            self._hold("sums", torch.zeros_like(fresh)).add_(fresh)
-        return done
+    def _ended(
+        self, total: Mapping[str, Tensor], active: Tensor | None, shared: Iterable[Tensor], scale: Tensor | float | None
+    ) -> None:
+        found = values(total)
+        counts = (found != 0 if active is None else active) & found.isfinite()
+        fresh = torch.stack([torch.where(counts, found, 0.0), counts.double()])
+        self._hold("sums", torch.zeros_like(fresh)).add_(fresh)
 
     def on_epoch(self) -> None:
         """An epoch is over: its means become the last ones."""
@@ -168,19 +160,10 @@ class RLW(LossBalancer):
             self._draws.advance()
         return self._drawn
 
-    def _weigh(
-        self,
-        losses: Mapping[str, Tensor],
-        total: Mapping[str, Tensor],
-        active: Tensor | None,
-        shared: Iterable[Tensor],
-        scale: Tensor | float | None,
-        last: bool,
-    ) -> dict[str, Tensor]:
-        done = super()._weigh(losses, total, active, shared, scale, last)
-        if last:
-            self._drawn = None
-        return done
+    def _ended(
+        self, total: Mapping[str, Tensor], active: Tensor | None, shared: Iterable[Tensor], scale: Tensor | float | None
+    ) -> None:
+        self._drawn = None
 
     def state_dict(self) -> dict[str, Any]:
         """The tasks' names, and the seed and step of the numbers."""

@@ -141,7 +141,9 @@ class WeightedBalancer(ABC):
         """Raise unless `losses` are scalars with a graph, of the same tasks in the same order as ever."""
         if not isinstance(losses, Mapping) or not losses:
             found = type(losses).__name__ if losses else "no loss"
-            raise ValueError(f"`losses` must map each task's name to its loss; got {found}.")
+            raise ValueError(
+                f"`losses` must map each task's name to its loss, {{'mask': mask_loss, ...}}; got {found}."
+            )
         for name, loss in losses.items():
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -164,8 +166,12 @@ class WeightedBalancer(ABC):
 
 
 def values(losses: Mapping[str, Tensor]) -> Tensor:
-    """The losses as one detached vector [K] float64."""
-    return torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
+    """The losses as one detached vector [K] float64.
+
+    Of plain Tensors: what is kept of a MONAI MetaTensor would bring its metadata into state and log.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
 
 
 def check_scale(scale: object) -> None:

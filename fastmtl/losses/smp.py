@@ -41,6 +41,13 @@ def _check_mode(mode: str, class_weights: object) -> None:
         raise ValueError("`class_weights` must be None in binary mode: it has one class.")
 
 
+def _misfit(y_pred: Tensor, found: list[int], index: bool) -> str:
+    """What to say of a target with the wrong number of pixels."""
+    shape = list(y_pred.shape)
+    wanted, what = ([shape[0], *shape[2:]], " of class numbers") if index else (shape, "")
+    return f"`y_true` must be {wanted}{what} for `y_pred` {shape}; got {found}."
+
+
 def _keep(loss: nn.Module, name: str, value: Any, dtype: torch.dtype) -> None:
     """A buffer, so that it moves with the loss, but not of the state: smp has none."""
     if isinstance(value, int | float):
@@ -101,7 +108,7 @@ class _OverlapLoss(_Loss):
         return _class_mean(loss, weights if weights is None or self.classes is None else weights[self.classes])
 
     def _sums(self, y_pred: Tensor, y_true: Tensor) -> Overlap:
-        samples, classes = y_pred.shape[:2]
+        (samples, classes), found = y_pred.shape[:2], list(y_true.shape)
         if y_true.shape[0] != samples:
             raise AssertionError(f"`y_true` must have {samples} samples like `y_pred`; got {y_true.shape[0]}.")
         index = self.mode == MULTICLASS_MODE
@@ -112,9 +119,7 @@ class _OverlapLoss(_Loss):
         expected = (samples, 1, *y_pred.shape[2:]) if index else y_pred.shape
         if y_true.numel() != torch.Size(expected).numel():
             # smp fails at the mask's product if there is a mask, at an assertion if there is none.
-            raise (AssertionError if self.ignore_index is None else RuntimeError)(
-                f"`y_true` must have as many pixels as `y_pred` {list(y_pred.shape)}; got {list(y_true.shape)}."
-            )
+            raise (AssertionError if self.ignore_index is None else RuntimeError)(_misfit(y_pred, found, index))
         y_true = y_true.reshape(expected)
         ignored = self.ignore_index if _can_hold(y_true, self.ignore_index) else None
         mask = None if ignored is None or index else y_true != ignored
@@ -195,7 +200,7 @@ class FocalLoss(_Loss):
         binary, ignoring = self.mode == BINARY_MODE, self.ignore_index is not None
         if self.mode == MULTILABEL_MODE and ignoring:
             raise IndexError("`ignore_index` must be None in multilabel mode: it would mark classes, not pixels.")
-        expected = y_pred.shape
+        expected, found = y_pred.shape, list(y_true.shape)
         if binary:
             y_pred = y_pred.reshape(1, 1, -1) if y_pred.dim() < 3 or y_pred.shape[1] != 1 else y_pred
             if y_true.numel() == y_pred.numel():
@@ -204,9 +209,7 @@ class FocalLoss(_Loss):
             expected, y_true = (y_pred.shape[0], 1, *y_pred.shape[2:]), y_true.unsqueeze(1)
         if y_true.shape != expected:
             few = self.mode == MULTILABEL_MODE and y_true.shape[1:2] < y_pred.shape[1:2]
-            raise (IndexError if ignoring or few else ValueError)(
-                f"`y_true` must match `y_pred` {list(y_pred.shape)} pixel by pixel; got {list(y_true.shape)}."
-            )
+            raise (IndexError if ignoring or few else ValueError)(_misfit(y_pred, found, self.mode == MULTICLASS_MODE))
         mask = y_true != self.ignore_index if _can_hold(y_true, self.ignore_index) else None
         if self.mode == MULTICLASS_MODE:
             y_true = y_true == torch.arange(y_pred.shape[1], device=y_true.device).view(-1, *(1,) * (y_pred.dim() - 2))

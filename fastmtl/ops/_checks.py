@@ -74,6 +74,23 @@ def flag(name: str, value: object) -> None:
         raise TypeError(f"`{name}` must be True or False; got {value!r}.")
 
 
+def channels_last(input: Tensor, target: Tensor) -> bool:
+    """Whether the target has `input`'s channels at its end."""
+    return input.dim() > 2 and list(target.shape) == [input.shape[0], *input.shape[2:], input.shape[1]]
+
+
+def _advice(input: Tensor, target: Tensor) -> str:
+    """What to do with a target of another shape than `input`."""
+    flat, found = [input.shape[0], *input.shape[2:]], list(target.shape)
+    if channels_last(input, target):
+        return "Move its channels: target.movedim(-1, 1)."
+    if found == flat and input.shape[1] == 1:
+        return "Add the channel: target.unsqueeze(1)."
+    if found in (flat, [flat[0], 1, *flat[1:]]):
+        return "One-hot encode it first, or take a softmax loss, which reads class numbers as they are."
+    return "Bring both to one shape; a resized mask needs mode='nearest'."
+
+
 def logits_and_target(input: Tensor, target: Tensor) -> None:
     """Logits [B, C, *spatial] with a target of the same shape, neither empty."""
     tensor("input", input)
@@ -85,9 +102,7 @@ def logits_and_target(input: Tensor, target: Tensor) -> None:
         raise ValueError(f"`input` must have at least one element; got {shape}. Skip the empty batch.")
     dtype("input", input, FLOATING, "Pass logits, not labels.")
     if target.shape != input.shape:
-        missing_channel = shape[1] == 1 and list(target.shape) == [shape[0], *shape[2:]]
-        advice = "Add the channel: target.unsqueeze(1)." if missing_channel else "One-hot encode it first."
-        raise ValueError(f"`target` must match `input` {shape}; got {list(target.shape)}. {advice}")
+        raise ValueError(f"`target` must match `input` {shape}; got {list(target.shape)}. {_advice(input, target)}")
     dtype("target", target, TARGETS, "Convert it first.")
     device("target", target, input)
     constant("target", target)

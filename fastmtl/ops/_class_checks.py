@@ -35,13 +35,12 @@ def logits_and_classes(input: Tensor, target: Tensor, *, soft: bool = True) -> t
     elif found in (flat, one):
         _checks.dtype("target", target, CLASSES, "Class numbers are integers: target.long().")
         target = target if target.dim() == input.dim() else target.unsqueeze(1)
-    elif soft:
-        raise ValueError(
-            f"`target` must be class numbers {flat} or {one}, or probabilities {shape}, to fit `input`; got {found}."
-        )
     else:
+        allowed = f"{flat} or {one}, or probabilities {shape}," if soft else f"{flat} or {one},"
         advice = " Take the class numbers: target.argmax(1)." if found == shape else ""
-        raise ValueError(f"`target` must be class numbers {flat} or {one}, to fit `input`; got {found}.{advice}")
+        if _checks.channels_last(input, target):
+            advice = " Move its channels: target.movedim(-1, 1)." if soft else " Take them: target.argmax(-1)."
+        raise ValueError(f"`target` must be class numbers {allowed} to fit `input`; got {found}.{advice}")
     if input.dim() == 2:
         input, target = input.unsqueeze(-1), target.unsqueeze(-1)
     return input, target
