@@ -1,0 +1,165 @@
+"""`fastmtl reproduce`: the paper's table beside ours, kept and continued runs, and one clear line for wrong data."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from _published import write_ebhi, write_hep2, write_pets
+from _tiles import shared_data, write_folder
+
+from fastmtl import commands
+from fastmtl.cli import main
+from fastmtl.config import load_recipe
+from fastmtl.reproduce import Score, delta_m
+from fastmtl.reproduce.scores import metric, over_folds
+from fastmtl.trainer import Interrupted
+
+ROWS = ("single_efficientnet", "single_resnet50")
+SMALL = ("--scale", "tiny", "--set", "data.size=32", "training.device=cpu")
+
+
+@pytest.fixture(scope="module")
+def ebhi(tmp_path_factory):
+    return write_ebhi(tmp_path_factory.mktemp("ebhi"))
+
+
+def _reproduce(*arguments) -> int:
+    return main(["reproduce", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("name", ["uniform", "linear_scalarization", "pcgrad", "famo", "two_stage"])
+def test_delta_m_of_the_published_rows(name):
+    """Golden: the formula and the recipes' baselines give the paper's table 5."""
+    paper = load_recipe(f"mask2tasks/{name}").paper
+    assert delta_m(paper.figures, paper.baselines) == pytest.approx(paper.figures["delta_m"], abs=1e-3)
+
+
+def test_delta_m_needs_every_baseline():
+    with pytest.raises(ValueError, match=r"must have every baseline's metric; b\."):
+        delta_m({"a": 1.0}, {"a": 1.0, "b": 2.0})
+    with pytest.raises(ValueError, match="must not be 0"):
+        delta_m({"a": 1.0}, {"a": 0.0})
+
+
+def test_metrics_are_found_and_averaged():
+    runs = [{"tasks": {"m": {"dice": x}}, "test": {"tasks": {"m": {"dice": 1 - x}}}} for x in (0.25, 0.75)]
+    assert over_folds(runs, "m.dice") == Score((0.25, 0.75))
+    assert over_folds(runs, "m.dice").mean == 0.5
+    assert over_folds(runs, "m.dice").std == pytest.approx(0.5**0.5 / 2)
+    assert metric(runs[0], "test.m.dice") == 0.75
+    assert over_folds(runs, "m.jaccard") is None
+    assert Score((1.0,)).std is None
+
+
+def test_two_rows_print_the_papers_table_and_are_kept(ebhi, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["mask2tasks", "--data", ebhi, "--out", out, "--folds", 1, "--rows", *ROWS, *SMALL]
+    assert _reproduce(*arguments) == 0
+    printed = capsys.readouterr()
+    assert "| Resnet50 | 0.895 ± 0.013 | " in printed.out
+    assert "**Not the published setting.**" in printed.out
+    assert "- `data.size` = 32 (224)" in printed.out
+    assert "- `training.epochs` = 1 (100)" in printed.out
+    assert (out / "table.md").read_text() == printed.out
+    found = json.loads((out / "single_resnet50" / "fold-0" / "summary.json").read_text())
+    lines = {line["recipe"]: line for line in csv.DictReader((out / "table.csv").open())}
+    line = lines["mask2tasks/single_resnet50"]
+    assert (line["metric"], line["published"], line["published_std"]) == ("classification.accuracy", "0.895", "0.013")
+    assert float(line["mean"]) == found["tasks"]["classification"]["accuracy"]
+    assert (line["std"], line["folds"], line["scale"]) == ("", "1", "tiny")
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
+    assert _reproduce(*arguments) == 0
+    assert "single_resnet50, fold 0: kept" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")} == times
+    assert _reproduce(*arguments, "--set", "optimizer.lr=0.5") == 1
+    assert "is a run with optimizer.lr = 0.0001, and now it is 0.5; choose another --out" in capsys.readouterr().err
+
+
+def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    arguments = ["mask2tasks", "--data", ebhi, "--out", out, "--folds", 1, "--rows", *ROWS, *SMALL]
+    real = commands.train
+
+    def stopped_at_the_second(recipe, *rest, **options):
+        if recipe.name.endswith("resnet50"):
+            raise Interrupted("stopped at epoch 1, step 2; continue with: something else")
+        return real(recipe, *rest, **options)
+
+    def broken_at_the_second(recipe, *rest, **options):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(commands, "train", stopped_at_the_second)  # the order is the paper's: resnet50 comes first
+    assert _reproduce(*arguments) == 130
+    assert "stopped at epoch 1, step 2; the same command continues" in capsys.readouterr().err
+    monkeypatch.setattr(commands, "train", real)
+    assert _reproduce(*arguments[:-len(SMALL) - 2], ROWS[1], *SMALL) == 0
+    (out / ROWS[1] / "fold-0" / "summary.json").unlink()  # as if stopped between the last checkpoint and the scores
+    monkeypatch.setattr(commands, "train", broken_at_the_second)
+    capsys.readouterr()
+    assert _reproduce(*arguments) == 1
+    printed = capsys.readouterr()
+    assert "already finished" in printed.err  # the first went on from its checkpoint
+    assert "## Failed" in printed.out
+    assert "- EfficientNet, fold 0: RuntimeError: the disk is full" in printed.out
+    assert (out / "figures.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mask2tasks", "--data", "{hep2}"], "looks like hep2, and mask2tasks needs tile_folder data"),
+        (["joint_unet", "--data", "{ebhi}"], "looks like tile_folder, and joint_unet needs hep2 data"),
+        (["mask2tasks", "--data", "{other}"], "has Cat, Dog: it is not the paper's data set"),
+        (["mask2tasks", "--data", "{few}"], "leaves none to train on of class 'Polyp', which has 1 image(s)"),
+        (["mask2tasks", "--data", "{ebhi}", "--folds", "6"], "--folds must be 1 to 5: mask2tasks has 5 folds; got 6"),
+        (["unet_multi", "--data", "{pets}", "--folds", "2"], "unet_multi has one split and no folds; got 2"),
+        (["mask2tasks", "--data", "nowhere"], "nowhere does not exist"),
+        (["mask2tasks", "--data", "{ebhi}", "--scale", "huge"], "has no scale 'huge'; it has tiny, small, full"),
+        (["mask2task", "--data", "{ebhi}"], "unknown paper 'mask2task'; did you mean 'mask2tasks'?"),
+    ],
+)
+def test_wrong_data_is_one_line_before_any_training(arguments, message, ebhi, tmp_path, capsys):
+    made = {
+        "{ebhi}": lambda: ebhi,
+        "{hep2}": lambda: write_hep2(tmp_path / "hep2"),
+        "{pets}": lambda: write_pets(tmp_path / "pets"),
+        "{other}": lambda: write_folder(tmp_path / "other", {"Cat": 5, "Dog": 5}).root,
+        "{few}": lambda: _few(shutil.copytree(ebhi, tmp_path / "few")),
+    }
+    arguments = [made[one]() if one in made else one for one in arguments]
+    assert _reproduce(*arguments, "--out", tmp_path / "out") == 1
+    said = capsys.readouterr().err.strip()
+    assert message in said
+    assert "\n" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def _few(root):
+    """All Polyp images but one are gone."""
+    for path in sorted((root / "Polyp" / "image").iterdir())[1:]:
+        path.unlink()
+        (root / "Polyp" / "label" / path.name).unlink()
+    return root
+
+
+def test_recipes_are_listed_paper_by_paper_in_80_columns(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split() == ["pcgrad", "mask2tasks", "pcgrad", "0.926", "0.887", "3.372"] for line in lines)
+    assert main(["recipes", "--json"]) == 0
+    found = {one["recipe"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["joint_unet/bce_30"]["figures"]["mask.pixel_accuracy"] == 0.969
+    assert found["switched_aux/coat_switched"]["stages"] == ["block_2", "block_1"]
+
+
+@pytest.mark.slow
+def test_the_real_tiles_at_scale_tiny(tmp_path, capsys):
+    """Every row of Mask2Tasks on EBHI-Seg, one fold."""
+    arguments = ["mask2tasks", "--data", shared_data("ebhi_seg"), "--out", tmp_path, "--folds", 1, *SMALL]
+    assert _reproduce(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("± ") > 20
+    assert "U-Net, cited by the paper" in printed
