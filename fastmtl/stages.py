@@ -65,25 +65,28 @@ class Stages:
 
     def check(self) -> None:
         """Raise ConfigError for a stage that the model cannot be trained in, before any has begun."""
-        if not self.recipe.stages:
-            return
         missing = [name for name in ("select", "freeze", "unfreeze", "use_auxiliary") if not hasattr(self.model, name)]
-        if missing:
+        if self.recipe.stages and missing:
             raise ConfigError(f"recipe {self.recipe.name} has stages, and its model has no method {missing[0]!r}.")
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            for number, stage in enumerate(self.stages):
-                try:
-                    self._prepare(number)
-                except ValueError as error:
-                    raise ConfigError(f"recipe {self.recipe.name}: stages.{stage.name}: {error}") from None
-                self._check_learns(stage)
-                kinds = [optimizer_of(self.recipe, self.stages[n]).optimizer for n in (max(number - 1, 0), number)]
-                if stage.keep_optimizer and kinds[0] != kinds[1]:
-                    raise ConfigError(
-                        f"recipe {self.recipe.name}: stages.{stage.name} keeps the optimizer, which was {kinds[0]}, "
-                        f"and asks for {kinds[1]}."
-                    )
+            for number in range(len(self.stages)):
+                self._check_stage(number)
         self.leave()
+
+    def _check_stage(self, number: int) -> None:
+        stage, config = self.stages[number], self._optimizer(number)
+        where = f"recipe {self.recipe.name}: stages.{stage.name}"
+        try:
+            self._prepare(number)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if self.recipe.stages:
+            self._check_learns(stage)
+        before = self._optimizer(max(number - 1, 0)).optimizer
+        if stage.keep_optimizer and config.optimizer != before:
+            raise ConfigError(f"{where} keeps the optimizer, which was {before}, and asks for {config.optimizer}.")
+        balancer = build.build_balancer(self.recipe, stage)
+        build.build_update(self.recipe, build.build_optimizer(self.recipe, self.model, balancer, config))
 
     def begin(self, train: Loader) -> None:
         """Get ready for the first stage."""
