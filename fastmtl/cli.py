@@ -294,12 +294,14 @@ def _models(arguments: list[str]) -> int:
 def _doctor(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     _nothing_more([argument for argument in arguments if argument != "--json"], "doctor [--json]")
-    from rich.console import Console
-
     from . import doctor
 
     found = doctor.examine()
-    if as_json:
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:  # fastmtl without extras: the ops alone, whose backends are asked about
+        Console = None
+    if as_json or Console is None:
         print(json.dumps(found, indent=1))
     else:
         doctor.show(found, Console())

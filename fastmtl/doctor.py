@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from .ops import _backends  # with it all ops are imported, and have registered their backends
 from .run_folder import environment
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def examine() -> dict[str, Any]:
@@ -22,6 +23,8 @@ def examine() -> dict[str, Any]:
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print `found` as three short tables."""
+    from rich.table import Table  # of the extra [train]; `examine` needs none
+
     versions = Table("package", "version", title="Versions", title_justify="left")
     packages = {"fastmtl": found["environment"]["fastmtl"], "python": found["environment"]["python"]}
     for name, version in (packages | found["environment"]["packages"]).items():

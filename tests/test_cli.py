@@ -159,6 +159,12 @@ def test_recipes_doctor_version_and_help(capsys):
     assert main([]) == 2
 
 
+def test_doctor_needs_no_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["doctor"]) == 0
+    assert "dice_bce" in json.loads(capsys.readouterr().out)["backends"]
+
+
 def test_print_config_shows_flags_and_sets(capsys):
     arguments = ["train", "demo", "--print-config", "--lr", "0.5", "--set=balancer.reduction=mean"]
     assert main(arguments) == 0

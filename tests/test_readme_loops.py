@@ -60,6 +60,32 @@ def test_the_diff_changes_nothing_but_who_does_it(how):
     _compare(right[0], left[0])
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("method", ["uncertainty", "imtl_l", "decay", "dwa", "famo"])
+def test_methods_that_ask_more_of_the_loop_move_their_weights(method, fused):
+    """docs/balancing.md's table; without these lines the weights stay as they began."""
+    model, balancer = Model(torch.float32), balance.create_balancer(method)
+    learned = {"params": balancer.parameters(), "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([{"params": model.parameters()}, learned], lr=1e-2)
+    step = balance.FusedStep(optimizer)
+
+    def losses() -> dict[str, Tensor]:
+        return {name: loss.square() for name, loss in model.losses(inputs(torch.float32)).items()}
+
+    weights = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        if fused:
+            log = step(balancer, losses(), shared=model.encoder.parameters())
+        else:
+            log = balancer.backward(losses(), shared=model.encoder.parameters())
+            optimizer.step()
+        balancer.after_step(losses)
+        balancer.on_epoch()
+        weights.append(log["weights"])
+    assert not torch.allclose(weights[-1], weights[0], rtol=1e-3)
+
+
 class _ApexAdam(torch.optim.Optimizer):
     """As apex.optimizers.FusedAdam is called: no `fused`, no step that could be skipped on the device, gradients set
     to None by its own zero_grad, state in its own keys."""

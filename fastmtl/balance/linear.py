@@ -17,8 +17,8 @@ class Linear(LossBalancer):
 
     Args:
         weights: task -> weight, or one weight per task in the order of the losses; 1 each if None.
-        normalise: divide each loss by its mean in the first epoch; during that epoch by its mean in the steps so far, in
-            the first step by itself. Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
+        normalise: divide each loss by its mean in the first epoch; during that epoch by its mean in the steps so far,
+            in the first step by itself. Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
 
     Raises:
         ValueError: at `backward`, the weights are not those of the losses' tasks.
@@ -54,23 +54,15 @@ class Linear(LossBalancer):
         mean = torch.where(count > 0, total / count, found)
         return torch.where((mean > 0) & mean.isfinite(), w / mean, w)
 
-    def _weigh(
-        self,
-        losses: Mapping[str, Tensor],
-        total: Mapping[str, Tensor],
-        active: Tensor | None,
-        shared: Iterable[Tensor],
-        scale: Tensor | float | None,
-        last: bool,
-    ) -> dict[str, Tensor]:
-        done = super()._weigh(losses, total, active, shared, scale, last)
-        if last and self.normalise:
+    def _ended(
+        self, total: Mapping[str, Tensor], active: Tensor | None, shared: Iterable[Tensor], scale: Tensor | float | None
+    ) -> None:
+        if self.normalise:
             found = values(total)
             first = self._hold("epochs", found.new_zeros(())) == 0
             counts = (found != 0 if active is None else active) & found.isfinite() & first
             fresh = torch.stack([torch.where(counts, found, 0.0), counts.double()])
             self._hold("sums", torch.zeros_like(fresh)).add_(fresh)
-        return done
 
     def on_epoch(self) -> None:
         """An epoch is over; the first one's means stay from now on."""

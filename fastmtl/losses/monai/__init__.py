@@ -11,6 +11,8 @@ argument but `soft_label` on targets that may be soft. With `to_onehot_y` class 
 never makes the one-hot map. Plain torch, slower and still right: probabilities as input (no activation, or `other_act`,
 or a softmax of one channel), a target that requires a gradient, an ignored channel of a soft target.
 
+MONAI's own `DeepSupervisionLoss` and `MaskedLoss` wrap these as they wrap theirs.
+
 Held to MONAI 1.6.1. Different on purpose: sums are float32 or better, also of half-precision logits, and focal losses
 of float64 logits stay float64 (MONAI casts them to float32); bool and integer targets are taken where MONAI wants
 floats; squared sums of float32 are exact where MONAI's are 0.3% off on small objects; a `weight` is checked for
