@@ -16,8 +16,8 @@ class Linear(LossBalancer):
 
     Args:
         weights: task -> weight, or one weight per task in the order of the losses; 1 each if None.
-        normalise: divide each loss by its mean in the first epoch; during that epoch by its mean in the steps so far, in
-            the first step by itself. Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
+        normalise: divide each loss by its mean in the first epoch; during that epoch by its mean in the steps so far,
+            in the first step by itself. Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
 
     Raises:
         ValueError: at `backward`, the weights are not those of the losses' tasks.
