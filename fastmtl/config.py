@@ -75,8 +75,8 @@ class DataConfig:
     fold: int = 0
     """Which fold is held out, from 0."""
     group_by: str = ""
-    """What a split keeps together: a column, an expression such as "{case}-{day}", or "tile", which lets a patient be on
-    both sides; the patient when empty."""
+    """What a split keeps together: a column, an expression such as "{case}-{day}", or "tile", which lets a patient be
+    on both sides; the patient when empty."""
     stratify: str = ""
     """Label column whose classes a split shares out evenly; the label when empty."""
     split_seed: int = 0

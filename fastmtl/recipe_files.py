@@ -58,7 +58,9 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     base, left_out = values.pop("extends", None), values.pop("without", [])
     if not isinstance(left_out, list) or (left_out and base is None):
-        raise ConfigError(f'{path}: `without` lists keys of the base it `extends`, as ["tasks.mask"]; got {left_out!r}.')
+        raise ConfigError(
+            f'{path}: `without` lists keys of the base it `extends`, as ["tasks.mask"]; got {left_out!r}.'
+        )
     if base is None:
         return values
     parent = path.parent / f"{base}.toml"

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .config import ConfigError, Recipe, list_recipes, load_recipe, merge, parse_override
+from .config import Recipe, list_recipes, load_recipe, merge, parse_override
 from .extras import MissingExtra
 
 
@@ -31,9 +31,13 @@ def reproduce(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the paper's data, as published")
     parser.add_argument("--out", type=Path, metavar="DIR", help="reproductions/PAPER-SCALE when left out")
     parser.add_argument("--folds", type=int, metavar="N", help="run only the first N of the paper's folds")
-    parser.add_argument("--scale", default="full", metavar="SCALE", help="tiny (seconds a run), small (minutes), or full")
+    parser.add_argument(
+        "--scale", default="full", metavar="SCALE", help="tiny (seconds a run), small (minutes), or full"
+    )
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these; `fastmtl recipes` lists them")
-    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", dest="sets", help="of all rows")
+    parser.add_argument(
+        "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", dest="sets", help="of all rows"
+    )
     parsed = parser.parse_args(arguments)
     overrides: dict[str, Any] = {}
     for text in parsed.sets:

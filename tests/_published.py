@@ -121,6 +121,8 @@ def write_for_recipes(paper, root):
         "joint_unet": lambda root: write_hep2(root, ("homogeneous", "mitsp") * 5, size=32),
         "gi_tract": lambda root: write_gi_tract(root, cases=range(1, 7), days=(1, 2), slices=4, size=(32, 32)),
         "switched_aux": lambda root: write_hubmap(root, ("kidney", "lung") * 5),
-        "unet_multi": lambda root: write_pets(root, [f"{breed}_{i}" for i in range(8) for breed in ("Bombay", "beagle")]),
+        "unet_multi": lambda root: write_pets(
+            root, [f"{breed}_{i}" for i in range(8) for breed in ("Bombay", "beagle")]
+        ),
     }
     return write[paper](root)

@@ -2,7 +2,16 @@
 
 import numpy as np
 import pytest
-from _published import WRITERS, drawn_mask, write_csv, write_gi_tract, write_hep2, write_hubmap, write_pets, write_pets_hdf5
+from _published import (
+    WRITERS,
+    drawn_mask,
+    write_csv,
+    write_gi_tract,
+    write_hep2,
+    write_hubmap,
+    write_pets,
+    write_pets_hdf5,
+)
 from _tiles import random_pixels, shared_data
 
 from fastmtl.data import list_formats, read_dataset

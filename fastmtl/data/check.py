@@ -121,8 +121,6 @@ def _check_picture(
             _check_region(picture, max_pixels)
             return picture.width, picture.height
         pixels = picture.draw()
-        if is_mask and pixels.ndim != 2:
-            raise ValueError(f"has {pixels.shape[2]} channels, a mask has one")
         return pixels.shape[1], pixels.shape[0]
     except Exception as error:  # as for files: whatever a reader raises, it must not be trained on
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -31,7 +31,9 @@ def with_groups(dataset: Dataset, template: str) -> Dataset:
     for tile in dataset.tiles:
         cells = {name: _group_cell(value, dataset.classes.get(name)) for name, value in tile.values.items()}
         try:
-            group = expression.format_map(_Filled({"group": tile.group, "patient": tile.group, "tile": tile.id} | cells, tile.id))
+            group = expression.format_map(
+                _Filled({"group": tile.group, "patient": tile.group, "tile": tile.id} | cells, tile.id)
+            )
         except KeyError as error:
             if error.args[0] in known:
                 raise ValueError(f"`group_by`: tile {tile.id} has no {error.args[0]}") from None

@@ -208,11 +208,19 @@ def _class_table(
 
 def _summary_tables(run: PastRun) -> list[str]:
     return [
-        table(["Class", f"{task}: {key.replace('_', ' ')}"], [[row, number(value)] for row, value in values.items()])
+        _summary_table(f"{task}: {key.replace('_', ' ')}", values)
         for task, metrics in run.scores.items()
         for key, values in metrics.items()
         if isinstance(values, dict)
     ]
+
+
+def _summary_table(title: str, values: Mapping[str, Any]) -> str:
+    """Of class -> value, or of several scores of the same classes."""
+    scores = values if all(isinstance(one, dict) for one in values.values()) else {"": values}
+    heads = [f"{title} {score}".strip() for score in scores]
+    names = dict.fromkeys(name for one in scores.values() for name in one)
+    return table(["Class", *heads], [[name, *(number(one.get(name)) for one in scores.values())] for name in names])
 
 
 def _tasks_with(run: PastRun, key: str) -> list[str]:

@@ -33,7 +33,9 @@ class Row:
 
     def fold(self, number: int) -> Recipe:
         """The recipe of one run."""
-        return replace(self.recipe, data=replace(self.recipe.data, fold=number)) if self.recipe.data.folds else self.recipe
+        return (
+            replace(self.recipe, data=replace(self.recipe.data, fold=number)) if self.recipe.data.folds else self.recipe
+        )
 
     @property
     def changes(self) -> dict[str, tuple[Any, Any]]:

@@ -48,9 +48,9 @@ def reproduce(
 ) -> list[Result]:
     """Train the rows of `paper` on the data under `root`, and leave runs, tables and figures in `out`.
 
-    Fold by fold, in each all rows one after the other: whenever it is stopped, the rows have the same folds, but for the
-    one under way. Called again with the same arguments it keeps finished runs and continues interrupted ones. A row that
-    fails is reported in the tables, and the others go on.
+    Fold by fold, in each all rows one after the other: whenever it is stopped, the rows have the same folds, but for
+    the one under way. Called again with the same arguments it keeps finished runs and continues interrupted ones. A row
+    that fails is reported in the tables, and the others go on.
 
     Args:
         paper: one of `list_papers()`.

@@ -53,8 +53,8 @@ def over_folds(summaries: Sequence[Mapping[str, Any]], key: str) -> Score | None
 def delta_m(values: Mapping[str, float], baselines: Mapping[str, float]) -> float:
     """Average gain per task over single-task learning, percent.
 
-    delta_m = 100 / K sum_k (M_k - B_k) / B_k, for metrics of which more is better (Mask2Tasks, appendix A.2; Liu et al.,
-    FAMO).
+    delta_m = 100 / K sum_k (M_k - B_k) / B_k, for metrics of which more is better (Mask2Tasks, appendix A.2; Liu et
+    al., FAMO).
 
     Args:
         values: metric -> M_k; what is not in `baselines` does not count.

@@ -71,7 +71,7 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
     lines = [
         f"Published figures beside ours. Scale `{scale}`, {runs}, data `{root}`, {device}, torch "
         f"{where['packages']['torch']}, commit {where['commit'] or 'unknown'}.",
-        results[0].row.published.paper.caption,
+        results[0].row.published.paper.caption.strip(),
         "Ours are means ± standard deviations (n - 1) over folds, of the weights that did best on the held-out images "
         "that they are scored on; metrics that begin with test are of images that chose nothing.",
     ]
@@ -153,7 +153,9 @@ def _per_class(results: Sequence[Result]) -> list[str]:
                 if any(texts):
                     rows.append([f"{_title(result)}, {who}", *texts])
         cited = results[0].row.published.paper.cited
-        rows += [[f"{name}, cited by the paper", *(_number(of.get(key)) for key in members)] for name, of in cited.items()]
+        rows += [
+            [f"{name}, cited by the paper", *(_number(of.get(key)) for key in members)] for name, of in cited.items()
+        ]
         parts += [f"## {_label(family)}\n", _table(["Row", *(key.rpartition(".")[2] for key in members)], rows)]
     return parts
 
@@ -162,7 +164,7 @@ def table_csv(results: Sequence[Result], scale: str) -> str:
     """A line for each row and metric: paper, scale, row, recipe, metric, published, published_std, mean, std, folds."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow("paper scale row recipe metric published published_std mean std folds".split())
+    lines.writerow(["paper", "scale", "row", "recipe", "metric", "published", "published_std", "mean", "std", "folds"])
     gains = gains_of(results)
     for result in results:
         recipe = result.row.published

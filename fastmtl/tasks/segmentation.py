@@ -80,7 +80,7 @@ class _Sigmoid(BaseTask):
             metrics["pixel_accuracy"].update((found == true.bool()).double())
 
     def summary(self, metrics: Any) -> dict[str, Any]:
-        """`dice`, `jaccard` and `pixel_accuracy`; with several structures or groups also `per_class` and `per_group` of each."""
+        """`dice`, `jaccard`, `pixel_accuracy`; with several structures or groups `per_class`, `per_group` too."""
         found = super().summary(metrics)
         for kind, names, values in (
             ("per_class", self.structures, lambda one: one.per_channel()),
