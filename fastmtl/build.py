@@ -130,6 +130,7 @@ def build_loader(
         per_slide=config.per_slide if train else 0,
         stain=stain,
         max_damaged=config.max_damaged,
+        mask_sampling=config.mask_sampling,
         seed=recipe.training.seed,
         rank=world.rank,
         world_size=world.size,

@@ -30,6 +30,8 @@ class DataConfig:
     """How the data lie on disk: manifest, tile_folder, ...; auto looks."""
     root: str = ""
     """Folder that no path of a manifest may leave; the manifest's own when empty."""
+    index_folder: str = ""
+    """Where `fastmtl prepare --index-folder` put the slides' indexes; beside the slides when empty."""
     columns: dict[str, Any] = field(default_factory=dict)
     """Kinds of a manifest's columns where they are not to be inferred: picture, label, number, vector, box, ..."""
     classes: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +52,8 @@ class DataConfig:
     """x and y added to polygons' coordinates: a slide's bounds, where the viewer counted from them."""
     preprocessing: str = ""
     """What makes images 8-bit: min_max stretches 16-bit grey, image by image; empty takes them as they are."""
+    mask_sampling: Literal["bilinear", "nearest"] = "bilinear"
+    """How masks are brought to size: interpolated and cut at half, or the nearest pixel; class maps always nearest."""
     size: int = 128
     """Side of the square images the network sees, pixels."""
     batch_size: int = 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,9 +37,11 @@ def prepare(arguments: Sequence[str]) -> int:
         **names,
     )
     if parsed.json:
-        print(json.dumps(_prepared_words(prepared), indent=1))
+        print(
+            json.dumps(_prepared_words(prepared) | {"recipe": _recipe_words(prepared, parsed.index_folder)}, indent=1)
+        )
     else:
-        _show_prepared(prepared)
+        _show_prepared(prepared, parsed.index_folder)
     return 0 if all(one.kind for one in prepared.found) else 1
 
 
@@ -86,7 +89,19 @@ def _prepared_words(prepared: data.Prepared) -> dict[str, Any]:
     return {"manifest": str(prepared.manifest), "files": files, "passed_over": prepared.passed_over}
 
 
-def _show_prepared(prepared: data.Prepared) -> None:
+def _recipe_words(prepared: data.Prepared, index_folder: Path | None) -> dict[str, str]:
+    """What a recipe must say of the [data] besides the manifest."""
+    words = {}
+    home = prepared.manifest.parent.resolve()
+    paths = [path.resolve() for one in prepared.found if one.kind for path in (one.path, one.mask) if path]
+    if not all(path.is_relative_to(home) for path in paths):
+        words["root"] = os.path.commonpath([home, *(path.parent for path in paths)])
+    if index_folder is not None:
+        words["index_folder"] = str(index_folder.resolve())
+    return words
+
+
+def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
     table = _table("file", "kind", "size", "levels", "mpp", "mask", "odd")
     folder = prepared.manifest.parent
     plain = 0
@@ -111,6 +126,8 @@ def _show_prepared(prepared: data.Prepared) -> None:
     used = [one for one in prepared.found if one.kind]
     slides = sum(one.kind == "slide" for one in used)
     console.print(f"{prepared.manifest}: {len(used) - slides} tiles, {slides} slides; see it with fastmtl data check")
+    for key, value in _recipe_words(prepared, index_folder).items():
+        console.print(f"in recipes, and behind --set of data check: data.{key}={value}")
 
 
 def _show_checked(found: Mapping[str, Any]) -> None:

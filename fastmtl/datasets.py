@@ -54,6 +54,8 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
         FileNotFoundError, ValueError: the data cannot.
     """
     config = recipe.data
+    if config.index_folder:
+        data.use_index_folder(config.index_folder)
     offset = (float(config.polygon_offset[0]), float(config.polygon_offset[1])) if config.polygon_offset else (0.0, 0.0)
     options = data.ManifestOptions(
         columns=config.columns,

@@ -1,5 +1,5 @@
 """The folder a run leaves behind: config.toml, environment.json, run.json, metrics.jsonl, balance.jsonl, summary.json,
-TensorBoard; `evaluation` and `report` add theirs.
+TensorBoard, and quarantine.jsonl where tiles were damaged; `evaluation` and `report` add theirs.
 
 Every file is whole at any moment: written beside its place and renamed, or appended a line at a time.
 """
@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -115,6 +115,15 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json: final metrics, the same shape `fastmtl eval` prints."""
         self._write("summary.json", json.dumps(summary, indent=1))
+
+    def write_quarantine(self, entries: Sequence[Mapping[str, Any]], rank: int = 0) -> Path | None:
+        """The tiles that a rank found damaged in training, a line each: quarantine.jsonl, quarantine-1.jsonl, ...; None
+        where there is none."""
+        if not entries:
+            return None
+        name = f"quarantine-{rank}.jsonl" if rank else "quarantine.jsonl"
+        self._write(name, "".join(json.dumps(entry) + "\n" for entry in entries))
+        return self.path / name
 
     def write_report(self, html: str) -> None:
         self._write("report.html", html)

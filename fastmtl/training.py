@@ -105,6 +105,8 @@ def _run_together(
     finally:
         progress.close()
         run.close()
+        if found := run.write_quarantine(loader.quarantine, world.rank):
+            console.print(f"note: {len(loader.quarantine)} damaged tiles were set aside in training: {found}")
         loader.close()
     if world.size > 1:  # each rank had a part of the images; rank 0 looks at all of them, alone
         validation.close()

@@ -24,7 +24,8 @@ from PIL import Image
 
 from fastmtl.data import Augmentation, Dataset, Tile, check_tiles, read_tile_folder
 from fastmtl.data.augment import displacement
-from fastmtl.data.finish import BACKGROUND, colour_matrices
+from fastmtl.data.dataset import BACKGROUND
+from fastmtl.data.finish import colour_matrices
 from fastmtl.data.order import epoch_order
 
 pytest.importorskip("nvidia.dali", reason="the loader needs DALI")

@@ -10,8 +10,7 @@ from _slides import TILE, halved, patch_tag, tissue_like, write_jpeg_with_tables
 from PIL import Image, ImageOps
 
 from fastmtl import data
-from fastmtl.data import finish
-from fastmtl.data.slides.raster import BACKGROUND
+from fastmtl.data.dataset import BACKGROUND
 
 LOSSLESS = ["none", "lzw", "deflate", "zstd", "packbits", "lzma", "png"]
 LOSSY = ["jpeg", "jpeg2000", "webp", "jpegxl", "aperio_jp2000_rgb"]
@@ -158,7 +157,6 @@ def test_ome_levels_are_sub_directories(tmp_path):
 
 
 def test_positions_are_level_0_pixels_and_outside_is_background(tmp_path):
-    assert BACKGROUND == finish.BACKGROUND
     pixels = tissue_like()
     path = write_tiff(tmp_path / "slide.tiff", pixels, levels=2, compression="deflate")
     with data.open_slide(path) as slide:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fastmtl import data
-from fastmtl.data.finish import BACKGROUND, colour_matrices
+from fastmtl.data.dataset import BACKGROUND
+from fastmtl.data.finish import colour_matrices
 from fastmtl.data.loader import IMAGENET_MEAN, IMAGENET_STD
 
 from ..registry import Case, Inputs, Run, register

@@ -56,7 +56,8 @@ class OpenSlideRegions(torch.utils.data.Dataset):
             self.slides[place.slide] = openslide.OpenSlide(place.slide)
         read = self.slides[place.slide].read_region((place.x, place.y), place.level, (place.width, place.height))
         pixels = (np.asarray(read.convert("RGB"), np.float32) / np.float32(255) - self.mean) / self.std
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), _key(place.slide, place.x, place.y)
+        name = _key(str(place.slide), place.x, place.y)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), name
 
 
 def _make(device: torch.device) -> Inputs:
@@ -82,10 +83,11 @@ def _wsistream(inputs: Inputs) -> Run:
     from wsistream import GridSampler, NormalizeTransform, OpenSlideBackend
     from wsistream.torch import WsiStreamDataset
 
+    detector: Any = _Everything()
     dataset = WsiStreamDataset(
         sorted({str(place.slide) for place in inputs["regions"]}),
         OpenSlideBackend(),
-        _Everything(),
+        detector,
         GridSampler(patch_size=SIZE, tissue_threshold=0.0),
         transforms=NormalizeTransform(IMAGENET_MEAN, IMAGENET_STD),
         pool_size=SLIDES,

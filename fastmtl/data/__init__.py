@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .slide_rows import GridOptions, downsample_of
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
-    from .slides.index import SlideIndex
+    from .slides.index import SlideIndex, use_index_folder
     from .slides.indexing import index_slide
     from .slides.pieces import Piece
     from .slides.raster import Level
@@ -83,6 +83,7 @@ _HOME = {
     "SlideError": "slides.errors",
     "grid": "slides.grid",
     "SlideIndex": "slides.index",
+    "use_index_folder": "slides.index",
     "index_slide": "slides.indexing",
     "Piece": "slides.pieces",
     "Level": "slides.raster",
@@ -198,6 +199,7 @@ __all__ = [
     "stain_numba_function",
     "standardize_luminosity",
     "usable_tiles",
+    "use_index_folder",
     "with_groups",
     "write_manifest",
 ]

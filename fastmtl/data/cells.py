@@ -1,6 +1,7 @@
 """The text of a picture in a manifest's cell, and the picture in a text.
 
-    tiles/7.png                an image file; on a row with a slide also a mask slide (a tiled TIFF of the same extent)
+    tiles/7.png                an image file; on a row with a region of a slide also a mask slide (a tiled TIFF of the
+                               slide's extent); on a row with a whole slide any image of the slide's extent
     7.geojson                  polygons over the row's image or region
     min_max:scans/7.png        16-bit grey, stretched by the method of that name
     rle:310x360:1 3 10 5       a run-length code along rows, height x width; rle-column: down columns
@@ -53,7 +54,10 @@ class PathRule:
             text = text.replace("\\", "/")
         path = Path(os.path.normpath(self.folder / text))
         if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
-            raise ValueError(f"{place}: {text} lies outside the data root {self.root}; pass another root to allow it")
+            raise ValueError(
+                f"{place}: {text} lies outside the data root {self.root}; if it may, name a folder that holds both as "
+                "data.root"
+            )
         return path
 
     def relative(self, path: Path) -> str:
@@ -77,7 +81,13 @@ def looks_like_picture(text: str) -> bool:
 
 
 def read_picture(
-    text: str, rule: PathRule, place: str, *, over: Picture | None = None, polygons: PolygonOptions = PolygonOptions()
+    text: str,
+    rule: PathRule,
+    place: str,
+    *,
+    over: Picture | None = None,
+    whole_slide: bool = False,
+    polygons: PolygonOptions = PolygonOptions(),
 ) -> Picture:
     """The picture that a cell names.
 
@@ -86,11 +96,17 @@ def read_picture(
         rule: which paths are allowed.
         place: where the cell stands, for messages.
         over: the row's image, whose field of view polygons and mask slides share; None for the image itself.
+        whole_slide: whether the row is of a whole slide, of which `over` is a tile: an image file covers the slide.
         polygons: how polygons are drawn.
 
     Raises:
-        ValueError: a path outside the root, a malformed code, or an image whose size is needed and cannot be read.
+        ValueError: a path outside the root, a malformed code, an image whose size is needed and cannot be read, or one
+            that cannot be cut as its slide is.
     """
+    if whole_slide and (_RUNS.fullmatch(text) or _ROW.fullmatch(text) or _STRETCHED.fullmatch(text)):
+        raise ValueError(
+            f"{place}: {text[:60]} cannot be cut into the tiles of its slide; give polygons, a mask slide or an image"
+        )
     if found := _RUNS.fullmatch(text):
         order = "column" if found[1] else "row"
         return RunLengths(" ".join(found[4].split()), int(found[2]), int(found[3]), order)
@@ -105,7 +121,7 @@ def read_picture(
         if over is None:
             raise ValueError(f"{place}: {text} holds polygons and no image")
         return _polygons_over(path, over, place, polygons)
-    if isinstance(over, Region) and path.suffix.lower() in SLIDE_SUFFIXES:
+    if isinstance(over, Region) and (whole_slide or path.suffix.lower() in SLIDE_SUFFIXES):
         from .slide_rows import same_extent
 
         return same_extent(path, over, place)

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from ..extras import require
 from .dataset import Dataset, Picture, Problem, Region, Tile
-from .pictures import file_of
+from .pictures import file_of, read_encoded
 from .slide_rows import opened
+from .slides import jpeg
 
 MAX_PIXELS = 2**26
 """Tiles of more pixels than this are refused unread: 8192 x 8192, a decompression bomb or a whole slide."""
@@ -26,7 +27,6 @@ _FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}
 # DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
 _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"}
 _ORIENTATION_TAG = 0x0112
-_SHORTEST_HOLE = 64  # zero bytes in a row; JPEG stuffs and Huffman-codes, so real scans do not hold that many
 
 
 class DamagedTilesError(ValueError):
@@ -132,13 +132,16 @@ def _check_picture(
 def _check_region(region: Region, max_pixels: int) -> None:
     if region.width * region.height > max_pixels:
         raise ValueError(f"the region has {region.width}x{region.height} pixels, more than {max_pixels:,}")
-    levels = opened(region.slide).levels
+    slide = opened(region.slide)
+    levels = slide.levels
     if not 0 <= region.level < len(levels):
         raise ValueError(f"has levels 0 to {len(levels) - 1}, and the region wants level {region.level}")
     full, scale = levels[0], levels[region.level].downsample
     right, bottom = region.x + region.width * scale, region.y + region.height * scale
     if region.x >= full.width or region.y >= full.height or right <= 0 or bottom <= 0:
         raise ValueError(f"is {full.width}x{full.height} pixels; the region at {region.x}, {region.y} lies outside it")
+    if slide.is_cut_off(region):
+        raise ValueError("truncated: regions of it lie beyond the end of the file")
 
 
 def named_file(picture: Picture, image: Picture) -> Path:
@@ -151,9 +154,7 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
     """(width, height) as shown; None when the file is unusable, and then `problems` has a new entry."""
     image_module = require("PIL.Image", "checking images")
     try:
-        data = path.read_bytes()
-        if not data:
-            raise ValueError("the file is empty")
+        data = read_encoded(path)
         with image_module.open(BytesIO(data)) as image:
             return _check_image(image, data, is_mask, max_pixels)
     except image_module.UnidentifiedImageError:
@@ -176,7 +177,7 @@ def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tup
         raise ValueError(f"has TIFF compression {image.info.get('compression')!r}; use deflate, LZW or JPEG")
     image.load()
     if image.format in ("JPEG", "MPO"):
-        _check_jpeg_stream(data)
+        jpeg.check_file(data)
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"has {image.mode} pixels, more than 8 bits; convert it to 8-bit")
     if is_mask:
@@ -193,37 +194,3 @@ def _check_mask_mode(image: Any) -> None:
     red, green, blue = image.convert("RGB").split()
     if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
         raise ValueError("is a coloured mask; save it as 8-bit grey, 0 and 255")
-
-
-def _check_jpeg_stream(data: bytes) -> None:
-    if b"\xff\xd9" not in data[-4096:]:
-        raise ValueError("the JPEG has no end marker: truncated or overwritten")
-    scan, zeros_are_data = _jpeg_scan(data)
-    if not zeros_are_data and bytes(_SHORTEST_HOLE) in data[scan:]:
-        raise ValueError(f"the JPEG has {_SHORTEST_HOLE} or more zero bytes inside: partly overwritten")
-
-
-def _jpeg_scan(data: bytes) -> tuple[int, bool]:
-    """Where the first scan starts, and whether a run of zero bytes in it can be a picture.
-
-    It can where the all-zero Huffman code means "block ends here", as encoders with optimised tables write for a blank
-    tile, and in progressive files; with the usual tables it cannot.
-    """
-    at, zeros_are_data = 2, False
-    while at + 4 <= len(data):
-        if data[at + 1] == 0xFF:  # a fill byte before the marker
-            at += 1
-            continue
-        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xDA:
-            return at, zeros_are_data
-        if marker == 0xC2:
-            zeros_are_data = True
-        if marker == 0xC4:
-            table = at + 4
-            while table + 17 < end:
-                if data[table] == 0x10 and data[table + 17] == 0:  # luma AC; the all-zero code is its first symbol's
-                    zeros_are_data = True
-                table += 17 + sum(data[table + 1 : table + 17])
-        at = end
-    raise ValueError("the JPEG has no picture data")

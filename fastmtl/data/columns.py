@@ -46,6 +46,15 @@ def infer_kind(name: str, cells: Sequence[str]) -> Kind:
     return "label" if distinct <= _MOST_CLASSES and distinct < len(filled) else "text"
 
 
+def why_text(name: str, cells: Sequence[str]) -> str:
+    """What to say of a column taken for text; names the cell that keeps it from being numbers, where most are."""
+    filled = [cell for cell in cells if cell]
+    others = [cell for cell in filled if not _numbers(cell)]
+    if others and 2 * len(others) < len(filled):
+        return f"column {name!r} is text, for {others[0]!r} is no number; leave cells empty where there is none"
+    return f"column {name!r} is text: kept, no task can learn it"
+
+
 def class_names(name: str, table: Table, cells: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:
     """The classes of a label column: `given`, else the different cells, sorted (as numbers where all are numbers).
 

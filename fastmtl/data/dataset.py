@@ -10,6 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+BACKGROUND = 240
+"""Grey level of what an image does not have: outside a slide or a tile, and parts that were never scanned. Empty glass,
+which stain estimation takes for no tissue."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -28,7 +32,7 @@ class Region:
 
     Attributes:
         slide: the slide's file.
-        x: left edge, level-0 pixels; may lie outside the slide, where the background is.
+        x: left edge, level-0 pixels; may lie outside the slide, where `BACKGROUND` is.
         y: top edge, likewise.
         width: pixels of `level`.
         height: likewise.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .augment import Augmentation, Parameters
 from .dataset import Picture, Tile
 from .faults import Faults, substitutes
+from .pictures import file_of
 from .source import Canvas, Pictures, Piece, Whole
 from .targets import NO_PARTNER, Columns
 
@@ -151,7 +152,9 @@ class Feed:
                 canvas = None if picture is None else self._pictures.read(picture)
                 canvases.append(canvas and _with_channels(canvas, channels[number]))
             except Exception as error:  # files, slides and drawings fail in many ways, and each means: not this tile
-                self.report(tile, number, (str(error) or type(error).__name__).splitlines()[0])
+                words = error.strerror if isinstance(error, OSError) else str(error)
+                reason = (words or type(error).__name__).splitlines()[0]
+                self.report(tile, number, reason.removeprefix(f"{file_of(picture)}: ") if picture else reason)
                 return None
         return canvases
 

@@ -17,13 +17,11 @@ from torch import Tensor
 
 from ..extras import require
 from .augment import Parameters
+from .dataset import BACKGROUND
 from .faults import DamagedSampleError, nonsense
 from .feed import Ready
 from .source import Canvas, Piece
 from .targets import MapColumn
-
-BACKGROUND = 240
-"""Grey level where the output reaches beyond the tile: empty glass, which stain estimation takes for no tissue."""
 
 # DALI's colour space for hue and saturation: luma, and two chroma axes that hue turns and saturation scales.
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
@@ -72,6 +70,7 @@ class FinishOptions:
         num_threads: CPU threads that share a batch.
         stain: normalises stains between geometry and colour; None: one pass does it all.
         with_draws: whether `stain` gets its draws.
+        mask_sampling: "bilinear" or "nearest", before the threshold.
     """
 
     size: int
@@ -82,6 +81,11 @@ class FinishOptions:
     num_threads: int
     stain: Normalizer | None = None
     with_draws: bool = False
+    mask_sampling: str = "bilinear"
+
+    def takes_nearest(self, column: MapColumn) -> bool:
+        """Whether a map is of its pictures' own pixels; between classes there is nothing."""
+        return column.kind == "classes" or self.mask_sampling == "nearest"
 
     @property
     def scale(self) -> NDArray[np.float32]:
@@ -219,8 +223,10 @@ class Finisher:
             tile, reason = int(ready.tiles[row]), f"has {view.channels} channels, not {column.size}"
             raise DamagedSampleError(tile, number, reason)
         matrix = in_pixels(ready.drawn.matrix[row], self._options.size, view.height, view.width)
-        threshold, nearest = np.float32(self._options.mask_threshold), column.kind == "classes"
-        self._kernels.finish_mask(*view, matrix, ready.drawn.field[row], threshold, nearest, out)
+        threshold, nearest = self._options.mask_threshold, self._options.takes_nearest(column)
+        self._kernels.finish_mask(*view, matrix, ready.drawn.field[row], np.float32(threshold), nearest, out)
+        if nearest and column.kind != "classes":
+            np.greater(out, threshold, out=out)
 
     def _view(self, ready: Ready, decoded: Sequence[NDArray[np.uint8]], picture: int, row: int, channels: int) -> View:
         """The pixels of a canvas; copied only where several pieces, or the slide's edge, make it up. `channels` is for

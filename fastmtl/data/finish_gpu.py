@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .dataset import BACKGROUND
 from .faults import DamagedSampleError
 from .feed import Ready
-from .finish import BACKGROUND, FinishOptions, colour_matrices, covers, extent, in_pixels
+from .finish import FinishOptions, colour_matrices, covers, extent, in_pixels
 from .source import Canvas
 
 _COLUMNS = 5
@@ -72,8 +73,9 @@ class GpuFinisher:
         for number, column in enumerate(options.maps, 1):
             table, matrix = (self._send(values) for values in layout.table(number, size))
             out = torch.empty(count, column.size, size, size, dtype=torch.uint8, device=self._device)
-            self._kernels.finish_mask(table, matrix, field, options.mask_threshold, column.kind == "classes", out)
-            maps.append(out)
+            nearest = options.takes_nearest(column)
+            self._kernels.finish_mask(table, matrix, field, options.mask_threshold, nearest, out)
+            maps.append(out > options.mask_threshold if nearest and column.kind != "classes" else out)
         self._hold((pieces, uploaded, canvases))
         return [images, *maps]
 

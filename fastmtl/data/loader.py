@@ -32,7 +32,7 @@ class TileLoader:
     Each `iter` yields what is left of the current epoch and moves on to the next. So leaving a loop early and iterating
     again continues, and `set_epoch` starts an epoch from its beginning. Images are resampled once, bilinearly and
     without a low-pass filter: store tiles no more than about twice as large as `size`. Pixels outside the tile become
-    light grey (`finish.BACKGROUND`) in the image and 0 in masks.
+    light grey (`dataset.BACKGROUND`) in the image and 0 in masks.
 
     Batches hold `images` float32 [B, 3, size, size], what `Target` says for each task, `present` bool [B, K], and
     `metadata`. Masks may have any resolution: they cover their image's field of view and follow its geometry. A box of
@@ -70,6 +70,8 @@ class TileLoader:
         mean: per-channel mean that is subtracted, RGB in 0..1.
         std: per-channel divisor.
         mask_threshold: mask values above it are foreground, 0..255; class maps are taken as they are.
+        mask_sampling: "bilinear" interpolates masks before the threshold, "nearest" takes the nearest pixel, as class
+            maps always do.
         pictures: finds the pieces of pictures; opens slides by `data.open_slide` by default.
 
     Raises:
@@ -103,9 +105,12 @@ class TileLoader:
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         mask_threshold: int = 127,
+        mask_sampling: Literal["bilinear", "nearest"] = "bilinear",
         pictures: Pictures | None = None,
     ):
         _check(size=size, num_threads=num_threads, prefetch=prefetch, std=std, device=device)
+        if mask_sampling not in ("bilinear", "nearest"):
+            raise ValueError(f'`mask_sampling` must be "bilinear" or "nearest"; got {mask_sampling!r}')
         self._stream = tiles if isinstance(tiles, TileStream) else None
         self._tiles: Sequence[Tile] = () if isinstance(tiles, TileStream) else tuple(tiles)
         self._sampler = Sampler(
@@ -131,7 +136,17 @@ class TileLoader:
             ahead=prefetch,
         )
         draws = stain is not None and not augmentation.is_none
-        finish = FinishOptions(size, mean, std, mask_threshold, self._columns.maps, num_threads, stain, draws)
+        finish = FinishOptions(
+            size=size,
+            mean=mean,
+            std=std,
+            mask_threshold=mask_threshold,
+            mask_sampling=mask_sampling,
+            maps=self._columns.maps,
+            num_threads=num_threads,
+            stain=stain,
+            with_draws=draws,
+        )
         self._reader = Reader(self._feed, finish, device=device, num_threads=num_threads, prefetch=prefetch)
 
     @property

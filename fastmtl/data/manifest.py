@@ -27,7 +27,7 @@ from .cells import PathRule, PolygonOptions, read_picture, write_picture
 from .columns import KINDS, Kind
 from .dataset import Dataset, Picture, Problem, Region, Tile
 from .pictures import picture_size
-from .slide_rows import GridOptions, grid_regions, is_region, read_region
+from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region
 from .table import Table, read_table, write_table
 from .tiles import PATIENT, group_of
 
@@ -35,6 +35,7 @@ REGION = ("x", "y", "width", "height", "level", "mpp")
 RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group", "case", "position", "split")
 _KINDS: dict[str, Kind] = {"mask": "picture", "label": "label", "case": "text", "position": "number", "split": "text"}
 SPLITS = ("train", "val", "test")
+_SAYS_MISSING = ("nan", "na", "n/a", "null")
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,13 @@ class _Reader:
             if kind == "label"
         }
         self.seen: dict[str, int] = {}
+        self.blank: list[Path] = []
+        self.odd: list[Problem] = []
 
     def read(self) -> Dataset:
         tiles = [tile for row in range(len(self.table.rows)) for tile in self._tiles(row)]
+        if not tiles:
+            raise ValueError(f"{self.table.path}: {self._no_tile(self.blank[0])}")
         classes = dict(self.classes)
         label = classes.pop("label", ())
         return Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes)
@@ -152,22 +157,34 @@ class _Reader:
             name = f"{cells['slide'].rpartition('.')[0]}@{region.x}_{region.y}"
             return [self._tile(row, cells, region, cells.get("id", name), place)]
         name = cells.get("id", cells["slide"].rpartition(".")[0])
+        try:
+            regions = grid_regions(slide, self.options.grid, place)
+        except UnreadableSlideError:
+            # One tile stands for it, without what would open it: whoever checks the tiles finds it among the damaged.
+            side = self.options.grid.tile_size
+            cells = {column: cell for column, cell in cells.items() if self.kinds.get(column) != "picture"}
+            return [self._tile(row, cells, Region(slide, 0, 0, side, side), name, place)]
+        if not regions:
+            self.blank.append(slide)
+        self.odd += [Problem(slide, reason) for reason in damage_of(slide)]
         return [
-            self._tile(row, cells, region, f"{name}@{region.x}_{region.y}", place)
-            for region in grid_regions(slide, self.options.grid, place)
+            self._tile(row, cells, region, f"{name}@{region.x}_{region.y}", place, whole_slide=True)
+            for region in regions
         ]
 
-    def _tile(self, row: int, cells: Mapping[str, str], image: Picture, name: str, place: str) -> Tile:
+    def _tile(
+        self, row: int, cells: Mapping[str, str], image: Picture, name: str, place: str, whole_slide: bool = False
+    ) -> Tile:
         if name in self.seen:
             first = self.table.lines[self.seen[name]]
             raise ValueError(f"{place}: the id {name!r} is that of line {first} already; ids must be distinct")
         self.seen[name] = row
-        found = {column: self._value(column, cells, image, place) for column in self.kinds}
+        found = {column: self._value(column, cells, image, place, whole_slide) for column in self.kinds}
         values = {column: value for column, value in found.items() if value is not None}
         mask, label = values.pop("mask", None), values.pop("label", None)
         return Tile(name, image, mask, label, self._group(cells, place), values)
 
-    def _value(self, column: str, cells: Mapping[str, str], image: Picture, place: str) -> Any:
+    def _value(self, column: str, cells: Mapping[str, str], image: Picture, place: str, whole_slide: bool) -> Any:
         cell, kind = cells.get(column, ""), self.kinds[column]
         if kind != "picture":
             value = cells_of.parse_cell(kind, cell, column, place, self.classes.get(column, ()))
@@ -178,7 +195,7 @@ class _Reader:
             return value
         if not cell:
             return None
-        return read_picture(cell, self.rule, place, over=image, polygons=self.options.polygons)
+        return read_picture(cell, self.rule, place, over=image, whole_slide=whole_slide, polygons=self.options.polygons)
 
     def _group(self, cells: Mapping[str, str], place: str) -> str:
         for column in ("group", "patient", "case"):
@@ -224,8 +241,23 @@ class _Reader:
         from .outside import polygons_off_slides
 
         text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
-        notices = [Problem(self.table.path, f"column {name!r} is text: kept, no task can learn it") for name in text]
+        notices = [Problem(self.table.path, cells_of.why_text(name, self.column[name])) for name in text]
+        notices += [
+            Problem(self.table.path, f"column {name!r} has a class {label!r}; leave cells empty where nobody labelled")
+            for name, labels in self.classes.items()
+            for label in labels
+            if label.lower() in _SAYS_MISSING
+        ]
+        notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
+        notices += self.odd
         return (*notices, *polygons_off_slides(tiles))
+
+    def _no_tile(self, slide: Path) -> str:
+        grid = self.options.grid
+        return (
+            f"{slide.name} gives no tile of {grid.tile_size} pixels with {grid.min_tissue:.0%} tissue; lower "
+            "data.min_tissue or data.tile_size where it has any"
+        )
 
 
 def _is_slip(name: str, known: str) -> bool:

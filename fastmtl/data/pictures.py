@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ def open_picture(picture: Picture) -> NDArray[np.uint8]:
         OSError, ValueError: it cannot be read; the message names the file.
     """
     if isinstance(picture, Path):
-        pixels = _open_file(picture)
+        try:
+            pixels = decode_image(read_encoded(picture))
+        except ValueError as error:
+            raise ValueError(f"{picture}: {error}") from error
     elif isinstance(picture, Region):
         from .slide_rows import opened
 
@@ -58,7 +62,35 @@ def file_of(picture: Picture) -> Path:
     return picture.slide if isinstance(picture, Region) else getattr(picture, "file", Path())
 
 
-def _open_file(path: Path) -> NDArray[np.uint8]:
+def read_encoded(path: Path) -> bytes:
+    """What an image file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is empty, or a folder, pipe or device: those may never end.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
+    data = path.read_bytes()
+    if not data:
+        raise ValueError("the file is empty")
+    return data
+
+
+def decode_image(data: bytes) -> NDArray[np.uint8]:
+    """The pixels of an encoded image, upright: uint8 [h, w] of a grey one, else RGB [h, w, 3].
+
+    Raises:
+        ValueError: no image, a damaged one, or one of more than 8 bits.
+    """
     image_module, operations = require("PIL.Image", "opening images"), require("PIL.ImageOps", "opening images")
-    with image_module.open(path) as file:
-        return np.asarray(operations.exif_transpose(file).convert("RGB"))
+    try:
+        with image_module.open(BytesIO(data)) as file:
+            if file.mode.startswith(("I", "F")):
+                raise ValueError(f"has {file.mode} pixels, more than 8 bits; convert it to 8-bit")
+            is_grey = file.mode in ("1", "L", "LA")
+            return np.asarray(operations.exif_transpose(file).convert("L" if is_grey else "RGB"))
+    except ValueError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many types on damaged data
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error

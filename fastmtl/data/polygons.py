@@ -6,6 +6,7 @@ Geometry is shapely's and rasterisation rasterio's (GDAL's): a pixel is inside w
 from __future__ import annotations
 
 import json
+import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ def _read(file: Path) -> _Drawing:
         state = file.stat()
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"{file} is not a file")
     return _parse(file, state.st_mtime_ns, state.st_size)
 
 
@@ -126,7 +129,7 @@ def _parse(file: Path, _mtime: int, _size: int) -> _Drawing:
     shapely = require("shapely", "drawing polygons", "wsi")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not GeoJSON: {error}") from error
     shapes, names = [], []
     for number, (geometry, name) in enumerate(_geometries(content, file), 1):

@@ -19,7 +19,7 @@ from .formats import MANIFESTS
 from .manifest import write_manifest
 from .pictures import picture_size
 from .polygons import POLYGON_SUFFIXES
-from .slide_rows import opened
+from .slide_rows import forget_opened, opened
 from .table import write_table
 from .tiles import IMAGE_SUFFIXES, PATIENT, group_of, is_tile_folder, read_tile_folder
 
@@ -103,6 +103,7 @@ def prepare(
     for path in images:
         on_file(path)
         found.append(_look(path, masks.get(path), index_folder, max_pixels))
+    forget_opened()
     usable = [one for one in found if one.kind]
     if not usable:
         first = f", first {found[0].path}: {found[0].problems[0]}" if found else ""

@@ -69,22 +69,29 @@ def read_region(slide: Path, cells: Mapping[str, str], place: str) -> Region:
 
 
 def grid_regions(slide: Path, options: GridOptions, place: str) -> list[Region]:
-    """The tiles of a whole slide, in reading order; ValueError when there is none."""
+    """The tiles of a whole slide, in reading order; none where it has too little tissue.
+
+    Raises:
+        UnreadableSlideError: it cannot be opened.
+        ValueError: it cannot be cut as `options` say.
+    """
+    from .slides.errors import SlideError
     from .slides.grid import grid
 
     source = opened(slide, place)
     mpp, level = (options.mpp, None) if options.mpp else (None, 0)
     side, overlap, least = options.tile_size, options.overlap, options.min_tissue
     try:
-        regions = grid(source, side, mpp=mpp, level=level, overlap=overlap, min_tissue=least)
+        return grid(source, side, mpp=mpp, level=level, overlap=overlap, min_tissue=least)
+    except SlideError as error:  # looking for tissue reads it
+        raise UnreadableSlideError(f"{place}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-    if not regions:
-        raise ValueError(
-            f"{place}: {slide} gives no tile of {options.tile_size} pixels with {options.min_tissue:.0%} tissue; "
-            "lower min_tissue or tile_size"
-        )
-    return regions
+
+
+def damage_of(slide: Path) -> list[str]:
+    """What is odd about a slide besides its scale: parts that cannot be read hold no tissue, and so give no tile."""
+    return [problem for problem in opened(slide).problems if "pass mpp" not in problem]
 
 
 def same_extent(mask: Path, over: Region, place: str) -> Region:
@@ -120,19 +127,28 @@ def slide_size(slide: Path) -> tuple[int, int]:
     return level.width, level.height
 
 
+class UnreadableSlideError(ValueError):
+    """A slide cannot be opened."""
+
+
 def opened(slide: Path, place: str = "") -> Any:
     """The slide, opened once for many rows.
 
     Raises:
-        ValueError: it cannot be opened; begins with `place`.
+        UnreadableSlideError: it cannot be opened; begins with `place`.
     """
     try:
         state = slide.stat()
         return _open(slide, state.st_mtime_ns, state.st_size)
     except FileNotFoundError:
-        raise ValueError(f"{place}: {slide} does not exist".removeprefix(": ")) from None
+        raise UnreadableSlideError(f"{place}: {slide} does not exist".removeprefix(": ")) from None
     except Exception as error:  # readers of slides raise many types, and each means the same here
-        raise ValueError(f"{place}: {error}".removeprefix(": ")) from error
+        raise UnreadableSlideError(f"{place}: {error}".removeprefix(": ")) from error
+
+
+def forget_opened() -> None:
+    """Open slides anew from now on: those opened before they were indexed do not know it."""
+    _open.cache_clear()
 
 
 @lru_cache(maxsize=64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dataset import Picture, Region
+from .pictures import decode_image, read_encoded
+from .slides import jpeg
+from .slides.slide import open_slide
 
 _MAX_OPEN = 128
+_JPEG, _TIFFS = b"\xff\xd8\xff", (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
 class Piece(Protocol):
@@ -68,7 +71,7 @@ class Pictures:
         open_slide: path -> an object whose `pieces(region)` gives the region's pieces; `data.open_slide` by default.
     """
 
-    def __init__(self, open_slide: Callable[[Path], Any] | None = None):
+    def __init__(self, open_slide: Callable[[Path], Any] = open_slide):
         self._open_slide = open_slide
         self._slides: OrderedDict[Path, Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -81,29 +84,42 @@ class Pictures:
             ValueError: a file is empty, a region or what was drawn is no picture; slides raise their own errors.
         """
         if isinstance(picture, Path):
-            data = np.fromfile(picture, np.uint8)
-            if not data.size:
-                raise ValueError(f"{picture} is empty")
-            return Canvas([Whole(data)])
+            return Canvas([_whole(picture)])
         if isinstance(picture, Region):
             return Canvas(self._slide(picture.slide).pieces(picture), (picture.width, picture.height))
         drawn = np.asarray(picture.draw())
         if drawn.dtype != np.uint8 or drawn.ndim not in (2, 3) or not drawn.size:
             raise ValueError(f"a drawn picture must be uint8 [h, w] or [h, w, C]; got {drawn.dtype} {drawn.shape}")
-        pixels = np.ascontiguousarray(drawn if drawn.ndim == 3 else drawn[:, :, None])
-        return Canvas([Whole(pixels=pixels, width=pixels.shape[1], height=pixels.shape[0])])
+        return Canvas([_of_pixels(drawn)])
 
     def _slide(self, path: Path) -> Any:
         with self._lock:
             if path in self._slides:
                 self._slides.move_to_end(path)
             else:
-                if self._open_slide is None:
-                    self._open_slide = importlib.import_module(__package__ or "fastmtl.data").open_slide
                 self._slides[path] = self._open_slide(path)
                 if len(self._slides) > _MAX_OPEN:
                     self._slides.popitem(last=False)  # closes when the last thread has let go of it
             return self._slides[path]
+
+
+def _whole(path: Path) -> Whole:
+    """An image file. Decoders that DALI falls back on make pictures of damaged JPEG and TIFF files, without an error:
+    JPEG streams are looked at, TIFF is decoded here."""
+    try:
+        data = read_encoded(path)
+        if data.startswith(_JPEG):
+            jpeg.check_file(data)
+        elif data.startswith(_TIFFS):
+            return _of_pixels(decode_image(data))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Whole(np.frombuffer(data, np.uint8))
+
+
+def _of_pixels(pixels: NDArray[np.uint8]) -> Whole:
+    whole = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
+    return Whole(pixels=whole, width=whole.shape[1], height=whole.shape[0])
 
 
 def place_of(picture: Picture | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..extras import require
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
 _DELIMITERS = ",;\t"
+_LONGEST_CELL = 2**31 - 1  # characters; run-length codes pass the 131,072 that Python allows by itself
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def _read_csv(path: Path) -> Table:
     if not first:
         raise ValueError(f"{path} is empty; expected a first line with column names")
     delimiter = max(_DELIMITERS, key=first.count)
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: tuple[str, ...] = ()
     rows, lines = [], []

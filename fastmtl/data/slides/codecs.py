@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...extras import require
+from ..dataset import BACKGROUND
 from .jpeg import HOLE
-from .raster import BACKGROUND, Encoding
+from .raster import Encoding
 
 Pixels = NDArray[np.uint8]
 

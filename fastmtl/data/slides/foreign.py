@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from ...extras import require
+from ..dataset import BACKGROUND
 from .codecs import Pixels
 from .errors import DamagedPieceError, SlideError
 from .orientation import Box
-from .raster import BACKGROUND, Layout, Level
+from .raster import Layout, Level
 from .tiff_words import check_mpp
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -27,6 +28,14 @@ FOLDER = ".fastmtl"
 """Beside the slides, where their indexes are."""
 
 _HASHED = 2**16
+_folder: Path | None = None
+
+
+def use_index_folder(folder: str | Path | None) -> None:
+    """Keep the indexes of all slides in `folder` from now on, in this process, wherever no other is given: for slides
+    that lie where nobody may write. None: beside each slide, as at the start."""
+    global _folder
+    _folder = None if folder is None else Path(folder)
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,8 @@ def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex
 def identify(path: Path) -> Identity:
     """Raises SlideError where there is no such file."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise SlideError(path, "is a directory, pipe or device, not a file")
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             head = file.read(_HASHED)
@@ -89,6 +100,7 @@ def identify(path: Path) -> Identity:
 
 
 def _index_path(path: Path, identity: Identity, folder: str | Path | None) -> Path:
+    folder = folder if folder is not None else _folder
     if folder is None:
         return path.parent / FOLDER / f"{path.name}.safetensors"
     # Slides of several folders may meet in one, and have the same name.

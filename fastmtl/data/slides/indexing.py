@@ -21,7 +21,8 @@ def index_slide(
 
     Args:
         path: the slide.
-        index_folder: where the file goes; by default `.fastmtl` beside the slide. Needed where that is read-only.
+        index_folder: where the file goes; by default what `use_index_folder` says, else `.fastmtl` beside the slide.
+            Needed where that is read-only.
         max_pixels: a level 0 that declares more is refused unread.
         force: scan also where there is a valid file.
 

@@ -1,4 +1,4 @@
-"""JPEG streams of TIFF tiles: joined with their shared tables, marked with their colour space, checked for damage.
+"""JPEG streams: those of TIFF tiles joined with their shared tables and marked with their colour space; all checked.
 
 A TIFF's tiles are cut short: the tables stand once in the file, and the colour space is the TIFF's word alone. Decoders
 that know no TIFF guess it from markers and component numbers, and guess wrong for RGB: 48 grey levels off.
@@ -113,12 +113,23 @@ def read_header(stream: bytes | bytearray, start: int) -> Header:
     raise ValueError("the JPEG has no picture data: truncated or overwritten")
 
 
-def check(stream: bytearray, header: Header, least: tuple[int, int], most: tuple[int, int]) -> None:
-    """Raise ValueError where a stream is visibly damaged, or its (width, height) out of range."""
-    if stream.rfind(_EOI, max(header.scan, len(stream) - _TAIL)) < 0:
+def check_file(data: bytes) -> None:
+    """Raise ValueError where a JPEG file is visibly damaged; decoders make grey of what is missing, and no error."""
+    check_scan(data, read_header(data, len(SOI)))
+
+
+def check_scan(stream: bytes | bytearray, header: Header) -> None:
+    """Raise ValueError where a stream has no end, or a hole."""
+    end = stream.rfind(_EOI, max(header.scan, len(stream) - _TAIL))
+    if end < 0:
         raise ValueError("the JPEG has no end marker: truncated or overwritten")
-    if not header.zeros_are_data and stream.find(HOLE, header.scan) >= 0:
+    if not header.zeros_are_data and stream.find(HOLE, header.scan, end) >= 0:
         raise ValueError(f"the JPEG has {len(HOLE)} or more zero bytes inside: partly overwritten")
+
+
+def check_tile(stream: bytearray, header: Header, least: tuple[int, int], most: tuple[int, int]) -> None:
+    """`check_scan`; also ValueError where the (width, height) of a slide's tile is out of range."""
+    check_scan(stream, header)
     if not (least[0] <= header.width <= most[0] and least[1] <= header.height <= most[1]):
         raise ValueError(f"the JPEG is {header.width}x{header.height} pixels, the tile {most[0]}x{most[1]}")
 

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..dataset import BACKGROUND
 from . import jpeg
 from .codecs import Pixels, dali_decodes, decode
 from .errors import DamagedPieceError, SlideError
 from .orientation import Box, shown_box, stored_box, upright
-from .raster import BACKGROUND, Encoding, Raster
+from .raster import Encoding, Raster
 
 _LARGEST_GAP = 2**14  # bytes read for nothing are cheaper than another call, up to about here
 _MOST_BUFFERS = 512  # POSIX grants a scattered read at least 1024 on Linux; each tile takes two
@@ -92,15 +93,15 @@ _kept = _LargeTiles()
 class PieceReader:
     """Reads tiles of one file's rasters. Threads may share it; the file is opened on first use."""
 
-    def __init__(self, path: Path, locate: Callable[[Raster, Box], tuple[int, int, int]]):
+    def __init__(self, path: Path, state: tuple[int, int], locate: Callable[[Raster, Box], tuple[int, int, int]]):
         """
         Args:
             path: the slide's file.
+            state: its bytes and time of change, nanoseconds, when it was scanned.
             locate: a raster and a rectangle of it as stored -> the coordinate that an error names.
         """
-        self._path, self._locate = path, locate
+        self._path, self._state, self._locate = path, state, locate
         self._descriptor: int | None = None
-        self._size = 0
         self._opening = Lock()
         self._heads: dict[Encoding, _Head] = {}
 
@@ -128,6 +129,11 @@ class PieceReader:
             ]
         cuts = (self._cut(raster, item, pixels, canvas) for item, pixels in self._decoded(raster, wanted))
         return [Piece(x, y, part.shape[1], part.shape[0], pixels=np.ascontiguousarray(part)) for x, y, part in cuts]
+
+    def is_cut_off(self, raster: Raster, canvas: Box) -> bool:
+        """Whether a tile of `canvas` lies beyond the end of the file."""
+        box = stored_box(canvas, raster.shown_size, raster.encoding.orientation)
+        return any(item.offset + item.length > self._state[0] for item in _tiles_in(raster, box))
 
     def read(self, raster: Raster, canvas: Box) -> Pixels:
         """RGB uint8 [height, width, 3] of the rectangle `canvas`; what the raster does not have is `BACKGROUND`."""
@@ -175,7 +181,7 @@ class PieceReader:
                 if codec.endswith("jpeg"):
                     header = jpeg.read_header(buffer, start + len(head.prefix))
                     header = header._replace(zeros_are_data=header.zeros_are_data or head.zeros_are_data)
-                    jpeg.check(buffer, header, item.box[2:], (raster.tile_width, raster.tile_height))
+                    jpeg.check_tile(buffer, header, item.box[2:], (raster.tile_width, raster.tile_height))
                 elif codec == "plain png" and buffer.rfind(b"IEND") < 0:
                     raise ValueError("the PNG has no end: truncated")
             except ValueError as error:
@@ -186,7 +192,7 @@ class PieceReader:
         """Bytes of the tiles behind `room` free ones; neighbours in the file are read in one call."""
         descriptor = self._open()
         for item in wanted:  # before memory is taken: a damaged count may be any number
-            if item.offset + item.length > self._size:
+            if item.offset + item.length > self._state[0]:
                 raise self._damaged(raster, item, "lies beyond the end of the file: truncated")
         for run in _runs(wanted):
             buffers = [bytearray(room + item.length) for item in run]
@@ -212,7 +218,9 @@ class PieceReader:
                     self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise SlideError(self._path, f"cannot be opened: {error.strerror}") from error
-                self._size = os.fstat(self._descriptor).st_size
+            status = os.fstat(self._descriptor)  # a microsecond; raw and LZW tiles do not show that they moved
+            if (status.st_size, status.st_mtime_ns) != self._state:
+                raise SlideError(self._path, "changed since it was opened; start again with what it is now")
             return self._descriptor
 
     def _head(self, encoding: Encoding) -> _Head:

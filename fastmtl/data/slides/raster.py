@@ -9,9 +9,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-BACKGROUND = 240
-"""Grey level of what a slide does not have: outside its bounds, tiles that were never scanned. The loader's too."""
-
 Reader = Literal["native", "openslide"]
 
 

@@ -45,7 +45,8 @@ def open_slide(
         mpp: micrometres per pixel of level 0, where the file says nothing or nothing that can be true (see
             `Slide.problems`).
         max_pixels: a level 0 that declares more is refused unread.
-        index_folder: where `index_slide` was told to put the index; by default beside the slide.
+        index_folder: where `index_slide` was told to put the index; by default what `use_index_folder` says, else
+            beside the slide.
 
     Raises:
         SlideError: not there, damaged, too large, or nothing that can be read.
@@ -81,7 +82,7 @@ class Slide:
         self.mpp = mpp if mpp is not None else layout.mpp and math.fsum(layout.mpp) / 2
         self.magnification, self.bounds, self.vendor = layout.magnification, layout.bounds, layout.vendor
         self.problems = tuple(word for word in layout.problems if mpp is None or "pass mpp" not in word)
-        self._native = PieceReader(path, self._coordinate)
+        self._native = PieceReader(path, (index.identity.size, index.identity.modified), self._coordinate)
         self._foreign = OpenSlideReader(path, layout.levels) if layout.reader == "openslide" else None
 
     def __enter__(self) -> Slide:
@@ -134,6 +135,12 @@ class Slide:
             return [Piece(0, 0, region.width, region.height, pixels=pixels)]
         return self._native.pieces(self._layout.rasters[region.level], self._canvas(region))
 
+    def is_cut_off(self, region: Region) -> bool:
+        """Whether tiles of `region` lie beyond the end of the file, by the slide's own list; nothing is read. False of
+        what OpenSlide reads."""
+        region = self._checked(region)
+        return not self._foreign and self._native.is_cut_off(self._layout.rasters[region.level], self._canvas(region))
+
     @cached_property
     def associated_names(self) -> tuple[str, ...]:
         """Pictures beside the slide: "label", "macro", "thumbnail" and others."""
@@ -154,8 +161,8 @@ class Slide:
 
     @cached_property
     def tissue(self) -> TissueMask:
-        """Where tissue is; from the index, or found now (which reads the coarsest level)."""
-        return self._index.tissue or find_tissue(self)
+        """Where tissue is; from the index, or found now from the coarsest level. What cannot be read is none."""
+        return self._index.tissue or find_tissue(self, [])
 
     def tissue_fraction(self, region: Region) -> float:
         """How much of a region is tissue, 0 to 1; what lies outside the slide is none."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...extras import require
+from ..dataset import BACKGROUND
 from .codecs import Pixels
 from .errors import DamagedPieceError
-from .raster import BACKGROUND
 
 if TYPE_CHECKING:
     from .slide import Slide
