@@ -20,7 +20,8 @@ ALLOWED = {
     "tables": {"errors", "names"},
     "limits": {"config", "names", "tables"},
     "recipe_files": {"names", "tables"},
-    "config": {"limits", "recipe_files", "tables"},
+    "paper": set(),
+    "config": {"limits", "paper", "recipe_files", "tables"},
     "torchvision_guard": set(),
     "metrics": {"torchvision_guard"},
     "replay": set(),
@@ -63,6 +64,8 @@ ALLOWED = {
     "__main__": {"cli"},
     "catalogue": {"models"},
     "data_commands": {"config", "data", "datasets"},
+    "reproduce": {"commands", "config", "datasets", "extras", "names", "run_folder", "trainer"},
+    "reproduce_command": {"config", "extras", "reproduce"},
     "cli": {"benchmarks", "catalogue", "commands", "config", "data_commands", "doctor", "errors", "reproduce_command"},
     "benchmarks": {
         *("balance", "build", "config", "data", "kernels", "ops", "protocols", "run_folder", "torchvision_guard"),
