@@ -110,6 +110,11 @@ def test_pipes_and_deep_or_long_text_do_not_hang_or_crash(folder):
     assert manifest(folder, f"image,mask\ntile.png,{code}\n").tiles[0].mask is not None
 
 
+def test_a_slide_is_no_tile(folder):
+    (problem,) = data.check_tiles([data.Tile("a", folder / "slide.tiff", None, None, "p")])
+    assert problem.reason.startswith("holds 3 pictures")
+
+
 def test_words_for_missing_cells_are_noticed(folder):
     Image.open(folder / "tile.png").save(folder / "other.png")
     Image.open(folder / "tile.png").save(folder / "third.png")
