@@ -12,6 +12,7 @@ from fastmtl import data
 from fastmtl.cli import main
 from fastmtl.data import GridOptions, ManifestOptions
 from fastmtl.data.synthetic import write_pyramid
+from fastmtl.run_folder import RunFolder, read_lines
 
 GRID = ManifestOptions(grid=GridOptions(tile_size=64))
 
@@ -157,3 +158,10 @@ def test_indexes_in_another_folder_are_found_again(folder, tmp_path, capsys, mon
     sets = [f"data.root={folder}", f"data.index_folder={folder / 'index'}", "data.tile_size=64"]
     assert main(["data", "check", str(out), *[word for one in sets for word in ("--set", one)]]) == 0
     assert not (folder / "slides" / ".fastmtl").exists()
+
+
+def test_a_run_folder_lists_what_was_damaged(folder):
+    run = RunFolder(folder)
+    assert run.write_quarantine([]) is None
+    assert run.write_quarantine([{"tile": "a"}, {"tile": "b"}], rank=1) == folder / "quarantine-1.jsonl"
+    assert read_lines(folder / "quarantine-1.jsonl") == ([{"tile": "a"}, {"tile": "b"}], [])
