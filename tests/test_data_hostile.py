@@ -12,6 +12,7 @@ from fastmtl import data
 from fastmtl.cli import main
 from fastmtl.data import GridOptions, ManifestOptions
 from fastmtl.data.synthetic import write_pyramid
+from fastmtl.run_folder import RunFolder, read_lines
 
 GRID = ManifestOptions(grid=GridOptions(tile_size=64))
 
@@ -110,6 +111,11 @@ def test_pipes_and_deep_or_long_text_do_not_hang_or_crash(folder):
     assert manifest(folder, f"image,mask\ntile.png,{code}\n").tiles[0].mask is not None
 
 
+def test_a_slide_is_no_tile(folder):
+    (problem,) = data.check_tiles([data.Tile("a", folder / "slide.tiff", None, None, "p")])
+    assert problem.reason.startswith("holds 3 pictures")
+
+
 def test_words_for_missing_cells_are_noticed(folder):
     Image.open(folder / "tile.png").save(folder / "other.png")
     Image.open(folder / "tile.png").save(folder / "third.png")
@@ -152,3 +158,10 @@ def test_indexes_in_another_folder_are_found_again(folder, tmp_path, capsys, mon
     sets = [f"data.root={folder}", f"data.index_folder={folder / 'index'}", "data.tile_size=64"]
     assert main(["data", "check", str(out), *[word for one in sets for word in ("--set", one)]]) == 0
     assert not (folder / "slides" / ".fastmtl").exists()
+
+
+def test_a_run_folder_lists_what_was_damaged(folder):
+    run = RunFolder(folder)
+    assert run.write_quarantine([]) is None
+    assert run.write_quarantine([{"tile": "a"}, {"tile": "b"}], rank=1) == folder / "quarantine-1.jsonl"
+    assert read_lines(folder / "quarantine-1.jsonl") == ([{"tile": "a"}, {"tile": "b"}], [])

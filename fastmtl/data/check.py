@@ -175,6 +175,9 @@ def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tup
         raise ValueError(f"holds a {image.format} image; convert it to PNG or JPEG")
     if image.format == "TIFF" and image.info.get("compression") not in _TIFF_COMPRESSIONS:
         raise ValueError(f"has TIFF compression {image.info.get('compression')!r}; use deflate, LZW or JPEG")
+    frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    if frames > 1:
+        raise ValueError(f"holds {frames} pictures, a slide or a stack; name a slide in the column slide, or save one")
     image.load()
     if image.format in ("JPEG", "MPO"):
         jpeg.check_file(data)

@@ -72,7 +72,9 @@ class Faults:
         problem = Problem(_file_of(picture), reason)
         if not self._limit:
             self._forget(tile)  # it may be repaired, and the iteration go on
-            raise TileReadError(f"tile {tile.id} cannot be read: {problem}", [problem])
+            raise TileReadError(
+                f"tile {tile.id} cannot be read: {problem} (`max_damaged` above 0 sets some aside)", [problem]
+            )
         problems = [Problem(Path(entry["file"]), entry["reason"]) for entry in found]
         raise TileReadError(
             f"{len(found)} of {self._num_tiles} tiles are damaged in epoch {epoch}, more than `max_damaged` "

@@ -202,7 +202,8 @@ def _look_at_slide(found: Found, index_folder: str | Path | None) -> None:
         return
     full = slide.levels[0]
     is_cut = full.tile_width < full.width and full.tile_height < full.height
-    is_small = len(slide.levels) == 1 and not is_cut and full.width * full.height <= _LARGEST_TILE
+    is_alone = len(slide.levels) == 1 and not slide.associated_names
+    is_small = is_alone and not is_cut and full.width * full.height <= _LARGEST_TILE
     if is_small and found.path.suffix.lower() in IMAGE_SUFFIXES:
         return
     found.kind, found.size, found.levels, found.mpp = "slide", (full.width, full.height), len(slide.levels), slide.mpp

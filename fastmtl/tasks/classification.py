@@ -40,7 +40,10 @@ class Classification(BaseTask):
     ):
         super().__init__(name, column)
         if len(class_names) < 2:
-            raise ValueError(f"task {name!r} needs at least two classes; the data has {list(class_names)}.")
+            raise ValueError(
+                f"task {name!r} needs at least two classes; its column has {list(class_names) or 'none'}. It learns from "
+                f"the column that [tasks.{name}] names, else from label."
+            )
         if class_weights and len(class_weights) != len(class_names):
             raise ValueError(
                 f"task {name!r}: `class_weights` must have one value for each of the {len(class_names)} classes "
