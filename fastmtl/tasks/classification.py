@@ -41,8 +41,8 @@ class Classification(BaseTask):
         super().__init__(name, column)
         if len(class_names) < 2:
             raise ValueError(
-                f"task {name!r} needs at least two classes; its column has {list(class_names) or 'none'}. It learns from "
-                f"the column that [tasks.{name}] names, else from label."
+                f"task {name!r} needs at least two classes; its column has {list(class_names) or 'none'}. It learns "
+                f"from the column that [tasks.{name}] names, else from label."
             )
         if class_weights and len(class_weights) != len(class_names):
             raise ValueError(
