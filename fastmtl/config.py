@@ -86,6 +86,8 @@ class DataConfig:
     """Label column whose classes a split shares out evenly; the label when empty."""
     split_seed: int = 0
     """Of the draw of held-out patients."""
+    max_tiles: int = 0
+    """Train and validate on no more than this many tiles, classes evenly, drawn by split_seed; 0 takes all."""
     on_damaged: Literal["raise", "skip"] = "raise"
     """What to do with files that cannot be used: refuse to start, or leave them out."""
     max_damaged: float = 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,10 +91,25 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
     The split is, in this order: `split_file`; the manifest's column split; the recipe's fold, if it has `data.folds`;
     `split.json` inside the folder; `<folder>_reference_fold.json` beside it; a stratified draw by `data.split_seed`.
     """
-    folder, _ = data.usable_tiles(read_data(recipe, root), recipe.data.on_damaged)
+    folder, _ = data.usable_tiles(limited(recipe, read_data(recipe, root)), recipe.data.on_damaged)
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
     return Splits(train, validation, origin, folder.problems, split, split.test_of(folder))
+
+
+def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
+    """At most `data.max_tiles` of the tiles, as many of each class (of `data.stratify`) as there are."""
+    config = recipe.data
+    if not 0 < config.max_tiles < len(folder):
+        return folder
+    draw = {tile.id: hashlib.sha256(f"{config.split_seed} {tile.id}".encode()).digest() for tile in folder.tiles}
+    turns: Counter[int | None] = Counter()
+    places = {}
+    for tile in sorted(folder.tiles, key=lambda tile: draw[tile.id]):
+        label = data.label_of(tile, config.stratify)
+        places[tile.id] = (turns[label], draw[tile.id])
+        turns[label] += 1
+    return folder.subset(sorted(places, key=lambda name: places[name])[: config.max_tiles])
 
 
 def split_of(

@@ -34,6 +34,7 @@ def check(recipe: Recipe, optimizers: Mapping[str, OptimizerConfig]) -> None:
         "data.overlap must be 0 to tile_size - 1": 0 <= data.overlap < data.tile_size,
         "data.min_tissue must lie between 0 and 1": 0 <= data.min_tissue <= 1,
         "data.max_damaged must lie in [0, 1)": 0 <= data.max_damaged < 1,
+        "data.max_tiles must not be negative": data.max_tiles >= 0,
         "data.open_slides must not be negative": data.open_slides >= 0,
         "data.per_slide must not be negative": data.per_slide >= 0,
         "data.patches_per_slide must not be negative": data.patches_per_slide >= 0,

@@ -8,7 +8,7 @@ import torch
 from _published import EBHI_CLASSES, write_for_recipes
 from rich.console import Console
 
-from fastmtl import build, commands
+from fastmtl import build, commands, datasets
 from fastmtl.balance import create_balancer
 from fastmtl.config import ConfigError, as_dict, list_recipes, load_recipe
 from fastmtl.reproduce import list_papers, plan
@@ -177,3 +177,13 @@ def test_the_page_has_every_row_with_its_figures(paper):
         figures = {key: value for key, value in row.published.paper.figures.items() if ".per_" not in key}
         line = next(line for line in lines if line.startswith(f"| `{row.name}` |"))
         assert all(f"{value:g}" in line for value in figures.values())
+
+
+def test_a_limit_takes_classes_evenly_and_the_same_tiles_again(published):
+    recipe = load_recipe("mask2tasks/pcgrad", {"data": {"max_tiles": 14}})
+    folder = datasets.read_data(recipe, published("mask2tasks"))
+    kept = datasets.limited(recipe, folder)
+    counts = [sum(tile.label == label for tile in kept.tiles) for label in range(6)]
+    assert sorted(counts) == [2, 2, 2, 2, 3, 3]
+    assert kept == datasets.limited(recipe, folder)
+    assert datasets.limited(load_recipe("mask2tasks/pcgrad"), folder) is folder

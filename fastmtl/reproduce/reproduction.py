@@ -104,7 +104,7 @@ def _check_data(row: Row, root: Path, folds: int) -> None:
     """Raise ConfigError for data of another paper, or folds that lack a class; opens no image."""
     paper = row.published.paper
     datasets.check_format(root, paper.formats, paper.key)
-    folder = datasets.read_data(row.recipe, root)
+    folder = datasets.limited(row.recipe, datasets.read_data(row.recipe, root))
     if paper.classes and set(folder.class_names) != set(paper.classes):
         raise ConfigError(
             f"{paper.key} has the classes {', '.join(sorted(paper.classes))}; {root} has "
