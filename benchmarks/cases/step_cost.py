@@ -37,7 +37,7 @@ def _make(num_tasks: int) -> Callable[[torch.device], Inputs]:
         tasks = build_tasks(recipe, CLASSES)
         maps = torch.rand(BATCH, 1, SIZE, SIZE, generator=source).lt(0.3).to(torch.uint8)
         classes = torch.randint(len(CLASSES), (BATCH,), generator=source)
-        targets = {task.name: maps if task.target == "mask" else classes for task in tasks}
+        targets = {task.name: maps if task.target.kind == "mask" else classes for task in tasks}
         images = torch.randn(BATCH, 3, SIZE, SIZE, generator=source)
         batch = Batch(images, targets, torch.ones(BATCH, num_tasks, dtype=torch.bool)).to(device)
         return {"batch": batch, "tasks": tasks, "model": build_model(recipe, tasks, device), "device": device}
