@@ -8,8 +8,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 
+_MOST_LISTED = 30  # every balancer and model; the recipes are more, and `fastmtl recipes` shows them better
+
+
 def nearest(name: str, known: Collection[str]) -> str:
-    """A hint: "did you mean x?", or all of `known` where nothing is near.
+    """A hint: "did you mean x?", or what is known where nothing is near.
 
     >>> nearest("pcgrd", ["linear", "pcgrad"])
     "did you mean 'pcgrad'?"
@@ -17,7 +20,10 @@ def nearest(name: str, known: Collection[str]) -> str:
     'known: linear, pcgrad.'
     """
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known)}."
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    rest = len(known) - _MOST_LISTED
+    return f"known: {', '.join(list(known)[:_MOST_LISTED])}{f' and {rest} more' if rest > 0 else ''}."
 
 
 def check_options(

@@ -30,7 +30,8 @@ class StainNormalizer:
         method, convention, target: as in `ops.stain_normalize`; `fit` sets the target later.
         per: where an image's stains come from. "slide": those stored under its slide's key; for a slide that is not
             stored, the tile's own. "tile": its own. "batch": one estimate over all of the batch. Reinhard: "tile"
-        alone. min_tissue: pixels of tissue that an estimate needs.
+            alone.
+        min_tissue: pixels of tissue that an estimate needs.
         fallback: what a tile with less, or without two stains, does under "tile" and "slide". "slide": takes its
             slide's stored stains, and the target's where there are none; "reference": the target's, and so hardly
             changes; "pass": it stays as it is.
@@ -140,7 +141,8 @@ class StainNormalizer:
             images: uint8 [B, 3, H, W].
             slides: B keys of `slides`; "" for none.
             inside: bool or uint8 [B, H, W], False where rotation filled in: no part of any estimate, grey level 240
-            after. colour: float32 [B, 3, 4], RGB 0..255 and 1 -> RGB 0..255, applied and clipped after normalisation.
+                after.
+            colour: float32 [B, 3, 4], RGB 0..255 and 1 -> RGB 0..255, applied and clipped after normalisation.
             mean, std: of RGB in 0..1.
             draws: float32 [B, 4] uniform in 0..1 for stain augmentation: alpha and beta, each of hematoxylin and eosin.
 
