@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-
 _MOST_LISTED = 30  # every balancer and model; the recipes are more, and `fastmtl recipes` shows them better
 
 
