@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dataset import Picture, Region
-from .pictures import decode_image, read_encoded
+from .pictures import decode_image, file_of, read_encoded
 from .png import SIGNATURE, decode_png
 from .slides import jpeg
 from .slides.slide import open_slide
+from .slides.tiff import TIFF_SIGNATURES
 
 _MAX_OPEN = 128
-_JPEG, _TIFFS = b"\xff\xd8\xff", (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_JPEG = b"\xff\xd8\xff"
 
 
 class Piece(Protocol):
@@ -117,7 +118,7 @@ def _whole(path: Path, png_channels: int) -> Whole:
         data = read_encoded(path)
         if data.startswith(_JPEG):
             jpeg.check_file(data)
-        elif data.startswith(_TIFFS):
+        elif data.startswith(TIFF_SIGNATURES):
             return _of_pixels(decode_image(data))
         elif png_channels and data.startswith(SIGNATURE):
             pixels = decode_png(data, png_channels)
@@ -134,8 +135,10 @@ def _of_pixels(pixels: NDArray[np.uint8]) -> Whole:
 
 
 def place_of(picture: Picture | None) -> dict[str, Any]:
-    """Where a picture comes from, in JSON types, for lists of what was damaged."""
+    """Where a picture comes from, in JSON types, for lists of what was damaged: its file, and of a region its place;
+    the text of what was drawn from no file."""
     if isinstance(picture, Region):
         place = {name: getattr(picture, name) for name in ("x", "y", "width", "height", "level")}
         return {"file": str(picture.slide), **place}
-    return {"file": str(picture) if isinstance(picture, Path) else repr(picture)}
+    own = Path() if picture is None else file_of(picture)
+    return {"file": str(picture if own == Path() else own)}
