@@ -14,7 +14,7 @@ Run = Callable[[], tuple[Tensor, ...]]
 Contender = Callable[[Inputs], Run]
 
 _CASES: list[Case] = []
-_FLOOR = "read "
+_FLOORS = ("read ", "decode ")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Case:
         make: device -> inputs; random and never zeros, seeded.
         contenders: name -> inputs -> a function that runs once and returns what must agree. "fastmtl" comes first. A
             contender that raises is named and left out, ImportError as "not installed". One whose name begins with
-            "read " is a floor: it computes nothing and only moves the bytes that everybody has to.
+            "read " or "decode " is a floor: it does nothing but what everybody has to.
         min_bytes: bytes that must cross memory at least once; 0 where that says nothing.
         tolerance: largest relative difference from the first of `truth`, or from fastmtl without one.
         truth: inputs -> the exact answer in float64.
@@ -54,7 +54,7 @@ class Case:
 
 def is_floor(contender: str) -> bool:
     """Whether it is no peer but what nobody can avoid; by its name, which is all that a stored row has."""
-    return contender.startswith(_FLOOR)
+    return contender.startswith(_FLOORS)
 
 
 def register(case: Case) -> Case:

@@ -54,7 +54,7 @@ def key(case: Case) -> dict[str, str]:
             "served a part"
         )
     floors = filter(is_floor, case.contenders)
-    return said | dict.fromkeys(floors, "a floor, which computes nothing and only moves what everybody has to")
+    return said | dict.fromkeys(floors, "a floor, which only reads or decodes what everybody has to")
 
 
 def change_table(revision: str, changes: Sequence[store.Change]) -> Table:

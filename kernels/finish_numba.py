@@ -11,18 +11,12 @@ n + 3 = 0: none.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-
-def _compiled(function):
-    try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder that a cache could be written to
-        return numba.njit(nogil=True, error_model="numpy")(function)
+from .compiled_numba import compiled
 
 
-@_compiled
+@compiled
 def _spline(t, weights):
     """Weights [4] of the control points around `t`, 0..1 of the way through a cell."""
     one, sixth = np.float32(1), np.float32(1 / 6)
@@ -33,7 +27,7 @@ def _spline(t, weights):
     weights[2] = one - weights[0] - weights[1] - weights[3]
 
 
-@_compiled
+@compiled
 def _columns(field, width):
     """For each output column its first control point, int32 [W], and the four weights, float32 [W, 4]."""
     cells = field.shape[2] - 3
@@ -46,7 +40,7 @@ def _columns(field, width):
     return first, weights
 
 
-@_compiled
+@compiled
 def _positions(matrix, field, first, weights, v, height, width, line, xs, ys):
     """Source positions of output row v, in pixels from the first one's centre; `line` [2, n + 3] is scratch."""
     half = np.float32(0.5)
@@ -78,7 +72,7 @@ def _positions(matrix, field, first, weights, v, height, width, line, xs, ys):
         ys[u] += matrix[1, 0] * across + matrix[1, 1] * below
 
 
-@_compiled
+@compiled
 def _sample_row(flat, start, pitch, height, width, xs, ys, outside, line):
     """Bilinear RGB samples into `line` float32 [3, W], `outside` beyond the image."""
     base, row = np.uint64(start), np.uint64(pitch)
@@ -110,7 +104,7 @@ def _sample_row(flat, start, pitch, height, width, xs, ys, outside, line):
                 line[channel, u] = total
 
 
-@_compiled
+@compiled
 def _noise(index, key):
     """Nearly normal, mean 0 and variance 1: the four bytes of a hash of pixel and key, added."""
     h = np.uint32(index) ^ np.uint32(key)
@@ -121,7 +115,7 @@ def _noise(index, key):
     return (np.float32(total + (h >> np.uint32(24))) - np.float32(510)) * np.float32(1 / 147.80054)
 
 
-@_compiled
+@compiled
 def finish_image(
     flat, start, pitch, source_height, source_width, matrix, field, colour, noise, key, scale, shift, outside, out
 ):
@@ -153,7 +147,7 @@ def finish_image(
                     out[channel, v, u] = min(max(value, zero), top) * factor + addend
 
 
-@_compiled
+@compiled
 def warp_image(flat, start, pitch, source_height, source_width, matrix, field, outside, out, inside):
     """Bilinear samples rounded to whole grey levels: out uint8 [3, H, W]; inside uint8 [H, W], 0 where the background
     has a share."""
@@ -172,7 +166,7 @@ def warp_image(flat, start, pitch, source_height, source_width, matrix, field, o
                 out[channel, v, u] = np.uint8(line[channel, u] + np.float32(0.5))
 
 
-@_compiled
+@compiled
 def add_noise(images, noise, keys, scale, shift):
     """images float32 [3, H, W], normalised as by `finish_image`, plus noise, clipped to what 0..255 comes to."""
     height, width = images.shape[1], images.shape[2]
@@ -185,7 +179,7 @@ def add_noise(images, noise, keys, scale, shift):
                 images[channel, v, u] = min(max(value, low), high)
 
 
-@_compiled
+@compiled
 def finish_mask(flat, start, pitch, source_height, source_width, channels, matrix, field, threshold, nearest, out):
     """Masks of `channels` channels, 0 beyond the image, into out uint8 [C, H, W], C <= channels: 1 where the bilinear
     sample is above the threshold; with `nearest` the nearest pixel's value itself."""
@@ -227,7 +221,7 @@ def finish_mask(flat, start, pitch, source_height, source_width, channels, matri
                 out[channel, v, u] = total > threshold
 
 
-@_compiled
+@compiled
 def is_constant(flat, channels):
     """Whether all pixels are the first one."""
     for at in range(channels, flat.shape[0]):  # noqa: SIM110 - Numba compiles a loop, not a generator

@@ -5,18 +5,12 @@ Both release the interpreter lock.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-
-def _compiled(function):
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder that a cache could be written to
-        return numba.njit(nogil=True)(function)
+from .compiled_numba import compiled
 
 
-@_compiled
+@compiled
 def fill_runs(runs, value, out):
     """Writes `value` into the runs. runs int64 [n, 2]; out uint8 [N], written where a run is.
 
@@ -33,7 +27,7 @@ def fill_runs(runs, value, out):
     return -1
 
 
-@_compiled
+@compiled
 def find_runs(mask):
     """The runs of nonzero values: int64 [n, 2]. mask uint8 [N]."""
     count = 0

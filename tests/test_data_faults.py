@@ -13,7 +13,7 @@ import torch
 from _pieces import ArraySlide, encoded, pictures_of, region
 from _tiles import by_id, make_loader, random_pixels, shared_data, write_folder, write_image
 
-from fastmtl.data import Dataset, Tile, TileReadError
+from fastmtl.data import Dataset, GreyPicture, Tile, TileReadError
 from fastmtl.data.faults import nonsense
 
 pytest.importorskip("nvidia.dali", reason="the loader needs DALI")
@@ -63,6 +63,15 @@ def test_what_stands_in_depends_on_seed_epoch_and_tile_alone(damaged: Dataset):
     assert names[0] == names[1] == names[2]
     assert torch.equal(images[0], images[1])
     assert torch.equal(images[0], images[2])
+
+
+def test_a_drawing_is_listed_by_its_file(damaged: Dataset, tmp_path: Path):
+    (tmp_path / "scan.png").write_text("not a picture")
+    odd = replace(damaged.tiles[0], image=GreyPicture(tmp_path / "scan.png"))
+    good = [tile for tile in damaged.tiles[1:] if tile.id not in _bad(damaged)]
+    loader = make_loader([odd, *good], **SOME)
+    list(loader)
+    assert [entry["file"] for entry in loader.quarantine] == [str(tmp_path / "scan.png")]
 
 
 def test_evaluation_leaves_them_out(damaged: Dataset):

@@ -264,7 +264,7 @@ def test_memory_stays_flat(tmp_path: Path):
     epochs(5)
     before = resident()
     epochs(25)
-    assert resident() - before < 20 * 2**20  # of 450 MB that were handed out
+    assert resident() - before < 60 * 2**20  # one batch kept in each epoch would be 150 MB
 
 
 def test_real_slides_are_read_as_by_read_region():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -174,8 +175,12 @@ def _uniform(
 ) -> NDArray[np.float64]:
     """[B, count] in [0, 1): counter-based, so any tile of any epoch is reached directly; stable across NumPy."""
     raw = np.empty((len(tiles), count), np.uint64)
+    bits = np.random.Philox(key=[seed, stream])
+    state: Any = bits.state  # one generator moved about: NumPy asks the system for entropy to make one, unused here
     for row, (tile, repeat) in enumerate(zip(tiles.tolist(), repeats.tolist(), strict=True)):
-        raw[row] = np.random.Philox(key=[seed, stream], counter=[0, repeat, tile, epoch]).random_raw(count)
+        state["state"]["counter"][:] = 0, repeat, tile, epoch
+        bits.state = state
+        raw[row] = bits.random_raw(count)
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ..extras import require
 from .dataset import Dataset, Picture, Problem, Region, Tile
-from .pictures import file_of, read_encoded
+from .pictures import file_of, read_encoded, upright_size
 from .slide_rows import opened
 from .slides import jpeg
 
@@ -26,7 +26,6 @@ MAX_PIXELS = 2**26
 _FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}
 # DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
 _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"}
-_ORIENTATION_TAG = 0x0112
 
 
 class DamagedTilesError(ValueError):
@@ -185,8 +184,7 @@ def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tup
         raise ValueError(f"has {image.mode} pixels, more than 8 bits; convert it to 8-bit")
     if is_mask:
         _check_mask_mode(image)
-    turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
-    return (height, width) if turned else (width, height)
+    return upright_size(image)
 
 
 def _check_mask_mode(image: Any) -> None:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .check import MAX_PIXELS, check_tiles
-from .dataset import Dataset, Picture, Problem, Region, Tile
-from .pictures import open_picture, picture_size
+from .dataset import Dataset, Problem, Region, Tile
+from .pictures import file_of, open_picture, picture_size
 
 
 def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int = 2) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int 
         "columns": _columns(dataset),
         "splits": _splits(tiles),
         "patients": dict(sorted(Counter(tile.group for tile in tiles).items())),
-        "sizes": dict(Counter(_size(tile) for tile in tiles if _file(tile.image) not in bad).most_common()),
+        "sizes": dict(Counter(_size(tile) for tile in tiles if file_of(tile.image) not in bad).most_common()),
         "broken": [{"path": str(problem.path), "reason": problem.reason} for problem in broken],
         "notices": [{"path": str(problem.path), "reason": problem.reason} for problem in dataset.problems],
     }
@@ -103,7 +103,3 @@ def _splits(tiles: Sequence[Tile]) -> dict[str, dict[str, int]]:
 def _size(tile: Tile) -> str:
     width, height = picture_size(tile.image)
     return f"{width}x{height}"
-
-
-def _file(picture: Picture) -> Any:
-    return picture.slide if isinstance(picture, Region) else getattr(picture, "file", picture)

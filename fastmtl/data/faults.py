@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..extras import require
-from .dataset import Picture, Problem, Region, Tile
+from .dataset import Picture, Problem, Tile
 from .source import place_of
 
 _STREAM = 0x66617565
@@ -69,7 +69,7 @@ class Faults:
             found = [entry for entry in self.entries if entry["epoch"] == epoch]
             if len(found) <= self._limit * self._num_tiles:
                 return
-        problem = Problem(_file_of(picture), reason)
+        problem = Problem(Path(place_of(picture)["file"]), reason)
         if not self._limit:
             self._forget(tile)  # it may be repaired, and the iteration go on
             raise TileReadError(
@@ -116,9 +116,3 @@ def nonsense(data: NDArray[np.uint8], decoded: NDArray[np.uint8], is_constant: A
     except Exception as error:  # whatever it is, a second decoder does not see one colour
         return f"decoded to one colour; Pillow: {(str(error) or type(error).__name__).splitlines()[0]}"
     return "decoded to one colour, which it does not hold" if (extrema[:, 0] != extrema[:, 1]).any() else None
-
-
-def _file_of(picture: Picture | None) -> Path:
-    if isinstance(picture, Region):
-        return picture.slide
-    return picture if isinstance(picture, Path) else Path(str(getattr(picture, "file", picture)))

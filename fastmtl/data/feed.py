@@ -146,11 +146,12 @@ class Feed:
 
     def _try(self, tile: int) -> list[Canvas | None] | None:
         canvases: list[Canvas | None] = []
-        channels = [3, *(1 if column.is_grey else None for column in self._columns.maps)]
+        decoded = [3, *(1 if column.is_grey else 3 for column in self._columns.maps)]
+        wanted = [3, *(1 if column.is_grey else None for column in self._columns.maps)]
         for number, picture in enumerate(self.pictures_of(tile)):
             try:
-                canvas = None if picture is None else self._pictures.read(picture)
-                canvases.append(canvas and _with_channels(canvas, channels[number]))
+                canvas = None if picture is None else self._pictures.read(picture, decoded[number])
+                canvases.append(canvas and _with_channels(canvas, wanted[number]))
             except Exception as error:  # files, slides and drawings fail in many ways, and each means: not this tile
                 words = error.strerror if isinstance(error, OSError) else str(error)
                 reason = (words or type(error).__name__).splitlines()[0]

@@ -126,7 +126,7 @@ class TileLoader:
         self._faults = Faults(max_damaged, len(self._tiles))
         augmentation = augmentation or Augmentation.none()
         self._feed = Feed(
-            pictures or Pictures(),
+            pictures or Pictures(decode_png=device == "cpu"),
             self._columns,
             augmentation,
             seed=seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,7 @@ def picture_size(picture: Picture) -> tuple[int, int]:
     """(width, height) of `open_picture`; reads no pixels where the size is written elsewhere."""
     if isinstance(picture, Path):
         with require("PIL.Image", "opening images").open(picture) as image:
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
-            return (image.height, image.width) if turned else (image.width, image.height)
+            return upright_size(image)
     if isinstance(picture, Region):
         return picture.width, picture.height
     width, height = getattr(picture, "width", 0), getattr(picture, "height", 0)
@@ -53,6 +53,12 @@ def picture_size(picture: Picture) -> tuple[int, int]:
         return width, height
     pixels = picture.draw()
     return pixels.shape[1], pixels.shape[0]
+
+
+def upright_size(image: Any) -> tuple[int, int]:
+    """(width, height) of an opened Pillow image after the turn that its EXIF asks for."""
+    turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
+    return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def file_of(picture: Picture) -> Path:

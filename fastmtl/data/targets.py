@@ -64,10 +64,6 @@ class Columns:
         kinds = [target for target in self.targets.values() if target.kind in _MAPS]
         self.maps = tuple(dict.fromkeys(MapColumn(target.kind, target.column, target.size) for target in kinds))
 
-    @property
-    def wants_pairs(self) -> bool:
-        return any(target.kind == "pair" for target in self.targets.values())
-
     def read(self, tiles: Sequence[Tile]) -> Table:
         """The values of all tiles; ValueError for one of the wrong type."""
         return Table(self, tiles)

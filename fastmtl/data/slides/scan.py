@@ -8,12 +8,10 @@ from .errors import SlideError
 from .foreign import scan_foreign
 from .plain import SIGNATURES, scan_plain
 from .raster import Layout
-from .tiff import NotHereError, scan_tiff
+from .tiff import TIFF_SIGNATURES, NotHereError, scan_tiff
 
 MAX_PIXELS = 2**38
 """A level 0 that declares more pixels is refused unread: half a million a side, beyond any scanner's glass."""
-
-_TIFFS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
 def scan(path: Path, max_pixels: int = MAX_PIXELS) -> Layout:
@@ -32,7 +30,7 @@ def scan(path: Path, max_pixels: int = MAX_PIXELS) -> Layout:
     for signature, codec in SIGNATURES.items():
         if head.startswith(signature):
             return scan_plain(path, codec)
-    if not head.startswith(_TIFFS):
+    if not head.startswith(TIFF_SIGNATURES):
         return scan_foreign(path, max_pixels)
     try:
         return scan_tiff(path, max_pixels)

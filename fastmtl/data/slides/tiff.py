@@ -15,6 +15,9 @@ from .errors import SlideError
 from .orientation import CODES
 from .raster import Encoding, Layout, Raster, levels_of
 
+TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+"""First bytes of TIFF and BigTIFF, little and big endian."""
+
 MAX_PIECE_PIXELS = 2**26
 """What is decoded in one piece has at most so many pixels, 8192 x 8192: a tile, a strip, a whole PNG."""
 

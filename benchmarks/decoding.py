@@ -1,0 +1,95 @@
+"""The floor of loading: what an epoch of TileLoader decodes, by the same decoders on as many threads, and nothing else.
+
+The bytes are in memory before the clock starts; nothing is read, joined, resampled, coloured or handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastmtl import data
+from fastmtl.data.faults import Faults
+from fastmtl.data.feed import Feed
+from fastmtl.data.graph import Graph
+from fastmtl.data.png import SIGNATURE, decode_png
+from fastmtl.data.samplers import Sampler
+from fastmtl.data.source import Pictures
+from fastmtl.data.targets import Columns
+
+NAME = "decode alone"
+
+
+def decode_alone(
+    tiles: Sequence[data.Tile], targets: Mapping[str, str], *, batch_size: int, num_threads: int, device: torch.device
+) -> Callable[[], None]:
+    """A function that decodes an epoch of `tiles`, images and the maps of `targets`, batch by batch."""
+    batches = _encoded(tiles, targets, batch_size, num_threads)
+    if device.type == "cpu" and all(piece[:8].tobytes() == SIGNATURE for pieces, _ in batches for piece in pieces):
+        return _by_fastmtl(batches, num_threads)
+    return _by_dali(batches, num_threads, device)
+
+
+def _encoded(tiles: Sequence[data.Tile], targets: Mapping[str, str], batch_size: int, num_threads: int) -> list[Any]:
+    """What the loader's own feed gives for each batch: pieces that regions share come once, as they are decoded."""
+    feed = Feed(
+        Pictures(decode_png=False),
+        Columns(targets, {}),
+        data.Augmentation.none(),
+        seed=0,
+        faults=Faults(0, len(tiles)),
+        replace=False,
+        num_threads=num_threads,
+        ahead=1,
+    )
+    plans = Sampler(batch_size, 0, False, False, None, 0, 0, False, 0, 1).plans(tiles, 0)
+    feed.start(0, tiles, plans)
+    batches = [feed(number) for number in range(len(plans))]
+    feed.close()
+    return batches
+
+
+def _by_fastmtl(batches: Sequence[Any], num_threads: int) -> Callable[[], None]:
+    pool = ThreadPoolExecutor(num_threads)
+    files = [(piece.tobytes(), 1 if grey else 3) for batch in batches for piece, grey in zip(*batch, strict=True)]
+    parts = np.array_split(np.arange(len(files)), num_threads)
+
+    def several(numbers: Sequence[int]) -> None:
+        for number in numbers:
+            if decode_png(*files[number]) is None:
+                raise ValueError("a PNG that the loader would leave to DALI; the case is for those it decodes itself")
+
+    def run() -> None:
+        list(pool.map(several, parts))
+
+    return run
+
+
+def _by_dali(batches: Sequence[Any], num_threads: int, device: torch.device) -> Callable[[], None]:
+    waiting = iter(batches)
+
+    def feed(_iteration: int) -> Any:
+        return next(waiting)  # StopIteration is what DALI wants after the last
+
+    gpu = device.type == "cuda"
+    graph = Graph(
+        feed,
+        device="gpu" if gpu else "cpu",
+        device_id=torch.cuda.current_device() if gpu else None,
+        num_threads=num_threads,
+        prefetch=2,
+    )
+
+    def run() -> None:
+        nonlocal waiting
+        waiting = iter(batches)
+        stream = torch.cuda.current_stream(device) if gpu else None
+        for _ in batches:
+            graph.run(stream)
+        graph.rewind()
+
+    return run
