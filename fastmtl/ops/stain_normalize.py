@@ -12,10 +12,10 @@ from ..reference.stain_conventions import CONVENTIONS, Convention
 from . import _backends, _checks
 from . import _stain_lab as lab
 from ._stain_backends import passes_of
-from ._stain_fit import Estimate, Stains, mask_of
-from ._stain_input import METHODS, Pixels, check_images, check_inside, is_interleaved, readable
+from ._stain_fit import Stains, mask_of
+from ._stain_input import METHODS, as_tensor, check_images, check_inside, is_interleaved, readable
+from ._stain_op import normalise
 from ._stain_primitives import TorchPasses
-from ._stain_recipes import Finish
 from ._stain_run import LAB, Normalised, Run, default_target
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
@@ -48,7 +48,6 @@ def stain_normalize(
 ) -> Normalised: ...
 
 
-@torch.compiler.disable
 @torch.no_grad()
 def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the options a third time would say no more
     images: Tensor,
@@ -117,18 +116,17 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
     _backends.check_backend(backend)
     check_policy(min_tissue, fallback)
     _checks.flag("return_stains", return_stains)
-    finish = Finish(*check_statistics(mean, std))
+    statistics = check_statistics(mean, std)
     if dtype is None:
         dtype = torch.uint8 if mean is None else torch.float32
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be {_checks.names(DTYPES)}; got {dtype}.")
     if dtype == torch.uint8 and mean is not None:
         raise ValueError("`dtype` must be floating with `mean` and `std`; got uint8. Leave them out, or take float32.")
-    passes = passes_of(planes, backend)
-    pixels = readable(planes, check_inside(inside, planes))
-    run = Run(method, chosen, resolve_target(target, method, chosen, backend), min_tissue, fallback, dtype)
-    given = _given(stain_matrix, max_concentration, pixels, run, backend)
-    result = run(passes, pixels, given, finish, separate=return_stains and method not in LAB)
+    given = _given(stain_matrix, max_concentration, planes, method, chosen)
+    goal, within = resolve_target(target, method, chosen, backend), check_inside(inside, planes)
+    run = (method, convention, dtype, *statistics, return_stains, min_tissue, fallback, backend)
+    result = normalise(planes, within, given, goal, run)
     if is_interleaved(images):
         first = [part if part is None else part.permute(0, 2, 3, 1) for part in result[:3]]
         result = Normalised(*first, *result[3:])  # type: ignore[arg-type]
@@ -204,32 +202,31 @@ def resolve_target(
 
 
 def _given(
-    stain_matrix: Tensor | None, max_concentration: Tensor | None, pixels: Pixels, run: Run, backend: str
-) -> Estimate | None:
+    stain_matrix: Tensor | None, max_concentration: Tensor | None, images: Tensor, method: str, convention: Convention
+) -> tuple[Tensor | None, Tensor | None]:
     if stain_matrix is None:
         if max_concentration is not None:
             raise ValueError("`max_concentration` needs `stain_matrix`: it says how much of which stains.")
-        return None
-    if run.method in LAB:
-        raise ValueError(f"`stain_matrix` has no meaning for {run.method}. Leave it out.")
-    vectors = _rows("stain_matrix", stain_matrix, (3, 2), pixels)
-    if run.convention.unit:
+        return None, None
+    if method in LAB:
+        raise ValueError(f"`stain_matrix` has no meaning for {method}. Leave it out.")
+    vectors = _rows("stain_matrix", stain_matrix, (3, 2), images)
+    if convention.unit:
         vectors = torch.nn.functional.normalize(vectors, dim=1)
     if max_concentration is None:
-        return run.measure(passes_of(pixels.images, backend), pixels, vectors)
-    found = _rows("max_concentration", max_concentration, (2,), pixels)
-    return Estimate(Stains(vectors, found), (found > 0).all(1) & vectors.isfinite().all((1, 2)))
+        return vectors, None
+    return vectors, _rows("max_concentration", max_concentration, (2,), images)
 
 
-def _rows(name: str, value: Tensor, shape: tuple[int, ...], pixels: Pixels) -> Tensor:
+def _rows(name: str, value: Tensor, shape: tuple[int, ...], images: Tensor) -> Tensor:
     """Float64 [B, *shape] on the images' device."""
+    batch = len(images)
     _checks.tensor(name, value)
-    if tuple(value.shape) not in (shape, (1, *shape), (pixels.batch, *shape)):
+    if tuple(value.shape) not in (shape, (1, *shape), (batch, *shape)):
         raise ValueError(
-            f"`{name}` must be {list(shape)} or {[pixels.batch, *shape]}, one for each image; got {list(value.shape)}."
+            f"`{name}` must be {list(shape)} or {[batch, *shape]}, one for each image; got {list(value.shape)}."
         )
-    rows = value.to(pixels.images.device, torch.float64)
-    return rows.expand(pixels.batch, *shape)
+    return value.to(images.device, torch.float64).expand(batch, *shape)
 
 
 def stain_colours(images: Tensor, inside: Tensor | None, convention: str) -> Tensor:
