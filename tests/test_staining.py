@@ -1,6 +1,7 @@
 """Stain normalisation from a recipe: options, the stains of slides, and the run that keeps its normaliser."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -59,10 +60,44 @@ def test_a_run_keeps_its_normaliser_for_other_data(tmp_path):
     assert found["num_images"] == 24
 
 
+@pytest.mark.parametrize("method", ["reinhard", "vahadane"])
+def test_every_method_trains_with_augmentation(tmp_path, method):
+    """Reinhard has no stains to augment, and the rest of the augmentation goes on."""
+    root, out = _folder(tmp_path / "tiles", patients=6), tmp_path / "run"
+    target = str(next((root / "Normal" / "image").iterdir()))
+    recipe = _recipe(method=method, target=target, min_tissue=50, sample=1)
+    found = commands.train(recipe, root, out, console=Console(file=io.StringIO()))
+    assert found["num_images"] > 0
+    assert staining.load_normalizer(out).augments == (method != "reinhard")
+
+
+def test_a_run_goes_on_with_the_normaliser_it_kept(tmp_path, monkeypatch):
+    root, out = _folder(tmp_path / "tiles", patients=6), tmp_path / "run"
+    target = tmp_path / "target.png"
+    write_image(target, data.open_picture(next((root / "Normal" / "image").iterdir())))
+    recipe = _recipe(method="macenko", target=str(target), min_tissue=50, sample=2)
+    commands.train(recipe, root, out, console=Console(file=io.StringIO()))
+    target.unlink()
+    monkeypatch.setattr(data.StainNormalizer, "fit_slide", lambda *_: pytest.fail("looked at again"))
+    again = commands.resume(out, console=Console(file=io.StringIO()))
+    assert again["num_images"] == json.loads((out / "summary.json").read_text())["num_images"]
+
+
+def test_a_table_that_cannot_be_used_is_told_before_data_are_read(tmp_path):
+    with pytest.raises(ValueError, match="there is no target nowhere.png"):
+        commands.train(
+            _recipe(method="macenko", target="nowhere.png"), tmp_path / "none", tmp_path / "run", console=Console()
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"methd": "macenko"}, "did you mean 'method'"),
+        ({"method": "macenko", "augmentation": 0.2}, "two numbers"),
+        ({"method": "macenko", "target": 3}, "image file"),
         ({"target": "x.png"}, "needs a method"),
+        ({"method": "reinhard"}, "give target"),
         ({"method": "macenkko"}, "macenko"),
         ({"method": "macenko", "traget": "x.png"}, "did you mean 'target'"),
         ({"method": "macenko", "target": "nowhere.png"}, "nowhere.png"),

@@ -75,11 +75,8 @@ def _run(
     if not return_stains:
         return [made.images]
     # An op's outputs share no memory with its inputs or each other.
-    return [made.images, made.fell_back.clone(), *(part.clone() for part in made[3:5] if part is not None), *_both(made)]
-
-
-def _both(made: Normalised) -> list[Tensor]:
-    return [part for part in made[1:3] if part is not None]
+    numbers = [part.clone() for part in (made.fell_back, made.stain_matrix, made.max_concentration) if part is not None]
+    return [made.images, *numbers, *(part for part in (made.hematoxylin, made.eosin) if part is not None)]
 
 
 def _fake(
