@@ -2,6 +2,8 @@
 
 import io
 import json
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +111,16 @@ def test_a_table_that_cannot_be_used_is_told_before_data_are_read(tmp_path):
 def test_bad_tables_are_one_clear_line(options, message):
     with pytest.raises(ValueError, match=message):
         staining.build_normalizer(_recipe(**options))
+
+
+def test_the_page_shows_every_option_and_its_default():
+    page = (Path(__file__).parent.parent / "docs" / "stain.md").read_text(encoding="utf-8")
+    table = tomllib.loads(page.partition("```toml\n")[2].partition("```")[0])["data"]["stain"]
+    assert tuple(sorted(table)) == tuple(sorted(staining._OPTIONS))
+    assert table.pop("sample") == staining._SAMPLE
+    shown = data.StainNormalizer(**{key: value for key, value in table.items() if key != "target"})
+    for name in ("method", "per", "min_tissue", "fallback", "augmentation"):
+        assert getattr(shown, name) == getattr(data.StainNormalizer(), name)
 
 
 def test_no_table_is_no_normaliser(tmp_path):
