@@ -75,7 +75,8 @@ def _conventions(source: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def _per_slide(pixels: Tensor, target: Tensor, tile: int = 256) -> dict[str, Tensor]:
-    """A whole slide by one estimate, and by one of each tile: neighbours then differ, and tiles of little tissue most."""
+    """A whole slide by one estimate, and by one of each tile: neighbours then differ, most where there is little
+    tissue."""
     rows, columns = pixels.shape[1] // tile, pixels.shape[2] // tile
     whole = pixels[:, : rows * tile, : columns * tile]
     tiles = whole.unfold(1, tile, tile).unfold(2, tile, tile).permute(1, 2, 0, 3, 4).flatten(0, 1)

@@ -199,6 +199,6 @@ def test_a_limit_takes_a_split_file_that_names_more(published, tmp_path):
     found = datasets.read_splits(recipe, root, split)
     assert len(found.train) + len(found.validation) == 24
     assert {tile.group for tile in found.validation.tiles} < set(every[::2])
+    split.write_text(json.dumps({"validation_patients": ["nobody"]}), encoding="utf-8")
     with pytest.raises(ValueError, match="not in"):
-        split.write_text(json.dumps({"validation_patients": ["nobody"]}), encoding="utf-8")
         datasets.read_splits(load_recipe("mask2tasks/pcgrad", {"data": {"folds": 0}}), root, split)
