@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_draw(options.out / f"{name}-methods.png", _methods(source, target)))
         print(_draw(options.out / f"{name}-conventions.png", _conventions(source, target)))
         print(_draw(options.out / f"{name}-stains.png", _stains(source, target)))
+    whole = _pixels(options.data / "wsi" / "CMU-1-Small-Region.svs")
+    print(_draw(options.out / "cmu-slide.png", _per_slide(whole, target)))
     return 0
 
 
@@ -46,13 +48,17 @@ def _read(path: Path) -> Tensor:
 
 def _slide(path: Path) -> Tensor:
     """The 448 x 448 window with the most tissue."""
-    import tifffile
-
-    pixels = torch.from_numpy(tifffile.imread(path)).permute(2, 0, 1)
+    pixels = _pixels(path)
     tiles = pixels.unfold(1, 448, 224).unfold(2, 448, 224)
     mean = tiles.float().mean((0, 3, 4))
     row, column = divmod(int(mean.argmin()), mean.shape[1])
     return tiles[:, row, column].contiguous()
+
+
+def _pixels(path: Path) -> Tensor:
+    import tifffile
+
+    return torch.from_numpy(tifffile.imread(path)).permute(2, 0, 1)
 
 
 def _methods(source: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -65,7 +71,23 @@ def _methods(source: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 def _conventions(source: Tensor, target: Tensor) -> dict[str, Tensor]:
     made = {name: ops.stain_normalize(source[None], convention=name, target=target)[0] for name in CONVENTIONS}
-    return {"source": source, **made}
+    return {"source": source, "target": target, **made}
+
+
+def _per_slide(pixels: Tensor, target: Tensor, tile: int = 256) -> dict[str, Tensor]:
+    """A whole slide by one estimate, and by one of each tile: neighbours then differ, most where there is little
+    tissue."""
+    rows, columns = pixels.shape[1] // tile, pixels.shape[2] // tile
+    whole = pixels[:, : rows * tile, : columns * tile]
+    tiles = whole.unfold(1, tile, tile).unfold(2, tile, tile).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    made = {"slide": whole, "target": target}
+    for per in ("slide", "tile"):
+        normalizer = data.StainNormalizer(target=target, per=per)
+        if per == "slide":
+            normalizer.fit_slide("slide", tiles)
+        grid = normalizer.transform(tiles, slides=["slide"] * len(tiles)).unflatten(0, (rows, columns))
+        made[f"per {per}"] = grid.permute(2, 0, 3, 1, 4).reshape(whole.shape)
+    return made
 
 
 def _stains(source: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -73,10 +95,14 @@ def _stains(source: Tensor, target: Tensor) -> dict[str, Tensor]:
     result = ops.stain_normalize(source[None], target=target, return_stains=True)
     normalizer = data.StainNormalizer(target=target, per="tile")
     draws = torch.tensor([[0.0, 1.0, 0.5, 0.5], [1.0, 0.0, 0.5, 0.5], [0.5, 0.5, 0.7, 0.2]])
-    grey = {"mean": (0, 0, 0), "std": (1 / 255,) * 3}
-    augmented = normalizer(source.expand(3, -1, -1, -1), slides=[""] * 3, draws=draws, **grey).byte()
+    augmented = normalizer.transform(source.expand(3, -1, -1, -1), draws=draws)
     separated = {"macenko": result.images[0], "hematoxylin": _some(result.hematoxylin), "eosin": _some(result.eosin)}
-    return {**separated, **{f"augmented {place + 1}": image for place, image in enumerate(augmented)}}
+    return {
+        "source": source,
+        "target": target,
+        **separated,
+        **{f"augmented {place + 1}": image for place, image in enumerate(augmented)},
+    }
 
 
 def _some(images: Tensor | None) -> Tensor:

@@ -133,7 +133,11 @@ def split_of(
     beside = home.resolve().with_name(f"{home.resolve().name}_reference_fold.json")
     found = split_file or next((path for path in (home / "split.json", beside) if path.is_file()), None)
     if found is not None:
-        split = data.split_by_groups(folder, data.load_groups(found), data.load_test_groups(found))
+        held_out, tested = data.load_groups(found), data.load_test_groups(found)
+        if config.max_tiles:  # the file names patients of whom no tile was drawn
+            drawn = {group.upper() for group in folder.groups}
+            held_out, tested = ([one for one in some if one.upper() in drawn] for some in (held_out, tested))
+        split = data.split_by_groups(folder, held_out, tested)
         return split, str(found) if split_file else f"{found} (found with the data)"
     split = data.grouped_split(
         folder, config.val_fraction, config.split_seed, test_fraction=config.test_fraction, stratify=config.stratify

@@ -27,9 +27,9 @@ def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
     options = dict(recipe.data.stain)
     if not options:
         return None
+    _check_names(options)
     if "method" not in options:
         raise ConfigError('data.stain needs a method, for example method = "macenko".')
-    _check_names(options)
     target, sample = options.pop("target", ""), options.pop("sample", _SAMPLE)
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
         raise ConfigError(f"data.stain.sample must be a whole number of 1 or more; got {sample!r}.")
@@ -38,12 +38,27 @@ def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
     try:
         normalizer = data.StainNormalizer(**options)
         if target:
-            normalizer.fit(_pixels(Path(target))[0])
+            normalizer.fit(_target(target))
         elif normalizer.target is None:
             raise ValueError(f"{normalizer.method} has no published target: give target, an image file")
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"data.stain cannot be used: {error}") from error
     return normalizer
+
+
+def normalizer_of(recipe: Recipe, run: Path | None) -> data.StainNormalizer | None:
+    """What a training run takes: the normaliser that `run` kept, when it is continued, or the recipe's."""
+    kept = None if run is None else load_normalizer(run)
+    return kept or build_normalizer(recipe)
+
+
+def _target(path: object) -> Tensor:
+    if not isinstance(path, str):
+        raise ValueError(f"target must be an image file; got {path!r}")
+    try:
+        return _pixels(Path(path))[0]
+    except FileNotFoundError:
+        raise ValueError(f"there is no target {path} (from {Path.cwd()})") from None
 
 
 def _check_names(options: Mapping[str, object]) -> None:

@@ -49,6 +49,7 @@ def _run_together(
     console: Console,
 ) -> dict[str, Any]:
     run, first = RunFolder(out), world.rank == 0
+    stain = staining.normalizer_of(recipe, out if resumed else None)
     if root is None:
         root = world.tell(_generate(recipe, out.parent, console) if first else Path())
     splits = datasets.read_splits(recipe, root, split_file)
@@ -62,7 +63,6 @@ def _run_together(
     tasks = build.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
     model = build.build_model(recipe, tasks, device)
-    stain = staining.build_normalizer(recipe)
     read = partial(build.build_loader, recipe, tasks=tasks, device=device, stain=stain)
     loader = read(splits.train, train=True, world=world)
     validation = read(splits.validation, train=False, world=world)

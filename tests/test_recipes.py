@@ -1,6 +1,7 @@
 """The papers' recipes: all of them build, and train at scale tiny on data in the published layouts."""
 
 import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,17 @@ def test_a_limit_takes_classes_evenly_and_the_same_tiles_again(published):
     assert sorted(counts) == [2, 2, 2, 2, 3, 3]
     assert kept == datasets.limited(recipe, folder)
     assert datasets.limited(load_recipe("mask2tasks/pcgrad"), folder) is folder
+
+
+def test_a_limit_takes_a_split_file_that_names_more(published, tmp_path):
+    recipe = load_recipe("mask2tasks/pcgrad", {"data": {"max_tiles": 24, "folds": 0}})
+    root = published("mask2tasks")
+    every = sorted(datasets.read_data(recipe, root).groups)
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"validation_patients": every[::2]}), encoding="utf-8")
+    found = datasets.read_splits(recipe, root, split)
+    assert len(found.train) + len(found.validation) == 24
+    assert {tile.group for tile in found.validation.tiles} < set(every[::2])
+    split.write_text(json.dumps({"validation_patients": ["nobody"]}), encoding="utf-8")
+    with pytest.raises(ValueError, match="not in"):
+        datasets.read_splits(load_recipe("mask2tasks/pcgrad", {"data": {"folds": 0}}), root, split)

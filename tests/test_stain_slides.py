@@ -192,7 +192,7 @@ def test_bad_calls_say_what_to_do(change, error, words):
     ("options", "words"),
     [
         ({"per": "case"}, "per"),
-        ({"method": "reinhard"}, "'tile'"),
+        ({"method": "reinhard", "per": "slide"}, "'tile'"),
         ({"augmentation": (2, 0)}, "augmentation"),
         ({"fallback": "none"}, "fallback"),
     ],

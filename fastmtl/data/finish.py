@@ -30,7 +30,7 @@ _MIDDLE_GREY = 128.0
 
 
 class Normalizer(Protocol):
-    """What stain normalisation is to the loader."""
+    """What stain normalisation is to the loader. One with an attribute `augments` that is False gets no draws."""
 
     def __call__(
         self,

@@ -135,7 +135,7 @@ class TileLoader:
             num_threads=num_threads,
             ahead=prefetch,
         )
-        draws = stain is not None and not augmentation.is_none
+        draws = stain is not None and not augmentation.is_none and getattr(stain, "augments", True)
         finish = FinishOptions(
             size=size,
             mean=mean,

@@ -15,8 +15,16 @@ from ..ops._stain_fit import Estimate, Stains
 from ..ops._stain_input import check_images, check_inside, readable
 from ..ops._stain_recipes import Finish, restaining
 from ..ops._stain_run import LAB, Normalised, Run, default_target
-from ..ops.stain_normalize import MIN_TISSUE, check_method, check_policy, check_statistics, resolve_target
-from .stain_checks import check_colour, check_draws, check_slides
+from ..ops.stain_normalize import (
+    MIN_TISSUE,
+    check_dtype,
+    check_method,
+    check_policy,
+    check_statistics,
+    resolve_target,
+)
+from .stain_checks import check_augmentation, check_colour, check_draws, check_slides
+from .stain_pictures import as_batch
 from .stain_statistics import StainFileError, StainStatistics, read_arrays, write_arrays
 
 _KIND = "stain normalizer"
@@ -28,18 +36,20 @@ class StainNormalizer:
 
     Args:
         method, convention, target: as in `ops.stain_normalize`; `fit` sets the target later.
-        per: where an image's stains come from. "slide": those stored under its slide's key; for a slide that is not
-            stored, the tile's own. "tile": its own. "batch": one estimate over all of the batch. Reinhard: "tile"
-            alone.
+        per: where an image's stains come from. "slide" (the default): those stored under its slide's key; for a slide
+            that is not stored, the tile's own. "tile": its own. "batch": one estimate over all of the batch. Reinhard:
+            "tile" alone, and its default.
         min_tissue: pixels of tissue that an estimate needs.
         fallback: what a tile with less, or without two stains, does under "tile" and "slide". "slide": takes its
             slide's stored stains, and the target's where there are none; "reference": the target's, and so hardly
             changes; "pass": it stays as it is.
         augmentation: sigma of alpha and of beta. Draws u in 0..1 become factors 1 + sigma_1 (2u - 1) and addends
-            sigma_2 (2u - 1) of the target's concentrations of each stain.
+            sigma_2 (2u - 1) of the target's concentrations of each stain. A loader that augments gives draws: (0, 0)
+            for none. Reinhard has no stains and takes none.
         backend: as in `ops.stain_normalize`.
 
     Attributes:
+        augments: whether draws change anything; where they do not, a loader gives none.
         slides: key -> `Stains` (vectors float64 [1, 3, 2], 99th percentiles [1, 2]).
         fell_back: bool [B] of the last call: tiles that had no estimate of their own where one was needed.
 
@@ -55,7 +65,7 @@ class StainNormalizer:
         *,
         convention: str = "torchstain",
         target: Any = None,
-        per: str = "slide",
+        per: str | None = None,
         min_tissue: int = MIN_TISSUE,
         fallback: str = "slide",
         augmentation: tuple[float, float] = (0.2, 0.2),
@@ -63,29 +73,36 @@ class StainNormalizer:
     ):
         self._convention = check_method(method, convention)
         check_policy(min_tissue, fallback, ("slide", "reference", "pass"))
+        if per is None:
+            per = "tile" if method in LAB else "slide"
         if per not in ("slide", "tile", "batch"):
             raise ValueError(f"`per` must be 'slide', 'tile' or 'batch'; got {per!r}.")
         if method in LAB and per != "tile":
             raise ValueError(f"`per` must be 'tile' for {method}, which has no stains to share; got {per!r}.")
-        if not (len(augmentation) == 2 and all(0 <= float(sigma) <= 1 for sigma in augmentation)):
-            raise ValueError(f"`augmentation` must be two numbers in 0..1; got {augmentation!r}.")
+        sigmas = check_augmentation(augmentation)
         self.method, self.convention, self.per = method, convention, per
         self.min_tissue, self.fallback, self.backend = min_tissue, fallback, backend
-        self.augmentation = (float(augmentation[0]), float(augmentation[1]))
+        self.augmentation, self.augments = sigmas, method not in LAB and max(sigmas) > 0
         self.target: Any = None
         if target is not None or method not in LAB:
             self.target = resolve_target(target, method, self._convention, backend)
         self.slides: dict[str, Stains] = {}
         self.fell_back = torch.zeros(0, dtype=torch.bool)
 
+    def __repr__(self) -> str:
+        fitted = "not fitted" if self.target is None else f"{len(self.slides)} slides"
+        return f"StainNormalizer({self.method!r}, convention={self.convention!r}, per={self.per!r}: {fitted})"
+
     def fit(self, image: Any) -> StainNormalizer:
-        """Take the target from an image, uint8 [3, H, W] or [H, W, 3], or from its numbers. Returns itself."""
+        """Take the target from an image, uint8 [3, H, W] or [H, W, 3], an array or a PIL image, or from its numbers.
+        Returns itself."""
         self.target = resolve_target(image, self.method, self._convention, self.backend)
         return self
 
-    def fit_slide(self, key: str, tiles: Tensor | Iterable[Tensor] | StainStatistics) -> bool:
-        """Store the stains of a slide, from tiles [B, 3, H, W] or [B, H, W, 3], several batches of them, or statistics
-        that were collected before. False where these hold no two stains; nothing is stored then."""
+    def fit_slide(self, key: str, tiles: Any) -> bool:
+        """Store the stains of a slide, from tiles [B, 3, H, W] or [B, H, W, 3], any number of batches or single tiles
+        (tensors, arrays, PIL images), or `StainStatistics` that were collected before. False where these hold no two
+        stains; nothing is stored then."""
         if self.method in LAB:
             raise ValueError(f"{self.method} has no stains of a slide. Use per='tile'.")
         if isinstance(tiles, StainStatistics):
@@ -96,7 +113,8 @@ class StainNormalizer:
             statistics = tiles
         else:
             statistics = StainStatistics(self.convention)
-            for batch in [tiles] if isinstance(tiles, Tensor) else tiles:
+            several = isinstance(tiles, Iterable) and not isinstance(tiles, Tensor | np.ndarray)
+            for batch in tiles if several else [tiles]:
                 statistics.update(batch)
         found = statistics.estimate(self.method, self.min_tissue)
         if found is not None:
@@ -105,24 +123,40 @@ class StainNormalizer:
 
     def transform(
         self,
-        images: Tensor,
+        images: Any,
         *,
         slides: Sequence[str] | None = None,
         inside: Tensor | None = None,
         dtype: torch.dtype | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        draws: Tensor | None = None,
         return_stains: bool = False,
-    ) -> Tensor | Normalised:
-        """As `ops.stain_normalize`; `slides` names each image's slide."""
-        if dtype is None:
-            dtype = torch.uint8 if mean is None else torch.float32
-        planes = check_images(images)
-        result = self._run(planes, slides, inside, Finish(*check_statistics(mean, std)), dtype, None, return_stains)
-        if planes.shape != images.shape:
+    ) -> Any:
+        """Normalise images of any kind, as `ops.stain_normalize` does.
+
+        Args:
+            images: uint8 [B, 3, H, W] or [B, H, W, 3], or one image without B: a tensor, a NumPy array, a PIL image, or
+                a list of images of one size.
+            slides: keys of `slides`, one for each image; None for none.
+            inside, dtype, mean, std, return_stains: as in `ops.stain_normalize`.
+            draws: float32 [B, 4] uniform in 0..1 for stain augmentation: alpha and beta, each of hematoxylin and eosin.
+
+        Returns:
+            The images in the layout they came in, a tensor for a tensor and an array for all else, without B where
+            there was none; with `return_stains` all of a `Normalised` so.
+        """
+        batch, form = as_batch(images)
+        planes, statistics = check_images(batch), check_statistics(mean, std)
+        dtype = check_dtype(dtype, mean)
+        if form.single and isinstance(inside, Tensor) and inside.dim() == 2:
+            inside = inside[None]
+        draws = check_draws(draws, planes)
+        result = self._run(planes, slides, inside, Finish(*statistics), dtype, draws, return_stains)
+        if planes.shape != batch.shape:
             first = [part if part is None else part.permute(0, 2, 3, 1) for part in result[:3]]
             result = Normalised(*first, *result[3:])  # type: ignore[arg-type]
-        return result if return_stains else result.images
+        return form.give_all(result) if return_stains else form.give(result.images)
 
     def __call__(
         self,
@@ -152,8 +186,6 @@ class StainNormalizer:
         planes = check_images(images)
         colour = check_colour(colour, planes)
         draws = check_draws(draws, planes)
-        if draws is not None and self.method in LAB:
-            raise ValueError(f"`draws` augment stains, and {self.method} has none. Leave them out.")
         finish = Finish(*check_statistics(mean, std), colour)
         return self._run(planes, slides, inside, finish, torch.float32, draws, False).images.contiguous()
 
@@ -170,6 +202,8 @@ class StainNormalizer:
     ) -> Normalised:
         if self.target is None:
             raise ValueError(f"{self.method} has no target yet: call `fit` with an image first.")
+        if draws is not None and self.method in LAB:
+            raise ValueError(f"`draws` augment stains, and {self.method} has none. Leave them out.")
         slides = check_slides(slides, planes)
         pixels, passes = readable(planes, check_inside(inside, planes)), passes_of(planes, self.backend)
         policy = "reference" if self.fallback == "slide" else self.fallback

@@ -19,6 +19,14 @@ def check_slides(slides: Sequence[str] | None, images: Tensor) -> list[str]:
     return list(slides)
 
 
+def check_augmentation(augmentation: Sequence[float]) -> tuple[float, float]:
+    """Sigma of alpha and of beta."""
+    numbers = augmentation if isinstance(augmentation, Sequence) else ()
+    if len(numbers) != 2 or not all(isinstance(sigma, int | float) and 0 <= sigma <= 1 for sigma in numbers):
+        raise ValueError(f"`augmentation` must be two numbers in 0..1, of alpha and of beta; got {augmentation!r}.")
+    return float(numbers[0]), float(numbers[1])
+
+
 def check_colour(colour: Tensor | None, images: Tensor) -> Tensor | None:
     return _check("colour", colour, (len(images), 3, 4))
 

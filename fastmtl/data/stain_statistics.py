@@ -17,6 +17,7 @@ from ..ops._stain_fit import Stains
 from ..ops._stain_input import check_images, check_inside
 from ..ops._stain_pooled import from_colours
 from ..ops.stain_normalize import MIN_TISSUE, check_method, stain_colours
+from .stain_pictures import as_batch
 
 FORMAT = 1
 
@@ -53,9 +54,10 @@ class StainStatistics:
     def tissue_pixels(self) -> int:
         return int(self.colours[:, 5].sum())
 
-    def update(self, images: Tensor, inside: Tensor | None = None) -> None:
-        """Add uint8 RGB tiles [B, 3, H, W] or [B, H, W, 3]; what is False in `inside` [B, H, W] is left out."""
-        planes = check_images(images)
+    def update(self, images: Any, inside: Tensor | None = None) -> None:
+        """Add uint8 RGB tiles [B, 3, H, W] or [B, H, W, 3], or one without B, as a tensor, an array or a PIL image;
+        what is False in `inside` [B, H, W] is left out."""
+        planes = check_images(as_batch(images)[0])
         found = stain_colours(planes, check_inside(inside, planes), self.convention)
         self.colours = _added([self.colours, found.cpu()])
 
@@ -162,8 +164,11 @@ def read_arrays(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray
         version, found = int(arrays["format"]), str(arrays["kind"])
     except FileNotFoundError:
         raise StainFileError(f"there is no stain file at {path}.") from None
+    except OSError as error:
+        raise StainFileError(f"{path} cannot be read: {error}.") from error
     except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
-        raise StainFileError(f"{path} is no stain file, or a damaged one ({error}).") from error
+        # Not in numpy's words, which advise to unpickle it.
+        raise StainFileError(f"{path} is no stain file, or a damaged one. Fit again.") from error
     if version != FORMAT:
         raise StainFileError(
             f"{path} has version {version} and this fastmtl reads version {FORMAT}. Fit again, or install the fastmtl "

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..ops._stain_input import check_images, is_interleaved
 from ..ops._stain_lab import from_lab, to_lab
+from .stain_pictures import as_batch
 
 
-def mosaic_target(tiles: Tensor, columns: int | None = None) -> Tensor:
+def mosaic_target(tiles: Any, columns: int | None = None) -> Tensor:
     """One image of all tiles, side by side: a target that holds every staining variant, as in switched-auxiliary
     training.
 
     Args:
-        tiles: uint8 RGB [B, 3, H, W] or [B, H, W, 3], one or a few of each slide, scanner or centre.
+        tiles: uint8 RGB [B, 3, H, W] or [B, H, W, 3], or a list of images of one size (tensors, arrays, PIL images),
+            one or a few of each slide, scanner or centre.
         columns: tiles a row; by default as square as can be. The last row is filled by repeating from the first tile.
 
     Returns:
@@ -23,7 +27,7 @@ def mosaic_target(tiles: Tensor, columns: int | None = None) -> Tensor:
     >>> mosaic_target(torch.zeros(5, 3, 8, 8, dtype=torch.uint8)).shape
     torch.Size([3, 16, 24])
     """
-    planes = check_images(tiles, "tiles")
+    planes = check_images(as_batch(tiles, "tiles")[0], "tiles")
     batch, _, height, width = planes.shape
     columns = columns if columns is not None else -(-int((4 * batch) ** 0.5 + 1) // 2)
     if columns < 1:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,8 +57,26 @@ def is_interleaved(images: Tensor) -> bool:
     return images.shape[1] != 3
 
 
+def as_tensor(image: Any, name: str) -> Any:
+    """NumPy arrays and PIL images as tensors, in their layout; anything else as it is.
+
+    Raises:
+        ValueError: a PIL image that is not RGB.
+    """
+    if hasattr(image, "__array_interface__") and hasattr(image, "mode"):
+        if image.mode != "RGB":
+            raise ValueError(f'`{name}` must be RGB; got an image of mode {image.mode}. Convert it: .convert("RGB").')
+        return torch.from_numpy(np.array(image))
+    if isinstance(image, np.ndarray):
+        # torch takes no negative strides, and warns of arrays that cannot be written.
+        return torch.from_numpy(image if image.flags.c_contiguous and image.flags.writeable else image.copy())
+    return image
+
+
 def check_images(images: object, name: str = "images") -> Tensor:
     """Uint8 RGB [B, 3, H, W] or [B, H, W, 3], not empty; returned as [B, 3, H, W]."""
+    if isinstance(images, np.ndarray):
+        raise TypeError(f"`{name}` must be a Tensor; got an array. Convert it: torch.from_numpy({name}).")
     _checks.tensor(name, images)
     assert isinstance(images, Tensor)
     shape = list(images.shape)
@@ -67,7 +86,7 @@ def check_images(images: object, name: str = "images") -> Tensor:
     if images.dtype != torch.uint8:
         raise ValueError(
             f"`{name}` must be uint8 grey levels 0..255; got {_checks.names((images.dtype,))}. "
-            "Normalise stains before images become floats, or convert: (255 * images).round().byte()."
+            f"Normalise stains before images become floats, or convert: (255 * {name}).round().byte()."
         )
     if shape[1] != 3 and shape[3] != 3:
         alpha = "Drop the alpha channel: images[..., :3] or images[:, :3]." if 4 in (shape[1], shape[3]) else ""
@@ -100,13 +119,17 @@ def readable(images: Tensor, inside: Tensor | None) -> Pixels:
 
 def new_output(images: Tensor, dtype: torch.dtype) -> Tensor:
     """Uninitialised, of the shape and the order of dims in memory that `images` [B, 3, H, W] has."""
-    _, _, height, width = images.shape
-    interleaved = images.stride(1) == 1 and height * width > 1
-    strides = (1, 3 * width, 3) if interleaved else (height * width, width, 1)
-    size, stride = images.shape, (3 * height * width, *strides)
+    size, stride = images.shape, output_strides(images)
     if images.device.type == "cpu":  # fresh pages would take longer than what is written to them
         return _OUTPUTS.empty_strided(size, stride, dtype, images.device)
     return torch.empty_strided(size, stride, dtype=dtype, device=images.device)
+
+
+def output_strides(images: Tensor) -> tuple[int, ...]:
+    """Dense, planes or interleaved as `images` are."""
+    _, _, height, width = images.shape
+    interleaved = images.stride(1) == 1 and height * width > 1
+    return (3 * height * width, *((1, 3 * width, 3) if interleaved else (height * width, width, 1)))
 
 
 def describe_output(out: Tensor, half_up: bool) -> tuple[int, ...]:

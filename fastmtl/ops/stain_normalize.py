@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,10 +13,10 @@ from ..reference.stain_conventions import CONVENTIONS, Convention
 from . import _backends, _checks
 from . import _stain_lab as lab
 from ._stain_backends import passes_of
-from ._stain_fit import Estimate, Stains, mask_of
-from ._stain_input import METHODS, Pixels, check_images, check_inside, is_interleaved, readable
+from ._stain_fit import Stains, mask_of
+from ._stain_input import METHODS, as_tensor, check_images, check_inside, is_interleaved, readable
+from ._stain_op import normalise
 from ._stain_primitives import TorchPasses
-from ._stain_recipes import Finish
 from ._stain_run import LAB, Normalised, Run, default_target
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
@@ -48,7 +49,6 @@ def stain_normalize(
 ) -> Normalised: ...
 
 
-@torch.compiler.disable
 @torch.no_grad()
 def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the options a third time would say no more
     images: Tensor,
@@ -85,9 +85,11 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
         max_concentration: [2] or [B, 2], above 0, with `stain_matrix`; without it measured on each image.
         target: what the images shall look like. None: Macenko's reference stains. A pair (stain matrix [3, 2], 99th
             percentiles [2]); for Reinhard's methods (means [3], standard deviations [3]) of LAB. Or an image, uint8
-            [3, H, W] or [H, W, 3], that these are estimated from.
+            [3, H, W] or [H, W, 3], a NumPy array or a PIL image, that these are estimated from: each call anew, so that
+            a loop takes its numbers (`data.StainNormalizer`). Under torch.compile numbers.
         dtype: uint8, float16, bfloat16 or float32. Default: uint8, or float32 with `mean` and `std`.
-        mean, std: of RGB in 0..1: out = (out / 255 - mean) / std in the same pass. Without them, grey levels 0..255.
+        mean, std: of RGB in 0..1, each in 0..1: out = (out / 255 - mean) / std in the same pass. Without them, grey
+            levels 0..255.
         return_stains: also return stain images, matrices and what fell back.
         inside: bool or uint8 [B, H, W]; what is False there takes part in no estimate and becomes grey level 240.
         min_tissue: pixels of tissue that an estimate needs; 2 or more.
@@ -117,18 +119,12 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
     _backends.check_backend(backend)
     check_policy(min_tissue, fallback)
     _checks.flag("return_stains", return_stains)
-    finish = Finish(*check_statistics(mean, std))
-    if dtype is None:
-        dtype = torch.uint8 if mean is None else torch.float32
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be {_checks.names(DTYPES)}; got {dtype}.")
-    if dtype == torch.uint8 and mean is not None:
-        raise ValueError("`dtype` must be floating with `mean` and `std`; got uint8. Leave them out, or take float32.")
-    passes = passes_of(planes, backend)
-    pixels = readable(planes, check_inside(inside, planes))
-    run = Run(method, chosen, resolve_target(target, method, chosen, backend), min_tissue, fallback, dtype)
-    given = _given(stain_matrix, max_concentration, pixels, run, backend)
-    result = run(passes, pixels, given, finish, separate=return_stains and method not in LAB)
+    statistics = check_statistics(mean, std)
+    dtype = check_dtype(dtype, mean)
+    given = _given(stain_matrix, max_concentration, planes, method, chosen)
+    goal, within = resolve_target(target, method, chosen, backend), check_inside(inside, planes)
+    run = (method, convention, dtype, *statistics, return_stains, min_tissue, fallback, backend)
+    result = normalise(planes, within, given, goal, run)
     if is_interleaved(images):
         first = [part if part is None else part.permute(0, 2, 3, 1) for part in result[:3]]
         result = Normalised(*first, *result[3:])  # type: ignore[arg-type]
@@ -152,6 +148,17 @@ def check_policy(min_tissue: object, fallback: object, allowed: tuple[str, ...] 
     _checks.one_of("fallback", fallback, allowed)
 
 
+def check_dtype(dtype: torch.dtype | None, mean: object) -> torch.dtype:
+    """The output's: as asked for, or uint8 without and float32 with statistics."""
+    if dtype is None:
+        return torch.uint8 if mean is None else torch.float32
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be {_checks.names(DTYPES)}; got {dtype!r}.")
+    if dtype == torch.uint8 and mean is not None:
+        raise ValueError("`dtype` must be floating with `mean` and `std`; got uint8. Leave them out, or take float32.")
+    return dtype
+
+
 def check_statistics(mean: object, std: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and std as three numbers each, both or none."""
     if (mean is None) != (std is None):
@@ -160,12 +167,14 @@ def check_statistics(mean: object, std: object) -> tuple[tuple[float, ...] | Non
         return None, None
     found = []
     for name, value in (("mean", mean), ("std", std)):
-        numbers = value.tolist() if isinstance(value, Tensor) else value
+        numbers = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
         if not isinstance(numbers, Sequence) or len(numbers) != 3:
             raise ValueError(f"`{name}` must be three numbers, of R, G and B in 0..1; got {value!r}.")
         found.append(tuple(_checks.finite(name, number) for number in numbers))
-    if min(found[1]) <= 0:
-        raise ValueError(f"`std` must be above 0; got {std!r}.")
+    if min(found[0]) < 0 or max(found[0]) > 1:
+        raise ValueError(f"`mean` must be of RGB in 0..1; got {mean!r}. Divide grey levels by 255, and `std` too.")
+    if min(found[1]) <= 0 or max(found[1]) > 1:
+        raise ValueError(f"`std` must be of RGB in 0..1, above 0; got {std!r}. Divide grey levels by 255.")
     return found[0], found[1]
 
 
@@ -179,9 +188,13 @@ def resolve_target(
                 f"`target` must be given for {method}: an image [3, H, W], or (means [3], standard deviations [3])."
             )
         return default_target(convention)
+    target = as_tensor(target, "target")
     if isinstance(target, Tensor):
         if target.dim() != 3:
-            raise ValueError(f"`target` must be one image [3, H, W] or [H, W, 3]; got {list(target.shape)}.")
+            raise ValueError(
+                f"`target` must be one image [3, H, W] or [H, W, 3]; got {list(target.shape)}. Of several, "
+                "data.mosaic_target makes one."
+            )
         pixels = readable(check_images(target[None], "target"), None)
         passes = passes_of(pixels.images, backend)
         if method in LAB:
@@ -192,44 +205,59 @@ def resolve_target(
             raise ValueError("`target` has no two stains to estimate: it is blank or of one colour. Choose another.")
         return found.stains
     if not isinstance(target, Sequence) or len(target) != 2:
-        raise TypeError(f"`target` must be an image or a pair of tensors; got {type(target).__name__}.")
+        raise TypeError(
+            f"`target` must be an image (tensor, array or PIL image) or a pair of tensors; got {type(target).__name__}."
+        )
     shapes = ((3,), (3,)) if method in LAB else ((3, 2), (2,))
     parts = []
     for value, shape in zip(target, shapes, strict=True):
-        part = torch.as_tensor(value, dtype=torch.float64)
+        try:
+            part = torch.as_tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`target` must hold numbers {list(shape)} for {method}; {error}.") from None
         if tuple(part.shape) not in (shape, (1, *shape)):
             raise ValueError(f"`target` must hold {list(shape)} for {method}; got {list(part.shape)}.")
         parts.append(part.reshape(1, *shape))
+    if not torch.compiler.is_compiling() and parts[0].device.type == parts[1].device.type == "cpu":
+        _check_numbers(parts[0], parts[1], method)
     return (parts[0], parts[1]) if method in LAB else Stains(*parts)
 
 
+def _check_numbers(first: Tensor, second: Tensor, method: str) -> None:
+    """Refuse what would give a black or empty picture."""
+    name = "standard deviations" if method in LAB else "99th percentiles"
+    if not (first.isfinite().all() and second.isfinite().all() and (second > 0).all()):
+        raise ValueError(
+            f"`target` must hold finite numbers, and {name} above 0; got {first[0].tolist()} and {second[0].tolist()}."
+        )
+
+
 def _given(
-    stain_matrix: Tensor | None, max_concentration: Tensor | None, pixels: Pixels, run: Run, backend: str
-) -> Estimate | None:
+    stain_matrix: Tensor | None, max_concentration: Tensor | None, images: Tensor, method: str, convention: Convention
+) -> tuple[Tensor | None, Tensor | None]:
     if stain_matrix is None:
         if max_concentration is not None:
             raise ValueError("`max_concentration` needs `stain_matrix`: it says how much of which stains.")
-        return None
-    if run.method in LAB:
-        raise ValueError(f"`stain_matrix` has no meaning for {run.method}. Leave it out.")
-    vectors = _rows("stain_matrix", stain_matrix, (3, 2), pixels)
-    if run.convention.unit:
+        return None, None
+    if method in LAB:
+        raise ValueError(f"`stain_matrix` has no meaning for {method}. Leave it out.")
+    vectors = _rows("stain_matrix", stain_matrix, (3, 2), images)
+    if convention.unit:
         vectors = torch.nn.functional.normalize(vectors, dim=1)
     if max_concentration is None:
-        return run.measure(passes_of(pixels.images, backend), pixels, vectors)
-    found = _rows("max_concentration", max_concentration, (2,), pixels)
-    return Estimate(Stains(vectors, found), (found > 0).all(1) & vectors.isfinite().all((1, 2)))
+        return vectors, None
+    return vectors, _rows("max_concentration", max_concentration, (2,), images)
 
 
-def _rows(name: str, value: Tensor, shape: tuple[int, ...], pixels: Pixels) -> Tensor:
+def _rows(name: str, value: Tensor, shape: tuple[int, ...], images: Tensor) -> Tensor:
     """Float64 [B, *shape] on the images' device."""
+    batch = len(images)
     _checks.tensor(name, value)
-    if tuple(value.shape) not in (shape, (1, *shape), (pixels.batch, *shape)):
+    if tuple(value.shape) not in (shape, (1, *shape), (batch, *shape)):
         raise ValueError(
-            f"`{name}` must be {list(shape)} or {[pixels.batch, *shape]}, one for each image; got {list(value.shape)}."
+            f"`{name}` must be {list(shape)} or {[batch, *shape]}, one for each image; got {list(value.shape)}."
         )
-    rows = value.to(pixels.images.device, torch.float64)
-    return rows.expand(pixels.batch, *shape)
+    return value.to(images.device, torch.float64).expand(batch, *shape)
 
 
 def stain_colours(images: Tensor, inside: Tensor | None, convention: str) -> Tensor:
