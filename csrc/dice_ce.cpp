@@ -66,6 +66,8 @@ std::int64_t few_forward(const DiceCeProblem& problem, const DiceCeOptions& opti
                          float* coefficients, std::int64_t* counts) {
   const bool mean = options.reduction == 1, each = options.reduction == 0 || options.reduction == 4;
   const std::int64_t segments = problem.batch * problem.channels;
+  expect_whole_write(3 * segments, {coefficients, Element::float32, 0, 0, 0});
+  if (counts != nullptr) expect_whole_write(6 * segments, {counts, Element::float32, 0, 0, 0});  // of twice the size
   // What a mean is divided by if every pixel is valid, every weight 1 and every segment counted: the coefficients are
   // then written once.
   const std::int64_t likely[2] = {problem.batch * problem.pixels,

@@ -82,7 +82,7 @@ void finish_across(const DiceCeProblem& problem, const DiceCeOptions& options, c
   for (std::int64_t c = 0; c < C; ++c) {
     float *__restrict I = sums.at(kIntersection, c), *__restrict P = sums.at(kPrediction, c);
     const float *__restrict T = sums.at(kTarget, c), *__restrict E = sums.at(kEntropy, c);
-    const float* __restrict S = problem.spread ? sums.at(kSpread, c) : none;
+    const float* __restrict S = sums.at(kSpread, c);
     const float* __restrict elements = has_dice(problem, options, c) ? sums.pixels : none;
     const float weight = weight_of(options, c);
     FASTMTL_EACH_LANE(i, padded) {
@@ -109,26 +109,31 @@ void finish_across(const DiceCeProblem& problem, const DiceCeOptions& options, c
     }
 }
 
-// Lanes over the classes of sample number b.
+// Lanes over the classes of sample number b. Leaves the slopes where I and P were, and takes the other sums' rows.
 void finish_row(const DiceCeProblem& problem, const DiceCeOptions& options, const double scales[2], const FewSums& sums,
                 std::int64_t b, const DiceCeFewOutputs& outputs, DiceCeFewTotals& totals) {
   const std::int64_t C = problem.channels, B = problem.batch;
   const Rules rules = rules_of(problem, options);
   float *__restrict I = sums.at(kIntersection, 0), *__restrict P = sums.at(kPrediction, 0);
-  const float *__restrict T = sums.at(kTarget, 0), *__restrict E = sums.at(kEntropy, 0);
-  const float* __restrict S = sums.at(kSpread, 0);
-  const float* __restrict weight = options.weight;
-  const float elements = problem.overlap ? sums.pixels[0] : 0.0f, first = has_dice(problem, options, 0) ? elements : 0.0f;
+  float *__restrict T = sums.at(kTarget, 0), *__restrict E = sums.at(kEntropy, 0), *__restrict S = sums.at(kSpread, 0);
+  float *__restrict elements = sums.x, *__restrict weight = sums.soft;  // the pixels' rows are done with
+  fill(elements, sums.row, problem.overlap ? sums.pixels[0] : 0.0f);
+  if (!options.background) elements[0] = 0.0f;
+  for (std::int64_t c = C; c < sums.row; ++c) elements[c] = 0.0f;
+  fill(weight, sums.row, 1.0f);
+  if (options.weight != nullptr) load(Element::float32, options.weight, 0, 1, C, weight);
+  // First the terms and then their sums: GCC makes branches of choices that end in a sum.
+  FASTMTL_EACH_LANE(c, sums.row) {
+    const SegmentTerms terms = segment_terms(rules, I[c], P[c], T[c], E[c], S[c], elements[c], weight[c]);
+    E[c] = terms.entropy, T[c] = terms.weight, S[c] = terms.dice, elements[c] = terms.counted;
+    I[c] = terms.of_intersection, P[c] = terms.of_prediction;
+  }
   Sample sample = {0.0, 0.0, 0.0f, 0.0f};
-  for (std::int64_t begin = 0; begin < C; begin += kRowPart) {
-    const std::int64_t end = begin + kRowPart < C ? begin + kRowPart : C;
+  for (std::int64_t begin = 0; begin < sums.row; begin += kRowPart) {
+    const std::int64_t end = sums.row < begin + kRowPart ? sums.row : begin + kRowPart;
     float entropy = 0.0f, weights = 0.0f, dice = 0.0f, counted = 0.0f;
-    for (std::int64_t c = begin; c < end; ++c) {
-      const float spread = problem.spread ? S[c] : 0.0f, own = weight == nullptr ? 1.0f : weight[c];
-      const SegmentTerms terms = segment_terms(rules, I[c], P[c], T[c], E[c], spread, c == 0 ? first : elements, own);
-      entropy += terms.entropy, weights += terms.weight, dice += terms.dice, counted += terms.counted;
-      I[c] = terms.of_intersection, P[c] = terms.of_prediction;
-    }
+    for (std::int64_t c = begin; c < end; ++c)
+      entropy += E[c], weights += T[c], dice += S[c], counted += elements[c];
     sample.entropy += static_cast<double>(entropy), sample.dice += static_cast<double>(dice);
     sample.weights += weights, sample.counted += counted;
   }
@@ -136,9 +141,10 @@ void finish_row(const DiceCeProblem& problem, const DiceCeOptions& options, cons
   const Factors factors = factors_of(options, scales, sample);
   if (outputs.loss != nullptr) outputs.loss[b] = factors.loss;
   add_totals(totals, sample, factors.loss);
-  float *__restrict h = outputs.coefficients + b * C, *__restrict of_i = h + B * C, *__restrict of_p = of_i + B * C;
+  float *h = outputs.coefficients + b * C, *of_i = h + B * C, *of_p = of_i + B * C;
+#pragma GCC ivdep
   for (std::int64_t c = 0; c < C; ++c) {
-    h[c] = weight == nullptr ? factors.of_ce : factors.of_ce * weight[c];
+    h[c] = factors.of_ce * weight[c];
     of_i[c] = factors.of_dice * I[c];
     of_p[c] = factors.of_dice * P[c];
   }

@@ -162,9 +162,9 @@ void differentiate_row(const DiceCeProblem& problem, std::int64_t sample, std::i
     }
     return;
   }
-  FASTMTL_EACH_LANE(c, k.row) {
+  FASTMTL_EACH_NUMBERED_LANE(c, k.row) {
     const float p = e[c] * inverse, term = (kSquared ? p * p : p) * b[c];
-    sum += static_cast<std::int32_t>(c) == y ? 0.0f : term;
+    sum += c == y ? 0.0f : term;
   }
   const float at_h = y >= 0 ? h[y] : 0.0f, at_a = y >= 0 ? a[y] : 0.0f, at_b = y >= 0 ? b[y] : 0.0f;
   const Common pair = common_of<kSquared>(of.own * inverse, of.other * inverse, sum, at_h, at_a, at_b, base, smoothing,

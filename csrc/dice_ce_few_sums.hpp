@@ -65,7 +65,7 @@ struct FewSums {
  private:
   void clear() {
     for (int k = 0; k < kSoftmaxSums; ++k)
-      if (wanted[k] || k < kTarget) fill(sums + k * row, row, 0.0f);
+      if (wanted[k] || k <= kSpread) fill(sums + k * row, row, 0.0f);
     fill(pixels, s.block, 0.0f), fill(not_finite, s.block, 0.0f);
   }
 
@@ -142,20 +142,23 @@ struct FewSums {
       FASTMTL_EACH_LANE(c, row) P[c] += class_terms<true, kSquared>(exponentials[c] * inverse, false, 0.0f).prediction;
       if (y >= 0) I[y] += of.own * inverse, T[y] += 1.0f, E[y] += of.cost;
     }
-    if (wanted[kSpread]) FASTMTL_EACH_LANE(c, row) S[c] += top - logits[c] + log_sum;
+    if (wanted[kSpread]) {
+      FASTMTL_EACH_LANE(c, row) S[c] += top - logits[c] + log_sum;
+      for (std::int64_t c = C; c < row; ++c) S[c] = 0.0f;
+    }
     if (wanted[kHits]) count_row(C, y, top);
   }
 
   void count_row(std::int64_t channels, std::int32_t y, float top) {
     const float* __restrict logits = x;
-    std::int32_t chosen = INT32_MAX;
-    bool odd = false;
-    for (std::int64_t c = 0; c < channels; ++c) {
-      const std::int32_t here = logits[c] == top ? static_cast<std::int32_t>(c) : INT32_MAX;
+    std::int32_t chosen = INT32_MAX, largest = 0;
+    for (std::int32_t c = 0; c < static_cast<std::int32_t>(channels); ++c) {
+      const std::int32_t here = c | (((logits[c] == top) - 1) & INT32_MAX);  // INT32_MAX where it is not
+      const std::int32_t exponent = bits_of<std::int32_t>(logits[c]) & 0x7f800000;
       chosen = here < chosen ? here : chosen;
-      odd |= (bits_of<std::int32_t>(logits[c]) & 0x7f800000) == 0x7f800000;
+      largest = exponent > largest ? exponent : largest;
     }
-    not_finite[0] += odd ? 1.0f : 0.0f;
+    not_finite[0] += largest == 0x7f800000 ? 1.0f : 0.0f;
     if (chosen == INT32_MAX) return;
     at(kPredicted, chosen)[0] += 1.0f;
     if (chosen == y) at(kHits, y)[0] += 1.0f;
