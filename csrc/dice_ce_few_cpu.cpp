@@ -163,14 +163,19 @@ void write_sums(const DiceCeProblem& problem, const FewSums& sums, std::int64_t 
 void write_counts(const DiceCeProblem& problem, const FewSums& sums, std::int64_t first, std::int64_t count,
                   std::int64_t* out) {
   const std::int64_t C = problem.channels, size = 3 * C + 1;
-  for (std::int64_t c = 0; c < C; ++c) {
-    const float *hits = sums.at(kHits, c), *predicted = sums.at(kPredicted, c), *target = sums.at(kTarget, c);
-    for (std::int64_t i = 0; i < count; ++i) {
-      std::int64_t* of = out + (first + i) * size + c;
-      of[0] = static_cast<std::int64_t>(hits[i]);
-      of[C] = static_cast<std::int64_t>(predicted[i] - hits[i]);
-      of[2 * C] = static_cast<std::int64_t>(target[i] - hits[i]);
-    }
+  const auto write = [&](std::int64_t c, std::int64_t i) {
+    const float hits = sums.at(kHits, c)[i];
+    std::int64_t* of = out + (first + i) * size + c;
+    of[0] = static_cast<std::int64_t>(hits);
+    of[C] = static_cast<std::int64_t>(sums.at(kPredicted, c)[i] - hits);
+    of[2 * C] = static_cast<std::int64_t>(sums.at(kTarget, c)[i] - hits);
+  };
+  if (sums.stride == 1) {  // one sample
+#pragma GCC ivdep
+    for (std::int64_t c = 0; c < C; ++c) write(c, 0);
+  } else {
+    for (std::int64_t c = 0; c < C; ++c)
+      for (std::int64_t i = 0; i < count; ++i) write(c, i);
   }
   for (std::int64_t i = 0; i < count; ++i)
     out[(first + i) * size + 3 * C] = static_cast<std::int64_t>(sums.not_finite[i]);

@@ -42,16 +42,23 @@ inline float maximum_of(const float* __restrict x, std::int64_t padded) {
   return bits_of<float>(most ^ ((most >> 31) & INT32_MAX));
 }
 
-// Of all classes but number `without`; the bits are masked because GCC makes a branch of a choice here.
-inline float sum_of_exponentials(const float* __restrict x, std::int64_t padded, float top, std::int32_t without) {
+// Of all classes but number `without`, e of all of them into `out` if it is to be kept. The bits are masked because GCC
+// makes a branch of a choice here.
+template <bool kStore>
+inline float sum_of_exponentials(const float* __restrict x, std::int64_t padded, float top, std::int32_t without,
+                                 float* __restrict out) {
   float sum = 0.0f;
   FASTMTL_EACH_NUMBERED_LANE(c, padded) {
-    sum += bits_of<float>(bits_of<std::int32_t>(exp_minus(top - x[c])) & -static_cast<std::int32_t>(c != without));
+    const float e = exp_minus(top - x[c]);
+    if (kStore) out[c] = e;
+    sum += bits_of<float>(bits_of<std::int32_t>(e) & -static_cast<std::int32_t>(c != without));
   }
   return sum;
 }
 
-inline void read_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, const SoftmaxBlock& s) {
+// e of all classes also goes where `kept` lies, float32 with its classes side by side.
+template <bool kStore>
+inline void read_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, const SoftmaxBlock& s, const Planes& kept) {
   const Planes& logits = problem.logits;
   fill(s.top, s.padded, 0.0f), fill(s.other, s.padded, 0.0f), fill(s.drop, s.padded, 0.0f);
   const auto start_of = [&](std::int64_t i) { return run.start(logits) + i * run.stride(logits); };
@@ -75,7 +82,12 @@ inline void read_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, cons
       float other = 0.0f, at_class = top;
       for_each_part(logits, start_of(i), problem.channels,
                     [&](const float* x, std::int64_t first, std::int64_t padded) {
-        other += sum_of_exponentials(x, padded, top, y - static_cast<std::int32_t>(first));
+        alignas(64) float rest[kRowPart];
+        const std::int64_t left = problem.channels - first;
+        float* row = kStore ? static_cast<float*>(kept.data) + run.start(kept) + i * run.stride(kept) + first : nullptr;
+        float* out = left < padded ? rest : row;
+        other += sum_of_exponentials<kStore>(x, padded, top, y - static_cast<std::int32_t>(first), out);
+        if (kStore && out == rest) store(Element::float32, rest, row, 0, 1, left);
       });
       if (y >= 0) load(logits.type, logits.data, start_of(i) + y * logits.channel, 1, 1, &at_class);
       s.other[i] = other, s.drop[i] = top - at_class;
