@@ -7,20 +7,16 @@
 namespace fastmtl {
 namespace {
 
-constexpr std::int64_t kManyClasses = 64;  // where they lie side by side, a row of them is read as it is
-
 class Work {
  public:
   Work(const ClassLossProblem& problem, int threads)
       : chunks_(small_softmax_chunks(problem)),
-        rows_(problem.channels >= kManyClasses && problem.logits.channel == 1),
         threads_(useful_threads(problem, threads)),
-        scratch_(problem.channels, chunks_, rows_ ? 0 : 2, rows_ ? 0 : 1, threads_) {}
-  ClassLossWork get() { return {chunks_, rows_, scratch_.begin(), scratch_.size(), threads_}; }
+        scratch_(problem.channels, chunks_, chunks_.rows ? 0 : 2, chunks_.rows ? 0 : 1, threads_) {}
+  ClassLossWork get() { return {chunks_, scratch_.begin(), scratch_.size(), threads_}; }
 
  private:
   SoftmaxChunks chunks_;
-  bool rows_;
   int threads_;
   SoftmaxScratch scratch_;
 };
@@ -36,8 +32,7 @@ std::int64_t class_loss_forward(const ClassLossProblem& problem, double factor, 
   const ClassLossWork work = memory.get();
   const bool each = reduction == ClassReduction::none || reduction == ClassReduction::totals;
   const bool divided = reduction == ClassReduction::none || reduction == ClassReduction::sum;
-  const auto units = static_cast<std::size_t>(work.chunks.across ? work.chunks.count
-                                                                 : problem.batch * work.chunks.count);
+  const auto units = static_cast<std::size_t>(work.chunks.units(problem.batch));
   std::vector<ClassLossSums> sums(units);
   ClassLossSums all{};
   const auto add = [](ClassLossSums& to, const ClassLossSums& more) {

@@ -33,10 +33,9 @@ std::int64_t class_loss_forward(const ClassLossProblem& problem, double factor, 
 void class_loss_backward(const ClassLossProblem& problem, const Planes& grad, const float* coefficients,
                          const Planes& gradient, int threads);
 
-// Where the threads' blocks lie, and whether vector lanes run over classes (`rows`) instead of over pixels.
+// Where the threads' blocks lie.
 struct ClassLossWork {
   SoftmaxChunks chunks;
-  bool rows;
   float* scratch;
   std::int64_t scratch_size;
   int threads;

@@ -23,13 +23,17 @@ float sum_of_factors(const ClassLossProblem& problem) {
   return static_cast<float>(sum);
 }
 
+// Where rows of e may lie until they are turned into the gradient.
+bool keeps_rows(const Planes& gradient) { return gradient.type == Element::float32 && gradient.channel == 1; }
+
 // Everything of a run that does not depend on the class, a_y of each pixel into `factors`, and with kStore e of every
-// class where lanes run over pixels. False where no pixel is valid.
+// class: into the block or, by rows, into `kept` if that can be. False where no pixel is valid.
 template <bool kStore>
-bool read_run(const ClassLossProblem& problem, bool rows, const SoftmaxRun& run, SoftmaxBlock& s, float* factors) {
+bool read_run(const ClassLossProblem& problem, bool rows, const SoftmaxRun& run, SoftmaxBlock& s, float* factors,
+              const Planes& kept) {
   if (rows) {
     if (!s.fill_classes(problem, run)) return false;
-    read_rows(problem, run, s);
+    kStore && keeps_rows(kept) ? read_rows<kStore>(problem, run, s, kept) : read_rows<false>(problem, run, s, kept);
   } else {
     if (!s.fill(problem, run)) return false;
     find_maximum(s, problem.channels);
@@ -64,7 +68,7 @@ void smooth(const ClassLossProblem& problem, bool rows, const SoftmaxRun& run, c
     for (std::int64_t i = 0; i < s.count; ++i) {
       float sum = 0.0f;
       const std::int64_t start = run.start(problem.logits) + i * run.stride(problem.logits);
-      for_each_part(problem.logits, start, problem.channels, -1,
+      for_each_part(problem.logits, start, problem.channels,
                     [&](const float* x, std::int64_t first, std::int64_t n) {
         n = problem.channels - first < n ? problem.channels - first : n;
         for (std::int64_t c = 0; c < n; ++c) sum += factor_of(problem, first + c) * (top[i] - x[c]);
@@ -88,9 +92,9 @@ void for_each_loss(const ClassLossProblem& problem, const ClassLossWork& work, s
   const auto losses_at = pick(problem.gamma, losses_of<0>, losses_of<1>, losses_of<2>, losses_of<kAny>);
   const float all = problem.smoothing == 0.0f ? 0.0f : sum_of_factors(problem);
   for_each_run(problem, work.chunks, unit, [&](const SoftmaxRun& run) {
-    if (!read_run<false>(problem, work.rows, run, block, factors)) return;
+    if (!read_run<false>(problem, work.chunks.rows, run, block, factors, {})) return;
     losses_at(block, problem.gamma, factors, losses);
-    if (problem.smoothing != 0.0f) smooth(problem, work.rows, run, block, all, losses);
+    if (problem.smoothing != 0.0f) smooth(problem, work.chunks.rows, run, block, all, losses);
     const float* __restrict valid = block.valid;
     FASTMTL_EACH_LANE(i, block.padded) losses[i] = valid[i] != 0.0f ? losses[i] : 0.0f;
     body(block, losses, problem.by_weight ? factors : block.valid);
@@ -150,26 +154,34 @@ void write_row(const ClassLossProblem& problem, const SoftmaxBlock& s, const Sof
   const std::int64_t at = run.start(gradient) + i * run.stride(gradient);
   const float spread = scale * problem.smoothing / static_cast<float>(C), top = s.top[i];
   const bool valid = s.valid[i] != 0.0f;
-  for_each_part(problem.logits, start, C, -1, [&](const float* x, std::int64_t first, std::int64_t padded) {
-    const std::int64_t count = C - first < padded ? C - first : padded;
-    const bool direct = gradient.type == Element::float32 && gradient.channel == 1 && count == padded;
-    float* __restrict out = direct ? static_cast<float*>(gradient.data) + at + first : values;
-    if (valid)
-      FASTMTL_EACH_LANE(c, padded) out[c] = exp_minus(top - x[c]) * of_p;
-    else
-      fill(out, padded, 0.0f);
-    if (valid && spread != 0.0f)
-      for (std::int64_t c = 0; c < count; ++c) out[c] -= spread * factor_of(problem, first + c);
-    if (!direct) store(gradient.type, values, gradient.data, at + first * gradient.channel, gradient.channel, count);
-  });
+  if (valid && keeps_rows(gradient)) {
+    float* __restrict out = static_cast<float*>(gradient.data) + at;
+#pragma GCC ivdep
+    for (std::int64_t c = 0; c < C; ++c) out[c] *= of_p;
+    for (std::int64_t c = 0; spread != 0.0f && c < C; ++c) out[c] -= spread * factor_of(problem, c);
+  } else {
+    for_each_part(problem.logits, start, C, [&](const float* x, std::int64_t first, std::int64_t padded) {
+      const std::int64_t count = C - first < padded ? C - first : padded;
+      for (std::int64_t done = 0; done < count; done += kRowPart) {
+        const std::int64_t some = count - done < kRowPart ? count - done : kRowPart;
+        if (valid)
+          for (std::int64_t c = 0; c < some; ++c) values[c] = exp_minus(top - x[done + c]) * of_p;
+        else
+          fill(values, kRowPart, 0.0f);
+        for (std::int64_t c = 0; valid && spread != 0.0f && c < some; ++c)
+          values[c] -= spread * factor_of(problem, first + done + c);
+        store(gradient.type, values, gradient.data, at + (first + done) * gradient.channel, gradient.channel, some);
+      }
+    });
+  }
   const std::int64_t y = s.index[i];
   if (valid && y >= 0) store(gradient.type, s.extra + i, gradient.data, at + y * gradient.channel, 1, 1);
 }
 
 SoftmaxBlock block_of(const ClassLossProblem& problem, const ClassLossWork& work) {
-  SoftmaxBlock block(problem.channels, work.chunks.block, work.rows ? 0 : 2, work.rows ? 0 : 1,
+  SoftmaxBlock block(problem.channels, work.chunks.block, work.chunks.rows ? 0 : 2, work.chunks.rows ? 0 : 1,
                      work.scratch + omp_get_thread_num() * work.scratch_size);
-  if (work.rows) return block;
+  if (work.chunks.rows) return block;
   block.slopes[0][0] = block.slopes[0][1] = 0.0f;
   for (std::int64_t c = 0; c < problem.channels; ++c) block.slopes[0][c + 2] = factor_of(problem, c);
   return block;
@@ -228,7 +240,7 @@ void class_losses(const ClassLossProblem& problem, const ClassLossWork& work, fl
 
 void class_loss_gradient(const ClassLossProblem& problem, const ClassLossWork& work, const Planes& grad,
                          const float* coefficients, const Planes& gradient) {
-  const std::int64_t units = work.chunks.across ? work.chunks.count : problem.batch * work.chunks.count;
+  const std::int64_t units = work.chunks.units(problem.batch);
   const auto weigh_block = pick(problem.gamma, weigh<0>, weigh<1>, weigh<2>, weigh<kAny>);
   const float all = problem.smoothing == 0.0f ? 0.0f : sum_of_factors(problem);
 #pragma omp parallel num_threads(work.threads) if (work.threads > 1)
@@ -238,14 +250,14 @@ void class_loss_gradient(const ClassLossProblem& problem, const ClassLossWork& w
     for (std::int64_t unit = 0; unit < units; ++unit)
       for_each_run(problem, work.chunks, unit, [&](const SoftmaxRun& run) {
         alignas(64) float factors[kBlock], scale[kBlock], of_p[kBlock];
-        if (!read_run<true>(problem, work.rows, run, block, factors)) block.clear();
+        if (!read_run<true>(problem, work.chunks.rows, run, block, factors, gradient)) block.clear();
         for (std::int64_t i = 0; i < run.count; ++i) {
           const std::int64_t b = run.across ? run.sample + i : run.sample;
           scale[i] = static_cast<const float*>(grad.data)[b * grad.batch] * coefficients[b];
         }
         for (std::int64_t i = run.count; i < block.padded; ++i) scale[i] = 0.0f;
         weigh_block(block, problem, factors, scale, all, of_p);
-        if (work.rows)
+        if (work.chunks.rows)
           for (std::int64_t i = 0; i < run.count; ++i) write_row(problem, block, run, i, of_p[i], scale[i], gradient);
         else
           for (std::int64_t c = 0; c < problem.channels; ++c)

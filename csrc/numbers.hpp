@@ -13,6 +13,10 @@
 #define FASTMTL_EACH_LANE(i, padded) \
   _Pragma("GCC ivdep") for (std::int64_t i = 0; i < ((padded) & -::fastmtl::kLanes); ++i)
 
+// The same where a lane's number is compared with numbers of 32 bits, which 64 would leave no lanes for.
+#define FASTMTL_EACH_NUMBERED_LANE(i, padded) \
+  _Pragma("GCC ivdep") for (std::int32_t i = 0; i < static_cast<std::int32_t>((padded) & -::fastmtl::kLanes); ++i)
+
 namespace fastmtl {
 namespace FASTMTL_ISA {
 

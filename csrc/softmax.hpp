@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 #include "planes.hpp"
 
@@ -16,13 +16,20 @@ struct SoftmaxProblem : LossInputs {  // the mask is [B, 1, pixels]
 // A block is some pixels with all their channels: pixels of one sample or, where samples are small, one pixel of many
 // samples (`across`), so that vector lanes have work. A unit is what one thread takes at a time: blocks of a chunk of
 // one sample, or all pixels of a group of samples. Its size depends on the shape alone, and so no sum depends on the
-// thread count.
+// thread count. Where there are many classes, vector lanes may run over them instead (`rows`).
 struct SoftmaxChunks {
   std::int64_t block, pixels, count;  // pixels and count of chunks of a sample; across: of samples in a group, of groups
-  bool across;
+  bool across, rows;
+
+  std::int64_t units(std::int64_t batch) const { return across ? count : batch * count; }
 };
 SoftmaxChunks softmax_chunks(const SoftmaxProblem& problem);        // along the pixels of each sample
-SoftmaxChunks small_softmax_chunks(const SoftmaxProblem& problem);  // across samples where that is better
+SoftmaxChunks small_softmax_chunks(const SoftmaxProblem& problem);  // across samples or classes where that is better
+
+// Of the samples' few pixels, where a segment is a class of a sample: what is done once a segment is then as much as
+// what is done once an element, and lanes run over samples or, sample by sample, over classes. Blocks of {0}: there are
+// more pixels, or too little of everything to fill lanes.
+SoftmaxChunks few_pixels_chunks(const SoftmaxProblem& problem);
 
 // Memory of each thread's blocks, rows of floats that begin at 64 bytes: whole vectors lie in whole cache lines.
 class SoftmaxScratch {
@@ -35,7 +42,7 @@ class SoftmaxScratch {
 
  private:
   std::int64_t size_;
-  std::vector<float> memory_;
+  std::unique_ptr<float[]> memory_;
 };
 
 }  // namespace fastmtl

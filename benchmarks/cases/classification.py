@@ -12,6 +12,7 @@ from torch import Tensor
 from fastmtl import ops
 
 from ..registry import Case, Inputs, register
+from .dice_ce import formula as dice_ce
 from .focal import formula as focal
 from .regression import _contender, _run
 
@@ -32,6 +33,10 @@ def _bce(x: Tensor, t: Tensor) -> Tensor:
 def _softmax_focal(x: Tensor, t: Tensor) -> Tensor:
     log_p = x.log_softmax(1).gather(1, t.unsqueeze(1))
     return (-((1 - log_p.exp()) ** 2) * log_p).mean()
+
+
+def _dice_ce(x: Tensor, t: Tensor) -> Tensor:
+    return dice_ce(x.unsqueeze(-1), t.unsqueeze(-1)) if x.dim() == 2 else dice_ce(x, t)
 
 
 def _make(shape: tuple[int, ...], classes: bool, device: torch.device) -> Inputs:
@@ -77,3 +82,5 @@ for _shape in ((100000, 10), (20000, 5, 3), (4096, 80), (8, 30000)):
         _softmax_focal,
         classes=True,
     )
+for _shape in ((100000, 6), (20000, 5, 3), (4096, 80), (8, 1000), (8, 30000), (1024, 10), (64, 6, 4, 4), (2, 3, 8, 8)):
+    _register("dice_ce_loss", _shape, ops.dice_ce_loss, _dice_ce, classes=True)
