@@ -28,12 +28,14 @@ from .errors import UserError
 
 USAGE = """fastmtl: train one network for several tasks on medical images
 
-  fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file
+  fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file;
+                                               --scale tiny or small: on a machine without a GPU
   fastmtl train --resume --out RUN             continue a run that was stopped
   torchrun --nproc-per-node N -m fastmtl train ...       train or continue on N processes, one GPU each where there are
   fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
   fastmtl predict RUN INPUT --out DIR          masks and classes for images without labels
   fastmtl report RUN [RUN ...]                 the page of a run again, or one page that compares several
+  fastmtl report RUN --analyse                 its saliency maps, feature maps and filters anew too
   fastmtl prepare DIR [--out MANIFEST]         a manifest of a folder of tiles or slides; indexes the slides
   fastmtl data check PATH                      open every file of a data set: counts, and what is broken
   fastmtl reproduce PAPER --data DIR           a paper's tables beside ours: --scale tiny, small or full
@@ -84,6 +86,8 @@ class TrainArguments:
     """A manifest, or a folder such as CLASS/image and CLASS/label; recipes with a generator make their own."""
     out: Path | None = None
     """Run folder to create; runs/RECIPE-TIME when left out."""
+    scale: str = ""
+    """One of the recipe's [scales]: tiny takes seconds, small minutes; full, the recipe itself, when left out."""
     split: Path | None = None
     """JSON file with the "validation_patients" to hold out."""
     print_config: bool = False
@@ -107,7 +111,8 @@ def _train(arguments: list[str]) -> int:
     overrides: dict[str, Any] = {}
     for text in sets:
         overrides = merge(overrides, parse_override(text))
-    recipe = load_recipe(name, overrides)
+    scale, rest = _take_scale(rest)
+    recipe = load_recipe(name, overrides, scale)
     default = TrainArguments(loading=recipe.data, optimizer=recipe.optimizer, training=recipe.training)
     parsed = tyro.cli(
         Annotated[TrainArguments, tyro.conf.OmitArgPrefixes],
@@ -230,11 +235,18 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="PAGE", help="page to write: RUN/report.html when left out; several RUNs need it"
     )
+    parser.add_argument(
+        "--analyse",
+        action="store_true",
+        help="make saliency maps, feature maps and filters anew, from each run's best checkpoint and its data",
+    )
     parsed = parser.parse_intermixed_args(arguments)
     if len(parsed.runs) > 1 and parsed.out is None:
         return _fail("report of several runs makes a new page; say where: --out PAGE.html", 2)
     from . import commands
 
+    for run in parsed.runs if parsed.analyse else ():
+        commands.analyse(run)
     problems = commands.report(parsed.runs, parsed.out)
     for problem in problems:
         print(f"fastmtl: {problem}", file=sys.stderr)
@@ -350,6 +362,19 @@ def _take_sets(arguments: list[str]) -> tuple[list[str], list[str]]:
     if "--set" in arguments and not sets:
         raise ConfigError("--set wants KEY=VALUE, for example model.base_channels=8; got nothing.")
     return sets, rest
+
+
+def _take_scale(arguments: list[str]) -> tuple[str, list[str]]:
+    """Split `--scale NAME` off: like `--set`, it changes the defaults."""
+    for place, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name == "--scale":
+            if not separator and place + 1 < len(arguments):
+                value = arguments[place + 1]
+            if not value or value.startswith("-"):
+                raise ConfigError("--scale wants one of the recipe's scales, for example --scale tiny; got nothing.")
+            return value, [*arguments[:place], *arguments[place + (1 if separator else 2) :]]
+    return "", arguments
 
 
 def _nothing_more(arguments: list[str], usage: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from . import build, checkpoint, data, datasets, training
+from . import analyses, build, checkpoint, data, datasets, training
 from .config import Recipe
 from .inference import autocast_dtype
 from .inference import evaluate as score
@@ -135,6 +135,31 @@ def predict(
     count = write_predictions(model, tasks, (batch.to(trained.device) for batch in loader), tiles, out)
     loader.close()
     return count
+
+
+def analyse(path: Path, *, device: str = "auto") -> list[str]:
+    """Make a run's saliency maps, feature maps and filters anew, from its best checkpoint and its own data.
+
+    Training does so at its end; this is for runs of earlier versions, and where it failed.
+
+    Returns:
+        One line for each that failed.
+
+    Raises:
+        RunError: no run there, one that was not evaluated, or its data are gone.
+    """
+    if not (path / "evaluation.jsonl").is_file():
+        raise RunError(
+            f"{path} has no evaluation.jsonl: it was not trained to its end; fastmtl train --resume goes on."
+        )
+    trained = _load(path, "best", device, ())
+    root = Path(trained.facts["data"])
+    if not root.exists():
+        raise RunError(f"the data of {path} were in {root}, which is not there: analyses need the images.")
+    dataset = datasets.read_data(trained.recipe, root, _classes(trained))
+    return analyses.analyse(
+        path, trained.recipe, trained.model, trained.tasks, dataset, device=trained.device, stain=trained.stain
+    )
 
 
 def report(paths: Sequence[Path], out: Path | None = None) -> list[str]:

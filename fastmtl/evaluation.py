@@ -4,19 +4,21 @@ A line is {"id", "patient", "tasks": {name: entry}}; a task that the image has n
 
 - of a map, or of queries, has "score" (its Dice), "dice" and "jaccard" (means over structures), "true_area" and
   "predicted_area" (shares of the image, all structures together);
-- of a vector with classes has "score" (the probability given to the true class), "class", "predicted" and "probability"
-  (of the predicted class); of numbers "score" (the mean error, negative), "value" and "predicted";
+- of a vector with classes has "score" (the probability given to the true class), "class", "predicted", "probability"
+  (of the predicted class) and "probabilities" (of each class, by name); of numbers "score" (the mean error, negative),
+  "value" and "predicted";
 - of a box has "score" and "iou", "value" and "predicted".
 
 Tasks that only help others (images, embeddings, auxiliary maps) have none.
 
-Entries with a "thumbnail" name a JPEG of the run folder, so that the report is made, and made again, without the data.
+Entries with a "thumbnail" name a JPEG of the run folder, so that the report is made, and made again, without the data;
+"shown" says as what: "worst", "typical" (nearest the median) or "best".
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 TRUE_COLOUR, PREDICTED_COLOUR = (64, 196, 255), (255, 214, 0)  # apart for every kind of colour vision, and on H&E
 _SIDE = 320  # longer side of a thumbnail, pixels
+_SAMPLE = 32  # images whose masks are kept in case their score is near the median, which is known at the end alone
 
 
 @dataclass
@@ -50,13 +53,29 @@ class _Seen:
 
 
 @dataclass
+class _Sample:
+    """Every n-th of what it is given, where n is doubled as often as they become too many."""
+
+    kept: list[_Seen] = field(default_factory=list)
+    step: int = 1
+    count: int = 0
+
+    def add(self, one: _Seen) -> None:
+        if self.count % self.step == 0:
+            self.kept.append(one)
+        self.count += 1
+        if len(self.kept) > _SAMPLE:
+            self.kept, self.step = self.kept[::2], self.step * 2
+
+
+@dataclass
 class ImageTable:
     """Give it to `inference.evaluate` as `visit`, then `write` it.
 
     Args:
         tasks: any; those with classes have `class_names`.
-        keep: thumbnails per task of the best images, and as many of the worst. Classes keep their surest mistakes
-            alone, numbers none.
+        keep: thumbnails per task of the best images, as many of the worst and of typical ones, fewer where a third of
+            the images is less. Classes keep their surest mistakes alone, numbers none.
     """
 
     tasks: Sequence[Any]
@@ -66,6 +85,7 @@ class ImageTable:
     def __post_init__(self) -> None:
         self._best: dict[str, list[_Seen]] = {task.name: [] for task in self.tasks}
         self._worst: dict[str, list[_Seen]] = {task.name: [] for task in self.tasks}
+        self._samples = {task.name: _Sample() for task in self.tasks}
 
     def __call__(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
         """Add a batch with what the model gave."""
@@ -125,6 +145,7 @@ class ImageTable:
         for i, (row, (found, true)) in enumerate(zip(rows.tolist(), answers, strict=True)):
             classes = {"class": task.class_names[true], "predicted": task.class_names[found]}
             entry = {"score": shares[i][true], **classes, "probability": shares[i][found]}
+            entry["probabilities"] = dict(zip(task.class_names, shares[i], strict=True))
             seen[row] = _Seen(-shares[i][found], batch.ids[row], entry)  # of the mistakes, the surest are the worst
         wrong = [one for one in seen.values() if one.entry["class"] != one.entry["predicted"]]
         self._worst[task.name] = _first(self._worst[task.name] + wrong, self.keep)
@@ -143,6 +164,8 @@ class ImageTable:
     def _both_ends(self, task: Any, seen: dict[int, _Seen]) -> dict[int, _Seen]:
         self._best[task.name] = _first([*self._best[task.name], *seen.values()], self.keep, best=True)
         self._worst[task.name] = _first([*self._worst[task.name], *seen.values()], self.keep)
+        for one in seen.values():
+            self._samples[task.name].add(one)
         return seen
 
     def write(self, folder: Path, images: Mapping[str, Picture]) -> None:
@@ -153,14 +176,29 @@ class ImageTable:
             old.unlink()
         number = 0
         for task in self.tasks:
-            for one in {seen.id: seen for seen in self._best[task.name] + self._worst[task.name]}.values():
+            for shown, one in self._chosen(task.name):
                 number += 1
                 name = f"tiles/{number:03d}.jpg"
                 _draw(images[one.id], one.masks).save(folder / name, quality=80)
-                one.entry["thumbnail"] = name
+                one.entry |= {"thumbnail": name, "shown": shown}
         temporary = folder / ".evaluation.jsonl.tmp"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
         temporary.replace(folder / "evaluation.jsonl")
+
+    def _chosen(self, task: str) -> Iterator[tuple[str, _Seen]]:
+        """The images that get a thumbnail, each once, and as what."""
+        sample = self._samples[task]
+        if not sample.count:  # classes, which show their mistakes alone
+            yield from (("worst", one) for one in self._worst[task])
+            return
+        scores = sorted(line["tasks"][task]["score"] for line in self.lines if task in line["tasks"])
+        middle, count = scores[len(scores) // 2], min(self.keep, max(1, len(scores) // 3))
+        near = sorted(sample.kept, key=lambda one: abs(one.score - middle))
+        taken: set[str] = set()
+        for shown, found in (("worst", self._worst[task]), ("best", self._best[task]), ("typical", near)):
+            for one in [one for one in found if one.id not in taken][:count]:
+                taken.add(one.id)
+                yield shown, one
 
 
 def class_probabilities(logits: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ def check(recipe: Recipe, optimizers: Mapping[str, OptimizerConfig]) -> None:
         f"training.tta must be views among {', '.join(VIEWS)}; got {training.tta}": set(training.tta) <= set(VIEWS),
         "training.tta names a view twice": len(set(training.tta)) == len(training.tta),
         "training.log_every must be at least 1": training.log_every >= 1,
+        "training.watch_gradients must not be negative": training.watch_gradients >= 0,
         "model needs a `name`, as text": isinstance(recipe.model.get("name"), str),
         "balancer needs a `name`, as text": isinstance(recipe.balancer.get("name"), str),
         "tasks is empty: a recipe needs at least one [tasks.NAME] table with a `kind`": bool(recipe.tasks),

@@ -43,12 +43,13 @@ def segmentation_metrics(
 
 
 def classification_metrics(num_classes: int) -> torchmetrics.MetricCollection:
-    """`accuracy`, `per_class`: the accuracy within each true class, and `auroc`; from probabilities [B, C]."""
+    """`accuracy`, and within each class `per_class`, its accuracy, and `auroc`, it against the rest; from probabilities
+    [B, C]. A class without samples has 0 there, as has the `auroc` of the only class."""
     return _apart(
         {
             "accuracy": MulticlassAccuracy(num_classes, average="micro"),
             "per_class": MulticlassAccuracy(num_classes, average="none"),
-            "auroc": MulticlassAUROC(num_classes),
+            "auroc": MulticlassAUROC(num_classes, average="none"),
         }
     )
 

@@ -1,5 +1,5 @@
 """The folder a run leaves behind: config.toml, environment.json, run.json, metrics.jsonl, balance.jsonl, summary.json,
-TensorBoard, and quarantine.jsonl where tiles were damaged; `evaluation` and `report` add theirs.
+TensorBoard, and quarantine.jsonl where tiles were damaged; `evaluation`, `analyses` and `report` add theirs.
 
 Every file is whole at any moment: written beside its place and renamed, or appended a line at a time.
 """

@@ -23,6 +23,7 @@ from .inference import autocast_dtype, evaluate
 from .protocols import Balancer, Batch, Loader, Observer, Task, Update
 from .replay import Replay
 from .update import PlainUpdate, lay_out_like_parameters
+from .watching import watch, watches
 from .world import World
 
 
@@ -130,8 +131,10 @@ class Trainer:
         """One update on `batch`; returns the losses and what the balancer did, on the device."""
         again = Replay(self.model, self.device) if self.balancer.looks_twice else None
         losses = self.losses(batch)
-        shared, active = self.model.shared_parameters(), self._present(batch).any(0)  # type: ignore[operator]
-        done = dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
+        shared, active = list(self.model.shared_parameters()), self._present(batch).any(0)  # type: ignore[operator]
+        due = watches(self.config, self.step_count + 1, self.balancer)
+        watched = watch(losses, shared, self.scaler) if due else {}
+        done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
         if self.scaler is not None:
             self.scaler.update()
         values = torch.stack([loss.detach().double() for loss in losses.values()])

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from . import build, checkpoint, data, datasets, staining
+from .analyses import analyse
 from .config import ConfigError, Recipe
 from .evaluation import ImageTable
 from .inference import autocast_dtype
@@ -127,6 +128,7 @@ def _run_together(
         result["test"] = summary(recipe, "best", of_test, splits.test)
     run.write_summary(result)
     table.write(out, {tile.id: tile.image for tile in splits.validation.tiles})
+    analyse(out, recipe, model, tasks, splits.validation, device=device, stain=stain)
     return result
 
 

@@ -247,3 +247,24 @@ def test_a_diverging_run_stops_with_the_tasks_name(tiles, tmp_path, capsys):
     said = _says(capsys, [*arguments, "--lr", "1e18", "--clip-norm", "0", "--optimizer", "sgd", "--warmup", "0"])
     assert "NaN or infinite" in said
     assert "Lower optimizer.lr" in said
+
+
+@pytest.mark.parametrize("given", [["--scale", "tiny"], ["--scale=tiny"]])
+def test_a_recipe_is_trained_at_a_scale_and_flags_win(given, capsys):
+    assert main(["train", "mask2tasks/two_stage", *given, "--print-config", "--batch-size", "4"]) == 0
+    found = tomllib.loads(capsys.readouterr().out)
+    assert (found["data"]["size"], found["data"]["max_tiles"], found["data"]["batch_size"]) == (64, 120, 4)
+    assert found["model"]["preset"] == "tiny"
+    assert [stage["epochs"] for stage in found["stages"]] == [1, 1]
+    assert main(["train", "mask2tasks/two_stage", *given, "--print-config", "--set", "data.size=96"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["data"]["size"] == 96
+    assert main(["train", "mask2tasks/two_stage", "--scale", "full", "--print-config"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["data"]["size"] == 224
+
+
+def test_scales_that_are_not_there_get_one_line(capsys):
+    assert "has no scale 'huge'; it has tiny, small, full" in _says(
+        capsys, ["train", "mask2tasks/pcgrad", "--scale", "huge"]
+    )
+    for given in (["--scale"], ["--scale", "--epochs", "3"], ["--scale="]):
+        assert "--scale wants one of" in _says(capsys, ["train", "mask2tasks/pcgrad", *given])

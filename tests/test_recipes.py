@@ -96,6 +96,10 @@ def test_a_recipe_trains_at_scale_tiny(name, published, tmp_path):
         organ_of_no_fixture = ".per_" in key and "organs" not in key and "segmentation" not in key
         assert key == "delta_m" or organ_of_no_fixture or metric(summary, key) is not None, key
     assert (tmp_path / "run" / "report.html").exists()
+    analyses = json.loads((tmp_path / "run" / "analyses.json").read_text())
+    assert analyses["failed"] == {}
+    assert analyses["saliency"]
+    assert analyses["features"]["maps"]
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,10 @@ def test_the_page_is_self_contained_and_has_every_section(run, capsys):
     ]
     for said in (
         "outline: the worst tiles",
+        "outline: the typical tiles",
+        "outline: the best tiles",
         "kind: the surest mistakes",
+        "kind: ROC",
         "Cosine between",
         "Norm of each",
         "Weight of",
@@ -159,12 +162,13 @@ def test_every_image_gets_a_line_and_only_what_it_has_labels_for(run):
     assert "thumbnail" not in right["kind"], "only mistakes of a classification are worth a picture"
 
 
-def test_thumbnails_are_of_the_best_and_worst_and_show_both_outlines(run, tmp_path):
+def test_thumbnails_are_of_the_best_the_worst_and_typical_images_and_show_both_outlines(run, tmp_path):
     table = _table(keep=1)
     table.write(run, dict.fromkeys(_batch().ids, tmp_path / "tile.png"))
     shown = [line["id"] for line in table.lines if "thumbnail" in line["tasks"].get("outline", {})]
-    assert shown == [f"{EVIL}/tile-0", "Polyp/tile-1"]
-    assert len(list((run / "tiles").iterdir())) == 3
+    assert shown == [f"{EVIL}/tile-0", "Polyp/tile-1", "Polyp/tile-2"]
+    assert [table.lines[n]["tasks"]["outline"]["shown"] for n in range(3)] == ["best", "worst", "typical"]
+    assert len(list((run / "tiles").iterdir())) == 4
     with Image.open(run / table.lines[1]["tasks"]["outline"]["thumbnail"]) as picture:
         assert picture.size == (320, 240)
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(-1, 3).int()

@@ -68,6 +68,7 @@ class GradientBalancer(WeightedBalancer):
 
     strategies: tuple[str, ...] = ("sequential", "batched", "features", "last_layer")  # that keep the method's meaning
     reusable = True  # whether the update is w^T J, so that w may serve several steps
+    sees_gradients = True  # and returns their norms and cosines
     split_state: tuple[str, ...] = ()  # of `state_dict`: what differs between ranks that share the columns
 
     def __init__(self) -> None:

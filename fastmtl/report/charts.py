@@ -17,49 +17,71 @@ UNKNOWN = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: a value `ys[i]` at `xs[i]`; values that are not finite leave a gap."""
+    """One line of a chart: a value `ys[i]` at `xs[i]`; values that are not finite leave a gap. The legend says the last
+    of them, or `said`."""
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
+    said: str | None = None
 
 
 def line_chart(
-    title: str, lines: Sequence[Line], *, low: float = 0.0, high: float | None = None, across: str = "epoch"
+    title: str,
+    lines: Sequence[Line],
+    *,
+    low: float = 0.0,
+    high: float | None = None,
+    across: str = "epoch",
+    marks: Mapping[float, str] | None = None,
+    square: bool = False,
 ) -> str:
     """A figure with its legend under the title; the axis starts at `low`, or lower where a value does.
 
     Args:
         low, high: the least range of the vertical axis; `high` None takes it from the data.
         across: what stands under the horizontal axis.
+        marks: place on the horizontal axis -> name of what begins there, an upright line each.
+        square: both axes from 0 to 1 at one length, with their diagonal.
     """
     lines = [_thin(line) for line in lines]
     values = [y for line in lines for y in line.ys if isfinite(y)]
-    marks = ticks(min([low, *values]), max([low if high is None else high, *values]))
-    bottom, top = marks[0], marks[-1]
+    levels = ticks(min([low, *values]), max([low if high is None else high, *values]))
+    bottom, top = levels[0], levels[-1]
     xs = [x for line in lines for x in line.xs]
     first, last = (min(xs), max(xs)) if xs else (0, 0)
-    floor = _HEIGHT - _BOTTOM
+    tall = _WIDTH - _LEFT - _RIGHT + _TOP + _BOTTOM if square else _HEIGHT
+    floor = tall - _BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:
         share = (x - first) / (last - first) if last > first else 0.5
         return _LEFT + share * (_WIDTH - _LEFT - _RIGHT), _TOP + (top - y) / (top - bottom) * (floor - _TOP)
 
     drawn = []
-    for mark in marks:
+    for mark in levels:
         y = place(first, mark)[1]
         kind = "axis" if mark in (0, bottom) else "rule"
         drawn.append(f'<line class={kind} x1={_LEFT} x2={_WIDTH - _RIGHT} y1="{y:.1f}" y2="{y:.1f}" />')
-        drawn.append(f'<text x={_LEFT - 6} y="{y + 4:.1f}" text-anchor=end>{mark:g}</text>')
-    for mark in [mark for mark in ticks(first, last, whole=True) if first <= mark <= last] if xs else []:
+        drawn.append(f'<text x={_LEFT - 6} y="{y + 4:.1f}" text-anchor=end>{_short(mark)}</text>')
+    for mark in [mark for mark in ticks(first, last, whole=not square) if first <= mark <= last] if xs else []:
         x = place(mark, bottom)[0]
         drawn.append(f'<line class=axis x1="{x:.1f}" x2="{x:.1f}" y1={floor} y2={floor + 4} />')
-        drawn.append(f'<text x="{x:.1f}" y={floor + 16} text-anchor=middle>{mark:g}</text>')
+        drawn.append(f'<text x="{x:.1f}" y={floor + 16} text-anchor=middle>{_short(mark)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    drawn.append(f"<text x={middle} y={_HEIGHT - 4} text-anchor=middle>{escape(across)}</text>")
+    drawn.append(f"<text x={middle} y={tall - 4} text-anchor=middle>{escape(across)}</text>")
+    if square:
+        (x1, y1), (x2, y2) = place(0, 0), place(1, 1)
+        drawn.append(f'<line class=mark x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" />')
+    # What began before the first value stands at the axis, and of several there the last.
+    starts = {round(max(place(mark, bottom)[0], _LEFT), 1): name for mark, name in (marks or {}).items()}
+    for x, name in starts.items():
+        drawn.append(f'<line class=mark x1="{x}" x2="{x}" y1={_TOP} y2={floor} />')
+        drawn.append(f'<text class=stage x="{x + 3:.1f}" y={_TOP + 8}>{escape(name)}</text>')
     for index, line in enumerate(lines):
-        drawn += _strokes(index, [place(x, y) if isfinite(y) else None for x, y in zip(line.xs, line.ys, strict=True)])
-    drawing = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role=img aria-label="{escape(title)}">{"".join(drawn)}</svg>'
+        drawn += _strokes(
+            index, not square, [place(x, y) if isfinite(y) else None for x, y in zip(line.xs, line.ys, strict=True)]
+        )
+    drawing = f'<svg viewBox="0 0 {_WIDTH} {tall}" role=img aria-label="{escape(title)}">{"".join(drawn)}</svg>'
     if not values:
         drawing = "<p class=soft>No finite value to draw.</p>"
     return f"<figure><figcaption>{escape(title)}</figcaption>{_legend(lines)}{drawing}</figure>"
@@ -147,7 +169,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def _strokes(index: int, points: Sequence[tuple[float, float] | None]) -> list[str]:
+def _strokes(index: int, dots: bool, points: Sequence[tuple[float, float] | None]) -> list[str]:
     """A polyline per stretch without a gap, and dots while they can be told apart."""
     colour = f"var(--c{index % NUM_COLOURS})"
     stretches: list[list[tuple[float, float]]] = [[]]
@@ -160,9 +182,22 @@ def _strokes(index: int, points: Sequence[tuple[float, float] | None]) -> list[s
     for stretch in filter(None, stretches):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in stretch)
         drawn.append(f'<polyline points="{path}" {_dash(index)} style="stroke:{colour}"/>')
-        if len(points) <= 20 or len(stretch) == 1:
+        if (dots and len(points) <= 20) or len(stretch) == 1:
             drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" style="fill:{colour}"/>' for x, y in stretch]
     return drawn
+
+
+def _short(mark: float) -> str:
+    """A number beside an axis, where there is room for five letters.
+
+    >>> _short(0.75), _short(0.0015), _short(20000.0)
+    ('0.75', '1.5e-3', '20000')
+    """
+    plain = f"{mark:g}"
+    if len(plain) <= 5 and "e" not in plain:
+        return plain
+    digits, power = f"{mark:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"
 
 
 def _legend(lines: Sequence[Line]) -> str:
@@ -170,9 +205,8 @@ def _legend(lines: Sequence[Line]) -> str:
     for index, line in enumerate(lines):
         sample = f'<polyline points="0,5 24,5" {_dash(index)} style="stroke:var(--c{index % NUM_COLOURS})"/>'
         last = next((y for y in reversed(line.ys) if isfinite(y)), None)
-        keys.append(
-            f'<li><svg class=sample viewBox="0 0 24 10">{sample}</svg>{escape(line.name)} <b>{number(last)}</b></li>'
-        )
+        said = escape(number(last) if line.said is None else line.said)
+        keys.append(f'<li><svg class=sample viewBox="0 0 24 10">{sample}</svg>{escape(line.name)} <b>{said}</b></li>')
     return f"<ul class=legend>{''.join(keys)}</ul>"
 
 
@@ -189,4 +223,5 @@ def _thin(line: Line) -> Line:
         return line
     starts = range(0, len(line.xs), group)
     ys = [mean(line.ys[start : start + group]) for start in starts]
-    return Line(line.name, [line.xs[min(start + group, len(line.xs)) - 1] for start in starts], ys)
+    xs = [line.xs[min(start + group, len(line.xs)) - 1] for start in starts]
+    return Line(line.name, xs, ys, line.said)

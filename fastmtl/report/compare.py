@@ -8,9 +8,10 @@ from html import escape
 from math import isfinite
 from typing import Any
 
-from .charts import UNKNOWN, Line, duration, line_chart, number
+from .charts import UNKNOWN, duration, line_chart, number
+from .curves import curve, label, score_chart
 from .images import table
-from .page import curve, device, headline_scores, label, what_ran
+from .page import device, headline_scores, what_ran
 from .past_run import PastRun
 from .style import page
 
@@ -85,19 +86,14 @@ def _curves(names: Sequence[str], runs: Sequence[PastRun]) -> str:
             curve(run.records, name, lambda r, task=task: r["validation"]["loss"][task])
             for name, run in zip(names, runs, strict=True)
         ]
-        figures.append(_chart(f"{task}: held-out loss", lines))
+        figures.append(line_chart(f"{task}: held-out loss", lines))
     for task, metric in dict.fromkeys(key for run in runs for key in headline_scores(run)):
         lines = [
             curve(run.records, name, lambda r, task=task, metric=metric: r["validation"]["tasks"][task][metric])
             for name, run in zip(names, runs, strict=True)
         ]
-        figures.append(_chart(f"{task}: {label(metric)}", lines, score=True))
+        figures.append(score_chart(f"{task}: {label(metric)}", lines))
     return f"<div class=grid>{''.join(figures)}</div>" if figures else "<p class=soft>No run has any epochs.</p>"
-
-
-def _chart(title: str, lines: Sequence[Line], *, score: bool = False) -> str:
-    shares = score and all(0 <= y <= 1 for line in lines for y in line.ys if isfinite(y))
-    return line_chart(title, lines, high=1.0 if shares else None)
 
 
 def _differences(names: Sequence[str], runs: Sequence[PastRun]) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
 from math import nan
-from pathlib import PurePosixPath
 from typing import Any
 
 from .charts import UNKNOWN, confusion_matrix, mean, number
 from .past_run import PastRun
+from .pictures import picture
+from .roc import roc_section
 
 _ROWS_SHOWN = 10
 # The colours `evaluation` draws with. They are data here, as in the pictures, and follow neither light nor dark.
@@ -28,14 +28,9 @@ def tile_sections(run: PastRun) -> str:
     parts = ["<h2>Tiles to look at</h2>"]
     for task in task_names(run.images):
         lines = [line for line in run.images if "thumbnail" in line["tasks"].get(task, {})]
-        outlines = any("class" not in line["tasks"][task] for line in lines)
-        if outlines:
-            lines.sort(key=lambda line: line["tasks"][task]["score"])
-            middle = (len(lines) + 1) // 2
-            parts.append(f"<h3>{escape(task)}: the worst tiles</h3>{_LEGEND}{_tiles(run, task, lines[:middle])}")
-            if lines[middle:]:
-                parts.append(f"<h3>{escape(task)}: the best tiles</h3>{_LEGEND}")
-                parts.append(_tiles(run, task, lines[: middle - 1 : -1]))
+        if any("class" not in line["tasks"][task] for line in lines):
+            for title, shown in _groups(lines, task):
+                parts.append(f"<h3>{escape(task)}: the {title}</h3>{_LEGEND}{_tiles(run, task, shown)}")
         elif lines:
             lines.sort(key=lambda line: -line["tasks"][task]["probability"])
             parts.append(f"<h3>{escape(task)}: the surest mistakes</h3>{_tiles(run, task, lines)}")
@@ -51,13 +46,14 @@ def class_sections(run: PastRun) -> str:
     for task in names:
         lines = [line for line in run.images if "class" in line["tasks"].get(task, {})]
         found = Counter((line["tasks"][task]["class"], line["tasks"][task]["predicted"]) for line in lines)
-        known = run.facts.get("class_names", [])
+        known = _class_names(run, lines[0]["tasks"][task])
         seen = {name for pair in found for name in pair}
         classes = [name for name in known if name in seen or found] if seen <= set(known) else sorted(seen)
         parts.append(f"<h3>{escape(task)}</h3>{_class_table(run, task, lines, classes, found)}")
         parts.append(f"<h3>{escape(task)}: true and predicted classes</h3>")
         parts.append("<p class=soft>Images; the shade is the share of the true class, the frame marks agreement.</p>")
         parts.append(confusion_matrix(classes, found))
+        parts.append(roc_section(run, task, [line["tasks"][task] for line in lines]))
     if not names:
         parts += _summary_tables(run) or ["<p class=soft>No task of this run has values per class.</p>"]
         if not run.images:
@@ -156,20 +152,31 @@ def task_names(images: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(task for line in images for task in line["tasks"]))
 
 
+def _groups(lines: Sequence[Entry], task: str) -> list[tuple[str, list[Entry]]]:
+    """Title and tiles of the worst, the typical and the best; by halves where the run does not say which is which."""
+    lines = sorted(lines, key=lambda line: line["tasks"][task]["score"])
+    groups: dict[str, list[Entry]] = {"worst": [], "typical": [], "best": []}
+    for place, line in enumerate(lines):
+        shown = line["tasks"][task].get("shown", "worst" if place < (len(lines) + 1) // 2 else "best")
+        groups.get(shown, groups["worst"]).append(line)
+    groups["best"].reverse()
+    titles = {"worst": "worst tiles", "typical": "typical tiles, near the median", "best": "best tiles"}
+    return [(titles[name], found) for name, found in groups.items() if found]
+
+
+def _class_names(run: PastRun, entry: Entry) -> list[str]:
+    """The task's classes in their order, as far as its run says."""
+    return list(entry["probabilities"]) if "probabilities" in entry else run.facts.get("class_names", [])
+
+
 def _tiles(run: PastRun, task: str, lines: Sequence[Entry]) -> str:
     figures = []
     for line in lines:
         entry = line["tasks"][task]
-        path = run.folder / "tiles" / PurePosixPath(entry["thumbnail"]).name
-        try:
-            picture = base64.b64encode(path.read_bytes()).decode()
-        except OSError:
-            run.problems.append(f"{path}: cannot be read; the tile {line['id']} is shown without its picture.")
-            picture = ""
         label, notes = _caption(line, entry)
         name = line["id"].rsplit("/", 1)[-1]
-        described = escape(", ".join([label, *notes, name]))
-        image = f'<img alt="{described}" loading=lazy src="data:image/jpeg;base64,{picture}">' if picture else ""
+        lost = f"the tile {line['id']} is shown without its picture"
+        image = picture(run, entry["thumbnail"], ", ".join([label, *notes, name]), lost)
         text = "<br>".join(escape(note) for note in [*notes, name])
         figures.append(f"<figure>{image}<figcaption><b>{escape(label)}</b><br>{text}</figcaption></figure>")
     return f"<div class=tiles>{''.join(figures)}</div>"
@@ -202,7 +209,7 @@ def _class_table(
         patients = len({line.get("patient") for line in members})
         shares = [f"{right / total:.0%}" if total else UNKNOWN for total in (len(members), predicted)]
         rows.append([name, str(len(members)), str(patients), *shares, *dice])
-    heads = ["Class", "Images", "Patients", "Sensitivity", "Precision", *(f"Dice of {name}" for name in maps)]
+    heads = ["Class", "Images", "Patients", "Sensitivity", "Precision", *(_titled(name, maps, "Dice") for name in maps)]
     return table(heads, rows)
 
 

@@ -24,6 +24,7 @@ class PastRun:
     records: list[dict[str, Any]] = field(default_factory=list)
     looks: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
+    analyses: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -71,6 +72,13 @@ def read_run(folder: Path) -> PastRun:
         run.summary = {}
     run.looks = _lines(run, "balance.jsonl", {"step": int, "loss": dict}, "the tasks' gradients are left out")
     run.images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict}, "there are no tiles and patients")
+    if (folder / "analyses.json").exists():  # runs of earlier versions have none
+        run.analyses = _object(run, "analyses.json", "saliency maps, feature maps and filters are left out")
+        if not _fits_analyses(run.analyses):
+            run.problems.append(f"{folder / 'analyses.json'}: not as fastmtl writes it; fastmtl report --analyse does.")
+            run.analyses = {}
+        failed = run.analyses.get("failed", {})
+        run.problems += [f"{name}: the analysis failed: {why}" for name, why in failed.items()]
     return run
 
 
@@ -105,3 +113,19 @@ def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -
 
 def _is_tasks(found: Any) -> bool:
     return isinstance(found, dict) and all(isinstance(values, dict) for values in found.values())
+
+
+def _fits_analyses(found: dict[str, Any]) -> bool:
+    """Whether the parts that are there have what the page reads of them."""
+    wanted = {"images": {"id", "picture"}, "saliency": {"image", "task", "picture"}}
+    lists = [(found.get(name, []), keys) for name, keys in wanted.items()]
+    features = found.get("features", {"maps": []})
+    maps = features.get("maps") if isinstance(features, dict) else None
+    lists.append((maps, {"stride", "channels", "height", "width", "picture"}))
+    filters = found.get("filters")
+    lists.append(([] if filters is None else [filters], {"count", "shown", "size", "picture"}))
+    whole = all(
+        isinstance(items, list) and all(isinstance(one, dict) and keys <= one.keys() for one in items)
+        for items, keys in lists
+    )
+    return whole and isinstance(found.get("failed", {}), dict)

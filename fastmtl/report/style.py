@@ -31,6 +31,8 @@ figure { margin: 0; min-width: 0; } figure > figcaption { font-weight: 600; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
 svg polyline { fill: none; stroke-width: 2; stroke-linejoin: round; } .axis { stroke: var(--soft); }
 .rule { stroke: var(--line); stroke-width: .6; }
+.mark { stroke: var(--soft); stroke-width: .8; stroke-dasharray: 2 3; }
+svg text.stage { paint-order: stroke; stroke: var(--back); stroke-width: 3px; }
 ul.legend { list-style: none; margin: .1rem 0 .4rem; padding: 0; display: flex; flex-wrap: wrap; gap: .1rem 1rem;
   font-size: .85rem; } .legend b, td.number { font-variant-numeric: tabular-nums; }
 svg.sample { display: inline-block; width: 24px; height: 10px; margin-right: .35rem; }
@@ -39,6 +41,9 @@ svg.sample { display: inline-block; width: 24px; height: 10px; margin-right: .35
 .tiles img { width: 100%; height: auto; display: block; border-radius: 6px; background: var(--card); }
 .tiles figcaption { font-weight: 400; font-size: .8rem; line-height: 1.35; padding-top: .25rem;
   overflow-wrap: anywhere; } .tiles figcaption b { font-size: .95rem; font-variant-numeric: tabular-nums; }
+.tiles.small { grid-template-columns: repeat(auto-fill, minmax(min(11rem, 44%), 1fr)); margin-bottom: 1.4rem; }
+.tiles.sheets { grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); }
+.tiles.sheets img { background: none; border-radius: 0; image-rendering: pixelated; }
 .outline { display: inline-block; width: 1.7rem; height: 0; border-top: 4px solid; vertical-align: middle;
   margin-right: .4rem; outline: 1px solid #0008; }
 .outline.dashed { border-top-style: dashed; }
@@ -66,13 +71,14 @@ pre { overflow-x: auto; font-size: .82rem; background: var(--card); border-radiu
 @media (max-width: 30rem) { td, th { padding-right: .35rem; } table { font-size: .78rem; }
   thead th { font-size: .68rem; line-height: 1.2; }
   table.confusion td, table.confusion th { padding: .15rem .25rem; } table.confusion td { min-width: 2.1rem; }
-  table.what th { white-space: normal; } }
+  table.what th { white-space: normal; } .tiles.small { grid-template-columns: repeat(3, 1fr); gap: .6rem .5rem; } }
 @media print { :root { --back: #fff; --card: #f6f7f9; --text: #000; --soft: #444; --line: #bbb; }
   body { font-size: 10pt; max-width: none; padding: 0; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   figure, tr, .fact, table.confusion { break-inside: avoid; } h2, h3, p:has(+ .wide) { break-after: avoid; }
   .wide { overflow: visible; } details.recipe { display: none; }
   pre { white-space: pre-wrap; } .tiles { grid-template-columns: repeat(3, 1fr); }
+  .tiles.small { grid-template-columns: repeat(4, 1fr); }
   details::details-content { content-visibility: visible; block-size: auto; } }
 """
 

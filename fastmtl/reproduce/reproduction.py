@@ -133,8 +133,10 @@ def _check_kept(recipe: Recipe, root: Path, folder: Path) -> None:
 
 def _of_training(recipe: Recipe) -> dict[str, Any]:
     """What decides a run's result, as dotted keys."""
-    values = as_dict(recipe)
-    return flat({key: value for key, value in values.items() if key not in ("paper", "scales", "summary")})
+    values = flat({key: value for key, value in as_dict(recipe).items() if key not in ("paper", "scales", "summary")})
+    return {
+        key: value for key, value in values.items() if key not in ("training.log_every", "training.watch_gradients")
+    }
 
 
 def _run(result: Result, fold: int, root: Path, folder: Path, console: Console) -> None:

@@ -64,7 +64,7 @@ class Classification(BaseTask):
         return output.argmax(1)
 
     def metrics(self) -> Any:
-        """`accuracy`, `per_class`: the accuracy within each true class, and `auroc`, one class against the rest."""
+        """`accuracy`, and per class `per_class`, the accuracy within it, and `auroc`, it against the rest."""
         from ..metrics import classification_metrics
 
         return classification_metrics(len(self.class_names))
@@ -76,13 +76,17 @@ class Classification(BaseTask):
             metrics.update(output[rows].float().softmax(1), batch.targets[self.name][rows])
 
     def summary(self, metrics: Any) -> dict[str, Any]:
-        """`metrics` as plain numbers; classes by name, None for a class that no sample has."""
+        """`metrics` as plain numbers; classes by name, None for a class that no sample has. `auroc` is the mean over
+        the classes that some samples have and some have not: of others there is no curve."""
         seen = _seen(metrics["per_class"])
         shares = of(metrics["per_class"]).tolist()
         named = zip(self.class_names, shares, seen.tolist(), strict=True)
         per_class = {name: value if count else None for name, value, count in named}
         accuracy = number(of(metrics["accuracy"])) if seen.any() else None
-        return {"accuracy": accuracy, "auroc": number(of(metrics["auroc"])), "per_class": per_class}
+        areas = of(metrics["auroc"])
+        known = (seen > 0) & (seen < seen.sum())
+        auroc = number(areas[known].mean()) if known.any() else None
+        return {"accuracy": accuracy, "auroc": auroc, "per_class": per_class}
 
 
 @register_task("binary_classification")

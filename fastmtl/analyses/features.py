@@ -1,0 +1,62 @@
+"""What an encoder makes of images: its feature maps at every stride, and the filters of its first convolution."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..protocols import Batch
+
+
+class FeatureMap(NamedTuple):
+    """One of an encoder's outputs: [B, C, H / stride, W / stride]."""
+
+    stride: int
+    values: Tensor
+
+
+@torch.no_grad()
+def feature_maps(model: nn.Module, batch: Batch) -> list[FeatureMap]:
+    """What `model.parts["encoder"]` gives for `batch`, from fine to coarse; the image itself is left out.
+
+    Raises:
+        ValueError: the model has no such part, or it gives no feature maps.
+    """
+    encoder = _encoder(model)
+    found: list[Any] = []
+    hook = encoder.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    training = model.training
+    try:
+        model.eval()(batch)
+    finally:
+        hook.remove()
+        model.train(training)
+    given = getattr(found[0], "feature_maps", found[0]) if found else ()
+    given = [given] if isinstance(given, Tensor) else given
+    maps = [one.detach() for one in given if isinstance(one, Tensor) and one.dim() == 4]
+    height, images = batch.images.shape[-2], batch.images
+    maps = [one for one in maps if one.shape != images.shape or not torch.equal(one, images)]
+    if not maps:
+        raise ValueError(f"the encoder of {type(model).__name__} gives no feature maps [B, C, h, w]")
+    return [FeatureMap(round(height / one.shape[-2]), one) for one in maps]
+
+
+def first_filters(model: nn.Module) -> Tensor:
+    """Weights [C, 3, k, k] of the first convolution of RGB in the model's encoder, k above 1.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for module in _encoder(model).modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and min(module.kernel_size) > 1:
+            return module.weight.detach()
+    raise ValueError(f"the encoder of {type(model).__name__} has no convolution of RGB images")
+
+
+def _encoder(model: nn.Module) -> nn.Module:
+    parts = getattr(model, "parts", {})
+    if "encoder" not in parts:
+        raise ValueError(f"{type(model).__name__} names no part 'encoder'")
+    return parts["encoder"]

@@ -1,0 +1,80 @@
+"""How the tasks' gradients got along: their cosines over training, norms, and the weights the balancer gave them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from html import escape
+from itertools import combinations
+from math import isfinite, nan
+from typing import Any
+
+from .charts import Line, line_chart
+from .curves import look_up, step_marks
+from .past_run import PastRun
+
+_PAIRS = 6  # lines that one chart still shows apart
+_MOST_PAIRS = 24  # beyond which the most opposed pair stands for all
+
+
+def gradient_section(run: PastRun) -> str:
+    """Cosines of every pair, norms and weights; what the balancer did not record is left out."""
+    return f"<h2>How the tasks' gradients got along</h2>{_gradients(run)}"
+
+
+def _gradients(run: PastRun) -> str:
+    if not run.looks:
+        return "<p class=soft>No record of the gradients: this run has no balance.jsonl.</p>"
+    looks, tasks = run.looks, list(dict.fromkeys(task for look in run.looks for task in look["loss"]))
+    steps = [look["step"] for look in looks]
+
+    def line(name: str, find: Callable[[Mapping[str, Any]], Any]) -> Line:
+        return Line(name, steps, [look_up(find, look) for look in looks])
+
+    pairs = [
+        line(f"{a} and {b}", lambda look, a=a, b=b: look["cosines"][_place(look, a)][_place(look, b)])
+        for a, b in combinations(tasks, 2)
+    ]
+    lowest = [min(filter(isfinite, ys), default=nan) for ys in zip(*(pair.ys for pair in pairs), strict=True)]
+    measured = [value for value in lowest if isfinite(value)]
+    if len(pairs) > _MOST_PAIRS:
+        pairs = [Line(f"the most opposed of {len(pairs)} pairs", steps, lowest)]
+    weights = [line(task, lambda look, task=task: look["weights"][_place(look, task)]) for task in tasks]
+    norms = [line(task, lambda look, task=task: look["norms"][_place(look, task)]) for task in tasks]
+    marks = step_marks(run.records)
+    whole = line("all parameters", lambda look: look["gradient_norm"])
+    groups = [pairs[first : first + _PAIRS] for first in range(0, len(pairs), _PAIRS)]
+    charts = [
+        *(("Cosine between the tasks' gradients", group, {"low": -1.0, "high": 1.0}) for group in groups),
+        ("Norm of each task's gradient", norms, {}),
+        ("Weight of each task in the update", weights, {}),
+        ("Norm of the whole gradient, before clipping", [whole], {}),
+    ]
+    figures = [
+        line_chart(title, [_known(one) for one in lines], across="step", marks=marks, **scale)
+        for title, lines, scale in charts
+        if any(isfinite(y) for one in lines for y in one.ys)
+    ]
+    name = run.config.get("balancer", {}).get("name", "")
+    if measured:
+        opposed = sum(value < 0 for value in measured)
+        said = f"On the shared parameters, under the balancer {name}. Below 0 two tasks pull in opposite directions: "
+        said += f"so at {opposed} of the {len(measured)} steps looked at."
+    elif not pairs or all(len(look["loss"]) < 2 for look in looks):
+        said = "One task at a time: there are no gradients to compare."
+    else:
+        said = (
+            "The balancer of this run weighs losses; it does not look at each task's gradient. --watch-gradients 100 "
+        )
+        said += "does, at every hundredth step."
+    return f"<p class=soft>{escape(said)}</p><div class=grid>{''.join(figures)}</div>"
+
+
+def _place(look: Mapping[str, Any], task: str) -> int:
+    """Of a task among those of its stage; ValueError where it was not one of them."""
+    return list(look["loss"]).index(task)
+
+
+def _known(line: Line) -> Line:
+    """Without the steps that did not record it: a gap is a step whose value was no number."""
+    known = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if isfinite(y)]
+    return Line(line.name, [x for x, _ in known], [y for _, y in known], line.said)
