@@ -39,7 +39,6 @@ class UniversalSegmentation(BaseTask):
         name: str,
         column: int,
         *,
-        class_names: Sequence[str] = (),
         groups: Mapping[str, Sequence[str]] | None = None,
         structures: Sequence[str] = (),
         class_weight: float = 2.0,
