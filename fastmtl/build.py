@@ -99,6 +99,16 @@ def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device) -> n
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def check_size(recipe: Recipe, model: nn.Module) -> None:
+    """Raise ConfigError where the model says by `stride` what sides it can take and `data.size` is not among them."""
+    stride, size = getattr(model, "stride", 1), recipe.data.size
+    if isinstance(stride, int) and size % stride:
+        raise ConfigError(
+            f"recipe {recipe.name}: data.size is {size}, and {recipe.model['name']} takes multiples of {stride}; "
+            f"{-(-size // stride) * stride} is the next."
+        )
+
+
 def build_loader(
     recipe: Recipe,
     folder: data.Dataset,

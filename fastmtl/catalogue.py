@@ -11,8 +11,9 @@ from . import models
 
 
 def rows() -> list[dict[str, Any]]:
-    """A dict per model and set of tasks: "model", "tasks", "parameters", "channels", "strides", "paper", "summary",
-    "install" (what to install for it, empty for nothing) and "tiny" (the preset's options)."""
+    """A dict per model and set of tasks: "model", "tasks", "parameters" and the "options" they are counted with,
+    "channels", "strides", "paper", "summary", "install" (what to install for it, empty for nothing) and "tiny" (the
+    preset's options)."""
     found: list[dict[str, Any]] = []
     for name in models.list_models():
         info = models.model_info(name)
@@ -25,9 +26,10 @@ def rows() -> list[dict[str, Any]]:
             "tiny": dict(info.tiny),
         }
         for label, row in info.rows.items():
-            found.append({"model": name, "tasks": label, "parameters": row.parameters} | common)
+            own = {"model": name, "tasks": label, "parameters": row.parameters, "options": dict(row.options)}
+            found.append(own | common)
         if not info.rows:  # somebody's own
-            found.append({"model": name, "tasks": "", "parameters": None} | common)
+            found.append({"model": name, "tasks": "", "parameters": None, "options": {}} | common)
     return found
 
 

@@ -25,6 +25,7 @@ from .config import (
     parse_override,
 )
 from .errors import UserError
+from .extras import install_command
 
 USAGE = """fastmtl: train one network for several tasks on medical images
 
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fastmtl"):
             raise
-        return _fail(f"{error.name} is not installed: pip install 'fastmtl[train]'")
+        command = install_command(error.name or "")
+        return _fail(f"{error.name} is not installed: {command}" if command else str(error))
     except KeyboardInterrupt:
         return _fail("stopped", 130)
     except (UserError, ValueError, OSError) as error:

@@ -199,6 +199,17 @@ def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
             )
 
 
+def check_maps(tasks: Sequence[Task], folders: Sequence[data.Dataset]) -> None:
+    """Raise ConfigError for a task whose maps hold other classes or channels than it has, or a foreground that the
+    loader would not see; reads the masks of the data sets `folders`."""
+    tiles = [tile for folder in folders for tile in folder.tiles]
+    for task in tasks:
+        classes, ignored = task.output.channels, getattr(task, "ignore_index", None)
+        if wrong := data.wrong_maps(tiles, task.target, classes, ignored):
+            names = ", ".join(getattr(task, "structures", ()))
+            raise ConfigError(f"task {task.name!r} ({names or f'{classes} classes'}): {wrong}.")
+
+
 def columns_of(dataset: data.Dataset) -> list[str]:
     """The columns that have a value somewhere, the tiles' own first."""
     own = [name for name in ("mask", "label") if any(getattr(tile, name) is not None for tile in dataset.tiles)]

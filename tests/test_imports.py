@@ -79,7 +79,10 @@ ALLOWED = {
     "data_commands": {"config", "data", "datasets"},
     "reproduce": {"commands", "config", "datasets", "extras", "names", "run_folder", "trainer"},
     "reproduce_command": {"config", "extras", "reproduce"},
-    "cli": {"benchmarks", "catalogue", "commands", "config", "data_commands", "doctor", "errors", "reproduce_command"},
+    "cli": {
+        *("benchmarks", "catalogue", "commands", "config", "data_commands", "doctor", "errors", "extras"),
+        "reproduce_command",
+    },
     "benchmarks": {
         *("balance", "build", "config", "data", "kernels", "ops", "protocols", "run_folder", "torchvision_guard"),
         *("progress", "trainer"),

@@ -152,13 +152,15 @@ def test_weights_of_another_head_load_whole_parts_and_say_what_is_left(tmp_path,
 
 def test_weights_of_torchvision_fit_the_encoder(tmp_path):
     source = build("resnet50", {"label": Output("vector", 3)}, seed=4)
+    source.encoder.bn1.num_batches_tracked.fill_(7)
     foreign = dict(source.encoder.state_dict()) | {"fc.weight": torch.zeros(9, 256), "fc.bias": torch.zeros(9)}
     path = tmp_path / "resnet50.pth"
     torch.save(foreign, path)
     model = build("resnet50", {"label": Output("vector", 3)})
     report = models.load_weights(model, path)
     assert report.loaded == ["encoder"]
-    assert report.unused[-2:] == ["encoder.fc.weight", "encoder.fc.bias"]
+    assert report.unused == ["encoder.fc.weight", "encoder.fc.bias"]  # no counts of batches, which are loaded too
+    assert model.encoder.bn1.num_batches_tracked == 7
     assert torch.equal(model.encoder.layer2[0].conv1.weight, source.encoder.layer2[0].conv1.weight)
 
 
@@ -173,6 +175,7 @@ def test_weights_of_transformers_older_names_and_of_the_hub(tmp_path, monkeypatc
     path = _save(tmp_path, older, ".safetensors")
     hub = pytest.importorskip("huggingface_hub", reason="extra models is not installed")
     asked = []
+    monkeypatch.setattr(hub, "file_exists", lambda name, file: file == "model.safetensors")
     monkeypatch.setattr(hub, "hf_hub_download", lambda name, file: asked.append((name, file)) or str(path))
     model = build("swin_t", weights="someone/swin")
     assert asked == [("someone/swin", "model.safetensors")]
@@ -192,18 +195,37 @@ def test_bad_weights_are_one_line(tmp_path, monkeypatch):
     def offline(name, file):
         raise OSError("no network")
 
-    monkeypatch.setattr(weights_module.require("huggingface_hub", "test"), "hf_hub_download", offline)
+    hub = weights_module.require("huggingface_hub", "test")
+    monkeypatch.setattr(hub, "file_exists", offline)  # nothing is downloaded: that would try for 20 seconds
+    monkeypatch.setattr(hub, "hf_hub_download", None)
     for source, message in (
         (other, r"of another architecture than this joint_unet: .*: loaded nothing; \d+ missing \(encoder\."),
         (tmp_path / "none.pt", "there is no file"),
         (text, "cannot be read as safetensors or a torch state dict"),
         (broken, "cannot be read as safetensors"),
         (empty, "holds no state dict"),
-        ("someone/nothing", "cannot be had from the hub: no network"),
+        ("someone/nothing", "cannot be had from the Hugging Face hub: no network"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             models.create_model("joint_unet", MASK, preset="tiny", weights=source)
         assert "\n" not in str(caught.value)
+
+
+def test_hub_weights_without_a_network_are_the_downloaded_ones(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="extra models is not installed")
+    source = build("joint_unet", MASK, seed=3)
+    cached = {"pytorch_model.bin": str(_save(tmp_path, source.state_dict(), ".pt"))}
+
+    def offline(name, file):
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub, "file_exists", offline)
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: cached.get(file))
+    model = build("joint_unet", MASK, weights="someone/nothing")
+    assert torch.equal(model.encoder.stages[0].conv1.weight, source.encoder.stages[0].conv1.weight)
+    monkeypatch.setattr(hub, "file_exists", lambda name, file: False)
+    with pytest.raises(ValueError, match="no such public repository, or one without"):
+        build("joint_unet", MASK, weights="someone/nothing")
 
 
 def test_fastmtl_models_as_table_and_json(capsys):
@@ -212,7 +234,7 @@ def test_fastmtl_models_as_table_and_json(capsys):
     assert {row["model"] for row in rows} == set(models.list_models())
     mask2tasks = next(row for row in rows if row["model"] == "mask2tasks")
     assert mask2tasks["strides"] == [4, 8, 16, 32]
-    assert mask2tasks["parameters"] == 47_633_410
+    assert mask2tasks["parameters"] == 47_633_667
     assert mask2tasks["install"] == "fastmtl[models]"
     assert cli.main(["models"]) == 0
     shown = capsys.readouterr().out

@@ -194,6 +194,34 @@ def test_multiclass_ignores_pixels_and_counts_the_background_on_request():
     assert found["per_class"]["dice"] == {"gland": 1.0, "stroma": 1.0}  # an ignored pixel is no false stroma
 
 
+@pytest.mark.parametrize("kind", ["multiclass_segmentation", "universal_segmentation"])
+def test_class_maps_are_scored_by_group_batch_and_policy(kind):
+    """The kidney's image is empty and found so; of the lung's half is found."""
+    target = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    target[0] = 1
+    found = target.clone()
+    found[0, :, :, 4:] = 0
+    if kind == "multiclass_segmentation":
+        output = F.one_hot(found[:, 0].long(), 2).movedim(-1, 1) * 9.0
+    else:
+        masks = torch.where(found == 1, 9.0, -9.0)
+        output = Queries(torch.tensor([[[-9.0, 9, -9], [9, -9, -9]]] * 2), torch.cat([masks, -masks], 1))
+
+    def score(**options):
+        groups = {"organ": ("lung", "kidney")}
+        task = tasks.create_task(kind, "it", 0, structures=("background", "gland"), groups=groups, **options)
+        metrics = task.metrics()
+        task.update(metrics, output, _batch(target))
+        return task.summary(metrics)
+
+    per_group = score(group_by="organ")["per_group"]["jaccard"]
+    assert per_group == {"lung": 0.5, "kidney": 1.0}
+    assert score()["jaccard"] == 0.75
+    assert score(empty="skip")["jaccard"] == 0.5
+    assert score(empty="zero")["jaccard"] == 0.25
+    assert score(aggregate="batch")["jaccard"] == 0.5
+
+
 @pytest.mark.parametrize(("empty", "expected"), [(1.0, 0.75), (0.0, 0.25), (None, 0.5)])
 def test_empty_masks_follow_the_policy(empty, expected):
     metric = Overlap("dice", empty=empty)
@@ -254,6 +282,10 @@ def test_box_overlap():
         ("contrastive", {"temperature": 0.0}, "`temperature`"),
         ("classification", {"class_names": ("a",)}, "two classes"),
         ("binary_segmentation", {"threshold": "half"}, "`threshold`"),
+        ("binary_segmentation", {"aggregate": "imagee"}, "`aggregate` must be 'image' or 'batch'"),
+        ("multiclass_segmentation", {"structures": ("a", "b"), "aggregate": {"iou": "batch"}}, "dice and jaccard"),
+        ("universal_segmentation", {"empty": "none"}, "`empty`"),
+        ("binary_segmentation", {"thresholds": "low", "group_by": ""}, "must map groups to probabilities"),
         ("regression", {"std": "two"}, "cannot be built"),
         ("segmentation", {}, "unknown kind"),
         ("binary_segmentation", {"bce_wieght": 1.0}, "bce_weight"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .groups import with_groups
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
+    from .map_values import wrong_maps
     from .patches import RandomPatches
     from .pictures import open_picture, picture_size
     from .polygons import Polygons, polygon_classes
@@ -92,6 +93,7 @@ _HOME = {
     "TissueMask": "slides.tissue_mask",
     "TileReadError": "faults",
     "ManifestOptions": "manifest",
+    "wrong_maps": "map_values",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
     "RandomPatches": "patches",
@@ -202,6 +204,7 @@ __all__ = [
     "use_index_folder",
     "with_groups",
     "write_manifest",
+    "wrong_maps",
 ]
 
 

@@ -121,6 +121,8 @@ def _check_picture(
             return picture.width, picture.height
         pixels = picture.draw()
         return pixels.shape[1], pixels.shape[0]
+    except ImportError:  # the file is fine, a package is missing
+        raise
     except Exception as error:  # as for files: whatever a reader raises, it must not be trained on
         reason = (str(error) or type(error).__name__).splitlines()[0]
     where = named_file(picture, image)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from ..extras import require
 from .dataset import Picture, Problem, Tile
+from .pictures import file_of
 from .source import place_of
 
 _STREAM = 0x66617565
@@ -65,6 +66,8 @@ class Faults:
             if tile.id in self._known:
                 return
             self._known.add(tile.id)
+            if picture is not None and file_of(picture) == Path():
+                picture = tile.image  # a code in a table: the image's file says where, the code itself would fill pages
             self.entries.append({"tile": tile.id, **place_of(picture), "reason": reason, "epoch": epoch})
             found = [entry for entry in self.entries if entry["epoch"] == epoch]
             if len(found) <= self._limit * self._num_tiles:

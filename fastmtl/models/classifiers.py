@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import encoders
@@ -13,6 +13,14 @@ from .resnet import ResNet
 
 PAPER = "baseline of Mask2Tasks on EBHI-Seg (Le Xuan et al.)"
 TASKS = {"classification": Output("vector", 6)}
+_OPTIONS = """through transformers.
+
+    Args:
+        tasks: task name -> `Output`: "vector", "box" or "embedding".
+        width, depth: multiply channels and blocks.
+        drop_path: probability of the deepest residual branch to be dropped.
+        dropout: probability before the linear layer.
+    """
 
 
 def _classifier(name: str, tasks: Mapping[str, Output], encoder: Any, dropout: float) -> PyramidModel:
@@ -50,65 +58,47 @@ def resnet50(
     return _classifier("resnet50", tasks, ResNet("resnet50", width=width, depth=depth), dropout)
 
 
-@register_model(
-    "swin_t",
-    ModelInfo(
-        summary="Swin-T classifier",
+def _of_transformers(
+    name: str,
+    make: Callable[..., encoders.Pyramid],
+    what: str,
+    channels: int,
+    parameters: int,
+    tiny: Mapping[str, Any],
+    dropout_by_default: float,
+) -> Callable[..., PyramidModel]:
+    def build(
+        tasks: Mapping[str, Output],
+        *,
+        width: float = 1.0,
+        depth: float = 1.0,
+        drop_path: float = 0.2,
+        dropout: float = dropout_by_default,
+    ) -> PyramidModel:
+        return _classifier(name, tasks, make(width=width, depth=depth, drop_path=drop_path), dropout)
+
+    build.__name__, build.__doc__ = name, f"{what} {_OPTIONS}"
+    info = ModelInfo(
+        summary=f"{what} classifier",
         paper=PAPER,
-        channels=(768,),
+        channels=(channels,),
         strides=(32,),
         extra="models",
-        rows={"classification": Row(TASKS, 27_523_968)},
-        tiny={"width": 1 / 8, "depth": 0.5, "drop_path": 0.0},
-    ),
+        rows={"classification": Row(TASKS, parameters)},
+        tiny={**tiny, "drop_path": 0.0},
+    )
+    return register_model(name, info)(build)
+
+
+swin_t = _of_transformers(
+    "swin_t", encoders.swin_t, "Swin-T", 768, 27_523_968, {"width": 1 / 8, "depth": 0.5}, dropout_by_default=0.0
 )
-def swin_t(
-    tasks: Mapping[str, Output],
-    *,
-    width: float = 1.0,
-    depth: float = 1.0,
-    drop_path: float = 0.2,
-    dropout: float = 0.0,
-) -> PyramidModel:
-    """Swin-T through transformers.
-
-    Args:
-        tasks: task name -> `Output`: "vector", "box" or "embedding".
-        width, depth: multiply channels and blocks.
-        drop_path: probability of the deepest residual branch to be dropped.
-        dropout: probability before the linear layer.
-    """
-    encoder = encoders.swin_t(width=width, depth=depth, drop_path=drop_path)
-    return _classifier("swin_t", tasks, encoder, dropout)
-
-
-@register_model(
+efficientnet_b0 = _of_transformers(
     "efficientnet_b0",
-    ModelInfo(
-        summary="EfficientNet-b0 classifier",
-        paper=PAPER,
-        channels=(1280,),
-        strides=(32,),
-        extra="models",
-        rows={"classification": Row(TASKS, 4_015_234)},
-        tiny={"width": 1 / 4, "depth": 0.3, "drop_path": 0.0},
-    ),
+    encoders.efficientnet_b0,
+    "EfficientNet-b0",
+    1280,
+    4_015_234,
+    {"width": 1 / 4, "depth": 0.3},
+    dropout_by_default=0.2,
 )
-def efficientnet_b0(
-    tasks: Mapping[str, Output],
-    *,
-    width: float = 1.0,
-    depth: float = 1.0,
-    drop_path: float = 0.2,
-    dropout: float = 0.2,
-) -> PyramidModel:
-    """EfficientNet-b0 through transformers.
-
-    Args:
-        tasks: task name -> `Output`: "vector", "box" or "embedding".
-        width, depth: multiply channels and blocks.
-        drop_path: probability of the deepest residual branch to be dropped.
-        dropout: probability before the linear layer.
-    """
-    encoder = encoders.efficientnet_b0(width=width, depth=depth, drop_path=drop_path)
-    return _classifier("efficientnet_b0", tasks, encoder, dropout)

@@ -16,6 +16,8 @@ from .encoders import STAGES, library, scaled, swin_t_config
 from .heads import Output, Queries, pooled_mlp
 from .registry import ModelInfo, Row, register_model
 
+SEGMENTS = Output("queries", 2)  # background and tumour, as the task universal_segmentation has them
+
 
 @register_model(
     "mask2tasks",
@@ -27,9 +29,9 @@ from .registry import ModelInfo, Row, register_model
         extra="models",
         rows={
             "segmentation, classification": Row(
-                {"segmentation": Output("queries", 1), "classification": Output("vector", 6)}, 47_633_410
+                {"segmentation": SEGMENTS, "classification": Output("vector", 6)}, 47_633_667
             ),
-            "segmentation": Row({"segmentation": Output("queries", 1)}, 47_402_876),
+            "segmentation": Row({"segmentation": SEGMENTS}, 47_403_133),
         },
         tiny={"width": 1 / 8, "depth": 0.25, "drop_path": 0.0, "num_queries": 6, "head_widths": (32, 16)},
     ),

@@ -28,11 +28,13 @@ class Row:
 
     Attributes:
         tasks: task name -> `Output`.
-        parameters: trainable numbers of the full model with these tasks.
+        parameters: numbers of the full model with these tasks, frozen ones too.
+        options: what else it is built with.
     """
 
     tasks: Mapping[str, Output]
     parameters: int
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class FlatTrunk(nn.Module):
             "mtl: mask, class, box": Row({"mask": MASK, "class": CLASS, "box": BOX}, 64_600_774),
             "mtl-class: mask, class": Row({"mask": MASK, "class": CLASS}, 64_600_514),
             "mtl-bbox: mask, box": Row({"mask": MASK, "box": BOX}, 64_600_709),
-            "mtl-rec: mask, class, image": Row({"mask": MASK, "class": CLASS, "image": IMAGE}, 76_791_109),
+            "mtl-rec: mask, class, reconstruction": Row(
+                {"mask": MASK, "class": CLASS, "reconstruction": IMAGE}, 76_791_109
+            ),
         },
         tiny={"base_channels": 4, "head_grid": 2},
     ),

@@ -19,6 +19,8 @@ from ..extras import require
 
 logger = logging.getLogger(__name__)
 Weights = dict[str, Tensor]
+_COUNT = "num_batches_tracked"  # of BatchNorm; files from before torch 0.4.1 lack it, and nothing needs it
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
     loaded: list[str] = []
     wanted: Weights = {}
     for name, part in _parts(model, own).items():
-        if part and all(key in keys and keys[key].shape == own[key].shape for key in part):
+        needed = [key for key in part if not key.endswith(_COUNT)]
+        if needed and all(key in keys and keys[key].shape == own[key].shape for key in needed):
             loaded.append(name)
-            wanted.update((key, keys[key]) for key in part)
-    # What older files lack: torch began to count BatchNorm's batches only in 0.4.1.
-    lacking = [key for key in own if key not in keys and not key.endswith("num_batches_tracked")]
+            wanted.update((key, keys[key]) for key in part if key in keys)
+    lacking = [key for key in own if key not in keys and not key.endswith(_COUNT)]
     report = WeightsReport(
         source=str(source),
         loaded=loaded,
@@ -98,12 +100,10 @@ def _parts(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, list[str]]:
     paths = {name: names[id(part)] for name, part in named.items() if id(part) in names}
     whole = {name for name in paths if any(other.startswith(f"{name}.") for other in paths)}
     found = {
-        name: [key for key in own if key.startswith(f"{path}.") and not key.endswith("num_batches_tracked")]
-        for name, path in paths.items()
-        if name not in whole
+        name: [key for key in own if key.startswith(f"{path}.")] for name, path in paths.items() if name not in whole
     }
     taken = {key for keys in found.values() for key in keys}
-    rest = [key for key in own if key not in taken and not key.endswith("num_batches_tracked")]
+    rest = [key for key in own if key not in taken]
     return found | ({"the rest" if found else "the model": rest} if rest else {})
 
 
@@ -198,13 +198,18 @@ def _download(name: str) -> Path:
     if name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).suffix in (".pt", ".pth", ".safetensors"):
         raise ValueError(f"`weights` must be a file, or OWNER/NAME on the Hugging Face hub; there is no file {name}.")
     hub = require("huggingface_hub", f"downloading {name}", extra="models")
-    reasons = []
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        try:
+    try:
+        # Asked first, for it fails at once where there is no network: the download tries six times, in 20 seconds.
+        file = next((file for file in _HUB_FILES if hub.file_exists(name, file)), None)
+        if file is not None:
             return Path(hub.hf_hub_download(name, file))
-        except Exception as error:  # the network, the hub and the repository fail in many ways; all mean: not here
-            reasons.append(" ".join(str(error).split())[:160])
-    raise ValueError(f"`weights` {name} is no file here and cannot be had from the hub: {reasons[0]}")
+        reason = f"it has no such public repository, or one without {' and '.join(_HUB_FILES)}"
+    except Exception as error:  # the network, the hub and the repository fail in many ways; all mean: not from there
+        for cached in (hub.try_to_load_from_cache(name, file) for file in _HUB_FILES):
+            if isinstance(cached, str):
+                return Path(cached)
+        reason = " ".join(str(error).split()) or type(error).__name__
+    raise ValueError(f"`weights` {name} is no file here and cannot be had from the Hugging Face hub: {reason}")
 
 
 def _some(keys: list[str]) -> str:

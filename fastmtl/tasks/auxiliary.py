@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -33,8 +32,6 @@ class AuxiliarySegmentation(BaseTask):
         name: str,
         column: int,
         *,
-        class_names: Sequence[str] = (),
-        groups: Mapping[str, Sequence[str]] | None = None,
         bce_weight: float = 1.0,
         dice_weight: float = 0.0,
         downsample: str = "nearest",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +34,6 @@ class Classification(BaseTask):
         column: int,
         *,
         class_names: Sequence[str] = (),
-        groups: Mapping[str, Sequence[str]] | None = None,
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] = (),
     ):
@@ -108,7 +107,6 @@ class BinaryClassification(BaseTask):
         column: int,
         *,
         class_names: Sequence[str] = (),
-        groups: Mapping[str, Sequence[str]] | None = None,
         pos_weight: float = 1.0,
         threshold: float = 0.5,
     ):

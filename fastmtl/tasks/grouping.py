@@ -29,6 +29,8 @@ class Grouping:
     ) -> None:
         if group_by and group_by not in columns:
             raise ValueError(f"task {task!r}: `group_by` must be a label column; {nearest(group_by, list(columns))}")
+        if not isinstance(thresholds, Mapping):
+            raise ValueError(f"task {task!r}: `thresholds` must map groups to probabilities; got {thresholds!r}.")
         if thresholds and not group_by:
             raise ValueError(f"task {task!r}: `thresholds` of single groups need `group_by`, the column they are in.")
         self.group_by, self.names = group_by, tuple(columns[group_by]) if group_by else ()

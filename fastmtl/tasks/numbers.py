@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -42,8 +41,6 @@ class Regression(BaseTask):
         name: str,
         column: int,
         *,
-        class_names: Sequence[str] = (),
-        groups: Mapping[str, Sequence[str]] | None = None,
         size: int = 1,
         loss: Loss = "mse",
         mean: float = 0.0,
@@ -101,8 +98,6 @@ class BoundingBox(BaseTask):
         name: str,
         column: int,
         *,
-        class_names: Sequence[str] = (),
-        groups: Mapping[str, Sequence[str]] | None = None,
         loss: Loss = "mse",
     ):
         super().__init__(name, column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -16,8 +17,9 @@ _GIVEN = ("name", "column", "class_names", "groups")
 def register_task(kind: str) -> Callable[[TaskClass], TaskClass]:
     """Class decorator: makes a task available to recipes as `kind`.
 
-    Its constructor takes (name, column, *, class_names, groups, **options), see `Task`. Packages name theirs in the
-    entry-point group "fastmtl.tasks"; they are imported when a recipe asks for an unknown kind.
+    Its constructor takes (name, column, **options), see `Task`; one that has parameters `class_names` or `groups` is
+    given those of the data set, as `create_task` takes them. Packages name theirs in the entry-point group
+    "fastmtl.tasks"; they are imported when a recipe asks for an unknown kind.
     """
 
     def decorate(task: TaskClass) -> TaskClass:
@@ -55,8 +57,13 @@ def create_task(
         ValueError: unknown kind or option; the message lists the nearest.
     """
     check_task(kind, name, options)
+    parameters = inspect.signature(_TASKS[kind]).parameters.values()
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    wanted = {parameter.name for parameter in parameters}
+    known = {"class_names": class_names, "groups": groups or {}}
+    known = {key: value for key, value in known.items() if anything or key in wanted}
     try:
-        return _TASKS[kind](name, column, class_names=class_names, groups=groups or {}, **options)
+        return _TASKS[kind](name, column, **known, **options)
     except TypeError as error:  # an option of another type: "8" for 8
         raise ValueError(f"task {name!r} ({kind}) cannot be built with {options}: {error}") from error
 
@@ -65,7 +72,11 @@ def check_task(kind: str, name: str, options: Iterable[str]) -> None:
     """Raise ValueError, as `create_task` would, for an unknown kind or option."""
     if kind not in _TASKS:
         for entry in entry_points(group="fastmtl.tasks", name=kind):
-            register_task(kind)(entry.load())
+            try:
+                register_task(kind)(entry.load())
+            except Exception as error:  # whatever somebody's module does when it is imported
+                package = entry.dist.name if entry.dist else entry.value
+                raise ValueError(f"task kind {kind!r} of package {package} cannot be loaded: {error}") from error
     if kind not in _TASKS:
         raise ValueError(f"task {name!r} has the unknown kind {kind!r}; {nearest(kind, list_tasks())}")
     check_options(_TASKS[kind], options, f"task {name!r} ({kind})", given=_GIVEN)

@@ -15,8 +15,7 @@ from ..protocols import Batch, Target
 from .base import BaseTask, by_name
 from .grouping import Grouping
 from .registry import register_task
-
-_EMPTY: dict[str, float | None] = {"one": 1.0, "zero": 0.0, "skip": None}
+from .scoring import EMPTY, Aggregate, check_scoring
 
 
 class _Sigmoid(BaseTask):
@@ -33,7 +32,7 @@ class _Sigmoid(BaseTask):
         loss: Mapping[str, Any],
         threshold: float | Sequence[float],
         empty: str,
-        aggregate: str | Mapping[str, str],
+        aggregate: Aggregate,
     ) -> None:
         super().__init__(name, column)
         thresholds = [threshold] * len(structures) if isinstance(threshold, (int, float)) else list(threshold)
@@ -42,8 +41,7 @@ class _Sigmoid(BaseTask):
                 f"task {name!r}: `threshold` must be one probability between 0 and 1, or one for each of the "
                 f"{len(structures)} structures; got {threshold}."
             )
-        if empty not in _EMPTY:
-            raise ValueError(f"task {name!r}: `empty` must be one of {', '.join(_EMPTY)}; got {empty!r}.")
+        check_scoring(name, empty, aggregate)
         self.structures, self.grouping = tuple(structures), grouping
         self.threshold = torch.tensor(thresholds)[:, None, None]
         self.empty, self.aggregate = empty, aggregate
@@ -64,7 +62,7 @@ class _Sigmoid(BaseTask):
         from ..metrics import segmentation_metrics, share_metrics
 
         collection = segmentation_metrics(
-            len(self.structures), groups=len(self.grouping), empty=_EMPTY[self.empty], aggregate=self.aggregate
+            len(self.structures), groups=len(self.grouping), empty=EMPTY[self.empty], aggregate=self.aggregate
         )
         collection.add_metrics(share_metrics("pixel_accuracy"))
         return collection
@@ -113,7 +111,6 @@ class BinarySegmentation(_Sigmoid):
         name: str,
         column: int,
         *,
-        class_names: Sequence[str] = (),
         groups: Mapping[str, Sequence[str]] | None = None,
         bce_weight: float = 0.5,
         dice_weight: float = 0.5,
@@ -124,7 +121,7 @@ class BinarySegmentation(_Sigmoid):
         threshold: float = 0.5,
         group_by: str = "",
         thresholds: Mapping[str, float] | None = None,
-        aggregate: str | Mapping[str, str] = "image",
+        aggregate: Aggregate = "image",
     ):
         options = dict(bce_weight=bce_weight, dice_weight=dice_weight, batch=batch)  # noqa: C408
         options |= {"squared_pred": squared_pred, "jaccard": jaccard}
@@ -149,7 +146,6 @@ class MultiLabelSegmentation(_Sigmoid):
         column: int,
         *,
         structures: Sequence[str],
-        class_names: Sequence[str] = (),
         groups: Mapping[str, Sequence[str]] | None = None,
         bce_weight: float = 0.5,
         dice_weight: float = 0.5,
@@ -160,7 +156,7 @@ class MultiLabelSegmentation(_Sigmoid):
         threshold: float | Sequence[float] = 0.5,
         group_by: str = "",
         thresholds: Mapping[str, float] | None = None,
-        aggregate: str | Mapping[str, str] = "image",
+        aggregate: Aggregate = "image",
     ):
         if not structures or isinstance(structures, str):
             raise ValueError(f"task {name!r}: `structures` must list at least one name; got {structures!r}.")
@@ -181,7 +177,7 @@ class MultiClassSegmentation(BaseTask):
             `ops.dice_ce_loss`; the metrics count the background where the loss does.
         class_weights: one factor per class, or empty.
         ignore_index: pixels of this value take part in nothing.
-        empty, aggregate: as in `BinarySegmentation`.
+        empty, group_by, aggregate: as in `BinarySegmentation`.
     """
 
     headline: ClassVar[str] = "dice"
@@ -193,7 +189,6 @@ class MultiClassSegmentation(BaseTask):
         column: int,
         *,
         structures: Sequence[str],
-        class_names: Sequence[str] = (),
         groups: Mapping[str, Sequence[str]] | None = None,
         ce_weight: float = 0.5,
         dice_weight: float = 0.5,
@@ -205,7 +200,8 @@ class MultiClassSegmentation(BaseTask):
         class_weights: Sequence[float] = (),
         ignore_index: int = 255,
         empty: str = "one",
-        aggregate: str | Mapping[str, str] = "image",
+        group_by: str = "",
+        aggregate: Aggregate = "image",
     ):
         super().__init__(name, column)
         if len(structures) < 2 or isinstance(structures, str):
@@ -217,9 +213,9 @@ class MultiClassSegmentation(BaseTask):
                 f"task {name!r}: `class_weights` must have one value for each of the {len(structures)} classes; "
                 f"got {len(class_weights)}."
             )
-        if empty not in _EMPTY:
-            raise ValueError(f"task {name!r}: `empty` must be one of {', '.join(_EMPTY)}; got {empty!r}.")
+        check_scoring(name, empty, aggregate)
         self.structures, self.first = tuple(structures), int(not include_background)
+        self.grouping = Grouping(name, group_by, groups or {}, {})
         self.empty, self.aggregate, self.ignore_index = empty, aggregate, ignore_index
         self.output = Output("map", len(structures))
         self.criterion = losses.DiceCELoss(
@@ -249,7 +245,9 @@ class MultiClassSegmentation(BaseTask):
         from ..metrics import segmentation_metrics, share_metrics
 
         counted = len(self.structures) - self.first
-        collection = segmentation_metrics(counted, empty=_EMPTY[self.empty], aggregate=self.aggregate)
+        collection = segmentation_metrics(
+            counted, groups=len(self.grouping), empty=EMPTY[self.empty], aggregate=self.aggregate
+        )
         collection.add_metrics(share_metrics("pixel_accuracy"))
         return collection
 
@@ -263,12 +261,16 @@ class MultiClassSegmentation(BaseTask):
         count = len(self.structures)
         maps = (F.one_hot(torch.where(valid, x, 0), count).movedim(-1, 1) * valid[:, None] for x in (found, true))
         predicted, expected = (x[:, self.first :] for x in maps)
-        metrics["dice"].update(predicted, expected)
-        metrics["jaccard"].update(predicted, expected)
+        group = self.grouping.of(batch)
+        for score in ("dice", "jaccard"):
+            metrics[score].update(predicted, expected, None if group is None else group[rows])
         metrics["pixel_accuracy"].update((found == true)[valid].double())
 
     def summary(self, metrics: Any) -> dict[str, Any]:
-        """Means, and `per_class` of each counted class."""
-        names = self.structures[self.first :]
-        each = {score: by_name(names, metrics[score].per_channel()) for score in ("dice", "jaccard")}
-        return super().summary(metrics) | {"per_class": each}
+        """Means, and `per_class` of each counted class; with several groups `per_group` too."""
+        found, names = super().summary(metrics), self.structures[self.first :]
+        found["per_class"] = {score: by_name(names, metrics[score].per_channel()) for score in ("dice", "jaccard")}
+        if len(self.grouping) > 1:
+            names = self.grouping.names
+            found["per_group"] = {score: by_name(names, metrics[score].per_group()) for score in ("dice", "jaccard")}
+        return found

@@ -15,6 +15,7 @@ from ..protocols import Batch, Target
 from .base import BaseTask, by_name
 from .grouping import Grouping
 from .registry import register_task
+from .scoring import EMPTY, Aggregate, check_scoring
 
 
 @register_task("universal_segmentation")
@@ -30,6 +31,7 @@ class UniversalSegmentation(BaseTask):
         structures: the C classes' names, the background first; () is background and foreground.
         class_weight, mask_weight, dice_weight, no_object_weight, num_points: see `losses.Mask2FormerLoss`.
         group_by: a label column of the data set: metrics are told for each value.
+        empty, aggregate: of the metrics, as in `BinarySegmentation`; the loss matches what is there.
     """
 
     headline: ClassVar[str] = "jaccard"
@@ -39,7 +41,6 @@ class UniversalSegmentation(BaseTask):
         name: str,
         column: int,
         *,
-        class_names: Sequence[str] = (),
         groups: Mapping[str, Sequence[str]] | None = None,
         structures: Sequence[str] = (),
         class_weight: float = 2.0,
@@ -48,8 +49,12 @@ class UniversalSegmentation(BaseTask):
         no_object_weight: float = 0.1,
         num_points: int = 12544,
         group_by: str = "",
+        empty: str = "one",
+        aggregate: Aggregate = "image",
     ):
         super().__init__(name, column)
+        check_scoring(name, empty, aggregate)
+        self.empty, self.aggregate = empty, aggregate
         if isinstance(structures, str) or len(structures) == 1:
             raise ValueError(
                 f"task {name!r}: `structures` must list the background and the classes; got {structures!r}."
@@ -97,7 +102,8 @@ class UniversalSegmentation(BaseTask):
         """`dice` and `jaccard` over the classes but the background."""
         from ..metrics import segmentation_metrics
 
-        return segmentation_metrics(len(self.structures) - 1, groups=len(self.grouping))
+        counted, empty = len(self.structures) - 1, EMPTY[self.empty]
+        return segmentation_metrics(counted, groups=len(self.grouping), empty=empty, aggregate=self.aggregate)
 
     def update(self, metrics: Any, output: Any, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""

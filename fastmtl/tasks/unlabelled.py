@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,14 +20,7 @@ class Reconstruction(BaseTask):
 
     target: Target = Target("none")
 
-    def __init__(
-        self,
-        name: str,
-        column: int,
-        *,
-        class_names: Sequence[str] = (),
-        groups: Mapping[str, Sequence[str]] | None = None,
-    ):
+    def __init__(self, name: str, column: int):
         super().__init__(name, column)
         self.output = Output("image", 3)
         self.criterion = losses.MSELoss()
@@ -70,8 +62,6 @@ class Contrastive(BaseTask):
         name: str,
         column: int,
         *,
-        class_names: Sequence[str] = (),
-        groups: Mapping[str, Sequence[str]] | None = None,
         temperature: float = 0.1,
         dimensions: int = 128,
     ):

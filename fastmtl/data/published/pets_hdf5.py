@@ -79,7 +79,7 @@ def _centred(edges: np.ndarray) -> tuple[float, float, float, float] | None:
 
 
 def _open(file: Path) -> Any:
-    h5py = require("h5py", "reading HDF5 files")
+    h5py = require("h5py", "reading HDF5 files", "wsi")
     try:
         return h5py.File(file, "r")
     except OSError as error:

@@ -1,0 +1,133 @@
+"""What does not fit, in one line before a run folder exists: maps, sizes, packages that are missing or broken."""
+
+import importlib.metadata
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from _published import write_ebhi, write_gi_tract
+from _tiles import write_image
+
+from fastmtl import extras, tasks
+from fastmtl.cli import main
+from fastmtl.data import Tile, check_tiles, read_tile_folder, wrong_maps
+from fastmtl.protocols import Target
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--scale", "tiny"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    gi_tract = write_gi_tract(root / "gi", cases=range(1, 7), size=(32, 32))
+    return {"gi_tract": gi_tract, "mask2tasks": write_ebhi(root / "ebhi")}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "says"),
+    [
+        ("gi_tract/small", ["--set", 'tasks.organs.structures=["a","b"]'], r"\(a, b\): .*slice_0001.*has 3 channels"),
+        ("gi_tract/small", ["--set", 'tasks.organs.structures=["a","b","c","d"]'], "has 3 channels, and each"),
+        (
+            "mask2tasks/uniform",
+            ["--set", 'tasks.segmentation.structures=["background","a","b"]'],
+            r"label/GT\S+ holds 255, and class indices are 0 to 2",
+        ),
+        ("mask2tasks/uniform", ["--size", "48"], "data.size is 48, and mask2tasks takes multiples of 32; 64 is the"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_told_before_training(recipe, options, says, folders, tmp_path, capsys):
+    if recipe.startswith("mask2tasks"):
+        pytest.importorskip("transformers", reason="extra models is not installed")
+    out = tmp_path / "run"
+    assert (
+        main(["train", recipe, "--data", str(folders[recipe.split("/")[0]]), "--out", str(out), *TINY, *options]) == 1
+    )
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(says, last)
+    assert len(last) < 500  # no run-length codes in it
+    assert not out.exists()
+
+
+def test_masks_of_zero_and_one_are_no_empty_masks(tmp_path):
+    root = write_ebhi(tmp_path / "tiles")
+    tiles = read_tile_folder(root).tiles
+    assert wrong_maps(tiles, Target("mask"), 1) is None
+    for path in root.glob("*/label/*.png"):
+        write_image(path, (np.arange(64 * 64).reshape(64, 64) % 2).astype(np.uint8))
+    assert "no value above 1, and pixels above 127 are foreground" in wrong_maps(tiles, Target("mask"), 1)
+    assert wrong_maps(tiles, Target("classes"), 2) is None
+    write_image(tiles[3].mask, np.full((64, 64), 255, np.uint8))
+    assert wrong_maps(tiles, Target("classes"), 2, ignore_index=255) is None
+    assert "holds 255" in wrong_maps(tiles, Target("classes"), 2)
+    assert wrong_maps(tiles, Target("mask"), 1) is None  # a foreground shows somewhere
+
+
+def test_extras_are_those_of_the_project():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    modules = {
+        "pillow": "PIL",
+        "scikit-learn": "sklearn",
+        "segmentation-models-pytorch": "segmentation_models_pytorch",
+        "nvidia-dali-cuda130": "nvidia",
+        "openslide-python": "openslide",
+        "tomli-w": "tomli_w",
+    }
+    for extra in ("train", "models", "wsi"):
+        for requirement in declared[extra]:
+            name = re.match(r"[\w.-]+", requirement)[0]
+            if name != "openslide-bin":  # openslide imports it
+                assert extras.install_command(modules.get(name, name)) == f"pip install 'fastmtl[{extra}]'", name
+    for path in (ROOT / "fastmtl").rglob("*.py"):
+        for module, given in re.findall(
+            r'\brequire\(\s*"([\w.]+)",[^()]*?"[^"]*"(?:,\s*(?:extra=)?"(\w+)")?', path.read_text()
+        ):
+            assert extras.install_command(module) == f"pip install 'fastmtl[{given or 'train'}]'", f"{path}: {module}"
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("numba", "numba is not installed: pip install 'fastmtl[train]'"),
+        ("scipy", "scipy is not installed: pip install 'fastmtl[models]'"),
+        ("somebodys", "No module named 'somebodys'"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_has_it(module, says, monkeypatch, capsys):
+    def missing(arguments):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setitem(sys.modules["fastmtl.cli"]._COMMANDS, "models", missing)
+    assert main(["models"]) == 1
+    assert capsys.readouterr().err == f"fastmtl: {says}\n"
+
+
+def test_a_missing_package_damages_no_tile(tmp_path):
+    class NeedsMore:
+        def draw(self):
+            raise ModuleNotFoundError("No module named 'numba'", name="numba")
+
+    image = write_image(tmp_path / "image.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ModuleNotFoundError, match="numba"):
+        check_tiles([Tile("one", image, NeedsMore(), 0, "P")])
+
+
+def test_a_broken_packages_task_is_named(monkeypatch):
+    broken = importlib.metadata.EntryPoint("broken", "no_such_package_here:Task", "fastmtl.tasks")
+    monkeypatch.setattr(
+        tasks.registry, "entry_points", lambda group, name="broken": [broken] if name == "broken" else []
+    )
+    with pytest.raises(ValueError, match="task kind 'broken' of package no_such_package_here:Task cannot be loaded"):
+        tasks.create_task("broken", "it", 0)
+
+
+def test_scale_of_train_is_the_recipes(capsys):
+    assert main(["train", "unet_multi/mtl", "--scale=tiny", "--batch-size", "3", "--print-config"]) == 0
+    recipe = tomllib.loads(capsys.readouterr().out)
+    assert (recipe["data"]["size"], recipe["data"]["batch_size"], recipe["training"]["epochs"]) == (32, 3, 1)
+    assert main(["train", "unet_multi/mtl", "--scale", "huge", "--print-config"]) == 1
+    assert "has no scale 'huge'; it has tiny, small, full" in capsys.readouterr().err
