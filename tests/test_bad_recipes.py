@@ -13,7 +13,8 @@ from _tiles import write_image
 
 from fastmtl import extras, tasks
 from fastmtl.cli import main
-from fastmtl.data import Tile, check_tiles, read_tile_folder, wrong_maps
+from fastmtl.data import RunLengths, Tile, TileReadError, check_tiles, read_tile_folder, wrong_maps
+from fastmtl.data.faults import Faults
 from fastmtl.protocols import Target
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +115,14 @@ def test_a_missing_package_damages_no_tile(tmp_path):
     image = write_image(tmp_path / "image.png", np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ModuleNotFoundError, match="numba"):
         check_tiles([Tile("one", image, NeedsMore(), 0, "P")])
+
+
+def test_a_damaged_code_is_told_by_its_images_file():
+    tile = Tile("one", Path("scan.png"), RunLengths("1 2 " * 500, 8, 8), 0, "P")
+    faults = Faults(0.0, 1)
+    with pytest.raises(TileReadError, match=r"tile one cannot be read: scan.png: has 1 channels") as caught:
+        faults.report(0, tile, tile.mask, "has 1 channels, not 2")
+    assert len(str(caught.value)) < 200
 
 
 def test_a_broken_packages_task_is_named(monkeypatch):
