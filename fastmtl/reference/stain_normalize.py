@@ -23,12 +23,8 @@ def concentrations(density: Tensor, vectors: Tensor, convention: Convention) -> 
     return torch.linalg.pinv(complemented(vectors) if convention.solver == "complement" else vectors) @ density
 
 
-def estimate(pixels: Tensor, method: str, convention: Convention, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Stain vectors [3, 2] and the 99th percentiles of their concentrations [2] of RGB 0..255 [3, N].
-
-    kept: bool [N], False for pixels that take part in nothing.
-    """
-    pixels = pixels if kept is None else pixels[:, kept]
+def estimate(pixels: Tensor, method: str, convention: Convention) -> tuple[Tensor, Tensor]:
+    """Stain vectors [3, 2] and the 99th percentiles of their concentrations [2] of RGB 0..255 [3, N]."""
     density = convention.densities()[pixels.long()]
     is_tissue = tissue(pixels, convention)
     if method == "ruifrok":
