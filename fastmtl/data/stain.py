@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ops._stain_backends import passes_of
 from ..ops._stain_fit import Estimate, Stains
-from ..ops._stain_input import check_images, check_inside, readable
+from ..ops._stain_input import check_images, check_inside, is_interleaved, readable
 from ..ops._stain_recipes import Finish, restaining
 from ..ops._stain_run import LAB, Normalised, Run, default_target
 from ..ops.stain_normalize import (
@@ -158,9 +158,7 @@ class StainNormalizer:
             inside = inside[None]
         draws = check_draws(draws, planes)
         result = self._run(planes, slides, inside, Finish(*statistics), dtype, draws, return_stains)
-        if planes.shape != batch.shape:
-            first = [part if part is None else part.permute(0, 2, 3, 1) for part in result[:3]]
-            result = Normalised(*first, *result[3:])  # type: ignore[arg-type]
+        result = result.interleaved() if is_interleaved(batch) else result
         return form.give_all(result) if return_stains else form.give(result.images)
 
     def __call__(
