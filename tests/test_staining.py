@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _slides import write_tiff
+from _stain import tissue
 from _tiles import write_image
 from rich.console import Console
 
 from fastmtl import commands, config, data, staining
+from fastmtl.data import stain_cache
 from fastmtl.data.tissue import ARCHITECTURES, expose, paint, random_stain
 
 
@@ -107,6 +110,24 @@ def test_blank_tiles_make_no_mosaic(tmp_path):
     recipe = _recipe(method="macenko", target="mosaic")
     with pytest.raises(config.ConfigError, match=r"target = \"mosaic\" cannot be used: .*no two stains"):
         staining.fit_slides(staining.build_normalizer(recipe), data.read_tile_folder(tmp_path).tiles, recipe)
+
+
+def test_another_run_reads_no_pixels_of_indexed_slides(tmp_path, monkeypatch):
+    slide = write_tiff(tmp_path / "one.tif", tissue(size=128)[0].permute(1, 2, 0).numpy())
+    data.index_slide(slide)
+    regions = [data.Region(slide, x, y, 64, 64) for x in (0, 64) for y in (0, 64)]
+    tiles = [data.Tile(str(number), region, None, None, "P") for number, region in enumerate(regions)]
+
+    def fitted(method):
+        recipe = _recipe(method=method, min_tissue=50, sample=2)
+        normalizer = staining.build_normalizer(recipe)
+        staining.fit_slides(normalizer, tiles, recipe)
+        return normalizer.slides[str(slide)]
+
+    first = fitted("macenko")
+    monkeypatch.setattr(stain_cache, "open_picture", lambda picture: pytest.fail("looked at again"))
+    assert torch.equal(fitted("macenko").vectors, first.vectors)
+    assert not torch.equal(fitted("ruifrok").vectors, first.vectors)
 
 
 def test_many_slides_are_told_of(tmp_path, monkeypatch):
