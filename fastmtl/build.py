@@ -13,7 +13,6 @@ from . import balance, data, models
 from .config import ConfigError, OptimizerConfig, Recipe, StageConfig
 from .names import check_options
 from .protocols import Balancer, Task, Update
-from .staining import fit_slides
 from .tasks import check_task, create_task
 from .update import PlainUpdate
 from .world import World
@@ -120,9 +119,7 @@ def build_loader(
     stain: data.StainNormalizer | None = None,
 ) -> data.TileLoader:
     """Batches of `folder`: shuffled and augmented for training, in order and as they are otherwise; this rank's part
-    of them, if `world` has several. With `stain`, slides whose stains it does not know are looked at first."""
-    if stain is not None:
-        fit_slides(stain, folder.tiles, recipe)
+    of them, if `world` has several. `stain` has been fitted (`staining.fit_slides`)."""
     config, world = recipe.data, world or World()
     decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
     tiles = _random_patches(recipe, folder) if train and config.patches_per_slide else folder.tiles

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from . import analyses, build, checkpoint, data, datasets, training
+from . import analyses, build, checkpoint, data, datasets, staining, training
 from .config import Recipe
 from .inference import autocast_dtype
 from .inference import evaluate as score
@@ -19,7 +19,6 @@ from .protocols import Task
 from .report import read_run, render, render_comparison
 from .run_folder import RunError, RunFolder
 from .stages import ready_for_use
-from .staining import load_normalizer
 from .tta import Views
 
 
@@ -97,7 +96,7 @@ def evaluate(
         raise RunError(
             f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
         )
-    loader = build.build_loader(recipe, kept, trained.tasks, train=False, device=trained.device, stain=trained.stain)
+    loader = trained.read(kept)
     found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype)
     loader.close()
     return training.summary(recipe, which, found, kept) | {
@@ -131,7 +130,7 @@ def predict(
     if problems:
         raise RunError(f"{len(problems)} of {len(tiles)} images cannot be read, first {problems[0]}.")
     folder = data.Dataset(source, tuple(facts["class_names"]), tuple(tiles))
-    loader = build.build_loader(recipe, folder, tasks, train=False, device=trained.device, stain=trained.stain)
+    loader = trained.read(folder)
     count = write_predictions(model, tasks, (batch.to(trained.device) for batch in loader), tiles, out)
     loader.close()
     return count
@@ -199,6 +198,12 @@ class _Trained(NamedTuple):
     dtype: torch.dtype | None
     stain: data.StainNormalizer | None
 
+    def read(self, folder: data.Dataset) -> data.TileLoader:
+        """Batches of it, in order; slides whose stains are not known are looked at first."""
+        if self.stain is not None:
+            staining.fit_slides(self.stain, folder.tiles, self.recipe)
+        return build.build_loader(self.recipe, folder, self.tasks, train=False, device=self.device, stain=self.stain)
+
 
 def _load(path: Path, which: Literal["best", "last"], device_name: str, tta: Sequence[str] | None) -> _Trained:
     run = RunFolder(path)
@@ -211,7 +216,7 @@ def _load(path: Path, which: Literal["best", "last"], device_name: str, tta: Seq
     if views := recipe.training.tta if tta is None else tta:
         model = Views(model, tasks, views)
     dtype = autocast_dtype(recipe.training.precision, device)
-    return _Trained(recipe, facts, tasks, model, device, dtype, load_normalizer(path))
+    return _Trained(recipe, facts, tasks, model, device, dtype, staining.load_normalizer(path, recipe))
 
 
 def _classes(trained: _Trained) -> dict[str, list[str]]:

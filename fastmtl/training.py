@@ -61,6 +61,9 @@ def _run_together(
     tested = f", {_count(splits.test)} for the test" if splits.test.tiles else ""
     console.print(f"data: {root}; {_count(splits.train)} to train, {_count(splits.validation)} held out{tested}")
     console.print(f"split: {splits.origin}")
+    if stain is not None:
+        for part in (splits.train, splits.validation, splits.test):  # a mosaic is made of the first alone
+            staining.fit_slides(stain, part.tiles, recipe, world, console)
     tasks = build.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
     datasets.check_maps(tasks, (splits.train, splits.validation, splits.test))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
+K = TypeVar("K")
 T = TypeVar("T")
 _PATIENCE = timedelta(minutes=10)  # for a rank that lives and does not answer; one that is gone is noticed at once
 
@@ -76,6 +77,13 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(told, src=0)
         return told[0]
+
+    def gather_entries(self, own: Mapping[K, T]) -> dict[K, T]:
+        """The entries of all ranks, for everybody; of a key that several have, the last rank's."""
+        parts: list[Mapping[K, T]] = [own] * self.size
+        if self.size > 1:
+            dist.all_gather_object(parts, dict(own))
+        return {key: value for part in parts for key, value in part.items()}
 
     def sum(self, values: Tensor) -> Tensor:
         """Over the ranks; a new tensor."""

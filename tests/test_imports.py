@@ -61,9 +61,9 @@ ALLOWED = {
     "predict": {"data", "evaluation", "protocols", "run_folder"},
     "evaluation": {"data", "metrics", "protocols"},
     "datasets": {"config", "data", "names", "protocols"},
-    "staining": {"config", "data", "names"},
+    "staining": {"config", "data", "names", "world"},
     "analyses": {"build", "config", "data", "protocols", "run_folder"},
-    "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols", "staining", "world"},
+    "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols", "world"},
     "report": {"extras", "run_folder"},
     "doctor": {"ops", "run_folder"},
     "training": {

@@ -9,9 +9,9 @@ from _stain import tissue
 from _tiles import shared_data
 from PIL import Image
 
-from fastmtl import ops
+from fastmtl import data, ops
 from fastmtl.ops import _backends
-from fastmtl.ops._stain_fit import eigenvectors, estimate, table
+from fastmtl.ops._stain_fit import Stains, are_two, eigenvectors, estimate, table
 from fastmtl.ops._stain_input import METHODS, new_output, readable
 from fastmtl.ops._stain_primitives import CppPasses, TorchPasses
 from fastmtl.reference import stain_normalize as exact
@@ -153,6 +153,25 @@ def test_odd_tiles_never_raise_and_never_give_nan(method, convention):
             assert result.fell_back.tolist() == [True] * 5 + [hidden] * 2
         if hidden:
             assert (result.images == 240).all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("method", ["macenko", "vahadane"])
+def test_noise_about_one_colour_is_no_two_stains(method, backend):
+    noise = torch.randint(-2, 3, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    tile = (torch.tensor([120, 60, 140])[:, None, None] + noise).byte()
+    assert ops.stain_normalize(tile, method, backend=backend, return_stains=True).fell_back.all()
+    statistics = data.StainStatistics()
+    statistics.update(tile)
+    assert statistics.estimate(method) is None
+
+
+def test_two_stains_need_an_angle_an_amount_and_numbers():
+    good = torch.nn.functional.normalize(torch.tensor(HEMATOXYLIN_EOSIN).double(), dim=0)
+    close = torch.nn.functional.normalize(torch.stack([good[:, 0], good[:, 0] + 0.02 * good[:, 1]], 1), dim=0)
+    vectors = torch.stack([good, close, good, good * torch.nan])
+    maxima = torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, 0.005], [1.0, 1.0]]).double()
+    assert are_two(Stains(vectors, maxima)).tolist() == [True, False, False, False]
 
 
 def test_fallbacks_and_their_mask():

@@ -50,8 +50,10 @@ if TYPE_CHECKING:
         split_by_groups,
     )
     from .stain import StainNormalizer
+    from .stain_cache import slide_statistics
+    from .stain_files import StainFileError
     from .stain_graph import stain_numba_function
-    from .stain_statistics import StainFileError, StainStatistics
+    from .stain_statistics import StainStatistics
     from .stain_targets import mosaic_target, standardize_luminosity
     from .synthetic import generate
     from .synthetic_slides import generate_slides
@@ -120,8 +122,9 @@ _HOME = {
     "split_by_column": "splits",
     "split_by_groups": "splits",
     "StainNormalizer": "stain",
-    "StainFileError": "stain_statistics",
+    "StainFileError": "stain_files",
     "StainStatistics": "stain_statistics",
+    "slide_statistics": "stain_cache",
     "stain_numba_function": "stain_graph",
     "mosaic_target": "stain_targets",
     "standardize_luminosity": "stain_targets",
@@ -195,6 +198,7 @@ __all__ = [
     "read_tile_folder",
     "register_format",
     "save_split",
+    "slide_statistics",
     "slides_of",
     "split_by_column",
     "split_by_groups",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..ops._stain_backends import passes_of
 from ..ops._stain_fit import Estimate, Stains
-from ..ops._stain_input import check_images, check_inside, readable
+from ..ops._stain_input import check_images, check_inside, is_interleaved, readable
 from ..ops._stain_recipes import Finish, restaining
 from ..ops._stain_run import LAB, Normalised, Run, default_target
 from ..ops.stain_normalize import (
@@ -24,8 +24,9 @@ from ..ops.stain_normalize import (
     resolve_target,
 )
 from .stain_checks import check_augmentation, check_colour, check_draws, check_slides
+from .stain_files import StainFileError, pack, read_arrays, unpack, write_arrays
 from .stain_pictures import as_batch
-from .stain_statistics import StainFileError, StainStatistics, read_arrays, write_arrays
+from .stain_statistics import StainStatistics, collected
 
 _KIND = "stain normalizer"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -50,6 +51,7 @@ class StainNormalizer:
 
     Attributes:
         augments: whether draws change anything; where they do not, a loader gives none.
+        has_stains: False for Reinhard's methods, which move colours as a whole.
         slides: key -> `Stains` (vectors float64 [1, 3, 2], 99th percentiles [1, 2]).
         fell_back: bool [B] of the last call: tiles that had no estimate of their own where one was needed.
 
@@ -79,12 +81,13 @@ class StainNormalizer:
             raise ValueError(f"`per` must be 'slide', 'tile' or 'batch'; got {per!r}.")
         if method in LAB and per != "tile":
             raise ValueError(f"`per` must be 'tile' for {method}, which has no stains to share; got {per!r}.")
+        self.has_stains = method not in LAB
         sigmas = check_augmentation(augmentation)
         self.method, self.convention, self.per = method, convention, per
         self.min_tissue, self.fallback, self.backend = min_tissue, fallback, backend
-        self.augmentation, self.augments = sigmas, method not in LAB and max(sigmas) > 0
+        self.augmentation, self.augments = sigmas, self.has_stains and max(sigmas) > 0
         self.target: Any = None
-        if target is not None or method not in LAB:
+        if target is not None or self.has_stains:
             self.target = resolve_target(target, method, self._convention, backend)
         self.slides: dict[str, Stains] = {}
         self.fell_back = torch.zeros(0, dtype=torch.bool)
@@ -94,32 +97,34 @@ class StainNormalizer:
         return f"StainNormalizer({self.method!r}, convention={self.convention!r}, per={self.per!r}: {fitted})"
 
     def fit(self, image: Any) -> StainNormalizer:
-        """Take the target from an image, uint8 [3, H, W] or [H, W, 3], an array or a PIL image, or from its numbers.
-        Returns itself."""
-        self.target = resolve_target(image, self.method, self._convention, self.backend)
+        """Take the target from an image, uint8 [3, H, W] or [H, W, 3], an array or a PIL image, or from its numbers; or
+        from `StainStatistics` of many images, as from a mosaic of them all. Returns itself."""
+        if isinstance(image, StainStatistics):
+            found = self._estimate(image)
+            if found is None:
+                raise ValueError("`image` holds no two stains in tissue enough for a target. Choose other images.")
+            self.target = found
+        else:
+            self.target = resolve_target(image, self.method, self._convention, self.backend)
         return self
 
     def fit_slide(self, key: str, tiles: Any) -> bool:
         """Store the stains of a slide, from tiles [B, 3, H, W] or [B, H, W, 3], any number of batches or single tiles
         (tensors, arrays, PIL images), or `StainStatistics` that were collected before. False where these hold no two
         stains; nothing is stored then."""
-        if self.method in LAB:
-            raise ValueError(f"{self.method} has no stains of a slide. Use per='tile'.")
-        if isinstance(tiles, StainStatistics):
-            if tiles.convention != self.convention:
-                raise ValueError(
-                    f"`tiles` were collected for convention {tiles.convention!r}; this one has {self.convention!r}."
-                )
-            statistics = tiles
-        else:
-            statistics = StainStatistics(self.convention)
-            several = isinstance(tiles, Iterable) and not isinstance(tiles, Tensor | np.ndarray)
-            for batch in tiles if several else [tiles]:
-                statistics.update(batch)
-        found = statistics.estimate(self.method, self.min_tissue)
+        found = self._estimate(tiles if isinstance(tiles, StainStatistics) else collected(tiles, self.convention))
         if found is not None:
             self.slides[key] = found
         return found is not None
+
+    def _estimate(self, statistics: StainStatistics) -> Stains | None:
+        if not self.has_stains:
+            raise ValueError(f"{self.method} has no stains to estimate. Use per='tile', and an image as target.")
+        if statistics.convention != self.convention:
+            raise ValueError(
+                f"the statistics are of convention {statistics.convention!r}; this one has {self.convention!r}."
+            )
+        return statistics.estimate(self.method, self.min_tissue)
 
     def transform(
         self,
@@ -153,9 +158,7 @@ class StainNormalizer:
             inside = inside[None]
         draws = check_draws(draws, planes)
         result = self._run(planes, slides, inside, Finish(*statistics), dtype, draws, return_stains)
-        if planes.shape != batch.shape:
-            first = [part if part is None else part.permute(0, 2, 3, 1) for part in result[:3]]
-            result = Normalised(*first, *result[3:])  # type: ignore[arg-type]
+        result = result.interleaved() if is_interleaved(batch) else result
         return form.give_all(result) if return_stains else form.give(result.images)
 
     def __call__(
@@ -202,14 +205,14 @@ class StainNormalizer:
     ) -> Normalised:
         if self.target is None:
             raise ValueError(f"{self.method} has no target yet: call `fit` with an image first.")
-        if draws is not None and self.method in LAB:
+        if draws is not None and not self.has_stains:
             raise ValueError(f"`draws` augment stains, and {self.method} has none. Leave them out.")
         slides = check_slides(slides, planes)
         pixels, passes = readable(planes, check_inside(inside, planes)), passes_of(planes, self.backend)
         policy = "reference" if self.fallback == "slide" else self.fallback
         run = Run(self.method, self._convention, self.target, self.min_tissue, policy, dtype)
         given, missing = None, None
-        if self.method not in LAB:
+        if self.has_stains:
             stored = self._stored(slides, planes.device)
             known = all(key in self.slides for key in slides)
             if self.per == "slide" and known:
@@ -238,7 +241,7 @@ class StainNormalizer:
     ) -> Tensor:
         """Float32 [B, 44]: what the apply pass reads for tiles of stored slides, for a graph that applies them itself
         (`data.stain_numba_function`). A slide that is not stored gives the target's own stains."""
-        if self.method in LAB:
+        if not self.has_stains:
             raise ValueError(f"{self.method} has no stains and no such recipes.")
         stored = self._stored(slides, torch.device("cpu"))
         wrong = ~stored.valid
@@ -266,16 +269,10 @@ class StainNormalizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write target, options and the slides' stains to one .npz file, without pickle."""
-        keys = list(self.slides)
-        empty = np.zeros((0, 3, 2)), np.zeros((0, 2))
         options = {name: np.array(getattr(self, name)) for name in _OPTIONS}
-        stains = {
-            "vectors": np.concatenate([self.slides[key].vectors.cpu().numpy() for key in keys]) if keys else empty[0],
-            "maxima": np.concatenate([self.slides[key].maxima.cpu().numpy() for key in keys]) if keys else empty[1],
-        }
         target = [] if self.target is None else [part.cpu().numpy() for part in self.target]
         parts = {f"target_{number}": part for number, part in enumerate(target)}
-        write_arrays(path, {"kind": np.array(_KIND), "slides": np.array(keys, dtype=str), **options, **stains, **parts})
+        write_arrays(path, {"kind": np.array(_KIND), **options, **pack(self.slides), **parts})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> StainNormalizer:
@@ -285,9 +282,7 @@ class StainNormalizer:
             target = [torch.from_numpy(arrays[name]) for name in ("target_0", "target_1") if name in arrays]
             options = {name: arrays[name].tolist() for name in _OPTIONS}
             made = cls(**options, target=tuple(target) or None, backend=backend)
-            rows = zip(arrays["vectors"], arrays["maxima"], strict=True)
-            stains = [Stains(*(torch.from_numpy(part)[None] for part in row)) for row in rows]
-            made.slides = dict(zip(arrays["slides"].tolist(), stains, strict=True))
+            made.slides = unpack(arrays)
         except (KeyError, ValueError, TypeError) as error:
             raise StainFileError(f"{path} is damaged ({error}). Fit again.") from error
         return made

@@ -5,25 +5,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from ..ops._stain_fit import Stains
 from ..ops._stain_input import check_images, check_inside
 from ..ops._stain_pooled import from_colours
 from ..ops.stain_normalize import MIN_TISSUE, check_method, stain_colours
+from .stain_files import StainFileError, read_arrays, write_arrays
 from .stain_pictures import as_batch
 
-FORMAT = 1
-
-
-class StainFileError(UserError, RuntimeError):
-    """A stain file that is missing, damaged, or of another version."""
+_KIND = "stain statistics"
 
 
 class StainStatistics:
@@ -105,27 +100,33 @@ class StainStatistics:
         found = from_colours(self.colours, method, chosen, min_tissue)
         return found.stains if bool(found.valid) else None
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz file, without pickle."""
-        write_arrays(
-            path,
-            {
-                "kind": np.array("stain statistics"),
-                "convention": np.array(self.convention),
-                "colours": self.colours.numpy(),
-            },
-        )
+    def save(self, path: str | os.PathLike[str], source: str = "") -> None:
+        """Write an .npz file, without pickle. `source`: what was counted, in any words, for `load` to compare."""
+        words = {"kind": _KIND, "convention": self.convention, "source": source}
+        write_arrays(path, {name: np.array(word) for name, word in words.items()} | {"colours": self.colours.numpy()})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> StainStatistics:
-        """Raises StainFileError for a file that is missing, damaged, of another kind or another version."""
-        arrays = read_arrays(path, "stain statistics")
+    def load(cls, path: str | os.PathLike[str], source: str | None = None) -> StainStatistics:
+        """Raises StainFileError for a file that is missing, damaged, of another kind or version, or, where `source` is
+        given, of another source."""
+        arrays = read_arrays(path, _KIND)
         try:
+            if source not in (None, str(arrays.get("source", ""))):
+                raise StainFileError(f"{path} holds the statistics of something else. Collect them again.")
             made = cls(str(arrays["convention"]))
             made.colours = torch.from_numpy(np.ascontiguousarray(arrays["colours"], np.int64)).reshape(-1, 9)
         except (KeyError, ValueError) as error:
             raise StainFileError(f"{path} is damaged ({error}). Collect the statistics again.") from error
         return made
+
+
+def collected(tiles: Any, convention: str) -> StainStatistics:
+    """Of one batch, or of any number of batches or single images."""
+    statistics = StainStatistics(convention)
+    several = isinstance(tiles, Iterable) and not isinstance(tiles, Tensor | np.ndarray)
+    for batch in tiles if several else [tiles]:
+        statistics.update(batch)
+    return statistics
 
 
 def pooled(parts: Iterable[StainStatistics]) -> StainStatistics:
@@ -144,36 +145,3 @@ def _added(parts: list[Tensor]) -> Tensor:
     keys, where = torch.unique(rows[:, 0], return_inverse=True)
     sums = torch.zeros(len(keys), 8, dtype=torch.int64).index_add_(0, where, rows[:, 1:])
     return torch.cat([keys[:, None], sums], 1)
-
-
-def write_arrays(path: str | os.PathLike[str], arrays: dict[str, np.ndarray]) -> None:
-    """An .npz with its version; whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, format=np.array(FORMAT), **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
-
-
-def read_arrays(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray]:
-    """Raises StainFileError; never unpickles."""
-    try:
-        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        version, found = int(arrays["format"]), str(arrays["kind"])
-    except FileNotFoundError:
-        raise StainFileError(f"there is no stain file at {path}.") from None
-    except OSError as error:
-        raise StainFileError(f"{path} cannot be read: {error}.") from error
-    except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
-        # Not in numpy's words, which advise to unpickle it.
-        raise StainFileError(f"{path} is no stain file, or a damaged one. Fit again.") from error
-    if version != FORMAT:
-        raise StainFileError(
-            f"{path} has version {version} and this fastmtl reads version {FORMAT}. Fit again, or install the fastmtl "
-            "that wrote it."
-        )
-    if found != kind:
-        raise StainFileError(f"{path} holds {found}, not {kind}.")
-    return arrays

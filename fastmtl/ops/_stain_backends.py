@@ -11,7 +11,7 @@ from ..reference import stain_normalize as exact
 from ..reference.stain_conventions import Convention
 from ..reference.stain_vectors import tissue
 from . import _backends
-from ._stain_fit import LEAST_CONCENTRATION, LEAST_SINE_SQUARE, LEAST_SPREAD, Estimate, Stains
+from ._stain_fit import LEAST_SPREAD, Estimate, Stains, are_two
 from ._stain_input import Pixels
 from ._stain_primitives import CppPasses, Passes
 
@@ -55,8 +55,8 @@ def _exact(
     if method != "ruifrok" and density.var(1, correction=0).sum() <= LEAST_SPREAD:
         return nothing
     vectors, maxima = exact.estimate(rgb, method, convention)
-    two = vectors.square().sum(0).prod() - (vectors[:, 0] @ vectors[:, 1]) ** 2 > LEAST_SINE_SQUARE
-    return (vectors, maxima, torch.tensor(True)) if two and (maxima > LEAST_CONCENTRATION).all() else nothing
+    two = are_two(Stains(vectors[None], maxima[None]))[0]
+    return (vectors, maxima, two) if two else nothing
 
 
 _BYTES = (torch.uint8,)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference.stain_conventions import HEMATOXYLIN_EOSIN, RUIFROK, Convention
+from ..reference.stain_conventions import DICTIONARY_PENALTY, HEMATOXYLIN_EOSIN, RUIFROK, Convention
 from ..reference.stain_vectors import codes, vahadane_vectors
 from . import _backends
 from ._stain_input import Pixels
 from ._stain_primitives import Mask, Passes
 
-PENALTY = 0.1
 _ITERATIONS, _TOLERANCE = 2000, 1e-6
 # Stains as most slides have them, Ruifrok's, and a pair far from both.
 STARTS = (HEMATOXYLIN_EOSIN, RUIFROK, ((0.8, 0.1), (0.5, 0.7), (0.3, 0.7)))
@@ -50,17 +49,15 @@ def tissue_densities(colours: Tensor, convention: Convention) -> tuple[Tensor, T
     return mean_densities(kept[:, 0], kept[:, 5:], convention), kept[:, 5].double()
 
 
-def dictionary(
-    density: Tensor, weight: Tensor, penalty: float = PENALTY, starts: tuple[object, ...] = STARTS
-) -> Tensor:
+def dictionary(density: Tensor, weight: Tensor, starts: tuple[object, ...] = STARTS) -> Tensor:
     """The best of the dictionaries that the starts lead to, float64 [3, 2] on the CPU."""
     if len(density) == 0:
         return torch.tensor(HEMATOXYLIN_EOSIN, dtype=torch.float64)
     density, weight = density.cpu(), weight.cpu().contiguous()
     coarse = _coarser(density, weight)
-    runs = [_run(*coarse, penalty, torch.tensor(start, dtype=torch.float64)) for start in starts]
+    runs = [_run(*coarse, torch.tensor(start, dtype=torch.float64)) for start in starts]
     best = min(runs, key=lambda run: run[0])[1]
-    return _run(density, weight, penalty, best)[1]
+    return _run(density, weight, best)[1]
 
 
 def _coarser(density: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,9 +69,9 @@ def _coarser(density: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return sums / total[:, None], total
 
 
-def _run(density: Tensor, weight: Tensor, penalty: float, start: Tensor) -> tuple[float, Tensor]:
+def _run(density: Tensor, weight: Tensor, start: Tensor) -> tuple[float, Tensor]:
     """Objective and atoms [3, 2]."""
-    start = torch.nn.functional.normalize(start, dim=0)
+    start, penalty = torch.nn.functional.normalize(start, dim=0), DICTIONARY_PENALTY
     if _backends.missing("cpp"):
         atoms = vahadane_vectors(density.T, weight, penalty, _ITERATIONS, _TOLERANCE, start)
         c = codes(density.T, atoms, penalty)

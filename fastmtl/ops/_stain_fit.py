@@ -10,13 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference.stain_conventions import RUIFROK, Convention
+from ..reference.stain_conventions import ANGLES, LASSO_PENALTY, LUMINANCE, RUIFROK, Convention
 from ..reference.stain_vectors import linear, luminance_limit, ordered, stretched
 from ._stain_input import Pixels
 from ._stain_primitives import ANGLE_BINS, CONCENTRATION_BINS, Mask, Passes
 
-LASSO_PENALTY = 0.01  # of the concentrations, as StainTools
-_LUMINANCE = (0.212671, 0.715160, 0.072169)
 LEAST_SINE_SQUARE = 1e-3  # two vectors less than 1.8 degrees apart are one stain
 LEAST_CONCENTRATION = 1e-2
 LEAST_SPREAD = 1e-3  # variance of the density, its three channels together: below, the tissue is of one colour
@@ -60,7 +58,7 @@ def mask_of(pixels: Pixels, convention: Convention) -> Mask:
         amounts = torch.ones_like(flat) if kept is None else kept[:, None].expand(-1, 3, -1).flatten(1).long()
         counts = torch.zeros(pixels.batch, 256, dtype=torch.int64, device=device).scatter_add_(1, flat, amounts)
         levels = torch.stack([stretched(row) for row in counts])
-    weights = torch.tensor(_LUMINANCE, dtype=torch.float64, device=device)
+    weights = torch.tensor(LUMINANCE, dtype=torch.float64, device=device)
     tables = (linear(levels)[:, None] * weights[:, None]).float().contiguous()
     return Mask(3, tables=tables, threshold=luminance_limit(convention.threshold))
 
@@ -163,7 +161,6 @@ def estimate(
     convention: Convention,
     *,
     min_tissue: int,
-    percentile: float = 1.0,
     pooled: bool = False,
 ) -> Estimate:
     """Stains of every image, or with `pooled` one for all of them together ([1, ...])."""
@@ -181,7 +178,7 @@ def estimate(
         counts = passes.angles(pixels, densities, mask, on_device, least)
         counts = counts.sum(0, keepdim=True, dtype=torch.int64) if pooled else counts
         enough = counts.sum(1) >= min_tissue
-        ends = torch.tensor([percentile / 100, 1 - percentile / 100], dtype=torch.float64, device=counts.device)
+        ends = torch.tensor(ANGLES, dtype=torch.float64, device=counts.device)
         places = quantiles(counts, ends.expand(len(counts), 2), convention.nearest)
         vectors = ordered((from_diamond(places) @ basis).mT, convention)
     else:
@@ -189,10 +186,14 @@ def estimate(
 
         vectors = ordered(vahadane(passes, pixels, mask, convention, pooled), convention)
         vectors = torch.nn.functional.normalize(vectors, dim=1)
-    product, own = (vectors[..., 0] * vectors[..., 1]).sum(1), vectors.square().sum(1)
     if method != "ruifrok":
         enough = enough & (spread(moments) > LEAST_SPREAD)
-    two = own.prod(1) - product**2 > LEAST_SINE_SQUARE
-    found = maxima(passes, pixels, vectors, convention, pooled)
-    valid = enough & two & (found > LEAST_CONCENTRATION).all(1) & vectors.isfinite().all((1, 2))
-    return Estimate(Stains(vectors, found), valid)
+    found = Stains(vectors, maxima(passes, pixels, vectors, convention, pooled))
+    return Estimate(found, enough & are_two(found))
+
+
+def are_two(stains: Stains) -> Tensor:
+    """Bool [B]: whether the vectors are finite and of two stains, both of which there is some of."""
+    own, product = stains.vectors.square().sum(1), stains.vectors.prod(2).sum(1)
+    apart = own.prod(1) - product**2 > LEAST_SINE_SQUARE
+    return apart & (stains.maxima > LEAST_CONCENTRATION).all(1) & stains.vectors.isfinite().all((1, 2))

@@ -18,7 +18,7 @@ _CHUNK = 65536
 _SPACES = {"cie": (0, False), "cie 8 bit": (0, True), "ruderman": (1, False)}
 
 
-def statistics(pixels: Pixels, convention: Convention, on_cpu: bool, pooled: bool = False) -> tuple[Tensor, Tensor]:
+def statistics(pixels: Pixels, convention: Convention, on_cpu: bool) -> tuple[Tensor, Tensor]:
     """Means and standard deviations of the three channels, float64 [B, 3] each, over what is inside; and see
     `valid`."""
     space, eight_bit = _SPACES[str(convention.lab)]
@@ -33,7 +33,6 @@ def statistics(pixels: Pixels, convention: Convention, on_cpu: bool, pooled: boo
         kept = torch.ones_like(lab[:, 0]) if kept is None else kept.double()
         weighted = lab * kept[:, None]
         sums = torch.cat([kept.sum(1, keepdim=True), weighted.sum(2), (weighted * lab).sum(2)], 1)
-    sums = sums.sum(0, keepdim=True) if pooled else sums
     number = sums[:, :1].clamp(min=2)
     mean = sums[:, 1:4] / number
     variance = (sums[:, 4:] - number * mean**2) / (number - 1 if convention.unbiased else number)

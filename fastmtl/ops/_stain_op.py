@@ -74,9 +74,8 @@ def _run(
     made = run(passes, pixels, given, Finish(mean, std), separate=separate)
     if not return_stains:
         return [made.images]
-    # An op's outputs share no memory with its inputs or each other.
-    numbers = [part.clone() for part in (made.fell_back, made.stain_matrix, made.max_concentration) if part is not None]
-    return [made.images, *numbers, *(part for part in (made.hematoxylin, made.eosin) if part is not None)]
+    parts = (made.images, made.fell_back, made.stain_matrix, made.max_concentration, made.hematoxylin, made.eosin)
+    return [part for part in parts if part is not None]
 
 
 def _fake(

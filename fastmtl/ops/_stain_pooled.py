@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference.stain_conventions import RUIFROK, Convention
+from ..reference.stain_conventions import ANGLES, RUIFROK, Convention
 from ..reference.stain_normalize import concentrations as exact_concentrations
 from ..reference.stain_vectors import ordered
 from ._stain_dictionary import dictionary, mean_densities, tissue_densities
-from ._stain_fit import LEAST_CONCENTRATION, LEAST_SINE_SQUARE, LEAST_SPREAD, Estimate, Stains
+from ._stain_fit import LEAST_SPREAD, Estimate, Stains, are_two
 
 
 def from_colours(colours: Tensor, method: str, convention: Convention, min_tissue: int) -> Estimate:
@@ -26,14 +26,14 @@ def from_colours(colours: Tensor, method: str, convention: Convention, min_tissu
         vectors = torch.nn.functional.normalize(vectors, dim=0)
     everything = mean_densities(colours[:, 0], colours[:, 1:5], convention)
     c = exact_concentrations(everything.T, vectors, convention)[:2]
-    found = torch.stack([_weighted_quantile(row, colours[:, 1], 0.99) for row in c])
+    maxima = torch.stack([_weighted_quantile(row, colours[:, 1], 0.99) for row in c])
     about = density - (density * weight[:, None]).sum(0) / weight.sum().clamp(min=1)
     variance = (about.square().sum(1) * weight).sum() / weight.sum().clamp(min=1)
-    two = vectors.square().sum(0).prod() - (vectors[:, 0] @ vectors[:, 1]) ** 2 > LEAST_SINE_SQUARE
-    valid = (number >= min_tissue) & two & (found > LEAST_CONCENTRATION).all()
+    found = Stains(vectors[None], maxima[None])
+    valid = (number >= min_tissue) & are_two(found)
     if method != "ruifrok":
         valid = valid & (variance > LEAST_SPREAD)
-    return Estimate(Stains(vectors[None], found[None]), valid[None])
+    return Estimate(found, valid)
 
 
 def _macenko(density: Tensor, weight: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def _macenko(density: Tensor, weight: Tensor, convention: Convention) -> tuple[T
         long = t.norm(dim=1) > convention.threshold
         t, weight = t[long], weight[long]
     angle = torch.atan2(t[:, 1], t[:, 0])
-    ends = [_weighted_quantile(angle, weight, q) for q in (0.01, 0.99)]
+    ends = [_weighted_quantile(angle, weight, q) for q in ANGLES]
     vectors = torch.stack([second * end.cos() + leading * end.sin() for end in ends], 1)
     return ordered(vectors, convention), weight.sum()
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..reference.stain_conventions import Convention
+from ..reference.stain_conventions import LASSO_PENALTY, Convention
 from ..reference.stain_normalize import complemented
-from ._stain_fit import LASSO_PENALTY, Stains, inverse, solver
+from ._stain_fit import Stains, inverse, solver
 
 OUTSIDE = 240.0
 """Grey level of what is not `inside`: empty glass."""

@@ -30,7 +30,8 @@ class Normalised(NamedTuple):
         hematoxylin: images of that stain alone, or None.
         eosin: likewise.
         stain_matrix: what each image was unmixed with, float64 [B, 3, 2]: columns hematoxylin, eosin. For Reinhard
-        None. max_concentration: the 99th percentiles of the concentrations, float64 [B, 2]. For Reinhard None.
+            None.
+        max_concentration: the 99th percentiles of the concentrations, float64 [B, 2]. For Reinhard None.
         fell_back: bool [B]: images with too little tissue, or not two stains, for an estimate of their own.
     """
 
@@ -40,6 +41,11 @@ class Normalised(NamedTuple):
     stain_matrix: Tensor | None
     max_concentration: Tensor | None
     fell_back: Tensor
+
+    def interleaved(self) -> Normalised:
+        """With images [B, H, W, 3] of the same memory."""
+        images = [part if part is None else part.permute(0, 2, 3, 1) for part in self[:3]]
+        return Normalised(*images, *self[3:])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

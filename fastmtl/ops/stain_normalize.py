@@ -125,9 +125,7 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
     goal, within = resolve_target(target, method, chosen, backend), check_inside(inside, planes)
     run = (method, convention, dtype, *statistics, return_stains, min_tissue, fallback, backend)
     result = normalise(planes, within, given, goal, run)
-    if is_interleaved(images):
-        first = [part if part is None else part.permute(0, 2, 3, 1) for part in result[:3]]
-        result = Normalised(*first, *result[3:])  # type: ignore[arg-type]
+    result = result.interleaved() if is_interleaved(images) else result
     return result if return_stains else result.images
 
 

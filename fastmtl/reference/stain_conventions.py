@@ -14,6 +14,14 @@ HEMATOXYLIN_EOSIN = ((0.5626, 0.2159), (0.7201, 0.8012), (0.4062, 0.5581))
 MAX_CONCENTRATION = (1.9705, 1.0308)
 RUIFROK = ((0.65, 0.07), (0.70, 0.99), (0.29, 0.11))
 """Ruifrok and Johnston's hematoxylin and eosin; their DAB is (0.27, 0.57, 0.78)."""
+ANGLES = (0.01, 0.99)
+"""Macenko's stains stand at these quantiles of the angles of tissue."""
+LASSO_PENALTY = 0.01
+"""Of the concentrations, as StainTools."""
+DICTIONARY_PENALTY = 0.1
+"""Of Vahadane's dictionary, as StainTools and TIAToolbox."""
+LUMINANCE = (0.212671, 0.715160, 0.072169)
+"""Y of linear R, G, B in 0..1, under D65."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .stain_conventions import HEMATOXYLIN_EOSIN, MAX_CONCENTRATION, RUIFROK, Convention
+from .stain_conventions import HEMATOXYLIN_EOSIN, LASSO_PENALTY, MAX_CONCENTRATION, RUIFROK, Convention
 from .stain_vectors import codes, macenko_vectors, ordered, quantile, tissue, vahadane_vectors
 
 
@@ -19,16 +19,12 @@ def complemented(vectors: Tensor) -> Tensor:
 def concentrations(density: Tensor, vectors: Tensor, convention: Convention) -> Tensor:
     """How much of each stain [3, 2] the densities [3, N] hold: [2, N], or [3, N] with a complement."""
     if convention.solver == "lasso":
-        return codes(density, vectors, 0.01)
+        return codes(density, vectors, LASSO_PENALTY)
     return torch.linalg.pinv(complemented(vectors) if convention.solver == "complement" else vectors) @ density
 
 
-def estimate(pixels: Tensor, method: str, convention: Convention, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Stain vectors [3, 2] and the 99th percentiles of their concentrations [2] of RGB 0..255 [3, N].
-
-    kept: bool [N], False for pixels that take part in nothing.
-    """
-    pixels = pixels if kept is None else pixels[:, kept]
+def estimate(pixels: Tensor, method: str, convention: Convention) -> tuple[Tensor, Tensor]:
+    """Stain vectors [3, 2] and the 99th percentiles of their concentrations [2] of RGB 0..255 [3, N]."""
     density = convention.densities()[pixels.long()]
     is_tissue = tissue(pixels, convention)
     if method == "ruifrok":
@@ -49,17 +45,12 @@ def restain(
     source: tuple[Tensor, Tensor],
     convention: Convention,
     target: tuple[Tensor, Tensor] | None = None,
-    stains: tuple[int, ...] = (0, 1, 2),
 ) -> Tensor:
-    """RGB 0..255 [3, N] with the stains of `source` replaced by those of `target` (vectors, 99th percentiles).
-
-    stains: which of the concentrations are kept; (0,) gives the hematoxylin image.
-    """
+    """RGB 0..255 [3, N] with the stains of `source` replaced by those of `target` (vectors, 99th percentiles)."""
     if target is None:
         target = torch.tensor(HEMATOXYLIN_EOSIN).double(), torch.tensor(MAX_CONCENTRATION).double()
     c = concentrations(convention.densities()[pixels.long()], source[0], convention)
     if convention.scaled:
         c = c * (target[1] / source[1])[:, None]
     vectors = complemented(target[0]) if convention.solver == "complement" else target[0]
-    c = torch.stack([row if k in stains else torch.zeros_like(row) for k, row in enumerate(c)])
     return (convention.light * (-vectors @ c).exp() - convention.shift).clamp(0, 255)

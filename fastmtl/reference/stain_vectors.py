@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .stain_conventions import HEMATOXYLIN_EOSIN, Convention
+from .stain_conventions import ANGLES, DICTIONARY_PENALTY, HEMATOXYLIN_EOSIN, LUMINANCE, RUIFROK, Convention
 
 
 def tissue(pixels: Tensor, convention: Convention) -> Tensor:
@@ -20,8 +20,8 @@ def tissue(pixels: Tensor, convention: Convention) -> Tensor:
     levels = pixels.double()
     if convention.tissue == "stretched":
         levels = stretched(torch.bincount(pixels.flatten().long(), minlength=256))[pixels.long()]
-    red, green, blue = linear(levels)
-    return 0.212671 * red + 0.715160 * green + 0.072169 * blue < luminance_limit(convention.threshold)
+    weights = torch.tensor(LUMINANCE, dtype=torch.float64, device=pixels.device)
+    return weights @ linear(levels) < luminance_limit(convention.threshold)
 
 
 def stretched(counts: Tensor) -> Tensor:
@@ -57,10 +57,10 @@ def luminance_limit(threshold: float) -> float:
     return ((lightness + 16) / 116) ** 3
 
 
-def macenko_vectors(density: Tensor, kept: Tensor, convention: Convention, percentile: float = 1.0) -> Tensor:
+def macenko_vectors(density: Tensor, kept: Tensor, convention: Convention) -> Tensor:
     """Hematoxylin and eosin, [3, 2], from densities [3, N] and what of them is tissue [N].
 
-    The two leading eigenvectors span a plane; the vectors stand at the given percentiles of the angles in it.
+    The two leading eigenvectors span a plane; the vectors stand at the 1st and 99th percentile of the angles in it.
     """
     x = density[:, kept]
     about = x.mean(1, keepdim=True) if convention.centred else torch.zeros_like(x[:, :1])
@@ -71,7 +71,7 @@ def macenko_vectors(density: Tensor, kept: Tensor, convention: Convention, perce
     if convention.tissue == "length":
         t = t[:, t.square().sum(0).sqrt() > convention.threshold]
     angle = torch.atan2(t[1], t[0])
-    ends = [quantile(angle, q, convention.nearest) for q in (percentile / 100, 1 - percentile / 100)]
+    ends = [quantile(angle, q, convention.nearest) for q in ANGLES]
     return ordered(torch.stack([second * end.cos() + leading * end.sin() for end in ends], 1), convention)
 
 
@@ -80,8 +80,8 @@ def ordered(vectors: Tensor, convention: Convention) -> Tensor:
     2]."""
     by = vectors[..., 0, :]
     if convention.solver == "complement":
-        known = torch.tensor([0.65, 0.70, 0.29], dtype=vectors.dtype, device=vectors.device)
-        by = (vectors * known[:, None]).sum(-2).abs() / vectors.norm(dim=-2).clamp(min=1e-12)
+        known = torch.tensor(RUIFROK, dtype=vectors.dtype, device=vectors.device)[:, :1]
+        by = (vectors * known).sum(-2).abs() / vectors.norm(dim=-2).clamp(min=1e-12)
     vectors = torch.where((by[..., :1] > by[..., 1:])[..., None, :], vectors, vectors.flip(-1))
     return vectors / vectors.norm(dim=-2, keepdim=True).clamp(min=1e-12) if convention.unit else vectors
 
@@ -109,7 +109,7 @@ def codes(density: Tensor, atoms: Tensor, penalty: float) -> Tensor:
 def vahadane_vectors(
     density: Tensor,
     weight: Tensor,
-    penalty: float = 0.1,
+    penalty: float = DICTIONARY_PENALTY,
     iterations: int = 300,
     tolerance: float = 1e-6,
     start: Tensor | None = None,

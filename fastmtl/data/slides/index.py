@@ -70,7 +70,7 @@ def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex
         SlideError: the slide cannot be read.
     """
     identity = identify(path)
-    stored = _index_path(path, identity, index_folder)
+    stored = index_path(path, identity, index_folder)
     if not stored.exists():
         return None
     tensors = require("safetensors", "reading slide indexes")
@@ -99,7 +99,8 @@ def identify(path: Path) -> Identity:
     return Identity(status.st_size, status.st_mtime_ns, digest)
 
 
-def _index_path(path: Path, identity: Identity, folder: str | Path | None) -> Path:
+def index_path(path: Path, identity: Identity, folder: str | Path | None = None) -> Path:
+    """Where a slide's index lies, written or not, and what else is kept of the slide beside it."""
     folder = folder if folder is not None else _folder
     if folder is None:
         return path.parent / FOLDER / f"{path.name}.safetensors"
@@ -109,7 +110,7 @@ def _index_path(path: Path, identity: Identity, folder: str | Path | None) -> Pa
 
 def save_index(index: SlideIndex, path: Path, index_folder: str | Path | None = None) -> None:
     """Keep what `load_index` will find; SlideError where that cannot be written."""
-    stored = _index_path(path, index.identity, index_folder)
+    stored = index_path(path, index.identity, index_folder)
     words, arrays = _pack(index)
     data = require("safetensors.numpy", "writing slide indexes").save(arrays, {"index": json.dumps(words)})
     try:
