@@ -49,7 +49,7 @@ class _Sigmoid(BaseTask):
                 f"task {name!r}: `threshold` must be one probability between 0 and 1, or one for each of the "
                 f"{len(structures)} structures; got {threshold}."
             )
-        self.threshold = torch.tensor(own)[:, None, None]
+        self.structures, self.threshold = tuple(structures), torch.tensor(own)[:, None, None]
         self.grouping = Grouping(name, group_by, groups or {}, thresholds or {})
         self.empty, self.scoring = empty, Scoring(name, structures, self.grouping, empty, aggregate)
         self.output = Output("map", len(structures))
@@ -175,7 +175,7 @@ class MultiClassSegmentation(BaseTask):
             raise ValueError(
                 f"task {name!r}: `structures` must list the background and at least one class; got {structures!r}."
             )
-        self.first, self.ignore_index = int(not include_background), ignore_index
+        self.structures, self.first, self.ignore_index = tuple(structures), int(not include_background), ignore_index
         grouping = Grouping(name, group_by, groups or {}, {})
         self.empty, self.scoring = empty, Scoring(name, structures[self.first :], grouping, empty, aggregate)
         self.output = Output("map", len(structures))
@@ -212,7 +212,7 @@ class MultiClassSegmentation(BaseTask):
             return
         found, true = (x[rows, 0].long() for x in (self.predict(output), batch.targets[self.name]))
         valid = true != self.ignore_index
-        count = self.output.channels
+        count = len(self.structures)
         maps = (F.one_hot(torch.where(valid, x, 0), count).movedim(-1, 1) * valid[:, None] for x in (found, true))
         predicted, expected = (x[:, self.first :] for x in maps)
         self.scoring.update(metrics, predicted, expected, batch, rows)
