@@ -1,4 +1,4 @@
-"""Metrics torchmetrics lacks: overlap per image, with a stated answer for empty masks.
+"""The tasks' collections of metrics, and the metrics torchmetrics lacks: overlap, with a stated answer for empty masks.
 
 torchmetrics' DiceScore counts an empty prediction of an empty mask as 0 and offers no choice.
 """
@@ -99,8 +99,7 @@ def _apart(metrics: Mapping[str, torchmetrics.Metric]) -> torchmetrics.MetricCol
 
 def overlap(preds: Tensor, target: Tensor, score: str, empty: float = 1.0) -> Tensor:
     """Foreground "dice" or "jaccard" [B, C] float64 of masks [B, C, *spatial]; `empty` where both are empty."""
-    a, b = preds.bool().flatten(2), target.bool().flatten(2)
-    return _score([(a & b).sum(2), a.sum(2), b.sum(2)], score, empty)
+    return _score(_sums(preds, target), score, empty)
 
 
 def box_overlap(preds: Tensor, target: Tensor) -> float:
@@ -115,6 +114,12 @@ def _box_overlaps(preds: Tensor, target: Tensor) -> Tensor:
     shared = across * down
     union = w * h + w2 * h2 - shared
     return torch.where(union > 0, shared / union, 0.0)
+
+
+def _sums(preds: Tensor, target: Tensor) -> list[Tensor]:
+    """|A and B|, |A| and |B| of masks [B, C, *spatial], int64 [B, C] each."""
+    a, b = preds.bool().flatten(2), target.bool().flatten(2)
+    return [(a & b).sum(2), a.sum(2), b.sum(2)]
 
 
 def _score(sums: Sequence[Tensor], score: str, empty: float) -> Tensor:
@@ -162,12 +167,12 @@ class Overlap(torchmetrics.Metric):
 
     def update(self, preds: Tensor, target: Tensor, group: Tensor | None = None) -> None:
         """Add masks [B, C, *spatial], bool or 0/1 integers, and each image's group, int64 [B]."""
-        a, b = preds.bool().flatten(2), target.bool().flatten(2)
-        sums = [(a & b).sum(2), a.sum(2), b.sum(2)]  # [B, C] each
-        rows = torch.zeros(len(a), dtype=torch.int64, device=a.device) if group is None else group
+        sums = _sums(preds, target)
+        device = preds.device
+        rows = torch.zeros(len(preds), dtype=torch.int64, device=device) if group is None else group
         if self.aggregate == "batch":
             sums = [each.new_zeros(self.total.shape).index_add_(0, rows, each) for each in sums]
-            rows = torch.arange(self.groups, device=a.device)
+            rows = torch.arange(self.groups, device=device)
             counted = (sums[1] + sums[2] > 0) | (self.groups == 1)
         else:
             counted = torch.ones_like(sums[0], dtype=torch.bool)

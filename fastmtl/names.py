@@ -25,6 +25,27 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"known: {', '.join(list(known)[:_MOST_LISTED])}{f' and {rest} more' if rest > 0 else ''}."
 
 
+def option_names(make: Callable[..., Any]) -> tuple[list[str], bool]:
+    """The names that `make` takes as keywords, and whether it takes any others too.
+
+    A class whose constructor ends in **options hands them on: those of its base class count as well.
+
+    Args:
+        make: a function or class.
+    """
+    names: list[str] = []
+    for each in inspect.getmro(make) if inspect.isclass(make) else (make,):
+        if each is object:
+            break
+        if each is not make and "__init__" not in vars(each):
+            continue
+        parameters = inspect.signature(each).parameters.values()
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            return names, False
+    return names, True
+
+
 def check_options(
     make: Callable[..., Any], options: Iterable[str], what: str, given: Collection[str] = ("self",)
 ) -> None:
@@ -36,7 +57,8 @@ def check_options(
         what: what it is called in the message, for example "balancer 'pcgrad'".
         given: parameters that are passed by other means.
     """
-    known = [name for name in inspect.signature(make).parameters if name not in given]
+    names, others = option_names(make)
+    known = [name for name in names if name not in given]
     for option in options:
-        if option not in known:
+        if option in given or not (others or option in known):
             raise ValueError(f"{what} has no option {option!r}; {nearest(option, known)}")

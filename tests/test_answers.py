@@ -80,6 +80,7 @@ def test_the_table_knows_every_kind_of_task(tmp_path, picture):
         assert first[f"{kind}_segmentation"]["dice"] == second[f"{kind}_segmentation"]["dice"] == 1.0
         assert (tmp_path / "run" / first[f"{kind}_segmentation"]["thumbnail"]).is_file()
     assert first["multiclass_segmentation"]["true_area"] == pytest.approx(12 / 64)
+    assert first["classification"].pop("probabilities") == pytest.approx({"a": 0, "b": 1, "c": 0}, abs=1e-3)
     assert first["classification"] == {"score": pytest.approx(1, abs=1e-3), "class": "b", "predicted": "b"} | {
         "probability": pytest.approx(1, abs=1e-3)
     }
@@ -131,3 +132,14 @@ def test_predictions_of_every_kind_of_task(tmp_path, picture):
     with Image.open(tmp_path / "out" / first["multiclass_segmentation"]["classes"]) as classes:
         assert set(classes.tobytes()) == {0, 2}
     assert second["multiclass_segmentation"]["shares"] == {"ground": 1.0, "left": 0.0, "right": 0.0}
+
+
+@pytest.mark.parametrize(("empty", "expected"), [("one", 1.0), ("zero", 0.0), ("skip", None)])
+@pytest.mark.parametrize("kind", ["binary_segmentation", "multiclass_segmentation", "universal_segmentation"])
+def test_the_table_scores_empty_masks_as_the_task_says(kind, empty, expected):
+    target, output = _perfect(kind)
+    task = create_task(kind, "map", 0, empty=empty, **OPTIONS.get(kind, {}))
+    images, present = torch.zeros(2, 3, SIDE, SIDE), torch.ones(2, 1, dtype=torch.bool)
+    table = ImageTable([task])
+    table(Batch(images, {"map": target}, present, ids=["full", "empty"], groups=["p", "q"]), {"map": output})
+    assert table.lines[1]["tasks"].get("map", {}).get("dice") == expected

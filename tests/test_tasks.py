@@ -90,6 +90,28 @@ def test_overlap_per_image_and_of_empty_masks(score, half):
         Overlap("f1")
 
 
+def test_options_that_a_constructor_hands_on_are_checked_and_given(monkeypatch):
+    monkeypatch.setattr(tasks.registry, "_TASKS", dict(tasks.registry._TASKS))
+
+    @tasks.register_task("own")
+    class Own(tasks.Classification):
+        def __init__(self, name, column, *, power=1, **options):
+            super().__init__(name, column, **options)
+            self.power = power
+
+    task = tasks.create_task("own", "cls", 1, class_names=NAMES, groups={"organ": ("a",)}, power=2, label_smoothing=0.1)
+    assert (task.power, task.class_names, task.criterion.label_smoothing) == (2, NAMES, 0.1)
+    for wrong, near in (("smoothing", "label_smoothing"), ("powr", "power"), ("options", "known")):
+        with pytest.raises(ValueError, match=f"has no option '{wrong}'; .*{near}"):
+            tasks.create_task("own", "cls", 1, class_names=NAMES, **{wrong: 1})
+
+    @tasks.register_task("open")
+    def anything(name, column, **options):
+        return options
+
+    assert tasks.create_task("open", "cls", 1, class_names=NAMES, power=3)["power"] == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..names import nearest
-from .heads import AuxiliaryHeads, Output, check_outputs
+from .heads import AuxiliaryHeads, Output, check_outputs, pooled_mlp
 
 
 class MultiTaskModel(nn.Module):
@@ -135,12 +135,13 @@ class PyramidModel(MultiTaskModel):
         encoder: images [B, 3, H, W] -> list of feature maps, with `channels`, `strides` and `multiple`, what the sides
             of the images must be multiples of.
         decoder: channels -> module from the feature maps to a map of any size, for "map" and "image".
-        head: channels -> module from the deepest feature map to [B, channels], for "vector" and "box".
-        projection: the same for "embedding".
+            None leaves the model without.
+        head: channels -> module from the deepest feature map to [B, channels], for "vector" and "box"; pooled and one
+            linear layer if None.
         auxiliary_strides: see `AuxiliaryHeads`; None gives no auxiliary tasks.
         trunk: from the deepest feature map to what all the heads read; the feature map itself if None.
 
-    A None leaves the model without that kind of output.
+    Each "embedding" is the deepest feature map, pooled, through two linear layers.
     """
 
     def __init__(
@@ -151,10 +152,18 @@ class PyramidModel(MultiTaskModel):
         *,
         decoder: Callable[[int], nn.Module] | None = None,
         head: Callable[[int], nn.Module] | None = None,
-        projection: Callable[[int], nn.Module] | None = None,
         auxiliary_strides: Sequence[int] | None = None,
         trunk: nn.Module | None = None,
     ):
+        deepest = encoder.channels[-1]
+
+        def linear(channels: int) -> nn.Module:
+            return pooled_mlp(deepest, (channels,))
+
+        def projection(channels: int) -> nn.Module:
+            return pooled_mlp(deepest, (deepest, channels))
+
+        head = head or linear
         makers = {"map": decoder, "image": decoder, "vector": head, "box": head, "embedding": projection}
         kinds = {kind for kind, make in makers.items() if make is not None}
         super().__init__(name, tasks, kinds | ({"auxiliary"} if auxiliary_strides is not None else set()))

@@ -59,7 +59,6 @@ def big_unet(
         encoder,
         decoder=lambda channels: UNetDecoder(encoder.channels, channels, stride=encoder.strides[0]),
         head=lambda channels: pooled_mlp(deepest, (head_hidden, channels)),
-        projection=lambda channels: pooled_mlp(deepest, (deepest, channels)),
         auxiliary_strides=(8, 4),
     )
     model.freeze(*(f"encoder.{module}" for stage in STAGES[:frozen_stages] for module in stage))

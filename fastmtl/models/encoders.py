@@ -146,7 +146,7 @@ def _round_filters(value: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * wanted else rounded
 
 
-_COAT = {
+COAT = {
     "coat_lite_medium": ((128, 256, 320, 512), (3, 6, 10, 8)),
     "coat_lite_small": ((64, 128, 320, 512), (3, 4, 6, 3)),
     "coat_small": ((152, 320, 320, 320), (2, 2, 2, 2)),
@@ -159,9 +159,9 @@ class CoaT(nn.Module):
 
     def __init__(self, kind: str = "coat_lite_medium", *, width: float = 1.0, depth: float = 1.0, drop_path: float = 0):
         super().__init__()
-        if kind not in _COAT:
-            raise ValueError(f"`encoder` must be one of {', '.join(_COAT)}; got {kind!r}.")
-        channels, counts = _COAT[kind]
+        if kind not in COAT:
+            raise ValueError(f"`encoder` must be one of {', '.join(COAT)}; got {kind!r}.")
+        channels, counts = COAT[kind]
         self.channels = [scaled(value, width, 8) for value in channels]  # of 8 heads
         self.strides, self.multiple = [4, 8, 16, 32], 32
         self.features = [f"x{number}_nocls" for number in range(1, 5)]

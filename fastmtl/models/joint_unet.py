@@ -13,7 +13,7 @@ from typing import Literal
 from torch import nn
 
 from .base import PyramidModel
-from .heads import Output, VectorHead, pooled_mlp
+from .heads import Output, VectorHead
 from .registry import ModelInfo, Row, register_model, register_variant
 from .resnet import ResNet
 from .unet import BasicBlock, PooledEncoder, UNetDecoder
@@ -81,7 +81,6 @@ class JointUNet(PyramidModel):
             head=lambda channels: VectorHead(
                 pyramid[-1], channels, hidden=head_hidden, grid=head_grid, dropout=head_dropout
             ),
-            projection=lambda channels: pooled_mlp(pyramid[-1], (pyramid[-1], channels)),
             auxiliary_strides=(8, 4),
         )
 

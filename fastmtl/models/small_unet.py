@@ -15,7 +15,7 @@ from .base import PyramidModel
 from .film import FiLM
 from .heads import Output, pooled_mlp
 from .registry import ModelInfo, Row, register_model, register_variant
-from .unet import PooledEncoder, UNetDecoder, double_conv
+from .unet import PooledEncoder, UNetDecoder, double_conv, doubled
 
 PAPER = "Gastro-intestinal tract segmentation (Chia, Gu, Lui)"
 ORGANS = {"organs": Output("map", 3)}
@@ -81,17 +81,13 @@ class SmallUNet(PyramidModel):
         film_hidden: int = 64,
         head_hidden: int = 64,
     ):
-        if not 2 <= levels <= 7:
-            raise ValueError(f"`levels` of small_unet must be 2 to 7; got {levels}.")
-        channels = [base_channels * 2**level for level in range(levels)]
-        deepest = channels[-1]
+        channels = doubled("small_unet", base_channels, levels)
         super().__init__(
             "small_unet",
             tasks,
             FilmEncoder(channels, film_features, film_hidden) if film else PooledEncoder(channels, double_conv),
             decoder=lambda outputs: UNetDecoder(channels, outputs, up=up),
-            head=lambda outputs: pooled_mlp(deepest, (head_hidden, outputs)),
-            projection=lambda outputs: pooled_mlp(deepest, (deepest, outputs)),
+            head=lambda outputs: pooled_mlp(channels[-1], (head_hidden, outputs)),
             auxiliary_strides=(8, 4),
         )
         self.film = film

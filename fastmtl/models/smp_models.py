@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import encoders
 from .base import PyramidModel
 from .daformer_models import AUXILIARY, MASK, PAPER
-from .heads import Output, pooled_mlp
+from .heads import Output
 from .registry import ModelInfo, Row, register_model, register_variant
 
 B5, R101 = (48, 40, 64, 176, 512), (64, 256, 512, 1024, 2048)
@@ -69,7 +69,7 @@ def unet(
     def decoder(outputs: int) -> nn.Module:
         return SmpDecoder(UnetDecoder(made.channels, channels), SegmentationHead(channels[-1], outputs, kernel_size=3))
 
-    return _smp("unet", tasks, made, decoder, auxiliary_strides)
+    return PyramidModel("unet", tasks, made, decoder=decoder, auxiliary_strides=auxiliary_strides)
 
 
 @register_model(
@@ -108,26 +108,7 @@ def deeplabv3plus(
         head = SegmentationHead(channels, outputs, kernel_size=1, upsampling=4)
         return SmpDecoder(inner, head)
 
-    return _smp("deeplabv3plus", tasks, made, decoder, auxiliary_strides)
-
-
-def _smp(
-    name: str,
-    tasks: Mapping[str, Output],
-    encoder: encoders.Pyramid,
-    decoder: Callable[[int], nn.Module],
-    auxiliary_strides: Sequence[int],
-) -> PyramidModel:
-    deepest = encoder.channels[-1]
-    return PyramidModel(
-        name,
-        tasks,
-        encoder,
-        decoder=decoder,
-        head=lambda channels: pooled_mlp(deepest, (channels,)),
-        projection=lambda channels: pooled_mlp(deepest, (deepest, channels)),
-        auxiliary_strides=auxiliary_strides,
-    )
+    return PyramidModel("deeplabv3plus", tasks, made, decoder=decoder, auxiliary_strides=auxiliary_strides)
 
 
 register_variant(

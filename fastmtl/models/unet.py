@@ -35,6 +35,13 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def doubled(model: str, base_channels: int, levels: int) -> list[int]:
+    """Channels of `levels` blocks, twice as many at each; ValueError, with the model's name, for too few or many."""
+    if not 2 <= levels <= 7:
+        raise ValueError(f"`levels` of {model} must be 2 to 7; got {levels}.")
+    return [base_channels * 2**level for level in range(levels)]
+
+
 class PooledEncoder(nn.Module):
     """Image [B, 3, H, W] -> a feature map from every block, max-pooled between: strides 1, 2, 4, ...
 

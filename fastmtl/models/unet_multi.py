@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from .base import PyramidModel
-from .heads import Output, pooled_mlp
+from .heads import Output
 from .registry import ModelInfo, Row, register_model, register_variant
-from .unet import PooledEncoder, UNetDecoder, double_conv
+from .unet import PooledEncoder, UNetDecoder, double_conv, doubled
 
 PAPER = "Multi-task animal segmentation on Oxford Pets (Christian et al.)"
 MASK, CLASS, BOX, IMAGE = Output("map", 1), Output("vector", 1), Output("box", 4), Output("image", 3)
@@ -68,10 +68,7 @@ def unet_multi(
         head_grid: side of the features that are flattened; None is that of 256 x 256 images, the paper's (16 for 5
             levels). Images of other sizes are pooled to it.
     """
-    if not 2 <= levels <= 7:
-        raise ValueError(f"`levels` of unet_multi must be 2 to 7; got {levels}.")
-    channels = [base_channels * 2**level for level in range(levels)]
-    deepest = channels[-1]
+    channels = doubled("unet_multi", base_channels, levels)
     reads = any(output.kind in ("vector", "box") for output in tasks.values())
     return PyramidModel(
         "unet_multi",
@@ -79,9 +76,8 @@ def unet_multi(
         PooledEncoder(channels, double_conv),
         decoder=lambda outputs: UNetDecoder(channels, outputs, up="transposed"),
         head=lambda outputs: nn.Linear(64, outputs),
-        projection=lambda outputs: pooled_mlp(deepest, (deepest, outputs)),
         auxiliary_strides=(8, 4) if levels > 3 else (2, 1),
-        trunk=FlatTrunk(deepest, head_grid or 256 // 2 ** (levels - 1)) if reads else None,
+        trunk=FlatTrunk(channels[-1], head_grid or 256 // 2 ** (levels - 1)) if reads else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -78,6 +78,18 @@ def number(value: Tensor) -> float | None:
 def by_name(names: Iterable[str], values: Tensor) -> dict[str, float | None]:
     """Names and a tensor [len(names)] as plain numbers."""
     return {name: number(value) for name, value in zip(names, values, strict=True)}
+
+
+def class_weights_of(name: str, class_weights: Sequence[float], classes: Sequence[str]) -> Tensor | None:
+    """float32 [C], or None without any; a ValueError, with the task's name, where they are not one for each class."""
+    if not class_weights:
+        return None
+    if len(class_weights) != len(classes):
+        raise ValueError(
+            f"task {name!r}: `class_weights` must have one value for each of the {len(classes)} classes "
+            f"({', '.join(classes)}); got {len(class_weights)}."
+        )
+    return torch.tensor(class_weights, dtype=torch.float32)
 
 
 def positive(name: str, what: str, value: float) -> float:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, number, of
+from .base import BaseTask, class_weights_of, number, of
 from .registry import register_task
 
 
@@ -43,14 +42,9 @@ class Classification(BaseTask):
                 f"task {name!r} needs at least two classes; its column has {list(class_names) or 'none'}. It learns "
                 f"from the column that [tasks.{name}] names, else from label."
             )
-        if class_weights and len(class_weights) != len(class_names):
-            raise ValueError(
-                f"task {name!r}: `class_weights` must have one value for each of the {len(class_names)} classes "
-                f"({', '.join(class_names)}); got {len(class_weights)}."
-            )
         self.class_names = tuple(class_names)
         self.output = Output("vector", len(class_names))
-        weight = torch.tensor(class_weights) if class_weights else None
+        weight = class_weights_of(name, class_weights, class_names)
         self.criterion = losses.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:

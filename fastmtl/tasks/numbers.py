@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask
+from .base import BaseTask, positive
 from .registry import register_task
 
 _LOSSES = {"mse": losses.MSELoss, "l1": losses.L1Loss, "smooth_l1": losses.SmoothL1Loss}
@@ -47,9 +47,8 @@ class Regression(BaseTask):
         std: float = 1.0,
     ):
         super().__init__(name, column)
-        if size < 1 or not std > 0:
-            raise ValueError(f"task {name!r}: `size` must be 1 or more and `std` above 0; got {size} and {std}.")
-        self.size, self.mean, self.std = size, mean, std
+        positive(name, "size", size)
+        self.size, self.mean, self.std = size, mean, positive(name, "std", std)
         self.target = Target("number") if size == 1 else Target("vector", size=size)
         self.output = Output("vector", size)
         self.criterion = _criterion(name, loss)
@@ -93,13 +92,7 @@ class BoundingBox(BaseTask):
     headline: ClassVar[str] = "iou"
     target: Target = Target("box", "box")
 
-    def __init__(
-        self,
-        name: str,
-        column: int,
-        *,
-        loss: Loss = "mse",
-    ):
+    def __init__(self, name: str, column: int, *, loss: Loss = "mse"):
         super().__init__(name, column)
         self.output = Output("box", 4)
         self.criterion = _criterion(name, loss)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from ..names import check_options, nearest
+from ..names import check_options, nearest, option_names
 
 TaskClass = TypeVar("TaskClass", bound=type)
 _TASKS: dict[str, type] = {}
@@ -57,11 +56,9 @@ def create_task(
         ValueError: unknown kind or option; the message lists the nearest.
     """
     check_task(kind, name, options)
-    parameters = inspect.signature(_TASKS[kind]).parameters.values()
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    wanted = {parameter.name for parameter in parameters}
+    names, others = option_names(_TASKS[kind])
     known = {"class_names": class_names, "groups": groups or {}}
-    known = {key: value for key, value in known.items() if anything or key in wanted}
+    known = {key: value for key, value in known.items() if others or key in names}
     try:
         return _TASKS[kind](name, column, **known, **options)
     except TypeError as error:  # an option of another type: "8" for 8

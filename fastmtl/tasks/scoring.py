@@ -1,22 +1,69 @@
-"""How segmentations are scored: what an empty mask counts as, and over what the scores are taken."""
+"""How segmentations are scored: what an empty mask counts as, over what the scores are taken, what is told apart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from torch import Tensor
+
+from ..protocols import Batch
+from .base import by_name
+from .grouping import Grouping
+
+SCORES = ("dice", "jaccard")
 EMPTY: dict[str, float | None] = {"one": 1.0, "zero": 0.0, "skip": None}
 """The option `empty` of the tasks -> the score of an empty prediction of an empty mask; None leaves the image out."""
 
 Aggregate = str | Mapping[str, str]
 
 
-def check_scoring(task: str, empty: str, aggregate: Aggregate) -> None:
-    """Raise ValueError for a policy or an aggregation that there is not: metrics are built after the first epoch."""
-    if empty not in EMPTY:
-        raise ValueError(f"task {task!r}: `empty` must be one of {', '.join(EMPTY)}; got {empty!r}.")
-    how = aggregate if isinstance(aggregate, Mapping) else {"dice": aggregate}
-    if not set(how) <= {"dice", "jaccard"} or not set(how.values()) <= {"image", "batch"}:
-        raise ValueError(
-            f"task {task!r}: `aggregate` must be 'image' or 'batch', or a mapping of dice and jaccard to them; "
-            f"got {aggregate!r}."
+class Scoring:
+    """`dice` and `jaccard` of a task's structures, as its options have them.
+
+    Args:
+        task: for messages.
+        names: the C structures that are scored.
+        grouping: the groups whose scores are told apart.
+        empty: a key of `EMPTY`.
+        aggregate: "image" or "batch", or a mapping of "dice" and "jaccard" to them; see `metrics.Overlap`.
+
+    Raises:
+        ValueError: a policy or an aggregation that there is not; torchmetrics would say so after the first epoch.
+    """
+
+    def __init__(self, task: str, names: Sequence[str], grouping: Grouping, empty: str, aggregate: Aggregate) -> None:
+        if empty not in EMPTY:
+            raise ValueError(f"task {task!r}: `empty` must be one of {', '.join(EMPTY)}; got {empty!r}.")
+        how = aggregate if isinstance(aggregate, Mapping) else {"dice": aggregate}
+        if not set(how) <= set(SCORES) or not set(how.values()) <= {"image", "batch"}:
+            raise ValueError(
+                f"task {task!r}: `aggregate` must be 'image' or 'batch', or a mapping of dice and jaccard to them; "
+                f"got {aggregate!r}."
+            )
+        self.names, self.grouping = tuple(names), grouping
+        self.empty, self.aggregate = EMPTY[empty], aggregate
+
+    def metrics(self) -> Any:
+        """A torchmetrics.MetricCollection of both scores."""
+        from ..metrics import segmentation_metrics
+
+        return segmentation_metrics(
+            len(self.names), groups=len(self.grouping), empty=self.empty, aggregate=self.aggregate
         )
+
+    def update(self, metrics: Any, found: Tensor, true: Tensor, batch: Batch, rows: Tensor) -> None:
+        """Add masks [N, C, H, W], bool or 0/1 integers, of the N samples of `batch` that `rows`, bool [B], marks."""
+        group = self.grouping.of(batch)
+        for score in SCORES:
+            metrics[score].update(found, true, None if group is None else group[rows])
+
+    def apart(self, metrics: Any) -> dict[str, Any]:
+        """Both scores `per_class` with several structures, and `per_group` with several groups."""
+        found: dict[str, Any] = {}
+        if len(self.names) > 1:
+            found["per_class"] = {score: by_name(self.names, metrics[score].per_channel()) for score in SCORES}
+        if len(self.grouping) > 1:
+            names = self.grouping.names
+            found["per_group"] = {score: by_name(names, metrics[score].per_group()) for score in SCORES}
+        return found

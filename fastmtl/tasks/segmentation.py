@@ -12,10 +12,10 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, by_name
+from .base import BaseTask, class_weights_of
 from .grouping import Grouping
 from .registry import register_task
-from .scoring import EMPTY, Aggregate, check_scoring
+from .scoring import Aggregate, Scoring
 
 
 class _Sigmoid(BaseTask):
@@ -28,25 +28,39 @@ class _Sigmoid(BaseTask):
         name: str,
         column: int,
         structures: Sequence[str],
-        grouping: Grouping,
-        loss: Mapping[str, Any],
-        threshold: float | Sequence[float],
-        empty: str,
-        aggregate: Aggregate,
+        /,
+        *,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        bce_weight: float = 0.5,
+        dice_weight: float = 0.5,
+        batch: bool = False,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        empty: str = "one",
+        threshold: float | Sequence[float] = 0.5,
+        group_by: str = "",
+        thresholds: Mapping[str, float] | None = None,
+        aggregate: Aggregate = "image",
     ) -> None:
         super().__init__(name, column)
-        thresholds = [threshold] * len(structures) if isinstance(threshold, (int, float)) else list(threshold)
-        if len(thresholds) != len(structures) or not all(0 < value < 1 for value in thresholds):
+        own = [threshold] * len(structures) if isinstance(threshold, (int, float)) else list(threshold)
+        if len(own) != len(structures) or not all(0 < value < 1 for value in own):
             raise ValueError(
                 f"task {name!r}: `threshold` must be one probability between 0 and 1, or one for each of the "
                 f"{len(structures)} structures; got {threshold}."
             )
-        check_scoring(name, empty, aggregate)
-        self.structures, self.grouping = tuple(structures), grouping
-        self.threshold = torch.tensor(thresholds)[:, None, None]
-        self.empty, self.aggregate = empty, aggregate
+        self.structures, self.threshold = tuple(structures), torch.tensor(own)[:, None, None]
+        self.grouping = Grouping(name, group_by, groups or {}, thresholds or {})
+        self.empty, self.scoring = empty, Scoring(name, structures, self.grouping, empty, aggregate)
         self.output = Output("map", len(structures))
-        self.criterion = losses.DiceBCELoss(empty=empty, **loss)
+        self.criterion = losses.DiceBCELoss(
+            bce_weight=bce_weight,
+            dice_weight=dice_weight,
+            batch=batch,
+            squared_pred=squared_pred,
+            jaccard=jaccard,
+            empty=empty,
+        )
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar; samples without masks take no part."""
@@ -59,34 +73,26 @@ class _Sigmoid(BaseTask):
 
     def metrics(self) -> Any:
         """`dice` and `jaccard` of the foreground, and `pixel_accuracy`, the share of pixels on the right side."""
-        from ..metrics import segmentation_metrics, share_metrics
-
-        collection = segmentation_metrics(
-            len(self.structures), groups=len(self.grouping), empty=EMPTY[self.empty], aggregate=self.aggregate
-        )
-        collection.add_metrics(share_metrics("pixel_accuracy"))
-        return collection
+        return _with_pixel_accuracy(self.scoring.metrics())
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.present(batch)
         if rows.any():
-            group = self.grouping.of(batch)
             found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
-            for score in ("dice", "jaccard"):
-                metrics[score].update(found, true, None if group is None else group[rows])
+            self.scoring.update(metrics, found, true, batch, rows)
             metrics["pixel_accuracy"].update((found == true.bool()).double())
 
     def summary(self, metrics: Any) -> dict[str, Any]:
         """`dice`, `jaccard`, `pixel_accuracy`; with several structures or groups `per_class`, `per_group` too."""
-        found = super().summary(metrics)
-        for kind, names, values in (
-            ("per_class", self.structures, lambda one: one.per_channel()),
-            ("per_group", self.grouping.names, lambda one: one.per_group()),
-        ):
-            if len(names) > 1:
-                found[kind] = {score: by_name(names, values(metrics[score])) for score in ("dice", "jaccard")}
-        return found
+        return super().summary(metrics) | self.scoring.apart(metrics)
+
+
+def _with_pixel_accuracy(collection: Any) -> Any:
+    from ..metrics import share_metrics
+
+    collection.add_metrics(share_metrics("pixel_accuracy"))
+    return collection
 
 
 @register_task("binary_segmentation")
@@ -106,27 +112,8 @@ class BinarySegmentation(_Sigmoid):
 
     target: Target = Target("mask")
 
-    def __init__(
-        self,
-        name: str,
-        column: int,
-        *,
-        groups: Mapping[str, Sequence[str]] | None = None,
-        bce_weight: float = 0.5,
-        dice_weight: float = 0.5,
-        batch: bool = False,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        empty: str = "one",
-        threshold: float = 0.5,
-        group_by: str = "",
-        thresholds: Mapping[str, float] | None = None,
-        aggregate: Aggregate = "image",
-    ):
-        options = dict(bce_weight=bce_weight, dice_weight=dice_weight, batch=batch)  # noqa: C408
-        options |= {"squared_pred": squared_pred, "jaccard": jaccard}
-        grouping = Grouping(name, group_by, groups or {}, thresholds or {})
-        super().__init__(name, column, (name,), grouping, options, threshold, empty, aggregate)
+    def __init__(self, name: str, column: int, **options: Any) -> None:
+        super().__init__(name, column, (name,), **options)
 
 
 @register_task("multilabel_segmentation")
@@ -140,30 +127,10 @@ class MultiLabelSegmentation(_Sigmoid):
             `BinarySegmentation`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        column: int,
-        *,
-        structures: Sequence[str],
-        groups: Mapping[str, Sequence[str]] | None = None,
-        bce_weight: float = 0.5,
-        dice_weight: float = 0.5,
-        batch: bool = False,
-        squared_pred: bool = False,
-        jaccard: bool = False,
-        empty: str = "one",
-        threshold: float | Sequence[float] = 0.5,
-        group_by: str = "",
-        thresholds: Mapping[str, float] | None = None,
-        aggregate: Aggregate = "image",
-    ):
+    def __init__(self, name: str, column: int, *, structures: Sequence[str], **options: Any) -> None:
         if not structures or isinstance(structures, str):
             raise ValueError(f"task {name!r}: `structures` must list at least one name; got {structures!r}.")
-        options = dict(bce_weight=bce_weight, dice_weight=dice_weight, batch=batch)  # noqa: C408
-        options |= {"squared_pred": squared_pred, "jaccard": jaccard}
-        grouping = Grouping(name, group_by, groups or {}, thresholds or {})
-        super().__init__(name, column, structures, grouping, options, threshold, empty, aggregate)
+        super().__init__(name, column, structures, **options)
         self.target = Target("masks", size=len(structures))
 
 
@@ -208,15 +175,9 @@ class MultiClassSegmentation(BaseTask):
             raise ValueError(
                 f"task {name!r}: `structures` must list the background and at least one class; got {structures!r}."
             )
-        if class_weights and len(class_weights) != len(structures):
-            raise ValueError(
-                f"task {name!r}: `class_weights` must have one value for each of the {len(structures)} classes; "
-                f"got {len(class_weights)}."
-            )
-        check_scoring(name, empty, aggregate)
-        self.structures, self.first = tuple(structures), int(not include_background)
-        self.grouping = Grouping(name, group_by, groups or {}, {})
-        self.empty, self.aggregate, self.ignore_index = empty, aggregate, ignore_index
+        self.structures, self.first, self.ignore_index = tuple(structures), int(not include_background), ignore_index
+        grouping = Grouping(name, group_by, groups or {}, {})
+        self.empty, self.scoring = empty, Scoring(name, structures[self.first :], grouping, empty, aggregate)
         self.output = Output("map", len(structures))
         self.criterion = losses.DiceCELoss(
             ce_weight=ce_weight,
@@ -226,7 +187,7 @@ class MultiClassSegmentation(BaseTask):
             batch=batch,
             squared_pred=squared_pred,
             jaccard=jaccard,
-            weight=torch.tensor(class_weights) if class_weights else None,
+            weight=class_weights_of(name, class_weights, structures),
             ignore_index=ignore_index,
             empty=empty,
         )
@@ -242,14 +203,7 @@ class MultiClassSegmentation(BaseTask):
 
     def metrics(self) -> Any:
         """`dice` and `jaccard` over the counted classes, and `pixel_accuracy`."""
-        from ..metrics import segmentation_metrics, share_metrics
-
-        counted = len(self.structures) - self.first
-        collection = segmentation_metrics(
-            counted, groups=len(self.grouping), empty=EMPTY[self.empty], aggregate=self.aggregate
-        )
-        collection.add_metrics(share_metrics("pixel_accuracy"))
-        return collection
+        return _with_pixel_accuracy(self.scoring.metrics())
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`; ignored pixels are of no class, predicted or true."""
@@ -261,16 +215,9 @@ class MultiClassSegmentation(BaseTask):
         count = len(self.structures)
         maps = (F.one_hot(torch.where(valid, x, 0), count).movedim(-1, 1) * valid[:, None] for x in (found, true))
         predicted, expected = (x[:, self.first :] for x in maps)
-        group = self.grouping.of(batch)
-        for score in ("dice", "jaccard"):
-            metrics[score].update(predicted, expected, None if group is None else group[rows])
+        self.scoring.update(metrics, predicted, expected, batch, rows)
         metrics["pixel_accuracy"].update((found == true)[valid].double())
 
     def summary(self, metrics: Any) -> dict[str, Any]:
-        """Means, and `per_class` of each counted class; with several groups `per_group` too."""
-        found, names = super().summary(metrics), self.structures[self.first :]
-        found["per_class"] = {score: by_name(names, metrics[score].per_channel()) for score in ("dice", "jaccard")}
-        if len(self.grouping) > 1:
-            names = self.grouping.names
-            found["per_group"] = {score: by_name(names, metrics[score].per_group()) for score in ("dice", "jaccard")}
-        return found
+        """Means; with several counted classes or groups `per_class`, `per_group` too."""
+        return super().summary(metrics) | self.scoring.apart(metrics)

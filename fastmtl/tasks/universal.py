@@ -12,10 +12,10 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, by_name
+from .base import BaseTask
 from .grouping import Grouping
 from .registry import register_task
-from .scoring import EMPTY, Aggregate, check_scoring
+from .scoring import Aggregate, Scoring
 
 
 @register_task("universal_segmentation")
@@ -53,14 +53,13 @@ class UniversalSegmentation(BaseTask):
         aggregate: Aggregate = "image",
     ):
         super().__init__(name, column)
-        check_scoring(name, empty, aggregate)
-        self.empty, self.aggregate = empty, aggregate
         if isinstance(structures, str) or len(structures) == 1:
             raise ValueError(
                 f"task {name!r}: `structures` must list the background and the classes; got {structures!r}."
             )
         self.structures = tuple(structures) or ("background", "foreground")
-        self.grouping = Grouping(name, group_by, groups or {}, {})
+        grouping = Grouping(name, group_by, groups or {}, {})
+        self.empty, self.scoring = empty, Scoring(name, self.structures[1:], grouping, empty, aggregate)
         self.target = Target("classes") if structures else Target("mask")
         self.output = Output("queries", len(self.structures))
         self.criterion = losses.Mask2FormerLoss(
@@ -100,29 +99,18 @@ class UniversalSegmentation(BaseTask):
 
     def metrics(self) -> Any:
         """`dice` and `jaccard` over the classes but the background."""
-        from ..metrics import segmentation_metrics
-
-        counted, empty = len(self.structures) - 1, EMPTY[self.empty]
-        return segmentation_metrics(counted, groups=len(self.grouping), empty=empty, aggregate=self.aggregate)
+        return self.scoring.metrics()
 
     def update(self, metrics: Any, output: Any, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.present(batch)
         if rows.any():
-            group = self.grouping.of(batch)
-            maps = (self.predict(output, batch)[rows], batch.targets[self.name][rows])
-            metrics.update(*map(self._one_hot, maps), None if group is None else group[rows])
+            found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
+            self.scoring.update(metrics, self._one_hot(found), self._one_hot(true), batch, rows)
 
     def summary(self, metrics: Any) -> dict[str, Any]:
         """`dice` and `jaccard`; with several structures or groups also `per_class` and `per_group` of each."""
-        found = super().summary(metrics)
-        if len(self.structures) > 2:
-            names = self.structures[1:]
-            found["per_class"] = {name: by_name(names, one.per_channel()) for name, one in metrics.items()}
-        if len(self.grouping) > 1:
-            names = self.grouping.names
-            found["per_group"] = {name: by_name(names, one.per_group()) for name, one in metrics.items()}
-        return found
+        return super().summary(metrics) | self.scoring.apart(metrics)
 
     def _one_hot(self, classes: Tensor) -> Tensor:
         """Indices [B, 1, H, W] -> bool [B, C - 1, H, W]."""

@@ -57,14 +57,7 @@ class Contrastive(BaseTask):
 
     target: Target = Target("pair")
 
-    def __init__(
-        self,
-        name: str,
-        column: int,
-        *,
-        temperature: float = 0.1,
-        dimensions: int = 128,
-    ):
+    def __init__(self, name: str, column: int, *, temperature: float = 0.1, dimensions: int = 128):
         super().__init__(name, column)
         positive(name, "dimensions", dimensions)
         self.output = Output("embedding", dimensions)

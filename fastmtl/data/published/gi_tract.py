@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,21 @@ from ._files import assemble, read_known_table
 ORGANS = ("large_bowel", "small_bowel", "stomach")
 LAYOUT = "train/case2/case2_day1/scans/slice_0001_266_266_1.50_1.50.png and train.csv with id, class, segmentation"
 _SCAN = re.compile(r"case(\d+)_day(\d+)")
-_SLICE = re.compile(r"slice_(\d+)_(\d+)_(\d+)_([\d.]+)_([\d.]+)")
+_SLICE = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
+
+
+class _Slice(NamedTuple):
+    """What the path of an image says; pixels in millimetres."""
+
+    file: Path
+    scan: str
+    case: int
+    day: int
+    number: str
+    width: int
+    height: int
+    pixel_width: float
+    pixel_height: float
 
 
 @dataclass(frozen=True)
@@ -60,20 +74,17 @@ def read(root: Path, order: Order = "row") -> Dataset:
         FileNotFoundError, ValueError: the folder, the table or a name in it does not fit the layout.
     """
     codes = _codes(root)
-    scans: dict[str, list[tuple[int, Path]]] = {}
+    slices: list[_Slice] = []
+    last: dict[str, int] = {}
     problems: list[Problem] = []
     for file in sorted((root / "train").glob("case*/case*_day*/scans/*.png")):
-        found = _SLICE.fullmatch(file.stem)
-        if found is None or _SCAN.fullmatch(file.parent.parent.name) is None:
+        found = _slice(file)
+        if found is None:
             problems.append(Problem(file, f"its name says no slice, size and spacing; expected {LAYOUT}"))
         else:
-            scans.setdefault(file.parent.parent.name, []).append((int(found[1]), file))
-    make = partial(_tile, codes=codes, order=order)
-    tiles = [
-        make(scan, number, file, max(number for number, _ in slices))
-        for scan, slices in scans.items()
-        for number, file in slices
-    ]
+            slices.append(found)
+            last[found.scan] = max(int(found.number), last.get(found.scan, 1))
+    tiles = [_tile(each, last[each.scan], codes, order) for each in slices]
     return assemble(root, (), tiles, problems, LAYOUT)
 
 
@@ -90,27 +101,31 @@ def _codes(root: Path) -> dict[str, dict[str, str]]:
     return codes
 
 
-def _tile(scan: str, number: int, file: Path, last: int, *, codes: dict[str, dict[str, str]], order: Order) -> Tile:
-    case, day = map(int, _SCAN.fullmatch(scan).groups())  # type: ignore[union-attr]  # `read` has looked
-    slice_name = _SLICE.fullmatch(file.stem)
-    assert slice_name is not None  # likewise
-    width, height = int(slice_name[2]), int(slice_name[3])
-    name = f"{scan}_slice_{slice_name[1]}"
-    organs = codes.get(name)
-    mask = (
-        None
-        if organs is None
-        else OrganMasks(tuple(RunLengths(organs.get(organ, ""), height, width, order) for organ in ORGANS))
-    )
+def _slice(file: Path) -> _Slice | None:
+    scan = file.parent.parent.name
+    days, names = _SCAN.fullmatch(scan), _SLICE.fullmatch(file.stem)
+    if days is None or names is None:
+        return None
+    number, width, height, pixel_width, pixel_height = names.groups()
+    sizes = (int(width), int(height), float(pixel_width), float(pixel_height))
+    return _Slice(file, scan, int(days[1]), int(days[2]), number, *sizes)
+
+
+def _tile(of: _Slice, last: int, codes: dict[str, dict[str, str]], order: Order) -> Tile:
+    name = f"{of.scan}_slice_{of.number}"
+    mask = None
+    if name in codes:
+        runs = (RunLengths(codes[name].get(organ, ""), of.height, of.width, order) for organ in ORGANS)
+        mask = OrganMasks(tuple(runs))
     values = {
-        "case": scan,
-        "position": float(number),
-        "depth": number / max(last, 1),
-        "case_number": float(case),
-        "day": float(day),
-        "pixel_height": float(slice_name[5]),
-        "pixel_width": float(slice_name[4]),
-        "image_height": float(height),
-        "image_width": float(width),
+        "case": of.scan,
+        "position": float(of.number),
+        "depth": int(of.number) / last,
+        "case_number": float(of.case),
+        "day": float(of.day),
+        "pixel_height": of.pixel_height,
+        "pixel_width": of.pixel_width,
+        "image_height": float(of.height),
+        "image_width": float(of.width),
     }
-    return Tile(name, GreyPicture(file), mask, None, f"CASE{case}", values)
+    return Tile(name, GreyPicture(of.file), mask, None, f"CASE{of.case}", values)

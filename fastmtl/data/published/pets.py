@@ -102,4 +102,9 @@ def _box(xml: Path) -> tuple[float, float, float, float]:
         raise ValueError(f"{xml} holds no size and box: {error}") from None
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(f"{xml}: the box {left:g} {top:g} {right:g} {bottom:g} is not inside {width:g}x{height:g}")
-    return (left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height
+    return centred(left / width, top / height, right / width, bottom / height)
+
+
+def centred(left: float, top: float, right: float, bottom: float) -> tuple[float, float, float, float]:
+    """Edges of a box as centre x, centre y, width and height."""
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top

@@ -11,7 +11,7 @@ from ...extras import require
 from ..arrays import ArrayRow
 from ..dataset import Dataset, Tile
 from ._files import assemble, require_path
-from .pets import SPECIES
+from .pets import SPECIES, centred
 
 LAYOUT = "{train,val,test}/{images,masks,bboxes,binary}.h5, each with an array of its own name"
 _SPLITS = ("train", "val", "test")
@@ -65,17 +65,17 @@ def _read_split(root: Path, split: str) -> list[Tile]:
             ArrayRow(files["masks"], "masks", row, scales["masks"]),
             int(labels[row]),
             f"{split}/{row:05d}".upper(),
-            {"box": _centred(boxes[row]), "split": split},
+            {"box": _box(boxes[row]), "split": split},
         )
         for row in range(lengths["images"])
     ]
 
 
-def _centred(edges: np.ndarray) -> tuple[float, float, float, float] | None:
+def _box(edges: np.ndarray) -> tuple[float, float, float, float] | None:
     left, top, right, bottom = edges.tolist()
     if not (left < right and top < bottom):
         return None  # no head was found
-    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    return centred(left, top, right, bottom)
 
 
 def _open(file: Path) -> Any:
