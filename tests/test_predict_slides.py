@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from _slides import tissue_like, write_tiff
+from _slides import patch_tile, tissue_like, write_tiff
 
 from fastmtl import data
 from fastmtl.predict_slides import predict_slides
@@ -55,10 +55,10 @@ def _read(folder, size=64, max_damaged=0.0):
     )
 
 
-def _predict(slides, out, model=None, **grid):
+def _predict(slides, out, model=None, read=_read, **grid):
     out.mkdir(exist_ok=True)
     options = data.GridOptions(**{"tile_size": 64, "min_tissue": 0.0, **grid})
-    return predict_slides(slides, out, model=model or PixelModel(), tasks=TASKS, grid=options, read=_read, device=CPU)
+    return predict_slides(slides, out, model=model or PixelModel(), tasks=TASKS, grid=options, read=read, device=CPU)
 
 
 def _lines(path):
@@ -248,8 +248,28 @@ def test_what_cannot_be_read_is_set_aside_and_tried_again(tmp_path, slide):
     assert (tmp_path / "out" / "fine.tif" / "summary.json").stat() == before
     assert not (tmp_path / "out" / "quarantine.jsonl").exists()
     assert len(_lines(tmp_path / "out" / "predictions.jsonl")) == 3
-    coarser = _predict(slides, tmp_path / "other", mpp=0.1)  # than 0.5, as it was scanned
-    assert coarser.unreadable == 3
+    finer = _predict(slides, tmp_path / "other", mpp=0.1)  # than 0.5, as it was scanned
+    assert finer.unreadable == 3
+    assert _lines(tmp_path / "other" / "quarantine.jsonl")[0]["reason"].startswith("`mpp` 0.1 is finer")
+
+
+def test_damaged_tiles_are_left_out_as_the_recipe_allows(tmp_path, slide):
+    def garble(part):
+        part[10:] = bytes(len(part) - 10)
+
+    whole = _predict({"whole": slide}, tmp_path / "out").new
+    patch_tile(slide, 7, garble)  # of 5 in a row: x 128, y 64
+    assert _predict({"torn": slide}, tmp_path / "out") == ("slides", 0, 0, 1)
+    found = _predict({"torn": slide}, tmp_path / "out", read=lambda folder: _read(folder, max_damaged=0.1))
+    assert found == ("slides", whole, 0, 0)
+    (entry,) = _lines(tmp_path / "out" / "quarantine.jsonl")
+    assert (entry["slide"], entry["x"], entry["y"]) == ("torn", 128, 64)
+    lines = {line["slide"]: line for line in _lines(tmp_path / "out" / "predictions.jsonl")}
+    assert (lines["torn"]["tiles"], lines["torn"]["damaged"]) == (20, 1)
+    expected = _map(tmp_path / "out" / "whole" / "zones.tif").copy()
+    expected[64:128, 128:192] = 0
+    np.testing.assert_array_equal(_map(tmp_path / "out" / "torn" / "zones.tif"), expected)
+    assert len(_lines(tmp_path / "out" / "torn" / "tiles.jsonl")) == 19
 
 
 def test_a_slide_that_is_interrupted_leaves_nothing(tmp_path, slide):

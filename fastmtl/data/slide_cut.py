@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .dataset import Region, Tile
-from .slide_rows import GridOptions, UnreadableSlideError, opened
+from .slide_rows import GridOptions, opened
 from .slides.errors import SlideError
 from .slides.grid import grid
 from .tiles import group_of
@@ -70,10 +70,8 @@ def cut_slide(path: Path, name: str, options: GridOptions) -> SlideCut:
         regions = grid(slide, side, mpp=mpp, level=level, overlap=overlap, min_tissue=options.min_tissue)
     except SlideError:
         raise
-    except UnreadableSlideError as error:
+    except ValueError as error:  # a slide that cannot be opened among them
         raise SlideError(path, str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")) from error
-    except ValueError as error:
-        raise SlideError(path, str(error)) from error
     downsample = options.mpp / slide.mpp if options.mpp else 1.0
     left, top, width, height = slide.bounds
     first = round(left / downsample), round(top / downsample)
@@ -97,7 +95,7 @@ def cut_slide(path: Path, name: str, options: GridOptions) -> SlideCut:
         max(1, math.ceil(full.height / downsample - 1e-6)),
         downsample,
         (left - first[0] * downsample, top - first[1] * downsample),
-        slide.mpp and slide.mpp * downsample,
+        options.mpp or slide.mpp,
         float(slide.tissue_fraction(Region(path, left, top, width, height))),
         slide.problems,
     )
