@@ -140,7 +140,10 @@ def predict(
     if config.index_folder:
         data.use_index_folder(config.index_folder)
     views = trained.recipe.training.tta if tta is None else tta
-    slides = data.find_slides(source, root=Path(config.root) if config.root else None, without=out)
+    root = Path(config.root) if config.root else None
+    if root is not None and not source.resolve().is_relative_to(root.resolve()):
+        root = None  # it is of the data that the run was trained on
+    slides = data.find_slides(source, root=root, without=out)
     if slides is None:
         images = find_images(source, without=out)
         claim(out, stamp_of(path, which, views, "images", source if source.is_dir() else source.parent))

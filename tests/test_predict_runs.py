@@ -88,6 +88,18 @@ def test_one_slide_a_manifest_and_a_folder_are_predicted_alike(run, slides, tmp_
         assert alone["classification"] == listed["classification"]
 
 
+def test_a_manifest_may_leave_its_folder_below_the_root_of_the_recipe(slides, tmp_path, capsys):
+    (slides / "lists").mkdir(exist_ok=True)
+    (slides / "lists" / "one.csv").write_text("slide,x\n../slides/P002-1.tiff,\n")
+    within = _run(tmp_path / "within", data={"root": str(slides)})
+    elsewhere = _run(tmp_path / "elsewhere", data={"root": str(tmp_path)})
+    assert _predict(within, slides / "lists" / "one.csv", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "slides" / "P002-1.tiff" / "segmentation.tif").is_file()
+    assert _predict(elsewhere, slides / "manifest.csv", tmp_path / "other") == 0
+    assert _predict(elsewhere, slides / "lists" / "one.csv", tmp_path / "none") == 1
+    assert "outside the data root" in capsys.readouterr().err
+
+
 def test_views_and_stains_of_the_run_count(run, slides, tmp_path):
     slide = slides / "slides" / "P001-1.tiff"
     stained = _run(tmp_path / "stained", data={"stain": {"method": "macenko", "sample": 4, "min_tissue": 50}})
