@@ -34,7 +34,7 @@ USAGE = """fastmtl: train one network for several tasks on medical images
   fastmtl train --resume --out RUN             continue a run that was stopped
   torchrun --nproc-per-node N -m fastmtl train ...       train or continue on N processes, one GPU each where there are
   fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
-  fastmtl predict RUN INPUT --out DIR          masks and classes for images without labels
+  fastmtl predict RUN INPUT --out DIR          masks and classes for images or whole slides without labels
   fastmtl report RUN [RUN ...]                 the page of a run again, or one page that compares several
   fastmtl report RUN --analyse                 its saliency maps, feature maps and filters anew too
   fastmtl prepare DIR [--out MANIFEST]         a manifest of a folder of tiles or slides; indexes the slides
@@ -203,10 +203,11 @@ def _eval(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Write masks and classes for images without labels."""
+    """Write masks and classes for images or whole slides without labels."""
 
     out: Path
-    """Folder to write: TASK/IMAGE.png for masks, predictions.jsonl for everything."""
+    """Folder to write: TASK/IMAGE.png or SLIDE/TASK.tif for masks, predictions.jsonl for everything. What it holds of
+    the same run and input stays, what is missing is added."""
     checkpoint: Literal["best", "last"] = "best"
     tta: tuple[str, ...] | None = None
     """Views besides the image itself to average, h v r90 r180 r270; the recipe's when left out."""
@@ -218,15 +219,24 @@ def _predict(arguments: list[str]) -> int:
     import tyro
 
     run = _positional(arguments, "predict", "RUN", "a folder that `fastmtl train` wrote")
-    source = _positional(arguments, "predict RUN", "INPUT", "an image or a folder of images")
+    source = _positional(arguments, "predict RUN", "INPUT", "an image or a slide, a folder of them, or a manifest")
     parsed = tyro.cli(PredictArguments, args=arguments, prog="fastmtl predict RUN INPUT")
     from . import commands
 
-    count = commands.predict(
-        Path(run), Path(source), parsed.out, which=parsed.checkpoint, device=parsed.device, tta=parsed.tta
+    found = commands.predict(
+        Path(run),
+        Path(source),
+        parsed.out,
+        which=parsed.checkpoint,
+        device=parsed.device,
+        tta=parsed.tta,
+        note=lambda line: print(line, file=sys.stderr),
     )
-    print(f"{count} image{'s' * (count != 1)}: {parsed.out / 'predictions.jsonl'}", file=sys.stderr)
-    return 0
+    told = f"{found.new} {found.what[:-1] if found.new == 1 else found.what}"
+    told += f", {found.there} were there already" if found.there else ""
+    told += f", {found.unreadable} could not be read (quarantine.jsonl)" if found.unreadable else ""
+    print(f"{told}: {parsed.out / 'predictions.jsonl'}", file=sys.stderr)
+    return 1 if found.unreadable else 0
 
 
 def _report(arguments: list[str]) -> int:

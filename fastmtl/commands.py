@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,9 @@ from . import analyses, build, checkpoint, data, datasets, staining, training
 from .config import Recipe
 from .inference import autocast_dtype
 from .inference import evaluate as score
-from .predict import find_images, write_predictions
+from .predict import Predicted, claim, stamp_of
+from .predict_images import find_images, images_there, write_predictions
+from .predict_slides import check_places, predict_slides
 from .protocols import Task
 from .report import read_run, render, render_comparison
 from .run_folder import RunError, RunFolder
@@ -113,27 +115,71 @@ def predict(
     which: Literal["best", "last"] = "best",
     device: str = "auto",
     tta: Sequence[str] | None = None,
-) -> int:
-    """Predict the image or the folder of images `source` into `out`; returns how many.
+    note: Callable[[str], None] = lambda line: None,
+) -> Predicted:
+    """Predict images or whole slides into `out`; of a folder that holds slides the slides.
 
-    `tta` are the views of test-time augmentation, the recipe's if None.
+    Where `out` holds predictions of the same run, weights, views and input, what is missing is added.
+
+    Args:
+        path: the run.
+        source: an image, a slide, a folder of them, or a manifest that names slides.
+        out: folder to create, or to go on with.
+        which: the checkpoint.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        tta: views of test-time augmentation, the recipe's if None.
+        note: called with a line for each slide that is done or set aside, and for what is passed over.
 
     Raises:
-        RunError: no run there, no images, images that cannot be read, or `out` holds predictions already.
+        RunError: no run there, nothing to predict, images that cannot be read, or `out` holds other predictions.
     """
     trained = _load(path, which, device, tta)
-    recipe, facts, tasks, model = trained.recipe, trained.facts, trained.tasks, trained.model
-    tiles = find_images(source)
+    config = trained.recipe.data
+    if config.index_folder:
+        data.use_index_folder(config.index_folder)
+    views = trained.recipe.training.tta if tta is None else tta
+    root = Path(config.root) if config.root else None
+    if root is not None and not source.resolve().is_relative_to(root.resolve()):
+        root = None  # it is of the data that the run was trained on
+    slides = data.find_slides(source, root=root, without=out)
+    if slides is None:
+        images = find_images(source, without=out)
+        claim(out, stamp_of(path, which, views, "images", source if source.is_dir() else source.parent))
+        return _predict_images(trained, source, images, out)
+    if slides.num_images:
+        note(f"{slides.num_images} image files among the slides are passed over; predict their folder by itself")
+    check_places(slides.slides, out)
+    claim(out, stamp_of(path, which, views, "slides", slides.root))
+    return predict_slides(
+        slides.slides,
+        out,
+        model=trained.model,
+        tasks=trained.tasks,
+        grid=data.GridOptions(config.tile_size, config.mpp, config.overlap, config.min_tissue),
+        read=trained.read,
+        device=trained.device,
+        dtype=trained.dtype,
+        note=note,
+    )
+
+
+def _predict_images(trained: _Trained, source: Path, images: Sequence[data.Tile], out: Path) -> Predicted:
+    there = images_there(out)
+    tiles = [tile for tile in images if tile.id not in there]
+    if not tiles:
+        return Predicted("images", 0, len(images))
+    recipe = trained.recipe
     if recipe.data.preprocessing:
         tiles = datasets.preprocessed(data.Dataset(source, (), tuple(tiles)), recipe.data.preprocessing).tiles
     problems = data.check_tiles(tiles)
     if problems:
         raise RunError(f"{len(problems)} of {len(tiles)} images cannot be read, first {problems[0]}.")
-    folder = data.Dataset(source, tuple(facts["class_names"]), tuple(tiles))
+    folder = data.Dataset(source, tuple(trained.facts["class_names"]), tuple(tiles))
     loader = trained.read(folder)
-    count = write_predictions(model, tasks, (batch.to(trained.device) for batch in loader), tiles, out)
+    batches = (batch.to(trained.device) for batch in loader)
+    count = write_predictions(trained.model, trained.tasks, batches, tiles, out)
     loader.close()
-    return count
+    return Predicted("images", count, len(images) - len(tiles))
 
 
 def analyse(path: Path, *, device: str = "auto") -> list[str]:

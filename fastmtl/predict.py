@@ -1,82 +1,96 @@
-"""Predictions for images without labels: mask files for maps, one JSON line per image.
+"""What predicting images and slides share: whose predictions a folder holds, and answers that are no maps.
 
-Masks have the size of the image they belong to: logits are resized, then thresholded. Groups with thresholds of their
-own are not known here; the task's threshold counts. Tasks that only help others (images, embeddings, auxiliary maps)
-are left out.
+A folder of predictions says in `predicted_with.json` what it was made with. Predicting into it again, with the same
+run, weights, views and input, goes on with what is missing; anything else is refused, for two predictions would mix.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import data
 from .evaluation import class_probabilities
-from .protocols import Batch
 from .run_folder import RunError
 
+LINES = "predictions.jsonl"
+"""A line for each image or slide of a folder of predictions."""
 
-def find_images(source: Path) -> list[data.Tile]:
-    """The image `source`, or every image in and below the folder `source`; masks of a data set are passed over.
+_STAMP = "predicted_with.json"
+_NOT_COMPARED = ("run",)  # it may be moved; recipe and weights tell whether it is the same
+
+
+class Predicted(NamedTuple):
+    """What a call predicted.
+
+    Attributes:
+        what: "images" or "slides".
+        new: how many.
+        there: how many were in the folder already.
+        unreadable: how many could not be read, and are in quarantine.jsonl.
+    """
+
+    what: Literal["images", "slides"]
+    new: int
+    there: int
+    unreadable: int = 0
+
+
+def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Path) -> dict[str, Any]:
+    """What predictions depend on; `source` is the folder that their names start from."""
+    weights = (run / "checkpoints" / which / "manifest.json").read_bytes()
+    recipe = (run / "config.toml").read_bytes()
+    return {
+        "what": what,
+        "input": str(source.resolve()),
+        "run": str(run.resolve()),
+        "recipe": hashlib.sha256(recipe).hexdigest(),
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "views": list(views),
+    }
+
+
+def claim(out: Path, stamp: Mapping[str, Any]) -> None:
+    """Make `out` a folder for predictions that `stamp` tells of; nothing is done where it is one.
 
     Raises:
-        RunError: nothing there, or no image in it.
+        RunError: it is a file, or holds other predictions.
     """
-    if not source.exists():
-        raise RunError(f"{source} does not exist; give an image or a folder of images.")
-    root = source if source.is_dir() else source.parent
-    paths = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    images = [path for path in paths if path.suffix.lower() in data.IMAGE_SUFFIXES and not _is_label(path)]
-    if not images:
-        raise RunError(f"no images in {source}; known endings: {', '.join(sorted(data.IMAGE_SUFFIXES))}.")
-    if len({path.with_suffix("") for path in images}) < len(images):
-        raise RunError(f"{source} has images that differ only in their ending: their masks would have one name.")
-    return [
-        data.Tile(path.relative_to(root).as_posix(), path, mask=None, label=None, group=data.group_of(path.name))
-        for path in images
-    ]
-
-
-def _is_label(path: Path) -> bool:
-    """Whether `path` is a mask of a data set laid out as CLASS/image and CLASS/label."""
-    return path.parent.name == "label" and (path.parent.parent / "image").is_dir()
-
-
-@torch.inference_mode()
-def write_predictions(
-    model: nn.Module, tasks: Sequence[Any], batches: Iterator[Batch], tiles: Sequence[data.Tile], out: Path
-) -> int:
-    """Write `out`/TASK/IMAGE.png and `out`/predictions.jsonl; returns how many images were predicted."""
-    by_id = {tile.id: tile.image for tile in tiles}
-    if (out / "predictions.jsonl").exists():
-        raise RunError(f"{out} already holds predictions; choose another --out, or remove it.")
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must be a folder to create.")
+    file = out / _STAMP
+    if file.exists():
+        try:
+            known = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            known = {}
+        other = [name for name in stamp if name not in _NOT_COMPARED and known.get(name) != stamp[name]]
+        if other:
+            was, now = known.get(other[0]), stamp[other[0]]
+            raise RunError(
+                f"{out} already holds predictions with other {other[0]} ({was}, now {now}); choose another --out, or "
+                "remove it."
+            )
+        return
+    if (out / LINES).exists():
+        raise RunError(f"{out} already holds predictions without {_STAMP}; choose another --out, or remove it.")
     out.mkdir(parents=True, exist_ok=True)
-    model.eval()
-    count = 0
-    with (out / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-        for batch in batches:
-            outputs = model(batch)
-            for row, name in enumerate(batch.ids):
-                width, height = data.picture_size(by_id[name])
-                record: dict[str, Any] = {"image": name}
-                for task in tasks:
-                    answer = _answer(task, _row(outputs[task.name], row), (height, width), out, name)
-                    if answer is not None:
-                        record[task.name] = answer
-                lines.write(json.dumps(record) + "\n")
-                count += 1
-    return count
+    write_whole(file, json.dumps(stamp, indent=1) + "\n")
 
 
-def _row(output: Any, row: int) -> Any:
+def write_whole(path: Path, text: str) -> None:
+    """Leave `text` at `path`, whole at any moment."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def row_of(output: Any, row: int) -> Any:
     """One sample's part, as a batch of one; of queries without their inner layers."""
     if isinstance(output, Tensor):
         return output[row : row + 1].float()
@@ -87,18 +101,21 @@ def _row(output: Any, row: int) -> Any:
     )
 
 
-def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str) -> dict[str, Any] | None:
+def answer(task: Any, output: Any, field: tuple[int, int, int, int]) -> dict[str, Any] | None:
+    """What a task says of one sample, in JSON types; None where it says nothing, or answers with a map.
+
+    Args:
+        task: any.
+        output: its logits, a batch of one.
+        field: left, top, width and height of what the sample shows, in the pixels that boxes are told in.
+    """
     kind = task.output.kind
-    if kind == "map":
-        logits = F.interpolate(output, size, mode="bilinear", align_corners=False)
-        return _write_maps(task, task.predict(logits), out, name)
-    if kind == "queries":
-        return _write_maps(task, task.scores(output, size).argmax(1, keepdim=True).to(torch.uint8), out, name)
     if kind == "box":
         x, y, w, h = box = task.predict(output)[0].tolist()
-        height, width = size
+        left, top, width, height = field
         edges = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
-        return {"box": box, "pixels": edges}  # left, top, right, bottom
+        moved = [edge + begin for edge, begin in zip(edges, (left, top, left, top), strict=True)]
+        return {"box": box, "pixels": moved}  # left, top, right, bottom
     if kind != "vector":
         return None
     if not getattr(task, "class_names", ()):
@@ -107,32 +124,3 @@ def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str)
     probabilities = class_probabilities(output)[0].tolist()
     named = dict(zip(task.class_names, probabilities, strict=True))
     return {"class": task.class_names[int(task.predict(output))], "probabilities": named}
-
-
-def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> dict[str, Any]:
-    """One structure: a mask of 0 and 255, as the data sets' own. Several that may overlap: a mask each. Classes: one
-    map of their numbers."""
-    structures = getattr(task, "structures", (task.name,))
-    if found.dtype != torch.bool and len(structures) > 2:
-        shares = {one: (found == index).float().mean().item() for index, one in enumerate(structures)}
-        return {"classes": _write(found[0, 0], out, f"{task.name}/{name}"), "shares": shares}
-    if found.shape[1] > 1:
-        return {
-            one: _write_mask(found[0, channel], out, f"{task.name}/{one}/{name}")
-            for channel, one in enumerate(structures)
-        }
-    return _write_mask(found[0, 0].bool(), out, f"{task.name}/{name}")
-
-
-def _write_mask(mask: Tensor, out: Path, name: str) -> dict[str, Any]:
-    return {"mask": _write(mask * 255, out, name), "foreground": mask.float().mean().item()}
-
-
-def _write(pixels: Tensor, out: Path, name: str) -> str:
-    """Leave the PNG `out`/`name`; returns its path in `out`."""
-    from PIL import Image
-
-    path = (out / name).with_suffix(".png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.cpu().to(torch.uint8).numpy()).save(path)
-    return path.relative_to(out).as_posix()

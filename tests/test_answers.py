@@ -11,7 +11,7 @@ from PIL import Image
 from fastmtl import data
 from fastmtl.evaluation import ImageTable
 from fastmtl.models.heads import Queries
-from fastmtl.predict import write_predictions
+from fastmtl.predict_images import write_predictions
 from fastmtl.protocols import Batch
 from fastmtl.tasks import create_task, list_tasks
 

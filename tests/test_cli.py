@@ -121,7 +121,18 @@ def test_stop_and_resume_ends_where_an_uninterrupted_run_ends(tiles, tmp_path):
 def test_predict_passes_masks_over_and_does_not_mix_two_predictions(run, tiles, tmp_path, capsys):
     assert main(["predict", str(run), str(tiles), "--out", str(tmp_path / "p")]) == 0
     assert "24 images" in capsys.readouterr().err
-    assert "already holds predictions" in _says(capsys, ["predict", str(run), str(tiles), "--out", str(tmp_path / "p")])
+    again = ["predict", str(run), str(tiles), "--out", str(tmp_path / "p")]
+    assert "already holds predictions with other views" in _says(capsys, [*again, "--tta", "h"])
+    assert "with other input" in _says(
+        capsys, ["predict", str(run), str(tiles / "Polyp"), "--out", str(tmp_path / "p")]
+    )
+    lines = (tmp_path / "p" / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "p" / "predictions.jsonl").write_text("".join(lines[:20]) + lines[20][:30])  # cut off while writing
+    assert main(again) == 0
+    assert "4 images, 20 were there already" in capsys.readouterr().err
+    assert sorted((tmp_path / "p" / "predictions.jsonl").read_text().splitlines(keepends=True)) == sorted(lines)
+    (tmp_path / "p" / "predicted_with.json").unlink()
+    assert "without predicted_with.json" in _says(capsys, again)
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "predict"])

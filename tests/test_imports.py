@@ -58,7 +58,11 @@ ALLOWED = {
     "stages": {
         *("averaging", "build", "checkpoint", "config", "lr_finder", "protocols", "schedule", "trainer", "world"),
     },
-    "predict": {"data", "evaluation", "protocols", "run_folder"},
+    "predict": {"evaluation", "run_folder"},
+    "predict_images": {"data", "predict", "protocols", "run_folder"},
+    "stitching": set(),
+    "slide_maps": {"data", "stitching"},
+    "predict_slides": {"data", "predict", "protocols", "run_folder", "slide_maps"},
     "evaluation": {"data", "metrics", "protocols"},
     "datasets": {"config", "data", "names", "protocols"},
     "staining": {"config", "data", "names", "world"},
@@ -71,8 +75,8 @@ ALLOWED = {
         *("run_folder", "staining", "stages", "trainer", "tta", "world"),
     },
     "commands": {
-        *("analyses", "build", "checkpoint", "config", "data", "datasets", "inference", "predict", "protocols"),
-        *("report", "run_folder", "staining", "stages", "training", "tta"),
+        *("analyses", "build", "checkpoint", "config", "data", "datasets", "inference", "predict", "predict_images"),
+        *("predict_slides", "protocols", "report", "run_folder", "staining", "stages", "training", "tta"),
     },
     "__main__": {"cli"},
     "catalogue": {"models"},

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
     from .map_values import wrong_maps
+    from .outlines import check_outlines, write_outlines
     from .patches import RandomPatches
     from .pictures import open_picture, picture_size
     from .polygons import Polygons, polygon_classes
     from .preparing import Prepared, prepare
     from .run_lengths import RunLengths, decode_runs, encode_runs
     from .samplers import slides_of
+    from .slide_cut import SlideCut, cut_slide
+    from .slide_files import SlideFiles, find_slides
+    from .slide_map import SlideMap
     from .slide_rows import GridOptions, downsample_of
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
@@ -60,6 +64,13 @@ if TYPE_CHECKING:
     from .tiles import IMAGE_SUFFIXES, group_of, read_tile_folder
 
 _HOME = {
+    "SlideCut": "slide_cut",
+    "cut_slide": "slide_cut",
+    "SlideFiles": "slide_files",
+    "find_slides": "slide_files",
+    "SlideMap": "slide_map",
+    "check_outlines": "outlines",
+    "write_outlines": "outlines",
     "slides_of": "samplers",
     "ArrayRow": "arrays",
     "GreyPicture": "arrays",
@@ -158,8 +169,11 @@ __all__ = [
     "Region",
     "RunLengths",
     "Slide",
+    "SlideCut",
     "SlideError",
+    "SlideFiles",
     "SlideIndex",
+    "SlideMap",
     "Split",
     "StainFileError",
     "StainNormalizer",
@@ -169,12 +183,15 @@ __all__ = [
     "TileReadError",
     "TissueMask",
     "check_no_leak",
+    "check_outlines",
     "check_tiles",
+    "cut_slide",
     "decode_runs",
     "detect_format",
     "downsample_of",
     "encode_runs",
     "examine",
+    "find_slides",
     "generate",
     "generate_slides",
     "grid",
@@ -208,6 +225,7 @@ __all__ = [
     "use_index_folder",
     "with_groups",
     "write_manifest",
+    "write_outlines",
     "wrong_maps",
 ]
 

@@ -1,8 +1,4 @@
-"""A manifest for a folder of tiles or slides that has none: what is there, what belongs together, what is odd.
-
-Masks are recognised by their place: NAME.geojson, NAME_mask.png (any image ending) beside the image, or NAME with any
-such ending in a folder called mask, masks, label, labels or annotations next to it.
-"""
+"""A manifest for a folder of tiles or slides that has none: what is there, what belongs together, what is odd."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ from pathlib import Path
 from .cells import SLIDE_SUFFIXES, PathRule
 from .check import MAX_PIXELS, check_tiles
 from .dataset import Problem, Tile
+from .folder import files_in, is_plain_image
 from .formats import MANIFESTS
 from .manifest import write_manifest
 from .pictures import picture_size
@@ -22,10 +19,6 @@ from .polygons import POLYGON_SUFFIXES
 from .slide_rows import forget_opened, opened
 from .table import write_table
 from .tiles import IMAGE_SUFFIXES, PATIENT, group_of, is_tile_folder, read_tile_folder
-
-_MASK_FOLDERS = frozenset({"mask", "masks", "label", "labels", "annotations"})
-_MASK_ENDS = ("_mask", "-mask", ".mask")
-_LARGEST_TILE = 2048**2  # pixels; a TIFF of one level with more is cut into tiles like a slide
 
 
 @dataclass
@@ -98,7 +91,7 @@ def prepare(
     manifest.parent.mkdir(parents=True, exist_ok=True)
     if is_tile_folder(folder):
         return _prepare_classes(folder, manifest, patient, max_pixels)
-    images, masks, passed_over = _files(folder)
+    images, masks, passed_over = files_in(folder)
     found = []
     for path in images:
         on_file(path)
@@ -140,38 +133,6 @@ def _path(picture: object) -> Path:
     return picture
 
 
-def _files(folder: Path) -> tuple[list[Path], dict[Path, Path], dict[str, int]]:
-    """(images and slides, image -> its mask, number of other files by ending)."""
-    images: dict[tuple[Path, str], list[Path]] = {}
-    masks: dict[tuple[Path, str], Path] = {}
-    others: Counter[str] = Counter()
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if not path.is_file() or any(part.startswith(".") for part in inside.parts):
-            continue
-        suffix = path.suffix.lower()
-        if suffix == ".geojson" or (suffix in POLYGON_SUFFIXES | IMAGE_SUFFIXES and _is_mask(path)):
-            home = path.parent.parent if path.parent.name.lower() in _MASK_FOLDERS else path.parent
-            masks[home, _bare(path)] = path
-        elif suffix in IMAGE_SUFFIXES | SLIDE_SUFFIXES:
-            home = path.parent.parent if path.parent.name.lower() in ("image", "images") else path.parent
-            images.setdefault((home, _bare(path)), []).append(path)
-        else:
-            others[suffix or path.name] += 1
-    paired = {path: masks[key] for key, paths in images.items() if key in masks for path in paths}
-    return sorted(path for paths in images.values() for path in paths), paired, dict(others)
-
-
-def _is_mask(path: Path) -> bool:
-    return path.parent.name.lower() in _MASK_FOLDERS or path.stem.lower().endswith(_MASK_ENDS)
-
-
-def _bare(path: Path) -> str:
-    """The name that an image and its mask share."""
-    stem = path.stem
-    return next((stem[: -len(end)] for end in _MASK_ENDS if stem.lower().endswith(end)), stem)
-
-
 def _look(path: Path, mask: Path | None, index_folder: str | Path | None, max_pixels: int) -> Found:
     found = Found(path, mask=mask)
     if path.suffix.lower() in SLIDE_SUFFIXES:
@@ -200,12 +161,9 @@ def _look_at_slide(found: Found, index_folder: str | Path | None) -> None:
     except (ValueError, ImportError) as error:
         found.problems.append(str(error).removeprefix(f"{found.path}: "))
         return
-    full = slide.levels[0]
-    is_cut = full.tile_width < full.width and full.tile_height < full.height
-    is_alone = len(slide.levels) == 1 and not slide.associated_names
-    is_small = is_alone and not is_cut and full.width * full.height <= _LARGEST_TILE
-    if is_small and found.path.suffix.lower() in IMAGE_SUFFIXES:
+    if is_plain_image(found.path, slide):
         return
+    full = slide.levels[0]
     found.kind, found.size, found.levels, found.mpp = "slide", (full.width, full.height), len(slide.levels), slide.mpp
     found.problems += slide.problems
     try:

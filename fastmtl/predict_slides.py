@@ -1,0 +1,195 @@
+"""Predictions for whole slides: maps, outlines, a JSON line per tile and one per slide.
+
+A slide's files stand in a folder of its own, `OUT/SLIDE.svs/`, which is put there when all of them are written: a slide
+that was interrupted has none. What cannot be read is a line of `quarantine.jsonl`, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import data
+from .predict import LINES, Predicted, answer, row_of, write_whole
+from .protocols import Batch
+from .run_folder import RunError
+from .slide_maps import SlideMaps
+
+QUARANTINE = "quarantine.jsonl"
+SUMMARY, TILES = "summary.json", "tiles.jsonl"
+"""Of each slide, in its folder."""
+
+
+def check_places(slides: Iterable[str], out: Path) -> None:
+    """Raise RunError where the folder of a slide would stand where a file is: `out` is the folder of the slides."""
+    for name in slides:
+        if (out / name).is_file():
+            raise RunError(f"{out / name} is a file, not the folder of its predictions; choose another --out.")
+
+
+def predict_slides(
+    slides: Mapping[str, Path],
+    out: Path,
+    *,
+    model: nn.Module,
+    tasks: Sequence[Any],
+    grid: data.GridOptions,
+    read: Callable[[data.Dataset], data.TileLoader],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Predicted:
+    """Predict the slides that `out` has no folder of.
+
+    Args:
+        slides: name -> file; names are paths below `out`.
+        out: an existing folder.
+        model: as trained, on `device`.
+        tasks: its tasks.
+        grid: how slides are cut.
+        read: a loader of tiles, in their order.
+        device: where the model is.
+        dtype: of autocast; None computes in float32.
+        note: called with a line for each slide that is done or set aside.
+    """
+    if any(task.output.kind in ("map", "queries") for task in tasks):
+        data.check_outlines()
+    model.eval()
+    done = {name for name in slides if (out / name / SUMMARY).exists()}
+    write_whole(out / LINES, "".join(json.dumps(summary) + "\n" for summary in _summaries(out)))
+    (out / QUARANTINE).unlink(missing_ok=True)
+    unreadable = 0
+    for number, (name, path) in enumerate(slides.items(), 1):
+        if name in done:
+            continue
+        try:
+            cut = data.cut_slide(path, name, grid)
+            summary, damaged = _one(cut, name, out, model, tasks, read, device, dtype)
+        except (data.SlideError, data.TileReadError) as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            _append(out / QUARANTINE, [{"slide": name, "file": str(path), "reason": reason}])
+            note(f"{number}/{len(slides)} {name}: set aside: {reason}")
+            unreadable += 1
+            continue
+        _append(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged))
+        _append(out / LINES, [summary])
+        left_out = f", {len(damaged)} of them damaged" if damaged else ""
+        note(f"{number}/{len(slides)} {name}: {summary['tiles']} tiles{left_out}")
+    return Predicted("slides", len(slides) - len(done) - unreadable, len(done), unreadable)
+
+
+@torch.inference_mode()
+def _one(
+    cut: data.SlideCut,
+    name: str,
+    out: Path,
+    model: nn.Module,
+    tasks: Sequence[Any],
+    read: Callable[[data.Dataset], data.TileLoader],
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The slide's line, and its tiles that are damaged."""
+    folder = out / name
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with ExitStack() as ends:
+        ends.callback(shutil.rmtree, partial, ignore_errors=True)
+        loader = read(data.Dataset(cut.path, (), cut.tiles)) if cut.tiles else None
+        if loader is not None:
+            ends.callback(loader.close)
+        maps, means = SlideMaps(tasks, cut, partial, device), _Means(tasks)
+        ends.callback(maps.discard)
+        with (partial / TILES).open("w", encoding="utf-8") as lines:
+            for batch in loader or ():
+                batch = batch.to(device, non_blocking=True)
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    outputs = model(batch)
+                maps.add(batch.ids, outputs)
+                for line in _tile_lines(tasks, cut, batch, outputs):
+                    means.add(line)
+                    lines.write(json.dumps(line) + "\n")
+        damaged = [_place(entry) for entry in loader.quarantine] if loader else []
+        of_slide = {"slide": name, "tiles": len(cut.tiles), "damaged": len(damaged), "tissue": cut.tissue}
+        of_map = {"mpp": cut.mpp, "downsample": cut.downsample, "problems": list(cut.problems)}
+        of_maps = {task: _below(name, words) for task, words in maps.close().items()}
+        summary = {**of_slide, **of_map, **means.words(), **of_maps}
+        write_whole(partial / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        os.replace(partial, folder)
+    return summary, damaged
+
+
+def _tile_lines(
+    tasks: Sequence[Any], cut: data.SlideCut, batch: Batch, outputs: Mapping[str, Any]
+) -> Iterable[dict[str, Any]]:
+    for row, tile in enumerate(batch.ids):
+        line: dict[str, Any] = dict(zip(("x", "y", "width", "height"), cut.fields[tile], strict=True))
+        for task in tasks:
+            found = answer(task, row_of(outputs[task.name], row), cut.fields[tile])
+            if found is not None:
+                line[task.name] = found
+        yield line
+
+
+class _Means:
+    """What the tiles of a slide say on average: probabilities, on which the task decides, and numbers. Boxes have no
+    mean."""
+
+    def __init__(self, tasks: Sequence[Any]):
+        self._tasks = [task for task in tasks if task.output.kind == "vector"]
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        self._count += 1
+        for task in self._tasks:
+            found = line[task.name].get("value")
+            values = list(line[task.name]["probabilities"].values()) if found is None else found
+            value = torch.tensor(values, dtype=torch.float64)
+            self._sums[task.name] = self._sums.get(task.name, torch.zeros_like(value)) + value
+
+    def words(self) -> dict[str, dict[str, Any]]:
+        """Nothing where there was no tile."""
+        return {task.name: self._of(task) for task in self._tasks if task.name in self._sums}
+
+    def _of(self, task: Any) -> dict[str, Any]:
+        mean, names = self._sums[task.name] / self._count, getattr(task, "class_names", ())
+        if not names:
+            return {"value": mean.tolist()}
+        logits = mean.log() if task.output.channels > 1 else torch.logit(mean[1:])
+        probabilities = dict(zip(names, mean.tolist(), strict=True))
+        return {"class": names[int(task.predict(logits[None]))], "probabilities": probabilities}
+
+
+def _below(folder: str, words: Mapping[str, Any]) -> dict[str, Any]:
+    """File names with their folder before them."""
+    found = {}
+    for key, value in words.items():
+        told = f"{folder}/{value}" if isinstance(value, str) else value
+        found[key] = _below(folder, value) if isinstance(value, dict) else told
+    return found
+
+
+def _place(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "epoch"}
+
+
+def _summaries(out: Path) -> list[dict[str, Any]]:
+    """Of all slides that are done, by name; those under way are hidden."""
+    paths = [path for path in out.rglob(SUMMARY) if not any(part[0] == "." for part in path.relative_to(out).parts)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
+
+
+def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    if text := "".join(json.dumps(line) + "\n" for line in lines):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)

@@ -1,0 +1,75 @@
+"""Overlapping tiles to one map: their mean where several lie, a band of rows at a time.
+
+Tiles come row by row. Rows that no later tile can reach are handed out and forgotten, so memory holds one row of tiles,
+[C, tile height, map width], whatever the map's height.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """Finished rows of a map.
+
+    Attributes:
+        number: how many.
+        left: the first column of `means`; on either side of them no tile lies.
+        means: float32 [C, number, w].
+        seen: bool [number, w], where any tile lies; the means are 0 elsewhere.
+    """
+
+    number: int
+    left: int
+    means: Tensor
+    seen: Tensor
+
+
+class Band:
+    """The rows of a map that tiles still come for.
+
+    Args:
+        channels: C.
+        side: of the tiles, pixels.
+        width: of the map.
+        height: likewise.
+        device: where tiles are.
+    """
+
+    def __init__(self, channels: int, side: int, width: int, height: int, device: torch.device):
+        self._side, self._width, self._height = side, width, height
+        self._sums = torch.zeros(channels, side, width, device=device)
+        self._counts = torch.zeros(side, width, device=device)
+        self._top = 0
+        self._left, self._right = width, 0  # columns that tiles lie in
+
+    def until(self, row: int) -> list[Rows]:
+        """The rows above `row`, which no further tile reaches; `height` ends the map. Tiles that follow begin there."""
+        found, row = [], min(row, self._height)
+        while self._top < row:
+            number = min(row - self._top, self._side)
+            left, right = min(self._left, self._right), self._right
+            sums, counts = self._sums[:, :number, left:right], self._counts[:number, left:right]
+            found.append(Rows(number, left, sums / counts.clamp(min=1), counts > 0))
+            self._shift(number, left, right)
+            self._top += number
+        return found
+
+    def add(self, x: int, tile: Tensor) -> None:
+        """Put a tile [C, side, side] at column x of the first row not yet handed out; it may reach beyond the map."""
+        left, right = max(x, 0), min(x + self._side, self._width)
+        if left < right:
+            self._sums[:, :, left:right] += tile[:, :, left - x : right - x]
+            self._counts[:, left:right] += 1
+            self._left, self._right = min(self._left, left), max(self._right, right)
+
+    def _shift(self, number: int, left: int, right: int) -> None:
+        for kept in (self._sums, self._counts):
+            part = kept[..., left:right]
+            part[..., : self._side - number, :] = part[..., number:, :].clone()
+            part[..., self._side - number :, :] = 0
+        if number == self._side:
+            self._left, self._right = self._width, 0
