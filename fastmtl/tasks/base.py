@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -80,8 +80,24 @@ def by_name(names: Iterable[str], values: Tensor) -> dict[str, float | None]:
     return {name: number(value) for name, value in zip(names, values, strict=True)}
 
 
+def weights(name: str, **values: Any) -> None:
+    """Raise ValueError unless each value is a finite number of 0 or more, or a sequence of such."""
+    for what, value in values.items():
+        for one in value if isinstance(value, Sequence) and not isinstance(value, str) else (value,):
+            if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one < float("inf"):
+                raise ValueError(f"task {name!r}: `{what}` must be 0 or more; got {value!r}.")
+
+
+def distinct(name: str, structures: Sequence[str]) -> tuple[str, ...]:
+    """`structures`, or a ValueError: metrics are told by their names."""
+    for structure in structures:
+        if not isinstance(structure, str) or not structure or list(structures).count(structure) > 1:
+            raise ValueError(f"task {name!r}: `structures` must be distinct names; got {list(structures)}.")
+    return tuple(structures)
+
+
 def positive(name: str, what: str, value: float) -> float:
     """`value`, or a ValueError that names task and option."""
-    if not value > 0:
+    if not 0 < value < float("inf"):
         raise ValueError(f"task {name!r}: `{what}` must be above 0; got {value}.")
     return value

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, number, of
+from .base import BaseTask, number, of, weights
 from .registry import register_task
 
 
@@ -48,6 +48,9 @@ class Classification(BaseTask):
                 f"task {name!r}: `class_weights` must have one value for each of the {len(class_names)} classes "
                 f"({', '.join(class_names)}); got {len(class_weights)}."
             )
+        weights(name, class_weights=class_weights)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"task {name!r}: `label_smoothing` must be in [0, 1); got {label_smoothing}.")
         self.class_names = tuple(class_names)
         self.output = Output("vector", len(class_names))
         weight = torch.tensor(class_weights) if class_weights else None
@@ -118,6 +121,7 @@ class BinaryClassification(BaseTask):
             )
         if not 0 < threshold < 1:
             raise ValueError(f"task {name!r}: `threshold` must be between 0 and 1; got {threshold}.")
+        weights(name, pos_weight=pos_weight)
         self.class_names, self.threshold = tuple(class_names), threshold
         self.output = Output("vector", 1)
         self.criterion = losses.BCEWithLogitsLoss(pos_weight=None if pos_weight == 1 else pos_weight)
@@ -144,14 +148,20 @@ class BinaryClassification(BaseTask):
             metrics.update(output[rows, 0].float().sigmoid(), batch.targets[self.name][rows])
 
     def summary(self, metrics: Any) -> dict[str, Any]:
-        """`metrics` as plain numbers, None where no sample defines them."""
-        found, seen = super().summary(metrics), _seen(metrics["accuracy"])
-        return found if seen.any() else dict.fromkeys(found)
+        """`metrics` as plain numbers, None where no sample defines them: of healthy samples alone there is no
+        sensitivity, and of one kind alone no curve."""
+        found, kinds = super().summary(metrics), _both_kinds(metrics["accuracy"])
+        needs = {"accuracy": kinds.any(), "sensitivity": kinds[0], "specificity": kinds[1], "auroc": kinds.all()}
+        return {name: value if needs[name] else None for name, value in found.items()}
 
 
 def _seen(metric: Any) -> Tensor:
-    """How many samples of each class were added, over all ranks."""
+    """How many samples of each class were added, over all ranks; of all classes together for a micro average."""
     with metric.sync_context(should_unsync=True):  # outside `compute` the states are this rank's alone
-        if metric.tp.dim():
-            return metric.tp + metric.fn
-        return metric.tp + metric.fn + metric.tn + metric.fp
+        return metric.tp + metric.fn
+
+
+def _both_kinds(metric: Any) -> Tensor:
+    """bool [2]: whether samples with the finding, and without it, were added, over all ranks."""
+    with metric.sync_context(should_unsync=True):
+        return torch.stack([metric.tp + metric.fn, metric.tn + metric.fp]).reshape(2) > 0

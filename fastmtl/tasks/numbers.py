@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -47,8 +48,10 @@ class Regression(BaseTask):
         std: float = 1.0,
     ):
         super().__init__(name, column)
-        if size < 1 or not std > 0:
+        if not isinstance(size, int) or size < 1 or not 0 < std < math.inf:
             raise ValueError(f"task {name!r}: `size` must be 1 or more and `std` above 0; got {size} and {std}.")
+        if not math.isfinite(mean):
+            raise ValueError(f"task {name!r}: `mean` must be a finite number; got {mean}.")
         self.size, self.mean, self.std = size, mean, std
         self.target = Target("number") if size == 1 else Target("vector", size=size)
         self.output = Output("vector", size)

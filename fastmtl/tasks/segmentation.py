@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, by_name
+from .base import BaseTask, by_name, distinct, weights
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import EMPTY, Aggregate, check_scoring
@@ -42,7 +42,8 @@ class _Sigmoid(BaseTask):
                 f"{len(structures)} structures; got {threshold}."
             )
         check_scoring(name, empty, aggregate)
-        self.structures, self.grouping = tuple(structures), grouping
+        weights(name, bce_weight=loss["bce_weight"], dice_weight=loss["dice_weight"])
+        self.structures, self.grouping = distinct(name, structures), grouping
         self.threshold = torch.tensor(thresholds)[:, None, None]
         self.empty, self.aggregate = empty, aggregate
         self.output = Output("map", len(structures))
@@ -214,7 +215,10 @@ class MultiClassSegmentation(BaseTask):
                 f"got {len(class_weights)}."
             )
         check_scoring(name, empty, aggregate)
-        self.structures, self.first = tuple(structures), int(not include_background)
+        weights(name, ce_weight=ce_weight, dice_weight=dice_weight, class_weights=class_weights)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"task {name!r}: `label_smoothing` must be in [0, 1); got {label_smoothing}.")
+        self.structures, self.first = distinct(name, structures), int(not include_background)
         self.grouping = Grouping(name, group_by, groups or {}, {})
         self.empty, self.aggregate, self.ignore_index = empty, aggregate, ignore_index
         self.output = Output("map", len(structures))

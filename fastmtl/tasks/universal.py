@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, by_name
+from .base import BaseTask, by_name, distinct
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import EMPTY, Aggregate, check_scoring
@@ -59,7 +59,7 @@ class UniversalSegmentation(BaseTask):
             raise ValueError(
                 f"task {name!r}: `structures` must list the background and the classes; got {structures!r}."
             )
-        self.structures = tuple(structures) or ("background", "foreground")
+        self.structures = distinct(name, structures) or ("background", "foreground")
         self.grouping = Grouping(name, group_by, groups or {}, {})
         self.target = Target("classes") if structures else Target("mask")
         self.output = Output("queries", len(self.structures))

@@ -18,7 +18,7 @@ from ._files import assemble, read_known_table
 ORGANS = ("large_bowel", "small_bowel", "stomach")
 LAYOUT = "train/case2/case2_day1/scans/slice_0001_266_266_1.50_1.50.png and train.csv with id, class, segmentation"
 _SCAN = re.compile(r"case(\d+)_day(\d+)")
-_SLICE = re.compile(r"slice_(\d+)_(\d+)_(\d+)_([\d.]+)_([\d.]+)")
+_SLICE = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
