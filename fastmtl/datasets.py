@@ -180,6 +180,7 @@ def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
     """Raise ConfigError for a task that no tile of `dataset` has a value for, or one of the wrong kind; names the
     columns that would do."""
     for task in tasks:
+        _check_groups(task, dataset)
         kind, column = task.target.kind, task.target.column
         if kind in _NEEDS_NOTHING:
             continue
@@ -197,6 +198,16 @@ def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
                 f"task {task.name!r} needs a {kind} and column {name!r} holds a {found}; {_say(task.name, fitting)}, "
                 f'or declare it: [data.columns] {name} = "{"picture" if kind in _MAPS else kind}".'
             )
+
+
+def _check_groups(task: Task, dataset: data.Dataset) -> None:
+    grouping = getattr(task, "grouping", None)
+    column = grouping.group_by if grouping is not None else ""
+    if column and (without := [tile.id for tile in dataset.tiles if data.label_of(tile, column) is None]):
+        raise ConfigError(
+            f"task {task.name!r} is scored by {column!r}, and {len(without)} of the {len(dataset)} images of "
+            f"{dataset.root} have none, the first {without[0]!r}; fill the column in, or leave `group_by` out."
+        )
 
 
 def check_maps(tasks: Sequence[Task], folders: Sequence[data.Dataset]) -> None:

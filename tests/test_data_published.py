@@ -13,9 +13,17 @@ from _published import (
     write_pets_hdf5,
 )
 from _tiles import random_pixels, shared_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fastmtl.config import ConfigError
 from fastmtl.data import list_formats, read_dataset
 from fastmtl.data.published import PUBLISHED
+from fastmtl.data.run_lengths import decode_runs, encode_runs
+from fastmtl.datasets import check_targets
+from fastmtl.tasks import create_task
+
+h5py = pytest.importorskip("h5py")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -123,6 +131,104 @@ def test_a_run_past_the_end_is_named(tmp_path):
     tile = next(tile for tile in PUBLISHED["gi_tract"].read(root).tiles if tile.mask is not None)
     with pytest.raises(ValueError, match=r"run 1 .* is not inside"):
         tile.mask.draw()
+
+
+@pytest.mark.parametrize("text", ["\u00b2 5", "1 2 three 4", "1.0 2", "99999999999999999999 1"])
+def test_words_that_are_no_counts_are_named(text):
+    with pytest.raises(ValueError, match="a run-length code holds whole numbers; got"):
+        decode_runs(text, 4, 4)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(["row", "column"]), st.data())
+@settings(max_examples=60, deadline=None)
+def test_run_lengths_against_brute_force(height, width, order, data):
+    cells = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    mask = np.array(cells).reshape(height, width)
+    flat = mask.ravel() if order == "row" else mask.T.ravel()
+    runs = []
+    for at, inside in enumerate(flat.tolist(), 1):
+        if inside and runs and sum(runs[-1]) == at:
+            runs[-1][1] += 1
+        elif inside:
+            runs.append([at, 1])
+    assert encode_runs(mask, order) == " ".join(f"{start} {length}" for start, length in runs)
+    shuffled = data.draw(st.permutations(runs + runs[:1]))  # in any order, and over one another
+    text = " ".join(f"{start} {length}" for start, length in shuffled)
+    np.testing.assert_array_equal(decode_runs(text, height, width, order), mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        (
+            "images",
+            np.zeros((3, 3, 16, 16), np.uint8),
+            r"images must be numbers \[N, H, W, 3\]; got uint8 \[3, 3, 16, 16\]",
+        ),
+        ("images", np.float32(1), r"images must be numbers"),
+        ("masks", np.zeros((3, 8, 8, 1), np.uint8), r"are not of the images' 16x16 pixels"),
+        ("masks", np.zeros((3, 16, 16, 3), np.uint8), r"masks must be numbers"),
+        ("bboxes", np.zeros((3, 3)), r"bboxes must be numbers \[N, 4\]"),
+        ("bboxes", np.tile([2.0, 4.0, 99.0, 8.0], (3, 1)), r"box 0 is not inside its image of 16x16"),
+        ("bboxes", np.full((3, 4), np.nan), r"box 0 is not inside"),
+        ("binary", np.eye(3, 2), r"binary must be numbers \[N, 1\] or \[N\]"),
+        ("binary", np.array([0.0, 1.0, 0.4]), r"expected 0 and 1"),
+        ("binary", np.array([b"cat", b"dog", b"cat"]), r"binary must be numbers"),
+    ],
+)
+def test_hdf5_arrays_of_another_form_are_named(tmp_path, name, values, message):
+    root = write_pets_hdf5(tmp_path)
+    with h5py.File(root / "train" / f"{name}.h5", "w") as file:
+        file[name] = values
+    with pytest.raises(ValueError, match=message):
+        PUBLISHED["pets_hdf5"].read(root)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    root = write_pets(tmp_path / "pets")
+    (root / "images" / "beagle_12.png").write_bytes((root / "images" / "beagle_12.jpg").read_bytes())
+    with pytest.raises(ValueError, match=r"beagle_12\.png and beagle_12\.jpg would have the same id"):
+        PUBLISHED["pets"].read(root)
+    root = write_hep2(tmp_path / "hep2")
+    file = next(root.glob("**/*_patch0.tif"))
+    (root / "other").mkdir()
+    (root / "other" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="have one name, by which the tables call them"):
+        PUBLISHED["hep2"].read(root)
+
+
+def test_folders_and_dead_links_among_the_images_are_problems(tmp_path):
+    root = write_pets(tmp_path)
+    (root / "images" / "sub dir").mkdir()
+    (root / "images" / "Bombay_9.jpg").symlink_to(tmp_path / "nowhere")
+    dataset = PUBLISHED["pets"].read(root)
+    assert len(dataset) == 3
+    assert sorted(problem.path.name for problem in dataset.problems) == ["Bombay_9.jpg", "sub dir"]
+
+
+def test_a_spacing_that_is_no_number_is_a_problem(tmp_path):
+    root = write_gi_tract(tmp_path)
+    scan = next(root.glob("train/case2/*/scans/slice_0001_*.png"))
+    scan.rename(scan.with_name("slice_0001_20_16_1..5_1.50.png"))
+    dataset = PUBLISHED["gi_tract"].read(root)
+    assert [problem.path.name for problem in dataset.problems] == ["slice_0001_20_16_1..5_1.50.png"]
+
+
+def test_an_age_that_is_not_finite_is_named(tmp_path):
+    root = write_hubmap(tmp_path)
+    table = root / "train.csv"
+    table.write_text(table.read_text().replace("61.0", "inf"))
+    with pytest.raises(ValueError, match="age must be a number or empty; got 'inf'"):
+        PUBLISHED["hubmap_hpa"].read(root)
+
+
+def test_images_without_the_group_they_are_scored_by_are_told_before_training(tmp_path):
+    dataset = PUBLISHED["hubmap_hpa"].read(write_hubmap(tmp_path, ("kidney", "", "lung")))
+    task = create_task("binary_segmentation", "mask", 0, group_by="organ", groups=dataset.classes)
+    with pytest.raises(
+        ConfigError, match=r"'mask' is scored by 'organ', and 1 of the 3 images .* none, the first '101'"
+    ):
+        check_targets([task], dataset)
 
 
 def test_the_real_pets():

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import pickle
 import subprocess
 import sys
 
@@ -43,6 +44,7 @@ def test_own_models_by_decorator(own_name):
     assert models.register_model(own_name)(Own) is Own
     assert own_name in models.list_models()
     assert models.create_model(own_name, MASK, width=2)(torch.zeros(1, 3, 4, 4))["mask"].shape == (1, 1, 4, 4)
+    assert models.create_model(own_name, MASK, width=100_000)  # what a width is there, its author knows
     with pytest.raises(ValueError, match="has no preset 'tiny'"):
         models.create_model(own_name, MASK, preset="tiny")
     with pytest.raises(TypeError, match=r"must have a method shared_parameters\(\); Linear has none"):
@@ -78,12 +80,49 @@ def test_packages_models_by_entry_point(own_name, monkeypatch):
         ("resnet50", MASK, {}, "gives box, embedding, vector; task 'mask' asks for 'map'"),
         ("small_unet", MASK, {"levels": 1}, "`levels` of small_unet must be 2 to 7"),
         ("big_unet", MASK, {"frozen_stages": 5}, "must be 0 to 4; got 5"),
+        (
+            "joint_unet",
+            MASK,
+            {"base_channels": 0},
+            "`base_channels` of model 'joint_unet' must be whole, 1 to 16384; got 0",
+        ),
+        ("joint_unet", MASK, {"base_channels": -4}, "`base_channels`"),
+        ("joint_unet", MASK, {"base_channels": 2.5}, "`base_channels`"),
+        ("joint_unet", MASK, {"base_channels": 10**7}, "`base_channels`"),
+        ("joint_unet_resnet34", MASK, {"depth": -1.0}, "`depth`"),
+        ("joint_unet_resnet34", MASK, {"depth": 1e9}, "`depth`"),
+        ("joint_unet", BOTH, {"head_grid": -1}, "`head_grid`"),
+        ("resnet50", {"grade": Output("vector", 4)}, {"width": float("nan")}, "`width` .* above 0"),
+        ("resnet50", {"grade": Output("vector", 4)}, {"dropout": 1.5}, "`dropout` .* probability"),
+        ("joint_unet", ["mask"], {}, "must map names to Output"),
+        ("joint_unet", {"mask": "map"}, {}, "must map names to Output"),
+        ("joint_unet", {"training": Output("map", 1)}, {}, "cannot name a module"),
+        ("joint_unet", {3: Output("map", 1)}, {}, "cannot name a module"),
     ],
 )
 def test_bad_uses_are_one_line(name, tasks, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         models.create_model(name, tasks, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_images_of_whole_numbers_and_of_no_size():
+    model = models.create_model("joint_unet", BOTH, preset="tiny")
+    with pytest.raises(ValueError, match=r"needs normalised images of a floating type; got torch.uint8"):
+        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"multiples of 16; got \[1, 3, 0, 32\]"):
+        model(torch.zeros(1, 3, 0, 32))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "unet"])
+def test_models_of_libraries_can_be_pickled(name):
+    if not importlib.util.find_spec("segmentation_models_pytorch"):
+        pytest.skip("extra models is not installed")
+    model = build(name).eval()
+    again = pickle.loads(pickle.dumps(model))
+    images = torch.zeros(1, 3, 64, 64)
+    for key, value in model(images).items():
+        assert torch.equal(again(images)[key], value)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 40, 32), (1, 1, 32, 32), (3, 32, 32)])

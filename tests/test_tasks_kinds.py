@@ -181,6 +181,44 @@ def test_thresholds_follow_the_samples_organ():
     assert task.summary(metrics)["per_group"]["dice"] == {"lung": 1.0, "kidney": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ([0, 0, 0], {"accuracy": pytest.approx(2 / 3), "sensitivity": None, "specificity": pytest.approx(2 / 3)}),
+        ([1, 1, 1], {"accuracy": pytest.approx(1 / 3), "sensitivity": pytest.approx(1 / 3), "specificity": None}),
+        ([1, 0, 0], {"accuracy": 1.0, "sensitivity": 1.0, "specificity": 1.0, "auroc": 1.0}),
+    ],
+)
+def test_a_finding_that_no_sample_or_every_sample_has(target, expected):
+    task = tasks.create_task("binary_classification", "it", 0, class_names=("without", "with"))
+    metrics = task.metrics()
+    task.update(metrics, torch.tensor([[2.0], [-1.0], [-3.0]]), _batch(torch.tensor(target)))
+    assert task.summary(metrics) == {"auroc": None} | expected
+
+
+@pytest.mark.parametrize("empty", ["one", "zero", "skip"])
+def test_means_over_images_do_not_depend_on_the_batches(empty):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(11, 2, 8, 8, generator=generator)
+    target = (torch.rand(11, 2, 8, 8, generator=generator) < 0.2).byte()
+    target[3], target[5, 0], logits[3] = 0, 0, -5
+    present = [number % 4 != 0 for number in range(11)]
+    scores = []
+    for image, mask in [(i, m) for i, m, there in zip(logits, target, present, strict=True) if there]:
+        for found, true in zip(image > 0, mask.bool(), strict=True):
+            if true.any() or (empty != "skip" and found.any()):
+                scores.append(2 * (found & true).sum().item() / (found.sum() + true.sum()).item())
+            elif empty != "skip":
+                scores.append({"one": 1.0, "zero": 0.0}[empty])
+    for size in (1, 3, 11):
+        task = tasks.create_task("multilabel_segmentation", "it", 0, structures=("a", "b"), empty=empty)
+        metrics = task.metrics()
+        for start in range(0, 11, size):
+            some = slice(start, start + size)
+            task.update(metrics, logits[some], _batch(target[some], present[some]))
+        assert task.summary(metrics)["dice"] == pytest.approx(sum(scores) / len(scores))
+
+
 def test_multiclass_ignores_pixels_and_counts_the_background_on_request():
     target = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     target[..., :2] = 1
@@ -278,6 +316,22 @@ def test_box_overlap():
         ("binary_segmentation", {"thresholds": {"lung": 0.1}}, "`group_by`"),
         ("binary_classification", {"class_names": ("a", "b", "c")}, "is binary"),
         ("regression", {"std": 0.0}, "`std`"),
+        ("regression", {"std": float("inf")}, "`std`"),
+        ("regression", {"size": 1.5}, "`size`"),
+        ("regression", {"mean": float("nan")}, "`mean`"),
+        ("binary_segmentation", {"bce_weight": -1}, "`bce_weight` must be 0 or more"),
+        ("binary_segmentation", {"dice_weight": float("nan")}, "`dice_weight` must be 0 or more"),
+        ("binary_segmentation", {"bce_weight": "1"}, "`bce_weight` must be 0 or more"),
+        ("multilabel_segmentation", {"structures": ("a", "a")}, "distinct"),
+        ("multiclass_segmentation", {"structures": ("a", "b", "a")}, "distinct"),
+        ("universal_segmentation", {"structures": ("a", "")}, "distinct"),
+        ("multiclass_segmentation", {"structures": ("a", "b"), "class_weights": [1, -1]}, "`class_weights`"),
+        ("multiclass_segmentation", {"structures": ("a", "b"), "label_smoothing": 2}, "`label_smoothing`"),
+        ("classification", {"class_names": ("a", "b"), "class_weights": ["a", "b"]}, "`class_weights`"),
+        ("classification", {"class_names": ("a", "b"), "label_smoothing": -1.0}, "`label_smoothing`"),
+        ("binary_classification", {"class_names": ("a", "b"), "pos_weight": -1.0}, "`pos_weight`"),
+        ("auxiliary_segmentation", {"downsample": "bilinear"}, "`downsample`"),
+        ("contrastive", {"temperature": float("inf")}, "`temperature`"),
         ("regression", {"loss": "huber"}, "`loss`"),
         ("contrastive", {"temperature": 0.0}, "`temperature`"),
         ("classification", {"class_names": ("a",)}, "two classes"),

@@ -51,7 +51,7 @@ def decode_runs(text: str, height: int, width: int, order: Order = "row") -> NDA
     try:
         numbers = np.array([int(word) for word in text.split()], dtype=np.int64)
     except (ValueError, OverflowError):
-        wrong = next(word for word in text.split() if not _is_count(word))
+        wrong = next((word for word in text.split() if not _is_count(word)), text)
         raise ValueError(f"a run-length code holds whole numbers; got {wrong[:40]!r}") from None
     if len(numbers) % 2:
         raise ValueError(f"a run-length code holds pairs of start and length; got {len(numbers)} numbers")
@@ -90,4 +90,4 @@ def _check_order(order: str) -> None:
 
 
 def _is_count(word: str) -> bool:
-    return word.lstrip("+-").isdigit() and len(word) < 19
+    return word.isascii() and word.lstrip("+-").isdigit() and len(word) < 19

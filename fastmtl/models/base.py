@@ -107,7 +107,9 @@ class MultiTaskModel(nn.Module):
         images: Tensor = batch if isinstance(batch, Tensor) else batch.images
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"{self.name} needs images [B, 3, H, W]; got {list(images.shape)}.")
-        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
+        if not images.is_floating_point():
+            raise ValueError(f"{self.name} needs normalised images of a floating type; got {images.dtype}.")
+        if images.shape[-1] % self.stride or images.shape[-2] % self.stride or 0 in images.shape[-2:]:
             raise ValueError(
                 f"{self.name} needs images whose sides are multiples of {self.stride}; got {list(images.shape)}. "
                 "Pad or resize them."

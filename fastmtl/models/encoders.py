@@ -63,6 +63,14 @@ def _feature_maps(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
     return net(images).feature_maps
 
 
+def _last_state(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
+    return [net(images).last_hidden_state]
+
+
+def _as_it_is(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
+    return net(images)
+
+
 def swin_t_config(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.2, **options: Any) -> Any:
     """transformers' configuration of Swin-T: 96 to 768 channels at strides 4 to 32."""
     transformers = library("transformers", "Swin")
@@ -120,8 +128,8 @@ def efficientnet_b0(*, width: float = 1.0, depth: float = 1.0, drop_path: float 
     transformers = library("transformers", "EfficientNet")
     top = _round_filters(1280, width)
     config = transformers.EfficientNetConfig(
-        width_coefficient=width,
-        depth_coefficient=depth,
+        width_coefficient=float(width),
+        depth_coefficient=float(depth),
         hidden_dim=top,
         drop_connect_rate=drop_path,
         # transformers' default 0.99 is TensorFlow's meaning of momentum; in torch it would forget all but one batch.
@@ -133,10 +141,7 @@ def efficientnet_b0(*, width: float = 1.0, depth: float = 1.0, drop_path: float 
         if isinstance(module, nn.BatchNorm2d):  # transformers draws them around 0, and nothing gets through
             nn.init.ones_(module.weight)
 
-    def read(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
-        return [net(images).last_hidden_state]
-
-    return Pyramid(net, read, [top], [32])
+    return Pyramid(net, _last_state, [top], [32])
 
 
 def _round_filters(value: int, width: float) -> int:
@@ -200,8 +205,4 @@ def smp_encoder(name: str, *, output_stride: int = 32) -> Pyramid:
             "and timm's as tu-NAME."
         ) from error
     strides = [min(2**level, output_stride) for level in range(6)]
-
-    def read(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
-        return net(images)
-
-    return Pyramid(net, read, net.out_channels, strides, 32)
+    return Pyramid(net, _as_it_is, net.out_channels, strides, 32)

@@ -44,10 +44,12 @@ class Queries(NamedTuple):
 
 def check_outputs(tasks: Mapping[str, Output], model: str, kinds: Collection[str]) -> None:
     """Raise ValueError for no task, a task whose name no module can have, or one this model cannot answer."""
+    if not isinstance(tasks, Mapping) or not all(isinstance(output, Output) for output in tasks.values()):
+        raise ValueError(f"`tasks` of {model!r} must map names to Output(kind, channels); got {tasks!r}.")
     if not tasks:
         raise ValueError(f"`tasks` of {model!r} is empty; give at least one, e.g. {{'mask': Output('map', 1)}}.")
     for name, output in tasks.items():
-        if not name or "." in name or hasattr(nn.ModuleDict, name):
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise ValueError(f"task name {name!r} of {model!r} cannot name a module; choose another, without dots.")
         if output.kind not in get_args(Kind):
             raise ValueError(

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..names import check_options, nearest
 from .heads import Output
+from .sizes import check_sizes
 from .weights import load_weights
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
@@ -138,6 +139,8 @@ def create_model(
         if not entry.info.tiny:
             raise ValueError(f"model {name!r} has no preset 'tiny'; leave `preset` out.")
         options = {**entry.info.tiny, **options}
+    if _is_built_in(entry.build):  # of others the same names may mean anything
+        check_sizes(name, options)
     try:
         model = entry.build(tasks, **options)
     except TypeError as error:  # an option of another type: "8" for 8
@@ -152,6 +155,10 @@ def check_model(name: str, options: Iterable[str]) -> None:
     """Raise ValueError, as `create_model` would, for an unknown model or option."""
     rest = [option for option in options if option not in ("preset", "weights")]
     check_options(_entry(name).build, rest, f"model {name!r}", given=("tasks",))
+
+
+def _is_built_in(build: Any) -> bool:
+    return (getattr(build, "func", build).__module__ or "").startswith(f"{__package__}.")
 
 
 def _check_shared(name: str, model: object) -> None:

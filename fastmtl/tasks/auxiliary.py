@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask
+from .base import BaseTask, check_weights
 from .registry import register_task
 
 
@@ -37,6 +37,9 @@ class AuxiliarySegmentation(BaseTask):
         downsample: str = "nearest",
     ):
         super().__init__(name, column)
+        check_weights(name, bce_weight=bce_weight, dice_weight=dice_weight)
+        if downsample not in ("nearest", "area", "max"):
+            raise ValueError(f"task {name!r}: `downsample` must be nearest, area or max; got {downsample!r}.")
         self.output = Output("auxiliary", 1)
         self.criterion = losses.DeepSupervisionLoss(
             pointwise_weight=bce_weight, dice_weight=dice_weight, downsample=downsample

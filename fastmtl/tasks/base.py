@@ -89,11 +89,35 @@ def class_weights_of(name: str, class_weights: Sequence[float], classes: Sequenc
             f"task {name!r}: `class_weights` must have one value for each of the {len(classes)} classes "
             f"({', '.join(classes)}); got {len(class_weights)}."
         )
+    check_weights(name, class_weights=class_weights)
     return torch.tensor(class_weights, dtype=torch.float32)
+
+
+def check_weights(name: str, **values: Any) -> None:
+    """Raise ValueError unless each value is a finite number of 0 or more, or a sequence of such."""
+    for what, value in values.items():
+        for one in value if isinstance(value, Sequence) and not isinstance(value, str) else (value,):
+            if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one < float("inf"):
+                raise ValueError(f"task {name!r}: `{what}` must be 0 or more; got {value!r}.")
+
+
+def smoothing(name: str, value: float) -> float:
+    """`value` as `label_smoothing`, or a ValueError with the task's name."""
+    if not 0 <= value < 1:
+        raise ValueError(f"task {name!r}: `label_smoothing` must be in [0, 1); got {value}.")
+    return value
+
+
+def distinct(name: str, structures: Sequence[str]) -> tuple[str, ...]:
+    """`structures`, or a ValueError: metrics are told by their names."""
+    for structure in structures:
+        if not isinstance(structure, str) or not structure or list(structures).count(structure) > 1:
+            raise ValueError(f"task {name!r}: `structures` must be distinct names; got {list(structures)}.")
+    return tuple(structures)
 
 
 def positive(name: str, what: str, value: float) -> float:
     """`value`, or a ValueError that names task and option."""
-    if not value > 0:
+    if not 0 < value < float("inf"):
         raise ValueError(f"task {name!r}: `{what}` must be above 0; got {value}.")
     return value

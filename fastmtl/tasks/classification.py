@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, class_weights_of, number, of
+from .base import BaseTask, check_weights, class_weights_of, number, of, smoothing
 from .registry import register_task
 
 
@@ -45,7 +46,7 @@ class Classification(BaseTask):
         self.class_names = tuple(class_names)
         self.output = Output("vector", len(class_names))
         weight = class_weights_of(name, class_weights, class_names)
-        self.criterion = losses.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
+        self.criterion = losses.CrossEntropyLoss(weight=weight, label_smoothing=smoothing(name, label_smoothing))
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
@@ -112,6 +113,7 @@ class BinaryClassification(BaseTask):
             )
         if not 0 < threshold < 1:
             raise ValueError(f"task {name!r}: `threshold` must be between 0 and 1; got {threshold}.")
+        check_weights(name, pos_weight=pos_weight)
         self.class_names, self.threshold = tuple(class_names), threshold
         self.output = Output("vector", 1)
         self.criterion = losses.BCEWithLogitsLoss(pos_weight=None if pos_weight == 1 else pos_weight)
@@ -138,14 +140,20 @@ class BinaryClassification(BaseTask):
             metrics.update(output[rows, 0].float().sigmoid(), batch.targets[self.name][rows])
 
     def summary(self, metrics: Any) -> dict[str, Any]:
-        """`metrics` as plain numbers, None where no sample defines them."""
-        found, seen = super().summary(metrics), _seen(metrics["accuracy"])
-        return found if seen.any() else dict.fromkeys(found)
+        """`metrics` as plain numbers, None where no sample defines them: of healthy samples alone there is no
+        sensitivity, and of one kind alone no curve."""
+        found, kinds = super().summary(metrics), _both_kinds(metrics["accuracy"])
+        needs = {"accuracy": kinds.any(), "sensitivity": kinds[0], "specificity": kinds[1], "auroc": kinds.all()}
+        return {name: value if needs[name] else None for name, value in found.items()}
 
 
 def _seen(metric: Any) -> Tensor:
-    """How many samples of each class were added, over all ranks."""
+    """How many samples of each class were added, over all ranks; of all classes together for a micro average."""
     with metric.sync_context(should_unsync=True):  # outside `compute` the states are this rank's alone
-        if metric.tp.dim():
-            return metric.tp + metric.fn
-        return metric.tp + metric.fn + metric.tn + metric.fp
+        return metric.tp + metric.fn
+
+
+def _both_kinds(metric: Any) -> Tensor:
+    """bool [2]: whether samples with the finding, and without it, were added, over all ranks."""
+    with metric.sync_context(should_unsync=True):
+        return torch.stack([metric.tp + metric.fn, metric.tn + metric.fp]).reshape(2) > 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, class_weights_of
+from .base import BaseTask, check_weights, class_weights_of, distinct, smoothing
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import Aggregate, Scoring
@@ -49,7 +49,8 @@ class _Sigmoid(BaseTask):
                 f"task {name!r}: `threshold` must be one probability between 0 and 1, or one for each of the "
                 f"{len(structures)} structures; got {threshold}."
             )
-        self.structures, self.threshold = tuple(structures), torch.tensor(own)[:, None, None]
+        check_weights(name, bce_weight=bce_weight, dice_weight=dice_weight)
+        self.structures, self.threshold = distinct(name, structures), torch.tensor(own)[:, None, None]
         self.grouping = Grouping(name, group_by, groups or {}, thresholds or {})
         self.empty, self.scoring = empty, Scoring(name, structures, self.grouping, empty, aggregate)
         self.output = Output("map", len(structures))
@@ -175,14 +176,16 @@ class MultiClassSegmentation(BaseTask):
             raise ValueError(
                 f"task {name!r}: `structures` must list the background and at least one class; got {structures!r}."
             )
-        self.structures, self.first, self.ignore_index = tuple(structures), int(not include_background), ignore_index
+        check_weights(name, ce_weight=ce_weight, dice_weight=dice_weight)
+        self.structures, self.first = distinct(name, structures), int(not include_background)
+        self.ignore_index = ignore_index
         grouping = Grouping(name, group_by, groups or {}, {})
         self.empty, self.scoring = empty, Scoring(name, structures[self.first :], grouping, empty, aggregate)
         self.output = Output("map", len(structures))
         self.criterion = losses.DiceCELoss(
             ce_weight=ce_weight,
             dice_weight=dice_weight,
-            label_smoothing=label_smoothing,
+            label_smoothing=smoothing(name, label_smoothing),
             include_background=include_background,
             batch=batch,
             squared_pred=squared_pred,

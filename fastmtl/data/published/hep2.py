@@ -27,7 +27,10 @@ def read(root: Path) -> Dataset:
     Raises:
         FileNotFoundError, ValueError: no patches, no table, or rows that contradict each other.
     """
-    files = {file.name: file for file in root.glob("**/*.tif")}
+    files: dict[str, Path] = {}
+    for file in sorted(root.glob("**/*.tif")):
+        if files.setdefault(file.name, file) != file:
+            raise ValueError(f"{file} and {files[file.name]} have one name, by which the tables call them; remove one")
     rows: dict[str, tuple[str, str, str]] = {}
     for place, cells in _rows(root):
         image, mask, *labels = cells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 
 from ..dataset import Dataset, Problem, Tile
@@ -61,6 +62,9 @@ def _whole(cell: str, column: str, place: str) -> int:
 
 def _number(cell: str, column: str, place: str) -> float | None:
     try:
-        return float(cell) if cell else None
+        number = float(cell) if cell else None
+        if number is None or isfinite(number):
+            return number
     except ValueError:
-        raise ValueError(f"{place}: {column} must be a number or empty; got {cell!r}") from None
+        pass
+    raise ValueError(f"{place}: {column} must be a number or empty; got {cell!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +63,21 @@ def read(root: Path) -> Dataset:
         FileNotFoundError, ValueError: the folder does not fit the layout, or an XML file is broken.
     """
     annotations = require_path(root / "annotations", LAYOUT)
-    files = {file.stem: file for file in sorted((root / "images").iterdir()) if not file.name.startswith(".")}
-    breeds = tuple(sorted({_breed(stem) for stem in files}))
+    files: dict[str, Path] = {}
+    pictures: dict[str, Picture] = {}
     tiles, problems = [], []
-    for stem, file in files.items():
-        trimap, xml = annotations / "trimaps" / f"{stem}.png", annotations / "xmls" / f"{stem}.xml"
+    for file in sorted(require_path(root / "images", LAYOUT).iterdir()):
+        if file.name.startswith("."):
+            continue
         picture = _picture(file, problems)
         if picture is None:
             continue
+        if file.stem in files:
+            raise ValueError(f"{file} and {files[file.stem].name} would have the same id; rename or remove one")
+        files[file.stem], pictures[file.stem] = file, picture
+    breeds = tuple(sorted({_breed(stem) for stem in files}))
+    for stem, picture in pictures.items():
+        trimap, xml = annotations / "trimaps" / f"{stem}.png", annotations / "xmls" / f"{stem}.xml"
         # Breeds of cats have a capital in their files' names, breeds of dogs have none.
         label = SPECIES.index("cat" if stem[:1].isupper() else "dog")
         values = {"breed": breeds.index(_breed(stem)), "box": _box(xml) if xml.is_file() else None}
@@ -82,6 +90,9 @@ def _breed(stem: str) -> str:
 
 
 def _picture(file: Path, problems: list[Problem]) -> Picture | None:
+    if not file.is_file():
+        problems.append(Problem(file, "a folder, or a link to nothing, among the images"))
+        return None
     with file.open("rb") as opened:
         start = opened.read(4)
     if start.startswith((_JPEG, _PNG)):
@@ -100,7 +111,7 @@ def _box(xml: Path) -> tuple[float, float, float, float]:
         left, top, right, bottom = (float(tree.findtext(f"object/bndbox/{edge}") or "") for edge in edges)
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{xml} holds no size and box: {error}") from None
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+    if not (0 <= left < right <= width < inf and 0 <= top < bottom <= height < inf):
         raise ValueError(f"{xml}: the box {left:g} {top:g} {right:g} {bottom:g} is not inside {width:g}x{height:g}")
     return centred(left / width, top / height, right / width, bottom / height)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from .pets import SPECIES, centred
 
 LAYOUT = "{train,val,test}/{images,masks,bboxes,binary}.h5, each with an array of its own name"
 _SPLITS = ("train", "val", "test")
+_SHAPES: dict[str, tuple[str, Callable[[tuple[int, ...]], bool]]] = {
+    "images": ("[N, H, W, 3]", lambda shape: len(shape) == 4 and shape[3] == 3),
+    "masks": ("[N, H, W, 1] or [N, H, W]", lambda shape: len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)),
+    "bboxes": ("[N, 4]", lambda shape: len(shape) == 2 and shape[1] == 4),
+    "binary": ("[N, 1] or [N]", lambda shape: len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)),
+}
 
 
 def looks_like(root: Path) -> bool:
@@ -45,19 +52,29 @@ def _read_split(root: Path, split: str) -> list[Tile]:
         with _open(file) as content:
             array = _array(content, name, file)
             lengths[name] = len(array)
-            if name in ("images", "masks"):
+            if name == "images":
                 height, width = array.shape[1:3]
+            if name in ("images", "masks"):
+                if array.shape[1:3] != (height, width):
+                    raise ValueError(
+                        f"{file}: masks {list(array.shape)} are not of the images' {height}x{width} pixels"
+                    )
                 # Fractions and 0/1 masks become 0..255; the first image tells, an all-black one being as good as 0..1.
                 scales[name] = 255.0 if len(array) and np.max(array[0]) <= 1 else 1.0
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{root / split} has arrays of different lengths: {lengths}")
     boxes, species = (_whole(files[name], name) for name in ("bboxes", "binary"))
-    boxes = boxes.reshape(len(boxes), 4).astype(np.float64)
+    boxes = boxes.astype(np.float64)
     if boxes.size and boxes.max() > 1:
         boxes = boxes / (width, height, width, height)
-    labels = np.rint(species).astype(int).reshape(-1)
-    if not np.isin(labels, range(len(SPECIES))).all():
-        raise ValueError(f"{files['binary']}: expected 0 and 1; got values from {labels.min()} to {labels.max()}")
+    slack = 1 / min(height, width)  # a pixel, for boxes that were rounded outwards
+    inside = ((boxes >= -slack) & (boxes <= 1 + slack)).all(1)
+    if not inside.all():
+        wrong = int(np.flatnonzero(~inside)[0])
+        raise ValueError(f"{files['bboxes']}: box {wrong} is not inside its image of {height}x{width} pixels")
+    if not np.isin(species, range(len(SPECIES))).all():
+        raise ValueError(f"{files['binary']}: expected 0 and 1; got {np.unique(species)[:4].tolist()} ...")
+    labels = species.astype(int).reshape(-1)
     return [
         Tile(
             f"{split}/{row:05d}",
@@ -65,7 +82,7 @@ def _read_split(root: Path, split: str) -> list[Tile]:
             ArrayRow(files["masks"], "masks", row, scales["masks"]),
             int(labels[row]),
             f"{split}/{row:05d}".upper(),
-            {"box": _box(boxes[row]), "split": split},
+            {"box": _box(boxes[row].clip(0, 1)), "split": split},
         )
         for row in range(lengths["images"])
     ]
@@ -89,7 +106,11 @@ def _open(file: Path) -> Any:
 def _array(content: Any, name: str, file: Path) -> Any:
     if name not in content:
         raise ValueError(f"{file} has no array {name!r}; it has {', '.join(content) or 'none'}")
-    return content[name]
+    array, (words, fits) = content[name], _SHAPES[name]
+    if not fits(tuple(getattr(array, "shape", ()))) or array.dtype.kind not in "biuf":
+        found = f"{array.dtype} {list(array.shape)}" if hasattr(array, "shape") else "a group"
+        raise ValueError(f"{file}: {name} must be numbers {words}; got {found}")
+    return array
 
 
 def _whole(file: Path, name: str) -> np.ndarray:
