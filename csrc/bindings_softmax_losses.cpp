@@ -17,6 +17,12 @@ fastmtl::ClassLossProblem class_loss_problem(const std::array<std::int64_t, 3>& 
           static_cast<float>(options[0]), static_cast<float>(options[1]), by_weight};
 }
 
+// coefficients [1, batch], or [3, batch] with what is kept of each row of classes.
+fastmtl::KeptRows kept_rows(const std::array<std::int64_t, 3>& shape, std::uintptr_t coefficients, bool kept) {
+  auto* const first = kept ? pointer<float>(coefficients) + shape[0] : nullptr;
+  return {first, kept ? first + shape[0] : nullptr};
+}
+
 // shape: batch, channels, pixels; wanted: soft targets, squared, I and P, label smoothing's sums, counts.
 fastmtl::DiceCeProblem dice_ce_problem(const std::array<std::int64_t, 3>& shape, const View& logits,
                                         const View& target, const View& mask, std::int64_t ignore_index,
@@ -32,21 +38,22 @@ void bind_softmax_losses(py::module_& m) {
       "class_loss_forward",
       [](const std::array<std::int64_t, 3>& shape, const View& logits, const View& target, const View& mask,
          std::int64_t ignore_index, std::uintptr_t factors, const std::array<double, 2>& options, bool by_weight,
-         double factor, int reduction, std::uintptr_t loss, std::uintptr_t coefficients, int num_threads) {
+         double factor, int reduction, std::uintptr_t loss, std::uintptr_t coefficients, bool kept,
+         int num_threads) {
         return fastmtl::class_loss_forward(
             class_loss_problem(shape, logits, target, mask, ignore_index, factors, options, by_weight), factor,
             static_cast<fastmtl::ClassReduction>(reduction), pointer<float>(loss), pointer<float>(coefficients),
-            num_threads);
+            kept_rows(shape, coefficients, kept), num_threads);
       },
       py::call_guard<py::gil_scoped_release>(), "Pixels whose class number does not exist; see class_loss.hpp.");
   m.def(
       "class_loss_backward",
       [](const std::array<std::int64_t, 3>& shape, const View& logits, const View& target, const View& mask,
          std::int64_t ignore_index, std::uintptr_t factors, const std::array<double, 2>& options, bool by_weight,
-         const View& grad, std::uintptr_t coefficients, const View& gradient, int num_threads) {
+         const View& grad, std::uintptr_t coefficients, bool kept, const View& gradient, int num_threads) {
         fastmtl::class_loss_backward(
             class_loss_problem(shape, logits, target, mask, ignore_index, factors, options, by_weight), planes(grad),
-            pointer<const float>(coefficients), planes(gradient), num_threads);
+            pointer<const float>(coefficients), kept_rows(shape, coefficients, kept), planes(gradient), num_threads);
       },
       py::call_guard<py::gil_scoped_release>(), "gradient = grad * d loss / d logits; see class_loss.hpp.");
   m.def(

@@ -9,14 +9,16 @@ namespace {
 
 class Work {
  public:
-  Work(const ClassLossProblem& problem, int threads)
+  Work(const ClassLossProblem& problem, const KeptRows& kept, int threads)
       : chunks_(small_softmax_chunks(problem)),
+        kept_(kept),
         threads_(useful_threads(problem, threads)),
         scratch_(problem.channels, chunks_, chunks_.rows ? 0 : 2, chunks_.rows ? 0 : 1, threads_) {}
-  ClassLossWork get() { return {chunks_, scratch_.begin(), scratch_.size(), threads_}; }
+  ClassLossWork get() { return {chunks_, kept_, scratch_.begin(), scratch_.size(), threads_}; }
 
  private:
   SoftmaxChunks chunks_;
+  KeptRows kept_;
   int threads_;
   SoftmaxScratch scratch_;
 };
@@ -27,8 +29,8 @@ double inverse(double divisor) { return divisor == 0.0 ? 1.0 : 1.0 / divisor; }
 }  // namespace
 
 std::int64_t class_loss_forward(const ClassLossProblem& problem, double factor, ClassReduction reduction, float* loss,
-                                float* coefficients, int threads) {
-  Work memory(problem, threads);
+                                float* coefficients, const KeptRows& kept, int threads) {
+  Work memory(problem, kept, threads);
   const ClassLossWork work = memory.get();
   const bool each = reduction == ClassReduction::none || reduction == ClassReduction::totals;
   const bool divided = reduction == ClassReduction::none || reduction == ClassReduction::sum;
@@ -61,8 +63,8 @@ std::int64_t class_loss_forward(const ClassLossProblem& problem, double factor, 
 }
 
 void class_loss_backward(const ClassLossProblem& problem, const Planes& grad, const float* coefficients,
-                         const Planes& gradient, int threads) {
-  Work work(problem, threads);
+                         const KeptRows& kept, const Planes& gradient, int threads) {
+  Work work(problem, kept, threads);
   expect_whole_write(problem, gradient);
   FASTMTL_DISPATCH(class_loss_gradient)(problem, work.get(), grad, coefficients, gradient);
 }

@@ -2,7 +2,8 @@
 // L = -log p_y a pixel's loss is
 //     a_y u^gamma L                                                       focal
 //     (1 - smoothing) a_y L + smoothing / C sum_c a_c (-log p_c)          cross-entropy: gamma = 0
-// One number a sample is all that the backward needs. The definitions are fastmtl/reference/focal.py and dice_ce.py.
+// One number a sample is all that the backward needs; a sample that is one row of many classes keeps two more, so that
+// the backward reads the row once. The definitions are fastmtl/reference/focal.py and dice_ce.py.
 #pragma once
 
 #include "isa.hpp"
@@ -24,18 +25,24 @@ struct ClassLossSums {
   double loss, divisor, outside;
 };
 
+// Of each sample of one pixel: its largest logit and the sum of the other classes' e; 0 where it is not valid.
+struct KeptRows {
+  float *top, *other;  // [B], or null
+};
+
 // loss [B] or []; coefficients [B]: the loss's slope in each sample's sum. Returns how many pixels have a class number
 // that does not exist.
 std::int64_t class_loss_forward(const ClassLossProblem& problem, double factor, ClassReduction reduction, float* loss,
-                                float* coefficients, int threads);
+                                float* coefficients, const KeptRows& kept, int threads);
 
 // gradient = grad * d loss / d logits, shaped as the logits; grad [B] has stride 0 where the loss is one number.
 void class_loss_backward(const ClassLossProblem& problem, const Planes& grad, const float* coefficients,
-                         const Planes& gradient, int threads);
+                         const KeptRows& kept, const Planes& gradient, int threads);
 
 // Where the threads' blocks lie.
 struct ClassLossWork {
   SoftmaxChunks chunks;
+  KeptRows kept;
   float* scratch;
   std::int64_t scratch_size;
   int threads;

@@ -27,13 +27,20 @@ float sum_of_factors(const ClassLossProblem& problem) {
 bool keeps_rows(const Planes& gradient) { return gradient.type == Element::float32 && gradient.channel == 1; }
 
 // Everything of a run that does not depend on the class, a_y of each pixel into `factors`, and with kStore e of every
-// class: into the block or, by rows, into `kept` if that can be. False where no pixel is valid.
+// class: into the block or, by rows, into `gradient` if that can be. Rows that the forward has kept are not read: their
+// e come as late as they are needed. False where no pixel is valid.
 template <bool kStore>
-bool read_run(const ClassLossProblem& problem, bool rows, const SoftmaxRun& run, SoftmaxBlock& s, float* factors,
-              const Planes& kept) {
+bool read_run(const ClassLossProblem& problem, const ClassLossWork& work, const SoftmaxRun& run, SoftmaxBlock& s,
+              float* factors, const Planes& gradient) {
+  const bool rows = work.chunks.rows;
   if (rows) {
     if (!s.fill_classes(problem, run)) return false;
-    kStore && keeps_rows(kept) ? read_rows<kStore>(problem, run, s, kept) : read_rows<false>(problem, run, s, kept);
+    if (kStore && work.kept.top != nullptr)
+      recall_rows(problem, run, s, work.kept.top, work.kept.other);
+    else if (kStore && keeps_rows(gradient))
+      read_rows<kStore>(problem, run, s, gradient);
+    else
+      read_rows<false>(problem, run, s, gradient);
   } else {
     if (!s.fill(problem, run)) return false;
     find_maximum(s, problem.channels);
@@ -84,6 +91,15 @@ void smooth(const ClassLossProblem& problem, bool rows, const SoftmaxRun& run, c
   }
 }
 
+// What the backward may want of a run of samples of one pixel.
+void keep_rows(const KeptRows& kept, const SoftmaxRun& run, const SoftmaxBlock& s, bool any) {
+  for (std::int64_t i = 0; kept.top != nullptr && i < run.count; ++i) {
+    const bool valid = any && s.valid[i] != 0.0f;
+    kept.top[run.sample + i] = valid ? s.top[i] : 0.0f;
+    kept.other[run.sample + i] = valid ? s.other[i] : 0.0f;
+  }
+}
+
 // Calls body(block, losses, factors) for every run of a unit that has a valid pixel.
 template <typename Body>
 void for_each_loss(const ClassLossProblem& problem, const ClassLossWork& work, std::int64_t unit, SoftmaxBlock& block,
@@ -92,7 +108,9 @@ void for_each_loss(const ClassLossProblem& problem, const ClassLossWork& work, s
   const auto losses_at = pick(problem.gamma, losses_of<0>, losses_of<1>, losses_of<2>, losses_of<kAny>);
   const float all = problem.smoothing == 0.0f ? 0.0f : sum_of_factors(problem);
   for_each_run(problem, work.chunks, unit, [&](const SoftmaxRun& run) {
-    if (!read_run<false>(problem, work.chunks.rows, run, block, factors, {})) return;
+    const bool any = read_run<false>(problem, work, run, block, factors, {});
+    keep_rows(work.kept, run, block, any);
+    if (!any) return;
     losses_at(block, problem.gamma, factors, losses);
     if (problem.smoothing != 0.0f) smooth(problem, work.chunks.rows, run, block, all, losses);
     const float* __restrict valid = block.valid;
@@ -147,14 +165,15 @@ void write_class(const ClassLossProblem& problem, const SoftmaxBlock& s, const S
   store(gradient.type, values, gradient.data, start, run.stride(gradient), s.count);
 }
 
-void write_row(const ClassLossProblem& problem, const SoftmaxBlock& s, const SoftmaxRun& run, std::int64_t i,
-               float of_p, float scale, const Planes& gradient) {
+// stored: e of a valid pixel is already where its gradient goes.
+void write_row(const ClassLossProblem& problem, bool stored, const SoftmaxBlock& s, const SoftmaxRun& run,
+               std::int64_t i, float of_p, float scale, const Planes& gradient) {
   alignas(64) float values[kRowPart];
   const std::int64_t C = problem.channels, start = run.start(problem.logits) + i * run.stride(problem.logits);
   const std::int64_t at = run.start(gradient) + i * run.stride(gradient);
   const float spread = scale * problem.smoothing / static_cast<float>(C), top = s.top[i];
   const bool valid = s.valid[i] != 0.0f;
-  if (valid && keeps_rows(gradient)) {
+  if (valid && stored) {
     float* __restrict out = static_cast<float*>(gradient.data) + at;
 #pragma GCC ivdep
     for (std::int64_t c = 0; c < C; ++c) out[c] *= of_p;
@@ -164,13 +183,17 @@ void write_row(const ClassLossProblem& problem, const SoftmaxBlock& s, const Sof
       const std::int64_t count = C - first < padded ? C - first : padded;
       for (std::int64_t done = 0; done < count; done += kRowPart) {
         const std::int64_t some = count - done < kRowPart ? count - done : kRowPart;
+        const std::int64_t place = at + (first + done) * gradient.channel;
+        const bool direct = keeps_rows(gradient) && some % kLanes == 0;
+        float* __restrict out = direct ? static_cast<float*>(gradient.data) + place : values;
+        const float* __restrict from = x + done;
         if (valid)
-          for (std::int64_t c = 0; c < some; ++c) values[c] = exp_minus(top - x[done + c]) * of_p;
+          FASTMTL_EACH_LANE(c, some + kLanes - 1) out[c] = exp_minus(top - from[c]) * of_p;
         else
-          fill(values, kRowPart, 0.0f);
+          fill(out, some + kLanes - 1, 0.0f);
         for (std::int64_t c = 0; valid && spread != 0.0f && c < some; ++c)
-          values[c] -= spread * factor_of(problem, first + done + c);
-        store(gradient.type, values, gradient.data, at + (first + done) * gradient.channel, gradient.channel, some);
+          out[c] -= spread * factor_of(problem, first + done + c);
+        if (!direct) store(gradient.type, values, gradient.data, place, gradient.channel, some);
       }
     });
   }
@@ -243,6 +266,7 @@ void class_loss_gradient(const ClassLossProblem& problem, const ClassLossWork& w
   const std::int64_t units = work.chunks.units(problem.batch);
   const auto weigh_block = pick(problem.gamma, weigh<0>, weigh<1>, weigh<2>, weigh<kAny>);
   const float all = problem.smoothing == 0.0f ? 0.0f : sum_of_factors(problem);
+  const bool stored = keeps_rows(gradient) && work.kept.top == nullptr;
 #pragma omp parallel num_threads(work.threads) if (work.threads > 1)
   {
     SoftmaxBlock block = block_of(problem, work);
@@ -250,7 +274,7 @@ void class_loss_gradient(const ClassLossProblem& problem, const ClassLossWork& w
     for (std::int64_t unit = 0; unit < units; ++unit)
       for_each_run(problem, work.chunks, unit, [&](const SoftmaxRun& run) {
         alignas(64) float factors[kBlock], scale[kBlock], of_p[kBlock];
-        if (!read_run<true>(problem, work.chunks.rows, run, block, factors, gradient)) block.clear();
+        if (!read_run<true>(problem, work, run, block, factors, gradient)) block.clear();
         for (std::int64_t i = 0; i < run.count; ++i) {
           const std::int64_t b = run.across ? run.sample + i : run.sample;
           scale[i] = static_cast<const float*>(grad.data)[b * grad.batch] * coefficients[b];
@@ -258,7 +282,8 @@ void class_loss_gradient(const ClassLossProblem& problem, const ClassLossWork& w
         for (std::int64_t i = run.count; i < block.padded; ++i) scale[i] = 0.0f;
         weigh_block(block, problem, factors, scale, all, of_p);
         if (work.chunks.rows)
-          for (std::int64_t i = 0; i < run.count; ++i) write_row(problem, block, run, i, of_p[i], scale[i], gradient);
+          for (std::int64_t i = 0; i < run.count; ++i)
+            write_row(problem, stored, block, run, i, of_p[i], scale[i], gradient);
         else
           for (std::int64_t c = 0; c < problem.channels; ++c)
             write_class(problem, block, run, c, of_p, scale, gradient);

@@ -27,27 +27,37 @@ Focus focus_of(const SigmoidFocalProblem& problem, std::int64_t c) {
   return {negative, positive - negative, problem.gamma};
 }
 
-// The share of the target that a logit is wrong about, by its sign bit: for 0 both branches say the same.
-inline float wrong_share(float x, float t) { return bits_of<std::int32_t>(x) < 0 ? t : 1.0f - t; }
+#if defined(__FP_FAST_FMAF)
+constexpr bool kExactExp = false;
+#else
+constexpr bool kExactExp = true;
+#endif
+
+// The share of the target that a logit is wrong about, by its sign bit: for 0 both branches say the same. By masks, for
+// two comparisons would be made of a choice.
+inline float wrong_share(float x, float t) {
+  const std::int32_t negative = bits_of<std::int32_t>(x) >> 31;
+  return bits_of<float>((bits_of<std::int32_t>(t) & negative) | (bits_of<std::int32_t>(1.0f - t) & ~negative));
+}
 
 template <int kGamma>
 inline float loss_of(float x, float t, const Focus& focus) {
-  const float size = __builtin_fabsf(x), w = wrong_share(x, t), e = exp_minus(size);
+  const float size = __builtin_fabsf(x), w = wrong_share(x, t), e = exp_minus<kExactExp>(size);
   const float linear = w == 0.0f ? 0.0f : w * size;  // an infinite logit on the right side costs 0, not NaN
-  const float u = kGamma == 0 ? 1.0f : (w + (1.0f - w) * e) / (1.0f + e);
+  const float u = kGamma == 0 ? 1.0f : fused(w, 1.0f - e, e) / (1.0f + e);
   return (focus.negative + focus.difference * t) * power<kGamma>(u, focus.gamma) * (linear + log1p_unit(e));
 }
 
 template <int kGamma>
 inline float derivative(float x, float t, const Focus& focus) {
-  constexpr std::int32_t kSign = INT32_MIN, kLargest = 0x7149f2ca;  // the bits of 1e30, far from overflow
-  const float e = exp_minus(__builtin_fabsf(x)), r = 1.0f / (1.0f + e);
-  const std::int32_t sign = bits_of<std::int32_t>(x) & kSign, size = bits_of<std::int32_t>(x) & ~kSign;
-  // An infinite logit's e = 0 times its entropy is 0, not NaN. As integers, for a second comparison of floats beside
-  // the one in exp_minus makes GCC weave the two into a dozen blends.
-  const float finite = bits_of<float>(size < kLargest ? size : kLargest), w = wrong_share(x, t);
-  const float U = w + (1.0f - w) * e, V = w - (1.0f - w) * e;
-  const float entropy = w * finite + log1p_unit(e), of_miss = (2.0f * w - 1.0f) * e * entropy;
+  constexpr std::int32_t kSign = INT32_MIN;
+  const float size = __builtin_fabsf(x), e = exp_minus<kExactExp>(size), d = 1.0f + e, r = 1.0f / d;
+  const std::int32_t sign = bits_of<std::int32_t>(x) & kSign;
+  // The entropy is wanted times e alone: where that is 0 the logit, perhaps infinite, is left out. exp_minus compares
+  // just so, which costs no second comparison.
+  const float finite = bits_of<float>(bits_of<std::int32_t>(size) & -static_cast<std::int32_t>(!(size > kNoExp)));
+  const float w = wrong_share(x, t), U = fused(w, 1.0f - e, e), V = fused(w, d, -e);
+  const float entropy = fused(w, finite, log1p_unit(e)), of_miss = fused(w, 2.0f * e, -e) * entropy;
   float slope = r * V;
   if (kGamma == 1) slope = r * r * (of_miss + U * V);
   if (kGamma == 2) slope = r * r * r * U * (2.0f * of_miss + U * V);
@@ -58,13 +68,15 @@ inline float derivative(float x, float t, const Focus& focus) {
   return (focus.negative + focus.difference * t) * bits_of<float>(bits_of<std::int32_t>(slope) ^ sign);
 }
 
-template <int kGamma>
-void add_block(const Block& block, const Focus& focus, FocalSums& sums) {
+// The targets of a block as they lie, of type T.
+template <int kGamma, typename T>
+void add_block(const Block& block, const T* targets, const Focus& focus, FocalSums& sums) {
   float loss = 0.0f, target = 0.0f;
-  const float *logits = block.logits, *targets = block.target;
+  const float* logits = block.logits;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {  // the mask tells the compiler there is no remainder
-    loss += loss_of<kGamma>(logits[i], targets[i], focus);
-    target += targets[i];
+    const float t = to_float(targets[i]);
+    loss += loss_of<kGamma>(logits[i], t, focus);
+    target += t;
   }
   sums.loss += loss;
   sums.implausible += target;
@@ -72,12 +84,26 @@ void add_block(const Block& block, const Focus& focus, FocalSums& sums) {
 }
 
 // values = grad * slope of a block.
-template <int kGamma>
-void differentiate_block(const Block& block, const Focus& focus, float grad, float* __restrict values) {
+template <int kGamma, typename T>
+void differentiate_block(const Block& block, const T* __restrict targets, const Focus& focus, float grad,
+                         float* __restrict values) {
   const Focus scaled = {grad * focus.negative, grad * focus.difference, focus.gamma};
-  const float *logits = block.logits, *targets = block.target;
+  const float* __restrict logits = block.logits;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i)
-    values[i] = derivative<kGamma>(logits[i], targets[i], scaled);
+    values[i] = derivative<kGamma>(logits[i], to_float(targets[i]), scaled);
+}
+
+// Fills a block, as Block::fill does; targets that lie as bytes, one after the other, stay where they are: `bytes`.
+inline bool fill_but_bytes(const LossInputs& inputs, Block& block, std::int64_t b, std::int64_t c, std::int64_t first,
+                           const std::uint8_t*& bytes) {
+  const Planes& target = inputs.target;
+  const bool byte = target.type == Element::uint8 || target.type == Element::boolean;
+  bytes = nullptr;
+  if (!byte || target.pixel != 1 || inputs.mask.data != nullptr || block.count != block.padded)
+    return block.fill(inputs, b, c, first);
+  bytes = static_cast<const std::uint8_t*>(target.data) + b * target.batch + c * target.channel + first;
+  block.logits = block.as_float(inputs.logits, b, c, first, kNoLogit, block.logits_buffer);
+  return true;
 }
 
 // A group of planes of few pixels: its factors and sums, plane by plane.
@@ -123,30 +149,50 @@ void differentiate_pixel(const Block& block, float gamma, const Group& group, fl
 
 // partials [B, chunks, C], written whole.
 void sigmoid_focal_sums(const SigmoidFocalProblem& problem, const Chunks& chunks, FocalSums* partials, int threads) {
+  using Byte = std::uint8_t;
   const std::int64_t units = problem.batch * chunks.count;
-  const auto add = pick(problem.gamma, add_block<0>, add_block<1>, add_block<2>, add_block<kAny>);
+  const auto add = pick(problem.gamma, add_block<0, float>, add_block<1, float>, add_block<2, float>,
+                        add_block<kAny, float>);
+  const auto add_bytes = pick(problem.gamma, add_block<0, Byte>, add_block<1, Byte>, add_block<2, Byte>,
+                              add_block<kAny, Byte>);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit) {
     FocalSums* sums = partials + unit * problem.channels;
     for (std::int64_t c = 0; c < problem.channels; ++c) sums[c] = {0.0, 0.0, 0.0};
-    for_each_block(problem, chunks, unit, kNoLogit, [&](const Block& block, std::int64_t, std::int64_t c) {
-      add(block, focus_of(problem, c), sums[c]);
+    const Byte* bytes = nullptr;
+    const auto fill = [&](Block& block, std::int64_t b, std::int64_t c, std::int64_t first) {
+      return fill_but_bytes(problem, block, b, c, first, bytes);
+    };
+    for_each_block(problem, chunks, unit, kNoLogit, fill, [&](const Block& block, std::int64_t, std::int64_t c) {
+      const Focus focus = focus_of(problem, c);
+      bytes == nullptr ? add(block, block.target, focus, sums[c]) : add_bytes(block, bytes, focus, sums[c]);
     });
   }
 }
 
 void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& chunks, const Planes& grad,
                             const float* coefficients, const Planes& gradient, int threads) {
+  using Byte = std::uint8_t;
   const std::int64_t units = problem.batch * chunks.count;
-  const auto differentiate = pick(problem.gamma, differentiate_block<0>, differentiate_block<1>,
-                                  differentiate_block<2>, differentiate_block<kAny>);
+  const auto of_floats = pick(problem.gamma, differentiate_block<0, float>, differentiate_block<1, float>,
+                              differentiate_block<2, float>, differentiate_block<kAny, float>);
+  const auto of_bytes = pick(problem.gamma, differentiate_block<0, Byte>, differentiate_block<1, Byte>,
+                             differentiate_block<2, Byte>, differentiate_block<kAny, Byte>);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-  for (std::int64_t unit = 0; unit < units; ++unit)
-    write_blocks(problem, chunks, unit, gradient, kNoLogit,
+  for (std::int64_t unit = 0; unit < units; ++unit) {
+    const Byte* bytes = nullptr;
+    const auto fill = [&](Block& block, std::int64_t b, std::int64_t c, std::int64_t first) {
+      return fill_but_bytes(problem, block, b, c, first, bytes);
+    };
+    write_blocks(problem, chunks, unit, gradient, kNoLogit, fill,
                  [&](const Block& block, std::int64_t b, std::int64_t c, float* values) {
                    const float go = static_cast<const float*>(grad.data)[b * grad.batch + c * grad.channel];
-                   differentiate(block, focus_of(problem, c), go * coefficients[b * problem.channels + c], values);
+                   const float scale = go * coefficients[b * problem.channels + c];
+                   const Focus focus = focus_of(problem, c);
+                   bytes == nullptr ? of_floats(block, block.target, focus, scale, values)
+                                    : of_bytes(block, bytes, focus, scale, values);
                  });
+  }
 }
 
 // Planes of few pixels: sums [groups] with the number of planes whose targets are implausible. loss and coefficients

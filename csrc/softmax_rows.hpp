@@ -56,6 +56,17 @@ inline float sum_of_exponentials(const float* __restrict x, std::int64_t padded,
   return sum;
 }
 
+// e of the own class, from its distance to the maximum.
+inline void own_exponentials(const SoftmaxBlock& s) {
+  const std::int32_t* __restrict index = s.index;
+  const float *__restrict drop = s.drop, *__restrict valid = s.valid;
+  float* __restrict own = s.own;
+  FASTMTL_EACH_LANE(i, s.padded) {
+    const float e = exp_minus(drop[i]);
+    own[i] = valid[i] != 0.0f && index[i] < 0 ? 0.0f : e;
+  }
+}
+
 // e of all classes also goes where `kept` lies, float32 with its classes side by side.
 template <bool kStore>
 inline void read_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, const SoftmaxBlock& s, const Planes& kept) {
@@ -93,13 +104,24 @@ inline void read_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, cons
       s.other[i] = other, s.drop[i] = top - at_class;
     }
   }
-  const std::int32_t* __restrict index = s.index;
-  const float *__restrict drop = s.drop, *__restrict valid = s.valid;
-  float* __restrict own = s.own;
-  FASTMTL_EACH_LANE(i, s.padded) {
-    const float e = exp_minus(drop[i]);
-    own[i] = valid[i] != 0.0f && index[i] < 0 ? 0.0f : e;
+  own_exponentials(s);
+}
+
+// What `read_rows` leaves, from the maxima and sums [B] that it once left of each sample's one pixel.
+inline void recall_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, const SoftmaxBlock& s, const float* tops,
+                        const float* others) {
+  const Planes& logits = problem.logits;
+  fill(s.top, s.padded, 0.0f), fill(s.other, s.padded, 0.0f), fill(s.drop, s.padded, 0.0f);
+  for (std::int64_t i = 0; i < s.count; ++i) {
+    if (s.valid[i] == 0.0f) continue;
+    const std::int32_t y = s.index[i];
+    float at_class = s.top[i] = tops[run.sample + i];
+    s.other[i] = others[run.sample + i];
+    const std::int64_t start = run.start(logits) + i * run.stride(logits);
+    if (y >= 0) load(logits.type, logits.data, start + y * logits.channel, 1, 1, &at_class);
+    s.drop[i] = s.top[i] - at_class;
   }
+  own_exponentials(s);
 }
 
 // One pixel's classes as floats that fill whole vectors, the last one with `none`.

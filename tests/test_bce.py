@@ -61,6 +61,26 @@ def test_bce_with_missing_labels(backend):
     assert (off[1] == 0).all()
 
 
+def test_bce_of_a_few_outputs_a_sample_is_one_plane():
+    """Which must not be seen: not by weights of channels, nor by other orders of the elements, vmap or the compiler."""
+    x, t = torch.randn(40, 3, 2), torch.rand(40, 3, 2)
+    turned = t.transpose(0, 1).contiguous().transpose(0, 1)
+    for pos_weight in (None, 2.0, torch.tensor([3.0]), torch.rand(3, 1)):
+        positive = None if pos_weight is None else torch.as_tensor(pos_weight)
+        for target in (t, turned):
+            found = loss_and_gradient(lambda x, t=target, w=pos_weight: ops.bce_with_logits(x, t, pos_weight=w), x)
+            expected = loss_and_gradient(
+                lambda x, w=positive: F.binary_cross_entropy_with_logits(x, t, pos_weight=w), x
+            )
+            torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-6)
+    tasks = torch.stack([x, 2 * x], 1)
+    each = torch.stack([F.binary_cross_entropy_with_logits(tasks[:, k], t) for k in range(2)])
+    torch.testing.assert_close(torch.vmap(lambda x: ops.bce_with_logits(x, t), in_dims=1)(tasks), each)
+    compiled = torch.compile(lambda x: ops.bce_with_logits(x, t), fullgraph=True, backend="aot_eager", dynamic=True)
+    expected = loss_and_gradient(lambda x: F.binary_cross_entropy_with_logits(x, t), x)
+    torch.testing.assert_close(loss_and_gradient(compiled, x), expected, rtol=2e-6, atol=1e-6)
+
+
 def test_bce_gradients_by_finite_differences():
     x, t = segmentation((2, 2, 2), torch.float64, torch.float64)
     for reduction in ("mean", "sum", "none"):

@@ -66,6 +66,21 @@ def test_every_target_dtype(backend, target_dtype):
         check(backend, x, t, activation="softmax")
 
 
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("target_dtype", [torch.bool, torch.uint8], ids=str)
+def test_bytes_read_in_place_are_the_floats(gamma, target_dtype):
+    """Whole blocks of bytes are not copied: several to a plane, at any offset, with a last one that is not whole."""
+    for shape in ((2, 3, 32, 32), (1, 2, 25, 43), (2, 2, 16, 33)):
+        x, t = with_target("sigmoid", (*shape[:3], shape[3] + 1), target_dtype=target_dtype)
+        x, t = x.flatten(2)[..., 3:], t.flatten(2)[..., 3:]
+        for options in ({}, {"reduction": "none", "weight": torch.rand(shape[1])}, {"mask": mask("full", x.shape)}):
+            found = loss_and_gradient(lambda x, o=options: ops.focal_loss(x, t, gamma=gamma, **o), x)
+            floats = loss_and_gradient(lambda x, o=options: ops.focal_loss(x, t.float(), gamma=gamma, **o), x)
+            torch.testing.assert_close(found[0], floats[0])  # added up in another order
+            assert torch.equal(found[1], floats[1])
+    check("auto", x, t, gamma=gamma)
+
+
 @pytest.mark.parametrize("backend", KERNELS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(data=st.data())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import _backends, _checks
@@ -12,6 +13,26 @@ from ._pointers import address, element, num_threads
 from ._recycled import Recycled
 
 REDUCTIONS = (*_checks.REDUCTIONS, "total", "totals")  # "sum" adds up "none"; the last two are not divided
+
+MANY_CLASSES = 64  # as kManyClasses in csrc/softmax.cpp: vector lanes then run over classes
+
+
+def kept(input: Tensor) -> int:
+    """How many numbers a sample the CPU's kernels keep for the backward: the slope and, where a sample is one row of
+    many classes, its largest logit and the sum of the other classes' e, so that the backward reads the row once."""
+    return 3 if input.device.type == "cpu" and input.shape[1] >= MANY_CLASSES and pixels(input) == 1 else 1
+
+
+def reference_coefficients(slopes: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, ignored: int) -> Tensor:
+    """Slopes [B] with all else that is kept, [`kept`, B]; target and mask [B, 1, ...]."""
+    if kept(input) == 1:
+        return slopes.unsqueeze(0)
+    x, y = input.flatten(1).to(slopes.dtype), target.flatten(1).long()
+    valid = y != ignored if mask is None else (y != ignored) & mask.expand(target.shape).flatten(1).bool()
+    top = x.amax(1, keepdim=True)
+    other = (x - top).exp().scatter(1, torch.where(valid, y, 0), 0.0).sum(1, keepdim=True)
+    rows = (torch.where(valid, row, 0.0).squeeze(1) for row in (top, other))
+    return torch.stack([slopes, *rows])
 
 
 class ClassLoss(NamedTuple):
@@ -40,13 +61,14 @@ class ClassLoss(NamedTuple):
         )
 
     def forward(self, factor: float, reduction: str, loss: Tensor, coefficients: Tensor) -> int:
-        """Writes loss and coefficients [B]; returns how many pixels have a class number that does not exist."""
+        """Writes loss and coefficients [`kept`, B]; returns how many pixels have a class number that does not exist."""
         return _backends.extension().class_loss_forward(
             *self.described(),
             factor,
             REDUCTIONS.index(reduction),
             address(loss),
             address(coefficients),
+            kept(self.input) > 1,
             num_threads(),
         )
 
@@ -57,6 +79,7 @@ class ClassLoss(NamedTuple):
             *self.described(),
             (address(grad), element(grad), grad.stride(0) if grad.dim() else 0, 0, 0),
             address(coefficients),
+            kept(self.input) > 1,
             describe(gradient),
             num_threads(),
         )

@@ -18,7 +18,7 @@ from ..reference.overlap import softmax_sums
 from . import _backends
 from ._checks import EMPTY
 from ._class_checks import NO_CLASS
-from ._class_loss import REDUCTIONS, ClassLoss
+from ._class_loss import REDUCTIONS, ClassLoss, kept, reference_coefficients
 from ._planes import describe, gradient_like, in_place, mask_in_place, pixels
 from ._pointers import address, element, num_threads
 from ._recycled import Recycled
@@ -72,13 +72,14 @@ def alone(tensors: Tensors, options: Options) -> bool:
 def new_outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised loss, coefficients [3, B, C] (slopes in cross-entropy, I and P) and counts [B, 3 C + 1] or [0].
 
-    Where the cross-entropy is `alone` the coefficients are [1, B, 1]: its slopes before the class weights.
+    Where the cross-entropy is `alone` the coefficients are [`kept`, B, 1]: its slopes before the class weights, and
+    what its kernels keep.
     """
     input = tensors.input
     dtype, (B, C) = torch.promote_types(input.dtype, torch.float32), input.shape[:2]
     loss = torch.empty((B,) if options.by_sample else (), dtype=dtype, device=input.device)
     counts = torch.empty((B, 3 * C + 1) if options.counts else (0,), dtype=torch.int64, device=input.device)
-    slopes = (1, B, 1) if alone(tensors, options) else (3, B, C)
+    slopes = (kept(input), B, 1) if alone(tensors, options) else (3, B, C)
     return loss, torch.empty(slopes, dtype=dtype, device=input.device), counts
 
 
@@ -138,7 +139,10 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
     undivided = o.reduction in ("total", "totals")
     of_pixel = o.ce_weight / (torch.ones_like(over) if undivided else torch.where(over == 0, 1.0, over))
     if alone(tensors, o):
-        return of_pixel.expand(tensors.input.shape[0], 1).unsqueeze(0)
+        of_pixel = of_pixel.expand(tensors.input.shape[0], 1).squeeze(1)
+        return reference_coefficients(of_pixel, tensors.input, tensors.target, tensors.mask, o.ignore_index).unsqueeze(
+            -1
+        )
     of_ce = w * of_pixel
     return torch.stack([slopes.expand_as(spread) for slopes in (of_ce, of_i, of_p)])
 
@@ -186,7 +190,7 @@ def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, opt
     q, slopes = 2 if options.squared_pred else 1, _slopes(grad, coefficients)
     input, target, weight, mask = tensors
     if alone(tensors, options):
-        of_ce = slopes.expand(1, -1, input.shape[1]) * (1 if weight is None else weight.to(slopes.dtype))
+        of_ce = slopes[:1].expand(1, -1, input.shape[1]) * (1 if weight is None else weight.to(slopes.dtype))
         slopes = torch.cat([of_ce, torch.zeros_like(of_ce).expand(2, -1, -1)])
     return gradient_by_formula(input, target, mask, slopes, options.ignore_index, options.label_smoothing, q)
 
@@ -268,8 +272,8 @@ def cpp_gradient(
 def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, o: Options) -> Tensor:
     if alone(tensors, o):
         return _cross_entropy(tensors, o).backward(grad, coefficients, tensors.input, _GRADIENTS)
-    kept = readable(tensors.input, tensors.target, tensors.mask)  # held by name: the kernel gets bare addresses
-    arguments = problem(*kept, o.ignore_index)
+    planes = readable(tensors.input, tensors.target, tensors.mask)  # held by name: the kernel gets bare addresses
+    arguments = problem(*planes, o.ignore_index)
     return cpp_gradient(tensors.input, arguments, _flags(tensors, o), grad, coefficients, o.label_smoothing)
 
 

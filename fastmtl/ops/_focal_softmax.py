@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..reference.focal import softmax_focal
 from ._checks import REDUCTIONS
-from ._class_loss import ClassLoss
+from ._class_loss import ClassLoss, kept, reference_coefficients
 from ._dice_ce import check_classes, raise_if_outside, readable
 from ._focal import new_outputs, reduce, slopes
 from ._loss_op import LossOp
@@ -34,7 +34,10 @@ class Tensors(NamedTuple):
 
 
 def _outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    return new_outputs(tensors.input, (tensors.input.shape[0],), options.reduction)
+    """Uninitialised loss and coefficients [`kept`, B]; on a GPU, and for its kernels anywhere, [1, B]."""
+    samples, rows = tensors.input.shape[0], 1 if options.backend == "triton" else kept(tensors.input)
+    loss, coefficients = new_outputs(tensors.input, (samples,), options.reduction)
+    return loss, coefficients.new_empty((rows, samples))
 
 
 def _sums(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
@@ -52,7 +55,9 @@ def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tenso
     loss, coefficients = _outputs(tensors, options)
     sums, elements = _sums(tensors, options)
     loss.copy_(reduce(sums, elements, options.reduction))
-    return loss, coefficients.copy_(slopes(elements, options.reduction))
+    of_sample = slopes(elements, options.reduction).to(coefficients.dtype)
+    input, target, _, mask = tensors
+    return loss, coefficients.copy_(reference_coefficients(of_sample, input, target, mask, options.ignore_index))
 
 
 def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
@@ -69,7 +74,7 @@ def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, opt
     weight = miss**options.gamma * (1 + options.gamma * ratio)
     if factors is not None:
         weight = weight * factors.to(weight.dtype)[y]
-    samples = (grad * coefficients).view(-1, *(1,) * (input.dim() - 1))
+    samples = (grad * coefficients[0]).view(-1, *(1,) * (input.dim() - 1))
     gradient = torch.where(valid, samples * weight * p.scatter(1, y, -miss), 0.0)
     return gradient_like(input).copy_(gradient)
 
@@ -111,7 +116,7 @@ def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, option
     from ..kernels import focal_softmax_triton
 
     gradient = gradient_like(tensors.input)
-    samples = grad.expand(coefficients.shape)
+    samples = grad.expand(coefficients.shape[1:])
     focal_softmax_triton.backward(samples, *_readable(tensors), coefficients, gradient, *options[:2])
     return gradient
 

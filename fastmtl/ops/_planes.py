@@ -10,6 +10,7 @@ from torch import Tensor
 from ._pointers import address, element
 from ._recycled import WORTHWHILE, Recycled
 
+FEW_PIXELS = 32  # as kFewPixels in csrc/planes.cpp
 ABSENT = (0, 0, 0, 0, 0)  # what csrc reads as "no such tensor"
 
 
@@ -72,3 +73,9 @@ def describe(tensor: Tensor | None) -> tuple[int, int, int, int, int]:
 def pixels(tensor: Tensor) -> int:
     """How many elements a plane has."""
     return math.prod(tensor.shape[2:])
+
+
+def few_alike(input: Tensor, target: Tensor) -> bool:
+    """Whether planes are short and all elements lie in one order: as one plane [1, 1, N] they are read several times as
+    fast. Long planes stay, for each of them is looked at for targets out of range."""
+    return pixels(input) < FEW_PIXELS and input.is_contiguous() and target.is_contiguous()

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _backends, _checks
+from ._planes import few_alike
 from .dice_bce import dice_bce_op
 from .focal import as_planes
 from .overlap import overlap_sums
@@ -65,6 +66,7 @@ def bce_with_logits(
         mask = mask.reshape(1, 1, -1) if isinstance(mask, Tensor) and mask.dim() < 2 else mask
         weight = weight.reshape(1, 1, -1) if isinstance(weight, Tensor) and weight.dim() < 2 else weight
     _checks.logits_and_target(input, target)
+    by_channel = isinstance(pos_weight, Tensor) and pos_weight.numel() > 1
     pos_weight = _checks.per_channel("pos_weight", pos_weight, input)
     mask = _checks.full_rank_mask(mask, input)
     of_plane = None
@@ -81,7 +83,10 @@ def bce_with_logits(
         sums = overlap_sums(input, target, pos_weight=pos_weight, mask=mask, backend=backend)
         total = (sums.entropy * of_plane.to(sums.entropy.dtype).flatten(1)).sum()
         return total / sums.elements.sum().clamp(min=1) if reduction == "mean" else total
-    if input.dim() == 2:
+    if not by_channel and mask is None and few_alike(input, target):
+        input, target = input.reshape(1, 1, -1), target.reshape(1, 1, -1)
+        pos_weight = None if pos_weight is None else pos_weight[:1]
+    elif input.dim() == 2:
         input, target, mask = as_planes(input, target, mask, reduction)
     how = "mean" if reduction == "mean" else "total"
     options = (1.0, 0.0, False, False, False, 1.0, 1.0, "one", how, False, 1, backend)

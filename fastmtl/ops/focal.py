@@ -16,6 +16,7 @@ from torch import Tensor
 from . import _backends, _checks, _class_checks
 from ._focal import sigmoid_focal_op
 from ._focal_softmax import softmax_focal_op
+from ._planes import few_alike
 
 
 def focal_loss(
@@ -63,8 +64,9 @@ def focal_loss(
         depend on the thread count, nor change from run to run.
 
     Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
-    The backward keeps the inputs and a number per segment. Contiguous, channels_last and expanded tensors are read in
-    place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
+    The backward keeps the inputs and a number per segment (three for a row of 64 or more classes on a CPU). Contiguous,
+    channels_last and expanded tensors are read in place; a tensor whose spatial dims have no common stride (a crop, a
+    transpose) is copied.
 
     Raises:
         ValueError: a shape, dtype, device, name or range that does not fit, or an argument other than `input` that
@@ -100,7 +102,9 @@ def focal_loss(
         of_channel = _by_channel(alpha, input)
         factors = torch.stack([of_channel, 1 - of_channel]) * (1 if weight is None else weight)
     mask = _checks.full_rank_mask(mask, input)
-    if input.dim() == 2:
+    if factors is None and mask is None and reduction != "none" and few_alike(input, target):
+        input, target = input.reshape(1, 1, -1), target.reshape(1, 1, -1)
+    elif input.dim() == 2:
         input, target, mask = as_planes(input, target, mask, reduction)
     return sigmoid_focal_op(input, target, factors, mask, gamma, positive, negative, reduction, backend)[0]
 
