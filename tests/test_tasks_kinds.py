@@ -345,7 +345,7 @@ def test_box_overlap():
         ("binary_segmentation", {"bce_wieght": 1.0}, "bce_weight"),
         ("binary_segmentation", {"structures": ("a",)}, "has no option 'structures'"),
         ("multilabel_segmentation", {"structures": ("a",), "threshhold": 0.4}, "did you mean 'threshold'"),
-        ("regression", {"size": 0}, "`size` must be above 0; got 0"),
+        ("regression", {"size": 0}, "`size` must be a whole number above 0; got 0"),
     ],
 )
 def test_bad_options_are_named(kind, options, message):

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask
+from .base import BaseTask, positive
 from .registry import register_task
 
 _LOSSES = {"mse": losses.MSELoss, "l1": losses.L1Loss, "smooth_l1": losses.SmoothL1Loss}
@@ -48,11 +48,11 @@ class Regression(BaseTask):
         std: float = 1.0,
     ):
         super().__init__(name, column)
-        if not isinstance(size, int) or size < 1 or not 0 < std < math.inf:
-            raise ValueError(f"task {name!r}: `size` must be 1 or more and `std` above 0; got {size} and {std}.")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"task {name!r}: `size` must be a whole number above 0; got {size}.")
         if not math.isfinite(mean):
             raise ValueError(f"task {name!r}: `mean` must be a finite number; got {mean}.")
-        self.size, self.mean, self.std = size, mean, std
+        self.size, self.mean, self.std = size, mean, positive(name, "std", std)
         self.target = Target("number") if size == 1 else Target("vector", size=size)
         self.output = Output("vector", size)
         self.criterion = _criterion(name, loss)
