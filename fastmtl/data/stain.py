@@ -243,6 +243,8 @@ class StainNormalizer:
         (`data.stain_numba_function`). A slide that is not stored gives the target's own stains."""
         if not self.has_stains:
             raise ValueError(f"{self.method} has no stains and no such recipes.")
+        if self.target is None:
+            raise ValueError(f"{self.method} has no target yet: call `fit` with an image first.")
         stored = self._stored(slides, torch.device("cpu"))
         wrong = ~stored.valid
         source = Stains(
