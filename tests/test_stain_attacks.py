@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 
 import numpy as np
@@ -118,3 +119,31 @@ def test_threads_may_write_one_file_at_once(tmp_path):
         thread.join()
     assert not errors
     assert [file.name for file in tmp_path.iterdir()] == ["s.npz"]
+
+
+@pytest.mark.parametrize("convention", ["torchstain", "tiatoolbox", "histomicstk"])
+def test_a_normaliser_goes_to_a_spawned_worker(convention):
+    normalizer, images = data.StainNormalizer(convention=convention), tissue(number=2)
+    normalizer.fit_slide("a", images)
+    again = pickle.loads(pickle.dumps(normalizer))
+    assert torch.equal(again(images, slides=["a", ""]), normalizer(images, slides=["a", ""]))
+
+
+@pytest.mark.parametrize("key", ["", 3, None])
+def test_a_slide_has_a_name(key):
+    with pytest.raises(ValueError, match="`key`"):
+        data.StainNormalizer().fit_slide(key, tissue())
+
+
+@pytest.mark.parametrize("columns", [1.5, "2", 0])
+def test_columns_are_whole(columns):
+    with pytest.raises(ValueError, match="`columns` must be a whole number"):
+        data.mosaic_target(tissue(number=2), columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("object", "an array of"), (">u2", "an array of"), ("int16", r"0\.\.255 already")]
+)
+def test_arrays_of_other_kinds(dtype, words):
+    with pytest.raises(ValueError, match=words):
+        data.StainNormalizer().transform(np.zeros((8, 8, 3), dtype))

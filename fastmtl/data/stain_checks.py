@@ -19,6 +19,11 @@ def check_slides(slides: Sequence[str] | None, images: Tensor) -> list[str]:
     return list(slides)
 
 
+def check_key(key: object) -> None:
+    if not isinstance(key, str) or not key:
+        raise ValueError(f'`key` must be a slide\'s name, and "" stands for none; got {key!r}.')
+
+
 def check_augmentation(augmentation: Sequence[float]) -> tuple[float, float]:
     """Sigma of alpha and of beta."""
     numbers = augmentation if isinstance(augmentation, Sequence) else ()
