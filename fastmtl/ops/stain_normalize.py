@@ -89,8 +89,8 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
             [3, H, W] or [H, W, 3], a NumPy array or a PIL image, that these are estimated from: each call anew, so that
             a loop takes its numbers (`data.StainNormalizer`). Under torch.compile numbers.
         dtype: uint8, float16, bfloat16 or float32. Default: uint8, or float32 with `mean` and `std`.
-        mean, std: of RGB in 0..1, each in 0..1: out = (out / 255 - mean) / std in the same pass. Without them, grey
-            levels 0..255.
+        mean, std: of RGB in 0..1, each in 0..1, std 1e-4 or more: out = (out / 255 - mean) / std in the same pass.
+            Without them, grey levels 0..255.
         return_stains: also return stain images, matrices and what fell back.
         inside: bool or uint8 [B, H, W]; what is False there takes part in no estimate and becomes grey level 240.
         min_tissue: pixels of tissue that an estimate needs; 2 or more.
