@@ -117,3 +117,18 @@ def test_image_files_may_differ_in_size(tmp_path):
         files.append(tmp_path / f"{number}.png")
         Image.fromarray(np.ascontiguousarray(pixels[:size, :size])).save(files[-1])
     assert data.slide_statistics([*files, tmp_path / "none.png"]).pixels == 64 * 64 + 32 * 32
+
+
+def test_what_a_failing_disk_left_out_is_not_kept(slide, looks, monkeypatch):
+    regions = _regions(slide)
+    healthy = stain_cache.open_picture
+
+    def failing(picture):
+        if picture == regions[1]:
+            raise OSError("the network went away")
+        return healthy(picture)
+
+    monkeypatch.setattr(stain_cache, "open_picture", failing)
+    assert data.slide_statistics(regions).pixels == 2 * 64 * 64
+    monkeypatch.setattr(stain_cache, "open_picture", healthy)
+    assert data.slide_statistics(regions).pixels == 3 * 64 * 64

@@ -23,7 +23,7 @@ from ..ops.stain_normalize import (
     check_statistics,
     resolve_target,
 )
-from .stain_checks import check_augmentation, check_colour, check_draws, check_slides
+from .stain_checks import check_augmentation, check_colour, check_draws, check_key, check_slides
 from .stain_files import StainFileError, pack, read_arrays, unpack, write_arrays
 from .stain_pictures import as_batch
 from .stain_statistics import StainStatistics, collected
@@ -112,6 +112,7 @@ class StainNormalizer:
         """Store the stains of a slide, from tiles [B, 3, H, W] or [B, H, W, 3], any number of batches or single tiles
         (tensors, arrays, PIL images), or `StainStatistics` that were collected before. False where these hold no two
         stains; nothing is stored then."""
+        check_key(key)
         found = self._estimate(tiles if isinstance(tiles, StainStatistics) else collected(tiles, self.convention))
         if found is not None:
             self.slides[key] = found
@@ -243,6 +244,8 @@ class StainNormalizer:
         (`data.stain_numba_function`). A slide that is not stored gives the target's own stains."""
         if not self.has_stains:
             raise ValueError(f"{self.method} has no stains and no such recipes.")
+        if self.target is None:
+            raise ValueError(f"{self.method} has no target yet: call `fit` with an image first.")
         stored = self._stored(slides, torch.device("cpu"))
         wrong = ~stored.valid
         source = Stains(

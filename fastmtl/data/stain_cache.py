@@ -41,8 +41,9 @@ def slide_statistics(pictures: Sequence[Picture], convention: str = "torchstain"
     path, source = index.with_suffix(".stain.npz"), _digest(identity, regions, convention)
     with suppress(StainFileError):  # not there, of something else, damaged: as good as none
         return StainStatistics.load(path, source)
-    statistics = collected(_readable(pictures), convention)
-    if index.exists():
+    unread: list[Picture] = []
+    statistics = collected(_readable(pictures, unread), convention)
+    if index.exists() and not unread:  # a disk that failed today would thin out the counts for ever
         with suppress(OSError):  # a folder that cannot be written to costs the next run another look
             statistics.save(path, source)
     return statistics
@@ -54,10 +55,13 @@ def _digest(identity: Identity, regions: Sequence[Region], convention: str) -> s
     return blake2b(repr((astuple(identity), places, convention)).encode(), digest_size=16).hexdigest()
 
 
-def _readable(pictures: Sequence[Picture]) -> Iterator[NDArray[np.uint8]]:
+def _readable(pictures: Sequence[Picture], unread: list[Picture] | None = None) -> Iterator[NDArray[np.uint8]]:
+    """Those that can be read; the others go to `unread`."""
     for picture in pictures:
         try:
             pixels = open_picture(picture)
         except (OSError, ValueError, UserError):  # the loader sets it aside and says why
+            if unread is not None:
+                unread.append(picture)
             continue
         yield pixels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +12,16 @@ def check_slides(slides: Sequence[str] | None, images: Tensor) -> list[str]:
     """One key for each image; "" throughout for None."""
     if slides is None:
         return [""] * len(images)
-    if isinstance(slides, str) or not all(isinstance(key, str) for key in slides):
+    if isinstance(slides, str) or not isinstance(slides, Iterable) or not all(isinstance(key, str) for key in slides):
         raise TypeError(f"`slides` must be a list of {len(images)} keys, one for each image; got {slides!r}.")
     if len(slides) != len(images):
         raise ValueError(f"`slides` must have {len(images)} keys, one for each image; got {len(slides)}.")
     return list(slides)
+
+
+def check_key(key: object) -> None:
+    if not isinstance(key, str) or not key:
+        raise ValueError(f'`key` must be a slide\'s name, and "" stands for none; got {key!r}.')
 
 
 def check_augmentation(augmentation: Sequence[float]) -> tuple[float, float]:
@@ -34,7 +39,11 @@ def check_colour(colour: Tensor | None, images: Tensor) -> Tensor | None:
 def check_draws(draws: Tensor | None, images: Tensor) -> Tensor | None:
     """On the images' device."""
     draws = _check("draws", draws, (len(images), 4))
-    return None if draws is None else draws.to(images.device, non_blocking=True)
+    if draws is None:
+        return None
+    if draws.device.type == "cpu" and not bool(((draws >= 0) & (draws <= 1)).all()):
+        raise ValueError("`draws` must lie in 0..1; got some beyond, or NaN. Draw them with torch.rand.")
+    return draws.to(images.device, non_blocking=True)
 
 
 def _check(name: str, value: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: dict[str, np.ndarray]) ->
     """An .npz with its version; whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")  # several runs may keep the stains of one slide at once
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")  # threads, runs and hosts may write one slide's at once
     try:
         with partial.open("wb") as file:
             np.savez_compressed(file, format=np.array(FORMAT), **arrays)  # type: ignore[arg-type]
@@ -65,6 +66,11 @@ def pack(slides: Mapping[str, Stains]) -> dict[str, np.ndarray]:
 
 def unpack(arrays: Mapping[str, np.ndarray]) -> dict[str, Stains]:
     """What `pack` packed; KeyError or ValueError for what it did not."""
-    rows = zip(arrays["vectors"], arrays["maxima"], strict=True)
+    vectors, maxima = arrays["vectors"], arrays["maxima"]
+    if vectors.shape[1:] != (3, 2) or maxima.shape[1:] != (2,):
+        raise ValueError(f"stains of shape {vectors.shape} and {maxima.shape}")
+    if not (np.isfinite(vectors).all() and np.isfinite(maxima).all() and (maxima > 0).all()):
+        raise ValueError("stains that are no finite numbers above 0")
+    rows = zip(vectors, maxima, strict=True)
     stains = [Stains(*(torch.from_numpy(part)[None] for part in row)) for row in rows]
     return dict(zip(arrays["slides"].tolist(), stains, strict=True))

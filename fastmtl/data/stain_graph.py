@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..extras import require
-from ..ops.stain_normalize import CONVENTIONS
+from ..ops.stain_normalize import check_method
 
 
 def stain_numba_function(convention: str = "torchstain") -> Any:
@@ -21,14 +21,15 @@ def stain_numba_function(convention: str = "torchstain") -> Any:
         convention: the normaliser's.
 
     Raises:
+        ValueError: there is no such convention.
         ImportError: DALI or Numba is not installed, with the command that installs it.
     """
+    chosen = check_method("macenko", convention)
     numba = require("numba", "stain normalisation inside a DALI graph")
     fn, types = require("nvidia.dali.fn", "loading tiles"), require("nvidia.dali.types", "loading tiles")
     operator = require("nvidia.dali.plugin.numba.fn.experimental", "loading tiles")
     from ..kernels.stain_apply_numba import restain_image
 
-    chosen = CONVENTIONS[convention]
     table, lasso = chosen.densities().numpy().astype(np.float32), chosen.solver == "lasso"
 
     @numba.njit

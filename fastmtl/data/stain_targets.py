@@ -30,8 +30,8 @@ def mosaic_target(tiles: Any, columns: int | None = None) -> Tensor:
     planes = check_images(as_batch(tiles, "tiles")[0], "tiles")
     batch, _, height, width = planes.shape
     columns = columns if columns is not None else -(-int((4 * batch) ** 0.5 + 1) // 2)
-    if columns < 1:
-        raise ValueError(f"`columns` must be 1 or more; got {columns}.")
+    if not isinstance(columns, int) or columns < 1:
+        raise ValueError(f"`columns` must be a whole number, 1 or more; got {columns!r}.")
     columns = min(columns, batch)
     rows = -(-batch // columns)
     order = torch.arange(rows * columns, device=planes.device) % batch

@@ -194,6 +194,11 @@ def estimate(
 
 def are_two(stains: Stains) -> Tensor:
     """Bool [B]: whether the vectors are finite and of two stains, both of which there is some of."""
-    own, product = stains.vectors.square().sum(1), stains.vectors.prod(2).sum(1)
-    apart = own.prod(1) - product**2 > LEAST_SINE_SQUARE
-    return apart & (stains.maxima > LEAST_CONCENTRATION).all(1) & stains.vectors.isfinite().all((1, 2))
+    return are_apart(stains.vectors) & (stains.maxima > LEAST_CONCENTRATION).all(1)
+
+
+def are_apart(vectors: Tensor) -> Tensor:
+    """Bool [B]: whether vectors [B, 3, 2] of any length are finite and of two directions."""
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    own, product = unit.square().sum(1), unit.prod(2).sum(1)
+    return (own.prod(1) - product**2 > LEAST_SINE_SQUARE) & vectors.isfinite().all((1, 2))

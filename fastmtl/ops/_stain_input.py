@@ -68,6 +68,8 @@ def as_tensor(image: Any, name: str) -> Any:
             raise ValueError(f'`{name}` must be RGB; got an image of mode {image.mode}. Convert it: .convert("RGB").')
         return torch.from_numpy(np.array(image))
     if isinstance(image, np.ndarray):
+        if not image.dtype.isnative or image.dtype.kind not in "biufc":
+            raise ValueError(f"`{name}` must be uint8 grey levels 0..255; got an array of {image.dtype.str}.")
         # torch takes no negative strides, and warns of arrays that cannot be written.
         return torch.from_numpy(image if image.flags.c_contiguous and image.flags.writeable else image.copy())
     return image
@@ -84,10 +86,11 @@ def check_images(images: object, name: str = "images") -> Tensor:
         advice = f"Add the batch: {name}.unsqueeze(0)." if images.dim() == 3 else "Stack the tiles."
         raise ValueError(f"`{name}` must be [B, 3, H, W] or [B, H, W, 3]; got {shape}. {advice}")
     if images.dtype != torch.uint8:
-        raise ValueError(
-            f"`{name}` must be uint8 grey levels 0..255; got {_checks.names((images.dtype,))}. "
-            f"Normalise stains before images become floats, or convert: (255 * {name}).round().byte()."
-        )
+        advice = f"Normalise stains before images become floats, or convert: (255 * {name}).round().byte()."
+        if not images.is_floating_point():
+            advice = f"Where they are 0..255 already, convert: {name}.to(torch.uint8)."
+        found = _checks.names((images.dtype,))
+        raise ValueError(f"`{name}` must be uint8 grey levels 0..255; got {found}. {advice}")
     if shape[1] != 3 and shape[3] != 3:
         alpha = "Drop the alpha channel: images[..., :3] or images[:, :3]." if 4 in (shape[1], shape[3]) else ""
         raise ValueError(f"`{name}` must have 3 channels, in dim 1 or in the last; got {shape}. {alpha}".rstrip())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..reference.stain_conventions import CONVENTIONS
 from ._stain_backends import passes_of
-from ._stain_fit import Estimate, Stains
+from ._stain_fit import Estimate, Stains, are_apart
 from ._stain_input import output_strides, readable
 from ._stain_recipes import Finish
 from ._stain_run import LAB, Normalised, Run
@@ -69,7 +69,8 @@ def _run(
     if vectors is not None and maxima is None:
         given = run.measure(passes, pixels, vectors)
     elif vectors is not None and maxima is not None:
-        given = Estimate(Stains(vectors, maxima), (maxima > 0).all(1) & vectors.isfinite().all((1, 2)))
+        amounts = ((maxima > 0) & maxima.isfinite()).all(1)
+        given = Estimate(Stains(vectors, maxima), amounts & are_apart(vectors))
     separate = return_stains and method not in LAB
     made = run(passes, pixels, given, Finish(mean, std), separate=separate)
     if not return_stains:
@@ -93,8 +94,10 @@ def _fake(
     return_stains: bool,
     *_: object,
 ) -> list[Tensor]:
+    strides = output_strides(readable(images, None).images)
+
     def picture() -> Tensor:
-        return torch.empty_strided(images.shape, output_strides(images), dtype=dtype, device=images.device)
+        return torch.empty_strided(images.shape, strides, dtype=dtype, device=images.device)
 
     if not return_stains:
         return [picture()]

@@ -13,7 +13,7 @@ from ..reference import stain_normalize as exact
 from ..reference.stain_conventions import HEMATOXYLIN_EOSIN, MAX_CONCENTRATION, RUIFROK, Convention
 from . import _stain_lab as lab
 from ._stain_backends import exact_estimate
-from ._stain_fit import LEAST_CONCENTRATION, Estimate, Stains, estimate, maxima, table
+from ._stain_fit import LEAST_CONCENTRATION, Estimate, Stains, are_apart, estimate, maxima, table
 from ._stain_input import Pixels, new_output
 from ._stain_primitives import Passes, TorchPasses
 from ._stain_recipes import Finish, restaining
@@ -118,7 +118,9 @@ class Run:
         return estimate(passes, pixels, self.method, self.convention, min_tissue=self.min_tissue, pooled=pooled)
 
     def measure(self, passes: Passes | None, pixels: Pixels, vectors: Tensor) -> Estimate:
-        """The concentrations of each image under known vectors [B, 3, 2]."""
+        """The concentrations of each image under known vectors [B, 3, 2]; not valid where these are no two stains."""
+        apart = are_apart(vectors)
+        vectors = torch.where(apart[:, None, None], vectors, self.target[0].to(vectors.device))  # else none to solve
         if passes is None:
             rows = [
                 exact.concentrations(self.convention.densities()[rgb.cpu().long()], matrix.cpu(), self.convention)[:2]
@@ -129,9 +131,8 @@ class Run:
             )
         else:
             found = maxima(passes, pixels, vectors, self.convention)
-        return Estimate(
-            Stains(vectors, found.to(vectors.device)), (found > LEAST_CONCENTRATION).all(1).to(vectors.device)
-        )
+        found = found.to(vectors.device)
+        return Estimate(Stains(vectors, found), apart & (found > LEAST_CONCENTRATION).all(1))
 
     def _transfer(self, passes: Passes | None, pixels: Pixels, finish: Finish) -> Normalised:
         on_cpu = passes is not None and pixels.images.device.type == "cpu"

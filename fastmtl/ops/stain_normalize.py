@@ -13,7 +13,7 @@ from ..reference.stain_conventions import CONVENTIONS, Convention
 from . import _backends, _checks
 from . import _stain_lab as lab
 from ._stain_backends import passes_of
-from ._stain_fit import Stains, mask_of
+from ._stain_fit import Stains, are_apart, mask_of
 from ._stain_input import METHODS, as_tensor, check_images, check_inside, is_interleaved, readable
 from ._stain_op import normalise
 from ._stain_primitives import TorchPasses
@@ -21,6 +21,7 @@ from ._stain_run import LAB, Normalised, Run, default_target
 
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 MIN_TISSUE = 256
+LEAST_STD = 1e-4
 
 
 @overload
@@ -88,8 +89,8 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
             [3, H, W] or [H, W, 3], a NumPy array or a PIL image, that these are estimated from: each call anew, so that
             a loop takes its numbers (`data.StainNormalizer`). Under torch.compile numbers.
         dtype: uint8, float16, bfloat16 or float32. Default: uint8, or float32 with `mean` and `std`.
-        mean, std: of RGB in 0..1, each in 0..1: out = (out / 255 - mean) / std in the same pass. Without them, grey
-            levels 0..255.
+        mean, std: of RGB in 0..1, each in 0..1, std 1e-4 or more: out = (out / 255 - mean) / std in the same pass.
+            Without them, grey levels 0..255.
         return_stains: also return stain images, matrices and what fell back.
         inside: bool or uint8 [B, H, W]; what is False there takes part in no estimate and becomes grey level 240.
         min_tissue: pixels of tissue that an estimate needs; 2 or more.
@@ -173,6 +174,8 @@ def check_statistics(mean: object, std: object) -> tuple[tuple[float, ...] | Non
         raise ValueError(f"`mean` must be of RGB in 0..1; got {mean!r}. Divide grey levels by 255, and `std` too.")
     if min(found[1]) <= 0 or max(found[1]) > 1:
         raise ValueError(f"`std` must be of RGB in 0..1, above 0; got {std!r}. Divide grey levels by 255.")
+    if min(found[1]) < LEAST_STD:
+        raise ValueError(f"`std` must be {LEAST_STD:g} or more, or float16 overflows; got {std!r}.")
     return found[0], found[1]
 
 
@@ -228,6 +231,13 @@ def _check_numbers(first: Tensor, second: Tensor, method: str) -> None:
         raise ValueError(
             f"`target` must hold finite numbers, and {name} above 0; got {first[0].tolist()} and {second[0].tolist()}."
         )
+    if method not in LAB:
+        _check_apart("target", first)
+
+
+def _check_apart(name: str, vectors: Tensor) -> None:
+    if not are_apart(vectors).all():
+        raise ValueError(f"`{name}` must hold two different stains, finite numbers; got {vectors[0].tolist()}.")
 
 
 def _given(
@@ -242,9 +252,15 @@ def _given(
     vectors = _rows("stain_matrix", stain_matrix, (3, 2), images)
     if convention.unit:
         vectors = torch.nn.functional.normalize(vectors, dim=1)
+    seen = vectors.device.type == "cpu" and not torch.compiler.is_compiling()  # a GPU is not waited for
+    if seen:
+        _check_apart("stain_matrix", vectors)
     if max_concentration is None:
         return vectors, None
-    return vectors, _rows("max_concentration", max_concentration, (2,), images)
+    amounts = _rows("max_concentration", max_concentration, (2,), images)
+    if seen and not ((amounts > 0) & amounts.isfinite()).all():
+        raise ValueError(f"`max_concentration` must be finite and above 0; got {amounts.tolist()}.")
+    return vectors, amounts
 
 
 def _rows(name: str, value: Tensor, shape: tuple[int, ...], images: Tensor) -> Tensor:

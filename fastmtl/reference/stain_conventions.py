@@ -70,6 +70,13 @@ class Convention:
         levels = torch.arange(256, dtype=torch.float64)
         return (-(self.read(levels) / self.light).log()).clamp(min=self.least_density)
 
+    def __reduce__(self) -> tuple[Callable[[str], Convention], tuple[str]]:
+        return _named, (self.name,)  # `read` cannot be pickled, and workers that are spawned get a normaliser so
+
+
+def _named(name: str) -> Convention:
+    return CONVENTIONS[name]
+
 
 _STAINTOOLS = Convention(
     "staintools",
