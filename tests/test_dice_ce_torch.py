@@ -37,6 +37,15 @@ def test_opcheck(dtype, changes):
     torch.library.opcheck(torch.ops.fastmtl.dice_ce_backward.default, arguments)
 
 
+@pytest.mark.parametrize("loss", [ops.dice_ce_loss, ops.cross_entropy], ids=lambda loss: loss.__name__)
+def test_compiles_where_the_batch_of_the_logits_alone_is_dynamic(loss):
+    torch._dynamo.reset()
+    x, t = class_map((6, 3, 6, 5))
+    torch._dynamo.maybe_mark_dynamic(x, 0)
+    compiled = torch.compile(lambda x: loss(x, t), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), loss(x, t), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_in_one_graph(dynamic):
     x, t = class_map((2, 3, 8, 8))

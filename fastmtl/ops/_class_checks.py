@@ -32,7 +32,7 @@ def logits_and_classes(input: Tensor, target: Tensor, *, soft: bool = True) -> t
     flat, one, found = [shape[0], *shape[2:]], [shape[0], 1, *shape[2:]], list(target.shape)
     if soft and found == shape:
         _checks.dtype("target", target, _checks.TARGETS, "Convert it first.")
-    elif found in (flat, one):
+    elif any(found == allowed for allowed in (flat, one)):  # torch.compile does not find symbolic sizes by `in`
         _checks.dtype("target", target, CLASSES, "Class numbers are integers: target.long().")
         target = target if target.dim() == input.dim() else target.unsqueeze(1)
     else:
