@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from fastmtl.data.feed import Feed, Plan, Ready
 from fastmtl.data.finish import Finisher, FinishOptions
 from fastmtl.data.samplers import slides_of
 from fastmtl.data.targets import Columns
+from fastmtl.ops._pointers import num_threads
 from fastmtl.protocols import Target
 
 pytest.importorskip("numba", reason="the CPU's kernels need Numba")
@@ -124,6 +126,21 @@ def test_triton_s_kernels_do_what_numba_s_do(tiles, slides, augmentation, stain,
         assert (ours != theirs).float().mean() < 0.002
     assert [bool(layer.any()) for layer in on_cpu[1]] == [True, False, True, True, False, True]
     assert on_cpu[3].max() > 1
+
+
+def test_stains_are_normalised_on_one_thread_while_others_decode(tiles, slides, two_threads):
+    torch.set_num_threads(2)
+    seen = []
+
+    def stain(images, **_):
+        with ThreadPoolExecutor(1) as other:
+            seen.append((num_threads(), other.submit(num_threads).result()))
+        return images.float()
+
+    ready, pixels = _read(tiles, slides, Augmentation.none())
+    Finisher(_options(stain=stain))(ready, pixels, slides_of(tiles))
+    assert seen == [(1, 2)]
+    assert num_threads() == 2
 
 
 def test_the_background_is_where_no_piece_is(tiles, slides):

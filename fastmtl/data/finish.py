@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..extras import require
+from ..ops._pointers import on_one_thread
 from .augment import Parameters
 from .dataset import BACKGROUND
 from .faults import DamagedSampleError, nonsense
@@ -204,7 +205,8 @@ class Finisher:
         self._each(one, count)
         if options.stain is None:
             return [images, *maps]
-        normal = options.normalise(images, inside, drawn, slides, torch.from_numpy)
+        with on_one_thread():  # the others decode what comes next
+            normal = options.normalise(images, inside, drawn, slides, torch.from_numpy)
         if drawn.noise.any():
             levels = normal.numpy()
             self._each(

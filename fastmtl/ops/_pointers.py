@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ _ELEMENTS = {
     torch.int64: 8,
 }
 _forked = False
+_here = threading.local()
 
 
 def _after_fork() -> None:
@@ -42,5 +46,19 @@ def address(tensor: Tensor | None) -> int:
 
 
 def num_threads() -> int:
-    """How many threads a CPU kernel may use: torch's own setting, one in a forked child."""
-    return 1 if _forked else torch.get_num_threads()
+    """How many threads a CPU kernel may use: torch's own setting; one in a forked child and in `on_one_thread`."""
+    return 1 if _forked or getattr(_here, "alone", False) else torch.get_num_threads()
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """CPU kernels that this thread calls meanwhile wake no others.
+
+    Where other work holds the cores, a parallel region waits for threads that do not get one.
+    """
+    before = getattr(_here, "alone", False)
+    _here.alone = True
+    try:
+        yield
+    finally:
+        _here.alone = before
