@@ -30,7 +30,9 @@ SoftmaxChunks small_softmax_chunks(const SoftmaxProblem& problem) {
   if (problem.pixels < kFewPixels && problem.pixels < problem.batch) {
     const std::int64_t fitting = kBlockElements / problem.channels / kLanes * kLanes;
     const std::int64_t block = std::min(std::clamp(fitting, kLanes, kBlock), whole_vectors(problem.batch));
-    chunks = {block, block, (problem.batch + block - 1) / block, true, false};
+    // Where lanes run over classes, few samples are a unit's work: eight of 30,000 classes are shared by the threads.
+    const std::int64_t group = rows ? std::clamp(kBlockElements / problem.channels, std::int64_t{1}, block) : block;
+    chunks = {block, group, (problem.batch + group - 1) / group, true, false};
   }
   chunks.rows = rows;
   return chunks;
