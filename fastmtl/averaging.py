@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -56,6 +56,22 @@ class WeightAverage:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._averaged.load_state_dict(state)
+
+
+def averaged_weights(state: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
+    """The model's weights out of `WeightAverage.state_dict()`; None where there is no average yet.
+
+    >>> average = WeightAverage(nn.Linear(1, 1), "ema")
+    >>> averaged_weights(average.state_dict()) is None
+    True
+    >>> average.on_step(0)
+    >>> sorted(averaged_weights(average.state_dict()))
+    ['bias', 'weight']
+    """
+    if state is None or not state["n_averaged"]:
+        return None
+    prefix = "module."  # AveragedModel's name for the copy
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _counts_copied(average: Callable[..., None]) -> Callable[..., None]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from . import balance, data, models
-from .config import ConfigError, OptimizerConfig, Recipe, StageConfig
+from .config import ConfigError, DataConfig, OptimizerConfig, Recipe, StageConfig
 from .names import check_options
 from .protocols import Balancer, Task, Update
 from .tasks import check_task, create_task
@@ -132,7 +132,7 @@ def build_loader(
         augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
         shuffle=train,
         balanced=train and config.sampler == "balanced" and (config.balance_by or True),
-        pairs=("case", "position") if train and config.sampler == "pairs" else None,
+        pairs=_pairs(config) if train and config.sampler == "pairs" else None,
         open_slides=config.open_slides if train else 0,
         per_slide=config.per_slide if train else 0,
         stain=stain,
@@ -144,6 +144,10 @@ def build_loader(
         device=decode,
         num_threads=config.num_threads,
     )
+
+
+def _pairs(config: DataConfig) -> tuple[str, str] | tuple[str, str, str]:
+    return ("case", "position", config.pairs_apart) if config.pairs_apart else ("case", "position")
 
 
 def _metadata(recipe: Recipe) -> dict[str, list[str]]:

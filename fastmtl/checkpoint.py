@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .averaging import averaged_weights
 from .errors import UserError
 
 FORMAT = 1
@@ -91,12 +92,13 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def load_model(directory: Path, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
-    """Put the weights of a trainer's checkpoint into `model`.
+    """Put the weights of a trainer's checkpoint into `model`: the averaged ones, where it has an average.
 
     Raises:
         CheckpointError: as `load`, or the weights are another network's.
     """
-    weights = load(directory, device).get("model")
+    state = load(directory, device)
+    weights = averaged_weights(state.get("average")) or state.get("model")
     if weights is None:
         raise CheckpointError(f"checkpoint {directory} holds no model.")
     try:

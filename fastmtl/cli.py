@@ -173,7 +173,8 @@ class EvalArguments:
 
     data: Path
     """A manifest, or a folder such as CLASS/image and CLASS/label."""
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: Literal["best", "last"] | None = None
+    """The recipe's training.checkpoint when left out."""
     everything: bool = False
     """Also count patients that the run was trained on."""
     tta: tuple[str, ...] | None = None
@@ -208,7 +209,8 @@ class PredictArguments:
     out: Path
     """Folder to write: TASK/IMAGE.png or SLIDE/TASK.tif for masks, predictions.jsonl for everything. What it holds of
     the same run and input stays, what is missing is added."""
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: Literal["best", "last"] | None = None
+    """The recipe's training.checkpoint when left out."""
     tta: tuple[str, ...] | None = None
     """Views besides the image itself to average, h v r90 r180 r270; the recipe's when left out."""
     device: str = "auto"
@@ -250,7 +252,7 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument(
         "--analyse",
         action="store_true",
-        help="make saliency maps, feature maps and filters anew, from each run's best checkpoint and its data",
+        help="make saliency maps, feature maps and filters anew, from the weights each run is judged by and its data",
     )
     parsed = parser.parse_intermixed_args(arguments)
     if len(parsed.runs) > 1 and parsed.out is None:

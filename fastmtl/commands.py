@@ -72,13 +72,14 @@ def evaluate(
     path: Path,
     root: Path,
     *,
-    which: Literal["best", "last"] = "best",
+    which: Literal["best", "last"] | None = None,
     everything: bool = False,
     device: str = "auto",
     tta: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run's checkpoint on the tiles under `root`.
 
+    `which` checkpoint is the recipe's training.checkpoint if None;
     `tta` are the views of test-time augmentation, the recipe's if None.
     Patients the run was trained on are left out, unless `everything`; damaged tiles too, where the recipe skips them.
 
@@ -101,7 +102,7 @@ def evaluate(
     loader = trained.read(kept)
     found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype)
     loader.close()
-    return training.summary(recipe, which, found, kept) | {
+    return training.summary(recipe, trained.which, found, kept) | {
         "num_images_of_training_patients_left_out": len(folder) - len(kept),
         "num_damaged_files": len(damaged),
     }
@@ -112,7 +113,7 @@ def predict(
     source: Path,
     out: Path,
     *,
-    which: Literal["best", "last"] = "best",
+    which: Literal["best", "last"] | None = None,
     device: str = "auto",
     tta: Sequence[str] | None = None,
     note: Callable[[str], None] = lambda line: None,
@@ -125,7 +126,7 @@ def predict(
         path: the run.
         source: an image, a slide, a folder of them, or a manifest that names slides.
         out: folder to create, or to go on with.
-        which: the checkpoint.
+        which: the checkpoint, the recipe's training.checkpoint if None.
         device: "auto", "cpu", "cuda" or "cuda:N".
         tta: views of test-time augmentation, the recipe's if None.
         note: called with a line for each slide that is done or set aside, and for what is passed over.
@@ -144,12 +145,12 @@ def predict(
     slides = data.find_slides(source, root=root, without=out)
     if slides is None:
         images = find_images(source, without=out)
-        claim(out, stamp_of(path, which, views, "images", source if source.is_dir() else source.parent))
+        claim(out, stamp_of(path, trained.which, views, "images", source if source.is_dir() else source.parent))
         return _predict_images(trained, source, images, out)
     if slides.num_images:
         note(f"{slides.num_images} image files among the slides are passed over; predict their folder by itself")
     check_places(slides.slides, out)
-    claim(out, stamp_of(path, which, views, "slides", slides.root))
+    claim(out, stamp_of(path, trained.which, views, "slides", slides.root))
     return predict_slides(
         slides.slides,
         out,
@@ -183,7 +184,7 @@ def _predict_images(trained: _Trained, source: Path, images: Sequence[data.Tile]
 
 
 def analyse(path: Path, *, device: str = "auto") -> list[str]:
-    """Make a run's saliency maps, feature maps and filters anew, from its best checkpoint and its own data.
+    """Make a run's saliency maps, feature maps and filters anew, from the weights it is judged by and its own data.
 
     Training does so at its end; this is for runs of earlier versions, and where it failed.
 
@@ -197,7 +198,7 @@ def analyse(path: Path, *, device: str = "auto") -> list[str]:
         raise RunError(
             f"{path} has no evaluation.jsonl: it was not trained to its end; fastmtl train --resume goes on."
         )
-    trained = _load(path, "best", device, ())
+    trained = _load(path, None, device, ())
     root = Path(trained.facts["data"])
     if not root.exists():
         raise RunError(f"the data of {path} were in {root}, which is not there: analyses need the images.")
@@ -238,6 +239,7 @@ class _Trained(NamedTuple):
 
     recipe: Recipe
     facts: dict[str, Any]
+    which: Literal["best", "last"]
     tasks: Sequence[Task]
     model: nn.Module
     device: torch.device
@@ -251,18 +253,19 @@ class _Trained(NamedTuple):
         return build.build_loader(self.recipe, folder, self.tasks, train=False, device=self.device, stain=self.stain)
 
 
-def _load(path: Path, which: Literal["best", "last"], device_name: str, tta: Sequence[str] | None) -> _Trained:
+def _load(path: Path, which: Literal["best", "last"] | None, device_name: str, tta: Sequence[str] | None) -> _Trained:
     run = RunFolder(path)
     recipe, facts = run.recipe(), run.extra()
     device = build.device_of(device_name)
     tasks = build.build_tasks(recipe, facts["class_names"], facts.get("classes", {}))
     model = build.build_model(recipe, tasks, device)
+    which = which or recipe.training.checkpoint
     checkpoint.load_model(run.checkpoints / which, model, device)
     ready_for_use(recipe, model)
     if views := recipe.training.tta if tta is None else tta:
         model = Views(model, tasks, views)
     dtype = autocast_dtype(recipe.training.precision, device)
-    return _Trained(recipe, facts, tasks, model, device, dtype, staining.load_normalizer(path, recipe))
+    return _Trained(recipe, facts, which, tasks, model, device, dtype, staining.load_normalizer(path, recipe))
 
 
 def _classes(trained: _Trained) -> dict[str, list[str]]:

@@ -61,6 +61,9 @@ class DataConfig:
     """Images a step, of each rank."""
     sampler: Literal["shuffled", "balanced", "pairs"] = "shuffled"
     """Every tile once; classes equally often; or pairs of neighbours, by the columns `case` and `position`."""
+    pairs_apart: str = ""
+    """Of the sampler of pairs: a column of which a batch has each value in one pair at most, such as the patient where
+    cases are scans; else the case."""
     balance_by: str = ""
     """Label column whose classes the balanced sampler draws equally often; the label when empty."""
     open_slides: int = 0
@@ -149,6 +152,9 @@ class TrainingConfig:
     """Of ema: the share of the old average that a step keeps."""
     average_start: int = 0
     """Epochs of a stage before its average begins."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which weights the run is judged by and predicts with: those of the epoch that scored best on the held-out images,
+    or of the last epoch, which these had no part in choosing; averaged ones where there is an average."""
     tta: list[str] = field(default_factory=list)
     """Views besides the image itself that final scores and predictions average: h, v, r90, r180, r270."""
     log_every: int = 20

@@ -1,4 +1,4 @@
-"""What `fastmtl train` does, on one process or on every rank: build, train or continue, evaluate the best."""
+"""What `fastmtl train` does, on one process or on every rank: build, train or continue, evaluate."""
 
 from __future__ import annotations
 
@@ -120,17 +120,18 @@ def _run_together(
         if not first:
             return {}
         validation = read(splits.validation, train=False)
-    checkpoint.load_model(run.checkpoints / "best", model, device)
+    which = recipe.training.checkpoint
+    checkpoint.load_model(run.checkpoints / which, model, device)
     judged = Views(model, tasks, recipe.training.tta) if recipe.training.tta else model
     table = ImageTable(tasks)
     found = score(judged, tasks, validation, device=device, dtype=dtype, visit=table)
     validation.close()
-    result = summary(recipe, "best", found, splits.validation)
+    result = summary(recipe, which, found, splits.validation)
     if splits.test.tiles:
         test = read(splits.test, train=False)
         of_test = score(judged, tasks, test, device=device, dtype=dtype)
         test.close()
-        result["test"] = summary(recipe, "best", of_test, splits.test)
+        result["test"] = summary(recipe, which, of_test, splits.test)
     run.write_summary(result)
     table.write(out, {tile.id: tile.image for tile in splits.validation.tiles})
     analyse(out, recipe, model, tasks, splits.validation, device=device, stain=stain)

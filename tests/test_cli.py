@@ -78,6 +78,24 @@ def test_eval_prints_the_summary_and_leaves_training_patients_out(run, tiles, ca
     assert json.loads(capsys.readouterr().out)["num_images"] == 24
 
 
+def test_a_recipe_may_be_judged_by_its_last_weights(tiles, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = [*SMALL, "--epochs", "3", "--set", "training.checkpoint=last", "--set", "training.average=ema"]
+    # A rate that makes the average, which trails behind, another model than the weights.
+    assert main(["train", "demo", "--data", str(tiles), "--out", str(out), *options, "--set", "optimizer.lr=0.05"]) == 0
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["checkpoint"] == "last"
+    assert summary["score"] == pytest.approx(records[-1]["validation"]["score"], abs=1e-6)
+    assert "with the weights of the last epoch" in (out / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["eval", str(out), "--data", str(tiles)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["checkpoint"], found["tasks"]) == ("last", summary["tasks"])
+    assert main(["eval", str(out), "--data", str(tiles), "--checkpoint", "best"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == "best"
+
+
 def test_predict_writes_masks_of_the_images_size_and_a_line_each(run, tiles, tmp_path, capsys):
     from PIL import Image
 

@@ -96,7 +96,7 @@ def test_pairs_are_neighbours_of_one_case_and_a_case_comes_once_a_batch():
 def test_no_case_stands_in_two_ranks_pairs_of_one_batch(world_size: int):
     tiles = [tile.values for tile in _slices([9, 2, 5, 1, 6, 4, 4])]
     cases = neighbours([tile["case"] for tile in tiles], [tile["position"] for tile in tiles])
-    options = {"seed": 1, "pairs": 2, "world_size": world_size}
+    options = {"seed": 1, "pairs": 2, "world_size": world_size, "apart": range(len(cases))}
     batches = pair_batches(cases, epoch=0, drop_last=False, **options)
     case_of = {tile: number for number, case in enumerate(cases) for tile in case.flatten().tolist()}
     for batch in batches:
@@ -114,6 +114,29 @@ def test_no_case_stands_in_two_ranks_pairs_of_one_batch(world_size: int):
         for pair in b.tolist()
     }
     assert drawn == {tuple(pair) for case in cases for pair in case.tolist()}  # each in the long run
+
+
+def test_pairs_of_a_patients_scans_come_in_different_batches():
+    tiles = [
+        replace(tile, values={**tile.values, "patient": float(int(tile.group[-1]) // 2)})
+        for tile in _slices([8, 6, 5, 4, 2])
+    ]
+    by_id = {tile.id: tile for tile in tiles}
+    pairs = ("case", "position", "patient")
+    loader = make_loader(tiles, targets=TARGETS, shuffle=True, pairs=pairs, batch_size=6)
+    seen: Counter[str] = Counter()
+    for batch in loader:
+        drawn = [by_id[name] for name in batch.ids]
+        assert max(Counter(tile.values["patient"] for tile in drawn).values()) == 2
+        assert all(a.group == b.group for a, b in zip(drawn[::2], drawn[1::2], strict=True))
+        seen.update(tile.group for tile in drawn)
+    assert seen == {"case 0": 8, "case 1": 6, "case 2": 4, "case 3": 4, "case 4": 2}
+
+    tiles[0] = replace(tiles[0], values={**tiles[0].values, "patient": 9.0})
+    with pytest.raises(
+        ValueError, match=r"keeps 'patient' apart, and case 'case 0' has several of it, such as 0.0 and 9.0"
+    ):
+        make_loader(tiles, targets=TARGETS, shuffle=True, pairs=pairs, batch_size=6)
 
 
 def test_slides_take_turns_and_each_rank_has_its_own():
@@ -203,6 +226,8 @@ def test_orders_that_make_no_sense_are_refused():
         ({"pairs": ("case", "position")}, "pairs"),
         ({"pairs": ("case", "position"), "shuffle": True, "batch_size": 3}, "even"),
         ({"pairs": ("case", "nowhere"), "shuffle": True}, "nowhere"),
+        ({"pairs": ("case", "position", "nowhere"), "shuffle": True}, "nowhere"),
+        ({"pairs": ("case",), "shuffle": True}, r"\(case, position, apart\)"),
         ({"pairs": ("case", "position"), "shuffle": True, "balanced": True}, "pairs"),
         ({"open_slides": 2}, "open_slides"),
         ({"per_slide": -1, "shuffle": True}, "per_slide"),

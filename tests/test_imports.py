@@ -16,7 +16,7 @@ ALLOWED = {
     "kernels": set(),
     "protocols": {"models"},
     "models": {"extras", "names", "torchvision_guard"},
-    "checkpoint": {"errors"},
+    "checkpoint": {"averaging", "errors"},
     "tables": {"errors", "names"},
     "limits": {"config", "names", "tables"},
     "recipe_files": {"names", "tables"},

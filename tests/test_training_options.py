@@ -130,6 +130,20 @@ def test_ema_is_its_formula_and_what_is_judged_and_kept(tmp_path):
     assert checkpoint.load(tmp_path / "best")["progress"]["best_score"] == alone["score"]
 
 
+def test_the_last_checkpoint_is_judged_by_its_average(tmp_path):
+    recipe = recipe_of(tmp_path, training={"average": "swa", "average_start": 1, "epochs": 3})
+    stages, loader = stages_for(recipe, tmp_path), MemoryLoader(num_batches=1)
+    judged = build.build_model(recipe, stages.tasks, stages.device)
+    stages.begin(loader)
+    stages.trainer.save("last", loader)
+    checkpoint.load_model(tmp_path / "last", judged)
+    assert same(weights(judged), weights(stages.model)), "no average yet"
+    stages.fit(loader, HeldOut(seed=5))
+    checkpoint.load_model(tmp_path / "last", judged)
+    assert same(weights(judged), weights(stages.trainer.average.module))
+    assert not same(weights(judged), weights(stages.model))
+
+
 def build_scores(stages):
     stages.trainer.average = None
     return stages.trainer.evaluate(HeldOut(seed=5))

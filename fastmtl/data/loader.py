@@ -53,7 +53,8 @@ class TileLoader:
             tiles' own. Needs labels and `shuffle`. With `open_slides` or `per_slide` it evens out each slide.
         pairs: columns (case, position): draw pairs of tiles that follow each other in a case, at most one of a case in
             a batch of all ranks; they stand in neighbouring rows, and a "pair" target names the partner's. An epoch
-            has n // 2 pairs of each case of n tiles.
+            has n // 2 pairs of each case of n tiles. With a third column at most one of each of its values comes in a
+            batch: the patient, where cases are scans.
         open_slides: slides that a rank draws from at a time; 0: from all. Ranks get different slides.
         per_slide: tiles drawn of each slide in an epoch; 0: all.
         max_damaged: the share of tiles that may be found damaged in an epoch. They are listed in `quarantine`, and
@@ -91,7 +92,7 @@ class TileLoader:
         stain: Normalizer | None = None,
         shuffle: bool = False,
         balanced: bool | str = False,
-        pairs: tuple[str, str] | None = None,
+        pairs: tuple[str, str] | tuple[str, str, str] | None = None,
         open_slides: int = 0,
         per_slide: int = 0,
         max_damaged: float = 0.0,

@@ -105,26 +105,35 @@ def neighbours(cases: Sequence[Hashable], positions: Sequence[float]) -> list[ND
 
 
 def pair_batches(
-    cases: Sequence[NDArray[np.int64]], *, seed: int, epoch: int, pairs: int, world_size: int, drop_last: bool
+    cases: Sequence[NDArray[np.int64]],
+    apart: Sequence[Hashable],
+    *,
+    seed: int,
+    epoch: int,
+    pairs: int,
+    world_size: int,
+    drop_last: bool,
 ) -> list[NDArray[np.int64]]:
-    """Batches int64 [P, 2] of all ranks together: of each case of n tiles n // 2 of its n - 1 pairs, no two of one case
-    in a batch, P at most pairs * world_size and a multiple of `world_size`.
+    """Batches int64 [P, 2] of all ranks together: of each case of n tiles n // 2 of its n - 1 pairs, no two in a batch
+    from cases that are the same in `apart`, P at most pairs * world_size and a multiple of `world_size`.
 
-    The cases with most pairs left come first, so that the batches stay full as long as they can; how many there are of
-    what size depends on the cases alone, not on the draws.
+    The owners (of equal `apart`) with most pairs left come first, so that the batches stay full as long as they can;
+    how many there are of what size depends on the cases alone, not on the draws.
     """
     bits = np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 5, epoch])
-    left = [case[_permutation(len(case), bits)[: (len(case) + 1) // 2]].tolist() for case in cases]
+    drawn = [case[_permutation(len(case), bits)[: (len(case) + 1) // 2]] for case in cases]
+    owned = [np.concatenate([drawn[case] for case in owner]) for owner in members(apart)]
+    left = [pairs_of[_permutation(len(pairs_of), bits)].tolist() for pairs_of in owned]
     batches = []
     while True:
-        remaining = np.array([len(case) for case in left])
+        remaining = np.array([len(owner) for owner in left])
         number = min(pairs * world_size, int((remaining > 0).sum())) // world_size * world_size
         if number == 0 or (drop_last and number < pairs * world_size):
             return batches
         shuffled = _permutation(len(left), bits)
         chosen = shuffled[np.argsort(-remaining[shuffled], kind="stable")][:number]
-        chosen = chosen[_permutation(number, bits)]  # so that no rank always has the larger cases
-        batches.append(np.array([left[case].pop() for case in chosen.tolist()], np.int64))
+        chosen = chosen[_permutation(number, bits)]  # so that no rank always has the larger owners
+        batches.append(np.array([left[owner].pop() for owner in chosen.tolist()], np.int64))
 
 
 def wrapped(order: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:

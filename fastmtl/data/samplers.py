@@ -22,7 +22,7 @@ class Sampler:
     seed: int
     shuffle: bool
     balanced: bool | str
-    pairs: tuple[str, str] | None
+    pairs: tuple[str, ...] | None
     open_slides: int
     per_slide: int
     drop_last: bool
@@ -39,6 +39,10 @@ class Sampler:
         for name in ("balanced", "pairs", "open_slides", "per_slide"):
             _require(self.shuffle or not getattr(self, name), f"`{name}` draws at random: it needs shuffle=True")
         _require(not (self.pairs and (self.balanced or self.by_slide)), "`pairs` goes with no other way of drawing")
+        _require(
+            not self.pairs or len(self.pairs) in (2, 3),
+            f"`pairs` must be columns (case, position) or (case, position, apart); got {self.pairs!r}",
+        )
         _require(not self.pairs or self.batch_size % 2 == 0, f"`pairs` needs an even batch_size; got {self.batch_size}")
 
     @property
@@ -51,7 +55,9 @@ class Sampler:
         _require(len({tile.id for tile in tiles}) == len(tiles), "`tiles` has two tiles with the same id")
         _require(not self.balanced or None not in self._labels(tiles), "`balanced` needs a label for every tile")
         if self.pairs:
-            _require(bool(order.neighbours(*self._cases(tiles))), "`pairs` finds no case with two tiles")
+            cases = self._cases(tiles)
+            _require(bool(cases), "`pairs` finds no case with two tiles")
+            self._owners(tiles, cases)
         _require(
             self.num_batches(tiles) > 0 or not self.drop_last,
             f"`drop_last` leaves no batch: {len(tiles)} tiles for batches of {self.batch_size}",
@@ -101,8 +107,10 @@ class Sampler:
         return samples[self.rank :: self.world_size], repeats[self.rank :: self.world_size]
 
     def _pair_plans(self, tiles: Sequence[Tile], epoch: int) -> list[Plan]:
+        cases = self._cases(tiles)
         drawn = order.pair_batches(
-            order.neighbours(*self._cases(tiles)),
+            cases,
+            self._owners(tiles, cases),
             seed=self.seed,
             epoch=epoch,
             pairs=self.batch_size // 2,
@@ -126,14 +134,33 @@ class Sampler:
             return [tile.values.get(self.balanced) for tile in tiles]
         return [tile.label for tile in tiles]
 
-    def _cases(self, tiles: Sequence[Tile]) -> tuple[list, list]:
-        case, position = self.pairs or ("", "")
-        for tile in tiles:
-            for column in (case, position):
-                _require(
-                    tile.values.get(column) is not None, f"`pairs` needs {column!r} of every tile; {tile.id} has none"
-                )
-        return [tile.values[case] for tile in tiles], [tile.values[position] for tile in tiles]
+    def _cases(self, tiles: Sequence[Tile]) -> list[NDArray[np.int64]]:
+        """The neighbours of each case of two tiles or more."""
+        case, position, *_ = self.pairs or ("", "")
+        return order.neighbours(_column(tiles, case), _column(tiles, position))
+
+    def _owners(self, tiles: Sequence[Tile], cases: Sequence[NDArray[np.int64]]) -> list:
+        """Of each case what no two pairs of a batch may share: the case itself, or its value of a third column."""
+        name, _, *further = self.pairs or ("", "")
+        if not further:
+            return list(range(len(cases)))
+        values, owners = _column(tiles, further[0]), []
+        for case in cases:
+            owner, *others = sorted({values[tile] for tile in case.flatten().tolist()}, key=str)
+            scan = tiles[case[0, 0]].values[name]
+            _require(
+                not others,
+                f"`pairs` keeps {further[0]!r} apart, and {name} {scan!r} has several of it, such as {owner!r} and "
+                f"{others[0] if others else ''!r}",
+            )
+            owners.append(owner)
+        return owners
+
+
+def _column(tiles: Sequence[Tile], name: str) -> list:
+    for tile in tiles:
+        _require(tile.values.get(name) is not None, f"`pairs` needs {name!r} of every tile; {tile.id} has none")
+    return [tile.values[name] for tile in tiles]
 
 
 def slides_of(tiles: Sequence[Tile]) -> list[str]:

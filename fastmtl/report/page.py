@@ -99,8 +99,10 @@ def _headlines(run: PastRun) -> str:
     last_stage = [one for one in run.records if one.get("stage") == run.records[-1].get("stage")]
     ranked = [(look_up(lambda r: r["validation"]["score"], one), -one["epoch"]) for one in last_stage]
     best = max(((score, epoch) for score, epoch in ranked if isfinite(score)), default=None)
-    when = ""
-    if best and run.summary.get("checkpoint") == "best":
+    when, judged = "", run.summary.get("checkpoint")
+    if judged == "last":
+        when = ", with the weights of the last epoch"
+    elif best and judged == "best":
         epochs = run.records[-1]["epoch"]
         when = f", with the weights of epoch {-best[1]} of {epochs}{', which scored best on them' * (epochs > 1)}"
     meanings = [_MEANINGS[name] for name in dict.fromkeys(name for _, name in scores) if name in _MEANINGS]
