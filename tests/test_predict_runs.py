@@ -127,7 +127,9 @@ def test_which_files_are_slides(tmp_path, capsys, run):
     (tmp_path / "mixed" / "cut.tif").rename(tmp_path / "cut.tif")
     assert data.find_slides(tmp_path / "mixed") is None, "a torn image among images"
     assert data.find_slides(tmp_path / "nothing") is None
-    assert list(data.find_slides(tmp_path, without=tmp_path / "mixed").slides) == ["cut.tif"]
+    (tmp_path / "mixed" / "predicted_with.json").write_text("{}")
+    assert list(data.find_slides(tmp_path).slides) == ["cut.tif"], "maps that were predicted are no slides"
+    assert data.find_slides(tmp_path / "mixed") is None
     (tmp_path / "m.csv").write_text("slide,label\n../cut.tif,a\n")
     with pytest.raises(ValueError, match="outside the data root"):
         data.find_slides(tmp_path / "m.csv")
