@@ -102,7 +102,7 @@ def test_a_manifest_may_leave_its_folder_below_the_root_of_the_recipe(slides, tm
 
 def test_views_and_stains_of_the_run_count(run, slides, tmp_path):
     slide = slides / "slides" / "P001-1.tiff"
-    stained = _run(tmp_path / "stained", data={"stain": {"method": "macenko", "sample": 4, "min_tissue": 50}})
+    stained = _run(tmp_path / "run", data={"stain": {"method": "macenko", "sample": 4, "min_tissue": 50}})
     found = {}
     for name, folder, flags in (("plain", run, ()), ("stained", stained, ()), ("views", run, ("--tta", "h", "v"))):
         assert _predict(folder, slide, tmp_path / name, *flags) == 0
