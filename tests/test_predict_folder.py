@@ -118,15 +118,15 @@ def test_names_of_tasks_and_structures(tmp_path, slide):
         create_task("multilabel_segmentation", "layers", 2, structures=["Gleason 3/4", "5%"]),
     ]
 
-    def model(batch):
-        reds = batch.images[:, :1] - 150
-        return {"tissue": reds, "x": reds.mean((2, 3)), "layers": torch.cat([reds, -reds], 1)}
+    class Model(torch.nn.Module):
+        def forward(self, batch):
+            reds = batch.images[:, :1] - 150
+            return {"tissue": reds, "x": reds.mean((2, 3)), "layers": torch.cat([reds, -reds], 1)}
 
-    model.eval = lambda: None
     out = tmp_path / "out"
     out.mkdir()
     grid = data.GridOptions(64, 0.0, 0, 0.0)
-    predict_slides({"s": slide}, out, model=model, tasks=tasks, grid=grid, read=_read, device=CPU)
+    predict_slides({"s": slide}, out, model=Model(), tasks=tasks, grid=grid, read=_read, device=CPU)
     (line,) = _lines(out / "predictions.jsonl")
     assert line["tissue"] == 1.0
     assert line["tissue_task"]["mask"] == "s/tissue.tif"
@@ -139,7 +139,7 @@ def test_names_of_tasks_and_structures(tmp_path, slide):
     write_image(image, tissue_like(64, 64))
     found = find_images(image)
     loader = _read(data.Dataset(image, (), tuple(found)))
-    assert write_predictions(model, tasks[2:], loader, found, tmp_path / "masks") == 1
+    assert write_predictions(Model(), tasks[2:], iter(loader), found, tmp_path / "masks") == 1
     loader.close()
     assert (tmp_path / "masks" / "layers" / "Gleason 3%2F4" / "a.png").is_file()
 
