@@ -14,7 +14,7 @@ from . import analyses, build, checkpoint, data, datasets, staining, training
 from .config import Recipe
 from .inference import autocast_dtype
 from .inference import evaluate as score
-from .predict import Predicted, claim, stamp_of
+from .predict import Predicted, claimed, stamp_of
 from .predict_images import find_images, images_there, write_predictions
 from .predict_slides import check_places, predict_slides
 from .protocols import Task
@@ -132,7 +132,8 @@ def predict(
         note: called with a line for each slide that is done or set aside, and for what is passed over.
 
     Raises:
-        RunError: no run there, nothing to predict, images that cannot be read, or `out` holds other predictions.
+        RunError: no run there, nothing to predict, images that cannot be read, or `out` holds anything but these
+            predictions, or is predicted into by another process.
     """
     trained = _load(path, which, device, tta)
     config = trained.recipe.data
@@ -142,26 +143,27 @@ def predict(
     root = Path(config.root) if config.root else None
     if root is not None and not source.resolve().is_relative_to(root.resolve()):
         root = None  # it is of the data that the run was trained on
-    slides = data.find_slides(source, root=root, without=out)
+    slides = data.find_slides(source, root=root)
     if slides is None:
-        images = find_images(source, without=out)
-        claim(out, stamp_of(path, trained.which, views, "images", source if source.is_dir() else source.parent))
-        return _predict_images(trained, source, images, out)
+        images = find_images(source)
+        home = source if source.is_dir() else source.parent
+        with claimed(out, stamp_of(path, trained.which, views, "images", home)):
+            return _predict_images(trained, source, images, out)
     if slides.num_images:
         note(f"{slides.num_images} image files among the slides are passed over; predict their folder by itself")
     check_places(slides.slides, out)
-    claim(out, stamp_of(path, trained.which, views, "slides", slides.root))
-    return predict_slides(
-        slides.slides,
-        out,
-        model=trained.model,
-        tasks=trained.tasks,
-        grid=data.GridOptions(config.tile_size, config.mpp, config.overlap, config.min_tissue),
-        read=trained.read,
-        device=trained.device,
-        dtype=trained.dtype,
-        note=note,
-    )
+    with claimed(out, stamp_of(path, trained.which, views, "slides", slides.root)):
+        return predict_slides(
+            slides.slides,
+            out,
+            model=trained.model,
+            tasks=trained.tasks,
+            grid=data.GridOptions(config.tile_size, config.mpp, config.overlap, config.min_tissue),
+            read=trained.read,
+            device=trained.device,
+            dtype=trained.dtype,
+            note=note,
+        )
 
 
 def _predict_images(trained: _Trained, source: Path, images: Sequence[data.Tile], out: Path) -> Predicted:

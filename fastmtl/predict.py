@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from . import data
 from .evaluation import class_probabilities
 from .run_folder import RunError
 
 LINES = "predictions.jsonl"
 """A line for each image or slide of a folder of predictions."""
 
-_STAMP = "predicted_with.json"
+_LOCK = ".lock"
 _NOT_COMPARED = ("run",)  # it may be moved; recipe and weights tell whether it is the same
 
 
@@ -55,15 +57,29 @@ def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Pat
     }
 
 
-def claim(out: Path, stamp: Mapping[str, Any]) -> None:
-    """Make `out` a folder for predictions that `stamp` tells of; nothing is done where it is one.
+@contextmanager
+def claimed(out: Path, stamp: Mapping[str, Any]) -> Iterator[None]:
+    """Make `out` a folder for predictions that `stamp` tells of, where it is none yet, and keep other processes off it
+    until the end.
+
+    Nothing but predictions may lie in it: theirs are the names of its files, and what has one of them would be lost.
 
     Raises:
-        RunError: it is a file, or holds other predictions.
+        RunError: it is a file, holds other predictions or anything else, or another process predicts into it.
     """
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must be a folder to create.")
-    file = out / _STAMP
+    _check_ours(out, stamp)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        _check_ours(out, stamp)  # another process may have made it its own since
+        if not (out / data.PREDICTED_WITH).exists():
+            write_whole(out / data.PREDICTED_WITH, json.dumps(stamp, indent=1) + "\n")
+        yield
+
+
+def _check_ours(out: Path, stamp: Mapping[str, Any]) -> None:
+    file = out / data.PREDICTED_WITH
     if file.exists():
         try:
             known = dict(json.loads(file.read_text(encoding="utf-8")))
@@ -78,9 +94,25 @@ def claim(out: Path, stamp: Mapping[str, Any]) -> None:
             )
         return
     if (out / LINES).exists():
-        raise RunError(f"{out} already holds predictions without {_STAMP}; choose another --out, or remove it.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(stamp, indent=1) + "\n")
+        raise RunError(f"{out} already holds predictions without {file.name}; choose another --out, or remove it.")
+    there = sorted(path.name for path in out.iterdir() if path.name[0] != ".") if out.is_dir() else []
+    if there:
+        raise RunError(f"{out} holds other files than predictions, {there[0]} for one; choose a new folder as --out.")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The system lets go of the lock when the process ends, however it does."""
+    import fcntl
+
+    with (out / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process predicts into {out}; wait for its end, or choose another --out.") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -88,6 +120,24 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def entry_name(task: str, facts: Collection[str]) -> str:
+    """The name of a task's answer in a line that tells `facts` by their own names: both are kept.
+
+    >>> entry_name("gland", ["tissue"]), entry_name("tissue", ["tissue"])
+    ('gland', 'tissue_task')
+    """
+    return f"{task}_task" if task in facts else task
+
+
+def file_name(structure: str) -> str:
+    """A structure's name as part of a path, another for each.
+
+    >>> file_name("Gleason 3/4")
+    'Gleason 3%2F4'
+    """
+    return structure.replace("%", "%25").replace("/", "%2F")
 
 
 def row_of(output: Any, row: int) -> Any:

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data
-from .predict import LINES, answer, row_of, write_whole
+from .predict import LINES, answer, entry_name, file_name, row_of, write_whole
 from .protocols import Batch
 from .run_folder import RunError, read_lines
 
 
-def find_images(source: Path, without: Path | None = None) -> list[data.Tile]:
+def find_images(source: Path) -> list[data.Tile]:
     """The image `source`, or every image in and below the folder `source`; masks of a data set are passed over, and
-    what lies below `without`.
+    folders of predictions.
 
     Raises:
         RunError: nothing there, or no image in it.
@@ -32,9 +32,8 @@ def find_images(source: Path, without: Path | None = None) -> list[data.Tile]:
     if not source.exists():
         raise RunError(f"{source} does not exist; give an image or a slide, or a folder of them.")
     root = source if source.is_dir() else source.parent
-    paths = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
-    if without is not None and source.is_dir() and source.resolve() != without.resolve():
-        paths = [path for path in paths if not path.resolve().is_relative_to(without.resolve())]
+    paths = [source] if source.is_file() else data.without_predictions(source, sorted(source.rglob("*")))
+    paths = [path for path in paths if path.is_file()]
     images = [path for path in paths if path.suffix.lower() in data.IMAGE_SUFFIXES and not _is_label(path)]
     if not images:
         raise RunError(f"no images in {source}; known endings: {', '.join(sorted(data.IMAGE_SUFFIXES))}.")
@@ -77,7 +76,7 @@ def write_predictions(
                 for task in tasks:
                     found = _answer(task, row_of(outputs[task.name], row), (height, width), out, name)
                     if found is not None:
-                        record[task.name] = found
+                        record[entry_name(task.name, ["image"])] = found
                 lines.write(json.dumps(record) + "\n")
                 count += 1
     return count
@@ -102,7 +101,7 @@ def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> dict[str, Any
         return {"classes": _write(found[0, 0], out, f"{task.name}/{name}"), "shares": shares}
     if found.shape[1] > 1:
         return {
-            one: _write_mask(found[0, channel], out, f"{task.name}/{one}/{name}")
+            one: _write_mask(found[0, channel], out, f"{task.name}/{file_name(one)}/{name}")
             for channel, one in enumerate(structures)
         }
     return _write_mask(found[0, 0].bool(), out, f"{task.name}/{name}")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,27 @@ import torch
 from torch import nn
 
 from . import data
-from .predict import LINES, Predicted, answer, row_of, write_whole
+from .predict import LINES, Predicted, answer, entry_name, row_of, write_whole
 from .protocols import Batch
-from .run_folder import RunError
+from .run_folder import RunError, read_lines
 from .slide_maps import SlideMaps
 
 QUARANTINE = "quarantine.jsonl"
 SUMMARY, TILES = "summary.json", "tiles.jsonl"
 """Of each slide, in its folder."""
 
+_FACTS = ("slide", "file", "tiles", "damaged", "tissue", "mpp", "downsample", "problems")
+_FIELD = ("x", "y", "width", "height")
+
 
 def check_places(slides: Iterable[str], out: Path) -> None:
-    """Raise RunError where the folder of a slide would stand where a file is: `out` is the folder of the slides."""
+    """Raise RunError where the folder of a slide cannot be put: a file is there (`out` is the folder of the slides), or
+    a folder with anything but its predictions."""
     for name in slides:
         if (out / name).is_file():
             raise RunError(f"{out / name} is a file, not the folder of its predictions; choose another --out.")
+        if (out / name).is_dir() and not (out / name / SUMMARY).exists() and any((out / name).iterdir()):
+            raise RunError(f"{out / name} has no {SUMMARY}, and is not empty; remove it, or choose another --out.")
 
 
 def predict_slides(
@@ -47,7 +54,9 @@ def predict_slides(
     dtype: torch.dtype | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Predicted:
-    """Predict the slides that `out` has no folder of.
+    """Predict the slides that `out` has no folder of, and those that changed since.
+
+    Lines stand in the order of names, whatever was interrupted; of slides that are not among these they stay.
 
     Args:
         slides: name -> file; names are paths below `out`.
@@ -63,27 +72,28 @@ def predict_slides(
     if any(task.output.kind in ("map", "queries") for task in tasks):
         data.check_outlines()
     model.eval()
-    done = {name for name in slides if (out / name / SUMMARY).exists()}
-    write_whole(out / LINES, "".join(json.dumps(summary) + "\n" for summary in _summaries(out)))
-    (out / QUARANTINE).unlink(missing_ok=True)
-    unreadable = 0
+    done = {name for name, path in slides.items() if _is_done(out / name, path)}
+    _write_summaries(out, without=slides.keys() - done)
+    _write_quarantine(out, without=slides.keys() - done)
+    unreadable: set[str] = set()
     for number, (name, path) in enumerate(slides.items(), 1):
         if name in done:
             continue
         try:
             cut = data.cut_slide(path, name, grid)
-            summary, damaged = _one(cut, name, out, model, tasks, read, device, dtype)
+            summary = _one(cut, name, out, model, tasks, read, device, dtype)
         except (data.SlideError, data.TileReadError) as error:
             reason = str(error).removeprefix(f"{path}: ")
             _append(out / QUARANTINE, [{"slide": name, "file": str(path), "reason": reason}])
             note(f"{number}/{len(slides)} {name}: set aside: {reason}")
-            unreadable += 1
+            unreadable.add(name)
             continue
-        _append(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged))
         _append(out / LINES, [summary])
-        left_out = f", {len(damaged)} of them damaged" if damaged else ""
+        left_out = f", {summary['damaged']} of them damaged" if summary["damaged"] else ""
         note(f"{number}/{len(slides)} {name}: {summary['tiles']} tiles{left_out}")
-    return Predicted("slides", len(slides) - len(done) - unreadable, len(done), unreadable)
+    _write_summaries(out, without=unreadable)
+    _write_quarantine(out)
+    return Predicted("slides", len(slides) - len(done) - len(unreadable), len(done), len(unreadable))
 
 
 @torch.inference_mode()
@@ -96,8 +106,8 @@ def _one(
     read: Callable[[data.Dataset], data.TileLoader],
     device: torch.device,
     dtype: torch.dtype | None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The slide's line, and its tiles that are damaged."""
+) -> dict[str, Any]:
+    """The slide's line."""
     folder = out / name
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -119,24 +129,28 @@ def _one(
                     means.add(line)
                     lines.write(json.dumps(line) + "\n")
         damaged = [_place(entry) for entry in loader.quarantine] if loader else []
-        of_slide = {"slide": name, "tiles": len(cut.tiles), "damaged": len(damaged), "tissue": cut.tissue}
-        of_map = {"mpp": cut.mpp, "downsample": cut.downsample, "problems": list(cut.problems)}
+        of_slide = {"slide": name, "file": asdict(cut.identity), "tiles": len(cut.tiles), "damaged": len(damaged)}
+        of_map = {"tissue": cut.tissue, "mpp": cut.mpp, "downsample": cut.downsample, "problems": list(cut.problems)}
         of_maps = {task: _below(name, words) for task, words in maps.close().items()}
-        summary = {**of_slide, **of_map, **means.words(), **of_maps}
+        of_tasks = {entry_name(task, _FACTS): words for task, words in {**means.words(), **of_maps}.items()}
+        summary = {**of_slide, **of_map, **of_tasks}
         write_whole(partial / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        # Before the folder: of a slide that has none they are dropped, of one that has they must be there.
+        _append(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged))
+        shutil.rmtree(folder, ignore_errors=True)  # of the slide as it was
         os.replace(partial, folder)
-    return summary, damaged
+    return summary
 
 
 def _tile_lines(
     tasks: Sequence[Any], cut: data.SlideCut, batch: Batch, outputs: Mapping[str, Any]
 ) -> Iterable[dict[str, Any]]:
     for row, tile in enumerate(batch.ids):
-        line: dict[str, Any] = dict(zip(("x", "y", "width", "height"), cut.fields[tile], strict=True))
+        line: dict[str, Any] = dict(zip(_FIELD, cut.fields[tile], strict=True))
         for task in tasks:
             found = answer(task, row_of(outputs[task.name], row), cut.fields[tile])
             if found is not None:
-                line[task.name] = found
+                line[entry_name(task.name, _FIELD)] = found
         yield line
 
 
@@ -152,8 +166,9 @@ class _Means:
     def add(self, line: Mapping[str, Any]) -> None:
         self._count += 1
         for task in self._tasks:
-            found = line[task.name].get("value")
-            values = list(line[task.name]["probabilities"].values()) if found is None else found
+            told = line[entry_name(task.name, _FIELD)]
+            found = told.get("value")
+            values = list(told["probabilities"].values()) if found is None else found
             value = torch.tensor(values, dtype=torch.float64)
             self._sums[task.name] = self._sums.get(task.name, torch.zeros_like(value)) + value
 
@@ -181,6 +196,33 @@ def _below(folder: str, words: Mapping[str, Any]) -> dict[str, Any]:
 
 def _place(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "epoch"}
+
+
+def _is_done(folder: Path, path: Path) -> bool:
+    """Whether `folder` holds predictions of the slide as it is now."""
+    if not (folder / SUMMARY).exists():
+        return False
+    try:
+        identity = asdict(data.identify(path))
+    except data.SlideError:
+        return False  # to be told why, with the others
+    return json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("file") == identity
+
+
+def _write_summaries(out: Path, without: Collection[str]) -> None:
+    """predictions.jsonl, of the slides that have a folder but for some, by name."""
+    summaries = [summary for summary in _summaries(out) if summary["slide"] not in without]
+    write_whole(out / LINES, "".join(json.dumps(summary) + "\n" for summary in summaries))
+
+
+def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
+    """quarantine.jsonl by name, less what it says of some slides; none where nothing is left."""
+    found = [entry for entry in read_lines(out / QUARANTINE)[0] if entry.get("slide") not in without]
+    if found:
+        found.sort(key=lambda entry: Path(entry["slide"]))
+        write_whole(out / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in found))
+    else:
+        (out / QUARANTINE).unlink(missing_ok=True)
 
 
 def _summaries(out: Path) -> list[dict[str, Any]]:

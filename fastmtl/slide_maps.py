@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import data
+from .predict import file_name
 from .stitching import Band, Rows
 
 _KINDS = ("map", "queries")
@@ -103,7 +104,7 @@ class _Written:
         if self._is_classes:
             self._values = {f"{task.name}.tif": dict(enumerate(structures))}
         elif len(structures) > 1 and decision.is_masks:
-            self._values = {f"{task.name}/{one}.tif": {255: one} for one in structures}
+            self._values = {f"{task.name}/{file_name(one)}.tif": {255: one} for one in structures}
         else:
             self._values = {f"{task.name}.tif": {255: structures[len(structures) - 1]}}
         self._counts = {name: np.zeros(256, np.int64) for name in self._values}

@@ -58,10 +58,10 @@ ALLOWED = {
     "stages": {
         *("averaging", "build", "checkpoint", "config", "lr_finder", "protocols", "schedule", "trainer", "world"),
     },
-    "predict": {"evaluation", "run_folder"},
+    "predict": {"data", "evaluation", "run_folder"},
     "predict_images": {"data", "predict", "protocols", "run_folder"},
     "stitching": set(),
-    "slide_maps": {"data", "stitching"},
+    "slide_maps": {"data", "predict", "stitching"},
     "predict_slides": {"data", "predict", "protocols", "run_folder", "slide_maps"},
     "evaluation": {"data", "metrics", "protocols"},
     "datasets": {"config", "data", "names", "protocols"},

@@ -102,7 +102,7 @@ def test_a_manifest_may_leave_its_folder_below_the_root_of_the_recipe(slides, tm
 
 def test_views_and_stains_of_the_run_count(run, slides, tmp_path):
     slide = slides / "slides" / "P001-1.tiff"
-    stained = _run(tmp_path / "stained", data={"stain": {"method": "macenko", "sample": 4, "min_tissue": 50}})
+    stained = _run(tmp_path / "run", data={"stain": {"method": "macenko", "sample": 4, "min_tissue": 50}})
     found = {}
     for name, folder, flags in (("plain", run, ()), ("stained", stained, ()), ("views", run, ("--tta", "h", "v"))):
         assert _predict(folder, slide, tmp_path / name, *flags) == 0
@@ -127,7 +127,9 @@ def test_which_files_are_slides(tmp_path, capsys, run):
     (tmp_path / "mixed" / "cut.tif").rename(tmp_path / "cut.tif")
     assert data.find_slides(tmp_path / "mixed") is None, "a torn image among images"
     assert data.find_slides(tmp_path / "nothing") is None
-    assert list(data.find_slides(tmp_path, without=tmp_path / "mixed").slides) == ["cut.tif"]
+    (tmp_path / "mixed" / "predicted_with.json").write_text("{}")
+    assert list(data.find_slides(tmp_path).slides) == ["cut.tif"], "maps that were predicted are no slides"
+    assert data.find_slides(tmp_path / "mixed") is None
     (tmp_path / "m.csv").write_text("slide,label\n../cut.tif,a\n")
     with pytest.raises(ValueError, match="outside the data root"):
         data.find_slides(tmp_path / "m.csv")

@@ -241,7 +241,7 @@ def test_what_cannot_be_read_is_set_aside_and_tried_again(tmp_path, slide):
     (entry,) = _lines(tmp_path / "out" / "quarantine.jsonl")
     assert (entry["slide"], entry["file"]) == ("a/torn.svs", str(torn))
     assert entry["reason"].startswith("lists 0 tiles")
-    assert [line["slide"] for line in _lines(tmp_path / "out" / "predictions.jsonl")] == ["slide.tif", "fine.tif"]
+    assert [line["slide"] for line in _lines(tmp_path / "out" / "predictions.jsonl")] == ["fine.tif", "slide.tif"]
     torn.write_bytes(slide.read_bytes())
     before = (tmp_path / "out" / "fine.tif" / "summary.json").stat()
     assert _predict(slides, tmp_path / "out") == ("slides", 1, 2, 0)

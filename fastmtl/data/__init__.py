@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile
     from .examination import examine
     from .faults import TileReadError
+    from .folder import PREDICTED_WITH, without_predictions
     from .formats import detect_format, list_formats, read_dataset, register_format
     from .groups import with_groups
     from .loader import TileLoader
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from .slide_rows import GridOptions, downsample_of
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
-    from .slides.index import SlideIndex, use_index_folder
+    from .slides.index import SlideIndex, identify, use_index_folder
     from .slides.indexing import index_slide
     from .slides.pieces import Piece
     from .slides.raster import Level
@@ -68,6 +69,9 @@ _HOME = {
     "cut_slide": "slide_cut",
     "SlideFiles": "slide_files",
     "find_slides": "slide_files",
+    "PREDICTED_WITH": "folder",
+    "without_predictions": "folder",
+    "identify": "slides.index",
     "SlideMap": "slide_map",
     "check_outlines": "outlines",
     "write_outlines": "outlines",
@@ -148,6 +152,7 @@ _HOME = {
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "PREDICTED_WITH",
     "PREPROCESSING",
     "ArrayRow",
     "Augmentation",
@@ -197,6 +202,7 @@ __all__ = [
     "grid",
     "group_of",
     "grouped_split",
+    "identify",
     "index_slide",
     "kfold",
     "label_of",
@@ -224,6 +230,7 @@ __all__ = [
     "usable_tiles",
     "use_index_folder",
     "with_groups",
+    "without_predictions",
     "write_manifest",
     "write_outlines",
     "wrong_maps",

@@ -7,6 +7,7 @@ such ending in a folder called mask, masks, label, labels or annotations next to
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,21 @@ from .cells import SLIDE_SUFFIXES
 from .polygons import POLYGON_SUFFIXES
 from .tiles import IMAGE_SUFFIXES
 
+PREDICTED_WITH = "predicted_with.json"
+"""The file that makes a folder one of predictions, whose maps are no data."""
+
 _MASK_FOLDERS = frozenset({"mask", "masks", "label", "labels", "annotations"})
 _MASK_ENDS = ("_mask", "-mask", ".mask")
 _LARGEST_TILE = 2048**2  # pixels; a TIFF of one level with more is cut into tiles like a slide
 
 
 def files_in(folder: Path) -> tuple[list[Path], dict[Path, Path], dict[str, int]]:
-    """(images and slides, image -> its mask, number of other files by ending); hidden files are passed over."""
+    """(images and slides, image -> its mask, number of other files by ending); hidden files and folders of predictions
+    are passed over."""
     images: dict[tuple[Path, str], list[Path]] = {}
     masks: dict[tuple[Path, str], Path] = {}
     others: Counter[str] = Counter()
-    for path in sorted(folder.rglob("*")):
+    for path in without_predictions(folder, sorted(folder.rglob("*"))):
         inside = path.relative_to(folder)
         if not path.is_file() or any(part.startswith(".") for part in inside.parts):
             continue
@@ -39,6 +44,12 @@ def files_in(folder: Path) -> tuple[list[Path], dict[Path, Path], dict[str, int]
             others[suffix or path.name] += 1
     paired = {path: masks[key] for key, paths in images.items() if key in masks for path in paths}
     return sorted(path for paths in images.values() for path in paths), paired, dict(others)
+
+
+def without_predictions(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Those of `paths`, all below `folder`, that lie in no folder of predictions; `folder` itself may be one."""
+    made = {path.parent for path in paths if path.name == PREDICTED_WITH} - {folder}
+    return [path for path in paths if made.isdisjoint(path.parents)] if made else list(paths)
 
 
 def is_plain_image(path: Path, slide: Any) -> bool:

@@ -15,6 +15,7 @@ from .dataset import Region, Tile
 from .slide_rows import GridOptions, opened
 from .slides.errors import SlideError
 from .slides.grid import grid
+from .slides.index import Identity, identify
 from .tiles import group_of
 
 
@@ -24,6 +25,7 @@ class SlideCut:
 
     Attributes:
         path: the slide.
+        identity: what tells that the file is still the one that was cut.
         tiles: row by row, from left to right.
         places: tile id -> (x, y) of its left upper corner in the map.
         fields: tile id -> (x, y, width, height), level-0 pixels.
@@ -39,6 +41,7 @@ class SlideCut:
     """
 
     path: Path
+    identity: Identity
     tiles: tuple[Tile, ...]
     places: Mapping[str, tuple[int, int]]
     fields: Mapping[str, tuple[int, int, int, int]]
@@ -63,6 +66,7 @@ def cut_slide(path: Path, name: str, options: GridOptions) -> SlideCut:
     Raises:
         SlideError: it cannot be opened, or not be cut so.
     """
+    identity = identify(path)  # before anything is read: what changes from now on is seen later
     try:
         slide = opened(path)
         mpp, level = (options.mpp, None) if options.mpp else (None, 0)
@@ -87,6 +91,7 @@ def cut_slide(path: Path, name: str, options: GridOptions) -> SlideCut:
     full = slide.levels[0]
     return SlideCut(
         path,
+        identity,
         tuple(tiles),
         places,
         fields,

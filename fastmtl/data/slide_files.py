@@ -29,16 +29,16 @@ class SlideFiles:
     num_images: int = 0
 
 
-def find_slides(source: Path, *, root: Path | None = None, without: Path | None = None) -> SlideFiles | None:
+def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
     """The slides of `source`; None where it holds images alone, or nothing.
 
     A TIFF is a slide where it has several levels, tiles or more than a tile's pixels; one that cannot be opened is
-    where there are other slides, or no images. Masks, told by their place, are passed over.
+    where there are other slides, or no images. Masks, told by their place, are passed over, and so are folders of
+    predictions.
 
     Args:
         source: a slide, a folder that is looked through with its sub-folders, or a manifest with a column slide.
         root: folder that a manifest's paths may not leave; its own where None.
-        without: a folder below `source` that is passed over.
 
     Raises:
         ValueError: a manifest that names no slide, or one outside `root`.
@@ -49,8 +49,6 @@ def find_slides(source: Path, *, root: Path | None = None, without: Path | None 
         home, files = source, files_in(source)[0]
     else:
         home, files = source.parent, [source] if source.is_file() else []
-    if without is not None and source.is_dir() and without.resolve() != source.resolve():
-        files = [path for path in files if not path.resolve().is_relative_to(without.resolve())]
     kinds = {path: _kind(path) for path in files}
     num_images = sum(kind == "image" for kind in kinds.values())
     if not files or ("slide" not in kinds.values() and num_images):

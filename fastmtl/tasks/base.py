@@ -116,6 +116,13 @@ def distinct(name: str, structures: Sequence[str]) -> tuple[str, ...]:
     return tuple(structures)
 
 
+def exclusive(name: str, structures: Sequence[str]) -> tuple[str, ...]:
+    """`distinct`, or a ValueError where there are more than maps of uint8 have numbers."""
+    if len(structures) > 256:
+        raise ValueError(f"task {name!r}: `structures` can be 256 at most, as maps are uint8; got {len(structures)}.")
+    return distinct(name, structures)
+
+
 def positive(name: str, what: str, value: float) -> float:
     """`value`, or a ValueError that names task and option."""
     if not 0 < value < float("inf"):

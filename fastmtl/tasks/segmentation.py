@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, check_weights, class_weights_of, distinct, smoothing
+from .base import BaseTask, check_weights, class_weights_of, distinct, exclusive, smoothing
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import Aggregate, Scoring
@@ -177,7 +177,7 @@ class MultiClassSegmentation(BaseTask):
                 f"task {name!r}: `structures` must list the background and at least one class; got {structures!r}."
             )
         check_weights(name, ce_weight=ce_weight, dice_weight=dice_weight)
-        self.structures, self.first = distinct(name, structures), int(not include_background)
+        self.structures, self.first = exclusive(name, structures), int(not include_background)
         self.ignore_index = ignore_index
         grouping = Grouping(name, group_by, groups or {}, {})
         self.empty, self.scoring = empty, Scoring(name, structures[self.first :], grouping, empty, aggregate)

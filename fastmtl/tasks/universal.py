@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, distinct
+from .base import BaseTask, exclusive
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import Aggregate, Scoring
@@ -57,7 +57,7 @@ class UniversalSegmentation(BaseTask):
             raise ValueError(
                 f"task {name!r}: `structures` must list the background and the classes; got {structures!r}."
             )
-        self.structures = distinct(name, structures) or ("background", "foreground")
+        self.structures = exclusive(name, structures) or ("background", "foreground")
         grouping = Grouping(name, group_by, groups or {}, {})
         self.empty, self.scoring = empty, Scoring(name, self.structures[1:], grouping, empty, aggregate)
         self.target = Target("classes") if structures else Target("mask")
