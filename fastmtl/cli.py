@@ -40,7 +40,7 @@ USAGE = """fastmtl: train one network for several tasks on medical images
   fastmtl prepare DIR [--out MANIFEST]         a manifest of a folder of tiles or slides; indexes the slides
   fastmtl data check PATH                      open every file of a data set: counts, and what is broken
   fastmtl reproduce PAPER --data DIR           a paper's tables beside ours: --scale tiny, small or full
-  fastmtl recipes                              the built-in recipes: papers, models, figures to reproduce
+  fastmtl recipes [PAPER]                      the built-in recipes: papers, models, figures to reproduce
   fastmtl models                               the networks, their papers, parameters and strides
   fastmtl bench                                measure fastmtl beside its peers
   fastmtl doctor                               versions, devices, and which backend each op takes

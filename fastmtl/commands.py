@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from . import analyses, build, checkpoint, data, datasets, staining, training
-from .config import Recipe
+from .config import Recipe, list_recipes
 from .inference import autocast_dtype
 from .inference import evaluate as score
 from .predict import Predicted, claimed, stamp_of
@@ -40,7 +40,8 @@ def train(
 
     Raises:
         RunError: `out` already holds a run.
-        ConfigError, ValueError: the recipe, the data or the split cannot be used.
+        ConfigError, ValueError: the recipe, the data or the split cannot be used; a paper's own recipe on data in
+            another format than the paper's.
         NonFiniteError: the training diverged.
         Interrupted: it was stopped, and can be resumed.
     """
@@ -48,6 +49,8 @@ def train(
         raise RunError(f"{out} already holds a run; choose another --out, or continue it with --resume.")
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must be a folder to create.")
+    if root is not None and recipe.paper.key and recipe.name in list_recipes():
+        datasets.check_not_anothers(root, recipe.paper.formats, recipe.name)
     return _run(recipe, root, out, split_file, resumed=False, console=console)
 
 

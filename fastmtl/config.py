@@ -226,6 +226,7 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None, 
     path = recipe_files.find(str(recipe))
     values = recipe_files.read(path)
     values.setdefault("name", recipe_files.name_of(path))
+    _check_files(path, values, overrides or {})
     for name in values.get("scales", {}):
         _check_overlay(values, name)
     standard = TrainingConfig.epochs
@@ -269,6 +270,24 @@ def parse_override(text: str) -> dict[str, Any]:
 def as_dict(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe as nested plain values; `load_recipe` of its TOML gives the same recipe."""
     return dataclasses.asdict(recipe)
+
+
+def _check_files(path: Path, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Raise ConfigError for what a recipe or one of its bases has wrong at any scale, with the file that has it."""
+    problem = _problem_of(values)
+    if not problem or problem != _problem_of(merge(values, overrides)):
+        return
+    for file in recipe_files.lineage(path):
+        if _problem_of({"name": "", **recipe_files.read(file)}) == problem:
+            raise ConfigError(f"{file}: {problem}")
+
+
+def _problem_of(values: Mapping[str, Any]) -> str:
+    try:
+        typed(Recipe, values)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _check_overlay(values: Mapping[str, Any], scale: str) -> None:

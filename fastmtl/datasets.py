@@ -176,6 +176,16 @@ def check_format(root: Path, formats: Sequence[str], what: str) -> None:
         raise ConfigError(f"{root} {looks}, and {what} needs {' or '.join(formats)} data; is it another paper's?")
 
 
+def check_not_anothers(root: Path, formats: Sequence[str], what: str) -> None:
+    """Raise ConfigError where `root` is known to be in another format than `formats`; what is no format's, its reader
+    tells better."""
+    if root.exists() and data.detect_format(root) is not None:
+        try:
+            check_format(root, formats, what)
+        except ConfigError as error:
+            raise ConfigError(f'{error} A recipe of your own that says extends = "{what}" takes other data.') from None
+
+
 def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
     """Raise ConfigError for a task that no tile of `dataset` has a value for, or one of the wrong kind; names the
     columns that would do."""

@@ -63,14 +63,25 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         )
     if base is None:
         return values
-    parent = path.parent / f"{base}.toml"
-    inherited = read(parent if parent.is_file() else find(str(base)), (*seen, path))
+    inherited = read(_parent(path, base), (*seen, path))
     for key in left_out:
         if not _remove(inherited, str(key).split(".")):
             raise ConfigError(f"{path}: `without` names {key!r}, which its base {base!r} has not.")
         for overlay in inherited.get("scales", {}).values():
             _remove(overlay, str(key).split("."))
     return merge(inherited, values)
+
+
+def lineage(path: Path) -> list[Path]:
+    """The files that `read` lays over each other, the last base first and `path` last."""
+    base = tomllib.loads(path.read_text(encoding="utf-8")).get("extends")
+    return [path] if base is None else [*lineage(_parent(path, base)), path]
+
+
+def _parent(path: Path, base: Any) -> Path:
+    """The file that the one at `path` extends: beside it, or built in."""
+    parent = path.parent / f"{base}.toml"
+    return parent if parent.is_file() else find(str(base))
 
 
 def at_scale(values: Mapping[str, Any], scale: str, name: str) -> dict[str, Any]:

@@ -66,10 +66,16 @@ def reproduce(arguments: Sequence[str]) -> int:
 
 def recipes(arguments: Sequence[str]) -> int:
     """List the built-in recipes, paper by paper."""
+    from .reproduce import plan
+
     parser = argparse.ArgumentParser(prog="fastmtl recipes", description="The built-in recipes, paper by paper.")
+    parser.add_argument("paper", nargs="?", default="", metavar="PAPER", help="only its rows, in its tables' order")
     parser.add_argument("--json", action="store_true", help="as JSON, with everything that is known of each")
     parsed = parser.parse_args(arguments)
-    found = [row(load_recipe(name)) for name in list_recipes()]
+    if parsed.paper:
+        found = [row(one.published) for one in plan(parsed.paper)]
+    else:
+        found = [row(load_recipe(name)) for name in list_recipes()]
     if parsed.json:
         print(json.dumps(found, indent=1))
     else:

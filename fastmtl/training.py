@@ -56,10 +56,12 @@ def _run_together(
     splits = datasets.read_splits(recipe, root, split_file)
     for problem in splits.problems:
         console.print(f"note: {problem}")
-    if splits.num_patients == splits.num_tiles > 1:
+    by_tile = recipe.data.group_by == "tile"
+    if splits.num_patients == splits.num_tiles > 1 and not by_tile:
         console.print("note: every tile is its own patient; if file names say more, set data.patient in the recipe")
-    tested = f", {_count(splits.test)} for the test" if splits.test.tiles else ""
-    console.print(f"data: {root}; {_count(splits.train)} to train, {_count(splits.validation)} held out{tested}")
+    count = partial(_count, by_tile=by_tile)
+    tested = f", {count(splits.test)} for the test" if splits.test.tiles else ""
+    console.print(f"data: {root}; {count(splits.train)} to train, {count(splits.validation)} held out{tested}")
     console.print(f"split: {splits.origin}")
     if stain is not None:
         for part in (splits.train, splits.validation, splits.test):  # a mosaic is made of the first alone
@@ -178,8 +180,9 @@ def summary(recipe: Recipe, which: str, found: dict[str, Any], folder: data.Data
     }
 
 
-def _count(folder: data.Dataset) -> str:
-    return f"{len(folder)} tiles of {len({tile.group for tile in folder.tiles})} patients"
+def _count(folder: data.Dataset, by_tile: bool) -> str:
+    patients = "" if by_tile else f" of {len({tile.group for tile in folder.tiles})} patients"
+    return f"{len(folder)} tiles{patients}"
 
 
 @contextmanager

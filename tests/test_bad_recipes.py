@@ -54,6 +54,39 @@ def test_what_does_not_fit_the_data_is_told_before_training(recipe, options, say
     assert not out.exists()
 
 
+@pytest.mark.parametrize("recipe", ["unet_multi/base", "joint_unet/bce_15"])  # the second reads one format alone
+def test_a_papers_recipe_is_not_trained_on_another_papers_data(recipe, folders, tmp_path, capsys):
+    arguments = ["--data", str(folders["mask2tasks"]), "--out", str(tmp_path / "run"), *TINY]
+    assert main(["train", recipe, *arguments]) == 1
+    said = capsys.readouterr().err.strip()
+    assert f"looks like tile_folder, and {recipe} needs" in said
+    assert f'says extends = "{recipe}" takes other data' in said
+    assert "\n" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_of_ones_own_takes_any_data(folders, tmp_path, capsys):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('extends = "unet_multi/base"\n[scales.tiny.model]\npreset = "no such"\n')
+    assert main(["train", str(mine), "--data", str(folders["mask2tasks"]), "--out", str(tmp_path / "run"), *TINY]) == 1
+    said = capsys.readouterr().err
+    assert "to train" in said  # the data were taken
+    assert "looks like" not in said
+
+
+@pytest.mark.parametrize("group_by", ["tile", "patient"])
+def test_tiles_are_called_patients_where_they_stand_for_them(group_by, folders, tmp_path, capsys):
+    pytest.importorskip("transformers", reason="extra models is not installed")
+    options = ["--set", f"data.group_by={group_by}", "data.folds=0", "--size", "48"]  # a size it does not take
+    arguments = ["--data", str(folders["mask2tasks"]), "--out", str(tmp_path / "run"), *TINY, *options]
+    assert main(["train", "mask2tasks/uniform", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert "to train" in said
+    assert bool(re.search(r"tiles of \d+ patients", said)) == (group_by == "patient")
+    if group_by == "tile":
+        assert "its own patient" not in said
+
+
 def test_masks_of_zero_and_one_are_no_empty_masks(tmp_path):
     root = write_ebhi(tmp_path / "tiles")
     tiles = read_tile_folder(root).tiles

@@ -77,6 +77,18 @@ def test_unknown_and_broken_recipes(tmp_path):
         load_recipe(tmp_path / "loop.toml")
 
 
+@pytest.mark.parametrize("base", ["demo", "mask2tasks/pcgrad"])  # the second has scales
+def test_what_a_base_has_wrong_is_told_with_its_file(base, tmp_path):
+    (tmp_path / "mine.toml").write_text('extends = "middle"\n[data]\nsize = 64\n')
+    (tmp_path / "middle.toml").write_text('extends = "base"\n[optimizer]\nlr = 0.1\n')
+    (tmp_path / "base.toml").write_text(f'extends = "{base}"\n[training]\nepoch = 3\n')
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(tmp_path / "mine.toml")
+    assert str(caught.value) == f"{tmp_path / 'base.toml'}: unknown key 'training.epoch'; did you mean 'epochs'?"
+    with pytest.raises(ConfigError, match=r"^unknown key 'training.epoch'"):  # of a flag, no file is named
+        load_recipe(base, {"training": {"epoch": 3}})
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

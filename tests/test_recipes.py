@@ -2,6 +2,7 @@
 
 import functools
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,22 @@ def test_a_recipe_says_what_it_reproduces(name):
         assert key == "delta_m" or key.removeprefix("test.").split(".")[0] in recipe.tasks
     assert set(recipe.paper.spreads) <= set(recipe.paper.figures)
     assert name.split("/")[1] in recipe.paper.order or not recipe.paper.figures
+
+
+@pytest.mark.parametrize(
+    ("name", "folds"),
+    [
+        ("dice_30", [(0.967, 0.965, 0.972, 0.972, 0.973), (0.798, 0.793, 0.808, 0.799, 0.847)]),
+        ("bce_15", [(0.966, 0.964, 0.972, 0.971, 0.972), (0.800, 0.806, 0.783, 0.809, 0.834)]),
+        ("bce_alpha_6", [(0.940, 0.949, 0.973, 0.938, 0.959), (0.156, 0.04, 0.819, 0.16, 0.22)]),
+    ],
+)
+def test_spreads_are_those_of_the_folds_that_the_paper_tells(name, folds):
+    """Joint U-Net, tables II, V and X: mask and label."""
+    paper = load_recipe(f"joint_unet/{name}").paper
+    for key, values in zip(("mask.pixel_accuracy", "label.accuracy"), folds, strict=True):
+        assert paper.figures[key] == pytest.approx(statistics.fmean(values), abs=1.1e-3)
+        assert paper.spreads[key] == pytest.approx(statistics.stdev(values), abs=6e-4)
 
 
 @pytest.mark.parametrize("name", PAPERS)

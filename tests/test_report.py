@@ -95,6 +95,18 @@ def run(tmp_path):
     return folder
 
 
+def test_folds_of_tiles_claim_nothing_of_patients(run):
+    assert main(["report", str(run)]) == 0
+    assert "2 patients, none of them in the training set" in (run / "report.html").read_text()
+    config = run / "config.toml"
+    config.write_text(config.read_text() + '[data]\ngroup_by = "tile"\n')
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "4 held-out images, split image by image: their patients may be in training too" in page
+    assert "Per patient" not in page
+    assert "none of them in the training set" not in page
+
+
 def test_the_page_is_self_contained_and_has_every_section(run, capsys):
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().err == ""

@@ -13,6 +13,7 @@ from fastmtl.cli import main
 from fastmtl.config import load_recipe
 from fastmtl.reproduce import Score, delta_m
 from fastmtl.reproduce.scores import metric, over_folds
+from fastmtl.run_folder import RunFolder
 from fastmtl.trainer import Interrupted
 
 ROWS = ("single_efficientnet", "single_resnet50")
@@ -74,6 +75,45 @@ def test_two_rows_print_the_papers_table_and_are_kept(ebhi, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")} == times
     assert _reproduce(*arguments, "--set", "optimizer.lr=0.5") == 1
     assert "is a run with optimizer.lr = 0.0001, and now it is 0.5; choose another --out" in capsys.readouterr().err
+
+
+def test_rows_trained_before_stay_in_the_table(ebhi, tmp_path, capsys, monkeypatch):
+    """A row that is added, and one that is stopped, leave the others where they are; other settings are left out."""
+    out = tmp_path / "out"
+    arguments = ["mask2tasks", "--data", ebhi, "--out", out, *SMALL, "--rows"]
+    summary = {"tasks": {"classification": {"accuracy": 0.5}}}
+
+    def trained(recipe, root, folder, **options):
+        run = RunFolder(folder)
+        facts = dict.fromkeys(("split_file", "split", "class_names", "training_patients", "validation_patients"))
+        run.create(recipe, facts | {"data": str(root.resolve())})
+        run.close()
+        run.write_summary(summary)
+        return summary
+
+    def stopped(recipe, *rest, **options):
+        raise Interrupted("stopped at epoch 1, step 2; continue with: something else")
+
+    monkeypatch.setattr(commands, "train", trained)
+    assert _reproduce(*arguments, ROWS[0]) == 0
+    capsys.readouterr()
+    assert _reproduce(*arguments, ROWS[1]) == 0
+    printed = capsys.readouterr()
+    assert f"in the table too, trained before: {ROWS[0]}" in printed.err
+    rows = [line for line in printed.out.splitlines() if "0.500" in line]
+    assert [line.split(" | ")[0] for line in rows] == ["| Resnet50", "| EfficientNet"]  # in the paper's order
+    assert all(line.endswith(" 5 |") for line in rows)
+    monkeypatch.setattr(commands, "train", stopped)
+    assert _reproduce(*arguments, ROWS[0], "single_swin") == 130
+    capsys.readouterr()
+    lines = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
+    finished = [line["recipe"] for line in lines if line["folds"] == "5"]
+    assert finished == ["mask2tasks/single_resnet50", "mask2tasks/single_efficientnet"]
+    monkeypatch.setattr(commands, "train", trained)
+    assert _reproduce(*arguments, "single_swin", "--set", "optimizer.lr=0.5") == 0
+    printed = capsys.readouterr()
+    assert "in the table too" not in printed.err
+    assert "Resnet50" not in printed.out
 
 
 def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, capsys, monkeypatch):
@@ -156,6 +196,16 @@ def test_recipes_are_listed_paper_by_paper_in_80_columns(capsys):
     found = {one["recipe"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["joint_unet/bce_30"]["figures"]["mask.pixel_accuracy"] == 0.969
     assert found["switched_aux/coat_switched"]["stages"] == ["block_2", "block_1"]
+
+
+def test_one_papers_recipes_are_listed_in_its_tables_order(capsys):
+    assert main(["recipes", "mask2tasks"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines[-12:]]
+    assert names[:4] == ["single_swin", "single_resnet50", "single_efficientnet", "uniform"]
+    assert not any("gi_tract" in line or "demo" in line for line in lines)
+    assert main(["recipes", "mask2task"]) == 1
+    assert "unknown paper 'mask2task'; did you mean 'mask2tasks'?" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_stages_that_cannot_be_are_named_when_they_are_read(stages, message, tmp
         ({"freeze": ["encodr"]}, "stages.a: model 'joint_unet' has no part 'encodr'; did you mean 'encoder'"),
         ({"freeze": ["encoder", "heads", "decoders"]}, "stages.a freezes everything that task 'mask' could learn with"),
         ({"freeze": ["encoder", "heads"], "tasks": ["side"]}, "freezes everything that task 'side' could learn with"),
-        ({"auxiliary_stride": 8}, "stages.a: model 'joint_unet' has no auxiliary task"),
+        ({"auxiliary_stride": 8}, 'in a recipe with [tasks.auxiliary] kind = "auxiliary_segmentation"'),
     ],
 )
 def test_stages_that_the_model_cannot_have_are_named_before_the_first(tmp_path, changes, message):

@@ -98,7 +98,10 @@ class MultiTaskModel(nn.Module):
         """
         heads = [module for module in self.modules() if isinstance(module, AuxiliaryHeads)]
         if not heads:
-            raise ValueError(f"model {self.name!r} has no auxiliary task; ask for one with Output('auxiliary', 1).")
+            raise ValueError(
+                f"model {self.name!r} has no auxiliary task; ask for one with Output('auxiliary', 1), in a recipe with "
+                '[tasks.auxiliary] kind = "auxiliary_segmentation".'
+            )
         for head in heads:
             head.use(stride)
 

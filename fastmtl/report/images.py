@@ -65,6 +65,8 @@ def patient_section(run: PastRun) -> str:
     """One row per patient, the worst first."""
     if not run.images:
         return f"<h2>Per patient</h2>{_absent(run, 'table of patients')}"
+    if run.by_tile:
+        return ""  # nobody knows whose they are
     patients: dict[str, list[Entry]] = defaultdict(list)
     for line in run.images:
         patients[str(line.get("patient", "unknown"))].append(line)
@@ -206,9 +208,9 @@ def _class_table(
         right = found.get((name, name), 0)
         predicted = sum(count for (_, other), count in found.items() if other == name)
         dice = [number(mean(_entries(members, map_task, "dice"))) for map_task in maps]
-        patients = len({line.get("patient") for line in members})
+        patients = UNKNOWN if run.by_tile else str(len({line.get("patient") for line in members}))
         shares = [f"{right / total:.0%}" if total else UNKNOWN for total in (len(members), predicted)]
-        rows.append([name, str(len(members)), str(patients), *shares, *dice])
+        rows.append([name, str(len(members)), patients, *shares, *dice])
     heads = ["Class", "Images", "Patients", "Sensitivity", "Precision", *(_titled(name, maps, "Dice") for name in maps)]
     return table(heads, rows)
 

@@ -57,7 +57,7 @@ def what_ran(run: PastRun) -> dict[str, str]:
     rows = {
         "data": facts.get("data"),
         "split": facts.get("split"),
-        "patients": _counts(facts, "training_patients", "validation_patients"),
+        "patients": None if run.by_tile else _counts(facts, "training_patients", "validation_patients"),
         "images": _counts(facts, "training_images", "validation_images"),
         "classes": ", ".join(facts.get("class_names", [])),
         "model": _options(config.get("model")),
@@ -95,7 +95,8 @@ def _headlines(run: PastRun) -> str:
     missed, ranges = class_facts(run)
     warning = f"<p class=warn>{'<br>'.join(map(escape, missed))}</p>" if missed else ""
     images, patients = run.summary.get("num_images"), run.summary.get("num_patients")
-    what = f"{images} held-out images of {patients} patients" if images else "Held-out images, after the last epoch"
+    of = ", split image by image: their patients may be in training too" if run.by_tile else f" of {patients} patients"
+    what = f"{images} held-out images{of}" if images else "Held-out images, after the last epoch"
     last_stage = [one for one in run.records if one.get("stage") == run.records[-1].get("stage")]
     ranked = [(look_up(lambda r: r["validation"]["score"], one), -one["epoch"]) for one in last_stage]
     best = max(((score, epoch) for score, epoch in ranked if isfinite(score)), default=None)

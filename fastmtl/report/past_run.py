@@ -32,6 +32,12 @@ class PastRun:
         return str(self.config.get("name", self.folder.name))
 
     @property
+    def by_tile(self) -> bool:
+        """Whether images were split one by one: a patient's may be on both sides, and nobody knows whose they are."""
+        data = self.config.get("data", {})
+        return isinstance(data, dict) and data.get("group_by") == "tile"
+
+    @property
     def scores(self) -> dict[str, dict[str, Any]]:
         """Task -> metrics on the held-out images: the summary's, else those of the last epoch that has them."""
         if self.summary:

@@ -46,6 +46,7 @@ def _compare(module: Any, results: Sequence[Result], path: Path, scale: str) -> 
                 panel.errorbar(one.ours.mean, place - 0.12, xerr=one.ours.std, fmt="o", color=OURS, markersize=5)
         panel.set_title(key.replace("_", " ").replace(".", "\n"), fontsize=9)
         panel.set_yticks(places, [result.row.name for result in results], fontsize=8)
+        panel.set_ylim(-0.5, len(results) - 0.5)  # else two rows lie on the frame
         panel.grid(axis="x", alpha=0.3)
     figure.suptitle(f"published (squares, orange) and ours at scale {scale} (circles, blue)", fontsize=9)
     figure.savefig(path, dpi=150)

@@ -50,6 +50,11 @@ def list_papers() -> list[str]:
     return sorted({name.split("/")[0] for name in list_recipes() if "/" in name})
 
 
+def rows_of(paper: str) -> list[str]:
+    """The names of a paper's rows, sorted."""
+    return [name.removeprefix(f"{paper}/") for name in list_recipes() if name.startswith(f"{paper}/")]
+
+
 def plan(
     paper: str, *, scale: str = "full", rows: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
 ) -> list[Row]:
@@ -66,7 +71,7 @@ def plan(
     """
     if paper not in list_papers():
         raise ConfigError(f"unknown paper {paper!r}; {nearest(paper, list_papers())}")
-    known = [name.removeprefix(f"{paper}/") for name in list_recipes() if name.startswith(f"{paper}/")]
+    known = rows_of(paper)
     for row in rows:
         if row not in known:
             raise ConfigError(f"{paper} has no row {row!r}; {nearest(row, known)}")

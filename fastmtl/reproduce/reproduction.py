@@ -15,7 +15,7 @@ from .. import commands, datasets
 from ..config import ConfigError, Recipe, as_dict
 from ..run_folder import RunError, RunFolder
 from ..trainer import Interrupted
-from .plan import Row, flat, plan
+from .plan import Row, flat, plan, rows_of
 from .tables import write_tables
 
 
@@ -50,7 +50,8 @@ def reproduce(
 
     Fold by fold, in each all rows one after the other: whenever it is stopped, the rows have the same folds, but for
     the one under way. Called again with the same arguments it keeps finished runs and continues interrupted ones. A row
-    that fails is reported in the tables, and the others go on.
+    that fails is reported in the tables, and the others go on. Rows that were trained before with the same settings are
+    in the tables too, whatever `rows` says.
 
     Args:
         paper: one of `list_papers()`.
@@ -58,7 +59,7 @@ def reproduce(
         out: folder of this reproduction: ROW/fold-N are run folders, table.md, table.csv and *.png what came of them.
         scale: "full" is the published setting.
         folds: how many of the recipes' folds to run, from the first; all if None.
-        rows: some of the paper's; all if empty.
+        rows: those to train; all of the paper's if empty.
         overrides: laid over every recipe, for example {"data": {"group_by": "patient"}}.
         console: where progress goes.
 
@@ -73,13 +74,23 @@ def reproduce(
     for row in planned:
         for fold in range(count):
             _check_kept(row.fold(fold), root, _folder(out, row, fold))
-    results = [Result(row) for row in planned]
+    asked = [row.name for row in planned]
+    others = _others(paper, asked, scale, overrides, root, out, count)
+    shown = plan(paper, scale=scale, rows=[*asked, *others], overrides=overrides)
+    results = [Result(row) for row in shown]
+    for result in results:
+        for fold in range(count) if result.row.name in asked else others[result.row.name]:
+            _keep(result, fold, _folder(out, result.row, fold))
     console.print(f"{paper} at scale {scale}: {len(planned)} rows, {count} of {planned[0].num_folds} folds, in {out}")
+    if others:
+        console.print(f"in the table too, trained before: {', '.join(others)}")
+    write_tables(paper, results, root, out, scale, count)  # all that is finished, wherever this is stopped
     try:
         for fold in range(count):
             for result in results:
-                _run(result, fold, root, _folder(out, result.row, fold), console)
-                write_tables(paper, results, root, out, scale, count)
+                if result.row.name in asked:
+                    _run(result, fold, root, _folder(out, result.row, fold), console)
+                    write_tables(paper, results, root, out, scale, count)
     except Interrupted as stopped:
         said = str(stopped).partition(";")[0]
         raise Interrupted(f"{said}; the same command continues, finished runs are kept in {out}") from None
@@ -131,6 +142,30 @@ def _check_kept(recipe: Recipe, root: Path, folder: Path) -> None:
         raise ConfigError(f"{folder} is a run on {data}, and now the data is {root}; choose another --out.")
 
 
+def _others(
+    paper: str,
+    asked: Sequence[str],
+    scale: str,
+    overrides: Mapping[str, Any] | None,
+    root: Path,
+    out: Path,
+    folds: int,
+) -> dict[str, list[int]]:
+    """Rows in `out` that are not asked for -> their folds with a finished run of the same settings and data."""
+    found: dict[str, list[int]] = {}
+    for row in rows_of(paper):
+        for fold in range(folds) if row not in asked and (out / row).is_dir() else ():
+            try:
+                (one,) = plan(paper, scale=scale, rows=[row], overrides=overrides)
+                folder = _folder(out, one, fold)
+                _check_kept(one.fold(fold), root, folder)
+                if _finished(folder) is not None:
+                    found.setdefault(row, []).append(fold)
+            except (ConfigError, RunError):  # of other settings or damaged: told when it is asked for
+                continue
+    return found
+
+
 def _of_training(recipe: Recipe) -> dict[str, Any]:
     """What decides a run's result, as dotted keys."""
     values = flat({key: value for key, value in as_dict(recipe).items() if key not in ("paper", "scales", "summary")})
@@ -139,19 +174,36 @@ def _of_training(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _run(result: Result, fold: int, root: Path, folder: Path, console: Console) -> None:
-    what = f"{result.row.name}, fold {fold}"
+def _keep(result: Result, fold: int, folder: Path) -> None:
+    """Take up a run that is finished."""
     try:
         summary = _finished(folder)
-        if summary is None:
-            console.print(f"[bold]{what}[/bold]")
-            summary = _train(result.row.fold(fold), root, folder, console)
-        else:
-            console.print(f"{what}: kept")
+    except RunError as error:
+        result.failures[fold] = _line(error)
+        return
+    if summary is not None:
+        result.summaries[fold], result.folders[fold] = summary, folder
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _run(result: Result, fold: int, root: Path, folder: Path, console: Console) -> None:
+    what = f"{result.row.name}, fold {fold}"
+    if fold in result.summaries:
+        console.print(f"{what}: kept")
+        return
+    if fold in result.failures:  # a damaged summary
+        console.print(f"{what} failed: {result.failures[fold]}", markup=False)
+        return
+    console.print(f"[bold]{what}[/bold]")
+    try:
+        summary = _train(result.row.fold(fold), root, folder, console)
     except Interrupted:
         raise
     except Exception as error:  # whatever a row does, the others go on; the table and the exit code tell
-        result.failures[fold] = " ".join(f"{type(error).__name__}: {error}".split())
+        result.failures[fold] = _line(error)
         console.print(f"{what} failed: {result.failures[fold]}", markup=False)
     else:
         result.summaries[fold], result.folders[fold] = summary, folder
