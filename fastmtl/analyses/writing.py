@@ -21,6 +21,7 @@ from .. import build, data
 from ..config import Recipe
 from ..protocols import Batch
 from ..run_folder import read_lines
+from ..whole_files import write_whole
 from . import pictures
 from .features import feature_maps, first_filters
 from .saliency import has_saliency, saliency
@@ -71,9 +72,7 @@ def analyse(
             attempt("saliency", lambda: _saliency(model, tasks, one_by_one, out))
             attempt("features", lambda: _features(model, one_by_one[0], out))
     attempt("filters", lambda: _filters(model, out))
-    temporary = folder / f".{FILE}.tmp"
-    temporary.write_text(json.dumps(found | {"failed": failed}, indent=1), encoding="utf-8")
-    temporary.replace(folder / FILE)
+    write_whole(folder / FILE, json.dumps(found | {"failed": failed}, indent=1))
     return [f"{name}: {why}" for name, why in failed.items()]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..run_folder import environment
+from ..whole_files import write_whole
 from .scores import TEST, Score, delta_m, over_folds
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def metrics_of(results: Sequence[Result]) -> list[str]:
 def write_tables(paper: str, results: Sequence[Result], root: Path, out: Path, scale: str, folds: int) -> None:
     """Leave table.md and table.csv in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "table.md", markdown(paper, results, root, scale, folds))
-    _write(out / "table.csv", table_csv(results, scale))
+    write_whole(out / "table.md", markdown(paper, results, root, scale, folds))
+    write_whole(out / "table.csv", table_csv(results, scale))
 
 
 def markdown(paper: str, results: Sequence[Result], root: Path, scale: str, folds: int) -> str:
@@ -220,9 +220,3 @@ def _plain(value: object) -> str:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
