@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from .names import nearest
+from .recipe import OptimizerConfig, Recipe
 from .tables import ConfigError
-
-if TYPE_CHECKING:
-    from .config import OptimizerConfig, Recipe
 
 VIEWS = ("h", "v", "r90", "r180", "r270")  # of an image, besides itself: flips and quarter turns
 
