@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,14 @@ def parse_override(text: str) -> dict[str, Any]:
     for table in reversed(tables):
         nested = {table: nested}
     return nested
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Several `KEY=VALUE`, each laid over those before it."""
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        overrides = merge(overrides, parse_override(text))
+    return overrides
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:

@@ -74,7 +74,7 @@ ALLOWED = {
     "doctor": {"ops", "run_folder"},
     "training": {
         *("analyses", "build", "checkpoint", "config", "data", "datasets", "evaluation", "inference", "progress"),
-        *("run_folder", "staining", "stages", "trainer", "tta", "world"),
+        *("protocols", "run_folder", "staining", "stages", "trainer", "tta", "world"),
     },
     "commands": {
         *("analyses", "build", "checkpoint", "config", "data", "datasets", "inference", "predict", "predict_images"),
@@ -82,12 +82,15 @@ ALLOWED = {
     },
     "__main__": {"cli"},
     "catalogue": {"models"},
+    "arguments": {"config"},
+    "train_command": {"arguments", "commands", "config"},
+    "run_commands": {"arguments", "commands"},
     "data_commands": {"config", "data", "datasets"},
     "reproduce": {"commands", "config", "datasets", "extras", "names", "run_folder", "trainer", "whole_files"},
-    "reproduce_command": {"config", "extras", "reproduce"},
+    "paper_commands": {"config", "extras", "reproduce"},
     "cli": {
-        *("benchmarks", "catalogue", "commands", "config", "data_commands", "doctor", "errors", "extras"),
-        "reproduce_command",
+        *("arguments", "benchmarks", "catalogue", "data_commands", "doctor", "errors", "extras"),
+        *("paper_commands", "run_commands", "train_command"),
     },
     "benchmarks": {
         *("balance", "build", "config", "data", "kernels", "ops", "protocols", "run_folder", "torchvision_guard"),
