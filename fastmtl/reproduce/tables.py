@@ -72,8 +72,8 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
         f"Published figures beside ours. Scale `{scale}`, {runs}, data `{root}`, {device}, torch "
         f"{where['packages']['torch']}, commit {where['commit'] or 'unknown'}.",
         results[0].row.published.paper.caption.strip(),
-        "Ours are means ± standard deviations (n - 1) over folds, of the weights that did best on the held-out images "
-        "that they are scored on; metrics that begin with test are of images that chose nothing.",
+        f"Ours are means ± standard deviations (n - 1) over folds, of {_judged(results)}; metrics that begin with test "
+        "are of images that chose nothing.",
     ]
     changed = _changes(results)
     if changed:
@@ -82,6 +82,12 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
     else:
         lines.append("The recipes ran as published.")
     return [line for line in lines if line]
+
+
+def _judged(results: Sequence[Result]) -> str:
+    words = {"best": "the weights that did best on the held-out images that they are scored on"}
+    words["last"] = "the last epoch's weights, which the held-out images had no part in choosing"
+    return " or ".join(words[which] for which in dict.fromkeys(r.row.recipe.training.checkpoint for r in results))
 
 
 def _changes(results: Sequence[Result]) -> list[str]:
