@@ -167,7 +167,11 @@ def test_roc_is_of_the_second_class_over_all_folds(tmp_path):
     for fold, (name, share) in enumerate((("weak", 0.25), ("bright", 0.75))):
         entry = {"class": name, "score": 0.75, "probabilities": {"weak": 1 - share, "bright": share}}
         result.folders[fold].mkdir()
-        lines = [{"id": "a", "tasks": {"intensity": entry}}, {"id": "b", "tasks": {}}]
+        lines = [
+            {"id": "a", "tasks": {"intensity": entry}},
+            {"id": "b", "tasks": {}},
+            {"id": "c", "tasks": {"intensity": {"class": name}}},
+        ]
         (result.folders[fold] / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert figures._answers(result, "intensity") == ([False, True], [0.25, 0.75])
     assert figures.write_figures([result], tmp_path, "tiny") == [tmp_path / "roc-intensity.png"]

@@ -82,7 +82,7 @@ def _answers(result: Result, task: str) -> tuple[list[bool], list[float]]:
         line["tasks"][task]
         for folder in result.folders.values()
         for line in read_lines(folder / "evaluation.jsonl")[0]
-        if task in line.get("tasks", {})
+        if "probabilities" in line.get("tasks", {}).get(task, {})
     ]
     _, finding = lines[0]["probabilities"] if lines else ("", "")
     return [line["class"] == finding for line in lines], [line["probabilities"][finding] for line in lines]
