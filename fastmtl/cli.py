@@ -1,29 +1,13 @@
-"""The command line: parses, calls `commands`, and turns every expected error into one line and a non-zero exit."""
+"""The command line: finds the command, and turns every expected error into one line and a non-zero exit."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from .config import (
-    ConfigError,
-    DataConfig,
-    OptimizerConfig,
-    Recipe,
-    TrainingConfig,
-    as_dict,
-    list_recipes,
-    load_recipe,
-    merge,
-    parse_override,
-)
+from .arguments import nothing_more
 from .errors import UserError
 from .extras import install_command
 
@@ -69,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fastmtl"):
             raise
-        command = install_command(error.name or "")
-        return _fail(f"{error.name} is not installed: {command}" if command else str(error))
+        install = install_command(error.name or "")
+        return _fail(f"{error.name} is not installed: {install}" if install else str(error))
     except KeyboardInterrupt:
         return _fail("stopped", 130)
     except (UserError, ValueError, OSError) as error:
@@ -80,192 +64,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(" ".join(str(error).split()), 130 if type(error).__name__ == "Interrupted" else 1)
 
 
-@dataclass(frozen=True)
-class TrainArguments:
-    """Train RECIPE and leave a run folder."""
-
-    data: Path | None = None
-    """A manifest, or a folder such as CLASS/image and CLASS/label; recipes with a generator make their own."""
-    out: Path | None = None
-    """Run folder to create; runs/RECIPE-TIME when left out."""
-    scale: str = ""
-    """One of the recipe's [scales]: tiny takes seconds, small minutes; full, the recipe itself, when left out."""
-    split: Path | None = None
-    """JSON file with the "validation_patients" to hold out."""
-    print_config: bool = False
-    """Print the resolved recipe and stop."""
-    set: tuple[str, ...] = ()
-    """KEY=VALUE for anything else, for example model.base_channels=8."""
-    loading: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-
 def _train(arguments: list[str]) -> int:
-    import tyro
+    from .train_command import train
 
-    if arguments[:1] in (["-h"], ["--help"]):
-        arguments = ["demo", "--help"]
-    if "--resume" in arguments:
-        return _resume(arguments)
-    name = _positional(arguments, "train", "RECIPE", f"recipes: {', '.join(list_recipes())}")
-    sets, rest = _take_sets(arguments)
-    overrides: dict[str, Any] = {}
-    for text in sets:
-        overrides = merge(overrides, parse_override(text))
-    scale, rest = _take_scale(rest)
-    recipe = load_recipe(name, overrides, scale)
-    default = TrainArguments(loading=recipe.data, optimizer=recipe.optimizer, training=recipe.training)
-    parsed = tyro.cli(
-        Annotated[TrainArguments, tyro.conf.OmitArgPrefixes],
-        args=rest,
-        default=default,
-        prog=f"fastmtl train {name}",
-    )
-    values = as_dict(replace(recipe, data=parsed.loading, optimizer=parsed.optimizer, training=parsed.training))
-    recipe = load_recipe(name, values)  # once more, so that flags pass the same checks as files
-    if parsed.print_config:
-        import tomli_w
-
-        print(tomli_w.dumps(as_dict(recipe)), end="")
-        return 0
-    return _run_training(recipe, parsed)
-
-
-def _run_training(recipe: Recipe, parsed: TrainArguments) -> int:
-    from . import commands
-
-    console = _console()
-    out = parsed.out or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    _show(commands.train(recipe, parsed.data, out, split_file=parsed.split, console=console), out, console)
-    return 0
-
-
-def _resume(arguments: list[str]) -> int:
-    """`fastmtl train [RECIPE] --resume --out RUN`: the run's own recipe and data; nothing else can be said."""
-    from . import commands
-
-    rest = [argument for argument in arguments if argument != "--resume"]
-    place = rest.index("--out") if "--out" in rest[:-1] else None
-    if place is None:
-        raise ConfigError("--resume continues a run: fastmtl train --resume --out RUN.")
-    out = Path(rest[place + 1])
-    others = [*rest[:place], *rest[place + 2 :]]
-    if len(others) > 1 or (others and others[0].startswith("-")):
-        raise ConfigError(f"--resume continues {out} with its own recipe and data; leave out {' '.join(others)!r}.")
-    console = _console()
-    _show(commands.resume(out, console=console), out, console)
-    return 0
-
-
-def _show(summary: dict[str, Any], out: Path, console: Any) -> None:
-    if not summary:  # rank 0 shows it
-        return
-    for task, values in summary["tasks"].items():
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
-        console.print(f"{task}: {shown}")
-    console.print(f"run folder: {out}  (open {out / 'report.html'})")
-
-
-@dataclass(frozen=True)
-class EvalArguments:
-    """Print a run's metrics on a data folder as JSON."""
-
-    data: Path
-    """A manifest, or a folder such as CLASS/image and CLASS/label."""
-    checkpoint: Literal["best", "last"] | None = None
-    """The recipe's training.checkpoint when left out."""
-    everything: bool = False
-    """Also count patients that the run was trained on."""
-    tta: tuple[str, ...] | None = None
-    """Views besides the image itself to average, h v r90 r180 r270; the recipe's when left out."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    return train(arguments)
 
 
 def _eval(arguments: list[str]) -> int:
-    import tyro
+    from .run_commands import evaluate
 
-    run = _positional(arguments, "eval", "RUN", "a folder that `fastmtl train` wrote")
-    parsed = tyro.cli(EvalArguments, args=arguments, prog="fastmtl eval RUN")
-    from . import commands
-
-    found = commands.evaluate(
-        Path(run),
-        parsed.data,
-        which=parsed.checkpoint,
-        everything=parsed.everything,
-        device=parsed.device,
-        tta=parsed.tta,
-    )
-    print(json.dumps(found, indent=1))
-    return 0
-
-
-@dataclass(frozen=True)
-class PredictArguments:
-    """Write masks and classes for images or whole slides without labels."""
-
-    out: Path
-    """Folder to write: TASK/IMAGE.png or SLIDE/TASK.tif for masks, predictions.jsonl for everything. What it holds of
-    the same run and input stays, what is missing is added."""
-    checkpoint: Literal["best", "last"] | None = None
-    """The recipe's training.checkpoint when left out."""
-    tta: tuple[str, ...] | None = None
-    """Views besides the image itself to average, h v r90 r180 r270; the recipe's when left out."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    return evaluate(arguments)
 
 
 def _predict(arguments: list[str]) -> int:
-    import tyro
+    from .run_commands import predict
 
-    run = _positional(arguments, "predict", "RUN", "a folder that `fastmtl train` wrote")
-    source = _positional(arguments, "predict RUN", "INPUT", "an image or a slide, a folder of them, or a manifest")
-    parsed = tyro.cli(PredictArguments, args=arguments, prog="fastmtl predict RUN INPUT")
-    from . import commands
-
-    found = commands.predict(
-        Path(run),
-        Path(source),
-        parsed.out,
-        which=parsed.checkpoint,
-        device=parsed.device,
-        tta=parsed.tta,
-        note=lambda line: print(line, file=sys.stderr),
-    )
-    told = f"{found.new} {found.what[:-1] if found.new == 1 else found.what}"
-    told += f", {found.there} were there already" if found.there else ""
-    told += f", {found.unreadable} could not be read (quarantine.jsonl)" if found.unreadable else ""
-    print(f"{told}: {parsed.out / 'predictions.jsonl'}", file=sys.stderr)
-    return 1 if found.unreadable else 0
+    return predict(arguments)
 
 
 def _report(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="fastmtl report", description="Make report.html of one run again, or one page that compares several."
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a folder that `fastmtl train` wrote")
-    parser.add_argument(
-        "--out", type=Path, metavar="PAGE", help="page to write: RUN/report.html when left out; several RUNs need it"
-    )
-    parser.add_argument(
-        "--analyse",
-        action="store_true",
-        help="make saliency maps, feature maps and filters anew, from the weights each run is judged by and its data",
-    )
-    parsed = parser.parse_intermixed_args(arguments)
-    if len(parsed.runs) > 1 and parsed.out is None:
-        return _fail("report of several runs makes a new page; say where: --out PAGE.html", 2)
-    from . import commands
+    from .run_commands import report
 
-    for run in parsed.runs if parsed.analyse else ():
-        commands.analyse(run)
-    problems = commands.report(parsed.runs, parsed.out)
-    for problem in problems:
-        print(f"fastmtl: {problem}", file=sys.stderr)
-    print(parsed.out or parsed.runs[0] / "report.html")
-    return 1 if problems else 0
+    return report(arguments)
 
 
 def _bench(arguments: list[str]) -> int:
@@ -291,20 +111,20 @@ def _data(arguments: list[str]) -> int:
 
 
 def _recipes(arguments: list[str]) -> int:
-    from .reproduce_command import recipes
+    from .paper_commands import recipes
 
     return recipes(arguments)
 
 
 def _reproduce(arguments: list[str]) -> int:
-    from .reproduce_command import reproduce
+    from .paper_commands import reproduce
 
     return reproduce(arguments)
 
 
 def _models(arguments: list[str]) -> int:
     as_json = "--json" in arguments
-    _nothing_more([argument for argument in arguments if argument != "--json"], "models [--json]")
+    nothing_more([argument for argument in arguments if argument != "--json"], "models [--json]")
     from . import catalogue
 
     found = catalogue.rows()
@@ -319,7 +139,7 @@ def _models(arguments: list[str]) -> int:
 
 def _doctor(arguments: list[str]) -> int:
     as_json = "--json" in arguments
-    _nothing_more([argument for argument in arguments if argument != "--json"], "doctor [--json]")
+    nothing_more([argument for argument in arguments if argument != "--json"], "doctor [--json]")
     from . import doctor
 
     found = doctor.examine()
@@ -347,62 +167,6 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": _bench,
     "doctor": _doctor,
 }
-
-
-def _positional(arguments: list[str], command: str, what: str, hint: str) -> str:
-    """Take the first argument off; a `--help` in its place is left for the command's own parser."""
-    if arguments and arguments[0] in ("-h", "--help"):
-        return what
-    if not arguments or arguments[0].startswith("-"):
-        raise ConfigError(f"{what} is missing: it comes first, fastmtl {command} {what} ... ({hint}).")
-    return arguments.pop(0)
-
-
-def _take_sets(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Split `--set KEY=VALUE ...` off: it changes the defaults that the other flags are shown with."""
-    sets: list[str] = []
-    rest: list[str] = []
-    taking = False
-    for argument in arguments:
-        if argument == "--set":
-            taking = True
-        elif argument.startswith("--set="):
-            sets.append(argument.removeprefix("--set="))
-        elif argument.startswith("-"):
-            taking = False
-            rest.append(argument)
-        else:
-            (sets if taking else rest).append(argument)
-    if "--set" in arguments and not sets:
-        raise ConfigError("--set wants KEY=VALUE, for example model.base_channels=8; got nothing.")
-    return sets, rest
-
-
-def _take_scale(arguments: list[str]) -> tuple[str, list[str]]:
-    """Split `--scale NAME` off: like `--set`, it changes the defaults."""
-    for place, argument in enumerate(arguments):
-        name, separator, value = argument.partition("=")
-        if name == "--scale":
-            if not separator and place + 1 < len(arguments):
-                value = arguments[place + 1]
-            if not value or value.startswith("-"):
-                raise ConfigError("--scale wants one of the recipe's scales, for example --scale tiny; got nothing.")
-            return value, [*arguments[:place], *arguments[place + (1 if separator else 2) :]]
-    return "", arguments
-
-
-def _nothing_more(arguments: list[str], usage: str) -> None:
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: fastmtl {usage}")
-        raise SystemExit(0)
-    if arguments:
-        raise ConfigError(f"usage: fastmtl {usage}; got {' '.join(arguments)!r} as well.")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
 
 def _fail(message: str, code: int = 1) -> int:

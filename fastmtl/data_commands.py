@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import data, datasets
-from .config import ConfigError, as_dict, load_recipe, merge, parse_override
+from .config import ConfigError, as_dict, load_recipe, parse_overrides
 
 _SHOWN = 20  # broken files and patients listed before "and N more"
 
@@ -58,9 +58,7 @@ def check(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="say it as JSON")
     parsed = parser.parse_args(arguments)
-    overrides: dict[str, Any] = {}
-    for text in parsed.set:
-        overrides = merge(overrides, parse_override(text))
+    overrides = parse_overrides(parsed.set)
     recipe = load_recipe(parsed.recipe or "demo", overrides)
     if parsed.recipe is None and set(overrides) - {"data"}:
         raise ConfigError(f"--set of `data check` changes data.*; got {', '.join(sorted(set(overrides) - {'data'}))}.")

@@ -30,6 +30,7 @@ from torch import Tensor
 from .data import open_picture
 from .metrics import box_overlap, overlap
 from .protocols import Batch
+from .whole_files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,9 +182,7 @@ class ImageTable:
                 name = f"tiles/{number:03d}.jpg"
                 _draw(images[one.id], one.masks).save(folder / name, quality=80)
                 one.entry |= {"thumbnail": name, "shown": shown}
-        temporary = folder / ".evaluation.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-        temporary.replace(folder / "evaluation.jsonl")
+        write_whole(folder / "evaluation.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def _chosen(self, task: str) -> Iterator[tuple[str, _Seen]]:
         """The images that get a thumbnail, each once, and as what."""

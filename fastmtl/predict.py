@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from . import data
 from .evaluation import class_probabilities
 from .run_folder import RunError
+from .whole_files import write_whole
 
 LINES = "predictions.jsonl"
 """A line for each image or slide of a folder of predictions."""
@@ -113,13 +113,6 @@ def _locked(out: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Leave `text` at `path`, whole at any moment."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def entry_name(task: str, facts: Collection[str]) -> str:

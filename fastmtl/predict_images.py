@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data
-from .predict import LINES, answer, entry_name, file_name, row_of, write_whole
+from .predict import LINES, answer, entry_name, file_name, row_of
 from .protocols import Batch
 from .run_folder import RunError, read_lines
+from .whole_files import write_whole
 
 
 def find_images(source: Path) -> list[data.Tile]:

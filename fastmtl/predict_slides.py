@@ -19,10 +19,11 @@ import torch
 from torch import nn
 
 from . import data
-from .predict import LINES, Predicted, answer, entry_name, row_of, write_whole
+from .predict import LINES, Predicted, answer, entry_name, row_of
 from .protocols import Batch
 from .run_folder import RunError, read_lines
 from .slide_maps import SlideMaps
+from .whole_files import write_whole
 
 QUARANTINE = "quarantine.jsonl"
 SUMMARY, TILES = "summary.json", "tiles.jsonl"

@@ -7,7 +7,6 @@ Every file is whole at any moment: written beside its place and renamed, or appe
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import torch
 from . import __version__
 from .config import Recipe, as_dict, load_recipe
 from .errors import UserError
+from .whole_files import write_whole
 
 
 class RunError(UserError, RuntimeError):
@@ -53,10 +53,10 @@ class RunFolder:
         import tomli_w
 
         self.path.mkdir(parents=True, exist_ok=True)
-        self._write("run.json", json.dumps(extra, indent=1))
+        write_whole(self.path / "run.json", json.dumps(extra, indent=1))
         started = datetime.now().astimezone().isoformat(" ", "seconds")
-        self._write("environment.json", json.dumps(environment() | {"started": started}, indent=1))
-        self._write("config.toml", tomli_w.dumps(as_dict(recipe)))
+        write_whole(self.path / "environment.json", json.dumps(environment() | {"started": started}, indent=1))
+        write_whole(self.path / "config.toml", tomli_w.dumps(as_dict(recipe)))
 
     def recipe(self) -> Recipe:
         """The recipe that this run was made with."""
@@ -86,11 +86,10 @@ class RunFolder:
     def trim(self, epochs: int, steps: int) -> None:
         """Drop what comes after `epochs` whole epochs and `steps` steps: a resumed run writes it again."""
         kept = [json.dumps(record) + "\n" for record in self.records() if record.get("epoch", epochs + 1) <= epochs]
-        self._write("metrics.jsonl", "".join(kept))
+        write_whole(self.path / "metrics.jsonl", "".join(kept))
         looks = read_lines(self.path / "balance.jsonl")[0]
-        self._write(
-            "balance.jsonl", "".join(json.dumps(look) + "\n" for look in looks if look.get("step", steps + 1) <= steps)
-        )
+        kept = [json.dumps(look) + "\n" for look in looks if look.get("step", steps + 1) <= steps]
+        write_whole(self.path / "balance.jsonl", "".join(kept))
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
         look = {"step": step, "epoch": epoch + 1, "loss": record["loss"]} | record["balance"]
@@ -114,7 +113,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json: final metrics, the same shape `fastmtl eval` prints."""
-        self._write("summary.json", json.dumps(summary, indent=1))
+        write_whole(self.path / "summary.json", json.dumps(summary, indent=1))
 
     def write_quarantine(self, entries: Sequence[Mapping[str, Any]], rank: int = 0) -> Path | None:
         """The tiles that a rank found damaged in training, a line each: quarantine.jsonl, quarantine-1.jsonl, ...; None
@@ -122,11 +121,11 @@ class RunFolder:
         if not entries:
             return None
         name = f"quarantine-{rank}.jsonl" if rank else "quarantine.jsonl"
-        self._write(name, "".join(json.dumps(entry) + "\n" for entry in entries))
+        write_whole(self.path / name, "".join(json.dumps(entry) + "\n" for entry in entries))
         return self.path / name
 
     def write_report(self, html: str) -> None:
-        self._write("report.html", html)
+        write_whole(self.path / "report.html", html)
 
     def close(self) -> None:
         if self._board is not None:
@@ -139,11 +138,6 @@ class RunFolder:
 
             self._board = SummaryWriter(str(self.path / "tensorboard"))
         return self._board
-
-    def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -6,7 +6,7 @@ A stage has a trainer of its own, which knows nothing of the others; epochs and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ class Stages:
         """Whether the schedule of the stage before goes on in this one."""
         return self.stages[number].keep_optimizer and self._same(number, self._optimizer)
 
-    def _same(self, number: int, what: Any) -> bool:
+    def _same(self, number: int, what: Callable[[int], Any]) -> bool:
         return number > 0 and what(number) == what(number - 1)
 
     def _epochs_of_schedule(self, number: int) -> int:
@@ -243,11 +243,11 @@ class Stages:
         return said + f", frozen {', '.join(stage.freeze)}" * bool(stage.freeze)
 
     def _check_learns(self, stage: StageConfig) -> None:
-        """One image forward, for its graph: what a task's output does not depend on cannot learn from it."""
-        size, data = self.recipe.data.size, self.recipe.data
+        """Two empty images forward, for the graph: what a task's output does not depend on cannot learn from it."""
+        data = self.recipe.data
         metadata = {name: torch.zeros(2, len(columns), device=self.device) for name, columns in data.metadata.items()}
         batch = Batch(
-            torch.zeros(2, 3, size, size, device=self.device),
+            torch.zeros(2, 3, data.size, data.size, device=self.device),
             {},
             torch.ones(2, len(self.tasks), dtype=torch.bool, device=self.device),
             metadata,
@@ -257,8 +257,8 @@ class Stages:
         self.model.train(training)
         for task in self._tasks(stage):
             output = outputs[task.name]
-            found = [output] if isinstance(output, torch.Tensor) else [one for one in output if hasattr(one, "dim")]
-            if not any(one.requires_grad for one in found):
+            parts = [output] if isinstance(output, torch.Tensor) else output
+            if not any(one.requires_grad for one in parts if isinstance(one, torch.Tensor)):
                 raise ConfigError(
                     f"recipe {self.recipe.name}: stages.{stage.name} freezes everything that task {task.name!r} could "
                     f"learn with ({', '.join([*self._asleep, *stage.freeze])}); leave a part of it, or the task out."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from . import build, checkpoint, data, datasets, staining
 from .analyses import analyse
@@ -19,11 +21,35 @@ from .evaluation import ImageTable
 from .inference import autocast_dtype
 from .inference import evaluate as score
 from .progress import ProgressLine
+from .protocols import Task
 from .run_folder import RunFolder
 from .stages import Stages
 from .trainer import Interrupted
 from .tta import Views, check_views
 from .world import World
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A training whose recipe fits its data: what its steps need, on one rank."""
+
+    recipe: Recipe
+    out: Path
+    facts: dict[str, Any]
+    splits: datasets.Splits
+    tasks: Sequence[Task]
+    model: nn.Module
+    stain: data.StainNormalizer | None
+    device: torch.device
+    dtype: torch.dtype | None
+    world: World
+    console: Console
+
+    def read(self, part: data.Dataset, *, train: bool = False, world: World | None = None) -> data.TileLoader:
+        """Batches of it; with `world` this rank's share of them."""
+        return build.build_loader(
+            self.recipe, part, self.tasks, train=train, device=self.device, world=world, stain=self.stain
+        )
 
 
 def run(
@@ -35,10 +61,20 @@ def run(
     console = console if world.rank == 0 else Console(quiet=True)
     device = build.device_of(recipe.training.device, world.local_rank)
     with world.together(device):
-        return _run_together(recipe, root, world.tell(out), split_file, device, world, resumed=resumed, console=console)
+        job = _prepare(recipe, root, world.tell(out), split_file, device, world, resumed=resumed, console=console)
+        loader = job.read(job.splits.train, train=True, world=world)
+        validation = job.read(job.splits.validation, world=world)
+        _train(job, loader, validation, resumed=resumed)
+        if world.size > 1:  # each rank had a part of the images; rank 0 looks at all of them, alone
+            validation.close()
+            world.close()
+            if world.rank:
+                return {}
+            validation = job.read(job.splits.validation)
+        return _judge(job, validation)
 
 
-def _run_together(
+def _prepare(
     recipe: Recipe,
     root: Path | None,
     out: Path,
@@ -48,21 +84,13 @@ def _run_together(
     *,
     resumed: bool,
     console: Console,
-) -> dict[str, Any]:
-    run, first = RunFolder(out), world.rank == 0
+) -> _Job:
+    """Data, stains, tasks and network, checked against each other; says what is trained on what."""
     stain = staining.normalizer_of(recipe, out if resumed else None)
     if root is None:
-        root = world.tell(_generate(recipe, out.parent, console) if first else Path())
+        root = world.tell(_generate(recipe, out.parent, console) if world.rank == 0 else Path())
     splits = datasets.read_splits(recipe, root, split_file)
-    for problem in splits.problems:
-        console.print(f"note: {problem}")
-    by_tile = recipe.data.group_by == "tile"
-    if splits.num_patients == splits.num_tiles > 1 and not by_tile:
-        console.print("note: every tile is its own patient; if file names say more, set data.patient in the recipe")
-    count = partial(_count, by_tile=by_tile)
-    tested = f", {count(splits.test)} for the test" if splits.test.tiles else ""
-    console.print(f"data: {root}; {count(splits.train)} to train, {count(splits.validation)} held out{tested}")
-    console.print(f"split: {splits.origin}")
+    _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
     if stain is not None:
         for part in (splits.train, splits.validation, splits.test):  # a mosaic is made of the first alone
             staining.fit_slides(stain, part.tiles, recipe, world, console)
@@ -71,72 +99,92 @@ def _run_together(
     datasets.check_maps(tasks, (splits.train, splits.validation, splits.test))
     model = build.build_model(recipe, tasks, device)
     build.check_size(recipe, model)
-    read = partial(build.build_loader, recipe, tasks=tasks, device=device, stain=stain)
-    loader = read(splits.train, train=True, world=world)
-    validation = read(splits.validation, train=False, world=world)
+    check_views(tasks, recipe.training.tta)
+    dtype = autocast_dtype(recipe.training.precision, device)
+    facts = _facts(root, split_file, splits) | {"precision": str(dtype or torch.float32).removeprefix("torch.")}
+    return _Job(recipe, out, facts, splits, tasks, model, stain, device, dtype, world, console)
+
+
+def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile: bool) -> None:
+    for problem in splits.problems:
+        console.print(f"note: {problem}")
+    if splits.num_patients == splits.num_tiles > 1 and not by_tile:
+        console.print("note: every tile is its own patient; if file names say more, set data.patient in the recipe")
+    count = partial(_count, by_tile=by_tile)
+    tested = f", {count(splits.test)} for the test" if splits.test.tiles else ""
+    console.print(f"data: {root}; {count(splits.train)} to train, {count(splits.validation)} held out{tested}")
+    console.print(f"split: {splits.origin}")
+
+
+def _train(job: _Job, loader: data.TileLoader, validation: data.TileLoader, *, resumed: bool) -> None:
+    """Train to the end of the last stage; leaves the checkpoints and the run folder's records, closes `loader`.
+
+    Raises:
+        ConfigError: a stage that the network cannot be trained in; there is no run folder yet.
+        Interrupted: it was stopped, and can be resumed.
+    """
+    run, recipe, world, console = RunFolder(job.out), job.recipe, job.world, job.console
     progress = ProgressLine(recipe.training.epochs, console)
     stages = Stages(
         recipe,
-        model,
-        tasks,
-        device=device,
+        job.model,
+        job.tasks,
+        device=job.device,
         folder=run.checkpoints,
         observers=[run, progress],
         world=world,
         console=console,
     )
     stages.check()
-    check_views(tasks, recipe.training.tta)
-    dtype = autocast_dtype(recipe.training.precision, device)
-    precision = str(dtype or torch.float32).removeprefix("torch.")
     if world.rank:
         torch.manual_seed(recipe.training.seed + world.rank)  # or dropout would drop the same on all ranks
     if resumed:
         trainer = stages.resume(loader)
-        if first:
+        if world.rank == 0:
             run.trim(trainer.epoch, trainer.step_count)
         where = "already finished" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
         console.print(f"{where}, step {trainer.step_count}")
-    elif first:
-        run.create(recipe, _facts(root, split_file, splits) | {"precision": precision})
-        data.save_split(splits.split, out / "split.json")
-        if stain is not None:
-            stain.save(out / staining.FILE)
-    console.print(f"device: {device}, precision: {precision}" + f", ranks: {world.size}" * (world.size > 1))
+    elif world.rank == 0:
+        run.create(recipe, job.facts)
+        data.save_split(job.splits.split, job.out / "split.json")
+        if job.stain is not None:
+            job.stain.save(job.out / staining.FILE)
+    ranks = f", ranks: {world.size}" * (world.size > 1)
+    console.print(f"device: {job.device}, precision: {job.facts['precision']}{ranks}")
     try:
         with _stop_politely(stages):
             if not resumed:
                 stages.begin(loader)
             stages.fit(loader, validation)
     except Interrupted as stopped:
-        raise Interrupted(f"{stopped}; continue with: fastmtl train --resume --out {out}") from None
+        raise Interrupted(f"{stopped}; continue with: fastmtl train --resume --out {job.out}") from None
     finally:
         progress.close()
         run.close()
         if found := run.write_quarantine(loader.quarantine, world.rank):
             console.print(f"note: {len(loader.quarantine)} damaged tiles were set aside in training: {found}")
         loader.close()
-    if world.size > 1:  # each rank had a part of the images; rank 0 looks at all of them, alone
-        validation.close()
-        world.close()
-        if not first:
-            return {}
-        validation = read(splits.validation, train=False)
+
+
+def _judge(job: _Job, validation: data.TileLoader) -> dict[str, Any]:
+    """Score the weights that the recipe wants judged, and leave summary.json, evaluation.jsonl and the analyses; closes
+    `validation`, which has all held-out images."""
+    run, recipe, model, tasks, splits = RunFolder(job.out), job.recipe, job.model, job.tasks, job.splits
     which = recipe.training.checkpoint
-    checkpoint.load_model(run.checkpoints / which, model, device)
+    checkpoint.load_model(run.checkpoints / which, model, job.device)
     judged = Views(model, tasks, recipe.training.tta) if recipe.training.tta else model
     table = ImageTable(tasks)
-    found = score(judged, tasks, validation, device=device, dtype=dtype, visit=table)
+    found = score(judged, tasks, validation, device=job.device, dtype=job.dtype, visit=table)
     validation.close()
     result = summary(recipe, which, found, splits.validation)
     if splits.test.tiles:
-        test = read(splits.test, train=False)
-        of_test = score(judged, tasks, test, device=device, dtype=dtype)
+        test = job.read(splits.test)
+        of_test = score(judged, tasks, test, device=job.device, dtype=job.dtype)
         test.close()
         result["test"] = summary(recipe, which, of_test, splits.test)
     run.write_summary(result)
-    table.write(out, {tile.id: tile.image for tile in splits.validation.tiles})
-    analyse(out, recipe, model, tasks, splits.validation, device=device, stain=stain)
+    table.write(job.out, {tile.id: tile.image for tile in splits.validation.tiles})
+    analyse(job.out, recipe, model, tasks, splits.validation, device=job.device, stain=job.stain)
     return result
 
 

@@ -60,6 +60,27 @@ def test_bad_values_are_named(overrides, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("table", "values"),
+    [
+        ("data", {"size": 0, "batch_size": 0, "val_fraction": 1.0, "test_fraction": 0.8, "folds": 1, "fold": 1}),
+        ("data", {"tile_size": 0, "mpp": float("inf"), "overlap": 256, "min_tissue": 1.5, "max_damaged": 1.0}),
+        ("data", {"max_tiles": -1, "open_slides": -1, "per_slide": -1, "patches_per_slide": -1, "num_threads": 0}),
+        ("data", {"polygon_offset": [1.0], "classes": {"grade": "G1"}, "metadata": {"film": "day"}}),
+        ("training", {"clip_norm": -1.0, "patience": -1, "average_decay": 1.0, "average_start": -1, "log_every": 0}),
+        ("training", {"tta": ["h", "h"], "watch_gradients": -1, "epochs": -2}),
+        ("optimizer", {"lr": float("inf"), "weight_decay": -1.0, "warmup": 1.0, "plateau_factor": 1.0}),
+        ("optimizer", {"plateau_patience": -1}),
+    ],
+)
+def test_what_lies_out_of_range_is_told_with_its_value(table, values):
+    for key, value in values.items():
+        with pytest.raises(ConfigError) as caught:
+            load_recipe("demo", {table: {key: value}})
+        assert f"recipe demo: {table}.{key} must " in str(caught.value)
+        assert str(caught.value).endswith(f"; got {value!r}.")
+
+
 def test_an_integer_serves_as_a_number():
     assert load_recipe("demo", {"optimizer": {"lr": 1}}).optimizer.lr == 1.0
 

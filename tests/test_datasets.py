@@ -35,6 +35,34 @@ def manifest(tmp_path: Path) -> Path:
     return tmp_path / "manifest.csv"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "table", "balanced", "pairs"),
+    [
+        ("demo", {}, False, None),
+        ("demo", {"sampler": "balanced"}, True, None),
+        ("demo", {"sampler": "balanced", "balance_by": "grade"}, "grade", None),
+        ("demo", {"sampler": "pairs"}, False, ("case", "position")),
+        ("gi_tract/contrastive_day", {}, False, ("case", "position", "case_number")),
+    ],
+)
+def test_how_tiles_are_drawn_is_the_recipes_in_training_alone(recipe, table, balanced, pairs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data, "TileLoader", lambda tiles, **options: asked.append(options))
+    recipe, folder = load_recipe(recipe, {"data": table}), data.Dataset(Path(), (), ())
+    for train in (True, False):
+        build.build_loader(recipe, folder, [], train=train, device=torch.device("cpu"))
+    assert [(one["balanced"], one["pairs"]) for one in asked] == [(balanced, pairs), (False, None)]
+
+
+def test_a_damaged_tile_stops_or_is_left_out_as_the_recipe_says(manifest: Path):
+    (manifest.parent / "tiles" / "7.png").write_bytes(b"no image")
+    with pytest.raises(data.DamagedTilesError, match=r"7\.png"):
+        datasets.read_splits(_recipe(), manifest)
+    found = datasets.read_splits(_recipe(data={"on_damaged": "skip"}), manifest)
+    assert found.num_tiles == 23
+    assert any("7.png" in str(problem) for problem in found.problems)
+
+
 def _recipe(**overrides):
     return load_recipe("ebhi_joint_unet", overrides)
 

@@ -11,7 +11,8 @@ from _tiles import shared_data, write_folder
 from fastmtl import commands
 from fastmtl.cli import main
 from fastmtl.config import load_recipe
-from fastmtl.reproduce import Score, delta_m
+from fastmtl.reproduce import Score, delta_m, figures, plan, tables
+from fastmtl.reproduce.reproduction import Result
 from fastmtl.reproduce.scores import metric, over_folds
 from fastmtl.run_folder import RunFolder
 from fastmtl.trainer import Interrupted
@@ -144,6 +145,36 @@ def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, cap
     assert "## Failed" in printed.out
     assert "- EfficientNet, fold 0: RuntimeError: the disk is full" in printed.out
     assert (out / "figures.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "said"),
+    [
+        ("best", "folds, of the weights that did best on the held-out images that they are scored on; metrics"),
+        ("last", "folds, of the last epoch's weights, which the held-out images had no part in choosing; metrics"),
+    ],
+)
+def test_the_table_says_which_weights_are_judged(checkpoint, said, tmp_path):
+    rows = plan("mask2tasks", rows=["pcgrad", "famo"], overrides={"training": {"checkpoint": checkpoint}})
+    assert said in tables.markdown("mask2tasks", [Result(row) for row in rows], tmp_path, "full", 5)
+
+
+def test_roc_is_of_the_second_class_over_all_folds(tmp_path):
+    """The finding stands second, whatever the alphabet says; `intensity` is what joint_unet's paper draws."""
+    pytest.importorskip("matplotlib")
+    (row,) = plan("joint_unet", rows=["dice_30"])
+    result = Result(row, folders={fold: tmp_path / str(fold) for fold in (0, 1)})
+    for fold, (name, share) in enumerate((("weak", 0.25), ("bright", 0.75))):
+        entry = {"class": name, "score": 0.75, "probabilities": {"weak": 1 - share, "bright": share}}
+        result.folders[fold].mkdir()
+        lines = [
+            {"id": "a", "tasks": {"intensity": entry}},
+            {"id": "b", "tasks": {}},
+            {"id": "c", "tasks": {"intensity": {"class": name}}},
+        ]
+        (result.folders[fold] / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert figures._answers(result, "intensity") == ([False, True], [0.25, 0.75])
+    assert figures.write_figures([result], tmp_path, "tiny") == [tmp_path / "roc-intensity.png"]
 
 
 @pytest.mark.parametrize(

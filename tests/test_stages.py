@@ -34,7 +34,6 @@ def test_a_frozen_encoder_stays_bit_equal_statistics_included(tmp_path):
         *(("outline", 1, 4, ["mask"]), ("outline", 2, 8, ["mask"])),
         *(("kind", 3, 12, ["side"]), ("kind", 4, 16, ["side"])),
     ]
-    assert stages.trainer.best_score <= 1.0
     assert list(stages.model(next(iter(MemoryLoader())))) == ["mask", "side"], "all tasks are there in the end"
     assert all(parameter.requires_grad for parameter in stages.model.parameters())
 
@@ -105,7 +104,7 @@ def test_the_switch_moves_the_tap_and_nothing_else(tmp_path):
     stages.begin(loader)
     heads = stages.model.auxiliary["auxiliary"].convs
     for used, other in (("stride8", "stride4"), ("stride4", "stride8")):
-        rest = [heads[other].weight.clone() for _ in range(1)]
+        resting = heads[other].weight.clone()
         losses = stages.trainer.losses(next(iter(MemoryLoader.__iter__(loader))))
         stages.trainer.balancer.backward(losses, stages.model.shared_parameters())
         reached = {name for name, value in stages.model.named_parameters() if value.grad is not None}
@@ -116,7 +115,7 @@ def test_the_switch_moves_the_tap_and_nothing_else(tmp_path):
         stages.model.zero_grad()
         loader.load_state_dict({"epoch": 0, "batch": 0})
         stages.trainer.fit(loader)
-        assert torch.equal(heads[other].weight, rest[0])
+        assert torch.equal(heads[other].weight, resting)
         if used == "stride8":
             moments = stages.trainer.optimizer.state[heads["stride8"].weight]
             stages._enter(1, loader)

@@ -21,6 +21,7 @@ from .. import build, data
 from ..config import Recipe
 from ..protocols import Batch
 from ..run_folder import read_lines
+from ..whole_files import write_whole
 from . import pictures
 from .features import feature_maps, first_filters
 from .saliency import has_saliency, saliency
@@ -53,27 +54,24 @@ def analyse(
     out = folder / "analyses"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    found: dict[str, Any] = {}
     failed: dict[str, str] = {}
 
     def attempt(name: str, what: Callable[[], Any]) -> Any:
         try:
-            found[name] = what()
+            return what()
         except Exception as error:  # an own model may refuse any of them; the run and its report are fine without
             failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
-        return found.get(name)
 
     chosen = _chosen(read_lines(folder / "evaluation.jsonl")[0], dataset)
-    if chosen:
-        one_by_one: list[Batch] = []
-        attempt("images", lambda: _images(one_by_one, chosen, recipe, tasks, dataset, device, stain, out))
-        if one_by_one:
-            attempt("saliency", lambda: _saliency(model, tasks, one_by_one, out))
-            attempt("features", lambda: _features(model, one_by_one[0], out))
-    attempt("filters", lambda: _filters(model, out))
-    temporary = folder / f".{FILE}.tmp"
-    temporary.write_text(json.dumps(found | {"failed": failed}, indent=1), encoding="utf-8")
-    temporary.replace(folder / FILE)
+    images = attempt("images", lambda: _read(chosen, recipe, tasks, dataset, device, stain)) if chosen else None
+    analyses: dict[str, Callable[[], Any]] = {}
+    if images:
+        analyses["images"] = lambda: _inputs(images, out)
+        analyses["saliency"] = lambda: _saliency(model, tasks, images, out)
+        analyses["features"] = lambda: _features(model, images[0], out)
+    analyses["filters"] = lambda: _filters(model, out)
+    found = {name: shown for name, what in analyses.items() if (shown := attempt(name, what)) is not None}
+    write_whole(folder / FILE, json.dumps(found | {"failed": failed}, indent=1))
     return [f"{name}: {why}" for name, why in failed.items()]
 
 
@@ -91,25 +89,27 @@ def _chosen(lines: Sequence[Mapping[str, Any]], dataset: data.Dataset) -> list[s
     return list(dict.fromkeys([*ranked, *(line["id"] for line in lines)]))[:_IMAGES]
 
 
-def _images(
-    batches: list[Batch],
+def _read(
     order: list[str],
     recipe: Recipe,
     tasks: Sequence[Any],
     dataset: data.Dataset,
     device: torch.device,
     stain: data.StainNormalizer | None,
-    out: Path,
-) -> list[dict[str, Any]]:
-    """Fill `batches` with the images named in `order`, one in each."""
+) -> list[Batch]:
+    """The images named in `order`, in float32, each a batch of its own."""
     loader = build.build_loader(recipe, dataset.subset(order), tasks, train=False, device=device, stain=stain)
-    said = []
+    batches = []
     for batch in loader:
         whole = batch.to(device)
         whole = replace(whole, images=whole.images.float())
         batches += [_row(whole, row) for row in range(len(whole))]
     loader.close()
-    batches.sort(key=lambda batch: order.index(batch.ids[0]))
+    return sorted(batches, key=lambda batch: order.index(batch.ids[0]))
+
+
+def _inputs(batches: Sequence[Batch], out: Path) -> list[dict[str, Any]]:
+    said = []
     for number, batch in enumerate(batches):
         name = f"input-{number}.jpg"
         pictures.plain(batch.images[0]).save(out / name, quality=_QUALITY)

@@ -191,7 +191,10 @@ class _Reader:
             if column == "split" and value is not None and value not in SPLITS:
                 raise ValueError(f"{place}: split must be train, val or test; got {cell!r}")
             if kind == "pixel_box" and isinstance(value, tuple):
-                return cells_of.box_of_pixels(value, *picture_size(image))
+                try:
+                    return cells_of.box_of_pixels(value, *picture_size(image))
+                except OSError:  # `check_tiles` names the image, and a recipe may leave such tiles out
+                    return None
             return value
         if not cell:
             return None

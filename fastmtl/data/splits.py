@@ -6,7 +6,6 @@ Many patients have several tiles, some in several classes, so a split by tile te
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from ..extras import require
 from ..names import nearest
+from ..whole_files import write_whole
 from .dataset import Dataset, Tile
 
 
@@ -182,13 +182,10 @@ def label_of(tile: Tile, column: str) -> int | None:
 
 def save_split(split: Split, path: str | Path) -> None:
     """Write `split` as JSON, whole or not at all."""
-    path = Path(path)
     content = {"validation_patients": split.held_out_groups, "train": split.train, "validation": split.val}
     if split.test:
         content |= {"test_patients": split.test_groups, "test": split.test}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+    write_whole(Path(path), json.dumps(content, indent=1) + "\n")
 
 
 def load_split(path: str | Path) -> Split:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
 
 from ..errors import UserError
 from ..ops._stain_fit import Stains
+from ..whole_files import replacing
 
 FORMAT = 1
 
@@ -24,13 +24,8 @@ def write_arrays(path: str | os.PathLike[str], arrays: dict[str, np.ndarray]) ->
     """An .npz with its version; whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")  # threads, runs and hosts may write one slide's at once
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, format=np.array(FORMAT), **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:  # a name alone would get .npz behind it
+        np.savez_compressed(file, format=np.array(FORMAT), **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray]:

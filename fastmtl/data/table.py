@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..extras import require
+from ..whole_files import replacing
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
 _DELIMITERS = ",;\t"
@@ -66,8 +66,7 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]])
     """Write a table whole or not at all: CSV with commas and "\\n", or Parquet, by the ending."""
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise ValueError(f"{path} is no table: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as partial:
         if path.suffix.lower() == ".parquet":
             arrow = require("pyarrow", "writing Parquet files", "wsi")
             parquet = require("pyarrow.parquet", "writing Parquet files", "wsi")
@@ -78,9 +77,6 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]])
             with partial.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
                 writer.writerows([names, *rows])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_csv(path: Path) -> Table:

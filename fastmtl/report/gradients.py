@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import combinations
 from math import isfinite, nan
@@ -54,19 +54,24 @@ def _gradients(run: PastRun) -> str:
         for title, lines, scale in charts
         if any(isfinite(y) for one in lines for y in one.ys)
     ]
-    name = run.config.get("balancer", {}).get("name", "")
-    if measured:
-        opposed = sum(value < 0 for value in measured)
-        said = f"On the shared parameters, under the balancer {name}. Below 0 two tasks pull in opposite directions: "
-        said += f"so at {opposed} of the {len(measured)} steps looked at."
-    elif not pairs or all(len(look["loss"]) < 2 for look in looks):
-        said = "One task at a time: there are no gradients to compare."
-    else:
-        said = (
-            "The balancer of this run weighs losses; it does not look at each task's gradient. --watch-gradients 100 "
+    said = escape(_said(run, measured, alone=not pairs or all(len(look["loss"]) < 2 for look in looks)))
+    return f"<p class=soft>{said}</p><div class=grid>{''.join(figures)}</div>"
+
+
+def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
+    """How often two tasks were opposed, from the lowest cosine of each step; or why nobody knows."""
+    if lowest:
+        name = run.config.get("balancer", {}).get("name", "")
+        return (
+            f"On the shared parameters, under the balancer {name}. Below 0 two tasks pull in opposite directions: so "
+            f"at {sum(value < 0 for value in lowest)} of the {len(lowest)} steps looked at."
         )
-        said += "does, at every hundredth step."
-    return f"<p class=soft>{escape(said)}</p><div class=grid>{''.join(figures)}</div>"
+    if alone:
+        return "One task at a time: there are no gradients to compare."
+    return (
+        "The balancer of this run weighs losses; it does not look at each task's gradient. --watch-gradients 100 does, "
+        "at every hundredth step."
+    )
 
 
 def _place(look: Mapping[str, Any], task: str) -> int:

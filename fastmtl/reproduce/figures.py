@@ -77,13 +77,12 @@ def _curves(module: Any, results: Sequence[Result], task: str, path: Path, scale
 
 
 def _answers(result: Result, task: str) -> tuple[list[bool], list[float]]:
-    """Of each held-out image whether it is of the second class in alphabetical order, and the probability of that."""
+    """Of each held-out image whether it is of the task's second class, the finding, and the probability of that."""
     lines = [
         line["tasks"][task]
         for folder in result.folders.values()
         for line in read_lines(folder / "evaluation.jsonl")[0]
-        if task in line.get("tasks", {})
+        if "probabilities" in line.get("tasks", {}).get(task, {})
     ]
-    names = sorted({line["class"] for line in lines})
-    truth = [line["class"] == names[-1] for line in lines]
-    return truth, [line["score"] if there else 1 - line["score"] for line, there in zip(lines, truth, strict=True)]
+    _, finding = lines[0]["probabilities"] if lines else ("", "")
+    return [line["class"] == finding for line in lines], [line["probabilities"][finding] for line in lines]

@@ -40,8 +40,8 @@ class Row:
     @property
     def changes(self) -> dict[str, tuple[Any, Any]]:
         """Key -> (published, trained), where the two differ."""
-        before, after = (flat(as_dict(one)) for one in (self.published, self.recipe))
-        keys = [key for key in dict.fromkeys([*before, *after]) if key.split(".")[0] not in _NOT_TRAINING]
+        before, after = settings_of(self.published), settings_of(self.recipe)
+        keys = dict.fromkeys([*before, *after])
         return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
@@ -83,7 +83,12 @@ def plan(
     ]
 
 
-def flat(values: Any, where: str = "") -> dict[str, Any]:
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What is trained, and how, as dotted keys; without what is only said of it."""
+    return _flat({table: values for table, values in as_dict(recipe).items() if table not in _NOT_TRAINING})
+
+
+def _flat(values: Any, where: str = "") -> dict[str, Any]:
     """Nested tables as dotted keys; a list of tables with names by these names."""
     if isinstance(values, list) and values and all(isinstance(one, Mapping) and "name" in one for one in values):
         values = {str(one["name"]): one for one in values}
@@ -92,5 +97,5 @@ def flat(values: Any, where: str = "") -> dict[str, Any]:
     return {
         key: value
         for name, one in values.items()
-        for key, value in flat(one, f"{where}.{name}" if where else str(name)).items()
+        for key, value in _flat(one, f"{where}.{name}" if where else str(name)).items()
     }

@@ -12,11 +12,13 @@ from typing import Any
 from rich.console import Console
 
 from .. import commands, datasets
-from ..config import ConfigError, Recipe, as_dict
+from ..config import ConfigError, Recipe
 from ..run_folder import RunError, RunFolder
 from ..trainer import Interrupted
-from .plan import Row, flat, plan, rows_of
+from .plan import Row, plan, rows_of, settings_of
 from .tables import write_tables
+
+_LOOKS = ("training.log_every", "training.watch_gradients")  # what is recorded of a training, and changes nothing in it
 
 
 @dataclass
@@ -168,10 +170,7 @@ def _others(
 
 def _of_training(recipe: Recipe) -> dict[str, Any]:
     """What decides a run's result, as dotted keys."""
-    values = flat({key: value for key, value in as_dict(recipe).items() if key not in ("paper", "scales", "summary")})
-    return {
-        key: value for key, value in values.items() if key not in ("training.log_every", "training.watch_gradients")
-    }
+    return {key: value for key, value in settings_of(recipe).items() if key not in _LOOKS}
 
 
 def _keep(result: Result, fold: int, folder: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..run_folder import environment
+from ..whole_files import write_whole
 from .scores import TEST, Score, delta_m, over_folds
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def metrics_of(results: Sequence[Result]) -> list[str]:
 def write_tables(paper: str, results: Sequence[Result], root: Path, out: Path, scale: str, folds: int) -> None:
     """Leave table.md and table.csv in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "table.md", markdown(paper, results, root, scale, folds))
-    _write(out / "table.csv", table_csv(results, scale))
+    write_whole(out / "table.md", markdown(paper, results, root, scale, folds))
+    write_whole(out / "table.csv", table_csv(results, scale))
 
 
 def markdown(paper: str, results: Sequence[Result], root: Path, scale: str, folds: int) -> str:
@@ -72,8 +72,8 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
         f"Published figures beside ours. Scale `{scale}`, {runs}, data `{root}`, {device}, torch "
         f"{where['packages']['torch']}, commit {where['commit'] or 'unknown'}.",
         results[0].row.published.paper.caption.strip(),
-        "Ours are means ± standard deviations (n - 1) over folds, of the weights that did best on the held-out images "
-        "that they are scored on; metrics that begin with test are of images that chose nothing.",
+        f"Ours are means ± standard deviations (n - 1) over folds, of {_judged(results)}; metrics that begin with test "
+        "are of images that chose nothing.",
     ]
     changed = _changes(results)
     if changed:
@@ -82,6 +82,12 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
     else:
         lines.append("The recipes ran as published.")
     return [line for line in lines if line]
+
+
+def _judged(results: Sequence[Result]) -> str:
+    words = {"best": "the weights that did best on the held-out images that they are scored on"}
+    words["last"] = "the last epoch's weights, which the held-out images had no part in choosing"
+    return " or ".join(words[which] for which in dict.fromkeys(r.row.recipe.training.checkpoint for r in results))
 
 
 def _changes(results: Sequence[Result]) -> list[str]:
@@ -220,9 +226,3 @@ def _plain(value: object) -> str:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

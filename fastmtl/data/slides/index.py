@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...extras import require
+from ...whole_files import replacing
 from .errors import SlideError
 from .raster import Encoding, Layout, Level, Raster
 from .tissue_mask import TissueMask
@@ -115,9 +115,8 @@ def save_index(index: SlideIndex, path: Path, index_folder: str | Path | None = 
     data = require("safetensors.numpy", "writing slide indexes").save(arrays, {"index": json.dumps(words)})
     try:
         stored.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=stored.parent, prefix=".", suffix=".part", delete=False) as file:
-            file.write(data)
-        os.replace(file.name, stored)  # readers see the old one or the new one, never a half
+        with replacing(stored) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         reason = f"its index cannot be written to {stored.parent}: {error.strerror}; pass index_folder"
         raise SlideError(path, reason) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .config import Recipe, list_recipes, load_recipe, merge, parse_override
+from .config import Recipe, list_recipes, load_recipe, parse_overrides
 from .extras import MissingExtra
 
 
@@ -39,9 +39,6 @@ def reproduce(arguments: Sequence[str]) -> int:
         "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", dest="sets", help="of all rows"
     )
     parsed = parser.parse_args(arguments)
-    overrides: dict[str, Any] = {}
-    for text in parsed.sets:
-        overrides = merge(overrides, parse_override(text))
     out = parsed.out or Path("reproductions") / f"{parsed.paper}-{parsed.scale}"
     console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     results = run(
@@ -51,7 +48,7 @@ def reproduce(arguments: Sequence[str]) -> int:
         scale=parsed.scale,
         folds=parsed.folds,
         rows=parsed.rows,
-        overrides=overrides,
+        overrides=parse_overrides(parsed.sets),
         console=console,
     )
     print((out / "table.md").read_text(encoding="utf-8"), end="")
