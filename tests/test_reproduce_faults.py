@@ -8,7 +8,7 @@ import pytest
 from _published import write_ebhi
 from _stages import TWO, recipe_of
 
-from fastmtl import checkpoint, commands
+from fastmtl import checkpoint, commands, data, datasets
 from fastmtl.config import ConfigError
 from fastmtl.locks import locked
 from fastmtl.reproduce import Score, delta_m, figures, plan, reproduction, tables
@@ -105,6 +105,22 @@ def test_one_process_at_a_time(tmp_path):
     with locked(out, "busy"), pytest.raises(RunError, match=r"another process reproduces into .*choose another --out"):
         reproduce("mask2tasks", root, out, scale="tiny", folds=1, rows=["pcgrad"], console=quiet)
     assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_a_manifest_with_one_split_has_no_folds(tmp_path):
+    """The same run five times had a deviation of 0."""
+    root, told = write_ebhi(tmp_path / "data"), tmp_path / "data" / "tiles.csv"
+    (row,) = plan("mask2tasks", rows=["pcgrad"], scale="tiny")
+    folder = datasets.read_data(row.recipe, root)
+    held_out = set(datasets.split_of(row.fold(0), folder, root)[0].val)
+    data.write_manifest(folder, told)
+    head, *lines = told.read_text().splitlines()
+    place = head.split(",").index("id")
+    sides = ["val" if line.split(",")[place] in held_out else "train" for line in lines]
+    told.write_text("\n".join([f"{head},split", *(f"{line},{side}" for line, side in zip(lines, sides, strict=True))]))
+    reproduction._check_data(row, told, 1)
+    with pytest.raises(ConfigError, match=r"tiles\.csv tells one split for the 5 folds.*add --folds 1"):
+        reproduction._check_data(row, told, 5)
 
 
 def test_lines_that_have_no_curve_are_passed_over(tmp_path):

@@ -129,8 +129,11 @@ def _check_data(row: Row, root: Path, folds: int) -> None:
             f"{paper.key} has the classes {', '.join(sorted(paper.classes))}; {root} has "
             f"{', '.join(folder.class_names)}: it is not the paper's data set."
         )
-    for fold in range(folds):
-        datasets.split_of(row.fold(fold), folder, root)
+    splits = [datasets.split_of(row.fold(fold), folder, root) for fold in range(folds)]
+    if len({split.val for split, _ in splits}) < folds:
+        raise ConfigError(
+            f"{root} tells one split for the {folds} folds, {splits[0][1]}: their runs would be the same; add --folds 1."
+        )
 
 
 def _check_kept(recipe: Recipe, root: Path, folder: Path) -> None:
