@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -80,6 +81,15 @@ def test_steepest_descent():
     assert steepest(rates, [1.0, 1.0, 0.99, 0.8, 0.4, 0.39, 2.0]) == pytest.approx(1e-3)
     with pytest.raises(NoRateFound, match=r"Give optimizer\.lr instead"):
         steepest(rates, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6])
+
+
+def test_losses_that_stay_have_no_rate(tmp_path):
+    """Nothing labelled: the running mean of equal losses differs by rounding, which was taken for a fall."""
+    stages, loader = stages_for(recipe_of(tmp_path), tmp_path), MemoryLoader()
+    loader.spoil = lambda batch, epoch, number: replace(batch, present=torch.zeros_like(batch.present))
+    stages.begin(loader)
+    with pytest.raises(NoRateFound):
+        find_lr(stages.trainer, loader, num_steps=20)
     with pytest.raises(NoRateFound):
         steepest([], [])
 

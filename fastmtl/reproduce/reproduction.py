@@ -132,7 +132,8 @@ def _check_data(row: Row, root: Path, folds: int) -> None:
     splits = [datasets.split_of(row.fold(fold), folder, root) for fold in range(folds)]
     if len({split.val for split, _ in splits}) < folds:
         raise ConfigError(
-            f"{root} tells one split for the {folds} folds, {splits[0][1]}: their runs would be the same; add --folds 1."
+            f"{root} tells one split for the {folds} folds, {splits[0][1]}: their runs would be the same; "
+            "add --folds 1."
         )
 
 
