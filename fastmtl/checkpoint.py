@@ -59,6 +59,11 @@ def save(directory: Path, state: dict[str, Any]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def exists(directory: Path) -> bool:
+    """Whether there is a checkpoint to `load`, sound or damaged."""
+    return _place(directory).is_dir()
+
+
 def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The state that `save` wrote, its sums checked first.
 
@@ -67,10 +72,7 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     from safetensors.torch import load_file
 
-    # A crash between the two renames of `save` leaves the previous checkpoint under `.old`.
-    old = directory.with_name(directory.name + ".old")
-    if not directory.exists() and old.exists():
-        directory = old
+    directory = _place(directory)
     try:
         manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
         sums, version = dict(manifest["sha256"]), manifest["format"]
@@ -108,6 +110,12 @@ def load_model(directory: Path, model: torch.nn.Module, device: torch.device | s
         raise CheckpointError(
             f"checkpoint {directory} does not fit the network of the run's config.toml (was it edited?): {detail}"
         ) from error
+
+
+def _place(directory: Path) -> Path:
+    """Where the checkpoint is: a crash between the two renames of `save` leaves the previous one under `.old`."""
+    old = directory.with_name(directory.name + ".old")
+    return old if not directory.exists() and old.exists() else directory
 
 
 def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:

@@ -23,7 +23,7 @@ def check(recipe: Recipe, optimizers: Mapping[str, OptimizerConfig]) -> None:
         for number, stage in enumerate(recipe.stages):  # first: training.epochs is the sum of theirs
             _check_stage(recipe, number, stage)
         _check_data(recipe.data)
-        _check_training(recipe.training)
+        _check_training(recipe.training, recipe.stages[-1].epochs if recipe.stages else recipe.training.epochs)
         _check_components(recipe)
         _check_optimizer("optimizer", recipe.optimizer)
         for stage, optimizer in optimizers.items():
@@ -60,7 +60,8 @@ def _check_data(data: DataConfig) -> None:
     )
 
 
-def _check_training(training: TrainingConfig) -> None:
+def _check_training(training: TrainingConfig, last_stage: int) -> None:
+    begins = training.average_start < last_stage or not training.average
     _hold(
         "training",
         training,
@@ -70,6 +71,7 @@ def _check_training(training: TrainingConfig) -> None:
             "patience must not be negative": training.patience >= 0,
             "average_decay must lie in (0, 1)": 0 < training.average_decay < 1,
             "average_start must not be negative": training.average_start >= 0,
+            f"average_start must be less than the epochs of the last stage, {last_stage}": begins,
             f"tta must be views among {', '.join(VIEWS)}": set(training.tta) <= set(VIEWS),
             "tta must name a view once": len(set(training.tta)) == len(training.tta),
             "log_every must be at least 1": training.log_every >= 1,

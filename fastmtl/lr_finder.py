@@ -16,6 +16,7 @@ from .errors import UserError
 from .protocols import Loader
 from .trainer import Trainer
 
+_ROUNDING = 1e-9  # of a running mean of equal losses, relative: no fall
 _SMOOTHING, _DIVERGED = 0.9, 4.0  # of the running mean of the losses; times the lowest, where the sweep ends
 
 
@@ -89,7 +90,9 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     0.01
     """
     slopes = [
-        (losses[i + 1] - losses[i - 1]) / (math.log(rates[i + 1]) - math.log(rates[i - 1]))
+        0.0
+        if abs(losses[i + 1] - losses[i - 1]) <= _ROUNDING * abs(losses[i])
+        else (losses[i + 1] - losses[i - 1]) / (math.log(rates[i + 1]) - math.log(rates[i - 1]))
         for i in range(1, len(losses) - 1)
     ]
     lowest = min(range(len(losses)), key=losses.__getitem__, default=0)

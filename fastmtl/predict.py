@@ -17,13 +17,13 @@ from torch import Tensor
 
 from . import data
 from .evaluation import class_probabilities
+from .locks import locked
 from .run_folder import RunError
 from .whole_files import write_whole
 
 LINES = "predictions.jsonl"
 """A line for each image or slide of a folder of predictions."""
 
-_LOCK = ".lock"
 _NOT_COMPARED = ("run",)  # it may be moved; recipe and weights tell whether it is the same
 
 
@@ -71,7 +71,7 @@ def claimed(out: Path, stamp: Mapping[str, Any]) -> Iterator[None]:
         raise RunError(f"{out} is a file; --out must be a folder to create.")
     _check_ours(out, stamp)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out, f"another process predicts into {out}; wait for its end, or choose another --out."):
         _check_ours(out, stamp)  # another process may have made it its own since
         if not (out / data.PREDICTED_WITH).exists():
             write_whole(out / data.PREDICTED_WITH, json.dumps(stamp, indent=1) + "\n")
@@ -98,21 +98,6 @@ def _check_ours(out: Path, stamp: Mapping[str, Any]) -> None:
     there = sorted(path.name for path in out.iterdir() if path.name[0] != ".") if out.is_dir() else []
     if there:
         raise RunError(f"{out} holds other files than predictions, {there[0]} for one; choose a new folder as --out.")
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """The system lets go of the lock when the process ends, however it does."""
-    import fcntl
-
-    with (out / _LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"another process predicts into {out}; wait for its end, or choose another --out.") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
 
 
 def entry_name(task: str, facts: Collection[str]) -> str:

@@ -155,7 +155,7 @@ class TrainingConfig:
     compile: bool = False
     """Run the network through torch.compile."""
     shorten: float = 1.0
-    """Multiplies epochs and patience, those of stages too, at least 1; 1 again once that is done."""
+    """Multiplies epochs and patience, those of stages too, at least 1, and average_start; 1 again once that is done."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class StageConfig:
     start: Literal["last", "best"] = "last"
     """The weights it begins with: the last of the stage before, or those that scored best there."""
     keep_optimizer: bool = False
-    """Go on with the moments of the stage before; with its balancer's state and its schedule too, where this stage has
-    the same tasks and no balancer or optimizer of its own."""
+    """Go on with the moments of the stage before; with its schedule too, where this stage has the same tasks and
+    optimizer, and its balancer's state, where it has the same tasks and balancer."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def at_scale(values: Mapping[str, Any], scale: str, name: str) -> dict[str, Any]
 
 
 def shortened(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """The tables with `training.shorten` carried out: epochs and patience multiplied by it, stages' too, at least 1.
+    """The tables with `training.shorten` carried out: epochs and patience multiplied by it, stages' too, at least 1;
+    average_start too, rounded down.
 
     Args:
         values: of a recipe.
@@ -115,6 +116,8 @@ def shortened(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
         raise ConfigError(f"training.shorten must lie in (0, 1]; got {factor!r}.")
     lengths = {"epochs": epochs} | {key: training[key] for key in ("epochs", "patience") if key in training}
     short = {key: _fewer(value, factor) for key, value in lengths.items()}
+    if isinstance(start := training.get("average_start"), int):
+        short["average_start"] = int(start * factor)  # down: it comes before the last epoch still
     stages = values.get("stages", [])
     if isinstance(stages, list):
         stages = [

@@ -195,7 +195,7 @@ class Stages:
 
     def _carry(self, number: int, before: Trainer, after: Trainer) -> None:
         pairs = {parameter: parameter for parameter in before.optimizer.state}
-        if self._same(number, lambda n: (self._balancer(n), [task.name for task in self._tasks(self.stages[n])])):
+        if self._same(number, lambda n: (self._balancer(n), self._names(n))):
             after.balancer.load_state_dict(before.balancer.state_dict())
             pairs |= dict(zip(after.balancer.parameters(), before.balancer.parameters(), strict=True))
         for group in after.optimizer.param_groups:
@@ -210,7 +210,8 @@ class Stages:
 
     def _goes_on(self, number: int) -> bool:
         """Whether the schedule of the stage before goes on in this one."""
-        return self.stages[number].keep_optimizer and self._same(number, self._optimizer)
+        # Of other tasks the score is another mean: the plateau would take a lower one for no progress.
+        return self.stages[number].keep_optimizer and self._same(number, lambda n: (self._optimizer(n), self._names(n)))
 
     def _same(self, number: int, what: Callable[[int], Any]) -> bool:
         return number > 0 and what(number) == what(number - 1)
@@ -234,12 +235,15 @@ class Stages:
     def _tasks(self, stage: StageConfig) -> list[Task]:
         return [task for task in self.tasks if task.name in stage.tasks or not stage.tasks]
 
+    def _names(self, number: int) -> list[str]:
+        return [task.name for task in self._tasks(self.stages[number])]
+
     def _describe(self, number: int) -> str:
         stage = self.stages[number]
         assert self.trainer is not None
         first = self.trainer.first_epoch + 1
         said = f"stage {number + 1}/{len(self.stages)}, {stage.name}: epochs {first} to {first + stage.epochs - 1}"
-        said += f", tasks {', '.join(task.name for task in self._tasks(stage))}"
+        said += f", tasks {', '.join(self._names(number))}"
         return said + f", frozen {', '.join(stage.freeze)}" * bool(stage.freeze)
 
     def _check_learns(self, stage: StageConfig) -> None:

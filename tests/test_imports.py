@@ -60,7 +60,8 @@ ALLOWED = {
     "stages": {
         *("averaging", "build", "checkpoint", "config", "lr_finder", "protocols", "schedule", "trainer", "world"),
     },
-    "predict": {"data", "evaluation", "run_folder", "whole_files"},
+    "locks": {"run_folder"},
+    "predict": {"data", "evaluation", "locks", "run_folder", "whole_files"},
     "predict_images": {"data", "predict", "protocols", "run_folder", "whole_files"},
     "stitching": set(),
     "slide_maps": {"data", "predict", "stitching"},
@@ -86,7 +87,10 @@ ALLOWED = {
     "train_command": {"arguments", "commands", "config"},
     "run_commands": {"arguments", "commands"},
     "data_commands": {"config", "data", "datasets"},
-    "reproduce": {"commands", "config", "datasets", "extras", "names", "run_folder", "trainer", "whole_files"},
+    "reproduce": {
+        *("checkpoint", "commands", "config", "datasets", "extras", "locks", "names", "run_folder", "trainer"),
+        "whole_files",
+    },
     "paper_commands": {"config", "extras", "reproduce"},
     "cli": {
         *("arguments", "benchmarks", "catalogue", "data_commands", "doctor", "errors", "extras"),

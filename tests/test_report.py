@@ -253,6 +253,36 @@ def test_broken_and_missing_files_are_named_and_the_rest_goes_on(run, name, cont
     assert ("Missing from this page" in page) == broken
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "value"),
+    [
+        ("run.json", ["class_names"], [None]),
+        ("run.json", ["training_patients"], 3),
+        ("environment.json", ["gpus"], None),
+        ("environment.json", ["packages"], []),
+        ("metrics.jsonl", ["validation"], None),
+        ("metrics.jsonl", ["validation"], {}),
+        ("evaluation.jsonl", ["patient"], []),
+        ("evaluation.jsonl", ["tasks", "outline"], None),
+        ("evaluation.jsonl", ["tasks", "outline", "dice"], "0.5"),
+        ("evaluation.jsonl", ["tasks", "kind", "predicted"], None),
+        ("evaluation.jsonl", ["tasks", "kind", "probabilities"], {}),
+    ],
+)
+def test_values_of_another_form_are_named_and_the_rest_goes_on(run, name, keys, value, capsys):
+    lines = (run / name).read_text().splitlines() if name.endswith("l") else [(run / name).read_text()]
+    first = part = json.loads(lines[0])
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    (run / name).write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
+    assert main(["report", str(run)]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert name in said[0]
+    assert "Missing from this page" in (run / "report.html").read_text()
+
+
 def test_a_broken_line_and_a_lost_picture_are_named(run, capsys):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "lo')

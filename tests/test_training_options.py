@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,11 +64,32 @@ def test_the_plateau_reads_the_validation_score(tmp_path):
     assert made.trainer.scheduler.state_dict()["by_score"]["best"] == made.trainer.best_score
 
 
+@pytest.mark.parametrize(("tasks", "goes_on"), [([], True), (["side"], False)])
+def test_a_kept_plateau_goes_on_with_the_same_tasks_alone(tmp_path, tasks, goes_on):
+    """Of other tasks the score is another mean, and a lower one would be no progress for ever."""
+    stages = [{"name": "a", "epochs": 1}, {"name": "b", "epochs": 1, "tasks": tasks, "keep_optimizer": True}]
+    optimizer = {"schedule": "plateau", "warmup": 0.0, "plateau_patience": 0}
+    made, loader = stages_for(recipe_of(tmp_path, stages, optimizer=optimizer), tmp_path), MemoryLoader(num_batches=1)
+    made.begin(loader)
+    made.trainer.scheduler.on_epoch(0.9)
+    made._enter(1, loader)
+    assert made.trainer.scheduler.state_dict()["by_score"]["best"] == (0.9 if goes_on else -math.inf)
+
+
 def test_steepest_descent():
     rates = [10.0**power for power in range(-6, 1)]
     assert steepest(rates, [1.0, 1.0, 0.99, 0.8, 0.4, 0.39, 2.0]) == pytest.approx(1e-3)
     with pytest.raises(NoRateFound, match=r"Give optimizer\.lr instead"):
         steepest(rates, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6])
+
+
+def test_losses_that_stay_have_no_rate(tmp_path):
+    """Nothing labelled: the running mean of equal losses differs by rounding, which was taken for a fall."""
+    stages, loader = stages_for(recipe_of(tmp_path), tmp_path), MemoryLoader()
+    loader.spoil = lambda batch, epoch, number: replace(batch, present=torch.zeros_like(batch.present))
+    stages.begin(loader)
+    with pytest.raises(NoRateFound):
+        find_lr(stages.trainer, loader, num_steps=20)
     with pytest.raises(NoRateFound):
         steepest([], [])
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from fastmtl.run_folder import RunError, read_lines
 
+from . import shapes
+
 
 @dataclass
 class PastRun:
@@ -63,11 +65,11 @@ def read_run(folder: Path) -> PastRun:
         run.config = tomllib.loads(run.config_text)
     except ValueError as error:
         run.problems.append(f"{config}: not TOML ({error}); the recipe is left out.")
-    run.facts = _object(run, "run.json", "what the data was is left out")
-    run.environment = _object(run, "environment.json", "device and versions are left out")
+    run.facts = _readable(run, "run.json", "what the data was is left out", shapes.FACTS)
+    run.environment = _readable(run, "environment.json", "device and versions are left out", shapes.ENVIRONMENT)
     run.records = _lines(run, "metrics.jsonl", {"epoch": int, "loss": dict}, "there are no curves")
     for record in run.records:
-        if not _is_tasks(record.get("validation", {"tasks": {}}).get("tasks")):
+        if "validation" in record and (shapes.misfits(record, shapes.RECORD) or "tasks" not in record["validation"]):
             run.problems.append(f"{folder / 'metrics.jsonl'}: epoch {record['epoch']} has a validation without tasks.")
             del record["validation"]
     scored = any("validation" in record for record in run.records)
@@ -77,7 +79,10 @@ def read_run(folder: Path) -> PastRun:
         run.problems.append(f'{folder / "summary.json"}: has no "tasks"; {instead}.')
         run.summary = {}
     run.looks = _lines(run, "balance.jsonl", {"step": int, "loss": dict}, "the tasks' gradients are left out")
-    run.images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict}, "there are no tiles and patients")
+    images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict}, "there are no tiles and patients")
+    run.images = [line for line in images if shapes.fits_image(line)]
+    if lost := len(images) - len(run.images):
+        run.problems.append(f"{folder / 'evaluation.jsonl'}: {lost} lines are not as fastmtl writes them, left out.")
     if (folder / "analyses.json").exists():  # runs of earlier versions have none
         run.analyses = _object(run, "analyses.json", "saliency maps, feature maps and filters are left out")
         if not _fits_analyses(run.analyses):
@@ -101,6 +106,15 @@ def _object(run: PastRun, name: str, consequence: str) -> dict[str, Any]:
             return found
         run.problems.append(f"{path}: not a JSON object; {consequence}.")
     return {}
+
+
+def _readable(run: PastRun, name: str, consequence: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """`_object` without what the page could not show."""
+    found = _object(run, name, consequence)
+    for key in shapes.misfits(found, wanted):
+        run.problems.append(f"{run.folder / name}: {key!r} is not as fastmtl writes it, left out.")
+        del found[key]
+    return found
 
 
 def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def _curves(module: Any, results: Sequence[Result], task: str, path: Path, scale
     drawn = False
     for number, result in enumerate(results):
         truth, shares = _answers(result, task)
-        if len(set(truth)) < 2:
+        if len(set(truth)) < 2 or not all(map(isfinite, shares)):
             continue
         wrong, right, _ = sklearn.roc_curve(truth, shares)
         area = sklearn.roc_auc_score(truth, shares)
@@ -78,11 +79,14 @@ def _curves(module: Any, results: Sequence[Result], task: str, path: Path, scale
 
 def _answers(result: Result, task: str) -> tuple[list[bool], list[float]]:
     """Of each held-out image whether it is of the task's second class, the finding, and the probability of that."""
-    lines = [
-        line["tasks"][task]
-        for folder in result.folders.values()
-        for line in read_lines(folder / "evaluation.jsonl")[0]
-        if "probabilities" in line.get("tasks", {}).get(task, {})
-    ]
-    _, finding = lines[0]["probabilities"] if lines else ("", "")
-    return [line["class"] == finding for line in lines], [line["probabilities"][finding] for line in lines]
+    truth, shares = [], []
+    for folder in result.folders.values():
+        for line in read_lines(folder / "evaluation.jsonl")[0]:
+            tasks = line.get("tasks")
+            entry = tasks.get(task) if isinstance(tasks, Mapping) else None
+            known = entry.get("probabilities") if isinstance(entry, Mapping) else None
+            if isinstance(entry, Mapping) and isinstance(known, Mapping) and len(known) == 2 and "class" in entry:
+                _, (finding, share) = known.items()
+                truth.append(entry["class"] == finding)
+                shares.append(float(share))
+    return truth, shares

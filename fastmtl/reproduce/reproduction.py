@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from .. import commands, datasets
+from .. import checkpoint, commands, datasets
 from ..config import ConfigError, Recipe
+from ..locks import locked
 from ..run_folder import RunError, RunFolder
 from ..trainer import Interrupted
 from .plan import Row, plan, rows_of, settings_of
@@ -68,6 +69,7 @@ def reproduce(
     Raises:
         ConfigError: unknown names, data of another paper, a fold without one of the classes, runs of other settings in
             `out`; before anything is trained.
+        RunError: another process reproduces into `out`.
         Interrupted: stopped on request; what is finished is in the tables.
     """
     planned = plan(paper, scale=scale, rows=rows, overrides=overrides)
@@ -77,25 +79,29 @@ def reproduce(
         for fold in range(count):
             _check_kept(row.fold(fold), root, _folder(out, row, fold))
     asked = [row.name for row in planned]
-    others = _others(paper, asked, scale, overrides, root, out, count)
-    shown = plan(paper, scale=scale, rows=[*asked, *others], overrides=overrides)
-    results = [Result(row) for row in shown]
-    for result in results:
-        for fold in range(count) if result.row.name in asked else others[result.row.name]:
-            _keep(result, fold, _folder(out, result.row, fold))
-    console.print(f"{paper} at scale {scale}: {len(planned)} rows, {count} of {planned[0].num_folds} folds, in {out}")
-    if others:
-        console.print(f"in the table too, trained before: {', '.join(others)}")
-    write_tables(paper, results, root, out, scale, count)  # all that is finished, wherever this is stopped
-    try:
-        for fold in range(count):
-            for result in results:
-                if result.row.name in asked:
-                    _run(result, fold, root, _folder(out, result.row, fold), console)
-                    write_tables(paper, results, root, out, scale, count)
-    except Interrupted as stopped:
-        said = str(stopped).partition(";")[0]
-        raise Interrupted(f"{said}; the same command continues, finished runs are kept in {out}") from None
+    out.mkdir(parents=True, exist_ok=True)
+    # Two at work in one run would write over each other, and take each other's for one that was interrupted.
+    with locked(out, f"another process reproduces into {out}; wait for its end, or choose another --out."):
+        others = _others(paper, asked, scale, overrides, root, out, count)
+        shown = plan(paper, scale=scale, rows=[*asked, *others], overrides=overrides)
+        results = [Result(row) for row in shown]
+        for result in results:
+            for fold in range(count) if result.row.name in asked else others[result.row.name]:
+                _keep(result, fold, _folder(out, result.row, fold))
+        folds_of = f"{count} of {planned[0].num_folds} folds"
+        console.print(f"{paper} at scale {scale}: {len(planned)} rows, {folds_of}, in {out}")
+        if others:
+            console.print(f"in the table too, trained before: {', '.join(others)}")
+        write_tables(paper, results, root, out, scale, count)  # all that is finished, wherever this is stopped
+        try:
+            for fold in range(count):
+                for result in results:
+                    if result.row.name in asked:
+                        _run(result, fold, root, _folder(out, result.row, fold), console)
+                        write_tables(paper, results, root, out, scale, count)
+        except Interrupted as stopped:
+            said = str(stopped).partition(";")[0]
+            raise Interrupted(f"{said}; the same command continues, finished runs are kept in {out}") from None
     return results
 
 
@@ -123,8 +129,12 @@ def _check_data(row: Row, root: Path, folds: int) -> None:
             f"{paper.key} has the classes {', '.join(sorted(paper.classes))}; {root} has "
             f"{', '.join(folder.class_names)}: it is not the paper's data set."
         )
-    for fold in range(folds):
-        datasets.split_of(row.fold(fold), folder, root)
+    splits = [datasets.split_of(row.fold(fold), folder, root) for fold in range(folds)]
+    if len({split.val for split, _ in splits}) < folds:
+        raise ConfigError(
+            f"{root} tells one split for the {folds} folds, {splits[0][1]}: their runs would be the same; "
+            "add --folds 1."
+        )
 
 
 def _check_kept(recipe: Recipe, root: Path, folder: Path) -> None:
@@ -213,14 +223,17 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}. Remove {folder} to train it again.") from error
+    if not isinstance(found, dict) or not isinstance(found.get("tasks"), dict):
+        raise RunError(f'{path} is damaged: it has no "tasks". Remove {folder} to train it again.')
+    return found
 
 
 def _train(recipe: Recipe, root: Path, folder: Path, console: Console) -> dict[str, Any]:
     if (folder / "config.toml").is_file():
-        if (folder / "checkpoints" / "last").is_dir():
+        if checkpoint.exists(folder / "checkpoints" / "last"):
             return commands.resume(folder, console=console)
         shutil.rmtree(folder)  # it was stopped before its first checkpoint
     return commands.train(recipe, root, folder, console=console)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from typing import Any
 
 TEST = "test."  # before a metric of the test images
@@ -18,12 +19,19 @@ class Score:
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.values)
+        """Not finite where a value is not: a run that diverged shows."""
+        return statistics.fmean(self.values) if self._finite else sum(self.values)
 
     @property
     def std(self) -> float | None:
         """The sample standard deviation (n - 1); None of a single fold."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        if len(self.values) < 2:
+            return None
+        return statistics.stdev(self.values) if self._finite else nan  # which `statistics` fails on
+
+    @property
+    def _finite(self) -> bool:
+        return all(map(isfinite, self.values))
 
 
 def metric(summary: Mapping[str, Any], key: str) -> float | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..run_folder import environment
 from ..whole_files import write_whole
-from .scores import TEST, Score, delta_m, over_folds
+from .scores import TEST, Score, delta_m, metric, over_folds
 
 if TYPE_CHECKING:
     from .reproduction import Result
@@ -29,10 +29,11 @@ class Cell:
     ours: Score | None
 
 
-def cell(result: Result, key: str) -> Cell:
-    """What the paper and our runs have for a metric."""
+def cell(result: Result, key: str, folds: Collection[int] | None = None) -> Cell:
+    """What the paper and our runs have for a metric; our runs of `folds`, of all if None."""
     paper = result.row.published.paper
-    ours = over_folds([result.summaries[fold] for fold in sorted(result.summaries)], key)
+    chosen = [fold for fold in sorted(result.summaries) if folds is None or fold in folds]
+    ours = over_folds([result.summaries[fold] for fold in chosen], key)
     return Cell(paper.figures.get(key), paper.spreads.get(key), ours)
 
 
@@ -73,7 +74,7 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
         f"{where['packages']['torch']}, commit {where['commit'] or 'unknown'}.",
         results[0].row.published.paper.caption.strip(),
         f"Ours are means ± standard deviations (n - 1) over folds, of {_judged(results)}; metrics that begin with test "
-        "are of images that chose nothing.",
+        "are of images that chose nothing. (1 of 3): of the runs that have the metric, where some have not.",
     ]
     changed = _changes(results)
     if changed:
@@ -107,7 +108,7 @@ def _main(results: Sequence[Result]) -> str:
         heads += ["Δm%, paper", "Δm%, ours over the paper's baselines", "Δm%, ours over our baselines"]
     rows = []
     for result in results:
-        row = [_title(result), *(text for key in keys for text in _both(cell(result, key)))]
+        row = [_title(result), *(text for key in keys for text in _both(cell(result, key), len(result.summaries)))]
         if gains:
             row += [_number(gain) for gain in gains[result.row.name]]
         rows.append([*row, _runs(result)])
@@ -119,28 +120,48 @@ def gains_of(results: Sequence[Result]) -> dict[str, tuple[float | None, float |
 
     Rows without all of the metrics have None; empty for papers without baselines.
     """
-    paper = results[0].row.published.paper
-    if not paper.baselines:
+    baselines = results[0].row.published.paper.baselines
+    if not baselines:
         return {}
-    by_name = {result.row.name: result for result in results}
-    own = {
-        key: base.mean
-        for key, row in paper.baseline_rows.items()
-        if row in by_name and (base := cell(by_name[row], key).ours) is not None and base.mean
-    }
     return {
-        name: (
+        result.row.name: (
             result.row.published.paper.figures.get(GAIN),
-            _gain(result, paper.baselines),
-            _gain(result, own) if len(own) == len(paper.baselines) else None,
+            _gain(result, baselines),
+            _gain_over_own(result, results),
         )
-        for name, result in by_name.items()
+        for result in results
     }
 
 
-def _gain(result: Result, baselines: Mapping[str, float]) -> float | None:
-    means = {key: score.mean for key in baselines if (score := cell(result, key).ours) is not None}
+def _gain(result: Result, baselines: Mapping[str, float], folds: Collection[int] | None = None) -> float | None:
+    means = {key: score.mean for key in baselines if (score := cell(result, key, folds).ours) is not None}
     return delta_m(means, baselines) if len(means) == len(baselines) else None
+
+
+def _gain_over_own(result: Result, results: Sequence[Result]) -> float | None:
+    """Over the folds that the row and our baseline rows have all: folds differ by more than rows do."""
+    rows = _own_baselines(results)
+    folds = _common_folds(result, rows)
+    own = {key: base.mean for key, row in rows.items() if (base := cell(row, key, folds).ours) is not None}
+    return _gain(result, own, folds) if own and all(own.values()) else None
+
+
+def _own_baselines(results: Sequence[Result]) -> dict[str, Result]:
+    """Metric -> our row that it is compared with; empty where one of them is not among the rows."""
+    paper, by_name = results[0].row.published.paper, {result.row.name: result for result in results}
+    rows = {key: by_name[row] for key, row in paper.baseline_rows.items() if row in by_name}
+    return rows if rows.keys() == paper.baselines.keys() else {}
+
+
+def _common_folds(result: Result, baselines: Mapping[str, Result]) -> list[int]:
+    return [
+        fold
+        for fold, found in result.summaries.items()
+        if all(
+            metric(found, key) is not None and metric(row.summaries.get(fold, {}), key) is not None
+            for key, row in baselines.items()
+        )
+    ]
 
 
 def _per_class(results: Sequence[Result]) -> list[str]:
@@ -155,7 +176,7 @@ def _per_class(results: Sequence[Result]) -> list[str]:
         rows = []
         for result in results:
             for who, place in (("paper", 0), ("ours", 1)):
-                texts = [_both(cell(result, key))[place] for key in members]
+                texts = [_both(cell(result, key), len(result.summaries))[place] for key in members]
                 if any(texts):
                     rows.append([f"{_title(result)}, {who}", *texts])
         cited = results[0].row.published.paper.cited
@@ -184,17 +205,21 @@ def table_csv(results: Sequence[Result], scale: str) -> str:
                 lines.writerow([*here, key, one.published, one.spread, *ours])
         published, over_published, over_own = gains.get(result.row.name, (None, None, None))
         for key, value in ((GAIN, over_published), (f"{GAIN}_over_our_baselines", over_own)):
+            folds = len(result.summaries) if key == GAIN else len(_common_folds(result, _own_baselines(results)))
             if published is not None or value is not None:
-                lines.writerow([*here, key, published, "", value, "", len(result.summaries)])
+                lines.writerow([*here, key, published, "", value, "", folds])
     return text.getvalue()
 
 
-def _both(one: Cell) -> tuple[str, str]:
+def _both(one: Cell, runs: int) -> tuple[str, str]:
+    """The published text and ours, which says of how many of the `runs` it is where some lack the metric."""
     published = "" if one.published is None else f"{one.published:g}"
     published += "" if one.spread is None else f" ± {one.spread:g}"
     if one.ours is None:
         return published, ""
-    return published, _number(one.ours.mean) + ("" if one.ours.std is None else f" ± {one.ours.std:.3f}")
+    ours = _number(one.ours.mean) + ("" if one.ours.std is None else f" ± {one.ours.std:.3f}")
+    has = len(one.ours.values)
+    return published, ours if has == runs else f"{ours} ({has} of {runs})"
 
 
 def _runs(result: Result) -> str:
