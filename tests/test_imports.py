@@ -67,7 +67,7 @@ ALLOWED = {
     "slide_maps": {"data", "predict", "stitching"},
     "predict_slides": {"data", "predict", "protocols", "run_folder", "slide_maps", "whole_files"},
     "evaluation": {"data", "metrics", "protocols", "whole_files"},
-    "datasets": {"config", "data", "names", "protocols"},
+    "datasets": {"config", "data", "names", "protocols", "tasks"},
     "staining": {"config", "data", "names", "world"},
     "analyses": {"build", "config", "data", "protocols", "run_folder", "whole_files"},
     "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols", "world"},

@@ -16,7 +16,7 @@ An empty cell means that nobody labelled the sample for that task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +45,7 @@ class ManifestOptions:
     Attributes:
         columns: column -> kind, where inferring it (`fastmtl.data.columns.infer_kind`) would be wrong.
         classes: label column -> its classes in order; sorted where they are not given.
+        labels: columns that hold labels where nothing else is told of them: a task learns classes from them.
         root: folder that no path may leave; None is the manifest's own.
         patient: finds the patient in a file's name where no column says it, see `group_of`.
         grid: how whole slides are cut.
@@ -53,6 +54,7 @@ class ManifestOptions:
 
     columns: Mapping[str, str] | None = None
     classes: Mapping[str, Sequence[str]] | None = None
+    labels: Collection[str] = ()
     root: Path | None = None
     patient: str = PATIENT
     grid: GridOptions = field(default_factory=GridOptions)
@@ -212,7 +214,7 @@ class _Reader:
         told = dict(self.options.columns or {}).get(name)
         if told is not None and told not in KINDS:
             raise ValueError(f"the kind of column {name!r} must be one of {', '.join(KINDS)}; got {told!r}")
-        if name in (self.options.classes or {}) and told is None:
+        if told is None and (name in (self.options.classes or {}) or name in self.options.labels):
             told = "label"
         if told is not None:
             return cast(Kind, told)
