@@ -112,6 +112,11 @@ def _explain(error: RuntimeError) -> None:
             "A compiled model frees its buffers in the first of several backwards. Before compiling it set "
             "torch._functorch.config.donated_buffer = False."
         )
+    elif "mark a variable ready only once" in str(error):
+        error.add_note(
+            "DistributedDataParallel averages gradients once a step, and this balancer makes several backwards. Give "
+            "the wrapper itself to balancer.distribute(...), not the module inside: that switches its averaging off."
+        )
     elif "backward through the graph a second time" in str(error):
         error.add_note(
             "The balancer makes all backwards of a step itself. Leave out `loss.backward()`, and compute the losses "
