@@ -207,8 +207,8 @@ class Overlap(torchmetrics.Metric):
 
 
 class RSquared(torchmetrics.Metric):
-    """R^2 = 1 - sum of squared errors / sum of squared deviations from the targets' mean; of [B, size] the mean over the
-    columns that vary.
+    """R^2 = 1 - sum of squared errors / sum of squared deviations of the targets from their mean; of [B, size] the mean
+    over the columns that vary.
 
     Args:
         size: numbers a sample.

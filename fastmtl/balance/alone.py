@@ -35,7 +35,7 @@ class Alone:
         if self._meant or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return
         raise RuntimeError(
-            f"this balancer was not distributed and sees {dist.get_world_size()} ranks, whose models would drift apart. "
+            f"this balancer sees {dist.get_world_size()} ranks and was not distributed: models would drift apart. "
             "Call balancer.distribute(model) on every rank, with the DistributedDataParallel wrapper where there is "
             "one; or balancer.distribute(None) if each rank is to work on its own gradients."
         )

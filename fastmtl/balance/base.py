@@ -17,6 +17,7 @@ from torch import Tensor
 from fastmtl import ops
 from fastmtl.ops.gram import MAX_TASKS
 
+from ._buffers import still_buffers
 from .arena import GradientArena, as_list
 from .exact import Sequential, Strategy
 from .strategies import create_strategy
@@ -106,6 +107,7 @@ class GradientBalancer(WeightedBalancer):
         finally:
             self._take_rows = None
 
+    @still_buffers()
     def backward(
         self,
         losses: Mapping[str, Tensor],

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ._autograd import backward, weighted_sum
+from ._buffers import still_buffers
 from .weighted import WeightedBalancer, check_scale, values
 
 
 class LossBalancer(WeightedBalancer):
     """Base of the methods that weigh the losses: one backward of the weighted sum."""
 
+    @still_buffers()
     def backward(
         self,
         losses: Mapping[str, Tensor],
