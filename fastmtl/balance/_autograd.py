@@ -114,8 +114,8 @@ def _explain(error: RuntimeError) -> None:
         )
     elif "mark a variable ready only once" in str(error):
         error.add_note(
-            "DistributedDataParallel averages gradients once a step, and this balancer makes several backwards. Give "
-            "the wrapper itself to balancer.distribute(...), not the module inside: that switches its averaging off."
+            "DistributedDataParallel averages gradients once a step, and a balancer makes several backwards. Call "
+            "balancer.distribute(model) after wrapping: it averages in the wrapper's place."
         )
     elif "backward through the graph a second time" in str(error):
         error.add_note(

@@ -36,8 +36,8 @@ class Alone:
             return
         raise RuntimeError(
             f"this balancer sees {dist.get_world_size()} ranks and was not distributed: models would drift apart. "
-            "Call balancer.distribute(model) on every rank, with the DistributedDataParallel wrapper where there is "
-            "one; or balancer.distribute(None) if each rank is to work on its own gradients."
+            "Call balancer.distribute(model) on every rank, after wrapping it in DistributedDataParallel if that is "
+            "done; or balancer.distribute(None) if each rank is to work on its own gradients."
         )
 
     def abort(self) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fastmtl import ops
 from fastmtl.ops.gram import MAX_TASKS
+from fastmtl.replay import still_buffers
 
-from ._buffers import still_buffers
 from .arena import GradientArena, as_list
 from .exact import Sequential, Strategy
 from .strategies import create_strategy

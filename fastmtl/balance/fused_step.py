@@ -12,8 +12,8 @@ from torch.amp.grad_scaler import GradScaler, OptState
 
 from fastmtl.ops import _fused_step as kernel
 from fastmtl.ops._backends import check_backend
+from fastmtl.replay import still_buffers
 
-from ._buffers import still_buffers
 from ._optimizer import StepGuard, read_groups, same_order, state_of, unsupported
 from .base import GradientBalancer, Rows
 from .weighted import values

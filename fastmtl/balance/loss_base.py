@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from fastmtl.replay import still_buffers
+
 from ._autograd import backward, weighted_sum
-from ._buffers import still_buffers
 from .weighted import WeightedBalancer, check_scale, values
 
 

@@ -12,7 +12,7 @@ from ._backends import FLOATING
 # A kernel gets the place of a name in these: the orders are those of the enums in csrc.
 EMPTY = ("one", "zero", "skip")
 REDUCTIONS = ("none", "mean", "sum")
-_ROUNDING = 0.01  # of a target: what interpolation and half precision may add to 1; as in csrc/planes.cpp
+ROUNDING = 0.01  # of a target: what interpolation and half precision may add to 1; as in csrc/planes.cpp
 _LARGEST = sys.float_info.max
 TARGETS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, *FLOATING)
 
@@ -120,9 +120,9 @@ def unit(target: Tensor, mask: Tensor | None, name: str = "target") -> None:
     if seen.is_floating_point():
         seen = torch.where(seen.isnan(), 0, seen)  # the loss says it
     low, high = (end.item() for end in seen.aminmax())
-    if low < -_ROUNDING:
+    if low < -ROUNDING:
         raise ValueError(f"`{name}` must lie in 0 to 1; got {low:g}. What has no label goes into `mask`: {name} >= 0.")
-    if high > 1 + _ROUNDING:
+    if high > 1 + ROUNDING:
         advice = (
             f"Turn a 0/255 mask into 0/1: {name} > 127." if high > 127 else f"Of class numbers take one: {name} == 1."
         )
@@ -137,7 +137,7 @@ def unit_or_nan(target: Tensor, mask: Tensor | None) -> Tensor:
     if target.dtype == torch.bool:
         return target
     values = target.to(torch.promote_types(target.dtype, torch.float32))
-    return torch.where((values - 0.5).abs() > 0.5 + _ROUNDING, torch.nan, values)
+    return torch.where((values - 0.5).abs() > 0.5 + ROUNDING, torch.nan, values)
 
 
 def may_look(tensor: Tensor) -> bool:
