@@ -227,8 +227,8 @@ class RSquared(torchmetrics.Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add numbers [B] or [B, size]."""
-        found, wanted = (values.double().reshape(len(values), -1) for values in (preds, target))
-        if len(wanted):
+        if len(target):
+            found, wanted = (values.double().reshape(len(values), -1) for values in (preds, target))
             mean = wanted.mean(0)
             squares = [(wanted - mean).square().sum(0), (wanted - found).square().sum(0)]
             batch = torch.stack([torch.full_like(mean, len(wanted)), mean, *squares])

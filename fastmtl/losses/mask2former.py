@@ -37,13 +37,13 @@ def pad_targets(labels: Sequence[Tensor], masks: Sequence[Tensor]) -> Targets:
         for name, value in (("labels", label), ("masks", mask)):
             if not isinstance(value, Tensor):
                 raise TypeError(f"`{name}[{sample}]` must be a Tensor; got {type(value).__name__}.")
-        if label.numel() and label.dtype not in _INTEGERS:
-            raise ValueError(f"`labels[{sample}]` must be integers; got {names((label.dtype,))}.")
         if label.dim() != 1 or mask.dim() != 3 or label.shape[0] != mask.shape[0]:
             raise ValueError(
                 f"`labels` must hold [t] and `masks` [t, h, w] for each sample; "
                 f"got {list(label.shape)} and {list(mask.shape)} for sample {sample}."
             )
+        if label.numel() and label.dtype not in _INTEGERS:
+            raise ValueError(f"`labels[{sample}]` must be integers; got {names((label.dtype,))}.")
     counts = [label.shape[0] for label in labels]
     most = max(counts)
     height, width = (max(mask.shape[dim] for mask in masks) for dim in (1, 2))
