@@ -45,11 +45,30 @@ class _Job:
     world: World
     console: Console
 
-    def read(self, part: data.Dataset, *, train: bool = False, world: World | None = None) -> data.TileLoader:
-        """Batches of it; with `world` this rank's share of them."""
-        return build.build_loader(
-            self.recipe, part, self.tasks, train=train, device=self.device, world=world, stain=self.stain
+    def read(self, part: data.Dataset, world: World | None = None, **options: bool) -> data.TileLoader:
+        """Batches of it; with `world` this rank's share of them. `options` as of `build.build_loader`."""
+        where: dict[str, Any] = {"device": self.device, "world": world, "stain": self.stain}
+        return build.build_loader(self.recipe, part, self.tasks, **{"train": False} | where | options)
+
+    def training_batches(self) -> data.TileLoader:
+        """This rank's, without a last batch of one image where the network cannot be trained on that.
+
+        Raises:
+            ConfigError: there is no other batch.
+        """
+        loader = self.read(self.splits.train, self.world, train=True)
+        name, one = self.recipe.model["name"], "a batch of one image leaves BatchNorm of {} one value a channel"
+        if not loader.ends_with_one or build.takes_one_image(self.recipe, self.model, len(self.tasks), self.device):
+            return loader
+        loader.close()
+        if self.recipe.data.batch_size == 1 or len(loader) == 1:
+            found = "data.batch_size is 1" if self.recipe.data.batch_size == 1 else "there is one image to train on"
+            raise ConfigError(f"recipe {self.recipe.name}: {found}, and {one.format(name)}; it takes two or more.")
+        self.console.print(
+            f"note: {one.format(name)}, and each epoch would end with one: that image, another each epoch, is left out "
+            f"(data.batch_size = {self.recipe.data.batch_size})"
         )
+        return self.read(self.splits.train, self.world, train=True, drop_single=True)
 
 
 def run(
@@ -62,8 +81,8 @@ def run(
     device = build.device_of(recipe.training.device, world.local_rank)
     with world.together(device):
         job = _prepare(recipe, root, world.tell(out), split_file, device, world, resumed=resumed, console=console)
-        loader = job.read(job.splits.train, train=True, world=world)
-        validation = job.read(job.splits.validation, world=world)
+        loader = job.training_batches()
+        validation = job.read(job.splits.validation, world)
         _train(job, loader, validation, resumed=resumed)
         if world.size > 1:  # each rank had a part of the images; rank 0 looks at all of them, alone
             validation.close()

@@ -30,7 +30,7 @@ ALLOWED = {
     "extras": {"errors"},
     "ops": {"errors", "reference", "kernels", "_C"},
     "losses": {"ops"},
-    "balance": {"names", "ops", "world"},
+    "balance": {"names", "ops", "replay", "world"},
     "data": {"errors", "kernels", "names", "ops", "protocols", "extras", "whole_files"},
     "tasks": {"losses", "metrics", "models", "names", "protocols"},
     "run_folder": {"config", "errors", "whole_files"},
@@ -38,7 +38,7 @@ ALLOWED = {
     "world": {"errors"},
     "inference": {"protocols", "world"},
     "update": {"protocols"},
-    "watching": {"config", "ops"},
+    "watching": {"config", "ops", "replay"},
     "averaging": set(),
     "schedule": {"config"},
     "trainer": {
