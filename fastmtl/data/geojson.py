@@ -120,7 +120,7 @@ class _Reader:
         elif kind in _PASSED_OVER:
             self._passed[kind] += 1
         else:
-            found = reprlib.repr(content)
+            found = _short(content)
             raise ValueError(f"{self._file} is not GeoJSON: expected an object with a GeoJSON `type`; found {found}")
 
     def notes(self) -> Iterator[str]:
@@ -184,7 +184,7 @@ def _ring(positions: Any) -> NDArray[np.float64]:
     except (ValueError, TypeError, KeyError):
         points = np.array(None)
     if positions and (points.dtype.kind not in "iuf" or points.ndim != 2 or points.shape[1] < 2):
-        raise ValueError(f"cannot be read: expected positions [x, y], numbers; found {reprlib.repr(positions)}")
+        raise ValueError(f"cannot be read: expected positions [x, y], numbers; found {_short(positions)}")
     if 0 < len(positions) < 3:
         raise ValueError(f"cannot be read: a ring has 3 points or more; found {len(positions)}")
     points = points.reshape(len(positions), -1)[:, :2].astype(np.float64)
@@ -197,7 +197,7 @@ def _ring(positions: Any) -> NDArray[np.float64]:
 
 def _items(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"cannot be read: expected a list of {what}; found {reprlib.repr(value)}")
+        raise ValueError(f"cannot be read: expected a list of {what}; found {_short(value)}")
     return value
 
 
@@ -227,6 +227,10 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return "" if value is None or isinstance(value, list | dict) else str(value).strip()
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(value)[:80]
 
 
 def _counted(counts: Counter[str]) -> str:

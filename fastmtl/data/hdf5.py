@@ -23,7 +23,8 @@ def open_array(file: Path, key: str) -> Iterator[Any]:
     """
     h5py = require("h5py", "reading HDF5 files", "wsi")
     if not file.is_file():
-        raise ValueError(f"{file} {'is not a file' if file.exists() else 'does not exist'}")
+        reason = "not a file" if file.exists() else "it does not exist"
+        raise ValueError(f"{file} cannot be read as HDF5: {reason}")
     try:
         with h5py.File(file, "r") as content:
             array = _find(content, key, file, h5py)

@@ -220,12 +220,12 @@ def _read_json(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
     for key in (*keys, "test", "test_patients"):
         strange = next((one for one in _listed(content, key, path) if not isinstance(one, str)), None)
         if strange is not None:
-            raise ValueError(f"{path}: {key} must hold names in quotes; got {reprlib.repr(strange)}")
+            raise ValueError(f"{path}: {key} must hold names in quotes; got {reprlib.repr(strange)[:80]}")
     return content
 
 
 def _listed(content: dict, key: str, path: str | Path) -> list:
     listed = content.get(key, [])
     if not isinstance(listed, list):
-        raise ValueError(f"{path}: {key} must be a list; got {reprlib.repr(listed)}")
+        raise ValueError(f"{path}: {key} must be a list; got {reprlib.repr(listed)[:80]}")
     return listed
