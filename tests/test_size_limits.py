@@ -87,6 +87,22 @@ def test_the_limit_of_a_check_holds_for_what_is_drawn(tmp_path: Path):
         assert problems[-1].reason == "declares 16x16 pixels, more than 100"
 
 
+def test_training_sets_files_aside_that_declare_too_much(tmp_path: Path):
+    png = png_that_declares(tmp_path / "bomb.png", SIDE)
+    jpg = write_image(tmp_path / "bomb.jpg", random_pixels(0, 16))
+    content = bytearray(jpg.read_bytes())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", SIDE, SIDE)
+    jpg.write_bytes(content)
+    sound = write_image(tmp_path / "sound.png", random_pixels(0, 16))
+    tiles = [data.Tile(path.name, path, None, None, "p") for path in (png, jpg, sound)]
+    reading = data.TileLoader(tiles, targets={"group": "none"}, size=16, batch_size=3, max_damaged=0.9)
+    assert [batch.ids for batch in reading] == [["sound.png"]]
+    assert all("declares 60000x60000" in entry["reason"] for entry in reading.quarantine)
+    assert len(reading.quarantine) == 2
+    reading.close()
+
+
 def test_many_channels_and_large_chunks_are_refused(huge: dict, tmp_path: Path):
     with pytest.raises(ValueError, match="600x600 pixels of 4000 channels"):
         ArrayRow(tmp_path / "a.h5", "many", 0).draw()
@@ -260,6 +276,17 @@ def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path, text: str):
     (tmp_path / "set" / "m.csv").write_text(f"image,label\n{text},a\n")
     with pytest.raises(ValueError, match=r"line 2: .*lies outside the data root"):
         data.read_manifest(tmp_path / "set" / "m.csv")
+
+
+def test_numbers_in_cells_that_no_picture_has(tmp_path: Path):
+    write_image(tmp_path / "tile.png", random_pixels(0, 16))
+    for cell in ("rle:" + "9" * 5000 + "x9:1 3", "rle:1x2x3:1 3"):
+        (tmp_path / "m.csv").write_text(f"image,mask\ntile.png,{cell}\n")
+        with pytest.raises(ValueError, match="line 2: a run-length code reads rle:HEIGHTxWIDTH"):
+            data.read_manifest(tmp_path / "m.csv", data.ManifestOptions(columns={"mask": "picture"}))
+    tile = data.Tile("a", tmp_path / "tile.png", ArrayRow(tmp_path / "a.h5", "masks", 0, 1e-7), None, "p")
+    data.write_manifest(data.Dataset(tmp_path, (), (tile,)), tmp_path / "again.csv")
+    assert data.read_manifest(tmp_path / "again.csv").tiles[0].mask == tile.mask
 
 
 def test_a_table_of_a_published_set_names_nothing_outside_it(tmp_path: Path):
