@@ -27,8 +27,8 @@ from .tiles import IMAGE_SUFFIXES
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".jp2", ".dcm"}
 )
-_RUNS = re.compile(r"rle(-column)?:(\d+)x(\d+):([\d\s]*)")
-_ROW = re.compile(r"(.+\.(?:h5|hdf5))#(.+)/(\d+)(?:\*([\d.]+))?", re.IGNORECASE)
+_RUNS = re.compile(r"rle(-column)?:(\d{1,9})x(\d{1,9}):([\d\s]*)")
+_ROW = re.compile(r"(.+\.(?:h5|hdf5))#(.+)/(\d{1,12})(?:\*(\d+(?:\.\d+)?(?:e[-+]?\d+)?))?", re.IGNORECASE)
 _STRETCHED = re.compile(rf"({'|'.join(PREPROCESSING)}):(.+)")
 
 
@@ -50,6 +50,8 @@ class PathRule:
         Raises:
             ValueError: it lies outside `root`. Links are not followed: what stands inside the root was put there.
         """
+        if "\0" in text:
+            raise ValueError(f"{place}: {text!r} is no path: it holds a zero byte")
         if "\\" in text and "/" not in text:  # written on Windows
             text = text.replace("\\", "/")
         path = Path(os.path.normpath(self.folder / text))

@@ -17,11 +17,9 @@ from typing import Any, Literal
 from ..extras import require
 from .dataset import Dataset, Picture, Problem, Region, Tile
 from .pictures import file_of, read_encoded, upright_size
+from .sizes import MAX_PIXELS, check_pixels
 from .slide_rows import opened
 from .slides import jpeg
-
-MAX_PIXELS = 2**26
-"""Tiles of more pixels than this are refused unread: 8192 x 8192, a decompression bomb or a whole slide."""
 
 _FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}
 # DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
@@ -119,7 +117,9 @@ def _check_picture(
         if isinstance(picture, Region):
             _check_region(picture, max_pixels)
             return picture.width, picture.height
+        check_pixels(getattr(picture, "width", 0), getattr(picture, "height", 0), max_pixels=max_pixels)
         pixels = picture.draw()
+        check_pixels(pixels.shape[1], pixels.shape[0], max_pixels=max_pixels)
         return pixels.shape[1], pixels.shape[0]
     except ImportError:  # the file is fine, a package is missing
         raise
@@ -170,8 +170,7 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
 
 def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tuple[int, int]:
     width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"declares {width}x{height} pixels, more than {max_pixels:,}")
+    check_pixels(width, height, max_pixels=max_pixels)
     if image.format not in _FORMATS:
         raise ValueError(f"holds a {image.format} image; convert it to PNG or JPEG")
     if image.format == "TIFF" and image.info.get("compression") not in _TIFF_COMPRESSIONS:

@@ -243,7 +243,7 @@ class _Reader:
                 )
 
     def _notices(self, tiles: Sequence[Tile]) -> tuple[Problem, ...]:
-        from .outside import polygons_off_slides
+        from .outside import polygon_notices
 
         text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
         notices = [Problem(self.table.path, cells_of.why_text(name, self.column[name])) for name in text]
@@ -255,7 +255,7 @@ class _Reader:
         ]
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
         notices += self.odd
-        return (*notices, *polygons_off_slides(tiles))
+        return (*notices, *polygon_notices(tiles))
 
     def _no_tile(self, slide: Path) -> str:
         grid = self.options.grid

@@ -32,6 +32,8 @@ def read(root: Path) -> Dataset:
     classes = {"organ": _names(rows, "organ"), "source": _names(rows, "data_source")}
     tiles, problems = [], []
     for place, row in rows:
+        if Path(row["id"]).name != row["id"]:
+            raise ValueError(f"{place}: id must be the name of an image in train_images; got {row['id']!r}")
         file = root / "train_images" / f"{row['id']}.tiff"
         if not file.is_file():
             problems.append(Problem(file, f"named in {place}, and not there"))

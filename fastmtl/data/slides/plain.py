@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ...extras import require
+from ..sizes import MAX_PIXELS as MAX_PIECE_PIXELS
 from .errors import SlideError
 from .raster import Encoding, Layout, Raster, levels_of
-from .tiff import MAX_PIECE_PIXELS
 
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "plain png",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...extras import require
+from ..sizes import MAX_PIXELS as MAX_PIECE_PIXELS
 from . import jpeg, tiff_words
 from .codecs import JPEG2000_YCBCR, TIFF_CODECS
 from .errors import SlideError
@@ -17,9 +18,6 @@ from .raster import Encoding, Layout, Raster, levels_of
 
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """First bytes of TIFF and BigTIFF, little and big endian."""
-
-MAX_PIECE_PIXELS = 2**26
-"""What is decoded in one piece has at most so many pixels, 8192 x 8192: a tile, a strip, a whole PNG."""
 
 _COLOURS = {0: "inverted", 1: "grey", 2: "rgb", 3: "palette", 6: "ycbcr"}
 _SAMPLES = {"inverted": (1, 2), "grey": (1, 2), "rgb": (3, 4), "palette": (1,), "ycbcr": (3,)}
