@@ -36,6 +36,7 @@ class SlideCut:
         offset: (x, y) of the map's corner, level-0 pixels: below one pixel of the map, and 0 where scanning began at
             the slide's corner.
         mpp: micrometres per pixel of the map; None where the slide does not say.
+        mpp_source: what said the slide's, see `Slide`.
         tissue: share of what was scanned that is tissue, 0..1.
         problems: what is odd about the file.
     """
@@ -51,27 +52,31 @@ class SlideCut:
     downsample: float
     offset: tuple[float, float]
     mpp: float | None
+    mpp_source: str
     tissue: float
     problems: tuple[str, ...]
 
 
-def cut_slide(path: Path, name: str, options: GridOptions) -> SlideCut:
+def cut_slide(path: Path, name: str, options: GridOptions, mpp: float | None = None) -> SlideCut:
     """Cut a slide as training does.
 
     Args:
         path: the slide.
         name: what its tiles' ids begin with.
         options: see `GridOptions`.
+        mpp: micrometres per pixel of level 0, where a manifest says it.
 
     Raises:
-        SlideError: it cannot be opened, or not be cut so.
+        SlideError: it cannot be opened, was truncated, or cannot be cut so.
     """
     identity = identify(path)  # before anything is read: what changes from now on is seen later
     try:
-        slide = opened(path)
-        mpp, level = (options.mpp, None) if options.mpp else (None, 0)
+        slide = opened(path) if mpp is None else opened(path, mpp=mpp)
+        if slide.damage:
+            raise SlideError(path, slide.damage)
+        asked, level = (options.mpp, None) if options.mpp else (None, 0)
         side, overlap = options.tile_size, options.overlap
-        regions = grid(slide, side, mpp=mpp, level=level, overlap=overlap, min_tissue=options.min_tissue)
+        regions = grid(slide, side, mpp=asked, level=level, overlap=overlap, min_tissue=options.min_tissue)
     except SlideError:
         raise
     except ValueError as error:  # a slide that cannot be opened among them
@@ -101,6 +106,7 @@ def cut_slide(path: Path, name: str, options: GridOptions) -> SlideCut:
         downsample,
         (left - first[0] * downsample, top - first[1] * downsample),
         options.mpp or slide.mpp,
+        slide.mpp_source,
         float(slide.tissue_fraction(Region(path, left, top, width, height))),
         slide.problems,
     )

@@ -28,7 +28,7 @@ FOLDER = ".fastmtl"
 """Beside the slides, where their indexes are."""
 
 _HASHED = 2**16
-_PLAIN = ("reader", "vendor", "mpp", "mpp_source", "why_no_mpp", "magnification", "bounds", "lost", "problems")
+_PLAIN = ("reader", "vendor", "mpp", "mpp_source", "why_no_mpp", "magnification", "bounds", "damage", "problems")
 _folder: Path | None = None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 _MOST_OPEN = 128
 
@@ -21,9 +22,9 @@ class OpenFile:
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` is gone when the process ends
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            close(self.descriptor)
 
 
 class _OpenFiles:
@@ -31,7 +32,7 @@ class _OpenFiles:
 
     def __init__(self) -> None:
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
-        self._lock = Lock()
+        self._lock = RLock()  # a slide may be collected, and close, in a thread that opens another one
 
     def get(self, reader: object, path: Path) -> OpenFile:
         """The reader's file; OSError where it cannot be opened."""

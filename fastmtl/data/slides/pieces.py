@@ -103,11 +103,11 @@ class PieceReader:
             state: its bytes and time of change, nanoseconds, when it was scanned.
             layout: its levels.
         """
-        self._path, self._state, self._layout = path, state, layout
+        self._path, self._state, self._layout, self._files = path, state, layout, open_files
         self._heads: dict[Encoding, _Head] = {}
 
     def close(self) -> None:
-        open_files.close(self)
+        self._files.close(self)
 
     def __del__(self) -> None:
         self.close()
@@ -273,7 +273,7 @@ class PieceReader:
 
     def _open(self) -> OpenFile:
         try:
-            file = open_files.get(self, self._path)
+            file = self._files.get(self, self._path)
         except OSError as error:
             raise SlideError(self._path, f"cannot be opened: {error.strerror}") from error
         status = os.fstat(file.descriptor)  # a microsecond; raw and LZW tiles do not show that they moved

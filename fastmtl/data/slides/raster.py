@@ -125,7 +125,7 @@ class Layout:
         why_no_mpp: why `mpp` is None, in words, as among the problems; else "".
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of the scanned part, level-0 pixels.
-        lost: tiles of the levels that lie beyond the end of the file: it was truncated.
+        damage: why the file is damaged as a whole, as among the problems: it was truncated; else "".
         problems: what is odd about the file, in words.
     """
 
@@ -139,7 +139,7 @@ class Layout:
     why_no_mpp: str = ""
     magnification: float | None = None
     bounds: tuple[int, int, int, int] = (0, 0, 0, 0)
-    lost: int = 0
+    damage: str = ""
     problems: tuple[str, ...] = ()
 
 

@@ -74,7 +74,7 @@ class Slide:
         mpp_source: what said so: "given" (to `open_slide`), "description", "OME", "ImageJ", "resolution tags",
             "OpenSlide"; "" where nothing did.
         why_no_mpp: why `mpp` is None, in words; "" where it is known.
-        lost: tiles that lie beyond the end of the file: it was truncated.
+        damage: why it is damaged as a whole, in words: it was truncated; "" where it was not.
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of what was scanned, level-0 pixels.
         vendor: who wrote the file, as far as it says.
@@ -89,7 +89,7 @@ class Slide:
         self.mpp = own if mpp is None else mpp
         self.mpp_source = layout.mpp_source if mpp is None else "given"
         self.why_no_mpp = layout.why_no_mpp if self.mpp is None else ""
-        self.lost = layout.lost
+        self.damage = layout.damage
         self.magnification, self.bounds, self.vendor = layout.magnification, layout.bounds, layout.vendor
         self.problems = tuple(word for word in layout.problems if self.why_no_mpp or word != layout.why_no_mpp)
         if mpp and own and abs(math.log(mpp / own)) > math.log(1 + _OTHER_MPP):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def _scan(path: Path, file: Any, max_pixels: int) -> Layout:
     rasters = _distinct(rasters, problems)
     if vendor == "aperio":
         _spread_empty(rasters)
-    lost = _count_lost(rasters, file.filehandle.size, problems)
+    damage = _truncated(file, rasters)
     _tell_empty(rasters, problems)
     scale = _scale(file, main, vendor)
     turned = base.encoding.orientation >= 5
@@ -99,8 +100,8 @@ def _scan(path: Path, file: Any, max_pixels: int) -> Layout:
         why_no_mpp=scale.why_no_mpp,
         magnification=scale.magnification,
         bounds=(0, 0, *base.shown_size),
-        lost=lost,
-        problems=(*problems, *scale.said),
+        damage=damage,
+        problems=(*([damage] if damage else []), *problems, *scale.said),
     )
 
 
@@ -173,14 +174,17 @@ def _spread_empty(rasters: list[Raster]) -> None:
             rasters[number] = replace(raster, counts=counts)
 
 
-def _count_lost(rasters: list[Raster], size: int, problems: list[str]) -> int:
-    total = 0
+def _truncated(file: Any, rasters: list[Raster]) -> str:
+    """What of the levels, or of the list of pages, the file is too short for; "" where it is whole."""
+    size, found = file.filehandle.size, []
     for level, raster in enumerate(rasters):
-        lost = int(np.count_nonzero((raster.counts > 0) & (raster.counts > size - raster.offsets)))
-        if lost:
-            problems.append(f"truncated: {lost} of {raster.offsets.size} tiles of level {level} lie beyond its end")
-        total += lost
-    return total
+        if lost := int(np.count_nonzero((raster.counts > 0) & (raster.counts > size - raster.offsets))):
+            found.append(f"{lost} of {raster.offsets.size} tiles of level {level}")
+    file.filehandle.seek(file.pages.next_page_offset)  # where the last page says where the next one is
+    number = file.filehandle.read(file.tiff.offsetsize)
+    if len(number) == file.tiff.offsetsize and struct.unpack(file.tiff.offsetformat, number)[0] >= size:
+        found.append(f"the pages after the first {len(file.pages)}")
+    return f"truncated: {', '.join(found)} lie beyond its end; copy it again" if found else ""
 
 
 def _tell_empty(rasters: list[Raster], problems: list[str]) -> None:
