@@ -17,7 +17,7 @@ An empty cell means that nobody labelled the sample for that task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,12 +271,18 @@ class _Reader:
 
     def _passed_over(self) -> list[str]:
         """Cells that mean nothing where they stand."""
-        rows = [dict(zip(self.names, row, strict=True)) for row in self.table.rows]
-        images = [name for name in REGION if any(row.get("image") and row.get(name) for row in rows)]
-        said = [f"column {name!r} says something of slides alone: passed over on rows with an image" for name in images]
-        if any(row.get("slide") and row.get("level") and not is_region(row) for row in rows):
+        said = [
+            f"column {name!r} is of slides alone: passed over on rows with an image"
+            for name in REGION
+            if any(image and cell for image, cell in self._pairs("image", name))
+        ]
+        if "x" not in self.column and any(slide and level for slide, level in self._pairs("slide", "level")):
             said.append("column 'level' is of regions: passed over on whole slides, which data.mpp cuts")
         return said
+
+    def _pairs(self, one: str, other: str) -> Iterable[tuple[str, str]]:
+        """The cells of two columns, row by row; none where one of them is missing."""
+        return zip(self.column.get(one, ()), self.column.get(other, ()), strict=False)
 
     def _no_tile(self, slide: Path) -> str:
         grid = self.options.grid

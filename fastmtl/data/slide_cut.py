@@ -36,9 +36,9 @@ class SlideCut:
         offset: (x, y) of the map's corner, level-0 pixels: below one pixel of the map, and 0 where scanning began at
             the slide's corner.
         mpp: micrometres per pixel of the map; None where the slide does not say.
-        mpp_source: what said the slide's, see `Slide`.
         tissue: share of what was scanned that is tissue, 0..1.
         problems: what is odd about the file.
+        mpp_source: what said the slide's mpp, see `Slide`.
     """
 
     path: Path
@@ -52,9 +52,9 @@ class SlideCut:
     downsample: float
     offset: tuple[float, float]
     mpp: float | None
-    mpp_source: str
     tissue: float
     problems: tuple[str, ...]
+    mpp_source: str = ""
 
 
 def cut_slide(path: Path, name: str, options: GridOptions, mpp: float | None = None) -> SlideCut:
@@ -106,7 +106,7 @@ def cut_slide(path: Path, name: str, options: GridOptions, mpp: float | None = N
         downsample,
         (left - first[0] * downsample, top - first[1] * downsample),
         options.mpp or slide.mpp,
-        slide.mpp_source,
         float(slide.tissue_fraction(Region(path, left, top, width, height))),
         slide.problems,
+        slide.mpp_source,
     )

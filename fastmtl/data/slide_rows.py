@@ -45,8 +45,9 @@ def told_mpp(table: Table, rule: PathRule) -> dict[Path, float]:
     from .slides.scale import PLAUSIBLE_MPP
 
     low, high = PLAUSIBLE_MPP
-    lowered, found = [name.lower() for name in table.names], {}
-    for number, row in enumerate(table.rows):
+    lowered = [name.lower() for name in table.names]
+    found: dict[Path, float] = {}
+    for number, row in enumerate(table.rows if {"slide", "mpp"} <= set(lowered) else ()):
         cells, place = dict(zip(lowered, row, strict=True)), table.place(number)
         if not cells.get("slide") or not cells.get("mpp") or is_region(cells):
             continue

@@ -20,8 +20,6 @@ from .tiff_raster import raster_of
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """First bytes of TIFF and BigTIFF, little and big endian."""
 
-_REDUCED = 1
-
 
 class NotHereError(Exception):
     """The file is a TIFF of a vendor whose pages mean more than their tags say: OpenSlide knows."""
@@ -139,8 +137,9 @@ def _is_level(picture: Picture, raster: Raster, main: Picture, base: Raster) -> 
         return False
     if picture is main:
         return True
-    said, tiled = bool(picture.subfile & _REDUCED), picture.page.is_tiled
-    return tiled == main.page.is_tiled and (said or (tiled and picture.image < 0))  # another image of OME is no level
+    tiled = picture.page.is_tiled
+    told = picture.is_reduced or (tiled and picture.image < 0)  # another image of OME is no level
+    return tiled == main.page.is_tiled and told
 
 
 def _guessed_name(picture: Picture, main: Picture, vendor: str, same_view: bool) -> str:

@@ -45,6 +45,11 @@ class Picture:
         return self.page.imagewidth, self.page.imagelength
 
     @property
+    def is_reduced(self) -> bool:
+        """Whether it is said to be a picture of reduced resolution."""
+        return bool(self.subfile & _REDUCED)
+
+    @property
     def subfile(self) -> int:
         """NewSubfileType."""
         return int(self.page.tags.valueof(_SUBFILE, 0))
@@ -70,7 +75,6 @@ def pictures_of(file: Any, vendor: str) -> list[Picture]:
 def main_of(pictures: Sequence[Picture]) -> Picture:
     """The slide: the largest picture that is not named something else; a tiled one, if the first is tiled."""
     candidates = [one for one in pictures if not one.name] or list(pictures)
-    candidates = [one for one in candidates if not one.subfile & _REDUCED] or candidates
     if pictures[0].page.is_tiled:
         candidates = [one for one in candidates if one.page.is_tiled] or candidates
     return max(candidates, key=lambda one: prod(one.size))
@@ -80,7 +84,7 @@ def stacked_with(main: Picture, pictures: Sequence[Picture]) -> list[Picture]:
     """Other pictures of the same size and kind that nothing tells apart: colour planes, focal planes, times."""
 
     def kind(one: Picture) -> tuple[Any, ...]:
-        return one.size, one.page.samplesperpixel, one.page.is_tiled, one.name, one.subfile & _REDUCED
+        return one.size, one.page.samplesperpixel, one.page.is_tiled, one.name, one.is_reduced
 
     return [one for one in pictures if one is not main and kind(one) == kind(main)]
 
