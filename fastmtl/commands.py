@@ -165,6 +165,7 @@ def predict(
             read=trained.read,
             device=trained.device,
             dtype=trained.dtype,
+            mpp=slides.mpp,
             note=note,
         )
 

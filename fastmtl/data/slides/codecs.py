@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -133,6 +133,11 @@ def _to_rgb(samples: Pixels, encoding: Encoding) -> Pixels:
         image = require("PIL.Image", "decoding slides").fromarray(np.ascontiguousarray(pixels), "YCbCr")
         pixels = np.asarray(image.convert("RGB"))
     return pixels if alpha is None else _over_background(pixels, alpha, encoding.alpha == "premultiplied")
+
+
+def joined(planes: Sequence[Pixels], encoding: Encoding) -> Pixels:
+    """RGB uint8 [h, w, 3] of red, green, blue and perhaps alpha, each uint8 [h, w]."""
+    return _to_rgb(np.stack(planes, -1), encoding)
 
 
 def _over_background(pixels: Pixels, alpha: Pixels, premultiplied: bool) -> Pixels:
