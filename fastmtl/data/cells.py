@@ -88,7 +88,9 @@ class PathRule:
             names = self.names[home] = os.listdir(home) if home.is_dir() else []
         found = sorted(name for name in names if unicode_form(name) == unicode_form(path.name))
         if len(found) > 1:
-            raise ValueError(f"{place}: {tell_apart(home / found[0], home / found[1])} are both there; rename one")
+            raise ValueError(
+                f"{place}: {tell_apart(home / found[0], home / found[1])} are both there; rename or remove one"
+            )
         return home / (found[0] if found else path.name)
 
 

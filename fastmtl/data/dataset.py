@@ -127,11 +127,11 @@ class Dataset:
         return replace(self, tiles=tuple(tile for tile in self.tiles if tile.id in wanted))
 
 
-def with_one_spelling(dataset: Dataset, unit: str = "tiles") -> Dataset:
+def with_one_spelling(dataset: Dataset) -> Dataset:
     """The same tiles, each patient in one spelling; a notice says what was merged (see `identifiers`)."""
     groups = [tile.group for tile in dataset.tiles]
     chosen = one_spelling(groups)
-    notices = [Problem(dataset.root, reason) for reason in name_notices(groups, "patient", unit)]
+    notices = [Problem(dataset.root, reason) for reason in name_notices(groups, "patient", "tile")]
     fresh = [notice for notice in notices if notice not in dataset.problems]
     tiles = tuple(
         tile if chosen[tile.group] == tile.group else replace(tile, group=chosen[tile.group]) for tile in dataset.tiles

@@ -99,7 +99,7 @@ def one_spelling(names: Iterable[str]) -> dict[str, str]:
     for name in counts:
         spellings[identifier_key(name)].append(name)
     chosen = {
-        key: min(found, key=lambda name: (sample_key(name) != name, -counts[name], name))
+        key: min(found, key=lambda name: (identifier_key(name) != name.casefold(), -counts[name], name))
         for key, found in spellings.items()
     }
     return {name: chosen[identifier_key(name)] for name in counts}
@@ -111,12 +111,13 @@ def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
     Args:
         names: as written, one for each row or tile.
         what: they are, for example "patient".
-        unit: what has a name, "rows" or "tiles".
+        unit: what has a name, "row" or "tile".
     """
     counts = Counter(names)
+    number = {name: f"{count} {unit}{'s' * (count > 1)}" for name, count in counts.items()}
     chosen = one_spelling(counts.elements())
     merged = [
-        f"{what} {_shown(name, one)} ({counts[name]} {unit}) is taken for {_shown(one, name)} ({counts[one]} {unit})"
+        f"{what} {_shown(name, one)} ({number[name]}) is taken for {_shown(one, name)} ({number[one]})"
         for name, one in chosen.items()
         if name != one
     ]
@@ -124,7 +125,7 @@ def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
     for name in dict.fromkeys(chosen.values()):
         near[_near_key(name)].append(name)
     apart = [
-        f"{what} {_shown(name, first)} looks like {_shown(first, name)} and is kept apart; write both alike if one"
+        f"{what} {_shown(name, first)} looks like {_shown(first, name)} and is kept apart; write one name if it is one"
         for first, *others in near.values()
         for name in others
     ]
@@ -134,7 +135,7 @@ def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
         if _SHORTENED.fullmatch(clean_name(name))
     ]
     missing = [
-        f"{what} {name!r} ({counts[name]} {unit}) names nobody, and a split takes it for one {what}"
+        f"{what} {name!r} ({number[name]}) names nobody, and a split takes it for one {what}"
         for name in counts
         if says_missing(name)
     ]
@@ -194,16 +195,16 @@ def _is_invisible(letter: str) -> bool:
 
 
 def _near_key(name: str) -> str:
-    """The same for names that differ in leading zeros, dashes beside letters, or letters of another alphabet."""
-    name = identifier_key(name).translate(_LOOK_ALIKES)
+    """The same for names that differ in leading zeros, quotes, dashes beside letters, or another alphabet's letters."""
+    name = re.sub("['\"`]", "", identifier_key(name).translate(_LOOK_ALIKES))
     joined = re.sub(r"(?<!\d)[\s_./-]+|[\s_./-]+(?!\d)", "", name)
     return re.sub(r"(?<![\d.])0+(?=\d)", "", joined)
 
 
 def _shown(name: str, beside: str) -> str:
     """`name` in quotes, in escapes where `beside` would look the same."""
-    looks = (unicode_form(one.casefold()).translate(_LOOK_ALIKES) for one in (name, beside))
-    return repr(name) if len(set(looks)) > 1 else ascii(name)
+    looks = {identifier_key(one).translate(_LOOK_ALIKES) for one in (name, beside)}
+    return repr(name) if len(looks) > 1 else ascii(name)
 
 
 def _few(lines: list[str]) -> str:

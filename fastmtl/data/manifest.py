@@ -150,7 +150,7 @@ class _Reader:
         filled = [cell for cell in self.column[name] if cell]
         chosen = one_spelling(filled)
         self.column[name] = tuple(chosen.get(cell, cell) for cell in self.column[name])
-        return [Problem(self.table.path, reason) for reason in name_notices(filled, name, "rows")]
+        return [Problem(self.table.path, reason) for reason in name_notices(filled, name, "row")]
 
     def _tiles(self, row: int) -> list[Tile]:
         """One tile, or all of a whole slide's."""
@@ -158,7 +158,8 @@ class _Reader:
         cells = {name: column[row] for name, column in self.column.items() if column[row]}
         for column in ("id", "image", "slide", "mask", *_WHOM):
             if says_missing(cell := cells.get(column, "some")):
-                raise ValueError(f"{place}: {column} is {cell!r}, which names none; write it, or leave the cell empty")
+                cure = "tell whose it is" if column in _WHOM else "leave the cell empty where there is none"
+                raise ValueError(f"{place}: {column} is {cell!r}, which is no name; {cure}")
         if ("image" in cells) == ("slide" in cells):
             raise ValueError(f"{place}: a row needs an image or a slide, and not both")
         if "image" in cells:
@@ -268,7 +269,7 @@ class _Reader:
             if label.lower() in _SAYS_MISSING
         ]
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
-        notices += self.odd
+        notices += self.odd + _images_of_several(tiles, self.table.path)
         return (*notices, *polygons_off_slides(tiles))
 
     def _no_tile(self, slide: Path) -> str:
@@ -277,6 +278,17 @@ class _Reader:
             f"{slide.name} gives no tile of {grid.tile_size} pixels with {grid.min_tissue:.0%} tissue; lower "
             "data.min_tissue or data.tile_size where it has any"
         )
+
+
+def _images_of_several(tiles: Sequence[Tile], path: Path) -> list[Problem]:
+    """Images in rows of several patients; regions of one slide may be of several, as in tissue arrays."""
+    first: dict[Picture, Tile] = {}
+    twice = [
+        f"{tile.id} and {other.id} are one image, of {tile.group!r} and of {other.group!r}: it may be on two sides"
+        for tile in tiles
+        if not isinstance(tile.image, Region) and (other := first.setdefault(tile.image, tile)).group != tile.group
+    ]
+    return [Problem(path, reason) for reason in twice[:3]]
 
 
 def _is_slip(name: str, known: str) -> bool:
