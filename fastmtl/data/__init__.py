@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .folder import PREDICTED_WITH, without_predictions
     from .formats import detect_format, list_formats, read_dataset, register_format
     from .groups import with_groups
+    from .identifiers import identifier_key
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
     from .map_values import wrong_maps
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         load_groups,
         load_split,
         load_test_groups,
+        one_sided_classes,
         save_split,
         split_by_column,
         split_by_groups,
@@ -96,6 +98,7 @@ _HOME = {
     "read_dataset": "formats",
     "register_format": "formats",
     "with_groups": "groups",
+    "identifier_key": "identifiers",
     "TileLoader": "loader",
     "DamagedPieceError": "slides.errors",
     "SlideError": "slides.errors",
@@ -133,6 +136,7 @@ _HOME = {
     "load_groups": "splits",
     "load_split": "splits",
     "load_test_groups": "splits",
+    "one_sided_classes": "splits",
     "save_split": "splits",
     "split_by_column": "splits",
     "split_by_groups": "splits",
@@ -202,6 +206,7 @@ __all__ = [
     "grid",
     "group_of",
     "grouped_split",
+    "identifier_key",
     "identify",
     "index_slide",
     "kfold",
@@ -211,6 +216,7 @@ __all__ = [
     "load_split",
     "load_test_groups",
     "mosaic_target",
+    "one_sided_classes",
     "open_picture",
     "open_slide",
     "picture_size",

@@ -11,9 +11,11 @@ from typing import Any
 
 from ..extras import require
 from ..whole_files import replacing
+from .identifiers import strip_invisible
 from .text import read_text
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
+_EXACT = 2**53  # from here on a float column has lost digits, and whole numbers keep the exponent that says so
 _DELIMITERS = ",;\t"
 _LONGEST_CELL = 2**31 - 1  # characters; run-length codes pass the 131,072 that Python allows by itself
 
@@ -94,16 +96,16 @@ def _read_csv(path: Path) -> Table:
     try:
         for cells in reader:
             line, start = start, reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
+            if not any(map(strip_invisible, cells)):
                 continue
             if not names:
-                names = tuple(cell.strip() for cell in cells)
+                names = tuple(strip_invisible(cell) for cell in cells)
             elif len(cells) != len(names):
                 raise ValueError(
                     f"{path}, line {line}: {len(cells)} cells, and the first line names {len(names)} columns"
                 )
             else:
-                rows.append(tuple(cell.strip() for cell in cells))
+                rows.append(tuple(map(strip_invisible, cells)))
                 lines.append(line)
     except csv.Error as error:
         raise ValueError(f"{path}, line {start}: {error}") from None
@@ -119,7 +121,7 @@ def _read_parquet(path: Path) -> Table:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as Parquet: {reason}") from error
     columns = [[_text(value) for value in content.column(index).to_pylist()] for index in range(content.num_columns)]
-    names = tuple(name.strip() for name in content.column_names)
+    names = tuple(map(strip_invisible, content.column_names))
     return Table(path, names, tuple(zip(*columns, strict=True)), tuple(range(2, content.num_rows + 2)))
 
 
@@ -128,4 +130,8 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, list | tuple):
         return " ".join(map(_text, value))
-    return str(value).strip()
+    if isinstance(value, bytes):
+        return strip_invisible(value.decode("utf-8", "backslashreplace"))
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:  # whole numbers of a float column
+        return str(int(value))
+    return strip_invisible(str(value))
