@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "fastmtl"
 # module or package of fastmtl -> what of fastmtl it may import. A new module takes its place here first.
 ALLOWED = {
     "errors": set(),
+    "directions": set(),
     "names": set(),
     "reference": set(),
     "kernels": set(),
@@ -71,7 +72,7 @@ ALLOWED = {
     "staining": {"config", "data", "names", "world"},
     "analyses": {"build", "config", "data", "protocols", "run_folder", "whole_files"},
     "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols", "world"},
-    "report": {"extras", "run_folder"},
+    "report": {"directions", "extras", "run_folder"},
     "doctor": {"ops", "run_folder"},
     "training": {
         *("analyses", "build", "checkpoint", "config", "data", "datasets", "evaluation", "inference", "progress"),

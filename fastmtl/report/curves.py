@@ -80,11 +80,12 @@ def look_up(find: Callable[[Mapping[str, Any]], Any], record: Mapping[str, Any])
 
 
 def _note(records: Sequence[Mapping[str, Any]]) -> str:
-    note = "The numbers beside the names are the last epoch's. Scores are of the held-out images alone: training "
-    note += "keeps the losses of its images, which are augmented and seen while the weights move."
+    note = "The numbers beside the names are the last that are known. Scores are of the held-out images alone: "
+    note += "training keeps the losses of its images, as it augments them and while the weights move."
     parts = stages(records)
-    said = "; ".join(f"{name}: epochs {first} to {last}" for name, first, last in parts)
-    staged = f"<p class=soft>Stages, each of its own tasks: {escape(said)}.</p>" if parts else ""
+    spans = {name: f"epoch {last}" if first == last else f"epochs {first} to {last}" for name, first, last in parts}
+    said = "; ".join(f"{name}: {span}" for name, span in spans.items())
+    staged = f"<p class=soft>Stages: {escape(said)}.</p>" if parts else ""
     return f"<p class=soft>{note}</p>{staged}"
 
 
