@@ -1,7 +1,7 @@
 """Which way a metric points: whether more of it is better. For reports, and for gains over a baseline.
 
-A task says it of its own metrics in `higher_is_better` (name -> bool), or its torchmetrics do; the names below are known
-besides. Of any other metric nobody knows, and nothing is called the best of it.
+A task says it of its own metrics in `higher_is_better` (name -> bool), or its torchmetrics do; the names below are
+known besides. Of any other metric nobody knows, and nothing is called the best of it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "fastmtl"
 # module or package of fastmtl -> what of fastmtl it may import. A new module takes its place here first.
 ALLOWED = {
     "errors": set(),
+    "notices": {"data", "protocols"},
     "directions": set(),
     "names": set(),
     "reference": set(),
@@ -75,12 +76,13 @@ ALLOWED = {
     "report": {"directions", "extras", "run_folder"},
     "doctor": {"ops", "run_folder"},
     "training": {
-        *("analyses", "build", "checkpoint", "config", "data", "datasets", "evaluation", "inference", "progress"),
-        *("protocols", "run_folder", "staining", "stages", "trainer", "tta", "world"),
+        *("analyses", "build", "checkpoint", "config", "data", "datasets", "directions", "evaluation", "inference"),
+        *("notices", "progress", "protocols", "run_folder", "staining", "stages", "trainer", "tta", "world"),
     },
     "commands": {
-        *("analyses", "build", "checkpoint", "config", "data", "datasets", "inference", "predict", "predict_images"),
-        *("predict_slides", "protocols", "report", "run_folder", "staining", "stages", "training", "tta"),
+        *("analyses", "build", "checkpoint", "config", "data", "datasets", "inference", "notices", "predict"),
+        *("predict_images", "predict_slides", "protocols", "report", "run_folder", "staining", "stages", "training"),
+        "tta",
     },
     "__main__": {"cli"},
     "catalogue": {"models"},

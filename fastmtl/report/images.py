@@ -184,7 +184,7 @@ def _groups(lines: Sequence[Entry], task: str) -> list[tuple[str, list[Entry]]]:
 
 
 def _class_names(run: PastRun, task: str) -> list[str]:
-    """The task's classes in their order: of its column, or of its probabilities; of no column that has other classes."""
+    """The task's classes in their order: of its column, or of its probabilities; of no column with other classes."""
     entries = [line["tasks"][task] for line in run.images if "class" in line["tasks"].get(task, {})]
     seen = {name for entry in entries for name in (entry["class"], entry["predicted"])}
     told = list(entries[0].get("probabilities", {}))
@@ -219,7 +219,7 @@ def _caption(line: Entry, entry: Entry) -> tuple[str, list[str]]:
 
 
 def class_answers(line: Entry) -> list[str]:
-    """An image's class in each task that has classes, and what it was taken for; with the task where they are several."""
+    """An image's class in each task that has classes, and what it was taken for; of several tasks with their names."""
     found = {task: entry for task, entry in line["tasks"].items() if "class" in entry}
     said = []
     for task, entry in found.items():
@@ -241,14 +241,9 @@ def _class_table(
         patients = UNKNOWN if run.by_tile else str(len({line.get("patient") for line in members}))
         shares = [percent(right / total) if total else UNKNOWN for total in (len(members), predicted)]
         rows.append([name, str(len(members)), patients, *shares, *dice])
-    heads = [
-        "Class",
-        "Images",
-        f"{'Patient' if run.by_tile else run.unit.capitalize()}s",
-        "Sensitivity",
-        "Precision",
-        *(_titled(name, maps, "Dice") for name in maps),
-    ]
+    unit = "Patient" if run.by_tile else run.unit.capitalize()
+    dices = [_titled(name, maps, "Dice") for name in maps]
+    heads = ["Class", "Images", f"{unit}s", "Sensitivity", "Precision", *dices]
     return table(heads, rows)
 
 

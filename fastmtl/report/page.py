@@ -25,6 +25,7 @@ _MEANINGS = {
     "rmse": "RMSE: root of the mean squared error; less is better.",
     "r2": "R²: 1 is perfect, 0 no better than always saying the mean of the targets, below 0 worse than that.",
 }
+_OVER = {"image": "images", "batch": "batches, their pixels taken together"}
 
 
 def render(run: PastRun) -> str:
@@ -153,8 +154,8 @@ def _meanings(run: PastRun, scores: Mapping[tuple[str, str], float]) -> list[str
     for metric, of in tasks.items():
         ways = [run.options(task).get("aggregate", "image") for task in of]
         over = {way.get(metric, "image") if isinstance(way, Mapping) else way for way in ways}
-        words = {"image": "images", "batch": "batches, their pixels taken together"}
-        said.append(_MEANINGS.get(metric, "").format(" or ".join(words.get(one, one) for one in sorted(over))))
+        words = [_OVER.get(str(one), str(one)) for one in sorted(map(str, over))]
+        said.append(_MEANINGS.get(metric, "").format(" or ".join(words)))
     return [one for one in said if one]
 
 
