@@ -29,10 +29,12 @@ def directions_of(tasks: Iterable[Any]) -> dict[str, dict[str, bool]]:
 
 
 def direction_of(key: str) -> bool | None:
-    """Whether more is better of TASK.METRIC, or of a score of single classes or groups, by the metric's name.
+    """Whether more is better of METRIC or TASK.METRIC, or of a score of single classes or groups, by the metric's name.
 
     >>> direction_of("size.mae"), direction_of("mask.per_class.dice.lung"), direction_of("mask.surface")
     (False, True, None)
     """
-    _, *names = key.removeprefix("test.").split(".")
-    return next((HIGHER_IS_BETTER[name] for name in names if name in HIGHER_IS_BETTER and name != "per_class"), None)
+    first, *names = key.removeprefix("test.").split(".")
+    known = [name for name in names or [first] if name in HIGHER_IS_BETTER]
+    known.sort(key=lambda name: name == "per_class")  # of mask.per_class.dice it says nothing
+    return HIGHER_IS_BETTER[known[0]] if known else None

@@ -109,19 +109,21 @@ class MapsSeen:
 _CHECK = "check the mask files, and the values in them"
 
 
-def of_scores(
-    tasks: Sequence[Task], found: Mapping[str, Any], side: str, records: Sequence[Mapping[str, Any]] = ()
-) -> list[str]:
-    """Tasks whose headline metric is 1.000 in `found`, as `inference.evaluate` gives it, or was after one of the epochs
-    of `records`, the lines of metrics.jsonl."""
+def of_scores(tasks: Sequence[Task], found: Mapping[str, Any], side: str) -> list[str]:
+    """Tasks whose headline metric is 1.000 in `found`, as `inference.evaluate` gives it of the images called `side`."""
+    images = f"{found['num_images']} {side} image{'s' * (found['num_images'] != 1)}"
+    scores = [(task, _score_of({"validation": found}, task)) for task in filter(_is_scored, tasks)]
+    return [_too_good(task, score, f"on {images}") for task, score in scores if _is_perfect(score)]
+
+
+def of_epochs(tasks: Sequence[Task], found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tasks whose headline metric was 1.000 after an epoch of `records`, the lines of metrics.jsonl, and is not in
+    `found`, the scores at the end: a `ScoreWatch` has said so."""
     said = []
     for task in filter(_is_scored, tasks):
-        score = found["tasks"].get(task.name, {}).get(task.headline)
-        if _is_perfect(score):
-            images = f"{found['num_images']} {side} image{'s' * (found['num_images'] != 1)}"
-            said.append(_too_good(task, score, f"on {images}"))
-        elif epochs := [one["epoch"] for one in records if _is_perfect(_score_of(one, task))]:
-            said.append(_too_good(task, 1.0, f"on the {side} images after epoch {epochs[0]}", "was"))
+        perfect = [record for record in records if _is_perfect(_score_of(record, task))]
+        if perfect and not _is_perfect(_score_of({"validation": found}, task)):
+            said.append(_after_epoch(task, perfect[0]))
     return said
 
 
@@ -138,15 +140,18 @@ class ScoreWatch:
         """Look at the validation."""
         for task in [task for task in self._tasks if _is_perfect(_score_of(record, task))]:
             self._tasks.remove(task)
-            when = f"on the held-out images after epoch {record['epoch']}"
-            self._console.print(f"note: {_too_good(task, _score_of(record, task), when)}", markup=False)
+            self._console.print(f"note: {_after_epoch(task, record)}", markup=False)
 
 
-def _too_good(task: Task, score: float, where: str, be: str = "is") -> str:
-    exactly = f"{be} exactly 1.000" if score == 1 else f"{be} 1.000, rounded,"
+def _after_epoch(task: Task, record: Mapping[str, Any]) -> str:
+    return _too_good(task, _score_of(record, task), f"on the held-out images after epoch {record['epoch']}")
+
+
+def _too_good(task: Task, score: float, where: str) -> str:
+    exactly = "exactly 1.000" if score == 1 else "1.000, rounded,"
     return (
-        f"task {task.name!r}: {task.headline} {exactly} {where}: too good to be believed; check that masks and labels "
-        "are right, that no patient is on both sides, and that nothing in the images gives the answer away"
+        f"task {task.name!r}: {task.headline} is {exactly} {where}: too good to be believed; check that masks and "
+        "labels are right, that no patient is on both sides, and that nothing in the images gives the answer away"
     )
 
 

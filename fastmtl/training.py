@@ -204,7 +204,7 @@ def _judge(job: _Job, validation: data.TileLoader) -> dict[str, Any]:
     found = score(judged, tasks, validation, device=job.device, dtype=job.dtype, visit=look)
     validation.close()
     result = summary(recipe, tasks, which, found, splits.validation)
-    odd = [*maps.notices("held-out"), *notices.of_scores(tasks, found, "held-out", run.records())]
+    odd = [*maps.notices("held-out"), *notices.of_scores(tasks, found, "held-out")]
     if splits.test.tiles:
         test, maps = job.read(splits.test), notices.MapsSeen(tasks)
         of_test = score(judged, tasks, test, device=job.device, dtype=job.dtype, visit=maps)
@@ -212,6 +212,7 @@ def _judge(job: _Job, validation: data.TileLoader) -> dict[str, Any]:
         result["test"] = summary(recipe, tasks, which, of_test, splits.test)
         odd += [*maps.notices("test"), *notices.of_scores(tasks, of_test, "test")]
     _say(odd, job.console)
+    odd += notices.of_epochs(tasks, found, run.records())
     if damaged := sum(len(read_lines(path)[0]) for path in job.out.glob("quarantine*.jsonl")):
         odd.append(f"{damaged} damaged tile{'s' * (damaged > 1)} set aside in training: see quarantine.jsonl")
     result["notices"] = [*job.notices, *odd]

@@ -91,8 +91,8 @@ ALLOWED = {
     "run_commands": {"arguments", "commands"},
     "data_commands": {"config", "data", "datasets"},
     "reproduce": {
-        *("checkpoint", "commands", "config", "datasets", "extras", "locks", "names", "run_folder", "trainer"),
-        "whole_files",
+        *("checkpoint", "commands", "config", "datasets", "directions", "extras", "locks", "names", "run_folder"),
+        *("trainer", "whole_files"),
     },
     "paper_commands": {"config", "extras", "reproduce"},
     "cli": {

@@ -31,7 +31,7 @@ _OVER = {"image": "images", "batch": "batches, their pixels taken together"}
 def render(run: PastRun) -> str:
     """The page. What cannot be shown is said in its place; pictures that are gone are added to `run.problems`."""
     parts = [
-        f"<h1>{escape(run.name)}</h1><p class=soft>{escape(str(run.config.get('summary', '')))}</p>" + _headlines(run),
+        f"<h1>{escape(run.name)}</h1>{_recipe_said(run)}{_headlines(run)}",
         notice_section(run),
         tile_sections(run),
         class_sections(run),
@@ -100,6 +100,11 @@ def device(run: PastRun) -> str:
         return processor
     gpus = environment.get("gpus", [])
     return ", ".join(gpus[int(number) :][:1] if number.isdecimal() else gpus) or processor
+
+
+def _recipe_said(run: PastRun) -> str:
+    said = str(run.config.get("summary", ""))
+    return f"<p class=soft>Recipe: {escape(said)}</p>" if said else ""
 
 
 def _headlines(run: PastRun) -> str:
