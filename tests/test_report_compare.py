@@ -65,10 +65,8 @@ def test_a_run_says_which_way_its_own_metrics_point():
     assert _bold(_runs(2.0, 1.0, metric="surface", summary=said)) == {"r0": [], "r1": ["1.000"]}
     unsaid = {"higher_is_better": {"size": {}}}
     assert not any(_bold(_runs(2.0, 1.0, metric="dice", summary=unsaid)).values()), "what the run leaves out is unknown"
-    apart = [
-        *_runs(2.0, metric="dice"),
-        *_runs(2.0, 1.0, metric="dice", summary={"higher_is_better": {"size": {"dice": False}}})[1:],
-    ]
+    other = {"higher_is_better": {"size": {"dice": False}}}
+    apart = [*_runs(2.0, metric="dice"), *_runs(2.0, 1.0, metric="dice", summary=other)[1:]]
     assert not any(_bold(apart).values()), "two runs say the opposite"
 
 

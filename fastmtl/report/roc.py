@@ -41,7 +41,8 @@ def roc_section(run: PastRun, task: str, entries: Sequence[Mapping[str, Any]]) -
         for first in range(0, len(drawn), NUM_COLOURS)
     ]
     grid = f"<div class=grid>{''.join(charts)}</div>" if charts else ""
-    return f"<h3>{escape(task)}: sensitivity and specificity at every threshold</h3><p class=soft>{escape(note.strip())}</p>{grid}"
+    title = f"<h3>{escape(task)}: sensitivity and specificity at every threshold</h3>"
+    return f"{title}<p class=soft>{escape(note.strip())}</p>{grid}"
 
 
 def _curve(name: str, entries: Sequence[Mapping[str, Any]]) -> Line | None:
