@@ -21,7 +21,8 @@ def directions_of(tasks: Iterable[Any]) -> dict[str, dict[str, bool]]:
     found = {}
     for task in tasks:
         metrics = task.metrics()
-        own = {name: getattr(metric, "higher_is_better", None) for name, metric in metrics.items()}
+        named = metrics.items() if hasattr(metrics, "items") else ()  # a task of one's own may have a single one
+        own = {name: getattr(metric, "higher_is_better", None) for name, metric in named}
         known = {name: HIGHER_IS_BETTER.get(name) if way is None else way for name, way in own.items()}
         known |= dict(getattr(task, "higher_is_better", {}))
         found[task.name] = {name: bool(way) for name, way in known.items() if way is not None}

@@ -185,6 +185,7 @@ def test_numbers_alone():
         "below 0 worse",
     ):
         assert said in text
+    assert "size: held out errors, less is better" in text, "a chart apart from R², which has no unit"
     assert "No tiles: none of the tasks has masks or boxes to draw" in text
     assert "evaluation.jsonl holds no image" not in text
     assert "3 patients, none of them in the training set." in text

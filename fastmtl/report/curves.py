@@ -8,6 +8,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
+from ..directions import direction_of
 from .charts import Line, line_chart
 from .past_run import PastRun
 
@@ -106,7 +107,7 @@ def _losses(records: Sequence[Mapping[str, Any]], task: str, marks: Mapping[floa
 def _scores(
     records: Sequence[Mapping[str, Any]], task: str, metrics: Mapping[str, Any], marks: Mapping[float, str]
 ) -> list[str]:
-    """One chart of the scores that are one number, and one for each score per class or group."""
+    """One chart of the scores that are one number, one of the errors, and one for each score per class or group."""
 
     def line(name: str, *keys: str) -> Line:
         def find(record: Mapping[str, Any]) -> Any:
@@ -118,9 +119,11 @@ def _scores(
         return curve(records, name, find)
 
     charts = []
-    plain = [line(label(name), name) for name, value in metrics.items() if not isinstance(value, Mapping)]
-    if plain:
-        charts.append(score_chart(f"{task}: held out", plain, marks))
+    plain = [name for name, value in metrics.items() if not isinstance(value, Mapping)]
+    errors = [name for name in plain if direction_of(name) is False]  # in the target's unit, which the others have not
+    for what, names in (("", [name for name in plain if name not in errors]), (" errors, less is better", errors)):
+        if names:
+            charts.append(score_chart(f"{task}: held out{what}", [line(label(name), name) for name in names], marks))
     for key, values in metrics.items():
         if not isinstance(values, Mapping):
             continue

@@ -23,7 +23,7 @@ class BaseTask:
         output: the logits asked of the model.
         headline: the metric that stands for the task when the best checkpoint is chosen, larger is better; "" for a
             task that only helps others.
-        higher_is_better: metric -> whether more of it is better, where neither its torchmetrics nor `directions` says so.
+        higher_is_better: metric -> whether more of it is better, where its torchmetrics does not say so.
     """
 
     headline: ClassVar[str] = ""
