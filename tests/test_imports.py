@@ -11,6 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "fastmtl"
 # module or package of fastmtl -> what of fastmtl it may import. A new module takes its place here first.
 ALLOWED = {
     "errors": set(),
+    "notices": {"data", "protocols"},
+    "directions": set(),
     "names": set(),
     "reference": set(),
     "kernels": set(),
@@ -71,15 +73,16 @@ ALLOWED = {
     "staining": {"config", "data", "names", "world"},
     "analyses": {"build", "config", "data", "protocols", "run_folder", "whole_files"},
     "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols", "world"},
-    "report": {"extras", "run_folder"},
+    "report": {"directions", "extras", "run_folder"},
     "doctor": {"ops", "run_folder"},
     "training": {
-        *("analyses", "build", "checkpoint", "config", "data", "datasets", "evaluation", "inference", "progress"),
-        *("protocols", "run_folder", "staining", "stages", "trainer", "tta", "world"),
+        *("analyses", "build", "checkpoint", "config", "data", "datasets", "directions", "evaluation", "inference"),
+        *("notices", "progress", "protocols", "run_folder", "staining", "stages", "trainer", "tta", "world"),
     },
     "commands": {
-        *("analyses", "build", "checkpoint", "config", "data", "datasets", "inference", "predict", "predict_images"),
-        *("predict_slides", "protocols", "report", "run_folder", "staining", "stages", "training", "tta"),
+        *("analyses", "build", "checkpoint", "config", "data", "datasets", "inference", "notices", "predict"),
+        *("predict_images", "predict_slides", "protocols", "report", "run_folder", "staining", "stages", "training"),
+        "tta",
     },
     "__main__": {"cli"},
     "catalogue": {"models"},
@@ -88,8 +91,8 @@ ALLOWED = {
     "run_commands": {"arguments", "commands"},
     "data_commands": {"config", "data", "datasets"},
     "reproduce": {
-        *("checkpoint", "commands", "config", "datasets", "extras", "locks", "names", "run_folder", "trainer"),
-        "whole_files",
+        *("checkpoint", "commands", "config", "datasets", "directions", "extras", "locks", "names", "run_folder"),
+        *("trainer", "whole_files"),
     },
     "paper_commands": {"config", "extras", "reproduce"},
     "cli": {
