@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
     from .map_values import wrong_maps
+    from .mask_facts import MaskFacts, SeenMask, count_mask, seen_masks
     from .outlines import check_outlines, write_outlines
     from .patches import RandomPatches
     from .pictures import open_picture, picture_size
@@ -111,6 +112,10 @@ _HOME = {
     "TileReadError": "faults",
     "ManifestOptions": "manifest",
     "wrong_maps": "map_values",
+    "MaskFacts": "mask_facts",
+    "SeenMask": "mask_facts",
+    "count_mask": "mask_facts",
+    "seen_masks": "mask_facts",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
     "RandomPatches": "patches",
@@ -164,6 +169,7 @@ __all__ = [
     "GridOptions",
     "Level",
     "ManifestOptions",
+    "MaskFacts",
     "Picture",
     "Piece",
     "PolygonOptions",
@@ -173,6 +179,7 @@ __all__ = [
     "RandomPatches",
     "Region",
     "RunLengths",
+    "SeenMask",
     "Slide",
     "SlideCut",
     "SlideError",
@@ -190,6 +197,7 @@ __all__ = [
     "check_no_leak",
     "check_outlines",
     "check_tiles",
+    "count_mask",
     "cut_slide",
     "decode_runs",
     "detect_format",
@@ -221,6 +229,7 @@ __all__ = [
     "read_tile_folder",
     "register_format",
     "save_split",
+    "seen_masks",
     "slide_statistics",
     "slides_of",
     "split_by_column",
