@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
     from .map_values import constant_maps, judge_maps, wrong_maps
-    from .mask_facts import MaskFacts, SeenMask, count_mask, seen_masks
+    from .mask_facts import MaskFacts, count_mask
+    from .masks_of_tiles import SeenMask, seen_masks
     from .outlines import check_outlines, write_outlines
     from .patches import RandomPatches
     from .pictures import open_picture, picture_size
@@ -115,9 +116,9 @@ _HOME = {
     "judge_maps": "map_values",
     "wrong_maps": "map_values",
     "MaskFacts": "mask_facts",
-    "SeenMask": "mask_facts",
+    "SeenMask": "masks_of_tiles",
     "count_mask": "mask_facts",
-    "seen_masks": "mask_facts",
+    "seen_masks": "masks_of_tiles",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
     "RandomPatches": "patches",

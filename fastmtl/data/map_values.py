@@ -10,10 +10,12 @@ import numpy as np
 from ..protocols import Target
 from .arrays import ArrayRow
 from .check import named_file
-from .dataset import Problem, Tile
-from .mask_facts import MaskFacts, SeenMask, seen_masks
+from .dataset import Problem, Region, Tile
+from .mask_facts import MaskFacts
 from .mask_rules import MASK_THRESHOLD, labels, listed, merged, stray, too_faint, too_small
+from .masks_of_tiles import SeenMask, seen_masks
 from .polygons import Polygons
+from .slide_rows import damage_of
 
 MAPS = ("mask", "masks", "classes")
 _INVERTED = 0.95  # share of foreground in every mask, from which it may be the background
@@ -63,7 +65,8 @@ def judge_maps(
         look: _Look = _Classes(masks, _names(structures, classes), ignore_index)
     else:
         look = _Structures(masks, _names(structures, target.size), is_grey=target.kind == "mask")
-    return Judgement(look.wrong(), tuple(look.odd()), f"{look.seen(len(tiles))}, {look.shares()}")
+    odd = (*_of_slides(masks), *look.odd())
+    return Judgement(look.wrong(), odd, f"{look.seen(len(tiles))}, {look.shares()}")
 
 
 def wrong_maps(tiles: Sequence[Tile], target: Target, classes: int, ignore_index: int | None = None) -> str | None:
@@ -87,9 +90,9 @@ class _Look:
         raise NotImplementedError
 
     def seen(self, tiles: int) -> str:
-        values = listed(sorted(self.values()))
+        values = sorted(self.values())
         sampled = " (a sample of the mask slides)" if any(mask.facts.is_sample for mask in self.masks) else ""
-        return f"{len(self.masks)} masks for {tiles} tiles, values {values}{sampled}"
+        return f"{len(self.masks)} masks for {tiles} tiles, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
 
     def values(self) -> set[int]:
         return set().union(*(mask.facts.values.tobytes() for mask in self.masks))
@@ -159,7 +162,8 @@ class _Structures(_Look):
     def _has_channels(self, mask: SeenMask) -> str:
         if mask.facts.channels == len(self.names):
             return ""
-        return f"has {mask.facts.channels} channels, and each structure is one; save {len(self.names)}"
+        has = f"has {mask.facts.channels} channel{'s' * (mask.facts.channels > 1)}"
+        return f"{has}, and each structure is one; save {len(self.names)}"
 
     def _shows(self, mask: SeenMask) -> str:
         none_shows = self._none_shows
@@ -256,6 +260,12 @@ def _constant_masks(masks: Sequence[SeenMask], names: Sequence[str]) -> str | No
     return "; ".join(found) or None
 
 
+def _of_slides(masks: Sequence[SeenMask]) -> list[Problem]:
+    """What is odd about mask slides themselves, besides their scale, which their slides have."""
+    regions = [mask.mask for mask in masks if isinstance(mask.mask, Region)]
+    return [Problem(region.slide, reason) for region in regions for reason in damage_of(region.slide)]
+
+
 def _names(structures: Sequence[str], count: int) -> tuple[str, ...]:
     return tuple(structures) if len(structures) == count else tuple(map(str, range(count)))
 
@@ -294,8 +304,8 @@ def _plane(facts: MaskFacts, channel: int) -> np.ndarray:
 def _cure(mask: SeenMask) -> str:
     if isinstance(mask.mask, Polygons):
         return f"leave data.polygon_classes out, {_AS_CLASSES}"
-    if isinstance(mask.mask, ArrayRow):
-        return f"multiply the array, in a manifest by *{255 // max(1, mask.facts.top)} behind the row, {_AS_CLASSES}"
+    if isinstance(mask.mask, ArrayRow) and set(mask.facts.values.tobytes()) <= {0, 1}:
+        return f"multiply the array, in a manifest by *255 behind the row, {_AS_CLASSES}"
     return f"save them as 0 and 255, {_AS_CLASSES}"
 
 
