@@ -13,13 +13,12 @@ from .check import named_file
 from .dataset import Problem, Region, Tile
 from .mask_facts import MaskFacts
 from .mask_rules import MASK_THRESHOLD, labels, listed, merged, stray, too_faint, too_small
-from .masks_of_tiles import SeenMask, seen_masks
+from .masks_of_tiles import SeenMask, foreground_of, seen_masks, values_of
 from .polygons import Polygons
 from .slide_rows import damage_of
 
 MAPS = ("mask", "masks", "classes")
 _INVERTED = 0.95  # share of foreground in every mask, from which it may be the background
-_PLAIN = (b"", b"\x00", b"\xff", b"\x00\xff")
 _AS_CLASSES = "or learn class indices: multiclass_segmentation"
 
 
@@ -95,7 +94,7 @@ class _Look:
         return f"{len(self.masks)} masks for {tiles} tiles, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
 
     def values(self) -> set[int]:
-        return set().union(*(mask.facts.values.tobytes() for mask in self.masks))
+        return values_of(self.masks)
 
     def fault(self, rules: Sequence[Callable[[SeenMask], str]], among: Sequence[SeenMask] | None = None) -> str | None:
         """What the first rule that finds something says, of its first mask, and how many others it finds."""
@@ -124,9 +123,7 @@ class _Structures(_Look):
     def __init__(self, masks: Sequence[SeenMask], names: Sequence[str], is_grey: bool):
         super().__init__(masks, names)
         self._is_grey = is_grey
-        self._doubtful = [
-            mask for mask in masks if len(mask.facts.pixels) > 1 or mask.facts.values.tobytes() not in _PLAIN
-        ]
+        self._doubtful = [mask for mask in masks if not mask.facts.is_plain]
         self._none_shows = all(mask.facts.top <= MASK_THRESHOLD for mask in masks)
 
     def wrong(self) -> str | None:
@@ -135,26 +132,16 @@ class _Structures(_Look):
 
     def odd(self) -> list[Problem]:
         found = [one for rule in (too_faint, stray, merged) for one in self.notices(_on_planes(rule), self._doubtful)]
-        shares = [mask.facts.share(MASK_THRESHOLD) for mask in self.masks]
-        if len(shares) > 1 and _INVERTED < min(shares) < 1:
-            share = f"{_INVERTED:.0%}"
-            found.append(
-                self.notice(
-                    f"is foreground (above {MASK_THRESHOLD}) in more than {share}; is 255 the background?",
-                    self.masks[0],
-                    len(shares),
-                )
-            )
+        above, total = foreground_of(self.masks, 0, MASK_THRESHOLD)
+        least = (above / np.maximum(total, 1)).min()
+        if self._is_grey and len(total) > 1 and _INVERTED < least < 1:
+            said = f"is foreground (above {MASK_THRESHOLD}) in more than {_INVERTED:.0%}; is 255 the background?"
+            found.append(self.notice(said, self.masks[0], len(total)))
         return found
 
     def shares(self) -> str:
-        sums, total = [0] * len(self.names), 0
-        for facts in (mask.facts for mask in self.masks):
-            total += int(facts.pixels[0].sum())
-            above = facts.values > MASK_THRESHOLD
-            for channel in range(len(sums)):
-                sums[channel] += int(_plane(facts, channel)[above].sum())
-        shares = [f"{count / max(1, total):.1%}" for count in sums]
+        found = (foreground_of(self.masks, channel, MASK_THRESHOLD) for channel in range(len(self.names)))
+        shares = [f"{above.sum() / max(1, total.sum()):.1%}" for above, total in found]
         if self._is_grey:
             return f"foreground {shares[0]}"
         return ", ".join(f"{name} {share}" for name, share in zip(self.names, shares, strict=True))
@@ -240,7 +227,7 @@ def constant_maps(tiles: Sequence[Tile], target: Target, structures: Sequence[st
         return None
     if target.kind != "classes":
         return _constant_masks(masks, _names(structures, target.size))
-    seen = set().union(*(mask.facts.values.tobytes() for mask in masks)) - {255}
+    seen = values_of(masks) - {255}
     if len(seen) > 1:
         return None
     (only,) = seen or {255}
@@ -250,10 +237,7 @@ def constant_maps(tiles: Sequence[Tile], target: Target, structures: Sequence[st
 def _constant_masks(masks: Sequence[SeenMask], names: Sequence[str]) -> str | None:
     found = []
     for channel, name in enumerate(names):
-        shows: set[bool] = set()
-        for facts in (mask.facts for mask in masks):
-            values = facts.values[_plane(facts, channel) > 0] if len(facts.pixels) > 1 else facts.values
-            shows |= {value > MASK_THRESHOLD for value in values.tobytes()}
+        shows = {value > MASK_THRESHOLD for value in values_of(masks, channel)}
         if len(shows) == 1:
             what = "all foreground" if True in shows else "empty"
             found.append(f"every mask{f' of {name!r}' if len(names) > 1 else ''} is {what}")
@@ -295,10 +279,6 @@ def _on_planes(rule: Callable[..., str]) -> Callable[[MaskFacts], str]:
         )
 
     return of
-
-
-def _plane(facts: MaskFacts, channel: int) -> np.ndarray:
-    return facts.pixels[min(channel, len(facts.pixels) - 1)]
 
 
 def _cure(mask: SeenMask) -> str:
