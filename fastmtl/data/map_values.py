@@ -37,40 +37,39 @@ class Judgement(NamedTuple):
 
 
 def judge_maps(
-    tiles: Sequence[Tile],
+    masks: Sequence[SeenMask],
     target: Target,
     classes: int,
     ignore_index: int | None = None,
     structures: Sequence[str] = (),
 ) -> Judgement:
-    """Look at every map of `tiles` that a task with this target learns from.
+    """Whether a task with this target can learn from `masks`, and be scored against them.
 
-    Files and drawings count in full, of mask slides a sample (`seen_masks`). What it misses: an unknown class is found
-    by the loss in training, on a CPU alone; of small values the task's score and `constant_maps` tell.
+    Of mask slides a sample was seen (`seen_masks`). What it misses: an unknown class is found by the loss in training,
+    on a CPU alone; a foreground of small values counts as background.
 
     Args:
-        tiles: whose files are known to be readable.
-        target: of kind "mask", "masks" or "classes"; others have no maps.
+        masks: in the target's column.
+        target: of kind "mask", "masks" or "classes".
         classes: how many class indices the task has; for "classes".
         ignore_index: an index beside them that the task leaves out.
         structures: names of the classes or channels.
     """
-    if target.kind not in MAPS:
-        return Judgement(None)
-    masks = seen_masks(tiles, target.column)
     if not masks:
         return Judgement(None)
     if target.kind == "classes":
         look: _Look = _Classes(masks, _names(structures, classes), ignore_index)
     else:
         look = _Structures(masks, _names(structures, target.size), is_grey=target.kind == "mask")
-    odd = (*_of_slides(masks), *look.odd())
-    return Judgement(look.wrong(), odd, f"{look.seen(len(tiles))}, {look.shares()}")
+    return Judgement(look.wrong(), (*_of_slides(masks), *look.odd()), f"{look.seen()}, {look.shares()}")
 
 
 def wrong_maps(tiles: Sequence[Tile], target: Target, classes: int, ignore_index: int | None = None) -> str | None:
-    """`judge_maps(...).wrong`."""
-    return judge_maps(tiles, target, classes, ignore_index).wrong
+    """`judge_maps` of the maps of `tiles`, whose files are known to be readable: what is wrong. None for other targets
+    than maps."""
+    if target.kind not in MAPS:
+        return None
+    return judge_maps(seen_masks(tiles, target.column), target, classes, ignore_index).wrong
 
 
 class _Look:
@@ -88,10 +87,10 @@ class _Look:
     def shares(self) -> str:
         raise NotImplementedError
 
-    def seen(self, tiles: int) -> str:
+    def seen(self) -> str:
         values = sorted(self.values())
         sampled = " (a sample of the mask slides)" if any(mask.facts.is_sample for mask in self.masks) else ""
-        return f"{len(self.masks)} masks for {tiles} tiles, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
+        return f"{len(self.masks)}, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
 
     def values(self) -> set[int]:
         return values_of(self.masks)
@@ -215,15 +214,15 @@ class _Classes(_Look):
         return "holds nothing but 0 and 255, and 255 is the ignore_index; if it is a structure, save its class index"
 
 
-def constant_maps(tiles: Sequence[Tile], target: Target, structures: Sequence[str] = ()) -> str | None:
-    """What all maps of `tiles` hold, where that is one value; None where they differ, and for targets that are no maps.
+def constant_maps(masks: Sequence[SeenMask], target: Target, structures: Sequence[str] = ()) -> str | None:
+    """What all masks hold, where that is one value; None where they differ.
 
     Args:
-        tiles: what is learned from.
-        target: of a task.
-        structures: names of its classes or channels.
+        masks: that are learned from.
+        target: of kind "mask", "masks" or "classes".
+        structures: names of the classes or channels.
     """
-    if target.kind not in MAPS or not (masks := seen_masks(tiles, target.column)):
+    if not masks:
         return None
     if target.kind != "classes":
         return _constant_masks(masks, _names(structures, target.size))

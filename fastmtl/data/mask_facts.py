@@ -61,8 +61,10 @@ class MaskFacts:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is grey and holds nothing but 0 and 255."""
-        return len(self.pixels) == 1 and self.values.tobytes() in _PLAIN
+        """Whether it is one structure beyond doubt: grey, and of 0 and 255 or with soft edges between them."""
+        if len(self.pixels) > 1 or self.values.tobytes() in _PLAIN:
+            return len(self.pixels) == 1
+        return len(self.values) > 8 and self.top > _HALF and not self.solid.any()
 
     def share(self, above: int = 0) -> float:
         """The share of pixels with a value above `above`; 0 where none was counted."""
