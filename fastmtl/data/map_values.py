@@ -90,7 +90,7 @@ class _Look:
     def seen(self) -> str:
         values = sorted(self.values())
         sampled = " (a sample of the mask slides)" if any(mask.facts.is_sample for mask in self.masks) else ""
-        return f"{len(self.masks)}, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
+        return f"{len(self.masks)} in all, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
 
     def values(self) -> set[int]:
         return values_of(self.masks)
@@ -127,7 +127,12 @@ class _Structures(_Look):
 
     def wrong(self) -> str | None:
         form = (_is_grey("0 and 255") if self._is_grey else self._has_channels,)
-        return self.fault((_usable, *form)) or self.fault((self._shows, self._is_one), self._doubtful)
+        found = self.fault((_usable, *form)) or self.fault((self._shows, self._is_one), self._doubtful)
+        if found or len(self.names) == 1 or any(len(mask.facts.pixels) > 1 for mask in self.masks):
+            return found
+        filled = next((mask for mask in self.masks if mask.facts.top), None)
+        said = f"and all others have equal channels: grey, and not {len(self.names)} structures"
+        return filled and f"the mask of {_named(filled)} {said}"
 
     def odd(self) -> list[Problem]:
         found = [one for rule in (too_faint, stray, merged) for one in self.notices(_on_planes(rule), self._doubtful)]
