@@ -88,6 +88,10 @@ def evaluate(
 
     Raises:
         RunError: no run there, data that does not fit it, or nothing left to evaluate on.
+        ConfigError: masks that the run's tasks cannot be scored against.
+
+    Returns:
+        Scores and counts; "notices" are what is odd about the targets, a line each.
     """
     trained = _load(path, which, device, tta)
     recipe, facts = trained.recipe, trained.facts
@@ -102,12 +106,13 @@ def evaluate(
         raise RunError(
             f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
         )
+    mask_notices = datasets.check_maps(trained.tasks, [kept])
     loader = trained.read(kept)
     maps = notices.MapsSeen(trained.tasks)
     found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype, visit=maps)
     loader.close()
     odd = [
-        *notices.of_problems(folder.problems, root),
+        *notices.of_problems([*folder.problems, *mask_notices], root),
         *notices.of_targets(trained.tasks, kept, "evaluated"),
         *maps.notices("evaluated"),
         *notices.of_scores(trained.tasks, found, "evaluated"),
