@@ -25,6 +25,7 @@ class Splits:
         problems: files that were left out, and what is odd about the data.
         split: which tiles are where, to be saved.
         test: empty where nothing is kept for a test.
+        summary: patients and how they were found, classes and their counts, in a few lines.
     """
 
     train: data.Dataset
@@ -33,6 +34,7 @@ class Splits:
     problems: Sequence[data.Problem]
     split: data.Split
     test: data.Dataset
+    summary: Sequence[str] = ()
 
     @property
     def num_tiles(self) -> int:
@@ -94,7 +96,8 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
     folder, _ = data.usable_tiles(limited(recipe, read_data(recipe, root)), recipe.data.on_damaged)
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
-    return Splits(train, validation, origin, folder.problems, split, split.test_of(folder))
+    problems = (*folder.problems, *data.patient_notices(folder))
+    return Splits(train, validation, origin, problems, split, split.test_of(folder), data.summary_lines(folder))
 
 
 def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:

@@ -108,12 +108,12 @@ def _prepare(
 def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile: bool) -> None:
     for problem in splits.problems:
         console.print(f"note: {problem}")
-    if splits.num_patients == splits.num_tiles > 1 and not by_tile:
-        console.print("note: every tile is its own patient; if file names say more, set data.patient in the recipe")
     count = partial(_count, by_tile=by_tile)
     tested = f", {count(splits.test)} for the test" if splits.test.tiles else ""
     console.print(f"data: {root}; {count(splits.train)} to train, {count(splits.validation)} held out{tested}")
     console.print(f"split: {splits.origin}")
+    for line in splits.summary:
+        console.print(line)
 
 
 def _train(job: _Job, loader: data.TileLoader, validation: data.TileLoader, *, resumed: bool) -> None:

@@ -93,6 +93,7 @@ class Dataset:
         tiles: the samples.
         problems: files that were found and belong to no tile, or cannot be used.
         classes: class names of further label columns.
+        patients_from: what told the tiles' groups, in words: "column patient", "file name, ...".
     """
 
     root: Path
@@ -100,6 +101,7 @@ class Dataset:
     tiles: tuple[Tile, ...]
     problems: tuple[Problem, ...] = ()
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    patients_from: str = field(default="", compare=False)
 
     def __len__(self) -> int:
         return len(self.tiles)

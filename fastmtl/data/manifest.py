@@ -28,13 +28,15 @@ from .columns import KINDS, Kind
 from .dataset import Dataset, Picture, Problem, Region, Tile
 from .pictures import picture_size
 from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region
+from .spellings import merged_blanks
 from .table import Table, read_table, write_table
-from .tiles import PATIENT, group_of
+from .tiles import PATIENT, group_of, rule_in_words
 
 REGION = ("x", "y", "width", "height", "level", "mpp")
 RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group", "case", "position", "split")
 _KINDS: dict[str, Kind] = {"mask": "picture", "label": "label", "case": "text", "position": "number", "split": "text"}
 SPLITS = ("train", "val", "test")
+_GROUPS = ("group", "patient", "case")  # the first that there is tells whom a split keeps together
 _SAYS_MISSING = ("nan", "na", "n/a", "null")
 
 
@@ -139,7 +141,9 @@ class _Reader:
             raise ValueError(f"{self.table.path}: {self._no_tile(self.blank[0])}")
         classes = dict(self.classes)
         label = classes.pop("label", ())
-        return Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes)
+        told = next((column for column in _GROUPS if column in self.column), None)
+        how = f"column {told}" if told else rule_in_words(self.options.patient)
+        return Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes, how)
 
     def _tiles(self, row: int) -> list[Tile]:
         """One tile, or all of a whole slide's."""
@@ -201,7 +205,7 @@ class _Reader:
         return read_picture(cell, self.rule, place, over=image, whole_slide=whole_slide, polygons=self.options.polygons)
 
     def _group(self, cells: Mapping[str, str], place: str) -> str:
-        for column in ("group", "patient", "case"):
+        for column in _GROUPS:
             if column in self.column:
                 if column not in cells:
                     raise ValueError(f"{place}: {column} is empty; a split could not keep its tiles together")
@@ -251,6 +255,10 @@ class _Reader:
             for label in labels
             if label.lower() in _SAYS_MISSING
         ]
+        for name, original in zip(self.names, self.table.names, strict=True):
+            if name in self.classes and original in self.table.blanks:
+                reasons = merged_blanks(name, self.column[name], self.table.blanks[original])
+                notices += [Problem(self.table.path, reason) for reason in reasons]
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
         notices += self.odd
         return (*notices, *polygons_off_slides(tiles))

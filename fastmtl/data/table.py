@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ class Table:
         names: of the columns, without surrounding blanks.
         rows: each as long as `names`; an empty text is an empty cell.
         lines: of each row, as an editor counts them (row numbers from 2 in a Parquet file).
+        blanks: column -> its cells that had blanks at an end, as they were written -> how often.
     """
 
     path: Path
     names: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
+    blanks: Mapping[str, Counter[str]] = field(default_factory=dict)
 
     def place(self, row: int) -> str:
         """Where `row` stands, for messages."""
@@ -97,7 +100,7 @@ def _read_csv(path: Path) -> Table:
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: tuple[str, ...] = ()
-    rows, lines = [], []
+    written, lines = [], []
     start = 1
     try:
         for cells in reader:
@@ -111,11 +114,11 @@ def _read_csv(path: Path) -> Table:
                     f"{path}, line {line}: {len(cells)} cells, and the first line names {len(names)} columns"
                 )
             else:
-                rows.append(tuple(cell.strip() for cell in cells))
+                written.append(cells)
                 lines.append(line)
     except csv.Error as error:
         raise ValueError(f"{path}, line {start}: {error}") from None
-    return Table(path, names, tuple(rows), tuple(lines))
+    return _trimmed(path, names, written, lines)
 
 
 def _read_parquet(path: Path) -> Table:
@@ -127,7 +130,19 @@ def _read_parquet(path: Path) -> Table:
         raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     columns = [[_text(value) for value in content.column(index).to_pylist()] for index in range(content.num_columns)]
     names = tuple(name.strip() for name in content.column_names)
-    return Table(path, names, tuple(zip(*columns, strict=True)), tuple(range(2, content.num_rows + 2)))
+    return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
+
+
+def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]], lines: Iterable[int]) -> Table:
+    blanks: dict[str, Counter[str]] = {}
+    rows = []
+    for cells in written:
+        row = tuple(cell.strip() for cell in cells)
+        for name, cell, bare in zip(names, cells, row, strict=True):
+            if cell != bare and bare:
+                blanks.setdefault(name, Counter())[cell] += 1
+        rows.append(row)
+    return Table(path, names, tuple(rows), tuple(lines), blanks)
 
 
 def _text(value: Any) -> str:
@@ -135,4 +150,4 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, list | tuple):
         return " ".join(map(_text, value))
-    return str(value).strip()
+    return str(value)

@@ -36,6 +36,11 @@ def group_of(name: str, patient: str = PATIENT) -> str:
     return (found[1] if found.re.groups and found[1] else found[0]).upper()
 
 
+def rule_in_words(patient: str = PATIENT) -> str:
+    """How `group_of` finds a patient, for people."""
+    return 'file name, before the first "-"' if patient == PATIENT else f"file name, by {patient}"
+
+
 def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None, patient: str = PATIENT) -> Dataset:
     """Index `root`; opens no image (see `fastmtl.data.check_tiles` for that).
 
@@ -60,7 +65,7 @@ def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None,
             _read_class(folders[name], name, label, patient, tiles, problems)
     if not tiles:
         raise FileNotFoundError(f"no images in {root}: expected files such as {root / names[0] / 'image' / 'NAME.png'}")
-    return Dataset(root, names, tuple(tiles), tuple(problems))
+    return Dataset(root, names, tuple(tiles), tuple(problems), patients_from=rule_in_words(patient))
 
 
 def is_tile_folder(root: Path) -> bool:

@@ -1,0 +1,94 @@
+"""Class names that are spelled alike: "Tumor" beside "tumor ", which training would take for two classes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from .dataset import Dataset, Problem
+
+_BETWEEN = re.compile(r"(?<=([^\W_]))[\s_\-\u2010-\u2015\u2212]+(?=([^\W_]))")  # spaces and dashes inside a name
+
+
+def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Those of `names` that differ only by case, by spaces, dashes and underscores between words, by blanks that nobody
+    sees, or by their Unicode form, together; in the order of `names`.
+
+    A sign at an end counts: "HER2" and "HER2-" differ. So does what parts digits: "1 2" is not "12".
+
+    >>> alike(["Tumor", "stroma", "tumor ", "HER2", "HER2-"])
+    [('Tumor', 'tumor ')]
+    """
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        found.setdefault(_folded(name), []).append(name)
+    return [tuple(spelled) for spelled in found.values() if len(spelled) > 1]
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Each of `names` in quotes so that a reader sees how they differ: combining marks and unusual blanks escaped."""
+    composed = [unicodedata.normalize("NFKC", name) for name in names]
+    return [ascii(name) if composed.count(form) > 1 else repr(name) for name, form in zip(names, composed, strict=True)]
+
+
+def spelling_problem(counts: Mapping[str, int], of: str, unit: str) -> str | None:
+    """What to say of names that are spelled alike; None where there are none.
+
+    Args:
+        counts: name -> how often it is there.
+        of: what has these names, for example "column 'label'".
+        unit: what is counted, "tiles" or "polygons".
+    """
+    groups = [
+        ", ".join(f"{shown} ({counts[name]})" for name, shown in zip(group, told_apart(group), strict=True))
+        for group in alike(list(counts))
+    ]
+    if not groups:
+        return None
+    return (
+        f"{of} has classes that differ only by spaces, case, dashes or Unicode form: {'; '.join(groups)} {unit}; they "
+        "count as different classes: write them alike if they are one"
+    )
+
+
+def spelling_notices(dataset: Dataset) -> tuple[Problem, ...]:
+    """A notice for each label column with classes that are spelled alike."""
+    columns = {"label": dataset.class_names, **dataset.classes}
+    notices = []
+    for column, names in columns.items():
+        if not alike(names):
+            continue
+        labels = [tile.label if column == "label" else tile.values.get(column) for tile in dataset.tiles]
+        found = Counter(label for label in labels if label is not None)
+        counts = {name: found[index] for index, name in enumerate(names)}
+        if reason := spelling_problem(counts, f"column {column!r}", "tiles"):
+            notices.append(Problem(dataset.root, reason))
+    return tuple(notices)
+
+
+def merged_blanks(column: str, cells: Sequence[str], written: Mapping[str, int]) -> list[str]:
+    """What to say of labels that some cells have with blanks at an end and others without: two spellings become one.
+
+    Args:
+        column: for the message.
+        cells: as they are read, without blanks at the ends.
+        written: those that had such blanks, as written -> how often.
+    """
+    spelled: dict[str, dict[str, int]] = {}
+    for cell, count in written.items():
+        spelled.setdefault(cell.strip(), {})[cell] = count
+    reasons = []
+    for bare, spaced in spelled.items():
+        others = cells.count(bare) - sum(spaced.values())
+        if others or len(spaced) > 1:
+            shown = ", ".join(f"{cell!r} ({count} cells)" for cell, count in spaced.items())
+            reasons.append(f"column {column!r}: {shown} is read as {bare!r} ({others}); blanks at an end do not count")
+    return reasons
+
+
+def _folded(name: str) -> str:
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    seen = "".join(letter for letter in plain if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc"))
+    return _BETWEEN.sub(lambda found: " " if found[1].isdigit() and found[2].isdigit() else "", seen.strip())
