@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
     from .map_values import wrong_maps
+    from .mask_facts import MaskFacts, SeenMask, count_mask, seen_masks
     from .outlines import check_outlines, write_outlines
     from .patches import RandomPatches
     from .patients import patient_notices, summary_lines
@@ -112,6 +113,10 @@ _HOME = {
     "TileReadError": "faults",
     "ManifestOptions": "manifest",
     "wrong_maps": "map_values",
+    "MaskFacts": "mask_facts",
+    "SeenMask": "mask_facts",
+    "count_mask": "mask_facts",
+    "seen_masks": "mask_facts",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
     "RandomPatches": "patches",
@@ -167,6 +172,7 @@ __all__ = [
     "GridOptions",
     "Level",
     "ManifestOptions",
+    "MaskFacts",
     "Picture",
     "Piece",
     "PolygonOptions",
@@ -176,6 +182,7 @@ __all__ = [
     "RandomPatches",
     "Region",
     "RunLengths",
+    "SeenMask",
     "Slide",
     "SlideCut",
     "SlideError",
@@ -193,6 +200,7 @@ __all__ = [
     "check_no_leak",
     "check_outlines",
     "check_tiles",
+    "count_mask",
     "cut_slide",
     "decode_runs",
     "detect_format",
@@ -225,6 +233,7 @@ __all__ = [
     "read_tile_folder",
     "register_format",
     "save_split",
+    "seen_masks",
     "slide_statistics",
     "slides_of",
     "split_by_column",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from ..extras import require
 from .dataset import Dataset, Picture, Problem, Region, Tile
+from .mask_facts import check_mode, note_drawing, note_image
 from .pictures import file_of, read_encoded, upright_size
 from .slide_rows import opened
 from .slides import jpeg
@@ -120,6 +121,8 @@ def _check_picture(
             _check_region(picture, max_pixels)
             return picture.width, picture.height
         pixels = picture.draw()
+        if is_mask:
+            note_drawing(picture, pixels)
         return pixels.shape[1], pixels.shape[0]
     except ImportError:  # the file is fine, a package is missing
         raise
@@ -157,7 +160,10 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
     try:
         data = read_encoded(path)
         with image_module.open(BytesIO(data)) as image:
-            return _check_image(image, data, is_mask, max_pixels)
+            size = _check_image(image, data, is_mask, max_pixels)
+            if is_mask:
+                note_image(path, image)
+            return size
     except image_module.UnidentifiedImageError:
         reason = "not an image, or its header is damaged"
     except (image_module.DecompressionBombError, image_module.DecompressionBombWarning):
@@ -176,7 +182,7 @@ def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tup
         raise ValueError(f"holds a {image.format} image; convert it to PNG or JPEG")
     if image.format == "TIFF" and image.info.get("compression") not in _TIFF_COMPRESSIONS:
         raise ValueError(f"has TIFF compression {image.info.get('compression')!r}; use deflate, LZW or JPEG")
-    frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG") else 1
     if frames > 1:
         raise ValueError(f"holds {frames} pictures, a slide or a stack; name a slide in the column slide, or save one")
     image.load()
@@ -185,15 +191,5 @@ def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tup
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"has {image.mode} pixels, more than 8 bits; convert it to 8-bit")
     if is_mask:
-        _check_mask_mode(image)
+        check_mode(image)
     return upright_size(image)
-
-
-def _check_mask_mode(image: Any) -> None:
-    if image.mode in ("P", "PA"):
-        raise ValueError("is a palette mask, its values are colours and not classes; save it as 8-bit grey, 0 and 255")
-    if image.mode in ("L", "LA", "1"):
-        return
-    red, green, blue = image.convert("RGB").split()
-    if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
-        raise ValueError("is a coloured mask; save it as 8-bit grey, 0 and 255")
