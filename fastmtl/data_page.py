@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -83,28 +85,30 @@ def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Any, int]]:
     yield table("patients found by", "patients", "tiles", rows=rows if len(ways) > 1 else ()), 0
     most = sorted(found["patients"].items(), key=lambda item: -item[1])
     yield table("patients with most tiles", "tiles", rows=most[:_ENDS] if len(most) > 1 else ()), 0
+    home = os.path.join(found["path"] if os.path.isdir(found["path"]) else os.path.dirname(found["path"]), "")
     for column, masks in found["masks"].items():
-        yield from _mask_tables("" if column == "mask" else f"{column}: ", masks)
+        yield from _mask_tables("" if column == "mask" else f"{column}: ", masks, home)
     if polygons := found["polygons"]:
         classes = polygons["classes"].items()
         rows = [(_class(name), each["polygons"], each["files"], _drawn(name, polygons)) for name, each in classes]
         yield table("polygons of class", "polygons", "files", "drawn as", rows=rows[:SHOWN]), len(rows[SHOWN:])
-        rows = [(path,) for path in polygons["without"]]
+        rows = [(path.removeprefix(home),) for path in polygons["without"]]
         yield table("without polygons", rows=rows[:_ENDS]), len(rows[_ENDS:])
     slides = _odd_first(found["slides"])
     heads = ("slide", "size", "mpp", "from", "vendor", "tiles", "a tile shows", "odd")
-    yield table(*heads, rows=map(_slide, slides[:SHOWN])), len(slides[SHOWN:])
+    yield table(*heads, rows=[_slide(slide, home) for slide in slides[:SHOWN]]), len(slides[SHOWN:])
 
 
-def _mask_tables(of: str, masks: Mapping[str, Any]) -> Iterable[tuple[Any, int]]:
+def _mask_tables(of: str, masks: Mapping[str, Any], home: str) -> Iterable[tuple[Any, int]]:
     if len(masks["values"]) <= SHOWN:
         rows = [(value, f"{each['share']:.2%}", each["masks"]) for value, each in masks["values"].items()]
         yield table(f"{of}mask value", "share of pixels", "masks with it", rows=rows), 0
     kinds = list(masks["kinds"].items())
     if len(kinds) > 1:
         yield table(f"{of}values of a mask", "masks", rows=kinds[:SHOWN]), len(kinds[SHOWN:])
-    for name, what in (("slides", "slide"), ("patients", "patient")):
-        shares = list(masks[name].items())
+    one_each = list(masks["slides"].values()) == list(masks["patients"].values())  # a slide of each patient
+    for name, what in (("slides", "slide"), ("patients", "patient"))[: 1 if one_each else 2]:
+        shares = [(one.removeprefix(home), share) for one, share in masks[name].items()]
         ends = shares if len(shares) <= 2 * _ENDS else [*shares[:_ENDS], None, *shares[-_ENDS:]]
         rows = [
             ("...", f"median {median(masks[name].values()):.2%}") if end is None else (end[0], f"{end[1]:.2%}")
@@ -119,14 +123,16 @@ def _held(column: Mapping[str, Any]) -> str:
     if "range" in column:
         return "{:g} to {:g}".format(*column["range"])
     classes = [
-        f"{label} {count} ({_plural(column['patients'][label], 'patient')})"
+        f"{_class(label)} {count} ({_plural(column['patients'][label], 'patient')})"
         for label, count in column.get("classes", {}).items()
     ]
     return _listed(classes)
 
 
 def _class(name: str) -> str:
-    return name or "(none)"
+    """Readable also where blanks and unusual signs are all that makes it another."""
+    plain = name.isprintable() and unicodedata.is_normalized("NFC", name) and name == " ".join(name.split())
+    return (name if plain else ascii(name)) if name else "(none)"
 
 
 def _drawn(name: str, polygons: Mapping[str, Any]) -> str:
@@ -153,12 +159,12 @@ def _scale(slide: Mapping[str, Any]) -> str:
     return "" if slide["tile_width"] is None else f"{slide['tile_width']:.1g}"
 
 
-def _slide(slide: Mapping[str, Any]) -> tuple[str, ...]:
+def _slide(slide: Mapping[str, Any], home: str) -> tuple[str, ...]:
     width = f"{slide['tile_pixels']:g} pixels" if slide["tile_width"] is None else f"{slide['tile_width']:.4g} um"
     mpp = "unknown" if slide["mpp"] is None else f"{slide['mpp']:.4g}"
     odd = "; ".join(slide["problems"])
     size = f"{slide['width']}x{slide['height']}"
-    return slide["path"], size, mpp, slide["mpp_from"], slide["vendor"], slide["tiles"], width, odd
+    return slide["path"].removeprefix(home), size, mpp, slide["mpp_from"], slide["vendor"], slide["tiles"], width, odd
 
 
 def _values(values: Mapping[str, Any]) -> str:

@@ -223,6 +223,18 @@ def _check_groups(task: Task, dataset: data.Dataset) -> None:
         )
 
 
+def check_metadata(recipe: Recipe, dataset: data.Dataset) -> None:
+    """Raise ConfigError for metadata from a column that no tile has a value in: the model would be shown zeros."""
+    known = [name for name in columns_of(dataset) if _kind_of(dataset, name) in ("number", "label")]
+    for name, columns in recipe.data.metadata.items():
+        for column in [columns] if isinstance(columns, str) else columns:
+            if column not in known:
+                raise ConfigError(
+                    f"data.metadata {name} names column {column!r}, which has no number in {dataset.root}; "
+                    f"{nearest(str(column), known) if known else 'no column of it has any'}"
+                )
+
+
 def check_maps(tasks: Sequence[Task], folders: Sequence[data.Dataset]) -> None:
     """Raise ConfigError for a task whose maps hold other classes or channels than it has, or a foreground that the
     loader would not see; reads the masks of the data sets `folders`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,12 +55,13 @@ def refusals(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collect
     split = tried(lambda: datasets.split_of(recipe, usable, root)[0])
     sides = split and tried(lambda: split.apply(usable))
     train = sides[0] if sides else usable
-    tasks = tried(lambda: build.build_tasks(recipe, usable.class_names, usable.classes))
-    if tasks is None:
-        return found
-    for task in tasks:
-        tried(lambda task=task: datasets.check_targets([task], train))
-        tried(lambda task=task: datasets.check_maps([task], [usable]))
+    tried(lambda: datasets.check_metadata(recipe, train))
+    for name, options in recipe.tasks.items():  # one by one: the first that is refused hides none
+        alone = replace(recipe, tasks={name: options})
+        for task in tried(partial(build.build_tasks, alone, usable.class_names, usable.classes)) or ():
+            tried(partial(datasets.check_targets, [task], train))
+            tried(partial(datasets.check_maps, [task], [usable]))
     if not found:  # else the loader would say the same in other words
+        tasks = build.build_tasks(recipe, usable.class_names, usable.classes)
         tried(lambda: build.build_loader(recipe, train, tasks, train=True, device=torch.device("cpu")).close())
     return found

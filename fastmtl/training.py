@@ -96,6 +96,7 @@ def _prepare(
             staining.fit_slides(stain, part.tiles, recipe, world, console)
     tasks = build.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
+    datasets.check_metadata(recipe, splits.train)
     datasets.check_maps(tasks, (splits.train, splits.validation, splits.test))
     model = build.build_model(recipe, tasks, device)
     build.check_size(recipe, model)

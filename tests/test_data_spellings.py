@@ -86,9 +86,12 @@ def test_blanks_at_the_ends_of_cells_are_told_where_they_make_two_spellings(tmp_
     dataset = read_dataset(folder)
     assert dataset.class_names == ("stroma", "tumor")
     (notice,) = [one.reason for one in dataset.problems]
-    assert "'tumor ' (2 cells) is read as 'tumor' (1)" in notice
+    assert notice == r"column 'label': 'tumor' (1), 'tumor ' (2) cells are read as one class, 'tumor'"
     spaced = _manifest(tmp_path, "label", [" tumor", " tumor", " stroma"])
     assert read_dataset(spaced).problems == ()  # a table with a blank after each comma
+    numbers = _manifest(tmp_path, "label", ["1", "1.0", "2", "2"])
+    (notice,) = [one.reason for one in read_dataset(numbers).problems]
+    assert "'1' (1), '1.0' (1) cells are read as one class, '1'" in notice
 
 
 def test_a_folder_tells_them(tmp_path: Path):

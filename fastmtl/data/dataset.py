@@ -93,7 +93,7 @@ class Dataset:
         tiles: the samples.
         problems: files that were found and belong to no tile, or cannot be used.
         classes: class names of further label columns.
-        patients_from: what told the tiles' groups, in words: "column patient", "file name, ...".
+        patients_from: what told the tiles' groups, in words: "column patient", "file name (...)".
     """
 
     root: Path

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from .check import named_file
 from .dataset import Dataset, Picture, Problem, Region, Tile
-from .map_values import MASK_THRESHOLD, _pixels
-from .pictures import file_of, open_picture
+from .map_values import MASK_THRESHOLD
+from .mask_facts import count_mask
+from .pictures import file_of
 
 NEAR_EMPTY = 0.001
 """A mask with some foreground, and less than this share of it, is nearly empty: a stray click rather than a lesion."""
@@ -120,8 +121,7 @@ def masks_of(tile: Tile) -> list[tuple[str, Picture]]:
 def _counts(picture: Picture) -> NDArray[np.int64] | str:
     """Pixels of each value, all channels together, int64 [256]; why not, where it cannot be read."""
     try:
-        pixels = open_picture(picture) if isinstance(picture, Region) else _pixels(picture)
-        return np.bincount(pixels.reshape(-1), minlength=256)
+        return count_mask(picture).counts
     except ImportError:  # the file is fine, a package is missing
         raise
     except Exception as error:  # as for images: whatever a reader raises, it must not be trained on

@@ -122,10 +122,4 @@ def _polygon_notices(dataset: Dataset, found: dict[str, Any]) -> list[Problem]:
             for name in found["listed"][1:]  # the first stands where no polygon is
             if name not in counts
         ]
-    elif len(counts) > 1:
-        shown = ", ".join(f"{name or '(none)'} {count}" for name, count in list(counts.items())[:5])
-        reasons.append(
-            f"polygons are of {len(counts)} classes ({shown}{', ...' if len(counts) > 5 else ''}), and all of them are "
-            "drawn as foreground; list data.polygon_classes to learn them apart"
-        )
     return [Problem(dataset.root, reason) for reason in reasons if reason]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from .columns import KINDS, Kind
 from .dataset import Dataset, Picture, Problem, Region, Tile
 from .pictures import picture_size
 from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region
-from .spellings import merged_blanks
+from .spellings import merged_spellings
 from .table import Table, read_table, write_table
 from .tiles import PATIENT, group_of, rule_in_words
 
@@ -256,12 +257,16 @@ class _Reader:
             if label.lower() in _SAYS_MISSING
         ]
         for name, original in zip(self.names, self.table.names, strict=True):
-            if name in self.classes and original in self.table.blanks:
-                reasons = merged_blanks(name, self.column[name], self.table.blanks[original])
-                notices += [Problem(self.table.path, reason) for reason in reasons]
+            if name in self.classes:
+                merged = merged_spellings(name, self.table.written(original), partial(self._class_of, name))
+                notices += [Problem(self.table.path, reason) for reason in merged]
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
         notices += self.odd
         return (*notices, *polygons_off_slides(tiles))
+
+    def _class_of(self, name: str, cell: str) -> str:
+        index = cells_of.parse_cell("label", cell, name, str(self.table.path), self.classes[name])
+        return self.classes[name][cast(int, index)]
 
     def _no_tile(self, slide: Path) -> str:
         grid = self.options.grid

@@ -54,10 +54,10 @@ def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
 def summary_lines(dataset: Dataset) -> list[str]:
     """The patients and how they were found, and the classes of each label column with their counts: a line each."""
     sizes = sorted(Counter(tile.group for tile in dataset.tiles).values())
-    each = f"{sizes[0]} to {sizes[-1]}" if sizes[0] < sizes[-1] else str(sizes[0])
+    each = f"{sizes[0]} to {sizes[-1]} tiles" if sizes[0] < sizes[-1] else f"{sizes[0]} tile{'s' * (sizes[0] > 1)}"
     ways = patients_found(dataset)
     told = ", ".join(f"{way} ({found['patients']})" if len(ways) > 1 else way for way, found in ways.items())
-    lines = [f"patients: {len(sizes)} of {each} tiles each, found by {told}"]
+    lines = [f"patients: {len(sizes)}, found by {told}; {each} each"]
     for column, classes in class_counts(dataset).items():
         shown = ", ".join(f"{name} {found['tiles']}" for name, found in list(classes.items())[:_SHOWN])
         more = f", and {len(classes) - _SHOWN} more classes" if len(classes) > _SHOWN else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .dataset import Dataset, Problem
 
@@ -41,14 +41,11 @@ def spelling_problem(counts: Mapping[str, int], of: str, unit: str) -> str | Non
         of: what has these names, for example "column 'label'".
         unit: what is counted, "tiles" or "polygons".
     """
-    groups = [
-        ", ".join(f"{shown} ({counts[name]})" for name, shown in zip(group, told_apart(group), strict=True))
-        for group in alike(list(counts))
-    ]
+    groups = [_counted(group, counts) for group in alike(list(counts))]
     if not groups:
         return None
     return (
-        f"{of} has classes that differ only by spaces, case, dashes or Unicode form: {'; '.join(groups)} {unit}; they "
+        f"{of}: classes that differ only by spaces, case, dashes or Unicode form: {'; '.join(groups)} {unit}; they "
         "count as different classes: write them alike if they are one"
     )
 
@@ -68,24 +65,27 @@ def spelling_notices(dataset: Dataset) -> tuple[Problem, ...]:
     return tuple(notices)
 
 
-def merged_blanks(column: str, cells: Sequence[str], written: Mapping[str, int]) -> list[str]:
-    """What to say of labels that some cells have with blanks at an end and others without: two spellings become one.
+def merged_spellings(column: str, written: Mapping[str, tuple[str, int]], class_of: Callable[[str], str]) -> list[str]:
+    """What to say of cells that differ as they are written and are read as one class: "tumor " and "tumor".
 
     Args:
         column: for the message.
-        cells: as they are read, without blanks at the ends.
-        written: those that had such blanks, as written -> how often.
+        written: as it is written -> (as it is read, how often).
+        class_of: the class that a cell names, as it is read.
     """
-    spelled: dict[str, dict[str, int]] = {}
-    for cell, count in written.items():
-        spelled.setdefault(cell.strip(), {})[cell] = count
-    reasons = []
-    for bare, spaced in spelled.items():
-        others = cells.count(bare) - sum(spaced.values())
-        if others or len(spaced) > 1:
-            shown = ", ".join(f"{cell!r} ({count} cells)" for cell, count in spaced.items())
-            reasons.append(f"column {column!r}: {shown} is read as {bare!r} ({others}); blanks at an end do not count")
-    return reasons
+    spelled: dict[str, list[str]] = {}
+    for name, (cell, _) in written.items():
+        spelled.setdefault(class_of(cell), []).append(name)
+    counts = {name: count for name, (_, count) in written.items()}
+    return [
+        f"column {column!r}: {_counted(cells, counts)} cells are read as one class, {name!r}"
+        for name, cells in spelled.items()
+        if len(cells) > 1
+    ]
+
+
+def _counted(names: Sequence[str], counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{shown} ({counts[name]})" for name, shown in zip(names, told_apart(names), strict=True))
 
 
 def _folded(name: str) -> str:

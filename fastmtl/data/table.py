@@ -27,14 +27,26 @@ class Table:
         names: of the columns, without surrounding blanks.
         rows: each as long as `names`; an empty text is an empty cell.
         lines: of each row, as an editor counts them (row numbers from 2 in a Parquet file).
-        blanks: column -> its cells that had blanks at an end, as they were written -> how often.
+        blanks: column -> (as it was written, as it is read) of cells that had blanks at an end -> how often.
     """
 
     path: Path
     names: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
-    blanks: Mapping[str, Counter[str]] = field(default_factory=dict)
+    blanks: Mapping[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+
+    def written(self, name: str) -> dict[str, tuple[str, int]]:
+        """The cells of a column that are not empty: as it was written, with blanks at its ends -> (as it is read, how
+        often)."""
+        at = self.names.index(name)
+        cells = Counter(row[at] for row in self.rows if row[at])
+        blanks = self.blanks.get(name, {})
+        for (_, cell), count in blanks.items():
+            cells[cell] -= count
+        return {cell: (cell, count) for cell, count in cells.items() if count} | {
+            written: (cell, count) for (written, cell), count in blanks.items()
+        }
 
     def place(self, row: int) -> str:
         """Where `row` stands, for messages."""
@@ -134,13 +146,13 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]], lines: Iterable[int]) -> Table:
-    blanks: dict[str, Counter[str]] = {}
+    blanks: dict[str, Counter[tuple[str, str]]] = {}
     rows = []
     for cells in written:
         row = tuple(cell.strip() for cell in cells)
         for name, cell, bare in zip(names, cells, row, strict=True):
             if cell != bare and bare:
-                blanks.setdefault(name, Counter())[cell] += 1
+                blanks.setdefault(name, Counter())[cell, bare] += 1
         rows.append(row)
     return Table(path, names, tuple(rows), tuple(lines), blanks)
 

@@ -38,7 +38,7 @@ def group_of(name: str, patient: str = PATIENT) -> str:
 
 def rule_in_words(patient: str = PATIENT) -> str:
     """How `group_of` finds a patient, for people."""
-    return 'file name, before the first "-"' if patient == PATIENT else f"file name, by {patient}"
+    return 'file name (before the first "-")' if patient == PATIENT else f"file name ({patient})"
 
 
 def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None, patient: str = PATIENT) -> Dataset:
