@@ -88,6 +88,10 @@ def evaluate(
 
     Raises:
         RunError: no run there, data that does not fit it, or nothing left to evaluate on.
+        ConfigError: masks that the run's tasks cannot be scored against.
+
+    Returns:
+        Scores and counts; "notices" are what is odd about the targets, a line each.
     """
     trained = _load(path, which, device, tta)
     recipe, facts = trained.recipe, trained.facts
@@ -102,12 +106,14 @@ def evaluate(
         raise RunError(
             f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
         )
+    odd = datasets.check_maps(trained.tasks, [kept])
     loader = trained.read(kept)
     found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype)
     loader.close()
     return training.summary(recipe, trained.which, found, kept) | {
         "num_images_of_training_patients_left_out": len(folder) - len(kept),
         "num_damaged_files": len(damaged),
+        "notices": [str(problem) for problem in odd],
     }
 
 

@@ -65,7 +65,9 @@ def check(arguments: Sequence[str]) -> int:
     dataset = datasets.read_data(recipe, parsed.path)
     found = data.examine(dataset, num_threads=recipe.data.num_threads)
     if parsed.recipe is not None:
-        found["refused"] = rehearsal.refusals(recipe, dataset, parsed.path, set(found["damaged_tiles"]))
+        refused, odd = rehearsal.rehearse(recipe, dataset, parsed.path, set(found["damaged_tiles"]))
+        found["refused"] = refused
+        found["notices"] += [{"path": str(problem.path), "reason": problem.reason} for problem in odd]
     if parsed.json:
         print(json.dumps(found, indent=1))
     else:

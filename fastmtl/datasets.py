@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -235,15 +235,42 @@ def check_metadata(recipe: Recipe, dataset: data.Dataset) -> None:
                 )
 
 
-def check_maps(tasks: Sequence[Task], folders: Sequence[data.Dataset]) -> None:
-    """Raise ConfigError for a task whose maps hold other classes or channels than it has, or a foreground that the
-    loader would not see; reads the masks of the data sets `folders`."""
-    tiles = [tile for folder in folders for tile in folder.tiles]
+def check_maps(
+    tasks: Sequence[Task],
+    folders: Sequence[data.Dataset],
+    *,
+    train: data.Dataset | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[data.Problem]:
+    """What is odd about the maps of data sets whose files were checked; each mask is looked at (`data.judge_maps`).
+
+    Every command that learns from masks, scores against them or checks them asks this.
+
+    Args:
+        tasks: whose targets they are.
+        folders: the data sets.
+        train: what is learned from, which must differ somewhere.
+        say: called with a line on each task's masks.
+
+    Raises:
+        ConfigError: a task whose maps hold other classes or channels than it has, or a foreground that the loader would
+            not see.
+    """
+    tiles, odd = [tile for folder in folders for tile in folder.tiles], []
     for task in tasks:
         classes, ignored = task.output.channels, getattr(task, "ignore_index", None)
-        if wrong := data.wrong_maps(tiles, task.target, classes, ignored):
-            names = ", ".join(getattr(task, "structures", ()))
-            raise ConfigError(f"task {task.name!r} ({names or f'{classes} classes'}): {wrong}.")
+        structures = getattr(task, "structures", ())
+        found = data.judge_maps(tiles, task.target, classes, ignored, structures)
+        if found.wrong:
+            names = ", ".join(structures)
+            raise ConfigError(f"task {task.name!r} ({names or f'{classes} classes'}): {found.wrong}.")
+        if found.words:
+            say(f"masks of {task.name}: {found.words}")
+        odd += [replace(problem, reason=f"task {task.name!r}: {problem.reason}") for problem in found.odd]
+        if train is not None and (same := data.constant_maps(train.tiles, task.target, structures)):
+            reason = f"task {task.name!r}: in training {same}: there is nothing to learn, and its scores say nothing"
+            odd.append(data.Problem(train.root, reason))
+    return odd
 
 
 def columns_of(dataset: data.Dataset) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,11 @@ def _prepare(
     tasks = build.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
     datasets.check_metadata(recipe, splits.train)
-    datasets.check_maps(tasks, (splits.train, splits.validation, splits.test))
+    parts = (splits.train, splits.validation, splits.test)
+    odd = datasets.check_maps(tasks, parts, train=splits.train, say=console.print)
+    for problem in odd:
+        console.print(f"note: {problem}")
+    splits = replace(splits, problems=[*splits.problems, *odd])
     model = build.build_model(recipe, tasks, device)
     build.check_size(recipe, model)
     check_views(tasks, recipe.training.tta)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from .groups import with_groups
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
-    from .map_values import wrong_maps
-    from .mask_facts import MaskFacts, SeenMask, count_mask, seen_masks
+    from .map_values import constant_maps, judge_maps, wrong_maps
+    from .mask_facts import MaskFacts, count_mask
+    from .masks_of_tiles import SeenMask, seen_masks
     from .outlines import check_outlines, write_outlines
     from .patches import RandomPatches
     from .patients import patient_notices, summary_lines
@@ -112,11 +113,13 @@ _HOME = {
     "TissueMask": "slides.tissue_mask",
     "TileReadError": "faults",
     "ManifestOptions": "manifest",
+    "constant_maps": "map_values",
+    "judge_maps": "map_values",
     "wrong_maps": "map_values",
     "MaskFacts": "mask_facts",
-    "SeenMask": "mask_facts",
+    "SeenMask": "masks_of_tiles",
     "count_mask": "mask_facts",
-    "seen_masks": "mask_facts",
+    "seen_masks": "masks_of_tiles",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
     "RandomPatches": "patches",
@@ -200,6 +203,7 @@ __all__ = [
     "check_no_leak",
     "check_outlines",
     "check_tiles",
+    "constant_maps",
     "count_mask",
     "cut_slide",
     "decode_runs",
@@ -215,6 +219,7 @@ __all__ = [
     "grouped_split",
     "identify",
     "index_slide",
+    "judge_maps",
     "kfold",
     "label_of",
     "list_formats",

@@ -73,7 +73,7 @@ class ArrayRow:
         """uint8 [H, W] for one channel, else [H, W, C].
 
         Raises:
-            ValueError: no such file, array or row, or it holds no image.
+            ValueError: no such file, array or row, it holds no image, or whole numbers that 8 bits do not hold.
         """
         h5py = require("h5py", "reading HDF5 files", "wsi")
         try:
@@ -91,9 +91,18 @@ class ArrayRow:
             values = values[..., 0]
         if values.dtype == np.uint8 and self.scale == 1:
             return values
+        if np.issubdtype(values.dtype, np.integer) and self.scale == 1 and not _fits(values):
+            raise ValueError(
+                f"{self.file}: {self.key}[{self.row}] holds {values.min()} to {values.max()}, and pixels are 0 to 255; "
+                "scale it, or save class indices that fit"
+            )
         if not np.isfinite(values).all():
             raise ValueError(f"{self.file}: {self.key}[{self.row}] has values that are not finite")
         return np.clip(np.rint(values.astype(np.float64) * self.scale), 0, 255).astype(np.uint8)
+
+
+def _fits(values: NDArray) -> bool:
+    return not values.size or (values.min() >= 0 and values.max() <= 255)
 
 
 def check_preprocessing(name: str) -> None:

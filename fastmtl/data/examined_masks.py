@@ -17,6 +17,7 @@ from .check import named_file
 from .dataset import Dataset, Picture, Problem, Region, Tile
 from .map_values import MASK_THRESHOLD
 from .mask_facts import count_mask
+from .masks_of_tiles import seen_masks
 from .pictures import file_of
 
 NEAR_EMPTY = 0.001
@@ -90,7 +91,7 @@ def examine_masks(
         if bad.isdisjoint((named_file(picture, tile.image), file_of(tile.image)))
     ]
     columns: dict[str, _Masks] = defaultdict(_Masks)
-    broken: list[Problem] = []
+    broken = _no_masks(every)
     with ThreadPoolExecutor(num_threads) as pool:
         for (tile, column, picture), counts in zip(every, pool.map(lambda one: _counts(one[2]), every), strict=True):
             if isinstance(counts, str):
@@ -106,6 +107,16 @@ def examine_masks(
     ]
     firsts = {problem.path: problem for problem in reversed(broken)}
     return found, notices, list(firsts.values())
+
+
+def _no_masks(every: Sequence[tuple[Tile, str, Picture]]) -> list[Problem]:
+    """Mask slides that are no masks, whatever the task; of files and drawings `check_tiles` says so."""
+    regions: dict[str, list[Tile]] = defaultdict(list)
+    for tile, column, picture in every:
+        if isinstance(picture, Region):
+            regions[column].append(tile)
+    seen = [one for column, tiles in regions.items() for one in seen_masks(tiles, "" if column == "mask" else column)]
+    return [Problem(file_of(one.mask), f"cannot be used as a mask: {one.wrong}") for one in seen if one.wrong]
 
 
 def masks_of(tile: Tile) -> list[tuple[str, Picture]]:

@@ -1,25 +1,21 @@
-"""What masks hold: the values in each, counted once and remembered; of a mask slide, in a sample of its regions."""
+"""What a mask holds: its values, counted once and remembered as long as its file stays as it is."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..extras import require
-from .dataset import Picture, Region, Tile
+from .dataset import Picture, Region
 from .pictures import decode_image, file_of, read_encoded
 from .slide_rows import opened
-
-SAMPLE = 64
-"""Regions that are read of a mask slide: half of them spread over its tiles, half where it stores the most bytes."""
 
 _LOSSY = ("jpeg", "plain jpeg", "jpeg2000", "webp", "jpegxl")
 _MOST_KNOWN = 2**18  # masks remembered, each about half a kilobyte
@@ -32,7 +28,7 @@ class MaskFacts:
     Attributes:
         values: uint8 [n], ascending: all that were seen, in any channel.
         pixels: int64 [C, n], how many pixels of a channel have each value; C is 1 where all channels are equal. Of a
-            sample those of the evenly spread regions: a value seen elsewhere alone has 0.
+            sample those of its evenly spread regions: a value that was seen elsewhere alone has 0.
         solid: int64 [n], pixels whose eight neighbours have the same value: thin lines and soft edges have none. Zeros
             where all values are 0 and 255, and of lossy files.
         channels: what the picture declares.
@@ -63,42 +59,6 @@ class MaskFacts:
         """The share of pixels with a value above `above`; 0 where none was counted."""
         total = int(self.pixels.sum())
         return float(self.pixels[:, self.values > above].sum()) / total if total else 0.0
-
-
-class SeenMask(NamedTuple):
-    """A mask of a data set with what it holds.
-
-    Attributes:
-        mask: the picture; of a mask slide or a file of polygons the first of its regions.
-        tile: the first tile that it belongs to; its `group` is the patient, its `image` may be a slide's region.
-        facts: of all its regions together.
-        wrong: why it cannot be used as a mask, whatever the task; "" where nothing speaks against it.
-    """
-
-    mask: Picture
-    tile: Tile
-    facts: MaskFacts
-    wrong: str = ""
-
-
-def seen_masks(tiles: Iterable[Tile], column: str = "", *, sample: int | None = SAMPLE) -> list[SeenMask]:
-    """The masks of `tiles` in their order: each image file and drawing, and each mask slide and file of polygons once.
-
-    Files and drawings are counted in full, which `check_tiles` has done already. Of a mask slide `sample` regions are
-    read.
-
-    Args:
-        tiles: whose files are known to be readable.
-        column: of pictures; "" is the tiles' own masks.
-        sample: regions of a mask slide; None reads all.
-    """
-    groups: dict[Any, list[tuple[Tile, Picture]]] = {}
-    for tile in tiles:
-        picture = tile.values.get(column) if column else tile.mask
-        if picture is not None:
-            groups.setdefault(_key(picture, tile), []).append((tile, picture))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda group: _seen(group, sample), groups.values()))
 
 
 def count_mask(picture: Picture) -> MaskFacts:
@@ -137,19 +97,23 @@ def facts_of(pixels: NDArray[np.uint8], *, channels: int = 0, is_lossy: bool = F
     return _facts(counts, lambda: planes, declared, is_lossy)
 
 
-def merged(facts: Sequence[MaskFacts], *, extra: Sequence[MaskFacts] = (), is_sample: bool = False) -> MaskFacts:
-    """Several parts of a mask as one; of `extra` the values and solid areas count, the pixels do not."""
+def merged(facts: Sequence[MaskFacts], extra: Sequence[MaskFacts] = (), *, is_sample: bool = False) -> MaskFacts:
+    """Several parts of a mask as one. Those of `extra` were chosen for what they hold: their pixels count where colours
+    do, for what each channel holds, and else not, for the shares."""
+    if len(facts) == 1 and not extra:
+        return facts[0]
     every = [*facts, *extra]
-    planes = max(one.pixels.shape[0] for one in every)
+    planes = max((one.pixels.shape[0] for one in every), default=1)
     counts, solid, seen = np.zeros((planes, 256), np.int64), np.zeros(256, np.int64), np.zeros(256, bool)
     for number, one in enumerate(every):
         seen[one.values] = True
         solid[one.values] += one.solid
-        if number < len(facts):
-            counts[:, one.values] += one.pixels  # a grey part of a coloured mask is grey in all channels
+        if number < len(facts) or planes > 1:
+            counts[:, one.values] += one.pixels  # what is grey is the same in all channels
     values = np.flatnonzero(seen)
+    channels = max((one.channels for one in every), default=1)
     lossy = any(one.is_lossy for one in every)
-    return MaskFacts(values.astype(np.uint8), counts[:, values], solid[values], every[0].channels, lossy, is_sample)
+    return MaskFacts(values.astype(np.uint8), counts[:, values], solid[values], channels, lossy, is_sample)
 
 
 def check_mode(image: Any) -> None:
@@ -241,57 +205,6 @@ def _solid(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
     middle = plane[1:-1]
     beside = (middle[:, :-2] == middle[:, 1:-1]) & (middle[:, 2:] == middle[:, 1:-1])
     return middle[:, 1:-1][beside & rows[:, :-2] & rows[:, 1:-1] & rows[:, 2:]]
-
-
-def _key(picture: Picture, tile: Tile) -> Any:
-    """What several tiles may share: a mask slide, a file of polygons; else the tile itself."""
-    if isinstance(picture, Region):
-        return picture.slide, picture.level
-    if type(picture).__name__ == "Polygons":
-        return file_of(picture)
-    return tile.id
-
-
-def _seen(group: Sequence[tuple[Tile, Picture]], sample: int | None) -> SeenMask:
-    tile, picture = group[0]
-    if isinstance(picture, Region):
-        try:
-            return SeenMask(picture, tile, _of_slide([one for _, one in group], sample))  # type: ignore[misc]
-        except ValueError as error:
-            empty = MaskFacts(np.zeros(0, np.uint8), np.zeros((1, 0), np.int64), np.zeros(0, np.int64))
-            return SeenMask(picture, tile, empty, str(error).removeprefix(f"{picture.slide}: "))
-    return SeenMask(picture, tile, merged([count_mask(one) for _, one in group]))
-
-
-def _of_slide(regions: Sequence[Region], sample: int | None) -> MaskFacts:
-    """Of the regions of a mask slide, all of one level.
-
-    Raises:
-        ValueError: why the slide is no mask.
-    """
-    slide = opened(regions[0].slide)
-    if slide.vendor == "image":  # a PNG or JPEG file is decoded in one piece anyway
-        image_module = require("PIL.Image", "reading masks")
-        with image_module.open(slide.path) as image:
-            check_mode(image)
-        return count_mask(slide.path)
-    others = [name for name in slide.associated_names if name.startswith("page ")]
-    if others:
-        raise ValueError(f"holds more pictures than its levels ({', '.join(others[:3])}); save the mask as one picture")
-    if sample is None or len(regions) <= sample:
-        facts = merged([count_mask(region) for region in regions])
-    else:
-        step = -(-len(regions) // (sample // 2))
-        largest = np.argsort(-slide.stored_bytes(regions), kind="stable")[: sample // 2].tolist()
-        extra = [count_mask(regions[number]) for number in largest]
-        facts = merged([count_mask(region) for region in regions[::step]], extra=extra, is_sample=True)
-    encoding = slide.encoding(regions[0].level)
-    if encoding is not None and encoding.alpha and _TRANSPARENT in facts.values:
-        raise ValueError("has transparent parts, which are read as grey 240; save it as 8-bit grey without alpha")
-    return facts
-
-
-_TRANSPARENT = 240
 
 
 def _of_region(region: Region) -> MaskFacts:
