@@ -27,7 +27,8 @@ def show(found: Mapping[str, Any], console: Any) -> None:
             if hidden:
                 say(f"and {hidden} more; --json lists all")
     say("")
-    for line in notes(found["notices"]):
+    of_slides = ({"path": slide["path"], "reason": said} for slide in found["slides"] for said in slide["problems"])
+    for line in notes([*found["notices"], *of_slides]):
         say(f"note: {line}")
     for reason in found.get("refused", ()):
         say(f"refused: {reason}")
@@ -41,12 +42,14 @@ def show(found: Mapping[str, Any], console: Any) -> None:
 
 def notes(notices: Sequence[Mapping[str, str]]) -> list[str]:
     """A line for each reason: what many files share is said once, with the first of them."""
-    paths: dict[str, list[str]] = {}
+    paths: dict[str, dict[str, None]] = {}
     for notice in notices:
-        paths.setdefault(notice["reason"], []).append(notice["path"])
-    return [
-        f"{own[0]}{f' and {len(own) - 1} others' if len(own) > 1 else ''}: {reason}" for reason, own in paths.items()
-    ]
+        paths.setdefault(notice["reason"], {})[notice["path"]] = None
+    lines = []
+    for reason, own in paths.items():
+        more = f" and {_plural(len(own) - 1, 'other')}" if len(own) > 1 else ""
+        lines.append(f"{next(iter(own))}{more}: {reason}")
+    return lines
 
 
 def _summary(found: Mapping[str, Any]) -> Iterable[str]:
@@ -84,7 +87,8 @@ def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Any, int]]:
     rows = [(way, each["patients"], each["tiles"]) for way, each in ways.items()]
     yield table("patients found by", "patients", "tiles", rows=rows if len(ways) > 1 else ()), 0
     most = sorted(found["patients"].items(), key=lambda item: -item[1])
-    yield table("patients with most tiles", "tiles", rows=most[:_ENDS] if len(most) > 1 else ()), 0
+    differ = len(set(found["patients"].values())) > 1
+    yield table("patients with most tiles", "tiles", rows=most[:_ENDS] if differ else ()), 0
     home = os.path.join(found["path"] if os.path.isdir(found["path"]) else os.path.dirname(found["path"]), "")
     for column, masks in found["masks"].items():
         yield from _mask_tables("" if column == "mask" else f"{column}: ", masks, home)
@@ -95,7 +99,7 @@ def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Any, int]]:
         rows = [(path.removeprefix(home),) for path in polygons["without"]]
         yield table("without polygons", rows=rows[:_ENDS]), len(rows[_ENDS:])
     slides = _odd_first(found["slides"])
-    heads = ("slide", "size", "mpp", "from", "vendor", "tiles", "a tile shows", "odd")
+    heads = ("slide", "size", "mpp", "from", "vendor", "tiles", "a tile shows")
     yield table(*heads, rows=[_slide(slide, home) for slide in slides[:SHOWN]]), len(slides[SHOWN:])
 
 
@@ -162,9 +166,8 @@ def _scale(slide: Mapping[str, Any]) -> str:
 def _slide(slide: Mapping[str, Any], home: str) -> tuple[str, ...]:
     width = f"{slide['tile_pixels']:g} pixels" if slide["tile_width"] is None else f"{slide['tile_width']:.4g} um"
     mpp = "unknown" if slide["mpp"] is None else f"{slide['mpp']:.4g}"
-    odd = "; ".join(slide["problems"])
     size = f"{slide['width']}x{slide['height']}"
-    return slide["path"].removeprefix(home), size, mpp, slide["mpp_from"], slide["vendor"], slide["tiles"], width, odd
+    return slide["path"].removeprefix(home), size, mpp, slide["mpp_from"], slide["vendor"], slide["tiles"], width
 
 
 def _values(values: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,9 @@ def test_patients_of_file_names(tmp_path: Path):
 def test_patients_of_a_recipe_and_of_a_published_layout(tmp_path: Path):
     from test_data_published import WRITERS
 
-    assert read_dataset(WRITERS["hep2"](tmp_path / "hep2")).patients_from == "the layout of hep2"
+    published = read_dataset(WRITERS["pets"](tmp_path / "pets"))
+    assert published.patients_from == "the layout of pets"
+    assert data.patient_notices(published) == ()
     folder = write_folder(tmp_path / "tiles", {"A": 4})
     assert folder.patients_from == 'file name (before the first "-")'
     assert data.with_groups(folder, "tile").patients_from == "group_by tile"
@@ -210,6 +213,27 @@ def test_sizes_and_masks_of_another_size(tmp_path: Path, capsys):
     page = capsys.readouterr().out
     assert "sizes: 7 different, 8 to 14 wide, 8 to 14 high; most often 8x8 (1)" in page
     assert "the mask is 9x9 pixels, its image 8x8" in " ".join(page.split())
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            ["a,0.png,p", "b,0.png,q", "c,1.png,r"],
+            "1 pictures are there more than once, as 2 tiles, 1 of them in two pat",
+        ),
+        (["a,0.png,p", "b,copy.png,q", "c,1.png,r"], "in two patients, where a split leaks: a of p and b of q"),
+        (["a,0.png,p", "b,copy.png,p", "c,1.png,r"], "1 pictures are there more than once, as 2 tiles: a and b"),
+        (["a,0.png,p", "b,1.png,q", "c,2.png,r"], ""),
+    ],
+)
+def test_pictures_that_are_there_twice(tmp_path: Path, rows: list[str], said: str):
+    for number in range(3):
+        write_image(tmp_path / f"{number}.png", random_pixels(number, 8))
+    shutil.copy(tmp_path / "0.png", tmp_path / "copy.png")
+    reasons = _reasons(examine(read_manifest(_write(tmp_path, "id,image,patient", rows))))
+    assert said in reasons
+    assert bool(said) == ("more than once" in reasons)
 
 
 def test_a_patient_on_two_sides_of_a_split_is_told(tmp_path: Path, capsys):
@@ -268,6 +292,18 @@ def test_slides_by_scale(made_slides: Path, capsys):
     assert (
         page.index("s5.tiff  128x128  unknown") < page.index("s4.tiff  128x128  0.25") < page.index("s1.tiff  128x128")
     )
+
+
+def test_a_scale_that_the_manifest_tells(made_slides: Path):
+    options = ManifestOptions(grid=data.GridOptions(64, min_tissue=0))
+    dataset = read_manifest(made_slides / "manifest.csv", options)
+    told = replace(dataset, slide_mpp={made_slides / "s4.tiff": 0.5, made_slides / "s5.tiff": 0.5})
+    found = examine(told)
+    assert [slide["mpp"] for slide in found["slides"]] == [0.5] * 6
+    assert [slide["mpp_from"] for slide in found["slides"]][4:] == ["manifest"] * 2
+    assert found["slides"][5]["problems"] == []
+    assert "of different width" not in _reasons(found)
+    assert "unknown" not in _reasons(found)
 
 
 def test_slides_brought_to_one_scale_are_in_peace(made_slides: Path, tmp_path: Path, capsys):

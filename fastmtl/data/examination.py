@@ -10,6 +10,7 @@ from typing import Any
 
 from .check import MAX_PIXELS, check_tiles, named_file
 from .dataset import Dataset, Problem, Region, Tile
+from .duplicates import duplicate_notices
 from .examined_masks import examine_masks, masks_of
 from .examined_slides import polygons_of_tiles, scale_notices, slides_of_tiles
 from .patients import class_counts, patient_notices, patients_found, summary_lines
@@ -33,10 +34,16 @@ def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int 
     bad = {problem.path for problem in broken}
     masks, of_masks, unreadable = examine_masks(dataset, bad, num_threads)
     broken += unreadable + _undecodable(tiles, {problem.path for problem in broken}, num_threads)
-    slides = slides_of_tiles(tiles)
+    slides = slides_of_tiles(dataset)
     polygons, of_polygons = polygons_of_tiles(dataset)
     columns = _columns(dataset)
-    odd = [*patient_notices(dataset), *_of_columns(dataset, columns), *_of_split(dataset), *of_masks]
+    odd = [
+        *patient_notices(dataset),
+        *_of_columns(dataset, columns),
+        *_of_split(dataset),
+        *of_masks,
+        *duplicate_notices(dataset),
+    ]
     notices = [*dataset.problems, *odd, *scale_notices(dataset, slides), *of_polygons]
     return {
         "path": str(dataset.root),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .dataset import Dataset, Problem, Region, Tile
+from .dataset import Dataset, Problem, Region
 from .pictures import file_of
 from .polygons import Polygons, polygon_classes
 from .slide_rows import UnreadableSlideError, downsample_of, opened
@@ -16,12 +16,12 @@ from .spellings import spelling_problem
 _ANOTHER_SCALE = 1.4  # times another's field of view: 20x beside 40x, and not 0.25 beside 0.23 micrometres
 
 
-def slides_of_tiles(tiles: Sequence[Tile]) -> list[dict[str, Any]]:
+def slides_of_tiles(dataset: Dataset) -> list[dict[str, Any]]:
     """One entry a slide that can be opened, by path: "path", "width", "height", "levels", "mpp" of level 0 or None,
     "mpp_from" (where it came from, "" unknown), "magnification", "vendor", "tiles", "tile_width" (what a tile shows, in
     micrometres, None where mpp is unknown; in pixels of level 0 as "tile_pixels") and "problems"."""
     regions: dict[Path, list[Region]] = defaultdict(list)
-    for tile in tiles:
+    for tile in dataset.tiles:
         if isinstance(tile.image, Region):
             regions[tile.image.slide].append(tile.image)
     found = []
@@ -31,21 +31,22 @@ def slides_of_tiles(tiles: Sequence[Tile]) -> list[dict[str, Any]]:
             pixels = sorted(region.width * downsample_of(region) for region in own)[len(own) // 2]
         except (UnreadableSlideError, IndexError):  # `check_tiles` says so
             continue
-        full = slide.levels[0]
+        full, told = slide.levels[0], dataset.slide_mpp.get(path)
+        mpp = told or slide.mpp
         found.append(
             {
                 "path": str(path),
                 "width": full.width,
                 "height": full.height,
                 "levels": len(slide.levels),
-                "mpp": slide.mpp,
-                "mpp_from": getattr(slide, "mpp_source", ""),
+                "mpp": mpp,
+                "mpp_from": "manifest" if told else getattr(slide, "mpp_source", ""),
                 "magnification": slide.magnification,
                 "vendor": slide.vendor,
                 "tiles": len(own),
                 "tile_pixels": pixels,
-                "tile_width": slide.mpp and pixels * slide.mpp,
-                "problems": list(slide.problems),
+                "tile_width": mpp and pixels * mpp,
+                "problems": [word for word in slide.problems if not told or "pass mpp" not in word],
             }
         )
     return found
