@@ -89,6 +89,6 @@ def _counted(names: Sequence[str], counts: Mapping[str, int]) -> str:
 
 
 def _folded(name: str) -> str:
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    plain = unicodedata.normalize("NFKC", name).casefold()
     seen = "".join(letter for letter in plain if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc"))
     return _BETWEEN.sub(lambda found: " " if found[1].isdigit() and found[2].isdigit() else "", seen.strip())
