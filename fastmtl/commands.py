@@ -100,8 +100,8 @@ def evaluate(
     except ValueError as error:
         raise RunError(f"{root} does not fit the classes that {path} was trained on: {error}") from error
     folder, damaged = data.usable_tiles(found_tiles, recipe.data.on_damaged)
-    seen = set() if everything else set(facts["training_patients"])
-    kept = folder.subset(tile.id for tile in folder.tiles if tile.group not in seen)
+    seen = set() if everything else {data.identifier_key(str(name)) for name in facts["training_patients"]}
+    kept = folder.subset(tile.id for tile in folder.tiles if data.identifier_key(tile.group) not in seen)
     if not kept.tiles:
         raise RunError(
             f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."

@@ -96,7 +96,9 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
     folder, _ = data.usable_tiles(limited(recipe, read_data(recipe, root)), recipe.data.on_damaged)
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
-    problems = (*folder.problems, *data.patient_notices(folder))
+    lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify)
+    notices = (*data.patient_notices(folder), *(data.Problem(folder.root, line) for line in lacking))
+    problems = (*folder.problems, *notices)
     return Splits(train, validation, origin, problems, split, split.test_of(folder), data.summary_lines(folder))
 
 
@@ -138,15 +140,20 @@ def split_of(
     if found is not None:
         held_out, tested = data.load_groups(found), data.load_test_groups(found)
         if config.max_tiles:  # the file names patients of whom no tile was drawn
-            drawn = {group.upper() for group in folder.groups}
-            held_out, tested = ([one for one in some if one.upper() in drawn] for some in (held_out, tested))
+            drawn = set(map(data.identifier_key, folder.groups))
+            held_out, tested = (
+                [one for one in some if data.identifier_key(str(one)) in drawn] for some in (held_out, tested)
+            )
         split = data.split_by_groups(folder, held_out, tested)
         return split, str(found) if split_file else f"{found} (found with the data)"
     split = data.grouped_split(
         folder, config.val_fraction, config.split_seed, test_fraction=config.test_fraction, stratify=config.stratify
     )
     tested = f", {config.test_fraction:.0%} for the test" if config.test_fraction else ""
-    return split, f"{stratified}, {config.val_fraction:.0%} of the patients held out{tested}"
+    share = len(split.val) / len(folder)
+    odd = f" ({share:.0%} of the images: few patients can be shared no better)"
+    near = abs(share - config.val_fraction) <= 0.1
+    return split, f"{stratified}, {config.val_fraction:.0%} of the patients held out{'' if near else odd}{tested}"
 
 
 def _check_classes(recipe: Recipe, folder: data.Dataset, split: data.Split) -> None:

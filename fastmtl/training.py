@@ -28,6 +28,9 @@ from .trainer import Interrupted
 from .tta import Views, check_views
 from .world import World
 
+SPLIT_FILE = "split.json"
+"""In a run's folder: the patients and tiles of each side."""
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -89,6 +92,9 @@ def _prepare(
     stain = staining.normalizer_of(recipe, out if resumed else None)
     if root is None:
         root = world.tell(_generate(recipe, out.parent, console) if world.rank == 0 else Path())
+    own = out / SPLIT_FILE
+    if resumed and own.is_file():  # files beside the data, or another way of drawing, must not move patients
+        split_file = own
     splits = datasets.read_splits(recipe, root, split_file)
     _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
     if stain is not None:
@@ -151,7 +157,7 @@ def _train(job: _Job, loader: data.TileLoader, validation: data.TileLoader, *, r
         console.print(f"{where}, step {trainer.step_count}")
     elif world.rank == 0:
         run.create(recipe, job.facts)
-        data.save_split(job.splits.split, job.out / "split.json")
+        data.save_split(job.splits.split, job.out / SPLIT_FILE)
         if job.stain is not None:
             job.stain.save(job.out / staining.FILE)
     ranks = f", ranks: {world.size}" * (world.size > 1)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .folder import PREDICTED_WITH, without_predictions
     from .formats import detect_format, list_formats, read_dataset, register_format
     from .groups import with_groups
+    from .identifiers import identifier_key
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
     from .map_values import constant_maps, judge_maps, wrong_maps
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         load_groups,
         load_split,
         load_test_groups,
+        one_sided_classes,
         save_split,
         split_by_column,
         split_by_groups,
@@ -99,6 +101,7 @@ _HOME = {
     "read_dataset": "formats",
     "register_format": "formats",
     "with_groups": "groups",
+    "identifier_key": "identifiers",
     "TileLoader": "loader",
     "DamagedPieceError": "slides.errors",
     "SlideError": "slides.errors",
@@ -144,6 +147,7 @@ _HOME = {
     "load_groups": "splits",
     "load_split": "splits",
     "load_test_groups": "splits",
+    "one_sided_classes": "splits",
     "save_split": "splits",
     "split_by_column": "splits",
     "split_by_groups": "splits",
@@ -217,6 +221,7 @@ __all__ = [
     "grid",
     "group_of",
     "grouped_split",
+    "identifier_key",
     "identify",
     "index_slide",
     "judge_maps",
@@ -227,6 +232,7 @@ __all__ = [
     "load_split",
     "load_test_groups",
     "mosaic_target",
+    "one_sided_classes",
     "open_picture",
     "open_slide",
     "patient_notices",

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from ..names import nearest
 from .cells import looks_like_picture
+from .identifiers import unicode_form
 from .table import Table
 
 Kind = Literal["picture", "label", "number", "vector", "box", "pixel_box", "text"]
@@ -68,8 +69,9 @@ def class_names(name: str, table: Table, cells: Sequence[str], given: Sequence[s
     classes = tuple(map(str, given))
     if not classes or len(set(classes)) != len(classes):
         raise ValueError(f"the classes of column {name!r} must be distinct and not empty; got {list(classes)}")
+    known = set(map(unicode_form, classes))
     for row, cell in enumerate(cells):
-        if cell and _label(cell) not in classes:
+        if cell and _label(cell) not in known:
             raise ValueError(
                 f"{table.place(row)}: {name} is {cell!r}, which is not one of its classes; {nearest(cell, classes)}"
             )
@@ -89,7 +91,7 @@ def parse_cell(
     if kind == "text":
         return cell
     if kind == "label":
-        return classes.index(_label(cell))
+        return list(map(unicode_form, classes)).index(_label(cell))
     numbers = _numbers(cell)
     expected = {"number": 1, "box": 4, "pixel_box": 4}.get(kind)
     if not numbers or (expected and len(numbers) != expected):
@@ -133,7 +135,9 @@ def write_value(value: int | float | str | tuple[float, ...]) -> str:
 def _label(cell: str) -> str:
     """A class's name; whole numbers lose the ".0" that a table with empty cells gives them."""
     number = _number(cell)
-    return str(int(number)) if number is not None and number == int(number) and "." in cell else cell
+    if number is not None and number == int(number) and "." in cell:
+        return str(int(number))
+    return unicode_form(cell)
 
 
 def _number(cell: str) -> float | None:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .identifiers import name_notices, one_spelling, sample_key
+
 BACKGROUND = 240
 """Grey level of what an image does not have: outside a slide or a tile, and parts that were never scanned. Empty glass,
 which stain estimation takes for no tissue."""
@@ -110,17 +112,32 @@ class Dataset:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The distinct patients, sorted."""
-        return tuple(sorted({tile.group for tile in self.tiles}))
+        """The distinct patients, sorted; of several spellings of one the one that stands for them."""
+        return tuple(sorted(set(one_spelling(tile.group for tile in self.tiles).values())))
 
     def subset(self, ids: Iterable[str]) -> Dataset:
-        """The tiles with these ids, in the data set's order.
+        """The tiles with these ids, in the data set's order; an id that is there in another spelling counts.
 
         Raises:
             ValueError: an id is not in this data set.
         """
-        wanted = set(ids)
-        unknown = sorted(wanted - {tile.id for tile in self.tiles})
+        wanted, there = set(ids), {tile.id for tile in self.tiles}
+        if other := wanted - there:
+            spelled = {sample_key(name): name for name in there}
+            wanted = (wanted & there) | {spelled.get(sample_key(name), name) for name in other}
+        unknown = sorted(wanted - there)
         if unknown:
             raise ValueError(f"`ids` has {len(unknown)} not in {self.root}, first {unknown[0]!r}; was it made for it?")
         return replace(self, tiles=tuple(tile for tile in self.tiles if tile.id in wanted))
+
+
+def with_one_spelling(dataset: Dataset) -> Dataset:
+    """The same tiles, each patient in one spelling; a notice says what was merged (see `identifiers`)."""
+    groups = [tile.group for tile in dataset.tiles]
+    chosen = one_spelling(groups)
+    notices = [Problem(dataset.root, reason) for reason in name_notices(groups, "patient", "tile")]
+    fresh = [notice for notice in notices if notice not in dataset.problems]
+    tiles = tuple(
+        tile if chosen[tile.group] == tile.group else replace(tile, group=chosen[tile.group]) for tile in dataset.tiles
+    )
+    return replace(dataset, tiles=tiles, problems=(*dataset.problems, *fresh))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .cells import SLIDE_SUFFIXES
+from .identifiers import clean_name, tell_apart, unicode_form
 from .polygons import POLYGON_SUFFIXES
 from .tiles import IMAGE_SUFFIXES
 
@@ -25,21 +26,28 @@ _LARGEST_TILE = 2048**2  # pixels; a TIFF of one level with more is cut into til
 
 def files_in(folder: Path) -> tuple[list[Path], dict[Path, Path], dict[str, int]]:
     """(images and slides, image -> its mask, number of other files by ending); hidden files and folders of predictions
-    are passed over."""
-    images: dict[tuple[Path, str], list[Path]] = {}
-    masks: dict[tuple[Path, str], Path] = {}
+    are passed over.
+
+    Raises:
+        ValueError: two files whose names differ only in their Unicode form.
+    """
+    images: dict[tuple[str, str], list[Path]] = {}
+    masks: dict[tuple[str, str], Path] = {}
     others: Counter[str] = Counter()
+    forms: dict[str, Path] = {}
     for path in without_predictions(folder, sorted(folder.rglob("*"))):
         inside = path.relative_to(folder)
         if not path.is_file() or any(part.startswith(".") for part in inside.parts):
             continue
+        if (other := forms.setdefault(unicode_form(str(inside)), path)) != path:
+            raise ValueError(f"{tell_apart(other, path)} are both there; rename or remove one")
         suffix = path.suffix.lower()
         if suffix == ".geojson" or (suffix in POLYGON_SUFFIXES | IMAGE_SUFFIXES and _is_mask(path)):
             home = path.parent.parent if path.parent.name.lower() in _MASK_FOLDERS else path.parent
-            masks[home, _bare(path)] = path
+            masks[clean_name(str(home)), _bare(path)] = path
         elif suffix in IMAGE_SUFFIXES | SLIDE_SUFFIXES:
             home = path.parent.parent if path.parent.name.lower() in ("image", "images") else path.parent
-            images.setdefault((home, _bare(path)), []).append(path)
+            images.setdefault((clean_name(str(home)), _bare(path)), []).append(path)
         else:
             others[suffix or path.name] += 1
     paired = {path: masks[key] for key, paths in images.items() if key in masks for path in paths}
@@ -67,5 +75,5 @@ def _is_mask(path: Path) -> bool:
 
 def _bare(path: Path) -> str:
     """The name that an image and its mask share."""
-    stem = path.stem
+    stem = clean_name(path.stem)
     return next((stem[: -len(end)] for end in _MASK_ENDS if stem.lower().endswith(end)), stem)

@@ -8,13 +8,15 @@ from typing import Any
 
 from ..names import nearest
 from .columns import write_value
-from .dataset import Dataset
+from .dataset import Dataset, with_one_spelling
+from .identifiers import sample_key, says_missing
 
 
 def with_groups(dataset: Dataset, template: str) -> Dataset:
     """The same tiles with another group: a column's name, or an expression over columns such as "{case}-{day}".
 
-    Besides columns there are "patient" (or "group"), the group they have, and "tile", which makes each its own group.
+    Text counts in any spelling (see `identifiers`), and "nan" as empty. Besides columns there are "patient" (or
+    "group"), the group they have, and "tile", which makes each its own group.
 
     Raises:
         ValueError: a column that the data set does not have, or that is empty for a tile.
@@ -43,7 +45,7 @@ def with_groups(dataset: Dataset, template: str) -> Dataset:
         except (IndexError, AttributeError, ValueError) as error:
             raise ValueError(f"`group_by` must read like case or {{case}}-{{day}}; got {template!r}: {error}") from None
         tiles.append(replace(tile, group=group))
-    return replace(dataset, tiles=tuple(tiles), patients_from=f"group_by {template}")
+    return with_one_spelling(replace(dataset, tiles=tuple(tiles), patients_from=f"group_by {template}"))
 
 
 class _Filled(dict):
@@ -63,4 +65,6 @@ class _Filled(dict):
 def _group_cell(value: Any, classes: Sequence[str] | None) -> str:
     if value is None:
         return ""
-    return str(classes[value]) if classes is not None else write_value(value)
+    if classes is not None:
+        return str(classes[value])
+    return ("" if says_missing(value) else sample_key(value)) if isinstance(value, str) else write_value(value)

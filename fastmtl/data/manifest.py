@@ -16,6 +16,7 @@ An empty cell means that nobody labelled the sample for that task.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,8 +27,9 @@ from ..names import nearest
 from . import columns as cells_of
 from .cells import PathRule, PolygonOptions, read_picture, write_picture
 from .columns import KINDS, Kind
-from .dataset import Dataset, Picture, Problem, Region, Tile
-from .pictures import picture_size
+from .dataset import Dataset, Picture, Problem, Region, Tile, with_one_spelling
+from .identifiers import clean_name, name_notices, one_spelling, sample_key, says_missing
+from .pictures import file_of, picture_size
 from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region
 from .spellings import merged_spellings
 from .table import Table, read_table, write_table
@@ -36,8 +38,8 @@ from .tiles import PATIENT, group_of, rule_in_words
 REGION = ("x", "y", "width", "height", "level", "mpp")
 RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group", "case", "position", "split")
 _KINDS: dict[str, Kind] = {"mask": "picture", "label": "label", "case": "text", "position": "number", "split": "text"}
+_WHOM = ("group", "patient", "case")  # the first that there is says whom a split must not divide
 SPLITS = ("train", "val", "test")
-_GROUPS = ("group", "patient", "case")  # the first that there is tells whom a split keeps together
 _SAYS_MISSING = ("nan", "na", "n/a", "null")
 
 
@@ -122,6 +124,7 @@ class _Reader:
         self.names = tuple(low if (low := lowered[name]) in RESERVED else name for name in table.names)
         self.column = {name: tuple(row[at] for row in table.rows) for at, name in enumerate(self.names)}
         self._check_names()
+        self.odd = [problem for name in _WHOM if name in self.column for problem in self._one_spelling(name)]
         free = [name for name in self.names if name in _KINDS or name not in RESERVED]
         self.kinds: dict[str, Kind] = {name: self._kind(name) for name in free}
         if "patient" in self.names and "group" in self.names:
@@ -134,7 +137,6 @@ class _Reader:
         }
         self.seen: dict[str, int] = {}
         self.blank: list[Path] = []
-        self.odd: list[Problem] = []
 
     def read(self) -> Dataset:
         tiles = [tile for row in range(len(self.table.rows)) for tile in self._tiles(row)]
@@ -142,19 +144,32 @@ class _Reader:
             raise ValueError(f"{self.table.path}: {self._no_tile(self.blank[0])}")
         classes = dict(self.classes)
         label = classes.pop("label", ())
-        told = next((column for column in _GROUPS if column in self.column), None)
+        told = next((column for column in _WHOM if column in self.column), None)
         how = f"column {told}" if told else rule_in_words(self.options.patient)
-        return Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes, how)
+        dataset = Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes, how)
+        return dataset if told else with_one_spelling(dataset)
+
+    def _one_spelling(self, name: str) -> list[Problem]:
+        """Give each name in a column one spelling; says what was merged."""
+        filled = [cell for cell in self.column[name] if cell]
+        chosen = one_spelling(filled)
+        self.column[name] = tuple(chosen.get(cell, cell) for cell in self.column[name])
+        return [Problem(self.table.path, reason) for reason in name_notices(filled, name, "row")]
 
     def _tiles(self, row: int) -> list[Tile]:
         """One tile, or all of a whole slide's."""
         place = self.table.place(row)
         cells = {name: column[row] for name, column in self.column.items() if column[row]}
+        for column in ("id", "image", "slide", "mask", *_WHOM):
+            if says_missing(cell := cells.get(column, "some")):
+                cure = "tell whose it is" if column in _WHOM else "leave the cell empty where there is none"
+                raise ValueError(f"{place}: {column} is {cell!r}, which is no name; {cure}")
         if ("image" in cells) == ("slide" in cells):
             raise ValueError(f"{place}: a row needs an image or a slide, and not both")
         if "image" in cells:
             image = read_picture(cells["image"], self.rule, place)
-            name = cells["image"].rpartition(".")[0] or cells["image"]
+            text = cells["image"] if "\\" in file_of(image).as_posix() else cells["image"].replace("\\", "/")
+            name = text.rpartition(".")[0] or text
             return [self._tile(row, cells, image, cells.get("id", name), place)]
         slide = self.rule.resolve(cells["slide"], place)
         if is_region(cells):
@@ -180,10 +195,11 @@ class _Reader:
     def _tile(
         self, row: int, cells: Mapping[str, str], image: Picture, name: str, place: str, whole_slide: bool = False
     ) -> Tile:
-        if name in self.seen:
-            first = self.table.lines[self.seen[name]]
-            raise ValueError(f"{place}: the id {name!r} is that of line {first} already; ids must be distinct")
-        self.seen[name] = row
+        key = sample_key(name) if "id" in cells else clean_name(os.path.normpath(name))
+        first = self.seen.setdefault(key, row)
+        if first != row:
+            where = self.table.lines[first]
+            raise ValueError(f"{place}: the id {name!r} is that of line {where} already; ids must be distinct")
         found = {column: self._value(column, cells, image, place, whole_slide) for column in self.kinds}
         values = {column: value for column, value in found.items() if value is not None}
         mask, label = values.pop("mask", None), values.pop("label", None)
@@ -206,7 +222,7 @@ class _Reader:
         return read_picture(cell, self.rule, place, over=image, whole_slide=whole_slide, polygons=self.options.polygons)
 
     def _group(self, cells: Mapping[str, str], place: str) -> str:
-        for column in _GROUPS:
+        for column in _WHOM:
             if column in self.column:
                 if column not in cells:
                     raise ValueError(f"{place}: {column} is empty; a split could not keep its tiles together")
@@ -261,7 +277,7 @@ class _Reader:
                 merged = merged_spellings(name, self.table.written(original), partial(self._class_of, name))
                 notices += [Problem(self.table.path, reason) for reason in merged]
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
-        notices += self.odd
+        notices += self.odd + _images_of_several(tiles, self.table.path)
         return (*notices, *polygons_off_slides(tiles))
 
     def _class_of(self, name: str, cell: str) -> str:
@@ -274,6 +290,17 @@ class _Reader:
             f"{slide.name} gives no tile of {grid.tile_size} pixels with {grid.min_tissue:.0%} tissue; lower "
             "data.min_tissue or data.tile_size where it has any"
         )
+
+
+def _images_of_several(tiles: Sequence[Tile], path: Path) -> list[Problem]:
+    """Images in rows of several patients; regions of one slide may be of several, as in tissue arrays."""
+    first: dict[Picture, Tile] = {}
+    twice = [
+        f"{tile.id} and {other.id} are one image, of {tile.group!r} and of {other.group!r}: it may be on two sides"
+        for tile in tiles
+        if not isinstance(tile.image, Region) and (other := first.setdefault(tile.image, tile)).group != tile.group
+    ]
+    return [Problem(path, reason) for reason in twice[:3]]
 
 
 def _is_slip(name: str, known: str) -> bool:

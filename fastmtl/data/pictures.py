@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..extras import require
 from .dataset import Picture, Region
+from .identifiers import near_file
 
 _ORIENTATION_TAG = 0x0112
 
@@ -75,7 +76,9 @@ def read_encoded(path: Path) -> bytes:
         OSError: it cannot be read.
         ValueError: it is empty, or a folder, pipe or device: those may never end.
     """
-    if path.exists() and not path.is_file():
+    if not path.is_file():
+        if not path.exists():
+            raise FileNotFoundError(f"No such file: {path}{near_file(path)}")
         raise ValueError("not a file")
     data = path.read_bytes()
     if not data:

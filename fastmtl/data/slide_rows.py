@@ -10,6 +10,7 @@ from typing import Any
 
 from .columns import parse_integer
 from .dataset import Region
+from .identifiers import near_file
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def opened(slide: Path, place: str = "") -> Any:
         state = slide.stat()
         return _open(slide, state.st_mtime_ns, state.st_size)
     except FileNotFoundError:
-        raise UnreadableSlideError(f"{place}: {slide} does not exist".removeprefix(": ")) from None
+        raise UnreadableSlideError(f"{place}: {slide} does not exist{near_file(slide)}".removeprefix(": ")) from None
     except Exception as error:  # readers of slides raise many types, and each means the same here
         raise UnreadableSlideError(f"{place}: {error}".removeprefix(": ")) from error
 

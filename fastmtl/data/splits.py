@@ -16,6 +16,11 @@ from ..extras import require
 from ..names import nearest
 from ..whole_files import write_whole
 from .dataset import Dataset, Tile
+from .identifiers import identifier_key, one_spelling
+from .small_splits import Shares
+
+_FEW_PATIENTS = 30  # above, folds are taken as they come: runs of earlier versions are split so
+_NEAR = 0.1  # a share of the tiles this near to the one that was asked for is left as it is
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ def check_no_leak(
     train: Iterable[Tile], val: Iterable[Tile], sides: tuple[str, str] = ("training", "validation")
 ) -> None:
     """Raises ValueError naming the patients with tiles on both sides."""
-    shared = sorted({tile.group for tile in train} & {tile.group for tile in val})
+    one, other = ({identifier_key(name): name for name in {tile.group for tile in tiles}} for tiles in (train, val))
+    shared = sorted(one[key] for key in one.keys() & other.keys())
     if shared:
         names = ", ".join(shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
         raise ValueError(
@@ -59,25 +65,27 @@ def check_no_leak(
 
 
 def split_by_groups(folder: Dataset, groups: Iterable[str], test_groups: Iterable[str] = ()) -> Split:
-    """Hold out the patients `groups` for validation and `test_groups` for the test (case does not matter).
+    """Hold out the patients `groups` for validation and `test_groups` for the test, each named in any spelling.
 
     Raises:
         ValueError: a patient is not in the folder or on both lists, or training or validation would be empty.
     """
-    held_out, tested = ({group.upper() for group in listed} for listed in (groups, test_groups))
-    unknown = sorted((held_out | tested) - {group.upper() for group in folder.groups})
+    held_out, tested = ({identifier_key(str(one)): str(one) for one in listed} for listed in (groups, test_groups))
+    known = {name: identifier_key(name) for name in {tile.group for tile in folder.tiles}}
+    unknown = sorted(name for key, name in (held_out | tested).items() if key not in known.values())
     if unknown:
         raise ValueError(f"`groups` names {len(unknown)} patient(s) not in {folder.root}, first {unknown[0]!r}")
-    if held_out & tested:
-        raise ValueError(f"`groups` and `test_groups` both name {min(held_out & tested)!r}")
-    sides: tuple[list[str], list[str], list[str]] = ([], [], [])
+    if both := held_out.keys() & tested.keys():
+        raise ValueError(f"`groups` and `test_groups` both name {min(held_out[key] for key in both)!r}")
+    sides: tuple[list[Tile], list[Tile], list[Tile]] = ([], [], [])
     for tile in folder.tiles:
-        group = tile.group.upper()
-        sides[1 if group in held_out else 2 if group in tested else 0].append(tile.id)
-    train, val, test = map(tuple, sides)
+        key = known[tile.group]
+        sides[1 if key in held_out else 2 if key in tested else 0].append(tile)
+    train, val, test = (tuple(tile.id for tile in side) for side in sides)
     if not train or not val:
         raise ValueError(f"`groups` leaves {len(train)} training, {len(val)} validation tiles; both need some")
-    return Split(train, val, tuple(sorted(held_out)), test, tuple(sorted(tested)))
+    named = [tuple(sorted({tile.group.upper() for tile in side})) for side in sides]
+    return Split(train, val, named[1], test, named[2])
 
 
 def split_by_column(folder: Dataset) -> Split | None:
@@ -124,38 +132,59 @@ def grouped_split(
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"`val_fraction` must be between 0 and 1; got {val_fraction}")
-    if test_fraction == 0:
-        return split_by_groups(folder, _share(folder, val_fraction, seed, stratify))
-    if not 0 < test_fraction < 1 - val_fraction:
+    if test_fraction != 0 and not 0 < test_fraction < 1 - val_fraction:
         raise ValueError(f"`test_fraction` must be between 0 and 1 - val_fraction; got {test_fraction}")
-    test = _share(folder, test_fraction, seed, stratify)
-    rest = replace(folder, tiles=tuple(tile for tile in folder.tiles if tile.group not in set(test)))
-    return split_by_groups(folder, _share(rest, val_fraction / (1 - test_fraction), seed, stratify), test)
+    sides = 3 if test_fraction else 2
+    if len(folder.groups) < sides:
+        asked = f"val_fraction {val_fraction:g}" + (f" and test_fraction {test_fraction:g}" if test_fraction else "")
+        raise ValueError(f"{folder.root} has {len(folder.groups)} patient(s), and {asked} needs {sides} or more")
+    if not test_fraction:
+        return split_by_groups(folder, _share(folder, val_fraction, seed, stratify, sides))
+    test = _share(folder, test_fraction, seed, stratify, sides)
+    tested = set(map(identifier_key, test))
+    rest = replace(folder, tiles=tuple(tile for tile in folder.tiles if identifier_key(tile.group) not in tested))
+    return split_by_groups(folder, _share(rest, val_fraction / (1 - test_fraction), seed, stratify, 2), test)
 
 
 def kfold(folder: Dataset, num_folds: int = 5, seed: int = 0, *, stratify: str = "") -> list[Split]:
     """`num_folds` splits; every patient is held out in exactly one."""
-    return [split_by_groups(folder, fold) for fold in _held_out_per_fold(folder, num_folds, seed, stratify)]
+    folds = _held_out_per_fold(folder, num_folds, seed, _labels(folder, stratify))
+    return [split_by_groups(folder, fold) for fold in folds]
 
 
-def _share(folder: Dataset, fraction: float, seed: int, stratify: str) -> list[str]:
-    """The patients of about this fraction of the tiles."""
-    most = max(2, min(20, len(folder.groups)))  # folds that there are patients for
+def _share(folder: Dataset, fraction: float, seed: int, stratify: str, sides: int) -> list[str]:
+    """The patients of about this fraction of the tiles: the first folds, unless few patients can be shared better."""
+    groups = folder.groups
+    most = max(2, min(20, len(groups)))  # folds that there are patients for
     share = Fraction(fraction).limit_denominator(most)
     if share in (0, 1):
         share = Fraction(1, most) if share == 0 else Fraction(most - 1, most)
-    folds = _held_out_per_fold(folder, share.denominator, seed, stratify)
-    return [group for fold in folds[: share.numerator] for group in fold]
+    labels = _labels(folder, stratify)
+    try:
+        folds = _held_out_per_fold(folder, share.denominator, seed, labels)
+        first = [group for fold in folds[: share.numerator] for group in fold]
+    except ValueError:  # no class has as many images as there are folds
+        first = []
+    if len(groups) > _FEW_PATIENTS and 0 < len(first) < len(groups):
+        return first
+    shares = Shares(labels, _groups(folder), fraction, sides)
+
+    def faults(held_out: list[str]) -> tuple[int, float]:
+        lacking, off = shares.faults(held_out)
+        return lacking, max(0.0, off - _NEAR)
+
+    if faults(first) == (0, 0):
+        return first
+    return min(first, shares.draw(seed), key=faults)
 
 
-def _held_out_per_fold(folder: Dataset, num_folds: int, seed: int, stratify: str) -> list[list[str]]:
+def _held_out_per_fold(folder: Dataset, num_folds: int, seed: int, labels: Sequence[int]) -> list[list[str]]:
     if num_folds < 2 or num_folds > len(folder.groups):
         raise ValueError(
             f"{num_folds} folds need 2 or more, and as many patients; {folder.root} has {len(folder.groups)} patient(s)"
         )
     model_selection = require("sklearn.model_selection", "splitting by patient")
-    labels = _labels(folder, stratify)
-    groups = [tile.group for tile in folder.tiles]
+    groups = _groups(folder)
     splitter = model_selection.StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A class with fewer tiles than folds cannot be in every fold; the others are stratified all the same.
@@ -163,8 +192,16 @@ def _held_out_per_fold(folder: Dataset, num_folds: int, seed: int, stratify: str
         try:
             parts = [val for _, val in splitter.split(labels, labels, groups)]
         except ValueError as error:
-            raise ValueError(f"{folder.root} cannot be split into {num_folds} folds: {error}") from error
+            raise ValueError(
+                f"{folder.root} cannot be split into {num_folds} folds: {error} Take fewer folds, or val_fraction."
+            ) from error
     return [sorted({groups[i] for i in part}) for part in parts]
+
+
+def _groups(folder: Dataset) -> list[str]:
+    """The tiles' patients, each in one spelling."""
+    spelling = one_spelling(tile.group for tile in folder.tiles)
+    return [spelling[tile.group] for tile in folder.tiles]
 
 
 def _labels(folder: Dataset, column: str) -> list[int]:
@@ -172,6 +209,21 @@ def _labels(folder: Dataset, column: str) -> list[int]:
         raise ValueError(f"`stratify` must name a label column; {nearest(column, ['label', *folder.classes])}")
     found = [label_of(tile, column) for tile in folder.tiles]
     return [-1 if label is None else label for label in found]
+
+
+def one_sided_classes(folder: Dataset, train: Dataset, val: Dataset, column: str = "") -> list[str]:
+    """A line for each class of a label column that training or validation has none of, where the folder has some."""
+    names = folder.class_names if column in ("", "label") else folder.classes.get(column, ())
+    lines = []
+    for index, name in enumerate(names):
+        everywhere, trained, held_out = (
+            {tile.group for tile in side.tiles if label_of(tile, column) == index} for side in (folder, train, val)
+        )
+        if everywhere and not (trained and held_out):
+            where = "training: it cannot be learned" if not trained else "validation: no score tells how it is found"
+            number = f"{len(everywhere)} patient{'s' * (len(everywhere) > 1)}"
+            lines.append(f"class {name!r}, of {number}, has no image in {where}")
+    return lines
 
 
 def label_of(tile: Tile, column: str) -> int | None:
@@ -207,7 +259,7 @@ def load_test_groups(path: str | Path) -> tuple[str, ...]:
 
 def _read_json(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text("utf-8-sig"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a readable split file: {error}") from error
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]

@@ -12,8 +12,10 @@ from typing import Any
 
 from ..extras import require
 from ..whole_files import replacing
+from .identifiers import strip_invisible
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
+_EXACT = 2**53  # from here on a float column has lost digits, and whole numbers keep the exponent that says so
 _DELIMITERS = ",;\t"
 _LONGEST_CELL = 2**31 - 1  # characters; run-length codes pass the 131,072 that Python allows by itself
 
@@ -117,10 +119,10 @@ def _read_csv(path: Path) -> Table:
     try:
         for cells in reader:
             line, start = start, reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
+            if not any(map(strip_invisible, cells)):
                 continue
             if not names:
-                names = tuple(cell.strip() for cell in cells)
+                names = tuple(strip_invisible(cell) for cell in cells)
             elif len(cells) != len(names):
                 raise ValueError(
                     f"{path}, line {line}: {len(cells)} cells, and the first line names {len(names)} columns"
@@ -141,7 +143,7 @@ def _read_parquet(path: Path) -> Table:
     except (arrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     columns = [[_text(value) for value in content.column(index).to_pylist()] for index in range(content.num_columns)]
-    names = tuple(name.strip() for name in content.column_names)
+    names = tuple(map(strip_invisible, content.column_names))
     return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
 
 
@@ -149,7 +151,7 @@ def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]
     blanks: dict[str, Counter[tuple[str, str]]] = {}
     rows = []
     for cells in written:
-        row = tuple(cell.strip() for cell in cells)
+        row = tuple(map(strip_invisible, cells))
         for name, cell, bare in zip(names, cells, row, strict=True):
             if cell != bare and bare:
                 blanks.setdefault(name, Counter())[cell, bare] += 1
@@ -162,4 +164,8 @@ def _text(value: Any) -> str:
         return ""
     if isinstance(value, list | tuple):
         return " ".join(map(_text, value))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:  # whole numbers of a float column
+        return str(int(value))
     return str(value)

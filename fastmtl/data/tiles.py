@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .dataset import Dataset, Problem, Tile
+from .dataset import Dataset, Problem, Tile, with_one_spelling
+from .identifiers import clean_name, identifier_key, last_part, tell_apart, unicode_form
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
@@ -22,18 +23,19 @@ PATIENT = "[^-]+"
 def group_of(name: str, patient: str = PATIENT) -> str:
     """The patient in a file name, upper-cased: the first group of the regular expression, or all that it matches.
 
-    A name that it does not match is a patient of its own.
+    A name that it does not match is a patient of its own. The name is cleaned first (`clean_name`) and may stand in a
+    path of Windows.
 
     >>> group_of("GTxc2012476-1-400-001.png")
     'GTXC2012476'
     >>> group_of("slide7_p03_12.png", r".*_(p[0-9]+)_")
     'P03'
     """
-    stem = Path(name).stem
+    stem = clean_name(Path(last_part(name)).stem)
     found = re.match(patient, stem)
     if found is None:
         return stem.upper()
-    return (found[1] if found.re.groups and found[1] else found[0]).upper()
+    return ((found.re.groups and found[1]) or found[0] or stem).upper()
 
 
 def rule_in_words(patient: str = PATIENT) -> str:
@@ -57,6 +59,8 @@ def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None,
     root = Path(root)
     folders = _class_folders(root)
     names = tuple(sorted(folders)) if class_names is None else tuple(class_names)
+    forms = {unicode_form(name): name for name in names}
+    folders = {forms.get(unicode_form(name), name): folder for name, folder in folders.items()}
     _check_names(root, names, folders)
     tiles: list[Tile] = []
     problems: list[Problem] = []
@@ -65,7 +69,7 @@ def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None,
             _read_class(folders[name], name, label, patient, tiles, problems)
     if not tiles:
         raise FileNotFoundError(f"no images in {root}: expected files such as {root / names[0] / 'image' / 'NAME.png'}")
-    return Dataset(root, names, tuple(tiles), tuple(problems), patients_from=rule_in_words(patient))
+    return with_one_spelling(Dataset(root, names, tuple(tiles), tuple(problems), patients_from=rule_in_words(patient)))
 
 
 def is_tile_folder(root: Path) -> bool:
@@ -77,6 +81,10 @@ def _class_folders(root: Path) -> dict[str, Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; give the folder that holds CLASS/image and CLASS/label")
     folders = {entry.name: entry for entry in root.iterdir() if (entry / "image").is_dir()}
+    seen: dict[str, Path] = {}
+    for folder in sorted(entry for entry in root.iterdir() if (entry / "image").is_dir() or (entry / "label").is_dir()):
+        if (other := seen.setdefault(unicode_form(folder.name), folder)) != folder:
+            raise ValueError(f"{tell_apart(other, folder)} would be one class; move all into one folder")
     if not folders:
         below = sorted(entry.parent.parent for entry in root.glob("*/*/image") if entry.is_dir())
         hint = f"; did you mean {below[0]}?" if below else "; expected CLASS/image and CLASS/label folders"
@@ -96,21 +104,24 @@ def _check_names(root: Path, names: tuple[str, ...], folders: Iterable[str]) -> 
 
 def _read_class(folder: Path, name: str, label: int, patient: str, tiles: list[Tile], problems: list[Problem]) -> None:
     masks = _by_stem(folder / "label", problems) if (folder / "label").is_dir() else {}
-    for stem, image in _by_stem(folder / "image", problems).items():
-        tiles.append(Tile(f"{name}/{stem}", image, masks.pop(stem, None), label, group_of(image.name, patient)))
-    problems.extend(Problem(mask, "a mask without an image of the same name") for mask in masks.values())
+    images = _by_stem(folder / "image", problems)
+    for key, image in images.items():
+        tiles.append(Tile(f"{name}/{image.stem}", image, masks.pop(key, None), label, group_of(image.name, patient)))
+    near = {identifier_key(key): image.name for key, image in images.items()}
+    for key, mask in masks.items():
+        image = near.get(identifier_key(key))
+        hint = f"; if it is that of {image}, rename it" if image else ""
+        problems.append(Problem(mask, f"a mask without an image of the same name{hint}"))
 
 
 def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
-    """File name without suffix -> file, sorted by name; hidden files are passed over."""
+    """Cleaned file name without suffix -> file, sorted by name; hidden files are passed over."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.is_dir():
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             problems.append(Problem(path, f"not one of {', '.join(sorted(IMAGE_SUFFIXES))}"))
-        elif path.stem in found:
-            raise ValueError(f"{path} and {found[path.stem].name} would have the same id; rename or remove one")
-        else:
-            found[path.stem] = path
+        elif (other := found.setdefault(clean_name(path.stem), path)) != path:
+            raise ValueError(f"{tell_apart(path, other)} would have the same id; rename or remove one")
     return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..dataset import Dataset, Problem, Tile
+from ..dataset import Dataset, Problem, Tile, with_one_spelling
+from ..identifiers import sample_key
 from ..table import Table, read_table
 
 
@@ -52,7 +52,8 @@ def assemble(
     if not tiles:
         raise FileNotFoundError(f"no images in {root}; expected {layout}")
     ordered = sorted(tiles, key=lambda tile: tile.id)
-    for one, other in itertools.pairwise(ordered):
-        if one.id == other.id:
-            raise ValueError(f"{root} has two images with the id {one.id!r}")
-    return Dataset(root, tuple(class_names), tuple(ordered), tuple(problems), classes or {})
+    seen: dict[str, Tile] = {}
+    for tile in ordered:
+        if (other := seen.setdefault(sample_key(tile.id), tile)) is not tile:
+            raise ValueError(f"{root} has two images with the id {other.id!a}, and {tile.id!a}")
+    return with_one_spelling(Dataset(root, tuple(class_names), tuple(ordered), tuple(problems), classes or {}))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..dataset import Dataset, Problem, Tile
+from ..identifiers import clean_name, last_part
 from ._files import assemble
 
 LAYOUT = "dataset/train/00001_p0_patch0.tif with ..._patch0_Mask.tif, and a CSV of image, mask, label, intensity"
@@ -29,13 +30,13 @@ def read(root: Path) -> Dataset:
     """
     files: dict[str, Path] = {}
     for file in sorted(root.glob("**/*.tif")):
-        if files.setdefault(file.name, file) != file:
-            raise ValueError(f"{file} and {files[file.name]} have one name, by which the tables call them; remove one")
+        if (other := files.setdefault(clean_name(file.name), file)) != file:
+            raise ValueError(f"{file} and {other} have one name, by which the tables call them; remove one")
     rows: dict[str, tuple[str, str, str]] = {}
     for place, cells in _rows(root):
         image, mask, *labels = cells
-        found = (Path(mask).name, labels[0], labels[1])
-        if rows.setdefault(Path(image).name, found) != found:
+        found = (clean_name(last_part(mask)), labels[0], labels[1])
+        if rows.setdefault(clean_name(last_part(image)), found) != found:
             raise ValueError(f"{place}: {image} stands in another row with another mask, label or intensity")
     names = tuple(sorted({label for _, label, _ in rows.values() if label}))
     tiles, problems = [], []

@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 
 from ..dataset import Dataset, Problem, Tile
+from ..identifiers import sample_key
 from ..run_lengths import RunLengths
 from ._files import assemble, read_known_table, require_path
 
@@ -32,7 +33,8 @@ def read(root: Path) -> Dataset:
     classes = {"organ": _names(rows, "organ"), "source": _names(rows, "data_source")}
     tiles, problems = [], []
     for place, row in rows:
-        file = root / "train_images" / f"{row['id']}.tiff"
+        name = sample_key(row["id"])  # a table that went through pandas may say 123.0
+        file = root / "train_images" / f"{name}.tiff"
         if not file.is_file():
             problems.append(Problem(file, f"named in {place}, and not there"))
             continue
@@ -41,7 +43,7 @@ def read(root: Path) -> Dataset:
         values = {"organ": organ, "source": _index(classes["source"], row.get("data_source", ""))}
         values |= {name: _number(row.get(name, ""), name, place) for name in ("pixel_size", "tissue_thickness", "age")}
         mask = RunLengths(row["rle"], height, width, "column") if row["rle"] else None
-        tiles.append(Tile(row["id"], file, mask, organ, row["id"], values))
+        tiles.append(Tile(name, file, mask, organ, name, values))
     return assemble(root, classes["organ"], tiles, problems, LAYOUT, {k: v for k, v in classes.items() if v})
 
 

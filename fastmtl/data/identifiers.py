@@ -1,0 +1,212 @@
+"""Names of patients, groups, cases, samples and files: which spellings are one name, and which stands for the others.
+
+Names are kept as written and compared by key, so a data set in which every name has one spelling reads and splits as
+it always did. Spreadsheets, Windows, Macs and copied text write one name in several ways: "1" and "1.0", "P1" and
+"p1 ", "Pä" in two code points or three. A patient under two names would be on both sides of a split.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+_DASHES = frozenset("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d")
+# "1,0" is a spreadsheet's whole number where a comma is decimal; "1,000" may be a thousand.
+_WHOLE = re.compile(r"([+-]?\d+)(?:\.0+|,00?)")
+_MISSING = frozenset({"nan", "na", "n/a", "n.a", "<na>", "#n/a", "#na", "nat", "null", "none", "nil"})
+_ERROR = re.compile(r"#[a-z/0]+[!?]")  # a spreadsheet's: #REF!, #DIV/0!, #NAME?
+_LONGEST_MISSING = 16
+_SHORTENED = re.compile(r"\d(?:[.,]\d+)?e\+\d+", re.IGNORECASE)
+_LOOK_ALIKES = str.maketrans("авекмнорстухіοαρν", "abekmhopctyxioapv")  # Cyrillic and Greek beside Latin
+_MOST_TOLD = 3
+
+
+def strip_invisible(text: str) -> str:
+    """Without blanks, byte order marks and zero-width characters at both ends."""
+    text = text.strip()
+    if text.isascii():
+        return text
+    hidden = [at for at, letter in enumerate(text) if not (letter.isspace() or _is_invisible(letter))]
+    return text[hidden[0] : hidden[-1] + 1] if hidden else ""
+
+
+def unicode_form(text: str) -> str:
+    """NFC, in which an accented letter is one code point where there is one; Macs write file names in NFD."""
+    return unicodedata.normalize("NFC", text)
+
+
+@lru_cache(2**16)
+def clean_name(text: str) -> str:
+    """One spelling of the characters: NFC, ASCII digits, dashes and blanks, slashes; without what is invisible, double
+    blanks, and blanks and dots at the end, which Windows drops from names of files.
+
+    >>> clean_name("tiles\\\\P\uff11\u00a0 a. ")
+    'tiles/P1 a'
+    """
+    if not (text.isascii() and text.isprintable()):
+        text = unicode_form("".join(map(_plain_letter, unicode_form(text))))
+    return " ".join(text.replace("\\", "/").split()).rstrip(". ")
+
+
+@lru_cache(2**16)
+def sample_key(text: str) -> str:
+    """What all spellings of a sample's id share. Capitals count, as they do for files.
+
+    >>> sample_key("12.0"), sample_key("1.5"), sample_key("1e3")
+    ('12', '1.5', '1e3')
+    """
+    name = clean_name(text)
+    whole = _WHOLE.fullmatch(name)
+    return whole[1] if whole else name
+
+
+@lru_cache(2**16)
+def identifier_key(text: str) -> str:
+    """What all spellings of a patient, group or case share: a sample's key without capitals and without blanks between
+    a letter and a digit. Leading zeros count.
+
+    >>> identifier_key("GTxc 17.") == identifier_key("GTXC17"), identifier_key("01") == identifier_key("1")
+    (True, False)
+    """
+    name = unicode_form(sample_key(text).casefold())
+    return re.sub(r"(?<=\d) (?=[^\W\d_])|(?<=[^\W\d_]) (?=\d)", "", name)
+
+
+def says_missing(text: str) -> bool:
+    """Whether a cell says that there is no name: nan, NA, n/a, null, None, an error of a spreadsheet, or no letter.
+
+    >>> says_missing("NaN"), says_missing("-"), says_missing("Nan Madol")
+    (True, True, False)
+    """
+    if len(text) > _LONGEST_MISSING:
+        return False
+    name = identifier_key(text)
+    return name in _MISSING or bool(_ERROR.fullmatch(name)) or not any(map(str.isalnum, name))
+
+
+def one_spelling(names: Iterable[str]) -> dict[str, str]:
+    """Each different name -> the spelling that stands for it: one without oddities, else the commonest.
+
+    >>> one_spelling(["1.0", "1", "1.0", "P2"])
+    {'1.0': '1', '1': '1', 'P2': 'P2'}
+    """
+    counts = Counter(names)
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in counts:
+        spellings[identifier_key(name)].append(name)
+    chosen = {
+        key: min(found, key=lambda name: (identifier_key(name) != name.casefold(), -counts[name], name))
+        for key, found in spellings.items()
+    }
+    return {name: chosen[identifier_key(name)] for name in counts}
+
+
+def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
+    """What to say of these names: which were merged, and which could be one and are kept apart, or several and are one.
+
+    Args:
+        names: as written, one for each row or tile.
+        what: they are, for example "patient".
+        unit: what has a name, "row" or "tile".
+    """
+    counts = Counter(names)
+    number = {name: f"{count} {unit}{'s' * (count > 1)}" for name, count in counts.items()}
+    chosen = one_spelling(counts.elements())
+    merged = [
+        f"{what} {_shown(name, one)} ({number[name]}) is taken for {_shown(one, name)} ({number[one]})"
+        for name, one in chosen.items()
+        if name != one
+    ]
+    near: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(chosen.values()):
+        near[_near_key(name)].append(name)
+    apart = [
+        f"{what} {_shown(name, first)} looks like {_shown(first, name)} and is kept apart; write one name if it is one"
+        for first, *others in near.values()
+        for name in others
+    ]
+    shortened = [
+        f"{what} {name!r} is a number that a spreadsheet shortened, so several may read alike; export it as text"
+        for name in counts
+        if _SHORTENED.fullmatch(clean_name(name))
+    ]
+    missing = [
+        f"{what} {name!r} ({number[name]}) names nobody, and a split takes it for one {what}"
+        for name in counts
+        if says_missing(name)
+    ]
+    return [_few(lines) for lines in (merged, apart, shortened, missing) if lines]
+
+
+def last_part(path: str) -> str:
+    """The file's name in a path of this system or of Windows.
+
+    >>> last_part("tumor\\\\P1-a.png")
+    'P1-a.png'
+    """
+    return re.split(r"[\\/]", path)[-1]
+
+
+def tell_apart(one: Path, other: Path) -> str:
+    """Two paths of one name for a message, in escapes where they would look the same."""
+    if unicode_form(str(one)) != unicode_form(str(other)):
+        return f"{one} and {other.name}"
+    return f"{one.parent}: {one.name!a} and {other.name!a} are one name in two Unicode forms; they"
+
+
+def near_file(path: Path) -> str:
+    """A hint for a file that is not there: the name beside it that differs in capitals, blanks or Unicode form."""
+    for part in (path, *path.parents):
+        home = part.parent
+        if home.is_dir():
+            try:
+                near = _names_in(home, home.stat().st_mtime_ns).get(identifier_key(part.name))
+            except OSError:  # a folder that may not be listed
+                near = None
+            return f"; {_shown(near, part.name)} is there, and names must agree to the letter" if near else ""
+    return ""
+
+
+@lru_cache(8)
+def _names_in(folder: Path, _changed: int) -> Mapping[str, str]:
+    return {identifier_key(entry.name): entry.name for entry in folder.iterdir()}
+
+
+@lru_cache(2**12)
+def _plain_letter(letter: str) -> str:
+    if letter in _DASHES:
+        return "-"
+    if _is_invisible(letter):
+        return ""
+    if (digit := unicodedata.decimal(letter, None)) is not None:
+        return str(digit)
+    if unicodedata.decomposition(letter).startswith(("<wide>", "<narrow>", "<noBreak>")):
+        return unicodedata.normalize("NFKC", letter)
+    return letter
+
+
+def _is_invisible(letter: str) -> bool:
+    category = unicodedata.category(letter)
+    return category == "Cf" or (category == "Cc" and not letter.isspace())
+
+
+def _near_key(name: str) -> str:
+    """The same for names that differ in leading zeros, quotes, dashes beside letters, or another alphabet's letters."""
+    name = re.sub("['\"`]", "", identifier_key(name).translate(_LOOK_ALIKES))
+    joined = re.sub(r"(?<!\d)[\s_./-]+|[\s_./-]+(?!\d)", "", name)
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", joined)
+
+
+def _shown(name: str, beside: str) -> str:
+    """`name` in quotes, in escapes where `beside` would look the same."""
+    looks = {identifier_key(one).translate(_LOOK_ALIKES) for one in (name, beside)}
+    return repr(name) if len(looks) > 1 else ascii(name)
+
+
+def _few(lines: list[str]) -> str:
+    more = len(lines) - _MOST_TOLD
+    return "; ".join(lines[:_MOST_TOLD]) + (f"; and {more} more" if more > 0 else "")
