@@ -46,10 +46,15 @@ def slides_of_tiles(dataset: Dataset) -> list[dict[str, Any]]:
                 "tiles": len(own),
                 "tile_pixels": pixels,
                 "tile_width": mpp and pixels * mpp,
-                "problems": [word for word in slide.problems if not told or "pass mpp" not in word],
+                "problems": [word for word in slide.problems if not told or not _is_of_mpp(word, slide)],
             }
         )
     return found
+
+
+def _is_of_mpp(problem: str, slide: Any) -> bool:
+    """Whether it says that the slide tells no mpp, or a false one."""
+    return "pass mpp" in problem or problem == getattr(slide, "why_no_mpp", "")
 
 
 def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]]) -> list[Problem]:
