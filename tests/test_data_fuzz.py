@@ -216,6 +216,15 @@ def test_parquet_of_nested_types(folder: Path):
     one_line(lambda: data.read_manifest(folder / "nested.parquet"), folder / "nested.parquet")
 
 
+def test_parquet_text_that_is_not_utf8(folder: Path):
+    import pyarrow.parquet
+
+    latin = arrow.array([b"\xe9.png"], arrow.binary()).view(arrow.string())
+    pyarrow.parquet.write_table(arrow.table({"image": latin}), folder / "latin.parquet")
+    with pytest.raises(ValueError, match=r"latin\.parquet cannot be read as Parquet: 'utf-8' codec"):
+        data.read_manifest(folder / "latin.parquet")
+
+
 _SPLIT = json.dumps({"validation_patients": ["p2"], "train": ["a"], "validation": ["b"], "test": ["c"]}).encode()
 _LISTS = st.one_of(_JUNK, st.lists(st.text(max_size=3), max_size=3))
 
