@@ -6,6 +6,7 @@ import json
 import os
 import resource
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from fastmtl.errors import UserError
 
 h5py = pytest.importorskip("h5py")
 arrow = pytest.importorskip("pyarrow")
+_TIMES = count()
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 MOST = 500  # MB that the whole of a test may add to the process
 
@@ -95,7 +97,7 @@ _FEATURES = st.fixed_dictionaries(
 def test_geojson_of_any_shape(folder: Path, content: object, classes: tuple[str, ...]):
     path = folder / "shape.geojson"
     path.write_text(json.dumps(content))
-    os.utime(path, ns=(0, os.urandom(4).__hash__() & 0xFFFFFFFF))  # parsed once for each time of change
+    os.utime(path, ns=(0, next(_TIMES)))  # parsed once for each time of change
     one_line(Polygons(path, 0, 0, 16, 16, 0.5, classes).draw, path)
 
 
@@ -107,7 +109,7 @@ _SOUND = json.dumps({"type": "FeatureCollection", "features": [feature([ring(0, 
 def test_damaged_geojson(folder: Path, content: bytes):
     path = folder / "damaged.geojson"
     path.write_bytes(content)
-    os.utime(path, ns=(0, os.urandom(4).__hash__() & 0xFFFFFFFF))
+    os.utime(path, ns=(0, next(_TIMES)))
     one_line(Polygons(path, 0, 0, 16, 16).draw, path)
 
 
