@@ -6,6 +6,7 @@ import json
 import os
 import resource
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from fastmtl.errors import UserError
 
 h5py = pytest.importorskip("h5py")
 arrow = pytest.importorskip("pyarrow")
+_TIMES = count()
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 MOST = 500  # MB that the whole of a test may add to the process
 
@@ -95,7 +97,7 @@ _FEATURES = st.fixed_dictionaries(
 def test_geojson_of_any_shape(folder: Path, content: object, classes: tuple[str, ...]):
     path = folder / "shape.geojson"
     path.write_text(json.dumps(content))
-    os.utime(path, ns=(0, os.urandom(4).__hash__() & 0xFFFFFFFF))  # parsed once for each time of change
+    os.utime(path, ns=(0, next(_TIMES)))  # parsed once for each time of change
     one_line(Polygons(path, 0, 0, 16, 16, 0.5, classes).draw, path)
 
 
@@ -107,7 +109,7 @@ _SOUND = json.dumps({"type": "FeatureCollection", "features": [feature([ring(0, 
 def test_damaged_geojson(folder: Path, content: bytes):
     path = folder / "damaged.geojson"
     path.write_bytes(content)
-    os.utime(path, ns=(0, os.urandom(4).__hash__() & 0xFFFFFFFF))
+    os.utime(path, ns=(0, next(_TIMES)))
     one_line(Polygons(path, 0, 0, 16, 16).draw, path)
 
 
@@ -214,6 +216,15 @@ def test_parquet_of_nested_types(folder: Path):
     nested = {"image": [["a.png"], ["b.png"]], "label": [{"a": {"b": [1]}}, None], "data": [b"\xff\0", b""]}
     pyarrow.parquet.write_table(arrow.table(nested), folder / "nested.parquet")
     one_line(lambda: data.read_manifest(folder / "nested.parquet"), folder / "nested.parquet")
+
+
+def test_parquet_text_that_is_not_utf8(folder: Path):
+    import pyarrow.parquet
+
+    latin = arrow.array([b"\xe9.png"], arrow.binary()).view(arrow.string())
+    pyarrow.parquet.write_table(arrow.table({"image": latin}), folder / "latin.parquet")
+    with pytest.raises(ValueError, match=r"latin\.parquet cannot be read as Parquet: 'utf-8' codec"):
+        data.read_manifest(folder / "latin.parquet")
 
 
 _SPLIT = json.dumps({"validation_patients": ["p2"], "train": ["a"], "validation": ["b"], "test": ["c"]}).encode()

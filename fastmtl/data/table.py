@@ -129,14 +129,13 @@ def _read_csv(path: Path) -> Table:
 
 def _read_parquet(path: Path) -> Table:
     parquet = require("pyarrow.parquet", "reading Parquet files", "wsi")
-    arrow = require("pyarrow", "reading Parquet files", "wsi")
     try:
         content = parquet.read_table(path)
-    except (arrow.ArrowException, OSError) as error:
+        columns = [[_text(cell) for cell in content.column(at).to_pylist()] for at in range(content.num_columns)]
+        names = tuple(map(strip_invisible, content.column_names))
+    except Exception as error:  # of damaged files Arrow raises its own types and Python's
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} cannot be read as Parquet: {reason}") from error
-    columns = [[_text(value) for value in content.column(index).to_pylist()] for index in range(content.num_columns)]
-    names = tuple(map(strip_invisible, content.column_names))
     return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
 
 
