@@ -156,6 +156,14 @@ def test_tiles_that_all_score_the_same_are_neither_best_nor_worst():
     assert "the worst tiles" not in text
 
 
+def test_weights_that_are_averages_are_called_so():
+    scores = {"outline": {"dice": 0.5}}
+    run = past_run(scores, records=[record(1, scores), record(2, scores)], config={"training": {"average": "ema"}})
+    assert "with the weights of epoch 1 of 2, which scored best on them, averaged (ema)." in _text(run)
+    run.summary["checkpoint"] = "last"
+    assert "with the weights of the last epoch, averaged (ema)." in _text(run)
+
+
 def test_no_epoch_yet():
     text = _text(past_run({}))
     assert "This run has no scores on held-out images." in text

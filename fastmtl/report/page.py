@@ -121,11 +121,12 @@ def _headlines(run: PastRun) -> str:
     ranked = [(look_up(lambda r: r["validation"]["score"], one), -one["epoch"]) for one in last_stage]
     best = max(((score, epoch) for score, epoch in ranked if isfinite(score)), default=None)
     when, judged = "", run.summary.get("checkpoint")
+    averaged = f", averaged ({way})" if (way := run.config.get("training", {}).get("average")) else ""
     if judged == "last":
-        when = ", with the weights of the last epoch"
+        when = f", with the weights of the last epoch{averaged}"
     elif best and judged == "best":
         epochs, chosen = run.records[-1]["epoch"], ", which scored best on them" if len(last_stage) > 1 else ""
-        when = f", with the weights of epoch {-best[1]} of {epochs}{chosen}"
+        when = f", with the weights of epoch {-best[1]} of {epochs}{chosen}{averaged}"
     notes = [*ranges, *spread(run), " ".join(_meanings(run, scores))]
     said = "".join(f"<p class=soft>{escape(note)}</p>" for note in notes if note)
     return f"<p>{escape(what + when)}.</p>{_cards(scores)}{warning}{said}{_test(run)}"
