@@ -115,6 +115,7 @@ def test_in_the_fused_step(name):
     check(found, wanted)
 
 
+@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")  # of hooks on all modules, which is meant
 def test_with_a_compiled_part_inside_the_checkpoint():
     """It calls no hook of the layers in it."""
     encoder, heads = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), [nn.Linear(6, 1) for _ in range(3)]
