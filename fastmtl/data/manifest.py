@@ -29,7 +29,7 @@ from .cells import PathRule, PolygonOptions, read_picture, write_picture
 from .columns import KINDS, Kind
 from .dataset import Dataset, Picture, Problem, Region, Tile
 from .pictures import picture_size
-from .slide_rows import GridOptions, UnreadableSlideError, grid_regions, is_region, oddities_of, read_region, told_mpp
+from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region, told_mpp
 from .table import Table, read_table, write_table
 from .tiles import PATIENT, group_of
 
@@ -171,7 +171,7 @@ class _Reader:
             return [self._tile(row, cells, Region(slide, 0, 0, side, side), name, place)]
         if not regions:
             self.blank.append(slide)
-        self.odd += [Problem(slide, reason) for reason in oddities_of(slide, self.mpp.get(slide))]
+        self.odd += [Problem(slide, reason) for reason in damage_of(slide, self.mpp.get(slide))]
         return [
             self._tile(row, cells, region, f"{name}@{region.x}_{region.y}", place, whole_slide=True)
             for region in regions
@@ -266,7 +266,7 @@ class _Reader:
         found = []
         for slide in sorted(self.regions_of):
             with suppress(UnreadableSlideError):
-                found += [Problem(slide, reason) for reason in oddities_of(slide, self.mpp.get(slide))]
+                found += [Problem(slide, reason) for reason in damage_of(slide, self.mpp.get(slide))]
         return found
 
     def _passed_over(self) -> list[str]:
