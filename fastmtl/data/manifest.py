@@ -32,7 +32,7 @@ from .columns import KINDS, Kind
 from .dataset import Dataset, Picture, Problem, Region, Tile, with_one_spelling
 from .identifiers import clean_name, name_notices, one_spelling, sample_key, says_missing
 from .pictures import file_of, picture_size
-from .slide_rows import GridOptions, UnreadableSlideError, grid_regions, is_region, oddities_of, read_region, told_mpp
+from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region, told_mpp
 from .spellings import merged_spellings
 from .table import Table, read_table, write_table
 from .tiles import PATIENT, group_of, rule_in_words
@@ -193,7 +193,7 @@ class _Reader:
             return [self._tile(row, cells, Region(slide, 0, 0, side, side), name, place)]
         if not regions:
             self.blank.append(slide)
-        self.odd += [Problem(slide, reason) for reason in oddities_of(slide, self.mpp.get(slide))]
+        self.odd += [Problem(slide, reason) for reason in damage_of(slide, self.mpp.get(slide))]
         return [
             self._tile(row, cells, region, f"{name}@{region.x}_{region.y}", place, whole_slide=True)
             for region in regions
@@ -294,7 +294,7 @@ class _Reader:
         found = []
         for slide in sorted(self.regions_of):
             with suppress(UnreadableSlideError):
-                found += [Problem(slide, reason) for reason in oddities_of(slide, self.mpp.get(slide))]
+                found += [Problem(slide, reason) for reason in damage_of(slide, self.mpp.get(slide))]
         return found
 
     def _passed_over(self) -> list[str]:

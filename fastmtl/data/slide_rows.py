@@ -117,7 +117,7 @@ def grid_regions(slide: Path, options: GridOptions, place: str, mpp: float | Non
         raise ValueError(f"{place}: {error}") from error
 
 
-def oddities_of(slide: Path, mpp: float | None = None) -> list[str]:
+def damage_of(slide: Path, mpp: float | None = None) -> list[str]:
     """What is odd about a slide, but not what is an error elsewhere: that it is damaged, or has no mpp where one is
     needed."""
     source = opened(slide, mpp=mpp)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from ...extras import require
 from ..dataset import BACKGROUND
 from . import jpeg
 from .codecs import Pixels, dali_decodes, decode, joined
+from .empty_tiles import empty_in, finer_box, holds
 from .errors import DamagedPieceError, SlideError
 from .open_files import OpenFile, open_files
 from .orientation import Box, shown_box, stored_box, upright
@@ -161,36 +161,17 @@ class PieceReader:
         if level <= 0 or raster.stored.all():
             return
         shown, code = raster.shown_size, raster.encoding.orientation
-        for box in _empty_in(raster, stored_box(canvas, shown, code)):
+        for box in empty_in(raster, stored_box(canvas, shown, code)):
             x, y, width, height = shown_box(box, shown, code)
             left, top = max(x, canvas[0]), max(y, canvas[1])
             right, bottom = min(x + width, canvas[0] + canvas[2]), min(y + height, canvas[1] + canvas[3])
-            finer = self._finer_box(level, (left, top, right - left, bottom - top))
-            if self._holds(level - 1, finer[0]):
-                pixels = self.read(self._layout.rasters[level - 1], finer[0])
+            finer, edges = finer_box(self._layout, level, (left, top, right - left, bottom - top))
+            if holds(self._layout, level - 1, finer):
+                pixels = self.read(self._layout.rasters[level - 1], finer)
                 image = require("PIL.Image", "reading slides")
                 size = right - left, bottom - top
-                small = image.fromarray(pixels).resize(size, image.Resampling.BOX, box=finer[1])
+                small = image.fromarray(pixels).resize(size, image.Resampling.BOX, box=edges)
                 yield left - canvas[0], top - canvas[1], np.array(small)
-
-    def _finer_box(self, level: int, box: Box) -> tuple[Box, tuple[float, float, float, float]]:
-        """The whole pixels of the level above that a rectangle needs, and its exact edges in them."""
-        finer, own = self._layout.rasters[level - 1].shown_size, self._layout.rasters[level].shown_size
-        across, down = finer[0] / own[0], finer[1] / own[1]
-        left, top, right, bottom = box[0] * across, box[1] * down, (box[0] + box[2]) * across, (box[1] + box[3]) * down
-        x, y = int(left), int(top)
-        width, height = max(1, math.ceil(right - 1e-6) - x), max(1, math.ceil(bottom - 1e-6) - y)
-        return (x, y, width, height), (left - x, top - y, min(right - x, width), min(bottom - y, height))
-
-    def _holds(self, level: int, box: Box) -> bool:
-        """Whether this level or a finer one has a tile there."""
-        raster = self._layout.rasters[level]
-        x, y, width, height = stored_box(box, raster.shown_size, raster.encoding.orientation)
-        rows = slice(max(y, 0) // raster.tile_height, -(-(y + height) // raster.tile_height))
-        columns = slice(max(x, 0) // raster.tile_width, -(-(x + width) // raster.tile_width))
-        return bool(raster.stored[rows, columns].any()) or (
-            level > 0 and self._holds(level - 1, self._finer_box(level, box)[0])
-        )
 
     def _level_of(self, raster: Raster) -> int:
         """-1 of a picture beside the slide, and of one colour plane."""
@@ -305,18 +286,6 @@ def _tiles_in(raster: Raster, box: Box) -> Iterator[_Wanted]:
             if count > 0:
                 x, y = column * wide, row * high
                 yield _Wanted(tile, (x, y, min(wide, raster.width - x), min(high, raster.height - y)), offset, count)
-
-
-def _empty_in(raster: Raster, box: Box) -> Iterator[Box]:
-    """Rectangles of the tiles that do not exist and overlap a rectangle, both as stored."""
-    left, top = max(box[0], 0), max(box[1], 0)
-    right, bottom = min(box[0] + box[2], raster.width), min(box[1] + box[3], raster.height)
-    wide, high = raster.tile_width, raster.tile_height
-    rows, columns = slice(top // high, -(-bottom // high)), slice(left // wide, -(-right // wide))
-    if right > left and bottom > top:
-        for row, column in np.argwhere(~raster.stored[rows, columns]).tolist():
-            x, y = (column + left // wide) * wide, (row + top // high) * high
-            yield x, y, min(wide, raster.width - x), min(high, raster.height - y)
 
 
 def _runs(wanted: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:
