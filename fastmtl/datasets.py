@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from . import data
 from .config import ConfigError, Recipe
 from .names import nearest
 from .protocols import Task
+from .tasks import target_kind
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
     options = data.ManifestOptions(
         columns=config.columns,
         classes={**config.classes, **(classes or {})},
+        labels=_label_columns(recipe),
         root=Path(config.root) if config.root else None,
         patient=config.patient,
         grid=data.GridOptions(config.tile_size, config.mpp, config.overlap, config.min_tissue),
@@ -74,6 +76,15 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
     if config.preprocessing:
         dataset = preprocessed(dataset, config.preprocessing)
     return data.with_groups(dataset, config.group_by) if config.group_by else dataset
+
+
+def _label_columns(recipe: Recipe) -> set[str]:
+    """Columns that tasks learn classes from: grades 1, 2 and 3 are classes there, though they look like numbers."""
+    learnt = [(options.get("column", ""), target_kind(options["kind"])) for options in recipe.tasks.values()]
+    kinds: dict[str, set[str | None]] = {}
+    for column, kind in learnt:
+        kinds.setdefault(column, set()).add(kind)
+    return {column for column, found in kinds.items() if found == {"label"}} - {""}
 
 
 def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:
@@ -227,15 +238,47 @@ def _check_groups(task: Task, dataset: data.Dataset) -> None:
         )
 
 
-def check_maps(tasks: Sequence[Task], folders: Sequence[data.Dataset]) -> None:
-    """Raise ConfigError for a task whose maps hold other classes or channels than it has, or a foreground that the
-    loader would not see; reads the masks of the data sets `folders`."""
-    tiles = [tile for folder in folders for tile in folder.tiles]
+def check_maps(
+    tasks: Sequence[Task],
+    folders: Sequence[data.Dataset],
+    *,
+    train: data.Dataset | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[data.Problem]:
+    """What is odd about the maps of data sets whose files were checked; each mask is looked at (`data.judge_maps`).
+
+    Every command that learns from masks, scores against them or checks them asks this.
+
+    Args:
+        tasks: whose targets they are.
+        folders: the data sets.
+        train: what is learned from, which must differ somewhere.
+        say: called with a line on each task's masks.
+
+    Raises:
+        ConfigError: a task whose maps hold other classes or channels than it has, or a foreground that the loader would
+            not see.
+    """
+    tiles, odd = [tile for folder in folders for tile in folder.tiles], []
+    learned = {tile.id for tile in train.tiles} if train else ()
     for task in tasks:
+        if task.target.kind not in _MAPS:
+            continue
+        masks = data.seen_masks(tiles, task.target.column)
         classes, ignored = task.output.channels, getattr(task, "ignore_index", None)
-        if wrong := data.wrong_maps(tiles, task.target, classes, ignored):
-            names = ", ".join(getattr(task, "structures", ()))
-            raise ConfigError(f"task {task.name!r} ({names or f'{classes} classes'}): {wrong}.")
+        structures = getattr(task, "structures", ())
+        found = data.judge_maps(masks, task.target, classes, ignored, structures)
+        if found.wrong:
+            names = ", ".join(structures)
+            raise ConfigError(f"task {task.name!r} ({names or f'{classes} classes'}): {found.wrong}.")
+        if found.words:
+            say(f"masks of {task.name}: {found.words}")
+        odd += [replace(problem, reason=f"task {task.name!r}: {problem.reason}") for problem in found.odd]
+        mine = [mask for mask in masks if mask.tile.id in learned]
+        if train and (same := data.constant_maps(mine, task.target, structures)):
+            reason = f"task {task.name!r}: in training {same}: there is nothing to learn, and its scores say nothing"
+            odd.append(data.Problem(train.root, reason))
+    return odd
 
 
 def columns_of(dataset: data.Dataset) -> list[str]:

@@ -104,6 +104,9 @@ def _show(summary: dict[str, Any], out: Path, console: Any) -> None:
     for task, values in summary["tasks"].items():
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
         console.print(f"{task}: {shown}")
+    if summary["notices"]:
+        many = f"{len(summary['notices'])} notices" if len(summary["notices"]) > 1 else "one notice"
+        console.print(f"{many}, in the report and in summary.json")
     console.print(f"run folder: {out}  (open {out / 'report.html'})")
 
 

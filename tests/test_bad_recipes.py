@@ -98,7 +98,7 @@ def test_masks_of_zero_and_one_are_no_empty_masks(tmp_path):
     write_image(tiles[3].mask, np.full((64, 64), 255, np.uint8))
     assert wrong_maps(tiles, Target("classes"), 2, ignore_index=255) is None
     assert "holds 255" in wrong_maps(tiles, Target("classes"), 2)
-    assert wrong_maps(tiles, Target("mask"), 1) is None  # a foreground shows somewhere
+    assert "above 1, and pixels above 127 are foreground (" in wrong_maps(tiles, Target("mask"), 1)  # all but one
 
 
 def test_extras_are_those_of_the_project():

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from .identifiers import identifier_key
     from .loader import TileLoader
     from .manifest import ManifestOptions, read_manifest, write_manifest
-    from .map_values import wrong_maps
+    from .map_values import constant_maps, judge_maps, wrong_maps
+    from .mask_facts import MaskFacts, count_mask
+    from .masks_of_tiles import SeenMask, seen_masks
     from .outlines import check_outlines, write_outlines
     from .patches import RandomPatches
     from .pictures import open_picture, picture_size
@@ -113,7 +115,13 @@ _HOME = {
     "TissueMask": "slides.tissue_mask",
     "TileReadError": "faults",
     "ManifestOptions": "manifest",
+    "constant_maps": "map_values",
+    "judge_maps": "map_values",
     "wrong_maps": "map_values",
+    "MaskFacts": "mask_facts",
+    "SeenMask": "masks_of_tiles",
+    "count_mask": "mask_facts",
+    "seen_masks": "masks_of_tiles",
     "read_manifest": "manifest",
     "write_manifest": "manifest",
     "RandomPatches": "patches",
@@ -168,6 +176,7 @@ __all__ = [
     "GridOptions",
     "Level",
     "ManifestOptions",
+    "MaskFacts",
     "Picture",
     "Piece",
     "PolygonOptions",
@@ -177,6 +186,7 @@ __all__ = [
     "RandomPatches",
     "Region",
     "RunLengths",
+    "SeenMask",
     "Slide",
     "SlideCut",
     "SlideError",
@@ -194,6 +204,8 @@ __all__ = [
     "check_no_leak",
     "check_outlines",
     "check_tiles",
+    "constant_maps",
+    "count_mask",
     "cut_slide",
     "decode_runs",
     "detect_format",
@@ -209,6 +221,7 @@ __all__ = [
     "identifier_key",
     "identify",
     "index_slide",
+    "judge_maps",
     "kfold",
     "label_of",
     "list_formats",
@@ -227,6 +240,7 @@ __all__ = [
     "read_tile_folder",
     "register_format",
     "save_split",
+    "seen_masks",
     "slide_statistics",
     "slides_of",
     "split_by_column",

@@ -118,7 +118,7 @@ def _elementwise(
     shape: torch.Size,
 ) -> Tensor:
     dtype = torch.promote_types(input.dtype, torch.float32)
-    x, t = input.to(dtype), target.to(dtype)
+    x, t = input.to(dtype), _checks.unit_or_nan(target, mask).to(dtype)
     if mask is not None:
         x, t = torch.where(mask.bool(), x, 0.0), torch.where(mask.bool(), t, 0.0)
     factor = None if weight is None else weight.to(dtype)

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from operator import index as as_int
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset import Region
 from .codecs import Pixels
-from .errors import SlideError
+from .errors import DamagedPieceError, SlideError, in_words
 from .foreign import OpenSlideReader
 from .index import SlideIndex, identify, load_index
-from .orientation import Box, shown_box
+from .orientation import Box
 from .pieces import Piece, PieceReader
-from .raster import Level, Raster
+from .raster import Encoding, Level
+from .scale import PLAUSIBLE_MPP
 from .scan import MAX_PIXELS, scan
 from .thumbnail import thumbnail
-from .tiff_words import PLAUSIBLE_MPP
 from .tissue_mask import TissueMask, find_tissue
+
+_OTHER_MPP = 0.1  # an mpp that is given may differ by so much from the file's own without a word
 
 
 def open_slide(
@@ -43,7 +47,7 @@ def open_slide(
     Args:
         path: the file.
         mpp: micrometres per pixel of level 0, where the file says nothing or nothing that can be true (see
-            `Slide.problems`).
+            `Slide.problems`). What differs from the file's own by more than a tenth is named there too.
         max_pixels: a level 0 that declares more is refused unread.
         index_folder: where `index_slide` was told to put the index; by default what `use_index_folder` says, else
             beside the slide.
@@ -69,20 +73,31 @@ class Slide:
         path: the file.
         levels: finest first.
         mpp: micrometres per pixel of level 0, the mean of both axes; None when unknown or not to be believed.
+        mpp_source: what said so: "given" (to `open_slide`), "description", "OME", "ImageJ", "resolution tags",
+            "OpenSlide"; "" where nothing did.
+        why_no_mpp: why `mpp` is None, in words; "" where it is known.
+        damage: why it is damaged as a whole, in words: it was truncated; "" where it was not.
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of what was scanned, level-0 pixels.
         vendor: who wrote the file, as far as it says.
-        problems: what is odd about it, in words.
+        problems: what is odd about it, in words; parts that finding the tissue could not read are added then.
     """
 
     def __init__(self, path: Path, index: SlideIndex, *, mpp: float | None = None):
         layout = index.layout
         self.path, self._index, self._layout = path, index, layout
         self.levels: tuple[Level, ...] = layout.levels
-        self.mpp = mpp if mpp is not None else layout.mpp and math.fsum(layout.mpp) / 2
+        own = layout.mpp and math.fsum(layout.mpp) / 2
+        self.mpp = own if mpp is None else mpp
+        self.mpp_source = layout.mpp_source if mpp is None else "given"
+        self.why_no_mpp = layout.why_no_mpp if self.mpp is None else ""
+        self.damage = layout.damage
         self.magnification, self.bounds, self.vendor = layout.magnification, layout.bounds, layout.vendor
-        self.problems = tuple(word for word in layout.problems if mpp is None or "pass mpp" not in word)
-        self._native = PieceReader(path, (index.identity.size, index.identity.modified), self._coordinate)
+        self.problems = tuple(word for word in layout.problems if self.why_no_mpp or word != layout.why_no_mpp)
+        if mpp and own and abs(math.log(mpp / own)) > math.log(1 + _OTHER_MPP):
+            given = f"{mpp:g} micrometres per pixel were given, and the slide says {own:.4g} ({layout.mpp_source})"
+            self.problems += (f"{given}: what was given is taken",)
+        self._native = PieceReader(path, (index.identity.size, index.identity.modified), layout)
         self._foreign = OpenSlideReader(path, layout.levels) if layout.reader == "openslide" else None
 
     def __enter__(self) -> Slide:
@@ -141,10 +156,34 @@ class Slide:
         region = self._checked(region)
         return not self._foreign and self._native.is_cut_off(self._layout.rasters[region.level], self._canvas(region))
 
+    def encoding(self, level: int = 0) -> Encoding | None:
+        """How the tiles of a level are stored; None of what OpenSlide reads."""
+        return None if self._foreign else self._layout.rasters[self._level(level)].encoding
+
+    def stored_bytes(self, regions: Sequence[Region]) -> NDArray[np.int64]:
+        """int64 [n], how many bytes the largest of the tiles under a region takes, for regions of one level: a blank
+        tile compresses to few. It looks at nine points of each; nothing is read. Zeros where tiles are turned, and of
+        what OpenSlide reads."""
+        raster = None if self._foreign else self._layout.rasters[regions[0].level]
+        if raster is None or raster.encoding.orientation != 1:
+            return np.zeros(len(regions), np.int64)
+        scale = self.levels[regions[0].level].downsample
+        box = np.array([(one.x, one.y, one.width, one.height) for one in regions], np.float64).T
+        grid = np.linspace(0, 1, 3)[:, None]
+        columns = (box[0] / scale + grid * (box[2] - 1)) // raster.tile_width
+        rows = (box[1] / scale + grid * (box[3] - 1)) // raster.tile_height
+        at = np.clip(rows, 0, raster.rows - 1)[:, None] * raster.columns + np.clip(columns, 0, raster.columns - 1)
+        return raster.counts[at.astype(np.int64)].max((0, 1))
+
     @cached_property
     def associated_names(self) -> tuple[str, ...]:
         """Pictures beside the slide: "label", "macro", "thumbnail" and others."""
         return self._foreign.associated_names() if self._foreign else tuple(self._layout.associated)
+
+    @property
+    def associated_sizes(self) -> dict[str, tuple[int, int]]:
+        """(width, height) of the pictures beside the slide; none of what OpenSlide reads."""
+        return {name: raster.shown_size for name, raster in self._layout.associated.items()}
 
     def associated(self, name: str) -> Pixels:
         """RGB uint8 [h, w, 3] of one of `associated_names`."""
@@ -161,8 +200,14 @@ class Slide:
 
     @cached_property
     def tissue(self) -> TissueMask:
-        """Where tissue is; from the index, or found now from the coarsest level. What cannot be read is none."""
-        return self._index.tissue or find_tissue(self, [])
+        """Where tissue is; from the index, or found now from the coarsest level. What cannot be read is none, and is
+        named among the problems."""
+        if self._index.tissue:
+            return self._index.tissue
+        damage: list[DamagedPieceError] = []
+        tissue = find_tissue(self, damage)
+        self.problems += in_words(damage)
+        return tissue
 
     def tissue_fraction(self, region: Region) -> float:
         """How much of a region is tissue, 0 to 1; what lies outside the slide is none."""
@@ -193,11 +238,3 @@ class Slide:
     def _canvas(self, region: Region) -> Box:
         downsample = self.levels[region.level].downsample
         return round(region.x / downsample), round(region.y / downsample), region.width, region.height
-
-    def _coordinate(self, raster: Raster, box: Box) -> tuple[int, int, int]:
-        """Level-0 x, y and level of a rectangle of a raster as stored, for errors; -1 is a picture beside the slide."""
-        rasters = self._layout.rasters
-        level = next((number for number, known in enumerate(rasters) if known is raster), -1)
-        scale = self.levels[level].downsample if level >= 0 else 1
-        x, y, *_ = shown_box(box, raster.shown_size, raster.encoding.orientation)
-        return round(x * scale), round(y * scale), level
