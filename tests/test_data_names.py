@@ -303,7 +303,7 @@ def test_groups_of_columns_count_in_any_spelling():
 def test_split_files_name_patients_and_tiles_in_any_spelling(tmp_path: Path):
     tiles = [Tile(f"{NFD}/{n}.0", Path("x"), None, 0, f"{n}.0") for n in range(4)]
     dataset = Dataset(tmp_path, ("a",), tuple(tiles))
-    content = {"validation_patients": [1, "2 "], "train": ["Pä/0.0", "Pä/3.0"], "validation": ["Pä/1.0", "Pä/2.0"]}
+    content = {"validation_patients": ["1", "2 "], "train": ["Pä/0.0", "Pä/3.0"], "validation": ["Pä/1.0", "Pä/2.0"]}
     (tmp_path / "s.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
     train, val = data.load_split(tmp_path / "s.json").apply(dataset)
     assert [tile.group for tile in (*train.tiles, *val.tiles)] == ["0.0", "3.0", "1.0", "2.0"]
