@@ -6,14 +6,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import data, datasets
-from .config import ConfigError, as_dict, load_recipe, parse_overrides
+from . import data, data_page, datasets, rehearsal
+from .config import ConfigError, load_recipe, parse_overrides
 
-_SHOWN = 20  # broken files and patients listed before "and N more"
+_SHOWN = 20  # files with nothing odd about them that are listed
 
 
 def prepare(arguments: Sequence[str]) -> int:
@@ -46,13 +46,13 @@ def prepare(arguments: Sequence[str]) -> int:
 
 
 def check(arguments: Sequence[str]) -> int:
-    """Open everything and count; 1 when something is broken."""
+    """Open everything and count; 1 when something is broken, or the recipe would refuse it."""
     parser = argparse.ArgumentParser(
         prog="fastmtl data check",
-        description="Open every file of a data set; count classes, patients, splits and sizes; say what is broken.",
+        description="Open every file of a data set; count what is in it; say what is odd and what is broken.",
     )
     parser.add_argument("path", type=Path, metavar="PATH", help="a manifest, or a folder in any known format")
-    parser.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does (format, columns, tiling)")
+    parser.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does, and say what it refuses")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example data.tile_size=512"
     )
@@ -63,12 +63,16 @@ def check(arguments: Sequence[str]) -> int:
     if parsed.recipe is None and set(overrides) - {"data"}:
         raise ConfigError(f"--set of `data check` changes data.*; got {', '.join(sorted(set(overrides) - {'data'}))}.")
     dataset = datasets.read_data(recipe, parsed.path)
-    found = data.examine(dataset, num_threads=as_dict(recipe)["data"]["num_threads"])
+    found = data.examine(dataset, num_threads=recipe.data.num_threads)
+    if parsed.recipe is not None:
+        refused, odd = rehearsal.rehearse(recipe, dataset, parsed.path, set(found["damaged_tiles"]))
+        found["refused"] = refused
+        found["notices"] += [{"path": str(problem.path), "reason": problem.reason} for problem in odd]
     if parsed.json:
         print(json.dumps(found, indent=1))
     else:
-        _show_checked(found)
-    return 1 if found["broken"] else 0
+        data_page.show(found, _console())
+    return 1 if found["broken"] or found.get("refused") else 0
 
 
 def _prepared_words(prepared: data.Prepared) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def _recipe_words(prepared: data.Prepared, index_folder: Path | None) -> dict[st
 
 
 def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
-    table = _table("file", "kind", "size", "levels", "mpp", "mask", "odd")
+    table = data_page.table("file", "kind", "size", "levels", "mpp", "mask", "odd")
     folder = prepared.manifest.parent
     plain = 0
     for one in prepared.found:
@@ -126,47 +130,6 @@ def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
     console.print(f"{prepared.manifest}: {len(used) - slides} tiles, {slides} slides; see it with fastmtl data check")
     for key, value in _recipe_words(prepared, index_folder).items():
         console.print(f"in recipes, and behind --set of data check: data.{key}={value}")
-
-
-def _show_checked(found: Mapping[str, Any]) -> None:
-    console = _console()
-    slides = f" from {found['num_slides']} slides" if found["num_slides"] else ""
-    console.print(f"{found['path']}: {found['num_tiles']} tiles{slides}, {found['num_patients']} patients")
-    columns = _table("column", "kind", "labelled", "classes")
-    for name, column in found["columns"].items():
-        classes = ", ".join(f"{label} {count}" for label, count in column.get("classes", {}).items())
-        columns.add_row(name, column["kind"], f"{column['present']} of {found['num_tiles']}", classes)
-    if columns.row_count:
-        console.print(columns)
-    for side, counts in found["splits"].items():
-        console.print(f"split {side}: {counts['tiles']} tiles of {counts['patients']} patients")
-    console.print(f"sizes: {_listed(found['sizes'])}")
-    console.print(f"tiles per patient: {_listed(found['patients'])}")
-    for notice in found["notices"]:
-        console.print(f"note: {notice['path']}: {notice['reason']}")
-    if found["broken"]:
-        broken = _table("broken", "why")
-        for problem in found["broken"][:_SHOWN]:
-            broken.add_row(problem["path"], problem["reason"])
-        console.print(broken)
-        if len(found["broken"]) > _SHOWN:
-            console.print(f"and {len(found['broken']) - _SHOWN} more; --json lists all")
-    else:
-        console.print("nothing is broken")
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:_SHOWN])
-    return shown + (f", and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
-
-
-def _table(*heads: str) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head, overflow="fold")
-    return table
 
 
 def _console() -> Any:

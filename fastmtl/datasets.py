@@ -26,6 +26,7 @@ class Splits:
         problems: files that were left out, and what is odd about the data.
         split: which tiles are where, to be saved.
         test: empty where nothing is kept for a test.
+        summary: patients and how they were found, classes and their counts, in a few lines.
     """
 
     train: data.Dataset
@@ -34,6 +35,7 @@ class Splits:
     problems: Sequence[data.Problem]
     split: data.Split
     test: data.Dataset
+    summary: Sequence[str] = ()
 
     @property
     def num_tiles(self) -> int:
@@ -106,8 +108,9 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
     lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify)
-    problems = (*folder.problems, *(data.Problem(folder.root, line) for line in lacking))
-    return Splits(train, validation, origin, problems, split, split.test_of(folder))
+    notices = (*data.patient_notices(folder), *(data.Problem(folder.root, line) for line in lacking))
+    problems = (*folder.problems, *notices)
+    return Splits(train, validation, origin, problems, split, split.test_of(folder), data.summary_lines(folder))
 
 
 def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
@@ -236,6 +239,18 @@ def _check_groups(task: Task, dataset: data.Dataset) -> None:
             f"task {task.name!r} is scored by {column!r}, and {len(without)} of the {len(dataset)} images of "
             f"{dataset.root} have none, the first {without[0]!r}; fill the column in, or leave `group_by` out."
         )
+
+
+def check_metadata(recipe: Recipe, dataset: data.Dataset) -> None:
+    """Raise ConfigError for metadata from a column that no tile has a value in: the model would be shown zeros."""
+    known = [name for name in columns_of(dataset) if _kind_of(dataset, name) in ("number", "label")]
+    for name, columns in recipe.data.metadata.items():
+        for column in [columns] if isinstance(columns, str) else columns:
+            if column not in known:
+                raise ConfigError(
+                    f"data.metadata {name} names column {column!r}, which has no number in {dataset.root}; "
+                    f"{nearest(str(column), known) if known else 'no column of it has any'}"
+                )
 
 
 def check_maps(

@@ -123,6 +123,7 @@ def _prepare(
             staining.fit_slides(stain, part.tiles, recipe, world, console)
     tasks = build.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
+    datasets.check_metadata(recipe, splits.train)
     parts = (splits.train, splits.validation, splits.test)
     odd = datasets.check_maps(tasks, parts, train=splits.train, say=console.print)
     for problem in odd:
@@ -150,6 +151,8 @@ def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile:
     tested = f", {count(splits.test)} for the test" if splits.test.tiles else ""
     console.print(f"data: {root}; {count(splits.train)} to train, {count(splits.validation)} held out{tested}")
     console.print(f"split: {splits.origin}")
+    for line in splits.summary:
+        console.print(line)
 
 
 def _oddities(recipe: Recipe, tasks: Sequence[Task], splits: datasets.Splits) -> list[str]:

@@ -89,7 +89,9 @@ ALLOWED = {
     "arguments": {"config"},
     "train_command": {"arguments", "commands", "config"},
     "run_commands": {"arguments", "commands"},
-    "data_commands": {"config", "data", "datasets"},
+    "data_page": set(),
+    "rehearsal": {"build", "config", "data", "datasets", "errors"},
+    "data_commands": {"config", "data", "data_page", "datasets", "rehearsal"},
     "reproduce": {
         *("checkpoint", "commands", "config", "datasets", "directions", "extras", "locks", "names", "run_folder"),
         *("trainer", "whole_files"),

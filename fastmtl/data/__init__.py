@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .masks_of_tiles import SeenMask, seen_masks
     from .outlines import check_outlines, write_outlines
     from .patches import RandomPatches
+    from .patients import patient_notices, summary_lines
     from .pictures import open_picture, picture_size
     from .polygons import Polygons, polygon_classes
     from .preparing import Prepared, prepare
@@ -125,6 +126,8 @@ _HOME = {
     "read_manifest": "manifest",
     "write_manifest": "manifest",
     "RandomPatches": "patches",
+    "patient_notices": "patients",
+    "summary_lines": "patients",
     "open_picture": "pictures",
     "picture_size": "pictures",
     "Polygons": "polygons",
@@ -232,6 +235,7 @@ __all__ = [
     "one_sided_classes",
     "open_picture",
     "open_slide",
+    "patient_notices",
     "picture_size",
     "polygon_classes",
     "prepare",
@@ -247,6 +251,7 @@ __all__ = [
     "split_by_groups",
     "stain_numba_function",
     "standardize_luminosity",
+    "summary_lines",
     "usable_tiles",
     "use_index_folder",
     "with_groups",

@@ -95,6 +95,8 @@ class Dataset:
         tiles: the samples.
         problems: files that were found and belong to no tile, or cannot be used.
         classes: class names of further label columns.
+        patients_from: what told the tiles' groups, in words: "column patient", "file name (...)".
+        slide_mpp: micrometres per pixel of slides' level 0 where the data set tells them, and not the slide's file.
     """
 
     root: Path
@@ -102,6 +104,8 @@ class Dataset:
     tiles: tuple[Tile, ...]
     problems: tuple[Problem, ...] = ()
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    patients_from: str = field(default="", compare=False)
+    slide_mpp: Mapping[Path, float] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.tiles)

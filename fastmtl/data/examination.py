@@ -3,40 +3,78 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from .check import MAX_PIXELS, check_tiles
+from .check import MAX_PIXELS, check_tiles, named_file
 from .dataset import Dataset, Problem, Region, Tile
+from .duplicates import duplicate_notices
+from .examined_masks import examine_masks, masks_of
+from .examined_slides import polygons_of_tiles, scale_notices, slides_of_tiles
+from .patients import class_counts, patient_notices, patients_found, summary_lines
 from .pictures import file_of, open_picture, picture_size
+from .splits import split_by_column
 
 
 def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int = 2) -> dict[str, Any]:
     """Counts and problems as plain JSON types.
 
     Returns:
-        "path", "num_tiles", "num_patients", "num_slides"; "columns": name -> {"kind", "present", and for labels
-        "classes": name -> tiles}; "splits": side -> {"tiles", "patients"}; "patients": name -> tiles; "sizes":
-        "WIDTHxHEIGHT" -> tiles; "broken": [{"path", "reason"}], files that training could not use; "notices": the same
-        for what is odd about the table or folder.
+        "path", "num_tiles", "num_patients", "num_slides"; "summary", a few lines; "patients_found", how -> {"patients",
+        "tiles"}; "columns": name -> {"kind", "present", for labels "classes": name -> tiles and "patients": name ->
+        patients, for numbers "range"}; "splits": side -> {"tiles", "patients"}; "patients": name -> tiles; "sizes":
+        "WIDTHxHEIGHT" -> tiles; "masks", "slides", "polygons": see `examine_masks`, `slides_of_tiles`,
+        `polygons_of_tiles`; "broken": [{"path", "reason"}], files that training could not use, "damaged_tiles", the
+        ids of theirs; "notices": the same as "broken" for what is odd.
     """
     tiles = dataset.tiles
     broken = check_tiles(tiles, max_pixels=max_pixels, num_threads=num_threads)
     bad = {problem.path for problem in broken}
-    broken += _undecodable(tiles, {problem.path for problem in broken}, num_threads)
+    masks, of_masks, unreadable = examine_masks(dataset, bad, num_threads)
+    broken += unreadable + _undecodable(tiles, {problem.path for problem in broken}, num_threads)
+    slides = slides_of_tiles(dataset)
+    polygons, of_polygons = polygons_of_tiles(dataset)
+    columns = _columns(dataset)
+    odd = [
+        *patient_notices(dataset),
+        *_of_columns(dataset, columns),
+        *_of_split(dataset),
+        *of_masks,
+        *duplicate_notices(dataset),
+    ]
+    notices = [*dataset.problems, *odd, *scale_notices(dataset, slides), *of_polygons]
     return {
         "path": str(dataset.root),
         "num_tiles": len(tiles),
         "num_patients": len(dataset.groups),
         "num_slides": len({tile.image.slide for tile in tiles if isinstance(tile.image, Region)}),
-        "columns": _columns(dataset),
+        "summary": summary_lines(dataset),
+        "patients_found": patients_found(dataset),
+        "columns": columns,
         "splits": _splits(tiles),
         "patients": dict(sorted(Counter(tile.group for tile in tiles).items())),
         "sizes": dict(Counter(_size(tile) for tile in tiles if file_of(tile.image) not in bad).most_common()),
-        "broken": [{"path": str(problem.path), "reason": problem.reason} for problem in broken],
-        "notices": [{"path": str(problem.path), "reason": problem.reason} for problem in dataset.problems],
+        "masks": masks,
+        "slides": slides,
+        "polygons": polygons,
+        "broken": _plain(broken),
+        "damaged_tiles": _damaged(tiles, {problem.path for problem in broken}),
+        "notices": _plain(dict.fromkeys(notices)),
     }
+
+
+def _damaged(tiles: Sequence[Tile], bad: set[Path]) -> list[str]:
+    return [
+        tile.id
+        for tile in tiles
+        if file_of(tile.image) in bad or any(named_file(mask, tile.image) in bad for _, mask in masks_of(tile))
+    ]
+
+
+def _plain(problems: Iterable[Problem]) -> list[dict[str, str]]:
+    return [{"path": str(problem.path), "reason": problem.reason} for problem in problems]
 
 
 def _undecodable(tiles: Sequence[Tile], known: set, num_threads: int) -> list[Problem]:
@@ -66,30 +104,57 @@ def _columns(dataset: Dataset) -> dict[str, dict[str, Any]]:
     columns: dict[str, dict[str, Any]] = {}
     if any(tile.mask is not None for tile in tiles):
         columns["mask"] = {"kind": "picture", "present": sum(tile.mask is not None for tile in tiles)}
-    if dataset.class_names:
-        columns["label"] = _label_column([tile.label for tile in tiles], dataset.class_names)
+    for name, classes in class_counts(dataset).items():
+        columns[name] = {
+            "kind": "label",
+            "present": sum(each["tiles"] for each in classes.values()),
+            "classes": {label: each["tiles"] for label, each in classes.items()},
+            "patients": {label: each["patients"] for label, each in classes.items()},
+        }
     for name in dict.fromkeys(name for tile in tiles for name in tile.values):
-        values = [tile.values.get(name) for tile in tiles]
-        if name in dataset.classes:
-            columns[name] = _label_column(values, dataset.classes[name])
-        else:
-            columns[name] = {"kind": _kind(values), "present": sum(value is not None for value in values)}
+        if name not in columns:
+            values = [value for tile in tiles if (value := tile.values.get(name)) is not None]
+            columns[name] = {"kind": _kind(values), "present": len(values)}
+            if columns[name]["kind"] == "number":
+                columns[name]["range"] = [min(values), max(values)]
     return columns
 
 
-def _label_column(values: Sequence[int | None], names: Sequence[str]) -> dict[str, Any]:
-    counts = Counter(value for value in values if value is not None)
-    classes = {name: counts[index] for index, name in enumerate(names)}
-    return {"kind": "label", "present": sum(counts.values()), "classes": classes}
-
-
 def _kind(values: Sequence[Any]) -> str:
-    value = next((value for value in values if value is not None), None)
+    value = next(iter(values), None)
     if isinstance(value, tuple):
         return "vector"
     if isinstance(value, str):
         return "text"
     return "number" if isinstance(value, int | float) else "picture"
+
+
+def _of_columns(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Problem]:
+    """Columns that teach nothing, and classes that a split by patient has on one side only."""
+    reasons = []
+    for name, column in columns.items():
+        classes = {label: count for label, count in column.get("classes", {}).items() if count}
+        if len(classes) == 1 and column["present"] > 1:
+            reasons.append(f"column {name!r} has one class alone, {next(iter(classes))!r}: there is nothing to learn")
+        elif len(classes) > 1:
+            lone = [label for label in classes if column["patients"][label] == 1]
+            if lone and len(dataset.groups) > 1:
+                shown = ", ".join(f"{label!r} ({classes[label]} tiles)" for label in lone[:5])
+                more = f" and {len(lone) - 5} more" if len(lone) > 5 else ""
+                reasons.append(f"column {name!r}: of one patient alone are {shown}{more}: on one side of any split")
+        low, high = column.get("range", (0, 1))
+        if low == high and column["present"] > 1 and name != "position":
+            reasons.append(f"column {name!r} holds {low:g} in every tile: there is nothing to learn")
+    return [Problem(dataset.root, reason) for reason in reasons]
+
+
+def _of_split(dataset: Dataset) -> list[Problem]:
+    """What training refuses about a column split."""
+    try:
+        split_by_column(dataset)
+    except ValueError as error:
+        return [Problem(dataset.root, f"column 'split': {str(error).removeprefix(f'{dataset.root}: ')}")]
+    return []
 
 
 def _splits(tiles: Sequence[Tile]) -> dict[str, dict[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from ..names import nearest
 from .dataset import Dataset
 from .manifest import ManifestOptions, read_manifest
 from .published import PUBLISHED
+from .spellings import spelling_notices
 from .table import TABLE_SUFFIXES
 from .tiles import is_tile_folder, read_tile_folder
 
@@ -69,17 +71,26 @@ def read_dataset(root: str | Path, format: str = "auto", options: ManifestOption
     if format != "auto":
         if format not in _FORMATS:
             raise ValueError(f"unknown data format {format!r}; {nearest(format, ['auto', *_FORMATS])}")
-        return _FORMATS[format].read(root, options)
+        return _read(format, root, options)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist; give a manifest, or the folder that holds the data")
     if (found := detect_format(root)) is not None:
-        return _FORMATS[found].read(root, options)
+        return _read(found, root, options)
     if root.is_file():
         raise ValueError(f"{root} is no manifest: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}")
     try:
-        return _tile_folder(root, options)  # says what a folder of tiles looks like
+        return _read("tile_folder", root, options)  # says what a folder of tiles looks like
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or a manifest (write one with: fastmtl prepare {root})") from None
+
+
+def _read(format: str, root: Path, options: ManifestOptions) -> Dataset:
+    dataset = _FORMATS[format].read(root, options)
+    return replace(
+        dataset,
+        problems=(*dataset.problems, *spelling_notices(dataset)),
+        patients_from=dataset.patients_from or f"the layout of {format}",
+    )
 
 
 def _manifest_at(root: Path) -> Path | None:

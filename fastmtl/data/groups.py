@@ -45,7 +45,7 @@ def with_groups(dataset: Dataset, template: str) -> Dataset:
         except (IndexError, AttributeError, ValueError) as error:
             raise ValueError(f"`group_by` must read like case or {{case}}-{{day}}; got {template!r}: {error}") from None
         tiles.append(replace(tile, group=group))
-    return with_one_spelling(replace(dataset, tiles=tuple(tiles)))
+    return with_one_spelling(replace(dataset, tiles=tuple(tiles), patients_from=f"group_by {template}"))
 
 
 class _Filled(dict):

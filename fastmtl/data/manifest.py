@@ -21,6 +21,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,8 +33,9 @@ from .dataset import Dataset, Picture, Problem, Region, Tile, with_one_spelling
 from .identifiers import clean_name, name_notices, one_spelling, sample_key, says_missing
 from .pictures import file_of, picture_size
 from .slide_rows import GridOptions, UnreadableSlideError, grid_regions, is_region, oddities_of, read_region, told_mpp
+from .spellings import merged_spellings
 from .table import Table, read_table, write_table
-from .tiles import PATIENT, group_of
+from .tiles import PATIENT, group_of, rule_in_words
 
 REGION = ("x", "y", "width", "height", "level", "mpp")
 RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group", "case", "position", "split")
@@ -148,8 +150,10 @@ class _Reader:
             raise ValueError(f"{self.table.path}: {self._no_tile(self.blank[0])}")
         classes = dict(self.classes)
         label = classes.pop("label", ())
-        dataset = Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes)
-        return dataset if any(name in self.column for name in _WHOM) else with_one_spelling(dataset)
+        told = next((column for column in _WHOM if column in self.column), None)
+        how = f"column {told}" if told else rule_in_words(self.options.patient)
+        dataset = Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes, how)
+        return dataset if told else with_one_spelling(dataset)
 
     def _one_spelling(self, name: str) -> list[Problem]:
         """Give each name in a column one spelling; says what was merged."""
@@ -225,7 +229,7 @@ class _Reader:
         return read_picture(cell, self.rule, place, over=image, whole_slide=whole_slide, polygons=self.options.polygons)
 
     def _group(self, cells: Mapping[str, str], place: str) -> str:
-        for column in ("group", "patient", "case"):
+        for column in _WHOM:
             if column in self.column:
                 if column not in cells:
                     raise ValueError(f"{place}: {column} is empty; a split could not keep its tiles together")
@@ -275,6 +279,10 @@ class _Reader:
             for label in labels
             if label.lower() in _SAYS_MISSING
         ]
+        for name, original in zip(self.names, self.table.names, strict=True):
+            if name in self.classes:
+                merged = merged_spellings(name, self.table.written(original), partial(self._class_of, name))
+                notices += [Problem(self.table.path, reason) for reason in merged]
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
         notices += dict.fromkeys([*self.odd, *self._oddities()])
         notices += [Problem(self.table.path, said) for said in self._passed_over()]
@@ -303,6 +311,10 @@ class _Reader:
     def _pairs(self, one: str, other: str) -> Iterable[tuple[str, str]]:
         """The cells of two columns, row by row; none where one of them is missing."""
         return zip(self.column.get(one, ()), self.column.get(other, ()), strict=False)
+
+    def _class_of(self, name: str, cell: str) -> str:
+        index = cells_of.parse_cell("label", cell, name, str(self.table.path), self.classes[name])
+        return self.classes[name][cast(int, index)]
 
     def _no_tile(self, slide: Path) -> str:
         grid = self.options.grid

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,26 @@ class Table:
         names: of the columns, without surrounding blanks.
         rows: each as long as `names`; an empty text is an empty cell.
         lines: of each row, as an editor counts them (row numbers from 2 in a Parquet file).
+        blanks: column -> (as it was written, as it is read) of cells that had blanks at an end -> how often.
     """
 
     path: Path
     names: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
+    blanks: Mapping[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+
+    def written(self, name: str) -> dict[str, tuple[str, int]]:
+        """The cells of a column that are not empty: as it was written, with blanks at its ends -> (as it is read, how
+        often)."""
+        at = self.names.index(name)
+        cells = Counter(row[at] for row in self.rows if row[at])
+        blanks = self.blanks.get(name, {})
+        for (_, cell), count in blanks.items():
+            cells[cell] -= count
+        return {cell: (cell, count) for cell, count in cells.items() if count} | {
+            written: (cell, count) for (written, cell), count in blanks.items()
+        }
 
     def place(self, row: int) -> str:
         """Where `row` stands, for messages."""
@@ -91,7 +106,7 @@ def _read_csv(path: Path) -> Table:
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: tuple[str, ...] = ()
-    rows, lines = [], []
+    written, lines = [], []
     start = 1
     try:
         for cells in reader:
@@ -105,11 +120,11 @@ def _read_csv(path: Path) -> Table:
                     f"{path}, line {line}: {len(cells)} cells, and the first line names {len(names)} columns"
                 )
             else:
-                rows.append(tuple(map(strip_invisible, cells)))
+                written.append(cells)
                 lines.append(line)
     except csv.Error as error:
         raise ValueError(f"{path}, line {start}: {error}") from None
-    return Table(path, names, tuple(rows), tuple(lines))
+    return _trimmed(path, names, written, lines)
 
 
 def _read_parquet(path: Path) -> Table:
@@ -122,7 +137,19 @@ def _read_parquet(path: Path) -> Table:
         raise ValueError(f"{path} cannot be read as Parquet: {reason}") from error
     columns = [[_text(value) for value in content.column(index).to_pylist()] for index in range(content.num_columns)]
     names = tuple(map(strip_invisible, content.column_names))
-    return Table(path, names, tuple(zip(*columns, strict=True)), tuple(range(2, content.num_rows + 2)))
+    return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
+
+
+def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]], lines: Iterable[int]) -> Table:
+    blanks: dict[str, Counter[tuple[str, str]]] = {}
+    rows = []
+    for cells in written:
+        row = tuple(map(strip_invisible, cells))
+        for name, cell, bare in zip(names, cells, row, strict=True):
+            if cell != bare and bare:
+                blanks.setdefault(name, Counter())[cell, bare] += 1
+        rows.append(row)
+    return Table(path, names, tuple(rows), tuple(lines), blanks)
 
 
 def _text(value: Any) -> str:
@@ -131,7 +158,7 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(_text, value))
     if isinstance(value, bytes):
-        return strip_invisible(value.decode("utf-8", "backslashreplace"))
+        return value.decode("utf-8", "backslashreplace")
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:  # whole numbers of a float column
         return str(int(value))
-    return strip_invisible(str(value))
+    return str(value)

@@ -38,6 +38,11 @@ def group_of(name: str, patient: str = PATIENT) -> str:
     return ((found.re.groups and found[1]) or found[0] or stem).upper()
 
 
+def rule_in_words(patient: str = PATIENT) -> str:
+    """How `group_of` finds a patient, for people."""
+    return 'file name (before the first "-")' if patient == PATIENT else f"file name ({patient})"
+
+
 def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None, patient: str = PATIENT) -> Dataset:
     """Index `root`; opens no image (see `fastmtl.data.check_tiles` for that).
 
@@ -64,7 +69,7 @@ def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None,
             _read_class(folders[name], name, label, patient, tiles, problems)
     if not tiles:
         raise FileNotFoundError(f"no images in {root}: expected files such as {root / names[0] / 'image' / 'NAME.png'}")
-    return with_one_spelling(Dataset(root, names, tuple(tiles), tuple(problems)))
+    return with_one_spelling(Dataset(root, names, tuple(tiles), tuple(problems), patients_from=rule_in_words(patient)))
 
 
 def is_tile_folder(root: Path) -> bool:

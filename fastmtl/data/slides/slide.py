@@ -180,11 +180,6 @@ class Slide:
         """Pictures beside the slide: "label", "macro", "thumbnail" and others."""
         return self._foreign.associated_names() if self._foreign else tuple(self._layout.associated)
 
-    @property
-    def associated_sizes(self) -> dict[str, tuple[int, int]]:
-        """(width, height) of the pictures beside the slide; none of what OpenSlide reads."""
-        return {name: raster.shown_size for name, raster in self._layout.associated.items()}
-
     def associated(self, name: str) -> Pixels:
         """RGB uint8 [h, w, 3] of one of `associated_names`."""
         if name not in self.associated_names:

@@ -1,0 +1,89 @@
+"""How the patients of a data set were found, and what looks wrong about them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from typing import Any
+
+from .dataset import Dataset, Problem, Region, Tile
+from .pictures import file_of
+
+_NEARLY_ALL = 0.8  # share of the tiles that one patient has where many are expected
+_FEW = 8  # tiles; of fewer nothing can be said
+_SHOWN = 20  # classes of a column in one line
+
+
+def patients_found(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """How they were found -> {"patients", "tiles"}, the most tiles first.
+
+    A file name that the rule does not part is whole a patient's name, and counts as a way of its own.
+    """
+    ways: dict[str, list[Tile]] = {}
+    for tile in dataset.tiles:
+        whole = dataset.patients_from.startswith("file name") and _is_whole_name(tile)
+        ways.setdefault("whole file name" if whole else dataset.patients_from or "unknown", []).append(tile)
+    return {
+        way: {"patients": len({tile.group for tile in own}), "tiles": len(own)}
+        for way, own in sorted(ways.items(), key=lambda item: -len(item[1]))
+    }
+
+
+def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
+    """A notice where every tile or slide is a patient of its own, or one patient has nearly all tiles: then the rule
+    that finds patients is likely to be wrong, and a split leaks or leaves one side empty."""
+    if dataset.patients_from == "group_by tile" or dataset.patients_from.startswith("the layout of"):
+        return ()  # asked for, or as somebody published it
+    tiles, sizes = dataset.tiles, Counter(tile.group for tile in dataset.tiles)
+    cure = "if file names say more, set data.patient in the recipe"
+    if not dataset.patients_from.startswith("file name"):
+        cure = f"look at the {dataset.patients_from or 'groups'}"
+    reasons = []
+    slides = {tile.image.slide: tile.group for tile in tiles if isinstance(tile.image, Region)}
+    if len(sizes) == len(tiles) > 1:
+        reasons.append(f"every tile is its own patient; {cure}")
+    elif 1 < len(slides) == len(set(slides.values())) and dataset.patients_from.startswith("file name"):
+        reasons.append(f"every slide is its own patient; {cure}")
+    (largest, count) = sizes.most_common(1)[0] if sizes else ("", 0)
+    if len(tiles) >= _FEW and count > _NEARLY_ALL * len(tiles):
+        share = f"all {count}" if count == len(tiles) else f"{count} of the {len(tiles)}"
+        reasons.append(f"patient {largest!r} has {share} tiles, and a split must keep them together; {cure}")
+    return tuple(Problem(dataset.root, reason) for reason in reasons)
+
+
+def summary_lines(dataset: Dataset) -> list[str]:
+    """The patients and how they were found, and the classes of each label column with their counts: a line each."""
+    sizes = sorted(Counter(tile.group for tile in dataset.tiles).values())
+    each = f"{sizes[0]} to {sizes[-1]} tiles" if sizes[0] < sizes[-1] else f"{sizes[0]} tile{'s' * (sizes[0] > 1)}"
+    ways = patients_found(dataset)
+    told = ", ".join(f"{way} ({found['patients']})" if len(ways) > 1 else way for way, found in ways.items())
+    lines = [f"patients: {len(sizes)}, found by {told}; {each} each"]
+    for column, classes in class_counts(dataset).items():
+        shown = ", ".join(f"{name} {found['tiles']}" for name, found in list(classes.items())[:_SHOWN])
+        more = f", and {len(classes) - _SHOWN} more classes" if len(classes) > _SHOWN else ""
+        lines.append(f"{column}: {shown}{more}")
+    return lines
+
+
+def class_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
+    """Label column ("label" is the tiles' own) -> class -> {"tiles", "patients"}; classes without any are there too."""
+    columns: dict[str, Any] = {"label": dataset.class_names} if dataset.class_names else {}
+    found = {}
+    for column, names in {**columns, **dataset.classes}.items():
+        of: list[list[Tile]] = [[] for _ in names]
+        for tile in dataset.tiles:
+            label = tile.label if column == "label" else tile.values.get(column)
+            if label is not None:
+                of[label].append(tile)
+        found[column] = {
+            name: {"tiles": len(own), "patients": len({tile.group for tile in own})}
+            for name, own in zip(names, of, strict=True)
+        }
+    return found
+
+
+def _is_whole_name(tile: Tile) -> bool:
+    def folded(text: str) -> str:
+        return unicodedata.normalize("NFC", text).casefold()
+
+    return folded(tile.group) == folded(file_of(tile.image).stem)
