@@ -88,8 +88,10 @@ def test_no_patient_is_on_two_sides(folder: Path, how: str, named: list[tuple[in
     assert len(dataset.groups) == len(PATIENTS)
     split = data.grouped_split(dataset, 0.3, seed, test_fraction=0.2)
     _check(split, owner)
-    for fold in data.kfold(dataset, 3, seed):
+    folds = data.kfold(dataset, 3, seed)
+    for fold in folds:
         _check(fold, owner)
+    assert sorted(name for fold in folds for name in fold.val) == sorted(owner)
     # By name, each in another spelling than in the data.
     held_out = [f"\u00a0{name.upper()}\u200b" for name in PATIENTS[:4]]
     by_name = data.split_by_groups(dataset, held_out, [PATIENTS[5] + " "])
@@ -113,6 +115,12 @@ def test_a_told_split_that_parts_a_patient_is_refused(folder: Path, named: list[
     dataset = data.read_manifest(_manifest(folder, "id,image,patient,split", rows))
     with pytest.raises(ValueError, match="in training and in validation"):
         data.split_by_column(dataset)
+
+
+def test_a_leak_is_seen_in_any_spelling():
+    one, other = (Tile(name, Path("x"), None, None, name) for name in ("p1.", "P1"))
+    with pytest.raises(ValueError, match=r"1 patient\(s\) are in training and in validation: p1"):
+        data.check_no_leak([one], [other])
 
 
 def test_a_notice_says_what_was_merged_and_what_only_looks_alike(folder: Path):
@@ -295,7 +303,7 @@ def test_groups_of_columns_count_in_any_spelling():
 def test_split_files_name_patients_and_tiles_in_any_spelling(tmp_path: Path):
     tiles = [Tile(f"{NFD}/{n}.0", Path("x"), None, 0, f"{n}.0") for n in range(4)]
     dataset = Dataset(tmp_path, ("a",), tuple(tiles))
-    content = {"validation_patients": [1, "2 "], "train": ["Pä/0.0", "Pä/3.0"], "validation": ["Pä/1.0", "Pä/2.0"]}
+    content = {"validation_patients": ["1", "2 "], "train": ["Pä/0.0", "Pä/3.0"], "validation": ["Pä/1.0", "Pä/2.0"]}
     (tmp_path / "s.json").write_text("\ufeff" + json.dumps(content), encoding="utf-8")
     train, val = data.load_split(tmp_path / "s.json").apply(dataset)
     assert [tile.group for tile in (*train.tiles, *val.tiles)] == ["0.0", "3.0", "1.0", "2.0"]
@@ -308,19 +316,19 @@ def test_split_files_name_patients_and_tiles_in_any_spelling(tmp_path: Path):
 def test_eval_leaves_out_patients_whom_the_run_names_in_another_spelling(tmp_path: Path, capsys):
     for n in range(8):
         write_image(tmp_path / "t" / f"{n}.png", random_pixels(n))
-    rows = [(f"t/{n}.png", "rle:24x24:1 50", "ab"[n % 2], f"{n // 2 + 1}") for n in range(8)]
+    rows = [(f"t/{n}.png", "rle:24x24:1 50", "ab"[n % 2], f"P{n // 2 + 1}") for n in range(8)]
     manifest, out = _manifest(tmp_path, "image,mask,label,patient", rows), tmp_path / "run"
     small = ["--epochs", "1", "--size", "32", "--batch-size", "2", "--set", "model.base_channels=4"]
     assert main(["train", "demo", "--data", str(manifest), "--out", str(out), *small]) == 0
     facts = json.loads((out / "run.json").read_text())
-    facts["training_patients"] = [f"{name}.0" for name in facts["training_patients"]]
+    facts["training_patients"] = [f"{name.lower()}\u00a0" for name in facts["training_patients"]]
     (out / "run.json").write_text(json.dumps(facts))
     capsys.readouterr()
     assert main(["eval", str(out), "--data", str(manifest)]) == 0
     assert json.loads(capsys.readouterr().out)["num_images_of_training_patients_left_out"] == 6
     # A split that turns up beside the data moves nobody: a run is resumed with its own.
     held_out = json.loads((out / "split.json").read_text())["validation_patients"]
-    others = [name for name in "1234" if name not in held_out][:1]
+    others = [name for name in ("P1", "P2") if name not in held_out][:1]
     (tmp_path / "split.json").write_text(json.dumps({"validation_patients": others}))
     assert main(["train", "--resume", "--out", str(out)]) == 0
     lines = (out / "evaluation.jsonl").read_text().splitlines()
