@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .groups import with_groups
     from .identifiers import identifier_key
     from .loader import TileLoader
-    from .manifest import ManifestOptions, read_manifest, write_manifest
+    from .manifest import ManifestOptions, read_manifest
+    from .manifest_writing import write_manifest
     from .map_values import constant_maps, judge_maps, wrong_maps
     from .mask_facts import MaskFacts, count_mask
     from .masks_of_tiles import SeenMask, seen_masks
@@ -124,7 +125,7 @@ _HOME = {
     "count_mask": "mask_facts",
     "seen_masks": "masks_of_tiles",
     "read_manifest": "manifest",
-    "write_manifest": "manifest",
+    "write_manifest": "manifest_writing",
     "RandomPatches": "patches",
     "patient_notices": "patients",
     "summary_lines": "patients",

@@ -13,7 +13,7 @@ from .check import MAX_PIXELS, check_tiles
 from .dataset import Problem, Tile
 from .folder import files_in, is_plain_image
 from .formats import MANIFESTS
-from .manifest import write_manifest
+from .manifest_writing import write_manifest
 from .pictures import picture_size
 from .polygons import POLYGON_SUFFIXES
 from .slide_rows import forget_opened, opened
