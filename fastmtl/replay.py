@@ -83,7 +83,7 @@ def still_buffers() -> Iterator[None]:
                 own = kept[part] = {name: buffer for name, buffer in buffers if buffer is not None}
                 part._buffers.update({name: buffer.detach().clone() for name, buffer in own.items()})
 
-    handle = register_module_forward_pre_hook(lend)
+    handle = register_module_forward_pre_hook(lend)  # type: ignore[arg-type]  # torch.compiler.disable is typed loosely
     try:
         yield
     finally:

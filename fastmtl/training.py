@@ -50,10 +50,20 @@ class _Job:
     console: Console
     notices: Sequence[str]
 
-    def read(self, part: data.Dataset, world: World | None = None, **options: bool) -> data.TileLoader:
-        """Batches of it; with `world` this rank's share of them. `options` as of `build.build_loader`."""
-        where: dict[str, Any] = {"device": self.device, "world": world, "stain": self.stain}
-        return build.build_loader(self.recipe, part, self.tasks, **{"train": False} | where | options)
+    def read(
+        self, part: data.Dataset, world: World | None = None, *, train: bool = False, drop_single: bool = False
+    ) -> data.TileLoader:
+        """Batches of it; with `world` this rank's share of them."""
+        return build.build_loader(
+            self.recipe,
+            part,
+            self.tasks,
+            train=train,
+            device=self.device,
+            world=world,
+            stain=self.stain,
+            drop_single=drop_single,
+        )
 
     def training_batches(self) -> data.TileLoader:
         """This rank's, without a last batch of one image where the network cannot be trained on that.
