@@ -264,17 +264,22 @@ def check_maps(
             not see.
     """
     tiles, odd = [tile for folder in folders for tile in folder.tiles], []
+    learned = {tile.id for tile in train.tiles} if train else ()
     for task in tasks:
+        if task.target.kind not in _MAPS:
+            continue
+        masks = data.seen_masks(tiles, task.target.column)
         classes, ignored = task.output.channels, getattr(task, "ignore_index", None)
         structures = getattr(task, "structures", ())
-        found = data.judge_maps(tiles, task.target, classes, ignored, structures)
+        found = data.judge_maps(masks, task.target, classes, ignored, structures)
         if found.wrong:
             names = ", ".join(structures)
             raise ConfigError(f"task {task.name!r} ({names or f'{classes} classes'}): {found.wrong}.")
         if found.words:
             say(f"masks of {task.name}: {found.words}")
         odd += [replace(problem, reason=f"task {task.name!r}: {problem.reason}") for problem in found.odd]
-        if train is not None and (same := data.constant_maps(train.tiles, task.target, structures)):
+        mine = [mask for mask in masks if mask.tile.id in learned]
+        if train and (same := data.constant_maps(mine, task.target, structures)):
             reason = f"task {task.name!r}: in training {same}: there is nothing to learn, and its scores say nothing"
             odd.append(data.Problem(train.root, reason))
     return odd

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import _masks
 import numpy as np
 import pytest
 from _masks import as_array, as_files, as_image_of_slide, as_polygons, as_runs, as_slides, in_alpha, shape
+from _slides import patch_tile
 from _tiles import write_image
 from PIL import Image
 
@@ -319,9 +321,33 @@ def test_structures_in_the_channels_of_a_mask_slide(size, says, tmp_path):
         looked_at(manifest, "multilabel_segmentation", structures=names)
 
 
-def test_a_grey_mask_slide_is_not_three_structures(tmp_path):
-    with pytest.raises(ConfigError, match="has 1 channel, and each structure is one"):
-        looked_at(as_slides(tmp_path, discs(255)), "multilabel_segmentation", structures=["a", "b", "c"])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_grey_mask_slide_is_not_three_structures(repeated, tmp_path):
+    masks = [np.repeat(mask[..., None], 3, 2) if repeated else mask for mask in discs(255)]
+    says = "and all others have equal channels" if repeated else "has 1 channel, and each structure is one"
+    with pytest.raises(ConfigError, match=says):
+        looked_at(as_slides(tmp_path, masks), "multilabel_segmentation", structures=["a", "b", "c"])
+
+
+def test_a_further_column_of_masks_is_looked_at(tmp_path):
+    as_files(tmp_path, discs(255))
+    text = (tmp_path / "manifest.csv").read_text().replace(",mask,", ",mask,nuclei,")
+    lines = [line.replace("_mask.png", f"_mask.png,{line[0]}_nuclei.png") for line in text.splitlines()]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    for number, mask in enumerate(discs(1)):
+        write_image(tmp_path / f"{number}_nuclei.png", mask)
+    found, _ = data.usable_tiles(data.read_manifest(tmp_path / "manifest.csv"))
+    task = tasks.create_task("binary_segmentation", "it", 0)
+    assert datasets.check_maps([task], [found]) == []
+    task.target = replace(task.target, column="nuclei")
+    with pytest.raises(ConfigError, match=r"0_nuclei\.png, holds no value above 1"):
+        datasets.check_maps([task], [found])
+
+
+def test_a_damaged_part_of_a_mask_slide_is_left_to_the_loader(tmp_path):
+    as_slides(tmp_path, discs(255, 1), compression="deflate")
+    patch_tile(tmp_path / "0_mask.tif", 5, lambda part: part.__setitem__(slice(None), bytes(len(part))))
+    assert looked_at(tmp_path / "manifest.csv") == []
 
 
 ODD = {

@@ -43,7 +43,7 @@ def run(tmp_path_factory) -> Path:
     (root / "data").mkdir()
     faint = np.tile(np.arange(64, dtype=np.uint8), (64, 1))  # no pixel above 127, and no value that anybody chose
     _, said = trained(as_files(root / "data", [*discs(*[255] * 9), faint]), root / "run")
-    assert "masks of segmentation: 10 masks for 10 tiles, 65 values from 0 to 255, foreground 17." in said
+    assert "masks of segmentation: 10 in all, 65 values from 0 to 255, foreground 17." in said
     assert "9_mask.png: task 'segmentation': the mask holds no value above 63 and counts as empty" in said
     return root
 

@@ -13,13 +13,12 @@ from .check import named_file
 from .dataset import Problem, Region, Tile
 from .mask_facts import MaskFacts
 from .mask_rules import MASK_THRESHOLD, labels, listed, merged, stray, too_faint, too_small
-from .masks_of_tiles import SeenMask, seen_masks
+from .masks_of_tiles import SeenMask, foreground_of, seen_masks, values_of
 from .polygons import Polygons
 from .slide_rows import damage_of
 
 MAPS = ("mask", "masks", "classes")
 _INVERTED = 0.95  # share of foreground in every mask, from which it may be the background
-_PLAIN = (b"", b"\x00", b"\xff", b"\x00\xff")
 _AS_CLASSES = "or learn class indices: multiclass_segmentation"
 
 
@@ -38,40 +37,39 @@ class Judgement(NamedTuple):
 
 
 def judge_maps(
-    tiles: Sequence[Tile],
+    masks: Sequence[SeenMask],
     target: Target,
     classes: int,
     ignore_index: int | None = None,
     structures: Sequence[str] = (),
 ) -> Judgement:
-    """Look at every map of `tiles` that a task with this target learns from.
+    """Whether a task with this target can learn from `masks`, and be scored against them.
 
-    Files and drawings count in full, of mask slides a sample (`seen_masks`). What it misses: an unknown class is found
-    by the loss in training, on a CPU alone; of small values the task's score and `constant_maps` tell.
+    Of mask slides a sample was seen (`seen_masks`). What it misses: an unknown class is found by the loss in training,
+    on a CPU alone; a foreground of small values counts as background.
 
     Args:
-        tiles: whose files are known to be readable.
-        target: of kind "mask", "masks" or "classes"; others have no maps.
+        masks: in the target's column.
+        target: of kind "mask", "masks" or "classes".
         classes: how many class indices the task has; for "classes".
         ignore_index: an index beside them that the task leaves out.
         structures: names of the classes or channels.
     """
-    if target.kind not in MAPS:
-        return Judgement(None)
-    masks = seen_masks(tiles, target.column)
     if not masks:
         return Judgement(None)
     if target.kind == "classes":
         look: _Look = _Classes(masks, _names(structures, classes), ignore_index)
     else:
         look = _Structures(masks, _names(structures, target.size), is_grey=target.kind == "mask")
-    odd = (*_of_slides(masks), *look.odd())
-    return Judgement(look.wrong(), odd, f"{look.seen(len(tiles))}, {look.shares()}")
+    return Judgement(look.wrong(), (*_of_slides(masks), *look.odd()), f"{look.seen()}, {look.shares()}")
 
 
 def wrong_maps(tiles: Sequence[Tile], target: Target, classes: int, ignore_index: int | None = None) -> str | None:
-    """`judge_maps(...).wrong`."""
-    return judge_maps(tiles, target, classes, ignore_index).wrong
+    """`judge_maps` of the maps of `tiles`, whose files are known to be readable: what is wrong. None for other targets
+    than maps."""
+    if target.kind not in MAPS:
+        return None
+    return judge_maps(seen_masks(tiles, target.column), target, classes, ignore_index).wrong
 
 
 class _Look:
@@ -89,13 +87,13 @@ class _Look:
     def shares(self) -> str:
         raise NotImplementedError
 
-    def seen(self, tiles: int) -> str:
+    def seen(self) -> str:
         values = sorted(self.values())
         sampled = " (a sample of the mask slides)" if any(mask.facts.is_sample for mask in self.masks) else ""
-        return f"{len(self.masks)} masks for {tiles} tiles, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
+        return f"{len(self.masks)} in all, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
 
     def values(self) -> set[int]:
-        return set().union(*(mask.facts.values.tobytes() for mask in self.masks))
+        return values_of(self.masks)
 
     def fault(self, rules: Sequence[Callable[[SeenMask], str]], among: Sequence[SeenMask] | None = None) -> str | None:
         """What the first rule that finds something says, of its first mask, and how many others it finds."""
@@ -124,37 +122,30 @@ class _Structures(_Look):
     def __init__(self, masks: Sequence[SeenMask], names: Sequence[str], is_grey: bool):
         super().__init__(masks, names)
         self._is_grey = is_grey
-        self._doubtful = [
-            mask for mask in masks if len(mask.facts.pixels) > 1 or mask.facts.values.tobytes() not in _PLAIN
-        ]
+        self._doubtful = [mask for mask in masks if not mask.facts.is_plain]
         self._none_shows = all(mask.facts.top <= MASK_THRESHOLD for mask in masks)
 
     def wrong(self) -> str | None:
         form = (_is_grey("0 and 255") if self._is_grey else self._has_channels,)
-        return self.fault((_usable, *form)) or self.fault((self._shows, self._is_one), self._doubtful)
+        found = self.fault((_usable, *form)) or self.fault((self._shows, self._is_one), self._doubtful)
+        if found or len(self.names) == 1 or any(len(mask.facts.pixels) > 1 for mask in self.masks):
+            return found
+        filled = next((mask for mask in self.masks if mask.facts.top), None)
+        said = f"and all others have equal channels: grey, and not {len(self.names)} structures"
+        return filled and f"the mask of {_named(filled)} {said}"
 
     def odd(self) -> list[Problem]:
         found = [one for rule in (too_faint, stray, merged) for one in self.notices(_on_planes(rule), self._doubtful)]
-        shares = [mask.facts.share(MASK_THRESHOLD) for mask in self.masks]
-        if len(shares) > 1 and _INVERTED < min(shares) < 1:
-            share = f"{_INVERTED:.0%}"
-            found.append(
-                self.notice(
-                    f"is foreground (above {MASK_THRESHOLD}) in more than {share}; is 255 the background?",
-                    self.masks[0],
-                    len(shares),
-                )
-            )
+        above, total = foreground_of(self.masks, 0, MASK_THRESHOLD)
+        least = (above / np.maximum(total, 1)).min()
+        if self._is_grey and len(total) > 1 and _INVERTED < least < 1:
+            said = f"is foreground (above {MASK_THRESHOLD}) in more than {_INVERTED:.0%}; is 255 the background?"
+            found.append(self.notice(said, self.masks[0], len(total)))
         return found
 
     def shares(self) -> str:
-        sums, total = [0] * len(self.names), 0
-        for facts in (mask.facts for mask in self.masks):
-            total += int(facts.pixels[0].sum())
-            above = facts.values > MASK_THRESHOLD
-            for channel in range(len(sums)):
-                sums[channel] += int(_plane(facts, channel)[above].sum())
-        shares = [f"{count / max(1, total):.1%}" for count in sums]
+        found = (foreground_of(self.masks, channel, MASK_THRESHOLD) for channel in range(len(self.names)))
+        shares = [f"{above.sum() / max(1, total.sum()):.1%}" for above, total in found]
         if self._is_grey:
             return f"foreground {shares[0]}"
         return ", ".join(f"{name} {share}" for name, share in zip(self.names, shares, strict=True))
@@ -228,19 +219,19 @@ class _Classes(_Look):
         return "holds nothing but 0 and 255, and 255 is the ignore_index; if it is a structure, save its class index"
 
 
-def constant_maps(tiles: Sequence[Tile], target: Target, structures: Sequence[str] = ()) -> str | None:
-    """What all maps of `tiles` hold, where that is one value; None where they differ, and for targets that are no maps.
+def constant_maps(masks: Sequence[SeenMask], target: Target, structures: Sequence[str] = ()) -> str | None:
+    """What all masks hold, where that is one value; None where they differ.
 
     Args:
-        tiles: what is learned from.
-        target: of a task.
-        structures: names of its classes or channels.
+        masks: that are learned from.
+        target: of kind "mask", "masks" or "classes".
+        structures: names of the classes or channels.
     """
-    if target.kind not in MAPS or not (masks := seen_masks(tiles, target.column)):
+    if not masks:
         return None
     if target.kind != "classes":
         return _constant_masks(masks, _names(structures, target.size))
-    seen = set().union(*(mask.facts.values.tobytes() for mask in masks)) - {255}
+    seen = values_of(masks) - {255}
     if len(seen) > 1:
         return None
     (only,) = seen or {255}
@@ -250,10 +241,7 @@ def constant_maps(tiles: Sequence[Tile], target: Target, structures: Sequence[st
 def _constant_masks(masks: Sequence[SeenMask], names: Sequence[str]) -> str | None:
     found = []
     for channel, name in enumerate(names):
-        shows: set[bool] = set()
-        for facts in (mask.facts for mask in masks):
-            values = facts.values[_plane(facts, channel) > 0] if len(facts.pixels) > 1 else facts.values
-            shows |= {value > MASK_THRESHOLD for value in values.tobytes()}
+        shows = {value > MASK_THRESHOLD for value in values_of(masks, channel)}
         if len(shows) == 1:
             what = "all foreground" if True in shows else "empty"
             found.append(f"every mask{f' of {name!r}' if len(names) > 1 else ''} is {what}")
@@ -295,10 +283,6 @@ def _on_planes(rule: Callable[..., str]) -> Callable[[MaskFacts], str]:
         )
 
     return of
-
-
-def _plane(facts: MaskFacts, channel: int) -> np.ndarray:
-    return facts.pixels[min(channel, len(facts.pixels) - 1)]
 
 
 def _cure(mask: SeenMask) -> str:

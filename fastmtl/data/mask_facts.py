@@ -17,7 +17,11 @@ from .dataset import Picture, Region
 from .pictures import decode_image, file_of, read_encoded
 from .slide_rows import opened
 
+MANY_VALUES = 32
+"""Labels are fewer, soft edges more."""
+
 _LOSSY = ("jpeg", "plain jpeg", "jpeg2000", "webp", "jpegxl")
+_PLAIN = (b"", b"\x00", b"\xff", b"\x00\xff")
 _MOST_KNOWN = 2**18  # masks remembered, each about half a kilobyte
 
 
@@ -30,7 +34,7 @@ class MaskFacts:
         pixels: int64 [C, n], how many pixels of a channel have each value; C is 1 where all channels are equal. Of a
             sample those of its evenly spread regions: a value that was seen elsewhere alone has 0.
         solid: int64 [n], pixels whose eight neighbours have the same value: thin lines and soft edges have none. Zeros
-            where all values are 0 and 255, and of lossy files.
+            where all values are 0 and 255, where more than `MANY_VALUES` cover little, and of lossy files.
         channels: what the picture declares.
         is_lossy: whether JPEG or a relative stored it: values are near those that were drawn.
         is_sample: whether parts of it were not read.
@@ -55,6 +59,13 @@ class MaskFacts:
         """The largest value; 0 of a mask without pixels."""
         return int(self.values[-1]) if len(self.values) else 0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one structure beyond doubt: grey, and of 0 and 255 or with soft edges between them."""
+        if len(self.pixels) > 1 or self.values.tobytes() in _PLAIN:
+            return len(self.pixels) == 1
+        return len(self.values) > 8 and self.top > _HALF and not self.solid.any()
+
     def share(self, above: int = 0) -> float:
         """The share of pixels with a value above `above`; 0 where none was counted."""
         total = int(self.pixels.sum())
@@ -72,6 +83,11 @@ def count_mask(picture: Picture) -> MaskFacts:
     if isinstance(picture, Region):
         return _remembered(picture, lambda: _of_region(picture))
     return _remembered(picture, lambda: facts_of(picture.draw()))
+
+
+def recall(picture: Picture) -> MaskFacts | None:
+    """What `count_mask` would say without reading; None where it would read."""
+    return _known.get(_key(picture))
 
 
 def note_image(path: Path, image: Any) -> None:
@@ -149,19 +165,26 @@ _known: dict[Hashable, MaskFacts] = {}
 
 def _remembered(picture: Picture, count: Callable[[], MaskFacts]) -> MaskFacts:
     """What is known of a picture whose file is as it was, else what `count` finds."""
-    file = file_of(picture)
-    try:
-        state = os.stat(file) if file != Path() else None
-        key = picture, state and (state.st_mtime_ns, state.st_size)
-        known = _known.get(key)
-    except (OSError, TypeError):  # no file to go by, or a drawing that has no hash
-        return count()
+    key = _key(picture)
+    known = _known.get(key)
     if known is None:
         known = count()
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        _known[key] = known
+        if key is not None:
+            _known[key] = known
     return known
+
+
+def _key(picture: Picture) -> Hashable:
+    """A picture and the state of its file; None where it has no hash, or the file is gone."""
+    file = file_of(picture)
+    try:
+        hash(picture)
+        state = os.stat(file) if file != Path() else None
+    except (OSError, TypeError):
+        return None
+    return picture, state and (state.st_mtime_ns, state.st_size)
 
 
 def _of_file(path: Path) -> MaskFacts:
@@ -183,12 +206,22 @@ def _of_image(image: Any) -> MaskFacts:
 def _facts(
     counts: NDArray[np.int64], planes: Callable[[], Sequence[NDArray[np.uint8]]], channels: int, is_lossy: bool
 ) -> MaskFacts:
-    values = np.flatnonzero(counts.any(0))
+    values = np.flatnonzero(counts[0] if len(counts) == 1 else counts.any(0))
     solid = np.zeros(256, np.int64)
-    if not is_lossy and counts[:, 1:255].any():
+    if not is_lossy and _may_be_labels(values, counts):
         for plane in planes():
             solid += np.bincount(_solid(plane), minlength=256)
     return MaskFacts(values.astype(np.uint8), counts[:, values], solid[values], channels, is_lossy)
+
+
+def _may_be_labels(values: NDArray[np.int64], counts: NDArray[np.int64]) -> bool:
+    """Whether solid areas decide what a mask is. Not of 0 and 255 alone, nor where many values cover little: looking
+    for areas in all soft edges would take as long as decoding them."""
+    if len(values) <= 2 and {*values.tolist()} <= {0, 255}:
+        return False
+    if len(values) <= MANY_VALUES or values[-1] <= _HALF:
+        return True
+    return 10 * int(counts[:, 1 : _HALF + 1].sum()) > int(counts[:, 1:].sum())
 
 
 def _equal(one: NDArray[np.uint8], other: NDArray[np.uint8], is_lossy: bool) -> bool:

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .mask_facts import MANY_VALUES
+
 MASK_THRESHOLD = 127
 """Pixels above it are foreground."""
 
 _CHOSEN = 3  # values besides 0 that somebody chose; soft edges have more
-_LABELS = 32  # at most so many values that fill areas are labels; a blurred mask has more
 _NUMBERED = 0.25  # share of what is solid from which they are labels however many they are: numbered objects
 
 Values = NDArray[np.uint8]
@@ -46,7 +47,7 @@ def labels(values: Values, solid: Counts) -> str:
     low = int(solid[(values > 0) & (values <= MASK_THRESHOLD)].sum())
     if not low or values.max(initial=0) <= MASK_THRESHOLD:
         return ""
-    if np.count_nonzero(values) > _LABELS and low <= _NUMBERED * int(solid[values > 0].sum()):
+    if len(values) > MANY_VALUES and low <= _NUMBERED * int(solid[values > 0].sum()):
         return ""
     areas = listed(values[(values > 0) & (solid > 0)].tolist())
     return f"has areas of {areas}, and those up to {MASK_THRESHOLD} would be background: it holds labels or instances"

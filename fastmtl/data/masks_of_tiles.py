@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..extras import require
 from .dataset import Picture, Region, Tile
-from .mask_facts import MaskFacts, check_mode, count_mask, merged
+from .mask_facts import MaskFacts, check_mode, count_mask, merged, recall
 from .pictures import file_of
 from .polygons import Polygons
 from .slide_rows import opened
@@ -54,12 +55,42 @@ def seen_masks(tiles: Iterable[Tile], column: str = "", *, sample: int | None = 
     for tile in tiles:
         picture = tile.values.get(column) if column else tile.mask
         if picture is not None:
-            groups.setdefault(_key(picture, tile), []).append((tile, picture))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda group: _seen(group, sample), groups.values()))
+            groups.setdefault(_whole(picture, tile), []).append((tile, picture))
+    known = {key: recall(group[0][1]) if len(group) == 1 else None for key, group in groups.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a thread for what is known takes longer than to know it
+        others = pool.map(
+            lambda key: _seen(groups[key], sample), [key for key, facts in known.items() if facts is None]
+        )
+        return [
+            next(others) if (facts := known[key]) is None else SeenMask(picture, tile, facts)
+            for key, ((tile, picture), *_) in groups.items()
+        ]
 
 
-def _key(picture: Picture, tile: Tile) -> Any:
+def foreground_of(masks: Sequence[SeenMask], channel: int, threshold: int) -> tuple[NDArray, NDArray]:
+    """Pixels above `threshold` in a channel of each of N masks, and all of its pixels: [N] each."""
+    facts = [mask.facts for mask in masks]
+    owner = np.repeat(np.arange(len(facts)), [len(one.values) for one in facts])
+    pixels = np.concatenate([plane_of(one, channel) for one in facts])
+    above = np.concatenate([one.values for one in facts]) > threshold
+    return np.bincount(owner, pixels * above, len(facts)), np.bincount(owner, pixels, len(facts))
+
+
+def values_of(masks: Sequence[SeenMask], channel: int | None = None) -> set[int]:
+    """All that any mask holds, or one channel of coloured ones."""
+    found = [
+        one.values if channel is None or len(one.pixels) == 1 else one.values[plane_of(one, channel) > 0]
+        for one in (mask.facts for mask in masks)
+    ]
+    return set(np.unique(np.concatenate(found)).tolist())
+
+
+def plane_of(facts: MaskFacts, channel: int) -> NDArray[np.int64]:
+    """int64 [n], the pixels of a channel; a grey mask has the same in all."""
+    return facts.pixels[min(channel, len(facts.pixels) - 1)]
+
+
+def _whole(picture: Picture, tile: Tile) -> Any:
     """What several tiles may share: a mask slide, a file of polygons; else the tile itself."""
     if isinstance(picture, Region):
         return picture.slide, picture.level
