@@ -78,7 +78,7 @@ void deep_supervision_sums(const DeepSupervision& problem, bool overlap, DiceBce
     const DeepHead& head = *unit.head;
     if (head.weight == 0.0) continue;
     DiceBceSums* sums = partials + number * channels;
-    for (std::int64_t c = 0; c < channels; ++c) sums[c] = {0.0, 0.0, 0.0, 0.0, 0.0};
+    for (std::int64_t c = 0; c < channels; ++c) sums[c] = {0.0, 0.0, 0.0, 0.0, 0.0, 0};
     Windows windows;
     for_each_block(
         head.problem, head.chunks, unit.own, kNoLogit,

@@ -14,6 +14,7 @@ void add(DiceBceSums& sums, const DiceBceSums& more) {
   sums.target += more.target;
   sums.bce += more.bce;
   sums.elements += more.elements;
+  sums.farthest = std::max(sums.farthest, more.farthest);
 }
 
 // One group: sums [segments]; a segment is a (sample, channel) or a channel. Writes its losses and coefficients.
@@ -88,9 +89,8 @@ std::vector<DiceBceSums> add_chunks(const DiceBceProblem& problem, const Chunks&
   return sums;
 }
 
-bool plausible(const std::vector<DiceBceSums>& sums) {
-  return std::none_of(sums.begin(), sums.end(),
-                      [](const DiceBceSums& plane) { return plane.target > 1.0001 * plane.elements; });
+bool all_plausible(const std::vector<DiceBceSums>& sums) {
+  return std::all_of(sums.begin(), sums.end(), [](const DiceBceSums& plane) { return plausible(plane.farthest); });
 }
 
 // Planes of few pixels, each a segment: nothing is kept for each but what the caller wants.
@@ -144,7 +144,7 @@ bool dice_bce_finish(const DiceBceProblem& problem, const DiceBceOptions& option
       add(sums[options.over_batch ? plane % C : plane], planes[group * samples * C + plane]);
     finish_group(problem, options, group, sums, loss, coefficients);
   }
-  return plausible(planes);
+  return all_plausible(planes);
 }
 
 bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int threads) {
@@ -156,7 +156,7 @@ bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int thr
     const double values[5] = {from.intersection, from.prediction, from.target, from.bce, from.elements};
     for (std::size_t k = 0; k < 5; ++k) sums[k * count + plane] = static_cast<float>(values[k]);
   }
-  return plausible(planes);
+  return all_plausible(planes);
 }
 
 void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,

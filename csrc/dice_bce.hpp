@@ -28,6 +28,7 @@ struct DiceBceOptions {
 // Sums of one segment. `elements` are the valid ones.
 struct DiceBceSums {
   double intersection, prediction, target, bce, elements;
+  Distance farthest;  // of its targets
 };
 
 // What one segment holds at threshold 0.5; `non_finite` counts its valid logits that are NaN or infinite.
@@ -36,8 +37,8 @@ struct DiceBceCounts {
 };
 
 // loss [B, C], [C] or [] per group; coefficients [3, B, C]: the loss's slopes in each segment's BCE sum and I, and q
-// times the one in P (q = 2 if squared, else 1); counts [4, B, C] or nullptr. False where some segment's target has a
-// mean above 1.
+// times the one in P (q = 2 if squared, else 1); counts [4, B, C] or nullptr. False where some target
+// does not lie in 0 to 1.
 bool dice_bce_forward(const DiceBceProblem& problem, const DiceBceOptions& options, float* loss, float* coefficients,
                       std::int64_t* counts, int threads);
 
@@ -48,8 +49,8 @@ bool dice_bce_finish(const DiceBceProblem& problem, const DiceBceOptions& option
 // The bare sums [5, B, C]: I, P, T, BCE, valid elements. False as above.
 bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int threads);
 
-// What the reduction over all segments needs of some, each a plane of few pixels; `implausible` ones have a target whose
-// mean is above 1.
+// What the reduction over all segments needs of some, each a plane of few pixels; `implausible` ones have a target
+// outside 0 to 1.
 struct DiceBceTotals {
   double loss, bce, dice, counted, elements;
   std::int64_t implausible;

@@ -29,6 +29,7 @@ inline DiceBceTerms terms_of(float x, float t, float pos_weight) {
 template <bool kSquared, bool kWeighted, bool kOverlap>
 void add_block(const Block& block, float pos_weight, DiceBceSums& sums) {
   float intersection = 0.0f, prediction = 0.0f, target = 0.0f, bce = 0.0f;
+  Distance farthest = 0;
   const float *logits = block.logits, *targets = block.target;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {  // the mask tells the compiler there is no remainder
     const DiceBceTerms terms = terms_of<kSquared, kWeighted, kOverlap>(logits[i], targets[i], pos_weight);
@@ -36,12 +37,14 @@ void add_block(const Block& block, float pos_weight, DiceBceSums& sums) {
     prediction += terms.prediction;
     target += terms.target;
     bce += terms.bce;
+    farthest = farther(farthest, distance_of(targets[i]));
   }
   sums.intersection += intersection;
   sums.prediction += prediction;
   sums.target += target;
   sums.bce += bce;
   sums.elements += static_cast<double>(block.elements());
+  sums.farthest = farther(sums.farthest, farthest);
 }
 
 using AddBlock = void (*)(const Block&, float, DiceBceSums&);

@@ -38,7 +38,7 @@ void dice_bce_sums(const DiceBceProblem& problem, const Chunks& chunks, bool ove
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit) {
     const std::int64_t first = unit * problem.channels;
-    for (std::int64_t c = 0; c < problem.channels; ++c) partials[first + c] = {0.0, 0.0, 0.0, 0.0, 0.0};
+    for (std::int64_t c = 0; c < problem.channels; ++c) partials[first + c] = {0.0, 0.0, 0.0, 0.0, 0.0, 0};
     if (counts != nullptr)
       for (std::int64_t c = 0; c < problem.channels; ++c) counts[first + c] = {0, 0, 0, 0};
     for_each_block(problem, chunks, unit, kNoLogit, [&](const Block& block, std::int64_t b, std::int64_t c) {

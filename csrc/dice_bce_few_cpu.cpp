@@ -13,6 +13,7 @@ namespace {
 struct GroupSums {
   alignas(64) float intersection[kBlock], prediction[kBlock], target[kBlock], bce[kBlock], elements[kBlock];
   alignas(64) float pos_weight[kBlock];
+  alignas(64) Distance farthest[kBlock];
   std::int64_t first, count, padded;
 
   GroupSums(const DiceBceProblem& problem, std::int64_t unit) {
@@ -23,6 +24,7 @@ struct GroupSums {
     float* const rows[] = {intersection, prediction, target, bce, elements};
     for (float* row : rows) FASTMTL_EACH_LANE(i, padded) row[i] = 0.0f;
     FASTMTL_EACH_LANE(i, padded) pos_weight[i] = 1.0f;
+    FASTMTL_EACH_LANE(i, padded) farthest[i] = 0;
     if (problem.pos_weight != nullptr)
       spread_channels(problem.pos_weight, problem.channels, problem.group_size, first, count, pos_weight);
   }
@@ -39,6 +41,7 @@ void add_pixel(const Block& block, GroupSums& sums) {
     }
     sums.target[i] += terms.target;
     sums.bce[i] += terms.bce;
+    sums.farthest[i] = farther(sums.farthest[i], distance_of(targets[i]));
   }
   block.add_elements(sums.elements);
 }
@@ -84,7 +87,7 @@ void finish(const DiceBceProblem& problem, const DiceBceOptions& options, const 
     of_scores += static_cast<double>(dice[i]), number += static_cast<double>(counted[i]);
     elements += static_cast<double>(sums.elements[i]);
   }
-  for (std::int64_t i = 0; i < sums.count; ++i) implausible += sums.target[i] > 1.0001f * sums.elements[i];
+  for (std::int64_t i = 0; i < sums.count; ++i) implausible += !plausible(sums.farthest[i]);
   totals = {total, bce, of_scores, number, elements, implausible};
   if (options.reduction == 0)
     for (std::int64_t i = 0; i < sums.count; ++i) loss[sums.first + i] = own[i];
@@ -126,7 +129,7 @@ void dice_bce_few_sums(const DiceBceProblem& problem, bool overlap, DiceBceSums*
     for_each_pixel(problem, unit, kNoLogit, [&](const Block& block) { add(block, sums); });
     for (std::int64_t i = 0; i < sums.count; ++i)
       planes[sums.first + i] = {sums.intersection[i], sums.prediction[i], sums.target[i], sums.bce[i],
-                                sums.elements[i]};
+                                sums.elements[i], sums.farthest[i]};
   }
 }
 

@@ -33,14 +33,14 @@ bool sigmoid_few_forward(const SigmoidFocalProblem& problem, Reduction reduction
   for (const FocalSums& group : groups) {
     all.loss += group.loss;
     all.elements += group.elements;
-    all.implausible += group.implausible;
+    all.farthest = std::max(all.farthest, group.farthest);
   }
   if (!each) {
     const double slope = reduction == Reduction::mean ? 1.0 / std::max(all.elements, 1.0) : 1.0;
     std::fill_n(coefficients, problem.batch * problem.channels, static_cast<float>(slope));
     *loss = static_cast<float>(slope * all.loss);
   }
-  return all.implausible == 0.0;
+  return plausible(all.farthest);
 }
 
 // partials [batch, chunks, width] added up over the chunks, in order: [batch, width].
@@ -53,7 +53,7 @@ std::vector<FocalSums> add_chunks(const std::vector<FocalSums>& partials, std::i
       const FocalSums& part = partials[unit * width + w];
       sum.loss += part.loss;
       sum.elements += part.elements;
-      sum.implausible += part.implausible;
+      sum.farthest = std::max(sum.farthest, part.farthest);
     }
   return sums;
 }
@@ -68,8 +68,7 @@ bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reducti
   FASTMTL_DISPATCH(sigmoid_focal_sums)(problem, chunks, partials.data(), useful_threads(problem, threads));
   const std::vector<FocalSums> planes = add_chunks(partials, problem.batch, chunks.count, problem.channels);
   finish(planes, reduction, loss, coefficients);
-  return std::none_of(planes.begin(), planes.end(),
-                      [](const FocalSums& plane) { return plane.implausible > 1.0001 * plane.elements; });
+  return std::all_of(planes.begin(), planes.end(), [](const FocalSums& plane) { return plausible(plane.farthest); });
 }
 
 void sigmoid_focal_backward(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,

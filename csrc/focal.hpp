@@ -16,13 +16,14 @@ struct SigmoidFocalProblem : LossInputs {
 
 enum class Reduction : int { none = 0, mean = 1, sum = 2 };
 
-// A sum over valid elements. `implausible`: the sum of targets, or of a group of planes how many have a mean above 1.
+// A sum over valid elements, and how far their targets go.
 struct FocalSums {
-  double loss, elements, implausible;
+  double loss, elements;
+  Distance farthest;
 };
 
 // A segment is a plane. loss [segments] or []; coefficients [segments]: the loss's slope in each segment's sum. False
-// where a segment's targets have a mean above 1.
+// where some target does not lie in 0 to 1.
 bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
                            int threads);
 

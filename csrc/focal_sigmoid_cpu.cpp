@@ -71,15 +71,16 @@ inline float derivative(float x, float t, const Focus& focus) {
 // The targets of a block as they lie, of type T.
 template <int kGamma, typename T>
 void add_block(const Block& block, const T* targets, const Focus& focus, FocalSums& sums) {
-  float loss = 0.0f, target = 0.0f;
+  float loss = 0.0f;
+  Distance farthest = 0;
   const float* logits = block.logits;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {  // the mask tells the compiler there is no remainder
     const float t = to_float(targets[i]);
     loss += loss_of<kGamma>(logits[i], t, focus);
-    target += t;
+    farthest = farther(farthest, distance_of(t));
   }
   sums.loss += loss;
-  sums.implausible += target;
+  sums.farthest = farther(sums.farthest, farthest);
   sums.elements += static_cast<double>(block.elements());
 }
 
@@ -108,7 +109,8 @@ inline bool fill_but_bytes(const LossInputs& inputs, Block& block, std::int64_t 
 
 // A group of planes of few pixels: its factors and sums, plane by plane.
 struct Group {
-  alignas(64) float negative[kBlock], difference[kBlock], loss[kBlock], target[kBlock], elements[kBlock];
+  alignas(64) float negative[kBlock], difference[kBlock], loss[kBlock], elements[kBlock];
+  alignas(64) Distance farthest[kBlock];
   std::int64_t first, count, padded;
 
   Group(const SigmoidFocalProblem& problem, std::int64_t unit) {
@@ -116,7 +118,8 @@ struct Group {
     first = unit * group_planes(problem);
     shape.start(problem.batch * problem.channels, first, group_planes(problem));
     count = shape.count, padded = shape.padded;
-    FASTMTL_EACH_LANE(i, padded) loss[i] = target[i] = elements[i] = 0.0f;
+    FASTMTL_EACH_LANE(i, padded) loss[i] = elements[i] = 0.0f;
+    FASTMTL_EACH_LANE(i, padded) farthest[i] = 0;
     FASTMTL_EACH_LANE(i, padded) negative[i] = problem.negative;
     FASTMTL_EACH_LANE(i, padded) difference[i] = problem.positive - problem.negative;
     for (std::int64_t i = 0; problem.factors != nullptr && i < count; ++i) {
@@ -130,10 +133,11 @@ template <int kGamma>
 void add_pixel(const Block& block, float gamma, Group& group) {
   const float *__restrict logits = block.logits, *__restrict targets = block.target;
   const float *__restrict negative = group.negative, *__restrict difference = group.difference;
-  float *__restrict loss = group.loss, *__restrict target = group.target;
+  float* __restrict loss = group.loss;
+  Distance* __restrict farthest = group.farthest;
   FASTMTL_EACH_LANE(i, block.padded)
     loss[i] += loss_of<kGamma>(logits[i], targets[i], {negative[i], difference[i], gamma});
-  FASTMTL_EACH_LANE(i, block.padded) target[i] += targets[i];
+  FASTMTL_EACH_LANE(i, block.padded) farthest[i] = farther(farthest[i], distance_of(targets[i]));
   block.add_elements(group.elements);
 }
 
@@ -158,7 +162,7 @@ void sigmoid_focal_sums(const SigmoidFocalProblem& problem, const Chunks& chunks
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit) {
     FocalSums* sums = partials + unit * problem.channels;
-    for (std::int64_t c = 0; c < problem.channels; ++c) sums[c] = {0.0, 0.0, 0.0};
+    for (std::int64_t c = 0; c < problem.channels; ++c) sums[c] = {0.0, 0.0, 0};
     const Byte* bytes = nullptr;
     const auto fill = [&](Block& block, std::int64_t b, std::int64_t c, std::int64_t first) {
       return fill_but_bytes(problem, block, b, c, first, bytes);
@@ -195,7 +199,7 @@ void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& ch
   }
 }
 
-// Planes of few pixels: sums [groups] with the number of planes whose targets are implausible. loss and coefficients
+// Planes of few pixels: sums [groups]. loss and coefficients
 // [planes] of the reduction "none", or nullptr.
 void sigmoid_focal_few_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients, FocalSums* sums,
                               int threads) {
@@ -206,12 +210,12 @@ void sigmoid_focal_few_losses(const SigmoidFocalProblem& problem, float* loss, f
     Group group(problem, unit);
     for_each_pixel(problem, unit, kNoLogit, [&](const Block& block) { add(block, problem.gamma, group); });
     double total = 0.0, elements = 0.0;
-    std::int64_t implausible = 0;
+    Distance farthest = 0;
     for (std::int64_t i = 0; i < group.count; ++i) {
       total += static_cast<double>(group.loss[i]), elements += static_cast<double>(group.elements[i]);
-      implausible += group.target[i] > 1.0001f * group.elements[i];
+      farthest = farther(farthest, group.farthest[i]);
     }
-    sums[unit] = {total, elements, static_cast<double>(implausible)};
+    sums[unit] = {total, elements, farthest};
     for (std::int64_t i = 0; loss != nullptr && i < group.count; ++i) {
       const float slope = 1.0f / (group.elements[i] > 1.0f ? group.elements[i] : 1.0f);
       coefficients[group.first + i] = slope;

@@ -9,6 +9,10 @@
 namespace fastmtl {
 namespace FASTMTL_ISA {
 
+inline Distance distance_of(float target) { return bits_of<Distance>(__builtin_fabsf(target - 0.5f)); }
+
+inline Distance farther(Distance a, Distance b) { return a > b ? a : b; }
+
 // Calls body(start, stride, done, number) for runs of the planes [first, first + count) that lie evenly: at their first
 // pixel, in elements. Dense tensors have one run, others one a sample.
 template <typename Body>

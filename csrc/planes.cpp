@@ -15,6 +15,11 @@ constexpr std::int64_t kFewPixels = 32;         // more fill two vectors and are
 
 }  // namespace
 
+bool plausible(Distance farthest) {
+  constexpr Distance kAllowed = 0x3f028f5c, kInfinite = 0x7f800000;  // 0.51: interpolation and half precision round
+  return farthest <= kAllowed || farthest > kInfinite;
+}
+
 Chunks chunks_of(const LossInputs& inputs) {
   const std::int64_t blocks = kChunkElements / std::max<std::int64_t>(inputs.channels, 1) / kBlock;
   const std::int64_t size = std::max<std::int64_t>(blocks, 1) * kBlock;

@@ -8,6 +8,14 @@
 
 namespace fastmtl {
 
+// How far a target is from 1/2, as the bits of that number: they are ordered as the numbers are, and one integer maximum
+// does for both ends. Targets of 0 to 1 are at most 1/2 away.
+using Distance = std::int32_t;
+
+// Whether targets no farther away than this lie in 0 to 1, but for rounding. A NaN, the farthest of all, makes the loss
+// NaN: that is said elsewhere.
+bool plausible(Distance farthest);
+
 // Strides count elements. data == nullptr: the tensor is absent.
 struct Planes {
   void* data;

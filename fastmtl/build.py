@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from . import balance, data, models
 from .config import ConfigError, DataConfig, OptimizerConfig, Recipe, StageConfig
 from .names import check_options
-from .protocols import Balancer, Task, Update
+from .protocols import Balancer, Batch, Task, Update
 from .tasks import check_task, create_task
 from .update import PlainUpdate
 from .world import World
@@ -108,6 +109,29 @@ def check_size(recipe: Recipe, model: nn.Module) -> None:
         )
 
 
+def takes_one_image(recipe: Recipe, model: nn.Module, num_tasks: int, device: torch.device) -> bool:
+    """Whether the model can be trained on a batch of one image. BatchNorm cannot where that leaves it one value a
+    channel, as behind a pooling of the whole image (PSPNet, DeepLabV3+)."""
+    trial = copy.deepcopy(model).train()  # its statistics move
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            trial(empty_batch(recipe, 1, num_tasks, device))
+    except Exception as error:  # whatever else black images do to somebody's network, its first batch tells better
+        return "more than 1 value per channel" not in str(error)
+    return True
+
+
+def empty_batch(recipe: Recipe, number: int, num_tasks: int, device: torch.device) -> Batch:
+    """`number` black images with metadata of zeros and no targets, for a look at what a model makes of them."""
+    data = recipe.data
+    return Batch(
+        torch.zeros(number, 3, data.size, data.size, device=device),
+        {},
+        torch.ones(number, num_tasks, dtype=torch.bool, device=device),
+        {name: torch.zeros(number, len(columns), device=device) for name, columns in _metadata(recipe).items()},
+    )
+
+
 def build_loader(
     recipe: Recipe,
     folder: data.Dataset,
@@ -117,9 +141,10 @@ def build_loader(
     device: torch.device,
     world: World | None = None,
     stain: data.StainNormalizer | None = None,
+    drop_single: bool = False,
 ) -> data.TileLoader:
     """Batches of `folder`: shuffled and augmented for training, in order and as they are otherwise; this rank's part
-    of them, if `world` has several. `stain` has been fitted (`staining.fit_slides`)."""
+    of them, if `world` has several. `stain` has been fitted (`staining.fit_slides`); `drop_single` as of the loader."""
     config, world = recipe.data, world or World()
     decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
     tiles = _random_patches(recipe, folder) if train and config.patches_per_slide else folder.tiles
@@ -137,6 +162,7 @@ def build_loader(
         per_slide=config.per_slide if train else 0,
         stain=stain,
         max_damaged=config.max_damaged,
+        drop_single=drop_single,
         mask_sampling=config.mask_sampling,
         seed=recipe.training.seed,
         rank=world.rank,

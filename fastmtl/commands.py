@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from . import analyses, build, checkpoint, data, datasets, staining, training
+from . import analyses, build, checkpoint, data, datasets, notices, staining, training
 from .config import Recipe, list_recipes
 from .inference import autocast_dtype
 from .inference import evaluate as score
@@ -106,14 +106,21 @@ def evaluate(
         raise RunError(
             f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
         )
-    odd = datasets.check_maps(trained.tasks, [kept])
+    mask_notices = datasets.check_maps(trained.tasks, [kept])
     loader = trained.read(kept)
-    found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype)
+    maps = notices.MapsSeen(trained.tasks)
+    found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype, visit=maps)
     loader.close()
-    return training.summary(recipe, trained.which, found, kept) | {
+    odd = [
+        *notices.of_problems([*folder.problems, *mask_notices], root),
+        *notices.of_targets(trained.tasks, kept, "evaluated"),
+        *maps.notices("evaluated"),
+        *notices.of_scores(trained.tasks, found, "evaluated"),
+    ]
+    return training.summary(recipe, trained.tasks, trained.which, found, kept) | {
         "num_images_of_training_patients_left_out": len(folder) - len(kept),
         "num_damaged_files": len(damaged),
-        "notices": [str(problem) for problem in odd],
+        "notices": odd,
     }
 
 
@@ -171,6 +178,7 @@ def predict(
             read=trained.read,
             device=trained.device,
             dtype=trained.dtype,
+            mpp=slides.mpp,
             note=note,
         )
 

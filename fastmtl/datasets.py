@@ -14,6 +14,7 @@ from . import data
 from .config import ConfigError, Recipe
 from .names import nearest
 from .protocols import Task
+from .tasks import target_kind
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
     options = data.ManifestOptions(
         columns=config.columns,
         classes={**config.classes, **(classes or {})},
+        labels=_label_columns(recipe),
         root=Path(config.root) if config.root else None,
         patient=config.patient,
         grid=data.GridOptions(config.tile_size, config.mpp, config.overlap, config.min_tissue),
@@ -76,6 +78,15 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
     if config.preprocessing:
         dataset = preprocessed(dataset, config.preprocessing)
     return data.with_groups(dataset, config.group_by) if config.group_by else dataset
+
+
+def _label_columns(recipe: Recipe) -> set[str]:
+    """Columns that tasks learn classes from: grades 1, 2 and 3 are classes there, though they look like numbers."""
+    learnt = [(options.get("column", ""), target_kind(options["kind"])) for options in recipe.tasks.values()]
+    kinds: dict[str, set[str | None]] = {}
+    for column, kind in learnt:
+        kinds.setdefault(column, set()).add(kind)
+    return {column for column, found in kinds.items() if found == {"label"}} - {""}
 
 
 def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:

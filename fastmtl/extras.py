@@ -13,7 +13,7 @@ _EXTRAS = {
         *("tomli_w", "torchmetrics", "tyro"),
     ),
     "models": ("huggingface_hub", "scipy", "segmentation_models_pytorch", "timm", "transformers"),
-    "wsi": ("affine", "h5py", "openslide", "pyarrow", "rasterio", "shapely"),
+    "wsi": ("h5py", "openslide", "pyarrow", "rasterio", "shapely"),
     "bench": ("LibMTL", "matplotlib", "monai", "torchjd", "torchstain", "torchvision", "wsistream"),
 }
 """Extra of pyproject.toml -> the modules that it installs and fastmtl imports."""

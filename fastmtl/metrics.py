@@ -1,6 +1,8 @@
-"""The tasks' collections of metrics, and the metrics torchmetrics lacks: overlap, with a stated answer for empty masks.
+"""The tasks' collections of metrics, and the metrics torchmetrics lacks: overlap, with a stated answer for empty masks,
+and R^2 of targets far from 0.
 
-torchmetrics' DiceScore counts an empty prediction of an empty mask as 0 and offers no choice.
+torchmetrics' DiceScore counts an empty prediction of an empty mask as 0 and offers no choice; its R2Score subtracts
+sums of squares, of which float32 leaves nothing where the targets' spread is small beside them.
 """
 
 from __future__ import annotations
@@ -66,30 +68,35 @@ def binary_metrics(threshold: float = 0.5) -> torchmetrics.MetricCollection:
     )
 
 
-def regression_metrics() -> torchmetrics.MetricCollection:
+def regression_metrics(size: int = 1) -> torchmetrics.MetricCollection:
     """`mae` and `rmse` in the target's unit, and `r2`; of [B] or [B, size]."""
     return _apart(
         {
-            "mae": torchmetrics.MeanAbsoluteError(),
-            "rmse": torchmetrics.MeanSquaredError(squared=False),
-            "r2": torchmetrics.R2Score(),
+            "mae": _summed(torchmetrics.MeanAbsoluteError()),
+            "rmse": _summed(torchmetrics.MeanSquaredError(squared=False)),
+            "r2": RSquared(size),
         }
     )
 
 
 def error_metrics() -> torchmetrics.MetricCollection:
     """`rmse`."""
-    return _apart({"rmse": torchmetrics.MeanSquaredError(squared=False)})
+    return _apart({"rmse": _summed(torchmetrics.MeanSquaredError(squared=False))})
 
 
 def share_metrics(name: str) -> torchmetrics.MetricCollection:
     """Mean of 0 and 1, under `name`."""
-    return _apart({name: torchmetrics.MeanMetric()})
+    return _apart({name: _summed(torchmetrics.MeanMetric())})
 
 
 def box_metrics() -> torchmetrics.MetricCollection:
     """`iou`: mean over images."""
     return _apart({"iou": BoxOverlap()})
+
+
+def _summed(metric: torchmetrics.Metric) -> torchmetrics.Metric:
+    """`metric` with float64 sums: a float32 sum of an epoch's pixels stops counting single ones at 16.8 million."""
+    return metric.set_dtype(torch.float64)
 
 
 def _apart(metrics: Mapping[str, torchmetrics.Metric]) -> torchmetrics.MetricCollection:
@@ -197,6 +204,51 @@ class Overlap(torchmetrics.Metric):
     def _means(self, over: int) -> Tensor:
         with self.sync_context(should_unsync=True):  # outside `compute` the states are this rank's alone
             return (self.total.sum(over) / self.count.sum(over)).float()
+
+
+class RSquared(torchmetrics.Metric):
+    """R^2 = 1 - sum of squared errors / sum of squared deviations of the targets from their mean; of [B, size] the mean
+    over the columns that vary.
+
+    Args:
+        size: numbers a sample.
+
+    Each batch's deviations are from its own mean, in float64, and batches and ranks are merged by their means (Chan et
+    al. 1979): nothing large is subtracted from anything large.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    moments: Tensor  # float64 [4, size]: count, mean and squared deviations of the targets, squared errors
+
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        self.add_state("moments", torch.zeros(4, size, dtype=torch.float64), dist_reduce_fx=_merged)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add numbers [B] or [B, size]."""
+        if len(target):
+            found, wanted = (values.double().reshape(len(values), -1) for values in (preds, target))
+            mean = wanted.mean(0)
+            squares = [(wanted - mean).square().sum(0), (wanted - found).square().sum(0)]
+            batch = torch.stack([torch.full_like(mean, len(wanted)), mean, *squares])
+            self.moments = _merged(torch.stack([self.moments, batch]))
+
+    def compute(self) -> Tensor:
+        """NaN of fewer than two samples, or of targets that are all equal."""
+        count, mean, deviations, errors = self.moments
+        # Equal targets may be off their mean by its last bits; different float32 ones are 1e-8 of it apart.
+        varied = (count > 1) & (deviations > count * (1e-13 * mean).square())
+        return (1 - errors / deviations)[varied].mean().float()
+
+
+def _merged(parts: Tensor) -> Tensor:
+    """`RSquared.moments` of all samples together, from those of parts [parts, 4, size]."""
+    counts, means, deviations, errors = parts.unbind(1)
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count.clamp(min=1)
+    between = counts * (means - mean).square()
+    return torch.stack([count, mean, (deviations + between).sum(0), errors.sum(0)])
 
 
 class BoxOverlap(torchmetrics.Metric):

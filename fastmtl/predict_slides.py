@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ QUARANTINE = "quarantine.jsonl"
 SUMMARY, TILES = "summary.json", "tiles.jsonl"
 """Of each slide, in its folder."""
 
-_FACTS = ("slide", "file", "tiles", "damaged", "tissue", "mpp", "downsample", "problems")
+_FACTS = ("slide", "file", "tiles", "damaged", "tissue", "mpp", "mpp_source", "downsample", "problems")
+_SAME_MPP = 1e-6
 _FIELD = ("x", "y", "width", "height")
 
 
@@ -53,6 +55,7 @@ def predict_slides(
     read: Callable[[data.Dataset], data.TileLoader],
     device: torch.device,
     dtype: torch.dtype | None = None,
+    mpp: Mapping[str, float] = MappingProxyType({}),
     note: Callable[[str], None] = lambda line: None,
 ) -> Predicted:
     """Predict the slides that `out` has no folder of, and those that changed since.
@@ -68,12 +71,13 @@ def predict_slides(
         read: a loader of tiles, in their order.
         device: where the model is.
         dtype: of autocast; None computes in float32.
+        mpp: name -> micrometres per pixel of level 0, where it is given.
         note: called with a line for each slide that is done or set aside.
     """
     if any(task.output.kind in ("map", "queries") for task in tasks):
         data.check_outlines()
     model.eval()
-    done = {name for name, path in slides.items() if _is_done(out / name, path)}
+    done = {name for name, path in slides.items() if _is_done(out / name, path, mpp.get(name))}
     _write_summaries(out, without=slides.keys() - done)
     _write_quarantine(out, without=slides.keys() - done)
     unreadable: set[str] = set()
@@ -81,7 +85,7 @@ def predict_slides(
         if name in done:
             continue
         try:
-            cut = data.cut_slide(path, name, grid)
+            cut = data.cut_slide(path, name, grid, mpp.get(name))
             summary = _one(cut, name, out, model, tasks, read, device, dtype)
         except (data.SlideError, data.TileReadError) as error:
             reason = str(error).removeprefix(f"{path}: ")
@@ -131,7 +135,8 @@ def _one(
                     lines.write(json.dumps(line) + "\n")
         damaged = [_place(entry) for entry in loader.quarantine] if loader else []
         of_slide = {"slide": name, "file": asdict(cut.identity), "tiles": len(cut.tiles), "damaged": len(damaged)}
-        of_map = {"tissue": cut.tissue, "mpp": cut.mpp, "downsample": cut.downsample, "problems": list(cut.problems)}
+        of_map = {"tissue": cut.tissue, "mpp": cut.mpp, "mpp_source": cut.mpp_source, "downsample": cut.downsample}
+        of_map["problems"] = list(cut.problems)
         of_maps = {task: _below(name, words) for task, words in maps.close().items()}
         of_tasks = {entry_name(task, _FACTS): words for task, words in {**means.words(), **of_maps}.items()}
         summary = {**of_slide, **of_map, **of_tasks}
@@ -199,15 +204,20 @@ def _place(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "epoch"}
 
 
-def _is_done(folder: Path, path: Path) -> bool:
-    """Whether `folder` holds predictions of the slide as it is now."""
+def _is_done(folder: Path, path: Path, mpp: float | None) -> bool:
+    """Whether `folder` holds predictions of the slide as it is now, cut by the same `mpp` where one is given."""
     if not (folder / SUMMARY).exists():
         return False
     try:
         identity = asdict(data.identify(path))
     except data.SlideError:
         return False  # to be told why, with the others
-    return json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("file") == identity
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    was_given = summary.get("mpp_source") == "given"
+    same_mpp = was_given == (mpp is not None) and (
+        mpp is None or abs(summary["mpp"] / summary["downsample"] / mpp - 1) < _SAME_MPP
+    )
+    return summary.get("file") == identity and same_mpp
 
 
 def _write_summaries(out: Path, without: Collection[str]) -> None:

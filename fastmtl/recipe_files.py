@@ -1,6 +1,7 @@
 """Recipes as files: where they are, what they extend or leave out, and their overlays for smaller scales.
 
-Nothing here knows what a recipe holds, but for `scales` and the lengths that `training.shorten` multiplies.
+Nothing here knows what a recipe holds, but for `scales`, the lengths that `training.shorten` multiplies, and what is
+said of one recipe alone: its name, its summary and the paper that it is a row of.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def find(recipe: str) -> Path:
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tables of a recipe, laid over those of the recipe that it `extends`, `without` some of them.
+    """The tables of a recipe, laid over those of the recipe that it `extends`, `without` some of them; but not over its
+    name, its summary and, for a recipe of one's own, the paper that a built-in one is of.
 
     Raises:
         ConfigError: unreadable TOML, a recipe that extends itself, or `without` of what the base has not.
@@ -63,12 +65,19 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         )
     if base is None:
         return values
-    inherited = read(_parent(path, base), (*seen, path))
+    parent = _parent(path, base)
+    inherited = read(parent, (*seen, path))
     for key in left_out:
         if not _remove(inherited, str(key).split(".")):
             raise ConfigError(f"{path}: `without` names {key!r}, which its base {base!r} has not.")
         for overlay in inherited.get("scales", {}).values():
             _remove(overlay, str(key).split("."))
+    kin = path.is_relative_to(BUILT_IN) == parent.is_relative_to(BUILT_IN)
+    inherited.pop("name", None)
+    if not (kin and parent.name.startswith("_")):  # a base that is nobody's recipe may speak for those that extend it
+        inherited["summary"] = f"extends {base}"
+    if not kin and "paper" not in values:
+        inherited.pop("paper", None)
     return merge(inherited, values)
 
 

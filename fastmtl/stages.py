@@ -19,7 +19,7 @@ from . import build, checkpoint
 from .averaging import WeightAverage
 from .config import ConfigError, OptimizerConfig, Recipe, StageConfig, optimizer_of, stages_of
 from .lr_finder import find_lr
-from .protocols import Batch, Loader, Observer, Task
+from .protocols import Loader, Observer, Task
 from .schedule import Schedule
 from .trainer import Trainer
 from .world import World
@@ -248,16 +248,8 @@ class Stages:
 
     def _check_learns(self, stage: StageConfig) -> None:
         """Two empty images forward, for the graph: what a task's output does not depend on cannot learn from it."""
-        data = self.recipe.data
-        metadata = {name: torch.zeros(2, len(columns), device=self.device) for name, columns in data.metadata.items()}
-        batch = Batch(
-            torch.zeros(2, 3, data.size, data.size, device=self.device),
-            {},
-            torch.ones(2, len(self.tasks), dtype=torch.bool, device=self.device),
-            metadata,
-        )
         training = self.model.training
-        outputs = self.model.eval()(batch)
+        outputs = self.model.eval()(build.empty_batch(self.recipe, 2, len(self.tasks), self.device))
         self.model.train(training)
         for task in self._tasks(stage):
             output = outputs[task.name]

@@ -104,6 +104,8 @@ def _show(summary: dict[str, Any], out: Path, console: Any) -> None:
     for task, values in summary["tasks"].items():
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
         console.print(f"{task}: {shown}")
+    if count := len(summary.get("notices", [])):
+        console.print(f"{count} notice{'s' * (count > 1)}, in the report and in summary.json")
     console.print(f"run folder: {out}  (open {out / 'report.html'})")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,15 +14,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from . import build, checkpoint, data, datasets, staining
+from . import build, checkpoint, data, datasets, notices, staining
 from .analyses import analyse
 from .config import ConfigError, Recipe
+from .directions import directions_of
 from .evaluation import ImageTable
 from .inference import autocast_dtype
 from .inference import evaluate as score
 from .progress import ProgressLine
-from .protocols import Task
-from .run_folder import RunFolder
+from .protocols import Batch, Task
+from .run_folder import RunFolder, read_lines
 from .stages import Stages
 from .trainer import Interrupted
 from .tta import Views, check_views
@@ -47,12 +48,32 @@ class _Job:
     dtype: torch.dtype | None
     world: World
     console: Console
+    notices: Sequence[str]
 
-    def read(self, part: data.Dataset, *, train: bool = False, world: World | None = None) -> data.TileLoader:
-        """Batches of it; with `world` this rank's share of them."""
-        return build.build_loader(
-            self.recipe, part, self.tasks, train=train, device=self.device, world=world, stain=self.stain
+    def read(self, part: data.Dataset, world: World | None = None, **options: bool) -> data.TileLoader:
+        """Batches of it; with `world` this rank's share of them. `options` as of `build.build_loader`."""
+        where: dict[str, Any] = {"device": self.device, "world": world, "stain": self.stain}
+        return build.build_loader(self.recipe, part, self.tasks, **{"train": False} | where | options)
+
+    def training_batches(self) -> data.TileLoader:
+        """This rank's, without a last batch of one image where the network cannot be trained on that.
+
+        Raises:
+            ConfigError: there is no other batch.
+        """
+        loader = self.read(self.splits.train, self.world, train=True)
+        name, one = self.recipe.model["name"], "a batch of one image leaves BatchNorm of {} one value a channel"
+        if not loader.ends_with_one or build.takes_one_image(self.recipe, self.model, len(self.tasks), self.device):
+            return loader
+        loader.close()
+        if self.recipe.data.batch_size == 1 or len(loader) == 1:
+            found = "data.batch_size is 1" if self.recipe.data.batch_size == 1 else "there is one image to train on"
+            raise ConfigError(f"recipe {self.recipe.name}: {found}, and {one.format(name)}; it takes two or more.")
+        self.console.print(
+            f"note: {one.format(name)}, and each epoch would end with one: that image, another each epoch, is left out "
+            f"(data.batch_size = {self.recipe.data.batch_size})"
         )
+        return self.read(self.splits.train, self.world, train=True, drop_single=True)
 
 
 def run(
@@ -65,8 +86,8 @@ def run(
     device = build.device_of(recipe.training.device, world.local_rank)
     with world.together(device):
         job = _prepare(recipe, root, world.tell(out), split_file, device, world, resumed=resumed, console=console)
-        loader = job.read(job.splits.train, train=True, world=world)
-        validation = job.read(job.splits.validation, world=world)
+        loader = job.training_batches()
+        validation = job.read(job.splits.validation, world)
         _train(job, loader, validation, resumed=resumed)
         if world.size > 1:  # each rank had a part of the images; rank 0 looks at all of them, alone
             validation.close()
@@ -112,8 +133,15 @@ def _prepare(
     build.check_size(recipe, model)
     check_views(tasks, recipe.training.tta)
     dtype = autocast_dtype(recipe.training.precision, device)
-    facts = _facts(root, split_file, splits) | {"precision": str(dtype or torch.float32).removeprefix("torch.")}
-    return _Job(recipe, out, facts, splits, tasks, model, stain, device, dtype, world, console)
+    odd = _oddities(recipe, tasks, splits)
+    _say(odd, console)
+    odd = [*notices.of_problems(splits.problems, root), *odd]
+    facts = _facts(root, split_file, splits) | {
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "device": str(device),
+        "notices": odd,
+    }
+    return _Job(recipe, out, facts, splits, tasks, model, stain, device, dtype, world, console, odd)
 
 
 def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile: bool) -> None:
@@ -125,6 +153,21 @@ def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile:
     console.print(f"split: {splits.origin}")
     for line in splits.summary:
         console.print(line)
+
+
+def _oddities(recipe: Recipe, tasks: Sequence[Task], splits: datasets.Splits) -> list[str]:
+    """What is odd about patients and targets."""
+    said = []
+    if splits.num_patients == splits.num_tiles > 1 and recipe.data.group_by != "tile":
+        said.append("every tile is its own patient; if file names say more, set data.patient in the recipe")
+    for side, part in (("training", splits.train), ("held-out", splits.validation), ("test", splits.test)):
+        said += notices.of_targets(tasks, part, side)
+    return said
+
+
+def _say(odd: Sequence[str], console: Console) -> None:
+    for notice in odd:
+        console.print(f"note: {notice}", markup=False)
 
 
 def _train(job: _Job, loader: data.TileLoader, validation: data.TileLoader, *, resumed: bool) -> None:
@@ -142,7 +185,7 @@ def _train(job: _Job, loader: data.TileLoader, validation: data.TileLoader, *, r
         job.tasks,
         device=job.device,
         folder=run.checkpoints,
-        observers=[run, progress],
+        observers=[run, progress, notices.ScoreWatch(job.tasks, console)],
         world=world,
         console=console,
     )
@@ -184,15 +227,27 @@ def _judge(job: _Job, validation: data.TileLoader) -> dict[str, Any]:
     which = recipe.training.checkpoint
     checkpoint.load_model(run.checkpoints / which, model, job.device)
     judged = Views(model, tasks, recipe.training.tta) if recipe.training.tta else model
-    table = ImageTable(tasks)
-    found = score(judged, tasks, validation, device=job.device, dtype=job.dtype, visit=table)
+    table, maps = ImageTable(tasks), notices.MapsSeen(tasks)
+
+    def look(batch: Batch, outputs: Mapping[str, Any]) -> None:
+        table(batch, outputs)
+        maps(batch, outputs)
+
+    found = score(judged, tasks, validation, device=job.device, dtype=job.dtype, visit=look)
     validation.close()
-    result = summary(recipe, which, found, splits.validation)
+    result = summary(recipe, tasks, which, found, splits.validation)
+    odd = [*maps.notices("held-out"), *notices.of_scores(tasks, found, "held-out")]
     if splits.test.tiles:
-        test = job.read(splits.test)
-        of_test = score(judged, tasks, test, device=job.device, dtype=job.dtype)
+        test, maps = job.read(splits.test), notices.MapsSeen(tasks)
+        of_test = score(judged, tasks, test, device=job.device, dtype=job.dtype, visit=maps)
         test.close()
-        result["test"] = summary(recipe, which, of_test, splits.test)
+        result["test"] = summary(recipe, tasks, which, of_test, splits.test)
+        odd += [*maps.notices("test"), *notices.of_scores(tasks, of_test, "test")]
+    _say(odd, job.console)
+    odd += notices.of_epochs(tasks, found, run.records())
+    if damaged := sum(len(read_lines(path)[0]) for path in job.out.glob("quarantine*.jsonl")):
+        odd.append(f"{damaged} damaged tile{'s' * (damaged > 1)} set aside in training: see quarantine.jsonl")
+    result["notices"] = [*job.notices, *odd]
     run.write_summary(result)
     table.write(job.out, {tile.id: tile.image for tile in splits.validation.tiles})
     analyse(job.out, recipe, model, tasks, splits.validation, device=job.device, stain=job.stain)
@@ -225,8 +280,10 @@ def _facts(root: Path, split_file: Path | None, splits: datasets.Splits) -> dict
     }
 
 
-def summary(recipe: Recipe, which: str, found: dict[str, Any], folder: data.Dataset) -> dict[str, Any]:
-    """What summary.json and `fastmtl eval` say."""
+def summary(
+    recipe: Recipe, tasks: Sequence[Task], which: str, found: dict[str, Any], folder: data.Dataset
+) -> dict[str, Any]:
+    """What summary.json and `fastmtl eval` say, but for the notices."""
     patients = len({tile.group for tile in folder.tiles})
     return {
         "tasks": found["tasks"],
@@ -234,6 +291,7 @@ def summary(recipe: Recipe, which: str, found: dict[str, Any], folder: data.Data
         "score": found["score"],
         "num_images": found["num_images"],
         "num_patients": patients,
+        "higher_is_better": directions_of(tasks),
         "recipe": recipe.name,
         "checkpoint": which,
     }

@@ -10,6 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from . import ops
 from .config import TrainingConfig
+from .replay import still_buffers
 
 
 def watches(config: TrainingConfig, step: int, balancer: object) -> bool:
@@ -37,7 +38,8 @@ def watch(losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: GradSca
     factor = torch.ones((), device=inputs[0].device)
     if scale is not None:
         factor = scale.scale(factor)
-    rows = [_row(loss * factor, inputs) for loss in losses.values()]
+    with still_buffers():
+        rows = [_row(loss * factor, inputs) for loss in losses.values()]
     with torch.no_grad():
         G = ops.gram(torch.stack(rows)) / factor.double() ** 2
         norms = G.diagonal().clamp(min=0).sqrt()

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, as_planes, log1p_unit
+from .planes_triton import LAUNCH, as_planes, log1p_unit, unit
 
 _WHOLE = 32  # classes
 _INFINITY = tl.constexpr(float("inf"))
@@ -63,7 +63,7 @@ def read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, EVICTION:
 def read_soft(t, tb, tc, ts, b, c, offsets, valid, channels, pixels):
     inside = (c[:, None] < channels) & (offsets[None, :] < pixels)
     at = t + b * tb + c[:, None].to(tl.int64) * tc + offsets[None, :] * ts
-    target = tl.load(at, mask=inside, other=0).to(tl.float32)
+    target = unit(tl.load(at, mask=inside, other=0).to(tl.float32))
     return tl.where(valid[None, :], target, 0.0)
 
 

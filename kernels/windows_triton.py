@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .planes_triton import load_plane
+from .planes_triton import load_plane, unit
 
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 
@@ -27,7 +27,7 @@ def _window(
     if HAS_MASK:
         m += z * md + y * mh + x * mw
     if HOW == 0:
-        target = tl.load(t, mask=inside, other=0).to(tl.float32)
+        target = unit(tl.load(t, mask=inside, other=0).to(tl.float32))
         valid = inside
         if HAS_MASK:
             valid = inside & (tl.load(m, mask=inside, other=0) != 0)
@@ -38,7 +38,7 @@ def _window(
         place_t = (row // SH) * td + (row % SH) * th
         place_m = (row // SH) * md + (row % SH) * mh
         for column in range(SW):
-            value = tl.load(t + place_t + column * tw, mask=inside, other=0).to(tl.float32)
+            value = unit(tl.load(t + place_t + column * tw, mask=inside, other=0).to(tl.float32))
             if HAS_MASK:
                 counts = tl.load(m + place_m + column * mw, mask=inside, other=0) != 0
                 value = tl.where(counts, value, 0.0)

@@ -33,7 +33,7 @@ def pair(name: str, rank: int, *, steps=3, options=None, join=None, micro=1, fea
     ours = train(balancer, model, range(steps), rank=rank, micro=micro, features=features)
     key = (name, str(options), steps, micro, features)
     if key not in _ALONE:
-        single = balance.create_balancer(name, **options)
+        single = balance.create_balancer(name, **options).distribute(None)
         _ALONE[key] = train(single, Model(), range(steps), micro=micro, features=features)
     return {"ours": ours, "alone": _ALONE[key]}
 
@@ -60,7 +60,7 @@ def cases(rank: int) -> dict[str, object]:
         }
     for name in ("pcgrad", "db_mtl", "famo", "gradvac", "uncertainty"):
         found[f"resume-{name}"] = resume(name, rank)
-    found["ddp"] = ddp(rank)
+    found["ddp"], found["ddp-inside"] = ddp(rank), ddp(rank, inside=True)
     found["earlier"] = earlier(rank)
     found["fused"] = fused(rank)
     found["spoilt"] = spoilt(rank)
@@ -68,6 +68,7 @@ def cases(rank: int) -> dict[str, object]:
         found[f"fsdp-{name}"] = fsdp(name, rank)
     found["traffic"] = {method: traffic(method) for method in distributed.METHODS}
     found["errors"] = errors(rank)
+    found["undistributed"] = undistributed(rank)
     return found
 
 
@@ -87,21 +88,22 @@ def resume(name: str, rank: int) -> dict[str, object]:
     return {"ours": rest, "alone": whole}
 
 
-def ddp(rank: int) -> dict[str, object]:
-    """A model wrapped in DistributedDataParallel, whose forward goes through the wrapper."""
+def ddp(rank: int, inside: bool = False) -> dict[str, object]:
+    """A model wrapped in DistributedDataParallel, whose forward goes through the wrapper; `distribute` is given the
+    wrapper or what is inside."""
 
     class Whole(Model):
         def forward(self, x: Tensor, present: Tensor) -> dict[str, Tensor]:
             return means(self, x, present)
 
     wrapped = nn.parallel.DistributedDataParallel(Whole(), find_unused_parameters=True)
-    balancer = balance.PCGrad().distribute(wrapped)
+    balancer = balance.PCGrad().distribute(wrapped.module if inside else wrapped)
     x, present = inputs(n=9), labelled()
     mine = slice(*CUTS[rank])
     local = wrapped(x[mine], present[mine])
     balancer.backward(balance.global_losses(local, present[mine].sum(0)), wrapped.module.encoder.parameters())
     model = Model()
-    balance.PCGrad().backward(means(model, x, present), model.encoder.parameters())
+    balance.PCGrad().distribute(None).backward(means(model, x, present), model.encoder.parameters())
     return {
         "ours": left(wrapped.module),
         "alone": left(model),
@@ -115,8 +117,7 @@ def earlier(rank: int) -> dict[str, object]:
         model, balancer = Model(), balance.PCGrad()
         for parameter in [*model.encoder.parameters(), *model.heads["a"].parameters()]:
             parameter.grad = torch.ones_like(parameter)
-        if not alone:
-            balancer.distribute(model)
+        balancer.distribute(None if alone else model)
         x, present = inputs(n=9), labelled()
         present[5:, 0] = False
         mine = slice(None) if alone else slice(*CUTS[rank])
@@ -132,9 +133,8 @@ def fused(rank: int) -> dict[str, object]:
     results = []
     for alone in (False, True):
         model, balancer = Model(), balance.PCGrad()
-        if not alone:
-            balancer.distribute(model)
-            assert deepcopy(balancer)._ranks.size == 1
+        balancer.distribute(None if alone else model)
+        assert deepcopy(balancer)._ranks.size == 1
         step = balance.FusedStep(torch.optim.SGD(model.parameters(), lr=0.05), clip_norm=0.5)
         x, present = inputs(n=9), labelled()
         mine = slice(None) if alone else slice(*CUTS[rank])
@@ -245,6 +245,56 @@ def errors(rank: int) -> dict[str, str]:
                 model.encoder[2].parameters(),
             )
         ),
+    }
+
+
+def undistributed(rank: int) -> dict[str, str]:
+    """What each way of stepping says of a balancer that nobody told of the other rank; "" where it works alone."""
+
+    def said(step) -> str:
+        try:
+            step()
+        except RuntimeError as error:
+            return "\n".join([str(error), *getattr(error, "__notes__", [])])
+        return ""
+
+    def backward(balancer, wrap=False) -> str:
+        model = Model()
+        network = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if wrap else model
+        losses = means(network.module if wrap else network, inputs(n=9), labelled())
+        return said(lambda: balancer.backward(losses, model.encoder.parameters()))
+
+    def fused(balancer) -> str:
+        model = Model()
+        step = balance.FusedStep(torch.optim.SGD(model.parameters(), lr=0.05))
+        losses = means(model, inputs(n=9), labelled())
+        return said(lambda: step(balancer, losses, model.encoder.parameters()))
+
+    class Whole(Model):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return means(self, x, labelled())
+
+    def wrapped_after(distributed: bool) -> str:
+        model = Whole()
+        del model.unused
+        balancer = balance.PCGrad().distribute(model if distributed else None)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        return said(lambda: balancer.backward(wrapped(inputs(n=9)), model.encoder.parameters()))
+
+    torch.manual_seed(rank)  # alone, each rank may have a model of its own
+    distributed_once = balance.PCGrad()
+    distributed_once.distribute(Model())
+    found = {name: backward(balance.create_balancer(name)) for name in balance.list_balancers()}
+    return found | {
+        "wrapped": backward(balance.PCGrad(), wrap=True),
+        "copy": backward(deepcopy(distributed_once)),
+        "fused": fused(balance.MGDA()),
+        "fused alone": fused(balance.MGDA().distribute(None)),
+        "alone": backward(balance.PCGrad().distribute(None)),
+        "alone again": backward(distributed_once.distribute(None)),
+        "copy alone": backward(deepcopy(balance.Linear().distribute(None))),
+        "wrapped after": wrapped_after(True),
+        "marked twice": wrapped_after(False),
     }
 
 

@@ -116,7 +116,7 @@ def test_feature_maps_of_encoders(name, strides, channels):
 def test_own_models_may_have_no_encoder():
     model = Known(lambda x: x)
     for what in (lambda: feature_maps(model, _batch()), lambda: first_filters(model)):
-        with pytest.raises(ValueError, match="names no part 'encoder'"):
+        with pytest.raises(ValueError, match="has no `parts"):
             what()
     model.parts = {"encoder": nn.Flatten()}
     with pytest.raises(ValueError, match="no feature maps"):

@@ -127,3 +127,19 @@ def test_overrides_read_their_value_as_toml(text, value):
 def test_an_override_needs_a_key_and_a_value(text):
     with pytest.raises(ConfigError, match="KEY=VALUE"):
         parse_override(text)
+
+
+def test_a_recipe_of_ones_own_has_its_own_title(tmp_path):
+    """Not the base's: the page of a study would be headed by the paper's row."""
+    (tmp_path / "_base.toml").write_text('extends = "mask2tasks/pcgrad"\nname = "base"\nsummary = "My study"\n')
+    (tmp_path / "study.toml").write_text('extends = "_base"\n')
+    (tmp_path / "other.toml").write_text('extends = "mask2tasks/pcgrad"\n')
+    (tmp_path / "third.toml").write_text('extends = "other"\nname = "The third"\n[paper]\nrow = "mine"\n')
+    study, other, third = (load_recipe(tmp_path / f"{name}.toml") for name in ("study", "other", "third"))
+    assert (study.name, study.summary) == ("study", "My study")
+    assert (other.name, other.summary) == ("other", "extends mask2tasks/pcgrad")
+    assert (third.name, third.summary) == ("The third", "extends other")
+    assert (study.paper.title, other.paper.figures, other.paper.row) == ("", {}, "")
+    assert third.paper.row == "mine"
+    assert load_recipe("mask2tasks/pcgrad").paper.title
+    assert load_recipe("mask2tasks/pcgrad").summary == "Mask2Tasks in one stage: PCGrad"

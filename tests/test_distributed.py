@@ -83,9 +83,10 @@ def test_fsdp2(results, name):
     check(results, f"fsdp-{name}", LOOSE.get(name, 1e-12))
 
 
-def test_a_model_in_distributed_data_parallel(results):
+@pytest.mark.parametrize("given", ["ddp", "ddp-inside"])
+def test_a_model_in_distributed_data_parallel(results, given):
     """Its own averaging is off, the forward pass goes through the wrapper."""
-    check(results, "ddp")
+    check(results, given)
 
 
 def test_gradients_from_before_the_step_are_added_to(results):
@@ -134,6 +135,25 @@ def test_traffic(results):
 def test_errors(results, case, message):
     for rank in results:
         assert message in rank["errors"][case]
+
+
+@pytest.mark.parametrize("case", [*balance.list_balancers(), "wrapped", "copy", "fused"])
+def test_a_balancer_that_was_not_distributed_says_so(results, case):
+    """Instead of letting the ranks' models drift apart without a word."""
+    for rank in results:
+        assert "sees 2 ranks and was not distributed" in rank["undistributed"][case]
+        assert "balancer.distribute(model)" in rank["undistributed"][case]
+
+
+@pytest.mark.parametrize("case", ["alone", "alone again", "copy alone", "fused alone"])
+def test_each_rank_may_work_alone_where_that_is_meant(results, case):
+    assert [rank["undistributed"][case] for rank in results] == ["", ""]
+
+
+def test_who_averages_besides_the_balancer_is_named(results):
+    for rank in results:
+        assert "would average its gradients too" in rank["undistributed"]["wrapped after"]
+        assert "Call balancer.distribute(model) after wrapping" in rank["undistributed"]["marked twice"]
 
 
 def test_errors_without_ranks():

@@ -167,7 +167,7 @@ def test_a_mask_slide_of_several_pictures_is_refused(tmp_path):
     with tifffile.TiffWriter(tmp_path / "0_mask.tif") as file:
         for mask in discs(255, 2):
             file.write(mask, tile=(16, 16), photometric="minisblack", metadata=None)
-    with pytest.raises(ConfigError, match="holds 2 pictures of one size"):
+    with pytest.raises(ConfigError, match="holds 2 pictures of its size"):
         looked_at(tmp_path / "manifest.csv")
 
 

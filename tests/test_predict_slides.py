@@ -55,10 +55,11 @@ def _read(folder, size=64, max_damaged=0.0):
     )
 
 
-def _predict(slides, out, model=None, read=_read, **grid):
+def _predict(slides, out, model=None, read=_read, given=None, **grid):
     out.mkdir(exist_ok=True)
     options = data.GridOptions(**{"tile_size": 64, "min_tissue": 0.0, **grid})
-    return predict_slides(slides, out, model=model or PixelModel(), tasks=TASKS, grid=options, read=read, device=CPU)
+    model = model or PixelModel()
+    return predict_slides(slides, out, model=model, tasks=TASKS, grid=options, read=read, device=CPU, mpp=given or {})
 
 
 def _lines(path):
@@ -251,6 +252,28 @@ def test_what_cannot_be_read_is_set_aside_and_tried_again(tmp_path, slide):
     finer = _predict(slides, tmp_path / "other", mpp=0.1)  # than 0.5, as it was scanned
     assert finer.unreadable == 3
     assert _lines(tmp_path / "other" / "quarantine.jsonl")[0]["reason"].startswith("`mpp` 0.1 is finer")
+
+
+def test_a_truncated_slide_is_set_aside_and_never_an_empty_map(tmp_path, slide):
+    short = tmp_path / "short.tif"
+    short.write_bytes(slide.read_bytes()[: slide.stat().st_size // 2])
+    assert _predict({"short.tif": short, "slide.tif": slide}, tmp_path / "out") == ("slides", 1, 0, 1)
+    (entry,) = _lines(tmp_path / "out" / "quarantine.jsonl")
+    assert "truncated" in entry["reason"]
+    assert not (tmp_path / "out" / "short.tif").exists()
+
+
+def test_another_mpp_predicts_a_slide_again(tmp_path, slide):
+    def predict(**mpp):
+        return _predict({"a.tif": slide, "b.tif": slide}, tmp_path / "out", given=mpp, mpp=1.0)
+
+    assert predict() == ("slides", 2, 0, 0)
+    assert predict(**{"a.tif": 0.45}) == ("slides", 1, 1, 0)
+    told = json.loads((tmp_path / "out" / "a.tif" / "summary.json").read_text())
+    assert (told["mpp_source"], told["downsample"]) == ("given", pytest.approx(1 / 0.45))
+    assert predict(**{"a.tif": 0.45}) == ("slides", 0, 2, 0)
+    assert predict(**{"a.tif": 0.55}) == ("slides", 1, 1, 0)
+    assert predict() == ("slides", 1, 1, 0)
 
 
 def test_damaged_tiles_are_left_out_as_the_recipe_allows(tmp_path, slide):

@@ -101,7 +101,7 @@ def test_stages_are_marked_where_they_begin(tmp_path):
     looks = [{"step": step, "loss": {"mask": 1.0}, "weights": [1.0]} for step in (5, 15, 25)]
     found = PastRun(tmp_path, records=records, looks=looks)
     page = learning_section(found)
-    assert "outline: epochs 1 to 2; kind: epochs 3 to 3" in page
+    assert "outline: epochs 1 to 2; kind: epoch 3." in page
     assert page.index("<h3>mask</h3>") < page.index("<h3>label</h3>") < page.index("<h3>All tasks</h3>")
     assert page.count("class=mark") == 2 * page.count("<svg viewBox")
     assert "mask: held out, per class dice" in page

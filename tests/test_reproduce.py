@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from _published import write_ebhi, write_hep2, write_pets
@@ -247,3 +248,27 @@ def test_the_real_tiles_at_scale_tiny(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("± ") >= 20
     assert "U-Net, cited by the paper" in printed
+
+
+def test_less_of_an_error_is_a_gain():
+    assert delta_m({"size.mae": 1.0}, {"size.mae": 2.0}) == pytest.approx(50)
+    assert delta_m({"mask.dice": 0.5, "size.rmse": 3.0}, {"mask.dice": 0.25, "size.rmse": 2.0}) == pytest.approx(25)
+    assert delta_m({"size.r2": -0.1}, {"size.r2": -0.2}) == pytest.approx(50), "of a baseline below 0"
+    assert delta_m({"t.surface": 1.0}, {"t.surface": 2.0}, {"t.surface": False}) == pytest.approx(50)
+    assert delta_m({"t.surface": 1.0}, {"t.surface": 2.0}) == pytest.approx(-50)
+
+
+def test_a_table_says_of_which_metrics_less_is_better_and_what_was_odd():
+    rows = plan("mask2tasks", rows=["pcgrad", "uniform"])
+    for row in rows:
+        row.published.paper.figures["size.mae"] = 2.0
+    odd = {"notices": ["A/x.png: odd", "B/y.png: odd"]}
+    results = [Result(row, {0: {"tasks": {"size": {"mae": 1.0}}}}) for row in rows]
+    results[0].summaries[0] |= odd
+    results[1].summaries[0] |= {"notices": odd["notices"][:1]}
+    page = tables.markdown("mask2tasks", results, Path("data"), "full", 1)
+    assert "size mae, ours, less is better" in page
+    assert "accuracy, ours, less" not in page
+    notices = page.partition("## Notices")[2].split("\n")
+    assert "- A/x.png: odd" in notices
+    assert [line for line in notices if "y.png" in line] == [f"- B/y.png: odd ({results[0].row.name})"]

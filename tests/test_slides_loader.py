@@ -2,20 +2,25 @@
 
 import numpy as np
 import pytest
-from _slides import tissue_like, write_jpeg_with_tables, write_tiff
+from _slides import patch_tag, tissue_like, write_jpeg_with_tables, write_tiff
 from _tiles import raw_loader
 from PIL import Image
 
 from fastmtl import data
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "deflate", "jpeg2000", "png"])
+@pytest.mark.parametrize("kind", ["jpeg", "deflate", "jpeg2000", "png", "planes", "empty tiles"])
 def test_batches_are_what_read_region_gives(tmp_path, kind):
     pixels, path = tissue_like(), tmp_path / "slide.any"
     if kind == "jpeg":
         write_jpeg_with_tables(path, pixels, "rgb")
     elif kind == "png":
         Image.fromarray(pixels).save(path, format="PNG")
+    elif kind == "planes":
+        write_tiff(path, np.moveaxis(pixels, -1, 0), planarconfig="separate", compression="deflate")
+    elif kind == "empty tiles":  # beside encoded ones
+        write_tiff(path, pixels, levels=2, compression="jpeg")
+        patch_tag(path, 325, 0, page=1)
     else:
         write_tiff(path, pixels, levels=2, compression=kind)
     with data.open_slide(path) as slide:

@@ -1,6 +1,8 @@
 """What `open_slide` reads, against tifffile, OpenSlide and Pillow."""
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -270,6 +272,32 @@ def test_a_closed_slide_opens_again(tmp_path):
     slide.close()
     assert difference(whole(slide), before) == 0
     slide.close()
+
+
+def test_open_files_have_one_bound_and_a_slide_that_goes_closes_its_own(tmp_path, monkeypatch):
+    from fastmtl.data.slides import open_files
+
+    monkeypatch.setattr(open_files, "_MOST_OPEN", 5)
+    pixels = tissue_like()
+    paths = [write_tiff(tmp_path / f"{number}.tiff", pixels) for number in range(12)]
+    folder = Path("/proc/self/fd")
+    before = len(list(folder.iterdir())) if folder.exists() else 0
+
+    def opened():
+        return len(list(folder.iterdir())) - before if folder.exists() else 0
+
+    gc.disable()  # nothing may wait for the collector
+    try:
+        slides = [data.open_slide(path) for path in paths]
+        for slide in [*slides, *slides]:
+            assert difference(whole(slide), pixels) == 0
+            assert opened() <= 5
+        with ThreadPoolExecutor(8) as pool:
+            assert all(difference(found, pixels) == 0 for found in pool.map(whole, slides * 5))
+        del slides, slide
+        assert opened() <= 0
+    finally:
+        gc.enable()
 
 
 def test_thumbnail_averages_the_whole_slide(tmp_path):

@@ -55,8 +55,12 @@ def first_filters(model: nn.Module) -> Tensor:
     raise ValueError(f"the encoder of {type(model).__name__} has no convolution of RGB images")
 
 
+def has_encoder(model: nn.Module) -> bool:
+    """Whether the model says which of its modules is the encoder: `parts["encoder"]`."""
+    return "encoder" in getattr(model, "parts", {})
+
+
 def _encoder(model: nn.Module) -> nn.Module:
-    parts = getattr(model, "parts", {})
-    if "encoder" not in parts:
-        raise ValueError(f"{type(model).__name__} names no part 'encoder'")
-    return parts["encoder"]
+    if not has_encoder(model):
+        raise ValueError(f'{type(model).__name__} has no `parts["encoder"]`')
+    return model.parts["encoder"]  # type: ignore[index]

@@ -23,7 +23,7 @@ from ..protocols import Batch
 from ..run_folder import read_lines
 from ..whole_files import write_whole
 from . import pictures
-from .features import feature_maps, first_filters
+from .features import feature_maps, first_filters, has_encoder
 from .saliency import has_saliency, saliency
 
 FILE = "analyses.json"
@@ -68,8 +68,10 @@ def analyse(
     if images:
         analyses["images"] = lambda: _inputs(images, out)
         analyses["saliency"] = lambda: _saliency(model, tasks, images, out)
-        analyses["features"] = lambda: _features(model, images[0], out)
-    analyses["filters"] = lambda: _filters(model, out)
+    if has_encoder(model):
+        if images:
+            analyses["features"] = lambda: _features(model, images[0], out)
+        analyses["filters"] = lambda: _filters(model, out)
     found = {name: shown for name, what in analyses.items() if (shown := attempt(name, what)) is not None}
     write_whole(folder / FILE, json.dumps(found | {"failed": failed}, indent=1))
     return [f"{name}: {why}" for name, why in failed.items()]

@@ -109,8 +109,13 @@ def vectorised(losses: Mapping[str, Tensor], inputs: list[Tensor], ranks: Any, s
 def _explain(error: RuntimeError) -> None:
     if "donated buffer" in str(error):
         error.add_note(
-            "A compiled model frees its buffers in the first of several backwards. Before compiling it set "
-            "torch._functorch.config.donated_buffer = False."
+            "A compiled model frees its buffers in the first of several backwards. Before you compile it, "
+            "import torch._functorch.config and set torch._functorch.config.donated_buffer = False."
+        )
+    elif "mark a variable ready only once" in str(error):
+        error.add_note(
+            "DistributedDataParallel averages gradients once a step, and a balancer makes several backwards. Call "
+            "balancer.distribute(model) after wrapping: it averages in the wrapper's place."
         )
     elif "backward through the graph a second time" in str(error):
         error.add_note(

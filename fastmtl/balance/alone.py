@@ -1,26 +1,44 @@
-"""One process: what a balancer asks of the other ranks while there are none; `distributed.Ranks` has the answers."""
+"""One process: what a balancer asks of the other ranks while there are none; `ranks.Ranks` has the answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch.distributed as dist
 from torch import Tensor
 
 from .arena import GradientArena
 
 
 class Alone:
-    """The seams of a step where ranks meet, in the order of a step."""
+    """The seams of a step where ranks meet, in the order of a step.
+
+    Args:
+        meant: whether this process is to work alone also where there are others.
+    """
 
     rank, size = 0, 1
     splits = False  # whether `collect` gives each rank a part of the columns
     local = False  # scope="local": each rank projects by itself
     shards_parameters = False  # FSDP2: each rank holds a part of every parameter
 
+    def __init__(self, meant: bool = False) -> None:
+        self._meant = meant
+
     def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
         """At each micro-batch: `written` will get gradients of all ranks from the balancer, `learned` are its own
-        parameters."""
-        return
+        parameters.
+
+        Raises:
+            RuntimeError: there are other ranks, and nobody said what is to become of their gradients.
+        """
+        if self._meant or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        raise RuntimeError(
+            f"this balancer sees {dist.get_world_size()} ranks and was not distributed: models would drift apart. "
+            "Call balancer.distribute(model) on every rank, after wrapping it in DistributedDataParallel if that is "
+            "done; or balancer.distribute(None) if each rank is to work on its own gradients."
+        )
 
     def abort(self) -> None:
         """The step failed."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastmtl import ops
 from fastmtl.ops.gram import MAX_TASKS
+from fastmtl.replay import still_buffers
 
 from .arena import GradientArena, as_list
 from .exact import Sequential, Strategy
@@ -106,6 +107,7 @@ class GradientBalancer(WeightedBalancer):
         finally:
             self._take_rows = None
 
+    @still_buffers()
     def backward(
         self,
         losses: Mapping[str, Tensor],

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..world import global_losses as global_losses
 from .arena import local
-from .ranks import Local, Ranks, Replicated, Scattered, Sharded
+from .ranks import Local, Ranks, Replicated, Scattered, Sharded, wrappers
 
 if TYPE_CHECKING:
     from .base import WeightedBalancer
@@ -29,10 +28,8 @@ def join(balancer: WeightedBalancer, model: nn.Module, group: Any, method: str, 
             raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {value!r}.")
     if not dist.is_available() or not dist.is_initialized():
         raise ValueError("`distribute` needs a process group: call torch.distributed.init_process_group first.")
-    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        for module in model.modules():
-            if isinstance(module, DistributedDataParallel):
-                module.require_backward_grad_sync = False  # as `no_sync`: K backwards would confuse its reducer
+    for wrapper in wrappers(model):
+        wrapper.require_backward_grad_sync = False  # as `no_sync`: K backwards would confuse its reducer
     sharded = any(hasattr(parameter, "to_local") for parameter in model.parameters())
     _check_balancer(balancer, group)
     if sharded:

@@ -74,7 +74,8 @@ class FAMO(LossBalancer):
         found = values(losses)
         active = found != 0
         share = self._share(active) / self._above(found, losses)
-        return share / share.sum()
+        total = share.sum()
+        return share / torch.where(total == 0, 1.0, total)  # no task has a loss
 
     def _share(self, active: Tensor) -> Tensor:
         """z [K]."""

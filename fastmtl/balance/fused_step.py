@@ -12,6 +12,7 @@ from torch.amp.grad_scaler import GradScaler, OptState
 
 from fastmtl.ops import _fused_step as kernel
 from fastmtl.ops._backends import check_backend
+from fastmtl.replay import still_buffers
 
 from ._optimizer import StepGuard, read_groups, same_order, state_of, unsupported
 from .base import GradientBalancer, Rows
@@ -128,7 +129,8 @@ class FusedStep:
         log: dict[str, Tensor] = {}
         try:
             if balancer is None:
-                _total(losses, factor).backward()
+                with still_buffers():
+                    _total(losses, factor).backward()
             else:
                 with balancer.giving_rows(take) if isinstance(balancer, GradientBalancer) else nullcontext():
                     log = balancer.backward(losses, shared, **options)  # type: ignore[arg-type]

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from fastmtl.replay import still_buffers
+
 from ._autograd import backward, weighted_sum
 from .weighted import WeightedBalancer, check_scale, values
 
@@ -15,6 +17,7 @@ from .weighted import WeightedBalancer, check_scale, values
 class LossBalancer(WeightedBalancer):
     """Base of the methods that weigh the losses: one backward of the weighted sum."""
 
+    @still_buffers()
     def backward(
         self,
         losses: Mapping[str, Tensor],

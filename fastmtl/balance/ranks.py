@@ -7,12 +7,14 @@ already averaged the gradients and left each rank its shard.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .alone import Alone
 from .arena import GradientArena
@@ -30,6 +32,7 @@ class Ranks(Alone):
         self._before: list[Tensor | None] | None = None  # their `.grad` from before the step: averaged already
         self._agreed: dict[object, list[bool]] = {}
         self._divide = False  # whether gradients were not scaled by 1 / size
+        self._looked = False  # whether a step has looked for what else averages
 
     def __reduce__(self):
         return Alone, ()  # groups belong to this process: a copy of the balancer is alone until it is distributed
@@ -37,6 +40,13 @@ class Ranks(Alone):
     def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
         if self._before is not None:
             return
+        if not self._looked:
+            if any(wrapper.require_backward_grad_sync for wrapper in wrappers(self._model)):
+                raise RuntimeError(
+                    "DistributedDataParallel wrapped this model after balancer.distribute(...) and would average its "
+                    "gradients too. Wrap it first, or leave the wrapper out."
+                )
+            self._looked = True
         ids = {id(parameter) for parameter in written}
         mine = {id(p): p for p in (*self._model.parameters(), *learned) if p.requires_grad and id(p) not in ids}
         self._others = [parameter for parameter in mine.values() if not hasattr(parameter, "to_local")]
@@ -237,6 +247,15 @@ class Sharded(Ranks):
 
     def offset(self) -> int:
         return self.rank << 40  # no column of another rank's
+
+
+def wrappers(model: nn.Module) -> list[DistributedDataParallel]:
+    """The DistributedDataParallel modules that hold a parameter of `model`: in it, or around it, of which a module
+    knows nothing."""
+    mine = {id(parameter) for parameter in model.parameters()}
+    alive = [thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)]
+    whole = [wrapper for wrapper in alive if "_modules" in vars(wrapper)]
+    return [wrapper for wrapper in whole if any(id(parameter) in mine for parameter in wrapper.parameters())]
 
 
 class _Valued(torch.autograd.Function):

@@ -47,7 +47,7 @@ class WeightedBalancer(ABC):
 
     def distribute(
         self,
-        model: Module,
+        model: Module | None,
         *,
         group: Any = None,
         method: str = "reduce_scatter",
@@ -63,8 +63,10 @@ class WeightedBalancer(ABC):
 
         Args:
             model: the module whose parameters the optimizer holds, equal on all ranks: a plain one, one wrapped in
-                DistributedDataParallel (its own averaging is switched off for good, as by `no_sync`), or one sharded by
-                FSDP2's `fully_shard`.
+                DistributedDataParallel (the wrapper or what is in it; its own averaging is switched off for good, as by
+                `no_sync`), or one sharded by FSDP2's `fully_shard`. None: this rank works on its own gradients alone,
+                and whether anything averages them is your affair; a balancer that was told neither raises at `backward`
+                where torch.distributed has several ranks.
             group: process group; None is the default one.
             method: of gradient methods, both exact: "reduce_scatter" sends (K+1) P numbers, each rank measures and
                 combines its share of the columns; "all_reduce" sends 2 K P and leaves J on every rank. FSDP2 sends its
@@ -76,6 +78,9 @@ class WeightedBalancer(ABC):
         Raises:
             ValueError: an option is none of these, or parameters, options or state differ between the ranks.
         """
+        if model is None:
+            self._ranks = Alone(meant=True)
+            return self
         from .distributed import join  # here, because few need it
 
         self._ranks = join(self, model, group, method, scope, overlap)

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..extras import require
+from .hdf5 import open_array
+from .pictures import image_file
+from .sizes import check_pixels
 
 
 def _min_max(values: NDArray) -> NDArray[np.uint8]:
@@ -40,11 +42,10 @@ class GreyPicture:
         """uint8 [h, w, 3], three equal channels.
 
         Raises:
-            ValueError: an unknown method, or the image has colours.
+            ValueError: an unknown method, the image has colours or cannot be read.
         """
-        image_module = require("PIL.Image", "reading images")
         check_preprocessing(self.method)
-        with image_module.open(self.file) as image:
+        with image_file(self.file) as image:
             if image.mode not in ("L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"):
                 raise ValueError(f"{self.file} has {image.mode} pixels; preprocessing {self.method!r} is for grey ones")
             values = np.asarray(image)
@@ -73,20 +74,19 @@ class ArrayRow:
         """uint8 [H, W] for one channel, else [H, W, C].
 
         Raises:
-            ValueError: no such file, array or row, it holds no image, or whole numbers that 8 bits do not hold.
+            ValueError: no such file, array or row, it holds no image, or whole numbers that 8 bits do not hold; as
+                `open_array`.
         """
-        h5py = require("h5py", "reading HDF5 files", "wsi")
-        try:
-            with h5py.File(self.file, "r") as content:
-                array = content.get(self.key)
-                if not isinstance(array, h5py.Dataset):
-                    raise ValueError(f"{self.file} has no array {self.key!r}; it has {', '.join(content)}")
-                if array.ndim not in (3, 4) or not 0 <= self.row < array.shape[0]:
-                    shape = list(array.shape)
-                    raise ValueError(f"{self.file}: {self.key} {shape} has no image {self.row}; expected [N, H, W, C]")
-                values = array[self.row]
-        except OSError as error:
-            raise ValueError(f"{self.file} cannot be read as HDF5: {str(error).splitlines()[0]}") from error
+        with open_array(self.file, self.key) as array:
+            if array.ndim not in (3, 4) or not 0 <= self.row < array.shape[0]:
+                shape = list(array.shape)
+                raise ValueError(f"{self.file}: {self.key} {shape} has no image {self.row}; expected [N, H, W, C]")
+            height, width, channels = (*array.shape[1:], 1)[:3]
+            try:
+                check_pixels(width, height, channels)
+            except ValueError as error:
+                raise ValueError(f"{self.file}: {self.key} {error}") from None
+            values = array[self.row]
         if values.ndim == 3 and values.shape[2] == 1:
             values = values[..., 0]
         if values.dtype == np.uint8 and self.scale == 1:

@@ -29,8 +29,8 @@ SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".jp2", ".dcm"}
 )
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-_RUNS = re.compile(r"rle(-column)?:(\d+)x(\d+):([\d\s]*)")
-_ROW = re.compile(r"(.+\.(?:h5|hdf5))#(.+)/(\d+)(?:\*([\d.]+))?", re.IGNORECASE)
+_RUNS = re.compile(r"rle(-column)?:(\d{1,9})x(\d{1,9}):([\d\s]*)")
+_ROW = re.compile(r"(.+\.(?:h5|hdf5))#(.+)/(\d{1,12})(?:\*(\d+(?:\.\d+)?(?:e[-+]?\d+)?))?", re.IGNORECASE)
 _STRETCHED = re.compile(rf"({'|'.join(PREPROCESSING)}):(.+)")
 
 
@@ -58,6 +58,8 @@ class PathRule:
             ValueError: it lies outside `root`, on a drive of another computer, or is a name of two files. Links are not
                 followed: what stands inside the root was put there.
         """
+        if "\0" in text:
+            raise ValueError(f"{place}: {text!r} is no path: it holds a zero byte")
         path = self._inside(text, place)
         if "\\" in text and not os.path.lexists(path):
             path = self._inside(text.replace("\\", "/"), place)

@@ -18,11 +18,9 @@ from ..extras import require
 from .dataset import Dataset, Picture, Problem, Region, Tile
 from .mask_facts import check_mode, note_drawing, note_image
 from .pictures import file_of, read_encoded, upright_size
+from .sizes import MAX_PIXELS, check_pixels
 from .slide_rows import opened
 from .slides import jpeg
-
-MAX_PIXELS = 2**26
-"""Tiles of more pixels than this are refused unread: 8192 x 8192, a decompression bomb or a whole slide."""
 
 _FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}
 # DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
@@ -120,7 +118,9 @@ def _check_picture(
         if isinstance(picture, Region):
             _check_region(picture, max_pixels)
             return picture.width, picture.height
+        check_pixels(getattr(picture, "width", 0), getattr(picture, "height", 0), max_pixels=max_pixels)
         pixels = picture.draw()
+        check_pixels(pixels.shape[1], pixels.shape[0], max_pixels=max_pixels)
         if is_mask:
             note_drawing(picture, pixels)
         return pixels.shape[1], pixels.shape[0]
@@ -137,6 +137,8 @@ def _check_region(region: Region, max_pixels: int) -> None:
     if region.width * region.height > max_pixels:
         raise ValueError(f"the region has {region.width}x{region.height} pixels, more than {max_pixels:,}")
     slide = opened(region.slide)
+    if slide.damage:
+        raise ValueError(slide.damage)
     levels = slide.levels
     if not 0 <= region.level < len(levels):
         raise ValueError(f"has levels 0 to {len(levels) - 1}, and the region wants level {region.level}")
@@ -144,8 +146,6 @@ def _check_region(region: Region, max_pixels: int) -> None:
     right, bottom = region.x + region.width * scale, region.y + region.height * scale
     if region.x >= full.width or region.y >= full.height or right <= 0 or bottom <= 0:
         raise ValueError(f"is {full.width}x{full.height} pixels; the region at {region.x}, {region.y} lies outside it")
-    if slide.is_cut_off(region):
-        raise ValueError("truncated: regions of it lie beyond the end of the file")
 
 
 def named_file(picture: Picture, image: Picture) -> Path:
@@ -176,8 +176,7 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
 
 def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tuple[int, int]:
     width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"declares {width}x{height} pixels, more than {max_pixels:,}")
+    check_pixels(width, height, max_pixels=max_pixels)
     if image.format not in _FORMATS:
         raise ValueError(f"holds a {image.format} image; convert it to PNG or JPEG")
     if image.format == "TIFF" and image.info.get("compression") not in _TIFF_COMPRESSIONS:

@@ -63,6 +63,7 @@ class TileLoader:
             stand-in would count twice. With 0 the first damaged tile is an error.
         seed: of order and augmentation, 0 .. 2**63 - 1.
         drop_last: leave out the last batch when it is not full.
+        drop_single: leave it out when it has one sample and others have more.
         rank: this process among `world_size`.
         world_size: processes that share the data set.
         device: "cpu" or "gpu" (torch's current CUDA device): where decoding and augmentation run and batches lie.
@@ -98,6 +99,7 @@ class TileLoader:
         max_damaged: float = 0.0,
         seed: int = 0,
         drop_last: bool = False,
+        drop_single: bool = False,
         rank: int = 0,
         world_size: int = 1,
         device: Literal["cpu", "gpu"] = "cpu",
@@ -115,7 +117,7 @@ class TileLoader:
         self._stream = tiles if isinstance(tiles, TileStream) else None
         self._tiles: Sequence[Tile] = () if isinstance(tiles, TileStream) else tuple(tiles)
         self._sampler = Sampler(
-            batch_size, seed, shuffle, balanced, pairs, open_slides, per_slide, drop_last, rank, world_size
+            batch_size, seed, shuffle, balanced, pairs, open_slides, per_slide, drop_last, rank, world_size, drop_single
         )
         self._columns = Columns(targets, metadata or {})
         self._epoch = self._batch = 0
@@ -159,6 +161,11 @@ class TileLoader:
         """Batches an epoch, on this rank."""
         return self._length
 
+    @property
+    def ends_with_one(self) -> bool:
+        """Whether the last batch of an epoch has a single sample."""
+        return self._sampler.ends_with_one(self._tiles)
+
     def __iter__(self) -> Iterator[Batch]:
         self._iteration += 1
         iteration = self._iteration
@@ -193,8 +200,9 @@ class TileLoader:
         Raises:
             ValueError: the state is from other tiles, another seed, batch size, world size or order.
         """
+        added = {"drop_single"}  # what older states do not have, and what changes no batch but the last
         for name, mine in self._identity().items():
-            if state.get(name) != mine:
+            if state.get(name) != mine and (name in state or name not in added):
                 raise ValueError(
                     f"the loader state was taken with {name}={state.get(name)!r}, this loader has {mine!r}: "
                     "its position means nothing here; resume with the same data and settings"

@@ -4,7 +4,8 @@ Columns with a meaning of their own, all others are free (see `read_manifest`):
 
     id          unique name; the image's path, or slide@x_y, when there is no such column
     image       an image file, or another picture (`fastmtl.data.cells` lists what a cell can say)
-    slide       with x, y, width, height (level-0 corner; size at `level` or `mpp`): a region; without: the whole slide
+    slide       with x, y, width, height (level-0 corner; size at `level` or `mpp`): a region; without: the whole slide,
+                and `mpp` is then that of its level 0, where the file does not say it or not rightly
     mask        a picture over the same field of view
     label       the class
     patient     whom a split must not divide; `group` instead of it, where that is something else
@@ -17,7 +18,8 @@ An empty cell means that nobody labelled the sample for that task.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +32,7 @@ from .columns import KINDS, Kind
 from .dataset import Dataset, Picture, Problem, Region, Tile, with_one_spelling
 from .identifiers import clean_name, name_notices, one_spelling, sample_key, says_missing
 from .pictures import file_of, picture_size
-from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region
+from .slide_rows import GridOptions, UnreadableSlideError, grid_regions, is_region, oddities_of, read_region, told_mpp
 from .spellings import merged_spellings
 from .table import Table, read_table, write_table
 from .tiles import PATIENT, group_of, rule_in_words
@@ -50,6 +52,7 @@ class ManifestOptions:
     Attributes:
         columns: column -> kind, where inferring it (`fastmtl.data.columns.infer_kind`) would be wrong.
         classes: label column -> its classes in order; sorted where they are not given.
+        labels: columns that hold labels where nothing else is told of them: a task learns classes from them.
         root: folder that no path may leave; None is the manifest's own.
         patient: finds the patient in a file's name where no column says it, see `group_of`.
         grid: how whole slides are cut.
@@ -58,6 +61,7 @@ class ManifestOptions:
 
     columns: Mapping[str, str] | None = None
     classes: Mapping[str, Sequence[str]] | None = None
+    labels: Collection[str] = ()
     root: Path | None = None
     patient: str = PATIENT
     grid: GridOptions = field(default_factory=GridOptions)
@@ -135,7 +139,9 @@ class _Reader:
             for name, kind in self.kinds.items()
             if kind == "label"
         }
+        self.mpp = told_mpp(table, self.rule)
         self.seen: dict[str, int] = {}
+        self.regions_of: set[Path] = set()
         self.blank: list[Path] = []
 
     def read(self) -> Dataset:
@@ -173,12 +179,13 @@ class _Reader:
             return [self._tile(row, cells, image, cells.get("id", name), place)]
         slide = self.rule.resolve(cells["slide"], place)
         if is_region(cells):
-            region = read_region(slide, cells, place)
+            region = read_region(slide, cells, place, self.mpp.get(slide))
+            self.regions_of.add(slide)
             name = f"{cells['slide'].rpartition('.')[0]}@{region.x}_{region.y}"
             return [self._tile(row, cells, region, cells.get("id", name), place)]
         name = cells.get("id", cells["slide"].rpartition(".")[0])
         try:
-            regions = grid_regions(slide, self.options.grid, place)
+            regions = grid_regions(slide, self.options.grid, place, self.mpp.get(slide))
         except UnreadableSlideError:
             # One tile stands for it, without what would open it: whoever checks the tiles finds it among the damaged.
             side = self.options.grid.tile_size
@@ -186,7 +193,7 @@ class _Reader:
             return [self._tile(row, cells, Region(slide, 0, 0, side, side), name, place)]
         if not regions:
             self.blank.append(slide)
-        self.odd += [Problem(slide, reason) for reason in damage_of(slide)]
+        self.odd += [Problem(slide, reason) for reason in oddities_of(slide, self.mpp.get(slide))]
         return [
             self._tile(row, cells, region, f"{name}@{region.x}_{region.y}", place, whole_slide=True)
             for region in regions
@@ -233,7 +240,7 @@ class _Reader:
         told = dict(self.options.columns or {}).get(name)
         if told is not None and told not in KINDS:
             raise ValueError(f"the kind of column {name!r} must be one of {', '.join(KINDS)}; got {told!r}")
-        if name in (self.options.classes or {}) and told is None:
+        if told is None and (name in (self.options.classes or {}) or name in self.options.labels):
             told = "label"
         if told is not None:
             return cast(Kind, told)
@@ -262,7 +269,7 @@ class _Reader:
                 )
 
     def _notices(self, tiles: Sequence[Tile]) -> tuple[Problem, ...]:
-        from .outside import polygons_off_slides
+        from .outside import polygon_notices
 
         text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
         notices = [Problem(self.table.path, cells_of.why_text(name, self.column[name])) for name in text]
@@ -277,8 +284,33 @@ class _Reader:
                 merged = merged_spellings(name, self.table.written(original), partial(self._class_of, name))
                 notices += [Problem(self.table.path, reason) for reason in merged]
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
-        notices += self.odd + _images_of_several(tiles, self.table.path)
-        return (*notices, *polygons_off_slides(tiles))
+        notices += dict.fromkeys([*self.odd, *self._oddities()])
+        notices += [Problem(self.table.path, said) for said in self._passed_over()]
+        notices += _images_of_several(tiles, self.table.path)
+        return (*notices, *polygon_notices(tiles))
+
+    def _oddities(self) -> list[Problem]:
+        """Of slides that rows name regions of; those that cannot be opened are found by whoever checks the tiles."""
+        found = []
+        for slide in sorted(self.regions_of):
+            with suppress(UnreadableSlideError):
+                found += [Problem(slide, reason) for reason in oddities_of(slide, self.mpp.get(slide))]
+        return found
+
+    def _passed_over(self) -> list[str]:
+        """Cells that mean nothing where they stand."""
+        said = [
+            f"column {name!r} is of slides alone: passed over on rows with an image"
+            for name in REGION
+            if any(image and cell for image, cell in self._pairs("image", name))
+        ]
+        if "x" not in self.column and any(slide and level for slide, level in self._pairs("slide", "level")):
+            said.append("column 'level' is of regions: passed over on whole slides, which data.mpp cuts")
+        return said
+
+    def _pairs(self, one: str, other: str) -> Iterable[tuple[str, str]]:
+        """The cells of two columns, row by row; none where one of them is missing."""
+        return zip(self.column.get(one, ()), self.column.get(other, ()), strict=False)
 
     def _class_of(self, name: str, cell: str) -> str:
         index = cells_of.parse_cell("label", cell, name, str(self.table.path), self.classes[name])

@@ -15,7 +15,7 @@ from .mask_facts import MaskFacts
 from .mask_rules import MASK_THRESHOLD, labels, listed, merged, stray, too_faint, too_small
 from .masks_of_tiles import SeenMask, foreground_of, seen_masks, values_of
 from .polygons import Polygons
-from .slide_rows import damage_of
+from .slide_rows import oddities_of
 
 MAPS = ("mask", "masks", "classes")
 _INVERTED = 0.95  # share of foreground in every mask, from which it may be the background
@@ -251,7 +251,7 @@ def _constant_masks(masks: Sequence[SeenMask], names: Sequence[str]) -> str | No
 def _of_slides(masks: Sequence[SeenMask]) -> list[Problem]:
     """What is odd about mask slides themselves, besides their scale, which their slides have."""
     regions = [mask.mask for mask in masks if isinstance(mask.mask, Region)]
-    return [Problem(region.slide, reason) for region in regions for reason in damage_of(region.slide)]
+    return [Problem(region.slide, reason) for region in regions for reason in oddities_of(region.slide)]
 
 
 def _names(structures: Sequence[str], count: int) -> tuple[str, ...]:

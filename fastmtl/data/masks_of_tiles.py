@@ -120,10 +120,9 @@ def _of_slide(regions: Sequence[Region], sample: int | None) -> MaskFacts:
         with require("PIL.Image", "reading masks").open(slide.path) as image:
             check_mode(image)
         return count_mask(slide.path)
-    full = slide.levels[0]
-    others = [name for name, size in slide.associated_sizes.items() if size == (full.width, full.height)]
+    others = [problem for problem in slide.problems if problem.startswith("holds ")]  # planes, channels, stacks
     if others:
-        raise ValueError(f"holds {1 + len(others)} pictures of one size ({others[0]}, ...); save the mask as one")
+        raise ValueError(f"{others[0]}; save the mask as one picture")
     if sample is None or len(regions) <= sample:
         facts = merged(_readable(regions))
     else:

@@ -1,40 +1,80 @@
-"""Polygons that lie off their slide: drawn on another slide, at another level, or counted from the scanned bounds."""
+"""What is odd about files of polygons: drawn on another slide, crossing themselves, several classes in one mask."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
+
+from ..extras import require
 from .dataset import Problem, Region, Tile
-from .polygons import Polygons, polygons_outside
+from .geojson import PolygonSet, read_polygons
+from .pictures import file_of
+from .polygons import Polygons
 from .slide_rows import slide_size
 
 
-def polygons_off_slides(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
-    """A notice for each file with polygons partly outside its slide.
+def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
+    """Notices for the files of polygons that masks are drawn from. What cannot be read is left to `check_tiles`.
 
     Raises:
-        ValueError: no polygon of a file touches its slide, so the masks would all be empty.
+        ValueError: no polygon of a file touches its slide or image, so the masks would all be empty.
     """
-    problems = []
-    for file, slide, offset in sorted(_pairs(tiles)):
-        width, height = slide_size(slide)
-        partly, wholly, total = polygons_outside(file, width, height, offset)
-        if wholly == total:
-            raise ValueError(
-                f"{file}: all {total} polygons lie outside {slide} ({width}x{height} pixels); another slide's, of "
-                "another level, or counted from the scanned bounds (see the polygons' offset)?"
-            )
-        if partly:
-            problems.append(Problem(file, f"{partly} of {total} polygons reach beyond {slide.name} ({width}x{height})"))
+    problems: dict[Problem, None] = {}
+    for picture, image in _drawn(tiles):
+        try:
+            found = read_polygons(picture.file)
+            size = slide_size(image.slide) if isinstance(image, Region) else (picture.width, picture.height)
+        except ValueError:
+            continue
+        reasons = [*found.notes, *_of_several_classes(found, picture.classes), *_invalid(found)]
+        reasons += _outside(found, picture, file_of(image), *size)
+        problems |= dict.fromkeys(Problem(picture.file, reason) for reason in reasons)
     return tuple(problems)
 
 
-def _pairs(tiles: Sequence[Tile]) -> set:
-    """(polygon file, slide, offset) of every mask drawn from polygons on a slide."""
-    return {
-        (picture.file, tile.image.slide, picture.offset)
-        for tile in tiles
-        if isinstance(tile.image, Region)
-        for picture in (tile.mask, *tile.values.values())
-        if isinstance(picture, Polygons)
-    }
+def _drawn(tiles: Sequence[Tile]) -> list[tuple[Polygons, Path | Region]]:
+    """One mask of each file of polygons on each slide or image, and that; sorted."""
+    pairs = {}
+    for tile in tiles:
+        for picture in (tile.mask, *tile.values.values()):
+            if isinstance(picture, Polygons):
+                pairs[picture.file, file_of(tile.image), picture.offset, picture.classes] = picture, tile.image
+    return [pairs[key] for key in sorted(pairs)]
+
+
+def _of_several_classes(found: PolygonSet, classes: Sequence[str]) -> Iterator[str]:
+    names = sorted(set(found.names))
+    if len(names) > 1 and not classes:
+        listed = ", ".join(name or "(none)" for name in names[:5]) + (", ..." if len(names) > 5 else "")
+        yield f"polygons of {len(names)} classes ({listed}) are drawn as one; data.polygon_classes tells them apart"
+
+
+def _invalid(found: PolygonSet) -> Iterator[str]:
+    """Counts polygons that are not valid by OGC's rules, which viewers draw in different ways."""
+    shapely = require("shapely", "looking at polygons", "wsi")
+    outline = np.repeat(np.arange(len(found.rings) - 1), np.diff(found.rings))
+    rings = shapely.linearrings(found.points, indices=outline)
+    polygons = shapely.polygons(rings, indices=np.repeat(np.arange(len(found.names)), np.diff(found.polygons)))
+    wrong = np.flatnonzero(~shapely.is_valid(polygons))
+    if len(wrong):
+        first = shapely.is_valid_reason(polygons[wrong[0]])
+        yield (
+            f"{len(wrong)} of {len(polygons)} polygons are invalid ({first}): drawn is what the outline winds around, "
+            "without the holes"
+        )
+
+
+def _outside(found: PolygonSet, picture: Polygons, image: Path, width: int, height: int) -> Iterator[str]:
+    """Counts polygons beyond the slide or image; a pixel of tolerance, for viewers draw along the edge."""
+    left, top, right, bottom = (found.boxes + np.array([*picture.offset, *picture.offset])).T
+    total = len(found.names)
+    if ((right <= 0) | (bottom <= 0) | (left >= width) | (top >= height)).all():
+        raise ValueError(
+            f"{picture.file}: all {total} polygons lie outside {image} ({width}x{height} pixels); another slide's, of "
+            "another level, or counted from the scanned bounds (see the polygons' offset)?"
+        )
+    partly = int(((left < -1) | (top < -1) | (right > width + 1) | (bottom > height + 1)).sum())
+    if partly:
+        yield f"{partly} of {total} polygons reach beyond {image.name} ({width}x{height})"

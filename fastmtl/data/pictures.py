@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from ..extras import require
 from .dataset import Picture, Region
 from .identifiers import near_file
+from .sizes import MAX_PIXELS, check_pixels
 
 _ORIENTATION_TAG = 0x0112
 
@@ -42,9 +45,29 @@ def open_picture(picture: Picture) -> NDArray[np.uint8]:
     return pixels
 
 
+@contextmanager
+def image_file(file: Path) -> Iterator[Any]:
+    """Pillow's image of a file; its pixels are read when they are asked for.
+
+    Raises:
+        ValueError: no image, a damaged one or one of more than `MAX_PIXELS`, also inside the block; names the file.
+    """
+    image_module = require("PIL.Image", "opening images")
+    try:
+        with image_module.open(BytesIO(read_encoded(file))) as image:
+            check_pixels(*image.size)
+            yield image
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(file)):
+            raise
+        raise ValueError(f"{file}: {_reason(error)}") from error
+
+
 def picture_size(picture: Picture) -> tuple[int, int]:
     """(width, height) of `open_picture`; reads no pixels where the size is written elsewhere."""
     if isinstance(picture, Path):
+        if picture.exists() and not picture.is_file():
+            raise ValueError(f"{picture}: not a file")
         with require("PIL.Image", "opening images").open(picture) as image:
             return upright_size(image)
     if isinstance(picture, Region):
@@ -95,11 +118,22 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     image_module, operations = require("PIL.Image", "opening images"), require("PIL.ImageOps", "opening images")
     try:
         with image_module.open(BytesIO(data)) as file:
+            check_pixels(*file.size)
             if file.mode.startswith(("I", "F")):
                 raise ValueError(f"has {file.mode} pixels, more than 8 bits; convert it to 8-bit")
             is_grey = file.mode in ("1", "L", "LA")
             return np.asarray(operations.exif_transpose(file).convert("L" if is_grey else "RGB"))
     except ValueError:
         raise
-    except Exception as error:  # Pillow's plugins raise many types on damaged data
-        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
+    except Exception as error:
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow raised, in one line: its plugins raise nearly any type on damaged data."""
+    if type(error).__name__.startswith("DecompressionBomb"):
+        return f"declares more than {MAX_PIXELS:,} pixels"
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "not an image, or its header is damaged"
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return (words or str(error) or type(error).__name__).splitlines()[0]

@@ -20,6 +20,13 @@ _CHANGING = (b"tRNS", b"eXIf")  # chunks that decoders turn pixels by: transpare
 _GREATEST_RATIO = 1032  # of deflate: what declares more pixels is no picture, and is not given their memory
 
 
+def png_size(data: bytes) -> tuple[int, int]:
+    """(width, height) that the header of a PNG file declares; ValueError where it is damaged."""
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        raise ValueError("the PNG's header is damaged")
+    return unpack_from(">II", data, 16)
+
+
 def decode_png(data: bytes, channels: int) -> NDArray[np.uint8] | None:
     """uint8 [h, w, channels] of a PNG file; None of one that is not 8-bit with just so many channels, interlaced,
     transparent or turned.
@@ -31,8 +38,7 @@ def decode_png(data: bytes, channels: int) -> NDArray[np.uint8] | None:
     Raises:
         ValueError: damaged or truncated.
     """
-    if data[12:16] != b"IHDR" or len(data) < 33:
-        raise ValueError("the PNG's header is damaged")
+    png_size(data)
     width, height, depth, colour, _, _, interlaced, checksum = unpack_from(">IIBBBBBI", data, 16)
     if zlib.crc32(data[12:29]) != checksum or not width or not height:
         raise ValueError("the PNG's header is damaged")

@@ -28,6 +28,7 @@ class Sampler:
     drop_last: bool
     rank: int
     world_size: int
+    drop_single: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "world_size"):
@@ -72,7 +73,13 @@ class Sampler:
             total = sum(min(len(one), self.per_slide) for one in order.members(slides_of(tiles)))
         ranks = self.world_size if self.shuffle else 1
         mine = len(range(self.rank, -(-total // ranks) * ranks, self.world_size))
-        return mine // self.batch_size if self.drop_last else -(-mine // self.batch_size)
+        full, rest = divmod(mine, self.batch_size)
+        return full + (rest >= self._least)
+
+    @property
+    def _least(self) -> int:
+        """Samples that the last batch must have to be one."""
+        return self.batch_size if self.drop_last else 1 + self.drop_single
 
     def plans(self, tiles: Sequence[Tile], epoch: int) -> list[Plan]:
         """This rank's batches."""
@@ -82,7 +89,11 @@ class Sampler:
         starts = range(0, len(samples), self.batch_size)
         parts = [slice(at, at + self.batch_size) for at in starts]
         plans = [Plan(samples[at], repeats[at], np.full(len(samples[at]), NO_PARTNER)) for at in parts]
-        return [plan for plan in plans if not self.drop_last or len(plan.samples) == self.batch_size]
+        return [plan for plan in plans if len(plan.samples) >= min(self._least, self.batch_size)]
+
+    def ends_with_one(self, tiles: Sequence[Tile]) -> bool:
+        """Whether the last batch of an epoch has a single sample."""
+        return len(self.plans(tiles, 0)[-1].samples) == 1
 
     def _samples(self, tiles: Sequence[Tile], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """This rank's tiles in order, and how often each came before on any rank."""

@@ -38,6 +38,7 @@ class SlideCut:
         mpp: micrometres per pixel of the map; None where the slide does not say.
         tissue: share of what was scanned that is tissue, 0..1.
         problems: what is odd about the file.
+        mpp_source: what said the slide's mpp, see `Slide`.
     """
 
     path: Path
@@ -53,25 +54,29 @@ class SlideCut:
     mpp: float | None
     tissue: float
     problems: tuple[str, ...]
+    mpp_source: str = ""
 
 
-def cut_slide(path: Path, name: str, options: GridOptions) -> SlideCut:
+def cut_slide(path: Path, name: str, options: GridOptions, mpp: float | None = None) -> SlideCut:
     """Cut a slide as training does.
 
     Args:
         path: the slide.
         name: what its tiles' ids begin with.
         options: see `GridOptions`.
+        mpp: micrometres per pixel of level 0, where a manifest says it.
 
     Raises:
-        SlideError: it cannot be opened, or not be cut so.
+        SlideError: it cannot be opened, was truncated, or cannot be cut so.
     """
     identity = identify(path)  # before anything is read: what changes from now on is seen later
     try:
-        slide = opened(path)
-        mpp, level = (options.mpp, None) if options.mpp else (None, 0)
+        slide = opened(path) if mpp is None else opened(path, mpp=mpp)
+        if slide.damage:
+            raise SlideError(path, slide.damage)
+        asked, level = (options.mpp, None) if options.mpp else (None, 0)
         side, overlap = options.tile_size, options.overlap
-        regions = grid(slide, side, mpp=mpp, level=level, overlap=overlap, min_tissue=options.min_tissue)
+        regions = grid(slide, side, mpp=asked, level=level, overlap=overlap, min_tissue=options.min_tissue)
     except SlideError:
         raise
     except ValueError as error:  # a slide that cannot be opened among them
@@ -103,4 +108,5 @@ def cut_slide(path: Path, name: str, options: GridOptions) -> SlideCut:
         options.mpp or slide.mpp,
         float(slide.tissue_fraction(Region(path, left, top, width, height))),
         slide.problems,
+        slide.mpp_source,
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .cells import SLIDE_SUFFIXES, PathRule
 from .folder import files_in, is_plain_image
-from .slide_rows import UnreadableSlideError, opened
+from .slide_rows import UnreadableSlideError, opened, told_mpp
 from .table import TABLE_SUFFIXES, read_table
 from .tiles import IMAGE_SUFFIXES
 
@@ -22,11 +22,13 @@ class SlideFiles:
         root: the folder that names start from.
         slides: path below `root`, with slashes -> file.
         num_images: image files among them, which are passed over.
+        mpp: path as in `slides` -> micrometres per pixel of level 0, where the manifest says it.
     """
 
     root: Path
     slides: Mapping[str, Path]
     num_images: int = 0
+    mpp: Mapping[str, float] = field(default_factory=dict)
 
 
 def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
@@ -79,4 +81,6 @@ def _of_manifest(manifest: Path, root: Path) -> SlideFiles:
             slides[Path(os.path.relpath(path, root)).as_posix()] = path
     if not slides:
         raise ValueError(f"{manifest} has no slide in a column slide; to predict images, give their folder")
-    return SlideFiles(root, dict(sorted(slides.items())))
+    told = told_mpp(table, rule)
+    mpp = {name: told[path] for name, path in slides.items() if path in told}
+    return SlideFiles(root, dict(sorted(slides.items())), mpp=mpp)

@@ -8,9 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .cells import PathRule
 from .columns import parse_integer
 from .dataset import Region
 from .identifiers import near_file
+from .table import Table
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,34 @@ def is_region(cells: Mapping[str, str]) -> bool:
     return any(cells.get(name) for name in ("x", "y", "width", "height"))
 
 
-def read_region(slide: Path, cells: Mapping[str, str], place: str) -> Region:
+def told_mpp(table: Table, rule: PathRule) -> dict[Path, float]:
+    """What a manifest's rows of whole slides say in the column mpp: slide -> micrometres per pixel of its level 0.
+
+    Raises:
+        ValueError: a cell is no such number, or another row says another one.
+    """
+    from .slides.scale import PLAUSIBLE_MPP
+
+    low, high = PLAUSIBLE_MPP
+    lowered = [name.lower() for name in table.names]
+    found: dict[Path, float] = {}
+    for number, row in enumerate(table.rows if {"slide", "mpp"} <= set(lowered) else ()):
+        cells, place = dict(zip(lowered, row, strict=True)), table.place(number)
+        if not cells.get("slide") or not cells.get("mpp") or is_region(cells):
+            continue
+        slide, mpp = rule.resolve(cells["slide"], place), _positive(cells["mpp"], "mpp", place)
+        if not low <= mpp <= high:
+            raise ValueError(f"{place}: mpp must be {low:g} to {high:g} micrometres per pixel; got {cells['mpp']!r}")
+        if found.setdefault(slide, mpp) != mpp:
+            raise ValueError(f"{place}: mpp is {mpp:g}, and another row of {cells['slide']} says {found[slide]:g}")
+    return found
+
+
+def read_region(slide: Path, cells: Mapping[str, str], place: str, mpp: float | None = None) -> Region:
     """The region that a row's x, y, width and height name, at its level or mpp.
 
     Width and height are pixels at that level or mpp; a region told by mpp covers that field of view at the coarsest
-    level that is not coarser.
+    level that is not coarser. `mpp` is of the slide's level 0, where the manifest says it.
 
     Raises:
         ValueError: a cell is missing or no number, or the slide has no such level or resolution.
@@ -55,9 +80,9 @@ def read_region(slide: Path, cells: Mapping[str, str], place: str) -> Region:
             raise ValueError(f"{place}: give level or mpp of a region, not both")
         from .slides.grid import level_for
 
-        mpp, source = _positive(cells["mpp"], "mpp", place), opened(slide, place)
+        wanted, source = _positive(cells["mpp"], "mpp", place), opened(slide, place, mpp)
         try:
-            level, factor = level_for(source, mpp)
+            level, factor = level_for(source, wanted)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
         return Region(slide, x, y, max(1, round(width * factor)), max(1, round(height * factor)), level)
@@ -69,30 +94,34 @@ def read_region(slide: Path, cells: Mapping[str, str], place: str) -> Region:
     return Region(slide, x, y, width, height, level)
 
 
-def grid_regions(slide: Path, options: GridOptions, place: str) -> list[Region]:
-    """The tiles of a whole slide, in reading order; none where it has too little tissue.
+def grid_regions(slide: Path, options: GridOptions, place: str, mpp: float | None = None) -> list[Region]:
+    """The tiles of a whole slide, in reading order; none where it has too little tissue. `mpp` as in `read_region`.
 
     Raises:
-        UnreadableSlideError: it cannot be opened.
+        UnreadableSlideError: it cannot be opened, or was truncated.
         ValueError: it cannot be cut as `options` say.
     """
     from .slides.errors import SlideError
     from .slides.grid import grid
 
-    source = opened(slide, place)
-    mpp, level = (options.mpp, None) if options.mpp else (None, 0)
+    source = opened(slide, place, mpp)
+    if source.damage:
+        raise UnreadableSlideError(f"{place}: {slide}: {source.damage}")
+    asked, level = (options.mpp, None) if options.mpp else (None, 0)
     side, overlap, least = options.tile_size, options.overlap, options.min_tissue
     try:
-        return grid(source, side, mpp=mpp, level=level, overlap=overlap, min_tissue=least)
+        return grid(source, side, mpp=asked, level=level, overlap=overlap, min_tissue=least)
     except SlideError as error:  # looking for tissue reads it
         raise UnreadableSlideError(f"{place}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
 
-def damage_of(slide: Path) -> list[str]:
-    """What is odd about a slide besides its scale: parts that cannot be read hold no tissue, and so give no tile."""
-    return [problem for problem in opened(slide).problems if "pass mpp" not in problem]
+def oddities_of(slide: Path, mpp: float | None = None) -> list[str]:
+    """What is odd about a slide, but not what is an error elsewhere: that it is damaged, or has no mpp where one is
+    needed."""
+    source = opened(slide, mpp=mpp)
+    return [problem for problem in source.problems if problem not in (source.why_no_mpp, source.damage)]
 
 
 def same_extent(mask: Path, over: Region, place: str) -> Region:
@@ -132,15 +161,15 @@ class UnreadableSlideError(ValueError):
     """A slide cannot be opened."""
 
 
-def opened(slide: Path, place: str = "") -> Any:
-    """The slide, opened once for many rows.
+def opened(slide: Path, place: str = "", mpp: float | None = None) -> Any:
+    """The slide, opened once for many rows; with the `mpp` that a manifest says it has.
 
     Raises:
         UnreadableSlideError: it cannot be opened; begins with `place`.
     """
     try:
         state = slide.stat()
-        return _open(slide, state.st_mtime_ns, state.st_size)
+        return _open(slide, state.st_mtime_ns, state.st_size, mpp)
     except FileNotFoundError:
         raise UnreadableSlideError(f"{place}: {slide} does not exist{near_file(slide)}".removeprefix(": ")) from None
     except Exception as error:  # readers of slides raise many types, and each means the same here
@@ -153,10 +182,10 @@ def forget_opened() -> None:
 
 
 @lru_cache(maxsize=64)
-def _open(slide: Path, _mtime: int, _size: int) -> Any:
+def _open(slide: Path, _mtime: int, _size: int, mpp: float | None) -> Any:
     from .slides.slide import open_slide
 
-    return open_slide(slide)
+    return open_slide(slide, mpp=mpp)
 
 
 def _positive(cell: str, name: str, place: str) -> float:
@@ -165,5 +194,6 @@ def _positive(cell: str, name: str, place: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise ValueError(f"{place}: {name} must be a number above 0; got {cell!r}")
+        hint = " (a decimal comma? write a point)" if "," in cell else ""
+        raise ValueError(f"{place}: {name} must be a number above 0; got {cell!r}{hint}")
     return value

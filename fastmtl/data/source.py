@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from .dataset import Picture, Region
 from .pictures import decode_image, file_of, read_encoded
-from .png import SIGNATURE, decode_png
+from .png import SIGNATURE, decode_png, png_size
+from .sizes import check_pixels
 from .slides import jpeg
 from .slides.slide import open_slide
 from .slides.tiff import TIFF_SIGNATURES
@@ -117,12 +118,12 @@ def _whole(path: Path, png_channels: int) -> Whole:
     try:
         data = read_encoded(path)
         if data.startswith(_JPEG):
-            jpeg.check_file(data)
+            check_pixels(*jpeg.check_file(data)[:2])
         elif data.startswith(TIFF_SIGNATURES):
             return _of_pixels(decode_image(data))
-        elif png_channels and data.startswith(SIGNATURE):
-            pixels = decode_png(data, png_channels)
-            if pixels is not None:
+        elif data.startswith(SIGNATURE):
+            check_pixels(*png_size(data))
+            if png_channels and (pixels := decode_png(data, png_channels)) is not None:
                 return _of_pixels(pixels)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

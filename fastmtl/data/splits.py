@@ -6,6 +6,7 @@ Many patients have several tiles, some in several classes, so a split by tile te
 from __future__ import annotations
 
 import json
+import reprlib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from ..whole_files import write_whole
 from .dataset import Dataset, Tile
 from .identifiers import identifier_key, one_spelling
 from .small_splits import Shares
+from .text import read_text
 
 _FEW_PATIENTS = 30  # above, folds are taken as they come: runs of earlier versions are split so
 _NEAR = 0.1  # a share of the tiles this near to the one that was asked for is left as it is
@@ -258,11 +260,24 @@ def load_test_groups(path: str | Path) -> tuple[str, ...]:
 
 
 def _read_json(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
+    text = read_text(Path(path))
     try:
-        content = json.loads(Path(path).read_text("utf-8-sig"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a readable split file: {error}") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not a readable split file: {reason}") from None
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise ValueError(f"{path} is not a split file: it has no list named {missing[0]!r}")
+    for key in (*keys, "test", "test_patients"):
+        strange = next((one for one in _listed(content, key, path) if not isinstance(one, str)), None)
+        if strange is not None:
+            raise ValueError(f"{path}: {key} must hold names in quotes; got {reprlib.repr(strange)[:80]}")
     return content
+
+
+def _listed(content: dict, key: str, path: str | Path) -> list:
+    listed = content.get(key, [])
+    if not isinstance(listed, list):
+        raise ValueError(f"{path}: {key} must be a list; got {reprlib.repr(listed)[:80]}")
+    return listed

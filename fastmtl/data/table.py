@@ -13,6 +13,7 @@ from typing import Any
 from ..extras import require
 from ..whole_files import replacing
 from .identifiers import strip_invisible
+from .text import read_text
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
 _EXACT = 2**53  # from here on a float column has lost digits, and whole numbers keep the exponent that says so
@@ -97,16 +98,7 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]])
 
 
 def _read_csv(path: Path) -> Table:
-    data = path.read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{path} is UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
+    text = read_text(path)
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
         raise ValueError(f"{path} is empty; expected a first line with column names")
@@ -137,13 +129,13 @@ def _read_csv(path: Path) -> Table:
 
 def _read_parquet(path: Path) -> Table:
     parquet = require("pyarrow.parquet", "reading Parquet files", "wsi")
-    arrow = require("pyarrow", "reading Parquet files", "wsi")
     try:
         content = parquet.read_table(path)
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    columns = [[_text(value) for value in content.column(index).to_pylist()] for index in range(content.num_columns)]
-    names = tuple(map(strip_invisible, content.column_names))
+        columns = [[_text(cell) for cell in content.column(at).to_pylist()] for at in range(content.num_columns)]
+        names = tuple(map(strip_invisible, content.column_names))
+    except Exception as error:  # of damaged files Arrow raises its own types and Python's
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as Parquet: {reason}") from error
     return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
 
 

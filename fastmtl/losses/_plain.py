@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from ..ops._checks import may_look, unit_or_nan
+from ..ops._class_checks import NO_CLASS
+
 
 def is_hard(target: Tensor) -> bool:
     """Whether the target is known to hold 0 and 1 alone. Floats are looked at on the CPU, where it costs no wait."""
@@ -18,8 +21,17 @@ def is_hard(target: Tensor) -> bool:
     return target.device.type == "cpu" and not torch.compiler.is_compiling() and torch.equal(target * target, target)
 
 
+def check_classes(index: Tensor, classes: int, valid: Tensor | None) -> None:
+    """Raise for a valid class number outside 0 to classes - 1, where looking costs no wait."""
+    if may_look(index):
+        strange = (index < 0) | (index >= classes)
+        if number := int((strange if valid is None else strange & valid).sum()):
+            raise ValueError(NO_CLASS.format(number=number, last=classes - 1))
+
+
 def one_hot(index: Tensor, classes: int, valid: Tensor | None = None) -> Tensor:
     """Class numbers [B, 1, *spatial] as bool [B, C, *spatial]; what is not valid may hold any number, and is False."""
+    check_classes(index, classes, valid)
     index = index.long() if valid is None else torch.where(valid, index, 0).long()
     hot = torch.zeros(index.shape[0], classes, *index.shape[2:], dtype=torch.bool, device=index.device)
     hot = hot.scatter_(1, index, True)
@@ -36,6 +48,7 @@ def overlap(
     absolute: bool = False,  # with `soft`: P and T are norms, as in MONAI; they differ where p is 0 or below
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Intersection, prediction and target sums [B, C] of p and t; differentiable in both."""
+    t = unit_or_nan(t, mask)
     if mask is not None:
         p, t = p * mask, t * mask
     if p.dim() == 2:

@@ -28,6 +28,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.nn.modules.loss import _Loss
 
 from ..ops import focal_loss
+from ..ops._checks import unit_or_nan
 from . import _plain
 from ._overlap import Overlap, binary_entropy, fused_sums, per_channel
 
@@ -212,6 +213,7 @@ class FocalLoss(_Loss):
             raise (IndexError if ignoring or few else ValueError)(_misfit(y_pred, found, self.mode == MULTICLASS_MODE))
         mask = y_true != self.ignore_index if _can_hold(y_true, self.ignore_index) else None
         if self.mode == MULTICLASS_MODE:
+            _plain.check_classes(y_true, y_pred.shape[1], mask)
             y_true = y_true == torch.arange(y_pred.shape[1], device=y_true.device).view(-1, *(1,) * (y_pred.dim() - 2))
         elif mask is not None and y_true.is_floating_point():
             y_true = y_true * mask
@@ -238,7 +240,7 @@ class FocalLoss(_Loss):
             valid = mask.reshape(x.shape)
             x, t = x[valid], t[valid]
         gamma: Any = self.gamma
-        t = t.to(x.dtype)
+        t = unit_or_nan(t, None).to(x.dtype)
         cost = binary_cross_entropy_with_logits(x, t, reduction="none")
         term = _plain.focal_term(cost, gamma, self.reduced_threshold)
         loss = term * cost
@@ -293,6 +295,7 @@ class SoftBCEWithLogitsLoss(nn.Module):
             sums = fused_sums(y_pred, y_true, "sigmoid", mask=mask, pos_weight=weights[1])
             total = binary_entropy(sums, weights[0], "sum")
             return total / y_pred.numel() if self.reduction == "mean" else total
+        y_true = unit_or_nan(y_true, mask)
         loss = binary_cross_entropy_with_logits(
             y_pred, y_true.to(y_pred.dtype), self.weight, pos_weight=self.pos_weight, reduction="none"
         )

@@ -12,6 +12,7 @@ from ._backends import FLOATING
 # A kernel gets the place of a name in these: the orders are those of the enums in csrc.
 EMPTY = ("one", "zero", "skip")
 REDUCTIONS = ("none", "mean", "sum")
+ROUNDING = 0.01  # of a target: what interpolation and half precision may add to 1; as in csrc/planes.cpp
 _LARGEST = sys.float_info.max
 TARGETS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, *FLOATING)
 
@@ -106,6 +107,43 @@ def logits_and_target(input: Tensor, target: Tensor) -> None:
     dtype("target", target, TARGETS, "Convert it first.")
     device("target", target, input)
     constant("target", target)
+
+
+def unit(target: Tensor, mask: Tensor | None, name: str = "target") -> None:
+    """Raise for a value of `target` outside 0 to 1, but for rounding, that `mask` does not leave out. On a CPU alone:
+    the host would have to wait for a GPU, whose kernels make the loss NaN instead."""
+    if target.device.type != "cpu" or target.dtype == torch.bool or target.numel() == 0:
+        return
+    seen = target.detach()
+    if mask is not None:
+        seen = torch.where(mask.bool(), seen, 0)
+    if seen.is_floating_point():
+        seen = torch.where(seen.isnan(), 0, seen)  # the loss says it
+    low, high = (end.item() for end in seen.aminmax())
+    if low < -ROUNDING:
+        raise ValueError(f"`{name}` must lie in 0 to 1; got {low:g}. What has no label goes into `mask`: {name} >= 0.")
+    if high > 1 + ROUNDING:
+        advice = (
+            f"Turn a 0/255 mask into 0/1: {name} > 127." if high > 127 else f"Of class numbers take one: {name} == 1."
+        )
+        raise ValueError(f"`{name}` must lie in 0 to 1; got {high:g}. {advice}")
+
+
+def unit_or_nan(target: Tensor, mask: Tensor | None) -> Tensor:
+    """`target` after `unit`; where that does not look, with NaN for what it would have raised for."""
+    if may_look(target):
+        unit(target, mask)
+        return target
+    if target.dtype == torch.bool:
+        return target
+    values = target.to(torch.promote_types(target.dtype, torch.float32))
+    return torch.where((values - 0.5).abs() > 0.5 + ROUNDING, torch.nan, values)
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether Python may read `tensor`'s numbers here and now: without waiting for a GPU, and not in a trace."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return tensor.device.type == "cpu" and not traced
 
 
 def per_channel(name: str, value: Tensor | float | None, input: Tensor) -> Tensor | None:

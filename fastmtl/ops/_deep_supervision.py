@@ -173,7 +173,7 @@ def cpp_forward(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Ten
         address(coefficients),
         num_threads(),
     )
-    _dice_bce.check_plausible(plausible)
+    _dice_bce.check_plausible(plausible, tensors.target, tensors.mask)
     return losses if options.reduction == "none" else total, coefficients
 
 

@@ -104,6 +104,7 @@ def _reference_total(tensors: Tensors, options: Options, keywords: dict[str, Any
 
 
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = tensors._replace(target=_checks.unit_or_nan(tensors.target, tensors.mask))
     loss, coefficients, counts = new_outputs(tensors.input, options)
     groups = zip(tensors.split(options.groups), coefficients.chunk(options.groups, 1), strict=True)
     for group, out in groups:
@@ -192,15 +193,14 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Ten
         address(counts if options.counts else None),
         num_threads(),
     )
-    check_plausible(plausible)
+    check_plausible(plausible, target, mask)
     return loss, coefficients, counts
 
 
-def check_plausible(plausible: bool) -> None:
+def check_plausible(plausible: bool, target: Tensor, mask: Tensor | None) -> None:
+    """Raise where a kernel found `target` outside 0 to 1."""
     if not plausible:
-        raise ValueError(
-            "`target` must lie in 0 to 1; its mean over a segment is above 1. Turn a 0/255 mask into 0/1: target > 127."
-        )
+        _checks.unit(target, mask)
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:

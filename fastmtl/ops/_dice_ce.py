@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..reference.dice_ce import dice_ce_loss as reference_loss
 from ..reference.overlap import softmax_sums
-from . import _backends
+from . import _backends, _checks
 from ._checks import EMPTY
 from ._class_checks import NO_CLASS
 from ._class_loss import REDUCTIONS, ClassLoss, kept, reference_coefficients
@@ -88,8 +88,16 @@ def raise_if_outside(number: int, input: Tensor) -> None:
         raise ValueError(NO_CLASS.format(number=number, last=input.shape[1] - 1))
 
 
+def check_shares(target: Tensor, mask: Tensor | None) -> None:
+    """On a CPU: raise for probabilities [B, C, *spatial] outside 0 to 1."""
+    if target.shape[1] != 1:
+        _checks.unit(target, mask)
+
+
 def check_classes(target: Tensor, mask: Tensor | None, input: Tensor, ignore_index: int) -> None:
-    """On a CPU, where looking costs no synchronisation: raise for a class number that does not exist."""
+    """On a CPU, where looking costs no synchronisation: raise for a class number that does not exist, or for a
+    probability that is none."""
+    check_shares(target, mask)
     if target.shape[1] == 1 and target.device.type == "cpu":
         strange = (target < 0) | (target >= input.shape[1])
         if mask is not None:
@@ -227,6 +235,7 @@ def cpp_forward(tensors: Tensors, o: Options) -> tuple[Tensor, Tensor, Tensor]:
         raise_if_outside(outside, tensors.input)
         return loss, coefficients, counts
     input, target, mask = readable(tensors.input, tensors.target, tensors.mask)
+    check_shares(target, mask)
     loss, coefficients, counts = new_outputs(tensors, o)
     weight = _weight(tensors.weight)
     outside = _backends.extension().dice_ce_forward(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..reference.focal import sigmoid_focal
-from . import _backends
+from . import _backends, _checks
 from ._checks import REDUCTIONS
 from ._dice_bce import check_plausible
 from ._loss_op import LossOp
@@ -69,6 +69,7 @@ def reference(tensors: Tensors, options: Options) -> Tensor:
 
 
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    tensors = tensors._replace(target=_checks.unit_or_nan(tensors.target, tensors.mask))
     loss, coefficients = _outputs(tensors, options)
     sums, elements = _sums(tensors, options)
     loss.copy_(reduce(sums, elements, options.reduction))
@@ -124,7 +125,7 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
         address(coefficients),
         num_threads(),
     )
-    check_plausible(plausible)
+    check_plausible(plausible, tensors.target, tensors.mask)
     return loss, coefficients
 
 

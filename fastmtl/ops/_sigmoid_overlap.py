@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..reference.overlap import sigmoid_overlap as reference_sums
-from . import _backends, _dice_bce
+from . import _backends, _checks, _dice_bce
 from ._loss_op import LossOp
 from ._planes import describe, gradient_like, pixels
 from ._pointers import address, num_threads
@@ -54,6 +54,7 @@ def reference(tensors: Tensors, options: Options) -> Tensor:
 
 
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    tensors = tensors._replace(target=_checks.unit_or_nan(tensors.target, tensors.mask))
     sums, nothing = new_outputs(tensors.input)
     return sums.copy_(reference(tensors, options)), nothing
 
@@ -77,7 +78,7 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
         address(sums),
         num_threads(),
     )
-    _dice_bce.check_plausible(plausible)
+    _dice_bce.check_plausible(plausible, target, mask)
     return sums, nothing
 
 

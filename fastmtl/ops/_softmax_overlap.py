@@ -11,6 +11,7 @@ from ..reference.overlap import OverlapSums, softmax_overlap
 from . import _backends
 from ._dice_ce import (
     check_classes,
+    check_shares,
     cpp_gradient,
     gradient_by_formula,
     problem,
@@ -70,6 +71,7 @@ def _flags(tensors: Tensors, options: Options) -> tuple[bool, ...]:
 
 def _cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     input, target, mask = readable(*tensors)
+    check_shares(target, mask)
     sums, none = _new_outputs(tensors, options)
     outside = _backends.extension().softmax_overlap_forward(
         *problem(input, target, mask, options.ignore_index), _flags(tensors, options), address(sums), num_threads()

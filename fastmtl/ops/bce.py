@@ -29,7 +29,8 @@ def bce_with_logits(
 
     Args:
         input: logits of any shape, [B], [B, C], [B, C, *spatial], ...; float16, bfloat16, float32 or float64.
-        target: the same shape, 0 to 1; bool, uint8, int16, int32, int64 or floating, where torch wants floating.
+        target: the same shape, 0 to 1; bool, uint8, int16, int32, int64 or floating, where torch wants floating. A
+            value outside raises on a CPU and makes the loss NaN on a GPU.
         weight: factor of each element, broadcastable to input as in torch. With one value for each channel of a sample
             ([C, 1, 1], [B, C, 1, 1], a single number) it costs nothing; a finer one is computed by plain torch.
         pos_weight: weight of the positive class: a number, [C], or [C, 1, ...]. [C] always goes with dim 1, where torch
@@ -118,7 +119,7 @@ def _elementwise(
     shape: torch.Size,
 ) -> Tensor:
     dtype = torch.promote_types(input.dtype, torch.float32)
-    x, t = input.to(dtype), target.to(dtype)
+    x, t = input.to(dtype), _checks.unit_or_nan(target, mask).to(dtype)
     if mask is not None:
         x, t = torch.where(mask.bool(), x, 0.0), torch.where(mask.bool(), t, 0.0)
     factor = None if weight is None else weight.to(dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..reference import deep_supervision as definition
 from . import _backends, _checks, _class_checks
 from ._deep_supervision import BACKENDS, DOWNSAMPLE, REDUCTIONS, Options, Tensors, new_outputs, reference
+from ._dice_ce import check_classes
 from ._heads_op import HeadsLossOp
 from .dice_ce import dice_ce_loss
 
@@ -132,6 +133,8 @@ def deep_supervision_loss(
     _class_checks.no_class_ignored(ignore_index)
     pos_weight = _checks.per_channel("pos_weight", pos_weight, inputs[0])
     mask = _checks.full_rank_mask(mask, target, "target")
+    if downsample != "nearest" and all(x.shape != target.shape for x in inputs) and _checks.may_look(target):
+        _checks.unit(target, mask)  # a few pixels of 255 are lost in a window's mean, and -1 in its maximum
     return _deep_supervision(inputs, target, moving, pos_weight, mask, numbers, *settings)[0]
 
 
@@ -146,6 +149,9 @@ def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor
     names = ("dice_weight", "batch", "squared_pred", "jaccard", "smooth_nr", "smooth_dr", "empty", "backend")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names} | {"ignore_index": ignore_index}
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    if options.downsample != "nearest" and _checks.may_look(target):  # shares and maxima hide a number without a class
+        valid = None if mask is None else mask.unsqueeze(1)
+        check_classes(target.unsqueeze(1), valid, inputs[0], ignore_index)
     for x, weight in zip(inputs, weights.to(dtype) if isinstance(weights, Tensor) else weights, strict=True):
         size = x.shape[2:]
         if options.downsample == "nearest" or size == target.shape[1:]:

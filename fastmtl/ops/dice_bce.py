@@ -87,8 +87,9 @@ def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the options
 
     Args:
         input: logits [B, C, *spatial], float16, bfloat16, float32 or float64, any value, infinities included.
-        target: as input in shape; bool, uint8, int16, int32, int64 or floating, 0 to 1 (soft targets are fine), never
-            0 to 255: the CPU kernel notices a mean above 1 and raises. Read as it is, never copied or cast up front.
+        target: as input in shape; bool, uint8, int16, int32, int64 or floating, 0 to 1 (soft targets are fine). A
+            value outside, as in a mask of 0 and 255, raises on a CPU and makes the loss NaN on a GPU. Read as it is,
+            never copied or cast up front.
         bce_weight, dice_weight: the two terms' factors.
         pos_weight: weight of the positive class in the BCE: a number, [C], or [C, 1, ...] as in torch.
         weight: a number or [C]; multiplies each channel's Dice term alone. The mean still divides by the number of

@@ -42,9 +42,9 @@ def focal_loss(
 
     Args:
         input: logits [B, C, *spatial], float16, bfloat16, float32 or float64, any value.
-        target: "sigmoid": as input in shape, 0 to 1; bool, uint8, int16, int32, int64 or floating, never 0 to 255 (the
-            CPU kernel notices a mean above 1 and raises). "softmax": class numbers [B, *spatial] or [B, 1, *spatial],
-            bool, uint8, int16, int32 or int64; one that is not there raises on a CPU and makes the loss NaN on a GPU.
+        target: "sigmoid": as input in shape, 0 to 1; bool, uint8, int16, int32, int64 or floating; a value outside, as
+            in a mask of 0 and 255, raises on a CPU and makes the loss NaN on a GPU. "softmax": class numbers
+            [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64; one that is not there does the same.
         gamma: 0 or more; 0 is the plain cross-entropy. 0, 1 and 2 cost no power.
         alpha: None for no weighting by class. "sigmoid": a number, or [C], for the positives; 1 - alpha for the
             negatives. "softmax": one number for each class [C], or a number for all classes but 0, which gets

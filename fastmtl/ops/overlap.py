@@ -32,7 +32,8 @@ def overlap_sums(
 
     Args:
         input: logits [B, C, *spatial], float16, bfloat16, float32 or float64.
-        target: the same shape (0 to 1, any dtype); with "softmax" also class numbers [B, *spatial], integers.
+        target: the same shape (0 to 1, any dtype); with "softmax" also class numbers [B, *spatial], integers. A value
+            outside 0 to 1 raises on a CPU and makes the sums NaN on a GPU.
         activation: "sigmoid" or "softmax" (over C).
         pos_weight: with "sigmoid": a number or [C].
         mask: bool or uint8; True takes part. "sigmoid": [B], [B, C] or broadcastable to input; "softmax": [B] or

@@ -39,7 +39,8 @@ def tversky_loss(
 
     Args:
         input: logits [B, C, *spatial], float16, bfloat16, float32 or float64.
-        target: the same shape, 0 to 1, any dtype; with "softmax" also class numbers [B, *spatial], integers.
+        target: the same shape, 0 to 1, any dtype; with "softmax" also class numbers [B, *spatial], integers. A value
+            outside 0 to 1 raises on a CPU and makes the loss NaN on a GPU.
         alpha, beta: weights of false positives and of false negatives, 0 or more, as in MONAI.
         gamma: exponent of the focal Tversky loss, above 0; 1 is plain Tversky. It is the exponent itself: Abraham and
             Khan write (1 - index)^(1 / gamma) with gamma = 4/3, which is gamma=0.75 here.

@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from .charts import number
+from .images import class_answers
 from .past_run import PastRun
 from .pictures import picture
+from .words import counted, percent
 
 _SALIENCY = (
     "How much each pixel would change the answer: the gradient of a class's score, or of a mask's foreground, by the "
     "input (Simonyan and others, 2014), its mean over 5 x 5 pixels as yellow light. Below, the share of it that falls "
-    "on the true area, and how much of the image that is: alike, it is no better than chance."
+    "on the true area, that of the first task with masks, and how much of the image that is: alike, it is no better "
+    "than chance."
 )
 _FEATURES = (
-    "Of the first image above, from the encoder's finest to its coarsest stride: the mean over all channels at the top "
-    "left, then the first seven channels, each from its lowest value, black, to its highest, white."
+    "From the encoder's finest to its coarsest stride: the mean over all channels at the top left, then the channels, "
+    "at most seven, each from its lowest value, black, to its highest, white."
 )
 
 
@@ -26,11 +30,11 @@ def saliency_section(run: PastRun) -> str:
     if not entries:
         return ""
     rows = []
-    for number, image in enumerate(images):
+    for place, image in enumerate(images):
         name = str(image["id"]).rsplit("/", 1)[-1]
         figures = [_figure(run, image["picture"], "input", [*_answers(run, image["id"]), name])]
         for entry in entries:
-            if entry["image"] == number:
+            if entry["image"] == place:
                 figures.append(_figure(run, entry["picture"], str(entry["task"]), _notes(entry)))
         rows.append(f"<div class='tiles small'>{''.join(figures)}</div>")
     return f"<h2>Where the network looks</h2><p class=soft>{_SALIENCY}</p>{''.join(rows)}"
@@ -52,13 +56,16 @@ def feature_section(run: PastRun) -> str:
             )
             for one in maps
         ]
+        images = run.analyses.get("images", [])
+        of = f"Of {escape(str(images[0]['id']).rsplit('/', 1)[-1])}. " if images else ""
         parts.append(
-            f"<h3>Feature maps</h3><p class=soft>{_FEATURES}</p><div class='tiles sheets'>{''.join(figures)}</div>"
+            f"<h3>Feature maps</h3><p class=soft>{of}{_FEATURES}</p><div class='tiles sheets'>{''.join(figures)}</div>"
         )
     if filters:
         height, width = filters["size"]
-        what = f"{filters['shown']} of {filters['count']}" if filters["shown"] < filters["count"] else filters["count"]
-        said = f"{what} filters of {height} by {width} pixels; grey is 0, each reaches its own greatest weight"
+        what = counted(filters["count"], "filter")
+        what = f"{filters['shown']} of {what}" if filters["shown"] < filters["count"] else what
+        said = f"{what}, {height} by {width} pixels; grey is 0, each reaches its own greatest weight"
         figure = _figure(run, filters["picture"], "first convolution", [said])
         parts.append(f"<h3>Filters</h3><div class='tiles sheets'>{figure}</div>")
     return "".join(parts)
@@ -74,18 +81,15 @@ def _figure(run: PastRun, name: str, label: str, notes: list[str]) -> str:
 def _answers(run: PastRun, name: str) -> list[str]:
     """How the image fared in each task, as evaluation.jsonl has it, and what it is an example of."""
     line: Mapping[str, Any] = next((line for line in run.images if line["id"] == name), {"tasks": {}})
-    said = []
+    said = class_answers(line)
     for task, entry in line["tasks"].items():
-        if "class" in entry:
-            wrong = "" if entry["class"] == entry["predicted"] else f", taken for {entry['predicted']}"
-            said.append(f"{entry['class']}{wrong}")
-        elif "dice" in entry:
+        if "dice" in entry:
             among = {"worst": ", among the worst", "best": ", among the best", "typical": ", typical"}
-            said.append(f"{task}: Dice {entry['dice']:.3f}{among.get(entry.get('shown', ''), '')}")
+            said.append(f"{task}: Dice {number(entry['dice'])}{among.get(entry.get('shown', ''), '')}")
     return said
 
 
 def _notes(entry: Mapping[str, Any]) -> list[str]:
     if "on_true" not in entry:
         return []
-    return [f"{entry['on_true']:.0%} on the true area, {entry['true_area']:.0%} of the image"]
+    return [f"{percent(entry['on_true'])} on the true area, {percent(entry['true_area'])} of the image"]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from math import isfinite
 
+from .words import percent
+
 NUM_COLOURS = 6  # --c0 to --c5 of the page's style
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 210, 42, 10, 8, 34
@@ -137,7 +139,7 @@ def shares(parts: Mapping[str, float]) -> str:
         blocks.append(f'<span style="flex-grow:{seconds / total:.4f};background:var(--c{index % NUM_COLOURS})"></span>')
         keys.append(
             f'<li><span class=block style="background:var(--c{index % NUM_COLOURS})"></span>{escape(name)} '
-            f"<b>{seconds / total:.0%}</b> <span class=soft>{duration(seconds)}</span></li>"
+            f"<b>{escape(percent(seconds / total))}</b> <span class=soft>{duration(seconds)}</span></li>"
         )
     return f"<div class=bar>{''.join(blocks)}</div><ul class=legend>{''.join(keys)}</ul>"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 from .charts import UNKNOWN, duration, line_chart, number
@@ -14,15 +14,20 @@ from .images import table
 from .page import device, headline_scores, what_ran
 from .past_run import PastRun
 from .style import page
+from .words import counted
+
+# Options of a task that say what its scores are of, and how they are taken: of others than these two runs compare.
+_SCORED_BY = ("column", "size", "structures", "empty", "aggregate", "include_background", "ignore_index")
 
 
 def render_comparison(runs: Sequence[PastRun]) -> str:
     """The page. Runs are called by their folders' names, by the whole path where two have one name."""
     names = _names(runs)
     problems = [problem for run in runs for problem in run.problems]
+    caution, comparable = _caution(runs)
     parts = [
-        f"<h1>{len(runs)} runs beside each other</h1>{_caution(runs)}",
-        f"<h2>Scores on the held-out images</h2>{_scores(names, runs)}",
+        f"<h1>{counted(len(runs), 'run')} beside each other</h1>{caution}",
+        f"<h2>Scores on the held-out images</h2>{_scores(names, runs, comparable)}",
         f"<h2>Learning curves</h2>{_curves(names, runs)}",
         f"<h2>Where the recipes differ</h2>{_differences(names, runs)}",
         f"<h2>What ran</h2>{_facts(names, runs)}",
@@ -38,28 +43,43 @@ def _names(runs: Sequence[PastRun]) -> list[str]:
     ]
 
 
-def _caution(runs: Sequence[PastRun]) -> str:
-    """Scores on different patients are no comparison, and the page says so before it shows any."""
+def _caution(runs: Sequence[PastRun]) -> tuple[str, bool]:
+    """Scores on different images are no comparison, and the page says so before it shows any; whether they are one."""
+    if len(runs) == 1:
+        return "<p class=warn>The other runs could not be read: there is nothing to compare.</p>", False
     if any("validation_patients" not in run.facts for run in runs):
-        return "<p class=warn>Not every run says which patients it held out: the scores may not compare.</p>"
-    held_out = {tuple(run.facts["validation_patients"]) for run in runs}
-    if len(held_out) > 1:
-        return "<p class=warn>These runs held out different patients: their scores are not on the same images.</p>"
-    return "<p class=soft>All runs held out the same patients. The best of each column is bold.</p>"
+        return "<p class=warn>Not every run says which patients it held out: the scores may not compare.</p>", False
+    if _differ(tuple(sorted(run.facts["validation_patients"])) for run in runs):
+        said = "These runs held out different patients: their scores are not on the same images."
+    elif _differ(run.facts.get("data") for run in runs):
+        said = "These runs read different data: patients of one name need not be the same, nor their images."
+    elif _differ(tuple(sorted(run.held_out)) for run in runs if run.held_out) or _differ(_num_images(runs)):
+        said = "These runs held out the same patients, but not the same images of them."
+    else:
+        return f"<p class=soft>All runs held out the same {'images' if runs[0].by_tile else 'patients'}.</p>", True
+    return f"<p class=warn>{said}</p>", False
 
 
-def _scores(names: Sequence[str], runs: Sequence[PastRun]) -> str:
+def _num_images(runs: Sequence[PastRun]) -> list[int]:
+    """How many each held out, of the runs that say it."""
+    counts = [run.summary.get("num_images", run.facts.get("validation_images")) for run in runs]
+    return [count for count in counts if count is not None]
+
+
+def _differ(values: Iterable[Any]) -> bool:
+    return len(set(values)) > 1
+
+
+def _scores(names: Sequence[str], runs: Sequence[PastRun], comparable: bool) -> str:
     scores = [headline_scores(run) for run in runs]
     keys = list(dict.fromkeys(key for one in scores for key in one))
-    heads = ["Run", "Recipe", *(f"{task}: {label(metric)}" for task, metric in keys)]
-    heads += ["Epochs", "Images/s", "Training time", "Device"]
+    ways = {key: _direction(runs, *key) for key in keys}
+    titles = [f"{task}: {label(metric)}{', less is better' * (ways[task, metric] is False)}" for task, metric in keys]
+    heads = ["Run", "Recipe", *titles, "Epochs", "Images/s", "Training time", "Device"]
     rows = []
-    best = []
-    comparable = len({tuple(run.facts.get("validation_patients", ())) for run in runs}) == 1
+    best: list[tuple[int, int]] = []
     for column, key in enumerate(keys if comparable else [], 2):
-        found = [(one[key], row) for row, one in enumerate(scores) if key in one and isfinite(one[key])]
-        if len(found) > 1:
-            best += [(row, column) for value, row in found if value == max(found)[0]]
+        best += [(row, column) for row in _best([one.get(key, nan) for one in scores], ways[key])]
     for name, run, one in zip(names, runs, scores, strict=True):
         epochs = [record for record in run.records if "seconds" in record and "images_per_second" in record]
         seconds = sum(record["seconds"] for record in epochs)
@@ -75,7 +95,28 @@ def _scores(names: Sequence[str], runs: Sequence[PastRun]) -> str:
                 device(run) or UNKNOWN,
             ]
         )
-    return table(heads, rows, best)
+    said = (
+        "<p class=soft>The best of each score is bold, where all runs define and compute it alike.</p>" if best else ""
+    )
+    return said + table(heads, rows, best)
+
+
+def _direction(runs: Sequence[PastRun], task: str, metric: str) -> bool | None:
+    """Whether more is better; None where nobody knows, or where the runs that have the task score it differently."""
+    having = [run for run in runs if metric in run.scores.get(task, {})]
+    if _differ(tuple(repr(run.options(task).get(option)) for option in _SCORED_BY) for run in having):
+        return None
+    ways = {run.higher_is_better(task, metric) for run in having}
+    return ways.pop() if len(ways) == 1 else None
+
+
+def _best(values: Sequence[float], higher_is_better: bool | None) -> list[int]:
+    """The places of the best value and of those that read alike; none where all do, or there is nothing to choose."""
+    known = [value for value in values if isfinite(value)]
+    if higher_is_better is None or len({number(value) for value in known}) < 2:
+        return []
+    top = number(max(known) if higher_is_better else min(known))
+    return [place for place, value in enumerate(values) if isfinite(value) and number(value) == top]
 
 
 def _curves(names: Sequence[str], runs: Sequence[PastRun]) -> str:
@@ -100,8 +141,11 @@ def _differences(names: Sequence[str], runs: Sequence[PastRun]) -> str:
     flat = [_flatten(run.config) for run in runs]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if len({one.get(key) for one in flat}) > 1]
     keys = [key for key in keys if key not in ("name", "summary")]
+    if not all(flat):
+        return "<p class=soft>Unknown: the recipe of a run cannot be read.</p>"
     if not keys:
-        return "<p class=soft>Nowhere: every option is the same.</p>"
+        same = "Nowhere: every option is the same." if len(runs) > 1 else "There is one recipe alone."
+        return f"<p class=soft>{same}</p>"
     return _side_by_side(names, keys, flat)
 
 

@@ -8,6 +8,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
+from ..directions import direction_of
 from .charts import Line, line_chart
 from .past_run import PastRun
 
@@ -80,11 +81,12 @@ def look_up(find: Callable[[Mapping[str, Any]], Any], record: Mapping[str, Any])
 
 
 def _note(records: Sequence[Mapping[str, Any]]) -> str:
-    note = "The numbers beside the names are the last epoch's. Scores are of the held-out images alone: training "
-    note += "keeps the losses of its images, which are augmented and seen while the weights move."
+    note = "The numbers beside the names are the last that are known. Scores are of the held-out images alone: "
+    note += "training keeps the losses of its images, as it augments them and while the weights move."
     parts = stages(records)
-    said = "; ".join(f"{name}: epochs {first} to {last}" for name, first, last in parts)
-    staged = f"<p class=soft>Stages, each of its own tasks: {escape(said)}.</p>" if parts else ""
+    spans = {name: f"epoch {last}" if first == last else f"epochs {first} to {last}" for name, first, last in parts}
+    said = "; ".join(f"{name}: {span}" for name, span in spans.items())
+    staged = f"<p class=soft>Stages: {escape(said)}.</p>" if parts else ""
     return f"<p class=soft>{note}</p>{staged}"
 
 
@@ -105,7 +107,7 @@ def _losses(records: Sequence[Mapping[str, Any]], task: str, marks: Mapping[floa
 def _scores(
     records: Sequence[Mapping[str, Any]], task: str, metrics: Mapping[str, Any], marks: Mapping[float, str]
 ) -> list[str]:
-    """One chart of the scores that are one number, and one for each score per class or group."""
+    """One chart of the scores that are one number, one of the errors, and one for each score per class or group."""
 
     def line(name: str, *keys: str) -> Line:
         def find(record: Mapping[str, Any]) -> Any:
@@ -117,9 +119,11 @@ def _scores(
         return curve(records, name, find)
 
     charts = []
-    plain = [line(label(name), name) for name, value in metrics.items() if not isinstance(value, Mapping)]
-    if plain:
-        charts.append(score_chart(f"{task}: held out", plain, marks))
+    plain = [name for name, value in metrics.items() if not isinstance(value, Mapping)]
+    errors = [name for name in plain if direction_of(name) is False]  # in the target's unit, which the others have not
+    for what, names in (("", [name for name in plain if name not in errors]), (" errors, less is better", errors)):
+        if names:
+            charts.append(score_chart(f"{task}: held out{what}", [line(label(name), name) for name in names], marks))
     for key, values in metrics.items():
         if not isinstance(values, Mapping):
             continue

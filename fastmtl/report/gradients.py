@@ -11,6 +11,7 @@ from typing import Any
 from .charts import Line, line_chart
 from .curves import look_up, step_marks
 from .past_run import PastRun
+from .words import counted, listed
 
 _PAIRS = 6  # lines that one chart still shows apart
 _MOST_PAIRS = 24  # beyond which the most opposed pair stands for all
@@ -61,17 +62,29 @@ def _gradients(run: PastRun) -> str:
 def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
     """How often two tasks were opposed, from the lowest cosine of each step; or why nobody knows."""
     if lowest:
-        name = run.config.get("balancer", {}).get("name", "")
+        names = _balancers(run)
+        under = f", under the balancer{'s' * (len(names) > 1)} {listed(names)}" if names else ""
+        opposed = sum(value < 0 for value in lowest) or "none"
         return (
-            f"On the shared parameters, under the balancer {name}. Below 0 two tasks pull in opposite directions: so "
-            f"at {sum(value < 0 for value in lowest)} of the {len(lowest)} steps looked at."
+            f"On the shared parameters{under}. Below 0 two tasks pull in opposite directions: so at {opposed} of the "
+            f"{counted(len(lowest), 'step')} looked at."
         )
     if alone:
         return "One task at a time: there are no gradients to compare."
+    if any("cosines" in look for look in run.looks):
+        return "The cosines that this run recorded are no numbers: a task's gradient was 0 or not finite at every look."
     return (
         "The balancer of this run weighs losses; it does not look at each task's gradient. --watch-gradients 100 does, "
         "at every hundredth step."
     )
+
+
+def _balancers(run: PastRun) -> list[str]:
+    """The names of the recipe's balancer and of those that its stages have instead."""
+    stages = run.config.get("stages") or [{}]
+    own = run.config.get("balancer", {})
+    used = [stage.get("balancer") or own for stage in stages]
+    return list(dict.fromkeys(str(one["name"]) for one in used if "name" in one))
 
 
 def _place(look: Mapping[str, Any], task: str) -> int:

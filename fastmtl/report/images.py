@@ -12,6 +12,7 @@ from .charts import UNKNOWN, confusion_matrix, mean, number
 from .past_run import PastRun
 from .pictures import picture
 from .roc import roc_section
+from .words import counted, percent
 
 _ROWS_SHOWN = 10
 # The colours `evaluation` draws with. They are data here, as in the pictures, and follow neither light nor dark.
@@ -35,7 +36,8 @@ def tile_sections(run: PastRun) -> str:
             lines.sort(key=lambda line: -line["tasks"][task]["probability"])
             parts.append(f"<h3>{escape(task)}: the surest mistakes</h3>{_tiles(run, task, lines)}")
     if len(parts) == 1:
-        parts.append(_absent(run, "tiles"))
+        why = "none of the tasks has masks or boxes to draw, or took an image for another class"
+        parts.append(f"<p class=soft>No tiles: {why}.</p>" if run.images else _absent(run, "tiles"))
     return "".join(parts)
 
 
@@ -46,9 +48,7 @@ def class_sections(run: PastRun) -> str:
     for task in names:
         lines = [line for line in run.images if "class" in line["tasks"].get(task, {})]
         found = Counter((line["tasks"][task]["class"], line["tasks"][task]["predicted"]) for line in lines)
-        known = _class_names(run, lines[0]["tasks"][task])
-        seen = {name for pair in found for name in pair}
-        classes = [name for name in known if name in seen or found] if seen <= set(known) else sorted(seen)
+        classes = _class_names(run, task)
         parts.append(f"<h3>{escape(task)}</h3>{_class_table(run, task, lines, classes, found)}")
         parts.append(f"<h3>{escape(task)}: true and predicted classes</h3>")
         parts.append("<p class=soft>Images; the shade is the share of the true class, the frame marks agreement.</p>")
@@ -62,16 +62,16 @@ def class_sections(run: PastRun) -> str:
 
 
 def patient_section(run: PastRun) -> str:
-    """One row per patient, the worst first."""
+    """One row per patient, or what else the split kept together; the worst first, where the images have scores."""
     if not run.images:
-        return f"<h2>Per patient</h2>{_absent(run, 'table of patients')}"
+        return f"<h2>Per {run.unit}</h2>{_absent(run, f'table of {run.unit}s')}"
     if run.by_tile:
         return ""  # nobody knows whose they are
     patients: dict[str, list[Entry]] = defaultdict(list)
     for line in run.images:
         patients[str(line.get("patient", "unknown"))].append(line)
     maps, kinds = _tasks_with(run, "dice"), _tasks_with(run, "class")
-    heads, rows = ["Patient", "Images"], []
+    heads, rows = [run.unit.capitalize(), "Images"], []
     for task in maps:
         heads += [_titled(task, maps, "mean Dice"), "lowest"]
     heads += [_titled(task, kinds, "right class") for task in kinds]
@@ -90,11 +90,13 @@ def patient_section(run: PastRun) -> str:
     rows.sort(key=lambda row: (row[0] != row[0], row[0], row[1]))
     shown = table(heads, [[patient, *cells] for _, patient, cells in rows[:_ROWS_SHOWN]])
     rest = table(heads, [[patient, *cells] for _, patient, cells in rows[_ROWS_SHOWN:]])
-    more = f"<details><summary>the other {len(rows) - _ROWS_SHOWN} patients</summary>{rest}</details>"
+    more = f"<details><summary>{counted(len(rows) - _ROWS_SHOWN, f'more {run.unit}')}</summary>{rest}</details>"
     apart = not set(run.facts.get("training_patients", patients)) & set(patients)
-    known = ", none of them in the training set" if apart else ""
-    note = f"<p class=soft>{len(rows)} patients{known}; the lowest {'mean Dice' if maps else 'score'} first.</p>"
-    return f"<h2>Per patient</h2>{note}{shown}{more if len(rows) > _ROWS_SHOWN else ''}"
+    known = f", {'none of them' if len(rows) > 1 else 'which is not'} in the training set" if apart else ""
+    first = [f"the lowest mean Dice of {task}" for task in maps[:1]] or [f"the fewest right in {t}" for t in kinds[:1]]
+    order = f"; {first[0]} first" if first and len(rows) > 1 else ""
+    note = f"<p class=soft>{escape(counted(len(rows), run.unit) + known + order)}.</p>"
+    return f"<h2>Per {run.unit}</h2>{note}{shown}{more if len(rows) > _ROWS_SHOWN else ''}"
 
 
 def spread(run: PastRun) -> list[str]:
@@ -103,13 +105,19 @@ def spread(run: PastRun) -> list[str]:
     for task in task_names(run.images):
         dice = sorted(_entries(run.images, task, "dice"))
         if dice:
-            below = sum(value < 0.5 for value in dice)
-            lowest = f"{below or 'none'} {'is' if below < 2 else 'are'} below 0.5"
-            said.append(
-                f"{task}: half of the {len(dice)} images have a Dice above {dice[len(dice) // 2]:.3f}, one in ten has "
-                f"at most {dice[len(dice) // 10]:.3f}, and {lowest}."
-            )
+            said.append(f"{task}: {_spread(dice)}.")
     return said
+
+
+def _spread(dice: Sequence[float]) -> str:
+    """Of scores in rising order."""
+    count, low, high = len(dice), number(dice[0]), number(dice[-1])
+    if low == high:
+        return f"the one image has a Dice of {low}" if count == 1 else f"all {count} images have a Dice of {low}"
+    below = sum(value < 0.5 for value in dice)
+    tenth = f"one in ten has at most {number(dice[count // 10])}" if count >= 10 else f"the lowest has {low}"
+    lowest = f"{below or 'none'} {'is' if below < 2 else 'are'} below 0.5"
+    return f"half of the {count} images have a Dice of at least {number(dice[count // 2])}, {tenth}, and {lowest}"
 
 
 def class_facts(run: PastRun) -> tuple[list[str], list[str]]:
@@ -122,16 +130,23 @@ def class_facts(run: PastRun) -> tuple[list[str], list[str]]:
         right = Counter(true for true, predicted in pairs if true == predicted)
         never = [name for name in totals if not right[name]]
         if never:
-            said = [f"{name} (0 of {totals[name]} image{'s' * (totals[name] > 1)})" for name in never]
+            said = [f"{name} (0 of {counted(totals[name], 'image')})" for name in never]
             missed.append(f"{task}: never found: {', '.join(said)}.")
-        if len(totals) > 1:
-            low, *_, high = sorted((right[name] / totals[name], name) for name in totals)
-            absent = [name for name in run.facts.get("class_names", []) if name not in totals]
-            without = f"; no image of {', '.join(absent)} was held out" if absent else ""
-            ranges.append(
-                f"{task}: sensitivity per class is from {low[0]:.0%} ({low[1]}) to {high[0]:.0%} ({high[1]}){without}."
-            )
+        absent = [name for name in _class_names(run, task) if name not in totals]
+        without = f"; no image of {', '.join(absent)} was held out" if absent else ""
+        shares = sorted((right[name] / count, name) for name, count in totals.items())
+        ranges.append(f"{task}: {_range(shares)}{without}.")
     return missed, ranges
+
+
+def _range(shares: Sequence[tuple[float, str]]) -> str:
+    """Of (sensitivity, class), the lowest first."""
+    (low, worst), (high, best) = shares[0], shares[-1]
+    if len(shares) == 1:
+        return f"all held-out images are of {best}, and {percent(high)} of them were recognised"
+    if percent(low) == percent(high):
+        return f"sensitivity is {percent(low)} in each of the {len(shares)} classes"
+    return f"sensitivity per class is from {percent(low)} ({worst}) to {percent(high)} ({best})"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[tuple[int, int]] = ()) -> str:
@@ -162,13 +177,21 @@ def _groups(lines: Sequence[Entry], task: str) -> list[tuple[str, list[Entry]]]:
         shown = line["tasks"][task].get("shown", "worst" if place < (len(lines) + 1) // 2 else "best")
         groups.get(shown, groups["worst"]).append(line)
     groups["best"].reverse()
+    if len({number(line["tasks"][task]["score"]) for line in lines}) == 1:
+        return [("tiles, which all score the same" if len(lines) > 1 else "only tile", lines)]
     titles = {"worst": "worst tiles", "typical": "typical tiles, near the median", "best": "best tiles"}
     return [(titles[name], found) for name, found in groups.items() if found]
 
 
-def _class_names(run: PastRun, entry: Entry) -> list[str]:
-    """The task's classes in their order, as far as its run says."""
-    return list(entry["probabilities"]) if "probabilities" in entry else run.facts.get("class_names", [])
+def _class_names(run: PastRun, task: str) -> list[str]:
+    """The task's classes in their order: of its column, or of its probabilities; of no column with other classes."""
+    entries = [line["tasks"][task] for line in run.images if "class" in line["tasks"].get(task, {})]
+    seen = {name for entry in entries for name in (entry["class"], entry["predicted"])}
+    told = list(entries[0].get("probabilities", {}))
+    column = run.classes(task)
+    if not run.options(task) and len(_tasks_with(run, "class")) > 1:  # nobody says which column is the task's
+        column = told or column
+    return next((names for names in (column, told) if seen | set(told) <= set(names)), sorted(seen))
 
 
 def _tiles(run: PastRun, task: str, lines: Sequence[Entry]) -> str:
@@ -187,15 +210,22 @@ def _tiles(run: PastRun, task: str, lines: Sequence[Entry]) -> str:
 def _caption(line: Entry, entry: Entry) -> tuple[str, list[str]]:
     """What a tile got, and its classes: by this task, or beside a mask by any task that has classes."""
     if "class" in entry:
-        return f"taken for {entry['predicted']}", [f"{entry['probability']:.0%} sure", f"true class: {entry['class']}"]
-    notes = []
-    for other in line["tasks"].values():
-        if "class" in other:
-            wrong = "" if other["class"] == other["predicted"] else f", taken for {other['predicted']}"
-            notes.append(f"{other['class']}{wrong}")
+        sure = f"{percent(entry['probability'])} sure"
+        return f"taken for {entry['predicted']}", [sure, f"true class: {entry['class']}"]
+    notes = class_answers(line)
     if "true_area" in entry:  # where the whole tile is foreground there is no outline to see
-        notes.append(f"area: true {entry['true_area']:.0%}, predicted {entry['predicted_area']:.0%}")
+        notes.append(f"area: true {percent(entry['true_area'])}, predicted {percent(entry['predicted_area'])}")
     return f"{'IoU' if 'iou' in entry else 'Dice'} {number(entry['score'])}", notes
+
+
+def class_answers(line: Entry) -> list[str]:
+    """An image's class in each task that has classes, and what it was taken for; of several tasks with their names."""
+    found = {task: entry for task, entry in line["tasks"].items() if "class" in entry}
+    said = []
+    for task, entry in found.items():
+        wrong = "" if entry["class"] == entry["predicted"] else f", taken for {entry['predicted']}"
+        said.append(f"{_titled(task, list(found), entry['class'])}{wrong}")
+    return said
 
 
 def _class_table(
@@ -209,9 +239,11 @@ def _class_table(
         predicted = sum(count for (_, other), count in found.items() if other == name)
         dice = [number(mean(_entries(members, map_task, "dice"))) for map_task in maps]
         patients = UNKNOWN if run.by_tile else str(len({line.get("patient") for line in members}))
-        shares = [f"{right / total:.0%}" if total else UNKNOWN for total in (len(members), predicted)]
+        shares = [percent(right / total) if total else UNKNOWN for total in (len(members), predicted)]
         rows.append([name, str(len(members)), patients, *shares, *dice])
-    heads = ["Class", "Images", "Patients", "Sensitivity", "Precision", *(_titled(name, maps, "Dice") for name in maps)]
+    unit = "Patient" if run.by_tile else run.unit.capitalize()
+    dices = [_titled(name, maps, "Dice") for name in maps]
+    heads = ["Class", "Images", f"{unit}s", "Sensitivity", "Precision", *dices]
     return table(heads, rows)
 
 
@@ -246,5 +278,5 @@ def _entries(lines: Sequence[Entry], task: str, key: str) -> list[Any]:
 
 
 def _absent(run: PastRun, what: str) -> str:
-    why = "holds no image" if (run.folder / "evaluation.jsonl").exists() else "is not there"
+    why = "holds no image that can be shown" if (run.folder / "evaluation.jsonl").exists() else "is not there"
     return f"<p class=soft>No {what}: this run's evaluation.jsonl {why}; training writes it when it ends.</p>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 from .analyses import feature_section, saliency_section
@@ -12,20 +12,27 @@ from .charts import duration, line_chart, number, shares
 from .curves import curve, label, learning_section, look_up
 from .gradients import gradient_section
 from .images import class_facts, class_sections, patient_section, spread, tile_sections
+from .notices import notice_section
 from .past_run import PastRun
 from .style import page
+from .words import counted
 
 _MEANINGS = {
-    "dice": "Dice: overlap of the predicted and the true area, mean over images; 1 is perfect, 0 no overlap.",
-    "jaccard": "Jaccard: the shared area divided by the area of both together, mean over images.",
+    "dice": "Dice: overlap of the predicted and the true area, mean over {}; 1 is perfect, 0 no overlap.",
+    "jaccard": "Jaccard: the shared area divided by the area of both together, mean over {}.",
     "accuracy": "Accuracy: share of the images whose class is right.",
+    "mae": "MAE: mean absolute error, in the unit of the target; less is better.",
+    "rmse": "RMSE: root of the mean squared error; less is better.",
+    "r2": "R²: 1 is perfect, 0 no better than always saying the mean of the targets, below 0 worse than that.",
 }
+_OVER = {"image": "images", "batch": "batches, their pixels taken together"}
 
 
 def render(run: PastRun) -> str:
     """The page. What cannot be shown is said in its place; pictures that are gone are added to `run.problems`."""
     parts = [
-        f"<h1>{escape(run.name)}</h1><p class=soft>{escape(str(run.config.get('summary', '')))}</p>" + _headlines(run),
+        f"<h1>{escape(run.name)}</h1>{_recipe_said(run)}{_headlines(run)}",
+        notice_section(run),
         tile_sections(run),
         class_sections(run),
         patient_section(run),
@@ -42,12 +49,16 @@ def render(run: PastRun) -> str:
 
 
 def headline_scores(run: PastRun) -> dict[tuple[str, str], float]:
-    """(task, metric) -> value, for the metrics that are one number."""
+    """(task, metric) -> value, for the metrics that are one number; NaN where nothing defines them."""
+    return _numbers(run.scores)
+
+
+def _numbers(tasks: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], float]:
     return {
-        (task, name): value
-        for task, metrics in run.scores.items()
+        (task, name): nan if value is None else value
+        for task, metrics in tasks.items()
         for name, value in metrics.items()
-        if isinstance(value, float | int)
+        if value is None or (isinstance(value, float | int) and not isinstance(value, bool))
     }
 
 
@@ -57,9 +68,10 @@ def what_ran(run: PastRun) -> dict[str, str]:
     rows = {
         "data": facts.get("data"),
         "split": facts.get("split"),
-        "patients": None if run.by_tile else _counts(facts, "training_patients", "validation_patients"),
+        f"{run.unit}s": None if run.by_tile else _counts(facts, "training_patients", "validation_patients"),
         "images": _counts(facts, "training_images", "validation_images"),
         "classes": ", ".join(facts.get("class_names", [])),
+        **{f"classes of {column}": ", ".join(names) for column, names in facts.get("classes", {}).items()},
         "model": _options(config.get("model")),
         "balancer": _options(config.get("balancer")),
         "optimizer": _options(config.get("optimizer")),
@@ -76,40 +88,81 @@ def what_ran(run: PastRun) -> dict[str, str]:
 
 
 def device(run: PastRun) -> str:
-    """The GPUs' names, or the processor's and its threads."""
+    """The name of the GPU, or of all where the run does not say which it had; or the processor's and its threads."""
     environment = run.environment
     if not environment:
         return ""
-    processor = f"{environment.get('processor', 'CPU')}, {environment.get('threads', 'unknown')} threads"
-    return ", ".join(environment.get("gpus", [])) or processor
+    threads = environment.get("threads")
+    threads = counted(threads, "thread") if isinstance(threads, int) else "unknown threads"
+    processor = f"{environment.get('processor', 'CPU')}, {threads}"
+    kind, _, number = str(run.facts.get("device") or run.config.get("training", {}).get("device", "")).partition(":")
+    if kind == "cpu":
+        return processor
+    gpus = environment.get("gpus", [])
+    return ", ".join(gpus[int(number) :][:1] if number.isdecimal() else gpus) or processor
+
+
+def _recipe_said(run: PastRun) -> str:
+    said = str(run.config.get("summary", ""))
+    return f"<p class=soft>Recipe: {escape(said)}</p>" if said else ""
 
 
 def _headlines(run: PastRun) -> str:
     scores = headline_scores(run)
     if not scores:
         return "<p>This run has no scores on held-out images.</p>"
-    cards = "".join(
-        f"<div class=fact><span>{escape(task)}: {escape(label(name))}</span><b>{number(value)}</b></div>"
-        for (task, name), value in scores.items()
-    )
     missed, ranges = class_facts(run)
     warning = f"<p class=warn>{'<br>'.join(map(escape, missed))}</p>" if missed else ""
     images, patients = run.summary.get("num_images"), run.summary.get("num_patients")
-    of = ", split image by image: their patients may be in training too" if run.by_tile else f" of {patients} patients"
-    what = f"{images} held-out images{of}" if images else "Held-out images, after the last epoch"
+    of = f" of {counted(patients, run.unit)}" if isinstance(patients, int) else ""
+    of = ", split image by image: their patients may be in training too" if run.by_tile else of
+    what = f"{counted(images, 'held-out image')}{of}" if images else "Held-out images, after the last epoch"
     last_stage = [one for one in run.records if one.get("stage") == run.records[-1].get("stage")]
     ranked = [(look_up(lambda r: r["validation"]["score"], one), -one["epoch"]) for one in last_stage]
     best = max(((score, epoch) for score, epoch in ranked if isfinite(score)), default=None)
     when, judged = "", run.summary.get("checkpoint")
+    averaged = f", averaged ({way})" if (way := run.config.get("training", {}).get("average")) else ""
     if judged == "last":
-        when = ", with the weights of the last epoch"
+        when = f", with the weights of the last epoch{averaged}"
     elif best and judged == "best":
-        epochs = run.records[-1]["epoch"]
-        when = f", with the weights of epoch {-best[1]} of {epochs}{', which scored best on them' * (epochs > 1)}"
-    meanings = [_MEANINGS[name] for name in dict.fromkeys(name for _, name in scores) if name in _MEANINGS]
-    notes = [*ranges, *spread(run), " ".join(meanings)]
-    said = "".join(f"<p class=soft>{escape(note)}</p>" for note in notes)
-    return f"<p>{escape(what + when)}.</p><div class=facts>{cards}</div>{warning}{said}"
+        epochs, chosen = run.records[-1]["epoch"], ", which scored best on them" if len(last_stage) > 1 else ""
+        when = f", with the weights of epoch {-best[1]} of {epochs}{chosen}{averaged}"
+    notes = [*ranges, *spread(run), " ".join(_meanings(run, scores))]
+    said = "".join(f"<p class=soft>{escape(note)}</p>" for note in notes if note)
+    return f"<p>{escape(what + when)}.</p>{_cards(scores)}{warning}{said}{_test(run)}"
+
+
+def _cards(scores: Mapping[tuple[str, str], float]) -> str:
+    cards = "".join(
+        f"<div class=fact><span>{escape(task)}: {escape(label(name))}</span><b>{number(value)}</b></div>"
+        for (task, name), value in scores.items()
+    )
+    return f"<div class=facts>{cards}</div>"
+
+
+def _test(run: PastRun) -> str:
+    """The scores on images kept for a test; "" where there are none."""
+    test = run.summary.get("test", {})
+    scores = _numbers(test.get("tasks", {}))
+    if not scores:
+        return ""
+    patients = f" of {counted(test['num_patients'], run.unit)}" if "num_patients" in test and not run.by_tile else ""
+    images = counted(test["num_images"], "test image") if "num_images" in test else "The test images"
+    return f"<p>{escape(images + patients)}, which chose nothing.</p>{_cards(scores)}"
+
+
+def _meanings(run: PastRun, scores: Mapping[tuple[str, str], float]) -> list[str]:
+    """A sentence for each metric on the cards that this program gives; own kinds of tasks may mean something else."""
+    tasks: dict[str, list[str]] = {}
+    for task, metric in scores:
+        tasks.setdefault(metric, []).append(task)
+    said = []
+    for metric, of in tasks.items():
+        ways = [run.options(task).get("aggregate", "image") for task in of]
+        over = {way.get(metric, "image") if isinstance(way, Mapping) else way for way in ways}
+        words = [_OVER.get(str(one), str(one)) for one in sorted(map(str, over))]
+        said.append(_MEANINGS.get(metric, "").format(" or ".join(words)))
+    return [one for one in said if one]
 
 
 def _time(records: Sequence[Mapping[str, Any]]) -> str:
@@ -125,7 +178,7 @@ def _time(records: Sequence[Mapping[str, Any]]) -> str:
         parts["validation"] = sum(measured)
     speed = line_chart("Training speed, images per second", [curve(timed, "speed", lambda r: r["images_per_second"])])
     missing = "" if measured else " Validation was not timed."
-    note = f"{duration(sum(parts.values()))} in {len(timed)} epochs, without saving checkpoints.{missing}"
+    note = f"{duration(sum(parts.values()))} in {counted(len(timed), 'epoch')}, without saving checkpoints.{missing}"
     return f"<p class=soft>{note}</p>{shares(parts)}<div class=grid>{speed}</div>"
 
 

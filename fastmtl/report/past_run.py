@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastmtl.directions import direction_of
 from fastmtl.run_folder import RunError, read_lines
 
 from . import shapes
@@ -15,7 +16,8 @@ from . import shapes
 
 @dataclass
 class PastRun:
-    """What the files of a run folder say; empty where a file is missing. `problems` has one line for each fault."""
+    """What the files of a run folder say; empty where a file is missing. `held_out` has the held-out images' names,
+    `problems` one line for each fault."""
 
     folder: Path
     config_text: str = ""
@@ -27,6 +29,7 @@ class PastRun:
     looks: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
     analyses: dict[str, Any] = field(default_factory=dict)
+    held_out: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -34,10 +37,40 @@ class PastRun:
         return str(self.config.get("name", self.folder.name))
 
     @property
+    def notices(self) -> list[str]:
+        """What was odd: of the data and the scores, or of the data alone while the run has no summary."""
+        return self.summary.get("notices", self.facts.get("notices", []))
+
+    @property
+    def unit(self) -> str:
+        """What the split kept together."""
+        data = self.config.get("data", {})
+        group_by = data.get("group_by", "") if isinstance(data, dict) else ""
+        return {"": "patient", "patient": "patient", "tile": "image"}.get(group_by, "group")
+
+    def options(self, task: str) -> dict[str, Any]:
+        """What the recipe says of a task; {} where it says nothing."""
+        tasks = self.config.get("tasks", {})
+        found = tasks.get(task, {}) if isinstance(tasks, dict) else {}
+        return found if isinstance(found, dict) else {}
+
+    def classes(self, task: str) -> list[str]:
+        """The classes of the column that a task learns from, in their order; [] where the run does not say."""
+        column = self.options(task).get("column", "")
+        if column in ("", "label"):
+            return self.facts.get("class_names", [])
+        return self.facts.get("classes", {}).get(column, [])
+
+    def higher_is_better(self, task: str, metric: str) -> bool | None:
+        """As the run says; of runs of versions that said nothing, by the metric's name. None: nobody knows."""
+        if "higher_is_better" in self.summary:
+            return self.summary["higher_is_better"].get(task, {}).get(metric)
+        return direction_of(f"{task}.{metric}")
+
+    @property
     def by_tile(self) -> bool:
         """Whether images were split one by one: a patient's may be on both sides, and nobody knows whose they are."""
-        data = self.config.get("data", {})
-        return isinstance(data, dict) and data.get("group_by") == "tile"
+        return self.unit == "image"
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
@@ -78,6 +111,10 @@ def read_run(folder: Path) -> PastRun:
     if run.summary and not _is_tasks(run.summary.get("tasks")):
         run.problems.append(f'{folder / "summary.json"}: has no "tasks"; {instead}.')
         run.summary = {}
+    _leave_out_misfits(run, run.summary, "summary.json", shapes.SUMMARY)
+    if (folder / "split.json").exists():  # runs put together by hand have none
+        split = _readable(run, "split.json", "which images were held out is left out", shapes.SPLIT)
+        run.held_out = split.get("validation", [])
     run.looks = _lines(run, "balance.jsonl", {"step": int, "loss": dict}, "the tasks' gradients are left out")
     images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict}, "there are no tiles and patients")
     run.images = [line for line in images if shapes.fits_image(line)]
@@ -111,10 +148,14 @@ def _object(run: PastRun, name: str, consequence: str) -> dict[str, Any]:
 def _readable(run: PastRun, name: str, consequence: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """`_object` without what the page could not show."""
     found = _object(run, name, consequence)
+    _leave_out_misfits(run, found, name, wanted)
+    return found
+
+
+def _leave_out_misfits(run: PastRun, found: dict[str, Any], name: str, wanted: dict[str, Any]) -> None:
     for key in shapes.misfits(found, wanted):
         run.problems.append(f"{run.folder / name}: {key!r} is not as fastmtl writes it, left out.")
         del found[key]
-    return found
 
 
 def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -> list[dict[str, Any]]:

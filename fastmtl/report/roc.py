@@ -32,18 +32,17 @@ def roc_section(run: PastRun, task: str, entries: Sequence[Mapping[str, Any]]) -
     lines = {name: line for name, line in curves.items() if line is not None}
     absent = [name for name in wanted if name not in lines]
     note = "Each class against all others" if len(names) > 2 else f"{wanted[0]} against {names[0]}"
-    note += "; the number is the area under the curve, 0.5 on the diagonal."
+    note = f"{note}; the number is the area under the curve, 0.5 on the diagonal. " if lines else ""
     if absent:
-        note += f" None for {', '.join(absent)}: a curve needs images that are of the class, and some that are not."
+        note += f"None for {', '.join(absent)}: a curve needs images that are of the class, and some that are not."
     drawn = list(lines.values())
     charts = [
         line_chart(f"{task}: ROC", drawn[first : first + NUM_COLOURS], high=1.0, across="1 - specificity", square=True)
         for first in range(0, len(drawn), NUM_COLOURS)
     ]
     grid = f"<div class=grid>{''.join(charts)}</div>" if charts else ""
-    return (
-        f"<h3>{escape(task)}: sensitivity and specificity at every threshold</h3><p class=soft>{escape(note)}</p>{grid}"
-    )
+    title = f"<h3>{escape(task)}: sensitivity and specificity at every threshold</h3>"
+    return f"{title}<p class=soft>{escape(note.strip())}</p>{grid}"
 
 
 def _curve(name: str, entries: Sequence[Mapping[str, Any]]) -> Line | None:

@@ -10,12 +10,22 @@ ANY = "*"  # of a mapping: every key
 
 # A type; [shape], a list of such; {key: shape}, a mapping, in which keys may be absent.
 FACTS = {
+    "notices": [str],
     "class_names": [str],
+    "classes": {ANY: [str]},
     "training_patients": [str],
     "validation_patients": [str],
     "training_images": int,
     "validation_images": int,
 }
+SUMMARY = {
+    "notices": [str],
+    "higher_is_better": {ANY: {ANY: bool}},
+    "num_images": int,
+    "num_patients": int,
+    "test": {"tasks": {ANY: {}}, "num_images": int, "num_patients": int},
+}
+SPLIT = {"validation": [str]}
 ENVIRONMENT = {"commit": str | None, "gpus": [str], "packages": {}}
 RECORD = {"validation": {"tasks": {ANY: {}}}}
 IMAGE = {
@@ -55,7 +65,7 @@ def _fits(value: Any, shape: Any) -> bool:
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
     if not isinstance(shape, Mapping):
-        return isinstance(value, shape) and not isinstance(value, bool)
+        return isinstance(value, shape) and isinstance(value, bool) == (shape is bool)
     if not isinstance(value, Mapping):
         return False
     wanted = dict.fromkeys(value, shape[ANY]) if ANY in shape else shape

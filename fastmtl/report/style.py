@@ -92,4 +92,5 @@ def page(title: str, parts: list[str], problems: list[str]) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
     )
     body = "\n".join([parts[0], warning, *parts[1:]])
-    return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n{body}\n</body></html>\n"
+    text = f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n{body}\n</body></html>\n"
+    return text.encode("utf-8", "replace").decode()  # a file's name may hold bytes that are no UTF-8

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any
 
+from ..directions import direction_of
+
 TEST = "test."  # before a metric of the test images
 
 
@@ -58,15 +60,19 @@ def over_folds(summaries: Sequence[Mapping[str, Any]], key: str) -> Score | None
     return Score(tuple(found)) if found else None
 
 
-def delta_m(values: Mapping[str, float], baselines: Mapping[str, float]) -> float:
+def delta_m(
+    values: Mapping[str, float], baselines: Mapping[str, float], higher_is_better: Mapping[str, bool] | None = None
+) -> float:
     """Average gain per task over single-task learning, percent.
 
-    delta_m = 100 / K sum_k (M_k - B_k) / B_k, for metrics of which more is better (Mask2Tasks, appendix A.2; Liu et
-    al., FAMO).
+    delta_m = 100 / K sum_k s_k (M_k - B_k) / |B_k|, s_k = 1 for metrics of which more is better and -1 for those of
+    which less is, as errors (Mask2Tasks, appendix A.2; Liu et al., FAMO).
 
     Args:
         values: metric -> M_k; what is not in `baselines` does not count.
         baselines: metric -> B_k.
+        higher_is_better: metric -> whether more is better; by its name, see `directions`, where it is not there, and
+            more is better of a name that nobody knows.
 
     Raises:
         ValueError: a baseline without a value, or one of 0.
@@ -79,4 +85,6 @@ def delta_m(values: Mapping[str, float], baselines: Mapping[str, float]) -> floa
         raise ValueError(f"`values` must have every baseline's metric; {missing[0] if missing else 'there is none'}.")
     if any(base == 0 for base in baselines.values()):
         raise ValueError("`baselines` must not be 0: the gain is relative to them.")
-    return 100 * statistics.fmean((values[name] - base) / base for name, base in baselines.items())
+    ways = {name: direction_of(name) is not False for name in baselines} | dict(higher_is_better or {})
+    gains = {name: (values[name] - base) / abs(base) for name, base in baselines.items()}
+    return 100 * statistics.fmean(gain if ways[name] else -gain for name, gain in gains.items())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..directions import direction_of
 from ..run_folder import environment
 from ..whole_files import write_whole
 from .scores import TEST, Score, delta_m, metric, over_folds
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 GAIN = "delta_m"
 _DEEP = (".per_group.", ".per_class.")
+_ODD_SHOWN = 20  # notices
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,22 @@ def markdown(paper: str, results: Sequence[Result], root: Path, scale: str, fold
     failures = [f"- {_title(r)}, fold {fold}: {text}" for r in results for fold, text in sorted(r.failures.items())]
     parts += ["## Failed\n", "\n".join(failures)] if failures else []
     parts += ["## Notes\n", "\n".join(notes)] if notes else []
+    odd = _odd(results)
+    parts += ["## Notices\n", "\n".join(odd)] if odd else []
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _odd(results: Sequence[Result]) -> list[str]:
+    """What was odd about the runs, each line once, with the rows that it is of where they are not all."""
+    rows: dict[str, dict[str, None]] = {}
+    for result in results:
+        for summary in result.summaries.values():
+            for notice in summary.get("notices", []):
+                rows.setdefault(str(notice), {})[result.row.name] = None
+    having = [result for result in results if result.summaries]
+    said = [f"- {text}" + ("" if len(of) == len(having) else f" ({', '.join(of)})") for text, of in rows.items()]
+    more = len(said) - _ODD_SHOWN
+    return said if more <= 0 else [*said[:_ODD_SHOWN], f"- and {more} more, in the runs' summary.json"]
 
 
 def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> list[str]:
@@ -103,7 +120,8 @@ def _changes(results: Sequence[Result]) -> list[str]:
 def _main(results: Sequence[Result]) -> str:
     keys = metrics_of(results)
     gains = gains_of(results)
-    heads = ["Row", *(f"{_label(key)}, {who}" for key in keys for who in ("paper", "ours"))]
+    less = {key: ", less is better" * (_direction(results, key) is False) for key in keys}
+    heads = ["Row", *(f"{_label(key)}, {who}{less[key]}" for key in keys for who in ("paper", "ours"))]
     if gains:
         heads += ["Δm%, paper", "Δm%, ours over the paper's baselines", "Δm%, ours over our baselines"]
     rows = []
@@ -135,7 +153,15 @@ def gains_of(results: Sequence[Result]) -> dict[str, tuple[float | None, float |
 
 def _gain(result: Result, baselines: Mapping[str, float], folds: Collection[int] | None = None) -> float | None:
     means = {key: score.mean for key in baselines if (score := cell(result, key, folds).ours) is not None}
-    return delta_m(means, baselines) if len(means) == len(baselines) else None
+    ways = {key: way for key in baselines if (way := _direction([result], key)) is not None}
+    return delta_m(means, baselines, ways) if len(means) == len(baselines) else None
+
+
+def _direction(results: Sequence[Result], key: str) -> bool | None:
+    """Whether more is better of a metric: as the runs say, or by its name where no run says it."""
+    task, _, name = key.removeprefix(TEST).partition(".")
+    said = [one.get("higher_is_better", {}) for result in results for one in result.summaries.values()]
+    return next((ways[task][name] for ways in said if name in ways.get(task, {})), direction_of(key))
 
 
 def _gain_over_own(result: Result, results: Sequence[Result]) -> float | None:

@@ -4,7 +4,7 @@ from .auxiliary import AuxiliarySegmentation
 from .base import BaseTask
 from .classification import BinaryClassification, Classification
 from .numbers import BoundingBox, Regression
-from .registry import check_task, create_task, list_tasks, register_task
+from .registry import check_task, create_task, list_tasks, register_task, target_kind
 from .segmentation import BinarySegmentation, MultiClassSegmentation, MultiLabelSegmentation
 from .universal import UniversalSegmentation
 from .unlabelled import Contrastive, Reconstruction
@@ -26,4 +26,5 @@ __all__ = [
     "create_task",
     "list_tasks",
     "register_task",
+    "target_kind",
 ]

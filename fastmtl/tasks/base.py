@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,9 +23,11 @@ class BaseTask:
         output: the logits asked of the model.
         headline: the metric that stands for the task when the best checkpoint is chosen, larger is better; "" for a
             task that only helps others.
+        higher_is_better: metric -> whether more of it is better, where its torchmetrics does not say so.
     """
 
     headline: ClassVar[str] = ""
+    higher_is_better: ClassVar[Mapping[str, bool]] = {}
     output: Output
     target: Target
 

@@ -59,18 +59,18 @@ class Regression(BaseTask):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples' numbers; 0, with a graph, when there are none."""
-        wanted = (self._target(batch) - self.mean) / self.std
-        return self.criterion(output.float(), wanted, mask=self.present(batch))
+        wanted = (self._target(batch).double() - self.mean) / self.std  # float32 would round a large mean
+        return self.criterion(output.float(), wanted.float(), mask=self.present(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, size] -> numbers float32 [B, size]."""
-        return output.float() * self.std + self.mean
+        return (output.double() * self.std + self.mean).float()
 
     def metrics(self) -> Any:
         """`mae` and `rmse` in the target's unit, and `r2`."""
         from ..metrics import regression_metrics
 
-        return regression_metrics()
+        return regression_metrics(self.size)
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""

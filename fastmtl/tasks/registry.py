@@ -65,6 +65,11 @@ def create_task(
         raise ValueError(f"task {name!r} ({kind}) cannot be built with {options}: {error}") from error
 
 
+def target_kind(kind: str) -> str | None:
+    """What all tasks of this registered kind learn from, a `Target.kind`; None where it depends on their options."""
+    return getattr(getattr(_TASKS.get(kind), "target", None), "kind", None)
+
+
 def check_task(kind: str, name: str, options: Iterable[str]) -> None:
     """Raise ValueError, as `create_task` would, for an unknown kind or option."""
     if kind not in _TASKS:

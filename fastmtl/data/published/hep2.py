@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..dataset import Dataset, Problem, Tile
 from ..identifiers import clean_name, last_part
+from ..text import read_text
 from ._files import assemble
 
 LAYOUT = "dataset/train/00001_p0_patch0.tif with ..._patch0_Mask.tif, and a CSV of image, mask, label, intensity"
@@ -65,10 +66,10 @@ def _rows(root: Path) -> Iterator[tuple[str, list[str]]]:
         raise FileNotFoundError(f"no table in {root}; expected {LAYOUT}")
     for table in tables:
         try:
-            text = table.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{table} is not UTF-8: {error}") from None
-        for number, cells in enumerate(csv.reader(text.splitlines()), 1):
+            rows = list(csv.reader(read_text(table).splitlines()))
+        except csv.Error as error:
+            raise ValueError(f"{table} is no table: {error}") from None
+        for number, cells in enumerate(rows, 1):
             trimmed = [cell.strip() for cell in cells]
             if not any(trimmed):
                 continue

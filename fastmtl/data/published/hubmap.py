@@ -33,6 +33,8 @@ def read(root: Path) -> Dataset:
     classes = {"organ": _names(rows, "organ"), "source": _names(rows, "data_source")}
     tiles, problems = [], []
     for place, row in rows:
+        if Path(row["id"]).name != row["id"]:
+            raise ValueError(f"{place}: id must be the name of an image in train_images; got {row['id']!r}")
         name = sample_key(row["id"])  # a table that went through pandas may say 123.0
         file = root / "train_images" / f"{name}.tiff"
         if not file.is_file():

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...extras import require
 from ..dataset import Dataset, Picture, Problem, Tile
+from ..pictures import image_file
+from ..text import read_text
 from ._files import assemble, require_path
 
 LAYOUT = "images/NAME.jpg, annotations/trimaps/NAME.png and annotations/xmls/NAME.xml"
@@ -30,7 +31,7 @@ class Trimap:
 
     def draw(self) -> NDArray[np.uint8]:
         """uint8 [h, w] of 0 and 255; ValueError for other values than 1, 2 and 3."""
-        with require("PIL.Image", "reading images").open(self.file) as image:
+        with image_file(self.file) as image:
             values = np.asarray(image)
         if values.ndim != 2 or values.min() < 1 or values.max() > 3:
             raise ValueError(f"{self.file} is no trimap: expected one channel of 1, 2 and 3")
@@ -45,7 +46,7 @@ class Converted:
 
     def draw(self) -> NDArray[np.uint8]:
         """RGB uint8 [h, w, 3]."""
-        with require("PIL.Image", "reading images").open(self.file) as image:
+        with image_file(self.file) as image:
             return np.asarray(image.convert("RGB"))
 
 
@@ -105,7 +106,10 @@ def _picture(file: Path, problems: list[Problem]) -> Picture | None:
 
 def _box(xml: Path) -> tuple[float, float, float, float]:
     try:
-        tree = ElementTree.parse(xml)
+        text = read_text(xml)
+        if "<!" in text.replace("<!--", ""):  # entities: a few lines of them can fill the memory
+            raise ValueError("it declares a document type, and annotations need none")
+        tree = ElementTree.ElementTree(ElementTree.fromstring(text))
         width, height = (float(tree.findtext(f"size/{side}") or "") for side in ("width", "height"))
         edges = ("xmin", "ymin", "xmax", "ymax")
         left, top, right, bottom = (float(tree.findtext(f"object/bndbox/{edge}") or "") for edge in edges)

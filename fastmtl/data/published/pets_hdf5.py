@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...extras import require
 from ..arrays import ArrayRow
 from ..dataset import Dataset, Tile
+from ..hdf5 import open_array
+from ..sizes import check_pixels
 from ._files import assemble, require_path
 from .pets import SPECIES, centred
 
 LAYOUT = "{train,val,test}/{images,masks,bboxes,binary}.h5, each with an array of its own name"
 _SPLITS = ("train", "val", "test")
+_MAX_IMAGES = 2**20  # an array of any length takes no room in a file until it is written
+_LOOKED_AT = 20  # images, for their range of values
 _SHAPES: dict[str, tuple[str, Callable[[tuple[int, ...]], bool]]] = {
     "images": ("[N, H, W, 3]", lambda shape: len(shape) == 4 and shape[3] == 3),
     "masks": ("[N, H, W, 1] or [N, H, W]", lambda shape: len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)),
@@ -46,25 +50,24 @@ def _read_split(root: Path, split: str) -> list[Tile]:
     files = {
         name: require_path(root / split / f"{name}.h5", LAYOUT) for name in ("images", "masks", "bboxes", "binary")
     }
-    lengths, scales = {}, {}
+    lengths, scales, small = {}, {}, {}
     height = width = 1
     for name, file in files.items():
-        with _open(file) as content:
-            array = _array(content, name, file)
+        with _opened(file, name) as array:
             lengths[name] = len(array)
             if name == "images":
                 height, width = array.shape[1:3]
-            if name in ("images", "masks"):
-                if array.shape[1:3] != (height, width):
-                    raise ValueError(
-                        f"{file}: masks {list(array.shape)} are not of the images' {height}x{width} pixels"
-                    )
-                # Fractions and 0/1 masks become 0..255; the first image tells, an all-black one being as good as 0..1.
-                scales[name] = 255.0 if len(array) and np.max(array[0]) <= 1 else 1.0
+            if name in ("bboxes", "binary"):
+                small[name] = array[:]
+                continue
+            if array.shape[1:3] != (height, width):
+                raise ValueError(f"{file}: masks {list(array.shape)} are not of the images' {height}x{width} pixels")
+            # Fractions and 0/1 masks become 0..255; one image alone may be all black.
+            looked_at = range(0, len(array), len(array) // _LOOKED_AT + 1)
+            scales[name] = 255.0 if max((np.max(array[row]) for row in looked_at), default=2) <= 1 else 1.0
     if len(set(lengths.values())) > 1:
         raise ValueError(f"{root / split} has arrays of different lengths: {lengths}")
-    boxes, species = (_whole(files[name], name) for name in ("bboxes", "binary"))
-    boxes = boxes.astype(np.float64)
+    boxes, species = small["bboxes"].astype(np.float64), small["binary"]
     if boxes.size and boxes.max() > 1:
         boxes = boxes / (width, height, width, height)
     slack = 1 / min(height, width)  # a pixel, for boxes that were rounded outwards
@@ -95,24 +98,17 @@ def _box(edges: np.ndarray) -> tuple[float, float, float, float] | None:
     return centred(left, top, right, bottom)
 
 
-def _open(file: Path) -> Any:
-    h5py = require("h5py", "reading HDF5 files", "wsi")
-    try:
-        return h5py.File(file, "r")
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read as HDF5: {str(error).splitlines()[0]}") from error
-
-
-def _array(content: Any, name: str, file: Path) -> Any:
-    if name not in content:
-        raise ValueError(f"{file} has no array {name!r}; it has {', '.join(content) or 'none'}")
-    array, (words, fits) = content[name], _SHAPES[name]
-    if not fits(tuple(getattr(array, "shape", ()))) or array.dtype.kind not in "biuf":
-        found = f"{array.dtype} {list(array.shape)}" if hasattr(array, "shape") else "a group"
-        raise ValueError(f"{file}: {name} must be numbers {words}; got {found}")
-    return array
-
-
-def _whole(file: Path, name: str) -> np.ndarray:
-    with _open(file) as content:
-        return np.asarray(_array(content, name, file))
+@contextmanager
+def _opened(file: Path, name: str) -> Iterator[Any]:
+    """The array of that name, of the shape it has in this data set."""
+    with open_array(file, name) as array:
+        words, fits = _SHAPES[name]
+        if not fits(array.shape):
+            raise ValueError(f"{file}: {name} must be numbers {words}; got {array.dtype} {list(array.shape)}")
+        if len(array) > _MAX_IMAGES:
+            raise ValueError(f"{file}: {name} {list(array.shape)} declares more than {_MAX_IMAGES:,} images")
+        try:
+            check_pixels(*(*array.shape[1:3], 1, 1)[:2])
+        except ValueError as error:
+            raise ValueError(f"{file}: {name} {error}") from None
+        yield array

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ...extras import require
 from ..dataset import BACKGROUND
+from .declared import declared_size
 from .jpeg import HOLE
 from .raster import Encoding
 
@@ -71,6 +72,9 @@ def decode(
         hole = min(max(len(data) // 4, shortest), longest)
         if bytes(data).find(bytes(hole)) >= 0:
             raise ValueError(f"has {hole} or more zero bytes inside: partly overwritten")
+    declared = declared_size(data, encoding.codec)
+    if declared and not _fits(declared, least, most):
+        raise ValueError(f"declares {declared[0]}x{declared[1]} pixels, not {most[0]}x{most[1]}")
     try:
         samples = _samples(data, encoding, *most)
     except (ImportError, ValueError):
@@ -80,16 +84,20 @@ def decode(
     if samples.ndim == 2:
         samples = samples[..., None]
     height, width = samples.shape[:2]
-    fits = least[0] <= width <= most[0] and least[1] <= height <= most[1]
-    if samples.dtype != np.uint8 or not fits:
+    if samples.dtype != np.uint8 or not _fits((width, height), least, most):
         raise ValueError(f"holds {width}x{height} {samples.dtype} pixels, not {most[0]}x{most[1]} uint8")
     return _to_rgb(samples, encoding)
+
+
+def _fits(size: tuple[int, int], least: tuple[int, int], most: tuple[int, int]) -> bool:
+    return least[0] <= size[0] <= most[0] and least[1] <= size[1] <= most[1]
 
 
 def _samples(data: Any, encoding: Encoding, width: int, height: int) -> NDArray:
     codecs = require("imagecodecs", "decoding slides")
     if encoding.codec in _IMAGES:
-        return getattr(codecs, _IMAGES[encoding.codec] + "_decode")(data)
+        first = {"index": 0} if encoding.codec == "jpegxl" else {}  # of an animation's frames
+        return getattr(codecs, _IMAGES[encoding.codec] + "_decode")(data, **first)
     if encoding.codec.endswith("png"):
         return _png(data)
     row = width * encoding.samples
@@ -125,6 +133,11 @@ def _to_rgb(samples: Pixels, encoding: Encoding) -> Pixels:
         image = require("PIL.Image", "decoding slides").fromarray(np.ascontiguousarray(pixels), "YCbCr")
         pixels = np.asarray(image.convert("RGB"))
     return pixels if alpha is None else _over_background(pixels, alpha, encoding.alpha == "premultiplied")
+
+
+def joined(planes: Sequence[Pixels], encoding: Encoding) -> Pixels:
+    """RGB uint8 [h, w, 3] of red, green, blue and perhaps alpha, each uint8 [h, w]."""
+    return _to_rgb(np.stack(planes, -1), encoding)
 
 
 def _over_background(pixels: Pixels, alpha: Pixels, premultiplied: bool) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import UserError
@@ -36,3 +37,11 @@ class DamagedPieceError(SlideError):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.slide, self.coordinate, self.reason)
+
+
+def in_words(damage: Sequence[DamagedPieceError]) -> tuple[str, ...]:
+    """One line on tiles of a slide that cannot be read; none where there are none."""
+    if not damage:
+        return ()
+    several = f"{len(damage)} tiles cannot be read, first" if len(damage) > 1 else "a tile cannot be read:"
+    return (f"{several} {damage[0].what}",)

@@ -15,7 +15,7 @@ from .codecs import Pixels
 from .errors import DamagedPieceError, SlideError
 from .orientation import Box
 from .raster import Layout, Level
-from .tiff_words import check_mpp
+from .scale import believed, number
 
 
 def scan_foreign(path: Path, max_pixels: int) -> Layout:
@@ -32,24 +32,25 @@ def scan_foreign(path: Path, max_pixels: int) -> Layout:
         if width * height > max_pixels:
             raise SlideError(path, f"declares {width}x{height} pixels, more than max_pixels={max_pixels:,}")
         levels = []
-        for number, ((w, h), downsample) in enumerate(
-            zip(slide.level_dimensions, slide.level_downsamples, strict=True)
-        ):
-            tile = [_number(words, f"openslide.level[{number}].tile-{side}") for side in ("width", "height")]
+        sizes = zip(slide.level_dimensions, slide.level_downsamples, strict=True)
+        for at, ((w, h), downsample) in enumerate(sizes):
+            tile = [_number(words, f"openslide.level[{at}].tile-{side}") for side in ("width", "height")]
             levels.append(Level(w, h, downsample, *(int(length or 256) for length in tile)))
         x, y = _number(words, "openslide.mpp-x"), _number(words, "openslide.mpp-y")
         magnification = _number(words, "openslide.objective-power")
-        mpp, problems = check_mpp((x, y) if x and y else None, "its properties", magnification)
+        scale = believed((x, y) if x and y else None, "OpenSlide", "its properties", magnification)
         bounds = [_number(words, f"openslide.bounds-{side}") for side in ("x", "y", "width", "height")]
         whole = (0, 0, width, height)
         return Layout(
             reader="openslide",
             vendor=str(words.get("openslide.vendor", "")),
             levels=tuple(levels),
-            mpp=mpp,
+            mpp=scale.mpp,
+            mpp_source=scale.source,
+            why_no_mpp=scale.why_no_mpp,
             magnification=magnification,
             bounds=_box([whole[side] if value is None else int(value) for side, value in enumerate(bounds)]),
-            problems=tuple(problems),
+            problems=scale.said,
         )
     finally:
         slide.close()
@@ -119,10 +120,7 @@ def _on_background(picture: Any) -> Pixels:
 
 
 def _number(words: Mapping[str, str], name: str) -> float | None:
-    try:
-        return float(words[name])
-    except (KeyError, ValueError):
-        return None
+    return number(words[name]) if name in words else None
 
 
 def _box(values: list[int]) -> Box:

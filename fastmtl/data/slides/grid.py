@@ -18,7 +18,10 @@ def level_for(slide: Slide, mpp: float) -> tuple[int, float]:
         ValueError: the slide's scale is unknown, or even its finest level is coarser.
     """
     if slide.mpp is None:
-        raise ValueError(f"{slide.path} says no mpp that can be true; open it with mpp=..., or give `level`")
+        raise ValueError(
+            f"{slide.path} says no mpp that can be true; give it in a manifest's column mpp (slide,mpp), open it with "
+            "mpp=..., or take level 0 (data.mpp = 0, `level`)"
+        )
     if not mpp > 0:
         raise ValueError(f"`mpp` must be above 0 micrometres per pixel; got {mpp}")
     if mpp < slide.mpp * (1 - _SAME_MPP):

@@ -23,11 +23,12 @@ from .errors import SlideError
 from .raster import Encoding, Layout, Level, Raster
 from .tissue_mask import TissueMask
 
-VERSION = 1
+VERSION = 2  # an index of another version is as good as none
 FOLDER = ".fastmtl"
 """Beside the slides, where their indexes are."""
 
 _HASHED = 2**16
+_PLAIN = ("reader", "vendor", "mpp", "mpp_source", "why_no_mpp", "magnification", "bounds", "damage", "problems")
 _folder: Path | None = None
 
 
@@ -130,11 +131,10 @@ def _pack(index: SlideIndex) -> tuple[dict[str, Any], dict[str, NDArray]]:
         arrays[f"{name} offsets"], arrays[f"{name} counts"] = raster.offsets, raster.counts
     if index.tissue:
         arrays["tissue"] = index.tissue.bits
-    kept = ("reader", "vendor", "mpp", "magnification", "bounds", "problems")
     words = {
         "version": VERSION,
         "identity": asdict(index.identity),
-        "layout": {name: getattr(layout, name) for name in kept},
+        "layout": {name: getattr(layout, name) for name in _PLAIN},
         "levels": [asdict(level) for level in layout.levels],
         "tissue": index.tissue and index.tissue.shape,
         "rasters": {name: _raster_words(raster) for name, raster in rasters.items()},
@@ -151,17 +151,13 @@ def _raster_words(raster: Raster) -> dict[str, Any]:
 
 def _unpack(identity: Identity, words: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> SlideIndex:
     rasters = {name: _raster(name, found, arrays) for name, found in words["rasters"].items()}
-    plain = words["layout"]
+    plain = {name: words["layout"][name] for name in _PLAIN}
+    plain |= {name: tuple(plain[name]) for name in ("mpp", "bounds", "problems") if plain[name] is not None}
     layout = Layout(
-        reader=plain["reader"],
-        vendor=plain["vendor"],
+        **plain,
         levels=tuple(Level(**level) for level in words["levels"]),
         rasters=tuple(raster for name, raster in rasters.items() if name.startswith("level ")),
         associated={name[7:]: raster for name, raster in rasters.items() if name.startswith("beside ")},
-        mpp=plain["mpp"] and tuple(plain["mpp"]),
-        magnification=plain["magnification"],
-        bounds=tuple(plain["bounds"]),
-        problems=tuple(plain["problems"]),
     )
     first, shape = layout.levels[0], words["tissue"]
     tissue = TissueMask(arrays["tissue"], (shape[0], shape[1]), first.width, first.height) if shape else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from .errors import DamagedPieceError
+from .errors import DamagedPieceError, in_words
 from .index import SlideIndex, identify, load_index, save_index
 from .scan import MAX_PIXELS, scan
 from .slide import Slide
@@ -39,9 +39,7 @@ def index_slide(
     with Slide(path, SlideIndex(identity, layout)) as slide:
         tissue = find_tissue(slide, damage)
         _try_first_tiles(slide, damage)
-    if damage:
-        several = f"{len(damage)} tiles cannot be read, first" if len(damage) > 1 else "a tile cannot be read:"
-        layout = replace(layout, problems=(*layout.problems, f"{several} {damage[0].what}"))
+    layout = replace(layout, problems=(*layout.problems, *in_words(damage)))
     index = SlideIndex(identity, layout, tissue)
     save_index(index, path, index_folder)
     return index

@@ -113,9 +113,11 @@ def read_header(stream: bytes | bytearray, start: int) -> Header:
     raise ValueError("the JPEG has no picture data: truncated or overwritten")
 
 
-def check_file(data: bytes) -> None:
-    """Raise ValueError where a JPEG file is visibly damaged; decoders make grey of what is missing, and no error."""
-    check_scan(data, read_header(data, len(SOI)))
+def check_file(data: bytes) -> Header:
+    """The header; ValueError where a JPEG file is visibly damaged: decoders make grey of that, and no error."""
+    header = read_header(data, len(SOI))
+    check_scan(data, header)
+    return header
 
 
 def check_scan(stream: bytes | bytearray, header: Header) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...extras import require
 from ..dataset import BACKGROUND
 from . import jpeg
-from .codecs import Pixels, dali_decodes, decode
+from .codecs import Pixels, dali_decodes, decode, joined
 from .errors import DamagedPieceError, SlideError
+from .open_files import OpenFile, open_files
 from .orientation import Box, shown_box, stored_box, upright
-from .raster import Encoding, Raster
+from .raster import Encoding, Layout, Raster
 
 _LARGEST_GAP = 2**14  # bytes read for nothing are cheaper than another call, up to about here
 _MOST_BUFFERS = 512  # POSIX grants a scattered read at least 1024 on Linux; each tile takes two
@@ -93,23 +96,18 @@ _kept = _LargeTiles()
 class PieceReader:
     """Reads tiles of one file's rasters. Threads may share it; the file is opened on first use."""
 
-    def __init__(self, path: Path, state: tuple[int, int], locate: Callable[[Raster, Box], tuple[int, int, int]]):
+    def __init__(self, path: Path, state: tuple[int, int], layout: Layout):
         """
         Args:
             path: the slide's file.
             state: its bytes and time of change, nanoseconds, when it was scanned.
-            locate: a raster and a rectangle of it as stored -> the coordinate that an error names.
+            layout: its levels.
         """
-        self._path, self._state, self._locate = path, state, locate
-        self._descriptor: int | None = None
-        self._opening = Lock()
+        self._path, self._state, self._layout, self._files = path, state, layout, open_files
         self._heads: dict[Encoding, _Head] = {}
 
     def close(self) -> None:
-        with self._opening:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+        self._files.close(self)
 
     def __del__(self) -> None:
         self.close()
@@ -120,29 +118,91 @@ class PieceReader:
         Raises:
             DamagedPieceError: a tile cannot be read, or is visibly damaged.
         """
+        if raster.planes:
+            return [Piece(0, 0, canvas[2], canvas[3], pixels=self.read(raster, canvas))]
         shown, code = raster.shown_size, raster.encoding.orientation
+        drawn = [Piece(x, y, part.shape[1], part.shape[0], pixels=part) for x, y, part in self._drawn(raster, canvas)]
         wanted = list(_tiles_in(raster, stored_box(canvas, shown, code)))
         if dali_decodes(raster.encoding) and not _is_large(raster):
-            return [
+            return drawn + [
                 Piece(x - canvas[0], y - canvas[1], width, height, data=np.frombuffer(buffer, np.uint8, offset=start))
                 for (_, (x, y, width, height), _, _), buffer, start in self._streams(raster, wanted)
             ]
         cuts = (self._cut(raster, item, pixels, canvas) for item, pixels in self._decoded(raster, wanted))
-        return [Piece(x, y, part.shape[1], part.shape[0], pixels=np.ascontiguousarray(part)) for x, y, part in cuts]
+        return drawn + [
+            Piece(x, y, part.shape[1], part.shape[0], pixels=np.ascontiguousarray(part)) for x, y, part in cuts
+        ]
 
     def is_cut_off(self, raster: Raster, canvas: Box) -> bool:
         """Whether a tile of `canvas` lies beyond the end of the file."""
         box = stored_box(canvas, raster.shown_size, raster.encoding.orientation)
-        return any(item.offset + item.length > self._state[0] for item in _tiles_in(raster, box))
+        parts = raster.planes or (raster,)
+        return any(item.offset + item.length > self._state[0] for part in parts for item in _tiles_in(part, box))
 
     def read(self, raster: Raster, canvas: Box) -> Pixels:
         """RGB uint8 [height, width, 3] of the rectangle `canvas`; what the raster does not have is `BACKGROUND`."""
         image = np.full((canvas[3], canvas[2], 3), BACKGROUND, np.uint8)
+        if raster.planes:
+            image = joined([self.read(plane, canvas)[..., 0] for plane in raster.planes], raster.encoding)
+        for x, y, part in self._drawn(raster, canvas):
+            image[y : y + part.shape[0], x : x + part.shape[1]] = part
+        if raster.planes:
+            return image
         wanted = list(_tiles_in(raster, stored_box(canvas, raster.shown_size, raster.encoding.orientation)))
         for item, pixels in self._decoded(raster, wanted):
             x, y, part = self._cut(raster, item, pixels, canvas)
             image[y : y + part.shape[0], x : x + part.shape[1]] = part
         return image
+
+    def _drawn(self, raster: Raster, canvas: Box) -> Iterator[tuple[int, int, Pixels]]:
+        """Tiles in the canvas that do not exist at this level, drawn from the finer one, as OpenSlide does: left and
+        top edge in the canvas, pixels."""
+        level = self._level_of(raster)
+        if level <= 0 or raster.stored.all():
+            return
+        shown, code = raster.shown_size, raster.encoding.orientation
+        for box in _empty_in(raster, stored_box(canvas, shown, code)):
+            x, y, width, height = shown_box(box, shown, code)
+            left, top = max(x, canvas[0]), max(y, canvas[1])
+            right, bottom = min(x + width, canvas[0] + canvas[2]), min(y + height, canvas[1] + canvas[3])
+            finer = self._finer_box(level, (left, top, right - left, bottom - top))
+            if self._holds(level - 1, finer[0]):
+                pixels = self.read(self._layout.rasters[level - 1], finer[0])
+                image = require("PIL.Image", "reading slides")
+                size = right - left, bottom - top
+                small = image.fromarray(pixels).resize(size, image.Resampling.BOX, box=finer[1])
+                yield left - canvas[0], top - canvas[1], np.array(small)
+
+    def _finer_box(self, level: int, box: Box) -> tuple[Box, tuple[float, float, float, float]]:
+        """The whole pixels of the level above that a rectangle needs, and its exact edges in them."""
+        finer, own = self._layout.rasters[level - 1].shown_size, self._layout.rasters[level].shown_size
+        across, down = finer[0] / own[0], finer[1] / own[1]
+        left, top, right, bottom = box[0] * across, box[1] * down, (box[0] + box[2]) * across, (box[1] + box[3]) * down
+        x, y = int(left), int(top)
+        width, height = max(1, math.ceil(right - 1e-6) - x), max(1, math.ceil(bottom - 1e-6) - y)
+        return (x, y, width, height), (left - x, top - y, min(right - x, width), min(bottom - y, height))
+
+    def _holds(self, level: int, box: Box) -> bool:
+        """Whether this level or a finer one has a tile there."""
+        raster = self._layout.rasters[level]
+        x, y, width, height = stored_box(box, raster.shown_size, raster.encoding.orientation)
+        rows = slice(max(y, 0) // raster.tile_height, -(-(y + height) // raster.tile_height))
+        columns = slice(max(x, 0) // raster.tile_width, -(-(x + width) // raster.tile_width))
+        return bool(raster.stored[rows, columns].any()) or (
+            level > 0 and self._holds(level - 1, self._finer_box(level, box)[0])
+        )
+
+    def _level_of(self, raster: Raster) -> int:
+        """-1 of a picture beside the slide, and of one colour plane."""
+        return next((number for number, known in enumerate(self._layout.rasters) if known is raster), -1)
+
+    def _locate(self, raster: Raster, box: Box) -> tuple[int, int, int]:
+        """Level-0 x, y and level of a rectangle of a raster as stored, for errors; -1 is a picture beside the slide."""
+        rasters = self._layout.rasters
+        level = next((at for at, known in enumerate(rasters) if known is raster or raster in known.planes), -1)
+        scale = self._layout.levels[level].downsample if level >= 0 else 1
+        x, y, *_ = shown_box(box, raster.shown_size, raster.encoding.orientation)
+        return round(x * scale), round(y * scale), level
 
     def _cut(self, raster: Raster, item: _Wanted, pixels: Pixels, canvas: Box) -> tuple[int, int, Pixels]:
         """The part of a decoded tile that lies in the canvas, upright, and its left and top edge there."""
@@ -190,7 +250,7 @@ class PieceReader:
 
     def _buffers(self, raster: Raster, wanted: list[_Wanted], room: int) -> Iterator[tuple[_Wanted, bytearray]]:
         """Bytes of the tiles behind `room` free ones; neighbours in the file are read in one call."""
-        descriptor = self._open()
+        file = self._open()  # stays open until the last byte is read, whoever else opens files
         for item in wanted:  # before memory is taken: a damaged count may be any number
             if item.offset + item.length > self._state[0]:
                 raise self._damaged(raster, item, "lies beyond the end of the file: truncated")
@@ -204,24 +264,22 @@ class PieceReader:
                 parts.append(memoryview(buffer)[room:])
                 end = item.offset + item.length
             try:
-                got = os.preadv(descriptor, parts, run[0].offset)
+                got = os.preadv(file.descriptor, parts, run[0].offset)
             except OSError as error:
                 raise self._damaged(raster, run[0], f"cannot be read: {error.strerror}") from error
             if got < end - run[0].offset:
                 raise self._damaged(raster, run[0], "the file ends early: it changed while it was open")
             yield from zip(run, buffers, strict=True)
 
-    def _open(self) -> int:
-        with self._opening:
-            if self._descriptor is None:
-                try:
-                    self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise SlideError(self._path, f"cannot be opened: {error.strerror}") from error
-            status = os.fstat(self._descriptor)  # a microsecond; raw and LZW tiles do not show that they moved
-            if (status.st_size, status.st_mtime_ns) != self._state:
-                raise SlideError(self._path, "changed since it was opened; start again with what it is now")
-            return self._descriptor
+    def _open(self) -> OpenFile:
+        try:
+            file = self._files.get(self, self._path)
+        except OSError as error:
+            raise SlideError(self._path, f"cannot be opened: {error.strerror}") from error
+        status = os.fstat(file.descriptor)  # a microsecond; raw and LZW tiles do not show that they moved
+        if (status.st_size, status.st_mtime_ns) != self._state:
+            raise SlideError(self._path, "changed since it was opened; start again with what it is now")
+        return file
 
     def _head(self, encoding: Encoding) -> _Head:
         if encoding not in self._heads:
@@ -247,6 +305,18 @@ def _tiles_in(raster: Raster, box: Box) -> Iterator[_Wanted]:
             if count > 0:
                 x, y = column * wide, row * high
                 yield _Wanted(tile, (x, y, min(wide, raster.width - x), min(high, raster.height - y)), offset, count)
+
+
+def _empty_in(raster: Raster, box: Box) -> Iterator[Box]:
+    """Rectangles of the tiles that do not exist and overlap a rectangle, both as stored."""
+    left, top = max(box[0], 0), max(box[1], 0)
+    right, bottom = min(box[0] + box[2], raster.width), min(box[1] + box[3], raster.height)
+    wide, high = raster.tile_width, raster.tile_height
+    rows, columns = slice(top // high, -(-bottom // high)), slice(left // wide, -(-right // wide))
+    if right > left and bottom > top:
+        for row, column in np.argwhere(~raster.stored[rows, columns]).tolist():
+            x, y = (column + left // wide) * wide, (row + top // high) * high
+            yield x, y, min(wide, raster.width - x), min(high, raster.height - y)
 
 
 def _runs(wanted: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ...extras import require
+from ..sizes import MAX_PIXELS as MAX_PIECE_PIXELS
 from .errors import SlideError
 from .raster import Encoding, Layout, Raster, levels_of
-from .tiff import MAX_PIECE_PIXELS
+from .scale import Scale
 
 SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "plain png",
@@ -63,7 +64,8 @@ def scan_plain(path: Path, codec: str) -> Layout:
         levels=levels_of((raster,)),
         rasters=(raster,),
         bounds=(0, 0, *raster.shown_size),
-        problems=("says nothing of its micrometres per pixel; pass mpp where they are needed",),
+        why_no_mpp=Scale().why_no_mpp,
+        problems=Scale().said,
     )
 
 

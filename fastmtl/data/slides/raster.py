@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -45,6 +46,7 @@ class Encoding:
         orientation: TIFF's and EXIF's code, 1 to 8; 1 is upright.
         tables: a JPEG stream's shared tables, without SOI and EOI.
         palette: RGB uint8 [n, 3] as bytes.
+        planes: 1 where a tile holds all samples of its pixels; else `samples`: each tile holds one of them, in grey.
     """
 
     codec: str
@@ -55,6 +57,7 @@ class Encoding:
     orientation: int = 1
     tables: bytes = b""
     palette: bytes = b""
+    planes: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +70,8 @@ class Raster:
         tile_width: pixels; the tiles at the right and bottom edge may hold padding.
         tile_height: likewise.
         encoding: of every tile.
-        offsets: int64 [rows * columns], bytes from the start of the file, row by row.
-        counts: int64 [rows * columns], bytes; 0 for a tile that does not exist.
+        offsets: int64 [planes * rows * columns], bytes from the start of the file, row by row, plane after plane.
+        counts: likewise, bytes; 0 for a tile that does not exist.
     """
 
     width: int
@@ -92,6 +95,20 @@ class Raster:
         """(width, height) upright."""
         return (self.height, self.width) if self.encoding.orientation >= 5 else (self.width, self.height)
 
+    @cached_property
+    def planes(self) -> tuple[Raster, ...]:
+        """Grey rasters of red, green, blue and perhaps alpha, where each is stored by itself; else none."""
+        if self.encoding.planes == 1:
+            return ()
+        grey = replace(self.encoding, colour="grey", samples=1, alpha="", planes=1)
+        parts = zip(*(np.split(array, self.encoding.planes) for array in (self.offsets, self.counts)), strict=True)
+        return tuple(replace(self, encoding=grey, offsets=offsets, counts=counts) for offsets, counts in parts)
+
+    @cached_property
+    def stored(self) -> NDArray[np.bool_]:
+        """Which tiles exist, in any plane: bool [rows, columns]."""
+        return np.any(self.counts.reshape(self.encoding.planes, self.rows, self.columns), axis=0)
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -104,8 +121,11 @@ class Layout:
         rasters: of the levels, where the reader is "native".
         associated: label, macro, thumbnail and the like, where the reader is "native".
         mpp: micrometres per level-0 pixel along x and y; None when unknown or not to be believed.
+        mpp_source: what said so: "description", "OME", "ImageJ", "resolution tags" or "OpenSlide"; "" where none did.
+        why_no_mpp: why `mpp` is None, in words, as among the problems; else "".
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of the scanned part, level-0 pixels.
+        damage: why the file is damaged as a whole, as among the problems: it was truncated; else "".
         problems: what is odd about the file, in words.
     """
 
@@ -115,8 +135,11 @@ class Layout:
     rasters: tuple[Raster, ...] = ()
     associated: Mapping[str, Raster] = field(default_factory=dict)
     mpp: tuple[float, float] | None = None
+    mpp_source: str = ""
+    why_no_mpp: str = ""
     magnification: float | None = None
     bounds: tuple[int, int, int, int] = (0, 0, 0, 0)
+    damage: str = ""
     problems: tuple[str, ...] = ()
 
 

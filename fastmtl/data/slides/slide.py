@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 
 from ..dataset import Region
 from .codecs import Pixels
-from .errors import SlideError
+from .errors import DamagedPieceError, SlideError, in_words
 from .foreign import OpenSlideReader
 from .index import SlideIndex, identify, load_index
-from .orientation import Box, shown_box
+from .orientation import Box
 from .pieces import Piece, PieceReader
-from .raster import Encoding, Level, Raster
+from .raster import Encoding, Level
+from .scale import PLAUSIBLE_MPP
 from .scan import MAX_PIXELS, scan
 from .thumbnail import thumbnail
-from .tiff_words import PLAUSIBLE_MPP
 from .tissue_mask import TissueMask, find_tissue
+
+_OTHER_MPP = 0.1  # an mpp that is given may differ by so much from the file's own without a word
 
 
 def open_slide(
@@ -45,7 +47,7 @@ def open_slide(
     Args:
         path: the file.
         mpp: micrometres per pixel of level 0, where the file says nothing or nothing that can be true (see
-            `Slide.problems`).
+            `Slide.problems`). What differs from the file's own by more than a tenth is named there too.
         max_pixels: a level 0 that declares more is refused unread.
         index_folder: where `index_slide` was told to put the index; by default what `use_index_folder` says, else
             beside the slide.
@@ -71,20 +73,31 @@ class Slide:
         path: the file.
         levels: finest first.
         mpp: micrometres per pixel of level 0, the mean of both axes; None when unknown or not to be believed.
+        mpp_source: what said so: "given" (to `open_slide`), "description", "OME", "ImageJ", "resolution tags",
+            "OpenSlide"; "" where nothing did.
+        why_no_mpp: why `mpp` is None, in words; "" where it is known.
+        damage: why it is damaged as a whole, in words: it was truncated; "" where it was not.
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of what was scanned, level-0 pixels.
         vendor: who wrote the file, as far as it says.
-        problems: what is odd about it, in words.
+        problems: what is odd about it, in words; parts that finding the tissue could not read are added then.
     """
 
     def __init__(self, path: Path, index: SlideIndex, *, mpp: float | None = None):
         layout = index.layout
         self.path, self._index, self._layout = path, index, layout
         self.levels: tuple[Level, ...] = layout.levels
-        self.mpp = mpp if mpp is not None else layout.mpp and math.fsum(layout.mpp) / 2
+        own = layout.mpp and math.fsum(layout.mpp) / 2
+        self.mpp = own if mpp is None else mpp
+        self.mpp_source = layout.mpp_source if mpp is None else "given"
+        self.why_no_mpp = layout.why_no_mpp if self.mpp is None else ""
+        self.damage = layout.damage
         self.magnification, self.bounds, self.vendor = layout.magnification, layout.bounds, layout.vendor
-        self.problems = tuple(word for word in layout.problems if mpp is None or "pass mpp" not in word)
-        self._native = PieceReader(path, (index.identity.size, index.identity.modified), self._coordinate)
+        self.problems = tuple(word for word in layout.problems if self.why_no_mpp or word != layout.why_no_mpp)
+        if mpp and own and abs(math.log(mpp / own)) > math.log(1 + _OTHER_MPP):
+            given = f"{mpp:g} micrometres per pixel were given, and the slide says {own:.4g} ({layout.mpp_source})"
+            self.problems += (f"{given}: what was given is taken",)
+        self._native = PieceReader(path, (index.identity.size, index.identity.modified), layout)
         self._foreign = OpenSlideReader(path, layout.levels) if layout.reader == "openslide" else None
 
     def __enter__(self) -> Slide:
@@ -167,11 +180,6 @@ class Slide:
         """Pictures beside the slide: "label", "macro", "thumbnail" and others."""
         return self._foreign.associated_names() if self._foreign else tuple(self._layout.associated)
 
-    @property
-    def associated_sizes(self) -> dict[str, tuple[int, int]]:
-        """(width, height) of the pictures beside the slide; none of what OpenSlide reads."""
-        return {name: raster.shown_size for name, raster in self._layout.associated.items()}
-
     def associated(self, name: str) -> Pixels:
         """RGB uint8 [h, w, 3] of one of `associated_names`."""
         if name not in self.associated_names:
@@ -187,8 +195,14 @@ class Slide:
 
     @cached_property
     def tissue(self) -> TissueMask:
-        """Where tissue is; from the index, or found now from the coarsest level. What cannot be read is none."""
-        return self._index.tissue or find_tissue(self, [])
+        """Where tissue is; from the index, or found now from the coarsest level. What cannot be read is none, and is
+        named among the problems."""
+        if self._index.tissue:
+            return self._index.tissue
+        damage: list[DamagedPieceError] = []
+        tissue = find_tissue(self, damage)
+        self.problems += in_words(damage)
+        return tissue
 
     def tissue_fraction(self, region: Region) -> float:
         """How much of a region is tissue, 0 to 1; what lies outside the slide is none."""
@@ -219,11 +233,3 @@ class Slide:
     def _canvas(self, region: Region) -> Box:
         downsample = self.levels[region.level].downsample
         return round(region.x / downsample), round(region.y / downsample), region.width, region.height
-
-    def _coordinate(self, raster: Raster, box: Box) -> tuple[int, int, int]:
-        """Level-0 x, y and level of a rectangle of a raster as stored, for errors; -1 is a picture beside the slide."""
-        rasters = self._layout.rasters
-        level = next((number for number, known in enumerate(rasters) if known is raster), -1)
-        scale = self.levels[level].downsample if level >= 0 else 1
-        x, y, *_ = shown_box(box, raster.shown_size, raster.encoding.orientation)
-        return round(x * scale), round(y * scale), level

@@ -1,30 +1,24 @@
-"""Scan a TIFF: which of its pages are levels, which are pictures beside the slide, and how their tiles are stored."""
+"""Scan a TIFF: which picture is the slide, which are its levels, which stand beside it, and what is set aside."""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...extras import require
-from . import jpeg, tiff_words
-from .codecs import JPEG2000_YCBCR, TIFF_CODECS
+from . import tiff_words
 from .errors import SlideError
-from .orientation import CODES
-from .raster import Encoding, Layout, Raster, levels_of
+from .raster import Layout, Raster, levels_of
+from .scale import Scale, aperio_scale, first_of, ome_scale, tag_scale
+from .tiff_pictures import Picture, main_of, pictures_of, stacked_with
+from .tiff_raster import raster_of
 
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """First bytes of TIFF and BigTIFF, little and big endian."""
-
-MAX_PIECE_PIXELS = 2**26
-"""What is decoded in one piece has at most so many pixels, 8192 x 8192: a tile, a strip, a whole PNG."""
-
-_COLOURS = {0: "inverted", 1: "grey", 2: "rgb", 3: "palette", 6: "ycbcr"}
-_SAMPLES = {"inverted": (1, 2), "grey": (1, 2), "rgb": (3, 4), "palette": (1,), "ycbcr": (3,)}
-_SUBFILE, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 254, 274, 322, 323
-_REDUCED = 1
 
 
 class NotHereError(Exception):
@@ -40,7 +34,7 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
     """
     tifffile = require("tifffile", "opening TIFF slides")
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(path, _multifile=False) as file:
             return _scan(path, file, max_pixels)
     except (SlideError, NotHereError, ImportError):
         raise
@@ -54,151 +48,157 @@ def _scan(path: Path, file: Any, max_pixels: int) -> Layout:
         raise NotHereError(vendor)
     if not len(file.pages):
         raise SlideError(path, "a TIFF without a page: truncated")
-    pages = [page.aspage() for page in file.pages]
-    first = pages[0]
-    if first.imagewidth * first.imagelength > max_pixels:
-        size = f"{first.imagewidth}x{first.imagelength}"
+    pictures = pictures_of(file, vendor)
+    main = main_of(pictures)
+    width, height = main.size
+    if width * height > max_pixels:
+        size = f"{width}x{height}"
         raise SlideError(path, f"declares {size} pixels, more than max_pixels={max_pixels:,}; raise it if that is true")
     problems: list[str] = []
     try:
-        rasters = [_raster(file, first, problems)]
+        base = raster_of(file, main.levels[0], problems)
+        problems += _kept_of(main, pictures)
     except ValueError as error:
         raise SlideError(path, str(error)) from error
+    rasters: list[Raster] = [base]
     associated: dict[str, Raster] = {}
-    sub_pages = [page.aspage() for page in first.pages or ()]
-    for page in [*sub_pages, *pages[1:]]:
-        name = tiff_words.associated_name(page, vendor)
-        try:
-            raster = _raster(file, page, problems)
-        except ValueError as error:
-            problems.append(f"{_called(page, name)} is left out: {error}")
-            continue
-        if not name and _is_level(raster, rasters, first, page):
-            rasters.append(raster)
-        elif page not in sub_pages:
-            name = name or ("thumbnail" if vendor == "aperio" and page.index == 1 else f"page {page.index}")
-            associated.setdefault(name, raster)
-    for level, raster in enumerate(rasters):
-        lost = int(np.count_nonzero(raster.offsets + raster.counts > file.filehandle.size))
-        if lost:
-            problems.append(f"truncated: {lost} of {raster.offsets.size} tiles of level {level} lie beyond its end")
-    mpp, magnification, found = tiff_words.scale(first, file, vendor)
-    width, height = rasters[0].shown_size
+    for picture in pictures:
+        for pages in picture.levels[1:] if picture is main else picture.levels[:1]:
+            try:
+                raster = raster_of(file, pages, problems)
+            except ValueError as error:
+                problems.append(f"{picture.name or f'page {pages[0].index}'} is left out: {error}")
+                continue
+            same_view = _has_same_view(raster, base)
+            name = picture.name or _guessed_name(picture, main, vendor, same_view)
+            if same_view and _is_level(picture, raster, main, base):
+                rasters.append(raster)
+            elif picture is main:
+                size = f"{raster.width}x{raster.height}"
+                problems.append(f"a level of {size} is left out: it does not show the slide's view")
+            else:
+                associated.setdefault(name or f"page {picture.page.index}", raster)
+                if not name:
+                    problems.append(f"{picture.called} is set aside: neither a level of the slide nor known by a name")
+    rasters = _distinct(rasters, problems)
+    if vendor == "aperio":
+        _spread_empty(rasters)
+    damage = _truncated(file, rasters)
+    _tell_empty(rasters, problems)
+    scale = _scale(file, main, vendor)
+    turned = base.encoding.orientation >= 5
     return Layout(
         reader="native",
         vendor=vendor,
         levels=levels_of(tuple(rasters)),
         rasters=tuple(rasters),
         associated=associated,
-        mpp=(mpp[1], mpp[0]) if mpp and rasters[0].encoding.orientation >= 5 else mpp,
-        magnification=magnification,
-        bounds=(0, 0, width, height),
-        problems=(*problems, *found),
+        mpp=(scale.mpp[1], scale.mpp[0]) if scale.mpp and turned else scale.mpp,
+        mpp_source=scale.source,
+        why_no_mpp=scale.why_no_mpp,
+        magnification=scale.magnification,
+        bounds=(0, 0, *base.shown_size),
+        damage=damage,
+        problems=(*([damage] if damage else []), *problems, *scale.said),
     )
 
 
-def _is_level(raster: Raster, levels: list[Raster], first: Any, page: Any) -> bool:
-    """A smaller picture of the same field of view, tiled if the slide is, or said to be of reduced resolution."""
-    base, (width, height) = levels[0], raster.shown_size
-    full_width, full_height = base.shown_size
-    if width >= levels[-1].shown_size[0] or raster.encoding.orientation != base.encoding.orientation:
-        return False
-    said = bool(page.tags.valueof(_SUBFILE, 0) & _REDUCED)
-    if page.is_tiled != first.is_tiled or not (page.is_tiled or said):
-        return False
-    # Writers round sizes down, up, or to whole tiles of the level above.
-    ratio = full_width / width
-    return abs(full_height / ratio - height) <= max(2.0, 0.01 * height)
-
-
-def _raster(file: Any, page: Any, problems: list[str]) -> Raster:
-    encoding = _encoding(file, page, problems)
-    if _TILE_WIDTH in page.tags or _TILE_HEIGHT in page.tags:  # tifffile takes tiles of no size for strips
-        tile_width, tile_height = page.tilewidth, page.tilelength
-    else:
-        tile_width, tile_height = page.imagewidth, min(page.rowsperstrip or page.imagelength, page.imagelength)
-    if min(page.imagewidth, page.imagelength, tile_width, tile_height) < 1:
-        size, tile = f"{page.imagewidth}x{page.imagelength}", f"{tile_width}x{tile_height}"
-        raise ValueError(f"declares {size} pixels in tiles of {tile}: nothing can have that size")
-    if tile_width * tile_height > MAX_PIECE_PIXELS:
-        kind = "tiles" if page.is_tiled else "strips"
+def _kept_of(main: Picture, pictures: list[Picture]) -> list[str]:
+    """What is set aside for the slide; ValueError where it may be one plane of its colours."""
+    if main.refused:
+        raise ValueError(main.refused)
+    notes = list(main.notes)
+    if main is not pictures[0]:
+        notes.append(f"{pictures[0].called} comes first and is set aside: {main.called} is the largest, and is read")
+    alike = stacked_with(main, pictures)
+    if alike and main.page.samplesperpixel == 1 and len(alike) in (2, 3):
         raise ValueError(
-            f"{kind} of {tile_width}x{tile_height} pixels are more than {MAX_PIECE_PIXELS:,}, which is decoded in one "
-            "piece; convert it to smaller tiles, for example with: vips tiffsave IN OUT --tile --pyramid"
+            f"holds {len(alike) + 1} grey pages of one size, which may be its colours; save them as one RGB picture, "
+            "or the page that is meant by itself"
         )
-    offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
-    raster = Raster(page.imagewidth, page.imagelength, tile_width, tile_height, encoding, offsets, counts)
-    needed = raster.rows * raster.columns
-    if min(len(offsets), len(counts)) < needed:
-        raise ValueError(f"lists {min(len(offsets), len(counts))} tiles where its size needs {needed}")
-    if (counts < 0).any() or (offsets < 0).any():
-        raise ValueError("its list of tiles is damaged")
-    return Raster(
-        page.imagewidth, page.imagelength, tile_width, tile_height, encoding, offsets[:needed], counts[:needed]
-    )
+    if alike:
+        pictures[:] = [one for one in pictures if one not in alike]
+        notes.append(f"holds {len(alike) + 1} pictures of its size: {main.called} is read, the others are set aside")
+    return notes
 
 
-def _encoding(file: Any, page: Any, problems: list[str]) -> Encoding:
-    """How the page's tiles are to be read; ValueError with a reason for a page that cannot be."""
-    compression, colour = int(page.compression), _COLOURS.get(int(page.photometric))
-    if compression not in TIFF_CODECS:
-        known = ", ".join(sorted(set(TIFF_CODECS.values())))
-        raise ValueError(f"has TIFF compression {compression}; readable are {known}")
-    codec, bits, samples = TIFF_CODECS[compression], page.bitspersample, page.samplesperpixel
-    if bits != 8 or int(page.sampleformat) != 1:
-        raise ValueError(f"has {bits}-bit samples; scale them to 8-bit unsigned first")
-    if colour is None:
-        raise ValueError(f"has photometric interpretation {int(page.photometric)}; convert it to RGB or grey")
-    if samples not in _SAMPLES[colour]:
-        raise ValueError(f"has {samples} samples a pixel where {colour} has {_SAMPLES[colour][0]}; convert it to RGB")
-    if int(page.planarconfig) != 1 and samples > 1:
-        raise ValueError("keeps its channels apart (planar); convert it to interleaved RGB")
-    if int(page.predictor) not in (1, 2):
-        raise ValueError(f"has predictor {int(page.predictor)}; save it with horizontal differencing or none")
-    if int(page.fillorder) != 1:
-        raise ValueError("has its bits in reverse order (FillOrder 2); save it again with FillOrder 1")
-    rows_of_ycbcr = colour == "ycbcr" and codec not in ("jpeg", "jpeg2000", "webp", "jpegxl")
-    if rows_of_ycbcr and tuple(page.tags.valueof(530, (2, 2))) != (1, 1):
-        raise ValueError("has subsampled YCbCr that is not JPEG; convert it to RGB")
-    if codec == "jpeg2000":  # other writers let the codestream say what its components are
-        colour = "ycbcr" if compression == JPEG2000_YCBCR else "rgb" if colour == "ycbcr" else colour
-    if codec in ("webp", "jpegxl") and colour == "ycbcr":
-        colour = "rgb"  # both decode to RGB
-    return Encoding(
-        codec=codec,
-        colour=colour,
-        samples=samples,
-        alpha=_alpha(page, samples),
-        predictor=int(page.predictor) == 2,
-        orientation=_orientation(file, page, problems),
-        tables=jpeg.shared_tables(page.jpegtables) if codec == "jpeg" and page.jpegtables else b"",
-        palette=_palette(page) if colour == "palette" else b"",
-    )
+def _has_same_view(raster: Raster, base: Raster) -> bool:
+    """Whether it can be the same field of view, smaller. Writers round sizes down, up, or to whole tiles of the level
+    above."""
+    (width, height), (full_width, full_height) = raster.shown_size, base.shown_size
+    if width > full_width or raster.encoding.orientation != base.encoding.orientation:
+        return False
+    return abs(full_height * width / full_width - height) <= max(2.0, 0.01 * height)
 
 
-def _alpha(page: Any, samples: int) -> str:
-    extra = tuple(int(kind) for kind in page.extrasamples)
-    return {1: "premultiplied", 2: "straight"}.get(extra[-1] if extra and samples in (2, 4) else 0, "")
+def _is_level(picture: Picture, raster: Raster, main: Picture, base: Raster) -> bool:
+    """A smaller picture of the same view is a level where it is tiled if the slide is, or said to be reduced."""
+    if picture.name or raster.shown_size == base.shown_size:
+        return False
+    if picture is main:
+        return True
+    tiled = picture.page.is_tiled
+    told = picture.is_reduced or (tiled and picture.image < 0)  # another image of OME is no level
+    return tiled == main.page.is_tiled and told
 
 
-def _palette(page: Any) -> bytes:
-    """TIFF's colour map: 16 bits, [3, 256], though some writers fill only the lower 8."""
-    colours = np.asarray(page.colormap)
-    return (colours if colours.max() < 256 else colours >> 8).astype(np.uint8).T.tobytes()
+def _guessed_name(picture: Picture, main: Picture, vendor: str, same_view: bool) -> str:
+    if vendor == "aperio" and picture.page.index == 1:
+        return "thumbnail"
+    return "" if picture.page.is_tiled and main.page.is_tiled else tiff_words.name_by_kind(picture.subfile, same_view)
 
 
-def _orientation(file: Any, page: Any, problems: list[str]) -> int:
-    tag = page.tags.get(_ORIENTATION)
-    if tag is None:
-        return 1
-    file.filehandle.seek(tag.valueoffset)  # tifffile logs a warning for values that TIFF does not know
-    (code,) = struct.unpack(file.byteorder + "H", file.filehandle.read(2))
-    if code not in CODES:
-        if page.index == 0:
-            problems.append(f"has orientation {code}, which TIFF does not know: taken for upright")
-        return 1
-    return code
+def _distinct(rasters: list[Raster], problems: list[str]) -> list[Raster]:
+    """Finest first; of levels of one size the first."""
+    kept: list[Raster] = []
+    for raster in sorted(rasters, key=lambda raster: -raster.shown_size[0]):
+        if kept and raster.shown_size[0] == kept[-1].shown_size[0]:
+            problems.append(f"has a second level of {raster.shown_size[0]} pixels width: it is set aside")
+        else:
+            kept.append(raster)
+    return kept
 
 
-def _called(page: Any, name: str) -> str:
-    return name or f"page {page.index}"
+def _spread_empty(rasters: list[Raster]) -> None:
+    """What Aperio made of tiles that are empty is sometimes corrupt: OpenSlide holds it for empty too, and so draws it
+    from the finer level."""
+    for number in range(1, len(rasters)):
+        finer, raster = rasters[number - 1], rasters[number]
+        rows, columns = np.nonzero(~finer.stored)
+        if len(rows):
+            down, across = max(1, round(finer.rows / raster.rows)), max(1, round(finer.columns / raster.columns))
+            stored = raster.stored.copy()
+            stored[np.minimum(rows // down, raster.rows - 1), np.minimum(columns // across, raster.columns - 1)] = False
+            counts = np.where(np.tile(stored.ravel(), raster.encoding.planes), raster.counts, 0)
+            rasters[number] = replace(raster, counts=counts)
+
+
+def _truncated(file: Any, rasters: list[Raster]) -> str:
+    """What of the levels, or of the list of pages, the file is too short for; "" where it is whole."""
+    size, found = file.filehandle.size, []
+    for level, raster in enumerate(rasters):
+        if lost := int(np.count_nonzero((raster.counts > 0) & (raster.counts > size - raster.offsets))):
+            found.append(f"{lost} of {raster.offsets.size} tiles of level {level}")
+    file.filehandle.seek(file.pages.next_page_offset)  # where the last page says where the next one is
+    number = file.filehandle.read(file.tiff.offsetsize)
+    if len(number) == file.tiff.offsetsize and struct.unpack(file.tiff.offsetformat, number)[0] >= size:
+        found.append(f"the pages after the first {len(file.pages)}")
+    return f"truncated: {', '.join(found)} lie beyond its end; copy it again" if found else ""
+
+
+def _tell_empty(rasters: list[Raster], problems: list[str]) -> None:
+    found = []
+    for level, raster in enumerate(rasters):
+        if empty := int(np.count_nonzero(~raster.stored)):
+            drawn = f"drawn from level {level - 1}" if level else "background"
+            found.append(f"{empty} of {raster.stored.size} of level {level} ({drawn})")
+    if found:
+        problems.append(f"has empty tiles: {', '.join(found)}")
+
+
+def _scale(file: Any, main: Picture, vendor: str) -> Scale:
+    if vendor == "aperio":
+        return aperio_scale(main.page.description)
+    ome = [ome_scale(file.ome_metadata, main.image, main.size)] if vendor == "ome" and file.ome_metadata else []
+    unit = str((file.imagej_metadata or {}).get("unit", "")) if file.is_imagej else ""
+    return first_of([*ome, tag_scale(main.page, unit)])

@@ -1,22 +1,20 @@
-"""What a TIFF says about itself in words: who wrote it, its micrometres per pixel, names of the pictures beside it."""
+"""What a TIFF says about itself in words: who wrote it, and the names of the pictures beside the slide."""
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 LEFT_TO_OPENSLIDE = {"hamamatsu", "leica", "philips", "trestle", "ventana"}
 """Vendors whose tiles overlap, lie in several places, or are cut and counted as only their format explains."""
 
-PLAUSIBLE_MPP = (0.05, 40.0)
-"""Micrometres per pixel of level 0, from oil immersion at 100x and a small camera pixel to a macro picture."""
-
-_MPP_TIMES_MAGNIFICATION = 10.0  # 0.25 at 40x, 0.5 at 20x
-_PER_UNIT = {2: 25400.0, 3: 10000.0}  # inch, centimetre; 1 is no unit
-_MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_ASSOCIATED = re.compile(r"^\s*(label|macro|thumbnail)\b", re.IGNORECASE)
+_BESIDE = "label|macro|thumbnail|overview"
+_ASSOCIATED = re.compile(rf"^\s*({_BESIDE})\b", re.IGNORECASE)
+_NAMED = re.compile(rf"(?:.*[\W_])?({_BESIDE})(?:[\W_]*(?:image|picture))?\s*", re.IGNORECASE | re.DOTALL)
+_REDUCED, _MACRO = 1, 9  # NewSubfileType, as Aperio's scanners tell label and macro without a description
+_RED_GREEN_BLUE = {"Name": ("red", "green", "blue"), "Color": (0xFF0000FF, 0x00FF00FF, 0x0000FFFF)}  # OME: RGBA
 
 
 def vendor(file: Any) -> str:
@@ -34,7 +32,7 @@ def vendor(file: Any) -> str:
 
 
 def associated_name(page: Any, vendor: str) -> str:
-    """ "label", "macro" or "thumbnail" where the page's description says so, else ""."""
+    """ "label", "macro", "thumbnail" or "overview" where the page's description says so, else ""."""
     words = page.description
     if vendor == "aperio":  # the second line: "label 387x463", "macro 1280x431"
         words = words.partition("\n")[2]
@@ -42,69 +40,50 @@ def associated_name(page: Any, vendor: str) -> str:
     return found.group(1).lower() if found else ""
 
 
-def scale(page: Any, file: Any, vendor: str) -> tuple[tuple[float, float] | None, float | None, list[str]]:
-    """(mpp along x and y, magnification, what is odd) of level 0; a false mpp becomes None and is said to be."""
-    magnification = None
-    if vendor == "aperio":
-        mpp = _number(page.description, "MPP")
-        magnification = _number(page.description, "AppMag")
-        return _checked((mpp, mpp) if mpp else None, "the description's MPP", magnification)
-    if vendor == "ome" and (mpp := _ome_mpp(file.ome_metadata)):
-        return _checked(mpp, "OME's PhysicalSize", None)
-    per_unit = _PER_UNIT.get(int(page.resolutionunit))
-    x, y = page.resolution
-    if not per_unit:
-        return _checked(None, "", None)
-    if not (x > 0 and y > 0):
-        return None, None, [f"resolution {x} x {y} is no resolution; pass mpp"]
-    return _checked((per_unit / x, per_unit / y), "the resolution tags", None)
+def name_in(words: str) -> str:
+    """The same of an image's name, as OME has it: "label image", "scan 7 - macro"; not of "label-free".
+
+    >>> name_in("Macro"), name_in("a.svs - label image"), name_in("label-free"), name_in("macrophages")
+    ('macro', 'label', '', '')
+    """
+    found = _NAMED.fullmatch(words)
+    return found.group(1).lower() if found else ""
 
 
-def _checked(
-    mpp: tuple[float, float] | None, source: str, magnification: float | None
-) -> tuple[tuple[float, float] | None, float | None, list[str]]:
-    mpp, problems = check_mpp(mpp, source, magnification)
-    return mpp, magnification, problems
+def name_by_kind(subfile: int, same_view: bool) -> str:
+    """The name of a picture without words, by NewSubfileType and whether it has the slide's aspect; "" unknown."""
+    if subfile == _MACRO:
+        return "macro"
+    return ("thumbnail" if same_view else "label") if subfile & _REDUCED else ""
 
 
-def check_mpp(
-    mpp: tuple[float, float] | None, source: str, magnification: float | None = None
-) -> tuple[tuple[float, float] | None, list[str]]:
-    """The mpp if it can be true, else None; what is odd about it."""
-    if mpp is None:
-        return None, ["says nothing of its micrometres per pixel; pass mpp where they are needed"]
-    low, high = PLAUSIBLE_MPP
-    if not all(math.isfinite(value) and low <= value <= high for value in mpp):
-        return None, [
-            f"{source} give {mpp[0]:.6g} x {mpp[1]:.6g} micrometres per pixel, outside {low:g} to {high:g}: "
-            "not believed; pass mpp where they are needed"
-        ]
-    problems = []
-    if not 0.9 < mpp[0] / mpp[1] < 1.1:
-        problems.append(f"its pixels are not square: {mpp[0]:.4g} x {mpp[1]:.4g} micrometres")
-    if magnification and not 0.5 < mpp[0] * magnification / _MPP_TIMES_MAGNIFICATION < 2:
-        problems.append(f"{mpp[0]:.4g} micrometres per pixel do not fit a magnification of {magnification:g}")
-    return mpp, problems
+def colour_planes(names: Sequence[Any]) -> list[int] | None:
+    """Which of the planes of these names, or OME colours, are red, green and blue (and alpha); None where they are not
+    the planes of one RGB picture."""
+    plain = [name.strip().lower() if isinstance(name, str) else name & 0xFFFFFFFF for name in names]
+    plain = [{"r": "red", "g": "green", "b": "blue", "a": "alpha"}.get(str(name), name) for name in plain]
+    for wanted in _RED_GREEN_BLUE.values():
+        if len(set(plain)) == len(plain) and set(plain) - {"alpha"} == set(wanted):
+            return [plain.index(name) for name in (*wanted, *(["alpha"] if "alpha" in plain else []))]
+    return None
 
 
-def _number(words: str, key: str) -> float | None:
-    found = re.search(rf"\|\s*{key}\s*=\s*([-+\d.eE]+)", words)
+def ome_channels(xml: str, image: int) -> list[tuple[str, int | None]]:
+    """(name, colour) of the channels of an OME image; what is not told is "" and None."""
     try:
-        return float(found.group(1)) if found else None
+        nodes = [node for node in ElementTree.fromstring(xml).iter() if _tag(node) == "Pixels"]
+        channels = [node for node in nodes[image] if _tag(node) == "Channel"]
+        return [(node.get("Name", ""), _integer(node.get("Color"))) for node in channels]
+    except (ElementTree.ParseError, IndexError):
+        return []
+
+
+def _tag(node: ElementTree.Element) -> str:
+    return str(node.tag).rpartition("}")[2]
+
+
+def _integer(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
     except ValueError:
         return None
-
-
-def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
-    """PhysicalSizeX and Y of the first image."""
-    try:
-        pixels = next(node for node in ElementTree.fromstring(xml or "").iter() if node.tag.endswith("}Pixels"))
-    except (ElementTree.ParseError, StopIteration):
-        return None
-    sizes = []
-    for axis in "XY":
-        value, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")
-        if value is None or unit not in _MICROMETRES:
-            return None
-        sizes.append(float(value) * _MICROMETRES[unit])
-    return sizes[0], sizes[1]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from ...ops import focal_loss
+from ...ops._checks import unit_or_nan
 from .. import _plain
 from .._overlap import class_numbers
 from ._arguments import REDUCTIONS, Weights, check_index, has_negative, ignore_mask, one_of, with_channels
@@ -146,7 +147,8 @@ class FocalLoss(_Loss):
         x = input[:, first:].to(torch.promote_types(input.dtype, torch.float32))
         if index:
             target = _plain.one_hot(target, input.shape[1], mask)
-        t = target[:, first:].to(x.dtype)
+        shown = None if mask is None else mask.expand(target.shape)[:, first:]
+        t = unit_or_nan(target[:, first:], shown).to(x.dtype)
         if mask is not None:
             mask = mask.to(x.dtype)
             x, t = x * mask, t * mask

@@ -1,0 +1,136 @@
+"""Which pages of a TIFF make one picture: its colour planes, its resolutions, and what is set aside beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from . import tiff_words
+
+_SUBFILE, _REDUCED = 254, 1
+_STACKED = ("ome", "imagej")  # kinds of series that say what their pages are to one another
+
+
+@dataclass
+class Picture:
+    """One picture.
+
+    Attributes:
+        levels: pages of each resolution that hang together by the file's own word, finest first: red, green, blue (and
+            alpha) where each has a page of its own, else one.
+        name: "label", "macro", "thumbnail", "overview" where the file says so, else "".
+        called: as it is called in messages.
+        image: its number among OME's images; -1 where OME does not tell of it.
+        notes: what of it is set aside.
+        refused: why it cannot be read, where that is known.
+    """
+
+    levels: list[tuple[Any, ...]]
+    name: str
+    called: str
+    image: int = -1
+    notes: list[str] = field(default_factory=list)
+    refused: str = ""
+
+    @property
+    def page(self) -> Any:
+        return self.levels[0][0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.page.imagewidth, self.page.imagelength
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether it is said to be a picture of reduced resolution."""
+        return bool(self.subfile & _REDUCED)
+
+    @property
+    def subfile(self) -> int:
+        """NewSubfileType."""
+        return int(self.page.tags.valueof(_SUBFILE, 0))
+
+
+def pictures_of(file: Any, vendor: str) -> list[Picture]:
+    """All pictures of a `tifffile.TiffFile`, in its order."""
+    found = [
+        _of_series(file, series, number)
+        for number, series in enumerate(file.series if file.is_ome or file.is_imagej else ())
+        if series.kind in _STACKED and series.pages[0] is not None
+    ]
+    told = {page.index for series in file.series for page in series.pages if page is not None} if found else set()
+    for page in file.pages:
+        if page.index not in told:
+            page = page.aspage()
+            name = tiff_words.associated_name(page, vendor)
+            levels = [(page,), *((each.aspage(),) for each in page.pages or ())]
+            found.append(Picture(levels, name, _called(page, name)))
+    return found
+
+
+def main_of(pictures: Sequence[Picture]) -> Picture:
+    """The slide: the largest picture that is not named something else; a tiled one, if the first is tiled."""
+    candidates = [one for one in pictures if not one.name] or list(pictures)
+    if pictures[0].page.is_tiled:
+        candidates = [one for one in candidates if one.page.is_tiled] or candidates
+    return max(candidates, key=lambda one: prod(one.size))
+
+
+def stacked_with(main: Picture, pictures: Sequence[Picture]) -> list[Picture]:
+    """Other pictures of the same size and kind that nothing tells apart: colour planes, focal planes, times."""
+
+    def kind(one: Picture) -> tuple[Any, ...]:
+        return one.size, one.page.samplesperpixel, one.page.is_tiled, one.name, one.is_reduced
+
+    return [one for one in pictures if one is not main and kind(one) == kind(main)]
+
+
+def _of_series(file: Any, series: Any, number: int) -> Picture:
+    """The picture that a series of pages shows: of focal planes and times the first, all colour planes."""
+    first = series.pages[0].aspage()
+    is_ome = series.kind == "ome"
+    name = tiff_words.name_in(series.name) if is_ome else ""
+    picture = Picture([], name, _called(first, series.name), number if is_ome else -1)
+    depth = max(len(series.axes) - len(first.axes), 0)
+    axes, counts = series.axes[:depth], series.shape[:depth]
+    place: list[Any] = [0] * depth
+    for at, (axis, count) in enumerate(zip(axes, counts, strict=True)):
+        names = _names(file, series, number, count)
+        if first.samplesperpixel == 1 and (planes := tiff_words.colour_planes(names)) is not None:
+            place[at] = planes
+        elif axis == "C":
+            listed = ", ".join(str(each) for each in names if isinstance(each, str) and each)
+            picture.refused = (
+                f"holds {count} channels{f' ({listed[:80]})' if listed else ''}, not told to be red, green and blue; "
+                "save it as one RGB picture"
+            )
+        else:
+            what = {"Z": "focal planes", "T": "times"}.get(axis, "pictures of one size")
+            picture.notes.append(f"holds {count} {what}: the first is read, the others are set aside")
+    numbers = np.atleast_1d(np.arange(prod(counts)).reshape(counts)[tuple(place)]).tolist()
+    if max(numbers) >= len(series.pages) or any(series.pages[each] is None for each in numbers):
+        numbers, picture.refused = [0], picture.refused or "lacks pages that its description names"
+    for level in series.levels:
+        picture.levels.append(tuple(level.pages[each].aspage() for each in numbers))
+    return picture
+
+
+def _names(file: Any, series: Any, number: int, count: int) -> list[Any]:
+    """Names or else colours of `count` planes; [] where they are not told."""
+    if series.kind == "ome":
+        channels = tiff_words.ome_channels(file.ome_metadata, number)
+        names: list[Any] = [name for name, _ in channels]
+        if channels and not any(names):
+            names = [colour for _, colour in channels]
+    else:
+        names = list((file.imagej_metadata or {}).get("Labels") or ())
+    return names if len(names) == count and None not in names else []
+
+
+def _called(page: Any, name: str) -> str:
+    words = f", {name[:40]!r}" if name else ""
+    return f"page {page.index} ({page.imagewidth}x{page.imagelength}{words})"

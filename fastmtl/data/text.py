@@ -1,0 +1,40 @@
+"""Text files that people's programs wrote: tables, JSON; whatever is wrong with one is said with its cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte-order mark.
+
+    Raises:
+        ValueError: it cannot be read, is no file (pipes never end), or is not UTF-8; the message names the line.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if data.startswith(_UTF16):
+        raise ValueError(f"{path} is UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, found = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{found:02x} is not UTF-8{_in_windows(found)}; save the file as UTF-8"
+        ) from None
+    if (at := text.find("\0")) >= 0:
+        line = text.count("\n", 0, at) + 1
+        raise ValueError(f"{path}, line {line}: a zero byte; UTF-16 without its mark, or damaged: save it as UTF-8")
+    return text
+
+
+def _in_windows(byte: int) -> str:
+    """What a byte means in the Windows and Latin-1 encodings, where it is a letter."""
+    letter = bytes([byte]).decode("cp1252", "replace")
+    return f" ({letter!r} in Windows-1252 or Latin-1)" if letter.isalpha() else ""

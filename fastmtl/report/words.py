@@ -1,0 +1,38 @@
+"""Counts and shares as a person says them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, which must take a plain s.
+
+    >>> counted(1, "image"), counted(0, "patient")
+    ('1 image', '0 patients')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def percent(share: float) -> str:
+    """A share in percent. All and nothing are said of all and nothing alone.
+
+    >>> percent(0.5), percent(1.0), percent(0.996), percent(0.0001), percent(0.99999)
+    ('50%', '100%', '99.6%', '<0.1%', '>99.9%')
+    """
+    if not isfinite(share):
+        return "unknown"
+    for text in (f"{share:.0%}", f"{share:.1%}"):
+        if share in (0, 1) or text not in ("0%", "100%", "0.0%", "100.0%"):
+            return text
+    return "<0.1%" if share < 0.5 else ">99.9%"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
