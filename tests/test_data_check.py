@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -294,13 +293,12 @@ def test_slides_by_scale(made_slides: Path, capsys):
     )
 
 
-def test_a_scale_that_the_manifest_tells(made_slides: Path):
-    options = ManifestOptions(grid=data.GridOptions(64, min_tissue=0))
-    dataset = read_manifest(made_slides / "manifest.csv", options)
-    told = replace(dataset, slide_mpp={made_slides / "s4.tiff": 0.5, made_slides / "s5.tiff": 0.5})
-    found = examine(told)
+def test_a_scale_that_the_manifest_tells(made_slides: Path, tmp_path: Path, capsys):
+    folder = Path(shutil.copytree(made_slides, tmp_path / "slides"))
+    _write(folder, "slide,mpp", [f"s{number}.tiff,{0.5 if number > 3 else ''}" for number in range(6)])
+    found, _ = _checked(folder, capsys)
     assert [slide["mpp"] for slide in found["slides"]] == [0.5] * 6
-    assert [slide["mpp_from"] for slide in found["slides"]][4:] == ["manifest"] * 2
+    assert [slide["mpp_from"] for slide in found["slides"]] == ["resolution tags"] * 4 + ["manifest"] * 2
     assert found["slides"][5]["problems"] == []
     assert "of different width" not in _reasons(found)
     assert "unknown" not in _reasons(found)

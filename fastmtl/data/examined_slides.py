@@ -11,7 +11,6 @@ from .dataset import Dataset, Problem, Region
 from .pictures import file_of
 from .polygons import Polygons, polygon_classes
 from .slide_rows import UnreadableSlideError, downsample_of, opened
-from .spellings import spelling_problem
 
 _ANOTHER_SCALE = 1.4  # times another's field of view: 20x beside 40x, and not 0.25 beside 0.23 micrometres
 
@@ -120,12 +119,9 @@ def polygons_of_tiles(dataset: Dataset) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _polygon_notices(dataset: Dataset, found: dict[str, Any]) -> list[Problem]:
-    counts = {name: each["polygons"] for name, each in found["classes"].items()}
-    reasons = [spelling_problem(counts, "polygons", "polygons")]
-    if found["listed"]:
-        reasons += [
-            f"data.polygon_classes lists {name!r}, and no polygon is of it"
-            for name in found["listed"][1:]  # the first stands where no polygon is
-            if name not in counts
-        ]
-    return [Problem(dataset.root, reason) for reason in reasons if reason]
+    reasons = [
+        f"data.polygon_classes lists {name!r}, and no polygon is of it"
+        for name in found["listed"][1:]  # the first stands where no polygon is
+        if name not in found["classes"]
+    ]
+    return [Problem(dataset.root, reason) for reason in reasons]

@@ -117,7 +117,7 @@ class _Reader:
         label = classes.pop("label", ())
         told = next((column for column in _WHOM if column in self.column), None)
         how = f"column {told}" if told else rule_in_words(self.options.patient)
-        dataset = Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes, how)
+        dataset = Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes, how, self.mpp)
         return dataset if told else with_one_spelling(dataset)
 
     def _one_spelling(self, name: str) -> list[Problem]:

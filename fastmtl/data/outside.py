@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .geojson import PolygonSet, read_polygons
 from .pictures import file_of
 from .polygons import Polygons
 from .slide_rows import slide_size
+from .spellings import spelling_problem
 
 
 def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
@@ -22,15 +24,19 @@ def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
         ValueError: no polygon of a file touches its slide or image, so the masks would all be empty.
     """
     problems: dict[Problem, None] = {}
+    names: dict[Path, Counter[str]] = {}
     for picture, image in _drawn(tiles):
         try:
             found = read_polygons(picture.file)
             size = slide_size(image.slide) if isinstance(image, Region) else (picture.width, picture.height)
         except ValueError:
             continue
+        names[picture.file] = Counter(found.names)
         reasons = [*found.notes, *_of_several_classes(found, picture.classes), *_invalid(found)]
         reasons += _outside(found, picture, file_of(image), *size)
         problems |= dict.fromkeys(Problem(picture.file, reason) for reason in reasons)
+    if reason := spelling_problem(sum(names.values(), Counter()), "polygons", "polygons"):
+        problems[Problem(next(iter(names)), reason)] = None
     return tuple(problems)
 
 
