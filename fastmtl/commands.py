@@ -14,7 +14,7 @@ from . import analyses, build, checkpoint, data, datasets, staining, training
 from .config import Recipe, list_recipes
 from .inference import autocast_dtype
 from .inference import evaluate as score
-from .predict import Predicted, claimed, stamp_of
+from .predict import Predicted, check_apart, claimed, stamp_of
 from .predict_images import find_images, images_there, write_predictions
 from .predict_slides import check_places, predict_slides
 from .protocols import Task
@@ -22,6 +22,7 @@ from .report import read_run, render, render_comparison
 from .run_folder import RunError, RunFolder
 from .stages import ready_for_use
 from .tta import Views
+from .whole_files import naming
 
 
 def train(
@@ -102,9 +103,8 @@ def evaluate(
         raise RunError(
             f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
         )
-    loader = trained.read(kept)
-    found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype)
-    loader.close()
+    with trained.read(kept) as loader:
+        found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype)
     return training.summary(recipe, trained.which, found, kept) | {
         "num_images_of_training_patients_left_out": len(folder) - len(kept),
         "num_damaged_files": len(damaged),
@@ -151,11 +151,13 @@ def predict(
         images = find_images(source)
         home = source if source.is_dir() else source.parent
         with claimed(out, stamp_of(path, trained.which, views, "images", home)):
+            check_apart((Path(image.id).with_suffix("").as_posix() for image in images), out)
             return _predict_images(trained, source, images, out)
     if slides.num_images:
         note(f"{slides.num_images} image files among the slides are passed over; predict their folder by itself")
     check_places(slides.slides, out)
     with claimed(out, stamp_of(path, trained.which, views, "slides", slides.root)):
+        check_apart(slides.slides, out)
         return predict_slides(
             slides.slides,
             out,
@@ -181,10 +183,9 @@ def _predict_images(trained: _Trained, source: Path, images: Sequence[data.Tile]
     if problems:
         raise RunError(f"{len(problems)} of {len(tiles)} images cannot be read, first {problems[0]}.")
     folder = data.Dataset(source, tuple(trained.facts["class_names"]), tuple(tiles))
-    loader = trained.read(folder)
-    batches = (batch.to(trained.device) for batch in loader)
-    count = write_predictions(trained.model, trained.tasks, batches, tiles, out)
-    loader.close()
+    with trained.read(folder) as loader:
+        batches = (batch.to(trained.device) for batch in loader)
+        count = write_predictions(trained.model, trained.tasks, batches, tiles, out)
     return Predicted("images", count, len(images) - len(tiles))
 
 
@@ -235,7 +236,8 @@ def report(paths: Sequence[Path], out: Path | None = None) -> list[str]:
         RunFolder(paths[0]).write_report(html)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html, encoding="utf-8")
+        with naming(out):
+            out.write_text(html, encoding="utf-8")
     return problems + [problem for run in runs for problem in run.problems]
 
 

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from . import data
-from .predict import LINES, Predicted, answer, entry_name, row_of
+from .predict import LINES, Predicted, answer, entry_name, inside, row_of
 from .protocols import Batch
 from .run_folder import RunError, read_lines
 from .slide_maps import SlideMaps
-from .whole_files import write_whole
+from .whole_files import append, write_whole
 
 QUARANTINE = "quarantine.jsonl"
 SUMMARY, TILES = "summary.json", "tiles.jsonl"
@@ -37,10 +37,13 @@ def check_places(slides: Iterable[str], out: Path) -> None:
     """Raise RunError where the folder of a slide cannot be put: a file is there (`out` is the folder of the slides), or
     a folder with anything but its predictions."""
     for name in slides:
-        if (out / name).is_file():
-            raise RunError(f"{out / name} is a file, not the folder of its predictions; choose another --out.")
-        if (out / name).is_dir() and not (out / name / SUMMARY).exists() and any((out / name).iterdir()):
-            raise RunError(f"{out / name} has no {SUMMARY}, and is not empty; remove it, or choose another --out.")
+        folder = inside(out, name)
+        if any(part.startswith(".") for part in Path(name).parts):  # as those are that are under way
+            raise RunError(f"{name} is hidden, or in a hidden folder, and so its predictions would be; rename it.")
+        if folder.is_file():
+            raise RunError(f"{folder} is a file, not the folder of its predictions; choose another --out.")
+        if folder.is_dir() and not (folder / SUMMARY).exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} has no {SUMMARY}, and is not empty; remove it, or choose another --out.")
 
 
 def predict_slides(
@@ -120,15 +123,16 @@ def _one(
             ends.callback(loader.close)
         maps, means = SlideMaps(tasks, cut, partial, device), _Means(tasks)
         ends.callback(maps.discard)
-        with (partial / TILES).open("w", encoding="utf-8") as lines:
-            for batch in loader or ():
-                batch = batch.to(device, non_blocking=True)
-                with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    outputs = model(batch)
-                maps.add(batch.ids, outputs)
-                for line in _tile_lines(tasks, cut, batch, outputs):
-                    means.add(line)
-                    lines.write(json.dumps(line) + "\n")
+        (partial / TILES).touch()
+        for batch in loader or ():
+            batch = batch.to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                outputs = model(batch)
+            maps.add(batch.ids, outputs)
+            lines = list(_tile_lines(tasks, cut, batch, outputs))
+            for line in lines:
+                means.add(line)
+            _append(partial / TILES, lines)
         damaged = [_place(entry) for entry in loader.quarantine] if loader else []
         of_slide = {"slide": name, "file": asdict(cut.identity), "tiles": len(cut.tiles), "damaged": len(damaged)}
         of_map = {"tissue": cut.tissue, "mpp": cut.mpp, "downsample": cut.downsample, "problems": list(cut.problems)}
@@ -234,5 +238,4 @@ def _summaries(out: Path) -> list[dict[str, Any]]:
 
 def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     if text := "".join(json.dumps(line) + "\n" for line in lines):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        append(path, text)

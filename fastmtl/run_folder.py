@@ -21,7 +21,7 @@ import torch
 from . import __version__
 from .config import Recipe, as_dict, load_recipe
 from .errors import UserError
-from .whole_files import write_whole
+from .whole_files import append, write_whole
 
 
 class RunError(UserError, RuntimeError):
@@ -93,8 +93,7 @@ class RunFolder:
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
         look = {"step": step, "epoch": epoch + 1, "loss": record["loss"]} | record["balance"]
-        with (self.path / "balance.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(look) + "\n")
+        append(self.path / "balance.jsonl", json.dumps(look) + "\n")
         board = self._tensorboard()
         for name, value in record["loss"].items():
             board.add_scalar(f"loss/{name}", value, step)
@@ -102,8 +101,7 @@ class RunFolder:
             board.add_scalar(f"weight/{name}", weight, step)
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(self.path / "metrics.jsonl", json.dumps(record) + "\n")
         board = self._tensorboard()
         for task, values in record.get("validation", {}).get("tasks", {}).items():
             for name, value in values.items():

@@ -62,16 +62,18 @@ def run(
     device = build.device_of(recipe.training.device, world.local_rank)
     with world.together(device):
         job = _prepare(recipe, root, world.tell(out), split_file, device, world, resumed=resumed, console=console)
-        loader = job.read(job.splits.train, train=True, world=world)
-        validation = job.read(job.splits.validation, world=world)
-        _train(job, loader, validation, resumed=resumed)
-        if world.size > 1:  # each rank had a part of the images; rank 0 looks at all of them, alone
-            validation.close()
-            world.close()
-            if world.rank:
-                return {}
-            validation = job.read(job.splits.validation)
-        return _judge(job, validation)
+        with (
+            job.read(job.splits.train, train=True, world=world) as loader,
+            job.read(job.splits.validation, world=world) as validation,
+        ):
+            _train(job, loader, validation, resumed=resumed)
+            if world.size == 1:
+                return _judge(job, validation)
+        world.close()  # each rank had a part of the images; rank 0 looks at all of them, alone
+        if world.rank:
+            return {}
+        with job.read(job.splits.validation) as validation:
+            return _judge(job, validation)
 
 
 def _prepare(
@@ -117,7 +119,7 @@ def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile:
 
 
 def _train(job: _Job, loader: data.TileLoader, validation: data.TileLoader, *, resumed: bool) -> None:
-    """Train to the end of the last stage; leaves the checkpoints and the run folder's records, closes `loader`.
+    """Train to the end of the last stage; leaves the checkpoints and the run folder's records.
 
     Raises:
         ConfigError: a stage that the network cannot be trained in; there is no run folder yet.
@@ -163,12 +165,12 @@ def _train(job: _Job, loader: data.TileLoader, validation: data.TileLoader, *, r
         run.close()
         if found := run.write_quarantine(loader.quarantine, world.rank):
             console.print(f"note: {len(loader.quarantine)} damaged tiles were set aside in training: {found}")
-        loader.close()
+        loader.close()  # its threads and buffers are not needed while the run is judged
 
 
 def _judge(job: _Job, validation: data.TileLoader) -> dict[str, Any]:
-    """Score the weights that the recipe wants judged, and leave summary.json, evaluation.jsonl and the analyses; closes
-    `validation`, which has all held-out images."""
+    """Score the weights that the recipe wants judged on `validation`, which has all held-out images, and leave
+    summary.json, evaluation.jsonl and the analyses."""
     run, recipe, model, tasks, splits = RunFolder(job.out), job.recipe, job.model, job.tasks, job.splits
     which = recipe.training.checkpoint
     checkpoint.load_model(run.checkpoints / which, model, job.device)
@@ -178,9 +180,8 @@ def _judge(job: _Job, validation: data.TileLoader) -> dict[str, Any]:
     validation.close()
     result = summary(recipe, which, found, splits.validation)
     if splits.test.tiles:
-        test = job.read(splits.test)
-        of_test = score(judged, tasks, test, device=job.device, dtype=job.dtype)
-        test.close()
+        with job.read(splits.test) as test:
+            of_test = score(judged, tasks, test, device=job.device, dtype=job.dtype)
         result["test"] = summary(recipe, which, of_test, splits.test)
     run.write_summary(result)
     table.write(job.out, {tile.id: tile.image for tile in splits.validation.tiles})

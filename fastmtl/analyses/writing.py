@@ -98,13 +98,12 @@ def _read(
     stain: data.StainNormalizer | None,
 ) -> list[Batch]:
     """The images named in `order`, in float32, each a batch of its own."""
-    loader = build.build_loader(recipe, dataset.subset(order), tasks, train=False, device=device, stain=stain)
     batches = []
-    for batch in loader:
-        whole = batch.to(device)
-        whole = replace(whole, images=whole.images.float())
-        batches += [_row(whole, row) for row in range(len(whole))]
-    loader.close()
+    with build.build_loader(recipe, dataset.subset(order), tasks, train=False, device=device, stain=stain) as loader:
+        for batch in loader:
+            whole = batch.to(device)
+            whole = replace(whole, images=whole.images.float())
+            batches += [_row(whole, row) for row in range(len(whole))]
     return sorted(batches, key=lambda batch: order.index(batch.ids[0]))
 
 

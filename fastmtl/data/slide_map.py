@@ -122,4 +122,5 @@ class _Level:
             yield self._file.read(size)
 
     def discard(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # on a full disk closing fails as writing did
+            self._file.close()
