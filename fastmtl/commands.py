@@ -17,6 +17,7 @@ from .inference import evaluate as score
 from .predict import Predicted, check_apart, claimed, stamp_of
 from .predict_images import find_images, images_there, write_predictions
 from .predict_slides import check_places, predict_slides
+from .progress import plain
 from .protocols import Task
 from .report import read_run, render, render_comparison
 from .run_folder import RunError, RunFolder
@@ -66,6 +67,7 @@ def resume(out: Path, *, console: Console) -> dict[str, Any]:
 def _run(
     recipe: Recipe, root: Path | None, out: Path, split_file: Path | None, *, resumed: bool, console: Console
 ) -> dict[str, Any]:
+    console = plain(console)
     found = training.run(recipe, root, out, split_file, resumed=resumed, console=console)
     for problem in report([out]) if found else ():
         console.print(f"report: {problem}")
@@ -265,7 +267,7 @@ def _load(path: Path, which: Literal["best", "last"] | None, device_name: str, t
     recipe, facts = run.recipe(), run.extra()
     device = build.device_of(device_name)
     tasks = build.build_tasks(recipe, facts["class_names"], facts.get("classes", {}))
-    model = build.build_model(recipe, tasks, device)
+    model = build.build_model(recipe, tasks, device, trained=True)
     which = which or recipe.training.checkpoint
     checkpoint.load_model(run.checkpoints / which, model, device)
     ready_for_use(recipe, model)

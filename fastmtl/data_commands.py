@@ -172,4 +172,4 @@ def _table(*heads: str) -> Any:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, soft_wrap=False)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)

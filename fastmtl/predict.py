@@ -19,6 +19,7 @@ from . import data
 from .evaluation import class_probabilities
 from .locks import locked
 from .names import folded
+from .parsing import read_json
 from .run_folder import RunError
 from .whole_files import write_whole
 
@@ -83,7 +84,7 @@ def _check_ours(out: Path, stamp: Mapping[str, Any]) -> None:
     file = out / data.PREDICTED_WITH
     if file.exists():
         try:
-            known = dict(json.loads(file.read_text(encoding="utf-8")))
+            known = dict(read_json(file))
         except (ValueError, TypeError):
             known = {}
         other = [name for name in stamp if name not in _NOT_COMPARED and known.get(name) != stamp[name]]

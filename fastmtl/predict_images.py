@@ -57,7 +57,7 @@ def images_there(out: Path) -> set[str]:
     records, problems = read_lines(out / LINES)
     if problems:
         write_whole(out / LINES, "".join(json.dumps(record) + "\n" for record in records))
-    return {record["image"] for record in records if "image" in record}
+    return {record["image"] for record in records if isinstance(record.get("image"), str)}
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from . import data
+from .parsing import read_json
 from .predict import LINES, Predicted, answer, entry_name, inside, row_of
 from .protocols import Batch
 from .run_folder import RunError, read_lines
@@ -211,7 +212,7 @@ def _is_done(folder: Path, path: Path) -> bool:
         identity = asdict(data.identify(path))
     except data.SlideError:
         return False  # to be told why, with the others
-    return json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("file") == identity
+    return _summary(folder / SUMMARY).get("file") == identity
 
 
 def _write_summaries(out: Path, without: Collection[str]) -> None:
@@ -222,7 +223,8 @@ def _write_summaries(out: Path, without: Collection[str]) -> None:
 
 def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
     """quarantine.jsonl by name, less what it says of some slides; none where nothing is left."""
-    found = [entry for entry in read_lines(out / QUARANTINE)[0] if entry.get("slide") not in without]
+    entries = [entry for entry in read_lines(out / QUARANTINE)[0] if isinstance(entry.get("slide"), str)]
+    found = [entry for entry in entries if entry["slide"] not in without]
     if found:
         found.sort(key=lambda entry: Path(entry["slide"]))
         write_whole(out / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in found))
@@ -233,7 +235,17 @@ def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
 def _summaries(out: Path) -> list[dict[str, Any]]:
     """Of all slides that are done, by name; those under way are hidden."""
     paths = [path for path in out.rglob(SUMMARY) if not any(part[0] == "." for part in path.relative_to(out).parts)]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
+    return [_summary(path) for path in sorted(paths)]
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); remove {path.parent} to predict the slide again.") from error
+    if not isinstance(found, dict) or not isinstance(found.get("slide"), str):
+        raise RunError(f"{path} is damaged: it names no slide; remove {path.parent} to predict the slide again.")
+    return found
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

@@ -10,7 +10,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from . import __version__
 from .config import Recipe, as_dict, load_recipe
 from .errors import UserError
+from .parsing import parse_json, read_json
 from .whole_files import append, write_whole
 
 
@@ -28,7 +29,20 @@ class RunError(UserError, RuntimeError):
     """A run folder that cannot be used, said in one line."""
 
 
-_FACTS = ("data", "split_file", "split", "class_names", "training_patients", "validation_patients")
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+_FACTS: Mapping[str, Callable[[Any], bool]] = {
+    "data": lambda value: isinstance(value, str) and "\0" not in value,
+    "split_file": lambda value: value is None or (isinstance(value, str) and "\0" not in value),
+    "split": lambda value: isinstance(value, str),
+    "class_names": _is_texts,
+    "classes": lambda value: isinstance(value, dict) and all(map(_is_texts, value.values())),
+    "training_patients": _is_texts,
+    "validation_patients": _is_texts,
+}
+"""Of run.json, what fastmtl reads again -> whether a value is such."""
 
 
 class RunFolder:
@@ -71,12 +85,16 @@ class RunFolder:
         if not path.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no run.json.")
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = read_json(path)
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}.") from error
-        missing = [name for name in _FACTS if not isinstance(facts, dict) or name not in facts]
-        if missing:
-            raise RunError(f"{path} is damaged: it has no {missing[0]!r}.")
+        if not isinstance(facts, dict):
+            raise RunError(f"{path} is damaged: it is no JSON object.")
+        for name, fits in _FACTS.items():
+            if name not in facts and name != "classes":  # runs of the first versions have none
+                raise RunError(f"{path} is damaged: it has no {name!r}.")
+            if not fits(facts.get(name, {})):
+                raise RunError(f"{path} is damaged: {name!r} is not as fastmtl writes it; got {facts[name]!r}.")
         return facts
 
     def records(self) -> list[dict[str, Any]]:
@@ -85,11 +103,10 @@ class RunFolder:
 
     def trim(self, epochs: int, steps: int) -> None:
         """Drop what comes after `epochs` whole epochs and `steps` steps: a resumed run writes it again."""
-        kept = [json.dumps(record) + "\n" for record in self.records() if record.get("epoch", epochs + 1) <= epochs]
-        write_whole(self.path / "metrics.jsonl", "".join(kept))
-        looks = read_lines(self.path / "balance.jsonl")[0]
-        kept = [json.dumps(look) + "\n" for look in looks if look.get("step", steps + 1) <= steps]
-        write_whole(self.path / "balance.jsonl", "".join(kept))
+        for file, key, last in (("metrics.jsonl", "epoch", epochs), ("balance.jsonl", "step", steps)):
+            numbered = [(record.get(key), record) for record in read_lines(self.path / file)[0]]
+            kept = [json.dumps(record) + "\n" for at, record in numbered if isinstance(at, int) and at <= last]
+            write_whole(self.path / file, "".join(kept))
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
         look = {"step": step, "epoch": epoch + 1, "loss": record["loss"]} | record["balance"]
@@ -144,7 +161,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     problems = []
     for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
         try:
-            record = json.loads(line) if line.strip() else None
+            record = parse_json(line) if line.strip() else None
         except ValueError:  # not JSON, or not UTF-8
             record = ()
         if isinstance(record, dict):

@@ -143,4 +143,6 @@ def _take_scale(arguments: list[str]) -> tuple[str, list[str]]:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    from .progress import plain
+
+    return plain(Console(file=sys.stderr, highlight=False, soft_wrap=True))

@@ -99,7 +99,7 @@ def _prepare(
     tasks = build.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
     datasets.check_maps(tasks, (splits.train, splits.validation, splits.test))
-    model = build.build_model(recipe, tasks, device)
+    model = build.build_model(recipe, tasks, device, trained=resumed)
     build.check_size(recipe, model)
     check_views(tasks, recipe.training.tta)
     dtype = autocast_dtype(recipe.training.precision, device)

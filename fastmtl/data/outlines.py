@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
+from ..whole_files import naming
 
 
 def check_outlines() -> None:

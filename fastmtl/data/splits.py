@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..extras import require
 from ..names import nearest
+from ..parsing import read_json
 from ..whole_files import write_whole
 from .dataset import Dataset, Tile
 
@@ -207,10 +208,13 @@ def load_test_groups(path: str | Path) -> tuple[str, ...]:
 
 def _read_json(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
     try:
-        content = json.loads(Path(path).read_text())
+        content = read_json(Path(path))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a readable split file: {error}") from error
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    listed = [] if missing else [(key, value) for key, value in content.items() if isinstance(value, list)]
+    if wrong := next((key for key, value in listed if not all(isinstance(one, str) for one in value)), None):
+        raise ValueError(f"{path} is not a split file: {wrong!r} lists something else than names, as text")
     if missing:
         raise ValueError(f"{path} is not a split file: it has no list named {missing[0]!r}")
     return content
