@@ -218,7 +218,10 @@ def _augmentation(options: Mapping[str, Any]) -> data.Augmentation:
     check_options(data.Augmentation, options, "data.augmentation")
     # TOML has no tuples.
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    return data.Augmentation(**values)
+    try:
+        return data.Augmentation(**values)
+    except TypeError as error:  # text for a number, a number for a pair
+        raise ConfigError(f"data.augmentation has a value of another type ({error}); got {dict(options)}.") from error
 
 
 def _apex(name: str) -> Callable[..., torch.optim.Optimizer]:

@@ -42,10 +42,10 @@ def save(directory: Path, state: dict[str, Any]) -> None:
         _write(temporary, tensors, tree)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would stand in the next one's way
-        before = "the one of before is whole" if exists(directory) else "there is none of before"
+        then = "go on with fastmtl train --resume" if exists(directory) else "train again"
         raise CheckpointError(
-            f"checkpoint {directory} cannot be written ({' '.join(str(error).split())}); {before}. Free space, or make "
-            "the folder one that can be written to, and go on with fastmtl train --resume."
+            f"checkpoint {directory} cannot be written ({' '.join(str(error).split())}). Free space, or allow writing "
+            f"there, and {then}."
         ) from error
     old = directory.with_name(directory.name + ".old")
     shutil.rmtree(old, ignore_errors=True)

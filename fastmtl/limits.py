@@ -54,9 +54,11 @@ def _check_data(data: DataConfig) -> None:
             "per_slide must not be negative": data.per_slide >= 0,
             "patches_per_slide must not be negative": data.patches_per_slide >= 0,
             "polygon_offset must be x and y": len(data.polygon_offset) in (0, 2),
-            "classes must map columns to lists of classes": all(isinstance(v, list) for v in data.classes.values()),
-            "metadata must map names to lists of columns": all(isinstance(v, list) for v in data.metadata.values()),
-            "num_threads must be at least 1": data.num_threads >= 1,
+            "classes must map columns to lists of classes": all(
+                _is_list(v, (str, int, float)) for v in data.classes.values()
+            ),
+            "metadata must map names to lists of columns": all(_is_list(v, str) for v in data.metadata.values()),
+            "num_threads must be 1 to 1024": 1 <= data.num_threads <= 1024,
         },
     )
 
@@ -90,6 +92,9 @@ def _check_components(recipe: Recipe) -> None:
     for name, task in recipe.tasks.items():
         if not isinstance(task, Mapping) or not isinstance(task.get("kind"), str):
             raise ConfigError(f"tasks.{name} needs a `kind`, for example 'classification'.")
+        for key in ("column", "group_by"):
+            if not isinstance(task.get(key, ""), str):
+                raise ConfigError(f"tasks.{name}.{key} must be text, the name of a column; got {task[key]!r}.")
 
 
 def _check_file_names(recipe: Recipe) -> None:
@@ -149,6 +154,10 @@ def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
             "plateau_patience must not be negative": optimizer.plateau_patience >= 0,
         },
     )
+
+
+def _is_list(value: Any, of: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, of) for one in value)
 
 
 def _hold(where: str, table: object, limits: Mapping[str, bool]) -> None:

@@ -67,11 +67,11 @@ def nearest(name: str, known: Collection[str]) -> str:
     >>> nearest("x", ["linear", "pcgrad"])
     'known: linear, pcgrad.'
     """
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(map(str, known)), n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     rest = len(known) - _MOST_LISTED
-    return f"known: {', '.join(list(known)[:_MOST_LISTED])}{f' and {rest} more' if rest > 0 else ''}."
+    return f"known: {', '.join(list(map(str, known))[:_MOST_LISTED])}{f' and {rest} more' if rest > 0 else ''}."
 
 
 def option_names(make: Callable[..., Any]) -> tuple[list[str], bool]:

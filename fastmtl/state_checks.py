@@ -138,6 +138,8 @@ def mismatch(own: Any, saved: Any, what: str = "it") -> str:
     if own is None or saved is None:
         return ""
     if isinstance(own, Tensor) and isinstance(saved, Tensor):
+        if not own.numel() or not saved.numel():  # learned weights are empty until the first step tells their number
+            return ""
         same = own.shape == saved.shape and own.is_floating_point() == saved.is_floating_point()
         return "" if same else f"{what} is {_words(saved)}, and here it is {_words(own)}"
     if _kind(own) != _kind(saved):
