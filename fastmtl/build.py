@@ -91,9 +91,13 @@ def _column(task: str, options: Mapping[str, Any]) -> str:
     return "" if column in ("mask", "label") else column
 
 
-def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device) -> nn.Module:
-    """The recipe's network on `device`, seeded, in channels-last layout (what convolutions are fastest in)."""
-    options = {key: value for key, value in recipe.model.items() if key != "name"}
+def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, trained: bool = False) -> nn.Module:
+    """The recipe's network on `device`, seeded, in channels-last layout (what convolutions are fastest in).
+
+    `trained`: a checkpoint will be loaded into it; the file of model.weights, which may be gone, is not read again.
+    """
+    left_out = ("name", "weights") if trained else ("name",)
+    options = {key: value for key, value in recipe.model.items() if key not in left_out}
     torch.manual_seed(recipe.training.seed)
     model = models.create_model(recipe.model["name"], tasks={task.name: task.output for task in tasks}, **options)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -240,7 +244,10 @@ def _augmentation(options: Mapping[str, Any]) -> data.Augmentation:
     check_options(data.Augmentation, options, "data.augmentation")
     # TOML has no tuples.
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    return data.Augmentation(**values)
+    try:
+        return data.Augmentation(**values)
+    except TypeError as error:  # text for a number, a number for a pair
+        raise ConfigError(f"data.augmentation has a value of another type ({error}); got {dict(options)}.") from error
 
 
 def _apex(name: str) -> Callable[..., torch.optim.Optimizer]:

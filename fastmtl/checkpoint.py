@@ -18,14 +18,11 @@ import torch
 from torch import Tensor
 
 from .averaging import averaged_weights
-from .errors import UserError
+from .state_checks import CheckpointError as CheckpointError
+from .state_checks import model_problem
 
 FORMAT = 1
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-
-
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that is missing, damaged or of another format."""
 
 
 def save(directory: Path, state: dict[str, Any]) -> None:
@@ -35,21 +32,21 @@ def save(directory: Path, state: dict[str, Any]) -> None:
 
     Raises:
         TypeError: a value of another kind, naming its place.
+        CheckpointError: the disk is full, or the folder cannot be written to.
     """
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, tensors, "")
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(tensors, temporary / _TENSORS)
-    (temporary / _STATE).write_text(json.dumps(tree), encoding="utf-8")
-    manifest = {"format": FORMAT, "sha256": {name: _digest(temporary / name) for name in (_TENSORS, _STATE)}}
-    (temporary / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for name in (_TENSORS, _STATE, _MANIFEST):
-        _sync(temporary / name)
-    _sync(temporary)
+    try:
+        _write(temporary, tensors, tree)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would stand in the next one's way
+        then = "go on with fastmtl train --resume" if exists(directory) else "train again"
+        raise CheckpointError(
+            f"checkpoint {directory} cannot be written ({' '.join(str(error).split())}). Free space, or allow writing "
+            f"there, and {then}."
+        ) from error
     old = directory.with_name(directory.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
@@ -78,7 +75,9 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         sums, version = dict(manifest["sha256"]), manifest["format"]
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {directory}.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError:
+        raise  # it says of which file
+    except Exception as error:  # JSON of somebody's making fails in every way there is
         raise CheckpointError(f"checkpoint {directory} has an unreadable manifest ({error}).") from error
     if version != FORMAT:
         raise CheckpointError(f"checkpoint {directory} has format {version}; this fastmtl reads format {FORMAT}.")
@@ -88,9 +87,15 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
             raise CheckpointError(f"checkpoint {directory} is damaged: {name} does not match its checksum.")
     try:
         tree = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-        return _decode(tree, load_file(directory / _TENSORS, device=str(device)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({error!r}).") from error
+        state = _decode(tree, load_file(directory / _TENSORS, device=str(device)))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # likewise, and safetensors has an error of its own
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({said}).") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {directory} has a state that is no table.")
+    return state
 
 
 def load_model(directory: Path, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
@@ -100,16 +105,16 @@ def load_model(directory: Path, model: torch.nn.Module, device: torch.device | s
         CheckpointError: as `load`, or the weights are another network's.
     """
     state = load(directory, device)
-    weights = averaged_weights(state.get("average")) or state.get("model")
+    average = state.get("average")
+    sound = average is None or (isinstance(average, dict) and isinstance(average.get("n_averaged"), Tensor))
+    weights = (averaged_weights(average) if sound else None) or state.get("model")
     if weights is None:
         raise CheckpointError(f"checkpoint {directory} holds no model.")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+    if problem := model_problem(model, weights) if sound else "its average counts nothing":
         raise CheckpointError(
-            f"checkpoint {directory} does not fit the network of the run's config.toml (was it edited?): {detail}"
-        ) from error
+            f"checkpoint {directory} does not fit the network of the run's config.toml (was it edited?): {problem}."
+        )
+    model.load_state_dict(weights)
 
 
 def _place(directory: Path) -> Path:
@@ -122,8 +127,11 @@ def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
     """JSON has no tensors, tuples or integer keys: these become one-key dicts tagged with a leading `$`."""
     if isinstance(value, Tensor):
         # A clone, because safetensors refuses tensors that share storage (tied weights).
-        tensors[where] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"$tensor": where}
+        name, number = where, 1
+        while name in tensors:  # {"a.b": x} and {"a": {"b": y}}, 7 and "7"
+            name, number = f"{where}#{number}", number + 1
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"$tensor": name}
     if isinstance(value, dict):
         items = [[_encode(k, tensors, f"{where}.key"), _encode(v, tensors, f"{where}.{k}")] for k, v in value.items()]
         return {"$dict": items}
@@ -148,6 +156,20 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
             return tuple(_decode(item, tensors) for item in content)
         return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
     return value
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], tree: Any) -> None:
+    """The three files of a checkpoint, on the disk when this returns."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / _TENSORS)
+    (folder / _STATE).write_text(json.dumps(tree), encoding="utf-8")
+    manifest = {"format": FORMAT, "sha256": {name: _digest(folder / name) for name in (_TENSORS, _STATE)}}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for name in (_TENSORS, _STATE, _MANIFEST):
+        _sync(folder / name)
+    _sync(folder)
 
 
 def _digest(path: Path) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from .arguments import nothing_more
 from .errors import UserError
 from .extras import install_command
 
+_LONGEST = 2000  # characters of a message; what somebody wrote into a file may be a megabyte
 USAGE = """fastmtl: train one network for several tasks on medical images
 
   fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file;
@@ -34,7 +37,7 @@ USAGE = """fastmtl: train one network for several tasks on medical images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped)."""
+    """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped, 141 nobody read on)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -49,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastmtl: unknown command {command!r}; it has {', '.join(_COMMANDS)}.", file=sys.stderr)
         return 2
     try:
-        return _COMMANDS[command](rest)
+        code = _COMMANDS[command](rest)
+        sys.stdout.flush()  # here, where a pipe that was closed or a full disk can still be told
+        return code
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fastmtl"):
             raise
@@ -57,11 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.name} is not installed: {install}" if install else str(error))
     except KeyboardInterrupt:
         return _fail("stopped", 130)
-    except (UserError, ValueError, OSError) as error:
-        # ValueError and OSError too: what the ops and the file system say of bad input is meant for the user.
-        if os.environ.get("FASTMTL_TRACEBACK"):
+    except BrokenPipeError:  # `| head` has seen enough
+        with suppress(OSError, ValueError):  # a standard output that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would fail again
+        return 141
+    except Exception as error:
+        said = _said(error)
+        if not said or os.environ.get("FASTMTL_TRACEBACK"):
             raise
-        return _fail(" ".join(str(error).split()), 130 if type(error).__name__ == "Interrupted" else 1)
+        return _fail(said, 130 if type(error).__name__ == "Interrupted" else 1)
 
 
 def _train(arguments: list[str]) -> int:
@@ -169,7 +178,41 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
+def _said(error: Exception) -> str:
+    """What to tell of an error that input or the machine brought about; "" for a fault of the program."""
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, UserError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        cure = _CURES.get(error.errno, "")
+        return f"{place}{error.strerror}{f'; {cure}' if cure else ''}"
+    # ValueError too: what the ops say of bad input is meant for the user.
+    if isinstance(error, (UserError, ValueError, OSError)):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
+        first = next(iter(str(error).splitlines()), "")
+        return f"out of memory{f' ({first})' if first else ''}; lower data.batch_size or data.size"
+    library = type(error).__module__.partition(".")[0]
+    return f"{library}: {error}" if library in _LIBRARIES else ""
+
+
+_CURES = {
+    errno.ENOSPC: "the disk is full: free space, or write to another with --out",
+    errno.EDQUOT: "your quota is used up: free space, or write elsewhere with --out",
+    errno.EFBIG: "no file may be larger here: raise `ulimit -f`, or write to another file system",
+    errno.EROFS: "nothing can be written there: choose another --out",
+    errno.EACCES: "you may not: change its permissions, or choose another place",
+    errno.EPERM: "you may not: change its permissions, or choose another place",
+    errno.EMFILE: "too many files are open at once: raise `ulimit -n`",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or its connection fails; look at it before going on",
+}
+_LIBRARIES = ("safetensors", "_csv", "zipfile", "zlib", "tifffile", "h5py")
+"""Packages whose own errors mean a damaged file."""
+
+
 def _fail(message: str, code: int = 1) -> int:
+    message = " ".join(message.split())
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     rank = os.environ.get("RANK", "0")  # as torchrun sets it
     print(f"fastmtl: {message}" if rank == "0" else f"fastmtl: rank {rank}: {message}", file=sys.stderr)
     return code

@@ -14,14 +14,16 @@ from . import analyses, build, checkpoint, data, datasets, notices, staining, tr
 from .config import Recipe, list_recipes
 from .inference import autocast_dtype
 from .inference import evaluate as score
-from .predict import Predicted, claimed, stamp_of
+from .predict import Predicted, check_apart, claimed, stamp_of
 from .predict_images import find_images, images_there, write_predictions
 from .predict_slides import check_places, predict_slides
+from .progress import plain
 from .protocols import Task
 from .report import read_run, render, render_comparison
 from .run_folder import RunError, RunFolder
 from .stages import ready_for_use
 from .tta import Views
+from .whole_files import naming
 
 
 def train(
@@ -65,6 +67,7 @@ def resume(out: Path, *, console: Console) -> dict[str, Any]:
 def _run(
     recipe: Recipe, root: Path | None, out: Path, split_file: Path | None, *, resumed: bool, console: Console
 ) -> dict[str, Any]:
+    console = plain(console)
     found = training.run(recipe, root, out, split_file, resumed=resumed, console=console)
     for problem in report([out]) if found else ():
         console.print(f"report: {problem}")
@@ -107,10 +110,9 @@ def evaluate(
             f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
         )
     mask_notices = datasets.check_maps(trained.tasks, [kept])
-    loader = trained.read(kept)
     maps = notices.MapsSeen(trained.tasks)
-    found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype, visit=maps)
-    loader.close()
+    with trained.read(kept) as loader:
+        found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype, visit=maps)
     odd = [
         *notices.of_problems([*folder.problems, *mask_notices], root),
         *notices.of_targets(trained.tasks, kept, "evaluated"),
@@ -164,11 +166,13 @@ def predict(
         images = find_images(source)
         home = source if source.is_dir() else source.parent
         with claimed(out, stamp_of(path, trained.which, views, "images", home)):
+            check_apart((Path(image.id).with_suffix("").as_posix() for image in images), out)
             return _predict_images(trained, source, images, out)
     if slides.num_images:
         note(f"{slides.num_images} image files among the slides are passed over; predict their folder by itself")
     check_places(slides.slides, out)
     with claimed(out, stamp_of(path, trained.which, views, "slides", slides.root)):
+        check_apart(slides.slides, out)
         return predict_slides(
             slides.slides,
             out,
@@ -195,10 +199,9 @@ def _predict_images(trained: _Trained, source: Path, images: Sequence[data.Tile]
     if problems:
         raise RunError(f"{len(problems)} of {len(tiles)} images cannot be read, first {problems[0]}.")
     folder = data.Dataset(source, tuple(trained.facts["class_names"]), tuple(tiles))
-    loader = trained.read(folder)
-    batches = (batch.to(trained.device) for batch in loader)
-    count = write_predictions(trained.model, trained.tasks, batches, tiles, out)
-    loader.close()
+    with trained.read(folder) as loader:
+        batches = (batch.to(trained.device) for batch in loader)
+        count = write_predictions(trained.model, trained.tasks, batches, tiles, out)
     return Predicted("images", count, len(images) - len(tiles))
 
 
@@ -249,7 +252,8 @@ def report(paths: Sequence[Path], out: Path | None = None) -> list[str]:
         RunFolder(paths[0]).write_report(html)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html, encoding="utf-8")
+        with naming(out):
+            out.write_text(html, encoding="utf-8")
     return problems + [problem for run in runs for problem in run.problems]
 
 
@@ -277,7 +281,7 @@ def _load(path: Path, which: Literal["best", "last"] | None, device_name: str, t
     recipe, facts = run.recipe(), run.extra()
     device = build.device_of(device_name)
     tasks = build.build_tasks(recipe, facts["class_names"], facts.get("classes", {}))
-    model = build.build_model(recipe, tasks, device)
+    model = build.build_model(recipe, tasks, device, trained=True)
     which = which or recipe.training.checkpoint
     checkpoint.load_model(run.checkpoints / which, model, device)
     ready_for_use(recipe, model)

@@ -7,12 +7,12 @@ named, never imported by path.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import limits, recipe_files
+from .parsing import parse_toml
 from .recipe import DataConfig as DataConfig
 from .recipe import OptimizerConfig, Recipe, StageConfig, TrainingConfig
 from .recipe_files import list_recipes as list_recipes
@@ -66,8 +66,8 @@ def parse_override(text: str) -> dict[str, Any]:
     if not separator or not key:
         raise ConfigError(f"--set wants KEY=VALUE, for example model.base_channels=8; got {text!r}.")
     try:
-        parsed = tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"v = {value}")["v"]
+    except ValueError:
         parsed = value
     *tables, last = key.split(".")
     nested: dict[str, Any] = {last: parsed}

@@ -135,4 +135,4 @@ def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, soft_wrap=False)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)

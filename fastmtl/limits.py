@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .names import nearest
+from .names import file_name_problem, folded, nearest
 from .recipe import DataConfig, OptimizerConfig, Recipe, StageConfig, TrainingConfig
 from .tables import ConfigError
 
+_OURS = (".json", ".jsonl", ".tif", ".geojson")  # endings that predictions give their files
 VIEWS = ("h", "v", "r90", "r180", "r270")  # of an image, besides itself: flips and quarter turns
 
 
@@ -53,9 +54,11 @@ def _check_data(data: DataConfig) -> None:
             "per_slide must not be negative": data.per_slide >= 0,
             "patches_per_slide must not be negative": data.patches_per_slide >= 0,
             "polygon_offset must be x and y": len(data.polygon_offset) in (0, 2),
-            "classes must map columns to lists of classes": all(isinstance(v, list) for v in data.classes.values()),
-            "metadata must map names to lists of columns": all(isinstance(v, list) for v in data.metadata.values()),
-            "num_threads must be at least 1": data.num_threads >= 1,
+            "classes must map columns to lists of classes": all(
+                _is_list(v, (str, int, float)) for v in data.classes.values()
+            ),
+            "metadata must map names to lists of columns": all(_is_list(v, str) for v in data.metadata.values()),
+            "num_threads must be 1 to 1024": 1 <= data.num_threads <= 1024,
         },
     )
 
@@ -85,9 +88,32 @@ def _check_components(recipe: Recipe) -> None:
         _need_name(where, table)
     if not recipe.tasks:
         raise ConfigError("tasks is empty: a recipe needs at least one [tasks.NAME] table with a `kind`.")
+    _check_file_names(recipe)
     for name, task in recipe.tasks.items():
         if not isinstance(task, Mapping) or not isinstance(task.get("kind"), str):
             raise ConfigError(f"tasks.{name} needs a `kind`, for example 'classification'.")
+        for key in ("column", "group_by"):
+            if not isinstance(task.get(key, ""), str):
+                raise ConfigError(f"tasks.{name}.{key} must be text, the name of a column; got {task[key]!r}.")
+
+
+def _check_file_names(recipe: Recipe) -> None:
+    """Files and folders take the names of a recipe and its tasks: none may lead elsewhere, or to another's file."""
+    for part in recipe.name.split("/"):  # a paper's recipes stand in its folder
+        if problem := file_name_problem(part):
+            raise ConfigError(f"its name becomes a folder's, and {part!r} {problem}; choose another `name`.")
+    alike: dict[str, str] = {}
+    for name in recipe.tasks:
+        problem = file_name_problem(name)
+        if not problem and name.endswith(_OURS):
+            problem = f"ends as files of predictions do, {', '.join(_OURS)}"
+        if problem:
+            raise ConfigError(f"tasks.{name!r} becomes a file's name, and {problem}; choose another.")
+        other = alike.setdefault(folded(name), name)
+        if other != name:
+            raise ConfigError(
+                f"tasks {other!r} and {name!r} would share one file where case does not count; choose another name."
+            )
 
 
 def _check_stage(recipe: Recipe, number: int, stage: StageConfig) -> None:
@@ -128,6 +154,10 @@ def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
             "plateau_patience must not be negative": optimizer.plateau_patience >= 0,
         },
     )
+
+
+def _is_list(value: Any, of: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, of) for one in value)
 
 
 def _hold(where: str, table: object, limits: Mapping[str, bool]) -> None:

@@ -1,13 +1,62 @@
-"""What to say when somebody misspells a name: which one, and the nearest that exist."""
+"""What to say when somebody misspells a name: which one, and the nearest that exist; and which names files can have."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
+import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 _MOST_LISTED = 30  # every balancer and model; the recipes are more, and `fastmtl recipes` shows them better
+
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # to Windows never a file
+_LONGEST = 200  # bytes; file systems take 255, and endings such as .geojson come behind
+_UNSAFE = re.compile(r"[%/\\\x00-\x1f\x7f]|^[. ]|[. ]$")
+
+
+def file_name_problem(name: str) -> str:
+    """Why `name` cannot be the name of a file or folder on any system; "" where it can.
+
+    >>> file_name_problem("gland 2"), file_name_problem("../gland")
+    ('', "holds '/'")
+    """
+    if not name:
+        return "is empty"
+    wrong = next((one for one in name if one in "/\\" or unicodedata.category(one) in ("Cc", "Cs")), "")
+    if wrong:
+        return f"holds {wrong!r}"
+    if name[0] in ". " or name[-1] in ". ":
+        return "begins or ends with a dot or a space"
+    if len(name.encode()) > _LONGEST:
+        return f"is longer than {_LONGEST} bytes"
+    return "is the name of a device" if _DEVICE.fullmatch(name) else ""
+
+
+def file_name(name: str) -> str:
+    """`name` as a file can have it, another for each: what no file's name may hold becomes %XX. Data choose such names,
+    as those of structures; names that a recipe chooses are refused by `file_name_problem` instead.
+
+    >>> file_name("Gleason 3/4"), file_name("..")
+    ('Gleason 3%2F4', '%2E%2E')
+    """
+    if _DEVICE.fullmatch(name):
+        return f"%{ord(name[0]):02X}{name[1:]}"
+    safe = _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", name)
+    if len(safe.encode("utf-8", "surrogatepass")) <= _LONGEST:
+        return safe
+    return f"%-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def folded(name: str) -> str:
+    """What file systems that know neither case nor forms of Unicode take for the same name.
+
+    >>> folded("Caf\N{LATIN SMALL LETTER E WITH ACUTE}") == folded("CAFE\N{COMBINING ACUTE ACCENT}")
+    True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -18,11 +67,11 @@ def nearest(name: str, known: Collection[str]) -> str:
     >>> nearest("x", ["linear", "pcgrad"])
     'known: linear, pcgrad.'
     """
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(map(str, known)), n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     rest = len(known) - _MOST_LISTED
-    return f"known: {', '.join(list(known)[:_MOST_LISTED])}{f' and {rest} more' if rest > 0 else ''}."
+    return f"known: {', '.join(list(map(str, known))[:_MOST_LISTED])}{f' and {rest} more' if rest > 0 else ''}."
 
 
 def option_names(make: Callable[..., Any]) -> tuple[list[str], bool]:

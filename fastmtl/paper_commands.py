@@ -14,6 +14,7 @@ from rich.console import Console
 
 from .config import Recipe, list_recipes, load_recipe, parse_overrides
 from .extras import MissingExtra
+from .progress import plain
 
 
 def reproduce(arguments: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def reproduce(arguments: Sequence[str]) -> int:
     )
     parsed = parser.parse_args(arguments)
     out = parsed.out or Path("reproductions") / f"{parsed.paper}-{parsed.scale}"
-    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    console = plain(Console(file=sys.stderr, highlight=False, soft_wrap=True))
     results = run(
         parsed.paper,
         parsed.data,
@@ -56,7 +57,7 @@ def reproduce(arguments: Sequence[str]) -> int:
         for path in write_figures(results, out, parsed.scale):
             console.print(f"figure: {path}")
     except MissingExtra as error:
-        console.print(f"no figures: {error}", markup=False)
+        console.print(f"no figures: {error}")
     console.print(f"table: {out / 'table.md'}, {out / 'table.csv'}")
     return 1 if any(result.failures for result in results) else 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,8 @@ from torch import Tensor
 from . import data
 from .evaluation import class_probabilities
 from .locks import locked
+from .names import folded
+from .parsing import read_json
 from .run_folder import RunError
 from .whole_files import write_whole
 
@@ -82,7 +84,7 @@ def _check_ours(out: Path, stamp: Mapping[str, Any]) -> None:
     file = out / data.PREDICTED_WITH
     if file.exists():
         try:
-            known = dict(json.loads(file.read_text(encoding="utf-8")))
+            known = dict(read_json(file))
         except (ValueError, TypeError):
             known = {}
         other = [name for name in stamp if name not in _NOT_COMPARED and known.get(name) != stamp[name]]
@@ -100,22 +102,35 @@ def _check_ours(out: Path, stamp: Mapping[str, Any]) -> None:
         raise RunError(f"{out} holds other files than predictions, {there[0]} for one; choose a new folder as --out.")
 
 
+def inside(folder: Path, name: str) -> Path:
+    """The path `folder`/`name`; RunError where that is elsewhere, as with ".." in the name."""
+    path = folder / name
+    if "\0" in name or ".." in Path(name).parts or not path.is_relative_to(folder) or path == folder:
+        raise RunError(f"{name!r} would not be written into {folder}; it must name a file in it. Rename it.")
+    return path
+
+
+def check_apart(names: Iterable[str], out: Path) -> None:
+    """Raise RunError where two of these files would be one, `out` (claimed) being on a file system without case."""
+    if not (out / data.PREDICTED_WITH.upper()).exists():
+        return
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(folded(name), name)
+        if other != name:
+            raise RunError(f"{other} and {name} would share a file in {out}, where case does not count; rename one.")
+
+
 def entry_name(task: str, facts: Collection[str]) -> str:
-    """The name of a task's answer in a line that tells `facts` by their own names: both are kept.
+    """The name of a task's answer in a line that tells `facts` by their own names: all are kept.
 
-    >>> entry_name("gland", ["tissue"]), entry_name("tissue", ["tissue"])
-    ('gland', 'tissue_task')
+    >>> [entry_name(task, ["tissue"]) for task in ("gland", "tissue", "tissue_task")]
+    ['gland', 'tissue_task', 'tissue_task_task']
     """
-    return f"{task}_task" if task in facts else task
-
-
-def file_name(structure: str) -> str:
-    """A structure's name as part of a path, another for each.
-
-    >>> file_name("Gleason 3/4")
-    'Gleason 3%2F4'
-    """
-    return structure.replace("%", "%25").replace("/", "%2F")
+    bare = task
+    while bare.endswith("_task") and bare not in facts:
+        bare = bare.removesuffix("_task")
+    return f"{task}_task" if bare in facts else task
 
 
 def row_of(output: Any, row: int) -> Any:

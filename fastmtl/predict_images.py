@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data
-from .predict import LINES, answer, entry_name, file_name, row_of
+from .names import file_name
+from .predict import LINES, answer, entry_name, inside, row_of
 from .protocols import Batch
 from .run_folder import RunError, read_lines
-from .whole_files import write_whole
+from .whole_files import append, replacing, write_whole
 
 
 def find_images(source: Path) -> list[data.Tile]:
@@ -56,7 +57,7 @@ def images_there(out: Path) -> set[str]:
     records, problems = read_lines(out / LINES)
     if problems:
         write_whole(out / LINES, "".join(json.dumps(record) + "\n" for record in records))
-    return {record["image"] for record in records if "image" in record}
+    return {record["image"] for record in records if isinstance(record.get("image"), str)}
 
 
 @torch.inference_mode()
@@ -68,18 +69,18 @@ def write_predictions(
     out.mkdir(parents=True, exist_ok=True)
     model.eval()
     count = 0
-    with (out / LINES).open("a", encoding="utf-8") as lines:
-        for batch in batches:
-            outputs = model(batch)
-            for row, name in enumerate(batch.ids):
-                width, height = data.picture_size(by_id[name])
-                record: dict[str, Any] = {"image": name}
-                for task in tasks:
-                    found = _answer(task, row_of(outputs[task.name], row), (height, width), out, name)
-                    if found is not None:
-                        record[entry_name(task.name, ["image"])] = found
-                lines.write(json.dumps(record) + "\n")
-                count += 1
+    for batch in batches:
+        outputs, lines = model(batch), []
+        for row, name in enumerate(batch.ids):
+            width, height = data.picture_size(by_id[name])
+            record: dict[str, Any] = {"image": name}
+            for task in tasks:
+                found = _answer(task, row_of(outputs[task.name], row), (height, width), out, name)
+                if found is not None:
+                    record[entry_name(task.name, ["image"])] = found
+            lines.append(json.dumps(record) + "\n")
+        append(out / LINES, "".join(lines))
+        count += len(lines)
     return count
 
 
@@ -116,7 +117,8 @@ def _write(pixels: Tensor, out: Path, name: str) -> str:
     """Leave the PNG `out`/`name`; returns its path in `out`."""
     from PIL import Image
 
-    path = (out / name).with_suffix(".png")
+    path = inside(out, name).with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.cpu().to(torch.uint8).numpy()).save(path)
+    with replacing(path) as partial:
+        Image.fromarray(pixels.cpu().to(torch.uint8).numpy()).save(partial, "PNG")
     return path.relative_to(out).as_posix()

@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from . import data
-from .predict import LINES, Predicted, answer, entry_name, row_of
+from .parsing import read_json
+from .predict import LINES, Predicted, answer, entry_name, inside, row_of
 from .protocols import Batch
 from .run_folder import RunError, read_lines
 from .slide_maps import SlideMaps
-from .whole_files import write_whole
+from .whole_files import append, write_whole
 
 QUARANTINE = "quarantine.jsonl"
 SUMMARY, TILES = "summary.json", "tiles.jsonl"
@@ -39,10 +40,13 @@ def check_places(slides: Iterable[str], out: Path) -> None:
     """Raise RunError where the folder of a slide cannot be put: a file is there (`out` is the folder of the slides), or
     a folder with anything but its predictions."""
     for name in slides:
-        if (out / name).is_file():
-            raise RunError(f"{out / name} is a file, not the folder of its predictions; choose another --out.")
-        if (out / name).is_dir() and not (out / name / SUMMARY).exists() and any((out / name).iterdir()):
-            raise RunError(f"{out / name} has no {SUMMARY}, and is not empty; remove it, or choose another --out.")
+        folder = inside(out, name)
+        if any(part.startswith(".") for part in Path(name).parts):  # as those are that are under way
+            raise RunError(f"{name} is hidden, or in a hidden folder, and so its predictions would be; rename it.")
+        if folder.is_file():
+            raise RunError(f"{folder} is a file, not the folder of its predictions; choose another --out.")
+        if folder.is_dir() and not (folder / SUMMARY).exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} has no {SUMMARY}, and is not empty; remove it, or choose another --out.")
 
 
 def predict_slides(
@@ -124,15 +128,16 @@ def _one(
             ends.callback(loader.close)
         maps, means = SlideMaps(tasks, cut, partial, device), _Means(tasks)
         ends.callback(maps.discard)
-        with (partial / TILES).open("w", encoding="utf-8") as lines:
-            for batch in loader or ():
-                batch = batch.to(device, non_blocking=True)
-                with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    outputs = model(batch)
-                maps.add(batch.ids, outputs)
-                for line in _tile_lines(tasks, cut, batch, outputs):
-                    means.add(line)
-                    lines.write(json.dumps(line) + "\n")
+        (partial / TILES).touch()
+        for batch in loader or ():
+            batch = batch.to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                outputs = model(batch)
+            maps.add(batch.ids, outputs)
+            lines = list(_tile_lines(tasks, cut, batch, outputs))
+            for line in lines:
+                means.add(line)
+            _append(partial / TILES, lines)
         damaged = [_place(entry) for entry in loader.quarantine] if loader else []
         of_slide = {"slide": name, "file": asdict(cut.identity), "tiles": len(cut.tiles), "damaged": len(damaged)}
         of_map = {"tissue": cut.tissue, "mpp": cut.mpp, "mpp_source": cut.mpp_source, "downsample": cut.downsample}
@@ -212,7 +217,7 @@ def _is_done(folder: Path, path: Path, mpp: float | None) -> bool:
         identity = asdict(data.identify(path))
     except data.SlideError:
         return False  # to be told why, with the others
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = _summary(folder / SUMMARY)
     was_given = summary.get("mpp_source") == "given"
     same_mpp = was_given == (mpp is not None) and (
         mpp is None or abs(summary["mpp"] / summary["downsample"] / mpp - 1) < _SAME_MPP
@@ -228,7 +233,8 @@ def _write_summaries(out: Path, without: Collection[str]) -> None:
 
 def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
     """quarantine.jsonl by name, less what it says of some slides; none where nothing is left."""
-    found = [entry for entry in read_lines(out / QUARANTINE)[0] if entry.get("slide") not in without]
+    entries = [entry for entry in read_lines(out / QUARANTINE)[0] if isinstance(entry.get("slide"), str)]
+    found = [entry for entry in entries if entry["slide"] not in without]
     if found:
         found.sort(key=lambda entry: Path(entry["slide"]))
         write_whole(out / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in found))
@@ -239,10 +245,19 @@ def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
 def _summaries(out: Path) -> list[dict[str, Any]]:
     """Of all slides that are done, by name; those under way are hidden."""
     paths = [path for path in out.rglob(SUMMARY) if not any(part[0] == "." for part in path.relative_to(out).parts)]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
+    return [_summary(path) for path in sorted(paths)]
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); remove {path.parent} to predict the slide again.") from error
+    if not isinstance(found, dict) or not isinstance(found.get("slide"), str):
+        raise RunError(f"{path} is damaged: it names no slide; remove {path.parent} to predict the slide again.")
+    return found
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     if text := "".join(json.dumps(line) + "\n" for line in lines):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        append(path, text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -11,11 +13,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 
+def plain(console: Console) -> Console:
+    """The console, printing texts as they are: what rich takes for markup or emoji is part of a path or a name."""
+    twin = copy.copy(console)
+    twin.print = partial(console.print, markup=False, emoji=False)  # type: ignore[method-assign]
+    return twin
+
+
 class ProgressLine:
     """An observer of the trainer: images/s, share of time waiting for data, loss per task, time left."""
 
     def __init__(self, epochs: int, console: Console | None = None):
-        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.console = plain(console or Console(file=sys.stderr, highlight=False, soft_wrap=True))
         self.epochs = epochs
         self._bar: Progress | None = None
 
@@ -26,11 +35,13 @@ class ProgressLine:
         if self._bar is None:
             # One line on a narrow terminal too: what does not fit is cut from the end, the losses of the last tasks.
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(16),
                 TimeRemainingColumn(compact=True),
                 TextColumn(
-                    "left  {task.fields[seen]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+                    "left  {task.fields[seen]}",
+                    markup=False,
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
                 ),
                 console=self.console,
                 transient=True,

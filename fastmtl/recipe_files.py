@@ -6,12 +6,12 @@ said of one recipe alone: its name, its summary and the paper that it is a row o
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .names import nearest
+from .parsing import read_toml
 from .tables import ConfigError, merge
 
 BUILT_IN = Path(__file__).parent / "recipes"
@@ -55,8 +55,8 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise ConfigError(f"recipe {path.stem} extends itself: {' -> '.join(p.stem for p in (*seen, path))}.")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = read_toml(path)
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     base, left_out = values.pop("extends", None), values.pop("without", [])
     if not isinstance(left_out, list) or (left_out and base is None):
@@ -83,7 +83,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def lineage(path: Path) -> list[Path]:
     """The files that `read` lays over each other, the last base first and `path` last."""
-    base = tomllib.loads(path.read_text(encoding="utf-8")).get("extends")
+    base = read_toml(path).get("extends")
     return [path] if base is None else [*lineage(_parent(path, base)), path]
 
 

@@ -10,7 +10,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,14 +21,28 @@ import torch
 from . import __version__
 from .config import Recipe, as_dict, load_recipe
 from .errors import UserError
-from .whole_files import write_whole
+from .parsing import parse_json, read_json
+from .whole_files import append, write_whole
 
 
 class RunError(UserError, RuntimeError):
     """A run folder that cannot be used, said in one line."""
 
 
-_FACTS = ("data", "split_file", "split", "class_names", "training_patients", "validation_patients")
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+_FACTS: Mapping[str, Callable[[Any], bool]] = {
+    "data": lambda value: isinstance(value, str) and "\0" not in value,
+    "split_file": lambda value: value is None or (isinstance(value, str) and "\0" not in value),
+    "split": lambda value: isinstance(value, str),
+    "class_names": _is_texts,
+    "classes": lambda value: isinstance(value, dict) and all(map(_is_texts, value.values())),
+    "training_patients": _is_texts,
+    "validation_patients": _is_texts,
+}
+"""Of run.json, what fastmtl reads again -> whether a value is such."""
 
 
 class RunFolder:
@@ -71,12 +85,16 @@ class RunFolder:
         if not path.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no run.json.")
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = read_json(path)
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}.") from error
-        missing = [name for name in _FACTS if not isinstance(facts, dict) or name not in facts]
-        if missing:
-            raise RunError(f"{path} is damaged: it has no {missing[0]!r}.")
+        if not isinstance(facts, dict):
+            raise RunError(f"{path} is damaged: it is no JSON object.")
+        for name, fits in _FACTS.items():
+            if name not in facts and name != "classes":  # runs of the first versions have none
+                raise RunError(f"{path} is damaged: it has no {name!r}.")
+            if not fits(facts.get(name, {})):
+                raise RunError(f"{path} is damaged: {name!r} is not as fastmtl writes it; got {facts[name]!r}.")
         return facts
 
     def records(self) -> list[dict[str, Any]]:
@@ -85,16 +103,14 @@ class RunFolder:
 
     def trim(self, epochs: int, steps: int) -> None:
         """Drop what comes after `epochs` whole epochs and `steps` steps: a resumed run writes it again."""
-        kept = [json.dumps(record) + "\n" for record in self.records() if record.get("epoch", epochs + 1) <= epochs]
-        write_whole(self.path / "metrics.jsonl", "".join(kept))
-        looks = read_lines(self.path / "balance.jsonl")[0]
-        kept = [json.dumps(look) + "\n" for look in looks if look.get("step", steps + 1) <= steps]
-        write_whole(self.path / "balance.jsonl", "".join(kept))
+        for file, key, last in (("metrics.jsonl", "epoch", epochs), ("balance.jsonl", "step", steps)):
+            numbered = [(record.get(key), record) for record in read_lines(self.path / file)[0]]
+            kept = [json.dumps(record) + "\n" for at, record in numbered if isinstance(at, int) and at <= last]
+            write_whole(self.path / file, "".join(kept))
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
         look = {"step": step, "epoch": epoch + 1, "loss": record["loss"]} | record["balance"]
-        with (self.path / "balance.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(look) + "\n")
+        append(self.path / "balance.jsonl", json.dumps(look) + "\n")
         board = self._tensorboard()
         for name, value in record["loss"].items():
             board.add_scalar(f"loss/{name}", value, step)
@@ -102,8 +118,7 @@ class RunFolder:
             board.add_scalar(f"weight/{name}", weight, step)
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append(self.path / "metrics.jsonl", json.dumps(record) + "\n")
         board = self._tensorboard()
         for task, values in record.get("validation", {}).get("tasks", {}).items():
             for name, value in values.items():
@@ -146,7 +161,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     problems = []
     for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
         try:
-            record = json.loads(line) if line.strip() else None
+            record = parse_json(line) if line.strip() else None
         except ValueError:  # not JSON, or not UTF-8
             record = ()
         if isinstance(record, dict):
@@ -191,7 +206,9 @@ def _commit() -> str | None:
         return None
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+        # Without locks: git would write its index, and leave a lock behind where it is stopped or the disk is full.
+        status = ["git", "--no-optional-locks", "status", "--porcelain"]
+        changes = subprocess.run(status, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

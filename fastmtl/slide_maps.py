@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import data
-from .predict import file_name
+from .names import file_name
+from .predict import inside
 from .stitching import Band, Rows
+from .whole_files import naming
 
 _KINDS = ("map", "queries")
 
@@ -112,7 +114,7 @@ class _Written:
         self._maps = {name: self._map(name, values) for name, values in self._values.items()}
 
     def _map(self, name: str, values: Mapping[int, str]) -> data.SlideMap:
-        path, cut = self._folder / name, self._cut
+        path, cut = inside(self._folder, name), self._cut
         path.parent.mkdir(exist_ok=True)
         words = {"downsample": cut.downsample, "slide": cut.path.name, "values": {str(n): v for n, v in values.items()}}
         return data.SlideMap(path, cut.width, cut.height, mpp=cut.mpp, description=words)
@@ -124,7 +126,8 @@ class _Written:
         self._num_seen += int(seen.sum())
         for (name, file), part in zip(self._maps.items(), values.cpu().numpy(), strict=True):
             self._counts[name] += np.bincount(part[seen], minlength=256)
-            file.add(self._whole(part, rows))
+            with naming(self._folder / name):
+                file.add(self._whole(part, rows))
 
     def _whole(self, part: NDArray[np.uint8], rows: Rows) -> NDArray[np.uint8]:
         whole = np.zeros((rows.number, self._cut.width), np.uint8)
@@ -132,8 +135,9 @@ class _Written:
         return whole
 
     def close(self) -> dict[str, Any]:
-        for file in self._maps.values():
-            file.close()
+        for name, file in self._maps.items():
+            with naming(self._folder / name):
+                file.close()
         outlines, cut = f"{self._name}.geojson", self._cut
         drawn = {
             self._folder / name: {value: one for value, one in values.items() if value}

@@ -94,7 +94,10 @@ class Stages:
 
     def resume(self, train: Loader) -> Trainer:
         """Get ready to go on from the checkpoint "last", in its stage; returns its trainer."""
-        name = checkpoint.load(self.folder / "last")["progress"]["stage"]
+        progress = checkpoint.load(self.folder / "last").get("progress")
+        if not isinstance(progress, dict) or "stage" not in progress:
+            raise checkpoint.CheckpointError(f"checkpoint {self.folder / 'last'} is of no training: it has no stage.")
+        name = progress["stage"]
         names = [stage.name for stage in self.stages]
         if name not in names:
             raise ConfigError(f"{self.folder / 'last'} is of stage {name!r}, and the recipe has {', '.join(names)}.")

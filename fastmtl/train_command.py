@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,14 +56,17 @@ def train(arguments: list[str]) -> int:
     sets, rest = _take_sets(arguments)
     scale, rest = _take_scale(rest)
     recipe = load_recipe(name, parse_overrides(sets), scale)
-    default = TrainArguments(loading=recipe.data, optimizer=recipe.optimizer, training=recipe.training)
+    hidden = _clashing(recipe.data)
+    loading = replace(recipe.data, **{name: {} for name in hidden})
+    default = TrainArguments(loading=loading, optimizer=recipe.optimizer, training=recipe.training)
     parsed = tyro.cli(
         Annotated[TrainArguments, tyro.conf.OmitArgPrefixes],
         args=rest,
         default=default,
         prog=f"fastmtl train {name}",
     )
-    values = as_dict(replace(recipe, data=parsed.loading, optimizer=parsed.optimizer, training=parsed.training))
+    loading = replace(parsed.loading, **{name: getattr(recipe.data, name) for name in hidden})
+    values = as_dict(replace(recipe, data=loading, optimizer=parsed.optimizer, training=parsed.training))
     recipe = load_recipe(name, values)  # once more, so that flags pass the same checks as files
     if parsed.print_config:
         import tomli_w
@@ -70,6 +74,26 @@ def train(arguments: list[str]) -> int:
         print(tomli_w.dumps(as_dict(recipe)), end="")
         return 0
     return _run_training(recipe, parsed)
+
+
+def _clashing(data: DataConfig) -> list[str]:
+    """The tables of [data] with a key that is a flag already: they have no flags of their own then."""
+    taken = {
+        one.name for table in (TrainArguments, DataConfig, OptimizerConfig, TrainingConfig) for one in fields(table)
+    }
+    found = []
+    for name, table in vars(data).items():
+        keys = _keys(table) if isinstance(table, dict) else []
+        if taken.isdisjoint(keys) and len(set(keys)) == len(keys):
+            taken.update(keys)
+        else:
+            found.append(name)
+    return found
+
+
+def _keys(table: Mapping[str, Any]) -> list[str]:
+    inner = [key for value in table.values() if isinstance(value, Mapping) for key in _keys(value)]
+    return [*(key.replace("-", "_") for key in table), *inner]
 
 
 def _run_training(recipe: Recipe, parsed: TrainArguments) -> int:
@@ -145,4 +169,6 @@ def _take_scale(arguments: list[str]) -> tuple[str, list[str]]:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    from .progress import plain
+
+    return plain(Console(file=sys.stderr, highlight=False, soft_wrap=True))

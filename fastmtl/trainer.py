@@ -22,6 +22,7 @@ from .errors import UserError
 from .inference import autocast_dtype, evaluate
 from .protocols import Balancer, Batch, Loader, Observer, Task, Update
 from .replay import Replay
+from .state_checks import load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
 from .update import PlainUpdate, lay_out_like_parameters
 from .watching import watch, watches
 from .world import World
@@ -187,15 +188,18 @@ class Trainer:
             "loader": loader.state_dict(),
             "rng": self.world.gather(torch.get_rng_state()),
             "rng_device": self.world.gather(torch.cuda.get_rng_state(self.device)) if on_gpu else None,
-            "progress": {
-                "stage": self.stage,
-                "first_epoch": self.first_epoch,
-                "epoch": self.epoch,
-                "step": self.step_count,
-                "best_score": self.best_score,
-                "bad_epochs": self.bad_epochs,
-                "sums": self.world.gather(self.sums),
-            },
+            "progress": self._progress(),
+        }
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "first_epoch": self.first_epoch,
+            "epoch": self.epoch,
+            "step": self.step_count,
+            "best_score": self.best_score,
+            "bad_epochs": self.bad_epochs,
+            "sums": self.world.gather(self.sums),
         }
 
     def resume(self, directory: Path, loader: Loader) -> None:
@@ -203,34 +207,53 @@ class Trainer:
 
         Raises:
             OtherRanks: it is of more or fewer ranks.
+            CheckpointError: it is damaged, or of another training; says what differs.
+            ValueError: the loader has other data or settings.
         """
         state = checkpoint.load(directory)
+        if not isinstance(state.get("rng"), Tensor) or not state["rng"].dim():
+            raise checkpoint.CheckpointError(f"checkpoint {directory} is of no training: it has no rng.")
         if len(state["rng"]) != self.world.size:
             raise OtherRanks(
                 f"{directory} is of a training on {len(state['rng'])} rank(s), and this one has {self.world.size}: the "
                 f"batches would not go on. Continue it with torchrun --nproc-per-node {len(state['rng'])}."
             )
-        self.load_state_dict(state, loader)
+        try:
+            self.load_state_dict(state, loader)
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"{directory}: {error}") from error
 
     def load_state_dict(self, state: dict[str, Any], loader: Loader) -> None:
-        """Continue where `state_dict` was taken."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        lay_out_like_parameters(self.optimizer)
-        self.balancer.load_state_dict(state["balancer"])
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: the state is of another training; says what differs.
+            ValueError: the loader has other data or settings.
+        """
+        with loading("model"):
+            load_model(self.model, state["model"])
+        with loading("balancer"):  # before the optimizer: it gives learned weights their shape
+            load_balancer(self.balancer, state["balancer"], [task.name for task in self.tasks])
+        with loading("optimizer"):
+            load_optimizer(self.optimizer, state["optimizer"])
+            lay_out_like_parameters(self.optimizer)
         for name in ("scheduler", "scaler", "average"):
             if (part := getattr(self, name)) is not None:
-                part.load_state_dict(state[name])
+                with loading(name):
+                    load_like(part, state[name])
         loader.load_state_dict(state["loader"])
-        progress = state["progress"]
-        self.epoch, self.step_count, self.first_epoch = (progress[name] for name in ("epoch", "step", "first_epoch"))
-        self.best_score, self.bad_epochs = progress["best_score"], progress["bad_epochs"]
-        self.sums.copy_(progress["sums"][self.world.rank])
+        with loading("progress"):
+            progress, rank = state["progress"], self.world.rank
+            refuse(mismatch(self._progress(), progress))
+            counts = (progress[name] for name in ("epoch", "step", "first_epoch", "bad_epochs"))
+            self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
+            self.best_score = progress["best_score"]
+            self.sums.copy_(progress["sums"][rank])
         # Last, because moving the loader may itself have drawn random numbers.
-        rank = self.world.rank
-        torch.set_rng_state(state["rng"][rank].clone())  # it reads from the beginning of the storage
-        if state["rng_device"] is not None:
-            torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)
+        with loading("rng"):
+            torch.set_rng_state(state["rng"][rank].clone())  # it reads from the beginning of the storage
+            if state["rng_device"] is not None:
+                torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)
 
     def _run_epoch(self, loader: Loader) -> tuple[int, float]:
         """Returns images seen and seconds spent waiting for data."""

@@ -96,16 +96,18 @@ def run(
     device = build.device_of(recipe.training.device, world.local_rank)
     with world.together(device):
         job = _prepare(recipe, root, world.tell(out), split_file, device, world, resumed=resumed, console=console)
-        loader = job.training_batches()
-        validation = job.read(job.splits.validation, world)
-        _train(job, loader, validation, resumed=resumed)
-        if world.size > 1:  # each rank had a part of the images; rank 0 looks at all of them, alone
-            validation.close()
-            world.close()
-            if world.rank:
-                return {}
-            validation = job.read(job.splits.validation)
-        return _judge(job, validation)
+        with (
+            job.training_batches() as loader,
+            job.read(job.splits.validation, world) as validation,
+        ):
+            _train(job, loader, validation, resumed=resumed)
+            if world.size == 1:
+                return _judge(job, validation)
+        world.close()  # each rank had a part of the images; rank 0 looks at all of them, alone
+        if world.rank:
+            return {}
+        with job.read(job.splits.validation) as validation:
+            return _judge(job, validation)
 
 
 def _prepare(
@@ -139,7 +141,7 @@ def _prepare(
     for problem in odd:
         console.print(f"note: {problem}")
     splits = replace(splits, problems=[*splits.problems, *odd])
-    model = build.build_model(recipe, tasks, device)
+    model = build.build_model(recipe, tasks, device, trained=resumed)
     build.check_size(recipe, model)
     check_views(tasks, recipe.training.tta)
     dtype = autocast_dtype(recipe.training.precision, device)
@@ -181,7 +183,7 @@ def _say(odd: Sequence[str], console: Console) -> None:
 
 
 def _train(job: _Job, loader: data.TileLoader, validation: data.TileLoader, *, resumed: bool) -> None:
-    """Train to the end of the last stage; leaves the checkpoints and the run folder's records, closes `loader`.
+    """Train to the end of the last stage; leaves the checkpoints and the run folder's records.
 
     Raises:
         ConfigError: a stage that the network cannot be trained in; there is no run folder yet.
@@ -227,12 +229,12 @@ def _train(job: _Job, loader: data.TileLoader, validation: data.TileLoader, *, r
         run.close()
         if found := run.write_quarantine(loader.quarantine, world.rank):
             console.print(f"note: {len(loader.quarantine)} damaged tiles were set aside in training: {found}")
-        loader.close()
+        loader.close()  # its threads and buffers are not needed while the run is judged
 
 
 def _judge(job: _Job, validation: data.TileLoader) -> dict[str, Any]:
-    """Score the weights that the recipe wants judged, and leave summary.json, evaluation.jsonl and the analyses; closes
-    `validation`, which has all held-out images."""
+    """Score the weights that the recipe wants judged on `validation`, which has all held-out images, and leave
+    summary.json, evaluation.jsonl and the analyses."""
     run, recipe, model, tasks, splits = RunFolder(job.out), job.recipe, job.model, job.tasks, job.splits
     which = recipe.training.checkpoint
     checkpoint.load_model(run.checkpoints / which, model, job.device)
@@ -248,9 +250,9 @@ def _judge(job: _Job, validation: data.TileLoader) -> dict[str, Any]:
     result = summary(recipe, tasks, which, found, splits.validation)
     odd = [*maps.notices("held-out"), *notices.of_scores(tasks, found, "held-out")]
     if splits.test.tiles:
-        test, maps = job.read(splits.test), notices.MapsSeen(tasks)
-        of_test = score(judged, tasks, test, device=job.device, dtype=job.dtype, visit=maps)
-        test.close()
+        maps = notices.MapsSeen(tasks)
+        with job.read(splits.test) as test:
+            of_test = score(judged, tasks, test, device=job.device, dtype=job.dtype, visit=maps)
         result["test"] = summary(recipe, tasks, which, of_test, splits.test)
         odd += [*maps.notices("test"), *notices.of_scores(tasks, of_test, "test")]
     _say(odd, job.console)

@@ -10,6 +10,17 @@ from uuid import uuid4
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses in the block is said of `path`: a full disk, met while writing, names no file itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; the file that is there when the block ends takes `path`'s place in one step.
 
@@ -28,8 +39,13 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{uuid4().hex}.part")  # `path`'s own may be as long as names can be
     try:
-        yield partial
-        os.replace(partial, path)
+        with naming(path):
+            yield partial
+            os.replace(partial, path)
+    except OSError as error:
+        if error.filename == str(partial):  # nobody knows that name
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -38,3 +54,9 @@ def write_whole(path: Path, text: str) -> None:
     """Leave `text` at `path`, in UTF-8, in place of what was there."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def append(path: Path, text: str) -> None:
+    """Write `text`, in UTF-8, behind what is at `path`; a file is made where there is none."""
+    with naming(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)

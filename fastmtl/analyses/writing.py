@@ -80,7 +80,7 @@ def analyse(
 def _chosen(lines: Sequence[Mapping[str, Any]], dataset: data.Dataset) -> list[str]:
     """Ids of the images: of every task a typical one, the worst, the best; where there are too few, the first."""
     there = {tile.id for tile in dataset.tiles}
-    lines = [line for line in lines if line.get("id") in there and line.get("tasks")]
+    lines = [line for line in lines if isinstance(line.get("id"), str) and line["id"] in there and _has_tasks(line)]
     names = dict.fromkeys(task for line in lines for task in line["tasks"])
     ranked = [
         line["id"]
@@ -89,6 +89,11 @@ def _chosen(lines: Sequence[Mapping[str, Any]], dataset: data.Dataset) -> list[s
         for line in [line for line in lines if line["tasks"].get(task, {}).get("shown") == place][:1]
     ]
     return list(dict.fromkeys([*ranked, *(line["id"] for line in lines)]))[:_IMAGES]
+
+
+def _has_tasks(line: Mapping[str, Any]) -> bool:
+    tasks = line.get("tasks")
+    return isinstance(tasks, dict) and bool(tasks) and all(isinstance(entry, dict) for entry in tasks.values())
 
 
 def _read(
@@ -100,13 +105,12 @@ def _read(
     stain: data.StainNormalizer | None,
 ) -> list[Batch]:
     """The images named in `order`, in float32, each a batch of its own."""
-    loader = build.build_loader(recipe, dataset.subset(order), tasks, train=False, device=device, stain=stain)
     batches = []
-    for batch in loader:
-        whole = batch.to(device)
-        whole = replace(whole, images=whole.images.float())
-        batches += [_row(whole, row) for row in range(len(whole))]
-    loader.close()
+    with build.build_loader(recipe, dataset.subset(order), tasks, train=False, device=device, stain=stain) as loader:
+        for batch in loader:
+            whole = batch.to(device)
+            whole = replace(whole, images=whole.images.float())
+            batches += [_row(whole, row) for row in range(len(whole))]
     return sorted(batches, key=lambda batch: order.index(batch.ids[0]))
 
 

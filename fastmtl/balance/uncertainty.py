@@ -48,7 +48,11 @@ class Learned(LossBalancer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._s.data = state["learned"].detach().clone().to(self._s.device)
+        learned = state["learned"].detach()
+        # Another length would go unseen: the optimizer steps over as many numbers as its moments have.
+        if learned.shape not in ((0,), (len(self._tasks or ()),)):
+            raise ValueError(f"`state` must have a number for each of {self._tasks}; got {list(learned.shape)}.")
+        self._s.data = learned.clone().to(self._s.device, torch.float32)
 
 
 class Uncertainty(Learned):

@@ -82,7 +82,7 @@ class Feed:
     ):
         self._pictures, self._columns, self._augmentation, self._seed = pictures, columns, augmentation, seed
         self._faults, self._replace, self._num_threads, self._ahead = faults, replace, num_threads, ahead
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="fastmtl-read")
+        self._pool: ThreadPoolExecutor | None = None  # made by the first batch, and again by one after `close`
         self._reading: deque[list[Future[list[tuple[int, list[Canvas | None]] | None]]]] = deque()
         self._plans: Sequence[Plan] = ()
         self._tiles: Sequence[Tile] = ()
@@ -92,10 +92,7 @@ class Feed:
 
     def start(self, epoch: int, tiles: Sequence[Tile], plans: Sequence[Plan]) -> None:
         """Feed these batches next."""
-        for future in itertools.chain(*self._reading):
-            future.cancel()
-        self._reading.clear()
-        self.fed.clear()
+        self._drop()
         self._epoch, self._tiles, self._plans = epoch, tiles, plans
         self._num_fed = self._num_started = 0
 
@@ -111,9 +108,18 @@ class Feed:
         self.fed.append(ready)
         return ready.encoded or [_NOTHING], [np.array(grey) for grey in ready.is_grey or [True]]
 
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads, after what each is reading; batches that were not taken are dropped."""
+        self._drop()
+        if self._pool is not None:
+            self._pool.shutdown(wait, cancel_futures=True)
+            self._pool = None
+
+    def _drop(self) -> None:
+        for future in itertools.chain(*self._reading):
+            future.cancel()
+        self._reading.clear()
+        self.fed.clear()
 
     def pictures_of(self, tile: int) -> list[Picture | None]:
         """The image and the maps of a tile of this epoch."""
@@ -124,6 +130,8 @@ class Feed:
         self._faults.report(self._epoch, self._tiles[tile], self.pictures_of(tile)[picture], reason)
 
     def _begin(self, plan: Plan) -> list[Future[list[tuple[int, list[Canvas | None]] | None]]]:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fastmtl-read")
         bounds = np.unique(np.linspace(0, len(plan.samples), self._num_threads + 1).astype(int)).tolist()
         return [self._pool.submit(self._read, plan, start, stop) for start, stop in itertools.pairwise(bounds)]
 

@@ -216,7 +216,7 @@ class Finisher:
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.shutdown(wait=False)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _finish_mask(
         self, view: View, column: MapColumn, ready: Ready, number: int, row: int, out: NDArray[np.uint8]

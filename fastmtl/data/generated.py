@@ -47,7 +47,7 @@ def _check_ours(root: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     try:
         stamp = json.loads((root / _STAMP).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         stamp = None
     if not isinstance(stamp, dict) or stamp.get("generator") != wanted["generator"]:
         raise FileExistsError(f"{root} exists and is not a generated data set; give another folder or remove it")

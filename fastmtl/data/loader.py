@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -212,9 +212,19 @@ class TileLoader:
         self._resumed = True
 
     def close(self) -> None:
-        """Free the pipeline with its threads and buffers; iterating again builds another."""
+        """Free the pipeline with its threads and buffers; iterating again builds another. `with` calls it too."""
         self._iteration += 1
         self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_reader"):  # the constructor may have raised
+            self._reader.close(wait=False)  # this may run in one of its own threads
 
     def _move(self, epoch: int, batch: int) -> None:
         self._iteration += 1  # the iteration under way would go on from the old place

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extras import require
+from ..whole_files import naming
 
 
 def check_outlines() -> None:
@@ -32,7 +33,7 @@ def write_outlines(
         offset: (x, y) of their left upper corner, level-0 pixels.
     """
     count = 0
-    with path.open("w", encoding="utf-8") as file:
+    with naming(path), path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for raster, names in maps.items():
             for geometry, value in _shapes(raster):

@@ -94,9 +94,10 @@ class Reader:
             batch.groups,
         )
 
-    def close(self) -> None:
-        """Free the pipeline with its threads and buffers."""
+    def close(self, *, wait: bool = True) -> None:
+        """Free the pipeline with its threads and buffers, and the feed's threads."""
         self._graph, self._idle = None, False
+        self._feed.close(wait=wait)
         if self._finisher is not None:
             self._finisher.close()
             self._finisher = None

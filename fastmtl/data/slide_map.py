@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -122,4 +123,5 @@ class _Level:
             yield self._file.read(size)
 
     def discard(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # on a full disk closing fails as writing did
+            self._file.close()

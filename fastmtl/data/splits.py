@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..extras import require
 from ..names import nearest
+from ..parsing import parse_json
 from ..whole_files import write_whole
 from .dataset import Dataset, Tile
 from .identifiers import identifier_key, one_spelling
@@ -262,10 +263,9 @@ def load_test_groups(path: str | Path) -> tuple[str, ...]:
 def _read_json(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
     text = read_text(Path(path))
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path} is not a readable split file: {reason}") from None
+        content = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable split file: {error}") from None
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise ValueError(f"{path} is not a split file: it has no list named {missing[0]!r}")

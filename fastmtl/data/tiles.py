@@ -97,7 +97,7 @@ def _check_names(root: Path, names: tuple[str, ...], folders: Iterable[str]) -> 
         raise ValueError(f"`class_names` must be distinct and not empty; got {list(names)}")
     for folder in sorted(folders):
         if folder not in names:
-            near = difflib.get_close_matches(folder, names, n=1)
+            near = difflib.get_close_matches(folder, map(str, names), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{root / folder} is no class in `class_names` {list(names)}{hint}")
 

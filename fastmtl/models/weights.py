@@ -172,6 +172,8 @@ def _converted(module: nn.Module, found: Weights, prefix: str) -> Weights:
 
 
 def _read(source: str | Path) -> Weights:
+    if not isinstance(source, (str, Path)) or "\0" in str(source):
+        raise ValueError(f"`weights` must be a file, or OWNER/NAME on the Hugging Face hub; got {source!r}.")
     path = Path(source)
     if not path.is_file():
         path = _download(str(source))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastmtl.directions import direction_of
+from fastmtl.parsing import parse_toml, read_json
 from fastmtl.run_folder import RunError, read_lines
 
 from . import shapes
@@ -95,7 +94,7 @@ def read_run(folder: Path) -> PastRun:
     run = PastRun(folder)
     try:
         run.config_text = config.read_text(encoding="utf-8")
-        run.config = tomllib.loads(run.config_text)
+        run.config = parse_toml(run.config_text)
     except ValueError as error:
         run.problems.append(f"{config}: not TOML ({error}); the recipe is left out.")
     run.facts = _readable(run, "run.json", "what the data was is left out", shapes.FACTS)
@@ -133,7 +132,7 @@ def read_run(folder: Path) -> PastRun:
 def _object(run: PastRun, name: str, consequence: str) -> dict[str, Any]:
     path = run.folder / name
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         run.problems.append(f"{path}: no such file; {consequence}.")
     except ValueError:

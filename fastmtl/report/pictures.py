@@ -19,10 +19,10 @@ def picture(run: PastRun, name: str, described: str, consequence: str) -> str:
     """
     path = run.folder / "/".join(PurePosixPath(name).parts[-2:])
     try:
-        if ".." in path.parts[-2:]:
+        if ".." in path.parts[-2:] or not path.is_relative_to(run.folder):
             raise OSError
         held = base64.b64encode(path.read_bytes()).decode()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         run.problems.append(f"{path}: cannot be read; {consequence}.")
         return ""
     kind = "png" if path.suffix == ".png" else "jpeg"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,8 @@ from rich.console import Console
 from .. import checkpoint, commands, datasets
 from ..config import ConfigError, Recipe
 from ..locks import locked
+from ..parsing import read_json
+from ..progress import plain
 from ..run_folder import RunError, RunFolder
 from ..trainer import Interrupted
 from .plan import Row, plan, rows_of, settings_of
@@ -72,6 +73,7 @@ def reproduce(
         RunError: another process reproduces into `out`.
         Interrupted: stopped on request; what is finished is in the tables.
     """
+    console = plain(console)
     planned = plan(paper, scale=scale, rows=rows, overrides=overrides)
     count = _num_folds(paper, planned, folds)
     _check_data(planned[0], root, count)
@@ -204,16 +206,16 @@ def _run(result: Result, fold: int, root: Path, folder: Path, console: Console) 
         console.print(f"{what}: kept")
         return
     if fold in result.failures:  # a damaged summary
-        console.print(f"{what} failed: {result.failures[fold]}", markup=False)
+        console.print(f"{what} failed: {result.failures[fold]}")
         return
-    console.print(f"[bold]{what}[/bold]")
+    console.print(what, style="bold")
     try:
         summary = _train(result.row.fold(fold), root, folder, console)
     except Interrupted:
         raise
     except Exception as error:  # whatever a row does, the others go on; the table and the exit code tell
         result.failures[fold] = _line(error)
-        console.print(f"{what} failed: {result.failures[fold]}", markup=False)
+        console.print(f"{what} failed: {result.failures[fold]}")
     else:
         result.summaries[fold], result.folders[fold] = summary, folder
 
@@ -223,7 +225,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}. Remove {folder} to train it again.") from error
     if not isinstance(found, dict) or not isinstance(found.get("tasks"), dict):
