@@ -48,7 +48,7 @@ class _Job:
     dtype: torch.dtype | None
     world: World
     console: Console
-    notices: Sequence[str]
+    notices: list[str]
 
     def read(
         self, part: data.Dataset, world: World | None = None, *, train: bool = False, drop_single: bool = False
@@ -79,10 +79,12 @@ class _Job:
         if self.recipe.data.batch_size == 1 or len(loader) == 1:
             found = "data.batch_size is 1" if self.recipe.data.batch_size == 1 else "there is one image to train on"
             raise ConfigError(f"recipe {self.recipe.name}: {found}, and {one.format(name)}; it takes two or more.")
-        self.console.print(
-            f"note: {one.format(name)}, and each epoch would end with one: that image, another each epoch, is left out "
+        said = (
+            f"{one.format(name)}, and each epoch would end with one: that image, another each epoch, is left out "
             f"(data.batch_size = {self.recipe.data.batch_size})"
         )
+        _say([said], self.console)
+        self.notices.append(said)
         return self.read(self.splits.train, self.world, train=True, drop_single=True)
 
 

@@ -47,6 +47,17 @@ def infer_kind(name: str, cells: Sequence[str]) -> Kind:
     return "label" if distinct <= _MOST_CLASSES and distinct < len(filled) else "text"
 
 
+def are_classes(cells: Sequence[str]) -> bool:
+    """Whether numbers may be classes: whole ones, at most 64, of which one comes twice.
+
+    >>> are_classes(["1", "2", "", "2"]), are_classes(["51", "62.5", "51"]), are_classes(["1", "2", "3"])
+    (True, False, False)
+    """
+    numbers = [_number(cell) for cell in cells if cell]
+    is_whole = all(number is not None and number.is_integer() for number in numbers)
+    return is_whole and len(set(numbers)) <= _MOST_CLASSES and len(set(numbers)) < len(numbers)
+
+
 def why_text(name: str, cells: Sequence[str]) -> str:
     """What to say of a column taken for text; names the cell that keeps it from being numbers, where most are."""
     filled = [cell for cell in cells if cell]

@@ -52,7 +52,7 @@ class ManifestOptions:
     Attributes:
         columns: column -> kind, where inferring it (`fastmtl.data.columns.infer_kind`) would be wrong.
         classes: label column -> its classes in order; sorted where they are not given.
-        labels: columns that hold labels where nothing else is told of them: a task learns classes from them.
+        labels: columns that tasks learn classes from: grades 1, 2 and 3 are classes there, and not numbers.
         root: folder that no path may leave; None is the manifest's own.
         patient: finds the patient in a file's name where no column says it, see `group_of`.
         grid: how whole slides are cut.
@@ -205,11 +205,13 @@ class _Reader:
         told = dict(self.options.columns or {}).get(name)
         if told is not None and told not in KINDS:
             raise ValueError(f"the kind of column {name!r} must be one of {', '.join(KINDS)}; got {told!r}")
-        if told is None and (name in (self.options.classes or {}) or name in self.options.labels):
+        if told is None and name in (self.options.classes or {}):
             told = "label"
         if told is not None:
             return cast(Kind, told)
-        return _KINDS.get(name) or cells_of.infer_kind(name, self.column[name])
+        kind = _KINDS.get(name) or cells_of.infer_kind(name, self.column[name])
+        may_be_classes = kind == "number" and name in self.options.labels and cells_of.are_classes(self.column[name])
+        return "label" if may_be_classes else kind
 
     def _check_names(self) -> None:
         path = self.table.path
