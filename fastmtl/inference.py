@@ -25,6 +25,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the headline metrics, "num_images"}.
 
+    A headline below 0, as R^2 can be without end, counts as value / (1 - value), -1 at the least: one task that is not
+    learnt yet must not choose the checkpoint alone.
+
     Args:
         model: left in the mode (training or not) that it was in.
         tasks: some or all of those that the batches have labels for.
@@ -57,7 +60,7 @@ def evaluate(
     # With several ranks torchmetrics adds up theirs.
     summaries = {task.name: task.summary(metrics[task.name]) for task in tasks}
     headlines = [summaries[task.name][task.headline] for task in tasks if task.headline]
-    known = [value for value in headlines if value is not None]
+    known = [value if value >= 0 else value / (1 - value) for value in headlines if value is not None]
     means = (sums / max(images, 1)).tolist()
     return {
         "tasks": summaries,

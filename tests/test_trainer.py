@@ -7,6 +7,7 @@ import torch
 
 from fastmtl import balance, checkpoint, models
 from fastmtl.config import TrainingConfig
+from fastmtl.inference import evaluate
 from fastmtl.metrics import segmentation_metrics
 from fastmtl.protocols import Batch
 from fastmtl.tasks import create_task
@@ -255,3 +256,26 @@ def test_two_scores_that_begin_alike_stay_two():
     found = metrics.compute()
     assert found["dice"].item() == pytest.approx((0 + 2 / 3) / 2)
     assert found["jaccard"].item() == pytest.approx((0 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize(
+    ("found", "score"), [((0.9, -17.7), -0.02), ((0.3, -17.6), -0.32), ((0.9, 0.5), 0.7), ((-1.0,), -0.5)]
+)
+def test_a_task_that_is_not_learnt_yet_does_not_choose_the_checkpoint_alone(found, score):
+    class Scored:
+        target = output = None
+        headline = "r2"
+
+        def __init__(self, name, value):
+            self.name, self.value = name, value
+
+        def metrics(self):
+            return torch.nn.Module()
+
+        def summary(self, metrics):
+            return {"r2": self.value}
+
+    tasks = [Scored(str(place), value) for place, value in enumerate(found)]
+    said = evaluate(torch.nn.Identity(), tasks, [], device=torch.device("cpu"))
+    assert said["score"] == pytest.approx(score, abs=0.01)
+    assert said["tasks"]["0"]["r2"] == found[0], "the metric itself is told as it is"
