@@ -17,7 +17,6 @@ import triton.language as tl
 # Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
-_NAN = tl.constexpr(float("nan"))
 
 
 @triton.jit
@@ -36,7 +35,8 @@ def log1p_unit(e):
 @triton.jit
 def unit(target):
     """The target, NaN where it does not lie in 0 to 1: the host, which could raise, is not waited for."""
-    return tl.where(tl.abs(target - 0.5) > 0.51, _NAN, target)
+    # No global NaN: it differs from itself, and Triton then refuses the second kernel that uses it.
+    return tl.where(tl.abs(target - 0.5) > 0.51, float("nan"), target)
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def load_plane(
     x += b * xb + c * xc + offsets * xs
     t += b * tb + c * tc + offsets * ts
     logits = tl.load(x, mask=inside, other=_NEGATIVE_INFINITY, eviction_policy=EVICTION).to(tl.float32)
-    target = unit(tl.load(t, mask=inside, other=0, eviction_policy=EVICTION).to(tl.float32))
+    target = tl.load(t, mask=inside, other=0, eviction_policy=EVICTION).to(tl.float32)
     if HAS_MASK:
         m += b * mb + c * mc + offsets * ms
         valid = tl.load(m, mask=inside, other=0) != 0
@@ -57,7 +57,7 @@ def load_plane(
         target = tl.where(valid, target, 0.0)
     else:
         valid = inside
-    return logits, target, valid
+    return logits, unit(target), valid
 
 
 @triton.jit

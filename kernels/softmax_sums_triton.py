@@ -23,7 +23,6 @@ from .planes_triton import LAUNCH, as_planes, log1p_unit, unit
 
 _WHOLE = 32  # classes
 _INFINITY = tl.constexpr(float("inf"))
-_NAN = tl.constexpr(float("nan"))
 _NOWHERE = tl.constexpr(1 << 30)  # a class number above all others
 
 
@@ -184,7 +183,7 @@ def softmax_sums(
         else:
             truth += hit.to(tl.float32)
             entropy += tl.where(hit, cost, 0.0)
-            entropy += tl.where(strange[None, :] & (c[:, None] == 0), _NAN, 0.0)
+            entropy += tl.where(strange[None, :] & (c[:, None] == 0), float("nan"), 0.0)
             if OVERLAP:
                 intersection += tl.where(hit, p, 0.0)
         if SPREAD:
