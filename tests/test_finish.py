@@ -78,8 +78,8 @@ def _read(tiles, slides, augmentation: Augmentation) -> tuple[Ready, list[np.nda
     )
     feed.start(0, tiles, [Plan(np.arange(count), np.zeros(count, np.int64), np.full(count, -1))])
     feed(0)
-    feed.close()
     (ready,) = feed.fed
+    feed.close()
     pixels = []
     for data, grey in zip(ready.encoded, ready.is_grey, strict=True):
         with Image.open(BytesIO(data.tobytes())) as image:
