@@ -67,6 +67,18 @@ def why_text(name: str, cells: Sequence[str]) -> str:
     return f"column {name!r} is text: kept, no task can learn it"
 
 
+def why_commas(name: str, kind: Kind, cells: Sequence[str]) -> str:
+    """What to say of a column that would hold numbers, were it not for commas; "" of others."""
+    filled = [cell for cell in cells if cell]
+    with_comma = [cell for cell in filled if re.fullmatch(r"[+-]?\d+(?:[.,]\d+)*,\d+", cell)]
+    if kind == "number" or not with_comma or any(_number(cell) is None for cell in set(filled) - set(with_comma)):
+        return ""
+    return (
+        f"column {name!r} has commas in its numbers, such as {with_comma[0]!r}, and is taken for a {kind}; if they are "
+        "one number each, write a point for a decimal comma and none between thousands"
+    )
+
+
 def class_names(name: str, table: Table, cells: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:
     """The classes of a label column: `given`, else the different cells, sorted (as numbers where all are numbers).
 

@@ -181,7 +181,7 @@ class _Reader:
         cell, kind = cells.get(column, ""), self.kinds[column]
         if kind != "picture":
             value = cells_of.parse_cell(kind, cell, column, place, self.classes.get(column, ()))
-            if column == "split" and value is not None and value not in SPLITS:
+            if column == "split" and isinstance(value, str) and (value := value.lower()) not in SPLITS:
                 raise ValueError(f"{place}: split must be train, val or test; got {cell!r}")
             if kind == "pixel_box" and isinstance(value, tuple):
                 try:
@@ -240,6 +240,8 @@ class _Reader:
 
         text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
         notices = [Problem(self.table.path, cells_of.why_text(name, self.column[name])) for name in text]
+        commas = (cells_of.why_commas(name, kind, self.column[name]) for name, kind in self._inferred())
+        notices += [Problem(self.table.path, reason) for reason in commas if reason]
         notices += [
             Problem(self.table.path, f"column {name!r} has a class {label!r}; leave cells empty where nobody labelled")
             for name, labels in self.classes.items()
@@ -255,6 +257,10 @@ class _Reader:
         notices += [Problem(self.table.path, said) for said in self._passed_over()]
         notices += _images_of_several(tiles, self.table.path)
         return (*notices, *polygon_notices(tiles))
+
+    def _inferred(self) -> Iterable[tuple[str, Kind]]:
+        told = {*(self.options.columns or {}), *(self.options.classes or {})}
+        return ((name, kind) for name, kind in self.kinds.items() if name not in told)
 
     def _oddities(self) -> list[Problem]:
         """Of slides that rows name regions of; those that cannot be opened are found by whoever checks the tiles."""
@@ -292,12 +298,19 @@ class _Reader:
 
 
 def _images_of_several(tiles: Sequence[Tile], path: Path) -> list[Problem]:
-    """Images in rows of several patients; regions of one slide may be of several, as in tissue arrays."""
+    """Images in rows of several patients, or with several labels; regions of one slide may be of several patients, as
+    in tissue arrays."""
     first: dict[Picture, Tile] = {}
     twice = [
         f"{tile.id} and {other.id} are one image, of {tile.group!r} and of {other.group!r}: it may be on two sides"
         for tile in tiles
         if not isinstance(tile.image, Region) and (other := first.setdefault(tile.image, tile)).group != tile.group
+    ]
+    labelled: dict[Picture, Tile] = {}
+    twice += [
+        f"{tile.id} and {other.id} are one image, with two labels: one of them is wrong"
+        for tile in tiles
+        if tile.label is not None and (other := labelled.setdefault(tile.image, tile)).label != tile.label
     ]
     return [Problem(path, reason) for reason in twice[:3]]
 
