@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .check import DamagedTilesError, check_tiles, usable_tiles
     from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile
     from .examination import examine
+    from .examined_slides import scale_notices
     from .faults import TileReadError
     from .folder import PREDICTED_WITH, without_predictions
     from .formats import detect_format, list_formats, read_dataset, register_format
@@ -97,6 +98,7 @@ _HOME = {
     "Region": "dataset",
     "Tile": "dataset",
     "examine": "examination",
+    "scale_notices": "examined_slides",
     "detect_format": "formats",
     "list_formats": "formats",
     "read_dataset": "formats",
@@ -245,6 +247,7 @@ __all__ = [
     "read_tile_folder",
     "register_format",
     "save_split",
+    "scale_notices",
     "seen_masks",
     "slide_statistics",
     "slides_of",
