@@ -111,6 +111,7 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
     notices = (
         *data.patient_notices(folder),
         *data.scale_notices(folder),
+        *data.duplicate_notices(folder, leaks_alone=True),
         *(data.Problem(folder.root, line) for line in lacking),
     )
     problems = (*folder.problems, *notices)

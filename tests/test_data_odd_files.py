@@ -17,7 +17,7 @@ from fastmtl.config import load_recipe
 from fastmtl.protocols import Target
 
 SIDE = 64
-BINARY = Target("mask", 1)
+BINARY = Target("mask")
 SMALL = {
     "model": {"base_channels": 4},
     "data": {"size": 32, "batch_size": 4, "tile_size": 32, "min_tissue": 0.0},
@@ -69,7 +69,7 @@ def test_a_mask_that_is_its_image_is_refused(tmp_path):
     (tmp_path / "manifest.csv").write_text("image,mask\n0.png,0.png\n1.png,1.png\n")
     found = data.check_tiles(data.read_manifest(tmp_path / "manifest.csv").tiles)
     assert [problem.path.name for problem in found] == ["0.png", "1.png"]
-    assert found[0].reason == "is the image of tile 0 and its mask too; name the mask's own file"
+    assert found[0].reason == "is the image and its mask too; name the mask's own file"
 
 
 @pytest.mark.parametrize("make", [as_files, as_slides])
@@ -269,3 +269,25 @@ def test_training_tells_what_many_files_share_in_one_line_and_slides_of_two_scal
     assert len(lines) == 1
     assert "0.geojson and 7 others: polygons of 2 classes (ROI, Tumor)" in lines[0]
     assert any("tiles of different width, in micrometres: 8 on 4, 16 on 4 slides" in one for one in summary["notices"])
+
+
+@pytest.mark.parametrize(("other", "leaks"), [("q", True), ("p", False)])
+def test_training_tells_of_equal_files_of_two_patients(other, leaks, tmp_path):
+    _images(tmp_path, 6)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    near = bytearray((tmp_path / "1.png").read_bytes())
+    near[-1] ^= 1  # as large, and the same at its middle
+    (tmp_path / "near.png").write_bytes(bytes(near))
+    rows = [f"{number}.png,{'AB'[number % 2]},{'pxrstu'[number]}" for number in range(6)]
+    rows += [f"copy.png,A,{other}", "near.png,B,y"]
+    (tmp_path / "manifest.csv").write_text("\n".join(["image,label,patient", *rows]))
+    dataset = data.read_manifest(tmp_path / "manifest.csv")
+    said = [problem.reason for problem in data.duplicate_notices(dataset, leaks_alone=True)]
+    pair = f"as 2 tiles, 1 of them in two patients, where a split leaks: 0 of p and copy of {other}"
+    assert said == [f"1 pictures are there more than once, {pair}"] * leaks
+    assert len(data.duplicate_notices(dataset)) == 1
+
+
+def test_rows_of_an_array_need_no_id(tmp_path):
+    dataset = _read(tmp_path, "image,label\nimages.h5#tiles/0,A\nimages.h5#tiles/1,B\n")
+    assert [tile.id for tile in dataset.tiles] == ["images.h5#tiles/0", "images.h5#tiles/1"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .cells import PolygonOptions
     from .check import DamagedTilesError, check_tiles, usable_tiles
     from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile
+    from .duplicates import duplicate_notices
     from .examination import examine
     from .examined_slides import scale_notices
     from .faults import TileReadError
@@ -97,6 +98,7 @@ _HOME = {
     "Problem": "dataset",
     "Region": "dataset",
     "Tile": "dataset",
+    "duplicate_notices": "duplicates",
     "examine": "examination",
     "scale_notices": "examined_slides",
     "detect_format": "formats",
@@ -216,6 +218,7 @@ __all__ = [
     "decode_runs",
     "detect_format",
     "downsample_of",
+    "duplicate_notices",
     "encode_runs",
     "examine",
     "find_slides",

@@ -102,9 +102,7 @@ def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
         mask_size = _check_picture(mask, tile.image, True, max_pixels, problems)
         where = named_file(mask, tile.image)
         if isinstance(mask, Path | Region) and mask == tile.image:
-            problems.append(
-                Problem(where, f"is the image of tile {tile.id} and its mask too; name the mask's own file")
-            )
+            problems.append(Problem(where, "is the image and its mask too; name the mask's own file"))
         elif image_size and mask_size and image_size != mask_size:
             sizes = f"the mask is {mask_size[0]}x{mask_size[1]} pixels, its image {image_size[0]}x{image_size[1]}"
             if not isinstance(tile.image, Region):

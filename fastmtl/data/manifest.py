@@ -27,6 +27,7 @@ from typing import Any, cast
 
 from ..names import nearest
 from . import columns as cells_of
+from .arrays import ArrayRow
 from .cells import PathRule, PolygonOptions, read_picture
 from .columns import KINDS, Kind
 from .dataset import Dataset, Picture, Problem, Region, Tile, with_one_spelling
@@ -140,7 +141,7 @@ class _Reader:
         if "image" in cells:
             image = read_picture(cells["image"], self.rule, place)
             text = cells["image"] if "\\" in file_of(image).as_posix() else cells["image"].replace("\\", "/")
-            name = text.rpartition(".")[0] or text
+            name = text if isinstance(image, ArrayRow) else text.rpartition(".")[0] or text
             return [self._tile(row, cells, image, cells.get("id", name), place)]
         slide = self.rule.resolve(cells["slide"], place)
         if is_region(cells):
