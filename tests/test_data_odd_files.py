@@ -291,3 +291,36 @@ def test_training_tells_of_equal_files_of_two_patients(other, leaks, tmp_path):
 def test_rows_of_an_array_need_no_id(tmp_path):
     dataset = _read(tmp_path, "image,label\nimages.h5#tiles/0,A\nimages.h5#tiles/1,B\n")
     assert [tile.id for tile in dataset.tiles] == ["images.h5#tiles/0", "images.h5#tiles/1"]
+
+
+@pytest.mark.parametrize("name", ["mask.png", "mask.geojson"])
+def test_a_mask_of_several_images_is_told(name, tmp_path):
+    write_image(tmp_path / "mask.png", shape().astype(np.uint8) * 255)
+    (tmp_path / "mask.geojson").write_text(json.dumps(_square(4, 50)))
+    problems = _read(tmp_path, f"image,mask,label\n0.png,{name},A\n1.png,{name},B\n2.png,,B\n").problems
+    said = [f"{tmp_path / name}: is the mask of 2 images, 0.png and 1.png among them"]
+    assert [str(problem) for problem in problems if "is the mask of" in problem.reason] == said
+
+
+@pytest.mark.parametrize(
+    ("cells", "odd"),
+    [
+        ([51, 62, -999, 70, -999], "-999 (2)"),
+        ([0.5, 0.7, 9999], "9999 (1)"),
+        ([97, 98, 99], ""),
+        ([-999, -999], ""),
+        ([500, 999, 1200, 3], ""),
+    ],
+)
+def test_numbers_that_mean_unknown_are_told(cells, odd, tmp_path):
+    rows = "".join(f"{number}.png,{cell}\n" for number, cell in enumerate(cells))
+    found = [reason for reason in _reasons(_read(tmp_path, "image,age\n" + rows)) if "far from all others" in reason]
+    assert found == [f"column 'age' holds {odd}, far from all others; if nobody knows, leave cells empty"] * bool(odd)
+
+
+def test_classes_that_count_from_one_are_told(tmp_path):
+    rows = np.repeat(np.arange(1, 4, dtype=np.uint8), 20)
+    path = as_files(tmp_path, [np.tile(rows[:, None], (1, 60))])
+    masks = data.seen_masks(data.read_manifest(path).tiles)
+    assert "these seem to count from 1" in str(data.judge_maps(masks, Target("classes"), 3).wrong)
+    assert "count from 1" not in str(data.judge_maps(masks, Target("classes"), 2).wrong)

@@ -79,6 +79,19 @@ def why_commas(name: str, kind: Kind, cells: Sequence[str]) -> str:
     )
 
 
+def why_sentinel(name: str, cells: Sequence[str]) -> str:
+    """What to say of a number such as -999 that lies far from all others of a column; "" where there is none."""
+    numbers = [number for cell in cells if (number := _number(cell)) is not None]
+    for end in (min(numbers, default=0.0), max(numbers, default=0.0)):
+        others = [number for number in numbers if number != end]
+        if not re.fullmatch(r"-?9{2,}", f"{end:.0f}") or len(set(others)) < 2:
+            continue
+        if min(abs(end - number) for number in others) > max(others) - min(others):
+            count = len(numbers) - len(others)
+            return f"column {name!r} holds {end:g} ({count}), far from all others; if nobody knows, leave cells empty"
+    return ""
+
+
 def class_names(name: str, table: Table, cells: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:
     """The classes of a label column: `given`, else the different cells, sorted (as numbers where all are numbers).
 

@@ -33,6 +33,7 @@ from .columns import KINDS, Kind
 from .dataset import Dataset, Picture, Problem, Region, Tile, with_one_spelling
 from .identifiers import clean_name, name_notices, one_spelling, sample_key, says_missing
 from .pictures import file_of, picture_size
+from .shared_files import rows_that_share
 from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region, told_mpp
 from .spellings import merged_spellings
 from .table import Table, read_table
@@ -242,7 +243,8 @@ class _Reader:
         text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
         notices = [Problem(self.table.path, cells_of.why_text(name, self.column[name])) for name in text]
         commas = (cells_of.why_commas(name, kind, self.column[name]) for name, kind in self._inferred())
-        notices += [Problem(self.table.path, reason) for reason in commas if reason]
+        far = (cells_of.why_sentinel(name, self.column[name]) for name, kind in self.kinds.items() if kind == "number")
+        notices += [Problem(self.table.path, reason) for reason in (*commas, *far) if reason]
         notices += [
             Problem(self.table.path, f"column {name!r} has a class {label!r}; leave cells empty where nobody labelled")
             for name, labels in self.classes.items()
@@ -256,7 +258,7 @@ class _Reader:
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
         notices += dict.fromkeys([*self.odd, *self._oddities()])
         notices += [Problem(self.table.path, said) for said in self._passed_over()]
-        notices += _images_of_several(tiles, self.table.path)
+        notices += rows_that_share(tiles, self.table.path)
         return (*notices, *polygon_notices(tiles))
 
     def _inferred(self) -> Iterable[tuple[str, Kind]]:
@@ -296,24 +298,6 @@ class _Reader:
             f"{slide.name} gives no tile of {grid.tile_size} pixels with {grid.min_tissue:.0%} tissue; lower "
             "data.min_tissue or data.tile_size where it has any"
         )
-
-
-def _images_of_several(tiles: Sequence[Tile], path: Path) -> list[Problem]:
-    """Images in rows of several patients, or with several labels; regions of one slide may be of several patients, as
-    in tissue arrays."""
-    first: dict[Picture, Tile] = {}
-    twice = [
-        f"{tile.id} and {other.id} are one image, of {tile.group!r} and of {other.group!r}: it may be on two sides"
-        for tile in tiles
-        if not isinstance(tile.image, Region) and (other := first.setdefault(tile.image, tile)).group != tile.group
-    ]
-    labelled: dict[Picture, Tile] = {}
-    twice += [
-        f"{tile.id} and {other.id} are one image, with two labels: one of them is wrong"
-        for tile in tiles
-        if tile.label is not None and (other := labelled.setdefault(tile.image, tile)).label != tile.label
-    ]
-    return [Problem(path, reason) for reason in twice[:3]]
 
 
 def _is_slip(name: str, known: str) -> bool:

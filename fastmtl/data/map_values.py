@@ -217,6 +217,8 @@ class _Classes(_Look):
         if not strange:
             return ""
         cure = f"save class indices{_or_classes_of_polygons(mask)}"
+        if mask.facts.top == len(self.names) and 0 not in self.values():
+            cure += " from 0; these seem to count from 1"
         if set(mask.facts.values.tobytes()) <= {0, 255}:
             cure += ", or learn one structure from 0 and 255: binary_segmentation"
         return f"holds {min(strange)}, and class indices are 0 to {len(self.names) - 1}; {cure}"
