@@ -25,12 +25,12 @@ def _images_of_several(tiles: Sequence[Tile], path: Path) -> list[Problem]:
         if not isinstance(tile.image, Region) and (other := first.setdefault(tile.image, tile)).group != tile.group
     ]
     labelled: dict[Picture, Tile] = {}
-    twice += [
+    labels = [
         f"{tile.id} and {other.id} are one image, with two labels: one of them is wrong"
         for tile in tiles
         if tile.label is not None and (other := labelled.setdefault(tile.image, tile)).label != tile.label
     ]
-    return [Problem(path, reason) for reason in twice[:3]]
+    return [Problem(path, reason) for reason in (*twice[:3], *labels[:3])]
 
 
 def _masks_of_several(tiles: Sequence[Tile]) -> list[Problem]:
