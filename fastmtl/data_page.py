@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from . import notices
+
 SHOWN = 20  # rows of a table, and entries of a line, before "and N more"
 _ENDS = 5  # the lowest and the highest of many shares
 
@@ -28,7 +30,7 @@ def show(found: Mapping[str, Any], console: Any) -> None:
                 say(f"and {hidden} more; --json lists all")
     say("")
     of_slides = ({"path": slide["path"], "reason": said} for slide in found["slides"] for said in slide["problems"])
-    for line in notes([*found["notices"], *of_slides]):
+    for line in notices.lines((each["path"], each["reason"]) for each in (*found["notices"], *of_slides)):
         say(f"note: {line}")
     for reason in found.get("refused", ()):
         say(f"refused: {reason}")
@@ -38,18 +40,6 @@ def show(found: Mapping[str, Any], console: Any) -> None:
             say(f"and {len(found['broken']) - SHOWN} more; --json lists all")
     else:
         say("nothing is broken")
-
-
-def notes(notices: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line for each reason: what many files share is said once, with the first of them."""
-    paths: dict[str, dict[str, None]] = {}
-    for notice in notices:
-        paths.setdefault(notice["reason"], {})[notice["path"]] = None
-    lines = []
-    for reason, own in paths.items():
-        more = f" and {_plural(len(own) - 1, 'other')}" if len(own) > 1 else ""
-        lines.append(f"{next(iter(own))}{more}: {reason}")
-    return lines
 
 
 def _summary(found: Mapping[str, Any]) -> Iterable[str]:

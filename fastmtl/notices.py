@@ -6,6 +6,8 @@ They are said while it trains, and stand in summary.json and on the report.
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,22 @@ def of_problems(problems: Iterable[data.Problem], root: Path) -> list[str]:
     """Each once, paths below the data's folder told from there."""
     home = os.path.abspath(root if root.is_dir() else root.parent)
     return list(dict.fromkeys(f"{_below(problem.path, home)}: {problem.reason}" for problem in problems))
+
+
+def lines(notices: Iterable[tuple[Path | str, str]]) -> list[str]:
+    """A line for each reason: what several files share, but for numbers, is said once, as of the first."""
+    groups: dict[tuple[str, int], dict[Path | str, str]] = {}
+    told: Counter[tuple[Path | str, str]] = Counter()
+    for path, reason in dict.fromkeys(notices):
+        alike = re.sub(r"\d+", "0", reason)
+        groups.setdefault((alike, told[path, alike]), {})[path] = reason
+        told[path, alike] += 1
+    found = []
+    for own in groups.values():
+        (path, reason), others = next(iter(own.items())), len(own) - 1
+        more = f" and {others} other{'s' * (others > 1)}" if others else ""
+        found.append(f"{path}{more}: {reason}")
+    return found
 
 
 def _below(path: Path, home: str) -> str:

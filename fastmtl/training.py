@@ -140,8 +140,7 @@ def _prepare(
     datasets.check_metadata(recipe, splits.train)
     parts = (splits.train, splits.validation, splits.test)
     odd = datasets.check_maps(tasks, parts, train=splits.train, say=console.print)
-    for problem in odd:
-        console.print(f"note: {problem}")
+    _say(notices.lines((one.path, one.reason) for one in odd), console)
     splits = replace(splits, problems=[*splits.problems, *odd])
     model = build.build_model(recipe, tasks, device, trained=resumed)
     build.check_size(recipe, model)
@@ -159,8 +158,7 @@ def _prepare(
 
 
 def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile: bool) -> None:
-    for problem in splits.problems:
-        console.print(f"note: {problem}")
+    _say(notices.lines((one.path, one.reason) for one in splits.problems), console)
     count = partial(_count, by_tile=by_tile)
     tested = f", {count(splits.test)} for the test" if splits.test.tiles else ""
     console.print(f"data: {root}; {count(splits.train)} to train, {count(splits.validation)} held out{tested}")
@@ -172,8 +170,6 @@ def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile:
 def _oddities(recipe: Recipe, tasks: Sequence[Task], splits: datasets.Splits) -> list[str]:
     """What is odd about patients and targets."""
     said = []
-    if splits.num_patients == splits.num_tiles > 1 and recipe.data.group_by != "tile":
-        said.append("every tile is its own patient; if file names say more, set data.patient in the recipe")
     for side, part in (("training", splits.train), ("held-out", splits.validation), ("test", splits.test)):
         said += notices.of_targets(tasks, part, side)
     return said

@@ -73,7 +73,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({"type": "FeatureCollection", "features": []}, "has no polygon"),
+        ({"type": "FeatureCollection"}, "has no polygon"),
         ({"type": "Topology"}, "is not GeoJSON: expected"),
         ([1, 2], "is not GeoJSON"),
         (_feature([[["a", 0], [1, 1], [2, 2], [0, 0]]]), "polygon 1 cannot be read"),

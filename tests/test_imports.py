@@ -92,7 +92,7 @@ ALLOWED = {
     "arguments": {"config"},
     "train_command": {"arguments", "commands", "config", "progress"},
     "run_commands": {"arguments", "commands"},
-    "data_page": set(),
+    "data_page": {"notices"},
     "rehearsal": {"build", "config", "data", "datasets", "errors"},
     "data_commands": {"config", "data", "data_page", "datasets", "rehearsal"},
     "reproduce": {

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .cells import PolygonOptions
     from .check import DamagedTilesError, check_tiles, usable_tiles
     from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile
+    from .duplicates import duplicate_notices
     from .examination import examine
+    from .examined_slides import scale_notices
     from .faults import TileReadError
     from .folder import PREDICTED_WITH, without_predictions
     from .formats import detect_format, list_formats, read_dataset, register_format
@@ -96,7 +98,9 @@ _HOME = {
     "Problem": "dataset",
     "Region": "dataset",
     "Tile": "dataset",
+    "duplicate_notices": "duplicates",
     "examine": "examination",
+    "scale_notices": "examined_slides",
     "detect_format": "formats",
     "list_formats": "formats",
     "read_dataset": "formats",
@@ -214,6 +218,7 @@ __all__ = [
     "decode_runs",
     "detect_format",
     "downsample_of",
+    "duplicate_notices",
     "encode_runs",
     "examine",
     "find_slides",
@@ -245,6 +250,7 @@ __all__ = [
     "read_tile_folder",
     "register_format",
     "save_split",
+    "scale_notices",
     "seen_masks",
     "slide_statistics",
     "slides_of",

@@ -28,6 +28,7 @@ from .tiles import IMAGE_SUFFIXES
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".jp2", ".dcm"}
 )
+_ANNOTATIONS = {".xml": "ASAP or ImageScope", ".annotations": "HALO", ".ndpa": "NDP.view", ".qpdata": "QuPath"}
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _RUNS = re.compile(r"rle(-column)?:(\d{1,9})x(\d{1,9}):([\d\s]*)")
 _ROW = re.compile(r"(.+\.(?:h5|hdf5))#(.+)/(\d{1,12})(?:\*(\d+(?:\.\d+)?(?:e[-+]?\d+)?))?", re.IGNORECASE)
@@ -148,6 +149,11 @@ def read_picture(
     if found := _STRETCHED.fullmatch(text):
         return GreyPicture(rule.resolve(found[2], place), found[1])
     path = rule.resolve(text, place)
+    if tool := _ANNOTATIONS.get(path.suffix.lower()):
+        raise ValueError(
+            f"{place}: {text} has annotations as {tool} keeps them, which are not read; export GeoJSON, as QuPath "
+            "does, or masks"
+        )
     if path.suffix.lower() in POLYGON_SUFFIXES:
         if over is None:
             raise ValueError(f"{place}: {text} holds polygons and no image")

@@ -100,12 +100,22 @@ def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
         if mask is None:
             continue
         mask_size = _check_picture(mask, tile.image, True, max_pixels, problems)
-        # A region's mask is any picture of the same field of view; slides and masks seldom share a resolution.
-        if image_size and mask_size and image_size != mask_size and not isinstance(tile.image, Region):
-            found = "{}x{} pixels".format(*mask_size)
-            where = named_file(mask, tile.image)
-            problems.append(Problem(where, f"the mask is {found}, its image {image_size[0]}x{image_size[1]}"))
+        where = named_file(mask, tile.image)
+        if isinstance(mask, Path | Region) and mask == tile.image:
+            problems.append(Problem(where, "is the image and its mask too; name the mask's own file"))
+        elif image_size and mask_size and image_size != mask_size:
+            sizes = f"the mask is {mask_size[0]}x{mask_size[1]} pixels, its image {image_size[0]}x{image_size[1]}"
+            if not isinstance(tile.image, Region):
+                problems.append(Problem(where, sizes))
+            elif not _same_shape(image_size, mask_size):
+                problems.append(Problem(where, f"{sizes}: they do not cover the same field of view"))
     return problems
+
+
+def _same_shape(image: tuple[int, int], mask: tuple[int, int]) -> bool:
+    """Whether a mask of a region has its aspect, to a pixel: slides and masks seldom share a resolution."""
+    one, other = image[0] * mask[1], image[1] * mask[0]
+    return abs(one - other) <= max(*image, *mask, 0.01 * one)
 
 
 def _check_picture(

@@ -67,6 +67,31 @@ def why_text(name: str, cells: Sequence[str]) -> str:
     return f"column {name!r} is text: kept, no task can learn it"
 
 
+def why_commas(name: str, kind: Kind, cells: Sequence[str]) -> str:
+    """What to say of a column that would hold numbers, were it not for commas; "" of others."""
+    filled = [cell for cell in cells if cell]
+    with_comma = [cell for cell in filled if re.fullmatch(r"[+-]?\d+(?:[.,]\d+)*,\d+", cell)]
+    if kind == "number" or not with_comma or any(_number(cell) is None for cell in set(filled) - set(with_comma)):
+        return ""
+    return (
+        f"column {name!r} has commas in its numbers, such as {with_comma[0]!r}, and is taken for a {kind}; if they are "
+        "one number each, write a point for a decimal comma and none between thousands"
+    )
+
+
+def why_sentinel(name: str, cells: Sequence[str]) -> str:
+    """What to say of a number such as -999 that lies far from all others of a column; "" where there is none."""
+    numbers = [number for cell in cells if (number := _number(cell)) is not None]
+    for end in (min(numbers, default=0.0), max(numbers, default=0.0)):
+        others = [number for number in numbers if number != end]
+        if not re.fullmatch(r"-?9{2,}", f"{end:.0f}") or len(set(others)) < 2:
+            continue
+        if min(abs(end - number) for number in others) > max(others) - min(others):
+            count = len(numbers) - len(others)
+            return f"column {name!r} holds {end:g} ({count}), far from all others; if nobody knows, leave cells empty"
+    return ""
+
+
 def class_names(name: str, table: Table, cells: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:
     """The classes of a label column: `given`, else the different cells, sorted (as numbers where all are numbers).
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 from .dataset import Dataset, Problem, Tile
 
+_LOOKED_AT = 4096  # bytes: a page
 
-def duplicate_notices(dataset: Dataset) -> list[Problem]:
+
+def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Problem]:
     """A notice where tiles show the same picture: the same file or region, or image files that are equal byte for byte.
 
-    Only files of one size are read.
+    Only files of one size are read, and in full only those that are equal at their middle.
+
+    Args:
+        dataset: whose tiles are compared.
+        leaks_alone: pictures of one patient are passed over.
     """
     groups = [tiles for tiles in _same(dataset.tiles).values() if len(tiles) > 1]
+    leaks = [tiles for tiles in groups if len({tile.group for tile in tiles}) > 1]
+    groups = leaks if leaks_alone else groups
     if not groups:
         return []
     count = sum(len(tiles) for tiles in groups)
-    leaks = [tiles for tiles in groups if len({tile.group for tile in tiles}) > 1]
     first = (leaks or groups)[0]
     shown = f"{first[0].id} and {first[1].id}"
     if leaks:
@@ -41,17 +49,32 @@ def _same(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
 
 
 def _contents(files: Iterable[Path]) -> dict[Path, bytes]:
-    """A digest of each file that has another's size."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
+    """A digest of each file that looks like another."""
+    alike: dict[Hashable, list[Path]] = defaultdict(list)
     for file in files:
-        try:
-            by_size[file.stat().st_size].append(file)
-        except OSError:  # `check_tiles` says so
-            continue
+        alike[_size(file)].append(file)
+    for same in [same for size, same in alike.items() if size and len(same) > 1]:
+        for file in same:
+            alike[_middle(file)].append(file)
     return {
         file: hashlib.sha256(file.read_bytes()).digest()
-        for same in by_size.values()
-        if len(same) > 1
+        for key, same in alike.items()
+        if isinstance(key, bytes) and len(same) > 1
         for file in same
-        if file.is_file()
     }
+
+
+def _size(file: Path) -> int:
+    """0 where it is no file, which `check_tiles` says."""
+    try:
+        state = file.stat()
+    except OSError:
+        return 0
+    return state.st_size if stat.S_ISREG(state.st_mode) else 0
+
+
+def _middle(file: Path) -> bytes:
+    """Some bytes in which pictures of one size differ: headers are alike, and ends may be."""
+    with file.open("rb") as content:
+        content.seek(file.stat().st_size // 2)
+        return content.read(_LOOKED_AT)

@@ -10,7 +10,7 @@ from typing import Any
 from .dataset import Dataset, Problem, Region
 from .pictures import file_of
 from .polygons import Polygons, polygon_classes
-from .slide_rows import UnreadableSlideError, downsample_of, opened
+from .slide_rows import UnreadableSlideError, opened
 
 _ANOTHER_SCALE = 1.4  # times another's field of view: 20x beside 40x, and not 0.25 beside 0.23 micrometres
 
@@ -27,7 +27,8 @@ def slides_of_tiles(dataset: Dataset) -> list[dict[str, Any]]:
     for path, own in sorted(regions.items()):
         try:
             slide = opened(path)
-            pixels = sorted(region.width * downsample_of(region) for region in own)[len(own) // 2]
+            downsamples = [float(level.downsample) for level in slide.levels]
+            pixels = sorted(region.width * downsamples[region.level] for region in own)[len(own) // 2]
         except (UnreadableSlideError, IndexError):  # `check_tiles` says so
             continue
         full, told = slide.levels[0], dataset.slide_mpp.get(path)
@@ -56,8 +57,14 @@ def _is_of_mpp(problem: str, slide: Any) -> bool:
     return "pass mpp" in problem or problem == getattr(slide, "why_no_mpp", "")
 
 
-def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]]) -> list[Problem]:
-    """A notice where tiles of some slides show more of the tissue than those of others, or nobody knows."""
+def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]] | None = None) -> list[Problem]:
+    """A notice where tiles of some slides show more of the tissue than those of others, or nobody knows.
+
+    Args:
+        dataset: whose slides they are.
+        slides: as `slides_of_tiles` finds them.
+    """
+    slides = slides_of_tiles(dataset) if slides is None else slides
     notices = []
     unknown = [slide["path"] for slide in slides if slide["mpp"] is None]
     if unknown:

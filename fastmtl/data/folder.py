@@ -6,10 +6,11 @@ such ending in a folder called mask, masks, label, labels or annotations next to
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .cells import SLIDE_SUFFIXES
 from .identifiers import clean_name, tell_apart, unicode_form
@@ -21,37 +22,65 @@ PREDICTED_WITH = "predicted_with.json"
 
 _MASK_FOLDERS = frozenset({"mask", "masks", "label", "labels", "annotations"})
 _MASK_ENDS = ("_mask", "-mask", ".mask")
+_LIKE_MASK = re.compile(r"(.+)[_.-](?:masks?|msk|seg|segmentation|gt|labels?|labell?ed|annotations?)", re.IGNORECASE)
 _LARGEST_TILE = 2048**2  # pixels; a TIFF of one level with more is cut into tiles like a slide
 
 
-def files_in(folder: Path) -> tuple[list[Path], dict[Path, Path], dict[str, int]]:
-    """(images and slides, image -> its mask, number of other files by ending); hidden files and folders of predictions
-    are passed over.
+class Files(NamedTuple):
+    """What lies in a folder.
+
+    Attributes:
+        images: and slides, sorted.
+        masks: image -> its mask.
+        others: how many other files there are, by ending; masks without an image, and linked folders.
+        odd: image -> what is odd about its name, or its masks.
+    """
+
+    images: list[Path]
+    masks: dict[Path, Path]
+    others: dict[str, int]
+    odd: dict[Path, str]
+
+
+def files_in(folder: Path) -> Files:
+    """Look through `folder`; hidden files, linked folders and folders of predictions are passed over.
 
     Raises:
         ValueError: two files whose names differ only in their Unicode form.
     """
     images: dict[tuple[str, str], list[Path]] = {}
-    masks: dict[tuple[str, str], Path] = {}
+    masks: dict[tuple[str, str], list[Path]] = {}
     others: Counter[str] = Counter()
     forms: dict[str, Path] = {}
     for path in without_predictions(folder, sorted(folder.rglob("*"))):
         inside = path.relative_to(folder)
-        if not path.is_file() or any(part.startswith(".") for part in inside.parts):
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        if not path.is_file():
+            others["linked folder"] += path.is_symlink() and path.is_dir()
             continue
         if (other := forms.setdefault(unicode_form(str(inside)), path)) != path:
             raise ValueError(f"{tell_apart(other, path)} are both there; rename or remove one")
         suffix = path.suffix.lower()
         if suffix == ".geojson" or (suffix in POLYGON_SUFFIXES | IMAGE_SUFFIXES and _is_mask(path)):
             home = path.parent.parent if path.parent.name.lower() in _MASK_FOLDERS else path.parent
-            masks[clean_name(str(home)), _bare(path)] = path
+            masks.setdefault((clean_name(str(home)), _bare(path)), []).append(path)
         elif suffix in IMAGE_SUFFIXES | SLIDE_SUFFIXES:
             home = path.parent.parent if path.parent.name.lower() in ("image", "images") else path.parent
             images.setdefault((clean_name(str(home)), _bare(path)), []).append(path)
         else:
             others[suffix or path.name] += 1
-    paired = {path: masks[key] for key, paths in images.items() if key in masks for path in paths}
-    return sorted(path for paths in images.values() for path in paths), paired, dict(others)
+    paired = {path: masks[key][-1] for key, paths in images.items() if key in masks for path in paths}
+    others["mask without an image"] += sum(len(paths) for key, paths in masks.items() if key not in images)
+    odd = {}
+    for key, paths in images.items():
+        of = _LIKE_MASK.fullmatch(key[1])
+        for path in paths:
+            if len(found := masks.get(key, ())) > 1:
+                odd[path] = f"has {len(found)} masks, of which {found[-1]} is taken; {found[0]} is passed over"
+            elif of and (key[0], of[1]) in images:
+                odd[path] = f"is taken for an image; if it is the mask of {of[1]}, call it {of[1]}_mask{path.suffix}"
+    return Files(sorted(path for paths in images.values() for path in paths), paired, dict(+others), odd)
 
 
 def without_predictions(folder: Path, paths: Sequence[Path]) -> list[Path]:

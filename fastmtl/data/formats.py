@@ -16,6 +16,7 @@ from .table import TABLE_SUFFIXES
 from .tiles import is_tile_folder, read_tile_folder
 
 Reader = Callable[[Path, ManifestOptions], Dataset]
+_SPREADSHEETS = frozenset({".xlsx", ".xls", ".ods"})
 MANIFESTS = ("manifest.csv", "manifest.tsv", "manifest.parquet")
 
 
@@ -77,7 +78,10 @@ def read_dataset(root: str | Path, format: str = "auto", options: ManifestOption
     if (found := detect_format(root)) is not None:
         return _read(found, root, options)
     if root.is_file():
-        raise ValueError(f"{root} is no manifest: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}")
+        cure = "; save the sheet as CSV UTF-8" if root.suffix.lower() in _SPREADSHEETS else ""
+        raise ValueError(f"{root} is no manifest: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}{cure}")
+    if sheet := next((path for path in sorted(root.glob("manifest.*")) if path.suffix.lower() in _SPREADSHEETS), None):
+        raise ValueError(f"{sheet} is a spreadsheet, which is not read; save the sheet as CSV UTF-8")
     try:
         return _read("tile_folder", root, options)  # says what a folder of tiles looks like
     except FileNotFoundError as error:

@@ -49,7 +49,8 @@ def read_polygons(file: Path) -> PolygonSet:
     `label`. Lines, points, nuclei of cells and polygons without area are passed over, with a note.
 
     Raises:
-        ValueError: the file cannot be read, is not GeoJSON or has no polygon; the message names it.
+        ValueError: the file cannot be read, is not GeoJSON or has objects of which none is a polygon; the message names
+            it. A collection of nothing is read: nothing was drawn.
     """
     try:
         state = file.stat()
@@ -73,17 +74,23 @@ def _parse(file: Path, _mtime: int, _size: int) -> PolygonSet:
     reader = _Reader(file)
     reader.read(content)
     notes = tuple(reader.notes())
-    if not reader.names:
+    if not reader.names and (notes or not _is_empty_collection(content)):
         raise ValueError("; ".join((f"{file} has no polygon", *notes)))
+    notes = notes if reader.names else ("has no polygon at all: the mask is empty",)
     outlines = [reader.rings[first] for first in reader.polygons[:-1]]
     return PolygonSet(
-        np.concatenate(reader.rings),
+        np.concatenate([np.empty((0, 2)), *reader.rings]),
         np.cumsum([0, *map(len, reader.rings)], dtype=np.int64),
         np.array(reader.polygons, np.int64),
-        np.array([[*ring.min(0), *ring.max(0)] for ring in outlines]),
+        np.array([[*ring.min(0), *ring.max(0)] for ring in outlines]).reshape(-1, 4),
         tuple(reader.names),
         notes,
     )
+
+
+def _is_empty_collection(content: Any) -> bool:
+    """What viewers write of a slide where nothing was drawn: it has no tumour, for example."""
+    return content == [] or (isinstance(content, dict) and content.get("features") == [])
 
 
 class _Reader:
@@ -121,6 +128,8 @@ class _Reader:
             self._passed[kind] += 1
         else:
             found = _short(content)
+            if isinstance(content, dict) and "annotations" in content:
+                raise ValueError(f"{self._file} holds annotations as COCO has them; save GeoJSON, or a mask an image")
             raise ValueError(f"{self._file} is not GeoJSON: expected an object with a GeoJSON `type`; found {found}")
 
     def notes(self) -> Iterator[str]:

@@ -27,11 +27,13 @@ from typing import Any, cast
 
 from ..names import nearest
 from . import columns as cells_of
+from .arrays import ArrayRow
 from .cells import PathRule, PolygonOptions, read_picture
 from .columns import KINDS, Kind
 from .dataset import Dataset, Picture, Problem, Region, Tile, with_one_spelling
 from .identifiers import clean_name, name_notices, one_spelling, sample_key, says_missing
 from .pictures import file_of, picture_size
+from .shared_files import rows_that_share
 from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region, told_mpp
 from .spellings import merged_spellings
 from .table import Table, read_table
@@ -140,7 +142,7 @@ class _Reader:
         if "image" in cells:
             image = read_picture(cells["image"], self.rule, place)
             text = cells["image"] if "\\" in file_of(image).as_posix() else cells["image"].replace("\\", "/")
-            name = text.rpartition(".")[0] or text
+            name = text if isinstance(image, ArrayRow) else text.rpartition(".")[0] or text
             return [self._tile(row, cells, image, cells.get("id", name), place)]
         slide = self.rule.resolve(cells["slide"], place)
         if is_region(cells):
@@ -181,7 +183,7 @@ class _Reader:
         cell, kind = cells.get(column, ""), self.kinds[column]
         if kind != "picture":
             value = cells_of.parse_cell(kind, cell, column, place, self.classes.get(column, ()))
-            if column == "split" and value is not None and value not in SPLITS:
+            if column == "split" and isinstance(value, str) and (value := value.lower()) not in SPLITS:
                 raise ValueError(f"{place}: split must be train, val or test; got {cell!r}")
             if kind == "pixel_box" and isinstance(value, tuple):
                 try:
@@ -240,6 +242,9 @@ class _Reader:
 
         text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
         notices = [Problem(self.table.path, cells_of.why_text(name, self.column[name])) for name in text]
+        commas = (cells_of.why_commas(name, kind, self.column[name]) for name, kind in self._inferred())
+        far = (cells_of.why_sentinel(name, self.column[name]) for name, kind in self.kinds.items() if kind == "number")
+        notices += [Problem(self.table.path, reason) for reason in (*commas, *far) if reason]
         notices += [
             Problem(self.table.path, f"column {name!r} has a class {label!r}; leave cells empty where nobody labelled")
             for name, labels in self.classes.items()
@@ -253,8 +258,12 @@ class _Reader:
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
         notices += dict.fromkeys([*self.odd, *self._oddities()])
         notices += [Problem(self.table.path, said) for said in self._passed_over()]
-        notices += _images_of_several(tiles, self.table.path)
+        notices += rows_that_share(tiles, self.table.path)
         return (*notices, *polygon_notices(tiles))
+
+    def _inferred(self) -> Iterable[tuple[str, Kind]]:
+        told = {*(self.options.columns or {}), *(self.options.classes or {})}
+        return ((name, kind) for name, kind in self.kinds.items() if name not in told)
 
     def _oddities(self) -> list[Problem]:
         """Of slides that rows name regions of; those that cannot be opened are found by whoever checks the tiles."""
@@ -289,17 +298,6 @@ class _Reader:
             f"{slide.name} gives no tile of {grid.tile_size} pixels with {grid.min_tissue:.0%} tissue; lower "
             "data.min_tissue or data.tile_size where it has any"
         )
-
-
-def _images_of_several(tiles: Sequence[Tile], path: Path) -> list[Problem]:
-    """Images in rows of several patients; regions of one slide may be of several, as in tissue arrays."""
-    first: dict[Picture, Tile] = {}
-    twice = [
-        f"{tile.id} and {other.id} are one image, of {tile.group!r} and of {other.group!r}: it may be on two sides"
-        for tile in tiles
-        if not isinstance(tile.image, Region) and (other := first.setdefault(tile.image, tile)).group != tile.group
-    ]
-    return [Problem(path, reason) for reason in twice[:3]]
 
 
 def _is_slip(name: str, known: str) -> bool:

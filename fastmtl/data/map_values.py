@@ -11,7 +11,7 @@ from ..protocols import Target
 from .arrays import ArrayRow
 from .check import named_file
 from .dataset import Problem, Region, Tile
-from .mask_facts import MaskFacts
+from .mask_facts import MANY_VALUES, MaskFacts
 from .mask_rules import MASK_THRESHOLD, labels, listed, merged, stray, too_faint, too_small
 from .masks_of_tiles import SeenMask, foreground_of, seen_masks, values_of
 from .polygons import Polygons
@@ -19,6 +19,7 @@ from .slide_rows import damage_of
 
 MAPS = ("mask", "masks", "classes")
 _INVERTED = 0.95  # share of foreground in every mask, from which it may be the background
+_GREY = (15, 239)  # between them a pixel is neither background nor foreground: soft edges are few
 _AS_CLASSES = "or learn class indices: multiclass_segmentation"
 
 
@@ -141,7 +142,17 @@ class _Structures(_Look):
         if self._is_grey and len(total) > 1 and _INVERTED < least < 1:
             said = f"is foreground (above {MASK_THRESHOLD}) in more than {_INVERTED:.0%}; is 255 the background?"
             found.append(self.notice(said, self.masks[0], len(total)))
-        return found
+        return found + self._grey()
+
+    def _grey(self) -> list[Problem]:
+        """Masks that are mostly between black and white: photographs, maps of probabilities."""
+        channels = range(len(self.names))
+        above, below = (sum(foreground_of(self.masks, channel, end)[0] for channel in channels) for end in _GREY)
+        total = sum(foreground_of(self.masks, channel, 0)[1] for channel in channels)
+        many = np.array([len(mask.facts.values) > MANY_VALUES for mask in self.masks])
+        mostly = np.flatnonzero(many & (2 * (above - below) > total))
+        said = "is mostly grey, and cut at half; is it a photograph, or a map of probabilities?"
+        return [self.notice(said, self.masks[mostly[0]], len(mostly))] if len(mostly) else []
 
     def shares(self) -> str:
         found = (foreground_of(self.masks, channel, MASK_THRESHOLD) for channel in range(len(self.names)))
@@ -206,6 +217,8 @@ class _Classes(_Look):
         if not strange:
             return ""
         cure = f"save class indices{_or_classes_of_polygons(mask)}"
+        if mask.facts.top == len(self.names) and 0 not in self.values():
+            cure += " from 0; these seem to count from 1"
         if set(mask.facts.values.tobytes()) <= {0, 255}:
             cure += ", or learn one structure from 0 and 255: binary_segmentation"
         return f"holds {min(strange)}, and class indices are 0 to {len(self.names) - 1}; {cure}"

@@ -135,11 +135,13 @@ def merged(facts: Sequence[MaskFacts], extra: Sequence[MaskFacts] = (), *, is_sa
 def check_mode(image: Any) -> None:
     """ValueError where a Pillow image's pixels are not those of a mask: a palette, colours, a shape in its alpha."""
     if image.mode in ("P", "PA"):
-        raise ValueError("is a palette mask, its values are colours and not classes; save it as 8-bit grey, 0 and 255")
+        raise ValueError(
+            "is a palette mask, its values are colours; save it as 8-bit grey: 0 and 255, or class indices"
+        )
     if image.mode not in ("L", "LA", "1"):
         red, green, blue = image.convert("RGB").split()
         if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
-            raise ValueError("is a coloured mask; save it as 8-bit grey, 0 and 255")
+            raise ValueError("is a coloured mask; save it as 8-bit grey: 0 and 255, or class indices")
     if image.mode not in ("LA", "RGBA", "La", "RGBa"):
         return
     alpha = image.getchannel(image.getbands()[-1])

@@ -16,6 +16,8 @@ from .polygons import Polygons
 from .slide_rows import slide_size
 from .spellings import spelling_problem
 
+_ENOUGH = 4  # files: of fewer chance may put all polygons in one quarter
+
 
 def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
     """Notices for the files of polygons that masks are drawn from. What cannot be read is left to `check_tiles`.
@@ -25,6 +27,7 @@ def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
     """
     problems: dict[Problem, None] = {}
     names: dict[Path, Counter[str]] = {}
+    corners = []
     for picture, image in _drawn(tiles):
         try:
             found = read_polygons(picture.file)
@@ -32,9 +35,19 @@ def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
         except ValueError:
             continue
         names[picture.file] = Counter(found.names)
+        if not found.names:
+            problems |= dict.fromkeys(Problem(picture.file, reason) for reason in found.notes)
+            continue
         reasons = [*found.notes, *_of_several_classes(found, picture.classes), *_invalid(found)]
         reasons += _outside(found, picture, file_of(image), *size)
         problems |= dict.fromkeys(Problem(picture.file, reason) for reason in reasons)
+        corners.append((found.boxes[:, 2:].max(0) + picture.offset) / size)
+    if len(corners) >= _ENOUGH and np.max(corners) < 0.5:
+        reason = (
+            f"the polygons of all {len(corners)} files lie in the left upper quarter of their slides or images; are "
+            "they in micrometres, or in pixels of a smaller picture?"
+        )
+        problems[Problem(next(iter(names)), reason)] = None
     if reason := spelling_problem(sum(names.values(), Counter()), "polygons", "polygons"):
         problems[Problem(next(iter(names)), reason)] = None
     return tuple(problems)

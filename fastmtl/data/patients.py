@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from .dataset import Dataset, Problem, Region, Tile
@@ -11,6 +13,7 @@ from .pictures import file_of
 
 _NEARLY_ALL = 0.8  # share of the tiles that one patient has where many are expected
 _FEW = 8  # tiles; of fewer nothing can be said
+_PATIENT_COLUMN = re.compile(r"(patient|subject|case|donor|participant)s?(id|no|nr|num|number|code|name|key)?")
 _SHOWN = 20  # classes of a column in one line
 
 
@@ -48,7 +51,27 @@ def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
     if len(tiles) >= _FEW and count > _NEARLY_ALL * len(tiles):
         share = f"all {count}" if count == len(tiles) else f"{count} of the {len(tiles)}"
         reasons.append(f"patient {largest!r} has {share} tiles, and a split must keep them together; {cure}")
+    reasons += _torn(dataset)
     return tuple(Problem(dataset.root, reason) for reason in reasons)
+
+
+def _torn(dataset: Dataset) -> Iterator[str]:
+    """Columns that are called as patients are, but for those that are read as such, with values of several groups."""
+    if dataset.patients_from.startswith("column") or dataset.patients_from.startswith("group_by"):
+        return
+    for name in dict.fromkeys(name for tile in dataset.tiles for name in tile.values):
+        if not _PATIENT_COLUMN.fullmatch("".join(filter(str.isalnum, name.lower()))):
+            continue
+        groups: dict[Any, set[str]] = {}
+        for tile in dataset.tiles:
+            if (value := tile.values.get(name)) is not None:
+                groups.setdefault(value, set()).add(tile.group)
+        torn = sum(len(own) > 1 for own in groups.values())
+        if torn:
+            yield (
+                f"column {name!r} is not read as patients, and tiles of {torn} of its {len(groups)} values may be on "
+                "two sides of a split; call it patient, or set data.group_by"
+            )
 
 
 def summary_lines(dataset: Dataset) -> list[str]:

@@ -51,8 +51,8 @@ class Polygons:
         """uint8 [height, width].
 
         Raises:
-            ValueError: the file is not GeoJSON, has no polygon, or a polygon of a class that is not among `classes`;
-                the rectangle is larger than `MAX_PIXELS`.
+            ValueError: the file is not GeoJSON, has objects and no polygon, or a polygon of a class that is not among
+                `classes`; the rectangle is larger than `MAX_PIXELS`.
         """
         from ..kernels.polygons_numba import draw_polygons
 

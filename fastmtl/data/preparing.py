@@ -51,7 +51,7 @@ class Prepared:
     Attributes:
         manifest: the file.
         found: every image and slide, sorted by path; those of kind "" are not in the manifest.
-        passed_over: files that are no images, by ending.
+        passed_over: files that are no images, by ending; masks without an image, and linked folders.
     """
 
     manifest: Path
@@ -91,11 +91,13 @@ def prepare(
     manifest.parent.mkdir(parents=True, exist_ok=True)
     if is_tile_folder(folder):
         return _prepare_classes(folder, manifest, patient, max_pixels)
-    images, masks, passed_over = files_in(folder)
+    images, masks, passed_over, odd = files_in(folder)
     found = []
     for path in images:
         on_file(path)
-        found.append(_look(path, masks.get(path), index_folder, max_pixels))
+        one = _look(path, masks.get(path), index_folder, max_pixels)
+        one.problems += [odd[path]] if path in odd else []
+        found.append(one)
     forget_opened()
     usable = [one for one in found if one.kind]
     if not usable:

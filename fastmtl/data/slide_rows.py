@@ -43,18 +43,13 @@ def told_mpp(table: Table, rule: PathRule) -> dict[Path, float]:
     Raises:
         ValueError: a cell is no such number, or another row says another one.
     """
-    from .slides.scale import PLAUSIBLE_MPP
-
-    low, high = PLAUSIBLE_MPP
     lowered = [name.lower() for name in table.names]
     found: dict[Path, float] = {}
     for number, row in enumerate(table.rows if {"slide", "mpp"} <= set(lowered) else ()):
         cells, place = dict(zip(lowered, row, strict=True)), table.place(number)
         if not cells.get("slide") or not cells.get("mpp") or is_region(cells):
             continue
-        slide, mpp = rule.resolve(cells["slide"], place), _positive(cells["mpp"], "mpp", place)
-        if not low <= mpp <= high:
-            raise ValueError(f"{place}: mpp must be {low:g} to {high:g} micrometres per pixel; got {cells['mpp']!r}")
+        slide, mpp = rule.resolve(cells["slide"], place), _mpp(cells["mpp"], place)
         if found.setdefault(slide, mpp) != mpp:
             raise ValueError(f"{place}: mpp is {mpp:g}, and another row of {cells['slide']} says {found[slide]:g}")
     return found
@@ -80,7 +75,7 @@ def read_region(slide: Path, cells: Mapping[str, str], place: str, mpp: float | 
             raise ValueError(f"{place}: give level or mpp of a region, not both")
         from .slides.grid import level_for
 
-        wanted, source = _positive(cells["mpp"], "mpp", place), opened(slide, place, mpp)
+        wanted, source = _mpp(cells["mpp"], place), opened(slide, place, mpp)
         try:
             level, factor = level_for(source, wanted)
         except ValueError as error:
@@ -188,12 +183,17 @@ def _open(slide: Path, _mtime: int, _size: int, mpp: float | None) -> Any:
     return open_slide(slide, mpp=mpp)
 
 
-def _positive(cell: str, name: str, place: str) -> float:
+def _mpp(cell: str, place: str) -> float:
+    from .slides.scale import PLAUSIBLE_MPP
+
     try:
         value = float(cell)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
         hint = " (a decimal comma? write a point)" if "," in cell else ""
-        raise ValueError(f"{place}: {name} must be a number above 0; got {cell!r}{hint}")
+        raise ValueError(f"{place}: mpp must be a number above 0; got {cell!r}{hint}")
+    low, high = PLAUSIBLE_MPP
+    if not low <= value <= high:
+        raise ValueError(f"{place}: mpp must be {low:g} to {high:g} micrometres per pixel; got {cell!r}")
     return value

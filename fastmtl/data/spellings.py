@@ -11,6 +11,8 @@ from .dataset import Dataset, Problem
 
 _BETWEEN = re.compile(r"(?<=([^\W_]))[\s_\-\u2010-\u2015\u2212]+(?=([^\W_]))")  # spaces and dashes inside a name
 
+_ANSWERS = (("yes", "y", "true", "t", "1"), ("no", "n", "false", "f", "0"))
+
 
 def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
     """Those of `names` that differ only by case, by spaces, dashes and underscores between words, by blanks that nobody
@@ -55,6 +57,11 @@ def spelling_notices(dataset: Dataset) -> tuple[Problem, ...]:
     columns = {"label": dataset.class_names, **dataset.classes}
     notices = []
     for column, names in columns.items():
+        for said in _ANSWERS:
+            same = [name for name in names if name.casefold() in said]
+            if len({name.casefold() for name in same}) > 1:
+                reason = f"column {column!r}: {', '.join(told_apart(same))} may be one answer; write them alike if so"
+                notices.append(Problem(dataset.root, reason))
         if not alike(names):
             continue
         labels = [tile.label if column == "label" else tile.values.get(column) for tile in dataset.tiles]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from .text import read_text
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
 _EXACT = 2**53  # from here on a float column has lost digits, and whole numbers keep the exponent that says so
 _DELIMITERS = ",;\t"
+_TOLD_DELIMITER = re.compile(r'"?sep=(.)"?')  # what Excel puts before the first line
 _LONGEST_CELL = 2**31 - 1  # characters; run-length codes pass the 131,072 that Python allows by itself
 
 
@@ -59,6 +61,8 @@ class Table:
 def read_table(path: Path) -> Table:
     """Read a CSV (comma, semicolon or tab, by its first line; with or without BOM; any line ends) or a Parquet file.
 
+    Excel's line "sep=;" and columns without a name and a cell are passed over.
+
     Raises:
         FileNotFoundError: it is not there.
         ValueError: another ending, not UTF-8, empty, a column without a name or twice, a row of another length; the
@@ -71,7 +75,8 @@ def read_table(path: Path) -> Table:
     table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     unnamed = [number for number, name in enumerate(table.names, 1) if not name]
     if unnamed:
-        raise ValueError(f"{path}: column {unnamed[0]} has no name in the first line")
+        index = " (the index of pandas? write it with index=False)" if unnamed == [1] else ""
+        raise ValueError(f"{path}: column {unnamed[0]} has no name in the first line{index}; name or remove it")
     twice = [name for number, name in enumerate(table.names) if name in table.names[:number]]
     if twice:
         raise ValueError(f"{path} has two columns named {twice[0]!r}")
@@ -102,7 +107,8 @@ def _read_csv(path: Path) -> Table:
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
         raise ValueError(f"{path} is empty; expected a first line with column names")
-    delimiter = max(_DELIMITERS, key=first.count)
+    told = _TOLD_DELIMITER.fullmatch(first.strip())
+    delimiter = told[1] if told else max(_DELIMITERS, key=first.count)
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: tuple[str, ...] = ()
@@ -113,9 +119,11 @@ def _read_csv(path: Path) -> Table:
             line, start = start, reader.line_num + 1
             if not any(map(strip_invisible, cells)):
                 continue
-            if not names:
-                names = tuple(strip_invisible(cell) for cell in cells)
-            elif len(cells) != len(names):
+            if told:
+                told = None
+            elif not names:
+                names = tuple(map(strip_invisible, cells))
+            elif len(cells := _without_blank_end(cells, len(names))) != len(names):
                 raise ValueError(
                     f"{path}, line {line}: {len(cells)} cells, and the first line names {len(names)} columns"
                 )
@@ -125,6 +133,14 @@ def _read_csv(path: Path) -> Table:
     except csv.Error as error:
         raise ValueError(f"{path}, line {start}: {error}") from None
     return _trimmed(path, names, written, lines)
+
+
+def _without_blank_end(cells: list[str], least: int) -> list[str]:
+    """Without the empty cells that spreadsheets put behind the last column; `least` cells stay."""
+    end = len(cells)
+    while end > least and not strip_invisible(cells[end - 1]):
+        end -= 1
+    return cells[:end]
 
 
 def _read_parquet(path: Path) -> Table:
@@ -141,6 +157,10 @@ def _read_parquet(path: Path) -> Table:
 
 def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]], lines: Iterable[int]) -> Table:
     blanks: dict[str, Counter[tuple[str, str]]] = {}
+    written = list(written)
+    kept = [at for at, name in enumerate(names) if name or any(strip_invisible(cells[at]) for cells in written)]
+    if len(kept) < len(names):
+        names, written = tuple(names[at] for at in kept), [[cells[at] for at in kept] for cells in written]
     rows = []
     for cells in written:
         row = tuple(map(strip_invisible, cells))
