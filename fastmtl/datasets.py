@@ -13,7 +13,7 @@ from typing import Any
 from . import data
 from .config import ConfigError, Recipe
 from .names import nearest
-from .protocols import Task
+from .protocols import MAPS, Task
 from .tasks import target_kind
 
 
@@ -170,7 +170,7 @@ def split_of(
 def _check_classes(recipe: Recipe, folder: data.Dataset, split: data.Split) -> None:
     columns = [recipe.data.stratify or "label", *(options.get("column", "") for options in recipe.tasks.values())]
     for column in dict.fromkeys(columns):
-        names = folder.class_names if column == "label" else folder.classes.get(column, ())
+        names = folder.names_of(column)
         held_out, every = set(split.val), [(tile.id, data.label_of(tile, column)) for tile in folder.tiles]
         for index in sorted({label for _, label in every if label is not None}):
             members = [name in held_out for name, label in every if label == index]
@@ -216,9 +216,9 @@ def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
         if kind in _NEEDS_NOTHING:
             continue
         fitting = [name for name in columns_of(dataset) if _fits(kind, _kind_of(dataset, name))]
-        own = "mask" if kind in _MAPS else "label"
+        own = "mask" if kind in MAPS else "label"
         name = column or own
-        if not column and kind not in _MAPS and kind != "label":
+        if not column and kind not in MAPS and kind != "label":
             raise ConfigError(f"task {task.name!r} learns a {kind} and names no column; {_say(task.name, fitting)}")
         found = _kind_of(dataset, name)
         if found is None:
@@ -227,7 +227,7 @@ def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
         if not _fits(kind, found):
             raise ConfigError(
                 f"task {task.name!r} needs a {kind} and column {name!r} holds a {found}; {_say(task.name, fitting)}, "
-                f'or declare it: [data.columns] {name} = "{"picture" if kind in _MAPS else kind}".'
+                f'or declare it: [data.columns] {name} = "{"picture" if kind in MAPS else kind}".'
             )
 
 
@@ -277,7 +277,7 @@ def check_maps(
     tiles, odd = [tile for folder in folders for tile in folder.tiles], []
     learned = {tile.id for tile in train.tiles} if train else ()
     for task in tasks:
-        if task.target.kind not in _MAPS:
+        if task.target.kind not in MAPS:
             continue
         masks = data.seen_masks(tiles, task.target.column)
         classes, ignored = task.output.channels, getattr(task, "ignore_index", None)
@@ -303,7 +303,6 @@ def columns_of(dataset: data.Dataset) -> list[str]:
 
 
 _NEEDS_NOTHING = ("pair", "none")
-_MAPS = ("mask", "masks", "classes")
 
 
 def _kind_of(dataset: data.Dataset, column: str) -> str | None:
@@ -322,7 +321,7 @@ def _kind_of(dataset: data.Dataset, column: str) -> str | None:
 
 
 def _fits(kind: str, found: str | None) -> bool:
-    wanted = "picture" if kind in _MAPS else {"box": "vector"}.get(kind, kind)
+    wanted = "picture" if kind in MAPS else {"box": "vector"}.get(kind, kind)
     return found == wanted
 
 

@@ -15,9 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 from . import data
-from .protocols import Batch, Task
-
-_MAPS = ("mask", "masks", "classes")
+from .protocols import MAPS, Batch, Task
+from .words import counted
 
 
 def of_problems(problems: Iterable[data.Problem], root: Path) -> list[str]:
@@ -58,7 +57,7 @@ class MapsSeen:
     """Give it to `inference.evaluate` as `visit`: which structures the masks of each task that is scored hold."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        self._tasks = [task for task in tasks if _is_scored(task) and task.target.kind in _MAPS]
+        self._tasks = [task for task in tasks if _is_scored(task) and task.target.kind in MAPS]
         self._counts = {task.name: 0 for task in self._tasks}
         self._there: dict[str, Tensor] = {}  # bool [C], on the masks' device: nothing waits for it
         self._full: dict[str, Tensor] = {}
@@ -111,7 +110,7 @@ _CHECK = "check the mask files, and the values in them"
 
 def of_scores(tasks: Sequence[Task], found: Mapping[str, Any], side: str) -> list[str]:
     """Tasks whose headline metric is 1.000 in `found`, as `inference.evaluate` gives it of the images called `side`."""
-    images = f"{found['num_images']} {side} image{'s' * (found['num_images'] != 1)}"
+    images = counted(found["num_images"], f"{side} image")
     scores = [(task, _score_of({"validation": found}, task)) for task in filter(_is_scored, tasks)]
     return [_too_good(task, score, f"on {images}") for task, score in scores if _is_perfect(score)]
 

@@ -27,6 +27,7 @@ from .run_folder import RunFolder, read_lines
 from .stages import Stages
 from .trainer import Interrupted
 from .tta import Views, check_views
+from .words import counted
 from .world import World
 
 SPLIT_FILE = "split.json"
@@ -260,7 +261,7 @@ def _judge(job: _Job, validation: data.TileLoader) -> dict[str, Any]:
     _say(odd, job.console)
     odd += notices.of_epochs(tasks, found, run.records())
     if damaged := sum(len(read_lines(path)[0]) for path in job.out.glob("quarantine*.jsonl")):
-        odd.append(f"{damaged} damaged tile{'s' * (damaged > 1)} set aside in training: see quarantine.jsonl")
+        odd.append(f"{counted(damaged, 'damaged tile')} set aside in training: see quarantine.jsonl")
     result["notices"] = [*job.notices, *odd]
     run.write_summary(result)
     table.write(job.out, {tile.id: tile.image for tile in splits.validation.tiles})

@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "fastmtl"
 # module or package of fastmtl -> what of fastmtl it may import. A new module takes its place here first.
 ALLOWED = {
     "errors": set(),
-    "notices": {"data", "protocols"},
+    "notices": {"data", "protocols", "words"},
     "directions": set(),
     "names": set(),
+    "words": set(),
     "reference": set(),
     "kernels": set(),
     "protocols": {"models"},
@@ -35,7 +36,7 @@ ALLOWED = {
     "ops": {"errors", "reference", "kernels", "_C"},
     "losses": {"ops"},
     "balance": {"names", "ops", "replay", "world"},
-    "data": {"errors", "kernels", "names", "ops", "protocols", "extras", "whole_files", "parsing"},
+    "data": {"errors", "kernels", "names", "ops", "protocols", "extras", "whole_files", "parsing", "words"},
     "tasks": {"losses", "metrics", "models", "names", "protocols"},
     "run_folder": {"config", "errors", "whole_files", "parsing"},
     "progress": set(),
@@ -76,11 +77,11 @@ ALLOWED = {
     "staining": {"config", "data", "names", "world"},
     "analyses": {"build", "config", "data", "protocols", "run_folder", "whole_files"},
     "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols", "world"},
-    "report": {"directions", "extras", "run_folder", "parsing"},
+    "report": {"directions", "extras", "run_folder", "parsing", "words"},
     "doctor": {"ops", "run_folder"},
     "training": {
         *("analyses", "build", "checkpoint", "config", "data", "datasets", "directions", "evaluation", "inference"),
-        *("notices", "progress", "protocols", "run_folder", "staining", "stages", "trainer", "tta", "world"),
+        *("notices", "progress", "protocols", "run_folder", "staining", "stages", "trainer", "tta", "words", "world"),
     },
     "commands": {
         *("analyses", "build", "checkpoint", "config", "data", "datasets", "inference", "notices", "predict"),
@@ -90,14 +91,14 @@ ALLOWED = {
     "__main__": {"cli"},
     "catalogue": {"models"},
     "arguments": {"config"},
-    "train_command": {"arguments", "commands", "config", "progress"},
+    "train_command": {"arguments", "commands", "config", "progress", "words"},
     "run_commands": {"arguments", "commands"},
-    "data_page": set(),
+    "data_page": {"words"},
     "rehearsal": {"build", "config", "data", "datasets", "errors"},
     "data_commands": {"config", "data", "data_page", "datasets", "rehearsal"},
     "reproduce": {
         *("checkpoint", "commands", "config", "datasets", "directions", "extras", "locks", "names", "parsing"),
-        *("progress", "run_folder", "trainer", "whole_files"),
+        *("progress", "run_folder", "trainer", "whole_files", "words"),
     },
     "paper_commands": {"config", "extras", "progress", "reproduce"},
     "cli": {

@@ -144,7 +144,7 @@ _HOME = {
     "check_no_leak": "splits",
     "grouped_split": "splits",
     "kfold": "splits",
-    "label_of": "splits",
+    "label_of": "dataset",
     "load_groups": "splits",
     "load_split": "splits",
     "load_test_groups": "splits",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..extras import require
-from .dataset import Dataset, Picture, Problem, Region, Tile
+from ..words import few
+from .dataset import Dataset, Picture, Problem, Region, Tile, maps_of
 from .mask_facts import check_mode, note_drawing, note_image
 from .pictures import file_of, read_encoded, upright_size
 from .sizes import MAX_PIXELS, check_pixels
@@ -80,10 +81,8 @@ def usable_tiles(
 
 
 def _summary(lost: int, total: int, problems: Sequence[Problem], policy: str) -> str:
-    first = "; ".join(str(problem) for problem in problems[:3])
-    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
     advice = 'repair them or pass on_damaged="skip"' if policy == "raise" else "too many to skip: check the disk"
-    return f"{lost} of {total} tiles are damaged ({advice}): {first}{more}"
+    return f"{lost} of {total} tiles are damaged ({advice}): {few(list(map(str, problems)), 3, '; ')}"
 
 
 def _check_each(tiles: Iterable[Tile], max_pixels: int, num_threads: int | None) -> list[list[Problem]]:
@@ -95,10 +94,7 @@ def _check_each(tiles: Iterable[Tile], max_pixels: int, num_threads: int | None)
 def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
     problems: list[Problem] = []
     image_size = _check_picture(tile.image, tile.image, False, max_pixels, problems)
-    masks = [tile.mask, *(value for value in tile.values.values() if not isinstance(value, int | float | str | tuple))]
-    for mask in masks:
-        if mask is None:
-            continue
+    for _, mask in maps_of(tile):
         mask_size = _check_picture(mask, tile.image, True, max_pixels, problems)
         # A region's mask is any picture of the same field of view; slides and masks seldom share a resolution.
         if image_size and mask_size and image_size != mask_size and not isinstance(tile.image, Region):

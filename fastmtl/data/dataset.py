@@ -85,6 +85,22 @@ class Tile:
     values: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
+def label_of(tile: Tile, column: str) -> int | None:
+    """The tile's class in a label column; "" and "label" are its own."""
+    label = tile.label if column in ("", "label") else tile.values.get(column)
+    return label if isinstance(label, int) else None
+
+
+def maps_of(tile: Tile) -> list[tuple[str, Picture]]:
+    """(column, picture) of the tile's own mask and of each further column of pictures."""
+    columns = {"mask": tile.mask, **tile.values}
+    return [
+        (name, value)
+        for name, value in columns.items()
+        if value is not None and not isinstance(value, int | float | str | tuple)
+    ]
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Tiles ordered by id.
@@ -114,6 +130,10 @@ class Dataset:
     def groups(self) -> tuple[str, ...]:
         """The distinct patients, sorted; of several spellings of one the one that stands for them."""
         return tuple(sorted(set(one_spelling(tile.group for tile in self.tiles).values())))
+
+    def names_of(self, column: str) -> tuple[str, ...]:
+        """The classes of a label column, in order; "" and "label" are the tiles' own."""
+        return self.class_names if column in ("", "label") else self.classes.get(column, ())
 
     def subset(self, ids: Iterable[str]) -> Dataset:
         """The tiles with these ids, in the data set's order; an id that is there in another spelling counts.

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..words import counted, few
 from .check import MAX_PIXELS, check_tiles, named_file
-from .dataset import Dataset, Problem, Region, Tile
+from .dataset import Dataset, Problem, Region, Tile, maps_of
 from .duplicates import duplicate_notices
-from .examined_masks import examine_masks, masks_of
+from .examined_masks import examine_masks
 from .examined_slides import polygons_of_tiles, scale_notices, slides_of_tiles
 from .patients import class_counts, patient_notices, patients_found, summary_lines
 from .pictures import file_of, open_picture, picture_size
@@ -69,7 +70,7 @@ def _damaged(tiles: Sequence[Tile], bad: set[Path]) -> list[str]:
     return [
         tile.id
         for tile in tiles
-        if file_of(tile.image) in bad or any(named_file(mask, tile.image) in bad for _, mask in masks_of(tile))
+        if file_of(tile.image) in bad or any(named_file(mask, tile.image) in bad for _, mask in maps_of(tile))
     ]
 
 
@@ -94,8 +95,7 @@ def _undecodable(tiles: Sequence[Tile], known: set, num_threads: int) -> list[Pr
     counts = Counter(slide for slide, _ in found)
     firsts = dict(reversed(found))
     return [
-        Problem(slide, f"{counts[slide]} region{'s' * (counts[slide] > 1)} cannot be decoded: {firsts[slide]}")
-        for slide in counts
+        Problem(slide, f"{counted(counts[slide], 'region')} cannot be decoded: {firsts[slide]}") for slide in counts
     ]
 
 
@@ -139,9 +139,8 @@ def _of_columns(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Pr
         elif len(classes) > 1:
             lone = [label for label in classes if column["patients"][label] == 1]
             if lone and len(dataset.groups) > 1:
-                shown = ", ".join(f"{label!r} ({classes[label]} tiles)" for label in lone[:5])
-                more = f" and {len(lone) - 5} more" if len(lone) > 5 else ""
-                reasons.append(f"column {name!r}: of one patient alone are {shown}{more}: on one side of any split")
+                shown = few([f"{label!r} ({counted(classes[label], 'tile')})" for label in lone], 5)
+                reasons.append(f"column {name!r}: of one patient alone are {shown}: on one side of any split")
         low, high = column.get("range", (0, 1))
         if low == high and column["present"] > 1 and name != "position":
             reasons.append(f"column {name!r} holds {low:g} in every tile: there is nothing to learn")

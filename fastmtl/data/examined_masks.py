@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .check import named_file
-from .dataset import Dataset, Picture, Problem, Region, Tile
+from .dataset import Dataset, Picture, Problem, Region, Tile, maps_of
 from .map_values import MASK_THRESHOLD
 from .mask_facts import count_mask
 from .masks_of_tiles import seen_masks
@@ -87,7 +87,7 @@ def examine_masks(
     every = [
         (tile, column, picture)
         for tile in dataset.tiles
-        for column, picture in masks_of(tile)
+        for column, picture in maps_of(tile)
         if bad.isdisjoint((named_file(picture, tile.image), file_of(tile.image)))
     ]
     columns: dict[str, _Masks] = defaultdict(_Masks)
@@ -117,16 +117,6 @@ def _no_masks(every: Sequence[tuple[Tile, str, Picture]]) -> list[Problem]:
             regions[column].append(tile)
     seen = [one for column, tiles in regions.items() for one in seen_masks(tiles, "" if column == "mask" else column)]
     return [Problem(file_of(one.mask), f"cannot be used as a mask: {one.wrong}") for one in seen if one.wrong]
-
-
-def masks_of(tile: Tile) -> list[tuple[str, Picture]]:
-    """(column, picture) of the tile's own mask and of each further column of pictures."""
-    columns = {"mask": tile.mask, **tile.values}
-    return [
-        (name, value)
-        for name, value in columns.items()
-        if value is not None and not isinstance(value, int | float | str | tuple)
-    ]
 
 
 def _counts(picture: Picture) -> NDArray[np.int64] | str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .dataset import Dataset, Problem, Region
+from .dataset import Dataset, Problem, Region, maps_of
 from .pictures import file_of
 from .polygons import Polygons, polygon_classes
 from .slide_rows import UnreadableSlideError, downsample_of, opened
@@ -97,7 +97,7 @@ def polygons_of_tiles(dataset: Dataset) -> tuple[dict[str, Any], list[Problem]]:
     drawn: dict[Path, Polygons] = {}
     images: dict[Path, bool] = {}
     for tile in dataset.tiles:
-        own = [picture for picture in (tile.mask, *tile.values.values()) if isinstance(picture, Polygons)]
+        own = [picture for _, picture in maps_of(tile) if isinstance(picture, Polygons)]
         drawn.update({picture.file: picture for picture in own})
         images[file_of(tile.image)] = images.get(file_of(tile.image), False) or bool(own)
     if not drawn:

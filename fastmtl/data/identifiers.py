@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from ..words import counted, few
+
 _DASHES = frozenset("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d")
 # "1,0" is a spreadsheet's whole number where a comma is decimal; "1,000" may be a thousand.
 _WHOLE = re.compile(r"([+-]?\d+)(?:\.0+|,00?)")
@@ -30,7 +32,7 @@ def strip_invisible(text: str) -> str:
     text = text.strip()
     if text.isascii():
         return text
-    hidden = [at for at, letter in enumerate(text) if not (letter.isspace() or _is_invisible(letter))]
+    hidden = [at for at, letter in enumerate(text) if not (letter.isspace() or is_invisible(letter))]
     return text[hidden[0] : hidden[-1] + 1] if hidden else ""
 
 
@@ -114,7 +116,7 @@ def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
         unit: what has a name, "row" or "tile".
     """
     counts = Counter(names)
-    number = {name: f"{count} {unit}{'s' * (count > 1)}" for name, count in counts.items()}
+    number = {name: counted(count, unit) for name, count in counts.items()}
     chosen = one_spelling(counts.elements())
     merged = [
         f"{what} {_shown(name, one)} ({number[name]}) is taken for {_shown(one, name)} ({number[one]})"
@@ -139,7 +141,7 @@ def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
         for name in counts
         if says_missing(name)
     ]
-    return [_few(lines) for lines in (merged, apart, shortened, missing) if lines]
+    return [few(lines, _MOST_TOLD, "; ") for lines in (merged, apart, shortened, missing) if lines]
 
 
 def last_part(path: str) -> str:
@@ -180,7 +182,7 @@ def _names_in(folder: Path, _changed: int) -> Mapping[str, str]:
 def _plain_letter(letter: str) -> str:
     if letter in _DASHES:
         return "-"
-    if _is_invisible(letter):
+    if is_invisible(letter):
         return ""
     if (digit := unicodedata.decimal(letter, None)) is not None:
         return str(digit)
@@ -189,7 +191,7 @@ def _plain_letter(letter: str) -> str:
     return letter
 
 
-def _is_invisible(letter: str) -> bool:
+def is_invisible(letter: str) -> bool:
     category = unicodedata.category(letter)
     return category == "Cf" or (category == "Cc" and not letter.isspace())
 
@@ -205,8 +207,3 @@ def _shown(name: str, beside: str) -> str:
     """`name` in quotes, in escapes where `beside` would look the same."""
     looks = {identifier_key(one).translate(_LOOK_ALIKES) for one in (name, beside)}
     return repr(name) if len(looks) > 1 else ascii(name)
-
-
-def _few(lines: list[str]) -> str:
-    more = len(lines) - _MOST_TOLD
-    return "; ".join(lines[:_MOST_TOLD]) + (f"; and {more} more" if more > 0 else "")

@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..protocols import Target
+from ..protocols import MAPS, Target
+from ..words import counted
 from .arrays import ArrayRow
 from .check import named_file
 from .dataset import Problem, Region, Tile
 from .mask_facts import MaskFacts
-from .mask_rules import MASK_THRESHOLD, labels, listed, merged, stray, too_faint, too_small
+from .mask_rules import MASK_THRESHOLD, labels, merged, stray, too_faint, too_small, values_in_words
 from .masks_of_tiles import SeenMask, foreground_of, seen_masks, values_of
 from .polygons import Polygons
 from .slide_rows import damage_of
 
-MAPS = ("mask", "masks", "classes")
 _INVERTED = 0.95  # share of foreground in every mask, from which it may be the background
 _AS_CLASSES = "or learn class indices: multiclass_segmentation"
 
@@ -90,7 +90,7 @@ class _Look:
     def seen(self) -> str:
         values = sorted(self.values())
         sampled = " (a sample of the mask slides)" if any(mask.facts.is_sample for mask in self.masks) else ""
-        return f"{len(self.masks)} in all, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
+        return f"{len(self.masks)} in all, {'values ' * (len(values) <= 6)}{values_in_words(values)}{sampled}"
 
     def values(self) -> set[int]:
         return values_of(self.masks)
@@ -153,7 +153,7 @@ class _Structures(_Look):
     def _has_channels(self, mask: SeenMask) -> str:
         if mask.facts.channels == len(self.names):
             return ""
-        has = f"has {mask.facts.channels} channel{'s' * (mask.facts.channels > 1)}"
+        has = f"has {counted(mask.facts.channels, 'channel')}"
         return f"{has}, and each structure is one; save {len(self.names)}"
 
     def _shows(self, mask: SeenMask) -> str:

@@ -8,13 +8,13 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
+from ..words import counted
 from .charts import UNKNOWN, duration, line_chart, number
 from .curves import curve, label, score_chart
 from .images import table
 from .page import device, headline_scores, what_ran
 from .past_run import PastRun
 from .style import page
-from .words import counted
 
 # Options of a task that say what its scores are of, and how they are taken: of others than these two runs compare.
 _SCORED_BY = ("column", "size", "structures", "empty", "aggregate", "include_background", "ignore_index")

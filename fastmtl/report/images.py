@@ -8,11 +8,11 @@ from html import escape
 from math import nan
 from typing import Any
 
+from ..words import counted, percent
 from .charts import UNKNOWN, confusion_matrix, mean, number
 from .past_run import PastRun
 from .pictures import picture
 from .roc import roc_section
-from .words import counted, percent
 
 _ROWS_SHOWN = 10
 # The colours `evaluation` draws with. They are data here, as in the pictures, and follow neither light nor dark.

@@ -1,4 +1,4 @@
-"""Counts and shares as a person says them."""
+"""Counts, shares and lists as a person says them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ def counted(count: int, noun: str) -> str:
     ('1 image', '0 patients')
     """
     return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def few(items: Sequence[str], most: int, mark: str = ", ") -> str:
+    """The first `most` of them, and how many others there are.
+
+    >>> few(["a", "b", "c", "d"], 2), few(["a", "b"], 2)
+    ('a, b, and 2 more', 'a, b')
+    """
+    rest = len(items) - most
+    return mark.join(items[:most]) + (f"{mark}and {rest} more" if rest > 0 else "")
 
 
 def percent(share: float) -> str:
