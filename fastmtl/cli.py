@@ -201,6 +201,8 @@ _CURES = {
     errno.EROFS: "nothing can be written there: choose another --out",
     errno.EACCES: "you may not: change its permissions, or choose another place",
     errno.EPERM: "you may not: change its permissions, or choose another place",
+    errno.ENFILE: "too many files are open on this machine: end other programs",
+    errno.ENOMEM: "lower data.batch_size or data.size, or end other programs",
     errno.EMFILE: "too many files are open at once: raise `ulimit -n`",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "the disk or its connection fails; look at it before going on",

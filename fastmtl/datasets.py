@@ -108,8 +108,8 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
     lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify)
-    notices = (*data.patient_notices(folder), *(data.Problem(folder.root, line) for line in lacking))
-    problems = (*folder.problems, *notices)
+    odd = [*data.patient_notices(folder), *data.shared_pictures(folder)]
+    problems = (*folder.problems, *odd, *(data.Problem(folder.root, line) for line in lacking))
     return Splits(train, validation, origin, problems, split, split.test_of(folder), data.summary_lines(folder))
 
 

@@ -148,7 +148,7 @@ def _prepare(
     build.check_size(recipe, model)
     check_views(tasks, recipe.training.tta)
     dtype = autocast_dtype(recipe.training.precision, device)
-    odd = _oddities(recipe, tasks, splits)
+    odd = _odd_targets(tasks, splits)
     _say(odd, console)
     odd = [*notices.of_problems(splits.problems, root), *odd]
     facts = _facts(root, split_file, splits) | {
@@ -170,14 +170,9 @@ def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile:
         console.print(line)
 
 
-def _oddities(recipe: Recipe, tasks: Sequence[Task], splits: datasets.Splits) -> list[str]:
-    """What is odd about patients and targets."""
-    said = []
-    if splits.num_patients == splits.num_tiles > 1 and recipe.data.group_by != "tile":
-        said.append("every tile is its own patient; if file names say more, set data.patient in the recipe")
-    for side, part in (("training", splits.train), ("held-out", splits.validation), ("test", splits.test)):
-        said += notices.of_targets(tasks, part, side)
-    return said
+def _odd_targets(tasks: Sequence[Task], splits: datasets.Splits) -> list[str]:
+    sides = {"training": splits.train, "held-out": splits.validation, "test": splits.test}
+    return [said for side, part in sides.items() for said in notices.of_targets(tasks, part, side)]
 
 
 def _say(odd: Sequence[str], console: Console) -> None:

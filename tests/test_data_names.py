@@ -203,9 +203,8 @@ def test_ids_that_differ_in_capitals_or_are_files_of_two_numbers_are_two(folder:
 
 def test_one_image_of_two_patients_is_a_notice(folder: Path):
     rows = [("1", "a.png", "p"), ("2", "t/../a.png", "q"), ("3", "b.png", "q")]
-    assert "1 are one image, of 'q' and of 'p'" in _reasons(
-        data.read_manifest(_manifest(folder, "id,image,patient", rows))
-    )
+    (notice,) = data.shared_pictures(data.read_manifest(_manifest(folder, "id,image,patient", rows)))
+    assert "1 are one image, of 'q' and of 'p'" in notice.reason
 
 
 def test_paths_of_windows(tmp_path: Path):

@@ -20,7 +20,7 @@ ALLOWED = {
     "protocols": {"models"},
     "models": {"extras", "names", "torchvision_guard"},
     "state_checks": {"errors"},
-    "checkpoint": {"averaging", "state_checks"},
+    "checkpoint": {"averaging", "parsing", "state_checks"},
     "tables": {"errors", "names"},
     "paper": set(),
     "parsing": set(),

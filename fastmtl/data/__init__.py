@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .augment import Augmentation
     from .cells import PolygonOptions
     from .check import DamagedTilesError, check_tiles, usable_tiles
-    from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile
+    from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile, label_of
+    from .duplicates import shared_pictures
     from .examination import examine
     from .faults import TileReadError
     from .folder import PREDICTED_WITH, without_predictions
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
         check_no_leak,
         grouped_split,
         kfold,
-        label_of,
         load_groups,
         load_split,
         load_test_groups,
@@ -145,6 +145,7 @@ _HOME = {
     "grouped_split": "splits",
     "kfold": "splits",
     "label_of": "dataset",
+    "shared_pictures": "duplicates",
     "load_groups": "splits",
     "load_split": "splits",
     "load_test_groups": "splits",
@@ -246,6 +247,7 @@ __all__ = [
     "register_format",
     "save_split",
     "seen_masks",
+    "shared_pictures",
     "slide_statistics",
     "slides_of",
     "split_by_column",

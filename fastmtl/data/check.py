@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import reason_of
 from ..extras import require
 from ..words import few
 from .dataset import Dataset, Picture, Problem, Region, Tile, maps_of
@@ -120,10 +121,8 @@ def _check_picture(
         if is_mask:
             note_drawing(picture, pixels)
         return pixels.shape[1], pixels.shape[0]
-    except ImportError:  # the file is fine, a package is missing
-        raise
     except Exception as error:  # as for files: whatever a reader raises, it must not be trained on
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
     where = named_file(picture, image)
     problems.append(Problem(where, reason.removeprefix(f"{where}: ").removeprefix(f"{where} ")))
     return None
@@ -165,7 +164,7 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
     except (image_module.DecompressionBombError, image_module.DecompressionBombWarning):
         reason = f"declares more than {max_pixels:,} pixels"
     except Exception as error:  # decoders raise many types on damaged data, and each means the same: do not train on it
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
     problems.append(Problem(path, reason))
     return None
 

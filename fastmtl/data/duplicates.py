@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
-from .dataset import Dataset, Problem, Tile
+from ..words import few
+from .dataset import Dataset, Picture, Problem, Tile
 
 
 def duplicate_notices(dataset: Dataset) -> list[Problem]:
@@ -31,11 +32,27 @@ def duplicate_notices(dataset: Dataset) -> list[Problem]:
     ]
 
 
+def shared_pictures(dataset: Dataset) -> tuple[Problem, ...]:
+    """A notice where one file or region is the image of several patients; opens no file."""
+    first: dict[Hashable, Tile] = {}
+    twice = [
+        f"{tile.id} and {other.id} are one image, of {tile.group!r} and of {other.group!r}: it may be on two sides"
+        for tile in dataset.tiles
+        if (other := first.setdefault(_key(tile.image), tile)).group != tile.group
+    ]
+    return (Problem(dataset.root, few(twice, 3, "; ")),) if twice else ()
+
+
+def _key(picture: Picture) -> Hashable:
+    """An own format's pictures may have no hash; each is then taken for another."""
+    return picture if isinstance(picture, Hashable) else id(picture)
+
+
 def _same(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
     by_picture: dict[Hashable, list[Tile]] = defaultdict(list)
     contents = _contents({tile.image for tile in tiles if isinstance(tile.image, Path)})
     for tile in tiles:
-        image = tile.image
+        image = _key(tile.image)
         by_picture[contents.get(image, image) if isinstance(image, Path) else image].append(tile)
     return by_picture
 

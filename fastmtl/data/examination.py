@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..errors import reason_of
 from ..words import counted, few
 from .check import MAX_PIXELS, check_tiles, named_file
 from .dataset import Dataset, Problem, Region, Tile, maps_of
@@ -87,7 +88,7 @@ def _undecodable(tiles: Sequence[Tile], known: set, num_threads: int) -> list[Pr
         try:
             open_picture(tile.image)
         except Exception as error:  # as in `check`: whatever a reader raises, it must not be trained on
-            return tile.image.slide, str(error).removeprefix(f"{tile.image.slide}: ")
+            return tile.image.slide, reason_of(error).removeprefix(f"{tile.image.slide}: ")
         return None
 
     with ThreadPoolExecutor(num_threads) as pool:

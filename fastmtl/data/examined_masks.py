@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import reason_of
 from .check import named_file
 from .dataset import Dataset, Picture, Problem, Region, Tile, maps_of
 from .map_values import MASK_THRESHOLD
@@ -123,10 +124,8 @@ def _counts(picture: Picture) -> NDArray[np.int64] | str:
     """Pixels of each value, all channels together, int64 [256]; why not, where it cannot be read."""
     try:
         return count_mask(picture).counts
-    except ImportError:  # the file is fine, a package is missing
-        raise
     except Exception as error:  # as for images: whatever a reader raises, it must not be trained on
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return reason_of(error)
 
 
 def _kind(values: Sequence[int]) -> str:

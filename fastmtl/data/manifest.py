@@ -253,7 +253,6 @@ class _Reader:
         notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
         notices += dict.fromkeys([*self.odd, *self._oddities()])
         notices += [Problem(self.table.path, said) for said in self._passed_over()]
-        notices += _images_of_several(tiles, self.table.path)
         return (*notices, *polygon_notices(tiles))
 
     def _oddities(self) -> list[Problem]:
@@ -289,17 +288,6 @@ class _Reader:
             f"{slide.name} gives no tile of {grid.tile_size} pixels with {grid.min_tissue:.0%} tissue; lower "
             "data.min_tissue or data.tile_size where it has any"
         )
-
-
-def _images_of_several(tiles: Sequence[Tile], path: Path) -> list[Problem]:
-    """Images in rows of several patients; regions of one slide may be of several, as in tissue arrays."""
-    first: dict[Picture, Tile] = {}
-    twice = [
-        f"{tile.id} and {other.id} are one image, of {tile.group!r} and of {other.group!r}: it may be on two sides"
-        for tile in tiles
-        if not isinstance(tile.image, Region) and (other := first.setdefault(tile.image, tile)).group != tile.group
-    ]
-    return [Problem(path, reason) for reason in twice[:3]]
 
 
 def _is_slip(name: str, known: str) -> bool:

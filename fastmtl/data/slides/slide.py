@@ -150,12 +150,6 @@ class Slide:
             return [Piece(0, 0, region.width, region.height, pixels=pixels)]
         return self._native.pieces(self._layout.rasters[region.level], self._canvas(region))
 
-    def is_cut_off(self, region: Region) -> bool:
-        """Whether tiles of `region` lie beyond the end of the file, by the slide's own list; nothing is read. False of
-        what OpenSlide reads."""
-        region = self._checked(region)
-        return not self._foreign and self._native.is_cut_off(self._layout.rasters[region.level], self._canvas(region))
-
     def encoding(self, level: int = 0) -> Encoding | None:
         """How the tiles of a level are stored; None of what OpenSlide reads."""
         return None if self._foreign else self._layout.rasters[self._level(level)].encoding
