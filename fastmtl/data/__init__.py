@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .augment import Augmentation
     from .cells import PolygonOptions
     from .check import DamagedTilesError, check_tiles, usable_tiles
-    from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile, label_of
+    from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile, kind_of, label_of
     from .duplicates import shared_pictures
     from .examination import examine
     from .faults import TileReadError
@@ -144,6 +144,7 @@ _HOME = {
     "check_no_leak": "splits",
     "grouped_split": "splits",
     "kfold": "splits",
+    "kind_of": "dataset",
     "label_of": "dataset",
     "shared_pictures": "duplicates",
     "load_groups": "splits",
@@ -228,6 +229,7 @@ __all__ = [
     "index_slide",
     "judge_maps",
     "kfold",
+    "kind_of",
     "label_of",
     "list_formats",
     "load_groups",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,14 +91,19 @@ def label_of(tile: Tile, column: str) -> int | None:
     return label if isinstance(label, int) else None
 
 
+def kind_of(value: Any) -> Literal["vector", "text", "number", "picture"]:
+    """What a value of `Tile.values` is; class indices are numbers too."""
+    if isinstance(value, tuple):
+        return "vector"
+    if isinstance(value, str):
+        return "text"
+    return "number" if isinstance(value, int | float) else "picture"
+
+
 def maps_of(tile: Tile) -> list[tuple[str, Picture]]:
     """(column, picture) of the tile's own mask and of each further column of pictures."""
     columns = {"mask": tile.mask, **tile.values}
-    return [
-        (name, value)
-        for name, value in columns.items()
-        if value is not None and not isinstance(value, int | float | str | tuple)
-    ]
+    return [(name, value) for name, value in columns.items() if value is not None and kind_of(value) == "picture"]
 
 
 @dataclass(frozen=True)

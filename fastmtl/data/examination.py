@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import reason_of
 from ..words import counted, few
 from .check import MAX_PIXELS, check_tiles, named_file
-from .dataset import Dataset, Problem, Region, Tile, maps_of
+from .dataset import Dataset, Problem, Region, Tile, kind_of, maps_of
 from .duplicates import duplicate_notices
 from .examined_masks import examine_masks
 from .examined_slides import polygons_of_tiles, scale_notices, slides_of_tiles
@@ -115,19 +115,10 @@ def _columns(dataset: Dataset) -> dict[str, dict[str, Any]]:
     for name in dict.fromkeys(name for tile in tiles for name in tile.values):
         if name not in columns:
             values = [value for tile in tiles if (value := tile.values.get(name)) is not None]
-            columns[name] = {"kind": _kind(values), "present": len(values)}
+            columns[name] = {"kind": kind_of(values[0]) if values else "picture", "present": len(values)}
             if columns[name]["kind"] == "number":
                 columns[name]["range"] = [min(values), max(values)]
     return columns
-
-
-def _kind(values: Sequence[Any]) -> str:
-    value = next(iter(values), None)
-    if isinstance(value, tuple):
-        return "vector"
-    if isinstance(value, str):
-        return "text"
-    return "number" if isinstance(value, int | float) else "picture"
 
 
 def _of_columns(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Problem]:
