@@ -80,8 +80,11 @@ ALLOWED = {
     "build": {"update", "config", "models", "names", "tasks", "balance", "data", "protocols", "world"},
     "report": {"directions", "extras", "run_folder", "parsing", "words"},
     "doctor": {"ops", "run_folder"},
+    "job": {
+        *("build", "config", "data", "datasets", "inference", "notices", "protocols", "staining", "tta", "world"),
+    },
     "training": {
-        *("analyses", "build", "checkpoint", "config", "data", "datasets", "directions", "evaluation", "inference"),
+        *("analyses", "build", "checkpoint", "config", "data", "directions", "evaluation", "inference", "job"),
         *("notices", "progress", "protocols", "run_folder", "staining", "stages", "trainer", "tta", "words", "world"),
     },
     "commands": {
