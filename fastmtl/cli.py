@@ -197,15 +197,15 @@ def _said(error: Exception) -> str:
 _CURES = {
     errno.ENOSPC: "the disk is full: free space, or write to another with --out",
     errno.EDQUOT: "your quota is used up: free space, or write elsewhere with --out",
-    errno.EFBIG: "no file may be larger here: raise `ulimit -f`, or write to another file system",
+    errno.EFBIG: "files cannot be larger here: raise `ulimit -f`, or write to another file system",
     errno.EROFS: "nothing can be written there: choose another --out",
-    errno.EACCES: "you may not: change its permissions, or choose another place",
-    errno.EPERM: "you may not: change its permissions, or choose another place",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
     errno.ENFILE: "too many files are open on this machine: end other programs",
     errno.ENOMEM: "lower data.batch_size or data.size, or end other programs",
     errno.EMFILE: "too many files are open at once: raise `ulimit -n`",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "the disk or its connection fails; look at it before going on",
+    errno.EIO: "check the disk and its connection before you continue",
 }
 _LIBRARIES = ("safetensors", "_csv", "zipfile", "zlib", "tifffile", "h5py")
 """Packages whose own errors mean a damaged file."""

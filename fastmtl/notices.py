@@ -149,7 +149,7 @@ def _after_epoch(task: Task, record: Mapping[str, Any]) -> str:
 def _too_good(task: Task, score: float, where: str) -> str:
     exactly = "exactly 1.000" if score == 1 else "1.000, rounded,"
     return (
-        f"task {task.name!r}: {task.headline} is {exactly} {where}: too good to be believed; check that masks and "
+        f"task {task.name!r}: {task.headline} is {exactly} {where}: too good to be true; check that masks and "
         "labels are right, that no patient is on both sides, and that nothing in the images gives the answer away"
     )
 

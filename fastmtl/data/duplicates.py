@@ -26,10 +26,8 @@ def duplicate_notices(dataset: Dataset) -> list[Problem]:
     if leaks:
         other = next(tile for tile in first if tile.group != first[0].group)
         shown = f"{first[0].id} of {first[0].group} and {other.id} of {other.group}"
-    of_two = f", {len(leaks)} of them in two patients, where a split leaks" if leaks else ""
-    return [
-        Problem(dataset.root, f"{len(groups)} pictures are there more than once, as {count} tiles{of_two}: {shown}")
-    ]
+    of_two = f", {len(leaks)} of them in two patients, so a split can leak" if leaks else ""
+    return [Problem(dataset.root, f"{len(groups)} pictures appear more than once, in {count} tiles{of_two}: {shown}")]
 
 
 def shared_pictures(dataset: Dataset) -> tuple[Problem, ...]:

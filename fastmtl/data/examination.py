@@ -127,12 +127,12 @@ def _of_columns(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Pr
     for name, column in columns.items():
         classes = {label: count for label, count in column.get("classes", {}).items() if count}
         if len(classes) == 1 and column["present"] > 1:
-            reasons.append(f"column {name!r} has one class alone, {next(iter(classes))!r}: there is nothing to learn")
+            reasons.append(f"column {name!r} has only one class, {next(iter(classes))!r}: there is nothing to learn")
         elif len(classes) > 1:
             lone = [label for label in classes if column["patients"][label] == 1]
             if lone and len(dataset.groups) > 1:
                 shown = few([f"{label!r} ({counted(classes[label], 'tile')})" for label in lone], 5)
-                reasons.append(f"column {name!r}: of one patient alone are {shown}: on one side of any split")
+                reasons.append(f"column {name!r}: only one patient has {shown}: any split has it on one side only")
         low, high = column.get("range", (0, 1))
         if low == high and column["present"] > 1 and name != "position":
             reasons.append(f"column {name!r} holds {low:g} in every tile: there is nothing to learn")

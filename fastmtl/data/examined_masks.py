@@ -177,17 +177,17 @@ def _odd(masks: _Masks, found: dict[str, Any]) -> Iterator[str]:
         if low:
             yield (
                 f"{len(low)} of {len(masks.seen)} have pixels that are not 0 and none above {MASK_THRESHOLD} (first "
-                f"{low[0].id}): their foreground is not seen; were some saved as 0 and 1, others as 0 and 255?"
+                f"{low[0].id}): their foreground is ignored; were some saved as 0 and 1, others as 0 and 255?"
             )
     if not masks.masks[1:].any():
-        yield "all are empty: there is no pixel but 0"
+        yield "all are empty: every pixel is 0"
     elif found["full"] == len(masks.seen):
         yield "all are full: there is no background"
     near = found["near_empty"]
     if near:
         first, share = next(iter(near.items()))
-        yield f"{len(near)} nearly empty, below {NEAR_EMPTY:.1%} of the pixels: {first} {share:.2g} the emptiest"
+        yield f"{len(near)} are nearly empty (below {NEAR_EMPTY:.1%} of the pixels), first {first} with {share:.2g}"
     for name, what in (("slides", "slide"), ("patients", "patient")):
         none = [one for one, share in found[name].items() if share == 0]
         if 0 < len(none) < len(found[name]):
-            yield f"{len(none)} of {len(found[name])} {what}s have no foreground at all, {none[0]} the first"
+            yield f"{len(none)} of {len(found[name])} {what}s have no foreground at all, {none[0]} for example"

@@ -62,7 +62,7 @@ def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]]) -> list[Pr
     unknown = [slide["path"] for slide in slides if slide["mpp"] is None]
     if unknown:
         share = "" if len(slides) == 1 else f", of {len(unknown)} of the {len(slides)} slides"
-        reason = f"its micrometres per pixel are unknown{share}: nobody knows what a tile shows; give a column mpp"
+        reason = f"its micrometres per pixel are unknown{share}: so is the scale of its tiles; add a column mpp"
         notices.append(Problem(Path(unknown[0]), reason))
     scales = _scales([slide for slide in slides if slide["mpp"] is not None])
     if len(scales) > 1:
@@ -72,7 +72,7 @@ def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]]) -> list[Pr
             Problem(
                 dataset.root,
                 f"tiles of different width, in micrometres: {shown} slides (first {odd[0]['path']}): the network "
-                "sees two magnifications as one; set data.mpp, or sort the slides apart",
+                "sees two magnifications as one; set data.mpp, or separate the slides",
             )
         )
     return notices
@@ -120,7 +120,7 @@ def polygons_of_tiles(dataset: Dataset) -> tuple[dict[str, Any], list[Problem]]:
 
 def _polygon_notices(dataset: Dataset, found: dict[str, Any]) -> list[Problem]:
     reasons = [
-        f"data.polygon_classes lists {name!r}, and no polygon is of it"
+        f"data.polygon_classes lists {name!r}, but no polygon has that class"
         for name in found["listed"][1:]  # the first stands where no polygon is
         if name not in found["classes"]
     ]

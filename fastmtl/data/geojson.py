@@ -123,7 +123,7 @@ class _Reader:
     def notes(self) -> Iterator[str]:
         """What is not drawn, or drawn as if it were something else."""
         if self._passed:
-            yield f"passed over: {_counted(self._passed)}; masks are drawn from polygons alone"
+            yield f"passed over: {_counted(self._passed)}; masks are drawn only from polygons"
         if self._nuclei:
             yield f"{self._nuclei} cells have a nucleus of their own, which is not drawn"
         if self._empty:

@@ -132,12 +132,12 @@ def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
         for name in others
     ]
     shortened = [
-        f"{what} {name!r} is a number that a spreadsheet shortened, so several may read alike; export it as text"
+        f"{what} {name!r} is a number that a spreadsheet shortened, so several may look alike; export it as text"
         for name in counts
         if _SHORTENED.fullmatch(clean_name(name))
     ]
     missing = [
-        f"{what} {name!r} ({number[name]}) names nobody, and a split takes it for one {what}"
+        f"{what} {name!r} ({number[name]}) is not a name, and a split treats it as one {what}"
         for name in counts
         if says_missing(name)
     ]
@@ -169,7 +169,7 @@ def near_file(path: Path) -> str:
                 near = _names_in(home, home.stat().st_mtime_ns).get(identifier_key(part.name))
             except OSError:  # a folder that may not be listed
                 near = None
-            return f"; {_shown(near, part.name)} is there, and names must agree to the letter" if near else ""
+            return f"; {_shown(near, part.name)} exists, and names must match exactly" if near else ""
     return ""
 
 

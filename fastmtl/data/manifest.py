@@ -133,8 +133,8 @@ class _Reader:
         cells = {name: column[row] for name, column in self.column.items() if column[row]}
         for column in ("id", "image", "slide", "mask", *_WHOM):
             if says_missing(cell := cells.get(column, "some")):
-                cure = "tell whose it is" if column in _WHOM else "leave the cell empty where there is none"
-                raise ValueError(f"{place}: {column} is {cell!r}, which is no name; {cure}")
+                cure = "name the patient" if column in _WHOM else "leave the cell empty if there is none"
+                raise ValueError(f"{place}: {column} is {cell!r}, which is not a name; {cure}")
         if ("image" in cells) == ("slide" in cells):
             raise ValueError(f"{place}: a row needs an image or a slide, and not both")
         if "image" in cells:
@@ -266,12 +266,12 @@ class _Reader:
     def _passed_over(self) -> list[str]:
         """Cells that mean nothing where they stand."""
         said = [
-            f"column {name!r} is of slides alone: passed over on rows with an image"
+            f"column {name!r} is for slides only; it is ignored on rows with an image"
             for name in REGION
             if any(image and cell for image, cell in self._pairs("image", name))
         ]
         if "x" not in self.column and any(slide and level for slide, level in self._pairs("slide", "level")):
-            said.append("column 'level' is of regions: passed over on whole slides, which data.mpp cuts")
+            said.append("column 'level' is for regions; it is ignored for whole slides, which data.mpp cuts")
         return said
 
     def _pairs(self, one: str, other: str) -> Iterable[tuple[str, str]]:

@@ -181,7 +181,7 @@ class _Classes(_Look):
                 f"save class indices{_or_classes_of_polygons(self.masks[0])}, or learn one structure from 0 and 255: "
             )
             return (
-                f"its masks hold 0 and 255 alone, and 255 is the ignore_index: all that counts is {self.names[0]!r}; "
+                f"its masks hold only 0 and 255, and 255 is the ignore_index: all that counts is {self.names[0]!r}; "
                 f"{cure}binary_segmentation"
             )
         return found
@@ -211,7 +211,7 @@ class _Classes(_Look):
         return f"holds {min(strange)}, and class indices are 0 to {len(self.names) - 1}; {cure}"
 
     def _lossy(self, facts: MaskFacts) -> str:
-        return "is stored with loss, as JPEG is, which changes class indices; save PNG or deflate" * facts.is_lossy
+        return "is compressed with loss, as JPEG is, which changes class indices; save it as PNG" * facts.is_lossy
 
     def _perhaps_ignored(self, facts: MaskFacts) -> str:
         if self._ignored != 255 or facts.values.tobytes() not in (b"\xff", b"\x00\xff"):
@@ -289,7 +289,7 @@ def _cure(mask: SeenMask) -> str:
     if isinstance(mask.mask, Polygons):
         return f"leave data.polygon_classes out, {_AS_CLASSES}"
     if isinstance(mask.mask, ArrayRow) and set(mask.facts.values.tobytes()) <= {0, 1}:
-        return f"multiply the array, in a manifest by *255 behind the row, {_AS_CLASSES}"
+        return f"multiply the array by 255, in a manifest with *255 after the row, {_AS_CLASSES}"
     return f"save them as 0 and 255, {_AS_CLASSES}"
 
 

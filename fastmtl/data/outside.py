@@ -55,7 +55,7 @@ def _of_several_classes(found: PolygonSet, classes: Sequence[str]) -> Iterator[s
     names = sorted(set(found.names))
     if len(names) > 1 and not classes:
         shown = few([name or "(none)" for name in names], 5)
-        yield f"polygons of {len(names)} classes ({shown}) are drawn as one; data.polygon_classes tells them apart"
+        yield f"polygons of {len(names)} classes ({shown}) are drawn as one; data.polygon_classes separates them"
 
 
 def _invalid(found: PolygonSet) -> Iterator[str]:
@@ -68,8 +68,8 @@ def _invalid(found: PolygonSet) -> Iterator[str]:
     if len(wrong):
         first = shapely.is_valid_reason(polygons[wrong[0]])
         yield (
-            f"{len(wrong)} of {len(polygons)} polygons are invalid ({first}): drawn is what the outline winds around, "
-            "without the holes"
+            f"{len(wrong)} of {len(polygons)} polygons are invalid ({first}): the area that the outline winds around "
+            "is drawn, without the holes"
         )
 
 

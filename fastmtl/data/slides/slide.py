@@ -96,7 +96,7 @@ class Slide:
         self.problems = tuple(word for word in layout.problems if self.why_no_mpp or word != layout.why_no_mpp)
         if mpp and own and abs(math.log(mpp / own)) > math.log(1 + _OTHER_MPP):
             given = f"{mpp:g} micrometres per pixel were given, and the slide says {own:.4g} ({layout.mpp_source})"
-            self.problems += (f"{given}: what was given is taken",)
+            self.problems += (f"{given}: the given value is used",)
         self._native = PieceReader(path, (index.identity.size, index.identity.modified), layout)
         self._foreign = OpenSlideReader(path, layout.levels) if layout.reader == "openslide" else None
 
