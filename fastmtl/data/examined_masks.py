@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from ..errors import reason_of
 from .check import named_file
 from .dataset import Dataset, Picture, Problem, Region, Tile, maps_of
-from .map_values import MASK_THRESHOLD
-from .mask_facts import count_mask
+from .mask_facts import MANY_VALUES, count_mask
+from .mask_rules import MASK_THRESHOLD
 from .masks_of_tiles import seen_masks
 from .pictures import file_of
 
 NEAR_EMPTY = 0.001
 """A mask with some foreground, and less than this share of it, is nearly empty: a stray click rather than a lesion."""
-_FEW_VALUES = 32  # class indices; masks that were resampled hold more
 _IGNORED = 255  # the usual index of pixels that count for no class
 
 
@@ -53,7 +52,7 @@ class _Masks:
         above = int(counts[MASK_THRESHOLD + 1 :].sum())
         self.seen.append((tile, int(counts[1:].sum()), above, int(counts[_IGNORED]), int(counts.sum())))
         small = [value for value in values if 0 < value <= MASK_THRESHOLD]
-        is_indices = bool(small) and len(values) <= _FEW_VALUES
+        is_indices = bool(small) and len(values) <= MANY_VALUES
         self.indices_beside_255 |= is_indices and [v for v in values if v > MASK_THRESHOLD] == [_IGNORED]
 
     @property
