@@ -78,7 +78,7 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {directory}.") from None
     except OSError:
         raise  # it says of which file
-    except Exception as error:  # JSON of somebody's making fails in every way there is
+    except Exception as error:  # a damaged or edited file can raise any error
         raise CheckpointError(f"checkpoint {directory} has an unreadable manifest ({error}).") from error
     if version != FORMAT:
         raise CheckpointError(f"checkpoint {directory} has format {version}; this fastmtl reads format {FORMAT}.")
@@ -91,7 +91,7 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state = _decode(tree, load_file(directory / _TENSORS, device=str(device)))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # likewise, and safetensors has an error of its own
+    except Exception as error:  # the same, and safetensors has an error of its own
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({said}).") from error
     if not isinstance(state, dict):

@@ -37,7 +37,7 @@ USAGE = """fastmtl: train one network for several tasks on medical images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped, 141 nobody read on)."""
+    """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped, 141 closed pipe)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -184,7 +184,7 @@ def _said(error: Exception) -> str:
         place = f"{error.filename}: " if error.filename is not None else ""
         cure = _CURES.get(error.errno, "")
         return f"{place}{error.strerror}{f'; {cure}' if cure else ''}"
-    # ValueError too: what the ops say of bad input is meant for the user.
+    # ValueError too: the ops' messages about bad input are for the user.
     if isinstance(error, (UserError, ValueError, OSError)):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import

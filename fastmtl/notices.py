@@ -20,7 +20,7 @@ from .words import counted
 
 
 def of_problems(problems: Iterable[data.Problem], root: Path) -> list[str]:
-    """Each once, paths below the data's folder told from there."""
+    """Each once; paths below the data's folder are relative to it."""
     home = os.path.abspath(root if root.is_dir() else root.parent)
     return list(dict.fromkeys(f"{_below(problem.path, home)}: {problem.reason}" for problem in problems))
 

@@ -1,4 +1,4 @@
-"""Class names that are spelled alike are told, wherever they come from; those that differ are left in peace."""
+"""Class names that are spelled alike are told, wherever they come from; those that differ are not."""
 
 from __future__ import annotations
 

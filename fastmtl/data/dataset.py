@@ -116,8 +116,8 @@ class Dataset:
         tiles: the samples.
         problems: files that were found and belong to no tile, or cannot be used.
         classes: class names of further label columns.
-        patients_from: what told the tiles' groups, in words: "column patient", "file name (...)".
-        slide_mpp: micrometres per pixel of slides' level 0 where the data set tells them, and not the slide's file.
+        patients_from: where the tiles' groups come from, in words: "column patient", "file name (...)".
+        slide_mpp: micrometres per pixel of slides' level 0, where the data set gives them instead of the slide's file.
     """
 
     root: Path
@@ -133,7 +133,7 @@ class Dataset:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The distinct patients, sorted; of several spellings of one the one that stands for them."""
+        """The distinct patients, sorted; each in one spelling."""
         return tuple(sorted(set(one_spelling(tile.group for tile in self.tiles).values())))
 
     def names_of(self, column: str) -> tuple[str, ...]:

@@ -52,12 +52,12 @@ def slides_of_tiles(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _is_of_mpp(problem: str, slide: Any) -> bool:
-    """Whether it says that the slide tells no mpp, or a false one."""
+    """Whether it says that the slide has no mpp, or a wrong one."""
     return "pass mpp" in problem or problem == getattr(slide, "why_no_mpp", "")
 
 
 def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]]) -> list[Problem]:
-    """A notice where tiles of some slides show more of the tissue than those of others, or nobody knows."""
+    """A notice where tiles of some slides show more of the tissue than those of others, or the scale is unknown."""
     notices = []
     unknown = [slide["path"] for slide in slides if slide["mpp"] is None]
     if unknown:

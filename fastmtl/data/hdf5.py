@@ -1,4 +1,4 @@
-"""Arrays of HDF5 files, those alone that the file holds itself: HDF5 can point into any other file of the machine."""
+"""Arrays that an HDF5 file holds itself: HDF5 can also point into any other file of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of patients, groups, cases, samples and files: which spellings are one name, and which stands for the others.
+"""Names of patients, groups, cases, samples and files: which spellings are one name, and which one is kept.
 
 Names are kept as written and compared by key, so a data set in which every name has one spelling reads and splits as
 it always did. Spreadsheets, Windows, Macs and copied text write one name in several ways: "1" and "1.0", "P1" and
@@ -91,7 +91,7 @@ def says_missing(text: str) -> bool:
 
 
 def one_spelling(names: Iterable[str]) -> dict[str, str]:
-    """Each different name -> the spelling that stands for it: one without oddities, else the commonest.
+    """Each different name -> the spelling that is kept: one without oddities, else the most frequent.
 
     >>> one_spelling(["1.0", "1", "1.0", "P2"])
     {'1.0': '1', '1': '1', 'P2': 'P2'}
@@ -161,7 +161,7 @@ def tell_apart(one: Path, other: Path) -> str:
 
 
 def near_file(path: Path) -> str:
-    """A hint for a file that is not there: the name beside it that differs in capitals, blanks or Unicode form."""
+    """A hint for a missing file: a name in the same folder that differs in capitals, blanks or Unicode form."""
     for part in (path, *path.parents):
         home = part.parent
         if home.is_dir():
@@ -204,6 +204,6 @@ def _near_key(name: str) -> str:
 
 
 def _shown(name: str, beside: str) -> str:
-    """`name` in quotes, in escapes where `beside` would look the same."""
+    """`name` in quotes; escaped if it would look the same as `beside`."""
     looks = {identifier_key(one).translate(_LOOK_ALIKES) for one in (name, beside)}
     return repr(name) if len(looks) > 1 else ascii(name)

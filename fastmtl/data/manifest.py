@@ -40,7 +40,7 @@ from .tiles import PATIENT, group_of, rule_in_words
 REGION = ("x", "y", "width", "height", "level", "mpp")
 RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group", "case", "position", "split")
 _KINDS: dict[str, Kind] = {"mask": "picture", "label": "label", "case": "text", "position": "number", "split": "text"}
-_WHOM = ("group", "patient", "case")  # the first that there is says whom a split must not divide
+_WHOM = ("group", "patient", "case")  # the first column that exists says what a split must not divide
 SPLITS = ("train", "val", "test")
 _SAYS_MISSING = ("nan", "na", "n/a", "null")
 

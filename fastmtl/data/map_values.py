@@ -189,7 +189,7 @@ class _Classes(_Look):
     def odd(self) -> list[Problem]:
         found = [*self.notices(self._lossy), *self.notices(self._perhaps_ignored)]
         missing = [name for index, name in enumerate(self.names) if index not in self.values()]
-        if missing and len(missing) < len(self.names) - 1:  # of a single class `constant_maps` tells
+        if missing and len(missing) < len(self.names) - 1:  # `constant_maps` reports a single class
             where = "the sample that was read" if any(mask.facts.is_sample for mask in self.masks) else "any mask"
             first = self.masks[0]
             said = f"no {' or '.join(map(repr, missing))} in {where}"

@@ -36,7 +36,7 @@ def too_small(values: Values, solid: Counts, none_shows: bool) -> str:
 
 
 def too_faint(values: Values, solid: Counts) -> str:
-    """Soft values alone, of an edge that just touches the tile: seen as empty."""
+    """Only soft values, of an edge that just touches the tile: it counts as empty."""
     top = int(values.max(initial=0))
     if not 0 < top <= MASK_THRESHOLD:
         return ""
@@ -44,7 +44,7 @@ def too_faint(values: Values, solid: Counts) -> str:
 
 
 def labels(values: Values, solid: Counts) -> str:
-    """Areas that the threshold would drop beside areas that it keeps."""
+    """Areas that the threshold would drop, next to areas that it keeps."""
     low = int(solid[(values > 0) & (values <= MASK_THRESHOLD)].sum())
     if not low or values.max(initial=0) <= MASK_THRESHOLD:
         return ""

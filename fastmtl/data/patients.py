@@ -33,7 +33,7 @@ def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
     """A notice where every tile or slide is a patient of its own, or one patient has nearly all tiles: then the rule
     that finds patients is likely to be wrong, and a split leaks or leaves one side empty."""
     if dataset.patients_from == "group_by tile" or dataset.patients_from.startswith("the layout of"):
-        return ()  # asked for, or as somebody published it
+        return ()  # requested, or published that way
     tiles, sizes = dataset.tiles, Counter(tile.group for tile in dataset.tiles)
     cure = "if file names say more, set data.patient in the recipe"
     if not dataset.patients_from.startswith("file name"):

@@ -222,7 +222,7 @@ def one_sided_classes(folder: Dataset, train: Dataset, val: Dataset, column: str
             {tile.group for tile in side.tiles if label_of(tile, column) == index} for side in (folder, train, val)
         )
         if everywhere and not (trained and held_out):
-            where = "training: it cannot be learned" if not trained else "validation: no score tells how it is found"
+            where = "training: it cannot be learned" if not trained else "validation: no score measures it"
             lines.append(f"class {name!r}, of {counted(len(everywhere), 'patient')}, has no image in {where}")
     return lines
 

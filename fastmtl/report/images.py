@@ -189,7 +189,7 @@ def _class_names(run: PastRun, task: str) -> list[str]:
     seen = {name for entry in entries for name in (entry["class"], entry["predicted"])}
     told = list(entries[0].get("probabilities", {}))
     column = run.classes(task)
-    if not run.options(task) and len(_tasks_with(run, "class")) > 1:  # nobody says which column is the task's
+    if not run.options(task) and len(_tasks_with(run, "class")) > 1:  # the task's column is unknown
         column = told or column
     return next((names for names in (column, told) if seen | set(told) <= set(names)), sorted(seen))
 
