@@ -87,7 +87,8 @@ def test_rows_trained_before_stay_in_the_table(ebhi, tmp_path, capsys, monkeypat
 
     def trained(recipe, root, folder, **options):
         run = RunFolder(folder)
-        facts = dict.fromkeys(("split_file", "split", "class_names", "training_patients", "validation_patients"))
+        names = {key: [] for key in ("class_names", "training_patients", "validation_patients")}
+        facts = {"split_file": None, "split": "", **names}
         run.create(recipe, facts | {"data": str(root.resolve())})
         run.close()
         run.write_summary(summary)
