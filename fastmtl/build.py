@@ -120,7 +120,7 @@ def takes_one_image(recipe: Recipe, model: nn.Module, num_tasks: int, device: to
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             trial(empty_batch(recipe, 1, num_tasks, device))
-    except Exception as error:  # whatever else black images do to somebody's network, its first batch tells better
+    except Exception as error:  # another error on black images; the first real batch will show it better
         return "more than 1 value per channel" not in str(error)
     return True
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .averaging import averaged_weights
+from .parsing import read_json
 from .state_checks import CheckpointError as CheckpointError
 from .state_checks import model_problem
 
@@ -71,13 +72,13 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     directory = _place(directory)
     try:
-        manifest = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(directory / _MANIFEST)
         sums, version = dict(manifest["sha256"]), manifest["format"]
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {directory}.") from None
     except OSError:
         raise  # it says of which file
-    except Exception as error:  # JSON of somebody's making fails in every way there is
+    except Exception as error:  # a damaged or edited file can raise any error
         raise CheckpointError(f"checkpoint {directory} has an unreadable manifest ({error}).") from error
     if version != FORMAT:
         raise CheckpointError(f"checkpoint {directory} has format {version}; this fastmtl reads format {FORMAT}.")
@@ -86,11 +87,11 @@ def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         if not path.is_file() or _digest(path) != sums.get(name):
             raise CheckpointError(f"checkpoint {directory} is damaged: {name} does not match its checksum.")
     try:
-        tree = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+        tree = read_json(directory / _STATE)
         state = _decode(tree, load_file(directory / _TENSORS, device=str(device)))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # likewise, and safetensors has an error of its own
+    except Exception as error:  # the same, and safetensors has an error of its own
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({said}).") from error
     if not isinstance(state, dict):

@@ -37,7 +37,7 @@ USAGE = """fastmtl: train one network for several tasks on medical images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped, 141 nobody read on)."""
+    """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped, 141 closed pipe)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -184,7 +184,7 @@ def _said(error: Exception) -> str:
         place = f"{error.filename}: " if error.filename is not None else ""
         cure = _CURES.get(error.errno, "")
         return f"{place}{error.strerror}{f'; {cure}' if cure else ''}"
-    # ValueError too: what the ops say of bad input is meant for the user.
+    # ValueError too: the ops' messages about bad input are for the user.
     if isinstance(error, (UserError, ValueError, OSError)):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
@@ -197,13 +197,15 @@ def _said(error: Exception) -> str:
 _CURES = {
     errno.ENOSPC: "the disk is full: free space, or write to another with --out",
     errno.EDQUOT: "your quota is used up: free space, or write elsewhere with --out",
-    errno.EFBIG: "no file may be larger here: raise `ulimit -f`, or write to another file system",
+    errno.EFBIG: "files cannot be larger here: raise `ulimit -f`, or write to another file system",
     errno.EROFS: "nothing can be written there: choose another --out",
-    errno.EACCES: "you may not: change its permissions, or choose another place",
-    errno.EPERM: "you may not: change its permissions, or choose another place",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.ENFILE: "too many files are open on this machine: end other programs",
+    errno.ENOMEM: "lower data.batch_size or data.size, or end other programs",
     errno.EMFILE: "too many files are open at once: raise `ulimit -n`",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "the disk or its connection fails; look at it before going on",
+    errno.EIO: "check the disk and its connection before you continue",
 }
 _LIBRARIES = ("safetensors", "_csv", "zipfile", "zlib", "tifffile", "h5py")
 """Packages whose own errors mean a damaged file."""

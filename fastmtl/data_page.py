@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from . import notices
+from .words import counted, few
 
 SHOWN = 20  # rows of a table, and entries of a line, before "and N more"
 _ENDS = 5  # the lowest and the highest of many shares
@@ -58,9 +60,9 @@ def _summary(found: Mapping[str, Any]) -> Iterable[str]:
         number = sum(each["polygons"] for each in polygons["classes"].values())
         without = f"; {len(polygons['without'])} images without" if polygons["without"] else ""
         classes = "1 class" if len(polygons["classes"]) == 1 else f"{len(polygons['classes'])} classes"
-        yield f"polygons: {number} of {classes} in {_plural(polygons['files'], 'file')}{without}"
+        yield f"polygons: {number} of {classes} in {counted(polygons['files'], 'file')}{without}"
     if found["slides"]:
-        yield f"mpp: {_counted(_mpp(slide) for slide in found['slides'])}"
+        yield f"mpp: {_by_slides(_mpp(slide) for slide in found['slides'])}"
     for side, counts in found["splits"].items():
         yield f"split {side}: {counts['tiles']} tiles of {counts['patients']} patients"
     yield f"sizes: {_sizes(found['sizes'])}"
@@ -117,10 +119,10 @@ def _held(column: Mapping[str, Any]) -> str:
     if "range" in column:
         return "{:g} to {:g}".format(*column["range"])
     classes = [
-        f"{_class(label)} {count} ({_plural(column['patients'][label], 'patient')})"
+        f"{_class(label)} {count} ({counted(column['patients'][label], 'patient')})"
         for label, count in column.get("classes", {}).items()
     ]
-    return _listed(classes)
+    return few(classes, SHOWN)
 
 
 def _class(name: str) -> str:
@@ -169,7 +171,7 @@ def _values(values: Mapping[str, Any]) -> str:
 
 def _sizes(sizes: Mapping[str, int]) -> str:
     if len(sizes) <= _ENDS:
-        return _listed([f"{size} {count}" for size, count in sizes.items()])
+        return few([f"{size} {count}" for size, count in sizes.items()], SHOWN)
     sides = [tuple(map(int, size.split("x"))) for size in sizes]
     widths, heights = zip(*sides, strict=True)
     most, count = next(iter(sizes.items()))
@@ -179,20 +181,8 @@ def _sizes(sizes: Mapping[str, int]) -> str:
     )
 
 
-def _counted(words: Iterable[str]) -> str:
-    counts: dict[str, int] = {}
-    for word in words:
-        counts[word] = counts.get(word, 0) + 1
-    most = sorted(counts.items(), key=lambda item: -item[1])
-    return _listed([f"{word} on {_plural(count, 'slide')}" for word, count in most])
-
-
-def _listed(words: Sequence[str]) -> str:
-    return ", ".join(words[:SHOWN]) + (f", and {len(words) - SHOWN} more" if len(words) > SHOWN else "")
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
+def _by_slides(words: Iterable[str]) -> str:
+    return few([f"{word} on {counted(count, 'slide')}" for word, count in Counter(words).most_common()], SHOWN)
 
 
 def table(*heads: str, rows: Iterable[Sequence[Any]] = ()) -> Any:

@@ -1,7 +1,7 @@
 """Which way a metric points: whether more of it is better. For reports, and for gains over a baseline.
 
 A task says it of its own metrics in `higher_is_better` (name -> bool), or its torchmetrics do; the names below are
-known besides. Of any other metric nobody knows, and nothing is called the best of it.
+known besides. The direction of any other metric is unknown, and no value of it is called the best.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 
 
 def directions_of(tasks: Iterable[Any]) -> dict[str, dict[str, bool]]:
-    """Task -> metric -> whether more is better; metrics of which nobody says so are left out."""
+    """Task -> metric -> whether more is better; metrics of unknown direction are left out."""
     found = {}
     for task in tasks:
         metrics = task.metrics()

@@ -2,7 +2,7 @@
 and R^2 of targets far from 0.
 
 torchmetrics' DiceScore counts an empty prediction of an empty mask as 0 and offers no choice; its R2Score subtracts
-sums of squares, of which float32 leaves nothing where the targets' spread is small beside them.
+sums of squares, in which float32 loses a spread that is small beside the values.
 """
 
 from __future__ import annotations

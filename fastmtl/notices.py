@@ -17,13 +17,12 @@ from rich.console import Console
 from torch import Tensor
 
 from . import data
-from .protocols import Batch, Task
-
-_MAPS = ("mask", "masks", "classes")
+from .protocols import MAPS, Batch, Task
+from .words import counted
 
 
 def of_problems(problems: Iterable[data.Problem], root: Path) -> list[str]:
-    """Each once, paths below the data's folder told from there."""
+    """Each once; paths below the data's folder are relative to it."""
     home = os.path.abspath(root if root.is_dir() else root.parent)
     return list(dict.fromkeys(f"{_below(problem.path, home)}: {problem.reason}" for problem in problems))
 
@@ -39,7 +38,7 @@ def lines(notices: Iterable[tuple[Path | str, str]]) -> list[str]:
     found = []
     for own in groups.values():
         (path, reason), others = next(iter(own.items())), len(own) - 1
-        more = f" and {others} other{'s' * (others > 1)}" if others else ""
+        more = f" and {counted(others, 'other')}" if others else ""
         found.append(f"{path}{more}: {reason}")
     return found
 
@@ -76,7 +75,7 @@ class MapsSeen:
     """Give it to `inference.evaluate` as `visit`: which structures the masks of each task that is scored hold."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        self._tasks = [task for task in tasks if _is_scored(task) and task.target.kind in _MAPS]
+        self._tasks = [task for task in tasks if _is_scored(task) and task.target.kind in MAPS]
         self._counts = {task.name: 0 for task in self._tasks}
         self._there: dict[str, Tensor] = {}  # bool [C], on the masks' device: nothing waits for it
         self._full: dict[str, Tensor] = {}
@@ -129,7 +128,7 @@ _CHECK = "check the mask files, and the values in them"
 
 def of_scores(tasks: Sequence[Task], found: Mapping[str, Any], side: str) -> list[str]:
     """Tasks whose headline metric is 1.000 in `found`, as `inference.evaluate` gives it of the images called `side`."""
-    images = f"{found['num_images']} {side} image{'s' * (found['num_images'] != 1)}"
+    images = counted(found["num_images"], f"{side} image")
     scores = [(task, _score_of({"validation": found}, task)) for task in filter(_is_scored, tasks)]
     return [_too_good(task, score, f"on {images}") for task, score in scores if _is_perfect(score)]
 
@@ -168,7 +167,7 @@ def _after_epoch(task: Task, record: Mapping[str, Any]) -> str:
 def _too_good(task: Task, score: float, where: str) -> str:
     exactly = "exactly 1.000" if score == 1 else "1.000, rounded,"
     return (
-        f"task {task.name!r}: {task.headline} is {exactly} {where}: too good to be believed; check that masks and "
+        f"task {task.name!r}: {task.headline} is {exactly} {where}: too good to be true; check that masks and "
         "labels are right, that no patient is on both sides, and that nothing in the images gives the answer away"
     )
 

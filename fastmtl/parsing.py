@@ -1,4 +1,4 @@
-"""JSON and TOML that somebody may have damaged: whatever is wrong with it is a ValueError."""
+"""JSON and TOML that may be damaged: any fault is a ValueError."""
 
 from __future__ import annotations
 

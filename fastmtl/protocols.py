@@ -48,6 +48,10 @@ class Target:
     size: int = 1
 
 
+MAPS = ("mask", "masks", "classes")
+"""Kinds of targets that are pictures."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One training batch, images and every task's target side by side.

@@ -74,7 +74,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
             _remove(overlay, str(key).split("."))
     kin = path.is_relative_to(BUILT_IN) == parent.is_relative_to(BUILT_IN)
     inherited.pop("name", None)
-    if not (kin and parent.name.startswith("_")):  # a base that is nobody's recipe may speak for those that extend it
+    if not (kin and parent.name.startswith("_")):  # a base that is no recipe itself may do so for those that extend it
         inherited["summary"] = f"extends {base}"
     if not kin and "paper" not in values:
         inherited.pop("paper", None)

@@ -23,7 +23,7 @@ class Rehearsal(NamedTuple):
 
     Attributes:
         refused: a line for each thing that training would refuse.
-        odd: what training would only note, beside what reading the data noted.
+        odd: what training would only note, beside what reading the data already noted.
     """
 
     refused: list[str]

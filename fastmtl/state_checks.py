@@ -1,5 +1,5 @@
 """Loads the parts of a training's state, each refused where it is another training's: torch's fused optimizers read
-moments of another shape beyond their end, and what fits by half would go on as something nobody trained.
+moments of another shape beyond their end, and a state that half fits would continue a training that never was.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def refuse(problem: str) -> None:
 
 @contextmanager
 def loading(part: str) -> Iterator[None]:
-    """Whatever goes wrong in the block becomes a CheckpointError about this part: a state of somebody's making fails in
-    every way there is."""
+    """Whatever goes wrong in the block becomes a CheckpointError about this part: a damaged or edited state can raise
+    any error."""
     try:
         yield
     except Exception as error:
@@ -138,7 +138,7 @@ def mismatch(own: Any, saved: Any, what: str = "it") -> str:
     if own is None or saved is None:
         return ""
     if isinstance(own, Tensor) and isinstance(saved, Tensor):
-        if not own.numel() or not saved.numel():  # learned weights are empty until the first step tells their number
+        if not own.numel() or not saved.numel():  # learned weights are empty until the first step gives their number
             return ""
         same = own.shape == saved.shape and own.is_floating_point() == saved.is_floating_point()
         return "" if same else f"{what} is {_words(saved)}, and here it is {_words(own)}"

@@ -21,6 +21,7 @@ from .config import (
     load_recipe,
     parse_overrides,
 )
+from .words import counted
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _show(summary: dict[str, Any], out: Path, console: Any) -> None:
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
         console.print(f"{task}: {shown}")
     if count := len(summary.get("notices", [])):
-        console.print(f"{count} notice{'s' * (count > 1)}, in the report and in summary.json")
+        console.print(f"{counted(count, 'notice')}, in the report and in summary.json")
     console.print(f"run folder: {out}  (open {out / 'report.html'})")
 
 

@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield partial
             os.replace(partial, path)
     except OSError as error:
-        if error.filename == str(partial):  # nobody knows that name
+        if error.filename == str(partial):  # an internal name
             error.filename, error.filename2 = str(path), None
         raise
     finally:

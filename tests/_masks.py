@@ -20,20 +20,13 @@ def shape(seed: int = 0) -> np.ndarray:
 
 def as_files(root: Path, masks: Sequence[np.ndarray], save: Callable[..., None] | None = None) -> Path:
     """PNG masks beside PNG tiles."""
-    rows = []
-    for number, mask in enumerate(masks):
-        write_image(root / f"{number}.png", random_pixels(number, SIDE))
-        path = root / f"{number}_mask.png"
-        save(path, mask) if save else write_image(path, mask)
-        rows.append(f"{number}.png,{path.name},{'AB'[number % 2]},p{number}")
-    return _manifest(root, "image,mask,label,patient", rows)
+    return _over_images(root, _saved(root, masks, save))
 
 
 def as_slides(root: Path, masks: Sequence[np.ndarray], levels: int = 1, **options) -> Path:
     """A slide of four tiles a mask, and a mask slide, tiled TIFF; `options` are tifffile's."""
     import tifffile
 
-    rows = []
     tiles = {"tile": (16, 16), "metadata": None}
     for number, mask in enumerate(masks):
         slide = random_pixels(number, SIDE)
@@ -42,19 +35,13 @@ def as_slides(root: Path, masks: Sequence[np.ndarray], levels: int = 1, **option
         with tifffile.TiffWriter(root / f"{number}_mask.tif") as file:
             for level in range(levels):
                 file.write(mask[:: 2**level, :: 2**level], subfiletype=int(level > 0), **told)
-        rows.append(f"{number}.tif,{number}_mask.tif,{'AB'[number % 2]},p{number}")
-    return _manifest(root, "slide,mask,label,patient", rows)
+    return _manifest(root, "slide", "tif", [f"{number}_mask.tif" for number in range(len(masks))])
 
 
 def as_image_of_slide(root: Path, masks: Sequence[np.ndarray], save: Callable[..., None] | None = None) -> Path:
     """A slide, and a PNG of its extent."""
     as_slides(root, masks)
-    rows = []
-    for number, mask in enumerate(masks):
-        path = root / f"{number}_mask.png"
-        save(path, mask) if save else write_image(path, mask)
-        rows.append(f"{number}.tif,{path.name},{'AB'[number % 2]},p{number}")
-    return _manifest(root, "slide,mask,label,patient", rows)
+    return _manifest(root, "slide", "tif", _saved(root, masks, save))
 
 
 def as_array(root: Path, masks: Sequence[np.ndarray], scale: str = "") -> Path:
@@ -63,34 +50,23 @@ def as_array(root: Path, masks: Sequence[np.ndarray], scale: str = "") -> Path:
 
     with h5py.File(root / "masks.h5", "w") as file:
         file["masks"] = np.stack(masks)
-    rows = []
-    for number in range(len(masks)):
-        write_image(root / f"{number}.png", random_pixels(number, SIDE))
-        rows.append(f"{number}.png,masks.h5#masks/{number}{scale},{'AB'[number % 2]},p{number}")
-    return _manifest(root, "image,mask,label,patient", rows)
+    return _over_images(root, [f"masks.h5#masks/{number}{scale}" for number in range(len(masks))])
 
 
 def as_runs(root: Path, masks: Sequence[np.ndarray]) -> Path:
     """Run-length codes of what is not 0."""
     from fastmtl.data import encode_runs
 
-    rows = []
-    for number, mask in enumerate(masks):
-        write_image(root / f"{number}.png", random_pixels(number, SIDE))
-        rows.append(f"{number}.png,rle:{SIDE}x{SIDE}:{encode_runs(mask)},{'AB'[number % 2]},p{number}")
-    return _manifest(root, "image,mask,label,patient", rows)
+    return _over_images(root, [f"rle:{SIDE}x{SIDE}:{encode_runs(mask)}" for mask in masks])
 
 
 def as_polygons(root: Path, masks: Sequence[np.ndarray]) -> Path:
     """A square of class tumour over each tile, whatever the mask."""
     square = "[[[10,10],[40,10],[40,40],[10,40],[10,10]]]"
-    rows = []
+    feature = '{"type":"Feature","geometry":{"type":"Polygon","coordinates":%s},"properties":{"class":"tumour"}}'
     for number in range(len(masks)):
-        write_image(root / f"{number}.png", random_pixels(number, SIDE))
-        feature = '{"type":"Feature","geometry":{"type":"Polygon","coordinates":%s},"properties":{"class":"tumour"}}'
         (root / f"{number}.geojson").write_text(feature % square)
-        rows.append(f"{number}.png,{number}.geojson,{'AB'[number % 2]},p{number}")
-    return _manifest(root, "image,mask,label,patient", rows)
+    return _over_images(root, [f"{number}.geojson" for number in range(len(masks))])
 
 
 def as_palette(path: Path, mask: np.ndarray) -> None:
@@ -103,7 +79,23 @@ def in_alpha(path: Path, mask: np.ndarray) -> None:
     Image.merge("LA", [Image.new("L", mask.shape[::-1]), Image.fromarray(mask)]).save(path)
 
 
-def _manifest(root: Path, head: str, rows: Sequence[str]) -> Path:
+def _saved(root: Path, masks: Sequence[np.ndarray], save: Callable[..., None] | None) -> list[str]:
+    """The names of PNG files."""
+    names = [f"{number}_mask.png" for number in range(len(masks))]
+    for name, mask in zip(names, masks, strict=True):
+        (save or write_image)(root / name, mask)
+    return names
+
+
+def _over_images(root: Path, masks: Sequence[str]) -> Path:
+    """A tile for each of these cells."""
+    for number in range(len(masks)):
+        write_image(root / f"{number}.png", random_pixels(number, SIDE))
+    return _manifest(root, "image", "png", masks)
+
+
+def _manifest(root: Path, column: str, suffix: str, masks: Sequence[str]) -> Path:
     path = root / "manifest.csv"
-    path.write_text("\n".join([head, *rows]) + "\n")
+    rows = [f"{number}.{suffix},{mask},{'AB'[number % 2]},p{number}" for number, mask in enumerate(masks)]
+    path.write_text("\n".join([f"{column},mask,label,patient", *rows]) + "\n")
     return path

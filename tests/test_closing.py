@@ -1,10 +1,12 @@
 """What is opened is closed: threads and descriptors stay as many as they were, however many loaders come and go."""
 
+import errno
 import gc
 import os
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,3 +121,16 @@ def test_many_slides_are_predicted_with_the_threads_of_one(tmp_path):
     assert predict_slides(slides, out, read=read, **options).new == 30
     assert max(threads for threads, _ in seen[5:]) <= seen[5][0] + 2
     assert seen[29][1] <= seen[5][1] + 2
+
+
+@pytest.mark.parametrize("lacking", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_what_the_machine_lacks_is_no_damage_of_a_tile(folder, monkeypatch, lacking):
+    def fail(path):
+        raise lacking
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(type(lacking)):
+        data.check_tiles(folder.tiles)
+    with make_loader(folder.tiles, max_damaged=0.9) as loader, pytest.raises(type(lacking)):
+        list(loader)
+    assert not loader.quarantine

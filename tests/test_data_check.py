@@ -101,8 +101,8 @@ def test_empty_and_nearly_empty_masks(tmp_path: Path):
     masks = found["masks"]["mask"]
     assert (masks["empty"], masks["full"]) == (2, 1)
     assert masks["near_empty"] == {"1": pytest.approx(3 / SIDE**2)}
-    assert "1 nearly empty, below 0.1% of the pixels: 1 0.00073" in _reasons(found)
-    assert "1 of 3 patients have no foreground at all, P1 the first" in _reasons(found)
+    assert "1 are nearly empty (below 0.1% of the pixels), first 1 with 0.00073" in _reasons(found)
+    assert "1 of 3 patients have no foreground at all, P1 for example" in _reasons(found)
     assert "2 empty, 1 nearly, 1 full" in _page(found)
 
 
@@ -195,8 +195,8 @@ def test_classes_patients_and_columns_that_teach_nothing(tmp_path: Path):
     assert found["columns"]["label"]["patients"] == {"a": 3, "b": 3, "rare": 1}
     assert found["columns"]["age"]["range"] == [0, 3.5]
     reasons = _reasons(found)
-    assert "column 'label': of one patient alone are 'rare' (2 tiles)" in reasons
-    assert "column 'organ' has one class alone, 'only'" in reasons
+    assert "column 'label': only one patient has 'rare' (2 tiles)" in reasons
+    assert "column 'organ' has only one class, 'only'" in reasons
     assert "column 'dose' holds 7 in every tile" in reasons
     page = _page(found)
     assert "a 3 (3 patients), b 3 (3 patients), rare 2 (1 patient)" in page
@@ -219,10 +219,10 @@ def test_sizes_and_masks_of_another_size(tmp_path: Path, capsys):
     [
         (
             ["a,0.png,p", "b,0.png,q", "c,1.png,r"],
-            "1 pictures are there more than once, as 2 tiles, 1 of them in two pat",
+            "1 pictures appear more than once, in 2 tiles, 1 of them in two pat",
         ),
-        (["a,0.png,p", "b,copy.png,q", "c,1.png,r"], "in two patients, where a split leaks: a of p and b of q"),
-        (["a,0.png,p", "b,copy.png,p", "c,1.png,r"], "1 pictures are there more than once, as 2 tiles: a and b"),
+        (["a,0.png,p", "b,copy.png,q", "c,1.png,r"], "in two patients, so a split can leak: a of p and b of q"),
+        (["a,0.png,p", "b,copy.png,p", "c,1.png,r"], "1 pictures appear more than once, in 2 tiles: a and b"),
         (["a,0.png,p", "b,1.png,q", "c,2.png,r"], ""),
     ],
 )
@@ -343,7 +343,7 @@ def test_polygons_beside_the_classes_of_a_recipe(made_slides: Path, capsys):
     found, code = _checked(made_slides, capsys, "--set", classes)
     assert code == 1
     assert {Path(each["path"]).name for each in found["broken"]} == {"s2.geojson", "s4.geojson"}
-    assert "data.polygon_classes lists 'Necrosis', and no polygon is of it" in _reasons(found)
+    assert "data.polygon_classes lists 'Necrosis', but no polygon has that class" in _reasons(found)
     page = _page(found)
     assert "not in data.polygon_classes" in page
     assert "masks: 12 of 24, values 0, 1, 2" in page  # 1, 3 and 5; the masks of 2 and 4 cannot be drawn

@@ -152,14 +152,14 @@ def test_names_without_oddities_stay_as_they_are():
 )
 def test_cells_that_say_there_is_none_are_no_names(folder: Path, column: str, cell: str):
     path = _manifest(folder, f"image,{column}", [("a.png", "x"), ("b.png", cell)])
-    with pytest.raises(ValueError, match=rf"line 3: {column} is '.*', which is no name"):
+    with pytest.raises(ValueError, match=rf"line 3: {column} is '.*', which is not a name"):
         data.read_manifest(path)
     assert not says_missing("Nan Madol")
 
 
 def test_a_patient_in_file_names_that_names_nobody_is_a_notice(folder: Path):
     dataset = data.read_manifest(_manifest(folder, "image", [("nan-1.png",), ("nan-2.png",), ("p-1.png",)]))
-    assert "patient 'NAN' (2 tiles) names nobody" in _reasons(dataset)
+    assert "patient 'NAN' (2 tiles) is not a name" in _reasons(dataset)
 
 
 def test_parquet_and_csv_name_the_same_patients(folder: Path):
@@ -203,9 +203,10 @@ def test_ids_that_differ_in_capitals_or_are_files_of_two_numbers_are_two(folder:
 
 def test_one_image_of_two_patients_is_a_notice(folder: Path):
     rows = [("1", "a.png", "p"), ("2", "t/../a.png", "q"), ("3", "b.png", "q")]
-    assert "1 are one image, of 'q' and of 'p'" in _reasons(
-        data.read_manifest(_manifest(folder, "id,image,patient", rows))
+    (notice,) = data.duplicate_notices(
+        data.read_manifest(_manifest(folder, "id,image,patient", rows)), leaks_alone=True
     )
+    assert "1 are one image, of 'q' and of 'p'" in notice.reason
 
 
 def test_paths_of_windows(tmp_path: Path):
@@ -235,8 +236,8 @@ def test_a_file_is_found_in_another_unicode_form_and_not_in_other_capitals(tmp_p
     assert dataset.groups == ("PÄ",)
     dataset = data.read_manifest(_manifest(tmp_path, "image", [("t/scan.PNG",), ("T/Scan.png",), ("t/none.png",)]))
     found = [problem.reason for problem in data.check_tiles(dataset.tiles)]
-    assert "'Scan.png' is there, and names must agree to the letter" in found[0]
-    assert "'t' is there" in found[1]
+    assert "'Scan.png' exists, and names must match exactly" in found[0]
+    assert "'t' exists" in found[1]
     assert "is there" not in found[2]
     write_image(tmp_path / "a" / f"{NFD}\u0323.png", random_pixels(0))
     write_image(tmp_path / "a" / f"{unicodedata.normalize('NFC', NFD)}\u0323.png", random_pixels(0))

@@ -213,7 +213,7 @@ def test_patients_that_are_not_read_are_told_where_a_split_may_part_them(name, t
 def test_an_image_with_two_labels_is_told(tmp_path):
     reasons = _reasons(_read(tmp_path, "id,image,label,patient\na,0.png,A,p\nb,0.png,B,p\nc,1.png,A,q\nd,1.png,A,q\n"))
     assert [reason for reason in reasons if "labels" in reason] == [
-        "b and a are one image, with two labels: one of them is wrong"
+        "b and a are one image with two labels: one of them is wrong"
     ]
 
 

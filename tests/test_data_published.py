@@ -193,7 +193,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     file = next(root.glob("**/*_patch0.tif"))
     (root / "other").mkdir()
     (root / "other" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match="have one name, by which the tables call them"):
+    with pytest.raises(ValueError, match="have the same name, which the tables use for them"):
         PUBLISHED["hep2"].read(root)
 
 

@@ -101,7 +101,7 @@ def test_a_class_on_one_side_is_a_notice(tmp_path: Path):
     splits = datasets.read_splits(load_recipe("demo", {}), tmp_path / "m.csv")
     assert splits.origin == "stratified by class, 20% of the patients held out"
     (notice,) = [problem.reason for problem in splits.problems if "no image in" in problem.reason]
-    assert notice == "class 'rare', of 1 patient, has no image in validation: no score tells how it is found"
+    assert notice == "class 'rare', of 1 patient, has no image in validation: no score measures it"
     (tmp_path / "split.json").write_text('{"validation_patients": ["P6"]}')
     found = [problem.reason for problem in datasets.read_splits(load_recipe("demo", {}), tmp_path / "m.csv").problems]
     assert "class 'rare', of 1 patient, has no image in training: it cannot be learned" in found

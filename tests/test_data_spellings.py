@@ -1,4 +1,4 @@
-"""Class names that are spelled alike are told, wherever they come from; those that differ are left in peace."""
+"""Class names that are spelled alike are told, wherever they come from; those that differ are not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from _tiles import random_pixels, write_folder, write_image
 
 from fastmtl.data import read_dataset
-from fastmtl.data.spellings import alike, told_apart
+from fastmtl.data.spellings import alike, quoted
 
 ONE = "High-grade tumor é"
 VARIANTS = {
@@ -36,7 +36,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_spellings_of_one_class_are_found(variant: str):
     assert alike([ONE, "Stroma", variant]) == [(ONE, variant)]
-    shown = told_apart([ONE, variant])
+    shown = quoted([ONE, variant])
     assert shown[0] != shown[1]
     assert "\u200b" not in shown[1]
 

@@ -238,7 +238,7 @@ def test_a_disk_that_takes_no_more_is_told_with_the_file(run, tiles, tmp_path):
     command = [sys.executable, "-m", "fastmtl", "predict", str(run), str(tiles), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, preexec_fn=_limited, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "predicted_with.json: File too large; no file may be larger here" in done.stderr
+    assert "predicted_with.json: File too large; files cannot be larger here" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
@@ -266,7 +266,7 @@ def test_errors_of_the_machine_name_file_and_cure(monkeypatch, capsys):
             "/data/x: No space left on device; the disk is full",
         ),
         (MemoryError(), "out of memory; lower"),
-        (PermissionError(errno.EACCES, "Permission denied", "y"), "y: Permission denied; you may not"),
+        (PermissionError(errno.EACCES, "Permission denied", "y"), "y: Permission denied; change its permissions"),
     ):
 
         def failing(_arguments, error=error):

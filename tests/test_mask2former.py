@@ -346,9 +346,9 @@ def test_targets_that_do_not_fit_are_named(change, message: str) -> None:
 
 def test_where_nobody_may_look_a_strange_label_makes_the_loss_no_number(monkeypatch) -> None:
     """As on a GPU, for which the host would have to wait."""
-    from fastmtl.losses import mask2former
+    from fastmtl.losses import mask2former_targets
 
-    monkeypatch.setattr(mask2former, "may_look", lambda tensor: False)
+    monkeypatch.setattr(mask2former_targets, "may_look", lambda tensor: False)
     loss, (labels, masks) = Mask2FormerLoss(CLASSES, num_points=POINTS), objects([2, 3])
     assert loss.total(loss(*predictions(2), labels, masks)).isfinite()
     labels[1][2] = 255

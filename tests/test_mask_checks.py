@@ -235,7 +235,7 @@ def test_class_indices_must_be_known(source, tmp_path):
 def test_masks_of_0_and_255_are_no_class_maps(source, tmp_path):
     """255 is the ignored index by default: all of the structure would be left out."""
     manifest = SOURCES[source](tmp_path, discs(255))
-    with pytest.raises(ConfigError, match="0 and 255 alone, and 255 is the ignore_index"):
+    with pytest.raises(ConfigError, match="only 0 and 255, and 255 is the ignore_index"):
         looked_at(manifest, "multiclass_segmentation", **CLASSES)
     with pytest.raises(ConfigError, match="holds 255, and class indices are 0 to 2"):
         looked_at(manifest, "multiclass_segmentation", ignore_index=9, **CLASSES)
@@ -256,7 +256,7 @@ def test_jpeg_changes_class_indices(tmp_path):
 
     halves = np.repeat([0, 1], 32).astype(np.uint8)[None].repeat(64, 0)  # of whole blocks, that JPEG keeps
     (notice,) = looked_at(as_files(tmp_path, [halves] * 4, save), "multiclass_segmentation", structures=["a", "b"])
-    assert "is stored with loss" in notice
+    assert "is compressed with loss" in notice
     assert "(4 of 4 masks)" in notice
 
 
@@ -268,14 +268,14 @@ def test_polygons_are_drawn_as_the_task_wants_them(tmp_path):
         looked_at(manifest, polygons=["background", "tumour"])
     two = {"structures": ["background", "tumour"]}
     assert looked_at(manifest, "multiclass_segmentation", polygons=two["structures"], **two) == []
-    with pytest.raises(ConfigError, match=r"0 and 255 alone.*by data\.polygon_classes"):
+    with pytest.raises(ConfigError, match=r"only 0 and 255.*by data\.polygon_classes"):
         looked_at(manifest, "multiclass_segmentation", **two)
 
 
 def test_arrays_of_shares_and_of_large_numbers(tmp_path):
     shares = [mask.astype(np.float32) / 255 for mask in discs(255)]
     assert looked_at(as_array(tmp_path, shares, "*255")) == []
-    with pytest.raises(ConfigError, match=r"no value above 1.*by \*255 behind the row"):
+    with pytest.raises(ConfigError, match=r"no value above 1.*\*255 after the row"):
         looked_at(as_array(tmp_path, shares))
     with pytest.raises(ValueError, match="holds 0 to 300, and pixels are 0 to 255"):
         looked_at(as_array(tmp_path, [mask.astype(np.int32) * 300 for mask in discs(1)]))

@@ -195,6 +195,7 @@ def test_what_was_odd_ends_in_the_run_folder_and_is_not_doubled_by_resuming(tmp_
     found = commands.train(load_recipe("ebhi_joint_unet", SMALL), data, run, console=console)["notices"]
     log = capsys.readouterr().err
     assert found[0] == "A/label/P9-1.png: a mask without an image of the same name"
+    assert found[1].startswith("data: every tile is its own patient; ")
     assert any("all 2 held-out masks are empty: dice says nothing" in notice for notice in found)
     assert all(f"note: {notice}" in log for notice in found[2:])  # the first two are told with the whole path
     assert sum("its own patient" in notice for notice in found) == 1

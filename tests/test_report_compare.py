@@ -114,7 +114,7 @@ def test_one_run_that_is_left_is_not_the_best_of_any():
     assert "1 run beside each other" in page
     assert "nothing to compare" in page
     assert "same patients" not in page
-    assert "There is one recipe alone" in page
+    assert "There is only one recipe" in page
     assert not any(_bold(_runs(1.0)).values())
 
 

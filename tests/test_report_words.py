@@ -15,7 +15,7 @@ from fastmtl.report.charts import UNKNOWN
 from fastmtl.report.gradients import gradient_section
 from fastmtl.report.images import class_facts, spread
 from fastmtl.report.page import what_ran
-from fastmtl.report.words import percent
+from fastmtl.words import percent
 
 COLUMNS = {
     "config": {"tasks": {"grade": {"kind": "classification", "column": "grade"}, "kind": {"kind": "classification"}}},

@@ -162,7 +162,7 @@ def test_a_scale_that_is_none_names_line_and_column(folder, text, words):
 def test_cells_that_mean_nothing_where_they_stand_are_told(folder):
     tifffile.imwrite(folder / "i.tif", PIXELS, photometric="rgb")
     problems = read(folder, "image,slide,mpp,level\ni.tif,,0.5,\n,s.tif,0.5,1\n").problems
-    assert [problem.reason.split(" is of ")[0] for problem in problems] == ["column 'mpp'", "column 'level'"]
+    assert [problem.reason.split(" is for ")[0] for problem in problems] == ["column 'mpp'", "column 'level'"]
 
 
 def test_what_is_set_aside_of_a_slide_reaches_the_data_set_once(folder):

@@ -14,7 +14,7 @@ class Alone:
     """The seams of a step where ranks meet, in the order of a step.
 
     Args:
-        meant: whether this process is to work alone also where there are others.
+        meant: whether this process works by itself although there are other ranks.
     """
 
     rank, size = 0, 1
@@ -30,7 +30,7 @@ class Alone:
         parameters.
 
         Raises:
-            RuntimeError: there are other ranks, and nobody said what is to become of their gradients.
+            RuntimeError: there are other ranks, and `distribute` was not called.
         """
         if self._meant or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return

@@ -65,7 +65,7 @@ class WeightedBalancer(ABC):
             model: the module whose parameters the optimizer holds, equal on all ranks: a plain one, one wrapped in
                 DistributedDataParallel (the wrapper or what is in it; its own averaging is switched off for good, as by
                 `no_sync`), or one sharded by FSDP2's `fully_shard`. None: this rank works on its own gradients alone,
-                and whether anything averages them is your affair; a balancer that was told neither raises at `backward`
+                and averaging them is up to you; a balancer that was told neither raises at `backward`
                 where torch.distributed has several ranks.
             group: process group; None is the default one.
             method: of gradient methods, both exact: "reduce_scatter" sends (K+1) P numbers, each rank measures and

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .augment import Augmentation
     from .cells import PolygonOptions
     from .check import DamagedTilesError, check_tiles, usable_tiles
-    from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile
+    from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile, kind_of, label_of
     from .duplicates import duplicate_notices
     from .examination import examine
     from .examined_slides import scale_notices
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
         check_no_leak,
         grouped_split,
         kfold,
-        label_of,
         load_groups,
         load_split,
         load_test_groups,
@@ -148,7 +147,8 @@ _HOME = {
     "check_no_leak": "splits",
     "grouped_split": "splits",
     "kfold": "splits",
-    "label_of": "splits",
+    "kind_of": "dataset",
+    "label_of": "dataset",
     "load_groups": "splits",
     "load_split": "splits",
     "load_test_groups": "splits",
@@ -232,6 +232,7 @@ __all__ = [
     "index_slide",
     "judge_maps",
     "kfold",
+    "kind_of",
     "label_of",
     "list_formats",
     "load_groups",

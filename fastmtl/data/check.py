@@ -14,8 +14,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+from ..errors import reason_of
 from ..extras import require
-from .dataset import Dataset, Picture, Problem, Region, Tile
+from ..words import few
+from .dataset import Dataset, Picture, Problem, Region, Tile, maps_of
 from .mask_facts import check_mode, note_drawing, note_image
 from .pictures import file_of, read_encoded, upright_size
 from .sizes import MAX_PIXELS, check_pixels
@@ -80,10 +82,8 @@ def usable_tiles(
 
 
 def _summary(lost: int, total: int, problems: Sequence[Problem], policy: str) -> str:
-    first = "; ".join(str(problem) for problem in problems[:3])
-    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
     advice = 'repair them or pass on_damaged="skip"' if policy == "raise" else "too many to skip: check the disk"
-    return f"{lost} of {total} tiles are damaged ({advice}): {first}{more}"
+    return f"{lost} of {total} tiles are damaged ({advice}): {few(list(map(str, problems)), 3, '; ')}"
 
 
 def _check_each(tiles: Iterable[Tile], max_pixels: int, num_threads: int | None) -> list[list[Problem]]:
@@ -95,10 +95,7 @@ def _check_each(tiles: Iterable[Tile], max_pixels: int, num_threads: int | None)
 def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
     problems: list[Problem] = []
     image_size = _check_picture(tile.image, tile.image, False, max_pixels, problems)
-    masks = [tile.mask, *(value for value in tile.values.values() if not isinstance(value, int | float | str | tuple))]
-    for mask in masks:
-        if mask is None:
-            continue
+    for _, mask in maps_of(tile):
         mask_size = _check_picture(mask, tile.image, True, max_pixels, problems)
         where = named_file(mask, tile.image)
         if isinstance(mask, Path | Region) and mask == tile.image:
@@ -134,10 +131,8 @@ def _check_picture(
         if is_mask:
             note_drawing(picture, pixels)
         return pixels.shape[1], pixels.shape[0]
-    except ImportError:  # the file is fine, a package is missing
-        raise
     except Exception as error:  # as for files: whatever a reader raises, it must not be trained on
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
     where = named_file(picture, image)
     problems.append(Problem(where, reason.removeprefix(f"{where}: ").removeprefix(f"{where} ")))
     return None
@@ -179,7 +174,7 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
     except (image_module.DecompressionBombError, image_module.DecompressionBombWarning):
         reason = f"declares more than {max_pixels:,} pixels"
     except Exception as error:  # decoders raise many types on damaged data, and each means the same: do not train on it
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
     problems.append(Problem(path, reason))
     return None
 

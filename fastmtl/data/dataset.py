@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,27 @@ class Tile:
     values: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
+def label_of(tile: Tile, column: str) -> int | None:
+    """The tile's class in a label column; "" and "label" are its own."""
+    label = tile.label if column in ("", "label") else tile.values.get(column)
+    return label if isinstance(label, int) else None
+
+
+def kind_of(value: Any) -> Literal["vector", "text", "number", "picture"]:
+    """What a value of `Tile.values` is; class indices are numbers too."""
+    if isinstance(value, tuple):
+        return "vector"
+    if isinstance(value, str):
+        return "text"
+    return "number" if isinstance(value, int | float) else "picture"
+
+
+def maps_of(tile: Tile) -> list[tuple[str, Picture]]:
+    """(column, picture) of the tile's own mask and of each further column of pictures."""
+    columns = {"mask": tile.mask, **tile.values}
+    return [(name, value) for name, value in columns.items() if value is not None and kind_of(value) == "picture"]
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Tiles ordered by id.
@@ -95,8 +116,8 @@ class Dataset:
         tiles: the samples.
         problems: files that were found and belong to no tile, or cannot be used.
         classes: class names of further label columns.
-        patients_from: what told the tiles' groups, in words: "column patient", "file name (...)".
-        slide_mpp: micrometres per pixel of slides' level 0 where the data set tells them, and not the slide's file.
+        patients_from: where the tiles' groups come from, in words: "column patient", "file name (...)".
+        slide_mpp: micrometres per pixel of slides' level 0, where the data set gives them instead of the slide's file.
     """
 
     root: Path
@@ -112,8 +133,12 @@ class Dataset:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The distinct patients, sorted; of several spellings of one the one that stands for them."""
+        """The distinct patients, sorted; each in one spelling."""
         return tuple(sorted(set(one_spelling(tile.group for tile in self.tiles).values())))
+
+    def names_of(self, column: str) -> tuple[str, ...]:
+        """The classes of a label column, in order; "" and "label" are the tiles' own."""
+        return self.class_names if column in ("", "label") else self.classes.get(column, ())
 
     def subset(self, ids: Iterable[str]) -> Dataset:
         """The tiles with these ids, in the data set's order; an id that is there in another spelling counts.

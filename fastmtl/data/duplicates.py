@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
-from .dataset import Dataset, Problem, Tile
+from .dataset import Dataset, Picture, Problem, Tile
 
 _LOOKED_AT = 4096  # bytes: a page
 
@@ -33,17 +33,20 @@ def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Pr
     if leaks:
         other = next(tile for tile in first if tile.group != first[0].group)
         shown = f"{first[0].id} of {first[0].group} and {other.id} of {other.group}"
-    of_two = f", {len(leaks)} of them in two patients, where a split leaks" if leaks else ""
-    return [
-        Problem(dataset.root, f"{len(groups)} pictures are there more than once, as {count} tiles{of_two}: {shown}")
-    ]
+    of_two = f", {len(leaks)} of them in two patients, so a split can leak" if leaks else ""
+    return [Problem(dataset.root, f"{len(groups)} pictures appear more than once, in {count} tiles{of_two}: {shown}")]
+
+
+def _key(picture: Picture) -> Hashable:
+    """An own format's pictures may have no hash; each is then taken for another."""
+    return picture if isinstance(picture, Hashable) else id(picture)
 
 
 def _same(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
     by_picture: dict[Hashable, list[Tile]] = defaultdict(list)
     contents = _contents({tile.image for tile in tiles if isinstance(tile.image, Path)})
     for tile in tiles:
-        image = tile.image
+        image = _key(tile.image)
         by_picture[contents.get(image, image) if isinstance(image, Path) else image].append(tile)
     return by_picture
 

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..errors import reason_of
+from ..words import counted, few
 from .check import MAX_PIXELS, check_tiles, named_file
-from .dataset import Dataset, Problem, Region, Tile
+from .dataset import Dataset, Problem, Region, Tile, kind_of, maps_of
 from .duplicates import duplicate_notices
-from .examined_masks import examine_masks, masks_of
+from .examined_masks import examine_masks
 from .examined_slides import polygons_of_tiles, scale_notices, slides_of_tiles
 from .patients import class_counts, patient_notices, patients_found, summary_lines
 from .pictures import file_of, open_picture, picture_size
@@ -69,7 +71,7 @@ def _damaged(tiles: Sequence[Tile], bad: set[Path]) -> list[str]:
     return [
         tile.id
         for tile in tiles
-        if file_of(tile.image) in bad or any(named_file(mask, tile.image) in bad for _, mask in masks_of(tile))
+        if file_of(tile.image) in bad or any(named_file(mask, tile.image) in bad for _, mask in maps_of(tile))
     ]
 
 
@@ -86,7 +88,7 @@ def _undecodable(tiles: Sequence[Tile], known: set, num_threads: int) -> list[Pr
         try:
             open_picture(tile.image)
         except Exception as error:  # as in `check`: whatever a reader raises, it must not be trained on
-            return tile.image.slide, str(error).removeprefix(f"{tile.image.slide}: ")
+            return tile.image.slide, reason_of(error).removeprefix(f"{tile.image.slide}: ")
         return None
 
     with ThreadPoolExecutor(num_threads) as pool:
@@ -94,8 +96,7 @@ def _undecodable(tiles: Sequence[Tile], known: set, num_threads: int) -> list[Pr
     counts = Counter(slide for slide, _ in found)
     firsts = dict(reversed(found))
     return [
-        Problem(slide, f"{counts[slide]} region{'s' * (counts[slide] > 1)} cannot be decoded: {firsts[slide]}")
-        for slide in counts
+        Problem(slide, f"{counted(counts[slide], 'region')} cannot be decoded: {firsts[slide]}") for slide in counts
     ]
 
 
@@ -114,19 +115,10 @@ def _columns(dataset: Dataset) -> dict[str, dict[str, Any]]:
     for name in dict.fromkeys(name for tile in tiles for name in tile.values):
         if name not in columns:
             values = [value for tile in tiles if (value := tile.values.get(name)) is not None]
-            columns[name] = {"kind": _kind(values), "present": len(values)}
+            columns[name] = {"kind": kind_of(values[0]) if values else "picture", "present": len(values)}
             if columns[name]["kind"] == "number":
                 columns[name]["range"] = [min(values), max(values)]
     return columns
-
-
-def _kind(values: Sequence[Any]) -> str:
-    value = next(iter(values), None)
-    if isinstance(value, tuple):
-        return "vector"
-    if isinstance(value, str):
-        return "text"
-    return "number" if isinstance(value, int | float) else "picture"
 
 
 def _of_columns(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Problem]:
@@ -135,13 +127,12 @@ def _of_columns(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Pr
     for name, column in columns.items():
         classes = {label: count for label, count in column.get("classes", {}).items() if count}
         if len(classes) == 1 and column["present"] > 1:
-            reasons.append(f"column {name!r} has one class alone, {next(iter(classes))!r}: there is nothing to learn")
+            reasons.append(f"column {name!r} has only one class, {next(iter(classes))!r}: there is nothing to learn")
         elif len(classes) > 1:
             lone = [label for label in classes if column["patients"][label] == 1]
             if lone and len(dataset.groups) > 1:
-                shown = ", ".join(f"{label!r} ({classes[label]} tiles)" for label in lone[:5])
-                more = f" and {len(lone) - 5} more" if len(lone) > 5 else ""
-                reasons.append(f"column {name!r}: of one patient alone are {shown}{more}: on one side of any split")
+                shown = few([f"{label!r} ({counted(classes[label], 'tile')})" for label in lone], 5)
+                reasons.append(f"column {name!r}: only one patient has {shown}: any split has it on one side only")
         low, high = column.get("range", (0, 1))
         if low == high and column["present"] > 1 and name != "position":
             reasons.append(f"column {name!r} holds {low:g} in every tile: there is nothing to learn")

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import reason_of
 from .check import named_file
-from .dataset import Dataset, Picture, Problem, Region, Tile
-from .map_values import MASK_THRESHOLD
-from .mask_facts import count_mask
+from .dataset import Dataset, Picture, Problem, Region, Tile, maps_of
+from .mask_facts import MANY_VALUES, count_mask
+from .mask_rules import MASK_THRESHOLD
 from .masks_of_tiles import seen_masks
 from .pictures import file_of
 
 NEAR_EMPTY = 0.001
 """A mask with some foreground, and less than this share of it, is nearly empty: a stray click rather than a lesion."""
-_FEW_VALUES = 32  # class indices; masks that were resampled hold more
 _IGNORED = 255  # the usual index of pixels that count for no class
 
 
@@ -52,7 +52,7 @@ class _Masks:
         above = int(counts[MASK_THRESHOLD + 1 :].sum())
         self.seen.append((tile, int(counts[1:].sum()), above, int(counts[_IGNORED]), int(counts.sum())))
         small = [value for value in values if 0 < value <= MASK_THRESHOLD]
-        is_indices = bool(small) and len(values) <= _FEW_VALUES
+        is_indices = bool(small) and len(values) <= MANY_VALUES
         self.indices_beside_255 |= is_indices and [v for v in values if v > MASK_THRESHOLD] == [_IGNORED]
 
     @property
@@ -87,7 +87,7 @@ def examine_masks(
     every = [
         (tile, column, picture)
         for tile in dataset.tiles
-        for column, picture in masks_of(tile)
+        for column, picture in maps_of(tile)
         if bad.isdisjoint((named_file(picture, tile.image), file_of(tile.image)))
     ]
     columns: dict[str, _Masks] = defaultdict(_Masks)
@@ -119,24 +119,12 @@ def _no_masks(every: Sequence[tuple[Tile, str, Picture]]) -> list[Problem]:
     return [Problem(file_of(one.mask), f"cannot be used as a mask: {one.wrong}") for one in seen if one.wrong]
 
 
-def masks_of(tile: Tile) -> list[tuple[str, Picture]]:
-    """(column, picture) of the tile's own mask and of each further column of pictures."""
-    columns = {"mask": tile.mask, **tile.values}
-    return [
-        (name, value)
-        for name, value in columns.items()
-        if value is not None and not isinstance(value, int | float | str | tuple)
-    ]
-
-
 def _counts(picture: Picture) -> NDArray[np.int64] | str:
     """Pixels of each value, all channels together, int64 [256]; why not, where it cannot be read."""
     try:
         return count_mask(picture).counts
-    except ImportError:  # the file is fine, a package is missing
-        raise
     except Exception as error:  # as for images: whatever a reader raises, it must not be trained on
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return reason_of(error)
 
 
 def _kind(values: Sequence[int]) -> str:
@@ -188,17 +176,17 @@ def _odd(masks: _Masks, found: dict[str, Any]) -> Iterator[str]:
         if low:
             yield (
                 f"{len(low)} of {len(masks.seen)} have pixels that are not 0 and none above {MASK_THRESHOLD} (first "
-                f"{low[0].id}): their foreground is not seen; were some saved as 0 and 1, others as 0 and 255?"
+                f"{low[0].id}): their foreground is ignored; were some saved as 0 and 1, others as 0 and 255?"
             )
     if not masks.masks[1:].any():
-        yield "all are empty: there is no pixel but 0"
+        yield "all are empty: every pixel is 0"
     elif found["full"] == len(masks.seen):
         yield "all are full: there is no background"
     near = found["near_empty"]
     if near:
         first, share = next(iter(near.items()))
-        yield f"{len(near)} nearly empty, below {NEAR_EMPTY:.1%} of the pixels: {first} {share:.2g} the emptiest"
+        yield f"{len(near)} are nearly empty (below {NEAR_EMPTY:.1%} of the pixels), first {first} with {share:.2g}"
     for name, what in (("slides", "slide"), ("patients", "patient")):
         none = [one for one, share in found[name].items() if share == 0]
         if 0 < len(none) < len(found[name]):
-            yield f"{len(none)} of {len(found[name])} {what}s have no foreground at all, {none[0]} the first"
+            yield f"{len(none)} of {len(found[name])} {what}s have no foreground at all, {none[0]} for example"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .dataset import Dataset, Problem, Region
+from .dataset import Dataset, Problem, Region, maps_of
 from .pictures import file_of
 from .polygons import Polygons, polygon_classes
 from .slide_rows import UnreadableSlideError, opened
@@ -53,12 +53,12 @@ def slides_of_tiles(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _is_of_mpp(problem: str, slide: Any) -> bool:
-    """Whether it says that the slide tells no mpp, or a false one."""
+    """Whether it says that the slide has no mpp, or a wrong one."""
     return "pass mpp" in problem or problem == getattr(slide, "why_no_mpp", "")
 
 
 def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]] | None = None) -> list[Problem]:
-    """A notice where tiles of some slides show more of the tissue than those of others, or nobody knows.
+    """A notice where tiles of some slides show more of the tissue than those of others, or the scale is unknown.
 
     Args:
         dataset: whose slides they are.
@@ -69,7 +69,7 @@ def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]] | None = No
     unknown = [slide["path"] for slide in slides if slide["mpp"] is None]
     if unknown:
         share = "" if len(slides) == 1 else f", of {len(unknown)} of the {len(slides)} slides"
-        reason = f"its micrometres per pixel are unknown{share}: nobody knows what a tile shows; give a column mpp"
+        reason = f"its micrometres per pixel are unknown{share}: so is the scale of its tiles; add a column mpp"
         notices.append(Problem(Path(unknown[0]), reason))
     scales = _scales([slide for slide in slides if slide["mpp"] is not None])
     if len(scales) > 1:
@@ -79,7 +79,7 @@ def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]] | None = No
             Problem(
                 dataset.root,
                 f"tiles of different width, in micrometres: {shown} slides (first {odd[0]['path']}): the network "
-                "sees two magnifications as one; set data.mpp, or sort the slides apart",
+                "sees two magnifications as one; set data.mpp, or separate the slides",
             )
         )
     return notices
@@ -104,7 +104,7 @@ def polygons_of_tiles(dataset: Dataset) -> tuple[dict[str, Any], list[Problem]]:
     drawn: dict[Path, Polygons] = {}
     images: dict[Path, bool] = {}
     for tile in dataset.tiles:
-        own = [picture for picture in (tile.mask, *tile.values.values()) if isinstance(picture, Polygons)]
+        own = [picture for _, picture in maps_of(tile) if isinstance(picture, Polygons)]
         drawn.update({picture.file: picture for picture in own})
         images[file_of(tile.image)] = images.get(file_of(tile.image), False) or bool(own)
     if not drawn:
@@ -127,7 +127,7 @@ def polygons_of_tiles(dataset: Dataset) -> tuple[dict[str, Any], list[Problem]]:
 
 def _polygon_notices(dataset: Dataset, found: dict[str, Any]) -> list[Problem]:
     reasons = [
-        f"data.polygon_classes lists {name!r}, and no polygon is of it"
+        f"data.polygon_classes lists {name!r}, but no polygon has that class"
         for name in found["listed"][1:]  # the first stands where no polygon is
         if name not in found["classes"]
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..extras import require
 from .dataset import Picture, Problem, Tile
 from .pictures import file_of
@@ -117,5 +117,5 @@ def nonsense(data: NDArray[np.uint8], decoded: NDArray[np.uint8], is_constant: A
         with image_module.open(BytesIO(data.tobytes())) as image:
             extrema = np.reshape(image.getextrema(), (-1, 2))
     except Exception as error:  # whatever it is, a second decoder does not see one colour
-        return f"decoded to one colour; Pillow: {(str(error) or type(error).__name__).splitlines()[0]}"
+        return f"decoded to one colour; Pillow: {reason_of(error)}"
     return "decoded to one colour, which it does not hold" if (extrema[:, 0] != extrema[:, 1]).any() else None

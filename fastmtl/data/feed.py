@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import reason_of
 from .augment import Augmentation, Parameters
 from .dataset import Picture, Tile
 from .faults import Faults, substitutes
@@ -161,8 +162,7 @@ class Feed:
                 canvas = None if picture is None else self._pictures.read(picture, decoded[number])
                 canvases.append(canvas and _with_channels(canvas, wanted[number]))
             except Exception as error:  # files, slides and drawings fail in many ways, and each means: not this tile
-                words = error.strerror if isinstance(error, OSError) else str(error)
-                reason = (words or type(error).__name__).splitlines()[0]
+                reason = reason_of(error)
                 self.report(tile, number, reason.removeprefix(f"{file_of(picture)}: ") if picture else reason)
                 return None
         return canvases

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..parsing import read_json
+
 _STAMP = "generator.json"
 
 
@@ -46,8 +48,8 @@ def _check_ours(root: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     if root.is_dir() and not any(root.iterdir()):
         return {}
     try:
-        stamp = json.loads((root / _STAMP).read_text())
-    except (OSError, ValueError, RecursionError):
+        stamp = read_json(root / _STAMP)
+    except (OSError, ValueError):
         stamp = None
     if not isinstance(stamp, dict) or stamp.get("generator") != wanted["generator"]:
         raise FileExistsError(f"{root} exists and is not a generated data set; give another folder or remove it")

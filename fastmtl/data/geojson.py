@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import reprlib
 import stat
 from collections import Counter
@@ -14,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..parsing import parse_json
 from .text import read_text
 
 _PASSED_OVER = ("Point", "MultiPoint", "LineString", "MultiLineString")
 _FARTHEST = 2.0**31  # level-0 pixels; no slide is so large
 _MAX_DEPTH = 50  # of collections inside collections
-_TOO_DEEP = "nested too deeply"
 
 
 class PolygonSet(NamedTuple):
@@ -66,11 +65,9 @@ def _parse(file: Path, _mtime: int, _size: int) -> PolygonSet:
     """Parsed once a process for each state of the file: thousands of tiles share a slide's polygons."""
     text = read_text(file)
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{file} is not GeoJSON: {error}") from None
-    except RecursionError:
-        raise ValueError(f"{file} is not GeoJSON: {_TOO_DEEP}") from None
     reader = _Reader(file)
     reader.read(content)
     notes = tuple(reader.notes())
@@ -110,7 +107,7 @@ class _Reader:
     def read(self, content: Any, name: str = "", depth: int = 0) -> None:
         """Take over every polygon of a GeoJSON object, or a list of objects; those of a feature are of class `name`."""
         if depth > _MAX_DEPTH:
-            raise ValueError(f"{self._file} is not GeoJSON: {_TOO_DEEP}")
+            raise ValueError(f"{self._file} is not GeoJSON: it is nested too deeply")
         if isinstance(content, list):
             for entry in content:
                 self.read(entry, name, depth + 1)
@@ -135,7 +132,7 @@ class _Reader:
     def notes(self) -> Iterator[str]:
         """What is not drawn, or drawn as if it were something else."""
         if self._passed:
-            yield f"passed over: {_counted(self._passed)}; masks are drawn from polygons alone"
+            yield f"passed over: {_counted(self._passed)}; masks are drawn only from polygons"
         if self._nuclei:
             yield f"{self._nuclei} cells have a nucleus of their own, which is not drawn"
         if self._empty:

@@ -1,4 +1,4 @@
-"""Arrays of HDF5 files, those alone that the file holds itself: HDF5 can point into any other file of the machine."""
+"""Arrays that an HDF5 file holds itself: HDF5 can also point into any other file of the machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..errors import reason_of
 from ..extras import require
 
 _MAX_CHUNK = 2**30  # bytes; a chunk is read whole, whatever part of it is wanted
@@ -33,8 +34,7 @@ def open_array(file: Path, key: str) -> Iterator[Any]:
     except Exception as error:  # h5py raises nearly any type on damaged files
         if isinstance(error, ValueError) and str(error).startswith(str(file)):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{file} cannot be read as HDF5: {reason}") from error
+        raise ValueError(f"{file} cannot be read as HDF5: {reason_of(error)}") from error
 
 
 def _find(content: Any, key: str, file: Path, h5py: Any) -> Any:

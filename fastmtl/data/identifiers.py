@@ -1,4 +1,4 @@
-"""Names of patients, groups, cases, samples and files: which spellings are one name, and which stands for the others.
+"""Names of patients, groups, cases, samples and files: which spellings are one name, and which one is kept.
 
 Names are kept as written and compared by key, so a data set in which every name has one spelling reads and splits as
 it always did. Spreadsheets, Windows, Macs and copied text write one name in several ways: "1" and "1.0", "P1" and
@@ -13,6 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+
+from ..words import counted, few
 
 _DASHES = frozenset("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d")
 # "1,0" is a spreadsheet's whole number where a comma is decimal; "1,000" may be a thousand.
@@ -30,7 +32,7 @@ def strip_invisible(text: str) -> str:
     text = text.strip()
     if text.isascii():
         return text
-    hidden = [at for at, letter in enumerate(text) if not (letter.isspace() or _is_invisible(letter))]
+    hidden = [at for at, letter in enumerate(text) if not (letter.isspace() or is_invisible(letter))]
     return text[hidden[0] : hidden[-1] + 1] if hidden else ""
 
 
@@ -89,7 +91,7 @@ def says_missing(text: str) -> bool:
 
 
 def one_spelling(names: Iterable[str]) -> dict[str, str]:
-    """Each different name -> the spelling that stands for it: one without oddities, else the commonest.
+    """Each different name -> the spelling that is kept: one without oddities, else the most frequent.
 
     >>> one_spelling(["1.0", "1", "1.0", "P2"])
     {'1.0': '1', '1': '1', 'P2': 'P2'}
@@ -114,7 +116,7 @@ def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
         unit: what has a name, "row" or "tile".
     """
     counts = Counter(names)
-    number = {name: f"{count} {unit}{'s' * (count > 1)}" for name, count in counts.items()}
+    number = {name: counted(count, unit) for name, count in counts.items()}
     chosen = one_spelling(counts.elements())
     merged = [
         f"{what} {_shown(name, one)} ({number[name]}) is taken for {_shown(one, name)} ({number[one]})"
@@ -130,16 +132,16 @@ def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
         for name in others
     ]
     shortened = [
-        f"{what} {name!r} is a number that a spreadsheet shortened, so several may read alike; export it as text"
+        f"{what} {name!r} is a number that a spreadsheet shortened, so several may look alike; export it as text"
         for name in counts
         if _SHORTENED.fullmatch(clean_name(name))
     ]
     missing = [
-        f"{what} {name!r} ({number[name]}) names nobody, and a split takes it for one {what}"
+        f"{what} {name!r} ({number[name]}) is not a name, and a split treats it as one {what}"
         for name in counts
         if says_missing(name)
     ]
-    return [_few(lines) for lines in (merged, apart, shortened, missing) if lines]
+    return [few(lines, _MOST_TOLD, "; ") for lines in (merged, apart, shortened, missing) if lines]
 
 
 def last_part(path: str) -> str:
@@ -159,7 +161,7 @@ def tell_apart(one: Path, other: Path) -> str:
 
 
 def near_file(path: Path) -> str:
-    """A hint for a file that is not there: the name beside it that differs in capitals, blanks or Unicode form."""
+    """A hint for a missing file: a name in the same folder that differs in capitals, blanks or Unicode form."""
     for part in (path, *path.parents):
         home = part.parent
         if home.is_dir():
@@ -167,7 +169,7 @@ def near_file(path: Path) -> str:
                 near = _names_in(home, home.stat().st_mtime_ns).get(identifier_key(part.name))
             except OSError:  # a folder that may not be listed
                 near = None
-            return f"; {_shown(near, part.name)} is there, and names must agree to the letter" if near else ""
+            return f"; {_shown(near, part.name)} exists, and names must match exactly" if near else ""
     return ""
 
 
@@ -180,7 +182,7 @@ def _names_in(folder: Path, _changed: int) -> Mapping[str, str]:
 def _plain_letter(letter: str) -> str:
     if letter in _DASHES:
         return "-"
-    if _is_invisible(letter):
+    if is_invisible(letter):
         return ""
     if (digit := unicodedata.decimal(letter, None)) is not None:
         return str(digit)
@@ -189,7 +191,7 @@ def _plain_letter(letter: str) -> str:
     return letter
 
 
-def _is_invisible(letter: str) -> bool:
+def is_invisible(letter: str) -> bool:
     category = unicodedata.category(letter)
     return category == "Cf" or (category == "Cc" and not letter.isspace())
 
@@ -202,11 +204,6 @@ def _near_key(name: str) -> str:
 
 
 def _shown(name: str, beside: str) -> str:
-    """`name` in quotes, in escapes where `beside` would look the same."""
+    """`name` in quotes; escaped if it would look the same as `beside`."""
     looks = {identifier_key(one).translate(_LOOK_ALIKES) for one in (name, beside)}
     return repr(name) if len(looks) > 1 else ascii(name)
-
-
-def _few(lines: list[str]) -> str:
-    more = len(lines) - _MOST_TOLD
-    return "; ".join(lines[:_MOST_TOLD]) + (f"; and {more} more" if more > 0 else "")

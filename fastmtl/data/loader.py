@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from ..errors import reason_of
 from ..protocols import Batch, Target
 from .augment import Augmentation
 from .dataset import Tile
@@ -258,6 +259,7 @@ class TileLoader:
             except DamagedSampleError as error:
                 self._feed.report(error.tile, error.picture, error.reason)
             except Exception as error:  # DALI's RuntimeError does not name the sample
+                reason_of(error)  # raises what says nothing of the tiles
                 if not self._reader.report_undecodable():
                     ids = ", ".join(self._tiles[tile].id for tile in plans[0].samples.tolist())
                     place = f"batch {self._batch} of epoch {self._epoch}"

@@ -42,7 +42,7 @@ from .tiles import PATIENT, group_of, rule_in_words
 REGION = ("x", "y", "width", "height", "level", "mpp")
 RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group", "case", "position", "split")
 _KINDS: dict[str, Kind] = {"mask": "picture", "label": "label", "case": "text", "position": "number", "split": "text"}
-_WHOM = ("group", "patient", "case")  # the first that there is says whom a split must not divide
+_WHOM = ("group", "patient", "case")  # the first column that exists says what a split must not divide
 SPLITS = ("train", "val", "test")
 _SAYS_MISSING = ("nan", "na", "n/a", "null")
 
@@ -135,8 +135,8 @@ class _Reader:
         cells = {name: column[row] for name, column in self.column.items() if column[row]}
         for column in ("id", "image", "slide", "mask", *_WHOM):
             if says_missing(cell := cells.get(column, "some")):
-                cure = "tell whose it is" if column in _WHOM else "leave the cell empty where there is none"
-                raise ValueError(f"{place}: {column} is {cell!r}, which is no name; {cure}")
+                cure = "name the patient" if column in _WHOM else "leave the cell empty if there is none"
+                raise ValueError(f"{place}: {column} is {cell!r}, which is not a name; {cure}")
         if ("image" in cells) == ("slide" in cells):
             raise ValueError(f"{place}: a row needs an image or a slide, and not both")
         if "image" in cells:
@@ -276,12 +276,12 @@ class _Reader:
     def _passed_over(self) -> list[str]:
         """Cells that mean nothing where they stand."""
         said = [
-            f"column {name!r} is of slides alone: passed over on rows with an image"
+            f"column {name!r} is for slides only; it is ignored on rows with an image"
             for name in REGION
             if any(image and cell for image, cell in self._pairs("image", name))
         ]
         if "x" not in self.column and any(slide and level for slide, level in self._pairs("slide", "level")):
-            said.append("column 'level' is of regions: passed over on whole slides, which data.mpp cuts")
+            said.append("column 'level' is for regions; it is ignored for whole slides, which data.mpp cuts")
         return said
 
     def _pairs(self, one: str, other: str) -> Iterable[tuple[str, str]]:

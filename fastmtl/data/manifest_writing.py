@@ -8,7 +8,7 @@ from typing import Any
 
 from . import columns as cells_of
 from .cells import PathRule, write_picture
-from .dataset import Dataset, Picture, Region
+from .dataset import Dataset, Picture, Region, kind_of
 from .manifest import RESERVED
 from .table import write_table
 
@@ -68,6 +68,4 @@ def _value_cell(value: Any, classes: Sequence[str] | None, rule: PathRule) -> st
         return ""
     if classes is not None:
         return str(classes[value])
-    if isinstance(value, int | float | str | tuple):
-        return cells_of.write_value(value)
-    return _checked(value, rule)
+    return _checked(value, rule) if kind_of(value) == "picture" else cells_of.write_value(value)

@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..protocols import Target
+from ..protocols import MAPS, Target
+from ..words import counted
 from .arrays import ArrayRow
 from .check import named_file
 from .dataset import Problem, Region, Tile
 from .mask_facts import MANY_VALUES, MaskFacts
-from .mask_rules import MASK_THRESHOLD, labels, listed, merged, stray, too_faint, too_small
+from .mask_rules import MASK_THRESHOLD, labels, merged, stray, too_faint, too_small, values_in_words
 from .masks_of_tiles import SeenMask, foreground_of, seen_masks, values_of
 from .polygons import Polygons
 from .slide_rows import damage_of
 
-MAPS = ("mask", "masks", "classes")
 _INVERTED = 0.95  # share of foreground in every mask, from which it may be the background
 _GREY = (15, 239)  # between them a pixel is neither background nor foreground: soft edges are few
 _AS_CLASSES = "or learn class indices: multiclass_segmentation"
@@ -91,7 +91,7 @@ class _Look:
     def seen(self) -> str:
         values = sorted(self.values())
         sampled = " (a sample of the mask slides)" if any(mask.facts.is_sample for mask in self.masks) else ""
-        return f"{len(self.masks)} in all, {'values ' * (len(values) <= 6)}{listed(values)}{sampled}"
+        return f"{len(self.masks)} in all, {'values ' * (len(values) <= 6)}{values_in_words(values)}{sampled}"
 
     def values(self) -> set[int]:
         return values_of(self.masks)
@@ -164,7 +164,7 @@ class _Structures(_Look):
     def _has_channels(self, mask: SeenMask) -> str:
         if mask.facts.channels == len(self.names):
             return ""
-        has = f"has {mask.facts.channels} channel{'s' * (mask.facts.channels > 1)}"
+        has = f"has {counted(mask.facts.channels, 'channel')}"
         return f"{has}, and each structure is one; save {len(self.names)}"
 
     def _shows(self, mask: SeenMask) -> str:
@@ -192,7 +192,7 @@ class _Classes(_Look):
                 f"save class indices{_or_classes_of_polygons(self.masks[0])}, or learn one structure from 0 and 255: "
             )
             return (
-                f"its masks hold 0 and 255 alone, and 255 is the ignore_index: all that counts is {self.names[0]!r}; "
+                f"its masks hold only 0 and 255, and 255 is the ignore_index: all that counts is {self.names[0]!r}; "
                 f"{cure}binary_segmentation"
             )
         return found
@@ -200,7 +200,7 @@ class _Classes(_Look):
     def odd(self) -> list[Problem]:
         found = [*self.notices(self._lossy), *self.notices(self._perhaps_ignored)]
         missing = [name for index, name in enumerate(self.names) if index not in self.values()]
-        if missing and len(missing) < len(self.names) - 1:  # of a single class `constant_maps` tells
+        if missing and len(missing) < len(self.names) - 1:  # `constant_maps` reports a single class
             where = "the sample that was read" if any(mask.facts.is_sample for mask in self.masks) else "any mask"
             first = self.masks[0]
             said = f"no {' or '.join(map(repr, missing))} in {where}"
@@ -224,7 +224,7 @@ class _Classes(_Look):
         return f"holds {min(strange)}, and class indices are 0 to {len(self.names) - 1}; {cure}"
 
     def _lossy(self, facts: MaskFacts) -> str:
-        return "is stored with loss, as JPEG is, which changes class indices; save PNG or deflate" * facts.is_lossy
+        return "is compressed with loss, as JPEG is, which changes class indices; save it as PNG" * facts.is_lossy
 
     def _perhaps_ignored(self, facts: MaskFacts) -> str:
         if self._ignored != 255 or facts.values.tobytes() not in (b"\xff", b"\x00\xff"):
@@ -302,7 +302,7 @@ def _cure(mask: SeenMask) -> str:
     if isinstance(mask.mask, Polygons):
         return f"leave data.polygon_classes out, {_AS_CLASSES}"
     if isinstance(mask.mask, ArrayRow) and set(mask.facts.values.tobytes()) <= {0, 1}:
-        return f"multiply the array, in a manifest by *255 behind the row, {_AS_CLASSES}"
+        return f"multiply the array by 255, in a manifest with *255 after the row, {_AS_CLASSES}"
     return f"save them as 0 and 255, {_AS_CLASSES}"
 
 

@@ -32,7 +32,7 @@ class MaskFacts:
     Attributes:
         values: uint8 [n], ascending: all that were seen, in any channel.
         pixels: int64 [C, n], how many pixels of a channel have each value; C is 1 where all channels are equal. Of a
-            sample those of its evenly spread regions: a value that was seen elsewhere alone has 0.
+            sample those of its evenly spread regions: a value that was seen only elsewhere has 0.
         solid: int64 [n], pixels whose eight neighbours have the same value: thin lines and soft edges have none. Zeros
             where all values are 0 and 255, where more than `MANY_VALUES` cover little, and of lossy files.
         channels: what the picture declares.
@@ -161,7 +161,7 @@ def check_mode(image: Any) -> None:
 
 
 _NEAR = 8  # grey levels between the channels of a grey picture that JPEG stored as a coloured one
-_HALF = 127  # of alpha: what is no more opaque is taken for transparent
+_HALF = 127  # of alpha: up to it, a pixel counts as transparent
 _known: dict[Hashable, MaskFacts] = {}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..words import listed
 from .mask_facts import MANY_VALUES
 
 MASK_THRESHOLD = 127
@@ -35,7 +36,7 @@ def too_small(values: Values, solid: Counts, none_shows: bool) -> str:
 
 
 def too_faint(values: Values, solid: Counts) -> str:
-    """Soft values alone, of an edge that just touches the tile: seen as empty."""
+    """Only soft values, of an edge that just touches the tile: it counts as empty."""
     top = int(values.max(initial=0))
     if not 0 < top <= MASK_THRESHOLD:
         return ""
@@ -43,13 +44,13 @@ def too_faint(values: Values, solid: Counts) -> str:
 
 
 def labels(values: Values, solid: Counts) -> str:
-    """Areas that the threshold would drop beside areas that it keeps."""
+    """Areas that the threshold would drop, next to areas that it keeps."""
     low = int(solid[(values > 0) & (values <= MASK_THRESHOLD)].sum())
     if not low or values.max(initial=0) <= MASK_THRESHOLD:
         return ""
     if len(values) > MANY_VALUES and low <= _NUMBERED * int(solid[values > 0].sum()):
         return ""
-    areas = listed(values[(values > 0) & (solid > 0)].tolist())
+    areas = values_in_words(values[(values > 0) & (solid > 0)].tolist())
     return f"has areas of {areas}, and those up to {MASK_THRESHOLD} would be background: it holds labels or instances"
 
 
@@ -60,7 +61,7 @@ def stray(values: Values, solid: Counts) -> str:
         return ""
     if solid[small].any():
         return ""
-    return f"holds {listed(values.tolist())}, of which {values[small][-1]} counts as background"
+    return f"holds {values_in_words(values.tolist())}, of which {values[small][-1]} counts as background"
 
 
 def merged(values: Values, solid: Counts) -> str:
@@ -68,15 +69,15 @@ def merged(values: Values, solid: Counts) -> str:
     areas = values[(values > MASK_THRESHOLD) & (solid > 0)]
     if len(areas) < 2 or np.count_nonzero(values) > 2 * _CHOSEN:
         return ""
-    return f"has areas of {listed(areas.tolist())}, which all count as foreground"
+    return f"has areas of {values_in_words(areas.tolist())}, which all count as foreground"
 
 
-def listed(values: Sequence[int]) -> str:
-    """ "1, 2 and 255", or how many and from where to where.
+def values_in_words(values: Sequence[int]) -> str:
+    """The values, or how many and from where to where.
 
-    >>> listed([0, 255])
+    >>> values_in_words([0, 255])
     '0 and 255'
     """
     if len(values) > 6:
         return f"{len(values)} values from {values[0]} to {values[-1]}"
-    return " and ".join(filter(None, [", ".join(map(str, values[:-1])), *map(str, values[-1:])]))
+    return listed(list(map(str, values)))

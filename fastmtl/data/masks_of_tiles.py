@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import reason_of
 from ..extras import require
 from .dataset import Picture, Region, Tile
 from .mask_facts import MaskFacts, check_mode, count_mask, merged, recall
@@ -141,6 +142,6 @@ def _readable(regions: Sequence[Region]) -> list[MaskFacts]:
     for region in regions:
         try:
             found.append(count_mask(region))
-        except (OSError, SlideError, ValueError):
-            continue
+        except (OSError, SlideError, ValueError) as error:
+            reason_of(error)  # raises what says nothing of the slide
     return found

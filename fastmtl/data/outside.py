@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..extras import require
-from .dataset import Problem, Region, Tile
+from ..words import few
+from .dataset import Problem, Region, Tile, maps_of
 from .geojson import PolygonSet, read_polygons
 from .pictures import file_of
 from .polygons import Polygons
@@ -57,7 +58,7 @@ def _drawn(tiles: Sequence[Tile]) -> list[tuple[Polygons, Path | Region]]:
     """One mask of each file of polygons on each slide or image, and that; sorted."""
     pairs = {}
     for tile in tiles:
-        for picture in (tile.mask, *tile.values.values()):
+        for _, picture in maps_of(tile):
             if isinstance(picture, Polygons):
                 pairs[picture.file, file_of(tile.image), picture.offset, picture.classes] = picture, tile.image
     return [pairs[key] for key in sorted(pairs)]
@@ -66,8 +67,8 @@ def _drawn(tiles: Sequence[Tile]) -> list[tuple[Polygons, Path | Region]]:
 def _of_several_classes(found: PolygonSet, classes: Sequence[str]) -> Iterator[str]:
     names = sorted(set(found.names))
     if len(names) > 1 and not classes:
-        listed = ", ".join(name or "(none)" for name in names[:5]) + (", ..." if len(names) > 5 else "")
-        yield f"polygons of {len(names)} classes ({listed}) are drawn as one; data.polygon_classes tells them apart"
+        shown = few([name or "(none)" for name in names], 5)
+        yield f"polygons of {len(names)} classes ({shown}) are drawn as one; data.polygon_classes separates them"
 
 
 def _invalid(found: PolygonSet) -> Iterator[str]:
@@ -80,8 +81,8 @@ def _invalid(found: PolygonSet) -> Iterator[str]:
     if len(wrong):
         first = shapely.is_valid_reason(polygons[wrong[0]])
         yield (
-            f"{len(wrong)} of {len(polygons)} polygons are invalid ({first}): drawn is what the outline winds around, "
-            "without the holes"
+            f"{len(wrong)} of {len(polygons)} polygons are invalid ({first}): the area that the outline winds around "
+            "is drawn, without the holes"
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from .dataset import Dataset, Problem, Region, Tile
+from ..names import folded
+from ..words import counted, few
+from .dataset import Dataset, Problem, Region, Tile, label_of
 from .pictures import file_of
 
 _NEARLY_ALL = 0.8  # share of the tiles that one patient has where many are expected
@@ -36,7 +37,7 @@ def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
     """A notice where every tile or slide is a patient of its own, or one patient has nearly all tiles: then the rule
     that finds patients is likely to be wrong, and a split leaks or leaves one side empty."""
     if dataset.patients_from == "group_by tile" or dataset.patients_from.startswith("the layout of"):
-        return ()  # asked for, or as somebody published it
+        return ()  # requested, or published that way
     tiles, sizes = dataset.tiles, Counter(tile.group for tile in dataset.tiles)
     cure = "if file names say more, set data.patient in the recipe"
     if not dataset.patients_from.startswith("file name"):
@@ -77,26 +78,25 @@ def _torn(dataset: Dataset) -> Iterator[str]:
 def summary_lines(dataset: Dataset) -> list[str]:
     """The patients and how they were found, and the classes of each label column with their counts: a line each."""
     sizes = sorted(Counter(tile.group for tile in dataset.tiles).values())
-    each = f"{sizes[0]} to {sizes[-1]} tiles" if sizes[0] < sizes[-1] else f"{sizes[0]} tile{'s' * (sizes[0] > 1)}"
+    each = f"{sizes[0]} to {sizes[-1]} tiles" if sizes[0] < sizes[-1] else counted(sizes[0], "tile")
     ways = patients_found(dataset)
     told = ", ".join(f"{way} ({found['patients']})" if len(ways) > 1 else way for way, found in ways.items())
     lines = [f"patients: {len(sizes)}, found by {told}; {each} each"]
     for column, classes in class_counts(dataset).items():
-        shown = ", ".join(f"{name} {found['tiles']}" for name, found in list(classes.items())[:_SHOWN])
-        more = f", and {len(classes) - _SHOWN} more classes" if len(classes) > _SHOWN else ""
-        lines.append(f"{column}: {shown}{more}")
+        counts = [f"{name} {found['tiles']}" for name, found in classes.items()]
+        lines.append(f"{column}: {few(counts, _SHOWN)}")
     return lines
 
 
 def class_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
     """Label column ("label" is the tiles' own) -> class -> {"tiles", "patients"}; classes without any are there too."""
-    columns: dict[str, Any] = {"label": dataset.class_names} if dataset.class_names else {}
+    columns = ["label"] * bool(dataset.class_names) + list(dataset.classes)
     found = {}
-    for column, names in {**columns, **dataset.classes}.items():
+    for column in columns:
+        names = dataset.names_of(column)
         of: list[list[Tile]] = [[] for _ in names]
         for tile in dataset.tiles:
-            label = tile.label if column == "label" else tile.values.get(column)
-            if label is not None:
+            if (label := label_of(tile, column)) is not None:
                 of[label].append(tile)
         found[column] = {
             name: {"tiles": len(own), "patients": len({tile.group for tile in own})}
@@ -106,7 +106,4 @@ def class_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def _is_whole_name(tile: Tile) -> bool:
-    def folded(text: str) -> str:
-        return unicodedata.normalize("NFC", text).casefold()
-
     return folded(tile.group) == folded(file_of(tile.image).stem)

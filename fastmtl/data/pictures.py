@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import reason_of
 from ..extras import require
 from .dataset import Picture, Region
 from .identifiers import near_file
@@ -135,5 +136,4 @@ def _reason(error: Exception) -> str:
         return f"declares more than {MAX_PIXELS:,} pixels"
     if type(error).__name__ == "UnidentifiedImageError":
         return "not an image, or its header is damaged"
-    words = error.strerror if isinstance(error, OSError) else str(error)
-    return (words or str(error) or type(error).__name__).splitlines()[0]
+    return reason_of(error)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from .dataset import Dataset, Problem
+from .identifiers import is_invisible
+from .patients import class_counts
 
 _BETWEEN = re.compile(r"(?<=([^\W_]))[\s_\-\u2010-\u2015\u2212]+(?=([^\W_]))")  # spaces and dashes inside a name
 
@@ -29,7 +30,7 @@ def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(spelled) for spelled in found.values() if len(spelled) > 1]
 
 
-def told_apart(names: Sequence[str]) -> list[str]:
+def quoted(names: Sequence[str]) -> list[str]:
     """Each of `names` in quotes so that a reader sees how they differ: combining marks and unusual blanks escaped."""
     composed = [unicodedata.normalize("NFKC", name) for name in names]
     return [ascii(name) if composed.count(form) > 1 else repr(name) for name, form in zip(names, composed, strict=True)]
@@ -54,22 +55,20 @@ def spelling_problem(counts: Mapping[str, int], of: str, unit: str) -> str | Non
 
 def spelling_notices(dataset: Dataset) -> tuple[Problem, ...]:
     """A notice for each label column with classes that are spelled alike."""
-    columns = {"label": dataset.class_names, **dataset.classes}
-    notices = []
-    for column, names in columns.items():
+    columns = {
+        column: {name: found["tiles"] for name, found in classes.items()}
+        for column, classes in class_counts(dataset).items()
+    }
+    reasons = []
+    for column, counts in columns.items():
         for said in _ANSWERS:
-            same = [name for name in names if name.casefold() in said]
+            same = [name for name in counts if name.casefold() in said]
             if len({name.casefold() for name in same}) > 1:
-                reason = f"column {column!r}: {', '.join(told_apart(same))} may be one answer; write them alike if so"
-                notices.append(Problem(dataset.root, reason))
-        if not alike(names):
-            continue
-        labels = [tile.label if column == "label" else tile.values.get(column) for tile in dataset.tiles]
-        found = Counter(label for label in labels if label is not None)
-        counts = {name: found[index] for index, name in enumerate(names)}
-        if reason := spelling_problem(counts, f"column {column!r}", "tiles"):
-            notices.append(Problem(dataset.root, reason))
-    return tuple(notices)
+                reasons.append(
+                    f"column {column!r}: {', '.join(quoted(same))} may be one answer; write them alike if so"
+                )
+        reasons.append(spelling_problem(counts, f"column {column!r}", "tiles"))
+    return tuple(Problem(dataset.root, reason) for reason in reasons if reason)
 
 
 def merged_spellings(column: str, written: Mapping[str, tuple[str, int]], class_of: Callable[[str], str]) -> list[str]:
@@ -92,10 +91,10 @@ def merged_spellings(column: str, written: Mapping[str, tuple[str, int]], class_
 
 
 def _counted(names: Sequence[str], counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{shown} ({counts[name]})" for name, shown in zip(names, told_apart(names), strict=True))
+    return ", ".join(f"{shown} ({counts[name]})" for name, shown in zip(names, quoted(names), strict=True))
 
 
 def _folded(name: str) -> str:
     plain = unicodedata.normalize("NFKC", name).casefold()
-    seen = "".join(letter for letter in plain if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc"))
+    seen = "".join(letter for letter in plain if not is_invisible(letter))
     return _BETWEEN.sub(lambda found: " " if found[1].isdigit() and found[2].isdigit() else "", seen.strip())

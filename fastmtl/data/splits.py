@@ -17,7 +17,8 @@ from ..extras import require
 from ..names import nearest
 from ..parsing import parse_json
 from ..whole_files import write_whole
-from .dataset import Dataset, Tile
+from ..words import counted, few
+from .dataset import Dataset, Tile, label_of
 from .identifiers import identifier_key, one_spelling
 from .small_splits import Shares
 from .text import read_text
@@ -60,9 +61,8 @@ def check_no_leak(
     one, other = ({identifier_key(name): name for name in {tile.group for tile in tiles}} for tiles in (train, val))
     shared = sorted(one[key] for key in one.keys() & other.keys())
     if shared:
-        names = ", ".join(shared[:5]) + (f" and {len(shared) - 5} more" if len(shared) > 5 else "")
         raise ValueError(
-            f"{len(shared)} patient(s) are in {sides[0]} and in {sides[1]}: {names}; "
+            f"{len(shared)} patient(s) are in {sides[0]} and in {sides[1]}: {few(shared, 5)}; "
             "split by patient, see grouped_split"
         )
 
@@ -216,23 +216,15 @@ def _labels(folder: Dataset, column: str) -> list[int]:
 
 def one_sided_classes(folder: Dataset, train: Dataset, val: Dataset, column: str = "") -> list[str]:
     """A line for each class of a label column that training or validation has none of, where the folder has some."""
-    names = folder.class_names if column in ("", "label") else folder.classes.get(column, ())
     lines = []
-    for index, name in enumerate(names):
+    for index, name in enumerate(folder.names_of(column)):
         everywhere, trained, held_out = (
             {tile.group for tile in side.tiles if label_of(tile, column) == index} for side in (folder, train, val)
         )
         if everywhere and not (trained and held_out):
-            where = "training: it cannot be learned" if not trained else "validation: no score tells how it is found"
-            number = f"{len(everywhere)} patient{'s' * (len(everywhere) > 1)}"
-            lines.append(f"class {name!r}, of {number}, has no image in {where}")
+            where = "training: it cannot be learned" if not trained else "validation: no score measures it"
+            lines.append(f"class {name!r}, of {counted(len(everywhere), 'patient')}, has no image in {where}")
     return lines
-
-
-def label_of(tile: Tile, column: str) -> int | None:
-    """The tile's class in a label column; "" and "label" are its own."""
-    label = tile.label if column in ("", "label") else tile.values.get(column)
-    return label if isinstance(label, int) else None
 
 
 def save_split(split: Split, path: str | Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import reason_of
 from ..extras import require
 from ..whole_files import replacing
 from .identifiers import strip_invisible
@@ -150,7 +151,7 @@ def _read_parquet(path: Path) -> Table:
         columns = [[_text(cell) for cell in content.column(at).to_pylist()] for at in range(content.num_columns)]
         names = tuple(map(strip_invisible, content.column_names))
     except Exception as error:  # of damaged files Arrow raises its own types and Python's
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise ValueError(f"{path} cannot be read as Parquet: {reason}") from error
     return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
 

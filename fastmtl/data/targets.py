@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..protocols import Target
+from ..protocols import MAPS, Target
 from .augment import Parameters
 from .boxes import move_boxes
 from .dataset import Picture, Tile
@@ -21,7 +21,6 @@ NO_LABEL = -100
 """Label of a sample without one: what torch's losses ignore by default."""
 NO_PARTNER = -1
 _KINDS = get_args(get_type_hints(Target)["kind"])
-_MAPS = ("mask", "masks", "classes")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Columns:
         for name, columns in self.metadata.items():
             if isinstance(metadata[name], str) or not columns:
                 raise ValueError(f"`metadata` must map {name!r} to a list of columns; got {metadata[name]!r}")
-        kinds = [target for target in self.targets.values() if target.kind in _MAPS]
+        kinds = [target for target in self.targets.values() if target.kind in MAPS]
         self.maps = tuple(dict.fromkeys(MapColumn(target.kind, target.column, target.size) for target in kinds))
 
     def read(self, tiles: Sequence[Tile]) -> Table:
@@ -101,7 +100,7 @@ class Table:
         present = self._present[rows]
         targets: dict[str, Tensor] = {}
         for number, (name, target) in enumerate(self._columns.targets.items()):
-            if target.kind in _MAPS:
+            if target.kind in MAPS:
                 targets[name] = by_map[MapColumn(target.kind, target.column, target.size)]
             elif target.kind == "box":
                 boxes, present[:, number] = move_boxes(self._values[name][rows], drawn)
@@ -127,7 +126,7 @@ def _target(name: str, target: Target | str) -> Target:
 
 
 def _read(target: Target, tiles: Sequence[Tile]) -> tuple[NDArray, NDArray[np.bool_]]:
-    if target.kind in _MAPS:
+    if target.kind in MAPS:
         column = MapColumn(target.kind, target.column, target.size)
         return np.zeros(0), np.array([column.of(tile) is not None for tile in tiles], bool)
     if target.kind == "label":

@@ -3,59 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 
 from .. import ops
-from ..ops._checks import FLOATING, ROUNDING, finite, may_look, names
+from ..ops._checks import FLOATING, finite, names
 from ..ops.uncertain_points import check_ratios, random_points
+from .mask2former_targets import INTEGERS, Targets, as_targets, known_targets
+from .mask2former_targets import pad_targets as pad_targets
 
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Prediction = tuple[Tensor, Tensor] | Mapping[str, Tensor]
-
-
-class Targets(NamedTuple):
-    """The objects of a batch, padded to the T of the sample that has most."""
-
-    labels: Tensor  # integers [B, T], 0 to num_classes - 1
-    masks: Tensor  # [B, T, H', W'], uint8, bool or floating, 0 to 1
-    num_targets: Tensor  # int64 [B], how many of a sample's T are real
-
-
-def pad_targets(labels: Sequence[Tensor], masks: Sequence[Tensor]) -> Targets:
-    """Lists of each sample's labels [t] and masks [t, h, w] as `Targets`; smaller masks get zeros below and right.
-
-    >>> pad_targets([torch.tensor([2]), torch.tensor([1, 3])], [torch.ones(1, 4, 6), torch.ones(2, 5, 5)]).masks.shape
-    torch.Size([2, 2, 5, 6])
-    """
-    if not labels or len(labels) != len(masks):
-        raise ValueError(f"`labels` and `masks` must be lists of one length; got {len(labels)} and {len(masks)}.")
-    for sample, (label, mask) in enumerate(zip(labels, masks, strict=True)):
-        for name, value in (("labels", label), ("masks", mask)):
-            if not isinstance(value, Tensor):
-                raise TypeError(f"`{name}[{sample}]` must be a Tensor; got {type(value).__name__}.")
-        if label.dim() != 1 or mask.dim() != 3 or label.shape[0] != mask.shape[0]:
-            raise ValueError(
-                f"`labels` must hold [t] and `masks` [t, h, w] for each sample; "
-                f"got {list(label.shape)} and {list(mask.shape)} for sample {sample}."
-            )
-        if label.numel() and label.dtype not in _INTEGERS:
-            raise ValueError(f"`labels[{sample}]` must be integers; got {names((label.dtype,))}.")
-    counts = [label.shape[0] for label in labels]
-    most = max(counts)
-    height, width = (max(mask.shape[dim] for mask in masks) for dim in (1, 2))
-
-    def whole(mask: Tensor) -> Tensor:
-        return pad(mask, (0, width - mask.shape[2], 0, height - mask.shape[1], 0, most - mask.shape[0]))
-
-    return Targets(
-        torch.stack([pad(label.long(), (0, most - label.shape[0])) for label in labels]),
-        torch.stack([whole(mask) for mask in masks]),
-        torch.tensor(counts, device=labels[0].device),
-    )
 
 
 class Mask2FormerLoss(nn.Module):
@@ -161,13 +120,13 @@ class Mask2FormerLoss(nn.Module):
                 outside 0 to 1 or a count beyond T raises on a CPU and makes the losses NaN on a GPU.
         """
         layers = [(class_logits, mask_logits), *map(_pair, auxiliary)]
-        targets = self._checked(layers, _as_targets(labels, masks, num_targets))
+        targets = self._checked(layers, as_targets(labels, masks, num_targets))
         if present is not None:
             if present.shape != targets.num_targets.shape or present.dtype != torch.bool:
                 found = f"{names((present.dtype,))} {list(present.shape)}"
                 raise ValueError(f"`present` must be bool {list(targets.num_targets.shape)}; got {found}.")
             targets = targets._replace(num_targets=targets.num_targets * present)
-        targets, spoilt = self._known(targets)
+        targets, spoilt = known_targets(targets, self.num_classes)
         matches = self._match(layers, targets, generator)
         number = targets.num_targets.sum().to(torch.float32) + spoilt
         number = (number if self.reduce_num_masks is None else self.reduce_num_masks(number)).clamp(min=1)
@@ -272,7 +231,7 @@ class Mask2FormerLoss(nn.Module):
                 f"`labels` must be [B, T] and `masks` [B, T, H', W'] with B = {B}; "
                 f"got {list(labels.shape)} and {list(masks.shape)}."
             )
-        if labels.dtype not in _INTEGERS or number.dtype != torch.int64 or list(number.shape) != [B]:
+        if labels.dtype not in INTEGERS or number.dtype != torch.int64 or list(number.shape) != [B]:
             raise ValueError(
                 f"`labels` must be integers and `num_targets` int64 [{B}]; "
                 f"got {names((labels.dtype, number.dtype))} and {list(number.shape)}."
@@ -282,38 +241,6 @@ class Mask2FormerLoss(nn.Module):
             raise ValueError(f"logits, targets and this loss must be on one device; got {sorted(map(str, devices))}.")
         return targets._replace(labels=labels.long())
 
-    def _known(self, targets: Targets) -> tuple[Targets, Tensor]:
-        """Targets with labels of 0 where there is no object or no such class, and a scalar of 0; NaN where a label, a
-        mask or a count is out of its range and the host, which would have to wait for it, does not raise."""
-        labels, masks, number = targets
-        T = labels.shape[1]
-        real = torch.arange(T, device=number.device) < number[:, None]
-        strange = real & ((labels < 0) | (labels >= self.num_classes))
-        low = high = torch.zeros_like(real, dtype=torch.float32)
-        if masks.dtype != torch.bool and masks.numel():
-            low, high = (torch.where(real, end.to(low), 0) for end in masks.flatten(2).aminmax(dim=2))
-        outside = (low < -ROUNDING) | (high > 1 + ROUNDING)
-        if not may_look(labels):
-            bad = strange.any() | outside.any() | ((number < 0) | (number > T)).any()
-            return targets._replace(labels=torch.where(real & ~strange, labels, 0)), torch.where(bad, torch.nan, 0.0)
-        if strange.any():
-            sample, place = strange.nonzero()[0].tolist()
-            raise ValueError(
-                f"`labels` must lie in 0 to {self.num_classes - 1} (num_classes is {self.num_classes}); got "
-                f"{labels[sample, place]} for target {place} of sample {sample}. Count classes from 0, and leave out "
-                "targets that are to be ignored."
-            )
-        if outside.any():
-            sample, place = outside.nonzero()[0].tolist()
-            worst = (high if high[sample, place] > 1 else low)[sample, place]
-            raise ValueError(
-                f"`masks` must lie in 0 to 1; got {worst:g} in target {place} of sample {sample}. Turn a 0/255 mask "
-                "into 0/1: masks > 127."
-            )
-        if ((number < 0) | (number > T)).any():
-            raise ValueError(f"`num_targets` must lie in 0 to {T}, the T of `labels`; got {number.tolist()}.")
-        return targets._replace(labels=torch.where(real, labels, 0)), low.new_zeros(())
-
 
 def _pair(prediction: Prediction) -> tuple[Tensor, Tensor]:
     if isinstance(prediction, Mapping):
@@ -322,17 +249,3 @@ def _pair(prediction: Prediction) -> tuple[Tensor, Tensor]:
         return prediction["class_queries_logits"], prediction["masks_queries_logits"]
     class_logits, mask_logits = prediction
     return class_logits, mask_logits
-
-
-def _as_targets(
-    labels: Tensor | Sequence[Tensor], masks: Tensor | Sequence[Tensor], num_targets: Tensor | None
-) -> Targets:
-    if not isinstance(labels, Tensor) and not isinstance(masks, Tensor):
-        if num_targets is not None:
-            raise ValueError("`num_targets` goes with padded tensors; lists of targets say their number themselves.")
-        return pad_targets(labels, masks)
-    if not isinstance(labels, Tensor) or not isinstance(masks, Tensor):
-        raise TypeError("`labels` and `masks` must both be tensors or both be lists.")
-    if num_targets is None:
-        num_targets = torch.full((labels.shape[0],), labels.shape[1], device=labels.device)
-    return Targets(labels, masks, num_targets)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from ..words import counted, percent
 from .charts import number
 from .images import class_answers
 from .past_run import PastRun
 from .pictures import picture
-from .words import counted, percent
 
 _SALIENCY = (
     "How much each pixel would change the answer: the gradient of a class's score, or of a mask's foreground, by the "

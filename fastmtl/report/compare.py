@@ -8,13 +8,13 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
+from ..words import counted
 from .charts import UNKNOWN, duration, line_chart, number
 from .curves import curve, label, score_chart
 from .images import table
 from .page import device, headline_scores, what_ran
 from .past_run import PastRun
 from .style import page
-from .words import counted
 
 # Options of a task that say what its scores are of, and how they are taken: of others than these two runs compare.
 _SCORED_BY = ("column", "size", "structures", "empty", "aggregate", "include_background", "ignore_index")
@@ -102,7 +102,7 @@ def _scores(names: Sequence[str], runs: Sequence[PastRun], comparable: bool) -> 
 
 
 def _direction(runs: Sequence[PastRun], task: str, metric: str) -> bool | None:
-    """Whether more is better; None where nobody knows, or where the runs that have the task score it differently."""
+    """Whether more is better; None where it is unknown, or where the runs that have the task score it differently."""
     having = [run for run in runs if metric in run.scores.get(task, {})]
     if _differ(tuple(repr(run.options(task).get(option)) for option in _SCORED_BY) for run in having):
         return None
@@ -144,7 +144,7 @@ def _differences(names: Sequence[str], runs: Sequence[PastRun]) -> str:
     if not all(flat):
         return "<p class=soft>Unknown: the recipe of a run cannot be read.</p>"
     if not keys:
-        same = "Nowhere: every option is the same." if len(runs) > 1 else "There is one recipe alone."
+        same = "Nowhere: every option is the same." if len(runs) > 1 else "There is only one recipe."
         return f"<p class=soft>{same}</p>"
     return _side_by_side(names, keys, flat)
 

@@ -81,7 +81,7 @@ def look_up(find: Callable[[Mapping[str, Any]], Any], record: Mapping[str, Any])
 
 
 def _note(records: Sequence[Mapping[str, Any]]) -> str:
-    note = "The numbers beside the names are the last that are known. Scores are of the held-out images alone: "
+    note = "The numbers beside the names are the last that are known. Scores are of the held-out images only: "
     note += "training keeps the losses of its images, as it augments them and while the weights move."
     parts = stages(records)
     spans = {name: f"epoch {last}" if first == last else f"epochs {first} to {last}" for name, first, last in parts}

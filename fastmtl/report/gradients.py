@@ -8,10 +8,10 @@ from itertools import combinations
 from math import isfinite, nan
 from typing import Any
 
+from ..words import counted, listed
 from .charts import Line, line_chart
 from .curves import look_up, step_marks
 from .past_run import PastRun
-from .words import counted, listed
 
 _PAIRS = 6  # lines that one chart still shows apart
 _MOST_PAIRS = 24  # beyond which the most opposed pair stands for all

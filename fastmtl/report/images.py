@@ -8,11 +8,11 @@ from html import escape
 from math import nan
 from typing import Any
 
+from ..words import counted, percent
 from .charts import UNKNOWN, confusion_matrix, mean, number
 from .past_run import PastRun
 from .pictures import picture
 from .roc import roc_section
-from .words import counted, percent
 
 _ROWS_SHOWN = 10
 # The colours `evaluation` draws with. They are data here, as in the pictures, and follow neither light nor dark.
@@ -189,7 +189,7 @@ def _class_names(run: PastRun, task: str) -> list[str]:
     seen = {name for entry in entries for name in (entry["class"], entry["predicted"])}
     told = list(entries[0].get("probabilities", {}))
     column = run.classes(task)
-    if not run.options(task) and len(_tasks_with(run, "class")) > 1:  # nobody says which column is the task's
+    if not run.options(task) and len(_tasks_with(run, "class")) > 1:  # the task's column is unknown
         column = told or column
     return next((names for names in (column, told) if seen | set(told) <= set(names)), sorted(seen))
 

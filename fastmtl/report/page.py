@@ -7,6 +7,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
+from ..words import counted
 from .analyses import feature_section, saliency_section
 from .charts import duration, line_chart, number, shares
 from .curves import curve, label, learning_section, look_up
@@ -15,7 +16,6 @@ from .images import class_facts, class_sections, patient_section, spread, tile_s
 from .notices import notice_section
 from .past_run import PastRun
 from .style import page
-from .words import counted
 
 _MEANINGS = {
     "dice": "Dice: overlap of the predicted and the true area, mean over {}; 1 is perfect, 0 no overlap.",

@@ -61,7 +61,7 @@ class PastRun:
         return self.facts.get("classes", {}).get(column, [])
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
-        """As the run says; of runs of versions that said nothing, by the metric's name. None: nobody knows."""
+        """As the run says; of runs of versions that do not say, by the metric's name. None: unknown."""
         if "higher_is_better" in self.summary:
             return self.summary["higher_is_better"].get(task, {}).get(metric)
         return direction_of(f"{task}.{metric}")

@@ -17,6 +17,7 @@ from ..parsing import read_json
 from ..progress import plain
 from ..run_folder import RunError, RunFolder
 from ..trainer import Interrupted
+from ..words import counted
 from .plan import Row, plan, rows_of, settings_of
 from .tables import write_tables
 
@@ -91,7 +92,7 @@ def reproduce(
             for fold in range(count) if result.row.name in asked else others[result.row.name]:
                 _keep(result, fold, _folder(out, result.row, fold))
         folds_of = f"{count} of {planned[0].num_folds} folds"
-        console.print(f"{paper} at scale {scale}: {len(planned)} row{'s' * (len(planned) != 1)}, {folds_of}, in {out}")
+        console.print(f"{paper} at scale {scale}: {counted(len(planned), 'row')}, {folds_of}, in {out}")
         if others:
             console.print(f"in the table too, trained before: {', '.join(others)}")
         write_tables(paper, results, root, out, scale, count)  # all that is finished, wherever this is stopped

@@ -72,7 +72,7 @@ def delta_m(
         values: metric -> M_k; what is not in `baselines` does not count.
         baselines: metric -> B_k.
         higher_is_better: metric -> whether more is better; by its name, see `directions`, where it is not there, and
-            more is better of a name that nobody knows.
+            more is better if the name is unknown.
 
     Raises:
         ValueError: a baseline without a value, or one of 0.

@@ -32,7 +32,7 @@ def read(root: Path) -> Dataset:
     files: dict[str, Path] = {}
     for file in sorted(root.glob("**/*.tif")):
         if (other := files.setdefault(clean_name(file.name), file)) != file:
-            raise ValueError(f"{file} and {other} have one name, by which the tables call them; remove one")
+            raise ValueError(f"{file} and {other} have the same name, which the tables use for them; remove one")
     rows: dict[str, tuple[str, str, str]] = {}
     for place, cells in _rows(root):
         image, mask, *labels = cells

@@ -19,7 +19,7 @@ def level_for(slide: Slide, mpp: float) -> tuple[int, float]:
     """
     if slide.mpp is None:
         raise ValueError(
-            f"{slide.path} says no mpp that can be true; give it in a manifest's column mpp (slide,mpp), open it with "
+            f"{slide.path} says no mpp that is plausible; give it in a manifest's column mpp (slide,mpp), open it with "
             "mpp=..., or take level 0 (data.mpp = 0, `level`)"
         )
     if not mpp > 0:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...extras import require
+from ...parsing import parse_json
 from ...whole_files import replacing
 from .errors import SlideError
 from .raster import Encoding, Layout, Level, Raster
@@ -77,7 +78,7 @@ def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex
     tensors = require("safetensors", "reading slide indexes")
     try:
         with tensors.safe_open(stored, framework="numpy") as file:
-            words = json.loads(file.metadata()["index"])
+            words = parse_json(file.metadata()["index"])
             if words["version"] != VERSION or words["identity"] != asdict(identity):
                 return None
             return _unpack(identity, words, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118

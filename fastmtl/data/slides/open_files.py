@@ -12,7 +12,7 @@ _MOST_OPEN = 128
 
 
 class OpenFile:
-    """A file open for reading, closed when nobody holds this any more: not under a thread that reads.
+    """A file open for reading, closed when the last reference goes: not while a thread reads.
 
     Attributes:
         descriptor: the system's number of it.

@@ -133,12 +133,6 @@ class PieceReader:
             Piece(x, y, part.shape[1], part.shape[0], pixels=np.ascontiguousarray(part)) for x, y, part in cuts
         ]
 
-    def is_cut_off(self, raster: Raster, canvas: Box) -> bool:
-        """Whether a tile of `canvas` lies beyond the end of the file."""
-        box = stored_box(canvas, raster.shown_size, raster.encoding.orientation)
-        parts = raster.planes or (raster,)
-        return any(item.offset + item.length > self._state[0] for part in parts for item in _tiles_in(part, box))
-
     def read(self, raster: Raster, canvas: Box) -> Pixels:
         """RGB uint8 [height, width, 3] of the rectangle `canvas`; what the raster does not have is `BACKGROUND`."""
         image = np.full((canvas[3], canvas[2], 3), BACKGROUND, np.uint8)

@@ -29,7 +29,7 @@ class Scale(NamedTuple):
     """Of level 0.
 
     Attributes:
-        mpp: micrometres per pixel along x and y; None where nobody says it, or nobody is to be believed.
+        mpp: micrometres per pixel along x and y; None where it is unknown or implausible.
         source: see `Layout.mpp_source`.
         why_no_mpp: see `Layout.why_no_mpp`.
         magnification: of the objective.

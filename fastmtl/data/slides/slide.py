@@ -96,7 +96,7 @@ class Slide:
         self.problems = tuple(word for word in layout.problems if self.why_no_mpp or word != layout.why_no_mpp)
         if mpp and own and abs(math.log(mpp / own)) > math.log(1 + _OTHER_MPP):
             given = f"{mpp:g} micrometres per pixel were given, and the slide says {own:.4g} ({layout.mpp_source})"
-            self.problems += (f"{given}: what was given is taken",)
+            self.problems += (f"{given}: the given value is used",)
         self._native = PieceReader(path, (index.identity.size, index.identity.modified), layout)
         self._foreign = OpenSlideReader(path, layout.levels) if layout.reader == "openslide" else None
 
@@ -149,12 +149,6 @@ class Slide:
             pixels = self._foreign.read(region.level, region.x, region.y, region.width, region.height)
             return [Piece(0, 0, region.width, region.height, pixels=pixels)]
         return self._native.pieces(self._layout.rasters[region.level], self._canvas(region))
-
-    def is_cut_off(self, region: Region) -> bool:
-        """Whether tiles of `region` lie beyond the end of the file, by the slide's own list; nothing is read. False of
-        what OpenSlide reads."""
-        region = self._checked(region)
-        return not self._foreign and self._native.is_cut_off(self._layout.rasters[region.level], self._canvas(region))
 
     def encoding(self, level: int = 0) -> Encoding | None:
         """How the tiles of a level are stored; None of what OpenSlide reads."""

@@ -81,7 +81,7 @@ def main_of(pictures: Sequence[Picture]) -> Picture:
 
 
 def stacked_with(main: Picture, pictures: Sequence[Picture]) -> list[Picture]:
-    """Other pictures of the same size and kind that nothing tells apart: colour planes, focal planes, times."""
+    """Other pictures of the same size and kind that nothing distinguishes: colour planes, focal planes, times."""
 
     def kind(one: Picture) -> tuple[Any, ...]:
         return one.size, one.page.samplesperpixel, one.page.is_tiled, one.name, one.is_reduced
@@ -120,7 +120,7 @@ def _of_series(file: Any, series: Any, number: int) -> Picture:
 
 
 def _names(file: Any, series: Any, number: int, count: int) -> list[Any]:
-    """Names or else colours of `count` planes; [] where they are not told."""
+    """Names or else colours of `count` planes; [] if unknown."""
     if series.kind == "ome":
         channels = tiff_words.ome_channels(file.ome_metadata, number)
         names: list[Any] = [name for name, _ in channels]

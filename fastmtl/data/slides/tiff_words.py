@@ -69,7 +69,7 @@ def colour_planes(names: Sequence[Any]) -> list[int] | None:
 
 
 def ome_channels(xml: str, image: int) -> list[tuple[str, int | None]]:
-    """(name, colour) of the channels of an OME image; what is not told is "" and None."""
+    """(name, colour) of the channels of an OME image; what is unknown is "" and None."""
     try:
         nodes = [node for node in ElementTree.fromstring(xml).iter() if _tag(node) == "Pixels"]
         channels = [node for node in nodes[image] if _tag(node) == "Channel"]

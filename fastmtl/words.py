@@ -1,4 +1,4 @@
-"""Counts and shares as a person says them."""
+"""Counts, shares and lists as a person says them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,18 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def few(items: Sequence[str], most: int, mark: str = ", ") -> str:
+    """The first `most` of them, and how many others there are.
+
+    >>> few(["a", "b", "c", "d"], 2), few(["a", "b"], 2)
+    ('a, b, and 2 more', 'a, b')
+    """
+    rest = len(items) - most
+    return mark.join(items[:most]) + (f"{mark}and {rest} more" if rest > 0 else "")
+
+
 def percent(share: float) -> str:
-    """A share in percent. All and nothing are said of all and nothing alone.
+    """A share in percent. Only all is 100% and only nothing is 0%.
 
     >>> percent(0.5), percent(1.0), percent(0.996), percent(0.0001), percent(0.99999)
     ('50%', '100%', '99.6%', '<0.1%', '>99.9%')
