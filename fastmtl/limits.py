@@ -99,8 +99,8 @@ def _check_components(recipe: Recipe) -> None:
 
 def _check_file_names(recipe: Recipe) -> None:
     """Files and folders take the names of a recipe and its tasks: none may lead elsewhere, or to another's file."""
-    for part in recipe.name.split("/"):  # a paper's recipes stand in its folder
-        if problem := file_name_problem(part):
+    for part in recipe.name.split("/"):  # a paper's recipes stand in its folder; runs have names such as "U-Net / v1."
+        if problem := file_name_problem(part.strip(". ")):
             raise ConfigError(f"its name becomes a folder's, and {part!r} {problem}; choose another `name`.")
     alike: dict[str, str] = {}
     for name in recipe.tasks:

@@ -229,6 +229,10 @@ class RSquared(torchmetrics.Metric):
         """Add numbers [B] or [B, size]."""
         if len(target):
             found, wanted = (values.double().reshape(len(values), -1) for values in (preds, target))
+            size = self.moments.shape[1]
+            if not found.shape[1] == wanted.shape[1] == size:
+                given = f"{list(preds.shape)} and {list(target.shape)}"
+                raise ValueError(f"`preds` and `target` must have {size} numbers a sample, the `size`; got {given}.")
             mean = wanted.mean(0)
             squares = [(wanted - mean).square().sum(0), (wanted - found).square().sum(0)]
             batch = torch.stack([torch.full_like(mean, len(wanted)), mean, *squares])

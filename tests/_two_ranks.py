@@ -239,6 +239,9 @@ def errors(rank: int) -> dict[str, str]:
                 .backward(means(model, inputs(n=9), labelled()), model.encoder.parameters())
             )
         ),
+        "static graph": message(
+            lambda: balance.PCGrad().distribute(nn.parallel.DistributedDataParallel(Model(), static_graph=True))
+        ),
         "new": message(
             lambda: moved.backward(
                 means(model, inputs(n=9), labelled()) | {"c": model.unused.weight.sum() + model.encoder[2].bias.sum()},

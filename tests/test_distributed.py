@@ -129,6 +129,7 @@ def test_traffic(results):
         ("use fsdp", "under FSDP2"),
         ("gradnorm fsdp", "FSDP2 hides"),
         ("whole", "must hold FSDP2's sharded parameters"),
+        ("static graph", "Wrap the model without static_graph"),
         ("new", "has a gradient that no rank had"),
     ],
 )

@@ -174,3 +174,14 @@ def test_a_run_whose_task_leads_elsewhere_is_not_predicted_with(tmp_path, capsys
     assert main(["predict", str(run), str(tmp_path / "images"), "--out", str(tmp_path / "out")]) == 1
     assert "becomes a file's name" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["U-Net / tiles v1.", "Study 1", "paper/row"])
+def test_a_recipe_may_be_called_what_leads_nowhere_else(name):
+    assert config.load_recipe("demo", {"name": name}).name == name
+
+
+@pytest.mark.parametrize("name", ["..", "../up", "/up", "a/ .. /b", "a//b"])
+def test_a_recipe_is_not_called_what_leads_elsewhere(name):
+    with pytest.raises(config.ConfigError, match="becomes a folder's"):
+        config.load_recipe("demo", {"name": name})

@@ -110,3 +110,10 @@ def test_shares_count_every_pixel_of_an_epoch():
     for _ in range(8):
         share.update(torch.zeros(1))
     assert share.weight == 2**24 + 8
+
+
+def test_numbers_of_another_size_are_told():
+    with pytest.raises(ValueError, match=r"must have 1 numbers a sample, the `size`; got \[4, 2\] and \[4, 2\]"):
+        metrics.RSquared().update(torch.rand(4, 2), torch.rand(4, 2))
+    with pytest.raises(ValueError, match="must have 2 numbers"):
+        metrics.RSquared(2).update(torch.rand(4), torch.rand(4, 2))

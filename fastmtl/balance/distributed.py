@@ -28,7 +28,13 @@ def join(balancer: WeightedBalancer, model: nn.Module, group: Any, method: str, 
             raise ValueError(f"`{name}` must be one of {', '.join(known)}; got {value!r}.")
     if not dist.is_available() or not dist.is_initialized():
         raise ValueError("`distribute` needs a process group: call torch.distributed.init_process_group first.")
-    for wrapper in wrappers(model):
+    around = wrappers(model)
+    if any(wrapper.static_graph for wrapper in around):
+        raise ValueError(
+            "DistributedDataParallel(static_graph=True) cannot stop averaging, and a balancer averages in its place. "
+            "Wrap the model without static_graph."
+        )
+    for wrapper in around:
         wrapper.require_backward_grad_sync = False  # as `no_sync`: K backwards would confuse its reducer
     sharded = any(hasattr(parameter, "to_local") for parameter in model.parameters())
     _check_balancer(balancer, group)

@@ -115,6 +115,9 @@ def unit(target: Tensor, mask: Tensor | None, name: str = "target") -> None:
     if target.device.type != "cpu" or target.dtype == torch.bool or target.numel() == 0:
         return
     seen = target.detach()
+    low, high = (end.item() for end in seen.aminmax())
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return
     if mask is not None:
         seen = torch.where(mask.bool(), seen, 0)
     if seen.is_floating_point():
