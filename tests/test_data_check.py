@@ -219,10 +219,10 @@ def test_sizes_and_masks_of_another_size(tmp_path: Path, capsys):
     [
         (
             ["a,0.png,p", "b,0.png,q", "c,1.png,r"],
-            "1 pictures appear more than once, in 2 tiles, 1 of them in two pat",
+            "1 picture appears more than once, in 2 tiles, 1 of them in two pat",
         ),
         (["a,0.png,p", "b,copy.png,q", "c,1.png,r"], "in two patients, so a split can leak: a of p and b of q"),
-        (["a,0.png,p", "b,copy.png,p", "c,1.png,r"], "1 pictures appear more than once, in 2 tiles: a and b"),
+        (["a,0.png,p", "b,copy.png,p", "c,1.png,r"], "1 picture appears more than once, in 2 tiles: a and b"),
         (["a,0.png,p", "b,1.png,q", "c,2.png,r"], ""),
     ],
 )

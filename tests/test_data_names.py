@@ -206,7 +206,7 @@ def test_one_image_of_two_patients_is_a_notice(folder: Path):
     (notice,) = data.duplicate_notices(
         data.read_manifest(_manifest(folder, "id,image,patient", rows)), leaks_alone=True
     )
-    assert "1 are one image, of 'q' and of 'p'" in notice.reason
+    assert "1 of them in two patients, so a split can leak: 1 of p and 2 of q" in notice.reason
 
 
 def test_paths_of_windows(tmp_path: Path):

@@ -283,8 +283,8 @@ def test_training_tells_of_equal_files_of_two_patients(other, leaks, tmp_path):
     (tmp_path / "manifest.csv").write_text("\n".join(["image,label,patient", *rows]))
     dataset = data.read_manifest(tmp_path / "manifest.csv")
     said = [problem.reason for problem in data.duplicate_notices(dataset, leaks_alone=True)]
-    pair = f"as 2 tiles, 1 of them in two patients, where a split leaks: 0 of p and copy of {other}"
-    assert said == [f"1 pictures are there more than once, {pair}"] * leaks
+    pair = f"in 2 tiles, 1 of them in two patients, so a split can leak: 0 of p and copy of {other}"
+    assert said == [f"1 picture appears more than once, {pair}"] * leaks
     assert len(data.duplicate_notices(dataset)) == 1
 
 

@@ -82,7 +82,7 @@ def test_what_declares_too_much_is_refused_unread(tmp_path: Path, huge: dict, ki
 
 def test_the_limit_of_a_check_holds_for_what_is_drawn(tmp_path: Path):
     image = write_image(tmp_path / "tile.png", random_pixels(0, 16))
-    for mask in (RunLengths("1 3", 16, 16), image):
+    for mask in (RunLengths("1 3", 16, 16), write_image(tmp_path / "mask.png", random_pixels(0, 16)[..., 0])):
         problems = data.check_tiles([data.Tile("a", image, mask, None, "p")], max_pixels=100)
         assert problems[-1].reason == "declares 16x16 pixels, more than 100"
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
+from ..words import counted
 from .dataset import Dataset, Picture, Problem, Tile
 
 _LOOKED_AT = 4096  # bytes: a page
@@ -34,7 +35,8 @@ def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Pr
         other = next(tile for tile in first if tile.group != first[0].group)
         shown = f"{first[0].id} of {first[0].group} and {other.id} of {other.group}"
     of_two = f", {len(leaks)} of them in two patients, so a split can leak" if leaks else ""
-    return [Problem(dataset.root, f"{len(groups)} pictures appear more than once, in {count} tiles{of_two}: {shown}")]
+    appear = f"{counted(len(groups), 'picture')} {'appears' if len(groups) == 1 else 'appear'} more than once"
+    return [Problem(dataset.root, f"{appear}, in {count} tiles{of_two}: {shown}")]
 
 
 def _key(picture: Picture) -> Hashable:
