@@ -79,7 +79,7 @@ def build_tasks(
         if target_kind(options["kind"]) == "label" and not names:
             raise ConfigError(
                 f"task {name!r} needs at least two classes, and the data have no classes in column "
-                f"{column or 'label'!r}, but in: {', '.join(groups) or 'none'}; tasks.{name}.column names another."
+                f"{column or 'label'!r}; columns with classes: {', '.join(groups) or 'none'} (set tasks.{name}.column)."
             )
         task = create_task(options["kind"], name, number, class_names=names, groups=groups, **rest)
         if column:
