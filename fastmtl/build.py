@@ -14,7 +14,7 @@ from . import balance, data, models
 from .config import ConfigError, DataConfig, OptimizerConfig, Recipe, StageConfig
 from .names import check_options
 from .protocols import Balancer, Batch, Task, Update
-from .tasks import check_task, create_task
+from .tasks import check_task, create_task, target_kind
 from .update import PlainUpdate
 from .world import World
 
@@ -76,6 +76,11 @@ def build_tasks(
         rest = {key: value for key, value in options.items() if key not in _OURS}
         column = _column(name, options)
         names = classes.get(column, ()) if column else class_names
+        if target_kind(options["kind"]) == "label" and not names:
+            raise ConfigError(
+                f"task {name!r} needs at least two classes, and the data have no classes in column "
+                f"{column or 'label'!r}; columns with classes: {', '.join(groups) or 'none'} (set tasks.{name}.column)."
+            )
         task = create_task(options["kind"], name, number, class_names=names, groups=groups, **rest)
         if column:
             task.target = replace(task.target, column=column)

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import data, data_page, datasets, rehearsal
 from .config import ConfigError, load_recipe, parse_overrides
+from .words import counted
 
 _SHOWN = 20  # files with nothing odd about them that are listed
 
@@ -24,7 +25,11 @@ def prepare(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="looked through with its sub-folders")
     parser.add_argument("--out", type=Path, metavar="FILE", help="manifest to write: DIR/manifest.csv when left out")
-    parser.add_argument("--patient", default=None, metavar="REGEX", help="finds the patient in a file's name")
+    parser.add_argument(
+        "--patient",
+        metavar="REGEX",
+        help="finds the patient in a file's name: what stands before the first - when left out",
+    )
     parser.add_argument("--index-folder", type=Path, metavar="DIR", help="where slide indexes go: beside the slides")
     parser.add_argument("--json", action="store_true", help="say it as JSON")
     parsed = parser.parse_args(arguments)
@@ -127,7 +132,8 @@ def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
         console.print(f"passed over: {others}")
     used = [one for one in prepared.found if one.kind]
     slides = sum(one.kind == "slide" for one in used)
-    console.print(f"{prepared.manifest}: {len(used) - slides} tiles, {slides} slides; see it with fastmtl data check")
+    what = f"{counted(len(used) - slides, 'tile')}, {counted(slides, 'slide')}"
+    console.print(f"{prepared.manifest}: {what}; see it with fastmtl data check")
     for key, value in _recipe_words(prepared, index_folder).items():
         console.print(f"in recipes, and behind --set of data check: data.{key}={value}")
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from . import notices
-from .words import counted, few
+from .words import counted, few, named
 
 SHOWN = 20  # rows of a table, and entries of a line, before "and N more"
 _ENDS = 5  # the lowest and the highest of many shares
@@ -41,12 +41,12 @@ def show(found: Mapping[str, Any], console: Any) -> None:
         if len(found["broken"]) > SHOWN:
             say(f"and {len(found['broken']) - SHOWN} more; --json lists all")
     else:
-        say("nothing is broken")
+        say("no file is broken")
 
 
 def _summary(found: Mapping[str, Any]) -> Iterable[str]:
-    slides = f" from {found['num_slides']} slides" if found["num_slides"] else ""
-    yield f"{found['path']}: {found['num_tiles']} tiles{slides}, {found['num_patients']} patients"
+    slides = f" from {counted(found['num_slides'], 'slide')}" if found["num_slides"] else ""
+    yield f"{found['path']}: {counted(found['num_tiles'], 'tile')}{slides}, {counted(found['num_patients'], 'patient')}"
     yield from found["summary"]
     for column, masks in found["masks"].items():
         name = "masks" if column == "mask" else f"masks {column}"
@@ -58,13 +58,13 @@ def _summary(found: Mapping[str, Any]) -> Iterable[str]:
         )
     if polygons := found["polygons"]:
         number = sum(each["polygons"] for each in polygons["classes"].values())
-        without = f"; {len(polygons['without'])} images without" if polygons["without"] else ""
+        without = f"; {counted(len(polygons['without']), 'image')} without" if polygons["without"] else ""
         classes = "1 class" if len(polygons["classes"]) == 1 else f"{len(polygons['classes'])} classes"
-        yield f"polygons: {number} of {classes} in {counted(polygons['files'], 'file')}{without}"
+        yield f"polygons: {number}, of {classes}, in {counted(polygons['files'], 'file')}{without}"
     if found["slides"]:
         yield f"mpp: {_by_slides(_mpp(slide) for slide in found['slides'])}"
     for side, counts in found["splits"].items():
-        yield f"split {side}: {counts['tiles']} tiles of {counts['patients']} patients"
+        yield f"split {side}: {counted(counts['tiles'], 'tile')} of {counted(counts['patients'], 'patient')}"
     yield f"sizes: {_sizes(found['sizes'])}"
 
 
@@ -119,7 +119,7 @@ def _held(column: Mapping[str, Any]) -> str:
     if "range" in column:
         return "{:g} to {:g}".format(*column["range"])
     classes = [
-        f"{_class(label)} {count} ({counted(column['patients'][label], 'patient')})"
+        f"{named(_class(label))} {count} ({counted(column['patients'][label], 'patient')})"
         for label, count in column.get("classes", {}).items()
     ]
     return few(classes, SHOWN)

@@ -17,6 +17,7 @@ from .config import ConfigError, Recipe
 from .inference import autocast_dtype
 from .protocols import Task
 from .tta import check_views
+from .words import counted
 from .world import World
 
 SPLIT_FILE = "split.json"
@@ -171,5 +172,5 @@ def _facts(root: Path, split_file: Path | None, splits: datasets.Splits) -> dict
 
 
 def _count(folder: data.Dataset, by_tile: bool) -> str:
-    patients = "" if by_tile else f" of {len({tile.group for tile in folder.tiles})} patients"
-    return f"{len(folder)} tiles{patients}"
+    patients = "" if by_tile else f" of {counted(len({tile.group for tile in folder.tiles}), 'patient')}"
+    return f"{counted(len(folder), 'tile')}{patients}"

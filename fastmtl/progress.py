@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -64,8 +65,7 @@ class ProgressLine:
         scores = ""
         if "validation" in record:
             tasks = record["validation"]["tasks"]
-            shown = [f"{k} {v:.3f}" for values in tasks.values() for k, v in values.items() if isinstance(v, float)]
-            scores = "  |  held out: " + "  ".join(shown)
+            scores = "  |  held out: " + "  ".join(_scores(tasks))
         stage = f"{record['stage']}: " if "stage" in record else ""
         self.console.print(
             f"{stage}epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss: {losses}{scores}  |  "
@@ -76,3 +76,14 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _scores(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Metric and value of each task; the task's name too where another has a metric of that name."""
+    shared = Counter(metric for values in tasks.values() for metric in values)
+    return [
+        f"{f'{task} ' if shared[metric] > 1 else ''}{metric} {value:.3f}"
+        for task, values in tasks.items()
+        for metric, value in values.items()
+        if isinstance(value, float)
+    ]

@@ -26,7 +26,7 @@ from .words import counted
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Train RECIPE and leave a run folder."""
+    """Train RECIPE and leave a run folder. `fastmtl train --resume --out RUN` continues one that was stopped."""
 
     data: Path | None = None
     """A manifest, or a folder such as CLASS/image and CLASS/label; recipes with a generator make their own."""

@@ -15,6 +15,15 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def named(name: str) -> str:
+    """A name that a number follows: in quotes where it is taken for one itself.
+
+    >>> named("Polyp"), named("2"), named("G3")
+    ('Polyp', "'2'", "'G3'")
+    """
+    return repr(name) if name[-1:].isdigit() else name
+
+
 def few(items: Sequence[str], most: int, mark: str = ", ") -> str:
     """The first `most` of them, and how many others there are.
 

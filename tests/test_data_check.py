@@ -432,7 +432,7 @@ def test_a_recipe_that_fits_refuses_nothing(tmp_path: Path, capsys):
     [
         (["data.folds=40"], "folds"),
         (["data.stratify=organ"], "stratify"),
-        (["tasks.classification.column=organ"], "at least two classes"),
+        (["tasks.classification.column=organ"], "at least two classes, and the data have no classes in column 'organ'"),
         (["data.sampler=pairs"], "case"),
         (['data.metadata={film = ["age"]}'], "age"),
     ],
@@ -472,3 +472,15 @@ def test_training_says_it_in_two_lines(tmp_path: Path):
         "label: A 8, a  8",
     ]
     assert any("differ only by spaces" in problem.reason for problem in splits.problems)
+
+
+def test_classes_that_are_numbers_are_told_from_their_counts(tmp_path: Path, capsys):
+    from fastmtl.data.patients import summary_lines
+
+    write_folder(tmp_path, {"1": 3, "G2": 2, "high": 1}, size=16)
+    assert summary_lines(data.read_tile_folder(tmp_path))[1] == "label: '1' 3, 'G2' 2, high 1"
+    assert main(["data", "check", str(tmp_path)]) == 0
+    page = capsys.readouterr().out
+    assert "'1' 3 (" in page
+    assert ", 'G2' 2 (" in page
+    assert page.endswith("no file is broken\n")

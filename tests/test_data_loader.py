@@ -17,7 +17,7 @@ from _tiles import TARGETS, make_loader, raw_loader, shared_data, write_folder
 
 from fastmtl.data import Dataset, Region, Tile, TileReadError, open_slide
 from fastmtl.data.order import balanced_order, repeats, wrapped
-from fastmtl.protocols import Batch
+from fastmtl.protocols import Batch, Target
 
 pytest.importorskip("nvidia.dali", reason="the loader needs DALI")
 
@@ -172,6 +172,20 @@ def test_a_state_from_elsewhere_is_refused(folder: Dataset):
             loader.load_state_dict(state)
     with pytest.raises(ValueError, match="tiles="):
         make_loader(folder.tiles, shuffle=True).load_state_dict({})
+
+
+def test_values_that_changed_are_refused_where_a_task_reads_them(folder: Dataset):
+    def make(**values):
+        tiles = [replace(tile, values={"grade": 0, "note": "a", **values}) for tile in folder.tiles]
+        return make_loader(tiles, targets={"grade": Target("label", "grade")})
+
+    state = make().state_dict()
+    make(note="b").load_state_dict(state)
+    with pytest.raises(
+        ValueError, match=r"values=.* labels or numbers in the columns of the tasks changed since; resume"
+    ):
+        make(grade=1).load_state_dict(state)
+    make(grade=1).load_state_dict({key: value for key, value in state.items() if key != "values"})  # an older state
 
 
 def test_an_overtaken_iteration_ends_with_an_error(folder: Dataset):

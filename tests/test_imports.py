@@ -81,7 +81,19 @@ ALLOWED = {
     "report": {"directions", "extras", "run_folder", "parsing", "words"},
     "doctor": {"ops", "run_folder"},
     "job": {
-        *("build", "config", "data", "datasets", "inference", "notices", "protocols", "staining", "tta", "world"),
+        *(
+            "build",
+            "config",
+            "data",
+            "datasets",
+            "inference",
+            "notices",
+            "protocols",
+            "staining",
+            "tta",
+            "words",
+            "world",
+        ),
     },
     "training": {
         *("analyses", "build", "checkpoint", "config", "data", "directions", "evaluation", "inference", "job"),
@@ -99,7 +111,7 @@ ALLOWED = {
     "run_commands": {"arguments", "commands"},
     "data_page": {"notices", "words"},
     "rehearsal": {"build", "config", "data", "datasets", "errors"},
-    "data_commands": {"config", "data", "data_page", "datasets", "rehearsal"},
+    "data_commands": {"config", "data", "data_page", "datasets", "rehearsal", "words"},
     "reproduce": {
         *("checkpoint", "commands", "config", "datasets", "directions", "extras", "locks", "names", "parsing"),
         *("progress", "run_folder", "trainer", "whole_files", "words"),

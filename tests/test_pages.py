@@ -269,10 +269,10 @@ def test_commands_of_the_recipes_page(here):
     for number, words in enumerate(REPRODUCE.commands):
         words = [_told(word, where | {"RUN": f"RUN{number}"}) for word in words]
         is_table = words[1] == "reproduce"
-        options = ["--out", "table", "--rows", "uniform"] if is_table else ["--epochs", "1"]
+        options = ["--out", f"table{number}", "--rows", "uniform"] if is_table else ["--epochs", "1"]
         scale = [] if "--scale" in words else ["--scale", "tiny"]
         assert main([*words[1:], *options, *scale]) == 0, words
-    assert list(Path("table").iterdir())
+    assert len(list(Path().glob("table*/table.md"))) == 2
 
 
 def test_torchrun_lines_and_predicting_slides(folders):

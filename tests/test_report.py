@@ -348,6 +348,14 @@ def test_the_run_folder_keeps_what_the_balancer_did_and_forgets_what_a_resumed_r
     assert looks[0]["cosines"] == [[1.0, -0.2], [-0.2, 1.0]]
 
 
+def test_progress_tells_equal_metrics_of_two_tasks_apart():
+    written = io.StringIO()
+    scores = {"outline": {"dice": 0.5}, "kind": {"accuracy": 0.25}, "grade": {"accuracy": 1.0}}
+    line = ProgressLine(2, Console(file=written, width=140, soft_wrap=True, highlight=False))
+    line.on_epoch(_record(2) | {"validation": {"tasks": scores}})
+    assert "held out: dice 0.500  kind accuracy 0.250  grade accuracy 1.000  |" in written.getvalue()
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_says_speed_waiting_losses_and_time_left(terminal):
     written = io.StringIO()

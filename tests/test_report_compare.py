@@ -130,6 +130,15 @@ def test_recipes_that_cannot_be_read_are_not_said_to_be_alike():
     assert "every option is the same" not in render_comparison(runs)
 
 
+def test_notices_of_each_run_are_counted():
+    runs = [
+        past_run({}, name=name, summary={"notices": notices}) for name, notices in (("a", ["odd", "odder"]), ("b", []))
+    ]
+    row = "<th scope=row>notices</th><td>2, on its own report</td><td>none</td>"
+    assert row in render_comparison(runs)
+    assert "notices" not in render_comparison(runs[1:])
+
+
 def test_names_are_escaped_in_a_comparison():
     evil = '"><img src=x>'
     scores = {evil: {evil: 0.5, "dice": 0.5}}

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import reason_of
 from ..protocols import Batch, Target
 from .augment import Augmentation
-from .dataset import Tile
+from .dataset import Tile, kind_of
 from .faults import DamagedSampleError, Faults, TileReadError
 from .feed import Feed, Plan, Ready
 from .finish import FinishOptions, Normalizer
@@ -25,6 +25,10 @@ from .targets import Columns, Table
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_CHANGED = {
+    "tiles": "tiles came or went since, or their labels changed, or which of them have masks",
+    "values": "labels or numbers in the columns of the tasks changed since",
+}
 
 
 class TileLoader:
@@ -201,12 +205,12 @@ class TileLoader:
         Raises:
             ValueError: the state is from other tiles, another seed, batch size, world size or order.
         """
-        added = {"drop_single"}  # what older states do not have, and what changes no batch but the last
+        added = {"drop_single", "values"}  # what older states do not have
         for name, mine in self._identity().items():
             if state.get(name) != mine and (name in state or name not in added):
                 raise ValueError(
                     f"the loader state was taken with {name}={state.get(name)!r}, this loader has {mine!r}: "
-                    "its position means nothing here; resume with the same data and settings"
+                    f"{_CHANGED.get(name, 'its position means nothing here')}; resume with the same data and settings"
                 )
         self._move(state["epoch"], state["batch"])
         self._faults.load(state.get("quarantine", []))
@@ -242,12 +246,14 @@ class TileLoader:
 
     def _identity(self) -> dict[str, Any]:
         tiles = self._tiles if self._stream is None else self._stream.tiles_of(0)
-        names = hashlib.sha256()
+        names, values = hashlib.sha256(), hashlib.sha256()
         for tile in tiles:
             names.update(f"{tile.id}\0{tile.label}\0{tile.mask is not None}\n".encode())
+            own = (tile.values.get(column) for column in self._columns.named)
+            values.update(repr([one if one is None or kind_of(one) != "picture" else "" for one in own]).encode())
         order = {name: value for name, value in vars(self._sampler).items() if name != "rank"}
         order["pairs"] = None if order["pairs"] is None else list(order["pairs"])
-        return {"tiles": names.hexdigest()[:16], **order}
+        return {"tiles": names.hexdigest()[:16], "values": values.hexdigest()[:16], **order}
 
     def _receive(self, plans: Sequence[Plan]) -> tuple[Ready, list[Tensor]]:
         """The next batch, the first of `plans`; where a tile of it is damaged, the batch made anew without it."""

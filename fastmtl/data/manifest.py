@@ -218,9 +218,9 @@ class _Reader:
     def _check_names(self) -> None:
         path = self.table.path
         if "image" not in self.names and "slide" not in self.names:
-            near = next((name for name in self.names if nearest(name, ("image", "slide")).startswith("did")), None)
-            hint = f"; is {near!r} meant?" if near else f"; its columns are {', '.join(self.table.names)}"
-            raise ValueError(f"{path} has neither a column image nor a column slide{hint}")
+            near = next((name for name in self.names if _is_slip(name, "image") or _is_slip(name, "slide")), None)
+            hint = f"is {near!r} meant?" if near else f"its columns are {', '.join(self.table.names)}"
+            raise ValueError(f"{path} has neither a column image nor a column slide; {hint}; rename the one of files")
         twice = [name for at, name in enumerate(self.names) if name in self.names[:at]]
         if twice:
             raise ValueError(f"{path} has two columns named {twice[0]!r}, apart from capitals")
@@ -246,7 +246,11 @@ class _Reader:
         far = (cells_of.why_sentinel(name, self.column[name]) for name, kind in self.kinds.items() if kind == "number")
         notices += [Problem(self.table.path, reason) for reason in (*commas, *far) if reason]
         notices += [
-            Problem(self.table.path, f"column {name!r} has a class {label!r}; leave cells empty where nobody labelled")
+            Problem(
+                self.table.path,
+                f"column {name!r} has a class {label!r}, which is learned as any other; leave cells empty where nobody "
+                "labelled",
+            )
             for name, labels in self.classes.items()
             for label in labels
             if label.lower() in _SAYS_MISSING

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..names import folded
-from ..words import counted, few
+from ..words import counted, few, named
 from .dataset import Dataset, Problem, Region, Tile, label_of
 from .pictures import file_of
 
@@ -83,7 +83,7 @@ def summary_lines(dataset: Dataset) -> list[str]:
     told = ", ".join(f"{way} ({found['patients']})" if len(ways) > 1 else way for way, found in ways.items())
     lines = [f"patients: {len(sizes)}, found by {told}; {each} each"]
     for column, classes in class_counts(dataset).items():
-        counts = [f"{name} {found['tiles']}" for name, found in classes.items()]
+        counts = [f"{named(name)} {found['tiles']}" for name, found in classes.items()]
         lines.append(f"{column}: {few(counts, _SHOWN)}")
     return lines
 

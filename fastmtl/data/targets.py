@@ -62,6 +62,8 @@ class Columns:
                 raise ValueError(f"`metadata` must map {name!r} to a list of columns; got {metadata[name]!r}")
         kinds = [target for target in self.targets.values() if target.kind in MAPS]
         self.maps = tuple(dict.fromkeys(MapColumn(target.kind, target.column, target.size) for target in kinds))
+        told = [target.column for target in self.targets.values()]
+        self.named = sorted({*told, *(column for columns in self.metadata.values() for column in columns)})
 
     def read(self, tiles: Sequence[Tile]) -> Table:
         """The values of all tiles; ValueError for one of the wrong type."""

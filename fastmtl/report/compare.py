@@ -152,6 +152,9 @@ def _differences(names: Sequence[str], runs: Sequence[PastRun]) -> str:
 def _facts(names: Sequence[str], runs: Sequence[PastRun]) -> str:
     """Data, machine and commit of each run; the recipes' choices stand in the table of differences."""
     found = [what_ran(run) for run in runs]
+    if any(run.notices for run in runs):
+        for run, one in zip(runs, found, strict=True):
+            one["notices"] = f"{len(run.notices)}, on its own report" if run.notices else "none"
     keys = dict.fromkeys(key for one in found for key in one if key not in ("model", "balancer", "optimizer"))
     return _side_by_side(names, list(keys), found)
 

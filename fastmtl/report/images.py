@@ -133,7 +133,7 @@ def class_facts(run: PastRun) -> tuple[list[str], list[str]]:
             said = [f"{name} (0 of {counted(totals[name], 'image')})" for name in never]
             missed.append(f"{task}: never found: {', '.join(said)}.")
         absent = [name for name in _class_names(run, task) if name not in totals]
-        without = f"; no image of {', '.join(absent)} was held out" if absent else ""
+        without = f"; no image of {' or '.join(absent)} was held out" if absent else ""
         shares = sorted((right[name] / count, name) for name, count in totals.items())
         ranges.append(f"{task}: {_range(shares)}{without}.")
     return missed, ranges
