@@ -70,7 +70,8 @@ def test_every_block_is_run_here():
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    return tmp_path
+    yield tmp_path
+    data.use_index_folder(None)  # which data.index_folder set for the process
 
 
 # --- loops ---
