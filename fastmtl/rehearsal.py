@@ -12,10 +12,10 @@ import torch
 
 from . import build, data, datasets
 from .config import Recipe
+from .data.check import MAX_DAMAGED
 from .errors import UserError
 
 _T = TypeVar("_T")
-_MAX_SKIPPED = 0.05  # as in `data.usable_tiles`
 
 
 class Rehearsal(NamedTuple):
@@ -60,7 +60,7 @@ def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collect
     lost = len(folder) - len(good)
     if lost and recipe.data.on_damaged == "raise":
         refused.append(f'{lost} of {len(folder)} tiles are damaged; repair them, or set data.on_damaged = "skip"')
-    elif lost > _MAX_SKIPPED * len(folder):
+    elif lost > MAX_DAMAGED * len(folder):
         refused.append(f"{lost} of {len(folder)} tiles are damaged, too many to skip: check the disk")
     if not good:
         return Rehearsal(refused, odd)

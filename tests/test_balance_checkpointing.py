@@ -91,8 +91,10 @@ def check(found: list[Tensor], wanted: list[Tensor]) -> None:
 @pytest.mark.parametrize("way", ["checkpoint", "reentrant", "nested"])
 @pytest.mark.parametrize("name", balance.list_balancers())
 def test_a_step_is_that_without_checkpoints(name, way):
-    if (name, way) == ("gradnorm", "reentrant"):
-        pytest.skip("refused by name")
+    if (name, way) == ("gradnorm", "reentrant"):  # measures one layer, which reentrant checkpoints do not allow
+        with pytest.raises(RuntimeError, match="use_reentrant"):
+            steps(balance.create_balancer(name), way)
+        return
     balancer = balance.create_balancer(name)
     check(steps(deepcopy(balancer), way), steps(balancer, "plain"))
 

@@ -51,11 +51,15 @@ def check_tiles(
     return list(dict.fromkeys(problem for problems in found for problem in problems))
 
 
+MAX_DAMAGED = 0.05
+"""Share of damaged tiles from which the disk is to blame."""
+
+
 def usable_tiles(
     folder: Dataset,
     on_damaged: Literal["raise", "skip"] = "raise",
     *,
-    max_damaged: float = 0.05,
+    max_damaged: float = MAX_DAMAGED,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """The folder without its damaged tiles, and what is wrong with them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -73,20 +74,23 @@ def wrong_maps(tiles: Sequence[Tile], target: Target, classes: int, ignore_index
     return judge_maps(seen_masks(tiles, target.column), target, classes, ignore_index).wrong
 
 
-class _Look:
+class _Look(ABC):
     """The masks of a data set, and what to say of them."""
 
     def __init__(self, masks: Sequence[SeenMask], names: Sequence[str]):
         self.masks, self.names = masks, names
 
+    @abstractmethod
     def wrong(self) -> str | None:
-        raise NotImplementedError
+        """Why they are not what the task learns from."""
 
+    @abstractmethod
     def odd(self) -> list[Problem]:
-        raise NotImplementedError
+        """What a careful reader would ask about."""
 
+    @abstractmethod
     def shares(self) -> str:
-        raise NotImplementedError
+        """How much of the pixels is of each structure or class."""
 
     def seen(self) -> str:
         values = sorted(self.values())
