@@ -1,9 +1,9 @@
 """Builds the one compiled extension, `fastmtl._C`; everything else is in pyproject.toml.
 
 Files named `*_cpu.cpp` hold kernels and are compiled once per instruction set, into one extension that picks at
-load (csrc/isa.hpp); those named `*_exact_cpu.cpp` round every operation as it is written. `*.cu` are compiled where
-there is nvcc; without it the extension has no CUDA kernels. No torch header or library is involved, so one build serves
-every torch.
+load (csrc/core/isa.hpp); those named `*_exact_cpu.cpp` round every operation as it is written. `*.cu` are compiled
+where there is nvcc; without it the extension has no CUDA kernels. No torch header or library is involved, so one build
+serves every torch.
 """
 
 import os
@@ -73,7 +73,7 @@ class BuildPerInstructionSet(build_ext):
             objects = [name for names in pool.map(compile_one, jobs) for name in names]
         libraries = []
         if nvcc is not None:
-            objects += [self.compile_cuda(nvcc, source) for source in sorted(CSRC.glob("*.cu"))]
+            objects += [self.compile_cuda(nvcc, source) for source in sorted(CSRC.rglob("*.cu"))]
             # Static: an extension without CUDA's shared libraries loads on machines that have none.
             lib = next(path for name in ("lib64", "lib") if (path := nvcc.parents[1] / name).is_dir())
             libraries = [f"-L{lib}", "-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt"]
@@ -92,8 +92,8 @@ setup(
     ext_modules=[
         Extension(
             "fastmtl._C",
-            sources=sorted(str(path) for path in CSRC.glob("*.cpp")),
-            depends=sorted(str(path) for path in CSRC.glob("*.hpp")),
+            sources=sorted(str(path) for path in CSRC.rglob("*.cpp")),
+            depends=sorted(str(path) for path in CSRC.rglob("*.hpp")),
             include_dirs=[pybind11.get_include(), str(CSRC)],
             language="c++",
             optional=False,

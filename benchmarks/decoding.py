@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from fastmtl import data
-from fastmtl.data.faults import Faults
-from fastmtl.data.feed import Feed
-from fastmtl.data.graph import Graph
-from fastmtl.data.png import SIGNATURE, decode_png
-from fastmtl.data.samplers import Sampler
-from fastmtl.data.source import Pictures
-from fastmtl.data.targets import Columns
+from fastmtl.data.images.png import SIGNATURE, decode_png
+from fastmtl.data.loading.dali_graph import Graph
+from fastmtl.data.loading.encoded import Pictures
+from fastmtl.data.loading.prefetch import Feed
+from fastmtl.data.loading.quarantine import Faults
+from fastmtl.data.loading.samplers import Sampler
+from fastmtl.data.loading.targets import Columns
 
 NAME = "decode alone"
 

@@ -8,8 +8,8 @@ from importlib import metadata
 import torch
 
 from fastmtl import __version__
-from fastmtl.ops._backends import BackendError, extension
-from fastmtl.run_folder import processor_name
+from fastmtl.ops.core.backends import BackendError, extension
+from fastmtl.training.run_dir import processor_name
 
 # Contenders whose first word is not the name of their package.
 _PACKAGES = {"smp": "segmentation-models-pytorch", "DALI": "nvidia-dali-cuda130"}

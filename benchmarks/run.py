@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastmtl.run_folder import environment
+from fastmtl.training.run_dir import environment
 
 from . import load_cases, store, table
 from .machine import contender_version, device_name, instructions

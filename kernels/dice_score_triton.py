@@ -1,4 +1,4 @@
-"""The Dice (or Jaccard) loss of segments from their sums or partials, with its slopes, as in csrc/dice_score.hpp."""
+"""The Dice (or Jaccard) loss of segments from their sums or partials, with its slopes, as in dice_score.hpp."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Sigmoid focal loss on logits for NVIDIA GPUs: sums, a finaliser, and an elementwise gradient.
 
-The formulas stand in csrc/focal_sigmoid_cpu.cpp. Sums go to `partials [2, segments, splits]` (loss, valid
+The formulas stand in csrc/losses/focal_sigmoid_cpu.cpp. Sums go to `partials [2, segments, splits]` (loss, valid
 elements); one program adds them in a fixed order in float64: no float atomics, and splits that depend on the shape
 alone. Offsets are 64-bit. Tensors [B, C, pixels] come with their strides.
 """

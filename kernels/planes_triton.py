@@ -21,7 +21,7 @@ _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 
 @triton.jit
 def log1p_unit(e):
-    """log(1 + e) for 0 <= e <= 1, as in csrc/vec_math.hpp: libdevice's log1p has no interpreter."""
+    """log(1 + e) for 0 <= e <= 1, as in csrc/core/vec_math.hpp: libdevice's log1p has no interpreter."""
     q = 5.36482455e-3 * e - 3.00657917e-2
     q = q * e + 7.92045370e-2
     q = q * e - 1.37538031e-1

@@ -1,6 +1,6 @@
 """The apply pass of stain normalisation for one interleaved image: what runs inside a DALI graph on the CPU.
 
-The same numbers as csrc/stain_apply_cpu.cpp, whose header says what a recipe holds.
+The same numbers as csrc/stain/stain_apply_cpu.cpp, whose header says what a recipe holds.
 """
 
 from __future__ import annotations

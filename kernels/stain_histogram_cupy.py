@@ -27,7 +27,7 @@ __device__ inline void read(const Images& m, i64 b, i64 i, int* v) {
   v[0] = p[0]; v[1] = p[m.channel]; v[2] = p[2 * m.channel];
 }
 
-// See Mask in fastmtl/ops/_stain_primitives.py.
+// See Mask in fastmtl/ops/stain/primitives.py.
 __device__ inline bool tissue(const Images& m, i64 b, i64 i, const int* v, int kind, int limit, const float* tables,
                               float threshold) {
   bool found = true;

@@ -1,5 +1,5 @@
 """What a head at its own stride sees of a mask of full resolution: sampled, averaged or maximised over windows, on the
-fly, as in csrc/windows.hpp."""
+fly, as in csrc/losses/windows.hpp."""
 
 from __future__ import annotations
 

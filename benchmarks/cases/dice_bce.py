@@ -40,7 +40,7 @@ def _monai() -> Loss:
 
 
 def _smp() -> Loss:
-    from fastmtl.torchvision_guard import make_torchvision_importable
+    from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
     make_torchvision_importable()
     from segmentation_models_pytorch.losses import DiceLoss, SoftBCEWithLogitsLoss

@@ -48,7 +48,7 @@ def _monai_tversky() -> Loss:
 
 
 def _smp_focal() -> Loss:
-    from fastmtl.torchvision_guard import make_torchvision_importable
+    from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
     make_torchvision_importable()
     from segmentation_models_pytorch.losses import FocalLoss
@@ -57,7 +57,7 @@ def _smp_focal() -> Loss:
 
 
 def _torchvision_focal() -> Loss:
-    from fastmtl.torchvision_guard import make_torchvision_importable
+    from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
     make_torchvision_importable()
     from torchvision.ops import sigmoid_focal_loss

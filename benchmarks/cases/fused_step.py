@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmtl import balance, ops
-from fastmtl.balance.base import Rows
+from fastmtl.balance.gradient_balancer import Rows
 
 from ..registry import Case, Inputs, Run, register
 from . import pcgrad

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fastmtl import data
 from fastmtl.data.dataset import BACKGROUND
-from fastmtl.data.finish import colour_matrices
-from fastmtl.data.loader import IMAGENET_MEAN, IMAGENET_STD
+from fastmtl.data.loading.loader import IMAGENET_MEAN, IMAGENET_STD
+from fastmtl.data.loading.transform_cpu import colour_matrices
 
 from ..decoding import NAME, decode_alone
 from ..registry import Case, Inputs, Run, register

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastmtl import data
 from fastmtl.data.dataset import BACKGROUND
-from fastmtl.data.finish import colour_matrices
+from fastmtl.data.loading.transform_cpu import colour_matrices
 
 from ..registry import Case, Inputs, Run, register
 from .loader import BATCH, SEED, SIZE, TILE, WORKERS, PillowTiles, _checked_once, _digest, tiles

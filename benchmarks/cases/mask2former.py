@@ -43,7 +43,7 @@ def _ours(inputs: Inputs) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _transformers(inputs: Inputs) -> Callable[[Tensor, Tensor], Tensor]:
-    from fastmtl.torchvision_guard import make_torchvision_importable
+    from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
     make_torchvision_importable()
     from transformers.models.mask2former import modeling_mask2former

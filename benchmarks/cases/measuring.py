@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastmtl.build import build_balancer, build_optimizer, build_update
-from fastmtl.progress import ProgressLine
+from fastmtl.builders.components import build_balancer, build_optimizer, build_update
 from fastmtl.protocols import Batch
-from fastmtl.run_folder import RunFolder
-from fastmtl.trainer import Trainer
+from fastmtl.training.progress import ProgressLine
+from fastmtl.training.run_dir import RunFolder
+from fastmtl.training.trainer import Trainer
 
 from ..registry import Case, Inputs, Run, register
 from .training_step import BATCH, RECIPE, SIZE, _make

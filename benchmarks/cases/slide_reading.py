@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastmtl import data
-from fastmtl.data import tissue
+from fastmtl.data.synthetic import tissue
 
 from ..registry import Case, Inputs, Run, register
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastmtl import data
-from fastmtl.data.loader import IMAGENET_MEAN, IMAGENET_STD
+from fastmtl.data.loading.loader import IMAGENET_MEAN, IMAGENET_STD
 
 from ..decoding import NAME, decode_alone
 from ..registry import Case, Inputs, Run, register

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmtl.build import build_balancer, build_model, build_optimizer, build_tasks, build_update
+from fastmtl.builders.components import build_balancer, build_model, build_optimizer, build_tasks, build_update
 from fastmtl.config import load_recipe
 from fastmtl.protocols import Batch
-from fastmtl.trainer import Trainer
+from fastmtl.training.trainer import Trainer
 
 from ..registry import Case, Inputs, Run, register
 

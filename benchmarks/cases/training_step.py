@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastmtl.balance.arena import GradientArena
-from fastmtl.build import build_balancer, build_model, build_optimizer, build_tasks, build_update
+from fastmtl.builders.components import build_balancer, build_model, build_optimizer, build_tasks, build_update
 from fastmtl.config import load_recipe
 from fastmtl.protocols import Batch
-from fastmtl.trainer import Trainer
+from fastmtl.training.trainer import Trainer
 
 from ..registry import Case, Contender, Inputs, Run, register
 from . import pcgrad

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmtl.torchvision_guard import make_torchvision_importable
+from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 
 def _pcgrad_class() -> Any:

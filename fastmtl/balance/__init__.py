@@ -1,8 +1,6 @@
 """Balancers of tasks: from K losses to one gradient. Each works in any loop, without the trainer."""
 
-from .approximate import cut as cut
-from .averaged import DBMTL as DBMTL
-from .averaged import MoCo as MoCo
+from .approximate_strategies import cut as cut
 from .cagrad import CAGrad as CAGrad
 from .distributed import global_losses as global_losses
 from .du_gate import DuGate as DuGate
@@ -11,6 +9,8 @@ from .fair import NashMTL as NashMTL
 from .famo import FAMO as FAMO
 from .fused_step import FusedStep as FusedStep
 from .graddrop import GradDrop as GradDrop
+from .gradient_ema import DBMTL as DBMTL
+from .gradient_ema import MoCo as MoCo
 from .gradnorm import GradNorm as GradNorm
 from .gradvac import GradVac as GradVac
 from .linear import Linear as Linear
@@ -18,14 +18,14 @@ from .mgda import MGDA as MGDA
 from .pcgrad import PCGrad as PCGrad
 from .registry import create_balancer as create_balancer
 from .registry import list_balancers as list_balancers
-from .schedules import DWA as DWA
-from .schedules import RLW as RLW
-from .schedules import Constant as Constant
-from .schedules import Decay as Decay
 from .sdmgrad import SDMGrad as SDMGrad
 from .spectral import IMTLG as IMTLG
 from .spectral import AlignedMTL as AlignedMTL
 from .spectral import ConFIG as ConFIG
+from .static_weights import DWA as DWA
+from .static_weights import RLW as RLW
+from .static_weights import Constant as Constant
+from .static_weights import Decay as Decay
 from .uncertainty import GLS as GLS
 from .uncertainty import IMTLL as IMTLL
 from .uncertainty import Uncertainty as Uncertainty

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fastmtl.ops import _small
+from fastmtl.ops.gradients import matrix_solvers
 
 
 def gramian(G: Tensor | None) -> Tensor:
@@ -88,7 +88,7 @@ def least_norm(G: Tensor, active: Tensor) -> Tensor:
     size = torch.where(active, G.diagonal(), 0.0).amax()
     H = torch.where(both, G / torch.where(size > 0, size, 1.0) + 1.0, 0.0)
     H = H + torch.diag((~active).to(G.dtype))
-    x = _small.nonnegative_qp(H[None], torch.where(active, -1.0, 1.0).to(G.dtype)[None])[0]
+    x = matrix_solvers.nonnegative_qp(H[None], torch.where(active, -1.0, 1.0).to(G.dtype)[None])[0]
     x = torch.where(active, x, 0.0)
     return x / torch.where(x.sum() == 0, 1.0, x.sum())
 
@@ -96,7 +96,7 @@ def least_norm(G: Tensor, active: Tensor) -> Tensor:
 def pseudo_inverse(G: Tensor, rtol: float | None) -> Tensor:
     """Of a positive semidefinite [K, K], over its numerical rank: eigenvalues above rtol (K eps if None) times the
     largest."""
-    eigenvalues, vectors = _small.eigh(G)
+    eigenvalues, vectors = matrix_solvers.eigh(G)
     kept = in_rank(eigenvalues, rtol)
     return (vectors * torch.where(kept, 1 / eigenvalues, 0.0)) @ vectors.T
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from fastmtl.ops import _fused_step as kernel
+from fastmtl.ops.gradients import fused_step as kernel
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -1,233 +1,201 @@
-"""The base of gradient methods: a method is a subclass with `weights(G, losses) -> w`; the rest is here.
-
-They project or reweight the K gradients of the shared parameters (K backwards into the gradient arena, one Gram matrix,
-one combination) and leave each head its own plain gradient.
-"""
+"""What all balancers share: the task order, the losses and tasks of a step, the ranks, and a state that resumes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.nn import Module, Parameter
 
-from fastmtl import ops
-from fastmtl.ops.gram import MAX_TASKS
-from fastmtl.replay import still_buffers
-
-from .arena import GradientArena, as_list
-from .exact import Sequential, Strategy
-from .strategies import create_strategy
-from .weighted import WeightedBalancer, check_scale
+from .single_process import Alone
 
 
-@dataclass
-class Rows:
-    """What a gradient method has when its weights are known: the gradients, not yet combined.
+class WeightedBalancer(ABC):
+    """What both kinds share: the fixed task order, the step's losses and tasks, and a state that resumes it."""
 
-    Attributes:
-        J: [K, P] float32 or float64, times the loss scale.
-        G: [K, K] float64 inner products of J's rows, those of inactive tasks too.
-        w: [K] float64; after `write` or `update` as it is for the log.
-        losses: of the whole step.
-    """
-
-    balancer: GradientBalancer
-    J: Tensor
-    G: Tensor
-    w: Tensor
-    losses: Mapping[str, Tensor]
-
-    def places(self) -> Iterator[tuple[Tensor, int | None]]:
-        """As `GradientArena.places`."""
-        return self.balancer._arena.places()
-
-    def write(self) -> None:
-        """Combine, and add the result to `.grad`."""
-        flat, self.w = self.balancer._update(self.J, self.w, self.losses)
-        self.balancer._strategy.leave(self.balancer, flat, self.w)
-
-    def update(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows and weights whose weighted sum is the combined gradient, its squared norm, and what no element of a
-        partial sum exceeds."""
-        method = type(self.balancer)
-        if method._update is GradientBalancer._update and method._gram is GradientBalancer._gram:
-            J, G, w = self.J, self.G, self.w.to(self.J.dtype)
-        else:  # no weighted sum, or another G
-            flat, self.w = self.balancer._update(self.J, self.w, self.losses)
-            J, w = flat[None], torch.ones_like(flat[:1])
-            G = ops.gram(J)
-        exact = w.double()
-        return J, w, (exact @ G @ exact).clamp(min=0), (exact.abs() * G.diagonal().sqrt()).sum()
-
-
-class GradientBalancer(WeightedBalancer):
-    """Base of the methods that need the K gradients of the shared parameters, through their Gram matrix alone."""
-
-    strategies: tuple[str, ...] = ("sequential", "batched", "features", "last_layer")  # that keep the method's meaning
-    reusable = True  # whether the update is w^T J, so that w may serve several steps
-    sees_gradients = True  # and returns their norms and cosines
-    split_state: tuple[str, ...] = ()  # of `state_dict`: what differs between ranks that share the columns
+    held: tuple[str, ...] = ()  # the state's tensors, in attributes of these names with an underscore before
+    looks_twice = False  # whether `after_step` calls `reevaluate`
+    # Whether the gradient is not linear in the losses. Then micro-batches are kept, graphs and all, until the last one:
+    # exact, and no memory is saved.
+    needs_all_losses = False
 
     def __init__(self) -> None:
-        super().__init__()
-        self._arena = GradientArena()
-        self._strategy: Strategy = Sequential()
-        self._split = False  # whether the rows J are a part of the columns, the others being on other ranks
-        self._take_rows: Callable[[Rows], None] | None = None
+        self._tasks: list[str] | None = None
+        self._kept: dict[str, Tensor] = {}  # sums of the losses of earlier micro-batches; detached but for the above
+        self._kept_active: Tensor | None = None
+        self._ranks = Alone()
 
-    def use(self, strategy: str = "sequential", *, reuse: int = 1, layer: Tensor | None = None) -> Self:
-        """Choose how the K gradients are come by; returns the balancer. docs/balancing.md has the costs.
+    @abstractmethod
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """The method itself: the tasks' weights w [K] from G [K, K] float64 (gradient methods) and the K losses."""
 
-        Args:
-            strategy: "sequential": K backwards; exact. "batched": one vectorised backward, the same work, K times the
-                memory for gradients; exact. "features": gradients of the features given to `backward`, one backward of
-                the shared part; APPROXIMATE, their Gram matrix is not the parameters'. "last_layer": weights from the
-                gradients of one layer, then one weighted backward; APPROXIMATE.
-            reuse: n: the weights of one step serve the next n - 1 too, each with one weighted backward.
-            layer: of "last_layer": the parameter; None takes the last one in `shared` of two or more dimensions.
-
-        Raises:
-            ValueError: no such strategy, or the method loses its meaning under it.
-        """
-        self._strategy = create_strategy(self, strategy, reuse, layer)
-        self.needs_all_losses = type(self).needs_all_losses or self._strategy.needs_all_losses
-        return self
-
-    @contextmanager
-    def giving_rows(self, take: Callable[[Rows], None]) -> Iterator[None]:
-        """Inside, `backward` ends with `take(rows)` instead of writing the shared `.grad`s, where they are the whole
-        gradients of this process and their combination is all that is missing."""
-        self._take_rows = take
-        try:
-            yield
-        finally:
-            self._take_rows = None
-
-    @still_buffers()
-    def backward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Iterable[Tensor],
-        *,
-        scale: Tensor | float | None = None,
-        last: bool = True,
-        active: Tensor | None = None,
-        features: Tensor | Iterable[Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Backpropagate each loss by itself, combine the shared gradients, and leave `.grad` on every parameter.
-
-        Shared parameters get sum_k w_k g_k added to their `.grad`; where it was None, `.grad` becomes a view of one
-        buffer, which a later step uses again once no tensor looks into it. What no task reaches keeps `.grad` as it
-        was. All other parameters (heads) accumulate their own gradients as in any loop.
-
-        Args:
-            losses: task -> scalar with a graph; the same tasks in the same order at every step.
-            shared: the parameters to balance, for example `model.encoder.parameters()`. Frozen ones take no part,
-                one given twice counts once.
-            scale: the GradScaler's scale. Every `.grad` is scaled, as its `unscale_` and `step` expect; weights and
-                what is returned are those of the true gradients.
-            last: False adds this micro-batch to the rows and leaves the shared `.grad` alone; the next call with True
-                combines the sum.
-            active: bool [K] on the losses' device, which tasks have labels in this micro-batch; None takes those
-                whose gradient is not zero. The others have weight 0, and the method works on the rest.
-            features: of the strategy "features": what `cut` made of the shared part's outputs.
-
-        Returns:
-            Detached tensors on the gradients' device, for the log: "weights" [K], "norms" [K], "cosines" [K, K], all
-            float64; the cosine with a zero gradient is 0. Empty when `last` is False.
-
-        Raises:
-            TypeError, ValueError: a loss is no scalar, has no graph or reaches no shared parameter; the tasks changed;
-                `shared` holds no trainable leaf. Shared `.grad`s are then as before; micro-batches are dropped.
-        """
-        shared = as_list(shared)  # it is read more than once
-        try:
-            self._check_losses(losses)
-            check_scale(scale)
-            if len(losses) > MAX_TASKS:
-                raise ValueError(f"`losses` must have at most {MAX_TASKS} tasks; got {len(losses)}.")
-            total, active = self._step_losses(losses, active, last)
-            self._ranks.begin(self._strategy.writes(shared), self.parameters())
-            if last:
-                total, active = self._ranks.losses(total, active)
-            if last or not self.needs_all_losses:
-                objectives = self._objectives(total if self.needs_all_losses else losses)
-                self._strategy.fill(self, objectives, shared, scale, last, features)
-            self._tasks = list(losses)
-            if not last:
-                self._between()
-                return {}
-            done = self._strategy.finish(self, total, scale, active)
-            self._ranks.finish()
-            return done
-        except BaseException:
-            self._forget()  # half a step is worth nothing, and must not leak into the next one
-            self._ranks.abort()
-            raise
-        finally:
-            if last:
-                self._arena.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The tasks' names in order, and under `use(reuse=n)` the weights and how often they served."""
-        return super().state_dict() | self._strategy.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._strategy.load_state_dict(state)
-
-    def _objectives(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What is backpropagated for each task: its loss, but for methods that say otherwise."""
-        return losses
-
-    def _between(self) -> None:
-        """After each micro-batch but the last; for most methods nothing happens."""
+    def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Nothing to do after the optimizer's step, for most methods."""
         return
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._arena.clear()
-        self._strategy.forget()
+    def on_epoch(self) -> None:
+        """Call at the end of every epoch; for most methods nothing happens."""
+        return
 
-    @torch.no_grad()
-    def _combine(
-        self, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
-    ) -> dict[str, Tensor]:
-        J = self._rows(self._strategy.rows(self), scale, active)  # [K, P], or this rank's columns of it
-        G = found = self._gram(J)
-        if scale is not None:
-            G = G / (scale.double() if isinstance(scale, Tensor) else float(scale)) ** 2
+    def parameters(self) -> Iterable[Parameter]:
+        """Nothing is learned."""
+        return ()
+
+    def distribute(
+        self,
+        model: Module | None,
+        *,
+        group: Any = None,
+        method: str = "reduce_scatter",
+        scope: str = "global",
+        overlap: bool = True,
+    ) -> Self:
+        """Work on the gradients of all ranks. Call it on every rank, after `load_state_dict`; returns the balancer.
+
+        The balancer then averages the gradients of all of `model`'s parameters itself, heads included, as
+        DistributedDataParallel would, and every rank gets the same ones. Losses count with their mean over the ranks:
+        `global_losses` turns means over a rank's labelled samples into such losses. Every rank calls `backward` alike;
+        a task without labels on a rank has the loss `0.0 * output.sum()` there.
+
+        Args:
+            model: the module whose parameters the optimizer holds, equal on all ranks: a plain one, one wrapped in
+                DistributedDataParallel (the wrapper or what is in it; its own averaging is switched off for good, as by
+                `no_sync`), or one sharded by FSDP2's `fully_shard`. None: this rank works on its own gradients alone,
+                and averaging them is up to you; a balancer that was told neither raises at `backward`
+                where torch.distributed has several ranks.
+            group: process group; None is the default one.
+            method: of gradient methods, both exact: "reduce_scatter" sends (K+1) P numbers, each rank measures and
+                combines its share of the columns; "all_reduce" sends 2 K P and leaves J on every rank. FSDP2 sends its
+                own.
+            scope: "local" projects each rank's gradients by themselves and averages the results: P numbers, APPROXIMATE
+                (no method's definition; how far off depends on the data).
+            overlap: send a task's gradient while the next task's backward runs.
+
+        Raises:
+            ValueError: an option is none of these, or parameters, options or state differ between the ranks.
+        """
+        if model is None:
+            self._ranks = Alone(meant=True)
+            return self
+        from .distributed import join  # here, because few need it
+
+        self._ranks = join(self, model, group, method, scope, overlap)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tasks' names in order, None before the first step. Take it after `last=True`: rows are not in it."""
+        tensors = {name: getattr(self, f"_{name}") for name in self.held}
+        copies = {name: None if tensor is None else tensor.detach().clone() for name, tensor in tensors.items()}
+        return {"tasks": None if self._tasks is None else list(self._tasks)} | copies
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken.
+
+        Raises:
+            ValueError: it is another method's.
+        """
+        if missing := self.state_dict().keys() - state.keys() - {"reuse"}:
+            lacking = ", ".join(sorted(missing))
+            raise ValueError(f"`state` must be what `state_dict` of a {type(self).__name__} gave; it has no {lacking}.")
+        self._tasks = None if state["tasks"] is None else list(state["tasks"])
+        for name in self.held:
+            tensor = state[name]
+            setattr(self, f"_{name}", None if tensor is None else tensor.detach().clone())
+
+    def _hold(self, name: str, start: Tensor) -> Tensor:
+        """The state tensor `name`, with `start`'s shape, dtype and device; where there is none, it begins as `start`.
+
+        Methods write to it in place: a CUDA graph that is replayed reads and writes where it did when it was captured.
+        """
+        tensor = getattr(self, f"_{name}")
+        if tensor is None or tensor.shape != start.shape:
+            tensor = start.detach().clone()
+        elif tensor.device != start.device or tensor.dtype != start.dtype:
+            tensor = tensor.to(start.device, start.dtype, non_blocking=True)
+        setattr(self, f"_{name}", tensor)
+        return tensor
+
+    def _step_losses(
+        self, losses: Mapping[str, Tensor], active: Tensor | None, last: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Each task's loss, and whether it has labels, in this step so far; the last micro-batch ends the step."""
+        graphs = self.needs_all_losses
+        total = {
+            name: (loss if graphs else loss.detach()) + self._kept[name] if self._kept else loss
+            for name, loss in losses.items()
+        }
         if active is not None:
-            G = torch.where(active[:, None] & active, G, 0.0)  # a zero row is an inactive task, for every method
-        rows = Rows(self, J, found, self.weights(G, losses), losses)
-        if self._take_rows is None or not self._strategy.fills_arena or self._ranks.size > 1:
-            rows.write()
+            active = _check_active(active, losses)
+            active = active if self._kept_active is None else active | self._kept_active
+        if last:
+            self._kept, self._kept_active = {}, None
         else:
-            self._take_rows(rows)
-        norms = G.diagonal().clamp(min=0).sqrt()
-        lengths = torch.outer(norms, norms)
-        return {"weights": rows.w, "norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
+            self._kept = {name: loss if graphs else loss.detach() for name, loss in total.items()}
+            self._kept_active = active
+        return total, active
 
-    def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
-        """What is combined: the gradients [K, P] (times the scale), but for methods that keep averages of them."""
-        return J
+    def _forget(self) -> None:
+        """Drop what the micro-batches of a step that failed have left."""
+        self._kept, self._kept_active = {}, None
 
-    def _gram(self, J: Tensor) -> Tensor:
-        """[K, K] float64 inner products of the rows."""
-        return self._over_columns(ops.gram(J))
+    def _check_losses(self, losses: Mapping[str, Tensor]) -> None:
+        """Raise unless `losses` are scalars with a graph, of the same tasks in the same order as ever."""
+        if not isinstance(losses, Mapping) or not losses:
+            found = type(losses).__name__ if losses else "no loss"
+            raise ValueError(
+                f"`losses` must map each task's name to its loss, {{'mask': mask_loss, ...}}; got {found}."
+            )
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                found = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise ValueError(f"`losses[{name!r}]` must be a scalar tensor; got {found}. Reduce it first.")
+            if not loss.is_floating_point():
+                raise ValueError(f"`losses[{name!r}]` must be floating point; got {loss.dtype}.")
+            if not loss.requires_grad:
+                raise ValueError(
+                    f"`losses[{name!r}]` must carry a graph; got a tensor with requires_grad=False. For a task without "
+                    "labels in the batch return `0.0 * output.sum()`, and never a detached loss."
+                )
+        devices = {loss.device: name for name, loss in losses.items()}
+        if len(devices) > 1:
+            found = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
+            raise ValueError(f"`losses` must lie on one device; got {found}. Move them with loss.to(device).")
+        if self._tasks is not None and list(losses) != self._tasks:
+            raise ValueError(
+                f"`losses` must have the tasks {self._tasks}, in this order, at every step; got {list(losses)}."
+            )
 
-    def _norms(self, J: Tensor) -> Tensor:
-        """[K] float64 norms of the rows."""
-        return self._over_columns(ops.grad_norms(J).square()).sqrt() if self._split else ops.grad_norms(J)
 
-    def _over_columns(self, sums: Tensor) -> Tensor:
-        """Sums over this rank's columns -> sums over all."""
-        return self._ranks.sum(sums) if self._split else sums
+def values(losses: Mapping[str, Tensor]) -> Tensor:
+    """The losses as one detached vector [K] float64.
 
-    def _update(self, J: Tensor, w: Tensor, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The combined gradient [P], and the weights [K] for the log."""
-        return ops.combine(J, w), w
+    Of plain Tensors: what is kept of a MONAI MetaTensor would bring its metadata into state and log.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
+
+
+def check_scale(scale: object) -> None:
+    """Raise unless `scale` is None, a positive number or a tensor of one element (which is not looked into)."""
+    if scale is None or (isinstance(scale, Tensor) and scale.numel() == 1):
+        return
+    if isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < float("inf"):
+        return
+    found = f"a tensor {list(scale.shape)}" if isinstance(scale, Tensor) else repr(scale)
+    if isinstance(scale, GradScaler):
+        found = "the GradScaler itself. Take scaler.scale(torch.ones((), device=device)), or a FusedStep"
+    raise ValueError(f"`scale` must be a positive number or a scalar tensor; got {found}.")
+
+
+def _check_active(active: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
+    if not isinstance(active, Tensor) or active.dtype != torch.bool or active.shape != (len(losses),):
+        found = f"{list(active.shape)} {active.dtype}" if isinstance(active, Tensor) else type(active).__name__
+        raise ValueError(
+            f"`active` must be a bool tensor [{len(losses)}], one flag per task; got {found}. "
+            "Take it from batch.present.any(0)."
+        )
+    return active

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._gramian import finish, gramian, least_norm
-from .base import GradientBalancer
+from .gradient_balancer import GradientBalancer
 
 _STOPS_EARLY = ("cpu",)  # a GPU would have to be waited for
 _STEPS = 24  # of a bracketing secant: 8 to 15 reach rounding

@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..world import global_losses as global_losses
+from ..distributed import global_losses as global_losses
 from .arena import local
-from .ranks import Local, Ranks, Replicated, Scattered, Sharded, wrappers
+from .collectives import Local, Ranks, Replicated, Scattered, Sharded, wrappers
 
 if TYPE_CHECKING:
-    from .base import WeightedBalancer
+    from .gradient_balancer import WeightedBalancer
 
 METHODS = ("reduce_scatter", "all_reduce")
 SCOPES = ("global", "local")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ._gramian import cosines, finish, gramian
-from .base import GradientBalancer
+from .gradient_balancer import GradientBalancer
 
 
 class DuGate(GradientBalancer):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastmtl.ops import _small
+from fastmtl.ops.gradients import matrix_solvers
 
 from ._gramian import cosines, finish, gramian
-from .base import GradientBalancer
+from .gradient_balancer import GradientBalancer
 
 
 class FairGrad(GradientBalancer):
@@ -87,6 +87,6 @@ def _solution(G: Tensor, alpha: float) -> Tensor:
     logs = norms.log()
     middle = torch.where(active, logs, 0.0).sum() / active.sum().clamp(min=1)
     r = torch.where(active, ((p - 1) * (logs - middle)).exp(), 1.0)
-    y = _small.equilibrium(C, r, p)
+    y = matrix_solvers.equilibrium(C, r, p)
     w = y / norms * ((p - 1) / (p + 1) * middle).exp()
     return finish(w, G, active)

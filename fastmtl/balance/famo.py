@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ._gramian import given_weights
+from .base import values
 from .loss_base import LossBalancer
-from .weighted import values
 
 _BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
 
@@ -23,7 +23,7 @@ class FAMO(LossBalancer):
     takes a step of Adam with the gradient (diag z - z z^T) delta.
 
     It needs `after_step(reevaluate)`, with the random state and the BatchNorm statistics of the first look:
-    `fastmtl.replay.Replay` gives both, and fastmtl's trainer uses it. Logarithms are of the whole step's losses:
+    `balance.replay.Replay` gives both, and fastmtl's trainer uses it. Logarithms are of the whole step's losses:
     micro-batches are kept until the last one, graphs and all, and save no memory.
 
     Args:

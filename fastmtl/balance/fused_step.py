@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 
-from fastmtl.ops import _fused_step as kernel
-from fastmtl.ops._backends import check_backend
-from fastmtl.replay import still_buffers
+from fastmtl.balance.replay import still_buffers
+from fastmtl.ops.core.backends import check_backend
+from fastmtl.ops.gradients import fused_step as kernel
 
 from ._optimizer import StepGuard, read_groups, same_order, state_of, unsupported
-from .base import GradientBalancer, Rows
-from .weighted import values
+from .base import values
+from .gradient_balancer import GradientBalancer, Rows
 
 T = TypeVar("T")
 _LIMIT = torch.finfo(torch.float32).max / 2

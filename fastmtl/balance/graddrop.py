@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._draws import Draws
 from ._gramian import finish, given_weights, gramian
-from .base import GradientBalancer
+from .gradient_balancer import GradientBalancer
 
 _CHUNKS = {"cpu": 1 << 18}  # columns at a time: what is in between stays in the cache
 _CHUNK = 1 << 24  # on a GPU, where a launch is dear and memory is not

@@ -11,8 +11,8 @@ from fastmtl import ops
 
 from ._autograd import last_layer, layer_row
 from ._gramian import gramian
+from .base import values
 from .loss_base import LossBalancer
-from .weighted import values
 
 _SMALLEST = 1e-3  # of the mean weight: the closed form changes its sign for w < 0
 

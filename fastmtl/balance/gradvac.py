@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmtl.ops.pcgrad import order_by
+from fastmtl.ops.gradients.pcgrad import order_by
 
 from ._draws import Draws
 from ._gramian import finish, gramian
-from .base import GradientBalancer
+from .gradient_balancer import GradientBalancer
 
 
 class GradVac(GradientBalancer):

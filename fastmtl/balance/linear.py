@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ._gramian import given_weights
+from .base import values
 from .loss_base import LossBalancer
-from .weighted import values
 
 
 class Linear(LossBalancer):

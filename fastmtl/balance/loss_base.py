@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fastmtl.replay import still_buffers
+from fastmtl.balance.replay import still_buffers
 
 from ._autograd import backward, weighted_sum
-from .weighted import WeightedBalancer, check_scale, values
+from .base import WeightedBalancer, check_scale, values
 
 
 class LossBalancer(WeightedBalancer):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ._gramian import finish, gramian, least_norm
-from .base import GradientBalancer
-from .weighted import values
+from .base import values
+from .gradient_balancer import GradientBalancer
 
 _NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 

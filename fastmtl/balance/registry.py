@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..names import check_options, nearest
-from .averaged import DBMTL, MoCo
-from .base import GradientBalancer
+from ..utils.suggestions import check_options, nearest
 from .cagrad import CAGrad
 from .du_gate import DuGate
 from .fair import FairGrad, NashMTL
 from .famo import FAMO
 from .graddrop import GradDrop
+from .gradient_balancer import GradientBalancer
+from .gradient_ema import DBMTL, MoCo
 from .gradnorm import GradNorm
 from .gradvac import GradVac
 from .linear import Linear
 from .loss_base import LossBalancer
 from .mgda import MGDA
 from .pcgrad import PCGrad
-from .schedules import DWA, RLW, Constant, Decay
 from .sdmgrad import SDMGrad
 from .spectral import IMTLG, AlignedMTL, ConFIG
+from .static_weights import DWA, RLW, Constant, Decay
 from .uncertainty import GLS, IMTLL, Uncertainty
 from .upgrad import UPGrad
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._gramian import finish, given_weights, gramian, project_on_simplex
-from .base import GradientBalancer
+from .gradient_balancer import GradientBalancer
 
 
 class SDMGrad(GradientBalancer):

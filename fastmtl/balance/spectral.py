@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fastmtl.ops import _small
+from fastmtl.ops.gradients import matrix_solvers
 
 from ._gramian import cosines, finish, given_weights, gramian, in_rank, pseudo_inverse
-from .base import GradientBalancer
+from .gradient_balancer import GradientBalancer
 
 _SCALES = ("min", "median", "mean")
 
@@ -91,7 +91,7 @@ class AlignedMTL(GradientBalancer):
         """w [K] float64, 0 for inactive tasks, from G [K, K] float64."""
         G = gramian(G)
         active = G.diagonal() != 0
-        eigenvalues, vectors = _small.eigh(G)  # an inactive task is an eigenvector of the eigenvalue 0
+        eigenvalues, vectors = matrix_solvers.eigh(G)  # an inactive task is an eigenvector of the eigenvalue 0
         kept = in_rank(eigenvalues, self.rtol)
         rank = kept.sum().clamp(min=1)
         if self.scale == "min":

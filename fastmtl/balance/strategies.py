@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fastmtl.names import nearest
+from fastmtl.utils.suggestions import nearest
 
-from .approximate import Features, LastLayer
-from .exact import Batched, Sequential, Strategy
+from .approximate_strategies import Features, LastLayer
+from .exact_strategies import Batched, Sequential, Strategy
 
 if TYPE_CHECKING:
-    from .base import GradientBalancer
+    from .gradient_balancer import GradientBalancer
 
 _STRATEGIES = {strategy.name: strategy for strategy in (Sequential, Batched, Features, LastLayer)}
 

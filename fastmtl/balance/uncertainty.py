@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ._gramian import given_weights, to_device
+from .base import values
 from .loss_base import LossBalancer
-from .weighted import values
 
 _FORMS = ("regression", "classification")
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fastmtl.ops import _small
+from fastmtl.ops.gradients import matrix_solvers
 
 from ._gramian import cosines, finish, given_weights, gramian
-from .base import GradientBalancer
+from .gradient_balancer import GradientBalancer
 
 
 class UPGrad(GradientBalancer):
@@ -45,6 +45,6 @@ class UPGrad(GradientBalancer):
         both = active[:, None] & active
         H = torch.where(both, C, torch.eye(len(C), dtype=C.dtype, device=C.device))
         q = torch.where(active, H, 1.0)  # row i: H e_i
-        x = _small.nonnegative_qp(H.expand(len(C), -1, -1), q)
+        x = matrix_solvers.nonnegative_qp(H.expand(len(C), -1, -1), q)
         v = torch.eye(len(C), dtype=C.dtype, device=C.device) + torch.where(both, x, 0.0)
         return finish((share * torch.where(active, norms, 0.0)) @ v / norms, G, active)

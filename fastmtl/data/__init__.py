@@ -9,37 +9,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arrays import PREPROCESSING, ArrayRow, GreyPicture
-    from .augment import Augmentation
-    from .cells import PolygonOptions
-    from .check import DamagedTilesError, check_tiles, usable_tiles
+    from .checks.duplicates import duplicate_notices
+    from .checks.files import DamagedTilesError, check_tiles, usable_tiles
+    from .checks.inspect import examine
+    from .checks.mask_facts import MaskFacts, count_mask
+    from .checks.masks_of_tiles import SeenMask, seen_masks
+    from .checks.prepare import Prepared, prepare
+    from .checks.slides import scale_notices
+    from .checks.target_maps import constant_maps, judge_maps, wrong_maps
     from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile, kind_of, label_of
-    from .duplicates import duplicate_notices
-    from .examination import examine
-    from .examined_slides import scale_notices
-    from .faults import TileReadError
-    from .folder import PREDICTED_WITH, without_predictions
-    from .formats import detect_format, list_formats, read_dataset, register_format
-    from .groups import with_groups
+    from .formats.folder import PREDICTED_WITH, without_predictions
+    from .formats.registry import detect_format, list_formats, read_dataset, register_format
+    from .formats.slide_files import SlideFiles, find_slides
+    from .formats.tile_folder import IMAGE_SUFFIXES, group_of, read_tile_folder
     from .identifiers import identifier_key
-    from .loader import TileLoader
-    from .manifest import ManifestOptions, read_manifest
-    from .manifest_writing import write_manifest
-    from .map_values import constant_maps, judge_maps, wrong_maps
-    from .mask_facts import MaskFacts, count_mask
-    from .masks_of_tiles import SeenMask, seen_masks
-    from .outlines import check_outlines, write_outlines
-    from .patches import RandomPatches
-    from .patients import patient_notices, summary_lines
-    from .pictures import open_picture, picture_size
-    from .polygons import Polygons, polygon_classes
-    from .preparing import Prepared, prepare
-    from .run_lengths import RunLengths, decode_runs, encode_runs
-    from .samplers import slides_of
-    from .slide_cut import SlideCut, cut_slide
-    from .slide_files import SlideFiles, find_slides
-    from .slide_map import SlideMap
-    from .slide_rows import GridOptions, downsample_of
+    from .images.arrays import PREPROCESSING, ArrayRow, GreyPicture
+    from .images.pictures import open_picture, picture_size
+    from .images.polygons import Polygons, polygon_classes
+    from .images.run_lengths import RunLengths, decode_runs, encode_runs
+    from .loading.augment import Augmentation
+    from .loading.loader import TileLoader
+    from .loading.patches import RandomPatches
+    from .loading.quarantine import TileReadError
+    from .loading.samplers import slides_of
+    from .manifest.patients import patient_notices, summary_lines
+    from .manifest.picture_refs import PolygonOptions
+    from .manifest.reading import ManifestOptions, read_manifest
+    from .manifest.slide_rows import GridOptions, downsample_of
+    from .manifest.writing import write_manifest
+    from .slide_output.outlines import check_outlines, write_outlines
+    from .slide_output.slide_cut import SlideCut, cut_slide
+    from .slide_output.slide_map import SlideMap
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
     from .slides.index import SlideIndex, identify, use_index_folder
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from .slides.raster import Level
     from .slides.slide import Slide, open_slide
     from .slides.tissue_mask import TissueMask
-    from .splits import (
+    from .splits.groups import with_groups
+    from .splits.splitting import (
         Split,
         check_no_leak,
         grouped_split,
@@ -61,52 +62,51 @@ if TYPE_CHECKING:
         split_by_column,
         split_by_groups,
     )
-    from .stain import StainNormalizer
-    from .stain_cache import slide_statistics
-    from .stain_files import StainFileError
-    from .stain_graph import stain_numba_function
-    from .stain_statistics import StainStatistics
-    from .stain_targets import mosaic_target, standardize_luminosity
-    from .synthetic import generate
-    from .synthetic_slides import generate_slides
-    from .tiles import IMAGE_SUFFIXES, group_of, read_tile_folder
+    from .stain.cache import slide_statistics
+    from .stain.dali import stain_numba_function
+    from .stain.files import StainFileError
+    from .stain.normalizer import StainNormalizer
+    from .stain.statistics import StainStatistics
+    from .stain.targets import mosaic_target, standardize_luminosity
+    from .synthetic.slides import generate_slides
+    from .synthetic.tiles import generate
 
 _HOME = {
-    "SlideCut": "slide_cut",
-    "cut_slide": "slide_cut",
-    "SlideFiles": "slide_files",
-    "find_slides": "slide_files",
-    "PREDICTED_WITH": "folder",
-    "without_predictions": "folder",
+    "SlideCut": "slide_output.slide_cut",
+    "cut_slide": "slide_output.slide_cut",
+    "SlideFiles": "formats.slide_files",
+    "find_slides": "formats.slide_files",
+    "PREDICTED_WITH": "formats.folder",
+    "without_predictions": "formats.folder",
     "identify": "slides.index",
-    "SlideMap": "slide_map",
-    "check_outlines": "outlines",
-    "write_outlines": "outlines",
-    "slides_of": "samplers",
-    "ArrayRow": "arrays",
-    "GreyPicture": "arrays",
-    "PREPROCESSING": "arrays",
-    "Augmentation": "augment",
-    "PolygonOptions": "cells",
-    "DamagedTilesError": "check",
-    "check_tiles": "check",
-    "usable_tiles": "check",
+    "SlideMap": "slide_output.slide_map",
+    "check_outlines": "slide_output.outlines",
+    "write_outlines": "slide_output.outlines",
+    "slides_of": "loading.samplers",
+    "ArrayRow": "images.arrays",
+    "GreyPicture": "images.arrays",
+    "PREPROCESSING": "images.arrays",
+    "Augmentation": "loading.augment",
+    "PolygonOptions": "manifest.picture_refs",
+    "DamagedTilesError": "checks.files",
+    "check_tiles": "checks.files",
+    "usable_tiles": "checks.files",
     "Dataset": "dataset",
     "Drawn": "dataset",
     "Picture": "dataset",
     "Problem": "dataset",
     "Region": "dataset",
     "Tile": "dataset",
-    "duplicate_notices": "duplicates",
-    "examine": "examination",
-    "scale_notices": "examined_slides",
-    "detect_format": "formats",
-    "list_formats": "formats",
-    "read_dataset": "formats",
-    "register_format": "formats",
-    "with_groups": "groups",
+    "duplicate_notices": "checks.duplicates",
+    "examine": "checks.inspect",
+    "scale_notices": "checks.slides",
+    "detect_format": "formats.registry",
+    "list_formats": "formats.registry",
+    "read_dataset": "formats.registry",
+    "register_format": "formats.registry",
+    "with_groups": "splits.groups",
     "identifier_key": "identifiers",
-    "TileLoader": "loader",
+    "TileLoader": "loading.loader",
     "DamagedPieceError": "slides.errors",
     "SlideError": "slides.errors",
     "grid": "slides.grid",
@@ -118,56 +118,56 @@ _HOME = {
     "Slide": "slides.slide",
     "open_slide": "slides.slide",
     "TissueMask": "slides.tissue_mask",
-    "TileReadError": "faults",
-    "ManifestOptions": "manifest",
-    "constant_maps": "map_values",
-    "judge_maps": "map_values",
-    "wrong_maps": "map_values",
-    "MaskFacts": "mask_facts",
-    "SeenMask": "masks_of_tiles",
-    "count_mask": "mask_facts",
-    "seen_masks": "masks_of_tiles",
-    "read_manifest": "manifest",
-    "write_manifest": "manifest_writing",
-    "RandomPatches": "patches",
-    "patient_notices": "patients",
-    "summary_lines": "patients",
-    "open_picture": "pictures",
-    "picture_size": "pictures",
-    "Polygons": "polygons",
-    "polygon_classes": "polygons",
-    "Prepared": "preparing",
-    "prepare": "preparing",
-    "RunLengths": "run_lengths",
-    "decode_runs": "run_lengths",
-    "encode_runs": "run_lengths",
-    "GridOptions": "slide_rows",
-    "downsample_of": "slide_rows",
-    "Split": "splits",
-    "check_no_leak": "splits",
-    "grouped_split": "splits",
-    "kfold": "splits",
+    "TileReadError": "loading.quarantine",
+    "ManifestOptions": "manifest.reading",
+    "constant_maps": "checks.target_maps",
+    "judge_maps": "checks.target_maps",
+    "wrong_maps": "checks.target_maps",
+    "MaskFacts": "checks.mask_facts",
+    "SeenMask": "checks.masks_of_tiles",
+    "count_mask": "checks.mask_facts",
+    "seen_masks": "checks.masks_of_tiles",
+    "read_manifest": "manifest.reading",
+    "write_manifest": "manifest.writing",
+    "RandomPatches": "loading.patches",
+    "patient_notices": "manifest.patients",
+    "summary_lines": "manifest.patients",
+    "open_picture": "images.pictures",
+    "picture_size": "images.pictures",
+    "Polygons": "images.polygons",
+    "polygon_classes": "images.polygons",
+    "Prepared": "checks.prepare",
+    "prepare": "checks.prepare",
+    "RunLengths": "images.run_lengths",
+    "decode_runs": "images.run_lengths",
+    "encode_runs": "images.run_lengths",
+    "GridOptions": "manifest.slide_rows",
+    "downsample_of": "manifest.slide_rows",
+    "Split": "splits.splitting",
+    "check_no_leak": "splits.splitting",
+    "grouped_split": "splits.splitting",
+    "kfold": "splits.splitting",
     "kind_of": "dataset",
     "label_of": "dataset",
-    "load_groups": "splits",
-    "load_split": "splits",
-    "load_test_groups": "splits",
-    "one_sided_classes": "splits",
-    "save_split": "splits",
-    "split_by_column": "splits",
-    "split_by_groups": "splits",
-    "StainNormalizer": "stain",
-    "StainFileError": "stain_files",
-    "StainStatistics": "stain_statistics",
-    "slide_statistics": "stain_cache",
-    "stain_numba_function": "stain_graph",
-    "mosaic_target": "stain_targets",
-    "standardize_luminosity": "stain_targets",
-    "generate": "synthetic",
-    "generate_slides": "synthetic_slides",
-    "IMAGE_SUFFIXES": "tiles",
-    "group_of": "tiles",
-    "read_tile_folder": "tiles",
+    "load_groups": "splits.splitting",
+    "load_split": "splits.splitting",
+    "load_test_groups": "splits.splitting",
+    "one_sided_classes": "splits.splitting",
+    "save_split": "splits.splitting",
+    "split_by_column": "splits.splitting",
+    "split_by_groups": "splits.splitting",
+    "StainNormalizer": "stain.normalizer",
+    "StainFileError": "stain.files",
+    "StainStatistics": "stain.statistics",
+    "slide_statistics": "stain.cache",
+    "stain_numba_function": "stain.dali",
+    "mosaic_target": "stain.targets",
+    "standardize_luminosity": "stain.targets",
+    "generate": "synthetic.tiles",
+    "generate_slides": "synthetic.slides",
+    "IMAGE_SUFFIXES": "formats.tile_folder",
+    "group_of": "formats.tile_folder",
+    "read_tile_folder": "formats.tile_folder",
 }
 
 __all__ = [

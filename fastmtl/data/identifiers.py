@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from ..words import counted, few
+from ..utils.words import counted, few
 
 _DASHES = frozenset("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d")
 # "1,0" is a spreadsheet's whole number where a comma is decimal; "1,000" may be a thousand.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-from ..ops._checks import may_look, unit_or_nan
-from ..ops._class_checks import NO_CLASS
+from ..ops.core.checks import may_look, unit_or_nan
+from ..ops.core.class_checks import NO_CLASS
 
 
 def is_hard(target: Tensor) -> bool:

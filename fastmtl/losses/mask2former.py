@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .. import ops
-from ..ops._checks import FLOATING, finite, names
-from ..ops.uncertain_points import check_ratios, random_points
+from ..ops.core.checks import FLOATING, finite, names
+from ..ops.matching.uncertain_points import check_ratios, random_points
 from .mask2former_targets import INTEGERS, Targets, as_targets, known_targets
 from .mask2former_targets import pad_targets as pad_targets
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..ops._checks import ROUNDING, may_look, names
+from ..ops.core.checks import ROUNDING, may_look, names
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 

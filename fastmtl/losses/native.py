@@ -81,7 +81,7 @@ class DiceCELoss(_OfOp):
 
 
 class CrossEntropyLoss(_OfOp):
-    """`fastmtl.ops.cross_entropy` with its settings kept.
+    """`fastmtl.ops.losses.cross_entropy` with its settings kept.
 
     >>> import torch
     >>> loss = CrossEntropyLoss(label_smoothing=0.1)

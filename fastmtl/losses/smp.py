@@ -28,7 +28,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.nn.modules.loss import _Loss
 
 from ..ops import focal_loss
-from ..ops._checks import unit_or_nan
+from ..ops.core.checks import unit_or_nan
 from . import _plain
 from ._overlap import Overlap, binary_entropy, fused_sums, per_channel
 

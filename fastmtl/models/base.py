@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..names import nearest
+from ..utils.suggestions import nearest
 from .heads import AuxiliaryHeads, Output, check_outputs, pooled_mlp
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..extras import require
-from ..torchvision_guard import make_torchvision_importable
+from ..utils.optional_imports import require
+from ..utils.torchvision_guard import make_torchvision_importable
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 

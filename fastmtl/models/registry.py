@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..names import check_options, nearest
+from ..utils.suggestions import check_options, nearest
 from .heads import Output
 from .sizes import check_sizes
 from .weights import load_weights

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..names import nearest
+from ..utils.suggestions import nearest
 
 
 class Basic(nn.Module):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..extras import require
+from ..utils.optional_imports import require
 
 logger = logging.getLogger(__name__)
 Weights = dict[str, Tensor]

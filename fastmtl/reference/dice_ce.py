@@ -27,7 +27,7 @@ def dice_ce_loss(
     empty: str = "one",
     reduction: str = "mean",
 ) -> Tensor:
-    """See `fastmtl.ops.dice_ce_loss`, and for reduction "total" and "totals" `fastmtl.ops.cross_entropy`."""
+    """See `fastmtl.ops.dice_ce_loss`, and for reduction "total" and "totals" `fastmtl.ops.losses.cross_entropy`."""
     sums, spread = softmax_sums(input, target, mask, ignore_index, squared_pred)
     w = torch.ones_like(spread[0]) if weight is None else weight.to(spread.dtype)
     entropy = (1 - label_smoothing) * sums.entropy

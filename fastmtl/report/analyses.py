@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from ..words import counted, percent
+from ..utils.words import counted, percent
 from .charts import number
 from .images import class_answers
 from .past_run import PastRun

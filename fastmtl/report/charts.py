@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from math import isfinite
 
-from ..words import percent
+from ..utils.words import percent
 
 NUM_COLOURS = 6  # --c0 to --c5 of the page's style
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")

@@ -8,7 +8,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
-from ..words import counted
+from ..utils.words import counted
 from .charts import UNKNOWN, duration, line_chart, number
 from .curves import curve, label, score_chart
 from .images import table

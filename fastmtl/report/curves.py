@@ -8,7 +8,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
-from ..directions import direction_of
+from ..utils.metric_directions import direction_of
 from .charts import Line, line_chart
 from .past_run import PastRun
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from math import isfinite, nan
 from typing import Any
 
-from ..words import counted, listed
+from ..utils.words import counted, listed
 from .charts import Line, line_chart
 from .curves import look_up, step_marks
 from .past_run import PastRun

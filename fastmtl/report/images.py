@@ -8,7 +8,7 @@ from html import escape
 from math import nan
 from typing import Any
 
-from ..words import counted, percent
+from ..utils.words import counted, percent
 from .charts import UNKNOWN, confusion_matrix, mean, number
 from .past_run import PastRun
 from .pictures import picture

@@ -7,7 +7,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
-from ..words import counted
+from ..utils.words import counted
 from .analyses import feature_section, saliency_section
 from .charts import duration, line_chart, number, shares
 from .curves import curve, label, learning_section, look_up

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastmtl.directions import direction_of
-from fastmtl.parsing import parse_toml, read_json
-from fastmtl.run_folder import RunError, read_lines
+from fastmtl.training.run_dir import RunError, read_lines
+from fastmtl.utils.json_toml import parse_toml, read_json
+from fastmtl.utils.metric_directions import direction_of
 
 from . import shapes
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..extras import MissingExtra, require
+from ..utils.optional_imports import MissingExtra, require
 from .charts import NUM_COLOURS, Line, line_chart
 from .past_run import PastRun
 

@@ -7,8 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..extras import require
-from ..run_folder import read_lines
+from ..training.run_dir import read_lines
+from ..utils.optional_imports import require
 from .tables import cell, metrics_of
 
 if TYPE_CHECKING:

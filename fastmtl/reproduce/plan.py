@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import ConfigError, Recipe, as_dict, list_recipes, load_recipe
-from ..names import nearest
+from ..utils.suggestions import nearest
 
 _NOT_TRAINING = ("paper", "scales", "summary")  # of a recipe: what is said of it
 

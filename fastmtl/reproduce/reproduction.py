@@ -10,14 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
-from .. import checkpoint, commands, datasets
+from ..api import runs as commands
+from ..builders import datasets
 from ..config import ConfigError, Recipe
-from ..locks import locked
-from ..parsing import read_json
-from ..progress import plain
-from ..run_folder import RunError, RunFolder
-from ..trainer import Interrupted
-from ..words import counted
+from ..training import checkpoint
+from ..training.file_lock import locked
+from ..training.progress import plain
+from ..training.run_dir import RunError, RunFolder
+from ..training.trainer import Interrupted
+from ..utils.json_toml import read_json
+from ..utils.words import counted
 from .plan import Row, plan, rows_of, settings_of
 from .tables import write_tables
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any
 
-from ..directions import direction_of
+from ..utils.metric_directions import direction_of
 
 TEST = "test."  # before a metric of the test images
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..directions import direction_of
-from ..run_folder import environment
-from ..whole_files import write_whole
+from ..training.run_dir import environment
+from ..utils.atomic_io import write_whole
+from ..utils.metric_directions import direction_of
 from .scores import TEST, Score, delta_m, metric, over_folds
 
 if TYPE_CHECKING:

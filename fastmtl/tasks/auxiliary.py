@@ -55,7 +55,7 @@ class AuxiliarySegmentation(BaseTask):
 
     def metrics(self) -> Any:
         """`dice` and `jaccard` at full resolution, each coarse pixel repeated."""
-        from ..metrics import segmentation_metrics
+        from .metrics import segmentation_metrics
 
         return segmentation_metrics()
 

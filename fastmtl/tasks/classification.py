@@ -59,7 +59,7 @@ class Classification(BaseTask):
 
     def metrics(self) -> Any:
         """`accuracy`, and per class `per_class`, the accuracy within it, and `auroc`, it against the rest."""
-        from ..metrics import classification_metrics
+        from .metrics import classification_metrics
 
         return classification_metrics(len(self.class_names))
 
@@ -129,7 +129,7 @@ class BinaryClassification(BaseTask):
 
     def metrics(self) -> Any:
         """`accuracy`, `sensitivity`, `specificity` and `auroc`."""
-        from ..metrics import binary_metrics
+        from .metrics import binary_metrics
 
         return binary_metrics(self.threshold)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..names import nearest
 from ..protocols import Batch
+from ..utils.suggestions import nearest
 
 
 class Grouping:

@@ -68,7 +68,7 @@ class Regression(BaseTask):
 
     def metrics(self) -> Any:
         """`mae` and `rmse` in the target's unit, and `r2`."""
-        from ..metrics import regression_metrics
+        from .metrics import regression_metrics
 
         return regression_metrics(self.size)
 
@@ -111,6 +111,6 @@ class BoundingBox(BaseTask):
 
     def metrics(self) -> Any:
         """`iou`: mean over images of the overlap of predicted and true box."""
-        from ..metrics import box_metrics
+        from .metrics import box_metrics
 
         return box_metrics()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-from ..names import check_options, nearest, option_names
+from ..utils.suggestions import check_options, nearest, option_names
 
 TaskClass = TypeVar("TaskClass", bound=type)
 _TASKS: dict[str, type] = {}

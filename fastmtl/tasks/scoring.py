@@ -46,7 +46,7 @@ class Scoring:
 
     def metrics(self) -> Any:
         """A torchmetrics.MetricCollection of both scores."""
-        from ..metrics import segmentation_metrics
+        from .metrics import segmentation_metrics
 
         return segmentation_metrics(
             len(self.names), groups=len(self.grouping), empty=self.empty, aggregate=self.aggregate

@@ -90,7 +90,7 @@ class _Sigmoid(BaseTask):
 
 
 def _with_pixel_accuracy(collection: Any) -> Any:
-    from ..metrics import share_metrics
+    from .metrics import share_metrics
 
     collection.add_metrics(share_metrics("pixel_accuracy"))
     return collection

@@ -35,7 +35,7 @@ class Reconstruction(BaseTask):
 
     def metrics(self) -> Any:
         """`rmse`, of the normalised image."""
-        from ..metrics import error_metrics
+        from .metrics import error_metrics
 
         return error_metrics()
 
@@ -74,7 +74,7 @@ class Contrastive(BaseTask):
 
     def metrics(self) -> Any:
         """`found`: how often a sample's partner is its nearest neighbour in the batch."""
-        from ..metrics import share_metrics
+        from .metrics import share_metrics
 
         return share_metrics("found")
 

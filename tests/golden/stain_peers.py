@@ -20,7 +20,7 @@ import types
 from pathlib import Path
 
 import numpy as np
-from _stain import tissue
+from helpers.stain import tissue
 
 STRIDE = 16  # of the pixels that are kept
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...extras import require
+from ...utils.optional_imports import require
 from ..dataset import BACKGROUND
 from .declared import declared_size
 from .jpeg import HOLE

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...extras import require
-from ...parsing import parse_json
-from ...whole_files import replacing
+from ...utils.atomic_io import replacing
+from ...utils.json_toml import parse_json
+from ...utils.optional_imports import require
 from .errors import SlideError
 from .raster import Encoding, Layout, Level, Raster
 from .tissue_mask import TissueMask

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...extras import require
+from ...utils.optional_imports import require
 from ..dataset import BACKGROUND
 from . import jpeg
 from .codecs import Pixels, dali_decodes, decode, joined

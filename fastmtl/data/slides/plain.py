@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...extras import require
+from ...utils.optional_imports import require
 from ..sizes import MAX_PIXELS as MAX_PIECE_PIXELS
 from .errors import SlideError
 from .raster import Encoding, Layout, Raster, levels_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import SlideError
-from .foreign import scan_foreign
+from .openslide_reader import scan_foreign
 from .plain import SIGNATURES, scan_plain
 from .raster import Layout
 from .tiff import TIFF_SIGNATURES, NotHereError, scan_tiff

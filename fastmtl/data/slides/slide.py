@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ..dataset import Region
 from .codecs import Pixels
 from .errors import DamagedPieceError, SlideError, in_words
-from .foreign import OpenSlideReader
 from .index import SlideIndex, identify, load_index
+from .openslide_reader import OpenSlideReader
 from .orientation import Box
 from .pieces import Piece, PieceReader
 from .raster import Encoding, Level

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...extras import require
+from ...utils.optional_imports import require
 from ..dataset import BACKGROUND
 from .codecs import Pixels
 from .errors import DamagedPieceError

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ...extras import require
-from . import tiff_words
+from ...utils.optional_imports import require
+from . import tiff_metadata
 from .errors import SlideError
 from .raster import Layout, Raster, levels_of
 from .scale import Scale, aperio_scale, first_of, ome_scale, tag_scale
@@ -43,8 +43,8 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
 
 
 def _scan(path: Path, file: Any, max_pixels: int) -> Layout:
-    vendor = tiff_words.vendor(file)
-    if vendor in tiff_words.LEFT_TO_OPENSLIDE:
+    vendor = tiff_metadata.vendor(file)
+    if vendor in tiff_metadata.LEFT_TO_OPENSLIDE:
         raise NotHereError(vendor)
     if not len(file.pages):
         raise SlideError(path, "a TIFF without a page: truncated")
@@ -145,7 +145,9 @@ def _is_level(picture: Picture, raster: Raster, main: Picture, base: Raster) -> 
 def _guessed_name(picture: Picture, main: Picture, vendor: str, same_view: bool) -> str:
     if vendor == "aperio" and picture.page.index == 1:
         return "thumbnail"
-    return "" if picture.page.is_tiled and main.page.is_tiled else tiff_words.name_by_kind(picture.subfile, same_view)
+    return (
+        "" if picture.page.is_tiled and main.page.is_tiled else tiff_metadata.name_by_kind(picture.subfile, same_view)
+    )
 
 
 def _distinct(rasters: list[Raster], problems: list[str]) -> list[Raster]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import tiff_words
+from . import tiff_metadata
 
 _SUBFILE, _REDUCED = 254, 1
 _STACKED = ("ome", "imagej")  # kinds of series that say what their pages are to one another
@@ -66,7 +66,7 @@ def pictures_of(file: Any, vendor: str) -> list[Picture]:
     for page in file.pages:
         if page.index not in told:
             page = page.aspage()
-            name = tiff_words.associated_name(page, vendor)
+            name = tiff_metadata.associated_name(page, vendor)
             levels = [(page,), *((each.aspage(),) for each in page.pages or ())]
             found.append(Picture(levels, name, _called(page, name)))
     return found
@@ -93,14 +93,14 @@ def _of_series(file: Any, series: Any, number: int) -> Picture:
     """The picture that a series of pages shows: of focal planes and times the first, all colour planes."""
     first = series.pages[0].aspage()
     is_ome = series.kind == "ome"
-    name = tiff_words.name_in(series.name) if is_ome else ""
+    name = tiff_metadata.name_in(series.name) if is_ome else ""
     picture = Picture([], name, _called(first, series.name), number if is_ome else -1)
     depth = max(len(series.axes) - len(first.axes), 0)
     axes, counts = series.axes[:depth], series.shape[:depth]
     place: list[Any] = [0] * depth
     for at, (axis, count) in enumerate(zip(axes, counts, strict=True)):
         names = _names(file, series, number, count)
-        if first.samplesperpixel == 1 and (planes := tiff_words.colour_planes(names)) is not None:
+        if first.samplesperpixel == 1 and (planes := tiff_metadata.colour_planes(names)) is not None:
             place[at] = planes
         elif axis == "C":
             listed = ", ".join(str(each) for each in names if isinstance(each, str) and each)
@@ -122,7 +122,7 @@ def _of_series(file: Any, series: Any, number: int) -> Picture:
 def _names(file: Any, series: Any, number: int, count: int) -> list[Any]:
     """Names or else colours of `count` planes; [] if unknown."""
     if series.kind == "ome":
-        channels = tiff_words.ome_channels(file.ome_metadata, number)
+        channels = tiff_metadata.ome_channels(file.ome_metadata, number)
         names: list[Any] = [name for name, _ in channels]
         if channels and not any(names):
             names = [colour for _, colour in channels]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...extras import require
+from ...utils.optional_imports import require
 from .errors import DamagedPieceError
 from .thumbnail import thumbnail
 

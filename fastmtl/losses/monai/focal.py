@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from ...ops import focal_loss
-from ...ops._checks import unit_or_nan
+from ...ops.core.checks import unit_or_nan
 from .. import _plain
 from .._overlap import class_numbers
 from ._arguments import REDUCTIONS, Weights, check_index, has_negative, ignore_mask, one_of, with_channels

@@ -1,0 +1,55 @@
+// Tensors [batch, channels, pixels] as the fused losses read them, and how their pixels are shared out to threads.
+#pragma once
+
+#include <cstdint>
+
+#include "core/element.hpp"
+#include "core/isa.hpp"
+
+namespace fastmtl {
+
+// How far a target is from 1/2, as the bits of that number: they are ordered as the numbers are, and one integer maximum
+// does for both ends. Targets of 0 to 1 are at most 1/2 away.
+using Distance = std::int32_t;
+
+// Whether targets no farther away than this lie in 0 to 1, but for rounding. A NaN, the farthest of all, makes the loss
+// NaN: that is said elsewhere.
+bool plausible(Distance farthest);
+
+// Strides count elements. data == nullptr: the tensor is absent.
+struct Planes {
+  void* data;
+  Element type;
+  std::int64_t batch, channel, pixel;
+};
+
+struct LossInputs {
+  std::int64_t batch, channels, pixels;
+  Planes logits;  // float32, float16 or bfloat16
+  Planes target;  // any type
+  Planes mask;    // uint8 or bool, 0 = takes part in nothing; absent: every element counts
+};
+
+constexpr std::int64_t kBlock = 512;  // elements that a kernel works on at a time, in L1; at most 32 additions a lane
+
+// Pixels are summed in chunks whose size depends on the shape alone, so that no sum depends on the thread count.
+struct Chunks {
+  std::int64_t pixels, count;  // per sample
+};
+Chunks chunks_of(const LossInputs& inputs);
+
+// Whether the lanes of a vector had better run over planes than over the few pixels of each: one pixel of many planes
+// is then a block. Planes of such a group stay in L1 from their first pixel to their last.
+bool few_pixels(const LossInputs& inputs);
+std::int64_t group_planes(const LossInputs& inputs);
+std::int64_t groups_of(const LossInputs& inputs);
+
+// At most `threads`, and no more than have a chunk to work on.
+int useful_threads(std::int64_t elements, int threads);
+int useful_threads(const LossInputs& inputs, int threads);
+
+// Told before `gradient` (of the shape of the logits) is written from end to end.
+void expect_whole_write(std::int64_t elements, const Planes& gradient);
+void expect_whole_write(const LossInputs& inputs, const Planes& gradient);
+
+}  // namespace fastmtl

@@ -1,0 +1,180 @@
+"""A training whose recipe fits its data: data, stains, tasks and network, checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from .. import data
+from ..builders import components, datasets, stains
+from ..config import ConfigError, Recipe
+from ..distributed import World
+from ..evaluation.tta import check_views
+from ..protocols import Task
+from ..training.eval_loop import autocast_dtype
+from ..utils.words import counted
+from . import notices
+
+SPLIT_FILE = "split.json"
+"""In a run's folder: the patients and tiles of each side."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training whose recipe fits its data: what its steps need, on one rank."""
+
+    recipe: Recipe
+    out: Path
+    facts: dict[str, Any]
+    splits: datasets.Splits
+    tasks: Sequence[Task]
+    model: nn.Module
+    stain: data.StainNormalizer | None
+    device: torch.device
+    dtype: torch.dtype | None
+    world: World
+    console: Console
+    notices: list[str]
+
+    def read(
+        self, part: data.Dataset, world: World | None = None, *, train: bool = False, drop_single: bool = False
+    ) -> data.TileLoader:
+        """Batches of it; with `world` this rank's share of them."""
+        return components.build_loader(
+            self.recipe,
+            part,
+            self.tasks,
+            train=train,
+            device=self.device,
+            world=world,
+            stain=self.stain,
+            drop_single=drop_single,
+        )
+
+    def training_batches(self) -> data.TileLoader:
+        """This rank's, without a last batch of one image where the network cannot be trained on that.
+
+        Raises:
+            ConfigError: there is no other batch.
+        """
+        loader = self.read(self.splits.train, self.world, train=True)
+        name, one = self.recipe.model["name"], "a batch of one image leaves BatchNorm of {} one value a channel"
+        if not loader.ends_with_one or components.takes_one_image(
+            self.recipe, self.model, len(self.tasks), self.device
+        ):
+            return loader
+        loader.close()
+        if self.recipe.data.batch_size == 1 or len(loader) == 1:
+            found = "data.batch_size is 1" if self.recipe.data.batch_size == 1 else "there is one image to train on"
+            raise ConfigError(f"recipe {self.recipe.name}: {found}, and {one.format(name)}; it takes two or more.")
+        said = (
+            f"{one.format(name)}, and each epoch would end with one: that image, another each epoch, is left out "
+            f"(data.batch_size = {self.recipe.data.batch_size})"
+        )
+        say([said], self.console)
+        self.notices.append(said)
+        return self.read(self.splits.train, self.world, train=True, drop_single=True)
+
+
+def prepare(
+    recipe: Recipe,
+    root: Path | None,
+    out: Path,
+    split_file: Path | None,
+    device: torch.device,
+    world: World,
+    *,
+    resumed: bool,
+    console: Console,
+) -> Job:
+    """Data, stains, tasks and network, checked against each other; says what is trained on what."""
+    stain = stains.normalizer_of(recipe, out if resumed else None)
+    if root is None:
+        root = world.tell(_generate(recipe, out.parent, console) if world.rank == 0 else Path())
+    own = out / SPLIT_FILE
+    if resumed and own.is_file():  # files beside the data, or another way of drawing, must not move patients
+        split_file = own
+    splits = datasets.read_splits(recipe, root, split_file)
+    _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
+    if stain is not None:
+        for part in (splits.train, splits.validation, splits.test):  # a mosaic is made of the first alone
+            stains.fit_slides(stain, part.tiles, recipe, world, console)
+    tasks = components.build_tasks(recipe, splits.train.class_names, splits.train.classes)
+    datasets.check_targets(tasks, splits.train)
+    datasets.check_metadata(recipe, splits.train)
+    parts = (splits.train, splits.validation, splits.test)
+    odd = datasets.check_maps(tasks, parts, train=splits.train, say=console.print)
+    say(notices.lines((one.path, one.reason) for one in odd), console)
+    splits = replace(splits, problems=[*splits.problems, *odd])
+    model = components.build_model(recipe, tasks, device, trained=resumed)
+    components.check_size(recipe, model)
+    check_views(tasks, recipe.training.tta)
+    dtype = autocast_dtype(recipe.training.precision, device)
+    odd = _odd_targets(tasks, splits)
+    say(odd, console)
+    odd = [*notices.of_problems(splits.problems, root), *odd]
+    facts = _facts(root, split_file, splits) | {
+        "precision": str(dtype or torch.float32).removeprefix("torch."),
+        "device": str(device),
+        "notices": odd,
+    }
+    return Job(recipe, out, facts, splits, tasks, model, stain, device, dtype, world, console, odd)
+
+
+def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile: bool) -> None:
+    say(notices.lines((one.path, one.reason) for one in splits.problems), console)
+    count = partial(_count, by_tile=by_tile)
+    tested = f", {count(splits.test)} for the test" if splits.test.tiles else ""
+    console.print(f"data: {root}; {count(splits.train)} to train, {count(splits.validation)} held out{tested}")
+    console.print(f"split: {splits.origin}")
+    for line in splits.summary:
+        console.print(line)
+
+
+def _odd_targets(tasks: Sequence[Task], splits: datasets.Splits) -> list[str]:
+    sides = {"training": splits.train, "held-out": splits.validation, "test": splits.test}
+    return [said for side, part in sides.items() for said in notices.of_targets(tasks, part, side)]
+
+
+def say(odd: Sequence[str], console: Console) -> None:
+    """Print notices, each on a line of its own."""
+    for notice in odd:
+        console.print(f"note: {notice}")
+
+
+def _generate(recipe: Recipe, beside: Path, console: Console) -> Path:
+    if not recipe.data.generator:
+        raise ConfigError(f"recipe {recipe.name} needs data: add --data DIR.")
+    is_slides = recipe.data.generator == "slides"
+    folder = beside / ("generated-slides" if is_slides else f"{recipe.data.generator}-tiles")
+    if not folder.exists():
+        console.print(f"data: making synthetic {'slides' if is_slides else 'tiles'}, once")
+    return data.generate_slides(folder) if is_slides else data.generate(folder)
+
+
+def _facts(root: Path, split_file: Path | None, splits: datasets.Splits) -> dict[str, Any]:
+    """What evaluating or resuming the run needs to know of its data."""
+    return {
+        "data": str(root.resolve()),
+        "split_file": str(split_file.resolve()) if split_file else None,
+        "split": splits.origin,
+        "class_names": list(splits.train.class_names),
+        "classes": {name: list(names) for name, names in splits.train.classes.items()},
+        "training_patients": sorted({tile.group for tile in splits.train.tiles}),
+        "validation_patients": sorted({tile.group for tile in splits.validation.tiles}),
+        "test_patients": sorted({tile.group for tile in splits.test.tiles}),
+        "training_images": len(splits.train),
+        "validation_images": len(splits.validation),
+    }
+
+
+def _count(folder: data.Dataset, by_tile: bool) -> str:
+    patients = "" if by_tile else f" of {counted(len({tile.group for tile in folder.tiles}), 'patient')}"
+    return f"{counted(len(folder), 'tile')}{patients}"

@@ -1,0 +1,194 @@
+"""What is odd about a run, a line each: its data's problems, targets that are all one value, scores too good to be so.
+
+They are said while it trains, and stand in summary.json and on the report.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from .. import data
+from ..protocols import MAPS, Batch, Task
+from ..utils.words import counted
+
+
+def of_problems(problems: Iterable[data.Problem], root: Path) -> list[str]:
+    """Each once; paths below the data's folder are relative to it."""
+    home = os.path.abspath(root if root.is_dir() else root.parent)
+    return list(dict.fromkeys(f"{_below(problem.path, home)}: {problem.reason}" for problem in problems))
+
+
+def lines(notices: Iterable[tuple[Path | str, str]]) -> list[str]:
+    """A line for each reason: what several files share, but for numbers, is said once, as of the first."""
+    groups: dict[tuple[str, int], dict[Path | str, str]] = {}
+    told: Counter[tuple[Path | str, str]] = Counter()
+    for path, reason in dict.fromkeys(notices):
+        alike = re.sub(r"\d+", "0", reason)
+        groups.setdefault((alike, told[path, alike]), {})[path] = reason
+        told[path, alike] += 1
+    found = []
+    for own in groups.values():
+        (path, reason), others = next(iter(own.items())), len(own) - 1
+        more = f" and {counted(others, 'other')}" if others else ""
+        found.append(f"{path}{more}: {reason}")
+    return found
+
+
+def _below(path: Path, home: str) -> str:
+    if not path.is_absolute() and not path.exists():
+        return str(path)
+    where = os.path.relpath(os.path.abspath(path), home)
+    if where == os.curdir:
+        return Path(home).name or home
+    return str(path) if where.split(os.sep)[0] == os.pardir else Path(where).as_posix()
+
+
+def of_targets(tasks: Sequence[Task], dataset: data.Dataset, side: str) -> list[str]:
+    """Tasks whose labels or numbers in `dataset`, called `side`, are missing or all one; opens no image."""
+    said = []
+    for task in tasks:
+        kind, column = task.target.kind, task.target.column
+        if not dataset.tiles or not _is_scored(task) or kind not in ("label", "number", "vector", "box"):
+            continue
+        values = [data.label_of(tile, column) if kind == "label" else tile.values.get(column) for tile in dataset.tiles]
+        known = [value for value in values if value is not None]
+        if not known:
+            said.append(f"task {task.name!r}: none of the {len(values)} {side} images has a value for it")
+        elif len(set(known)) == 1:
+            names = getattr(task, "class_names", ())
+            value = repr(names[known[0]]) if kind == "label" and known[0] < len(names) else known[0]
+            what = _all(len(known), side, "label" if kind == "label" else "value")
+            said.append(f"task {task.name!r}: {what} {value}: {_consequence(side, task)}")
+    return said
+
+
+class MapsSeen:
+    """Give it to `inference.evaluate` as `visit`: which structures the masks of each task that is scored hold."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = [task for task in tasks if _is_scored(task) and task.target.kind in MAPS]
+        self._counts = {task.name: 0 for task in self._tasks}
+        self._there: dict[str, Tensor] = {}  # bool [C], on the masks' device: nothing waits for it
+        self._full: dict[str, Tensor] = {}
+
+    def __call__(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
+        """Add a batch."""
+        for task in self._tasks:
+            rows = batch.present[:, task.column]
+            target = batch.targets[task.name][rows]
+            if not len(target):
+                continue
+            if task.target.kind == "classes":
+                classes = range(task.output.channels)
+                there = torch.stack([(target == index).any() for index in classes])
+                full = torch.stack([(target == index).all() for index in classes])
+            else:
+                there, full = target.amax((0, 2, 3)) > 0, target.amin((0, 2, 3)) > 0
+            self._counts[task.name] += len(target)
+            self._there[task.name] = there | self._there.get(task.name, there)
+            self._full[task.name] = full & self._full.get(task.name, full)
+
+    def notices(self, side: str) -> list[str]:
+        """Tasks whose masks, of the images called `side`, are missing, empty, full, or never show a structure."""
+        return [f"task {task.name!r}: {words}" for task in self._tasks if (words := self._words(task, side))]
+
+    def _words(self, task: Task, side: str) -> str:
+        count = self._counts[task.name]
+        if not count:
+            return f"none of the {side} images has a mask for it"
+        there, full = self._there[task.name].tolist(), self._full[task.name].tolist()
+        names = getattr(task, "structures", ()) if task.target.kind != "mask" else (task.name,)
+        names = names if len(names) == len(there) else tuple(map(str, range(len(there))))
+        first = int(task.target.kind == "classes")  # the background is no structure
+        absent = [name for name, seen in zip(names[first:], there[first:], strict=True) if not seen]
+        everywhere = [name for name, whole in zip(names, full, strict=True) if whole]
+        if len(absent) == len(names) - first:
+            return f"{_all(count, side, 'mask')} empty: {_consequence(side, task)}; {_CHECK}"
+        if everywhere:
+            where = "foreground" if len(names) == 1 else " and ".join(map(repr, everywhere))
+            return f"{_all(count, side, 'mask')} {where} everywhere: {_consequence(side, task)}; {_CHECK}"
+        if absent:
+            scores = {"one": "1 where nothing is predicted", "zero": "0", "skip": "nothing"}
+            worth = scores.get(getattr(task, "empty", ""), "nothing")
+            return f"no {side} mask shows {' or '.join(map(repr, absent))}, which counts as {worth}"
+        return ""
+
+
+_CHECK = "check the mask files, and the values in them"
+
+
+def of_scores(tasks: Sequence[Task], found: Mapping[str, Any], side: str) -> list[str]:
+    """Tasks whose headline metric is 1.000 in `found`, as `inference.evaluate` gives it of the images called `side`."""
+    images = counted(found["num_images"], f"{side} image")
+    scores = [(task, _score_of({"validation": found}, task)) for task in filter(_is_scored, tasks)]
+    return [_too_good(task, score, f"on {images}") for task, score in scores if _is_perfect(score)]
+
+
+def of_epochs(tasks: Sequence[Task], found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tasks whose headline metric was 1.000 after an epoch of `records`, the lines of metrics.jsonl, and is not in
+    `found`, the scores at the end: a `ScoreWatch` has said so."""
+    said = []
+    for task in filter(_is_scored, tasks):
+        perfect = [record for record in records if _is_perfect(_score_of(record, task))]
+        if perfect and not _is_perfect(_score_of({"validation": found}, task)):
+            said.append(_after_epoch(task, perfect[0]))
+    return said
+
+
+class ScoreWatch:
+    """An observer of the trainer: says once of each task that its score after an epoch is too good."""
+
+    def __init__(self, tasks: Sequence[Task], console: Console) -> None:
+        self._tasks, self._console = list(filter(_is_scored, tasks)), console
+
+    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        """Look at the validation."""
+        for task in [task for task in self._tasks if _is_perfect(_score_of(record, task))]:
+            self._tasks.remove(task)
+            self._console.print(f"note: {_after_epoch(task, record)}", markup=False)
+
+
+def _after_epoch(task: Task, record: Mapping[str, Any]) -> str:
+    return _too_good(task, _score_of(record, task), f"on the held-out images after epoch {record['epoch']}")
+
+
+def _too_good(task: Task, score: float, where: str) -> str:
+    exactly = "exactly 1.000" if score == 1 else "1.000, rounded,"
+    return (
+        f"task {task.name!r}: {task.headline} is {exactly} {where}: too good to be true; check that masks and "
+        "labels are right, that no patient is on both sides, and that nothing in the images gives the answer away"
+    )
+
+
+def _score_of(record: Mapping[str, Any], task: Task) -> Any:
+    return record.get("validation", {}).get("tasks", {}).get(task.name, {}).get(task.headline)
+
+
+def _is_perfect(score: Any) -> bool:
+    return isinstance(score, int | float) and f"{score:.3f}" == "1.000"
+
+
+def _is_scored(task: Task) -> bool:
+    """Whether it is one of those that the run is judged by: others only help."""
+    return bool(task.headline)
+
+
+def _all(count: int, side: str, what: str) -> str:
+    """The beginning of a sentence about all of them."""
+    return f"the one {side} {what} is" if count == 1 else f"all {count} {side} {what}s are"
+
+
+def _consequence(side: str, task: Task) -> str:
+    return "there is nothing to learn" if side == "training" else f"{task.headline} says nothing"

@@ -1,0 +1,81 @@
+"""What `fastmtl train` with a recipe would refuse of some data: all at once, where training stops at the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from .. import data
+from ..builders import components, datasets
+from ..config import Recipe
+from ..data.checks.files import MAX_DAMAGED
+from ..errors import UserError
+
+_T = TypeVar("_T")
+
+
+class Rehearsal(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        refused: a line for each thing that training would refuse.
+        odd: what training would only note, beside what reading the data already noted.
+    """
+
+    refused: list[str]
+    odd: list[data.Problem]
+
+
+def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collection[str]) -> Rehearsal:
+    """Everything that training with `recipe` would refuse or note of the data.
+
+    The checks are those of training itself: names, damaged files, the split, tasks against columns and masks, and what
+    the loader reads. The network is not built.
+
+    Args:
+        recipe: with a [tasks] table.
+        dataset: as `datasets.read_data` reads it for this recipe.
+        root: where it was read.
+        damaged: ids of tiles that cannot be used, as `data.examine` finds them.
+    """
+    refused: list[str] = []
+    odd: list[data.Problem] = []
+
+    def tried(step: Callable[[], _T]) -> _T | None:
+        try:
+            return step()
+        except (UserError, ValueError, OSError) as error:
+            line = " ".join(str(error).split())
+            if line not in refused:
+                refused.append(line)
+            return None
+
+    tried(lambda: components.check_names(recipe))
+    folder = datasets.limited(recipe, dataset)
+    good = tuple(tile for tile in folder.tiles if tile.id not in damaged)
+    lost = len(folder) - len(good)
+    if lost and recipe.data.on_damaged == "raise":
+        refused.append(f'{lost} of {len(folder)} tiles are damaged; repair them, or set data.on_damaged = "skip"')
+    elif lost > MAX_DAMAGED * len(folder):
+        refused.append(f"{lost} of {len(folder)} tiles are damaged, too many to skip: check the disk")
+    if not good:
+        return Rehearsal(refused, odd)
+    usable = replace(folder, tiles=good)
+    split = tried(lambda: datasets.split_of(recipe, usable, root)[0])
+    sides = split and tried(lambda: split.apply(usable))
+    train = sides[0] if sides else usable
+    tried(lambda: datasets.check_metadata(recipe, train))
+    for name, options in recipe.tasks.items():  # one by one: the first that is refused hides none
+        alone = replace(recipe, tasks={name: options})
+        for task in tried(partial(components.build_tasks, alone, usable.class_names, usable.classes)) or ():
+            tried(partial(datasets.check_targets, [task], train))
+            odd += tried(partial(datasets.check_maps, [task], [usable], train=train)) or ()
+    if not refused:  # else the loader would say the same in other words
+        tasks = components.build_tasks(recipe, usable.class_names, usable.classes)
+        tried(lambda: components.build_loader(recipe, train, tasks, train=True, device=torch.device("cpu")).close())
+    return Rehearsal(refused, odd)

@@ -1,0 +1,281 @@
+"""The seams of a step where ranks meet, answered for several of them.
+
+Every loss is backpropagated divided by the number of ranks, so that gradients add up to those of the mean loss.
+Replicated parameters: the rows travel, one by one, each while the next task's backward runs. FSDP2: autograd has
+already averaged the gradients and left each rank its shard.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .arena import GradientArena
+from .single_process import Alone
+
+_RENAMED = {"reduce_scatter_single": "reduce_scatter_tensor", "all_gather_single": "all_gather_into_tensor"}
+
+
+class Ranks(Alone):
+    """Base: losses, flags, and the gradients that the balancer does not combine (heads, and with loss methods all)."""
+
+    def __init__(self, model: nn.Module, group: Any) -> None:
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self._model, self._group = model, group
+        self._others: list[Tensor] = []
+        self._before: list[Tensor | None] | None = None  # their `.grad` from before the step: averaged already
+        self._agreed: dict[object, list[bool]] = {}
+        self._divide = False  # whether gradients were not scaled by 1 / size
+        self._looked = False  # whether a step has looked for what else averages
+
+    def __reduce__(self):
+        return Alone, ()  # groups belong to this process: a copy of the balancer is alone until it is distributed
+
+    def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
+        if self._before is not None:
+            return
+        if not self._looked:
+            if any(wrapper.require_backward_grad_sync for wrapper in wrappers(self._model)):
+                raise RuntimeError(
+                    "DistributedDataParallel wrapped this model after balancer.distribute(...) and would average its "
+                    "gradients too. Wrap it first, or leave the wrapper out."
+                )
+            self._looked = True
+        ids = {id(parameter) for parameter in written}
+        mine = {id(p): p for p in (*self._model.parameters(), *learned) if p.requires_grad and id(p) not in ids}
+        self._others = [parameter for parameter in mine.values() if not hasattr(parameter, "to_local")]
+        self._before = [parameter.grad for parameter in self._others]
+        for parameter in self._others:
+            parameter.grad = None
+
+    def abort(self) -> None:
+        if self._before is not None:
+            for parameter, grad in zip(self._others, self._before, strict=True):
+                parameter.grad = grad
+        self._others, self._before = [], None
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        assert self._before is not None
+        flags = self.agree(tuple(map(id, self._others)), [p.grad is not None for p in self._others])
+        chosen = [parameter for parameter, flag in zip(self._others, flags, strict=True) if flag]
+        for dtype in dict.fromkeys(parameter.dtype for parameter in chosen):
+            some = [parameter for parameter in chosen if parameter.dtype == dtype]
+            flat = torch.cat([_dense_gradient(parameter).flatten() for parameter in some])
+            dist.all_reduce(flat, group=self._group)
+            if self._divide:
+                flat /= self.size
+            for parameter, part in zip(some, flat.split([p.numel() for p in some]), strict=True):
+                parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
+        for parameter, before in zip(self._others, self._before, strict=True):
+            if before is not None:
+                if parameter.grad is not None:
+                    before += parameter.grad
+                parameter.grad = before
+        self._others, self._before = [], None
+
+    def losses(self, losses: dict[str, Tensor], active: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
+        values = torch.stack([loss.detach().reshape(()).double() for loss in losses.values()]) / self.size
+        flags = torch.zeros_like(values) if active is None else active.to(values)
+        both = torch.cat([values, flags])
+        dist.all_reduce(both, group=self._group)
+        values, flags = both.chunk(2)
+        seen = {name: _Valued.apply(loss, value) for (name, loss), value in zip(losses.items(), values, strict=True)}
+        return seen, None if active is None else flags > 0
+
+    def scaled(self, loss: Tensor, scale: Tensor | float | None) -> Tensor:
+        return loss * ((1.0 if scale is None else scale) / self.size)
+
+    def mean(self, gradients: Tensor) -> Tensor:
+        return self.total(gradients / self.size)
+
+    def total(self, gradients: Tensor) -> Tensor:
+        dist.all_reduce(gradients, group=self._group)
+        return gradients
+
+    def sum(self, values: Tensor) -> Tensor:
+        values = values.contiguous()
+        dist.all_reduce(values, group=self._group)
+        return values
+
+    def agree(self, key: object, flags: list[bool]) -> list[bool]:
+        """Asked once for each `key`: to ask at every step would make the host wait for the device."""
+        if key not in self._agreed:
+            device = next(self._model.parameters()).device
+            seen = torch.tensor(flags, dtype=torch.int32, device=device)
+            if len(flags):
+                dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=self._group)
+            self._agreed = {**dict(list(self._agreed.items())[-3:]), key: [bool(flag) for flag in seen.tolist()]}
+        agreed = self._agreed[key]
+        if any(flag and not known for flag, known in zip(flags, agreed, strict=True)):
+            raise RuntimeError(
+                f"rank {self.rank}: a parameter has a gradient that no rank had in the first step with these "
+                "parameters. All tasks must reach the same parameters at every step: give a task without labels the "
+                "loss `0.0 * output.sum()`, or call `distribute` again on all ranks when the model's graph changes."
+            )
+        return agreed
+
+
+class Replicated(Ranks):
+    """Every rank has all parameters; every row is added up over the ranks, in place."""
+
+    def __init__(self, model: nn.Module, group: Any, overlap: bool) -> None:
+        super().__init__(model, group)
+        self._overlap = overlap
+        self._under_way: dict[int, Any] = {}
+
+    def abort(self) -> None:
+        for work in self._under_way.values():
+            work.wait()
+        self._under_way = {}
+        super().abort()
+
+    def launch(self, arena: GradientArena, task: int) -> None:
+        work = self._send(arena.finish_row(task), task, arena)
+        if self._overlap:
+            self._under_way[task] = work
+        else:
+            work.wait()
+
+    def collect(self, arena: GradientArena) -> Tensor:
+        for work in self._under_way.values():
+            work.wait()
+        self._under_way = {}
+        return self._collected(arena)
+
+    def copied(self, arena: GradientArena) -> Tensor:
+        rows = arena.finish().clone()
+        dist.all_reduce(rows, group=self._group)
+        return rows
+
+    def _send(self, row: Tensor, task: int, arena: GradientArena) -> Any:
+        return dist.all_reduce(row, group=self._group, async_op=True)
+
+    def _collected(self, arena: GradientArena) -> Tensor:
+        return arena.finish()
+
+
+class Scattered(Replicated):
+    """Each rank gets the sums of its share of the columns, measures and combines there: (K+1) P numbers, not 2 K P."""
+
+    splits = True
+
+    def __init__(self, model: nn.Module, group: Any, overlap: bool) -> None:
+        super().__init__(model, group, overlap)
+        self._shares: Tensor | None = None  # [K, P / size]
+
+    def offset(self) -> int:
+        return 0 if self._shares is None else self.rank * self._shares.shape[1]
+
+    def copied(self, arena: GradientArena) -> Tensor:
+        rows = arena.finish()
+        shares = rows.new_empty(rows.shape[0], rows.shape[1] // self.size)
+        for row, share in zip(rows, shares, strict=True):
+            collective("reduce_scatter_single")(share, row, group=self._group)
+        return shares
+
+    def spread(self, flat: Tensor) -> Tensor:
+        whole = flat.new_empty(flat.shape[0] * self.size)
+        collective("all_gather_single")(whole, flat, group=self._group)
+        return whole
+
+    def _send(self, row: Tensor, task: int, arena: GradientArena) -> Any:
+        assert arena.rows is not None
+        rows, shape = arena.rows, (arena.rows.shape[0], arena.rows.shape[1] // self.size)
+        if self._shares is None or self._shares.shape != shape or self._shares.dtype != rows.dtype:
+            self._shares = rows.new_empty(shape)
+        return collective("reduce_scatter_single")(self._shares[task], row, group=self._group, async_op=True)
+
+    def _collected(self, arena: GradientArena) -> Tensor:
+        assert self._shares is not None
+        return self._shares
+
+
+class Local(Ranks):
+    """APPROXIMATE: each rank weighs its own gradients by its own losses; only the results are averaged."""
+
+    local = True
+
+    def __init__(self, model: nn.Module, group: Any) -> None:
+        super().__init__(model, group)
+        self._divide = True
+
+    def losses(self, losses: dict[str, Tensor], active: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
+        return losses, active
+
+    def scaled(self, loss: Tensor, scale: Tensor | float | None) -> Tensor:
+        return Alone.scaled(self, loss, scale)
+
+    def mean(self, gradients: Tensor) -> Tensor:
+        return gradients
+
+    def total(self, gradients: Tensor) -> Tensor:
+        return gradients
+
+    def spread(self, flat: Tensor) -> Tensor:
+        dist.all_reduce(flat, group=self._group)
+        return flat.div_(self.size)
+
+
+class Sharded(Ranks):
+    """FSDP2: rows are this rank's shards, averaged by FSDP2 itself; a K x K sum makes their Gram matrix exact."""
+
+    splits = shards_parameters = True
+
+    def __init__(self, model: nn.Module, group: Any) -> None:
+        super().__init__(model, group)
+        self._divide = True  # what FSDP2 leaves out: the balancer's own parameters
+
+    def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
+        written = list(written)
+        whole = [parameter for parameter in written if not hasattr(parameter, "to_local")]
+        if whole:
+            raise ValueError(
+                f"`shared` must hold FSDP2's sharded parameters; got a whole one, {list(whole[0].shape)}. List them "
+                "once, before the first forward pass: until the backward is over FSDP2 puts whole ones in their place."
+            )
+        super().begin(written, learned)
+
+    def scaled(self, loss: Tensor, scale: Tensor | float | None) -> Tensor:
+        return Alone.scaled(self, loss, scale)
+
+    def offset(self) -> int:
+        return self.rank << 40  # no column of another rank's
+
+
+def wrappers(model: nn.Module) -> list[DistributedDataParallel]:
+    """The DistributedDataParallel modules that hold a parameter of `model`: in it, or around it, of which a module
+    knows nothing."""
+    mine = {id(parameter) for parameter in model.parameters()}
+    alive = [thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)]
+    whole = [wrapper for wrapper in alive if "_modules" in vars(wrapper)]
+    return [wrapper for wrapper in whole if any(id(parameter) in mine for parameter in wrapper.parameters())]
+
+
+class _Valued(torch.autograd.Function):
+    """The same value on every rank, this rank's graph."""
+
+    @staticmethod
+    def forward(ctx, loss: Tensor, value: Tensor) -> Tensor:
+        return value.to(loss.dtype).reshape(loss.shape)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        return gradient, None
+
+
+def collective(name: str) -> Any:
+    """torch 2.13 renamed these and warns of the old names."""
+    return getattr(dist, name, None) or getattr(dist, _RENAMED[name])
+
+
+def _dense_gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return parameter.grad if parameter.grad.layout == torch.strided else parameter.grad.to_dense()

@@ -1,0 +1,178 @@
+"""Methods on a moving average of the gradients, K x P numbers in the arena's layout: DB-MTL and MoCo."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ._gramian import finish, gramian, project_on_simplex
+from .base import values
+from .gradient_balancer import GradientBalancer
+
+
+class Averaged(GradientBalancer):
+    """Base: Y [K, P], one average per task, takes the gradients' place. A task without labels keeps its row.
+
+    Y is float32 as the arena's rows and part of `state_dict`, columns in the order of `shared`. When the shared
+    parameters change (frozen, unfrozen) it begins anew. Ranks that divide the columns hold and save each its own.
+    """
+
+    held = ("average", "steps")
+    strategies = ("sequential", "batched")
+    reusable = False
+    split_state = ("average",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._average: Tensor | None = None
+        self._steps: Tensor | None = None  # [K] float64: how often each row was moved
+
+    @abstractmethod
+    def _rate(self, steps: Tensor) -> Tensor:
+        """[K]: what share of the new gradient row k takes at its `steps`-th move, counted from 1."""
+
+    def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
+        norms = self._norms(J)
+        active = norms != 0 if active is None else active
+        if self._average is None or self._average.shape != J.shape:
+            self._average = self._steps = None
+        average, steps = self._hold("average", torch.zeros_like(J)), self._hold("steps", torch.zeros_like(norms))
+        moving = active & norms.isfinite().all()  # a step that is skipped leaves no trace
+        steps.add_(moving)
+        rate = torch.where(moving, self._rate(steps.clamp(min=1)), 0.0).to(J.dtype)[:, None]
+        fresh = J if scale is None else J / scale
+        # Not lerp: a rate of 0 must not let NaN through.
+        average.copy_(torch.where(rate > 0, average + rate * (fresh - average), average))
+        # Where the gradient is not finite the rows must not be either: the step is to be skipped.
+        rows = torch.where(active[:, None], average, 0.0) + (0.0 * norms.sum()).to(J.dtype)
+        return rows if scale is None else rows * scale
+
+
+class DBMTL(Averaged):
+    """Dual balancing of Lin et al., 2023, algorithm 1: gradients of the logarithms of the losses, each scaled to the
+    length of the longest.
+
+    Y_k <- Y_k + (1 - beta_t) (grad log(L_k + eps) - Y_k), beta_t = beta / t^decay; w_k = max_j |Y_j| / |Y_k|. Heads get
+    the gradient of the logarithm too. The logarithm is of the whole step's loss: micro-batches are kept until the last
+    one, graphs and all, and save no memory.
+
+    Args:
+        beta: share of the old average, 0 to 1.
+        decay: of beta over the steps; 0 keeps it (LibMTL), 0.5 is the authors' advice.
+        eps: inside the logarithm.
+
+    Raises:
+        ValueError: an option out of range.
+
+    >>> DBMTL().weights(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)), {})
+    tensor([2., 1.], dtype=torch.float64)
+    """
+
+    needs_all_losses = True
+
+    def __init__(self, beta: float = 0.9, *, decay: float = 0.0, eps: float = 1e-8) -> None:
+        if not 0 <= beta <= 1 or not decay >= 0 or not eps >= 0:
+            raise ValueError(f"`beta` must be from 0 to 1, `decay` and `eps` >= 0; got {beta}, {decay}, {eps}.")
+        super().__init__()
+        self.beta, self.decay, self.eps = beta, decay, eps
+
+    def __repr__(self) -> str:
+        return f"DBMTL(beta={self.beta}, decay={self.decay}, eps={self.eps})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """w [K] float64, 0 for inactive tasks, from the averages' G [K, K] float64."""
+        G = gramian(G)
+        active = G.diagonal() != 0
+        norms = G.diagonal().sqrt()
+        return finish(norms.amax() / torch.where(active, norms, 1.0), G, active)
+
+    def _objectives(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        # A task without labels has the loss 0 and a gradient of 0: 0 / eps is 0 too.
+        return {name: (loss + max(self.eps, torch.finfo(loss.dtype).tiny)).log() for name, loss in losses.items()}
+
+    def _rate(self, steps: Tensor) -> Tensor:
+        return 1 - self.beta / steps**self.decay
+
+
+class MoCo(Averaged):
+    """Fernando et al., ICLR 2023, algorithm 1: the average corrects the bias that batch noise puts into MGDA's weights.
+
+    Y <- Y + beta_t (J - Y); w <- the projection of w - gamma_t (Y Y^T + rho I) w on the simplex; beta_t = beta /
+    t^beta_decay, gamma_t alike. As published (`published=True`, and in LibMTL) each gradient is first scaled to the
+    length of its loss and a softmax stands in the projection's place.
+
+    Args:
+        beta, beta_decay: of Y's rate.
+        gamma, gamma_decay: of w's rate.
+        rho: the regularisation of w.
+        published: as the authors' code instead of the paper.
+
+    Raises:
+        ValueError: a rate is negative.
+
+    >>> MoCo(gamma=0.25).weights(torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64)), {})
+    tensor([0.6250, 0.3750], dtype=torch.float64)
+    """
+
+    held = (*Averaged.held, "w", "moves")
+
+    def __init__(
+        self,
+        beta: float = 0.5,
+        *,
+        beta_decay: float = 0.5,
+        gamma: float = 0.1,
+        gamma_decay: float = 0.5,
+        rho: float = 0.0,
+        published: bool = False,
+    ) -> None:
+        if min(beta, beta_decay, gamma, gamma_decay, rho) < 0:
+            raise ValueError(
+                "`beta`, `beta_decay`, `gamma`, `gamma_decay` and `rho` must not be negative; "
+                f"got {beta}, {beta_decay}, {gamma}, {gamma_decay}, {rho}."
+            )
+        super().__init__()
+        self.beta, self.beta_decay, self.gamma, self.gamma_decay = beta, beta_decay, gamma, gamma_decay
+        self.rho, self.published = rho, published
+        self._w: Tensor | None = None
+        self._moves: Tensor | None = None
+        self._losses: Tensor | None = None
+
+    def __repr__(self) -> str:
+        rates = f"beta={self.beta}, beta_decay={self.beta_decay}, gamma={self.gamma}, gamma_decay={self.gamma_decay}"
+        return f"MoCo({rates}, rho={self.rho}, published={self.published})"
+
+    def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
+        """w [K] float64, 0 for inactive tasks, from the averages' G [K, K] float64; moves w."""
+        G = gramian(G)
+        active = G.diagonal() != 0
+        sound = G.isfinite().all()
+        moves = self._hold("moves", G.new_zeros(()))
+        before = self._hold("w", torch.full_like(G.diagonal(), 1 / len(G)))
+        rate = self.gamma / moves.add_(sound).clamp(min=1) ** self.gamma_decay
+        moved = before - rate * (G @ before + self.rho * before)
+        if self.published:
+            w = torch.where(active, moved, -torch.inf).softmax(0).nan_to_num(0.0)
+        else:
+            w = project_on_simplex(moved, active)
+        before.copy_(torch.where(sound & active, w, before))
+        return finish(w, G, active)
+
+    def _combine(
+        self, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
+    ) -> dict[str, Tensor]:
+        self._losses = values(losses) if self.published else None
+        return super()._combine(losses, scale, active)
+
+    def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
+        if self._losses is not None:
+            norms = self._norms(J)
+            factor = torch.where(norms == 0, 0.0, self._losses / norms) * (1.0 if scale is None else scale)
+            J = J * factor.to(J.dtype)[:, None]
+        return super()._rows(J, scale, active)
+
+    def _rate(self, steps: Tensor) -> Tensor:
+        return (self.beta / steps**self.beta_decay).clamp(max=1)

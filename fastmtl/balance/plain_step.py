@@ -1,0 +1,63 @@
+"""The end of a training step, from losses to moved parameters, for any optimizer; `balance.FusedStep` is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn import Parameter
+
+from ..protocols import Balancer
+
+
+class PlainUpdate:
+    """balancer.backward -> unscale -> clip -> optimizer.step. A step that is not finite is skipped: on the device where
+    the optimizer supports it (torch's fused ones do), else the host looks.
+
+    Args:
+        optimizer: any.
+        clip_norm: largest norm of the whole gradient; 0 does not clip.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float = 0.0) -> None:
+        self.optimizer, self.clip_norm = optimizer, clip_norm
+
+    def __call__(
+        self,
+        balancer: Balancer,
+        losses: Mapping[str, Tensor],
+        shared: Iterable[Parameter],
+        *,
+        scale: GradScaler | None = None,
+        active: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """See `protocols.Update`."""
+        values = torch.stack([loss.detach().double() for loss in losses.values()])
+        number = None if scale is None else scale.scale(torch.ones((), device=values.device))
+        done = balancer.backward(losses, shared, scale=number, active=active)
+        if scale is not None:
+            scale.unscale_(self.optimizer)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
+        skipped = ~(values.isfinite().all() & norm.isfinite())
+        if scale is not None:
+            scale.step(self.optimizer)
+        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # torch's fused optimizers read this flag on the device and leave everything as it was when it is set.
+            self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bool(skipped):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return done | {"gradient_norm": norm, "skipped": skipped}
+
+
+def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give the state the parameters' memory order: torch's fused CPU optimizers walk both side by side in memory, and
+    would pair a contiguous moment with the wrong elements of a channels-last weight."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,0 +1,266 @@
+"""The one place that turns a recipe into tasks, loaders, model, balancer, optimizer and schedule."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import balance, data, models
+from ..balance.plain_step import PlainUpdate
+from ..config import ConfigError, DataConfig, OptimizerConfig, Recipe, StageConfig
+from ..distributed import World
+from ..protocols import Balancer, Batch, Task, Update
+from ..tasks import check_task, create_task, target_kind
+from ..utils.suggestions import check_options
+
+_OURS = ("kind", "column")  # of a task's table; the rest are the task's own options
+
+
+def device_of(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` is the GPU where there is one; `auto` and `cuda` are the one of that number on this machine.
+
+    Raises:
+        ConfigError: a GPU was asked for and none is there, or the name is no device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"training.device must be auto, cpu, cuda or cuda:N; got {name!r}.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"training.device is {name!r}, and torch {torch.__version__} sees no GPU here; use cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"training.device must be auto, cpu, cuda or cuda:N; got {name!r}.")
+    if device.type == "cuda" and device.index is None and local_rank:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"rank {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}. Start as many "
+                "processes as GPUs, torchrun --nproc-per-node gpu."
+            )
+        device = torch.device("cuda", local_rank)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # DALI and NCCL take the current one
+    return device
+
+
+def check_names(recipe: Recipe) -> None:
+    """Raise ValueError for an unknown model, task, balancer or option, before any data is read."""
+    models.check_model(recipe.model["name"], [key for key in recipe.model if key != "name"])
+    for name, options in recipe.tasks.items():
+        check_task(options["kind"], name, [key for key in options if key not in _OURS])
+    for stage in (None, *recipe.stages):
+        build_balancer(recipe, stage)
+    _augmentation(recipe.data.augmentation)
+
+
+def build_tasks(
+    recipe: Recipe, class_names: Sequence[str], classes: Mapping[str, Sequence[str]] | None = None
+) -> list[Task]:
+    """The recipe's tasks; their order is the order of columns in `Batch.present`.
+
+    Args:
+        recipe: its [tasks] tables; `column` names what a task learns from, the tiles' own mask or label by default.
+        class_names: of the tiles' own label.
+        classes: label column -> its classes.
+    """
+    classes = classes or {}
+    groups = {"label": class_names, **classes} if class_names else classes
+    tasks = []
+    for number, (name, options) in enumerate(recipe.tasks.items()):
+        rest = {key: value for key, value in options.items() if key not in _OURS}
+        column = _column(name, options)
+        names = classes.get(column, ()) if column else class_names
+        if target_kind(options["kind"]) == "label" and not names:
+            raise ConfigError(
+                f"task {name!r} needs at least two classes, and the data have no classes in column "
+                f"{column or 'label'!r}; columns with classes: {', '.join(groups) or 'none'} (set tasks.{name}.column)."
+            )
+        task = create_task(options["kind"], name, number, class_names=names, groups=groups, **rest)
+        if column:
+            task.target = replace(task.target, column=column)
+        tasks.append(task)
+    return tasks
+
+
+def _column(task: str, options: Mapping[str, Any]) -> str:
+    """The column that a task learns from; "" is the tile's own mask or label, also where they are named."""
+    column = options.get("column", "")
+    if not isinstance(column, str):
+        raise ConfigError(f"tasks.{task}.column must be text, the name of a column; got {column!r}.")
+    return "" if column in ("mask", "label") else column
+
+
+def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, trained: bool = False) -> nn.Module:
+    """The recipe's network on `device`, seeded, in channels-last layout (what convolutions are fastest in).
+
+    `trained`: a checkpoint will be loaded into it; the file of model.weights, which may be gone, is not read again.
+    """
+    left_out = ("name", "weights") if trained else ("name",)
+    options = {key: value for key, value in recipe.model.items() if key not in left_out}
+    torch.manual_seed(recipe.training.seed)
+    model = models.create_model(recipe.model["name"], tasks={task.name: task.output for task in tasks}, **options)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def check_size(recipe: Recipe, model: nn.Module) -> None:
+    """Raise ConfigError where the model says by `stride` what sides it can take and `data.size` is not among them."""
+    stride, size = getattr(model, "stride", 1), recipe.data.size
+    if isinstance(stride, int) and size % stride:
+        raise ConfigError(
+            f"recipe {recipe.name}: data.size is {size}, and {recipe.model['name']} takes multiples of {stride}; "
+            f"{-(-size // stride) * stride} is the next."
+        )
+
+
+def takes_one_image(recipe: Recipe, model: nn.Module, num_tasks: int, device: torch.device) -> bool:
+    """Whether the model can be trained on a batch of one image. BatchNorm cannot where that leaves it one value a
+    channel, as behind a pooling of the whole image (PSPNet, DeepLabV3+)."""
+    trial = copy.deepcopy(model).train()  # its statistics move
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            trial(empty_batch(recipe, 1, num_tasks, device))
+    except Exception as error:  # another error on black images; the first real batch will show it better
+        return "more than 1 value per channel" not in str(error)
+    return True
+
+
+def empty_batch(recipe: Recipe, number: int, num_tasks: int, device: torch.device) -> Batch:
+    """`number` black images with metadata of zeros and no targets, for a look at what a model makes of them."""
+    data = recipe.data
+    return Batch(
+        torch.zeros(number, 3, data.size, data.size, device=device),
+        {},
+        torch.ones(number, num_tasks, dtype=torch.bool, device=device),
+        {name: torch.zeros(number, len(columns), device=device) for name, columns in _metadata(recipe).items()},
+    )
+
+
+def build_loader(
+    recipe: Recipe,
+    folder: data.Dataset,
+    tasks: Sequence[Any],
+    *,
+    train: bool,
+    device: torch.device,
+    world: World | None = None,
+    stain: data.StainNormalizer | None = None,
+    drop_single: bool = False,
+) -> data.TileLoader:
+    """Batches of `folder`: shuffled and augmented for training, in order and as they are otherwise; this rank's part
+    of them, if `world` has several. `stain` has been fitted (`staining.fit_slides`); `drop_single` as of the loader."""
+    config, world = recipe.data, world or World()
+    decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
+    tiles = _random_patches(recipe, folder) if train and config.patches_per_slide else folder.tiles
+    return data.TileLoader(
+        tiles,
+        targets={task.name: task.target for task in tasks},
+        metadata=_metadata(recipe),
+        size=config.size,
+        batch_size=config.batch_size,
+        augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
+        shuffle=train,
+        balanced=train and config.sampler == "balanced" and (config.balance_by or True),
+        pairs=_pairs(config) if train and config.sampler == "pairs" else None,
+        open_slides=config.open_slides if train else 0,
+        per_slide=config.per_slide if train else 0,
+        stain=stain,
+        max_damaged=config.max_damaged,
+        drop_single=drop_single,
+        mask_sampling=config.mask_sampling,
+        seed=recipe.training.seed,
+        rank=world.rank,
+        world_size=world.size,
+        device=decode,
+        num_threads=config.num_threads,
+    )
+
+
+def _pairs(config: DataConfig) -> tuple[str, str] | tuple[str, str, str]:
+    return ("case", "position", config.pairs_apart) if config.pairs_apart else ("case", "position")
+
+
+def _metadata(recipe: Recipe) -> dict[str, list[str]]:
+    """The recipe's own, and a column for each task whose metrics are told by group."""
+    grouped = {column for options in recipe.tasks.values() if (column := options.get("group_by"))}
+    return {**{column: [column] for column in sorted(grouped)}, **recipe.data.metadata}
+
+
+def _random_patches(recipe: Recipe, folder: data.Dataset) -> data.RandomPatches:
+    config = recipe.data
+    first = next((tile.image for tile in folder.tiles if isinstance(tile.image, data.Region)), None)
+    if first is None:
+        raise ConfigError(f"data.patches_per_slide draws from slides, and {folder.root} has none.")
+    reach = data.downsample_of(first) * first.width * (1 - config.overlap / config.tile_size)
+    balanced = config.sampler == "balanced"
+    return data.RandomPatches(
+        folder.tiles, config.patches_per_slide, round(reach / 2), seed=recipe.training.seed, balanced=balanced
+    )
+
+
+def build_balancer(recipe: Recipe, stage: StageConfig | None = None) -> Balancer:
+    """The recipe's balancer, or the stage's own."""
+    table = stage.balancer if stage is not None and stage.balancer else recipe.balancer
+    options = {key: value for key, value in table.items() if key != "name"}
+    return balance.create_balancer(table["name"], **options)
+
+
+def build_optimizer(
+    recipe: Recipe, model: nn.Module, balancer: Balancer, config: OptimizerConfig | None = None
+) -> torch.optim.Optimizer:
+    """Weight decay acts on weights of two or more dimensions; biases, norms and the balancer's weights have none.
+
+    `config` stands in for the recipe's [optimizer], where a stage has one of its own.
+    """
+    config = config or recipe.optimizer
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1] + list(balancer.parameters()), "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ConfigError(f"recipe {recipe.name} leaves no parameter to train: everything is frozen.")
+    if config.optimizer in ("apex_adam", "apex_lamb"):
+        return _apex(config.optimizer)(groups, lr=config.lr)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, fused=True)
+
+
+def build_update(recipe: Recipe, optimizer: torch.optim.Optimizer) -> Update:
+    """The fused step where `training.fused_step` asks for it, or allows it and the optimizer and device can."""
+    config = recipe.training
+    reason = balance.FusedStep.why_not(optimizer)
+    if config.fused_step is True and reason:
+        raise ConfigError(f"recipe {recipe.name}: training.fused_step cannot be true: {reason}.")
+    if config.fused_step is False or reason:
+        return PlainUpdate(optimizer, config.clip_norm)
+    return balance.FusedStep(optimizer, clip_norm=config.clip_norm)
+
+
+def _augmentation(options: Mapping[str, Any]) -> data.Augmentation:
+    check_options(data.Augmentation, options, "data.augmentation")
+    # TOML has no tuples.
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    try:
+        return data.Augmentation(**values)
+    except TypeError as error:  # text for a number, a number for a pair
+        raise ConfigError(f"data.augmentation has a value of another type ({error}); got {dict(options)}.") from error
+
+
+def _apex(name: str) -> Callable[..., torch.optim.Optimizer]:
+    try:
+        from apex.optimizers import FusedAdam, FusedLAMB  # type: ignore[import-not-found]
+    except ImportError:
+        raise ConfigError(
+            f"optimizer {name!r} needs NVIDIA's apex, whose optimizers cannot be imported here. It is built from "
+            "NVIDIA's sources; the package named apex on PyPI is another project. optimizer = 'adamw' needs nothing."
+        ) from None
+    return FusedAdam if name == "apex_adam" else FusedLAMB

@@ -1,0 +1,213 @@
+"""From a recipe's [data] table to data sets: which format, which tiles, which split, what tasks learn from."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .. import data
+from ..config import ConfigError, Recipe
+from ..tasks import target_kind
+from .target_checks import check_maps as check_maps
+from .target_checks import check_metadata as check_metadata
+from .target_checks import check_targets as check_targets
+from .target_checks import columns_of as columns_of
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test tiles, checked to share no patient.
+
+    Attributes:
+        origin: where the split came from, in words.
+        problems: files that were left out, and what is odd about the data.
+        split: which tiles are where, to be saved.
+        test: empty where nothing is kept for a test.
+        summary: patients and how they were found, classes and their counts, in a few lines.
+    """
+
+    train: data.Dataset
+    validation: data.Dataset
+    origin: str
+    problems: Sequence[data.Problem]
+    split: data.Split
+    test: data.Dataset
+    summary: Sequence[str] = ()
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.train) + len(self.validation) + len(self.test)
+
+    @property
+    def num_patients(self) -> int:
+        return len(self.train.groups) + len(self.validation.groups) + len(self.test.groups)
+
+
+def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] | None = None) -> data.Dataset:
+    """The data set at `root`, indexed as the recipe says; opens no image.
+
+    Args:
+        recipe: its [data] table.
+        root: a manifest, or a folder in any known format.
+        classes: label column ("label" is the tiles' own) -> classes in order; they win over the recipe's.
+
+    Raises:
+        ConfigError: the table cannot be used.
+        FileNotFoundError, ValueError: the data cannot.
+    """
+    config = recipe.data
+    if config.index_folder:
+        data.use_index_folder(config.index_folder)
+    offset = (float(config.polygon_offset[0]), float(config.polygon_offset[1])) if config.polygon_offset else (0.0, 0.0)
+    options = data.ManifestOptions(
+        columns=config.columns,
+        classes={**config.classes, **(classes or {})},
+        labels=_label_columns(recipe),
+        root=Path(config.root) if config.root else None,
+        patient=config.patient,
+        grid=data.GridOptions(config.tile_size, config.mpp, config.overlap, config.min_tissue),
+        polygons=data.PolygonOptions(tuple(config.polygon_classes), offset),
+    )
+    try:
+        dataset = data.read_dataset(root, config.format, options)
+    except re.error as error:
+        raise ConfigError(f"data.patient must be a regular expression; got {config.patient!r}: {error}.") from None
+    if config.preprocessing:
+        dataset = preprocessed(dataset, config.preprocessing)
+    return data.with_groups(dataset, config.group_by) if config.group_by else dataset
+
+
+def _label_columns(recipe: Recipe) -> set[str]:
+    """Columns that tasks learn classes from: grades 1, 2 and 3 are classes there, though they look like numbers."""
+    learnt = [(options.get("column", ""), target_kind(options["kind"])) for options in recipe.tasks.values()]
+    kinds: dict[str, set[str | None]] = {}
+    for column, kind in learnt:
+        kinds.setdefault(column, set()).add(kind)
+    return {column for column, found in kinds.items() if found == {"label"}} - {""}
+
+
+def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:
+    """The same tiles with image files read by a named preprocessing; regions and drawn images stay as they are."""
+    tiles = [
+        replace(tile, image=data.GreyPicture(tile.image, name)) if isinstance(tile.image, Path) else tile
+        for tile in dataset.tiles
+    ]
+    return replace(dataset, tiles=tuple(tiles))
+
+
+def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> Splits:
+    """Index `root`, open every file, and split by patient.
+
+    The split is, in this order: `split_file`; the manifest's column split; the recipe's fold, if it has `data.folds`;
+    `split.json` inside the folder; `<folder>_reference_fold.json` beside it; a stratified draw by `data.split_seed`.
+    """
+    folder, _ = data.usable_tiles(limited(recipe, read_data(recipe, root)), recipe.data.on_damaged)
+    split, origin = split_of(recipe, folder, root, split_file)
+    train, validation = split.apply(folder)
+    lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify)
+    odd = (
+        *data.patient_notices(folder),
+        *data.scale_notices(folder),
+        *data.duplicate_notices(folder, leaks_alone=True),
+        *(data.Problem(folder.root, line) for line in lacking),
+    )
+    problems = (*folder.problems, *odd)
+    return Splits(train, validation, origin, problems, split, split.test_of(folder), data.summary_lines(folder))
+
+
+def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
+    """At most `data.max_tiles` of the tiles, as many of each class (of `data.stratify`) as there are."""
+    config = recipe.data
+    if not 0 < config.max_tiles < len(folder):
+        return folder
+    draw = {tile.id: hashlib.sha256(f"{config.split_seed} {tile.id}".encode()).digest() for tile in folder.tiles}
+    turns: Counter[int | None] = Counter()
+    places = {}
+    for tile in sorted(folder.tiles, key=lambda tile: draw[tile.id]):
+        label = data.label_of(tile, config.stratify)
+        places[tile.id] = (turns[label], draw[tile.id])
+        turns[label] += 1
+    return folder.subset(sorted(places, key=lambda name: places[name])[: config.max_tiles])
+
+
+def split_of(
+    recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path | None = None
+) -> tuple[data.Split, str]:
+    """The split that `read_splits` makes, and where it came from, in words.
+
+    Raises:
+        ConfigError: one of the recipe's folds has none of a class to hold out, or none left to train on.
+        ValueError: the data cannot be split so.
+    """
+    if split_file is None and (told := data.split_by_column(folder)) is not None:
+        return told, f"the column split of {folder.root}"
+    config = recipe.data
+    stratified = f"stratified by {config.stratify or 'class'}"
+    if config.folds and split_file is None:
+        split = data.kfold(folder, config.folds, config.split_seed, stratify=config.stratify)[config.fold]
+        _check_classes(recipe, folder, split)
+        return split, f"fold {config.fold} of {config.folds}, {stratified}"
+    home = root if root.is_dir() else root.parent
+    beside = home.resolve().with_name(f"{home.resolve().name}_reference_fold.json")
+    found = split_file or next((path for path in (home / "split.json", beside) if path.is_file()), None)
+    if found is not None:
+        held_out, tested = data.load_groups(found), data.load_test_groups(found)
+        if config.max_tiles:  # the file names patients of whom no tile was drawn
+            drawn = set(map(data.identifier_key, folder.groups))
+            held_out, tested = (
+                [one for one in some if data.identifier_key(str(one)) in drawn] for some in (held_out, tested)
+            )
+        split = data.split_by_groups(folder, held_out, tested)
+        return split, str(found) if split_file else f"{found} (found with the data)"
+    split = data.grouped_split(
+        folder, config.val_fraction, config.split_seed, test_fraction=config.test_fraction, stratify=config.stratify
+    )
+    tested = f", {config.test_fraction:.0%} for the test" if config.test_fraction else ""
+    share = len(split.val) / len(folder)
+    odd = f" ({share:.0%} of the images: few patients can be shared no better)"
+    near = abs(share - config.val_fraction) <= 0.1
+    return split, f"{stratified}, {config.val_fraction:.0%} of the patients held out{'' if near else odd}{tested}"
+
+
+def _check_classes(recipe: Recipe, folder: data.Dataset, split: data.Split) -> None:
+    columns = [recipe.data.stratify or "label", *(options.get("column", "") for options in recipe.tasks.values())]
+    for column in dict.fromkeys(columns):
+        names = folder.names_of(column)
+        held_out, every = set(split.val), [(tile.id, data.label_of(tile, column)) for tile in folder.tiles]
+        for index in sorted({label for _, label in every if label is not None}):
+            members = [name in held_out for name, label in every if label == index]
+            if all(members) or not any(members):
+                lacking = "leaves none to train on" if all(members) else "holds none out"
+                raise ConfigError(
+                    f"fold {recipe.data.fold} of {recipe.data.folds} of {folder.root} {lacking} of class "
+                    f"{names[index]!r}, which has {len(members)} image(s); take fewer data.folds or another "
+                    "data.split_seed."
+                )
+
+
+def check_format(root: Path, formats: Sequence[str], what: str) -> None:
+    """Raise ConfigError unless `root` is a manifest or in one of `formats`.
+
+    Args:
+        what: needs them, for the message.
+    """
+    if not root.exists():
+        raise ConfigError(f"{root} does not exist; {what} needs {' or '.join(formats)} data.")
+    found = data.detect_format(root)
+    if formats and found not in (*formats, "manifest"):
+        looks = f"looks like {found}" if found else "is in no format that fastmtl knows"
+        raise ConfigError(f"{root} {looks}, and {what} needs {' or '.join(formats)} data; is it another paper's?")
+
+
+def check_not_anothers(root: Path, formats: Sequence[str], what: str) -> None:
+    """Raise ConfigError where `root` is known to be in another format than `formats`; what is no format's, its reader
+    tells better."""
+    if root.exists() and data.detect_format(root) is not None:
+        try:
+            check_format(root, formats, what)
+        except ConfigError as error:
+            raise ConfigError(f'{error} A recipe of your own that says extends = "{what}" takes other data.') from None

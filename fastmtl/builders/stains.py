@@ -1,0 +1,133 @@
+"""From a recipe's [data.stain] table to a stain normaliser that knows the slides of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from .. import data
+from ..config import ConfigError, Recipe
+from ..distributed import World
+from ..utils.suggestions import nearest
+
+_OPTIONS = ("method", "convention", "target", "per", "sample", "min_tissue", "fallback", "augmentation")
+_SAMPLE = 16
+_SAID_EVERY = 100
+MOSAIC = "mosaic"
+"""As a target: the training tiles of all slides, side by side."""
+FILE = "stain.npz"
+"""The normaliser in a run folder."""
+
+
+def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
+    """The recipe's normaliser with its target; None where it has no stain.method.
+
+    Raises:
+        ConfigError: an option that cannot be used, or a target that cannot be read.
+    """
+    options = dict(recipe.data.stain)
+    if not options:
+        return None
+    _check_names(options)
+    if "method" not in options:
+        raise ConfigError('data.stain needs a method, for example method = "macenko".')
+    target, sample = options.pop("target", ""), options.pop("sample", _SAMPLE)
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
+        raise ConfigError(f"data.stain.sample must be a whole number of 1 or more; got {sample!r}.")
+    if isinstance(options.get("augmentation"), list):
+        options["augmentation"] = tuple(options["augmentation"])  # TOML has no tuples
+    try:
+        normalizer = data.StainNormalizer(**options)
+        if target == MOSAIC and not normalizer.has_stains:
+            raise ValueError(f"{normalizer.method} has no stains to take from a mosaic: give target, an image file")
+        if target == MOSAIC:
+            normalizer.target = None  # until the training tiles are known
+        elif target:
+            normalizer.fit(_target(target))
+        elif normalizer.target is None:
+            raise ValueError(f"{normalizer.method} has no published target: give target, an image file")
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"data.stain cannot be used: {error}") from error
+    return normalizer
+
+
+def normalizer_of(recipe: Recipe, run: Path | None) -> data.StainNormalizer | None:
+    """What a training run takes: the normaliser that `run` kept, when it is continued, or the recipe's."""
+    return build_normalizer(recipe) if run is None or not (run / FILE).exists() else load_normalizer(run, recipe)
+
+
+def _target(path: object) -> Tensor:
+    if not isinstance(path, str):
+        raise ValueError(f"target must be an image file or {MOSAIC!r}; got {path!r}")
+    try:
+        return _pixels(Path(path))[0]
+    except FileNotFoundError:
+        raise ValueError(f"there is no target {path} (from {Path.cwd()})") from None
+
+
+def _check_names(options: Mapping[str, object]) -> None:
+    for option in options:
+        if option not in _OPTIONS:
+            raise ConfigError(f"data.stain has no option {option!r}; {nearest(option, _OPTIONS)}")
+
+
+def fit_slides(
+    normalizer: data.StainNormalizer,
+    tiles: Sequence[data.Tile],
+    recipe: Recipe,
+    world: World | None = None,
+    console: Console | None = None,
+) -> None:
+    """Store the stains of every slide (or patient, for image files) that is not stored, from data.stain.sample of its
+    tiles, evenly taken. One in which no two stains are found is not stored: its tiles fall back.
+
+    A normaliser that has no target yet takes the mosaic of all these tiles' samples.
+
+    Args:
+        tiles: the same on all ranks; each rank looks at its share of the slides.
+        console: told how far it is, every hundred slides.
+
+    Raises:
+        ConfigError: the mosaic holds no two stains.
+    """
+    world, per_slide, mosaic = world or World(), normalizer.per == "slide", normalizer.target is None
+    by_slide: dict[str, list[data.Picture]] = {}
+    for tile, key in zip(tiles, data.slides_of(tiles), strict=True):
+        by_slide.setdefault(key, []).append(tile.image)
+    wanted = [key for key in by_slide if mosaic or (per_slide and key not in normalizer.slides)]
+    known, total = dict(normalizer.slides), data.StainStatistics(normalizer.convention)
+    for number, key in enumerate(wanted[world.rank :: world.size], 1):
+        step = max(1, -(-len(by_slide[key]) // recipe.data.stain.get("sample", _SAMPLE)))
+        statistics = data.slide_statistics(by_slide[key][::step], normalizer.convention)
+        if mosaic:
+            total.merge(statistics)
+        if per_slide:
+            normalizer.fit_slide(key, statistics)
+        if console is not None and number % _SAID_EVERY == 0:
+            console.print(f"stains: {number * world.size} of {len(wanted)} slides")
+    found = world.gather_entries({key: normalizer.slides[key] for key in wanted if key in normalizer.slides})
+    normalizer.slides = known | {key: found[key] for key in wanted if key in found}  # in one order on all ranks
+    if mosaic:
+        parts = world.gather_entries({world.rank: total}).values()
+        try:
+            normalizer.fit(sum(parts, data.StainStatistics(normalizer.convention)))
+        except ValueError as error:
+            raise ConfigError(f'data.stain.target = "{MOSAIC}" cannot be used: {error}') from error
+
+
+def load_normalizer(run: Path, recipe: Recipe) -> data.StainNormalizer | None:
+    """The normaliser that a run was trained with; None where its recipe has none.
+
+    Raises:
+        StainFileError: it is missing, or cannot be read.
+    """
+    return data.StainNormalizer.load(run / FILE) if recipe.data.stain else None
+
+
+def _pixels(picture: data.Picture) -> Tensor:
+    """uint8 [1, H, W, 3]."""
+    return torch.from_numpy(data.open_picture(picture).copy())[None]

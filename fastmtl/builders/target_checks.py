@@ -1,0 +1,128 @@
+"""Whether a data set has what tasks learn from: columns of the right kind, masks that hold what they are taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from .. import data
+from ..config import ConfigError, Recipe
+from ..protocols import MAPS, Task
+from ..utils.suggestions import nearest
+
+_NEEDS_NOTHING = ("pair", "none")
+
+
+def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
+    """Raise ConfigError for a task that no tile of `dataset` has a value for, or one of the wrong kind; names the
+    columns that would do."""
+    for task in tasks:
+        _check_groups(task, dataset)
+        kind, column = task.target.kind, task.target.column
+        if kind in _NEEDS_NOTHING:
+            continue
+        fitting = [name for name in columns_of(dataset) if _fits(kind, _kind_of(dataset, name))]
+        own = "mask" if kind in MAPS else "label"
+        name = column or own
+        if not column and kind not in MAPS and kind != "label":
+            raise ConfigError(f"task {task.name!r} learns a {kind} and names no column; {_say(task.name, fitting)}")
+        found = _kind_of(dataset, name)
+        if found is None:
+            hint = nearest(name, fitting) if fitting else "no column of it would do"
+            raise ConfigError(f"task {task.name!r} learns from column {name!r}, which {dataset.root} lacks; {hint}")
+        if not _fits(kind, found):
+            raise ConfigError(
+                f"task {task.name!r} needs a {kind} and column {name!r} holds a {found}; {_say(task.name, fitting)}, "
+                f'or declare it: [data.columns] {name} = "{"picture" if kind in MAPS else kind}".'
+            )
+
+
+def _check_groups(task: Task, dataset: data.Dataset) -> None:
+    grouping = getattr(task, "grouping", None)
+    column = grouping.group_by if grouping is not None else ""
+    if column and (without := [tile.id for tile in dataset.tiles if data.label_of(tile, column) is None]):
+        raise ConfigError(
+            f"task {task.name!r} is scored by {column!r}, and {len(without)} of the {len(dataset)} images of "
+            f"{dataset.root} have none, the first {without[0]!r}; fill the column in, or leave `group_by` out."
+        )
+
+
+def check_metadata(recipe: Recipe, dataset: data.Dataset) -> None:
+    """Raise ConfigError for metadata from a column that no tile has a value in: the model would be shown zeros."""
+    known = [name for name in columns_of(dataset) if _kind_of(dataset, name) in ("number", "label")]
+    for name, columns in recipe.data.metadata.items():
+        for column in [columns] if isinstance(columns, str) else columns:
+            if column not in known:
+                raise ConfigError(
+                    f"data.metadata {name} names column {column!r}, which has no number in {dataset.root}; "
+                    f"{nearest(str(column), known) if known else 'no column of it has any'}"
+                )
+
+
+def check_maps(
+    tasks: Sequence[Task],
+    folders: Sequence[data.Dataset],
+    *,
+    train: data.Dataset | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[data.Problem]:
+    """What is odd about the maps of data sets whose files were checked; each mask is looked at (`data.judge_maps`).
+
+    Every command that learns from masks, scores against them or checks them asks this.
+
+    Args:
+        tasks: whose targets they are.
+        folders: the data sets.
+        train: what is learned from, which must differ somewhere.
+        say: called with a line on each task's masks.
+
+    Raises:
+        ConfigError: a task whose maps hold other classes or channels than it has, or a foreground that the loader would
+            not see.
+    """
+    tiles, odd = [tile for folder in folders for tile in folder.tiles], []
+    learned = {tile.id for tile in train.tiles} if train else ()
+    for task in tasks:
+        if task.target.kind not in MAPS:
+            continue
+        masks = data.seen_masks(tiles, task.target.column)
+        classes, ignored = task.output.channels, getattr(task, "ignore_index", None)
+        structures = getattr(task, "structures", ())
+        found = data.judge_maps(masks, task.target, classes, ignored, structures)
+        if found.wrong:
+            names = ", ".join(structures)
+            raise ConfigError(f"task {task.name!r} ({names or f'{classes} classes'}): {found.wrong}.")
+        if found.words:
+            say(f"masks of {task.name}: {found.words}")
+        odd += [replace(problem, reason=f"task {task.name!r}: {problem.reason}") for problem in found.odd]
+        mine = [mask for mask in masks if mask.tile.id in learned]
+        if train and (same := data.constant_maps(mine, task.target, structures)):
+            reason = f"task {task.name!r}: in training {same}: there is nothing to learn, and its scores say nothing"
+            odd.append(data.Problem(train.root, reason))
+    return odd
+
+
+def columns_of(dataset: data.Dataset) -> list[str]:
+    """The columns that have a value somewhere, the tiles' own first."""
+    own = [name for name in ("mask", "label") if any(getattr(tile, name) is not None for tile in dataset.tiles)]
+    return [*own, *dict.fromkeys(name for tile in dataset.tiles for name in tile.values)]
+
+
+def _kind_of(dataset: data.Dataset, column: str) -> str | None:
+    """label, picture, number, vector or text; None for a column without a value."""
+    if column in ("mask", "label"):
+        has = any(getattr(tile, column) is not None for tile in dataset.tiles)
+        return {"mask": "picture", "label": "label"}[column] if has else None
+    value = next((found for tile in dataset.tiles if (found := tile.values.get(column)) is not None), None)
+    if value is None or column in dataset.classes:
+        return None if value is None else "label"
+    return data.kind_of(value)
+
+
+def _fits(kind: str, found: str | None) -> bool:
+    wanted = "picture" if kind in MAPS else {"box": "vector"}.get(kind, kind)
+    return found == wanted
+
+
+def _say(task: str, fitting: Sequence[str]) -> str:
+    return f"say [tasks.{task}] column = one of {', '.join(fitting)}" if fitting else "no column of the data would do"

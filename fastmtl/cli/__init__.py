@@ -1,0 +1,224 @@
+"""The command line: finds the command, and turns every expected error into one line and a non-zero exit."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from ..errors import UserError
+from ..utils.optional_imports import install_command
+from .arguments import nothing_more
+
+_LONGEST = 2000  # characters of a message; what somebody wrote into a file may be a megabyte
+USAGE = """fastmtl: train one network for several tasks on medical images
+
+  fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file;
+                                               --scale tiny or small: on a machine without a GPU
+  fastmtl train --resume --out RUN             continue a run that was stopped
+  torchrun --nproc-per-node N -m fastmtl train ...       train or continue on N processes, one GPU each where there are
+  fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
+  fastmtl predict RUN INPUT --out DIR          masks and classes for images or whole slides without labels
+  fastmtl report RUN [RUN ...]                 the page of a run again, or one page that compares several
+  fastmtl report RUN --analyse                 its saliency maps, feature maps and filters anew too
+  fastmtl prepare DIR [--out MANIFEST]         a manifest of a folder of tiles or slides; indexes the slides
+  fastmtl data check PATH                      open every file of a data set: counts, and what is broken
+  fastmtl reproduce PAPER --data DIR           a paper's tables beside ours: --scale tiny, small or full
+  fastmtl recipes [PAPER]                      the built-in recipes: papers, models, figures to reproduce
+  fastmtl models                               the networks, their papers, parameters and strides
+  fastmtl bench                                measure fastmtl beside its peers
+  fastmtl doctor                               versions, devices, and which backend each op takes
+
+`fastmtl COMMAND --help` lists every option.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped, 141 closed pipe)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from .. import __version__
+
+        print(__version__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in _COMMANDS:
+        print(f"fastmtl: unknown command {command!r}; it has {', '.join(_COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        code = _COMMANDS[command](rest)
+        sys.stdout.flush()  # here, where a pipe that was closed or a full disk can still be told
+        return code
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("fastmtl"):
+            raise
+        install = install_command(error.name or "")
+        return _fail(f"{error.name} is not installed: {install}" if install else str(error))
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except BrokenPipeError:  # `| head` has seen enough
+        with suppress(OSError, ValueError):  # a standard output that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would fail again
+        return 141
+    except Exception as error:
+        said = _said(error)
+        if not said or os.environ.get("FASTMTL_TRACEBACK"):
+            raise
+        return _fail(said, 130 if type(error).__name__ == "Interrupted" else 1)
+
+
+def _train(arguments: list[str]) -> int:
+    from .train import train
+
+    return train(arguments)
+
+
+def _eval(arguments: list[str]) -> int:
+    from .runs import evaluate
+
+    return evaluate(arguments)
+
+
+def _predict(arguments: list[str]) -> int:
+    from .runs import predict
+
+    return predict(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from .runs import report
+
+    return report(arguments)
+
+
+def _bench(arguments: list[str]) -> int:
+    from ..benchmarks.run import main as bench
+
+    return bench(arguments)
+
+
+def _prepare(arguments: list[str]) -> int:
+    from .data import prepare
+
+    return prepare(arguments)
+
+
+def _data(arguments: list[str]) -> int:
+    if arguments[:1] != ["check"]:
+        wanted = bool(arguments) and arguments[0] in ("-h", "--help")
+        print("usage: fastmtl data check PATH [--recipe RECIPE] [--set KEY=VALUE] [--json]", file=sys.stderr)
+        return 0 if wanted else 2
+    from .data import check
+
+    return check(arguments[1:])
+
+
+def _recipes(arguments: list[str]) -> int:
+    from .papers import recipes
+
+    return recipes(arguments)
+
+
+def _reproduce(arguments: list[str]) -> int:
+    from .papers import reproduce
+
+    return reproduce(arguments)
+
+
+def _models(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    nothing_more([argument for argument in arguments if argument != "--json"], "models [--json]")
+    from . import models as catalogue
+
+    found = catalogue.rows()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        from rich.console import Console
+
+        catalogue.show(found, Console())
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    nothing_more([argument for argument in arguments if argument != "--json"], "doctor [--json]")
+    from . import doctor
+
+    found = doctor.examine()
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:  # fastmtl without extras: the ops alone, whose backends are asked about
+        Console = None
+    if as_json or Console is None:
+        print(json.dumps(found, indent=1))
+    else:
+        doctor.show(found, Console())
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "eval": _eval,
+    "predict": _predict,
+    "report": _report,
+    "prepare": _prepare,
+    "data": _data,
+    "reproduce": _reproduce,
+    "recipes": _recipes,
+    "models": _models,
+    "bench": _bench,
+    "doctor": _doctor,
+}
+
+
+def _said(error: Exception) -> str:
+    """What to tell of an error that input or the machine brought about; "" for a fault of the program."""
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, UserError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        cure = _CURES.get(error.errno, "")
+        return f"{place}{error.strerror}{f'; {cure}' if cure else ''}"
+    # ValueError too: the ops' messages about bad input are for the user.
+    if isinstance(error, (UserError, ValueError, OSError)):
+        return str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
+        first = next(iter(str(error).splitlines()), "")
+        return f"out of memory{f' ({first})' if first else ''}; lower data.batch_size or data.size"
+    library = type(error).__module__.partition(".")[0]
+    return f"{library}: {error}" if library in _LIBRARIES else ""
+
+
+_CURES = {
+    errno.ENOSPC: "the disk is full: free space, or write to another with --out",
+    errno.EDQUOT: "your quota is used up: free space, or write elsewhere with --out",
+    errno.EFBIG: "files cannot be larger here: raise `ulimit -f`, or write to another file system",
+    errno.EROFS: "nothing can be written there: choose another --out",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.ENFILE: "too many files are open on this machine: end other programs",
+    errno.ENOMEM: "lower data.batch_size or data.size, or end other programs",
+    errno.EMFILE: "too many files are open at once: raise `ulimit -n`",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk and its connection before you continue",
+}
+_LIBRARIES = ("safetensors", "_csv", "zipfile", "zlib", "tifffile", "h5py")
+"""Packages whose own errors mean a damaged file."""
+
+
+def _fail(message: str, code: int = 1) -> int:
+    message = " ".join(message.split())
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+    rank = os.environ.get("RANK", "0")  # as torchrun sets it
+    print(f"fastmtl: {message}" if rank == "0" else f"fastmtl: rank {rank}: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

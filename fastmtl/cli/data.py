@@ -1,0 +1,147 @@
+"""`fastmtl prepare` and `fastmtl data check`: own data into a manifest, and what is in it and broken in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import data
+from ..api import rehearsal
+from ..builders import datasets
+from ..config import ConfigError, load_recipe, parse_overrides
+from ..utils.words import counted
+from . import data_page
+
+_SHOWN = 20  # files with nothing odd about them that are listed
+
+
+def prepare(arguments: Sequence[str]) -> int:
+    """Write a manifest and say what is odd; 1 when a file had to be left out."""
+    parser = argparse.ArgumentParser(
+        prog="fastmtl prepare",
+        description="Write a manifest of a folder of tiles or slides, index the slides, and say what is odd.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="looked through with its sub-folders")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="manifest to write: DIR/manifest.csv when left out")
+    parser.add_argument(
+        "--patient",
+        metavar="REGEX",
+        help="finds the patient in a file's name: what stands before the first - when left out",
+    )
+    parser.add_argument("--index-folder", type=Path, metavar="DIR", help="where slide indexes go: beside the slides")
+    parser.add_argument("--json", action="store_true", help="say it as JSON")
+    parsed = parser.parse_args(arguments)
+    names = {} if parsed.patient is None else {"patient": parsed.patient}
+    prepared = data.prepare(
+        parsed.folder,
+        parsed.out,
+        index_folder=parsed.index_folder,
+        on_file=lambda path: print(f"{path}", file=sys.stderr) if sys.stderr.isatty() else None,
+        **names,
+    )
+    if parsed.json:
+        print(
+            json.dumps(_prepared_words(prepared) | {"recipe": _recipe_words(prepared, parsed.index_folder)}, indent=1)
+        )
+    else:
+        _show_prepared(prepared, parsed.index_folder)
+    return 0 if all(one.kind for one in prepared.found) else 1
+
+
+def check(arguments: Sequence[str]) -> int:
+    """Open everything and count; 1 when something is broken, or the recipe would refuse it."""
+    parser = argparse.ArgumentParser(
+        prog="fastmtl data check",
+        description="Open every file of a data set; count what is in it; say what is odd and what is broken.",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH", help="a manifest, or a folder in any known format")
+    parser.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does, and say what it refuses")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for example data.tile_size=512"
+    )
+    parser.add_argument("--json", action="store_true", help="say it as JSON")
+    parsed = parser.parse_args(arguments)
+    overrides = parse_overrides(parsed.set)
+    recipe = load_recipe(parsed.recipe or "demo", overrides)
+    if parsed.recipe is None and set(overrides) - {"data"}:
+        raise ConfigError(f"--set of `data check` changes data.*; got {', '.join(sorted(set(overrides) - {'data'}))}.")
+    dataset = datasets.read_data(recipe, parsed.path)
+    found = data.examine(dataset, num_threads=recipe.data.num_threads)
+    if parsed.recipe is not None:
+        refused, odd = rehearsal.rehearse(recipe, dataset, parsed.path, set(found["damaged_tiles"]))
+        found["refused"] = refused
+        found["notices"] += [{"path": str(problem.path), "reason": problem.reason} for problem in odd]
+    if parsed.json:
+        print(json.dumps(found, indent=1))
+    else:
+        data_page.show(found, _console())
+    return 1 if found["broken"] or found.get("refused") else 0
+
+
+def _prepared_words(prepared: data.Prepared) -> dict[str, Any]:
+    files = [
+        {
+            "path": str(one.path),
+            "kind": one.kind or None,
+            "mask": str(one.mask) if one.mask else None,
+            "size": list(one.size),
+            "levels": one.levels,
+            "mpp": one.mpp,
+            "problems": one.problems,
+        }
+        for one in prepared.found
+    ]
+    return {"manifest": str(prepared.manifest), "files": files, "passed_over": prepared.passed_over}
+
+
+def _recipe_words(prepared: data.Prepared, index_folder: Path | None) -> dict[str, str]:
+    """What a recipe must say of the [data] besides the manifest."""
+    words = {}
+    home = prepared.manifest.parent.resolve()
+    paths = [path.resolve() for one in prepared.found if one.kind for path in (one.path, one.mask) if path]
+    if not all(path.is_relative_to(home) for path in paths):
+        words["root"] = os.path.commonpath([home, *(path.parent for path in paths)])
+    if index_folder is not None:
+        words["index_folder"] = str(index_folder.resolve())
+    return words
+
+
+def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
+    table = data_page.table("file", "kind", "size", "levels", "mpp", "mask", "odd")
+    folder = prepared.manifest.parent
+    plain = 0
+    for one in prepared.found:
+        if one.kind == "tile" and not one.problems and len(prepared.found) > _SHOWN:
+            plain += 1
+            continue
+        name = one.path.relative_to(folder) if one.path.is_relative_to(folder) else one.path
+        size = "x".join(map(str, one.size)) if one.kind else ""
+        mpp = f"{one.mpp:.4g}" if one.mpp else "unknown" if one.kind == "slide" else ""
+        levels = str(one.levels) if one.kind == "slide" else ""
+        mask = "yes" if one.mask else ""
+        table.add_row(str(name), one.kind or "left out", size, levels, mpp, mask, "; ".join(one.problems))
+    console = _console()
+    if table.row_count:
+        console.print(table)
+    if plain:
+        console.print(f"{plain} more tiles with nothing odd about them")
+    if prepared.passed_over:
+        others = ", ".join(f"{count} {ending}" for ending, count in sorted(prepared.passed_over.items()))
+        console.print(f"passed over: {others}")
+    used = [one for one in prepared.found if one.kind]
+    slides = sum(one.kind == "slide" for one in used)
+    what = f"{counted(len(used) - slides, 'tile')}, {counted(slides, 'slide')}"
+    console.print(f"{prepared.manifest}: {what}; see it with fastmtl data check")
+    for key, value in _recipe_words(prepared, index_folder).items():
+        console.print(f"in recipes, and behind --set of data check: data.{key}={value}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)

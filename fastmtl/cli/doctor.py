@@ -1,0 +1,39 @@
+"""`fastmtl doctor`: what is installed, which devices there are, which backend every op would take and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..ops.core.backends import table  # with it all ops are imported, and have registered their backends
+from ..training.run_dir import environment
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def examine() -> dict[str, Any]:
+    """{"environment", "devices", "backends": op -> backend -> "ready" or the reason why not}."""
+    devices = ["cpu"] + [
+        f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
+    ]
+    return {"environment": environment(), "devices": devices, "backends": table()}
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print `found` as three short tables."""
+    from rich.table import Table  # of the extra [train]; `examine` needs none
+
+    versions = Table("package", "version", title="Versions", title_justify="left")
+    packages = {"fastmtl": found["environment"]["fastmtl"], "python": found["environment"]["python"]}
+    for name, version in (packages | found["environment"]["packages"]).items():
+        versions.add_row(name, version or "[dim]not installed[/dim]")
+    console.print(versions)
+    console.print(f"Devices: {', '.join(found['devices'])}; {found['environment']['threads']} CPU threads\n")
+    backends = Table("op", "backend", "state", title="Backends, fastest first", title_justify="left")
+    for op, states in sorted(found["backends"].items()):
+        for number, (backend, state) in enumerate(states.items()):
+            colour = "green" if state.startswith("ready") else "yellow"
+            backends.add_row(op if number == 0 else "", backend, f"[{colour}]{state}[/{colour}]")
+    console.print(backends)

@@ -1,0 +1,56 @@
+"""`fastmtl models`: every network with what its paper trains it for, before any is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .. import models
+
+
+def rows() -> list[dict[str, Any]]:
+    """A dict per model and set of tasks: "model", "tasks", "parameters" and the "options" they are counted with,
+    "channels", "strides", "paper", "summary", "install" (what to install for it, empty for nothing) and "tiny" (the
+    preset's options)."""
+    found: list[dict[str, Any]] = []
+    for name in models.list_models():
+        info = models.model_info(name)
+        common = {
+            "channels": list(info.channels),
+            "strides": list(info.strides),
+            "paper": info.paper,
+            "summary": info.summary,
+            "install": f"fastmtl[{info.extra}]" if info.extra else "",
+            "tiny": dict(info.tiny),
+        }
+        for label, row in info.rows.items():
+            own = {"model": name, "tasks": label, "parameters": row.parameters, "options": dict(row.options)}
+            found.append(own | common)
+        if not info.rows:  # somebody's own
+            found.append({"model": name, "tasks": "", "parameters": None, "options": {}} | common)
+    return found
+
+
+def show(found: list[dict[str, Any]], console: Console) -> None:
+    """Print `found`, paper by paper; fits 80 columns."""
+    for paper in dict.fromkeys(row["paper"] for row in found):
+        rows = [row for row in found if row["paper"] == paper]
+        table = Table(title=paper or "yours", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        for name, justify in (("model", "left"), ("tasks", "left"), ("parameters", "right"), ("strides", "left")):
+            table.add_column(name, justify=justify, no_wrap=name in ("model", "parameters"))  # type: ignore[arg-type]
+        last = None
+        for row in rows:
+            first, last = row["model"] != last, row["model"]
+            table.add_row(
+                row["model"] if first else "",
+                row["tasks"],
+                "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M",
+                " ".join(map(str, row["strides"])) if first else "",
+            )
+        console.print(table)
+        for extra in sorted({row["install"] for row in rows} - {""}):
+            needing = dict.fromkeys(row["model"] for row in rows if row["install"] == extra)
+            console.print(f"  pip install '{extra}' for {', '.join(needing)}", style="dim", markup=False)
+        console.print()

@@ -1,0 +1,128 @@
+"""`fastmtl reproduce` and `fastmtl recipes`: the papers' rows, trained or listed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..config import Recipe, list_recipes, load_recipe, parse_overrides
+from ..training.progress import plain
+from ..utils.optional_imports import MissingExtra
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """Parse, run, print the table; 1 where a row failed."""
+    from ..reproduce import list_papers
+    from ..reproduce import reproduce as run
+    from ..reproduce.figures import write_figures
+
+    parser = argparse.ArgumentParser(
+        prog="fastmtl reproduce",
+        description="Train the rows of a paper's tables and print them beside the published figures. The same command "
+        "again keeps finished runs and continues interrupted ones.",
+    )
+    parser.add_argument("paper", metavar="PAPER", help=", ".join(list_papers()))
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the paper's data, as published")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="reproductions/PAPER-SCALE when left out")
+    parser.add_argument("--folds", type=int, metavar="N", help="run only the first N of the paper's folds")
+    parser.add_argument(
+        "--scale", default="full", metavar="SCALE", help="tiny (seconds a run), small (minutes), or full"
+    )
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these; `fastmtl recipes` lists them")
+    parser.add_argument(
+        "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", dest="sets", help="of all rows"
+    )
+    parsed = parser.parse_args(arguments)
+    out = parsed.out or Path("reproductions") / f"{parsed.paper}-{parsed.scale}"
+    console = plain(Console(file=sys.stderr, highlight=False, soft_wrap=True))
+    results = run(
+        parsed.paper,
+        parsed.data,
+        out,
+        scale=parsed.scale,
+        folds=parsed.folds,
+        rows=parsed.rows,
+        overrides=parse_overrides(parsed.sets),
+        console=console,
+    )
+    print((out / "table.md").read_text(encoding="utf-8"), end="")
+    try:
+        for path in write_figures(results, out, parsed.scale):
+            console.print(f"figure: {path}")
+    except MissingExtra as error:
+        console.print(f"no figures: {error}")
+    console.print(f"table: {out / 'table.md'}, {out / 'table.csv'}")
+    return 1 if any(result.failures for result in results) else 0
+
+
+def recipes(arguments: Sequence[str]) -> int:
+    """List the built-in recipes, paper by paper."""
+    from ..reproduce import plan
+
+    parser = argparse.ArgumentParser(prog="fastmtl recipes", description="The built-in recipes, paper by paper.")
+    parser.add_argument("paper", nargs="?", default="", metavar="PAPER", help="only its rows, in its tables' order")
+    parser.add_argument("--json", action="store_true", help="as JSON, with everything that is known of each")
+    parsed = parser.parse_args(arguments)
+    if parsed.paper:
+        found = [row(one.published) for one in plan(parsed.paper)]
+    else:
+        found = [row(load_recipe(name)) for name in list_recipes()]
+    if parsed.json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found)
+    return 0
+
+
+def row(recipe: Recipe) -> dict[str, Any]:
+    """What the list says of a recipe."""
+    paper = recipe.paper
+    return {
+        "recipe": recipe.name,
+        "summary": recipe.summary,
+        "paper": paper.key,
+        "title": paper.title,
+        "table": paper.table,
+        "row": paper.row,
+        "model": recipe.model["name"],
+        "tasks": list(recipe.tasks),
+        "balancer": recipe.balancer["name"] if len(recipe.tasks) > 1 else "",
+        "stages": [stage.name for stage in recipe.stages],
+        "scales": [*recipe.scales, "full"],
+        "figures": dict(paper.figures),
+        "note": paper.note,
+    }
+
+
+def show(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the list; fits 80 columns."""
+    for one in found:
+        if not one["paper"]:
+            print(_wrapped(f"{one['recipe']:<20} {one['summary']}", 21))
+    for paper in dict.fromkeys(one["paper"] for one in found if one["paper"]):
+        rows = [one for one in found if one["paper"] == paper]
+        keys = list(dict.fromkeys(key for one in rows for key in one["figures"] if ".per_" not in key))
+        print()
+        print(_wrapped(f"{paper}: {rows[0]['title']}", 2))
+        print(_wrapped(f"  figures: {', '.join(keys)}", 11))
+        for one in rows:
+            figures = " ".join(f"{one['figures'][key]:g}" if key in one["figures"] else "-" for key in keys)
+            name = one["recipe"].removeprefix(f"{paper}/")
+            print(f"  {name:<21} {one['model']:<23} {_how(one):<11} {figures if one['figures'] else '-'}")
+
+
+def _how(one: Mapping[str, Any]) -> str:
+    if len(one["stages"]) > 1:
+        return f"{len(one['stages'])} stages"
+    return one["balancer"] or "one task"
+
+
+def _wrapped(text: str, indent: int) -> str:
+    return textwrap.fill(text, 80, subsequent_indent=" " * indent)

@@ -1,0 +1,148 @@
+"""Recipes as files: where they are, what they extend or leave out, and their overlays for smaller scales.
+
+Nothing here knows what a recipe holds, but for `scales`, the lengths that `training.shorten` multiplies, and what is
+said of one recipe alone: its name, its summary and the paper that it is a row of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..utils.json_toml import read_toml
+from ..utils.suggestions import nearest
+from .parsing import ConfigError, merge
+
+BUILT_IN = Path(__file__).parents[1] / "recipes"
+FULL = "full"  # the scale of the recipe as it stands
+
+
+def list_recipes() -> list[str]:
+    """Names of the built-in recipes, sorted; those of a paper have its folder before them, as "mask2tasks/pcgrad".
+
+    Files named _*.toml are bases for others to extend.
+    """
+    return sorted(name_of(path) for path in BUILT_IN.rglob("[!_]*.toml"))
+
+
+def name_of(path: Path) -> str:
+    """What a recipe's file is called: its place among the built-in ones, or its own name."""
+    place = path.relative_to(BUILT_IN) if path.is_relative_to(BUILT_IN) else Path(path.name)
+    return place.as_posix().removesuffix(".toml")
+
+
+def find(recipe: str) -> Path:
+    """The file of a built-in recipe, or the file at a path; ConfigError where there is neither."""
+    built_in = BUILT_IN / f"{recipe}.toml"
+    if built_in.is_file():
+        return built_in
+    path = Path(recipe)
+    if path.suffix == ".toml":
+        if path.is_file():
+            return path
+        raise ConfigError(f"recipe file {recipe} does not exist.")
+    raise ConfigError(f"unknown recipe {recipe!r}; {nearest(recipe, list_recipes())} A path must end in .toml.")
+
+
+def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tables of a recipe, laid over those of the recipe that it `extends`, `without` some of them; but not over its
+    name, its summary and, for a recipe of one's own, the paper that a built-in one is of.
+
+    Raises:
+        ConfigError: unreadable TOML, a recipe that extends itself, or `without` of what the base has not.
+    """
+    if path in seen:
+        raise ConfigError(f"recipe {path.stem} extends itself: {' -> '.join(p.stem for p in (*seen, path))}.")
+    try:
+        values = read_toml(path)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    base, left_out = values.pop("extends", None), values.pop("without", [])
+    if not isinstance(left_out, list) or (left_out and base is None):
+        raise ConfigError(
+            f'{path}: `without` lists keys of the base it `extends`, as ["tasks.mask"]; got {left_out!r}.'
+        )
+    if base is None:
+        return values
+    parent = _parent(path, base)
+    inherited = read(parent, (*seen, path))
+    for key in left_out:
+        if not _remove(inherited, str(key).split(".")):
+            raise ConfigError(f"{path}: `without` names {key!r}, which its base {base!r} has not.")
+        for overlay in inherited.get("scales", {}).values():
+            _remove(overlay, str(key).split("."))
+    kin = path.is_relative_to(BUILT_IN) == parent.is_relative_to(BUILT_IN)
+    inherited.pop("name", None)
+    if not (kin and parent.name.startswith("_")):  # a base that is no recipe itself may do so for those that extend it
+        inherited["summary"] = f"extends {base}"
+    if not kin and "paper" not in values:
+        inherited.pop("paper", None)
+    return merge(inherited, values)
+
+
+def lineage(path: Path) -> list[Path]:
+    """The files that `read` lays over each other, the last base first and `path` last."""
+    base = read_toml(path).get("extends")
+    return [path] if base is None else [*lineage(_parent(path, base)), path]
+
+
+def _parent(path: Path, base: Any) -> Path:
+    """The file that the one at `path` extends: beside it, or built in."""
+    parent = path.parent / f"{base}.toml"
+    return parent if parent.is_file() else find(str(base))
+
+
+def at_scale(values: Mapping[str, Any], scale: str, name: str) -> dict[str, Any]:
+    """The tables of a recipe at a scale: its [scales.NAME] laid over them; "full", or "", is the recipe itself.
+
+    Raises:
+        ConfigError: it has no such scale; names those it has.
+    """
+    scales = values.get("scales", {})
+    if not isinstance(scales, Mapping) or not all(isinstance(one, Mapping) for one in scales.values()):
+        raise ConfigError(f"recipe {name}: scales must be tables, [scales.NAME.TABLE]; got {scales!r}.")
+    if scale in ("", FULL):
+        return dict(values)
+    if scale not in scales:
+        raise ConfigError(f"recipe {name} has no scale {scale!r}; it has {', '.join([*scales, FULL])}.")
+    return merge(values, scales[scale])
+
+
+def shortened(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """The tables with `training.shorten` carried out: epochs and patience multiplied by it, stages' too, at least 1;
+    average_start too, rounded down.
+
+    Args:
+        values: of a recipe.
+        epochs: of a recipe that says none.
+    """
+    training = values.get("training", {})
+    factor = training.get("shorten", 1.0) if isinstance(training, Mapping) else 1.0
+    if factor == 1.0 or isinstance(factor, bool) or not isinstance(factor, int | float):
+        return dict(values)  # what is wrong with it, the check of types says
+    if not 0 < factor <= 1:
+        raise ConfigError(f"training.shorten must lie in (0, 1]; got {factor!r}.")
+    lengths = {"epochs": epochs} | {key: training[key] for key in ("epochs", "patience") if key in training}
+    short = {key: _fewer(value, factor) for key, value in lengths.items()}
+    if isinstance(start := training.get("average_start"), int):
+        short["average_start"] = int(start * factor)  # down: it comes before the last epoch still
+    stages = values.get("stages", [])
+    if isinstance(stages, list):
+        stages = [
+            {**one, "epochs": _fewer(one["epochs"], factor)} if isinstance(one, Mapping) and "epochs" in one else one
+            for one in stages
+        ]
+    return {**values, "training": {**training, **short, "shorten": 1.0}, "stages": stages}
+
+
+def _fewer(value: Any, factor: float) -> Any:
+    return max(1, round(value * factor)) if isinstance(value, int) and value > 0 else value
+
+
+def _remove(values: Any, keys: list[str]) -> bool:
+    """Take a key out of nested tables, in place; whether it was there."""
+    *tables, last = keys
+    for key in tables:
+        values = values.get(key) if isinstance(values, dict) else None
+    return isinstance(values, dict) and values.pop(last, None) is not None

@@ -1,0 +1,172 @@
+"""What a recipe's values may be, beyond their types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..utils.suggestions import file_name_problem, folded, nearest
+from .parsing import ConfigError
+from .schema import DataConfig, OptimizerConfig, Recipe, StageConfig, TrainingConfig
+
+_OURS = (".json", ".jsonl", ".tif", ".geojson")  # endings that predictions give their files
+VIEWS = ("h", "v", "r90", "r180", "r270")  # of an image, besides itself: flips and quarter turns
+
+
+def check(recipe: Recipe, optimizers: Mapping[str, OptimizerConfig]) -> None:
+    """Raise ConfigError, one line with the key and what it has, for the first value that cannot be used.
+
+    Args:
+        recipe: its types are right.
+        optimizers: stage -> the recipe's optimizer with the stage's laid over it.
+    """
+    try:
+        for number, stage in enumerate(recipe.stages):  # first: training.epochs is the sum of theirs
+            _check_stage(recipe, number, stage)
+        _check_data(recipe.data)
+        _check_training(recipe.training, recipe.stages[-1].epochs if recipe.stages else recipe.training.epochs)
+        _check_components(recipe)
+        _check_optimizer("optimizer", recipe.optimizer)
+        for stage, optimizer in optimizers.items():
+            _check_optimizer(f"stages.{stage}.optimizer", optimizer)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {recipe.name}: {error}") from None
+
+
+def _check_data(data: DataConfig) -> None:
+    _hold(
+        "data",
+        data,
+        {
+            "size must be a positive multiple of 16": data.size > 0 and data.size % 16 == 0,
+            "batch_size must be at least 1": data.batch_size >= 1,
+            "val_fraction must lie between 0 and 1": 0 < data.val_fraction < 1,
+            "test_fraction must lie between 0 and 1 - val_fraction": 0 <= data.test_fraction < 1 - data.val_fraction,
+            "folds must be 0, or 2 and more": data.folds == 0 or data.folds >= 2,
+            "fold must be 0 to folds - 1": 0 <= data.fold < max(data.folds, 1),
+            "tile_size must be at least 1": data.tile_size >= 1,
+            "mpp must be finite and not negative": 0 <= data.mpp < float("inf"),
+            "overlap must be 0 to tile_size - 1": 0 <= data.overlap < data.tile_size,
+            "min_tissue must lie between 0 and 1": 0 <= data.min_tissue <= 1,
+            "max_damaged must lie in [0, 1)": 0 <= data.max_damaged < 1,
+            "max_tiles must not be negative": data.max_tiles >= 0,
+            "open_slides must not be negative": data.open_slides >= 0,
+            "per_slide must not be negative": data.per_slide >= 0,
+            "patches_per_slide must not be negative": data.patches_per_slide >= 0,
+            "polygon_offset must be x and y": len(data.polygon_offset) in (0, 2),
+            "classes must map columns to lists of classes": all(
+                _is_list(v, (str, int, float)) for v in data.classes.values()
+            ),
+            "metadata must map names to lists of columns": all(_is_list(v, str) for v in data.metadata.values()),
+            "num_threads must be 1 to 1024": 1 <= data.num_threads <= 1024,
+        },
+    )
+
+
+def _check_training(training: TrainingConfig, last_stage: int) -> None:
+    begins = training.average_start < last_stage or not training.average
+    _hold(
+        "training",
+        training,
+        {
+            "epochs must be at least 1": training.epochs >= 1,
+            "clip_norm must be finite and not negative": 0 <= training.clip_norm < float("inf"),
+            "patience must not be negative": training.patience >= 0,
+            "average_decay must lie in (0, 1)": 0 < training.average_decay < 1,
+            "average_start must not be negative": training.average_start >= 0,
+            f"average_start must be less than the epochs of the last stage, {last_stage}": begins,
+            f"tta must be views among {', '.join(VIEWS)}": set(training.tta) <= set(VIEWS),
+            "tta must name a view once": len(set(training.tta)) == len(training.tta),
+            "log_every must be at least 1": training.log_every >= 1,
+            "watch_gradients must not be negative": training.watch_gradients >= 0,
+        },
+    )
+
+
+def _check_components(recipe: Recipe) -> None:
+    for where, table in {"model": recipe.model, "balancer": recipe.balancer}.items():
+        _need_name(where, table)
+    if not recipe.tasks:
+        raise ConfigError("tasks is empty: a recipe needs at least one [tasks.NAME] table with a `kind`.")
+    _check_file_names(recipe)
+    for name, task in recipe.tasks.items():
+        if not isinstance(task, Mapping) or not isinstance(task.get("kind"), str):
+            raise ConfigError(f"tasks.{name} needs a `kind`, for example 'classification'.")
+        for key in ("column", "group_by"):
+            if not isinstance(task.get(key, ""), str):
+                raise ConfigError(f"tasks.{name}.{key} must be text, the name of a column; got {task[key]!r}.")
+
+
+def _check_file_names(recipe: Recipe) -> None:
+    """Files and folders take the names of a recipe and its tasks: none may lead elsewhere, or to another's file."""
+    for part in recipe.name.split("/"):  # a paper's recipes stand in its folder; runs have names such as "U-Net / v1."
+        if problem := file_name_problem(part.strip(". ")):
+            raise ConfigError(f"its name becomes a folder's, and {part!r} {problem}; choose another `name`.")
+    alike: dict[str, str] = {}
+    for name in recipe.tasks:
+        problem = file_name_problem(name)
+        if not problem and name.endswith(_OURS):
+            problem = f"ends as files of predictions do, {', '.join(_OURS)}"
+        if problem:
+            raise ConfigError(f"tasks.{name!r} becomes a file's name, and {problem}; choose another.")
+        other = alike.setdefault(folded(name), name)
+        if other != name:
+            raise ConfigError(
+                f"tasks {other!r} and {name!r} would share one file where case does not count; choose another name."
+            )
+
+
+def _check_stage(recipe: Recipe, number: int, stage: StageConfig) -> None:
+    where = f"stages.{stage.name}"
+    if not stage.name or "." in stage.name:
+        raise ConfigError(f"stages[{number}] needs a `name`, as text and without dots; got {stage.name!r}.")
+    if [other.name for other in recipe.stages].count(stage.name) > 1:
+        raise ConfigError(f"two stages have the name {stage.name!r}.")
+    _hold(
+        where,
+        stage,
+        {
+            "epochs must be at least 1": stage.epochs >= 1,
+            "tasks must name a task once": len(set(stage.tasks)) == len(stage.tasks),
+            "auxiliary_stride must not be negative": stage.auxiliary_stride >= 0,
+        },
+    )
+    if stage.balancer:
+        _need_name(f"{where}.balancer", stage.balancer)
+    if number == 0 and stage.start == "best":
+        raise ConfigError(f"{where} has no stage before it whose best weights it could start from.")
+    if number == 0 and stage.keep_optimizer:
+        raise ConfigError(f"{where} has no stage before it whose optimizer it could keep.")
+    for task in stage.tasks:
+        if task not in recipe.tasks:
+            raise ConfigError(f"{where} names task {task!r}; {nearest(task, list(recipe.tasks))}")
+
+
+def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
+    _hold(
+        where,
+        optimizer,
+        {
+            "lr must be finite and not negative": 0 <= optimizer.lr < float("inf"),
+            "weight_decay must be finite and not negative": 0 <= optimizer.weight_decay < float("inf"),
+            "warmup must lie in [0, 1)": 0 <= optimizer.warmup < 1,
+            "plateau_factor must lie in (0, 1)": 0 < optimizer.plateau_factor < 1,
+            "plateau_patience must not be negative": optimizer.plateau_patience >= 0,
+        },
+    )
+
+
+def _is_list(value: Any, of: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, of) for one in value)
+
+
+def _hold(where: str, table: object, limits: Mapping[str, bool]) -> None:
+    """Raise ConfigError for the first of `limits` that does not hold; each begins with the key that it is of."""
+    for limit, holds in limits.items():
+        if not holds:
+            raise ConfigError(f"{where}.{limit}; got {getattr(table, limit.split()[0])!r}.")
+
+
+def _need_name(where: str, table: Mapping[str, Any]) -> None:
+    if not isinstance(table.get("name"), str):
+        raise ConfigError(f"{where} needs a `name`, as text; got {table.get('name')!r}.")

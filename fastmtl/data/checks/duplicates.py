@@ -1,0 +1,85 @@
+"""Images that are there twice: of two patients they let a split leak, however carefully it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+
+from ...utils.words import counted
+from ..dataset import Dataset, Picture, Problem, Tile
+
+_LOOKED_AT = 4096  # bytes: a page
+
+
+def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Problem]:
+    """A notice where tiles show the same picture: the same file or region, or image files that are equal byte for byte.
+
+    Only files of one size are read, and in full only those that are equal at their middle.
+
+    Args:
+        dataset: whose tiles are compared.
+        leaks_alone: pictures of one patient are passed over.
+    """
+    groups = [tiles for tiles in _same(dataset.tiles).values() if len(tiles) > 1]
+    leaks = [tiles for tiles in groups if len({tile.group for tile in tiles}) > 1]
+    groups = leaks if leaks_alone else groups
+    if not groups:
+        return []
+    count = sum(len(tiles) for tiles in groups)
+    first = (leaks or groups)[0]
+    shown = f"{first[0].id} and {first[1].id}"
+    if leaks:
+        other = next(tile for tile in first if tile.group != first[0].group)
+        shown = f"{first[0].id} of {first[0].group} and {other.id} of {other.group}"
+    of_two = f", {len(leaks)} of them in two patients, so a split can leak" if leaks else ""
+    appear = f"{counted(len(groups), 'picture')} {'appears' if len(groups) == 1 else 'appear'} more than once"
+    return [Problem(dataset.root, f"{appear}, in {count} tiles{of_two}: {shown}")]
+
+
+def _key(picture: Picture) -> Hashable:
+    """An own format's pictures may have no hash; each is then taken for another."""
+    return picture if isinstance(picture, Hashable) else id(picture)
+
+
+def _same(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
+    by_picture: dict[Hashable, list[Tile]] = defaultdict(list)
+    contents = _contents({tile.image for tile in tiles if isinstance(tile.image, Path)})
+    for tile in tiles:
+        image = _key(tile.image)
+        by_picture[contents.get(image, image) if isinstance(image, Path) else image].append(tile)
+    return by_picture
+
+
+def _contents(files: Iterable[Path]) -> dict[Path, bytes]:
+    """A digest of each file that looks like another."""
+    alike: dict[Hashable, list[Path]] = defaultdict(list)
+    for file in files:
+        alike[_size(file)].append(file)
+    for same in [same for size, same in alike.items() if size and len(same) > 1]:
+        for file in same:
+            alike[_middle(file)].append(file)
+    return {
+        file: hashlib.sha256(file.read_bytes()).digest()
+        for key, same in alike.items()
+        if isinstance(key, bytes) and len(same) > 1
+        for file in same
+    }
+
+
+def _size(file: Path) -> int:
+    """0 where it is no file, which `check_tiles` says."""
+    try:
+        state = file.stat()
+    except OSError:
+        return 0
+    return state.st_size if stat.S_ISREG(state.st_mode) else 0
+
+
+def _middle(file: Path) -> bytes:
+    """Some bytes in which pictures of one size differ: headers are alike, and ends may be."""
+    with file.open("rb") as content:
+        content.seek(file.stat().st_size // 2)
+        return content.read(_LOOKED_AT)

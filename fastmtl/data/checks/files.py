@@ -1,0 +1,203 @@
+"""Open every image, mask and slide before training: a damaged file found at hour nine costs nine hours.
+
+Files are decoded in full. Exceptions alone do not find all damage: a JPEG whose second half is zeros decodes to grey
+without one, so the stream itself is looked at too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import reason_of
+from ...utils.optional_imports import require
+from ...utils.words import few
+from ..dataset import Dataset, Picture, Problem, Region, Tile, maps_of
+from ..images.pictures import file_of, read_encoded, upright_size
+from ..manifest.slide_rows import opened
+from ..sizes import MAX_PIXELS, check_pixels
+from ..slides import jpeg
+from .mask_facts import check_mode, note_drawing, note_image
+
+_FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}
+# DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
+_TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"}
+
+
+class DamagedTilesError(ValueError):
+    """Some tiles cannot be used; `problems` lists all of them."""
+
+    def __init__(self, message: str, problems: Sequence[Problem]):
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+def check_tiles(
+    tiles: Iterable[Tile], *, max_pixels: int = MAX_PIXELS, num_threads: int | None = None
+) -> list[Problem]:
+    """Decode every image and mask; the files that training could not use, in the tiles' order.
+
+    Found: missing, empty, truncated and partly zeroed files, formats the loader cannot read (whatever the suffix says),
+    16-bit images, palette, 16-bit and coloured masks, a mask of another size than its image, more than `max_pixels`;
+    polygons, run-length codes and arrays that cannot be drawn; slides that cannot be opened and regions outside them.
+    The tiles inside a slide are not decoded: the loader quarantines what is damaged there.
+    """
+    found = _check_each(tiles, max_pixels, num_threads)
+    return list(dict.fromkeys(problem for problems in found for problem in problems))
+
+
+MAX_DAMAGED = 0.05
+"""Share of damaged tiles from which the disk is to blame."""
+
+
+def usable_tiles(
+    folder: Dataset,
+    on_damaged: Literal["raise", "skip"] = "raise",
+    *,
+    max_damaged: float = MAX_DAMAGED,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Dataset, tuple[Problem, ...]]:
+    """The folder without its damaged tiles, and what is wrong with them.
+
+    Args:
+        folder: the tiles to check.
+        on_damaged: "raise" accepts no damage; "skip" leaves out a tile whose image or mask is damaged.
+        max_damaged: "skip" still raises when more than this fraction of the tiles is damaged: then it is rather the
+            disk or the copy that is broken, and training on the rest would be biased without anybody noticing.
+        max_pixels: images with more pixels count as damaged.
+
+    Raises:
+        DamagedTilesError: names the first files and counts all.
+    """
+    if on_damaged not in ("raise", "skip"):
+        raise ValueError(f'`on_damaged` must be "raise" or "skip"; got {on_damaged!r}')
+    found = _check_each(folder.tiles, max_pixels, None)
+    problems = list(dict.fromkeys(problem for problems in found for problem in problems))
+    good = tuple(tile for tile, wrong in zip(folder.tiles, found, strict=True) if not wrong)
+    lost = len(folder) - len(good)
+    if lost and (on_damaged == "raise" or lost > max_damaged * len(folder)):
+        raise DamagedTilesError(_summary(lost, len(folder), problems, on_damaged), problems)
+    return replace(folder, tiles=good, problems=folder.problems + tuple(problems)), tuple(problems)
+
+
+def _summary(lost: int, total: int, problems: Sequence[Problem], policy: str) -> str:
+    advice = 'repair them or pass on_damaged="skip"' if policy == "raise" else "too many to skip: check the disk"
+    return f"{lost} of {total} tiles are damaged ({advice}): {few(list(map(str, problems)), 3, '; ')}"
+
+
+def _check_each(tiles: Iterable[Tile], max_pixels: int, num_threads: int | None) -> list[list[Problem]]:
+    require("PIL.Image", "checking images")
+    with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+        return list(pool.map(lambda tile: _check_tile(tile, max_pixels), tiles))
+
+
+def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
+    problems: list[Problem] = []
+    image_size = _check_picture(tile.image, tile.image, False, max_pixels, problems)
+    for _, mask in maps_of(tile):
+        mask_size = _check_picture(mask, tile.image, True, max_pixels, problems)
+        where = named_file(mask, tile.image)
+        if isinstance(mask, Path | Region) and mask == tile.image:
+            problems.append(Problem(where, "is the image and its mask too; name the mask's own file"))
+        elif image_size and mask_size and image_size != mask_size:
+            sizes = f"the mask is {mask_size[0]}x{mask_size[1]} pixels, its image {image_size[0]}x{image_size[1]}"
+            if not isinstance(tile.image, Region):
+                problems.append(Problem(where, sizes))
+            elif not _same_shape(image_size, mask_size):
+                problems.append(Problem(where, f"{sizes}: they do not cover the same field of view"))
+    return problems
+
+
+def _same_shape(image: tuple[int, int], mask: tuple[int, int]) -> bool:
+    """Whether a mask of a region has its aspect, to a pixel: slides and masks seldom share a resolution."""
+    one, other = image[0] * mask[1], image[1] * mask[0]
+    return abs(one - other) <= max(*image, *mask, 0.01 * one)
+
+
+def _check_picture(
+    picture: Picture, image: Picture, is_mask: bool, max_pixels: int, problems: list[Problem]
+) -> tuple[int, int] | None:
+    """(width, height); None when it cannot be used, and then `problems` has a new entry."""
+    if isinstance(picture, Path):
+        return _check_file(picture, is_mask, max_pixels, problems)
+    try:
+        if isinstance(picture, Region):
+            _check_region(picture, max_pixels)
+            return picture.width, picture.height
+        check_pixels(getattr(picture, "width", 0), getattr(picture, "height", 0), max_pixels=max_pixels)
+        pixels = picture.draw()
+        check_pixels(pixels.shape[1], pixels.shape[0], max_pixels=max_pixels)
+        if is_mask:
+            note_drawing(picture, pixels)
+        return pixels.shape[1], pixels.shape[0]
+    except Exception as error:  # as for files: whatever a reader raises, it must not be trained on
+        reason = reason_of(error)
+    where = named_file(picture, image)
+    problems.append(Problem(where, reason.removeprefix(f"{where}: ").removeprefix(f"{where} ")))
+    return None
+
+
+def _check_region(region: Region, max_pixels: int) -> None:
+    if region.width * region.height > max_pixels:
+        raise ValueError(f"the region has {region.width}x{region.height} pixels, more than {max_pixels:,}")
+    slide = opened(region.slide)
+    if slide.damage:
+        raise ValueError(slide.damage)
+    levels = slide.levels
+    if not 0 <= region.level < len(levels):
+        raise ValueError(f"has levels 0 to {len(levels) - 1}, and the region wants level {region.level}")
+    full, scale = levels[0], levels[region.level].downsample
+    right, bottom = region.x + region.width * scale, region.y + region.height * scale
+    if region.x >= full.width or region.y >= full.height or right <= 0 or bottom <= 0:
+        raise ValueError(f"is {full.width}x{full.height} pixels; the region at {region.x}, {region.y} lies outside it")
+
+
+def named_file(picture: Picture, image: Picture) -> Path:
+    """The file to name in a message about `picture`: its own, else that of its image."""
+    own = file_of(picture)
+    return own if own != Path() else file_of(image)
+
+
+def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Problem]) -> tuple[int, int] | None:
+    """(width, height) as shown; None when the file is unusable, and then `problems` has a new entry."""
+    image_module = require("PIL.Image", "checking images")
+    try:
+        data = read_encoded(path)
+        with image_module.open(BytesIO(data)) as image:
+            size = _check_image(image, data, is_mask, max_pixels)
+            if is_mask:
+                note_image(path, image)
+            return size
+    except image_module.UnidentifiedImageError:
+        reason = "not an image, or its header is damaged"
+    except (image_module.DecompressionBombError, image_module.DecompressionBombWarning):
+        reason = f"declares more than {max_pixels:,} pixels"
+    except Exception as error:  # decoders raise many types on damaged data, and each means the same: do not train on it
+        reason = reason_of(error)
+    problems.append(Problem(path, reason))
+    return None
+
+
+def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tuple[int, int]:
+    width, height = image.size
+    check_pixels(width, height, max_pixels=max_pixels)
+    if image.format not in _FORMATS:
+        raise ValueError(f"holds a {image.format} image; convert it to PNG or JPEG")
+    if image.format == "TIFF" and image.info.get("compression") not in _TIFF_COMPRESSIONS:
+        raise ValueError(f"has TIFF compression {image.info.get('compression')!r}; use deflate, LZW or JPEG")
+    frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG") else 1
+    if frames > 1:
+        raise ValueError(f"holds {frames} pictures, a slide or a stack; name a slide in the column slide, or save one")
+    image.load()
+    if image.format in ("JPEG", "MPO"):
+        jpeg.check_file(data)
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"has {image.mode} pixels, more than 8 bits; convert it to 8-bit")
+    if is_mask:
+        check_mode(image)
+    return upright_size(image)

@@ -1,0 +1,147 @@
+"""The masks of a data set with what they hold: image files, drawings, and mask slides by a sample of their regions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import reason_of
+from ...utils.optional_imports import require
+from ..dataset import Picture, Region, Tile
+from ..images.pictures import file_of
+from ..images.polygons import Polygons
+from ..manifest.slide_rows import opened
+from ..slides.errors import SlideError
+from .mask_facts import MaskFacts, check_mode, count_mask, merged, recall
+
+SAMPLE = 64
+"""Regions that are read of a mask slide: half of them spread over its tiles, half where it stores the most bytes."""
+
+_TRANSPARENT = 240  # what a transparent pixel of a slide is read as
+
+
+class SeenMask(NamedTuple):
+    """A mask of a data set with what it holds.
+
+    Attributes:
+        mask: the picture; of a mask slide or a file of polygons the first of its regions.
+        tile: the first tile that it belongs to; its `group` is the patient, its `image` may be a slide's region.
+        facts: of all its regions together.
+        wrong: why it cannot be used as a mask, whatever the task; "" where nothing speaks against it.
+    """
+
+    mask: Picture
+    tile: Tile
+    facts: MaskFacts
+    wrong: str = ""
+
+
+def seen_masks(tiles: Iterable[Tile], column: str = "", *, sample: int | None = SAMPLE) -> list[SeenMask]:
+    """The masks of `tiles` in their order: each image file and drawing, and each mask slide and file of polygons once.
+
+    Files and drawings are counted in full, which `check_tiles` has done already. Of a mask slide `sample` regions are
+    read.
+
+    Args:
+        tiles: whose files are known to be readable.
+        column: of pictures; "" is the tiles' own masks.
+        sample: regions of a mask slide; None reads all.
+    """
+    groups: dict[Any, list[tuple[Tile, Picture]]] = {}
+    for tile in tiles:
+        picture = tile.values.get(column) if column else tile.mask
+        if picture is not None:
+            groups.setdefault(_whole(picture, tile), []).append((tile, picture))
+    known = {key: recall(group[0][1]) if len(group) == 1 else None for key, group in groups.items()}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a thread for what is known takes longer than to know it
+        others = pool.map(
+            lambda key: _seen(groups[key], sample), [key for key, facts in known.items() if facts is None]
+        )
+        return [
+            next(others) if (facts := known[key]) is None else SeenMask(picture, tile, facts)
+            for key, ((tile, picture), *_) in groups.items()
+        ]
+
+
+def foreground_of(masks: Sequence[SeenMask], channel: int, threshold: int) -> tuple[NDArray, NDArray]:
+    """Pixels above `threshold` in a channel of each of N masks, and all of its pixels: [N] each."""
+    facts = [mask.facts for mask in masks]
+    owner = np.repeat(np.arange(len(facts)), [len(one.values) for one in facts])
+    pixels = np.concatenate([plane_of(one, channel) for one in facts])
+    above = np.concatenate([one.values for one in facts]) > threshold
+    return np.bincount(owner, pixels * above, len(facts)), np.bincount(owner, pixels, len(facts))
+
+
+def values_of(masks: Sequence[SeenMask], channel: int | None = None) -> set[int]:
+    """All that any mask holds, or one channel of coloured ones."""
+    found = [
+        one.values if channel is None or len(one.pixels) == 1 else one.values[plane_of(one, channel) > 0]
+        for one in (mask.facts for mask in masks)
+    ]
+    return set(np.unique(np.concatenate(found)).tolist())
+
+
+def plane_of(facts: MaskFacts, channel: int) -> NDArray[np.int64]:
+    """int64 [n], the pixels of a channel; a grey mask has the same in all."""
+    return facts.pixels[min(channel, len(facts.pixels) - 1)]
+
+
+def _whole(picture: Picture, tile: Tile) -> Any:
+    """What several tiles may share: a mask slide, a file of polygons; else the tile itself."""
+    if isinstance(picture, Region):
+        return picture.slide, picture.level
+    if isinstance(picture, Polygons):
+        return file_of(picture)
+    return tile.id
+
+
+def _seen(group: Sequence[tuple[Tile, Picture]], sample: int | None) -> SeenMask:
+    tile, picture = group[0]
+    if not isinstance(picture, Region):
+        return SeenMask(picture, tile, merged([count_mask(one) for _, one in group]))
+    try:
+        return SeenMask(picture, tile, _of_slide([one for _, one in group], sample))  # type: ignore[misc]
+    except ValueError as error:
+        return SeenMask(picture, tile, merged([]), str(error))
+
+
+def _of_slide(regions: Sequence[Region], sample: int | None) -> MaskFacts:
+    """Of the regions of a mask slide, all of one level.
+
+    Raises:
+        ValueError: why the slide is no mask.
+    """
+    slide = opened(regions[0].slide)
+    if slide.vendor == "image":  # a PNG or JPEG file is decoded in one piece anyway
+        with require("PIL.Image", "reading masks").open(slide.path) as image:
+            check_mode(image)
+        return count_mask(slide.path)
+    others = [problem for problem in slide.problems if problem.startswith("holds ")]  # planes, channels, stacks
+    if others:
+        raise ValueError(f"{others[0]}; save the mask as one picture")
+    if sample is None or len(regions) <= sample:
+        facts = merged(_readable(regions))
+    else:
+        step = -(-len(regions) // (sample // 2))
+        largest = np.argsort(-slide.stored_bytes(regions), kind="stable")[: sample // 2].tolist()
+        facts = merged(_readable(regions[::step]), _readable([regions[number] for number in largest]), is_sample=True)
+    encoding = slide.encoding(regions[0].level)
+    if encoding is not None and encoding.alpha and _TRANSPARENT in facts.values:
+        raise ValueError("has transparent parts, which are read as grey 240; save it as 8-bit grey without alpha")
+    return facts
+
+
+def _readable(regions: Sequence[Region]) -> list[MaskFacts]:
+    """Of those that are not damaged: the loader sets the others aside."""
+    found = []
+    for region in regions:
+        try:
+            found.append(count_mask(region))
+        except (OSError, SlideError, ValueError) as error:
+            reason_of(error)  # raises what says nothing of the slide
+    return found

@@ -1,0 +1,108 @@
+"""What lies in a folder, by names alone: images and slides, their masks, and the rest; and which TIFF is a plain image.
+
+Masks are recognised by their place: NAME.geojson, NAME_mask.png (any image ending) beside the image, or NAME with any
+such ending in a folder called mask, masks, label, labels or annotations next to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..identifiers import clean_name, tell_apart, unicode_form
+from ..images.polygons import POLYGON_SUFFIXES
+from ..manifest.picture_refs import SLIDE_SUFFIXES
+from .tile_folder import IMAGE_SUFFIXES
+
+PREDICTED_WITH = "predicted_with.json"
+"""The file that makes a folder one of predictions, whose maps are no data."""
+
+_MASK_FOLDERS = frozenset({"mask", "masks", "label", "labels", "annotations"})
+_MASK_ENDS = ("_mask", "-mask", ".mask")
+_LIKE_MASK = re.compile(r"(.+)[_.-](?:masks?|msk|seg|segmentation|gt|labels?|labell?ed|annotations?)", re.IGNORECASE)
+_LARGEST_TILE = 2048**2  # pixels; a TIFF of one level with more is cut into tiles like a slide
+
+
+class Files(NamedTuple):
+    """What lies in a folder.
+
+    Attributes:
+        images: and slides, sorted.
+        masks: image -> its mask.
+        others: how many other files there are, by ending; masks without an image, and linked folders.
+        odd: image -> what is odd about its name, or its masks.
+    """
+
+    images: list[Path]
+    masks: dict[Path, Path]
+    others: dict[str, int]
+    odd: dict[Path, str]
+
+
+def files_in(folder: Path) -> Files:
+    """Look through `folder`; hidden files, linked folders and folders of predictions are passed over.
+
+    Raises:
+        ValueError: two files whose names differ only in their Unicode form.
+    """
+    images: dict[tuple[str, str], list[Path]] = {}
+    masks: dict[tuple[str, str], list[Path]] = {}
+    others: Counter[str] = Counter()
+    forms: dict[str, Path] = {}
+    for path in without_predictions(folder, sorted(folder.rglob("*"))):
+        inside = path.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        if not path.is_file():
+            others["linked folder"] += path.is_symlink() and path.is_dir()
+            continue
+        if (other := forms.setdefault(unicode_form(str(inside)), path)) != path:
+            raise ValueError(f"{tell_apart(other, path)} are both there; rename or remove one")
+        suffix = path.suffix.lower()
+        if suffix == ".geojson" or (suffix in POLYGON_SUFFIXES | IMAGE_SUFFIXES and _is_mask(path)):
+            home = path.parent.parent if path.parent.name.lower() in _MASK_FOLDERS else path.parent
+            masks.setdefault((clean_name(str(home)), _bare(path)), []).append(path)
+        elif suffix in IMAGE_SUFFIXES | SLIDE_SUFFIXES:
+            home = path.parent.parent if path.parent.name.lower() in ("image", "images") else path.parent
+            images.setdefault((clean_name(str(home)), _bare(path)), []).append(path)
+        else:
+            others[suffix or path.name] += 1
+    paired = {path: masks[key][-1] for key, paths in images.items() if key in masks for path in paths}
+    others["mask without an image"] += sum(len(paths) for key, paths in masks.items() if key not in images)
+    odd = {}
+    for key, paths in images.items():
+        of = _LIKE_MASK.fullmatch(key[1])
+        for path in paths:
+            if len(found := masks.get(key, ())) > 1:
+                odd[path] = f"has {len(found)} masks, of which {found[-1]} is taken; {found[0]} is passed over"
+            elif of and (key[0], of[1]) in images:
+                odd[path] = f"is taken for an image; if it is the mask of {of[1]}, call it {of[1]}_mask{path.suffix}"
+    return Files(sorted(path for paths in images.values() for path in paths), paired, dict(+others), odd)
+
+
+def without_predictions(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Those of `paths`, all below `folder`, that lie in no folder of predictions; `folder` itself may be one."""
+    made = {path.parent for path in paths if path.name == PREDICTED_WITH} - {folder}
+    return [path for path in paths if made.isdisjoint(path.parents)] if made else list(paths)
+
+
+def is_plain_image(path: Path, slide: Any) -> bool:
+    """Whether what opened as `slide` is an image of a tile's size: one level in one piece, with nothing beside it."""
+    full = slide.levels[0]
+    is_cut = full.tile_width < full.width and full.tile_height < full.height
+    is_alone = len(slide.levels) == 1 and not slide.associated_names
+    is_small = is_alone and not is_cut and full.width * full.height <= _LARGEST_TILE
+    return is_small and path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_mask(path: Path) -> bool:
+    return path.parent.name.lower() in _MASK_FOLDERS or path.stem.lower().endswith(_MASK_ENDS)
+
+
+def _bare(path: Path) -> str:
+    """The name that an image and its mask share."""
+    stem = clean_name(path.stem)
+    return next((stem[: -len(end)] for end in _MASK_ENDS if stem.lower().endswith(end)), stem)

@@ -1,0 +1,86 @@
+"""Which slides a path means: one slide, a folder of them, or a manifest that names them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..manifest.picture_refs import SLIDE_SUFFIXES, PathRule
+from ..manifest.slide_rows import UnreadableSlideError, opened, told_mpp
+from ..manifest.table_io import TABLE_SUFFIXES, read_table
+from .folder import files_in, is_plain_image
+from .tile_folder import IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class SlideFiles:
+    """Slides that were found.
+
+    Attributes:
+        root: the folder that names start from.
+        slides: path below `root`, with slashes -> file.
+        num_images: image files among them, which are passed over.
+        mpp: path as in `slides` -> micrometres per pixel of level 0, where the manifest says it.
+    """
+
+    root: Path
+    slides: Mapping[str, Path]
+    num_images: int = 0
+    mpp: Mapping[str, float] = field(default_factory=dict)
+
+
+def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
+    """The slides of `source`; None where it holds images alone, or nothing.
+
+    A TIFF is a slide where it has several levels, tiles or more than a tile's pixels; one that cannot be opened is
+    where there are other slides, or no images. Masks, told by their place, are passed over, and so are folders of
+    predictions.
+
+    Args:
+        source: a slide, a folder that is looked through with its sub-folders, or a manifest with a column slide.
+        root: folder that a manifest's paths may not leave; its own where None.
+
+    Raises:
+        ValueError: a manifest that names no slide, or one outside `root`.
+    """
+    if source.is_file() and source.suffix.lower() in TABLE_SUFFIXES:
+        return _of_manifest(source, root or source.parent)
+    if source.is_dir():
+        home, files = source, files_in(source)[0]
+    else:
+        home, files = source.parent, [source] if source.is_file() else []
+    kinds = {path: _kind(path) for path in files}
+    num_images = sum(kind == "image" for kind in kinds.values())
+    if not files or ("slide" not in kinds.values() and num_images):
+        return None
+    slides = {path.relative_to(home).as_posix(): path for path, kind in kinds.items() if kind != "image"}
+    return SlideFiles(home, slides, num_images)
+
+
+def _kind(path: Path) -> str:
+    """ "slide" or "image"; "" for a TIFF that cannot be opened."""
+    suffix = path.suffix.lower()
+    if suffix not in SLIDE_SUFFIXES or suffix not in IMAGE_SUFFIXES:
+        return "slide" if suffix in SLIDE_SUFFIXES else "image"
+    try:
+        return "image" if is_plain_image(path, opened(path)) else "slide"
+    except UnreadableSlideError:
+        return ""
+
+
+def _of_manifest(manifest: Path, root: Path) -> SlideFiles:
+    table = read_table(manifest)
+    lowered = [name.lower() for name in table.names]
+    rule, slides = PathRule(manifest.parent, root), {}
+    for number, row in enumerate(table.rows):
+        cell = row[lowered.index("slide")] if "slide" in lowered else ""
+        if cell:
+            path = rule.resolve(cell, table.place(number))
+            slides[Path(os.path.relpath(path, root)).as_posix()] = path
+    if not slides:
+        raise ValueError(f"{manifest} has no slide in a column slide; to predict images, give their folder")
+    told = told_mpp(table, rule)
+    mpp = {name: told[path] for name, path in slides.items() if path in told}
+    return SlideFiles(root, dict(sorted(slides.items())), mpp=mpp)

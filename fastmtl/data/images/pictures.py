@@ -1,0 +1,139 @@
+"""Pixels of any picture, for people and predictions: files, regions, what is drawn. Training has the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import reason_of
+from ...utils.optional_imports import require
+from ..dataset import Picture, Region
+from ..identifiers import near_file
+from ..sizes import MAX_PIXELS, check_pixels
+
+_ORIENTATION_TAG = 0x0112
+
+
+def open_picture(picture: Picture) -> NDArray[np.uint8]:
+    """RGB uint8 [h, w, 3], turned upright as the loader turns it.
+
+    Raises:
+        OSError, ValueError: it cannot be read; the message names the file.
+    """
+    if isinstance(picture, Path):
+        try:
+            pixels = decode_image(read_encoded(picture))
+        except ValueError as error:
+            raise ValueError(f"{picture}: {error}") from error
+    elif isinstance(picture, Region):
+        from ..manifest.slide_rows import opened
+
+        pixels = opened(picture.slide).read_region(picture.x, picture.y, picture.width, picture.height, picture.level)
+    else:
+        pixels = picture.draw()
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] != 3:
+        raise ValueError(f"{picture} has {pixels.shape[2]} channels; a picture has 1 or 3")
+    return pixels
+
+
+@contextmanager
+def image_file(file: Path) -> Iterator[Any]:
+    """Pillow's image of a file; its pixels are read when they are asked for.
+
+    Raises:
+        ValueError: no image, a damaged one or one of more than `MAX_PIXELS`, also inside the block; names the file.
+    """
+    image_module = require("PIL.Image", "opening images")
+    try:
+        with image_module.open(BytesIO(read_encoded(file))) as image:
+            check_pixels(*image.size)
+            yield image
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(file)):
+            raise
+        raise ValueError(f"{file}: {_reason(error)}") from error
+
+
+def picture_size(picture: Picture) -> tuple[int, int]:
+    """(width, height) of `open_picture`; reads no pixels where the size is written elsewhere."""
+    if isinstance(picture, Path):
+        if picture.exists() and not picture.is_file():
+            raise ValueError(f"{picture}: not a file")
+        with require("PIL.Image", "opening images").open(picture) as image:
+            return upright_size(image)
+    if isinstance(picture, Region):
+        return picture.width, picture.height
+    width, height = getattr(picture, "width", 0), getattr(picture, "height", 0)
+    if width and height:
+        return width, height
+    pixels = picture.draw()
+    return pixels.shape[1], pixels.shape[0]
+
+
+def upright_size(image: Any) -> tuple[int, int]:
+    """(width, height) of an opened Pillow image after the turn that its EXIF asks for."""
+    turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
+    return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def file_of(picture: Picture) -> Path:
+    """The file behind a picture, for messages and thumbnails; `Path()` where there is none, as for run lengths."""
+    if isinstance(picture, Path):
+        return picture
+    return picture.slide if isinstance(picture, Region) else getattr(picture, "file", Path())
+
+
+def read_encoded(path: Path) -> bytes:
+    """What an image file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is empty, or a folder, pipe or device: those may never end.
+    """
+    if not path.is_file():
+        if not path.exists():
+            raise FileNotFoundError(f"No such file: {path}{near_file(path)}")
+        raise ValueError("not a file")
+    data = path.read_bytes()
+    if not data:
+        raise ValueError("the file is empty")
+    return data
+
+
+def decode_image(data: bytes) -> NDArray[np.uint8]:
+    """The pixels of an encoded image, upright: uint8 [h, w] of a grey one, else RGB [h, w, 3].
+
+    Raises:
+        ValueError: no image, a damaged one, or one of more than 8 bits.
+    """
+    image_module, operations = require("PIL.Image", "opening images"), require("PIL.ImageOps", "opening images")
+    try:
+        with image_module.open(BytesIO(data)) as file:
+            check_pixels(*file.size)
+            if file.mode.startswith(("I", "F")):
+                raise ValueError(f"has {file.mode} pixels, more than 8 bits; convert it to 8-bit")
+            is_grey = file.mode in ("1", "L", "LA")
+            return np.asarray(operations.exif_transpose(file).convert("L" if is_grey else "RGB"))
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow raised, in one line: its plugins raise nearly any type on damaged data."""
+    if type(error).__name__.startswith("DecompressionBomb"):
+        return f"declares more than {MAX_PIXELS:,} pixels"
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "not an image, or its header is damaged"
+    return reason_of(error)

@@ -1,0 +1,121 @@
+"""What cannot be read: set aside and listed, and at how much of it training stops."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import UserError, reason_of
+from ...utils.optional_imports import require
+from ..dataset import Picture, Problem, Tile
+from ..images.pictures import file_of
+from .encoded import place_of
+
+_STREAM = 0x66617565
+_HEADER_BYTES, _PIXELS_PER_BYTE = 1024, 16  # the most that a sensible encoder spends on an image of one colour
+
+
+class TileReadError(UserError, RuntimeError):
+    """Tiles could not be read; `problems` lists the damaged files."""
+
+    def __init__(self, message: str, problems: Sequence[Problem]):
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class DamagedSampleError(ValueError):
+    """Picture number `picture` (0: the image, then the maps) of tile number `tile` is no picture."""
+
+    def __init__(self, tile: int, picture: int, reason: str):
+        super().__init__(reason)
+        self.tile, self.picture, self.reason = tile, picture, reason
+
+
+class Faults:
+    """The list of what is damaged. A tile once on it is not read again.
+
+    Args:
+        max_damaged: the share of an epoch's tiles that may be found damaged in it; with 0 the first one is an error.
+        num_tiles: tiles of an epoch.
+    """
+
+    def __init__(self, max_damaged: float, num_tiles: int):
+        if not 0 <= max_damaged < 1:
+            raise ValueError(f"`max_damaged` must be at least 0 and below 1; got {max_damaged}")
+        self._limit, self._num_tiles = max_damaged, num_tiles
+        self._lock = threading.Lock()
+        self.entries: list[dict[str, Any]] = []
+        self._known: set[str] = set()
+
+    def is_known(self, tile: Tile) -> bool:
+        return tile.id in self._known
+
+    def report(self, epoch: int, tile: Tile, picture: Picture | None, reason: str) -> None:
+        """Add a tile to the list.
+
+        Raises:
+            TileReadError: that is more than `max_damaged` allows.
+        """
+        with self._lock:
+            if tile.id in self._known:
+                return
+            self._known.add(tile.id)
+            if picture is not None and file_of(picture) == Path():
+                picture = tile.image  # a code in a table: the image's file says where, the code itself would fill pages
+            self.entries.append({"tile": tile.id, **place_of(picture), "reason": reason, "epoch": epoch})
+            found = [entry for entry in self.entries if entry["epoch"] == epoch]
+            if len(found) <= self._limit * self._num_tiles:
+                return
+        problem = Problem(Path(place_of(picture)["file"]), reason)
+        if not self._limit:
+            self._forget(tile)  # it may be repaired, and the iteration go on
+            raise TileReadError(
+                f"tile {tile.id} cannot be read: {problem} (`max_damaged` above 0 sets some aside)", [problem]
+            )
+        problems = [Problem(Path(entry["file"]), entry["reason"]) for entry in found]
+        raise TileReadError(
+            f"{len(found)} of {self._num_tiles} tiles are damaged in epoch {epoch}, more than `max_damaged` "
+            f"{self._limit:.1%} allows: check the disk; the first: {problems[0]}",
+            problems,
+        )
+
+    def load(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Take over the list of an interrupted run."""
+        with self._lock:
+            self.entries[:] = [dict(entry) for entry in entries]
+            self._known = {entry["tile"] for entry in entries}
+
+    def _forget(self, tile: Tile) -> None:
+        with self._lock:
+            self._known.discard(tile.id)
+            self.entries[:] = [entry for entry in self.entries if entry["tile"] != tile.id]
+
+
+def substitutes(tile: int, tiles: Sequence[Tile], *, seed: int, epoch: int, repeat: int, attempt: int) -> int:
+    """The tile that stands in for a damaged one: drawn among those of the same label, the same on every run."""
+    label = tiles[tile].label
+    alike = [number for number, other in enumerate(tiles) if other.label == label and number != tile] or [tile]
+    bits = np.random.Philox(key=[seed, _STREAM], counter=[attempt, repeat, tile, epoch])
+    return alike[int(bits.random_raw() % np.uint64(len(alike)))]
+
+
+def nonsense(data: NDArray[np.uint8], decoded: NDArray[np.uint8], is_constant: Any) -> str | None:
+    """Why an image that decoded without an error is not what was encoded, as far as can be seen: decoders that do not
+    know a codec have returned one colour. An image that is of one colour takes few bytes; others are decoded again."""
+    if decoded.size // decoded.shape[2] <= 1 or not is_constant(decoded.reshape(-1), decoded.shape[2]):
+        return None
+    if data.size <= _HEADER_BYTES + decoded.shape[0] * decoded.shape[1] // _PIXELS_PER_BYTE:
+        return None
+    image_module = require("PIL.Image", "checking images of one colour")
+    try:
+        with image_module.open(BytesIO(data.tobytes())) as image:
+            extrema = np.reshape(image.getextrema(), (-1, 2))
+    except Exception as error:  # whatever it is, a second decoder does not see one colour
+        return f"decoded to one colour; Pillow: {reason_of(error)}"
+    return "decoded to one colour, which it does not hold" if (extrema[:, 0] != extrema[:, 1]).any() else None

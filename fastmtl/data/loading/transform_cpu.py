@@ -1,0 +1,279 @@
+"""From decoded pieces to a batch: stitched, resampled once, coloured, normalised; maps by the same geometry.
+
+On the CPU Numba's kernels do it, DALI's operators take about eight times as long; on a GPU Triton's (`finish_gpu`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...ops.core.pointers import on_one_thread
+from ...utils.optional_imports import require
+from ..dataset import BACKGROUND
+from .augment import Parameters
+from .encoded import Canvas, Piece
+from .prefetch import Ready
+from .quarantine import DamagedSampleError, nonsense
+from .targets import MapColumn
+
+# DALI's colour space for hue and saturation: luma, and two chroma axes that hue turns and saturation scales.
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)  # DALI's has three digits, and so changes colours it is asked to keep
+_MIDDLE_GREY = 128.0
+
+
+class Normalizer(Protocol):
+    """What stain normalisation is to the loader. One with an attribute `augments` that is False gets no draws."""
+
+    def __call__(
+        self,
+        images: Tensor,
+        *,
+        slides: list[str],
+        inside: Tensor | None = None,
+        colour: Tensor | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        draws: Tensor | None = None,
+    ) -> Tensor:
+        """float32 [B, 3, H, W], normalised, from uint8 [B, 3, H, W] after geometry.
+
+        Args:
+            images: RGB.
+            slides: B keys of what shares a stain.
+            inside: uint8 [B, H, W], 0 where the background stands.
+            colour: float32 [B, 3, 4], RGB 0..255 and 1 -> RGB 0..255, to be applied after.
+            mean: subtracted after, RGB in 0..1.
+            std: divided by.
+            draws: float32 [B, 4], uniform in 0..1, for stain augmentation; None without.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FinishOptions:
+    """What batches shall be like.
+
+    Attributes:
+        size: output height and width, pixels.
+        mean: of the normalisation, RGB in 0..1.
+        std: likewise.
+        mask_threshold: mask pixels above it are foreground, 0..255.
+        maps: what is read beside the images.
+        num_threads: CPU threads that share a batch.
+        stain: normalises stains between geometry and colour; None: one pass does it all.
+        with_draws: whether `stain` gets its draws.
+        mask_sampling: "bilinear" or "nearest", before the threshold.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    mask_threshold: int
+    maps: tuple[MapColumn, ...]
+    num_threads: int
+    stain: Normalizer | None = None
+    with_draws: bool = False
+    mask_sampling: str = "bilinear"
+
+    def takes_nearest(self, column: MapColumn) -> bool:
+        """Whether a map is of its pictures' own pixels; between classes there is nothing."""
+        return column.kind == "classes" or self.mask_sampling == "nearest"
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """Of grey levels: level * scale + shift is normalised."""
+        return (1 / (255 * np.asarray(self.std))).astype(np.float32)
+
+    @property
+    def shift(self) -> NDArray[np.float32]:
+        return (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
+
+    def normalise(
+        self, images: Tensor, inside: Tensor, drawn: Parameters, slides: list[str], to: Callable[[NDArray], Tensor]
+    ) -> Tensor:
+        """What `stain` makes of the images; `to` brings arrays to their device."""
+        if self.stain is None:
+            raise ValueError("`stain` is None")
+        draws = to(drawn.stain) if self.with_draws else None
+        colour = to(colour_matrices(drawn.colour))
+        return self.stain(
+            images, slides=slides, inside=inside, colour=colour, mean=self.mean, std=self.std, draws=draws
+        )
+
+
+class View(NamedTuple):
+    """A picture in memory: rows of `width` pixels of C channels, `pitch` bytes apart, the first at flat[start]."""
+
+    flat: NDArray[np.uint8]
+    start: int
+    pitch: int
+    height: int
+    width: int
+    channels: int
+
+
+def colour_matrices(colour: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 [B, 3, 4]: RGB 0..255 and 1 -> RGB, for brightness, contrast, saturation, hue in degrees [B, 4]."""
+    brightness, contrast, saturation, hue = colour.astype(np.float64).T
+    angle = np.deg2rad(hue)
+    chroma = np.zeros((len(colour), 3, 3))
+    chroma[:, 0, 0] = 1
+    chroma[:, 1, 1] = chroma[:, 2, 2] = saturation * np.cos(angle)
+    chroma[:, 1, 2] = saturation * np.sin(angle)
+    chroma[:, 2, 1] = -chroma[:, 1, 2]
+    matrices = np.empty((len(colour), 3, 4), np.float32)
+    matrices[:, :, :3] = (brightness * contrast)[:, None, None] * (_FROM_YIQ @ chroma @ _TO_YIQ)
+    matrices[:, :, 3] = (brightness * _MIDDLE_GREY * (1 - contrast))[:, None]
+    return matrices
+
+
+def in_pixels(matrix: NDArray[np.float32], size: int, height: int, width: int) -> NDArray[np.float32]:
+    """[2, 3] from output pixels to source pixels, of one in fractions of both."""
+    per_pixel = np.array([1 / size, 1 / size, 1], np.float32)
+    return matrix * per_pixel * np.array([[width], [height]], np.float32)
+
+
+def extent(tile: int, picture: int, piece: Piece, height: int, width: int) -> tuple[int, int]:
+    """(width, height) that count of a piece that decoded to so many pixels.
+
+    Raises:
+        DamagedSampleError: its index says that there are more.
+    """
+    if piece.width > width or piece.height > height:
+        expected = f"{piece.width}x{piece.height}"
+        raise DamagedSampleError(tile, picture, f"a piece decoded to {width}x{height} pixels, not {expected}")
+    return piece.width or width, piece.height or height
+
+
+def covers(piece: Piece, size: tuple[int, int]) -> bool:
+    """Whether a piece of a slide leaves nothing of the canvas free."""
+    return piece.x <= 0 and piece.y <= 0 and piece.x + piece.width >= size[0] and piece.y + piece.height >= size[1]
+
+
+class Finisher:
+    """Turns decoded pieces into one batch, on the CPU."""
+
+    def __init__(self, options: FinishOptions):
+        self._options = options
+        require("numba", "augmenting on the CPU")
+        from ...kernels import transform_numba
+
+        self._kernels = transform_numba
+        self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastmtl-finish")
+
+    def __call__(self, ready: Ready, pieces: Any, slides: list[str]) -> list[Tensor]:
+        """Images float32 [B, 3, size, size] and for each map uint8 [B, C, size, size].
+
+        Raises:
+            DamagedSampleError: what was decoded is not what was encoded.
+        """
+        options, drawn, count = self._options, ready.drawn, len(ready.tiles)
+        decoded = [np.asarray(pieces[number]) for number in range(len(ready.encoded))]
+        shape = (count, 3, options.size, options.size)
+        images = torch.empty(shape) if options.stain is None else torch.empty(shape, dtype=torch.uint8)
+        inside = torch.empty(count, options.size, options.size, dtype=torch.uint8)
+        # Zeros by NumPy: torch's would wake its threads, and wait for them where others use the cores.
+        shapes = [(count, column.size, options.size, options.size) for column in options.maps]
+        layers = [np.zeros(shape, np.uint8) for shape in shapes]
+        out, within, maps = images.numpy(), inside.numpy(), [torch.from_numpy(layer) for layer in layers]
+        colours, scale, shift = colour_matrices(drawn.colour), options.scale, options.shift
+
+        def one(row: int) -> None:
+            view = self._view(ready, decoded, 0, row, 3)
+            matrix = in_pixels(drawn.matrix[row], options.size, view.height, view.width)
+            where = (*view[:5], matrix, drawn.field[row])
+            if options.stain is None:
+                finish = self._kernels.finish_image
+                noise = drawn.noise[row], drawn.keys[row]
+                finish(*where, colours[row], *noise, scale, shift, np.float32(BACKGROUND), out[row])
+            else:
+                self._kernels.warp_image(*where, np.float32(BACKGROUND), out[row], within[row])
+            for number, column in enumerate(options.maps, 1):
+                if ready.canvases[number][row] is not None:
+                    view = self._view(ready, decoded, number, row, column.size)
+                    self._finish_mask(view, column, ready, number, row, layers[number - 1][row])
+
+        self._each(one, count)
+        if options.stain is None:
+            return [images, *maps]
+        with on_one_thread():  # the others decode what comes next
+            normal = options.normalise(images, inside, drawn, slides, torch.from_numpy)
+        if drawn.noise.any():
+            levels = normal.numpy()
+            self._each(
+                lambda row: self._kernels.add_noise(levels[row], drawn.noise[row], drawn.keys[row], scale, shift), count
+            )
+        return [normal, *maps]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _finish_mask(
+        self, view: View, column: MapColumn, ready: Ready, number: int, row: int, out: NDArray[np.uint8]
+    ) -> None:
+        if view.channels < column.size:
+            tile, reason = int(ready.tiles[row]), f"has {view.channels} channels, not {column.size}"
+            raise DamagedSampleError(tile, number, reason)
+        matrix = in_pixels(ready.drawn.matrix[row], self._options.size, view.height, view.width)
+        threshold, nearest = self._options.mask_threshold, self._options.takes_nearest(column)
+        self._kernels.finish_mask(*view, matrix, ready.drawn.field[row], np.float32(threshold), nearest, out)
+        if nearest and column.kind != "classes":
+            np.greater(out, threshold, out=out)
+
+    def _view(self, ready: Ready, decoded: Sequence[NDArray[np.uint8]], picture: int, row: int, channels: int) -> View:
+        """The pixels of a canvas; copied only where several pieces, or the slide's edge, make it up. `channels` is for
+        one without pieces."""
+        canvas, numbers = ready.canvases[picture][row] or Canvas([], (1, 1)), ready.numbers[picture][row]
+        tile, found = int(ready.tiles[row]), []
+        for piece, number in zip(canvas.pieces, numbers, strict=True):
+            pixels = piece.pixels
+            if pixels is None:
+                pixels = decoded[number]
+                reason = nonsense(ready.encoded[number], pixels, self._kernels.is_constant)
+                if reason:
+                    raise DamagedSampleError(tile, picture, reason)
+            extent(tile, picture, piece, pixels.shape[0], pixels.shape[1])
+            found.append(pixels)
+        return _stitched(canvas, found, channels, BACKGROUND if picture == 0 else 0)
+
+    def _each(self, one: Any, count: int) -> None:
+        """`one(i)` for every i, each thread taking a run of them."""
+        bounds = np.linspace(0, count, self._options.num_threads + 1).astype(int).tolist()
+
+        def several(start: int, stop: int) -> None:
+            for i in range(start, stop):
+                one(i)
+
+        list(self._pool.map(several, bounds[:-1], bounds[1:]))
+
+
+def _stitched(canvas: Canvas, found: Sequence[NDArray[np.uint8]], channels: int, outside: int) -> View:
+    if canvas.size is None:
+        return _of(np.ascontiguousarray(found[0]), 0, 0, found[0].shape[1], found[0].shape[0])
+    width, height = canvas.size
+    for piece, pixels in zip(canvas.pieces, found, strict=True):
+        if covers(piece, canvas.size):
+            return _of(np.ascontiguousarray(pixels), -piece.x, -piece.y, width, height)
+    channels = found[0].shape[2] if found else channels
+    whole = np.full((height, width, channels), outside, np.uint8)
+    for piece, pixels in zip(canvas.pieces, found, strict=True):
+        left, top = max(piece.x, 0), max(piece.y, 0)
+        right, bottom = min(piece.x + piece.width, width), min(piece.y + piece.height, height)
+        part = pixels[top - piece.y : max(bottom - piece.y, 0), left - piece.x : max(right - piece.x, 0)]
+        whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return _of(whole, 0, 0, width, height)
+
+
+def _of(pixels: NDArray[np.uint8], x: int, y: int, width: int, height: int) -> View:
+    channels, pitch = pixels.shape[2], pixels.shape[1] * pixels.shape[2]
+    return View(pixels.reshape(-1), y * pitch + x * channels, pitch, height, width, channels)

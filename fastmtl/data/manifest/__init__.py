@@ -1,0 +1,1 @@
+"""Tables of samples: reading, checking and writing manifests."""

@@ -1,0 +1,109 @@
+"""How the patients of a data set were found, and what looks wrong about them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from ...utils.suggestions import folded
+from ...utils.words import counted, few, named
+from ..dataset import Dataset, Problem, Region, Tile, label_of
+from ..images.pictures import file_of
+
+_NEARLY_ALL = 0.8  # share of the tiles that one patient has where many are expected
+_FEW = 8  # tiles; of fewer nothing can be said
+_PATIENT_COLUMN = re.compile(r"(patient|subject|case|donor|participant)s?(id|no|nr|num|number|code|name|key)?")
+_SHOWN = 20  # classes of a column in one line
+
+
+def patients_found(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """How they were found -> {"patients", "tiles"}, the most tiles first.
+
+    A file name that the rule does not part is whole a patient's name, and counts as a way of its own.
+    """
+    ways: dict[str, list[Tile]] = {}
+    for tile in dataset.tiles:
+        whole = dataset.patients_from.startswith("file name") and _is_whole_name(tile)
+        ways.setdefault("whole file name" if whole else dataset.patients_from or "unknown", []).append(tile)
+    return {
+        way: {"patients": len({tile.group for tile in own}), "tiles": len(own)}
+        for way, own in sorted(ways.items(), key=lambda item: -len(item[1]))
+    }
+
+
+def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
+    """A notice where every tile or slide is a patient of its own, or one patient has nearly all tiles: then the rule
+    that finds patients is likely to be wrong, and a split leaks or leaves one side empty."""
+    if dataset.patients_from == "group_by tile" or dataset.patients_from.startswith("the layout of"):
+        return ()  # requested, or published that way
+    tiles, sizes = dataset.tiles, Counter(tile.group for tile in dataset.tiles)
+    cure = "if file names say more, set data.patient in the recipe"
+    if not dataset.patients_from.startswith("file name"):
+        cure = f"look at the {dataset.patients_from or 'groups'}"
+    reasons = []
+    slides = {tile.image.slide: tile.group for tile in tiles if isinstance(tile.image, Region)}
+    if len(sizes) == len(tiles) > 1:
+        reasons.append(f"every tile is its own patient; {cure}")
+    elif 1 < len(slides) == len(set(slides.values())) and dataset.patients_from.startswith("file name"):
+        reasons.append(f"every slide is its own patient; {cure}")
+    (largest, count) = sizes.most_common(1)[0] if sizes else ("", 0)
+    if len(tiles) >= _FEW and count > _NEARLY_ALL * len(tiles):
+        share = f"all {count}" if count == len(tiles) else f"{count} of the {len(tiles)}"
+        reasons.append(f"patient {largest!r} has {share} tiles, and a split must keep them together; {cure}")
+    reasons += _torn(dataset)
+    return tuple(Problem(dataset.root, reason) for reason in reasons)
+
+
+def _torn(dataset: Dataset) -> Iterator[str]:
+    """Columns that are called as patients are, but for those that are read as such, with values of several groups."""
+    if dataset.patients_from.startswith("column") or dataset.patients_from.startswith("group_by"):
+        return
+    for name in dict.fromkeys(name for tile in dataset.tiles for name in tile.values):
+        if not _PATIENT_COLUMN.fullmatch("".join(filter(str.isalnum, name.lower()))):
+            continue
+        groups: dict[Any, set[str]] = {}
+        for tile in dataset.tiles:
+            if (value := tile.values.get(name)) is not None:
+                groups.setdefault(value, set()).add(tile.group)
+        torn = sum(len(own) > 1 for own in groups.values())
+        if torn:
+            yield (
+                f"column {name!r} is not read as patients, and tiles of {torn} of its {len(groups)} values may be on "
+                "two sides of a split; call it patient, or set data.group_by"
+            )
+
+
+def summary_lines(dataset: Dataset) -> list[str]:
+    """The patients and how they were found, and the classes of each label column with their counts: a line each."""
+    sizes = sorted(Counter(tile.group for tile in dataset.tiles).values())
+    each = f"{sizes[0]} to {sizes[-1]} tiles" if sizes[0] < sizes[-1] else counted(sizes[0], "tile")
+    ways = patients_found(dataset)
+    told = ", ".join(f"{way} ({found['patients']})" if len(ways) > 1 else way for way, found in ways.items())
+    lines = [f"patients: {len(sizes)}, found by {told}; {each} each"]
+    for column, classes in class_counts(dataset).items():
+        counts = [f"{named(name)} {found['tiles']}" for name, found in classes.items()]
+        lines.append(f"{column}: {few(counts, _SHOWN)}")
+    return lines
+
+
+def class_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
+    """Label column ("label" is the tiles' own) -> class -> {"tiles", "patients"}; classes without any are there too."""
+    columns = ["label"] * bool(dataset.class_names) + list(dataset.classes)
+    found = {}
+    for column in columns:
+        names = dataset.names_of(column)
+        of: list[list[Tile]] = [[] for _ in names]
+        for tile in dataset.tiles:
+            if (label := label_of(tile, column)) is not None:
+                of[label].append(tile)
+        found[column] = {
+            name: {"tiles": len(own), "patients": len({tile.group for tile in own})}
+            for name, own in zip(names, of, strict=True)
+        }
+    return found
+
+
+def _is_whole_name(tile: Tile) -> bool:
+    return folded(tile.group) == folded(file_of(tile.image).stem)

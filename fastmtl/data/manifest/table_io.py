@@ -1,0 +1,184 @@
+"""Tables on disk, CSV and Parquet, as text cells with line numbers: what manifests are read from and written to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import reason_of
+from ...utils.atomic_io import replacing
+from ...utils.optional_imports import require
+from ..identifiers import strip_invisible
+from ..text import read_text
+
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
+_EXACT = 2**53  # from here on a float column has lost digits, and whole numbers keep the exponent that says so
+_DELIMITERS = ",;\t"
+_TOLD_DELIMITER = re.compile(r'"?sep=(.)"?')  # what Excel puts before the first line
+_LONGEST_CELL = 2**31 - 1  # characters; run-length codes pass the 131,072 that Python allows by itself
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and its rows.
+
+    Attributes:
+        path: where it was read.
+        names: of the columns, without surrounding blanks.
+        rows: each as long as `names`; an empty text is an empty cell.
+        lines: of each row, as an editor counts them (row numbers from 2 in a Parquet file).
+        blanks: column -> (as it was written, as it is read) of cells that had blanks at an end -> how often.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    lines: tuple[int, ...]
+    blanks: Mapping[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+
+    def written(self, name: str) -> dict[str, tuple[str, int]]:
+        """The cells of a column that are not empty: as it was written, with blanks at its ends -> (as it is read, how
+        often)."""
+        at = self.names.index(name)
+        cells = Counter(row[at] for row in self.rows if row[at])
+        blanks = self.blanks.get(name, {})
+        for (_, cell), count in blanks.items():
+            cells[cell] -= count
+        return {cell: (cell, count) for cell, count in cells.items() if count} | {
+            written: (cell, count) for (written, cell), count in blanks.items()
+        }
+
+    def place(self, row: int) -> str:
+        """Where `row` stands, for messages."""
+        return f"{self.path}, line {self.lines[row]}"
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV (comma, semicolon or tab, by its first line; with or without BOM; any line ends) or a Parquet file.
+
+    Excel's line "sep=;" and columns without a name and a cell are passed over.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: another ending, not UTF-8, empty, a column without a name or twice, a row of another length; the
+            message names the line.
+    """
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise ValueError(f"{path} is no table: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    unnamed = [number for number, name in enumerate(table.names, 1) if not name]
+    if unnamed:
+        index = " (the index of pandas? write it with index=False)" if unnamed == [1] else ""
+        raise ValueError(f"{path}: column {unnamed[0]} has no name in the first line{index}; name or remove it")
+    twice = [name for number, name in enumerate(table.names) if name in table.names[:number]]
+    if twice:
+        raise ValueError(f"{path} has two columns named {twice[0]!r}")
+    if not table.rows:
+        raise ValueError(f"{path} has a header and no rows")
+    return table
+
+
+def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table whole or not at all: CSV with commas and "\\n", or Parquet, by the ending."""
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise ValueError(f"{path} is no table: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}")
+    with replacing(path) as partial:
+        if path.suffix.lower() == ".parquet":
+            arrow = require("pyarrow", "writing Parquet files", "wsi")
+            parquet = require("pyarrow.parquet", "writing Parquet files", "wsi")
+            columns = {name: [row[at] or None for row in rows] for at, name in enumerate(names)}
+            schema = arrow.schema([(name, arrow.string()) for name in names])
+            parquet.write_table(arrow.table(columns, schema=schema), partial)
+        else:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
+                writer.writerows([names, *rows])
+
+
+def _read_csv(path: Path) -> Table:
+    text = read_text(path)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if not first:
+        raise ValueError(f"{path} is empty; expected a first line with column names")
+    told = _TOLD_DELIMITER.fullmatch(first.strip())
+    delimiter = told[1] if told else max(_DELIMITERS, key=first.count)
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: tuple[str, ...] = ()
+    written, lines = [], []
+    start = 1
+    try:
+        for cells in reader:
+            line, start = start, reader.line_num + 1
+            if not any(map(strip_invisible, cells)):
+                continue
+            if told:
+                told = None
+            elif not names:
+                names = tuple(map(strip_invisible, cells))
+            elif len(cells := _without_blank_end(cells, len(names))) != len(names):
+                raise ValueError(
+                    f"{path}, line {line}: {len(cells)} cells, and the first line names {len(names)} columns"
+                )
+            else:
+                written.append(cells)
+                lines.append(line)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {start}: {error}") from None
+    return _trimmed(path, names, written, lines)
+
+
+def _without_blank_end(cells: list[str], least: int) -> list[str]:
+    """Without the empty cells that spreadsheets put behind the last column; `least` cells stay."""
+    end = len(cells)
+    while end > least and not strip_invisible(cells[end - 1]):
+        end -= 1
+    return cells[:end]
+
+
+def _read_parquet(path: Path) -> Table:
+    parquet = require("pyarrow.parquet", "reading Parquet files", "wsi")
+    try:
+        content = parquet.read_table(path)
+        columns = [[_text(cell) for cell in content.column(at).to_pylist()] for at in range(content.num_columns)]
+        names = tuple(map(strip_invisible, content.column_names))
+    except Exception as error:  # of damaged files Arrow raises its own types and Python's
+        reason = reason_of(error)
+        raise ValueError(f"{path} cannot be read as Parquet: {reason}") from error
+    return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
+
+
+def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]], lines: Iterable[int]) -> Table:
+    blanks: dict[str, Counter[tuple[str, str]]] = {}
+    written = list(written)
+    kept = [at for at, name in enumerate(names) if name or any(strip_invisible(cells[at]) for cells in written)]
+    if len(kept) < len(names):
+        names, written = tuple(names[at] for at in kept), [[cells[at] for at in kept] for cells in written]
+    rows = []
+    for cells in written:
+        row = tuple(map(strip_invisible, cells))
+        for name, cell, bare in zip(names, cells, row, strict=True):
+            if cell != bare and bare:
+                blanks.setdefault(name, Counter())[cell, bare] += 1
+        rows.append(row)
+    return Table(path, names, tuple(rows), tuple(lines), blanks)
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:  # an empty cell that went through pandas is NaN
+        return ""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_text, value))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:  # whole numbers of a float column
+        return str(int(value))
+    return str(value)

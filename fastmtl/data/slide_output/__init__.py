@@ -1,0 +1,1 @@
+"""Maps over whole slides: cut, written as tiled TIFF, outlined as GeoJSON."""

@@ -1,0 +1,112 @@
+"""A slide cut into tiles, and where each of them lies in a map of the whole slide.
+
+A pixel of the map is one of the tiles', `tile_size` of which make a side: its edges lie at `x * downsample + offset`
+in level-0 pixels. The map covers all of level 0, not only what was scanned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..dataset import Region, Tile
+from ..formats.tile_folder import group_of
+from ..manifest.slide_rows import GridOptions, opened
+from ..slides.errors import SlideError
+from ..slides.grid import grid
+from ..slides.index import Identity, identify
+
+
+@dataclass(frozen=True)
+class SlideCut:
+    """How a slide is cut.
+
+    Attributes:
+        path: the slide.
+        identity: what tells that the file is still the one that was cut.
+        tiles: row by row, from left to right.
+        places: tile id -> (x, y) of its left upper corner in the map.
+        fields: tile id -> (x, y, width, height), level-0 pixels.
+        tile_size: side of a tile, pixels of the map.
+        width: of the map, pixels.
+        height: likewise.
+        downsample: level-0 pixels per pixel of the map.
+        offset: (x, y) of the map's corner, level-0 pixels: below one pixel of the map, and 0 where scanning began at
+            the slide's corner.
+        mpp: micrometres per pixel of the map; None where the slide does not say.
+        tissue: share of what was scanned that is tissue, 0..1.
+        problems: what is odd about the file.
+        mpp_source: what said the slide's mpp, see `Slide`.
+    """
+
+    path: Path
+    identity: Identity
+    tiles: tuple[Tile, ...]
+    places: Mapping[str, tuple[int, int]]
+    fields: Mapping[str, tuple[int, int, int, int]]
+    tile_size: int
+    width: int
+    height: int
+    downsample: float
+    offset: tuple[float, float]
+    mpp: float | None
+    tissue: float
+    problems: tuple[str, ...]
+    mpp_source: str = ""
+
+
+def cut_slide(path: Path, name: str, options: GridOptions, mpp: float | None = None) -> SlideCut:
+    """Cut a slide as training does.
+
+    Args:
+        path: the slide.
+        name: what its tiles' ids begin with.
+        options: see `GridOptions`.
+        mpp: micrometres per pixel of level 0, where a manifest says it.
+
+    Raises:
+        SlideError: it cannot be opened, was truncated, or cannot be cut so.
+    """
+    identity = identify(path)  # before anything is read: what changes from now on is seen later
+    try:
+        slide = opened(path) if mpp is None else opened(path, mpp=mpp)
+        if slide.damage:
+            raise SlideError(path, slide.damage)
+        asked, level = (options.mpp, None) if options.mpp else (None, 0)
+        side, overlap = options.tile_size, options.overlap
+        regions = grid(slide, side, mpp=asked, level=level, overlap=overlap, min_tissue=options.min_tissue)
+    except SlideError:
+        raise
+    except ValueError as error:  # a slide that cannot be opened among them
+        raise SlideError(path, str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")) from error
+    downsample = options.mpp / slide.mpp if options.mpp else 1.0
+    left, top, width, height = slide.bounds
+    first = round(left / downsample), round(top / downsample)
+    step = side - overlap
+    tiles, places, fields = [], {}, {}
+    for region in regions:
+        tile = Tile(f"{name}@{region.x}_{region.y}", region, None, None, group_of(name))
+        column, row = (round((at - begin) / (step * downsample)) for at, begin in ((region.x, left), (region.y, top)))
+        pixels = round(region.width * slide.levels[region.level].downsample)
+        tiles.append(tile)
+        places[tile.id] = (first[0] + column * step, first[1] + row * step)
+        fields[tile.id] = (region.x, region.y, pixels, pixels)
+    full = slide.levels[0]
+    return SlideCut(
+        path,
+        identity,
+        tuple(tiles),
+        places,
+        fields,
+        side,
+        max(1, math.ceil(full.width / downsample - 1e-6)),
+        max(1, math.ceil(full.height / downsample - 1e-6)),
+        downsample,
+        (left - first[0] * downsample, top - first[1] * downsample),
+        options.mpp or slide.mpp,
+        float(slide.tissue_fraction(Region(path, left, top, width, height))),
+        slide.problems,
+        slide.mpp_source,
+    )

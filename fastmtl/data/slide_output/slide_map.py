@@ -1,0 +1,127 @@
+"""A map of numbers over a slide, written row by row: a tiled, pyramidal, deflate-compressed BigTIFF.
+
+All levels grow at once: each row is compressed as soon as a row of tiles is whole, and every second one is handed to
+the next level. What is kept in memory is a row of tiles of each level, whatever the slide's height.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...utils.optional_imports import require
+
+TILE = 256
+"""Side of the file's tiles, pixels."""
+
+_NO_UNIT, _CENTIMETRE = 1, 3
+
+
+class SlideMap:
+    """A TIFF of one 8-bit channel under way.
+
+    A level has every second pixel of the one before, so that classes stay classes. The description is JSON: "mpp",
+    "downsample" (level-0 pixels of the slide per pixel) and what else is given.
+
+    Args:
+        path: the file; written by `close`, its parts lie beside it without a name until then.
+        width: pixels.
+        height: likewise.
+        mpp: micrometres per pixel, for the resolution tags; None leaves them without a unit.
+        description: JSON types.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, *, mpp: float | None, description: dict[str, Any]):
+        self.path, self._mpp = path, mpp
+        self._description = json.dumps({"mpp": mpp, **description})
+        self._levels = [_Level(width, height, path.parent)]
+        while max(width, height) > TILE:
+            width, height = (width + 1) // 2, (height + 1) // 2
+            self._levels.append(_Level(width, height, path.parent))
+
+    def add(self, rows: NDArray[np.uint8]) -> None:
+        """The next rows, uint8 [h, width]."""
+        for level in self._levels:
+            odd = level.num_rows % 2
+            level.add(rows)
+            rows = rows[odd::2, ::2]
+
+    def close(self) -> None:
+        """Write the file.
+
+        Raises:
+            ValueError: rows are missing, or there were too many.
+        """
+        full = self._levels[0]
+        if full.num_rows != full.height:
+            raise ValueError(f"{self.path} is of {full.height} rows, and {full.num_rows} were added")
+        per_centimetre = 1e4 / self._mpp if self._mpp else 1.0
+        with require("tifffile", "writing maps of slides").TiffWriter(self.path, bigtiff=True) as file:
+            for number, level in enumerate(self._levels):
+                scale = full.width / level.width
+                file.write(
+                    level.tiles(),
+                    shape=(level.height, level.width),
+                    dtype=np.uint8,
+                    tile=(TILE, TILE),
+                    photometric="minisblack",
+                    compression="adobe_deflate",  # 8; "deflate" is the older number, which fewer programs know
+                    subfiletype=int(number > 0),
+                    resolution=(per_centimetre / scale, per_centimetre / scale),
+                    resolutionunit=_CENTIMETRE if self._mpp else _NO_UNIT,
+                    description=None if number else self._description,
+                    metadata=None,
+                )
+        self.discard()
+
+    def discard(self) -> None:
+        """Give the parts back, whether they were written or not."""
+        for level in self._levels:
+            level.discard()
+
+
+class _Level:
+    """One resolution: rows until they make tiles, and compressed tiles in a file without a name."""
+
+    def __init__(self, width: int, height: int, folder: Path):
+        self.width, self.height, self.num_rows = width, height, 0
+        self._columns = -(-width // TILE)
+        self._rows = np.zeros((TILE, self._columns * TILE), np.uint8)
+        self._sizes: list[int] = []
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115
+        self._blank = zlib.compress(bytes(TILE * TILE))
+
+    def add(self, rows: NDArray[np.uint8]) -> None:
+        while len(rows):
+            at = self.num_rows % TILE
+            some = rows[: TILE - at]
+            self._rows[at : at + len(some), : self.width] = some
+            self.num_rows += len(some)
+            rows = rows[len(some) :]
+            if self.num_rows % TILE == 0 or self.num_rows == self.height:
+                self._compress()
+
+    def _compress(self) -> None:
+        for column in range(self._columns):
+            tile = self._rows[:, column * TILE : (column + 1) * TILE]
+            data = zlib.compress(tile.tobytes()) if tile.any() else self._blank
+            self._file.write(data)
+            self._sizes.append(len(data))
+        self._rows[:] = 0
+
+    def tiles(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        for size in self._sizes:
+            yield self._file.read(size)
+
+    def discard(self) -> None:
+        with suppress(OSError):  # on a full disk closing fails as writing did
+            self._file.close()

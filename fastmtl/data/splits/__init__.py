@@ -1,0 +1,1 @@
+"""Splits that keep patients whole."""

@@ -1,0 +1,275 @@
+"""Training, validation and test sets that share no patient.
+
+Many patients have several tiles, some in several classes, so a split by tile tests on patients that were trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+from ...utils.atomic_io import write_whole
+from ...utils.json_toml import parse_json
+from ...utils.optional_imports import require
+from ...utils.suggestions import nearest
+from ...utils.words import counted, few
+from ..dataset import Dataset, Tile, label_of
+from ..identifiers import identifier_key, one_spelling
+from ..text import read_text
+from .small_splits import Shares
+
+_FEW_PATIENTS = 30  # above, folds are taken as they come: runs of earlier versions are split so
+_NEAR = 0.1  # a share of the tiles this near to the one that was asked for is left as it is
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tile ids for training, for validation and, in a three-way split, for the test; the patients that are held out.
+
+    What is called a patient here is the tiles' group: see `with_groups` for splits by case or by a patient's day.
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    held_out_groups: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    test_groups: tuple[str, ...] = ()
+
+    def apply(self, folder: Dataset) -> tuple[Dataset, Dataset]:
+        """(training folder, validation folder), checked to share no patient with each other or the test."""
+        train, val = folder.subset(self.train), folder.subset(self.val)
+        check_no_leak(train.tiles, val.tiles)
+        test = self.test_of(folder).tiles
+        check_no_leak(train.tiles, test, ("training", "the test"))
+        check_no_leak(val.tiles, test, ("validation", "the test"))
+        return train, val
+
+    def test_of(self, folder: Dataset) -> Dataset:
+        """The test folder; empty in a split without one."""
+        return folder.subset(self.test)
+
+
+def check_no_leak(
+    train: Iterable[Tile], val: Iterable[Tile], sides: tuple[str, str] = ("training", "validation")
+) -> None:
+    """Raises ValueError naming the patients with tiles on both sides."""
+    one, other = ({identifier_key(name): name for name in {tile.group for tile in tiles}} for tiles in (train, val))
+    shared = sorted(one[key] for key in one.keys() & other.keys())
+    if shared:
+        raise ValueError(
+            f"{len(shared)} patient(s) are in {sides[0]} and in {sides[1]}: {few(shared, 5)}; "
+            "split by patient, see grouped_split"
+        )
+
+
+def split_by_groups(folder: Dataset, groups: Iterable[str], test_groups: Iterable[str] = ()) -> Split:
+    """Hold out the patients `groups` for validation and `test_groups` for the test, each named in any spelling.
+
+    Raises:
+        ValueError: a patient is not in the folder or on both lists, or training or validation would be empty.
+    """
+    held_out, tested = ({identifier_key(str(one)): str(one) for one in listed} for listed in (groups, test_groups))
+    known = {name: identifier_key(name) for name in {tile.group for tile in folder.tiles}}
+    unknown = sorted(name for key, name in (held_out | tested).items() if key not in known.values())
+    if unknown:
+        raise ValueError(f"`groups` names {len(unknown)} patient(s) not in {folder.root}, first {unknown[0]!r}")
+    if both := held_out.keys() & tested.keys():
+        raise ValueError(f"`groups` and `test_groups` both name {min(held_out[key] for key in both)!r}")
+    sides: tuple[list[Tile], list[Tile], list[Tile]] = ([], [], [])
+    for tile in folder.tiles:
+        key = known[tile.group]
+        sides[1 if key in held_out else 2 if key in tested else 0].append(tile)
+    train, val, test = (tuple(tile.id for tile in side) for side in sides)
+    if not train or not val:
+        raise ValueError(f"`groups` leaves {len(train)} training, {len(val)} validation tiles; both need some")
+    named = [tuple(sorted({tile.group.upper() for tile in side})) for side in sides]
+    return Split(train, val, named[1], test, named[2])
+
+
+def split_by_column(folder: Dataset) -> Split | None:
+    """The split that a manifest's own column `split` tells; None when no tile has one.
+
+    Raises:
+        ValueError: a tile without a side, training or validation empty, or a patient on two sides.
+    """
+    told = [tile.values.get("split") for tile in folder.tiles]
+    if not any(told):
+        return None
+    for tile, side in zip(folder.tiles, told, strict=True):
+        if side not in ("train", "val", "test"):
+            raise ValueError(f"{folder.root}: tile {tile.id} has no split; expected train, val or test, got {side!r}")
+    sides = [
+        tuple(tile for tile, side in zip(folder.tiles, told, strict=True) if side == wanted)
+        for wanted in ("train", "val", "test")
+    ]
+    if not sides[0] or not sides[1]:
+        raise ValueError(
+            f"{folder.root}: its split has {len(sides[0])} training, {len(sides[1])} validation tiles; both need some"
+        )
+    ids = [tuple(tile.id for tile in side) for side in sides]
+    groups = [tuple(sorted({tile.group for tile in side})) for side in sides]
+    split = Split(ids[0], ids[1], groups[1], ids[2], groups[2])
+    split.apply(folder)
+    return split
+
+
+def grouped_split(
+    folder: Dataset, val_fraction: float = 0.2, seed: int = 0, *, test_fraction: float = 0.0, stratify: str = ""
+) -> Split:
+    """Hold out about these fractions of the tiles, whole patients at a time, with similar class shares on all sides.
+
+    Args:
+        folder: what to split.
+        val_fraction: share for validation.
+        seed: of the draw.
+        test_fraction: share for the test; 0 makes none. 0.2 and 0.1 give 70 / 20 / 10.
+        stratify: label column whose classes are to be shared out; "" is the tiles' own label.
+
+    Raises:
+        ValueError: fractions out of range, an unknown column, or too few patients.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"`val_fraction` must be between 0 and 1; got {val_fraction}")
+    if test_fraction != 0 and not 0 < test_fraction < 1 - val_fraction:
+        raise ValueError(f"`test_fraction` must be between 0 and 1 - val_fraction; got {test_fraction}")
+    sides = 3 if test_fraction else 2
+    if len(folder.groups) < sides:
+        asked = f"val_fraction {val_fraction:g}" + (f" and test_fraction {test_fraction:g}" if test_fraction else "")
+        raise ValueError(f"{folder.root} has {len(folder.groups)} patient(s), and {asked} needs {sides} or more")
+    if not test_fraction:
+        return split_by_groups(folder, _share(folder, val_fraction, seed, stratify, sides))
+    test = _share(folder, test_fraction, seed, stratify, sides)
+    tested = set(map(identifier_key, test))
+    rest = replace(folder, tiles=tuple(tile for tile in folder.tiles if identifier_key(tile.group) not in tested))
+    return split_by_groups(folder, _share(rest, val_fraction / (1 - test_fraction), seed, stratify, 2), test)
+
+
+def kfold(folder: Dataset, num_folds: int = 5, seed: int = 0, *, stratify: str = "") -> list[Split]:
+    """`num_folds` splits; every patient is held out in exactly one."""
+    folds = _held_out_per_fold(folder, num_folds, seed, _labels(folder, stratify))
+    return [split_by_groups(folder, fold) for fold in folds]
+
+
+def _share(folder: Dataset, fraction: float, seed: int, stratify: str, sides: int) -> list[str]:
+    """The patients of about this fraction of the tiles: the first folds, unless few patients can be shared better."""
+    groups = folder.groups
+    most = max(2, min(20, len(groups)))  # folds that there are patients for
+    share = Fraction(fraction).limit_denominator(most)
+    if share in (0, 1):
+        share = Fraction(1, most) if share == 0 else Fraction(most - 1, most)
+    labels = _labels(folder, stratify)
+    try:
+        folds = _held_out_per_fold(folder, share.denominator, seed, labels)
+        first = [group for fold in folds[: share.numerator] for group in fold]
+    except ValueError:  # no class has as many images as there are folds
+        first = []
+    if len(groups) > _FEW_PATIENTS and 0 < len(first) < len(groups):
+        return first
+    shares = Shares(labels, _groups(folder), fraction, sides)
+
+    def faults(held_out: list[str]) -> tuple[int, float]:
+        lacking, off = shares.faults(held_out)
+        return lacking, max(0.0, off - _NEAR)
+
+    if faults(first) == (0, 0):
+        return first
+    return min(first, shares.draw(seed), key=faults)
+
+
+def _held_out_per_fold(folder: Dataset, num_folds: int, seed: int, labels: Sequence[int]) -> list[list[str]]:
+    if num_folds < 2 or num_folds > len(folder.groups):
+        raise ValueError(
+            f"{num_folds} folds need 2 or more, and as many patients; {folder.root} has {len(folder.groups)} patient(s)"
+        )
+    model_selection = require("sklearn.model_selection", "splitting by patient")
+    groups = _groups(folder)
+    splitter = model_selection.StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class with fewer tiles than folds cannot be in every fold; the others are stratified all the same.
+        warnings.filterwarnings("ignore", message="The least populated class")
+        try:
+            parts = [val for _, val in splitter.split(labels, labels, groups)]
+        except ValueError as error:
+            raise ValueError(
+                f"{folder.root} cannot be split into {num_folds} folds: {error} Take fewer folds, or val_fraction."
+            ) from error
+    return [sorted({groups[i] for i in part}) for part in parts]
+
+
+def _groups(folder: Dataset) -> list[str]:
+    """The tiles' patients, each in one spelling."""
+    spelling = one_spelling(tile.group for tile in folder.tiles)
+    return [spelling[tile.group] for tile in folder.tiles]
+
+
+def _labels(folder: Dataset, column: str) -> list[int]:
+    if column not in ("", "label") and column not in folder.classes:
+        raise ValueError(f"`stratify` must name a label column; {nearest(column, ['label', *folder.classes])}")
+    found = [label_of(tile, column) for tile in folder.tiles]
+    return [-1 if label is None else label for label in found]
+
+
+def one_sided_classes(folder: Dataset, train: Dataset, val: Dataset, column: str = "") -> list[str]:
+    """A line for each class of a label column that training or validation has none of, where the folder has some."""
+    lines = []
+    for index, name in enumerate(folder.names_of(column)):
+        everywhere, trained, held_out = (
+            {tile.group for tile in side.tiles if label_of(tile, column) == index} for side in (folder, train, val)
+        )
+        if everywhere and not (trained and held_out):
+            where = "training: it cannot be learned" if not trained else "validation: no score measures it"
+            lines.append(f"class {name!r}, of {counted(len(everywhere), 'patient')}, has no image in {where}")
+    return lines
+
+
+def save_split(split: Split, path: str | Path) -> None:
+    """Write `split` as JSON, whole or not at all."""
+    content = {"validation_patients": split.held_out_groups, "train": split.train, "validation": split.val}
+    if split.test:
+        content |= {"test_patients": split.test_groups, "test": split.test}
+    write_whole(Path(path), json.dumps(content, indent=1) + "\n")
+
+
+def load_split(path: str | Path) -> Split:
+    """Read what `save_split` wrote."""
+    content = _read_json(path, ("train", "validation", "validation_patients"))
+    train, val, held_out = (tuple(content[key]) for key in ("train", "validation", "validation_patients"))
+    return Split(train, val, held_out, tuple(content.get("test", ())), tuple(content.get("test_patients", ())))
+
+
+def load_groups(path: str | Path) -> tuple[str, ...]:
+    """The validation patients named in a split file, for `split_by_groups`."""
+    return tuple(_read_json(path, ("validation_patients",))["validation_patients"])
+
+
+def load_test_groups(path: str | Path) -> tuple[str, ...]:
+    """The test patients named in a split file; none in a split of two sides."""
+    return tuple(_read_json(path, ("validation_patients",)).get("test_patients", ()))
+
+
+def _read_json(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
+    text = read_text(Path(path))
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable split file: {error}") from None
+    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    if missing:
+        raise ValueError(f"{path} is not a split file: it has no list named {missing[0]!r}")
+    for key in (*keys, "test", "test_patients"):
+        strange = next((one for one in _listed(content, key, path) if not isinstance(one, str)), None)
+        if strange is not None:
+            raise ValueError(f"{path}: {key} must hold names in quotes; got {reprlib.repr(strange)[:80]}")
+    return content
+
+
+def _listed(content: dict, key: str, path: str | Path) -> list:
+    listed = content.get(key, [])
+    if not isinstance(listed, list):
+        raise ValueError(f"{path}: {key} must be a list; got {reprlib.repr(listed)[:80]}")
+    return listed

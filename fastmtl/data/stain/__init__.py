@@ -1,0 +1,1 @@
+"""Stain normalisation of tiles and slides: normalisers, statistics, targets and their files."""

@@ -1,0 +1,62 @@
+"""What people hold images in (tensors, NumPy arrays, PIL images, one or a batch) as the batch that is normalised, and
+results as what came in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...ops.stain.input import as_tensor
+from ...ops.stain.run import Normalised
+
+
+class Form(NamedTuple):
+    """What a batch was made from."""
+
+    single: bool
+    array: bool
+
+    def give(self, part: Tensor | None) -> Any:
+        """A result as the images came in: without the batch, as an array; arrays and PIL images become arrays."""
+        if part is None:
+            return None
+        one = part[0] if self.single else part
+        return one.numpy() if self.array else one
+
+    def give_all(self, result: Normalised) -> Normalised:
+        return Normalised(*(self.give(part) for part in result))
+
+
+def as_batch(images: Any, name: str = "images") -> tuple[Tensor, Form]:
+    """The batch, for `check_images` to judge, and what it was made from. A list or tuple is stacked.
+
+    Raises:
+        ValueError: images of a list differ in shape, or one is not RGB.
+        TypeError: something in a list is no image.
+    """
+    if isinstance(images, list | tuple):
+        return _stacked(images, name), Form(False, not all(isinstance(image, Tensor) for image in images))
+    tensor = as_tensor(images, name)
+    if not isinstance(tensor, Tensor):
+        found = type(images).__name__
+        raise TypeError(f"`{name}` must be a tensor, an array or a PIL image, or a list of these; got {found}.")
+    single = tensor.dim() == 3
+    return tensor[None] if single else tensor, Form(single, tensor is not images)
+
+
+def _stacked(images: Sequence[Any], name: str) -> Tensor:
+    tensors = [as_tensor(image, f"{name}[{place}]") for place, image in enumerate(images)]
+    for place, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"`{name}` must be a list of images; got {type(tensor).__name__} at {place}.")
+        if tensor.shape != tensors[0].shape or tensor.dim() != 3:
+            raise ValueError(
+                f"`{name}` must be images [3, H, W] or [H, W, 3] of one size; got {list(tensors[0].shape)} and "
+                f"{list(tensor.shape)} at {place}. Crop them, or take them one by one."
+            )
+    if not tensors:
+        raise ValueError(f"`{name}` must have at least one image; got an empty list.")
+    return torch.stack(tensors)

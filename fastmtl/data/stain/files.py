@@ -1,0 +1,71 @@
+"""The .npz files of stains: versioned, written whole or not at all, read without pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...errors import UserError
+from ...ops.stain.fit import Stains
+from ...utils.atomic_io import replacing
+
+FORMAT = 1
+
+
+class StainFileError(UserError, RuntimeError):
+    """A stain file that is missing, damaged, or of another version."""
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: dict[str, np.ndarray]) -> None:
+    """An .npz with its version; whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:  # a name alone would get .npz behind it
+        np.savez_compressed(file, format=np.array(FORMAT), **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray]:
+    """Raises StainFileError; never unpickles."""
+    try:
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        version, found = int(arrays["format"]), str(arrays["kind"])
+    except FileNotFoundError:
+        raise StainFileError(f"there is no stain file at {path}.") from None
+    except OSError as error:
+        raise StainFileError(f"{path} cannot be read: {error}.") from error
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
+        # Not in numpy's words, which advise to unpickle it.
+        raise StainFileError(f"{path} is no stain file, or a damaged one. Fit again.") from error
+    if version != FORMAT:
+        raise StainFileError(
+            f"{path} has version {version} and this fastmtl reads version {FORMAT}. Fit again, or install the fastmtl "
+            "that wrote it."
+        )
+    if found != kind:
+        raise StainFileError(f"{path} holds {found}, not {kind}.")
+    return arrays
+
+
+def pack(slides: Mapping[str, Stains]) -> dict[str, np.ndarray]:
+    """Slides' stains as arrays: `slides` [N], `vectors` float64 [N, 3, 2], `maxima` [N, 2]."""
+    empty = np.zeros((0, 3, 2)), np.zeros((0, 2))
+    rows = [[part.cpu().numpy() for part in stains] for stains in slides.values()]
+    vectors, maxima = map(np.concatenate, zip(*rows, strict=True)) if rows else empty
+    return {"slides": np.array(list(slides), dtype=str), "vectors": vectors, "maxima": maxima}
+
+
+def unpack(arrays: Mapping[str, np.ndarray]) -> dict[str, Stains]:
+    """What `pack` packed; KeyError or ValueError for what it did not."""
+    vectors, maxima = arrays["vectors"], arrays["maxima"]
+    if vectors.shape[1:] != (3, 2) or maxima.shape[1:] != (2,):
+        raise ValueError(f"stains of shape {vectors.shape} and {maxima.shape}")
+    if not (np.isfinite(vectors).all() and np.isfinite(maxima).all() and (maxima > 0).all()):
+        raise ValueError("stains that are no finite numbers above 0")
+    rows = zip(vectors, maxima, strict=True)
+    stains = [Stains(*(torch.from_numpy(part)[None] for part in row)) for row in rows]
+    return dict(zip(arrays["slides"].tolist(), stains, strict=True))

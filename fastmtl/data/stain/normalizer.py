@@ -1,0 +1,301 @@
+"""A stain normaliser with a memory: a target fitted once, stains of slides fitted from samples, one pass per batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...ops.stain.backends import passes_of
+from ...ops.stain.fit import Estimate, Stains
+from ...ops.stain.input import check_images, check_inside, is_interleaved, readable
+from ...ops.stain.recipes import Finish, restaining
+from ...ops.stain.run import LAB, Normalised, Run, default_target
+from ...ops.stain.stain_normalize import (
+    MIN_TISSUE,
+    check_dtype,
+    check_method,
+    check_policy,
+    check_statistics,
+    resolve_target,
+)
+from .batches import as_batch
+from .checks import check_augmentation, check_colour, check_draws, check_key, check_slides
+from .files import StainFileError, pack, read_arrays, unpack, write_arrays
+from .statistics import StainStatistics, collected
+
+_KIND = "stain normalizer"
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class StainNormalizer:
+    """Normalises tiles to one target, with stains per tile, per batch or per slide.
+
+    Args:
+        method, convention, target: as in `ops.stain_normalize`; `fit` sets the target later.
+        per: where an image's stains come from. "slide" (the default): those stored under its slide's key; for a slide
+            that is not stored, the tile's own. "tile": its own. "batch": one estimate over all of the batch. Reinhard:
+            "tile" alone, and its default.
+        min_tissue: pixels of tissue that an estimate needs.
+        fallback: what a tile with less, or without two stains, does under "tile" and "slide". "slide": takes its
+            slide's stored stains, and the target's where there are none; "reference": the target's, and so hardly
+            changes; "pass": it stays as it is.
+        augmentation: sigma of alpha and of beta. Draws u in 0..1 become factors 1 + sigma_1 (2u - 1) and addends
+            sigma_2 (2u - 1) of the target's concentrations of each stain. A loader that augments gives draws: (0, 0)
+            for none. Reinhard has no stains and takes none.
+        backend: as in `ops.stain_normalize`.
+
+    Attributes:
+        augments: whether draws change anything; where they do not, a loader gives none.
+        has_stains: False for Reinhard's methods, which move colours as a whole.
+        slides: key -> `Stains` (vectors float64 [1, 3, 2], 99th percentiles [1, 2]).
+        fell_back: bool [B] of the last call: tiles that had no estimate of their own where one was needed.
+
+    >>> normalizer = StainNormalizer(per="tile")
+    >>> tiles = torch.randint(40, 220, (2, 3, 32, 32), dtype=torch.uint8)
+    >>> normalizer(tiles, slides=["", ""]).shape, normalizer.fell_back.tolist()
+    (torch.Size([2, 3, 32, 32]), [False, False])
+    """
+
+    def __init__(
+        self,
+        method: str = "macenko",
+        *,
+        convention: str = "torchstain",
+        target: Any = None,
+        per: str | None = None,
+        min_tissue: int = MIN_TISSUE,
+        fallback: str = "slide",
+        augmentation: tuple[float, float] = (0.2, 0.2),
+        backend: str = "auto",
+    ):
+        self._convention = check_method(method, convention)
+        check_policy(min_tissue, fallback, ("slide", "reference", "pass"))
+        if per is None:
+            per = "tile" if method in LAB else "slide"
+        if per not in ("slide", "tile", "batch"):
+            raise ValueError(f"`per` must be 'slide', 'tile' or 'batch'; got {per!r}.")
+        if method in LAB and per != "tile":
+            raise ValueError(f"`per` must be 'tile' for {method}, which has no stains to share; got {per!r}.")
+        self.has_stains = method not in LAB
+        sigmas = check_augmentation(augmentation)
+        self.method, self.convention, self.per = method, convention, per
+        self.min_tissue, self.fallback, self.backend = min_tissue, fallback, backend
+        self.augmentation, self.augments = sigmas, self.has_stains and max(sigmas) > 0
+        self.target: Any = None
+        if target is not None or self.has_stains:
+            self.target = resolve_target(target, method, self._convention, backend)
+        self.slides: dict[str, Stains] = {}
+        self.fell_back = torch.zeros(0, dtype=torch.bool)
+
+    def __repr__(self) -> str:
+        fitted = "not fitted" if self.target is None else f"{len(self.slides)} slides"
+        return f"StainNormalizer({self.method!r}, convention={self.convention!r}, per={self.per!r}: {fitted})"
+
+    def fit(self, image: Any) -> StainNormalizer:
+        """Take the target from an image, uint8 [3, H, W] or [H, W, 3], an array or a PIL image, or from its numbers; or
+        from `StainStatistics` of many images, as from a mosaic of them all. Returns itself."""
+        if isinstance(image, StainStatistics):
+            found = self._estimate(image)
+            if found is None:
+                raise ValueError("`image` holds no two stains in tissue enough for a target. Choose other images.")
+            self.target = found
+        else:
+            self.target = resolve_target(image, self.method, self._convention, self.backend)
+        return self
+
+    def fit_slide(self, key: str, tiles: Any) -> bool:
+        """Store the stains of a slide, from tiles [B, 3, H, W] or [B, H, W, 3], any number of batches or single tiles
+        (tensors, arrays, PIL images), or `StainStatistics` that were collected before. False where these hold no two
+        stains; nothing is stored then."""
+        check_key(key)
+        found = self._estimate(tiles if isinstance(tiles, StainStatistics) else collected(tiles, self.convention))
+        if found is not None:
+            self.slides[key] = found
+        return found is not None
+
+    def _estimate(self, statistics: StainStatistics) -> Stains | None:
+        if not self.has_stains:
+            raise ValueError(f"{self.method} has no stains to estimate. Use per='tile', and an image as target.")
+        if statistics.convention != self.convention:
+            raise ValueError(
+                f"the statistics are of convention {statistics.convention!r}; this one has {self.convention!r}."
+            )
+        return statistics.estimate(self.method, self.min_tissue)
+
+    def transform(
+        self,
+        images: Any,
+        *,
+        slides: Sequence[str] | None = None,
+        inside: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        draws: Tensor | None = None,
+        return_stains: bool = False,
+    ) -> Any:
+        """Normalise images of any kind, as `ops.stain_normalize` does.
+
+        Args:
+            images: uint8 [B, 3, H, W] or [B, H, W, 3], or one image without B: a tensor, a NumPy array, a PIL image, or
+                a list of images of one size.
+            slides: keys of `slides`, one for each image; None for none.
+            inside, dtype, mean, std, return_stains: as in `ops.stain_normalize`.
+            draws: float32 [B, 4] uniform in 0..1 for stain augmentation: alpha and beta, each of hematoxylin and eosin.
+
+        Returns:
+            The images in the layout they came in, a tensor for a tensor and an array for all else, without B where
+            there was none; with `return_stains` all of a `Normalised` so.
+        """
+        batch, form = as_batch(images)
+        planes, statistics = check_images(batch), check_statistics(mean, std)
+        dtype = check_dtype(dtype, mean)
+        if form.single and isinstance(inside, Tensor) and inside.dim() == 2:
+            inside = inside[None]
+        draws = check_draws(draws, planes)
+        result = self._run(planes, slides, inside, Finish(*statistics), dtype, draws, return_stains)
+        result = result.interleaved() if is_interleaved(batch) else result
+        return form.give_all(result) if return_stains else form.give(result.images)
+
+    def __call__(
+        self,
+        images: Tensor,
+        *,
+        slides: Sequence[str],
+        inside: Tensor | None = None,
+        colour: Tensor | None = None,
+        mean: Sequence[float] = IMAGENET[0],
+        std: Sequence[float] = IMAGENET[1],
+        draws: Tensor | None = None,
+    ) -> Tensor:
+        """What a loader does after geometry and before noise, in one pass: stains, colour, mean and std.
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            slides: B keys of `slides`; "" for none.
+            inside: bool or uint8 [B, H, W], False where rotation filled in: no part of any estimate, grey level 240
+                after.
+            colour: float32 [B, 3, 4], RGB 0..255 and 1 -> RGB 0..255, applied and clipped after normalisation.
+            mean, std: of RGB in 0..1.
+            draws: float32 [B, 4] uniform in 0..1 for stain augmentation: alpha and beta, each of hematoxylin and eosin.
+
+        Returns:
+            float32 [B, 3, H, W], contiguous.
+        """
+        planes = check_images(images)
+        colour = check_colour(colour, planes)
+        draws = check_draws(draws, planes)
+        finish = Finish(*check_statistics(mean, std), colour)
+        return self._run(planes, slides, inside, finish, torch.float32, draws, False).images.contiguous()
+
+    @torch.no_grad()
+    def _run(
+        self,
+        planes: Tensor,
+        slides: Sequence[str] | None,
+        inside: Tensor | None,
+        finish: Finish,
+        dtype: torch.dtype,
+        draws: Tensor | None,
+        separate: bool,
+    ) -> Normalised:
+        if self.target is None:
+            raise ValueError(f"{self.method} has no target yet: call `fit` with an image first.")
+        if draws is not None and not self.has_stains:
+            raise ValueError(f"`draws` augment stains, and {self.method} has none. Leave them out.")
+        slides = check_slides(slides, planes)
+        pixels, passes = readable(planes, check_inside(inside, planes)), passes_of(planes, self.backend)
+        policy = "reference" if self.fallback == "slide" else self.fallback
+        run = Run(self.method, self._convention, self.target, self.min_tissue, policy, dtype)
+        given, missing = None, None
+        if self.has_stains:
+            stored = self._stored(slides, planes.device)
+            known = all(key in self.slides for key in slides)
+            if self.per == "slide" and known:
+                given = stored
+            else:
+                given = run.fit(passes, pixels, pooled=self.per == "batch")
+                if self.per == "slide":
+                    given, missing = _first(stored, given), ~(stored.valid | given.valid)
+                elif self.per == "tile" and self.fallback == "slide":
+                    given, missing = _first(given, stored), ~given.valid
+        alpha, beta = (None, None) if draws is None else self._augmented(draws)
+        result = run(passes, pixels, given, finish, separate=separate, alpha=alpha, beta=beta)
+        if missing is not None:
+            result = result._replace(fell_back=missing)
+        self.fell_back = result.fell_back
+        return result
+
+    def recipes(
+        self,
+        slides: Sequence[str],
+        *,
+        colour: Tensor | None = None,
+        mean: Sequence[float] = IMAGENET[0],
+        std: Sequence[float] = IMAGENET[1],
+        draws: Tensor | None = None,
+    ) -> Tensor:
+        """Float32 [B, 44]: what the apply pass reads for tiles of stored slides, for a graph that applies them itself
+        (`data.stain_numba_function`). A slide that is not stored gives the target's own stains."""
+        if not self.has_stains:
+            raise ValueError(f"{self.method} has no stains and no such recipes.")
+        if self.target is None:
+            raise ValueError(f"{self.method} has no target yet: call `fit` with an image first.")
+        stored = self._stored(slides, torch.device("cpu"))
+        wrong = ~stored.valid
+        source = Stains(
+            torch.where(wrong[:, None, None], self.target.vectors, stored.stains.vectors),
+            torch.where(wrong[:, None], self.target.maxima, stored.stains.maxima),
+        )
+        alpha, beta = (None, None) if draws is None else self._augmented(draws)
+        finish = Finish(*check_statistics(mean, std), colour)
+        as_is = wrong if self.fallback == "pass" else None
+        return restaining(self._convention, source, self.target, finish, as_is=as_is, alpha=alpha, beta=beta)
+
+    def _stored(self, slides: Sequence[str], device: torch.device) -> Estimate:
+        """The stored stains of each key; where there are none, finite numbers that are not valid."""
+        nothing = default_target(self._convention)
+        found = [self.slides.get(key) for key in slides]
+        vectors = torch.cat([(one or nothing).vectors for one in found]).to(device, non_blocking=True)
+        maxima = torch.cat([(one or nothing).maxima for one in found]).to(device, non_blocking=True)
+        valid = torch.tensor([one is not None for one in found]).to(device, non_blocking=True)
+        return Estimate(Stains(vectors, maxima), valid)
+
+    def _augmented(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        centred = 2 * draws.double() - 1
+        return 1 + self.augmentation[0] * centred[:, :2], self.augmentation[1] * centred[:, 2:]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write target, options and the slides' stains to one .npz file, without pickle."""
+        options = {name: np.array(getattr(self, name)) for name in _OPTIONS}
+        target = [] if self.target is None else [part.cpu().numpy() for part in self.target]
+        parts = {f"target_{number}": part for number, part in enumerate(target)}
+        write_arrays(path, {"kind": np.array(_KIND), **options, **pack(self.slides), **parts})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> StainNormalizer:
+        """Raises StainFileError for a file that is missing, damaged, of another kind or another version."""
+        arrays = read_arrays(path, _KIND)
+        try:
+            target = [torch.from_numpy(arrays[name]) for name in ("target_0", "target_1") if name in arrays]
+            options = {name: arrays[name].tolist() for name in _OPTIONS}
+            made = cls(**options, target=tuple(target) or None, backend=backend)
+            made.slides = unpack(arrays)
+        except (KeyError, ValueError, TypeError) as error:
+            raise StainFileError(f"{path} is damaged ({error}). Fit again.") from error
+        return made
+
+
+_OPTIONS = ("method", "convention", "per", "min_tissue", "fallback", "augmentation")
+
+
+def _first(one: Estimate, other: Estimate) -> Estimate:
+    """Of each image the first estimate that is valid."""
+    vectors = torch.where(one.valid[:, None, None], one.stains.vectors, other.stains.vectors)
+    maxima = torch.where(one.valid[:, None], one.stains.maxima, other.stains.maxima)
+    return Estimate(Stains(vectors, maxima), one.valid | other.valid)

@@ -1,0 +1,147 @@
+"""Colours of many tiles as one table of counts: what a slide's stains are estimated from. Sums are exact, so that
+tiles, workers and ranks may be added in any order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...ops.stain.fit import Stains
+from ...ops.stain.input import check_images, check_inside
+from ...ops.stain.pooled import from_colours
+from ...ops.stain.stain_normalize import MIN_TISSUE, check_method, stain_colours
+from .batches import as_batch
+from .files import StainFileError, read_arrays, write_arrays
+
+_KIND = "stain statistics"
+
+
+class StainStatistics:
+    """How often each colour (7 bits a channel, at its exact mean) stands in a set of tiles, and how often as tissue.
+
+    Args:
+        convention: whose tissue mask decides, as in `ops.stain_normalize`; statistics of different ones do not add up.
+
+    >>> one, two = StainStatistics(), StainStatistics()
+    >>> one.update(torch.full((1, 3, 8, 8), 90, dtype=torch.uint8))
+    >>> two.update(torch.full((2, 3, 8, 8), 240, dtype=torch.uint8))
+    >>> (one + two).pixels, (one + two).tissue_pixels
+    (192, 64)
+    """
+
+    def __init__(self, convention: str = "torchstain"):
+        check_method("macenko", convention)
+        self.convention = convention
+        self.colours = torch.zeros(0, 9, dtype=torch.int64)
+        """[N, 9], sorted: colour, its pixels, sums of their last bits r, g, b, and the same four of its tissue."""
+
+    @property
+    def pixels(self) -> int:
+        """All pixels inside."""
+        return int(self.colours[:, 1].sum())
+
+    @property
+    def tissue_pixels(self) -> int:
+        return int(self.colours[:, 5].sum())
+
+    def update(self, images: Any, inside: Tensor | None = None) -> None:
+        """Add uint8 RGB tiles [B, 3, H, W] or [B, H, W, 3], or one without B, as a tensor, an array or a PIL image;
+        what is False in `inside` [B, H, W] is left out."""
+        planes = check_images(as_batch(images)[0])
+        found = stain_colours(planes, check_inside(inside, planes), self.convention)
+        self.colours = _added([self.colours, found.cpu()])
+
+    def merge(self, other: StainStatistics) -> StainStatistics:
+        """Add another's counts to these; returns itself."""
+        if not isinstance(other, StainStatistics):
+            raise TypeError(f"`other` must be StainStatistics; got {type(other).__name__}.")
+        if other.convention != self.convention:
+            raise ValueError(
+                f"statistics of convention {other.convention!r} do not add to those of {self.convention!r}: their "
+                "tissue masks differ. Collect both with one."
+            )
+        self.colours = _added([self.colours, other.colours])
+        return self
+
+    def __add__(self, other: StainStatistics) -> StainStatistics:
+        return StainStatistics(self.convention).merge(self).merge(other)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StainStatistics):
+            return NotImplemented
+        return self.convention == other.convention and torch.equal(self.colours, other.colours)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def all_reduce(self, group: Any = None) -> StainStatistics:
+        """Add up over all ranks, in place: afterwards every rank has the same counts."""
+        import torch.distributed as dist
+
+        device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+        mine, ranks = self.colours.to(device), dist.get_world_size(group)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(ranks)]
+        dist.all_gather(lengths, torch.tensor([len(mine)], device=device), group=group)
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, 9, dtype=torch.int64, device=device)
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in range(ranks)]
+        dist.all_gather(parts, padded, group=group)
+        self.colours = _added([part[: int(length)].cpu() for part, length in zip(parts, lengths, strict=True)])
+        return self
+
+    def estimate(self, method: str = "macenko", min_tissue: int = MIN_TISSUE) -> Stains | None:
+        """Stain vectors [1, 3, 2] and 99th percentiles [1, 2] of all these pixels; None if they hold no two stains."""
+        chosen = check_method(method, self.convention)
+        found = from_colours(self.colours, method, chosen, min_tissue)
+        return found.stains if bool(found.valid) else None
+
+    def save(self, path: str | os.PathLike[str], source: str = "") -> None:
+        """Write an .npz file, without pickle. `source`: what was counted, in any words, for `load` to compare."""
+        words = {"kind": _KIND, "convention": self.convention, "source": source}
+        write_arrays(path, {name: np.array(word) for name, word in words.items()} | {"colours": self.colours.numpy()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], source: str | None = None) -> StainStatistics:
+        """Raises StainFileError for a file that is missing, damaged, of another kind or version, or, where `source` is
+        given, of another source."""
+        arrays = read_arrays(path, _KIND)
+        try:
+            if source not in (None, str(arrays.get("source", ""))):
+                raise StainFileError(f"{path} holds the statistics of something else. Collect them again.")
+            made = cls(str(arrays["convention"]))
+            made.colours = torch.from_numpy(np.ascontiguousarray(arrays["colours"], np.int64)).reshape(-1, 9)
+        except (KeyError, ValueError) as error:
+            raise StainFileError(f"{path} is damaged ({error}). Collect the statistics again.") from error
+        return made
+
+
+def collected(tiles: Any, convention: str) -> StainStatistics:
+    """Of one batch, or of any number of batches or single images."""
+    statistics = StainStatistics(convention)
+    several = isinstance(tiles, Iterable) and not isinstance(tiles, Tensor | np.ndarray)
+    for batch in tiles if several else [tiles]:
+        statistics.update(batch)
+    return statistics
+
+
+def pooled(parts: Iterable[StainStatistics]) -> StainStatistics:
+    """The sum of several."""
+    parts = list(parts)
+    if not parts:
+        raise ValueError("`parts` must have at least one StainStatistics.")
+    total = StainStatistics(parts[0].convention)
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+def _added(parts: list[Tensor]) -> Tensor:
+    rows = torch.cat(parts)
+    keys, where = torch.unique(rows[:, 0], return_inverse=True)
+    sums = torch.zeros(len(keys), 8, dtype=torch.int64).index_add_(0, where, rows[:, 1:])
+    return torch.cat([keys[:, None], sums], 1)

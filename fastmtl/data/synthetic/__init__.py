@@ -1,0 +1,1 @@
+"""Made-up tiles and slides: demo data that need no download."""

@@ -1,0 +1,62 @@
+"""Folders that a generator makes: whole or not at all, made once, never in place of somebody's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...utils.json_toml import read_json
+
+_STAMP = "generator.json"
+
+
+def make_folder(root: Path, stamp: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a folder and put it at `root`; nothing is done where one with the same stamp is there.
+
+    Args:
+        root: the folder to make; one of the same generator with another stamp is replaced.
+        stamp: what was asked for, JSON types, with "generator".
+        write: fills the empty folder that it is given.
+
+    Raises:
+        FileExistsError: `root` is a folder that this generator did not make; it is left alone.
+    """
+    if root.exists() and _check_ours(root, stamp) == stamp:
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are private
+        write(partial)
+        (partial / _STAMP).write_text(json.dumps(stamp, indent=1) + "\n")
+        if root.exists():
+            _check_ours(root, stamp)
+            shutil.rmtree(root)
+        os.replace(partial, root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root
+
+
+def _check_ours(root: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What the folder's stamp says; empty for an empty folder."""
+    if root.is_dir() and not any(root.iterdir()):
+        return {}
+    try:
+        stamp = read_json(root / _STAMP)
+    except (OSError, ValueError):
+        stamp = None
+    if not isinstance(stamp, dict) or stamp.get("generator") != wanted["generator"]:
+        raise FileExistsError(f"{root} exists and is not a generated data set; give another folder or remove it")
+    return stamp
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""How a trained network fares on held-out images, and what it looks at."""

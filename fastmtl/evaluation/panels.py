@@ -1,0 +1,78 @@
+"""Arrays as pictures: the input as a person saw it, saliency over it, small multiples of maps and filters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data.loading.loader import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SIDE = 256  # longer side of a picture of an image, pixels
+_CELL, _GAP = 96, 4  # side of a map or filter, and what lies between two
+_LIGHT = np.array((255, 222, 60), np.float32)  # what saliency is shown in, as the Mask2Tasks paper does
+_BRIGHTEST = 0.99  # share of the pixels that are less than fully bright: gradients have a few very high values
+
+
+def original(image: Tensor) -> NDArray[np.uint8]:
+    """Normalised float [3, H, W] -> RGB uint8 [H, W, 3]."""
+    pixels = image.detach().float().cpu().permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN
+    return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def plain(image: Tensor) -> Image:
+    """The network's input."""
+    return _enlarged(original(image))
+
+
+def lit(image: Tensor, values: Tensor) -> Image:
+    """The input [3, H, W] in dark grey, and `values` [H, W], 0 or more, as yellow light on it."""
+    light = values.detach().double().cpu()
+    # A pixel's gradient is noise beside its neighbours'; what is looked at shows in their mean.
+    light = torch.nn.functional.avg_pool2d(light[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
+    top = light.flatten().quantile(_BRIGHTEST) if light.numel() <= 2**24 else light.max()
+    share = (light / top.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1).numpy()[..., None]
+    grey = original(image).mean(2, keepdims=True) * 0.55
+    return _enlarged((grey * (1 - share) + _LIGHT * share).astype(np.uint8))
+
+
+def multiples(cells: list[NDArray[np.uint8]], columns: int) -> Image:
+    """Square-ish cells [h, w] or [h, w, 3], enlarged pixel by pixel, side by side on a transparent ground."""
+    from PIL import Image
+
+    rows = -(-len(cells) // columns)
+    size = (columns * (_CELL + _GAP) - _GAP, rows * (_CELL + _GAP) - _GAP)
+    sheet = Image.new("RGBA", size)
+    for number, cell in enumerate(cells):
+        row, column = divmod(number, columns)
+        one = Image.fromarray(cell).convert("RGB").resize((_CELL, _CELL), Image.Resampling.NEAREST)
+        sheet.paste(one, (column * (_CELL + _GAP), row * (_CELL + _GAP)))
+    return sheet
+
+
+def grey(values: Tensor) -> NDArray[np.uint8]:
+    """[h, w] from its lowest, black, to its highest, white; of one value all black."""
+    values = values.detach().float().cpu()
+    span = (values.max() - values.min()).clamp(min=1e-12)
+    return ((values - values.min()) / span * 255).round().to(torch.uint8).numpy()
+
+
+def coloured(weights: Tensor) -> NDArray[np.uint8]:
+    """A filter [3, k, k] as RGB [k, k, 3]: 0 is mid-grey, its greatest weight black or full colour."""
+    weights = weights.detach().float().cpu()
+    share = weights / weights.abs().max().clamp(min=1e-12)
+    return ((share + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def _enlarged(pixels: NDArray[np.uint8]) -> Image:
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    scale = _SIDE / max(image.size)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))

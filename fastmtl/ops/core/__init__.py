@@ -1,0 +1,1 @@
+"""What all ops stand on: backends, argument checks, `torch.library` registration, memory."""

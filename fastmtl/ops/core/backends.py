@@ -1,0 +1,186 @@
+"""Which backends exist here, why the others do not, and which one an op takes for given inputs.
+
+An op registers one implementation per backend. `auto` takes the first that can run, in the order registered
+(fastest first); an explicit choice that cannot run raises with the reason. The choice is made inside the
+`torch.library` op, so it is opaque to `torch.compile` and costs one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ...errors import UserError
+
+BACKENDS = ("auto", "reference", "triton", "cuda", "cpp", "numba", "cupy")
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HALF_AND_SINGLE = FLOATING[:3]
+
+
+class BackendError(UserError, RuntimeError):
+    """An explicitly requested backend cannot run these inputs here."""
+
+
+@cache
+def _load_extension() -> ModuleType | str:
+    """The compiled extension, or why there is none."""
+    try:
+        return importlib.import_module("fastmtl._C")
+    except ModuleNotFoundError:
+        return "fastmtl._C is not built: reinstall fastmtl where there is a C++17 compiler"
+    except ImportError as error:  # built, and something it needs is missing: its own words are the right ones
+        return f"fastmtl._C does not load: {error}"
+
+
+def extension() -> ModuleType:
+    """The compiled extension.
+
+    Raises:
+        BackendError: there is none, with the reason.
+    """
+    loaded = _load_extension()
+    if isinstance(loaded, str):
+        raise BackendError(loaded)
+    return loaded
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in the interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@cache
+def missing(backend: str) -> str | None:
+    """Why `backend` cannot run anything on this machine; None where it can."""
+    if backend == "cpp":
+        loaded = _load_extension()
+        return loaded if isinstance(loaded, str) else None
+    if backend in ("triton", "numba", "cupy") and importlib.util.find_spec(backend) is None:
+        return f"{backend} is not installed"
+    if backend == "triton":
+        if interpreting() or torch.cuda.is_available():
+            return None
+        return "no GPU here"
+    if backend in ("cuda", "cupy") and not torch.cuda.is_available():
+        return "no GPU here"
+    if backend == "cuda":
+        loaded = _load_extension()
+        if isinstance(loaded, str):
+            return loaded
+        return None if loaded.cuda else "fastmtl._C was built without nvcc: reinstall fastmtl where there is one"
+    return None
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One backend's way to run an op: where it runs, and on which dtypes of the op's first tensor."""
+
+    run: Callable[..., Any]
+    device: str  # "cpu", "cuda" or "any"
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+
+    def refuses(self, backend: str, tensor: torch.Tensor) -> str | None:
+        """Why this implementation cannot take `tensor`; None where it can."""
+        if reason := missing(backend):
+            return reason
+        on_interpreter = backend == "triton" and interpreting() and tensor.device.type == "cpu"
+        if self.device not in ("any", tensor.device.type) and not on_interpreter:
+            return f"it runs on {self.device} tensors and got one on {tensor.device.type}"
+        if tensor.dtype not in self.dtypes:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            return f"it takes {names} and got {str(tensor.dtype).removeprefix('torch.')}"
+        return None
+
+
+_OPS: dict[str, dict[str, Implementation]] = {}
+_warned: set[tuple[str, str]] = set()
+
+
+def register(op: str, implementations: dict[str, Implementation]) -> None:
+    """Make `implementations` (fastest first) the backends of `op`."""
+    _OPS[op] = implementations
+
+
+def register_kernels(op: str, pairs: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]) -> None:
+    """Make `pairs` of forward and backward the backends of `op` and `op_backward`: "cpp" for the CPU and "triton" for
+    NVIDIA, both of half and single precision, "reference" for everything."""
+    devices = {"cpp": "cpu", "triton": "cuda"}
+    for name, direction in ((op, 0), (f"{op}_backward", 1)):
+        register(
+            name,
+            {
+                backend: Implementation(pair[direction], devices[backend], HALF_AND_SINGLE)
+                if backend in devices
+                else Implementation(pair[direction], "any")
+                for backend, pair in pairs.items()
+            },
+        )
+
+
+def choose(op: str, backend: str, tensor: torch.Tensor) -> Callable[..., Any]:
+    """The function that runs `op` on inputs like `tensor`.
+
+    Raises:
+        BackendError: `backend` was asked for by name and cannot run here, with the reason.
+    """
+    implementations = _OPS[op]
+    if backend != "auto":
+        if backend not in implementations:
+            raise BackendError(f"`{op}` has no backend {backend!r}; it has {', '.join(implementations)} and auto.")
+        if reason := implementations[backend].refuses(backend, tensor):
+            raise BackendError(f"backend {backend!r} cannot run `{op}`: {reason}. Use backend='auto'.")
+        return implementations[backend].run
+    for name, implementation in implementations.items():
+        # The interpreter is for tests: nobody who did not ask for it by name should wait for it.
+        if name == "triton" and tensor.device.type == "cpu":
+            continue
+        if implementation.refuses(name, tensor) is None:
+            if name == "reference":
+                _warn_if_slow(op, tensor)
+            return implementation.run
+    raise BackendError(f"`{op}` has no backend for {tensor.device.type} {tensor.dtype}.")
+
+
+def _warn_if_slow(op: str, tensor: torch.Tensor) -> None:
+    """Warn once when a faster backend was made for this input and is missing here."""
+    for name, implementation in _OPS[op].items():
+        made_for_it = implementation.device == tensor.device.type and tensor.dtype in implementation.dtypes
+        reason = missing(name)
+        if made_for_it and reason and (op, name) not in _warned:
+            _warned.add((op, name))
+            warnings.warn(
+                f"`{op}` falls back to the reference, which is slow: backend {name!r} is out because {reason}. "
+                "`fastmtl doctor` shows all backends.",
+                stacklevel=2,
+            )
+
+
+def check_backend(backend: str) -> None:
+    """Raise ValueError unless `backend` is a known name."""
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}; got {backend!r}.")
+
+
+def table() -> dict[str, dict[str, str]]:
+    """op -> backend -> "ready" or why not, for `fastmtl doctor`."""
+    return {
+        op: {name: missing(name) or _ready(name) for name in implementations} for op, implementations in _OPS.items()
+    }
+
+
+def _ready(backend: str) -> str:
+    if backend == "cpp":
+        return f"ready ({extension().isa()}, {platform.machine()})"
+    if backend == "triton" and not torch.cuda.is_available():
+        return "ready (interpreter only)"
+    return "ready"

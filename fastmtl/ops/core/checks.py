@@ -1,0 +1,196 @@
+"""Checks of loss arguments before any kernel runs. Errors say which one, what was expected and found, what to do."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from .backends import FLOATING
+
+# A kernel gets the place of a name in these: the orders are those of the enums in csrc.
+EMPTY = ("one", "zero", "skip")
+REDUCTIONS = ("none", "mean", "sum")
+ROUNDING = 0.01  # of a target: what interpolation and half precision may add to 1; as in csrc/core/planes.cpp
+_LARGEST = sys.float_info.max
+TARGETS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, *FLOATING)
+
+
+def names(dtypes: tuple[torch.dtype, ...]) -> str:
+    """The dtypes as the user writes them, without the prefix."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a Tensor; got {type(value).__name__}.")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "a nested one" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise ValueError(f"`{name}` must be a dense Tensor; got {kind}. Convert it first.")
+
+
+def dtype(name: str, value: Tensor, allowed: tuple[torch.dtype, ...], advice: str) -> None:
+    if value.dtype not in allowed:
+        raise ValueError(f"`{name}` must be {names(allowed)}; got {names((value.dtype,))}. {advice}")
+
+
+def device(name: str, value: Tensor, input: Tensor) -> None:
+    if value.device != input.device:
+        raise ValueError(f"`{name}` must be on {input.device} like `input`; got {value.device}. Move it first.")
+
+
+def constant(name: str, value: Tensor) -> None:
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"`{name}` gets no gradient from this loss but requires one. Pass `{name}.detach()`.")
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    # An array compared with a string is an array, whose truth nobody knows.
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+
+
+def finite(name: str, value: object) -> float:
+    """The number itself; tensors are refused, because their gradient would be lost."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}. Pass one of Python's own.")
+    if not -_LARGEST <= value <= _LARGEST:  # torch.compile cannot follow math.isfinite
+        raise ValueError(f"`{name}` must be finite; got {value}.")
+    return float(value)
+
+
+def between(name: str, value: object, low: float, high: float) -> None:
+    if not low <= finite(name, value) <= high:
+        raise ValueError(f"`{name}` must lie in {low:g} to {high:g}; got {value}.")
+
+
+def not_negative(name: str, value: object) -> None:
+    if finite(name, value) < 0:
+        raise ValueError(f"`{name}` must be 0 or more; got {value}.")
+
+
+def flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False; got {value!r}.")
+
+
+def channels_last(input: Tensor, target: Tensor) -> bool:
+    """Whether the target has `input`'s channels at its end."""
+    return input.dim() > 2 and list(target.shape) == [input.shape[0], *input.shape[2:], input.shape[1]]
+
+
+def _advice(input: Tensor, target: Tensor) -> str:
+    """What to do with a target of another shape than `input`."""
+    flat, found = [input.shape[0], *input.shape[2:]], list(target.shape)
+    if channels_last(input, target):
+        return "Move its channels: target.movedim(-1, 1)."
+    if found == flat and input.shape[1] == 1:
+        return "Add the channel: target.unsqueeze(1)."
+    if found in (flat, [flat[0], 1, *flat[1:]]):
+        return "One-hot encode it first, or take a softmax loss, which reads class numbers as they are."
+    return "Bring both to one shape; a resized mask needs mode='nearest'."
+
+
+def logits_and_target(input: Tensor, target: Tensor) -> None:
+    """Logits [B, C, *spatial] with a target of the same shape, neither empty."""
+    tensor("input", input)
+    tensor("target", target)
+    shape = list(input.shape)
+    if input.dim() < 2:
+        raise ValueError(f"`input` must be [B, C, *spatial]; got {shape}. Add the missing dims with `unsqueeze`.")
+    if input.numel() == 0:
+        raise ValueError(f"`input` must have at least one element; got {shape}. Skip the empty batch.")
+    dtype("input", input, FLOATING, "Pass logits, not labels.")
+    if target.shape != input.shape:
+        raise ValueError(f"`target` must match `input` {shape}; got {list(target.shape)}. {_advice(input, target)}")
+    dtype("target", target, TARGETS, "Convert it first.")
+    device("target", target, input)
+    constant("target", target)
+
+
+def unit(target: Tensor, mask: Tensor | None, name: str = "target") -> None:
+    """Raise for a value of `target` outside 0 to 1, but for rounding, that `mask` does not leave out. On a CPU alone:
+    the host would have to wait for a GPU, whose kernels make the loss NaN instead."""
+    if target.device.type != "cpu" or target.dtype == torch.bool or target.numel() == 0:
+        return
+    seen = target.detach()
+    low, high = (end.item() for end in seen.aminmax())
+    if low >= -ROUNDING and high <= 1 + ROUNDING:
+        return
+    if mask is not None:
+        seen = torch.where(mask.bool(), seen, 0)
+    if seen.is_floating_point():
+        seen = torch.where(seen.isnan(), 0, seen)  # the loss says it
+    low, high = (end.item() for end in seen.aminmax())
+    if low < -ROUNDING:
+        raise ValueError(f"`{name}` must lie in 0 to 1; got {low:g}. What has no label goes into `mask`: {name} >= 0.")
+    if high > 1 + ROUNDING:
+        advice = (
+            f"Turn a 0/255 mask into 0/1: {name} > 127." if high > 127 else f"Of class numbers take one: {name} == 1."
+        )
+        raise ValueError(f"`{name}` must lie in 0 to 1; got {high:g}. {advice}")
+
+
+def unit_or_nan(target: Tensor, mask: Tensor | None) -> Tensor:
+    """`target` after `unit`; where that does not look, with NaN for what it would have raised for."""
+    if may_look(target):
+        unit(target, mask)
+        return target
+    if target.dtype == torch.bool:
+        return target
+    values = target.to(torch.promote_types(target.dtype, torch.float32))
+    return torch.where((values - 0.5).abs() > 0.5 + ROUNDING, torch.nan, values)
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether Python may read `tensor`'s numbers here and now: without waiting for a GPU, and not in a trace."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return tensor.device.type == "cpu" and not traced
+
+
+def per_channel(name: str, value: Tensor | float | None, input: Tensor) -> Tensor | None:
+    """The weights as [C]: from a number, a single element, [C], or [C, 1, ...] with ones around the channel dim."""
+    if value is None:
+        return None
+    channels = input.shape[1]
+    if not isinstance(value, Tensor | int | float):
+        raise TypeError(f"`{name}` must be a number or a Tensor; got {type(value).__name__}. Make it a Tensor.")
+    if not isinstance(value, Tensor):
+        compute = torch.promote_types(input.dtype, torch.float32)
+        if abs(finite(name, value)) > torch.finfo(compute).max:
+            raise ValueError(f"`{name}` must fit into {names((compute,))}; got {value}.")
+        return torch.full((channels,), float(value), dtype=compute, device=input.device)
+    tensor(name, value)
+    if value.dtype.is_complex:
+        raise ValueError(f"`{name}` must hold real numbers; got {names((value.dtype,))}.")
+    device(name, value, input)
+    constant(name, value)
+    if value.numel() == 1:
+        return value.reshape(1).expand(channels)
+    ones, shape = [1] * (input.dim() - 2), list(value.shape)
+    # One by one: torch.compile looks for symbolic sizes in a tuple of shapes and does not find them.
+    if not (shape == [channels] or shape == [channels, *ones] or shape == [1, channels, *ones]):
+        raise ValueError(
+            f"`{name}` must be a number, [{channels}] or [{channels}, 1, ...], one for each channel of `input`; "
+            f"got {shape}."
+        )
+    return value.reshape(channels)
+
+
+def full_rank_mask(mask: Tensor | None, input: Tensor, name: str = "input") -> Tensor | None:
+    """The mask with as many dims as `input` (the argument `name`): [B] and [B, C] get ones appended."""
+    if mask is None:
+        return None
+    tensor("mask", mask)
+    dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a valid element.")
+    device("mask", mask, input)
+    shape = mask.shape
+    if mask.dim() in (1, 2) and mask.dim() < input.dim():
+        mask = mask.reshape(*shape, *(1,) * (input.dim() - mask.dim()))
+    if mask.dim() != input.dim() or any(m not in (1, n) for m, n in zip(mask.shape, input.shape, strict=True)):
+        raise ValueError(
+            f"`mask` must be [B], [B, C] or broadcastable to `{name}` {list(input.shape)} dim by dim; "
+            f"got {list(shape)}. Insert dims of size 1 with `unsqueeze`."
+        )
+    return mask

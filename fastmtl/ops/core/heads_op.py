@@ -1,0 +1,225 @@
+"""A fused loss of several heads as two `torch.library` ops: `_loss_op.LossOp` for a list of differentiable tensors.
+
+The forward takes the list, further tensors and options; it returns the loss, the coefficients its backward needs (a few
+numbers per segment and head), and nothing else. The backward returns one gradient per head. Only the tensors given and
+the coefficients are kept; second and forward-mode derivatives go through the reference; vmap loops over samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .backends import choose, register_kernels
+from .loss_op import _LIBRARY, _TAGS, Backends, _transformed, forward_mode, push_forward
+from .planes import gradient_like
+
+_is_legacy_batched = cast(Any, torch._C)._functorch.is_legacy_batchedtensor
+
+
+class HeadsLossOp:
+    """Calling it with the inputs, the further tensors and the options runs the op; returns (loss, coefficients).
+
+    Args:
+        name: the op is `fastmtl::name`.
+        schema: the further tensors' and the options' part of the schema, in the order of the tuples.
+        tensors, options: NamedTuple classes; `backend` is an option.
+        backends: forward, called with (inputs, tensors, options), and backward, called with (grad, inputs, tensors,
+            coefficients, options), of each; see `backends.register_kernels`.
+        fake: (inputs, tensors, options) -> uninitialised outputs.
+        reference: (inputs, tensors, options) -> loss, in plain torch, differentiable any number of times.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: tuple[str, str],
+        tensors: type[Any],
+        options: type[Any],
+        *,
+        backends: Backends,
+        fake: Callable[[Sequence[Tensor], Any, Any], tuple[Tensor, Tensor]],
+        reference: Callable[[Sequence[Tensor], Any, Any], Tensor],
+    ) -> None:
+        self._name, self._reference, self._tensors, self._options = name, reference, tensors, options
+        self.further, self.settings = len(tensors._fields), len(options._fields)
+        register_kernels(name, backends)
+        both = f"Tensor[] inputs, {schema[0]}"
+        _LIBRARY.define(f"{name}({both}, {schema[1]}) -> (Tensor, Tensor)", tags=_TAGS)
+        _LIBRARY.define(
+            f"{name}_backward(Tensor grad, {both}, Tensor coefficients, {schema[1]}) -> Tensor[]", tags=_TAGS
+        )
+        self._forward_op = getattr(torch.ops.fastmtl, name).default
+        self._backward_op = getattr(torch.ops.fastmtl, f"{name}_backward").default
+        self._recorded_forward, self._recorded_backward = _functions(self)
+        for key in ("CPU", "CUDA"):
+            _LIBRARY.impl(name, self._run_forward, key)
+            _LIBRARY.impl(f"{name}_backward", self._run_backward, key)
+        _LIBRARY.impl(name, self._record_forward, "Autograd")
+        _LIBRARY.impl(f"{name}_backward", self._record_backward, "Autograd")
+        torch.library.register_fake(
+            f"fastmtl::{name}", lambda inputs, *rest: fake(inputs, *self.split(rest)), lib=_LIBRARY
+        )
+        torch.library.register_fake(
+            f"fastmtl::{name}_backward", lambda grad, inputs, *rest: [gradient_like(x) for x in inputs], lib=_LIBRARY
+        )
+        torch.library.register_vmap(f"fastmtl::{name}", partial(_loop, self), lib=_LIBRARY)
+        torch.library.register_vmap(f"fastmtl::{name}_backward", partial(_loop, self.backward), lib=_LIBRARY)
+
+    def __call__(self, inputs: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+        return self._recorded_forward.apply(*inputs, *rest) if _transformed() else self._forward_op(list(inputs), *rest)
+
+    def backward(self, grad: Tensor, inputs: Sequence[Tensor], *rest: Any) -> Sequence[Tensor]:
+        """The gradient op itself: grad, inputs, further tensors, coefficients, options."""
+        if not torch.compiler.is_compiling() and _is_legacy_batched(grad):
+            return _loop_over_grads(self, grad, inputs, *rest)
+        if _transformed():
+            return self._recorded_backward.apply(grad, *inputs, *rest)
+        return self._backward_op(grad, list(inputs), *rest)
+
+    def split(self, rest: Sequence[Any]) -> tuple[Any, Any]:
+        """What follows the inputs, as (further tensors, options)."""
+        return self._tensors(*rest[: self.further]), self._options(*rest[self.further :])
+
+    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], tensors: Any, options: Any) -> tuple[Tensor, ...]:
+        """d (grad * loss) / d inputs by autograd through the reference; itself differentiable in grad and inputs."""
+        pull: Any = torch.func.vjp(lambda *inputs: self._reference(inputs, tensors, options), *inputs)[1]
+        return pull(grad)
+
+    def _run_forward(self, inputs: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+        tensors, options = self.split(rest)
+        return choose(self._name, options.backend, inputs[0])(inputs, tensors, options)
+
+    def _run_backward(self, grad: Tensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
+        coefficients = rest[self.further]
+        tensors, options = self.split((*rest[: self.further], *rest[self.further + 1 :]))
+        run = choose(f"{self._name}_backward", options.backend, inputs[0])
+        return run(grad, inputs, tensors, coefficients, options)
+
+    def _record_forward(self, inputs: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+        if forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
+            return self._recorded_forward.apply(*inputs, *rest)
+        return self.below(inputs, *rest)
+
+    def _record_backward(self, grad: Tensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
+        if forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in (grad, *inputs))):
+            return list(self._recorded_backward.apply(grad, *inputs, *rest))
+        return self.below_backward(grad, inputs, *rest)
+
+    def below(self, inputs: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._forward_op(list(inputs), *rest)
+
+    def below_backward(self, grad: Tensor, inputs: Sequence[Tensor], *rest: Any) -> list[Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._backward_op(grad, list(inputs), *rest)
+
+
+def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
+    """The autograd.Functions: the inputs come first and flat, for only then does autograd see them."""
+    further, settings = op.further, op.settings
+
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+            heads = len(arguments) - further - settings
+            return op.below(arguments[:heads], *arguments[heads:])
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+            ctx.mark_non_differentiable(output[1])
+            ctx.save_for_backward(*inputs[:-settings], output[1])
+            ctx.save_for_forward(*inputs[:-settings], output[1])
+            ctx.options = inputs[-settings:]
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            heads = len(ctx.saved_tensors) - further - 1
+            inputs, rest = ctx.saved_tensors[:heads], ctx.saved_tensors[heads:]
+            gradients = op.backward(grads[0], inputs, *rest, *ctx.options)
+            return *gradients, *(None,) * (further + settings)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+            heads = len(ctx.saved_tensors) - further - 1
+            inputs, rest = ctx.saved_tensors[:heads], ctx.saved_tensors[heads:-1]
+            tensors, options = op.split((*rest, *ctx.options))
+            return push_forward(lambda *inputs: op._reference(inputs, tensors, options), inputs, tangents[:heads]), None
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+            heads = len(arguments) - further - settings
+            dims, values = ((list(all[:heads]), *all[heads:]) for all in (in_dims, arguments))
+            return _loop(op, info, dims, *values)
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+            heads = len(arguments) - further - 1 - settings
+            return tuple(op.below_backward(grad, arguments[:heads], *arguments[heads:]))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            ctx.save_for_backward(*inputs[: -settings - 1])
+            ctx.save_for_forward(*inputs[: -settings - 1])
+            ctx.options = inputs[-settings:]
+
+        @staticmethod
+        def gradients(ctx: Any) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
+            """The gradients as a function of grad and the inputs, and these. The coefficients depend on the logits:
+            only a second look at the whole loss has all of the derivative."""
+            grad, *saved = ctx.saved_tensors
+            heads = len(saved) - further
+            tensors, options = op.split((*saved[heads:], *ctx.options))
+            return lambda grad, *inputs: op.gradients(grad, inputs, tensors, options), (grad, *saved[:heads])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            function, at = Backward.gradients(ctx)
+            pull: Any = torch.func.vjp(function, *at)[1]
+            return *pull(grads), *(None,) * (further + 1 + settings)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+            function, at = Backward.gradients(ctx)
+            return push_forward(function, at, tangents[: len(at)])
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+            heads = len(arguments) - 1 - further - 1 - settings
+            dims, values = ((all[0], list(all[1 : heads + 1]), *all[heads + 1 :]) for all in (in_dims, arguments))
+            return _loop(op.backward, info, dims, *values)
+
+    return Forward, Backward
+
+
+def _select(value: Any, dim: Any, index: int) -> Any:
+    if isinstance(value, Tensor):
+        return value if dim is None else value.select(dim, index)
+    if isinstance(value, list | tuple) and isinstance(dim, list | tuple):
+        return [_select(*pair, index) for pair in zip(value, dim, strict=True)]
+    return value
+
+
+def _loop_over_grads(op: HeadsLossOp, grad: Tensor, inputs: Sequence[Tensor], *rest: Any) -> list[Tensor]:
+    """`torch.autograd.grad(is_grads_batched=True)` runs on torch's first vmap, which knows no lists of tensors."""
+    batching: Any = torch
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    rows = batching._remove_batch_dim(grad, level, 1, 0).unbind()
+    stacked = map(torch.stack, zip(*(op.backward(row, inputs, *rest) for row in rows), strict=True))
+    return [batching._add_batch_dim(gradient, 0, level) for gradient in stacked]
+
+
+def _loop(run: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    """A batching rule for any op: one call a sample."""
+    results = [
+        run(*(_select(*pair, index) for pair in zip(arguments, in_dims, strict=True)))
+        for index in range(info.batch_size)
+    ]
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)

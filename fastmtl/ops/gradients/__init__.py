@@ -1,0 +1,1 @@
+"""Ops on task gradients: Gram matrix, PCGrad, combination, the fused optimizer step."""

@@ -1,0 +1,1 @@
+"""Fused losses: for each op a public function, its schema and its backends."""

@@ -1,0 +1,247 @@
+"""The backends of `fastmtl::deep_supervision` and its backward: same arguments in, same outputs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...reference import deep_supervision as definition
+from ..core import backends
+from ..core.buffer_cache import Recycled
+from ..core.checks import EMPTY
+from ..core.planes import ABSENT, describe, gradient_like, in_place, strides
+from ..core.pointers import address, element, num_threads
+from . import dice_bce_backends
+
+DOWNSAMPLE = ("nearest", "area", "max")
+REDUCTIONS = ("mean", "none")
+_GRADIENTS = [Recycled() for _ in range(4)]  # of CPU kernels, one a head: further ones are small, or rare
+_NO_VOLUME = (0,) * 7
+
+
+class Options(NamedTuple):
+    """The op's arguments that are not tensors, in the order of its schema."""
+
+    weights: list[float]  # one per head; unused where there is a tensor of them
+    downsample: str
+    pointwise_weight: float
+    dice_weight: float
+    batch: bool
+    squared_pred: bool
+    jaccard: bool
+    smooth_nr: float
+    smooth_dr: float
+    empty: str
+    reduction: str
+    backend: str
+
+
+class Tensors(NamedTuple):
+    """The op's tensor arguments besides the heads' logits, in the order of its schema."""
+
+    target: Tensor  # [B, C, *spatial], any dtype
+    weights: Tensor | None  # [L]
+    pos_weight: Tensor | None  # [C]
+    mask: Tensor | None  # bool or uint8, as many dims as target, broadcastable to it
+
+
+Inputs = Sequence[Tensor]
+
+
+def new_outputs(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    """Uninitialised loss, [] or [L], and coefficients [L, 3, B, C]: as of dice_bce, times the head's weight."""
+    first, number = inputs[0], len(inputs)
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    loss = first.new_empty((number,) if options.reduction == "none" else (), dtype=dtype)
+    return loss, first.new_empty((number, 3, *first.shape[:2]), dtype=dtype)
+
+
+def reference(inputs: Inputs, tensors: Tensors, options: Options) -> Tensor:
+    """The loss by plain torch, differentiable any number of times."""
+    names = ("downsample", "pointwise_weight", "dice_weight", "batch", "squared_pred", "jaccard", "smooth_nr",
+             "smooth_dr", "empty", "reduction")  # fmt: skip
+    return definition.deep_supervision_loss(
+        list(inputs),
+        tensors.target,
+        as_tensor(options.weights, tensors.weights, inputs[0]),
+        mask=tensors.mask,
+        pos_weight=tensors.pos_weight,
+        **{name: getattr(options, name) for name in names},
+    )
+
+
+def as_tensor(numbers: Sequence[float], weights: Tensor | None, like: Tensor) -> Tensor:
+    """The weights as [L]; numbers are filled in on the device, for a copy from the host would wait for it."""
+    if weights is not None:
+        return weights
+    return torch.stack([like.new_full((), number, dtype=torch.float64) for number in numbers])
+
+
+def _each_head(inputs: Inputs, tensors: Tensors, options: Options) -> Iterator[tuple[dice_bce_backends.Tensors, Any]]:
+    """Every head as a problem of dice_bce, its target down-sampled beforehand."""
+    target, mask = tensors.target, full_mask(tensors.mask, tensors.target)
+    own = dice_bce_backends.Options(*options[2:10], "mean", False, 1, options.backend)
+    for x in inputs:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        valid = None if mask is None else mask.bool()
+        sampled, valid = definition.sample(target, valid, x.shape[2:], options.downsample, dtype)
+        yield dice_bce_backends.Tensors(x, sampled, tensors.pos_weight, None, valid), own
+
+
+def reference_forward(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    _, coefficients = new_outputs(inputs, tensors, options)
+    losses = []
+    weights = as_tensor(options.weights, tensors.weights, inputs[0]).to(coefficients.dtype)
+    for (head, own), weight, out in zip(_each_head(inputs, tensors, options), weights, coefficients, strict=True):
+        used = head._replace(input=torch.where(weight != 0, head.input, 0.0))
+        loss, slopes, _ = dice_bce_backends.reference_forward(used, own)
+        losses.append(weight * loss)
+        out.copy_(weight * slopes)
+    together = torch.stack(losses)
+    return together if options.reduction == "none" else together.sum(), coefficients
+
+
+def reference_backward(
+    grad: Tensor, inputs: Inputs, tensors: Tensors, coefficients: Tensor, options: Options
+) -> list[Tensor]:
+    """Plain torch, by the kernels' formula: autograd does not run inside an op."""
+    gradients = []
+    grads = grad.expand(len(inputs))
+    for (head, own), go, slopes in zip(_each_head(inputs, tensors, options), grads, coefficients, strict=True):
+        gradient = dice_bce_backends.reference_backward(go, head, slopes, own)
+        moves = slopes.ne(0).any(0).view(*slopes.shape[1:], *(1,) * (gradient.dim() - 2))
+        gradients.append(gradient.masked_fill_(~moves, 0.0))
+    return gradients
+
+
+def scales(inputs: Inputs, target: Tensor) -> list[list[int]]:
+    """Per head: how many pixels of the target one of its own stands for, along each spatial dim."""
+    return [[full // own for full, own in zip(target.shape[2:], x.shape[2:], strict=True)] for x in inputs]
+
+
+def in_three(values: Sequence[int], filler: int) -> tuple[int, ...]:
+    """What belongs to the spatial dims, for three of them."""
+    return (*(filler,) * (3 - len(values)), *values)
+
+
+def full_mask(mask: Tensor | None, target: Tensor) -> Tensor | None:
+    """The mask as bytes, expanded to the target: a view."""
+    return None if mask is None else (mask.view(torch.uint8) if mask.dtype == torch.bool else mask).expand_as(target)
+
+
+def _as_floats(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.to(torch.float32).contiguous()
+
+
+def _volume(tensor: Tensor | None) -> tuple[int, ...]:
+    if tensor is None:
+        return _NO_VOLUME
+    stride = tensor.stride()
+    return address(tensor), element(tensor), *stride[:2], *in_three(stride[2:], 0)
+
+
+def _problem(inputs: Inputs, tensors: Tensors, options: Options, gradients: Inputs | None) -> tuple[tuple, tuple]:
+    """The arguments that forward and backward of the extension begin with, and the tensors that must outlive a call."""
+    readable = [in_place(x) for x in inputs]
+    target, mask = tensors.target, full_mask(tensors.mask, tensors.target)
+    single = strides(target) is not None and (mask is None or strides(mask) is not None)
+    flat = (describe(target), describe(mask)) if single else (ABSENT, ABSENT)
+    views = [ABSENT] * len(inputs) if gradients is None else map(describe, gradients)
+    heads = [
+        (describe(x), view, in_three(x.shape[2:], 1), in_three(scale, 1))
+        for x, view, scale in zip(readable, views, scales(inputs, target), strict=True)
+    ]
+    weights = options.weights if tensors.weights is None else tensors.weights.tolist()
+    pos_weight = _as_floats(tensors.pos_weight)
+    volumes, index = (_volume(target), _volume(mask)), DOWNSAMPLE.index(options.downsample)
+    shape = inputs[0].shape
+    return (*shape[:2], heads, weights, flat, volumes, address(pos_weight), index), (readable, pos_weight)
+
+
+def cpp_forward(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    losses, coefficients = new_outputs(inputs, tensors, options._replace(reduction="none"))
+    total = losses.new_empty(())
+    problem, _alive = _problem(inputs, tensors, options, None)
+    plausible = backends.extension().deep_supervision_forward(
+        *problem,
+        *options[2:9],
+        EMPTY.index(options.empty),
+        address(losses),
+        address(total),
+        address(coefficients),
+        num_threads(),
+    )
+    dice_bce_backends.check_plausible(plausible, tensors.target, tensors.mask)
+    return losses if options.reduction == "none" else total, coefficients
+
+
+def cpp_backward(
+    grad: Tensor, inputs: Inputs, tensors: Tensors, coefficients: Tensor, options: Options
+) -> list[Tensor]:
+    recycled = [*_GRADIENTS, *[None] * len(inputs)]
+    gradients = [gradient_like(x, memory) for x, memory in zip(inputs, recycled, strict=False)]
+    problem, _alive = _problem(inputs, tensors, options, gradients)
+    backends.extension().deep_supervision_backward(
+        *problem,
+        options.squared_pred,
+        address(grad),
+        grad.stride(0) if grad.dim() else 0,
+        address(coefficients),
+        num_threads(),
+    )
+    return gradients
+
+
+def _on_gpu(
+    inputs: Inputs, tensors: Tensors
+) -> tuple[list[Tensor], Tensor, Tensor | None, tuple[tuple[int, ...], ...], bool]:
+    """Heads, target, mask, scales, and whether target and mask have one pixel stride each."""
+    target, mask = tensors.target, full_mask(tensors.mask, tensors.target)
+    flat = strides(target) is not None and (mask is None or strides(mask) is not None)
+    each = tuple(in_three(scale, 1) for scale in scales(inputs, target))
+    return [in_place(x) for x in inputs], target, mask, each, flat
+
+
+def triton_forward(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    from ...kernels import deep_supervision_triton
+
+    loss, coefficients = new_outputs(inputs, tensors, options)
+    deep_supervision_triton.forward(
+        *_on_gpu(inputs, tensors),
+        options.weights if tensors.weights is None else tensors.weights.contiguous(),
+        _as_floats(tensors.pos_weight),
+        loss,
+        coefficients,
+        DOWNSAMPLE.index(options.downsample),
+        *options[2:9],
+        EMPTY.index(options.empty),
+    )
+    return loss, coefficients
+
+
+def triton_backward(
+    grad: Tensor, inputs: Inputs, tensors: Tensors, coefficients: Tensor, options: Options
+) -> list[Tensor]:
+    from ...kernels import deep_supervision_triton
+
+    gradients = [gradient_like(x) for x in inputs]
+    deep_supervision_triton.backward(
+        grad,
+        *_on_gpu(inputs, tensors),
+        _as_floats(tensors.pos_weight),
+        coefficients,
+        gradients,
+        DOWNSAMPLE.index(options.downsample),
+        options.squared_pred,
+    )
+    return gradients
+
+
+BACKENDS = {
+    "cpp": (cpp_forward, cpp_backward),
+    "triton": (triton_forward, triton_backward),
+    "reference": (reference_forward, reference_backward),
+}

@@ -1,0 +1,221 @@
+"""Dice + BCE on logits as one op: a pass of segment sums forward, an elementwise pass backward, nothing else saved.
+
+With I = sum p t, P = sum p^q, T = sum t^q of a segment (q = 2 with squared_pred), N = 2 I + smooth_nr:
+    Dice     D = P + T + smooth_dr             dL/dI = -2 / D              dL/dP = N / D^2
+    Jaccard  D = 2 (P + T - I) + smooth_dr     dL/dI = -2 / D - 2 N / D^2  dL/dP = 2 N / D^2
+so three coefficients per segment (slopes in the BCE sum, in I, and q times that in P) give the gradient:
+    dx = c0 ((1 - t) p - pos_weight t (1 - p)) + (c1 t + c2 p^(q-1)) p (1 - p)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from ..core import backends, checks
+from ..core.counts import Counts
+from ..core.loss_op import LossOp
+from .dice_bce_backends import BACKENDS, Options, Tensors, new_outputs, reference
+
+_OPTIONS = (
+    "float bce_weight, float dice_weight, bool batch, bool squared_pred, bool jaccard, float smooth_nr, "
+    "float smooth_dr, str empty, str reduction, bool counts, int groups, str backend"
+)
+_TENSORS = "Tensor input, Tensor target, Tensor? pos_weight, Tensor? weight, Tensor? mask"
+
+
+@overload
+def dice_bce_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    bce_weight: float = 0.5,
+    dice_weight: float = 0.5,
+    pos_weight: Tensor | float | None = None,
+    weight: Tensor | float | None = None,
+    mask: Tensor | None = None,
+    batch: bool = False,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    empty: str = "one",
+    reduction: str = "mean",
+    return_counts: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def dice_bce_loss(
+    input: Tensor, target: Tensor, *, return_counts: Literal[True], **options: Any
+) -> tuple[Tensor, Counts]: ...
+
+
+def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the options a third time would say no more
+    input: Tensor,
+    target: Tensor,
+    *,
+    bce_weight: float = 0.5,
+    dice_weight: float = 0.5,
+    pos_weight: Tensor | float | None = None,
+    weight: Tensor | float | None = None,
+    mask: Tensor | None = None,
+    batch: bool = False,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    empty: str = "one",
+    reduction: str = "mean",
+    return_counts: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Counts]:
+    """Weighted sum of soft Dice (or Jaccard) loss and binary cross-entropy, from logits, in one pass over memory.
+
+    A segment is one channel of one sample, or one channel of the whole batch with `batch=True`. Over its valid
+    elements, with p = sigmoid(input), t = target, q = 2 if squared_pred else 1:
+        I = sum p t,  P = sum p^q,  T = sum t^q
+        dice = 1 - (2 I + smooth_nr) / (P + T + smooth_dr)
+        dice = 1 - (2 I + smooth_nr) / (2 (P + T - I) + smooth_dr)                       with jaccard=True
+        bce = -(pos_weight t log p + (1 - t) log(1 - p))                                 per element
+    "mean": bce_weight * mean of bce over all valid elements + dice_weight * mean of weight_c * dice over the counted
+    segments. "none": bce_weight * mean of bce over the segment + dice_weight * weight_c * dice, for each segment.
+    "sum": the sum of "none". A NaN in one segment stays in that segment under "none".
+
+    Args:
+        input: logits [B, C, *spatial], float16, bfloat16, float32 or float64, any value, infinities included.
+        target: as input in shape; bool, uint8, int16, int32, int64 or floating, 0 to 1 (soft targets are fine). A
+            value outside, as in a mask of 0 and 255, raises on a CPU and makes the loss NaN on a GPU. Read as it is,
+            never copied or cast up front.
+        bce_weight, dice_weight: the two terms' factors.
+        pos_weight: weight of the positive class in the BCE: a number, [C], or [C, 1, ...] as in torch.
+        weight: a number or [C]; multiplies each channel's Dice term alone. The mean still divides by the number of
+            counted segments, as MONAI's DiceLoss does.
+        mask: bool or uint8, [B], [B, C] or as many dims as input, broadcastable to it. What is False takes part in
+            nothing, whatever the logit or target there. A segment without a valid element leaves the Dice mean; with
+            no valid element at all the loss is 0 and so is the gradient.
+        batch, squared_pred, jaccard, smooth_nr, smooth_dr: as in MONAI's DiceLoss.
+        empty: what a segment with an empty target (T = 0) does. "one", "zero": its Dice score is 1 or 0 if P is 0 too
+            (in the float32 kernels that takes logits below -87 throughout), smoothed as usual otherwise; "skip": it
+            leaves the Dice mean, and has no Dice term under "none".
+        reduction: "mean", "sum", or "none" for one loss per segment: [B, C], with `batch=True` [C].
+        return_counts: also return what the same pass can count: `Counts` of the valid elements, at threshold 0.5.
+        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
+
+    Returns:
+        A scalar, [B, C] or [C]; float32, or float64 for float64 logits. Sums are finished in float64 and do not
+        depend on the thread count, nor change from run to run. With `return_counts=True` a pair of it and the `Counts`.
+
+    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    The backward keeps the inputs and three numbers per segment. Contiguous, channels_last and expanded tensors are read
+    in place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
+
+    Raises:
+        ValueError: a shape, dtype, device, name or range that does not fit, or an argument other than `input` that
+            requires a gradient.
+        TypeError: something that should be a tensor is not one.
+        BackendError: the backend asked for cannot run these inputs here.
+
+    Source: Milletari et al. 2016, V-Net, eq. 2-3 (Dice, squared); MONAI 1.6 DiceLoss for smoothing and weights.
+
+    >>> logits = torch.tensor([[[[2.0, -1.0], [0.5, -3.0]]]])
+    >>> target = torch.tensor([[[[1, 0], [1, 0]]]], dtype=torch.uint8)
+    >>> round(dice_bce_loss(logits, target).item(), 4)
+    0.2268
+    """
+    checks.logits_and_target(input, target)
+    checks.finite("bce_weight", bce_weight)
+    checks.finite("dice_weight", dice_weight)
+    checks.flag("batch", batch)
+    checks.flag("squared_pred", squared_pred)
+    checks.flag("jaccard", jaccard)
+    checks.not_negative("smooth_nr", smooth_nr)
+    checks.not_negative("smooth_dr", smooth_dr)
+    checks.one_of("empty", empty, checks.EMPTY)
+    checks.one_of("reduction", reduction, checks.REDUCTIONS)
+    checks.flag("return_counts", return_counts)
+    backends.check_backend(backend)
+    pos_weight = checks.per_channel("pos_weight", pos_weight, input)
+    weight = checks.per_channel("weight", weight, input)
+    mask = checks.full_rank_mask(mask, input)
+    if input.dim() == 2:  # no spatial dims: planes of one pixel
+        input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
+    loss, _, counts = dice_bce_op(
+        input,
+        target,
+        pos_weight,
+        weight,
+        mask,
+        bce_weight,
+        dice_weight,
+        batch,
+        squared_pred,
+        jaccard,
+        smooth_nr,
+        smooth_dr,
+        empty,
+        reduction,
+        return_counts,
+        1,
+        backend,
+    )
+    return (loss, Counts(counts[0], counts[1], counts[2], counts[3].sum(1))) if return_counts else loss
+
+
+def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """The vmapped dim moved in front of dim 0 and merged with it; a tensor without one is repeated."""
+    if tensor is None:
+        return None
+    return (tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)
+
+
+def _fold_tensors(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> Tensors:
+    folded: list[Any] = [_fold(tensor, dim, size) for tensor, dim in zip(arguments[:4], in_dims[:4], strict=True)]
+    mask, dim = arguments[4], in_dims[4]
+    if dim is not None:
+        stacked = mask.movedim(dim, 0)
+        mask = stacked.expand(size, folded[0].shape[0] // size, *stacked.shape[2:]).flatten(0, 1)
+    elif mask is not None and mask.shape[0] != 1:
+        mask = _fold(mask, None, size)
+    return Tensors._make([*folded, mask])
+
+
+def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    size, options = info.batch_size, Options(*arguments[5:])
+    tensors = _fold_tensors(size, in_dims, arguments)
+    loss, coefficients, counts = dice_bce_op(*tensors, *options._replace(groups=size * options.groups))
+    samples, *rest = tensors.input.shape
+    inner = options.loss_shape(torch.Size((samples // size, *rest)))
+    if options.counts:
+        counts = counts.unflatten(1, (size, -1))
+    outputs = loss.reshape(size, *inner), coefficients.unflatten(1, (size, -1)), counts
+    return outputs, (0, 1, 1 if options.counts else None)
+
+
+def _vmap_backward(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+    size, options = info.batch_size, Options(*arguments[6:])
+    options = options._replace(groups=size * options.groups)
+    tensors = _fold_tensors(size, in_dims[1:], arguments)
+    grad = grad.expand(size, *grad.shape) if in_dims[0] is None else grad.movedim(in_dims[0], 0)
+    grad = grad.reshape(options.loss_shape(tensors.input.shape))
+    coefficients, dim = arguments[5], in_dims[6]  # [3, B, C] with the vmapped dim anywhere or nowhere
+    stacked = coefficients.unsqueeze(1).expand(-1, size, -1, -1) if dim is None else coefficients.movedim(dim, 1)
+    gradient = dice_bce_op.backward(grad, *tensors, stacked.flatten(1, 2).contiguous(), *options)
+    return gradient.unflatten(0, (size, -1)), 0
+
+
+dice_bce_op = LossOp(
+    "dice_bce",
+    (_TENSORS, _OPTIONS),
+    Tensors,
+    Options,
+    backends=BACKENDS,
+    fake=lambda tensors, options: new_outputs(tensors.input, options),
+    reference=reference,
+    outputs=3,
+    vmap=_vmap_forward,
+    vmap_backward=_vmap_backward,
+)

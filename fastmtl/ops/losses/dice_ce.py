@@ -1,0 +1,200 @@
+"""Softmax Dice + cross-entropy as one op: a pass of sums forward, a pass of gradients backward, nothing else saved."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from torch import Tensor
+
+from ..core import backends, checks, class_checks
+from ..core.counts import Counts
+from ..core.loss_op import LossOp
+from .dice_ce_backends import BACKENDS, Options, Tensors, alone, new_outputs, reference
+
+_OPTIONS = (
+    "float ce_weight, float dice_weight, int ignore_index, float label_smoothing, bool include_background, bool batch, "
+    "bool squared_pred, bool jaccard, float smooth_nr, float smooth_dr, str empty, str reduction, bool counts, "
+    "str backend"
+)
+_TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? mask"
+
+
+@overload
+def dice_ce_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    ce_weight: float = 0.5,
+    dice_weight: float = 0.5,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    include_background: bool = True,
+    batch: bool = False,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    empty: str = "one",
+    reduction: str = "mean",
+    return_counts: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+@overload
+def dice_ce_loss(
+    input: Tensor, target: Tensor, *, return_counts: Literal[True], **settings: Any
+) -> tuple[Tensor, Counts]: ...
+def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short form of the second is meant
+    input: Tensor,
+    target: Tensor,
+    *,
+    ce_weight: float = 0.5,
+    dice_weight: float = 0.5,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    include_background: bool = True,
+    batch: bool = False,
+    squared_pred: bool = False,
+    jaccard: bool = False,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    empty: str = "one",
+    reduction: str = "mean",
+    return_counts: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Counts]:
+    """Weighted sum of soft Dice (or Jaccard) loss and cross-entropy, from logits and class numbers, in one pass.
+
+    A segment is one class of one sample, or one class of the whole batch with `batch=True`. Over its valid pixels, with
+    p = softmax of input over C, t = 1 where the target is the class and 0 elsewhere, q = 2 if squared_pred else 1:
+        I = sum p t,  P = sum p^q,  T = sum t^q
+        dice = 1 - (2 I + smooth_nr) / (P + T + smooth_dr)
+        dice = 1 - (2 I + smooth_nr) / (2 (P + T - I) + smooth_dr)                       with jaccard=True
+        ce = -sum_c weight_c ((1 - label_smoothing) t_c + label_smoothing / C) log p_c       per pixel
+    "mean": ce_weight * (sum of ce over all valid pixels / sum of their classes' weights) + dice_weight * mean of
+    weight_c * dice over the counted segments. "none": for each sample, ce_weight * its own weighted mean of ce +
+    dice_weight * mean over its counted classes. "sum": the sum of "none". A NaN in one sample stays in its loss under
+    "none".
+
+    Args:
+        input: logits [B, C, *spatial], C >= 2, float16, bfloat16, float32 or float64. -infinity is a probability of 0;
+            a pixel with NaN, +infinity or nothing but -infinity makes the loss NaN, as in torch.
+        target: class numbers [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64, read as they are;
+            or probabilities (or one-hot) [B, C, *spatial] of any dtype, with which the cross-entropy is divided by the
+            number of valid pixels, as in torch.
+        ce_weight, dice_weight: the two terms' factors.
+        weight: [C]; weighs the classes of the cross-entropy, and multiplies each class's Dice term, whose mean still
+            divides by the number of counted segments: both as in MONAI's DiceCELoss.
+        mask: bool or uint8, [B] or broadcastable to [B, *spatial]: samples or pixels without annotation are False and
+            take part in nothing, whatever the logits or the class there.
+        ignore_index: pixels of this class number take part in nothing either, for uint8 maps for example 255; None: all
+            pixels count.
+        label_smoothing: 0 to 1, of the cross-entropy alone, as in torch.
+        include_background: False: class 0 has no Dice term (its weight then counts in the cross-entropy alone).
+        batch, squared_pred, jaccard, smooth_nr, smooth_dr: as in MONAI's DiceLoss.
+        empty: what a segment with an empty target (T = 0) does. "one", "zero": its Dice score is 1 or 0 if P is 0 too,
+            smoothed as usual otherwise; "skip": it leaves the Dice mean.
+        reduction: "mean", "sum", or "none" for one loss a sample: [B]. With `batch=True` only "mean": there is no loss
+            of a single sample.
+        return_counts: also return `Counts` of the hard prediction (the largest logit), made in the same pass: what a
+            training metric needs. Class numbers only.
+        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
+
+    Returns:
+        A scalar, or [B]; float32, or float64 for float64 logits. Nothing valid: 0, and so is the gradient. With
+        `return_counts=True` a tuple (loss, `ops.Counts`).
+
+    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    The backward keeps the inputs and three numbers per segment. Contiguous, channels_last and expanded tensors are read
+    in place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, by name. On a CPU also a class number outside 0 to C - 1
+            that is not ignore_index; on a GPU, where looking would wait for the device, such a pixel makes the loss
+            NaN.
+        BackendError: the backend asked for cannot run these inputs here.
+
+    Source: Milletari et al. 2016, V-Net, eq. 2-3 (Dice, squared); MONAI 1.6 DiceCELoss for smoothing and weights.
+
+    >>> logits = torch.tensor([[[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]]])  # [1, 3, 2]
+    >>> round(dice_ce_loss(logits, torch.tensor([[0, 1]], dtype=torch.uint8)).item(), 4)
+    0.3427
+    """
+    checks.flag("return_counts", return_counts)
+    checks.flag("batch", batch)
+    checks.one_of("reduction", reduction, checks.REDUCTIONS)
+    tensors = check_tensors(input, target, weight, mask)
+    if batch and reduction != "mean":
+        raise ValueError(f"`reduction` must be 'mean' with batch=True, where samples have no loss; got {reduction!r}.")
+    if return_counts and tensors.soft:
+        raise ValueError("`return_counts` needs class numbers as `target`; got probabilities. Pass target.argmax(1).")
+    options = Options(
+        ce_weight,
+        dice_weight,
+        class_checks.ignored(ignore_index),
+        label_smoothing,
+        include_background,
+        batch,
+        squared_pred,
+        jaccard,
+        smooth_nr,
+        smooth_dr,
+        empty,
+        reduction,
+        return_counts,
+        backend,
+    )
+    loss, counts = run(tensors, options)
+    if not return_counts:
+        return loss
+    true_positive, false_positive, false_negative = counts[:, :-1].unflatten(1, (3, -1)).unbind(1)
+    return loss, Counts(true_positive, false_positive, false_negative, counts[:, -1])
+
+
+def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> Tensors:
+    """The op's tensors, with at least one pixel a sample."""
+    input, target = class_checks.logits_and_classes(input, target)
+    return Tensors(input, target, class_checks.class_weight(weight, input), class_checks.pixel_mask(mask, input))
+
+
+def run(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    """(loss, counts) after the options' checks."""
+    checks.finite("ce_weight", options.ce_weight)
+    checks.finite("dice_weight", options.dice_weight)
+    checks.between("label_smoothing", options.label_smoothing, 0, 1)
+    for name in ("include_background", "batch", "squared_pred", "jaccard"):
+        checks.flag(name, getattr(options, name))
+    checks.not_negative("smooth_nr", options.smooth_nr)
+    checks.not_negative("smooth_dr", options.smooth_dr)
+    checks.one_of("empty", options.empty, checks.EMPTY)
+    backends.check_backend(options.backend)
+    of_batch = options.reduction in ("mean", "total") and (options.batch or options.dice_weight == 0)
+    if of_batch and not options.counts and not alone(tensors, options) and tensors.input[0, 0].numel() == 1:
+        tensors = _samples_as_pixels(tensors)
+    loss, _, counts = _dice_ce(*tensors, *options)
+    return loss, counts
+
+
+def _samples_as_pixels(tensors: Tensors) -> Tensors:
+    """One sample whose pixels are the samples of one pixel: kernels vectorise over pixels. Views, nothing moves."""
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.flatten(1).t().unsqueeze(0)
+
+    mask = None if tensors.mask is None else turned(tensors.mask)
+    return Tensors(turned(tensors.input), turned(tensors.target), tensors.weight, mask)
+
+
+_dice_ce = LossOp(
+    "dice_ce",
+    (_TENSORS, _OPTIONS),
+    Tensors,
+    Options,
+    backends=BACKENDS,
+    outputs=3,
+    fake=new_outputs,
+    reference=reference,
+)

@@ -1,0 +1,109 @@
+"""NT-Xent as one op that never holds the 2N x 2N similarities: blocks of them, forward and again backward.
+
+With y the normalised rows, s_ij = y_i . y_j, p_ij = softmax over j != i of s_ij / T, and M rows that take part:
+    dL/dy_i = 1 / (M T) * sum over j of (p_ij + p_ji - 2 [j is i's positive]) y_j
+    dL/dz_i = (dL/dy_i - y_i (y_i . dL/dy_i)) / |z_i|        without the second term where |z_i| < 1e-12
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core import backends, checks
+from ..core.loss_op import LossOp
+from .nt_xent_backends import BACKENDS, Options, Tensors, new_outputs, reference
+
+
+def nt_xent_loss(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: float = 0.1,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """SimCLR's contrastive loss of N pairs of projections, the normalised temperature-scaled cross-entropy.
+
+    Of the 2N rows z = [z1; z2], each is an anchor: the other row of its pair is its positive, the remaining 2N - 2 are
+    its negatives. With s_ij = z_i . z_j / (max(|z_i|, 1e-12) max(|z_j|, 1e-12)):
+        loss = mean over anchors i of  -s_i,pos(i) / T + log(sum over j != i of exp(s_ij / T))
+    The op normalises the rows itself, as `torch.nn.functional.normalize` does: pass projections as they come.
+
+    Args:
+        z1, z2: projections [N, D] of the two views, float16, bfloat16, float32 or float64, one dtype; N, D at least 1.
+        temperature: T, 1e-30 to 1e30, where nothing overflows in float32. The paper's best is 0.1 with ResNet-50.
+        mask: bool or uint8 [N]: pairs that take part. The others are neither anchors nor negatives, whatever their
+            rows hold, and get a gradient of 0. With no pair left the loss is 0 and so is the gradient.
+        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch, which does hold 2N x 2N). float64
+            runs on the reference.
+
+    Returns:
+        A scalar; float32, or float64 for float64 projections. A NaN or an infinity in any row that takes part makes
+        it NaN, for every anchor sees every row.
+
+    The similarities are computed block by block, forward and again backward, and never held; the backward keeps z and
+    4N + 1 numbers. Half-precision rows are multiplied with float32 sums. Results do not depend on the number of
+    threads, nor change from run to run. Differentiable in z1 and z2 any number of times (beyond the first, and in
+    forward mode, through the reference).
+
+    Raises:
+        ValueError: a shape, dtype, device or range that does not fit, or something that is no projection.
+        TypeError: something that should be a tensor or a number is not one.
+        BackendError: the backend asked for cannot run these inputs here.
+
+    Source: Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, eq. 1.
+
+    >>> z1, z2 = torch.eye(3), torch.eye(3) + 0.1
+    >>> round(nt_xent_loss(z1, z2, temperature=0.5).item(), 4)
+    0.5103
+    """
+    _check_pair(z1, z2)
+    checks.between("temperature", temperature, 1e-30, 1e30)
+    backends.check_backend(backend)
+    _check_mask(mask, z1)
+    loss, _ = _nt_xent(torch.cat([z1, z2]), mask, float(temperature), backend)
+    return loss
+
+
+def _check_pair(z1: Tensor, z2: Tensor) -> None:
+    checks.tensor("z1", z1)
+    checks.tensor("z2", z2)
+    if z1.dim() != 2 or z1.numel() == 0:
+        raise ValueError(
+            f"`z1` must be [N, D], a row of at least one number for each image; got {list(z1.shape)}. "
+            "Flatten other dims, skip the empty batch."
+        )
+    if z2.shape != z1.shape:
+        raise ValueError(
+            f"`z2` must match `z1` {list(z1.shape)}; got {list(z2.shape)}. Project both views of the same images."
+        )
+    checks.dtype("z1", z1, backends.FLOATING, "Pass projections.")
+    if z2.dtype != z1.dtype:
+        raise ValueError(f"`z2` must be {z1.dtype} like `z1`; got {z2.dtype}. Convert one of them.")
+    if z2.device != z1.device:
+        raise ValueError(f"`z2` must be on {z1.device} like `z1`; got {z2.device}. Move it first.")
+
+
+def _check_mask(mask: Tensor | None, z1: Tensor) -> None:
+    if mask is None:
+        return
+    checks.tensor("mask", mask)
+    checks.dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a pair that takes part.")
+    if mask.device != z1.device:
+        raise ValueError(f"`mask` must be on {z1.device} like `z1`; got {mask.device}. Move it first.")
+    if list(mask.shape) != [z1.shape[0]]:
+        raise ValueError(
+            f"`mask` must be [{z1.shape[0]}], one for each pair; got {list(mask.shape)}. Flatten or index it."
+        )
+
+
+_nt_xent = LossOp(
+    "nt_xent",
+    ("Tensor input, Tensor? mask", "float temperature, str backend"),
+    Tensors,
+    Options,
+    backends=BACKENDS,
+    fake=lambda tensors, options: new_outputs(tensors.input),
+    reference=reference,
+)

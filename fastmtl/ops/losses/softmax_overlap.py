@@ -1,0 +1,124 @@
+"""The sums of `overlap_sums(activation="softmax")` as an op, on the kernels of Dice + cross-entropy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...reference.overlap import OverlapSums, softmax_overlap
+from ..core import backends
+from ..core.loss_op import LossOp
+from ..core.pointers import address, num_threads
+from .dice_ce_backends import (
+    check_classes,
+    check_shares,
+    cpp_gradient,
+    gradient_by_formula,
+    problem,
+    raise_if_outside,
+    readable,
+    triton_gradient,
+)
+
+
+class Tensors(NamedTuple):
+    input: Tensor  # logits [B, C, *spatial], C >= 2
+    target: Tensor  # class numbers [B, 1, *spatial], or probabilities [B, C, *spatial] of any dtype
+    mask: Tensor | None  # bool or uint8 [B, 1, *spatial], or [B, 1, 1, ...]
+
+
+class Options(NamedTuple):
+    ignore_index: int
+    squared_pred: bool
+    backend: str
+
+
+def _new_outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    """Uninitialised sums [5, B, C], and coefficients: there are none, the sums' slopes come with their gradient."""
+    input = tensors.input
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    sums = torch.empty((5, *input.shape[:2]), dtype=dtype, device=input.device)
+    return sums, torch.empty(0, dtype=dtype, device=input.device)
+
+
+def _reference(tensors: Tensors, options: Options) -> Tensor:
+    input, target, mask = tensors
+    mask = None if mask is None else mask.expand(input.shape[0], 1, *input.shape[2:])
+    return torch.stack(softmax_overlap(input, target, mask, options.ignore_index, options.squared_pred))
+
+
+def _reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    check_classes(tensors.target, tensors.mask, tensors.input, options.ignore_index)
+    sums, none = _new_outputs(tensors, options)
+    return sums.copy_(_reference(tensors, options)), none
+
+
+def _slopes(grad: Tensor, options: Options) -> Tensor:
+    """[3, B, C] as the kernels want them; those in T and the number of elements lead to no logit."""
+    return torch.stack([grad[3], grad[0], grad[1] * (2 if options.squared_pred else 1)])
+
+
+def _reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    q = 2 if options.squared_pred else 1
+    return gradient_by_formula(*tensors, _slopes(grad, options), options.ignore_index, 0.0, q)
+
+
+def _flags(tensors: Tensors, options: Options) -> tuple[bool, ...]:
+    return tensors.target.shape[1] != 1, options.squared_pred, True, False, False
+
+
+def _cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    input, target, mask = readable(*tensors)
+    check_shares(target, mask)
+    sums, none = _new_outputs(tensors, options)
+    outside = backends.extension().softmax_overlap_forward(
+        *problem(input, target, mask, options.ignore_index), _flags(tensors, options), address(sums), num_threads()
+    )
+    raise_if_outside(outside, input)
+    return sums, none
+
+
+def _cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    kept = readable(*tensors)  # held by name: the kernel gets bare addresses
+    arguments = problem(*kept, options.ignore_index)
+    one = torch.ones((), dtype=torch.float32)
+    return cpp_gradient(tensors.input, arguments, _flags(tensors, options), one, _slopes(grad, options), 0.0)
+
+
+def _triton_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
+    from ...kernels import dice_ce_triton
+
+    sums, none = _new_outputs(tensors, options)
+    dice_ce_triton.overlap(*readable(*tensors), sums, options.ignore_index, options.squared_pred)
+    return sums, none
+
+
+def _triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
+    slopes = _slopes(grad, options)
+    one = slopes.new_ones(())
+    return triton_gradient(tensors, one, slopes, options.ignore_index, 0.0, options.squared_pred, True)
+
+
+BACKENDS = {
+    "cpp": (_cpp_forward, _cpp_backward),
+    "triton": (_triton_forward, _triton_backward),
+    "reference": (_reference_forward, _reference_backward),
+}
+_softmax_overlap = LossOp(
+    "softmax_overlap",
+    ("Tensor input, Tensor target, Tensor? mask", "int ignore_index, bool squared_pred, str backend"),
+    Tensors,
+    Options,
+    backends=BACKENDS,
+    fake=_new_outputs,
+    reference=_reference,
+)
+
+
+def softmax_overlap_sums(
+    input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int, squared_pred: bool, backend: str
+) -> OverlapSums:
+    """The op on checked arguments."""
+    return OverlapSums(*_softmax_overlap(input, target, mask, ignore_index, squared_pred, backend)[0])

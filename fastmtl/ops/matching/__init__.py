@@ -1,0 +1,1 @@
+"""Ops of set prediction: assignment, mask costs, point sampling."""

@@ -1,0 +1,1 @@
+"""Stain normalisation as ops on uint8 batches."""

@@ -1,0 +1,69 @@
+"""The passes on NVIDIA GPUs: counts by CuPy where it is installed, else by torch; the apply pass by Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from .input import Pixels
+from .primitives import ANGLE_BINS, CONCENTRATION_BINS, Mask, TorchPasses
+
+
+class GpuPasses(TorchPasses):
+    """Falls back to torch's many small kernels for the counts where there is no CuPy (and for the interpreter)."""
+
+    def __init__(self) -> None:
+        from ...kernels import stain_apply_triton
+
+        self._apply = stain_apply_triton.apply
+        self._launch = None
+        if torch.cuda.is_available() and importlib.util.find_spec("cupy") is not None:
+            from ...kernels import stain_histogram_cupy
+
+            self._launch = stain_histogram_cupy.launch
+
+    def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
+        if self._launch is None:
+            return super().moments(pixels, table, mask)
+        blocks = _blocks(pixels)
+        partials = torch.empty(pixels.batch, blocks, 10, dtype=torch.float64, device=table.device)
+        self._launch("stain_moments", *pixels, blocks, *_mask(mask), table, partials)
+        return partials.sum(1)
+
+    def angles(self, pixels: Pixels, table: Tensor, mask: Mask, basis: Tensor, least_square: float) -> Tensor:
+        if self._launch is None:
+            return super().angles(pixels, table, mask, basis, least_square)
+        counts = torch.zeros(pixels.batch, ANGLE_BINS, dtype=torch.int32, device=table.device)
+        self._launch("stain_angles", *pixels, _blocks(pixels), *_mask(mask), table, basis, float(least_square), counts)
+        return counts
+
+    def concentrations(
+        self, pixels: Pixels, table: Tensor, matrix: Tensor, lasso: Tensor | None, scale: Tensor
+    ) -> Tensor:
+        if self._launch is None:
+            return super().concentrations(pixels, table, matrix, lasso, scale)
+        counts = torch.zeros(pixels.batch, 2, CONCENTRATION_BINS, dtype=torch.int32, device=table.device)
+        self._launch("stain_concentrations", *pixels, _blocks(pixels), table, matrix, lasso, scale, counts)
+        return counts
+
+    def colours(self, pixels: Pixels, mask: Mask) -> Tensor:
+        if self._launch is None:
+            return super().colours(pixels, mask)
+        counts = torch.zeros(2**21, 8, dtype=torch.int32, device=pixels.images.device)
+        self._launch("stain_colours", *pixels, _blocks(pixels), *_mask(mask), counts)
+        used = counts[:, 0].nonzero()
+        return torch.cat([used, counts[used[:, 0]].long()], 1)
+
+    def apply(self, pixels: Pixels, table: Tensor, recipes: Tensor, lasso: bool, out: Tensor, half_up: bool) -> None:
+        self._apply(*pixels, table, recipes, out, lasso, half_up)
+
+
+def _mask(mask: Mask) -> tuple[int, int, Tensor | None, float]:
+    return mask.kind, mask.limit, mask.tables, float(mask.threshold)
+
+
+def _blocks(pixels: Pixels) -> int:
+    """Blocks an image: enough to fill a GPU with a batch, few enough that emptying their histograms is no burden."""
+    return max(1, min(pixels.size // 16384, 264 // pixels.batch + 1))

@@ -1,0 +1,159 @@
+"""Estimate where nothing is given, fall back where nothing can be estimated, apply: what the op and the loader
+share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...reference import stain_normalize as exact
+from ...reference.stain_conventions import HEMATOXYLIN_EOSIN, MAX_CONCENTRATION, RUIFROK, Convention
+from . import lab as lab
+from .backends import exact_estimate
+from .fit import LEAST_CONCENTRATION, Estimate, Stains, are_apart, estimate, maxima, table
+from .input import Pixels, new_output
+from .primitives import Passes, TorchPasses
+from .recipes import Finish, restaining
+
+LAB = ("reinhard", "modified_reinhard")
+_EXACT = TorchPasses()  # densities and stains in float64 come first; what is left is the table and the finish
+
+
+class Normalised(NamedTuple):
+    """What a normalisation made.
+
+    Attributes:
+        images: the normalised images, in the layout they came in.
+        hematoxylin: images of that stain alone, or None.
+        eosin: likewise.
+        stain_matrix: what each image was unmixed with, float64 [B, 3, 2]: columns hematoxylin, eosin. For Reinhard
+            None.
+        max_concentration: the 99th percentiles of the concentrations, float64 [B, 2]. For Reinhard None.
+        fell_back: bool [B]: images with too little tissue, or not two stains, for an estimate of their own.
+    """
+
+    images: Tensor
+    hematoxylin: Tensor | None
+    eosin: Tensor | None
+    stain_matrix: Tensor | None
+    max_concentration: Tensor | None
+    fell_back: Tensor
+
+    def interleaved(self) -> Normalised:
+        """With images [B, H, W, 3] of the same memory."""
+        images = [part if part is None else part.permute(0, 2, 3, 1) for part in self[:3]]
+        return Normalised(*images, *self[3:])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from batch to batch.
+
+    Attributes:
+        method: one of `METHODS`.
+        convention: how to go from grey levels to stains and back.
+        target: the stains to give; for Reinhard's methods means and standard deviations, float64 [1, 3] each.
+        min_tissue: pixels of tissue that an estimate needs.
+        fallback: "reference": an image without an estimate is unmixed with the target's own stains, and so keeps its
+            look; "pass": it stays as it is.
+        dtype: of the output.
+    """
+
+    method: str
+    convention: Convention
+    target: Stains | tuple[Tensor, Tensor]
+    min_tissue: int
+    fallback: str
+    dtype: torch.dtype
+
+    def __call__(
+        self,
+        passes: Passes | None,
+        pixels: Pixels,
+        given: Estimate | None,
+        finish: Finish,
+        *,
+        separate: bool = False,
+        alpha: Tensor | None = None,
+        beta: Tensor | None = None,
+    ) -> Normalised:
+        """given: stains known beforehand, where `valid`; what is not valid there falls back without another look."""
+        if self.method in LAB:
+            return self._transfer(passes, pixels, finish)
+        found = given or self.fit(passes, pixels)
+        target = Stains(*(part.to(found.valid.device) for part in self.target))
+        wrong, convention = ~found.valid, self.convention
+        source = Stains(
+            torch.where(wrong[:, None, None], target.vectors, found.stains.vectors).expand(pixels.batch, 3, 2),
+            torch.where(wrong[:, None], target.maxima, found.stains.maxima).expand(pixels.batch, 2),
+        )
+        wrong = wrong.expand(pixels.batch)
+        as_is = wrong if self.fallback == "pass" else torch.zeros_like(wrong)
+        made = []
+        for only in (None, 0, 1) if separate else (None,):
+            recipes = restaining(
+                convention,
+                source,
+                target,
+                finish,
+                as_is=as_is if only is None else None,
+                only=only,
+                alpha=alpha,
+                beta=beta,
+            )
+            out = new_output(pixels.images, self.dtype)
+            lasso, densities = convention.solver == "lasso", table(convention, pixels.images.device)
+            (passes or _EXACT).apply(pixels, densities, recipes, lasso, out, convention.half_up)
+            made.append(out)
+        hematoxylin, eosin = made[1:] if separate else (None, None)
+        return Normalised(made[0], hematoxylin, eosin, source.vectors, source.maxima, wrong)
+
+    def fit(self, passes: Passes | None, pixels: Pixels, pooled: bool = False) -> Estimate:
+        """The stains of each image, or of all together."""
+        if passes is None:
+            return exact_estimate(pixels, self.method, self.convention, self.min_tissue, pooled)
+        return estimate(passes, pixels, self.method, self.convention, min_tissue=self.min_tissue, pooled=pooled)
+
+    def measure(self, passes: Passes | None, pixels: Pixels, vectors: Tensor) -> Estimate:
+        """The concentrations of each image under known vectors [B, 3, 2]; not valid where these are no two stains."""
+        apart = are_apart(vectors)
+        vectors = torch.where(apart[:, None, None], vectors, self.target[0].to(vectors.device))  # else none to solve
+        if passes is None:
+            rows = [
+                exact.concentrations(self.convention.densities()[rgb.cpu().long()], matrix.cpu(), self.convention)[:2]
+                for rgb, matrix in zip(_inside(pixels), vectors, strict=True)
+            ]
+            found = torch.stack(
+                [torch.stack([exact.quantile(c, 0.99, self.convention.nearest) for c in row]) for row in rows]
+            )
+        else:
+            found = maxima(passes, pixels, vectors, self.convention)
+        found = found.to(vectors.device)
+        return Estimate(Stains(vectors, found), apart & (found > LEAST_CONCENTRATION).all(1))
+
+    def _transfer(self, passes: Passes | None, pixels: Pixels, finish: Finish) -> Normalised:
+        on_cpu = passes is not None and pixels.images.device.type == "cpu"
+        source = lab.statistics(pixels, self.convention, on_cpu)
+        target = (self.target[0].to(source[0].device), self.target[1].to(source[0].device))
+        wrong = ~lab.valid(source[1])
+        rows = lab.recipes(source, target, self.method == "modified_reinhard", finish, wrong)
+        out = new_output(pixels.images, self.dtype)
+        lab.apply(pixels, self.convention, rows, out, on_cpu)
+        return Normalised(out, None, None, None, None, wrong)
+
+
+def _inside(pixels: Pixels) -> list[Tensor]:
+    kept = pixels.kept()
+    planes = list(pixels.planes())
+    return planes if kept is None else [rgb[:, mask] for rgb, mask in zip(planes, kept, strict=True)]
+
+
+def default_target(convention: Convention) -> Stains:
+    """Macenko's reference stains; for HistomicsTK Ruifrok's vectors, its own default."""
+    vectors = RUIFROK if convention.solver == "complement" else HEMATOXYLIN_EOSIN
+    return Stains(
+        torch.tensor(vectors, dtype=torch.float64)[None], torch.tensor(MAX_CONCENTRATION, dtype=torch.float64)[None]
+    )

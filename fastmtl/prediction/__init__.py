@@ -1,0 +1,1 @@
+"""Predictions for images and whole slides without labels."""

@@ -1,0 +1,124 @@
+"""Predictions for images without labels: mask files for maps, one JSON line per image.
+
+Masks have the size of the image they belong to: logits are resized, then thresholded. Groups with thresholds of their
+own are not known here; the task's threshold counts. Tasks that only help others (images, embeddings, auxiliary maps)
+are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import data
+from ..protocols import Batch
+from ..training.run_dir import RunError, read_lines
+from ..utils.atomic_io import append, replacing, write_whole
+from ..utils.suggestions import file_name
+from .output_dir import LINES, answer, entry_name, inside, row_of
+
+
+def find_images(source: Path) -> list[data.Tile]:
+    """The image `source`, or every image in and below the folder `source`; masks of a data set are passed over, and
+    folders of predictions.
+
+    Raises:
+        RunError: nothing there, or no image in it.
+    """
+    if not source.exists():
+        raise RunError(f"{source} does not exist; give an image or a slide, or a folder of them.")
+    root = source if source.is_dir() else source.parent
+    paths = [source] if source.is_file() else data.without_predictions(source, sorted(source.rglob("*")))
+    paths = [path for path in paths if path.is_file()]
+    images = [path for path in paths if path.suffix.lower() in data.IMAGE_SUFFIXES and not _is_label(path)]
+    if not images:
+        raise RunError(f"no images in {source}; known endings: {', '.join(sorted(data.IMAGE_SUFFIXES))}.")
+    if len({path.with_suffix("") for path in images}) < len(images):
+        raise RunError(f"{source} has images that differ only in their ending: their masks would have one name.")
+    return [
+        data.Tile(path.relative_to(root).as_posix(), path, mask=None, label=None, group=data.group_of(path.name))
+        for path in images
+    ]
+
+
+def _is_label(path: Path) -> bool:
+    """Whether `path` is a mask of a data set laid out as CLASS/image and CLASS/label."""
+    return path.parent.name == "label" and (path.parent.parent / "image").is_dir()
+
+
+def images_there(out: Path) -> set[str]:
+    """The images that `out` has predictions of; a line that was cut off is dropped."""
+    records, problems = read_lines(out / LINES)
+    if problems:
+        write_whole(out / LINES, "".join(json.dumps(record) + "\n" for record in records))
+    return {record["image"] for record in records if isinstance(record.get("image"), str)}
+
+
+@torch.inference_mode()
+def write_predictions(
+    model: nn.Module, tasks: Sequence[Any], batches: Iterator[Batch], tiles: Sequence[data.Tile], out: Path
+) -> int:
+    """Write `out`/TASK/IMAGE.png and add to `out`/predictions.jsonl; returns how many images were predicted."""
+    by_id = {tile.id: tile.image for tile in tiles}
+    out.mkdir(parents=True, exist_ok=True)
+    model.eval()
+    count = 0
+    for batch in batches:
+        outputs, lines = model(batch), []
+        for row, name in enumerate(batch.ids):
+            width, height = data.picture_size(by_id[name])
+            record: dict[str, Any] = {"image": name}
+            for task in tasks:
+                found = _answer(task, row_of(outputs[task.name], row), (height, width), out, name)
+                if found is not None:
+                    record[entry_name(task.name, ["image"])] = found
+            lines.append(json.dumps(record) + "\n")
+        append(out / LINES, "".join(lines))
+        count += len(lines)
+    return count
+
+
+def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str) -> dict[str, Any] | None:
+    kind = task.output.kind
+    if kind == "map":
+        logits = F.interpolate(output, size, mode="bilinear", align_corners=False)
+        return _write_maps(task, task.predict(logits), out, name)
+    if kind == "queries":
+        return _write_maps(task, task.scores(output, size).argmax(1, keepdim=True).to(torch.uint8), out, name)
+    return answer(task, output, (0, 0, size[1], size[0]))
+
+
+def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> dict[str, Any]:
+    """One structure: a mask of 0 and 255, as the data sets' own. Several that may overlap: a mask each. Classes: one
+    map of their numbers."""
+    structures = getattr(task, "structures", (task.name,))
+    if found.dtype != torch.bool and len(structures) > 2:
+        shares = {one: (found == index).float().mean().item() for index, one in enumerate(structures)}
+        return {"classes": _write(found[0, 0], out, f"{task.name}/{name}"), "shares": shares}
+    if found.shape[1] > 1:
+        return {
+            one: _write_mask(found[0, channel], out, f"{task.name}/{file_name(one)}/{name}")
+            for channel, one in enumerate(structures)
+        }
+    return _write_mask(found[0, 0].bool(), out, f"{task.name}/{name}")
+
+
+def _write_mask(mask: Tensor, out: Path, name: str) -> dict[str, Any]:
+    return {"mask": _write(mask * 255, out, name), "foreground": mask.float().mean().item()}
+
+
+def _write(pixels: Tensor, out: Path, name: str) -> str:
+    """Leave the PNG `out`/`name`; returns its path in `out`."""
+    from PIL import Image
+
+    path = inside(out, name).with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        Image.fromarray(pixels.cpu().to(torch.uint8).numpy()).save(partial, "PNG")
+    return path.relative_to(out).as_posix()

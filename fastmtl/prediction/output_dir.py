@@ -1,0 +1,169 @@
+"""What predicting images and slides share: whose predictions a folder holds, and answers that are no maps.
+
+A folder of predictions says in `predicted_with.json` what it was made with. Predicting into it again, with the same
+run, weights, views and input, goes on with what is missing; anything else is refused, for two predictions would mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from .. import data
+from ..evaluation.per_image import class_probabilities
+from ..training.file_lock import locked
+from ..training.run_dir import RunError
+from ..utils.atomic_io import write_whole
+from ..utils.json_toml import read_json
+from ..utils.suggestions import folded
+
+LINES = "predictions.jsonl"
+"""A line for each image or slide of a folder of predictions."""
+
+_NOT_COMPARED = ("run",)  # it may be moved; recipe and weights tell whether it is the same
+
+
+class Predicted(NamedTuple):
+    """What a call predicted.
+
+    Attributes:
+        what: "images" or "slides".
+        new: how many.
+        there: how many were in the folder already.
+        unreadable: how many could not be read, and are in quarantine.jsonl.
+    """
+
+    what: Literal["images", "slides"]
+    new: int
+    there: int
+    unreadable: int = 0
+
+
+def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Path) -> dict[str, Any]:
+    """What predictions depend on; `source` is the folder that their names start from."""
+    weights = (run / "checkpoints" / which / "manifest.json").read_bytes()
+    recipe = (run / "config.toml").read_bytes()
+    return {
+        "what": what,
+        "input": str(source.resolve()),
+        "run": str(run.resolve()),
+        "recipe": hashlib.sha256(recipe).hexdigest(),
+        "weights": hashlib.sha256(weights).hexdigest(),
+        "views": list(views),
+    }
+
+
+@contextmanager
+def claimed(out: Path, stamp: Mapping[str, Any]) -> Iterator[None]:
+    """Make `out` a folder for predictions that `stamp` tells of, where it is none yet, and keep other processes off it
+    until the end.
+
+    Nothing but predictions may lie in it: theirs are the names of its files, and what has one of them would be lost.
+
+    Raises:
+        RunError: it is a file, holds other predictions or anything else, or another process predicts into it.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; --out must be a folder to create.")
+    _check_ours(out, stamp)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, f"another process predicts into {out}; wait for its end, or choose another --out."):
+        _check_ours(out, stamp)  # another process may have made it its own since
+        if not (out / data.PREDICTED_WITH).exists():
+            write_whole(out / data.PREDICTED_WITH, json.dumps(stamp, indent=1) + "\n")
+        yield
+
+
+def _check_ours(out: Path, stamp: Mapping[str, Any]) -> None:
+    file = out / data.PREDICTED_WITH
+    if file.exists():
+        try:
+            known = dict(read_json(file))
+        except (ValueError, TypeError):
+            known = {}
+        other = [name for name in stamp if name not in _NOT_COMPARED and known.get(name) != stamp[name]]
+        if other:
+            was, now = known.get(other[0]), stamp[other[0]]
+            raise RunError(
+                f"{out} already holds predictions with other {other[0]} ({was}, now {now}); choose another --out, or "
+                "remove it."
+            )
+        return
+    if (out / LINES).exists():
+        raise RunError(f"{out} already holds predictions without {file.name}; choose another --out, or remove it.")
+    there = sorted(path.name for path in out.iterdir() if path.name[0] != ".") if out.is_dir() else []
+    if there:
+        raise RunError(f"{out} holds other files than predictions, {there[0]} for one; choose a new folder as --out.")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path `folder`/`name`; RunError where that is elsewhere, as with ".." in the name."""
+    path = folder / name
+    if "\0" in name or ".." in Path(name).parts or not path.is_relative_to(folder) or path == folder:
+        raise RunError(f"{name!r} would not be written into {folder}; it must name a file in it. Rename it.")
+    return path
+
+
+def check_apart(names: Iterable[str], out: Path) -> None:
+    """Raise RunError where two of these files would be one, `out` (claimed) being on a file system without case."""
+    if not (out / data.PREDICTED_WITH.upper()).exists():
+        return
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(folded(name), name)
+        if other != name:
+            raise RunError(f"{other} and {name} would share a file in {out}, where case does not count; rename one.")
+
+
+def entry_name(task: str, facts: Collection[str]) -> str:
+    """The name of a task's answer in a line that tells `facts` by their own names: all are kept.
+
+    >>> [entry_name(task, ["tissue"]) for task in ("gland", "tissue", "tissue_task")]
+    ['gland', 'tissue_task', 'tissue_task_task']
+    """
+    bare = task
+    while bare.endswith("_task") and bare not in facts:
+        bare = bare.removesuffix("_task")
+    return f"{task}_task" if bare in facts else task
+
+
+def row_of(output: Any, row: int) -> Any:
+    """One sample's part, as a batch of one; of queries without their inner layers."""
+    if isinstance(output, Tensor):
+        return output[row : row + 1].float()
+    return output._replace(
+        class_logits=output.class_logits[row : row + 1],
+        mask_logits=output.mask_logits[row : row + 1],
+        auxiliary=(),
+    )
+
+
+def answer(task: Any, output: Any, field: tuple[int, int, int, int]) -> dict[str, Any] | None:
+    """What a task says of one sample, in JSON types; None where it says nothing, or answers with a map.
+
+    Args:
+        task: any.
+        output: its logits, a batch of one.
+        field: left, top, width and height of what the sample shows, in the pixels that boxes are told in.
+    """
+    kind = task.output.kind
+    if kind == "box":
+        x, y, w, h = box = task.predict(output)[0].tolist()
+        left, top, width, height = field
+        edges = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
+        moved = [edge + begin for edge, begin in zip(edges, (left, top, left, top), strict=True)]
+        return {"box": box, "pixels": moved}  # left, top, right, bottom
+    if kind != "vector":
+        return None
+    if not getattr(task, "class_names", ()):
+        numbers = task.predict(output)[0].tolist()
+        return {"value": numbers[0] if len(numbers) == 1 else numbers}
+    probabilities = class_probabilities(output)[0].tolist()
+    named = dict(zip(task.class_names, probabilities, strict=True))
+    return {"class": task.class_names[int(task.predict(output))], "probabilities": named}

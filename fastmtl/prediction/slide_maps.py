@@ -1,0 +1,162 @@
+"""The maps of one slide under way: what a network says of its tiles in, tiled TIFF files and outlines out.
+
+Where tiles overlap, probabilities are averaged, and the task decides on their mean: by its threshold, or the likeliest
+class. Where no tile lies nothing is said: 0, as for background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import data
+from ..utils.atomic_io import naming
+from ..utils.suggestions import file_name
+from .output_dir import inside
+from .stitching import Band, Rows
+
+_KINDS = ("map", "queries")
+
+
+class SlideMaps:
+    """Writes `folder`/TASK.tif (TASK/STRUCTURE.tif of structures that may overlap) and `folder`/TASK.geojson.
+
+    Args:
+        tasks: those without maps are passed over.
+        cut: how the slide was cut.
+        folder: an existing one.
+        device: where outputs are.
+    """
+
+    def __init__(self, tasks: Sequence[Any], cut: data.SlideCut, folder: Path, device: torch.device):
+        self._cut = cut
+        self._tasks = {task: _Decision(task) for task in tasks if task.output.kind in _KINDS}
+        channels = sum(task.output.channels for task in self._tasks)
+        self._band = Band(channels, cut.tile_size, cut.width, cut.height, device) if channels else None
+        self._written = {task: _Written(task, decision, cut, folder) for task, decision in self._tasks.items()}
+
+    def add(self, tiles: Sequence[str], outputs: Mapping[str, Any]) -> None:
+        """What the model gave for these tiles, by id; they come in the slide's order."""
+        if self._band is None:
+            return
+        size = (self._cut.tile_size, self._cut.tile_size)
+        parts = [one.probabilities(outputs[task.name], size) for task, one in self._tasks.items()]
+        for name, probabilities in zip(tiles, torch.cat(parts, 1), strict=True):
+            x, y = self._cut.places[name]
+            self._write(self._band.until(y))
+            self._band.add(x, probabilities)
+
+    def close(self) -> dict[str, dict[str, Any]]:
+        """Write the files; task -> what to say of its maps, in JSON types."""
+        if self._band is not None:
+            self._write(self._band.until(self._cut.height))
+        return {task.name: written.close() for task, written in self._written.items()}
+
+    def discard(self) -> None:
+        """Give up what was not written."""
+        for written in self._written.values():
+            written.discard()
+
+    def _write(self, finished: Sequence[Rows]) -> None:
+        for rows in finished:
+            means = rows.means.split([task.output.channels for task in self._tasks])
+            for (task, decision), part in zip(self._tasks.items(), means, strict=True):
+                self._written[task].add(decision.of(part), rows)
+
+
+class _Decision:
+    """From a task's logits to probabilities that can be averaged, and from their mean to its answer."""
+
+    def __init__(self, task: Any):
+        self._task, self._is_queries = task, task.output.kind == "queries"
+        # A task that answers with several masks reads a sigmoid of each channel, one with classes a softmax of all.
+        self.is_masks = not self._is_queries and self._answers(torch.zeros(1, task.output.channels, 1, 1))
+
+    def probabilities(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """float32 [B, C, *size]."""
+        if self._is_queries:
+            return self._task.scores(output, size)
+        logits = F.interpolate(output.float(), size, mode="bilinear", align_corners=False)
+        return logits.sigmoid() if self.is_masks else logits.softmax(1)
+
+    def of(self, means: Tensor) -> Tensor:
+        """Mean probabilities [C, h, w] -> bool [C, h, w] of masks, else uint8 [1, h, w]."""
+        if self._is_queries:
+            return means.argmax(0, keepdim=True).to(torch.uint8)
+        return self._task.predict(torch.logit(means)[None] if self.is_masks else means.log()[None])[0]
+
+    def _answers(self, logits: Tensor) -> bool:
+        return self._task.predict(logits).dtype == torch.bool
+
+
+class _Written:
+    """A task's files of one slide, and how many pixels of them are what."""
+
+    def __init__(self, task: Any, decision: _Decision, cut: data.SlideCut, folder: Path):
+        self._name, self._cut, self._folder = task.name, cut, folder
+        structures: tuple[str, ...] = tuple(getattr(task, "structures", (task.name,)))
+        self._is_classes = not decision.is_masks and len(structures) > 2
+        if self._is_classes:
+            self._values = {f"{task.name}.tif": dict(enumerate(structures))}
+        elif len(structures) > 1 and decision.is_masks:
+            self._values = {f"{task.name}/{file_name(one)}.tif": {255: one} for one in structures}
+        else:
+            self._values = {f"{task.name}.tif": {255: structures[len(structures) - 1]}}
+        self._counts = {name: np.zeros(256, np.int64) for name in self._values}
+        self._num_seen = 0
+        self._maps = {name: self._map(name, values) for name, values in self._values.items()}
+
+    def _map(self, name: str, values: Mapping[int, str]) -> data.SlideMap:
+        path, cut = inside(self._folder, name), self._cut
+        path.parent.mkdir(exist_ok=True)
+        words = {"downsample": cut.downsample, "slide": cut.path.name, "values": {str(n): v for n, v in values.items()}}
+        return data.SlideMap(path, cut.width, cut.height, mpp=cut.mpp, description=words)
+
+    def add(self, found: Tensor, rows: Rows) -> None:
+        """The next rows: bool [C, h, w] or uint8 [1, h, w], of the columns that `rows` has."""
+        values = found.to(torch.uint8) * (1 if self._is_classes else 255) * rows.seen
+        seen = rows.seen.cpu().numpy()
+        self._num_seen += int(seen.sum())
+        for (name, file), part in zip(self._maps.items(), values.cpu().numpy(), strict=True):
+            self._counts[name] += np.bincount(part[seen], minlength=256)
+            with naming(self._folder / name):
+                file.add(self._whole(part, rows))
+
+    def _whole(self, part: NDArray[np.uint8], rows: Rows) -> NDArray[np.uint8]:
+        whole = np.zeros((rows.number, self._cut.width), np.uint8)
+        whole[:, rows.left : rows.left + part.shape[1]] = part
+        return whole
+
+    def close(self) -> dict[str, Any]:
+        for name, file in self._maps.items():
+            with naming(self._folder / name):
+                file.close()
+        outlines, cut = f"{self._name}.geojson", self._cut
+        drawn = {
+            self._folder / name: {value: one for value, one in values.items() if value}
+            for name, values in self._values.items()
+        }
+        data.write_outlines(self._folder / outlines, drawn, cut.downsample, cut.offset)
+        return {"outlines": outlines, **self._words()}
+
+    def discard(self) -> None:
+        for file in self._maps.values():
+            file.discard()
+
+    def _words(self) -> dict[str, Any]:
+        """As of images; shares are of the pixels that tiles lie on."""
+        seen = max(self._num_seen, 1)
+        if self._is_classes:
+            ((name, values),) = self._values.items()
+            return {"classes": name, "shares": {one: self._counts[name][n].item() / seen for n, one in values.items()}}
+        masks = {name: {"mask": name, "foreground": self._counts[name][255].item() / seen} for name in self._values}
+        if len(masks) == 1:
+            return next(iter(masks.values()))
+        return {one: masks[name] for name, values in self._values.items() for one in values.values()}

@@ -1,0 +1,263 @@
+"""Predictions for whole slides: maps, outlines, a JSON line per tile and one per slide.
+
+A slide's files stand in a folder of its own, `OUT/SLIDE.svs/`, which is put there when all of them are written: a slide
+that was interrupted has none. What cannot be read is a line of `quarantine.jsonl`, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import data
+from ..protocols import Batch
+from ..training.run_dir import RunError, read_lines
+from ..utils.atomic_io import append, write_whole
+from ..utils.json_toml import read_json
+from .output_dir import LINES, Predicted, answer, entry_name, inside, row_of
+from .slide_maps import SlideMaps
+
+QUARANTINE = "quarantine.jsonl"
+SUMMARY, TILES = "summary.json", "tiles.jsonl"
+"""Of each slide, in its folder."""
+
+_FACTS = ("slide", "file", "tiles", "damaged", "tissue", "mpp", "mpp_source", "downsample", "problems")
+_SAME_MPP = 1e-6
+_FIELD = ("x", "y", "width", "height")
+
+
+def check_places(slides: Iterable[str], out: Path) -> None:
+    """Raise RunError where the folder of a slide cannot be put: a file is there (`out` is the folder of the slides), or
+    a folder with anything but its predictions."""
+    for name in slides:
+        folder = inside(out, name)
+        if any(part.startswith(".") for part in Path(name).parts):  # as those are that are under way
+            raise RunError(f"{name} is hidden, or in a hidden folder, and so its predictions would be; rename it.")
+        if folder.is_file():
+            raise RunError(f"{folder} is a file, not the folder of its predictions; choose another --out.")
+        if folder.is_dir() and not (folder / SUMMARY).exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} has no {SUMMARY}, and is not empty; remove it, or choose another --out.")
+
+
+def predict_slides(
+    slides: Mapping[str, Path],
+    out: Path,
+    *,
+    model: nn.Module,
+    tasks: Sequence[Any],
+    grid: data.GridOptions,
+    read: Callable[[data.Dataset], data.TileLoader],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    mpp: Mapping[str, float] = MappingProxyType({}),
+    note: Callable[[str], None] = lambda line: None,
+) -> Predicted:
+    """Predict the slides that `out` has no folder of, and those that changed since.
+
+    Lines stand in the order of names, whatever was interrupted; of slides that are not among these they stay.
+
+    Args:
+        slides: name -> file; names are paths below `out`.
+        out: an existing folder.
+        model: as trained, on `device`.
+        tasks: its tasks.
+        grid: how slides are cut.
+        read: a loader of tiles, in their order.
+        device: where the model is.
+        dtype: of autocast; None computes in float32.
+        mpp: name -> micrometres per pixel of level 0, where it is given.
+        note: called with a line for each slide that is done or set aside.
+    """
+    if any(task.output.kind in ("map", "queries") for task in tasks):
+        data.check_outlines()
+    model.eval()
+    done = {name for name, path in slides.items() if _is_done(out / name, path, mpp.get(name))}
+    _write_summaries(out, without=slides.keys() - done)
+    _write_quarantine(out, without=slides.keys() - done)
+    unreadable: set[str] = set()
+    for number, (name, path) in enumerate(slides.items(), 1):
+        if name in done:
+            continue
+        try:
+            cut = data.cut_slide(path, name, grid, mpp.get(name))
+            summary = _one(cut, name, out, model, tasks, read, device, dtype)
+        except (data.SlideError, data.TileReadError) as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            _append(out / QUARANTINE, [{"slide": name, "file": str(path), "reason": reason}])
+            note(f"{number}/{len(slides)} {name}: set aside: {reason}")
+            unreadable.add(name)
+            continue
+        _append(out / LINES, [summary])
+        left_out = f", {summary['damaged']} of them damaged" if summary["damaged"] else ""
+        note(f"{number}/{len(slides)} {name}: {summary['tiles']} tiles{left_out}")
+    _write_summaries(out, without=unreadable)
+    _write_quarantine(out)
+    return Predicted("slides", len(slides) - len(done) - len(unreadable), len(done), len(unreadable))
+
+
+@torch.inference_mode()
+def _one(
+    cut: data.SlideCut,
+    name: str,
+    out: Path,
+    model: nn.Module,
+    tasks: Sequence[Any],
+    read: Callable[[data.Dataset], data.TileLoader],
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    """The slide's line."""
+    folder = out / name
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with ExitStack() as ends:
+        ends.callback(shutil.rmtree, partial, ignore_errors=True)
+        loader = read(data.Dataset(cut.path, (), cut.tiles)) if cut.tiles else None
+        if loader is not None:
+            ends.callback(loader.close)
+        maps, means = SlideMaps(tasks, cut, partial, device), _Means(tasks)
+        ends.callback(maps.discard)
+        (partial / TILES).touch()
+        for batch in loader or ():
+            batch = batch.to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                outputs = model(batch)
+            maps.add(batch.ids, outputs)
+            lines = list(_tile_lines(tasks, cut, batch, outputs))
+            for line in lines:
+                means.add(line)
+            _append(partial / TILES, lines)
+        damaged = [_place(entry) for entry in loader.quarantine] if loader else []
+        of_slide = {"slide": name, "file": asdict(cut.identity), "tiles": len(cut.tiles), "damaged": len(damaged)}
+        of_map = {"tissue": cut.tissue, "mpp": cut.mpp, "mpp_source": cut.mpp_source, "downsample": cut.downsample}
+        of_map["problems"] = list(cut.problems)
+        of_maps = {task: _below(name, words) for task, words in maps.close().items()}
+        of_tasks = {entry_name(task, _FACTS): words for task, words in {**means.words(), **of_maps}.items()}
+        summary = {**of_slide, **of_map, **of_tasks}
+        write_whole(partial / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        # Before the folder: of a slide that has none they are dropped, of one that has they must be there.
+        _append(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged))
+        shutil.rmtree(folder, ignore_errors=True)  # of the slide as it was
+        os.replace(partial, folder)
+    return summary
+
+
+def _tile_lines(
+    tasks: Sequence[Any], cut: data.SlideCut, batch: Batch, outputs: Mapping[str, Any]
+) -> Iterable[dict[str, Any]]:
+    for row, tile in enumerate(batch.ids):
+        line: dict[str, Any] = dict(zip(_FIELD, cut.fields[tile], strict=True))
+        for task in tasks:
+            found = answer(task, row_of(outputs[task.name], row), cut.fields[tile])
+            if found is not None:
+                line[entry_name(task.name, _FIELD)] = found
+        yield line
+
+
+class _Means:
+    """What the tiles of a slide say on average: probabilities, on which the task decides, and numbers. Boxes have no
+    mean."""
+
+    def __init__(self, tasks: Sequence[Any]):
+        self._tasks = [task for task in tasks if task.output.kind == "vector"]
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        self._count += 1
+        for task in self._tasks:
+            told = line[entry_name(task.name, _FIELD)]
+            found = told.get("value")
+            values = list(told["probabilities"].values()) if found is None else found
+            value = torch.tensor(values, dtype=torch.float64)
+            self._sums[task.name] = self._sums.get(task.name, torch.zeros_like(value)) + value
+
+    def words(self) -> dict[str, dict[str, Any]]:
+        """Nothing where there was no tile."""
+        return {task.name: self._of(task) for task in self._tasks if task.name in self._sums}
+
+    def _of(self, task: Any) -> dict[str, Any]:
+        mean, names = self._sums[task.name] / self._count, getattr(task, "class_names", ())
+        if not names:
+            return {"value": mean.tolist()}
+        logits = mean.log() if task.output.channels > 1 else torch.logit(mean[1:])
+        probabilities = dict(zip(names, mean.tolist(), strict=True))
+        return {"class": names[int(task.predict(logits[None]))], "probabilities": probabilities}
+
+
+def _below(folder: str, words: Mapping[str, Any]) -> dict[str, Any]:
+    """File names with their folder before them."""
+    found = {}
+    for key, value in words.items():
+        told = f"{folder}/{value}" if isinstance(value, str) else value
+        found[key] = _below(folder, value) if isinstance(value, dict) else told
+    return found
+
+
+def _place(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "epoch"}
+
+
+def _is_done(folder: Path, path: Path, mpp: float | None) -> bool:
+    """Whether `folder` holds predictions of the slide as it is now, cut by the same `mpp` where one is given."""
+    if not (folder / SUMMARY).exists():
+        return False
+    try:
+        identity = asdict(data.identify(path))
+    except data.SlideError:
+        return False  # to be told why, with the others
+    summary = _summary(folder / SUMMARY)
+    was_given = summary.get("mpp_source") == "given"
+    same_mpp = was_given == (mpp is not None) and (
+        mpp is None or abs(summary["mpp"] / summary["downsample"] / mpp - 1) < _SAME_MPP
+    )
+    return summary.get("file") == identity and same_mpp
+
+
+def _write_summaries(out: Path, without: Collection[str]) -> None:
+    """predictions.jsonl, of the slides that have a folder but for some, by name."""
+    summaries = [summary for summary in _summaries(out) if summary["slide"] not in without]
+    write_whole(out / LINES, "".join(json.dumps(summary) + "\n" for summary in summaries))
+
+
+def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
+    """quarantine.jsonl by name, less what it says of some slides; none where nothing is left."""
+    entries = [entry for entry in read_lines(out / QUARANTINE)[0] if isinstance(entry.get("slide"), str)]
+    found = [entry for entry in entries if entry["slide"] not in without]
+    if found:
+        found.sort(key=lambda entry: Path(entry["slide"]))
+        write_whole(out / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in found))
+    else:
+        (out / QUARANTINE).unlink(missing_ok=True)
+
+
+def _summaries(out: Path) -> list[dict[str, Any]]:
+    """Of all slides that are done, by name; those under way are hidden."""
+    paths = [path for path in out.rglob(SUMMARY) if not any(part[0] == "." for part in path.relative_to(out).parts)]
+    return [_summary(path) for path in sorted(paths)]
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise RunError(f"{path} is damaged ({error}); remove {path.parent} to predict the slide again.") from error
+    if not isinstance(found, dict) or not isinstance(found.get("slide"), str):
+        raise RunError(f"{path} is damaged: it names no slide; remove {path.parent} to predict the slide again.")
+    return found
+
+
+def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    if text := "".join(json.dumps(line) + "\n" for line in lines):
+        append(path, text)

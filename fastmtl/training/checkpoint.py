@@ -1,0 +1,186 @@
+"""Crash-safe checkpoints without pickle: tensors in safetensors, everything else in JSON.
+
+A checkpoint is a directory. It is written under a temporary name, every file is synced, a manifest of sha256 sums
+goes in last and the directory is renamed: a name without `.tmp` is a whole checkpoint, whenever the power fails.
+Nothing here can execute code from a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..utils.json_toml import read_json
+from .state_checks import CheckpointError as CheckpointError
+from .state_checks import model_problem
+from .weight_averaging import averaged_weights
+
+FORMAT = 1
+_TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+def save(directory: Path, state: dict[str, Any]) -> None:
+    """Write `state` (nested dicts, lists and tuples of tensors, numbers, text, bools and None) to `directory`.
+
+    An existing checkpoint of that name is replaced; it stays whole until the new one is durable.
+
+    Raises:
+        TypeError: a value of another kind, naming its place.
+        CheckpointError: the disk is full, or the folder cannot be written to.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, tensors, "")
+    temporary = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(temporary, tensors, tree)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would stand in the next one's way
+        then = "go on with fastmtl train --resume" if exists(directory) else "train again"
+        raise CheckpointError(
+            f"checkpoint {directory} cannot be written ({' '.join(str(error).split())}). Free space, or allow writing "
+            f"there, and {then}."
+        ) from error
+    old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    temporary.rename(directory)
+    _sync(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def exists(directory: Path) -> bool:
+    """Whether there is a checkpoint to `load`, sound or damaged."""
+    return _place(directory).is_dir()
+
+
+def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state that `save` wrote, its sums checked first.
+
+    Raises:
+        CheckpointError: no checkpoint there, a damaged file, or another format.
+    """
+    from safetensors.torch import load_file
+
+    directory = _place(directory)
+    try:
+        manifest = read_json(directory / _MANIFEST)
+        sums, version = dict(manifest["sha256"]), manifest["format"]
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {directory}.") from None
+    except OSError:
+        raise  # it says of which file
+    except Exception as error:  # a damaged or edited file can raise any error
+        raise CheckpointError(f"checkpoint {directory} has an unreadable manifest ({error}).") from error
+    if version != FORMAT:
+        raise CheckpointError(f"checkpoint {directory} has format {version}; this fastmtl reads format {FORMAT}.")
+    for name in (_TENSORS, _STATE):
+        path = directory / name
+        if not path.is_file() or _digest(path) != sums.get(name):
+            raise CheckpointError(f"checkpoint {directory} is damaged: {name} does not match its checksum.")
+    try:
+        tree = read_json(directory / _STATE)
+        state = _decode(tree, load_file(directory / _TENSORS, device=str(device)))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the same, and safetensors has an error of its own
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({said}).") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {directory} has a state that is no table.")
+    return state
+
+
+def load_model(directory: Path, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
+    """Put the weights of a trainer's checkpoint into `model`: the averaged ones, where it has an average.
+
+    Raises:
+        CheckpointError: as `load`, or the weights are another network's.
+    """
+    state = load(directory, device)
+    average = state.get("average")
+    sound = average is None or (isinstance(average, dict) and isinstance(average.get("n_averaged"), Tensor))
+    weights = (averaged_weights(average) if sound else None) or state.get("model")
+    if weights is None:
+        raise CheckpointError(f"checkpoint {directory} holds no model.")
+    if problem := model_problem(model, weights) if sound else "its average counts nothing":
+        raise CheckpointError(
+            f"checkpoint {directory} does not fit the network of the run's config.toml (was it edited?): {problem}."
+        )
+    model.load_state_dict(weights)
+
+
+def _place(directory: Path) -> Path:
+    """Where the checkpoint is: a crash between the two renames of `save` leaves the previous one under `.old`."""
+    old = directory.with_name(directory.name + ".old")
+    return old if not directory.exists() and old.exists() else directory
+
+
+def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
+    """JSON has no tensors, tuples or integer keys: these become one-key dicts tagged with a leading `$`."""
+    if isinstance(value, Tensor):
+        # A clone, because safetensors refuses tensors that share storage (tied weights).
+        name, number = where, 1
+        while name in tensors:  # {"a.b": x} and {"a": {"b": y}}, 7 and "7"
+            name, number = f"{where}#{number}", number + 1
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"$tensor": name}
+    if isinstance(value, dict):
+        items = [[_encode(k, tensors, f"{where}.key"), _encode(v, tensors, f"{where}.{k}")] for k, v in value.items()]
+        return {"$dict": items}
+    if isinstance(value, list | tuple):
+        items = [_encode(item, tensors, f"{where}.{index}") for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"a checkpoint holds tensors, numbers, text, lists and dicts; {where or 'the state'} is {type(value)}."
+    )
+
+
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if isinstance(value, dict):
+        ((tag, content),) = value.items()
+        if tag == "$tensor":
+            return tensors[content]
+        if tag == "$tuple":
+            return tuple(_decode(item, tensors) for item in content)
+        return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
+    return value
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], tree: Any) -> None:
+    """The three files of a checkpoint, on the disk when this returns."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / _TENSORS)
+    (folder / _STATE).write_text(json.dumps(tree), encoding="utf-8")
+    manifest = {"format": FORMAT, "sha256": {name: _digest(folder / name) for name in (_TENSORS, _STATE)}}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for name in (_TENSORS, _STATE, _MANIFEST):
+        _sync(folder / name)
+    _sync(folder)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,83 @@
+"""A model over a loader, without gradients: metrics, losses, and the precision that a device is fastest in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..distributed import World
+from ..protocols import Batch, Loader, Task
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    loader: Loader,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    visit: Callable[[Batch, dict[str, Any]], None] | None = None,
+    world: World | None = None,
+) -> dict[str, Any]:
+    """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the headline metrics, "num_images"}.
+
+    A headline below 0, as R^2 can be without end, counts as value / (1 - value), -1 at the least: one task that is not
+    learnt yet must not choose the checkpoint alone.
+
+    Args:
+        model: left in the mode (training or not) that it was in.
+        tasks: some or all of those that the batches have labels for.
+        loader: one epoch of it.
+        device: where the model is.
+        dtype: of autocast; None computes in float32.
+        visit: sees every batch with the model's outputs, so that a table of single images needs no second pass.
+        world: the ranks whose loaders divide the images; all of them call it, and all get what one would.
+    """
+    training = model.training
+    model.eval()
+    metrics = {task.name: task.metrics().to(device) for task in tasks}
+    sums = torch.zeros(len(tasks), dtype=torch.float64, device=device)
+    images = 0
+    for batch in loader:
+        images += len(batch)
+        batch = batch.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            outputs = model(batch)
+        for task in tasks:
+            task.update(metrics[task.name], outputs[task.name], batch)
+        losses = [task.loss(outputs[task.name], batch).double() for task in tasks]
+        sums += torch.stack(losses) * len(batch)
+        if visit is not None:
+            visit(batch, outputs)
+    model.train(training)
+    if world is not None:
+        found = world.sum(torch.cat([sums, sums.new_tensor([images])]))
+        sums, images = found[:-1], int(found[-1])
+    # With several ranks torchmetrics adds up theirs.
+    summaries = {task.name: task.summary(metrics[task.name]) for task in tasks}
+    headlines = [summaries[task.name][task.headline] for task in tasks if task.headline]
+    known = [value if value >= 0 else value / (1 - value) for value in headlines if value is not None]
+    means = (sums / max(images, 1)).tolist()
+    return {
+        "tasks": summaries,
+        "loss": {task.name: loss for task, loss in zip(tasks, means, strict=True)},
+        "score": sum(known) / len(known) if known else float("nan"),
+        "num_images": images,
+    }
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """None computes in float32. `auto` is bfloat16 where the hardware multiplies it, else float32."""
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bfloat16()
+        return torch.bfloat16 if fast else None
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.13
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

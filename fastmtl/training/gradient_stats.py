@@ -1,0 +1,58 @@
+"""A look at the tasks' gradients beside the step, for balancers that weigh losses and never see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+
+from .. import ops
+from ..balance.replay import still_buffers
+from ..config import TrainingConfig
+
+
+def watches(config: TrainingConfig, step: int, balancer: object) -> bool:
+    """Whether `step`, from 1, is one to `watch`: every `watch_gradients`-th, rounded up to steps whose losses are
+    looked at anyway; never for a balancer that looks itself."""
+    every = -(-config.watch_gradients // config.log_every) * config.log_every
+    return every > 0 and step % every == 0 and not getattr(balancer, "sees_gradients", False)
+
+
+def watch(losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: GradScaler | None = None) -> dict[str, Tensor]:
+    """Norms and cosines of the K gradients of `shared`, from K backwards that leave the graph and every `.grad` alone.
+
+    Args:
+        losses: task -> scalar with a graph, before the step's own backward.
+        shared: parameters; what a task does not reach counts as 0 in its gradient.
+        scale: the GradScaler of the step, without which gradients of half precision underflow.
+
+    Returns:
+        "norms" [K] of the unscaled gradients and "cosines" [K, K], float64, as gradient balancers record them; the
+        cosine with a zero gradient is 0. With several ranks they are of this rank's images. Nothing for a task alone.
+    """
+    if len(losses) < 2:
+        return {}
+    inputs = [parameter for parameter in shared if parameter.requires_grad]
+    factor = torch.ones((), device=inputs[0].device)
+    if scale is not None:
+        factor = scale.scale(factor)
+    with still_buffers():
+        rows = [_row(loss * factor, inputs) for loss in losses.values()]
+    with torch.no_grad():
+        G = ops.gram(torch.stack(rows)) / factor.double() ** 2
+        norms = G.diagonal().clamp(min=0).sqrt()
+        lengths = torch.outer(norms, norms)
+        return {"norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
+
+
+def _row(loss: Tensor, inputs: list[Tensor]) -> Tensor:
+    """[P] float32 or float64."""
+    gradients = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+    flat = [
+        torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()
+        for parameter, gradient in zip(inputs, gradients, strict=True)
+    ]
+    joined = torch.cat(flat)
+    return joined.to(torch.promote_types(joined.dtype, torch.float32))

@@ -1,0 +1,214 @@
+"""The folder a run leaves behind: config.toml, environment.json, run.json, metrics.jsonl, balance.jsonl, summary.json,
+TensorBoard, and quarantine.jsonl where tiles were damaged; `evaluation`, `analyses` and `report` add theirs.
+
+Every file is whole at any moment: written beside its place and renamed, or appended a line at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..config import Recipe, as_dict, load_recipe
+from ..errors import UserError
+from ..utils.atomic_io import append, write_whole
+from ..utils.json_toml import parse_json, read_json
+
+
+class RunError(UserError, RuntimeError):
+    """A run folder that cannot be used, said in one line."""
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+_FACTS: Mapping[str, Callable[[Any], bool]] = {
+    "data": lambda value: isinstance(value, str) and "\0" not in value,
+    "split_file": lambda value: value is None or (isinstance(value, str) and "\0" not in value),
+    "split": lambda value: isinstance(value, str),
+    "class_names": _is_texts,
+    "classes": lambda value: isinstance(value, dict) and all(map(_is_texts, value.values())),
+    "training_patients": _is_texts,
+    "validation_patients": _is_texts,
+}
+"""Of run.json, what fastmtl reads again -> whether a value is such."""
+
+
+class RunFolder:
+    """Writes a run's files; an observer of the trainer."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._board: Any = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def create(self, recipe: Recipe, extra: Mapping[str, Any]) -> None:
+        """Start a run here: resolved recipe, environment, and `extra` (data folder, split, classes) in run.json.
+
+        Raises:
+            RunError: the folder already holds a run.
+        """
+        if (self.path / "config.toml").exists():
+            raise RunError(f"{self.path} already holds a run; choose another --out, or add --resume to continue it.")
+        import tomli_w
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "run.json", json.dumps(extra, indent=1))
+        started = datetime.now().astimezone().isoformat(" ", "seconds")
+        write_whole(self.path / "environment.json", json.dumps(environment() | {"started": started}, indent=1))
+        write_whole(self.path / "config.toml", tomli_w.dumps(as_dict(recipe)))
+
+    def recipe(self) -> Recipe:
+        """The recipe that this run was made with."""
+        path = self.path / "config.toml"
+        if not path.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no config.toml.")
+        return load_recipe(path)
+
+    def extra(self) -> dict[str, Any]:
+        """What `create` was given."""
+        path = self.path / "run.json"
+        if not path.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no run.json.")
+        try:
+            facts = read_json(path)
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: {error}.") from error
+        if not isinstance(facts, dict):
+            raise RunError(f"{path} is damaged: it is no JSON object.")
+        for name, fits in _FACTS.items():
+            if name not in facts and name != "classes":  # runs of the first versions have none
+                raise RunError(f"{path} is damaged: it has no {name!r}.")
+            if not fits(facts.get(name, {})):
+                raise RunError(f"{path} is damaged: {name!r} is not as fastmtl writes it; got {facts[name]!r}.")
+        return facts
+
+    def records(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, as far as it can be read."""
+        return read_lines(self.path / "metrics.jsonl")[0]
+
+    def trim(self, epochs: int, steps: int) -> None:
+        """Drop what comes after `epochs` whole epochs and `steps` steps: a resumed run writes it again."""
+        for file, key, last in (("metrics.jsonl", "epoch", epochs), ("balance.jsonl", "step", steps)):
+            numbered = [(record.get(key), record) for record in read_lines(self.path / file)[0]]
+            kept = [json.dumps(record) + "\n" for at, record in numbered if isinstance(at, int) and at <= last]
+            write_whole(self.path / file, "".join(kept))
+
+    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
+        look = {"step": step, "epoch": epoch + 1, "loss": record["loss"]} | record["balance"]
+        append(self.path / "balance.jsonl", json.dumps(look) + "\n")
+        board = self._tensorboard()
+        for name, value in record["loss"].items():
+            board.add_scalar(f"loss/{name}", value, step)
+        for name, weight in zip(record["loss"], record["balance"].get("weights", []), strict=False):
+            board.add_scalar(f"weight/{name}", weight, step)
+
+    def on_epoch(self, record: Mapping[str, Any]) -> None:
+        append(self.path / "metrics.jsonl", json.dumps(record) + "\n")
+        board = self._tensorboard()
+        for task, values in record.get("validation", {}).get("tasks", {}).items():
+            for name, value in values.items():
+                if isinstance(value, float):
+                    board.add_scalar(f"validation/{task}/{name}", value, record["epoch"])
+        board.flush()
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """summary.json: final metrics, the same shape `fastmtl eval` prints."""
+        write_whole(self.path / "summary.json", json.dumps(summary, indent=1))
+
+    def write_quarantine(self, entries: Sequence[Mapping[str, Any]], rank: int = 0) -> Path | None:
+        """The tiles that a rank found damaged in training, a line each: quarantine.jsonl, quarantine-1.jsonl, ...; None
+        where there is none."""
+        if not entries:
+            return None
+        name = f"quarantine-{rank}.jsonl" if rank else "quarantine.jsonl"
+        write_whole(self.path / name, "".join(json.dumps(entry) + "\n" for entry in entries))
+        return self.path / name
+
+    def write_report(self, html: str) -> None:
+        write_whole(self.path / "report.html", html)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def _tensorboard(self) -> Any:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self.path / "tensorboard"))
+        return self._board
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The JSON objects of a .jsonl file, and what is wrong with the other lines; both empty where there is no file."""
+    records: list[dict[str, Any]] = []
+    problems = []
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
+        try:
+            record = parse_json(line) if line.strip() else None
+        except ValueError:  # not JSON, or not UTF-8
+            record = ()
+        if isinstance(record, dict):
+            records.append(record)
+        elif record is not None:
+            problems.append(f"{path}, line {number}: not a JSON object, left out (a crash while it was written?).")
+    return records, problems
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device, commit and command of this process."""
+    packages = {}
+    for name in ("torch", "triton", "numpy", "nvidia-dali-cuda130", "torchmetrics", "cupy-cuda13x", "numba"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "fastmtl": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "packages": packages,
+        "command": " ".join(["fastmtl", *sys.argv[1:]]),
+    }
+
+
+def processor_name() -> str:
+    """As the processor calls itself, for example "AMD EPYC"; its architecture where torch cannot ask it."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities.get("cpu_name") or platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package runs from, `+` when it has changes; None outside git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        # Without locks: git would write its index, and leave a lock behind where it is stopped or the disk is full.
+        status = ["git", "--no-optional-locks", "status", "--porcelain"]
+        changes = subprocess.run(status, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

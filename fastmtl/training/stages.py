@@ -1,0 +1,279 @@
+"""Runs a recipe's stages, one after the other: which tasks, which parts rest, which weights to begin with.
+
+A stage has a trainer of its own, which knows nothing of the others; epochs and steps are counted on over all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from ..builders import components
+from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig, optimizer_of, stages_of
+from ..distributed import World
+from ..protocols import Loader, Observer, Task
+from . import checkpoint
+from .lr_finder import find_lr
+from .lr_schedule import Schedule
+from .trainer import Trainer
+from .weight_averaging import WeightAverage
+
+
+class Stages:
+    """The whole training of `recipe`.
+
+    Args:
+        recipe: its stages; one of everything without any.
+        model: on `device`. Recipes with stages need one that `models.MultiTaskModel` is the form of.
+        tasks: all of the recipe's.
+        device: where the model is.
+        folder: of the checkpoints, the same on all ranks: "last", and "best" of the stage under way.
+        observers: told of every step and epoch; of rank 0 alone.
+        world: the ranks.
+        console: where a new stage and a learning rate that was found are said.
+
+    Attributes:
+        trainer: of the stage under way; None before `begin` or `resume`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        tasks: Sequence[Task],
+        *,
+        device: torch.device,
+        folder: Path,
+        observers: Sequence[Observer] = (),
+        world: World | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.recipe, self.model, self.tasks, self.device = recipe, model, list(tasks), device
+        self.folder, self.observers, self.world = folder, list(observers), world or World()
+        self.console = console or Console(quiet=True)
+        self.stages = stages_of(recipe)
+        self.trainer: Trainer | None = None
+        self._number = 0
+        self._stopping = False
+        self._asleep = tuple(getattr(model, "frozen", ()))  # parts that the model was made frozen with
+
+    def check(self) -> None:
+        """Raise ConfigError for a stage that the model cannot be trained in, before any has begun."""
+        missing = [name for name in ("select", "freeze", "unfreeze", "use_auxiliary") if not hasattr(self.model, name)]
+        if self.recipe.stages and missing:
+            raise ConfigError(f"recipe {self.recipe.name} has stages, and its model has no method {missing[0]!r}.")
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            for number in range(len(self.stages)):
+                self._check_stage(number)
+        self.leave()
+
+    def _check_stage(self, number: int) -> None:
+        stage, config = self.stages[number], self._optimizer(number)
+        where = f"recipe {self.recipe.name}: stages.{stage.name}"
+        try:
+            self._prepare(number)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if self.recipe.stages:
+            self._check_learns(stage)
+        before = self._optimizer(max(number - 1, 0)).optimizer
+        if stage.keep_optimizer and config.optimizer != before:
+            raise ConfigError(f"{where} keeps the optimizer, which was {before}, and asks for {config.optimizer}.")
+        balancer = components.build_balancer(self.recipe, stage)
+        components.build_update(self.recipe, components.build_optimizer(self.recipe, self.model, balancer, config))
+
+    def begin(self, train: Loader) -> None:
+        """Get ready for the first stage."""
+        self._enter(0, train)
+
+    def resume(self, train: Loader) -> Trainer:
+        """Get ready to go on from the checkpoint "last", in its stage; returns its trainer."""
+        progress = checkpoint.load(self.folder / "last").get("progress")
+        if not isinstance(progress, dict) or "stage" not in progress:
+            raise checkpoint.CheckpointError(f"checkpoint {self.folder / 'last'} is of no training: it has no stage.")
+        name = progress["stage"]
+        names = [stage.name for stage in self.stages]
+        if name not in names:
+            raise ConfigError(f"{self.folder / 'last'} is of stage {name!r}, and the recipe has {', '.join(names)}.")
+        self._number = names.index(name)
+        self.trainer = self._make(self._number, len(train), self._optimizer(self._number))
+        self.trainer.resume(self.folder / "last", train)
+        return self.trainer
+
+    def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
+        """Train to the end of the last stage; returns the last epoch's record."""
+        record: dict[str, Any] = {}
+        while True:
+            assert self.trainer is not None, "`begin` or `resume` comes first"
+            record = self.trainer.fit(train, validation) or record
+            if self._number + 1 == len(self.stages):
+                self.leave()
+                return record
+            self._enter(self._number + 1, train)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self._number + 1 == len(self.stages) and self.trainer is not None and self.trainer.finished
+
+    def stop(self) -> None:
+        """Save and stop after the running step."""
+        self._stopping = True
+        if self.trainer is not None:
+            self.trainer.stop_requested = True
+
+    def leave(self) -> None:
+        """The model as it is used when the training is over: every task, the last stage's auxiliary head."""
+        if self.recipe.stages:
+            self.model.unfreeze()  # type: ignore[operator]
+            self.model.freeze(*self._asleep)  # type: ignore[operator]
+            ready_for_use(self.recipe, self.model)
+
+    def _enter(self, number: int, train: Loader) -> None:
+        before, stage = self.trainer, self.stages[number]
+        self._number = number
+        if stage.start == "best":
+            self.world.tell(None)  # rank 0 has written it
+            checkpoint.load_model(self.folder / "best", self.model, self.device)
+        config = self._optimizer(number)
+        self.trainer = self._make(number, len(train), config, before)
+        if config.find_lr and not self._goes_on(number):
+            found = find_lr(self.trainer, train)
+            self.console.print(f"learning rate found: {found:.2g}, where the loss falls fastest")
+            self.trainer = self._make(number, len(train), replace(config, lr=found), before)
+        if stage.name:
+            self.console.print(self._describe(number))
+        if before is not None:
+            # Its first weights: "best" of the stage before, which they may be of, is soon written over.
+            self.trainer.save("last", train)
+
+    def _make(self, number: int, num_batches: int, config: OptimizerConfig, before: Trainer | None = None) -> Trainer:
+        """The trainer of a stage; where `before` is given, counting on from it."""
+        recipe, stage, training = self.recipe, self.stages[number], self.recipe.training
+        self._prepare(number)
+        balancer = components.build_balancer(recipe, stage)
+        optimizer = components.build_optimizer(recipe, self.model, balancer, config)
+        average = None
+        if training.average:
+            average = WeightAverage(
+                self.model, training.average, decay=training.average_decay, start=training.average_start
+            )
+        first = self.world.rank == 0
+        trainer = Trainer(
+            self.model,
+            self._tasks(stage),
+            balancer,
+            optimizer,
+            replace(training, epochs=stage.epochs),
+            device=self.device,
+            update=components.build_update(recipe, optimizer),
+            scheduler=Schedule(optimizer, config, self._epochs_of_schedule(number) * num_batches),
+            average=average,
+            stage=stage.name,
+            folder=self.folder if first else None,
+            observers=self.observers if first else [],
+            world=self.world,
+        )
+        trainer.stop_requested = self._stopping
+        if before is not None:
+            trainer.follow(before)
+            if stage.keep_optimizer:
+                self._carry(number, before, trainer)
+        return trainer
+
+    def _prepare(self, number: int) -> None:
+        if not self.recipe.stages:
+            return  # any model will do
+        stage, model = self.stages[number], self.model
+        model.unfreeze()  # type: ignore[operator]
+        model.freeze(*self._asleep, *stage.freeze)  # type: ignore[operator]
+        model.select(*stage.tasks)  # type: ignore[operator]
+        _use_auxiliary(self.stages[: number + 1], model)
+
+    def _carry(self, number: int, before: Trainer, after: Trainer) -> None:
+        pairs = {parameter: parameter for parameter in before.optimizer.state}
+        if self._same(number, lambda n: (self._balancer(n), self._names(n))):
+            after.balancer.load_state_dict(before.balancer.state_dict())
+            pairs |= dict(zip(after.balancer.parameters(), before.balancer.parameters(), strict=True))
+        for group in after.optimizer.param_groups:
+            for parameter in group["params"]:
+                old = pairs.get(parameter)
+                if old is not None and old in before.optimizer.state:
+                    after.optimizer.state[parameter] = copy.deepcopy(before.optimizer.state[old])
+        if self._goes_on(number):
+            after.scheduler.load_state_dict(before.scheduler.state_dict())
+        if after.scaler is not None and before.scaler is not None:
+            after.scaler.load_state_dict(before.scaler.state_dict())
+
+    def _goes_on(self, number: int) -> bool:
+        """Whether the schedule of the stage before goes on in this one."""
+        # Of other tasks the score is another mean: the plateau would take a lower one for no progress.
+        return self.stages[number].keep_optimizer and self._same(number, lambda n: (self._optimizer(n), self._names(n)))
+
+    def _same(self, number: int, what: Callable[[int], Any]) -> bool:
+        return number > 0 and what(number) == what(number - 1)
+
+    def _epochs_of_schedule(self, number: int) -> int:
+        """Epochs of all stages that share this one's schedule."""
+        first = number
+        while self._goes_on(first):
+            first -= 1
+        last = number
+        while last + 1 < len(self.stages) and self._goes_on(last + 1):
+            last += 1
+        return sum(stage.epochs for stage in self.stages[first : last + 1])
+
+    def _optimizer(self, number: int) -> OptimizerConfig:
+        return optimizer_of(self.recipe, self.stages[number])
+
+    def _balancer(self, number: int) -> dict[str, Any]:
+        return self.stages[number].balancer or self.recipe.balancer
+
+    def _tasks(self, stage: StageConfig) -> list[Task]:
+        return [task for task in self.tasks if task.name in stage.tasks or not stage.tasks]
+
+    def _names(self, number: int) -> list[str]:
+        return [task.name for task in self._tasks(self.stages[number])]
+
+    def _describe(self, number: int) -> str:
+        stage = self.stages[number]
+        assert self.trainer is not None
+        first = self.trainer.first_epoch + 1
+        said = f"stage {number + 1}/{len(self.stages)}, {stage.name}: epochs {first} to {first + stage.epochs - 1}"
+        said += f", tasks {', '.join(self._names(number))}"
+        return said + f", frozen {', '.join(stage.freeze)}" * bool(stage.freeze)
+
+    def _check_learns(self, stage: StageConfig) -> None:
+        """Two empty images forward, for the graph: what a task's output does not depend on cannot learn from it."""
+        training = self.model.training
+        outputs = self.model.eval()(components.empty_batch(self.recipe, 2, len(self.tasks), self.device))
+        self.model.train(training)
+        for task in self._tasks(stage):
+            output = outputs[task.name]
+            parts = [output] if isinstance(output, torch.Tensor) else output
+            if not any(one.requires_grad for one in parts if isinstance(one, torch.Tensor)):
+                raise ConfigError(
+                    f"recipe {self.recipe.name}: stages.{stage.name} freezes everything that task {task.name!r} could "
+                    f"learn with ({', '.join([*self._asleep, *stage.freeze])}); leave a part of it, or the task out."
+                )
+
+
+def ready_for_use(recipe: Recipe, model: nn.Module) -> None:
+    """The model with every task, and its auxiliary tasks where the last stage had them."""
+    if recipe.stages:
+        model.select()  # type: ignore[operator]
+        _use_auxiliary(recipe.stages, model)
+
+
+def _use_auxiliary(stages: Sequence[StageConfig], model: nn.Module) -> None:
+    """Switch to what the last of `stages` that says a stride has said."""
+    strides = [stage.auxiliary_stride for stage in stages if stage.auxiliary_stride]
+    if strides:
+        model.use_auxiliary(strides[-1])  # type: ignore[operator]

@@ -1,0 +1,323 @@
+"""The training loop: outputs -> losses -> update (backward, clip, step), and nothing of any paper.
+
+With the fused step, or torch's fused optimizers, a step never waits for the device. What goes wrong there (a NaN loss,
+an infinite gradient) makes the optimizer skip the step on the device, and is raised, by task, at the next look
+(`TrainingConfig.log_every`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..balance.plain_step import PlainUpdate, lay_out_like_parameters
+from ..balance.replay import Replay
+from ..config import TrainingConfig
+from ..distributed import World
+from ..errors import UserError
+from ..protocols import Balancer, Batch, Loader, Observer, Task, Update
+from . import checkpoint
+from .eval_loop import autocast_dtype, evaluate
+from .gradient_stats import watch, watches
+from .state_checks import load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
+from .weight_averaging import WeightAverage
+
+
+class NonFiniteError(UserError, RuntimeError):
+    """A loss or gradient was NaN or infinite; no parameter took that step."""
+
+
+class Interrupted(UserError, RuntimeError):
+    """Training stopped on request, after saving where it was."""
+
+
+class OtherRanks(UserError, ValueError):
+    """A checkpoint of more or fewer ranks than there are now."""
+
+
+class Trainer:
+    """Drives one model on K tasks.
+
+    Args:
+        model: see `protocols.Model`; already on `device`.
+        tasks: some or all of those that the batches have labels for.
+        balancer: turns K losses into gradients.
+        optimizer: of the model's and the balancer's parameters.
+        config: epochs (of this trainer), precision, clipping, patience.
+        device: where batches go.
+        update: from losses to moved parameters, with this optimizer; `PlainUpdate` if None.
+        scheduler: stepped once a step.
+        folder: where `last` and `best` checkpoints go; None keeps none.
+        observers: told what happens.
+        world: the ranks that train this model, each on its part of the data; one process if None. All of them make the
+            same trainer and call its methods alike; the folder and the observers are rank 0's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tasks: Sequence[Task],
+        balancer: Balancer,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+        *,
+        device: torch.device | str = "cpu",
+        update: Update | None = None,
+        scheduler: Any = None,
+        average: WeightAverage | None = None,
+        stage: str = "",
+        folder: Path | None = None,
+        observers: Sequence[Observer] = (),
+        world: World | None = None,
+    ):
+        self.model, self.tasks, self.balancer, self.optimizer = model, list(tasks), balancer, optimizer
+        self.config, self.scheduler, self.folder, self.observers = config, scheduler, folder, list(observers)
+        self.average, self.stage = average, stage
+        self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
+        self.world = world or World()
+        self.network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        self.dtype = autocast_dtype(config.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
+        self.epoch = self.step_count = self.first_epoch = self.bad_epochs = 0
+        self.best_score = float("-inf")
+        self.stop_requested = False
+        # Per task: the epoch's sum of losses, and how many were not finite; last: steps skipped.
+        self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
+        self.bad = torch.zeros(len(self.tasks) + 1, dtype=torch.int64, device=self.device)
+        self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.present`
+
+    def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
+        """Train for `config.epochs`, from wherever `resume` left off; returns the last epoch's record."""
+        record: dict[str, Any] = {}
+        self.world.distribute(self.balancer, self.model)
+        while not self.finished:
+            started = time.perf_counter()
+            self.model.train()
+            images, waited = self._run_epoch(train)
+            sums = self.world.sum(self.sums) / self.world.size
+            losses = (sums / max(len(train), 1)).tolist()  # waits for the device, so that `seconds` is all of it
+            seconds = time.perf_counter() - started
+            self.sums.zero_()
+            self.epoch += 1
+            self.balancer.on_epoch()
+            if self.average is not None:
+                self.average.on_epoch(self.epoch - self.first_epoch - 1)
+            record = ({"stage": self.stage} if self.stage else {}) | {
+                "epoch": self.epoch,
+                "step": self.step_count,
+                "loss": {task.name: loss for task, loss in zip(self.tasks, losses, strict=True)},
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "images_per_second": images * self.world.size / seconds,
+                "waiting": waited / seconds,
+                "seconds": seconds,
+            }
+            if validation is not None:
+                started = time.perf_counter()
+                record["validation"] = self.evaluate(validation)
+                record["validation_seconds"] = time.perf_counter() - started
+                self._keep_best(record["validation"]["score"], train)
+            if hasattr(self.scheduler, "on_epoch"):  # torch's own know steps alone
+                self.scheduler.on_epoch(record.get("validation", {}).get("score"))
+            self.save("last", train)
+            for observer in self.observers:
+                observer.on_epoch(record)
+        return record
+
+    def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One update on `batch`; returns the losses and what the balancer did, on the device."""
+        again = Replay(self.model, self.device) if self.balancer.looks_twice else None
+        losses = self.losses(batch)
+        shared, active = list(self.model.shared_parameters()), self._present(batch).any(0)  # type: ignore[operator]
+        due = watches(self.config, self.step_count + 1, self.balancer)
+        watched = watch(losses, shared, self.scaler) if due else {}
+        done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
+        if self.scaler is not None:
+            self.scaler.update()
+        values = torch.stack([loss.detach().double() for loss in losses.values()])
+        self.sums += values
+        self.bad += torch.cat([~values.isfinite(), done.pop("skipped").reshape(1)])
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if again is not None:
+            self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
+        self.world.share_statistics(self.model)
+        if self.average is not None:
+            self.average.on_step(self.epoch - self.first_epoch)
+        self.step_count += 1
+        return losses, done
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Task name -> scalar loss, under autocast where the precision asks for it; with several ranks those whose mean
+        over the ranks is that over all labelled samples."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            outputs = self.network(batch)
+        losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
+        return self.world.losses(losses, self._present(batch).sum(0))
+
+    def evaluate(self, loader: Loader) -> dict[str, Any]:
+        """See `inference.evaluate`; with the averaged weights once there are any."""
+        network = self._averaged or self.network
+        return evaluate(network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or patience is out."""
+        done = self.epoch - self.first_epoch >= self.config.epochs
+        return done or 0 < self.config.patience <= self.bad_epochs
+
+    def follow(self, before: Trainer) -> None:
+        """Count epochs and steps on from where `before` ended."""
+        self.epoch = self.first_epoch = before.epoch
+        self.step_count = before.step_count
+
+    def state_dict(self, loader: Loader) -> dict[str, Any]:
+        """Everything a bit-equal continuation needs, the other ranks' own things too."""
+        on_gpu = self.device.type == "cuda"
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "loader": loader.state_dict(),
+            "rng": self.world.gather(torch.get_rng_state()),
+            "rng_device": self.world.gather(torch.cuda.get_rng_state(self.device)) if on_gpu else None,
+            "progress": self._progress(),
+        }
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "first_epoch": self.first_epoch,
+            "epoch": self.epoch,
+            "step": self.step_count,
+            "best_score": self.best_score,
+            "bad_epochs": self.bad_epochs,
+            "sums": self.world.gather(self.sums),
+        }
+
+    def resume(self, directory: Path, loader: Loader) -> None:
+        """Continue from a checkpoint of this trainer: the same model, tasks, balancer, data and number of ranks.
+
+        Raises:
+            OtherRanks: it is of more or fewer ranks.
+            CheckpointError: it is damaged, or of another training; says what differs.
+            ValueError: the loader has other data or settings.
+        """
+        state = checkpoint.load(directory)
+        if not isinstance(state.get("rng"), Tensor) or not state["rng"].dim():
+            raise checkpoint.CheckpointError(f"checkpoint {directory} is of no training: it has no rng.")
+        if len(state["rng"]) != self.world.size:
+            raise OtherRanks(
+                f"{directory} is of a training on {len(state['rng'])} rank(s), and this one has {self.world.size}: the "
+                f"batches would not go on. Continue it with torchrun --nproc-per-node {len(state['rng'])}."
+            )
+        try:
+            self.load_state_dict(state, loader)
+        except checkpoint.CheckpointError as error:
+            raise checkpoint.CheckpointError(f"{directory}: {error}") from error
+
+    def load_state_dict(self, state: dict[str, Any], loader: Loader) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: the state is of another training; says what differs.
+            ValueError: the loader has other data or settings.
+        """
+        with loading("model"):
+            load_model(self.model, state["model"])
+        with loading("balancer"):  # before the optimizer: it gives learned weights their shape
+            load_balancer(self.balancer, state["balancer"], [task.name for task in self.tasks])
+        with loading("optimizer"):
+            load_optimizer(self.optimizer, state["optimizer"])
+            lay_out_like_parameters(self.optimizer)
+        for name in ("scheduler", "scaler", "average"):
+            if (part := getattr(self, name)) is not None:
+                with loading(name):
+                    load_like(part, state[name])
+        loader.load_state_dict(state["loader"])
+        with loading("progress"):
+            progress, rank = state["progress"], self.world.rank
+            refuse(mismatch(self._progress(), progress))
+            counts = (progress[name] for name in ("epoch", "step", "first_epoch", "bad_epochs"))
+            self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
+            self.best_score = progress["best_score"]
+            self.sums.copy_(progress["sums"][rank])
+        # Last, because moving the loader may itself have drawn random numbers.
+        with loading("rng"):
+            torch.set_rng_state(state["rng"][rank].clone())  # it reads from the beginning of the storage
+            if state["rng_device"] is not None:
+                torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)
+
+    def _run_epoch(self, loader: Loader) -> tuple[int, float]:
+        """Returns images seen and seconds spent waiting for data."""
+        images, waited = 0, 0.0
+        started = mark = time.perf_counter()
+        number = loader.state_dict().get("batch", 0)
+        for batch in loader:
+            waited += time.perf_counter() - mark
+            losses, done = self.step(batch.to(self.device, non_blocking=True))
+            images, number = images + len(batch), number + 1
+            if self.step_count % self.config.log_every == 0 or number == len(loader):
+                seconds = time.perf_counter() - started
+                pace = {"images_per_second": images * self.world.size / seconds, "waiting": waited / seconds}
+                self._look(losses, done, number, len(loader), pace)
+            if self.world.stopping(self.stop_requested):
+                self.save("last", loader)
+                raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
+            mark = time.perf_counter()
+        return images, waited
+
+    def _look(
+        self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, pace: dict[str, float]
+    ) -> None:
+        counts = self.bad.tolist()
+        self.bad.zero_()
+        names = [task.name for task, count in zip(self.tasks, counts, strict=False) if count]
+        # With a loss scale, infinite gradients are how the scale is found; without one they are a fault.
+        if names or (counts[-1] and self.scaler is None):
+            what = f"the loss of task {', '.join(map(repr, names))}" if names else "the gradient"
+            raise NonFiniteError(
+                f"{what} was NaN or infinite in {max(counts)} of the steps before step {self.step_count} "
+                f"(epoch {self.epoch + 1}); those steps were skipped and the weights are finite. "
+                "Lower optimizer.lr, set training.clip_norm, or look for broken targets."
+            )
+        seen = torch.stack([loss.detach().double() for loss in losses.values()])
+        values = (self.world.sum(seen) / self.world.size).tolist()
+        record = dict(zip(losses, values, strict=True))
+        telemetry = {name: value.tolist() for name, value in done.items()}
+        for observer in self.observers:
+            look = {"loss": record, "balance": telemetry} | pace
+            observer.on_step(self.step_count, self.epoch, number, total, look)
+
+    def _keep_best(self, score: float, loader: Loader) -> None:
+        self.bad_epochs += 1
+        # The first score counts even as NaN (nothing held out has labels): there must be a best, and any beats NaN.
+        if score > self.best_score or not self.best_score > float("-inf"):
+            self.best_score, self.bad_epochs = score, 0
+            self.save("best", loader)
+
+    @property
+    def _averaged(self) -> nn.Module | None:
+        return None if self.average is None else self.average.module
+
+    def _present(self, batch: Batch) -> Tensor:
+        """bool [B, K]: of this trainer's tasks alone."""
+        return batch.present.index_select(1, self.columns)
+
+    def save(self, name: str, loader: Loader) -> None:
+        """Leave the checkpoint `folder`/`name`; all ranks call it. "best" has the averaged weights where there are
+        any."""
+        if self.folder is None and self.world.size == 1:
+            return
+        state = self.state_dict(loader)  # on every rank: it gathers
+        if name == "best" and (averaged := self._averaged) is not None:
+            state |= {"model": dict(averaged.state_dict()), "average": None}
+        if self.folder is not None:
+            checkpoint.save(self.folder / name, state)

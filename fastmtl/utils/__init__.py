@@ -1,0 +1,1 @@
+"""Small things that know nothing of multi-task training: names, files, words, optional packages."""

@@ -1,0 +1,329 @@
+"""Every block of README.md and docs/ runs as it stands: a newcomer copies it.
+
+docs/extending.md and docs/stages.md have tests of their own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.pages import Block, blocks
+from helpers.slides import tissue_like, write_tiff
+from helpers.tiles import random_pixels, write_folder, write_image
+from PIL import Image
+from torch import nn
+from torch._functorch import config as functorch_config
+
+from fastmtl import balance, data
+from fastmtl.builders import components, datasets, stains
+from fastmtl.cli import main
+from fastmtl.config import load_recipe
+from fastmtl.utils.torchvision_guard import make_torchvision_importable
+
+make_torchvision_importable()
+BLOCKS = [block for block in blocks() if block.page not in ("extending.md", "stages.md")]
+SMALL = ["--epochs", "1", "--size", "32", "--batch-size", "2", "--set", "model.base_channels=4"]
+CLAIMED: list[Block] = []
+
+
+def _block(page: str, words: str) -> Block:
+    """The one block of the page with these words in it."""
+    (found,) = [block for block in BLOCKS if block.page == page and words in block.text]
+    CLAIMED.append(found)
+    return found
+
+
+MONAI = _block("README.md", "monai import DiceCELoss")
+SMP = _block("README.md", "smp import DiceLoss")
+FUSED_LOSS = _block("README.md", "ops.dice_bce_loss")
+SURGERY = _block("README.md", "balance.PCGrad")
+FUSED_STEP = _block("README.md", "clip_norm=1.0), once")
+COMMANDS = _block("README.md", "fastmtl report")
+RECIPE = _block("README.md", "[tasks.grade]")
+IN_A_CLONE = [_block("README.md", "make demo"), _block("README.md", "pip install")]  # what sets up and runs these tests
+BACKWARD = _block("balancing.md", "create_balancer")
+CUT = _block("balancing.md", "balance.cut")
+SCALED = _block("balancing.md", "scaler.update()")
+COMPILED = _block("balancing.md", "torch.compile")
+RANKED = _block("balancing.md", "balancer.distribute")
+TORCHRUN = _block("balancing.md", "torchrun")
+DATA_COMMANDS = _block("data.md", "fastmtl data check")
+READ_ONLY = _block("data.md", "--index-folder")
+DATA_RECIPE = _block("data.md", "[data.columns]")
+REPRODUCE = _block("recipes.md", "fastmtl reproduce")
+BASE_RECIPE = _block("recipes.md", "without = ")
+SLIDE = _block("slides.md", "open_slide")
+PREDICT = _block("slides.md", "fastmtl predict")
+STAINS = _block("stain.md", "fit_slide")
+PILLOW = _block("stain.md", "Image.open")
+STAIN_RECIPE = _block("stain.md", "[data.stain]")
+
+
+def test_every_block_is_run_here():
+    assert sorted(CLAIMED) == sorted(BLOCKS)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    yield tmp_path
+    data.use_index_folder(None)  # which data.index_folder set for the process
+
+
+# --- loops ---
+
+
+class Model(nn.Module):
+    """An encoder and two heads, as the loops of the pages have them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Linear(4, 6), nn.Tanh())
+        self.mask, self.grade = nn.Linear(6, 1), nn.Linear(6, 2)
+
+    def forward(self, x):
+        z = self.encoder(x)
+        return self.mask(z), self.grade(z)
+
+    def losses(self, x, y):
+        mask, grade = self(x) if x.shape[1] == 4 else (self.mask(x), self.grade(x))
+        return {"mask": _mask_loss(mask, y), "grade": grade.square().mean()}
+
+
+def _mask_loss(found, wanted):
+    return (found[:, 0] - wanted).square().mean()
+
+
+def _moved(side: str, strategy: str = "") -> Model:
+    """The model after a loop in which the names that the page takes for granted stand for something."""
+    model, draws = Model(), torch.Generator().manual_seed(1)
+    x, y = torch.randn(8, 4, generator=draws), torch.randn(8, generator=draws)
+    grade = torch.randint(0, 2, (8,), generator=draws)
+    optimizer, balancer = torch.optim.AdamW(model.parameters(), lr=1e-2), balance.PCGrad()
+    if strategy:
+        balancer.use(strategy)
+    scope = {
+        "torch": torch,
+        "balance": balance,
+        "device": "cpu",
+        "model": model,
+        "optimizer": optimizer,
+        "mask_loss": _mask_loss,
+        "grade_loss": nn.functional.cross_entropy,
+        "losses": model.losses(x, y),
+        "batch": SimpleNamespace(present=torch.ones(8, 2, dtype=torch.bool)),
+        "x": x,
+        "y": y,
+        "g": grade,
+        "balancer": balancer,
+        "step": balance.FusedStep(optimizer, clip_norm=1.0),
+        "scaler": torch.amp.GradScaler("cpu", init_scale=16.0),
+        "loader": [(x, y), (x, y)] if "for x, y in loader" in side else [(x, y, grade)] * 2,
+    }
+    exec(side, scope)
+    if "step(" not in side:  # the block ends before it
+        optimizer.step()
+    assert not torch.equal(model.encoder[0].weight, Model().encoder[0].weight)
+    return model
+
+
+def _same(found: Model, wanted: Model, **tolerances) -> None:
+    for one, other in zip(found.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(one, other, **tolerances)
+
+
+@pytest.mark.parametrize(("library", "block"), [("monai", MONAI), ("segmentation_models_pytorch", SMP)])
+def test_losses_under_their_own_names(library, block):
+    pytest.importorskip(library)
+    label = torch.randint(0, 3, (2, 1, 8, 8) if library == "monai" else (2, 8, 8))
+    scope = {"loader": [(torch.randn(2, 3, 8, 8), label)], "model": nn.Conv2d(3, 3, 1)}
+    losses = [exec(side, scope) or scope["loss"] for side in (block.before, block.after)]
+    torch.testing.assert_close(losses[1], losses[0])
+
+
+def test_a_fused_loss_is_the_two_it_stands_for():
+    monai = pytest.importorskip("monai")
+    target = torch.randint(0, 2, (2, 1, 32, 32), dtype=torch.uint8)
+    scope = {"loader": [(torch.randn(2, 3, 32, 32), target)], "model": nn.Conv2d(3, 1, 1), "torch": torch}
+    scope["monai"] = monai
+    losses = [exec(side, scope) or scope["loss"] for side in (FUSED_LOSS.before, FUSED_LOSS.after)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+
+
+def test_the_rest_of_the_step():
+    _same(_moved(FUSED_STEP.after), _moved(FUSED_STEP.before), rtol=1e-5, atol=1e-6)
+
+
+@functorch_config.patch(donated_buffer=True)  # the page sets it, for good
+@pytest.mark.parametrize("block", [SURGERY, SCALED, COMPILED], ids=["PCGrad", "scaler", "compiled"])
+def test_both_sides_of_a_loop(block, monkeypatch):
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compiled(module, backend="aot_eager"))
+    _moved(block.before)
+    _moved(block.after)
+
+
+def test_a_backward_and_a_cut():
+    _moved(BACKWARD.text)
+    _moved(CUT.text, strategy="features")
+
+
+def test_a_backward_on_ranks(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store")), rank=0, world_size=1
+    )
+    try:
+        _moved(RANKED.text)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# --- commands and recipes ---
+
+
+def _run(words: list[str], *options: str) -> None:
+    """A command line of the page, with options that make it small; torchrun's in this process alone."""
+    words = words[words.index("fastmtl") + 1 :] if words[0] == "torchrun" else words[1:]
+    is_new = words[0] == "train" and "--resume" not in words
+    assert main([*words, *(SMALL if is_new else ()), *options]) == 0, words
+
+
+def _slides(folder: Path) -> None:
+    """Four slides of four patients, and what their glands and grades are."""
+    folder.mkdir()
+    rows = ["slide,mask,label,grade,case,day,patient"]
+    for seed, name in enumerate("ABCD"):
+        write_tiff(folder / f"{name}.tif", tissue_like(seed=seed), levels=2)
+        glands = np.kron(random_pixels(seed, 20)[..., 0] > 127, np.ones((15, 15))).astype(np.uint8)[:210, :300] * 255
+        write_tiff(folder / f"{name}_mask.tif", glands, compression="lzw")
+        rows.append(
+            f"{name}.tif,{name}_mask.tif,{'benign' if seed % 2 else 'malignant'},{1 + seed % 3},C{name},1,P{name}"
+        )
+    (folder / "manifest.csv").write_text("\n".join(rows))
+
+
+@pytest.fixture
+def folders(here):
+    write_folder(here / "DIR", {"Normal": 6, "Polyp": 6}, size=32)
+    write_folder(here / "OTHER", {"Normal": 2, "Polyp": 2}, size=32)
+    for number in range(2):
+        write_image(here / "IMAGES" / f"{number}.png", random_pixels(number, 32))
+    _slides(here / "SLIDES")
+    return here
+
+
+def test_the_commands_of_the_readme(folders):
+    options = "\n[data]\ntile_size = 64\nmin_tissue = 0.0\n"
+    Path("my_recipe.toml").write_text(RECIPE.text + options)
+    for words in COMMANDS.commands:
+        if words[1] == "prepare":
+            told = Path("SLIDES/manifest.csv").replace("told.csv")  # what is known of the slides
+        if words[1:3] == ["data", "check"]:
+            told.replace("SLIDES/manifest.csv")
+        if "..." not in words:
+            _run(words, *(["--everything"] if words[1] == "eval" else []))
+    assert Path("both.html").is_file()
+    assert len(list(Path("runs/slides").rglob("*.geojson"))) == 4
+
+
+def test_a_recipe_with_grades_that_are_numbers(folders):
+    """1, 2 and 3 are classes of a task that learns classes, and the recipe need not say so."""
+    Path("my_recipe.toml").write_text(RECIPE.text)
+    recipe = load_recipe("my_recipe.toml", {"data": {"tile_size": 64, "min_tissue": 0.0}})
+    dataset = datasets.read_data(recipe, folders / "SLIDES")
+    assert dataset.classes["grade"] == ("1", "2", "3")
+    datasets.check_targets(components.build_tasks(recipe, dataset.class_names, dataset.classes), dataset)
+
+
+@pytest.mark.parametrize(("block", "folder"), [(DATA_COMMANDS, "DIR"), (READ_ONLY, "SLIDES")], ids=["DIR", "read only"])
+def test_commands_on_own_data(block, folder, folders):
+    where = {
+        "DIR": folder,
+        "RECIPE": "ebhi_joint_unet",
+        "ROOT": f"{folders}/{folder}",
+        "INDEX": f"{folders}/HERE/index",
+    }
+    if folder == "SLIDES":  # `prepare` names no label
+        (folders / "label_task.toml").write_text('extends = "ebhi_joint_unet"\nwithout = ["tasks.classification"]\n')
+        where["RECIPE"] = "label_task.toml"
+    for words in block.commands:
+        words = [_told(word, where) for word in words]
+        _run(words, *(["--set", "data.tile_size=64", "data.min_tissue=0.0"] if words[1] == "train" else []))
+
+
+def _told(word: str, where: dict[str, str]) -> str:
+    """A word, or the value of KEY=WORD, with what stands for it here."""
+    key, pair, value = word.rpartition("=")
+    return f"{key}{pair}{where.get(value, value)}"
+
+
+@pytest.mark.slow
+def test_commands_of_the_recipes_page(here):
+    classes = ["Adenocarcinoma", "High-grade IN", "Low-grade IN", "Normal", "Polyp", "Serrated adenoma"]
+    write_folder(here / "EBHI_SEG", dict.fromkeys(classes, 12), size=32)
+    where = {"small": "tiny", "3": "2"}
+    for number, words in enumerate(REPRODUCE.commands):
+        words = [_told(word, where | {"RUN": f"RUN{number}"}) for word in words]
+        is_table = words[1] == "reproduce"
+        options = ["--out", f"table{number}", "--rows", "uniform"] if is_table else ["--epochs", "1"]
+        scale = [] if "--scale" in words else ["--scale", "tiny"]
+        assert main([*words[1:], *options, *scale]) == 0, words
+    assert len(list(Path().glob("table*/table.md"))) == 2
+
+
+def test_torchrun_lines_and_predicting_slides(folders):
+    for words in TORCHRUN.commands:
+        _run(words)
+    for words in PREDICT.commands:
+        _run([_told(word, {"DIR": "maps"}) for word in words])
+
+
+def test_recipes_of_the_data_page(folders):
+    Path("mine.toml").write_text('extends = "ebhi_joint_unet"\n' + DATA_RECIPE.text)
+    recipe = load_recipe("mine.toml", {"data": {"tile_size": 64, "min_tissue": 0.0, "folds": 0}})
+    dataset = datasets.read_data(recipe, folders / "SLIDES")
+    assert dataset.groups == ("CA-1", "CB-1", "CC-1", "CD-1")
+    datasets.check_targets(components.build_tasks(recipe, dataset.class_names, dataset.classes), dataset)
+    assert datasets.read_splits(recipe, folders / "SLIDES").validation.tiles
+
+
+def test_a_recipe_on_a_base(here):
+    Path("mine.toml").write_text(BASE_RECIPE.text)
+    recipe = load_recipe("mine.toml", scale="tiny")
+    components.check_names(recipe)
+    assert (recipe.data.size, recipe.stages[0].epochs, list(recipe.tasks)) == (64, 1, ["classification"])
+
+
+def test_stains_in_a_recipe(here):
+    write_image(here / "target.png", tissue_like(64, 64))
+    Path("mine.toml").write_text('extends = "ebhi_joint_unet"\n' + STAIN_RECIPE.text)
+    assert stains.normalizer_of(load_recipe("mine.toml"), None) is not None
+
+
+# --- slides and stains from Python ---
+
+
+def test_a_slide(here):
+    write_tiff(here / "slide.svs", tissue_like(2300, 2300), levels=2, tile=256)
+    scope: dict = {}
+    exec(SLIDE.text, scope)
+    assert scope["regions"]
+
+
+def test_stains(here):
+    tiles = torch.from_numpy(np.stack([tissue_like(64, 64, seed) for seed in range(4)]))
+    per_tile = {"keys": ["slide-7"] * 4, "draws": torch.rand(4, 4), "inside": None, "colour": None}
+    scope = {"tiles": tiles, "tile": tiles[0], "sampled_tiles": tiles, **per_tile}
+    scope |= {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    exec(STAINS.text, scope)
+    assert scope["inputs"].shape == (4, 3, 64, 64)
+    write_image(here / "target.png", tissue_like(64, 64))
+    scope = {"data": data, "Image": Image, "np": np, "torch": torch, "image": tissue_like(48, 40), "tiles": tiles}
+    exec(PILLOW.text, scope)
+    assert scope["picture"].shape == (40, 48, 3)

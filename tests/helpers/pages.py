@@ -1,0 +1,47 @@
+"""The fenced blocks of README.md and of the pages in docs/."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import NamedTuple
+
+from helpers.paths import ROOT
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+class Block(NamedTuple):
+    page: str
+    line: int
+    language: str
+    text: str
+
+    @property
+    def before(self) -> str:
+        """A diff's old side."""
+        return self._side("-")
+
+    @property
+    def after(self) -> str:
+        """A diff's new side."""
+        return self._side("+")
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each line of a shell block; comments are left out."""
+        lines = [shlex.split(line, comments=True) for line in self.text.splitlines()]
+        return [words for words in lines if words]
+
+    def _side(self, sign: str) -> str:
+        return "\n".join(line[2:] for line in self.text.splitlines() if not line or line[0] in f"{sign} ")
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(Block(page.name, line, match[1], match[2]))
+    return found

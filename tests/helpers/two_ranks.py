@@ -1,0 +1,307 @@
+"""What each of two gloo ranks runs for test_balance_ranks.py: every case once distributed, once alone on the whole
+batch. Results go to a file."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from copy import deepcopy
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastmtl import balance
+from fastmtl.balance import collectives, distributed
+from helpers.loop import Model, inputs
+from helpers.ranked_loop import CUTS, labelled, left, means, train
+
+RANKS = 2
+_ALONE: dict[tuple, dict[str, Tensor]] = {}  # what one process gets
+
+
+def pair(name: str, rank: int, *, steps=3, options=None, join=None, micro=1, features=False) -> dict[str, object]:
+    """The same case on both ranks and alone; `join` goes to `distribute`."""
+    options = options or {}
+    join = {"method": "reduce_scatter"} | (join or {})
+    model, balancer = Model(), balance.create_balancer(name, **options)
+    balancer.distribute(model, **join)
+    ours = train(balancer, model, range(steps), rank=rank, micro=micro, features=features)
+    key = (name, str(options), steps, micro, features)
+    if key not in _ALONE:
+        single = balance.create_balancer(name, **options).distribute(None)
+        _ALONE[key] = train(single, Model(), range(steps), micro=micro, features=features)
+    return {"ours": ours, "alone": _ALONE[key]}
+
+
+def cases(rank: int) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name in balance.list_balancers():
+        for method in distributed.METHODS:
+            found[f"{name}-{method}"] = pair(name, rank, join={"method": method})
+        found[f"{name}-micro"] = pair(name, rank, micro=2)
+    found["sdmgrad-micro-all_reduce"] = pair("sdmgrad", rank, micro=2, join={"method": "all_reduce"})
+    found["mgda-loss"] = pair("mgda", rank, options={"normalization": "loss"})
+    for name in ("pcgrad", "mgda", "cagrad"):
+        found[f"{name}-local"] = pair(name, rank, join={"scope": "local"})
+        found[f"{name}-batched"] = pair(name, rank, options={"strategy": "batched"})
+        found[f"{name}-features"] = pair(name, rank, options={"strategy": "features"}, features=True)
+        found[f"{name}-features-micro"] = pair(name, rank, options={"strategy": "features"}, features=True, micro=2)
+        found[f"{name}-last_layer"] = pair(name, rank, options={"strategy": "last_layer"})
+        found[f"{name}-reuse"] = pair(name, rank, options={"reuse": 2})
+    for method in distributed.METHODS:
+        found[f"overlap-{method}"] = {
+            "ours": pair("pcgrad", rank, join={"method": method})["ours"],
+            "alone": pair("pcgrad", rank, join={"method": method, "overlap": False})["ours"],
+        }
+    for name in ("pcgrad", "db_mtl", "famo", "gradvac", "uncertainty"):
+        found[f"resume-{name}"] = resume(name, rank)
+    found["ddp"], found["ddp-inside"] = ddp(rank), ddp(rank, inside=True)
+    found["earlier"] = earlier(rank)
+    found["fused"] = fused(rank)
+    found["spoilt"] = spoilt(rank)
+    for name in ("pcgrad", "mgda", "cagrad", "db_mtl", "linear", "uncertainty", "famo"):
+        found[f"fsdp-{name}"] = fsdp(name, rank)
+    found["traffic"] = {method: traffic(method) for method in distributed.METHODS}
+    found["errors"] = errors(rank)
+    found["undistributed"] = undistributed(rank)
+    return found
+
+
+def resume(name: str, rank: int) -> dict[str, object]:
+    """Two steps, state_dict, a new balancer, two more: as four."""
+    model, straight = Model(), balance.create_balancer(name)
+    straight.distribute(model)
+    whole = train(straight, model, range(4), rank=rank)
+    model, first = Model(), balance.create_balancer(name)
+    first.distribute(model)
+    train(first, model, range(2), rank=rank)
+    second = balance.create_balancer(name)
+    second.load_state_dict(first.state_dict())
+    second.distribute(model)
+    rest = train(second, model, range(2, 4), rank=rank)
+    whole["weights"] = whole["weights"][2:]
+    return {"ours": rest, "alone": whole}
+
+
+def ddp(rank: int, inside: bool = False) -> dict[str, object]:
+    """A model wrapped in DistributedDataParallel, whose forward goes through the wrapper; `distribute` is given the
+    wrapper or what is inside."""
+
+    class Whole(Model):
+        def forward(self, x: Tensor, present: Tensor) -> dict[str, Tensor]:
+            return means(self, x, present)
+
+    wrapped = nn.parallel.DistributedDataParallel(Whole(), find_unused_parameters=True)
+    balancer = balance.PCGrad().distribute(wrapped.module if inside else wrapped)
+    x, present = inputs(n=9), labelled()
+    mine = slice(*CUTS[rank])
+    local = wrapped(x[mine], present[mine])
+    balancer.backward(balance.global_losses(local, present[mine].sum(0)), wrapped.module.encoder.parameters())
+    model = Model()
+    balance.PCGrad().distribute(None).backward(means(model, x, present), model.encoder.parameters())
+    return {
+        "ours": left(wrapped.module),
+        "alone": left(model),
+    }
+
+
+def earlier(rank: int) -> dict[str, object]:
+    """Gradients that are there before the step are added to, not averaged again; no label for task a on rank 1."""
+    results = []
+    for alone in (False, True):
+        model, balancer = Model(), balance.PCGrad()
+        for parameter in [*model.encoder.parameters(), *model.heads["a"].parameters()]:
+            parameter.grad = torch.ones_like(parameter)
+        balancer.distribute(None if alone else model)
+        x, present = inputs(n=9), labelled()
+        present[5:, 0] = False
+        mine = slice(None) if alone else slice(*CUTS[rank])
+        losses = means(model, x[mine], present[mine])
+        losses = losses if alone else balance.global_losses(losses, present[mine].sum(0))
+        balancer.backward(losses, model.shared())
+        results.append(left(model))
+    return {"ours": results[0], "alone": results[1]}
+
+
+def fused(rank: int) -> dict[str, object]:
+    """Three steps of FusedStep, and of a copy of the balancer, which is alone."""
+    results = []
+    for alone in (False, True):
+        model, balancer = Model(), balance.PCGrad()
+        balancer.distribute(None if alone else model)
+        assert deepcopy(balancer)._ranks.size == 1
+        step = balance.FusedStep(torch.optim.SGD(model.parameters(), lr=0.05), clip_norm=0.5)
+        x, present = inputs(n=9), labelled()
+        mine = slice(None) if alone else slice(*CUTS[rank])
+        for _ in range(3):
+            losses = means(model, x[mine], present[mine])
+            losses = losses if alone else balance.global_losses(losses, present[mine].sum(0))
+            step(balancer, losses, model.encoder.parameters())
+        results.append({"parameters": torch.cat([p.detach().flatten() for p in model.parameters()])})
+    return {"ours": results[0], "alone": results[1]}
+
+
+def spoilt(rank: int) -> dict[str, Tensor]:
+    """A NaN on one rank, then a good step."""
+    model, balancer = Model(), balance.GradVac()
+    balancer.distribute(model)
+    x, present = inputs(n=9), labelled()
+    found = {}
+    for name in ("bad", "good"):
+        model.zero_grad()
+        losses = means(model, x, present)
+        if name == "bad" and rank == 0:
+            losses["b"] = losses["b"] * float("nan")
+        balancer.backward(losses, model.encoder.parameters())
+        found[name] = torch.cat([p.grad.flatten() for p in model.encoder.parameters()])
+    return found
+
+
+def fsdp(name: str, rank: int) -> dict[str, object]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = Model()
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for part in (model.encoder[0], model.encoder, *model.heads.values()):
+        fully_shard(part, mesh=mesh)
+    shared, everything = list(model.encoder.parameters()), [*model.encoder.parameters(), *model.heads.parameters()]
+    balancer = balance.create_balancer(name).distribute(model)
+    ours = train(balancer, model, range(3), rank=rank, shared=shared, root=everything)
+    return {"ours": ours, "alone": _ALONE[name, "{}", 3, 1, False]}
+
+
+def traffic(method: str) -> dict[str, int]:
+    """Numbers handed to each collective in one step."""
+    sent: Counter[str] = Counter()
+    model, balancer = Model(), balance.PCGrad()
+    balancer.distribute(model, method=method)
+    losses = means(model, inputs(n=9), labelled())
+    originals = {
+        "all_reduce": dist.all_reduce,
+        "reduce_scatter": collectives.collective("reduce_scatter_single"),
+        "all_gather": collectives.collective("all_gather_single"),
+    }
+
+    def counting(name):
+        def collective(first, *rest, **options):
+            sent[name] += (rest[0] if name == "reduce_scatter" else first).numel()
+            return originals[name](first, *rest, **options)
+
+        return collective
+
+    try:
+        for name, original in originals.items():
+            setattr(dist, original.__name__, counting(name))
+        balancer.backward(losses, model.encoder.parameters())
+    finally:
+        for original in originals.values():
+            setattr(dist, original.__name__, original)
+    return dict(sent) | {"P": balancer._arena.rows.shape[1]}
+
+
+def errors(rank: int) -> dict[str, str]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def message(act) -> str:
+        try:
+            act()
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+        return "nothing was raised"
+
+    other = Model()
+    with torch.no_grad():
+        other.encoder[0].bias += rank
+    sharded = Model()
+    for part in (sharded.encoder, *sharded.heads.values()):
+        fully_shard(part, mesh=init_device_mesh("cpu", (RANKS,)))
+    moved = balance.PCGrad()
+    moved.distribute(model := Model())
+    moved.backward(means(model, inputs(n=9), labelled()), model.encoder[2].parameters())
+    return {
+        "seed": message(lambda: balance.PCGrad(seed=rank).distribute(Model())),
+        "model": message(lambda: balance.PCGrad().distribute(other)),
+        "local fsdp": message(lambda: balance.PCGrad().distribute(sharded, scope="local")),
+        "batched fsdp": message(lambda: balance.PCGrad().use("batched").distribute(sharded)),
+        "use fsdp": message(lambda: balance.PCGrad().distribute(sharded).use("last_layer")),
+        "gradnorm fsdp": message(lambda: balance.GradNorm().distribute(sharded)),
+        "whole": message(
+            lambda: (
+                balance.PCGrad()
+                .distribute(sharded)
+                .backward(means(model, inputs(n=9), labelled()), model.encoder.parameters())
+            )
+        ),
+        "static graph": message(
+            lambda: balance.PCGrad().distribute(nn.parallel.DistributedDataParallel(Model(), static_graph=True))
+        ),
+        "new": message(
+            lambda: moved.backward(
+                means(model, inputs(n=9), labelled()) | {"c": model.unused.weight.sum() + model.encoder[2].bias.sum()},
+                model.encoder[2].parameters(),
+            )
+        ),
+    }
+
+
+def undistributed(rank: int) -> dict[str, str]:
+    """What each way of stepping says of a balancer that nobody told of the other rank; "" where it works alone."""
+
+    def said(step) -> str:
+        try:
+            step()
+        except RuntimeError as error:
+            return "\n".join([str(error), *getattr(error, "__notes__", [])])
+        return ""
+
+    def backward(balancer, wrap=False) -> str:
+        model = Model()
+        network = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True) if wrap else model
+        losses = means(network.module if wrap else network, inputs(n=9), labelled())
+        return said(lambda: balancer.backward(losses, model.encoder.parameters()))
+
+    def fused(balancer) -> str:
+        model = Model()
+        step = balance.FusedStep(torch.optim.SGD(model.parameters(), lr=0.05))
+        losses = means(model, inputs(n=9), labelled())
+        return said(lambda: step(balancer, losses, model.encoder.parameters()))
+
+    class Whole(Model):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return means(self, x, labelled())
+
+    def wrapped_after(distributed: bool) -> str:
+        model = Whole()
+        del model.unused
+        balancer = balance.PCGrad().distribute(model if distributed else None)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        return said(lambda: balancer.backward(wrapped(inputs(n=9)), model.encoder.parameters()))
+
+    torch.manual_seed(rank)  # alone, each rank may have a model of its own
+    distributed_once = balance.PCGrad()
+    distributed_once.distribute(Model())
+    found = {name: backward(balance.create_balancer(name)) for name in balance.list_balancers()}
+    return found | {
+        "wrapped": backward(balance.PCGrad(), wrap=True),
+        "copy": backward(deepcopy(distributed_once)),
+        "fused": fused(balance.MGDA()),
+        "fused alone": fused(balance.MGDA().distribute(None)),
+        "alone": backward(balance.PCGrad().distribute(None)),
+        "alone again": backward(distributed_once.distribute(None)),
+        "copy alone": backward(deepcopy(balance.Linear().distribute(None))),
+        "wrapped after": wrapped_after(True),
+        "marked twice": wrapped_after(False),
+    }
+
+
+def main(rank: int, rendezvous: str, folder: str) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=RANKS)
+    try:
+        torch.save(cases(rank), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()

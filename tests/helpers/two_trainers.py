@@ -1,0 +1,266 @@
+"""What each of two gloo ranks runs for tests/training/test_trainer_ranks.py, and what one process runs beside it."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastmtl import balance
+from fastmtl.builders import components
+from fastmtl.config import TrainingConfig, load_recipe
+from fastmtl.distributed import World
+from fastmtl.protocols import Batch
+from fastmtl.tasks import create_task
+from fastmtl.training.stages import Stages
+from fastmtl.training.trainer import Interrupted, NonFiniteError, OtherRanks, Trainer
+
+CLASSES = ("left", "middle", "right")
+BATCHES, BATCH = 4, 6  # of all ranks together
+
+
+class Network(nn.Module):
+    """A shared convolution, a map and a vector; `norm` is all that knows of other samples."""
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.Tanh()
+        )
+        self.mask, self.side = nn.Conv2d(8, 1, 1), nn.Linear(8, len(CLASSES))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        z = self.encoder(batch.images)
+        return {"mask": self.mask(z), "side": self.side(z.mean((2, 3)))}
+
+    def shared_parameters(self):
+        return self.encoder.parameters()
+
+
+class PartLoader:
+    """Random batches, a pure function of epoch and number; a rank has every other sample. Some labels are missing, in
+    the third batch all that rank 1 has of the task "side"."""
+
+    def __init__(self, world: World, seed: int = 0, side: int = 8) -> None:
+        self.world, self.seed, self.side = world, seed, side
+        self.epoch = self.batch = 0
+        self.spoil = lambda batch, epoch, number: batch
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __iter__(self):
+        while self.batch < BATCHES:
+            source = torch.Generator().manual_seed(1000 * self.seed + 10 * self.epoch + self.batch)
+            side = torch.randint(0, 3, (BATCH,), generator=source)
+            images = torch.randn(BATCH, 3, self.side, self.side, generator=source)
+            mask = (images.mean(1, keepdim=True) + side[:, None, None, None] > 1).byte()
+            present = torch.rand(BATCH, 2, generator=source) < 0.7
+            present[0] = True
+            if self.batch == 2:
+                present[1::2, 1] = False
+            own = slice(self.world.rank, None, self.world.size)
+            made = Batch(images[own], {"mask": mask[own], "side": side[own]}, present[own])
+            number, self.batch = self.batch, self.batch + 1
+            yield self.spoil(made, self.epoch, number)
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state):
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+
+def trainer(world: World, balancer="pcgrad", *, fused=False, folder=None, norm=False, **config) -> Trainer:
+    tasks = [
+        create_task("binary_segmentation", "mask", 0),
+        create_task("classification", "side", 1, class_names=CLASSES),
+    ]
+    model, made = Network(norm), balance.create_balancer(balancer)
+    optimizer = torch.optim.SGD([*model.parameters(), *made.parameters()], lr=0.3, momentum=0.9, fused=True)
+    settings = TrainingConfig(**{"precision": "float32", "epochs": 2, "log_every": 2} | config)
+    update = balance.FusedStep(optimizer, clip_norm=settings.clip_norm) if fused else None
+    folder = folder if world.rank == 0 else None
+    return Trainer(model, tasks, made, optimizer, settings, update=update, folder=folder, world=world)
+
+
+def trained(world: World, *arguments, **options) -> dict[str, object]:
+    """Two epochs and what is left of them."""
+    made = trainer(world, *arguments, **options)
+    records = []
+    made.observers.append(_Records(records))
+    made.fit(PartLoader(world), PartLoader(world, seed=7))
+    return {"weights": made.model.state_dict(), "records": records}
+
+
+class _Records:
+    def __init__(self, records: list) -> None:
+        self._records = records
+
+    def on_step(self, step, epoch, batch, num_batches, record) -> None:
+        self._records.append(record["loss"])
+
+    def on_epoch(self, record) -> None:
+        keep = ("epoch", "step", "loss", "validation")
+        self._records.append({name: record[name] for name in keep})
+
+
+RUNS = {
+    "pcgrad": ("pcgrad", {}),
+    "pcgrad fused": ("pcgrad", {"fused": True}),
+    "db_mtl": ("db_mtl", {}),
+    "famo": ("famo", {}),
+    "uncertainty": ("uncertainty", {}),
+    "linear fused": ("linear", {"fused": True}),
+    "norm": ("pcgrad", {"norm": True}),
+}
+
+
+def spoilt(world: World, how: str, fused: bool) -> dict[str, object]:
+    """One bad loss on rank 1 alone."""
+    made, loader = trainer(world, fused=fused), PartLoader(world)
+    losses = made.tasks[1].loss
+    bad = {"nan": lambda loss: loss * float("nan"), "inf": lambda loss: loss + float("inf")}[
+        how
+    ]  # inf: finite gradient
+
+    def loss(output, batch):
+        return bad(losses(output, batch)) if world.rank == 1 and made.step_count == 1 else losses(output, batch)
+
+    made.tasks[1].loss = loss
+    try:
+        made.fit(loader)
+        message = "nothing was raised"
+    except NonFiniteError as error:
+        message = str(error)
+    return {"message": message, "weights": made.model.state_dict()}
+
+
+def stopped(world: World, folder: Path, balancer: str) -> dict[str, object]:
+    """Rank 1 is asked to stop; all do, and go on as if nothing had been."""
+    whole = trained(world, balancer)
+    first, loader = trainer(world, balancer, folder=folder), PartLoader(world)
+    step = first.step
+
+    def counted(batch):
+        first.stop_requested = world.rank == 1 and first.step_count == 2
+        return step(batch)
+
+    first.step = counted
+    try:
+        first.fit(loader)
+    except Interrupted as error:
+        message = str(error)
+    world.tell(None)  # rank 0 has written
+    second, fresh = trainer(world, balancer), PartLoader(world)
+    torch.manual_seed(99)
+    second.resume(folder / "last", fresh)
+    record = second.fit(fresh)
+    return {
+        "message": message,
+        "whole": whole["weights"],
+        "ours": second.model.state_dict(),
+        "losses": [record["loss"], next(r for r in whole["records"][::-1] if "epoch" in r)["loss"]],
+    }
+
+
+STAGES = """
+[model]
+name = "joint_unet"
+preset = "tiny"
+[tasks.mask]
+kind = "binary_segmentation"
+[tasks.side]
+kind = "classification"
+[balancer]
+name = "pcgrad"
+[data]
+size = 32
+[training]
+precision = "float32"
+average = "ema"
+average_decay = 0.9
+[[stages]]
+name = "both"
+epochs = 1
+[[stages]]
+name = "frozen"
+epochs = 2
+tasks = ["side"]
+freeze = ["encoder"]
+start = "best"
+optimizer = {optimizer = "sgd", schedule = "plateau", plateau_patience = 0, find_lr = true}
+"""
+
+
+def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
+    """Stages on both ranks, stopped at a step and gone on with; `stop_at` 0 leaves them alone."""
+    path = folder.with_suffix(".toml")
+    if world.rank == 0:
+        folder.parent.mkdir(exist_ok=True)
+        path.write_text(STAGES)
+    world.tell(None)
+    recipe = load_recipe(path)
+
+    def begun() -> tuple[Stages, PartLoader]:
+        tasks = components.build_tasks(recipe, CLASSES)
+        model = components.build_model(recipe, tasks, torch.device("cpu"))
+        return Stages(recipe, model, tasks, device=torch.device("cpu"), folder=folder, world=world), PartLoader(
+            world, side=32
+        )
+
+    stages, loader = begun()
+
+    def spoil(batch, epoch, number):
+        if stop_at and BATCHES * epoch + number + 1 == stop_at:
+            stages.stop()
+        return batch
+
+    loader.spoil = spoil
+    stages.begin(loader)
+    message = ""
+    try:
+        stages.fit(loader, PartLoader(world, seed=7, side=32))
+    except Interrupted as error:
+        message = str(error)
+        world.tell(None)  # rank 0 has written
+        world = World(world.rank, world.size)  # as a new process has
+        stages, loader = begun()
+        stages.resume(loader)
+        stages.fit(loader, PartLoader(world, seed=7, side=32))
+    end = stages.trainer
+    progress = [end.stage, end.first_epoch, end.epoch, end.step_count, end.best_score]
+    return {"message": message, "weights": stages.model.state_dict(), "progress": progress}
+
+
+def wrong_size(folder: Path) -> str:
+    """One process cannot continue what two began."""
+    alone = World()
+    try:
+        trainer(alone).resume(folder / "last", PartLoader(alone))
+    except OtherRanks as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def main(rank: int, rendezvous: str, folder: str) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    world = World(rank, 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    try:
+        found = {name: trained(world, balancer, **options) for name, (balancer, options) in RUNS.items()}
+        for how in ("nan", "inf"):
+            for fused in (False, True):
+                found[f"{how} {fused}"] = spoilt(world, how, fused)
+        for balancer in ("pcgrad", "db_mtl"):
+            found[f"stopped {balancer}"] = stopped(world, Path(folder) / balancer, balancer)
+        for stop_at in (0, 7):
+            found[f"staged {stop_at}"] = staged(world, Path(folder) / f"staged{stop_at}", stop_at)
+        torch.save(found, f"{folder}/{rank}.pt")
+    finally:
+        world.close()

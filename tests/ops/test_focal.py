@@ -1,0 +1,275 @@
+"""`ops.focal_loss`: every backend against the definition, and the definition against torchvision's and MONAI's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
+from helpers.inputs import MASKS, TARGET_DTYPES, class_numbers, laid_out, layout, mask, segmentation, with_target
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from fastmtl import ops
+from fastmtl.ops.core import backends
+
+KERNELS = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
+    for name in ("cpp", "triton")
+]
+ACTIVATIONS = ("sigmoid", "softmax")
+GAMMAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.7)
+REDUCTIONS = ("none", "mean", "sum")
+# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.filterwarnings(
+        "ignore:(invalid value|overflow|divide by zero|All-NaN slice) encountered:RuntimeWarning"
+    ),
+]
+
+
+def truth(x, t, **options):
+    doubled = {k: v.double() if torch.is_tensor(v) and k != "mask" else v for k, v in options.items()}
+    return loss_and_gradient(lambda x: ops.focal_loss(x, t, backend="reference", **doubled), x.double())
+
+
+def check(backend, x, t, **options):
+    """Loss and gradient of a backend against float64 on the same numbers."""
+    value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, t, backend=backend, **options), x)
+    true_value, true_gradient = truth(x, t, **options)
+    assert value.dtype == torch.float32
+    scale = true_value.abs().max().item()
+    torch.testing.assert_close(value.double(), true_value, rtol=5e-6, atol=1e-6 * scale)
+    step = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(x.dtype, 1e-5)
+    small = 1e-6 * true_gradient.abs().max().item() + (6e-8 if x.dtype == torch.float16 else 1e-30)
+    torch.testing.assert_close(gradient.double(), true_gradient, rtol=step, atol=small)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_matches_the_definition(backend, activation, gamma):
+    for shape in ((2, 3, 16, 16), (1, 2, 7, 5), (2, 5), (2, 2, 3, 4, 5)):
+        x, t = with_target(activation, shape)
+        for options in ({}, {"alpha": None, "reduction": "none"}, {"alpha": torch.rand(shape[1]), "reduction": "sum"}):
+            check(backend, x, t, activation=activation, gamma=gamma, weight=torch.rand(shape[1]), **options)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("target_dtype", TARGET_DTYPES, ids=str)
+def test_every_target_dtype(backend, target_dtype):
+    x, t = with_target("sigmoid", (2, 2, 13, 11), target_dtype=target_dtype)
+    check(backend, x, t)
+    if target_dtype not in (torch.bool, *backends.FLOATING):
+        x, t = with_target("softmax", (2, 4, 13, 11), target_dtype=target_dtype)
+        check(backend, x, t, activation="softmax")
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("target_dtype", [torch.bool, torch.uint8], ids=str)
+def test_bytes_read_in_place_are_the_floats(gamma, target_dtype):
+    """Whole blocks of bytes are not copied: several to a plane, at any offset, with a last one that is not whole."""
+    for shape in ((2, 3, 32, 32), (1, 2, 25, 43), (2, 2, 16, 33)):
+        x, t = with_target("sigmoid", (*shape[:3], shape[3] + 1), target_dtype=target_dtype)
+        x, t = x.flatten(2)[..., 3:], t.flatten(2)[..., 3:]
+        for options in ({}, {"reduction": "none", "weight": torch.rand(shape[1])}, {"mask": mask("full", x.shape)}):
+            found = loss_and_gradient(lambda x, o=options: ops.focal_loss(x, t, gamma=gamma, **o), x)
+            floats = loss_and_gradient(lambda x, o=options: ops.focal_loss(x, t.float(), gamma=gamma, **o), x)
+            torch.testing.assert_close(found[0], floats[0])  # added up in another order
+            assert torch.equal(found[1], floats[1])
+    check("auto", x, t, gamma=gamma)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(data=st.data())
+def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
+    draw = data.draw
+    activation = draw(st.sampled_from(ACTIVATIONS))
+    spatial = draw(st.lists(st.integers(1, 19), min_size=1, max_size=3))
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1 if activation == "sigmoid" else 2, 9)), *spatial)
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    x, t = with_target(activation, shape, dtype, draw(st.sampled_from([torch.uint8, torch.int64])))
+    x, kind = laid_out(draw, x), draw(st.sampled_from(MASKS))
+    if activation == "sigmoid":
+        t, valid = laid_out(draw, t), mask(kind, shape)
+    else:
+        pixels = mask("pixel" if kind in ("segment", "row") else kind, (shape[0], 1, *spatial))
+        valid = pixels if pixels is None or pixels.dim() == 1 else pixels.squeeze(1)
+        t[:1] = draw(st.sampled_from([0, 1]))
+        t = laid_out(draw, t.unsqueeze(1))
+    check(
+        backend,
+        x,
+        t,
+        activation=activation,
+        gamma=draw(st.sampled_from(GAMMAS)),
+        alpha=draw(st.sampled_from([None, 0.25, torch.rand(shape[1])])),
+        weight=draw(st.sampled_from([None, 2.0, torch.rand(shape[1])])),
+        mask=laid_out(draw, valid),
+        ignore_index=-100 if activation == "sigmoid" else draw(st.sampled_from([-100, 0, 1])),
+        reduction=draw(st.sampled_from(REDUCTIONS)),
+    )
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_error_is_within_the_naive_formulas(backend, activation, dtype):
+    def naive(x, t):
+        if activation == "softmax":
+            log_p = x.log_softmax(1).gather(1, t.long().unsqueeze(1))
+            return (-((1 - log_p.exp()) ** 2) * log_p).mean()
+        p, t = x.sigmoid(), t.to(dtype)
+        entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+        return (entropy * (1 - p * t - (1 - p) * (1 - t)) ** 2).mean()
+
+    x, t = with_target(activation, (2, 3, 64, 64), dtype)
+    options = {"alpha": None, "activation": activation}
+    true_value, true_gradient = truth(x, t, **options)
+    value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, t, backend=backend, **options), x)
+    naive_value, naive_gradient = loss_and_gradient(lambda x: naive(x, t), x)
+    assert_within_budget(value, naive_value, true_value, dtype, "loss")
+    scale = true_gradient.abs().max()
+    assert_within_budget(gradient / scale, naive_gradient / scale, true_gradient / scale, dtype, "gradient")
+
+
+@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@pytest.mark.parametrize("channels", [2, 19, 128, 700])
+def test_softmax_over_many_classes_and_several_chunks(channels):
+    shape = (2, channels, 40, 41)
+    x, t = with_target("softmax", shape, target_dtype=torch.int16)
+    check("cpp", layout(x, "channels_last"), t, activation="softmax", alpha=torch.rand(channels), reduction="none")
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("extreme", [20.0, 120.0, float("inf")])
+def test_extreme_logits(backend, gamma, extreme):
+    x = torch.tensor([extreme, -extreme, extreme, -extreme]).view(1, 1, 2, 2)
+    right = torch.tensor([1, 0, 1, 0], dtype=torch.uint8).view(1, 1, 2, 2)
+    options = {"gamma": gamma, "alpha": None, "backend": backend, "reduction": "sum"}
+    value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, right, **options), x)
+    assert 0 <= value.item() < 1e-8
+    assert gradient.isfinite().all()
+    value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, 1 - right, **options), x)
+    assert value.item() == pytest.approx(4 * extreme)
+    torch.testing.assert_close(gradient, x.sign())
+    _, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, right * 0.5, **options), x)
+    assert gradient.isfinite().all()
+    two = torch.cat([x, -x], 1) / 2
+    if extreme < 1000:
+        label, options = torch.zeros(1, 2, 2, dtype=torch.uint8), options | {"activation": "softmax"}
+        value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, label, **options), two)
+        assert value.item() == pytest.approx(2 * extreme)
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradient[0, :, 0, 1], torch.tensor([-1.0, 1.0]))
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_a_class_ruled_out_by_an_infinite_logit(backend, gamma):
+    x = torch.tensor([[1.0, -float("inf"), 2.0], [0.5, 0.0, -float("inf")]]).t().reshape(1, 3, 2).contiguous()
+    t = torch.tensor([[0, 2]])
+    options = {"gamma": gamma, "alpha": None, "backend": backend, "activation": "softmax", "reduction": "sum"}
+    value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, t, **options), x)
+    assert value.item() == float("inf")
+    assert gradient.isfinite().all()
+    value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x[..., :1], t[:, :1], **options), x)
+    expected = ops.focal_loss(x[:, ::2, :1].double(), t[:, :1] // 2, **options | {"backend": "reference"})
+    assert value.item() == pytest.approx(expected.item())
+    assert (gradient[0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_gradient_survives_confident_logits(backend):
+    """Written with plain logarithms it is NaN or 0 here in float32."""
+    x = torch.tensor([25.0, 40.0, 80.0, -25.0]).view(1, 1, 2, 2)
+    for t in (torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)):
+        _, gradient = loss_and_gradient(lambda x, t=t: ops.focal_loss(x, t, gamma=0.5, backend=backend), x)
+        _, expected = truth(x, t, gamma=0.5)
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-37)
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_masked_elements_take_part_in_nothing(backend, activation, reduction):
+    shape = (3, 2, 9, 8)
+    x, t = with_target(activation, shape, target_dtype=torch.int16)
+    valid = mask("full", t.shape, seed=3)
+    valid[0] = False
+    wide = valid if activation == "sigmoid" else valid.unsqueeze(1).expand(shape)
+    dirty_x, dirty_t = torch.where(wide, x, float("nan")), torch.where(valid, t, 7)
+    options = {"activation": activation, "mask": valid, "reduction": reduction, "backend": backend}
+    clean = loss_and_gradient(lambda x: ops.focal_loss(x, t, **options), x)
+    dirty = loss_and_gradient(lambda x: ops.focal_loss(x, dirty_t, **options), dirty_x)
+    assert_bit_equal([clean, dirty])
+    assert (clean[1][~wide] == 0).all()
+    assert clean[0].isfinite().all()
+    if activation == "softmax":
+        ignored = torch.where(valid, t, 99)
+        options |= {"mask": None, "ignore_index": 99}
+        assert_bit_equal([clean, loss_and_gradient(lambda x: ops.focal_loss(x, ignored, **options), dirty_x)])
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_all_masked_is_zero(backend, activation, reduction):
+    x = torch.full((2, 2, 5, 5), float("nan"))
+    t = torch.ones(2, 2, 5, 5) if activation == "sigmoid" else torch.ones(2, 5, 5, dtype=torch.uint8)
+    off = torch.zeros(2, dtype=torch.bool)
+    options = {"activation": activation, "mask": off, "reduction": reduction, "backend": backend}
+    value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, t, **options), x)
+    assert (value == 0).all()
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_nan_stays_in_its_segment(backend, activation, gamma):
+    for channel in (0, 1):
+        x, t = with_target(activation, (2, 2, 6, 6))
+        x[1, channel, 2, 2] = float("nan")
+        options = {"activation": activation, "reduction": "none", "gamma": gamma, "backend": backend}
+        value, gradient = loss_and_gradient(lambda x, t=t, o=options: ops.focal_loss(x, t, **o), x)
+        hit = [[False, False], [channel == 0, channel == 1]] if activation == "sigmoid" else [False, True]
+        assert value.isnan().tolist() == hit
+        assert gradient[0].isfinite().all()
+        assert gradient[1].isnan().any()
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bit_equal_over_repeats_and_thread_counts(backend, activation, two_threads):
+    x, t = with_target(activation, (2, 2, 40, 40) if backend == "triton" else (3, 2, 200, 201))
+    results = []
+    for threads in (2, 1, 2, 7):
+        torch.set_num_threads(threads)
+        for memory in ("misaligned", "contiguous"):
+            memories = layout(x, memory)
+            results.append(
+                loss_and_gradient(lambda x: ops.focal_loss(x, t, activation=activation, backend=backend), memories)
+            )
+    assert_bit_equal(results)
+
+
+def test_is_torchvisions_and_monais():
+    monai = pytest.importorskip("monai.losses.focal_loss", reason="MONAI is not installed")
+    x, t = segmentation((2, 3, 9, 8), torch.float64, torch.float64)
+    hard, y = (t < 0.3).double(), class_numbers((2, 3, 9, 8), torch.int64)
+    p, entropy = x.sigmoid(), F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    for gamma, alpha in ((2.0, 0.25), (1.5, 0.6), (0.0, 0.5)):
+        # torchvision.ops.sigmoid_focal_loss, which a CPU build of torch may not import
+        soft = (alpha * t + (1 - alpha) * (1 - t)) * entropy * (1 - p * t - (1 - p) * (1 - t)) ** gamma
+        torch.testing.assert_close(ops.focal_loss(x, t, gamma=gamma, alpha=alpha), soft.mean())
+        expected = monai.sigmoid_focal_loss(x, hard, gamma, alpha)
+        torch.testing.assert_close(ops.focal_loss(x, hard, gamma=gamma, alpha=alpha), expected.mean())
+        options = {"gamma": gamma, "activation": "softmax", "reduction": "sum"}
+        one_hot = F.one_hot(y, 3).movedim(-1, 1).double()
+        for weighting in (alpha, torch.rand(3, dtype=torch.float64), None):
+            expected = monai.softmax_focal_loss(x, one_hot, gamma, weighting).sum()
+            torch.testing.assert_close(ops.focal_loss(x, y, alpha=weighting, **options), expected)

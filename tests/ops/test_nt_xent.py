@@ -1,0 +1,197 @@
+"""`ops.nt_xent_loss`: every backend against the definition, and the definition against SimCLR's formula in torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.asserts import assert_bit_equal, assert_within_budget
+from helpers.inputs import generator, laid_out
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from fastmtl import ops
+from fastmtl.ops.core import backends
+from fastmtl.reference.nt_xent import nt_xent_loss as reference
+
+NO_CPP = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+KERNELS = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
+    for name in ("cpp", "triton")
+]
+# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
+]
+
+
+def views(pairs, dim, dtype=torch.float32, noise=1.0, scale=3.0, seed=0):
+    """Projections of two views: equal but for noise, of any length."""
+    source = generator(seed)
+    z = torch.randn(pairs, dim, generator=source) * scale
+    return z.to(dtype), (z + noise * scale * torch.randn(pairs, dim, generator=source)).to(dtype)
+
+
+def textbook(z1, z2, temperature):
+    """Chen et al. 2020, algorithm 1, anchor by anchor."""
+    z, total = torch.cat([z1, z2]), 0.0
+    for i in range(len(z)):
+        s = F.cosine_similarity(z[i : i + 1], z, eps=1e-12) / temperature
+        others = torch.cat([s[:i], s[i + 1 :]])
+        total += -torch.log(s[(i + len(z1)) % len(z)].exp() / others.exp().sum())
+    return total / len(z)
+
+
+def run(z1, z2, grad=1.5, **options):
+    """Loss and both gradients."""
+    z1, z2 = z1.detach().clone().requires_grad_(), z2.detach().clone().requires_grad_()
+    loss = ops.nt_xent_loss(z1, z2, **options)
+    return loss.detach(), *torch.autograd.grad(loss, (z1, z2), torch.tensor(grad, dtype=loss.dtype))
+
+
+def check(backend, z1, z2, **options):
+    """Loss and gradients within twice the error of plain torch in float32, plus a little; then rounded."""
+    truth = run(z1.double(), z2.double(), backend="reference", **options)
+    plain = run(z1.float(), z2.float(), backend="reference", **options)
+    found = run(z1, z2, backend=backend, **options)
+    assert found[0].dtype == torch.float32
+    # An error of 1e-7 in a similarity is one of 1e-7 / T in its exponent; half gradients are rounded in the end.
+    step = max(
+        1e-6, 3e-7 / options.get("temperature", 0.1), 0 if z1.dtype == torch.float32 else torch.finfo(z1.dtype).eps
+    )
+    # What a loss of 0 (a pair alone) is made of: p - 1, with p rounded, over T and the number of rows.
+    parts = 0.1 / options.get("temperature", 0.1) / len(z1)
+    for name, a, b, exact in zip(("loss", "z1", "z2"), found, plain, truth, strict=True):
+        largest = exact.abs().max().item()
+        error, budget = (a.double() - exact).abs().max().item(), 2 * (b.double() - exact).abs().max().item()
+        allowed = budget + (1e-6 * max(largest, 0.1) if name == "loss" else step * max(largest, parts))
+        assert error <= allowed, (name, error, budget, largest)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("temperature", [0.01, 0.02, 0.1, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (40, 70)], ids=str)
+def test_matches_the_definition(backend, temperature, size):
+    check(backend, *views(*size), temperature=temperature)
+    check(backend, *views(*size), temperature=temperature, mask=torch.rand(size[0], generator=generator(1)) < 0.6)
+
+
+@NO_CPP
+@pytest.mark.parametrize("size", [(300, 64), (600, 33), (100, 700)], ids=str)
+def test_several_blocks(size):
+    for temperature in (0.01, 0.1):
+        check("cpp", *views(*size), temperature=temperature)
+    check("cpp", *views(*size), mask=torch.rand(size[0], generator=generator(2)) < 0.7)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_projections(backend, dtype):
+    check(backend, *views(30, 48, dtype))
+    check(backend, *views(30, 48, dtype), temperature=0.01, mask=torch.arange(30) % 3 > 0)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(data=st.data())
+def test_odd_shapes_dtypes_temperatures_and_masks(backend, data):
+    draw = data.draw
+    pairs, dim = draw(st.integers(1, 150 if backend == "cpp" else 20)), draw(st.integers(1, 70))
+    z1, z2 = views(pairs, dim, draw(st.sampled_from([torch.float32, torch.bfloat16])), draw(st.floats(0.01, 3)))
+    if draw(st.booleans()):  # rows that lie apart
+        z1, z2 = torch.stack([z1, z2], 1).unbind(1)
+    mask = draw(st.sampled_from([None, torch.rand(pairs, generator=generator(3)) < 0.5]))
+    mask = laid_out(draw, mask if mask is None else mask.to(draw(st.sampled_from([torch.bool, torch.uint8]))))
+    check(backend, z1, z2, temperature=draw(st.sampled_from([0.005, 0.05, 0.5, 5.0])), mask=mask)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_error_is_within_the_naive_formulas(backend, dtype):
+    for seed in range(3):
+        z1, z2 = views(64, 32, dtype, seed=seed)
+        truth = run(z1.double(), z2.double(), backend="reference")
+        found = run(z1, z2, backend=backend)
+        a, b = z1.clone().requires_grad_(), z2.clone().requires_grad_()
+        y = F.normalize(torch.cat([a, b]))
+        s = (y @ y.T / 0.1).masked_fill(torch.eye(128, dtype=torch.bool), -torch.inf)
+        naive = F.cross_entropy(s, torch.arange(128).roll(64))
+        plain = naive, *torch.autograd.grad(naive * 1.5, (a, b))
+        for result, other, exact in zip(found, plain, truth, strict=True):
+            scale = exact.abs().max()
+            assert_within_budget(result / scale, other / scale, exact / scale, dtype)
+
+
+def test_the_definition_is_the_papers():
+    z1, z2 = views(9, 6, torch.float64)
+    for temperature in (0.1, 0.5):
+        torch.testing.assert_close(reference(torch.cat([z1, z2]), temperature), textbook(z1, z2, temperature))
+    kept = torch.tensor([True, False, True, True, False, True, False, True, True])
+    torch.testing.assert_close(
+        ops.nt_xent_loss(z1, z2, mask=kept), ops.nt_xent_loss(z1[kept], z2[kept]), rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+def test_small_temperatures_neither_overflow_nor_underflow(backend):
+    """Opposite views: a row's largest cosine is far below 1, and relative to 1 all of its terms would be 0."""
+    z1 = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    loss, *_ = run(z1[:1], z1[1:], temperature=1e-3, backend=backend)
+    assert loss.item() == 0  # nothing but the positive
+    loss, *gradients = run(torch.eye(2), -torch.eye(2), temperature=1e-3, backend=backend)
+    assert loss.item() == pytest.approx(1000 + torch.log(torch.tensor(2.0)).item(), rel=1e-6)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+def test_rows_of_any_length(backend):
+    z1, z2 = views(6, 8)
+    expected = run(z1, z2, backend=backend)
+    for factor in (1e-10, 1e15):
+        found = run(z1 * factor, z2 * factor, backend=backend)
+        for a, b in zip(found, (expected[0], *(g / factor for g in expected[1:])), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+    z1[2] = 0  # as normalize does it: the norm counts as 1e-12, and a constant
+    found = run(z1, z2, backend=backend)
+    truth = run(z1.double(), z2.double(), backend="reference")
+    for a, b in zip(found, truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+def test_masked_pairs_take_part_in_nothing(backend):
+    z1, z2 = views(20, 7)
+    kept = torch.rand(20, generator=generator(4)) < 0.5
+    dirty1, dirty2 = z1.clone(), z2.clone()
+    dirty1[~kept], dirty2[~kept] = float("nan"), float("inf")
+    clean, dirty = run(z1, z2, mask=kept, backend=backend), run(dirty1, dirty2, mask=kept, backend=backend)
+    assert_bit_equal([clean, dirty])
+    assert (clean[1][~kept] == 0).all()
+    assert (clean[2][~kept] == 0).all()
+    alone = run(z1[kept], z2[kept], backend=backend)
+    torch.testing.assert_close(clean[0], alone[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(clean[1][kept], alone[1], rtol=1e-4, atol=1e-6)
+    nothing = run(dirty1, dirty2, mask=torch.zeros(20, dtype=torch.bool), backend=backend)
+    assert all((part == 0).all() for part in nothing)
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_is_not_hidden(backend, bad):
+    for temperature in (0.1, 0.01):
+        z1, z2 = views(5, 4)
+        z1[3, 1] = bad
+        loss, *gradients = run(z1, z2, temperature=temperature, backend=backend)
+        assert loss.isnan()
+        assert all(gradient.isnan().any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_bit_equal_over_repeats_and_thread_counts(backend, two_threads):
+    z1, z2 = views(*((20, 9) if backend == "triton" else (400, 50)))
+    results = []
+    for threads in (2, 1, 2, 7):
+        torch.set_num_threads(threads)
+        results.append(run(z1, z2, backend=backend))
+    assert_bit_equal(results)

@@ -1,0 +1,266 @@
+"""What Mask2Former's loss is made of: `ops.sample_points`, `sample_uncertain_points`, `pairwise_mask_cost`."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers.asserts import assert_bit_equal, assert_within_budget
+from helpers.inputs import generator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_gram import BACKENDS, device_of, needs_cpp
+from test_mask2former import theirs
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample
+
+from fastmtl import ops
+from fastmtl.reference import points as reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uint8, torch.bool)
+
+
+def inputs(B=2, C=3, H=7, W=5, P=40, dtype=torch.float32, seed=0) -> tuple[Tensor, Tensor]:
+    """Maps, and points of which some lie outside of them."""
+    source = generator(seed)
+    maps = torch.randn(B, C, H, W, generator=source) * 3
+    maps = (maps > 0).to(dtype) if dtype in (torch.uint8, torch.bool) else maps.to(dtype)
+    return maps, torch.rand(B, P, 2, generator=source) * 1.4 - 0.2
+
+
+def plain(maps: Tensor, coordinates: Tensor) -> Tensor:
+    grid = (2 * coordinates - 1).to(maps.dtype).unsqueeze(2)
+    return grid_sample(maps, grid, align_corners=False).squeeze(3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_samples_equal_grid_sample(dtype, backend, poisoned_memory):
+    maps, coordinates = inputs(dtype=dtype)
+    device = device_of(backend)
+    found = ops.sample_points(maps.to(device), coordinates.to(device), backend=backend).cpu()
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.double(), plain(maps.double(), coordinates.double()), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_float64_is_kept_on_either_side(backend):
+    maps, coordinates = inputs()
+    exact = plain(maps.double(), coordinates.double())
+    for pair in ((maps.double(), coordinates.double()), (maps, coordinates.double())):
+        torch.testing.assert_close(ops.sample_points(*pair, backend=backend), exact, rtol=1e-12, atol=1e-12)
+
+
+@needs_cpp
+@settings(max_examples=30, deadline=None)
+@given(
+    B=st.integers(1, 3), C=st.integers(1, 4), H=st.integers(1, 20), W=st.integers(1, 20), P=st.integers(0, 600),
+    dtype=st.sampled_from(DTYPES), layout=st.sampled_from(["contiguous", "channels_last", "expanded", "cropped"]),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_shapes_and_layouts(B, C, H, W, P, dtype, layout, seed):
+    maps, coordinates = inputs(B, C, H, W, P, dtype, seed)
+    if layout == "channels_last":
+        maps = maps.to(memory_format=torch.channels_last)
+    elif layout == "expanded":
+        maps = maps[:, :1].expand(-1, C, -1, -1)
+    elif layout == "cropped":
+        maps = torch.cat([maps, maps], 3)[..., :W]
+    dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = reference.sample_points(maps, coordinates.to(dtype))
+    torch.testing.assert_close(ops.sample_points(maps, coordinates), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradient_is_the_transpose(dtype, backend, poisoned_memory):
+    maps, coordinates = (tensor.to(device_of(backend)) for tensor in inputs(dtype=dtype, P=700))
+    maps.requires_grad_()
+    exact = maps.detach().double().requires_grad_()
+    found = ops.sample_points(maps, coordinates, backend=backend)
+    grad = torch.randn(found.shape, generator=generator(1)).to(found.device)
+    (gradient,) = torch.autograd.grad(found, maps, grad)
+    (truth,) = torch.autograd.grad(plain(exact, coordinates.double()), exact, grad.double())
+    assert gradient.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-8
+    assert (gradient.double() - truth).abs().max() <= tolerance * truth.abs().max()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_any_number_of_derivatives(backend):
+    maps, coordinates = inputs(1, 2, 3, 4, 6, torch.float64)
+
+    def sample(maps: Tensor) -> Tensor:
+        return ops.sample_points(maps, coordinates, backend=backend)
+
+    torch.autograd.gradcheck(sample, maps.requires_grad_())
+    torch.autograd.gradgradcheck(sample, maps)
+
+
+def test_the_backward_keeps_the_coordinates_alone():
+    maps, coordinates = inputs()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        ops.sample_points(maps.requires_grad_(), coordinates).sum()
+    assert kept == [coordinates.shape]
+
+
+@needs_cpp
+def test_the_same_bits_whatever_the_threads(two_threads):
+    maps, coordinates = inputs(2, 20, 30, 30, 3000)
+    results = []
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        leaf = maps.clone().requires_grad_()
+        found = ops.sample_points(leaf, coordinates)
+        results.append((found.detach(), *torch.autograd.grad(found.square().sum(), leaf)))
+    assert_bit_equal(results)
+
+
+@needs_cpp
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_every_instruction_set(isa):
+    """Each in its own process: the choice is made once, at load. All other tests see the best one."""
+    script = (
+        "import torch; from fastmtl import ops; torch.manual_seed(0)\n"
+        "x, at = torch.randn(2, 3, 9, 13, requires_grad=True), torch.rand(2, 300, 2) * 1.2 - 0.1\n"
+        "a, b = (ops.sample_points(x, at, backend=name) for name in ('cpp', 'reference'))\n"
+        "torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)\n"
+        "c, d = (torch.autograd.grad(value.square().sum(), x)[0] for value in (a, b))\n"
+        "torch.testing.assert_close(c, d, rtol=1e-5, atol=1e-4)\n"
+        "for cost in (torch.randn(3, 11, 6), torch.randint(3, (3, 6, 11)).float()):\n"
+        "    c, d = (ops.linear_assignment(cost, backend=name) for name in ('cpp', 'reference'))\n"
+        "    assert torch.equal(c, d)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], env=os.environ | {"FASTMTL_ISA": isa}, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, under Triton's interpreter
+def test_what_is_not_finite_stays_where_it_is(backend):
+    """A pixel reaches its neighbourhood alone, exact hits beside it do not see it, and a point at NaN lies nowhere."""
+    maps = torch.zeros(1, 1, 4, 4)
+    maps[0, 0, 1, 1] = math.inf
+    on_pixels = (torch.tensor([[1.5, 1.5], [2.5, 1.5], [0.5, 0.5], [1.0, 1.0]]) / 4)[None]
+    device = device_of(backend)
+    found = ops.sample_points(maps.to(device), on_pixels.to(device), backend=backend).cpu()
+    assert found.flatten().tolist() == [math.inf, 0.0, 0.0, math.inf]
+    nowhere = torch.tensor([[[math.nan, 0.5], [math.inf, 0.5], [0.5, -1e30], [0.5, 1e30]]])
+    found = ops.sample_points(torch.ones(1, 1, 4, 4).to(device), nowhere.to(device), backend=backend)
+    assert found.count_nonzero() == 0
+
+
+def test_opcheck_and_compile():
+    maps, coordinates = inputs()
+    maps.requires_grad_()
+    torch.library.opcheck(torch.ops.fastmtl.sample_points.default, (maps, coordinates, "auto"))
+    grad = torch.randn(2, 3, 40, requires_grad=True)
+    torch.library.opcheck(torch.ops.fastmtl.scatter_points.default, (grad, coordinates, 7, 5, "auto"))
+    compiled = torch.compile(ops.sample_points, fullgraph=True, backend="aot_eager")
+    for run in (compiled, ops.sample_points):
+        assert torch.equal(run(maps, coordinates), ops.sample_points(maps, coordinates))
+
+
+def test_uncertain_points_are_those_of_transformers(monkeypatch):
+    modeling = theirs()
+    maps = torch.randn(4, 1, 9, 9, generator=generator(0))
+    criterion = object.__new__(modeling.Mask2FormerLoss)
+    torch.manual_seed(5)
+    expected = criterion.sample_points_using_uncertainty(maps, lambda logits: -logits.abs(), 50, 3, 0.75)
+    torch.manual_seed(5)
+    found = ops.sample_uncertain_points(maps, 50)
+    assert found.shape == expected.shape
+    for a, b in ((found[:, :37], expected[:, :37]), (found[:, 37:], expected[:, 37:])):
+        assert torch.equal(a.sum(2).sort(1).values, b.sum(2).sort(1).values)  # as sets: the order means nothing
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_uncertain_points_by_ratio(ratio):
+    maps = torch.linspace(-9, 9, 64).expand(2, 1, 64, 64)
+    points = ops.sample_uncertain_points(maps, 200, importance_sample_ratio=ratio, generator=generator(0))
+    assert points.shape == (2, 200, 2)
+    near = ((points[..., 0] - 0.5).abs() < 1 / 5).double().mean().item()
+    assert abs(near - (ratio + (1 - ratio) * 0.4)) < 0.1
+    again = ops.sample_uncertain_points(maps, 200, importance_sample_ratio=ratio, generator=generator(0))
+    assert torch.equal(points, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.bool, torch.float32], ids=str)
+def test_pairwise_costs_equal_transformers(dtype, target_dtype):
+    modeling, source = theirs(), generator(0)
+    logits = (torch.randn(2, 6, 300, generator=source) * 5).to(dtype)
+    targets = torch.rand(2, 4, 300, generator=source)
+    targets = targets if target_dtype.is_floating_point else (targets < 0.3).to(target_dtype)
+    found = ops.pairwise_mask_cost(logits, targets, bce_weight=2.0, dice_weight=3.0)
+
+    def peer(dtype: torch.dtype) -> Tensor:
+        pairs = zip(logits.to(dtype), targets.to(dtype), strict=True)
+        return torch.stack(
+            [
+                2 * modeling.pair_wise_sigmoid_cross_entropy_loss(x, t) + 3 * modeling.pair_wise_dice_loss(x, t)
+                for x, t in pairs
+            ]
+        )
+
+    if dtype == torch.float64:
+        torch.testing.assert_close(found, peer(dtype), rtol=1e-12, atol=1e-12)
+    else:
+        assert found.dtype == torch.float32
+        assert_within_budget(found, peer(dtype), peer(torch.float64), dtype)
+
+
+def test_pairwise_diagonal_is_the_loss_of_pairs():
+    logits = torch.randn(1, 3, 50, generator=generator(1), dtype=torch.float64, requires_grad=True)
+    targets = (torch.rand(1, 3, 50, generator=generator(2)) < 0.5).double()
+    bce = binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(2)
+    found = ops.pairwise_mask_cost(logits, targets, dice_weight=0.0).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(found, bce)
+    found = ops.pairwise_mask_cost(logits, targets, bce_weight=0.0).diagonal(dim1=1, dim2=2)
+    dice = ops.dice_bce_loss(
+        logits, targets, bce_weight=0.0, dice_weight=1.0, smooth_nr=1.0, smooth_dr=1.0, reduction="none"
+    )
+    torch.testing.assert_close(found, dice)
+    torch.autograd.gradcheck(lambda x: ops.pairwise_mask_cost(x, targets), logits)
+
+
+def test_pairwise_costs_of_large_and_infinite_logits():
+    logits = torch.tensor([[[80.0, -80.0], [math.inf, 0.0], [0.0, 0.0]]])
+    costs = ops.pairwise_mask_cost(logits, torch.tensor([[[1, 0], [0, 1]]], dtype=torch.uint8))[0]
+    torch.testing.assert_close(costs[0], torch.tensor([0.0, 80.0 + 2 / 3]))
+    assert costs[1].isnan().all()
+    assert costs[2].isfinite().all()
+
+
+_MAPS, _AT = torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.sample_points(_MAPS[0], _AT), r"`maps` must be \[B, C, H, W\]"),
+        (lambda: ops.sample_points(_MAPS, _AT[:1]), r"`coordinates` \[B, P, 2\]"),
+        (lambda: ops.sample_points(_MAPS.long(), _AT), "`maps` must be bool, uint8"),
+        (lambda: ops.sample_points(_MAPS, _AT.long()), "`coordinates` must be float"),
+        (lambda: ops.sample_points(_MAPS, _AT.clone().requires_grad_()), "`coordinates` gets no gradient"),
+        (lambda: ops.sample_points(_MAPS[:, :, :0], _AT), "at least one pixel"),
+        (lambda: ops.sample_points(_MAPS, _AT.to("meta")), "`coordinates` must be on cpu"),
+        (lambda: ops.sample_uncertain_points(_MAPS.expand(2, 2, 4, 4), 3), r"`maps` must be \[R, 1, H, W\]"),
+        (lambda: ops.sample_uncertain_points(_MAPS, 0), "`num_points`"),
+        (lambda: ops.sample_uncertain_points(_MAPS, 3, oversample_ratio=0.9), "`oversample_ratio`"),
+        (lambda: ops.sample_uncertain_points(_MAPS, 3, importance_sample_ratio=2.0), "`importance_sample_ratio`"),
+        (lambda: ops.pairwise_mask_cost(_AT, _AT[:1]), r"`targets` \[B, T, N\]"),
+        (lambda: ops.pairwise_mask_cost(_AT, _AT[..., :1]), r"`targets` \[B, T, N\]"),
+        (lambda: ops.pairwise_mask_cost(_AT[..., :0], _AT[..., :0]), "N of 1 or more"),
+        (lambda: ops.pairwise_mask_cost(_AT.long(), _AT), "`mask_logits` must be float"),
+        (lambda: ops.pairwise_mask_cost(_AT, _AT, dice_weight=math.nan), "`dice_weight` must be finite"),
+        (lambda: ops.pairwise_mask_cost(_AT, _AT.to("meta")), "`targets` must be on cpu"),
+    ],
+)
+def test_arguments_that_do_not_fit(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

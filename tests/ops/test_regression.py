@@ -1,0 +1,191 @@
+"""`ops.mse_loss`, `l1_loss`, `smooth_l1_loss`: every backend against the definition, the definition against torch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from helpers.asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
+from helpers.inputs import MASKS, TARGET_DTYPES, generator, laid_out, layout, mask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from fastmtl import ops
+from fastmtl.ops.core import backends
+from fastmtl.ops.losses.regression_backends import Tensors
+from fastmtl.ops.losses.regression_backends import layout as seen
+
+NO_CPP = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+KERNELS = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
+    for name in ("cpp", "triton")
+]
+# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
+]
+LOSSES = {
+    "mse": (ops.mse_loss, F.mse_loss, "squared"),
+    "l1": (ops.l1_loss, F.l1_loss, "absolute"),
+    "smooth": (partial(ops.smooth_l1_loss, beta=0.7), partial(F.smooth_l1_loss, beta=0.7), "smooth"),
+}
+SHAPES = [(5,), (7, 4), (2, 3, 16, 16), (3, 1, 33, 31), (2, 2, 3, 4, 5), (1, 2, 2500)]
+
+
+def pair(shape, dtype=torch.float32, target_dtype=torch.float32, seed=0):
+    """Predictions around targets: images of 0 to 255 where the target is an integer, else numbers around 0."""
+    source = generator(seed)
+    target = torch.randn(shape, generator=source)
+    if not target_dtype.is_floating_point:
+        target = torch.randint(2 if target_dtype == torch.bool else 256, shape, generator=source)
+    input = target + 2 * torch.randn(shape, generator=source)
+    return input.to(dtype), target.to(target_dtype)
+
+
+def check(name, backend, x, t, **options):
+    """Loss and gradient of a backend against float64 on the same numbers."""
+    loss = LOSSES[name][0]
+    value, gradient = loss_and_gradient(lambda x: loss(x, t, backend=backend, **options), x)
+    exact_value, exact = loss_and_gradient(lambda x: loss(x, t, backend="reference", **options), x.double())
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), exact_value, rtol=2e-6, atol=1e-6)
+    step = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(x.dtype, 1e-5)
+    # Half gradients below the smallest normal number lose digits, which no kernel can help.
+    small = max({torch.float16: 6e-8}.get(x.dtype, 0.0), 1e-5 * exact.abs().max().item())
+    torch.testing.assert_close(gradient.double(), exact, rtol=step, atol=small)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_the_definition(backend, name, shape):
+    x, t = pair(shape)
+    present = torch.rand(shape[0], generator=generator(1)) < 0.6
+    for reduction in ("mean", "sum", "none"):
+        check(name, backend, x, t, reduction=reduction, mask=present)
+    check(name, backend, x, t)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("target_dtype", TARGET_DTYPES, ids=str)
+def test_every_target_dtype(backend, target_dtype):
+    check("mse", backend, *pair((2, 2, 13, 11), target_dtype=target_dtype))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(data=st.data())
+def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
+    draw = data.draw
+    shape = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 4)),
+        *draw(st.lists(st.integers(1, 19), min_size=1, max_size=3)),
+    )
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    x, t = pair(shape, dtype, draw(st.sampled_from(TARGET_DTYPES)))
+    x, t = laid_out(draw, x), laid_out(draw, t)
+    reduction = draw(st.sampled_from(["none", "mean", "sum"]))
+    valid = laid_out(draw, mask(draw(st.sampled_from(MASKS)), shape))
+    check(draw(st.sampled_from(list(LOSSES))), backend, x, t, reduction=reduction, mask=valid)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_error_is_within_the_naive_formulas(backend, dtype, name):
+    if backend == "triton" and dtype == torch.bfloat16 and backends.interpreting():
+        pytest.skip("the interpreter cuts bfloat16 off, where compiled code rounds")
+    x, t = pair((2, 2, 64, 64), dtype)
+    ours, torchs, _ = LOSSES[name]
+    found = loss_and_gradient(lambda x: ours(x, t, backend=backend), x)
+    naive = loss_and_gradient(lambda x: torchs(x, t.to(dtype)), x)
+    exact = loss_and_gradient(lambda x: torchs(x, t.double()), x.double())
+    for a, b, c in zip(found, naive, exact, strict=True):
+        assert_within_budget(a / c.abs().max(), b / c.abs().max(), c / c.abs().max(), dtype)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_parity_with_torch(name):
+    ours, torchs, _ = LOSSES[name]
+    x, t = pair((3, 4, 5), torch.float64)
+    for reduction in ("mean", "sum"):
+        for a, b in zip(
+            loss_and_gradient(lambda x, r=reduction: ours(x, t, reduction=r), x),
+            loss_and_gradient(lambda x, r=reduction: torchs(x, t, reduction=r), x),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+    torch.testing.assert_close(ours(x, t, reduction="none"), torchs(x, t, reduction="none").mean((1, 2)))
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("beta", [0.0, 1e-35, 1e-3, 1e6])
+def test_beta_of_any_size(backend, beta):
+    x, t = torch.tensor([0.0, 1.0, -2.0, 5.0, 1e-3]), torch.tensor([0.0, 0.0, 0.0, 5.0, 0.0])
+    found = loss_and_gradient(lambda x: ops.smooth_l1_loss(x, t, beta=beta, reduction="none", backend=backend), x)
+    exact = loss_and_gradient(lambda x: F.smooth_l1_loss(x, t.double(), beta=beta, reduction="none"), x.double())
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_infinities_and_nan_stay_in_their_sample(backend, name):
+    x, t = pair((4, 2, 6))
+    x[1, 0, 3], x[2, 1, 1], x[3, 0, 0] = float("inf"), float("nan"), 1e18
+    value, gradient = loss_and_gradient(
+        lambda x: LOSSES[name][0](x, t, reduction="none", backend=backend), x, torch.ones(4)
+    )
+    assert value.isnan().tolist() == [False, False, True, False]
+    assert value.isinf().tolist() == [False, True, False, False]
+    assert gradient.isnan().flatten(1).any(1).tolist() == [False, False, True, False]
+    assert gradient[1, 0, 3] == (float("inf") if name == "mse" else 1 / 12)
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("kind", ["sample", "segment", "pixel", "full"])
+def test_masked_elements_take_part_in_nothing(backend, kind):
+    shape = (3, 2, 9, 8)
+    x, t = pair(shape)
+    valid = mask(kind, shape, seed=3)
+    full = valid.view(*valid.shape, *(1,) * (4 - valid.dim())).expand(shape)
+    dirty_x, dirty_t = torch.where(full, x, float("nan")), torch.where(full, t, float("inf"))
+    for name in LOSSES:
+        for reduction in ("mean", "sum", "none"):
+            loss = partial(LOSSES[name][0], mask=valid, reduction=reduction, backend=backend)
+            clean = loss_and_gradient(lambda x, loss=loss: loss(x, t), x)
+            assert_bit_equal([clean, loss_and_gradient(lambda x, loss=loss: loss(x, dirty_t), dirty_x)])
+            assert (clean[1][~full] == 0).all()
+            off = loss_and_gradient(
+                lambda x, name=name, r=reduction: LOSSES[name][0](
+                    x, dirty_t, mask=torch.zeros(3, dtype=torch.uint8), reduction=r, backend=backend
+                ),
+                dirty_x,
+            )
+            assert all((part == 0).all() for part in off)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_bit_equal_over_repeats_and_thread_counts(backend, two_threads):
+    x, t = pair((2, 2, 40, 40) if backend == "triton" else (3, 2, 200, 201))
+    results = []
+    for threads in (2, 1, 2, 7):
+        torch.set_num_threads(threads)
+        for memory in ("contiguous", "misaligned"):
+            results.append(loss_and_gradient(lambda x: ops.mse_loss(x, t, backend=backend), layout(x, memory)))
+    assert_bit_equal(results)
+
+
+def test_a_sample_is_one_run_of_memory_where_it_can_be():
+    x, t = pair((2, 3, 8, 8))
+    present = torch.tensor([True, False]).view(torch.uint8).view(2, 1, 1, 1).expand(x.shape)
+    assert seen(Tensors(x, t, None)).shape == seen(Tensors(x, t, present)).shape == (2, 1, 192)
+    last = layout(x, "channels_last"), layout(t, "channels_last")
+    assert seen(Tensors(*last, present), last[0]).shape == (2, 1, 192)
+    assert seen(Tensors(last[0], t, None)).shape == (2, 3, 64)
+    _, gradient = loss_and_gradient(lambda x: ops.mse_loss(x, t), last[0])
+    assert gradient.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,71 @@
+"""The GPU side of stain normalisation without a GPU: Triton's kernel in the interpreter, CUDA C++ through nvcc."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.stain import tissue
+from test_stain_normalize import odd_tiles
+
+from fastmtl import data, ops
+from fastmtl.ops.core import backends
+
+needs_triton = pytest.mark.skipif(bool(backends.missing("triton")), reason=str(backends.missing("triton")))
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("convention", ["torchstain", "staintools", "histomicstk"])
+def test_triton_agrees_with_cpp(convention, dtype, poisoned_memory):
+    images = torch.cat([tissue(number=2, size=20), torch.full((1, 3, 20, 20), 250, dtype=torch.uint8)])
+    inside = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0)) < 0.9
+    for layout in (images, images.contiguous(memory_format=torch.channels_last)):
+        options = {"convention": convention, "inside": inside, "fallback": "pass", "min_tissue": 50, "dtype": dtype}
+        made, expected = (ops.stain_normalize(layout, backend=backend, **options) for backend in ("triton", "auto"))
+        torch.testing.assert_close(made.float(), expected.float(), rtol=0, atol=1)
+
+
+@needs_triton
+def test_triton_takes_the_loaders_call():
+    batch, draws = tissue(number=2, size=16), torch.rand(2, 4, generator=torch.Generator().manual_seed(1))
+    colour = torch.eye(3, 4).expand(2, 3, 4) * 1.1
+    calls = [data.StainNormalizer(per="tile", min_tissue=20, backend=backend) for backend in ("triton", "auto")]
+    made, expected = (one(batch, slides=["", ""], colour=colour, draws=draws) for one in calls)
+    torch.testing.assert_close(made, expected, rtol=0, atol=0.02)
+
+
+@needs_triton
+def test_odd_tiles_on_triton_are_finite():
+    assert ops.stain_normalize(odd_tiles(), backend="triton", dtype=torch.float32).isfinite().all()
+
+
+def test_the_cuda_kernels_compile_for_hopper_without_spills(tmp_path):
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
+    nvcc = shutil.which("nvcc", path=str(home)) or shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("there is no nvcc here")
+    from fastmtl.kernels import stain_histogram_cupy as kernels
+
+    source = tmp_path / "stain.cu"
+    source.write_text(kernels.SOURCE, encoding="utf-8")
+    command = [nvcc, "-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas=-v", *kernels.DEFINES, str(source)]
+    done = subprocess.run([*command, "-o", str(tmp_path / "stain.cubin")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"Compiling entry function 'stain_\w+'", done.stderr)) == 4
+    assert not re.search(r"[1-9]\d* bytes spill", done.stderr), done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("method", ["macenko", "vahadane", "ruifrok", "reinhard", "modified_reinhard"])
+def test_a_gpu_agrees_with_the_cpu_to_a_grey_level(method):
+    images, target = tissue(number=4, size=128), tissue(3)[0]
+    on_gpu = ops.stain_normalize(images.cuda(), method, target=target, dtype=torch.float32).cpu()
+    on_cpu = ops.stain_normalize(images, method, target=target, dtype=torch.float32)
+    assert (on_gpu - on_cpu).abs().max() <= 1

@@ -1,0 +1,353 @@
+"""Every kind of task against its textbook: losses of the labelled samples, metrics, and what missing labels leave."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmtl import tasks
+from fastmtl.protocols import Batch
+from fastmtl.tasks.metrics import BoxOverlap, Overlap
+
+STRUCTURES = ("nothing", "gland", "stroma")
+
+
+class Queries(NamedTuple):
+    class_logits: Tensor
+    mask_logits: Tensor
+    auxiliary: tuple = ()
+
+
+def _case(kind: str, count: int = 4):
+    """(task, logits, target) of `count` samples, 8 x 8 pixels."""
+    source = torch.Generator().manual_seed(len(kind))
+    randn = lambda *shape: torch.randn(*shape, generator=source)  # noqa: E731
+    randint = lambda high, *shape: torch.randint(high, shape, generator=source)  # noqa: E731
+    options = {
+        "multilabel_segmentation": {"structures": STRUCTURES},
+        "multiclass_segmentation": {"structures": STRUCTURES},
+        "regression": {"size": 2, "mean": 3.0, "std": 2.0},
+        "contrastive": {"dimensions": 6, "temperature": 0.5},
+        "universal_segmentation": {"num_points": 64},
+    }.get(kind, {})
+    names = {"classification": STRUCTURES, "binary_classification": ("benign", "malignant")}.get(kind, ())
+    logits, target = {
+        "binary_segmentation": lambda: (randn(count, 1, 8, 8), randint(2, count, 1, 8, 8).byte()),
+        "multilabel_segmentation": lambda: (randn(count, 3, 8, 8), randint(2, count, 3, 8, 8).byte()),
+        "multiclass_segmentation": lambda: (randn(count, 3, 8, 8), randint(3, count, 1, 8, 8).byte()),
+        "universal_segmentation": lambda: (
+            Queries(randn(count, 5, 3), randn(count, 5, 4, 4), ((randn(count, 5, 3), randn(count, 5, 4, 4)),)),
+            randint(2, count, 1, 8, 8).byte(),
+        ),
+        "classification": lambda: (randn(count, 3), randint(3, count)),
+        "binary_classification": lambda: (randn(count, 1), randint(2, count)),
+        "regression": lambda: (randn(count, 2), randn(count, 2) + 3),
+        "bounding_box": lambda: (randn(count, 4), torch.rand(count, 4, generator=source)),
+        "reconstruction": lambda: (randn(count, 3, 8, 8), torch.zeros(count)),
+        "contrastive": lambda: (randn(count, 6), torch.arange(count) ^ 1),
+        "auxiliary_segmentation": lambda: (randn(count, 1, 2, 2), randint(2, count, 1, 8, 8).byte()),
+    }[kind]()
+    return tasks.create_task(kind, "it", 0, class_names=names, **options), logits, target
+
+
+def _batch(target, present=None):
+    count = len(target)
+    shown = torch.ones(count, dtype=torch.bool) if present is None else torch.tensor(present)
+    images = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return Batch(images, {"it": target}, shown[:, None], {"organ": torch.arange(count)[:, None].float() % 2})
+
+
+LABELLED = [kind for kind in tasks.list_tasks() if kind not in ("reconstruction", "contrastive")]
+
+
+@pytest.mark.parametrize("kind", tasks.list_tasks())
+def test_loss_summary_and_prediction_exist_for_every_kind(kind):
+    task, logits, target = _case(kind)
+    batch = _batch(target)
+    loss = task.loss(logits, batch)
+    assert loss.shape == ()
+    assert loss.isfinite()
+    metrics = task.metrics()
+    task.update(metrics, logits, batch)
+    summary = task.summary(metrics)
+    assert not task.headline or isinstance(summary[task.headline], float)
+    assert task.predict(logits, batch).shape[0] == len(target)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LABELLED if kind != "universal_segmentation"])
+def test_unlabelled_samples_take_no_part(kind):
+    task, logits, target = _case(kind)
+    present = [True, False, True, False]
+    broken = logits.clone()
+    broken[1] = float("nan")
+    part = torch.tensor(present)
+    whole = task.loss(broken, _batch(target, present))
+    torch.testing.assert_close(whole, task.loss(logits[part], _batch(target[part])))
+    few, many = task.metrics(), task.metrics()
+    task.update(many, logits, _batch(target, present))
+    task.update(few, logits[part], _batch(target[part]))
+    assert task.summary(many) == task.summary(few)
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+def test_without_labels_the_loss_is_zero_with_a_graph_and_metrics_are_none(kind):
+    task, logits, target = _case(kind)
+    leaves = [x.requires_grad_() for x in (logits if isinstance(logits, tuple) else (logits,)) if isinstance(x, Tensor)]
+    batch = _batch(target, [False] * 4)
+    loss = task.loss(logits, batch)
+    assert loss.item() == 0
+    loss.backward()
+    assert all(leaf.grad is not None and (leaf.grad == 0).all() for leaf in leaves)
+    metrics = task.metrics()
+    task.update(metrics, logits, batch)
+    assert task.summary(metrics)[task.headline or "dice"] is None
+
+
+def test_regression_standardises_and_reports_in_the_targets_unit():
+    task, logits, target = _case("regression")
+    expected = F.mse_loss(logits, (target - 3) / 2)
+    torch.testing.assert_close(task.loss(logits, _batch(target)), expected)
+    metrics = task.metrics()
+    task.update(metrics, logits, _batch(target))
+    found = task.summary(metrics)
+    assert found["mae"] == pytest.approx(F.l1_loss(logits * 2 + 3, target).item())
+    one = task.metrics()
+    task.update(one, logits[:1], _batch(target[:1]))
+    assert task.summary(one)["r2"] is None
+
+
+def test_universal_segmentation_leaves_unlabelled_samples_out():
+    task, logits, target = _case("universal_segmentation", 2)
+    torch.manual_seed(0)
+    alone = task.loss(Queries(logits[0][:1], logits[1][:1]), _batch(target[:1]))
+    torch.manual_seed(0)
+    changed = logits[0].clone()
+    changed[1] += 5
+    first = task.loss(Queries(changed, logits[1]), _batch(target, [True, False]))
+    torch.manual_seed(0)
+    second = task.loss(Queries(logits[0], logits[1]), _batch(target, [True, False]))
+    assert first == second
+    assert first == pytest.approx(alone.item(), rel=0.2)  # the points drawn differ
+
+
+def test_universal_segmentation_finds_what_a_query_says():
+    task = tasks.create_task("universal_segmentation", "it", 0, num_points=64)
+    target = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    target[..., 4:] = 1
+    masks = torch.where(target == 1, 9.0, -9.0)
+    output = Queries(torch.tensor([[[-9.0, 9, -9], [9, -9, -9]]]), torch.cat([masks, -masks], 1))
+    metrics = task.metrics()
+    task.update(metrics, output, _batch(target))
+    assert task.summary(metrics)["jaccard"] == 1
+    wrong = Queries(output.class_logits, output.mask_logits.flip(1))
+    assert task.loss(output, _batch(target)) < 0.3 * task.loss(wrong, _batch(target))
+
+
+def test_contrastive_pairs_are_the_samplers():
+    task, logits, partner = _case("contrastive", 6)
+    expected = tasks.Contrastive("it", 0, temperature=0.5).criterion(logits[::2], logits[1::2])
+    torch.testing.assert_close(task.loss(logits, _batch(partner)), expected)
+    shuffled = torch.tensor([3, 0, 5, 1, 4, 2])  # row i of the shuffled batch is row shuffled[i] of the other
+    back = torch.argsort(shuffled)
+    moved = task.loss(logits[shuffled], _batch(back[partner[shuffled]]))
+    torch.testing.assert_close(moved, expected)
+    single = partner.clone()
+    single[4:] = -1
+    torch.testing.assert_close(
+        task.loss(logits, _batch(single)), task.loss(logits[:4], _batch(partner[:4])), msg="lone samples count"
+    )
+
+
+def test_auxiliary_is_bce_against_the_mask_at_its_stride():
+    task, logits, target = _case("auxiliary_segmentation")
+    coarse = F.interpolate(target.float(), (2, 2), mode="nearest")
+    torch.testing.assert_close(
+        task.loss(logits, _batch(target)), F.binary_cross_entropy_with_logits(logits, coarse), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_thresholds_follow_the_samples_organ():
+    task = tasks.create_task(
+        "binary_segmentation", "it", 0, groups={"organ": ("lung", "kidney")}, group_by="organ", thresholds={"lung": 0.1}
+    )
+    logits = torch.full((2, 1, 8, 8), -1.0)  # a probability of 0.27: foreground in the lung, not in the kidney
+    target = torch.ones(2, 1, 8, 8, dtype=torch.uint8)
+    batch = _batch(target)
+    assert task.predict(logits, batch).flatten(1).all(1).tolist() == [True, False]
+    metrics = task.metrics()
+    task.update(metrics, logits, batch)
+    assert task.summary(metrics)["per_group"]["dice"] == {"lung": 1.0, "kidney": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ([0, 0, 0], {"accuracy": pytest.approx(2 / 3), "sensitivity": None, "specificity": pytest.approx(2 / 3)}),
+        ([1, 1, 1], {"accuracy": pytest.approx(1 / 3), "sensitivity": pytest.approx(1 / 3), "specificity": None}),
+        ([1, 0, 0], {"accuracy": 1.0, "sensitivity": 1.0, "specificity": 1.0, "auroc": 1.0}),
+    ],
+)
+def test_a_finding_that_no_sample_or_every_sample_has(target, expected):
+    task = tasks.create_task("binary_classification", "it", 0, class_names=("without", "with"))
+    metrics = task.metrics()
+    task.update(metrics, torch.tensor([[2.0], [-1.0], [-3.0]]), _batch(torch.tensor(target)))
+    assert task.summary(metrics) == {"auroc": None} | expected
+
+
+@pytest.mark.parametrize("empty", ["one", "zero", "skip"])
+def test_means_over_images_do_not_depend_on_the_batches(empty):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(11, 2, 8, 8, generator=generator)
+    target = (torch.rand(11, 2, 8, 8, generator=generator) < 0.2).byte()
+    target[3], target[5, 0], logits[3] = 0, 0, -5
+    present = [number % 4 != 0 for number in range(11)]
+    scores = []
+    for image, mask in [(i, m) for i, m, there in zip(logits, target, present, strict=True) if there]:
+        for found, true in zip(image > 0, mask.bool(), strict=True):
+            if true.any() or (empty != "skip" and found.any()):
+                scores.append(2 * (found & true).sum().item() / (found.sum() + true.sum()).item())
+            elif empty != "skip":
+                scores.append({"one": 1.0, "zero": 0.0}[empty])
+    for size in (1, 3, 11):
+        task = tasks.create_task("multilabel_segmentation", "it", 0, structures=("a", "b"), empty=empty)
+        metrics = task.metrics()
+        for start in range(0, 11, size):
+            some = slice(start, start + size)
+            task.update(metrics, logits[some], _batch(target[some], present[some]))
+        assert task.summary(metrics)["dice"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_multiclass_ignores_pixels_and_counts_the_background_on_request():
+    target = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    target[..., :2] = 1
+    target[..., 2] = 255
+    logits = F.one_hot(torch.where(target == 255, 2, target.long())[:, 0], 3).movedim(-1, 1) * 9.0
+    task = tasks.create_task("multiclass_segmentation", "it", 0, structures=STRUCTURES)
+    metrics = task.metrics()
+    task.update(metrics, logits, _batch(target))
+    found = task.summary(metrics)
+    assert found["pixel_accuracy"] == 1
+    assert found["per_class"]["dice"] == {"gland": 1.0, "stroma": 1.0}  # an ignored pixel is no false stroma
+
+
+@pytest.mark.parametrize("kind", ["multiclass_segmentation", "universal_segmentation"])
+def test_class_maps_are_scored_by_group_batch_and_policy(kind):
+    """The kidney's image is empty and found so; of the lung's half is found."""
+    target = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    target[0] = 1
+    found = target.clone()
+    found[0, :, :, 4:] = 0
+    if kind == "multiclass_segmentation":
+        output = F.one_hot(found[:, 0].long(), 2).movedim(-1, 1) * 9.0
+    else:
+        masks = torch.where(found == 1, 9.0, -9.0)
+        output = Queries(torch.tensor([[[-9.0, 9, -9], [9, -9, -9]]] * 2), torch.cat([masks, -masks], 1))
+
+    def score(**options):
+        groups = {"organ": ("lung", "kidney")}
+        task = tasks.create_task(kind, "it", 0, structures=("background", "gland"), groups=groups, **options)
+        metrics = task.metrics()
+        task.update(metrics, output, _batch(target))
+        return task.summary(metrics)
+
+    per_group = score(group_by="organ")["per_group"]["jaccard"]
+    assert per_group == {"lung": 0.5, "kidney": 1.0}
+    assert score()["jaccard"] == 0.75
+    assert score(empty="skip")["jaccard"] == 0.5
+    assert score(empty="zero")["jaccard"] == 0.25
+    assert score(aggregate="batch")["jaccard"] == 0.5
+
+
+@pytest.mark.parametrize(("empty", "expected"), [(1.0, 0.75), (0.0, 0.25), (None, 0.5)])
+def test_empty_masks_follow_the_policy(empty, expected):
+    metric = Overlap("dice", empty=empty)
+    target = torch.zeros(2, 1, 2, 2)
+    target[0, 0, 0, 0] = 1
+    found = torch.zeros(2, 1, 2, 2)
+    found[0, 0, 0] = torch.tensor([0.0, 1.0])
+    found[0, 0, 0, 0] = 0
+    found[0, 0, :, 0] = 1
+    found[0, 0, 0, 1] = 1  # 1 of 3 found pixels is right: Dice 2 / 4
+    metric.update(found, target)
+    assert metric.compute().item() == pytest.approx(expected)
+
+
+def test_batch_aggregation_takes_all_pixels_together():
+    metric = Overlap("dice", aggregate="batch")
+    target = torch.zeros(2, 1, 2, 2)
+    target[0] = 1
+    found = torch.ones(2, 1, 2, 2)
+    metric.update(found, target)
+    assert metric.compute().item() == pytest.approx(2 * 4 / (8 + 4))
+
+
+def test_metrics_that_agree_on_the_first_batch_stay_apart():
+    task, _, _ = _case("binary_segmentation")
+    metrics = task.metrics()
+    whole = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
+    task.update(metrics, torch.full((1, 1, 8, 8), 9.0), _batch(whole))
+    half = whole.clone()
+    half[..., 4:] = 0
+    task.update(metrics, torch.full((1, 1, 8, 8), 9.0), _batch(half))
+    found = task.summary(metrics)
+    assert found["dice"] == pytest.approx((1 + 2 / 3) / 2)
+    assert found["jaccard"] == pytest.approx((1 + 1 / 2) / 2)
+
+
+def test_box_overlap():
+    metric = BoxOverlap()
+    metric.update(
+        torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.2, 0.2, 0.2, 0.2]]), torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.8] * 4])
+    )
+    assert metric.compute().item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("multilabel_segmentation", {"structures": ()}, "`structures`"),
+        ("multiclass_segmentation", {"structures": ("a",)}, "`structures`"),
+        ("multiclass_segmentation", {"structures": ("a", "b"), "class_weights": [1.0]}, "`class_weights`"),
+        ("binary_segmentation", {"threshold": 1.5}, "`threshold`"),
+        ("binary_segmentation", {"empty": "none"}, "`empty`"),
+        ("binary_segmentation", {"group_by": "orga", "groups": {"organ": ("a",)}}, "did you mean 'organ'"),
+        ("binary_segmentation", {"thresholds": {"lung": 0.1}}, "`group_by`"),
+        ("binary_classification", {"class_names": ("a", "b", "c")}, "is binary"),
+        ("regression", {"std": 0.0}, "`std`"),
+        ("regression", {"std": float("inf")}, "`std`"),
+        ("regression", {"size": 1.5}, "`size`"),
+        ("regression", {"mean": float("nan")}, "`mean`"),
+        ("binary_segmentation", {"bce_weight": -1}, "`bce_weight` must be 0 or more"),
+        ("binary_segmentation", {"dice_weight": float("nan")}, "`dice_weight` must be 0 or more"),
+        ("binary_segmentation", {"bce_weight": "1"}, "`bce_weight` must be 0 or more"),
+        ("multilabel_segmentation", {"structures": ("a", "a")}, "distinct"),
+        ("multiclass_segmentation", {"structures": ("a", "b", "a")}, "distinct"),
+        ("universal_segmentation", {"structures": ("a", "")}, "distinct"),
+        ("multiclass_segmentation", {"structures": ("a", "b"), "class_weights": [1, -1]}, "`class_weights`"),
+        ("multiclass_segmentation", {"structures": ("a", "b"), "label_smoothing": 2}, "`label_smoothing`"),
+        ("classification", {"class_names": ("a", "b"), "class_weights": ["a", "b"]}, "`class_weights`"),
+        ("classification", {"class_names": ("a", "b"), "label_smoothing": -1.0}, "`label_smoothing`"),
+        ("binary_classification", {"class_names": ("a", "b"), "pos_weight": -1.0}, "`pos_weight`"),
+        ("auxiliary_segmentation", {"downsample": "bilinear"}, "`downsample`"),
+        ("contrastive", {"temperature": float("inf")}, "`temperature`"),
+        ("regression", {"loss": "huber"}, "`loss`"),
+        ("contrastive", {"temperature": 0.0}, "`temperature`"),
+        ("classification", {"class_names": ("a",)}, "two classes"),
+        ("binary_segmentation", {"threshold": "half"}, "`threshold`"),
+        ("binary_segmentation", {"aggregate": "imagee"}, "`aggregate` must be 'image' or 'batch'"),
+        ("multiclass_segmentation", {"structures": ("a", "b"), "aggregate": {"iou": "batch"}}, "dice and jaccard"),
+        ("universal_segmentation", {"empty": "none"}, "`empty`"),
+        ("binary_segmentation", {"thresholds": "low", "group_by": ""}, "must map groups to probabilities"),
+        ("regression", {"std": "two"}, "cannot be built"),
+        ("segmentation", {}, "unknown kind"),
+        ("binary_segmentation", {"bce_wieght": 1.0}, "bce_weight"),
+        ("binary_segmentation", {"structures": ("a",)}, "has no option 'structures'"),
+        ("multilabel_segmentation", {"structures": ("a",), "threshhold": 0.4}, "did you mean 'threshold'"),
+        ("regression", {"size": 0}, "`size` must be a whole number above 0; got 0"),
+    ],
+)
+def test_bad_options_are_named(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.create_task(kind, "it", 0, **options)

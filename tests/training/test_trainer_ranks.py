@@ -1,0 +1,205 @@
+"""The trainer and the command line on two ranks: one process with both ranks' batches, agreed on every end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from helpers import two_trainers as _two_trainers
+
+from fastmtl import data
+from fastmtl.builders import components
+from fastmtl.cli import main
+from fastmtl.config import ConfigError
+from fastmtl.distributed import World
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> list[dict]:
+    """What both ranks found, all cases of this file in one pair of processes."""
+    arguments = (str(folder / "rendezvous"), str(folder))
+    mp.start_processes(_two_trainers.main, args=arguments, nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def _near(found, wanted) -> None:
+    assert type(found) is type(wanted)
+    if isinstance(wanted, dict):
+        assert list(found) == list(wanted)
+        for name in wanted:
+            _near(found[name], wanted[name])
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            _near(one, other)
+    elif isinstance(wanted, torch.Tensor):
+        torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-6)
+    else:
+        assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in _two_trainers.RUNS if name != "norm"])
+def test_two_ranks_are_one_process_with_both_batches(results, name):
+    """Weights, losses and validation, over eight steps of SGD; missing labels, once all of a rank's."""
+    balancer, options = _two_trainers.RUNS[name]
+    alone = _two_trainers.trained(World(), balancer, **options)
+    for rank in results:
+        for kind in ("weights", "records"):
+            # A validation loss is the mean over batches, whose missing labels fall otherwise here.
+            found, wanted = (
+                [_without_loss(r) for r in run[kind]] if kind == "records" else run[kind] for run in (rank[name], alone)
+            )
+            _near(found, wanted)
+
+
+def _without_loss(record: dict) -> dict:
+    if "validation" not in record:
+        return record
+    kept = {name: value for name, value in record["validation"].items() if name != "loss"}
+    return record | {"validation": kept}
+
+
+@pytest.mark.parametrize("name", _two_trainers.RUNS)
+def test_ranks_hold_the_same_bits(results, name):
+    """Running statistics of BatchNorm too, and every figure that decides something."""
+    first, second = (rank[name] for rank in results)
+    assert all(torch.equal(value, second["weights"][key]) for key, value in first["weights"].items())
+    assert first["records"] == second["records"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("how", ["nan", "inf"])
+def test_a_bad_loss_on_one_rank_stops_both(results, how, fused):
+    """A loss that is infinite with a finite gradient too; nobody takes the step."""
+    for rank in results:
+        case = rank[f"{how} {fused}"]
+        assert "loss of task 'side' was NaN or infinite in 1 of the steps" in case["message"]
+        assert all(value.isfinite().all() for value in case["weights"].values())
+    first, second = (rank[f"{how} {fused}"]["weights"] for rank in results)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("balancer", ["pcgrad", "db_mtl"])
+def test_one_rank_asked_to_stop_stops_both_and_resume_is_bit_equal(results, balancer):
+    """From rank 0's checkpoint alone; a step later, because nobody waits for the others' answer."""
+    for rank in results:
+        case = rank[f"stopped {balancer}"]
+        assert case["message"] == "stopped at epoch 1, step 4"
+        assert all(torch.equal(value, case["whole"][name]) for name, value in case["ours"].items())
+        assert case["losses"][0] == case["losses"][1]
+
+
+def test_stages_on_two_ranks_stop_and_go_on_bit_equal(results, folder):
+    """With a frozen encoder, averaged weights, and a learning rate that both find."""
+    for rank in results:
+        whole, cut = rank["staged 0"], rank["staged 7"]
+        assert cut["message"].startswith("stopped at epoch 2")
+        assert whole["progress"] == cut["progress"]
+        assert whole["progress"][:4] == ["frozen", 1, 3, 12]
+        assert all(torch.equal(value, cut["weights"][name]) for name, value in whole["weights"].items())
+        assert all(torch.equal(v, results[0]["staged 0"]["weights"][n]) for n, v in whole["weights"].items())
+
+
+def test_another_number_of_ranks_cannot_continue(results, folder):
+    said = _two_trainers.wrong_size(folder / "pcgrad")
+    assert "is of a training on 2 rank(s), and this one has 1" in said
+    assert "torchrun --nproc-per-node 2" in said
+
+
+def test_a_rank_without_a_gpu_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="rank 1 of this machine has no GPU: there are 1"):
+        components.device_of("auto", 1)
+
+
+SMALL = ["--size", "32", "--batch-size", "2", "--precision", "float32", "--set", "model.base_channels=4"]
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "colon"
+    return data.generate(root, num_patients=6, tiles_per_patient=4, tile_size=64, num_slides=0)
+
+
+def _start(arguments: list[str]) -> list[subprocess.Popen]:
+    """Two ranks of the command line, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "fastmtl", "train", *arguments]
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen(command, env=environment, **pipes) for environment in environments]
+
+
+def _until(file: Path, processes: list[subprocess.Popen]) -> None:
+    for _ in range(1200):
+        if file.exists() or any(process.poll() is not None for process in processes):
+            return
+        time.sleep(0.05)
+
+
+def test_the_command_line_on_two_ranks(tiles, tmp_path):
+    """One run folder, rank 0's; the other rank prints nothing."""
+    out = tmp_path / "run"
+    ranks = _start(["demo", "--data", str(tiles), "--out", str(out), "--epochs", "1", *SMALL])
+    said = [process.communicate(timeout=120) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    assert "ranks: 2" in said[0][1]
+    assert "epoch 1/1" in said[0][1]
+    assert "fastmtl" not in said[1][1] + said[1][0]
+    assert "epoch" not in said[1][1] + said[1][0]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_images"] == len((out / "evaluation.jsonl").read_text().splitlines())
+    assert main(["train", "--resume", "--out", str(out)]) == 1, "one process cannot continue it"
+
+
+@pytest.mark.slow
+def test_stop_resume_and_a_killed_rank(tiles, tmp_path):
+    options = ["demo", "--data", str(tiles), "--epochs", "3", "--log-every", "1", *SMALL]
+    whole = _start([*options, "--out", str(tmp_path / "whole")])
+    said = [process.communicate(timeout=120) for process in whole]
+    assert [process.returncode for process in whole] == [0, 0], said
+    cut = tmp_path / "cut"
+    ranks = _start([*options, "--out", str(cut)])
+    _until(cut / "metrics.jsonl", ranks)
+    ranks[1].send_signal(signal.SIGTERM)  # one of them is enough
+    said = [process.communicate(timeout=60) for process in ranks]
+    assert [process.returncode for process in ranks] == [130, 130], said
+    assert "continue with: " in said[0][1]
+    again = _start(["--resume", "--out", str(cut)])
+    said = [process.communicate(timeout=120) for process in again]
+    assert [process.returncode for process in again] == [0, 0], said
+    losses = [
+        [json.loads(line)["loss"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (tmp_path / "whole", cut)
+    ]
+    assert losses[0] == losses[1]
+
+    killed = _start([*options, "--out", str(tmp_path / "killed"), "--epochs", "300"])
+    _until(tmp_path / "killed" / "metrics.jsonl", killed)
+    killed[1].kill()
+    started = time.monotonic()
+    said = killed[0].communicate(timeout=60)[1]
+    killed[1].communicate()
+    assert time.monotonic() - started < 20
+    assert killed[0].returncode == 1
+    assert said.strip().splitlines()[-1] == (
+        "fastmtl: another rank has ended, or did not answer for 10 minutes; it says why."
+    )

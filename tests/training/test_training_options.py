@@ -1,0 +1,244 @@
+"""What a recipe says of schedule, learning rate, averaged weights and balancers is what the training does."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.stages import HeldOut, recipe_of, run, same, stages_for, weights
+from test_trainer import MemoryLoader
+
+from fastmtl import balance
+from fastmtl.builders import components
+from fastmtl.config import ConfigError, OptimizerConfig
+from fastmtl.training import checkpoint
+from fastmtl.training.lr_finder import NoRateFound, find_lr, steepest
+from fastmtl.training.lr_schedule import Schedule
+
+
+def _optimizer(groups=1):
+    return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(groups)], lr=1.0)
+
+
+def _rates(schedule, optimizer, num_epochs, scores=(), steps=4):
+    rates = []
+    for epoch in range(num_epochs):
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        schedule.on_epoch(scores[epoch] if scores else None)
+    return rates
+
+
+def test_cosine_and_constant_after_a_warm_up():
+    for name, late in (("cosine", 0.5 * (1 + math.cos(math.pi / 2))), ("constant", 1.0)):
+        optimizer = _optimizer()
+        rates = _rates(Schedule(optimizer, OptimizerConfig(schedule=name, warmup=0.5), 8), optimizer, 2)
+        assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+        assert rates[6] == pytest.approx(late)
+
+
+def test_plateau_waits_warms_up_and_is_told_of_scores_alone():
+    optimizer = _optimizer(2)
+    config = OptimizerConfig(schedule="plateau", warmup=0.2, plateau_factor=0.5, plateau_patience=1)
+    schedule = Schedule(optimizer, config, 20)
+    rates = _rates(schedule, optimizer, 5, scores=[0.3, 0.4, 0.4, 0.4, float("nan")])
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[12] == 1.0, "one epoch without a better score is patience"
+    assert rates[16:] == [0.5] * 4
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    again, fewer = _optimizer(1), OptimizerConfig(schedule="plateau", warmup=0.2, plateau_factor=0.5)
+    resumed = Schedule(again, fewer, 20)
+    resumed.load_state_dict(schedule.state_dict())
+    assert again.param_groups[0]["lr"] == 0.5
+    for score in (0.1, 0.1):
+        resumed.on_epoch(score)
+    assert again.param_groups[0]["lr"] == 0.25
+
+
+def test_the_plateau_reads_the_validation_score(tmp_path):
+    optimizer = {"lr": 0.0, "schedule": "plateau", "warmup": 0.0, "plateau_patience": 0}
+    made = run(recipe_of(tmp_path, optimizer=optimizer, training={"epochs": 1}), tmp_path)
+    assert made.trainer.scheduler.state_dict()["by_score"]["best"] == made.trainer.best_score
+
+
+@pytest.mark.parametrize(("tasks", "goes_on"), [([], True), (["side"], False)])
+def test_a_kept_plateau_goes_on_with_the_same_tasks_alone(tmp_path, tasks, goes_on):
+    """Of other tasks the score is another mean, and a lower one would be no progress for ever."""
+    stages = [{"name": "a", "epochs": 1}, {"name": "b", "epochs": 1, "tasks": tasks, "keep_optimizer": True}]
+    optimizer = {"schedule": "plateau", "warmup": 0.0, "plateau_patience": 0}
+    made, loader = stages_for(recipe_of(tmp_path, stages, optimizer=optimizer), tmp_path), MemoryLoader(num_batches=1)
+    made.begin(loader)
+    made.trainer.scheduler.on_epoch(0.9)
+    made._enter(1, loader)
+    assert made.trainer.scheduler.state_dict()["by_score"]["best"] == (0.9 if goes_on else -math.inf)
+
+
+def test_steepest_descent():
+    rates = [10.0**power for power in range(-6, 1)]
+    assert steepest(rates, [1.0, 1.0, 0.99, 0.8, 0.4, 0.39, 2.0]) == pytest.approx(1e-3)
+    with pytest.raises(NoRateFound, match=r"Give optimizer\.lr instead"):
+        steepest(rates, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6])
+
+
+def test_losses_that_stay_have_no_rate(tmp_path):
+    """Nothing labelled: the running mean of equal losses differs by rounding, which was taken for a fall."""
+    stages, loader = stages_for(recipe_of(tmp_path), tmp_path), MemoryLoader()
+    loader.spoil = lambda batch, epoch, number: replace(batch, present=torch.zeros_like(batch.present))
+    stages.begin(loader)
+    with pytest.raises(NoRateFound):
+        find_lr(stages.trainer, loader, num_steps=20)
+    with pytest.raises(NoRateFound):
+        steepest([], [])
+
+
+@pytest.mark.parametrize("balancer", ["pcgrad", "famo"])
+def test_the_sweep_finds_a_rate_that_learns_and_leaves_no_trace(tmp_path, balancer):
+    recipe = recipe_of(tmp_path, balancer={"name": balancer}, training={"average": "ema"})
+    stages, loader = stages_for(recipe, tmp_path), MemoryLoader(num_batches=3)
+    stages.begin(loader)
+    trainer = stages.trainer
+    trainer.step(next(iter(loader)))
+    before, state = weights(stages.model), copy.deepcopy(trainer.state_dict(loader))
+    found = find_lr(trainer, loader, num_steps=24)
+    assert 1e-5 < found < 1.0
+    after = trainer.state_dict(loader)
+    assert same(weights(stages.model), before)
+    assert str(after["optimizer"]) == str(state["optimizer"])
+    assert str(after["balancer"]) == str(state["balancer"])
+    assert str(after["scheduler"]) == str(state["scheduler"])
+    assert same(after["average"], state["average"])
+    assert torch.equal(after["rng"], state["rng"])
+    assert after["loader"] == state["loader"]
+    assert not trainer.bad.any()
+
+
+def test_a_found_rate_is_the_highest_of_the_stage(tmp_path):
+    recipe = recipe_of(
+        tmp_path, optimizer={"find_lr": True, "lr": 123.0, "schedule": "constant"}, training={"epochs": 1}
+    )
+    made = run(recipe, tmp_path)
+    assert 1e-6 < made.trainer.optimizer.param_groups[0]["lr"] < 1.0
+
+
+def test_ema_is_its_formula_and_what_is_judged_and_kept(tmp_path):
+    recipe = recipe_of(tmp_path, training={"average": "ema", "average_decay": 0.9, "epochs": 1})
+    stages, loader = stages_for(recipe, tmp_path), MemoryLoader(num_batches=3)
+    stages.begin(loader)
+    seen = []
+    step = stages.trainer.step
+
+    def watched(batch):
+        done = step(batch)
+        seen.append(weights(stages.model))
+        return done
+
+    stages.trainer.step = watched
+    stages.fit(loader, HeldOut(seed=5))
+    expected = seen[0]
+    for one in seen[1:]:
+        expected = {
+            name: 0.9 * value + 0.1 * one[name] if value.is_floating_point() else one[name]
+            for name, value in expected.items()
+        }
+    best = checkpoint.load(tmp_path / "best")["model"]
+    for name, value in expected.items():
+        torch.testing.assert_close(best[name], value)
+    assert same(checkpoint.load(tmp_path / "last")["model"], seen[-1])
+    stages.model.load_state_dict(best)
+    stages.trainer.average = None  # the averaged weights are the model's own now
+    judged = stages.trainer.evaluate(HeldOut(seed=5))["score"]
+    assert checkpoint.load(tmp_path / "best")["progress"]["best_score"] == judged
+
+
+def test_the_last_checkpoint_is_judged_by_its_average(tmp_path):
+    recipe = recipe_of(tmp_path, training={"average": "swa", "average_start": 1, "epochs": 3})
+    stages, loader = stages_for(recipe, tmp_path), MemoryLoader(num_batches=1)
+    judged = components.build_model(recipe, stages.tasks, stages.device)
+    stages.begin(loader)
+    stages.trainer.save("last", loader)
+    checkpoint.load_model(tmp_path / "last", judged)
+    assert same(weights(judged), weights(stages.model)), "no average yet"
+    stages.fit(loader, HeldOut(seed=5))
+    checkpoint.load_model(tmp_path / "last", judged)
+    assert same(weights(judged), weights(stages.trainer.average.module))
+    assert not same(weights(judged), weights(stages.model))
+
+
+def test_swa_begins_where_it_is_told(tmp_path):
+    recipe = recipe_of(tmp_path, training={"average": "swa", "average_start": 1, "epochs": 3})
+    stages, loader = stages_for(recipe, tmp_path), MemoryLoader(num_batches=1)
+    stages.begin(loader)
+    seen = []
+
+    class Watcher:
+        def on_step(self, *_):
+            pass
+
+        def on_epoch(self, record):
+            seen.append((weights(stages.model), stages.trainer.average.module is None))
+
+    stages.trainer.observers.append(Watcher())
+    stages.fit(loader, HeldOut(seed=5))
+    assert [early for _, early in seen] == [True, False, False]
+    name = "encoder.stages.0.conv1.weight"
+    mean = (seen[1][0][name] + seen[2][0][name]) / 2
+    torch.testing.assert_close(stages.trainer.average.module.state_dict()[name], mean)
+
+
+BALANCERS = {
+    "c": ({"name": "constant", "weight": 0.4, "main": "mask"}, [1.0, 0.4]),
+    "c/t": ({"name": "decay", "weight": 0.5, "main": ["mask"]}, [1.0, 0.5]),
+    "log sigma": (
+        {"name": "uncertainty", "initial": {"mask": 0.0, "side": 4.0}, "log": "deviation"}
+        | {"forms": {"mask": "classification", "side": "regression"}},
+        [1.0, math.exp(-8) / 2],
+    ),
+    "gradnorm": ({"name": "gradnorm", "alpha": 0.06, "lr": 0.01}, [1.0, 1.0]),
+    "linear": ({"name": "linear", "weights": {"mask": 0.3, "side": 0.7}}, [0.3, 0.7]),
+}
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+def test_a_stages_balancer_has_the_options_of_the_papers(tmp_path, name):
+    table, expected = BALANCERS[name]
+    stages_list = [{"name": "a", "epochs": 1}, {"name": "b", "epochs": 1, "balancer": table}]
+    stages, loader = stages_for(recipe_of(tmp_path, stages_list), tmp_path), MemoryLoader()
+    components.check_names(stages.recipe)
+    stages.begin(loader)
+    assert isinstance(stages.trainer.balancer, balance.PCGrad)
+    stages._enter(1, loader)
+    _, done = stages.trainer.step(next(iter(loader)))
+    assert done["weights"].tolist() == pytest.approx(expected, rel=1e-6)
+    _, again = stages.trainer.step(next(iter(loader)))
+    if name == "gradnorm":
+        assert again["weights"].tolist() != expected
+        assert again["weights"].sum().item() == pytest.approx(2)
+    stages.trainer.balancer.on_epoch()
+    if name == "c/t":
+        assert stages.trainer.step(next(iter(loader)))[1]["weights"].tolist() == [1.0, 0.25]
+
+
+def test_a_stages_unknown_balancer_is_named_before_any_data(tmp_path):
+    recipe = recipe_of(tmp_path, [{"name": "a", "epochs": 1, "balancer": {"name": "pcgrd"}}])
+    with pytest.raises(ValueError, match="did you mean 'pcgrad'"):
+        components.check_names(recipe)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"training": {"average": "mean"}}, "training.average must be one of '', 'ema', 'swa'"),
+        ({"training": {"average_decay": 1.0}}, "training.average_decay must lie in"),
+        ({"optimizer": {"schedule": "plato"}}, "optimizer.schedule must be one of"),
+        ({"optimizer": {"plateau_factor": 1.5}}, "optimizer.plateau_factor must lie in"),
+    ],
+)
+def test_options_out_of_range(tables, message, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        recipe_of(tmp_path, **tables)
+    assert message in str(caught.value)
