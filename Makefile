@@ -1,8 +1,8 @@
-# Thin aliases; the README explains the commands behind them. Every target sets itself up.
+# Thin aliases; docs/install.md explains the commands behind them. Every target sets itself up.
 PYTHON ?= python3
 BIN := .venv/bin
 # torch is named first, in the same command as everything else: a package that needs torch would bring another build.
-# pip takes a CPU build of it where it is offered one (see "Install" in the README).
+# pip takes a CPU build of it where it is offered one (see docs/install.md).
 
 .PHONY: setup demo test test-all lint bench clean
 

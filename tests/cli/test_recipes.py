@@ -190,7 +190,7 @@ def test_linear_divides_by_the_first_epochs_means():
 
 @pytest.mark.parametrize("paper", list_papers())
 def test_the_page_has_every_row_with_its_figures(paper):
-    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    page = (DOCS / "papers.md").read_text(encoding="utf-8")
     lines = page.partition(f"### `{paper}`")[2].partition("###")[0].splitlines()
     for row in plan(paper):
         figures = {key: value for key, value in row.published.paper.figures.items() if ".per_" not in key}

@@ -39,28 +39,32 @@ def _block(page: str, words: str) -> Block:
 
 MONAI = _block("README.md", "monai import DiceCELoss")
 SMP = _block("README.md", "smp import DiceLoss")
-FUSED_LOSS = _block("README.md", "ops.dice_bce_loss")
 SURGERY = _block("README.md", "balance.PCGrad")
-FUSED_STEP = _block("README.md", "clip_norm=1.0), once")
-COMMANDS = _block("README.md", "fastmtl report")
-RECIPE = _block("README.md", "[tasks.grade]")
-IN_A_CLONE = [_block("README.md", "make demo"), _block("README.md", "pip install")]  # what sets up and runs these tests
+IN_A_CLONE = [  # what sets up and runs these tests
+    _block("README.md", "pip install"),
+    _block("install.md", "pip install"),
+    _block("install.md", "make demo"),
+]
 BACKWARD = _block("balancing.md", "create_balancer")
 CUT = _block("balancing.md", "balance.cut")
+FUSED_STEP = _block("balancing.md", "clip_norm=1.0), once")
 SCALED = _block("balancing.md", "scaler.update()")
 COMPILED = _block("balancing.md", "torch.compile")
-RANKED = _block("balancing.md", "balancer.distribute")
-TORCHRUN = _block("balancing.md", "torchrun")
 DATA_COMMANDS = _block("data.md", "fastmtl data check")
 READ_ONLY = _block("data.md", "--index-folder")
 DATA_RECIPE = _block("data.md", "[data.columns]")
-REPRODUCE = _block("recipes.md", "fastmtl reproduce")
+RANKED = _block("distributed.md", "balancer.distribute")
+TORCHRUN = _block("distributed.md", "torchrun")
+FUSED_LOSS = _block("losses.md", "ops.dice_bce_loss")
+REPRODUCE = _block("papers.md", "fastmtl reproduce")
+PREDICT = _block("prediction.md", "fastmtl predict")
 BASE_RECIPE = _block("recipes.md", "without = ")
 SLIDE = _block("slides.md", "open_slide")
-PREDICT = _block("slides.md", "fastmtl predict")
 STAINS = _block("stain.md", "fit_slide")
 PILLOW = _block("stain.md", "Image.open")
 STAIN_RECIPE = _block("stain.md", "[data.stain]")
+COMMANDS = _block("training.md", "fastmtl report")
+RECIPE = _block("training.md", "[tasks.grade]")
 
 
 def test_every_block_is_run_here():
@@ -218,7 +222,7 @@ def folders(here):
     return here
 
 
-def test_the_commands_of_the_readme(folders):
+def test_the_commands_of_the_training_page(folders):
     options = "\n[data]\ntile_size = 64\nmin_tissue = 0.0\n"
     Path("my_recipe.toml").write_text(RECIPE.text + options)
     for words in COMMANDS.commands:
@@ -264,7 +268,7 @@ def _told(word: str, where: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
-def test_commands_of_the_recipes_page(here):
+def test_commands_of_the_papers_page(here):
     classes = ["Adenocarcinoma", "High-grade IN", "Low-grade IN", "Normal", "Polyp", "Serrated adenoma"]
     write_folder(here / "EBHI_SEG", dict.fromkeys(classes, 12), size=32)
     where = {"small": "tiny", "3": "2"}
