@@ -45,7 +45,7 @@ class World:
         return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
 
     @contextmanager
-    def together(self, device: torch.device) -> Iterator[None]:
+    def initialize(self, device: torch.device) -> Iterator[None]:
         """Inside, the ranks can talk.
 
         Raises:
@@ -71,7 +71,7 @@ class World:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def tell(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's `value`, for everybody. Also the place where the others wait for rank 0."""
         told = [value]
         if self.size > 1:
@@ -154,7 +154,7 @@ def global_losses(
 
     Args:
         losses: task -> mean loss over this rank's labelled samples, in this micro-batch.
-        counts: [K] how many those are, on the losses' device: `batch.present.sum(0)`.
+        counts: [K] how many those are, on the losses' device: `batch.has_label.sum(0)`.
         total: [K] labelled samples of all this step's micro-batches on this rank; `counts` if None. The micro-batches'
             losses then add up to the step's.
         group: process group; None is the default one.
@@ -173,7 +173,7 @@ def global_losses(
         if given is not None and given.shape != (len(losses),):
             raise ValueError(
                 f"`{name}` must be [{len(losses)}], labelled samples of each task; got {list(given.shape)}. "
-                "Take batch.present.sum(0)."
+                "Take batch.has_label.sum(0)."
             )
     everyone = (counts if total is None else total).double()
     spoilt, ranks = torch.zeros_like(everyone), 1

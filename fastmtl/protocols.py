@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .utils.deprecation import accept_renamed, warn_renamed
+
 if TYPE_CHECKING:
     import torchmetrics
     from torch.amp.grad_scaler import GradScaler
@@ -40,7 +42,7 @@ class Target:
         column: where the data set keeps it; "" is the tile's own mask or label.
         size: channels of "masks", length of "vector".
 
-    A sample without the value has 0 there (a label -100, a pair -1) and False in `Batch.present`.
+    A sample without the value has 0 there (a label -100, a pair -1) and False in `Batch.has_label`.
     """
 
     kind: Literal["mask", "masks", "classes", "label", "number", "vector", "box", "pair", "none"]
@@ -59,7 +61,7 @@ class Batch:
     Attributes:
         images: [B, 3, H, W] float32 or float16, normalised.
         targets: task name -> target; maps ([B, 1, H, W]) and labels ([B]) keep their integer dtype.
-        present: bool [B, K], which tasks each sample is labelled for; columns in the tasks' fixed order.
+        has_label: bool [B, K], which tasks each sample is labelled for; columns in the tasks' fixed order.
         metadata: named [B, ...] tensors, for example a FiLM vector [B, M] or slide positions.
         ids: the B samples' names.
         groups: the B samples' patients (what a split must not divide).
@@ -67,7 +69,7 @@ class Batch:
 
     images: Tensor
     targets: dict[str, Tensor]
-    present: Tensor
+    has_label: Tensor
     metadata: dict[str, Tensor] = field(default_factory=dict)
     ids: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
@@ -75,15 +77,24 @@ class Batch:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    @property
+    def present(self) -> Tensor:
+        """The old name of `has_label`."""
+        warn_renamed("Batch.present", "Batch.has_label")
+        return self.has_label
+
     def to(self, device: torch.device | str, **options: Any) -> Batch:
         """The same batch with every tensor on `device` (`options` as for `Tensor.to`)."""
         return replace(
             self,
             images=self.images.to(device, **options),
             targets={name: target.to(device, **options) for name, target in self.targets.items()},
-            present=self.present.to(device, **options),
+            has_label=self.has_label.to(device, **options),
             metadata={name: value.to(device, **options) for name, value in self.metadata.items()},
         )
+
+
+Batch.__init__ = accept_renamed(present="has_label")(Batch.__init__)
 
 
 class Loader(Protocol):
@@ -106,10 +117,10 @@ class Task(Protocol):
     """A loss and its metrics."""
 
     name: str
-    column: int  # of `Batch.present`
+    column: int  # of `Batch.has_label`
     target: Target  # what the loader reads for it
     output: Output  # the logits it asks the model for
-    headline: str  # the metric that stands for the task when the best checkpoint is chosen; larger is better
+    primary_metric: str  # the metric that stands for the task when the best checkpoint is chosen; larger is better
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """Scalar; divides by the number of labelled samples and is 0 when there are none."""
@@ -134,7 +145,7 @@ class Task(Protocol):
 class Balancer(Protocol):
     """Turns K losses into one `.grad` per parameter."""
 
-    looks_twice: bool  # whether `after_step` wants the losses again; False spares remembering the random state
+    needs_reevaluation: bool  # whether `after_step` wants the losses again; False spares remembering the random state
 
     def backward(
         self,

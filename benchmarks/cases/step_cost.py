@@ -90,7 +90,7 @@ def _floor(inputs: Inputs) -> Run:
 
 def _truth(inputs: Inputs) -> tuple[Tensor, ...]:
     model, batch = copy.deepcopy(inputs["model"]).train().double(), inputs["batch"]
-    outputs = model(Batch(batch.images.double(), batch.targets, batch.present))
+    outputs = model(Batch(batch.images.double(), batch.targets, batch.has_label))
     return tuple(task.loss(outputs[task.name], batch).detach() for task in inputs["tasks"])
 
 

@@ -78,7 +78,7 @@ def _plain(_: Inputs, model: Any, batch: Batch) -> dict[str, Tensor]:
 def _double(inputs: Inputs) -> tuple[Any, dict[str, Tensor]]:
     """The model and its losses in float64."""
     model, batch = _model(inputs).double(), inputs["batch"]
-    return model, _plain(inputs, model, Batch(batch.images.double(), batch.targets, batch.present))
+    return model, _plain(inputs, model, Batch(batch.images.double(), batch.targets, batch.has_label))
 
 
 def _true_losses(inputs: Inputs) -> tuple[Tensor, ...]:

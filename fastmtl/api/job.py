@@ -97,7 +97,7 @@ def prepare(
     """Data, stains, tasks and network, checked against each other; says what is trained on what."""
     stain = stains.normalizer_of(recipe, out if resumed else None)
     if root is None:
-        root = world.tell(_generate(recipe, out.parent, console) if world.rank == 0 else Path())
+        root = world.broadcast(_generate(recipe, out.parent, console) if world.rank == 0 else Path())
     own = out / SPLIT_FILE
     if resumed and own.is_file():  # files beside the data, or another way of drawing, must not move patients
         split_file = own

@@ -72,7 +72,7 @@ def of_targets(tasks: Sequence[Task], dataset: data.Dataset, side: str) -> list[
 
 
 class MapsSeen:
-    """Give it to `inference.evaluate` as `visit`: which structures the masks of each task that is scored hold."""
+    """Give it to `eval_loop.evaluate` as `visit`: which structures the masks of each task that is scored hold."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = [task for task in tasks if _is_scored(task) and task.target.kind in MAPS]
@@ -83,7 +83,7 @@ class MapsSeen:
     def __call__(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
         """Add a batch."""
         for task in self._tasks:
-            rows = batch.present[:, task.column]
+            rows = batch.has_label[:, task.column]
             target = batch.targets[task.name][rows]
             if not len(target):
                 continue
@@ -127,14 +127,14 @@ _CHECK = "check the mask files, and the values in them"
 
 
 def of_scores(tasks: Sequence[Task], found: Mapping[str, Any], side: str) -> list[str]:
-    """Tasks whose headline metric is 1.000 in `found`, as `inference.evaluate` gives it of the images called `side`."""
+    """Tasks whose primary metric is 1.000 in `found`, as `eval_loop.evaluate` gives it of the images called `side`."""
     images = counted(found["num_images"], f"{side} image")
     scores = [(task, _score_of({"validation": found}, task)) for task in filter(_is_scored, tasks)]
     return [_too_good(task, score, f"on {images}") for task, score in scores if _is_perfect(score)]
 
 
 def of_epochs(tasks: Sequence[Task], found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tasks whose headline metric was 1.000 after an epoch of `records`, the lines of metrics.jsonl, and is not in
+    """Tasks whose primary metric was 1.000 after an epoch of `records`, the lines of metrics.jsonl, and is not in
     `found`, the scores at the end: a `ScoreWatch` has said so."""
     said = []
     for task in filter(_is_scored, tasks):
@@ -167,13 +167,13 @@ def _after_epoch(task: Task, record: Mapping[str, Any]) -> str:
 def _too_good(task: Task, score: float, where: str) -> str:
     exactly = "exactly 1.000" if score == 1 else "1.000, rounded,"
     return (
-        f"task {task.name!r}: {task.headline} is {exactly} {where}: too good to be true; check that masks and "
+        f"task {task.name!r}: {task.primary_metric} is {exactly} {where}: too good to be true; check that masks and "
         "labels are right, that no patient is on both sides, and that nothing in the images gives the answer away"
     )
 
 
 def _score_of(record: Mapping[str, Any], task: Task) -> Any:
-    return record.get("validation", {}).get("tasks", {}).get(task.name, {}).get(task.headline)
+    return record.get("validation", {}).get("tasks", {}).get(task.name, {}).get(task.primary_metric)
 
 
 def _is_perfect(score: Any) -> bool:
@@ -182,7 +182,7 @@ def _is_perfect(score: Any) -> bool:
 
 def _is_scored(task: Task) -> bool:
     """Whether it is one of those that the run is judged by: others only help."""
-    return bool(task.headline)
+    return bool(task.primary_metric)
 
 
 def _all(count: int, side: str, what: str) -> str:
@@ -191,4 +191,4 @@ def _all(count: int, side: str, what: str) -> str:
 
 
 def _consequence(side: str, task: Task) -> str:
-    return "there is nothing to learn" if side == "training" else f"{task.headline} says nothing"
+    return "there is nothing to learn" if side == "training" else f"{task.primary_metric} says nothing"

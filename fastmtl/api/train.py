@@ -39,8 +39,8 @@ def run(
     world = World.from_environment()
     console = console if world.rank == 0 else Console(quiet=True)
     device = components.device_of(recipe.training.device, world.local_rank)
-    with world.together(device):
-        job = prepare(recipe, root, world.tell(out), split_file, device, world, resumed=resumed, console=console)
+    with world.initialize(device):
+        job = prepare(recipe, root, world.broadcast(out), split_file, device, world, resumed=resumed, console=console)
         with (
             job.training_batches() as loader,
             job.read(job.splits.validation, world) as validation,

@@ -11,23 +11,28 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import Module, Parameter
 
-from .single_process import Alone
+from ..utils.deprecation import carry_over
+from .single_process import SingleProcess
 
 
 class WeightedBalancer(ABC):
     """What both kinds share: the fixed task order, the step's losses and tasks, and a state that resumes it."""
 
-    held: tuple[str, ...] = ()  # the state's tensors, in attributes of these names with an underscore before
-    looks_twice = False  # whether `after_step` calls `reevaluate`
+    state_names: tuple[str, ...] = ()  # the state's tensors, in attributes of these names with an underscore before
+    needs_reevaluation = False  # whether `after_step` calls `reevaluate`
     # Whether the gradient is not linear in the losses. Then micro-batches are kept, graphs and all, until the last one:
     # exact, and no memory is saved.
     needs_all_losses = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        carry_over(cls, held="state_names", looks_twice="needs_reevaluation")
 
     def __init__(self) -> None:
         self._tasks: list[str] | None = None
         self._kept: dict[str, Tensor] = {}  # sums of the losses of earlier micro-batches; detached but for the above
         self._kept_active: Tensor | None = None
-        self._ranks = Alone()
+        self._ranks = SingleProcess()
 
     @abstractmethod
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
@@ -79,7 +84,7 @@ class WeightedBalancer(ABC):
             ValueError: an option is none of these, or parameters, options or state differ between the ranks.
         """
         if model is None:
-            self._ranks = Alone(meant=True)
+            self._ranks = SingleProcess(meant=True)
             return self
         from .distributed import join  # here, because few need it
 
@@ -88,7 +93,7 @@ class WeightedBalancer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The tasks' names in order, None before the first step. Take it after `last=True`: rows are not in it."""
-        tensors = {name: getattr(self, f"_{name}") for name in self.held}
+        tensors = {name: getattr(self, f"_{name}") for name in self.state_names}
         copies = {name: None if tensor is None else tensor.detach().clone() for name, tensor in tensors.items()}
         return {"tasks": None if self._tasks is None else list(self._tasks)} | copies
 
@@ -102,7 +107,7 @@ class WeightedBalancer(ABC):
             lacking = ", ".join(sorted(missing))
             raise ValueError(f"`state` must be what `state_dict` of a {type(self).__name__} gave; it has no {lacking}.")
         self._tasks = None if state["tasks"] is None else list(state["tasks"])
-        for name in self.held:
+        for name in self.state_names:
             tensor = state[name]
             setattr(self, f"_{name}", None if tensor is None else tensor.detach().clone())
 
@@ -196,6 +201,6 @@ def _check_active(active: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
         found = f"{list(active.shape)} {active.dtype}" if isinstance(active, Tensor) else type(active).__name__
         raise ValueError(
             f"`active` must be a bool tensor [{len(losses)}], one flag per task; got {found}. "
-            "Take it from batch.present.any(0)."
+            "Take it from batch.has_label.any(0)."
         )
     return active

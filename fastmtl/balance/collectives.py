@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .arena import GradientArena
-from .single_process import Alone
+from .single_process import SingleProcess
 
 _RENAMED = {"reduce_scatter_single": "reduce_scatter_tensor", "all_gather_single": "all_gather_into_tensor"}
 
 
-class Ranks(Alone):
+class Ranks(SingleProcess):
     """Base: losses, flags, and the gradients that the balancer does not combine (heads, and with loss methods all)."""
 
     def __init__(self, model: nn.Module, group: Any) -> None:
@@ -35,7 +35,10 @@ class Ranks(Alone):
         self._looked = False  # whether a step has looked for what else averages
 
     def __reduce__(self):
-        return Alone, ()  # groups belong to this process: a copy of the balancer is alone until it is distributed
+        return (
+            SingleProcess,
+            (),
+        )  # groups belong to this process: a copy of the balancer is alone until it is distributed
 
     def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
         if self._before is not None:
@@ -210,7 +213,7 @@ class Local(Ranks):
         return losses, active
 
     def scaled(self, loss: Tensor, scale: Tensor | float | None) -> Tensor:
-        return Alone.scaled(self, loss, scale)
+        return SingleProcess.scaled(self, loss, scale)
 
     def mean(self, gradients: Tensor) -> Tensor:
         return gradients
@@ -243,7 +246,7 @@ class Sharded(Ranks):
         super().begin(written, learned)
 
     def scaled(self, loss: Tensor, scale: Tensor | float | None) -> Tensor:
-        return Alone.scaled(self, loss, scale)
+        return SingleProcess.scaled(self, loss, scale)
 
     def offset(self) -> int:
         return self.rank << 40  # no column of another rank's

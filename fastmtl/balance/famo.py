@@ -41,8 +41,8 @@ class FAMO(LossBalancer):
     tensor([0.8000, 0.2000], dtype=torch.float64)
     """
 
-    held = ("adam",)
-    looks_twice = True
+    state_names = ("adam",)
+    needs_reevaluation = True
     needs_all_losses = True
 
     def __init__(

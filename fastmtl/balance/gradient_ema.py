@@ -20,7 +20,7 @@ class Averaged(GradientBalancer):
     parameters change (frozen, unfrozen) it begins anew. Ranks that divide the columns hold and save each its own.
     """
 
-    held = ("average", "steps")
+    state_names = ("average", "steps")
     strategies = ("sequential", "batched")
     reusable = False
     split_state = ("average",)
@@ -117,7 +117,7 @@ class MoCo(Averaged):
     tensor([0.6250, 0.3750], dtype=torch.float64)
     """
 
-    held = (*Averaged.held, "w", "moves")
+    state_names = (*Averaged.state_names, "w", "moves")
 
     def __init__(
         self,

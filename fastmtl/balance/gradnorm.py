@@ -43,7 +43,7 @@ class GradNorm(LossBalancer):
     tensor([1., 1.], dtype=torch.float64)
     """
 
-    held = ("w", "first")
+    state_names = ("w", "first")
 
     def __init__(
         self, alpha: float = 1.5, *, lr: float = 0.025, layer: Tensor | None = None, exponent: int = 1

@@ -34,7 +34,7 @@ class GradVac(GradientBalancer):
     tensor([2.0000, 1.2500], dtype=torch.float64)
     """
 
-    held = ("target",)
+    state_names = ("target",)
 
     def __init__(self, beta: float = 0.5, *, always: bool = True, seed: int = 0) -> None:
         if not 0 <= beta <= 1:

@@ -37,7 +37,7 @@ class Linear(LossBalancer):
         super().__init__()
         self._given = weights if weights is None or isinstance(weights, Mapping) else list(weights)
         self.normalise = normalise
-        self.held = ("sums", "epochs") if normalise else ()
+        self.state_names = ("sums", "epochs") if normalise else ()
         self._sums: Tensor | None = None  # [2, K]: of the first epoch's losses, and in how many steps a task was active
         self._epochs = torch.zeros((), dtype=torch.float64)  # so far
 

@@ -54,7 +54,7 @@ class PlainUpdate:
         return done | {"gradient_norm": norm, "skipped": skipped}
 
 
-def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+def match_param_layout(optimizer: torch.optim.Optimizer) -> None:
     """Give the state the parameters' memory order: torch's fused CPU optimizers walk both side by side in memory, and
     would pair a contiguous moment with the wrong elements of a channels-last weight."""
     for parameter, state in optimizer.state.items():

@@ -33,7 +33,7 @@ class SDMGrad(GradientBalancer):
     tensor([0.7500, 0.2500], dtype=torch.float64)
     """
 
-    held = ("point",)
+    state_names = ("point",)
     strategies = ("sequential", "batched")
 
     def __init__(

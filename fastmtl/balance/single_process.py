@@ -10,7 +10,7 @@ from torch import Tensor
 from .arena import GradientArena
 
 
-class Alone:
+class SingleProcess:
     """The seams of a step where ranks meet, in the order of a step.
 
     Args:

@@ -65,7 +65,7 @@ class Decay(Constant):
     tensor([1.0000, 0.2500], dtype=torch.float64)
     """
 
-    held = ("epochs",)
+    state_names = ("epochs",)
 
     def __init__(self, weight: float = 1.0, *, main: str | int | Sequence[str | int] = 0) -> None:
         super().__init__(weight, main=main)
@@ -95,7 +95,7 @@ class DWA(LossBalancer):
         ValueError: T is not positive.
     """
 
-    held = ("sums", "means")
+    state_names = ("sums", "means")
 
     def __init__(self, temperature: float = 2.0) -> None:
         if not temperature > 0:

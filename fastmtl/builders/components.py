@@ -62,7 +62,7 @@ def check_names(recipe: Recipe) -> None:
 def build_tasks(
     recipe: Recipe, class_names: Sequence[str], classes: Mapping[str, Sequence[str]] | None = None
 ) -> list[Task]:
-    """The recipe's tasks; their order is the order of columns in `Batch.present`.
+    """The recipe's tasks; their order is the order of columns in `Batch.has_label`.
 
     Args:
         recipe: its [tasks] tables; `column` names what a task learns from, the tiles' own mask or label by default.

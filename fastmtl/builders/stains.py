@@ -95,7 +95,7 @@ def fit_slides(
         ConfigError: the mosaic holds no two stains.
     """
     world, per_slide, mosaic = world or World(), normalizer.per == "slide", normalizer.target is None
-    by_slide: dict[str, list[data.Picture]] = {}
+    by_slide: dict[str, list[data.ImageSource]] = {}
     for tile, key in zip(tiles, data.slides_of(tiles), strict=True):
         by_slide.setdefault(key, []).append(tile.image)
     wanted = [key for key in by_slide if mosaic or (per_slide and key not in normalizer.slides)]
@@ -128,6 +128,6 @@ def load_normalizer(run: Path, recipe: Recipe) -> data.StainNormalizer | None:
     return data.StainNormalizer.load(run / FILE) if recipe.data.stain else None
 
 
-def _pixels(picture: data.Picture) -> Tensor:
+def _pixels(picture: data.ImageSource) -> Tensor:
     """uint8 [1, H, W, 3]."""
     return torch.from_numpy(data.open_picture(picture).copy())[None]

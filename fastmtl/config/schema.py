@@ -149,7 +149,7 @@ class TrainingConfig:
     """Views besides the image itself that final scores and predictions average: h, v, r90, r180, r270."""
     log_every: int = 20
     """Steps between looks at the losses (each waits for the device)."""
-    watch_gradients: int = 0
+    gradient_stats_every: int = 0
     """Steps between looks at the tasks' gradients, rounded up to a multiple of log_every; each costs a backward
     of every task. 0: only what balancers of gradients see anyway."""
     compile: bool = False

@@ -78,7 +78,7 @@ def _check_training(training: TrainingConfig, last_stage: int) -> None:
             f"tta must be views among {', '.join(VIEWS)}": set(training.tta) <= set(VIEWS),
             "tta must name a view once": len(set(training.tta)) == len(training.tta),
             "log_every must be at least 1": training.log_every >= 1,
-            "watch_gradients must not be negative": training.watch_gradients >= 0,
+            "gradient_stats_every must not be negative": training.gradient_stats_every >= 0,
         },
     )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..utils.deprecation import warn_renamed
+
 if TYPE_CHECKING:
     from .checks.duplicates import duplicate_notices
     from .checks.files import DamagedTilesError, check_tiles, usable_tiles
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from .checks.prepare import Prepared, prepare
     from .checks.slides import scale_notices
     from .checks.target_maps import constant_maps, judge_maps, wrong_maps
-    from .dataset import Dataset, Drawn, Picture, Problem, Region, Tile, kind_of, label_of
+    from .dataset import Dataset, Drawn, ImageSource, Problem, Region, Tile, kind_of, label_of
     from .formats.folder import PREDICTED_WITH, without_predictions
     from .formats.registry import detect_format, list_formats, read_dataset, register_format
     from .formats.slide_files import SlideFiles, find_slides
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from .slides.grid import grid
     from .slides.index import SlideIndex, identify, use_index_folder
     from .slides.indexing import index_slide
-    from .slides.pieces import Piece
+    from .slides.pieces import EncodedTile
     from .slides.raster import Level
     from .slides.slide import Slide, open_slide
     from .slides.tissue_mask import TissueMask
@@ -93,7 +95,7 @@ _HOME = {
     "usable_tiles": "checks.files",
     "Dataset": "dataset",
     "Drawn": "dataset",
-    "Picture": "dataset",
+    "ImageSource": "dataset",
     "Problem": "dataset",
     "Region": "dataset",
     "Tile": "dataset",
@@ -113,7 +115,7 @@ _HOME = {
     "SlideIndex": "slides.index",
     "use_index_folder": "slides.index",
     "index_slide": "slides.indexing",
-    "Piece": "slides.pieces",
+    "EncodedTile": "slides.pieces",
     "Level": "slides.raster",
     "Slide": "slides.slide",
     "open_slide": "slides.slide",
@@ -180,13 +182,13 @@ __all__ = [
     "DamagedTilesError",
     "Dataset",
     "Drawn",
+    "EncodedTile",
     "GreyPicture",
     "GridOptions",
+    "ImageSource",
     "Level",
     "ManifestOptions",
     "MaskFacts",
-    "Picture",
-    "Piece",
     "PolygonOptions",
     "Polygons",
     "Prepared",
@@ -270,7 +272,13 @@ __all__ = [
 ]
 
 
+_RENAMED = {"Picture": "ImageSource", "Piece": "EncodedTile"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        warn_renamed(f"data.{name}", f"data.{_RENAMED[name]}")
+        name = _RENAMED[name]
     if name not in _HOME:
         raise AttributeError(f"module 'fastmtl.data' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -60,7 +60,7 @@ class Drawn(Protocol):
         ...
 
 
-Picture = Path | Region | Drawn
+ImageSource = Path | Region | Drawn
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Tile:
     """
 
     id: str
-    image: Picture
-    mask: Picture | None
+    image: ImageSource
+    mask: ImageSource | None
     label: int | None
     group: str
     values: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -100,7 +100,7 @@ def kind_of(value: Any) -> Literal["vector", "text", "number", "picture"]:
     return "number" if isinstance(value, int | float) else "picture"
 
 
-def maps_of(tile: Tile) -> list[tuple[str, Picture]]:
+def maps_of(tile: Tile) -> list[tuple[str, ImageSource]]:
     """(column, picture) of the tile's own mask and of each further column of pictures."""
     columns = {"mask": tile.mask, **tile.values}
     return [(name, value) for name, value in columns.items() if value is not None and kind_of(value) == "picture"]

@@ -133,7 +133,7 @@ def _row(batch: Batch, row: int) -> Batch:
     return Batch(
         batch.images[row : row + 1],
         of(batch.targets),
-        batch.present[row : row + 1],
+        batch.has_label[row : row + 1],
         of(batch.metadata),
         batch.ids[row : row + 1],
         batch.groups[row : row + 1],
@@ -159,7 +159,7 @@ def _saliency(model: nn.Module, tasks: Sequence[Any], batches: Sequence[Batch], 
 def _true_area(tasks: Sequence[Any], batch: Batch) -> Tensor | None:
     """bool [H, W]: the foreground of the first task with maps that has one for this image."""
     for task in tasks:
-        if task.output.kind in ("map", "queries") and bool(batch.present[0, task.column]):
+        if task.output.kind in ("map", "queries") and bool(batch.has_label[0, task.column]):
             target = batch.targets[task.name][0]
             return ((target > 0) & (target != getattr(task, "ignore_index", -1))).any(0)
     return None

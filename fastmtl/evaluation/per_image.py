@@ -35,7 +35,7 @@ from ..utils.atomic_io import write_whole
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..data.dataset import Picture
+    from ..data.dataset import ImageSource
 
 TRUE_COLOUR, PREDICTED_COLOUR = (64, 196, 255), (255, 214, 0)  # apart for every kind of colour vision, and on H&E
 _SIDE = 320  # longer side of a thumbnail, pixels
@@ -94,7 +94,7 @@ class ImageTable:
             {"id": name, "patient": patient, "tasks": {}} for name, patient in zip(batch.ids, batch.groups, strict=True)
         ]
         for task in self.tasks:
-            rows = batch.present[:, task.column].nonzero()[:, 0]
+            rows = batch.has_label[:, task.column].nonzero()[:, 0]
             judge = self._judge_of(task)
             if judge is not None and len(rows):
                 for row, one in judge(task, batch, rows, outputs[task.name]).items():
@@ -169,7 +169,7 @@ class ImageTable:
             self._samples[task.name].add(one)
         return seen
 
-    def write(self, folder: Path, images: Mapping[str, Picture]) -> None:
+    def write(self, folder: Path, images: Mapping[str, ImageSource]) -> None:
         """Leave `folder`/evaluation.jsonl and `folder`/tiles/*.jpg; `images` maps ids to their pictures."""
         tiles = folder / "tiles"
         tiles.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def _first(seen: list[_Seen], count: int, *, best: bool = False) -> list[_Seen]:
     return sorted(seen, key=key)[:count]
 
 
-def _draw(picture: Picture, masks: tuple[Tensor, Tensor] | None) -> Any:
+def _draw(picture: ImageSource, masks: tuple[Tensor, Tensor] | None) -> Any:
     """The picture at thumbnail size, the true outline solid and the predicted one dashed over it."""
     import numpy as np
     from PIL import Image

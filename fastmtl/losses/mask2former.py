@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from .. import ops
 from ..ops.core.checks import FLOATING, finite, names
 from ..ops.matching.uncertain_points import check_ratios, random_points
+from ..utils.deprecation import accept_renamed
 from .mask2former_targets import INTEGERS, Targets, as_targets, known_targets
 from .mask2former_targets import pad_targets as pad_targets
 
@@ -87,6 +88,7 @@ class Mask2FormerLoss(nn.Module):
         per_class[-1] = no_object_weight
         self.register_buffer("class_weights", per_class, persistent=False)
 
+    @accept_renamed(present="has_label")
     def forward(
         self,
         class_logits: Tensor,
@@ -95,7 +97,7 @@ class Mask2FormerLoss(nn.Module):
         masks: Tensor | Sequence[Tensor],
         num_targets: Tensor | None = None,
         *,
-        present: Tensor | None = None,
+        has_label: Tensor | None = None,
         auxiliary: Sequence[Prediction] = (),
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
@@ -107,7 +109,8 @@ class Mask2FormerLoss(nn.Module):
             labels, masks: `Targets.labels` and `Targets.masks`, or lists for `pad_targets` (whose counts travel to the
                 device: pad them in the data loader where that wait matters).
             num_targets: with tensors: int64 [B]; all T if None.
-            present: bool [B]: samples with annotations; the others take no part, not even as "no object". All if None.
+            has_label: bool [B]: samples with annotations; the others take no part, not even as "no object". All if
+                None.
             auxiliary: (class_logits, mask_logits) of the other layers, in the same shapes, or transformers' dicts of
                 `class_queries_logits` and `masks_queries_logits`.
             generator: draws the points; on the device of the logits.
@@ -121,11 +124,11 @@ class Mask2FormerLoss(nn.Module):
         """
         layers = [(class_logits, mask_logits), *map(_pair, auxiliary)]
         targets = self._checked(layers, as_targets(labels, masks, num_targets))
-        if present is not None:
-            if present.shape != targets.num_targets.shape or present.dtype != torch.bool:
-                found = f"{names((present.dtype,))} {list(present.shape)}"
-                raise ValueError(f"`present` must be bool {list(targets.num_targets.shape)}; got {found}.")
-            targets = targets._replace(num_targets=targets.num_targets * present)
+        if has_label is not None:
+            if has_label.shape != targets.num_targets.shape or has_label.dtype != torch.bool:
+                found = f"{names((has_label.dtype,))} {list(has_label.shape)}"
+                raise ValueError(f"`has_label` must be bool {list(targets.num_targets.shape)}; got {found}.")
+            targets = targets._replace(num_targets=targets.num_targets * has_label)
         targets, spoilt = known_targets(targets, self.num_classes)
         matches = self._match(layers, targets, generator)
         number = targets.num_targets.sum().to(torch.float32) + spoilt
@@ -133,7 +136,7 @@ class Mask2FormerLoss(nn.Module):
         losses: dict[str, Tensor] = {}
         for index, (layer, found) in enumerate(zip(layers, matches.unbind(), strict=True)):
             of_masks = self._mask_losses(layer[1], targets, found, generator)
-            of_classes = self._class_loss(layer[0], targets, found, present) + spoilt
+            of_classes = self._class_loss(layer[0], targets, found, has_label) + spoilt
             values = (*(value / number for value in of_masks), of_classes)
             suffix = f"_{index - 1}" if index else ""
             parts = ("loss_mask", "loss_dice", "loss_cross_entropy")
@@ -191,18 +194,18 @@ class Mask2FormerLoss(nn.Module):
         dice = 1 - (2 * sums.intersection + 1) / (sums.prediction + sums.target + 1)
         return sums.entropy.sum() / self.num_points, dice.sum()
 
-    def _class_loss(self, class_logits: Tensor, targets: Targets, matches: Tensor, present: Tensor | None) -> Tensor:
+    def _class_loss(self, class_logits: Tensor, targets: Targets, matches: Tensor, has_label: Tensor | None) -> Tensor:
         B, Q, classes = class_logits.shape
         # One column too many: there go the labels of targets without a query.
         wanted = torch.full((B, Q + 1), self.num_classes, device=matches.device)
         wanted = wanted.scatter(1, torch.where(matches >= 0, matches, Q), targets.labels)[:, :Q]
         logits = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32)).reshape(-1, classes)
         weights = self.class_weights.to(logits.dtype)
-        if present is None:
+        if has_label is None:
             return cross_entropy(logits, wanted.flatten(), weights)
-        kept = torch.where(present[:, None], wanted, -100).flatten()
+        kept = torch.where(has_label[:, None], wanted, -100).flatten()
         divisor = torch.where(kept < 0, 0, weights[kept.clamp(min=0)]).sum()
-        # Divided here: with nobody present torch's own mean is 0 / 0.
+        # Divided here: with nobody labelled torch's own mean is 0 / 0.
         return cross_entropy(logits, kept, weights, reduction="sum") / divisor.clamp(min=torch.finfo(logits.dtype).tiny)
 
     def _checked(self, layers: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> Targets:

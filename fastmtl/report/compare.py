@@ -12,7 +12,7 @@ from ..utils.words import counted
 from .charts import UNKNOWN, duration, line_chart, number
 from .curves import curve, label, score_chart
 from .images import table
-from .page import device, headline_scores, what_ran
+from .page import device, primary_scores, what_ran
 from .past_run import PastRun
 from .style import page
 
@@ -71,7 +71,7 @@ def _differ(values: Iterable[Any]) -> bool:
 
 
 def _scores(names: Sequence[str], runs: Sequence[PastRun], comparable: bool) -> str:
-    scores = [headline_scores(run) for run in runs]
+    scores = [primary_scores(run) for run in runs]
     keys = list(dict.fromkeys(key for one in scores for key in one))
     ways = {key: _direction(runs, *key) for key in keys}
     titles = [f"{task}: {label(metric)}{', less is better' * (ways[task, metric] is False)}" for task, metric in keys]
@@ -128,7 +128,7 @@ def _curves(names: Sequence[str], runs: Sequence[PastRun]) -> str:
             for name, run in zip(names, runs, strict=True)
         ]
         figures.append(line_chart(f"{task}: held-out loss", lines))
-    for task, metric in dict.fromkeys(key for run in runs for key in headline_scores(run)):
+    for task, metric in dict.fromkeys(key for run in runs for key in primary_scores(run)):
         lines = [
             curve(run.records, name, lambda r, task=task, metric=metric: r["validation"]["tasks"][task][metric])
             for name, run in zip(names, runs, strict=True)

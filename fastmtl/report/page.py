@@ -31,7 +31,7 @@ _OVER = {"image": "images", "batch": "batches, their pixels taken together"}
 def render(run: PastRun) -> str:
     """The page. What cannot be shown is said in its place; pictures that are gone are added to `run.problems`."""
     parts = [
-        f"<h1>{escape(run.name)}</h1>{_recipe_said(run)}{_headlines(run)}",
+        f"<h1>{escape(run.name)}</h1>{_recipe_said(run)}{_primary_scores(run)}",
         notice_section(run),
         tile_sections(run),
         class_sections(run),
@@ -48,7 +48,7 @@ def render(run: PastRun) -> str:
     return page(run.name, parts, run.problems)
 
 
-def headline_scores(run: PastRun) -> dict[tuple[str, str], float]:
+def primary_scores(run: PastRun) -> dict[tuple[str, str], float]:
     """(task, metric) -> value, for the metrics that are one number; NaN where nothing defines them."""
     return _numbers(run.scores)
 
@@ -107,8 +107,8 @@ def _recipe_said(run: PastRun) -> str:
     return f"<p class=soft>Recipe: {escape(said)}</p>" if said else ""
 
 
-def _headlines(run: PastRun) -> str:
-    scores = headline_scores(run)
+def _primary_scores(run: PastRun) -> str:
+    scores = primary_scores(run)
     if not scores:
         return "<p>This run has no scores on held-out images.</p>"
     missed, ranges = class_facts(run)

@@ -23,7 +23,10 @@ from ..utils.words import counted
 from .plan import Row, plan, rows_of, settings_of
 from .tables import write_tables
 
-_LOOKS = ("training.log_every", "training.watch_gradients")  # what is recorded of a training, and changes nothing in it
+_LOOKS = (
+    "training.log_every",
+    "training.gradient_stats_every",
+)  # what is recorded of a training, and changes nothing in it
 
 
 @dataclass

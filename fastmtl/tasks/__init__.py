@@ -3,11 +3,11 @@
 from .auxiliary import AuxiliarySegmentation
 from .base import BaseTask
 from .classification import BinaryClassification, Classification
-from .numbers import BoundingBox, Regression
 from .registry import check_task, create_task, list_tasks, register_task, target_kind
+from .regression import BoundingBox, Regression
 from .segmentation import BinarySegmentation, MultiClassSegmentation, MultiLabelSegmentation
+from .self_supervised import Contrastive, Reconstruction
 from .universal import UniversalSegmentation
-from .unlabelled import Contrastive, Reconstruction
 
 __all__ = [
     "AuxiliarySegmentation",

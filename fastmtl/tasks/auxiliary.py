@@ -47,7 +47,7 @@ class AuxiliarySegmentation(BaseTask):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar; samples without a mask take no part."""
-        return self.criterion([output], batch.targets[self.name], mask=self.present(batch))
+        return self.criterion([output], batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, 1, h, w] -> bool masks [B, 1, h, w]."""
@@ -61,7 +61,7 @@ class AuxiliarySegmentation(BaseTask):
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
-        rows = self.present(batch)
+        rows = self.has_label(batch)
         if rows.any():
             target = batch.targets[self.name][rows]
             found = self.predict(output[rows]).repeat_interleave(target.shape[2] // output.shape[2], 2)

@@ -1,4 +1,4 @@
-"""What all tasks share: their column of `Batch.present`, and metrics of the labelled samples alone."""
+"""What all tasks share: their column of `Batch.has_label`, and metrics of the labelled samples alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..models import Output
 from ..protocols import Batch, Target
+from ..utils.deprecation import carry_over, warn_renamed
 
 
 class BaseTask:
@@ -18,25 +19,34 @@ class BaseTask:
 
     Attributes:
         name: the key in `Batch.targets` and in the model's outputs.
-        column: of `Batch.present`.
+        column: of `Batch.has_label`.
         target: what the loader reads.
         output: the logits asked of the model.
-        headline: the metric that stands for the task when the best checkpoint is chosen, larger is better; "" for a
-            task that only helps others.
+        primary_metric: the metric that stands for the task when the best checkpoint is chosen, larger is better; "" for
+            a task that only helps others.
         higher_is_better: metric -> whether more of it is better, where its torchmetrics does not say so.
     """
 
-    headline: ClassVar[str] = ""
+    primary_metric: ClassVar[str] = ""
     higher_is_better: ClassVar[Mapping[str, bool]] = {}
     output: Output
     target: Target
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        carry_over(cls, headline="primary_metric")
+
     def __init__(self, name: str, column: int) -> None:
         self.name, self.column = name, column
 
-    def present(self, batch: Batch) -> Tensor:
+    def has_label(self, batch: Batch) -> Tensor:
         """bool [B]: the samples that have this task's label."""
-        return batch.present[:, self.column]
+        return batch.has_label[:, self.column]
+
+    def present(self, batch: Batch) -> Tensor:
+        """The old name of `has_label`."""
+        warn_renamed("BaseTask.present", "BaseTask.has_label")
+        return self.has_label(batch)
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """Scalar; divides by the labelled samples, and is 0, with a graph, where there are none."""
@@ -52,7 +62,7 @@ class BaseTask:
 
     def update(self, metrics: Any, output: Any, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
-        rows = self.present(batch)
+        rows = self.has_label(batch)
         if rows.any():
             metrics.update(self.predict(output, batch)[rows], batch.targets[self.name][rows])
 

@@ -25,7 +25,7 @@ class Classification(BaseTask):
         class_weights: one factor per class, or empty.
     """
 
-    headline: ClassVar[str] = "accuracy"
+    primary_metric: ClassVar[str] = "accuracy"
     target: Target = Target("label")
 
     def __init__(
@@ -51,7 +51,7 @@ class Classification(BaseTask):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
         self.criterion.to(output.device)  # its class weights; nothing once they are there
-        return self.criterion(output.float(), batch.targets[self.name], mask=self.present(batch))
+        return self.criterion(output.float(), batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, C] -> class index int64 [B]."""
@@ -65,7 +65,7 @@ class Classification(BaseTask):
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
-        rows = self.present(batch)
+        rows = self.has_label(batch)
         if rows.any():
             metrics.update(output[rows].float().softmax(1), batch.targets[self.name][rows])
 
@@ -93,7 +93,7 @@ class BinaryClassification(BaseTask):
         threshold: probability from which the finding counts as there.
     """
 
-    headline: ClassVar[str] = "accuracy"
+    primary_metric: ClassVar[str] = "accuracy"
     target: Target = Target("label")
 
     def __init__(
@@ -121,7 +121,7 @@ class BinaryClassification(BaseTask):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
         target = batch.targets[self.name].clamp(min=0)[:, None]  # -100 where unlabelled, which the mask leaves out
-        return self.criterion(output.float(), target, mask=self.present(batch))
+        return self.criterion(output.float(), target, mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, 1] -> int64 0 or 1 [B]."""
@@ -135,7 +135,7 @@ class BinaryClassification(BaseTask):
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
-        rows = self.present(batch)
+        rows = self.has_label(batch)
         if rows.any():
             metrics.update(output[rows, 0].float().sigmoid(), batch.targets[self.name][rows])
 

@@ -47,7 +47,7 @@ def create_task(
     Args:
         kind: one of `list_tasks()`.
         name: the task's key in `Batch.targets` and in the model's outputs.
-        column: its column in `Batch.present`.
+        column: its column in `Batch.has_label`.
         class_names: the data set's classes, for the kinds that predict them.
         groups: class names of the data set's label columns, for options that name one (`group_by`).
         options: the kind's own keyword arguments.

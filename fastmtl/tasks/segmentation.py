@@ -21,7 +21,7 @@ from .scoring import Aggregate, Scoring
 class _Sigmoid(BaseTask):
     """Fused Dice + BCE on logits [B, C, H, W], target 0/1 [B, C, H, W]; C structures, each scored on its own."""
 
-    headline: ClassVar[str] = "dice"
+    primary_metric: ClassVar[str] = "dice"
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class _Sigmoid(BaseTask):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar; samples without masks take no part."""
-        return self.criterion(output, batch.targets[self.name], mask=self.present(batch))
+        return self.criterion(output, batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, C, H, W] -> bool masks [B, C, H, W]; with a batch, at the thresholds of its samples' groups."""
@@ -78,7 +78,7 @@ class _Sigmoid(BaseTask):
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
-        rows = self.present(batch)
+        rows = self.has_label(batch)
         if rows.any():
             found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
             self.scoring.update(metrics, found, true, batch, rows)
@@ -148,7 +148,7 @@ class MultiClassSegmentation(BaseTask):
         empty, group_by, aggregate: as in `BinarySegmentation`.
     """
 
-    headline: ClassVar[str] = "dice"
+    primary_metric: ClassVar[str] = "dice"
     target: Target = Target("classes")
 
     def __init__(
@@ -198,7 +198,7 @@ class MultiClassSegmentation(BaseTask):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar; samples without a map take no part."""
         self.criterion.to(output.device)  # its class weights; nothing once they are there
-        return self.criterion(output, batch.targets[self.name], mask=self.present(batch))
+        return self.criterion(output, batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, C, H, W] -> uint8 class indices [B, 1, H, W]."""
@@ -210,7 +210,7 @@ class MultiClassSegmentation(BaseTask):
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`; ignored pixels are of no class, predicted or true."""
-        rows = self.present(batch)
+        rows = self.has_label(batch)
         if not rows.any():
             return
         found, true = (x[rows, 0].long() for x in (self.predict(output), batch.targets[self.name]))

@@ -34,7 +34,7 @@ class UniversalSegmentation(BaseTask):
         empty, aggregate: of the metrics, as in `BinarySegmentation`; the loss matches what is there.
     """
 
-    headline: ClassVar[str] = "jaccard"
+    primary_metric: ClassVar[str] = "jaccard"
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class UniversalSegmentation(BaseTask):
             labels,
             masks,
             count,
-            present=self.present(batch),
+            has_label=self.has_label(batch),
             auxiliary=[(classes.float(), maps.float()) for classes, maps in output.auxiliary],
         )
         return self.criterion.total(found)
@@ -103,7 +103,7 @@ class UniversalSegmentation(BaseTask):
 
     def update(self, metrics: Any, output: Any, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
-        rows = self.present(batch)
+        rows = self.has_label(batch)
         if rows.any():
             found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
             self.scoring.update(metrics, self._one_hot(found), self._one_hot(true), batch, rows)

@@ -23,10 +23,10 @@ def evaluate(
     visit: Callable[[Batch, dict[str, Any]], None] | None = None,
     world: World | None = None,
 ) -> dict[str, Any]:
-    """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the headline metrics, "num_images"}.
+    """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the primary metrics, "num_images"}.
 
-    A headline below 0, as R^2 can be without end, counts as value / (1 - value), -1 at the least: one task that is not
-    learnt yet must not choose the checkpoint alone.
+    A primary metric below 0, as R^2 can be without end, counts as value / (1 - value), -1 at the least: one task that
+    is not learnt yet must not choose the checkpoint alone.
 
     Args:
         model: left in the mode (training or not) that it was in.
@@ -59,8 +59,8 @@ def evaluate(
         sums, images = found[:-1], int(found[-1])
     # With several ranks torchmetrics adds up theirs.
     summaries = {task.name: task.summary(metrics[task.name]) for task in tasks}
-    headlines = [summaries[task.name][task.headline] for task in tasks if task.headline]
-    known = [value if value >= 0 else value / (1 - value) for value in headlines if value is not None]
+    primary = [summaries[task.name][task.primary_metric] for task in tasks if task.primary_metric]
+    known = [value if value >= 0 else value / (1 - value) for value in primary if value is not None]
     means = (sums / max(images, 1)).tolist()
     return {
         "tasks": summaries,

@@ -14,9 +14,9 @@ from ..config import TrainingConfig
 
 
 def watches(config: TrainingConfig, step: int, balancer: object) -> bool:
-    """Whether `step`, from 1, is one to `watch`: every `watch_gradients`-th, rounded up to steps whose losses are
+    """Whether `step`, from 1, is one to `watch`: every `gradient_stats_every`-th, rounded up to steps whose losses are
     looked at anyway; never for a balancer that looks itself."""
-    every = -(-config.watch_gradients // config.log_every) * config.log_every
+    every = -(-config.gradient_stats_every // config.log_every) * config.log_every
     return every > 0 and step % every == 0 and not getattr(balancer, "sees_gradients", False)
 
 

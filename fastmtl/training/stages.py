@@ -140,7 +140,7 @@ class Stages:
         before, stage = self.trainer, self.stages[number]
         self._number = number
         if stage.start == "best":
-            self.world.tell(None)  # rank 0 has written it
+            self.world.broadcast(None)  # rank 0 has written it
             checkpoint.load_model(self.folder / "best", self.model, self.device)
         config = self._optimizer(number)
         self.trainer = self._make(number, len(train), config, before)

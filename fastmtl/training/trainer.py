@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..balance.plain_step import PlainUpdate, lay_out_like_parameters
+from ..balance.plain_step import PlainUpdate, match_param_layout
 from ..balance.replay import Replay
 from ..config import TrainingConfig
 from ..distributed import World
@@ -89,7 +89,7 @@ class Trainer:
         # Per task: the epoch's sum of losses, and how many were not finite; last: steps skipped.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
         self.bad = torch.zeros(len(self.tasks) + 1, dtype=torch.int64, device=self.device)
-        self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.present`
+        self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.has_label`
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
         """Train for `config.epochs`, from wherever `resume` left off; returns the last epoch's record."""
@@ -130,9 +130,9 @@ class Trainer:
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update on `batch`; returns the losses and what the balancer did, on the device."""
-        again = Replay(self.model, self.device) if self.balancer.looks_twice else None
+        again = Replay(self.model, self.device) if self.balancer.needs_reevaluation else None
         losses = self.losses(batch)
-        shared, active = list(self.model.shared_parameters()), self._present(batch).any(0)  # type: ignore[operator]
+        shared, active = list(self.model.shared_parameters()), self._has_label(batch).any(0)  # type: ignore[operator]
         due = watches(self.config, self.step_count + 1, self.balancer)
         watched = watch(losses, shared, self.scaler) if due else {}
         done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
@@ -157,7 +157,7 @@ class Trainer:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.network(batch)
         losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
-        return self.world.losses(losses, self._present(batch).sum(0))
+        return self.world.losses(losses, self._has_label(batch).sum(0))
 
     def evaluate(self, loader: Loader) -> dict[str, Any]:
         """See `inference.evaluate`; with the averaged weights once there are any."""
@@ -236,7 +236,7 @@ class Trainer:
             load_balancer(self.balancer, state["balancer"], [task.name for task in self.tasks])
         with loading("optimizer"):
             load_optimizer(self.optimizer, state["optimizer"])
-            lay_out_like_parameters(self.optimizer)
+            match_param_layout(self.optimizer)
         for name in ("scheduler", "scaler", "average"):
             if (part := getattr(self, name)) is not None:
                 with loading(name):
@@ -307,9 +307,9 @@ class Trainer:
     def _averaged(self) -> nn.Module | None:
         return None if self.average is None else self.average.module
 
-    def _present(self, batch: Batch) -> Tensor:
+    def _has_label(self, batch: Batch) -> Tensor:
         """bool [B, K]: of this trainer's tasks alone."""
-        return batch.present.index_select(1, self.columns)
+        return batch.has_label.index_select(1, self.columns)
 
     def save(self, name: str, loader: Loader) -> None:
         """Leave the checkpoint `folder`/`name`; all ranks call it. "best" has the averaged weights where there are

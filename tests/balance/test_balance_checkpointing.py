@@ -144,7 +144,7 @@ def test_a_look_at_the_gradients_moves_nothing():
     z = checkpoint(encoder, torch.randn(16, 4), use_reentrant=False)
     gradient_stats.watch({str(k): head(z).square().mean() for k, head in enumerate(heads)}, encoder.parameters())
     assert encoder[1].num_batches_tracked == 1
-    assert config.TrainingConfig().watch_gradients >= 0
+    assert config.TrainingConfig().gradient_stats_every >= 0
 
 
 def test_buffers_are_the_modules_own_again_after_an_error():

@@ -68,7 +68,7 @@ def test_bad_values_are_named(overrides, message):
         ("data", {"max_tiles": -1, "open_slides": -1, "per_slide": -1, "patches_per_slide": -1, "num_threads": 0}),
         ("data", {"polygon_offset": [1.0], "classes": {"grade": "G1"}, "metadata": {"film": "day"}}),
         ("training", {"clip_norm": -1.0, "patience": -1, "average_decay": 1.0, "average_start": -1, "log_every": 0}),
-        ("training", {"tta": ["h", "h"], "watch_gradients": -1, "epochs": -2}),
+        ("training", {"tta": ["h", "h"], "gradient_stats_every": -1, "epochs": -2}),
         ("optimizer", {"lr": float("inf"), "weight_decay": -1.0, "warmup": 1.0, "plateau_factor": 1.0}),
         ("optimizer", {"plateau_patience": -1}),
     ],

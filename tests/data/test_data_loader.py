@@ -32,7 +32,7 @@ def _equal(first: Batch, second: Batch) -> bool:
         first.ids == second.ids
         and first.groups == second.groups
         and torch.equal(first.images, second.images)
-        and torch.equal(first.present, second.present)
+        and torch.equal(first.has_label, second.has_label)
         and all(torch.equal(first.targets[name], second.targets[name]) for name in TARGETS)
     )
 
@@ -47,8 +47,8 @@ def test_batches_follow_the_protocol(folder: Dataset):
     assert mask.dtype == torch.uint8
     assert mask.max() == 1
     assert batch.targets["classification"].dtype == torch.int64
-    assert batch.present.dtype == torch.bool
-    assert batch.present.shape == (4, 2)
+    assert batch.has_label.dtype == torch.bool
+    assert batch.has_label.shape == (4, 2)
     tiles = {tile.id: tile for tile in folder.tiles}
     assert batch.targets["classification"].tolist() == [tiles[name].label for name in batch.ids]
     assert batch.groups == [tiles[name].group for name in batch.ids]
@@ -213,12 +213,12 @@ def test_batches_stay_valid_while_later_ones_are_made(folder: Dataset):
 def test_missing_masks_and_labels_are_marked(folder: Dataset):
     tiles = [replace(folder.tiles[0], mask=None), replace(folder.tiles[1], label=None), *folder.tiles[2:4]]
     (batch,) = make_loader(tiles)
-    assert batch.present.tolist() == [[False, True], [True, False], [True, True], [True, True]]
+    assert batch.has_label.tolist() == [[False, True], [True, False], [True, True], [True, True]]
     assert batch.targets["segmentation"][0].max() == 0
     assert batch.targets["segmentation"][2].max() == 1
     assert batch.targets["classification"][1] == -100
     reordered = make_loader(tiles, targets={"kind": "label", "gland": "mask"})
-    assert next(iter(reordered)).present.tolist()[0] == [True, False]
+    assert next(iter(reordered)).has_label.tolist()[0] == [True, False]
     assert list(next(iter(make_loader(tiles, targets={"kind": "label"}))).targets) == ["kind"]
 
 

@@ -79,7 +79,7 @@ def test_pairs_are_neighbours_of_one_case_and_a_case_comes_once_a_batch():
     for batch in loader:
         partner = batch.targets["views"].tolist()
         assert partner == [row ^ 1 for row in range(len(batch))]
-        assert batch.present[:, 0].all()
+        assert batch.has_label[:, 0].all()
         drawn = [by_id[name] for name in batch.ids]
         for row, other in enumerate(partner):
             assert drawn[row].group == drawn[other].group

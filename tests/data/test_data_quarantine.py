@@ -81,7 +81,7 @@ def test_evaluation_leaves_them_out(damaged: Dataset):
     alone = list(make_loader(damaged.tiles, max_damaged=0.2, batch_size=1))
     assert len(alone) == 21  # a batch with nothing left in it does not come
     for batch in batches:
-        assert len(batch.images) == len(batch.present) == len(batch.groups) == len(batch)
+        assert len(batch.images) == len(batch.has_label) == len(batch.groups) == len(batch)
 
 
 @pytest.mark.parametrize("stop", [1, 4])

@@ -54,7 +54,7 @@ def _tiles(folder) -> list[Tile]:
 def test_every_kind_of_target(tmp_path):
     tiles = _tiles(tmp_path)
     (batch,) = make_loader(tiles, targets=ALL, metadata={"film": ["slice", "score"]}, size=24, augmentation=None)
-    assert batch.present.tolist() == [[True] * 7 + [False, True], [False] * 8 + [True]]
+    assert batch.has_label.tolist() == [[True] * 7 + [False, True], [False] * 8 + [True]]
     expected = {
         "gland": (torch.uint8, (2, 1, 24, 24)),
         "layers": (torch.uint8, (2, 3, 24, 24)),
@@ -116,14 +116,14 @@ def test_boxes_are_where_their_pixels_are(tmp_path, augmentation):
     (batch,) = make_loader(tiles, targets=targets, size=96, batch_size=40, augmentation=augmentation)
     for row in range(40):
         ys, xs = np.nonzero(batch.targets["mask"][row, 0].numpy())
-        if not batch.present[row, 1]:
+        if not batch.has_label[row, 1]:
             assert len(xs) < 0.15 * 0.06 * 96**2 / 0.6**2
             continue
         x, y, width, height = (batch.targets["box"][row] * 96).tolist()
         found = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         expected = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
         assert np.abs(found - expected).max() < 3.1, row  # a corner's pixels are less than half covered
-    assert batch.present[:, 1].sum() > 25
+    assert batch.has_label[:, 1].sum() > 25
 
 
 def test_a_box_that_left_the_image_is_absent():

@@ -87,7 +87,7 @@ def test_columns_become_targets(manifest: Path):
     expected = [-100 if number == 3 else number % 3 for number in order]
     assert batch.targets["grade"].tolist() == expected
     column = list(recipe.tasks).index("grade")
-    assert [order[row] for row in (~batch.present[:, column]).nonzero()[:, 0].tolist()] == [3]
+    assert [order[row] for row in (~batch.has_label[:, column]).nonzero()[:, 0].tolist()] == [3]
 
 
 @pytest.mark.parametrize(

@@ -79,11 +79,11 @@ def test_nothing_is_said_of_tasks_that_only_help_and_of_no_images():
     assert not notices.of_targets([task], _dataset((0,)).subset([]), "test")
 
 
-def _maps(task, *masks, present=None):
+def _maps(task, *masks, has_label=None):
     seen = notices.MapsSeen([task])
     for mask in masks:
         target = torch.as_tensor(mask, dtype=torch.uint8)
-        there = torch.ones(len(target), 1, dtype=torch.bool) if present is None else present
+        there = torch.ones(len(target), 1, dtype=torch.bool) if has_label is None else has_label
         seen(Batch(torch.zeros(len(target), 3, 2, 2), {"t": target}, there), {})
     return seen.notices("held-out")
 
@@ -122,11 +122,11 @@ def test_masks_that_are_all_alike(kind, options, masks, said):
 
 def test_masks_that_nobody_drew_are_not_empty_ones():
     task = _task("binary_segmentation")
-    assert _maps(task, _EMPTY, present=torch.zeros(1, 1, dtype=torch.bool)) == [
+    assert _maps(task, _EMPTY, has_label=torch.zeros(1, 1, dtype=torch.bool)) == [
         "task 't': none of the held-out images has a mask for it"
     ]
     half = torch.tensor([[True], [False]])
-    assert not _maps(task, torch.cat([_HALF, _EMPTY]), present=half)
+    assert not _maps(task, torch.cat([_HALF, _EMPTY]), has_label=half)
 
 
 @pytest.mark.parametrize(

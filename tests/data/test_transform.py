@@ -15,7 +15,7 @@ from helpers.tiles import random_pixels, write_image
 from PIL import Image
 
 from fastmtl.data import Augmentation, Tile
-from fastmtl.data.loading.prefetch import Feed, Plan, Ready
+from fastmtl.data.loading.prefetch import EncodedBatch, Feed, Plan
 from fastmtl.data.loading.quarantine import Faults
 from fastmtl.data.loading.samplers import slides_of
 from fastmtl.data.loading.targets import Columns
@@ -69,7 +69,7 @@ def slides() -> dict[str, ArraySlide]:
     }
 
 
-def _read(tiles, slides, augmentation: Augmentation) -> tuple[Ready, list[np.ndarray]]:
+def _read(tiles, slides, augmentation: Augmentation) -> tuple[EncodedBatch, list[np.ndarray]]:
     """A batch as the feed reads it, decoded by Pillow."""
     columns, count = Columns(TARGETS, {}), len(tiles)
     faults = Faults(0.0, count)

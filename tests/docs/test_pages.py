@@ -121,7 +121,7 @@ def _moved(side: str, strategy: str = "") -> Model:
         "mask_loss": _mask_loss,
         "grade_loss": nn.functional.cross_entropy,
         "losses": model.losses(x, y),
-        "batch": SimpleNamespace(present=torch.ones(8, 2, dtype=torch.bool)),
+        "batch": SimpleNamespace(has_label=torch.ones(8, 2, dtype=torch.bool)),
         "x": x,
         "y": y,
         "g": grade,

@@ -14,18 +14,18 @@ CUTS = ((0, 5), (5, 9))  # samples of each rank: unequal
 
 def labelled(n: int = 9) -> Tensor:
     """bool [n, 3]: unequal counts, and nobody on rank 1 has a label for task c."""
-    present = torch.rand(n, 3, generator=torch.Generator().manual_seed(5)) < 0.7
-    present[0], present[5, :2], present[5:, 2] = True, True, False
-    return present
+    has_label = torch.rand(n, 3, generator=torch.Generator().manual_seed(5)) < 0.7
+    has_label[0], has_label[5, :2], has_label[5:, 2] = True, True, False
+    return has_label
 
 
-def means(model: nn.Module, x: Tensor, present: Tensor, z: Tensor | None = None) -> dict[str, Tensor]:
+def means(model: nn.Module, x: Tensor, has_label: Tensor, z: Tensor | None = None) -> dict[str, Tensor]:
     """Mean over labelled samples, 0 without any; linear in the samples."""
     z = model.encoder(x) if z is None else z
     losses = {}
     for column, (name, target) in enumerate(zip(TASKS, (0.5, -1.0, 2.0), strict=True)):
         per_sample = (model.heads[name](z) - target).square().mean(1)
-        losses[name] = (per_sample * present[:, column]).sum() / present[:, column].sum().clamp(min=1)
+        losses[name] = (per_sample * has_label[:, column]).sum() / has_label[:, column].sum().clamp(min=1)
     return losses
 
 
@@ -37,25 +37,25 @@ def train(balancer, model, steps, *, rank=None, micro=1, features=False, root=No
     optimizer = torch.optim.SGD([*parameters, *balancer.parameters()], lr=0.05)
     logs = []
     for number in steps:
-        x, present = inputs(n=9, seed=number), labelled()
+        x, has_label = inputs(n=9, seed=number), labelled()
         # Micro-batch i of the whole batch holds the i-th parts of both ranks.
         own = [slice(*cut) for cut in CUTS]
         parts = [[torch.arange(9)[cut].chunk(micro)[i] for cut in own] for i in range(micro)]
         chosen = [torch.cat(part) if rank is None else part[rank] for part in parts]
-        total = present[torch.cat(chosen)].sum(0)
+        total = has_label[torch.cat(chosen)].sum(0)
         optimizer.zero_grad()
         for i, rows in enumerate(chosen):
             z = balance.cut(model.encoder(x[rows])) if features else None
-            local = means(model, x[rows], present[rows], z)
+            local = means(model, x[rows], has_label[rows], z)
             if rank is None:
-                counts = present[rows].sum(0)
+                counts = has_label[rows].sum(0)
                 share = (counts.double() / total.clamp(min=1)).unbind()
                 losses = {name: loss * part for (name, loss), part in zip(local.items(), share, strict=True)}
             else:
-                losses = balance.global_losses(local, present[rows].sum(0), total=total)
+                losses = balance.global_losses(local, has_label[rows].sum(0), total=total)
             extra = {"features": z} if features else {}
             done = balancer.backward(
-                losses, shared, last=i == micro - 1, active=present[rows].any(0), scale=8.0, **extra
+                losses, shared, last=i == micro - 1, active=has_label[rows].any(0), scale=8.0, **extra
             )
         for parameter in (*parameters, *balancer.parameters()):
             if parameter.grad is not None:
@@ -64,11 +64,11 @@ def train(balancer, model, steps, *, rank=None, micro=1, features=False, root=No
         grads = [p.grad.clone() for p in parameters if p.grad is not None]
         optimizer.step()
 
-        def again(x=x, present=present) -> dict[str, Tensor]:
+        def again(x=x, has_label=has_label) -> dict[str, Tensor]:
             if rank is None:
-                return means(model, x, present)
+                return means(model, x, has_label)
             mine = slice(*CUTS[rank])
-            return balance.global_losses(means(model, x[mine], present[mine]), present[mine].sum(0))
+            return balance.global_losses(means(model, x[mine], has_label[mine]), has_label[mine].sum(0))
 
         with torch.no_grad():
             balancer.after_step(again)

@@ -89,17 +89,17 @@ def ddp(rank: int, inside: bool = False) -> dict[str, object]:
     wrapper or what is inside."""
 
     class Whole(Model):
-        def forward(self, x: Tensor, present: Tensor) -> dict[str, Tensor]:
-            return means(self, x, present)
+        def forward(self, x: Tensor, has_label: Tensor) -> dict[str, Tensor]:
+            return means(self, x, has_label)
 
     wrapped = nn.parallel.DistributedDataParallel(Whole(), find_unused_parameters=True)
     balancer = balance.PCGrad().distribute(wrapped.module if inside else wrapped)
-    x, present = inputs(n=9), labelled()
+    x, has_label = inputs(n=9), labelled()
     mine = slice(*CUTS[rank])
-    local = wrapped(x[mine], present[mine])
-    balancer.backward(balance.global_losses(local, present[mine].sum(0)), wrapped.module.encoder.parameters())
+    local = wrapped(x[mine], has_label[mine])
+    balancer.backward(balance.global_losses(local, has_label[mine].sum(0)), wrapped.module.encoder.parameters())
     model = Model()
-    balance.PCGrad().distribute(None).backward(means(model, x, present), model.encoder.parameters())
+    balance.PCGrad().distribute(None).backward(means(model, x, has_label), model.encoder.parameters())
     return {
         "ours": left(wrapped.module),
         "alone": left(model),
@@ -114,11 +114,11 @@ def earlier(rank: int) -> dict[str, object]:
         for parameter in [*model.encoder.parameters(), *model.heads["a"].parameters()]:
             parameter.grad = torch.ones_like(parameter)
         balancer.distribute(None if alone else model)
-        x, present = inputs(n=9), labelled()
-        present[5:, 0] = False
+        x, has_label = inputs(n=9), labelled()
+        has_label[5:, 0] = False
         mine = slice(None) if alone else slice(*CUTS[rank])
-        losses = means(model, x[mine], present[mine])
-        losses = losses if alone else balance.global_losses(losses, present[mine].sum(0))
+        losses = means(model, x[mine], has_label[mine])
+        losses = losses if alone else balance.global_losses(losses, has_label[mine].sum(0))
         balancer.backward(losses, model.shared())
         results.append(left(model))
     return {"ours": results[0], "alone": results[1]}
@@ -132,11 +132,11 @@ def fused(rank: int) -> dict[str, object]:
         balancer.distribute(None if alone else model)
         assert deepcopy(balancer)._ranks.size == 1
         step = balance.FusedStep(torch.optim.SGD(model.parameters(), lr=0.05), clip_norm=0.5)
-        x, present = inputs(n=9), labelled()
+        x, has_label = inputs(n=9), labelled()
         mine = slice(None) if alone else slice(*CUTS[rank])
         for _ in range(3):
-            losses = means(model, x[mine], present[mine])
-            losses = losses if alone else balance.global_losses(losses, present[mine].sum(0))
+            losses = means(model, x[mine], has_label[mine])
+            losses = losses if alone else balance.global_losses(losses, has_label[mine].sum(0))
             step(balancer, losses, model.encoder.parameters())
         results.append({"parameters": torch.cat([p.detach().flatten() for p in model.parameters()])})
     return {"ours": results[0], "alone": results[1]}
@@ -146,11 +146,11 @@ def spoilt(rank: int) -> dict[str, Tensor]:
     """A NaN on one rank, then a good step."""
     model, balancer = Model(), balance.GradVac()
     balancer.distribute(model)
-    x, present = inputs(n=9), labelled()
+    x, has_label = inputs(n=9), labelled()
     found = {}
     for name in ("bad", "good"):
         model.zero_grad()
-        losses = means(model, x, present)
+        losses = means(model, x, has_label)
         if name == "bad" and rank == 0:
             losses["b"] = losses["b"] * float("nan")
         balancer.backward(losses, model.encoder.parameters())

@@ -58,12 +58,12 @@ class PartLoader:
             side = torch.randint(0, 3, (BATCH,), generator=source)
             images = torch.randn(BATCH, 3, self.side, self.side, generator=source)
             mask = (images.mean(1, keepdim=True) + side[:, None, None, None] > 1).byte()
-            present = torch.rand(BATCH, 2, generator=source) < 0.7
-            present[0] = True
+            has_label = torch.rand(BATCH, 2, generator=source) < 0.7
+            has_label[0] = True
             if self.batch == 2:
-                present[1::2, 1] = False
+                has_label[1::2, 1] = False
             own = slice(self.world.rank, None, self.world.size)
-            made = Batch(images[own], {"mask": mask[own], "side": side[own]}, present[own])
+            made = Batch(images[own], {"mask": mask[own], "side": side[own]}, has_label[own])
             number, self.batch = self.batch, self.batch + 1
             yield self.spoil(made, self.epoch, number)
         self.epoch, self.batch = self.epoch + 1, 0
@@ -155,7 +155,7 @@ def stopped(world: World, folder: Path, balancer: str) -> dict[str, object]:
         first.fit(loader)
     except Interrupted as error:
         message = str(error)
-    world.tell(None)  # rank 0 has written
+    world.broadcast(None)  # rank 0 has written
     second, fresh = trainer(world, balancer), PartLoader(world)
     torch.manual_seed(99)
     second.resume(folder / "last", fresh)
@@ -203,7 +203,7 @@ def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
     if world.rank == 0:
         folder.parent.mkdir(exist_ok=True)
         path.write_text(STAGES)
-    world.tell(None)
+    world.broadcast(None)
     recipe = load_recipe(path)
 
     def begun() -> tuple[Stages, PartLoader]:
@@ -227,7 +227,7 @@ def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
         stages.fit(loader, PartLoader(world, seed=7, side=32))
     except Interrupted as error:
         message = str(error)
-        world.tell(None)  # rank 0 has written
+        world.broadcast(None)  # rank 0 has written
         world = World(world.rank, world.size)  # as a new process has
         stages, loader = begun()
         stages.resume(loader)

@@ -299,11 +299,12 @@ def test_labels_of_padding_and_of_samples_without_annotations_may_be_anything() 
     loss = Mask2FormerLoss(CLASSES, num_points=POINTS)
     labels, masks, number = pad_targets(*objects([1, 3]))
     labels[0, 1:] = 255
-    present = torch.tensor([True, False])
+    has_label = torch.tensor([True, False])
     spoilt = labels.clone()
     spoilt[1] = -1
     results = [
-        loss(*predictions(2), one, masks, number, present=present, generator=generator(3)) for one in (labels, spoilt)
+        loss(*predictions(2), one, masks, number, has_label=has_label, generator=generator(3))
+        for one in (labels, spoilt)
     ]
     assert results[0] == results[1]
 

@@ -128,7 +128,7 @@ def test_channels_last_is_kept(name):
     seen = []
     for decoder in model.decoders.values():
         decoder.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output))
-    model(Batch(images, {}, batch.present, batch.metadata))
+    model(Batch(images, {}, batch.has_label, batch.metadata))
     assert seen
     assert all(output.is_contiguous(memory_format=torch.channels_last) for output in seen)
 

@@ -93,9 +93,9 @@ def test_film_reads_the_metadata():
     with torch.no_grad():
         for layer in (model.encoder.film.scale[-1], model.encoder.film.shift[-1]):
             nn.init.normal_(layer.weight)
-        other = Batch(batch.images, {}, batch.present, {"film": batch.metadata["film"].flip(0)})
+        other = Batch(batch.images, {}, batch.has_label, {"film": batch.metadata["film"].flip(0)})
         assert not torch.equal(model(batch)["organs"], model(other)["organs"])
-    for wrong in (batch.images, Batch(batch.images, {}, batch.present, {"film": torch.rand(2, 3)})):
+    for wrong in (batch.images, Batch(batch.images, {}, batch.has_label, {"film": torch.rand(2, 3)})):
         with pytest.raises(ValueError, match=r"metadata\['film'\] \[2, 7\]; got (none|\[2, 3\])"):
             model(wrong)
 

@@ -44,17 +44,17 @@ def test_bce_weights_are_torchs(reduction):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bce_with_missing_labels(backend):
     x, t = torch.randn(6, 4), torch.rand(6, 4)
-    for present in (torch.rand(6) < 0.6, torch.rand(6, 4) < 0.6):
-        valid = present.view(6, -1).expand(6, 4)
+    for has_label in (torch.rand(6) < 0.6, torch.rand(6, 4) < 0.6):
+        valid = has_label.view(6, -1).expand(6, 4)
         expected = loss_and_gradient(lambda x: F.binary_cross_entropy_with_logits(x[valid], t[valid]), x)
         holes = torch.where(valid, t, float("nan"))
-        found = loss_and_gradient(lambda x: ops.bce_with_logits(x, holes, mask=present, backend=backend), x)
+        found = loss_and_gradient(lambda x: ops.bce_with_logits(x, holes, mask=has_label, backend=backend), x)
         torch.testing.assert_close(found, expected)
         weight = torch.rand(4)
-        found = ops.bce_with_logits(x, holes, weight, mask=present, reduction="sum", backend=backend)
+        found = ops.bce_with_logits(x, holes, weight, mask=has_label, reduction="sum", backend=backend)
         elementwise = F.binary_cross_entropy_with_logits(x, t, weight, reduction="none")
         torch.testing.assert_close(found, elementwise[valid].sum())
-        found = ops.bce_with_logits(x, holes, weight, mask=present, reduction="none", backend=backend)
+        found = ops.bce_with_logits(x, holes, weight, mask=has_label, reduction="none", backend=backend)
         torch.testing.assert_close(found, torch.where(valid, elementwise, 0.0))
     off = loss_and_gradient(lambda x: ops.bce_with_logits(x, t, mask=torch.zeros(6).bool(), backend=backend), x)
     assert off[0].item() == 0

@@ -54,16 +54,16 @@ def test_backward_keeps_three_numbers_a_row(name, shape, numbers):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_are_the_references(name, shape, dtype):
     x, t = _rows(shape, dtype)
-    weight, present = torch.rand(shape[1]), torch.arange(shape[0]) % 4 != 1
-    x[~present] = float("nan")
+    weight, has_label = torch.rand(shape[1]), torch.arange(shape[0]) % 4 != 1
+    x[~has_label] = float("nan")
     for options in ({}, {"weight": weight}, {"reduction": "sum"}, {"reduction": "none"}):
         doubled = {k: v.double() if torch.is_tensor(v) else v for k, v in options.items()}
-        expected = loss_and_gradient(lambda x, o=doubled: LOSSES[name](x, t, mask=present, **o).sum(), x.double())
-        found = loss_and_gradient(lambda x, o=options: LOSSES[name](x, t, mask=present, **o).sum(), x)
+        expected = loss_and_gradient(lambda x, o=doubled: LOSSES[name](x, t, mask=has_label, **o).sum(), x.double())
+        found = loss_and_gradient(lambda x, o=options: LOSSES[name](x, t, mask=has_label, **o).sum(), x)
         tolerance = {"rtol": 2e-6, "atol": 2e-7} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 1e-5}
         torch.testing.assert_close(found[0].double(), expected[0], rtol=5e-6, atol=1e-6)
         torch.testing.assert_close(found[1].double(), expected[1].double(), **tolerance)
-        assert (found[1][~present] == 0).all()
+        assert (found[1][~has_label] == 0).all()
 
 
 @pytest.mark.parametrize("name", LOSSES)

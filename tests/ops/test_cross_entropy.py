@@ -56,14 +56,14 @@ def test_probabilities_are_torchs(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_samples_without_a_label_take_part_in_nothing(backend):
     x, t = class_map((8, 4))
-    present = torch.tensor([True, False, True, True, False, True, False, True])
+    has_label = torch.tensor([True, False, True, True, False, True, False, True])
     x[1], t[6] = float("nan"), 77
-    value, gradient = loss_and_gradient(lambda x: ops.cross_entropy(x, t, mask=present, backend=backend), x)
-    torch.testing.assert_close(value, F.cross_entropy(x[present], t[present].long()))
-    assert (gradient[~present] == 0).all()
-    each = ops.cross_entropy(x, t, mask=present, reduction="none", backend=backend)
-    torch.testing.assert_close(each[present], F.cross_entropy(x[present], t[present].long(), reduction="none"))
-    assert (each[~present] == 0).all()
+    value, gradient = loss_and_gradient(lambda x: ops.cross_entropy(x, t, mask=has_label, backend=backend), x)
+    torch.testing.assert_close(value, F.cross_entropy(x[has_label], t[has_label].long()))
+    assert (gradient[~has_label] == 0).all()
+    each = ops.cross_entropy(x, t, mask=has_label, reduction="none", backend=backend)
+    torch.testing.assert_close(each[has_label], F.cross_entropy(x[has_label], t[has_label].long(), reduction="none"))
+    assert (each[~has_label] == 0).all()
     nobody = torch.zeros(8, dtype=torch.uint8)
     assert ops.cross_entropy(x, t, mask=nobody, backend=backend).item() == 0
 

@@ -144,10 +144,10 @@ def test_nt_xent_small(sizes, dtype):
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "misaligned"])
 def test_regression_small(error, dtype, memory):
     input, target = (_lay(part, memory) for part in segmentation((4, 3, 65, 50), dtype, torch.uint8))
-    present = torch.tensor([True, False, True, True], device=DEVICE)
+    has_label = torch.tensor([True, False, True, True], device=DEVICE)
     function = {"squared": ops.mse_loss, "absolute": ops.l1_loss, "smooth": ops.smooth_l1_loss}[error]
-    ours = loss_and_gradient(partial(function, target=target, mask=present, backend="triton"), input)
-    plain = partial(regression.regression_loss, target=target, mask=present.view(-1, 1, 1, 1), error=error)
+    ours = loss_and_gradient(partial(function, target=target, mask=has_label, backend="triton"), input)
+    plain = partial(regression.regression_loss, target=target, mask=has_label.view(-1, 1, 1, 1), error=error)
     naive, truth = loss_and_gradient(plain, input), loss_and_gradient(plain, input.double())
     for found, other, exact in zip(ours, naive, truth, strict=True):
         assert_within_budget(found, other, exact, dtype)
@@ -223,7 +223,7 @@ def test_tiles_decoded_on_the_gpu_are_those_decoded_on_the_cpu(tmp_path):
     pairs = zip(*(data.TileLoader(tiles, device=device, **options) for device in ("cpu", "gpu")), strict=True)
     for on_cpu, on_gpu in pairs:
         assert on_gpu.images.device.type == "cuda"
-        assert on_gpu.present.device.type == "cuda"
+        assert on_gpu.has_label.device.type == "cuda"
         # JPEG decoders round at other places: on average less than two of 255 levels, over the standard deviation.
         assert (on_cpu.images - on_gpu.images.cpu()).abs().mean() < 2 / 255 / 0.22
         assert (on_cpu.targets["mask"] != on_gpu.targets["mask"].cpu()).float().mean() < 0.005

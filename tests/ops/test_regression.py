@@ -63,9 +63,9 @@ def check(name, backend, x, t, **options):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_the_definition(backend, name, shape):
     x, t = pair(shape)
-    present = torch.rand(shape[0], generator=generator(1)) < 0.6
+    has_label = torch.rand(shape[0], generator=generator(1)) < 0.6
     for reduction in ("mean", "sum", "none"):
-        check(name, backend, x, t, reduction=reduction, mask=present)
+        check(name, backend, x, t, reduction=reduction, mask=has_label)
     check(name, backend, x, t)
 
 
@@ -182,10 +182,10 @@ def test_bit_equal_over_repeats_and_thread_counts(backend, two_threads):
 
 def test_a_sample_is_one_run_of_memory_where_it_can_be():
     x, t = pair((2, 3, 8, 8))
-    present = torch.tensor([True, False]).view(torch.uint8).view(2, 1, 1, 1).expand(x.shape)
-    assert seen(Tensors(x, t, None)).shape == seen(Tensors(x, t, present)).shape == (2, 1, 192)
+    has_label = torch.tensor([True, False]).view(torch.uint8).view(2, 1, 1, 1).expand(x.shape)
+    assert seen(Tensors(x, t, None)).shape == seen(Tensors(x, t, has_label)).shape == (2, 1, 192)
     last = layout(x, "channels_last"), layout(t, "channels_last")
-    assert seen(Tensors(*last, present), last[0]).shape == (2, 1, 192)
+    assert seen(Tensors(*last, has_label), last[0]).shape == (2, 1, 192)
     assert seen(Tensors(last[0], t, None)).shape == (2, 3, 64)
     _, gradient = loss_and_gradient(lambda x: ops.mse_loss(x, t), last[0])
     assert gradient.is_contiguous(memory_format=torch.channels_last)

@@ -52,10 +52,10 @@ def test_opcheck(dtype, reduction):
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_in_one_graph(dynamic):
     x, t = pair((6, 4))
-    present = torch.arange(6) > 2
+    has_label = torch.arange(6) > 2
 
     def loss(x):
-        return ops.smooth_l1_loss(x * 2, t, mask=present, reduction="none").sum()
+        return ops.smooth_l1_loss(x * 2, t, mask=has_label, reduction="none").sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for a, b in zip(loss_and_gradient(compiled, x), loss_and_gradient(loss, x), strict=True):
@@ -65,8 +65,8 @@ def test_compiles_in_one_graph(dynamic):
 def test_vmap_over_tasks():
     tasks = [pair((4, 5), seed=seed) for seed in range(3)]
     x, t = torch.stack([x for x, _ in tasks], 1), torch.stack([t for _, t in tasks])
-    present = torch.tensor([True, False, True, True])
-    loss = partial(ops.mse_loss, mask=present, reduction="none")
+    has_label = torch.tensor([True, False, True, True])
+    loss = partial(ops.mse_loss, mask=has_label, reduction="none")
     expected = torch.stack([loss(*task) for task in tasks])
     torch.testing.assert_close(torch.vmap(loss, in_dims=(1, 0))(x, t), expected)
 
@@ -112,13 +112,13 @@ def test_offsets_past_two_to_the_31():
 
 def test_modules_are_the_ops():
     x, t = pair((4, 4))
-    present = torch.tensor([True, False, True, True])
+    has_label = torch.tensor([True, False, True, True])
     for module, loss in (
         (losses.MSELoss(reduction="none"), partial(ops.mse_loss, reduction="none")),
         (losses.L1Loss(), ops.l1_loss),
         (losses.SmoothL1Loss(beta=0.2), partial(ops.smooth_l1_loss, beta=0.2)),
     ):
-        assert_bit_equal([(module(x, t, present),), (loss(x, t, mask=present),)])
+        assert_bit_equal([(module(x, t, has_label),), (loss(x, t, mask=has_label),)])
     assert "beta=0.2" in repr(losses.SmoothL1Loss(beta=0.2))
 
 

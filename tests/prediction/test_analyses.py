@@ -87,7 +87,7 @@ def test_an_image_reaches_no_other_image():
     model = models.create_model("joint_unet", tasks=tasks, preset="tiny")  # with batch normalisation
     task = create_task("binary_classification", "t", 0, class_names=["no", "yes"])
     batch = _batch(side=32)
-    alone = saliency(model, task, Batch(batch.images[:1], {}, batch.present[:1]))
+    alone = saliency(model, task, Batch(batch.images[:1], {}, batch.has_label[:1]))
     assert torch.allclose(saliency(model, task, batch)[:1], alone, atol=1e-7)
 
 

@@ -49,10 +49,10 @@ def _batch():
     """Four images of two patients: one mask right, one wrong, one empty, one without labels."""
     masks = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     masks[:2, :, 2:6, 2:6] = 1
-    present = torch.tensor([[True, True], [True, True], [True, True], [False, False]])
+    has_label = torch.tensor([[True, True], [True, True], [True, True], [False, False]])
     targets = {"outline": masks, "kind": torch.tensor([0, 1, 1, 0])}
     ids = [f"{name}/tile-{index}" for index, name in enumerate([EVIL, "Polyp", "Polyp", "Polyp"])]
-    return Batch(torch.zeros(4, 3, 8, 8), targets, present, ids=ids, groups=["P1", "P1", "P2", "P2"])
+    return Batch(torch.zeros(4, 3, 8, 8), targets, has_label, ids=ids, groups=["P1", "P1", "P2", "P2"])
 
 
 def _table(keep=6):

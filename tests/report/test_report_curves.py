@@ -86,7 +86,7 @@ def test_the_area_of_the_summary_is_over_classes_that_are_there(missing):
     task.update(metrics, shares, batch)
     assert task.summary(metrics)["auroc"] == 1
     alone = task.metrics()
-    task.update(alone, shares[:1], Batch(batch.images[:1], {"kind": truth[:1]}, batch.present[:1]))
+    task.update(alone, shares[:1], Batch(batch.images[:1], {"kind": truth[:1]}, batch.has_label[:1]))
     assert task.summary(alone)["auroc"] is None
 
 

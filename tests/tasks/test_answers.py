@@ -53,8 +53,8 @@ def _all():
     tasks = [create_task(kind, kind, column, **OPTIONS.get(kind, {})) for column, kind in enumerate(kinds)]
     made = {kind: _perfect(kind) for kind in kinds}
     targets = {kind: target for kind, (target, _) in made.items()}
-    present = torch.ones(2, len(kinds), dtype=torch.bool)
-    batch = Batch(torch.zeros(2, 3, SIDE, SIDE), targets, present, ids=["x/one", "two"], groups=["p", "q"])
+    has_label = torch.ones(2, len(kinds), dtype=torch.bool)
+    batch = Batch(torch.zeros(2, 3, SIDE, SIDE), targets, has_label, ids=["x/one", "two"], groups=["p", "q"])
     return tasks, batch, {kind: output for kind, (_, output) in made.items()}
 
 
@@ -139,7 +139,7 @@ def test_predictions_of_every_kind_of_task(tmp_path, picture):
 def test_the_table_scores_empty_masks_as_the_task_says(kind, empty, expected):
     target, output = _perfect(kind)
     task = create_task(kind, "map", 0, empty=empty, **OPTIONS.get(kind, {}))
-    images, present = torch.zeros(2, 3, SIDE, SIDE), torch.ones(2, 1, dtype=torch.bool)
+    images, has_label = torch.zeros(2, 3, SIDE, SIDE), torch.ones(2, 1, dtype=torch.bool)
     table = ImageTable([task])
-    table(Batch(images, {"map": target}, present, ids=["full", "empty"], groups=["p", "q"]), {"map": output})
+    table(Batch(images, {"map": target}, has_label, ids=["full", "empty"], groups=["p", "q"]), {"map": output})
     assert table.lines[1]["tasks"].get("map", {}).get("dice") == expected

@@ -39,8 +39,8 @@ def test_the_task_scores_as_float64_does(centre, spread, batch):
     collected = task.metrics()
     outputs = ((found.double() - task.mean) / task.std).float()
     for y, output in zip(wanted.split(batch), outputs.split(batch), strict=True):
-        images, present = torch.zeros(len(y), 3, 2, 2), torch.ones(len(y), 1, dtype=torch.bool)
-        task.update(collected, output, Batch(images, {"x": y[:, 0]}, present))
+        images, has_label = torch.zeros(len(y), 3, 2, 2), torch.ones(len(y), 1, dtype=torch.bool)
+        task.update(collected, output, Batch(images, {"x": y[:, 0]}, has_label))
     assert task.summary(collected) == pytest.approx(expected(wanted, task.predict(outputs)), rel=1e-4)
 
 
@@ -81,8 +81,10 @@ def test_equal_targets_have_no_r2(value, count):
     task = tasks.create_task("regression", "x", 0)
     collected = task.metrics()
     for part in torch.full((count,), value).split(3):
-        present = torch.ones(len(part), 1, dtype=torch.bool)
-        task.update(collected, torch.zeros(len(part), 1), Batch(torch.zeros(len(part), 3, 2, 2), {"x": part}, present))
+        has_label = torch.ones(len(part), 1, dtype=torch.bool)
+        task.update(
+            collected, torch.zeros(len(part), 1), Batch(torch.zeros(len(part), 3, 2, 2), {"x": part}, has_label)
+        )
     found = task.summary(collected)
     assert found["r2"] is None
     assert found["mae"] == pytest.approx(abs(value), rel=1e-6)

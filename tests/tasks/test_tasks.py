@@ -11,12 +11,12 @@ from fastmtl.tasks.metrics import Overlap
 NAMES = ("a", "b", "c")
 
 
-def _batch(present, size=8):
-    count = len(present)
+def _batch(has_label, size=8):
+    count = len(has_label)
     generator = torch.Generator().manual_seed(0)
     mask = torch.randint(0, 2, (count, 1, size, size), dtype=torch.uint8, generator=generator)
     label = torch.randint(0, 3, (count,), generator=generator)
-    shown = torch.tensor(present)
+    shown = torch.tensor(has_label)
     return Batch(torch.zeros(count, 3, size, size), {"seg": mask, "cls": label}, torch.stack([shown, shown], 1))
 
 
@@ -29,8 +29,8 @@ def _both():
 def test_losses_are_those_of_the_labelled_samples():
     batch = _batch([True, False, True, True])
     logits = {"seg": torch.randn(4, 1, 8, 8), "cls": torch.randn(4, 3)}
-    rows = batch.present[:, 0]
-    only = Batch(batch.images[rows], {k: v[rows] for k, v in batch.targets.items()}, batch.present[rows])
+    rows = batch.has_label[:, 0]
+    only = Batch(batch.images[rows], {k: v[rows] for k, v in batch.targets.items()}, batch.has_label[rows])
     for task in _both():
         whole, part = task.loss(logits[task.name], batch), task.loss(logits[task.name][rows], only)
         torch.testing.assert_close(whole, part)
@@ -64,7 +64,7 @@ def test_metrics_count_labelled_samples_alone():
         metrics = task.metrics()
         task.update(metrics, logits[task.name], batch)
         summary = task.summary(metrics)
-        assert summary[task.headline] == 1.0
+        assert summary[task.primary_metric] == 1.0
 
 
 def test_a_class_without_samples_has_no_accuracy():

@@ -52,9 +52,9 @@ def _case(kind: str, count: int = 4):
     return tasks.create_task(kind, "it", 0, class_names=names, **options), logits, target
 
 
-def _batch(target, present=None):
+def _batch(target, has_label=None):
     count = len(target)
-    shown = torch.ones(count, dtype=torch.bool) if present is None else torch.tensor(present)
+    shown = torch.ones(count, dtype=torch.bool) if has_label is None else torch.tensor(has_label)
     images = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     return Batch(images, {"it": target}, shown[:, None], {"organ": torch.arange(count)[:, None].float() % 2})
 
@@ -72,21 +72,21 @@ def test_loss_summary_and_prediction_exist_for_every_kind(kind):
     metrics = task.metrics()
     task.update(metrics, logits, batch)
     summary = task.summary(metrics)
-    assert not task.headline or isinstance(summary[task.headline], float)
+    assert not task.primary_metric or isinstance(summary[task.primary_metric], float)
     assert task.predict(logits, batch).shape[0] == len(target)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LABELLED if kind != "universal_segmentation"])
 def test_unlabelled_samples_take_no_part(kind):
     task, logits, target = _case(kind)
-    present = [True, False, True, False]
+    has_label = [True, False, True, False]
     broken = logits.clone()
     broken[1] = float("nan")
-    part = torch.tensor(present)
-    whole = task.loss(broken, _batch(target, present))
+    part = torch.tensor(has_label)
+    whole = task.loss(broken, _batch(target, has_label))
     torch.testing.assert_close(whole, task.loss(logits[part], _batch(target[part])))
     few, many = task.metrics(), task.metrics()
-    task.update(many, logits, _batch(target, present))
+    task.update(many, logits, _batch(target, has_label))
     task.update(few, logits[part], _batch(target[part]))
     assert task.summary(many) == task.summary(few)
 
@@ -102,7 +102,7 @@ def test_without_labels_the_loss_is_zero_with_a_graph_and_metrics_are_none(kind)
     assert all(leaf.grad is not None and (leaf.grad == 0).all() for leaf in leaves)
     metrics = task.metrics()
     task.update(metrics, logits, batch)
-    assert task.summary(metrics)[task.headline or "dice"] is None
+    assert task.summary(metrics)[task.primary_metric or "dice"] is None
 
 
 def test_regression_standardises_and_reports_in_the_targets_unit():
@@ -202,9 +202,9 @@ def test_means_over_images_do_not_depend_on_the_batches(empty):
     logits = torch.randn(11, 2, 8, 8, generator=generator)
     target = (torch.rand(11, 2, 8, 8, generator=generator) < 0.2).byte()
     target[3], target[5, 0], logits[3] = 0, 0, -5
-    present = [number % 4 != 0 for number in range(11)]
+    has_label = [number % 4 != 0 for number in range(11)]
     scores = []
-    for image, mask in [(i, m) for i, m, there in zip(logits, target, present, strict=True) if there]:
+    for image, mask in [(i, m) for i, m, there in zip(logits, target, has_label, strict=True) if there]:
         for found, true in zip(image > 0, mask.bool(), strict=True):
             if true.any() or (empty != "skip" and found.any()):
                 scores.append(2 * (found & true).sum().item() / (found.sum() + true.sum()).item())
@@ -215,7 +215,7 @@ def test_means_over_images_do_not_depend_on_the_batches(empty):
         metrics = task.metrics()
         for start in range(0, 11, size):
             some = slice(start, start + size)
-            task.update(metrics, logits[some], _batch(target[some], present[some]))
+            task.update(metrics, logits[some], _batch(target[some], has_label[some]))
         assert task.summary(metrics)["dice"] == pytest.approx(sum(scores) / len(scores))
 
 

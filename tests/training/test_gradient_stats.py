@@ -60,7 +60,7 @@ def test_the_weights_are_those_of_a_run_that_was_not_watched(tmp_path, balancer)
         folder = tmp_path / str(every)
         folder.mkdir()
         looks = Looks()
-        recipe = recipe_of(folder, balancer=table, training={"log_every": 2, "watch_gradients": every})
+        recipe = recipe_of(folder, balancer=table, training={"log_every": 2, "gradient_stats_every": every})
         seen[every] = (weights(run(recipe, folder, [looks]).model), looks.seen)
     assert same(seen[0][0], seen[3][0])
     seen_at = {every: [step for step, balance in looks if "cosines" in balance] for every, (_, looks) in seen.items()}

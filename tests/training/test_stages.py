@@ -99,7 +99,7 @@ def test_the_switch_moves_the_tap_and_nothing_else(tmp_path):
     stages.check()
     loader = MemoryLoader()
     loader.spoil = lambda batch, epoch, number: type(batch)(
-        batch.images, batch.targets | {"auxiliary": batch.targets["mask"]}, batch.present[:, [0, 1, 0]]
+        batch.images, batch.targets | {"auxiliary": batch.targets["mask"]}, batch.has_label[:, [0, 1, 0]]
     )
     stages.begin(loader)
     heads = stages.model.auxiliary["auxiliary"].convs

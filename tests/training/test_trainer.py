@@ -36,10 +36,10 @@ class MemoryLoader:
             for index, right in enumerate(side.tolist()):
                 mask[index, 0, 8:24, 16 * right + 2 : 16 * right + 14] = 1
             images = torch.randn(self.batch_size, 3, 32, 32, generator=generator) * 0.3 + mask
-            present = torch.ones(self.batch_size, 2, dtype=torch.bool)
+            has_label = torch.ones(self.batch_size, 2, dtype=torch.bool)
             if self.label_some:
-                present[:, 1] = False
-            made = Batch(images, {"mask": mask, "side": side}, present)
+                has_label[:, 1] = False
+            made = Batch(images, {"mask": mask, "side": side}, has_label)
             number, self.batch = self.batch, self.batch + 1
             yield self.spoil(made, self.epoch, number)
         self.epoch, self.batch = self.epoch + 1, 0
@@ -265,7 +265,7 @@ def test_two_scores_that_begin_alike_stay_two():
 def test_a_task_that_is_not_learnt_yet_does_not_choose_the_checkpoint_alone(found, score):
     class Scored:
         target = output = None
-        headline = "r2"
+        primary_metric = "r2"
 
         def __init__(self, name, value):
             self.name, self.value = name, value

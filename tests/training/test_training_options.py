@@ -88,7 +88,7 @@ def test_steepest_descent():
 def test_losses_that_stay_have_no_rate(tmp_path):
     """Nothing labelled: the running mean of equal losses differs by rounding, which was taken for a fall."""
     stages, loader = stages_for(recipe_of(tmp_path), tmp_path), MemoryLoader()
-    loader.spoil = lambda batch, epoch, number: replace(batch, present=torch.zeros_like(batch.present))
+    loader.spoil = lambda batch, epoch, number: replace(batch, has_label=torch.zeros_like(batch.has_label))
     stages.begin(loader)
     with pytest.raises(NoRateFound):
         find_lr(stages.trainer, loader, num_steps=20)

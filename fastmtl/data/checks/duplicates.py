@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 from ...utils.words import counted
-from ..dataset import Dataset, Picture, Problem, Tile
+from ..dataset import Dataset, ImageSource, Problem, Tile
 
 _LOOKED_AT = 4096  # bytes: a page
 
@@ -39,7 +39,7 @@ def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Pr
     return [Problem(dataset.root, f"{appear}, in {count} tiles{of_two}: {shown}")]
 
 
-def _key(picture: Picture) -> Hashable:
+def _key(picture: ImageSource) -> Hashable:
     """An own format's pictures may have no hash; each is then taken for another."""
     return picture if isinstance(picture, Hashable) else id(picture)
 

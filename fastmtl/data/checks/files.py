@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ...errors import reason_of
 from ...utils.optional_imports import require
 from ...utils.words import few
-from ..dataset import Dataset, Picture, Problem, Region, Tile, maps_of
+from ..dataset import Dataset, ImageSource, Problem, Region, Tile, maps_of
 from ..images.pictures import file_of, read_encoded, upright_size
 from ..manifest.slide_rows import opened
 from ..sizes import MAX_PIXELS, check_pixels
@@ -120,7 +120,7 @@ def _same_shape(image: tuple[int, int], mask: tuple[int, int]) -> bool:
 
 
 def _check_picture(
-    picture: Picture, image: Picture, is_mask: bool, max_pixels: int, problems: list[Problem]
+    picture: ImageSource, image: ImageSource, is_mask: bool, max_pixels: int, problems: list[Problem]
 ) -> tuple[int, int] | None:
     """(width, height); None when it cannot be used, and then `problems` has a new entry."""
     if isinstance(picture, Path):
@@ -157,7 +157,7 @@ def _check_region(region: Region, max_pixels: int) -> None:
         raise ValueError(f"is {full.width}x{full.height} pixels; the region at {region.x}, {region.y} lies outside it")
 
 
-def named_file(picture: Picture, image: Picture) -> Path:
+def named_file(picture: ImageSource, image: ImageSource) -> Path:
     """The file to name in a message about `picture`: its own, else that of its image."""
     own = file_of(picture)
     return own if own != Path() else file_of(image)

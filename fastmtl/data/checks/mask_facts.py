@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.optional_imports import require
-from ..dataset import Picture, Region
+from ..dataset import ImageSource, Region
 from ..images.pictures import decode_image, file_of, read_encoded
 from ..manifest.slide_rows import opened
 
@@ -72,7 +72,7 @@ class MaskFacts:
         return float(self.pixels[:, self.values > above].sum()) / total if total else 0.0
 
 
-def count_mask(picture: Picture) -> MaskFacts:
+def count_mask(picture: ImageSource) -> MaskFacts:
     """What one mask holds, all of its pixels; known after the first time as long as its file stays as it is.
 
     Raises:
@@ -85,7 +85,7 @@ def count_mask(picture: Picture) -> MaskFacts:
     return _remembered(picture, lambda: facts_of(picture.draw()))
 
 
-def recall(picture: Picture) -> MaskFacts | None:
+def recall(picture: ImageSource) -> MaskFacts | None:
     """What `count_mask` would say without reading; None where it would read."""
     return _known.get(_key(picture))
 
@@ -95,7 +95,7 @@ def note_image(path: Path, image: Any) -> None:
     _remembered(path, lambda: _of_image(image))
 
 
-def note_drawing(picture: Picture, pixels: NDArray[np.uint8]) -> None:
+def note_drawing(picture: ImageSource, pixels: NDArray[np.uint8]) -> None:
     """Remember what the drawn mask `picture` holds."""
     _remembered(picture, lambda: facts_of(pixels))
 
@@ -165,7 +165,7 @@ _HALF = 127  # of alpha: up to it, a pixel counts as transparent
 _known: dict[Hashable, MaskFacts] = {}
 
 
-def _remembered(picture: Picture, count: Callable[[], MaskFacts]) -> MaskFacts:
+def _remembered(picture: ImageSource, count: Callable[[], MaskFacts]) -> MaskFacts:
     """What is known of a picture whose file is as it was, else what `count` finds."""
     key = _key(picture)
     known = _known.get(key)
@@ -178,7 +178,7 @@ def _remembered(picture: Picture, count: Callable[[], MaskFacts]) -> MaskFacts:
     return known
 
 
-def _key(picture: Picture) -> Hashable:
+def _key(picture: ImageSource) -> Hashable:
     """A picture and the state of its file; None where it has no hash, or the file is gone."""
     file = file_of(picture)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import reason_of
-from ..dataset import Dataset, Picture, Problem, Region, Tile, maps_of
+from ..dataset import Dataset, ImageSource, Problem, Region, Tile, maps_of
 from ..images.pictures import file_of
 from .files import named_file
 from .mask_facts import MANY_VALUES, count_mask
@@ -109,7 +109,7 @@ def examine_masks(
     return found, notices, list(firsts.values())
 
 
-def _no_masks(every: Sequence[tuple[Tile, str, Picture]]) -> list[Problem]:
+def _no_masks(every: Sequence[tuple[Tile, str, ImageSource]]) -> list[Problem]:
     """Mask slides that are no masks, whatever the task; of files and drawings `check_tiles` says so."""
     regions: dict[str, list[Tile]] = defaultdict(list)
     for tile, column, picture in every:
@@ -119,7 +119,7 @@ def _no_masks(every: Sequence[tuple[Tile, str, Picture]]) -> list[Problem]:
     return [Problem(file_of(one.mask), f"cannot be used as a mask: {one.wrong}") for one in seen if one.wrong]
 
 
-def _counts(picture: Picture) -> NDArray[np.int64] | str:
+def _counts(picture: ImageSource) -> NDArray[np.int64] | str:
     """Pixels of each value, all channels together, int64 [256]; why not, where it cannot be read."""
     try:
         return count_mask(picture).counts

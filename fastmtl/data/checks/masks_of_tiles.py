@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import reason_of
 from ...utils.optional_imports import require
-from ..dataset import Picture, Region, Tile
+from ..dataset import ImageSource, Region, Tile
 from ..images.pictures import file_of
 from ..images.polygons import Polygons
 from ..manifest.slide_rows import opened
@@ -35,7 +35,7 @@ class SeenMask(NamedTuple):
         wrong: why it cannot be used as a mask, whatever the task; "" where nothing speaks against it.
     """
 
-    mask: Picture
+    mask: ImageSource
     tile: Tile
     facts: MaskFacts
     wrong: str = ""
@@ -52,7 +52,7 @@ def seen_masks(tiles: Iterable[Tile], column: str = "", *, sample: int | None = 
         column: of pictures; "" is the tiles' own masks.
         sample: regions of a mask slide; None reads all.
     """
-    groups: dict[Any, list[tuple[Tile, Picture]]] = {}
+    groups: dict[Any, list[tuple[Tile, ImageSource]]] = {}
     for tile in tiles:
         picture = tile.values.get(column) if column else tile.mask
         if picture is not None:
@@ -91,7 +91,7 @@ def plane_of(facts: MaskFacts, channel: int) -> NDArray[np.int64]:
     return facts.pixels[min(channel, len(facts.pixels) - 1)]
 
 
-def _whole(picture: Picture, tile: Tile) -> Any:
+def _whole(picture: ImageSource, tile: Tile) -> Any:
     """What several tiles may share: a mask slide, a file of polygons; else the tile itself."""
     if isinstance(picture, Region):
         return picture.slide, picture.level
@@ -100,7 +100,7 @@ def _whole(picture: Picture, tile: Tile) -> Any:
     return tile.id
 
 
-def _seen(group: Sequence[tuple[Tile, Picture]], sample: int | None) -> SeenMask:
+def _seen(group: Sequence[tuple[Tile, ImageSource]], sample: int | None) -> SeenMask:
     tile, picture = group[0]
     if not isinstance(picture, Region):
         return SeenMask(picture, tile, merged([count_mask(one) for _, one in group]))

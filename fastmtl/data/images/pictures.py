@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from ...errors import reason_of
 from ...utils.optional_imports import require
-from ..dataset import Picture, Region
+from ..dataset import ImageSource, Region
 from ..identifiers import near_file
 from ..sizes import MAX_PIXELS, check_pixels
 
 _ORIENTATION_TAG = 0x0112
 
 
-def open_picture(picture: Picture) -> NDArray[np.uint8]:
+def open_picture(picture: ImageSource) -> NDArray[np.uint8]:
     """RGB uint8 [h, w, 3], turned upright as the loader turns it.
 
     Raises:
@@ -64,7 +64,7 @@ def image_file(file: Path) -> Iterator[Any]:
         raise ValueError(f"{file}: {_reason(error)}") from error
 
 
-def picture_size(picture: Picture) -> tuple[int, int]:
+def picture_size(picture: ImageSource) -> tuple[int, int]:
     """(width, height) of `open_picture`; reads no pixels where the size is written elsewhere."""
     if isinstance(picture, Path):
         if picture.exists() and not picture.is_file():
@@ -86,7 +86,7 @@ def upright_size(image: Any) -> tuple[int, int]:
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def file_of(picture: Picture) -> Path:
+def file_of(picture: ImageSource) -> Path:
     """The file behind a picture, for messages and thumbnails; `Path()` where there is none, as for run lengths."""
     if isinstance(picture, Path):
         return picture

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..dataset import Picture, Region
+from ..dataset import ImageSource, Region
 from ..images.pictures import decode_image, file_of, read_encoded
 from ..images.png import SIGNATURE, decode_png, png_size
 from ..sizes import check_pixels
@@ -23,7 +23,7 @@ _MAX_OPEN = 128
 _JPEG = b"\xff\xd8\xff"
 
 
-class Piece(Protocol):
+class EncodedTile(Protocol):
     """A part of a picture.
 
     Attributes:
@@ -60,10 +60,10 @@ class Whole(NamedTuple):
     height: int = 0
 
 
-class Canvas(NamedTuple):
+class Mosaic(NamedTuple):
     """One picture, not yet decoded: its pieces, and (width, height) of the field they lie in, None for a whole file."""
 
-    pieces: Sequence[Piece]
+    pieces: Sequence[EncodedTile]
     size: tuple[int, int] | None = None
 
 
@@ -81,7 +81,7 @@ class Pictures:
         self._slides: OrderedDict[Path, Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, picture: Picture, channels: int) -> Canvas:
+    def read(self, picture: ImageSource, channels: int) -> Mosaic:
         """The picture's pieces.
 
         Args:
@@ -93,13 +93,13 @@ class Pictures:
             ValueError: a file is empty, a region or what was drawn is no picture; slides raise their own errors.
         """
         if isinstance(picture, Path):
-            return Canvas([_whole(picture, channels if self._decode_png else 0)])
+            return Mosaic([_whole(picture, channels if self._decode_png else 0)])
         if isinstance(picture, Region):
-            return Canvas(self._slide(picture.slide).pieces(picture), (picture.width, picture.height))
+            return Mosaic(self._slide(picture.slide).pieces(picture), (picture.width, picture.height))
         drawn = np.asarray(picture.draw())
         if drawn.dtype != np.uint8 or drawn.ndim not in (2, 3) or not drawn.size:
             raise ValueError(f"a drawn picture must be uint8 [h, w] or [h, w, C]; got {drawn.dtype} {drawn.shape}")
-        return Canvas([_of_pixels(drawn)])
+        return Mosaic([_of_pixels(drawn)])
 
     def _slide(self, path: Path) -> Any:
         with self._lock:
@@ -135,7 +135,7 @@ def _of_pixels(pixels: NDArray[np.uint8]) -> Whole:
     return Whole(pixels=whole, width=whole.shape[1], height=whole.shape[0])
 
 
-def place_of(picture: Picture | None) -> dict[str, Any]:
+def place_of(picture: ImageSource | None) -> dict[str, Any]:
     """Where a picture comes from, in JSON types, for lists of what was damaged: its file, and of a region its place;
     the text of what was drawn from no file."""
     if isinstance(picture, Region):

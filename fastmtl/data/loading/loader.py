@@ -17,7 +17,7 @@ from .dali_graph import cause
 from .encoded import Pictures
 from .patches import TileStream
 from .pipeline import Reader
-from .prefetch import Feed, Plan, Ready
+from .prefetch import EncodedBatch, Feed, Plan
 from .quarantine import DamagedSampleError, Faults, TileReadError
 from .samplers import Sampler
 from .targets import Columns, Table
@@ -39,13 +39,13 @@ class TileLoader:
     without a low-pass filter: store tiles no more than about twice as large as `size`. Pixels outside the tile become
     light grey (`dataset.BACKGROUND`) in the image and 0 in masks.
 
-    Batches hold `images` float32 [B, 3, size, size], what `Target` says for each task, `present` bool [B, K], and
+    Batches hold `images` float32 [B, 3, size, size], what `Target` says for each task, `has_label` bool [B, K], and
     `metadata`. Masks may have any resolution: they cover their image's field of view and follow its geometry. A box of
     which less than a tenth is left in the image is absent.
 
     Args:
         tiles: the data set, or `RandomPatches` of it.
-        targets: task name -> `Target` or its kind; its order is that of the columns of `Batch.present`.
+        targets: task name -> `Target` or its kind; its order is that of the columns of `Batch.has_label`.
         size: output height and width, pixels.
         batch_size: samples a batch, on this rank.
         metadata: name in `Batch.metadata` -> columns of numbers, float32 [B, M]; 0 where a tile has none.
@@ -255,7 +255,7 @@ class TileLoader:
         order["pairs"] = None if order["pairs"] is None else list(order["pairs"])
         return {"tiles": names.hexdigest()[:16], "values": values.hexdigest()[:16], **order}
 
-    def _receive(self, plans: Sequence[Plan]) -> tuple[Ready, list[Tensor]]:
+    def _receive(self, plans: Sequence[Plan]) -> tuple[EncodedBatch, list[Tensor]]:
         """The next batch, the first of `plans`; where a tile of it is damaged, the batch made anew without it."""
         while True:
             try:
@@ -272,11 +272,11 @@ class TileLoader:
                     raise TileReadError(f"{place} cannot be read: {cause(error)}; its tiles: {ids}", ()) from error
             self._reader.start(self._epoch, self._tiles, plans)
 
-    def _assemble(self, table: Table, ready: Ready, tensors: list[Tensor]) -> Batch:
+    def _assemble(self, table: Table, ready: EncodedBatch, tensors: list[Tensor]) -> Batch:
         images, *maps = tensors
-        targets, present, metadata = table.gather(ready.tiles, ready.partners, ready.drawn, maps)
+        targets, has_label, metadata = table.gather(ready.tiles, ready.partners, ready.drawn, maps)
         tiles = [self._tiles[number] for number in ready.tiles.tolist()]
-        batch = Batch(images, targets, present, metadata, [tile.id for tile in tiles], [tile.group for tile in tiles])
+        batch = Batch(images, targets, has_label, metadata, [tile.id for tile in tiles], [tile.group for tile in tiles])
         return self._reader.to_device(batch)
 
     def _check_current(self, iteration: int) -> None:

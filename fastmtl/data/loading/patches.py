@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..dataset import Picture, Region, Tile
+from ..dataset import ImageSource, Region, Tile
 from . import order
 from .samplers import slides_of
 
@@ -94,7 +94,7 @@ def _is_picture(value: Any) -> bool:
     return isinstance(value, Region) or hasattr(value, "draw")
 
 
-def _moved(picture: Picture, x: int, y: int, tile: str) -> Picture:
+def _moved(picture: ImageSource, x: int, y: int, tile: str) -> ImageSource:
     if not is_dataclass(picture) or not hasattr(picture, "x") or not hasattr(picture, "y"):
         raise ValueError(f"{picture!r} of tile {tile} cannot be shifted with its image: it has no x and y")
     return replace(picture, x=picture.x + x, y=picture.y + y)  # type: ignore[return-value, arg-type, type-var]

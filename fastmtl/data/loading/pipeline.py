@@ -11,7 +11,7 @@ from torch import Tensor
 from ...protocols import Batch
 from ..dataset import Tile
 from .dali_graph import Graph, undecodable
-from .prefetch import Feed, Plan, Ready
+from .prefetch import EncodedBatch, Feed, Plan
 from .samplers import slides_of
 from .transform_cpu import Finisher, FinishOptions
 
@@ -49,7 +49,7 @@ class Reader:
             )
         self._idle = False
 
-    def next(self) -> tuple[Ready, list[Tensor]]:
+    def next(self) -> tuple[EncodedBatch, list[Tensor]]:
         """The next batch: images float32 [B, 3, H, W] and maps uint8 [B, C, H, W]. After an error call `start`."""
         if self._graph is None:
             raise RuntimeError("next() came before start()")
@@ -88,7 +88,7 @@ class Reader:
         return Batch(
             batch.images,
             {name: send(target, self._device) for name, target in batch.targets.items()},
-            send(batch.present, self._device),
+            send(batch.has_label, self._device),
             {name: send(value, self._device) for name, value in batch.metadata.items()},
             batch.ids,
             batch.groups,

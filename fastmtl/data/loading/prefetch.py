@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import reason_of
-from ..dataset import Picture, Tile
+from ..dataset import ImageSource, Tile
 from ..images.pictures import file_of
 from .augment import Augmentation, Parameters
-from .encoded import Canvas, Pictures, Piece, Whole
+from .encoded import EncodedTile, Mosaic, Pictures, Whole
 from .quarantine import Faults, substitutes
 from .targets import NO_PARTNER, Columns
 
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     partners: NDArray[np.int64]
 
 
-class Ready(NamedTuple):
+class EncodedBatch(NamedTuple):
     """A batch as it was read: what stands in for damaged tiles is in, what is left out is out.
 
     Attributes:
@@ -49,7 +49,7 @@ class Ready(NamedTuple):
     tiles: NDArray[np.int64]
     partners: NDArray[np.int64]
     drawn: Parameters
-    canvases: list[list[Canvas | None]]
+    canvases: list[list[Mosaic | None]]
     numbers: list[list[list[int]]]
     encoded: list[NDArray[np.uint8]]
     is_grey: list[bool]
@@ -84,11 +84,11 @@ class Feed:
         self._pictures, self._columns, self._augmentation, self._seed = pictures, columns, augmentation, seed
         self._faults, self._replace, self._num_threads, self._ahead = faults, replace, num_threads, ahead
         self._pool: ThreadPoolExecutor | None = None  # made by the first batch, and again by one after `close`
-        self._reading: deque[list[Future[list[tuple[int, list[Canvas | None]] | None]]]] = deque()
+        self._reading: deque[list[Future[list[tuple[int, list[Mosaic | None]] | None]]]] = deque()
         self._plans: Sequence[Plan] = ()
         self._tiles: Sequence[Tile] = ()
         self._epoch = self._num_fed = self._num_started = 0
-        self.fed: deque[Ready] = deque()
+        self.fed: deque[EncodedBatch] = deque()
         """Batches that DALI has and that nobody took yet."""
 
     def start(self, epoch: int, tiles: Sequence[Tile], plans: Sequence[Plan]) -> None:
@@ -122,7 +122,7 @@ class Feed:
         self._reading.clear()
         self.fed.clear()
 
-    def pictures_of(self, tile: int) -> list[Picture | None]:
+    def pictures_of(self, tile: int) -> list[ImageSource | None]:
         """The image and the maps of a tile of this epoch."""
         return [self._tiles[tile].image, *(column.of(self._tiles[tile]) for column in self._columns.maps)]
 
@@ -130,17 +130,17 @@ class Feed:
         """Set a tile aside; TileReadError when that is one too many."""
         self._faults.report(self._epoch, self._tiles[tile], self.pictures_of(tile)[picture], reason)
 
-    def _begin(self, plan: Plan) -> list[Future[list[tuple[int, list[Canvas | None]] | None]]]:
+    def _begin(self, plan: Plan) -> list[Future[list[tuple[int, list[Mosaic | None]] | None]]]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="fastmtl-read")
         bounds = np.unique(np.linspace(0, len(plan.samples), self._num_threads + 1).astype(int)).tolist()
         return [self._pool.submit(self._read, plan, start, stop) for start, stop in itertools.pairwise(bounds)]
 
-    def _read(self, plan: Plan, start: int, stop: int) -> list[tuple[int, list[Canvas | None]] | None]:
+    def _read(self, plan: Plan, start: int, stop: int) -> list[tuple[int, list[Mosaic | None]] | None]:
         rows = zip(plan.samples[start:stop].tolist(), plan.repeats[start:stop].tolist(), strict=True)
         return [self._sample(tile, repeat) for tile, repeat in rows]
 
-    def _sample(self, wanted: int, repeat: int) -> tuple[int, list[Canvas | None]] | None:
+    def _sample(self, wanted: int, repeat: int) -> tuple[int, list[Mosaic | None]] | None:
         """The tile number and its canvases; None for one left out."""
         tile = wanted
         for attempt in range(_MAX_SUBSTITUTES):
@@ -153,8 +153,8 @@ class Feed:
             tile = substitutes(wanted, self._tiles, seed=self._seed, epoch=self._epoch, repeat=repeat, attempt=attempt)
         raise RuntimeError(f"{_MAX_SUBSTITUTES} tiles drawn in the place of {self._tiles[wanted].id} are damaged too")
 
-    def _try(self, tile: int) -> list[Canvas | None] | None:
-        canvases: list[Canvas | None] = []
+    def _try(self, tile: int) -> list[Mosaic | None] | None:
+        canvases: list[Mosaic | None] = []
         decoded = [3, *(1 if column.is_grey else 3 for column in self._columns.maps)]
         wanted = [3, *(1 if column.is_grey else None for column in self._columns.maps)]
         for number, picture in enumerate(self.pictures_of(tile)):
@@ -167,7 +167,7 @@ class Feed:
                 return None
         return canvases
 
-    def _gather(self, plan: Plan, samples: list[tuple[int, list[Canvas | None]] | None]) -> Ready:
+    def _gather(self, plan: Plan, samples: list[tuple[int, list[Mosaic | None]] | None]) -> EncodedBatch:
         kept = np.array([row for row, sample in enumerate(samples) if sample is not None], np.int64)
         read = [sample for sample in samples if sample is not None]
         tiles = np.array([tile for tile, _ in read], np.int64)
@@ -199,20 +199,20 @@ class Feed:
                         is_grey.append(grey)
                 numbers[-1].append(places)
         drawn = self._augmentation.sample(self._seed, self._epoch, plan.samples[kept], plan.repeats[kept])
-        return Ready(tiles, partners, drawn, canvases, numbers, encoded, is_grey)
+        return EncodedBatch(tiles, partners, drawn, canvases, numbers, encoded, is_grey)
 
 
-def _with_channels(canvas: Canvas, wanted: int | None) -> Canvas:
+def _with_channels(canvas: Mosaic, wanted: int | None) -> Mosaic:
     """Pieces that came as pixels, with as many channels as decoded ones have: grey is repeated, of colours the first is
     taken, all being equal in a grey map. None leaves them as they are."""
     if wanted is None or all(piece.pixels is None or piece.pixels.shape[2] == wanted for piece in canvas.pieces):
         return canvas
-    return Canvas(
+    return Mosaic(
         [piece if piece.pixels is None else _converted(piece, wanted) for piece in canvas.pieces], canvas.size
     )
 
 
-def _converted(piece: Piece, wanted: int) -> Piece:
+def _converted(piece: EncodedTile, wanted: int) -> EncodedTile:
     pixels = piece.pixels
     if pixels is None or pixels.shape[2] not in (1, 3):
         raise ValueError(f"a picture must have 1 or 3 channels; got {0 if pixels is None else pixels.shape[2]}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError, reason_of
 from ...utils.optional_imports import require
-from ..dataset import Picture, Problem, Tile
+from ..dataset import ImageSource, Problem, Tile
 from ..images.pictures import file_of
 from .encoded import place_of
 
@@ -56,7 +56,7 @@ class Faults:
     def is_known(self, tile: Tile) -> bool:
         return tile.id in self._known
 
-    def report(self, epoch: int, tile: Tile, picture: Picture | None, reason: str) -> None:
+    def report(self, epoch: int, tile: Tile, picture: ImageSource | None, reason: str) -> None:
         """Add a tile to the list.
 
         Raises:

@@ -1,4 +1,4 @@
-"""From the columns of tiles to the targets, `present` and metadata of a batch."""
+"""From the columns of tiles to the targets, `has_label` and metadata of a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...protocols import MAPS, Target
-from ..dataset import Picture, Tile
+from ..dataset import ImageSource, Tile
 from .augment import Parameters
 from .boxes import move_boxes
 
@@ -36,7 +36,7 @@ class MapColumn:
         """Whether files are decoded to one channel."""
         return self.kind != "masks"
 
-    def of(self, tile: Tile) -> Picture | None:
+    def of(self, tile: Tile) -> ImageSource | None:
         """The tile's picture."""
         return tile.values.get(self.column) if self.column else tile.mask
 
@@ -76,12 +76,12 @@ class Table:
     def __init__(self, columns: Columns, tiles: Sequence[Tile]):
         self._columns = columns
         self._values: dict[str, NDArray] = {}
-        present = []
+        has_label = []
         for name, target in columns.targets.items():
             values, has = _read(target, tiles)
             self._values[name] = values
-            present.append(has)
-        self._present = np.stack(present, 1)
+            has_label.append(has)
+        self._has_label = np.stack(has_label, 1)
         self._metadata = {
             name: np.stack([_numbers(tiles, column)[0] for column in names], 1).astype(np.float32)
             for name, names in columns.metadata.items()
@@ -90,7 +90,7 @@ class Table:
     def gather(
         self, rows: NDArray[np.int64], partners: NDArray[np.int64], drawn: Parameters, maps: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """Targets, `present` and metadata of the samples `rows`, on the device of `maps` or else the CPU.
+        """Targets, `has_label` and metadata of the samples `rows`, on the device of `maps` or else the CPU.
 
         Args:
             rows: int64 [B], numbers of tiles.
@@ -99,21 +99,21 @@ class Table:
             maps: one tensor for each of the columns' `maps`.
         """
         by_map = dict(zip(self._columns.maps, maps, strict=True))
-        present = self._present[rows]
+        has_label = self._has_label[rows]
         targets: dict[str, Tensor] = {}
         for number, (name, target) in enumerate(self._columns.targets.items()):
             if target.kind in MAPS:
                 targets[name] = by_map[MapColumn(target.kind, target.column, target.size)]
             elif target.kind == "box":
-                boxes, present[:, number] = move_boxes(self._values[name][rows], drawn)
+                boxes, has_label[:, number] = move_boxes(self._values[name][rows], drawn)
                 targets[name] = torch.from_numpy(boxes)
             elif target.kind == "pair":
                 targets[name] = torch.from_numpy(partners.copy())
-                present[:, number] = partners != NO_PARTNER
+                has_label[:, number] = partners != NO_PARTNER
             elif target.kind != "none":
                 targets[name] = torch.from_numpy(self._values[name][rows])
         metadata = {name: torch.from_numpy(values[rows]) for name, values in self._metadata.items()}
-        return targets, torch.from_numpy(present), metadata
+        return targets, torch.from_numpy(has_label), metadata
 
 
 def _target(name: str, target: Target | str) -> Target:

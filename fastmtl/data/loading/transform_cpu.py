@@ -19,8 +19,8 @@ from ...ops.core.pointers import on_one_thread
 from ...utils.optional_imports import require
 from ..dataset import BACKGROUND
 from .augment import Parameters
-from .encoded import Canvas, Piece
-from .prefetch import Ready
+from .encoded import EncodedTile, Mosaic
+from .prefetch import EncodedBatch
 from .quarantine import DamagedSampleError, nonsense
 from .targets import MapColumn
 
@@ -142,7 +142,7 @@ def in_pixels(matrix: NDArray[np.float32], size: int, height: int, width: int) -
     return matrix * per_pixel * np.array([[width], [height]], np.float32)
 
 
-def extent(tile: int, picture: int, piece: Piece, height: int, width: int) -> tuple[int, int]:
+def extent(tile: int, picture: int, piece: EncodedTile, height: int, width: int) -> tuple[int, int]:
     """(width, height) that count of a piece that decoded to so many pixels.
 
     Raises:
@@ -154,7 +154,7 @@ def extent(tile: int, picture: int, piece: Piece, height: int, width: int) -> tu
     return piece.width or width, piece.height or height
 
 
-def covers(piece: Piece, size: tuple[int, int]) -> bool:
+def covers(piece: EncodedTile, size: tuple[int, int]) -> bool:
     """Whether a piece of a slide leaves nothing of the canvas free."""
     return piece.x <= 0 and piece.y <= 0 and piece.x + piece.width >= size[0] and piece.y + piece.height >= size[1]
 
@@ -170,7 +170,7 @@ class Finisher:
         self._kernels = transform_numba
         self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastmtl-finish")
 
-    def __call__(self, ready: Ready, pieces: Any, slides: list[str]) -> list[Tensor]:
+    def __call__(self, ready: EncodedBatch, pieces: Any, slides: list[str]) -> list[Tensor]:
         """Images float32 [B, 3, size, size] and for each map uint8 [B, C, size, size].
 
         Raises:
@@ -219,7 +219,7 @@ class Finisher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _finish_mask(
-        self, view: View, column: MapColumn, ready: Ready, number: int, row: int, out: NDArray[np.uint8]
+        self, view: View, column: MapColumn, ready: EncodedBatch, number: int, row: int, out: NDArray[np.uint8]
     ) -> None:
         if view.channels < column.size:
             tile, reason = int(ready.tiles[row]), f"has {view.channels} channels, not {column.size}"
@@ -230,10 +230,12 @@ class Finisher:
         if nearest and column.kind != "classes":
             np.greater(out, threshold, out=out)
 
-    def _view(self, ready: Ready, decoded: Sequence[NDArray[np.uint8]], picture: int, row: int, channels: int) -> View:
+    def _view(
+        self, ready: EncodedBatch, decoded: Sequence[NDArray[np.uint8]], picture: int, row: int, channels: int
+    ) -> View:
         """The pixels of a canvas; copied only where several pieces, or the slide's edge, make it up. `channels` is for
         one without pieces."""
-        canvas, numbers = ready.canvases[picture][row] or Canvas([], (1, 1)), ready.numbers[picture][row]
+        canvas, numbers = ready.canvases[picture][row] or Mosaic([], (1, 1)), ready.numbers[picture][row]
         tile, found = int(ready.tiles[row]), []
         for piece, number in zip(canvas.pieces, numbers, strict=True):
             pixels = piece.pixels
@@ -257,7 +259,7 @@ class Finisher:
         list(self._pool.map(several, bounds[:-1], bounds[1:]))
 
 
-def _stitched(canvas: Canvas, found: Sequence[NDArray[np.uint8]], channels: int, outside: int) -> View:
+def _stitched(canvas: Mosaic, found: Sequence[NDArray[np.uint8]], channels: int, outside: int) -> View:
     if canvas.size is None:
         return _of(np.ascontiguousarray(found[0]), 0, 0, found[0].shape[1], found[0].shape[0])
     width, height = canvas.size

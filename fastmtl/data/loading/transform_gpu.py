@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..dataset import BACKGROUND
-from .encoded import Canvas
-from .prefetch import Ready
+from .encoded import Mosaic
+from .prefetch import EncodedBatch
 from .quarantine import DamagedSampleError
 from .transform_cpu import FinishOptions, colour_matrices, covers, extent, in_pixels
 
@@ -43,7 +43,7 @@ class GpuFinisher:
         self._scale, self._shift = (self._send(values) for values in (options.scale, options.shift))
         self._held: deque[tuple[Any, Any]] = deque()
 
-    def __call__(self, ready: Ready, pieces: Any, slides: list[str]) -> list[Tensor]:
+    def __call__(self, ready: EncodedBatch, pieces: Any, slides: list[str]) -> list[Tensor]:
         """Images float32 [B, 3, size, size] and for each map uint8 [B, C, size, size].
 
         Raises:
@@ -83,7 +83,7 @@ class GpuFinisher:
         """Let go of what was held for the device."""
         self._held.clear()
 
-    def _upload(self, ready: Ready) -> dict[int, tuple[Pixels, Tensor]]:
+    def _upload(self, ready: EncodedBatch) -> dict[int, tuple[Pixels, Tensor]]:
         """Pieces that came as pixels, by the identity of their array, in one copy."""
         canvases = [canvas for column in ready.canvases for canvas in column if canvas is not None]
         arrays = {id(p.pixels): p.pixels for canvas in canvases for p in canvas.pieces if p.pixels is not None}
@@ -115,7 +115,7 @@ class Layout:
 
     def __init__(
         self,
-        ready: Ready,
+        ready: EncodedBatch,
         decoded: Sequence[Pixels],
         uploaded: dict[int, tuple[Pixels, Tensor]],
         channels: Sequence[int],
@@ -182,7 +182,7 @@ class Layout:
             matrices.append(in_pixels(self._ready.drawn.matrix[row], size, place[2], place[3]).reshape(-1))
         return np.array(rows, np.int64).reshape(-1, _COLUMNS), np.array(matrices, np.float32).reshape(-1, 6)
 
-    def _place(self, picture: int, row: int, canvas: Canvas) -> tuple[int, int, int, int, int]:
+    def _place(self, picture: int, row: int, canvas: Mosaic) -> tuple[int, int, int, int, int]:
         if (picture, row) in self._places:
             pixels = self._places[picture, row]
             return pixels.address, pixels.pitch, pixels.height, pixels.width, pixels.channels
@@ -194,7 +194,7 @@ class Layout:
         address = pixels.address - piece.y * pixels.pitch - piece.x * pixels.channels
         return address, pixels.pitch, canvas.size[1], canvas.size[0], pixels.channels
 
-    def _shape(self, picture: int, row: int, canvas: Canvas) -> tuple[int, int, int]:
+    def _shape(self, picture: int, row: int, canvas: Mosaic) -> tuple[int, int, int]:
         found, (width, height) = self._found[picture][row], canvas.size or (0, 0)
         return height, width, found[0].channels if found else self._channels[picture]
 

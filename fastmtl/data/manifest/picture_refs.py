@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..dataset import Picture, Region
+from ..dataset import ImageSource, Region
 from ..formats.tile_folder import IMAGE_SUFFIXES
 from ..identifiers import tell_apart, unicode_form
 from ..images.arrays import PREPROCESSING, ArrayRow, GreyPicture
@@ -117,10 +117,10 @@ def read_picture(
     rule: PathRule,
     place: str,
     *,
-    over: Picture | None = None,
+    over: ImageSource | None = None,
     whole_slide: bool = False,
     polygons: PolygonOptions = PolygonOptions(),
-) -> Picture:
+) -> ImageSource:
     """The picture that a cell names.
 
     Args:
@@ -165,7 +165,7 @@ def read_picture(
     return path
 
 
-def write_picture(picture: Picture, rule: PathRule) -> str:
+def write_picture(picture: ImageSource, rule: PathRule) -> str:
     """The cell that `read_picture` reads the picture from.
 
     Raises:
@@ -188,7 +188,7 @@ def write_picture(picture: Picture, rule: PathRule) -> str:
     raise ValueError(f"a manifest cannot hold {picture!r}: it knows files, regions, polygons, codes and HDF5 rows")
 
 
-def _polygons_over(path: Path, over: Picture, place: str, options: PolygonOptions) -> Polygons:
+def _polygons_over(path: Path, over: ImageSource, place: str, options: PolygonOptions) -> Polygons:
     if isinstance(over, Region):
         from .slide_rows import downsample_of
 

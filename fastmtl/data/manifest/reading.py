@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ...utils.suggestions import nearest
-from ..dataset import Dataset, Picture, Problem, Region, Tile, with_one_spelling
+from ..dataset import Dataset, ImageSource, Problem, Region, Tile, with_one_spelling
 from ..formats.tile_folder import PATIENT, group_of, rule_in_words
 from ..identifiers import clean_name, name_notices, one_spelling, sample_key, says_missing
 from ..images.arrays import ArrayRow
@@ -167,7 +167,7 @@ class _Reader:
         ]
 
     def _tile(
-        self, row: int, cells: Mapping[str, str], image: Picture, name: str, place: str, whole_slide: bool = False
+        self, row: int, cells: Mapping[str, str], image: ImageSource, name: str, place: str, whole_slide: bool = False
     ) -> Tile:
         key = sample_key(name) if "id" in cells else clean_name(os.path.normpath(name))
         first = self.seen.setdefault(key, row)
@@ -179,7 +179,7 @@ class _Reader:
         mask, label = values.pop("mask", None), values.pop("label", None)
         return Tile(name, image, mask, label, self._group(cells, place), values)
 
-    def _value(self, column: str, cells: Mapping[str, str], image: Picture, place: str, whole_slide: bool) -> Any:
+    def _value(self, column: str, cells: Mapping[str, str], image: ImageSource, place: str, whole_slide: bool) -> Any:
         cell, kind = cells.get(column, ""), self.kinds[column]
         if kind != "picture":
             value = cells_of.parse_cell(kind, cell, column, place, self.classes.get(column, ()))

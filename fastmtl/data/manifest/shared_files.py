@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...utils.words import few
-from ..dataset import Picture, Problem, Region, Tile
+from ..dataset import ImageSource, Problem, Region, Tile
 from ..images.pictures import file_of
 from ..images.polygons import Polygons
 
@@ -17,7 +17,7 @@ def rows_that_share(tiles: Sequence[Tile], path: Path) -> list[Problem]:
 
 
 def _images_with_two_labels(tiles: Sequence[Tile], path: Path) -> list[Problem]:
-    labelled: dict[Picture, Tile] = {}
+    labelled: dict[ImageSource, Tile] = {}
     labels = [
         f"{tile.id} and {other.id} are one image with two labels: one of them is wrong"
         for tile in tiles

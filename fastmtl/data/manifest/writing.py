@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..dataset import Dataset, Picture, Region, kind_of
+from ..dataset import Dataset, ImageSource, Region, kind_of
 from . import column_types as cells_of
 from .picture_refs import PathRule, write_picture
 from .reading import RESERVED
@@ -48,14 +48,14 @@ def write_manifest(dataset: Dataset, path: str | Path, root: str | Path | None =
     write_table(path, used, [[row.get(name, "") for name in used] for row in rows])
 
 
-def _image_cells(image: Picture, rule: PathRule) -> dict[str, str]:
+def _image_cells(image: ImageSource, rule: PathRule) -> dict[str, str]:
     if not isinstance(image, Region):
         return {"image": _checked(image, rule)}
     numbers = {name: str(getattr(image, name)) for name in ("x", "y", "width", "height", "level")}
     return {"slide": _checked(image, rule), **numbers}
 
 
-def _checked(picture: Picture, rule: PathRule) -> str:
+def _checked(picture: ImageSource, rule: PathRule) -> str:
     text = write_picture(picture, rule)
     if not isinstance(picture, Path | Region):
         return text

@@ -31,7 +31,7 @@ _KEPT_BYTES = 2**28  # of such pixels in a process, whatever the number of open 
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class EncodedTile:
     """A part of a region's canvas, encoded or decoded.
 
     Attributes:
@@ -112,25 +112,29 @@ class PieceReader:
     def __del__(self) -> None:
         self.close()
 
-    def pieces(self, raster: Raster, canvas: Box) -> list[Piece]:
+    def pieces(self, raster: Raster, canvas: Box) -> list[EncodedTile]:
         """What `raster` has of the rectangle `canvas` (upright pixels; any part of it may lie outside).
 
         Raises:
             DamagedPieceError: a tile cannot be read, or is visibly damaged.
         """
         if raster.planes:
-            return [Piece(0, 0, canvas[2], canvas[3], pixels=self.read(raster, canvas))]
+            return [EncodedTile(0, 0, canvas[2], canvas[3], pixels=self.read(raster, canvas))]
         shown, code = raster.shown_size, raster.encoding.orientation
-        drawn = [Piece(x, y, part.shape[1], part.shape[0], pixels=part) for x, y, part in self._drawn(raster, canvas)]
+        drawn = [
+            EncodedTile(x, y, part.shape[1], part.shape[0], pixels=part) for x, y, part in self._drawn(raster, canvas)
+        ]
         wanted = list(_tiles_in(raster, stored_box(canvas, shown, code)))
         if dali_decodes(raster.encoding) and not _is_large(raster):
             return drawn + [
-                Piece(x - canvas[0], y - canvas[1], width, height, data=np.frombuffer(buffer, np.uint8, offset=start))
+                EncodedTile(
+                    x - canvas[0], y - canvas[1], width, height, data=np.frombuffer(buffer, np.uint8, offset=start)
+                )
                 for (_, (x, y, width, height), _, _), buffer, start in self._streams(raster, wanted)
             ]
         cuts = (self._cut(raster, item, pixels, canvas) for item, pixels in self._decoded(raster, wanted))
         return drawn + [
-            Piece(x, y, part.shape[1], part.shape[0], pixels=np.ascontiguousarray(part)) for x, y, part in cuts
+            EncodedTile(x, y, part.shape[1], part.shape[0], pixels=np.ascontiguousarray(part)) for x, y, part in cuts
         ]
 
     def read(self, raster: Raster, canvas: Box) -> Pixels:

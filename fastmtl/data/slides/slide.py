@@ -19,7 +19,7 @@ from .errors import DamagedPieceError, SlideError, in_words
 from .index import SlideIndex, identify, load_index
 from .openslide_reader import OpenSlideReader
 from .orientation import Box
-from .pieces import Piece, PieceReader
+from .pieces import EncodedTile, PieceReader
 from .raster import Encoding, Level
 from .scale import PLAUSIBLE_MPP
 from .scan import MAX_PIXELS, scan
@@ -136,7 +136,7 @@ class Slide:
             return self._foreign.read(region.level, region.x, region.y, region.width, region.height)
         return self._native.read(self._layout.rasters[region.level], self._canvas(region))
 
-    def pieces(self, region: Region) -> list[Piece]:
+    def pieces(self, region: Region) -> list[EncodedTile]:
         """What to decode and put together for `region`: compressed images that stand alone, or pixels where DALI has
         no decoder to be trusted. What no piece covers is background.
 
@@ -147,7 +147,7 @@ class Slide:
         region = self._checked(region)
         if self._foreign:
             pixels = self._foreign.read(region.level, region.x, region.y, region.width, region.height)
-            return [Piece(0, 0, region.width, region.height, pixels=pixels)]
+            return [EncodedTile(0, 0, region.width, region.height, pixels=pixels)]
         return self._native.pieces(self._layout.rasters[region.level], self._canvas(region))
 
     def encoding(self, level: int = 0) -> Encoding | None:

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..dataset import Picture, Region
+from ..dataset import ImageSource, Region
 from ..images.pictures import open_picture
 from ..slides.index import Identity, identify, index_path
 from .files import StainFileError
 from .statistics import StainStatistics, collected
 
 
-def slide_statistics(pictures: Sequence[Picture], convention: str = "torchstain") -> StainStatistics:
+def slide_statistics(pictures: Sequence[ImageSource], convention: str = "torchstain") -> StainStatistics:
     """The colours of pictures of one slide (or patient); what cannot be read is left out.
 
     Where all are regions of one slide that has an index (`index_slide`, `fastmtl prepare`), the counts are kept beside
@@ -41,7 +41,7 @@ def slide_statistics(pictures: Sequence[Picture], convention: str = "torchstain"
     path, source = index.with_suffix(".stain.npz"), _digest(identity, regions, convention)
     with suppress(StainFileError):  # not there, of something else, damaged: as good as none
         return StainStatistics.load(path, source)
-    unread: list[Picture] = []
+    unread: list[ImageSource] = []
     statistics = collected(_readable(pictures, unread), convention)
     if index.exists() and not unread:  # a disk that failed today would thin out the counts for ever
         with suppress(OSError):  # a folder that cannot be written to costs the next run another look
@@ -55,7 +55,7 @@ def _digest(identity: Identity, regions: Sequence[Region], convention: str) -> s
     return blake2b(repr((astuple(identity), places, convention)).encode(), digest_size=16).hexdigest()
 
 
-def _readable(pictures: Sequence[Picture], unread: list[Picture] | None = None) -> Iterator[NDArray[np.uint8]]:
+def _readable(pictures: Sequence[ImageSource], unread: list[ImageSource] | None = None) -> Iterator[NDArray[np.uint8]]:
     """Those that can be read; the others go to `unread`."""
     for picture in pictures:
         try:

@@ -36,7 +36,7 @@ def bce_with_logits(
         pos_weight: weight of the positive class: a number, [C], or [C, 1, ...]. [C] always goes with dim 1, where torch
             lines it up with the last dim.
         mask: bool or uint8, [B], [B, C] or broadcastable to input; what is False takes part in nothing, whatever the
-            logit or target there. For missing labels: mask=present of [B] or [B, C].
+            logit or target there. For missing labels: mask=has_label of [B] or [B, C].
         reduction: "mean" over the valid elements (0 if there are none), "sum", or "none", which is elementwise as in
             torch and computed by it: nothing is gained by fusing what writes every element. For one mean for each
             sample's channel take `dice_bce_loss(..., bce_weight=1, dice_weight=0, reduction="none")`.

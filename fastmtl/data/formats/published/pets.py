@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...dataset import Dataset, Picture, Problem, Tile
+from ...dataset import Dataset, ImageSource, Problem, Tile
 from ...images.pictures import image_file
 from ...text import read_text
 from ._files import assemble, require_path
@@ -65,7 +65,7 @@ def read(root: Path) -> Dataset:
     """
     annotations = require_path(root / "annotations", LAYOUT)
     files: dict[str, Path] = {}
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, ImageSource] = {}
     tiles, problems = [], []
     for file in sorted(require_path(root / "images", LAYOUT).iterdir()):
         if file.name.startswith("."):
@@ -90,7 +90,7 @@ def _breed(stem: str) -> str:
     return stem.rpartition("_")[0].lower()
 
 
-def _picture(file: Path, problems: list[Problem]) -> Picture | None:
+def _picture(file: Path, problems: list[Problem]) -> ImageSource | None:
     if not file.is_file():
         problems.append(Problem(file, "a folder, or a link to nothing, among the images"))
         return None

@@ -35,7 +35,7 @@ class Regression(BaseTask):
         mean, std: of the target, in its unit.
     """
 
-    headline: ClassVar[str] = "r2"
+    primary_metric: ClassVar[str] = "r2"
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Regression(BaseTask):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples' numbers; 0, with a graph, when there are none."""
         wanted = (self._target(batch).double() - self.mean) / self.std  # float32 would round a large mean
-        return self.criterion(output.float(), wanted.float(), mask=self.present(batch))
+        return self.criterion(output.float(), wanted.float(), mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, size] -> numbers float32 [B, size]."""
@@ -74,7 +74,7 @@ class Regression(BaseTask):
 
     def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
-        rows = self.present(batch)
+        rows = self.has_label(batch)
         if rows.any():
             found, wanted = self.predict(output)[rows], self._target(batch)[rows]
             metrics.update(*(x.squeeze(1) if self.size == 1 else x for x in (found, wanted)))
@@ -93,7 +93,7 @@ class BoundingBox(BaseTask):
         loss: "mse", "l1" or "smooth_l1", of the four numbers.
     """
 
-    headline: ClassVar[str] = "iou"
+    primary_metric: ClassVar[str] = "iou"
     target: Target = Target("box", "box")
 
     def __init__(self, name: str, column: int, *, loss: Loss = "mse"):
@@ -103,7 +103,7 @@ class BoundingBox(BaseTask):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
-        return self.criterion(self.predict(output), batch.targets[self.name], mask=self.present(batch))
+        return self.criterion(self.predict(output), batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, 4] -> box float32 [B, 4] in 0..1."""

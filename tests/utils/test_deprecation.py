@@ -1,0 +1,48 @@
+"""Names of the version before: they work, and each says once what it is called now."""
+
+import pytest
+import torch
+
+from fastmtl import balance, data
+from fastmtl.data.dataset import ImageSource
+from fastmtl.protocols import Batch
+from fastmtl.tasks.base import BaseTask
+
+
+def test_a_batch_takes_and_gives_present():
+    has_label = torch.ones(2, 1, dtype=torch.bool)
+    with pytest.warns(DeprecationWarning, match=r"`present` is now called `has_label`.*0\.2"):
+        batch = Batch(torch.zeros(2, 3, 4, 4), {}, present=has_label)
+    assert batch.has_label is has_label
+    with pytest.warns(DeprecationWarning, match="Batch.has_label"):
+        assert batch.present is has_label
+
+
+def test_a_task_of_the_version_before():
+    with pytest.warns(DeprecationWarning, match="Mine.headline is now called primary_metric"):
+
+        class Mine(BaseTask):
+            headline = "dice"
+
+    batch = Batch(torch.zeros(2, 3, 4, 4), {}, torch.tensor([[True], [False]]))
+    assert Mine.primary_metric == "dice"
+    with pytest.warns(DeprecationWarning, match="BaseTask.has_label"):
+        assert Mine("mine", 0).present(batch).tolist() == [True, False]
+
+
+def test_a_balancer_of_the_version_before():
+    with pytest.warns(DeprecationWarning, match="is now called") as warned:
+
+        class Mine(balance.PCGrad):
+            looks_twice = True
+            held = ()
+
+    assert Mine.needs_reevaluation is True
+    assert {str(each.message).split(" is now")[0] for each in warned} == {"Mine.looks_twice", "Mine.held"}
+
+
+def test_classes_of_data_that_are_called_otherwise():
+    with pytest.warns(DeprecationWarning, match="data.Picture is now called data.ImageSource"):
+        assert data.Picture == ImageSource
+    with pytest.warns(DeprecationWarning, match="data.EncodedTile"):
+        assert data.Piece is data.EncodedTile
