@@ -4,7 +4,7 @@ BIN := .venv/bin
 # torch is named first, in the same command as everything else: a package that needs torch would bring another build.
 # pip takes a CPU build of it where it is offered one (see docs/install.md).
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo test test-fast test-all lint bench clean
 
 setup: .venv/.done
 
@@ -17,11 +17,18 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/fastmtl train demo
 
+# One worker a core; a worker keeps to its files as long as it can, for the fixtures that a file shares.
+WORKERS := -n auto --maxprocesses 16 --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
+
+# While you work: one case of each test that takes less than a second or two.
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow and not long" --one-case $(WORKERS)
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .
