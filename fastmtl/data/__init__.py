@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .checks.inspect import examine
     from .checks.mask_facts import MaskFacts, count_mask
     from .checks.masks_of_tiles import SeenMask, seen_masks
+    from .checks.patients import patient_notices, summary_lines
     from .checks.prepare import Prepared, prepare
     from .checks.slides import scale_notices
     from .checks.target_maps import constant_maps, judge_maps, wrong_maps
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from .formats.folder import PREDICTED_WITH, without_predictions
     from .formats.registry import detect_format, list_formats, read_dataset, register_format
     from .formats.slide_files import SlideFiles, find_slides
-    from .formats.tile_folder import IMAGE_SUFFIXES, group_of, read_tile_folder
+    from .formats.tile_folder import read_tile_folder
     from .identifiers import identifier_key
     from .images.arrays import PREPROCESSING, ArrayRow, GreyPicture
-    from .images.pictures import open_picture, picture_size
+    from .images.pictures import IMAGE_SUFFIXES, open_picture, picture_size
     from .images.polygons import Polygons, polygon_classes
     from .images.run_lengths import RunLengths, decode_runs, encode_runs
     from .loading.augment import Augmentation
@@ -34,18 +35,18 @@ if TYPE_CHECKING:
     from .loading.patches import RandomPatches
     from .loading.quarantine import TileReadError
     from .loading.samplers import slides_of
-    from .manifest.patients import patient_notices, summary_lines
     from .manifest.picture_refs import PolygonOptions
     from .manifest.reading import ManifestOptions, read_manifest
-    from .manifest.slide_rows import GridOptions, downsample_of
     from .manifest.writing import write_manifest
+    from .patient_names import group_of
     from .slide_output.outlines import check_outlines, write_outlines
     from .slide_output.slide_cut import SlideCut, cut_slide
     from .slide_output.slide_map import SlideMap
     from .slides.errors import DamagedPieceError, SlideError
-    from .slides.grid import grid
+    from .slides.grid import GridOptions, grid
     from .slides.index import SlideIndex, identify, use_index_folder
     from .slides.indexing import index_slide
+    from .slides.opened import downsample_of
     from .slides.pieces import EncodedTile
     from .slides.raster import Level
     from .slides.slide import Slide, open_slide
@@ -132,8 +133,8 @@ _HOME = {
     "read_manifest": "manifest.reading",
     "write_manifest": "manifest.writing",
     "RandomPatches": "loading.patches",
-    "patient_notices": "manifest.patients",
-    "summary_lines": "manifest.patients",
+    "patient_notices": "checks.patients",
+    "summary_lines": "checks.patients",
     "open_picture": "images.pictures",
     "picture_size": "images.pictures",
     "Polygons": "images.polygons",
@@ -143,8 +144,8 @@ _HOME = {
     "RunLengths": "images.run_lengths",
     "decode_runs": "images.run_lengths",
     "encode_runs": "images.run_lengths",
-    "GridOptions": "manifest.slide_rows",
-    "downsample_of": "manifest.slide_rows",
+    "GridOptions": "slides.grid",
+    "downsample_of": "slides.opened",
     "Split": "splits.splitting",
     "check_no_leak": "splits.splitting",
     "grouped_split": "splits.splitting",
@@ -167,8 +168,8 @@ _HOME = {
     "standardize_luminosity": "stain.targets",
     "generate": "synthetic.tiles",
     "generate_slides": "synthetic.slides",
-    "IMAGE_SUFFIXES": "formats.tile_folder",
-    "group_of": "formats.tile_folder",
+    "IMAGE_SUFFIXES": "images.pictures",
+    "group_of": "patient_names",
     "read_tile_folder": "formats.tile_folder",
 }
 

@@ -234,7 +234,7 @@ def test_training_says_it_in_two_lines(tmp_path: Path):
 
 
 def test_classes_that_are_numbers_are_told_from_their_counts(tmp_path: Path, capsys):
-    from fastmtl.data.manifest.patients import summary_lines
+    from fastmtl.data.checks.patients import summary_lines
 
     write_folder(tmp_path, {"1": 3, "G2": 2, "high": 1}, size=16)
     assert summary_lines(data.read_tile_folder(tmp_path))[1] == "label: '1' 3, 'G2' 2, high 1"

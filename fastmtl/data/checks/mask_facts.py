@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...utils.optional_imports import require
 from ..dataset import ImageSource, Region
 from ..images.pictures import decode_image, file_of, read_encoded
-from ..manifest.slide_rows import opened
+from ..slides.opened import opened
 
 MANY_VALUES = 32
 """Labels are fewer, soft edges more."""
@@ -256,7 +256,10 @@ def read_mask_region(region: Region) -> NDArray[np.uint8]:
     """uint8 [height, width, 3] as the loader reads a mask: 0 where the slide has nothing."""
     canvas = np.zeros((region.height, region.width, 3), np.uint8)
     for piece in opened(region.slide).pieces(region):
-        pixels = decode_image(piece.data.tobytes()) if piece.pixels is None else piece.pixels
+        pixels = piece.pixels
+        if pixels is None:
+            assert piece.data is not None
+            pixels = decode_image(piece.data.tobytes())
         pixels = pixels[: piece.height, : piece.width]
         if pixels.ndim == 2:
             pixels = pixels[..., None]

@@ -15,8 +15,8 @@ from ...utils.optional_imports import require
 from ..dataset import ImageSource, Region, Tile
 from ..images.pictures import file_of
 from ..images.polygons import Polygons
-from ..manifest.slide_rows import opened
 from ..slides.errors import SlideError
+from ..slides.opened import opened
 from .mask_facts import MaskFacts, check_mode, count_mask, merged, recall
 
 SAMPLE = 64

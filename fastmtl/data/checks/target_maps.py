@@ -13,7 +13,7 @@ from ...utils.words import counted
 from ..dataset import Problem, Region, Tile
 from ..images.arrays import ArrayRow
 from ..images.polygons import Polygons
-from ..manifest.slide_rows import damage_of
+from ..slides.opened import damage_of
 from .files import named_file
 from .mask_facts import MANY_VALUES, MaskFacts
 from .mask_rules import MASK_THRESHOLD, labels, merged, stray, too_faint, too_small, values_in_words

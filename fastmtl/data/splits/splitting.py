@@ -19,7 +19,8 @@ from ...utils.optional_imports import require
 from ...utils.suggestions import nearest
 from ...utils.words import counted, few
 from ..dataset import Dataset, Tile, label_of
-from ..identifiers import identifier_key, one_spelling
+from ..identifiers import identifier_key
+from ..patient_names import one_spelling
 from ..text import read_text
 from .small_splits import Shares
 
