@@ -21,7 +21,7 @@ from ..manifest.writing import write_manifest
 from ..patient_names import PATIENT, group_of
 from ..slides.indexing import index_slide
 from ..slides.opened import forget_opened, opened
-from .files import MAX_PIXELS, check_tiles
+from .damaged_tiles import MAX_PIXELS, check_tiles
 
 
 @dataclass

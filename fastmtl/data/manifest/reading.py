@@ -34,12 +34,12 @@ from ..patient_names import PATIENT, group_of, name_notices, one_spelling, rule_
 from ..slides.grid import GridOptions
 from ..slides.opened import UnreadableSlideError, damage_of
 from . import column_types as cells_of
+from .class_spellings import merged_spellings
 from .column_types import KINDS, Kind
 from .path_rule import PathRule
 from .picture_refs import PolygonOptions, read_picture
 from .shared_files import rows_that_share
 from .slide_rows import grid_regions, is_region, manifest_mpp, read_region
-from .spellings import merged_spellings
 from .table_io import TextTable, read_table
 
 REGION = ("x", "y", "width", "height", "level", "mpp")
@@ -241,7 +241,7 @@ class _Reader:
                 )
 
     def _notices(self, tiles: Sequence[Tile]) -> tuple[Problem, ...]:
-        from .polygon_bounds import polygon_notices
+        from .polygon_notices import polygon_notices
 
         text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
         notices = [Problem(self.table.path, cells_of.why_text(name, self.column[name])) for name in text]

@@ -9,7 +9,7 @@ from ..dataset import Region
 from ..identifiers import near_file
 from .slide import Slide, open_slide
 
-_MOST_OPEN = 128
+_MOST_OPEN = 128  # each about a megabyte of tile offsets
 
 
 class UnreadableSlideError(ValueError):

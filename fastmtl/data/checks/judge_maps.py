@@ -14,10 +14,10 @@ from ..dataset import Problem, Region, Tile
 from ..images.arrays import ArrayRow
 from ..images.polygons import Polygons
 from ..slides.opened import damage_of
-from .files import named_file
+from .damaged_tiles import named_file
 from .mask_facts import MANY_VALUES, MaskFacts
 from .mask_rules import MASK_THRESHOLD, labels, merged, stray, too_faint, too_small, values_in_words
-from .masks_of_tiles import SeenMask, foreground_of, seen_masks, values_of
+from .seen_masks import SeenMask, foreground_of, seen_masks, values_of
 
 _INVERTED = 0.95  # share of foreground in every mask, from which it may be the background
 _GREY = (15, 239)  # between them a pixel is neither background nor foreground: soft edges are few

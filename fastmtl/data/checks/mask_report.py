@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from ...errors import reason_of
 from ..dataset import Dataset, ImageSource, Problem, Region, Tile, maps_of
 from ..images.pictures import file_of
-from .files import named_file
+from .damaged_tiles import named_file
 from .mask_facts import MANY_VALUES, count_mask
 from .mask_rules import MASK_THRESHOLD
-from .masks_of_tiles import seen_masks
+from .seen_masks import seen_masks
 
 NEAR_EMPTY = 0.001
 """A mask with some foreground, and less than this share of it, is nearly empty: a stray click rather than a lesion."""
