@@ -123,9 +123,9 @@ def test_patients_of_file_names(tmp_path: Path):
 
 
 def test_patients_of_a_recipe_and_of_a_published_layout(tmp_path: Path):
-    from test_data_published import WRITERS
+    from helpers.published import write_pets  # needs h5py
 
-    published = read_dataset(WRITERS["pets"](tmp_path / "pets"))
+    published = read_dataset(write_pets(tmp_path / "pets"))
     assert published.patients_from == "the layout of pets"
     assert data.patient_notices(published) == ()
     folder = write_folder(tmp_path / "tiles", {"A": 4})
