@@ -64,6 +64,23 @@ INSIDE = {
         "matching": {"core"},
         "stain": {"core"},
     },
+    "data": {
+        "text": set(),
+        "sizes": set(),
+        "identifiers": set(),
+        "patient_names": {"identifiers"},
+        "dataset": {"identifiers", "patient_names"},
+        "slides": {"dataset", "identifiers", "sizes"},
+        "images": {"dataset", "identifiers", "sizes", "slides", "text"},
+        "stain": {"dataset", "images", "slides"},
+        "loading": {"dataset", "images", "sizes", "slides"},
+        "slide_output": {"dataset", "patient_names", "slides"},
+        "manifest": {"dataset", "identifiers", "images", "patient_names", "slides", "text"},
+        "synthetic": {"manifest"},
+        "splits": {"dataset", "identifiers", "manifest", "patient_names", "text"},
+        "formats": {"dataset", "identifiers", "images", "manifest", "patient_names", "sizes", "slides", "text"},
+        "checks": {"dataset", "formats", "images", "manifest", "patient_names", "sizes", "slides", "splits"},
+    },
 }
 THIRD_PARTY = {
     "reference": {"torch", "math", "typing", "dataclasses"},
@@ -170,7 +187,7 @@ def test_ops_need_torch_and_numpy_alone():
     """Someone who installs fastmtl for the ops has none of the extras."""
     script = (
         "import sys, fastmtl, fastmtl.ops, fastmtl.losses, fastmtl.balance, fastmtl.models, fastmtl.data\n"
-        "extras = {'nvidia', 'PIL', 'rich', 'tyro', 'torchmetrics', 'safetensors', 'tifffile', 'sklearn', 'numba'}\n"
+        "extras = {'nvidia', 'PIL', 'cv2', 'rich', 'tyro', 'torchmetrics', 'safetensors', 'tifffile', 'sklearn', 'numba'}\n"
         "loaded = sorted(extras & {name.split('.')[0] for name in sys.modules})\n"
         "assert not loaded, loaded\n"
     )

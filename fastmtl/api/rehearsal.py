@@ -13,7 +13,7 @@ import torch
 from .. import data
 from ..builders import components, datasets
 from ..config import Recipe
-from ..data.checks.files import MAX_DAMAGED
+from ..data.checks.damaged_tiles import MAX_DAMAGED
 from ..errors import UserError
 
 _T = TypeVar("_T")

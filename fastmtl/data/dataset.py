@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .identifiers import name_notices, one_spelling, sample_key
+from .identifiers import sample_key
+from .patient_names import name_notices, one_spelling
 
 BACKGROUND = 240
 """Grey level of what an image does not have: outside a slide or a tile, and parts that were never scanned. Empty glass,
@@ -154,6 +155,23 @@ class Dataset:
         if unknown:
             raise ValueError(f"`ids` has {len(unknown)} not in {self.root}, first {unknown[0]!r}; was it made for it?")
         return replace(self, tiles=tuple(tile for tile in self.tiles if tile.id in wanted))
+
+
+def class_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
+    """Label column ("label" is the tiles' own) -> class -> {"tiles", "patients"}; classes without any are there too."""
+    columns = ["label"] * bool(dataset.class_names) + list(dataset.classes)
+    found = {}
+    for column in columns:
+        names = dataset.names_of(column)
+        of: list[list[Tile]] = [[] for _ in names]
+        for tile in dataset.tiles:
+            if (label := label_of(tile, column)) is not None:
+                of[label].append(tile)
+        found[column] = {
+            name: {"tiles": len(own), "patients": len({tile.group for tile in own})}
+            for name, own in zip(names, of, strict=True)
+        }
+    return found
 
 
 def with_one_spelling(dataset: Dataset) -> Dataset:

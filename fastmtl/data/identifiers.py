@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-
-from ..utils.words import counted, few
 
 _DASHES = frozenset("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d")
 # "1,0" is a spreadsheet's whole number where a comma is decimal; "1,000" may be a thousand.
@@ -22,9 +19,7 @@ _WHOLE = re.compile(r"([+-]?\d+)(?:\.0+|,00?)")
 _MISSING = frozenset({"nan", "na", "n/a", "n.a", "<na>", "#n/a", "#na", "nat", "null", "none", "nil"})
 _ERROR = re.compile(r"#[a-z/0]+[!?]")  # a spreadsheet's: #REF!, #DIV/0!, #NAME?
 _LONGEST_MISSING = 16
-_SHORTENED = re.compile(r"\d(?:[.,]\d+)?e\+\d+", re.IGNORECASE)
-_LOOK_ALIKES = str.maketrans("авекмнорстухіοαρν", "abekmhopctyxioapv")  # Cyrillic and Greek beside Latin
-_MOST_TOLD = 3
+LOOK_ALIKES = str.maketrans("авекмнорстухіοαρν", "abekmhopctyxioapv")  # Cyrillic and Greek beside Latin
 
 
 def strip_invisible(text: str) -> str:
@@ -90,60 +85,6 @@ def says_missing(text: str) -> bool:
     return name in _MISSING or bool(_ERROR.fullmatch(name)) or not any(map(str.isalnum, name))
 
 
-def one_spelling(names: Iterable[str]) -> dict[str, str]:
-    """Each different name -> the spelling that is kept: one without oddities, else the most frequent.
-
-    >>> one_spelling(["1.0", "1", "1.0", "P2"])
-    {'1.0': '1', '1': '1', 'P2': 'P2'}
-    """
-    counts = Counter(names)
-    spellings: dict[str, list[str]] = defaultdict(list)
-    for name in counts:
-        spellings[identifier_key(name)].append(name)
-    chosen = {
-        key: min(found, key=lambda name: (identifier_key(name) != name.casefold(), -counts[name], name))
-        for key, found in spellings.items()
-    }
-    return {name: chosen[identifier_key(name)] for name in counts}
-
-
-def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
-    """What to say of these names: which were merged, and which could be one and are kept apart, or several and are one.
-
-    Args:
-        names: as written, one for each row or tile.
-        what: they are, for example "patient".
-        unit: what has a name, "row" or "tile".
-    """
-    counts = Counter(names)
-    number = {name: counted(count, unit) for name, count in counts.items()}
-    chosen = one_spelling(counts.elements())
-    merged = [
-        f"{what} {_shown(name, one)} ({number[name]}) is taken for {_shown(one, name)} ({number[one]})"
-        for name, one in chosen.items()
-        if name != one
-    ]
-    near: dict[str, list[str]] = defaultdict(list)
-    for name in dict.fromkeys(chosen.values()):
-        near[_near_key(name)].append(name)
-    apart = [
-        f"{what} {_shown(name, first)} looks like {_shown(first, name)} and is kept apart; write one name if it is one"
-        for first, *others in near.values()
-        for name in others
-    ]
-    shortened = [
-        f"{what} {name!r} is a number that a spreadsheet shortened, so several may look alike; export it as text"
-        for name in counts
-        if _SHORTENED.fullmatch(clean_name(name))
-    ]
-    missing = [
-        f"{what} {name!r} ({number[name]}) is not a name, and a split treats it as one {what}"
-        for name in counts
-        if says_missing(name)
-    ]
-    return [few(lines, _MOST_TOLD, "; ") for lines in (merged, apart, shortened, missing) if lines]
-
-
 def last_part(path: str) -> str:
     """The file's name in a path of this system or of Windows.
 
@@ -169,7 +110,7 @@ def near_file(path: Path) -> str:
                 near = _names_in(home, home.stat().st_mtime_ns).get(identifier_key(part.name))
             except OSError:  # a folder that may not be listed
                 near = None
-            return f"; {_shown(near, part.name)} exists, and names must match exactly" if near else ""
+            return f"; {quoted_beside(near, part.name)} exists, and names must match exactly" if near else ""
     return ""
 
 
@@ -196,14 +137,7 @@ def is_invisible(letter: str) -> bool:
     return category == "Cf" or (category == "Cc" and not letter.isspace())
 
 
-def _near_key(name: str) -> str:
-    """The same for names that differ in leading zeros, quotes, dashes beside letters, or another alphabet's letters."""
-    name = re.sub("['\"`]", "", identifier_key(name).translate(_LOOK_ALIKES))
-    joined = re.sub(r"(?<!\d)[\s_./-]+|[\s_./-]+(?!\d)", "", name)
-    return re.sub(r"(?<![\d.])0+(?=\d)", "", joined)
-
-
-def _shown(name: str, beside: str) -> str:
+def quoted_beside(name: str, beside: str) -> str:
     """`name` in quotes; escaped if it would look the same as `beside`."""
-    looks = {identifier_key(one).translate(_LOOK_ALIKES) for one in (name, beside)}
+    looks = {identifier_key(one).translate(LOOK_ALIKES) for one in (name, beside)}
     return repr(name) if len(looks) > 1 else ascii(name)

@@ -123,9 +123,9 @@ def test_patients_of_file_names(tmp_path: Path):
 
 
 def test_patients_of_a_recipe_and_of_a_published_layout(tmp_path: Path):
-    from test_data_published import WRITERS
+    from helpers.published import write_pets  # needs h5py
 
-    published = read_dataset(WRITERS["pets"](tmp_path / "pets"))
+    published = read_dataset(write_pets(tmp_path / "pets"))
     assert published.patients_from == "the layout of pets"
     assert data.patient_notices(published) == ()
     folder = write_folder(tmp_path / "tiles", {"A": 4})
@@ -234,7 +234,7 @@ def test_training_says_it_in_two_lines(tmp_path: Path):
 
 
 def test_classes_that_are_numbers_are_told_from_their_counts(tmp_path: Path, capsys):
-    from fastmtl.data.manifest.patients import summary_lines
+    from fastmtl.data.checks.patients import summary_lines
 
     write_folder(tmp_path, {"1": 3, "G2": 2, "high": 1}, size=16)
     assert summary_lines(data.read_tile_folder(tmp_path))[1] == "label: '1' 3, 'G2' 2, high 1"

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from fastmtl import data
 from fastmtl.cli import main
 from fastmtl.data import Dataset, Tile, identifier_key
-from fastmtl.data.identifiers import clean_name, one_spelling, says_missing
+from fastmtl.data.identifiers import clean_name, says_missing
+from fastmtl.data.patient_names import one_spelling
 
 NFD = "Pa\u0308"  # "Pä" as a Mac writes it in a file's name
 some = settings(max_examples=25, derandomize=True, deadline=None)

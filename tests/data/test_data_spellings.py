@@ -10,7 +10,7 @@ import pytest
 from helpers.tiles import random_pixels, write_folder, write_image
 
 from fastmtl.data import read_dataset
-from fastmtl.data.manifest.spellings import alike, quoted
+from fastmtl.data.manifest.class_spellings import alike, quoted
 
 ONE = "High-grade tumor é"
 VARIANTS = {

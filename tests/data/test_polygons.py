@@ -154,9 +154,9 @@ def test_thousands_of_crossings_cost_no_time(tmp_path: Path):
     star = (500 + 490 * np.stack([np.cos(angles), np.sin(angles)], 1)).tolist()
     Polygons(write_geojson(tmp_path, feature([ring(0, 0, 4, 4)])), 0, 0, 8, 8).draw()  # compiles
     path = write_geojson(tmp_path, feature([star]))
-    started = time.perf_counter()
+    started = time.process_time()
     pixels = Polygons(path, 0, 0, 1000, 1000).draw()
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert pixels[400:600, 400:600].all()
     assert not pixels[:5].any()
 

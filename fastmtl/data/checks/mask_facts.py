@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...utils.optional_imports import require
 from ..dataset import ImageSource, Region
 from ..images.pictures import decode_image, file_of, read_encoded
-from ..manifest.slide_rows import opened
+from ..slides.opened import opened
 
 MANY_VALUES = 32
 """Labels are fewer, soft edges more."""
@@ -51,7 +51,7 @@ class MaskFacts:
     def counts(self) -> NDArray[np.int64]:
         """int64 [256], pixels by value, of all channels together."""
         found = np.zeros(256, np.int64)
-        found[self.values] = self.pixels.sum(0)
+        found[self.values] = self.plane()
         return found
 
     @property
@@ -65,6 +65,10 @@ class MaskFacts:
         if len(self.pixels) > 1 or self.values.tobytes() in _PLAIN:
             return len(self.pixels) == 1
         return len(self.values) > 8 and self.top > _HALF and not self.solid.any()
+
+    def plane(self, channel: int | None = None) -> NDArray[np.int64]:
+        """int64 [n], `pixels` of a channel, of which a grey mask has one; of all channels together for None."""
+        return self.pixels.sum(0) if channel is None else self.pixels[min(channel, len(self.pixels) - 1)]
 
     def share(self, above: int = 0) -> float:
         """The share of pixels with a value above `above`; 0 where none was counted."""
@@ -83,6 +87,28 @@ def count_mask(picture: ImageSource) -> MaskFacts:
     if isinstance(picture, Region):
         return _remembered(picture, lambda: _of_region(picture))
     return _remembered(picture, lambda: facts_of(picture.draw()))
+
+
+def pixels_above(
+    facts: Sequence[MaskFacts], threshold: int, channel: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels above `threshold` in each of N masks, and all pixels: int64 [N] each.
+
+    Args:
+        facts: of the masks.
+        threshold: 0..255.
+        channel: the one that is counted; None counts all channels together.
+    """
+    owner = np.repeat(np.arange(len(facts)), [len(one.values) for one in facts])
+    pixels = np.concatenate([one.plane(channel) for one in facts])
+    above = np.concatenate([one.values for one in facts]) > threshold
+    found = (np.bincount(owner, weights, len(facts)).astype(np.int64) for weights in (pixels * above, pixels))
+    return next(found), next(found)
+
+
+def total_counts(facts: Sequence[MaskFacts]) -> NDArray[np.int64]:
+    """int64 [256], pixels by value, of all masks and channels together."""
+    return sum((one.counts for one in facts), np.zeros(256, np.int64))
 
 
 def recall(picture: ImageSource) -> MaskFacts | None:
@@ -256,7 +282,10 @@ def read_mask_region(region: Region) -> NDArray[np.uint8]:
     """uint8 [height, width, 3] as the loader reads a mask: 0 where the slide has nothing."""
     canvas = np.zeros((region.height, region.width, 3), np.uint8)
     for piece in opened(region.slide).pieces(region):
-        pixels = decode_image(piece.data.tobytes()) if piece.pixels is None else piece.pixels
+        pixels = piece.pixels
+        if pixels is None:
+            assert piece.data is not None
+            pixels = decode_image(piece.data.tobytes())
         pixels = pixels[: piece.height, : piece.width]
         if pixels.ndim == 2:
             pixels = pixels[..., None]

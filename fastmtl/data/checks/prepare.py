@@ -11,14 +11,17 @@ from pathlib import Path
 from ..dataset import Problem, Tile
 from ..formats.folder import files_in, is_plain_image
 from ..formats.registry import MANIFESTS
-from ..formats.tile_folder import IMAGE_SUFFIXES, PATIENT, group_of, is_tile_folder, read_tile_folder
-from ..images.pictures import picture_size
+from ..formats.tile_folder import is_tile_folder, read_tile_folder
+from ..images.pictures import IMAGE_SUFFIXES, picture_size
 from ..images.polygons import POLYGON_SUFFIXES
-from ..manifest.picture_refs import SLIDE_SUFFIXES, PathRule
-from ..manifest.slide_rows import forget_opened, opened
+from ..manifest.path_rule import PathRule
+from ..manifest.picture_refs import SLIDE_SUFFIXES
 from ..manifest.table_io import write_table
 from ..manifest.writing import write_manifest
-from .files import MAX_PIXELS, check_tiles
+from ..patient_names import PATIENT, group_of
+from ..slides.indexing import index_slide
+from ..slides.opened import forget_opened, opened
+from .damaged_tiles import MAX_PIXELS, check_tiles
 
 
 @dataclass
@@ -156,8 +159,6 @@ def _tile_mask(found: Found) -> Path | None:
 
 def _look_at_slide(found: Found, index_folder: str | Path | None) -> None:
     """Fill `found` in when its file is a slide, or say why it is none; a plain image of a tile's size is left."""
-    from ..slides.indexing import index_slide
-
     try:
         slide = opened(found.path)
     except (ValueError, ImportError) as error:

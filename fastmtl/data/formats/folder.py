@@ -10,12 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..identifiers import clean_name, tell_apart, unicode_form
+from ..images.pictures import IMAGE_SUFFIXES
 from ..images.polygons import POLYGON_SUFFIXES
 from ..manifest.picture_refs import SLIDE_SUFFIXES
-from .tile_folder import IMAGE_SUFFIXES
+from ..slides.slide import Slide
 
 PREDICTED_WITH = "predicted_with.json"
 """The file that makes a folder one of predictions, whose maps are no data."""
@@ -89,7 +90,7 @@ def without_predictions(folder: Path, paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if made.isdisjoint(path.parents)] if made else list(paths)
 
 
-def is_plain_image(path: Path, slide: Any) -> bool:
+def is_plain_image(path: Path, slide: Slide) -> bool:
     """Whether what opened as `slide` is an image of a tile's size: one level in one piece, with nothing beside it."""
     full = slide.levels[0]
     is_cut = full.tile_width < full.width and full.tile_height < full.height

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from ...utils.suggestions import nearest
 from ..dataset import Dataset
+from ..manifest.class_spellings import spelling_notices
 from ..manifest.reading import ManifestOptions, read_manifest
-from ..manifest.spellings import spelling_notices
 from ..manifest.table_io import TABLE_SUFFIXES
 from .published import PUBLISHED
 from .tile_folder import is_tile_folder, read_tile_folder

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..manifest.picture_refs import SLIDE_SUFFIXES, PathRule
-from ..manifest.slide_rows import UnreadableSlideError, opened, told_mpp
+from ..images.pictures import IMAGE_SUFFIXES
+from ..manifest.path_rule import PathRule
+from ..manifest.picture_refs import SLIDE_SUFFIXES
+from ..manifest.slide_rows import manifest_mpp
 from ..manifest.table_io import TABLE_SUFFIXES, read_table
+from ..slides.opened import UnreadableSlideError, opened
 from .folder import files_in, is_plain_image
-from .tile_folder import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,6 @@ def _of_manifest(manifest: Path, root: Path) -> SlideFiles:
             slides[Path(os.path.relpath(path, root)).as_posix()] = path
     if not slides:
         raise ValueError(f"{manifest} has no slide in a column slide; to predict images, give their folder")
-    told = told_mpp(table, rule)
-    mpp = {name: told[path] for name, path in slides.items() if path in told}
+    given = manifest_mpp(table, rule)
+    mpp = {name: given[path] for name, path in slides.items() if path in given}
     return SlideFiles(root, dict(sorted(slides.items())), mpp=mpp)

@@ -6,41 +6,13 @@ Layout: `ROOT/CLASS/image/NAME.(png|jpg|...)` and `ROOT/CLASS/label/NAME.(png|..
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..dataset import Dataset, Problem, Tile, with_one_spelling
-from ..identifiers import clean_name, identifier_key, last_part, tell_apart, unicode_form
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
-
-
-PATIENT = "[^-]+"
-"""What stands before the first "-" in a file name: the patient, as EBHI-Seg names its files."""
-
-
-def group_of(name: str, patient: str = PATIENT) -> str:
-    """The patient in a file name, upper-cased: the first group of the regular expression, or all that it matches.
-
-    A name that it does not match is a patient of its own. The name is cleaned first (`clean_name`) and may stand in a
-    path of Windows.
-
-    >>> group_of("GTxc2012476-1-400-001.png")
-    'GTXC2012476'
-    >>> group_of("slide7_p03_12.png", r".*_(p[0-9]+)_")
-    'P03'
-    """
-    stem = clean_name(Path(last_part(name)).stem)
-    found = re.match(patient, stem)
-    if found is None:
-        return stem.upper()
-    return ((found.re.groups and found[1]) or found[0] or stem).upper()
-
-
-def rule_in_words(patient: str = PATIENT) -> str:
-    """How `group_of` finds a patient, for people."""
-    return 'file name (before the first "-")' if patient == PATIENT else f"file name ({patient})"
+from ..identifiers import clean_name, identifier_key, tell_apart, unicode_form
+from ..images.pictures import IMAGE_SUFFIXES
+from ..patient_names import PATIENT, group_of, rule_in_words
 
 
 def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None, patient: str = PATIENT) -> Dataset:

@@ -16,7 +16,9 @@ from ...utils.optional_imports import require
 from ..dataset import ImageSource, Region
 from ..identifiers import near_file
 from ..sizes import MAX_PIXELS, check_pixels
+from ..slides.opened import opened
 
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 _ORIENTATION_TAG = 0x0112
 
 
@@ -32,8 +34,6 @@ def open_picture(picture: ImageSource) -> NDArray[np.uint8]:
         except ValueError as error:
             raise ValueError(f"{picture}: {error}") from error
     elif isinstance(picture, Region):
-        from ..manifest.slide_rows import opened
-
         pixels = opened(picture.slide).read_region(picture.x, picture.y, picture.width, picture.height, picture.level)
     else:
         pixels = picture.draw()

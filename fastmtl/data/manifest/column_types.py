@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 from ...utils.suggestions import nearest
 from ..identifiers import unicode_form
+from .numbers import comma_hint, parse_number, parse_numbers
 from .picture_refs import looks_like_picture
-from .table_io import Table
+from .table_io import TextTable
 
 Kind = Literal["picture", "label", "number", "vector", "box", "pixel_box", "text"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -33,14 +33,14 @@ def infer_kind(name: str, cells: Sequence[str]) -> Kind:
     filled = [cell for cell in cells if cell]
     if not filled:
         return "text"
-    lengths = {len(numbers) if (numbers := _numbers(cell)) else 0 for cell in filled}
+    lengths = {len(numbers) if (numbers := parse_numbers(cell)) else 0 for cell in filled}
     if 0 not in lengths and len(lengths) == 1:
         length = lengths.pop()
         if length == 1:
             return "number"
         if length != 4 or "box" not in name.lower():
             return "vector"
-        return "box" if all(0 <= number <= 1 for cell in filled for number in _numbers(cell)) else "pixel_box"
+        return "box" if all(0 <= number <= 1 for cell in filled for number in parse_numbers(cell)) else "pixel_box"
     if all(map(looks_like_picture, filled)):
         return "picture"
     distinct = len(set(filled))
@@ -53,7 +53,7 @@ def are_classes(cells: Sequence[str]) -> bool:
     >>> are_classes(["1", "2", "", "2"]), are_classes(["51", "62.5", "51"]), are_classes(["1", "2", "3"])
     (True, False, False)
     """
-    numbers = [_number(cell) for cell in cells if cell]
+    numbers = [parse_number(cell) for cell in cells if cell]
     is_whole = all(number is not None and number.is_integer() for number in numbers)
     return is_whole and len(set(numbers)) <= _MOST_CLASSES and len(set(numbers)) < len(numbers)
 
@@ -61,7 +61,7 @@ def are_classes(cells: Sequence[str]) -> bool:
 def why_text(name: str, cells: Sequence[str]) -> str:
     """What to say of a column taken for text; names the cell that keeps it from being numbers, where most are."""
     filled = [cell for cell in cells if cell]
-    others = [cell for cell in filled if not _numbers(cell)]
+    others = [cell for cell in filled if not parse_numbers(cell)]
     if others and 2 * len(others) < len(filled):
         return f"column {name!r} is text, for {others[0]!r} is no number; leave cells empty where there is none"
     return f"column {name!r} is text: kept, no task can learn it"
@@ -71,7 +71,7 @@ def why_commas(name: str, kind: Kind, cells: Sequence[str]) -> str:
     """What to say of a column that would hold numbers, were it not for commas; "" of others."""
     filled = [cell for cell in cells if cell]
     with_comma = [cell for cell in filled if re.fullmatch(r"[+-]?\d+(?:[.,]\d+)*,\d+", cell)]
-    if kind == "number" or not with_comma or any(_number(cell) is None for cell in set(filled) - set(with_comma)):
+    if kind == "number" or not with_comma or any(parse_number(cell) is None for cell in set(filled) - set(with_comma)):
         return ""
     return (
         f"column {name!r} has commas in its numbers, such as {with_comma[0]!r}, and is taken for a {kind}; if they are "
@@ -81,7 +81,7 @@ def why_commas(name: str, kind: Kind, cells: Sequence[str]) -> str:
 
 def why_sentinel(name: str, cells: Sequence[str]) -> str:
     """What to say of a number such as -999 that lies far from all others of a column; "" where there is none."""
-    numbers = [number for cell in cells if (number := _number(cell)) is not None]
+    numbers = [number for cell in cells if (number := parse_number(cell)) is not None]
     for end in (min(numbers, default=0.0), max(numbers, default=0.0)):
         others = [number for number in numbers if number != end]
         if not re.fullmatch(r"-?9{2,}", f"{end:.0f}") or len(set(others)) < 2:
@@ -92,7 +92,7 @@ def why_sentinel(name: str, cells: Sequence[str]) -> str:
     return ""
 
 
-def class_names(name: str, table: Table, cells: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:
+def class_names(name: str, table: TextTable, cells: Sequence[str], given: Sequence[str] | None) -> tuple[str, ...]:
     """The classes of a label column: `given`, else the different cells, sorted (as numbers where all are numbers).
 
     Raises:
@@ -100,7 +100,7 @@ def class_names(name: str, table: Table, cells: Sequence[str], given: Sequence[s
     """
     found = {_label(cell) for cell in cells if cell}
     if given is None:
-        numeric = all(_number(cell) is not None for cell in found)
+        numeric = all(parse_number(cell) is not None for cell in found)
         return tuple(sorted(found, key=float if numeric else str))
     classes = tuple(map(str, given))
     if not classes or len(set(classes)) != len(classes):
@@ -128,12 +128,11 @@ def parse_cell(
         return cell
     if kind == "label":
         return list(map(unicode_form, classes)).index(_label(cell))
-    numbers = _numbers(cell)
+    numbers = parse_numbers(cell)
     expected = {"number": 1, "box": 4, "pixel_box": 4}.get(kind)
     if not numbers or (expected and len(numbers) != expected):
         wanted = {"number": "a number", "vector": "numbers"}.get(kind, "a box, four numbers")
-        hint = " (a decimal comma? write a point)" if re.fullmatch(r"-?\d+,\d+", cell) else ""
-        raise ValueError(f"{place}: {name} must be {wanted}; got {cell!r}{hint}")
+        raise ValueError(f"{place}: {name} must be {wanted}; got {cell!r}{comma_hint(cell)}")
     if expected == 4 and not (numbers[2] > 0 and numbers[3] > 0):
         raise ValueError(f"{place}: {name} must be a box with a width and height above 0; got {cell!r}")
     if kind == "box" and not all(0 <= number <= 1 for number in numbers):
@@ -151,14 +150,6 @@ def box_of_pixels(box: tuple[float, ...], width: int, height: int) -> tuple[floa
     return (left + across / 2) / width, (top + down / 2) / height, across / width, down / height
 
 
-def parse_integer(cell: str, name: str, place: str) -> int:
-    """A whole number, also written as 12.0; ValueError names the line and column."""
-    number = _number(cell)
-    if number is None or number != int(number):
-        raise ValueError(f"{place}: {name} must be a whole number; got {cell!r}")
-    return int(number)
-
-
 def write_value(value: int | float | str | tuple[float, ...]) -> str:
     """The cell that `parse_cell` reads `value` from (labels: by their class name, elsewhere)."""
     if isinstance(value, tuple):
@@ -170,26 +161,7 @@ def write_value(value: int | float | str | tuple[float, ...]) -> str:
 
 def _label(cell: str) -> str:
     """A class's name; whole numbers lose the ".0" that a table with empty cells gives them."""
-    number = _number(cell)
+    number = parse_number(cell)
     if number is not None and number == int(number) and "." in cell:
         return str(int(number))
     return unicode_form(cell)
-
-
-def _number(cell: str) -> float | None:
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and "_" not in cell else None
-
-
-def _numbers(cell: str) -> tuple[float, ...]:
-    """The numbers of "1 2.5 3", "1, 2.5, 3", "1;2" or "[1, 2]"; () when anything in it is not a number."""
-    single = _number(cell)
-    if single is not None:
-        return (single,)
-    inside = cell.strip("[]() ")
-    words = [word for word in re.split(r"[\s,;]+", inside) if word]
-    numbers = [_number(word) for word in words]
-    return () if len(words) < 2 or None in numbers else tuple(number for number in numbers if number is not None)

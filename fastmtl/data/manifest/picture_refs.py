@@ -12,89 +12,26 @@ Paths are relative to the manifest's folder and must stay below the data root.
 
 from __future__ import annotations
 
-import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..dataset import ImageSource, Region
-from ..formats.tile_folder import IMAGE_SUFFIXES
-from ..identifiers import tell_apart, unicode_form
 from ..images.arrays import PREPROCESSING, ArrayRow, GreyPicture
-from ..images.pictures import picture_size
+from ..images.pictures import IMAGE_SUFFIXES, picture_size
 from ..images.polygons import POLYGON_SUFFIXES, Polygons
 from ..images.run_lengths import RunLengths
+from ..slides.opened import downsample_of
+from .path_rule import PathRule
+from .slide_rows import same_extent
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".jp2", ".dcm"}
 )
 _ANNOTATIONS = {".xml": "ASAP or ImageScope", ".annotations": "HALO", ".ndpa": "NDP.view", ".qpdata": "QuPath"}
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _RUNS = re.compile(r"rle(-column)?:(\d{1,9})x(\d{1,9}):([\d\s]*)")
 _ROW = re.compile(r"(.+\.(?:h5|hdf5))#(.+)/(\d{1,12})(?:\*(\d+(?:\.\d+)?(?:e[-+]?\d+)?))?", re.IGNORECASE)
 _STRETCHED = re.compile(rf"({'|'.join(PREPROCESSING)}):(.+)")
-
-
-@dataclass(frozen=True)
-class PathRule:
-    """Which files a manifest may name.
-
-    Attributes:
-        folder: what relative paths start from.
-        root: what a path must not leave.
-        names: of the files in folders that were looked into.
-    """
-
-    folder: Path
-    root: Path
-    names: dict[Path, list[str]] = field(default_factory=dict, compare=False, repr=False)
-
-    def resolve(self, text: str, place: str) -> Path:
-        """The path that `text` names, as written from the working directory.
-
-        Backslashes are Windows' slashes, unless a file has them in its name; a file is found whose name has another
-        Unicode form.
-
-        Raises:
-            ValueError: it lies outside `root`, on a drive of another computer, or is a name of two files. Links are not
-                followed: what stands inside the root was put there.
-        """
-        if "\0" in text:
-            raise ValueError(f"{place}: {text!r} is no path: it holds a zero byte")
-        path = self._inside(text, place)
-        if "\\" in text and not os.path.lexists(path):
-            path = self._inside(text.replace("\\", "/"), place)
-        if _DRIVE.match(text) and os.name != "nt" and not os.path.lexists(path):
-            raise ValueError(f"{place}: {text} is on a Windows drive; write it relative to {self.folder}, with slashes")
-        return path if text.isascii() else self._on_disk(path, place)
-
-    def relative(self, path: Path) -> str:
-        """What `resolve` makes `path` of."""
-        return PurePosixPath(Path(os.path.relpath(path, self.folder))).as_posix()
-
-    def _inside(self, text: str, place: str) -> Path:
-        path = Path(os.path.normpath(self.folder / text))
-        if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
-            raise ValueError(
-                f"{place}: {text} lies outside the data root {self.root}; if it may, name a folder that holds both as "
-                "data.root"
-            )
-        return path
-
-    def _on_disk(self, path: Path, place: str) -> Path:
-        """`path` as its file and folders spell it; as it is where they are not there."""
-        if path == path.parent or os.path.lexists(path):
-            return path
-        home = self._on_disk(path.parent, place)
-        names = self.names.get(home)
-        if names is None:
-            names = self.names[home] = os.listdir(home) if home.is_dir() else []
-        found = sorted(name for name in names if unicode_form(name) == unicode_form(path.name))
-        if len(found) > 1:
-            raise ValueError(
-                f"{place}: {tell_apart(home / found[0], home / found[1])} are both there; rename or remove one"
-            )
-        return home / (found[0] if found else path.name)
 
 
 @dataclass(frozen=True)
@@ -159,8 +96,6 @@ def read_picture(
             raise ValueError(f"{place}: {text} holds polygons and no image")
         return _polygons_over(path, over, place, polygons)
     if isinstance(over, Region) and (whole_slide or path.suffix.lower() in SLIDE_SUFFIXES):
-        from .slide_rows import same_extent
-
         return same_extent(path, over, place)
     return path
 
@@ -190,8 +125,6 @@ def write_picture(picture: ImageSource, rule: PathRule) -> str:
 
 def _polygons_over(path: Path, over: ImageSource, place: str, options: PolygonOptions) -> Polygons:
     if isinstance(over, Region):
-        from .slide_rows import downsample_of
-
         extent = (over.x, over.y, over.width, over.height, downsample_of(over))
     else:
         try:

@@ -27,17 +27,20 @@ from typing import Any, cast
 
 from ...utils.suggestions import nearest
 from ..dataset import Dataset, ImageSource, Problem, Region, Tile, with_one_spelling
-from ..formats.tile_folder import PATIENT, group_of, rule_in_words
-from ..identifiers import clean_name, name_notices, one_spelling, sample_key, says_missing
+from ..identifiers import clean_name, sample_key, says_missing
 from ..images.arrays import ArrayRow
 from ..images.pictures import file_of, picture_size
+from ..patient_names import PATIENT, group_of, name_notices, one_spelling, rule_in_words
+from ..slides.grid import GridOptions
+from ..slides.opened import UnreadableSlideError, damage_of
 from . import column_types as cells_of
+from .class_spellings import merged_spellings
 from .column_types import KINDS, Kind
-from .picture_refs import PathRule, PolygonOptions, read_picture
+from .path_rule import PathRule
+from .picture_refs import PolygonOptions, read_picture
 from .shared_files import rows_that_share
-from .slide_rows import GridOptions, UnreadableSlideError, damage_of, grid_regions, is_region, read_region, told_mpp
-from .spellings import merged_spellings
-from .table_io import Table, read_table
+from .slide_rows import grid_regions, is_region, manifest_mpp, read_region
+from .table_io import TextTable, read_table
 
 REGION = ("x", "y", "width", "height", "level", "mpp")
 RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group", "case", "position", "split")
@@ -87,7 +90,7 @@ def read_manifest(path: str | Path, options: ManifestOptions | None = None) -> D
 class _Reader:
     """One manifest on its way into a data set."""
 
-    def __init__(self, table: Table, options: ManifestOptions):
+    def __init__(self, table: TextTable, options: ManifestOptions):
         folder = table.path.parent
         self.table, self.options = table, options
         self.rule = PathRule(folder, options.root or folder)
@@ -106,7 +109,7 @@ class _Reader:
             for name, kind in self.kinds.items()
             if kind == "label"
         }
-        self.mpp = told_mpp(table, self.rule)
+        self.mpp = manifest_mpp(table, self.rule)
         self.seen: dict[str, int] = {}
         self.regions_of: set[Path] = set()
         self.blank: list[Path] = []
@@ -238,7 +241,7 @@ class _Reader:
                 )
 
     def _notices(self, tiles: Sequence[Tile]) -> tuple[Problem, ...]:
-        from .polygon_bounds import polygon_notices
+        from .polygon_notices import polygon_notices
 
         text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
         notices = [Problem(self.table.path, cells_of.why_text(name, self.column[name])) for name in text]

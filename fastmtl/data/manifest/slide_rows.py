@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from ..dataset import Region
-from ..identifiers import near_file
-from .column_types import parse_integer
-from .picture_refs import PathRule
-from .table_io import Table
-
-
-@dataclass(frozen=True)
-class GridOptions:
-    """How a slide without a region is cut into tiles.
-
-    Attributes:
-        tile_size: side of a tile, pixels at `mpp` (at level 0 where `mpp` is 0).
-        mpp: micrometres per pixel of the tiles; 0 takes level 0 whatever its resolution.
-        overlap: pixels that neighbouring tiles share.
-        min_tissue: least share of a tile that must be tissue, 0..1.
-    """
-
-    tile_size: int = 256
-    mpp: float = 0.0
-    overlap: int = 0
-    min_tissue: float = 0.5
+from ..slides.errors import SlideError
+from ..slides.grid import GridOptions, cut, level_for
+from ..slides.opened import UnreadableSlideError, opened
+from .numbers import parse_integer, parse_mpp
+from .path_rule import PathRule
+from .table_io import TextTable
 
 
 def is_region(cells: Mapping[str, str]) -> bool:
@@ -37,7 +19,7 @@ def is_region(cells: Mapping[str, str]) -> bool:
     return any(cells.get(name) for name in ("x", "y", "width", "height"))
 
 
-def told_mpp(table: Table, rule: PathRule) -> dict[Path, float]:
+def manifest_mpp(table: TextTable, rule: PathRule) -> dict[Path, float]:
     """What a manifest's rows of whole slides say in the column mpp: slide -> micrometres per pixel of its level 0.
 
     Raises:
@@ -49,7 +31,7 @@ def told_mpp(table: Table, rule: PathRule) -> dict[Path, float]:
         cells, place = dict(zip(lowered, row, strict=True)), table.place(number)
         if not cells.get("slide") or not cells.get("mpp") or is_region(cells):
             continue
-        slide, mpp = rule.resolve(cells["slide"], place), _mpp(cells["mpp"], place)
+        slide, mpp = rule.resolve(cells["slide"], place), parse_mpp(cells["mpp"], place)
         if found.setdefault(slide, mpp) != mpp:
             raise ValueError(f"{place}: mpp is {mpp:g}, and another row of {cells['slide']} says {found[slide]:g}")
     return found
@@ -73,9 +55,7 @@ def read_region(slide: Path, cells: Mapping[str, str], place: str, mpp: float | 
     if cells.get("mpp"):
         if cells.get("level"):
             raise ValueError(f"{place}: give level or mpp of a region, not both")
-        from ..slides.grid import level_for
-
-        wanted, source = _mpp(cells["mpp"], place), opened(slide, place, mpp)
+        wanted, source = parse_mpp(cells["mpp"], place), opened(slide, place, mpp)
         try:
             level, factor = level_for(source, wanted)
         except ValueError as error:
@@ -96,27 +76,15 @@ def grid_regions(slide: Path, options: GridOptions, place: str, mpp: float | Non
         UnreadableSlideError: it cannot be opened, or was truncated.
         ValueError: it cannot be cut as `options` say.
     """
-    from ..slides.errors import SlideError
-    from ..slides.grid import grid
-
     source = opened(slide, place, mpp)
     if source.damage:
         raise UnreadableSlideError(f"{place}: {slide}: {source.damage}")
-    asked, level = (options.mpp, None) if options.mpp else (None, 0)
-    side, overlap, least = options.tile_size, options.overlap, options.min_tissue
     try:
-        return grid(source, side, mpp=asked, level=level, overlap=overlap, min_tissue=least)
+        return cut(source, options)
     except SlideError as error:  # looking for tissue reads it
         raise UnreadableSlideError(f"{place}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-
-
-def damage_of(slide: Path, mpp: float | None = None) -> list[str]:
-    """What is odd about a slide, but not what is an error elsewhere: that it is damaged, or has no mpp where one is
-    needed."""
-    source = opened(slide, mpp=mpp)
-    return [problem for problem in source.problems if problem not in (source.why_no_mpp, source.damage)]
 
 
 def same_extent(mask: Path, over: Region, place: str) -> Region:
@@ -139,61 +107,3 @@ def same_extent(mask: Path, over: Region, place: str) -> Region:
     scale = wanted / (drawn.levels[chosen].downsample * ratio)
     width, height = max(1, round(over.width * scale)), max(1, round(over.height * scale))
     return Region(mask, round(over.x / ratio), round(over.y / other), width, height, chosen)
-
-
-def downsample_of(region: Region) -> float:
-    """Level-0 pixels per pixel of the region."""
-    return float(opened(region.slide).levels[region.level].downsample) if region.level else 1.0
-
-
-def slide_size(slide: Path) -> tuple[int, int]:
-    """(width, height) of level 0."""
-    level = opened(slide).levels[0]
-    return level.width, level.height
-
-
-class UnreadableSlideError(ValueError):
-    """A slide cannot be opened."""
-
-
-def opened(slide: Path, place: str = "", mpp: float | None = None) -> Any:
-    """The slide, opened once for many rows; with the `mpp` that a manifest says it has.
-
-    Raises:
-        UnreadableSlideError: it cannot be opened; begins with `place`.
-    """
-    try:
-        state = slide.stat()
-        return _open(slide, state.st_mtime_ns, state.st_size, mpp)
-    except FileNotFoundError:
-        raise UnreadableSlideError(f"{place}: {slide} does not exist{near_file(slide)}".removeprefix(": ")) from None
-    except Exception as error:  # readers of slides raise many types, and each means the same here
-        raise UnreadableSlideError(f"{place}: {error}".removeprefix(": ")) from error
-
-
-def forget_opened() -> None:
-    """Open slides anew from now on: those opened before they were indexed do not know it."""
-    _open.cache_clear()
-
-
-@lru_cache(maxsize=64)
-def _open(slide: Path, _mtime: int, _size: int, mpp: float | None) -> Any:
-    from ..slides.slide import open_slide
-
-    return open_slide(slide, mpp=mpp)
-
-
-def _mpp(cell: str, place: str) -> float:
-    from ..slides.scale import PLAUSIBLE_MPP
-
-    try:
-        value = float(cell)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        hint = " (a decimal comma? write a point)" if "," in cell else ""
-        raise ValueError(f"{place}: mpp must be a number above 0; got {cell!r}{hint}")
-    low, high = PLAUSIBLE_MPP
-    if not low <= value <= high:
-        raise ValueError(f"{place}: mpp must be {low:g} to {high:g} micrometres per pixel; got {cell!r}")
-    return value

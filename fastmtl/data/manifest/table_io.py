@@ -25,7 +25,7 @@ _LONGEST_CELL = 2**31 - 1  # characters; run-length codes pass the 131,072 that 
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """A header and its rows.
 
     Attributes:
@@ -59,7 +59,7 @@ class Table:
         return f"{self.path}, line {self.lines[row]}"
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> TextTable:
     """Read a CSV (comma, semicolon or tab, by its first line; with or without BOM; any line ends) or a Parquet file.
 
     Excel's line "sep=;" and columns without a name and a cell are passed over.
@@ -103,7 +103,7 @@ def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]])
                 writer.writerows([names, *rows])
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path) -> TextTable:
     text = read_text(path)
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
@@ -144,7 +144,7 @@ def _without_blank_end(cells: list[str], least: int) -> list[str]:
     return cells[:end]
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path) -> TextTable:
     parquet = require("pyarrow.parquet", "reading Parquet files", "wsi")
     try:
         content = parquet.read_table(path)
@@ -156,7 +156,7 @@ def _read_parquet(path: Path) -> Table:
     return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
 
 
-def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]], lines: Iterable[int]) -> Table:
+def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]], lines: Iterable[int]) -> TextTable:
     blanks: dict[str, Counter[tuple[str, str]]] = {}
     written = list(written)
     kept = [at for at, name in enumerate(names) if name or any(strip_invisible(cells[at]) for cells in written)]
@@ -169,7 +169,7 @@ def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]
             if cell != bare and bare:
                 blanks.setdefault(name, Counter())[cell, bare] += 1
         rows.append(row)
-    return Table(path, names, tuple(rows), tuple(lines), blanks)
+    return TextTable(path, names, tuple(rows), tuple(lines), blanks)
 
 
 def _text(value: Any) -> str:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..dataset import Region, Tile
-from ..formats.tile_folder import group_of
-from ..manifest.slide_rows import GridOptions, opened
+from ..patient_names import group_of
 from ..slides.errors import SlideError
-from ..slides.grid import grid
+from ..slides.grid import GridOptions, cut
 from ..slides.index import Identity, identify
+from ..slides.opened import opened
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,18 @@ def cut_slide(path: Path, name: str, options: GridOptions, mpp: float | None = N
     """
     identity = identify(path)  # before anything is read: what changes from now on is seen later
     try:
-        slide = opened(path) if mpp is None else opened(path, mpp=mpp)
+        slide = opened(path, mpp=mpp)
         if slide.damage:
             raise SlideError(path, slide.damage)
-        asked, level = (options.mpp, None) if options.mpp else (None, 0)
-        side, overlap = options.tile_size, options.overlap
-        regions = grid(slide, side, mpp=asked, level=level, overlap=overlap, min_tissue=options.min_tissue)
+        regions = cut(slide, options)
     except SlideError:
         raise
     except ValueError as error:  # a slide that cannot be opened among them
         raise SlideError(path, str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")) from error
-    downsample = options.mpp / slide.mpp if options.mpp else 1.0
+    downsample = options.mpp / slide.mpp if options.mpp and slide.mpp else 1.0
     left, top, width, height = slide.bounds
     first = round(left / downsample), round(top / downsample)
-    step = side - overlap
+    step = options.tile_size - options.overlap
     tiles, places, fields = [], {}, {}
     for region in regions:
         tile = Tile(f"{name}@{region.x}_{region.y}", region, None, None, group_of(name))
@@ -100,7 +98,7 @@ def cut_slide(path: Path, name: str, options: GridOptions, mpp: float | None = N
         tuple(tiles),
         places,
         fields,
-        side,
+        options.tile_size,
         max(1, math.ceil(full.width / downsample - 1e-6)),
         max(1, math.ceil(full.height / downsample - 1e-6)),
         downsample,

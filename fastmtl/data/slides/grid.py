@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from ..dataset import Region
 from .slide import Slide
 
 _SAME_MPP = 0.05  # scanners of one resolution differ by less: 0.4936 to 0.5047 at 20x
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """How a whole slide is cut into tiles.
+
+    Attributes:
+        tile_size: side of a tile, pixels at `mpp` (at level 0 where `mpp` is 0).
+        mpp: micrometres per pixel of the tiles; 0 takes level 0 whatever its resolution.
+        overlap: pixels that neighbouring tiles share.
+        min_tissue: least share of a tile that must be tissue, 0..1.
+    """
+
+    tile_size: int = 256
+    mpp: float = 0.0
+    overlap: int = 0
+    min_tissue: float = 0.5
 
 
 def level_for(slide: Slide, mpp: float) -> tuple[int, float]:
@@ -82,6 +100,13 @@ def grid(
         for x in _starts(left, width, side * downsample, step)
     ]
     return [region for region in regions if min_tissue == 0 or slide.tissue_fraction(region) >= min_tissue]
+
+
+def cut(slide: Slide, options: GridOptions) -> list[Region]:
+    """`grid` by options."""
+    mpp, level = (options.mpp, None) if options.mpp else (None, 0)
+    size, overlap, least = options.tile_size, options.overlap, options.min_tissue
+    return grid(slide, size, mpp=mpp, level=level, overlap=overlap, min_tissue=least)
 
 
 def _starts(first: int, length: int, side: float, step: float) -> list[int]:

@@ -5,22 +5,17 @@ Many patients have several tiles, some in several classes, so a split by tile te
 
 from __future__ import annotations
 
-import json
-import reprlib
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 
-from ...utils.atomic_io import write_whole
-from ...utils.json_toml import parse_json
 from ...utils.optional_imports import require
 from ...utils.suggestions import nearest
 from ...utils.words import counted, few
 from ..dataset import Dataset, Tile, label_of
-from ..identifiers import identifier_key, one_spelling
-from ..text import read_text
+from ..identifiers import identifier_key
+from ..patient_names import one_spelling
 from .small_splits import Shares
 
 _FEW_PATIENTS = 30  # above, folds are taken as they come: runs of earlier versions are split so
@@ -225,51 +220,3 @@ def one_sided_classes(folder: Dataset, train: Dataset, val: Dataset, column: str
             where = "training: it cannot be learned" if not trained else "validation: no score measures it"
             lines.append(f"class {name!r}, of {counted(len(everywhere), 'patient')}, has no image in {where}")
     return lines
-
-
-def save_split(split: Split, path: str | Path) -> None:
-    """Write `split` as JSON, whole or not at all."""
-    content = {"validation_patients": split.held_out_groups, "train": split.train, "validation": split.val}
-    if split.test:
-        content |= {"test_patients": split.test_groups, "test": split.test}
-    write_whole(Path(path), json.dumps(content, indent=1) + "\n")
-
-
-def load_split(path: str | Path) -> Split:
-    """Read what `save_split` wrote."""
-    content = _read_json(path, ("train", "validation", "validation_patients"))
-    train, val, held_out = (tuple(content[key]) for key in ("train", "validation", "validation_patients"))
-    return Split(train, val, held_out, tuple(content.get("test", ())), tuple(content.get("test_patients", ())))
-
-
-def load_groups(path: str | Path) -> tuple[str, ...]:
-    """The validation patients named in a split file, for `split_by_groups`."""
-    return tuple(_read_json(path, ("validation_patients",))["validation_patients"])
-
-
-def load_test_groups(path: str | Path) -> tuple[str, ...]:
-    """The test patients named in a split file; none in a split of two sides."""
-    return tuple(_read_json(path, ("validation_patients",)).get("test_patients", ()))
-
-
-def _read_json(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
-    text = read_text(Path(path))
-    try:
-        content = parse_json(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a readable split file: {error}") from None
-    missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    if missing:
-        raise ValueError(f"{path} is not a split file: it has no list named {missing[0]!r}")
-    for key in (*keys, "test", "test_patients"):
-        strange = next((one for one in _listed(content, key, path) if not isinstance(one, str)), None)
-        if strange is not None:
-            raise ValueError(f"{path}: {key} must hold names in quotes; got {reprlib.repr(strange)[:80]}")
-    return content
-
-
-def _listed(content: dict, key: str, path: str | Path) -> list:
-    listed = content.get(key, [])
-    if not isinstance(listed, list):
-        raise ValueError(f"{path}: {key} must be a list; got {reprlib.repr(listed)[:80]}")
-    return listed

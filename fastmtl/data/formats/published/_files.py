@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...dataset import Dataset, Problem, Tile, with_one_spelling
 from ...identifiers import sample_key
-from ...manifest.table_io import Table, read_table
+from ...manifest.table_io import TextTable, read_table
 
 
 def require_path(path: Path, layout: str) -> Path:
@@ -30,7 +30,7 @@ def read_known_table(path: Path, columns: Sequence[str], layout: str) -> Iterato
     return _rows(table)
 
 
-def _rows(table: Table) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(table: TextTable) -> Iterator[tuple[str, dict[str, str]]]:
     for number, row in enumerate(table.rows):
         yield table.place(number), dict(zip(table.names, row, strict=True))
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..dataset import Dataset, Problem, Region, maps_of
 from ..images.pictures import file_of
 from ..images.polygons import Polygons, polygon_classes
-from ..manifest.slide_rows import UnreadableSlideError, opened
+from ..slides.opened import UnreadableSlideError, opened
 
 _ANOTHER_SCALE = 1.4  # times another's field of view: 20x beside 40x, and not 0.25 beside 0.23 micrometres
 

@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...protocols import MAPS, Target
 from ...utils.words import counted
 from ..dataset import Problem, Region, Tile
 from ..images.arrays import ArrayRow
 from ..images.polygons import Polygons
-from ..manifest.slide_rows import damage_of
-from .files import named_file
-from .mask_facts import MANY_VALUES, MaskFacts
+from ..slides.opened import damage_of
+from .damaged_tiles import named_file
+from .mask_facts import MANY_VALUES, MaskFacts, pixels_above, total_counts
 from .mask_rules import MASK_THRESHOLD, labels, merged, stray, too_faint, too_small, values_in_words
-from .masks_of_tiles import SeenMask, foreground_of, seen_masks, values_of
+from .seen_masks import SeenMask, seen_masks, values_of
 
 _INVERTED = 0.95  # share of foreground in every mask, from which it may be the background
 _GREY = (15, 239)  # between them a pixel is neither background nor foreground: soft edges are few
@@ -141,7 +142,7 @@ class _Structures(_Look):
 
     def odd(self) -> list[Problem]:
         found = [one for rule in (too_faint, stray, merged) for one in self.notices(_on_planes(rule), self._doubtful)]
-        above, total = foreground_of(self.masks, 0, MASK_THRESHOLD)
+        above, total = self._above(MASK_THRESHOLD, 0)
         least = (above / np.maximum(total, 1)).min()
         if self._is_grey and len(total) > 1 and _INVERTED < least < 1:
             said = f"is foreground (above {MASK_THRESHOLD}) in more than {_INVERTED:.0%}; is 255 the background?"
@@ -150,20 +151,21 @@ class _Structures(_Look):
 
     def _grey(self) -> list[Problem]:
         """Masks that are mostly between black and white: photographs, maps of probabilities."""
-        channels = range(len(self.names))
-        above, below = (sum(foreground_of(self.masks, channel, end)[0] for channel in channels) for end in _GREY)
-        total = sum(foreground_of(self.masks, channel, 0)[1] for channel in channels)
+        (above, total), (below, _) = self._above(_GREY[0]), self._above(_GREY[1])
         many = np.array([len(mask.facts.values) > MANY_VALUES for mask in self.masks])
         mostly = np.flatnonzero(many & (2 * (above - below) > total))
         said = "is mostly grey, and cut at half; is it a photograph, or a map of probabilities?"
         return [self.notice(said, self.masks[mostly[0]], len(mostly))] if len(mostly) else []
 
     def shares(self) -> str:
-        found = (foreground_of(self.masks, channel, MASK_THRESHOLD) for channel in range(len(self.names)))
+        found = (self._above(MASK_THRESHOLD, channel) for channel in range(len(self.names)))
         shares = [f"{above.sum() / max(1, total.sum()):.1%}" for above, total in found]
         if self._is_grey:
             return f"foreground {shares[0]}"
         return ", ".join(f"{name} {share}" for name, share in zip(self.names, shares, strict=True))
+
+    def _above(self, threshold: int, channel: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return pixels_above([mask.facts for mask in self.masks], threshold, channel)
 
     def _has_channels(self, mask: SeenMask) -> str:
         if mask.facts.channels == len(self.names):
@@ -212,7 +214,7 @@ class _Classes(_Look):
         return found
 
     def shares(self) -> str:
-        counts = sum((mask.facts.counts for mask in self.masks), np.zeros(256, np.int64))
+        counts = total_counts([mask.facts for mask in self.masks])
         total = max(1, int(counts.sum()))
         return ", ".join(f"{name} {counts[index] / total:.1%}" for index, name in enumerate(self.names))
 

@@ -6,9 +6,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
-from ..dataset import Dataset, Problem
+from ..dataset import Dataset, Problem, class_counts
 from ..identifiers import is_invisible
-from .patients import class_counts
 
 _BETWEEN = re.compile(r"(?<=([^\W_]))[\s_\-\u2010-\u2015\u2212]+(?=([^\W_]))")  # spaces and dashes inside a name
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...utils.suggestions import folded
 from ...utils.words import counted, few, named
-from ..dataset import Dataset, Problem, Region, Tile, label_of
+from ..dataset import Dataset, Problem, Region, Tile, class_counts
 from ..images.pictures import file_of
 
 _NEARLY_ALL = 0.8  # share of the tiles that one patient has where many are expected
@@ -86,23 +86,6 @@ def summary_lines(dataset: Dataset) -> list[str]:
         counts = [f"{named(name)} {found['tiles']}" for name, found in classes.items()]
         lines.append(f"{column}: {few(counts, _SHOWN)}")
     return lines
-
-
-def class_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
-    """Label column ("label" is the tiles' own) -> class -> {"tiles", "patients"}; classes without any are there too."""
-    columns = ["label"] * bool(dataset.class_names) + list(dataset.classes)
-    found = {}
-    for column in columns:
-        names = dataset.names_of(column)
-        of: list[list[Tile]] = [[] for _ in names]
-        for tile in dataset.tiles:
-            if (label := label_of(tile, column)) is not None:
-                of[label].append(tile)
-        found[column] = {
-            name: {"tiles": len(own), "patients": len({tile.group for tile in own})}
-            for name, own in zip(names, of, strict=True)
-        }
-    return found
 
 
 def _is_whole_name(tile: Tile) -> bool:

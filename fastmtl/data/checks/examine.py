@@ -10,14 +10,14 @@ from typing import Any
 
 from ...errors import reason_of
 from ...utils.words import counted, few
-from ..dataset import Dataset, Problem, Region, Tile, kind_of, maps_of
+from ..dataset import Dataset, Problem, Region, Tile, class_counts, kind_of, maps_of
 from ..images.pictures import file_of, open_picture, picture_size
-from ..manifest.patients import class_counts, patient_notices, patients_found, summary_lines
 from ..splits.splitting import split_by_column
+from .damaged_tiles import MAX_PIXELS, check_tiles, named_file
 from .duplicates import duplicate_notices
-from .files import MAX_PIXELS, check_tiles, named_file
-from .mask_values import examine_masks
-from .slides import polygons_of_tiles, scale_notices, slides_of_tiles
+from .mask_report import examine_masks
+from .patients import patient_notices, patients_found, summary_lines
+from .slide_report import polygons_of_tiles, scale_notices, slides_of_tiles
 
 
 def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int = 2) -> dict[str, Any]:

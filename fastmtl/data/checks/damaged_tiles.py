@@ -19,9 +19,9 @@ from ...utils.optional_imports import require
 from ...utils.words import few
 from ..dataset import Dataset, ImageSource, Problem, Region, Tile, maps_of
 from ..images.pictures import file_of, read_encoded, upright_size
-from ..manifest.slide_rows import opened
 from ..sizes import MAX_PIXELS, check_pixels
 from ..slides import jpeg
+from ..slides.opened import opened
 from .mask_facts import check_mode, note_drawing, note_image
 
 _FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}

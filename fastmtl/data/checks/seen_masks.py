@@ -8,15 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import reason_of
 from ...utils.optional_imports import require
 from ..dataset import ImageSource, Region, Tile
 from ..images.pictures import file_of
 from ..images.polygons import Polygons
-from ..manifest.slide_rows import opened
 from ..slides.errors import SlideError
+from ..slides.opened import opened
 from .mask_facts import MaskFacts, check_mode, count_mask, merged, recall
 
 SAMPLE = 64
@@ -68,27 +67,13 @@ def seen_masks(tiles: Iterable[Tile], column: str = "", *, sample: int | None = 
         ]
 
 
-def foreground_of(masks: Sequence[SeenMask], channel: int, threshold: int) -> tuple[NDArray, NDArray]:
-    """Pixels above `threshold` in a channel of each of N masks, and all of its pixels: [N] each."""
-    facts = [mask.facts for mask in masks]
-    owner = np.repeat(np.arange(len(facts)), [len(one.values) for one in facts])
-    pixels = np.concatenate([plane_of(one, channel) for one in facts])
-    above = np.concatenate([one.values for one in facts]) > threshold
-    return np.bincount(owner, pixels * above, len(facts)), np.bincount(owner, pixels, len(facts))
-
-
 def values_of(masks: Sequence[SeenMask], channel: int | None = None) -> set[int]:
     """All that any mask holds, or one channel of coloured ones."""
     found = [
-        one.values if channel is None or len(one.pixels) == 1 else one.values[plane_of(one, channel) > 0]
+        one.values if channel is None or len(one.pixels) == 1 else one.values[one.plane(channel) > 0]
         for one in (mask.facts for mask in masks)
     ]
     return set(np.unique(np.concatenate(found)).tolist())
-
-
-def plane_of(facts: MaskFacts, channel: int) -> NDArray[np.int64]:
-    """int64 [n], the pixels of a channel; a grey mask has the same in all."""
-    return facts.pixels[min(channel, len(facts.pixels) - 1)]
 
 
 def _whole(picture: ImageSource, tile: Tile) -> Any:

@@ -14,8 +14,8 @@ from ..dataset import Problem, Region, Tile, maps_of
 from ..images.geojson import PolygonSet, read_polygons
 from ..images.pictures import file_of
 from ..images.polygons import Polygons
-from .slide_rows import slide_size
-from .spellings import spelling_problem
+from ..slides.opened import slide_size
+from .class_spellings import spelling_problem
 
 _ENOUGH = 4  # files: of fewer chance may put all polygons in one quarter
 
