@@ -65,7 +65,6 @@ if TYPE_CHECKING:
         split_by_groups,
     )
     from .stain.cache import slide_statistics
-    from .stain.dali import stain_numba_function
     from .stain.files import StainFileError
     from .stain.normalizer import StainNormalizer
     from .stain.statistics import StainStatistics
@@ -162,7 +161,6 @@ _HOME = {
     "StainFileError": "stain.files",
     "StainStatistics": "stain.statistics",
     "slide_statistics": "stain.cache",
-    "stain_numba_function": "stain.dali",
     "mosaic_target": "stain.targets",
     "standardize_luminosity": "stain.targets",
     "generate": "synthetic.tiles",
@@ -259,7 +257,6 @@ __all__ = [
     "slides_of",
     "split_by_column",
     "split_by_groups",
-    "stain_numba_function",
     "standardize_luminosity",
     "summary_lines",
     "usable_tiles",
