@@ -23,8 +23,8 @@ from .pieces import EncodedTile, PieceReader
 from .raster import Encoding, Level
 from .scale import PLAUSIBLE_MPP
 from .scan import MAX_PIXELS, scan
-from .thumbnail import thumbnail
-from .tissue_mask import TissueMask, find_tissue
+from .thumbnail import find_tissue, thumbnail
+from .tissue_mask import TissueMask
 
 _OTHER_MPP = 0.1  # an mpp that is given may differ by so much from the file's own without a word
 
