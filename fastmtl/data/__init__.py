@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from .slide_output.outlines import check_outlines, write_outlines
     from .slide_output.slide_cut import SlideCut, cut_slide
     from .slide_output.slide_map import SlideMap
+    from .slides.encoded_tiles import EncodedTile
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import grid
     from .slides.index import SlideIndex, identify, use_index_folder
     from .slides.indexing import index_slide
-    from .slides.pieces import EncodedTile
     from .slides.raster import Level
     from .slides.slide import Slide, open_slide
     from .slides.tissue_mask import TissueMask
@@ -114,7 +114,7 @@ _HOME = {
     "SlideIndex": "slides.index",
     "use_index_folder": "slides.index",
     "index_slide": "slides.indexing",
-    "EncodedTile": "slides.pieces",
+    "EncodedTile": "slides.encoded_tiles",
     "Level": "slides.raster",
     "Slide": "slides.slide",
     "open_slide": "slides.slide",
