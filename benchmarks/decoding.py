@@ -14,10 +14,10 @@ import torch
 
 from fastmtl import data
 from fastmtl.data.images.png import SIGNATURE, decode_png
-from fastmtl.data.loading.dali_graph import Graph
-from fastmtl.data.loading.encoded import Pictures
-from fastmtl.data.loading.prefetch import Feed
-from fastmtl.data.loading.quarantine import Faults
+from fastmtl.data.loading.dali_graph import DaliGraph
+from fastmtl.data.loading.encoded_images import EncodedImages
+from fastmtl.data.loading.prefetch import Prefetcher
+from fastmtl.data.loading.quarantine import Quarantine
 from fastmtl.data.loading.samplers import Sampler
 from fastmtl.data.loading.targets import Columns
 
@@ -29,33 +29,33 @@ def decode_alone(
 ) -> Callable[[], None]:
     """A function that decodes an epoch of `tiles`, images and the maps of `targets`, batch by batch."""
     batches = _encoded(tiles, targets, batch_size, num_threads)
-    if device.type == "cpu" and all(piece[:8].tobytes() == SIGNATURE for pieces, _ in batches for piece in pieces):
+    if device.type == "cpu" and all(tile[:8].tobytes() == SIGNATURE for encoded, _ in batches for tile in encoded):
         return _by_fastmtl(batches, num_threads)
     return _by_dali(batches, num_threads, device)
 
 
 def _encoded(tiles: Sequence[data.Tile], targets: Mapping[str, str], batch_size: int, num_threads: int) -> list[Any]:
-    """What the loader's own feed gives for each batch: pieces that regions share come once, as they are decoded."""
-    feed = Feed(
-        Pictures(decode_png=False),
+    """The batches of the loader's own prefetcher: tiles that regions share come once, as they are decoded."""
+    prefetcher = Prefetcher(
+        EncodedImages(decode_png=False),
         Columns(targets, {}),
         data.Augmentation.none(),
         seed=0,
-        faults=Faults(0, len(tiles)),
+        quarantine=Quarantine(0, len(tiles)),
         replace=False,
         num_threads=num_threads,
         ahead=1,
     )
     plans = Sampler(batch_size, 0, False, False, None, 0, 0, False, 0, 1).plans(tiles, 0)
-    feed.start(0, tiles, plans)
-    batches = [feed(number) for number in range(len(plans))]
-    feed.close()
+    prefetcher.start(0, tiles, plans)
+    batches = [prefetcher(number) for number in range(len(plans))]
+    prefetcher.close()
     return batches
 
 
 def _by_fastmtl(batches: Sequence[Any], num_threads: int) -> Callable[[], None]:
     pool = ThreadPoolExecutor(num_threads)
-    files = [(piece.tobytes(), 1 if grey else 3) for batch in batches for piece, grey in zip(*batch, strict=True)]
+    files = [(tile.tobytes(), 1 if grey else 3) for batch in batches for tile, grey in zip(*batch, strict=True)]
     parts = np.array_split(np.arange(len(files)), num_threads)
 
     def several(numbers: Sequence[int]) -> None:
@@ -72,12 +72,12 @@ def _by_fastmtl(batches: Sequence[Any], num_threads: int) -> Callable[[], None]:
 def _by_dali(batches: Sequence[Any], num_threads: int, device: torch.device) -> Callable[[], None]:
     waiting = iter(batches)
 
-    def feed(_iteration: int) -> Any:
+    def source(_iteration: int) -> Any:
         return next(waiting)  # StopIteration is what DALI wants after the last
 
     gpu = device.type == "cuda"
-    graph = Graph(
-        feed,
+    graph = DaliGraph(
+        source,
         device="gpu" if gpu else "cpu",
         device_id=torch.cuda.current_device() if gpu else None,
         num_threads=num_threads,

@@ -116,7 +116,7 @@ def _noise(index, key):
 
 
 @compiled
-def finish_image(
+def transform_image(
     flat, start, pitch, source_height, source_width, matrix, field, colour, noise, key, scale, shift, outside, out
 ):
     """clip(colour @ (rgb, 1) + noise * n, 0, 255) * scale + shift of bilinear samples.
@@ -168,7 +168,7 @@ def warp_image(flat, start, pitch, source_height, source_width, matrix, field, o
 
 @compiled
 def add_noise(images, noise, keys, scale, shift):
-    """images float32 [3, H, W], normalised as by `finish_image`, plus noise, clipped to what 0..255 comes to."""
+    """images float32 [3, H, W], normalised as by `transform_image`, plus noise, clipped to what 0..255 comes to."""
     height, width = images.shape[1], images.shape[2]
     for channel in range(3):
         low, high = shift[channel], shift[channel] + np.float32(255) * scale[channel]
@@ -180,7 +180,7 @@ def add_noise(images, noise, keys, scale, shift):
 
 
 @compiled
-def finish_mask(flat, start, pitch, source_height, source_width, channels, matrix, field, threshold, nearest, out):
+def transform_mask(flat, start, pitch, source_height, source_width, channels, matrix, field, threshold, nearest, out):
     """Masks of `channels` channels, 0 beyond the image, into out uint8 [C, H, W], C <= channels: 1 where the bilinear
     sample is above the threshold; with `nearest` the nearest pixel's value itself."""
     height, width = out.shape[1], out.shape[2]

@@ -3,7 +3,7 @@
 Decoded pictures lie anywhere in memory, each of its own size, so they come as a table, int64 [B, 5]: address, bytes
 from row to row, height, width, channels; a height of 0 is no picture, and all its samples lie outside. `matrix` float32
 [B, 6] leads from output pixel to source pixel, `field` float32 [B, 2, n + 3, n + 3] holds the control points of a cubic
-B-spline. One program finishes BLOCK pixels of one picture. Neighbouring pixels read neighbouring bytes, at odd places:
+B-spline. One program computes BLOCK pixels of one picture. Neighbouring pixels read neighbouring bytes, at odd places:
 the caches make up for loads of single bytes.
 """
 
@@ -104,7 +104,7 @@ def _noise(index, key):
 
 
 @triton.jit
-def finish_image_kernel(
+def transform_image_kernel(
     table, matrix, field, colour, noise, keys, scale, shift, out, size,
     CELLS: tl.constexpr, NOISE: tl.constexpr, OUTSIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -145,7 +145,7 @@ def warp_image_kernel(
 
 
 @triton.jit
-def finish_mask_kernel(
+def transform_mask_kernel(
     table, matrix, field, out, size, threshold,
     CHANNELS: tl.constexpr, NEAREST: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -197,14 +197,14 @@ def _cells(field: torch.Tensor) -> int:
     return max(field.shape[-1] - 3, 0)
 
 
-def finish_image(
+def transform_image(
     table: torch.Tensor, matrix: torch.Tensor, field: torch.Tensor, colour: torch.Tensor, noise: torch.Tensor | None,
     keys: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, outside: int, out: torch.Tensor,
 ) -> None:  # fmt: skip
     """Fill `out` float32 [B, 3, size, size]; noise float32 [B] in grey levels or None, keys int32 [B]."""
     size = out.shape[-1]
     grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
-    finish_image_kernel[grid](
+    transform_image_kernel[grid](
         table, matrix, field, colour, noise, keys, scale, shift, out, size,
         CELLS=_cells(field), NOISE=noise is not None, OUTSIDE=outside, BLOCK=_BLOCK, **_LAUNCH,
     )  # fmt: skip
@@ -226,13 +226,13 @@ def warp_image(
     )
 
 
-def finish_mask(
+def transform_mask(
     table: torch.Tensor, matrix: torch.Tensor, field: torch.Tensor, threshold: int, nearest: bool, out: torch.Tensor
 ) -> None:
     """Fill `out` uint8 [B, C, size, size]."""
     size = out.shape[-1]
     grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
-    finish_mask_kernel[grid](
+    transform_mask_kernel[grid](
         table, matrix, field, out, size, threshold,
         CHANNELS=out.shape[1], NEAREST=nearest, CELLS=_cells(field), BLOCK=_BLOCK, **_LAUNCH,
     )  # fmt: skip

@@ -72,7 +72,7 @@ def _pieces(inputs: Inputs) -> Run:
 
     def run() -> tuple[torch.Tensor, ...]:
         for x, y in inputs["corners"]:
-            slide.pieces(data.Region(slide.path, x, y, REGION, REGION))
+            slide.encoded_tiles(data.Region(slide.path, x, y, REGION, REGION))
         return answer
 
     return run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .compile import SIZE, Kernel
 
 
-def _finish() -> list[Kernel]:
+def _transform() -> list[Kernel]:
     """Pictures lie anywhere, neighbours of a place anywhere in them: single bytes are loaded, and the caches help."""
     places = {"table": "*i64", "matrix": "*fp32", "field": "*fp32", "size": "i32"}
     numbers = dict.fromkeys(("colour", "noise", "scale", "shift"), "*fp32") | {"keys": "*i32"}
@@ -14,16 +14,16 @@ def _finish() -> list[Kernel]:
     straight, bent = image | {"CELLS": 0, "NOISE": False}, image | {"CELLS": 5, "NOISE": True}
     warp_types, noise_types = places | {"out": "*u8", "within": "*u8"}, numbers | {"images": "*fp32", "size": "i32"}
     found = [  # name, label, types, constants, bytes of a pixel
-        ("finish_image_kernel", "affine", image_types, straight, 15),
-        ("finish_image_kernel", "bent", image_types, bent, 15),
+        ("transform_image_kernel", "affine", image_types, straight, 15),
+        ("transform_image_kernel", "bent", image_types, bent, 15),
         ("warp_image_kernel", "bent", warp_types, image | {"CELLS": 5}, 7),
-        ("finish_mask_kernel", "bent", mask_types, mask | {"NEAREST": False}, 2),
-        ("finish_mask_kernel", "nearest", mask_types, mask | {"NEAREST": True}, 2),
+        ("transform_mask_kernel", "bent", mask_types, mask | {"NEAREST": False}, 2),
+        ("transform_mask_kernel", "nearest", mask_types, mask | {"NEAREST": True}, 2),
         ("add_noise_kernel", "", noise_types, {"BLOCK": 256}, 24),
         ("stitch_kernel", "", {"jobs": "*i64"}, {"ROWS": 8, "BYTES": 512}, 2),
     ]
     return [
-        Kernel("finish_triton", name, types, constants, wide_loads=0, label=label, bytes_per_element=moved)
+        Kernel("transform_triton", name, types, constants, wide_loads=0, label=label, bytes_per_element=moved)
         for name, label, types, constants, moved in found
     ]
 
@@ -40,7 +40,7 @@ def _stain(label: str, out: str, lasso: bool, inside: bool) -> Kernel:
 
 
 DATA = [
-    *_finish(),
+    *_transform(),
     _stain("f32", "*fp32", False, False),
     _stain("f16-lasso", "*fp16", True, False),
     _stain("u8-inside", "*u8", False, True),

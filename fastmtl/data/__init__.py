@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from .slide_output.outlines import check_outlines, write_outlines
     from .slide_output.slide_cut import SlideCut, cut_slide
     from .slide_output.slide_map import SlideMap
+    from .slides.encoded_tiles import EncodedTile
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import GridOptions, grid
     from .slides.index import SlideIndex, identify, use_index_folder
     from .slides.indexing import index_slide
     from .slides.opened import downsample_of
-    from .slides.pieces import EncodedTile
     from .slides.raster import Level
     from .slides.slide import Slide, open_slide
     from .slides.tissue_mask import TissueMask
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
         split_by_groups,
     )
     from .stain.cache import slide_statistics
-    from .stain.dali import stain_numba_function
     from .stain.files import StainFileError
     from .stain.normalizer import StainNormalizer
     from .stain.statistics import StainStatistics
@@ -108,7 +107,7 @@ _NAMES = {
     "slides.index": "SlideIndex identify use_index_folder",
     "slides.indexing": "index_slide",
     "slides.opened": "downsample_of",
-    "slides.pieces": "EncodedTile",
+    "slides.encoded_tiles": "EncodedTile",
     "slides.raster": "Level",
     "slides.slide": "Slide open_slide",
     "slides.tissue_mask": "TissueMask",
@@ -116,7 +115,6 @@ _NAMES = {
     "splits.splitting": "Split check_no_leak grouped_split kfold one_sided_classes split_by_column split_by_groups",
     "splits.split_files": "load_groups load_split load_test_groups save_split",
     "stain.cache": "slide_statistics",
-    "stain.dali": "stain_numba_function",
     "stain.files": "StainFileError",
     "stain.normalizer": "StainNormalizer",
     "stain.statistics": "StainStatistics",
@@ -213,7 +211,6 @@ __all__ = [
     "slides_of",
     "split_by_column",
     "split_by_groups",
-    "stain_numba_function",
     "standardize_luminosity",
     "summary_lines",
     "usable_tiles",

@@ -15,7 +15,7 @@ from helpers.tiles import write_image
 from fastmtl import tasks
 from fastmtl.cli import main
 from fastmtl.data import RunLengths, Tile, TileReadError, check_tiles, read_tile_folder, wrong_maps
-from fastmtl.data.loading.quarantine import Faults
+from fastmtl.data.loading.quarantine import Quarantine
 from fastmtl.protocols import Target
 from fastmtl.utils import optional_imports
 
@@ -157,9 +157,9 @@ def test_a_missing_package_damages_no_tile(tmp_path):
 
 def test_a_damaged_code_is_told_by_its_images_file():
     tile = Tile("one", Path("scan.png"), RunLengths("1 2 " * 500, 8, 8), 0, "P")
-    faults = Faults(0.0, 1)
+    quarantine = Quarantine(0.0, 1)
     with pytest.raises(TileReadError, match=r"tile one cannot be read: scan.png: has 1 channels") as caught:
-        faults.report(0, tile, tile.mask, "has 1 channels, not 2")
+        quarantine.report(0, tile, tile.mask, "has 1 channels, not 2")
     assert len(str(caught.value)) < 200
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.pieces import ArraySlide, Painted, pictures_of, region
+from helpers.encoded_tiles import ArraySlide, Painted, pictures_of, region
 from helpers.tiles import make_loader, random_pixels
 
 from fastmtl.data import RandomPatches, Tile

@@ -14,7 +14,7 @@ from helpers.tiles import make_loader, random_pixels, write_folder
 from PIL import Image
 
 from fastmtl.data.images.png import decode_png
-from fastmtl.data.loading.encoded import Pictures
+from fastmtl.data.loading.encoded_images import EncodedImages
 
 pytest.importorskip("imagecodecs", reason="PNG is decompressed by imagecodecs")
 
@@ -131,7 +131,7 @@ def test_batches_are_those_of_dali(tmp_path: Path, kind: str):
     gamma = Image.open(folder.tiles[4].image)
     folder.tiles[4].image.write_bytes(_saved(np.asarray(gamma), pnginfo=_gamma()))
     batches = [
-        list(make_loader(folder.tiles, targets={"map": kind}, pictures=Pictures(decode_png=ours)))
+        list(make_loader(folder.tiles, targets={"map": kind}, pictures=EncodedImages(decode_png=ours)))
         for ours in (True, False)
     ]
     for ours, theirs in zip(*batches, strict=True):

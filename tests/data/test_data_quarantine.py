@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.pieces import ArraySlide, encoded, pictures_of, region
+from helpers.encoded_tiles import ArraySlide, encoded, pictures_of, region
 from helpers.tiles import by_id, make_loader, random_pixels, shared_data, write_folder, write_image
 
 from fastmtl.data import Dataset, GreyPicture, Tile, TileReadError
@@ -107,7 +107,7 @@ def test_more_than_the_budget_stops(damaged: Dataset):
 
 
 @pytest.mark.parametrize("spoil", [None, lambda data: data[: len(data) // 2]], ids=["seen when read", "when decoded"])
-def test_a_damaged_piece_of_a_slide_names_slide_and_place(spoil):
+def test_a_damaged_slide_tile_names_slide_and_place(spoil):
     slide = ArraySlide(random_pixels(0, 128), damaged=frozenset({(1, 1)}), spoil=spoil)
     tiles = [Tile(f"{x}-{y}", region("s", x, y, 30), None, 0, "p") for x in range(0, 98, 32) for y in range(0, 98, 32)]
     loader = make_loader(tiles, targets={"self": "none"}, pictures=pictures_of({"s": slide}), **SOME)
@@ -121,7 +121,7 @@ def test_a_damaged_piece_of_a_slide_names_slide_and_place(spoil):
         list(make_loader(tiles, targets={"self": "none"}, pictures=pictures_of({"s": slide})))
 
 
-def test_a_piece_smaller_than_its_index_says_is_damage():
+def test_a_tile_smaller_than_its_index_says_is_damage():
     def smaller(_data: bytes) -> bytes:
         return encoded(random_pixels(1, 8)).tobytes()
 

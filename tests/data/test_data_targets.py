@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.pieces import ArraySlide, Painted, pictures_of, region
+from helpers.encoded_tiles import ArraySlide, Painted, pictures_of, region
 from helpers.tiles import coordinate_tile, make_loader, random_pixels, raw_loader, shared_data, write_image
 from PIL import Image
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.pieces import ArraySlide, Painted, pictures_of, region
+from helpers.encoded_tiles import ArraySlide, Painted, pictures_of, region
 from helpers.tiles import random_pixels, write_image
 from PIL import Image
 
 from fastmtl.data import Augmentation, Tile
-from fastmtl.data.loading.prefetch import EncodedBatch, Feed, Plan
-from fastmtl.data.loading.quarantine import Faults
+from fastmtl.data.loading.prefetch import EncodedBatch, Plan, Prefetcher
+from fastmtl.data.loading.quarantine import Quarantine
 from fastmtl.data.loading.samplers import slides_of
 from fastmtl.data.loading.targets import Columns
-from fastmtl.data.loading.transform_cpu import Finisher, FinishOptions
+from fastmtl.data.loading.transform_cpu import CpuTransform, TransformOptions
 from fastmtl.ops.core.pointers import num_threads
 from fastmtl.protocols import Target
 
@@ -70,27 +70,27 @@ def slides() -> dict[str, ArraySlide]:
 
 
 def _read(tiles, slides, augmentation: Augmentation) -> tuple[EncodedBatch, list[np.ndarray]]:
-    """A batch as the feed reads it, decoded by Pillow."""
+    """A batch as the prefetcher reads it, decoded by Pillow."""
     columns, count = Columns(TARGETS, {}), len(tiles)
-    faults = Faults(0.0, count)
-    feed = Feed(
-        pictures_of(slides), columns, augmentation, seed=3, faults=faults, replace=False, num_threads=2, ahead=1
+    quarantine = Quarantine(0.0, count)
+    prefetcher = Prefetcher(
+        pictures_of(slides), columns, augmentation, seed=3, quarantine=quarantine, replace=False, num_threads=2, ahead=1
     )
-    feed.start(0, tiles, [Plan(np.arange(count), np.zeros(count, np.int64), np.full(count, -1))])
-    feed(0)
-    (ready,) = feed.fed
-    feed.close()
+    prefetcher.start(0, tiles, [Plan(np.arange(count), np.zeros(count, np.int64), np.full(count, -1))])
+    prefetcher(0)
+    (batch,) = prefetcher.fed
+    prefetcher.close()
     pixels = []
-    for data, grey in zip(ready.encoded, ready.is_grey, strict=True):
+    for data, grey in zip(batch.encoded, batch.is_grey, strict=True):
         with Image.open(BytesIO(data.tobytes())) as image:
             decoded = np.asarray(image.convert("L" if grey else "RGB"))
         pixels.append(decoded.reshape(*decoded.shape[:2], -1))
-    return ready, pixels
+    return batch, pixels
 
 
-def _options(**more) -> FinishOptions:
+def _options(**more) -> TransformOptions:
     maps = Columns(TARGETS, {}).maps
-    return FinishOptions(32, (0.0,) * 3, (1 / 255,) * 3, 127, maps, 2, **more)
+    return TransformOptions(32, (0.0,) * 3, (1 / 255,) * 3, 127, maps, 2, **more)
 
 
 def _plain_stain(images, *, slides, inside, colour, mean, std, draws):
@@ -108,14 +108,14 @@ def _plain_stain(images, *, slides, inside, colour, mean, std, draws):
     ids=["plain", "affine, stain", "bent", "bent, stain"],
 )
 def test_triton_s_kernels_do_what_numba_s_do(tiles, slides, augmentation, stain, poisoned_memory, monkeypatch):
-    from fastmtl.data.loading.transform_gpu import GpuFinisher
+    from fastmtl.data.loading.transform_gpu import GpuTransform
     from fastmtl.kernels import transform_triton
 
     monkeypatch.setattr(transform_triton, "_BLOCK", 1024)  # the interpreter's time is that of its programs
-    ready, pixels = _read(tiles, slides, augmentation)
+    batch, pixels = _read(tiles, slides, augmentation)
     options, keys = _options(stain=stain), slides_of(tiles)
-    on_cpu = Finisher(options)(ready, pixels, keys)
-    on_gpu = GpuFinisher(options, torch.device("cpu"))(ready, [_Decoded(one) for one in pixels], keys)
+    on_cpu = CpuTransform(options)(batch, pixels, keys)
+    on_gpu = GpuTransform(options, torch.device("cpu"))(batch, [_Decoded(one) for one in pixels], keys)
     assert [part.dtype for part in on_gpu] == [part.dtype for part in on_cpu]
     off = (on_cpu[0] - on_gpu[0]).abs()
     if stain is None:
@@ -137,15 +137,15 @@ def test_stains_are_normalised_on_one_thread_while_others_decode(tiles, slides, 
             seen.append((num_threads(), other.submit(num_threads).result()))
         return images.float()
 
-    ready, pixels = _read(tiles, slides, Augmentation.none())
-    Finisher(_options(stain=stain))(ready, pixels, slides_of(tiles))
+    batch, pixels = _read(tiles, slides, Augmentation.none())
+    CpuTransform(_options(stain=stain))(batch, pixels, slides_of(tiles))
     assert seen == [(1, 2)]
     assert num_threads() == 2
 
 
-def test_the_background_is_where_no_piece_is(tiles, slides):
-    ready, pixels = _read(tiles, slides, Augmentation.none())
-    images = Finisher(_options())(ready, pixels, slides_of(tiles))[0]
+def test_the_background_is_where_no_tile_is(tiles, slides):
+    batch, pixels = _read(tiles, slides, Augmentation.none())
+    images = CpuTransform(_options())(batch, pixels, slides_of(tiles))[0]
     assert (images[4] == 240).all()
     assert (images[2, :, :, :4] == 240).all()  # left of the slide
     y, x = (np.arange(32) + 0.5) * 50 / 32 + 20, (np.arange(32) + 0.5) * 50 / 32 + 20
@@ -159,11 +159,11 @@ def test_noise_is_normal_of_the_drawn_strength(tiles, slides):
     flat = [
         replace(tile, id=str(i), image=Painted.of(np.full((8, 8, 3), 128, np.uint8))) for i, tile in enumerate(tiles)
     ]
-    ready, pixels = _read(flat, slides, noisy)
-    images = Finisher(replace(_options(), size=200))(ready, pixels, slides_of(flat))[0] - 128
+    batch, pixels = _read(flat, slides, noisy)
+    images = CpuTransform(replace(_options(), size=200))(batch, pixels, slides_of(flat))[0] - 128
     images = images[:, :, 20:180, 20:180]  # without the edge, where the background has a share
     for row in range(len(flat)):
-        strength = float(ready.drawn.noise[row])
+        strength = float(batch.drawn.noise[row])
         assert abs(images[row].mean()) < 0.05 + strength / 100
         assert abs(images[row].std() / strength - 1) < 0.02
         beyond = (images[row].abs() > 2 * strength).float().mean()

@@ -63,7 +63,7 @@ def test_a_damaged_tile_is_named_and_its_neighbours_are_read(tmp_path, compressi
     patch_tile(path, 6, change)  # of five columns: the second row's second
     with data.open_slide(path) as slide:
         region = data.Region(path, 70, 70, 32, 32)
-        for read in (lambda: slide.pieces(region), lambda: slide.read_region(70, 70, 32, 32)):
+        for read in (lambda: slide.encoded_tiles(region), lambda: slide.read_region(70, 70, 32, 32)):
             with pytest.raises(data.DamagedPieceError, match=reason) as found:
                 read()
             assert found.value.coordinate == (TILE, TILE, 0)
@@ -241,7 +241,7 @@ def test_bad_arguments_name_what_was_expected(tmp_path):
             with pytest.raises(ValueError, match="`level` must be 0 to 1"):
                 slide.read_region(0, 0, 8, 8, level)
         with pytest.raises(ValueError, match="at least 1 pixel; got 0x8"):
-            slide.pieces(data.Region(path, 0, 0, 0, 8))
+            slide.encoded_tiles(data.Region(path, 0, 0, 0, 8))
         with pytest.raises(TypeError):
             slide.read_region(0.5, 0, 8, 8)
     for mpp in (0, -1, 1000, float("nan")):

@@ -84,7 +84,7 @@ def _look(path):
                 region.width,
                 3,
             )
-            slide.pieces(region)
+            slide.encoded_tiles(region)
         for name in slide.associated_names[:2]:
             if "page" not in name:
                 slide.associated(name)

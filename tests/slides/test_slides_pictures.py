@@ -128,7 +128,7 @@ def test_colours_that_are_kept_apart_are_put_together(tmp_path, kind):
         assert [(level.width, level.height) for level in slide.levels] == [(300, 210), (150, 105)]
         assert np.abs(whole(slide).astype(int) - PIXELS).max() <= least
         assert np.abs(whole(slide, 1).astype(int) - halved(PIXELS)).max() <= least
-        (piece,) = slide.pieces(data.Region(path, 250, 100, 100, 80))
+        (piece,) = slide.encoded_tiles(data.Region(path, 250, 100, 100, 80))
         expected = np.full((80, 100, 3), BACKGROUND, np.uint8)
         expected[:, :50] = whole(slide)[100:180, 250:]
         np.testing.assert_array_equal(piece.pixels, expected)
@@ -233,7 +233,7 @@ def test_tiles_that_a_coarser_level_lacks_are_drawn_from_the_finer_one(tmp_path,
             assert np.abs(whole(slide, level).astype(int) - theirs).mean() < 3, level
             seen = np.zeros((*whole(slide, level).shape[:2], 1), int)
             region = data.Region(path, 0, 0, slide.levels[level].width, slide.levels[level].height, level)
-            for piece in slide.pieces(region):
+            for piece in slide.encoded_tiles(region):
                 seen[piece.y : piece.y + piece.height, piece.x : piece.x + piece.width] += 1
             assert (seen == 1).all()
         assert "1 of 6 of level 1 (drawn from level 0)" in oddities(slide)[0]

@@ -29,7 +29,7 @@ def difference(found, expected):
 def stitched(slide, region):
     """The region from its pieces, as a loader does it."""
     canvas = np.full((region.height, region.width, 3), BACKGROUND, np.uint8)
-    for piece in slide.pieces(region):
+    for piece in slide.encoded_tiles(region):
         pixels = imagecodecs.imread(piece.data.tobytes()) if piece.pixels is None else piece.pixels
         pixels = np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3))
         left, top = max(-piece.x, 0), max(-piece.y, 0)
@@ -100,7 +100,7 @@ def test_subsampled_jpeg_equals_openslide(tmp_path, subsampling):
         assert not inside.all()
 
 
-def test_dali_decodes_pieces_to_the_same_pixels(tmp_path):
+def test_dali_decodes_tiles_to_the_same_pixels(tmp_path):
     dali = pytest.importorskip("nvidia.dali")
     from nvidia.dali import fn, types
 
@@ -108,7 +108,7 @@ def test_dali_decodes_pieces_to_the_same_pixels(tmp_path):
     grey = write_tiff(tmp_path / "grey.tiff", tissue_like()[..., 0], compression="jpeg")
     for path in [*paths, grey]:
         with data.open_slide(path) as slide:
-            (piece,) = slide.pieces(data.Region(path, 10, 10, 20, 20))
+            (piece,) = slide.encoded_tiles(data.Region(path, 10, 10, 20, 20))
             assert piece.data is not None
             assert (piece.x, piece.y, piece.width, piece.height) == (-10, -10, TILE, TILE)
             pipe = dali.Pipeline(batch_size=1, num_threads=1, device_id=None)
@@ -166,7 +166,7 @@ def test_positions_are_level_0_pixels_and_outside_is_background(tmp_path):
         expected[10:, 20:] = halved(pixels)[:30, :30]
         assert difference(slide.read_region(-40, -20, 50, 40, 1), expected) == 0
         assert (slide.read_region(1000, 1000, 8, 8) == BACKGROUND).all()
-        assert slide.pieces(data.Region(path, 1000, 0, 8, 8)) == []
+        assert slide.encoded_tiles(data.Region(path, 1000, 0, 8, 8)) == []
 
 
 def test_tiles_that_were_never_scanned_are_background(tmp_path):
@@ -243,16 +243,19 @@ def test_png_palettes_and_exif_turns(tmp_path):
 
 
 def test_large_tiles_are_decoded_once(tmp_path, monkeypatch):
-    from fastmtl.data.slides import pieces
+    from fastmtl.data.slides import encoded_tiles
 
     path = tmp_path / "large.png"
     Image.fromarray(np.tile(tissue_like(512, 512), (5, 4, 1))).save(path)
     calls = []
-    monkeypatch.setattr(pieces, "decode", lambda *args, real=pieces.decode: calls.append(1) or real(*args))
+    monkeypatch.setattr(
+        encoded_tiles, "decode", lambda *args, real=encoded_tiles.decode: calls.append(1) or real(*args)
+    )
     with data.open_slide(path) as slide:
         first, again = slide.read_region(0, 0, 40, 40), slide.read_region(512, 512, 40, 40)
-        (piece,) = slide.pieces(data.Region(path, 0, 0, 40, 40))
-        assert difference(first, again) == difference(piece.pixels, first) == 0
+        with pytest.warns(DeprecationWarning, match="now called Slide.encoded_tiles"):
+            (tile,) = slide.pieces(data.Region(path, 0, 0, 40, 40))
+        assert difference(first, again) == difference(tile.pixels, first) == 0
         assert len(calls) == 1
 
 
@@ -331,4 +334,4 @@ def test_aperio_jpeg2000_equals_openslide(tmp_path, code, colour):
         expected = np.asarray(other.read_region((0, 0), 0, (128, 64)).convert("RGB"))
         assert difference(expected, pixels) <= 3
         assert difference(whole(slide), expected) <= 2
-        assert slide.pieces(data.Region(path, 0, 0, 8, 8))[0].data is None
+        assert slide.encoded_tiles(data.Region(path, 0, 0, 8, 8))[0].data is None

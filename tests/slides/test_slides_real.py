@@ -57,7 +57,7 @@ def test_what_each_file_is(name, tmp_path):
         assert problem in " ".join(slide.problems)
         assert bool(slide.problems) == bool(problem)
         assert slide.problems == found.layout.problems
-        pieces = slide.pieces(data.Region(path, 0, 0, 16, 16))
+        pieces = slide.encoded_tiles(data.Region(path, 0, 0, 16, 16))
         assert [piece.data is not None for piece in pieces] == [encoded]
         for picture in slide.associated_names:
             assert slide.associated(picture).size

@@ -75,11 +75,6 @@ def test_draws_and_slides_that_are_none():
             normalizer.transform(tissue(), draws=torch.full((1, 4), value))
     with pytest.raises(TypeError, match="`slides` must be a list"):
         normalizer.transform(tissue(), slides=3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="convention"):
-        data.stain_numba_function("opencv")
-    normalizer.target = None
-    with pytest.raises(ValueError, match="call `fit`"):
-        normalizer.recipes(["a"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`data.StainNormalizer` and `data.StainStatistics`: pooled, cached, saved, augmented, inside a DALI graph."""
+"""`data.StainNormalizer` and `data.StainStatistics`: pooled, cached, saved, augmented."""
 
 from __future__ import annotations
 
@@ -206,34 +206,3 @@ def test_bad_options_say_what_to_do(options, words):
         data.StainNormalizer(**options)
     with pytest.raises(ValueError, match="fit"):
         data.StainNormalizer("reinhard", per="tile").transform(tissue())
-
-
-@pytest.mark.parametrize("convention", ["torchstain", "staintools"])
-def test_the_step_inside_a_dali_graph_is_the_same(convention):
-    dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    pytest.importorskip("numba", reason="Numba is not installed")
-    from nvidia.dali import fn
-
-    batch = tissue(number=3, size=32)
-    normalizer = data.StainNormalizer(convention=convention, fallback="pass")
-    normalizer.fit_slide("a", batch)
-    keys, colour = (
-        ["a", "a", "unknown"],
-        torch.from_numpy(colour_matrices(np.full((3, 4), (1.1, 0.9, 1, 5), np.float32))),
-    )
-    draws = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
-    recipes = normalizer.recipes(keys, colour=colour, draws=draws)
-    step = data.stain_numba_function(convention)
-    pipeline = dali.Pipeline(batch_size=3, num_threads=1, device_id=None)
-    with pipeline:
-        images = fn.external_source(lambda: list(batch.permute(0, 2, 3, 1).contiguous().numpy()), batch=True)
-        rows = fn.external_source(lambda: list(recipes.numpy()), batch=True)
-        pipeline.set_outputs(step(images, rows))
-    pipeline.build()
-    (made,) = pipeline.run()
-    expected = normalizer(batch[:2], slides=keys[:2], colour=colour[:2], draws=draws[:2])
-    result = torch.from_numpy(np.array(made.as_tensor()))
-    torch.testing.assert_close(result[:2], expected, rtol=1e-4, atol=1e-4)
-    passed = torch.einsum("ij,jhw->ihw", colour[2, :, :3], batch[2].float()) + colour[2, :, 3, None, None]
-    scaled = (passed.clamp(0, 255) / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    torch.testing.assert_close(result[2], scaled, rtol=1e-4, atol=1e-4)

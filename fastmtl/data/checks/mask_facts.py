@@ -281,7 +281,7 @@ def _of_region(region: Region) -> MaskFacts:
 def read_mask_region(region: Region) -> NDArray[np.uint8]:
     """uint8 [height, width, 3] as the loader reads a mask: 0 where the slide has nothing."""
     canvas = np.zeros((region.height, region.width, 3), np.uint8)
-    for piece in opened(region.slide).pieces(region):
+    for piece in opened(region.slide).encoded_tiles(region):
         pixels = piece.pixels
         if pixels is None:
             assert piece.data is not None

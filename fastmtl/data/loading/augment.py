@@ -1,8 +1,8 @@
-"""Random geometry, colour and noise as pure functions of (seed, epoch, tile); no generator runs on.
+"""Random geometry, colour and noise as pure functions of (seed, epoch, tile), without a generator's state.
 
-So an interrupted epoch resumes exactly, and a tile is augmented the same way whatever the batch size, the rank, the
-number of threads or the device. Crop, zoom, flips and rotation are one affine matrix, elastic and grid distortion one
-field before it, hence all one resampling, and the image and its mask cannot be moved differently.
+So an interrupted epoch resumes exactly, and a tile's augmentation does not depend on batch size, rank, number of
+threads or device. Crop, zoom, flips and rotation are one affine matrix; elastic and grid distortion are one field
+before it. Everything is resampled once, and image and mask always move alike.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_STREAM = 0x6175676D656E74  # keeps these draws apart from the sampling order's, which use the same seed
+_STREAM = 0x6175676D656E74  # separates these draws from the sampling order's, which use the same seed
 _NUM_DRAWS = 12
-_PIXEL_STREAM = 0x706978656C  # and later knobs apart from the first ones, whose draws must stay what they were
+_PIXEL_STREAM = 0x706978656C  # separates newer parameters from the first ones, whose draws must not change
 _NUM_PIXEL_DRAWS = 8
 _FIELD_STREAM = 0x6669656C64
-_STEEPEST = 0.4  # of a cell: control points of a cubic B-spline moved by more may fold the image over itself
+_MAX_SHIFT = 0.4  # of a cell: larger shifts of a cubic B-spline's control points may fold the image over itself
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What is done to B tiles.
+    """The augmentation of B tiles.
 
     Attributes:
         matrix: float32 [B, 2, 3], output -> source: with (u, v) in 0..1 across the output, source position
@@ -47,23 +47,23 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far tiles may be changed. Every knob is drawn uniformly, zoom and aspect uniformly in their logarithm.
+    """How much tiles may be changed. Every parameter is drawn uniformly; zoom and aspect in their logarithm.
 
     Attributes:
         horizontal_flip: probability of a left-right flip.
         vertical_flip: probability of a top-bottom flip.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees: tissue has no upright.
-        rotation: largest further rotation either way, degrees.
+        quarter_turns: turn by 0, 90, 180 or 270 degrees: tissue has no orientation.
+        rotation: largest further rotation in both directions, degrees.
         zoom: range of the source window's side, as a fraction of the tile: below 1 a crop, above 1 the tile shrinks
             and is surrounded by background. The window lies anywhere in the tile (the tile anywhere in the window).
         aspect: largest ratio by which the window is stretched, 1 or more.
         brightness: factor range 1 - brightness .. 1 + brightness.
         contrast: factor range, likewise, about middle grey.
         saturation: factor range, likewise.
-        hue: largest hue shift either way, degrees.
-        elastic: largest shift of a control point either way, each drawn by itself; fraction of a cell, 0 .. 0.4.
-        grid: largest shift of a whole line of control points, likewise; 0 .. 0.4 together with `elastic`.
-        cells: cells a side of the grid of control points; few bend the whole tile, many ripple it.
+        hue: largest hue shift in both directions, degrees.
+        elastic: largest shift of a control point, each drawn independently; fraction of a cell, 0 .. 0.4.
+        grid: largest shift of a line of control points, likewise; 0 .. 0.4 together with `elastic`.
+        cells: cells per side of the grid of control points; few bend the whole tile, many ripple it.
         noise: largest standard deviation of Gaussian noise, grey levels; drawn from 0.
     """
 
@@ -90,8 +90,8 @@ class Augmentation:
         _check("rotation", self.rotation, 0, 180)
         _check("hue", self.hue, 0, 180)
         _check("aspect", self.aspect, 1, 4)
-        _check("elastic", self.elastic, 0, _STEEPEST)
-        _check("grid", self.grid, 0, _STEEPEST - self.elastic)
+        _check("elastic", self.elastic, 0, _MAX_SHIFT)
+        _check("grid", self.grid, 0, _MAX_SHIFT - self.elastic)
         _check("cells", self.cells, 1, 64)
         _check("noise", self.noise, 0, 255)
         if len(self.zoom) != 2 or not 0.05 <= self.zoom[0] <= self.zoom[1] <= 4:
@@ -108,7 +108,7 @@ class Augmentation:
 
     @property
     def is_none(self) -> bool:
-        """Whether the whole tile comes as it is."""
+        """Whether the tile is only resized."""
         return replace(self, cells=Augmentation.cells) == Augmentation.none()
 
     def sample(self, seed: int, epoch: int, tiles: ArrayLike, repeats: ArrayLike = 0) -> Parameters:
@@ -146,7 +146,7 @@ class Augmentation:
         centre = 0.5 + np.abs(1 - sides) * (draws[:, 6:8] - 0.5)
         cos, sin = np.cos(angle), np.sin(angle)
         turned = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
-        # Rows scale in the source, columns flip in the output: rotation is rigid there, whatever the tile's shape.
+        # Rows scale in the source, columns flip in the output: the rotation is rigid whatever the tile's shape.
         linear = sides[:, :, None] * turned * flips[:, None, :]
         shift = centre - 0.5 * linear.sum(2)
         return np.concatenate([linear, shift[:, :, None]], 2).astype(np.float32)
@@ -165,7 +165,7 @@ class Augmentation:
         draws = 2 * _uniform(_FIELD_STREAM, seed, epoch, tiles, repeats, 2 * side * side + 2 * side) - 1
         field = self.elastic * draws[:, : 2 * side * side].reshape(-1, 2, side, side)
         lines = self.grid * draws[:, 2 * side * side :].reshape(-1, 2, side)
-        field[:, 0] += lines[:, 0, None, :]  # upright lines move across, lying ones down
+        field[:, 0] += lines[:, 0, None, :]  # vertical lines move in x, horizontal ones in y
         field[:, 1] += lines[:, 1, :, None]
         return (field / self.cells).astype(np.float32)
 
@@ -173,10 +173,10 @@ class Augmentation:
 def _uniform(
     stream: int, seed: int, epoch: int, tiles: NDArray[np.int64], repeats: NDArray[np.int64], count: int
 ) -> NDArray[np.float64]:
-    """[B, count] in [0, 1): counter-based, so any tile of any epoch is reached directly; stable across NumPy."""
+    """[B, count] in [0, 1): counter-based, so that any tile of any epoch is reached directly; stable across NumPy."""
     raw = np.empty((len(tiles), count), np.uint64)
     bits = np.random.Philox(key=[seed, stream])
-    state: Any = bits.state  # one generator moved about: NumPy asks the system for entropy to make one, unused here
+    state: Any = bits.state  # reused: making a generator asks the system for entropy
     for row, (tile, repeat) in enumerate(zip(tiles.tolist(), repeats.tolist(), strict=True)):
         state["state"]["counter"][:] = 0, repeat, tile, epoch
         bits.state = state
@@ -185,9 +185,9 @@ def _uniform(
 
 
 def displacement(field: NDArray[np.float32], u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64 [2, ...]: by how much one tile's `field` [2, n + 3, n + 3] moves the output positions (u, v), 0..1.
+    """float64 [2, ...]: how far one tile's `field` [2, n + 3, n + 3] moves the output positions (u, v), 0..1.
 
-    Positions beyond the output are moved as the nearest one inside.
+    Positions outside the output move like the nearest one inside.
     """
     cells = field.shape[-1] - 3
     if cells <= 0:

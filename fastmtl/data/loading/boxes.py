@@ -1,4 +1,4 @@
-"""Where a box of the source lies in the augmented image."""
+"""Move bounding boxes with the augmentation of their image."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 from .augment import Parameters, displacement
 
 SMALLEST_SHARE = 0.1
-"""A box of which less than this share is still in the image counts as gone."""
+"""A box is absent if less than this share of it is left in the image."""
 
-_STEPS = 24  # of the fixed point; each shrinks the error by the steepness of the field, at most about 0.8
+_STEPS = 24  # of the fixed point; each reduces the error by the slope of the field, at most about 0.8
 _PER_EDGE = 16
 
 
 def move_boxes(boxes: NDArray[np.float64], drawn: Parameters) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The upright hull of each moved box, clipped to the image, and whether enough is left of it.
+    """The bounding box of each moved box, clipped to the image, and whether enough of it is left.
 
     Args:
-        boxes: float64 [B, 4]: centre x, centre y, width, height in 0..1 of the source; NaN where there is none.
-        drawn: what was done to the B images.
+        boxes: float64 [B, 4]: centre x, centre y, width, height in 0..1 of the source; NaN for no box.
+        drawn: the augmentation of the B images.
 
     Returns:
         float32 [B, 4], the same of the output, 0 where nothing is left; bool [B].
@@ -41,8 +41,8 @@ def move_boxes(boxes: NDArray[np.float64], drawn: Parameters) -> tuple[NDArray[n
 def to_output(
     points: NDArray[np.float64], matrix: NDArray[np.float32], field: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Output positions [2, N] that show the source positions `points` [2, N], all in 0..1: the way back through the
-    affine matrix, then through the field by fixed point."""
+    """Output positions [2, N] of the source positions `points` [2, N], all in 0..1: the inverse of the affine matrix,
+    then of the field by fixed-point iteration."""
     affine = matrix.astype(np.float64)
     straight = np.asarray(np.linalg.solve(affine[:, :2], points - affine[:, 2:]), np.float64)
     found = straight

@@ -1,6 +1,6 @@
-"""The DALI graph: encoded pieces in, pixels out; images to three channels, masks to one.
+"""The DALI graph: encoded tiles in, pixels out, on the CPU or on the GPU (`mixed`); grey or RGB as asked for each.
 
-DALI decodes, on the CPU or (`mixed`) on the GPU. A batch holds any number of pieces; `finish` puts them together.
+A batch has any number of tiles; `transform_cpu` and `transform_gpu` put them together.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 
 from ...utils.optional_imports import require
 
-MAX_PIECES = 2**16
-"""Pieces a batch may hold; DALI wants a number, which costs nothing."""
+MAX_TILES = 2**16
+"""Encoded tiles in a batch at most; DALI requires a limit, and a large one costs nothing."""
 
 
-class Graph:
-    """A built pipeline that pulls from `feed`: lists of encoded pieces and of whether each is grey.
+Source = Callable[[int], tuple[list[NDArray[np.uint8]], list[NDArray[np.bool_]]]]
 
-    After `run` raised anything the pipeline is unusable: build another.
+
+class DaliGraph:
+    """A built pipeline that decodes what `source` returns: lists of encoded tiles and of whether each is grey.
+
+    After `run` raised an error the pipeline is unusable: build another.
 
     Args:
-        feed: called for each batch; raises StopIteration after the last.
-        device: where pieces are decoded; "gpu" is torch's current CUDA device, number `device_id`.
+        source: called for each batch; raises StopIteration after the last.
+        device: where tiles are decoded; "gpu" is torch's current CUDA device, number `device_id`.
         device_id: of the GPU.
         num_threads: CPU threads of the pipeline.
         prefetch: batches decoded ahead.
@@ -33,7 +36,7 @@ class Graph:
 
     def __init__(
         self,
-        feed: Callable[[int], Any],
+        source: Source,
         *,
         device: Literal["cpu", "gpu"],
         device_id: int | None,
@@ -43,23 +46,23 @@ class Graph:
         dali = require("nvidia.dali", "loading tiles")
         decode = "mixed" if device == "gpu" else "cpu"
         options = {"num_threads": num_threads, "device_id": device_id, "prefetch_queue_depth": prefetch}
-        # The older executor writes later batches over those handed out. Conditionals split the batch: one decoder's
-        # output type holds for all its images.
-        options |= {"batch_size": MAX_PIECES, "exec_dynamic": True, "enable_conditionals": True}
+        # The older executor overwrites returned batches with later ones. Conditionals split the batch, because a
+        # decoder has one output type for all its images.
+        options |= {"batch_size": MAX_TILES, "exec_dynamic": True, "enable_conditionals": True}
         build = dali.pipeline_def(**options)(_define)
         fn, types = require("nvidia.dali.fn", "loading tiles"), require("nvidia.dali.types", "loading tiles")
-        self._pipeline = build(feed, decode, fn, types)
+        self._pipeline = build(source, decode, fn, types)
         self._pipeline.build()
 
     def run(self, stream: Any = None) -> Any:
-        """The decoded pieces of the next batch, uint8 [h, w, 3] or [h, w, 1] each: DALI's TensorList.
+        """The decoded tiles of the next batch, uint8 [h, w, 3] or [h, w, 1] each: DALI's TensorList.
 
         With `stream` (CUDA) they are ready for work on it, and the host does not wait.
         """
         return self._pipeline.run(stream)[0] if stream is not None else self._pipeline.run()[0]
 
     def rewind(self) -> None:
-        """Make ready for another pass, after all batches of the last one were taken."""
+        """Prepare another pass, after all batches of the last one were taken."""
         try:
             self._pipeline.run()
         except StopIteration:
@@ -68,12 +71,12 @@ class Graph:
             raise RuntimeError("rewind() came before the pass was over")
 
 
-def _define(feed: Callable[[int], Any], decode: str, fn: Any, types: Any) -> Any:
-    """Rewritten by DALI, which turns the `if` into a split of the batch; so it calls nothing but DALI."""
+def _define(source: Source, decode: str, fn: Any, types: Any) -> Any:
+    """DALI rewrites this function and turns the `if` into a split of the batch: so it calls nothing but DALI."""
     encoded, is_grey = fn.external_source(
-        source=feed, num_outputs=2, batch=True, dtype=[types.UINT8, types.BOOL], ndim=[1, 0]
+        source=source, num_outputs=2, batch=True, dtype=[types.UINT8, types.BOOL], ndim=[1, 0]
     )
-    # jpeg_fancy_upsampling is the CPU's way of interpolating chroma; without it the GPU's pixels differ.
+    # jpeg_fancy_upsampling interpolates chroma as the CPU does; without it the GPU's pixels differ.
     if is_grey:
         pixels = fn.decoders.image(encoded, device=decode, output_type=types.GRAY, jpeg_fancy_upsampling=True)
     else:
@@ -88,31 +91,22 @@ def undecodable(
     device: Literal["cpu", "gpu"],
     device_id: int | None,
 ) -> dict[int, str]:
-    """Which of these DALI cannot decode, each tried by itself, and why. Slow; for after an error."""
+    """Which of these DALI cannot decode, and why. Each is tried alone, which is slow: call it after an error."""
     found: dict[int, str] = {}
-    one, graph = _One(), None
+    graph, batch = None, []
     for number, (data, grey) in enumerate(zip(encoded, is_grey, strict=True)):
-        one.next = [data], [np.array(grey)]
+        batch[:] = [data], [np.array(grey)]
         try:
-            graph = graph or Graph(one, device=device, device_id=device_id, num_threads=1, prefetch=1)
+            if graph is None:
+                graph = DaliGraph(lambda _: tuple(batch), device=device, device_id=device_id, num_threads=1, prefetch=1)
             graph.run()
         except Exception as error:
             found[number], graph = cause(error), None
     return found
 
 
-class _One:
-    """A feed of whatever was put there."""
-
-    def __init__(self) -> None:
-        self.next: Any = None
-
-    def __call__(self, _iteration: int) -> Any:
-        return self.next
-
-
 def cause(error: Exception) -> str:
-    """The line of a DALI error that says what went wrong: the one after "encountered:", else the first."""
+    """The line of a DALI error that names the reason: the one after "encountered:", else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     after = [line for previous, line in itertools.pairwise(lines) if previous == "encountered:"]
     return (after or lines or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""The one loader of tile folders and slides: shuffled, sharded, augmented, and resumable at any batch."""
+"""The loader of tile folders and slides: shuffled, sharded, augmented, and resumable at any batch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ...protocols import Batch, Target
 from ..dataset import Tile, kind_of
 from .augment import Augmentation
 from .dali_graph import cause
-from .encoded import Pictures
+from .encoded_images import EncodedImages
 from .patches import TileStream
-from .pipeline import Reader
-from .prefetch import EncodedBatch, Feed, Plan
-from .quarantine import DamagedSampleError, Faults, TileReadError
+from .pipeline import Pipeline
+from .prefetch import EncodedBatch, Plan, Prefetcher
+from .quarantine import DamagedSampleError, Quarantine, TileReadError
 from .samplers import Sampler
-from .targets import Columns, Table
-from .transform_cpu import FinishOptions, Normalizer
+from .targets import Columns, ColumnValues
+from .transform_cpu import Normalizer, TransformOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _CHANGED = {
-    "tiles": "tiles came or went since, or their labels changed, or which of them have masks",
+    "tiles": "tiles were added or removed since, or their labels changed, or which of them have masks",
     "values": "labels or numbers in the columns of the tasks changed since",
 }
 
@@ -34,49 +34,49 @@ _CHANGED = {
 class TileLoader:
     """Batches of augmented tiles: image files, regions of slides and drawn pictures, decoded by DALI.
 
-    Each `iter` yields what is left of the current epoch and moves on to the next. So leaving a loop early and iterating
-    again continues, and `set_epoch` starts an epoch from its beginning. Images are resampled once, bilinearly and
-    without a low-pass filter: store tiles no more than about twice as large as `size`. Pixels outside the tile become
-    light grey (`dataset.BACKGROUND`) in the image and 0 in masks.
+    Each `iter` yields the rest of the current epoch and then moves to the next: leaving a loop early and iterating
+    again continues. `set_epoch` starts an epoch from its beginning. Images are resampled once, bilinearly and without a
+    low-pass filter: store tiles at most about twice as large as `size`. Pixels outside the tile become light grey
+    (`dataset.BACKGROUND`) in the image and 0 in masks.
 
-    Batches hold `images` float32 [B, 3, size, size], what `Target` says for each task, `has_label` bool [B, K], and
-    `metadata`. Masks may have any resolution: they cover their image's field of view and follow its geometry. A box of
-    which less than a tenth is left in the image is absent.
+    Batches have `images` float32 [B, 3, size, size], what `Target` says for each task, `has_label` bool [B, K], and
+    `metadata`. Masks may have any resolution: they cover their image's field of view and follow its geometry. A box is
+    absent if less than a tenth of it is left in the image.
 
     Args:
         tiles: the data set, or `RandomPatches` of it.
-        targets: task name -> `Target` or its kind; its order is that of the columns of `Batch.has_label`.
+        targets: task name -> `Target` or its kind, in the order of the columns of `Batch.has_label`.
         size: output height and width, pixels.
-        batch_size: samples a batch, on this rank.
+        batch_size: samples in a batch, on this rank.
         metadata: name in `Batch.metadata` -> columns of numbers, float32 [B, M]; 0 where a tile has none.
         augmentation: see `Augmentation`; none by default.
-        stain: normalises stains between geometry and colour; see `finish.Normalizer`. Tiles of one slide, and image
-            files of one patient, share a key.
+        stain: normalises stains between geometry and colour; see `transform_cpu.Normalizer`. Tiles of one slide, and
+            image files of one patient, share a key.
         shuffle: a new order each epoch (training). With several ranks tiles are then repeated until all ranks have
-            equally many; without it every tile comes exactly once, and ranks may differ by one tile.
+            the same number; without it every tile comes exactly once, and ranks may differ by one tile.
         balanced: draw with replacement, each class equally often; the name of a column of labels, or True for the
-            tiles' own. Needs labels and `shuffle`. With `open_slides` or `per_slide` it evens out each slide.
-        pairs: columns (case, position): draw pairs of tiles that follow each other in a case, at most one of a case in
-            a batch of all ranks; they stand in neighbouring rows, and a "pair" target names the partner's. An epoch
-            has n // 2 pairs of each case of n tiles. With a third column at most one of each of its values comes in a
-            batch: the patient, where cases are scans.
+            tiles' own. Requires labels and `shuffle`. With `open_slides` or `per_slide` each slide is balanced.
+        pairs: columns (case, position): draw pairs of consecutive tiles of a case, at most one of a case in a batch of
+            all ranks; they are neighbouring rows, and a "pair" target gives the partner's row. An epoch has n // 2
+            pairs of each case of n tiles. With a third column (the patient, if cases are scans) a batch has at most one
+            pair of each of its values.
         open_slides: slides that a rank draws from at a time; 0: from all. Ranks get different slides.
-        per_slide: tiles drawn of each slide in an epoch; 0: all.
-        max_damaged: the share of tiles that may be found damaged in an epoch. They are listed in `quarantine`, and
-            when shuffling a tile of the same label, drawn by (seed, epoch, tile), stands in for each: batches keep
-            their size, and what is drawn their balance. Without shuffling (evaluation) they are left out, for a
-            stand-in would count twice. With 0 the first damaged tile is an error.
+        per_slide: tiles drawn from each slide in an epoch; 0: all.
+        max_damaged: the share of tiles that may be found damaged in an epoch. They are listed in `quarantine`. When
+            shuffling, each is replaced by a tile of the same label, drawn by (seed, epoch, tile): batch sizes and class
+            balance stay. Without shuffling (evaluation) they are left out, because a replacement would count twice.
+            With 0 the first damaged tile is an error.
         seed: of order and augmentation, 0 .. 2**63 - 1.
-        drop_last: leave out the last batch when it is not full.
-        drop_single: leave it out when it has one sample and others have more.
+        drop_last: leave out the last batch if it is not full.
+        drop_single: leave it out if it has one sample and others have more.
         rank: this process among `world_size`.
         world_size: processes that share the data set.
-        device: "cpu" or "gpu" (torch's current CUDA device): where decoding and augmentation run and batches lie.
+        device: "cpu" or "gpu" (torch's current CUDA device): where decoding and augmentation run, and of the batches.
         num_threads: CPU threads that read, decode and augment.
         prefetch: batches decoded ahead; as many again are read ahead.
         mean: per-channel mean that is subtracted, RGB in 0..1.
         std: per-channel divisor.
-        mask_threshold: mask values above it are foreground, 0..255; class maps are taken as they are.
+        mask_threshold: mask values above it are foreground, 0..255; class maps are unchanged.
         mask_sampling: "bilinear" interpolates masks before the threshold, "nearest" takes the nearest pixel, as class
             maps always do.
         pictures: finds the pieces of pictures; opens slides by `data.open_slide` by default.
@@ -114,7 +114,7 @@ class TileLoader:
         std: tuple[float, float, float] = IMAGENET_STD,
         mask_threshold: int = 127,
         mask_sampling: Literal["bilinear", "nearest"] = "bilinear",
-        pictures: Pictures | None = None,
+        pictures: EncodedImages | None = None,
     ):
         _check(size=size, num_threads=num_threads, prefetch=prefetch, std=std, device=device)
         if mask_sampling not in ("bilinear", "nearest"):
@@ -131,20 +131,20 @@ class TileLoader:
         self._read_epoch()
         self._sampler.check(self._tiles)
         self._length = self._sampler.num_batches(self._tiles)
-        self._faults = Faults(max_damaged, len(self._tiles))
+        self._quarantine = Quarantine(max_damaged, len(self._tiles))
         augmentation = augmentation or Augmentation.none()
-        self._feed = Feed(
-            pictures or Pictures(decode_png=device == "cpu"),
+        self._prefetcher = Prefetcher(
+            pictures or EncodedImages(decode_png=device == "cpu"),
             self._columns,
             augmentation,
             seed=seed,
-            faults=self._faults,
+            quarantine=self._quarantine,
             replace=shuffle,
             num_threads=num_threads,
             ahead=prefetch,
         )
         draws = stain is not None and not augmentation.is_none and getattr(stain, "augments", True)
-        finish = FinishOptions(
+        options = TransformOptions(
             size=size,
             mean=mean,
             std=std,
@@ -155,12 +155,12 @@ class TileLoader:
             stain=stain,
             with_draws=draws,
         )
-        self._reader = Reader(self._feed, finish, device=device, num_threads=num_threads, prefetch=prefetch)
+        self._pipeline = Pipeline(self._prefetcher, options, device=device, num_threads=num_threads, prefetch=prefetch)
 
     @property
     def quarantine(self) -> list[dict[str, Any]]:
         """The tiles found damaged: tile, file, of slides x, y, width, height and level, reason, epoch; JSON types."""
-        return [dict(entry) for entry in self._faults.entries]
+        return [dict(entry) for entry in self._quarantine.entries]
 
     def __len__(self) -> int:
         """Batches an epoch, on this rank."""
@@ -174,33 +174,33 @@ class TileLoader:
     def __iter__(self) -> Iterator[Batch]:
         self._iteration += 1
         iteration = self._iteration
-        if self._batch >= len(self) and not self._resumed:  # the last epoch's loop was left right after its last batch
+        if self._batch >= len(self) and not self._resumed:  # the loop was left right after its last batch
             self._epoch, self._batch = self._epoch + 1, 0
         self._resumed = False
         table = self._read_epoch()
         first, plans = self._batch, self._sampler.plans(self._tiles, self._epoch)[self._batch :]
-        self._reader.start(self._epoch, self._tiles, plans)
+        self._pipeline.start(self._epoch, self._tiles, plans)
         for number in range(len(plans)):
             self._check_current(iteration)
-            ready, tensors = self._receive(plans[number:])
+            batch, tensors = self._receive(plans[number:])
             self._batch = first + number + 1
-            if len(ready.tiles):
-                yield self._assemble(table, ready, tensors)
+            if len(batch.tiles):
+                yield self._assemble(table, batch, tensors)
         self._check_current(iteration)
-        self._reader.finish()
+        self._pipeline.end_pass()
         self._epoch, self._batch = self._epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of `epoch`; an iteration under way ends with an error."""
+        """Go to the beginning of `epoch`; an iteration in progress ends with an error."""
         self._move(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that was handed out, what it is a position in, and what was found damaged;
+        """The position after the last batch that was returned, the data and settings it belongs to, and the quarantine;
         JSON types only."""
         return {"epoch": self._epoch, "batch": self._batch, "quarantine": self.quarantine, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken: the batches to come are those of the uninterrupted loader, bit for bit.
+        """Continue where `state` was taken, with the batches of the uninterrupted loader, bit for bit.
 
         Raises:
             ValueError: the state is from other tiles, another seed, batch size, world size or order.
@@ -213,13 +213,13 @@ class TileLoader:
                     f"{_CHANGED.get(name, 'its position means nothing here')}; resume with the same data and settings"
                 )
         self._move(state["epoch"], state["batch"])
-        self._faults.load(state.get("quarantine", []))
+        self._quarantine.load(state.get("quarantine", []))
         self._resumed = True
 
     def close(self) -> None:
         """Free the pipeline with its threads and buffers; iterating again builds another. `with` calls it too."""
         self._iteration += 1
-        self._reader.close()
+        self._pipeline.close()
 
     def __enter__(self) -> Self:
         return self
@@ -229,14 +229,14 @@ class TileLoader:
 
     def __del__(self) -> None:
         if hasattr(self, "_reader"):  # the constructor may have raised
-            self._reader.close(wait=False)  # this may run in one of its own threads
+            self._pipeline.close(wait=False)  # this may run in one of its own threads
 
     def _move(self, epoch: int, batch: int) -> None:
-        self._iteration += 1  # the iteration under way would go on from the old place
+        self._iteration += 1  # ends the iteration in progress, which is at the old position
         self._epoch, self._batch, self._resumed = epoch, batch, False
 
-    def _read_epoch(self) -> Table:
-        """The current epoch's tiles into `_tiles`, and their columns."""
+    def _read_epoch(self) -> ColumnValues:
+        """Set `_tiles` to the current epoch's tiles; their columns."""
         if self._stream is not None:
             self._tiles = tuple(self._stream.tiles_of(self._epoch))
             return self._columns.read(self._tiles)
@@ -256,28 +256,28 @@ class TileLoader:
         return {"tiles": names.hexdigest()[:16], "values": values.hexdigest()[:16], **order}
 
     def _receive(self, plans: Sequence[Plan]) -> tuple[EncodedBatch, list[Tensor]]:
-        """The next batch, the first of `plans`; where a tile of it is damaged, the batch made anew without it."""
+        """The next batch, the first of `plans`; if a tile of it is damaged, the batch is read again without it."""
         while True:
             try:
-                return self._reader.next()
+                return self._pipeline.next()
             except TileReadError:
                 raise
             except DamagedSampleError as error:
-                self._feed.report(error.tile, error.picture, error.reason)
+                self._prefetcher.report(error.tile, error.picture, error.reason)
             except Exception as error:  # DALI's RuntimeError does not name the sample
-                reason_of(error)  # raises what says nothing of the tiles
-                if not self._reader.report_undecodable():
+                reason_of(error)  # raises errors that say nothing about the tiles
+                if not self._pipeline.report_undecodable():
                     ids = ", ".join(self._tiles[tile].id for tile in plans[0].samples.tolist())
                     place = f"batch {self._batch} of epoch {self._epoch}"
                     raise TileReadError(f"{place} cannot be read: {cause(error)}; its tiles: {ids}", ()) from error
-            self._reader.start(self._epoch, self._tiles, plans)
+            self._pipeline.start(self._epoch, self._tiles, plans)
 
-    def _assemble(self, table: Table, ready: EncodedBatch, tensors: list[Tensor]) -> Batch:
+    def _assemble(self, table: ColumnValues, batch: EncodedBatch, tensors: list[Tensor]) -> Batch:
         images, *maps = tensors
-        targets, has_label, metadata = table.gather(ready.tiles, ready.partners, ready.drawn, maps)
-        tiles = [self._tiles[number] for number in ready.tiles.tolist()]
-        batch = Batch(images, targets, has_label, metadata, [tile.id for tile in tiles], [tile.group for tile in tiles])
-        return self._reader.to_device(batch)
+        targets, has_label, metadata = table.gather(batch.tiles, batch.partners, batch.drawn, maps)
+        tiles = [self._tiles[number] for number in batch.tiles.tolist()]
+        ids, groups = [tile.id for tile in tiles], [tile.group for tile in tiles]
+        return self._pipeline.to_device(Batch(images, targets, has_label, metadata, ids, groups))
 
     def _check_current(self, iteration: int) -> None:
         if iteration != self._iteration:

@@ -1,4 +1,4 @@
-"""Which tile comes when, on which rank: pure functions of (seed, epoch), with no state."""
+"""The order of tiles on each rank: pure functions of (seed, epoch), without state."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def epoch_order(num_tiles: int, *, seed: int, epoch: int, shuffle: bool) -> NDAr
 
 
 def balanced_order(labels: Sequence[Any], *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """int64 [len(labels)]: drawn with replacement so that each class is as likely as any other."""
+    """int64 [len(labels)]: drawn with replacement, each class equally likely."""
     return drawn_evenly(labels, len(labels), np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 1, epoch]))
 
 
 def drawn_evenly(labels: Sequence[Any], number: int, bits: np.random.Philox) -> NDArray[np.int64]:
-    """int64 [number]: positions in `labels`, drawn with replacement so that each label is as likely as any other."""
+    """int64 [number]: positions in `labels`, drawn with replacement, each label equally likely."""
     groups = [np.flatnonzero(np.asarray(labels) == label) for label in sorted(set(labels))]
     draws = (bits.random_raw((number, 2)) >> np.uint64(11)) * 2.0**-53
     classes = (draws[:, 0] * len(groups)).astype(np.int64)
@@ -35,7 +35,7 @@ def drawn_evenly(labels: Sequence[Any], number: int, bits: np.random.Philox) -> 
 
 
 def members(keys: Sequence[Hashable]) -> list[NDArray[np.int64]]:
-    """The positions of each distinct key, ascending; keys in the order they first come."""
+    """The positions of each distinct key, ascending; keys in order of first appearance."""
     found: dict[Hashable, list[int]] = {}
     for position, key in enumerate(keys):
         found.setdefault(key, []).append(position)
@@ -45,8 +45,8 @@ def members(keys: Sequence[Hashable]) -> list[NDArray[np.int64]]:
 def slide_runs(
     slides: Sequence[str], labels: Sequence[Any] | None, *, seed: int, epoch: int, per_slide: int
 ) -> list[NDArray[np.int64]]:
-    """For each slide, in a new order, its tiles of this epoch: all, or `per_slide` of them where that is not 0; drawn
-    anew each epoch, and with `labels` with replacement so that each of the slide's labels is as likely as any other."""
+    """For each slide, in a new order each epoch, its tiles: all, or `per_slide` of them if that is not 0. With `labels`
+    they are drawn with replacement, each of the slide's labels equally likely."""
     tiles = members(slides)
     runs = []
     for slide in _permutation(len(tiles), np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 2, epoch])).tolist():
@@ -65,9 +65,9 @@ def interleaved(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """This rank's tiles, and how often each came before on any rank.
 
-    The runs stand one after the other; each rank takes an equal stretch, so no more than world_size - 1 slides are read
-    on two ranks. In its stretch a rank has `open_slides` slides open and draws the next tile from any of them: batches
-    are diverse, and what is read of a slide is read while it is in the caches.
+    The runs are concatenated and each rank takes an equal part, so at most world_size - 1 slides are read on two ranks.
+    A rank has `open_slides` slides open and draws the next tile from any of them: batches are diverse, and a slide is
+    read while it is in the caches.
     """
     order = wrapped(np.concatenate(runs), world_size)
     slide_of = wrapped(np.repeat(np.arange(len(runs)), [len(run) for run in runs]), world_size)
@@ -95,7 +95,7 @@ def _pick(queues: list[list[int]], open_slides: int, draws: list[int]) -> NDArra
 
 
 def neighbours(cases: Sequence[Hashable], positions: Sequence[float]) -> list[NDArray[np.int64]]:
-    """For each case of two tiles or more, int64 [n - 1, 2]: its pairs of tiles that follow each other by position."""
+    """For each case of two tiles or more, int64 [n - 1, 2]: its pairs of tiles consecutive by position."""
     where, found = np.asarray(positions, np.float64), []
     for tiles in members(cases):
         along = tiles[np.argsort(where[tiles], kind="stable")]
@@ -117,8 +117,8 @@ def pair_batches(
     """Batches int64 [P, 2] of all ranks together: of each case of n tiles n // 2 of its n - 1 pairs, no two in a batch
     from cases that are the same in `apart`, P at most pairs * world_size and a multiple of `world_size`.
 
-    The owners (of equal `apart`) with most pairs left come first, so that the batches stay full as long as they can;
-    how many there are of what size depends on the cases alone, not on the draws.
+    The owners (equal values of `apart`) with most pairs left are served first, so that batches stay full as long as
+    possible. The number and sizes of batches depend on the cases alone, not on the draws.
     """
     bits = np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 5, epoch])
     drawn = [case[_permutation(len(case), bits)[: (len(case) + 1) // 2]] for case in cases]
@@ -142,7 +142,7 @@ def wrapped(order: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
 
 
 def repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 [len(order)]: how often the same tile stands earlier in `order`."""
+    """int64 [len(order)]: how often the same tile comes earlier in `order`."""
     by_tile = np.argsort(order, kind="stable")
     tiles = order[by_tile]
     first = np.searchsorted(tiles, tiles, side="left")
@@ -152,5 +152,5 @@ def repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _permutation(count: int, bits: np.random.Philox) -> NDArray[np.int64]:
-    # Generator.permutation may change between NumPy versions, and with it what a resumed run has already seen.
+    # Generator.permutation may change between NumPy versions, and a resumed run would see other tiles.
     return np.argsort(bits.random_raw(count), kind="stable")

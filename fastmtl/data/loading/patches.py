@@ -1,4 +1,4 @@
-"""Patches drawn at random from slides while training runs, a new set each epoch."""
+"""Patches drawn at random from slides during training, a new set each epoch."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class TileStream(Protocol):
         ...
 
     def tiles_of(self, epoch: int) -> Sequence[Tile]:
-        """A pure function: the same tiles for the same epoch on every rank and after every interruption."""
+        """A pure function: the same tiles for the same epoch on every rank and after an interruption."""
         ...
 
 
 @dataclass(frozen=True)
 class RandomPatches:
-    """`per_slide` patches of every slide in each epoch: places of a grid, drawn anew and shifted at random.
+    """`per_slide` patches of every slide in each epoch: grid positions, drawn and shifted at random.
 
     Args:
-        tiles: the grid: tiles whose images are regions of slides, as sampling keeps them for their tissue. Masks and
-            columns may be regions, or drawn by dataclasses with fields x and y in level-0 pixels; they shift along.
-        per_slide: patches of a slide, drawn with replacement.
-        shift: largest shift either way, level-0 pixels; half the grid's step reaches every place.
+        tiles: the grid: tiles whose images are regions of slides, for example those with tissue. Masks and columns may
+            be regions, or drawn by dataclasses with fields x and y in level-0 pixels; they are shifted alike.
+        per_slide: patches per slide, drawn with replacement.
+        shift: largest shift in both directions, level-0 pixels; half the grid's step reaches every position.
         seed: of the draws, 0 .. 2**63 - 1.
         balanced: draw each of a slide's labels equally often.
 
     Raises:
-        ValueError: a tile is no region of a slide, a number is out of range, or `balanced` lacks labels.
+        ValueError: a tile is not a region of a slide, a number is out of range, or `balanced` lacks labels.
     """
 
     tiles: Sequence[Tile]

@@ -1,4 +1,4 @@
-"""Feed, decoder and finisher as one: started on some batches, it gives them one after the other."""
+"""Read, decode and transform batches, one after the other."""
 
 from __future__ import annotations
 
@@ -10,38 +10,44 @@ from torch import Tensor
 
 from ...protocols import Batch
 from ..dataset import Tile
-from .dali_graph import Graph, undecodable
-from .prefetch import EncodedBatch, Feed, Plan
+from .dali_graph import DaliGraph, undecodable
+from .prefetch import EncodedBatch, Plan, Prefetcher
 from .samplers import slides_of
-from .transform_cpu import Finisher, FinishOptions
+from .transform_cpu import CpuTransform, TransformOptions
 
 
-class Reader:
-    """Built lazily, and again after anything went wrong: DALI's pipeline does not survive an error."""
+class Pipeline:
+    """Prefetcher, DALI graph and transform. Built on first use and again after an error: DALI does not recover."""
 
     def __init__(
-        self, feed: Feed, options: FinishOptions, *, device: Literal["cpu", "gpu"], num_threads: int, prefetch: int
+        self,
+        prefetcher: Prefetcher,
+        options: TransformOptions,
+        *,
+        device: Literal["cpu", "gpu"],
+        num_threads: int,
+        prefetch: int,
     ):
-        self._feed, self._options = feed, options
+        self._prefetcher, self._options = prefetcher, options
         self._kind: Literal["cpu", "gpu"] = device
         self._device = torch.device("cuda", torch.cuda.current_device()) if device == "gpu" else torch.device("cpu")
         self._num_threads, self._prefetch = num_threads, prefetch
-        self._finisher: Any = None
-        self._graph: Graph | None = None
+        self._transform: Any = None
+        self._graph: DaliGraph | None = None
         self._idle = False
         self._tiles: Sequence[Tile] = ()
 
     def start(self, epoch: int, tiles: Sequence[Tile], plans: Sequence[Plan]) -> None:
-        """Give these batches next."""
+        """Begin with these batches."""
         if not plans:
             return
         self._tiles = tiles
-        if not self._idle:  # one left in mid-pass, or broken, still holds that pass's batches
+        if not self._idle:  # left in the middle of a pass, or broken: it still has that pass's batches
             self._graph = None
-        self._feed.start(epoch, tiles, plans)
+        self._prefetcher.start(epoch, tiles, plans)
         if self._graph is None:
-            self._graph = Graph(
-                self._feed,
+            self._graph = DaliGraph(
+                self._prefetcher,
                 device=self._kind,
                 device_id=self._device.index,
                 num_threads=self._num_threads,
@@ -53,34 +59,34 @@ class Reader:
         """The next batch: images float32 [B, 3, H, W] and maps uint8 [B, C, H, W]. After an error call `start`."""
         if self._graph is None:
             raise RuntimeError("next() came before start()")
-        if self._finisher is None:
-            self._finisher = self._make_finisher()
+        if self._transform is None:
+            self._transform = self._make_transform()
         stream = torch.cuda.current_stream(self._device) if self._kind == "gpu" else None
-        pieces = self._graph.run(stream)
-        ready = self._feed.fed.popleft()
-        slides = slides_of([self._tiles[tile] for tile in ready.tiles.tolist()])
-        return ready, self._finisher(ready, pieces, slides)
+        decoded = self._graph.run(stream)
+        batch = self._prefetcher.fed.popleft()
+        slides = slides_of([self._tiles[tile] for tile in batch.tiles.tolist()])
+        return batch, self._transform(batch, decoded, slides)
 
-    def finish(self) -> None:
-        """After the last batch: make ready for another pass."""
+    def end_pass(self) -> None:
+        """Call after the last batch: prepares another pass."""
         if self._graph is not None and not self._idle:
             self._graph.rewind()
             self._idle = True
 
     def report_undecodable(self) -> bool:
-        """Look for what DALI cannot decode among the batches it has; set those tiles aside; whether there were any."""
+        """Quarantine the tiles that DALI cannot decode among the batches it has; whether there were any."""
         found = False
-        for ready in list(self._feed.fed):
-            reasons = undecodable(ready.encoded, ready.is_grey, device=self._kind, device_id=self._device.index)
-            for picture, rows in enumerate(ready.numbers):
+        for batch in list(self._prefetcher.fed):
+            reasons = undecodable(batch.encoded, batch.is_grey, device=self._kind, device_id=self._device.index)
+            for picture, rows in enumerate(batch.numbers):
                 for row, numbers in enumerate(rows):
                     for reason in [reasons[number] for number in numbers if number in reasons][:1]:
-                        self._feed.report(int(ready.tiles[row]), picture, reason)
+                        self._prefetcher.report(int(batch.tiles[row]), picture, reason)
                         found = True
         return found
 
     def to_device(self, batch: Batch) -> Batch:
-        """The batch with the small tensors where the images are; the host does not wait."""
+        """Move the small tensors to the images' device; the host does not wait."""
         if self._kind == "cpu":
             return batch
         from .transform_gpu import send
@@ -95,16 +101,16 @@ class Reader:
         )
 
     def close(self, *, wait: bool = True) -> None:
-        """Free the pipeline with its threads and buffers, and the feed's threads."""
+        """Free threads and buffers."""
         self._graph, self._idle = None, False
-        self._feed.close(wait=wait)
-        if self._finisher is not None:
-            self._finisher.close()
-            self._finisher = None
+        self._prefetcher.close(wait=wait)
+        if self._transform is not None:
+            self._transform.close()
+            self._transform = None
 
-    def _make_finisher(self) -> Any:
+    def _make_transform(self) -> Any:
         if self._kind == "cpu":
-            return Finisher(self._options)
-        from .transform_gpu import GpuFinisher
+            return CpuTransform(self._options)
+        from .transform_gpu import GpuTransform
 
-        return GpuFinisher(self._options, self._device)
+        return GpuTransform(self._options, self._device)

@@ -1,4 +1,4 @@
-"""What cannot be read: set aside and listed, and at how much of it training stops."""
+"""Tiles that cannot be read: listed and left out, up to a share at which training stops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...errors import UserError, reason_of
 from ...utils.optional_imports import require
 from ..dataset import ImageSource, Problem, Tile
 from ..images.pictures import file_of
-from .encoded import place_of
+from .encoded_images import place_of
 
 _STREAM = 0x66617565
 _HEADER_BYTES, _PIXELS_PER_BYTE = 1024, 16  # the most that a sensible encoder spends on an image of one colour
@@ -30,18 +30,18 @@ class TileReadError(UserError, RuntimeError):
 
 
 class DamagedSampleError(ValueError):
-    """Picture number `picture` (0: the image, then the maps) of tile number `tile` is no picture."""
+    """Image number `picture` (0: the image, then the maps) of tile number `tile` is damaged."""
 
     def __init__(self, tile: int, picture: int, reason: str):
         super().__init__(reason)
         self.tile, self.picture, self.reason = tile, picture, reason
 
 
-class Faults:
-    """The list of what is damaged. A tile once on it is not read again.
+class Quarantine:
+    """The list of damaged tiles. Its tiles are not read again.
 
     Args:
-        max_damaged: the share of an epoch's tiles that may be found damaged in it; with 0 the first one is an error.
+        max_damaged: the share of tiles that may be found damaged in an epoch; with 0 the first one is an error.
         num_tiles: tiles of an epoch.
     """
 
@@ -67,14 +67,14 @@ class Faults:
                 return
             self._known.add(tile.id)
             if picture is not None and file_of(picture) == Path():
-                picture = tile.image  # a code in a table: the image's file says where, the code itself would fill pages
+                picture = tile.image  # a run-length code: the image's file says where, the code itself would fill pages
             self.entries.append({"tile": tile.id, **place_of(picture), "reason": reason, "epoch": epoch})
             found = [entry for entry in self.entries if entry["epoch"] == epoch]
             if len(found) <= self._limit * self._num_tiles:
                 return
         problem = Problem(Path(place_of(picture)["file"]), reason)
         if not self._limit:
-            self._forget(tile)  # it may be repaired, and the iteration go on
+            self._forget(tile)  # it may be repaired and the iteration continued
             raise TileReadError(
                 f"tile {tile.id} cannot be read: {problem} (`max_damaged` above 0 sets some aside)", [problem]
             )
@@ -86,7 +86,7 @@ class Faults:
         )
 
     def load(self, entries: Sequence[dict[str, Any]]) -> None:
-        """Take over the list of an interrupted run."""
+        """Continue the list of an interrupted run."""
         with self._lock:
             self.entries[:] = [dict(entry) for entry in entries]
             self._known = {entry["tile"] for entry in entries}
@@ -98,7 +98,7 @@ class Faults:
 
 
 def substitutes(tile: int, tiles: Sequence[Tile], *, seed: int, epoch: int, repeat: int, attempt: int) -> int:
-    """The tile that stands in for a damaged one: drawn among those of the same label, the same on every run."""
+    """The tile that replaces a damaged one: drawn among those of the same label, the same in every run."""
     label = tiles[tile].label
     alike = [number for number, other in enumerate(tiles) if other.label == label and number != tile] or [tile]
     bits = np.random.Philox(key=[seed, _STREAM], counter=[attempt, repeat, tile, epoch])
@@ -106,8 +106,11 @@ def substitutes(tile: int, tiles: Sequence[Tile], *, seed: int, epoch: int, repe
 
 
 def nonsense(data: NDArray[np.uint8], decoded: NDArray[np.uint8], is_constant: Any) -> str | None:
-    """Why an image that decoded without an error is not what was encoded, as far as can be seen: decoders that do not
-    know a codec have returned one colour. An image that is of one colour takes few bytes; others are decoded again."""
+    """Why an image decoded without an error is wrong; None if it looks right.
+
+    Some decoders return a single colour for a codec they do not know. An image of one colour takes few bytes; one that
+    takes more is decoded again.
+    """
     if decoded.size // decoded.shape[2] <= 1 or not is_constant(decoded.reshape(-1), decoded.shape[2]):
         return None
     if data.size <= _HEADER_BYTES + decoded.shape[0] * decoded.shape[1] // _PIXELS_PER_BYTE:
@@ -116,6 +119,6 @@ def nonsense(data: NDArray[np.uint8], decoded: NDArray[np.uint8], is_constant: A
     try:
         with image_module.open(BytesIO(data.tobytes())) as image:
             extrema = np.reshape(image.getextrema(), (-1, 2))
-    except Exception as error:  # whatever it is, a second decoder does not see one colour
+    except Exception as error:  # whatever it is, a second decoder does not find one colour
         return f"decoded to one colour; Pillow: {reason_of(error)}"
     return "decoded to one colour, which it does not hold" if (extrema[:, 0] != extrema[:, 1]).any() else None

@@ -1,4 +1,4 @@
-"""The batches of an epoch: which tiles, in which order, on which rank. Pure functions of (seed, epoch)."""
+"""The batches of an epoch: which tiles, in which order, on which rank; pure functions of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class Sampler:
         _require(0 <= self.rank < self.world_size, f"`rank` must be 0 .. {self.world_size - 1}; got {self.rank}")
         _require(0 <= self.seed < 2**63, f"`seed` must be 0 .. 2**63 - 1; got {self.seed}")
         for name in ("balanced", "pairs", "open_slides", "per_slide"):
-            _require(self.shuffle or not getattr(self, name), f"`{name}` draws at random: it needs shuffle=True")
-        _require(not (self.pairs and (self.balanced or self.by_slide)), "`pairs` goes with no other way of drawing")
+            _require(self.shuffle or not getattr(self, name), f"`{name}` draws at random: it requires shuffle=True")
+        others = self.balanced or self.by_slide
+        _require(not (self.pairs and others), "`pairs` cannot be combined with balanced, open_slides or per_slide")
         _require(
             not self.pairs or len(self.pairs) in (2, 3),
             f"`pairs` must be columns (case, position) or (case, position, apart); got {self.pairs!r}",
@@ -78,7 +79,7 @@ class Sampler:
 
     @property
     def _least(self) -> int:
-        """Samples that the last batch must have to be one."""
+        """Samples that the last batch needs to be kept."""
         return self.batch_size if self.drop_last else 1 + self.drop_single
 
     def plans(self, tiles: Sequence[Tile], epoch: int) -> list[Plan]:
@@ -151,7 +152,7 @@ class Sampler:
         return order.neighbours(_column(tiles, case), _column(tiles, position))
 
     def _owners(self, tiles: Sequence[Tile], cases: Sequence[NDArray[np.int64]]) -> list:
-        """Of each case what no two pairs of a batch may share: the case itself, or its value of a third column."""
+        """For each case the value that no two pairs of a batch may share: the case itself, or its third column."""
         name, _, *further = self.pairs or ("", "")
         if not further:
             return list(range(len(cases)))
@@ -175,7 +176,7 @@ def _column(tiles: Sequence[Tile], name: str) -> list:
 
 
 def slides_of(tiles: Sequence[Tile]) -> list[str]:
-    """What each tile was cut from: its slide, or for image files the patient."""
+    """The slide of each tile, or the patient for image files."""
     return [str(tile.image.slide) if isinstance(tile.image, Region) else tile.group for tile in tiles]
 
 

@@ -1,4 +1,4 @@
-"""From the columns of tiles to the targets, `has_label` and metadata of a batch."""
+"""Targets, `has_label` and metadata of a batch, from the columns of its tiles."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .augment import Parameters
 from .boxes import move_boxes
 
 NO_LABEL = -100
-"""Label of a sample without one: what torch's losses ignore by default."""
+"""Class index of a sample without a label: torch's losses ignore it by default."""
 NO_PARTNER = -1
 _KINDS = get_args(get_type_hints(Target)["kind"])
 
 
 @dataclass(frozen=True)
 class MapColumn:
-    """A column of pictures that follow the image's geometry."""
+    """A column of masks or class maps, which follow the image's geometry."""
 
     kind: str
     column: str
@@ -42,7 +42,7 @@ class MapColumn:
 
 
 class Columns:
-    """What the tasks are to be given, and which columns of the tiles it stands in.
+    """Which columns of the tiles the targets and metadata are read from.
 
     Args:
         targets: task name -> `Target` or its kind.
@@ -62,16 +62,16 @@ class Columns:
                 raise ValueError(f"`metadata` must map {name!r} to a list of columns; got {metadata[name]!r}")
         kinds = [target for target in self.targets.values() if target.kind in MAPS]
         self.maps = tuple(dict.fromkeys(MapColumn(target.kind, target.column, target.size) for target in kinds))
-        told = [target.column for target in self.targets.values()]
-        self.named = sorted({*told, *(column for columns in self.metadata.values() for column in columns)})
+        of_targets = [target.column for target in self.targets.values()]
+        self.named = sorted({*of_targets, *(column for columns in self.metadata.values() for column in columns)})
 
-    def read(self, tiles: Sequence[Tile]) -> Table:
-        """The values of all tiles; ValueError for one of the wrong type."""
-        return Table(self, tiles)
+    def read(self, tiles: Sequence[Tile]) -> ColumnValues:
+        """The values of all tiles; ValueError for a value of the wrong type."""
+        return ColumnValues(self, tiles)
 
 
-class Table:
-    """Columns of a set of tiles, ready to be gathered into batches."""
+class ColumnValues:
+    """The columns of a set of tiles as arrays, from which batches are gathered."""
 
     def __init__(self, columns: Columns, tiles: Sequence[Tile]):
         self._columns = columns

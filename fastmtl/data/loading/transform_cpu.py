@@ -1,6 +1,6 @@
-"""From decoded pieces to a batch: stitched, resampled once, coloured, normalised; maps by the same geometry.
+"""Transform decoded tiles to a batch on the CPU: stitch, resample once, colour, normalise; maps by the same geometry.
 
-On the CPU Numba's kernels do it, DALI's operators take about eight times as long; on a GPU Triton's (`finish_gpu`).
+By Numba kernels: DALI's operators take about eight times as long. `transform_gpu` does the same on a GPU.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ...ops.core.pointers import on_one_thread
 from ...utils.optional_imports import require
 from ..dataset import BACKGROUND
 from .augment import Parameters
-from .encoded import EncodedTile, Mosaic
+from .encoded_images import EncodedTile, Mosaic
 from .prefetch import EncodedBatch
 from .quarantine import DamagedSampleError, nonsense
 from .targets import MapColumn
 
-# DALI's colour space for hue and saturation: luma, and two chroma axes that hue turns and saturation scales.
+# DALI's colour space for hue and saturation: luma and two chroma axes; hue rotates them, saturation scales them.
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
-_FROM_YIQ = np.linalg.inv(_TO_YIQ)  # DALI's has three digits, and so changes colours it is asked to keep
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)  # DALI's has three digits and so changes colours that should stay
 _MIDDLE_GREY = 128.0
 
 
 class Normalizer(Protocol):
-    """What stain normalisation is to the loader. One with an attribute `augments` that is False gets no draws."""
+    """Stain normalisation as the loader calls it. One whose attribute `augments` is False gets no draws."""
 
     def __call__(
         self,
@@ -48,8 +48,8 @@ class Normalizer(Protocol):
 
         Args:
             images: RGB.
-            slides: B keys of what shares a stain.
-            inside: uint8 [B, H, W], 0 where the background stands.
+            slides: B keys; tiles with the same key share a stain.
+            inside: uint8 [B, H, W], 0 in the background.
             colour: float32 [B, 3, 4], RGB 0..255 and 1 -> RGB 0..255, to be applied after.
             mean: subtracted after, RGB in 0..1.
             std: divided by.
@@ -59,17 +59,17 @@ class Normalizer(Protocol):
 
 
 @dataclass(frozen=True)
-class FinishOptions:
-    """What batches shall be like.
+class TransformOptions:
+    """How batches are made.
 
     Attributes:
         size: output height and width, pixels.
         mean: of the normalisation, RGB in 0..1.
         std: likewise.
         mask_threshold: mask pixels above it are foreground, 0..255.
-        maps: what is read beside the images.
-        num_threads: CPU threads that share a batch.
-        stain: normalises stains between geometry and colour; None: one pass does it all.
+        maps: the columns read with the images.
+        num_threads: CPU threads for a batch.
+        stain: normalises stains between geometry and colour; None: a single pass does everything.
         with_draws: whether `stain` gets its draws.
         mask_sampling: "bilinear" or "nearest", before the threshold.
     """
@@ -85,12 +85,12 @@ class FinishOptions:
     mask_sampling: str = "bilinear"
 
     def takes_nearest(self, column: MapColumn) -> bool:
-        """Whether a map is of its pictures' own pixels; between classes there is nothing."""
+        """Whether the map is sampled without interpolation; classes always are."""
         return column.kind == "classes" or self.mask_sampling == "nearest"
 
     @property
     def scale(self) -> NDArray[np.float32]:
-        """Of grey levels: level * scale + shift is normalised."""
+        """level * scale + shift is the normalised grey level."""
         return (1 / (255 * np.asarray(self.std))).astype(np.float32)
 
     @property
@@ -100,7 +100,7 @@ class FinishOptions:
     def normalise(
         self, images: Tensor, inside: Tensor, drawn: Parameters, slides: list[str], to: Callable[[NDArray], Tensor]
     ) -> Tensor:
-        """What `stain` makes of the images; `to` brings arrays to their device."""
+        """Apply `stain` to the images; `to` moves arrays to their device."""
         if self.stain is None:
             raise ValueError("`stain` is None")
         draws = to(drawn.stain) if self.with_draws else None
@@ -111,7 +111,7 @@ class FinishOptions:
 
 
 class View(NamedTuple):
-    """A picture in memory: rows of `width` pixels of C channels, `pitch` bytes apart, the first at flat[start]."""
+    """An image in memory: rows of `width` pixels of C channels, `pitch` bytes apart, the first at flat[start]."""
 
     flat: NDArray[np.uint8]
     start: int
@@ -137,75 +137,75 @@ def colour_matrices(colour: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def in_pixels(matrix: NDArray[np.float32], size: int, height: int, width: int) -> NDArray[np.float32]:
-    """[2, 3] from output pixels to source pixels, of one in fractions of both."""
+    """[2, 3] from output pixels to source pixels, from a matrix in fractions of both."""
     per_pixel = np.array([1 / size, 1 / size, 1], np.float32)
     return matrix * per_pixel * np.array([[width], [height]], np.float32)
 
 
-def extent(tile: int, picture: int, piece: EncodedTile, height: int, width: int) -> tuple[int, int]:
-    """(width, height) that count of a piece that decoded to so many pixels.
+def check_size(tile: int, picture: int, part: EncodedTile, height: int, width: int) -> None:
+    """Check that a tile decoded to at least the pixels that its index promises.
 
     Raises:
-        DamagedSampleError: its index says that there are more.
+        DamagedSampleError: it did not.
     """
-    if piece.width > width or piece.height > height:
-        expected = f"{piece.width}x{piece.height}"
-        raise DamagedSampleError(tile, picture, f"a piece decoded to {width}x{height} pixels, not {expected}")
-    return piece.width or width, piece.height or height
+    if part.width > width or part.height > height:
+        expected = f"{part.width}x{part.height}"
+        raise DamagedSampleError(tile, picture, f"it decoded to {width}x{height} pixels, not {expected}")
 
 
-def covers(piece: EncodedTile, size: tuple[int, int]) -> bool:
-    """Whether a piece of a slide leaves nothing of the canvas free."""
-    return piece.x <= 0 and piece.y <= 0 and piece.x + piece.width >= size[0] and piece.y + piece.height >= size[1]
+def covers(part: EncodedTile, size: tuple[int, int]) -> bool:
+    """Whether one tile covers the whole mosaic."""
+    return part.x <= 0 and part.y <= 0 and part.x + part.width >= size[0] and part.y + part.height >= size[1]
 
 
-class Finisher:
-    """Turns decoded pieces into one batch, on the CPU."""
+class CpuTransform:
+    """Turns decoded tiles into one batch, on the CPU."""
 
-    def __init__(self, options: FinishOptions):
+    def __init__(self, options: TransformOptions):
         self._options = options
         require("numba", "augmenting on the CPU")
         from ...kernels import transform_numba
 
         self._kernels = transform_numba
-        self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastmtl-finish")
+        self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastmtl-transform")
 
-    def __call__(self, ready: EncodedBatch, pieces: Any, slides: list[str]) -> list[Tensor]:
+    def __call__(self, batch: EncodedBatch, decoded: Sequence[Any], slides: list[str]) -> list[Tensor]:
         """Images float32 [B, 3, size, size] and for each map uint8 [B, C, size, size].
 
         Raises:
-            DamagedSampleError: what was decoded is not what was encoded.
+            DamagedSampleError: an image decoded to something else than was encoded.
         """
-        options, drawn, count = self._options, ready.drawn, len(ready.tiles)
-        decoded = [np.asarray(pieces[number]) for number in range(len(ready.encoded))]
+        options, drawn, count = self._options, batch.drawn, len(batch.tiles)
+        pixels = [np.asarray(decoded[number]) for number in range(len(batch.encoded))]
         shape = (count, 3, options.size, options.size)
         images = torch.empty(shape) if options.stain is None else torch.empty(shape, dtype=torch.uint8)
         inside = torch.empty(count, options.size, options.size, dtype=torch.uint8)
-        # Zeros by NumPy: torch's would wake its threads, and wait for them where others use the cores.
+        # NumPy's zeros: torch's would wake its threads and wait for them while others use the cores.
         shapes = [(count, column.size, options.size, options.size) for column in options.maps]
         layers = [np.zeros(shape, np.uint8) for shape in shapes]
         out, within, maps = images.numpy(), inside.numpy(), [torch.from_numpy(layer) for layer in layers]
         colours, scale, shift = colour_matrices(drawn.colour), options.scale, options.shift
 
         def one(row: int) -> None:
-            view = self._view(ready, decoded, 0, row, 3)
+            view = self._view(batch, pixels, 0, row, 3)
             matrix = in_pixels(drawn.matrix[row], options.size, view.height, view.width)
             where = (*view[:5], matrix, drawn.field[row])
             if options.stain is None:
-                finish = self._kernels.finish_image
                 noise = drawn.noise[row], drawn.keys[row]
-                finish(*where, colours[row], *noise, scale, shift, np.float32(BACKGROUND), out[row])
+                self._kernels.transform_image(
+                    *where, colours[row], *noise, scale, shift, np.float32(BACKGROUND), out[row]
+                )
             else:
                 self._kernels.warp_image(*where, np.float32(BACKGROUND), out[row], within[row])
             for number, column in enumerate(options.maps, 1):
-                if ready.canvases[number][row] is not None:
-                    view = self._view(ready, decoded, number, row, column.size)
-                    self._finish_mask(view, column, ready, number, row, layers[number - 1][row])
+                if batch.mosaics[number][row] is not None:
+                    view = self._view(batch, pixels, number, row, column.size)
+                    self._transform_mask(view, column, batch, number, row, layers[number - 1][row])
 
         self._each(one, count)
         if options.stain is None:
             return [images, *maps]
-        with on_one_thread():  # the others decode what comes next
+        with on_one_thread():  # the others decode the next batch
             normal = options.normalise(images, inside, drawn, slides, torch.from_numpy)
         if drawn.noise.any():
             levels = normal.numpy()
@@ -218,38 +218,38 @@ class Finisher:
         """End the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _finish_mask(
-        self, view: View, column: MapColumn, ready: EncodedBatch, number: int, row: int, out: NDArray[np.uint8]
+    def _transform_mask(
+        self, view: View, column: MapColumn, batch: EncodedBatch, number: int, row: int, out: NDArray[np.uint8]
     ) -> None:
         if view.channels < column.size:
-            tile, reason = int(ready.tiles[row]), f"has {view.channels} channels, not {column.size}"
+            tile, reason = int(batch.tiles[row]), f"has {view.channels} channels, not {column.size}"
             raise DamagedSampleError(tile, number, reason)
-        matrix = in_pixels(ready.drawn.matrix[row], self._options.size, view.height, view.width)
+        matrix = in_pixels(batch.drawn.matrix[row], self._options.size, view.height, view.width)
         threshold, nearest = self._options.mask_threshold, self._options.takes_nearest(column)
-        self._kernels.finish_mask(*view, matrix, ready.drawn.field[row], np.float32(threshold), nearest, out)
+        self._kernels.transform_mask(*view, matrix, batch.drawn.field[row], np.float32(threshold), nearest, out)
         if nearest and column.kind != "classes":
             np.greater(out, threshold, out=out)
 
     def _view(
-        self, ready: EncodedBatch, decoded: Sequence[NDArray[np.uint8]], picture: int, row: int, channels: int
+        self, batch: EncodedBatch, decoded: Sequence[NDArray[np.uint8]], picture: int, row: int, channels: int
     ) -> View:
-        """The pixels of a canvas; copied only where several pieces, or the slide's edge, make it up. `channels` is for
-        one without pieces."""
-        canvas, numbers = ready.canvases[picture][row] or Mosaic([], (1, 1)), ready.numbers[picture][row]
-        tile, found = int(ready.tiles[row]), []
-        for piece, number in zip(canvas.pieces, numbers, strict=True):
-            pixels = piece.pixels
+        """The pixels of a mosaic, copied only if it has several tiles or reaches beyond the slide; of `channels`
+        channels if it has none."""
+        mosaic, numbers = batch.mosaics[picture][row] or Mosaic([], (1, 1)), batch.numbers[picture][row]
+        tile, found = int(batch.tiles[row]), []
+        for part, number in zip(mosaic.tiles, numbers, strict=True):
+            pixels = part.pixels
             if pixels is None:
                 pixels = decoded[number]
-                reason = nonsense(ready.encoded[number], pixels, self._kernels.is_constant)
+                reason = nonsense(batch.encoded[number], pixels, self._kernels.is_constant)
                 if reason:
                     raise DamagedSampleError(tile, picture, reason)
-            extent(tile, picture, piece, pixels.shape[0], pixels.shape[1])
+            check_size(tile, picture, part, pixels.shape[0], pixels.shape[1])
             found.append(pixels)
-        return _stitched(canvas, found, channels, BACKGROUND if picture == 0 else 0)
+        return _stitched(mosaic, found, channels, BACKGROUND if picture == 0 else 0)
 
-    def _each(self, one: Any, count: int) -> None:
-        """`one(i)` for every i, each thread taking a run of them."""
+    def _each(self, one: Callable[[int], None], count: int) -> None:
+        """`one(i)` for every i, split evenly over the threads."""
         bounds = np.linspace(0, count, self._options.num_threads + 1).astype(int).tolist()
 
         def several(start: int, stop: int) -> None:
@@ -259,20 +259,20 @@ class Finisher:
         list(self._pool.map(several, bounds[:-1], bounds[1:]))
 
 
-def _stitched(canvas: Mosaic, found: Sequence[NDArray[np.uint8]], channels: int, outside: int) -> View:
-    if canvas.size is None:
+def _stitched(mosaic: Mosaic, found: Sequence[NDArray[np.uint8]], channels: int, outside: int) -> View:
+    if mosaic.size is None:
         return _of(np.ascontiguousarray(found[0]), 0, 0, found[0].shape[1], found[0].shape[0])
-    width, height = canvas.size
-    for piece, pixels in zip(canvas.pieces, found, strict=True):
-        if covers(piece, canvas.size):
-            return _of(np.ascontiguousarray(pixels), -piece.x, -piece.y, width, height)
+    width, height = mosaic.size
+    for part, pixels in zip(mosaic.tiles, found, strict=True):
+        if covers(part, mosaic.size):
+            return _of(np.ascontiguousarray(pixels), -part.x, -part.y, width, height)
     channels = found[0].shape[2] if found else channels
     whole = np.full((height, width, channels), outside, np.uint8)
-    for piece, pixels in zip(canvas.pieces, found, strict=True):
-        left, top = max(piece.x, 0), max(piece.y, 0)
-        right, bottom = min(piece.x + piece.width, width), min(piece.y + piece.height, height)
-        part = pixels[top - piece.y : max(bottom - piece.y, 0), left - piece.x : max(right - piece.x, 0)]
-        whole[top : top + part.shape[0], left : left + part.shape[1]] = part
+    for part, pixels in zip(mosaic.tiles, found, strict=True):
+        left, top = max(part.x, 0), max(part.y, 0)
+        right, bottom = min(part.x + part.width, width), min(part.y + part.height, height)
+        inside = pixels[top - part.y : max(bottom - part.y, 0), left - part.x : max(right - part.x, 0)]
+        whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
     return _of(whole, 0, 0, width, height)
 
 

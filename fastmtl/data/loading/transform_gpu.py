@@ -1,10 +1,11 @@
-"""From decoded pieces to a batch on an NVIDIA GPU: Triton's kernels on tables of addresses; the host never waits."""
+"""Transform decoded tiles to a batch on an NVIDIA GPU: Triton kernels on tables of addresses; the host never waits."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,16 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..dataset import BACKGROUND
-from .encoded import Mosaic
+from .encoded_images import Mosaic
 from .prefetch import EncodedBatch
 from .quarantine import DamagedSampleError
-from .transform_cpu import FinishOptions, colour_matrices, covers, extent, in_pixels
+from .transform_cpu import TransformOptions, check_size, colour_matrices, covers, in_pixels
 
 _COLUMNS = 5
 
 
+class DaliTensor(Protocol):
+    """One of DALI's GPU tensors, uint8 [h, w, C]."""
+
+    def data_ptr(self) -> int: ...
+    def shape(self) -> Sequence[int]: ...
+
+
 class Pixels(NamedTuple):
-    """A decoded piece in device memory, its rows one after the other."""
+    """A decoded tile in device memory, row after row."""
 
     address: int
     height: int
@@ -33,26 +41,26 @@ class Pixels(NamedTuple):
         return self.width * self.channels
 
 
-class GpuFinisher:
-    """Turns decoded pieces into one batch, on `device`."""
+class GpuTransform:
+    """Turns decoded tiles into one batch, on `device`."""
 
-    def __init__(self, options: FinishOptions, device: torch.device):
+    def __init__(self, options: TransformOptions, device: torch.device):
         from ...kernels import transform_triton
 
         self._kernels, self._options, self._device = transform_triton, options, device
         self._scale, self._shift = (self._send(values) for values in (options.scale, options.shift))
-        self._held: deque[tuple[Any, Any]] = deque()
+        self._held: deque[tuple[torch.cuda.Event, object]] = deque()
 
-    def __call__(self, ready: EncodedBatch, pieces: Any, slides: list[str]) -> list[Tensor]:
+    def __call__(self, batch: EncodedBatch, decoded: Sequence[DaliTensor], slides: list[str]) -> list[Tensor]:
         """Images float32 [B, 3, size, size] and for each map uint8 [B, C, size, size].
 
         Raises:
-            DamagedSampleError: a piece decoded to another size than its index says.
+            DamagedSampleError: a tile decoded to fewer pixels than its index says, or to too few channels.
         """
-        options, drawn, count, size = self._options, ready.drawn, len(ready.tiles), self._options.size
-        decoded, uploaded = decoded_pixels(pieces, len(ready.encoded)), self._upload(ready)
-        layout = Layout(ready, decoded, uploaded, [3, *(column.size for column in options.maps)])
-        canvases = layout.stitch(self._kernels, self._device)
+        options, drawn, count, size = self._options, batch.drawn, len(batch.tiles), self._options.size
+        places, uploaded = decoded_pixels(decoded, len(batch.encoded)), self._upload(batch)
+        layout = _Places(batch, places, uploaded, [3, *(column.size for column in options.maps)])
+        stitched = layout.stitch(self._kernels, self._device)
         field = self._send(drawn.field)
         keys = self._send(drawn.keys.view(np.int32))
         noise = self._send(drawn.noise) if drawn.noise.any() else None
@@ -61,7 +69,7 @@ class GpuFinisher:
             images = torch.empty(count, 3, size, size, device=self._device)
             colour = self._send(colour_matrices(drawn.colour))
             numbers = self._scale, self._shift, BACKGROUND
-            self._kernels.finish_image(table, matrix, field, colour, noise, keys, *numbers, images)
+            self._kernels.transform_image(table, matrix, field, colour, noise, keys, *numbers, images)
         else:
             levels = torch.empty(count, 3, size, size, dtype=torch.uint8, device=self._device)
             inside = torch.empty(count, size, size, dtype=torch.uint8, device=self._device)
@@ -74,19 +82,19 @@ class GpuFinisher:
             table, matrix = (self._send(values) for values in layout.table(number, size))
             out = torch.empty(count, column.size, size, size, dtype=torch.uint8, device=self._device)
             nearest = options.takes_nearest(column)
-            self._kernels.finish_mask(table, matrix, field, options.mask_threshold, nearest, out)
+            self._kernels.transform_mask(table, matrix, field, options.mask_threshold, nearest, out)
             maps.append(out > options.mask_threshold if nearest and column.kind != "classes" else out)
-        self._hold((pieces, uploaded, canvases))
+        self._hold((decoded, uploaded, stitched))
         return [images, *maps]
 
     def close(self) -> None:
-        """Let go of what was held for the device."""
+        """Release the memory held for the device."""
         self._held.clear()
 
-    def _upload(self, ready: EncodedBatch) -> dict[int, tuple[Pixels, Tensor]]:
-        """Pieces that came as pixels, by the identity of their array, in one copy."""
-        canvases = [canvas for column in ready.canvases for canvas in column if canvas is not None]
-        arrays = {id(p.pixels): p.pixels for canvas in canvases for p in canvas.pieces if p.pixels is not None}
+    def _upload(self, batch: EncodedBatch) -> dict[int, tuple[Pixels, Tensor]]:
+        """Copy the tiles that came as pixels, all at once; by the identity of their array."""
+        mosaics = [mosaic for column in batch.mosaics for mosaic in column if mosaic is not None]
+        arrays = {id(p.pixels): p.pixels for mosaic in mosaics for p in mosaic.tiles if p.pixels is not None}
         if not arrays:
             return {}
         flat = self._send(np.concatenate([array.reshape(-1) for array in arrays.values()]))
@@ -99,8 +107,8 @@ class GpuFinisher:
     def _send(self, values: NDArray) -> Tensor:
         return send(torch.from_numpy(np.ascontiguousarray(values)), self._device)
 
-    def _hold(self, memory: Any) -> None:
-        """Keep what the kernels read until they have run: DALI reuses its buffers without asking torch's streams."""
+    def _hold(self, memory: object) -> None:
+        """Keep what the kernels read until they have run: DALI reuses its buffers whatever torch's streams do."""
         if self._device.type != "cuda":
             return
         done = torch.cuda.Event()
@@ -110,38 +118,37 @@ class GpuFinisher:
             self._held.popleft()
 
 
-class Layout:
-    """Where each picture of a batch lies, and what must be copied together first."""
+class _Places:
+    """Where each image of a batch is in device memory, after `stitch`."""
 
     def __init__(
         self,
-        ready: EncodedBatch,
+        batch: EncodedBatch,
         decoded: Sequence[Pixels],
         uploaded: dict[int, tuple[Pixels, Tensor]],
         channels: Sequence[int],
     ):
-        self._ready = ready
+        self._batch, self._decoded, self._uploaded, self._channels = batch, decoded, uploaded, channels
+        self._stitched: dict[tuple[int, int], Pixels] = {}
         self._found = [
-            [
-                self._pieces(decoded, uploaded, picture, row) if canvas is not None else []
-                for row, canvas in enumerate(canvases)
-            ]
-            for picture, canvases in enumerate(ready.canvases)
+            [self._tiles(picture, row, mosaic) if mosaic else [] for row, mosaic in enumerate(mosaics)]
+            for picture, mosaics in enumerate(batch.mosaics)
         ]
-        self._channels = channels
-        self._places: dict[tuple[int, int], Pixels] = {}
 
-    def stitch(self, kernels: Any, device: torch.device) -> Tensor | None:
-        """Put together the canvases that are not one piece; the memory they lie in."""
+    def stitch(self, kernels: ModuleType, device: torch.device) -> Tensor | None:
+        """Put together the mosaics that are not covered by one tile; the memory they are in."""
         wanted = [
-            (picture, row, canvas)
-            for picture, canvases in enumerate(self._ready.canvases)
-            for row, canvas in enumerate(canvases)
-            if canvas is not None and canvas.size is not None and not any(covers(p, canvas.size) for p in canvas.pieces)
+            (picture, row, mosaic, mosaic.size)
+            for picture, mosaics in enumerate(self._batch.mosaics)
+            for row, mosaic in enumerate(mosaics)
+            if mosaic and mosaic.size and not any(covers(part, mosaic.size) for part in mosaic.tiles)
         ]
         if not wanted:
             return None
-        shapes = [self._shape(*one) for one in wanted]
+        shapes = []
+        for picture, row, _, (width, height) in wanted:
+            found = self._found[picture][row]
+            shapes.append((height, width, found[0].channels if found else self._channels[picture]))
         sizes = [height * width * channels for height, width, channels in shapes]
         # Images come first, so that their background is one fill.
         split = sum(size for size, (picture, *_) in zip(sizes, wanted, strict=True) if picture == 0)
@@ -149,15 +156,14 @@ class Layout:
         memory[:split] = BACKGROUND
         starts = (memory.data_ptr() + np.cumsum([0, *sizes])).tolist()
         jobs = []
-        for (picture, row, canvas), shape, start in zip(wanted, shapes, starts, strict=False):
-            place = Pixels(start, *shape)
-            self._places[picture, row] = place
-            for piece, pixels in zip(canvas.pieces, self._found[picture][row], strict=True):
-                left, top = max(piece.x, 0), max(piece.y, 0)
-                right = min(piece.x + (piece.width or pixels.width), place.width)
-                bottom = min(piece.y + (piece.height or pixels.height), place.height)
+        for (picture, row, mosaic, _), shape, start in zip(wanted, shapes, starts, strict=False):
+            place = self._stitched[picture, row] = Pixels(start, *shape)
+            for part, pixels in zip(mosaic.tiles, self._found[picture][row], strict=True):
+                left, top = max(part.x, 0), max(part.y, 0)
+                right = min(part.x + (part.width or pixels.width), place.width)
+                bottom = min(part.y + (part.height or pixels.height), place.height)
                 if right > left and bottom > top:
-                    source = pixels.address + (top - piece.y) * pixels.pitch + (left - piece.x) * pixels.channels
+                    source = pixels.address + (top - part.y) * pixels.pitch + (left - part.x) * pixels.channels
                     target = start + top * place.pitch + left * place.channels
                     length = (right - left) * place.channels
                     jobs.append((source, pixels.pitch, target, place.pitch, length, bottom - top))
@@ -166,52 +172,40 @@ class Layout:
         return memory
 
     def table(self, picture: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """int64 [B, 5] as the kernels want it, and the matrices float32 [B, 6]; after `stitch`."""
+        """The kernels' table, int64 [B, 5], and the matrices float32 [B, 6]; after `stitch`."""
         rows, matrices = [], []
-        for row, canvas in enumerate(self._ready.canvases[picture]):
-            place = (0, 0, 0, 0, 1)
-            if canvas is not None:
-                place = self._place(picture, row, canvas)
-                if place[-1] < self._channels[picture]:
-                    tile, reason = (
-                        int(self._ready.tiles[row]),
-                        f"has {place[-1]} channels, not {self._channels[picture]}",
-                    )
-                    raise DamagedSampleError(tile, picture, reason)
+        for row, mosaic in enumerate(self._batch.mosaics[picture]):
+            place = self._place(picture, row, mosaic) if mosaic else (0, 0, 0, 0, self._channels[picture])
+            if place[-1] < self._channels[picture]:
+                reason = f"has {place[-1]} channels, not {self._channels[picture]}"
+                raise DamagedSampleError(int(self._batch.tiles[row]), picture, reason)
             rows.append(place)
-            matrices.append(in_pixels(self._ready.drawn.matrix[row], size, place[2], place[3]).reshape(-1))
+            matrices.append(in_pixels(self._batch.drawn.matrix[row], size, place[2], place[3]).reshape(-1))
         return np.array(rows, np.int64).reshape(-1, _COLUMNS), np.array(matrices, np.float32).reshape(-1, 6)
 
-    def _place(self, picture: int, row: int, canvas: Mosaic) -> tuple[int, int, int, int, int]:
-        if (picture, row) in self._places:
-            pixels = self._places[picture, row]
-            return pixels.address, pixels.pitch, pixels.height, pixels.width, pixels.channels
-        if canvas.size is None:
-            pixels = self._found[picture][row][0]
-            return pixels.address, pixels.pitch, pixels.height, pixels.width, pixels.channels
-        number = next(i for i, piece in enumerate(canvas.pieces) if covers(piece, canvas.size))
-        piece, pixels = canvas.pieces[number], self._found[picture][row][number]
-        address = pixels.address - piece.y * pixels.pitch - piece.x * pixels.channels
-        return address, pixels.pitch, canvas.size[1], canvas.size[0], pixels.channels
+    def _place(self, picture: int, row: int, mosaic: Mosaic) -> tuple[int, int, int, int, int]:
+        """A row of the table: address, pitch, height, width, channels."""
+        pixels = self._stitched.get((picture, row))
+        if pixels is None and mosaic.size is not None:
+            number = next(i for i, part in enumerate(mosaic.tiles) if covers(part, mosaic.size))
+            part, pixels = mosaic.tiles[number], self._found[picture][row][number]
+            address = pixels.address - part.y * pixels.pitch - part.x * pixels.channels
+            return address, pixels.pitch, mosaic.size[1], mosaic.size[0], pixels.channels
+        pixels = pixels or self._found[picture][row][0]
+        return pixels.address, pixels.pitch, pixels.height, pixels.width, pixels.channels
 
-    def _shape(self, picture: int, row: int, canvas: Mosaic) -> tuple[int, int, int]:
-        found, (width, height) = self._found[picture][row], canvas.size or (0, 0)
-        return height, width, found[0].channels if found else self._channels[picture]
-
-    def _pieces(
-        self, decoded: Sequence[Pixels], uploaded: dict[int, tuple[Pixels, Tensor]], picture: int, row: int
-    ) -> list[Pixels]:
-        canvas, found = self._ready.canvases[picture][row], []
-        for piece, number in zip(canvas.pieces if canvas else (), self._ready.numbers[picture][row], strict=True):
-            pixels = decoded[number] if number >= 0 else uploaded[id(piece.pixels)][0]
-            extent(int(self._ready.tiles[row]), picture, piece, pixels.height, pixels.width)
+    def _tiles(self, picture: int, row: int, mosaic: Mosaic) -> list[Pixels]:
+        found = []
+        for part, number in zip(mosaic.tiles, self._batch.numbers[picture][row], strict=True):
+            pixels = self._decoded[number] if number >= 0 else self._uploaded[id(part.pixels)][0]
+            check_size(int(self._batch.tiles[row]), picture, part, pixels.height, pixels.width)
             found.append(pixels)
         return found
 
 
-def decoded_pixels(pieces: Any, count: int) -> list[Pixels]:
-    """Where DALI's decoded pieces lie; shapes are the host's, so nothing waits."""
-    return [Pixels(pieces[number].data_ptr(), *pieces[number].shape()) for number in range(count)]
+def decoded_pixels(decoded: Sequence[DaliTensor], count: int) -> list[Pixels]:
+    """Where DALI's decoded tiles are; their shapes are on the host, so nothing waits."""
+    return [Pixels(decoded[number].data_ptr(), *decoded[number].shape()) for number in range(count)]
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

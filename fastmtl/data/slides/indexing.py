@@ -9,7 +9,7 @@ from .errors import DamagedPieceError, in_words
 from .index import SlideIndex, identify, load_index, save_index
 from .scan import MAX_PIXELS, scan
 from .slide import Slide
-from .tissue_mask import find_tissue
+from .thumbnail import find_tissue
 
 
 def index_slide(

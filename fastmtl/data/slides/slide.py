@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...utils.deprecation import warn_renamed
 from ..dataset import Region
 from .codecs import Pixels
+from .encoded_tiles import EncodedTile, EncodedTileReader
 from .errors import DamagedPieceError, SlideError, in_words
 from .index import SlideIndex, identify, load_index
 from .openslide_reader import OpenSlideReader
 from .orientation import Box
-from .pieces import EncodedTile, PieceReader
 from .raster import Encoding, Level
 from .scale import PLAUSIBLE_MPP
 from .scan import MAX_PIXELS, scan
-from .thumbnail import thumbnail
-from .tissue_mask import TissueMask, find_tissue
+from .thumbnail import find_tissue, thumbnail
+from .tissue_mask import TissueMask
 
 _OTHER_MPP = 0.1  # an mpp that is given may differ by so much from the file's own without a word
 
@@ -97,7 +98,7 @@ class Slide:
         if mpp and own and abs(math.log(mpp / own)) > math.log(1 + _OTHER_MPP):
             given = f"{mpp:g} micrometres per pixel were given, and the slide says {own:.4g} ({layout.mpp_source})"
             self.problems += (f"{given}: the given value is used",)
-        self._native = PieceReader(path, (index.identity.size, index.identity.modified), layout)
+        self._native = EncodedTileReader(path, (index.identity.size, index.identity.modified), layout)
         self._foreign = OpenSlideReader(path, layout.levels) if layout.reader == "openslide" else None
 
     def __enter__(self) -> Slide:
@@ -134,11 +135,11 @@ class Slide:
         region = self._checked(Region(self.path, x, y, width, height, level))
         if self._foreign:
             return self._foreign.read(region.level, region.x, region.y, region.width, region.height)
-        return self._native.read(self._layout.rasters[region.level], self._canvas(region))
+        return self._native.read(self._layout.rasters[region.level], self._window(region))
 
-    def pieces(self, region: Region) -> list[EncodedTile]:
-        """What to decode and put together for `region`: compressed images that stand alone, or pixels where DALI has
-        no decoder to be trusted. What no piece covers is background.
+    def encoded_tiles(self, region: Region) -> list[EncodedTile]:
+        """The tiles that make up `region`: compressed images, or pixels where DALI has no reliable decoder. What no
+        tile covers is background.
 
         Raises:
             DamagedPieceError: a tile cannot be read, or is visibly damaged.
@@ -148,7 +149,12 @@ class Slide:
         if self._foreign:
             pixels = self._foreign.read(region.level, region.x, region.y, region.width, region.height)
             return [EncodedTile(0, 0, region.width, region.height, pixels=pixels)]
-        return self._native.pieces(self._layout.rasters[region.level], self._canvas(region))
+        return self._native.encoded_tiles(self._layout.rasters[region.level], self._window(region))
+
+    def pieces(self, region: Region) -> list[EncodedTile]:
+        """Deprecated: `encoded_tiles`."""
+        warn_renamed("Slide.pieces", "Slide.encoded_tiles")
+        return self.encoded_tiles(region)
 
     def encoding(self, level: int = 0) -> Encoding | None:
         """How the tiles of a level are stored; None of what OpenSlide reads."""
@@ -224,6 +230,6 @@ class Slide:
             raise ValueError(f"`level` must be 0 to {len(self.levels) - 1} in {self.path}; got {level}")
         return as_int(level)
 
-    def _canvas(self, region: Region) -> Box:
+    def _window(self, region: Region) -> Box:
         downsample = self.levels[region.level].downsample
         return round(region.x / downsample), round(region.y / downsample), region.width, region.height

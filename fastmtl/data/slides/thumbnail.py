@@ -1,11 +1,11 @@
-"""A whole slide made small, band by band: no level is ever in memory as a whole."""
+"""A small picture of a whole slide, read band by band so that no level is in memory as a whole, and its tissue mask."""
 
 from __future__ import annotations
 
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -13,15 +13,24 @@ from ...utils.optional_imports import require
 from ..dataset import BACKGROUND
 from .codecs import Pixels
 from .errors import DamagedPieceError
-
-if TYPE_CHECKING:
-    from .slide import Slide
+from .raster import Level
+from .tissue_mask import TissueMask, tissue_pixels
 
 _BAND_PIXELS = 2**23
-_MOST_THREADS = 4
+_MAX_THREADS = 4
+_MAX_MASK_SIZE = 2048  # pixels of a tissue mask's longer side
+_MIN_MASK_PIXEL = 16  # level-0 pixels that a mask's pixel averages: about a nucleus, so that none is a hole
 
 
-def thumbnail(slide: Slide, max_size: int, damage: list[DamagedPieceError] | None = None) -> Pixels:
+class RegionReader(Protocol):
+    """What a thumbnail needs of a slide."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+    def read_region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Pixels: ...
+
+
+def thumbnail(slide: RegionReader, max_size: int, damage: list[DamagedPieceError] | None = None) -> Pixels:
     """RGB uint8 [h, w, 3] of at most `max_size` pixels a side: means over the coarsest level that is no smaller.
 
     Args:
@@ -48,11 +57,18 @@ def thumbnail(slide: Slide, max_size: int, damage: list[DamagedPieceError] | Non
         image = require("PIL.Image", "making thumbnails")
         return np.asarray(image.fromarray(pixels).resize((width, bottom - top), image.Resampling.BOX, box=box))
 
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         return np.concatenate(list(pool.map(band, range(0, height, rows))))
 
 
-def _read(slide: Slide, number: int, start: int, stop: int, damage: list[DamagedPieceError] | None) -> Pixels:
+def find_tissue(slide: RegionReader, damage: list[DamagedPieceError]) -> TissueMask:
+    """The tissue mask of an open slide; tiles that cannot be read are listed in `damage` and are no tissue."""
+    width, height = slide.levels[0].width, slide.levels[0].height
+    picture = thumbnail(slide, min(_MAX_MASK_SIZE, -(-max(width, height) // _MIN_MASK_PIXEL)), damage)
+    return TissueMask.of(tissue_pixels(picture), width, height)
+
+
+def _read(slide: RegionReader, number: int, start: int, stop: int, damage: list[DamagedPieceError] | None) -> Pixels:
     """Rows `start` to `stop` of a level; with `damage`, what cannot be read is background."""
     level = slide.levels[number]
     y = round(start * level.downsample)

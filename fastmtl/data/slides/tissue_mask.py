@@ -11,24 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.optional_imports import require
-from .errors import DamagedPieceError
-from .thumbnail import thumbnail
-
-if TYPE_CHECKING:
-    from .slide import Slide
 
 Mask = NDArray[np.bool_]
 
-MAX_SIZE = 2048
-"""Pixels of a mask's longer side, at most."""
-
-_PIXEL = 16  # level-0 pixels that a mask's pixel averages, at least: about a nucleus, so that none is a hole
 _LEAST, _MOST = 12, 20  # grey levels between channels: empty glass stays under the one, tissue above the other
 _BLACK = 50  # brightest channel; the densest haematoxylin at this scale is above
 _SPECKLE = 3  # pixels across: dust and noise, by a median
@@ -92,13 +82,6 @@ class TissueMask:
         np.cumsum(self.mask, axis=0, out=sums[1:, 1:])
         np.cumsum(sums, axis=1, out=sums)
         return sums
-
-
-def find_tissue(slide: Slide, damage: list[DamagedPieceError] | None = None) -> TissueMask:
-    """The tissue mask of an open slide; `damage` as in `thumbnail`."""
-    width, height = slide.levels[0].width, slide.levels[0].height
-    picture = thumbnail(slide, min(MAX_SIZE, -(-max(width, height) // _PIXEL)), damage)
-    return TissueMask.of(tissue_pixels(picture), width, height)
 
 
 def tissue_pixels(picture: NDArray[np.uint8]) -> Mask:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...ops.stain.backends import passes_of
 from ...ops.stain.fit import Estimate, Stains
 from ...ops.stain.input import check_images, check_inside, is_interleaved, readable
-from ...ops.stain.recipes import Finish, restaining
+from ...ops.stain.recipes import Finish
 from ...ops.stain.run import LAB, Normalised, Run, default_target
 from ...ops.stain.stain_normalize import (
     MIN_TISSUE,
@@ -230,32 +230,6 @@ class StainNormalizer:
             result = result._replace(fell_back=missing)
         self.fell_back = result.fell_back
         return result
-
-    def recipes(
-        self,
-        slides: Sequence[str],
-        *,
-        colour: Tensor | None = None,
-        mean: Sequence[float] = IMAGENET[0],
-        std: Sequence[float] = IMAGENET[1],
-        draws: Tensor | None = None,
-    ) -> Tensor:
-        """Float32 [B, 44]: what the apply pass reads for tiles of stored slides, for a graph that applies them itself
-        (`data.stain_numba_function`). A slide that is not stored gives the target's own stains."""
-        if not self.has_stains:
-            raise ValueError(f"{self.method} has no stains and no such recipes.")
-        if self.target is None:
-            raise ValueError(f"{self.method} has no target yet: call `fit` with an image first.")
-        stored = self._stored(slides, torch.device("cpu"))
-        wrong = ~stored.valid
-        source = Stains(
-            torch.where(wrong[:, None, None], self.target.vectors, stored.stains.vectors),
-            torch.where(wrong[:, None], self.target.maxima, stored.stains.maxima),
-        )
-        alpha, beta = (None, None) if draws is None else self._augmented(draws)
-        finish = Finish(*check_statistics(mean, std), colour)
-        as_is = wrong if self.fallback == "pass" else None
-        return restaining(self._convention, source, self.target, finish, as_is=as_is, alpha=alpha, beta=beta)
 
     def _stored(self, slides: Sequence[str], device: torch.device) -> Estimate:
         """The stored stains of each key; where there are none, finite numbers that are not valid."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastmtl.data import Region
-from fastmtl.data.loading.encoded import Pictures, Whole
+from fastmtl.data import EncodedTile, Region
+from fastmtl.data.loading.encoded_images import EncodedImages
 
 
 @dataclass
@@ -25,10 +25,10 @@ class ArraySlide:
     tile: int = 32
     missing: frozenset[tuple[int, int]] = frozenset()
     damaged: frozenset[tuple[int, int]] = frozenset()
-    spoil: Callable[[bytes], bytes] | None = None  # what DALI gets for a damaged tile; without it `pieces` raises
+    spoil: Callable[[bytes], bytes] | None = None  # makes DALI's bytes of a damaged tile; None: reading raises
     reads: list[tuple[int, int]] = field(default_factory=list)
 
-    def pieces(self, region: Region) -> list[Whole]:
+    def encoded_tiles(self, region: Region) -> list[EncodedTile]:
         step = 2**region.level
         whole = self.pixels[::step, ::step]
         left, top, found = region.x // step, region.y // step, []
@@ -37,23 +37,23 @@ class ArraySlide:
                 max(left, 0) // self.tile, (min(left + region.width, whole.shape[1]) - 1) // self.tile + 1
             ):
                 if (row, column) not in self.missing:
-                    found.append(self._piece(whole, row, column, left, top))
+                    found.append(self._encoded_tile(whole, row, column, left, top))
         return found
 
-    def _piece(self, whole: np.ndarray, row: int, column: int, left: int, top: int) -> Whole:
+    def _encoded_tile(self, whole: np.ndarray, row: int, column: int, left: int, top: int) -> EncodedTile:
         self.reads.append((row, column))
         y, x = row * self.tile, column * self.tile
         part = whole[y : y + self.tile, x : x + self.tile]
         height, width = part.shape[:2]
         if (row + column) % 2:
-            return Whole(None, np.ascontiguousarray(part), x - left, y - top, width, height)
+            return EncodedTile(x - left, y - top, width, height, pixels=np.ascontiguousarray(part))
         padded = np.pad(part, [(0, self.tile - height), (0, self.tile - width), (0, 0)])  # as TIFF pads its edge tiles
         data = encoded(padded)
         if (row, column) in self.damaged:
             if self.spoil is None:
                 raise ValueError(f"tile {row}, {column} is damaged")
             data = np.frombuffer(self.spoil(data.tobytes()), np.uint8)
-        return Whole(data, None, x - left, y - top, width, height)
+        return EncodedTile(x - left, y - top, width, height, data=data)
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> np.ndarray:
@@ -62,9 +62,9 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> np.ndarray:
     return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
-def pictures_of(slides: dict[str, ArraySlide]) -> Pictures:
+def pictures_of(slides: dict[str, ArraySlide]) -> EncodedImages:
     """Opens the slides by their file's name."""
-    return Pictures(lambda path: slides[path.name])
+    return EncodedImages(lambda path: slides[path.name])
 
 
 def region(slide: str, x: int, y: int, size: int, level: int = 0) -> Region:

@@ -1,4 +1,4 @@
-"""Compressed tiles of a rectangle: read by position from the open file, made whole images, checked for damage."""
+"""Read the compressed tiles of a rectangle from the open file: each made a whole image and checked for damage."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _KEPT_BYTES = 2**28  # of such pixels in a process, whatever the number of open 
 
 @dataclass(frozen=True, eq=False)
 class EncodedTile:
-    """A part of a region's canvas, encoded or decoded.
+    """A tile of a slide region, or a whole image file; encoded or already decoded.
 
     Attributes:
-        x: the left edge in the canvas, pixels; may be negative.
+        x: the left edge in the region, pixels; may be negative.
         y: the top edge.
-        width: pixels that count, from the left of the image; what the image has beyond them is the file's padding.
+        width: valid pixels from the left of the image (0: all); the image beyond them is the file's padding.
         height: likewise from the top.
-        data: uint8 [n], a whole image that DALI decodes (JPEG, PNG); None where `pixels` are given.
-        pixels: RGB uint8 [height, width, 3], where no decoder of DALI is trusted.
+        data: uint8 [n], an encoded image that DALI decodes; None where `pixels` are given.
+        pixels: uint8 [height, width, C], where no decoder of DALI is reliable; RGB for slides.
     """
 
-    x: int
-    y: int
-    width: int
-    height: int
+    x: int = 0
+    y: int = 0
+    width: int = 0
+    height: int = 0
     data: NDArray[np.uint8] | None = None
     pixels: Pixels | None = None
 
@@ -93,7 +93,7 @@ class _LargeTiles:
 _kept = _LargeTiles()
 
 
-class PieceReader:
+class EncodedTileReader:
     """Reads tiles of one file's rasters. Threads may share it; the file is opened on first use."""
 
     def __init__(self, path: Path, state: tuple[int, int], layout: Layout):
@@ -112,64 +112,64 @@ class PieceReader:
     def __del__(self) -> None:
         self.close()
 
-    def pieces(self, raster: Raster, canvas: Box) -> list[EncodedTile]:
-        """What `raster` has of the rectangle `canvas` (upright pixels; any part of it may lie outside).
+    def encoded_tiles(self, raster: Raster, window: Box) -> list[EncodedTile]:
+        """What `raster` has of the rectangle `window` (upright pixels; any part of it may lie outside).
 
         Raises:
             DamagedPieceError: a tile cannot be read, or is visibly damaged.
         """
         if raster.planes:
-            return [EncodedTile(0, 0, canvas[2], canvas[3], pixels=self.read(raster, canvas))]
+            return [EncodedTile(0, 0, window[2], window[3], pixels=self.read(raster, window))]
         shown, code = raster.shown_size, raster.encoding.orientation
         drawn = [
-            EncodedTile(x, y, part.shape[1], part.shape[0], pixels=part) for x, y, part in self._drawn(raster, canvas)
+            EncodedTile(x, y, part.shape[1], part.shape[0], pixels=part) for x, y, part in self._drawn(raster, window)
         ]
-        wanted = list(_tiles_in(raster, stored_box(canvas, shown, code)))
+        wanted = list(_tiles_in(raster, stored_box(window, shown, code)))
         if dali_decodes(raster.encoding) and not _is_large(raster):
             return drawn + [
                 EncodedTile(
-                    x - canvas[0], y - canvas[1], width, height, data=np.frombuffer(buffer, np.uint8, offset=start)
+                    x - window[0], y - window[1], width, height, data=np.frombuffer(buffer, np.uint8, offset=start)
                 )
                 for (_, (x, y, width, height), _, _), buffer, start in self._streams(raster, wanted)
             ]
-        cuts = (self._cut(raster, item, pixels, canvas) for item, pixels in self._decoded(raster, wanted))
+        cuts = (self._cut(raster, item, pixels, window) for item, pixels in self._decoded(raster, wanted))
         return drawn + [
             EncodedTile(x, y, part.shape[1], part.shape[0], pixels=np.ascontiguousarray(part)) for x, y, part in cuts
         ]
 
-    def read(self, raster: Raster, canvas: Box) -> Pixels:
-        """RGB uint8 [height, width, 3] of the rectangle `canvas`; what the raster does not have is `BACKGROUND`."""
-        image = np.full((canvas[3], canvas[2], 3), BACKGROUND, np.uint8)
+    def read(self, raster: Raster, window: Box) -> Pixels:
+        """RGB uint8 [height, width, 3] of the rectangle `window`; what the raster does not have is `BACKGROUND`."""
+        image = np.full((window[3], window[2], 3), BACKGROUND, np.uint8)
         if raster.planes:
-            image = joined([self.read(plane, canvas)[..., 0] for plane in raster.planes], raster.encoding)
-        for x, y, part in self._drawn(raster, canvas):
+            image = joined([self.read(plane, window)[..., 0] for plane in raster.planes], raster.encoding)
+        for x, y, part in self._drawn(raster, window):
             image[y : y + part.shape[0], x : x + part.shape[1]] = part
         if raster.planes:
             return image
-        wanted = list(_tiles_in(raster, stored_box(canvas, raster.shown_size, raster.encoding.orientation)))
+        wanted = list(_tiles_in(raster, stored_box(window, raster.shown_size, raster.encoding.orientation)))
         for item, pixels in self._decoded(raster, wanted):
-            x, y, part = self._cut(raster, item, pixels, canvas)
+            x, y, part = self._cut(raster, item, pixels, window)
             image[y : y + part.shape[0], x : x + part.shape[1]] = part
         return image
 
-    def _drawn(self, raster: Raster, canvas: Box) -> Iterator[tuple[int, int, Pixels]]:
-        """Tiles in the canvas that do not exist at this level, drawn from the finer one, as OpenSlide does: left and
-        top edge in the canvas, pixels."""
+    def _drawn(self, raster: Raster, window: Box) -> Iterator[tuple[int, int, Pixels]]:
+        """Tiles in the window that do not exist at this level, drawn from the finer one, as OpenSlide does: left and
+        top edge in the window, pixels."""
         level = self._level_of(raster)
         if level <= 0 or raster.stored.all():
             return
         shown, code = raster.shown_size, raster.encoding.orientation
-        for box in empty_in(raster, stored_box(canvas, shown, code)):
+        for box in empty_in(raster, stored_box(window, shown, code)):
             x, y, width, height = shown_box(box, shown, code)
-            left, top = max(x, canvas[0]), max(y, canvas[1])
-            right, bottom = min(x + width, canvas[0] + canvas[2]), min(y + height, canvas[1] + canvas[3])
+            left, top = max(x, window[0]), max(y, window[1])
+            right, bottom = min(x + width, window[0] + window[2]), min(y + height, window[1] + window[3])
             finer, edges = finer_box(self._layout, level, (left, top, right - left, bottom - top))
             if holds(self._layout, level - 1, finer):
                 pixels = self.read(self._layout.rasters[level - 1], finer)
                 image = require("PIL.Image", "reading slides")
                 size = right - left, bottom - top
                 small = image.fromarray(pixels).resize(size, image.Resampling.BOX, box=edges)
-                yield left - canvas[0], top - canvas[1], np.array(small)
+                yield left - window[0], top - window[1], np.array(small)
 
     def _level_of(self, raster: Raster) -> int:
         """-1 of a picture beside the slide, and of one colour plane."""
@@ -183,14 +183,14 @@ class PieceReader:
         x, y, *_ = shown_box(box, raster.shown_size, raster.encoding.orientation)
         return round(x * scale), round(y * scale), level
 
-    def _cut(self, raster: Raster, item: _Wanted, pixels: Pixels, canvas: Box) -> tuple[int, int, Pixels]:
-        """The part of a decoded tile that lies in the canvas, upright, and its left and top edge there."""
+    def _cut(self, raster: Raster, item: _Wanted, pixels: Pixels, window: Box) -> tuple[int, int, Pixels]:
+        """The part of a decoded tile that lies in the window, upright, and its left and top edge there."""
         code = raster.encoding.orientation
         x, y, width, height = shown_box(item.box, raster.shown_size, code)
         turned = upright(pixels[: item.box[3], : item.box[2]], code)
-        left, top = max(canvas[0] - x, 0), max(canvas[1] - y, 0)
-        right, bottom = min(canvas[0] + canvas[2] - x, width), min(canvas[1] + canvas[3] - y, height)
-        return x + left - canvas[0], y + top - canvas[1], turned[top:bottom, left:right]
+        left, top = max(window[0] - x, 0), max(window[1] - y, 0)
+        right, bottom = min(window[0] + window[2] - x, width), min(window[1] + window[3] - y, height)
+        return x + left - window[0], y + top - window[1], turned[top:bottom, left:right]
 
     def _decoded(self, raster: Raster, wanted: list[_Wanted]) -> Iterator[tuple[_Wanted, Pixels]]:
         kept = [(item, _kept.get((raster, item.tile))) for item in wanted] if _is_large(raster) else []
