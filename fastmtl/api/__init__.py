@@ -1,1 +1,34 @@
-"""What `fastmtl` does with a recipe or a run, for the command line, `reproduce` and Python alike."""
+"""What `fastmtl` does, for the command line and for Python:
+
+>>> from pathlib import Path
+>>> from fastmtl import api, config
+>>> recipe = config.load_recipe("demo", {"training": {"epochs": 2}})
+>>> summary = api.train(recipe, None, Path("runs/demo"))  # doctest: +SKIP
+>>> scores = api.evaluate(Path("runs/demo"), Path("colon-tiles"))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .runs import analyse as analyse
+    from .runs import predict as predict
+    from .runs import report as report
+    from .scoring import evaluate as evaluate
+    from .training import resume as resume
+    from .training import train as train
+
+_HOME = {
+    **dict.fromkeys(("train", "resume"), "training"),
+    "evaluate": "scoring",
+    **dict.fromkeys(("predict", "analyse", "report"), "runs"),
+}
+__all__ = ["analyse", "evaluate", "predict", "report", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastmtl.api' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

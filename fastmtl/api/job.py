@@ -83,7 +83,7 @@ class Job:
         return self.read(self.splits.train, self.world, train=True, drop_single=True)
 
 
-def prepare(
+def assemble(
     recipe: Recipe,
     root: Path | None,
     out: Path,

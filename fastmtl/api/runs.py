@@ -1,4 +1,4 @@
-"""What each command of `fastmtl` does, without the parsing: usable from Python as it is."""
+"""What a trained run is used for: predictions, analyses, its report."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from .. import data
 from ..builders import components, datasets, stains
-from ..config import Recipe, list_recipes
+from ..config import Recipe
 from ..evaluation.analyse import analyse as write_analyses
 from ..evaluation.tta import Views
 from ..prediction.images import find_images, images_there, write_predictions
@@ -22,113 +21,9 @@ from ..protocols import Task
 from ..report import read_run, render, render_comparison
 from ..training import checkpoint
 from ..training.eval_loop import autocast_dtype
-from ..training.eval_loop import evaluate as score
-from ..training.progress import plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import ready_for_use
 from ..utils.atomic_io import naming
-from . import notices
-from . import train as training
-
-
-def train(
-    recipe: Recipe, root: Path | None, out: Path, *, split_file: Path | None = None, console: Console
-) -> dict[str, Any]:
-    """Train `recipe` on the tiles under `root` and leave a run folder at `out`; returns its summary.
-
-    Under `torchrun` all ranks train one model; rank 0 writes, prints and returns the summary, the others {}.
-
-    Args:
-        recipe: what to train; its names are checked before any data is read.
-        root: data folder; None makes the recipe's synthetic data set beside `out`.
-        out: folder to create.
-        split_file: JSON with the "validation_patients".
-        console: where progress goes.
-
-    Raises:
-        RunError: `out` already holds a run.
-        ConfigError, ValueError: the recipe, the data or the split cannot be used; a paper's own recipe on data in
-            another format than the paper's.
-        NonFiniteError: the training diverged.
-        Interrupted: it was stopped, and can be resumed.
-    """
-    if (out / "config.toml").exists():
-        raise RunError(f"{out} already holds a run; choose another --out, or continue it with --resume.")
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is a file; --out must be a folder to create.")
-    if root is not None and recipe.paper.key and recipe.name in list_recipes():
-        datasets.check_not_anothers(root, recipe.paper.formats, recipe.name)
-    return _run(recipe, root, out, split_file, resumed=False, console=console)
-
-
-def resume(out: Path, *, console: Console) -> dict[str, Any]:
-    """Continue the run in `out` from its last checkpoint, with its own recipe, data and split."""
-    run = RunFolder(out)
-    recipe, facts = run.recipe(), run.extra()
-    split_file = Path(facts["split_file"]) if facts["split_file"] else None
-    return _run(recipe, Path(facts["data"]), out, split_file, resumed=True, console=console)
-
-
-def _run(
-    recipe: Recipe, root: Path | None, out: Path, split_file: Path | None, *, resumed: bool, console: Console
-) -> dict[str, Any]:
-    console = plain(console)
-    found = training.run(recipe, root, out, split_file, resumed=resumed, console=console)
-    for problem in report([out]) if found else ():
-        console.print(f"report: {problem}")
-    return found
-
-
-def evaluate(
-    path: Path,
-    root: Path,
-    *,
-    which: Literal["best", "last"] | None = None,
-    everything: bool = False,
-    device: str = "auto",
-    tta: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Metrics of a run's checkpoint on the tiles under `root`.
-
-    `which` checkpoint is the recipe's training.checkpoint if None;
-    `tta` are the views of test-time augmentation, the recipe's if None.
-    Patients the run was trained on are left out, unless `everything`; damaged tiles too, where the recipe skips them.
-
-    Raises:
-        RunError: no run there, data that does not fit it, or nothing left to evaluate on.
-        ConfigError: masks that the run's tasks cannot be scored against.
-
-    Returns:
-        Scores and counts; "notices" are what is odd about the targets, a line each.
-    """
-    trained = _load(path, which, device, tta)
-    recipe, facts = trained.recipe, trained.facts
-    try:
-        found_tiles = datasets.read_data(recipe, root, _classes(trained))
-    except ValueError as error:
-        raise RunError(f"{root} does not fit the classes that {path} was trained on: {error}") from error
-    folder, damaged = data.usable_tiles(found_tiles, recipe.data.on_damaged)
-    seen = set() if everything else {data.identifier_key(str(name)) for name in facts["training_patients"]}
-    kept = folder.subset(tile.id for tile in folder.tiles if data.identifier_key(tile.group) not in seen)
-    if not kept.tiles:
-        raise RunError(
-            f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
-        )
-    mask_notices = datasets.check_maps(trained.tasks, [kept])
-    maps = notices.MapsSeen(trained.tasks)
-    with trained.read(kept) as loader:
-        found = score(trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype, visit=maps)
-    odd = [
-        *notices.of_problems([*folder.problems, *mask_notices], root),
-        *notices.of_targets(trained.tasks, kept, "evaluated"),
-        *maps.notices("evaluated"),
-        *notices.of_scores(trained.tasks, found, "evaluated"),
-    ]
-    return training.summary(recipe, trained.tasks, trained.which, found, kept) | {
-        "num_images_of_training_patients_left_out": len(folder) - len(kept),
-        "num_damaged_files": len(damaged),
-        "notices": odd,
-    }
 
 
 def predict(
@@ -158,7 +53,7 @@ def predict(
         RunError: no run there, nothing to predict, images that cannot be read, or `out` holds anything but these
             predictions, or is predicted into by another process.
     """
-    trained = _load(path, which, device, tta)
+    trained = load(path, which, device, tta)
     config = trained.recipe.data
     if config.index_folder:
         data.use_index_folder(config.index_folder)
@@ -192,7 +87,7 @@ def predict(
         )
 
 
-def _predict_images(trained: _Trained, source: Path, images: Sequence[data.Tile], out: Path) -> Predicted:
+def _predict_images(trained: Trained, source: Path, images: Sequence[data.Tile], out: Path) -> Predicted:
     there = images_there(out)
     tiles = [tile for tile in images if tile.id not in there]
     if not tiles:
@@ -225,11 +120,11 @@ def analyse(path: Path, *, device: str = "auto") -> list[str]:
         raise RunError(
             f"{path} has no evaluation.jsonl: it was not trained to its end; fastmtl train --resume goes on."
         )
-    trained = _load(path, None, device, ())
+    trained = load(path, None, device, ())
     root = Path(trained.facts["data"])
     if not root.exists():
         raise RunError(f"the data of {path} were in {root}, which is not there: analyses need the images.")
-    dataset = datasets.read_data(trained.recipe, root, _classes(trained))
+    dataset = datasets.read_data(trained.recipe, root, trained.classes)
     return write_analyses(
         path, trained.recipe, trained.model, trained.tasks, dataset, device=trained.device, stain=trained.stain
     )
@@ -262,7 +157,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> list[str]:
     return problems + [problem for run in runs for problem in run.problems]
 
 
-class _Trained(NamedTuple):
+class Trained(NamedTuple):
     """A run's network as it was trained, ready to be asked."""
 
     recipe: Recipe
@@ -274,6 +169,13 @@ class _Trained(NamedTuple):
     dtype: torch.dtype | None
     stain: data.StainNormalizer | None
 
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """The classes that its tasks know, by column; other data must have the same."""
+        known = {"": self.facts["class_names"], **self.facts.get("classes", {})}
+        columns = {task.target.column for task in self.tasks if task.target.kind == "label"}
+        return {column or "label": known[column] for column in columns}
+
     def read(self, folder: data.Dataset) -> data.TileLoader:
         """Batches of it, in order; slides whose stains are not known are looked at first."""
         if self.stain is not None:
@@ -283,7 +185,7 @@ class _Trained(NamedTuple):
         )
 
 
-def _load(path: Path, which: Literal["best", "last"] | None, device_name: str, tta: Sequence[str] | None) -> _Trained:
+def load(path: Path, which: Literal["best", "last"] | None, device_name: str, tta: Sequence[str] | None) -> Trained:
     run = RunFolder(path)
     recipe, facts = run.recipe(), run.extra()
     device = components.device_of(device_name)
@@ -295,11 +197,4 @@ def _load(path: Path, which: Literal["best", "last"] | None, device_name: str, t
     if views := recipe.training.tta if tta is None else tta:
         model = Views(model, tasks, views)
     dtype = autocast_dtype(recipe.training.precision, device)
-    return _Trained(recipe, facts, which, tasks, model, device, dtype, stains.load_normalizer(path, recipe))
-
-
-def _classes(trained: _Trained) -> dict[str, list[str]]:
-    """The classes that the run's tasks know, by column; new data must have the same."""
-    known = {"": trained.facts["class_names"], **trained.facts.get("classes", {})}
-    columns = {task.target.column for task in trained.tasks if task.target.kind == "label"}
-    return {column or "label": known[column] for column in columns}
+    return Trained(recipe, facts, which, tasks, model, device, dtype, stains.load_normalizer(path, recipe))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import json
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from ..errors import UserError
 from ..utils.optional_imports import install_command
-from .arguments import nothing_more
 
 _LONGEST = 2000  # characters of a message; what somebody wrote into a file may be a megabyte
 USAGE = """fastmtl: train one network for several tasks on medical images
@@ -36,6 +35,22 @@ USAGE = """fastmtl: train one network for several tasks on medical images
 """
 
 
+_COMMANDS = {
+    "train": ".train:train",
+    "eval": ".runs:evaluate",
+    "predict": ".runs:predict",
+    "report": ".runs:report",
+    "prepare": ".data:prepare",
+    "data": ".data:data_command",
+    "reproduce": ".papers:reproduce",
+    "recipes": ".papers:recipes",
+    "models": ".models:list_models",
+    "bench": "..benchmarks.run:main",
+    "doctor": ".doctor:doctor",
+}
+"""Command -> the function that takes its arguments and returns the exit code; only the one needed is imported."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped, 141 closed pipe)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -52,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fastmtl: unknown command {command!r}; it has {', '.join(_COMMANDS)}.", file=sys.stderr)
         return 2
     try:
-        code = _COMMANDS[command](rest)
+        module, _, function = _COMMANDS[command].partition(":")
+        code = getattr(importlib.import_module(module, __package__), function)(rest)
         sys.stdout.flush()  # here, where a pipe that was closed or a full disk can still be told
         return code
     except ModuleNotFoundError as error:
@@ -71,111 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not said or os.environ.get("FASTMTL_TRACEBACK"):
             raise
         return _fail(said, 130 if type(error).__name__ == "Interrupted" else 1)
-
-
-def _train(arguments: list[str]) -> int:
-    from .train import train
-
-    return train(arguments)
-
-
-def _eval(arguments: list[str]) -> int:
-    from .runs import evaluate
-
-    return evaluate(arguments)
-
-
-def _predict(arguments: list[str]) -> int:
-    from .runs import predict
-
-    return predict(arguments)
-
-
-def _report(arguments: list[str]) -> int:
-    from .runs import report
-
-    return report(arguments)
-
-
-def _bench(arguments: list[str]) -> int:
-    from ..benchmarks.run import main as bench
-
-    return bench(arguments)
-
-
-def _prepare(arguments: list[str]) -> int:
-    from .data import prepare
-
-    return prepare(arguments)
-
-
-def _data(arguments: list[str]) -> int:
-    if arguments[:1] != ["check"]:
-        wanted = bool(arguments) and arguments[0] in ("-h", "--help")
-        print("usage: fastmtl data check PATH [--recipe RECIPE] [--set KEY=VALUE] [--json]", file=sys.stderr)
-        return 0 if wanted else 2
-    from .data import check
-
-    return check(arguments[1:])
-
-
-def _recipes(arguments: list[str]) -> int:
-    from .papers import recipes
-
-    return recipes(arguments)
-
-
-def _reproduce(arguments: list[str]) -> int:
-    from .papers import reproduce
-
-    return reproduce(arguments)
-
-
-def _models(arguments: list[str]) -> int:
-    as_json = "--json" in arguments
-    nothing_more([argument for argument in arguments if argument != "--json"], "models [--json]")
-    from . import models as catalogue
-
-    found = catalogue.rows()
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        from rich.console import Console
-
-        catalogue.show(found, Console())
-    return 0
-
-
-def _doctor(arguments: list[str]) -> int:
-    as_json = "--json" in arguments
-    nothing_more([argument for argument in arguments if argument != "--json"], "doctor [--json]")
-    from . import doctor
-
-    found = doctor.examine()
-    try:
-        from rich.console import Console
-    except ModuleNotFoundError:  # fastmtl without extras: the ops alone, whose backends are asked about
-        Console = None
-    if as_json or Console is None:
-        print(json.dumps(found, indent=1))
-    else:
-        doctor.show(found, Console())
-    return 0
-
-
-_COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train,
-    "eval": _eval,
-    "predict": _predict,
-    "report": _report,
-    "prepare": _prepare,
-    "data": _data,
-    "reproduce": _reproduce,
-    "recipes": _recipes,
-    "models": _models,
-    "bench": _bench,
-    "doctor": _doctor,
-}
 
 
 def _said(error: Exception) -> str:
@@ -218,7 +129,3 @@ def _fail(message: str, code: int = 1) -> int:
     rank = os.environ.get("RANK", "0")  # as torchrun sets it
     print(f"fastmtl: {message}" if rank == "0" else f"fastmtl: rank {rank}: {message}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

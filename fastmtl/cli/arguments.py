@@ -1,23 +1,73 @@
-"""Arguments that no parser takes: what stands first, before all flags, and the lack of any."""
+"""The parser of every command: argparse with `--set`, and one line where a positional argument is missing."""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from ..config import ConfigError
 
-
-def positional(arguments: list[str], command: str, what: str, hint: str) -> str:
-    """Take the first argument off; a `--help` in its place is left for the command's own parser."""
-    if arguments and arguments[0] in ("-h", "--help"):
-        return what
-    if not arguments or arguments[0].startswith("-"):
-        raise ConfigError(f"{what} is missing: it comes first, fastmtl {command} {what} ... ({hint}).")
-    return arguments.pop(0)
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-def nothing_more(arguments: list[str], usage: str) -> None:
-    """Raise ConfigError for any argument; `--help` prints the usage and exits."""
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: fastmtl {usage}")
-        raise SystemExit(0)
-    if arguments:
-        raise ConfigError(f"usage: fastmtl {usage}; got {' '.join(arguments)!r} as well.")
+class Parser(argparse.ArgumentParser):
+    """Parses `fastmtl COMMAND`. Options may stand anywhere and are not abbreviated; `--a_b` is `--a-b`."""
+
+    def __init__(self, command: str, description: str, *, add_help: bool = True) -> None:
+        super().__init__(prog=f"fastmtl {command}", description=description, allow_abbrev=False, add_help=add_help)
+        self._needed: dict[str, str] = {}
+
+    def need(self, name: str, what: str) -> None:
+        """Take a positional argument, such as RUN."""
+        self.add_argument(name.lower(), nargs="?", metavar=name, help=what)
+        self._needed[name] = what
+
+    def add_set(self, purpose: str) -> None:
+        """Take `--set KEY=VALUE`, repeated or with several after one flag, as `sets`."""
+        self.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help=purpose)
+
+    def add_json(self) -> None:
+        """Take `--json`."""
+        self.add_argument("--json", action="store_true", help="print JSON")
+
+    def parse(self, arguments: Sequence[str], unless: Sequence[str] = ()) -> argparse.Namespace:
+        """The parsed arguments; exits with code 2 where they do not fit.
+
+        Raises:
+            ConfigError: an argument of `need` is missing, and none of the flags `unless` is given.
+        """
+        parsed = self.parse_intermixed_args(_normalized(arguments))
+        for name, what in self._needed.items():
+            if getattr(parsed, name.lower()) is None and not any(getattr(parsed, flag) for flag in unless):
+                usage = f"{self.prog} {' '.join(self._needed)}"
+                raise ConfigError(f"{name} is missing: it comes first, {usage} ... ({what}).")
+        return parsed
+
+
+def _normalized(arguments: Sequence[str]) -> list[str]:
+    """The same with hyphens in the names of options, and a `--set` before each KEY=VALUE that follows one."""
+    found: list[str] = []
+    setting = False
+    for number, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = name.replace("_", "-") + equals + value
+            setting = argument == "--set"
+            if setting and all(one.startswith("-") for one in arguments[number + 1 : number + 2]):
+                raise ConfigError("--set wants KEY=VALUE, for example model.base_channels=8; got nothing.")
+        elif setting and "=" in argument and found[-1] != "--set":
+            found.append("--set")
+        found.append(argument)
+    return found
+
+
+def progress_console() -> Console:
+    """Prints to standard error, without colours of its own."""
+    from rich.console import Console
+
+    from ..training.progress import plain
+
+    return plain(Console(file=sys.stderr, highlight=False, soft_wrap=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -16,26 +15,28 @@ from ..builders import datasets
 from ..config import ConfigError, load_recipe, parse_overrides
 from ..utils.words import counted
 from . import data_page
+from .arguments import Parser
 
 _SHOWN = 20  # files with nothing odd about them that are listed
 
 
 def prepare(arguments: Sequence[str]) -> int:
-    """Write a manifest and say what is odd; 1 when a file had to be left out."""
-    parser = argparse.ArgumentParser(
-        prog="fastmtl prepare",
-        description="Write a manifest of a folder of tiles or slides, index the slides, and say what is odd.",
+    """Write a manifest and print what is odd; 1 when a file had to be left out."""
+    parser = Parser(
+        "prepare", "Write a manifest of a folder of tiles or slides, index the slides, and print what is odd."
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="looked through with its sub-folders")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="manifest to write: DIR/manifest.csv when left out")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="searched with its sub-folders")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="manifest to write (default: DIR/manifest.csv)")
     parser.add_argument(
         "--patient",
         metavar="REGEX",
-        help="finds the patient in a file's name: what stands before the first - when left out",
+        help="finds the patient in a file's name (default: what comes before the first -)",
     )
-    parser.add_argument("--index-folder", type=Path, metavar="DIR", help="where slide indexes go: beside the slides")
-    parser.add_argument("--json", action="store_true", help="say it as JSON")
-    parsed = parser.parse_args(arguments)
+    parser.add_argument(
+        "--index-folder", type=Path, metavar="DIR", help="where slide indexes go (default: beside the slides)"
+    )
+    parser.add_json()
+    parsed = parser.parse(arguments)
     names = {} if parsed.patient is None else {"patient": parsed.patient}
     prepared = data.prepare(
         parsed.folder,
@@ -53,20 +54,18 @@ def prepare(arguments: Sequence[str]) -> int:
     return 0 if all(one.kind for one in prepared.found) else 1
 
 
-def check(arguments: Sequence[str]) -> int:
-    """Open everything and count; 1 when something is broken, or the recipe would refuse it."""
-    parser = argparse.ArgumentParser(
-        prog="fastmtl data check",
-        description="Open every file of a data set; count what is in it; say what is odd and what is broken.",
-    )
+def data_command(arguments: Sequence[str]) -> int:
+    """`fastmtl data check`: open everything and count; 1 when something is broken, or the recipe would refuse it."""
+    parser = Parser("data check", "Open every file of a data set; count what is in it; print what is odd or broken.")
     parser.add_argument("path", type=Path, metavar="PATH", help="a manifest, or a folder in any known format")
-    parser.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does, and say what it refuses")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="for example data.tile_size=512"
-    )
-    parser.add_argument("--json", action="store_true", help="say it as JSON")
-    parsed = parser.parse_args(arguments)
-    overrides = parse_overrides(parsed.set)
+    parser.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does, and print what it refuses")
+    parser.add_set("for example data.tile_size=512")
+    parser.add_json()
+    if list(arguments[:1]) != ["check"]:
+        print(parser.format_usage(), end="", file=sys.stderr)
+        return 0 if list(arguments[:1]) in (["-h"], ["--help"]) else 2
+    parsed = parser.parse(arguments[1:])
+    overrides = parse_overrides(parsed.sets)
     recipe = load_recipe(parsed.recipe or "demo", overrides)
     if parsed.recipe is None and set(overrides) - {"data"}:
         raise ConfigError(f"--set of `data check` changes data.*; got {', '.join(sorted(set(overrides) - {'data'}))}.")

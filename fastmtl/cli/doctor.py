@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..ops.core.backends import table  # with it all ops are imported, and have registered their backends
 from ..training.run_dir import environment
+from .arguments import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Print what is installed and which backends there are."""
+    parser = Parser("doctor", "Versions, devices, and which backend each op takes.")
+    parser.add_json()
+    as_json = parser.parse(arguments).json
+    found = examine()
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError:  # without extras there are still the ops, and their backends
+        Console = None
+    if as_json or Console is None:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found, Console())
+    return 0
 
 
 def examine() -> dict[str, Any]:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from .. import models
+from .arguments import Parser
+
+
+def list_models(arguments: Sequence[str]) -> int:
+    """Print every network."""
+    parser = Parser("models", "The networks, their papers, parameters and strides.")
+    parser.add_json()
+    found = rows()
+    if parser.parse(arguments).json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found, Console())
+    return 0
 
 
 def rows() -> list[dict[str, Any]]:

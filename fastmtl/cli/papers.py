@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ..config import Recipe, list_recipes, load_recipe, parse_overrides
-from ..training.progress import plain
 from ..utils.optional_imports import MissingExtra
+from .arguments import Parser, progress_console
 
 
 def reproduce(arguments: Sequence[str]) -> int:
@@ -23,25 +19,23 @@ def reproduce(arguments: Sequence[str]) -> int:
     from ..reproduce import reproduce as run
     from ..reproduce.figures import write_figures
 
-    parser = argparse.ArgumentParser(
-        prog="fastmtl reproduce",
-        description="Train the rows of a paper's tables and print them beside the published figures. The same command "
-        "again keeps finished runs and continues interrupted ones.",
+    parser = Parser(
+        "reproduce",
+        "Train the rows of a paper's tables and print them beside the published figures. The same command again keeps "
+        "finished runs and continues interrupted ones.",
     )
     parser.add_argument("paper", metavar="PAPER", help=", ".join(list_papers()))
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the paper's data, as published")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="reproductions/PAPER-SCALE when left out")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="(default: reproductions/PAPER-SCALE)")
     parser.add_argument("--folds", type=int, metavar="N", help="run only the first N of the paper's folds")
     parser.add_argument(
         "--scale", default="full", metavar="SCALE", help="tiny (seconds a run), small (minutes), or full"
     )
     parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these; `fastmtl recipes` lists them")
-    parser.add_argument(
-        "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", dest="sets", help="of all rows"
-    )
-    parsed = parser.parse_args(arguments)
+    parser.add_set("in all rows, for example data.group_by=patient")
+    parsed = parser.parse(arguments)
     out = parsed.out or Path("reproductions") / f"{parsed.paper}-{parsed.scale}"
-    console = plain(Console(file=sys.stderr, highlight=False, soft_wrap=True))
+    console = progress_console()
     results = run(
         parsed.paper,
         parsed.data,
@@ -66,10 +60,10 @@ def recipes(arguments: Sequence[str]) -> int:
     """List the built-in recipes, paper by paper."""
     from ..reproduce import plan
 
-    parser = argparse.ArgumentParser(prog="fastmtl recipes", description="The built-in recipes, paper by paper.")
+    parser = Parser("recipes", "The built-in recipes, paper by paper.")
     parser.add_argument("paper", nargs="?", default="", metavar="PAPER", help="only its rows, in its tables' order")
-    parser.add_argument("--json", action="store_true", help="as JSON, with everything that is known of each")
-    parsed = parser.parse_args(arguments)
+    parser.add_json()
+    parsed = parser.parse(arguments)
     if parsed.paper:
         found = [row(one.published) for one in plan(parsed.paper)]
     else:

@@ -1,175 +1,163 @@
-"""`fastmtl train`: a recipe, its scale and its flags into a run folder, or an interrupted run to its end."""
+"""`fastmtl train`: train a recipe with flags laid over it, or continue an interrupted run."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+import argparse
+import ast
+import inspect
+import textwrap
+import typing
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+from .. import api
 from ..config import (
+    RENAMED,
     ConfigError,
     DataConfig,
     OptimizerConfig,
     Recipe,
     TrainingConfig,
     as_dict,
+    at_key,
     list_recipes,
     load_recipe,
+    merge,
     parse_overrides,
 )
+from ..data import Augmentation
 from ..utils.words import counted
-from .arguments import positional
+from .arguments import Parser, progress_console
+
+_TABLES = {"data": DataConfig, "data.augmentation": Augmentation, "optimizer": OptimizerConfig}
+_TABLES["training"] = TrainingConfig
+"""Tables of a recipe whose keys are flags."""
 
 
-@dataclass(frozen=True)
-class TrainArguments:
-    """Train RECIPE and leave a run folder. `fastmtl train --resume --out RUN` continues one that was stopped."""
+def train(arguments: Sequence[str]) -> int:
+    """Train a recipe, or continue a run; returns the exit code."""
+    parser = _parser(Recipe("RECIPE"))
+    parsed = parser.parse(arguments, unless=("resume", "help"))
+    if parsed.help:
+        (parser if parsed.recipe is None else _parser(_recipe(parsed))).print_help()
+        parser.exit()
+    console = progress_console()
+    if parsed.resume:
+        out = _only_out(parsed)
+        summary = api.resume(out, console=console)
+    else:
+        recipe = _recipe(parsed)
+        if parsed.print_config:
+            import tomli_w
 
-    data: Path | None = None
-    """A manifest, or a folder such as CLASS/image and CLASS/label; recipes with a generator make their own."""
-    out: Path | None = None
-    """Run folder to create; runs/RECIPE-TIME when left out."""
-    scale: str = ""
-    """One of the recipe's [scales]: tiny takes seconds, small minutes; full, the recipe itself, when left out."""
-    split: Path | None = None
-    """JSON file with the "validation_patients" to hold out."""
-    print_config: bool = False
-    """Print the resolved recipe and stop."""
-    set: tuple[str, ...] = ()
-    """KEY=VALUE for anything else, for example model.base_channels=8."""
-    loading: DataConfig = field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-
-
-def train(arguments: list[str]) -> int:
-    """Parse the recipe, its scale and its flags, and train; or continue a run."""
-    import tyro
-
-    if arguments[:1] in (["-h"], ["--help"]):
-        arguments = ["demo", "--help"]
-    if "--resume" in arguments:
-        return _resume(arguments)
-    name = positional(arguments, "train", "RECIPE", f"recipes: {', '.join(list_recipes())}")
-    sets, rest = _take_sets(arguments)
-    scale, rest = _take_scale(rest)
-    recipe = load_recipe(name, parse_overrides(sets), scale)
-    hidden = _clashing(recipe.data)
-    loading = replace(recipe.data, **{name: {} for name in hidden})
-    default = TrainArguments(loading=loading, optimizer=recipe.optimizer, training=recipe.training)
-    parsed = tyro.cli(
-        Annotated[TrainArguments, tyro.conf.OmitArgPrefixes],
-        args=rest,
-        default=default,
-        prog=f"fastmtl train {name}",
-    )
-    loading = replace(parsed.loading, **{name: getattr(recipe.data, name) for name in hidden})
-    values = as_dict(replace(recipe, data=loading, optimizer=parsed.optimizer, training=parsed.training))
-    recipe = load_recipe(name, values)  # once more, so that flags pass the same checks as files
-    if parsed.print_config:
-        import tomli_w
-
-        print(tomli_w.dumps(as_dict(recipe)), end="")
-        return 0
-    return _run_training(recipe, parsed)
-
-
-def _clashing(data: DataConfig) -> list[str]:
-    """The tables of [data] with a key that is a flag already: they have no flags of their own then."""
-    taken = {
-        one.name for table in (TrainArguments, DataConfig, OptimizerConfig, TrainingConfig) for one in fields(table)
-    }
-    found = []
-    for name, table in vars(data).items():
-        keys = _keys(table) if isinstance(table, dict) else []
-        if taken.isdisjoint(keys) and len(set(keys)) == len(keys):
-            taken.update(keys)
-        else:
-            found.append(name)
-    return found
-
-
-def _keys(table: Mapping[str, Any]) -> list[str]:
-    inner = [key for value in table.values() if isinstance(value, Mapping) for key in _keys(value)]
-    return [*(key.replace("-", "_") for key in table), *inner]
-
-
-def _run_training(recipe: Recipe, parsed: TrainArguments) -> int:
-    from ..api import runs as commands
-
-    console = _console()
-    out = parsed.out or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    _show(commands.train(recipe, parsed.data, out, split_file=parsed.split, console=console), out, console)
-    return 0
-
-
-def _resume(arguments: list[str]) -> int:
-    """`fastmtl train [RECIPE] --resume --out RUN`: the run's own recipe and data; nothing else can be said."""
-    from ..api import runs as commands
-
-    rest = [argument for argument in arguments if argument != "--resume"]
-    place = rest.index("--out") if "--out" in rest[:-1] else None
-    if place is None:
-        raise ConfigError("--resume continues a run: fastmtl train --resume --out RUN.")
-    out = Path(rest[place + 1])
-    others = [*rest[:place], *rest[place + 2 :]]
-    if len(others) > 1 or (others and others[0].startswith("-")):
-        raise ConfigError(f"--resume continues {out} with its own recipe and data; leave out {' '.join(others)!r}.")
-    console = _console()
-    _show(commands.resume(out, console=console), out, console)
-    return 0
-
-
-def _show(summary: dict[str, Any], out: Path, console: Any) -> None:
-    if not summary:  # rank 0 shows it
-        return
-    for task, values in summary["tasks"].items():
+            print(tomli_w.dumps(as_dict(recipe)), end="")
+            return 0
+        out = parsed.out or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        summary = api.train(recipe, parsed.data, out, split_file=parsed.split, console=console)
+    for task, values in summary.get("tasks", {}).items():  # empty on all ranks but the first
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
         console.print(f"{task}: {shown}")
     if count := len(summary.get("notices", [])):
         console.print(f"{counted(count, 'notice')}, in the report and in summary.json")
-    console.print(f"run folder: {out}  (open {out / 'report.html'})")
+    if summary:
+        console.print(f"run folder: {out}  (open {out / 'report.html'})")
+    return 0
 
 
-def _take_sets(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Split `--set KEY=VALUE ...` off: it changes the defaults that the other flags are shown with."""
-    sets: list[str] = []
-    rest: list[str] = []
-    taking = False
-    for argument in arguments:
-        if argument == "--set":
-            taking = True
-        elif argument.startswith("--set="):
-            sets.append(argument.removeprefix("--set="))
-        elif argument.startswith("-"):
-            taking = False
-            rest.append(argument)
-        else:
-            (sets if taking else rest).append(argument)
-    if "--set" in arguments and not sets:
-        raise ConfigError("--set wants KEY=VALUE, for example model.base_channels=8; got nothing.")
-    return sets, rest
+def _parser(shown: Recipe) -> Parser:
+    """Its help shows the values of `shown` as defaults."""
+    parser = Parser("train", "Train RECIPE and leave a run folder, or continue a run.", add_help=False)
+    parser.need("RECIPE", f"recipes: {', '.join(list_recipes())}")
+    parser.add_argument("-h", "--help", action="store_true", help="show this message, with the recipe's own values")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="a manifest, or a folder such as CLASS/image and CLASS/label; recipes with a generator make their own",
+    )
+    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder to create (default: runs/RECIPE-TIME)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its own recipe and data")
+    parser.add_argument(
+        "--scale",
+        nargs="?",
+        const="",
+        help="one of the recipe's [scales]: tiny takes seconds, small minutes (default: full, the recipe itself)",
+    )
+    parser.add_argument("--split", type=Path, metavar="FILE", help='JSON with the "validation_patients" to hold out')
+    parser.add_argument(
+        "--print-config", action=argparse.BooleanOptionalAction, default=False, help="print the whole recipe and stop"
+    )
+    parser.add_set("any other key, for example model.base_channels=8")
+    values = as_dict(shown)
+    for table, cls in _TABLES.items():
+        group = parser.add_argument_group(f"[{table}] of the recipe")
+        texts, here = _texts(cls), values
+        for name in table.split("."):
+            here = here[name]
+        for key, hint in typing.get_type_hints(cls).items():
+            default = here.get(key, getattr(cls, key, None))
+            _add_flag(group, f"{table}.{key}", hint, f"{texts.get(key, '')} (default: {default!r})")
+    for old, new in RENAMED.items():
+        hint = typing.get_type_hints(TrainingConfig)[new.rpartition(".")[2]]
+        _add_flag(parser, old, hint, argparse.SUPPRESS)
+    return parser
 
 
-def _take_scale(arguments: list[str]) -> tuple[str, list[str]]:
-    """Split `--scale NAME` off: like `--set`, it changes the defaults."""
-    for place, argument in enumerate(arguments):
-        name, separator, value = argument.partition("=")
-        if name == "--scale":
-            if not separator and place + 1 < len(arguments):
-                value = arguments[place + 1]
-            if not value or value.startswith("-"):
-                raise ConfigError("--scale wants one of the recipe's scales, for example --scale tiny; got nothing.")
-            return value, [*arguments[:place], *arguments[place + (1 if separator else 2) :]]
-    return "", arguments
+def _add_flag(group: argparse._ActionsContainer, key: str, hint: Any, text: str) -> None:
+    """A flag for a key of a recipe; of tables none, `--set` changes what they hold."""
+    options: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "help": text.replace("%", "%%").strip()}
+    inner = typing.get_args(hint)
+    if hint is bool:
+        options["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(hint) is typing.Literal:
+        by_text = {str(choice): choice for choice in inner}
+        options |= {"choices": inner, "type": lambda text: by_text.get(text, text)}
+    elif typing.get_origin(hint) in (list, tuple):
+        options |= {"nargs": "*", "type": inner[0], "metavar": inner[0].__name__.upper()}
+    elif typing.get_origin(hint) is dict:
+        return
+    else:
+        options |= {"type": hint, "metavar": hint.__name__.upper()}
+    group.add_argument(f"--{key.rpartition('.')[2].replace('_', '-')}", **options)
 
 
-def _console() -> Any:
-    from rich.console import Console
+def _texts(cls: type) -> dict[str, str]:
+    """Field -> the text under it in the source of a dataclass."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
 
-    from ..training.progress import plain
 
-    return plain(Console(file=sys.stderr, highlight=False, soft_wrap=True))
+def _recipe(parsed: argparse.Namespace) -> Recipe:
+    """The recipe at its scale, with `--set` and then the flags laid over it."""
+    if parsed.scale == "":
+        raise ConfigError("--scale wants one of the recipe's scales, for example --scale tiny; got nothing.")
+    overrides = parse_overrides(parsed.sets)
+    for key, value in _flags(parsed).items():
+        overrides = merge(overrides, at_key(key, value))
+    return load_recipe(parsed.recipe, overrides, parsed.scale or "")
+
+
+def _flags(parsed: argparse.Namespace) -> Mapping[str, Any]:
+    """Key of the recipe -> the value that a flag gives it."""
+    return {key: value for key, value in vars(parsed).items() if "." in key}
+
+
+def _only_out(parsed: argparse.Namespace) -> Path:
+    """The run to continue; ConfigError where there is none, or anything else but a recipe is given."""
+    if parsed.out is None:
+        raise ConfigError("--resume continues a run: fastmtl train --resume --out RUN.")
+    others = ["set"] * bool(parsed.sets) + [name for name in ("data", "split", "scale") if getattr(parsed, name)]
+    others += [key.rpartition(".")[2] for key in _flags(parsed)]
+    if others:
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ConfigError(f"--resume continues {parsed.out} with its own recipe and data; leave out {flags}.")
+    return parsed.out

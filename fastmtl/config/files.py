@@ -1,7 +1,7 @@
 """Recipes as files: where they are, what they extend or leave out, and their overlays for smaller scales.
 
-Nothing here knows what a recipe holds, but for `scales`, the lengths that `training.shorten` multiplies, and what is
-said of one recipe alone: its name, its summary and the paper that it is a row of.
+Of a recipe's content this module knows `scales`, what `training.epoch_scale` multiplies, and what a recipe does not
+inherit: its name, its summary and the paper that it is a row of.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from ..utils.json_toml import read_toml
 from ..utils.suggestions import nearest
 from .parsing import ConfigError, merge
+from .renamed import with_new_names
 
 BUILT_IN = Path(__file__).parents[1] / "recipes"
 FULL = "full"  # the scale of the recipe as it stands
@@ -54,10 +55,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     if path in seen:
         raise ConfigError(f"recipe {path.stem} extends itself: {' -> '.join(p.stem for p in (*seen, path))}.")
-    try:
-        values = read_toml(path)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    values = with_new_names(tables(path))
     base, left_out = values.pop("extends", None), values.pop("without", [])
     if not isinstance(left_out, list) or (left_out and base is None):
         raise ConfigError(
@@ -81,9 +79,17 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(inherited, values)
 
 
+def tables(path: Path) -> dict[str, Any]:
+    """The tables in a file alone; ConfigError where it is not TOML."""
+    try:
+        return read_toml(path)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
 def lineage(path: Path) -> list[Path]:
     """The files that `read` lays over each other, the last base first and `path` last."""
-    base = read_toml(path).get("extends")
+    base = tables(path).get("extends")
     return [path] if base is None else [*lineage(_parent(path, base)), path]
 
 
@@ -109,20 +115,20 @@ def at_scale(values: Mapping[str, Any], scale: str, name: str) -> dict[str, Any]
     return merge(values, scales[scale])
 
 
-def shortened(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """The tables with `training.shorten` carried out: epochs and patience multiplied by it, stages' too, at least 1;
-    average_start too, rounded down.
+def scale_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """The tables with `training.epoch_scale` applied: epochs and patience, also of stages, times it and at least
+    1; average_start multiplied and rounded down.
 
     Args:
         values: of a recipe.
-        epochs: of a recipe that says none.
+        epochs: the default of training.epochs.
     """
     training = values.get("training", {})
-    factor = training.get("shorten", 1.0) if isinstance(training, Mapping) else 1.0
+    factor = training.get("epoch_scale", 1.0) if isinstance(training, Mapping) else 1.0
     if factor == 1.0 or isinstance(factor, bool) or not isinstance(factor, int | float):
         return dict(values)  # what is wrong with it, the check of types says
     if not 0 < factor <= 1:
-        raise ConfigError(f"training.shorten must lie in (0, 1]; got {factor!r}.")
+        raise ConfigError(f"training.epoch_scale must lie in (0, 1]; got {factor!r}.")
     lengths = {"epochs": epochs} | {key: training[key] for key in ("epochs", "patience") if key in training}
     short = {key: _fewer(value, factor) for key, value in lengths.items()}
     if isinstance(start := training.get("average_start"), int):
@@ -133,7 +139,7 @@ def shortened(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
             {**one, "epochs": _fewer(one["epochs"], factor)} if isinstance(one, Mapping) and "epochs" in one else one
             for one in stages
         ]
-    return {**values, "training": {**training, **short, "shorten": 1.0}, "stages": stages}
+    return {**values, "training": {**training, **short, "epoch_scale": 1.0}, "stages": stages}
 
 
 def _fewer(value: Any, factor: float) -> Any:

@@ -13,9 +13,11 @@ from typing import Any
 
 from ..utils.json_toml import parse_toml
 from . import files as recipe_files
-from . import validation
 from .parsing import ConfigError, merge, typed
-from .schema import OptimizerConfig, Recipe, StageConfig, TrainingConfig
+from .renamed import with_new_names
+from .schema import Recipe, TrainingConfig
+from .stages import with_total_epochs
+from .validation import validate
 
 
 def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None, scale: str = "") -> Recipe:
@@ -32,29 +34,29 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None, 
     path = recipe_files.find(str(recipe))
     values = recipe_files.read(path)
     values.setdefault("name", recipe_files.name_of(path))
-    _check_files(path, values, overrides or {})
-    for name in values.get("scales", {}):
-        _check_overlay(values, name)
+    overrides = with_new_names(overrides or {})
     standard = TrainingConfig.epochs
-    values = recipe_files.shortened(recipe_files.at_scale(values, scale, values["name"]), standard)
-    values = recipe_files.shortened(merge(values, overrides or {}), standard)
-    built: Recipe = typed(Recipe, values)
-    if built.stages:
-        built = _count_epochs(built, (overrides or {}).get("training", {}).get("epochs"))
-    validation.check(built, {stage.name: optimizer_of(built, stage) for stage in built.stages})
+    scaled = recipe_files.scale_epochs(recipe_files.at_scale(values, scale, values["name"]), standard)
+    scaled = recipe_files.scale_epochs(merge(scaled, overrides), standard)
+    try:
+        built: Recipe = typed(Recipe, scaled)
+    except ConfigError as error:
+        for file in recipe_files.lineage(path):
+            if _problem_of({"name": "", **recipe_files.read(file)}) == str(error):
+                raise ConfigError(f"{file}: {error}") from None
+        _check_overlays(values)
+        raise
+    _check_overlays(values)
+    built = with_total_epochs(built, overrides.get("training", {}).get("epochs"))
+    validate(built)
     return built
 
 
-def stages_of(recipe: Recipe) -> list[StageConfig]:
-    """The recipe's stages; without any, one of all its epochs, without a name."""
-    return recipe.stages or [StageConfig("", recipe.training.epochs)]
-
-
-def optimizer_of(recipe: Recipe, stage: StageConfig) -> OptimizerConfig:
-    """The recipe's optimizer with the stage's laid over it."""
-    return typed(
-        OptimizerConfig, merge(dataclasses.asdict(recipe.optimizer), stage.optimizer), f"stages.{stage.name}.optimizer"
-    )
+def load_run_recipe(path: Path) -> Recipe:
+    """The recipe in the config.toml of a run: it is complete, and may have the keys of an earlier version."""
+    recipe = with_total_epochs(typed(Recipe, with_new_names(recipe_files.tables(path), warn=False)), None)
+    validate(recipe)
+    return recipe
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -66,11 +68,18 @@ def parse_override(text: str) -> dict[str, Any]:
         parsed = parse_toml(f"v = {value}")["v"]
     except ValueError:
         parsed = value
-    *tables, last = key.split(".")
-    nested: dict[str, Any] = {last: parsed}
-    for table in reversed(tables):
-        nested = {table: nested}
-    return nested
+    return at_key(key, parsed)
+
+
+def at_key(key: str, value: Any) -> dict[str, Any]:
+    """The nested tables in which `value` is at a dotted key.
+
+    >>> at_key("training.epochs", 3)
+    {'training': {'epochs': 3}}
+    """
+    for table in reversed(key.split(".")):
+        value = {table: value}
+    return value
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
@@ -86,16 +95,6 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
-def _check_files(path: Path, values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Raise ConfigError for what a recipe or one of its bases has wrong at any scale, with the file that has it."""
-    problem = _problem_of(values)
-    if not problem or problem != _problem_of(merge(values, overrides)):
-        return
-    for file in recipe_files.lineage(path):
-        if _problem_of({"name": "", **recipe_files.read(file)}) == problem:
-            raise ConfigError(f"{file}: {problem}")
-
-
 def _problem_of(values: Mapping[str, Any]) -> str:
     try:
         typed(Recipe, values)
@@ -104,22 +103,8 @@ def _problem_of(values: Mapping[str, Any]) -> str:
     return ""
 
 
-def _check_overlay(values: Mapping[str, Any], scale: str) -> None:
-    """Raise ConfigError for an overlay that would not fit, also while nobody asks for it."""
-    try:
-        typed(Recipe, recipe_files.at_scale(values, scale, values["name"]))
-    except ConfigError as error:
-        raise ConfigError(f"recipe {values['name']}, scales.{scale}: {error}") from None
-
-
-def _count_epochs(recipe: Recipe, asked: int | None) -> Recipe:
-    """training.epochs is the stages' sum; a flag that says something else would be passed over in silence."""
-    lengths = {stage.name: stage.epochs for stage in recipe.stages}
-    total = sum(stage.epochs for stage in recipe.stages)
-    if asked not in (None, total):
-        parts = ", ".join(f"{name} {epochs}" for name, epochs in lengths.items())
-        raise ConfigError(
-            f"recipe {recipe.name} has stages with epochs of their own ({parts}), and training.epochs is {asked}. "
-            f"Change a stage instead: --set stages.{recipe.stages[0].name}.epochs={asked}."
-        )
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=total))
+def _check_overlays(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a scale that does not fit, even if another one is asked for."""
+    for scale in values.get("scales", {}):
+        if problem := _problem_of(recipe_files.at_scale(values, scale, values["name"])):
+            raise ConfigError(f"recipe {values['name']}, scales.{scale}: {problem}")

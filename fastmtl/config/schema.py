@@ -154,7 +154,7 @@ class TrainingConfig:
     of every task. 0: only what balancers of gradients see anyway."""
     compile: bool = False
     """Run the network through torch.compile."""
-    shorten: float = 1.0
+    epoch_scale: float = 1.0
     """Multiplies epochs and patience, those of stages too, at least 1, and average_start; 1 again once that is done."""
 
 

@@ -8,18 +8,15 @@ from typing import Any
 from ..utils.suggestions import file_name_problem, folded, nearest
 from .parsing import ConfigError
 from .schema import DataConfig, OptimizerConfig, Recipe, StageConfig, TrainingConfig
+from .stages import optimizer_of
 
 _OURS = (".json", ".jsonl", ".tif", ".geojson")  # endings that predictions give their files
 VIEWS = ("h", "v", "r90", "r180", "r270")  # of an image, besides itself: flips and quarter turns
 
 
-def check(recipe: Recipe, optimizers: Mapping[str, OptimizerConfig]) -> None:
-    """Raise ConfigError, one line with the key and what it has, for the first value that cannot be used.
-
-    Args:
-        recipe: its types are right.
-        optimizers: stage -> the recipe's optimizer with the stage's laid over it.
-    """
+def validate(recipe: Recipe) -> None:
+    """Raise ConfigError, one line with the key and its value, for the first value that cannot be used. Types are
+    right already, and names of components are checked when these are built."""
     try:
         for number, stage in enumerate(recipe.stages):  # first: training.epochs is the sum of theirs
             _check_stage(recipe, number, stage)
@@ -27,8 +24,8 @@ def check(recipe: Recipe, optimizers: Mapping[str, OptimizerConfig]) -> None:
         _check_training(recipe.training, recipe.stages[-1].epochs if recipe.stages else recipe.training.epochs)
         _check_components(recipe)
         _check_optimizer("optimizer", recipe.optimizer)
-        for stage, optimizer in optimizers.items():
-            _check_optimizer(f"stages.{stage}.optimizer", optimizer)
+        for stage in recipe.stages:
+            _check_optimizer(f"stages.{stage.name}.optimizer", optimizer_of(recipe, stage))
     except ConfigError as error:
         raise ConfigError(f"recipe {recipe.name}: {error}") from None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..api import runs as commands
+from .. import api
 from ..builders import datasets
 from ..config import ConfigError, Recipe
 from ..training import checkpoint
@@ -242,6 +242,6 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 def _train(recipe: Recipe, root: Path, folder: Path, console: Console) -> dict[str, Any]:
     if (folder / "config.toml").is_file():
         if checkpoint.exists(folder / "checkpoints" / "last"):
-            return commands.resume(folder, console=console)
+            return api.resume(folder, console=console)
         shutil.rmtree(folder)  # it was stopped before its first checkpoint
-    return commands.train(recipe, root, folder, console=console)
+    return api.train(recipe, root, folder, console=console)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..config import Recipe, as_dict, load_recipe
+from ..config import Recipe, as_dict, load_run_recipe
 from ..errors import UserError
 from ..utils.atomic_io import append, write_whole
 from ..utils.json_toml import parse_json, read_json
@@ -77,7 +77,7 @@ class RunFolder:
         path = self.path / "config.toml"
         if not path.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no config.toml.")
-        return load_recipe(path)
+        return load_run_recipe(path)
 
     def extra(self) -> dict[str, Any]:
         """What `create` was given."""

@@ -8,7 +8,7 @@ an infinite gradient) makes the optimizer skip the step on the device, and is ra
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,26 +96,17 @@ class Trainer:
         record: dict[str, Any] = {}
         self.world.distribute(self.balancer, self.model)
         while not self.finished:
-            started = time.perf_counter()
             self.model.train()
-            images, waited = self._run_epoch(train)
-            sums = self.world.sum(self.sums) / self.world.size
-            losses = (sums / max(len(train), 1)).tolist()  # waits for the device, so that `seconds` is all of it
-            seconds = time.perf_counter() - started
-            self.sums.zero_()
-            self.epoch += 1
-            self.balancer.on_epoch()
-            if self.average is not None:
-                self.average.on_epoch(self.epoch - self.first_epoch - 1)
-            record = ({"stage": self.stage} if self.stage else {}) | {
-                "epoch": self.epoch,
-                "step": self.step_count,
-                "loss": {task.name: loss for task, loss in zip(self.tasks, losses, strict=True)},
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "images_per_second": images * self.world.size / seconds,
-                "waiting": waited / seconds,
-                "seconds": seconds,
-            }
+            pace, number = _Pace(self.world.size), train.state_dict().get("batch", 0)
+            for batch in pace.timed(train):
+                losses, done = self.step(batch.to(self.device, non_blocking=True))
+                number += 1
+                if self.step_count % self.config.log_every == 0 or number == len(train):
+                    self._look(losses, done, number, len(train), pace.so_far())
+                if self.world.stopping(self.stop_requested):
+                    self.save("last", train)
+                    raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
+            record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
             if validation is not None:
                 started = time.perf_counter()
                 record["validation"] = self.evaluate(validation)
@@ -255,24 +246,21 @@ class Trainer:
             if state["rng_device"] is not None:
                 torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)
 
-    def _run_epoch(self, loader: Loader) -> tuple[int, float]:
-        """Returns images seen and seconds spent waiting for data."""
-        images, waited = 0, 0.0
-        started = mark = time.perf_counter()
-        number = loader.state_dict().get("batch", 0)
-        for batch in loader:
-            waited += time.perf_counter() - mark
-            losses, done = self.step(batch.to(self.device, non_blocking=True))
-            images, number = images + len(batch), number + 1
-            if self.step_count % self.config.log_every == 0 or number == len(loader):
-                seconds = time.perf_counter() - started
-                pace = {"images_per_second": images * self.world.size / seconds, "waiting": waited / seconds}
-                self._look(losses, done, number, len(loader), pace)
-            if self.world.stopping(self.stop_requested):
-                self.save("last", loader)
-                raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
-            mark = time.perf_counter()
-        return images, waited
+    def _close_epoch(self, num_batches: int) -> dict[str, Any]:
+        """Count the epoch; returns its part of the record."""
+        sums = self.world.sum(self.sums) / self.world.size
+        losses = (sums / max(num_batches, 1)).tolist()  # waits for the device, so that the time measured is all of it
+        self.sums.zero_()
+        self.epoch += 1
+        self.balancer.on_epoch()
+        if self.average is not None:
+            self.average.on_epoch(self.epoch - self.first_epoch - 1)
+        return ({"stage": self.stage} if self.stage else {}) | {
+            "epoch": self.epoch,
+            "step": self.step_count,
+            "loss": {task.name: loss for task, loss in zip(self.tasks, losses, strict=True)},
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
 
     def _look(
         self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, pace: dict[str, float]
@@ -321,3 +309,28 @@ class Trainer:
             state |= {"model": dict(averaged.state_dict()), "average": None}
         if self.folder is not None:
             checkpoint.save(self.folder / name, state)
+
+
+class _Pace:
+    """Images per second and the share of time spent waiting for data, in one epoch."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self._num_ranks, self._images, self._waited = num_ranks, 0, 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def timed(self, loader: Loader) -> Iterator[Batch]:
+        """The loader's batches, and how long each was waited for."""
+        mark = time.perf_counter()
+        for batch in loader:
+            self._waited += time.perf_counter() - mark
+            self._images += len(batch)
+            yield batch
+            mark = time.perf_counter()
+
+    def so_far(self) -> dict[str, float]:
+        seconds = self.seconds
+        return {"images_per_second": self._images * self._num_ranks / seconds, "waiting": self._waited / seconds}

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import re
-import sys
 import tomllib
 from pathlib import Path
 
@@ -140,7 +139,7 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(module, says, mon
     def missing(arguments):
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
-    monkeypatch.setitem(sys.modules["fastmtl.cli"]._COMMANDS, "models", missing)
+    monkeypatch.setattr("fastmtl.cli.models.list_models", missing)
     assert main(["models"]) == 1
     assert capsys.readouterr().err == f"fastmtl: {says}\n"
 

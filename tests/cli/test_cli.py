@@ -115,7 +115,7 @@ def test_stop_and_resume_ends_where_an_uninterrupted_run_ends(tiles, tmp_path):
     """SIGTERM in mid-training, then --resume: the weights and metrics are those of a run that was left alone."""
     options = [*SMALL, "--epochs", "3", "--log-every", "1", "--data", str(tiles)]
     assert main(["train", "demo", "--out", str(tmp_path / "whole"), *options]) == 0
-    command = [sys.executable, "-m", "fastmtl.cli", "train", "demo", "--out", str(tmp_path / "cut"), *options]
+    command = [sys.executable, "-m", "fastmtl", "train", "demo", "--out", str(tmp_path / "cut"), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     for _ in range(1200):
         if (tmp_path / "cut" / "metrics.jsonl").exists() or process.poll() is not None:

@@ -105,7 +105,10 @@ def test_what_a_base_has_wrong_is_told_with_its_file(base, tmp_path):
     (tmp_path / "base.toml").write_text(f'extends = "{base}"\n[training]\nepoch = 3\n')
     with pytest.raises(ConfigError) as caught:
         load_recipe(tmp_path / "mine.toml")
-    assert str(caught.value) == f"{tmp_path / 'base.toml'}: unknown key 'training.epoch'; did you mean 'epochs'?"
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'base.toml'}: unknown key 'training.epoch'; did you mean 'epochs' or 'epoch_scale'?"
+    )
     with pytest.raises(ConfigError, match=r"^unknown key 'training.epoch'"):  # of a flag, no file is named
         load_recipe(base, {"training": {"epoch": 3}})
 

@@ -260,7 +260,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(number, tmp_p
 
 
 def test_errors_of_the_machine_name_file_and_cure(monkeypatch, capsys):
-    from fastmtl import cli
+    from fastmtl.cli import doctor
 
     for error, said in (
         (
@@ -274,20 +274,20 @@ def test_errors_of_the_machine_name_file_and_cure(monkeypatch, capsys):
         def failing(_arguments, error=error):
             raise error
 
-        monkeypatch.setitem(cli._COMMANDS, "doctor", failing)
+        monkeypatch.setattr(doctor, "doctor", failing)
         assert main(["doctor"]) == 1
         assert said in capsys.readouterr().err
     for error in (KeyError("x"), TypeError("y")):  # ours: the traceback is wanted
-        monkeypatch.setitem(cli._COMMANDS, "doctor", lambda _arguments, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(doctor, "doctor", lambda _arguments, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(type(error)):
             main(["doctor"])
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(errno.EPIPE, "x"), 141)])
 def test_whoever_stops_gets_no_traceback(error, code, monkeypatch, capsys):
-    from fastmtl import cli
+    from fastmtl.cli import doctor
 
-    monkeypatch.setitem(cli._COMMANDS, "doctor", lambda _arguments: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(doctor, "doctor", lambda _arguments: (_ for _ in ()).throw(error))
     monkeypatch.setattr("os.dup2", lambda *_: None)
     assert main(["doctor"]) == code
     assert "Traceback" not in capsys.readouterr().err

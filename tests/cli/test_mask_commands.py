@@ -12,7 +12,7 @@ from helpers.masks import as_files, as_slides, shape
 from helpers.tiles import write_image
 from rich.console import Console
 
-from fastmtl.api import runs as commands
+from fastmtl import api
 from fastmtl.cli import main
 from fastmtl.config import ConfigError, load_recipe
 
@@ -32,7 +32,7 @@ def discs(*values: int) -> list[np.ndarray]:
 def trained(data: Path, out: Path) -> tuple[dict, str]:
     """The summary, and what was printed."""
     said = Console(file=io.StringIO(), width=400)
-    summary = commands.train(load_recipe("ebhi_joint_unet", SMALL), data, out, console=said)
+    summary = api.train(load_recipe("ebhi_joint_unet", SMALL), data, out, console=said)
     return summary, said.file.getvalue()
 
 
@@ -61,12 +61,12 @@ def test_train_refuses_before_there_is_a_run_folder(make, tmp_path):
 @pytest.mark.parametrize("values", [(1, 1, 1, 1), (255, 255, 255, 1)])
 def test_eval_refuses_what_training_refuses(make, values, run, tmp_path):
     with pytest.raises(ConfigError, match=DARK):
-        commands.evaluate(run / "run", make(tmp_path, discs(*values)), everything=True, device="cpu")
+        api.evaluate(run / "run", make(tmp_path, discs(*values)), everything=True, device="cpu")
 
 
 def test_eval_says_what_is_odd(run, tmp_path):
     odd = [mask // 255 * 127 + 128 for mask in discs(255, 255)]  # 128 and 255
-    found = commands.evaluate(run / "run", as_files(tmp_path, odd), everything=True, device="cpu")
+    found = api.evaluate(run / "run", as_files(tmp_path, odd), everything=True, device="cpu")
     assert any("areas of 128 and 255, which all count as foreground" in notice for notice in found["notices"])
 
 
@@ -80,7 +80,7 @@ def test_resume_looks_again(run, tmp_path):
     for path in (home / "data").glob("*_mask.png"):
         write_image(path, shape().astype(np.uint8))
     with pytest.raises(ConfigError, match=DARK):
-        commands.resume(home / "run", console=Console(quiet=True))
+        api.resume(home / "run", console=Console(quiet=True))
 
 
 def test_the_command_line_says_it_in_one_line(run, tmp_path, capsys):

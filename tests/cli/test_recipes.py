@@ -10,7 +10,7 @@ from helpers.paths import DOCS
 from helpers.published import EBHI_CLASSES, write_for_recipes
 from rich.console import Console
 
-from fastmtl.api import runs as commands
+from fastmtl import api
 from fastmtl.balance import create_balancer
 from fastmtl.builders import components, datasets
 from fastmtl.config import ConfigError, as_dict, list_recipes, load_recipe
@@ -109,7 +109,7 @@ def test_a_full_network_can_be_built(name):
 )
 def test_a_recipe_trains_at_scale_tiny(name, published, tmp_path):
     recipe = load_recipe(name, {"training": {"device": "cpu"}}, scale="tiny")
-    summary = commands.train(recipe, published(recipe.paper.key), tmp_path / "run", console=Console(quiet=True))
+    summary = api.train(recipe, published(recipe.paper.key), tmp_path / "run", console=Console(quiet=True))
     for key in recipe.paper.figures:
         organ_of_no_fixture = ".per_" in key and "organs" not in key and "segmentation" not in key
         assert key == "delta_m" or organ_of_no_fixture or metric(summary, key) is not None, key
@@ -125,7 +125,7 @@ def test_a_recipe_trains_at_scale_tiny(name, published, tmp_path):
     [
         ("demo", {}, "tiny", "recipe demo has no scale 'tiny'; it has full"),
         ("mask2tasks/pcgrad", {}, "huge", "has no scale 'huge'; it has tiny, small, full"),
-        ("mask2tasks/pcgrad", {"training": {"shorten": 0.0}}, "", r"training.shorten must lie in \(0, 1\]"),
+        ("mask2tasks/pcgrad", {"training": {"epoch_scale": 0.0}}, "", r"training.epoch_scale must lie in \(0, 1\]"),
     ],
 )
 def test_scales_that_do_not_fit_are_named(name, overrides, scale, message):
@@ -152,10 +152,10 @@ def test_a_recipe_can_do_without_a_task_of_its_base(tmp_path):
         load_recipe(path)
 
 
-def test_shorten_multiplies_stages_once(tmp_path):
-    recipe = load_recipe("mask2tasks/two_stage", {"training": {"shorten": 0.1}})
+def test_epoch_scale_multiplies_stages_once(tmp_path):
+    recipe = load_recipe("mask2tasks/two_stage", {"training": {"epoch_scale": 0.1}})
     assert [stage.epochs for stage in recipe.stages] == [4, 6]
-    assert recipe.training.shorten == 1.0
+    assert recipe.training.epoch_scale == 1.0
     assert load_recipe("mask2tasks/two_stage", as_dict(recipe)) == recipe
     assert load_recipe("unet_multi/mtl", scale="small").training.epochs == round(27 * 0.22)
 

@@ -9,7 +9,7 @@ import pytest
 from helpers.published import write_ebhi, write_hep2, write_pets
 from helpers.tiles import shared_data, write_folder
 
-from fastmtl.api import runs as commands
+from fastmtl import api
 from fastmtl.cli import main
 from fastmtl.config import load_recipe
 from fastmtl.reproduce import Score, delta_m, figures, plan, tables
@@ -97,7 +97,7 @@ def test_rows_trained_before_stay_in_the_table(ebhi, tmp_path, capsys, monkeypat
     def stopped(recipe, *rest, **options):
         raise Interrupted("stopped at epoch 1, step 2; continue with: something else")
 
-    monkeypatch.setattr(commands, "train", trained)
+    monkeypatch.setattr(api, "train", trained)
     assert _reproduce(*arguments, ROWS[0]) == 0
     capsys.readouterr()
     assert _reproduce(*arguments, ROWS[1]) == 0
@@ -106,13 +106,13 @@ def test_rows_trained_before_stay_in_the_table(ebhi, tmp_path, capsys, monkeypat
     rows = [line for line in printed.out.splitlines() if "0.500" in line]
     assert [line.split(" | ")[0] for line in rows] == ["| Resnet50", "| EfficientNet"]  # in the paper's order
     assert all(line.endswith(" 5 |") for line in rows)
-    monkeypatch.setattr(commands, "train", stopped)
+    monkeypatch.setattr(api, "train", stopped)
     assert _reproduce(*arguments, ROWS[0], "single_swin") == 130
     capsys.readouterr()
     lines = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     finished = [line["recipe"] for line in lines if line["folds"] == "5"]
     assert finished == ["mask2tasks/single_resnet50", "mask2tasks/single_efficientnet"]
-    monkeypatch.setattr(commands, "train", trained)
+    monkeypatch.setattr(api, "train", trained)
     assert _reproduce(*arguments, "single_swin", "--set", "optimizer.lr=0.5") == 0
     printed = capsys.readouterr()
     assert "in the table too" not in printed.err
@@ -123,7 +123,7 @@ def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, cap
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
     arguments = ["mask2tasks", "--data", ebhi, "--out", out, "--folds", 1, "--rows", *ROWS, *SMALL]
-    real = commands.train
+    real = api.train
 
     def stopped_at_the_second(recipe, *rest, **options):
         if recipe.name.endswith("resnet50"):
@@ -133,13 +133,13 @@ def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, cap
     def broken_at_the_second(recipe, *rest, **options):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(commands, "train", stopped_at_the_second)  # the order is the paper's: resnet50 comes first
+    monkeypatch.setattr(api, "train", stopped_at_the_second)  # the order is the paper's: resnet50 comes first
     assert _reproduce(*arguments) == 130
     assert "stopped at epoch 1, step 2; the same command continues" in capsys.readouterr().err
-    monkeypatch.setattr(commands, "train", real)
+    monkeypatch.setattr(api, "train", real)
     assert _reproduce(*arguments[: -len(SMALL) - 2], ROWS[1], *SMALL) == 0
     (out / ROWS[1] / "fold-0" / "summary.json").unlink()  # as if stopped between the last checkpoint and the scores
-    monkeypatch.setattr(commands, "train", broken_at_the_second)
+    monkeypatch.setattr(api, "train", broken_at_the_second)
     capsys.readouterr()
     assert _reproduce(*arguments) == 1
     printed = capsys.readouterr()

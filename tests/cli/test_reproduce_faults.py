@@ -8,8 +8,7 @@ import pytest
 from helpers.published import write_ebhi
 from helpers.stages import TWO, recipe_of
 
-from fastmtl import data
-from fastmtl.api import runs as commands
+from fastmtl import api, data
 from fastmtl.builders import datasets
 from fastmtl.config import ConfigError
 from fastmtl.reproduce import Score, delta_m, figures, plan, reproduction, tables
@@ -93,7 +92,7 @@ def test_a_checkpoint_that_a_crash_left_under_its_other_name_is_continued(tmp_pa
     (tmp_path / "config.toml").touch()
     checkpoint.save(tmp_path / "checkpoints" / "last", {"a": 1})
     (tmp_path / "checkpoints" / "last").rename(tmp_path / "checkpoints" / "last.old")
-    monkeypatch.setattr(commands, "resume", lambda folder, console: checkpoint.load(folder / "checkpoints" / "last"))
+    monkeypatch.setattr(api, "resume", lambda folder, console: checkpoint.load(folder / "checkpoints" / "last"))
     (row,) = plan("mask2tasks", rows=["pcgrad"])
     assert reproduction._train(row.recipe, tmp_path, tmp_path, None) == {"a": 1}
 
@@ -143,5 +142,5 @@ def test_an_average_that_would_never_begin_is_refused(tmp_path):
         recipe_of(tmp_path, training=swa)
     longer = [TWO[0], TWO[1] | {"epochs": 3}]
     assert recipe_of(tmp_path, longer, training=swa).training.average_start == 2
-    short = recipe_of(tmp_path, training=swa | {"average_start": 15, "epochs": 20, "shorten": 0.1})
+    short = recipe_of(tmp_path, training=swa | {"average_start": 15, "epochs": 20, "epoch_scale": 0.1})
     assert (short.training.epochs, short.training.average_start) == (2, 1)

@@ -12,9 +12,8 @@ from helpers.masks import as_files, as_slides, shape
 from helpers.tiles import random_pixels, write_image
 from rich.console import Console
 
-from fastmtl import data
+from fastmtl import api, data
 from fastmtl.api import notices
-from fastmtl.api import runs as commands
 from fastmtl.config import load_recipe
 from fastmtl.protocols import Target
 
@@ -266,7 +265,7 @@ def test_training_tells_what_many_files_share_in_one_line_and_slides_of_two_scal
     (tmp_path / "manifest.csv").write_text("\n".join(["slide,mask,label,patient", *rows]))
     said = Console(file=io.StringIO(), width=400)
     recipe = load_recipe("ebhi_joint_unet", SMALL)
-    summary = commands.train(recipe, tmp_path / "manifest.csv", tmp_path / "run", console=said)
+    summary = api.train(recipe, tmp_path / "manifest.csv", tmp_path / "run", console=said)
     lines = [line for line in said.file.getvalue().splitlines() if "drawn as one" in line]  # type: ignore[attr-defined]
     assert len(lines) == 1
     assert "0.geojson and 7 others: polygons of 2 classes (ROI, Tumor)" in lines[0]

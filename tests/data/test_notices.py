@@ -10,8 +10,8 @@ import torch
 from helpers.tiles import random_pixels, write_image
 from rich.console import Console
 
+from fastmtl import api
 from fastmtl.api import notices
-from fastmtl.api import runs as commands
 from fastmtl.config import load_recipe
 from fastmtl.data import Dataset, Problem, Tile
 from fastmtl.protocols import Batch, Target
@@ -193,7 +193,7 @@ def _tiles(root):
 def test_what_was_odd_ends_in_the_run_folder_and_is_not_doubled_by_resuming(tmp_path, capsys):
     data, run = _tiles(tmp_path / "data"), tmp_path / "run"
     console = Console(file=sys.stderr, soft_wrap=True)
-    found = commands.train(load_recipe("ebhi_joint_unet", SMALL), data, run, console=console)["notices"]
+    found = api.train(load_recipe("ebhi_joint_unet", SMALL), data, run, console=console)["notices"]
     log = capsys.readouterr().err
     assert found[0] == "A/label/P9-1.png: a mask without an image of the same name"
     assert found[1].startswith("data: every tile is its own patient; ")
@@ -205,7 +205,7 @@ def test_what_was_odd_ends_in_the_run_folder_and_is_not_doubled_by_resuming(tmp_
     page = (run / "report.html").read_text()
     assert "<h2>Notices</h2>" in page
     assert "P9-1.png: a mask without an image" in page
-    assert commands.resume(run, console=console)["notices"] == found
-    again = commands.evaluate(run, data)["notices"]
+    assert api.resume(run, console=console)["notices"] == found
+    again = api.evaluate(run, data)["notices"]
     assert again[0] == found[0]
     assert any("all 2 evaluated masks are empty: dice says nothing" in notice for notice in again)

@@ -13,8 +13,7 @@ from helpers.stain import tissue
 from helpers.tiles import write_image
 from rich.console import Console
 
-from fastmtl import config, data
-from fastmtl.api import runs as commands
+from fastmtl import api, config, data
 from fastmtl.builders import stains
 from fastmtl.data.stain import cache
 from fastmtl.data.synthetic.tissue import ARCHITECTURES, expose, paint, random_stain
@@ -60,7 +59,7 @@ def _trained(tmp_path):
     target = tmp_path / "target.png"
     write_image(target, data.open_picture(next((root / "Normal" / "image").iterdir())))
     recipe = _recipe(method="macenko", target=str(target), min_tissue=50, sample=2)
-    commands.train(recipe, root, out, console=Console(file=io.StringIO()))
+    api.train(recipe, root, out, console=Console(file=io.StringIO()))
     target.unlink()
     return root, out
 
@@ -70,11 +69,11 @@ def test_a_run_keeps_its_normaliser_for_other_data(tmp_path):
     kept = data.StainNormalizer.load(out / stains.FILE)
     assert set(kept.slides) == {f"P{patient}" for patient in range(6)}
     others = _folder(tmp_path / "others", patients=8)
-    found = commands.evaluate(out, others, everything=True)
+    found = api.evaluate(out, others, everything=True)
     assert found["num_images"] == 24
     (out / stains.FILE).unlink()  # not silently without stains
     with pytest.raises(data.StainFileError, match=r"no stain file at .*stain\.npz"):
-        commands.evaluate(out, others, everything=True)
+        api.evaluate(out, others, everything=True)
 
 
 @pytest.mark.parametrize("per", ["slide", "tile"])
@@ -97,7 +96,7 @@ def test_a_mosaic_is_the_target_of_all_tiles_side_by_side(tmp_path, per):
 def test_a_run_takes_the_mosaic_of_its_training_tiles(tmp_path):
     root, out = _folder(tmp_path / "tiles", patients=6), tmp_path / "run"
     recipe = _recipe(method="ruifrok", target="mosaic", min_tissue=50)
-    commands.train(recipe, root, out, console=Console(file=io.StringIO()))
+    api.train(recipe, root, out, console=Console(file=io.StringIO()))
     dataset, train = data.read_tile_folder(root), set(json.loads((out / "split.json").read_text())["train"])
     assert len(train) < len(dataset)
     alone = stains.build_normalizer(recipe)
@@ -161,7 +160,7 @@ def test_every_method_trains_with_augmentation(tmp_path, method):
     root, out = _folder(tmp_path / "tiles", patients=6), tmp_path / "run"
     target = str(next((root / "Normal" / "image").iterdir()))
     recipe = _recipe(method=method, target=target, min_tissue=50, sample=1)
-    found = commands.train(recipe, root, out, console=Console(file=io.StringIO()))
+    found = api.train(recipe, root, out, console=Console(file=io.StringIO()))
     assert found["num_images"] > 0
     assert stains.load_normalizer(out, recipe).augments == (method != "reinhard")
 
@@ -169,13 +168,13 @@ def test_every_method_trains_with_augmentation(tmp_path, method):
 def test_a_run_goes_on_with_the_normaliser_it_kept(tmp_path, monkeypatch):
     _, out = _trained(tmp_path)
     monkeypatch.setattr(data.StainNormalizer, "fit_slide", lambda *_: pytest.fail("looked at again"))
-    again = commands.resume(out, console=Console(file=io.StringIO()))
+    again = api.resume(out, console=Console(file=io.StringIO()))
     assert again["num_images"] == json.loads((out / "summary.json").read_text())["num_images"]
 
 
 def test_a_table_that_cannot_be_used_is_told_before_data_are_read(tmp_path):
     with pytest.raises(ValueError, match="there is no target nowhere"):
-        commands.train(
+        api.train(
             _recipe(method="macenko", target="nowhere.png"), tmp_path / "none", tmp_path / "run", console=Console()
         )
 

@@ -1,0 +1,128 @@
+"""Scores of a trained network: on the held-out images at the end of its training, or on other data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import data
+from ..builders import datasets
+from ..config import Recipe
+from ..evaluation.analyse import analyse
+from ..evaluation.per_image import ImageTable
+from ..evaluation.tta import Views
+from ..protocols import Batch, Task
+from ..training import checkpoint
+from ..training.eval_loop import evaluate as evaluate_model
+from ..training.run_dir import RunError, RunFolder, read_lines
+from ..utils.metric_directions import directions_of
+from ..utils.words import counted
+from . import notices
+from .job import Job, say
+from .runs import load
+
+
+def evaluate(
+    path: Path,
+    root: Path,
+    *,
+    which: Literal["best", "last"] | None = None,
+    everything: bool = False,
+    device: str = "auto",
+    tta: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Metrics of a run's checkpoint on the tiles under `root`.
+
+    `which` checkpoint is the recipe's training.checkpoint if None;
+    `tta` are the views of test-time augmentation, the recipe's if None.
+    Patients the run was trained on are left out, unless `everything`; damaged tiles too, where the recipe skips them.
+
+    Raises:
+        RunError: no run there, data that does not fit it, or nothing left to evaluate on.
+        ConfigError: masks that the run's tasks cannot be scored against.
+
+    Returns:
+        Scores and counts; "notices" are what is odd about the targets, a line each.
+    """
+    trained = load(path, which, device, tta)
+    recipe, facts = trained.recipe, trained.facts
+    try:
+        found_tiles = datasets.read_data(recipe, root, trained.classes)
+    except ValueError as error:
+        raise RunError(f"{root} does not fit the classes that {path} was trained on: {error}") from error
+    folder, damaged = data.usable_tiles(found_tiles, recipe.data.on_damaged)
+    seen = set() if everything else {data.identifier_key(str(name)) for name in facts["training_patients"]}
+    kept = folder.subset(tile.id for tile in folder.tiles if data.identifier_key(tile.group) not in seen)
+    if not kept.tiles:
+        raise RunError(
+            f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
+        )
+    mask_notices = datasets.check_maps(trained.tasks, [kept])
+    maps = notices.MapsSeen(trained.tasks)
+    with trained.read(kept) as loader:
+        found = evaluate_model(
+            trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype, visit=maps
+        )
+    odd = [
+        *notices.of_problems([*folder.problems, *mask_notices], root),
+        *notices.of_targets(trained.tasks, kept, "evaluated"),
+        *maps.notices("evaluated"),
+        *notices.of_scores(trained.tasks, found, "evaluated"),
+    ]
+    return _summary(recipe, trained.tasks, trained.which, found, kept) | {
+        "num_images_of_training_patients_left_out": len(folder) - len(kept),
+        "num_damaged_files": len(damaged),
+        "notices": odd,
+    }
+
+
+def score_training(job: Job) -> dict[str, Any]:
+    """Score the checkpoint that the recipe chooses on all held-out images, and on the test images where there are any;
+    leaves summary.json, evaluation.jsonl and the analyses."""
+    run, recipe, model, tasks, splits = RunFolder(job.out), job.recipe, job.model, job.tasks, job.splits
+    which = recipe.training.checkpoint
+    checkpoint.load_model(run.checkpoints / which, model, job.device)
+    judged = Views(model, tasks, recipe.training.tta) if recipe.training.tta else model
+    table, maps = ImageTable(tasks), notices.MapsSeen(tasks)
+
+    def look(batch: Batch, outputs: Mapping[str, Any]) -> None:
+        table(batch, outputs)
+        maps(batch, outputs)
+
+    with job.read(splits.validation) as validation:
+        found = evaluate_model(judged, tasks, validation, device=job.device, dtype=job.dtype, visit=look)
+    result = _summary(recipe, tasks, which, found, splits.validation)
+    odd = [*maps.notices("held-out"), *notices.of_scores(tasks, found, "held-out")]
+    if splits.test.tiles:
+        maps = notices.MapsSeen(tasks)
+        with job.read(splits.test) as test:
+            of_test = evaluate_model(judged, tasks, test, device=job.device, dtype=job.dtype, visit=maps)
+        result["test"] = _summary(recipe, tasks, which, of_test, splits.test)
+        odd += [*maps.notices("test"), *notices.of_scores(tasks, of_test, "test")]
+    say(odd, job.console)
+    odd += notices.of_epochs(tasks, found, run.records())
+    if damaged := sum(len(read_lines(path)[0]) for path in job.out.glob("quarantine*.jsonl")):
+        odd.append(f"{counted(damaged, 'damaged tile')} set aside in training: see quarantine.jsonl")
+    result["notices"] = [*job.notices, *odd]
+    run.write_summary(result)
+    table.write(job.out, {tile.id: tile.image for tile in splits.validation.tiles})
+    analyse(job.out, recipe, model, tasks, splits.validation, device=job.device, stain=job.stain)
+    return result
+
+
+def _summary(
+    recipe: Recipe, tasks: Sequence[Task], which: str, found: dict[str, Any], folder: data.Dataset
+) -> dict[str, Any]:
+    """What summary.json and `fastmtl eval` say, but for the notices."""
+    patients = len({tile.group for tile in folder.tiles})
+    return {
+        "tasks": found["tasks"],
+        "loss": found["loss"],
+        "score": found["score"],
+        "num_images": found["num_images"],
+        "num_patients": patients,
+        "higher_is_better": directions_of(tasks),
+        "recipe": recipe.name,
+        "checkpoint": which,
+    }
