@@ -25,7 +25,11 @@ _FEATURES = (
 
 
 def saliency_section(run: PastRun) -> str:
-    """A row for each image: the input, then what each task looks at; "" for a run without."""
+    """A row for each image: the input, then what each task looks at; "" for a run without.
+
+    Analyses that failed are added to the problems.
+    """
+    run.problems += [f"{name}: the analysis failed: {why}" for name, why in run.analyses.get("failed", {}).items()]
     images, entries = run.analyses.get("images", []), run.analyses.get("saliency", [])
     if not entries:
         return ""

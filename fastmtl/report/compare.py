@@ -13,7 +13,7 @@ from .charts import UNKNOWN, duration, line_chart, number
 from .curves import curve, label, score_chart
 from .images import table
 from .page import device, primary_scores, what_ran
-from .past_run import PastRun
+from .past_run import UNEXPECTED, PastRun
 from .style import page
 
 # Options of a task that say what its scores are of, and how they are taken: of others than these two runs compare.
@@ -21,18 +21,30 @@ _SCORED_BY = ("column", "size", "structures", "empty", "aggregate", "include_bac
 
 
 def render_comparison(runs: Sequence[PastRun]) -> str:
-    """The page. Runs are called by their folders' names, by the whole path where two have one name."""
-    names = _names(runs)
-    problems = [problem for run in runs for problem in run.problems]
+    """The page. Runs are called by their folders' names, by the whole path where two have one name; those whose files
+    were edited so that they cannot be shown are left out, with a line in their problems."""
+    shown = [run for run in runs if _can_be_shown(run)]
+    names = _names(shown)
+    return page("Comparison of " + ", ".join(names), _parts(names, shown), [p for run in runs for p in run.problems])
+
+
+def _can_be_shown(run: PastRun) -> bool:
+    try:
+        return bool(_parts(["", ""], [run, run]))
+    except UNEXPECTED as error:
+        run.edited(error)
+        return False
+
+
+def _parts(names: Sequence[str], runs: Sequence[PastRun]) -> list[str]:
     caution, comparable = _caution(runs)
-    parts = [
+    return [
         f"<h1>{counted(len(runs), 'run')} beside each other</h1>{caution}",
         f"<h2>Scores on the held-out images</h2>{_scores(names, runs, comparable)}",
         f"<h2>Learning curves</h2>{_curves(names, runs)}",
         f"<h2>Where the recipes differ</h2>{_differences(names, runs)}",
         f"<h2>What ran</h2>{_facts(names, runs)}",
     ]
-    return page("Comparison of " + ", ".join(names), parts, problems)
 
 
 def _names(runs: Sequence[PastRun]) -> list[str]:
@@ -45,7 +57,7 @@ def _names(runs: Sequence[PastRun]) -> list[str]:
 
 def _caution(runs: Sequence[PastRun]) -> tuple[str, bool]:
     """Scores on different images are no comparison, and the page says so before it shows any; whether they are one."""
-    if len(runs) == 1:
+    if len(runs) < 2:
         return "<p class=warn>The other runs could not be read: there is nothing to compare.</p>", False
     if any("validation_patients" not in run.facts for run in runs):
         return "<p class=warn>Not every run says which patients it held out: the scores may not compare.</p>", False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from math import isfinite, nan
 from typing import Any
@@ -14,7 +14,7 @@ from .curves import curve, label, learning_section, look_up
 from .gradients import gradient_section
 from .images import class_facts, class_sections, patient_section, spread, tile_sections
 from .notices import notice_section
-from .past_run import PastRun
+from .past_run import UNEXPECTED, PastRun
 from .style import page
 
 _MEANINGS = {
@@ -29,22 +29,16 @@ _OVER = {"image": "images", "batch": "batches, their pixels taken together"}
 
 
 def render(run: PastRun) -> str:
-    """The page. What cannot be shown is said in its place; pictures that are gone are added to `run.problems`."""
-    parts = [
-        f"<h1>{escape(run.name)}</h1>{_recipe_said(run)}{_primary_scores(run)}",
-        notice_section(run),
-        tile_sections(run),
-        class_sections(run),
-        patient_section(run),
-        saliency_section(run),
-        feature_section(run),
-        learning_section(run),
-        gradient_section(run),
-        f"<h2>Where the time went</h2>{_time(run.records)}",
-        f"<h2>What ran</h2>{_what_ran(run)}",
-        "<details class=recipe><summary>the recipe, every option</summary>"
-        f"<pre>{escape(run.config_text)}</pre></details>",
-    ]
+    """The page; files that are gone, or edited so that a section cannot be made, are added to `run.problems`."""
+    parts, errors = [], []
+    for section in _SECTIONS:
+        try:
+            parts.append(section(run))
+        except UNEXPECTED as error:
+            parts.append("")
+            errors.append(error)
+    if errors:
+        run.edited(errors[0])
     return page(run.name, parts, run.problems)
 
 
@@ -102,9 +96,10 @@ def device(run: PastRun) -> str:
     return ", ".join(gpus[int(number) :][:1] if number.isdecimal() else gpus) or processor
 
 
-def _recipe_said(run: PastRun) -> str:
-    said = str(run.config.get("summary", ""))
-    return f"<p class=soft>Recipe: {escape(said)}</p>" if said else ""
+def _head(run: PastRun) -> str:
+    summary = str(run.config.get("summary", ""))
+    recipe = f"<p class=soft>Recipe: {escape(summary)}</p>" if summary else ""
+    return f"<h1>{escape(run.name)}</h1>{recipe}{_primary_scores(run)}"
 
 
 def _primary_scores(run: PastRun) -> str:
@@ -165,6 +160,10 @@ def _meanings(run: PastRun, scores: Mapping[tuple[str, str], float]) -> list[str
     return [one for one in said if one]
 
 
+def _time_section(run: PastRun) -> str:
+    return f"<h2>Where the time went</h2>{_time(run.records)}"
+
+
 def _time(records: Sequence[Mapping[str, Any]]) -> str:
     timed = [record for record in records if isfinite(look_up(lambda r: r["seconds"] * r["waiting"], record))]
     if not timed:
@@ -182,10 +181,11 @@ def _time(records: Sequence[Mapping[str, Any]]) -> str:
     return f"<p class=soft>{note}</p>{shares(parts)}<div class=grid>{speed}</div>"
 
 
-def _what_ran(run: PastRun) -> str:
+def _what_ran_section(run: PastRun) -> str:
     rows = what_ran(run).items()
     cells = "".join(f"<tr><th scope=row>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows)
-    return f"<table class=what>{cells}</table>"
+    recipe = f"<summary>the recipe, every option</summary><pre>{escape(run.config_text)}</pre>"
+    return f"<h2>What ran</h2><table class=what>{cells}</table><details class=recipe>{recipe}</details>"
 
 
 def _counts(facts: Mapping[str, Any], training: str, validation: str) -> str:
@@ -200,3 +200,18 @@ def _options(table: Any) -> str:
     if not isinstance(table, Mapping):
         return ""
     return ", ".join(str(value) if key == "name" else f"{key} {value}" for key, value in table.items())
+
+
+_SECTIONS: tuple[Callable[[PastRun], str], ...] = (
+    _head,
+    notice_section,
+    tile_sections,
+    class_sections,
+    patient_section,
+    saliency_section,
+    feature_section,
+    learning_section,
+    gradient_section,
+    _time_section,
+    _what_ran_section,
+)

@@ -1,4 +1,4 @@
-"""A run folder as the report reads it: whatever is there, and one line for everything that is missing or broken."""
+"""A run folder as the report reads it: what is there, and one line for each file that is missing or broken."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastmtl.training.run_dir import RunError, read_lines
-from fastmtl.utils.json_toml import parse_toml, read_json
-from fastmtl.utils.metric_directions import direction_of
+from ..training.run_dir import RunError, read_lines
+from ..utils.json_toml import parse_toml, read_json
+from ..utils.metric_directions import direction_of
 
-from . import shapes
+# What code that reads JSON of an unexpected form raises.
+UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass
 class PastRun:
-    """What the files of a run folder say; empty where a file is missing. `held_out` has the held-out images' names,
-    `problems` one line for each fault."""
+    """The contents of a run folder's files; empty where a file is missing.
+
+    Attributes:
+        held_out: the ids of the held-out images.
+        problems: one line for each fault.
+    """
 
     folder: Path
     config_text: str = ""
@@ -66,6 +71,11 @@ class PastRun:
             return self.summary["higher_is_better"].get(task, {}).get(metric)
         return direction_of(f"{task}.{metric}")
 
+    def edited(self, error: Exception) -> None:
+        """Add the problem of values that fastmtl does not write there: somebody edited a file."""
+        said = f"{type(error).__name__}: {error}"
+        self.problems.append(f"{self.folder}: a file is not as fastmtl writes it ({said}); what needs it is left out.")
+
     @property
     def by_tile(self) -> bool:
         """Whether images were split one by one: a patient's may be on both sides, and nobody knows whose they are."""
@@ -97,35 +107,21 @@ def read_run(folder: Path) -> PastRun:
         run.config = parse_toml(run.config_text)
     except ValueError as error:
         run.problems.append(f"{config}: not TOML ({error}); the recipe is left out.")
-    run.facts = _readable(run, "run.json", "what the data was is left out", shapes.FACTS)
-    run.environment = _readable(run, "environment.json", "device and versions are left out", shapes.ENVIRONMENT)
+    run.facts = _object(run, "run.json", "what the data was is left out")
+    run.environment = _object(run, "environment.json", "device and versions are left out")
     run.records = _lines(run, "metrics.jsonl", {"epoch": int, "loss": dict}, "there are no curves")
-    for record in run.records:
-        if "validation" in record and (shapes.misfits(record, shapes.RECORD) or "tasks" not in record["validation"]):
-            run.problems.append(f"{folder / 'metrics.jsonl'}: epoch {record['epoch']} has a validation without tasks.")
-            del record["validation"]
     scored = any("validation" in record for record in run.records)
     instead = "scores are those of the last epoch" if scored else "there are no scores"
     run.summary = _object(run, "summary.json", f"{instead}; fastmtl train --resume finishes a run")
-    if run.summary and not _is_tasks(run.summary.get("tasks")):
+    if run.summary and not isinstance(run.summary.get("tasks"), dict):
         run.problems.append(f'{folder / "summary.json"}: has no "tasks"; {instead}.')
         run.summary = {}
-    _leave_out_misfits(run, run.summary, "summary.json", shapes.SUMMARY)
     if (folder / "split.json").exists():  # runs put together by hand have none
-        split = _readable(run, "split.json", "which images were held out is left out", shapes.SPLIT)
-        run.held_out = split.get("validation", [])
+        run.held_out = _object(run, "split.json", "which images were held out is left out").get("validation", [])
     run.looks = _lines(run, "balance.jsonl", {"step": int, "loss": dict}, "the tasks' gradients are left out")
-    images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict}, "there are no tiles and patients")
-    run.images = [line for line in images if shapes.fits_image(line)]
-    if lost := len(images) - len(run.images):
-        run.problems.append(f"{folder / 'evaluation.jsonl'}: {lost} lines are not as fastmtl writes them, left out.")
+    run.images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict}, "there are no tiles and patients")
     if (folder / "analyses.json").exists():  # runs of earlier versions have none
         run.analyses = _object(run, "analyses.json", "saliency maps, feature maps and filters are left out")
-        if not _fits_analyses(run.analyses):
-            run.problems.append(f"{folder / 'analyses.json'}: not as fastmtl writes it; fastmtl report --analyse does.")
-            run.analyses = {}
-        failed = run.analyses.get("failed", {})
-        run.problems += [f"{name}: the analysis failed: {why}" for name, why in failed.items()]
     return run
 
 
@@ -144,19 +140,6 @@ def _object(run: PastRun, name: str, consequence: str) -> dict[str, Any]:
     return {}
 
 
-def _readable(run: PastRun, name: str, consequence: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    """`_object` without what the page could not show."""
-    found = _object(run, name, consequence)
-    _leave_out_misfits(run, found, name, wanted)
-    return found
-
-
-def _leave_out_misfits(run: PastRun, found: dict[str, Any], name: str, wanted: dict[str, Any]) -> None:
-    for key in shapes.misfits(found, wanted):
-        run.problems.append(f"{run.folder / name}: {key!r} is not as fastmtl writes it, left out.")
-        del found[key]
-
-
 def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -> list[dict[str, Any]]:
     """The lines of a .jsonl file that have `fields`; `consequence` says what is not on the page without any."""
     path = run.folder / name
@@ -169,23 +152,3 @@ def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -
     if not whole:
         run.problems.append(f"{path}: {'nothing in it' if path.is_file() else 'no such file'}; {consequence}.")
     return whole
-
-
-def _is_tasks(found: Any) -> bool:
-    return isinstance(found, dict) and all(isinstance(values, dict) for values in found.values())
-
-
-def _fits_analyses(found: dict[str, Any]) -> bool:
-    """Whether the parts that are there have what the page reads of them."""
-    wanted = {"images": {"id", "picture"}, "saliency": {"image", "task", "picture"}}
-    lists = [(found.get(name, []), keys) for name, keys in wanted.items()]
-    features = found.get("features", {"maps": []})
-    maps = features.get("maps") if isinstance(features, dict) else None
-    lists.append((maps, {"stride", "channels", "height", "width", "picture"}))
-    filters = found.get("filters")
-    lists.append(([] if filters is None else [filters], {"count", "shown", "size", "picture"}))
-    whole = all(
-        isinstance(items, list) and all(isinstance(one, dict) and keys <= one.keys() for one in items)
-        for items, keys in lists
-    )
-    return whole and isinstance(found.get("failed", {}), dict)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -56,3 +60,9 @@ def signature(cls: type) -> dict[str, Any]:
     defaults = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
     return {name: d.__name__ if isinstance(d, type) and d is not inspect.Parameter.empty else d
             for name, d in defaults.items()}  # fmt: skip
+
+
+def transformers_mask2former() -> ModuleType:
+    """transformers' module of Mask2Former; the test is skipped where it is not installed."""
+    make_torchvision_importable()
+    return pytest.importorskip("transformers.models.mask2former.modeling_mask2former", reason="no transformers")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from fastmtl import config
-from fastmtl.builders import components
+from fastmtl.builders import components, stains
+from fastmtl.config.parsing import merge
 from fastmtl.training import checkpoint
 from fastmtl.training.run_dir import RunFolder
 
@@ -22,15 +23,32 @@ SMALL = {
 }
 
 
+SLIDES = {
+    "data": {"size": 32, "tile_size": 64, "mpp": 2.0, "overlap": 16, "min_tissue": 0.4, "batch_size": 8},
+    "model": {"base_channels": 2},
+    "training": {"precision": "float32", "device": "cpu"},
+}
+
+
 def untrained(folder: Path, root: Path | str = "", **changes: Any) -> Path:
     """A run folder with the checkpoint "best"; `changes` go over a small demo."""
-    recipe = config.load_recipe("demo", config.merge(SMALL, changes))
-    names = ["a", "b"]
+    return _untrained(folder, config.load_recipe("demo", merge(SMALL, changes)), ["a", "b"], root)
+
+
+def untrained_on_slides(folder: Path, **changes: Any) -> Path:
+    """The same of the demo of slides, with its stain normalizer where `changes` ask for one."""
+    recipe = config.load_recipe("demo_slides", merge(SLIDES, changes))
+    return _untrained(folder, recipe, ["Adenocarcinoma", "Normal", "Polyp"])
+
+
+def _untrained(folder: Path, recipe: config.Recipe, names: list[str], root: Path | str = "") -> Path:
     patients = {"training_patients": [], "validation_patients": []}
     run = RunFolder(folder)
     run.create(recipe, {"data": str(root), "split_file": None, "split": "", "class_names": names, **patients})
     model = components.build_model(recipe, components.build_tasks(recipe, names), torch.device("cpu"), trained=True)
     checkpoint.save(run.checkpoints / "best", {"model": model.state_dict()})
+    if (normalizer := stains.build_normalizer(recipe)) is not None:
+        normalizer.save(folder / stains.FILE)
     return folder
 
 

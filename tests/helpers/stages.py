@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomli_w
 import torch
-from test_trainer import CLASSES, MemoryLoader
 
 from fastmtl.builders import components
 from fastmtl.config import load_recipe
 from fastmtl.protocols import Observer
 from fastmtl.training.stages import Stages
+from helpers.memory_loader import CLASSES, MemoryLoader
 
 
 class HeldOut(MemoryLoader):

@@ -4,13 +4,17 @@ import pytest
 import torch
 from helpers.inputs import generator
 from helpers.parity import assert_same, outcome
-from monai.data import MetaTensor
-from test_losses_monai import NAMES, _arguments, _tolerance, ours, theirs
+
+from fastmtl.losses import monai as ours
+
+theirs = pytest.importorskip("monai.losses", reason="MONAI comes with the extra [bench]")
+from helpers.monai_cases import NAMES, arguments_of, tolerance_of  # noqa: E402
+from monai.data import MetaTensor  # noqa: E402
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_float32(name):
-    arguments, logits, target = _arguments(name, {"shape": "3d"})
+    arguments, logits, target = arguments_of(name, {"shape": "3d"})
     assert_same(lambda: getattr(ours, name)(**arguments), lambda: getattr(theirs, name)(**arguments), logits.float(),
                 target.float(), tolerance=1e-5)  # fmt: skip
 
@@ -18,10 +22,10 @@ def test_float32(name):
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int64])
 @pytest.mark.parametrize("name", NAMES)
 def test_integer_targets_mean_what_floats_do(name, dtype):
-    arguments, logits, target = _arguments(name, {})
+    arguments, logits, target = arguments_of(name, {})
     arguments |= {"squared_pred": True, "soft_label": True} if name == "DiceLoss" else {}
     assert_same(lambda: getattr(ours, name)(**arguments), lambda: getattr(theirs, name)(**arguments), logits,
-                target.to(dtype), their_target=target, tolerance=_tolerance(name))  # fmt: skip
+                target.to(dtype), their_target=target, tolerance=tolerance_of(name))  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,20 +52,20 @@ def test_squared_float32_follows_monai_in_float64():
 @pytest.mark.parametrize("name", ["DiceLoss", "FocalLoss"])
 def test_soft_channel_is_ignored_in_part(name):
     """Where the ignored class is a soft channel, the mask is 1 minus it."""
-    arguments, logits, target = _arguments(name, {"target": "soft", "ignore_index": 1, "reduction": "mean"})
+    arguments, logits, target = arguments_of(name, {"target": "soft", "ignore_index": 1, "reduction": "mean"})
     assert_same(lambda: getattr(ours, name)(**arguments), lambda: getattr(theirs, name)(**arguments), logits, target,
-                tolerance=_tolerance(name))  # fmt: skip
+                tolerance=tolerance_of(name))  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["DiceLoss", "TverskyLoss", "DiceCELoss", "FocalLoss"])
 def test_gradient_reaches_a_target_that_asks_for_it(name):
-    arguments, logits, target = _arguments(name, {"target": "soft"})
+    arguments, logits, target = arguments_of(name, {"target": "soft"})
     gradients = []
     for library in (ours, theirs):
         leaf = target.clone().requires_grad_()
         getattr(library, name)(**arguments)(logits, leaf).backward()
         gradients.append(leaf.grad)
-    torch.testing.assert_close(*gradients, rtol=_tolerance(name), atol=_tolerance(name))
+    torch.testing.assert_close(*gradients, rtol=tolerance_of(name), atol=tolerance_of(name))
 
 
 def test_root_of_nothing_left_has_a_gradient():
@@ -75,7 +79,7 @@ def test_root_of_nothing_left_has_a_gradient():
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.float32])
 @pytest.mark.parametrize("use_softmax", [False, True])
 def test_focal_class_numbers_of_any_dtype(use_softmax, dtype):
-    _, logits, target = _arguments("FocalLoss", {"to_onehot_y": True})
+    _, logits, target = arguments_of("FocalLoss", {"to_onehot_y": True})
     loss = ours.FocalLoss(to_onehot_y=True, use_softmax=use_softmax)
     target = target.clamp(max=1).to(dtype)
     torch.testing.assert_close(loss(logits, target), loss(logits, target.long()), rtol=0, atol=0)
@@ -84,7 +88,7 @@ def test_focal_class_numbers_of_any_dtype(use_softmax, dtype):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_metatensors(smoothing):
     """What a MONAI loader hands out."""
-    arguments, logits, target = _arguments("DiceCELoss", {"to_onehot_y": True, "label_smoothing": smoothing})
+    arguments, logits, target = arguments_of("DiceCELoss", {"to_onehot_y": True, "label_smoothing": smoothing})
     logits = MetaTensor(logits)
     assert_same(lambda: ours.DiceCELoss(**arguments), lambda: theirs.DiceCELoss(**arguments), logits,
                 MetaTensor(target.float()))  # fmt: skip

@@ -235,16 +235,14 @@ def test_mistakes_get_one_line(run, tmp_path, capsys):
     assert "has no evaluation.jsonl" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "content", ["[1]", "{", '{"images": 3}', '{"saliency": [{}]}', '{"filters": 4}', '{"failed": 1}']
-)
+@pytest.mark.parametrize("content", ["[1]", "{", '{"filters": 4}', '{"failed": 1}'])
 def test_broken_analyses_are_named_and_left_out(run, tmp_path, content, capsys):
     again = tmp_path / "again"
     shutil.copytree(run, again, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
     (again / "analyses.json").write_text(content)
     assert main(["report", str(again)]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "analyses.json" in line
+    assert ("a file is not as fastmtl writes it" if ": " in content else "analyses.json") in line
     assert "Learning curves" in (again / "report.html").read_text()
 
 

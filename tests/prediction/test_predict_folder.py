@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
+from helpers.pixel_model import CPU, lines_of, map_of, predict, read_tiles
+from helpers.runs import untrained_on_slides
 from helpers.slides import patch_tile, tissue_like, write_tiff
 from helpers.tiles import write_image
-from test_predict_runs import _predict as _command
-from test_predict_runs import _run
-from test_predict_slides import CPU, _lines, _map, _predict, _read
 
 from fastmtl import data
+from fastmtl.cli import main
 from fastmtl.prediction.images import find_images, write_predictions
 from fastmtl.prediction.output_dir import claimed
 from fastmtl.prediction.slides import check_places, predict_slides
@@ -40,13 +40,15 @@ def test_nothing_but_predictions_lies_in_it(tmp_path):
 
 def test_masks_do_not_take_the_place_of_images(tmp_path, capsys):
     """A task "segmentation" writes segmentation/a.png: the image itself, where --out is the folder of its folder."""
-    run, image = _run(tmp_path / "run"), tmp_path / "data" / "segmentation" / "a.png"
+    run, image = untrained_on_slides(tmp_path / "run"), tmp_path / "data" / "segmentation" / "a.png"
     write_image(image, tissue_like(40, 40))
     before = image.read_bytes()
-    assert _command(run, image, tmp_path / "data") == 1
+    assert main(["predict", str(run), str(image), "--out", str(tmp_path / "data")]) == 1
     assert "holds other files than predictions, segmentation for one" in capsys.readouterr().err
     assert image.read_bytes() == before
-    assert _command(run, image.parent, run) == 1, "a run folder has a summary and a quarantine of its own"
+    assert main(["predict", str(run), str(image.parent), "--out", str(run)]) == 1, (
+        "a run folder has a summary and a quarantine of its own"
+    )
     assert not (run / "predictions.jsonl").exists()
 
 
@@ -70,16 +72,16 @@ def test_predictions_are_no_input(tmp_path):
 
 def test_a_slide_that_changed_is_predicted_again(tmp_path, slide):
     slides, out = {"b": slide, "a": slide}, tmp_path / "out"
-    assert _predict(slides, out) == ("slides", 2, 0, 0)
-    assert _predict(slides, out) == ("slides", 0, 2, 0)
-    before = _map(out / "b" / "gland.tif")
+    assert predict(slides, out) == ("slides", 2, 0, 0)
+    assert predict(slides, out) == ("slides", 0, 2, 0)
+    before = map_of(out / "b" / "gland.tif")
     write_tiff(slide, tissue_like(128, 128, seed=5), compression="deflate")
-    assert _predict({"b": slide}, out) == ("slides", 1, 0, 0)
-    assert (_map(out / "b" / "gland.tif") != before).any()
+    assert predict({"b": slide}, out) == ("slides", 1, 0, 0)
+    assert (map_of(out / "b" / "gland.tif") != before).any()
     assert {path.name for path in out.iterdir()} == {"a", "b", "predictions.jsonl"}
     slide.write_bytes(slide.read_bytes()[:200])
-    assert _predict({"b": slide}, out).unreadable == 1
-    assert [line["slide"] for line in _lines(out / "predictions.jsonl")] == ["a"], "b is not what it was"
+    assert predict({"b": slide}, out).unreadable == 1
+    assert [line["slide"] for line in lines_of(out / "predictions.jsonl")] == ["a"], "b is not what it was"
 
 
 def test_lines_are_the_same_whatever_was_interrupted(tmp_path, slide):
@@ -89,7 +91,9 @@ def test_lines_are_the_same_whatever_was_interrupted(tmp_path, slide):
     slides, one, two = {"a": torn, "b": slide, "c-d": torn, "c/d": slide}, tmp_path / "one", tmp_path / "two"
 
     def go(some, out):
-        return _predict({name: slides[name] for name in some}, out, read=lambda tiles: _read(tiles, max_damaged=0.5))
+        return predict(
+            {name: slides[name] for name in some}, out, read=lambda tiles: read_tiles(tiles, max_damaged=0.5)
+        )
 
     go(["c/d", "b"], one)
     go(["c-d"], one)
@@ -97,9 +101,9 @@ def test_lines_are_the_same_whatever_was_interrupted(tmp_path, slide):
     go(["a", "b", "c-d", "c/d"], two)
     for name in ("predictions.jsonl", "quarantine.jsonl"):
         assert (one / name).read_text() == (two / name).read_text()
-    assert [entry["slide"] for entry in _lines(one / "quarantine.jsonl")] == ["a", "c-d"]
+    assert [entry["slide"] for entry in lines_of(one / "quarantine.jsonl")] == ["a", "c-d"]
     assert go(slides, one).new == 0
-    assert len(_lines(one / "quarantine.jsonl")) == 2, "damaged tiles of slides that are done"
+    assert len(lines_of(one / "quarantine.jsonl")) == 2, "damaged tiles of slides that are done"
 
 
 def test_a_folder_in_the_way_is_told_before_any_slide_is_read(tmp_path):
@@ -126,19 +130,19 @@ def test_names_of_tasks_and_structures(tmp_path, slide):
     out = tmp_path / "out"
     out.mkdir()
     grid = data.GridOptions(64, 0.0, 0, 0.0)
-    predict_slides({"s": slide}, out, model=Model(), tasks=tasks, grid=grid, read=_read, device=CPU)
-    (line,) = _lines(out / "predictions.jsonl")
+    predict_slides({"s": slide}, out, model=Model(), tasks=tasks, grid=grid, read=read_tiles, device=CPU)
+    (line,) = lines_of(out / "predictions.jsonl")
     assert line["tissue"] == 1.0
     assert line["tissue_task"]["mask"] == "s/tissue.tif"
     assert line["layers"]["Gleason 3/4"]["mask"] == "s/layers/Gleason 3%2F4.tif"
     assert (out / line["layers"]["5%"]["mask"]).is_file()
-    tiles = _lines(out / "s" / "tiles.jsonl")
+    tiles = lines_of(out / "s" / "tiles.jsonl")
     assert [tile["x"] for tile in tiles] == [0, 64, 0, 64]
     assert line["x"]["value"] == pytest.approx(sum(tile["x_task"]["value"] for tile in tiles) / 4)
     image = tmp_path / "images" / "a.png"
     write_image(image, tissue_like(64, 64))
     found = find_images(image)
-    loader = _read(data.Dataset(image, (), tuple(found)))
+    loader = read_tiles(data.Dataset(image, (), tuple(found)))
     assert write_predictions(Model(), tasks[2:], iter(loader), found, tmp_path / "masks") == 1
     loader.close()
     assert (tmp_path / "masks" / "layers" / "Gleason 3%2F4" / "a.png").is_file()

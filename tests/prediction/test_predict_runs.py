@@ -1,24 +1,14 @@
 """`fastmtl predict` on slides: files, folders and manifests, stains, views, and a folder that is gone on with."""
 
-import json
-
 import numpy as np
 import pytest
-import torch
+from helpers.pixel_model import lines_of
+from helpers.runs import untrained_on_slides
 from helpers.slides import tissue_like, write_tiff
 from helpers.tiles import write_image
 
-from fastmtl import config, data
-from fastmtl.builders import components, stains
+from fastmtl import data
 from fastmtl.cli import main
-from fastmtl.training import checkpoint
-from fastmtl.training.run_dir import RunFolder
-
-RECIPE = {
-    "data": {"size": 32, "tile_size": 64, "mpp": 2.0, "overlap": 16, "min_tissue": 0.4, "batch_size": 8},
-    "model": {"base_channels": 2},
-    "training": {"precision": "float32", "device": "cpu"},
-}
 
 
 @pytest.fixture(scope="module")
@@ -26,32 +16,13 @@ def slides(tmp_path_factory):
     return data.generate_slides(tmp_path_factory.mktemp("data") / "set", num_patients=3, slide_size=256)
 
 
-def _run(folder, **changes):
-    """A run folder as training leaves it, of a network that learned nothing."""
-    recipe = config.load_recipe("demo_slides", config.merge(RECIPE, changes))
-    names = ["Adenocarcinoma", "Normal", "Polyp"]
-    nobody = {"data": "", "split_file": None, "split": "", "training_patients": [], "validation_patients": []}
-    run = RunFolder(folder)
-    run.create(recipe, {**nobody, "class_names": names})
-    model = components.build_model(recipe, components.build_tasks(recipe, names), torch.device("cpu"))
-    checkpoint.save(run.checkpoints / "best", {"model": model.state_dict()})
-    normalizer = stains.build_normalizer(recipe)
-    if normalizer is not None:
-        normalizer.save(folder / stains.FILE)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return _run(tmp_path_factory.mktemp("runs") / "run")
+    return untrained_on_slides(tmp_path_factory.mktemp("runs") / "run")
 
 
 def _predict(run, source, out, *flags):
     return main(["predict", str(run), str(source), "--out", str(out), *flags])
-
-
-def _lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_folder_is_gone_on_with(run, slides, tmp_path, capsys):
@@ -60,31 +31,31 @@ def test_a_folder_is_gone_on_with(run, slides, tmp_path, capsys):
     try:
         assert _predict(run, slides, out) == 1
         assert "3 slides, 1 could not be read (quarantine.jsonl)" in capsys.readouterr().err
-        (entry,) = _lines(out / "quarantine.jsonl")
+        (entry,) = lines_of(out / "quarantine.jsonl")
         assert entry["slide"] == "slides/torn.svs"
     finally:
         (slides / "slides" / "torn.svs").unlink()
-    lines = _lines(out / "predictions.jsonl")
+    lines = lines_of(out / "predictions.jsonl")
     assert [line["slide"] for line in lines] == [f"slides/P00{number}-1.tiff" for number in (1, 2, 3)]
     for line in lines:
         assert (out / line["segmentation"]["mask"]).is_file()
         assert (out / line["segmentation"]["outlines"]).is_file()
         assert sum(line["classification"]["probabilities"].values()) == pytest.approx(1)
-        assert line["tiles"] == len(_lines(out / line["slide"] / "tiles.jsonl")) > 4
+        assert line["tiles"] == len(lines_of(out / line["slide"] / "tiles.jsonl")) > 4
     assert _predict(run, slides, out) == 0
     assert "0 slides, 3 were there already" in capsys.readouterr().err
-    assert _lines(out / "predictions.jsonl") == lines
+    assert lines_of(out / "predictions.jsonl") == lines
     assert _predict(run, slides, out, "--tta", "h") == 1
     assert "already holds predictions with other views" in capsys.readouterr().err
 
 
 def test_one_slide_a_manifest_and_a_folder_are_predicted_alike(run, slides, tmp_path, capsys):
     assert _predict(run, slides / "manifest.csv", tmp_path / "manifest") == 0
-    lines = _lines(tmp_path / "manifest" / "predictions.jsonl")
+    lines = lines_of(tmp_path / "manifest" / "predictions.jsonl")
     for line in lines:  # one after the other into one folder
         assert _predict(run, slides / line["slide"], tmp_path / "single") == 0
     assert "1 slide: " in capsys.readouterr().err
-    for alone, listed in zip(_lines(tmp_path / "single" / "predictions.jsonl"), lines, strict=True):
+    for alone, listed in zip(lines_of(tmp_path / "single" / "predictions.jsonl"), lines, strict=True):
         assert alone["slide"] == listed["slide"].removeprefix("slides/")
         assert alone["segmentation"]["foreground"] == listed["segmentation"]["foreground"]
         assert alone["classification"] == listed["classification"]
@@ -93,8 +64,8 @@ def test_one_slide_a_manifest_and_a_folder_are_predicted_alike(run, slides, tmp_
 def test_a_manifest_may_leave_its_folder_below_the_root_of_the_recipe(slides, tmp_path, capsys):
     (slides / "lists").mkdir(exist_ok=True)
     (slides / "lists" / "one.csv").write_text("slide,x\n../slides/P002-1.tiff,\n")
-    within = _run(tmp_path / "within", data={"root": str(slides)})
-    elsewhere = _run(tmp_path / "elsewhere", data={"root": str(tmp_path)})
+    within = untrained_on_slides(tmp_path / "within", data={"root": str(slides)})
+    elsewhere = untrained_on_slides(tmp_path / "elsewhere", data={"root": str(tmp_path)})
     assert _predict(within, slides / "lists" / "one.csv", tmp_path / "out") == 0
     assert (tmp_path / "out" / "slides" / "P002-1.tiff" / "segmentation.tif").is_file()
     assert _predict(elsewhere, slides / "manifest.csv", tmp_path / "other") == 0
@@ -104,11 +75,13 @@ def test_a_manifest_may_leave_its_folder_below_the_root_of_the_recipe(slides, tm
 
 def test_views_and_stains_of_the_run_count(run, slides, tmp_path):
     slide = slides / "slides" / "P001-1.tiff"
-    stained = _run(tmp_path / "run", data={"stain": {"method": "macenko", "sample": 4, "min_tissue": 50}})
+    stained = untrained_on_slides(
+        tmp_path / "run", data={"stain": {"method": "macenko", "sample": 4, "min_tissue": 50}}
+    )
     found = {}
     for name, folder, flags in (("plain", run, ()), ("stained", stained, ()), ("views", run, ("--tta", "h", "v"))):
         assert _predict(folder, slide, tmp_path / name, *flags) == 0
-        (line,) = _lines(tmp_path / name / "predictions.jsonl")
+        (line,) = lines_of(tmp_path / name / "predictions.jsonl")
         found[name] = line["classification"]["probabilities"]["Polyp"]
     assert len(set(found.values())) == 3
     assert found["views"] == pytest.approx(found["plain"], rel=0.5)

@@ -7,68 +7,11 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from helpers.pixel_model import BORDERS, CPU, PixelModel, lines_of, map_of, predict, read_tiles
 from helpers.slides import patch_tile, tissue_like, write_tiff
 
 from fastmtl import data
-from fastmtl.prediction.slides import predict_slides
 from fastmtl.prediction.stitching import Band
-from fastmtl.tasks import create_task
-
-BORDERS = (150.5, 190.5)  # of red
-CPU = torch.device("cpu")
-
-
-class PixelModel(torch.nn.Module):
-    """Answers of the red of a pixel alone; of the tile its mean red, and whether that is much."""
-
-    def forward(self, batch):
-        red = batch.images[:, :1]
-        mean = red.mean((2, 3))
-        below, above = red - BORDERS[0], red - BORDERS[1]
-        return {
-            "gland": above / 4,
-            "layers": torch.cat([above, -below], 1) / 4,  # structures that may overlap, and here do not
-            "zones": torch.cat([-below, torch.minimum(below, -above), above], 1) / 4,
-            "redness": mean,
-            "grade": torch.cat([mean * 0, (mean - 128) / 30], 1),
-        }
-
-
-TASKS = [
-    create_task("binary_segmentation", "gland", 0),
-    create_task("multilabel_segmentation", "layers", 1, structures=["red", "dark"]),
-    create_task("multiclass_segmentation", "zones", 2, structures=["dark", "middle", "red"]),
-    create_task("regression", "redness", 3, mean=0.0, std=1.0),
-    create_task("classification", "grade", 4, class_names=["low", "high"]),
-]
-
-
-def _read(folder, size=64, max_damaged=0.0):
-    return data.TileLoader(
-        folder.tiles,
-        targets={"none": "none"},
-        size=size,
-        batch_size=5,
-        max_damaged=max_damaged,
-        mean=(0.0, 0.0, 0.0),
-        std=(1 / 255, 1 / 255, 1 / 255),
-    )
-
-
-def _predict(slides, out, model=None, read=_read, given=None, **grid):
-    out.mkdir(exist_ok=True)
-    options = data.GridOptions(**{"tile_size": 64, "min_tissue": 0.0, **grid})
-    model = model or PixelModel()
-    return predict_slides(slides, out, model=model, tasks=TASKS, grid=options, read=read, device=CPU, mpp=given or {})
-
-
-def _lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _map(path, level=0):
-    with tifffile.TiffFile(path) as file:
-        return file.pages[level].asarray()
 
 
 def _slide(path, orientation=1, size=(301, 211)):
@@ -90,23 +33,23 @@ def test_a_map_is_the_slide_itself_thresholded(tmp_path, level, overlap, orienta
     # By its sizes, level 1 of 301 x 211 is reduced 1.993 times, and regions would lie beside their true places.
     slide = _slide(tmp_path / "slide.tif", orientation, (302, 214) if level else (301, 211))
     mpp = 0.5 * 2**level
-    assert _predict({"slide": slide}, tmp_path / "out", mpp=mpp, overlap=overlap).new == 1
+    assert predict({"slide": slide}, tmp_path / "out", mpp=mpp, overlap=overlap).new == 1
     folder = tmp_path / "out" / "slide"
     with data.open_slide(slide) as source:
         width, height = source.levels[level].width, source.levels[level].height
         red = source.read_region(0, 0, width, height, level)[..., 0]
-    gland = _map(folder / "gland.tif")
+    gland = map_of(folder / "gland.tif")
     assert gland.shape == (height, width)
     np.testing.assert_array_equal(gland, (red > BORDERS[1]) * 255)
-    np.testing.assert_array_equal(_map(folder / "layers" / "dark.tif"), (red < BORDERS[0]) * 255)
-    np.testing.assert_array_equal(_map(folder / "zones.tif"), (red > BORDERS[0]) + 1 * (red > BORDERS[1]))
-    (line,) = _lines(tmp_path / "out" / "predictions.jsonl")
+    np.testing.assert_array_equal(map_of(folder / "layers" / "dark.tif"), (red < BORDERS[0]) * 255)
+    np.testing.assert_array_equal(map_of(folder / "zones.tif"), (red > BORDERS[0]) + 1 * (red > BORDERS[1]))
+    (line,) = lines_of(tmp_path / "out" / "predictions.jsonl")
     assert line["gland"] == {
         "outlines": "slide/gland.geojson",
         "mask": "slide/gland.tif",
         "foreground": pytest.approx((gland > 0).mean()),
     }
-    assert line["zones"]["shares"]["middle"] == pytest.approx((_map(folder / "zones.tif") == 1).mean())
+    assert line["zones"]["shares"]["middle"] == pytest.approx((map_of(folder / "zones.tif") == 1).mean())
     assert line["layers"]["red"]["mask"] == "slide/layers/red.tif"
 
 
@@ -114,9 +57,9 @@ def test_generated_slides_with_tissue_alone(tmp_path):
     root = data.generate_slides(tmp_path / "slides", num_patients=3, slide_size=512)
     found = data.find_slides(root)
     assert list(found.slides) == [f"slides/P00{number}-1.tiff" for number in (1, 2, 3)]
-    _predict(found.slides, tmp_path / "out", mpp=2.0, overlap=16, min_tissue=0.7)
+    predict(found.slides, tmp_path / "out", mpp=2.0, overlap=16, min_tissue=0.7)
     for name, path in found.slides.items():
-        tiles = _lines(tmp_path / "out" / name / "tiles.jsonl")
+        tiles = lines_of(tmp_path / "out" / name / "tiles.jsonl")
         seen = np.zeros((512, 512), bool)
         for tile in tiles:
             assert (tile["width"], tile["height"]) == (64, 64)
@@ -124,7 +67,7 @@ def test_generated_slides_with_tissue_alone(tmp_path):
         assert 0.2 < seen.mean() < 1
         with data.open_slide(path) as source:
             red = source.read_region(0, 0, 512, 512)[..., 0].astype(int)
-        gland = _map(tmp_path / "out" / name / "gland.tif")
+        gland = map_of(tmp_path / "out" / name / "gland.tif")
         sure = abs(red - BORDERS[1]) > 2  # JPEG decoders differ by so much
         np.testing.assert_array_equal(gland[sure], (((red > BORDERS[1]) & seen) * 255)[sure])
         assert gland.any()
@@ -133,9 +76,9 @@ def test_generated_slides_with_tissue_alone(tmp_path):
 def test_the_file_is_a_pyramid_that_openslide_reads(tmp_path):
     openslide = pytest.importorskip("openslide")
     slide = write_tiff(tmp_path / "slide.tif", tissue_like(1203, 571), levels=2, compression="deflate")
-    _predict({"slide": slide}, tmp_path / "out", mpp=1.0, overlap=9)
+    predict({"slide": slide}, tmp_path / "out", mpp=1.0, overlap=9)
     path = tmp_path / "out" / "slide" / "gland.tif"
-    whole = _map(path)
+    whole = map_of(path)
     with tifffile.TiffFile(path) as file:
         assert file.is_bigtiff
         assert [page.shape for page in file.pages] == [(286, 602), (143, 301), (72, 151)]
@@ -143,8 +86,8 @@ def test_the_file_is_a_pyramid_that_openslide_reads(tmp_path):
         assert all(page.aspage().is_tiled for page in file.pages)
         words = json.loads(file.pages[0].description)
     assert (words["mpp"], words["downsample"], words["values"]) == (1.0, 2.0, {"255": "gland"})
-    np.testing.assert_array_equal(_map(path, 1), whole[::2, ::2])
-    np.testing.assert_array_equal(_map(path, 2), whole[::4, ::4])
+    np.testing.assert_array_equal(map_of(path, 1), whole[::2, ::2])
+    np.testing.assert_array_equal(map_of(path, 2), whole[::4, ::4])
     with openslide.OpenSlide(path) as other:
         assert other.level_count == 3
         assert float(other.properties["openslide.mpp-x"]) == pytest.approx(1.0)
@@ -156,10 +99,10 @@ def test_the_file_is_a_pyramid_that_openslide_reads(tmp_path):
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_outlines_drawn_again_are_the_map(tmp_path, slide, level):
-    _predict({"slide": slide}, tmp_path / "out", mpp=0.5 * 2**level, overlap=11)
+    predict({"slide": slide}, tmp_path / "out", mpp=0.5 * 2**level, overlap=11)
     folder = tmp_path / "out" / "slide"
     for task, classes in (("gland", ()), ("zones", ("dark", "middle", "red"))):
-        expected = _map(folder / f"{task}.tif")
+        expected = map_of(folder / f"{task}.tif")
         height, width = expected.shape
         drawn = data.Polygons(folder / f"{task}.geojson", 0, 0, width, height, 2.0**level, classes)
         np.testing.assert_array_equal(drawn.draw(), expected)
@@ -169,9 +112,9 @@ def test_outlines_drawn_again_are_the_map(tmp_path, slide, level):
 
 
 def test_tiles_and_their_means(tmp_path, slide):
-    _predict({"slide": slide}, tmp_path / "out", overlap=10)
-    (line,) = _lines(tmp_path / "out" / "predictions.jsonl")
-    tiles = _lines(tmp_path / "out" / "slide" / "tiles.jsonl")
+    predict({"slide": slide}, tmp_path / "out", overlap=10)
+    (line,) = lines_of(tmp_path / "out" / "predictions.jsonl")
+    tiles = lines_of(tmp_path / "out" / "slide" / "tiles.jsonl")
     with data.open_slide(slide) as source:
         regions = data.grid(source, 64, level=0, overlap=10)
         assert [(tile["x"], tile["y"]) for tile in tiles] == [(region.x, region.y) for region in regions]
@@ -218,13 +161,13 @@ def test_scanned_bounds_that_begin_elsewhere(tmp_path, slide, monkeypatch):
     source = data.open_slide(slide)
     source.bounds = (51, 31, 200, 150)
     monkeypatch.setattr(slide_cut, "opened", lambda path: source)
-    _predict({"slide": slide}, tmp_path / "out", mpp=1.0, overlap=4)
+    predict({"slide": slide}, tmp_path / "out", mpp=1.0, overlap=4)
     expected = np.zeros((106, 151), np.uint8)  # begins half a pixel of the map off: 51 is 25.5
     top, left = round(31 / 2), round(51 / 2)
     read = source.read_region(51, 31, 150, 120, 1)[: 106 - top, : 151 - left, 0]
-    found = _map(tmp_path / "out" / "slide" / "gland.tif")
+    found = map_of(tmp_path / "out" / "slide" / "gland.tif")
     expected[top:, left:][: read.shape[0], : read.shape[1]] = (read > BORDERS[1]) * 255
-    tiles = _lines(tmp_path / "out" / "slide" / "tiles.jsonl")
+    tiles = lines_of(tmp_path / "out" / "slide" / "tiles.jsonl")
     right, bottom = max((t["x"] - 51) // 2 for t in tiles) + 64, max((t["y"] - 31) // 2 for t in tiles) + 64
     expected[top + bottom :], expected[:, left + right :] = 0, 0
     np.testing.assert_array_equal(found, expected)
@@ -237,35 +180,35 @@ def test_what_cannot_be_read_is_set_aside_and_tried_again(tmp_path, slide):
     torn = tmp_path / "torn.svs"
     torn.write_bytes(slide.read_bytes()[:300])
     slides = {"a/torn.svs": torn, "slide.tif": slide, "fine.tif": slide}
-    found = _predict(slides, tmp_path / "out")
+    found = predict(slides, tmp_path / "out")
     assert found == ("slides", 2, 0, 1)
-    (entry,) = _lines(tmp_path / "out" / "quarantine.jsonl")
+    (entry,) = lines_of(tmp_path / "out" / "quarantine.jsonl")
     assert (entry["slide"], entry["file"]) == ("a/torn.svs", str(torn))
     assert entry["reason"].startswith("lists 0 tiles")
-    assert [line["slide"] for line in _lines(tmp_path / "out" / "predictions.jsonl")] == ["fine.tif", "slide.tif"]
+    assert [line["slide"] for line in lines_of(tmp_path / "out" / "predictions.jsonl")] == ["fine.tif", "slide.tif"]
     torn.write_bytes(slide.read_bytes())
     before = (tmp_path / "out" / "fine.tif" / "summary.json").stat()
-    assert _predict(slides, tmp_path / "out") == ("slides", 1, 2, 0)
+    assert predict(slides, tmp_path / "out") == ("slides", 1, 2, 0)
     assert (tmp_path / "out" / "fine.tif" / "summary.json").stat() == before
     assert not (tmp_path / "out" / "quarantine.jsonl").exists()
-    assert len(_lines(tmp_path / "out" / "predictions.jsonl")) == 3
-    finer = _predict(slides, tmp_path / "other", mpp=0.1)  # than 0.5, as it was scanned
+    assert len(lines_of(tmp_path / "out" / "predictions.jsonl")) == 3
+    finer = predict(slides, tmp_path / "other", mpp=0.1)  # than 0.5, as it was scanned
     assert finer.unreadable == 3
-    assert _lines(tmp_path / "other" / "quarantine.jsonl")[0]["reason"].startswith("`mpp` 0.1 is finer")
+    assert lines_of(tmp_path / "other" / "quarantine.jsonl")[0]["reason"].startswith("`mpp` 0.1 is finer")
 
 
 def test_a_truncated_slide_is_set_aside_and_never_an_empty_map(tmp_path, slide):
     short = tmp_path / "short.tif"
     short.write_bytes(slide.read_bytes()[: slide.stat().st_size // 2])
-    assert _predict({"short.tif": short, "slide.tif": slide}, tmp_path / "out") == ("slides", 1, 0, 1)
-    (entry,) = _lines(tmp_path / "out" / "quarantine.jsonl")
+    assert predict({"short.tif": short, "slide.tif": slide}, tmp_path / "out") == ("slides", 1, 0, 1)
+    (entry,) = lines_of(tmp_path / "out" / "quarantine.jsonl")
     assert "truncated" in entry["reason"]
     assert not (tmp_path / "out" / "short.tif").exists()
 
 
 def test_another_mpp_predicts_a_slide_again(tmp_path, slide):
     def predict(**mpp):
-        return _predict({"a.tif": slide, "b.tif": slide}, tmp_path / "out", given=mpp, mpp=1.0)
+        return predict({"a.tif": slide, "b.tif": slide}, tmp_path / "out", given=mpp, mpp=1.0)
 
     assert predict() == ("slides", 2, 0, 0)
     assert predict(**{"a.tif": 0.45}) == ("slides", 1, 1, 0)
@@ -280,19 +223,19 @@ def test_damaged_tiles_are_left_out_as_the_recipe_allows(tmp_path, slide):
     def garble(part):
         part[10:] = bytes(len(part) - 10)
 
-    whole = _predict({"whole": slide}, tmp_path / "out").new
+    whole = predict({"whole": slide}, tmp_path / "out").new
     patch_tile(slide, 7, garble)  # of 5 in a row: x 128, y 64
-    assert _predict({"torn": slide}, tmp_path / "out") == ("slides", 0, 0, 1)
-    found = _predict({"torn": slide}, tmp_path / "out", read=lambda folder: _read(folder, max_damaged=0.1))
+    assert predict({"torn": slide}, tmp_path / "out") == ("slides", 0, 0, 1)
+    found = predict({"torn": slide}, tmp_path / "out", read=lambda folder: read_tiles(folder, max_damaged=0.1))
     assert found == ("slides", whole, 0, 0)
-    (entry,) = _lines(tmp_path / "out" / "quarantine.jsonl")
+    (entry,) = lines_of(tmp_path / "out" / "quarantine.jsonl")
     assert (entry["slide"], entry["x"], entry["y"]) == ("torn", 128, 64)
-    lines = {line["slide"]: line for line in _lines(tmp_path / "out" / "predictions.jsonl")}
+    lines = {line["slide"]: line for line in lines_of(tmp_path / "out" / "predictions.jsonl")}
     assert (lines["torn"]["tiles"], lines["torn"]["damaged"]) == (20, 1)
-    expected = _map(tmp_path / "out" / "whole" / "zones.tif").copy()
+    expected = map_of(tmp_path / "out" / "whole" / "zones.tif").copy()
     expected[64:128, 128:192] = 0
-    np.testing.assert_array_equal(_map(tmp_path / "out" / "torn" / "zones.tif"), expected)
-    assert len(_lines(tmp_path / "out" / "torn" / "tiles.jsonl")) == 19
+    np.testing.assert_array_equal(map_of(tmp_path / "out" / "torn" / "zones.tif"), expected)
+    assert len(lines_of(tmp_path / "out" / "torn" / "tiles.jsonl")) == 19
 
 
 def test_a_slide_that_is_interrupted_leaves_nothing(tmp_path, slide):
@@ -304,21 +247,21 @@ def test_a_slide_that_is_interrupted_leaves_nothing(tmp_path, slide):
 
     slides, out = {"first": slide, "second": slide}, tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        _predict(slides, out, Stops())
+        predict(slides, out, Stops())
     assert {path.name for path in out.iterdir()} == {"first", "predictions.jsonl"}
     (out / ".second.part").mkdir()  # as a machine that lost its power leaves it
     (out / ".second.part" / "summary.json").write_text("{")
-    assert _predict(slides, out) == ("slides", 1, 1, 0)
+    assert predict(slides, out) == ("slides", 1, 1, 0)
     assert {path.name for path in out.iterdir()} == {"first", "second", "predictions.jsonl"}
     assert (out / "second" / "gland.tif").read_bytes() == (out / "first" / "gland.tif").read_bytes()
 
 
 def test_a_blank_slide_has_blank_maps(tmp_path):
     glass = write_tiff(tmp_path / "glass.tif", np.full((211, 301, 3), 240, np.uint8), compression="deflate")
-    assert _predict({"glass": glass}, tmp_path / "out", min_tissue=0.5).new == 1
-    (line,) = _lines(tmp_path / "out" / "predictions.jsonl")
+    assert predict({"glass": glass}, tmp_path / "out", min_tissue=0.5).new == 1
+    (line,) = lines_of(tmp_path / "out" / "predictions.jsonl")
     assert (line["tiles"], line["gland"]["foreground"]) == (0, 0)
     assert "grade" not in line
-    whole = _map(tmp_path / "out" / "glass" / "gland.tif")
+    whole = map_of(tmp_path / "out" / "glass" / "gland.tif")
     assert whole.shape == (211, 301)
     assert not whole.any()

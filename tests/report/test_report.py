@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -260,9 +261,6 @@ def test_broken_and_missing_files_are_named_and_the_rest_goes_on(run, name, cont
         ("run.json", ["training_patients"], 3),
         ("environment.json", ["gpus"], None),
         ("environment.json", ["packages"], []),
-        ("metrics.jsonl", ["validation"], None),
-        ("metrics.jsonl", ["validation"], {}),
-        ("evaluation.jsonl", ["patient"], []),
         ("evaluation.jsonl", ["tasks", "outline"], None),
         ("evaluation.jsonl", ["tasks", "outline", "dice"], "0.5"),
         ("evaluation.jsonl", ["tasks", "kind", "predicted"], None),
@@ -277,10 +275,21 @@ def test_values_of_another_form_are_named_and_the_rest_goes_on(run, name, keys, 
     part[keys[-1]] = value
     (run / name).write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
     assert main(["report", str(run)]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert name in said[0]
-    assert "Missing from this page" in (run / "report.html").read_text()
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "run: a file is not as fastmtl writes it (" in said
+    page = (run / "report.html").read_text()
+    assert "Missing from this page" in page
+    assert "Where the time went" in page
+
+
+def test_a_run_with_an_edited_file_is_left_out_of_a_comparison(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "other")
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"class_names": [None]}))
+    assert main(["report", str(run), str(tmp_path / "other"), "--out", str(tmp_path / "both.html")]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "run: a file is not as fastmtl writes it (TypeError" in said
+    assert "1 run beside each other" in (tmp_path / "both.html").read_text()
 
 
 def test_a_broken_line_and_a_lost_picture_are_named(run, capsys):

@@ -107,7 +107,7 @@ def test_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
     script = textwrap.dedent(f"""
         import torch
         from pathlib import Path
-        from fastmtl import checkpoint
+        from fastmtl.training import checkpoint
         i = 0
         while True:
             i += 1

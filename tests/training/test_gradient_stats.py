@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.memory_loader import MemoryLoader
 from helpers.stages import recipe_of, run, same, weights
-from test_trainer import MemoryLoader
 
 from fastmtl.training.gradient_stats import watch
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.memory_loader import MemoryLoader
 from helpers.stages import TWO, HeldOut, Records, recipe_of, run, same, stages_for, weights
-from test_trainer import MemoryLoader
 
 from fastmtl.config import ConfigError, load_recipe, optimizer_of
 from fastmtl.training import checkpoint

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.memory_loader import MemoryLoader
 from helpers.stages import HeldOut, recipe_of, run, same, stages_for, weights
-from test_trainer import MemoryLoader
 
 from fastmtl import balance
 from fastmtl.builders import components
