@@ -7,8 +7,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -56,3 +59,9 @@ def signature(cls: type) -> dict[str, Any]:
     defaults = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
     return {name: d.__name__ if isinstance(d, type) and d is not inspect.Parameter.empty else d
             for name, d in defaults.items()}  # fmt: skip
+
+
+def transformers_mask2former():
+    """The module of transformers' Mask2Former; the test is skipped without it."""
+    make_torchvision_importable()
+    return pytest.importorskip("transformers.models.mask2former.modeling_mask2former", reason="no transformers")

@@ -9,18 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers.inputs import generator
+from helpers.parity import transformers_mask2former
 from torch import Tensor
 
 from fastmtl.losses.mask2former import Mask2FormerLoss, Targets, pad_targets
 from fastmtl.ops.matching import uncertain_points
-from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 CLASSES, QUERIES, POINTS = 4, 9, 48
-
-
-def theirs():
-    make_torchvision_importable()
-    return pytest.importorskip("transformers.models.mask2former.modeling_mask2former", reason="no transformers")
 
 
 def predictions(samples: int, dtype=torch.float64, seed: int = 0, size: int = 16) -> tuple[Tensor, Tensor]:
@@ -77,7 +72,7 @@ def transformers_losses(layers, labels, masks) -> dict[str, Tensor]:
         importance_sample_ratio=0.75, class_weight=2.0, dice_weight=5.0, mask_weight=5.0,
     )  # fmt: skip
     dtype = layers[0][0].dtype
-    criterion = theirs().Mask2FormerLoss(config, {}).to(dtype)
+    criterion = transformers_mask2former().Mask2FormerLoss(config, {}).to(dtype)
     rest = [{"class_queries_logits": c, "masks_queries_logits": m} for c, m in layers[1:]]
     return criterion(layers[0][1], layers[0][0], [mask.to(dtype) for mask in masks], labels, rest)
 
@@ -101,7 +96,7 @@ def test_equals_transformers_in_float64(counts, monkeypatch, double_by_default):
     labels, masks = objects(counts)
     layers = [predictions(len(counts), seed=seed) for seed in range(3)]
     loss = Mask2FormerLoss(CLASSES, num_points=POINTS)
-    with fixed_points(monkeypatch, theirs()):
+    with fixed_points(monkeypatch, transformers_mask2former()):
         expected = transformers_losses(layers, labels, masks)
         found = loss(*layers[0], labels, masks, auxiliary=layers[1:])
     assert list(found) == list(expected)
@@ -118,7 +113,7 @@ def test_equals_transformers_in_float32(kind, monkeypatch):
     targets = pad_targets(labels, [mask.bool() if kind == "bool" else mask for mask in masks])
     targets = targets._replace(masks=targets.masks.float()) if kind == "float" else targets
     rest = [{"class_queries_logits": c, "masks_queries_logits": m} for c, m in layers[1:]]
-    with fixed_points(monkeypatch, theirs()):
+    with fixed_points(monkeypatch, transformers_mask2former()):
         expected = transformers_losses(layers, labels, masks)
         found = Mask2FormerLoss(CLASSES, num_points=POINTS)(
             *layers[0], *targets, auxiliary=rest if kind == "dicts" else layers[1:]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget
 from helpers.inputs import generator
+from helpers.op_backends import BACKENDS, device_of, needs_cpp
+from helpers.parity import transformers_mask2former
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_gram import BACKENDS, device_of, needs_cpp
-from test_mask2former import theirs
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample
 
@@ -166,7 +166,7 @@ def test_opcheck_and_compile():
 
 
 def test_uncertain_points_are_those_of_transformers(monkeypatch):
-    modeling = theirs()
+    modeling = transformers_mask2former()
     maps = torch.randn(4, 1, 9, 9, generator=generator(0))
     criterion = object.__new__(modeling.Mask2FormerLoss)
     torch.manual_seed(5)
@@ -192,7 +192,7 @@ def test_uncertain_points_by_ratio(ratio):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("target_dtype", [torch.uint8, torch.bool, torch.float32], ids=str)
 def test_pairwise_costs_equal_transformers(dtype, target_dtype):
-    modeling, source = theirs(), generator(0)
+    modeling, source = transformers_mask2former(), generator(0)
     logits = (torch.randn(2, 6, 300, generator=source) * 5).to(dtype)
     targets = torch.rand(2, 4, 300, generator=source)
     targets = targets if target_dtype.is_floating_point else (targets < 0.3).to(target_dtype)
