@@ -22,12 +22,12 @@ DEFAULTS = Options([1.0, 0.5, 0.0], "area", 0.5, 0.5, False, False, False, 1e-5,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("changes", [{}, {"reduction": "none", "batch": True, "weights": []}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"reduction": "none", "batch": True, "numbers": []}], ids=str)
 def test_opcheck(dtype, changes):
     heads, target = pyramid((8, 4), (1, 2, 4), dtype=dtype)
     options = DEFAULTS._replace(**changes)
     heads = [layout(x, "channels_last").requires_grad_() for x in heads]
-    weights = None if options.weights else torch.rand(3)
+    weights = None if options.numbers else torch.rand(3)
     tensors = (heads, target, weights, torch.rand(2), mask("full", target.shape))
     torch.library.opcheck(torch.ops.fastmtl.deep_supervision.default, (*tensors, *options))
     loss, coefficients = torch.ops.fastmtl.deep_supervision(*tensors, *options)
