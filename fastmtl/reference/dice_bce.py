@@ -45,7 +45,10 @@ def dice_bce_loss(
     empty: str = "one",
     reduction: str = "mean",
 ) -> Tensor:
-    """See `fastmtl.ops.dice_bce_loss`. Differentiable any number of times."""
+    """See `fastmtl.ops.dice_bce_loss`; "total" is "sum" with the BCE not divided by the elements.
+
+    Differentiable any number of times.
+    """
     i, p, t, bce, elements = segment_sums(input, target, pos_weight, mask, batch, squared_pred)
     empty_pair = (t == 0) & (p == 0)
     counted = (elements > 0) & (t != 0) if empty == "skip" else elements > 0
@@ -56,5 +59,6 @@ def dice_bce_loss(
     if reduction == "mean":
         bce, dice = bce.sum() / elements.sum().clamp(min=1), dice.sum() / counted.sum().clamp(min=1)
         return bce_weight * bce + dice_weight * dice
-    loss = bce_weight * bce / elements.clamp(min=1) + dice_weight * dice
-    return loss.sum() if reduction == "sum" else loss
+    bce = bce if reduction == "total" else bce / elements.clamp(min=1)
+    loss = bce_weight * bce + dice_weight * dice
+    return loss if reduction == "none" else loss.sum()

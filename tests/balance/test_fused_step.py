@@ -13,8 +13,8 @@ import pytest
 import torch
 from helpers.fused import OPTIMIZERS, Convolutions, Seen, assert_near, assert_same, by_definition, plain, snapshot
 from helpers.loop import Model, inputs
+from helpers.op_backends import needs_cpp
 from helpers.paths import ROOT
-from test_gram import needs_cpp
 from torch import nn
 from torch.optim import AdamW
 

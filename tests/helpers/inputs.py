@@ -77,3 +77,10 @@ def with_target(activation: str, shape: tuple[int, ...], dtype=torch.float32, ta
     """Logits with what a sigmoid or a softmax loss takes as target."""
     x, t = segmentation(shape, dtype, target_dtype, seed)
     return (x, t) if activation == "sigmoid" else (x, class_numbers(shape, target_dtype, seed))
+
+
+def views(pairs, dim, dtype=torch.float32, noise=1.0, scale=3.0, seed=0):
+    """Projections of two views: equal but for noise, of any length."""
+    source = generator(seed)
+    z = torch.randn(pairs, dim, generator=source) * scale
+    return z.to(dtype), (z + noise * scale * torch.randn(pairs, dim, generator=source)).to(dtype)

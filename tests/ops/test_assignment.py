@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 from helpers.inputs import generator
+from helpers.op_backends import BACKENDS, device_of, needs_cpp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_gram import BACKENDS, device_of, needs_cpp
 from torch import Tensor
 
 from fastmtl import ops

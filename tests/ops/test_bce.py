@@ -6,15 +6,12 @@ import pytest
 import torch
 from helpers.asserts import loss_and_gradient
 from helpers.inputs import segmentation
-from test_sigmoid_sums import BACKENDS
+from helpers.op_backends import BACKENDS, dirty_memory
 from torch.nn import functional as F
 
 from fastmtl import ops
 
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

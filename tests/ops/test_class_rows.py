@@ -9,16 +9,16 @@ from functools import partial
 import pytest
 import torch
 from helpers.asserts import loss_and_gradient
+from helpers.op_backends import needs_cpp
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastmtl import ops
-from fastmtl.ops.core import backends
 from fastmtl.ops.losses import dice_ce_backends, focal_softmax_backends
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp"))),
+    needs_cpp,
 ]
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

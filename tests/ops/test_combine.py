@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers.asserts import TOLERANCE, assert_bit_equal
 from helpers.gradients import gradients
+from helpers.op_backends import BACKENDS, DTYPES, device_of, needs_cpp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_gram import BACKENDS, DTYPES, device_of, needs_cpp
 
 from fastmtl import ops
 

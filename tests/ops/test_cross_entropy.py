@@ -6,20 +6,13 @@ import pytest
 import torch
 from helpers.asserts import loss_and_gradient
 from helpers.classes import class_map, pixel_mask
+from helpers.op_backends import BACKENDS, dirty_memory
 from torch.nn import functional as F
 
 from fastmtl import losses, ops
-from fastmtl.ops.core import backends
 from fastmtl.reference.overlap import softmax_overlap
 
-BACKENDS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in ("cpp", "triton", "reference")
-]
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,47 +7,17 @@ from typing import Any
 import pytest
 import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget
-from helpers.inputs import MASKS, TARGET_DTYPES, generator, laid_out, layout, mask, segmentation
+from helpers.heads import HOW, pyramid, values_and_gradients
+from helpers.inputs import MASKS, TARGET_DTYPES, laid_out, layout, mask
+from helpers.op_backends import BACKENDS, KERNELS, dirty_memory, needs_cpp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fastmtl import losses, ops
-from fastmtl.ops.core import backends
 from fastmtl.reference.deep_supervision import sample
 
-KERNELS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in ("cpp", "triton")
-]
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
-HOW = ("nearest", "area", "max")
-
-
-def pyramid(size, strides, channels=2, dtype=torch.float32, target_dtype=torch.uint8, seed=0):
-    """Logits of one head per element of `strides` (a number, or one per dim), and the target of all."""
-    _, target = segmentation((2, channels, *size), target_dtype=target_dtype, seed=seed)
-    source, heads = generator(seed + 1), []
-    for stride in strides:
-        each = [stride] * len(size) if isinstance(stride, int) else stride
-        own = [full // one for full, one in zip(size, each, strict=True)]
-        heads.append((torch.randn(2, channels, *own, generator=source) * 3).to(dtype))
-    return heads, target
-
-
-def values_and_gradients(heads, loss) -> tuple[torch.Tensor, ...]:
-    """The losses and every head's gradient, the losses counted 1, 2, 3, ..."""
-    leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in heads]
-    value = loss(leaves)
-    grad = torch.arange(1, value.numel() + 1, dtype=value.dtype).view(value.shape)
-    gradients = torch.autograd.grad(value, leaves, grad)
-    for leaf, gradient in zip(leaves, gradients, strict=True):
-        assert (gradient.dtype, gradient.shape) == (leaf.dtype, leaf.shape)
-    return value.detach(), *gradients
+pytestmark = dirty_memory
 
 
 def truth(heads, target, **options):
@@ -184,7 +154,7 @@ def test_error_is_within_the_naive_formulas(backend, dtype):
         assert_within_budget(ours / scale, theirs / scale, true / scale, dtype, "gradient")
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 @pytest.mark.parametrize("downsample", HOW)
 def test_planes_of_several_chunks_and_windows_wider_than_a_buffer(downsample):
     heads, target = pyramid((72, 264), (1, 2, (3, 4), (36, 264)))
@@ -201,7 +171,7 @@ def test_gradients_keep_channels_last():
     assert second.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_max_keeps_a_lesion_of_one_pixel_alive(backend):
     """nnU-Net issue 1226: what nearest down-sampling deletes, the coarse heads learn to call background."""
     target = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
@@ -217,7 +187,7 @@ def test_max_keeps_a_lesion_of_one_pixel_alive(backend):
     assert pulls["area"] > pulls["max"]
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", [list, torch.tensor])
 def test_a_head_of_weight_0_is_switched_off(backend, kind):
     heads, target = pyramid((8, 12), (1, 2, 2))
@@ -232,7 +202,7 @@ def test_a_head_of_weight_0_is_switched_off(backend, kind):
     assert (off[2] == 0).all()
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_in_its_head_and_segment(backend):
     heads, target = pyramid((8, 8), (1, 2, 4))
     heads[1][1, 0, 2, 2] = float("nan")
@@ -243,7 +213,7 @@ def test_nan_stays_in_its_head_and_segment(backend):
     assert [gradient.isnan().any().item() for gradient in found[1:]] == [False, True, False]
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("downsample", HOW)
 def test_masked_pixels_take_part_in_nothing(backend, downsample):
     heads, target = pyramid((8, 12), (1, 2, 4), target_dtype=torch.float32)
@@ -263,7 +233,7 @@ def test_masked_pixels_take_part_in_nothing(backend, downsample):
     assert all((part == 0).all() for part in nothing)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("extreme", [20.0, 100.0, float("inf")])
 def test_extreme_logits(backend, extreme):
     right = torch.zeros(1, 1, 7, 14, dtype=torch.uint8)

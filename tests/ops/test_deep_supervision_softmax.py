@@ -7,17 +7,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.asserts import assert_bit_equal
+from helpers.heads import HOW, values_and_gradients
 from helpers.inputs import generator
-from test_deep_supervision import HOW, values_and_gradients
+from helpers.op_backends import dirty_memory
 from torch.nn import functional as F
 
 from fastmtl import ops
 
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
 
 
 @pytest.mark.parametrize("downsample", HOW)

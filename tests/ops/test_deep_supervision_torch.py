@@ -9,24 +9,25 @@ import sys
 import pytest
 import torch
 from helpers.asserts import assert_bit_equal
+from helpers.heads import pyramid, values_and_gradients
 from helpers.inputs import layout, mask
-from test_deep_supervision import pyramid, values_and_gradients
+from helpers.op_backends import ignore_numpy_warnings, needs_cpp
 
 from fastmtl import ops
 from fastmtl.ops.core import backends
 from fastmtl.ops.losses.deep_supervision_backends import Options
 
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
+pytestmark = ignore_numpy_warnings
 DEFAULTS = Options([1.0, 0.5, 0.0], "area", 0.5, 0.5, False, False, False, 1e-5, 1e-5, "one", "mean", "auto")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("changes", [{}, {"reduction": "none", "batch": True, "weights": []}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"reduction": "none", "batch": True, "numbers": []}], ids=str)
 def test_opcheck(dtype, changes):
     heads, target = pyramid((8, 4), (1, 2, 4), dtype=dtype)
     options = DEFAULTS._replace(**changes)
     heads = [layout(x, "channels_last").requires_grad_() for x in heads]
-    weights = None if options.weights else torch.rand(3)
+    weights = None if options.numbers else torch.rand(3)
     tensors = (heads, target, weights, torch.rand(2), mask("full", target.shape))
     torch.library.opcheck(torch.ops.fastmtl.deep_supervision.default, (*tensors, *options))
     loss, coefficients = torch.ops.fastmtl.deep_supervision(*tensors, *options)
@@ -145,7 +146,7 @@ def test_backward_keeps_only_arguments_and_coefficients():
     loss.backward()
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 def test_no_mask_of_another_size_is_made():
     """With "area" the plain loop makes float masks; here nothing but outputs and coefficients is allocated."""
     heads, target = pyramid((256, 256), (1, 2, 4, 8))
@@ -154,7 +155,7 @@ def test_no_mask_of_another_size_is_made():
     assert sum(max(event.cpu_memory_usage, 0) for event in profile.events()) < 4096
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 def test_offsets_past_two_to_the_31():
     """Strides that reach past 2^31 elements, over storage of which only the touched pages exist."""
     far = 2**31 + 4096
@@ -168,7 +169,7 @@ def test_offsets_past_two_to_the_31():
         assert_bit_equal([(loss,) for loss in pair])
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
     """Each in its own process: the choice is made once, at load."""

@@ -8,23 +8,15 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
 from helpers.inputs import MASKS, TARGET_DTYPES, laid_out, layout, mask, segmentation
+from helpers.op_backends import BACKENDS, KERNELS, dirty_memory, needs_cpp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fastmtl import losses, ops
-from fastmtl.ops.core import backends
 from fastmtl.reference.dice_bce import dice_bce_loss as reference
 
-KERNELS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in ("cpp", "triton")
-]
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
 SHAPES = [(2, 3, 16, 16), (1, 1, 7, 5), (2, 2, 3, 4, 5), (3, 1, 33, 31), (2, 5), (1, 2, 2500)]
 
 
@@ -130,7 +122,7 @@ def test_error_is_within_the_naive_formulas(backend, dtype):
         assert_within_budget(gradient / scale, naive_gradient / scale, true_gradient / scale, dtype, "gradient")
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 def test_planes_of_several_chunks_and_a_mixed_layout():
     x, t = segmentation((2, 3, 150, 130))
     check("cpp", x, t)
@@ -144,7 +136,7 @@ def test_gradient_keeps_channels_last():
     assert gradient.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("extreme", [20.0, 100.0, float("inf")])
 def test_extreme_logits(backend, extreme):
     x = torch.tensor([extreme, -extreme, extreme, -extreme]).view(1, 1, 2, 2)
@@ -170,7 +162,7 @@ def test_gradient_survives_a_confident_wrong_logit(backend):
     assert (gradient < 0).all()
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_policies(backend):
     x = torch.full((1, 2, 3, 3), -float("inf"))
     x[0, 1, 0, 0] = 30.0
@@ -190,7 +182,7 @@ def test_empty_policies(backend):
     assert smoothed.item() == pytest.approx(1 - 1e-5 / (4.5 + 1e-5), rel=1e-6)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["sample", "segment", "full"])
 def test_masked_elements_take_part_in_nothing(backend, kind):
     shape = (3, 2, 9, 8)
@@ -210,7 +202,7 @@ def test_masked_elements_take_part_in_nothing(backend, kind):
         assert clean[0].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_all_masked_is_zero(backend, reduction):
     x = torch.full((2, 2, 5, 5), float("nan"))
@@ -222,7 +214,7 @@ def test_all_masked_is_zero(backend, reduction):
     assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_in_its_segment(backend):
     x, t = segmentation((2, 2, 6, 6))
     x[1, 0, 2, 2] = float("nan")

@@ -10,13 +10,14 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, loss_and_gradient
 from helpers.inputs import layout, mask, segmentation
+from helpers.op_backends import ignore_numpy_warnings, needs_cpp
 
 from fastmtl import ops
 from fastmtl.ops.core import backends
 from fastmtl.ops.core.planes import strides
 from fastmtl.ops.losses.dice_bce_backends import Options
 
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
+pytestmark = ignore_numpy_warnings
 DEFAULTS = Options(0.5, 0.5, False, False, False, 1e-5, 1e-5, "one", "mean", False, 1, "auto")
 
 
@@ -136,7 +137,7 @@ def test_no_gradient_without_asking():
     assert ops.dice_bce_loss(x.double(), t).dtype == torch.float64
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
     """Each in its own process: the choice is made once, at load."""
@@ -172,7 +173,7 @@ def test_child_process_finishes():
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 def test_offsets_past_two_to_the_31():
     """Strides that reach past 2^31 elements, over storage of which only the touched pages exist."""
     far = 2**31 + 4096

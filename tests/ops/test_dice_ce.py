@@ -9,23 +9,15 @@ import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
 from helpers.classes import CLASS_DTYPES, PIXEL_MASKS, class_map, pixel_mask
 from helpers.inputs import laid_out, layout
+from helpers.op_backends import BACKENDS, KERNELS, dirty_memory, needs_cpp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fastmtl import losses, ops
-from fastmtl.ops.core import backends
 from fastmtl.reference.dice_ce import dice_ce_loss as reference
 
-KERNELS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in ("cpp", "triton")
-]
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
 SHAPES = [
     (2, 3, 16, 16),
     (1, 2, 7, 5),
@@ -141,7 +133,7 @@ def test_error_is_within_the_naive_formulas(backend, dtype):
         assert_within_budget(gradient / scale, naive_gradient / scale, true_gradient / scale, dtype, "gradient")
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 @pytest.mark.parametrize("sums", [False, True])
 def test_backward_holds_the_copy_of_a_target_with_no_pixel_stride(sums):
     """The copy and the gradient have as many bytes: freed too early, one would lie on the other."""
@@ -178,7 +170,7 @@ def test_bit_equal_over_repeats_and_thread_counts(backend, two_threads):
     assert_bit_equal(results)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(3, 4, 21, 19), (2, 40, 7, 3)], ids=str)
 def test_counts_of_the_hard_prediction(backend, shape):
     x, t = class_map(shape, ignored=200)

@@ -6,15 +6,16 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, loss_and_gradient
 from helpers.classes import class_map, pixel_mask
-from test_dice_ce import KERNELS, truth
+from helpers.op_backends import BACKENDS, KERNELS, dirty_memory
 
 from fastmtl import ops
 
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
+
+
+def truth(x, t, **options):
+    doubled = {k: v.double() if torch.is_tensor(v) and k != "mask" else v for k, v in options.items()}
+    return loss_and_gradient(lambda x: ops.dice_ce_loss(x, t, backend="reference", **doubled), x.double())
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -32,7 +33,7 @@ def test_confident_logits_keep_their_small_losses_and_gradients(backend):
     assert wrong.item() == pytest.approx((16 + 18 + 20 + 22) / 4)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_infinite_logits(backend):
     x, t = class_map((1, 3, 2, 8))
     excluded = x.clone()
@@ -48,7 +49,7 @@ def test_infinite_logits(backend):
     assert ops.dice_ce_loss(x, t, backend=backend).isnan()
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_in_its_sample(backend):
     x, t = class_map((3, 3, 6, 6))
     x[1, 0, 2, 2] = float("nan")
@@ -57,7 +58,7 @@ def test_nan_stays_in_its_sample(backend):
     assert gradient.isnan().flatten(1).any(1).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["sample", "pixel", "ignored"])
 def test_invalid_pixels_take_part_in_nothing(backend, kind):
     shape = (3, 4, 9, 8)
@@ -76,7 +77,7 @@ def test_invalid_pixels_take_part_in_nothing(backend, kind):
         assert clean[0].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("how", ["mask", "ignore_index"])
 def test_nothing_valid_is_zero(backend, reduction, how):
@@ -89,7 +90,7 @@ def test_nothing_valid_is_zero(backend, reduction, how):
     assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_policies(backend):
     x, t = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
     x[:, 2] = -float("inf")  # class 2 is nowhere, in the target nor the prediction; class 1 in the prediction alone

@@ -11,13 +11,13 @@ import torch
 from helpers.asserts import assert_bit_equal, loss_and_gradient
 from helpers.classes import class_map, pixel_mask
 from helpers.inputs import layout
+from helpers.op_backends import ignore_numpy_warnings, needs_cpp
 
 from fastmtl import ops
 from fastmtl.ops.core import backends
 from fastmtl.ops.losses.dice_ce_backends import Options
 
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
-NEEDS_CPP = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+pytestmark = ignore_numpy_warnings
 DEFAULTS = Options(0.5, 0.5, -100, 0.0, True, False, False, False, 1e-5, 1e-5, "one", "mean", False, "auto")
 
 
@@ -106,7 +106,7 @@ def test_dtypes_of_the_loss():
     assert ops.dice_ce_loss(x.double(), t).dtype == torch.float64
 
 
-@NEEDS_CPP
+@needs_cpp
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
     """Each in its own process: the choice is made once, at load."""
@@ -125,7 +125,7 @@ def test_every_instruction_set(isa):
     subprocess.run([sys.executable, "-c", script], env=os.environ | {"FASTMTL_ISA": isa}, check=True, timeout=120)
 
 
-@NEEDS_CPP
+@needs_cpp
 def test_offsets_past_two_to_the_31():
     """Strides that reach past 2^31 elements, over storage of which only the touched pages exist."""
     far = 2**31 + 4096

@@ -6,16 +6,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.asserts import assert_bit_equal
-from test_sigmoid_sums import cpp_only
+from helpers.op_backends import dirty_memory, needs_cpp, needs_triton
 
 from fastmtl import ops
 from fastmtl.ops.core import backends, planes
 from fastmtl.ops.losses import dice_bce_backends
 
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
 
 
 def far_bytes(count: int) -> torch.Tensor:
@@ -23,7 +20,7 @@ def far_bytes(count: int) -> torch.Tensor:
     return torch.from_numpy(np.zeros(count, dtype=np.uint8))
 
 
-@cpp_only
+@needs_cpp
 @pytest.mark.slow
 def test_a_plane_of_more_than_two_to_the_31_elements():
     number = 2**31 + 1000
@@ -39,7 +36,7 @@ def test_a_plane_of_more_than_two_to_the_31_elements():
     )
 
 
-@cpp_only
+@needs_cpp
 def test_gradients_past_two_to_the_31_elements():
     """Written through strides that reach past 2^31 elements, over storage of which only the touched pages exist."""
     far, x, t = 2**31 + 4096, torch.randn(2, 1, 64), torch.rand(2, 1, 64)
@@ -54,7 +51,7 @@ def test_gradients_past_two_to_the_31_elements():
     torch.testing.assert_close(gradient, expected.half(), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.skipif(bool(backends.missing("triton")), reason=str(backends.missing("triton")))
+@needs_triton
 def test_triton_reads_past_two_to_the_31_elements():
     far = 2**31 + 4096
     storage = far_bytes(far + 64)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
 from helpers.inputs import MASKS, TARGET_DTYPES, class_numbers, laid_out, layout, mask, segmentation, with_target
+from helpers.op_backends import BACKENDS, KERNELS, dirty_memory, needs_cpp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -13,20 +14,10 @@ from torch.nn import functional as F
 from fastmtl import ops
 from fastmtl.ops.core import backends
 
-KERNELS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in ("cpp", "triton")
-]
 ACTIVATIONS = ("sigmoid", "softmax")
 GAMMAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.7)
 REDUCTIONS = ("none", "mean", "sum")
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings(
-        "ignore:(invalid value|overflow|divide by zero|All-NaN slice) encountered:RuntimeWarning"
-    ),
-]
+pytestmark = dirty_memory
 
 
 def truth(x, t, **options):
@@ -135,7 +126,7 @@ def test_error_is_within_the_naive_formulas(backend, activation, dtype):
     assert_within_budget(gradient / scale, naive_gradient / scale, true_gradient / scale, dtype, "gradient")
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 @pytest.mark.parametrize("channels", [2, 19, 128, 700])
 def test_softmax_over_many_classes_and_several_chunks(channels):
     shape = (2, channels, 40, 41)
@@ -143,7 +134,7 @@ def test_softmax_over_many_classes_and_several_chunks(channels):
     check("cpp", layout(x, "channels_last"), t, activation="softmax", alpha=torch.rand(channels), reduction="none")
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("extreme", [20.0, 120.0, float("inf")])
 def test_extreme_logits(backend, gamma, extreme):
@@ -167,7 +158,7 @@ def test_extreme_logits(backend, gamma, extreme):
         torch.testing.assert_close(gradient[0, :, 0, 1], torch.tensor([-1.0, 1.0]))
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_a_class_ruled_out_by_an_infinite_logit(backend, gamma):
     x = torch.tensor([[1.0, -float("inf"), 2.0], [0.5, 0.0, -float("inf")]]).t().reshape(1, 3, 2).contiguous()
@@ -192,7 +183,7 @@ def test_gradient_survives_confident_logits(backend):
         torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-37)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_masked_elements_take_part_in_nothing(backend, activation, reduction):
@@ -214,7 +205,7 @@ def test_masked_elements_take_part_in_nothing(backend, activation, reduction):
         assert_bit_equal([clean, loss_and_gradient(lambda x: ops.focal_loss(x, ignored, **options), dirty_x)])
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_all_masked_is_zero(backend, activation, reduction):
@@ -227,7 +218,7 @@ def test_all_masked_is_zero(backend, activation, reduction):
     assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
 def test_nan_stays_in_its_segment(backend, activation, gamma):

@@ -10,13 +10,14 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, loss_and_gradient
 from helpers.inputs import layout, mask, segmentation, with_target
+from helpers.op_backends import ignore_numpy_warnings, needs_cpp
 
 from fastmtl import losses, ops
 from fastmtl.ops.core import backends
 from fastmtl.ops.losses import focal_backends, focal_softmax_backends
 
 ACTIVATIONS = ("sigmoid", "softmax")
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning")
+pytestmark = ignore_numpy_warnings
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5, 2.0])
@@ -102,7 +103,7 @@ def test_backward_keeps_only_inputs_and_coefficients(activation):
     loss.backward()
 
 
-@pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
+@needs_cpp
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(isa):
     """Each in its own process: the choice is made once, at load."""

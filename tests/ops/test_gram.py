@@ -11,20 +11,12 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget
 from helpers.gradients import gradients, near_opposed
+from helpers.op_backends import BACKENDS, DTYPES, device_of, needs_cpp, needs_triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmtl import ops
-from fastmtl.ops.core.backends import BackendError, missing
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-needs_cpp = pytest.mark.skipif(missing("cpp") is not None, reason=str(missing("cpp")))
-needs_triton = pytest.mark.skipif(missing("triton") is not None, reason=str(missing("triton")))
-BACKENDS = (pytest.param("reference"), pytest.param("cpp", marks=needs_cpp), pytest.param("triton", marks=needs_triton))
-
-
-def device_of(backend: str) -> str:
-    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+from fastmtl.ops.core.backends import BackendError
 
 
 def check(J: torch.Tensor, backend: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.gradients import gradients
-from test_gram import BACKENDS, device_of
+from helpers.op_backends import BACKENDS, device_of
 
 from fastmtl.ops.gradients import matrix_solvers
 

@@ -5,32 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget
-from helpers.inputs import generator, laid_out
+from helpers.inputs import generator, laid_out, views
+from helpers.op_backends import BACKENDS, KERNELS, dirty_memory, needs_cpp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fastmtl import ops
-from fastmtl.ops.core import backends
 from fastmtl.reference.nt_xent import nt_xent_loss as reference
 
-NO_CPP = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
-KERNELS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in ("cpp", "triton")
-]
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
-
-
-def views(pairs, dim, dtype=torch.float32, noise=1.0, scale=3.0, seed=0):
-    """Projections of two views: equal but for noise, of any length."""
-    source = generator(seed)
-    z = torch.randn(pairs, dim, generator=source) * scale
-    return z.to(dtype), (z + noise * scale * torch.randn(pairs, dim, generator=source)).to(dtype)
+pytestmark = dirty_memory
 
 
 def textbook(z1, z2, temperature):
@@ -77,7 +61,7 @@ def test_matches_the_definition(backend, temperature, size):
     check(backend, *views(*size), temperature=temperature, mask=torch.rand(size[0], generator=generator(1)) < 0.6)
 
 
-@NO_CPP
+@needs_cpp
 @pytest.mark.parametrize("size", [(300, 64), (600, 33), (100, 700)], ids=str)
 def test_several_blocks(size):
     for temperature in (0.01, 0.1):
@@ -133,7 +117,7 @@ def test_the_definition_is_the_papers():
     )
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_small_temperatures_neither_overflow_nor_underflow(backend):
     """Opposite views: a row's largest cosine is far below 1, and relative to 1 all of its terms would be 0."""
     z1 = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
@@ -144,7 +128,7 @@ def test_small_temperatures_neither_overflow_nor_underflow(backend):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_of_any_length(backend):
     z1, z2 = views(6, 8)
     expected = run(z1, z2, backend=backend)
@@ -159,7 +143,7 @@ def test_rows_of_any_length(backend):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6 * b.abs().max().item())
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_masked_pairs_take_part_in_nothing(backend):
     z1, z2 = views(20, 7)
     kept = torch.rand(20, generator=generator(4)) < 0.5
@@ -176,7 +160,7 @@ def test_masked_pairs_take_part_in_nothing(backend):
     assert all((part == 0).all() for part in nothing)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_is_not_hidden(backend, bad):
     for temperature in (0.1, 0.01):

@@ -9,17 +9,13 @@ import sys
 import pytest
 import torch
 from helpers.asserts import assert_bit_equal
-from helpers.inputs import generator
-from test_nt_xent import NO_CPP, views
+from helpers.inputs import generator, views
+from helpers.op_backends import dirty_memory, needs_cpp
 
 from fastmtl import losses, ops
 from fastmtl.ops.core import backends
 
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
 
 
 def test_gradients_by_finite_differences():
@@ -80,7 +76,7 @@ def test_vmap_over_tasks():
     torch.testing.assert_close(torch.vmap(ops.nt_xent_loss, in_dims=(0, 1))(z1, z2), expected)
 
 
-@NO_CPP
+@needs_cpp
 def test_memory_is_linear_in_the_batch():
     """At 2N = 2048 the similarities would take 16 MiB; nothing as large is allocated, nor kept for the backward."""
     from torch.profiler import ProfilerActivity, profile
@@ -97,7 +93,7 @@ def test_memory_is_linear_in_the_batch():
     assert loss.isfinite()
 
 
-@NO_CPP
+@needs_cpp
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])  # the best one is in all other tests
 def test_every_instruction_set(isa):
     """Each in its own process: the choice is made once, at load."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.gradients import gradients, near_opposed, orders, textbook_pcgrad
+from helpers.op_backends import BACKENDS, device_of, needs_cpp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_gram import BACKENDS, device_of, needs_cpp
 
 from fastmtl import ops
 from fastmtl.ops.gradients.pcgrad import random_order

@@ -11,10 +11,10 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget
 from helpers.inputs import generator
+from helpers.op_backends import BACKENDS, device_of, needs_cpp
 from helpers.parity import transformers_mask2former
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_gram import BACKENDS, device_of, needs_cpp
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
 from helpers.inputs import MASKS, TARGET_DTYPES, generator, laid_out, layout, mask
+from helpers.op_backends import BACKENDS, KERNELS, dirty_memory
+from helpers.regression import LOSSES, pair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -17,32 +19,8 @@ from fastmtl.ops.core import backends
 from fastmtl.ops.losses.regression_backends import Tensors
 from fastmtl.ops.losses.regression_backends import layout as seen
 
-NO_CPP = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
-KERNELS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in ("cpp", "triton")
-]
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
-LOSSES = {
-    "mse": (ops.mse_loss, F.mse_loss, "squared"),
-    "l1": (ops.l1_loss, F.l1_loss, "absolute"),
-    "smooth": (partial(ops.smooth_l1_loss, beta=0.7), partial(F.smooth_l1_loss, beta=0.7), "smooth"),
-}
+pytestmark = dirty_memory
 SHAPES = [(5,), (7, 4), (2, 3, 16, 16), (3, 1, 33, 31), (2, 2, 3, 4, 5), (1, 2, 2500)]
-
-
-def pair(shape, dtype=torch.float32, target_dtype=torch.float32, seed=0):
-    """Predictions around targets: images of 0 to 255 where the target is an integer, else numbers around 0."""
-    source = generator(seed)
-    target = torch.randn(shape, generator=source)
-    if not target_dtype.is_floating_point:
-        target = torch.randint(2 if target_dtype == torch.bool else 256, shape, generator=source)
-    input = target + 2 * torch.randn(shape, generator=source)
-    return input.to(dtype), target.to(target_dtype)
 
 
 def check(name, backend, x, t, **options):
@@ -122,7 +100,7 @@ def test_parity_with_torch(name):
     torch.testing.assert_close(ours(x, t, reduction="none"), torchs(x, t, reduction="none").mean((1, 2)))
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("beta", [0.0, 1e-35, 1e-3, 1e6])
 def test_beta_of_any_size(backend, beta):
     x, t = torch.tensor([0.0, 1.0, -2.0, 5.0, 1e-3]), torch.tensor([0.0, 0.0, 0.0, 5.0, 0.0])
@@ -132,7 +110,7 @@ def test_beta_of_any_size(backend, beta):
         torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_infinities_and_nan_stay_in_their_sample(backend, name):
     x, t = pair((4, 2, 6))
@@ -146,7 +124,7 @@ def test_infinities_and_nan_stay_in_their_sample(backend, name):
     assert gradient[1, 0, 3] == (float("inf") if name == "mse" else 1 / 12)
 
 
-@pytest.mark.parametrize("backend", [*KERNELS, "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["sample", "segment", "pixel", "full"])
 def test_masked_elements_take_part_in_nothing(backend, kind):
     shape = (3, 2, 9, 8)

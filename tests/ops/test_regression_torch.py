@@ -11,17 +11,14 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, loss_and_gradient
 from helpers.inputs import layout, mask
-from test_regression import LOSSES, NO_CPP, pair
+from helpers.op_backends import dirty_memory, needs_cpp
+from helpers.regression import LOSSES, pair
 
 from fastmtl import losses, ops
 from fastmtl.ops.core import backends
 from fastmtl.reference.regression import regression_loss
 
-# The interpreter runs on numpy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -82,7 +79,7 @@ def test_backward_keeps_only_inputs_and_a_number_per_sample():
     loss.backward()
 
 
-@NO_CPP
+@needs_cpp
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])  # the best one is in all other tests
 def test_every_instruction_set(isa):
     """Each in its own process: the choice is made once, at load."""
@@ -98,7 +95,7 @@ def test_every_instruction_set(isa):
     subprocess.run([sys.executable, "-c", script], env=os.environ | {"FASTMTL_ISA": isa}, check=True, timeout=120)
 
 
-@NO_CPP
+@needs_cpp
 def test_offsets_past_two_to_the_31():
     """Strides that reach past 2^31 elements, over storage of which only the touched pages exist."""
     far = 2**31 + 4096

@@ -6,22 +6,13 @@ import pytest
 import torch
 from helpers.asserts import assert_bit_equal, loss_and_gradient
 from helpers.inputs import MASKS, TARGET_DTYPES, laid_out, mask, segmentation
+from helpers.op_backends import BACKENDS, KERNELS, dirty_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastmtl import losses, ops
-from fastmtl.ops.core import backends
 
-KERNELS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in ("cpp", "triton")
-]
-BACKENDS = [*KERNELS, "reference"]
-cpp_only = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide by zero) encountered:RuntimeWarning"),
-]
+pytestmark = dirty_memory
 
 
 def sums(x, t, slopes=None, **options):

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.asserts import assert_bit_equal, loss_and_gradient
+from helpers.op_backends import needs_cpp
 from torch import Tensor
 
 from fastmtl import ops
-from fastmtl.ops.core import backends
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp"))),
+    needs_cpp,
 ]
 
 # One group and a bit, whole vectors and not, one pixel and several, many channels and one.

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.op_backends import needs_triton
 from helpers.stain import tissue
 from test_stain_normalize import odd_tiles
 
 from fastmtl import data, ops
-from fastmtl.ops.core import backends
-
-needs_triton = pytest.mark.skipif(bool(backends.missing("triton")), reason=str(backends.missing("triton")))
 
 
 @needs_triton

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.op_backends import needs_cpp
 from helpers.stain import tissue
 from helpers.tiles import shared_data
 from PIL import Image
@@ -19,7 +20,6 @@ from fastmtl.reference.stain_conventions import CONVENTIONS, HEMATOXYLIN_EOSIN, 
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 STAINED = ("macenko", "vahadane", "ruifrok")
-needs_cpp = pytest.mark.skipif(bool(backends.missing("cpp")), reason=str(backends.missing("cpp")))
 
 
 def definition(image: torch.Tensor, method: str, convention: str) -> torch.Tensor:

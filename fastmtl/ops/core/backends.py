@@ -165,7 +165,7 @@ def _warn_if_slow(op: str, tensor: torch.Tensor) -> None:
             )
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: object) -> None:
     """Raise ValueError unless `backend` is a known name."""
     if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(BACKENDS)}; got {backend!r}.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from .backends import FLOATING
+from .backends import FLOATING, check_backend
 
 # A kernel gets the place of a name in these: the orders are those of the enums in csrc.
 EMPTY = ("one", "zero", "skip")
@@ -73,6 +75,20 @@ def not_negative(name: str, value: object) -> None:
 def flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be True or False; got {value!r}.")
+
+
+def backend(name: str, value: object) -> None:
+    check_backend(value)
+
+
+# What an option may be, for the fields of an op's Options.
+Number = Annotated[float, finite]
+NotNegative = Annotated[float, not_negative]
+Fraction = Annotated[float, partial(between, low=0, high=1)]
+Flag = Annotated[bool, flag]
+Reduction = Annotated[str, partial(one_of, allowed=REDUCTIONS)]
+Empty = Annotated[str, partial(one_of, allowed=EMPTY)]
+Backend = Annotated[str, backend]
 
 
 def channels_last(input: Tensor, target: Tensor) -> bool:

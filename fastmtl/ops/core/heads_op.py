@@ -1,4 +1,4 @@
-"""A fused loss of several heads as two `torch.library` ops: `_loss_op.LossOp` for a list of differentiable tensors.
+"""A fused loss of several heads as two `torch.library` ops: `loss_op.LossOp` for a list of differentiable tensors.
 
 The forward takes the list, further tensors and options; it returns the loss, the coefficients its backward needs (a few
 numbers per segment and head), and nothing else. The backward returns one gradient per head. Only the tensors given and
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose, register_kernels
+from .fields import schema
 from .loss_op import _LIBRARY, _TAGS, Backends, _transformed, forward_mode, push_forward
 from .planes import gradient_like
 
@@ -26,8 +27,7 @@ class HeadsLossOp:
 
     Args:
         name: the op is `fastmtl::name`.
-        schema: the further tensors' and the options' part of the schema, in the order of the tuples.
-        tensors, options: NamedTuple classes; `backend` is an option.
+        tensors, options: NamedTuple classes, whose annotations are the schema after the inputs; `backend` is an option.
         backends: forward, called with (inputs, tensors, options), and backward, called with (grad, inputs, tensors,
             coefficients, options), of each; see `backends.register_kernels`.
         fake: (inputs, tensors, options) -> uninitialised outputs.
@@ -37,7 +37,6 @@ class HeadsLossOp:
     def __init__(
         self,
         name: str,
-        schema: tuple[str, str],
         tensors: type[Any],
         options: type[Any],
         *,
@@ -48,11 +47,9 @@ class HeadsLossOp:
         self._name, self._reference, self._tensors, self._options = name, reference, tensors, options
         self.further, self.settings = len(tensors._fields), len(options._fields)
         register_kernels(name, backends)
-        both = f"Tensor[] inputs, {schema[0]}"
-        _LIBRARY.define(f"{name}({both}, {schema[1]}) -> (Tensor, Tensor)", tags=_TAGS)
-        _LIBRARY.define(
-            f"{name}_backward(Tensor grad, {both}, Tensor coefficients, {schema[1]}) -> Tensor[]", tags=_TAGS
-        )
+        first, last = f"Tensor[] inputs, {schema(tensors)}", schema(options)
+        _LIBRARY.define(f"{name}({first}, {last}) -> (Tensor, Tensor)", tags=_TAGS)
+        _LIBRARY.define(f"{name}_backward(Tensor grad, {first}, Tensor coefficients, {last}) -> Tensor[]", tags=_TAGS)
         self._forward_op = getattr(torch.ops.fastmtl, name).default
         self._backward_op = getattr(torch.ops.fastmtl, f"{name}_backward").default
         self._recorded_forward, self._recorded_backward = _functions(self)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .backends import choose, register_kernels
+from .fields import schema
 from .planes import gradient_like
 
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -31,8 +32,8 @@ class LossOp:
 
     Args:
         name: the op is `fastmtl::name`.
-        schema: the tensors' and the options' part of the `torch.library` schema, in the order of the tuples.
-        tensors, options: NamedTuple classes; the first tensor is the differentiable one, `backend` is an option.
+        tensors, options: NamedTuple classes, whose annotations are the schema; the first tensor is the differentiable
+            one, `backend` is an option.
         backends: forward, called with (tensors, options), and backward, called with (grad, tensors, coefficients,
             options), of each; see `backends.register_kernels`.
         fake: (tensors, options) -> uninitialised outputs; run with fake tensors by torch.compile.
@@ -43,7 +44,6 @@ class LossOp:
     def __init__(
         self,
         name: str,
-        schema: tuple[str, str],
         tensors: type[Any],
         options: type[Any],
         *,
@@ -57,11 +57,9 @@ class LossOp:
         self._name, self._tensors, self._options = name, tensors, options
         self._number, self._outputs, self._reference = len(tensors._fields), outputs, reference
         register_kernels(name, backends)
-        returns = ", ".join(["Tensor"] * outputs)
-        _LIBRARY.define(f"{name}({schema[0]}, {schema[1]}) -> ({returns})", tags=_TAGS)
-        _LIBRARY.define(
-            f"{name}_backward(Tensor grad, {schema[0]}, Tensor coefficients, {schema[1]}) -> Tensor", tags=_TAGS
-        )
+        first, last, returns = schema(tensors), schema(options), ", ".join(["Tensor"] * outputs)
+        _LIBRARY.define(f"{name}({first}, {last}) -> ({returns})", tags=_TAGS)
+        _LIBRARY.define(f"{name}_backward(Tensor grad, {first}, Tensor coefficients, {last}) -> Tensor", tags=_TAGS)
         self._forward_op = getattr(torch.ops.fastmtl, name).default
         self._backward_op = getattr(torch.ops.fastmtl, f"{name}_backward").default
         self._vmap = vmap or partial(_loop, self)
@@ -70,7 +68,7 @@ class LossOp:
         for key in ("CPU", "CUDA"):
             _LIBRARY.impl(name, self._run_forward, key)
             _LIBRARY.impl(f"{name}_backward", self._run_backward, key)
-        # torch.library.register_autograd would cost 70 us a call more: it matches a schema of 16 arguments anew.
+        # torch.library.register_autograd costs 70 us more per call: it binds a schema of 16 arguments again.
         _LIBRARY.impl(name, partial(_record, self._recorded_forward, self._below), "Autograd")
         _LIBRARY.impl(f"{name}_backward", partial(_record, self._recorded_backward, self._below_backward), "Autograd")
         torch.library.register_fake(f"fastmtl::{name}", self._fake(fake), lib=_LIBRARY)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ..core import backends, checks
 from ..core.planes import few_alike
 from .dice_bce import dice_bce_op
+from .dice_bce_backends import Options, Tensors
 from .focal import as_planes
 from .overlap import overlap_sums
 
@@ -90,8 +91,8 @@ def bce_with_logits(
     elif input.dim() == 2:
         input, target, mask = as_planes(input, target, mask, reduction)
     how = "mean" if reduction == "mean" else "total"
-    options = (1.0, 0.0, False, False, False, 1.0, 1.0, "one", how, False, 1, backend)
-    loss = dice_bce_op(input, target, pos_weight, None, mask, *options)[0]
+    options = Options(bce_weight=1.0, dice_weight=0.0, smooth_nr=1.0, smooth_dr=1.0, reduction=how, backend=backend)
+    loss = dice_bce_op(*Tensors(input, target, pos_weight, None, mask), *options)[0]
     return loss if factor is None else loss * factor.to(loss.dtype)
 
 

@@ -72,15 +72,7 @@ def cross_entropy(
         dice_weight=0.0,
         ignore_index=class_checks.ignored(ignore_index),
         label_smoothing=label_smoothing,
-        include_background=True,
-        batch=False,
-        squared_pred=False,
-        jaccard=False,
-        smooth_nr=0.0,
-        smooth_dr=0.0,
-        empty="one",
         reduction=_REDUCTIONS[reduction],
-        counts=False,
         backend=backend,
     )
     return run(tensors, options)[0]

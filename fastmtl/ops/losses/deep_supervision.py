@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...reference import deep_supervision as definition
 from ..core import backends, checks, class_checks
+from ..core.fields import checks_of, converted
 from ..core.heads_op import HeadsLossOp
-from .deep_supervision_backends import BACKENDS, DOWNSAMPLE, REDUCTIONS, Options, Tensors, new_outputs, reference
-from .dice_ce import dice_ce_loss
-from .dice_ce_backends import check_classes
+from . import dice_ce, dice_ce_backends
+from .deep_supervision_backends import BACKENDS, Options, Tensors, new_outputs, reference
 
 _deep_supervision = HeadsLossOp(
     "deep_supervision",
-    (
-        "Tensor target, Tensor? weights, Tensor? pos_weight, Tensor? mask",
-        "float[] numbers, str downsample, float pointwise_weight, float dice_weight, bool batch, bool squared_pred, "
-        "bool jaccard, float smooth_nr, float smooth_dr, str empty, str reduction, str backend",
-    ),
     Tensors,
     Options,
     backends=BACKENDS,
     fake=new_outputs,
     reference=reference,
 )
+_check_options = checks_of(Options)
 
 
 def deep_supervision_loss(
@@ -108,34 +103,37 @@ def deep_supervision_loss(
     torch.Size([2])
     """
     checks.one_of("activation", activation, ("sigmoid", "softmax"))
-    checks.one_of("downsample", downsample, DOWNSAMPLE)
     inputs = _check_inputs(inputs)
     if activation == "softmax" and inputs[0].shape[1] < 2:
         raise ValueError(f"`inputs[0]` must have 2 or more classes with 'softmax'; got {list(inputs[0].shape)}.")
     _check_target(inputs, target, activation)
-    checks.finite("pointwise_weight", pointwise_weight)
-    checks.finite("dice_weight", dice_weight)
-    for name, value in (("batch", batch), ("squared_pred", squared_pred), ("jaccard", jaccard)):
-        checks.flag(name, value)
-    checks.not_negative("smooth_nr", smooth_nr)
-    checks.not_negative("smooth_dr", smooth_dr)
-    checks.one_of("empty", empty, checks.EMPTY)
-    checks.one_of("reduction", reduction, REDUCTIONS)
-    backends.check_backend(backend)
     numbers, moving = _check_weights(weights, inputs)
-    settings = (downsample, pointwise_weight, dice_weight, batch, squared_pred, jaccard, smooth_nr, smooth_dr, empty,
-                reduction, backend)  # fmt: skip
+    options = Options(
+        numbers=numbers,
+        downsample=downsample,
+        pointwise_weight=pointwise_weight,
+        dice_weight=dice_weight,
+        batch=batch,
+        squared_pred=squared_pred,
+        jaccard=jaccard,
+        smooth_nr=smooth_nr,
+        smooth_dr=smooth_dr,
+        empty=empty,
+        reduction=reduction,
+        backend=backend,
+    )
+    _check_options(options)
     if activation == "softmax":
         if pos_weight is not None:
             raise ValueError("`pos_weight` is for activation='sigmoid'; got 'softmax'. Weigh classes by the mask.")
         ignored, mask = class_checks.ignored(ignore_index), class_checks.pixel_mask(mask, target.unsqueeze(1))
-        return _softmax(inputs, target, numbers if moving is None else moving, ignored, mask, Options([], *settings))
+        return _softmax(inputs, target, numbers if moving is None else moving, ignored, mask, options)
     class_checks.no_class_ignored(ignore_index)
     pos_weight = checks.per_channel("pos_weight", pos_weight, inputs[0])
     mask = checks.full_rank_mask(mask, target, "target")
     if downsample != "nearest" and all(x.shape != target.shape for x in inputs) and checks.may_look(target):
         checks.unit(target, mask)  # a few pixels of 255 are lost in a window's mean, and -1 in its maximum
-    return _deep_supervision(inputs, target, moving, pos_weight, mask, numbers, *settings)[0]
+    return _deep_supervision(inputs, *Tensors(target, moving, pos_weight, mask), *options)[0]
 
 
 def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor, ignore_index: int,
@@ -146,12 +144,17 @@ def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor
     if options.downsample != "nearest" and ignore_index != class_checks.NOTHING_IGNORED:
         wanted = target.long() != ignore_index  # a number beyond uint8 would be wrapped into it
         labelled = wanted if mask is None else wanted & mask
-    names = ("dice_weight", "batch", "squared_pred", "jaccard", "smooth_nr", "smooth_dr", "empty", "backend")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names} | {"ignore_index": ignore_index}
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
     if options.downsample != "nearest" and checks.may_look(target):  # shares and maxima hide a number without a class
         valid = None if mask is None else mask.unsqueeze(1)
-        check_classes(target.unsqueeze(1), valid, inputs[0], ignore_index)
+        dice_ce_backends.check_classes(target.unsqueeze(1), valid, inputs[0], ignore_index)
+    own = converted(
+        options,
+        dice_ce_backends.Options,
+        ce_weight=options.pointwise_weight,
+        ignore_index=ignore_index,
+        reduction="mean",
+    )
     for x, weight in zip(inputs, weights.to(dtype) if isinstance(weights, Tensor) else weights, strict=True):
         size = x.shape[2:]
         if options.downsample == "nearest" or size == target.shape[1:]:
@@ -165,8 +168,7 @@ def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor
             valid = used.expand(x.shape[0]) if valid is None else valid & used
         elif not used:
             valid = torch.zeros_like(x[(slice(None), *(0,) * (x.dim() - 1))], dtype=torch.bool)
-        loss: Any = dice_ce_loss(x, seen, mask=valid, ce_weight=options.pointwise_weight, **settings)
-        losses.append(weight * loss)
+        losses.append(weight * dice_ce.run(dice_ce.check_tensors(x, seen, None, valid), own)[0])
     return torch.stack(losses) if options.reduction == "none" else torch.stack(losses).sum()
 
 

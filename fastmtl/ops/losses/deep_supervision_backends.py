@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,13 +12,13 @@ from torch import Tensor
 from ...reference import deep_supervision as definition
 from ..core import backends
 from ..core.buffer_cache import Recycled
-from ..core.checks import EMPTY
+from ..core.checks import EMPTY, Backend, Empty, Flag, NotNegative, Number, one_of
+from ..core.fields import converted, keywords
 from ..core.planes import ABSENT, describe, gradient_like, in_place, strides
 from ..core.pointers import address, element, num_threads
 from . import dice_bce_backends
 
 DOWNSAMPLE = ("nearest", "area", "max")
-REDUCTIONS = ("mean", "none")
 _GRADIENTS = [Recycled() for _ in range(4)]  # of CPU kernels, one a head: further ones are small, or rare
 _NO_VOLUME = (0,) * 7
 
@@ -25,18 +26,18 @@ _NO_VOLUME = (0,) * 7
 class Options(NamedTuple):
     """The op's arguments that are not tensors, in the order of its schema."""
 
-    weights: list[float]  # one per head; unused where there is a tensor of them
-    downsample: str
-    pointwise_weight: float
-    dice_weight: float
-    batch: bool
-    squared_pred: bool
-    jaccard: bool
-    smooth_nr: float
-    smooth_dr: float
-    empty: str
-    reduction: str
-    backend: str
+    numbers: list[float]  # the weights, one per head; unused where there is a tensor of them
+    downsample: Annotated[str, partial(one_of, allowed=DOWNSAMPLE)] = "nearest"
+    pointwise_weight: Number = 0.5
+    dice_weight: Number = 0.5
+    batch: Flag = False
+    squared_pred: Flag = False
+    jaccard: Flag = False
+    smooth_nr: NotNegative = 1e-5
+    smooth_dr: NotNegative = 1e-5
+    empty: Empty = "one"
+    reduction: Annotated[str, partial(one_of, allowed=("mean", "none"))] = "mean"
+    backend: Backend = "auto"
 
 
 class Tensors(NamedTuple):
@@ -61,15 +62,13 @@ def new_outputs(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Ten
 
 def reference(inputs: Inputs, tensors: Tensors, options: Options) -> Tensor:
     """The loss by plain torch, differentiable any number of times."""
-    names = ("downsample", "pointwise_weight", "dice_weight", "batch", "squared_pred", "jaccard", "smooth_nr",
-             "smooth_dr", "empty", "reduction")  # fmt: skip
     return definition.deep_supervision_loss(
         list(inputs),
         tensors.target,
-        as_tensor(options.weights, tensors.weights, inputs[0]),
+        as_tensor(options.numbers, tensors.weights, inputs[0]),
         mask=tensors.mask,
         pos_weight=tensors.pos_weight,
-        **{name: getattr(options, name) for name in names},
+        **keywords(options, "numbers", "backend"),
     )
 
 
@@ -83,7 +82,7 @@ def as_tensor(numbers: Sequence[float], weights: Tensor | None, like: Tensor) ->
 def _each_head(inputs: Inputs, tensors: Tensors, options: Options) -> Iterator[tuple[dice_bce_backends.Tensors, Any]]:
     """Every head as a problem of dice_bce, its target down-sampled beforehand."""
     target, mask = tensors.target, full_mask(tensors.mask, tensors.target)
-    own = dice_bce_backends.Options(*options[2:10], "mean", False, 1, options.backend)
+    own = converted(options, dice_bce_backends.Options, bce_weight=options.pointwise_weight, reduction="mean")
     for x in inputs:
         dtype = torch.promote_types(x.dtype, torch.float32)
         valid = None if mask is None else mask.bool()
@@ -94,7 +93,7 @@ def _each_head(inputs: Inputs, tensors: Tensors, options: Options) -> Iterator[t
 def reference_forward(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     _, coefficients = new_outputs(inputs, tensors, options)
     losses = []
-    weights = as_tensor(options.weights, tensors.weights, inputs[0]).to(coefficients.dtype)
+    weights = as_tensor(options.numbers, tensors.weights, inputs[0]).to(coefficients.dtype)
     for (head, own), weight, out in zip(_each_head(inputs, tensors, options), weights, coefficients, strict=True):
         used = head._replace(input=torch.where(weight != 0, head.input, 0.0))
         loss, slopes, _ = dice_bce_backends.reference_forward(used, own)
@@ -154,7 +153,7 @@ def _problem(inputs: Inputs, tensors: Tensors, options: Options, gradients: Inpu
         (describe(x), view, in_three(x.shape[2:], 1), in_three(scale, 1))
         for x, view, scale in zip(readable, views, scales(inputs, target), strict=True)
     ]
-    weights = options.weights if tensors.weights is None else tensors.weights.tolist()
+    weights = options.numbers if tensors.weights is None else tensors.weights.tolist()
     pos_weight = _as_floats(tensors.pos_weight)
     volumes, index = (_volume(target), _volume(mask)), DOWNSAMPLE.index(options.downsample)
     shape = inputs[0].shape
@@ -211,7 +210,7 @@ def triton_forward(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[
     loss, coefficients = new_outputs(inputs, tensors, options)
     deep_supervision_triton.forward(
         *_on_gpu(inputs, tensors),
-        options.weights if tensors.weights is None else tensors.weights.contiguous(),
+        options.numbers if tensors.weights is None else tensors.weights.contiguous(),
         _as_floats(tensors.pos_weight),
         loss,
         coefficients,

@@ -14,16 +14,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ..core import backends, checks
+from ..core import checks
 from ..core.counts import Counts
+from ..core.fields import checks_of
 from ..core.loss_op import LossOp
 from .dice_bce_backends import BACKENDS, Options, Tensors, new_outputs, reference
 
-_OPTIONS = (
-    "float bce_weight, float dice_weight, bool batch, bool squared_pred, bool jaccard, float smooth_nr, "
-    "float smooth_dr, str empty, str reduction, bool counts, int groups, str backend"
-)
-_TENSORS = "Tensor input, Tensor target, Tensor? pos_weight, Tensor? weight, Tensor? mask"
+_check_options = checks_of(Options)
 
 
 @overload
@@ -127,41 +124,28 @@ def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the options
     0.2268
     """
     checks.logits_and_target(input, target)
-    checks.finite("bce_weight", bce_weight)
-    checks.finite("dice_weight", dice_weight)
-    checks.flag("batch", batch)
-    checks.flag("squared_pred", squared_pred)
-    checks.flag("jaccard", jaccard)
-    checks.not_negative("smooth_nr", smooth_nr)
-    checks.not_negative("smooth_dr", smooth_dr)
-    checks.one_of("empty", empty, checks.EMPTY)
     checks.one_of("reduction", reduction, checks.REDUCTIONS)
     checks.flag("return_counts", return_counts)
-    backends.check_backend(backend)
+    options = Options(
+        bce_weight=bce_weight,
+        dice_weight=dice_weight,
+        batch=batch,
+        squared_pred=squared_pred,
+        jaccard=jaccard,
+        smooth_nr=smooth_nr,
+        smooth_dr=smooth_dr,
+        empty=empty,
+        reduction=reduction,
+        counts=return_counts,
+        backend=backend,
+    )
+    _check_options(options)
     pos_weight = checks.per_channel("pos_weight", pos_weight, input)
     weight = checks.per_channel("weight", weight, input)
     mask = checks.full_rank_mask(mask, input)
     if input.dim() == 2:  # no spatial dims: planes of one pixel
         input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
-    loss, _, counts = dice_bce_op(
-        input,
-        target,
-        pos_weight,
-        weight,
-        mask,
-        bce_weight,
-        dice_weight,
-        batch,
-        squared_pred,
-        jaccard,
-        smooth_nr,
-        smooth_dr,
-        empty,
-        reduction,
-        return_counts,
-        1,
-        backend,
-    )
+    loss, _, counts = dice_bce_op(*Tensors(input, target, pos_weight, weight, mask), *options)
     return (loss, Counts(counts[0], counts[1], counts[2], counts[3].sum(1))) if return_counts else loss
 
 
@@ -209,7 +193,6 @@ def _vmap_backward(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments
 
 dice_bce_op = LossOp(
     "dice_bce",
-    (_TENSORS, _OPTIONS),
     Tensors,
     Options,
     backends=BACKENDS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from ...reference.dice_bce import dice_bce_loss as reference_loss
 from ...reference.dice_bce import segment_sums
 from ..core import backends, checks
 from ..core.buffer_cache import Recycled
-from ..core.checks import EMPTY
+from ..core.checks import EMPTY, Backend, Empty, Flag, NotNegative, Number
+from ..core.fields import keywords
 from ..core.planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ..core.pointers import address, num_threads
 
@@ -22,18 +23,18 @@ REDUCTIONS = (*checks.REDUCTIONS, "total")  # "total" is not public: as "sum", w
 class Options(NamedTuple):
     """The op's arguments that are not tensors, in the order of its schema."""
 
-    bce_weight: float
-    dice_weight: float
-    batch: bool
-    squared_pred: bool
-    jaccard: bool
-    smooth_nr: float
-    smooth_dr: float
-    empty: str
-    reduction: str
-    counts: bool
-    groups: int  # the batch holds this many equal groups, each reduced on its own: what vmap folds into it
-    backend: str
+    bce_weight: Number = 0.5
+    dice_weight: Number = 0.5
+    batch: Flag = False
+    squared_pred: Flag = False
+    jaccard: Flag = False
+    smooth_nr: NotNegative = 1e-5
+    smooth_dr: NotNegative = 1e-5
+    empty: Empty = "one"
+    reduction: str = "mean"
+    counts: bool = False
+    groups: int = 1  # the batch holds this many equal groups, each reduced on its own: what vmap folds into it
+    backend: Backend = "auto"
 
     def loss_shape(self, shape: torch.Size) -> tuple[int, ...]:
         """Shape of the loss of logits `shape`, with a leading dim of groups where there are several."""
@@ -87,20 +88,9 @@ def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
     """The loss by plain torch, differentiable any number of times."""
-    names = ("bce_weight", "dice_weight", "batch", "squared_pred", "jaccard", "smooth_nr", "smooth_dr", "empty")
-    keywords = {name: getattr(options, name) for name in (*names, "reduction")}
-    if options.reduction == "total":
-        losses = [_reference_total(group, options, keywords) for group in tensors.split(options.groups)]
-    else:
-        losses = [reference_loss(**group._asdict(), **keywords) for group in tensors.split(options.groups)]
+    settings = keywords(options, "counts", "groups", "backend")
+    losses = [reference_loss(**group._asdict(), **settings) for group in tensors.split(options.groups)]
     return losses[0] if options.groups == 1 else torch.stack(losses)
-
-
-def _reference_total(tensors: Tensors, options: Options, keywords: dict[str, Any]) -> Tensor:
-    bce = options.bce_weight * segment_sums(tensors.input, tensors.target, tensors.pos_weight, tensors.mask)[3].sum()
-    if options.dice_weight == 0:  # 0 * an infinite cross-entropy would be NaN
-        return bce
-    return bce + reference_loss(**tensors._asdict(), **keywords | {"bce_weight": 0.0, "reduction": "sum"})
 
 
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,17 +6,13 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
-from ..core import backends, checks, class_checks
+from ..core import checks, class_checks
 from ..core.counts import Counts
+from ..core.fields import checks_of
 from ..core.loss_op import LossOp
 from .dice_ce_backends import BACKENDS, Options, Tensors, alone, new_outputs, reference
 
-_OPTIONS = (
-    "float ce_weight, float dice_weight, int ignore_index, float label_smoothing, bool include_background, bool batch, "
-    "bool squared_pred, bool jaccard, float smooth_nr, float smooth_dr, str empty, str reduction, bool counts, "
-    "str backend"
-)
-_TENSORS = "Tensor input, Tensor target, Tensor? weight, Tensor? mask"
+_check_options = checks_of(Options)
 
 
 @overload
@@ -124,28 +120,28 @@ def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short fo
     0.3427
     """
     checks.flag("return_counts", return_counts)
-    checks.flag("batch", batch)
     checks.one_of("reduction", reduction, checks.REDUCTIONS)
+    checks.flag("batch", batch)
     tensors = check_tensors(input, target, weight, mask)
     if batch and reduction != "mean":
         raise ValueError(f"`reduction` must be 'mean' with batch=True, where samples have no loss; got {reduction!r}.")
     if return_counts and tensors.soft:
         raise ValueError("`return_counts` needs class numbers as `target`; got probabilities. Pass target.argmax(1).")
     options = Options(
-        ce_weight,
-        dice_weight,
-        class_checks.ignored(ignore_index),
-        label_smoothing,
-        include_background,
-        batch,
-        squared_pred,
-        jaccard,
-        smooth_nr,
-        smooth_dr,
-        empty,
-        reduction,
-        return_counts,
-        backend,
+        ce_weight=ce_weight,
+        dice_weight=dice_weight,
+        ignore_index=class_checks.ignored(ignore_index),
+        label_smoothing=label_smoothing,
+        include_background=include_background,
+        batch=batch,
+        squared_pred=squared_pred,
+        jaccard=jaccard,
+        smooth_nr=smooth_nr,
+        smooth_dr=smooth_dr,
+        empty=empty,
+        reduction=reduction,
+        counts=return_counts,
+        backend=backend,
     )
     loss, counts = run(tensors, options)
     if not return_counts:
@@ -162,15 +158,7 @@ def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, mask: Te
 
 def run(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     """(loss, counts) after the options' checks."""
-    checks.finite("ce_weight", options.ce_weight)
-    checks.finite("dice_weight", options.dice_weight)
-    checks.between("label_smoothing", options.label_smoothing, 0, 1)
-    for name in ("include_background", "batch", "squared_pred", "jaccard"):
-        checks.flag(name, getattr(options, name))
-    checks.not_negative("smooth_nr", options.smooth_nr)
-    checks.not_negative("smooth_dr", options.smooth_dr)
-    checks.one_of("empty", options.empty, checks.EMPTY)
-    backends.check_backend(options.backend)
+    _check_options(options)
     of_batch = options.reduction in ("mean", "total") and (options.batch or options.dice_weight == 0)
     if of_batch and not options.counts and not alone(tensors, options) and tensors.input[0, 0].numel() == 1:
         tensors = _samples_as_pixels(tensors)
@@ -190,7 +178,6 @@ def _samples_as_pixels(tensors: Tensors) -> Tensors:
 
 _dice_ce = LossOp(
     "dice_ce",
-    (_TENSORS, _OPTIONS),
     Tensors,
     Options,
     backends=BACKENDS,

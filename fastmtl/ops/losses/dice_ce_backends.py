@@ -17,8 +17,9 @@ from ...reference.dice_ce import dice_ce_loss as reference_loss
 from ...reference.overlap import softmax_sums
 from ..core import backends, checks
 from ..core.buffer_cache import Recycled
-from ..core.checks import EMPTY
+from ..core.checks import EMPTY, Backend, Empty, Flag, Fraction, NotNegative, Number
 from ..core.class_checks import NO_CLASS
+from ..core.fields import keywords
 from ..core.planes import describe, gradient_like, in_place, mask_in_place, pixels
 from ..core.pointers import address, element, num_threads
 from .class_loss_backends import REDUCTIONS, ClassLoss, kept, reference_coefficients
@@ -29,20 +30,20 @@ _GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory 
 class Options(NamedTuple):
     """The op's arguments that are not tensors, in the order of its schema."""
 
-    ce_weight: float
-    dice_weight: float
-    ignore_index: int
-    label_smoothing: float
-    include_background: bool
-    batch: bool
-    squared_pred: bool
-    jaccard: bool
-    smooth_nr: float
-    smooth_dr: float
-    empty: str
-    reduction: str
-    counts: bool
-    backend: str
+    ce_weight: Number = 0.5
+    dice_weight: Number = 0.5
+    ignore_index: int = -100
+    label_smoothing: Fraction = 0.0
+    include_background: Flag = True
+    batch: Flag = False
+    squared_pred: Flag = False
+    jaccard: Flag = False
+    smooth_nr: NotNegative = 1e-5
+    smooth_dr: NotNegative = 1e-5
+    empty: Empty = "one"
+    reduction: str = "mean"
+    counts: bool = False
+    backend: Backend = "auto"
 
     @property
     def by_sample(self) -> bool:
@@ -107,7 +108,7 @@ def check_classes(target: Tensor, mask: Tensor | None, input: Tensor, ignore_ind
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
     """The loss by plain torch, differentiable any number of times."""
-    return reference_loss(**tensors._asdict() | _expanded(tensors), **dict(list(options._asdict().items())[:12]))
+    return reference_loss(**tensors._asdict() | _expanded(tensors), **keywords(options, "counts", "backend"))
 
 
 def _expanded(tensors: Tensors) -> dict[str, Tensor | None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...reference.focal import sigmoid_focal
 from ..core import backends, checks
 from ..core.buffer_cache import Recycled
-from ..core.checks import REDUCTIONS
+from ..core.checks import REDUCTIONS, Backend, NotNegative, Reduction
 from ..core.loss_op import LossOp
 from ..core.planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ..core.pointers import address, num_threads
@@ -20,11 +20,11 @@ _GRADIENTS = Recycled()
 
 
 class Options(NamedTuple):
-    gamma: float
-    positive: float
-    negative: float
-    reduction: str
-    backend: str
+    gamma: NotNegative
+    positive: float  # factor of the positives: alpha
+    negative: float  # of the negatives: 1 - alpha
+    reduction: Reduction
+    backend: Backend
 
 
 class Tensors(NamedTuple):
@@ -61,7 +61,7 @@ def _outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def _sums(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    return sigmoid_focal(*tensors, *options[:3])
+    return sigmoid_focal(*tensors, options.gamma, options.positive, options.negative)
 
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
@@ -169,10 +169,6 @@ BACKENDS = {
 
 sigmoid_focal_op = LossOp(
     "sigmoid_focal",
-    (
-        "Tensor input, Tensor target, Tensor? factors, Tensor? mask",
-        "float gamma, float positive, float negative, str reduction, str backend",
-    ),
     Tensors,
     Options,
     backends=BACKENDS,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...reference.focal import softmax_focal
 from ..core.buffer_cache import Recycled
-from ..core.checks import REDUCTIONS
+from ..core.checks import REDUCTIONS, Backend, NotNegative, Reduction
 from ..core.loss_op import LossOp
 from ..core.planes import gradient_like
 from .class_loss_backends import ClassLoss, kept, reference_coefficients
@@ -20,10 +20,10 @@ _GRADIENTS = Recycled()
 
 
 class Options(NamedTuple):
-    gamma: float
+    gamma: NotNegative
     ignore_index: int
-    reduction: str
-    backend: str
+    reduction: Reduction
+    backend: Backend
 
 
 class Tensors(NamedTuple):
@@ -129,10 +129,6 @@ BACKENDS = {
 
 softmax_focal_op = LossOp(
     "softmax_focal",
-    (
-        "Tensor input, Tensor target, Tensor? factors, Tensor? mask",
-        "float gamma, int ignore_index, str reduction, str backend",
-    ),
     Tensors,
     Options,
     backends=BACKENDS,

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from ..core import backends, checks
+from ..core.fields import checks_of
 from ..core.loss_op import LossOp
 from .nt_xent_backends import BACKENDS, Options, Tensors, new_outputs, reference
+
+_check_options = checks_of(Options)
 
 
 def nt_xent_loss(
@@ -59,11 +62,10 @@ def nt_xent_loss(
     0.5103
     """
     _check_pair(z1, z2)
-    checks.between("temperature", temperature, 1e-30, 1e30)
-    backends.check_backend(backend)
+    options = Options(temperature, backend)
+    _check_options(options)
     _check_mask(mask, z1)
-    loss, _ = _nt_xent(torch.cat([z1, z2]), mask, float(temperature), backend)
-    return loss
+    return _nt_xent(*Tensors(torch.cat([z1, z2]), mask), *options)[0]
 
 
 def _check_pair(z1: Tensor, z2: Tensor) -> None:
@@ -100,7 +102,6 @@ def _check_mask(mask: Tensor | None, z1: Tensor) -> None:
 
 _nt_xent = LossOp(
     "nt_xent",
-    ("Tensor input, Tensor? mask", "float temperature, str backend"),
     Tensors,
     Options,
     backends=BACKENDS,

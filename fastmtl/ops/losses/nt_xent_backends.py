@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...reference.nt_xent import EPSILON, nt_xent_loss
 from ..core import backends
+from ..core.checks import Backend, between
+from ..core.fields import keywords
 from ..core.planes import gradient_like
 from ..core.pointers import address, element, num_threads
 
@@ -16,8 +19,8 @@ from ..core.pointers import address, element, num_threads
 class Options(NamedTuple):
     """The op's arguments that are not tensors, in the order of its schema."""
 
-    temperature: float
-    backend: str
+    temperature: Annotated[float, partial(between, low=1e-30, high=1e30)]
+    backend: Backend
 
 
 class Tensors(NamedTuple):
@@ -45,7 +48,7 @@ def new_outputs(input: Tensor) -> tuple[Tensor, Tensor]:
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
     """The loss by plain torch, differentiable any number of times."""
-    return nt_xent_loss(tensors.input, options.temperature, tensors.mask)
+    return nt_xent_loss(tensors.input, mask=tensors.mask, **keywords(options, "backend"))
 
 
 def _similarities(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:

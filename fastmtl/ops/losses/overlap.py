@@ -7,7 +7,7 @@ from torch import Tensor
 from ...reference.overlap import OverlapSums
 from ..core import backends, checks, class_checks
 from .sigmoid_overlap import sigmoid_overlap_op
-from .softmax_overlap import softmax_overlap_sums
+from .softmax_overlap import softmax_overlap_op
 
 
 def overlap_sums(
@@ -69,7 +69,8 @@ def overlap_sums(
         raise ValueError("`pos_weight` belongs to activation='sigmoid'; multiply the classes' entropy sums instead.")
     logits, classes = class_checks.logits_and_classes(input, target)
     ignored, mask = class_checks.ignored(ignore_index), class_checks.pixel_mask(mask, logits)
-    return softmax_overlap_sums(logits, classes, mask, ignored, squared_pred, backend)
+    sums, _ = softmax_overlap_op(logits, classes, mask, ignored, squared_pred, backend)
+    return OverlapSums(*sums)
 
 
 def _sigmoid(

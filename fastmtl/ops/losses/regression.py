@@ -11,8 +11,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core import backends, checks
+from ..core.fields import checks_of
 from ..core.loss_op import LossOp
 from .regression_backends import BACKENDS, Options, Tensors, new_outputs, reference
+
+_check_options = checks_of(Options)
 
 
 def mse_loss(
@@ -112,14 +115,14 @@ def _regression_loss(
     input: Tensor, target: Tensor, mask: Tensor | None, error: str, beta: float, reduction: str, backend: str
 ) -> Tensor:
     _check_pair(input, target)
-    checks.one_of("reduction", reduction, checks.REDUCTIONS)
-    backends.check_backend(backend)
+    options = Options(error, beta, reduction, backend)
+    _check_options(options)
     mask = checks.full_rank_mask(mask, input)
     if reduction != "none" and mask is None and input.is_contiguous() and target.is_contiguous():
         input, target = input.view(1, 1, -1), target.view(1, 1, -1)  # one long run: many small samples cost nothing
     while input.dim() < 3:  # [B] and [B, n] as planes: one channel of one, or of n, pixels
         input, target, mask = input.unsqueeze(1), target.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
-    return _regression(input, target, mask, error, beta, reduction, backend)[0]
+    return _regression(*Tensors(input, target, mask), *options)[0]
 
 
 def _check_pair(input: Tensor, target: Tensor) -> None:
@@ -143,7 +146,6 @@ def _check_pair(input: Tensor, target: Tensor) -> None:
 
 _regression = LossOp(
     "regression",
-    ("Tensor input, Tensor target, Tensor? mask", "str error, float beta, str reduction, str backend"),
     Tensors,
     Options,
     backends=BACKENDS,

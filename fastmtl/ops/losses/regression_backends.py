@@ -11,7 +11,8 @@ from torch import Tensor
 from ...reference.regression import regression_loss
 from ..core import backends
 from ..core.buffer_cache import Recycled
-from ..core.checks import REDUCTIONS
+from ..core.checks import REDUCTIONS, Backend, Reduction
+from ..core.fields import keywords
 from ..core.planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ..core.pointers import address, element, num_threads
 
@@ -25,8 +26,8 @@ class Options(NamedTuple):
 
     error: str
     beta: float
-    reduction: str
-    backend: str
+    reduction: Reduction
+    backend: Backend
 
     @property
     def code(self) -> int:
@@ -63,8 +64,7 @@ def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
     """The loss by plain torch, differentiable any number of times."""
-    error, beta, reduction, _ = options
-    return regression_loss(*tensors, error=error, beta=beta, reduction=reduction)
+    return regression_loss(*tensors, **keywords(options, "backend"))
 
 
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:

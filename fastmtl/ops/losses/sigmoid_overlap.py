@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...reference.overlap import sigmoid_overlap as reference_sums
 from ..core import backends, checks
+from ..core.checks import Backend, Flag
 from ..core.loss_op import LossOp
 from ..core.planes import describe, gradient_like, pixels
 from ..core.pointers import address, num_threads
@@ -19,8 +20,8 @@ from . import dice_bce_backends
 
 
 class Options(NamedTuple):
-    squared_pred: bool
-    backend: str
+    squared_pred: Flag
+    backend: Backend
 
 
 class Tensors(NamedTuple):
@@ -110,7 +111,6 @@ BACKENDS = {
 
 sigmoid_overlap_op = LossOp(
     "sigmoid_overlap",
-    ("Tensor input, Tensor target, Tensor? pos_weight, Tensor? mask", "bool squared_pred, str backend"),
     Tensors,
     Options,
     backends=BACKENDS,

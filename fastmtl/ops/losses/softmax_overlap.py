@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...reference.overlap import OverlapSums, softmax_overlap
+from ...reference.overlap import softmax_overlap
 from ..core import backends
+from ..core.checks import Backend, Flag
 from ..core.loss_op import LossOp
 from ..core.pointers import address, num_threads
 from .dice_ce_backends import (
@@ -31,8 +32,8 @@ class Tensors(NamedTuple):
 
 class Options(NamedTuple):
     ignore_index: int
-    squared_pred: bool
-    backend: str
+    squared_pred: Flag
+    backend: Backend
 
 
 def _new_outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
@@ -106,19 +107,11 @@ BACKENDS = {
     "triton": (_triton_forward, _triton_backward),
     "reference": (_reference_forward, _reference_backward),
 }
-_softmax_overlap = LossOp(
+softmax_overlap_op = LossOp(
     "softmax_overlap",
-    ("Tensor input, Tensor target, Tensor? mask", "int ignore_index, bool squared_pred, str backend"),
     Tensors,
     Options,
     backends=BACKENDS,
     fake=_new_outputs,
     reference=_reference,
 )
-
-
-def softmax_overlap_sums(
-    input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int, squared_pred: bool, backend: str
-) -> OverlapSums:
-    """The op on checked arguments."""
-    return OverlapSums(*_softmax_overlap(input, target, mask, ignore_index, squared_pred, backend)[0])
