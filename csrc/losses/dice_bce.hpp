@@ -49,13 +49,6 @@ bool dice_bce_finish(const DiceBceProblem& problem, const DiceBceOptions& option
 // The bare sums [5, B, C]: I, P, T, BCE, valid elements. False as above.
 bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int threads);
 
-// What the reduction over all segments needs of some, each a plane of few pixels; `implausible` ones have a target
-// outside 0 to 1.
-struct DiceBceTotals {
-  double loss, bce, dice, counted, elements;
-  std::int64_t implausible;
-};
-
 // gradient = grad * d loss / d logits, same shape as the logits. grad's strides are 0 along what the loss averaged.
 void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,
                        const Planes& gradient, int threads);
@@ -66,11 +59,6 @@ void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const 
                      DiceBceCounts* counts, int threads);                                                            \
   void dice_bce_gradient(const DiceBceProblem& problem, const Chunks& chunks, const Planes& grad,                    \
                          const float* coefficients, const Planes& gradient, int threads);                            \
-  void dice_bce_few_losses(const DiceBceProblem& problem, const DiceBceOptions& options, const double scales[2],     \
-                           float* loss, float* coefficients, DiceBceTotals* totals, int threads);                    \
-  void dice_bce_few_sums(const DiceBceProblem& problem, bool overlap, DiceBceSums* planes, int threads);             \
-  void dice_bce_few_gradient(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,           \
-                             const Planes& gradient, int threads);                                                   \
   }
 FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
 #undef FASTMTL_DECLARE

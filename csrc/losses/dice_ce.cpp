@@ -1,5 +1,4 @@
-// What happens once per segment rather than once per element: chunks, the fixed-order sum, loss and slopes. Where that is
-// as often, at few pixels a sample, kernels do it (dice_ce_few_cpu.cpp).
+// What happens once per segment rather than once per element: chunks, the fixed-order sum, loss and slopes.
 // Compiled without the kernels' relaxed floating-point flags, in float64.
 #include "losses/dice_ce.hpp"
 
@@ -30,76 +29,7 @@ std::vector<double> totals(const DiceCeProblem& problem, int threads) {
   return sums;
 }
 
-// Blocks, if any, of samples of few pixels.
-class Few {
- public:
-  Few(const DiceCeProblem& problem, int threads)
-      : chunks_(few_pixels_chunks(problem)),
-        threads_(useful_threads(problem, threads)),
-        scratch_(problem.channels, chunks_, chunks_.rows ? 0 : kFewRows, chunks_.rows ? kFewRows : 0, threads_) {}
-  explicit operator bool() const { return chunks_.block != 0; }
-  DiceCeFewWork get() { return {chunks_, scratch_.begin(), scratch_.size(), threads_}; }
-  std::int64_t units(const DiceCeProblem& problem) const { return chunks_.units(problem.batch); }
-
- private:
-  SoftmaxChunks chunks_;
-  int threads_;
-  SoftmaxScratch scratch_;
-};
-
-DiceCeFewTotals run(const DiceCeProblem& problem, const DiceCeOptions& options, Few& few, const double scales[2],
-                    const DiceCeFewOutputs& outputs) {
-  std::vector<DiceCeFewTotals> totals(static_cast<std::size_t>(few.units(problem)));
-  FASTMTL_DISPATCH(dice_ce_few)(problem, options, few.get(), scales, outputs, totals.data());
-  DiceCeFewTotals all{};
-  for (const DiceCeFewTotals& some : totals) {
-    all.loss += some.loss, all.entropy += some.entropy, all.weights += some.weights;
-    all.dice += some.dice, all.counted += some.counted, all.outside += some.outside;
-  }
-  return all;
-}
-
 double factor(double weight, double over) { return over == 0.0 ? weight : weight / over; }
-
-// Each class of each sample a segment: nothing is kept for it but what the caller wants.
-std::int64_t few_forward(const DiceCeProblem& problem, const DiceCeOptions& options, Few& few, float* loss,
-                         float* coefficients, std::int64_t* counts) {
-  const bool mean = options.reduction == 1, each = options.reduction == 0 || options.reduction == 4;
-  const std::int64_t segments = problem.batch * problem.channels;
-  expect_whole_write(3 * segments, {coefficients, Element::float32, 0, 0, 0});
-  if (counts != nullptr) expect_whole_write(6 * segments, {counts, Element::float32, 0, 0, 0});  // of twice the size
-  // What a mean is divided by if every pixel is valid, every weight 1 and every segment counted: the coefficients are
-  // then written once.
-  const std::int64_t likely[2] = {problem.batch * problem.pixels,
-                                  problem.batch * (problem.channels - (options.background ? 0 : 1))};
-  const double scales[2] = {1.0 / static_cast<double>(likely[0]), 1.0 / static_cast<double>(likely[1])};
-  const DiceCeFewTotals all =
-      run(problem, options, few, scales, {each ? loss : nullptr, coefficients, counts, nullptr, nullptr});
-  if (!each)
-    *loss = static_cast<float>(mean ? factor(options.ce_weight, all.weights) * all.entropy +
-                                          (all.counted > 0.0 ? options.dice_weight / all.counted * all.dice : 0.0)
-                                    : all.loss);
-  const double found[2] = {all.weights, all.counted};
-  for (std::int64_t term = 0; mean && term < 2; ++term) {
-    if (found[term] == static_cast<double>(likely[term])) continue;
-    const auto by = static_cast<float>(factor(static_cast<double>(likely[term]), found[term]));
-    for (std::int64_t i = term * segments; i < (term == 0 ? 1 : 3) * segments; ++i) coefficients[i] *= by;
-  }
-  return static_cast<std::int64_t>(all.outside);
-}
-
-// [stride] totals of samples of few pixels, all together, in a fixed order.
-std::vector<double> few_totals(const DiceCeProblem& problem, const DiceCeOptions& options, Few& few,
-                               std::int64_t* counts) {
-  const auto stride = static_cast<std::size_t>(softmax_sums_size(problem.channels));
-  const auto units = static_cast<std::size_t>(few.units(problem));
-  std::vector<double> partials(units * stride, 0.0), sums(stride, 0.0);
-  const double scales[2] = {1.0, 1.0};
-  const DiceCeFewTotals all = run(problem, options, few, scales, {nullptr, nullptr, counts, nullptr, partials.data()});
-  for (std::size_t i = 0; i < partials.size(); ++i) sums[i % stride] += partials[i];
-  sums[stride - kSampleSums + kOutside] = all.outside;
-  return sums;
-}
 
 // Of all samples together.
 std::vector<double> merged(const DiceCeProblem& problem, const std::vector<double>& samples) {
@@ -129,7 +59,7 @@ void finish(const DiceCeProblem& problem, const DiceCeOptions& options, const st
   const std::int64_t rows = options.over_batch ? 1 : B;
   const auto weight_of = [&](std::int64_t c) { return options.weight == nullptr ? 1.0 : double{options.weight[c]}; };
 
-  std::vector<DiceScore<double>> dice(static_cast<std::size_t>(rows * C));
+  std::vector<DiceScore> dice(static_cast<std::size_t>(rows * C));
   std::vector<Row> found(static_cast<std::size_t>(rows));
   Row all;
   for (std::int64_t row = 0; row < rows; ++row) {
@@ -141,7 +71,7 @@ void finish(const DiceCeProblem& problem, const DiceCeOptions& options, const st
       if (options.smoothing > 0.0) own.entropy += weight * spread * of[kSpread * C + c];
       if (!problem.soft) own.weights += weight * of[kTarget * C + c];
       if (!problem.overlap || (c == 0 && !options.background)) continue;
-      DiceScore<double>& score = dice[row * C + c];
+      DiceScore& score = dice[row * C + c];
       score = dice_score(of[kIntersection * C + c], of[kPrediction * C + c], of[kTarget * C + c], pixels, options.dice);
       if (score.counted) own.dice += weight * score.loss;
       own.counted += score.counted;
@@ -162,7 +92,7 @@ void finish(const DiceCeProblem& problem, const DiceCeOptions& options, const st
     total += value;
     for (std::int64_t b = 0; b < (options.over_batch ? B : 1); ++b)
       for (std::int64_t c = 0; c < C; ++c) {
-        const DiceScore<double>& score = dice[row * C + c];
+        const DiceScore& score = dice[row * C + c];
         const double scale = of_dice * weight_of(c);
         const double slopes[3] = {of_ce * weight_of(c), scale * score.of_intersection, scale * score.of_prediction};
         for (int k = 0; k < 3; ++k) coefficients[(k * B + row + b) * C + c] = static_cast<float>(slopes[k]);
@@ -189,19 +119,13 @@ void finish_counts(const DiceCeProblem& problem, const std::vector<double>& sums
 
 std::int64_t dice_ce_forward(const DiceCeProblem& problem, const DiceCeOptions& options, float* loss,
                              float* coefficients, std::int64_t* counts, int threads) {
-  Few few(problem, threads);
-  if (few && !options.over_batch) return few_forward(problem, options, few, loss, coefficients, counts);
-  const std::vector<double> sums = few ? few_totals(problem, options, few, counts) : totals(problem, threads);
-  finish(problem, options, options.over_batch && !few ? merged(problem, sums) : sums, loss, coefficients);
-  if (counts != nullptr && !few) finish_counts(problem, sums, counts);
+  const std::vector<double> sums = totals(problem, threads);
+  finish(problem, options, options.over_batch ? merged(problem, sums) : sums, loss, coefficients);
+  if (counts != nullptr) finish_counts(problem, sums, counts);
   return outside(problem, sums);
 }
 
 std::int64_t softmax_overlap_forward(const DiceCeProblem& problem, float* sums, int threads) {
-  if (Few few(problem, threads); few) {
-    const double scales[2] = {1.0, 1.0};
-    return static_cast<std::int64_t>(run(problem, {}, few, scales, {nullptr, nullptr, nullptr, sums, nullptr}).outside);
-  }
   const std::vector<double> found = totals(problem, threads);
   const std::int64_t C = problem.channels, B = problem.batch, stride = softmax_sums_size(C);
   for (std::int64_t b = 0; b < B; ++b)
@@ -216,9 +140,6 @@ std::int64_t softmax_overlap_forward(const DiceCeProblem& problem, float* sums, 
 void dice_ce_backward(const DiceCeProblem& problem, const Planes& grad, const float* coefficients, double smoothing,
                       const Planes& gradient, int threads) {
   expect_whole_write(problem, gradient);
-  if (Few few(problem, threads); few)
-    return FASTMTL_DISPATCH(dice_ce_few_gradient)(problem, few.get(), grad, coefficients, static_cast<float>(smoothing),
-                                                  gradient);
   const SoftmaxChunks chunks = softmax_chunks(problem);
   threads = useful_threads(problem, threads);
   SoftmaxScratch scratch = scratch_of(problem, chunks, threads);
