@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from fastmtl import balance, ops
+from fastmtl.balance.arena import GradientArena
 from fastmtl.balance.gradient_balancer import Rows
+from fastmtl.balance.gradient_strategies import StepContext
+from fastmtl.balance.single_process import SingleProcess
 
 from ..registry import Case, Inputs, Run, register
 from . import pcgrad
@@ -45,14 +48,15 @@ def _step(inputs: Inputs, combine: Run, dtype: torch.dtype = torch.float32) -> R
     return run
 
 
-class _Laid:
-    """Stands where a balancer's arena does: the rows lie in memory."""
+class _FilledArena(GradientArena):
+    """An arena whose rows are in memory already, without gaps between the parameters."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
+        super().__init__()
         ends = torch.tensor(SIZES).cumsum(0).tolist()
         self._places = [(p, end - p.numel()) for p, end in zip(parameters, ends, strict=True)]
 
-    def places(self):
+    def places(self, reached: list[bool]) -> Iterator[tuple[Tensor, int | None]]:
         return iter(self._places)
 
 
@@ -60,12 +64,13 @@ def ours(inputs: Inputs) -> Run:
     J, order = inputs["J"], inputs["order"]
     parameters, optimizer = _optimizer(J)
     step, balancer = balance.FusedStep(optimizer, clip_norm=CLIP), balance.PCGrad()
-    balancer._arena = _Laid(parameters)  # type: ignore[assignment]
+    context = StepContext(_FilledArena(parameters), SingleProcess(), parameters, None, True)
     sound = torch.ones((), dtype=torch.bool, device=J.device)
 
     def run() -> tuple[Tensor, ...]:
         G = ops.gram(J)
-        step._finish(Rows(balancer, J, G, ops.pcgrad_weights(G, order), {}), None, sound)
+        w = ops.pcgrad_weights(G, order)
+        step._take(Rows(balancer, J, G, w, {}, G.diagonal(), G, context, []), None, sound)
         return tuple(parameter.detach() for parameter in parameters)
 
     return run

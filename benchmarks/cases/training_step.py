@@ -108,7 +108,7 @@ def _into_arena(task: str, inputs: Inputs) -> Run:
     def run() -> tuple[Tensor, ...]:
         with arena.open(model.shared_parameters(), 1), arena.record(0):
             loss.backward(retain_graph=True)
-        row = arena.finish()[0]
+        row = arena.complete()[0]
         arena.clear()
         return (row.norm(),)
 

@@ -1,12 +1,12 @@
 """Balancers of tasks: from K losses to one gradient. Each works in any loop, without the trainer."""
 
-from .approximate_strategies import cut as cut
+from ..distributed import global_losses as global_losses
 from .cagrad import CAGrad as CAGrad
-from .distributed import global_losses as global_losses
 from .du_gate import DuGate as DuGate
 from .fair import FairGrad as FairGrad
 from .fair import NashMTL as NashMTL
 from .famo import FAMO as FAMO
+from .feature_cut import cut as cut
 from .fused_step import FusedStep as FusedStep
 from .graddrop import GradDrop as GradDrop
 from .gradient_ema import DBMTL as DBMTL

@@ -28,9 +28,9 @@ class GradientArena:
         self.rows: Tensor | None = None  # [K, P] float32, or float64 if every parameter is
         self.shares = 1  # P is a multiple of 16 times this: of the ranks that divide the columns among them
         self._parameters: list[Tensor] = []
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._hooks: list[list[Callable[[Tensor], None]]] = []  # [K][number of slots]
-        self._reached: set[_Slot] = set()  # by the task being recorded
+        self._reached: set[Slot] = set()  # by the task being recorded
         self._key: tuple[Any, ...] = ()
         self._recorded = False  # whether the rows hold a micro-batch that is not yet written
 
@@ -62,7 +62,7 @@ class GradientArena:
                 parameter.grad = grad
 
     @contextmanager
-    def record(self, task: int) -> Iterator[set[_Slot]]:
+    def record(self, task: int) -> Iterator[set[Slot]]:
         """While open, every gradient that reaches a shared parameter goes to row `task`; yields what was reached."""
         self._reached.clear()
         self._recorded = True
@@ -75,14 +75,14 @@ class GradientArena:
             for handle in handles:
                 handle.remove()
 
-    def finish(self) -> Tensor:
+    def complete(self) -> Tensor:
         """The rows [K, P], with zeros where a task did not reach a parameter."""
         assert self.rows is not None
         for task in range(len(self.rows)):
-            self.finish_row(task)
+            self.complete_row(task)
         return self.rows
 
-    def finish_row(self, task: int) -> Tensor:
+    def complete_row(self, task: int) -> Tensor:
         """Row `task` [P] with zeros where the task did not reach a parameter."""
         assert self.rows is not None
         for slot in self._slots:
@@ -103,7 +103,7 @@ class GradientArena:
         return self._parameters
 
     @property
-    def slots(self) -> list[_Slot]:
+    def slots(self) -> list[Slot]:
         """Where each of them lies; of this layout alone."""
         return self._slots
 
@@ -116,16 +116,10 @@ class GradientArena:
         """Which parameters some task has reached since `clear`."""
         return [bool(slot.reached) for slot in self._slots]
 
-    def write_also(self, flags: list[bool]) -> None:
-        """Let `write` treat these parameters as reached too: on another rank they were. Call it after `finish`."""
-        for slot, flag in zip(self._slots, flags, strict=True):
-            if flag and not slot.reached:
-                slot.reached.add(-1)
-
-    def write(self, flat: Tensor) -> None:
-        """Add the combined gradient [P] to the `.grad` of what some task reached; where it was None, set a view."""
-        for parameter, slot in zip(self._parameters, self._slots, strict=True):
-            if not slot.reached:
+    def write(self, flat: Tensor, reached: list[bool]) -> None:
+        """Add the combined gradient [P] to the `.grad` of the `reached` parameters; where it was None, set a view."""
+        for parameter, slot, seen in zip(self._parameters, self._slots, reached, strict=True):
+            if not seen:
                 continue
             gradient = slot.view(flat)
             if parameter.grad is None:
@@ -133,10 +127,10 @@ class GradientArena:
             else:
                 local(parameter.grad).add_(gradient)
 
-    def places(self) -> Iterator[tuple[Tensor, int | None]]:
-        """What some task reached: each parameter and the column its memory begins at, None if it is not dense."""
-        for parameter, slot in zip(self._parameters, self._slots, strict=True):
-            if slot.reached:
+    def places(self, reached: list[bool]) -> Iterator[tuple[Tensor, int | None]]:
+        """Each of the `reached` parameters, and the column its memory begins at; None if it is not dense."""
+        for parameter, slot, seen in zip(self._parameters, self._slots, reached, strict=True):
+            if seen:
                 yield parameter, slot.offset if slot.stride == parameter.stride() else None
 
     def clear(self) -> None:
@@ -160,7 +154,7 @@ class GradientArena:
         dtype = torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32
         slots, end = [], 0
         for parameter in locals_:
-            slots.append(_Slot(parameter, end))
+            slots.append(Slot(parameter, end))
             end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
         share = _ALIGNMENT * self.shares
         end = max(-(-end // share), 1) * share  # a rank of FSDP2's may hold nothing
@@ -175,7 +169,7 @@ class GradientArena:
         self._key = key
 
 
-class _Slot:
+class Slot:
     """Where one parameter lies in a row, and which rows hold something there."""
 
     def __init__(self, parameter: Tensor, offset: int) -> None:
@@ -192,7 +186,7 @@ class _Slot:
         return row.as_strided(self.size, self.stride, row.storage_offset() + self.offset)
 
 
-def _catch(task: int, slot: _Slot, row: Tensor, reached: set[_Slot]) -> Callable[[Tensor], None]:
+def _catch(task: int, slot: Slot, row: Tensor, reached: set[Slot]) -> Callable[[Tensor], None]:
     """The hook that moves a parameter's gradient to its place `row` of row `task`."""
 
     def hook(parameter: Tensor) -> None:
@@ -209,7 +203,7 @@ def _catch(task: int, slot: _Slot, row: Tensor, reached: set[_Slot]) -> Callable
     return hook
 
 
-def _store(task: int, slot: _Slot, row: Tensor, gradient: Tensor) -> None:
+def _store(task: int, slot: Slot, row: Tensor, gradient: Tensor) -> None:
     # A second time in one backward (reentrant checkpointing) or in a later micro-batch adds.
     if task in slot.reached:
         row.add_(gradient)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -12,7 +12,12 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import Module, Parameter
 
 from ..utils.deprecation import carry_over
+from .arena import GradientArena
+from .join_ranks import join_ranks
 from .single_process import SingleProcess
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class WeightedBalancer(ABC):
@@ -23,6 +28,7 @@ class WeightedBalancer(ABC):
     # Whether the gradient is not linear in the losses. Then micro-batches are kept, graphs and all, until the last one:
     # exact, and no memory is saved.
     needs_all_losses = False
+    split_state: tuple[str, ...] = ()  # of `state_dict`: what differs between ranks that divide the columns
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -32,7 +38,7 @@ class WeightedBalancer(ABC):
         self._tasks: list[str] | None = None
         self._kept: dict[str, Tensor] = {}  # sums of the losses of earlier micro-batches; detached but for the above
         self._kept_active: Tensor | None = None
-        self._ranks = SingleProcess()
+        self._ranks: SingleProcess = SingleProcess()
 
     @abstractmethod
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
@@ -54,30 +60,27 @@ class WeightedBalancer(ABC):
         self,
         model: Module | None,
         *,
-        group: Any = None,
+        group: ProcessGroup | None = None,
         method: str = "reduce_scatter",
-        scope: str = "global",
         overlap: bool = True,
     ) -> Self:
-        """Work on the gradients of all ranks. Call it on every rank, after `load_state_dict`; returns the balancer.
+        """Balance the gradients of all ranks. Call it on every rank, after `load_state_dict`; returns the balancer.
 
         The balancer then averages the gradients of all of `model`'s parameters itself, heads included, as
         DistributedDataParallel would, and every rank gets the same ones. Losses count with their mean over the ranks:
-        `global_losses` turns means over a rank's labelled samples into such losses. Every rank calls `backward` alike;
-        a task without labels on a rank has the loss `0.0 * output.sum()` there.
+        `global_losses` turns means over a rank's labelled samples into such losses. Every rank makes the same calls of
+        `backward`; a task without labels on a rank has the loss `0.0 * output.sum()` there.
 
         Args:
             model: the module whose parameters the optimizer holds, equal on all ranks: a plain one, one wrapped in
-                DistributedDataParallel (the wrapper or what is in it; its own averaging is switched off for good, as by
-                `no_sync`), or one sharded by FSDP2's `fully_shard`. None: this rank works on its own gradients alone,
-                and averaging them is up to you; a balancer that was told neither raises at `backward`
-                where torch.distributed has several ranks.
+                DistributedDataParallel (the wrapper or what is in it; its own averaging is switched off permanently, as
+                by `no_sync`), or one sharded by FSDP2's `fully_shard`. None: this rank balances its own gradients, and
+                averaging them is up to you. Without a call of `distribute`, `backward` raises where torch.distributed
+                has several ranks.
             group: process group; None is the default one.
             method: of gradient methods, both exact: "reduce_scatter" sends (K+1) P numbers, each rank measures and
                 combines its share of the columns; "all_reduce" sends 2 K P and leaves J on every rank. FSDP2 sends its
                 own.
-            scope: "local" projects each rank's gradients by themselves and averages the results: P numbers, APPROXIMATE
-                (no method's definition; how far off depends on the data).
             overlap: send a task's gradient while the next task's backward runs.
 
         Raises:
@@ -86,9 +89,16 @@ class WeightedBalancer(ABC):
         if model is None:
             self._ranks = SingleProcess(meant=True)
             return self
-        from .distributed import join  # here, because few need it
-
-        self._ranks = join(self, model, group, method, scope, overlap)
+        self._ranks = join_ranks(
+            model,
+            group,
+            method,
+            overlap,
+            balancer=repr(self),
+            state={name: value for name, value in self.state_dict().items() if name not in self.split_state},
+            arena=self._rows_arena(),
+            why_not_sharded=self._why_not_sharded(),
+        )
         return self
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,6 +152,19 @@ class WeightedBalancer(ABC):
             self._kept = {name: loss if graphs else loss.detach() for name, loss in total.items()}
             self._kept_active = active
         return total, active
+
+    def _rows_arena(self) -> GradientArena | None:
+        """Where the rows of a gradient method are."""
+        return None
+
+    def _why_not_sharded(self) -> str:
+        """Why the balancer cannot work under FSDP2; "" if it can."""
+        return ""
+
+    def _abort(self) -> None:
+        """A step failed: half of it must not leak into the next one."""
+        self._forget()
+        self._ranks.abort()
 
     def _forget(self) -> None:
         """Drop what the micro-batches of a step that failed have left."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ._gramian import finish, gramian, least_norm
 from .gradient_balancer import GradientBalancer
+from .gramian import gramian, least_norm, mask_inactive
 
 _STOPS_EARLY = ("cpu",)  # a GPU would have to be waited for
 _STEPS = 24  # of a bracketing secant: 8 to 15 reach rounding
@@ -54,7 +54,7 @@ class CAGrad(GradientBalancer):
         count = active.sum().clamp(min=1)
         mean = active.to(G.dtype) / count
         if self.c == 0:
-            return finish(mean, G, active)
+            return mask_inactive(mean, G, active)
         size = torch.where(active, G.diagonal(), 0.0).amax()
         A = torch.where(active[:, None] & active, G / torch.where(size > 0, size, 1.0), 0.0)
         towards = A @ mean  # <g_i, g0>
@@ -94,4 +94,4 @@ class CAGrad(GradientBalancer):
                 break
         length = (v @ A @ v).clamp(min=0).sqrt()
         w = (mean + radius * v / torch.where(length > 0, length, 1.0)) / _RESCALE[self.rescale](self.c)
-        return finish(torch.where(stationary, 0.0, w), G, active)
+        return mask_inactive(torch.where(stationary, 0.0, w), G, active)

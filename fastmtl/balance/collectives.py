@@ -1,4 +1,4 @@
-"""The seams of a step where ranks meet, answered for several of them.
+"""The communication of a step, for several ranks.
 
 Every loss is backpropagated divided by the number of ranks, so that gradients add up to those of the mean loss.
 Replicated parameters: the rows travel, one by one, each while the next task's backward runs. FSDP2: autograd has
@@ -25,20 +25,19 @@ _RENAMED = {"reduce_scatter_single": "reduce_scatter_tensor", "all_gather_single
 class Ranks(SingleProcess):
     """Base: losses, flags, and the gradients that the balancer does not combine (heads, and with loss methods all)."""
 
+    _divides = False  # whether `reduce_others` divides by `size`, because `scaled` does not
+
     def __init__(self, model: nn.Module, group: Any) -> None:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._model, self._group = model, group
         self._others: list[Tensor] = []
         self._before: list[Tensor | None] | None = None  # their `.grad` from before the step: averaged already
         self._agreed: dict[object, list[bool]] = {}
-        self._divide = False  # whether gradients were not scaled by 1 / size
         self._looked = False  # whether a step has looked for what else averages
 
-    def __reduce__(self):
-        return (
-            SingleProcess,
-            (),
-        )  # groups belong to this process: a copy of the balancer is alone until it is distributed
+    def __reduce__(self) -> tuple[type[SingleProcess], tuple[()]]:
+        # Groups belong to this process: a copy of the balancer is alone until it is distributed.
+        return SingleProcess, ()
 
     def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
         if self._before is not None:
@@ -64,7 +63,7 @@ class Ranks(SingleProcess):
         self._others, self._before = [], None
 
     @torch.no_grad()
-    def finish(self) -> None:
+    def reduce_others(self) -> None:
         assert self._before is not None
         flags = self.agree(tuple(map(id, self._others)), [p.grad is not None for p in self._others])
         chosen = [parameter for parameter, flag in zip(self._others, flags, strict=True) if flag]
@@ -72,7 +71,7 @@ class Ranks(SingleProcess):
             some = [parameter for parameter in chosen if parameter.dtype == dtype]
             flat = torch.cat([_dense_gradient(parameter).flatten() for parameter in some])
             dist.all_reduce(flat, group=self._group)
-            if self._divide:
+            if self._divides:
                 flat /= self.size
             for parameter, part in zip(some, flat.split([p.numel() for p in some]), strict=True):
                 parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
@@ -140,7 +139,7 @@ class Replicated(Ranks):
         super().abort()
 
     def launch(self, arena: GradientArena, task: int) -> None:
-        work = self._send(arena.finish_row(task), task, arena)
+        work = self._send(arena.complete_row(task), task, arena)
         if self._overlap:
             self._under_way[task] = work
         else:
@@ -153,7 +152,7 @@ class Replicated(Ranks):
         return self._collected(arena)
 
     def copied(self, arena: GradientArena) -> Tensor:
-        rows = arena.finish().clone()
+        rows = arena.complete().clone()
         dist.all_reduce(rows, group=self._group)
         return rows
 
@@ -161,7 +160,7 @@ class Replicated(Ranks):
         return dist.all_reduce(row, group=self._group, async_op=True)
 
     def _collected(self, arena: GradientArena) -> Tensor:
-        return arena.finish()
+        return arena.complete()
 
 
 class Scattered(Replicated):
@@ -177,7 +176,7 @@ class Scattered(Replicated):
         return 0 if self._shares is None else self.rank * self._shares.shape[1]
 
     def copied(self, arena: GradientArena) -> Tensor:
-        rows = arena.finish()
+        rows = arena.complete()
         shares = rows.new_empty(rows.shape[0], rows.shape[1] // self.size)
         for row, share in zip(rows, shares, strict=True):
             collective("reduce_scatter_single")(share, row, group=self._group)
@@ -200,40 +199,11 @@ class Scattered(Replicated):
         return self._shares
 
 
-class Local(Ranks):
-    """APPROXIMATE: each rank weighs its own gradients by its own losses; only the results are averaged."""
-
-    local = True
-
-    def __init__(self, model: nn.Module, group: Any) -> None:
-        super().__init__(model, group)
-        self._divide = True
-
-    def losses(self, losses: dict[str, Tensor], active: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
-        return losses, active
-
-    def scaled(self, loss: Tensor, scale: Tensor | float | None) -> Tensor:
-        return SingleProcess.scaled(self, loss, scale)
-
-    def mean(self, gradients: Tensor) -> Tensor:
-        return gradients
-
-    def total(self, gradients: Tensor) -> Tensor:
-        return gradients
-
-    def spread(self, flat: Tensor) -> Tensor:
-        dist.all_reduce(flat, group=self._group)
-        return flat.div_(self.size)
-
-
 class Sharded(Ranks):
     """FSDP2: rows are this rank's shards, averaged by FSDP2 itself; a K x K sum makes their Gram matrix exact."""
 
     splits = shards_parameters = True
-
-    def __init__(self, model: nn.Module, group: Any) -> None:
-        super().__init__(model, group)
-        self._divide = True  # what FSDP2 leaves out: the balancer's own parameters
+    _divides = True
 
     def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
         written = list(written)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ._gramian import cosines, finish, gramian
 from .gradient_balancer import GradientBalancer
+from .gramian import cosines, gramian, mask_inactive
 
 
 class DuGate(GradientBalancer):
@@ -40,7 +40,7 @@ class DuGate(GradientBalancer):
         main = place_of(self.main, list(losses) or [str(k) for k in range(len(G))])
         cosine = C[main]
         w = cosine.clamp(min=0) if self.weighted else (cosine >= 0).to(C.dtype)
-        return finish(w, G, active)
+        return mask_inactive(w, G, active)
 
 
 def place_of(task: str | int, tasks: list[str]) -> int:

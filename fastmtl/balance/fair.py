@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastmtl.ops.gradients import matrix_solvers
 
-from ._gramian import cosines, finish, gramian
 from .gradient_balancer import GradientBalancer
+from .gramian import cosines, gramian, mask_inactive
 
 
 class FairGrad(GradientBalancer):
@@ -89,4 +89,4 @@ def _solution(G: Tensor, alpha: float) -> Tensor:
     r = torch.where(active, ((p - 1) * (logs - middle)).exp(), 1.0)
     y = matrix_solvers.equilibrium(C, r, p)
     w = y / norms * ((p - 1) / (p + 1) * middle).exp()
-    return finish(w, G, active)
+    return mask_inactive(w, G, active)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._gramian import given_weights
 from .base import values
+from .gramian import given_weights
 from .loss_base import LossBalancer
 
 _BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8

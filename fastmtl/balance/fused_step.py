@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +13,9 @@ from fastmtl.balance.replay import still_buffers
 from fastmtl.ops.core.backends import check_backend
 from fastmtl.ops.gradients import fused_step as kernel
 
-from ._optimizer import StepGuard, read_groups, same_order, state_of, unsupported
 from .base import values
 from .gradient_balancer import GradientBalancer, Rows
+from .optimizer_state import StepGuard, read_groups, same_order, state_of, unsupported
 
 T = TypeVar("T")
 _LIMIT = torch.finfo(torch.float32).max / 2
@@ -120,27 +119,30 @@ class FusedStep:
         factor = None if isinstance(scale, GradScaler) else scale
         if scaler is not None:
             factor = self._scale_of(scaler, losses)
-        taken: dict[str, Tensor] = {}
-
-        def take(rows: Rows) -> None:
-            taken.update(self._finish(rows, factor, self._finite(losses)))
-
-        options: dict[str, Any] = {"scale": factor, "last": last} | ({} if active is None else {"active": active})
-        log: dict[str, Tensor] = {}
+        rows: Rows | None = None
         try:
             if balancer is None:
                 with still_buffers():
                     _total(losses, factor).backward()
+                log = {}
+            elif isinstance(balancer, GradientBalancer):
+                found = balancer.gradients(
+                    cast(Mapping[str, Tensor], losses), shared, scale=factor, last=last, active=active
+                )
+                rows = found if isinstance(found, Rows) and found.are_whole else None
+                log = found.write() if rows is None else {}
             else:
-                with balancer.giving_rows(take) if isinstance(balancer, GradientBalancer) else nullcontext():
-                    log = balancer.backward(losses, shared, **options)  # type: ignore[arg-type]
+                options = {} if active is None else {"active": active}
+                log = balancer.backward(losses, shared, scale=factor, last=last, **options)
             self._sound = self._finite(losses)
             if not last:
                 return log
-            taken = taken or self._finish(None, factor, self._sound)
+            taken = self._take(rows, factor, self._sound)
         except BaseException:
             self._sound = None
             raise
+        if rows is not None:
+            log = rows.log
         self._sound = None
         if scaler is not None:
             state = scaler._per_optimizer_states[id(self.optimizer)]
@@ -167,7 +169,7 @@ class FusedStep:
         return scaler.scale(torch.ones((), device=device))  # type: ignore[return-value]
 
     @torch.no_grad()
-    def _finish(self, rows: Rows | None, scale: Tensor | float | None, sound: Tensor) -> dict[str, Tensor]:
+    def _take(self, rows: Rows | None, scale: Tensor | float | None, sound: Tensor) -> dict[str, Tensor]:
         """Everything after the backwards."""
         groups = read_groups(self.optimizer)
         columns: dict[Tensor, int] = {}
@@ -188,7 +190,7 @@ class FusedStep:
             square = square + kernel.sum_of_squares(same, self._backend)
         J = w = None
         if rows is not None and columns:
-            J, w, own, largest = rows.update()
+            J, w, own, largest = rows.combined()
             square = square + own
             sound = sound & (largest < _LIMIT)
         factor = torch.ones_like(square)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._draws import Draws
-from ._gramian import finish, given_weights, gramian
+from .draws import Draws
 from .gradient_balancer import GradientBalancer
+from .gramian import given_weights, gramian, mask_inactive
 
 _CHUNKS = {"cpu": 1 << 18}  # columns at a time: what is in between stays in the cache
 _CHUNK = 1 << 24  # on a GPU, where a launch is dear and memory is not
@@ -35,6 +35,7 @@ class GradDrop(GradientBalancer):
 
     strategies = ("sequential", "batched", "features")
     reusable = False
+    sums_rows = False
 
     def __init__(self, leak: float | Mapping[str, float] | Sequence[float] = 0.0, *, seed: int = 0) -> None:
         given = list(leak.values()) if isinstance(leak, Mapping) else leak if isinstance(leak, Sequence) else [leak]
@@ -50,7 +51,7 @@ class GradDrop(GradientBalancer):
         """Ones [K], 0 for inactive tasks: before its elements are dropped every gradient counts alike."""
         G = gramian(G)
         active = G.diagonal() != 0
-        return finish(torch.ones_like(G.diagonal()), G, active)
+        return mask_inactive(torch.ones_like(G.diagonal()), G, active)
 
     def _update(self, J: Tensor, w: Tensor, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if isinstance(self.leak, float | int):

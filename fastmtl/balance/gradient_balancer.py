@@ -6,8 +6,7 @@ one combination) and leave each head its own plain gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,24 +14,37 @@ import torch
 from torch import Tensor
 
 from fastmtl import ops
-from fastmtl.balance.replay import still_buffers
 from fastmtl.ops.gradients.gram import MAX_TASKS
 
 from .arena import GradientArena, as_list
 from .base import WeightedBalancer, check_scale
-from .exact_strategies import Sequential, Strategy
-from .strategies import create_strategy
+from .gradient_strategies import Sequential, StepContext, Strategy, create_strategy
+from .gramian import norms_and_cosines
+from .replay import still_buffers
+
+
+@dataclass
+class Written:
+    """What `gradients` returns where nothing is left to combine: of a micro-batch, or of a step that reused weights."""
+
+    log: dict[str, Tensor]
+
+    def write(self) -> dict[str, Tensor]:
+        return self.log
 
 
 @dataclass
 class Rows:
-    """What a gradient method has when its weights are known: the gradients, not yet combined.
+    """The K gradients of a step and their weights, not yet combined.
 
     Attributes:
         J: [K, P] float32 or float64, times the loss scale.
         G: [K, K] float64 inner products of J's rows, those of inactive tasks too.
-        w: [K] float64; after `write` or `update` as it is for the log.
+        w: [K] float64; after `write` or `combined` as it is for the log.
         losses: of the whole step.
+        norms, cosines: [K] and [K, K] float64 of the true gradients, for the log.
+        step: the call of `gradients`.
+        reached: which shared parameters some task reached.
     """
 
     balancer: GradientBalancer
@@ -40,26 +52,50 @@ class Rows:
     G: Tensor
     w: Tensor
     losses: Mapping[str, Tensor]
+    norms: Tensor
+    cosines: Tensor
+    step: StepContext
+    reached: list[bool]
+
+    @property
+    def log(self) -> dict[str, Tensor]:
+        return {"weights": self.w, "norms": self.norms, "cosines": self.cosines}
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether the rows are the whole gradients of the shared parameters, in this process alone."""
+        return self.balancer._strategy.fills_arena and self.step.ranks.size == 1
 
     def places(self) -> Iterator[tuple[Tensor, int | None]]:
         """As `GradientArena.places`."""
-        return self.balancer._arena.places()
+        return self.step.arena.places(self.reached)
 
-    def write(self) -> None:
-        """Combine, and add the result to `.grad`."""
-        flat, self.w = self.balancer._update(self.J, self.w, self.losses)
-        self.balancer._strategy.leave(self.balancer, flat, self.w)
+    @torch.no_grad()
+    def write(self) -> dict[str, Tensor]:
+        """Combine, and add the result to `.grad`; returns the log."""
+        balancer = self.balancer
+        try:
+            flat, self.w = balancer._update(self.J, self.w, self.losses)
+            balancer._strategy.leave(self.step, flat, self.w, self.reached)
+            balancer._strategy.keep(self.log)
+            self.step.ranks.reduce_others()
+        except BaseException:
+            balancer._abort()
+            raise
+        return self.log
 
-    def update(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows and weights whose weighted sum is the combined gradient, its squared norm, and what no element of a
-        partial sum exceeds."""
-        method = type(self.balancer)
-        if method._update is GradientBalancer._update and method._gram is GradientBalancer._gram:
+    @torch.no_grad()
+    def combined(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """In the place of `write`: rows and weights whose weighted sum is the combined gradient, its squared norm, and
+        an upper bound on the elements of its partial sums."""
+        balancer = self.balancer
+        if balancer.sums_rows:
             J, G, w = self.J, self.G, self.w.to(self.J.dtype)
-        else:  # no weighted sum, or another G
-            flat, self.w = self.balancer._update(self.J, self.w, self.losses)
+        else:
+            flat, self.w = balancer._update(self.J, self.w, self.losses)
             J, w = flat[None], torch.ones_like(flat[:1])
             G = ops.gram(J)
+        balancer._strategy.keep(self.log)
         exact = w.double()
         return J, w, (exact @ G @ exact).clamp(min=0), (exact.abs() * G.diagonal().sqrt()).sum()
 
@@ -70,17 +106,16 @@ class GradientBalancer(WeightedBalancer):
     strategies: tuple[str, ...] = ("sequential", "batched", "features", "last_layer")  # that keep the method's meaning
     reusable = True  # whether the update is w^T J, so that w may serve several steps
     sees_gradients = True  # and returns their norms and cosines
-    split_state: tuple[str, ...] = ()  # of `state_dict`: what differs between ranks that share the columns
+    sums_rows = True  # whether `_update` is the weighted sum of the rows, and `_gram` their inner products
 
     def __init__(self) -> None:
         super().__init__()
         self._arena = GradientArena()
         self._strategy: Strategy = Sequential()
         self._split = False  # whether the rows J are a part of the columns, the others being on other ranks
-        self._take_rows: Callable[[Rows], None] | None = None
 
     def use(self, strategy: str = "sequential", *, reuse: int = 1, layer: Tensor | None = None) -> Self:
-        """Choose how the K gradients are come by; returns the balancer. docs/balancing.md has the costs.
+        """Choose how the K gradients are computed; returns the balancer. docs/balancing.md has the costs.
 
         Args:
             strategy: "sequential": K backwards; exact. "batched": one vectorised backward, the same work, K times the
@@ -93,21 +128,20 @@ class GradientBalancer(WeightedBalancer):
         Raises:
             ValueError: no such strategy, or the method loses its meaning under it.
         """
-        self._strategy = create_strategy(self, strategy, reuse, layer)
-        self.needs_all_losses = type(self).needs_all_losses or self._strategy.needs_all_losses
+        chosen, method = create_strategy(strategy, reuse, layer), type(self).__name__
+        if strategy not in self.strategies:
+            raise ValueError(
+                f"`strategy` of {method} must be one of {', '.join(self.strategies)}; got {strategy!r}: the method "
+                "works on the gradients themselves, and this strategy computes none of the shared parameters."
+            )
+        if reuse > 1 and not self.reusable:
+            raise ValueError(f"`reuse` must be 1 for {method}: its update is no weighted sum of the step's gradients.")
+        if self._ranks.shards_parameters and (why_not := _why_not_sharded(chosen)):
+            raise ValueError(why_not)
+        self._strategy = chosen
+        self.needs_all_losses = type(self).needs_all_losses or chosen.needs_all_losses
         return self
 
-    @contextmanager
-    def giving_rows(self, take: Callable[[Rows], None]) -> Iterator[None]:
-        """Inside, `backward` ends with `take(rows)` instead of writing the shared `.grad`s, where they are the whole
-        gradients of this process and their combination is all that is missing."""
-        self._take_rows = take
-        try:
-            yield
-        finally:
-            self._take_rows = None
-
-    @still_buffers()
     def backward(
         self,
         losses: Mapping[str, Tensor],
@@ -118,11 +152,11 @@ class GradientBalancer(WeightedBalancer):
         active: Tensor | None = None,
         features: Tensor | Iterable[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Backpropagate each loss by itself, combine the shared gradients, and leave `.grad` on every parameter.
+        """Backpropagate each loss separately, combine the shared gradients, and leave `.grad` on every parameter.
 
         Shared parameters get sum_k w_k g_k added to their `.grad`; where it was None, `.grad` becomes a view of one
-        buffer, which a later step uses again once no tensor looks into it. What no task reaches keeps `.grad` as it
-        was. All other parameters (heads) accumulate their own gradients as in any loop.
+        buffer, which a later step uses again once no tensor looks into it. A parameter that no task reaches keeps its
+        `.grad`. All other parameters (heads) accumulate their own gradients as in any loop.
 
         Args:
             losses: task -> scalar with a graph; the same tasks in the same order at every step.
@@ -144,8 +178,24 @@ class GradientBalancer(WeightedBalancer):
             TypeError, ValueError: a loss is no scalar, has no graph or reaches no shared parameter; the tasks changed;
                 `shared` holds no trainable leaf. Shared `.grad`s are then as before; micro-batches are dropped.
         """
-        shared = as_list(shared)  # it is read more than once
+        return self.gradients(losses, shared, scale=scale, last=last, active=active, features=features).write()
+
+    @still_buffers()
+    def gradients(
+        self,
+        losses: Mapping[str, Tensor],
+        shared: Iterable[Tensor],
+        *,
+        scale: Tensor | float | None = None,
+        last: bool = True,
+        active: Tensor | None = None,
+        features: Tensor | Iterable[Tensor] | None = None,
+    ) -> Rows | Written:
+        """`backward` up to the weights: the shared `.grad`s are as before until the result's `write`, which must follow
+        before the next call."""
         try:
+            shared = as_list(shared)  # it is read more than once
+            step = StepContext(self._arena, self._ranks, shared, scale, last, features)
             self._check_losses(losses)
             check_scale(scale)
             if len(losses) > MAX_TASKS:
@@ -155,18 +205,17 @@ class GradientBalancer(WeightedBalancer):
             if last:
                 total, active = self._ranks.losses(total, active)
             if last or not self.needs_all_losses:
-                objectives = self._objectives(total if self.needs_all_losses else losses)
-                self._strategy.fill(self, objectives, shared, scale, last, features)
+                self._strategy.fill(step, self._objectives(total if self.needs_all_losses else losses))
             self._tasks = list(losses)
             if not last:
                 self._between()
-                return {}
-            done = self._strategy.finish(self, total, scale, active)
-            self._ranks.finish()
-            return done
+                return Written({})
+            if self._strategy.stale:
+                self._ranks.reduce_others()
+                return Written(self._strategy.reused())
+            return self._weighed(step, total, active)
         except BaseException:
-            self._forget()  # half a step is worth nothing, and must not leak into the next one
-            self._ranks.abort()
+            self._abort()
             raise
         finally:
             if last:
@@ -193,26 +242,27 @@ class GradientBalancer(WeightedBalancer):
         self._arena.clear()
         self._strategy.forget()
 
+    def _rows_arena(self) -> GradientArena | None:
+        return self._arena
+
+    def _why_not_sharded(self) -> str:
+        return _why_not_sharded(self._strategy)
+
     @torch.no_grad()
-    def _combine(
-        self, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
-    ) -> dict[str, Tensor]:
-        J = self._rows(self._strategy.rows(self), scale, active)  # [K, P], or this rank's columns of it
-        G = found = self._gram(J)
-        if scale is not None:
-            G = G / (scale.double() if isinstance(scale, Tensor) else float(scale)) ** 2
+    def _weighed(self, step: StepContext, losses: Mapping[str, Tensor], active: Tensor | None) -> Rows:
+        self._split = self._strategy.splits(self._ranks)
+        J = self._rows(self._strategy.rows(step), losses, step.scale, active)  # [K, P], or this rank's columns of it
+        found = G = self._gram(J)
+        if step.scale is not None:
+            G = G / (step.scale.double() if isinstance(step.scale, Tensor) else float(step.scale)) ** 2
         if active is not None:
             G = torch.where(active[:, None] & active, G, 0.0)  # a zero row is an inactive task, for every method
-        rows = Rows(self, J, found, self.weights(G, losses), losses)
-        if self._take_rows is None or not self._strategy.fills_arena or self._ranks.size > 1:
-            rows.write()
-        else:
-            self._take_rows(rows)
-        norms = G.diagonal().clamp(min=0).sqrt()
-        lengths = torch.outer(norms, norms)
-        return {"weights": rows.w, "norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
+        w = self.weights(G, losses)
+        return Rows(self, J, found, w, losses, *norms_and_cosines(G), step, self._arena.reached())
 
-    def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
+    def _rows(
+        self, J: Tensor, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
+    ) -> Tensor:
         """What is combined: the gradients [K, P] (times the scale), but for methods that keep averages of them."""
         return J
 
@@ -231,3 +281,9 @@ class GradientBalancer(WeightedBalancer):
     def _update(self, J: Tensor, w: Tensor, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The combined gradient [P], and the weights [K] for the log."""
         return ops.combine(J, w), w
+
+
+def _why_not_sharded(strategy: Strategy) -> str:
+    if strategy.name == "sequential" and strategy.reuse == 1:
+        return ""
+    return f"`strategy` must be 'sequential' and `reuse` 1 under FSDP2; got {strategy.name!r} and {strategy.reuse}."

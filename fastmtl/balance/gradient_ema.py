@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ._gramian import finish, gramian, project_on_simplex
 from .base import values
 from .gradient_balancer import GradientBalancer
+from .gramian import gramian, mask_inactive, project_on_simplex
 
 
 class Averaged(GradientBalancer):
@@ -34,7 +34,9 @@ class Averaged(GradientBalancer):
     def _rate(self, steps: Tensor) -> Tensor:
         """[K]: what share of the new gradient row k takes at its `steps`-th move, counted from 1."""
 
-    def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
+    def _rows(
+        self, J: Tensor, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
+    ) -> Tensor:
         norms = self._norms(J)
         active = norms != 0 if active is None else active
         if self._average is None or self._average.shape != J.shape:
@@ -87,7 +89,7 @@ class DBMTL(Averaged):
         G = gramian(G)
         active = G.diagonal() != 0
         norms = G.diagonal().sqrt()
-        return finish(norms.amax() / torch.where(active, norms, 1.0), G, active)
+        return mask_inactive(norms.amax() / torch.where(active, norms, 1.0), G, active)
 
     def _objectives(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         # A task without labels has the loss 0 and a gradient of 0: 0 / eps is 0 too.
@@ -139,7 +141,6 @@ class MoCo(Averaged):
         self.rho, self.published = rho, published
         self._w: Tensor | None = None
         self._moves: Tensor | None = None
-        self._losses: Tensor | None = None
 
     def __repr__(self) -> str:
         rates = f"beta={self.beta}, beta_decay={self.beta_decay}, gamma={self.gamma}, gamma_decay={self.gamma_decay}"
@@ -159,20 +160,16 @@ class MoCo(Averaged):
         else:
             w = project_on_simplex(moved, active)
         before.copy_(torch.where(sound & active, w, before))
-        return finish(w, G, active)
+        return mask_inactive(w, G, active)
 
-    def _combine(
-        self, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
-    ) -> dict[str, Tensor]:
-        self._losses = values(losses) if self.published else None
-        return super()._combine(losses, scale, active)
-
-    def _rows(self, J: Tensor, scale: Tensor | float | None, active: Tensor | None) -> Tensor:
-        if self._losses is not None:
+    def _rows(
+        self, J: Tensor, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
+    ) -> Tensor:
+        if self.published:
             norms = self._norms(J)
-            factor = torch.where(norms == 0, 0.0, self._losses / norms) * (1.0 if scale is None else scale)
+            factor = torch.where(norms == 0, 0.0, values(losses) / norms) * (1.0 if scale is None else scale)
             J = J * factor.to(J.dtype)[:, None]
-        return super()._rows(J, scale, active)
+        return super()._rows(J, losses, scale, active)
 
     def _rate(self, steps: Tensor) -> Tensor:
         return (self.beta / steps**self.beta_decay).clamp(max=1)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastmtl import ops
 
-from ._autograd import last_layer, layer_row
-from ._gramian import gramian
+from .autograd import last_layer, layer_row
 from .base import values
+from .gramian import gramian
 from .loss_base import LossBalancer
 
 _SMALLEST = 1e-3  # of the mean weight: the closed form changes its sign for w < 0
@@ -112,6 +112,9 @@ class GradNorm(LossBalancer):
                 found = torch.where(active, found, 0.0)
             self._learn(norms, found)
         return done
+
+    def _why_not_sharded(self) -> str:
+        return "GradNorm measures one layer's gradients through autograd, which FSDP2 hides from it."
 
     def _forget(self) -> None:
         super()._forget()

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastmtl.ops.gradients.pcgrad import order_by
 
-from ._draws import Draws
-from ._gramian import finish, gramian
+from .draws import Draws
 from .gradient_balancer import GradientBalancer
+from .gramian import gramian, mask_inactive
 
 
 class GradVac(GradientBalancer):
@@ -91,4 +91,4 @@ def vaccinate(G: Tensor, order: Tensor, target: Tensor, beta: float, always: boo
         moving = pair if always else low
         moved = torch.where(moving, (1 - beta) * wanted + beta * phi, wanted)
         target = target.scatter(1, j[:, None], moved[:, None])
-    return finish(torch.where(active[:, None], C, 0.0).sum(0), G, active), target
+    return mask_inactive(torch.where(active[:, None], C, 0.0).sum(0), G, active), target

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ._gramian import given_weights
 from .base import values
+from .gramian import given_weights
 from .loss_base import LossBalancer
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastmtl.balance.replay import still_buffers
 
-from ._autograd import backward, weighted_sum
+from .autograd import backward, weighted_sum
 from .base import WeightedBalancer, check_scale, values
 
 
@@ -54,8 +54,7 @@ class LossBalancer(WeightedBalancer):
             total, active = self._ranks.losses(total, active)
             return self._weigh(total if self.needs_all_losses else losses, total, active, shared, scale, last)
         except BaseException:
-            self._forget()
-            self._ranks.abort()
+            self._abort()
             raise
 
     def _weigh(
@@ -80,7 +79,7 @@ class LossBalancer(WeightedBalancer):
             objective = objective + extra.to(objective.dtype)
         backward(self._ranks.scaled(objective, scale))
         if last:
-            self._ranks.finish()
+            self._ranks.reduce_others()
             self._ended(total, active, shared, scale)
         return {"weights": w.detach()}
 

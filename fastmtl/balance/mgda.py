@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ._gramian import finish, gramian, least_norm
 from .base import values
 from .gradient_balancer import GradientBalancer
+from .gramian import gramian, least_norm, mask_inactive
 
 _NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
@@ -53,4 +53,4 @@ class MGDA(GradientBalancer):
         if self.normalization in ("loss", "loss+"):
             sizes = torch.where(active, values(losses), 1.0)
             scaled = scaled / sizes / sizes[:, None]
-        return finish(least_norm(scaled, active), G, active)
+        return mask_inactive(least_norm(scaled, active), G, active)

@@ -11,9 +11,9 @@ from torch import Tensor
 from fastmtl import ops
 from fastmtl.ops.gradients.pcgrad import order_by
 
-from ._draws import Draws
-from ._gramian import finish, gramian
+from .draws import Draws
 from .gradient_balancer import GradientBalancer
+from .gramian import gramian, mask_inactive
 
 
 class PCGrad(GradientBalancer):
@@ -57,7 +57,7 @@ class PCGrad(GradientBalancer):
         order = self.next_order(len(G), G.device)
         self._draws.advance()
         w = ops.pcgrad_weights(G, order, reduction=self.reduction, with_self=self.with_self)
-        return finish(w, G, G.diagonal() != 0)
+        return mask_inactive(w, G, G.diagonal() != 0)
 
     def next_order(self, K: int, device: torch.device) -> Tensor:
         """The order of the next step, as `ops.pcgrad_weights` takes it."""

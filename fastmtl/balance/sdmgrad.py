@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ._gramian import finish, given_weights, gramian, project_on_simplex
 from .gradient_balancer import GradientBalancer
+from .gramian import given_weights, gramian, mask_inactive, project_on_simplex
 
 
 class SDMGrad(GradientBalancer):
@@ -35,6 +35,7 @@ class SDMGrad(GradientBalancer):
 
     state_names = ("point",)
     strategies = ("sequential", "batched")
+    sums_rows = False
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class SDMGrad(GradientBalancer):
             v = project_on_simplex(v - self.lr * speed, active)
         # A skipped step leaves no trace, and a task without labels keeps its place.
         start.copy_(torch.where(A.isfinite().all() & active, v, start))
-        return finish((v + pull) / (1 + self.strength), A, active)
+        return mask_inactive((v + pull) / (1 + self.strength), A, active)
 
     def _between(self) -> None:
         self._split = self._ranks.splits

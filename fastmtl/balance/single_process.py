@@ -1,4 +1,4 @@
-"""One process: what a balancer asks of the other ranks while there are none; `ranks.Ranks` has the answers."""
+"""The communication of a step, for one process: nothing is sent. `collectives.Ranks` overrides it for several ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .arena import GradientArena
 
 
 class SingleProcess:
-    """The seams of a step where ranks meet, in the order of a step.
+    """What a balancer asks of the other ranks, in the order of a step.
 
     Args:
         meant: whether this process works by itself although there are other ranks.
@@ -19,7 +19,6 @@ class SingleProcess:
 
     rank, size = 0, 1
     splits = False  # whether `collect` gives each rank a part of the columns
-    local = False  # scope="local": each rank projects by itself
     shards_parameters = False  # FSDP2: each rank holds a part of every parameter
 
     def __init__(self, meant: bool = False) -> None:
@@ -58,11 +57,11 @@ class SingleProcess:
 
     def collect(self, arena: GradientArena) -> Tensor:
         """The rows over all ranks: J [K, P], or if `splits` this rank's columns of it."""
-        return arena.finish()
+        return arena.complete()
 
     def copied(self, arena: GradientArena) -> Tensor:
         """The same in the middle of a step, whose rows go on growing; not to be written to."""
-        return arena.finish()
+        return arena.complete()
 
     def offset(self) -> int:
         """Where this rank's columns begin."""
@@ -88,6 +87,6 @@ class SingleProcess:
         """Which parameters have a gradient on any rank."""
         return flags
 
-    def finish(self) -> None:
-        """Every `.grad` is there; those the balancer did not write are still this rank's."""
+    def reduce_others(self) -> None:
+        """Add up over the ranks the gradients that the balancer does not combine."""
         return

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastmtl.ops.gradients import matrix_solvers
 
-from ._gramian import cosines, finish, given_weights, gramian, in_rank, pseudo_inverse
 from .gradient_balancer import GradientBalancer
+from .gramian import cosines, given_weights, gramian, in_rank, mask_inactive, pseudo_inverse
 
 _SCALES = ("min", "median", "mean")
 
@@ -50,7 +50,7 @@ class IMTLG(GradientBalancer):
         v = pseudo_inverse(A, self.rtol) @ A.diagonal().sqrt()
         total = v.sum()
         w = torch.where(total.abs() > 1e-12 * v.abs().sum(), v / total, 0.0)
-        return finish(w, G, active)
+        return mask_inactive(w, G, active)
 
 
 class AlignedMTL(GradientBalancer):
@@ -102,7 +102,7 @@ class AlignedMTL(GradientBalancer):
             scale = eigenvalues.gather(0, (len(G) - rank + (rank - 1) // 2)[None])[0]
         lengths = torch.where(kept, (scale / eigenvalues).sqrt(), 0.0)
         given = torch.where(active, given_weights(self._given, losses, eigenvalues), 0.0)
-        return finish((vectors * lengths) @ (vectors.T @ given), G, active)
+        return mask_inactive((vectors * lengths) @ (vectors.T @ given), G, active)
 
 
 class ConFIG(GradientBalancer):
@@ -137,7 +137,7 @@ class ConFIG(GradientBalancer):
         x = pseudo_inverse(C, self.rtol) @ wanted  # of the unit gradients
         square = x @ C @ x
         length = torch.where(active, norms, 0.0) @ C @ x
-        return finish(x / norms * torch.where(square > 0, length / square, 0.0), G, active)
+        return mask_inactive(x / norms * torch.where(square > 0, length / square, 0.0), G, active)
 
 
 def _check_rtol(rtol: float | None) -> float | None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._draws import Draws
-from ._gramian import to_device
 from .base import values
+from .draws import Draws
 from .du_gate import place_of
+from .gramian import to_device
 from .loss_base import LossBalancer
 
 

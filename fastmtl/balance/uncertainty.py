@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ._gramian import given_weights, to_device
 from .base import values
+from .gramian import given_weights, to_device
 from .loss_base import LossBalancer
 
 _FORMS = ("regression", "classification")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastmtl.ops.gradients import matrix_solvers
 
-from ._gramian import cosines, finish, given_weights, gramian
 from .gradient_balancer import GradientBalancer
+from .gramian import cosines, given_weights, gramian, mask_inactive
 
 
 class UPGrad(GradientBalancer):
@@ -47,4 +47,4 @@ class UPGrad(GradientBalancer):
         q = torch.where(active, H, 1.0)  # row i: H e_i
         x = matrix_solvers.nonnegative_qp(H.expand(len(C), -1, -1), q)
         v = torch.eye(len(C), dtype=C.dtype, device=C.device) + torch.where(both, x, 0.0)
-        return finish((share * torch.where(active, norms, 0.0)) @ v / norms, G, active)
+        return mask_inactive((share * torch.where(active, norms, 0.0)) @ v / norms, G, active)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from .. import ops
+from ..balance.gramian import norms_and_cosines
 from ..balance.replay import still_buffers
 from ..config import TrainingConfig
 
@@ -42,9 +43,8 @@ def watch(losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: GradSca
         rows = [_row(loss * factor, inputs) for loss in losses.values()]
     with torch.no_grad():
         G = ops.gram(torch.stack(rows)) / factor.double() ** 2
-        norms = G.diagonal().clamp(min=0).sqrt()
-        lengths = torch.outer(norms, norms)
-        return {"norms": norms, "cosines": torch.where(lengths == 0, 0.0, G / lengths)}
+        norms, cosines = norms_and_cosines(G)
+        return {"norms": norms, "cosines": cosines}
 
 
 def _row(loss: Tensor, inputs: list[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastmtl.balance._draws import Draws
+from fastmtl.balance.draws import Draws
 
 
 def _draws(seed: int, step: int, count: int, start: int = 0) -> torch.Tensor:

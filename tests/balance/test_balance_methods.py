@@ -9,7 +9,7 @@ from helpers.gradients import gradients, near_opposed, orders
 from torch import Tensor
 
 from fastmtl import balance
-from fastmtl.balance._draws import Draws
+from fastmtl.balance.draws import Draws
 from fastmtl.balance.graddrop import drop
 from fastmtl.balance.gradvac import vaccinate
 

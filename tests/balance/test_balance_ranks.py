@@ -1,4 +1,4 @@
-"""Two gloo ranks in float64 equal one process on the whole batch, for every method; local projection does not."""
+"""Two gloo ranks in float64 equal one process on the whole batch, for every method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from helpers import two_ranks as _two_ranks
 from torch import nn
 
 from fastmtl import balance
-from fastmtl.balance.distributed import METHODS
+from fastmtl.balance.join_ranks import METHODS
 
 # A few Newton or secant steps stand between G and w: rounding is magnified. The learned numbers are float32.
 LOOSE = {"uncertainty": 1e-6, "imtl_l": 1e-6}
@@ -56,15 +56,6 @@ def test_strategies_equal_one_process(results, name, how):
 @pytest.mark.parametrize("case", ["mgda-loss", "sdmgrad-micro-all_reduce"])
 def test_losses_and_micro_batches_count_over_all_ranks(results, case):
     check(results, case)
-
-
-@pytest.mark.parametrize("name", ["pcgrad", "mgda", "cagrad"])
-def test_local_projection_is_approximate(results, name):
-    """The comparison above finds it out, and the docstring says so; gradients are the same on both ranks even so."""
-    assert all(difference(rank[f"{name}-local"]) > 1e-3 for rank in results)
-    first, second = (rank[f"{name}-local"]["ours"]["gradients"] for rank in results)
-    assert torch.equal(first, second)
-    assert "APPROXIMATE" in balance.PCGrad.distribute.__doc__
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -124,8 +115,7 @@ def test_traffic(results):
     [
         ("seed", "same options and state on all ranks"),
         ("model", "parameter 'encoder.0.bias' differs"),
-        ("local fsdp", "`scope` must be 'global' under FSDP2"),
-        ("batched fsdp", "sharded by FSDP2"),
+        ("batched fsdp", "under FSDP2; got 'batched'"),
         ("use fsdp", "under FSDP2"),
         ("gradnorm fsdp", "FSDP2 hides"),
         ("whole", "must hold FSDP2's sharded parameters"),
@@ -161,8 +151,6 @@ def test_errors_without_ranks():
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="`method` must be one of"):
         balance.PCGrad().distribute(model, method="gather")
-    with pytest.raises(ValueError, match="`scope` must be one of"):
-        balance.PCGrad().distribute(model, scope="node")
     with pytest.raises(ValueError, match="init_process_group"):
         balance.PCGrad().distribute(model)
     with pytest.raises(ValueError, match=r"`counts` must be \[1\]"):

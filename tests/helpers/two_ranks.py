@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastmtl import balance
-from fastmtl.balance import collectives, distributed
+from fastmtl.balance import collectives, join_ranks
 from helpers.loop import Model, inputs
 from helpers.ranked_loop import CUTS, labelled, left, means, train
 
@@ -37,19 +37,18 @@ def pair(name: str, rank: int, *, steps=3, options=None, join=None, micro=1, fea
 def cases(rank: int) -> dict[str, object]:
     found: dict[str, object] = {}
     for name in balance.list_balancers():
-        for method in distributed.METHODS:
+        for method in join_ranks.METHODS:
             found[f"{name}-{method}"] = pair(name, rank, join={"method": method})
         found[f"{name}-micro"] = pair(name, rank, micro=2)
     found["sdmgrad-micro-all_reduce"] = pair("sdmgrad", rank, micro=2, join={"method": "all_reduce"})
     found["mgda-loss"] = pair("mgda", rank, options={"normalization": "loss"})
     for name in ("pcgrad", "mgda", "cagrad"):
-        found[f"{name}-local"] = pair(name, rank, join={"scope": "local"})
         found[f"{name}-batched"] = pair(name, rank, options={"strategy": "batched"})
         found[f"{name}-features"] = pair(name, rank, options={"strategy": "features"}, features=True)
         found[f"{name}-features-micro"] = pair(name, rank, options={"strategy": "features"}, features=True, micro=2)
         found[f"{name}-last_layer"] = pair(name, rank, options={"strategy": "last_layer"})
         found[f"{name}-reuse"] = pair(name, rank, options={"reuse": 2})
-    for method in distributed.METHODS:
+    for method in join_ranks.METHODS:
         found[f"overlap-{method}"] = {
             "ours": pair("pcgrad", rank, join={"method": method})["ours"],
             "alone": pair("pcgrad", rank, join={"method": method, "overlap": False})["ours"],
@@ -62,7 +61,7 @@ def cases(rank: int) -> dict[str, object]:
     found["spoilt"] = spoilt(rank)
     for name in ("pcgrad", "mgda", "cagrad", "db_mtl", "linear", "uncertainty", "famo"):
         found[f"fsdp-{name}"] = fsdp(name, rank)
-    found["traffic"] = {method: traffic(method) for method in distributed.METHODS}
+    found["traffic"] = {method: traffic(method) for method in join_ranks.METHODS}
     found["errors"] = errors(rank)
     found["undistributed"] = undistributed(rank)
     return found
@@ -224,7 +223,6 @@ def errors(rank: int) -> dict[str, str]:
     return {
         "seed": message(lambda: balance.PCGrad(seed=rank).distribute(Model())),
         "model": message(lambda: balance.PCGrad().distribute(other)),
-        "local fsdp": message(lambda: balance.PCGrad().distribute(sharded, scope="local")),
         "batched fsdp": message(lambda: balance.PCGrad().use("batched").distribute(sharded)),
         "use fsdp": message(lambda: balance.PCGrad().distribute(sharded).use("last_layer")),
         "gradnorm fsdp": message(lambda: balance.GradNorm().distribute(sharded)),

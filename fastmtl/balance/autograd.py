@@ -1,9 +1,8 @@
-"""What strategies ask of autograd: the leaves of a graph, one layer's gradient, all tasks' at once."""
+"""What the strategies need of autograd: a graph's leaves, one layer's gradient, all tasks' gradients at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -87,16 +86,15 @@ def backward(loss: Tensor, retain_graph: bool = False, inputs: list[Tensor] | No
         raise
 
 
-def vectorised(losses: Mapping[str, Tensor], inputs: list[Tensor], ranks: Any, scale: Scale) -> Iterable[Any]:
-    """[K, *shape] for each of `inputs`: all tasks' gradients from one backward."""
-    scaled = [ranks.scaled(loss, scale) for loss in losses.values()]
-    K = len(scaled)
+def vectorised(losses: list[Tensor], inputs: list[Tensor]) -> Iterable[Tensor | None]:
+    """[K, *shape] for each of `inputs`: all losses' gradients from one backward; None where no loss reaches it."""
+    K = len(losses)
     picks = [
         torch.eye(K, dtype=loss.dtype, device=loss.device)[:, k].reshape(K, *loss.shape)
-        for k, loss in enumerate(scaled)
+        for k, loss in enumerate(losses)
     ]
     try:
-        return torch.autograd.grad(scaled, inputs, picks, is_grads_batched=True, allow_unused=True)
+        return torch.autograd.grad(losses, inputs, picks, is_grads_batched=True, allow_unused=True)
     except RuntimeError as error:
         _explain(error)
         error.add_note(
@@ -120,5 +118,5 @@ def _explain(error: RuntimeError) -> None:
     elif "backward through the graph a second time" in str(error):
         error.add_note(
             "The balancer makes all backwards of a step itself. Leave out `loss.backward()`, and compute the losses "
-            "anew for every call."
+            "again for every call."
         )

@@ -35,10 +35,17 @@ def cosines(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     norms = torch.where(active, squares, 1.0).sqrt()
     C = G / norms / norms[:, None]
     ones = torch.eye(len(G), dtype=torch.bool, device=G.device)
-    return torch.where(ones, 1.0, C), norms, active  # the diagonal carries no NaN: `finish` looks at G itself
+    return torch.where(ones, 1.0, C), norms, active  # the diagonal carries no NaN: `mask_inactive` looks at G itself
 
 
-def finish(w: Tensor, G: Tensor, active: Tensor) -> Tensor:
+def norms_and_cosines(G: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms [K] and cosines [K, K] for the log; the cosine with a zero gradient is 0."""
+    norms = G.diagonal().clamp(min=0).sqrt()
+    lengths = torch.outer(norms, norms)
+    return norms, torch.where(lengths == 0, 0.0, G / lengths)
+
+
+def mask_inactive(w: Tensor, G: Tensor, active: Tensor) -> Tensor:
     """w with 0 for inactive tasks, and not finite throughout where G is not."""
     return torch.where(active, w, 0.0) + 0.0 * G.sum()
 

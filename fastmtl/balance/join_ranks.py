@@ -1,0 +1,104 @@
+"""How a balancer joins several ranks, and what must be equal on all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .arena import GradientArena, local
+from .collectives import Ranks, Replicated, Scattered, Sharded, wrappers
+
+METHODS = ("reduce_scatter", "all_reduce")
+
+
+def join_ranks(
+    model: nn.Module,
+    group: dist.ProcessGroup | None,
+    method: str,
+    overlap: bool,
+    *,
+    balancer: str,
+    state: Mapping[str, Any],
+    arena: GradientArena | None,
+    why_not_sharded: str,
+) -> Ranks:
+    """The ranks of `WeightedBalancer.distribute`; see there.
+
+    Args:
+        model, group, method, overlap: as for `distribute`.
+        balancer: its repr; with `state` what must be equal on all ranks.
+        state: its `state_dict`, less what differs between ranks that divide the columns.
+        arena: of gradient methods.
+        why_not_sharded: why the balancer cannot work under FSDP2; "" if it can.
+    """
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}.")
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError("`distribute` needs a process group: call torch.distributed.init_process_group first.")
+    around = wrappers(model)
+    if any(wrapper.static_graph for wrapper in around):
+        raise ValueError(
+            "DistributedDataParallel(static_graph=True) cannot stop averaging, and a balancer averages in its place. "
+            "Wrap the model without static_graph."
+        )
+    for wrapper in around:
+        wrapper.require_backward_grad_sync = False  # as `no_sync`: K backwards would confuse its reducer
+    _check_balancer(balancer, state, group)
+    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+        _check_sharded(model, why_not_sharded)
+        return Sharded(model, group)
+    _check_parameters(model, group)
+    if method == "all_reduce" or arena is None:
+        return Replicated(model, group, overlap)
+    arena.shares = dist.get_world_size(group)
+    return Scattered(model, group, overlap)
+
+
+def _check_parameters(model: nn.Module, group: dist.ProcessGroup | None) -> None:
+    named = list(model.named_parameters())
+    if not named:
+        raise ValueError("`model` must have parameters; got none.")
+    sums = torch.stack(
+        [torch.stack([p.detach().double().sum(), p.detach().double().abs().sum()]) for _, p in named]
+    ).nan_to_num()
+    low, high = sums.clone(), sums.clone()
+    dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
+    dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
+    different = (low != high).any(1).tolist()
+    if any(different):
+        raise ValueError(
+            f"`model` must be equal on all ranks; parameter {named[different.index(True)][0]!r} differs. Seed alike, "
+            "or broadcast the parameters from rank 0."
+        )
+
+
+def _check_sharded(model: nn.Module, why_not: str) -> None:
+    meshes = (getattr(parameter, "device_mesh", None) for parameter in model.parameters())
+    if any(mesh is not None and mesh.ndim != 1 for mesh in meshes):
+        raise ValueError("`model` must be sharded over a mesh of one dimension; got more (HSDP).")
+    if why_not:
+        raise ValueError(why_not)
+
+
+def _check_balancer(balancer: str, state: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
+    mine = hashlib.sha256(f"{balancer} {_plain(state)}".encode()).hexdigest()
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, mine, group=group)
+    if len(set(everyone)) > 1:
+        raise ValueError(
+            f"{balancer} must have the same options and state on all ranks (seeds, orders, learned weights); they "
+            "differ. Give all ranks the same options, or load the same `state_dict` before `distribute`."
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return local(value.detach()).tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return value
