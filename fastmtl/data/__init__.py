@@ -62,9 +62,9 @@ if TYPE_CHECKING:
         split_by_column,
         split_by_groups,
     )
-    from .stain.cache import slide_statistics
     from .stain.files import StainFileError
     from .stain.normalizer import StainNormalizer
+    from .stain.slide_statistics import slide_statistics
     from .stain.statistics import StainStatistics
     from .stain.targets import mosaic_target, standardize_luminosity
     from .synthetic.slides import generate_slides
@@ -114,9 +114,9 @@ _NAMES = {
     "splits.groups": "with_groups",
     "splits.splitting": "Split check_no_leak grouped_split kfold one_sided_classes split_by_column split_by_groups",
     "splits.split_files": "load_groups load_split load_test_groups save_split",
-    "stain.cache": "slide_statistics",
     "stain.files": "StainFileError",
     "stain.normalizer": "StainNormalizer",
+    "stain.slide_statistics": "slide_statistics",
     "stain.statistics": "StainStatistics",
     "stain.targets": "mosaic_target standardize_luminosity",
     "synthetic.slides": "generate_slides",

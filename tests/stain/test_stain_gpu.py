@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.op_backends import needs_triton
-from helpers.stain import tissue
-from test_stain_normalize import odd_tiles
+from helpers.stain import odd_tiles, tissue
 
 from fastmtl import data, ops
 

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from helpers.op_backends import needs_cpp
-from helpers.stain import tissue
+from helpers.stain import odd_tiles, tissue
 from helpers.tiles import shared_data
 from PIL import Image
 
 from fastmtl import data, ops
 from fastmtl.ops.core import backends
+from fastmtl.ops.stain.arguments import METHODS
 from fastmtl.ops.stain.fit import Stains, are_two, eigenvectors, estimate, table
-from fastmtl.ops.stain.input import METHODS, new_output, readable
-from fastmtl.ops.stain.primitives import CppPasses, TorchPasses
+from fastmtl.ops.stain.passes import CppPasses, TorchPasses
+from fastmtl.ops.stain.pixels import new_output, readable
 from fastmtl.reference import stain_normalize as exact
 from fastmtl.reference.stain_conventions import CONVENTIONS, HEMATOXYLIN_EOSIN, MAX_CONCENTRATION
 
@@ -119,16 +120,6 @@ def test_stain_images_multiply_to_the_whole(convention):
     product = result.hematoxylin * result.eosin / light
     dark = (result.hematoxylin < 250) & (result.eosin < 250) & (product < 250)
     torch.testing.assert_close(product[dark], result.images[dark], rtol=1e-3, atol=1e-2)
-
-
-def odd_tiles() -> torch.Tensor:
-    """Blank, black, grey, one stain, blue marker pen, noise, and tissue with a pen stroke; the last two have stains."""
-    colours = torch.tensor([[255, 255, 255], [0, 0, 0], [120, 120, 120], [200, 100, 180], [0, 0, 255]])
-    flat = colours[:, :, None, None].expand(5, 3, 64, 64).byte()
-    noise = torch.randint(0, 256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
-    pen = tissue(seed=9)
-    pen[..., 20:30, :] = torch.tensor([0, 0, 255], dtype=torch.uint8)[:, None, None]
-    return torch.cat([flat, noise, pen])
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)

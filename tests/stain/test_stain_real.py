@@ -10,8 +10,8 @@ from helpers.tiles import shared_data
 
 from fastmtl.ops.stain import dictionary as dictionary
 from fastmtl.ops.stain.fit import mask_of
-from fastmtl.ops.stain.input import readable
-from fastmtl.ops.stain.primitives import TorchPasses
+from fastmtl.ops.stain.passes import TorchPasses
+from fastmtl.ops.stain.pixels import readable
 from fastmtl.reference.stain_conventions import CONVENTIONS
 
 PAGE = DOCS / "stain.md"

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fastmtl import api, config, data
 from fastmtl.builders import stains
-from fastmtl.data.stain import cache
+from fastmtl.data.stain import slide_statistics
 from fastmtl.data.synthetic.tissue import ARCHITECTURES, expose, paint, random_stain
 
 
@@ -126,7 +126,7 @@ def test_another_run_reads_no_pixels_of_indexed_slides(tmp_path, monkeypatch):
         return normalizer.slides[str(slide)]
 
     first = fitted("macenko")
-    monkeypatch.setattr(cache, "open_picture", lambda picture: pytest.fail("looked at again"))
+    monkeypatch.setattr(slide_statistics, "open_picture", lambda picture: pytest.fail("looked at again"))
     assert torch.equal(fitted("macenko").vectors, first.vectors)
     assert not torch.equal(fitted("ruifrok").vectors, first.vectors)
 

@@ -10,22 +10,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...ops.stain.backends import passes_of
-from ...ops.stain.fit import Estimate, Stains
-from ...ops.stain.input import check_images, check_inside, is_interleaved, readable
-from ...ops.stain.recipes import Finish
-from ...ops.stain.run import LAB, Normalised, Run, default_target
-from ...ops.stain.stain_normalize import (
+from ...ops.stain.arguments import (
+    LAB,
     MIN_TISSUE,
+    check_augmentation,
+    check_colour,
+    check_draws,
     check_dtype,
+    check_images,
+    check_inside,
+    check_key,
     check_method,
     check_policy,
+    check_slides,
     check_statistics,
-    resolve_target,
+    is_interleaved,
 )
-from .batches import as_batch
-from .checks import check_augmentation, check_colour, check_draws, check_key, check_slides
+from ...ops.stain.backends import passes_of
+from ...ops.stain.fit import Estimate, Stains
+from ...ops.stain.pixels import readable
+from ...ops.stain.recipes import Output
+from ...ops.stain.run import Normalised, Run
+from ...ops.stain.target import default_target, resolve_target
 from .files import StainFileError, pack, read_arrays, unpack, write_arrays
+from .image_forms import as_batch
 from .statistics import StainStatistics, collected
 
 _KIND = "stain normalizer"
@@ -158,7 +166,7 @@ class StainNormalizer:
         if form.single and isinstance(inside, Tensor) and inside.dim() == 2:
             inside = inside[None]
         draws = check_draws(draws, planes)
-        result = self._run(planes, slides, inside, Finish(*statistics), dtype, draws, return_stains)
+        result = self._run(planes, slides, inside, Output(*statistics), dtype, draws, return_stains)
         result = result.interleaved() if is_interleaved(batch) else result
         return form.give_all(result) if return_stains else form.give(result.images)
 
@@ -190,8 +198,8 @@ class StainNormalizer:
         planes = check_images(images)
         colour = check_colour(colour, planes)
         draws = check_draws(draws, planes)
-        finish = Finish(*check_statistics(mean, std), colour)
-        return self._run(planes, slides, inside, finish, torch.float32, draws, False).images.contiguous()
+        output = Output(*check_statistics(mean, std), colour)
+        return self._run(planes, slides, inside, output, torch.float32, draws, False).images.contiguous()
 
     @torch.no_grad()
     def _run(
@@ -199,7 +207,7 @@ class StainNormalizer:
         planes: Tensor,
         slides: Sequence[str] | None,
         inside: Tensor | None,
-        finish: Finish,
+        output: Output,
         dtype: torch.dtype,
         draws: Tensor | None,
         separate: bool,
@@ -225,7 +233,7 @@ class StainNormalizer:
                 elif self.per == "tile" and self.fallback == "slide":
                     given, missing = _first(given, stored), ~given.valid
         alpha, beta = (None, None) if draws is None else self._augmented(draws)
-        result = run(passes, pixels, given, finish, separate=separate, alpha=alpha, beta=beta)
+        result = run(passes, pixels, given, output, separate=separate, alpha=alpha, beta=beta)
         if missing is not None:
             result = result._replace(fell_back=missing)
         self.fell_back = result.fell_back

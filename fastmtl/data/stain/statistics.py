@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...ops.stain.fit import Stains
-from ...ops.stain.input import check_images, check_inside
-from ...ops.stain.pooled import from_colours
-from ...ops.stain.stain_normalize import MIN_TISSUE, check_method, stain_colours
-from .batches import as_batch
+from ...ops.stain.arguments import MIN_TISSUE, check_images, check_inside, check_method
+from ...ops.stain.backends import passes_of
+from ...ops.stain.fit import Stains, from_colours, mask_of
+from ...ops.stain.passes import TorchPasses
+from ...ops.stain.pixels import readable
 from .files import StainFileError, read_arrays, write_arrays
+from .image_forms import as_batch
 
 _KIND = "stain statistics"
 
@@ -53,8 +54,12 @@ class StainStatistics:
         """Add uint8 RGB tiles [B, 3, H, W] or [B, H, W, 3], or one without B, as a tensor, an array or a PIL image;
         what is False in `inside` [B, H, W] is left out."""
         planes = check_images(as_batch(images)[0])
-        found = stain_colours(planes, check_inside(inside, planes), self.convention)
-        self.colours = _added([self.colours, found.cpu()])
+        pixels, chosen = readable(planes, check_inside(inside, planes)), check_method("macenko", self.convention)
+        passes = passes_of(planes, "auto") or TorchPasses()
+        # A contrast stretch, and so the mask it gives, belongs to one image.
+        parts = pixels.each() if chosen.tissue == "stretched" else [pixels]
+        found = [passes.colours(part, mask_of(part, chosen)).cpu() for part in parts]
+        self.colours = _added([self.colours, *found])
 
     def merge(self, other: StainStatistics) -> StainStatistics:
         """Add another's counts to these; returns itself."""

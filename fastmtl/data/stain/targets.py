@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.stain.input import check_images, is_interleaved
+from ...ops.stain.arguments import check_images, is_interleaved
 from ...ops.stain.lab import from_lab, to_lab
-from .batches import as_batch
+from .image_forms import as_batch
 
 
 def mosaic_target(tiles: Any, columns: int | None = None) -> Tensor:

@@ -1,23 +1,20 @@
-"""Which passes a tensor gets: C++ on the CPU, CuPy and Triton on NVIDIA GPUs, or the exact definition."""
+"""The passes of each backend: C++ on the CPU, CuPy and Triton on NVIDIA GPUs, or none: the exact definition."""
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from ...reference import stain_normalize as exact
-from ...reference.stain_conventions import Convention
-from ...reference.stain_vectors import tissue
 from ..core import backends
-from .fit import LEAST_SPREAD, Estimate, Stains, are_two
-from .input import Pixels
-from .primitives import CppPasses, Passes
+from .passes import ANGLE_BINS, CONCENTRATION_BINS, CppPasses, Mask, Passes, TorchPasses
+from .pixels import Pixels
 
 
 def passes_of(images: Tensor, backend: str) -> Passes | None:
-    """None for the exact definition.
+    """The passes for `images`; None for the exact definition.
 
     Raises:
         BackendError: the backend asked for cannot run here.
@@ -25,46 +22,69 @@ def passes_of(images: Tensor, backend: str) -> Passes | None:
     return backends.choose("stain_normalize", backend, images)()
 
 
-@cache
-def _on_gpu() -> Passes:
-    from .gpu import GpuPasses
+class GpuPasses(TorchPasses):
+    """The apply pass by Triton; the counts by CuPy, or by torch without CuPy and in the interpreter."""
 
-    return GpuPasses()
+    def __init__(self) -> None:
+        from ...kernels import stain_apply_triton
+
+        self._apply = stain_apply_triton.apply
+        self._launch = None
+        if torch.cuda.is_available() and importlib.util.find_spec("cupy") is not None:
+            from ...kernels import stain_histogram_cupy
+
+            self._launch = stain_histogram_cupy.launch
+
+    def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
+        if self._launch is None:
+            return super().moments(pixels, table, mask)
+        blocks = _blocks(pixels)
+        partials = torch.empty(pixels.batch, blocks, 10, dtype=torch.float64, device=table.device)
+        self._launch("stain_moments", *pixels, blocks, *_mask(mask), table, partials)
+        return partials.sum(1)
+
+    def angles(self, pixels: Pixels, table: Tensor, mask: Mask, basis: Tensor, least_square: float) -> Tensor:
+        if self._launch is None:
+            return super().angles(pixels, table, mask, basis, least_square)
+        counts = torch.zeros(pixels.batch, ANGLE_BINS, dtype=torch.int32, device=table.device)
+        self._launch("stain_angles", *pixels, _blocks(pixels), *_mask(mask), table, basis, float(least_square), counts)
+        return counts
+
+    def concentrations(
+        self, pixels: Pixels, table: Tensor, matrix: Tensor, lasso: Tensor | None, scale: Tensor
+    ) -> Tensor:
+        if self._launch is None:
+            return super().concentrations(pixels, table, matrix, lasso, scale)
+        counts = torch.zeros(pixels.batch, 2, CONCENTRATION_BINS, dtype=torch.int32, device=table.device)
+        self._launch("stain_concentrations", *pixels, _blocks(pixels), table, matrix, lasso, scale, counts)
+        return counts
+
+    def colours(self, pixels: Pixels, mask: Mask) -> Tensor:
+        if self._launch is None:
+            return super().colours(pixels, mask)
+        counts = torch.zeros(2**21, 8, dtype=torch.int32, device=pixels.images.device)
+        self._launch("stain_colours", *pixels, _blocks(pixels), *_mask(mask), counts)
+        used = counts[:, 0].nonzero()
+        return torch.cat([used, counts[used[:, 0]].long()], 1)
+
+    def apply(self, pixels: Pixels, table: Tensor, recipes: Tensor, lasso: bool, out: Tensor, half_up: bool) -> None:
+        self._apply(*pixels, table, recipes, out, lasso, half_up)
 
 
-def exact_estimate(pixels: Pixels, method: str, convention: Convention, min_tissue: int, pooled: bool) -> Estimate:
-    """As `_stain_fit.estimate`, pixel by pixel in float64."""
-    groups = [pixels.planes().transpose(0, 1).flatten(1)] if pooled else list(pixels.planes())
-    kept = pixels.kept()
-    insides = [None] * len(groups) if kept is None else [kept.flatten()] if pooled else list(kept)
-    found = [_exact(*pair, method, convention, min_tissue) for pair in zip(groups, insides, strict=True)]
-    vectors, maxima, valid = (torch.stack(part).to(pixels.images.device) for part in zip(*found, strict=True))
-    return Estimate(Stains(vectors, maxima), valid)
+def _mask(mask: Mask) -> tuple[int, int, Tensor | None, float]:
+    return mask.kind, mask.limit, mask.tables, float(mask.threshold)
 
 
-def _exact(
-    rgb: Tensor, inside: Tensor | None, method: str, convention: Convention, min_tissue: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    rgb = (rgb if inside is None else rgb[:, inside]).cpu()
-    nothing = torch.eye(3, 2, dtype=torch.float64), torch.ones(2, dtype=torch.float64), torch.tensor(False)
-    if rgb.shape[1] == 0:
-        return nothing
-    density = convention.densities()[rgb[:, tissue(rgb, convention)].long()]
-    if density.shape[1] < min_tissue:
-        return nothing
-    if method != "ruifrok" and density.var(1, correction=0).sum() <= LEAST_SPREAD:
-        return nothing
-    vectors, maxima = exact.estimate(rgb, method, convention)
-    two = are_two(Stains(vectors[None], maxima[None]))[0]
-    return (vectors, maxima, two) if two else nothing
+def _blocks(pixels: Pixels) -> int:
+    """Blocks an image: enough to fill a GPU with a batch, few enough that emptying their histograms is no burden."""
+    return max(1, min(pixels.size // 16384, 264 // pixels.batch + 1))
 
 
-_BYTES = (torch.uint8,)
 backends.register(
     "stain_normalize",
     {
-        "cpp": backends.Implementation(cache(CppPasses), "cpu", _BYTES),
-        "triton": backends.Implementation(_on_gpu, "cuda", _BYTES),
-        "reference": backends.Implementation(lambda: None, "any", _BYTES),
+        "cpp": backends.Implementation(cache(CppPasses), "cpu", (torch.uint8,)),
+        "triton": backends.Implementation(cache(GpuPasses), "cuda", (torch.uint8,)),
+        "reference": backends.Implementation(lambda: None, "any", (torch.uint8,)),
     },
 )

@@ -13,8 +13,8 @@ from torch import Tensor
 from ...reference.stain_conventions import DICTIONARY_PENALTY, HEMATOXYLIN_EOSIN, RUIFROK, Convention
 from ...reference.stain_vectors import codes, vahadane_vectors
 from ..core import backends
-from .input import Pixels
-from .primitives import Mask, Passes
+from .passes import Mask, Passes
+from .pixels import Pixels
 
 _ITERATIONS, _TOLERANCE = 2000, 1e-6
 # Stains as most slides have them, Ruifrok's, and a pair far from both.

@@ -1,5 +1,5 @@
-"""From the passes' sums and histograms to stain vectors, for a whole batch and without a look at the data by the
-host."""
+"""Estimate stains from the passes' sums and histograms (a whole batch, without a transfer to the host) or from a table
+of colours."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ...reference.stain_conventions import ANGLES, LASSO_PENALTY, LUMINANCE, RUIFROK, Convention
+from ...reference.stain_normalize import concentrations
 from ...reference.stain_vectors import linear, luminance_limit, ordered, stretched
-from .input import Pixels
-from .primitives import ANGLE_BINS, CONCENTRATION_BINS, Mask, Passes
+from .dictionary import dictionary, mean_densities, tissue_densities, vahadane
+from .passes import ANGLE_BINS, CONCENTRATION_BINS, Mask, Passes
+from .pixels import Pixels
 
 LEAST_SINE_SQUARE = 1e-3  # two vectors less than 1.8 degrees apart are one stain
 LEAST_CONCENTRATION = 1e-2
@@ -182,8 +184,6 @@ def estimate(
         places = quantiles(counts, ends.expand(len(counts), 2), convention.nearest)
         vectors = ordered((from_diamond(places) @ basis).mT, convention)
     else:
-        from .dictionary import vahadane
-
         vectors = ordered(vahadane(passes, pixels, mask, convention, pooled), convention)
         vectors = torch.nn.functional.normalize(vectors, dim=1)
     if method != "ruifrok":
@@ -202,3 +202,53 @@ def are_apart(vectors: Tensor) -> Tensor:
     unit = torch.nn.functional.normalize(vectors, dim=1)
     own, product = unit.square().sum(1), unit.prod(2).sum(1)
     return (own.prod(1) - product**2 > LEAST_SINE_SQUARE) & vectors.isfinite().all((1, 2))
+
+
+def from_colours(colours: Tensor, method: str, convention: Convention, min_tissue: int) -> Estimate:
+    """Stains of pooled colours (`Passes.colours`), as `estimate` does; one, [1, ...]."""
+    density, weight = tissue_densities(colours, convention)
+    number = weight.sum()
+    if method == "ruifrok":
+        vectors = torch.tensor(RUIFROK, dtype=torch.float64)
+        vectors = vectors / vectors.norm(dim=0)
+    elif method == "macenko":
+        vectors, number = _macenko_of_colours(density, weight, convention)
+    else:
+        vectors = ordered(dictionary(density, weight), convention)
+        vectors = torch.nn.functional.normalize(vectors, dim=0)
+    everything = mean_densities(colours[:, 0], colours[:, 1:5], convention)
+    c = concentrations(everything.T, vectors, convention)[:2]
+    maxima = torch.stack([_weighted_quantile(row, colours[:, 1], 0.99) for row in c])
+    about = density - (density * weight[:, None]).sum(0) / weight.sum().clamp(min=1)
+    variance = (about.square().sum(1) * weight).sum() / weight.sum().clamp(min=1)
+    found = Stains(vectors[None], maxima[None])
+    valid = (number >= min_tissue) & are_two(found)
+    if method != "ruifrok":
+        valid = valid & (variance > LEAST_SPREAD)
+    return Estimate(found, valid)
+
+
+def _macenko_of_colours(density: Tensor, weight: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
+    """Vectors [3, 2], and how many pixels stand behind them."""
+    total = weight.sum().clamp(min=1)
+    mean = (density * weight[:, None]).sum(0) / total
+    about = density - mean if convention.centred else density
+    leading, second = torch.linalg.eigh((about * weight[:, None]).T @ about / total)[1].T.flip(0)[:2]
+    leading = leading * (-1.0 if leading @ mean < 0 else 1.0)
+    t = density @ torch.stack([second, leading], 1)
+    if convention.tissue == "length":
+        long = t.norm(dim=1) > convention.threshold
+        t, weight = t[long], weight[long]
+    angle = torch.atan2(t[:, 1], t[:, 0])
+    ends = [_weighted_quantile(angle, weight, q) for q in ANGLES]
+    vectors = torch.stack([second * end.cos() + leading * end.sin() for end in ends], 1)
+    return ordered(vectors, convention), weight.sum()
+
+
+def _weighted_quantile(values: Tensor, weight: Tensor, q: float) -> Tensor:
+    """The value at rank q (n - 1) of what each value stands for; 0 of nothing."""
+    if len(values) == 0:
+        return values.new_zeros(())
+    order = values.argsort()
+    below = weight[order].double().cumsum(0)
+    return values[order][torch.searchsorted(below, q * (below[-1] - 1), right=True).clamp(max=len(order) - 1)]

@@ -10,9 +10,9 @@ from ...reference.stain_conventions import Convention
 from ...reference.stain_lab import from_lab, reinhard_map, to_lab
 from ..core import backends
 from ..core.pointers import address, num_threads
-from .input import Pixels, describe_output
-from .primitives import finish
-from .recipes import OUTSIDE, Finish
+from .passes import write_output
+from .pixels import Pixels, describe_output
+from .recipes import OUTSIDE, Output
 
 _CHUNK = 65536
 _SPACES = {"cie": (0, False), "cie 8 bit": (0, True), "ruderman": (1, False)}
@@ -48,13 +48,13 @@ def recipes(
     source: tuple[Tensor, Tensor],
     target: tuple[Tensor, Tensor],
     modified: bool,
-    finishing: Finish,
+    output: Output,
     as_is: Tensor,
 ) -> Tensor:
     """Float32 [B, 26], as csrc/stain/stain_lab_cpu.cpp reads them."""
     factor, addend = reinhard_map(source, target, modified)
     batch = len(factor)
-    ends = [finishing.rows(batch, factor.device), as_is.double()[:, None]]
+    ends = [output.rows(batch, factor.device), as_is.double()[:, None]]
     outside = torch.full_like(factor[:, :1], OUTSIDE)
     return torch.cat([factor, addend, *ends, outside], 1).nan_to_num(0.0, 0.0, 0.0).float().contiguous()
 
@@ -71,4 +71,4 @@ def apply(pixels: Pixels, convention: Convention, rows: Tensor, out: Tensor, on_
     m = rows.double()[:, :, None]
     lab = to_lab(pixels.planes(), str(convention.lab)) * m[:, :3] + m[:, 3:6]
     values = torch.where(m[:, 24:25] > 0, pixels.planes().double(), from_lab(lab, str(convention.lab)))
-    finish(pixels, values.float(), rows[:, 6:24], rows[:, 25:26, None], out, half_up)
+    write_output(pixels, values.float(), rows[:, 6:24], rows[:, 25:26, None], out, half_up)

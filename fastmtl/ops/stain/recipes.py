@@ -18,7 +18,7 @@ OUTSIDE = 240.0
 
 
 @dataclass(frozen=True)
-class Finish:
+class Output:
     """What follows a normalised pixel in 0..255.
 
     Attributes:
@@ -53,7 +53,7 @@ def restaining(
     convention: Convention,
     source: Stains,
     target: Stains,
-    finish: Finish,
+    output: Output,
     *,
     as_is: Tensor | None = None,
     only: int | None = None,
@@ -94,6 +94,6 @@ def restaining(
             into, away = inverse(source.vectors), forward * factor[:, None]
         stages = torch.cat([(away @ into).flatten(1), start, zeros], 1)
     keep = torch.zeros(batch, device=device) if as_is is None else as_is
-    ends = [torch.full_like(start[:, :1], convention.shift), finish.rows(batch, device), keep.double()[:, None]]
+    ends = [torch.full_like(start[:, :1], convention.shift), output.rows(batch, device), keep.double()[:, None]]
     recipe = torch.cat([stages, *ends, torch.full_like(start[:, :1], OUTSIDE)], 1)
     return recipe.nan_to_num(0.0, 0.0, 0.0).float().contiguous()

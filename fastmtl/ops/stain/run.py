@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from ...reference import stain_normalize as exact
-from ...reference.stain_conventions import HEMATOXYLIN_EOSIN, MAX_CONCENTRATION, RUIFROK, Convention
-from . import lab as lab
-from .backends import exact_estimate
-from .fit import LEAST_CONCENTRATION, Estimate, Stains, are_apart, estimate, maxima, table
-from .input import Pixels, new_output
-from .primitives import Passes, TorchPasses
-from .recipes import Finish, restaining
+from ...reference.stain_conventions import Convention
+from ...reference.stain_vectors import tissue
+from . import lab
+from .arguments import LAB
+from .fit import LEAST_CONCENTRATION, LEAST_SPREAD, Estimate, Stains, are_apart, are_two, estimate, maxima, table
+from .passes import Passes, TorchPasses
+from .pixels import Pixels, new_output
+from .recipes import Output, restaining
 
-LAB = ("reinhard", "modified_reinhard")
-_EXACT = TorchPasses()  # densities and stains in float64 come first; what is left is the table and the finish
+_EXACT = TorchPasses()  # densities and stains in float64 come first; what is left is the table and the output
 
 
 class Normalised(NamedTuple):
@@ -74,7 +74,7 @@ class Run:
         passes: Passes | None,
         pixels: Pixels,
         given: Estimate | None,
-        finish: Finish,
+        output: Output,
         *,
         separate: bool = False,
         alpha: Tensor | None = None,
@@ -82,7 +82,7 @@ class Run:
     ) -> Normalised:
         """given: stains known beforehand, where `valid`; what is not valid there falls back without another look."""
         if self.method in LAB:
-            return self._transfer(passes, pixels, finish)
+            return self._transfer(passes, pixels, output)
         found = given or self.fit(passes, pixels)
         target = Stains(*(part.to(found.valid.device) for part in self.target))
         wrong, convention = ~found.valid, self.convention
@@ -98,7 +98,7 @@ class Run:
                 convention,
                 source,
                 target,
-                finish,
+                output,
                 as_is=as_is if only is None else None,
                 only=only,
                 alpha=alpha,
@@ -114,7 +114,7 @@ class Run:
     def fit(self, passes: Passes | None, pixels: Pixels, pooled: bool = False) -> Estimate:
         """The stains of each image, or of all together."""
         if passes is None:
-            return exact_estimate(pixels, self.method, self.convention, self.min_tissue, pooled)
+            return _exact_estimate(pixels, self.method, self.convention, self.min_tissue, pooled)
         return estimate(passes, pixels, self.method, self.convention, min_tissue=self.min_tissue, pooled=pooled)
 
     def measure(self, passes: Passes | None, pixels: Pixels, vectors: Tensor) -> Estimate:
@@ -134,12 +134,12 @@ class Run:
         found = found.to(vectors.device)
         return Estimate(Stains(vectors, found), apart & (found > LEAST_CONCENTRATION).all(1))
 
-    def _transfer(self, passes: Passes | None, pixels: Pixels, finish: Finish) -> Normalised:
+    def _transfer(self, passes: Passes | None, pixels: Pixels, output: Output) -> Normalised:
         on_cpu = passes is not None and pixels.images.device.type == "cpu"
         source = lab.statistics(pixels, self.convention, on_cpu)
         target = (self.target[0].to(source[0].device), self.target[1].to(source[0].device))
         wrong = ~lab.valid(source[1])
-        rows = lab.recipes(source, target, self.method == "modified_reinhard", finish, wrong)
+        rows = lab.recipes(source, target, self.method == "modified_reinhard", output, wrong)
         out = new_output(pixels.images, self.dtype)
         lab.apply(pixels, self.convention, rows, out, on_cpu)
         return Normalised(out, None, None, None, None, wrong)
@@ -151,9 +151,28 @@ def _inside(pixels: Pixels) -> list[Tensor]:
     return planes if kept is None else [rgb[:, mask] for rgb, mask in zip(planes, kept, strict=True)]
 
 
-def default_target(convention: Convention) -> Stains:
-    """Macenko's reference stains; for HistomicsTK Ruifrok's vectors, its own default."""
-    vectors = RUIFROK if convention.solver == "complement" else HEMATOXYLIN_EOSIN
-    return Stains(
-        torch.tensor(vectors, dtype=torch.float64)[None], torch.tensor(MAX_CONCENTRATION, dtype=torch.float64)[None]
-    )
+def _exact_estimate(pixels: Pixels, method: str, convention: Convention, min_tissue: int, pooled: bool) -> Estimate:
+    """As `fit.estimate`, pixel by pixel in float64."""
+    groups = [pixels.planes().transpose(0, 1).flatten(1)] if pooled else list(pixels.planes())
+    kept = pixels.kept()
+    insides = [None] * len(groups) if kept is None else [kept.flatten()] if pooled else list(kept)
+    found = [_exact(*pair, method, convention, min_tissue) for pair in zip(groups, insides, strict=True)]
+    vectors, maxima, valid = (torch.stack(part).to(pixels.images.device) for part in zip(*found, strict=True))
+    return Estimate(Stains(vectors, maxima), valid)
+
+
+def _exact(
+    rgb: Tensor, inside: Tensor | None, method: str, convention: Convention, min_tissue: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    rgb = (rgb if inside is None else rgb[:, inside]).cpu()
+    nothing = torch.eye(3, 2, dtype=torch.float64), torch.ones(2, dtype=torch.float64), torch.tensor(False)
+    if rgb.shape[1] == 0:
+        return nothing
+    density = convention.densities()[rgb[:, tissue(rgb, convention)].long()]
+    if density.shape[1] < min_tissue:
+        return nothing
+    if method != "ruifrok" and density.var(1, correction=0).sum() <= LEAST_SPREAD:
+        return nothing
+    vectors, maxima = exact.estimate(rgb, method, convention)
+    two = are_two(Stains(vectors[None], maxima[None]))[0]
+    return (vectors, maxima, two) if two else nothing

@@ -1,27 +1,45 @@
-"""Stain normalisation of uint8 batches: few passes over each tile, the last of which writes the network's input."""
+"""Stain normalisation of uint8 batches: few passes over each tile, the last of which writes the network's input.
+
+The whole is one `torch.library` op: torch.compile sees its inputs, its outputs and their shapes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...reference.stain_conventions import CONVENTIONS, Convention
+from ...reference.stain_conventions import CONVENTIONS
 from ..core import backends, checks
-from . import lab as lab
+from .arguments import (
+    LAB,
+    MIN_TISSUE,
+    check_dtype,
+    check_images,
+    check_inside,
+    check_method,
+    check_policy,
+    check_stains,
+    check_statistics,
+    is_interleaved,
+)
 from .backends import passes_of
-from .fit import Stains, are_apart, mask_of
-from .input import METHODS, as_tensor, check_images, check_inside, is_interleaved, readable
-from .op import normalise
-from .primitives import TorchPasses
-from .run import LAB, Normalised, Run, default_target
+from .fit import Estimate, Stains, are_apart
+from .pixels import output_strides, readable
+from .recipes import Output
+from .run import Normalised, Run
+from .target import resolve_target
 
-DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
-MIN_TISSUE = 256
-LEAST_STD = 1e-4
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
+_LIBRARY.define(
+    "stain_normalize(Tensor images, Tensor? inside, Tensor? vectors, Tensor? maxima, Tensor target_first, "
+    "Tensor target_second, str method, str convention, ScalarType dtype, float[]? mean, float[]? std, "
+    "bool return_stains, int min_tissue, str fallback, str backend) -> Tensor[]",
+    tags=_TAGS,
+)
 
 
 @overload
@@ -122,163 +140,101 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
     checks.flag("return_stains", return_stains)
     statistics = check_statistics(mean, std)
     dtype = check_dtype(dtype, mean)
-    given = _given(stain_matrix, max_concentration, planes, method, chosen)
+    given = check_stains(stain_matrix, max_concentration, planes, method, chosen)
     goal, within = resolve_target(target, method, chosen, backend), check_inside(inside, planes)
     run = (method, convention, dtype, *statistics, return_stains, min_tissue, fallback, backend)
-    result = normalise(planes, within, given, goal, run)
+    result = _call(planes, within, given, goal, run)
     result = result.interleaved() if is_interleaved(images) else result
     return result if return_stains else result.images
 
 
-def check_method(method: object, convention: object) -> Convention:
-    """The convention by its name, able to do the method."""
-    checks.one_of("method", method, METHODS)
-    checks.one_of("convention", convention, tuple(CONVENTIONS))
-    chosen = CONVENTIONS[str(convention)]
-    if method in LAB and chosen.lab is None:
-        able = ", ".join(name for name, one in CONVENTIONS.items() if one.lab)
-        raise ValueError(f"`convention` {convention!r} has no {method}: cuCIM has none. Take one of {able}.")
-    return chosen
+def _call(
+    images: Tensor,
+    inside: Tensor | None,
+    given: tuple[Tensor | None, Tensor | None],
+    target: Stains | tuple[Tensor, Tensor],
+    run: tuple[str, str, torch.dtype, tuple[float, ...] | None, tuple[float, ...] | None, bool, int, str, str],
+) -> Normalised:
+    """The op's list as a `Normalised`; with `return_stains` False all but the images is None or empty.
+
+    Args:
+        images: uint8 [B, 3, H, W]; inside: uint8 [B, H, W] or None.
+        given: stain vectors float64 [B, 3, 2] and 99th percentiles [B, 2], either None where it is to be measured.
+        target: as `Run`'s.
+        run: the schema's other arguments, in its order.
+    """
+    parts = torch.ops.fastmtl.stain_normalize(images, inside, *given, *target, *run)
+    if len(parts) == 1:
+        return Normalised(parts[0], None, None, None, None, images.new_empty(0, dtype=torch.bool))
+    if len(parts) == 2:
+        return Normalised(parts[0], None, None, None, None, parts[1])
+    made, fell_back, matrix, maxima, hematoxylin, eosin = parts
+    return Normalised(made, hematoxylin, eosin, matrix, maxima, fell_back)
 
 
-def check_policy(min_tissue: object, fallback: object, allowed: tuple[str, ...] = ("reference", "pass")) -> None:
-    if isinstance(min_tissue, bool) or not isinstance(min_tissue, int) or min_tissue < 2:
-        raise ValueError(f"`min_tissue` must be a whole number of pixels, 2 or more; got {min_tissue!r}.")
-    checks.one_of("fallback", fallback, allowed)
+def _run(
+    images: Tensor,
+    inside: Tensor | None,
+    vectors: Tensor | None,
+    maxima: Tensor | None,
+    target_first: Tensor,
+    target_second: Tensor,
+    method: str,
+    convention: str,
+    dtype: torch.dtype,
+    mean: list[float] | None,
+    std: list[float] | None,
+    return_stains: bool,
+    min_tissue: int,
+    fallback: str,
+    backend: str,
+) -> list[Tensor]:
+    target = (target_first, target_second) if method in LAB else Stains(target_first, target_second)
+    run = Run(method, CONVENTIONS[convention], target, min_tissue, fallback, dtype)
+    passes, pixels, given = passes_of(images, backend), readable(images, inside), None
+    if vectors is not None and maxima is None:
+        given = run.measure(passes, pixels, vectors)
+    elif vectors is not None and maxima is not None:
+        amounts = ((maxima > 0) & maxima.isfinite()).all(1)
+        given = Estimate(Stains(vectors, maxima), amounts & are_apart(vectors))
+    separate = return_stains and method not in LAB
+    made = run(passes, pixels, given, Output(mean, std), separate=separate)
+    if not return_stains:
+        return [made.images]
+    parts = (made.images, made.fell_back, made.stain_matrix, made.max_concentration, made.hematoxylin, made.eosin)
+    return [part for part in parts if part is not None]
 
 
-def check_dtype(dtype: torch.dtype | None, mean: object) -> torch.dtype:
-    """The output's: as asked for, or uint8 without and float32 with statistics."""
-    if dtype is None:
-        return torch.uint8 if mean is None else torch.float32
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` must be {checks.names(DTYPES)}; got {dtype!r}.")
-    if dtype == torch.uint8 and mean is not None:
-        raise ValueError("`dtype` must be floating with `mean` and `std`; got uint8. Leave them out, or take float32.")
-    return dtype
+def _fake(
+    images: Tensor,
+    inside: Tensor | None,
+    vectors: Tensor | None,
+    maxima: Tensor | None,
+    target_first: Tensor,
+    target_second: Tensor,
+    method: str,
+    convention: str,
+    dtype: torch.dtype,
+    mean: list[float] | None,
+    std: list[float] | None,
+    return_stains: bool,
+    *_: object,
+) -> list[Tensor]:
+    strides = output_strides(readable(images, None).images)
 
+    def picture() -> Tensor:
+        return torch.empty_strided(images.shape, strides, dtype=dtype, device=images.device)
 
-def check_statistics(mean: object, std: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and std as three numbers each, both or none."""
-    if (mean is None) != (std is None):
-        raise ValueError("`mean` and `std` go together; got one without the other.")
-    if mean is None:
-        return None, None
-    found = []
-    for name, value in (("mean", mean), ("std", std)):
-        numbers = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
-        if not isinstance(numbers, Sequence) or len(numbers) != 3:
-            raise ValueError(f"`{name}` must be three numbers, of R, G and B in 0..1; got {value!r}.")
-        found.append(tuple(checks.finite(name, number) for number in numbers))
-    if min(found[0]) < 0 or max(found[0]) > 1:
-        raise ValueError(f"`mean` must be of RGB in 0..1; got {mean!r}. Divide grey levels by 255, and `std` too.")
-    if min(found[1]) <= 0 or max(found[1]) > 1:
-        raise ValueError(f"`std` must be of RGB in 0..1, above 0; got {std!r}. Divide grey levels by 255.")
-    if min(found[1]) < LEAST_STD:
-        raise ValueError(f"`std` must be {LEAST_STD:g} or more, or float16 overflows; got {std!r}.")
-    return found[0], found[1]
-
-
-def resolve_target(
-    target: Any, method: str, convention: Convention, backend: str = "auto"
-) -> Stains | tuple[Tensor, Tensor]:
-    """The target's numbers: given, estimated from an image, or the default."""
-    if target is None:
-        if method in LAB:
-            raise ValueError(
-                f"`target` must be given for {method}: an image [3, H, W], or (means [3], standard deviations [3])."
-            )
-        return default_target(convention)
-    target = as_tensor(target, "target")
-    if isinstance(target, Tensor):
-        if target.dim() != 3:
-            raise ValueError(
-                f"`target` must be one image [3, H, W] or [H, W, 3]; got {list(target.shape)}. Of several, "
-                "data.mosaic_target makes one."
-            )
-        pixels = readable(check_images(target[None], "target"), None)
-        passes = passes_of(pixels.images, backend)
-        if method in LAB:
-            return lab.statistics(pixels, convention, passes is not None and pixels.images.device.type == "cpu")
-        run = Run(method, convention, default_target(convention), 2, "pass", torch.uint8)
-        found = run.fit(passes, pixels)
-        if not bool(found.valid):
-            raise ValueError("`target` has no two stains to estimate: it is blank or of one colour. Choose another.")
-        return found.stains
-    if not isinstance(target, Sequence) or len(target) != 2:
-        raise TypeError(
-            f"`target` must be an image (tensor, array or PIL image) or a pair of tensors; got {type(target).__name__}."
-        )
-    shapes = ((3,), (3,)) if method in LAB else ((3, 2), (2,))
-    parts = []
-    for value, shape in zip(target, shapes, strict=True):
-        try:
-            part = torch.as_tensor(value, dtype=torch.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`target` must hold numbers {list(shape)} for {method}; {error}.") from None
-        if tuple(part.shape) not in (shape, (1, *shape)):
-            raise ValueError(f"`target` must hold {list(shape)} for {method}; got {list(part.shape)}.")
-        parts.append(part.reshape(1, *shape))
-    if not torch.compiler.is_compiling() and parts[0].device.type == parts[1].device.type == "cpu":
-        _check_numbers(parts[0], parts[1], method)
-    return (parts[0], parts[1]) if method in LAB else Stains(*parts)
-
-
-def _check_numbers(first: Tensor, second: Tensor, method: str) -> None:
-    """Refuse what would give a black or empty picture."""
-    name = "standard deviations" if method in LAB else "99th percentiles"
-    if not (first.isfinite().all() and second.isfinite().all() and (second > 0).all()):
-        raise ValueError(
-            f"`target` must hold finite numbers, and {name} above 0; got {first[0].tolist()} and {second[0].tolist()}."
-        )
-    if method not in LAB:
-        _check_apart("target", first)
-
-
-def _check_apart(name: str, vectors: Tensor) -> None:
-    if not are_apart(vectors).all():
-        raise ValueError(f"`{name}` must hold two different stains, finite numbers; got {vectors[0].tolist()}.")
-
-
-def _given(
-    stain_matrix: Tensor | None, max_concentration: Tensor | None, images: Tensor, method: str, convention: Convention
-) -> tuple[Tensor | None, Tensor | None]:
-    if stain_matrix is None:
-        if max_concentration is not None:
-            raise ValueError("`max_concentration` needs `stain_matrix`: it says how much of which stains.")
-        return None, None
+    if not return_stains:
+        return [picture()]
+    batch = images.shape[0]
+    first = [picture(), images.new_empty(batch, dtype=torch.bool)]
     if method in LAB:
-        raise ValueError(f"`stain_matrix` has no meaning for {method}. Leave it out.")
-    vectors = _rows("stain_matrix", stain_matrix, (3, 2), images)
-    if convention.unit:
-        vectors = torch.nn.functional.normalize(vectors, dim=1)
-    seen = vectors.device.type == "cpu" and not torch.compiler.is_compiling()  # a GPU is not waited for
-    if seen:
-        _check_apart("stain_matrix", vectors)
-    if max_concentration is None:
-        return vectors, None
-    amounts = _rows("max_concentration", max_concentration, (2,), images)
-    if seen and not ((amounts > 0) & amounts.isfinite()).all():
-        raise ValueError(f"`max_concentration` must be finite and above 0; got {amounts.tolist()}.")
-    return vectors, amounts
+        return first
+    stains = [images.new_empty(shape, dtype=torch.float64) for shape in ((batch, 3, 2), (batch, 2))]
+    return [*first, *stains, picture(), picture()]
 
 
-def _rows(name: str, value: Tensor, shape: tuple[int, ...], images: Tensor) -> Tensor:
-    """Float64 [B, *shape] on the images' device."""
-    batch = len(images)
-    checks.tensor(name, value)
-    if tuple(value.shape) not in (shape, (1, *shape), (batch, *shape)):
-        raise ValueError(
-            f"`{name}` must be {list(shape)} or {[batch, *shape]}, one for each image; got {list(value.shape)}."
-        )
-    return value.to(images.device, torch.float64).expand(batch, *shape)
-
-
-def stain_colours(images: Tensor, inside: Tensor | None, convention: str) -> Tensor:
-    """Int64 [N, 9]: the table of colours that `data.StainStatistics` adds up; images [B, 3, H, W] as checked."""
-    pixels = readable(images, inside)
-    passes = passes_of(images, "auto") or TorchPasses()
-    if CONVENTIONS[convention].tissue != "stretched":
-        return passes.colours(pixels, mask_of(pixels, CONVENTIONS[convention]))
-    # A contrast stretch belongs to one image: so does its mask.
-    return torch.cat([passes.colours(one, mask_of(one, CONVENTIONS[convention])) for one in pixels.each()])
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("stain_normalize", _run, _device)
+torch.library.register_fake("fastmtl::stain_normalize", _fake, lib=_LIBRARY)

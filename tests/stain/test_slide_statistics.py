@@ -7,7 +7,7 @@ import pytest
 from helpers.slides import patch_tile, tissue_like, write_tiff
 
 from fastmtl import data
-from fastmtl.data.stain import cache
+from fastmtl.data.stain import slide_statistics
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def looks(monkeypatch):
         seen.append(picture)
         return data.open_picture(picture)
 
-    monkeypatch.setattr(cache, "open_picture", open_picture)
+    monkeypatch.setattr(slide_statistics, "open_picture", open_picture)
     return seen
 
 
@@ -73,7 +73,7 @@ def test_what_it_depends_on_is_noticed(slide, looks, change):
     looks.clear()
     found = data.slide_statistics(regions, convention)
     assert looks == regions
-    assert found == cache.collected([data.open_picture(region) for region in regions], convention)
+    assert found == slide_statistics.collected([data.open_picture(region) for region in regions], convention)
     looks.clear()
     assert data.slide_statistics(regions, convention) == found
     assert not looks
@@ -121,14 +121,14 @@ def test_image_files_may_differ_in_size(tmp_path):
 
 def test_what_a_failing_disk_left_out_is_not_kept(slide, looks, monkeypatch):
     regions = _regions(slide)
-    healthy = cache.open_picture
+    healthy = slide_statistics.open_picture
 
     def failing(picture):
         if picture == regions[1]:
             raise OSError("the network went away")
         return healthy(picture)
 
-    monkeypatch.setattr(cache, "open_picture", failing)
+    monkeypatch.setattr(slide_statistics, "open_picture", failing)
     assert data.slide_statistics(regions).pixels == 2 * 64 * 64
-    monkeypatch.setattr(cache, "open_picture", healthy)
+    monkeypatch.setattr(slide_statistics, "open_picture", healthy)
     assert data.slide_statistics(regions).pixels == 3 * 64 * 64

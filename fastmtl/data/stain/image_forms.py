@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...ops.stain.input import as_tensor
+from ...ops.stain.arguments import as_tensor
 from ...ops.stain.run import Normalised
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import backends
 from ..core.pointers import address, num_threads
-from .input import Pixels, describe_output
+from .pixels import Pixels, describe_output
 
 ANGLE_BINS, CONCENTRATION_BINS = 16384, 8192  # as csrc/stain/stain.hpp
 _LOCAL = threading.local()  # each thread keeps its table of zeros: fresh pages take as long as a tile
@@ -182,10 +182,10 @@ class TorchPasses:
             y = recipes[:, 14:20].view(-1, 3, 2) @ c + m[:, 20:23]
         values = (y.clamp(-30, 9).exp2() - m[:, 23:24]).clamp(0, 255)
         values = torch.where(m[:, 42:43] > 0, pixels.planes().float(), values)
-        finish(pixels, values, recipes[:, 24:42], m[:, 43:44], out, half_up)
+        write_output(pixels, values, recipes[:, 24:42], m[:, 43:44], out, half_up)
 
 
-def finish(pixels: Pixels, values: Tensor, colour: Tensor, outside: Tensor, out: Tensor, half_up: bool) -> None:
+def write_output(pixels: Pixels, values: Tensor, colour: Tensor, outside: Tensor, out: Tensor, half_up: bool) -> None:
     """`finish_block` of csrc/stain/stain_store.hpp: values [B, 3, N], colour [B, 18], outside [B, 1, 1]."""
     kept, m = pixels.kept(), colour[:, :, None]
     if kept is not None:
