@@ -142,7 +142,7 @@ dali() {
 
 train() {
     local module
-    for module in nvidia.dali tyro tomli_w torchmetrics safetensors tensorboard; do
+    for module in nvidia.dali tomli_w torchmetrics safetensors tensorboard; do
         if ! has "${module}"; then
             left_out train "training needs ${module}, which is not installed" || return
         fi

@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -53,6 +54,9 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped, 141 closed pipe)."""
+    if argv is None and not sys.warnoptions:  # Python would hide these warnings
+        warnings.filterwarnings("default", ".* is now called ", DeprecationWarning)
+        warnings.formatwarning = lambda message, *_: f"fastmtl: {message}\n"
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")

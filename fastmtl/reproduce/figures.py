@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..training.run_dir import read_lines
 from ..utils.optional_imports import require
+from .plan import Result
 from .tables import cell, metrics_of
-
-if TYPE_CHECKING:
-    from .reproduction import Result
 
 PUBLISHED, OURS = "#d55e00", "#0072b2"  # apart for every kind of colour vision
 

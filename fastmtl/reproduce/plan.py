@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError, Recipe, as_dict, list_recipes, load_recipe
@@ -43,6 +44,22 @@ class Row:
         before, after = settings_of(self.published), settings_of(self.recipe)
         keys = dict.fromkeys([*before, *after])
         return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+@dataclass
+class Result:
+    """The runs of a row: finished and failed ones.
+
+    Attributes:
+        summaries: of its finished runs, fold -> summary.json.
+        folders: of them, fold -> run folder.
+        failures: fold -> the error's one line.
+    """
+
+    row: Row
+    summaries: dict[int, dict[str, Any]] = field(default_factory=dict)
+    folders: dict[int, Path] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
 
 
 def list_papers() -> list[str]:

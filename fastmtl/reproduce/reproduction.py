@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +19,13 @@ from ..training.run_dir import RunError, RunFolder
 from ..training.trainer import Interrupted
 from ..utils.json_toml import read_json
 from ..utils.words import counted
-from .plan import Row, plan, rows_of, settings_of
+from .plan import Result, Row, plan, rows_of, settings_of
 from .tables import write_tables
 
 _LOOKS = (
     "training.log_every",
     "training.gradient_stats_every",
 )  # what is recorded of a training, and changes nothing in it
-
-
-@dataclass
-class Result:
-    """What came of a row.
-
-    Attributes:
-        summaries: of its finished runs, fold -> summary.json.
-        folders: of them, fold -> run folder.
-        failures: fold -> the error's one line.
-    """
-
-    row: Row
-    summaries: dict[int, dict[str, Any]] = field(default_factory=dict)
-    folders: dict[int, Path] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
 
 
 def reproduce(

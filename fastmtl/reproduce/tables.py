@@ -7,15 +7,12 @@ import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..training.run_dir import environment
 from ..utils.atomic_io import write_whole
 from ..utils.metric_directions import direction_of
+from .plan import Result
 from .scores import TEST, Score, delta_m, metric, over_folds
-
-if TYPE_CHECKING:
-    from .reproduction import Result
 
 GAIN = "delta_m"
 _DEEP = (".per_group.", ".per_class.")

@@ -10,7 +10,7 @@ from ..errors import UserError
 _EXTRAS = {
     "train": (
         *("PIL", "imagecodecs", "numba", "nvidia", "rich", "safetensors", "sklearn", "tensorboard", "tifffile"),
-        *("tomli_w", "torchmetrics", "tyro"),
+        *("tomli_w", "torchmetrics"),
     ),
     "models": ("huggingface_hub", "scipy", "segmentation_models_pytorch", "timm", "transformers"),
     "wsi": ("h5py", "openslide", "pyarrow", "rasterio", "shapely"),

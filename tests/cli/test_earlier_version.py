@@ -25,7 +25,7 @@ def run(tmp_path):
 
 
 def test_its_recipe_loads_and_names_the_new_keys():
-    with pytest.warns(DeprecationWarning, match="is now called") as warned:
+    with pytest.warns(DeprecationWarning, match="the key training") as warned:
         recipe = load_recipe(EARLIER / "recipe.toml")
     assert (recipe.training.epochs, recipe.training.gradient_stats_every) == (2, 1)
     texts = [str(one.message) for one in warned]

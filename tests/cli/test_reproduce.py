@@ -13,7 +13,7 @@ from fastmtl import api
 from fastmtl.cli import main
 from fastmtl.config import load_recipe
 from fastmtl.reproduce import Score, delta_m, figures, plan, tables
-from fastmtl.reproduce.reproduction import Result
+from fastmtl.reproduce.plan import Result
 from fastmtl.reproduce.scores import metric, over_folds
 from fastmtl.training.run_dir import RunFolder
 from fastmtl.training.trainer import Interrupted

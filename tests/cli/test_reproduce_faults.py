@@ -12,7 +12,8 @@ from fastmtl import api, data
 from fastmtl.builders import datasets
 from fastmtl.config import ConfigError
 from fastmtl.reproduce import Score, delta_m, figures, plan, reproduction, tables
-from fastmtl.reproduce.reproduction import Result, reproduce
+from fastmtl.reproduce.plan import Result
+from fastmtl.reproduce.reproduction import reproduce
 from fastmtl.training import checkpoint
 from fastmtl.training.file_lock import locked
 from fastmtl.training.run_dir import RunError

@@ -65,6 +65,7 @@ PILLOW = _block("stain.md", "Image.open")
 STAIN_RECIPE = _block("stain.md", "[data.stain]")
 COMMANDS = _block("training.md", "fastmtl report")
 RECIPE = _block("training.md", "[tasks.grade]")
+PYTHON = _block("training.md", "api.train(")
 
 
 def test_every_block_is_run_here():
@@ -234,6 +235,15 @@ def test_the_commands_of_the_training_page(folders):
             _run(words, *(["--everything"] if words[1] == "eval" else []))
     assert Path("both.html").is_file()
     assert len(list(Path("runs/slides").rglob("*.geojson"))) == 4
+
+
+def test_training_from_python(folders):
+    small = '{"training": {"epochs": 1}, "data": {"size": 32, "batch_size": 2}, "model": {"base_channels": 4}}'
+    scope = {}
+    write_folder(folders / "OTHER", {"Normal": 8, "Polyp": 8}, size=32)  # two patients more than DIR
+    exec(PYTHON.text.replace('{"training": {"epochs": 3}}', small), scope)
+    assert scope["summary"]["tasks"].keys() == scope["scores"]["tasks"].keys()
+    assert Path("runs/python/report.html").is_file()
 
 
 def test_a_recipe_with_grades_that_are_numbers(folders):
