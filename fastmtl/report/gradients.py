@@ -74,8 +74,8 @@ def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
     if any("cosines" in look for look in run.looks):
         return "The cosines that this run recorded are no numbers: a task's gradient was 0 or not finite at every look."
     return (
-        "The balancer of this run weighs losses; it does not look at each task's gradient. --watch-gradients 100 does, "
-        "at every hundredth step."
+        "The balancer of this run weighs losses; it does not compute each task's gradient. --gradient-stats-every 100 "
+        "does, at every hundredth step."
     )
 
 

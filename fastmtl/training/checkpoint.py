@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..utils.json_toml import read_json
-from .state_checks import CheckpointError as CheckpointError
+from .errors import CheckpointError as CheckpointError
 from .state_checks import model_problem
 from .weight_averaging import averaged_weights
 

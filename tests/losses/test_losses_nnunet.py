@@ -31,12 +31,12 @@ def _summary(result):
 
 
 def _case_result(library, name, case):
-    def build():
+    def made():
         loss = build(library, name, case)
         # Of nothing that counts nnU-Net's loss is the number 0; ours may be a tensor.
         return lambda x, t: x.sum() * 0 + loss(x, t)
 
-    return _summary(outcome(build, *inputs(name, case))[0])
+    return _summary(outcome(made, *inputs(name, case))[0])
 
 
 def _golden():
