@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 
+StateDict = dict[str, Any]
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _SHOWN = 3  # keys named of those that differ
 

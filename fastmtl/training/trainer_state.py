@@ -13,7 +13,7 @@ from ..distributed import World
 from ..protocols import Balancer, Loader, Task
 from . import checkpoint
 from .errors import CheckpointError, OtherRanks
-from .state_checks import load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
+from .state_checks import StateDict, load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
 from .weight_averaging import WeightAverage
 
 
@@ -37,7 +37,7 @@ class TrainerState:
     bad_epochs: int
     sums: Tensor
 
-    def state_dict(self, loader: Loader) -> dict[str, Any]:
+    def state_dict(self, loader: Loader) -> StateDict:
         """Everything a bit-equal continuation needs, the other ranks' own things too."""
         on_gpu = self.device.type == "cuda"
         return {
@@ -53,7 +53,7 @@ class TrainerState:
             "progress": self._progress(),
         }
 
-    def _progress(self) -> dict[str, Any]:
+    def _progress(self) -> StateDict:
         return {
             "stage": self.stage,
             "first_epoch": self.first_epoch,
@@ -86,7 +86,7 @@ class TrainerState:
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from error
 
-    def load_state_dict(self, state: dict[str, Any], loader: Loader) -> None:
+    def load_state_dict(self, state: StateDict, loader: Loader) -> None:
         """Continue where `state_dict` was taken.
 
         Raises:
