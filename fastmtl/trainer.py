@@ -1,4 +1,4 @@
-"""The public door to the trainer; see `training.trainer`."""
+"""The trainer under its public name; see `training.trainer`."""
 
 from .training.trainer import Interrupted as Interrupted
 from .training.trainer import NonFiniteError as NonFiniteError

@@ -23,6 +23,7 @@ from ..config import Recipe
 from ..protocols import Batch
 from ..training.run_dir import read_lines
 from ..utils.atomic_io import write_whole
+from ..utils.json_toml import JsonMapping, JsonObject
 from . import panels
 from .feature_maps import feature_maps, first_filters, has_encoder
 from .saliency import has_saliency, saliency
@@ -78,7 +79,7 @@ def analyse(
     return [f"{name}: {why}" for name, why in failed.items()]
 
 
-def _chosen(lines: Sequence[Mapping[str, Any]], dataset: data.Dataset) -> list[str]:
+def _chosen(lines: Sequence[JsonMapping], dataset: data.Dataset) -> list[str]:
     """Ids of the images: of every task a typical one, the worst, the best; where there are too few, the first."""
     there = {tile.id for tile in dataset.tiles}
     lines = [line for line in lines if isinstance(line.get("id"), str) and line["id"] in there and _has_tasks(line)]
@@ -92,7 +93,7 @@ def _chosen(lines: Sequence[Mapping[str, Any]], dataset: data.Dataset) -> list[s
     return list(dict.fromkeys([*ranked, *(line["id"] for line in lines)]))[:_IMAGES]
 
 
-def _has_tasks(line: Mapping[str, Any]) -> bool:
+def _has_tasks(line: JsonMapping) -> bool:
     tasks = line.get("tasks")
     return isinstance(tasks, dict) and bool(tasks) and all(isinstance(entry, dict) for entry in tasks.values())
 
@@ -117,7 +118,7 @@ def _read(
     return sorted(batches, key=lambda batch: order.index(batch.ids[0]))
 
 
-def _inputs(batches: Sequence[Batch], out: Path) -> list[dict[str, Any]]:
+def _inputs(batches: Sequence[Batch], out: Path) -> list[JsonObject]:
     said = []
     for number, batch in enumerate(batches):
         name = f"input-{number}.jpg"
@@ -140,7 +141,7 @@ def _row(batch: Batch, row: int) -> Batch:
     )
 
 
-def _saliency(model: nn.Module, tasks: Sequence[Any], batches: Sequence[Batch], out: Path) -> list[dict[str, Any]]:
+def _saliency(model: nn.Module, tasks: Sequence[Any], batches: Sequence[Batch], out: Path) -> list[JsonObject]:
     said = []
     for number, batch in enumerate(batches):
         truth = _true_area(tasks, batch)
@@ -148,7 +149,7 @@ def _saliency(model: nn.Module, tasks: Sequence[Any], batches: Sequence[Batch], 
             values = saliency(model, task, batch)[0].double()
             name = f"saliency-{number}-{task.column}.jpg"
             panels.lit(batch.images[0], values).save(out / name, quality=_QUALITY)
-            entry: dict[str, Any] = {"image": number, "task": task.name, "picture": f"{out.name}/{name}"}
+            entry: JsonObject = {"image": number, "task": task.name, "picture": f"{out.name}/{name}"}
             if truth is not None and (total := values.sum()) > 0:
                 entry["on_true"] = (values[truth].sum() / total).item()
                 entry["true_area"] = truth.double().mean().item()
@@ -165,7 +166,7 @@ def _true_area(tasks: Sequence[Any], batch: Batch) -> Tensor | None:
     return None
 
 
-def _features(model: nn.Module, batch: Batch, out: Path) -> dict[str, Any]:
+def _features(model: nn.Module, batch: Batch, out: Path) -> JsonObject:
     said = []
     for number, (stride, values) in enumerate(feature_maps(model, batch)):
         maps = values[0].float()
@@ -178,7 +179,7 @@ def _features(model: nn.Module, batch: Batch, out: Path) -> dict[str, Any]:
     return {"image": 0, "maps": said}
 
 
-def _filters(model: nn.Module, out: Path) -> dict[str, Any]:
+def _filters(model: nn.Module, out: Path) -> JsonObject:
     weights = first_filters(model)
     cells = [panels.coloured(one) for one in weights[:_FILTERS]]
     panels.multiples(cells, 2 * _COLUMNS).save(out / "filters.png", optimize=True)

@@ -31,6 +31,7 @@ from ..data import open_picture
 from ..protocols import Batch
 from ..tasks.metrics import box_overlap, overlap
 from ..utils.atomic_io import write_whole
+from ..utils.json_toml import JsonObject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +50,7 @@ class _Seen:
 
     score: float
     id: str
-    entry: dict[str, Any]
+    entry: JsonObject
     masks: tuple[Tensor, Tensor] | None = None
 
 
@@ -81,7 +82,7 @@ class ImageTable:
 
     tasks: Sequence[Any]
     keep: int = 6
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[JsonObject] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._best: dict[str, list[_Seen]] = {task.name: [] for task in self.tasks}

@@ -6,7 +6,7 @@ The sums come from `fastmtl.ops.overlap_sums` in one pass over logits and target
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -122,6 +122,12 @@ def per_channel(weight: Tensor | None, input: Tensor) -> Tensor | None:
         return weight.reshape(1).expand(channels)
     ones, shape = [1] * (input.dim() - 2), list(weight.shape)
     return weight.reshape(channels) if shape == [channels, *ones] or shape == [1, channels, *ones] else None
+
+
+def all_per_channel(weights: Sequence[Tensor | None], input: Tensor) -> list[Tensor | None] | None:
+    """`per_channel` of each; None where one of them is not one number per channel."""
+    found = [per_channel(weight, input) for weight in weights]
+    return found if [w is None for w in found] == [w is None for w in weights] else None
 
 
 def binary_entropy(sums: Overlap, weight: Tensor | None, reduction: str) -> Tensor:

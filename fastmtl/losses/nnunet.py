@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from . import _plain
-from ._overlap import Overlap, binary_entropy, cross_entropy, fused_sums, per_channel
+from ._overlap import Overlap, all_per_channel, binary_entropy, cross_entropy, fused_sums
 
 
 def softmax_helper_dim1(x: Tensor) -> Tensor:
@@ -251,10 +251,9 @@ class DC_and_BCE_loss(nn.Module):
             last, regions = target[:, -1:], target[:, :-1]
             mask = ~last if last.dtype == torch.bool else (1 - last).bool()
         dice = _fused_dice(self.dc)
-        weights = [per_channel(weight, net_output) for weight in (self.ce.weight, self.ce.pos_weight)]
-        known = [w is not None for w in weights] == [w is not None for w in (self.ce.weight, self.ce.pos_weight)]
+        weights = all_per_channel((self.ce.weight, self.ce.pos_weight), net_output)
         reduced = mask is not None or self.ce.reduction in ("mean", "sum")
-        if dice is None or not known or not reduced or regions.shape != net_output.shape or regions.requires_grad:
+        if dice is None or weights is None or not reduced or regions.shape != net_output.shape or regions.requires_grad:
             return self._separately(net_output, regions, mask)
         sums = fused_sums(net_output, regions, "sigmoid", mask=mask, pos_weight=weights[1])
         if mask is None:

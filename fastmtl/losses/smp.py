@@ -30,7 +30,7 @@ from torch.nn.modules.loss import _Loss
 from ..ops import focal_loss
 from ..ops.core.checks import unit_or_nan
 from . import _plain
-from ._overlap import Overlap, binary_entropy, fused_sums, per_channel
+from ._overlap import Overlap, all_per_channel, binary_entropy, fused_sums
 
 BINARY_MODE, MULTICLASS_MODE, MULTILABEL_MODE = MODES = ("binary", "multiclass", "multilabel")
 
@@ -189,7 +189,8 @@ class FocalLoss(_Loss):
     ) -> None:
         super().__init__()
         _check_mode(mode, class_weights)
-        self.mode, self.alpha, self.gamma, self.ignore_index = mode, alpha, gamma, ignore_index
+        self.mode, self.alpha, self.ignore_index = mode, alpha, ignore_index
+        self.gamma: Any = gamma  # None fails in the formula, as in smp
         self.from_logits, self.eps, self.reduction = from_logits, eps, reduction  # pyright: ignore
         self.normalized, self.reduced_threshold = normalized, reduced_threshold
         _keep(self, "class_weights", class_weights, torch.float)
@@ -225,8 +226,7 @@ class FocalLoss(_Loss):
 
     def _fused(self, y_pred: Tensor, y_true: Tensor, mask: Tensor | None) -> Tensor:
         """Losses [C], over the valid pixels of the batch."""
-        gamma: Any = self.gamma
-        means = focal_loss(y_pred, y_true, gamma=gamma, alpha=self.alpha, mask=mask, reduction="none")
+        means = focal_loss(y_pred, y_true, gamma=self.gamma, alpha=self.alpha, mask=mask, reduction="none")
         if mask is None:
             return means.mean(0) if self.reduction == "mean" else means.sum(0) * y_pred[0, 0].numel()
         counts = mask.flatten(1).sum(1, keepdim=True).to(means)  # [B, 1]
@@ -239,10 +239,9 @@ class FocalLoss(_Loss):
         if mask is not None:
             valid = mask.reshape(x.shape)
             x, t = x[valid], t[valid]
-        gamma: Any = self.gamma
         t = unit_or_nan(t, None).to(x.dtype)
         cost = binary_cross_entropy_with_logits(x, t, reduction="none")
-        term = _plain.focal_term(cost, gamma, self.reduced_threshold)
+        term = _plain.focal_term(cost, self.gamma, self.reduced_threshold)
         loss = term * cost
         if self.alpha is not None:
             loss = loss * (self.alpha * t + (1 - self.alpha) * (1 - t))
@@ -286,12 +285,8 @@ class SoftBCEWithLogitsLoss(nn.Module):
             y_true = y_true.to(torch.promote_types(y_pred.dtype, torch.float32))
             y_true = (1 - y_true) * self.smooth_factor + y_true * (1 - self.smooth_factor)
         fused = self.reduction in ("mean", "sum") and y_pred.dim() >= 2 and not y_true.requires_grad
-        weights = [None, None]
-        if fused:
-            weights = [per_channel(weight, y_pred) for weight in (self.weight, self.pos_weight)]
-            given = (self.weight is not None, self.pos_weight is not None)
-            fused = given == (weights[0] is not None, weights[1] is not None)
-        if fused:
+        weights = all_per_channel((self.weight, self.pos_weight), y_pred) if fused else None
+        if weights is not None:
             sums = fused_sums(y_pred, y_true, "sigmoid", mask=mask, pos_weight=weights[1])
             total = binary_entropy(sums, weights[0], "sum")
             return total / y_pred.numel() if self.reduction == "mean" else total

@@ -20,6 +20,7 @@ from .. import data
 from ..protocols import Batch
 from ..training.run_dir import RunError, read_lines
 from ..utils.atomic_io import append, replacing, write_whole
+from ..utils.json_toml import JsonObject
 from ..utils.suggestions import file_name
 from .output_dir import LINES, answer, entry_name, inside, row_of
 
@@ -73,7 +74,7 @@ def write_predictions(
         outputs, lines = model(batch), []
         for row, name in enumerate(batch.ids):
             width, height = data.picture_size(by_id[name])
-            record: dict[str, Any] = {"image": name}
+            record: JsonObject = {"image": name}
             for task in tasks:
                 found = _answer(task, row_of(outputs[task.name], row), (height, width), out, name)
                 if found is not None:
@@ -84,7 +85,7 @@ def write_predictions(
     return count
 
 
-def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str) -> dict[str, Any] | None:
+def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str) -> JsonObject | None:
     kind = task.output.kind
     if kind == "map":
         logits = F.interpolate(output, size, mode="bilinear", align_corners=False)
@@ -94,7 +95,7 @@ def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str)
     return answer(task, output, (0, 0, size[1], size[0]))
 
 
-def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> dict[str, Any]:
+def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> JsonObject:
     """One structure: a mask of 0 and 255, as the data sets' own. Several that may overlap: a mask each. Classes: one
     map of their numbers."""
     structures = getattr(task, "structures", (task.name,))
@@ -109,7 +110,7 @@ def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> dict[str, Any
     return _write_mask(found[0, 0].bool(), out, f"{task.name}/{name}")
 
 
-def _write_mask(mask: Tensor, out: Path, name: str) -> dict[str, Any]:
+def _write_mask(mask: Tensor, out: Path, name: str) -> JsonObject:
     return {"mask": _write(mask * 255, out, name), "foreground": mask.float().mean().item()}
 
 

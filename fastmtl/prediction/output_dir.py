@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +20,7 @@ from ..evaluation.per_image import class_probabilities
 from ..training.file_lock import locked
 from ..training.run_dir import RunError
 from ..utils.atomic_io import write_whole
-from ..utils.json_toml import read_json
+from ..utils.json_toml import JsonMapping, JsonObject, read_json
 from ..utils.suggestions import folded
 
 LINES = "predictions.jsonl"
@@ -45,7 +45,7 @@ class Predicted(NamedTuple):
     unreadable: int = 0
 
 
-def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Path) -> dict[str, Any]:
+def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Path) -> JsonObject:
     """What predictions depend on; `source` is the folder that their names start from."""
     weights = (run / "checkpoints" / which / "manifest.json").read_bytes()
     recipe = (run / "config.toml").read_bytes()
@@ -60,7 +60,7 @@ def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Pat
 
 
 @contextmanager
-def claimed(out: Path, stamp: Mapping[str, Any]) -> Iterator[None]:
+def claimed(out: Path, stamp: JsonMapping) -> Iterator[None]:
     """Make `out` a folder for predictions that `stamp` tells of, where it is none yet, and keep other processes off it
     until the end.
 
@@ -80,7 +80,7 @@ def claimed(out: Path, stamp: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def _check_ours(out: Path, stamp: Mapping[str, Any]) -> None:
+def _check_ours(out: Path, stamp: JsonMapping) -> None:
     file = out / data.PREDICTED_WITH
     if file.exists():
         try:
@@ -144,7 +144,7 @@ def row_of(output: Any, row: int) -> Any:
     )
 
 
-def answer(task: Any, output: Any, field: tuple[int, int, int, int]) -> dict[str, Any] | None:
+def answer(task: Any, output: Any, field: tuple[int, int, int, int]) -> JsonObject | None:
     """What a task says of one sample, in JSON types; None where it says nothing, or answers with a map.
 
     Args:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import data
 from ..utils.atomic_io import naming
+from ..utils.json_toml import JsonObject
 from ..utils.suggestions import file_name
 from .output_dir import inside
 from .stitching import Band, Rows
@@ -53,7 +54,7 @@ class SlideMaps:
             self._write(self._band.until(y))
             self._band.add(x, probabilities)
 
-    def close(self) -> dict[str, dict[str, Any]]:
+    def close(self) -> dict[str, JsonObject]:
         """Write the files; task -> what to say of its maps, in JSON types."""
         if self._band is not None:
             self._write(self._band.until(self._cut.height))
@@ -134,7 +135,7 @@ class _Written:
         whole[:, rows.left : rows.left + part.shape[1]] = part
         return whole
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> JsonObject:
         for name, file in self._maps.items():
             with naming(self._folder / name):
                 file.close()
@@ -150,7 +151,7 @@ class _Written:
         for file in self._maps.values():
             file.discard()
 
-    def _words(self) -> dict[str, Any]:
+    def _words(self) -> JsonObject:
         """As of images; shares are of the pixels that tiles lie on."""
         seen = max(self._num_seen, 1)
         if self._is_classes:

@@ -23,7 +23,7 @@ from .. import data
 from ..protocols import Batch
 from ..training.run_dir import RunError, read_lines
 from ..utils.atomic_io import append, write_whole
-from ..utils.json_toml import read_json
+from ..utils.json_toml import JsonMapping, JsonObject, read_json
 from .output_dir import LINES, Predicted, answer, entry_name, inside, row_of
 from .slide_maps import SlideMaps
 
@@ -115,7 +115,7 @@ def _one(
     read: Callable[[data.Dataset], data.TileLoader],
     device: torch.device,
     dtype: torch.dtype | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The slide's line."""
     folder = out / name
     partial = folder.with_name(f".{folder.name}.part")
@@ -155,9 +155,9 @@ def _one(
 
 def _tile_lines(
     tasks: Sequence[Any], cut: data.SlideCut, batch: Batch, outputs: Mapping[str, Any]
-) -> Iterable[dict[str, Any]]:
+) -> Iterable[JsonObject]:
     for row, tile in enumerate(batch.ids):
-        line: dict[str, Any] = dict(zip(_FIELD, cut.fields[tile], strict=True))
+        line: JsonObject = dict(zip(_FIELD, cut.fields[tile], strict=True))
         for task in tasks:
             found = answer(task, row_of(outputs[task.name], row), cut.fields[tile])
             if found is not None:
@@ -174,7 +174,7 @@ class _Means:
         self._sums: dict[str, torch.Tensor] = {}
         self._count = 0
 
-    def add(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: JsonMapping) -> None:
         self._count += 1
         for task in self._tasks:
             told = line[entry_name(task.name, _FIELD)]
@@ -183,11 +183,11 @@ class _Means:
             value = torch.tensor(values, dtype=torch.float64)
             self._sums[task.name] = self._sums.get(task.name, torch.zeros_like(value)) + value
 
-    def words(self) -> dict[str, dict[str, Any]]:
+    def words(self) -> dict[str, JsonObject]:
         """Nothing where there was no tile."""
         return {task.name: self._of(task) for task in self._tasks if task.name in self._sums}
 
-    def _of(self, task: Any) -> dict[str, Any]:
+    def _of(self, task: Any) -> JsonObject:
         mean, names = self._sums[task.name] / self._count, getattr(task, "class_names", ())
         if not names:
             return {"value": mean.tolist()}
@@ -196,7 +196,7 @@ class _Means:
         return {"class": names[int(task.predict(logits[None]))], "probabilities": probabilities}
 
 
-def _below(folder: str, words: Mapping[str, Any]) -> dict[str, Any]:
+def _below(folder: str, words: JsonMapping) -> JsonObject:
     """File names with their folder before them."""
     found = {}
     for key, value in words.items():
@@ -205,7 +205,7 @@ def _below(folder: str, words: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _place(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _place(entry: JsonMapping) -> JsonObject:
     return {key: value for key, value in entry.items() if key != "epoch"}
 
 
@@ -242,13 +242,13 @@ def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
         (out / QUARANTINE).unlink(missing_ok=True)
 
 
-def _summaries(out: Path) -> list[dict[str, Any]]:
+def _summaries(out: Path) -> list[JsonObject]:
     """Of all slides that are done, by name; those under way are hidden."""
     paths = [path for path in out.rglob(SUMMARY) if not any(part[0] == "." for part in path.relative_to(out).parts)]
     return [_summary(path) for path in sorted(paths)]
 
 
-def _summary(path: Path) -> dict[str, Any]:
+def _summary(path: Path) -> JsonObject:
     try:
         found = read_json(path)
     except ValueError as error:
@@ -258,6 +258,6 @@ def _summary(path: Path) -> dict[str, Any]:
     return found
 
 
-def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+def _append(path: Path, lines: Iterable[JsonMapping]) -> None:
     if text := "".join(json.dumps(line) + "\n" for line in lines):
         append(path, text)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
-from typing import Any
 
+from ..utils.json_toml import JsonMapping
 from ..utils.words import counted, percent
 from .charts import number
 from .images import class_answers
@@ -84,7 +83,7 @@ def _figure(run: PastRun, name: str, label: str, notes: list[str]) -> str:
 
 def _answers(run: PastRun, name: str) -> list[str]:
     """How the image fared in each task, as evaluation.jsonl has it, and what it is an example of."""
-    line: Mapping[str, Any] = next((line for line in run.images if line["id"] == name), {"tasks": {}})
+    line: JsonMapping = next((line for line in run.images if line["id"] == name), {"tasks": {}})
     said = class_answers(line)
     for task, entry in line["tasks"].items():
         if "dice" in entry:
@@ -93,7 +92,7 @@ def _answers(run: PastRun, name: str) -> list[str]:
     return said
 
 
-def _notes(entry: Mapping[str, Any]) -> list[str]:
+def _notes(entry: JsonMapping) -> list[str]:
     if "on_true" not in entry:
         return []
     return [f"{percent(entry['on_true'])} on the true area, {percent(entry['true_area'])} of the image"]

@@ -8,6 +8,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
+from ..utils.json_toml import JsonMapping
 from ..utils.words import counted
 from .charts import UNKNOWN, duration, line_chart, number
 from .curves import curve, label, score_chart
@@ -180,7 +181,7 @@ def _side_by_side(names: Sequence[str], keys: Sequence[str], columns: Sequence[M
     return f"<div class=wide><table class=beside><tr class=head>{head}</tr>{''.join(rows)}</table></div>"
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten(config: JsonMapping, prefix: str = "") -> dict[str, str]:
     """Nested tables as dotted keys.
 
     >>> _flatten({"training": {"epochs": 3}})

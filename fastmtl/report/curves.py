@@ -8,6 +8,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
+from ..utils.json_toml import JsonMapping, JsonObject
 from ..utils.metric_directions import direction_of
 from .charts import Line, line_chart
 from .past_run import PastRun
@@ -21,7 +22,7 @@ def learning_section(run: PastRun) -> str:
     if not records:
         return "<h2>Learning curves</h2><p class=soft>No curves: this run's metrics.jsonl has no epochs.</p>"
     marks = _marks(records)
-    last: dict[str, Any] = {}  # of each task the last epoch that judged it
+    last: JsonObject = {}  # of each task the last epoch that judged it
     for record in records:
         last |= record.get("validation", {}).get("tasks", {})
     parts = ["<h2>Learning curves</h2>", _note(records)]
@@ -36,7 +37,7 @@ def learning_section(run: PastRun) -> str:
     return "".join(parts)
 
 
-def curve(records: Sequence[Mapping[str, Any]], name: str, find: Callable[[Mapping[str, Any]], Any]) -> Line:
+def curve(records: Sequence[JsonMapping], name: str, find: Callable[[JsonMapping], Any]) -> Line:
     """A line over the epochs; where `find` finds nothing, or no number, it has a gap."""
     return Line(name, [record["epoch"] for record in records], [look_up(find, record) for record in records])
 
@@ -50,7 +51,7 @@ def label(metric: str) -> str:
     return _SHORT.get(metric) or metric.replace("_", " ").capitalize()
 
 
-def stages(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
+def stages(records: Sequence[JsonMapping]) -> list[tuple[str, int, int]]:
     """Name, first and last epoch of each stage; nothing for a run without stages."""
     epochs: dict[str, list[int]] = {}
     for record in records:
@@ -59,7 +60,7 @@ def stages(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
     return [(name, min(found), max(found)) for name, found in epochs.items()]
 
 
-def step_marks(records: Sequence[Mapping[str, Any]]) -> dict[float, str]:
+def step_marks(records: Sequence[JsonMapping]) -> dict[float, str]:
     """The last step before each stage's first, for charts over steps."""
     ends = {int(record["epoch"]): look_up(lambda r: r["step"], record) for record in records}
     found = {ends.get(int(place - 0.5), 0.0): name for place, name in _marks(records).items()}
@@ -72,7 +73,7 @@ def score_chart(title: str, lines: Sequence[Line], marks: Mapping[float, str] | 
     return line_chart(title, lines, high=1.0 if shares else None, marks=marks)
 
 
-def look_up(find: Callable[[Mapping[str, Any]], Any], record: Mapping[str, Any]) -> float:
+def look_up(find: Callable[[JsonMapping], Any], record: JsonMapping) -> float:
     """A number of a record; NaN where it is not there, as in files of other versions."""
     try:
         return float(find(record))
@@ -80,7 +81,7 @@ def look_up(find: Callable[[Mapping[str, Any]], Any], record: Mapping[str, Any])
         return nan
 
 
-def _note(records: Sequence[Mapping[str, Any]]) -> str:
+def _note(records: Sequence[JsonMapping]) -> str:
     note = "The numbers beside the names are the last that are known. Scores are of the held-out images only: "
     note += "training keeps the losses of its images, as it augments them and while the weights move."
     parts = stages(records)
@@ -90,27 +91,25 @@ def _note(records: Sequence[Mapping[str, Any]]) -> str:
     return f"<p class=soft>{note}</p>{staged}"
 
 
-def _marks(records: Sequence[Mapping[str, Any]]) -> dict[float, str]:
+def _marks(records: Sequence[JsonMapping]) -> dict[float, str]:
     """Half an epoch before its first: stage; by number where names would run into each other."""
     parts = stages(records)
     named = len(parts) <= 2
     return {first - 0.5: name if named else str(number) for number, (name, first, _) in enumerate(parts, 1)}
 
 
-def _losses(records: Sequence[Mapping[str, Any]], task: str, marks: Mapping[float, str]) -> str:
+def _losses(records: Sequence[JsonMapping], task: str, marks: Mapping[float, str]) -> str:
     lines = [curve(records, "training", lambda r: r["loss"][task])]
     if any("validation" in record for record in records):
         lines.append(curve(records, "held out", lambda r: r["validation"]["loss"][task]))
     return line_chart(f"{task}: loss", lines, marks=marks)
 
 
-def _scores(
-    records: Sequence[Mapping[str, Any]], task: str, metrics: Mapping[str, Any], marks: Mapping[float, str]
-) -> list[str]:
+def _scores(records: Sequence[JsonMapping], task: str, metrics: JsonMapping, marks: Mapping[float, str]) -> list[str]:
     """One chart of the scores that are one number, one of the errors, and one for each score per class or group."""
 
     def line(name: str, *keys: str) -> Line:
-        def find(record: Mapping[str, Any]) -> Any:
+        def find(record: JsonMapping) -> Any:
             found = record["validation"]["tasks"][task]
             for key in keys:
                 found = found[key]

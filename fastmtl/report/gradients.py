@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from itertools import combinations
 from math import isfinite, nan
 from typing import Any
 
+from ..utils.json_toml import JsonMapping
 from ..utils.words import counted, listed
 from .charts import Line, line_chart
 from .curves import look_up, step_marks
@@ -28,7 +29,7 @@ def _gradients(run: PastRun) -> str:
     looks, tasks = run.looks, list(dict.fromkeys(task for look in run.looks for task in look["loss"]))
     steps = [look["step"] for look in looks]
 
-    def line(name: str, find: Callable[[Mapping[str, Any]], Any]) -> Line:
+    def line(name: str, find: Callable[[JsonMapping], Any]) -> Line:
         return Line(name, steps, [look_up(find, look) for look in looks])
 
     pairs = [
@@ -74,8 +75,8 @@ def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
     if any("cosines" in look for look in run.looks):
         return "The cosines that this run recorded are no numbers: a task's gradient was 0 or not finite at every look."
     return (
-        "The balancer of this run weighs losses; it does not look at each task's gradient. --watch-gradients 100 does, "
-        "at every hundredth step."
+        "The balancer of this run weighs losses; it does not compute each task's gradient. --gradient-stats-every 100 "
+        "does, at every hundredth step."
     )
 
 
@@ -87,7 +88,7 @@ def _balancers(run: PastRun) -> list[str]:
     return list(dict.fromkeys(str(one["name"]) for one in used if "name" in one))
 
 
-def _place(look: Mapping[str, Any], task: str) -> int:
+def _place(look: JsonMapping, task: str) -> int:
     """Of a task among those of its stage; ValueError where it was not one of them."""
     return list(look["loss"]).index(task)
 

@@ -8,6 +8,7 @@ from html import escape
 from math import nan
 from typing import Any
 
+from ..utils.json_toml import JsonMapping
 from ..utils.words import counted, percent
 from .charts import UNKNOWN, confusion_matrix, mean, number
 from .past_run import PastRun
@@ -20,8 +21,6 @@ _LEGEND = (
     '<ul class=legend><li><span class=outline style="border-color:#40c4ff"></span>true outline</li>'
     '<li><span class="outline dashed" style="border-color:#ffd600"></span>predicted outline</li></ul>'
 )
-
-Entry = Mapping[str, Any]
 
 
 def tile_sections(run: PastRun) -> str:
@@ -67,7 +66,7 @@ def patient_section(run: PastRun) -> str:
         return f"<h2>Per {run.unit}</h2>{_absent(run, f'table of {run.unit}s')}"
     if run.by_tile:
         return ""  # nobody knows whose they are
-    patients: dict[str, list[Entry]] = defaultdict(list)
+    patients: dict[str, list[JsonMapping]] = defaultdict(list)
     for line in run.images:
         patients[str(line.get("patient", "unknown"))].append(line)
     maps, kinds = _tasks_with(run, "dice"), _tasks_with(run, "class")
@@ -164,15 +163,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[tu
     return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
 
 
-def task_names(images: Sequence[Entry]) -> list[str]:
+def task_names(images: Sequence[JsonMapping]) -> list[str]:
     """In the order of their first image."""
     return list(dict.fromkeys(task for line in images for task in line["tasks"]))
 
 
-def _groups(lines: Sequence[Entry], task: str) -> list[tuple[str, list[Entry]]]:
+def _groups(lines: Sequence[JsonMapping], task: str) -> list[tuple[str, list[JsonMapping]]]:
     """Title and tiles of the worst, the typical and the best; by halves where the run does not say which is which."""
     lines = sorted(lines, key=lambda line: line["tasks"][task]["score"])
-    groups: dict[str, list[Entry]] = {"worst": [], "typical": [], "best": []}
+    groups: dict[str, list[JsonMapping]] = {"worst": [], "typical": [], "best": []}
     for place, line in enumerate(lines):
         shown = line["tasks"][task].get("shown", "worst" if place < (len(lines) + 1) // 2 else "best")
         groups.get(shown, groups["worst"]).append(line)
@@ -194,7 +193,7 @@ def _class_names(run: PastRun, task: str) -> list[str]:
     return next((names for names in (column, told) if seen | set(told) <= set(names)), sorted(seen))
 
 
-def _tiles(run: PastRun, task: str, lines: Sequence[Entry]) -> str:
+def _tiles(run: PastRun, task: str, lines: Sequence[JsonMapping]) -> str:
     figures = []
     for line in lines:
         entry = line["tasks"][task]
@@ -207,7 +206,7 @@ def _tiles(run: PastRun, task: str, lines: Sequence[Entry]) -> str:
     return f"<div class=tiles>{''.join(figures)}</div>"
 
 
-def _caption(line: Entry, entry: Entry) -> tuple[str, list[str]]:
+def _caption(line: JsonMapping, entry: JsonMapping) -> tuple[str, list[str]]:
     """What a tile got, and its classes: by this task, or beside a mask by any task that has classes."""
     if "class" in entry:
         sure = f"{percent(entry['probability'])} sure"
@@ -218,7 +217,7 @@ def _caption(line: Entry, entry: Entry) -> tuple[str, list[str]]:
     return f"{'IoU' if 'iou' in entry else 'Dice'} {number(entry['score'])}", notes
 
 
-def class_answers(line: Entry) -> list[str]:
+def class_answers(line: JsonMapping) -> list[str]:
     """An image's class in each task that has classes, and what it was taken for; of several tasks with their names."""
     found = {task: entry for task, entry in line["tasks"].items() if "class" in entry}
     said = []
@@ -229,7 +228,7 @@ def class_answers(line: Entry) -> list[str]:
 
 
 def _class_table(
-    run: PastRun, task: str, lines: Sequence[Entry], classes: Sequence[str], found: Mapping[tuple[str, str], int]
+    run: PastRun, task: str, lines: Sequence[JsonMapping], classes: Sequence[str], found: Mapping[tuple[str, str], int]
 ) -> str:
     maps = _tasks_with(run, "dice")
     rows = []
@@ -256,7 +255,7 @@ def _summary_tables(run: PastRun) -> list[str]:
     ]
 
 
-def _summary_table(title: str, values: Mapping[str, Any]) -> str:
+def _summary_table(title: str, values: JsonMapping) -> str:
     """Of class -> value, or of several scores of the same classes."""
     scores = values if all(isinstance(one, dict) for one in values.values()) else {"": values}
     heads = [f"{title} {score}".strip() for score in scores]
@@ -273,7 +272,7 @@ def _titled(task: str, tasks: Sequence[str], what: str) -> str:
     return f"{task}: {what}" if len(tasks) > 1 else what
 
 
-def _entries(lines: Sequence[Entry], task: str, key: str) -> list[Any]:
+def _entries(lines: Sequence[JsonMapping], task: str, key: str) -> list[Any]:
     return [line["tasks"][task][key] for line in lines if key in line["tasks"].get(task, {})]
 
 

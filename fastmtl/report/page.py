@@ -7,6 +7,7 @@ from html import escape
 from math import isfinite, nan
 from typing import Any
 
+from ..utils.json_toml import JsonMapping
 from ..utils.words import counted
 from .analyses import feature_section, saliency_section
 from .charts import duration, line_chart, number, shares
@@ -47,7 +48,7 @@ def primary_scores(run: PastRun) -> dict[tuple[str, str], float]:
     return _numbers(run.scores)
 
 
-def _numbers(tasks: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+def _numbers(tasks: Mapping[str, JsonMapping]) -> dict[tuple[str, str], float]:
     return {
         (task, name): nan if value is None else value
         for task, metrics in tasks.items()
@@ -164,7 +165,7 @@ def _time_section(run: PastRun) -> str:
     return f"<h2>Where the time went</h2>{_time(run.records)}"
 
 
-def _time(records: Sequence[Mapping[str, Any]]) -> str:
+def _time(records: Sequence[JsonMapping]) -> str:
     timed = [record for record in records if isfinite(look_up(lambda r: r["seconds"] * r["waiting"], record))]
     if not timed:
         return "<p class=soft>No times: this run's metrics.jsonl has none.</p>"
@@ -188,7 +189,7 @@ def _what_ran_section(run: PastRun) -> str:
     return f"<h2>What ran</h2><table class=what>{cells}</table><details class=recipe>{recipe}</details>"
 
 
-def _counts(facts: Mapping[str, Any], training: str, validation: str) -> str:
+def _counts(facts: JsonMapping, training: str, validation: str) -> str:
     """Both counts in words; empty where a run of another version has them not."""
     if training not in facts or validation not in facts:
         return ""

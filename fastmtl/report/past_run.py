@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..training.run_dir import RunError, read_lines
-from ..utils.json_toml import parse_toml, read_json
+from ..utils.json_toml import JsonObject, parse_toml, read_json
 from ..utils.metric_directions import direction_of
 
 # What code that reads JSON of an unexpected form raises.
@@ -25,14 +24,14 @@ class PastRun:
 
     folder: Path
     config_text: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    looks: list[dict[str, Any]] = field(default_factory=list)
-    images: list[dict[str, Any]] = field(default_factory=list)
-    analyses: dict[str, Any] = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
+    environment: JsonObject = field(default_factory=dict)
+    summary: JsonObject = field(default_factory=dict)
+    records: list[JsonObject] = field(default_factory=list)
+    looks: list[JsonObject] = field(default_factory=list)
+    images: list[JsonObject] = field(default_factory=list)
+    analyses: JsonObject = field(default_factory=dict)
     held_out: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -52,7 +51,7 @@ class PastRun:
         group_by = data.get("group_by", "") if isinstance(data, dict) else ""
         return {"": "patient", "patient": "patient", "tile": "image"}.get(group_by, "group")
 
-    def options(self, task: str) -> dict[str, Any]:
+    def options(self, task: str) -> JsonObject:
         """What the recipe says of a task; {} where it says nothing."""
         tasks = self.config.get("tasks", {})
         found = tasks.get(task, {}) if isinstance(tasks, dict) else {}
@@ -82,7 +81,7 @@ class PastRun:
         return self.unit == "image"
 
     @property
-    def scores(self) -> dict[str, dict[str, Any]]:
+    def scores(self) -> dict[str, JsonObject]:
         """Task -> metrics on the held-out images: the summary's, else those of the last epoch that has them."""
         if self.summary:
             return self.summary["tasks"]
@@ -125,7 +124,7 @@ def read_run(folder: Path) -> PastRun:
     return run
 
 
-def _object(run: PastRun, name: str, consequence: str) -> dict[str, Any]:
+def _object(run: PastRun, name: str, consequence: str) -> JsonObject:
     path = run.folder / name
     try:
         found = read_json(path)
@@ -140,7 +139,7 @@ def _object(run: PastRun, name: str, consequence: str) -> dict[str, Any]:
     return {}
 
 
-def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -> list[dict[str, Any]]:
+def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -> list[JsonObject]:
     """The lines of a .jsonl file that have `fields`; `consequence` says what is not on the page without any."""
     path = run.folder / name
     records, problems = read_lines(path)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
+from ..utils.json_toml import JsonMapping
 from ..utils.optional_imports import MissingExtra, require
 from .charts import NUM_COLOURS, Line, line_chart
 from .past_run import PastRun
@@ -13,7 +13,7 @@ from .past_run import PastRun
 _POINTS = 200  # of a curve: more than a screen shows
 
 
-def roc_section(run: PastRun, task: str, entries: Sequence[Mapping[str, Any]]) -> str:
+def roc_section(run: PastRun, task: str, entries: Sequence[JsonMapping]) -> str:
     """The curves with their areas; where they cannot be made, one line is added to the problems.
 
     Args:
@@ -45,7 +45,7 @@ def roc_section(run: PastRun, task: str, entries: Sequence[Mapping[str, Any]]) -
     return f"{title}<p class=soft>{escape(note.strip())}</p>{grid}"
 
 
-def _curve(name: str, entries: Sequence[Mapping[str, Any]]) -> Line | None:
+def _curve(name: str, entries: Sequence[JsonMapping]) -> Line | None:
     """None where one side has no image."""
     sklearn = require("sklearn.metrics", "the ROC curves of a report")
     truth = [entry["class"] == name for entry in entries]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..models import Output
 from ..protocols import Batch, Target
 from ..utils.deprecation import carry_over, warn_renamed
+from ..utils.json_toml import JsonObject
 
 
 class BaseTask:
@@ -66,7 +67,7 @@ class BaseTask:
         if rows.any():
             metrics.update(self.predict(output, batch)[rows], batch.targets[self.name][rows])
 
-    def summary(self, metrics: Any) -> dict[str, Any]:
+    def summary(self, metrics: Any) -> JsonObject:
         """`metrics` as plain numbers; None where nothing was added."""
         return {name: number(of(metric)) for name, metric in metrics.items()}
 

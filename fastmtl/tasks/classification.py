@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
+from ..utils.json_toml import JsonObject
 from .base import BaseTask, check_weights, class_weights_of, number, of, smoothing
 from .registry import register_task
 
@@ -69,7 +70,7 @@ class Classification(BaseTask):
         if rows.any():
             metrics.update(output[rows].float().softmax(1), batch.targets[self.name][rows])
 
-    def summary(self, metrics: Any) -> dict[str, Any]:
+    def summary(self, metrics: Any) -> JsonObject:
         """`metrics` as plain numbers; classes by name, None for a class that no sample has. `auroc` is the mean over
         the classes that some samples have and some have not: of others there is no curve."""
         seen = _seen(metrics["per_class"])
@@ -139,7 +140,7 @@ class BinaryClassification(BaseTask):
         if rows.any():
             metrics.update(output[rows, 0].float().sigmoid(), batch.targets[self.name][rows])
 
-    def summary(self, metrics: Any) -> dict[str, Any]:
+    def summary(self, metrics: Any) -> JsonObject:
         """`metrics` as plain numbers, None where no sample defines them: of healthy samples alone there is no
         sensitivity, and of one kind alone no curve."""
         found, kinds = super().summary(metrics), _both_kinds(metrics["accuracy"])

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..protocols import Batch
+from ..utils.json_toml import JsonObject
 from .base import by_name
 from .grouping import Grouping
 
@@ -58,9 +59,9 @@ class Scoring:
         for score in SCORES:
             metrics[score].update(found, true, None if group is None else group[rows])
 
-    def apart(self, metrics: Any) -> dict[str, Any]:
+    def apart(self, metrics: Any) -> JsonObject:
         """Both scores `per_class` with several structures, and `per_group` with several groups."""
-        found: dict[str, Any] = {}
+        found: JsonObject = {}
         if len(self.names) > 1:
             found["per_class"] = {score: by_name(self.names, metrics[score].per_channel()) for score in SCORES}
         if len(self.grouping) > 1:

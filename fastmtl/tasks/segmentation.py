@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
+from ..utils.json_toml import JsonObject
 from .base import BaseTask, check_weights, class_weights_of, distinct, exclusive, smoothing
 from .grouping import Grouping
 from .registry import register_task
@@ -84,7 +85,7 @@ class _Sigmoid(BaseTask):
             self.scoring.update(metrics, found, true, batch, rows)
             metrics["pixel_accuracy"].update((found == true.bool()).double())
 
-    def summary(self, metrics: Any) -> dict[str, Any]:
+    def summary(self, metrics: Any) -> JsonObject:
         """`dice`, `jaccard`, `pixel_accuracy`; with several structures or groups `per_class`, `per_group` too."""
         return super().summary(metrics) | self.scoring.apart(metrics)
 
@@ -221,6 +222,6 @@ class MultiClassSegmentation(BaseTask):
         self.scoring.update(metrics, predicted, expected, batch, rows)
         metrics["pixel_accuracy"].update((found == true)[valid].double())
 
-    def summary(self, metrics: Any) -> dict[str, Any]:
+    def summary(self, metrics: Any) -> JsonObject:
         """Means; with several counted classes or groups `per_class`, `per_group` too."""
         return super().summary(metrics) | self.scoring.apart(metrics)

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
+from ..utils.json_toml import JsonObject
 from .base import BaseTask, exclusive
 from .grouping import Grouping
 from .registry import register_task
@@ -108,7 +109,7 @@ class UniversalSegmentation(BaseTask):
             found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
             self.scoring.update(metrics, self._one_hot(found), self._one_hot(true), batch, rows)
 
-    def summary(self, metrics: Any) -> dict[str, Any]:
+    def summary(self, metrics: Any) -> JsonObject:
         """`dice` and `jaccard`; with several structures or groups also `per_class` and `per_group` of each."""
         return super().summary(metrics) | self.scoring.apart(metrics)
 

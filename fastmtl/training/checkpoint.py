@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from ..utils.json_toml import read_json
-from .state_checks import CheckpointError as CheckpointError
-from .state_checks import model_problem
+from .errors import CheckpointError as CheckpointError
+from .state_checks import StateDict, model_problem
 from .weight_averaging import averaged_weights
 
 FORMAT = 1
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 
-def save(directory: Path, state: dict[str, Any]) -> None:
+def save(directory: Path, state: StateDict) -> None:
     """Write `state` (nested dicts, lists and tuples of tensors, numbers, text, bools and None) to `directory`.
 
     An existing checkpoint of that name is replaced; it stays whole until the new one is durable.
@@ -62,7 +62,7 @@ def exists(directory: Path) -> bool:
     return _place(directory).is_dir()
 
 
-def load(directory: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
     """The state that `save` wrote, its sums checked first.
 
     Raises:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..distributed import World
 from ..protocols import Batch, Loader, Task
+from ..utils.json_toml import JsonObject
 
 
 @torch.inference_mode()
@@ -22,7 +23,7 @@ def evaluate(
     dtype: torch.dtype | None = None,
     visit: Callable[[Batch, dict[str, Any]], None] | None = None,
     world: World | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the primary metrics, "num_images"}.
 
     A primary metric below 0, as R^2 can be without end, counts as value / (1 - value), -1 at the least: one task that

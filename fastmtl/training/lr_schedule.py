@@ -4,12 +4,12 @@ score stops to rise."""
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from ..config import OptimizerConfig
+from .state_checks import StateDict
 
 
 class Schedule:
@@ -59,12 +59,12 @@ class Schedule:
         if self._by_score is not None and score is not None and self._by_step.last_epoch >= self.warmup:
             self._by_score.step(score)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         by_score = None if self._by_score is None else self._by_score.state_dict()
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return {"by_step": self._by_step.state_dict(), "by_score": by_score, "rates": rates}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Continue where `state` was taken, on an optimizer of other groups too: they have one rate."""
         count = len(self.optimizer.param_groups)
         by_step = dict(state["by_step"])

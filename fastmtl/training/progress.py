@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import sys
-from collections import Counter
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
-
 
 def plain(console: Console) -> Console:
     """The console, printing texts as they are: what rich takes for markup or emoji is part of a path or a name."""
@@ -29,7 +18,7 @@ class ProgressLine:
         self.epochs = epochs
         self._bar: Progress | None = None
 
-    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
+    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: JsonMapping) -> None:
         if not self.console.is_terminal:
             return
         done = epoch * num_batches + batch
@@ -60,7 +49,7 @@ class ProgressLine:
             seen=f"{speed}  {losses}",
         )
 
-    def on_epoch(self, record: Mapping[str, Any]) -> None:
+    def on_epoch(self, record: JsonMapping) -> None:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
         scores = ""
         if "validation" in record:
@@ -78,7 +67,7 @@ class ProgressLine:
             self._bar = None
 
 
-def _scores(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _scores(tasks: Mapping[str, JsonMapping]) -> list[str]:
     """Metric and value of each task; the task's name too where another has a metric of that name."""
     shared = Counter(metric for values in tasks.values() for metric in values)
     return [

@@ -22,7 +22,7 @@ from .. import __version__
 from ..config import Recipe, as_dict, load_run_recipe
 from ..errors import UserError
 from ..utils.atomic_io import append, write_whole
-from ..utils.json_toml import parse_json, read_json
+from ..utils.json_toml import JsonMapping, JsonObject, parse_json, read_json
 
 
 class RunError(UserError, RuntimeError):
@@ -56,7 +56,7 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def create(self, recipe: Recipe, extra: Mapping[str, Any]) -> None:
+    def create(self, recipe: Recipe, extra: JsonMapping) -> None:
         """Start a run here: resolved recipe, environment, and `extra` (data folder, split, classes) in run.json.
 
         Raises:
@@ -79,7 +79,7 @@ class RunFolder:
             raise RunError(f"{self.path} is not a run folder: it has no config.toml.")
         return load_run_recipe(path)
 
-    def extra(self) -> dict[str, Any]:
+    def extra(self) -> JsonObject:
         """What `create` was given."""
         path = self.path / "run.json"
         if not path.is_file():
@@ -97,7 +97,7 @@ class RunFolder:
                 raise RunError(f"{path} is damaged: {name!r} is not as fastmtl writes it; got {facts[name]!r}.")
         return facts
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[JsonObject]:
         """metrics.jsonl, as far as it can be read."""
         return read_lines(self.path / "metrics.jsonl")[0]
 
@@ -108,7 +108,7 @@ class RunFolder:
             kept = [json.dumps(record) + "\n" for at, record in numbered if isinstance(at, int) and at <= last]
             write_whole(self.path / file, "".join(kept))
 
-    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
+    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: JsonMapping) -> None:
         look = {"step": step, "epoch": epoch + 1, "loss": record["loss"]} | record["balance"]
         append(self.path / "balance.jsonl", json.dumps(look) + "\n")
         board = self._tensorboard()
@@ -117,7 +117,7 @@ class RunFolder:
         for name, weight in zip(record["loss"], record["balance"].get("weights", []), strict=False):
             board.add_scalar(f"weight/{name}", weight, step)
 
-    def on_epoch(self, record: Mapping[str, Any]) -> None:
+    def on_epoch(self, record: JsonMapping) -> None:
         append(self.path / "metrics.jsonl", json.dumps(record) + "\n")
         board = self._tensorboard()
         for task, values in record.get("validation", {}).get("tasks", {}).items():
@@ -126,11 +126,11 @@ class RunFolder:
                     board.add_scalar(f"validation/{task}/{name}", value, record["epoch"])
         board.flush()
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: JsonMapping) -> None:
         """summary.json: final metrics, the same shape `fastmtl eval` prints."""
         write_whole(self.path / "summary.json", json.dumps(summary, indent=1))
 
-    def write_quarantine(self, entries: Sequence[Mapping[str, Any]], rank: int = 0) -> Path | None:
+    def write_quarantine(self, entries: Sequence[JsonMapping], rank: int = 0) -> Path | None:
         """The tiles that a rank found damaged in training, a line each: quarantine.jsonl, quarantine-1.jsonl, ...; None
         where there is none."""
         if not entries:
@@ -155,9 +155,9 @@ class RunFolder:
         return self._board
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_lines(path: Path) -> tuple[list[JsonObject], list[str]]:
     """The JSON objects of a .jsonl file, and what is wrong with the other lines; both empty where there is no file."""
-    records: list[dict[str, Any]] = []
+    records: list[JsonObject] = []
     problems = []
     for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
         try:
@@ -171,7 +171,7 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return records, problems
 
 
-def environment() -> dict[str, Any]:
+def environment() -> JsonObject:
     """Versions, device, commit and command of this process."""
     packages = {}
     for name in ("torch", "triton", "numpy", "nvidia-dali-cuda130", "torchmetrics", "cupy-cuda13x", "numba"):

@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from .errors import CheckpointError
 
+StateDict = dict[str, Any]
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _SHOWN = 3  # keys named of those that differ
-
-
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that is missing, damaged, of another format or of another training."""
 
 
 def refuse(problem: str) -> None:

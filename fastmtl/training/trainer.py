@@ -15,32 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..balance.plain_step import PlainUpdate, match_param_layout
+from ..balance.plain_step import PlainUpdate
 from ..balance.replay import Replay
 from ..config import TrainingConfig
 from ..distributed import World
-from ..errors import UserError
 from ..protocols import Balancer, Batch, Loader, Observer, Task, Update
 from . import checkpoint
+from .errors import Interrupted as Interrupted
+from .errors import NonFiniteError as NonFiniteError
+from .errors import OtherRanks as OtherRanks
 from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
-from .state_checks import load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
+from .trainer_state import TrainerState
 from .weight_averaging import WeightAverage
 
 
-class NonFiniteError(UserError, RuntimeError):
-    """A loss or gradient was NaN or infinite; no parameter took that step."""
-
-
-class Interrupted(UserError, RuntimeError):
-    """Training stopped on request, after saving where it was."""
-
-
-class OtherRanks(UserError, ValueError):
-    """A checkpoint of more or fewer ranks than there are now."""
-
-
-class Trainer:
+class Trainer(TrainerState):
     """Drives one model on K tasks.
 
     Args:
@@ -165,86 +155,6 @@ class Trainer:
         """Count epochs and steps on from where `before` ended."""
         self.epoch = self.first_epoch = before.epoch
         self.step_count = before.step_count
-
-    def state_dict(self, loader: Loader) -> dict[str, Any]:
-        """Everything a bit-equal continuation needs, the other ranks' own things too."""
-        on_gpu = self.device.type == "cuda"
-        return {
-            "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "balancer": self.balancer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "loader": loader.state_dict(),
-            "rng": self.world.gather(torch.get_rng_state()),
-            "rng_device": self.world.gather(torch.cuda.get_rng_state(self.device)) if on_gpu else None,
-            "progress": self._progress(),
-        }
-
-    def _progress(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "first_epoch": self.first_epoch,
-            "epoch": self.epoch,
-            "step": self.step_count,
-            "best_score": self.best_score,
-            "bad_epochs": self.bad_epochs,
-            "sums": self.world.gather(self.sums),
-        }
-
-    def resume(self, directory: Path, loader: Loader) -> None:
-        """Continue from a checkpoint of this trainer: the same model, tasks, balancer, data and number of ranks.
-
-        Raises:
-            OtherRanks: it is of more or fewer ranks.
-            CheckpointError: it is damaged, or of another training; says what differs.
-            ValueError: the loader has other data or settings.
-        """
-        state = checkpoint.load(directory)
-        if not isinstance(state.get("rng"), Tensor) or not state["rng"].dim():
-            raise checkpoint.CheckpointError(f"checkpoint {directory} is of no training: it has no rng.")
-        if len(state["rng"]) != self.world.size:
-            raise OtherRanks(
-                f"{directory} is of a training on {len(state['rng'])} rank(s), and this one has {self.world.size}: the "
-                f"batches would not go on. Continue it with torchrun --nproc-per-node {len(state['rng'])}."
-            )
-        try:
-            self.load_state_dict(state, loader)
-        except checkpoint.CheckpointError as error:
-            raise checkpoint.CheckpointError(f"{directory}: {error}") from error
-
-    def load_state_dict(self, state: dict[str, Any], loader: Loader) -> None:
-        """Continue where `state_dict` was taken.
-
-        Raises:
-            CheckpointError: the state is of another training; says what differs.
-            ValueError: the loader has other data or settings.
-        """
-        with loading("model"):
-            load_model(self.model, state["model"])
-        with loading("balancer"):  # before the optimizer: it gives learned weights their shape
-            load_balancer(self.balancer, state["balancer"], [task.name for task in self.tasks])
-        with loading("optimizer"):
-            load_optimizer(self.optimizer, state["optimizer"])
-            match_param_layout(self.optimizer)
-        for name in ("scheduler", "scaler", "average"):
-            if (part := getattr(self, name)) is not None:
-                with loading(name):
-                    load_like(part, state[name])
-        loader.load_state_dict(state["loader"])
-        with loading("progress"):
-            progress, rank = state["progress"], self.world.rank
-            refuse(mismatch(self._progress(), progress))
-            counts = (progress[name] for name in ("epoch", "step", "first_epoch", "bad_epochs"))
-            self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
-            self.best_score = progress["best_score"]
-            self.sums.copy_(progress["sums"][rank])
-        # Last, because moving the loader may itself have drawn random numbers.
-        with loading("rng"):
-            torch.set_rng_state(state["rng"][rank].clone())  # it reads from the beginning of the storage
-            if state["rng_device"] is not None:
-                torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)
 
     def _close_epoch(self, num_batches: int) -> dict[str, Any]:
         """Count the epoch; returns its part of the record."""

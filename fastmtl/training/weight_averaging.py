@@ -8,6 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from .state_checks import StateDict
+
 
 class WeightAverage:
     """EMA: w' <- decay w' + (1 - decay) w after every step. SWA: the mean of the weights after every epoch.
@@ -51,10 +53,10 @@ class WeightAverage:
         if self._kind == "swa" and epoch >= self._start:
             self._averaged.update_parameters(self._model)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return dict(self._averaged.state_dict())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self._averaged.load_state_dict(state)
 
 

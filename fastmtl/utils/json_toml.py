@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+JsonObject = dict[str, Any]
+JsonMapping = Mapping[str, Any]
 
 
 def read_json(path: Path) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -52,6 +53,16 @@ def assert_same(
         torch.testing.assert_close(a, b.to(a.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
     if check_warning:
         assert we_warned == they_warned, "a UserWarning on one side alone"
+
+
+@contextmanager
+def about(case: object) -> Iterator[None]:
+    """Name `case` where the block fails: one test has many."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"case: {case}")
+        raise
 
 
 def signature(cls: type) -> dict[str, Any]:

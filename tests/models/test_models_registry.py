@@ -148,7 +148,7 @@ def test_core_and_transformers_models_need_no_torchvision():
     script = (
         "import sys; sys.modules['torchvision'] = None; sys.path.insert(0, 'tests')\n"
         "import torch; torch.set_num_threads(1)\n"
-        "from _models import batch_of, build\n"
+        "from helpers.models import batch_of, build\n"
         "for name in sys.argv[1:]: build(name)(batch_of(2))\n"
         "assert sys.modules['torchvision'] is None\n"
     )

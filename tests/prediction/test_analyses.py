@@ -13,8 +13,7 @@ from torch import nn
 
 from fastmtl import models
 from fastmtl.cli import main
-from fastmtl.evaluation import panels
-from fastmtl.evaluation.analyse import analyse
+from fastmtl.evaluation import analyse, panels
 from fastmtl.evaluation.feature_maps import feature_maps, first_filters
 from fastmtl.evaluation.saliency import has_saliency, saliency
 from fastmtl.models import Output
@@ -150,7 +149,7 @@ def tiles(tmp_path_factory):
 def run(tiles, tmp_path_factory):
     """A run whose balancer weighs losses, watched."""
     out = tmp_path_factory.mktemp("runs") / "small"
-    options = ["balancer.name=linear", "--val-fraction", "0.5", "--log-every", "1", "--watch-gradients", "1"]
+    options = ["balancer.name=linear", "--val-fraction", "0.5", "--log-every", "1", "--gradient-stats-every", "1"]
     assert main(["train", "ebhi_joint_unet", "--data", str(tiles), "--out", str(out), *SMALL, *options]) == 0
     return out
 

@@ -207,16 +207,16 @@ def test_a_truncated_slide_is_set_aside_and_never_an_empty_map(tmp_path, slide):
 
 
 def test_another_mpp_predicts_a_slide_again(tmp_path, slide):
-    def predict(**mpp):
+    def go(**mpp):
         return predict({"a.tif": slide, "b.tif": slide}, tmp_path / "out", given=mpp, mpp=1.0)
 
-    assert predict() == ("slides", 2, 0, 0)
-    assert predict(**{"a.tif": 0.45}) == ("slides", 1, 1, 0)
+    assert go() == ("slides", 2, 0, 0)
+    assert go(**{"a.tif": 0.45}) == ("slides", 1, 1, 0)
     told = json.loads((tmp_path / "out" / "a.tif" / "summary.json").read_text())
     assert (told["mpp_source"], told["downsample"]) == ("given", pytest.approx(1 / 0.45))
-    assert predict(**{"a.tif": 0.45}) == ("slides", 0, 2, 0)
-    assert predict(**{"a.tif": 0.55}) == ("slides", 1, 1, 0)
-    assert predict() == ("slides", 1, 1, 0)
+    assert go(**{"a.tif": 0.45}) == ("slides", 0, 2, 0)
+    assert go(**{"a.tif": 0.55}) == ("slides", 1, 1, 0)
+    assert go() == ("slides", 1, 1, 0)
 
 
 def test_damaged_tiles_are_left_out_as_the_recipe_allows(tmp_path, slide):

@@ -1,0 +1,119 @@
+"""The state of a trainer: what a checkpoint holds, and how training continues from it, bit-equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..balance.plain_step import match_param_layout
+from ..distributed import World
+from ..protocols import Balancer, Loader, Task
+from . import checkpoint
+from .errors import CheckpointError, OtherRanks
+from .state_checks import StateDict, load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
+from .weight_averaging import WeightAverage
+
+
+class TrainerState:
+    """The part of `Trainer` that saves and continues; its constructor sets the attributes."""
+
+    model: nn.Module
+    tasks: list[Task]
+    balancer: Balancer
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: torch.amp.GradScaler | None
+    average: WeightAverage | None
+    device: torch.device
+    world: World
+    stage: str
+    epoch: int
+    step_count: int
+    first_epoch: int
+    best_score: float
+    bad_epochs: int
+    sums: Tensor
+
+    def state_dict(self, loader: Loader) -> StateDict:
+        """Everything a bit-equal continuation needs, the other ranks' own things too."""
+        on_gpu = self.device.type == "cuda"
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "loader": loader.state_dict(),
+            "rng": self.world.gather(torch.get_rng_state()),
+            "rng_device": self.world.gather(torch.cuda.get_rng_state(self.device)) if on_gpu else None,
+            "progress": self._progress(),
+        }
+
+    def _progress(self) -> StateDict:
+        return {
+            "stage": self.stage,
+            "first_epoch": self.first_epoch,
+            "epoch": self.epoch,
+            "step": self.step_count,
+            "best_score": self.best_score,
+            "bad_epochs": self.bad_epochs,
+            "sums": self.world.gather(self.sums),
+        }
+
+    def resume(self, directory: Path, loader: Loader) -> None:
+        """Continue from a checkpoint of this trainer: the same model, tasks, balancer, data and number of ranks.
+
+        Raises:
+            OtherRanks: it is of more or fewer ranks.
+            CheckpointError: it is damaged, or of another training; says what differs.
+            ValueError: the loader has other data or settings.
+        """
+        state = checkpoint.load(directory)
+        rng = state.get("rng")
+        if not isinstance(rng, Tensor) or not rng.dim():
+            raise CheckpointError(f"checkpoint {directory} is not of a training: it has no rng.")
+        if len(rng) != self.world.size:
+            raise OtherRanks(
+                f"{directory} is of a training on {len(rng)} rank(s), and this one has {self.world.size}: the "
+                f"batches would differ. Continue it with torchrun --nproc-per-node {len(rng)}."
+            )
+        try:
+            self.load_state_dict(state, loader)
+        except CheckpointError as error:
+            raise CheckpointError(f"{directory}: {error}") from error
+
+    def load_state_dict(self, state: StateDict, loader: Loader) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: the state is of another training; says what differs.
+            ValueError: the loader has other data or settings.
+        """
+        with loading("model"):
+            load_model(self.model, state["model"])
+        with loading("balancer"):  # before the optimizer: it gives learned weights their shape
+            load_balancer(self.balancer, state["balancer"], [task.name for task in self.tasks])
+        with loading("optimizer"):
+            load_optimizer(self.optimizer, state["optimizer"])
+            match_param_layout(self.optimizer)
+        for name in ("scheduler", "scaler", "average"):
+            if (part := getattr(self, name)) is not None:
+                with loading(name):
+                    load_like(part, state[name])
+        loader.load_state_dict(state["loader"])
+        with loading("progress"):
+            progress, rank = state["progress"], self.world.rank
+            refuse(mismatch(self._progress(), progress))
+            counts = (progress[name] for name in ("epoch", "step", "first_epoch", "bad_epochs"))
+            self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
+            self.best_score = progress["best_score"]
+            self.sums.copy_(progress["sums"][rank])
+        # Last, because moving the loader may itself have drawn random numbers.
+        with loading("rng"):
+            torch.set_rng_state(state["rng"][rank].clone())  # it reads from the beginning of the storage
+            if state["rng_device"] is not None:
+                torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)
