@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ..utils.deprecation import warn_renamed
 
 if TYPE_CHECKING:
+    from .checks.constant_maps import constant_maps
     from .checks.damaged_tiles import DamagedTilesError, check_tiles, usable_tiles
     from .checks.duplicates import duplicate_notices
     from .checks.examine import examine
-    from .checks.judge_maps import constant_maps, judge_maps, wrong_maps
+    from .checks.judge_maps import judge_maps, wrong_maps
     from .checks.mask_facts import MaskFacts, count_mask
     from .checks.patients import patient_notices, summary_lines
     from .checks.prepare import Prepared, prepare
@@ -74,7 +75,8 @@ _NAMES = {
     "checks.damaged_tiles": "DamagedTilesError check_tiles usable_tiles",
     "checks.duplicates": "duplicate_notices",
     "checks.examine": "examine",
-    "checks.judge_maps": "constant_maps judge_maps wrong_maps",
+    "checks.constant_maps": "constant_maps",
+    "checks.judge_maps": "judge_maps wrong_maps",
     "checks.mask_facts": "MaskFacts count_mask",
     "checks.patients": "patient_notices summary_lines",
     "checks.prepare": "Prepared prepare",

@@ -325,7 +325,7 @@ def test_structures_in_the_channels_of_a_mask_slide(size, says, tmp_path):
 @pytest.mark.parametrize("repeated", [False, True])
 def test_a_grey_mask_slide_is_not_three_structures(repeated, tmp_path):
     masks = [np.repeat(mask[..., None], 3, 2) if repeated else mask for mask in discs(255)]
-    says = "and all others have equal channels" if repeated else "has 1 channel, and each structure is one"
+    says = "has equal channels, as all others have" if repeated else "has 1 channel, and each structure is one"
     with pytest.raises(ConfigError, match=says):
         looked_at(as_slides(tmp_path, masks), "multilabel_segmentation", structures=["a", "b", "c"])
 

@@ -1,14 +1,14 @@
-"""A table of samples that anybody can write: one row a tile, a region of a slide, or a whole slide.
+"""Manifests: tables with one row per tile, region of a slide, or whole slide.
 
-Columns with a meaning of their own, all others are free (see `read_manifest`):
+Columns with a fixed meaning; all others are free (see `read_manifest`):
 
-    id          unique name; the image's path, or slide@x_y, when there is no such column
-    image       an image file, or another picture (`fastmtl.data.manifest.picture_refs` lists what a cell can say)
+    id          unique name; without this column the image's path, or slide@x_y
+    image       an image file, or another picture (see `fastmtl.data.manifest.picture_refs`)
     slide       with x, y, width, height (level-0 corner; size at `level` or `mpp`): a region; without: the whole slide,
-                and `mpp` is then that of its level 0, where the file does not say it or not rightly
-    mask        a picture over the same field of view
+                and `mpp` is then that of its level 0, where the file gives none or a wrong one
+    mask        a picture of the same field of view
     label       the class
-    patient     whom a split must not divide; `group` instead of it, where that is something else
+    patient     what a split must keep together; or `group`, where that is not the patient
     case, position    a specimen and the place of a slice in it, for samplers of neighbouring pairs
     split       "train", "val" or "test"
 
@@ -18,14 +18,13 @@ An empty cell means that nobody labelled the sample for that task.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from ...utils.suggestions import nearest
 from ..dataset import Dataset, ImageSource, Problem, Region, Tile, with_one_spelling
 from ..identifiers import clean_name, sample_key, says_missing
 from ..images.arrays import ArrayRow
@@ -35,33 +34,33 @@ from ..slides.grid import GridOptions
 from ..slides.opened import UnreadableSlideError, damage_of
 from . import column_types as cells_of
 from .class_spellings import merged_spellings
+from .column_names import REGION, RESERVED, check_names
 from .column_types import KINDS, Kind
 from .path_rule import PathRule
 from .picture_refs import PolygonOptions, read_picture
+from .polygon_notices import polygon_notices
 from .shared_files import rows_that_share
 from .slide_rows import grid_regions, is_region, manifest_mpp, read_region
 from .table_io import TextTable, read_table
 
-REGION = ("x", "y", "width", "height", "level", "mpp")
-RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group", "case", "position", "split")
 _KINDS: dict[str, Kind] = {"mask": "picture", "label": "label", "case": "text", "position": "number", "split": "text"}
-_WHOM = ("group", "patient", "case")  # the first column that exists says what a split must not divide
+_GROUPS = ("group", "patient", "case")  # a split keeps together what the first of these columns names
 SPLITS = ("train", "val", "test")
 _SAYS_MISSING = ("nan", "na", "n/a", "null")
 
 
 @dataclass(frozen=True)
 class ManifestOptions:
-    """How a manifest is read.
+    """How to read a manifest.
 
     Attributes:
-        columns: column -> kind, where inferring it (`fastmtl.data.manifest.column_types.infer_kind`) would be wrong.
+        columns: column -> kind, where `fastmtl.data.manifest.column_types.infer_kind` would be wrong.
         classes: label column -> its classes in order; sorted where they are not given.
-        labels: columns that tasks learn classes from: grades 1, 2 and 3 are classes there, and not numbers.
+        labels: columns that tasks learn classes from: whole numbers such as grades are classes there.
         root: folder that no path may leave; None is the manifest's own.
-        patient: finds the patient in a file's name where no column says it, see `group_of`.
-        grid: how whole slides are cut.
-        polygons: how polygons are drawn.
+        patient: finds the patient in a file name, without a column of patients, see `group_of`.
+        grid: how to cut whole slides.
+        polygons: how to draw polygons.
     """
 
     columns: Mapping[str, str] | None = None
@@ -78,17 +77,17 @@ def read_manifest(path: str | Path, options: ManifestOptions | None = None) -> D
 
     Free columns become `Tile.values` under their names: numbers, class indices (with the names in `Dataset.classes`),
     boxes (centre x, centre y, width, height in shares of the image), vectors, pictures, or text. A column whose name
-    nearly is one of those above, which is then missing, is an error: `patients` would silently split by file name.
+    is a slip of a missing one above is an error: with `patients`, data would silently be split by file name.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: one line that names the manifest, the line and the column.
+        ValueError: the content is wrong; the message is one line that names the manifest, the line and the column.
     """
     return _Reader(read_table(Path(path)), options or ManifestOptions()).read()
 
 
 class _Reader:
-    """One manifest on its way into a data set."""
+    """Reads one manifest."""
 
     def __init__(self, table: TextTable, options: ManifestOptions):
         folder = table.path.parent
@@ -97,8 +96,8 @@ class _Reader:
         lowered = {name: name.lower() for name in table.names}
         self.names = tuple(low if (low := lowered[name]) in RESERVED else name for name in table.names)
         self.column = {name: tuple(row[at] for row in table.rows) for at, name in enumerate(self.names)}
-        self._check_names()
-        self.odd = [problem for name in _WHOM if name in self.column for problem in self._one_spelling(name)]
+        check_names(table, self.names, {*(options.columns or {}), *(options.classes or {})})
+        self.odd = [problem for name in _GROUPS if name in self.column for problem in self._one_spelling(name)]
         free = [name for name in self.names if name in _KINDS or name not in RESERVED]
         self.kinds: dict[str, Kind] = {name: self._kind(name) for name in free}
         if "patient" in self.names and "group" in self.names:
@@ -120,25 +119,25 @@ class _Reader:
             raise ValueError(f"{self.table.path}: {self._no_tile(self.blank[0])}")
         classes = dict(self.classes)
         label = classes.pop("label", ())
-        told = next((column for column in _WHOM if column in self.column), None)
-        how = f"column {told}" if told else rule_in_words(self.options.patient)
+        groups = next((column for column in _GROUPS if column in self.column), None)
+        how = f"column {groups}" if groups else rule_in_words(self.options.patient)
         dataset = Dataset(self.table.path, label, tuple(tiles), self._notices(tiles), classes, how, self.mpp)
-        return dataset if told else with_one_spelling(dataset)
+        return dataset if groups else with_one_spelling(dataset)
 
     def _one_spelling(self, name: str) -> list[Problem]:
-        """Give each name in a column one spelling; says what was merged."""
+        """Give each name in a column one spelling; notices of what was merged."""
         filled = [cell for cell in self.column[name] if cell]
         chosen = one_spelling(filled)
         self.column[name] = tuple(chosen.get(cell, cell) for cell in self.column[name])
         return [Problem(self.table.path, reason) for reason in name_notices(filled, name, "row")]
 
     def _tiles(self, row: int) -> list[Tile]:
-        """One tile, or all of a whole slide's."""
+        """The row's tile, or all tiles of a whole slide."""
         place = self.table.place(row)
         cells = {name: column[row] for name, column in self.column.items() if column[row]}
-        for column in ("id", "image", "slide", "mask", *_WHOM):
+        for column in ("id", "image", "slide", "mask", *_GROUPS):
             if says_missing(cell := cells.get(column, "some")):
-                cure = "name the patient" if column in _WHOM else "leave the cell empty if there is none"
+                cure = "name the patient" if column in _GROUPS else "leave the cell empty if there is none"
                 raise ValueError(f"{place}: {column} is {cell!r}, which is not a name; {cure}")
         if ("image" in cells) == ("slide" in cells):
             raise ValueError(f"{place}: a row needs an image or a slide, and not both")
@@ -157,7 +156,7 @@ class _Reader:
         try:
             regions = grid_regions(slide, self.options.grid, place, self.mpp.get(slide))
         except UnreadableSlideError:
-            # One tile stands for it, without what would open it: whoever checks the tiles finds it among the damaged.
+            # One tile stands for the slide, without pictures that would open it: `check_tiles` reports it as damaged.
             side = self.options.grid.tile_size
             cells = {column: cell for column, cell in cells.items() if self.kinds.get(column) != "picture"}
             return [self._tile(row, cells, Region(slide, 0, 0, side, side), name, place)]
@@ -191,7 +190,7 @@ class _Reader:
             if kind == "pixel_box" and isinstance(value, tuple):
                 try:
                     return cells_of.box_of_pixels(value, *picture_size(image))
-                except OSError:  # `check_tiles` names the image, and a recipe may leave such tiles out
+                except OSError:  # `check_tiles` names the image, and a recipe may skip such tiles
                     return None
             return value
         if not cell:
@@ -199,7 +198,7 @@ class _Reader:
         return read_picture(cell, self.rule, place, over=image, whole_slide=whole_slide, polygons=self.options.polygons)
 
     def _group(self, cells: Mapping[str, str], place: str) -> str:
-        for column in _WHOM:
+        for column in _GROUPS:
             if column in self.column:
                 if column not in cells:
                     raise ValueError(f"{place}: {column} is empty; a split could not keep its tiles together")
@@ -207,93 +206,64 @@ class _Reader:
         return group_of(cells.get("image") or cells["slide"], self.options.patient)
 
     def _kind(self, name: str) -> Kind:
-        told = dict(self.options.columns or {}).get(name)
-        if told is not None and told not in KINDS:
-            raise ValueError(f"the kind of column {name!r} must be one of {', '.join(KINDS)}; got {told!r}")
-        if told is None and name in (self.options.classes or {}):
-            told = "label"
-        if told is not None:
-            return cast(Kind, told)
+        given = dict.fromkeys(self.options.classes or {}, "label") | dict(self.options.columns or {})
+        if name in given:
+            if given[name] not in KINDS:
+                raise ValueError(f"the kind of column {name!r} must be one of {', '.join(KINDS)}; got {given[name]!r}")
+            return cast(Kind, given[name])
         kind = _KINDS.get(name) or cells_of.infer_kind(name, self.column[name])
         may_be_classes = kind == "number" and name in self.options.labels and cells_of.are_classes(self.column[name])
         return "label" if may_be_classes else kind
 
-    def _check_names(self) -> None:
-        path = self.table.path
-        if "image" not in self.names and "slide" not in self.names:
-            near = next((name for name in self.names if _is_slip(name, "image") or _is_slip(name, "slide")), None)
-            hint = f"is {near!r} meant?" if near else f"its columns are {', '.join(self.table.names)}"
-            raise ValueError(f"{path} has neither a column image nor a column slide; {hint}; rename the one of files")
-        twice = [name for at, name in enumerate(self.names) if name in self.names[:at]]
-        if twice:
-            raise ValueError(f"{path} has two columns named {twice[0]!r}, apart from capitals")
-        declared = {*(self.options.columns or {}), *(self.options.classes or {})}
-        for name in sorted(declared - set(self.names)):
-            raise ValueError(f"{path} has no column {name!r}; {nearest(name, self.names)}")
-        for name in self.names:
-            if name in RESERVED or name in declared:
-                continue
-            meant = [known for known in RESERVED if known not in self.names and _is_slip(name, known)]
-            if meant:
-                raise ValueError(
-                    f"{path} has an unknown column {name!r}; if {meant[0]!r} is meant, rename it; if not, declare its "
-                    f"kind ({', '.join(KINDS)})"
-                )
-
     def _notices(self, tiles: Sequence[Tile]) -> tuple[Problem, ...]:
-        from .polygon_notices import polygon_notices
-
-        text = [name for name, kind in self.kinds.items() if kind == "text" and name not in RESERVED]
-        notices = [Problem(self.table.path, cells_of.why_text(name, self.column[name])) for name in text]
-        commas = (cells_of.why_commas(name, kind, self.column[name]) for name, kind in self._inferred())
-        far = (cells_of.why_sentinel(name, self.column[name]) for name, kind in self.kinds.items() if kind == "number")
-        notices += [Problem(self.table.path, reason) for reason in (*commas, *far) if reason]
-        notices += [
-            Problem(
-                self.table.path,
-                f"column {name!r} has a class {label!r}, which is learned as any other; leave cells empty where nobody "
-                "labelled",
-            )
+        path, kinds = self.table.path, self.kinds.items()
+        given = {*(self.options.columns or {}), *(self.options.classes or {})}
+        text = (name for name, kind in kinds if kind == "text" and name not in RESERVED)
+        reasons = [cells_of.why_text(name, self.column[name]) for name in text]
+        reasons += (cells_of.why_commas(name, kind, self.column[name]) for name, kind in kinds if name not in given)
+        reasons += (cells_of.why_sentinel(name, self.column[name]) for name, kind in kinds if kind == "number")
+        reasons += (
+            f"column {name!r} has a class {label!r}, which is learned as any other; leave cells empty where nobody "
+            "labelled"
             for name, labels in self.classes.items()
             for label in labels
             if label.lower() in _SAYS_MISSING
-        ]
+        )
         for name, original in zip(self.names, self.table.names, strict=True):
             if name in self.classes:
-                merged = merged_spellings(name, self.table.written(original), partial(self._class_of, name))
-                notices += [Problem(self.table.path, reason) for reason in merged]
-        notices += [Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank]
-        notices += dict.fromkeys([*self.odd, *self._oddities()])
-        notices += [Problem(self.table.path, said) for said in self._passed_over()]
-        notices += rows_that_share(tiles, self.table.path)
-        return (*notices, *polygon_notices(tiles))
+                reasons += merged_spellings(name, self.table.written(original), partial(self._class_of, name))
+        left_out = (Problem(slide, f"left out: {self._no_tile(slide)}") for slide in self.blank)
+        return (
+            *(Problem(path, reason) for reason in reasons if reason),
+            *left_out,
+            *dict.fromkeys([*self.odd, *self._damage_of_region_slides()]),
+            *(Problem(path, reason) for reason in self._ignored_cells()),
+            *rows_that_share(tiles, path),
+            *polygon_notices(tiles),
+        )
 
-    def _inferred(self) -> Iterable[tuple[str, Kind]]:
-        told = {*(self.options.columns or {}), *(self.options.classes or {})}
-        return ((name, kind) for name, kind in self.kinds.items() if name not in told)
-
-    def _oddities(self) -> list[Problem]:
-        """Of slides that rows name regions of; those that cannot be opened are found by whoever checks the tiles."""
+    def _damage_of_region_slides(self) -> list[Problem]:
+        """Problems of slides that rows name regions of; `check_tiles` reports those that cannot be opened."""
         found = []
         for slide in sorted(self.regions_of):
             with suppress(UnreadableSlideError):
                 found += [Problem(slide, reason) for reason in damage_of(slide, self.mpp.get(slide))]
         return found
 
-    def _passed_over(self) -> list[str]:
-        """Cells that mean nothing where they stand."""
-        said = [
+    def _ignored_cells(self) -> list[str]:
+        """Cells that have no meaning in their row."""
+        found = [
             f"column {name!r} is for slides only; it is ignored on rows with an image"
             for name in REGION
-            if any(image and cell for image, cell in self._pairs("image", name))
+            if self._both("image", name)
         ]
-        if "x" not in self.column and any(slide and level for slide, level in self._pairs("slide", "level")):
-            said.append("column 'level' is for regions; it is ignored for whole slides, which data.mpp cuts")
-        return said
+        if "x" not in self.column and self._both("slide", "level"):
+            found.append("column 'level' is for regions; it is ignored for whole slides, which data.mpp cuts")
+        return found
 
-    def _pairs(self, one: str, other: str) -> Iterable[tuple[str, str]]:
-        """The cells of two columns, row by row; none where one of them is missing."""
-        return zip(self.column.get(one, ()), self.column.get(other, ()), strict=False)
+    def _both(self, one: str, other: str) -> bool:
+        """Whether a row has a cell in both columns."""
+        return any(map(all, zip(self.column.get(one, ()), self.column.get(other, ()), strict=False)))
 
     def _class_of(self, name: str, cell: str) -> str:
         index = cells_of.parse_cell("label", cell, name, str(self.table.path), self.classes[name])
@@ -305,11 +275,3 @@ class _Reader:
             f"{slide.name} gives no tile of {grid.tile_size} pixels with {grid.min_tissue:.0%} tissue; lower "
             "data.min_tissue or data.tile_size where it has any"
         )
-
-
-def _is_slip(name: str, known: str) -> bool:
-    """Whether `name` is `known` with one slip: a plural, a letter more or less, blanks or dashes."""
-    plain = "".join(letter for letter in name.lower() if letter.isalnum())
-    if len(known) < 4:
-        return plain == known
-    return plain == known or plain in {known[:at] + known[at + 1 :] for at in range(len(known))} or plain == known + "s"

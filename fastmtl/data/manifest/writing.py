@@ -8,9 +8,9 @@ from typing import Any
 
 from ..dataset import Dataset, ImageSource, Region, kind_of
 from . import column_types as cells_of
+from .column_names import RESERVED
 from .path_rule import PathRule
 from .picture_refs import write_picture
-from .reading import RESERVED
 from .table_io import write_table
 
 
