@@ -46,6 +46,7 @@ class OpSpec:
         naive: (input, target) -> loss as people write it, in the inputs' dtype.
         tolerance: of float32 results against float64, relative to the largest.
         batched: whether vmap works; argument: what messages call the first input.
+        shares: stems of the ops whose definition and kernels this one runs on, where it has none of its own.
     """
 
     name: str
@@ -66,6 +67,7 @@ class OpSpec:
     tolerance: float = 5e-6
     batched: bool = True
     argument: str = "input"
+    shares: tuple[str, ...] = ()
 
 
 def _sigmoid(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
@@ -192,6 +194,7 @@ SPECS = (
         ),
         kept=3 * 2 * 3,
         naive=_as_tensor(F.binary_cross_entropy_with_logits),
+        shares=("dice_bce",),
     ),
     OpSpec(
         "overlap_sums",
@@ -200,6 +203,7 @@ SPECS = (
         _sigmoid,
         (lambda C: {}, lambda C: {"squared_pred": True, "pos_weight": _weights(C), "mask": _valid()}),
         kept=0,
+        shares=("dice_bce",),
     ),
     OpSpec(
         "overlap_sums softmax",
@@ -208,6 +212,7 @@ SPECS = (
         _classes,
         (lambda C: {}, lambda C: {"squared_pred": True, "ignore_index": 1, "mask": _valid()}),
         kept=0,
+        shares=("dice_ce", "softmax"),
     ),
     OpSpec(
         "tversky_loss",
@@ -220,6 +225,7 @@ SPECS = (
             lambda C: {"batch": True, "gamma": 1.5, "weight": _weights(C)},
         ),
         tolerance=1e-5,
+        shares=("overlap", "dice_bce"),
     ),
     OpSpec(
         "tversky_loss softmax",
@@ -228,6 +234,7 @@ SPECS = (
         _classes,
         (lambda C: {}, lambda C: {"include_background": False, "reduction": "sum", "ignore_index": 1}),
         tolerance=1e-5,
+        shares=("overlap", "dice_ce", "softmax"),
     ),
     OpSpec(
         "dice_ce_loss",
@@ -242,6 +249,7 @@ SPECS = (
         ),
         kept=3 * 2 * 3,
         naive=_naive_dice_ce,
+        shares=("softmax",),
     ),
     OpSpec(
         "cross_entropy",
@@ -255,6 +263,7 @@ SPECS = (
         ),
         kept=2,
         naive=F.cross_entropy,
+        shares=("class_loss", "dice_ce", "softmax"),
     ),
     OpSpec(
         "cross_entropy rows",
@@ -267,6 +276,7 @@ SPECS = (
         large=(90, 2000),
         maps=False,
         kept=3 * 2,
+        shares=("class_loss", "dice_ce", "softmax"),
     ),
     OpSpec(
         "focal_loss",
@@ -297,6 +307,7 @@ SPECS = (
         kept=2 + 3,
         naive=_naive_softmax_focal,
         tolerance=1e-5,
+        shares=("focal", "class_loss"),
     ),
     *(
         OpSpec(
