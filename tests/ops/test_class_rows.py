@@ -11,7 +11,6 @@ import torch
 from helpers.asserts import loss_and_gradient
 from helpers.op_backends import needs_cpp
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastmtl import ops
 from fastmtl.ops.losses import dice_ce_backends, focal_softmax_backends
@@ -109,39 +108,3 @@ def test_backends_keep_the_same_numbers():
         found, expected = (op(x, t.unsqueeze(1), None, None, *options, name)[1] for name in ("cpp", "reference"))
         assert found.shape[0] == 3
         torch.testing.assert_close(found, expected, rtol=2e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_inside_torch(name):
-    loss = LOSSES[name]
-    x, t = _rows((6, 70))
-    tasks = torch.stack([x, 2 * x, x + 1], 1)
-    each = torch.stack([loss(tasks[:, k], t, reduction="none") for k in range(3)])
-    torch.testing.assert_close(torch.vmap(lambda x: loss(x, t, reduction="none"), in_dims=1)(tasks), each)
-    by_task = torch.vmap(torch.func.grad(lambda x: loss(x, t)), in_dims=1)(tasks)
-    torch.testing.assert_close(by_task[1], loss_and_gradient(partial(loss, target=t), 2 * x)[1])
-
-    compiled = torch.compile(partial(loss, target=t), fullgraph=True, backend="aot_eager")
-    for a, b in zip(loss_and_gradient(compiled, x), loss_and_gradient(partial(loss, target=t), x), strict=True):
-        torch.testing.assert_close(a, b)
-
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    exact = x.double().requires_grad_()
-    (first,) = torch.autograd.grad(loss(exact, t), exact, create_graph=True)
-    (second,) = torch.autograd.grad((first * direction).sum(), exact)
-    ours = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(ours, t), ours, create_graph=True)
-    (found,) = torch.autograd.grad((gradient * direction).sum(), ours)
-    scale = second.abs().max().item()  # the second derivative is the reference's, in float32
-    torch.testing.assert_close(found.double(), second, rtol=1e-4, atol=1e-5 * scale)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-@pytest.mark.parametrize("name", LOSSES)
-def test_forward_mode(name):
-    x, t = _rows((6, 70))
-    direction = torch.randn_like(x)
-    gradient = loss_and_gradient(partial(LOSSES[name], target=t), x.double())[1]
-    with forward_ad.dual_level():
-        tangent = forward_ad.unpack_dual(LOSSES[name](forward_ad.make_dual(x, direction), t)).tangent
-    torch.testing.assert_close(tangent.double(), (gradient * direction).sum(), rtol=1e-4, atol=1e-6)

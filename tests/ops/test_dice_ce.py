@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from helpers.asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
+from helpers.asserts import assert_bit_equal, loss_and_gradient
 from helpers.classes import CLASS_DTYPES, PIXEL_MASKS, class_map, pixel_mask
 from helpers.inputs import laid_out, layout
-from helpers.op_backends import BACKENDS, KERNELS, dirty_memory, needs_cpp
+from helpers.op_backends import BACKENDS, KERNELS, dirty_memory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fastmtl import losses, ops
-from fastmtl.reference.dice_ce import dice_ce_loss as reference
+from fastmtl import ops
+from fastmtl.ops.core import backends
+from fastmtl.ops.losses.dice_ce_backends import Options
 
 pytestmark = dirty_memory
-SHAPES = [
-    (2, 3, 16, 16),
-    (1, 2, 7, 5),
-    (2, 6, 3, 4, 5),
-    (3, 2, 33, 31),
-    (2, 5),
-    (1, 9, 700),
-    (2, 40, 9, 5),
-    (1, 128, 5),
-]
 EVERYTHING = {"squared_pred": True, "jaccard": True, "label_smoothing": 0.1, "include_background": False}
 
 
@@ -46,25 +35,6 @@ def check(backend, x, t, tolerance=3e-6, **options):
     # Half gradients below the smallest normal number lose digits, which no kernel can help.
     small = {torch.float16: 6e-8}.get(x.dtype, tolerance * true_gradient.abs().max().item() + 1e-30)
     torch.testing.assert_close(gradient.double(), true_gradient, rtol=step, atol=small)
-
-
-@pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matches_the_definition(backend, shape):
-    x, t = class_map(shape)
-    weight = torch.rand(shape[1])
-    settings: tuple[dict[str, Any], ...] = (
-        {},
-        {"reduction": "none", "weight": weight, "squared_pred": True, "ce_weight": 0.2, "dice_weight": 2.0},
-        {"reduction": "sum", "weight": weight, "include_background": False, "label_smoothing": 0.3},
-        {"batch": True, "jaccard": True, "empty": "skip"},
-        EVERYTHING | {"weight": weight, "batch": True},
-        {"dice_weight": 0.0, "label_smoothing": 1.0},
-    )
-    number = SHAPES.index(shape)  # the interpreter is slow: all settings once, on other shapes two of them
-    few = backend == "triton" and number > 0
-    for options in (settings[number % 6], settings[(number + 3) % 6]) if few else settings:
-        check(backend, x, t, **options)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -113,61 +83,12 @@ def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     )
 
 
-def naive(x, t):
-    """The plain formula as people write it, in the dtype of the inputs."""
-    p, one_hot = x.softmax(1).flatten(2), F.one_hot(t.long(), x.shape[1]).movedim(-1, 1).to(x.dtype).flatten(2)
-    dice = 1 - (2 * (p * one_hot).sum(2) + 1e-5) / (p.sum(2) + one_hot.sum(2) + 1e-5)
-    return 0.5 * F.cross_entropy(x, t.long()) + 0.5 * dice.mean()
-
-
-@pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_error_is_within_the_naive_formulas(backend, dtype):
-    for seed in range(2):
-        x, t = class_map((2, 4, 48, 48), dtype, seed=seed)
-        true_value, true_gradient = truth(x, t)
-        value, gradient = loss_and_gradient(lambda x, t=t: ops.dice_ce_loss(x, t, backend=backend), x)
-        naive_value, naive_gradient = loss_and_gradient(lambda x, t=t: naive(x, t), x)
-        assert_within_budget(value, naive_value, true_value, dtype, "loss")
-        scale = true_gradient.abs().max()
-        assert_within_budget(gradient / scale, naive_gradient / scale, true_gradient / scale, dtype, "gradient")
-
-
-@needs_cpp
-@pytest.mark.parametrize("sums", [False, True])
-def test_backward_holds_the_copy_of_a_target_with_no_pixel_stride(sums):
-    """The copy and the gradient have as many bytes: freed too early, one would lie on the other."""
-    x, _ = class_map((2, 2, 8, 8), torch.float32)
-    sampled = class_map((2, 2, 16, 16), torch.float32, torch.int64)[1][..., ::2, ::2]
-
-    def run(target):
-        def loss(x):
-            if sums:
-                return ops.overlap_sums(x, target, activation="softmax").intersection.sum()
-            return ops.dice_ce_loss(x, target)
-
-        return loss_and_gradient(loss, x)
-
-    assert_bit_equal([run(sampled), run(sampled.contiguous())])
-
-
 def test_planes_of_several_chunks_and_a_mixed_layout():
     x, t = class_map((2, 3, 150, 130))
     check("cpp", x, t)
     check("cpp", layout(x, "channels_last"), t, mask=pixel_mask("pixel", x.shape))
     _, gradient = loss_and_gradient(lambda x: ops.dice_ce_loss(x, t), layout(x, "channels_last"))
     assert gradient.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("backend", KERNELS)
-def test_bit_equal_over_repeats_and_thread_counts(backend, two_threads):
-    x, t = class_map((2, 3, 20, 20) if backend == "triton" else (3, 5, 120, 121))
-    results = []
-    for threads in (2, 1, 2, 7):
-        torch.set_num_threads(threads)
-        results.append(loss_and_gradient(lambda x: ops.dice_ce_loss(x, t, backend=backend), layout(x, "misaligned")))
-        results.append(loss_and_gradient(lambda x: ops.dice_ce_loss(x, t, backend=backend), x))
-    assert_bit_equal(results)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -217,21 +138,170 @@ def test_parity_with_monai(options):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)  # MONAI's squared sums lose some digits
 
 
-@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, EVERYTHING | {"batch": True}], ids=str)
-def test_gradients_by_finite_differences(options):
-    x, t = class_map((2, 3, 3), torch.float64, ignored=7)
-    x, options = x.requires_grad_(), {"ignore_index": 7, "weight": torch.rand(3, dtype=torch.float64)} | options
-    assert torch.autograd.gradcheck(lambda x: reference(x, t, **options), x)
-    assert torch.autograd.gradcheck(lambda x: ops.dice_ce_loss(x, t, **options), x)
-    assert torch.autograd.gradgradcheck(lambda x: ops.dice_ce_loss(x, t, **options), x)
+@pytest.mark.parametrize("backend", KERNELS)
+def test_confident_logits_keep_their_small_losses_and_gradients(backend):
+    """1 - p_y and log p_y from p_y rounded in float32 would both be 0 here."""
+    x, t = torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2, 0]])
+    x.scatter_add_(1, t.unsqueeze(1), torch.tensor([[[16.0, 18.0, 20.0, 22.0]]]))
+    for options in ({"dice_weight": 0.0}, {"ce_weight": 0.0, "dice_weight": 1.0, "smooth_nr": 1.0, "smooth_dr": 1.0}):
+        _, gradient = loss_and_gradient(lambda x, o=options: ops.dice_ce_loss(x, t, backend=backend, **o), x)
+        _, true_gradient = truth(x, t, **options)
+        torch.testing.assert_close(gradient.double(), true_gradient, rtol=2e-5, atol=1e-37)
+    value, _ = loss_and_gradient(lambda x: ops.dice_ce_loss(x, t, dice_weight=0.0, backend=backend), x)
+    torch.testing.assert_close(value.double(), truth(x, t, dice_weight=0.0)[0], rtol=1e-5, atol=0)
+    wrong = ops.dice_ce_loss(x, (t + 1) % 3, dice_weight=0.0, ce_weight=1.0, backend=backend)
+    assert wrong.item() == pytest.approx((16 + 18 + 20 + 22) / 4)
 
 
-def test_module_is_the_op():
-    x, t = class_map((2, 3, 8, 8))
-    loss = losses.DiceCELoss(ce_weight=0.6, dice_weight=0.4, weight=torch.rand(3), empty="skip")
-    expected = ops.dice_ce_loss(x, t, ce_weight=0.6, dice_weight=0.4, weight=loss.weight, empty="skip")
-    assert_bit_equal([(loss(x, t),), (expected,)])
-    assert not list(loss.parameters())
-    assert "empty='skip'" in repr(loss)
-    with pytest.raises(TypeError, match="`smooth` is no setting"):
-        losses.DiceCELoss(smooth=1.0)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_infinite_logits(backend):
+    x, t = class_map((1, 3, 2, 8))
+    excluded = x.clone()
+    excluded[:, 2] = -float("inf")
+    value, gradient = loss_and_gradient(
+        lambda x: ops.dice_ce_loss(x, t.clamp(max=1), include_background=False, backend=backend), excluded
+    )
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    assert (gradient[:, 2] == 0).all()
+    assert ops.dice_ce_loss(excluded, torch.full_like(t, 2), backend=backend).item() == float("inf")
+    x[0, 1, 0, 0] = float("inf")
+    assert ops.dice_ce_loss(x, t, backend=backend).isnan()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_stays_in_its_sample(backend):
+    x, t = class_map((3, 3, 6, 6))
+    x[1, 0, 2, 2] = float("nan")
+    value, gradient = loss_and_gradient(lambda x: ops.dice_ce_loss(x, t, reduction="none", backend=backend), x)
+    assert value.isnan().tolist() == [False, True, False]
+    assert gradient.isnan().flatten(1).any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["sample", "pixel", "ignored"])
+def test_invalid_pixels_take_part_in_nothing(backend, kind):
+    shape = (3, 4, 9, 8)
+    x, t = class_map(shape)
+    valid = pixel_mask("sample" if kind == "sample" else "pixel", shape, seed=3)
+    full = valid.view(3, *(1, 1) if kind == "sample" else (9, 8)).expand(3, 9, 8)
+    dirty_x = torch.where(full.unsqueeze(1), x, float("nan"))
+    dirty_t = torch.where(full, t, torch.tensor(250, dtype=torch.uint8))
+    options = {"ignore_index": 250} if kind == "ignored" else {"mask": valid}
+    for reduction in ("mean", "sum", "none"):
+        settings = {"reduction": reduction, "label_smoothing": 0.1, "backend": backend}
+        clean = loss_and_gradient(lambda x, s=settings: ops.dice_ce_loss(x, t, mask=valid, **s), x)
+        dirty = loss_and_gradient(lambda x, s=settings: ops.dice_ce_loss(x, dirty_t, **options, **s), dirty_x)
+        assert_bit_equal([clean, dirty])
+        assert (clean[1][~full.unsqueeze(1).expand(shape)] == 0).all()
+        assert clean[0].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("how", ["mask", "ignore_index"])
+def test_nothing_valid_is_zero(backend, reduction, how):
+    x, t = torch.full((2, 3, 5, 5), float("nan")), torch.full((2, 5, 5), -100)
+    options = {"mask": torch.zeros(2, dtype=torch.bool)} if how == "mask" else {}
+    value, gradient = loss_and_gradient(
+        lambda x: ops.dice_ce_loss(x, t, reduction=reduction, smooth_dr=0.0, backend=backend, **options), x
+    )
+    assert (value == 0).all()
+    assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_policies(backend):
+    x, t = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
+    x[:, 2] = -float("inf")  # class 2 is nowhere, in the target nor the prediction; class 1 in the prediction alone
+
+    def dice(**options):
+        return ops.dice_ce_loss(x, t, ce_weight=0.0, dice_weight=3.0, backend=backend, **options).item()
+
+    first, second = 1 - (16 + 1e-5) / (24 + 1e-5), 1 - 1e-5 / (8 + 1e-5)
+    assert dice(empty="one") == pytest.approx(first + second)
+    assert dice(empty="zero") == pytest.approx(first + second + 1)
+    assert dice(empty="skip") == pytest.approx(3 * first)
+    assert dice(empty="skip", include_background=False) == 0.0
+
+
+def test_opcheck_of_counts():
+    x, t = class_map((2, 3, 6, 5))
+    options = Options(reduction="none", counts=True)
+    x = layout(x, "channels_last").requires_grad_()
+    tensors = (x, t.unsqueeze(1), torch.rand(3), pixel_mask("pixel", x.shape).unsqueeze(1))
+    torch.library.opcheck(torch.ops.fastmtl.dice_ce.default, (*tensors, *options))
+    loss, coefficients, _ = torch.ops.fastmtl.dice_ce(*tensors, *options)
+    grad = torch.rand_like(loss).detach().requires_grad_()
+    arguments = (grad, *tensors, coefficients.detach(), *options)
+    torch.library.opcheck(torch.ops.fastmtl.dice_ce_backward.default, arguments)
+
+
+@pytest.mark.parametrize("loss", [ops.dice_ce_loss, ops.cross_entropy], ids=lambda loss: loss.__name__)
+def test_compiles_where_the_batch_of_the_logits_alone_is_dynamic(loss):
+    torch._dynamo.reset()
+    x, t = class_map((6, 3, 6, 5))
+    torch._dynamo.maybe_mark_dynamic(x, 0)
+    compiled = torch.compile(lambda x: loss(x, t), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), loss(x, t), rtol=0, atol=0)
+
+
+def test_dtypes_of_the_loss():
+    x, t = class_map((1, 2, 4, 4))
+    assert not ops.dice_ce_loss(x, t).requires_grad
+    assert ops.dice_ce_loss(x.bfloat16(), t).dtype == torch.float32
+    assert ops.dice_ce_loss(x.double(), t).dtype == torch.float64
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("wrong", [3, -1, 2**32, -(2**31) - 98])
+def test_a_class_number_out_of_range_raises_on_the_cpu(backend, wrong):
+    x, t = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    t[0, 1, 1] = wrong
+    message = r"`target` holds class numbers that `input` has no channel for \(1 pixels\): they must lie in 0 to 2"
+    with pytest.raises(ValueError, match=message):
+        ops.dice_ce_loss(x, t, backend=backend)
+    with pytest.raises(ValueError, match=message):
+        ops.overlap_sums(x, t, activation="softmax", backend=backend)
+    with pytest.raises(ValueError, match=message):
+        ops.focal_loss(x, t, activation="softmax", backend=backend)
+    assert ops.dice_ce_loss(x, t, ignore_index=wrong, backend=backend).isfinite()
+    assert ops.dice_ce_loss(x, t, mask=t != wrong, backend=backend).isfinite()
+
+
+X, T = torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.int64)
+BAD = [
+    (
+        (X, T[:, :4]),
+        {},
+        ValueError,
+        r"`target` must be class numbers \[2, 8, 8\] or \[2, 1, 8, 8\], or prob.*\[2, 4, 8\]",
+    ),
+    ((X, X.movedim(1, -1)), {}, ValueError, r"got \[2, 8, 8, 3\]. Move its channels: target.movedim\(-1, 1\)"),
+    ((X, T.float()), {}, ValueError, r"`target` must be bool, uint8, .*; got float32. .* target.long\(\)"),
+    ((X[:, :1], T), {}, ValueError, "`input` must have a channel for each of 2 or more classes.* for a sigmoid"),
+    ((X[0, 0, 0], T[0, 0]), {}, ValueError, r"`input` must be \[B, C, \*spatial\]; got \[8\]"),
+    ((X, T), {"ce_weight": float("nan")}, ValueError, "`ce_weight` must be finite; got nan"),
+    ((X, T), {"dice_weight": None}, TypeError, "`dice_weight` must be a number; got NoneType"),
+    ((X, T), {"batch": "no"}, TypeError, "`batch` must be True or False; got 'no'"),
+    ((X, T), {"include_background": 0}, TypeError, "`include_background` must be True or False; got 0"),
+    ((X, T), {"label_smoothing": 1.5}, ValueError, "`label_smoothing` must lie in 0 to 1; got 1.5"),
+    ((X, T), {"ignore_index": 1.0}, TypeError, "`ignore_index` must be an integer; got float"),
+    ((X, T), {"ignore_index": 2**70}, ValueError, "`ignore_index` must fit into int64"),
+    ((X, T), {"smooth_nr": -1.0}, ValueError, "`smooth_nr` must be 0 or more; got -1.0"),
+    ((X, T), {"empty": "two"}, ValueError, "`empty` must be one of 'one', 'zero', 'skip'; got 'two'"),
+    ((X, T), {"reduction": "total"}, ValueError, "`reduction` must be one of 'none', 'mean', 'sum'; got 'total'"),
+    ((X, T), {"reduction": "none", "batch": True}, ValueError, "`reduction` must be 'mean' with batch=True"),
+    ((X, T), {"weight": torch.ones(2)}, ValueError, r"`weight` must be \[3\], one for each class; got \[2\]"),
+    ((X, T), {"weight": [1, 1, 1]}, TypeError, "`weight` must be a Tensor; got list"),
+    ((X, T), {"weight": torch.ones(3, requires_grad=True)}, ValueError, "`weight` gets no gradient"),
+    ((X, T), {"mask": torch.ones(8, 8).bool()}, ValueError, r"`mask` must be \[2\] or broad.* \[2, 8, 8\] .*\[8, 8\]"),
+    ((X, X), {"return_counts": True}, ValueError, r"`return_counts` needs class numbers .* target.argmax\(1\)"),
+    ((X.double(), T), {"backend": "cpp"}, backends.BackendError, "backend 'cpp' cannot run `dice_ce`: "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "error", "message"), BAD, ids=[case[3][:40] for case in BAD])
+def test_bad_arguments(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        ops.dice_ce_loss(*arguments, **options)

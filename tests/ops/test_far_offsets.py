@@ -59,3 +59,21 @@ def test_triton_reads_past_two_to_the_31_elements():
     t, x = storage.as_strided((2, 1, 64), (far, 64, 1)), torch.randn(2, 1, 64)
     expected = ops.overlap_sums(x, t.contiguous(), backend="triton")
     assert_bit_equal([tuple(ops.overlap_sums(x, t, backend="triton")), tuple(expected)])
+
+
+@needs_cpp
+@pytest.mark.parametrize("name", ["dice_bce", "dice_ce", "mse", "nearest", "area"])
+def test_targets_past_two_to_the_31_elements(name):
+    far, x = 2**31 + 4096, torch.randn(2, 1, 8, 8)
+    storage = far_bytes(far + 64)
+    storage[far:] = 1
+    t = storage.as_strided((2, 1, 8, 8), (far, 64, 8, 1))
+
+    def loss(t: torch.Tensor) -> torch.Tensor:
+        if name == "dice_ce":
+            return ops.dice_ce_loss(torch.cat([x, -x], 1), t, reduction="none")
+        if name in ("nearest", "area"):
+            return ops.deep_supervision_loss([x, x[..., ::2, ::2]], t, downsample=name, reduction="none")
+        return (ops.mse_loss if name == "mse" else ops.dice_bce_loss)(x, t, reduction="none")
+
+    assert_bit_equal([(loss(t),), (loss(t.contiguous()),)])

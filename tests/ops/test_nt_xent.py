@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fastmtl import ops
+from fastmtl.ops.core import backends
 from fastmtl.reference.nt_xent import nt_xent_loss as reference
 
 pytestmark = dirty_memory
@@ -171,11 +172,45 @@ def test_nan_is_not_hidden(backend, bad):
         assert all(gradient.isnan().any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("backend", KERNELS)
-def test_bit_equal_over_repeats_and_thread_counts(backend, two_threads):
-    z1, z2 = views(*((20, 9) if backend == "triton" else (400, 50)))
-    results = []
-    for threads in (2, 1, 2, 7):
-        torch.set_num_threads(threads)
-        results.append(run(z1, z2, backend=backend))
-    assert_bit_equal(results)
+@needs_cpp
+def test_memory_is_linear_in_the_batch():
+    """At 2N = 2048 the similarities would take 16 MiB; nothing as large is allocated, nor kept for the backward."""
+    from torch.profiler import ProfilerActivity, profile
+
+    z1, z2 = (z.requires_grad_() for z in views(1024, 32))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        loss = ops.nt_xent_loss(z1, z2)
+    assert sorted(t.numel() for t in saved) == [2 * 2048 + 1, 2048 * 32]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        ops.nt_xent_loss(z1, z2).backward()
+    sizes = [e.nbytes() for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert 2**18 < max(sizes) < 2**21
+    assert loss.isfinite()
+
+
+def test_no_gradient_without_asking():
+    z1, z2 = views(4, 4)
+    assert not ops.nt_xent_loss(z1, z2).requires_grad
+    assert ops.nt_xent_loss(z1.double(), z2.double()).dtype == torch.float64
+
+
+Z = torch.randn(4, 8)
+
+
+BAD = [
+    ((Z[0], Z[0]), {}, ValueError, r"`z1` must be \[N, D\], .*; got \[8\]"),
+    ((Z, Z[:2]), {}, ValueError, r"`z2` must match `z1` \[4, 8\]; got \[2, 8\]"),
+    ((Z, Z.double()), {}, ValueError, "`z2` must be torch.float32 like `z1`; got torch.float64"),
+    ((Z, Z), {"temperature": 0.0}, ValueError, "`temperature` must lie in 1e-30 to 1e\\+30; got 0.0"),
+    ((Z, Z), {"temperature": float("nan")}, ValueError, "`temperature` must be finite; got nan"),
+    ((Z, Z), {"temperature": torch.tensor(0.1)}, TypeError, "`temperature` must be a number; got Tensor"),
+    ((Z, Z), {"mask": torch.ones(8).bool()}, ValueError, r"`mask` must be \[4\], one for each pair; got \[8\]"),
+    ((Z.double(), Z.double()), {"backend": "cpp"}, backends.BackendError, "backend 'cpp' cannot run `nt_xent`: "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "error", "message"), BAD, ids=[case[3][:40] for case in BAD])
+def test_bad_arguments(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        ops.nt_xent_loss(*arguments, **options)

@@ -1,22 +1,18 @@
-"""What Mask2Former's loss is made of: `ops.sample_points`, `sample_uncertain_points`, `pairwise_mask_cost`."""
+"""`ops.sample_points` and `ops.sample_uncertain_points`, from which Mask2Former's loss is computed."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from helpers.asserts import assert_bit_equal, assert_within_budget
 from helpers.inputs import generator
 from helpers.op_backends import BACKENDS, device_of, needs_cpp
 from helpers.parity import transformers_mask2former
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample
+from torch.nn.functional import grid_sample
 
 from fastmtl import ops
 from fastmtl.reference import points as reference
@@ -90,55 +86,6 @@ def test_gradient_is_the_transpose(dtype, backend, poisoned_memory):
     assert (gradient.double() - truth).abs().max() <= tolerance * truth.abs().max()
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_any_number_of_derivatives(backend):
-    maps, coordinates = inputs(1, 2, 3, 4, 6, torch.float64)
-
-    def sample(maps: Tensor) -> Tensor:
-        return ops.sample_points(maps, coordinates, backend=backend)
-
-    torch.autograd.gradcheck(sample, maps.requires_grad_())
-    torch.autograd.gradgradcheck(sample, maps)
-
-
-def test_the_backward_keeps_the_coordinates_alone():
-    maps, coordinates = inputs()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
-        ops.sample_points(maps.requires_grad_(), coordinates).sum()
-    assert kept == [coordinates.shape]
-
-
-@needs_cpp
-def test_the_same_bits_whatever_the_threads(two_threads):
-    maps, coordinates = inputs(2, 20, 30, 30, 3000)
-    results = []
-    for threads in (1, 2, 2):
-        torch.set_num_threads(threads)
-        leaf = maps.clone().requires_grad_()
-        found = ops.sample_points(leaf, coordinates)
-        results.append((found.detach(), *torch.autograd.grad(found.square().sum(), leaf)))
-    assert_bit_equal(results)
-
-
-@needs_cpp
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_every_instruction_set(isa):
-    """Each in its own process: the choice is made once, at load. All other tests see the best one."""
-    script = (
-        "import torch; from fastmtl import ops; torch.manual_seed(0)\n"
-        "x, at = torch.randn(2, 3, 9, 13, requires_grad=True), torch.rand(2, 300, 2) * 1.2 - 0.1\n"
-        "a, b = (ops.sample_points(x, at, backend=name) for name in ('cpp', 'reference'))\n"
-        "torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)\n"
-        "c, d = (torch.autograd.grad(value.square().sum(), x)[0] for value in (a, b))\n"
-        "torch.testing.assert_close(c, d, rtol=1e-5, atol=1e-4)\n"
-        "for cost in (torch.randn(3, 11, 6), torch.randint(3, (3, 6, 11)).float()):\n"
-        "    c, d = (ops.linear_assignment(cost, backend=name) for name in ('cpp', 'reference'))\n"
-        "    assert torch.equal(c, d)\n"
-    )
-    subprocess.run([sys.executable, "-c", script], env=os.environ | {"FASTMTL_ISA": isa}, check=True, timeout=120)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, under Triton's interpreter
 def test_what_is_not_finite_stays_where_it_is(backend):
@@ -152,17 +99,6 @@ def test_what_is_not_finite_stays_where_it_is(backend):
     nowhere = torch.tensor([[[math.nan, 0.5], [math.inf, 0.5], [0.5, -1e30], [0.5, 1e30]]])
     found = ops.sample_points(torch.ones(1, 1, 4, 4).to(device), nowhere.to(device), backend=backend)
     assert found.count_nonzero() == 0
-
-
-def test_opcheck_and_compile():
-    maps, coordinates = inputs()
-    maps.requires_grad_()
-    torch.library.opcheck(torch.ops.fastmtl.sample_points.default, (maps, coordinates, "auto"))
-    grad = torch.randn(2, 3, 40, requires_grad=True)
-    torch.library.opcheck(torch.ops.fastmtl.scatter_points.default, (grad, coordinates, 7, 5, "auto"))
-    compiled = torch.compile(ops.sample_points, fullgraph=True, backend="aot_eager")
-    for run in (compiled, ops.sample_points):
-        assert torch.equal(run(maps, coordinates), ops.sample_points(maps, coordinates))
 
 
 def test_uncertain_points_are_those_of_transformers(monkeypatch):
@@ -189,53 +125,6 @@ def test_uncertain_points_by_ratio(ratio):
     assert torch.equal(points, again)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.bool, torch.float32], ids=str)
-def test_pairwise_costs_equal_transformers(dtype, target_dtype):
-    modeling, source = transformers_mask2former(), generator(0)
-    logits = (torch.randn(2, 6, 300, generator=source) * 5).to(dtype)
-    targets = torch.rand(2, 4, 300, generator=source)
-    targets = targets if target_dtype.is_floating_point else (targets < 0.3).to(target_dtype)
-    found = ops.pairwise_mask_cost(logits, targets, bce_weight=2.0, dice_weight=3.0)
-
-    def peer(dtype: torch.dtype) -> Tensor:
-        pairs = zip(logits.to(dtype), targets.to(dtype), strict=True)
-        return torch.stack(
-            [
-                2 * modeling.pair_wise_sigmoid_cross_entropy_loss(x, t) + 3 * modeling.pair_wise_dice_loss(x, t)
-                for x, t in pairs
-            ]
-        )
-
-    if dtype == torch.float64:
-        torch.testing.assert_close(found, peer(dtype), rtol=1e-12, atol=1e-12)
-    else:
-        assert found.dtype == torch.float32
-        assert_within_budget(found, peer(dtype), peer(torch.float64), dtype)
-
-
-def test_pairwise_diagonal_is_the_loss_of_pairs():
-    logits = torch.randn(1, 3, 50, generator=generator(1), dtype=torch.float64, requires_grad=True)
-    targets = (torch.rand(1, 3, 50, generator=generator(2)) < 0.5).double()
-    bce = binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(2)
-    found = ops.pairwise_mask_cost(logits, targets, dice_weight=0.0).diagonal(dim1=1, dim2=2)
-    torch.testing.assert_close(found, bce)
-    found = ops.pairwise_mask_cost(logits, targets, bce_weight=0.0).diagonal(dim1=1, dim2=2)
-    dice = ops.dice_bce_loss(
-        logits, targets, bce_weight=0.0, dice_weight=1.0, smooth_nr=1.0, smooth_dr=1.0, reduction="none"
-    )
-    torch.testing.assert_close(found, dice)
-    torch.autograd.gradcheck(lambda x: ops.pairwise_mask_cost(x, targets), logits)
-
-
-def test_pairwise_costs_of_large_and_infinite_logits():
-    logits = torch.tensor([[[80.0, -80.0], [math.inf, 0.0], [0.0, 0.0]]])
-    costs = ops.pairwise_mask_cost(logits, torch.tensor([[[1, 0], [0, 1]]], dtype=torch.uint8))[0]
-    torch.testing.assert_close(costs[0], torch.tensor([0.0, 80.0 + 2 / 3]))
-    assert costs[1].isnan().all()
-    assert costs[2].isfinite().all()
-
-
 _MAPS, _AT = torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 2)
 
 
@@ -253,12 +142,6 @@ _MAPS, _AT = torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 2)
         (lambda: ops.sample_uncertain_points(_MAPS, 0), "`num_points`"),
         (lambda: ops.sample_uncertain_points(_MAPS, 3, oversample_ratio=0.9), "`oversample_ratio`"),
         (lambda: ops.sample_uncertain_points(_MAPS, 3, importance_sample_ratio=2.0), "`importance_sample_ratio`"),
-        (lambda: ops.pairwise_mask_cost(_AT, _AT[:1]), r"`targets` \[B, T, N\]"),
-        (lambda: ops.pairwise_mask_cost(_AT, _AT[..., :1]), r"`targets` \[B, T, N\]"),
-        (lambda: ops.pairwise_mask_cost(_AT[..., :0], _AT[..., :0]), "N of 1 or more"),
-        (lambda: ops.pairwise_mask_cost(_AT.long(), _AT), "`mask_logits` must be float"),
-        (lambda: ops.pairwise_mask_cost(_AT, _AT, dice_weight=math.nan), "`dice_weight` must be finite"),
-        (lambda: ops.pairwise_mask_cost(_AT, _AT.to("meta")), "`targets` must be on cpu"),
     ],
 )
 def test_arguments_that_do_not_fit(call, message):
