@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+from ..utils.json_toml import JsonMapping
+
 
 def plain(console: Console) -> Console:
     """The console, printing texts as they are: what rich takes for markup or emoji is part of a path or a name."""
