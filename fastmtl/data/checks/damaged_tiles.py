@@ -1,7 +1,7 @@
 """Open every image, mask and slide before training: a damaged file found at hour nine costs nine hours.
 
-Files are decoded in full. Exceptions alone do not find all damage: a JPEG whose second half is zeros decodes to grey
-without one, so the stream itself is looked at too.
+Files are decoded in full. Some damage raises no exception: a JPEG whose second half is zeros decodes to grey, so its
+stream is checked too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "
 
 
 class DamagedTilesError(ValueError):
-    """Some tiles cannot be used; `problems` lists all of them."""
+    """Some tiles cannot be used; `problems` lists all reasons."""
 
     def __init__(self, message: str, problems: Sequence[Problem]):
         super().__init__(message)
@@ -40,19 +40,18 @@ class DamagedTilesError(ValueError):
 def check_tiles(
     tiles: Iterable[Tile], *, max_pixels: int = MAX_PIXELS, num_threads: int | None = None
 ) -> list[Problem]:
-    """Decode every image and mask; the files that training could not use, in the tiles' order.
+    """Decode every image and mask; the files that training cannot use, in the tiles' order.
 
-    Found: missing, empty, truncated and partly zeroed files, formats the loader cannot read (whatever the suffix says),
-    16-bit images, palette, 16-bit and coloured masks, a mask of another size than its image, more than `max_pixels`;
-    polygons, run-length codes and arrays that cannot be drawn; slides that cannot be opened and regions outside them.
-    The tiles inside a slide are not decoded: the loader quarantines what is damaged there.
+    Finds missing, empty, truncated and partly zeroed files; formats that the loader cannot read (whatever the suffix);
+    16-bit images; palette, 16-bit and coloured masks; masks of another size than their image; images of more than
+    `max_pixels`; polygons, run-length codes and arrays that cannot be drawn; slides that cannot be opened, and regions
+    outside them. The tiles inside a slide are not decoded: the loader quarantines damaged ones.
     """
-    found = _check_each(tiles, max_pixels, num_threads)
-    return list(dict.fromkeys(problem for problems in found for problem in problems))
+    return _distinct(_check_each(tiles, max_pixels, num_threads))
 
 
 MAX_DAMAGED = 0.05
-"""Share of damaged tiles from which the disk is to blame."""
+"""Above this share of damaged tiles, the disk is to blame."""
 
 
 def usable_tiles(
@@ -62,32 +61,35 @@ def usable_tiles(
     max_damaged: float = MAX_DAMAGED,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Dataset, tuple[Problem, ...]]:
-    """The folder without its damaged tiles, and what is wrong with them.
+    """The folder without its damaged tiles, and the problems of those.
 
     Args:
         folder: the tiles to check.
-        on_damaged: "raise" accepts no damage; "skip" leaves out a tile whose image or mask is damaged.
-        max_damaged: "skip" still raises when more than this fraction of the tiles is damaged: then it is rather the
-            disk or the copy that is broken, and training on the rest would be biased without anybody noticing.
+        on_damaged: "raise" accepts no damage; "skip" leaves out tiles whose image or mask is damaged.
+        max_damaged: "skip" still raises above this share of damaged tiles: the disk or the copy is broken then, and
+            training on the rest would be biased without anybody noticing.
         max_pixels: images with more pixels count as damaged.
 
     Raises:
-        DamagedTilesError: names the first files and counts all.
+        DamagedTilesError: tiles are damaged; the message counts them and names the first files.
     """
     if on_damaged not in ("raise", "skip"):
         raise ValueError(f'`on_damaged` must be "raise" or "skip"; got {on_damaged!r}')
     found = _check_each(folder.tiles, max_pixels, None)
-    problems = list(dict.fromkeys(problem for problems in found for problem in problems))
+    problems = _distinct(found)
     good = tuple(tile for tile, wrong in zip(folder.tiles, found, strict=True) if not wrong)
     lost = len(folder) - len(good)
     if lost and (on_damaged == "raise" or lost > max_damaged * len(folder)):
-        raise DamagedTilesError(_summary(lost, len(folder), problems, on_damaged), problems)
+        advice = (
+            'repair them or pass on_damaged="skip"' if on_damaged == "raise" else "too many to skip: check the disk"
+        )
+        first = few(list(map(str, problems)), 3, "; ")
+        raise DamagedTilesError(f"{lost} of {len(folder)} tiles are damaged ({advice}): {first}", problems)
     return replace(folder, tiles=good, problems=folder.problems + tuple(problems)), tuple(problems)
 
 
-def _summary(lost: int, total: int, problems: Sequence[Problem], policy: str) -> str:
-    advice = 'repair them or pass on_damaged="skip"' if policy == "raise" else "too many to skip: check the disk"
-    return f"{lost} of {total} tiles are damaged ({advice}): {few(list(map(str, problems)), 3, '; ')}"
+def _distinct(found: Iterable[list[Problem]]) -> list[Problem]:
+    return list(dict.fromkeys(problem for problems in found for problem in problems))
 
 
 def _check_each(tiles: Iterable[Tile], max_pixels: int, num_threads: int | None) -> list[list[Problem]]:
@@ -114,7 +116,7 @@ def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
 
 
 def _same_shape(image: tuple[int, int], mask: tuple[int, int]) -> bool:
-    """Whether a mask of a region has its aspect, to a pixel: slides and masks seldom share a resolution."""
+    """Whether a mask has its region's aspect, to a pixel: slides and masks seldom share a resolution."""
     one, other = image[0] * mask[1], image[1] * mask[0]
     return abs(one - other) <= max(*image, *mask, 0.01 * one)
 
@@ -122,7 +124,7 @@ def _same_shape(image: tuple[int, int], mask: tuple[int, int]) -> bool:
 def _check_picture(
     picture: ImageSource, image: ImageSource, is_mask: bool, max_pixels: int, problems: list[Problem]
 ) -> tuple[int, int] | None:
-    """(width, height); None when it cannot be used, and then `problems` has a new entry."""
+    """(width, height) of a picture; None, and a new entry in `problems`, when it cannot be used."""
     if isinstance(picture, Path):
         return _check_file(picture, is_mask, max_pixels, problems)
     try:
@@ -135,7 +137,7 @@ def _check_picture(
         if is_mask:
             note_drawing(picture, pixels)
         return pixels.shape[1], pixels.shape[0]
-    except Exception as error:  # as for files: whatever a reader raises, it must not be trained on
+    except Exception as error:  # readers raise many types on damaged data, and each means: do not train on it
         reason = reason_of(error)
     where = named_file(picture, image)
     problems.append(Problem(where, reason.removeprefix(f"{where}: ").removeprefix(f"{where} ")))
@@ -164,7 +166,7 @@ def named_file(picture: ImageSource, image: ImageSource) -> Path:
 
 
 def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Problem]) -> tuple[int, int] | None:
-    """(width, height) as shown; None when the file is unusable, and then `problems` has a new entry."""
+    """(width, height) of a file's image as shown; None, and a new entry in `problems`, when it cannot be used."""
     image_module = require("PIL.Image", "checking images")
     try:
         data = read_encoded(path)
@@ -177,7 +179,7 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
         reason = "not an image, or its header is damaged"
     except (image_module.DecompressionBombError, image_module.DecompressionBombWarning):
         reason = f"declares more than {max_pixels:,} pixels"
-    except Exception as error:  # decoders raise many types on damaged data, and each means the same: do not train on it
+    except Exception as error:  # as in `_check_picture`
         reason = reason_of(error)
     problems.append(Problem(path, reason))
     return None

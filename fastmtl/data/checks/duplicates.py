@@ -1,4 +1,4 @@
-"""Images that are there twice: of two patients they let a split leak, however carefully it is made."""
+"""Images that appear twice: in two patients, they let any split leak."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LOOKED_AT = 4096  # bytes: a page
 def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Problem]:
     """A notice where tiles show the same picture: the same file or region, or image files that are equal byte for byte.
 
-    Only files of one size are read, and in full only those that are equal at their middle.
+    Only files of equal size are read, and in full only those whose middles are equal.
 
     Args:
-        dataset: whose tiles are compared.
-        leaks_alone: pictures of one patient are passed over.
+        dataset: the tiles to compare.
+        leaks_alone: whether to report only pictures that several patients share.
     """
     groups = [tiles for tiles in _same(dataset.tiles).values() if len(tiles) > 1]
     leaks = [tiles for tiles in groups if len({tile.group for tile in tiles}) > 1]
@@ -40,7 +40,7 @@ def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Pr
 
 
 def _key(picture: ImageSource) -> Hashable:
-    """An own format's pictures may have no hash; each is then taken for another."""
+    """What equal pictures share; a picture of a user's format may have no hash, and then equals no other."""
     return picture if isinstance(picture, Hashable) else id(picture)
 
 
@@ -54,7 +54,7 @@ def _same(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
 
 
 def _contents(files: Iterable[Path]) -> dict[Path, bytes]:
-    """A digest of each file that looks like another."""
+    """A digest of each file that may equal another."""
     alike: dict[Hashable, list[Path]] = defaultdict(list)
     for file in files:
         alike[_size(file)].append(file)
@@ -70,7 +70,7 @@ def _contents(files: Iterable[Path]) -> dict[Path, bytes]:
 
 
 def _size(file: Path) -> int:
-    """0 where it is no file, which `check_tiles` says."""
+    """0 where it is not a file, which `check_tiles` reports."""
     try:
         state = file.stat()
     except OSError:
@@ -79,7 +79,7 @@ def _size(file: Path) -> int:
 
 
 def _middle(file: Path) -> bytes:
-    """Some bytes in which pictures of one size differ: headers are alike, and ends may be."""
+    """Bytes that differ in most pictures of one size: headers are alike, and ends may be."""
     with file.open("rb") as content:
         content.seek(file.stat().st_size // 2)
         return content.read(_LOOKED_AT)

@@ -1,4 +1,4 @@
-"""What a data set holds and what is broken in it, counted: every file is opened and every region decoded."""
+"""What a data set holds and what is broken in it: every file is opened and every region decoded."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int 
     columns = _columns(dataset)
     odd = [
         *patient_notices(dataset),
-        *_of_columns(dataset, columns),
-        *_of_split(dataset),
+        *_column_notices(dataset, columns),
+        *_split_notices(dataset),
         *of_masks,
         *duplicate_notices(dataset),
     ]
@@ -80,14 +80,14 @@ def _plain(problems: Iterable[Problem]) -> list[dict[str, str]]:
 
 
 def _undecodable(tiles: Sequence[Tile], known: set, num_threads: int) -> list[Problem]:
-    """Regions of slides that cannot be decoded: one entry a slide, with the first reason and how many there are."""
+    """Regions of slides that cannot be decoded: one entry per slide, with their number and the first reason."""
 
     def reason(tile: Tile) -> tuple[Any, str] | None:
         if not isinstance(tile.image, Region) or tile.image.slide in known:
             return None
         try:
             open_picture(tile.image)
-        except Exception as error:  # as in `check`: whatever a reader raises, it must not be trained on
+        except Exception as error:  # readers raise many types on damaged data, and each means: do not train on it
             return tile.image.slide, reason_of(error).removeprefix(f"{tile.image.slide}: ")
         return None
 
@@ -121,8 +121,8 @@ def _columns(dataset: Dataset) -> dict[str, dict[str, Any]]:
     return columns
 
 
-def _of_columns(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Problem]:
-    """Columns that teach nothing, and classes that a split by patient has on one side only."""
+def _column_notices(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Problem]:
+    """Columns with nothing to learn, and classes that any split by patient has on one side only."""
     reasons = []
     for name, column in columns.items():
         classes = {label: count for label, count in column.get("classes", {}).items() if count}
@@ -139,8 +139,8 @@ def _of_columns(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Pr
     return [Problem(dataset.root, reason) for reason in reasons]
 
 
-def _of_split(dataset: Dataset) -> list[Problem]:
-    """What training refuses about a column split."""
+def _split_notices(dataset: Dataset) -> list[Problem]:
+    """Why training would refuse the column split."""
     try:
         split_by_column(dataset)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How the patients of a data set were found, and what looks wrong about them."""
+"""How the patients of a data set were found, and what looks wrong about it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ...utils.words import counted, few, named
 from ..dataset import Dataset, Problem, Region, Tile, class_counts
 from ..images.pictures import file_of
 
-_NEARLY_ALL = 0.8  # share of the tiles that one patient has where many are expected
-_FEW = 8  # tiles; of fewer nothing can be said
+_NEARLY_ALL = 0.8  # a patient with more than this share of the tiles is suspicious
+_FEW = 8  # tiles; of fewer nothing can be concluded
 _PATIENT_COLUMN = re.compile(r"(patient|subject|case|donor|participant)s?(id|no|nr|num|number|code|name|key)?")
 _SHOWN = 20  # classes of a column in one line
 
@@ -21,7 +21,7 @@ _SHOWN = 20  # classes of a column in one line
 def patients_found(dataset: Dataset) -> dict[str, dict[str, int]]:
     """How they were found -> {"patients", "tiles"}, the most tiles first.
 
-    A file name that the rule does not part is whole a patient's name, and counts as a way of its own.
+    File names that the rule does not match name a patient as a whole, and count separately.
     """
     ways: dict[str, list[Tile]] = {}
     for tile in dataset.tiles:
@@ -34,8 +34,8 @@ def patients_found(dataset: Dataset) -> dict[str, dict[str, int]]:
 
 
 def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
-    """A notice where every tile or slide is a patient of its own, or one patient has nearly all tiles: then the rule
-    that finds patients is likely to be wrong, and a split leaks or leaves one side empty."""
+    """Notices where every tile or slide is its own patient, or one patient has nearly all tiles: the rule that finds
+    patients is likely to be wrong then, and a split leaks or leaves one side empty."""
     if dataset.patients_from == "group_by tile" or dataset.patients_from.startswith("the layout of"):
         return ()  # requested, or published that way
     tiles, sizes = dataset.tiles, Counter(tile.group for tile in dataset.tiles)
@@ -52,12 +52,12 @@ def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
     if len(tiles) >= _FEW and count > _NEARLY_ALL * len(tiles):
         share = f"all {count}" if count == len(tiles) else f"{count} of the {len(tiles)}"
         reasons.append(f"patient {largest!r} has {share} tiles, and a split must keep them together; {cure}")
-    reasons += _torn(dataset)
+    reasons += _unused_patient_columns(dataset)
     return tuple(Problem(dataset.root, reason) for reason in reasons)
 
 
-def _torn(dataset: Dataset) -> Iterator[str]:
-    """Columns that are called as patients are, but for those that are read as such, with values of several groups."""
+def _unused_patient_columns(dataset: Dataset) -> Iterator[str]:
+    """Columns that seem to name patients and are not used, where a value has tiles in several groups."""
     if dataset.patients_from.startswith("column") or dataset.patients_from.startswith("group_by"):
         return
     for name in dict.fromkeys(name for tile in dataset.tiles for name in tile.values):
@@ -76,12 +76,12 @@ def _torn(dataset: Dataset) -> Iterator[str]:
 
 
 def summary_lines(dataset: Dataset) -> list[str]:
-    """The patients and how they were found, and the classes of each label column with their counts: a line each."""
+    """A line on the patients and how they were found, and one with the counts of each label column's classes."""
     sizes = sorted(Counter(tile.group for tile in dataset.tiles).values())
     each = f"{sizes[0]} to {sizes[-1]} tiles" if sizes[0] < sizes[-1] else counted(sizes[0], "tile")
     ways = patients_found(dataset)
-    told = ", ".join(f"{way} ({found['patients']})" if len(ways) > 1 else way for way, found in ways.items())
-    lines = [f"patients: {len(sizes)}, found by {told}; {each} each"]
+    found_by = ", ".join(f"{way} ({found['patients']})" if len(ways) > 1 else way for way, found in ways.items())
+    lines = [f"patients: {len(sizes)}, found by {found_by}; {each} each"]
     for column, classes in class_counts(dataset).items():
         counts = [f"{named(name)} {found['tiles']}" for name, found in classes.items()]
         lines.append(f"{column}: {few(counts, _SHOWN)}")

@@ -1,4 +1,4 @@
-"""A manifest for a folder of tiles or slides that has none: what is there, what belongs together, what is odd."""
+"""Writes a manifest for a folder of tiles or slides: its images, their masks, and what is odd about them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..dataset import Problem, Tile
+from ..dataset import Tile
 from ..formats.folder import files_in, is_plain_image
 from ..formats.registry import MANIFESTS
 from ..formats.tile_folder import is_tile_folder, read_tile_folder
-from ..images.pictures import IMAGE_SUFFIXES, picture_size
+from ..images.pictures import IMAGE_SUFFIXES, file_of, picture_size
 from ..images.polygons import POLYGON_SUFFIXES
 from ..manifest.path_rule import PathRule
 from ..manifest.picture_refs import SLIDE_SUFFIXES
@@ -31,9 +31,9 @@ class Found:
     Attributes:
         path: its file.
         kind: "tile", "slide", or "" for one that cannot be used.
-        mask: the file taken for its mask.
+        mask: the file that is used as its mask.
         size: (width, height), pixels; (0, 0) unknown.
-        levels: of a slide.
+        levels: number of a slide's levels.
         mpp: micrometres per pixel of a slide; None unknown or not believed.
         problems: what is odd about it, or why it cannot be used.
     """
@@ -49,12 +49,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` wrote and saw.
+    """What `prepare` wrote and found.
 
     Attributes:
         manifest: the file.
         found: every image and slide, sorted by path; those of kind "" are not in the manifest.
-        passed_over: files that are no images, by ending; masks without an image, and linked folders.
+        passed_over: numbers of files that are not images, by ending; of masks without an image, and linked folders.
     """
 
     manifest: Path
@@ -74,16 +74,16 @@ def prepare(
     """Write a manifest of `folder` and index its slides.
 
     Args:
-        folder: looked through with its sub-folders; hidden ones are passed over.
+        folder: searched with its sub-folders, except hidden ones.
         out: the manifest, .csv, .tsv or .parquet; `folder`/manifest.csv where None.
-        patient: finds the patient in a file's name, see `group_of`; mend the column by hand where names do not say it.
+        patient: finds the patient in a file's name, see `group_of`; where names do not say it, edit the column.
         index_folder: where slide indexes go; beside the slides where None.
         max_pixels: larger image files (not slides) are left out.
         on_file: called with each file before it is opened, for progress.
 
     Raises:
-        FileNotFoundError: no folder there, or no image in it that can be used.
-        FileExistsError: `out` is there already.
+        FileNotFoundError: no such folder, or no usable image in it.
+        FileExistsError: `out` exists already.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -117,12 +117,11 @@ def _prepare_classes(folder: Path, manifest: Path, patient: str, max_pixels: int
         problems.setdefault(problem.path, []).append(problem.reason)
     found = []
     for tile in dataset.tiles:
-        image, mask = _path(tile.image), None if tile.mask is None else _path(tile.mask)
+        image, mask = file_of(tile.image), None if tile.mask is None else file_of(tile.mask)
         of_mask = problems.pop(mask, []) if mask else []
         wrong = [*problems.pop(image, []), *(f"{mask}: {reason}" for reason in of_mask)]
-        found.append(
-            Found(image, "" if wrong else "tile", mask, (0, 0) if wrong else picture_size(image), problems=wrong)
-        )
+        size = (0, 0) if wrong else picture_size(image)
+        found.append(Found(image, "" if wrong else "tile", mask, size, problems=wrong))
     kept = {one.path for one in found if one.kind}
     found += [Found(path, problems=reasons) for path, reasons in sorted(problems.items())]
     tiles = [tile for tile in dataset.tiles if tile.image in kept]
@@ -132,33 +131,24 @@ def _prepare_classes(folder: Path, manifest: Path, patient: str, max_pixels: int
     return Prepared(manifest, tuple(found), {})
 
 
-def _path(picture: object) -> Path:
-    if not isinstance(picture, Path):
-        raise TypeError(f"a tile folder holds files; got {picture!r}")
-    return picture
-
-
 def _look(path: Path, mask: Path | None, index_folder: str | Path | None, max_pixels: int) -> Found:
     found = Found(path, mask=mask)
     if path.suffix.lower() in SLIDE_SUFFIXES:
         _look_at_slide(found, index_folder)
         if found.kind or path.suffix.lower() not in IMAGE_SUFFIXES:
             return found
-    problems = check_tiles([Tile(path.name, path, _tile_mask(found), None, "")], max_pixels=max_pixels)
+    file_mask = None if mask is None or mask.suffix.lower() in POLYGON_SUFFIXES else mask
+    problems = check_tiles([Tile(path.name, path, file_mask, None, "")], max_pixels=max_pixels)
     if problems:
-        # What the slide reader said of a TIFF comes first: it looks closer.
+        # The slide reader's problems of a TIFF come first: it looks closer.
         found.problems += [str(problem) if problem.path != path else problem.reason for problem in problems]
     else:
         found.kind, found.size, found.problems = "tile", picture_size(path), []
     return found
 
 
-def _tile_mask(found: Found) -> Path | None:
-    return None if found.mask is None or found.mask.suffix.lower() in POLYGON_SUFFIXES else found.mask
-
-
 def _look_at_slide(found: Found, index_folder: str | Path | None) -> None:
-    """Fill `found` in when its file is a slide, or say why it is none; a plain image of a tile's size is left."""
+    """Fill in `found` when its file is a slide, or say why it is not; a plain image of a tile's size stays as it is."""
     try:
         slide = opened(found.path)
     except (ValueError, ImportError) as error:
@@ -171,7 +161,7 @@ def _look_at_slide(found: Found, index_folder: str | Path | None) -> None:
     found.problems += slide.problems
     try:
         index = index_slide(found.path, index_folder=index_folder)
-    except Exception as error:  # an unreadable tile, a folder that cannot be written to: said, and the rest goes on
+    except Exception as error:  # an unreadable tile, a folder that cannot be written to: continue with the others
         found.problems.append(f"not indexed: {str(error).removeprefix(f'{found.path}: ')}")
         return
     found.problems += [problem for problem in index.layout.problems if problem not in found.problems]
@@ -190,8 +180,3 @@ def _write(manifest: Path, usable: list[Found], patient: str) -> None:
         rows.append([stem if stems[stem] == 1 else text, *place, mask, group_of(one.path.name, patient)])
     used = [at for at in range(len(names)) if any(row[at] for row in rows)]
     write_table(manifest, [names[at] for at in used], [[row[at] for at in used] for row in rows])
-
-
-def problems_of(prepared: Prepared) -> list[Problem]:
-    """Everything odd, file by file."""
-    return [Problem(one.path, reason) for one in prepared.found for reason in one.problems]

@@ -1,4 +1,4 @@
-"""What `examine` says of slides and polygons: scale and where it came from, classes and their counts."""
+"""What `examine` reports of slides and polygons: scale and its source, classes and their counts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from ..dataset import Dataset, Problem, Region, maps_of
 from ..images.pictures import file_of
 from ..images.polygons import Polygons, polygon_classes
 from ..slides.opened import UnreadableSlideError, opened
+from ..slides.slide import Slide
 
-_ANOTHER_SCALE = 1.4  # times another's field of view: 20x beside 40x, and not 0.25 beside 0.23 micrometres
+_ANOTHER_SCALE = 1.4  # ratio of tile widths: tells 20x from 40x, and not 0.25 from 0.23 micrometres
 
 
 def slides_of_tiles(dataset: Dataset) -> list[dict[str, Any]]:
-    """One entry a slide that can be opened, by path: "path", "width", "height", "levels", "mpp" of level 0 or None,
-    "mpp_from" (where it came from, "" unknown), "magnification", "vendor", "tiles", "tile_width" (what a tile shows, in
+    """One entry per slide that can be opened, by path: "path", "width", "height", "levels", "mpp" of level 0 or None,
+    "mpp_from" (its source, "" unknown), "magnification", "vendor", "tiles", "tile_width" (the width of a tile in
     micrometres, None where mpp is unknown; in pixels of level 0 as "tile_pixels") and "problems"."""
     regions: dict[Path, list[Region]] = defaultdict(list)
     for tile in dataset.tiles:
@@ -29,10 +30,10 @@ def slides_of_tiles(dataset: Dataset) -> list[dict[str, Any]]:
             slide = opened(path)
             downsamples = [float(level.downsample) for level in slide.levels]
             pixels = sorted(region.width * downsamples[region.level] for region in own)[len(own) // 2]
-        except (UnreadableSlideError, IndexError):  # `check_tiles` says so
+        except (UnreadableSlideError, IndexError):  # `check_tiles` reports it
             continue
-        full, told = slide.levels[0], dataset.slide_mpp.get(path)
-        mpp = told or slide.mpp
+        full, given = slide.levels[0], dataset.slide_mpp.get(path)
+        mpp = given or slide.mpp
         found.append(
             {
                 "path": str(path),
@@ -40,29 +41,29 @@ def slides_of_tiles(dataset: Dataset) -> list[dict[str, Any]]:
                 "height": full.height,
                 "levels": len(slide.levels),
                 "mpp": mpp,
-                "mpp_from": "manifest" if told else getattr(slide, "mpp_source", ""),
+                "mpp_from": "manifest" if given else slide.mpp_source,
                 "magnification": slide.magnification,
                 "vendor": slide.vendor,
                 "tiles": len(own),
                 "tile_pixels": pixels,
                 "tile_width": mpp and pixels * mpp,
-                "problems": [word for word in slide.problems if not told or not _is_of_mpp(word, slide)],
+                "problems": [problem for problem in slide.problems if not (given and _is_about_mpp(problem, slide))],
             }
         )
     return found
 
 
-def _is_of_mpp(problem: str, slide: Any) -> bool:
-    """Whether it says that the slide has no mpp, or a wrong one."""
-    return "pass mpp" in problem or problem == getattr(slide, "why_no_mpp", "")
+def _is_about_mpp(problem: str, slide: Slide) -> bool:
+    """Whether a problem is that the slide has no mpp, or a wrong one."""
+    return "pass mpp" in problem or problem == slide.why_no_mpp
 
 
 def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]] | None = None) -> list[Problem]:
-    """A notice where tiles of some slides show more of the tissue than those of others, or the scale is unknown.
+    """Notices where tiles of some slides are wider than those of others, in micrometres, or the scale is unknown.
 
     Args:
-        dataset: whose slides they are.
-        slides: as `slides_of_tiles` finds them.
+        dataset: with the slides.
+        slides: what `slides_of_tiles` found.
     """
     slides = slides_of_tiles(dataset) if slides is None else slides
     notices = []
@@ -86,7 +87,7 @@ def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]] | None = No
 
 
 def _scales(slides: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The slides by what their tiles show: a list for each scale, the smallest first."""
+    """The slides by the width of their tiles: a list for each scale, the smallest first."""
     scales: list[list[dict[str, Any]]] = []
     for slide in sorted(slides, key=lambda slide: slide["tile_width"]):
         if not scales or slide["tile_width"] > _ANOTHER_SCALE * scales[-1][0]["tile_width"]:
@@ -99,7 +100,7 @@ def polygons_of_tiles(dataset: Dataset) -> tuple[dict[str, Any], list[Problem]]:
     """({"files", "classes": name -> {"polygons", "files"}, "listed", "without"}, notices); ({}, []) without polygons.
 
     "listed" are the classes that polygons are drawn by, () where any polygon is foreground; "without" the slides and
-    images that have no polygons while others do. "" is the class of a polygon that has none.
+    images without polygons, while others have some. The class "" counts polygons without a class.
     """
     drawn: dict[Path, Polygons] = {}
     images: dict[Path, bool] = {}
@@ -114,21 +115,16 @@ def polygons_of_tiles(dataset: Dataset) -> tuple[dict[str, Any], list[Problem]]:
     for file in sorted(drawn):
         try:
             counts = polygon_classes(file)
-        except ValueError:  # `check_tiles` says so
+        except ValueError:  # `check_tiles` reports it
             continue
         polygons.update(counts)
         files.update(counts.keys())
     listed = next(iter(drawn.values())).classes
     classes = {name: {"polygons": count, "files": files[name]} for name, count in polygons.most_common()}
     without = sorted(str(image) for image, has in images.items() if not has)
-    found = {"files": len(drawn), "classes": classes, "listed": list(listed), "without": without}
-    return found, _polygon_notices(dataset, found)
-
-
-def _polygon_notices(dataset: Dataset, found: dict[str, Any]) -> list[Problem]:
-    reasons = [
-        f"data.polygon_classes lists {name!r}, but no polygon has that class"
-        for name in found["listed"][1:]  # the first stands where no polygon is
-        if name not in found["classes"]
+    notices = [
+        Problem(dataset.root, f"data.polygon_classes lists {name!r}, but no polygon has that class")
+        for name in listed[1:]  # the first is drawn where no polygon is
+        if name not in classes
     ]
-    return [Problem(dataset.root, reason) for reason in reasons]
+    return {"files": len(drawn), "classes": classes, "listed": list(listed), "without": without}, notices
