@@ -1,6 +1,6 @@
-"""Tiles, slides and manifests to training batches: indexing, checking, splitting, augmenting, loading, and demo data.
+"""From tiles, slides and manifests to training batches: index, check, split, augment, load; and demo data.
 
-Nothing here imports DALI, Pillow or scikit-learn before it is used; a missing one is named with its pip command.
+DALI, Pillow and scikit-learn are imported on first use; if one is missing, the error gives its pip command.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A data set in memory: tiles, what is known about each, and the patients that a split must not divide."""
+"""A data set in memory: tiles, what is known about each, and the patients that a split must keep together."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .identifiers import sample_key
 from .patient_names import name_notices, one_spelling
 
 BACKGROUND = 240
-"""Grey level of what an image does not have: outside a slide or a tile, and parts that were never scanned. Empty glass,
-which stain estimation takes for no tissue."""
+"""Grey level outside a slide or a tile, and of parts that were never scanned: as empty glass, which stain estimation
+does not take for tissue."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that cannot be used, and why."""
+    """A file with a reason why it cannot be used, or what is odd about it."""
 
     path: Path
     reason: str
@@ -35,7 +35,7 @@ class Region:
 
     Attributes:
         slide: the slide's file.
-        x: left edge, level-0 pixels; may lie outside the slide, where `BACKGROUND` is.
+        x: left edge, level-0 pixels; pixels outside the slide are `BACKGROUND`.
         y: top edge, likewise.
         width: pixels of `level`.
         height: likewise.
@@ -51,7 +51,7 @@ class Region:
 
 
 class Drawn(Protocol):
-    """Pixels that no image file holds as they are: polygons, run-length codes, an array in an HDF5 file, 16-bit grey.
+    """Pixels that are computed when they are needed: from polygons, run-length codes, HDF5 arrays, 16-bit grey.
 
     Equal values must draw equal pixels, also in another process.
     """
@@ -66,14 +66,14 @@ ImageSource = Path | Region | Drawn
 
 @dataclass(frozen=True)
 class Tile:
-    """One image with what is known about it.
+    """One image and what is known about it.
 
     Attributes:
         id: unique and readable, for example "Polyp/GT2012149-2-400-001".
-        image: an image file, a region of a slide, or what draws the pixels.
-        mask: over the image's field of view, 8-bit grey; None when nobody drew one.
+        image: an image file, a region of a slide, or a `Drawn`.
+        mask: of the image's field of view, 8-bit grey; None without one.
         label: class index; None when unknown.
-        group: the patient; a split must not divide it.
+        group: the patient; a split keeps it together.
         values: further columns by name: pictures, class indices (int), numbers, boxes and vectors (tuples of float);
             None or absent when unknown.
     """
@@ -112,13 +112,13 @@ class Dataset:
     """Tiles ordered by id.
 
     Attributes:
-        root: the folder or manifest they come from.
+        root: the folder or manifest that was read.
         class_names: of the tiles' `label`, in label order.
         tiles: the samples.
-        problems: files that were found and belong to no tile, or cannot be used.
+        problems: files without a tile, unusable files, and what is odd about the data.
         classes: class names of further label columns.
-        patients_from: where the tiles' groups come from, in words: "column patient", "file name (...)".
-        slide_mpp: micrometres per pixel of slides' level 0, where the data set gives them instead of the slide's file.
+        patients_from: the source of the groups, in words: "column patient", "file name (...)".
+        slide_mpp: micrometres per pixel of level 0, where the data set overrides the slide's file.
     """
 
     root: Path
@@ -142,7 +142,7 @@ class Dataset:
         return self.class_names if column in ("", "label") else self.classes.get(column, ())
 
     def subset(self, ids: Iterable[str]) -> Dataset:
-        """The tiles with these ids, in the data set's order; an id that is there in another spelling counts.
+        """The tiles with these ids, in the data set's order; other spellings of an id count.
 
         Raises:
             ValueError: an id is not in this data set.
@@ -158,7 +158,7 @@ class Dataset:
 
 
 def class_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
-    """Label column ("label" is the tiles' own) -> class -> {"tiles", "patients"}; classes without any are there too."""
+    """Label column ("label" is the tiles' own) -> class -> {"tiles", "patients"}; classes without tiles included."""
     columns = ["label"] * bool(dataset.class_names) + list(dataset.classes)
     found = {}
     for column in columns:
@@ -175,7 +175,7 @@ def class_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def with_one_spelling(dataset: Dataset) -> Dataset:
-    """The same tiles, each patient in one spelling; a notice says what was merged (see `identifiers`)."""
+    """The same tiles, each patient in one spelling; notices name merged spellings (see `identifiers`)."""
     groups = [tile.group for tile in dataset.tiles]
     chosen = one_spelling(groups)
     notices = [Problem(dataset.root, reason) for reason in name_notices(groups, "patient", "tile")]

@@ -1,8 +1,8 @@
-"""Names of patients, groups, cases, samples and files: which spellings are one name, and which one is kept.
+"""Spellings of one name, of patients, cases, samples and files, share a key.
 
-Names are kept as written and compared by key, so a data set in which every name has one spelling reads and splits as
-it always did. Spreadsheets, Windows, Macs and copied text write one name in several ways: "1" and "1.0", "P1" and
-"p1 ", "Pä" in two code points or three. A patient under two names would be on both sides of a split.
+Spreadsheets, Windows, Macs and copied text write one name in several ways: "1" and "1.0", "P1" and "p1 ", "Pä" in two
+code points or three. A patient under two names would be on both sides of a split. Names stay as written and are
+compared by key.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def unicode_form(text: str) -> str:
 
 @lru_cache(2**16)
 def clean_name(text: str) -> str:
-    """One spelling of the characters: NFC, ASCII digits, dashes and blanks, slashes; without what is invisible, double
-    blanks, and blanks and dots at the end, which Windows drops from names of files.
+    """The name in plain characters: NFC, ASCII digits, dashes, blanks and slashes; without invisible characters, double
+    blanks, and blanks and dots at the end, which Windows drops from file names.
 
     >>> clean_name("tiles\\\\P\uff11\u00a0 a. ")
     'tiles/P1 a'
@@ -51,7 +51,7 @@ def clean_name(text: str) -> str:
 
 @lru_cache(2**16)
 def sample_key(text: str) -> str:
-    """What all spellings of a sample's id share. Capitals count, as they do for files.
+    """The key of a sample's id. Capitals count, as in file names.
 
     >>> sample_key("12.0"), sample_key("1.5"), sample_key("1e3")
     ('12', '1.5', '1e3')
@@ -63,8 +63,8 @@ def sample_key(text: str) -> str:
 
 @lru_cache(2**16)
 def identifier_key(text: str) -> str:
-    """What all spellings of a patient, group or case share: a sample's key without capitals and without blanks between
-    a letter and a digit. Leading zeros count.
+    """The key of a patient, group or case: a sample's key without capitals, and without blanks between a letter and a
+    digit. Leading zeros count.
 
     >>> identifier_key("GTxc 17.") == identifier_key("GTXC17"), identifier_key("01") == identifier_key("1")
     (True, False)
@@ -74,7 +74,7 @@ def identifier_key(text: str) -> str:
 
 
 def says_missing(text: str) -> bool:
-    """Whether a cell says that there is no name: nan, NA, n/a, null, None, an error of a spreadsheet, or no letter.
+    """Whether a cell holds no name: nan, NA, n/a, null, None, an error of a spreadsheet, or no letter or digit.
 
     >>> says_missing("NaN"), says_missing("-"), says_missing("Nan Madol")
     (True, True, False)
@@ -95,7 +95,7 @@ def last_part(path: str) -> str:
 
 
 def tell_apart(one: Path, other: Path) -> str:
-    """Two paths of one name for a message, in escapes where they would look the same."""
+    """Two paths of one name for a message, escaped where they would look the same."""
     if unicode_form(str(one)) != unicode_form(str(other)):
         return f"{one} and {other.name}"
     return f"{one.parent}: {one.name!a} and {other.name!a} are one name in two Unicode forms; they"

@@ -14,14 +14,13 @@ _SHORTENED = re.compile(r"\d(?:[.,]\d+)?e\+\d+", re.IGNORECASE)
 _MOST_LISTED = 3
 
 PATIENT = "[^-]+"
-"""What stands before the first "-" in a file name: the patient, as EBHI-Seg names its files."""
+"""Matches the patient in the file names of EBHI-Seg: the part before the first "-"."""
 
 
 def group_of(name: str, patient: str = PATIENT) -> str:
-    """The patient in a file name, upper-cased: the first group of the regular expression, or all that it matches.
+    """The patient in a file name, upper-cased: the first group of the regular expression `patient`, or its whole match.
 
-    A name that it does not match is a patient of its own. The name is cleaned first (`clean_name`) and may stand in a
-    path of Windows.
+    A name without a match is its own patient. The name is cleaned first (`clean_name`), and may be a Windows path.
 
     >>> group_of("GTxc2012476-1-400-001.png")
     'GTXC2012476'
@@ -36,12 +35,12 @@ def group_of(name: str, patient: str = PATIENT) -> str:
 
 
 def rule_in_words(patient: str = PATIENT) -> str:
-    """How `group_of` finds a patient, for people."""
+    """How `group_of` finds a patient, in words."""
     return 'file name (before the first "-")' if patient == PATIENT else f"file name ({patient})"
 
 
 def one_spelling(names: Iterable[str]) -> dict[str, str]:
-    """Each different name -> the spelling that is kept: one without oddities, else the most frequent.
+    """Each name -> the spelling to keep: one without oddities, else the most frequent.
 
     >>> one_spelling(["1.0", "1", "1.0", "P2"])
     {'1.0': '1', '1': '1', 'P2': 'P2'}
@@ -58,12 +57,12 @@ def one_spelling(names: Iterable[str]) -> dict[str, str]:
 
 
 def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
-    """What to say of these names: which were merged, and which could be one and are kept apart, or several and are one.
+    """Notices of names that were merged, names that look alike and are kept apart, and names that are likely wrong.
 
     Args:
         names: as written, one for each row or tile.
-        what: they are, for example "patient".
-        unit: what has a name, "row" or "tile".
+        what: what they name, for example "patient".
+        unit: "row" or "tile", for counts.
     """
     counts = Counter(names)
     number = {name: counted(count, unit) for name, count in counts.items()}
@@ -96,7 +95,7 @@ def name_notices(names: Iterable[str], what: str, unit: str) -> list[str]:
 
 
 def _near_key(name: str) -> str:
-    """The same for names that differ in leading zeros, quotes, dashes beside letters, or another alphabet's letters."""
+    """A key that ignores leading zeros, quotes, dashes beside letters, and letters of other alphabets."""
     name = re.sub("['\"`]", "", identifier_key(name).translate(LOOK_ALIKES))
     joined = re.sub(r"(?<!\d)[\s_./-]+|[\s_./-]+(?!\d)", "", name)
     return re.sub(r"(?<![\d.])0+(?=\d)", "", joined)

@@ -1,15 +1,15 @@
-"""How large a picture may be: one limit for image files, everything drawn and the tiles of slides."""
+"""The size limit of pictures: image files, drawn pictures and the tiles of slides."""
 
 from __future__ import annotations
 
 MAX_PIXELS = 2**26
-"""Pictures of more pixels are refused before memory is taken: 8192 x 8192, a decompression bomb or a whole slide."""
+"""Larger pictures are refused before memory is allocated, as decompression bombs or whole slides: 8192 x 8192."""
 
-_CHANNELS = 4  # of a picture with as many pixels; more channels, fewer pixels
+_CHANNELS = 4  # of a picture with as many pixels; with more channels it may have fewer pixels
 
 
 def check_pixels(width: int, height: int, channels: int = 1, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise ValueError where a picture of this size is larger than allowed.
+    """Raise ValueError for a picture that is larger than allowed.
 
     >>> check_pixels(60_000, 60_000)
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Text files that people's programs wrote: tables, JSON; whatever is wrong with one is said with its cure."""
+"""Text files written by other programs: tables, JSON. Errors name the remedy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without a byte-order mark.
 
     Raises:
-        ValueError: it cannot be read, is no file (pipes never end), or is not UTF-8; the message names the line.
+        ValueError: it cannot be read, is not a file (pipes never end), or is not UTF-8; the message names the line.
     """
     try:
         if path.exists() and not path.is_file():
@@ -35,6 +35,6 @@ def read_text(path: Path) -> str:
 
 
 def _in_windows(byte: int) -> str:
-    """What a byte means in the Windows and Latin-1 encodings, where it is a letter."""
+    """The letter that a byte is in the Windows and Latin-1 encodings, if any."""
     letter = bytes([byte]).decode("cp1252", "replace")
     return f" ({letter!r} in Windows-1252 or Latin-1)" if letter.isalpha() else ""

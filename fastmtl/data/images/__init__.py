@@ -1,1 +1,1 @@
-"""Pictures of every kind: files, arrays, run-length codes and polygons, as pixels."""
+"""Pictures of every kind as pixels: files, arrays, run-length codes and polygons."""

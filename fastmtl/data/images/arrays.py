@@ -1,4 +1,4 @@
-"""Pictures that are numbers first: 16-bit grey scans and rows of an HDF5 array, as 8-bit pixels."""
+"""16-bit grey scans and images in HDF5 arrays, as 8-bit pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .pictures import image_file
 
 
 def _min_max(values: NDArray) -> NDArray[np.uint8]:
-    """Each image's own least value becomes 0 and its greatest 255; a constant image 0."""
+    """Stretch an image: its smallest value becomes 0 and its largest 255; a constant image becomes 0."""
     low, high = float(values.min()), float(values.max())
     if high == low:
         return np.zeros(values.shape, np.uint8)
@@ -23,7 +23,7 @@ def _min_max(values: NDArray) -> NDArray[np.uint8]:
 
 
 PREPROCESSING: dict[str, Callable[[NDArray], NDArray[np.uint8]]] = {"min_max": _min_max}
-"""Name in recipes -> what makes 8-bit grey of a grey image of any depth."""
+"""Name in recipes -> function that turns a grey image of any depth into 8-bit grey."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class GreyPicture:
         """uint8 [h, w, 3], three equal channels.
 
         Raises:
-            ValueError: an unknown method, the image has colours or cannot be read.
+            ValueError: an unknown method, or an image that has colours or cannot be read.
         """
         check_preprocessing(self.method)
         with image_file(self.file) as image:
@@ -62,7 +62,7 @@ class ArrayRow:
         file: the HDF5 file.
         key: the array's name in it.
         row: which image, from 0.
-        scale: what values are multiplied by before they are rounded and clipped to 0..255; 255 for arrays of 0..1.
+        scale: factor applied before values are rounded and clipped to 0..255; 255 for arrays of 0..1.
     """
 
     file: Path
@@ -74,8 +74,7 @@ class ArrayRow:
         """uint8 [H, W] for one channel, else [H, W, C].
 
         Raises:
-            ValueError: no such file, array or row, it holds no image, or whole numbers that 8 bits do not hold; as
-                `open_array`.
+            ValueError: no such file, array or row; not an image; whole numbers outside 0..255; as `open_array`.
         """
         with open_array(self.file, self.key) as array:
             if array.ndim not in (3, 4) or not 0 <= self.row < array.shape[0]:

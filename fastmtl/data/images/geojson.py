@@ -1,4 +1,4 @@
-"""GeoJSON polygons, as QuPath and other viewers export them, read into arrays: rings, classes, what was passed over."""
+"""Reads GeoJSON polygons, as QuPath and other viewers export them, into arrays of rings and classes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PolygonSet(NamedTuple):
         polygons: int64 [N + 1]: polygon n has the rings from polygons[n] to polygons[n + 1], its outline first.
         boxes: float64 [N, 4]: left, top, right and bottom.
         names: N class names; "" where a polygon has none.
-        notes: what was passed over or is not plain, in words.
+        notes: what was ignored or is unusual, in words.
     """
 
     points: NDArray[np.float64]
@@ -45,11 +45,11 @@ def read_polygons(file: Path) -> PolygonSet:
     """The polygons of a GeoJSON file: a FeatureCollection, a Feature, a geometry or a list of them.
 
     A feature's class is what QuPath shows: `classification` with a `name`, or `names` joined by ": "; else `class` or
-    `label`. Lines, points, nuclei of cells and polygons without area are passed over, with a note.
+    `label`. Lines, points, nuclei of cells and polygons without area are ignored, with a note.
 
     Raises:
         ValueError: the file cannot be read, is not GeoJSON or has objects of which none is a polygon; the message names
-            it. A collection of nothing is read: nothing was drawn.
+            it. An empty collection is no error: nothing was drawn.
     """
     try:
         state = file.stat()
@@ -62,7 +62,7 @@ def read_polygons(file: Path) -> PolygonSet:
 
 @lru_cache(maxsize=32)
 def _parse(file: Path, _mtime: int, _size: int) -> PolygonSet:
-    """Parsed once a process for each state of the file: thousands of tiles share a slide's polygons."""
+    """Parsed once per process and state of the file: thousands of tiles share a slide's polygons."""
     text = read_text(file)
     try:
         content = parse_json(text)
@@ -86,12 +86,12 @@ def _parse(file: Path, _mtime: int, _size: int) -> PolygonSet:
 
 
 def _is_empty_collection(content: Any) -> bool:
-    """What viewers write of a slide where nothing was drawn: it has no tumour, for example."""
+    """What viewers write for a slide where nothing was drawn, for example one without tumour."""
     return content == [] or (isinstance(content, dict) and content.get("features") == [])
 
 
 class _Reader:
-    """One file's content on its way into arrays."""
+    """Collects the polygons of one file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -105,7 +105,7 @@ class _Reader:
         self._nuclei = self._empty = 0
 
     def read(self, content: Any, name: str = "", depth: int = 0) -> None:
-        """Take over every polygon of a GeoJSON object, or a list of objects; those of a feature are of class `name`."""
+        """Collect every polygon of a GeoJSON object or a list of objects, with the class `name`."""
         if depth > _MAX_DEPTH:
             raise ValueError(f"{self._file} is not GeoJSON: it is nested too deeply")
         if isinstance(content, list):
@@ -130,7 +130,7 @@ class _Reader:
             raise ValueError(f"{self._file} is not GeoJSON: expected an object with a GeoJSON `type`; found {found}")
 
     def notes(self) -> Iterator[str]:
-        """What is not drawn, or drawn as if it were something else."""
+        """What is not drawn, or not drawn as the viewer shows it."""
         if self._passed:
             yield f"passed over: {_counted(self._passed)}; masks are drawn only from polygons"
         if self._nuclei:
@@ -180,7 +180,7 @@ class _Reader:
 
 
 def _ring(positions: Any) -> NDArray[np.float64]:
-    """The points [n, 2] of a ring, open: closed ones lose the last. Heights are dropped."""
+    """The points [n, 2] of a ring without the closing one. Heights are dropped."""
     _items(positions, "positions")
     try:
         try:

@@ -1,4 +1,4 @@
-"""Arrays that an HDF5 file holds itself: HDF5 can also point into any other file of the machine."""
+"""Arrays stored in an HDF5 file itself: HDF5 can also point to any other file of the machine, which is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import reason_of
 from ...utils.optional_imports import require
 
-_MAX_CHUNK = 2**30  # bytes; a chunk is read whole, whatever part of it is wanted
+_MAX_CHUNK = 2**30  # bytes; a chunk is read as a whole, even for a part of it
 _HERE = "store the array itself in the file"
 
 
@@ -19,8 +19,8 @@ def open_array(file: Path, key: str) -> Iterator[Any]:
     """The `h5py.Dataset` of numbers called `key`, while the file is open.
 
     Raises:
-        ValueError: the file or the array cannot be read, there is no such array, or its values lie in another file
-            (links, external storage, virtual data sets); also for what goes wrong with h5py inside the block.
+        ValueError: the file or the array cannot be read, there is no such array, or its values are in another file
+            (links, external storage, virtual data sets); also for errors of h5py inside the block.
     """
     h5py = require("h5py", "reading HDF5 files", "wsi")
     if not file.is_file():
@@ -38,7 +38,7 @@ def open_array(file: Path, key: str) -> Iterator[Any]:
 
 
 def _find(content: Any, key: str, file: Path, h5py: Any) -> Any:
-    """Step by step, for a link may stand anywhere in the path, and following it opens what it names."""
+    """The array at `key`, step by step: any part of the path may be a link, and following one opens its target."""
     here: Any = content
     for name in filter(None, key.split("/")):
         link: Any = here.get(name, getlink=True) if isinstance(here, h5py.Group) else None

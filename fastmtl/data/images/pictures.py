@@ -1,4 +1,4 @@
-"""Pixels of any picture, for people and predictions: files, regions, what is drawn. Training has the loader."""
+"""Pixels of any picture, for display and prediction: files, regions, drawn pictures. Training uses the loader."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def open_picture(picture: ImageSource) -> NDArray[np.uint8]:
 
 @contextmanager
 def image_file(file: Path) -> Iterator[Any]:
-    """Pillow's image of a file; its pixels are read when they are asked for.
+    """Pillow's image of a file; its pixels are read on first use.
 
     Raises:
-        ValueError: no image, a damaged one or one of more than `MAX_PIXELS`, also inside the block; names the file.
+        ValueError: not an image, a damaged one or one of more than `MAX_PIXELS`, also inside the block; names the file.
     """
     image_module = require("PIL.Image", "opening images")
     try:
@@ -81,24 +81,24 @@ def picture_size(picture: ImageSource) -> tuple[int, int]:
 
 
 def upright_size(image: Any) -> tuple[int, int]:
-    """(width, height) of an opened Pillow image after the turn that its EXIF asks for."""
+    """(width, height) of an opened Pillow image, turned as its EXIF says."""
     turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def file_of(picture: ImageSource) -> Path:
-    """The file behind a picture, for messages and thumbnails; `Path()` where there is none, as for run lengths."""
+    """The file of a picture, for messages and thumbnails; `Path()` without one, as for run lengths."""
     if isinstance(picture, Path):
         return picture
     return picture.slide if isinstance(picture, Region) else getattr(picture, "file", Path())
 
 
 def read_encoded(path: Path) -> bytes:
-    """What an image file holds.
+    """The bytes of an image file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is empty, or a folder, pipe or device: those may never end.
+        ValueError: it is empty, or a folder, pipe or device, which may never end.
     """
     if not path.is_file():
         if not path.exists():
@@ -114,7 +114,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     """The pixels of an encoded image, upright: uint8 [h, w] of a grey one, else RGB [h, w, 3].
 
     Raises:
-        ValueError: no image, a damaged one, or one of more than 8 bits.
+        ValueError: not an image, a damaged one, or one of more than 8 bits.
     """
     image_module, operations = require("PIL.Image", "opening images"), require("PIL.ImageOps", "opening images")
     try:
@@ -131,7 +131,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 
 
 def _reason(error: Exception) -> str:
-    """What Pillow raised, in one line: its plugins raise nearly any type on damaged data."""
+    """An error of Pillow in one line: its plugins raise nearly any type on damaged data."""
     if type(error).__name__.startswith("DecompressionBomb"):
         return f"declares more than {MAX_PIXELS:,} pixels"
     if type(error).__name__ == "UnidentifiedImageError":

@@ -1,6 +1,6 @@
-"""PNG files as tiles mostly are, 8-bit grey or RGB, decoded on the CPU in half the time that libpng and DALI take.
+"""Decodes the PNG files of most tiles, 8-bit grey or RGB, on the CPU in half the time of libpng and DALI.
 
-libdeflate undoes the compression and checks it, Numba the row filters. What is rare is left to DALI.
+libdeflate decompresses and checks, Numba undoes the row filters. DALI decodes the rare kinds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ...utils.optional_imports import require
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _CHANNELS = {0: 1, 2: 3}  # colour type of the header: grey, RGB
-_CHANGING = (b"tRNS", b"eXIf")  # chunks that decoders turn pixels by: transparency, orientation
-_GREATEST_RATIO = 1032  # of deflate: what declares more pixels is no picture, and is not given their memory
+_CHANGING = (b"tRNS", b"eXIf")  # chunks by which decoders change pixels: transparency, orientation
+_GREATEST_RATIO = 1032  # of deflate: a file that declares more pixels is damaged, and gets no memory for them
 
 
 def png_size(data: bytes) -> tuple[int, int]:
@@ -28,8 +28,8 @@ def png_size(data: bytes) -> tuple[int, int]:
 
 
 def decode_png(data: bytes, channels: int) -> NDArray[np.uint8] | None:
-    """uint8 [h, w, channels] of a PNG file; None of one that is not 8-bit with just so many channels, interlaced,
-    transparent or turned.
+    """uint8 [h, w, channels] of a PNG file; None for one that is interlaced, transparent, turned, or not 8-bit with
+    exactly `channels`.
 
     Args:
         data: the whole file, from `SIGNATURE` on.

@@ -27,14 +27,14 @@ class Polygons:
 
     Attributes:
         file: GeoJSON: a FeatureCollection, a Feature, a geometry or a list of features; Polygon and MultiPolygon with
-            holes. Lines and points are passed over.
+            holes. Lines and points are ignored.
         x: left edge of the rectangle, level-0 pixels of the slide (pixels of the image).
         y: top edge, likewise.
         width: pixels drawn.
         height: likewise.
         downsample: level-0 pixels per drawn pixel.
-        classes: () draws every polygon as 255. Otherwise names: a polygon is drawn as the position of its class among
-            them, and position 0 is what stands where no polygon is. Where polygons overlap the later one shows.
+        classes: () draws every polygon as 255. Otherwise names: a polygon is drawn as the index of its class among
+            them, and index 0 is the background. Where polygons overlap, the later one shows.
         offset: (x, y) added to the file's coordinates: the slide's bounds, where the viewer counted from them.
     """
 

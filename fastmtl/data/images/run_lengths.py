@@ -15,7 +15,7 @@ Order = Literal["row", "column"]
 
 @dataclass(frozen=True)
 class RunLengths:
-    """A mask given by its runs of foreground; a `Drawn`.
+    """A mask as runs of foreground; a `Drawn`.
 
     Attributes:
         text: "start length ..."; empty text is an empty mask.
@@ -37,7 +37,7 @@ class RunLengths:
 def decode_runs(
     text: str, height: int, width: int, order: Order = "row", *, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """The mask uint8 [height, width] of 0 and 1 that `text` codes.
+    """The mask uint8 [height, width] of 0 and 1 that `text` encodes.
 
     Raises:
         ValueError: not whole numbers, an odd count of them, a run that is not inside the mask, or a mask of more than
@@ -73,8 +73,8 @@ def decode_runs(
 
 
 def _apart(runs: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Overlapping runs [n, 2] cut to what earlier ones leave: filling the mask a thousand times would take minutes. As
-    they are where one lies outside."""
+    """Overlapping runs [n, 2] without what earlier ones cover: filling the mask a thousand times would take minutes.
+    Unchanged where one is outside the mask."""
     start, length = runs.T
     if not ((start >= 1) & (length >= 1) & (start <= size) & (length <= size)).all():
         return runs
