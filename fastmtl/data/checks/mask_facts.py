@@ -1,4 +1,4 @@
-"""What a mask holds: its values, counted once and remembered as long as its file stays as it is."""
+"""The values of masks, counted once per state of their file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..images.pictures import decode_image, file_of, read_encoded
 from ..slides.opened import opened
 
 MANY_VALUES = 32
-"""Labels are fewer, soft edges more."""
+"""Masks with more values have soft edges; those with fewer may hold labels."""
 
 _LOSSY = ("jpeg", "plain jpeg", "jpeg2000", "webp", "jpegxl")
 _PLAIN = (b"", b"\x00", b"\xff", b"\x00\xff")
@@ -30,14 +30,14 @@ class MaskFacts:
     """What a mask holds.
 
     Attributes:
-        values: uint8 [n], ascending: all that were seen, in any channel.
-        pixels: int64 [C, n], how many pixels of a channel have each value; C is 1 where all channels are equal. Of a
-            sample those of its evenly spread regions: a value that was seen only elsewhere has 0.
+        values: uint8 [n], ascending: all values of any channel.
+        pixels: int64 [C, n], pixels of each value by channel; C is 1 where all channels are equal. A sample counts its
+            evenly spread regions: a value that appears only elsewhere has 0.
         solid: int64 [n], pixels whose eight neighbours have the same value: thin lines and soft edges have none. Zeros
-            where all values are 0 and 255, where more than `MANY_VALUES` cover little, and of lossy files.
-        channels: what the picture declares.
-        is_lossy: whether JPEG or a relative stored it: values are near those that were drawn.
-        is_sample: whether parts of it were not read.
+            where all values are 0 and 255, where more than `MANY_VALUES` cover little, and for lossy files.
+        channels: declared by the picture.
+        is_lossy: whether it is stored as JPEG or similar: values are only near those that were drawn.
+        is_sample: whether only parts of it were read.
     """
 
     values: NDArray[np.uint8]
@@ -77,7 +77,7 @@ class MaskFacts:
 
 
 def count_mask(picture: ImageSource) -> MaskFacts:
-    """What one mask holds, all of its pixels; known after the first time as long as its file stays as it is.
+    """What one mask holds, counting all its pixels; remembered until its file changes.
 
     Raises:
         OSError, ValueError: it cannot be read.
@@ -112,22 +112,22 @@ def total_counts(facts: Sequence[MaskFacts]) -> NDArray[np.int64]:
 
 
 def recall(picture: ImageSource) -> MaskFacts | None:
-    """What `count_mask` would say without reading; None where it would read."""
+    """What `count_mask` remembers; None where it would read the mask."""
     return _known.get(_key(picture))
 
 
 def note_image(path: Path, image: Any) -> None:
-    """Remember what an opened Pillow image, the mask `path`, holds: whoever decodes it counts it too."""
+    """Count and remember the mask `path`, opened as a Pillow image: it is decoded anyway."""
     _remembered(path, lambda: _of_image(image))
 
 
 def note_drawing(picture: ImageSource, pixels: NDArray[np.uint8]) -> None:
-    """Remember what the drawn mask `picture` holds."""
+    """Count and remember the drawn mask `picture`."""
     _remembered(picture, lambda: facts_of(pixels))
 
 
 def facts_of(pixels: NDArray[np.uint8], *, channels: int = 0, is_lossy: bool = False) -> MaskFacts:
-    """What uint8 [h, w] or [h, w, C] holds; `channels` is what was declared, where that is not C."""
+    """What uint8 [h, w] or [h, w, C] holds; `channels` is the declared number, where that is not C."""
     declared = channels or (pixels.shape[2] if pixels.ndim == 3 else 1)
     if pixels.ndim == 3:
         planes = [np.ascontiguousarray(pixels[..., channel]) for channel in range(pixels.shape[2])]
@@ -140,8 +140,8 @@ def facts_of(pixels: NDArray[np.uint8], *, channels: int = 0, is_lossy: bool = F
 
 
 def merged(facts: Sequence[MaskFacts], extra: Sequence[MaskFacts] = (), *, is_sample: bool = False) -> MaskFacts:
-    """Several parts of a mask as one. Those of `extra` were chosen for what they hold: their pixels count where colours
-    do, for what each channel holds, and else not, for the shares."""
+    """Several parts of a mask as one. Parts in `extra` were chosen for their content: their pixels count for coloured
+    masks, to tell the channels apart, and not for the shares of grey ones."""
     if len(facts) == 1 and not extra:
         return facts[0]
     every = [*facts, *extra]
@@ -159,7 +159,7 @@ def merged(facts: Sequence[MaskFacts], extra: Sequence[MaskFacts] = (), *, is_sa
 
 
 def check_mode(image: Any) -> None:
-    """ValueError where a Pillow image's pixels are not those of a mask: a palette, colours, a shape in its alpha."""
+    """ValueError if a Pillow image cannot be a mask: it has a palette, colours, or its shape in the alpha channel."""
     if image.mode in ("P", "PA"):
         raise ValueError(
             "is a palette mask, its values are colours; save it as 8-bit grey: 0 and 255, or class indices"
@@ -192,7 +192,7 @@ _known: dict[Hashable, MaskFacts] = {}
 
 
 def _remembered(picture: ImageSource, count: Callable[[], MaskFacts]) -> MaskFacts:
-    """What is known of a picture whose file is as it was, else what `count` finds."""
+    """What is remembered of a picture whose file did not change, else what `count` finds."""
     key = _key(picture)
     known = _known.get(key)
     if known is None:
@@ -205,7 +205,7 @@ def _remembered(picture: ImageSource, count: Callable[[], MaskFacts]) -> MaskFac
 
 
 def _key(picture: ImageSource) -> Hashable:
-    """A picture and the state of its file; None where it has no hash, or the file is gone."""
+    """A picture and the state of its file; None without a hash, or without the file."""
     file = file_of(picture)
     try:
         hash(picture)
@@ -243,8 +243,8 @@ def _facts(
 
 
 def _may_be_labels(values: NDArray[np.int64], counts: NDArray[np.int64]) -> bool:
-    """Whether solid areas decide what a mask is. Not of 0 and 255 alone, nor where many values cover little: looking
-    for areas in all soft edges would take as long as decoding them."""
+    """Whether solid areas must be counted: not with 0 and 255 alone, nor where many values cover little, since finding
+    areas in all soft edges would take as long as decoding them."""
     if len(values) <= 2 and {*values.tolist()} <= {0, 255}:
         return False
     if len(values) <= MANY_VALUES or values[-1] <= _HALF:
@@ -259,7 +259,7 @@ def _equal(one: NDArray[np.uint8], other: NDArray[np.uint8], is_lossy: bool) -> 
 
 
 def _solid(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The values of pixels whose eight neighbours have the same."""
+    """The values of pixels whose eight neighbours have the same value."""
     if min(plane.shape) < 3:
         return np.zeros(0, np.uint8)
     rows = (plane[:-2] == plane[1:-1]) & (plane[2:] == plane[1:-1])

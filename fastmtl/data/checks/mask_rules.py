@@ -1,8 +1,8 @@
-"""What a mask of one structure may hold: a foreground above the threshold, soft edges, and no values that mean more.
+"""Rules for masks of one structure: a foreground above the threshold, soft edges, and no labels.
 
-Each rule takes a channel's values, uint8 [n] ascending, and int64 [n] how many pixels of each are solid (`MaskFacts`),
-and says what is wrong, "" where nothing is. Resampled masks have many values at their edges and few solid areas between
-0 and 255; labels and numbered objects fill areas.
+Each rule takes the values of a channel, uint8 [n] ascending, and the number of solid pixels of each, int64 [n]
+(`MaskFacts`), and returns what is wrong, or "". Resampled masks have many values at their edges and few solid areas
+between 0 and 255; labels and numbered objects fill areas.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from .mask_facts import MANY_VALUES
 MASK_THRESHOLD = 127
 """Pixels above it are foreground."""
 
-_CHOSEN = 3  # values besides 0 that somebody chose; soft edges have more
-_NUMBERED = 0.25  # share of what is solid from which they are labels however many they are: numbered objects
+_CHOSEN = 3  # at most so many values besides 0 were chosen by somebody; soft edges have more
+_NUMBERED = 0.25  # above this share of the solid pixels, any number of values are labels: numbered objects
 
 Values = NDArray[np.uint8]
 Counts = NDArray[np.int64]
 
 
 def too_small(values: Values, solid: Counts, none_shows: bool) -> str:
-    """Values that somebody chose, all at or below the threshold; with `none_shows` (in the whole data set) soft ones
-    too."""
+    """All chosen values are at or below the threshold; with `none_shows` (no mask is above it) soft ones too."""
     top = int(values.max(initial=0))
     chosen = np.count_nonzero(values) <= _CHOSEN or bool(solid[values > 0].any())
     if not 0 < top <= MASK_THRESHOLD or not (chosen or none_shows):
@@ -36,7 +35,7 @@ def too_small(values: Values, solid: Counts, none_shows: bool) -> str:
 
 
 def too_faint(values: Values, solid: Counts) -> str:
-    """Only soft values, of an edge that just touches the tile: it counts as empty."""
+    """Only soft values: an edge that just touches the tile counts as empty."""
     top = int(values.max(initial=0))
     if not 0 < top <= MASK_THRESHOLD:
         return ""
@@ -44,7 +43,7 @@ def too_faint(values: Values, solid: Counts) -> str:
 
 
 def labels(values: Values, solid: Counts) -> str:
-    """Areas that the threshold would drop, next to areas that it keeps."""
+    """Areas below the threshold beside areas above it."""
     low = int(solid[(values > 0) & (values <= MASK_THRESHOLD)].sum())
     if not low or values.max(initial=0) <= MASK_THRESHOLD:
         return ""
@@ -73,7 +72,7 @@ def merged(values: Values, solid: Counts) -> str:
 
 
 def values_in_words(values: Sequence[int]) -> str:
-    """The values, or how many and from where to where.
+    """The values, or their number and range.
 
     >>> values_in_words([0, 255])
     '0 and 255'

@@ -1,4 +1,4 @@
-"""The masks of a data set with what they hold: image files, drawings, and mask slides by a sample of their regions."""
+"""The masks of a data set and their values: of files, drawings, and a sample of the regions of mask slides."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ..slides.opened import opened
 from .mask_facts import MaskFacts, check_mode, count_mask, merged, recall
 
 SAMPLE = 64
-"""Regions that are read of a mask slide: half of them spread over its tiles, half where it stores the most bytes."""
+"""Number of regions to read of a mask slide: half of them evenly spread, half where it stores the most bytes."""
 
-_TRANSPARENT = 240  # what a transparent pixel of a slide is read as
+_TRANSPARENT = 240  # grey level of a transparent pixel of a slide
 
 
 class SeenMask(NamedTuple):
-    """A mask of a data set with what it holds.
+    """A mask of a data set and what it holds.
 
     Attributes:
-        mask: the picture; of a mask slide or a file of polygons the first of its regions.
-        tile: the first tile that it belongs to; its `group` is the patient, its `image` may be a slide's region.
+        mask: the picture; for a mask slide or a file of polygons the first of its regions.
+        tile: the first tile that it belongs to.
         facts: of all its regions together.
-        wrong: why it cannot be used as a mask, whatever the task; "" where nothing speaks against it.
+        wrong: why it cannot be a mask, whatever the task; "" where it can.
     """
 
     mask: ImageSource
@@ -41,15 +41,14 @@ class SeenMask(NamedTuple):
 
 
 def seen_masks(tiles: Iterable[Tile], column: str = "", *, sample: int | None = SAMPLE) -> list[SeenMask]:
-    """The masks of `tiles` in their order: each image file and drawing, and each mask slide and file of polygons once.
+    """The masks of `tiles` in their order: each file and drawing, and each mask slide and file of polygons once.
 
-    Files and drawings are counted in full, which `check_tiles` has done already. Of a mask slide `sample` regions are
-    read.
+    Files and drawings are counted in full (`check_tiles` has already done so), mask slides by `sample` regions.
 
     Args:
-        tiles: whose files are known to be readable.
+        tiles: with readable files.
         column: of pictures; "" is the tiles' own masks.
-        sample: regions of a mask slide; None reads all.
+        sample: number of regions of a mask slide; None reads all.
     """
     groups: dict[Any, list[tuple[Tile, ImageSource]]] = {}
     for tile in tiles:
@@ -57,7 +56,7 @@ def seen_masks(tiles: Iterable[Tile], column: str = "", *, sample: int | None = 
         if picture is not None:
             groups.setdefault(_whole(picture, tile), []).append((tile, picture))
     known = {key: recall(group[0][1]) if len(group) == 1 else None for key, group in groups.items()}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a thread for what is known takes longer than to know it
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # only unknown masks are worth a thread
         others = pool.map(
             lambda key: _seen(groups[key], sample), [key for key, facts in known.items() if facts is None]
         )
@@ -68,7 +67,7 @@ def seen_masks(tiles: Iterable[Tile], column: str = "", *, sample: int | None = 
 
 
 def values_of(masks: Sequence[SeenMask], channel: int | None = None) -> set[int]:
-    """All that any mask holds, or one channel of coloured ones."""
+    """All values of any mask, or of one channel of coloured ones."""
     found = [
         one.values if channel is None or len(one.pixels) == 1 else one.values[one.plane(channel) > 0]
         for one in (mask.facts for mask in masks)
@@ -77,7 +76,7 @@ def values_of(masks: Sequence[SeenMask], channel: int | None = None) -> set[int]
 
 
 def _whole(picture: ImageSource, tile: Tile) -> Any:
-    """What several tiles may share: a mask slide, a file of polygons; else the tile itself."""
+    """What several tiles may share: a mask slide or a file of polygons; else the tile's id."""
     if isinstance(picture, Region):
         return picture.slide, picture.level
     if isinstance(picture, Polygons):
@@ -122,11 +121,11 @@ def _of_slide(regions: Sequence[Region], sample: int | None) -> MaskFacts:
 
 
 def _readable(regions: Sequence[Region]) -> list[MaskFacts]:
-    """Of those that are not damaged: the loader sets the others aside."""
+    """What undamaged regions hold; the loader quarantines the others."""
     found = []
     for region in regions:
         try:
             found.append(count_mask(region))
         except (OSError, SlideError, ValueError) as error:
-            reason_of(error)  # raises what says nothing of the slide
+            reason_of(error)  # raises errors that are not about the slide
     return found

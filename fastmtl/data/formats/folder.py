@@ -1,4 +1,4 @@
-"""What lies in a folder, by names alone: images and slides, their masks, and the rest; and which TIFF is a plain image.
+"""Sorts the files of a folder by name into images and slides, their masks, and others; tells plain images from slides.
 
 Masks are recognised by their place: NAME.geojson, NAME_mask.png (any image ending) beside the image, or NAME with any
 such ending in a folder called mask, masks, label, labels or annotations next to it.
@@ -19,22 +19,22 @@ from ..manifest.picture_refs import SLIDE_SUFFIXES
 from ..slides.slide import Slide
 
 PREDICTED_WITH = "predicted_with.json"
-"""The file that makes a folder one of predictions, whose maps are no data."""
+"""This file marks a folder of predictions, whose maps are not data."""
 
 _MASK_FOLDERS = frozenset({"mask", "masks", "label", "labels", "annotations"})
 _MASK_ENDS = ("_mask", "-mask", ".mask")
 _LIKE_MASK = re.compile(r"(.+)[_.-](?:masks?|msk|seg|segmentation|gt|labels?|labell?ed|annotations?)", re.IGNORECASE)
-_LARGEST_TILE = 2048**2  # pixels; a TIFF of one level with more is cut into tiles like a slide
+_LARGEST_TILE = 2048**2  # pixels; a larger TIFF of one level is cut into tiles like a slide
 
 
 class Files(NamedTuple):
-    """What lies in a folder.
+    """The files of a folder.
 
     Attributes:
-        images: and slides, sorted.
+        images: images and slides, sorted.
         masks: image -> its mask.
-        others: how many other files there are, by ending; masks without an image, and linked folders.
-        odd: image -> what is odd about its name, or its masks.
+        others: number of other files by ending; of masks without an image, and linked folders.
+        odd: image -> what is odd about its name or its masks.
     """
 
     images: list[Path]
@@ -44,7 +44,7 @@ class Files(NamedTuple):
 
 
 def files_in(folder: Path) -> Files:
-    """Look through `folder`; hidden files, linked folders and folders of predictions are passed over.
+    """Search `folder`, except hidden files, linked folders and folders of predictions.
 
     Raises:
         ValueError: two files whose names differ only in their Unicode form.
@@ -85,13 +85,13 @@ def files_in(folder: Path) -> Files:
 
 
 def without_predictions(folder: Path, paths: Sequence[Path]) -> list[Path]:
-    """Those of `paths`, all below `folder`, that lie in no folder of predictions; `folder` itself may be one."""
+    """Those of `paths`, all below `folder`, that are in no folder of predictions below it."""
     made = {path.parent for path in paths if path.name == PREDICTED_WITH} - {folder}
     return [path for path in paths if made.isdisjoint(path.parents)] if made else list(paths)
 
 
 def is_plain_image(path: Path, slide: Slide) -> bool:
-    """Whether what opened as `slide` is an image of a tile's size: one level in one piece, with nothing beside it."""
+    """Whether a `slide` is just an image of a tile's size: one level in one piece, without associated images."""
     full = slide.levels[0]
     is_cut = full.tile_width < full.width and full.tile_height < full.height
     is_alone = len(slide.levels) == 1 and not slide.associated_names

@@ -1,4 +1,4 @@
-"""How data lie on disk, by name: manifests, folders of tiles, published data sets; and which one a path holds."""
+"""The formats of data sets by name: manifests, folders of tiles, published data sets; and how to recognise them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def register_format(name: str, *, detect: Callable[[Path], bool]) -> Callable[[R
 
     Args:
         name: distinct.
-        detect: whether a path looks like this format, by names alone: it opens no image. Formats are asked in the
-            order in which they were registered, a later one before an earlier.
+        detect: whether a path looks like this format, by file names alone. Formats that were registered later are
+            asked first.
     """
     if name in _FORMATS or name == "auto":
         raise ValueError(f"there is a data format {name!r} already")
@@ -52,7 +52,7 @@ def list_formats() -> list[str]:
 
 
 def detect_format(root: str | Path) -> str | None:
-    """The registered format that recognises `root`, as `read_dataset` would take; None where none does."""
+    """The registered format that recognises `root`, as in `read_dataset`; None where none does."""
     return next((name for name, known in reversed(_FORMATS.items()) if known.detect(Path(root))), None)
 
 
@@ -62,11 +62,11 @@ def read_dataset(root: str | Path, format: str = "auto", options: ManifestOption
     Args:
         root: a manifest, a folder with a file called manifest.csv, .tsv or .parquet, or a folder in another format.
         format: a registered name; "auto" takes the one that recognises `root`.
-        options: how it is read; formats other than manifests take from it what means something to them.
+        options: how to read it; formats other than manifests use only some.
 
     Raises:
         FileNotFoundError: nothing is there, or nothing that is recognised; says what was expected.
-        ValueError: an unknown format, or its reader's own complaint.
+        ValueError: an unknown format, or an error of its reader.
     """
     root, options = Path(root), options or ManifestOptions()
     if format != "auto":
@@ -83,7 +83,7 @@ def read_dataset(root: str | Path, format: str = "auto", options: ManifestOption
     if sheet := next((path for path in sorted(root.glob("manifest.*")) if path.suffix.lower() in _SPREADSHEETS), None):
         raise ValueError(f"{sheet} is a spreadsheet, which is not read; save the sheet as CSV UTF-8")
     try:
-        return _read("tile_folder", root, options)  # says what a folder of tiles looks like
+        return _read("tile_folder", root, options)  # its error says what a folder of tiles looks like
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or a manifest (write one with: fastmtl prepare {root})") from None
 

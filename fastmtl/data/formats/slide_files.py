@@ -1,4 +1,4 @@
-"""Which slides a path means: one slide, a folder of them, or a manifest that names them."""
+"""Finds the slides of a path: one slide, a folder of them, or a manifest that names them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SlideFiles:
     Attributes:
         root: the folder that names start from.
         slides: path below `root`, with slashes -> file.
-        num_images: image files among them, which are passed over.
-        mpp: path as in `slides` -> micrometres per pixel of level 0, where the manifest says it.
+        num_images: number of image files beside them, which are ignored.
+        mpp: path as in `slides` -> micrometres per pixel of level 0, where the manifest gives it.
     """
 
     root: Path
@@ -36,12 +36,12 @@ class SlideFiles:
 def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
     """The slides of `source`; None where it holds images alone, or nothing.
 
-    A TIFF is a slide where it has several levels, tiles or more than a tile's pixels; one that cannot be opened is
-    where there are other slides, or no images. Masks, told by their place, are passed over, and so are folders of
-    predictions.
+    A TIFF is a slide if it has several levels, tiles, or more pixels than a tile; one that cannot be opened counts as a
+    slide beside other slides, or without images. Masks, recognised by their place, and folders of predictions are
+    ignored.
 
     Args:
-        source: a slide, a folder that is looked through with its sub-folders, or a manifest with a column slide.
+        source: a slide, a folder to search with its sub-folders, or a manifest with a column slide.
         root: folder that a manifest's paths may not leave; its own where None.
 
     Raises:

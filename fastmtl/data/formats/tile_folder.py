@@ -1,4 +1,4 @@
-"""An index of a folder of labelled tiles: which images there are, their masks, classes and patients.
+"""Indexes a folder of labelled tiles: images, their masks, classes and patients.
 
 Layout: `ROOT/CLASS/image/NAME.(png|jpg|...)` and `ROOT/CLASS/label/NAME.(png|...)`, as EBHI-Seg is published.
 """
@@ -19,13 +19,13 @@ def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None,
     """Index `root`; opens no image (see `fastmtl.data.check_tiles` for that).
 
     Args:
-        root: folder with one sub-folder a class, each holding `image` and, where there are masks, `label`.
+        root: folder with one sub-folder per class, each with `image` and, where there are masks, `label`.
         class_names: the classes in label order; sorted folder names when None. A class without a folder is allowed
             (a small validation set), a folder without a class is not.
         patient: finds the patient in a file's name, see `group_of`.
 
     Raises:
-        FileNotFoundError: `root` is not a folder, or holds no class with images.
+        FileNotFoundError: `root` is not a folder, or has no class with images.
         ValueError: a class folder missing from `class_names`, or two images with the same name.
     """
     root = Path(root)
@@ -87,7 +87,7 @@ def _read_class(folder: Path, name: str, label: int, patient: str, tiles: list[T
 
 
 def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
-    """Cleaned file name without suffix -> file, sorted by name; hidden files are passed over."""
+    """Cleaned file name without suffix -> file, sorted by name, without hidden files."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.is_dir():

@@ -15,10 +15,10 @@ _ANSWERS = (("yes", "y", "true", "t", "1"), ("no", "n", "false", "f", "0"))
 
 
 def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Those of `names` that differ only by case, by spaces, dashes and underscores between words, by blanks that nobody
-    sees, or by their Unicode form, together; in the order of `names`.
+    """Groups of `names` that differ only by case, by spaces, dashes and underscores between words, by invisible blanks,
+    or by their Unicode form; in the order of `names`.
 
-    A sign at an end counts: "HER2" and "HER2-" differ. So does what parts digits: "1 2" is not "12".
+    A sign at an end counts: "HER2" and "HER2-" differ. So do separators of digits: "1 2" is not "12".
 
     >>> alike(["Tumor", "stroma", "tumor ", "HER2", "HER2-"])
     [('Tumor', 'tumor ')]
@@ -30,16 +30,16 @@ def alike(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def quoted(names: Sequence[str]) -> list[str]:
-    """Each of `names` in quotes so that a reader sees how they differ: combining marks and unusual blanks escaped."""
+    """Each of `names` in quotes, escaped where readers would not see how they differ."""
     composed = [unicodedata.normalize("NFKC", name) for name in names]
     return [ascii(name) if composed.count(form) > 1 else repr(name) for name, form in zip(names, composed, strict=True)]
 
 
 def spelling_problem(counts: Mapping[str, int], of: str, unit: str) -> str | None:
-    """What to say of names that are spelled alike; None where there are none.
+    """The notice about names that are spelled alike; None where there are none.
 
     Args:
-        counts: name -> how often it is there.
+        counts: name -> how often it appears.
         of: what has these names, for example "column 'label'".
         unit: what is counted, "tiles" or "polygons".
     """
@@ -60,8 +60,8 @@ def spelling_notices(dataset: Dataset) -> tuple[Problem, ...]:
     }
     reasons = []
     for column, counts in columns.items():
-        for said in _ANSWERS:
-            same = [name for name in counts if name.casefold() in said]
+        for answers in _ANSWERS:
+            same = [name for name in counts if name.casefold() in answers]
             if len({name.casefold() for name in same}) > 1:
                 reasons.append(
                     f"column {column!r}: {', '.join(quoted(same))} may be one answer; write them alike if so"
@@ -71,12 +71,12 @@ def spelling_notices(dataset: Dataset) -> tuple[Problem, ...]:
 
 
 def merged_spellings(column: str, written: Mapping[str, tuple[str, int]], class_of: Callable[[str], str]) -> list[str]:
-    """What to say of cells that differ as they are written and are read as one class: "tumor " and "tumor".
+    """Notices of cells that are written differently and read as one class: "tumor " and "tumor".
 
     Args:
         column: for the message.
-        written: as it is written -> (as it is read, how often).
-        class_of: the class that a cell names, as it is read.
+        written: cell as written -> (cell as read, how often).
+        class_of: the class of a cell as read.
     """
     spelled: dict[str, list[str]] = {}
     for name, (cell, _) in written.items():

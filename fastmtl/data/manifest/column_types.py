@@ -1,4 +1,4 @@
-"""What a manifest's columns hold: their kinds, told or inferred, and the values of their cells."""
+"""The kinds of a manifest's columns, given or inferred, and the values of their cells."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _MOST_CLASSES = 64
 
 
 def infer_kind(name: str, cells: Sequence[str]) -> Kind:
-    """What a column of this name with these cells holds.
+    """The kind of a column with this name and these cells.
 
-    "number": all cells are numbers; "vector": all are equally many; "box": all are four numbers of 0..1 and the name
-    has "box" in it: centre x, centre y, width, height as shares of the image; "pixel_box": likewise, and some are
-    larger: left, top, width, height in pixels of the image; "picture": all look like image files, polygons or
-    run-length codes; "label": text with at most 64 different values of which one comes twice; "text": anything else.
-    Empty cells say nothing.
+    "number": all cells are numbers; "vector": all cells hold the same number of numbers; "box": four numbers of 0..1,
+    and the name contains "box": centre x, centre y, width, height in shares of the image; "pixel_box": likewise with
+    larger numbers: left, top, width, height in pixels of the image; "picture": all look like image files, polygons or
+    run-length codes; "label": text with at most 64 different values, at least one of them twice; "text": anything else.
+    Empty cells do not count.
 
     >>> infer_kind("age", ["51", "", "62.5"]), infer_kind("head_box", ["1 2 30 40"]), infer_kind("grade", ["G1", "G1"])
     ('number', 'pixel_box', 'label')
@@ -48,7 +48,7 @@ def infer_kind(name: str, cells: Sequence[str]) -> Kind:
 
 
 def are_classes(cells: Sequence[str]) -> bool:
-    """Whether numbers may be classes: whole ones, at most 64, of which one comes twice.
+    """Whether numbers may be classes: whole numbers, at most 64 different ones, at least one of them twice.
 
     >>> are_classes(["1", "2", "", "2"]), are_classes(["51", "62.5", "51"]), are_classes(["1", "2", "3"])
     (True, False, False)
@@ -59,7 +59,7 @@ def are_classes(cells: Sequence[str]) -> bool:
 
 
 def why_text(name: str, cells: Sequence[str]) -> str:
-    """What to say of a column taken for text; names the cell that keeps it from being numbers, where most are."""
+    """The notice about a column of text; names the cell that is no number, where most are numbers."""
     filled = [cell for cell in cells if cell]
     others = [cell for cell in filled if not parse_numbers(cell)]
     if others and 2 * len(others) < len(filled):
@@ -68,7 +68,7 @@ def why_text(name: str, cells: Sequence[str]) -> str:
 
 
 def why_commas(name: str, kind: Kind, cells: Sequence[str]) -> str:
-    """What to say of a column that would hold numbers, were it not for commas; "" of others."""
+    """The notice about a column that would be numbers without its commas; "" for others."""
     filled = [cell for cell in cells if cell]
     with_comma = [cell for cell in filled if re.fullmatch(r"[+-]?\d+(?:[.,]\d+)*,\d+", cell)]
     if kind == "number" or not with_comma or any(parse_number(cell) is None for cell in set(filled) - set(with_comma)):
@@ -80,7 +80,7 @@ def why_commas(name: str, kind: Kind, cells: Sequence[str]) -> str:
 
 
 def why_sentinel(name: str, cells: Sequence[str]) -> str:
-    """What to say of a number such as -999 that lies far from all others of a column; "" where there is none."""
+    """The notice about a number such as -999, far from all others of a column; "" where there is none."""
     numbers = [number for cell in cells if (number := parse_number(cell)) is not None]
     for end in (min(numbers, default=0.0), max(numbers, default=0.0)):
         others = [number for number in numbers if number != end]
@@ -96,7 +96,7 @@ def class_names(name: str, table: TextTable, cells: Sequence[str], given: Sequen
     """The classes of a label column: `given`, else the different cells, sorted (as numbers where all are numbers).
 
     Raises:
-        ValueError: a cell that is not among the given classes.
+        ValueError: a cell is not among the given classes.
     """
     found = {_label(cell) for cell in cells if cell}
     if given is None:
@@ -151,7 +151,7 @@ def box_of_pixels(box: tuple[float, ...], width: int, height: int) -> tuple[floa
 
 
 def write_value(value: int | float | str | tuple[float, ...]) -> str:
-    """The cell that `parse_cell` reads `value` from (labels: by their class name, elsewhere)."""
+    """The cell that `parse_cell` reads `value` from; labels are written elsewhere, by class name."""
     if isinstance(value, tuple):
         return " ".join(map(write_value, value))
     if isinstance(value, float) and value == int(value):
@@ -160,7 +160,7 @@ def write_value(value: int | float | str | tuple[float, ...]) -> str:
 
 
 def _label(cell: str) -> str:
-    """A class's name; whole numbers lose the ".0" that a table with empty cells gives them."""
+    """The name of a class; whole numbers lose the ".0" that a table with empty cells gives them."""
     number = parse_number(cell)
     if number is not None and number == int(number) and "." in cell:
         return str(int(number))

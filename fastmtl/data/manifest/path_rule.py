@@ -17,9 +17,9 @@ class PathRule:
     """Which files a manifest may name.
 
     Attributes:
-        folder: what relative paths start from.
-        root: what a path must not leave.
-        names: of the files in folders that were looked into.
+        folder: relative paths start from it.
+        root: paths must stay inside it.
+        names: of the files in folders that were listed.
     """
 
     folder: Path
@@ -27,14 +27,14 @@ class PathRule:
     names: dict[Path, list[str]] = field(default_factory=dict, compare=False, repr=False)
 
     def resolve(self, text: str, place: str) -> Path:
-        """The path that `text` names, as written from the working directory.
+        """The path that `text` names, as seen from the working directory.
 
-        Backslashes are Windows' slashes, unless a file has them in its name; a file is found whose name has another
-        Unicode form.
+        Backslashes are slashes of Windows, unless a file has them in its name; files are found in any Unicode form of
+        their name.
 
         Raises:
-            ValueError: it lies outside `root`, on a drive of another computer, or is a name of two files. Links are not
-                followed: what stands inside the root was put there.
+            ValueError: it is outside `root`, on a drive of another computer, or the name of two files. Links inside the
+                root are not followed: the user put them there.
         """
         if "\0" in text:
             raise ValueError(f"{place}: {text!r} is no path: it holds a zero byte")
@@ -46,7 +46,7 @@ class PathRule:
         return path if text.isascii() else self._on_disk(path, place)
 
     def relative(self, path: Path) -> str:
-        """What `resolve` makes `path` of."""
+        """The text that `resolve` turns into `path`."""
         return PurePosixPath(Path(os.path.relpath(path, self.folder))).as_posix()
 
     def _inside(self, text: str, place: str) -> Path:
@@ -59,7 +59,7 @@ class PathRule:
         return path
 
     def _on_disk(self, path: Path, place: str) -> Path:
-        """`path` as its file and folders spell it; as it is where they are not there."""
+        """`path` as its file and folders are spelled on disk; unchanged where they do not exist."""
         if path == path.parent or os.path.lexists(path):
             return path
         home = self._on_disk(path.parent, place)

@@ -1,4 +1,4 @@
-"""The text of a picture in a manifest's cell, and the picture in a text.
+"""Pictures as text in a manifest's cells.
 
     tiles/7.png                an image file; on a row with a region of a slide also a mask slide (a tiled TIFF of the
                                slide's extent); on a row with a whole slide any image of the slide's extent
@@ -43,7 +43,7 @@ class PolygonOptions:
 
 
 def looks_like_picture(text: str) -> bool:
-    """Whether a cell reads as a picture: nothing is opened."""
+    """Whether a cell names a picture; opens nothing."""
     if _RUNS.fullmatch(text) or _ROW.fullmatch(text) or _STRETCHED.fullmatch(text):
         return True
     return PurePosixPath(text).suffix.lower() in IMAGE_SUFFIXES | POLYGON_SUFFIXES | SLIDE_SUFFIXES
@@ -63,14 +63,14 @@ def read_picture(
     Args:
         text: the cell.
         rule: which paths are allowed.
-        place: where the cell stands, for messages.
+        place: of the cell, for messages.
         over: the row's image, whose field of view polygons and mask slides share; None for the image itself.
-        whole_slide: whether the row is of a whole slide, of which `over` is a tile: an image file covers the slide.
-        polygons: how polygons are drawn.
+        whole_slide: whether the row names a whole slide, of which `over` is a tile: an image file covers the slide.
+        polygons: how to draw polygons.
 
     Raises:
-        ValueError: a path outside the root, a malformed code, an image whose size is needed and cannot be read, or one
-            that cannot be cut as its slide is.
+        ValueError: a path outside the root, a malformed code, an image whose size is needed and cannot be read, or a
+            picture that cannot be cut as its slide is.
     """
     if whole_slide and (_RUNS.fullmatch(text) or _ROW.fullmatch(text) or _STRETCHED.fullmatch(text)):
         raise ValueError(
@@ -104,7 +104,7 @@ def write_picture(picture: ImageSource, rule: PathRule) -> str:
     """The cell that `read_picture` reads the picture from.
 
     Raises:
-        ValueError: a manifest has no text for such a picture.
+        ValueError: a manifest cannot name such a picture.
     """
     if isinstance(picture, Path):
         return rule.relative(picture)

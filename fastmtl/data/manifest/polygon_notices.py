@@ -1,4 +1,4 @@
-"""What is odd about files of polygons: drawn on another slide, crossing themselves, several classes in one mask."""
+"""What is odd about files of polygons: drawn on another slide, crossing themselves, of several classes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..images.polygons import Polygons
 from ..slides.opened import slide_size
 from .class_spellings import spelling_problem
 
-_ENOUGH = 4  # files: of fewer chance may put all polygons in one quarter
+_ENOUGH = 4  # files; in fewer, all polygons may be in one quarter by chance
 
 
 def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
-    """Notices for the files of polygons that masks are drawn from. What cannot be read is left to `check_tiles`.
+    """Notices for the files of polygons that masks are drawn from; `check_tiles` reports unreadable ones.
 
     Raises:
-        ValueError: no polygon of a file touches its slide or image, so the masks would all be empty.
+        ValueError: no polygon of a file touches its slide or image, so all its masks would be empty.
     """
     problems: dict[Problem, None] = {}
     names: dict[Path, Counter[str]] = {}
@@ -55,7 +55,7 @@ def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
 
 
 def _drawn(tiles: Sequence[Tile]) -> list[tuple[Polygons, Path | Region]]:
-    """One mask of each file of polygons on each slide or image, and that; sorted."""
+    """One mask of each file of polygons on each slide or image, with the image of its tile; sorted."""
     pairs = {}
     for tile in tiles:
         for _, picture in maps_of(tile):
@@ -72,7 +72,7 @@ def _of_several_classes(found: PolygonSet, classes: Sequence[str]) -> Iterator[s
 
 
 def _invalid(found: PolygonSet) -> Iterator[str]:
-    """Counts polygons that are not valid by OGC's rules, which viewers draw in different ways."""
+    """Polygons that are invalid by OGC's rules: viewers draw them in different ways."""
     shapely = require("shapely", "looking at polygons", "wsi")
     outline = np.repeat(np.arange(len(found.rings) - 1), np.diff(found.rings))
     rings = shapely.linearrings(found.points, indices=outline)
@@ -87,7 +87,7 @@ def _invalid(found: PolygonSet) -> Iterator[str]:
 
 
 def _outside(found: PolygonSet, picture: Polygons, image: Path, width: int, height: int) -> Iterator[str]:
-    """Counts polygons beyond the slide or image; a pixel of tolerance, for viewers draw along the edge."""
+    """Polygons beyond the slide or image, with a pixel of tolerance: viewers draw along the edge."""
     left, top, right, bottom = (found.boxes + np.array([*picture.offset, *picture.offset])).T
     total = len(found.names)
     if ((right <= 0) | (bottom <= 0) | (left >= width) | (top >= height)).all():

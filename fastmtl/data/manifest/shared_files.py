@@ -12,7 +12,7 @@ from ..images.polygons import Polygons
 
 
 def rows_that_share(tiles: Sequence[Tile], path: Path) -> list[Problem]:
-    """What is odd about images and masks that several rows of the manifest `path` name."""
+    """Notices about images and masks that several rows of the manifest `path` name."""
     return [*_images_with_two_labels(tiles, path), *_masks_of_several(tiles)]
 
 
@@ -27,7 +27,7 @@ def _images_with_two_labels(tiles: Sequence[Tile], path: Path) -> list[Problem]:
 
 
 def _masks_of_several(tiles: Sequence[Tile]) -> list[Problem]:
-    """Files of masks over more than one slide or image, as filling down in a spreadsheet makes them."""
+    """Mask files of more than one slide or image, as filling down in a spreadsheet produces."""
     images: dict[Path, dict[Path, None]] = {}
     for tile in tiles:
         if isinstance(tile.mask, Path | Region | Polygons) and (image := file_of(tile.image)) != Path():

@@ -1,4 +1,4 @@
-"""A manifest's rows about slides: regions by level or resolution, grids over whole slides, masks of their extent."""
+"""A manifest's rows of slides: regions by level or resolution, grids over whole slides, masks of the same extent."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def is_region(cells: Mapping[str, str]) -> bool:
 
 
 def manifest_mpp(table: TextTable, rule: PathRule) -> dict[Path, float]:
-    """What a manifest's rows of whole slides say in the column mpp: slide -> micrometres per pixel of its level 0.
+    """Slide -> micrometres per pixel of its level 0, from the column mpp of a manifest's rows of whole slides.
 
     Raises:
-        ValueError: a cell is no such number, or another row says another one.
+        ValueError: a cell is not plausible, or two rows of a slide differ.
     """
     lowered = [name.lower() for name in table.names]
     found: dict[Path, float] = {}
@@ -40,11 +40,11 @@ def manifest_mpp(table: TextTable, rule: PathRule) -> dict[Path, float]:
 def read_region(slide: Path, cells: Mapping[str, str], place: str, mpp: float | None = None) -> Region:
     """The region that a row's x, y, width and height name, at its level or mpp.
 
-    Width and height are pixels at that level or mpp; a region told by mpp covers that field of view at the coarsest
-    level that is not coarser. `mpp` is of the slide's level 0, where the manifest says it.
+    Width and height are pixels at that level or mpp; a region by mpp is read from the coarsest level that is not
+    coarser. `mpp` is of the slide's level 0, where the manifest gives it.
 
     Raises:
-        ValueError: a cell is missing or no number, or the slide has no such level or resolution.
+        ValueError: a cell is missing or not a number, or the slide has no such level or resolution.
     """
     missing = [name for name in ("x", "y", "width", "height") if not cells.get(name)]
     if missing:
@@ -62,7 +62,7 @@ def read_region(slide: Path, cells: Mapping[str, str], place: str, mpp: float | 
             raise ValueError(f"{place}: {error}") from error
         return Region(slide, x, y, max(1, round(width * factor)), max(1, round(height * factor)), level)
     level = parse_integer(cells["level"], "level", place) if cells.get("level") else 0
-    if level:  # level 0 is always there, and needs no look into the file
+    if level:  # level 0 always exists; the file stays closed
         num_levels = len(opened(slide, place).levels)
         if not 0 <= level < num_levels:
             raise ValueError(f"{place}: {slide} has levels 0 to {num_levels - 1}; got level {level}")
@@ -81,7 +81,7 @@ def grid_regions(slide: Path, options: GridOptions, place: str, mpp: float | Non
         raise UnreadableSlideError(f"{place}: {slide}: {source.damage}")
     try:
         return cut(source, options)
-    except SlideError as error:  # looking for tissue reads it
+    except SlideError as error:  # finding tissue reads the slide
         raise UnreadableSlideError(f"{place}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error

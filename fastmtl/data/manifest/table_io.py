@@ -1,4 +1,4 @@
-"""Tables on disk, CSV and Parquet, as text cells with line numbers: what manifests are read from and written to."""
+"""Reads and writes CSV and Parquet files as text cells with line numbers: the files of manifests."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ..identifiers import strip_invisible
 from ..text import read_text
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
-_EXACT = 2**53  # from here on a float column has lost digits, and whole numbers keep the exponent that says so
+_EXACT = 2**53  # larger whole numbers of a float column have lost digits: they keep their exponent
 _DELIMITERS = ",;\t"
-_TOLD_DELIMITER = re.compile(r'"?sep=(.)"?')  # what Excel puts before the first line
-_LONGEST_CELL = 2**31 - 1  # characters; run-length codes pass the 131,072 that Python allows by itself
+_DELIMITER_LINE = re.compile(r'"?sep=(.)"?')  # Excel writes it before the first line
+_LONGEST_CELL = 2**31 - 1  # characters; run-length codes exceed the 131,072 that Python allows by default
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class TextTable:
     """A header and its rows.
 
     Attributes:
-        path: where it was read.
+        path: the file.
         names: of the columns, without surrounding blanks.
         rows: each as long as `names`; an empty text is an empty cell.
-        lines: of each row, as an editor counts them (row numbers from 2 in a Parquet file).
-        blanks: column -> (as it was written, as it is read) of cells that had blanks at an end -> how often.
+        lines: line number of each row, as an editor counts (from 2 in a Parquet file).
+        blanks: column -> (cell as written, cell as read) with blanks at an end -> how often.
     """
 
     path: Path
@@ -43,8 +43,7 @@ class TextTable:
     blanks: Mapping[str, Counter[tuple[str, str]]] = field(default_factory=dict)
 
     def written(self, name: str) -> dict[str, tuple[str, int]]:
-        """The cells of a column that are not empty: as it was written, with blanks at its ends -> (as it is read, how
-        often)."""
+        """The cells of a column that are not empty: cell as written -> (cell as read, how often)."""
         at = self.names.index(name)
         cells = Counter(row[at] for row in self.rows if row[at])
         blanks = self.blanks.get(name, {})
@@ -55,18 +54,18 @@ class TextTable:
         }
 
     def place(self, row: int) -> str:
-        """Where `row` stands, for messages."""
+        """The file and line of `row`, for messages."""
         return f"{self.path}, line {self.lines[row]}"
 
 
 def read_table(path: Path) -> TextTable:
     """Read a CSV (comma, semicolon or tab, by its first line; with or without BOM; any line ends) or a Parquet file.
 
-    Excel's line "sep=;" and columns without a name and a cell are passed over.
+    Excel's line "sep=;" and columns without a name and any cell are ignored.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: another ending, not UTF-8, empty, a column without a name or twice, a row of another length; the
+        FileNotFoundError: it does not exist.
+        ValueError: another ending, not UTF-8, empty, an unnamed or repeated column, a row of another length; the
             message names the line.
     """
     if path.suffix.lower() not in TABLE_SUFFIXES:
@@ -108,8 +107,8 @@ def _read_csv(path: Path) -> TextTable:
     first = next((line for line in text.splitlines() if line.strip()), "")
     if not first:
         raise ValueError(f"{path} is empty; expected a first line with column names")
-    told = _TOLD_DELIMITER.fullmatch(first.strip())
-    delimiter = told[1] if told else max(_DELIMITERS, key=first.count)
+    declared = _DELIMITER_LINE.fullmatch(first.strip())
+    delimiter = declared[1] if declared else max(_DELIMITERS, key=first.count)
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: tuple[str, ...] = ()
@@ -120,8 +119,8 @@ def _read_csv(path: Path) -> TextTable:
             line, start = start, reader.line_num + 1
             if not any(map(strip_invisible, cells)):
                 continue
-            if told:
-                told = None
+            if declared:
+                declared = None
             elif not names:
                 names = tuple(map(strip_invisible, cells))
             elif len(cells := _without_blank_end(cells, len(names))) != len(names):
@@ -137,7 +136,7 @@ def _read_csv(path: Path) -> TextTable:
 
 
 def _without_blank_end(cells: list[str], least: int) -> list[str]:
-    """Without the empty cells that spreadsheets put behind the last column; `least` cells stay."""
+    """Without the empty cells that spreadsheets add after the last column; at least `least` cells stay."""
     end = len(cells)
     while end > least and not strip_invisible(cells[end - 1]):
         end -= 1
@@ -150,9 +149,8 @@ def _read_parquet(path: Path) -> TextTable:
         content = parquet.read_table(path)
         columns = [[_text(cell) for cell in content.column(at).to_pylist()] for at in range(content.num_columns)]
         names = tuple(map(strip_invisible, content.column_names))
-    except Exception as error:  # of damaged files Arrow raises its own types and Python's
-        reason = reason_of(error)
-        raise ValueError(f"{path} cannot be read as Parquet: {reason}") from error
+    except Exception as error:  # Arrow raises its own types and Python's on damaged files
+        raise ValueError(f"{path} cannot be read as Parquet: {reason_of(error)}") from error
     return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
 
 

@@ -1,4 +1,4 @@
-"""A data set as a manifest: what `read_manifest` reads the same tiles from."""
+"""Writes a data set as a manifest."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ from .table_io import write_table
 def write_manifest(dataset: Dataset, path: str | Path, root: str | Path | None = None) -> None:
     """Write a manifest that `read_manifest` reads the same tiles from; paths are relative to its folder.
 
-    Problems and the kinds of columns are not written: pass the columns' kinds and classes again where inferring them
-    would give others.
+    Problems and kinds of columns are not written: pass kinds and classes again where inference would differ.
 
     Args:
-        dataset: what to write.
+        dataset: to write.
         path: ending in .csv, .tsv or .parquet.
         root: as in `ManifestOptions`; only checked.
 
     Raises:
-        ValueError: a picture that a manifest has no text for, a path outside `root`, or a column called like one of
-            the manifest's own.
+        ValueError: a picture that a manifest cannot name, a path outside `root`, or a column with a reserved name.
     """
     path = Path(path)
     rule = PathRule(path.parent, Path(root) if root is not None else path.parent)

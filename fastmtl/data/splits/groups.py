@@ -1,4 +1,4 @@
-"""What a split must keep together, where that is not the patient: a case, a specimen, a patient's day."""
+"""Groups for splits that keep something else than patients together: cases, specimens, days of a patient."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..manifest.column_types import write_value
 def with_groups(dataset: Dataset, template: str) -> Dataset:
     """The same tiles with another group: a column's name, or an expression over columns such as "{case}-{day}".
 
-    Text counts in any spelling (see `identifiers`), and "nan" as empty. Besides columns there are "patient" (or
-    "group"), the group they have, and "tile", which makes each its own group.
+    Spellings of one name count as one (see `identifiers`), and "nan" as empty. Besides columns there are "patient" (or
+    "group"), the current group, and "tile", which makes each tile its own group.
 
     Raises:
         ValueError: a column that the data set does not have, or that is empty for a tile.
@@ -49,7 +49,7 @@ def with_groups(dataset: Dataset, template: str) -> Dataset:
 
 
 class _Filled(dict):
-    """Cells by name; an empty one is an error, for its tile could be anybody's."""
+    """Cells by name; an empty cell is an error: its tile could be anybody's."""
 
     def __init__(self, cells: Mapping[str, str], tile: str):
         super().__init__(cells)

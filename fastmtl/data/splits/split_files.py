@@ -1,4 +1,4 @@
-"""Splits as JSON files: who is on which side."""
+"""Splits as JSON files."""
 
 from __future__ import annotations
 

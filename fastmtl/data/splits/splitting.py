@@ -1,6 +1,6 @@
 """Training, validation and test sets that share no patient.
 
-Many patients have several tiles, some in several classes, so a split by tile tests on patients that were trained on.
+Many patients have several tiles, some of several classes: a split by tile would test on patients of the training set.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..identifiers import identifier_key
 from ..patient_names import one_spelling
 from .small_splits import Shares
 
-_FEW_PATIENTS = 30  # above, folds are taken as they come: runs of earlier versions are split so
-_NEAR = 0.1  # a share of the tiles this near to the one that was asked for is left as it is
+_FEW_PATIENTS = 30  # with more patients, folds stay as they are, as in earlier versions
+_NEAR = 0.1  # a share of the tiles that is this near to the requested one is accepted
 
 
 @dataclass(frozen=True)
 class Split:
-    """Tile ids for training, for validation and, in a three-way split, for the test; the patients that are held out.
+    """Tile ids for training, validation and, in a three-way split, the test; and the patients that are held out.
 
-    What is called a patient here is the tiles' group: see `with_groups` for splits by case or by a patient's day.
+    A patient here is the tiles' group: see `with_groups` for splits by case or by a patient's day.
     """
 
     train: tuple[str, ...]
@@ -52,7 +52,7 @@ class Split:
 def check_no_leak(
     train: Iterable[Tile], val: Iterable[Tile], sides: tuple[str, str] = ("training", "validation")
 ) -> None:
-    """Raises ValueError naming the patients with tiles on both sides."""
+    """Raise ValueError if patients have tiles on both sides; it names them."""
     one, other = ({identifier_key(name): name for name in {tile.group for tile in tiles}} for tiles in (train, val))
     shared = sorted(one[key] for key in one.keys() & other.keys())
     if shared:
@@ -87,19 +87,19 @@ def split_by_groups(folder: Dataset, groups: Iterable[str], test_groups: Iterabl
 
 
 def split_by_column(folder: Dataset) -> Split | None:
-    """The split that a manifest's own column `split` tells; None when no tile has one.
+    """The split in a manifest's column `split`; None when no tile has one.
 
     Raises:
         ValueError: a tile without a side, training or validation empty, or a patient on two sides.
     """
-    told = [tile.values.get("split") for tile in folder.tiles]
-    if not any(told):
+    given = [tile.values.get("split") for tile in folder.tiles]
+    if not any(given):
         return None
-    for tile, side in zip(folder.tiles, told, strict=True):
+    for tile, side in zip(folder.tiles, given, strict=True):
         if side not in ("train", "val", "test"):
             raise ValueError(f"{folder.root}: tile {tile.id} has no split; expected train, val or test, got {side!r}")
     sides = [
-        tuple(tile for tile, side in zip(folder.tiles, told, strict=True) if side == wanted)
+        tuple(tile for tile, side in zip(folder.tiles, given, strict=True) if side == wanted)
         for wanted in ("train", "val", "test")
     ]
     if not sides[0] or not sides[1]:
@@ -122,8 +122,8 @@ def grouped_split(
         folder: what to split.
         val_fraction: share for validation.
         seed: of the draw.
-        test_fraction: share for the test; 0 makes none. 0.2 and 0.1 give 70 / 20 / 10.
-        stratify: label column whose classes are to be shared out; "" is the tiles' own label.
+        test_fraction: share for the test; 0 for none. 0.2 and 0.1 give 70 / 20 / 10.
+        stratify: label column whose classes should be on all sides; "" is the tiles' own label.
 
     Raises:
         ValueError: fractions out of range, an unknown column, or too few patients.
@@ -210,7 +210,7 @@ def _labels(folder: Dataset, column: str) -> list[int]:
 
 
 def one_sided_classes(folder: Dataset, train: Dataset, val: Dataset, column: str = "") -> list[str]:
-    """A line for each class of a label column that training or validation has none of, where the folder has some."""
+    """A line for each class of a label column that the folder has, and training or validation has not."""
     lines = []
     for index, name in enumerate(folder.names_of(column)):
         everywhere, trained, held_out = (

@@ -1,4 +1,4 @@
-"""Published data sets in their published folders, one reader each; all end in a `Dataset`: one loader serves them."""
+"""Readers of published data sets in their published folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What readers of published folders share: one line for what is missing, and tables whose columns are known."""
+"""Shared by the readers of published folders: errors for missing files, tables of known columns, the data set."""
 
 from __future__ import annotations
 
