@@ -92,7 +92,7 @@ def label_of(tile: Tile, column: str) -> int | None:
     return label if isinstance(label, int) else None
 
 
-def kind_of(value: Any) -> Literal["vector", "text", "number", "picture"]:
+def kind_of(value: object) -> Literal["vector", "text", "number", "picture"]:
     """What a value of `Tile.values` is; class indices are numbers too."""
     if isinstance(value, tuple):
         return "vector"

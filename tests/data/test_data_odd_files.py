@@ -113,7 +113,7 @@ def test_coco_names_the_cure(tmp_path):
     (tmp_path / "a.json").write_text('{"images": [], "annotations": [{"segmentation": [[1, 2]]}]}')
     dataset = _read(tmp_path, "image,mask\n0.png,a.json\n")
     (problem,) = data.check_tiles(dataset.tiles)
-    assert problem.reason == "holds annotations as COCO has them; save GeoJSON, or a mask an image"
+    assert problem.reason == "holds annotations of COCO; save GeoJSON, or one mask per image"
 
 
 # Polygons

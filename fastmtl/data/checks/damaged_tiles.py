@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import reason_of
 from ...utils.optional_imports import require
@@ -23,6 +23,9 @@ from ..sizes import MAX_PIXELS, check_pixels
 from ..slides import jpeg
 from ..slides.opened import opened
 from .mask_facts import check_mode, note_drawing, note_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}
 # DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
@@ -185,7 +188,7 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
     return None
 
 
-def _check_image(image: Any, data: bytes, is_mask: bool, max_pixels: int) -> tuple[int, int]:
+def _check_image(image: Image, data: bytes, is_mask: bool, max_pixels: int) -> tuple[int, int]:
     width, height = image.size
     check_pixels(width, height, max_pixels=max_pixels)
     if image.format not in _FORMATS:

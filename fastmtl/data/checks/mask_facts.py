@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from ...utils.optional_imports import require
 from ..dataset import ImageSource, Region
 from ..images.pictures import decode_image, file_of, read_encoded
 from ..slides.opened import opened
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MANY_VALUES = 32
 """Masks with more values have soft edges; those with fewer may hold labels."""
@@ -116,7 +119,7 @@ def recall(picture: ImageSource) -> MaskFacts | None:
     return _known.get(_key(picture))
 
 
-def note_image(path: Path, image: Any) -> None:
+def note_image(path: Path, image: Image) -> None:
     """Count and remember the mask `path`, opened as a Pillow image: it is decoded anyway."""
     _remembered(path, lambda: _of_image(image))
 
@@ -158,7 +161,7 @@ def merged(facts: Sequence[MaskFacts], extra: Sequence[MaskFacts] = (), *, is_sa
     return MaskFacts(values.astype(np.uint8), counts[:, values], solid[values], channels, lossy, is_sample)
 
 
-def check_mode(image: Any) -> None:
+def check_mode(image: Image) -> None:
     """ValueError if a Pillow image cannot be a mask: it has a palette, colours, or its shape in the alpha channel."""
     if image.mode in ("P", "PA"):
         raise ValueError(
@@ -222,7 +225,7 @@ def _of_file(path: Path) -> MaskFacts:
         return _of_image(image)
 
 
-def _of_image(image: Any) -> MaskFacts:
+def _of_image(image: Image) -> MaskFacts:
     """Of a Pillow image that `check_mode` lets pass: it is grey, whatever its mode."""
     if image.mode not in ("L", "1"):
         image = image.getchannel(0)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def seen_masks(tiles: Iterable[Tile], column: str = "", *, sample: int | None = 
         column: of pictures; "" is the tiles' own masks.
         sample: number of regions of a mask slide; None reads all.
     """
-    groups: dict[Any, list[tuple[Tile, ImageSource]]] = {}
+    groups: dict[Hashable, list[tuple[Tile, ImageSource]]] = {}
     for tile in tiles:
         picture = tile.values.get(column) if column else tile.mask
         if picture is not None:
@@ -75,7 +75,7 @@ def values_of(masks: Sequence[SeenMask], channel: int | None = None) -> set[int]
     return set(np.unique(np.concatenate(found)).tolist())
 
 
-def _whole(picture: ImageSource, tile: Tile) -> Any:
+def _whole(picture: ImageSource, tile: Tile) -> Hashable:
     """What several tiles may share: a mask slide or a file of polygons; else the tile's id."""
     if isinstance(picture, Region):
         return picture.slide, picture.level
@@ -89,7 +89,7 @@ def _seen(group: Sequence[tuple[Tile, ImageSource]], sample: int | None) -> Seen
     if not isinstance(picture, Region):
         return SeenMask(picture, tile, merged([count_mask(one) for _, one in group]))
     try:
-        return SeenMask(picture, tile, _of_slide([one for _, one in group], sample))  # type: ignore[misc]
+        return SeenMask(picture, tile, _of_slide([one for _, one in group if isinstance(one, Region)], sample))
     except ValueError as error:
         return SeenMask(picture, tile, merged([]), str(error))
 

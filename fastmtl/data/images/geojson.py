@@ -85,7 +85,7 @@ def _parse(file: Path, _mtime: int, _size: int) -> PolygonSet:
     )
 
 
-def _is_empty_collection(content: Any) -> bool:
+def _is_empty_collection(content: object) -> bool:
     """What viewers write for a slide where nothing was drawn, for example one without tumour."""
     return content == [] or (isinstance(content, dict) and content.get("features") == [])
 
@@ -104,7 +104,7 @@ class _Reader:
         self._planes: set[tuple[Any, Any]] = set()
         self._nuclei = self._empty = 0
 
-    def read(self, content: Any, name: str = "", depth: int = 0) -> None:
+    def read(self, content: object, name: str = "", depth: int = 0) -> None:
         """Collect every polygon of a GeoJSON object or a list of objects, with the class `name`."""
         if depth > _MAX_DEPTH:
             raise ValueError(f"{self._file} is not GeoJSON: it is nested too deeply")
@@ -112,21 +112,22 @@ class _Reader:
             for entry in content:
                 self.read(entry, name, depth + 1)
             return
-        kind = content.get("type") if isinstance(content, dict) else None
+        item = content if isinstance(content, dict) else {}
+        kind = item.get("type")
         if kind == "FeatureCollection":
-            self.read(content.get("features", []), name, depth + 1)
+            self.read(item.get("features", []), name, depth + 1)
         elif kind == "Feature":
-            self._feature(content, depth)
+            self._feature(item, depth)
         elif kind == "GeometryCollection":
-            self.read(content.get("geometries", []), name, depth + 1)
+            self.read(item.get("geometries", []), name, depth + 1)
         elif kind in ("Polygon", "MultiPolygon"):
-            self._polygon(content, name)
+            self._polygon(item, name)
         elif kind in _PASSED_OVER:
             self._passed[kind] += 1
         else:
+            if "annotations" in item:
+                raise ValueError(f"{self._file} holds annotations of COCO; save GeoJSON, or one mask per image")
             found = _short(content)
-            if isinstance(content, dict) and "annotations" in content:
-                raise ValueError(f"{self._file} holds annotations as COCO has them; save GeoJSON, or a mask an image")
             raise ValueError(f"{self._file} is not GeoJSON: expected an object with a GeoJSON `type`; found {found}")
 
     def notes(self) -> Iterator[str]:
@@ -201,7 +202,7 @@ def _ring(positions: Any) -> NDArray[np.float64]:
     return points[:-1] if len(points) and (points[0] == points[-1]).all() else points
 
 
-def _items(value: Any, what: str) -> list[Any]:
+def _items(value: object, what: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"cannot be read: expected a list of {what}; found {_short(value)}")
     return value
@@ -222,20 +223,20 @@ def _class_of(properties: dict[str, Any]) -> str:
     return next((name for name in named if name), "")
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     """A class as QuPath shows it: {"name": "Tumor"}, {"names": ["Tumor", "Positive"]} is "Tumor: Positive"."""
     if isinstance(value, dict):
         value = value.get("names") or value.get("name")
     return ": ".join(filter(None, map(_text, value if isinstance(value, list) else [value])))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return "" if value is None or isinstance(value, list | dict) else str(value).strip()
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return reprlib.repr(value)[:80]
 
 

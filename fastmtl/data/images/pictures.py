@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from ..dataset import ImageSource, Region
 from ..identifiers import near_file
 from ..sizes import MAX_PIXELS, check_pixels
 from ..slides.opened import opened
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 _ORIENTATION_TAG = 0x0112
@@ -47,7 +50,7 @@ def open_picture(picture: ImageSource) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def image_file(file: Path) -> Iterator[Any]:
+def image_file(file: Path) -> Iterator[Image]:
     """Pillow's image of a file; its pixels are read on first use.
 
     Raises:
@@ -80,7 +83,7 @@ def picture_size(picture: ImageSource) -> tuple[int, int]:
     return pixels.shape[1], pixels.shape[0]
 
 
-def upright_size(image: Any) -> tuple[int, int]:
+def upright_size(image: Image) -> tuple[int, int]:
     """(width, height) of an opened Pillow image, turned as its EXIF says."""
     turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
     return (image.height, image.width) if turned else (image.width, image.height)

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...errors import reason_of
 from ...utils.atomic_io import replacing
@@ -170,7 +169,7 @@ def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]
     return TextTable(path, names, tuple(rows), tuple(lines), blanks)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None or value != value:  # an empty cell that went through pandas is NaN
         return ""
     if isinstance(value, list | tuple):
