@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses `fastmtl COMMAND`. Options may stand anywhere and are not abbreviated; `--a_b` is `--a-b`."""
+    """Parses `fastmtl COMMAND`. Options may be anywhere and are not abbreviated; `--a_b` is `--a-b`."""
 
     def __init__(self, command: str, description: str, *, add_help: bool = True) -> None:
         super().__init__(prog=f"fastmtl {command}", description=description, allow_abbrev=False, add_help=add_help)

@@ -1,4 +1,4 @@
-"""Tables of a TOML file: one laid over another, and as frozen dataclasses with every key and type checked."""
+"""Merges the tables of TOML files, and makes frozen dataclasses of them, checking every key and type."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..utils.suggestions import nearest
 
 
 class ConfigError(UserError, ValueError):
-    """A recipe that cannot be used, said in one line."""
+    """A recipe that cannot be used; the message is one line."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """`over` laid over `base`, table by table; a component of another name replaces the old one whole.
+    """`over` merged into `base`, table by table; a component of another name replaces the old one completely.
 
-    Over a list of tables with names, as [[stages]] is, a table changes those that it names: [stages.warm_up].
+    In a list of tables with names, such as [[stages]], it changes those that it names: [stages.warm_up].
 
     Raises:
-        ConfigError: such a table names one that is not there.
+        ConfigError: it names one that does not exist.
 
     >>> merge({"stages": [{"name": "a", "epochs": 1}]}, {"stages": {"a": {"epochs": 2}}})
     {'stages': [{'name': 'a', 'epochs': 2}]}
@@ -54,20 +54,20 @@ def _merge_named(old: Sequence[Any], over: Mapping[str, Any], where: str) -> lis
 
 
 def _other_component(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether `new` names another model, balancer or kind of task: then the old one's options mean nothing to it."""
+    """Whether `new` names another model, balancer or kind of task, for which the old options have no meaning."""
     return any(key in old and new.get(key, old[key]) != old[key] for key in ("name", "kind"))
 
 
 def typed(cls: type[Any], values: Any, where: str = "") -> Any:
-    """The dataclass `cls` of a table, tables inside it too.
+    """The dataclass `cls` of a table, including its inner tables.
 
     Args:
         cls: fields of plain types, Literals, dataclasses and lists of dataclasses.
         values: the table.
-        where: what messages call it; "" is the recipe itself.
+        where: its name in messages; "" is the recipe itself.
 
     Raises:
-        ConfigError: an unknown key, with the nearest known one; a value of another type; a key that must be there.
+        ConfigError: an unknown key (the nearest known one is named), a value of another type, or a missing key.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'a recipe'} must be a table; got {values!r}.")
@@ -104,7 +104,7 @@ def _named(value: Any, where: str, at: int) -> str:
 
 
 def _inside(key: str, hints: Mapping[str, Any]) -> str:
-    """The hint for a key that belongs one table further down, as `epochs` does to `training`."""
+    """The hint for a key of an inner table, such as `epochs` of `training`."""
     for table, hint in hints.items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint) and key in typing.get_type_hints(hint):
             return f"did you mean '{table}.{key}'?"

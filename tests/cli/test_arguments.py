@@ -32,7 +32,7 @@ def test_help_of_train_has_every_option_with_the_recipes_value(capsys):
             assert (f"--{name.replace('_', '-')} " in page) == (typing.get_origin(hint) is not dict), name
     for option in ("--resume", "--out", "--scale", "--split", "--set", "--print-config", "--hue"):
         assert f" {option}" in page
-    assert "Learning rate at its highest. (default: 0.125)" in page
+    assert "Highest learning rate. (default: 0.125)" in page
     assert "--shorten" not in page
 
 
