@@ -93,7 +93,7 @@ def lineage(path: Path) -> list[Path]:
     return [path] if base is None else [*lineage(_parent(path, base)), path]
 
 
-def _parent(path: Path, base: Any) -> Path:
+def _parent(path: Path, base: object) -> Path:
     """The file that `path` extends: beside it, or built in."""
     parent = path.parent / f"{base}.toml"
     return parent if parent.is_file() else find(str(base))
@@ -142,11 +142,11 @@ def scale_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     return {**values, "training": {**training, **short, "epoch_scale": 1.0}, "stages": stages}
 
 
-def _fewer(value: Any, factor: float) -> Any:
+def _fewer(value: object, factor: float) -> object:
     return max(1, round(value * factor)) if isinstance(value, int) and value > 0 else value
 
 
-def _remove(values: Any, keys: list[str]) -> bool:
+def _remove(values: object, keys: list[str]) -> bool:
     """Remove a key from nested tables, in place; returns whether it was there."""
     *tables, last = keys
     for key in tables:

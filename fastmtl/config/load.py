@@ -84,7 +84,7 @@ def at_key(key: str, value: Any) -> dict[str, Any]:
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     """Several `KEY=VALUE`; later ones win."""
-    overrides: dict[str, Any] = {}
+    overrides = {}
     for text in texts:
         overrides = merge(overrides, parse_override(text))
     return overrides
@@ -95,7 +95,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
-def _problem_of(values: Mapping[str, Any]) -> str:
+def _problem_of(values: Mapping[str, object]) -> str:
     try:
         typed(Recipe, values)
     except ConfigError as error:

@@ -6,10 +6,12 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from ..errors import UserError
 from ..utils.suggestions import nearest
+
+T = TypeVar("T")
 
 
 class ConfigError(UserError, ValueError):
@@ -39,7 +41,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> 
     return merged
 
 
-def _merge_named(old: Sequence[Any], over: Mapping[str, Any], where: str) -> list[Any]:
+def _merge_named(old: Sequence[Any], over: Mapping[str, Any], where: str) -> list[object]:
     names = [one.get("name") for one in old if isinstance(one, Mapping)]
     for name, value in over.items():
         if name not in names:
@@ -53,12 +55,12 @@ def _merge_named(old: Sequence[Any], over: Mapping[str, Any], where: str) -> lis
     return merged
 
 
-def _other_component(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _other_component(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
     """Whether `new` names another model, balancer or kind of task, for which the old options have no meaning."""
     return any(key in old and new.get(key, old[key]) != old[key] for key in ("name", "kind"))
 
 
-def typed(cls: type[Any], values: Any, where: str = "") -> Any:
+def typed(cls: type[T], values: object, where: str = "") -> T:
     """The dataclass `cls` of a table, including its inner tables.
 
     Args:
@@ -72,7 +74,7 @@ def typed(cls: type[Any], values: Any, where: str = "") -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'a recipe'} must be a table; got {values!r}.")
     hints = typing.get_type_hints(cls)
-    built = {}
+    built: dict[str, object] = {}
     for key, value in values.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
@@ -82,28 +84,28 @@ def typed(cls: type[Any], values: Any, where: str = "") -> Any:
         if isinstance(element, type) and dataclasses.is_dataclass(element):
             built[key] = [typed(element, one, _named(one, name, at)) for at, one in enumerate(_listed(value, name))]
         elif dataclasses.is_dataclass(hint):
-            built[key] = typed(hint, value, name)  # type: ignore[arg-type]
+            built[key] = typed(cast(type, hint), value, name)
         else:
             built[key] = _checked(hint, value, name)
-    for one in dataclasses.fields(cls):
+    for one in dataclasses.fields(cast(Any, cls)):
         bare = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
         if bare and one.name not in built:
             raise ConfigError(f"{where or 'the recipe'} needs `{one.name}`.")
     return cls(**built)
 
 
-def _listed(value: Any, name: str) -> list[Any]:
+def _listed(value: object, name: str) -> list[object]:
     if not isinstance(value, list):
         raise ConfigError(f"{name} must be a list of tables, [[{name}]]; got {value!r}.")
     return value
 
 
-def _named(value: Any, where: str, at: int) -> str:
+def _named(value: object, where: str, at: int) -> str:
     name = value.get("name") if isinstance(value, Mapping) else None
     return f"{where}.{name}" if isinstance(name, str) and name else f"{where}[{at}]"
 
 
-def _inside(key: str, hints: Mapping[str, Any]) -> str:
+def _inside(key: str, hints: Mapping[str, object]) -> str:
     """The hint for a key of an inner table, such as `epochs` of `training`."""
     for table, hint in hints.items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint) and key in typing.get_type_hints(hint):
@@ -111,7 +113,7 @@ def _inside(key: str, hints: Mapping[str, Any]) -> str:
     return ""
 
 
-def _checked(hint: Any, value: Any, name: str) -> Any:
+def _checked(hint: Any, value: object, name: str) -> object:
     origin = typing.get_origin(hint)
     if origin is Literal:
         choices = typing.get_args(hint)

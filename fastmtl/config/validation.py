@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..utils.suggestions import file_name_problem, folded, nearest
 from .parsing import ConfigError
@@ -153,7 +152,7 @@ def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
     )
 
 
-def _is_list(value: Any, of: Any) -> bool:
+def _is_list(value: object, of: type | tuple[type, ...]) -> bool:
     return isinstance(value, list) and all(isinstance(one, of) for one in value)
 
 
@@ -164,6 +163,6 @@ def _require(where: str, table: object, limits: Mapping[str, bool]) -> None:
             raise ConfigError(f"{where}.{limit}; got {getattr(table, limit.split()[0])!r}.")
 
 
-def _need_name(where: str, table: Mapping[str, Any]) -> None:
+def _need_name(where: str, table: Mapping[str, object]) -> None:
     if not isinstance(table.get("name"), str):
         raise ConfigError(f"{where} needs a `name`, as text; got {table.get('name')!r}.")

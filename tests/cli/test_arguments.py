@@ -82,6 +82,27 @@ def test_flags_win_over_set_and_have_the_types_of_the_recipe(capsys):
     assert (training["tta"], augmentation, recipe["data"]["batch_size"]) == (["h", "v"], {"hue": 3.0}, 5)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval"], "RUN is missing: it comes first, fastmtl eval RUN ... (a folder that"),
+        (["predict", "RUN"], "INPUT is missing: it comes first, fastmtl predict RUN INPUT ... (an image or a slide"),
+        (["train", "--epochs", "3"], "RECIPE is missing: it comes first, fastmtl train RECIPE ... (recipes: demo, "),
+    ],
+)
+def test_a_missing_argument_is_one_line(arguments, message, capsys):
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"fastmtl: {message}")
+
+
+@pytest.mark.parametrize("command", [["eval", "RUN"], ["predict", "RUN", "INPUT"], ["reproduce", "mask2tasks"]])
+def test_a_missing_option_is_wrong_usage(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 2
+    assert "the following arguments are required: --" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", [["--epochs", "many"], ["--epoch", "3"], ["--optimizer", "adm"], ["other"]])
 def test_wrong_usage_exits_with_2(wrong):
     with pytest.raises(SystemExit) as stopped:
