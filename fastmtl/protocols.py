@@ -168,7 +168,7 @@ class Balancer(Protocol):
         """Called at the end of every epoch."""
         ...
 
-    def distribute(self, model: Any, *, method: str) -> Any:
+    def distribute(self, model: torch.nn.Module, *, method: str) -> object:
         """Use the gradients of all ranks from now on; called after `load_state_dict` if there are several ranks."""
         ...
 

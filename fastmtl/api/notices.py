@@ -80,7 +80,7 @@ class MapsSeen:
         self._there: dict[str, Tensor] = {}  # bool [C], on the masks' device, so that nothing waits for it
         self._full: dict[str, Tensor] = {}
 
-    def __call__(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
+    def __call__(self, batch: Batch, outputs: Mapping[str, object]) -> None:
         """Add a batch."""
         for task in self._tasks:
             rows = batch.has_label[:, task.column]
@@ -128,56 +128,48 @@ _CHECK = "check the mask files, and the values in them"
 
 def of_scores(tasks: Sequence[Task], found: Mapping[str, Any], side: str) -> list[str]:
     """Tasks whose primary metric is 1.000 in `found`, the result of `eval_loop.evaluate` on the `side` images."""
-    images = counted(found["num_images"], f"{side} image")
-    scores = [(task, _score_of({"validation": found}, task)) for task in filter(_is_scored, tasks)]
-    return [_too_good(task, score, f"on {images}") for task, score in scores if _is_perfect(score)]
+    where = f"on {counted(found['num_images'], f'{side} image')}"
+    return [notice for task in tasks if (notice := _too_good(task, found, where))]
 
 
 def of_epochs(tasks: Sequence[Task], found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Tasks whose primary metric was 1.000 after an epoch of `records` (metrics.jsonl) and is not in `found`, the final
     scores: a `ScoreWatch` has printed it."""
-    said = []
-    for task in filter(_is_scored, tasks):
-        perfect = [record for record in records if _is_perfect(_score_of(record, task))]
-        if perfect and not _is_perfect(_score_of({"validation": found}, task)):
-            said.append(_after_epoch(task, perfect[0]))
-    return said
+    after = [[_after_epoch(task, record) for record in records] for task in tasks if not _too_good(task, found, "")]
+    return [first for notices in after if (first := next(filter(None, notices), ""))]
 
 
 class ScoreWatch:
     """An observer of the trainer: prints once per task that its score after an epoch is too good."""
 
     def __init__(self, tasks: Sequence[Task], console: Console) -> None:
-        self._tasks, self._console = list(filter(_is_scored, tasks)), console
+        self._tasks, self._console = list(tasks), console
 
-    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
+    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, object]) -> None:
         """Do nothing."""
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
         """Check the validation scores."""
-        for task in [task for task in self._tasks if _is_perfect(_score_of(record, task))]:
-            self._tasks.remove(task)
-            self._console.print(f"note: {_after_epoch(task, record)}", markup=False)
+        for task in list(self._tasks):
+            if notice := _after_epoch(task, record):
+                self._tasks.remove(task)
+                self._console.print(f"note: {notice}", markup=False)
 
 
 def _after_epoch(task: Task, record: Mapping[str, Any]) -> str:
-    return _too_good(task, _score_of(record, task), f"on the held-out images after epoch {record['epoch']}")
+    return _too_good(task, record.get("validation", {}), f"on the held-out images after epoch {record.get('epoch')}")
 
 
-def _too_good(task: Task, score: float, where: str) -> str:
+def _too_good(task: Task, found: Mapping[str, Any], where: str) -> str:
+    """The notice on a primary metric of 1.000 in `found`; "" if it is lower or missing."""
+    score = found.get("tasks", {}).get(task.name, {}).get(task.primary_metric) if _is_scored(task) else None
+    if not isinstance(score, int | float) or f"{score:.3f}" != "1.000":
+        return ""
     exactly = "exactly 1.000" if score == 1 else "1.000, rounded,"
     return (
         f"task {task.name!r}: {task.primary_metric} is {exactly} {where}: too good to be true; check that masks and "
         "labels are right, that no patient is on both sides, and that nothing in the images gives the answer away"
     )
-
-
-def _score_of(record: Mapping[str, Any], task: Task) -> Any:
-    return record.get("validation", {}).get("tasks", {}).get(task.name, {}).get(task.primary_metric)
-
-
-def _is_perfect(score: Any) -> bool:
-    return isinstance(score, int | float) and f"{score:.3f}" == "1.000"
 
 
 def _is_scored(task: Task) -> bool:

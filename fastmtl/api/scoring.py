@@ -88,7 +88,7 @@ def score_training(job: Job) -> dict[str, Any]:
     judged = Views(model, tasks, recipe.training.tta) if recipe.training.tta else model
     table, maps = ImageTable(tasks), notices.MapsSeen(tasks)
 
-    def look(batch: Batch, outputs: Mapping[str, Any]) -> None:
+    def look(batch: Batch, outputs: Mapping[str, object]) -> None:
         table(batch, outputs)
         maps(batch, outputs)
 

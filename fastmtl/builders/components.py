@@ -88,7 +88,7 @@ def build_tasks(
     return tasks
 
 
-def _column(task: str, options: Mapping[str, Any]) -> str:
+def _column(task: str, options: Mapping[str, object]) -> str:
     """The column that a task learns from; "" is the tile's own mask or label."""
     column = options.get("column", "")
     if not isinstance(column, str):
@@ -244,7 +244,7 @@ def build_update(recipe: Recipe, optimizer: torch.optim.Optimizer) -> Update:
     return balance.FusedStep(optimizer, clip_norm=config.clip_norm)
 
 
-def _augmentation(options: Mapping[str, Any]) -> data.Augmentation:
+def _augmentation(options: Mapping[str, object]) -> data.Augmentation:
     check_options(data.Augmentation, options, "data.augmentation")
     # TOML has no tuples.
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

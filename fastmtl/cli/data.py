@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from .. import data
 from ..api import rehearsal
 from ..builders import datasets
@@ -140,7 +142,5 @@ def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
         console.print(f"for recipes, and for --set of data check: data.{key}={value}")
 
 
-def _console() -> Any:
-    from rich.console import Console
-
+def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)

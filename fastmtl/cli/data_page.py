@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from ..api import notices
 from ..utils.words import counted, few, named
 
@@ -16,7 +19,7 @@ SHOWN = 20  # rows of a table, and entries of a line, before "and N more"
 _ENDS = 5  # the lowest and the highest of many shares
 
 
-def show(found: Mapping[str, Any], console: Any) -> None:
+def show(found: Mapping[str, Any], console: Console) -> None:
     """Print what `data.examine` found, and "refused", what a recipe would not train on, if one was given."""
 
     def say(line: str) -> None:
@@ -68,7 +71,7 @@ def _summary(found: Mapping[str, Any]) -> Iterable[str]:
     yield f"sizes: {_sizes(found['sizes'])}"
 
 
-def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Any, int]]:
+def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Table, int]]:
     """Pairs of a table and the number of rows left out of it."""
     total = found["num_tiles"]
     rows = [
@@ -95,7 +98,7 @@ def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Any, int]]:
     yield table(*heads, rows=[_slide(slide, home) for slide in slides[:SHOWN]]), len(slides[SHOWN:])
 
 
-def _mask_tables(of: str, masks: Mapping[str, Any], home: str) -> Iterable[tuple[Any, int]]:
+def _mask_tables(of: str, masks: Mapping[str, Any], home: str) -> Iterable[tuple[Table, int]]:
     if len(masks["values"]) <= SHOWN:
         rows = [(value, f"{each['share']:.2%}", each["masks"]) for value, each in masks["values"].items()]
         yield table(f"{of}mask value", "share of pixels", "masks with it", rows=rows), 0
@@ -183,10 +186,8 @@ def _by_slides(words: Iterable[str]) -> str:
     return few([f"{word} on {counted(count, 'slide')}" for word, count in Counter(words).most_common()], SHOWN)
 
 
-def table(*heads: str, rows: Iterable[Sequence[Any]] = ()) -> Any:
+def table(*heads: str, rows: Iterable[Sequence[object]] = ()) -> Table:
     """A rich table without lines; long cells are folded."""
-    from rich.table import Table
-
     made = Table(box=None, pad_edge=False, header_style="bold")
     for head in heads:
         made.add_column(head, overflow="fold")

@@ -146,7 +146,7 @@ def _recipe(parsed: argparse.Namespace) -> Recipe:
     return load_recipe(parsed.recipe, overrides, parsed.scale or "")
 
 
-def _flags(parsed: argparse.Namespace) -> Mapping[str, Any]:
+def _flags(parsed: argparse.Namespace) -> Mapping[str, object]:
     """Key of the recipe -> the value that a flag gives it."""
     return {key: value for key, value in vars(parsed).items() if "." in key}
 

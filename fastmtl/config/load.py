@@ -20,7 +20,7 @@ from .stages import with_total_epochs
 from .validation import validate
 
 
-def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None, scale: str = "") -> Recipe:
+def load_recipe(recipe: str | Path, overrides: Mapping[str, object] | None = None, scale: str = "") -> Recipe:
     """A built-in recipe by name, or a TOML file by path.
 
     Args:

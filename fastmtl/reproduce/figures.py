@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from ..training.run_dir import read_lines
 from ..utils.optional_imports import require
@@ -28,7 +28,7 @@ def write_figures(results: Sequence[Result], out: Path, scale: str) -> list[Path
     return [path for path in written if path is not None]
 
 
-def _compare(module: Any, results: Sequence[Result], path: Path, scale: str) -> Path | None:
+def _compare(module: ModuleType, results: Sequence[Result], path: Path, scale: str) -> Path | None:
     """A panel per metric, a line per row: the published value, and ours with its deviation over folds."""
     keys = [key for key in metrics_of(results) if any(cell(result, key).ours for result in results)]
     if not keys:
@@ -52,7 +52,7 @@ def _compare(module: Any, results: Sequence[Result], path: Path, scale: str) -> 
     return path
 
 
-def _curves(module: Any, results: Sequence[Result], task: str, path: Path, scale: str) -> Path | None:
+def _curves(module: ModuleType, results: Sequence[Result], task: str, path: Path, scale: str) -> Path | None:
     """ROC of each row over the held-out images of all its folds."""
     sklearn = require("sklearn.metrics", "ROC curves")
     figure = module.Figure(figsize=(5, 5), layout="constrained")

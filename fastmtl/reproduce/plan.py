@@ -39,7 +39,7 @@ class Row:
         )
 
     @property
-    def changes(self) -> dict[str, tuple[Any, Any]]:
+    def changes(self) -> dict[str, tuple[object, object]]:
         """Key -> (published, trained), where the two differ."""
         before, after = settings_of(self.published), settings_of(self.recipe)
         keys = dict.fromkeys([*before, *after])
@@ -73,7 +73,7 @@ def rows_of(paper: str) -> list[str]:
 
 
 def plan(
-    paper: str, *, scale: str = "full", rows: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+    paper: str, *, scale: str = "full", rows: Sequence[str] = (), overrides: Mapping[str, object] | None = None
 ) -> list[Row]:
     """The rows of a paper, in its tables' order.
 
@@ -100,12 +100,12 @@ def plan(
     ]
 
 
-def settings_of(recipe: Recipe) -> dict[str, Any]:
+def settings_of(recipe: Recipe) -> dict[str, object]:
     """The settings that decide the training, as dotted keys."""
     return _flat({table: values for table, values in as_dict(recipe).items() if table not in _NOT_TRAINING})
 
 
-def _flat(values: Any, where: str = "") -> dict[str, Any]:
+def _flat(values: object, where: str = "") -> dict[str, object]:
     """Nested tables as dotted keys; tables in a list by their names."""
     if isinstance(values, list) and values and all(isinstance(one, Mapping) and "name" in one for one in values):
         values = {str(one["name"]): one for one in values}

@@ -36,7 +36,7 @@ def reproduce(
     scale: str = "full",
     folds: int | None = None,
     rows: Sequence[str] = (),
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     console: Console,
 ) -> list[Result]:
     """Train the rows of `paper` on the data under `root`, and leave runs, tables and figures in `out`.
@@ -150,7 +150,7 @@ def _others(
     paper: str,
     asked: Sequence[str],
     scale: str,
-    overrides: Mapping[str, Any] | None,
+    overrides: Mapping[str, object] | None,
     root: Path,
     out: Path,
     folds: int,
@@ -170,7 +170,7 @@ def _others(
     return found
 
 
-def _of_training(recipe: Recipe) -> dict[str, Any]:
+def _of_training(recipe: Recipe) -> dict[str, object]:
     """The settings that decide a run's result, as dotted keys."""
     return {key: value for key, value in settings_of(recipe).items() if key not in _LOOKS}
 

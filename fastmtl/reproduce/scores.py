@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from typing import Any
 
 from ..utils.metric_directions import direction_of
 
@@ -36,7 +35,7 @@ class Score:
         return all(map(isfinite, self.values))
 
 
-def metric(summary: Mapping[str, Any], key: str) -> float | None:
+def metric(summary: Mapping[str, object], key: str) -> float | None:
     """A number of a run's summary.json; None if it has none.
 
     Args:
@@ -46,7 +45,7 @@ def metric(summary: Mapping[str, Any], key: str) -> float | None:
     >>> metric({"tasks": {"mask": {"per_group": {"dice": {"lung": 0.5}}}}}, "mask.per_group.dice.lung")
     0.5
     """
-    part: Any = summary
+    part: object = summary
     if key.startswith(TEST):
         part, key = summary.get("test"), key.removeprefix(TEST)
     for name in ("tasks", *key.split(".")):
@@ -54,7 +53,7 @@ def metric(summary: Mapping[str, Any], key: str) -> float | None:
     return float(part) if isinstance(part, int | float) and not isinstance(part, bool) else None
 
 
-def over_folds(summaries: Sequence[Mapping[str, Any]], key: str) -> Score | None:
+def over_folds(summaries: Sequence[Mapping[str, object]], key: str) -> Score | None:
     """The metric of every run that has it; None if no run does."""
     found = [value for summary in summaries if (value := metric(summary, key)) is not None]
     return Score(tuple(found)) if found else None

@@ -8,7 +8,6 @@ import inspect
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
 
 _MOST_LISTED = 30  # every balancer and model; for more there are commands such as `fastmtl recipes`
 
@@ -74,7 +73,7 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"known: {', '.join(list(map(str, known))[:_MOST_LISTED])}{f' and {rest} more' if rest > 0 else ''}."
 
 
-def option_names(make: Callable[..., Any]) -> tuple[list[str], bool]:
+def option_names(make: Callable[..., object]) -> tuple[list[str], bool]:
     """The keywords that `make` takes, and whether it takes any others too.
 
     The **options of a constructor are passed to its base class, whose keywords count too.
@@ -96,7 +95,7 @@ def option_names(make: Callable[..., Any]) -> tuple[list[str], bool]:
 
 
 def check_options(
-    make: Callable[..., Any], options: Iterable[str], what: str, given: Collection[str] = ("self",)
+    make: Callable[..., object], options: Iterable[str], what: str, given: Collection[str] = ("self",)
 ) -> None:
     """Raise ValueError for the first of `options` that `make` has no parameter for.
 
