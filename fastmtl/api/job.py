@@ -95,7 +95,8 @@ def assemble(
     console: Console,
 ) -> Job:
     """Read the data, build the tasks and the network, and check them against each other; prints what was found."""
-    stain = stains.normalizer_of(recipe, out if resumed else None)
+    continued = resumed and (out / stains.FILE).exists()
+    stain = stains.load_normalizer(out, recipe) if continued else stains.build_normalizer(recipe)
     if root is None:
         root = world.broadcast(_generate(recipe, out.parent, console) if world.rank == 0 else Path())
     own = out / SPLIT_FILE

@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import balance, data, models
 from ..balance.plain_step import PlainUpdate
-from ..config import ConfigError, DataConfig, OptimizerConfig, Recipe, StageConfig
+from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig
 from ..distributed import World
 from ..protocols import Balancer, Batch, Task, Update
 from ..tasks import check_task, create_task, target_kind
@@ -156,6 +156,7 @@ def build_loader(
     is fitted already (`stains.fit_slides`); `drop_single` is the loader's."""
     config, world = recipe.data, world or World()
     decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
+    pairs = ("case", "position", config.pairs_apart) if config.pairs_apart else ("case", "position")
     tiles = _random_patches(recipe, folder) if train and config.patches_per_slide else folder.tiles
     return data.TileLoader(
         tiles,
@@ -166,7 +167,7 @@ def build_loader(
         augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
         shuffle=train,
         balanced=train and config.sampler == "balanced" and (config.balance_by or True),
-        pairs=_pairs(config) if train and config.sampler == "pairs" else None,
+        pairs=pairs if train and config.sampler == "pairs" else None,
         open_slides=config.open_slides if train else 0,
         per_slide=config.per_slide if train else 0,
         stain=stain,
@@ -179,10 +180,6 @@ def build_loader(
         device=decode,
         num_threads=config.num_threads,
     )
-
-
-def _pairs(config: DataConfig) -> tuple[str, str] | tuple[str, str, str]:
-    return ("case", "position", config.pairs_apart) if config.pairs_apart else ("case", "position")
 
 
 def _metadata(recipe: Recipe) -> dict[str, list[str]]:

@@ -38,14 +38,6 @@ class Splits:
     test: data.Dataset
     summary: Sequence[str] = ()
 
-    @property
-    def num_tiles(self) -> int:
-        return len(self.train) + len(self.validation) + len(self.test)
-
-    @property
-    def num_patients(self) -> int:
-        return len(self.train.groups) + len(self.validation.groups) + len(self.test.groups)
-
 
 def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] | None = None) -> data.Dataset:
     """The data set at `root`, indexed with the recipe's [data] table; opens no image.

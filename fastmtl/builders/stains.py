@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,7 +32,9 @@ def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
     options = dict(recipe.data.stain)
     if not options:
         return None
-    _check_names(options)
+    for option in options:
+        if option not in _OPTIONS:
+            raise ConfigError(f"data.stain has no option {option!r}; {nearest(option, _OPTIONS)}")
     if "method" not in options:
         raise ConfigError('data.stain needs a method, for example method = "macenko".')
     target, sample = options.pop("target", ""), options.pop("sample", _SAMPLE)
@@ -55,11 +57,6 @@ def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
     return normalizer
 
 
-def normalizer_of(recipe: Recipe, run: Path | None) -> data.StainNormalizer | None:
-    """The normaliser for a training: the one saved in `run` if it is continued, otherwise the recipe's."""
-    return build_normalizer(recipe) if run is None or not (run / FILE).exists() else load_normalizer(run, recipe)
-
-
 def _target(path: object) -> Tensor:
     if not isinstance(path, str):
         raise ValueError(f"target must be an image file or {MOSAIC!r}; got {path!r}")
@@ -67,12 +64,6 @@ def _target(path: object) -> Tensor:
         return _pixels(Path(path))[0]
     except FileNotFoundError:
         raise ValueError(f"there is no target {path} (from {Path.cwd()})") from None
-
-
-def _check_names(options: Mapping[str, object]) -> None:
-    for option in options:
-        if option not in _OPTIONS:
-            raise ConfigError(f"data.stain has no option {option!r}; {nearest(option, _OPTIONS)}")
 
 
 def fit_slides(

@@ -53,8 +53,10 @@ def show(found: list[dict[str, Any]], console: Console) -> None:
     for paper in dict.fromkeys(row["paper"] for row in found):
         rows = [row for row in found if row["paper"] == paper]
         table = Table(title=paper or "yours", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-        for name, justify in (("model", "left"), ("tasks", "left"), ("parameters", "right"), ("strides", "left")):
-            table.add_column(name, justify=justify, no_wrap=name in ("model", "parameters"))  # type: ignore[arg-type]
+        table.add_column("model", no_wrap=True)
+        table.add_column("tasks")
+        table.add_column("parameters", justify="right", no_wrap=True)
+        table.add_column("strides")
         last = None
         for row in rows:
             first, last = row["model"] != last, row["model"]
