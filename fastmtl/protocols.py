@@ -1,4 +1,4 @@
-"""What the trainer expects of the things it drives: batches, models, tasks, balancers, loaders.
+"""What the trainer expects of batches, models, tasks, balancers, loaders and observers.
 
 Shape suffixes: B samples, K tasks, H and W pixels, M metadata values.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """What the loader gives a task, and from which column of the data set.
+    """What the loader gives a task, and the column of the data set that it comes from.
 
     Attributes:
         kind: one of
@@ -38,8 +38,8 @@ class Target:
             - "box": float32 [B, 4], centre x, centre y, width, height in 0..1 of the image the network sees; it follows
               the image's geometry.
             - "pair": int64 [B], the row of the sample's partner in the batch, as the sampler of pairs drew them.
-            - "none": nothing; the task learns from the images themselves.
-        column: where the data set keeps it; "" is the tile's own mask or label.
+            - "none": nothing; the task learns from the images alone.
+        column: of the data set; "" is the tile's own mask or label.
         size: channels of "masks", length of "vector".
 
     A sample without the value has 0 there (a label -100, a pair -1) and False in `Batch.has_label`.
@@ -51,20 +51,20 @@ class Target:
 
 
 MAPS = ("mask", "masks", "classes")
-"""Kinds of targets that are pictures."""
+"""Kinds of targets that are images."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch, images and every task's target side by side.
+    """One training batch: images and the targets of every task.
 
     Attributes:
         images: [B, 3, H, W] float32 or float16, normalised.
         targets: task name -> target; maps ([B, 1, H, W]) and labels ([B]) keep their integer dtype.
-        has_label: bool [B, K], which tasks each sample is labelled for; columns in the tasks' fixed order.
+        has_label: bool [B, K], which tasks each sample has a label for; columns in the order of the tasks.
         metadata: named [B, ...] tensors, for example a FiLM vector [B, M] or slide positions.
         ids: the B samples' names.
-        groups: the B samples' patients (what a split must not divide).
+        groups: the B samples' patients, or whatever a split keeps together.
     """
 
     images: Tensor
@@ -98,7 +98,7 @@ Batch.__init__ = accept_renamed(present="has_label")(Batch.__init__)
 
 
 class Loader(Protocol):
-    """Yields one epoch's batches; remembers its place, to the batch."""
+    """Yields the batches of one epoch; its state is its position, to the batch."""
 
     def __iter__(self) -> Iterator[Batch]: ...
     def __len__(self) -> int: ...
@@ -118,34 +118,34 @@ class Task(Protocol):
 
     name: str
     column: int  # of `Batch.has_label`
-    target: Target  # what the loader reads for it
-    output: Output  # the logits it asks the model for
-    primary_metric: str  # the metric that stands for the task when the best checkpoint is chosen; larger is better
+    target: Target  # what the loader reads
+    output: Output  # the logits that the model computes for it
+    primary_metric: str  # the metric that chooses the best checkpoint; higher is better
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """Scalar; divides by the number of labelled samples and is 0 when there are none."""
+        """Scalar: the mean over labelled samples, 0 if there are none."""
         ...
 
     def predict(self, output: Any, batch: Batch | None = None) -> Tensor:
-        """The answer itself, from what the model gave: bool masks [B, C, H, W], uint8 class maps [B, 1, H, W], classes
-        int64 [B], numbers or boxes float32 [B, N]. With a batch, where the answer depends on the samples' metadata."""
+        """The prediction from the model's output: bool masks [B, C, H, W], uint8 class maps [B, 1, H, W], classes
+        int64 [B], numbers or boxes float32 [B, N]. `batch` is for predictions that depend on metadata."""
         ...
 
     def metrics(self) -> torchmetrics.MetricCollection: ...
 
     def update(self, metrics: Any, output: Any, batch: Batch) -> None:
-        """Add a batch's labelled samples to what `metrics()` gave."""
+        """Add a batch's labelled samples to the `metrics()`."""
         ...
 
     def summary(self, metrics: Any) -> dict[str, Any]:
-        """Plain numbers under their public names, for summary.json."""
+        """Numbers by their public names, for summary.json."""
         ...
 
 
 class Balancer(Protocol):
     """Turns K losses into one `.grad` per parameter."""
 
-    needs_reevaluation: bool  # whether `after_step` wants the losses again; False spares remembering the random state
+    needs_reevaluation: bool  # whether `after_step` reevaluates the losses; False saves the random state's copy
 
     def backward(
         self,
@@ -156,20 +156,20 @@ class Balancer(Protocol):
         last: bool = True,
         active: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Leave `.grad` on every parameter and return what was done, for the log."""
+        """Set `.grad` of every parameter; returns statistics for the log."""
         ...
 
     def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Called after the optimizer's step; `reevaluate` gives the losses on the same batch again, under the same
-        random state and without moving running statistics (`replay.Replay`)."""
+        """Called after the optimizer's step; `reevaluate` computes the losses on the same batch again, with the same
+        random state and without changing running statistics (`replay.Replay`)."""
         ...
 
     def on_epoch(self) -> None:
         """Called at the end of every epoch."""
         ...
 
-    def distribute(self, model: Any, *, method: str) -> Any:
-        """From now on work on the gradients of all ranks; called after `load_state_dict`, and only with several."""
+    def distribute(self, model: torch.nn.Module, *, method: str) -> object:
+        """Use the gradients of all ranks from now on; called after `load_state_dict` if there are several ranks."""
         ...
 
     def parameters(self) -> Iterable[Parameter]: ...
@@ -178,7 +178,7 @@ class Balancer(Protocol):
 
 
 class Update(Protocol):
-    """From K losses to moved parameters: `PlainUpdate`, or the faster `balance.FusedStep`."""
+    """From K losses to updated parameters: `PlainUpdate`, or the faster `balance.FusedStep`."""
 
     def __call__(
         self,
@@ -189,16 +189,16 @@ class Update(Protocol):
         scale: GradScaler | None = None,
         active: Tensor | None = None,
     ) -> Mapping[str, Tensor]:
-        """Afterwards no `.grad` is left. Returns what the balancer did, "gradient_norm" before clipping, and "skipped",
-        whether losses or gradients were not finite. With a GradScaler only its `update` is left to call."""
+        """Leaves no `.grad`. Returns the balancer's statistics, "gradient_norm" before clipping, and "skipped", whether
+        losses or gradients were not finite. With a GradScaler the caller only calls its `update`."""
         ...
 
 
 class Observer(Protocol):
-    """Sees what happens; the progress line, metrics.jsonl and TensorBoard are observers."""
+    """Receives records; the progress line, metrics.jsonl and TensorBoard are observers."""
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
-        """Every `log_every` steps: "loss" by task, "balance" (what the balancer did), and of the epoch so far
+        """Every `log_every` steps: "loss" by task, "balance" (the balancer's statistics), and for the epoch so far
         "images_per_second" and "waiting", the share of time spent waiting for data."""
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A training whose recipe fits its data: data, stains, tasks and network, checked against each other."""
+"""The parts of a training, checked against each other: data, stains, tasks and network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True)
 class Job:
-    """A training whose recipe fits its data: what its steps need, on one rank."""
+    """What training and scoring need, on one rank."""
 
     recipe: Recipe
     out: Path
@@ -46,7 +46,7 @@ class Job:
     def read(
         self, part: data.Dataset, world: World | None = None, *, train: bool = False, drop_single: bool = False
     ) -> data.TileLoader:
-        """Batches of it; with `world` this rank's share of them."""
+        """Batches of `part`; with `world`, this rank's share of them."""
         return components.build_loader(
             self.recipe,
             part,
@@ -59,10 +59,10 @@ class Job:
         )
 
     def training_batches(self) -> data.TileLoader:
-        """This rank's, without a last batch of one image where the network cannot be trained on that.
+        """This rank's batches, without a last batch of one image if the network cannot be trained on one.
 
         Raises:
-            ConfigError: there is no other batch.
+            ConfigError: there are no other batches.
         """
         loader = self.read(self.splits.train, self.world, train=True)
         name, one = self.recipe.model["name"], "a batch of one image leaves BatchNorm of {} one value a channel"
@@ -74,12 +74,12 @@ class Job:
         if self.recipe.data.batch_size == 1 or len(loader) == 1:
             found = "data.batch_size is 1" if self.recipe.data.batch_size == 1 else "there is one image to train on"
             raise ConfigError(f"recipe {self.recipe.name}: {found}, and {one.format(name)}; it takes two or more.")
-        said = (
+        notice = (
             f"{one.format(name)}, and each epoch would end with one: that image, another each epoch, is left out "
             f"(data.batch_size = {self.recipe.data.batch_size})"
         )
-        say([said], self.console)
-        self.notices.append(said)
+        say([notice], self.console)
+        self.notices.append(notice)
         return self.read(self.splits.train, self.world, train=True, drop_single=True)
 
 
@@ -94,17 +94,18 @@ def assemble(
     resumed: bool,
     console: Console,
 ) -> Job:
-    """Data, stains, tasks and network, checked against each other; says what is trained on what."""
-    stain = stains.normalizer_of(recipe, out if resumed else None)
+    """Read the data, build the tasks and the network, and check them against each other; prints what was found."""
+    continued = resumed and (out / stains.FILE).exists()
+    stain = stains.load_normalizer(out, recipe) if continued else stains.build_normalizer(recipe)
     if root is None:
         root = world.broadcast(_generate(recipe, out.parent, console) if world.rank == 0 else Path())
     own = out / SPLIT_FILE
-    if resumed and own.is_file():  # files beside the data, or another way of drawing, must not move patients
+    if resumed and own.is_file():  # new split files or another random draw must not move patients
         split_file = own
     splits = datasets.read_splits(recipe, root, split_file)
     _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
     if stain is not None:
-        for part in (splits.train, splits.validation, splits.test):  # a mosaic is made of the first alone
+        for part in (splits.train, splits.validation, splits.test):  # the first alone makes a mosaic
             stains.fit_slides(stain, part.tiles, recipe, world, console)
     tasks = components.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
@@ -160,7 +161,7 @@ def _generate(recipe: Recipe, beside: Path, console: Console) -> Path:
 
 
 def _facts(root: Path, split_file: Path | None, splits: datasets.Splits) -> dict[str, Any]:
-    """What evaluating or resuming the run needs to know of its data."""
+    """What evaluation and resuming need to know about the data."""
     return {
         "data": str(root.resolve()),
         "split_file": str(split_file.resolve()) if split_file else None,

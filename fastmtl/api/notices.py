@@ -1,6 +1,6 @@
-"""What is odd about a run, a line each: its data's problems, targets that are all one value, scores too good to be so.
+"""Notices about a run, one line each: problems of its data, targets with a single value, scores that are too good.
 
-They are said while it trains, and stand in summary.json and on the report.
+They are printed during training, and are in summary.json and in the report.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ..utils.words import counted
 
 
 def of_problems(problems: Iterable[data.Problem], root: Path) -> list[str]:
-    """Each once; paths below the data's folder are relative to it."""
+    """Each problem once; paths inside the data's folder are relative to it."""
     home = os.path.abspath(root if root.is_dir() else root.parent)
     return list(dict.fromkeys(f"{_below(problem.path, home)}: {problem.reason}" for problem in problems))
 
 
 def lines(notices: Iterable[tuple[Path | str, str]]) -> list[str]:
-    """A line for each reason: what several files share, but for numbers, is said once, as of the first."""
+    """One line per reason: reasons of several files that differ only in numbers become one line with the first file."""
     groups: dict[tuple[str, int], dict[Path | str, str]] = {}
-    told: Counter[tuple[Path | str, str]] = Counter()
+    count: Counter[tuple[Path | str, str]] = Counter()
     for path, reason in dict.fromkeys(notices):
         alike = re.sub(r"\d+", "0", reason)
-        groups.setdefault((alike, told[path, alike]), {})[path] = reason
-        told[path, alike] += 1
+        groups.setdefault((alike, count[path, alike]), {})[path] = reason
+        count[path, alike] += 1
     found = []
     for own in groups.values():
         (path, reason), others = next(iter(own.items())), len(own) - 1
@@ -53,7 +53,7 @@ def _below(path: Path, home: str) -> str:
 
 
 def of_targets(tasks: Sequence[Task], dataset: data.Dataset, side: str) -> list[str]:
-    """Tasks whose labels or numbers in `dataset`, called `side`, are missing or all one; opens no image."""
+    """Tasks whose labels or numbers in `dataset` (the `side` images) are missing or all equal; opens no image."""
     said = []
     for task in tasks:
         kind, column = task.target.kind, task.target.column
@@ -72,15 +72,15 @@ def of_targets(tasks: Sequence[Task], dataset: data.Dataset, side: str) -> list[
 
 
 class MapsSeen:
-    """Give it to `eval_loop.evaluate` as `visit`: which structures the masks of each task that is scored hold."""
+    """The `visit` of `eval_loop.evaluate` that records which structures appear in the masks of each scored task."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = [task for task in tasks if _is_scored(task) and task.target.kind in MAPS]
         self._counts = {task.name: 0 for task in self._tasks}
-        self._there: dict[str, Tensor] = {}  # bool [C], on the masks' device: nothing waits for it
+        self._there: dict[str, Tensor] = {}  # bool [C], on the masks' device, so that nothing waits for it
         self._full: dict[str, Tensor] = {}
 
-    def __call__(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
+    def __call__(self, batch: Batch, outputs: Mapping[str, object]) -> None:
         """Add a batch."""
         for task in self._tasks:
             rows = batch.has_label[:, task.column]
@@ -98,7 +98,7 @@ class MapsSeen:
             self._full[task.name] = full & self._full.get(task.name, full)
 
     def notices(self, side: str) -> list[str]:
-        """Tasks whose masks, of the images called `side`, are missing, empty, full, or never show a structure."""
+        """Tasks whose masks of the `side` images are missing, empty, full, or never show a structure."""
         return [f"task {task.name!r}: {words}" for task in self._tasks if (words := self._words(task, side))]
 
     def _words(self, task: Task, side: str) -> str:
@@ -108,7 +108,7 @@ class MapsSeen:
         there, full = self._there[task.name].tolist(), self._full[task.name].tolist()
         names = getattr(task, "structures", ()) if task.target.kind != "mask" else (task.name,)
         names = names if len(names) == len(there) else tuple(map(str, range(len(there))))
-        first = int(task.target.kind == "classes")  # the background is no structure
+        first = int(task.target.kind == "classes")  # the background is not a structure
         absent = [name for name, seen in zip(names[first:], there[first:], strict=True) if not seen]
         everywhere = [name for name, whole in zip(names, full, strict=True) if whole]
         if len(absent) == len(names) - first:
@@ -127,44 +127,44 @@ _CHECK = "check the mask files, and the values in them"
 
 
 def of_scores(tasks: Sequence[Task], found: Mapping[str, Any], side: str) -> list[str]:
-    """Tasks whose primary metric is 1.000 in `found`, as `eval_loop.evaluate` gives it of the images called `side`."""
-    images = counted(found["num_images"], f"{side} image")
-    scores = [(task, _score_of({"validation": found}, task)) for task in filter(_is_scored, tasks)]
-    return [_too_good(task, score, f"on {images}") for task, score in scores if _is_perfect(score)]
+    """Tasks whose primary metric is 1.000 in `found`, the result of `eval_loop.evaluate` on the `side` images."""
+    where = f"on {counted(found['num_images'], f'{side} image')}"
+    return [notice for task in tasks if (notice := _too_good(task, found, where))]
 
 
 def of_epochs(tasks: Sequence[Task], found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tasks whose primary metric was 1.000 after an epoch of `records`, the lines of metrics.jsonl, and is not in
-    `found`, the scores at the end: a `ScoreWatch` has said so."""
-    said = []
-    for task in filter(_is_scored, tasks):
-        perfect = [record for record in records if _is_perfect(_score_of(record, task))]
-        if perfect and not _is_perfect(_score_of({"validation": found}, task)):
-            said.append(_after_epoch(task, perfect[0]))
-    return said
+    """Tasks whose primary metric was 1.000 after an epoch of `records` (metrics.jsonl) and is not in `found`, the final
+    scores: a `ScoreWatch` has printed it."""
+    after = [[_after_epoch(task, record) for record in records] for task in tasks if not _too_good(task, found, "")]
+    return [first for notices in after if (first := next(filter(None, notices), ""))]
 
 
 class ScoreWatch:
-    """An observer of the trainer: says once of each task that its score after an epoch is too good."""
+    """An observer of the trainer: prints once per task that its score after an epoch is too good."""
 
     def __init__(self, tasks: Sequence[Task], console: Console) -> None:
-        self._tasks, self._console = list(filter(_is_scored, tasks)), console
+        self._tasks, self._console = list(tasks), console
 
-    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
-        """Nothing."""
+    def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, object]) -> None:
+        """Do nothing."""
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """Look at the validation."""
-        for task in [task for task in self._tasks if _is_perfect(_score_of(record, task))]:
-            self._tasks.remove(task)
-            self._console.print(f"note: {_after_epoch(task, record)}", markup=False)
+        """Check the validation scores."""
+        for task in list(self._tasks):
+            if notice := _after_epoch(task, record):
+                self._tasks.remove(task)
+                self._console.print(f"note: {notice}", markup=False)
 
 
 def _after_epoch(task: Task, record: Mapping[str, Any]) -> str:
-    return _too_good(task, _score_of(record, task), f"on the held-out images after epoch {record['epoch']}")
+    return _too_good(task, record.get("validation", {}), f"on the held-out images after epoch {record.get('epoch')}")
 
 
-def _too_good(task: Task, score: float, where: str) -> str:
+def _too_good(task: Task, found: Mapping[str, Any], where: str) -> str:
+    """The notice on a primary metric of 1.000 in `found`; "" if it is lower or missing."""
+    score = found.get("tasks", {}).get(task.name, {}).get(task.primary_metric) if _is_scored(task) else None
+    if not isinstance(score, int | float) or f"{score:.3f}" != "1.000":
+        return ""
     exactly = "exactly 1.000" if score == 1 else "1.000, rounded,"
     return (
         f"task {task.name!r}: {task.primary_metric} is {exactly} {where}: too good to be true; check that masks and "
@@ -172,21 +172,13 @@ def _too_good(task: Task, score: float, where: str) -> str:
     )
 
 
-def _score_of(record: Mapping[str, Any], task: Task) -> Any:
-    return record.get("validation", {}).get("tasks", {}).get(task.name, {}).get(task.primary_metric)
-
-
-def _is_perfect(score: Any) -> bool:
-    return isinstance(score, int | float) and f"{score:.3f}" == "1.000"
-
-
 def _is_scored(task: Task) -> bool:
-    """Whether it is one of those that the run is judged by: others only help."""
+    """Whether the run is scored by this task; others only help to learn."""
     return bool(task.primary_metric)
 
 
 def _all(count: int, side: str, what: str) -> str:
-    """The beginning of a sentence about all of them."""
+    """The beginning of a sentence about all `count` of them."""
     return f"the one {side} {what} is" if count == 1 else f"all {count} {side} {what}s are"
 
 

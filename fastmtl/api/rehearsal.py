@@ -1,4 +1,4 @@
-"""What `fastmtl train` with a recipe would refuse of some data: all at once, where training stops at the first."""
+"""Everything that `fastmtl train` with a recipe would refuse in a data set, at once; training stops at the first."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _T = TypeVar("_T")
 
 
 class Rehearsal(NamedTuple):
-    """What came of it.
+    """The findings.
 
     Attributes:
         refused: a line for each thing that training would refuse.
-        odd: what training would only note, beside what reading the data already noted.
+        odd: what training would only print as a notice, besides the notices of reading the data.
     """
 
     refused: list[str]
@@ -32,15 +32,15 @@ class Rehearsal(NamedTuple):
 
 
 def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collection[str]) -> Rehearsal:
-    """Everything that training with `recipe` would refuse or note of the data.
+    """Everything that training with `recipe` would refuse or print as a notice.
 
     The checks are those of training itself: names, damaged files, the split, tasks against columns and masks, and what
     the loader reads. The network is not built.
 
     Args:
         recipe: with a [tasks] table.
-        dataset: as `datasets.read_data` reads it for this recipe.
-        root: where it was read.
+        dataset: the result of `datasets.read_data` for this recipe.
+        root: where it was read from.
         damaged: ids of tiles that cannot be used, as `data.examine` finds them.
     """
     refused: list[str] = []
@@ -70,12 +70,12 @@ def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collect
     sides = split and tried(lambda: split.apply(usable))
     train = sides[0] if sides else usable
     tried(lambda: datasets.check_metadata(recipe, train))
-    for name, options in recipe.tasks.items():  # one by one: the first that is refused hides none
+    for name, options in recipe.tasks.items():  # one by one, so that a refused task does not hide another
         alone = replace(recipe, tasks={name: options})
         for task in tried(partial(components.build_tasks, alone, usable.class_names, usable.classes)) or ():
             tried(partial(datasets.check_targets, [task], train))
             odd += tried(partial(datasets.check_maps, [task], [usable], train=train)) or ()
-    if not refused:  # else the loader would say the same in other words
+    if not refused:  # otherwise the loader would repeat it in other words
         tasks = components.build_tasks(recipe, usable.class_names, usable.classes)
         tried(lambda: components.build_loader(recipe, train, tasks, train=True, device=torch.device("cpu")).close())
     return Rehearsal(refused, odd)

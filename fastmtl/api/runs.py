@@ -36,22 +36,22 @@ def predict(
     tta: Sequence[str] | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Predicted:
-    """Predict images or whole slides into `out`; of a folder that holds slides the slides.
+    """Predict images or whole slides into `out`; if a folder has slides, only the slides.
 
-    Where `out` holds predictions of the same run, weights, views and input, what is missing is added.
+    If `out` has predictions of the same run, weights, views and input, only missing ones are added.
 
     Args:
         path: the run.
         source: an image, a slide, a folder of them, or a manifest that names slides.
-        out: folder to create, or to go on with.
+        out: folder to create, or to continue.
         which: the checkpoint, the recipe's training.checkpoint if None.
         device: "auto", "cpu", "cuda" or "cuda:N".
         tta: views of test-time augmentation, the recipe's if None.
-        note: called with a line for each slide that is done or set aside, and for what is passed over.
+        note: called with a line for each slide that is done or cannot be read, and for input that is ignored.
 
     Raises:
-        RunError: no run there, nothing to predict, images that cannot be read, or `out` holds anything but these
-            predictions, or is predicted into by another process.
+        RunError: no run there, nothing to predict, unreadable images, `out` contains other files, or another process
+            is writing to it.
     """
     trained = load(path, which, device, tta)
     config = trained.recipe.data
@@ -60,7 +60,7 @@ def predict(
     views = trained.recipe.training.tta if tta is None else tta
     root = Path(config.root) if config.root else None
     if root is not None and not source.resolve().is_relative_to(root.resolve()):
-        root = None  # it is of the data that the run was trained on
+        root = None  # the recipe's root belongs to the training data
     slides = data.find_slides(source, root=root)
     if slides is None:
         images = find_images(source)
@@ -106,24 +106,24 @@ def _predict_images(trained: Trained, source: Path, images: Sequence[data.Tile],
 
 
 def analyse(path: Path, *, device: str = "auto") -> list[str]:
-    """Make a run's saliency maps, feature maps and filters anew, from the weights it is judged by and its own data.
+    """Recompute saliency maps, feature maps and filters from the evaluation checkpoint and the run's own data.
 
-    Training does so at its end; this is for runs of earlier versions, and where it failed.
+    Training computes them at its end; this is for runs of earlier versions and for failed analyses.
 
     Returns:
-        One line for each that failed.
+        One line for each analysis that failed.
 
     Raises:
-        RunError: no run there, one that was not evaluated, or its data are gone.
+        RunError: no run there, the run was not evaluated, or its data are gone.
     """
     if not (path / "evaluation.jsonl").is_file():
         raise RunError(
-            f"{path} has no evaluation.jsonl: it was not trained to its end; fastmtl train --resume goes on."
+            f"{path} has no evaluation.jsonl: its training did not end; continue it with fastmtl train --resume."
         )
     trained = load(path, None, device, ())
     root = Path(trained.facts["data"])
     if not root.exists():
-        raise RunError(f"the data of {path} were in {root}, which is not there: analyses need the images.")
+        raise RunError(f"the data of {path} were in {root}, which does not exist now: analyses need the images.")
     dataset = datasets.read_data(trained.recipe, root, trained.classes)
     return write_analyses(
         path, trained.recipe, trained.model, trained.tasks, dataset, device=trained.device, stain=trained.stain
@@ -158,7 +158,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> list[str]:
 
 
 class Trained(NamedTuple):
-    """A run's network as it was trained, ready to be asked."""
+    """A trained run, loaded for evaluation and prediction."""
 
     recipe: Recipe
     facts: dict[str, Any]
@@ -171,13 +171,13 @@ class Trained(NamedTuple):
 
     @property
     def classes(self) -> dict[str, list[str]]:
-        """The classes that its tasks know, by column; other data must have the same."""
+        """Label column -> the classes of its task; other data must have the same."""
         known = {"": self.facts["class_names"], **self.facts.get("classes", {})}
         columns = {task.target.column for task in self.tasks if task.target.kind == "label"}
         return {column or "label": known[column] for column in columns}
 
     def read(self, folder: data.Dataset) -> data.TileLoader:
-        """Batches of it, in order; slides whose stains are not known are looked at first."""
+        """Batches of it, in order; stains of new slides are estimated first."""
         if self.stain is not None:
             stains.fit_slides(self.stain, folder.tiles, self.recipe)
         return components.build_loader(

@@ -34,16 +34,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of a run's checkpoint on the tiles under `root`.
 
-    `which` checkpoint is the recipe's training.checkpoint if None;
-    `tta` are the views of test-time augmentation, the recipe's if None.
-    Patients the run was trained on are left out, unless `everything`; damaged tiles too, where the recipe skips them.
+    Args:
+        path: the run.
+        root: the data.
+        which: the checkpoint, the recipe's training.checkpoint if None.
+        everything: also count patients that the run was trained on.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        tta: views of test-time augmentation, the recipe's if None.
 
     Raises:
-        RunError: no run there, data that does not fit it, or nothing left to evaluate on.
-        ConfigError: masks that the run's tasks cannot be scored against.
+        RunError: no run there, data that do not fit it, or nothing left to evaluate on.
+        ConfigError: the run's tasks cannot be scored on these masks.
 
     Returns:
-        Scores and counts; "notices" are what is odd about the targets, a line each.
+        Scores and counts; "notices" has a line for each oddity of the targets.
     """
     trained = load(path, which, device, tta)
     recipe, facts = trained.recipe, trained.facts
@@ -55,9 +59,7 @@ def evaluate(
     seen = set() if everything else {data.identifier_key(str(name)) for name in facts["training_patients"]}
     kept = folder.subset(tile.id for tile in folder.tiles if data.identifier_key(tile.group) not in seen)
     if not kept.tiles:
-        raise RunError(
-            f"every patient in {root} was trained on in {path}; --everything evaluates on them all the same."
-        )
+        raise RunError(f"{path} was trained on every patient in {root}; --everything evaluates on them anyway.")
     mask_notices = datasets.check_maps(trained.tasks, [kept])
     maps = notices.MapsSeen(trained.tasks)
     with trained.read(kept) as loader:
@@ -86,7 +88,7 @@ def score_training(job: Job) -> dict[str, Any]:
     judged = Views(model, tasks, recipe.training.tta) if recipe.training.tta else model
     table, maps = ImageTable(tasks), notices.MapsSeen(tasks)
 
-    def look(batch: Batch, outputs: Mapping[str, Any]) -> None:
+    def look(batch: Batch, outputs: Mapping[str, object]) -> None:
         table(batch, outputs)
         maps(batch, outputs)
 
@@ -114,7 +116,7 @@ def score_training(job: Job) -> dict[str, Any]:
 def _summary(
     recipe: Recipe, tasks: Sequence[Task], which: str, found: dict[str, Any], folder: data.Dataset
 ) -> dict[str, Any]:
-    """What summary.json and `fastmtl eval` say, but for the notices."""
+    """The content of summary.json and of `fastmtl eval`, without the notices."""
     patients = len({tile.group for tile in folder.tiles})
     return {
         "tasks": found["tasks"],

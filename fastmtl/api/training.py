@@ -147,7 +147,7 @@ def _score_and_report(job: Job) -> dict[str, Any]:
 def _stop_on_signal(stages: Stages) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM saves a checkpoint after the running step; a second Ctrl-C stops at once."""
 
-    def ask(number: int, _frame: Any) -> None:
+    def ask(number: int, _frame: object) -> None:
         stages.stop()
         signal.signal(number, before[signal.Signals(number)])
 

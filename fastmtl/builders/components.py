@@ -1,4 +1,4 @@
-"""The one place that turns a recipe into tasks, loaders, model, balancer, optimizer and schedule."""
+"""Builds a recipe's tasks, loaders, model, balancer, optimizer and update."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import nn
 
 from .. import balance, data, models
 from ..balance.plain_step import PlainUpdate
-from ..config import ConfigError, DataConfig, OptimizerConfig, Recipe, StageConfig
+from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig
 from ..distributed import World
 from ..protocols import Balancer, Batch, Task, Update
 from ..tasks import check_task, create_task, target_kind
 from ..utils.suggestions import check_options
 
-_OURS = ("kind", "column")  # of a task's table; the rest are the task's own options
+_OURS = ("kind", "column")  # keys of a task's table that are not options of the task
 
 
 def device_of(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is the GPU where there is one; `auto` and `cuda` are the one of that number on this machine.
+    """`auto` is the GPU if there is one; `auto` and `cuda` are the GPU with this local rank.
 
     Raises:
-        ConfigError: a GPU was asked for and none is there, or the name is no device.
+        ConfigError: the name is not a device, or a GPU is requested and there is none.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,7 +45,7 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
             )
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # DALI and NCCL take the current one
+        torch.cuda.set_device(device)  # DALI and NCCL use the current one
     return device
 
 
@@ -62,11 +62,11 @@ def check_names(recipe: Recipe) -> None:
 def build_tasks(
     recipe: Recipe, class_names: Sequence[str], classes: Mapping[str, Sequence[str]] | None = None
 ) -> list[Task]:
-    """The recipe's tasks; their order is the order of columns in `Batch.has_label`.
+    """The recipe's tasks, in the order of the columns of `Batch.has_label`.
 
     Args:
-        recipe: its [tasks] tables; `column` names what a task learns from, the tiles' own mask or label by default.
-        class_names: of the tiles' own label.
+        recipe: its [tasks] tables; `column` is what a task learns from, by default the tile's own mask or label.
+        class_names: classes of the tiles' own label.
         classes: label column -> its classes.
     """
     classes = classes or {}
@@ -88,8 +88,8 @@ def build_tasks(
     return tasks
 
 
-def _column(task: str, options: Mapping[str, Any]) -> str:
-    """The column that a task learns from; "" is the tile's own mask or label, also where they are named."""
+def _column(task: str, options: Mapping[str, object]) -> str:
+    """The column that a task learns from; "" is the tile's own mask or label."""
     column = options.get("column", "")
     if not isinstance(column, str):
         raise ConfigError(f"tasks.{task}.column must be text, the name of a column; got {column!r}.")
@@ -97,9 +97,9 @@ def _column(task: str, options: Mapping[str, Any]) -> str:
 
 
 def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, trained: bool = False) -> nn.Module:
-    """The recipe's network on `device`, seeded, in channels-last layout (what convolutions are fastest in).
+    """The recipe's network on `device`, seeded, in channels-last layout (the fastest for convolutions).
 
-    `trained`: a checkpoint will be loaded into it; the file of model.weights, which may be gone, is not read again.
+    With `trained`, a checkpoint will be loaded into it: the file of model.weights, which may be gone, is not read.
     """
     left_out = ("name", "weights") if trained else ("name",)
     options = {key: value for key, value in recipe.model.items() if key not in left_out}
@@ -109,7 +109,7 @@ def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, t
 
 
 def check_size(recipe: Recipe, model: nn.Module) -> None:
-    """Raise ConfigError where the model says by `stride` what sides it can take and `data.size` is not among them."""
+    """Raise ConfigError if `data.size` is not a multiple of the model's `stride`, if it has one."""
     stride, size = getattr(model, "stride", 1), recipe.data.size
     if isinstance(stride, int) and size % stride:
         raise ConfigError(
@@ -119,19 +119,19 @@ def check_size(recipe: Recipe, model: nn.Module) -> None:
 
 
 def takes_one_image(recipe: Recipe, model: nn.Module, num_tasks: int, device: torch.device) -> bool:
-    """Whether the model can be trained on a batch of one image. BatchNorm cannot where that leaves it one value a
-    channel, as behind a pooling of the whole image (PSPNet, DeepLabV3+)."""
-    trial = copy.deepcopy(model).train()  # its statistics move
+    """Whether the model can be trained on a batch of one image. BatchNorm cannot if it sees one value per channel, as
+    after pooling the whole image (PSPNet, DeepLabV3+)."""
+    trial = copy.deepcopy(model).train()  # its statistics change
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             trial(empty_batch(recipe, 1, num_tasks, device))
-    except Exception as error:  # another error on black images; the first real batch will show it better
+    except Exception as error:  # of another cause: the first real batch shows it better
         return "more than 1 value per channel" not in str(error)
     return True
 
 
 def empty_batch(recipe: Recipe, number: int, num_tasks: int, device: torch.device) -> Batch:
-    """`number` black images with metadata of zeros and no targets, for a look at what a model makes of them."""
+    """`number` black images with metadata of zeros and no targets, to try a model on."""
     data = recipe.data
     return Batch(
         torch.zeros(number, 3, data.size, data.size, device=device),
@@ -152,10 +152,11 @@ def build_loader(
     stain: data.StainNormalizer | None = None,
     drop_single: bool = False,
 ) -> data.TileLoader:
-    """Batches of `folder`: shuffled and augmented for training, in order and as they are otherwise; this rank's part
-    of them, if `world` has several. `stain` has been fitted (`staining.fit_slides`); `drop_single` as of the loader."""
+    """This rank's batches of `folder`: shuffled and augmented for training, otherwise in order and unchanged. `stain`
+    is fitted already (`stains.fit_slides`); `drop_single` is the loader's."""
     config, world = recipe.data, world or World()
     decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
+    pairs = ("case", "position", config.pairs_apart) if config.pairs_apart else ("case", "position")
     tiles = _random_patches(recipe, folder) if train and config.patches_per_slide else folder.tiles
     return data.TileLoader(
         tiles,
@@ -166,7 +167,7 @@ def build_loader(
         augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
         shuffle=train,
         balanced=train and config.sampler == "balanced" and (config.balance_by or True),
-        pairs=_pairs(config) if train and config.sampler == "pairs" else None,
+        pairs=pairs if train and config.sampler == "pairs" else None,
         open_slides=config.open_slides if train else 0,
         per_slide=config.per_slide if train else 0,
         stain=stain,
@@ -181,12 +182,8 @@ def build_loader(
     )
 
 
-def _pairs(config: DataConfig) -> tuple[str, str] | tuple[str, str, str]:
-    return ("case", "position", config.pairs_apart) if config.pairs_apart else ("case", "position")
-
-
 def _metadata(recipe: Recipe) -> dict[str, list[str]]:
-    """The recipe's own, and a column for each task whose metrics are told by group."""
+    """The recipe's metadata, and the columns that tasks group their metrics by."""
     grouped = {column for options in recipe.tasks.values() if (column := options.get("group_by"))}
     return {**{column: [column] for column in sorted(grouped)}, **recipe.data.metadata}
 
@@ -213,9 +210,8 @@ def build_balancer(recipe: Recipe, stage: StageConfig | None = None) -> Balancer
 def build_optimizer(
     recipe: Recipe, model: nn.Module, balancer: Balancer, config: OptimizerConfig | None = None
 ) -> torch.optim.Optimizer:
-    """Weight decay acts on weights of two or more dimensions; biases, norms and the balancer's weights have none.
-
-    `config` stands in for the recipe's [optimizer], where a stage has one of its own.
+    """The optimizer of `config`, or of the recipe's [optimizer]. Weight decay applies to weights of two or more
+    dimensions, not to biases, norms and the balancer's weights.
     """
     config = config or recipe.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -235,7 +231,7 @@ def build_optimizer(
 
 
 def build_update(recipe: Recipe, optimizer: torch.optim.Optimizer) -> Update:
-    """The fused step where `training.fused_step` asks for it, or allows it and the optimizer and device can."""
+    """The fused step if `training.fused_step` requires it, or allows it and the optimizer and device support it."""
     config = recipe.training
     reason = balance.FusedStep.why_not(optimizer)
     if config.fused_step is True and reason:
@@ -245,7 +241,7 @@ def build_update(recipe: Recipe, optimizer: torch.optim.Optimizer) -> Update:
     return balance.FusedStep(optimizer, clip_norm=config.clip_norm)
 
 
-def _augmentation(options: Mapping[str, Any]) -> data.Augmentation:
+def _augmentation(options: Mapping[str, object]) -> data.Augmentation:
     check_options(data.Augmentation, options, "data.augmentation")
     # TOML has no tuples.
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

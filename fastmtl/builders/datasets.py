@@ -1,4 +1,4 @@
-"""From a recipe's [data] table to data sets: which format, which tiles, which split, what tasks learn from."""
+"""Reads the data of a recipe's [data] table: its format, its tiles and their split."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Splits:
     """Training, validation and test tiles, checked to share no patient.
 
     Attributes:
-        origin: where the split came from, in words.
-        problems: files that were left out, and what is odd about the data.
-        split: which tiles are where, to be saved.
-        test: empty where nothing is kept for a test.
+        origin: where the split comes from, in words.
+        problems: files that were left out, and oddities of the data.
+        split: which tiles are on which side, to be saved.
+        test: empty if there is no test.
         summary: patients and how they were found, classes and their counts, in a few lines.
     """
 
@@ -38,26 +38,18 @@ class Splits:
     test: data.Dataset
     summary: Sequence[str] = ()
 
-    @property
-    def num_tiles(self) -> int:
-        return len(self.train) + len(self.validation) + len(self.test)
-
-    @property
-    def num_patients(self) -> int:
-        return len(self.train.groups) + len(self.validation.groups) + len(self.test.groups)
-
 
 def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] | None = None) -> data.Dataset:
-    """The data set at `root`, indexed as the recipe says; opens no image.
+    """The data set at `root`, indexed with the recipe's [data] table; opens no image.
 
     Args:
         recipe: its [data] table.
         root: a manifest, or a folder in any known format.
-        classes: label column ("label" is the tiles' own) -> classes in order; they win over the recipe's.
+        classes: label column ("label" is the tiles' own) -> classes in order, instead of the recipe's.
 
     Raises:
         ConfigError: the table cannot be used.
-        FileNotFoundError, ValueError: the data cannot.
+        FileNotFoundError, ValueError: the data cannot be used.
     """
     config = recipe.data
     if config.index_folder:
@@ -82,7 +74,7 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
 
 
 def _label_columns(recipe: Recipe) -> set[str]:
-    """Columns that tasks learn classes from: grades 1, 2 and 3 are classes there, though they look like numbers."""
+    """Columns that tasks learn classes from: grades 1, 2 and 3 are classes there, not numbers."""
     learnt = [(options.get("column", ""), target_kind(options["kind"])) for options in recipe.tasks.values()]
     kinds: dict[str, set[str | None]] = {}
     for column, kind in learnt:
@@ -91,7 +83,7 @@ def _label_columns(recipe: Recipe) -> set[str]:
 
 
 def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:
-    """The same tiles with image files read by a named preprocessing; regions and drawn images stay as they are."""
+    """The same tiles with image files read by a named preprocessing; regions and drawn images are unchanged."""
     tiles = [
         replace(tile, image=data.GreyPicture(tile.image, name)) if isinstance(tile.image, Path) else tile
         for tile in dataset.tiles
@@ -120,7 +112,7 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
 
 
 def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
-    """At most `data.max_tiles` of the tiles, as many of each class (of `data.stratify`) as there are."""
+    """At most `data.max_tiles` of the tiles, evenly from the classes of `data.stratify`."""
     config = recipe.data
     if not 0 < config.max_tiles < len(folder):
         return folder
@@ -137,14 +129,14 @@ def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
 def split_of(
     recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path | None = None
 ) -> tuple[data.Split, str]:
-    """The split that `read_splits` makes, and where it came from, in words.
+    """The split that `read_splits` makes, and where it comes from, in words.
 
     Raises:
-        ConfigError: one of the recipe's folds has none of a class to hold out, or none left to train on.
-        ValueError: the data cannot be split so.
+        ConfigError: in the recipe's fold a class has no held-out or no training tile.
+        ValueError: the data cannot be split like this.
     """
-    if split_file is None and (told := data.split_by_column(folder)) is not None:
-        return told, f"the column split of {folder.root}"
+    if split_file is None and (own := data.split_by_column(folder)) is not None:
+        return own, f"the column split of {folder.root}"
     config = recipe.data
     stratified = f"stratified by {config.stratify or 'class'}"
     if config.folds and split_file is None:
@@ -190,11 +182,7 @@ def _check_classes(recipe: Recipe, folder: data.Dataset, split: data.Split) -> N
 
 
 def check_format(root: Path, formats: Sequence[str], what: str) -> None:
-    """Raise ConfigError unless `root` is a manifest or in one of `formats`.
-
-    Args:
-        what: needs them, for the message.
-    """
+    """Raise ConfigError unless `root` is a manifest or in one of the `formats` that `what` needs."""
     if not root.exists():
         raise ConfigError(f"{root} does not exist; {what} needs {' or '.join(formats)} data.")
     found = data.detect_format(root)
@@ -204,8 +192,8 @@ def check_format(root: Path, formats: Sequence[str], what: str) -> None:
 
 
 def check_not_anothers(root: Path, formats: Sequence[str], what: str) -> None:
-    """Raise ConfigError where `root` is known to be in another format than `formats`; what is no format's, its reader
-    tells better."""
+    """Raise ConfigError if `root` has another known format than `formats`. Data of no known format get a better message
+    from the reader."""
     if root.exists() and data.detect_format(root) is not None:
         try:
             check_format(root, formats, what)

@@ -1,8 +1,8 @@
-"""From a recipe's [data.stain] table to a stain normaliser that knows the slides of a data set."""
+"""Builds the stain normaliser of a recipe's [data.stain] table and estimates the stains of slides."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from ..utils.suggestions import nearest
 
 _OPTIONS = ("method", "convention", "target", "per", "sample", "min_tissue", "fallback", "augmentation")
 _SAMPLE = 16
-_SAID_EVERY = 100
+_PRINT_EVERY = 100
 MOSAIC = "mosaic"
 """As a target: the training tiles of all slides, side by side."""
 FILE = "stain.npz"
@@ -24,7 +24,7 @@ FILE = "stain.npz"
 
 
 def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
-    """The recipe's normaliser with its target; None where it has no stain.method.
+    """The recipe's normaliser with its target; None if there is no [data.stain].
 
     Raises:
         ConfigError: an option that cannot be used, or a target that cannot be read.
@@ -32,7 +32,9 @@ def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
     options = dict(recipe.data.stain)
     if not options:
         return None
-    _check_names(options)
+    for option in options:
+        if option not in _OPTIONS:
+            raise ConfigError(f"data.stain has no option {option!r}; {nearest(option, _OPTIONS)}")
     if "method" not in options:
         raise ConfigError('data.stain needs a method, for example method = "macenko".')
     target, sample = options.pop("target", ""), options.pop("sample", _SAMPLE)
@@ -55,11 +57,6 @@ def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
     return normalizer
 
 
-def normalizer_of(recipe: Recipe, run: Path | None) -> data.StainNormalizer | None:
-    """What a training run takes: the normaliser that `run` kept, when it is continued, or the recipe's."""
-    return build_normalizer(recipe) if run is None or not (run / FILE).exists() else load_normalizer(run, recipe)
-
-
 def _target(path: object) -> Tensor:
     if not isinstance(path, str):
         raise ValueError(f"target must be an image file or {MOSAIC!r}; got {path!r}")
@@ -69,12 +66,6 @@ def _target(path: object) -> Tensor:
         raise ValueError(f"there is no target {path} (from {Path.cwd()})") from None
 
 
-def _check_names(options: Mapping[str, object]) -> None:
-    for option in options:
-        if option not in _OPTIONS:
-            raise ConfigError(f"data.stain has no option {option!r}; {nearest(option, _OPTIONS)}")
-
-
 def fit_slides(
     normalizer: data.StainNormalizer,
     tiles: Sequence[data.Tile],
@@ -82,17 +73,17 @@ def fit_slides(
     world: World | None = None,
     console: Console | None = None,
 ) -> None:
-    """Store the stains of every slide (or patient, for image files) that is not stored, from data.stain.sample of its
-    tiles, evenly taken. One in which no two stains are found is not stored: its tiles fall back.
+    """Estimate and store the stains of each new slide (of each patient for image files) from data.stain.sample evenly
+    spaced tiles. A slide without two stains is not stored: its tiles use the fallback.
 
-    A normaliser that has no target yet takes the mosaic of all these tiles' samples.
+    A normaliser without a target takes the mosaic of all sampled tiles.
 
     Args:
-        tiles: the same on all ranks; each rank looks at its share of the slides.
-        console: told how far it is, every hundred slides.
+        tiles: the same on all ranks; each rank estimates its share of the slides.
+        console: where progress is printed, every hundred slides.
 
     Raises:
-        ConfigError: the mosaic holds no two stains.
+        ConfigError: the mosaic does not have two stains.
     """
     world, per_slide, mosaic = world or World(), normalizer.per == "slide", normalizer.target is None
     by_slide: dict[str, list[data.ImageSource]] = {}
@@ -107,10 +98,10 @@ def fit_slides(
             total.merge(statistics)
         if per_slide:
             normalizer.fit_slide(key, statistics)
-        if console is not None and number % _SAID_EVERY == 0:
+        if console is not None and number % _PRINT_EVERY == 0:
             console.print(f"stains: {number * world.size} of {len(wanted)} slides")
     found = world.gather_entries({key: normalizer.slides[key] for key in wanted if key in normalizer.slides})
-    normalizer.slides = known | {key: found[key] for key in wanted if key in found}  # in one order on all ranks
+    normalizer.slides = known | {key: found[key] for key in wanted if key in found}  # in the same order on all ranks
     if mosaic:
         parts = world.gather_entries({world.rank: total}).values()
         try:
@@ -120,7 +111,7 @@ def fit_slides(
 
 
 def load_normalizer(run: Path, recipe: Recipe) -> data.StainNormalizer | None:
-    """The normaliser that a run was trained with; None where its recipe has none.
+    """The normaliser that a run was trained with; None if its recipe has none.
 
     Raises:
         StainFileError: it is missing, or cannot be read.

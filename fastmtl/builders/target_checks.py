@@ -1,4 +1,4 @@
-"""Whether a data set has what tasks learn from: columns of the right kind, masks that hold what they are taken for."""
+"""Checks that a data set has what tasks learn from: columns of the right kind, masks with the expected values."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NEEDS_NOTHING = ("pair", "none")
 
 
 def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
-    """Raise ConfigError for a task that no tile of `dataset` has a value for, or one of the wrong kind; names the
-    columns that would do."""
+    """Raise ConfigError for a task that no tile of `dataset` has a value for, or a value of the wrong kind; names the
+    columns that would fit."""
     for task in tasks:
         _check_groups(task, dataset)
         kind, column = task.target.kind, task.target.column
@@ -28,7 +28,7 @@ def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
             raise ConfigError(f"task {task.name!r} learns a {kind} and names no column; {_say(task.name, fitting)}")
         found = _kind_of(dataset, name)
         if found is None:
-            hint = nearest(name, fitting) if fitting else "no column of it would do"
+            hint = nearest(name, fitting) if fitting else "none of its columns fits"
             raise ConfigError(f"task {task.name!r} learns from column {name!r}, which {dataset.root} lacks; {hint}")
         if not _fits(kind, found):
             raise ConfigError(
@@ -48,7 +48,7 @@ def _check_groups(task: Task, dataset: data.Dataset) -> None:
 
 
 def check_metadata(recipe: Recipe, dataset: data.Dataset) -> None:
-    """Raise ConfigError for metadata from a column that no tile has a value in: the model would be shown zeros."""
+    """Raise ConfigError for metadata from a column without values: the model would see zeros."""
     known = [name for name in columns_of(dataset) if _kind_of(dataset, name) in ("number", "label")]
     for name, columns in recipe.data.metadata.items():
         for column in [columns] if isinstance(columns, str) else columns:
@@ -66,19 +66,19 @@ def check_maps(
     train: data.Dataset | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[data.Problem]:
-    """What is odd about the maps of data sets whose files were checked; each mask is looked at (`data.judge_maps`).
+    """Oddities of the masks of data sets whose files were checked; every mask is read (`data.judge_maps`).
 
-    Every command that learns from masks, scores against them or checks them asks this.
+    Every command that learns from masks, scores with them or checks them calls this.
 
     Args:
-        tasks: whose targets they are.
+        tasks: whose targets the masks are.
         folders: the data sets.
-        train: what is learned from, which must differ somewhere.
+        train: the training data, whose masks must not all be the same.
         say: called with a line on each task's masks.
 
     Raises:
-        ConfigError: a task whose maps hold other classes or channels than it has, or a foreground that the loader would
-            not see.
+        ConfigError: the masks of a task have other classes or channels than the task, or a foreground that the loader
+            would not see.
     """
     tiles, odd = [tile for folder in folders for tile in folder.tiles], []
     learned = {tile.id for tile in train.tiles} if train else ()
@@ -103,7 +103,7 @@ def check_maps(
 
 
 def columns_of(dataset: data.Dataset) -> list[str]:
-    """The columns that have a value somewhere, the tiles' own first."""
+    """The columns that have a value in some tile, the tiles' own mask and label first."""
     own = [name for name in ("mask", "label") if any(getattr(tile, name) is not None for tile in dataset.tiles)]
     return [*own, *dict.fromkeys(name for tile in dataset.tiles for name in tile.values)]
 
@@ -125,4 +125,4 @@ def _fits(kind: str, found: str | None) -> bool:
 
 
 def _say(task: str, fitting: Sequence[str]) -> str:
-    return f"say [tasks.{task}] column = one of {', '.join(fitting)}" if fitting else "no column of the data would do"
+    return f"set [tasks.{task}] column to one of {', '.join(fitting)}" if fitting else "no column of the data fits"

@@ -13,7 +13,7 @@ from contextlib import suppress
 from ..errors import UserError
 from ..utils.optional_imports import install_command
 
-_LONGEST = 2000  # characters of a message; what somebody wrote into a file may be a megabyte
+_LONGEST = 2000  # characters of a message: it may quote a file of a megabyte
 USAGE = """fastmtl: train one network for several tasks on medical images
 
   fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file;
@@ -22,10 +22,10 @@ USAGE = """fastmtl: train one network for several tasks on medical images
   torchrun --nproc-per-node N -m fastmtl train ...       train or continue on N processes, one GPU each where there are
   fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
   fastmtl predict RUN INPUT --out DIR          masks and classes for images or whole slides without labels
-  fastmtl report RUN [RUN ...]                 the page of a run again, or one page that compares several
-  fastmtl report RUN --analyse                 its saliency maps, feature maps and filters anew too
-  fastmtl prepare DIR [--out MANIFEST]         a manifest of a folder of tiles or slides; indexes the slides
-  fastmtl data check PATH                      open every file of a data set: counts, and what is broken
+  fastmtl report RUN [RUN ...]                 make the report of a run again, or one page that compares several
+  fastmtl report RUN --analyse                 also recompute its saliency maps, feature maps and filters
+  fastmtl prepare DIR [--out MANIFEST]         write a manifest of a folder of tiles or slides; index the slides
+  fastmtl data check PATH                      open every file of a data set: counts, oddities and damage
   fastmtl reproduce PAPER --data DIR           a paper's tables beside ours: --scale tiny, small or full
   fastmtl recipes [PAPER]                      the built-in recipes: papers, models, figures to reproduce
   fastmtl models                               the networks, their papers, parameters and strides
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module, _, function = _COMMANDS[command].partition(":")
         code = getattr(importlib.import_module(module, __package__), function)(rest)
-        sys.stdout.flush()  # here, where a pipe that was closed or a full disk can still be told
+        sys.stdout.flush()  # here a closed pipe or a full disk can still be reported
         return code
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("fastmtl"):
@@ -82,19 +82,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.name} is not installed: {install}" if install else str(error))
     except KeyboardInterrupt:
         return _fail("stopped", 130)
-    except BrokenPipeError:  # `| head` has seen enough
-        with suppress(OSError, ValueError):  # a standard output that is no file
+    except BrokenPipeError:  # such as `| head`
+        with suppress(OSError, ValueError):  # standard output is not a file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would fail again
         return 141
     except Exception as error:
-        said = _said(error)
-        if not said or os.environ.get("FASTMTL_TRACEBACK"):
+        message = _message(error)
+        if not message or os.environ.get("FASTMTL_TRACEBACK"):
             raise
-        return _fail(said, 130 if type(error).__name__ == "Interrupted" else 1)
+        return _fail(message, 130 if type(error).__name__ == "Interrupted" else 1)
 
 
-def _said(error: Exception) -> str:
-    """What to tell of an error that input or the machine brought about; "" for a fault of the program."""
+def _message(error: Exception) -> str:
+    """The message for an error that the input or the machine caused; "" for a fault of the program."""
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, UserError):
         place = f"{error.filename}: " if error.filename is not None else ""
         cure = _CURES.get(error.errno, "")
@@ -102,7 +102,7 @@ def _said(error: Exception) -> str:
     # ValueError too: the ops' messages about bad input are for the user.
     if isinstance(error, (UserError, ValueError, OSError)):
         return str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without its import
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
         first = next(iter(str(error).splitlines()), "")
         return f"out of memory{f' ({first})' if first else ''}; lower data.batch_size or data.size"
     library = type(error).__module__.partition(".")[0]
@@ -123,7 +123,7 @@ _CURES = {
     errno.EIO: "check the disk and its connection before you continue",
 }
 _LIBRARIES = ("safetensors", "_csv", "zipfile", "zlib", "tifffile", "h5py")
-"""Packages whose own errors mean a damaged file."""
+"""Packages whose errors mean a damaged file."""
 
 
 def _fail(message: str, code: int = 1) -> int:

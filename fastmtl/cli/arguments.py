@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses `fastmtl COMMAND`. Options may stand anywhere and are not abbreviated; `--a_b` is `--a-b`."""
+    """Parses `fastmtl COMMAND`. Options may be anywhere and are not abbreviated; `--a_b` is `--a-b`."""
 
     def __init__(self, command: str, description: str, *, add_help: bool = True) -> None:
         super().__init__(prog=f"fastmtl {command}", description=description, allow_abbrev=False, add_help=add_help)
@@ -39,11 +39,17 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: an argument of `need` is missing, and none of the flags `unless` is given.
         """
+        required = [action for action in self._actions if action.required and action.option_strings]
+        for action in required:
+            action.required = False  # a missing positional argument is reported first
         parsed = self.parse_intermixed_args(_normalized(arguments))
         for name, what in self._needed.items():
             if getattr(parsed, name.lower()) is None and not any(getattr(parsed, flag) for flag in unless):
                 usage = f"{self.prog} {' '.join(self._needed)}"
                 raise ConfigError(f"{name} is missing: it comes first, {usage} ... ({what}).")
+        for action in required:
+            if getattr(parsed, action.dest) is None:
+                self.error(f"the following arguments are required: {action.option_strings[0]}")
         return parsed
 
 

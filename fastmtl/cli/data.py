@@ -1,4 +1,4 @@
-"""`fastmtl prepare` and `fastmtl data check`: own data into a manifest, and what is in it and broken in it."""
+"""`fastmtl prepare` and `fastmtl data check`: write a manifest of your data, and check it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from .. import data
 from ..api import rehearsal
 from ..builders import datasets
@@ -17,7 +19,7 @@ from ..utils.words import counted
 from . import data_page
 from .arguments import Parser
 
-_SHOWN = 20  # files with nothing odd about them that are listed
+_SHOWN = 20  # files without oddities that are listed
 
 
 def prepare(arguments: Sequence[str]) -> int:
@@ -99,7 +101,7 @@ def _prepared_words(prepared: data.Prepared) -> dict[str, Any]:
 
 
 def _recipe_words(prepared: data.Prepared, index_folder: Path | None) -> dict[str, str]:
-    """What a recipe must say of the [data] besides the manifest."""
+    """What the [data] of a recipe needs besides the manifest."""
     words = {}
     home = prepared.manifest.parent.resolve()
     paths = [path.resolve() for one in prepared.found if one.kind for path in (one.path, one.mask) if path]
@@ -128,7 +130,7 @@ def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
     if table.row_count:
         console.print(table)
     if plain:
-        console.print(f"{plain} more tiles with nothing odd about them")
+        console.print(f"{plain} more tiles without oddities")
     if prepared.passed_over:
         others = ", ".join(f"{count} {ending}" for ending, count in sorted(prepared.passed_over.items()))
         console.print(f"passed over: {others}")
@@ -137,10 +139,8 @@ def _show_prepared(prepared: data.Prepared, index_folder: Path | None) -> None:
     what = f"{counted(len(used) - slides, 'tile')}, {counted(slides, 'slide')}"
     console.print(f"{prepared.manifest}: {what}; see it with fastmtl data check")
     for key, value in _recipe_words(prepared, index_folder).items():
-        console.print(f"in recipes, and behind --set of data check: data.{key}={value}")
+        console.print(f"for recipes, and for --set of data check: data.{key}={value}")
 
 
-def _console() -> Any:
-    from rich.console import Console
-
+def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)

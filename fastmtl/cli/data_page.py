@@ -1,4 +1,4 @@
-"""What `fastmtl data check` prints: a few lines first, then tables, then what is odd, refused and broken."""
+"""What `fastmtl data check` prints: a summary, tables, then notices, refusals and broken files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from ..api import notices
 from ..utils.words import counted, few, named
 
@@ -16,11 +19,11 @@ SHOWN = 20  # rows of a table, and entries of a line, before "and N more"
 _ENDS = 5  # the lowest and the highest of many shares
 
 
-def show(found: Mapping[str, Any], console: Any) -> None:
-    """Print what `data.examine` found, with "refused", what a recipe would not train on, where that was looked for."""
+def show(found: Mapping[str, Any], console: Console) -> None:
+    """Print what `data.examine` found, and "refused", what a recipe would not train on, if one was given."""
 
     def say(line: str) -> None:
-        console.print(line, soft_wrap=True)  # a long line stays one line, to be searched
+        console.print(line, soft_wrap=True)  # a long line stays one line, so that it can be searched
 
     for line in _summary(found):
         say(line)
@@ -68,8 +71,8 @@ def _summary(found: Mapping[str, Any]) -> Iterable[str]:
     yield f"sizes: {_sizes(found['sizes'])}"
 
 
-def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Any, int]]:
-    """(table, rows that are left out)."""
+def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Table, int]]:
+    """Pairs of a table and the number of rows left out of it."""
     total = found["num_tiles"]
     rows = [
         (name, each["kind"], f"{each['present']} of {total}", _held(each)) for name, each in found["columns"].items()
@@ -95,7 +98,7 @@ def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Any, int]]:
     yield table(*heads, rows=[_slide(slide, home) for slide in slides[:SHOWN]]), len(slides[SHOWN:])
 
 
-def _mask_tables(of: str, masks: Mapping[str, Any], home: str) -> Iterable[tuple[Any, int]]:
+def _mask_tables(of: str, masks: Mapping[str, Any], home: str) -> Iterable[tuple[Table, int]]:
     if len(masks["values"]) <= SHOWN:
         rows = [(value, f"{each['share']:.2%}", each["masks"]) for value, each in masks["values"].items()]
         yield table(f"{of}mask value", "share of pixels", "masks with it", rows=rows), 0
@@ -126,7 +129,7 @@ def _held(column: Mapping[str, Any]) -> str:
 
 
 def _class(name: str) -> str:
-    """Readable also where blanks and unusual signs are all that makes it another."""
+    """The name of a class; escaped where spaces or unusual characters alone tell it from another."""
     plain = name.isprintable() and unicodedata.is_normalized("NFC", name) and name == " ".join(name.split())
     return (name if plain else ascii(name)) if name else "(none)"
 
@@ -144,10 +147,8 @@ def _mpp(slide: Mapping[str, Any]) -> str:
 
 
 def _odd_first(slides: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those without a scale first, then those whose tiles show what few others' do, then those with problems."""
-    alike: dict[Any, int] = {}
-    for slide in slides:
-        alike[_scale(slide)] = alike.get(_scale(slide), 0) + 1
+    """Slides without a scale first, then those with a rare scale of tiles, then those with problems."""
+    alike = Counter(map(_scale, slides))
     return sorted(slides, key=lambda slide: (slide["mpp"] is not None, alike[_scale(slide)], not slide["problems"]))
 
 
@@ -185,10 +186,8 @@ def _by_slides(words: Iterable[str]) -> str:
     return few([f"{word} on {counted(count, 'slide')}" for word, count in Counter(words).most_common()], SHOWN)
 
 
-def table(*heads: str, rows: Iterable[Sequence[Any]] = ()) -> Any:
-    """A rich table without lines, whose cells are folded where they are too long."""
-    from rich.table import Table
-
+def table(*heads: str, rows: Iterable[Sequence[object]] = ()) -> Table:
+    """A rich table without lines; long cells are folded."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for head in heads:
         made.add_column(head, overflow="fold")

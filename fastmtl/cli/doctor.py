@@ -1,4 +1,4 @@
-"""`fastmtl doctor`: what is installed, which devices there are, which backend every op would take and why."""
+"""`fastmtl doctor`: installed packages, devices, and which backend every op takes and why."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..ops.core.backends import table  # with it all ops are imported, and have registered their backends
+from ..ops.core.backends import table  # imports all ops, which register their backends
 from ..training.run_dir import environment
 from .arguments import Parser
 
@@ -43,7 +43,7 @@ def examine() -> dict[str, Any]:
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print `found` as three short tables."""
-    from rich.table import Table  # of the extra [train]; `examine` needs none
+    from rich.table import Table  # of the extra [train], which `examine` does not need
 
     versions = Table("package", "version", title="Versions", title_justify="left")
     packages = {"fastmtl": found["environment"]["fastmtl"], "python": found["environment"]["python"]}

@@ -1,4 +1,4 @@
-"""`fastmtl models`: every network with what its paper trains it for, before any is built."""
+"""`fastmtl models`: every network and the tasks that its paper trains it for, without building one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def list_models(arguments: Sequence[str]) -> int:
 
 def rows() -> list[dict[str, Any]]:
     """A dict per model and set of tasks: "model", "tasks", "parameters" and the "options" they are counted with,
-    "channels", "strides", "paper", "summary", "install" (what to install for it, empty for nothing) and "tiny" (the
+    "channels", "strides", "paper", "summary", "install" (the extra that it needs, or "") and "tiny" (the
     preset's options)."""
     found: list[dict[str, Any]] = []
     for name in models.list_models():
@@ -43,7 +43,7 @@ def rows() -> list[dict[str, Any]]:
         for label, row in info.rows.items():
             own = {"model": name, "tasks": label, "parameters": row.parameters, "options": dict(row.options)}
             found.append(own | common)
-        if not info.rows:  # somebody's own
+        if not info.rows:  # registered by the user
             found.append({"model": name, "tasks": "", "parameters": None, "options": {}} | common)
     return found
 
@@ -53,8 +53,10 @@ def show(found: list[dict[str, Any]], console: Console) -> None:
     for paper in dict.fromkeys(row["paper"] for row in found):
         rows = [row for row in found if row["paper"] == paper]
         table = Table(title=paper or "yours", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-        for name, justify in (("model", "left"), ("tasks", "left"), ("parameters", "right"), ("strides", "left")):
-            table.add_column(name, justify=justify, no_wrap=name in ("model", "parameters"))  # type: ignore[arg-type]
+        table.add_column("model", no_wrap=True)
+        table.add_column("tasks")
+        table.add_column("parameters", justify="right", no_wrap=True)
+        table.add_column("strides")
         last = None
         for row in rows:
             first, last = row["model"] != last, row["model"]

@@ -1,4 +1,4 @@
-"""`fastmtl reproduce` and `fastmtl recipes`: the papers' rows, trained or listed."""
+"""`fastmtl reproduce` and `fastmtl recipes`: train or list the rows of papers' tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .arguments import Parser, progress_console
 
 
 def reproduce(arguments: Sequence[str]) -> int:
-    """Parse, run, print the table; 1 where a row failed."""
+    """Train the rows and print the table; 1 where a row failed."""
     from ..reproduce import list_papers
     from ..reproduce import reproduce as run
     from ..reproduce.figures import write_figures
@@ -76,7 +76,7 @@ def recipes(arguments: Sequence[str]) -> int:
 
 
 def row(recipe: Recipe) -> dict[str, Any]:
-    """What the list says of a recipe."""
+    """A recipe as an entry of the list."""
     paper = recipe.paper
     return {
         "recipe": recipe.name,

@@ -1,4 +1,4 @@
-"""`fastmtl train`: train a recipe with flags laid over it, or continue an interrupted run."""
+"""`fastmtl train`: train a recipe with the values of flags, or continue an interrupted run."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _parser(shown: Recipe) -> Parser:
 
 
 def _add_flag(group: argparse._ActionsContainer, key: str, hint: Any, text: str) -> None:
-    """A flag for a key of a recipe; of tables none, `--set` changes what they hold."""
+    """A flag for a key of a recipe; keys that are tables have none: `--set` changes their entries."""
     options: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "help": text.replace("%", "%%").strip()}
     inner = typing.get_args(hint)
     if hint is bool:
@@ -137,7 +137,7 @@ def _texts(cls: type) -> dict[str, str]:
 
 
 def _recipe(parsed: argparse.Namespace) -> Recipe:
-    """The recipe at its scale, with `--set` and then the flags laid over it."""
+    """The recipe at its scale; flags replace its values, and those of `--set`."""
     if parsed.scale == "":
         raise ConfigError("--scale wants one of the recipe's scales, for example --scale tiny; got nothing.")
     overrides = parse_overrides(parsed.sets)
@@ -146,7 +146,7 @@ def _recipe(parsed: argparse.Namespace) -> Recipe:
     return load_recipe(parsed.recipe, overrides, parsed.scale or "")
 
 
-def _flags(parsed: argparse.Namespace) -> Mapping[str, Any]:
+def _flags(parsed: argparse.Namespace) -> Mapping[str, object]:
     """Key of the recipe -> the value that a flag gives it."""
     return {key: value for key, value in vars(parsed).items() if "." in key}
 

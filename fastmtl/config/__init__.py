@@ -1,4 +1,4 @@
-"""Recipes: their schema, their files, how they are laid over each other, and what their values may be."""
+"""Recipes: their schema, their files, how they are merged, and which values are valid."""
 
 from .files import list_recipes as list_recipes
 from .load import as_dict as as_dict

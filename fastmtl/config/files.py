@@ -16,11 +16,11 @@ from .parsing import ConfigError, merge
 from .renamed import with_new_names
 
 BUILT_IN = Path(__file__).parents[1] / "recipes"
-FULL = "full"  # the scale of the recipe as it stands
+FULL = "full"  # the scale of the recipe itself
 
 
 def list_recipes() -> list[str]:
-    """Names of the built-in recipes, sorted; those of a paper have its folder before them, as "mask2tasks/pcgrad".
+    """Names of the built-in recipes, sorted; those of a paper begin with its folder: "mask2tasks/pcgrad".
 
     Files named _*.toml are bases for others to extend.
     """
@@ -28,13 +28,13 @@ def list_recipes() -> list[str]:
 
 
 def name_of(path: Path) -> str:
-    """What a recipe's file is called: its place among the built-in ones, or its own name."""
+    """The name of a recipe's file: its path among the built-in ones, or the file's own name."""
     place = path.relative_to(BUILT_IN) if path.is_relative_to(BUILT_IN) else Path(path.name)
     return place.as_posix().removesuffix(".toml")
 
 
 def find(recipe: str) -> Path:
-    """The file of a built-in recipe, or the file at a path; ConfigError where there is neither."""
+    """The file of a built-in recipe, or the file at a path; ConfigError if there is neither."""
     built_in = BUILT_IN / f"{recipe}.toml"
     if built_in.is_file():
         return built_in
@@ -47,11 +47,11 @@ def find(recipe: str) -> Path:
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tables of a recipe, laid over those of the recipe that it `extends`, `without` some of them; but not over its
-    name, its summary and, for a recipe of one's own, the paper that a built-in one is of.
+    """The tables of a recipe merged into those of its base (`extends`), from which `without` removes keys. The name and
+    the summary are not inherited, nor the paper of a built-in recipe by one of the user.
 
     Raises:
-        ConfigError: unreadable TOML, a recipe that extends itself, or `without` of what the base has not.
+        ConfigError: unreadable TOML, a recipe that extends itself, or `without` names a key that its base lacks.
     """
     if path in seen:
         raise ConfigError(f"recipe {path.stem} extends itself: {' -> '.join(p.stem for p in (*seen, path))}.")
@@ -67,12 +67,12 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     inherited = read(parent, (*seen, path))
     for key in left_out:
         if not _remove(inherited, str(key).split(".")):
-            raise ConfigError(f"{path}: `without` names {key!r}, which its base {base!r} has not.")
+            raise ConfigError(f"{path}: `without` names {key!r}, which its base {base!r} does not have.")
         for overlay in inherited.get("scales", {}).values():
             _remove(overlay, str(key).split("."))
     kin = path.is_relative_to(BUILT_IN) == parent.is_relative_to(BUILT_IN)
     inherited.pop("name", None)
-    if not (kin and parent.name.startswith("_")):  # a base that is no recipe itself may do so for those that extend it
+    if not (kin and parent.name.startswith("_")):  # a base that is not a recipe itself may give its summary
         inherited["summary"] = f"extends {base}"
     if not kin and "paper" not in values:
         inherited.pop("paper", None)
@@ -80,7 +80,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def tables(path: Path) -> dict[str, Any]:
-    """The tables in a file alone; ConfigError where it is not TOML."""
+    """The tables of one file; ConfigError if it is not TOML."""
     try:
         return read_toml(path)
     except ValueError as error:
@@ -88,19 +88,19 @@ def tables(path: Path) -> dict[str, Any]:
 
 
 def lineage(path: Path) -> list[Path]:
-    """The files that `read` lays over each other, the last base first and `path` last."""
+    """The files that `read` merges, the last base first and `path` last."""
     base = tables(path).get("extends")
     return [path] if base is None else [*lineage(_parent(path, base)), path]
 
 
-def _parent(path: Path, base: Any) -> Path:
-    """The file that the one at `path` extends: beside it, or built in."""
+def _parent(path: Path, base: object) -> Path:
+    """The file that `path` extends: beside it, or built in."""
     parent = path.parent / f"{base}.toml"
     return parent if parent.is_file() else find(str(base))
 
 
 def at_scale(values: Mapping[str, Any], scale: str, name: str) -> dict[str, Any]:
-    """The tables of a recipe at a scale: its [scales.NAME] laid over them; "full", or "", is the recipe itself.
+    """The tables of a recipe at a scale: its [scales.NAME] merged into them; "full" or "" is the recipe itself.
 
     Raises:
         ConfigError: it has no such scale; names those it has.
@@ -126,13 +126,13 @@ def scale_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     training = values.get("training", {})
     factor = training.get("epoch_scale", 1.0) if isinstance(training, Mapping) else 1.0
     if factor == 1.0 or isinstance(factor, bool) or not isinstance(factor, int | float):
-        return dict(values)  # what is wrong with it, the check of types says
+        return dict(values)  # the check of types reports what is wrong
     if not 0 < factor <= 1:
         raise ConfigError(f"training.epoch_scale must lie in (0, 1]; got {factor!r}.")
     lengths = {"epochs": epochs} | {key: training[key] for key in ("epochs", "patience") if key in training}
     short = {key: _fewer(value, factor) for key, value in lengths.items()}
     if isinstance(start := training.get("average_start"), int):
-        short["average_start"] = int(start * factor)  # down: it comes before the last epoch still
+        short["average_start"] = int(start * factor)  # down, so that it still comes before the last epoch
     stages = values.get("stages", [])
     if isinstance(stages, list):
         stages = [
@@ -142,12 +142,12 @@ def scale_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     return {**values, "training": {**training, **short, "epoch_scale": 1.0}, "stages": stages}
 
 
-def _fewer(value: Any, factor: float) -> Any:
+def _fewer(value: object, factor: float) -> object:
     return max(1, round(value * factor)) if isinstance(value, int) and value > 0 else value
 
 
-def _remove(values: Any, keys: list[str]) -> bool:
-    """Take a key out of nested tables, in place; whether it was there."""
+def _remove(values: object, keys: list[str]) -> bool:
+    """Remove a key from nested tables, in place; returns whether it was there."""
     *tables, last = keys
     for key in tables:
         values = values.get(key) if isinstance(values, dict) else None

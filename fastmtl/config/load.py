@@ -1,4 +1,4 @@
-"""Recipes, filled from defaults < `extends` < the recipe's TOML < its [scales] < command-line values.
+"""Loads recipes: defaults < `extends` < the recipe's TOML < its [scales] < command-line values.
 
 An unknown key is an error that names the nearest known one; components (model, tasks, balancer, augmentation) are
 named, never imported by path.
@@ -20,13 +20,13 @@ from .stages import with_total_epochs
 from .validation import validate
 
 
-def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None, scale: str = "") -> Recipe:
+def load_recipe(recipe: str | Path, overrides: Mapping[str, object] | None = None, scale: str = "") -> Recipe:
     """A built-in recipe by name, or a TOML file by path.
 
     Args:
         recipe: name (see `list_recipes`) or path to a TOML file.
-        overrides: nested mapping laid over the file, for example {"training": {"epochs": 3}}.
-        scale: one of the recipe's [scales]; "" and "full" take it as it stands.
+        overrides: nested mapping merged into the file, for example {"training": {"epochs": 3}}.
+        scale: one of the recipe's [scales]; "" and "full" are the recipe itself.
 
     Raises:
         ConfigError: unknown recipe, unreadable TOML, unknown key, wrong type; one line each.
@@ -60,7 +60,7 @@ def load_run_recipe(path: Path) -> Recipe:
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`model.base_channels=8` -> {"model": {"base_channels": 8}}; the value is read as TOML, else taken as text."""
+    """`model.base_channels=8` -> {"model": {"base_channels": 8}}; the value is TOML, or else text."""
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set wants KEY=VALUE, for example model.base_channels=8; got {text!r}.")
@@ -83,8 +83,8 @@ def at_key(key: str, value: Any) -> dict[str, Any]:
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """Several `KEY=VALUE`, each laid over those before it."""
-    overrides: dict[str, Any] = {}
+    """Several `KEY=VALUE`; later ones win."""
+    overrides = {}
     for text in texts:
         overrides = merge(overrides, parse_override(text))
     return overrides
@@ -95,7 +95,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
-def _problem_of(values: Mapping[str, Any]) -> str:
+def _problem_of(values: Mapping[str, object]) -> str:
     try:
         typed(Recipe, values)
     except ConfigError as error:
@@ -104,7 +104,7 @@ def _problem_of(values: Mapping[str, Any]) -> str:
 
 
 def _check_overlays(values: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a scale that does not fit, even if another one is asked for."""
+    """Raise ConfigError for a scale that does not fit, even if it is not used."""
     for scale in values.get("scales", {}):
         if problem := _problem_of(recipe_files.at_scale(values, scale, values["name"])):
             raise ConfigError(f"recipe {values['name']}, scales.{scale}: {problem}")

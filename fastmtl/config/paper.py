@@ -1,4 +1,4 @@
-"""What a recipe says of the paper that it is from."""
+"""The table [paper] of a recipe: the paper's figures that it reproduces."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """Which row of which table in a paper a recipe is, and the figures to reproduce."""
+    """Which row of which table of a paper the recipe is, and the figures to reproduce."""
 
     key: str = ""
-    """The paper's name here, which its recipes' folder has too."""
+    """The paper's short name, also of its recipes' folder."""
     title: str = ""
     """The paper's own."""
     formats: list[str] = field(default_factory=list)
-    """How its data may lie on disk: names in `data.list_formats()`."""
+    """Formats of its data: names in `data.list_formats()`."""
     classes: list[str] = field(default_factory=list)
-    """Of its data, where folders name them: they tell it from other data of the same format."""
+    """Class folders of its data, which distinguish it from other data of the same format."""
     order: list[str] = field(default_factory=list)
     """Its rows in the order of its tables."""
     also: list[str] = field(default_factory=list)
-    """Metrics to print for all rows, though the paper has no figures of them."""
+    """More metrics to print, which the paper does not report."""
     curves: list[str] = field(default_factory=list)
-    """Tasks of two classes whose ROC curves it draws."""
+    """Tasks of two classes whose ROC curves the paper shows."""
     table: str = ""
-    """Where the figures stand."""
+    """The table of the figures."""
     row: str = ""
     """What the paper calls the row."""
     figures: dict[str, float] = field(default_factory=dict)
@@ -34,10 +34,10 @@ class PaperConfig:
     baselines: dict[str, float] = field(default_factory=dict)
     """Single-task values that delta_m compares with, under the same names."""
     baseline_rows: dict[str, str] = field(default_factory=dict)
-    """The rows that these values are of, so that ours can be compared with ours."""
+    """The rows of these values, so that our rows are compared with our baselines."""
     cited: dict[str, dict[str, float]] = field(default_factory=dict)
     """Rows that the paper cites from others: name -> figures."""
     caption: str = ""
-    """What holds for all its rows: how ours differ from the paper's."""
+    """For all rows: how ours differ from the paper's."""
     note: str = ""
-    """What is to be known about the row."""
+    """A remark on the row."""

@@ -1,4 +1,4 @@
-"""Tables of a TOML file: one laid over another, and as frozen dataclasses with every key and type checked."""
+"""Merges the tables of TOML files, and makes frozen dataclasses of them, checking every key and type."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from ..errors import UserError
 from ..utils.suggestions import nearest
 
+T = TypeVar("T")
+
 
 class ConfigError(UserError, ValueError):
-    """A recipe that cannot be used, said in one line."""
+    """A recipe that cannot be used; the message is one line."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """`over` laid over `base`, table by table; a component of another name replaces the old one whole.
+    """`over` merged into `base`, table by table; a component of another name replaces the old one completely.
 
-    Over a list of tables with names, as [[stages]] is, a table changes those that it names: [stages.warm_up].
+    In a list of tables with names, such as [[stages]], it changes those that it names: [stages.warm_up].
 
     Raises:
-        ConfigError: such a table names one that is not there.
+        ConfigError: it names one that does not exist.
 
     >>> merge({"stages": [{"name": "a", "epochs": 1}]}, {"stages": {"a": {"epochs": 2}}})
     {'stages': [{'name': 'a', 'epochs': 2}]}
@@ -39,7 +41,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> 
     return merged
 
 
-def _merge_named(old: Sequence[Any], over: Mapping[str, Any], where: str) -> list[Any]:
+def _merge_named(old: Sequence[Any], over: Mapping[str, Any], where: str) -> list[object]:
     names = [one.get("name") for one in old if isinstance(one, Mapping)]
     for name, value in over.items():
         if name not in names:
@@ -53,26 +55,26 @@ def _merge_named(old: Sequence[Any], over: Mapping[str, Any], where: str) -> lis
     return merged
 
 
-def _other_component(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether `new` names another model, balancer or kind of task: then the old one's options mean nothing to it."""
+def _other_component(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
+    """Whether `new` names another model, balancer or kind of task, for which the old options have no meaning."""
     return any(key in old and new.get(key, old[key]) != old[key] for key in ("name", "kind"))
 
 
-def typed(cls: type[Any], values: Any, where: str = "") -> Any:
-    """The dataclass `cls` of a table, tables inside it too.
+def typed(cls: type[T], values: object, where: str = "") -> T:
+    """The dataclass `cls` of a table, including its inner tables.
 
     Args:
         cls: fields of plain types, Literals, dataclasses and lists of dataclasses.
         values: the table.
-        where: what messages call it; "" is the recipe itself.
+        where: its name in messages; "" is the recipe itself.
 
     Raises:
-        ConfigError: an unknown key, with the nearest known one; a value of another type; a key that must be there.
+        ConfigError: an unknown key (the nearest known one is named), a value of another type, or a missing key.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'a recipe'} must be a table; got {values!r}.")
     hints = typing.get_type_hints(cls)
-    built = {}
+    built: dict[str, object] = {}
     for key, value in values.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
@@ -82,36 +84,36 @@ def typed(cls: type[Any], values: Any, where: str = "") -> Any:
         if isinstance(element, type) and dataclasses.is_dataclass(element):
             built[key] = [typed(element, one, _named(one, name, at)) for at, one in enumerate(_listed(value, name))]
         elif dataclasses.is_dataclass(hint):
-            built[key] = typed(hint, value, name)  # type: ignore[arg-type]
+            built[key] = typed(cast(type, hint), value, name)
         else:
             built[key] = _checked(hint, value, name)
-    for one in dataclasses.fields(cls):
+    for one in dataclasses.fields(cast(Any, cls)):
         bare = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
         if bare and one.name not in built:
             raise ConfigError(f"{where or 'the recipe'} needs `{one.name}`.")
     return cls(**built)
 
 
-def _listed(value: Any, name: str) -> list[Any]:
+def _listed(value: object, name: str) -> list[object]:
     if not isinstance(value, list):
         raise ConfigError(f"{name} must be a list of tables, [[{name}]]; got {value!r}.")
     return value
 
 
-def _named(value: Any, where: str, at: int) -> str:
+def _named(value: object, where: str, at: int) -> str:
     name = value.get("name") if isinstance(value, Mapping) else None
     return f"{where}.{name}" if isinstance(name, str) and name else f"{where}[{at}]"
 
 
-def _inside(key: str, hints: Mapping[str, Any]) -> str:
-    """The hint for a key that belongs one table further down, as `epochs` does to `training`."""
+def _inside(key: str, hints: Mapping[str, object]) -> str:
+    """The hint for a key of an inner table, such as `epochs` of `training`."""
     for table, hint in hints.items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint) and key in typing.get_type_hints(hint):
             return f"did you mean '{table}.{key}'?"
     return ""
 
 
-def _checked(hint: Any, value: Any, name: str) -> Any:
+def _checked(hint: Any, value: object, name: str) -> object:
     origin = typing.get_origin(hint)
     if origin is Literal:
         choices = typing.get_args(hint)

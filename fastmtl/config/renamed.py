@@ -13,7 +13,7 @@ RENAMED = {
 }
 
 
-def with_new_names(values: Mapping[str, Any], *, warn: bool = True) -> dict[str, Any]:
+def with_new_names(values: Mapping[str, object], *, warn: bool = True) -> dict[str, Any]:
     """The tables of a recipe, and of its scales, with the new names."""
     found = dict(values)
     for old, new in RENAMED.items():

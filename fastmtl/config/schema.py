@@ -1,6 +1,6 @@
-"""What a recipe says: a frozen dataclass for each of its tables. `config` fills them, `limits` checks their values.
+"""The tables of a recipe as frozen dataclasses; `validation` checks their values.
 
-The texts under the fields are what `fastmtl train RECIPE --help` shows.
+`fastmtl train RECIPE --help` shows the texts under the fields.
 """
 
 from __future__ import annotations
@@ -13,82 +13,82 @@ from .paper import PaperConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, and in which batches."""
+    """The data and their batches."""
 
     generator: Literal["", "colon", "slides"] = ""
-    """Make this synthetic data set when no data folder is given: tiles of colon, or whole slides with polygons."""
+    """Synthetic data set to make if there is no --data: tiles of colon, or whole slides with polygons."""
     format: str = "auto"
-    """How the data lie on disk: manifest, tile_folder, ...; auto looks."""
+    """Format of the data: manifest, tile_folder, ...; auto detects it."""
     root: str = ""
-    """Folder that no path of a manifest may leave; the manifest's own when empty."""
+    """Folder that contains all paths of a manifest; the manifest's own if empty."""
     index_folder: str = ""
-    """Where `fastmtl prepare --index-folder` put the slides' indexes; beside the slides when empty."""
+    """Folder of slide indexes (`fastmtl prepare --index-folder`); beside the slides if empty."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """Kinds of a manifest's columns where they are not to be inferred: picture, label, number, vector, box, ..."""
+    """Kinds of a manifest's columns instead of the inferred ones: picture, label, number, vector, box, ..."""
     classes: dict[str, Any] = field(default_factory=dict)
-    """Classes of label columns in order, for example grade = ["G1", "G2"]; sorted where they are not given."""
+    """Classes of label columns in order, for example grade = ["G1", "G2"]; sorted if not given."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What the model sees beside the image: name in `Batch.metadata` -> columns."""
+    """Input of the model besides the image: name in `Batch.metadata` -> columns."""
     tile_size: int = 256
-    """Side of the tiles that whole slides are cut into, pixels at mpp."""
+    """Side of the tiles of whole slides, pixels at mpp."""
     mpp: float = 0.0
     """Micrometres per pixel of those tiles; 0 takes level 0."""
     overlap: int = 0
-    """Pixels that neighbouring tiles of a slide share."""
+    """Overlap of neighbouring tiles of a slide, pixels."""
     min_tissue: float = 0.5
-    """Least share of such a tile that must be tissue."""
+    """Smallest share of tissue in a tile."""
     polygon_classes: list[str] = field(default_factory=list)
     """Classes of polygons for maps of classes, the background first; empty draws all polygons as foreground."""
     polygon_offset: list[float] = field(default_factory=list)
     """x and y added to polygons' coordinates: a slide's bounds, where the viewer counted from them."""
     preprocessing: str = ""
-    """What makes images 8-bit: min_max stretches 16-bit grey, image by image; empty takes them as they are."""
+    """Conversion to 8 bits: min_max stretches 16-bit grey per image; empty: none."""
     mask_sampling: Literal["bilinear", "nearest"] = "bilinear"
-    """How masks are brought to size: interpolated and cut at half, or the nearest pixel; class maps always nearest."""
+    """How masks are resized: interpolated and cut at one half, or the nearest pixel; class maps always nearest."""
     size: int = 128
     """Side of the square images the network sees, pixels."""
     batch_size: int = 16
-    """Images a step, of each rank."""
+    """Images per step, on each rank."""
     sampler: Literal["shuffled", "balanced", "pairs"] = "shuffled"
-    """Every tile once; classes equally often; or pairs of neighbours, by the columns `case` and `position`."""
+    """Every tile once, classes equally often, or pairs of neighbours by the columns `case` and `position`."""
     pairs_apart: str = ""
-    """Of the sampler of pairs: a column of which a batch has each value in one pair at most, such as the patient where
-    cases are scans; else the case."""
+    """For the sampler of pairs: a column whose values occur in at most one pair of a batch, such as the patient if a
+    case is a scan; the case if empty."""
     balance_by: str = ""
-    """Label column whose classes the balanced sampler draws equally often; the label when empty."""
+    """Label column whose classes the balanced sampler draws equally often; the label if empty."""
     open_slides: int = 0
-    """Slides that are drawn from at a time; 0: all."""
+    """Slides that tiles are drawn from at a time; 0: all."""
     per_slide: int = 0
-    """Tiles drawn of each slide in an epoch; 0: all."""
+    """Tiles drawn from each slide per epoch; 0: all."""
     patches_per_slide: int = 0
-    """Instead of the grid's tiles, this many random patches of each slide, anew in each epoch; 0: the grid."""
+    """Random patches of each slide, new in each epoch, instead of the grid's tiles; 0: the grid."""
     patient: str = "[^-]+"
     """Regular expression that finds the patient at the start of a file's name: its first group, or all it matches."""
     val_fraction: float = 0.2
-    """Share of the tiles held out, whole patients at a time, where no split file and no column split says more."""
+    """Share of the tiles held out, by whole patients, if there is no split file and no column split."""
     test_fraction: float = 0.0
-    """Share kept for a test that training never sees; 0.1 beside val_fraction = 0.2 splits 70 / 20 / 10."""
+    """Share of tiles for a test that training never sees; 0.1 with val_fraction = 0.2 splits 70 / 20 / 10."""
     folds: int = 0
-    """Cross-validation: this many folds, of which `fold` is held out; 0 draws by val_fraction."""
+    """Number of folds for cross-validation, of which `fold` is held out; 0 draws by val_fraction."""
     fold: int = 0
-    """Which fold is held out, from 0."""
+    """The fold that is held out, from 0."""
     group_by: str = ""
-    """What a split keeps together: a column, an expression such as "{case}-{day}", or "tile", which lets a patient be
-    on both sides; the patient when empty."""
+    """What a split keeps together: a column, an expression such as "{case}-{day}", or "tile", with which a patient
+    can be on both sides; the patient if empty."""
     stratify: str = ""
-    """Label column whose classes a split shares out evenly; the label when empty."""
+    """Label column whose classes a split distributes evenly; the label if empty."""
     split_seed: int = 0
-    """Of the draw of held-out patients."""
+    """Seed of the draw of held-out patients."""
     max_tiles: int = 0
-    """Train and validate on no more than this many tiles, classes evenly, drawn by split_seed; 0 takes all."""
+    """Train and validate on at most this many tiles, drawn evenly from the classes by split_seed; 0: all."""
     on_damaged: Literal["raise", "skip"] = "raise"
-    """What to do with files that cannot be used: refuse to start, or leave them out."""
+    """What to do with damaged files: refuse to start, or leave them out."""
     max_damaged: float = 0.0
-    """Share of the tiles that may turn out damaged during an epoch, others standing in; more, or any at 0, stops."""
+    """Share of tiles that may fail during an epoch and are replaced by others; more than that stops the training."""
     num_threads: int = 2
     """Threads that decode and augment."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where images are decoded and augmented; auto follows training.device."""
+    """Where images are decoded and augmented; auto: on training.device."""
     augmentation: dict[str, Any] = field(default_factory=dict)
     """Fields of `fastmtl.data.Augmentation`."""
     stain: dict[str, Any] = field(default_factory=dict)
@@ -97,95 +97,95 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters move."""
+    """The optimizer and its learning rate."""
 
     optimizer: Literal["adamw", "adam", "sgd", "apex_adam", "apex_lamb"] = "adamw"
     lr: float = 1e-3
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     weight_decay: float = 1e-2
-    """On weights of two or more dimensions."""
+    """For weights of two or more dimensions."""
     momentum: float = 0.9
     """For sgd."""
     find_lr: bool = False
-    """Look for the learning rate before the first step, by a sweep over a few batches; what is found replaces lr."""
+    """Find the learning rate before the first step by a sweep over a few batches; it replaces lr."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
-    """What the learning rate does after the warm-up: stay, fall to 0, or fall when the score stops to rise."""
+    """Learning rate after the warm-up: constant, falling to 0, or lower when the score stops rising."""
     warmup: float = 0.05
     """Share of all steps over which the learning rate rises from 0."""
     plateau_factor: float = 0.1
-    """Of the schedule plateau: what the learning rate is multiplied by."""
+    """For the schedule plateau: factor of the learning rate."""
     plateau_patience: int = 10
-    """Of the schedule plateau: how many epochs without a better score it waits."""
+    """For the schedule plateau: epochs without a better score before the rate falls."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long, how exact, and when to stop."""
+    """The length, the precision and the evaluation of the training."""
 
     epochs: int = 10
-    """Passes over the training tiles; with stages their sum, which nobody needs to say."""
+    """Passes over the training tiles; with stages the sum of theirs, set automatically."""
     seed: int = 0
-    """Of the weights, the order of tiles and their augmentation."""
+    """Seed of the weights, the order of tiles and their augmentation."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 autocast where the processor multiplies it in hardware, else float32."""
+    """auto: bfloat16 autocast if the hardware multiplies it, else float32."""
     clip_norm: float = 1.0
-    """Largest norm of the whole gradient; 0 does not clip."""
+    """Largest norm of the gradient; 0 does not clip."""
     fused_step: Literal["auto", True, False] = "auto"
-    """Combine, clip and step in one pass (balance.FusedStep); auto: where the optimizer and the device support it."""
+    """Combine, clip and step in one pass (balance.FusedStep); auto: if the optimizer and the device support it."""
     patience: int = 0
     """End a stage after this many epochs without a better validation score; 0 never ends it early."""
     average: Literal["", "ema", "swa"] = ""
     """Evaluate and keep a moving (ema, of every step) or plain (swa, of every epoch) average of the weights."""
     average_decay: float = 0.999
-    """Of ema: the share of the old average that a step keeps."""
+    """For ema: the share of the old average that a step keeps."""
     average_start: int = 0
     """Epochs of a stage before its average begins."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which weights the run is judged by and predicts with: those of the epoch that scored best on the held-out images,
-    or of the last epoch, which these had no part in choosing; averaged ones where there is an average."""
+    """Weights for evaluation and prediction: of the epoch with the best score on the held-out images, or of the last
+    epoch, which does not depend on them; averaged weights if there is an average."""
     tta: list[str] = field(default_factory=list)
     """Views besides the image itself that final scores and predictions average: h, v, r90, r180, r270."""
     log_every: int = 20
-    """Steps between looks at the losses (each waits for the device)."""
+    """Steps between reads of the losses (each waits for the device)."""
     gradient_stats_every: int = 0
-    """Steps between looks at the tasks' gradients, rounded up to a multiple of log_every; each costs a backward
-    of every task. 0: only what balancers of gradients see anyway."""
+    """Steps between measurements of the tasks' gradients, rounded up to a multiple of log_every; each costs a backward
+    pass per task. 0: only what gradient balancers measure anyway."""
     compile: bool = False
     """Run the network through torch.compile."""
     epoch_scale: float = 1.0
-    """Multiplies epochs and patience, those of stages too, at least 1, and average_start; 1 again once that is done."""
+    """Factor of epochs and patience (also of stages, at least 1) and of average_start; 1 once it is applied."""
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A part of the training: which tasks, what is frozen, how long, and what is done differently."""
+    """A part of the training with its own tasks, frozen modules, length and options."""
 
     name: str
-    """What metrics.jsonl and the report call it."""
+    """Its name in metrics.jsonl and in the report."""
     epochs: int
     """Passes over the training tiles."""
     tasks: list[str] = field(default_factory=list)
-    """The tasks that it trains and is judged by; empty: all."""
+    """The tasks that it trains and is scored by; empty: all."""
     freeze: list[str] = field(default_factory=list)
-    """Parts of the model that rest, for example "encoder"; those of earlier stages wake unless they are named again."""
+    """Modules to freeze, for example "encoder"; those of earlier stages are unfrozen unless listed again."""
     auxiliary_stride: int = 0
-    """Encoder block that auxiliary tasks read from now on; 0 leaves it."""
+    """Encoder block that auxiliary tasks read from this stage on; 0: no change."""
     balancer: dict[str, Any] = field(default_factory=dict)
-    """Instead of the recipe's."""
+    """Replaces the recipe's."""
     optimizer: dict[str, Any] = field(default_factory=dict)
-    """Laid over the recipe's."""
+    """Merged into the recipe's."""
     start: Literal["last", "best"] = "last"
-    """The weights it begins with: the last of the stage before, or those that scored best there."""
+    """Its initial weights: the last or the best ones of the stage before."""
     keep_optimizer: bool = False
-    """Go on with the moments of the stage before; with its schedule too, where this stage has the same tasks and
-    optimizer, and its balancer's state, where it has the same tasks and balancer."""
+    """Keep the moments of the stage before; also its schedule, if this stage has the same tasks and optimizer, and its
+    balancer's state, if it has the same tasks and balancer."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run, whole."""
+    """A whole training run."""
 
     name: str
     summary: str = ""
@@ -196,7 +196,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     stages: list[StageConfig] = field(default_factory=list)
-    """One after the other; none is one stage of training.epochs with everything."""
+    """Run one after the other; without any there is one stage of training.epochs with all tasks."""
     paper: PaperConfig = field(default_factory=PaperConfig)
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Overlays for smaller machines, by name: [scales.tiny.data] size = 64."""

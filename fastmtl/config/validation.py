@@ -1,24 +1,23 @@
-"""What a recipe's values may be, beyond their types."""
+"""Checks the values of a recipe, beyond their types."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..utils.suggestions import file_name_problem, folded, nearest
 from .parsing import ConfigError
 from .schema import DataConfig, OptimizerConfig, Recipe, StageConfig, TrainingConfig
 from .stages import optimizer_of
 
-_OURS = (".json", ".jsonl", ".tif", ".geojson")  # endings that predictions give their files
-VIEWS = ("h", "v", "r90", "r180", "r270")  # of an image, besides itself: flips and quarter turns
+_OURS = (".json", ".jsonl", ".tif", ".geojson")  # endings of prediction files
+VIEWS = ("h", "v", "r90", "r180", "r270")  # flips and quarter turns of an image
 
 
 def validate(recipe: Recipe) -> None:
     """Raise ConfigError, one line with the key and its value, for the first value that cannot be used. Types are
     right already, and names of components are checked when these are built."""
     try:
-        for number, stage in enumerate(recipe.stages):  # first: training.epochs is the sum of theirs
+        for number, stage in enumerate(recipe.stages):  # first, because training.epochs is their sum
             _check_stage(recipe, number, stage)
         _check_data(recipe.data)
         _check_training(recipe.training, recipe.stages[-1].epochs if recipe.stages else recipe.training.epochs)
@@ -31,7 +30,7 @@ def validate(recipe: Recipe) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
-    _hold(
+    _require(
         "data",
         data,
         {
@@ -62,7 +61,7 @@ def _check_data(data: DataConfig) -> None:
 
 def _check_training(training: TrainingConfig, last_stage: int) -> None:
     begins = training.average_start < last_stage or not training.average
-    _hold(
+    _require(
         "training",
         training,
         {
@@ -95,8 +94,8 @@ def _check_components(recipe: Recipe) -> None:
 
 
 def _check_file_names(recipe: Recipe) -> None:
-    """Files and folders take the names of a recipe and its tasks: none may lead elsewhere, or to another's file."""
-    for part in recipe.name.split("/"):  # a paper's recipes stand in its folder; runs have names such as "U-Net / v1."
+    """Files and folders are named after a recipe and its tasks: no name may lead to another folder or another file."""
+    for part in recipe.name.split("/"):  # PAPER/ROW, or a name such as "U-Net / v1."
         if problem := file_name_problem(part.strip(". ")):
             raise ConfigError(f"its name becomes a folder's, and {part!r} {problem}; choose another `name`.")
     alike: dict[str, str] = {}
@@ -119,7 +118,7 @@ def _check_stage(recipe: Recipe, number: int, stage: StageConfig) -> None:
         raise ConfigError(f"stages[{number}] needs a `name`, as text and without dots; got {stage.name!r}.")
     if [other.name for other in recipe.stages].count(stage.name) > 1:
         raise ConfigError(f"two stages have the name {stage.name!r}.")
-    _hold(
+    _require(
         where,
         stage,
         {
@@ -140,7 +139,7 @@ def _check_stage(recipe: Recipe, number: int, stage: StageConfig) -> None:
 
 
 def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
-    _hold(
+    _require(
         where,
         optimizer,
         {
@@ -153,17 +152,17 @@ def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
     )
 
 
-def _is_list(value: Any, of: Any) -> bool:
+def _is_list(value: object, of: type | tuple[type, ...]) -> bool:
     return isinstance(value, list) and all(isinstance(one, of) for one in value)
 
 
-def _hold(where: str, table: object, limits: Mapping[str, bool]) -> None:
-    """Raise ConfigError for the first of `limits` that does not hold; each begins with the key that it is of."""
+def _require(where: str, table: object, limits: Mapping[str, bool]) -> None:
+    """Raise ConfigError for the first of `limits` that is not met; each begins with its key."""
     for limit, holds in limits.items():
         if not holds:
             raise ConfigError(f"{where}.{limit}; got {getattr(table, limit.split()[0])!r}.")
 
 
-def _need_name(where: str, table: Mapping[str, Any]) -> None:
+def _need_name(where: str, table: Mapping[str, object]) -> None:
     if not isinstance(table.get("name"), str):
         raise ConfigError(f"{where} needs a `name`, as text; got {table.get('name')!r}.")

@@ -1,18 +1,18 @@
-"""Pictures of a reproduction: published against ours, and ROC curves where the paper draws them."""
+"""Plots of a reproduction: published values and ours, and ROC curves if the paper has them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from ..training.run_dir import read_lines
 from ..utils.optional_imports import require
 from .plan import Result
 from .tables import cell, metrics_of
 
-PUBLISHED, OURS = "#d55e00", "#0072b2"  # apart for every kind of colour vision
+PUBLISHED, OURS = "#d55e00", "#0072b2"  # distinguishable for colour-blind readers
 
 
 def write_figures(results: Sequence[Result], out: Path, scale: str) -> list[Path]:
@@ -28,8 +28,8 @@ def write_figures(results: Sequence[Result], out: Path, scale: str) -> list[Path
     return [path for path in written if path is not None]
 
 
-def _compare(module: Any, results: Sequence[Result], path: Path, scale: str) -> Path | None:
-    """A panel for each metric, a line for each row: the published value, and ours with its deviation over folds."""
+def _compare(module: ModuleType, results: Sequence[Result], path: Path, scale: str) -> Path | None:
+    """A panel per metric, a line per row: the published value, and ours with its deviation over folds."""
     keys = [key for key in metrics_of(results) if any(cell(result, key).ours for result in results)]
     if not keys:
         return None
@@ -45,15 +45,15 @@ def _compare(module: Any, results: Sequence[Result], path: Path, scale: str) -> 
                 panel.errorbar(one.ours.mean, place - 0.12, xerr=one.ours.std, fmt="o", color=OURS, markersize=5)
         panel.set_title(key.replace("_", " ").replace(".", "\n"), fontsize=9)
         panel.set_yticks(places, [result.row.name for result in results], fontsize=8)
-        panel.set_ylim(-0.5, len(results) - 0.5)  # else two rows lie on the frame
+        panel.set_ylim(-0.5, len(results) - 0.5)  # otherwise two rows overlap the frame
         panel.grid(axis="x", alpha=0.3)
     figure.suptitle(f"published (squares, orange) and ours at scale {scale} (circles, blue)", fontsize=9)
     figure.savefig(path, dpi=150)
     return path
 
 
-def _curves(module: Any, results: Sequence[Result], task: str, path: Path, scale: str) -> Path | None:
-    """ROC of each row, the held-out images of its folds taken together."""
+def _curves(module: ModuleType, results: Sequence[Result], task: str, path: Path, scale: str) -> Path | None:
+    """ROC of each row over the held-out images of all its folds."""
     sklearn = require("sklearn.metrics", "ROC curves")
     figure = module.Figure(figsize=(5, 5), layout="constrained")
     panel = figure.subplots()
@@ -76,7 +76,7 @@ def _curves(module: Any, results: Sequence[Result], task: str, path: Path, scale
 
 
 def _answers(result: Result, task: str) -> tuple[list[bool], list[float]]:
-    """Of each held-out image whether it is of the task's second class, the finding, and the probability of that."""
+    """For each held-out image: whether it has the task's second class, the finding, and the probability of it."""
     truth, shares = [], []
     for folder in result.folders.values():
         for line in read_lines(folder / "evaluation.jsonl")[0]:

@@ -1,4 +1,4 @@
-"""What is to be trained: the recipes of a paper at a scale, in the order of its tables, and their folds."""
+"""The rows of a paper to train, at a scale and in the order of its tables, and their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ..config import ConfigError, Recipe, as_dict, list_recipes, load_recipe
 from ..utils.suggestions import nearest
 
-_NOT_TRAINING = ("paper", "scales", "summary")  # of a recipe: what is said of it
+_NOT_TRAINING = ("paper", "scales", "summary")  # tables of a recipe that only describe it
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Row:
 
     Attributes:
         name: of the recipe, without the paper's.
-        published: the recipe as it stands.
-        recipe: what is trained: at the scale, and with the user's own settings.
+        published: the recipe of the paper.
+        recipe: the recipe to train, at the scale and with the user's settings.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Row:
 
     @property
     def num_folds(self) -> int:
-        """Runs that the recipe has: its folds, or one."""
+        """Its folds, or 1."""
         return max(1, self.recipe.data.folds)
 
     def fold(self, number: int) -> Recipe:
@@ -39,7 +39,7 @@ class Row:
         )
 
     @property
-    def changes(self) -> dict[str, tuple[Any, Any]]:
+    def changes(self) -> dict[str, tuple[object, object]]:
         """Key -> (published, trained), where the two differ."""
         before, after = settings_of(self.published), settings_of(self.recipe)
         keys = dict.fromkeys([*before, *after])
@@ -73,7 +73,7 @@ def rows_of(paper: str) -> list[str]:
 
 
 def plan(
-    paper: str, *, scale: str = "full", rows: Sequence[str] = (), overrides: Mapping[str, Any] | None = None
+    paper: str, *, scale: str = "full", rows: Sequence[str] = (), overrides: Mapping[str, object] | None = None
 ) -> list[Row]:
     """The rows of a paper, in its tables' order.
 
@@ -81,7 +81,7 @@ def plan(
         paper: one of `list_papers()`.
         scale: one of the recipes' scales.
         rows: names of some; all if empty.
-        overrides: laid over every recipe.
+        overrides: merged into every recipe.
 
     Raises:
         ConfigError: an unknown paper, row or scale, or overrides that do not fit.
@@ -100,13 +100,13 @@ def plan(
     ]
 
 
-def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What is trained, and how, as dotted keys; without what is only said of it."""
+def settings_of(recipe: Recipe) -> dict[str, object]:
+    """The settings that decide the training, as dotted keys."""
     return _flat({table: values for table, values in as_dict(recipe).items() if table not in _NOT_TRAINING})
 
 
-def _flat(values: Any, where: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys; a list of tables with names by these names."""
+def _flat(values: object, where: str = "") -> dict[str, object]:
+    """Nested tables as dotted keys; tables in a list by their names."""
     if isinstance(values, list) and values and all(isinstance(one, Mapping) and "name" in one for one in values):
         values = {str(one["name"]): one for one in values}
     if not isinstance(values, Mapping):

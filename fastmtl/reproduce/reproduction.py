@@ -1,4 +1,4 @@
-"""Runs the rows of a paper, fold by fold, keeping what is finished and going on with what was interrupted."""
+"""Trains the rows of a paper fold by fold; keeps finished runs and continues interrupted ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .tables import write_tables
 _LOOKS = (
     "training.log_every",
     "training.gradient_stats_every",
-)  # what is recorded of a training, and changes nothing in it
+)  # what is recorded, without any effect on the training
 
 
 def reproduce(
@@ -36,31 +36,31 @@ def reproduce(
     scale: str = "full",
     folds: int | None = None,
     rows: Sequence[str] = (),
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     console: Console,
 ) -> list[Result]:
     """Train the rows of `paper` on the data under `root`, and leave runs, tables and figures in `out`.
 
-    Fold by fold, in each all rows one after the other: whenever it is stopped, the rows have the same folds, but for
-    the one under way. Called again with the same arguments it keeps finished runs and continues interrupted ones. A row
-    that fails is reported in the tables, and the others go on. Rows that were trained before with the same settings are
-    in the tables too, whatever `rows` says.
+    All rows of a fold are trained before the next fold, so that rows have the same folds whenever it is stopped.
+    Called again with the same arguments it keeps finished runs and continues interrupted ones. A row that fails is
+    reported in the tables, and the others continue. Rows trained before with the same settings are in the tables too,
+    whatever `rows` is.
 
     Args:
         paper: one of `list_papers()`.
         root: its data.
-        out: folder of this reproduction: ROW/fold-N are run folders, table.md, table.csv and *.png what came of them.
+        out: folder of this reproduction, with run folders ROW/fold-N, table.md, table.csv and *.png.
         scale: "full" is the published setting.
-        folds: how many of the recipes' folds to run, from the first; all if None.
+        folds: number of folds to run, from the first; all if None.
         rows: those to train; all of the paper's if empty.
-        overrides: laid over every recipe, for example {"data": {"group_by": "patient"}}.
-        console: where progress goes.
+        overrides: merged into every recipe, for example {"data": {"group_by": "patient"}}.
+        console: where progress is printed.
 
     Raises:
-        ConfigError: unknown names, data of another paper, a fold without one of the classes, runs of other settings in
-            `out`; before anything is trained.
+        ConfigError: unknown names, data of another paper, a fold without one of the classes, or runs in `out`
+            with other settings; before any training.
         RunError: another process reproduces into `out`.
-        Interrupted: stopped on request; what is finished is in the tables.
+        Interrupted: stopped on request; finished runs are in the tables.
     """
     console = plain(console)
     planned = plan(paper, scale=scale, rows=rows, overrides=overrides)
@@ -71,7 +71,7 @@ def reproduce(
             _check_kept(row.fold(fold), root, _folder(out, row, fold))
     asked = [row.name for row in planned]
     out.mkdir(parents=True, exist_ok=True)
-    # Two at work in one run would write over each other, and take each other's for one that was interrupted.
+    # Two processes would overwrite each other's runs, and take them for interrupted ones.
     with locked(out, f"another process reproduces into {out}; wait for its end, or choose another --out."):
         others = _others(paper, asked, scale, overrides, root, out, count)
         shown = plan(paper, scale=scale, rows=[*asked, *others], overrides=overrides)
@@ -83,7 +83,9 @@ def reproduce(
         console.print(f"{paper} at scale {scale}: {counted(len(planned), 'row')}, {folds_of}, in {out}")
         if others:
             console.print(f"in the table too, trained before: {', '.join(others)}")
-        write_tables(paper, results, root, out, scale, count)  # all that is finished, wherever this is stopped
+        write_tables(
+            paper, results, root, out, scale, count
+        )  # so that finished runs are in the table wherever this is stopped
         try:
             for fold in range(count):
                 for result in results:
@@ -91,8 +93,8 @@ def reproduce(
                         _run(result, fold, root, _folder(out, result.row, fold), console)
                         write_tables(paper, results, root, out, scale, count)
         except Interrupted as stopped:
-            said = str(stopped).partition(";")[0]
-            raise Interrupted(f"{said}; the same command continues, finished runs are kept in {out}") from None
+            where = str(stopped).partition(";")[0]
+            raise Interrupted(f"{where}; the same command continues, finished runs are kept in {out}") from None
     return results
 
 
@@ -111,7 +113,7 @@ def _folder(out: Path, row: Row, fold: int) -> Path:
 
 
 def _check_data(row: Row, root: Path, folds: int) -> None:
-    """Raise ConfigError for data of another paper, or folds that lack a class; opens no image."""
+    """Raise ConfigError for data of another paper, or folds without a class; opens no image."""
     paper = row.published.paper
     datasets.check_format(root, paper.formats, paper.key)
     folder = datasets.limited(row.recipe, datasets.read_data(row.recipe, root))
@@ -123,13 +125,12 @@ def _check_data(row: Row, root: Path, folds: int) -> None:
     splits = [datasets.split_of(row.fold(fold), folder, root) for fold in range(folds)]
     if len({split.val for split, _ in splits}) < folds:
         raise ConfigError(
-            f"{root} tells one split for the {folds} folds, {splits[0][1]}: their runs would be the same; "
-            "add --folds 1."
+            f"{root} has one split for the {folds} folds, {splits[0][1]}: their runs would be the same; add --folds 1."
         )
 
 
 def _check_kept(recipe: Recipe, root: Path, folder: Path) -> None:
-    """Raise ConfigError where `folder` is a run of other settings or data."""
+    """Raise ConfigError if `folder` is a run with other settings or data."""
     run = RunFolder(folder)
     if not (folder / "config.toml").is_file():
         return
@@ -149,12 +150,12 @@ def _others(
     paper: str,
     asked: Sequence[str],
     scale: str,
-    overrides: Mapping[str, Any] | None,
+    overrides: Mapping[str, object] | None,
     root: Path,
     out: Path,
     folds: int,
 ) -> dict[str, list[int]]:
-    """Rows in `out` that are not asked for -> their folds with a finished run of the same settings and data."""
+    """Other rows in `out` -> their folds with a finished run of the same settings and data."""
     found: dict[str, list[int]] = {}
     for row in rows_of(paper):
         for fold in range(folds) if row not in asked and (out / row).is_dir() else ():
@@ -164,18 +165,18 @@ def _others(
                 _check_kept(one.fold(fold), root, folder)
                 if _finished(folder) is not None:
                     found.setdefault(row, []).append(fold)
-            except (ConfigError, RunError):  # of other settings or damaged: told when it is asked for
+            except (ConfigError, RunError):  # other settings or damage: reported when the row is requested
                 continue
     return found
 
 
-def _of_training(recipe: Recipe) -> dict[str, Any]:
-    """What decides a run's result, as dotted keys."""
+def _of_training(recipe: Recipe) -> dict[str, object]:
+    """The settings that decide a run's result, as dotted keys."""
     return {key: value for key, value in settings_of(recipe).items() if key not in _LOOKS}
 
 
 def _keep(result: Result, fold: int, folder: Path) -> None:
-    """Take up a run that is finished."""
+    """Add the run in `folder` to the result if it is finished."""
     try:
         summary = _finished(folder)
     except RunError as error:
@@ -202,7 +203,7 @@ def _run(result: Result, fold: int, root: Path, folder: Path, console: Console) 
         summary = _train(result.row.fold(fold), root, folder, console)
     except Interrupted:
         raise
-    except Exception as error:  # whatever a row does, the others go on; the table and the exit code tell
+    except Exception as error:  # the other rows continue; the table and the exit code show it
         result.failures[fold] = _line(error)
         console.print(f"{what} failed: {result.failures[fold]}")
     else:

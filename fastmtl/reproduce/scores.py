@@ -1,4 +1,4 @@
-"""Figures out of run summaries: one metric of one run, its mean over folds, and the gain over single-task learning."""
+"""Metrics of run summaries: of one run, their mean over folds, and the gain over single-task learning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
-from typing import Any
 
 from ..utils.metric_directions import direction_of
 
@@ -21,7 +20,7 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Not finite where a value is not: a run that diverged shows."""
+        """Not finite if a value is not, so that a diverged run is visible."""
         return statistics.fmean(self.values) if self._finite else sum(self.values)
 
     @property
@@ -29,15 +28,15 @@ class Score:
         """The sample standard deviation (n - 1); None of a single fold."""
         if len(self.values) < 2:
             return None
-        return statistics.stdev(self.values) if self._finite else nan  # which `statistics` fails on
+        return statistics.stdev(self.values) if self._finite else nan  # `statistics` fails on these
 
     @property
     def _finite(self) -> bool:
         return all(map(isfinite, self.values))
 
 
-def metric(summary: Mapping[str, Any], key: str) -> float | None:
-    """A number of a run's summary.json; None where it has none.
+def metric(summary: Mapping[str, object], key: str) -> float | None:
+    """A number of a run's summary.json; None if it has none.
 
     Args:
         summary: with "tasks" of the held-out images and, where there is a test, "test" of the same shape.
@@ -46,7 +45,7 @@ def metric(summary: Mapping[str, Any], key: str) -> float | None:
     >>> metric({"tasks": {"mask": {"per_group": {"dice": {"lung": 0.5}}}}}, "mask.per_group.dice.lung")
     0.5
     """
-    part: Any = summary
+    part: object = summary
     if key.startswith(TEST):
         part, key = summary.get("test"), key.removeprefix(TEST)
     for name in ("tasks", *key.split(".")):
@@ -54,8 +53,8 @@ def metric(summary: Mapping[str, Any], key: str) -> float | None:
     return float(part) if isinstance(part, int | float) and not isinstance(part, bool) else None
 
 
-def over_folds(summaries: Sequence[Mapping[str, Any]], key: str) -> Score | None:
-    """The metric of every run that has it; None where no run does."""
+def over_folds(summaries: Sequence[Mapping[str, object]], key: str) -> Score | None:
+    """The metric of every run that has it; None if no run does."""
     found = [value for summary in summaries if (value := metric(summary, key)) is not None]
     return Score(tuple(found)) if found else None
 
@@ -65,8 +64,8 @@ def delta_m(
 ) -> float:
     """Average gain per task over single-task learning, percent.
 
-    delta_m = 100 / K sum_k s_k (M_k - B_k) / |B_k|, s_k = 1 for metrics of which more is better and -1 for those of
-    which less is, as errors (Mask2Tasks, appendix A.2; Liu et al., FAMO).
+    delta_m = 100 / K sum_k s_k (M_k - B_k) / |B_k|, s_k = 1 if a higher M_k is better and -1 if a lower one is, as for
+    errors (Mask2Tasks, appendix A.2; Liu et al., FAMO).
 
     Args:
         values: metric -> M_k; what is not in `baselines` does not count.

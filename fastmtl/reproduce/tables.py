@@ -29,7 +29,7 @@ class Cell:
 
 
 def cell(result: Result, key: str, folds: Collection[int] | None = None) -> Cell:
-    """What the paper and our runs have for a metric; our runs of `folds`, of all if None."""
+    """The paper's value and ours of a metric; ours over `folds`, or over all if None."""
     paper = result.row.published.paper
     chosen = [fold for fold in sorted(result.summaries) if folds is None or fold in folds]
     ours = over_folds([result.summaries[fold] for fold in chosen], key)
@@ -65,7 +65,7 @@ def markdown(paper: str, results: Sequence[Result], root: Path, scale: str, fold
 
 
 def _odd(results: Sequence[Result]) -> list[str]:
-    """What was odd about the runs, each line once, with the rows that it is of where they are not all."""
+    """The notices of the runs, each once, with its rows if it is not of all."""
     rows: dict[str, dict[str, None]] = {}
     for result in results:
         for summary in result.summaries.values():
@@ -78,7 +78,7 @@ def _odd(results: Sequence[Result]) -> list[str]:
 
 
 def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> list[str]:
-    """What ran, and everything in which it is not what was published."""
+    """What was trained, and every difference to the published setting."""
     where = environment()
     device = ", ".join(where["gpus"]) or f"{where['processor']}, {where['threads']} threads"
     of = results[0].row.num_folds
@@ -88,7 +88,7 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
         f"{where['packages']['torch']}, commit {where['commit'] or 'unknown'}.",
         results[0].row.published.paper.caption.strip(),
         f"Ours are means ± standard deviations (n - 1) over folds, of {_judged(results)}; metrics that begin with test "
-        "are of images that chose nothing. (1 of 3): of the runs that have the metric, where some have not.",
+        "are of images that chose nothing. (1 of 3): of the runs that have the metric, if some do not.",
     ]
     changed = _changes(results)
     if changed:
@@ -106,7 +106,7 @@ def _judged(results: Sequence[Result]) -> str:
 
 
 def _changes(results: Sequence[Result]) -> list[str]:
-    """A line for each setting, with the rows that it is of where they are not all."""
+    """A line per changed setting, with its rows if it is not of all."""
     rows: dict[str, list[str]] = {}
     for result in results:
         for key, (before, after) in result.row.changes.items():
@@ -155,14 +155,14 @@ def _gain(result: Result, baselines: Mapping[str, float], folds: Collection[int]
 
 
 def _direction(results: Sequence[Result], key: str) -> bool | None:
-    """Whether more is better of a metric: as the runs say, or by its name where no run says it."""
+    """Whether a higher metric is better: from the runs, or from its name if no run has it."""
     task, _, name = key.removeprefix(TEST).partition(".")
     said = [one.get("higher_is_better", {}) for result in results for one in result.summaries.values()]
     return next((ways[task][name] for ways in said if name in ways.get(task, {})), direction_of(key))
 
 
 def _gain_over_own(result: Result, results: Sequence[Result]) -> float | None:
-    """Over the folds that the row and our baseline rows have all: folds differ by more than rows do."""
+    """Over the folds that the row and our baseline rows share, since folds differ more than rows."""
     rows = _own_baselines(results)
     folds = _common_folds(result, rows)
     own = {key: base.mean for key, row in rows.items() if (base := cell(row, key, folds).ours) is not None}
@@ -170,7 +170,7 @@ def _gain_over_own(result: Result, results: Sequence[Result]) -> float | None:
 
 
 def _own_baselines(results: Sequence[Result]) -> dict[str, Result]:
-    """Metric -> our row that it is compared with; empty where one of them is not among the rows."""
+    """Metric -> our row that it is compared with; empty if one of them is missing."""
     paper, by_name = results[0].row.published.paper, {result.row.name: result for result in results}
     rows = {key: by_name[row] for key, row in paper.baseline_rows.items() if row in by_name}
     return rows if rows.keys() == paper.baselines.keys() else {}
@@ -188,7 +188,7 @@ def _common_folds(result: Result, baselines: Mapping[str, Result]) -> list[int]:
 
 
 def _per_class(results: Sequence[Result]) -> list[str]:
-    """A table for each task and score that the paper tells class by class; rows that it cites have no model here."""
+    """A table per task and score that the paper reports by class; rows that it cites have no model here."""
     keys = [key for result in results for key in result.row.published.paper.figures]
     families: dict[str, list[str]] = {}
     for key in dict.fromkeys(keys):
@@ -235,7 +235,7 @@ def table_csv(results: Sequence[Result], scale: str) -> str:
 
 
 def _both(one: Cell, runs: int) -> tuple[str, str]:
-    """The published text and ours, which says of how many of the `runs` it is where some lack the metric."""
+    """The published text and ours, with the number of runs if some of `runs` lack the metric."""
     published = "" if one.published is None else f"{one.published:g}"
     published += "" if one.spread is None else f" ± {one.spread:g}"
     if one.ours is None:

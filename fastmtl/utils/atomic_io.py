@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: written beside their place under another name, then renamed into it."""
+"""Files that are complete at any moment: written under another name beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import uuid4
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What the system refuses in the block is said of `path`: a full disk, met while writing, names no file itself."""
+    """Name `path` in system errors of the block that name no file, such as a full disk while writing."""
     try:
         yield
     except OSError as error:
@@ -22,10 +22,10 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; the file that is there when the block ends takes `path`'s place in one step.
+    """A temporary path beside `path`, which replaces `path` in one step when the block ends.
 
-    Where the block raises, `path` stays as it was and nothing is left beside it. Threads, processes and hosts may write
-    one file at once: it is the last one's that stays.
+    If the block raises, `path` is unchanged and the temporary file is removed. Threads, processes and hosts may write
+    the same file at once: the last one wins.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
     False
     '{}'
     """
-    partial = path.with_name(f".{uuid4().hex}.part")  # `path`'s own may be as long as names can be
+    partial = path.with_name(f".{uuid4().hex}.part")  # the name of `path` may be as long as names can be
     try:
         with naming(path):
             yield partial
@@ -51,12 +51,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Leave `text` at `path`, in UTF-8, in place of what was there."""
+    """Replace the file at `path` by `text` in UTF-8."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def append(path: Path, text: str) -> None:
-    """Write `text`, in UTF-8, behind what is at `path`; a file is made where there is none."""
+    """Append `text` in UTF-8 to the file at `path`, which is created if necessary."""
     with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(text)

@@ -1,7 +1,7 @@
-"""Which way a metric points: whether more of it is better. For reports, and for gains over a baseline.
+"""Whether higher values of a metric are better, for reports and for gains over a baseline.
 
-A task says it of its own metrics in `higher_is_better` (name -> bool), or its torchmetrics do; the names below are
-known besides. The direction of any other metric is unknown, and no value of it is called the best.
+A task declares it for its metrics in `higher_is_better` (name -> bool), or its torchmetrics do; the names below are
+known too. The direction of other metrics is unknown, and none of their values is called the best.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 
 
 def directions_of(tasks: Iterable[Any]) -> dict[str, dict[str, bool]]:
-    """Task -> metric -> whether more is better; metrics of unknown direction are left out."""
+    """Task -> metric -> whether higher is better; without metrics of unknown direction."""
     found = {}
     for task in tasks:
         metrics = task.metrics()
-        named = metrics.items() if hasattr(metrics, "items") else ()  # a task of one's own may have a single one
+        named = metrics.items() if hasattr(metrics, "items") else ()  # a user's task may have a single one
         own = {name: getattr(metric, "higher_is_better", None) for name, metric in named}
         known = {name: HIGHER_IS_BETTER.get(name) if way is None else way for name, way in own.items()}
         known |= dict(getattr(task, "higher_is_better", {}))
@@ -30,12 +30,12 @@ def directions_of(tasks: Iterable[Any]) -> dict[str, dict[str, bool]]:
 
 
 def direction_of(key: str) -> bool | None:
-    """Whether more is better of METRIC or TASK.METRIC, or of a score of single classes or groups, by the metric's name.
+    """Whether a higher METRIC, TASK.METRIC or score of a class or group is better, by the metric's name.
 
     >>> direction_of("size.mae"), direction_of("mask.per_class.dice.lung"), direction_of("mask.surface")
     (False, True, None)
     """
     first, *names = key.removeprefix("test.").split(".")
     known = [name for name in names or [first] if name in HIGHER_IS_BETTER]
-    known.sort(key=lambda name: name == "per_class")  # of mask.per_class.dice it says nothing
+    known.sort(key=lambda name: name == "per_class")  # in mask.per_class.dice it is not the metric
     return HIGHER_IS_BETTER[known[0]] if known else None

@@ -1,4 +1,4 @@
-"""Import a package of an extra at the moment it is needed."""
+"""Imports packages of extras when they are needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MissingExtra(UserError, ImportError):
 
 
 def install_command(module: str) -> str:
-    """What installs `module`; "" for one that no extra has.
+    """The command that installs `module`; "" if no extra has it.
 
     >>> install_command("timm.models")
     "pip install 'fastmtl[models]'"
@@ -34,11 +34,11 @@ def install_command(module: str) -> str:
 
 
 def require(module: str, purpose: str, extra: str = "train") -> ModuleType:
-    """The imported `module`; when its package is not installed, an ImportError that says how to install it."""
+    """The imported `module`; if its package is not installed, an ImportError with the command to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = module.split(".")[0]
         if error.name is None or error.name.split(".")[0] != package:
-            raise  # the package is there and something it needs is not: its own message is the right one
+            raise  # a dependency of the package is missing: its own message is right
         raise MissingExtra(f"{purpose} needs {package}; install it with: pip install 'fastmtl[{extra}]'") from error

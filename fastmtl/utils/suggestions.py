@@ -1,4 +1,4 @@
-"""What to say when somebody misspells a name: which one, and the nearest that exist; and which names files can have."""
+"""Hints for misspelled names, checks of options, and names that files can have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import inspect
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
 
-_MOST_LISTED = 30  # every balancer and model; the recipes are more, and `fastmtl recipes` shows them better
+_MOST_LISTED = 30  # every balancer and model; for more there are commands such as `fastmtl recipes`
 
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # to Windows never a file
-_LONGEST = 200  # bytes; file systems take 255, and endings such as .geojson come behind
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # reserved on Windows
+_LONGEST = 200  # bytes; file systems allow 255, with endings such as .geojson
 _UNSAFE = re.compile(r"[%/\\\x00-\x1f\x7f]|^[. ]|[. ]$")
 
 
@@ -36,8 +35,8 @@ def file_name_problem(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """`name` as a file can have it, another for each: what no file's name may hold becomes %XX. Data choose such names,
-    as those of structures; names that a recipe chooses are refused by `file_name_problem` instead.
+    """A valid, unique file name for `name`: invalid characters become %XX. For names from data, such as structures;
+    invalid names in a recipe are refused by `file_name_problem` instead.
 
     >>> file_name("Gleason 3/4"), file_name("..")
     ('Gleason 3%2F4', '%2E%2E')
@@ -51,7 +50,7 @@ def file_name(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """What file systems that know neither case nor forms of Unicode take for the same name.
+    """A key that is the same for names which file systems without case or Unicode forms do not distinguish.
 
     >>> folded("Caf\N{LATIN SMALL LETTER E WITH ACUTE}") == folded("CAFE\N{COMBINING ACUTE ACCENT}")
     True
@@ -60,7 +59,7 @@ def folded(name: str) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """A hint: "did you mean x?", or what is known where nothing is near.
+    """A hint: "did you mean x?", or the known names if none is close.
 
     >>> nearest("pcgrd", ["linear", "pcgrad"])
     "did you mean 'pcgrad'?"
@@ -74,10 +73,10 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"known: {', '.join(list(map(str, known))[:_MOST_LISTED])}{f' and {rest} more' if rest > 0 else ''}."
 
 
-def option_names(make: Callable[..., Any]) -> tuple[list[str], bool]:
-    """The names that `make` takes as keywords, and whether it takes any others too.
+def option_names(make: Callable[..., object]) -> tuple[list[str], bool]:
+    """The keywords that `make` takes, and whether it takes any others too.
 
-    A class whose constructor ends in **options hands them on: those of its base class count as well.
+    The **options of a constructor are passed to its base class, whose keywords count too.
 
     Args:
         make: a function or class.
@@ -96,15 +95,15 @@ def option_names(make: Callable[..., Any]) -> tuple[list[str], bool]:
 
 
 def check_options(
-    make: Callable[..., Any], options: Iterable[str], what: str, given: Collection[str] = ("self",)
+    make: Callable[..., object], options: Iterable[str], what: str, given: Collection[str] = ("self",)
 ) -> None:
     """Raise ValueError for the first of `options` that `make` has no parameter for.
 
     Args:
         make: a function or class.
-        options: names somebody wants to pass it.
-        what: what it is called in the message, for example "balancer 'pcgrad'".
-        given: parameters that are passed by other means.
+        options: names to check.
+        what: its name in the message, for example "balancer 'pcgrad'".
+        given: parameters that are passed otherwise.
     """
     names, others = option_names(make)
     known = [name for name in names if name not in given]

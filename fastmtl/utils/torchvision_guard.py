@@ -1,8 +1,8 @@
-"""Lets packages that import torchvision be imported beside a CPU build of torch.
+"""Makes packages that import torchvision importable with a CPU build of torch.
 
-torchvision's wheel on PyPI is linked against a CUDA torch. Beside a CPU torch its extension does not load, and its
-import stops at the first op it registers a fake for. With it stop torchmetrics, timm, segmentation-models-pytorch and
-LibMTL, none of which uses that op: declaring it is enough for them.
+torchvision's wheel on PyPI is linked against a CUDA torch. With a CPU torch its extension does not load, and its import
+fails at the first op that it registers a fake for. So do torchmetrics, timm, segmentation-models-pytorch and LibMTL,
+none of which uses that op: declaring it is enough.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-_libraries: list[torch.library.Library] = []  # an op lives as long as the library that declared it
+_libraries: list[torch.library.Library] = []  # an op exists as long as its library
 
 
 def make_torchvision_importable() -> None:
-    """Declare torchvision's ops where its extension cannot load; does nothing where it can, or is not installed."""
+    """Declare torchvision's ops if its extension does not load; nothing if it loads or is not installed."""
     if torch.version.cuda is not None or _libraries or _extension_loads():
         return
     library = torch.library.Library("torchvision", "DEF")

@@ -1,4 +1,4 @@
-"""Counts, shares and lists as a person says them."""
+"""Counts, shares and lists in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import isfinite
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun, which must take a plain s.
+    """A number and its noun, whose plural ends in s.
 
     >>> counted(1, "image"), counted(0, "patient")
     ('1 image', '0 patients')
@@ -16,7 +16,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def named(name: str) -> str:
-    """A name that a number follows: in quotes where it is taken for one itself.
+    """A name followed by a number: in quotes if it ends in a digit.
 
     >>> named("Polyp"), named("2"), named("G3")
     ('Polyp', "'2'", "'G3'")
@@ -25,7 +25,7 @@ def named(name: str) -> str:
 
 
 def few(items: Sequence[str], most: int, mark: str = ", ") -> str:
-    """The first `most` of them, and how many others there are.
+    """The first `most` items and the number of others.
 
     >>> few(["a", "b", "c", "d"], 2), few(["a", "b"], 2)
     ('a, b, and 2 more', 'a, b')

@@ -32,7 +32,7 @@ def test_help_of_train_has_every_option_with_the_recipes_value(capsys):
             assert (f"--{name.replace('_', '-')} " in page) == (typing.get_origin(hint) is not dict), name
     for option in ("--resume", "--out", "--scale", "--split", "--set", "--print-config", "--hue"):
         assert f" {option}" in page
-    assert "Learning rate at its highest. (default: 0.125)" in page
+    assert "Highest learning rate. (default: 0.125)" in page
     assert "--shorten" not in page
 
 
@@ -80,6 +80,27 @@ def test_flags_win_over_set_and_have_the_types_of_the_recipe(capsys):
     training, augmentation = recipe["training"], recipe["data"]["augmentation"]
     assert (training["epochs"], training["compile"], training["fused_step"]) == (3, True, False)
     assert (training["tta"], augmentation, recipe["data"]["batch_size"]) == (["h", "v"], {"hue": 3.0}, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval"], "RUN is missing: it comes first, fastmtl eval RUN ... (a folder that"),
+        (["predict", "RUN"], "INPUT is missing: it comes first, fastmtl predict RUN INPUT ... (an image or a slide"),
+        (["train", "--epochs", "3"], "RECIPE is missing: it comes first, fastmtl train RECIPE ... (recipes: demo, "),
+    ],
+)
+def test_a_missing_argument_is_one_line(arguments, message, capsys):
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"fastmtl: {message}")
+
+
+@pytest.mark.parametrize("command", [["eval", "RUN"], ["predict", "RUN", "INPUT"], ["reproduce", "mask2tasks"]])
+def test_a_missing_option_is_wrong_usage(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 2
+    assert "the following arguments are required: --" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--epochs", "many"], ["--epoch", "3"], ["--optimizer", "adm"], ["other"]])

@@ -169,11 +169,3 @@ def test_a_broken_packages_task_is_named(monkeypatch):
     )
     with pytest.raises(ValueError, match="task kind 'broken' of package no_such_package_here:Task cannot be loaded"):
         tasks.create_task("broken", "it", 0)
-
-
-def test_scale_of_train_is_the_recipes(capsys):
-    assert main(["train", "unet_multi/mtl", "--scale=tiny", "--batch-size", "3", "--print-config"]) == 0
-    recipe = tomllib.loads(capsys.readouterr().out)
-    assert (recipe["data"]["size"], recipe["data"]["batch_size"], recipe["training"]["epochs"]) == (32, 3, 1)
-    assert main(["train", "unet_multi/mtl", "--scale", "huge", "--print-config"]) == 1
-    assert "has no scale 'huge'; it has tiny, small, full" in capsys.readouterr().err

@@ -154,14 +154,6 @@ def test_predict_passes_masks_over_and_does_not_mix_two_predictions(run, tiles, 
     assert "without predicted_with.json" in _says(capsys, again)
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict"])
-def test_every_command_shows_its_options(command, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([command, "--help"])
-    assert stopped.value.code == 0
-    assert {"train": "--batch-size", "eval": "--everything", "predict": "--out"}[command] in capsys.readouterr().out
-
-
 def test_predicted_masks_lie_as_the_image_is_shown(run, tmp_path):
     """A photo that its EXIF tag turns by 90 degrees has a mask that is turned too."""
     from PIL import Image

@@ -145,7 +145,7 @@ def test_a_recipe_can_do_without_a_task_of_its_base(tmp_path):
     assert list(recipe.tasks) == ["classification"]
     path = tmp_path / "mine.toml"
     path.write_text('extends = "demo"\nwithout = ["tasks.nothing"]\n')
-    with pytest.raises(ConfigError, match=r"`without` names 'tasks.nothing', which its base 'demo' has not"):
+    with pytest.raises(ConfigError, match=r"`without` names 'tasks.nothing', which its base 'demo' does not have"):
         load_recipe(path)
     path.write_text('without = ["tasks.nothing"]\n')
     with pytest.raises(ConfigError, match="lists keys of the base it `extends`"):

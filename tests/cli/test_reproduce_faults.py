@@ -122,7 +122,7 @@ def test_a_manifest_with_one_split_has_no_folds(tmp_path):
     sides = ["val" if line.split(",")[place] in held_out else "train" for line in lines]
     told.write_text("\n".join([f"{head},split", *(f"{line},{side}" for line, side in zip(lines, sides, strict=True))]))
     reproduction._check_data(row, told, 1)
-    with pytest.raises(ConfigError, match=r"tiles\.csv tells one split for the 5 folds.*add --folds 1"):
+    with pytest.raises(ConfigError, match=r"tiles\.csv has one split for the 5 folds.*add --folds 1"):
         reproduction._check_data(row, told, 5)
 
 

@@ -317,7 +317,7 @@ def test_a_recipe_on_a_base(here):
 def test_stains_in_a_recipe(here):
     write_image(here / "target.png", tissue_like(64, 64))
     Path("mine.toml").write_text('extends = "ebhi_joint_unet"\n' + STAIN_RECIPE.text)
-    assert stains.normalizer_of(load_recipe("mine.toml"), None) is not None
+    assert stains.build_normalizer(load_recipe("mine.toml")) is not None
 
 
 # --- slides and stains from Python ---
