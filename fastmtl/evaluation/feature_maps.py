@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -57,10 +58,14 @@ def first_filters(model: nn.Module) -> Tensor:
 
 def has_encoder(model: nn.Module) -> bool:
     """Whether the model says which of its modules is the encoder: `parts["encoder"]`."""
-    return "encoder" in getattr(model, "parts", {})
+    return "encoder" in _parts(model)
+
+
+def _parts(model: nn.Module) -> Mapping[str, nn.Module]:
+    return getattr(model, "parts", {})
 
 
 def _encoder(model: nn.Module) -> nn.Module:
     if not has_encoder(model):
         raise ValueError(f'{type(model).__name__} has no `parts["encoder"]`')
-    return model.parts["encoder"]  # type: ignore[index]
+    return _parts(model)["encoder"]

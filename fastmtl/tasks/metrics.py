@@ -101,7 +101,7 @@ def _summed(metric: torchmetrics.Metric) -> torchmetrics.Metric:
 
 def _apart(metrics: Mapping[str, torchmetrics.Metric]) -> torchmetrics.MetricCollection:
     # torchmetrics merges metrics whose states are equal after the first batch: Dice and Jaccard are when all is found.
-    return torchmetrics.MetricCollection(dict(metrics), compute_groups=False)  # type: ignore[arg-type]
+    return torchmetrics.MetricCollection({**metrics}, compute_groups=False)
 
 
 def overlap(preds: Tensor, target: Tensor, score: str, empty: float = 1.0) -> Tensor:

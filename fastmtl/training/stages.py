@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.console import Console
@@ -24,6 +24,9 @@ from .lr_finder import find_lr
 from .lr_schedule import Schedule
 from .trainer import Trainer
 from .weight_averaging import WeightAverage
+
+if TYPE_CHECKING:
+    from ..models import MultiTaskModel
 
 
 class Stages:
@@ -55,7 +58,8 @@ class Stages:
         world: World | None = None,
         console: Console | None = None,
     ) -> None:
-        self.recipe, self.model, self.tasks, self.device = recipe, model, list(tasks), device
+        self.recipe, self.tasks, self.device = recipe, list(tasks), device
+        self.model = cast("MultiTaskModel", model)  # or any model, of a recipe without stages
         self.folder, self.observers, self.world = folder, list(observers), world or World()
         self.console = console or Console(quiet=True)
         self.stages = stages_of(recipe)
@@ -132,8 +136,8 @@ class Stages:
     def leave(self) -> None:
         """The model as it is used when the training is over: every task, the last stage's auxiliary head."""
         if self.recipe.stages:
-            self.model.unfreeze()  # type: ignore[operator]
-            self.model.freeze(*self._asleep)  # type: ignore[operator]
+            self.model.unfreeze()
+            self.model.freeze(*self._asleep)
             ready_for_use(self.recipe, self.model)
 
     def _enter(self, number: int, train: Loader) -> None:
@@ -192,9 +196,9 @@ class Stages:
         if not self.recipe.stages:
             return  # any model will do
         stage, model = self.stages[number], self.model
-        model.unfreeze()  # type: ignore[operator]
-        model.freeze(*self._asleep, *stage.freeze)  # type: ignore[operator]
-        model.select(*stage.tasks)  # type: ignore[operator]
+        model.unfreeze()
+        model.freeze(*self._asleep, *stage.freeze)
+        model.select(*stage.tasks)
         _use_auxiliary(self.stages[: number + 1], model)
 
     def _carry(self, number: int, before: Trainer, after: Trainer) -> None:
@@ -268,12 +272,13 @@ class Stages:
 def ready_for_use(recipe: Recipe, model: nn.Module) -> None:
     """The model with every task, and its auxiliary tasks where the last stage had them."""
     if recipe.stages:
-        model.select()  # type: ignore[operator]
-        _use_auxiliary(recipe.stages, model)
+        staged = cast("MultiTaskModel", model)
+        staged.select()
+        _use_auxiliary(recipe.stages, staged)
 
 
-def _use_auxiliary(stages: Sequence[StageConfig], model: nn.Module) -> None:
+def _use_auxiliary(stages: Sequence[StageConfig], model: MultiTaskModel) -> None:
     """Switch to what the last of `stages` that says a stride has said."""
     strides = [stage.auxiliary_stride for stage in stages if stage.auxiliary_stride]
     if strides:
-        model.use_auxiliary(strides[-1])  # type: ignore[operator]
+        model.use_auxiliary(strides[-1])

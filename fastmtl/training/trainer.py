@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ..balance.plain_step import PlainUpdate
 from ..balance.replay import Replay
 from ..config import TrainingConfig
 from ..distributed import World
-from ..protocols import Balancer, Batch, Loader, Observer, Task, Update
+from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
 from . import checkpoint
 from .errors import Interrupted as Interrupted
 from .errors import NonFiniteError as NonFiniteError
@@ -70,7 +70,7 @@ class Trainer(TrainerState):
         self.average, self.stage = average, stage
         self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
         self.world = world or World()
-        self.network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        self.network = cast(nn.Module, torch.compile(model)) if config.compile else model
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
         self.epoch = self.step_count = self.first_epoch = self.bad_epochs = 0
@@ -113,7 +113,7 @@ class Trainer(TrainerState):
         """One update on `batch`; returns the losses and what the balancer did, on the device."""
         again = Replay(self.model, self.device) if self.balancer.needs_reevaluation else None
         losses = self.losses(batch)
-        shared, active = list(self.model.shared_parameters()), self._has_label(batch).any(0)  # type: ignore[operator]
+        shared, active = list(cast(Model, self.model).shared_parameters()), self._has_label(batch).any(0)
         due = watches(self.config, self.step_count + 1, self.balancer)
         watched = watch(losses, shared, self.scaler) if due else {}
         done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
@@ -141,7 +141,7 @@ class Trainer(TrainerState):
         return self.world.losses(losses, self._has_label(batch).sum(0))
 
     def evaluate(self, loader: Loader) -> dict[str, Any]:
-        """See `inference.evaluate`; with the averaged weights once there are any."""
+        """See `eval_loop.evaluate`; with the averaged weights once there are any."""
         network = self._averaged or self.network
         return evaluate(network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
 
