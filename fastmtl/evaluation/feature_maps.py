@@ -1,4 +1,4 @@
-"""What an encoder makes of images: its feature maps at every stride, and the filters of its first convolution."""
+"""Feature maps of an encoder at every stride, and the filters of its first convolution."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class FeatureMap(NamedTuple):
 
 @torch.no_grad()
 def feature_maps(model: nn.Module, batch: Batch) -> list[FeatureMap]:
-    """What `model.parts["encoder"]` gives for `batch`, from fine to coarse; the image itself is left out.
+    """Outputs of `model.parts["encoder"]` for `batch`, from fine to coarse, without the image itself.
 
     Raises:
-        ValueError: the model has no such part, or it gives no feature maps.
+        ValueError: the model has no such part, or it returns no feature maps.
     """
     encoder = _encoder(model)
     found: list[Any] = []
