@@ -1,1 +1,1 @@
-"""How a trained network fares on held-out images, and what it looks at."""
+"""Evaluation of a trained network on held-out images: scores per image, saliency, feature maps."""

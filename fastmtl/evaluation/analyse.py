@@ -1,4 +1,4 @@
-"""analyses.json and analyses/ of a run folder: a few held-out images, and what each analysis shows of them.
+"""analyses.json and analyses/ of a run folder: saliency maps, feature maps and filters for a few held-out images.
 
 {"images": [{"id", "picture"}], "saliency": [{"image", "task", "picture", "on_true", "true_area"}],
 "features": {"image", "maps": [{"stride", "channels", "height", "width", "picture"}]}, "filters": {"count", "shown",
@@ -29,7 +29,7 @@ from .feature_maps import feature_maps, first_filters, has_encoder
 from .saliency import has_saliency, saliency
 
 FILE = "analyses.json"
-_IMAGES = 4  # that are looked at: time and the size of the page are bounded
+_IMAGES = 4  # analysed: bounds the time and the size of the page
 _CHANNELS = 7  # of a feature map, beside its mean
 _FILTERS = 32
 _QUALITY, _COLUMNS = 80, 4
@@ -45,13 +45,13 @@ def analyse(
     device: torch.device,
     stain: data.StainNormalizer | None = None,
 ) -> list[str]:
-    """Leave `folder`/analyses.json and `folder`/analyses/; returns a line for each analysis that failed.
+    """Write `folder`/analyses.json and `folder`/analyses/; returns a line for each analysis that failed.
 
     Args:
-        folder: of a run, with its evaluation.jsonl: typical, worst and best images of each task are chosen by it.
-        model: trained, on `device`; in float32 and without views of test-time augmentation.
-        tasks: the recipe's.
-        dataset: which has the images of evaluation.jsonl.
+        folder: a run folder; its evaluation.jsonl decides which images (typical, worst, best of each task) are chosen.
+        model: trained, on `device`, in float32, without test-time augmentation.
+        tasks: those of the recipe.
+        dataset: contains the images of evaluation.jsonl.
     """
     out = folder / "analyses"
     shutil.rmtree(out, ignore_errors=True)
@@ -61,7 +61,7 @@ def analyse(
     def attempt(name: str, what: Callable[[], Any]) -> Any:
         try:
             return what()
-        except Exception as error:  # an own model may refuse any of them; the run and its report are fine without
+        except Exception as error:  # a custom model may fail in any of them; the report works without
             failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
 
     chosen = _chosen(read_lines(folder / "evaluation.jsonl")[0], dataset)
@@ -80,7 +80,7 @@ def analyse(
 
 
 def _chosen(lines: Sequence[JsonMapping], dataset: data.Dataset) -> list[str]:
-    """Ids of the images: of every task a typical one, the worst, the best; where there are too few, the first."""
+    """Ids of the images: a typical one, the worst and the best of every task, then the first ones."""
     there = {tile.id for tile in dataset.tiles}
     lines = [line for line in lines if isinstance(line.get("id"), str) and line["id"] in there and _has_tasks(line)]
     names = dict.fromkeys(task for line in lines for task in line["tasks"])
@@ -106,7 +106,7 @@ def _read(
     device: torch.device,
     stain: data.StainNormalizer | None,
 ) -> list[Batch]:
-    """The images named in `order`, in float32, each a batch of its own."""
+    """The images named in `order`, in float32, one batch per image."""
     batches = []
     with components.build_loader(
         recipe, dataset.subset(order), tasks, train=False, device=device, stain=stain
@@ -158,7 +158,7 @@ def _saliency(model: nn.Module, tasks: Sequence[Any], batches: Sequence[Batch], 
 
 
 def _true_area(tasks: Sequence[Any], batch: Batch) -> Tensor | None:
-    """bool [H, W]: the foreground of the first task with maps that has one for this image."""
+    """bool [H, W]: the foreground of this image in the first task with maps that has a label."""
     for task in tasks:
         if task.output.kind in ("map", "queries") and bool(batch.has_label[0, task.column]):
             target = batch.targets[task.name][0]

@@ -1,7 +1,8 @@
-"""What an encoder makes of images: its feature maps at every stride, and the filters of its first convolution."""
+"""Feature maps of an encoder at every stride, and the filters of its first convolution."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +20,10 @@ class FeatureMap(NamedTuple):
 
 @torch.no_grad()
 def feature_maps(model: nn.Module, batch: Batch) -> list[FeatureMap]:
-    """What `model.parts["encoder"]` gives for `batch`, from fine to coarse; the image itself is left out.
+    """Outputs of `model.parts["encoder"]` for `batch`, from fine to coarse, without the image itself.
 
     Raises:
-        ValueError: the model has no such part, or it gives no feature maps.
+        ValueError: the model has no such part, or it returns no feature maps.
     """
     encoder = _encoder(model)
     found: list[Any] = []
@@ -57,10 +58,14 @@ def first_filters(model: nn.Module) -> Tensor:
 
 def has_encoder(model: nn.Module) -> bool:
     """Whether the model says which of its modules is the encoder: `parts["encoder"]`."""
-    return "encoder" in getattr(model, "parts", {})
+    return "encoder" in _parts(model)
+
+
+def _parts(model: nn.Module) -> Mapping[str, nn.Module]:
+    return getattr(model, "parts", {})
 
 
 def _encoder(model: nn.Module) -> nn.Module:
     if not has_encoder(model):
         raise ValueError(f'{type(model).__name__} has no `parts["encoder"]`')
-    return model.parts["encoder"]  # type: ignore[index]
+    return _parts(model)["encoder"]

@@ -1,4 +1,4 @@
-"""Arrays as pictures: the input as a person saw it, saliency over it, small multiples of maps and filters."""
+"""Images of arrays: the input, saliency on the input, grids of feature maps and filters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SIDE = 256  # longer side of a picture of an image, pixels
-_CELL, _GAP = 96, 4  # side of a map or filter, and what lies between two
+_CELL, _GAP = 96, 4  # side of a map or filter, and the gap between two
 _LIGHT = np.array((255, 222, 60), np.float32)  # what saliency is shown in, as the Mask2Tasks paper does
 _BRIGHTEST = 0.99  # share of the pixels that are less than fully bright: gradients have a few very high values
 
@@ -34,7 +34,7 @@ def plain(image: Tensor) -> Image:
 def lit(image: Tensor, values: Tensor) -> Image:
     """The input [3, H, W] in dark grey, and `values` [H, W], 0 or more, as yellow light on it."""
     light = values.detach().double().cpu()
-    # A pixel's gradient is noise beside its neighbours'; what is looked at shows in their mean.
+    # Gradients of single pixels are noisy; their local mean shows the regions.
     light = torch.nn.functional.avg_pool2d(light[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
     top = light.flatten().quantile(_BRIGHTEST) if light.numel() <= 2**24 else light.max()
     share = (light / top.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1).numpy()[..., None]
@@ -43,7 +43,7 @@ def lit(image: Tensor, values: Tensor) -> Image:
 
 
 def multiples(cells: list[NDArray[np.uint8]], columns: int) -> Image:
-    """Square-ish cells [h, w] or [h, w, 3], enlarged pixel by pixel, side by side on a transparent ground."""
+    """A grid of cells [h, w] or [h, w, 3], enlarged to squares without smoothing, on a transparent background."""
     from PIL import Image
 
     rows = -(-len(cells) // columns)
@@ -57,14 +57,14 @@ def multiples(cells: list[NDArray[np.uint8]], columns: int) -> Image:
 
 
 def grey(values: Tensor) -> NDArray[np.uint8]:
-    """[h, w] from its lowest, black, to its highest, white; of one value all black."""
+    """[h, w] scaled from its minimum (black) to its maximum (white); a constant is black."""
     values = values.detach().float().cpu()
     span = (values.max() - values.min()).clamp(min=1e-12)
     return ((values - values.min()) / span * 255).round().to(torch.uint8).numpy()
 
 
 def coloured(weights: Tensor) -> NDArray[np.uint8]:
-    """A filter [3, k, k] as RGB [k, k, 3]: 0 is mid-grey, its greatest weight black or full colour."""
+    """A filter [3, k, k] as RGB [k, k, 3]: 0 is mid-grey, its largest absolute weight black or full colour."""
     weights = weights.detach().float().cpu()
     share = weights / weights.abs().max().clamp(min=1e-12)
     return ((share + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

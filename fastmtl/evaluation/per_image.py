@@ -1,4 +1,4 @@
-"""How each held-out image fared: evaluation.jsonl, one line per image, and thumbnails of the images worth a look.
+"""Scores of each held-out image: evaluation.jsonl, one line per image, and thumbnails of selected images.
 
 A line is {"id", "patient", "tasks": {name: entry}}; a task that the image has no label for is left out. The entry
 
@@ -9,10 +9,10 @@ A line is {"id", "patient", "tasks": {name: entry}}; a task that the image has n
   "value" and "predicted";
 - of a box has "score" and "iou", "value" and "predicted".
 
-Tasks that only help others (images, embeddings, auxiliary maps) have none.
+Auxiliary tasks (images, embeddings, auxiliary maps) have no entry.
 
-Entries with a "thumbnail" name a JPEG of the run folder, so that the report is made, and made again, without the data;
-"shown" says as what: "worst", "typical" (nearest the median) or "best".
+A "thumbnail" is a JPEG in the run folder, so that the report can be made without the data; "shown" is the reason:
+"worst", "typical" (nearest the median) or "best".
 """
 
 from __future__ import annotations

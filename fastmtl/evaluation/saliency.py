@@ -1,4 +1,4 @@
-"""Gradient saliency: how much each pixel of the input would change a task's answer.
+"""Gradient saliency: how much each input pixel changes a task's output.
 
 Simonyan, Vedaldi and Zisserman, Deep inside convolutional networks, ICLR workshop 2014, section 3.
 """
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from ..protocols import Batch
 
-_KINDS = ("map", "queries", "vector", "box")  # the others only help
+_KINDS = ("map", "queries", "vector", "box")  # the other kinds are auxiliary tasks
 
 
 def has_saliency(task: Any) -> bool:
-    """Whether the task gives an answer about the image."""
+    """Whether the task predicts something about the image."""
     return task.output.kind in _KINDS
 
 
 def saliency(model: nn.Module, task: Any, batch: Batch) -> Tensor:
-    """max over colours of |d score / d input|, float32 [B, H, W]; nothing is left on the parameters.
+    """max over colours of |d score / d input|, float32 [B, H, W]; the `.grad` of parameters is unchanged.
 
     The score of
 
@@ -33,7 +33,7 @@ def saliency(model: nn.Module, task: Any, batch: Batch) -> Tensor:
     - numbers and boxes is their sum.
 
     Args:
-        model: put into evaluation, so that no image of the batch reaches another's answer.
+        model: run in evaluation mode, so that images of a batch do not affect each other.
         task: one that `has_saliency`.
         batch: images in float32.
     """

@@ -1,8 +1,8 @@
-"""Test-time augmentation: the network looks at flips and quarter turns of an image too, and its answers are averaged.
+"""Test-time augmentation: the mean of the network's outputs over flips and quarter turns of the image.
 
-Logits are averaged, not probabilities: only a task knows whether its logits stand for a sigmoid, a softmax or a number
-of its own, and the mean has to be something that every task can go on reading. For a sigmoid it is the geometric mean
-of the odds, for a softmax that of the probabilities, for a regression the mean of the values.
+Logits are averaged, not probabilities, because only the task knows whether they belong to a sigmoid, a softmax or a
+regression. For a sigmoid this is the geometric mean of the odds, for a softmax the geometric mean of the probabilities,
+for a regression the mean of the values.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _MAPS = ("map", "image", "auxiliary")
 
 
 class Views(nn.Module):
-    """`model` as the mean over an image and its views: a module that takes a `Batch`, as the model itself.
+    """The mean of `model` over an image and its views, as a module that takes a `Batch`.
 
-    Maps are turned back before they are averaged, and so are boxes, whose coordinates change their place or their sign:
-    they are logits, and logit(1 - x) = -logit(x). Vectors and embeddings are averaged as they are.
+    Maps and boxes are turned back before they are averaged. Coordinates of boxes are logits, and logit(1 - x) =
+    -logit(x). Vectors and embeddings are averaged directly.
 
     Args:
-        model: in any mode; `train` and `eval` reach it.
-        tasks: whose outputs it gives.
-        views: among "h", "v", "r90", "r180" and "r270"; the image itself always counts as well.
+        model: in any mode; `train` and `eval` apply to it.
+        tasks: the tasks of the model.
+        views: among "h", "v", "r90", "r180" and "r270"; the image itself is always included.
 
     Raises:
         ConfigError: an unknown view, or a task whose outputs have no mean.
@@ -55,7 +55,7 @@ class Views(nn.Module):
 
 
 def check_views(tasks: Sequence[Task], views: Sequence[str]) -> None:
-    """Raise ConfigError for a view that is none, or tasks that cannot be averaged over views."""
+    """Raise ConfigError for an unknown view, or a task whose outputs cannot be averaged."""
     unknown = [view for view in views if view not in VIEWS]
     if unknown:
         raise ConfigError(f"tta takes the views {', '.join(VIEWS)}; got {unknown[0]!r}.")

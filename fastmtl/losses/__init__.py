@@ -1,5 +1,5 @@
-"""Losses as modules: fastmtl's own here, and the faces of other libraries' in `losses.monai`, `.smp`, `.nnunet`,
-`.mask2former`."""
+"""Losses as modules: fastmtl's own, and those of other libraries under their own names and arguments in
+`losses.monai`, `.smp`, `.nnunet` and `.mask2former`."""
 
 from . import monai as monai
 from . import nnunet as nnunet

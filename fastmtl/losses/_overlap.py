@@ -1,7 +1,7 @@
-"""What the overlap losses of all three libraries are made of: sums [B, C] over the pixels, then a short formula.
+"""Overlap losses of all three libraries: sums [B, C] over the pixels, then a short formula.
 
-The sums come from `fastmtl.ops.overlap_sums` in one pass over logits and target. Where its arguments do not reach,
-`_plain.overlap` makes the same sums from probabilities, and the formulas stay the same.
+`fastmtl.ops.overlap_sums` makes the sums in one pass over logits and target. For arguments that it does not support,
+`_plain.overlap` makes the same sums from probabilities.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Overlap(NamedTuple):
         return (scale * i + smooth_nr) / (denominator if floor is None else denominator.clamp_min(floor))
 
     def cross_entropy(self, weight: Tensor | None, reduction: str, *, index: bool) -> Tensor:
-        """What `torch.nn.CrossEntropyLoss` makes of the same logits: "mean" or "sum"; 0 where nothing counts."""
+        """`torch.nn.CrossEntropyLoss` of the same logits: "mean" or "sum"; 0 if nothing counts."""
         assert self.entropy is not None
         assert self.elements is not None
         weight = None if weight is None else weight.to(self.entropy)
@@ -131,7 +131,7 @@ def all_per_channel(weights: Sequence[Tensor | None], input: Tensor) -> list[Ten
 
 
 def binary_entropy(sums: Overlap, weight: Tensor | None, reduction: str) -> Tensor:
-    """What `torch.nn.BCEWithLogitsLoss` makes of the same logits: "mean" (over the valid elements) or "sum"."""
+    """`torch.nn.BCEWithLogitsLoss` of the same logits: "mean" (over the valid elements) or "sum"."""
     assert sums.entropy is not None
     assert sums.elements is not None
     total = (sums.entropy if weight is None else sums.entropy * weight.to(sums.entropy)).sum()

@@ -1,7 +1,7 @@
-"""The losses element by element in plain torch: what the fused sums cannot express. Slower, never less right.
+"""The losses element by element in plain torch, for what the fused sums cannot express; slower, with the same results.
 
-Three kinds of arguments end here: probabilities instead of logits (no activation, or one of the user's own), soft
-targets where a library gives them a formula of their own, and losses wanted for every element.
+Used for probabilities instead of logits (no activation, or a custom one), for soft targets with a formula of their own,
+and for losses without reduction.
 """
 
 from __future__ import annotations

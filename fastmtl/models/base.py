@@ -1,4 +1,4 @@
-"""The form all models share: one encoder, a module per task, parts that freeze by name."""
+"""The common interface of all models: one encoder, a module per task, parts that freeze by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .heads import AuxiliaryHeads, Output, check_outputs, pooled_mlp
 
 
 class MultiTaskModel(nn.Module):
-    """What the trainer and its stages ask of a model, whatever is inside.
+    """The interface that the trainer and its stages need.
 
     Attributes:
         name: what errors call it.
@@ -85,7 +85,7 @@ class MultiTaskModel(nn.Module):
     def shared_parameters(self) -> Iterable[nn.Parameter]:
         """The encoder's parameters that train; where it is frozen, all that train.
 
-        With a frozen encoder the tasks share nothing, their gradients are orthogonal and every balancer is at ease.
+        With a frozen encoder the tasks share nothing and their gradients are orthogonal.
         """
         training = [parameter for parameter in self.parts["encoder"].parameters() if parameter.requires_grad]
         return training or [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""How large the built-in models can be made: options out of range are told before memory is asked for."""
+"""Limits of the options of built-in models, checked before memory is allocated."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ the doubling of 48 down to stride 16 and the transposed convolutions up are the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .base import PyramidModel
 from .film import FiLM
@@ -34,9 +34,11 @@ class FilmEncoder(PooledEncoder):
     def forward(self, images: Tensor, metadata: Tensor | None = None) -> list[Tensor]:
         if metadata is None:
             raise ValueError("an encoder with FiLM needs `metadata` [B, M].")
-        first = self.stages[0]
-        x = self.film(first[0](images), metadata)  # type: ignore[index]
-        return self.rest(first[1:](x))  # type: ignore[index]
+        convolution, *others = cast(nn.Sequential, self.stages[0])
+        x = self.film(convolution(images), metadata)
+        for module in others:
+            x = module(x)
+        return self.rest(x)
 
 
 @register_model(

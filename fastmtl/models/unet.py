@@ -1,4 +1,4 @@
-"""The parts U-Nets are made of: two kinds of block, an encoder that pools between blocks, a decoder with skips."""
+"""Parts of U-Nets: two kinds of block, an encoder that pools between blocks, a decoder with skips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UNet-multi: a U-Net whose deepest features also tell the class and the head's box; or rebuild the image."""
+"""UNet-multi: a U-Net whose deepest features also predict the class and a box, or reconstruct the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights from a file or from the Hugging Face hub into a model: whole parts, and a word on what did not fit.
+"""Loads weights from a file or the Hugging Face hub into a model: whole parts, with a report of what did not fit.
 
 Files are safetensors or torch state dicts, read with `weights_only=True`: nothing in them is executed.
 """

@@ -1,8 +1,7 @@
 """Predictions for images without labels: mask files for maps, one JSON line per image.
 
-Masks have the size of the image they belong to: logits are resized, then thresholded. Groups with thresholds of their
-own are not known here; the task's threshold counts. Tasks that only help others (images, embeddings, auxiliary maps)
-are left out.
+Masks have the size of their image: logits are resized, then thresholded by the task's own threshold (the groups of the
+images are unknown). Auxiliary tasks (images, embeddings, auxiliary maps) are left out.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ from .output_dir import LINES, answer, entry_name, inside, row_of
 
 
 def find_images(source: Path) -> list[data.Tile]:
-    """The image `source`, or every image in and below the folder `source`; masks of a data set are passed over, and
-    folders of predictions.
+    """The image `source`, or every image in and below the folder `source`, without masks and folders of predictions.
 
     Raises:
-        RunError: nothing there, or no image in it.
+        RunError: it does not exist, or contains no image.
     """
     if not source.exists():
         raise RunError(f"{source} does not exist; give an image or a slide, or a folder of them.")
@@ -49,12 +47,12 @@ def find_images(source: Path) -> list[data.Tile]:
 
 
 def _is_label(path: Path) -> bool:
-    """Whether `path` is a mask of a data set laid out as CLASS/image and CLASS/label."""
+    """Whether `path` is a mask in the layout CLASS/image and CLASS/label."""
     return path.parent.name == "label" and (path.parent.parent / "image").is_dir()
 
 
 def images_there(out: Path) -> set[str]:
-    """The images that `out` has predictions of; a line that was cut off is dropped."""
+    """The images that have predictions in `out`; a truncated line is removed."""
     records, problems = read_lines(out / LINES)
     if problems:
         write_whole(out / LINES, "".join(json.dumps(record) + "\n" for record in records))
@@ -96,8 +94,7 @@ def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str)
 
 
 def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> JsonObject:
-    """One structure: a mask of 0 and 255, as the data sets' own. Several that may overlap: a mask each. Classes: one
-    map of their numbers."""
+    """One structure: a mask of 0 and 255. Several that may overlap: a mask each. Classes: one map of class indices."""
     structures = getattr(task, "structures", (task.name,))
     if found.dtype != torch.bool and len(structures) > 2:
         shares = {one: (found == index).float().mean().item() for index, one in enumerate(structures)}
@@ -115,7 +112,7 @@ def _write_mask(mask: Tensor, out: Path, name: str) -> JsonObject:
 
 
 def _write(pixels: Tensor, out: Path, name: str) -> str:
-    """Leave the PNG `out`/`name`; returns its path in `out`."""
+    """Write the PNG `out`/`name`; returns its path in `out`."""
     from PIL import Image
 
     path = inside(out, name).with_suffix(".png")

@@ -1,7 +1,7 @@
-"""What predicting images and slides share: whose predictions a folder holds, and answers that are no maps.
+"""What predicting images and slides share: the output folder, and answers that are not maps.
 
-A folder of predictions says in `predicted_with.json` what it was made with. Predicting into it again, with the same
-run, weights, views and input, goes on with what is missing; anything else is refused, for two predictions would mix.
+`predicted_with.json` of an output folder has the run, weights, views and input of its predictions. Predicting again
+with the same ones resumes; anything else is refused, because two sets of predictions would mix.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ..utils.json_toml import JsonMapping, JsonObject, read_json
 from ..utils.suggestions import folded
 
 LINES = "predictions.jsonl"
-"""A line for each image or slide of a folder of predictions."""
+"""One line per image or slide."""
 
-_NOT_COMPARED = ("run",)  # it may be moved; recipe and weights tell whether it is the same
+_NOT_COMPARED = ("run",)  # a run may be moved; recipe and weights identify it
 
 
 class Predicted(NamedTuple):
-    """What a call predicted.
+    """The result of a call.
 
     Attributes:
         what: "images" or "slides".
-        new: how many.
-        there: how many were in the folder already.
+        new: how many were predicted.
+        there: how many were in the folder before.
         unreadable: how many could not be read, and are in quarantine.jsonl.
     """
 
@@ -46,7 +46,7 @@ class Predicted(NamedTuple):
 
 
 def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Path) -> JsonObject:
-    """What predictions depend on; `source` is the folder that their names start from."""
+    """What predictions depend on; names of images are relative to `source`."""
     weights = (run / "checkpoints" / which / "manifest.json").read_bytes()
     recipe = (run / "config.toml").read_bytes()
     return {
@@ -61,20 +61,19 @@ def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Pat
 
 @contextmanager
 def claimed(out: Path, stamp: JsonMapping) -> Iterator[None]:
-    """Make `out` a folder for predictions that `stamp` tells of, where it is none yet, and keep other processes off it
-    until the end.
+    """Make `out` a folder for the predictions that `stamp` describes, and lock it against other processes.
 
-    Nothing but predictions may lie in it: theirs are the names of its files, and what has one of them would be lost.
+    It may contain only predictions: a file with the name of a prediction would be overwritten.
 
     Raises:
-        RunError: it is a file, holds other predictions or anything else, or another process predicts into it.
+        RunError: it is a file, contains anything else, or another process predicts into it.
     """
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must be a folder to create.")
     _check_ours(out, stamp)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, f"another process predicts into {out}; wait for its end, or choose another --out."):
-        _check_ours(out, stamp)  # another process may have made it its own since
+        _check_ours(out, stamp)  # again, under the lock
         if not (out / data.PREDICTED_WITH).exists():
             write_whole(out / data.PREDICTED_WITH, json.dumps(stamp, indent=1) + "\n")
         yield
@@ -99,11 +98,13 @@ def _check_ours(out: Path, stamp: JsonMapping) -> None:
         raise RunError(f"{out} already holds predictions without {file.name}; choose another --out, or remove it.")
     there = sorted(path.name for path in out.iterdir() if path.name[0] != ".") if out.is_dir() else []
     if there:
-        raise RunError(f"{out} holds other files than predictions, {there[0]} for one; choose a new folder as --out.")
+        raise RunError(
+            f"{out} contains files that are not predictions (for example {there[0]}); choose a new folder as --out."
+        )
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path `folder`/`name`; RunError where that is elsewhere, as with ".." in the name."""
+    """The path `folder`/`name`; RunError if it is outside of `folder`, as with ".." in the name."""
     path = folder / name
     if "\0" in name or ".." in Path(name).parts or not path.is_relative_to(folder) or path == folder:
         raise RunError(f"{name!r} would not be written into {folder}; it must name a file in it. Rename it.")
@@ -111,7 +112,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def check_apart(names: Iterable[str], out: Path) -> None:
-    """Raise RunError where two of these files would be one, `out` (claimed) being on a file system without case."""
+    """Raise RunError if two names differ in case only and the file system of `out` (claimed) ignores case."""
     if not (out / data.PREDICTED_WITH.upper()).exists():
         return
     known: dict[str, str] = {}
@@ -122,7 +123,7 @@ def check_apart(names: Iterable[str], out: Path) -> None:
 
 
 def entry_name(task: str, facts: Collection[str]) -> str:
-    """The name of a task's answer in a line that tells `facts` by their own names: all are kept.
+    """The key of a task's answer in a line that also has the keys `facts`.
 
     >>> [entry_name(task, ["tissue"]) for task in ("gland", "tissue", "tissue_task")]
     ['gland', 'tissue_task', 'tissue_task_task']
@@ -134,7 +135,7 @@ def entry_name(task: str, facts: Collection[str]) -> str:
 
 
 def row_of(output: Any, row: int) -> Any:
-    """One sample's part, as a batch of one; of queries without their inner layers."""
+    """One sample as a batch of one; queries without their auxiliary layers."""
     if isinstance(output, Tensor):
         return output[row : row + 1].float()
     return output._replace(
@@ -145,12 +146,12 @@ def row_of(output: Any, row: int) -> Any:
 
 
 def answer(task: Any, output: Any, field: tuple[int, int, int, int]) -> JsonObject | None:
-    """What a task says of one sample, in JSON types; None where it says nothing, or answers with a map.
+    """A task's answer for one sample, in JSON types; None for maps and auxiliary tasks.
 
     Args:
-        task: any.
+        task: any task.
         output: its logits, a batch of one.
-        field: left, top, width and height of what the sample shows, in the pixels that boxes are told in.
+        field: left, top, width and height of the sample's area, in the pixels that boxes are given in.
     """
     kind = task.output.kind
     if kind == "box":

@@ -1,7 +1,7 @@
-"""The maps of one slide under way: what a network says of its tiles in, tiled TIFF files and outlines out.
+"""Maps of one slide: from the network's outputs for its tiles to tiled TIFF files and outlines.
 
-Where tiles overlap, probabilities are averaged, and the task decides on their mean: by its threshold, or the likeliest
-class. Where no tile lies nothing is said: 0, as for background.
+Probabilities of overlapping tiles are averaged; the task's threshold or the most likely class decides on their mean.
+Pixels without a tile are 0, as the background.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SlideMaps:
     """Writes `folder`/TASK.tif (TASK/STRUCTURE.tif of structures that may overlap) and `folder`/TASK.geojson.
 
     Args:
-        tasks: those without maps are passed over.
+        tasks: those without maps are ignored.
         cut: how the slide was cut.
         folder: an existing one.
         device: where outputs are.
@@ -44,7 +44,7 @@ class SlideMaps:
         self._written = {task: _Written(task, decision, cut, folder) for task, decision in self._tasks.items()}
 
     def add(self, tiles: Sequence[str], outputs: Mapping[str, Any]) -> None:
-        """What the model gave for these tiles, by id; they come in the slide's order."""
+        """Add the outputs for these tiles, given by id in the slide's order."""
         if self._band is None:
             return
         size = (self._cut.tile_size, self._cut.tile_size)
@@ -55,7 +55,7 @@ class SlideMaps:
             self._band.add(x, probabilities)
 
     def close(self) -> dict[str, JsonObject]:
-        """Write the files; task -> what to say of its maps, in JSON types."""
+        """Write the files; returns task -> the facts about its maps, in JSON types."""
         if self._band is not None:
             self._write(self._band.until(self._cut.height))
         return {task.name: written.close() for task, written in self._written.items()}

@@ -1,7 +1,7 @@
 """Predictions for whole slides: maps, outlines, a JSON line per tile and one per slide.
 
-A slide's files stand in a folder of its own, `OUT/SLIDE.svs/`, which is put there when all of them are written: a slide
-that was interrupted has none. What cannot be read is a line of `quarantine.jsonl`, and the others go on.
+Each slide has its own folder, `OUT/SLIDE.svs/`, which is moved into place when all files are written: an interrupted
+slide has none. A slide that cannot be read is a line of `quarantine.jsonl`; the others are still predicted.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _FIELD = ("x", "y", "width", "height")
 
 
 def check_places(slides: Iterable[str], out: Path) -> None:
-    """Raise RunError where the folder of a slide cannot be put: a file is there (`out` is the folder of the slides), or
-    a folder with anything but its predictions."""
+    """Raise RunError if the folder of a slide cannot be created: a file has its name (`out` has the folders of the
+    slides), or a folder with other files."""
     for name in slides:
         folder = inside(out, name)
-        if any(part.startswith(".") for part in Path(name).parts):  # as those are that are under way
+        if any(part.startswith(".") for part in Path(name).parts):  # like unfinished ones
             raise RunError(f"{name} is hidden, or in a hidden folder, and so its predictions would be; rename it.")
         if folder.is_file():
             raise RunError(f"{folder} is a file, not the folder of its predictions; choose another --out.")
@@ -62,9 +62,9 @@ def predict_slides(
     mpp: Mapping[str, float] = MappingProxyType({}),
     note: Callable[[str], None] = lambda line: None,
 ) -> Predicted:
-    """Predict the slides that `out` has no folder of, and those that changed since.
+    """Predict the slides that have no folder in `out`, and those that changed.
 
-    Lines stand in the order of names, whatever was interrupted; of slides that are not among these they stay.
+    Lines are sorted by name; lines of other slides are kept.
 
     Args:
         slides: name -> file; names are paths below `out`.
@@ -75,8 +75,8 @@ def predict_slides(
         read: a loader of tiles, in their order.
         device: where the model is.
         dtype: of autocast; None computes in float32.
-        mpp: name -> micrometres per pixel of level 0, where it is given.
-        note: called with a line for each slide that is done or set aside.
+        mpp: name -> micrometres per pixel of level 0, if given.
+        note: called with a line for each slide that is finished or set aside.
     """
     if any(task.output.kind in ("map", "queries") for task in tasks):
         data.check_outlines()
@@ -166,8 +166,7 @@ def _tile_lines(
 
 
 class _Means:
-    """What the tiles of a slide say on average: probabilities, on which the task decides, and numbers. Boxes have no
-    mean."""
+    """Means over the tiles of a slide: probabilities, from which the task decides, and numbers. Boxes have no mean."""
 
     def __init__(self, tasks: Sequence[Any]):
         self._tasks = [task for task in tasks if task.output.kind == "vector"]
@@ -184,7 +183,7 @@ class _Means:
             self._sums[task.name] = self._sums.get(task.name, torch.zeros_like(value)) + value
 
     def words(self) -> dict[str, JsonObject]:
-        """Nothing where there was no tile."""
+        """Task -> answer; {} for a slide without tiles."""
         return {task.name: self._of(task) for task in self._tasks if task.name in self._sums}
 
     def _of(self, task: Any) -> JsonObject:
@@ -197,7 +196,7 @@ class _Means:
 
 
 def _below(folder: str, words: JsonMapping) -> JsonObject:
-    """File names with their folder before them."""
+    """`words` with the folder before file names."""
     found = {}
     for key, value in words.items():
         told = f"{folder}/{value}" if isinstance(value, str) else value
@@ -216,7 +215,7 @@ def _is_done(folder: Path, path: Path, mpp: float | None) -> bool:
     try:
         identity = asdict(data.identify(path))
     except data.SlideError:
-        return False  # to be told why, with the others
+        return False  # predicting it again gives the reason
     summary = _summary(folder / SUMMARY)
     was_given = summary.get("mpp_source") == "given"
     same_mpp = was_given == (mpp is not None) and (
@@ -226,13 +225,13 @@ def _is_done(folder: Path, path: Path, mpp: float | None) -> bool:
 
 
 def _write_summaries(out: Path, without: Collection[str]) -> None:
-    """predictions.jsonl, of the slides that have a folder but for some, by name."""
+    """predictions.jsonl of the slides that have a folder, without some, by name."""
     summaries = [summary for summary in _summaries(out) if summary["slide"] not in without]
     write_whole(out / LINES, "".join(json.dumps(summary) + "\n" for summary in summaries))
 
 
 def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
-    """quarantine.jsonl by name, less what it says of some slides; none where nothing is left."""
+    """quarantine.jsonl sorted by name, without some slides; no file if nothing is left."""
     entries = [entry for entry in read_lines(out / QUARANTINE)[0] if isinstance(entry.get("slide"), str)]
     found = [entry for entry in entries if entry["slide"] not in without]
     if found:
@@ -243,7 +242,7 @@ def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
 
 
 def _summaries(out: Path) -> list[JsonObject]:
-    """Of all slides that are done, by name; those under way are hidden."""
+    """The summaries of all finished slides, by name; unfinished folders are hidden."""
     paths = [path for path in out.rglob(SUMMARY) if not any(part[0] == "." for part in path.relative_to(out).parts)]
     return [_summary(path) for path in sorted(paths)]
 

@@ -1,7 +1,7 @@
-"""Overlapping tiles to one map: their mean where several lie, a band of rows at a time.
+"""Stitches overlapping tiles to one map, their mean, a band of rows at a time.
 
-Tiles come row by row. Rows that no later tile can reach are handed out and forgotten, so memory holds one row of tiles,
-[C, tile height, map width], whatever the map's height.
+Tiles come row by row. Rows that no later tile can reach are returned and dropped, so memory holds one row of tiles,
+[C, tile height, map width], for any map height.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class Rows(NamedTuple):
 
     Attributes:
         number: how many.
-        left: the first column of `means`; on either side of them no tile lies.
+        left: the first column of `means`; there are no tiles to either side.
         means: float32 [C, number, w].
-        seen: bool [number, w], where any tile lies; the means are 0 elsewhere.
+        seen: bool [number, w], whether any tile covers the pixel; the means are 0 elsewhere.
     """
 
     number: int
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
 
 class Band:
-    """The rows of a map that tiles still come for.
+    """The rows of a map that can still receive tiles.
 
     Args:
         channels: C.
@@ -44,7 +44,7 @@ class Band:
         self._sums = torch.zeros(channels, side, width, device=device)
         self._counts = torch.zeros(side, width, device=device)
         self._top = 0
-        self._left, self._right = width, 0  # columns that tiles lie in
+        self._left, self._right = width, 0  # columns covered by tiles
 
     def until(self, row: int) -> list[Rows]:
         """The rows above `row`, which no further tile reaches; `height` ends the map. Tiles that follow begin there."""
@@ -59,7 +59,7 @@ class Band:
         return found
 
     def add(self, x: int, tile: Tensor) -> None:
-        """Put a tile [C, side, side] at column x of the first row not yet handed out; it may reach beyond the map."""
+        """Put a tile [C, side, side] at column x of the first row not yet handed out; it may extend beyond the map."""
         left, right = max(x, 0), min(x + self._side, self._width)
         if left < right:
             self._sums[:, :, left:right] += tile[:, :, left - x : right - x]

@@ -1,4 +1,4 @@
-"""The pages people look at: `report.html` of a run, and the comparison of several. Each is one self-contained file."""
+"""HTML reports: `report.html` of a run, and the comparison of several runs; each is one self-contained file."""
 
 from .compare import render_comparison
 from .page import render

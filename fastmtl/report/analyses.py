@@ -1,4 +1,4 @@
-"""What the network looks at and makes of it: saliency maps, feature maps, filters. From analyses.json."""
+"""Saliency maps, feature maps and filters, from analyses.json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FEATURES = (
 
 
 def saliency_section(run: PastRun) -> str:
-    """A row for each image: the input, then what each task looks at; "" for a run without.
+    """A row for each image: the input, then the saliency of each task; "" for a run without.
 
     Analyses that failed are added to the problems.
     """
@@ -82,7 +82,7 @@ def _figure(run: PastRun, name: str, label: str, notes: list[str]) -> str:
 
 
 def _answers(run: PastRun, name: str) -> list[str]:
-    """How the image fared in each task, as evaluation.jsonl has it, and what it is an example of."""
+    """The scores of the image in each task, from evaluation.jsonl, and what it is an example of."""
     line: JsonMapping = next((line for line in run.images if line["id"] == name), {"tasks": {}})
     said = class_answers(line)
     for task, entry in line["tasks"].items():

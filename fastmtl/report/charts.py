@@ -19,7 +19,7 @@ UNKNOWN = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: a value `ys[i]` at `xs[i]`; values that are not finite leave a gap. The legend says the last
+    """One line of a chart: a value `ys[i]` at `xs[i]`; values that are not finite leave a gap. The legend has the last
     of them, or `said`."""
 
     name: str
@@ -41,10 +41,10 @@ def line_chart(
     """A figure with its legend under the title; the axis starts at `low`, or lower where a value does.
 
     Args:
-        low, high: the least range of the vertical axis; `high` None takes it from the data.
-        across: what stands under the horizontal axis.
-        marks: place on the horizontal axis -> name of what begins there, an upright line each.
-        square: both axes from 0 to 1 at one length, with their diagonal.
+        low, high: the minimal range of the vertical axis; `high` None: from the data.
+        across: the label of the horizontal axis.
+        marks: place on the horizontal axis -> name of what begins there; each is a vertical line.
+        square: both axes from 0 to 1, of equal length, with the diagonal.
     """
     lines = [_thin(line) for line in lines]
     values = [y for line in lines for y in line.ys if isfinite(y)]
@@ -74,7 +74,7 @@ def line_chart(
     if square:
         (x1, y1), (x2, y2) = place(0, 0), place(1, 1)
         drawn.append(f'<line class=mark x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" />')
-    # What began before the first value stands at the axis, and of several there the last.
+    # Marks before the first value are drawn at the axis; of several there the last.
     starts = {round(max(place(mark, bottom)[0], _LEFT), 1): name for mark, name in (marks or {}).items()}
     for x, name in starts.items():
         drawn.append(f'<line class=mark x1="{x}" x2="{x}" y1={_TOP} y2={floor} />')
@@ -112,7 +112,7 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
 
 
 def confusion_matrix(classes: Sequence[str], counts: Mapping[tuple[str, str], int]) -> str:
-    """A table of (true, predicted) -> images; a cell's shade is its share of the true class."""
+    """A table of (true, predicted) -> images; the shade of a cell is its share of the true class."""
     heads = "".join(f"<th scope=col><span>{escape(name)}</span></th>" for name in classes)
     rows = []
     for true in classes:
@@ -145,7 +145,7 @@ def shares(parts: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Seconds in words.
 
     >>> duration(0.31), duration(75), duration(7322)
     ('0.3 s', '1 min 15 s', '2 h 2 min')
@@ -190,7 +190,7 @@ def _strokes(index: int, dots: bool, points: Sequence[tuple[float, float] | None
 
 
 def _short(mark: float) -> str:
-    """A number beside an axis, where there is room for five letters.
+    """A number beside an axis, at most five characters.
 
     >>> _short(0.75), _short(0.0015), _short(20000.0)
     ('0.75', '1.5e-3', '20000')
@@ -213,13 +213,13 @@ def _legend(lines: Sequence[Line]) -> str:
 
 
 def _dash(index: int) -> str:
-    """Dashes as well as colours: a print in grey can still be read."""
+    """Dashes as well as colours, for prints in grey."""
     dash = _DASHES[index % len(_DASHES)]
     return f'stroke-dasharray="{dash}"' if dash else ""
 
 
 def _thin(line: Line) -> Line:
-    """Means of neighbours where there are more points than pixels would show."""
+    """Means of neighbours if there are more points than pixels."""
     group = math.ceil(len(line.xs) / _MOST_POINTS)
     if group < 2:
         return line

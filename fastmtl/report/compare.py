@@ -17,7 +17,7 @@ from .page import device, primary_scores, what_ran
 from .past_run import UNEXPECTED, PastRun
 from .style import page
 
-# Options of a task that say what its scores are of, and how they are taken: of others than these two runs compare.
+# Options of a task that define its scores: runs compare only if these are equal.
 _SCORED_BY = ("column", "size", "structures", "empty", "aggregate", "include_background", "ignore_index")
 
 
@@ -57,7 +57,7 @@ def _names(runs: Sequence[PastRun]) -> list[str]:
 
 
 def _caution(runs: Sequence[PastRun]) -> tuple[str, bool]:
-    """Scores on different images are no comparison, and the page says so before it shows any; whether they are one."""
+    """A note on whether the runs were scored on the same images, and whether their scores compare."""
     if len(runs) < 2:
         return "<p class=warn>The other runs could not be read: there is nothing to compare.</p>", False
     if any("validation_patients" not in run.facts for run in runs):
@@ -74,7 +74,7 @@ def _caution(runs: Sequence[PastRun]) -> tuple[str, bool]:
 
 
 def _num_images(runs: Sequence[PastRun]) -> list[int]:
-    """How many each held out, of the runs that say it."""
+    """The number of held-out images of each run that has it."""
     counts = [run.summary.get("num_images", run.facts.get("validation_images")) for run in runs]
     return [count for count in counts if count is not None]
 
@@ -115,7 +115,7 @@ def _scores(names: Sequence[str], runs: Sequence[PastRun], comparable: bool) -> 
 
 
 def _direction(runs: Sequence[PastRun], task: str, metric: str) -> bool | None:
-    """Whether more is better; None where it is unknown, or where the runs that have the task score it differently."""
+    """Whether more is better; None if that is unknown, or the runs with this task score it differently."""
     having = [run for run in runs if metric in run.scores.get(task, {})]
     if _differ(tuple(repr(run.options(task).get(option)) for option in _SCORED_BY) for run in having):
         return None
@@ -124,7 +124,7 @@ def _direction(runs: Sequence[PastRun], task: str, metric: str) -> bool | None:
 
 
 def _best(values: Sequence[float], higher_is_better: bool | None) -> list[int]:
-    """The places of the best value and of those that read alike; none where all do, or there is nothing to choose."""
+    """Places of the best value and of those that are printed alike; none if all are, or there is no choice."""
     known = [value for value in values if isfinite(value)]
     if higher_is_better is None or len({number(value) for value in known}) < 2:
         return []
@@ -133,7 +133,7 @@ def _best(values: Sequence[float], higher_is_better: bool | None) -> list[int]:
 
 
 def _curves(names: Sequence[str], runs: Sequence[PastRun]) -> str:
-    """One chart per task and loss, and per task and metric; each run keeps its colour through all of them."""
+    """One chart per task and loss, and per task and metric; a run has the same colour in all."""
     figures = []
     for task in dict.fromkeys(task for run in runs for record in run.records for task in record["loss"]):
         lines = [
@@ -163,7 +163,7 @@ def _differences(names: Sequence[str], runs: Sequence[PastRun]) -> str:
 
 
 def _facts(names: Sequence[str], runs: Sequence[PastRun]) -> str:
-    """Data, machine and commit of each run; the recipes' choices stand in the table of differences."""
+    """Data, machine and commit of each run; the choices of the recipes are in the table of differences."""
     found = [what_ran(run) for run in runs]
     if any(run.notices for run in runs):
         for run, one in zip(runs, found, strict=True):

@@ -1,4 +1,4 @@
-"""Learning curves: each task's loss and scores over the epochs, and where a stage began."""
+"""Learning curves: loss and scores of each task over the epochs, with the stages marked."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def learning_section(run: PastRun) -> str:
 
 
 def curve(records: Sequence[JsonMapping], name: str, find: Callable[[JsonMapping], Any]) -> Line:
-    """A line over the epochs; where `find` finds nothing, or no number, it has a gap."""
+    """A line over the epochs, with gaps where `find` finds no number."""
     return Line(name, [record["epoch"] for record in records], [look_up(find, record) for record in records])
 
 
 def label(metric: str) -> str:
-    """A metric's name as a person writes it.
+    """A metric's name for display.
 
     >>> label("per_class")
     'Per class'
@@ -52,7 +52,7 @@ def label(metric: str) -> str:
 
 
 def stages(records: Sequence[JsonMapping]) -> list[tuple[str, int, int]]:
-    """Name, first and last epoch of each stage; nothing for a run without stages."""
+    """Name, first and last epoch of each stage; [] for a run without stages."""
     epochs: dict[str, list[int]] = {}
     for record in records:
         if "stage" in record:
@@ -68,13 +68,13 @@ def step_marks(records: Sequence[JsonMapping]) -> dict[float, str]:
 
 
 def score_chart(title: str, lines: Sequence[Line], marks: Mapping[float, str] | None = None) -> str:
-    """Scores between 0 and 1 are drawn on the whole of that range."""
+    """Scores between 0 and 1 are drawn over this whole range."""
     shares = all(0 <= y <= 1 for line in lines for y in line.ys if isfinite(y))
     return line_chart(title, lines, high=1.0 if shares else None, marks=marks)
 
 
 def look_up(find: Callable[[JsonMapping], Any], record: JsonMapping) -> float:
-    """A number of a record; NaN where it is not there, as in files of other versions."""
+    """A number of a record; NaN if it is missing, as in files of other versions."""
     try:
         return float(find(record))
     except (KeyError, IndexError, TypeError, ValueError):
@@ -92,7 +92,7 @@ def _note(records: Sequence[JsonMapping]) -> str:
 
 
 def _marks(records: Sequence[JsonMapping]) -> dict[float, str]:
-    """Half an epoch before its first: stage; by number where names would run into each other."""
+    """Half an epoch before its first -> name of the stage; its number if names would overlap."""
     parts = stages(records)
     named = len(parts) <= 2
     return {first - 0.5: name if named else str(number) for number, (name, first, _) in enumerate(parts, 1)}

@@ -1,4 +1,4 @@
-"""How the tasks' gradients got along: their cosines over training, norms, and the weights the balancer gave them."""
+"""Gradient statistics over training: cosines, norms, and the weights that the balancer gave the tasks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .charts import Line, line_chart
 from .curves import look_up, step_marks
 from .past_run import PastRun
 
-_PAIRS = 6  # lines that one chart still shows apart
-_MOST_PAIRS = 24  # beyond which the most opposed pair stands for all
+_PAIRS = 6  # lines that can be told apart in one chart
+_MOST_PAIRS = 24  # beyond this only the most opposed pair is drawn
 
 
 def gradient_section(run: PastRun) -> str:
-    """Cosines of every pair, norms and weights; what the balancer did not record is left out."""
+    """Cosines of every pair, norms and weights, as far as the balancer recorded them."""
     return f"<h2>How the tasks' gradients got along</h2>{_gradients(run)}"
 
 
@@ -61,7 +61,7 @@ def _gradients(run: PastRun) -> str:
 
 
 def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
-    """How often two tasks were opposed, from the lowest cosine of each step; or why nobody knows."""
+    """How often two tasks were opposed, from the lowest cosine of each step; or why this is unknown."""
     if lowest:
         names = _balancers(run)
         under = f", under the balancer{'s' * (len(names) > 1)} {listed(names)}" if names else ""
@@ -89,11 +89,11 @@ def _balancers(run: PastRun) -> list[str]:
 
 
 def _place(look: JsonMapping, task: str) -> int:
-    """Of a task among those of its stage; ValueError where it was not one of them."""
+    """The index of a task in its stage; ValueError if it is not one of its tasks."""
     return list(look["loss"]).index(task)
 
 
 def _known(line: Line) -> Line:
-    """Without the steps that did not record it: a gap is a step whose value was no number."""
+    """The line without steps that have no value."""
     known = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if isfinite(y)]
     return Line(line.name, [x for x, _ in known], [y for _, y in known], line.said)

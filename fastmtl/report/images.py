@@ -1,4 +1,4 @@
-"""What the network did to single images: the best and worst, each class, each patient. From evaluation.jsonl."""
+"""Results of single images: the best and worst, per class and per patient. From evaluation.jsonl."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .pictures import picture
 from .roc import roc_section
 
 _ROWS_SHOWN = 10
-# The colours `evaluation` draws with. They are data here, as in the pictures, and follow neither light nor dark.
+# The colours of `evaluation.per_image`: those of the pictures, in light and dark mode alike.
 _LEGEND = (
     '<ul class=legend><li><span class=outline style="border-color:#40c4ff"></span>true outline</li>'
     '<li><span class="outline dashed" style="border-color:#ffd600"></span>predicted outline</li></ul>'
@@ -24,7 +24,7 @@ _LEGEND = (
 
 
 def tile_sections(run: PastRun) -> str:
-    """The best and worst tiles of every task that has thumbnails; a file that is gone is added to the problems."""
+    """The best and worst tiles of every task with thumbnails; missing files are added to the problems."""
     parts = ["<h2>Tiles to look at</h2>"]
     for task in task_names(run.images):
         lines = [line for line in run.images if "thumbnail" in line["tasks"].get(task, {})]
@@ -41,7 +41,7 @@ def tile_sections(run: PastRun) -> str:
 
 
 def class_sections(run: PastRun) -> str:
-    """A table of classes and a confusion matrix for every task with classes; the summary's values without images."""
+    """A table and a confusion matrix for every task with classes; without images the values of the summary."""
     parts = ["<h2>Per class</h2>"]
     names = _tasks_with(run, "class")
     for task in names:
@@ -61,11 +61,11 @@ def class_sections(run: PastRun) -> str:
 
 
 def patient_section(run: PastRun) -> str:
-    """One row per patient, or what else the split kept together; the worst first, where the images have scores."""
+    """One row per patient (or group of the split); the worst first, if the images have scores."""
     if not run.images:
         return f"<h2>Per {run.unit}</h2>{_absent(run, f'table of {run.unit}s')}"
     if run.by_tile:
-        return ""  # nobody knows whose they are
+        return ""  # their patients are unknown
     patients: dict[str, list[JsonMapping]] = defaultdict(list)
     for line in run.images:
         patients[str(line.get("patient", "unknown"))].append(line)
@@ -99,7 +99,7 @@ def patient_section(run: PastRun) -> str:
 
 
 def spread(run: PastRun) -> list[str]:
-    """For each task with masks, how its Dice is spread over the images: means hide the images that went wrong."""
+    """For each task with masks, how Dice is spread over the images: a mean hides the failures."""
     said = []
     for task in task_names(run.images):
         dice = sorted(_entries(run.images, task, "dice"))
@@ -109,7 +109,7 @@ def spread(run: PastRun) -> list[str]:
 
 
 def _spread(dice: Sequence[float]) -> str:
-    """Of scores in rising order."""
+    """`dice` is sorted."""
     count, low, high = len(dice), number(dice[0]), number(dice[-1])
     if low == high:
         return f"the one image has a Dice of {low}" if count == 1 else f"all {count} images have a Dice of {low}"
@@ -120,8 +120,8 @@ def _spread(dice: Sequence[float]) -> str:
 
 
 def class_facts(run: PastRun) -> tuple[list[str], list[str]]:
-    """For each task with classes: those of which no held-out image was recognised, and how far sensitivity ranges over
-    the classes. Accuracy hides both where classes are rare."""
+    """For each task with classes: the classes that were never recognised, and the range of sensitivity over the
+    classes. Accuracy hides both if classes are rare."""
     missed, ranges = [], []
     for task in _tasks_with(run, "class"):
         pairs = list(zip(_entries(run.images, task, "class"), _entries(run.images, task, "predicted"), strict=True))
@@ -139,7 +139,7 @@ def class_facts(run: PastRun) -> tuple[list[str], list[str]]:
 
 
 def _range(shares: Sequence[tuple[float, str]]) -> str:
-    """Of (sensitivity, class), the lowest first."""
+    """`shares` are (sensitivity, class), sorted."""
     (low, worst), (high, best) = shares[0], shares[-1]
     if len(shares) == 1:
         return f"all held-out images are of {best}, and {percent(high)} of them were recognised"
@@ -169,7 +169,7 @@ def task_names(images: Sequence[JsonMapping]) -> list[str]:
 
 
 def _groups(lines: Sequence[JsonMapping], task: str) -> list[tuple[str, list[JsonMapping]]]:
-    """Title and tiles of the worst, the typical and the best; by halves where the run does not say which is which."""
+    """Title and tiles of the worst, the typical and the best; two halves if the run does not label them."""
     lines = sorted(lines, key=lambda line: line["tasks"][task]["score"])
     groups: dict[str, list[JsonMapping]] = {"worst": [], "typical": [], "best": []}
     for place, line in enumerate(lines):
@@ -183,7 +183,7 @@ def _groups(lines: Sequence[JsonMapping], task: str) -> list[tuple[str, list[Jso
 
 
 def _class_names(run: PastRun, task: str) -> list[str]:
-    """The task's classes in their order: of its column, or of its probabilities; of no column with other classes."""
+    """The task's classes in order: those of its column or of its probabilities, if they have all classes seen."""
     entries = [line["tasks"][task] for line in run.images if "class" in line["tasks"].get(task, {})]
     seen = {name for entry in entries for name in (entry["class"], entry["predicted"])}
     told = list(entries[0].get("probabilities", {}))
@@ -207,7 +207,7 @@ def _tiles(run: PastRun, task: str, lines: Sequence[JsonMapping]) -> str:
 
 
 def _caption(line: JsonMapping, entry: JsonMapping) -> tuple[str, list[str]]:
-    """What a tile got, and its classes: by this task, or beside a mask by any task that has classes."""
+    """The score of a tile, and its classes in this task or, for masks, in any task with classes."""
     if "class" in entry:
         sure = f"{percent(entry['probability'])} sure"
         return f"taken for {entry['predicted']}", [sure, f"true class: {entry['class']}"]
@@ -218,7 +218,7 @@ def _caption(line: JsonMapping, entry: JsonMapping) -> tuple[str, list[str]]:
 
 
 def class_answers(line: JsonMapping) -> list[str]:
-    """An image's class in each task that has classes, and what it was taken for; of several tasks with their names."""
+    """True and predicted class of an image in each task with classes; with the task's name if there are several."""
     found = {task: entry for task, entry in line["tasks"].items() if "class" in entry}
     said = []
     for task, entry in found.items():
@@ -256,7 +256,7 @@ def _summary_tables(run: PastRun) -> list[str]:
 
 
 def _summary_table(title: str, values: JsonMapping) -> str:
-    """Of class -> value, or of several scores of the same classes."""
+    """`values` are class -> value, or score -> (class -> value)."""
     scores = values if all(isinstance(one, dict) for one in values.values()) else {"": values}
     heads = [f"{title} {score}".strip() for score in scores]
     names = dict.fromkeys(name for one in scores.values() for name in one)
@@ -268,7 +268,7 @@ def _tasks_with(run: PastRun, key: str) -> list[str]:
 
 
 def _titled(task: str, tasks: Sequence[str], what: str) -> str:
-    """A column's head; the task's name only where there are several, for a phone is narrow."""
+    """The head of a column; with the task's name only if there are several, to fit a phone."""
     return f"{task}: {what}" if len(tasks) > 1 else what
 
 

@@ -1,4 +1,4 @@
-"""What was odd about a run's data and scores, near the top of its page."""
+"""Notices about the data and scores of a run, near the top of its page."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from html import escape
 from .past_run import PastRun
 
 _SHOWN = 10  # entries before the others are folded away
-_ALIKE = 3  # notices that differ in names and numbers alone, beyond which they are one entry
+_ALIKE = 3  # more notices that differ only in names and numbers become one entry
 
 
 def notice_section(run: PastRun) -> str:
-    """A list; notices of one kind are one entry, and of many entries the first are open. "" for a run without."""
+    """A list; many notices of one kind are one entry, and only the first entries are open. "" for a run without."""
     if not run.notices:
         return ""
     entries = [_entry(one) for one in _kinds(run.notices)]
@@ -24,7 +24,7 @@ def notice_section(run: PastRun) -> str:
 
 
 def _kinds(notices: Sequence[str]) -> list[list[str]]:
-    """Notices whose reasons differ in numbers alone together, where they are many; in the order of their first."""
+    """Groups of notices whose reasons differ in numbers only, if there are many; in order of the first."""
     alike: dict[str, list[str]] = {}
     for notice in dict.fromkeys(notices):
         reason = notice.rpartition(": ")[2]

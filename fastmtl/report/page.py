@@ -44,7 +44,7 @@ def render(run: PastRun) -> str:
 
 
 def primary_scores(run: PastRun) -> dict[tuple[str, str], float]:
-    """(task, metric) -> value, for the metrics that are one number; NaN where nothing defines them."""
+    """(task, metric) -> value, for metrics that are one number; NaN if undefined."""
     return _numbers(run.scores)
 
 
@@ -58,7 +58,7 @@ def _numbers(tasks: Mapping[str, JsonMapping]) -> dict[tuple[str, str], float]:
 
 
 def what_ran(run: PastRun) -> dict[str, str]:
-    """The data, the split, the recipe's choices, the machine and the commit, as far as they are known."""
+    """Data, split, choices of the recipe, machine and commit, as far as known."""
     facts, environment, config = run.facts, run.environment, run.config
     rows = {
         "data": facts.get("data"),
@@ -83,7 +83,7 @@ def what_ran(run: PastRun) -> dict[str, str]:
 
 
 def device(run: PastRun) -> str:
-    """The name of the GPU, or of all where the run does not say which it had; or the processor's and its threads."""
+    """The name of the GPU (of all GPUs if the run does not say which), or the processor and its threads."""
     environment = run.environment
     if not environment:
         return ""
@@ -137,7 +137,7 @@ def _cards(scores: Mapping[tuple[str, str], float]) -> str:
 
 
 def _test(run: PastRun) -> str:
-    """The scores on images kept for a test; "" where there are none."""
+    """The scores on the test images; "" if there are none."""
     test = run.summary.get("test", {})
     scores = _numbers(test.get("tasks", {}))
     if not scores:
@@ -148,7 +148,7 @@ def _test(run: PastRun) -> str:
 
 
 def _meanings(run: PastRun, scores: Mapping[tuple[str, str], float]) -> list[str]:
-    """A sentence for each metric on the cards that this program gives; own kinds of tasks may mean something else."""
+    """A sentence for each known metric on the cards; metrics of custom tasks have none."""
     tasks: dict[str, list[str]] = {}
     for task, metric in scores:
         tasks.setdefault(metric, []).append(task)
@@ -190,7 +190,7 @@ def _what_ran_section(run: PastRun) -> str:
 
 
 def _counts(facts: JsonMapping, training: str, validation: str) -> str:
-    """Both counts in words; empty where a run of another version has them not."""
+    """Both counts in words; "" if a run of another version lacks them."""
     if training not in facts or validation not in facts:
         return ""
     first, second = (found if isinstance(found, int) else len(found) for found in (facts[training], facts[validation]))

@@ -41,31 +41,31 @@ class PastRun:
 
     @property
     def notices(self) -> list[str]:
-        """What was odd: of the data and the scores, or of the data alone while the run has no summary."""
+        """Notices about data and scores; only about the data if the run has no summary."""
         return self.summary.get("notices", self.facts.get("notices", []))
 
     @property
     def unit(self) -> str:
-        """What the split kept together."""
+        """The unit of the split."""
         data = self.config.get("data", {})
         group_by = data.get("group_by", "") if isinstance(data, dict) else ""
         return {"": "patient", "patient": "patient", "tile": "image"}.get(group_by, "group")
 
     def options(self, task: str) -> JsonObject:
-        """What the recipe says of a task; {} where it says nothing."""
+        """The recipe's options of a task; {} if there are none."""
         tasks = self.config.get("tasks", {})
         found = tasks.get(task, {}) if isinstance(tasks, dict) else {}
         return found if isinstance(found, dict) else {}
 
     def classes(self, task: str) -> list[str]:
-        """The classes of the column that a task learns from, in their order; [] where the run does not say."""
+        """The classes of a task's column, in order; [] if unknown."""
         column = self.options(task).get("column", "")
         if column in ("", "label"):
             return self.facts.get("class_names", [])
         return self.facts.get("classes", {}).get(column, [])
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
-        """As the run says; of runs of versions that do not say, by the metric's name. None: unknown."""
+        """From the run; for runs of older versions by the metric's name. None: unknown."""
         if "higher_is_better" in self.summary:
             return self.summary["higher_is_better"].get(task, {}).get(metric)
         return direction_of(f"{task}.{metric}")
@@ -77,12 +77,12 @@ class PastRun:
 
     @property
     def by_tile(self) -> bool:
-        """Whether images were split one by one: a patient's may be on both sides, and nobody knows whose they are."""
+        """Whether images were split one by one: a patient may be on both sides, and patients are unknown."""
         return self.unit == "image"
 
     @property
     def scores(self) -> dict[str, JsonObject]:
-        """Task -> metrics on the held-out images: the summary's, else those of the last epoch that has them."""
+        """Task -> metrics on the held-out images: from the summary, else from the last epoch that has them."""
         if self.summary:
             return self.summary["tasks"]
         found = (record["validation"]["tasks"] for record in reversed(self.records) if "validation" in record)
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> PastRun:
     """Read `folder`.
 
     Raises:
-        RunError: nothing in it says that it is a run.
+        RunError: it is not a run folder.
     """
     config = folder / "config.toml"
     if not config.is_file():
@@ -140,7 +140,7 @@ def _object(run: PastRun, name: str, consequence: str) -> JsonObject:
 
 
 def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -> list[JsonObject]:
-    """The lines of a .jsonl file that have `fields`; `consequence` says what is not on the page without any."""
+    """The lines of a .jsonl file that have `fields`; `consequence` is what the page lacks without them."""
     path = run.folder / name
     records, problems = read_lines(path)
     run.problems += problems

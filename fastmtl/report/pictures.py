@@ -1,4 +1,4 @@
-"""Pictures of a run folder inside the page."""
+"""Images of a run folder, embedded in the page."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .past_run import PastRun
 
 
 def picture(run: PastRun, name: str, described: str, consequence: str) -> str:
-    """An <img> that holds the file `name` of the run; "" and a line in the problems where it cannot be read.
+    """An <img> with the file `name` of the run; "" and a line in the problems if it cannot be read.
 
     Args:
-        name: FOLDER/FILE; what lies deeper or outside is never read.
-        described: for those who cannot see it.
-        consequence: what the page lacks without it, for the problem's line.
+        name: FOLDER/FILE; other places are never read.
+        described: the alternative text.
+        consequence: what the page lacks without it, for the problems.
     """
     path = run.folder / "/".join(PurePosixPath(name).parts[-2:])
     try:

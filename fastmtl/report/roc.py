@@ -10,11 +10,11 @@ from ..utils.optional_imports import MissingExtra, require
 from .charts import NUM_COLOURS, Line, line_chart
 from .past_run import PastRun
 
-_POINTS = 200  # of a curve: more than a screen shows
+_POINTS = 200  # of a curve: more than a screen resolves
 
 
 def roc_section(run: PastRun, task: str, entries: Sequence[JsonMapping]) -> str:
-    """The curves with their areas; where they cannot be made, one line is added to the problems.
+    """The curves with their areas; if they cannot be made, a line is added to the problems.
 
     Args:
         entries: of the task's images, each with its true "class".
@@ -46,7 +46,7 @@ def roc_section(run: PastRun, task: str, entries: Sequence[JsonMapping]) -> str:
 
 
 def _curve(name: str, entries: Sequence[JsonMapping]) -> Line | None:
-    """None where one side has no image."""
+    """None if one side has no image."""
     sklearn = require("sklearn.metrics", "the ROC curves of a report")
     truth = [entry["class"] == name for entry in entries]
     if all(truth) or not any(truth):
@@ -59,7 +59,7 @@ def _curve(name: str, entries: Sequence[JsonMapping]) -> Line | None:
 
 
 def _places(count: int) -> list[int]:
-    """At most _POINTS of `count`, evenly, both ends among them."""
+    """At most _POINTS of `count` indices, evenly spaced, with both ends."""
     if count <= _POINTS:
         return list(range(count))
     return [round(number * (count - 1) / (_POINTS - 1)) for number in range(_POINTS)]

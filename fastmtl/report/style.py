@@ -1,4 +1,4 @@
-"""The look of the pages: one column, two grids, six colours that stay apart for every kind of colour vision."""
+"""The style of the pages: one column, two grids, six colours for every kind of colour vision."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ pre { overflow-x: auto; font-size: .82rem; background: var(--card); border-radiu
 
 
 def page(title: str, parts: list[str], problems: list[str]) -> str:
-    """The whole document; `problems` stand under its first part."""
+    """The whole document, with `problems` below its first part."""
     said = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
     warning = f"<div class=warn><b>Missing from this page</b><ul>{said}</ul></div>" if problems else ""
     head = (

@@ -1,4 +1,4 @@
-"""Tasks: what to predict, the loss that teaches it, the metrics that judge it. Recipes build them by name."""
+"""Tasks: what to predict, with its loss and its metrics. Recipes build them by name."""
 
 from .auxiliary import AuxiliarySegmentation
 from .base import BaseTask

@@ -1,4 +1,4 @@
-"""Deep supervision of an inner layer, as the switched auxiliary loss uses it."""
+"""Deep supervision of an inner layer, for the switched auxiliary loss."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .registry import register_task
 class AuxiliarySegmentation(BaseTask):
     """A coarse map [B, 1, h, w] from inside the network against the full-resolution mask 0/1 [B, 1, H, W].
 
-    The mask is down-sampled where the loss reads it (`ops.deep_supervision_loss`). Which layer it is, is the model's
-    `use_auxiliary`, or a stage's `auxiliary_stride`.
+    The loss downsamples the mask as it reads it (`ops.deep_supervision_loss`). The model's `use_auxiliary`, or a
+    stage's `auxiliary_stride`, chooses the layer.
 
     Args:
-        bce_weight, dice_weight: the paper has BCE alone.
+        bce_weight, dice_weight: the paper uses BCE only.
         downsample: "nearest", "area" or "max".
     """
 
@@ -46,7 +46,7 @@ class AuxiliarySegmentation(BaseTask):
         )
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar; samples without a mask take no part."""
+        """Scalar, over the samples with a mask."""
         return self.criterion([output], batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:

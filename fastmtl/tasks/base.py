@@ -1,4 +1,4 @@
-"""What all tasks share: their column of `Batch.has_label`, and metrics of the labelled samples alone."""
+"""What all tasks share: their column of `Batch.has_label`, and metrics of the labelled samples only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from ..utils.json_toml import JsonObject
 
 
 class BaseTask:
-    """A task of one target. Subclasses give `loss`, `predict` and `metrics`, and say what they need.
+    """A task with one target. Subclasses define `loss`, `predict`, `metrics`, `target` and `output`.
 
     Attributes:
         name: the key in `Batch.targets` and in the model's outputs.
         column: of `Batch.has_label`.
         target: what the loader reads.
-        output: the logits asked of the model.
-        primary_metric: the metric that stands for the task when the best checkpoint is chosen, larger is better; "" for
-            a task that only helps others.
+        output: the logits that the model must return.
+        primary_metric: the metric that chooses the best checkpoint, larger is better; "" for an auxiliary task.
         higher_is_better: metric -> whether more of it is better, where its torchmetrics does not say so.
     """
 
@@ -50,11 +49,11 @@ class BaseTask:
         return self.has_label(batch)
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """Scalar; divides by the labelled samples, and is 0, with a graph, where there are none."""
+        """Scalar mean over the labelled samples; 0, with a graph, if there are none."""
         raise NotImplementedError(f"{type(self).__name__} must give `loss`")
 
     def predict(self, output: Any, batch: Batch | None = None) -> Tensor:
-        """The answer itself, from what the model gave; `batch` where the answer depends on the samples' metadata."""
+        """The prediction from the model's output; with `batch` if it depends on the samples' metadata."""
         raise NotImplementedError(f"{type(self).__name__} must give `predict`")
 
     def metrics(self) -> Any:
@@ -68,12 +67,12 @@ class BaseTask:
             metrics.update(self.predict(output, batch)[rows], batch.targets[self.name][rows])
 
     def summary(self, metrics: Any) -> JsonObject:
-        """`metrics` as plain numbers; None where nothing was added."""
+        """`metrics` as plain numbers; None if nothing was added."""
         return {name: number(of(metric)) for name, metric in metrics.items()}
 
 
 def of(metric: Any) -> Tensor:
-    """What a torchmetrics metric found; NaN, without a warning, where the samples seen do not define it."""
+    """The value of a torchmetrics metric; NaN, without a warning, if the samples seen do not define it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)  # AUROC of a single class; nothing added at all
         try:
@@ -83,7 +82,7 @@ def of(metric: Any) -> Tensor:
 
 
 def number(value: Tensor) -> float | None:
-    """The scalar, or None for NaN: JSON has no word for it."""
+    """The scalar, or None for NaN, which JSON lacks."""
     found = value.item()
     return found if found == found else None
 
@@ -94,7 +93,7 @@ def by_name(names: Iterable[str], values: Tensor) -> dict[str, float | None]:
 
 
 def class_weights_of(name: str, class_weights: Sequence[float], classes: Sequence[str]) -> Tensor | None:
-    """float32 [C], or None without any; a ValueError, with the task's name, where they are not one for each class."""
+    """float32 [C], or None without weights; ValueError, with the task's name, unless there is one for each class."""
     if not class_weights:
         return None
     if len(class_weights) != len(classes):
@@ -122,7 +121,7 @@ def smoothing(name: str, value: float) -> float:
 
 
 def distinct(name: str, structures: Sequence[str]) -> tuple[str, ...]:
-    """`structures`, or a ValueError: metrics are told by their names."""
+    """`structures`, or a ValueError unless they are distinct names, which are the keys of metrics."""
     for structure in structures:
         if not isinstance(structure, str) or not structure or list(structures).count(structure) > 1:
             raise ValueError(f"task {name!r}: `structures` must be distinct names; got {list(structures)}.")
@@ -130,7 +129,7 @@ def distinct(name: str, structures: Sequence[str]) -> tuple[str, ...]:
 
 
 def exclusive(name: str, structures: Sequence[str]) -> tuple[str, ...]:
-    """`distinct`, or a ValueError where there are more than maps of uint8 have numbers."""
+    """`distinct`, or a ValueError if there are more than 256, as maps are uint8."""
     if len(structures) > 256:
         raise ValueError(f"task {name!r}: `structures` can be 256 at most, as maps are uint8; got {len(structures)}.")
     return distinct(name, structures)

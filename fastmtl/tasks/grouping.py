@@ -1,4 +1,4 @@
-"""Groups of samples that are judged apart: organs with thresholds of their own, classes with scores of their own."""
+"""Groups of samples with their own thresholds and scores, for example organs or classes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Grouping:
     """The values of one label column, read from `Batch.metadata[group_by]` (class indices, [B] or [B, 1]).
 
     Args:
-        task: for messages.
+        task: its name, for messages.
         group_by: the column; "" has a single group of all samples.
         columns: the data set's label columns and their class names.
-        thresholds: class name -> probability, for classes whose threshold is their own.
+        thresholds: class name -> probability, for classes with their own threshold.
 
     Raises:
         ValueError: an unknown column or class, or a threshold outside 0 to 1.
@@ -51,7 +51,7 @@ class Grouping:
         return batch.metadata[self.group_by].reshape(-1).long() if self.group_by else None
 
     def thresholds(self, batch: Batch | None, default: Tensor, device: torch.device) -> Tensor:
-        """`default` [C, 1, 1], or, where groups have their own, [B, C, 1, 1]."""
+        """`default` [C, 1, 1], or [B, C, 1, 1] if groups have their own thresholds."""
         group = self.of(batch) if batch is not None and self._own else None
         if group is None:
             return default

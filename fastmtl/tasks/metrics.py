@@ -1,5 +1,5 @@
-"""The tasks' collections of metrics, and the metrics torchmetrics lacks: overlap, with a stated answer for empty masks,
-and R^2 of targets far from 0.
+"""The tasks' metrics, and two that torchmetrics lacks: overlap with a defined score of empty masks, and R^2 of targets
+far from 0.
 
 torchmetrics' DiceScore counts an empty prediction of an empty mask as 0 and offers no choice; its R2Score subtracts
 sums of squares, in which float32 loses a spread that is small beside the values.
@@ -101,7 +101,7 @@ def _summed(metric: torchmetrics.Metric) -> torchmetrics.Metric:
 
 def _apart(metrics: Mapping[str, torchmetrics.Metric]) -> torchmetrics.MetricCollection:
     # torchmetrics merges metrics whose states are equal after the first batch: Dice and Jaccard are when all is found.
-    return torchmetrics.MetricCollection(dict(metrics), compute_groups=False)  # type: ignore[arg-type]
+    return torchmetrics.MetricCollection({**metrics}, compute_groups=False)
 
 
 def overlap(preds: Tensor, target: Tensor, score: str, empty: float = 1.0) -> Tensor:
@@ -144,7 +144,7 @@ class Overlap(torchmetrics.Metric):
     Args:
         score: "dice" or "jaccard".
         channels: C of the masks; each structure is scored alone, and `compute` is the mean over all.
-        groups: how many kinds of images (organs, classes) are told apart in `per_group`.
+        groups: number of groups of images (organs, classes) in `per_group`.
         empty: score of an empty prediction of an empty mask; None leaves images out whose mask is empty.
         aggregate: "image" scores each image and takes the mean; "batch" scores all pixels of a batch together.
     """

@@ -1,4 +1,4 @@
-"""How segmentations are scored: what an empty mask counts as, over what the scores are taken, what is told apart."""
+"""Scores of segmentations: the score of empty masks, what the means are over, scores per class and per group."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Aggregate = str | Mapping[str, str]
 
 
 class Scoring:
-    """`dice` and `jaccard` of a task's structures, as its options have them.
+    """`dice` and `jaccard` of a task's structures, by its options.
 
     Args:
-        task: for messages.
+        task: its name, for messages.
         names: the C structures that are scored.
-        grouping: the groups whose scores are told apart.
+        grouping: groups with their own scores.
         empty: a key of `EMPTY`.
         aggregate: "image" or "batch", or a mapping of "dice" and "jaccard" to them; see `metrics.Overlap`.
 
     Raises:
-        ValueError: a policy or an aggregation that there is not; torchmetrics would say so after the first epoch.
+        ValueError: an unknown `empty` or `aggregate`.
     """
 
     def __init__(self, task: str, names: Sequence[str], grouping: Grouping, empty: str, aggregate: Aggregate) -> None:

@@ -65,7 +65,7 @@ class _Sigmoid(BaseTask):
         )
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar; samples without masks take no part."""
+        """Scalar, over the samples with masks."""
         return self.criterion(output, batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
@@ -106,7 +106,7 @@ class BinarySegmentation(_Sigmoid):
         empty: what an empty prediction of an empty mask scores, in loss and metrics: "one", "zero", or "skip", which
             leaves out images with an empty mask.
         threshold: probability from which a pixel counts as foreground, in metrics and predictions.
-        group_by: a label column of the data set, for example the organ or the class: metrics are told for each value.
+        group_by: a label column of the data set, for example the organ or the class: metrics are given for each value.
         thresholds: of single groups, where they differ from `threshold`.
         aggregate: "image" is the mean of the images' scores, "batch" of the batches', their pixels taken together; a
             mapping for "dice" and "jaccard" by themselves.
@@ -197,7 +197,7 @@ class MultiClassSegmentation(BaseTask):
         )
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar; samples without a map take no part."""
+        """Scalar, over the samples with a map."""
         self.criterion.to(output.device)  # its class weights; nothing once they are there
         return self.criterion(output, batch.targets[self.name], mask=self.has_label(batch))
 

@@ -1,4 +1,4 @@
-"""Universal segmentation: a set of queries, each a class and a mask, as Mask2Former and Mask2Tasks answer."""
+"""Universal segmentation by queries, each a class and a mask, as in Mask2Former and Mask2Tasks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UniversalSegmentation(BaseTask):
     Args:
         structures: the C classes' names, the background first; () is background and foreground.
         class_weight, mask_weight, dice_weight, no_object_weight, num_points: see `losses.Mask2FormerLoss`.
-        group_by: a label column of the data set: metrics are told for each value.
+        group_by: a label column of the data set: metrics are given for each value.
         empty, aggregate: of the metrics, as in `BinarySegmentation`; the loss matches what is there.
     """
 
@@ -73,7 +73,7 @@ class UniversalSegmentation(BaseTask):
         )
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        """Scalar, all layers weighted and added; samples without a mask take no part."""
+        """Scalar: the weighted sum over all layers, for the samples with a mask."""
         self.criterion.to(output.class_logits.device)
         labels, masks, count = self._objects(batch.targets[self.name])
         found = self.criterion(

@@ -1,8 +1,8 @@
 """Crash-safe checkpoints without pickle: tensors in safetensors, everything else in JSON.
 
-A checkpoint is a directory. It is written under a temporary name, every file is synced, a manifest of sha256 sums
-goes in last and the directory is renamed: a name without `.tmp` is a whole checkpoint, whenever the power fails.
-Nothing here can execute code from a file.
+A checkpoint is a directory. It is written under a temporary name, every file is synced, a manifest of sha256 sums is
+added last, and the directory is renamed: a name without `.tmp` is always a complete checkpoint. Loading never executes
+code from a file.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.jso
 def save(directory: Path, state: StateDict) -> None:
     """Write `state` (nested dicts, lists and tuples of tensors, numbers, text, bools and None) to `directory`.
 
-    An existing checkpoint of that name is replaced; it stays whole until the new one is durable.
+    An existing checkpoint of that name is replaced; it stays valid until the new one is on the disk.
 
     Raises:
-        TypeError: a value of another kind, naming its place.
+        TypeError: a value of another kind; names its place.
         CheckpointError: the disk is full, or the folder cannot be written to.
     """
     tensors: dict[str, Tensor] = {}
@@ -42,8 +42,8 @@ def save(directory: Path, state: StateDict) -> None:
     try:
         _write(temporary, tensors, tree)
     except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk it would stand in the next one's way
-        then = "go on with fastmtl train --resume" if exists(directory) else "train again"
+        shutil.rmtree(temporary, ignore_errors=True)  # frees the space on a full disk
+        then = "continue with fastmtl train --resume" if exists(directory) else "train again"
         raise CheckpointError(
             f"checkpoint {directory} cannot be written ({' '.join(str(error).split())}). Free space, or allow writing "
             f"there, and {then}."
@@ -58,12 +58,12 @@ def save(directory: Path, state: StateDict) -> None:
 
 
 def exists(directory: Path) -> bool:
-    """Whether there is a checkpoint to `load`, sound or damaged."""
+    """Whether there is a checkpoint to `load`, valid or damaged."""
     return _place(directory).is_dir()
 
 
 def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
-    """The state that `save` wrote, its sums checked first.
+    """The state that `save` wrote; its checksums are checked first.
 
     Raises:
         CheckpointError: no checkpoint there, a damaged file, or another format.
@@ -77,7 +77,7 @@ def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {directory}.") from None
     except OSError:
-        raise  # it says of which file
+        raise  # its message names the file
     except Exception as error:  # a damaged or edited file can raise any error
         raise CheckpointError(f"checkpoint {directory} has an unreadable manifest ({error}).") from error
     if version != FORMAT:
@@ -95,15 +95,15 @@ def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({said}).") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {directory} has a state that is no table.")
+        raise CheckpointError(f"checkpoint {directory} has a state that is not a dict.")
     return state
 
 
 def load_model(directory: Path, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
-    """Put the weights of a trainer's checkpoint into `model`: the averaged ones, where it has an average.
+    """Load the weights of a trainer's checkpoint into `model`: the averaged ones, if it has an average.
 
     Raises:
-        CheckpointError: as `load`, or the weights are another network's.
+        CheckpointError: as `load`, or the weights do not fit the network.
     """
     state = load(directory, device)
     average = state.get("average")
@@ -119,7 +119,7 @@ def load_model(directory: Path, model: torch.nn.Module, device: torch.device | s
 
 
 def _place(directory: Path) -> Path:
-    """Where the checkpoint is: a crash between the two renames of `save` leaves the previous one under `.old`."""
+    """Path of the checkpoint: a crash between the two renames of `save` leaves the previous one as `.old`."""
     old = directory.with_name(directory.name + ".old")
     return old if not directory.exists() and old.exists() else directory
 

@@ -1,4 +1,4 @@
-"""A model over a loader, without gradients: metrics, losses, and the precision that a device is fastest in."""
+"""Evaluation of a model over a loader: metrics and losses; and the precision in which a device is fastest."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def evaluate(
 ) -> JsonObject:
     """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the primary metrics, "num_images"}.
 
-    A primary metric below 0, as R^2 can be without end, counts as value / (1 - value), -1 at the least: one task that
-    is not learnt yet must not choose the checkpoint alone.
+    A primary metric below 0 (R^2 has no lower bound) counts as value / (1 - value), at least -1, so that one task that
+    is not learnt yet does not decide the checkpoint alone.
 
     Args:
-        model: left in the mode (training or not) that it was in.
-        tasks: some or all of those that the batches have labels for.
+        model: its mode (training or evaluation) is restored.
+        tasks: some or all of the tasks that the batches have labels for.
         loader: one epoch of it.
         device: where the model is.
         dtype: of autocast; None computes in float32.
-        visit: sees every batch with the model's outputs, so that a table of single images needs no second pass.
-        world: the ranks whose loaders divide the images; all of them call it, and all get what one would.
+        visit: called with every batch and the model's outputs, so that per-image results need no second pass.
+        world: the ranks whose loaders divide the images; all ranks call it and get the result of one process.
     """
     training = model.training
     model.eval()
@@ -58,7 +58,7 @@ def evaluate(
     if world is not None:
         found = world.sum(torch.cat([sums, sums.new_tensor([images])]))
         sums, images = found[:-1], int(found[-1])
-    # With several ranks torchmetrics adds up theirs.
+    # torchmetrics sums over the ranks.
     summaries = {task.name: task.summary(metrics[task.name]) for task in tasks}
     primary = [summaries[task.name][task.primary_metric] for task in tasks if task.primary_metric]
     known = [value if value >= 0 else value / (1 - value) for value in primary if value is not None]
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """None computes in float32. `auto` is bfloat16 where the hardware multiplies it, else float32."""
+    """None computes in float32. `auto` is bfloat16 if the hardware multiplies it, else float32."""
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bfloat16()
         return torch.bfloat16 if fast else None

@@ -1,4 +1,4 @@
-"""Folders that one process at a time works in."""
+"""A lock that lets one process at a time work in a folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .run_dir import RunError
 
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Keep other processes that ask out of `folder`, which must be there; a file .lock stays in it.
+    """Lock `folder`, which must exist, against other processes that call this; a file .lock stays in it.
 
-    The system lets go of the lock when the process ends, however it does. On a file system without locks nothing is
-    kept out.
+    The system releases the lock when the process ends, even in a crash. On a file system without locks nothing is
+    locked.
 
     Raises:
-        RunError: another process has it; says `busy`.
+        RunError: another process has the lock; `busy` is the message.
     """
     import fcntl
 

@@ -1,4 +1,4 @@
-"""A look at the tasks' gradients beside the step, for balancers that weigh losses and never see them."""
+"""Norms and cosines of the task gradients, for balancers that only weight losses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..config import TrainingConfig
 
 
 def watches(config: TrainingConfig, step: int, balancer: object) -> bool:
-    """Whether `step`, from 1, is one to `watch`: every `gradient_stats_every`-th, rounded up to steps whose losses are
-    looked at anyway; never for a balancer that looks itself."""
+    """Whether to `watch` at `step` (from 1): every `gradient_stats_every` steps, rounded up to log steps; never for a
+    balancer that records its gradients itself."""
     every = -(-config.gradient_stats_every // config.log_every) * config.log_every
     return every > 0 and step % every == 0 and not getattr(balancer, "sees_gradients", False)
 
@@ -26,12 +26,12 @@ def watch(losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: GradSca
 
     Args:
         losses: task -> scalar with a graph, before the step's own backward.
-        shared: parameters; what a task does not reach counts as 0 in its gradient.
-        scale: the GradScaler of the step, without which gradients of half precision underflow.
+        shared: parameters; those that a task does not reach count as 0 in its gradient.
+        scale: the GradScaler of the step; without it gradients in half precision underflow.
 
     Returns:
         "norms" [K] of the unscaled gradients and "cosines" [K, K], float64, as gradient balancers record them; the
-        cosine with a zero gradient is 0. With several ranks they are of this rank's images. Nothing for a task alone.
+        cosine with a zero gradient is 0. With several ranks they are of this rank's images. {} for a single task.
     """
     if len(losses) < 2:
         return {}

@@ -1,4 +1,4 @@
-"""Looks for a learning rate: steps with rates that grow from tiny to absurd, and where the loss fell fastest.
+"""Learning-rate finder: steps with increasing rates; the result is the rate at which the loss fell fastest.
 
 After Smith, "Cyclical learning rates for training neural networks", WACV 2017, and fastai's smoothing and stopping.
 """
@@ -21,7 +21,7 @@ _SMOOTHING, _DIVERGED = 0.9, 4.0  # of the running mean of the losses; times the
 
 
 class NoRateFound(UserError, RuntimeError):
-    """The loss fell at no rate of the sweep."""
+    """The loss did not fall at any rate of the sweep."""
 
 
 def find_lr(
@@ -29,21 +29,21 @@ def find_lr(
 ) -> float:
     """The rate at which the tasks' losses fall most steeply over log(rate).
 
-    The sweep goes round a few batches, and a loss counts as its share of what it was when the batch came first: the
-    differences between batches, which are larger than what a step changes, drop out.
+    The sweep cycles through a few batches, and each loss is divided by the first loss of its batch: this removes the
+    differences between batches, which are larger than the change by one step.
 
-    Weights, moments, balancer, loader and random state are afterwards as they were. It waits for the device at every
-    step. With several ranks all call it, and find the same.
+    Weights, moments, balancer, loader and random state are restored. Every step waits for the device. All ranks call it
+    and find the same rate.
 
     Args:
-        trainer: takes the steps; its schedule is passed over.
+        trainer: makes the steps, without its schedule.
         loader: of the training batches.
-        low, high: the first and the last rate; it ends earlier where the losses have grown to four times their lowest.
-        num_steps: how many rates, evenly spaced in their logarithm.
-        num_batches: how many batches it goes round.
+        low, high: the first and the last rate; the sweep ends earlier if the losses exceed four times their minimum.
+        num_steps: number of rates, evenly spaced in log(rate).
+        num_batches: number of batches in the cycle.
 
     Raises:
-        NoRateFound: the losses fall nowhere, or are not finite from the start.
+        NoRateFound: the losses never fall, or are not finite from the start.
     """
     saved = copy.deepcopy(trainer.state_dict(loader))
     schedule, trainer.scheduler = trainer.scheduler, None
@@ -80,11 +80,11 @@ def find_lr(
 
 
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate where `losses` fall fastest over log(rate), by central differences; rates beyond the lowest loss do not
-    count.
+    """The rate at which `losses` fall fastest over log(rate), by central differences; rates beyond the minimum are left
+    out.
 
     Raises:
-        NoRateFound: they fall nowhere.
+        NoRateFound: they never fall.
 
     >>> steepest([1e-4, 1e-3, 1e-2, 1e-1, 1.0], [1.0, 0.98, 0.7, 0.5, 3.0])
     0.01

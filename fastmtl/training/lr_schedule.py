@@ -1,5 +1,5 @@
-"""What the learning rate does: a linear warm-up, then constant, a cosine down to 0, or steps down when the validation
-score stops to rise."""
+"""Learning-rate schedules: a linear warm-up, then constant, a cosine to 0, or a step down whenever the validation score
+stops rising."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .state_checks import StateDict
 
 
 class Schedule:
-    """Moves the learning rate of all groups of an optimizer; the trainer steps it.
+    """Sets the learning rate of all parameter groups; the trainer steps it.
 
     Args:
-        optimizer: its groups' rates are the highest that the schedule reaches.
+        optimizer: its rates are the highest that the schedule reaches.
         config: schedule, warmup and plateau options.
-        num_steps: how many steps the whole schedule has.
+        num_steps: length of the whole schedule.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
@@ -50,7 +50,7 @@ class Schedule:
 
     def step(self) -> None:
         """After each step of the optimizer."""
-        # LambdaLR writes the rate anew at every step, and would undo what the plateau has done.
+        # LambdaLR sets the rate at every step and would undo the plateau's reduction.
         if self._by_score is None or self._by_step.last_epoch < self.warmup:
             self._by_step.step()
 
@@ -65,7 +65,7 @@ class Schedule:
         return {"by_step": self._by_step.state_dict(), "by_score": by_score, "rates": rates}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Continue where `state` was taken, on an optimizer of other groups too: they have one rate."""
+        """Continue from `state`, also on an optimizer with other groups: all groups have one rate."""
         count = len(self.optimizer.param_groups)
         by_step = dict(state["by_step"])
         self._by_step.load_state_dict(by_step | {name: by_step[name][:1] * count for name in _PER_GROUP})

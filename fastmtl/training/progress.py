@@ -1,4 +1,4 @@
-"""What a person sees while training: one live line on a terminal, plain lines elsewhere. Goes to standard error."""
+"""Progress of a training on standard error: one live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..utils.json_toml import JsonMapping
 
 
 def plain(console: Console) -> Console:
-    """The console, printing texts as they are: what rich takes for markup or emoji is part of a path or a name."""
+    """The console without markup and emoji: what rich takes for them is part of a path or a name."""
     twin = copy.copy(console)
     twin.print = partial(console.print, markup=False, emoji=False)  # type: ignore[method-assign]
     return twin
@@ -35,7 +35,7 @@ class ProgressLine:
             return
         done = epoch * num_batches + batch
         if self._bar is None:
-            # One line on a narrow terminal too: what does not fit is cut from the end, the losses of the last tasks.
+            # One line on a narrow terminal too: text that does not fit (the losses of the last tasks) is cut off.
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(16),
@@ -49,7 +49,7 @@ class ProgressLine:
                 transient=True,
                 expand=True,  # the last column gets what the others leave; else those would be cut
             )
-            # A resumed run starts in the middle; counted from 0 its first look would promise an early end.
+            # A resumed run starts in the middle: counting from 0 would make its time left too short.
             self._task = self._bar.add_task("", total=self.epochs * num_batches, completed=done, seen="")
             self._bar.start()
         losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())

@@ -26,7 +26,7 @@ from ..utils.json_toml import JsonMapping, JsonObject, parse_json, read_json
 
 
 class RunError(UserError, RuntimeError):
-    """A run folder that cannot be used, said in one line."""
+    """A run folder that cannot be used; the message is one line."""
 
 
 def _is_texts(value: Any) -> bool:
@@ -42,7 +42,7 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
     "training_patients": _is_texts,
     "validation_patients": _is_texts,
 }
-"""Of run.json, what fastmtl reads again -> whether a value is such."""
+"""The keys of run.json that fastmtl reads again -> whether a value is valid."""
 
 
 class RunFolder:

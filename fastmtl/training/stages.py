@@ -1,6 +1,6 @@
-"""Runs a recipe's stages, one after the other: which tasks, which parts rest, which weights to begin with.
+"""Runs the stages of a recipe one after the other: which tasks, which frozen parts, which initial weights.
 
-A stage has a trainer of its own, which knows nothing of the others; epochs and steps are counted on over all of them.
+Each stage has its own trainer; epochs and steps are counted over all stages.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.console import Console
@@ -25,22 +25,25 @@ from .lr_schedule import Schedule
 from .trainer import Trainer
 from .weight_averaging import WeightAverage
 
+if TYPE_CHECKING:
+    from ..models import MultiTaskModel
+
 
 class Stages:
     """The whole training of `recipe`.
 
     Args:
-        recipe: its stages; one of everything without any.
-        model: on `device`. Recipes with stages need one that `models.MultiTaskModel` is the form of.
-        tasks: all of the recipe's.
+        recipe: a recipe without stages is trained as one stage with all tasks.
+        model: on `device`. Recipes with stages need the methods of `models.MultiTaskModel`.
+        tasks: all tasks of the recipe.
         device: where the model is.
-        folder: of the checkpoints, the same on all ranks: "last", and "best" of the stage under way.
-        observers: told of every step and epoch; of rank 0 alone.
+        folder: of the checkpoints "last" and "best" (of the current stage), the same on all ranks.
+        observers: called after steps and epochs, on rank 0 only.
         world: the ranks.
-        console: where a new stage and a learning rate that was found are said.
+        console: prints each new stage and the learning rate that was found.
 
     Attributes:
-        trainer: of the stage under way; None before `begin` or `resume`.
+        trainer: of the current stage; None before `begin` or `resume`.
     """
 
     def __init__(
@@ -55,17 +58,18 @@ class Stages:
         world: World | None = None,
         console: Console | None = None,
     ) -> None:
-        self.recipe, self.model, self.tasks, self.device = recipe, model, list(tasks), device
+        self.recipe, self.tasks, self.device = recipe, list(tasks), device
+        self.model = cast("MultiTaskModel", model)  # or any model, of a recipe without stages
         self.folder, self.observers, self.world = folder, list(observers), world or World()
         self.console = console or Console(quiet=True)
         self.stages = stages_of(recipe)
         self.trainer: Trainer | None = None
         self._number = 0
         self._stopping = False
-        self._asleep = tuple(getattr(model, "frozen", ()))  # parts that the model was made frozen with
+        self._asleep = tuple(getattr(model, "frozen", ()))  # parts that were frozen when the model was built
 
     def check(self) -> None:
-        """Raise ConfigError for a stage that the model cannot be trained in, before any has begun."""
+        """Raise ConfigError, before training starts, for a stage that the model cannot be trained in."""
         missing = [name for name in ("select", "freeze", "unfreeze", "use_auxiliary") if not hasattr(self.model, name)]
         if self.recipe.stages and missing:
             raise ConfigError(f"recipe {self.recipe.name} has stages, and its model has no method {missing[0]!r}.")
@@ -90,14 +94,16 @@ class Stages:
         components.build_update(self.recipe, components.build_optimizer(self.recipe, self.model, balancer, config))
 
     def begin(self, train: Loader) -> None:
-        """Get ready for the first stage."""
+        """Prepare the first stage."""
         self._enter(0, train)
 
     def resume(self, train: Loader) -> Trainer:
-        """Get ready to go on from the checkpoint "last", in its stage; returns its trainer."""
+        """Prepare to continue from the checkpoint "last", in its stage; returns its trainer."""
         progress = checkpoint.load(self.folder / "last").get("progress")
         if not isinstance(progress, dict) or "stage" not in progress:
-            raise checkpoint.CheckpointError(f"checkpoint {self.folder / 'last'} is of no training: it has no stage.")
+            raise checkpoint.CheckpointError(
+                f"checkpoint {self.folder / 'last'} is not of a training: it has no stage."
+            )
         name = progress["stage"]
         names = [stage.name for stage in self.stages]
         if name not in names:
@@ -120,27 +126,27 @@ class Stages:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to train."""
+        """Whether all stages have been trained."""
         return self._number + 1 == len(self.stages) and self.trainer is not None and self.trainer.finished
 
     def stop(self) -> None:
-        """Save and stop after the running step."""
+        """Save and stop after the current step."""
         self._stopping = True
         if self.trainer is not None:
             self.trainer.stop_requested = True
 
     def leave(self) -> None:
-        """The model as it is used when the training is over: every task, the last stage's auxiliary head."""
+        """Put the model in its final form: unfrozen, every task selected, the auxiliary head of the last stage."""
         if self.recipe.stages:
-            self.model.unfreeze()  # type: ignore[operator]
-            self.model.freeze(*self._asleep)  # type: ignore[operator]
+            self.model.unfreeze()
+            self.model.freeze(*self._asleep)
             ready_for_use(self.recipe, self.model)
 
     def _enter(self, number: int, train: Loader) -> None:
         before, stage = self.trainer, self.stages[number]
         self._number = number
         if stage.start == "best":
-            self.world.broadcast(None)  # rank 0 has written it
+            self.world.broadcast(None)  # a barrier: rank 0 writes the checkpoint
             checkpoint.load_model(self.folder / "best", self.model, self.device)
         config = self._optimizer(number)
         self.trainer = self._make(number, len(train), config, before)
@@ -151,11 +157,11 @@ class Stages:
         if stage.name:
             self.console.print(self._describe(number))
         if before is not None:
-            # Its first weights: "best" of the stage before, which they may be of, is soon written over.
+            # Its initial weights: "best" of the stage before, their possible source, will soon be overwritten.
             self.trainer.save("last", train)
 
     def _make(self, number: int, num_batches: int, config: OptimizerConfig, before: Trainer | None = None) -> Trainer:
-        """The trainer of a stage; where `before` is given, counting on from it."""
+        """The trainer of a stage; with `before`, its counts of epochs and steps continue."""
         recipe, stage, training = self.recipe, self.stages[number], self.recipe.training
         self._prepare(number)
         balancer = components.build_balancer(recipe, stage)
@@ -190,11 +196,11 @@ class Stages:
 
     def _prepare(self, number: int) -> None:
         if not self.recipe.stages:
-            return  # any model will do
+            return
         stage, model = self.stages[number], self.model
-        model.unfreeze()  # type: ignore[operator]
-        model.freeze(*self._asleep, *stage.freeze)  # type: ignore[operator]
-        model.select(*stage.tasks)  # type: ignore[operator]
+        model.unfreeze()
+        model.freeze(*self._asleep, *stage.freeze)
+        model.select(*stage.tasks)
         _use_auxiliary(self.stages[: number + 1], model)
 
     def _carry(self, number: int, before: Trainer, after: Trainer) -> None:
@@ -213,8 +219,8 @@ class Stages:
             after.scaler.load_state_dict(before.scaler.state_dict())
 
     def _goes_on(self, number: int) -> bool:
-        """Whether the schedule of the stage before goes on in this one."""
-        # Of other tasks the score is another mean: the plateau would take a lower one for no progress.
+        """Whether this stage continues the schedule of the stage before."""
+        # With other tasks the score is another mean: the plateau would take a lower one for no progress.
         return self.stages[number].keep_optimizer and self._same(number, lambda n: (self._optimizer(n), self._names(n)))
 
     def _same(self, number: int, what: Callable[[int], Any]) -> bool:
@@ -251,7 +257,7 @@ class Stages:
         return said + f", frozen {', '.join(stage.freeze)}" * bool(stage.freeze)
 
     def _check_learns(self, stage: StageConfig) -> None:
-        """Two empty images forward, for the graph: what a task's output does not depend on cannot learn from it."""
+        """Check by a forward pass of two empty images that each task's output depends on a trainable parameter."""
         training = self.model.training
         outputs = self.model.eval()(components.empty_batch(self.recipe, 2, len(self.tasks), self.device))
         self.model.train(training)
@@ -266,14 +272,15 @@ class Stages:
 
 
 def ready_for_use(recipe: Recipe, model: nn.Module) -> None:
-    """The model with every task, and its auxiliary tasks where the last stage had them."""
+    """Select every task, and the auxiliary head that the last stage used."""
     if recipe.stages:
-        model.select()  # type: ignore[operator]
-        _use_auxiliary(recipe.stages, model)
+        staged = cast("MultiTaskModel", model)
+        staged.select()
+        _use_auxiliary(recipe.stages, staged)
 
 
-def _use_auxiliary(stages: Sequence[StageConfig], model: nn.Module) -> None:
-    """Switch to what the last of `stages` that says a stride has said."""
+def _use_auxiliary(stages: Sequence[StageConfig], model: MultiTaskModel) -> None:
+    """Switch to the last stride that one of `stages` names."""
     strides = [stage.auxiliary_stride for stage in stages if stage.auxiliary_stride]
     if strides:
-        model.use_auxiliary(strides[-1])  # type: ignore[operator]
+        model.use_auxiliary(strides[-1])

@@ -1,5 +1,5 @@
-"""Loads the parts of a training's state, each refused where it is another training's: torch's fused optimizers read
-moments of another shape beyond their end, and a state that half fits would continue a training that never was.
+"""Loads the parts of a training state and refuses those of another training: torch's fused optimizers read beyond the
+end of moments of another shape, and a state that fits in part would continue a training that never existed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ _SHOWN = 3  # keys named of those that differ
 
 
 def refuse(problem: str) -> None:
-    """Raise CheckpointError where there is one."""
+    """Raise CheckpointError unless `problem` is empty."""
     if problem:
         raise CheckpointError(problem)
 
 
 @contextmanager
 def loading(part: str) -> Iterator[None]:
-    """Whatever goes wrong in the block becomes a CheckpointError about this part: a damaged or edited state can raise
-    any error."""
+    """Turn any error in the block into a CheckpointError about this part: a damaged or edited state can raise any."""
     try:
         yield
     except Exception as error:
@@ -36,13 +35,13 @@ def loading(part: str) -> Iterator[None]:
 
 
 def load_model(model: nn.Module, weights: Any) -> None:
-    """`weights` into `model`: the same keys, shapes and dtypes."""
+    """Load `weights` of the same keys, shapes and dtypes into `model`."""
     refuse(model_problem(model, weights))
     model.load_state_dict(weights)
 
 
 def load_balancer(balancer: Any, state: Any, tasks: Sequence[str]) -> None:
-    """`state` into `balancer`, if it is of these tasks."""
+    """Load `state` into `balancer`, if it has these tasks."""
     known = state.get("tasks")
     if known is not None and list(known) != list(tasks):
         refuse(f"it is of the tasks {', '.join(map(str, known))}, and here they are {', '.join(tasks)}")
@@ -50,13 +49,13 @@ def load_balancer(balancer: Any, state: Any, tasks: Sequence[str]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """`state` into `optimizer`: moments of its parameters' shapes."""
+    """Load `state` into `optimizer`, if its moments have the parameters' shapes."""
     refuse(optimizer_problem(optimizer, state))
     optimizer.load_state_dict(state)
 
 
 def load_like(part: Any, state: Any) -> None:
-    """`state` into `part`, if it looks like what `part` would save."""
+    """Load `state` into `part`, if it has the structure of what `part` would save."""
     if not isinstance(state, Mapping):
         refuse("there is none")
     refuse(mismatch(part.state_dict(), state))
@@ -64,7 +63,7 @@ def load_like(part: Any, state: Any) -> None:
 
 
 def model_problem(model: nn.Module, weights: Any) -> str:
-    """What keeps `weights` from being a state of `model`: the first keys that differ; "" where they fit."""
+    """Why `weights` are not a state of `model`: the first keys that differ; "" if they fit."""
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         return "no tensors by name"
     own = model.state_dict()
@@ -79,9 +78,9 @@ def model_problem(model: nn.Module, weights: Any) -> str:
 
 
 def optimizer_problem(optimizer: torch.optim.Optimizer, state: Any) -> str:
-    """What keeps `state` from being one of `optimizer`; "" where it fits.
+    """Why `state` is not a state of `optimizer`; "" if it fits.
 
-    Of torch's and apex's Adam and SGD everything is compared, of others the groups and what has the same names.
+    For Adam and SGD of torch and apex everything is compared; for others, the groups and entries of the same names.
     """
     if not isinstance(state, Mapping) or not isinstance(state.get("param_groups"), list):
         return "it has no param_groups"
@@ -130,8 +129,10 @@ def _moments_problem(optimizer: torch.optim.Optimizer, parameter: Tensor, values
 
 
 def mismatch(own: Any, saved: Any, what: str = "it") -> str:
-    """How `saved` differs in kind from `own`, the same state as it is now: tensors by shape, tables and lists by what
-    both have; None is nothing yet, and fits everything. "" where it fits."""
+    """How `saved` differs in kind from `own`, the current state; "" if it fits.
+
+    Tensors are compared by shape, dicts and lists by their common entries; None (not set yet) fits everything.
+    """
     if own is None or saved is None:
         return ""
     if isinstance(own, Tensor) and isinstance(saved, Tensor):

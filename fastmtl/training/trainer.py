@@ -1,8 +1,8 @@
-"""The training loop: outputs -> losses -> update (backward, clip, step), and nothing of any paper.
+"""The training loop: outputs -> losses -> update (backward, clip, step).
 
-With the fused step, or torch's fused optimizers, a step never waits for the device. What goes wrong there (a NaN loss,
-an infinite gradient) makes the optimizer skip the step on the device, and is raised, by task, at the next look
-(`TrainingConfig.log_every`).
+With the fused step, or torch's fused optimizers, a step never waits for the device. A NaN loss or an infinite gradient
+makes the optimizer skip the step on the device; the next log step (`TrainingConfig.log_every`) raises an error that
+names the task.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ..balance.plain_step import PlainUpdate
 from ..balance.replay import Replay
 from ..config import TrainingConfig
 from ..distributed import World
-from ..protocols import Balancer, Batch, Loader, Observer, Task, Update
+from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
 from . import checkpoint
 from .errors import Interrupted as Interrupted
 from .errors import NonFiniteError as NonFiniteError
@@ -31,21 +31,21 @@ from .weight_averaging import WeightAverage
 
 
 class Trainer(TrainerState):
-    """Drives one model on K tasks.
+    """Trains one model on K tasks.
 
     Args:
         model: see `protocols.Model`; already on `device`.
-        tasks: some or all of those that the batches have labels for.
+        tasks: some or all of the tasks that the batches have labels for.
         balancer: turns K losses into gradients.
         optimizer: of the model's and the balancer's parameters.
         config: epochs (of this trainer), precision, clipping, patience.
         device: where batches go.
-        update: from losses to moved parameters, with this optimizer; `PlainUpdate` if None.
-        scheduler: stepped once a step.
+        update: turns losses into a step of this optimizer; `PlainUpdate` if None.
+        scheduler: stepped once per step.
         folder: where `last` and `best` checkpoints go; None keeps none.
-        observers: told what happens.
-        world: the ranks that train this model, each on its part of the data; one process if None. All of them make the
-            same trainer and call its methods alike; the folder and the observers are rank 0's.
+        observers: called at log steps and after epochs.
+        world: the ranks that train this model, each on its part of the data; one process if None. All ranks make the
+            same trainer and call the same methods; folder and observers belong to rank 0.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Trainer(TrainerState):
         self.average, self.stage = average, stage
         self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
         self.world = world or World()
-        self.network: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        self.network = cast(nn.Module, torch.compile(model)) if config.compile else model
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
         self.epoch = self.step_count = self.first_epoch = self.bad_epochs = 0
         self.best_score = float("-inf")
         self.stop_requested = False
-        # Per task: the epoch's sum of losses, and how many were not finite; last: steps skipped.
+        # Per task: the epoch's sum of losses, and the count of losses that were not finite; last: skipped steps.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
         self.bad = torch.zeros(len(self.tasks) + 1, dtype=torch.int64, device=self.device)
         self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.has_label`
@@ -102,7 +102,7 @@ class Trainer(TrainerState):
                 record["validation"] = self.evaluate(validation)
                 record["validation_seconds"] = time.perf_counter() - started
                 self._keep_best(record["validation"]["score"], train)
-            if hasattr(self.scheduler, "on_epoch"):  # torch's own know steps alone
+            if hasattr(self.scheduler, "on_epoch"):  # torch's schedulers only have steps
                 self.scheduler.on_epoch(record.get("validation", {}).get("score"))
             self.save("last", train)
             for observer in self.observers:
@@ -113,7 +113,7 @@ class Trainer(TrainerState):
         """One update on `batch`; returns the losses and what the balancer did, on the device."""
         again = Replay(self.model, self.device) if self.balancer.needs_reevaluation else None
         losses = self.losses(batch)
-        shared, active = list(self.model.shared_parameters()), self._has_label(batch).any(0)  # type: ignore[operator]
+        shared, active = list(cast(Model, self.model).shared_parameters()), self._has_label(batch).any(0)
         due = watches(self.config, self.step_count + 1, self.balancer)
         watched = watch(losses, shared, self.scaler) if due else {}
         done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
@@ -133,15 +133,15 @@ class Trainer(TrainerState):
         return losses, done
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Task name -> scalar loss, under autocast where the precision asks for it; with several ranks those whose mean
-        over the ranks is that over all labelled samples."""
+        """Task name -> scalar loss, under autocast if the precision needs it. With several ranks, the mean of the
+        losses over the ranks is the mean over all labelled samples."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.network(batch)
         losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
         return self.world.losses(losses, self._has_label(batch).sum(0))
 
     def evaluate(self, loader: Loader) -> dict[str, Any]:
-        """See `inference.evaluate`; with the averaged weights once there are any."""
+        """See `eval_loop.evaluate`; with the averaged weights once there are any."""
         network = self._averaged or self.network
         return evaluate(network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
 
@@ -152,7 +152,7 @@ class Trainer(TrainerState):
         return done or 0 < self.config.patience <= self.bad_epochs
 
     def follow(self, before: Trainer) -> None:
-        """Count epochs and steps on from where `before` ended."""
+        """Continue the counts of epochs and steps of `before`."""
         self.epoch = self.first_epoch = before.epoch
         self.step_count = before.step_count
 
@@ -178,7 +178,7 @@ class Trainer(TrainerState):
         counts = self.bad.tolist()
         self.bad.zero_()
         names = [task.name for task, count in zip(self.tasks, counts, strict=False) if count]
-        # With a loss scale, infinite gradients are how the scale is found; without one they are a fault.
+        # A loss scaler finds its scale by infinite gradients; without one they are an error.
         if names or (counts[-1] and self.scaler is None):
             what = f"the loss of task {', '.join(map(repr, names))}" if names else "the gradient"
             raise NonFiniteError(
@@ -196,7 +196,7 @@ class Trainer(TrainerState):
 
     def _keep_best(self, score: float, loader: Loader) -> None:
         self.bad_epochs += 1
-        # The first score counts even as NaN (nothing held out has labels): there must be a best, and any beats NaN.
+        # The first score is kept even if it is NaN (no labels in the validation set): there must be a "best".
         if score > self.best_score or not self.best_score > float("-inf"):
             self.best_score, self.bad_epochs = score, 0
             self.save("best", loader)
@@ -206,15 +206,14 @@ class Trainer(TrainerState):
         return None if self.average is None else self.average.module
 
     def _has_label(self, batch: Batch) -> Tensor:
-        """bool [B, K]: of this trainer's tasks alone."""
+        """bool [B, K], for this trainer's tasks only."""
         return batch.has_label.index_select(1, self.columns)
 
     def save(self, name: str, loader: Loader) -> None:
-        """Leave the checkpoint `folder`/`name`; all ranks call it. "best" has the averaged weights where there are
-        any."""
+        """Write the checkpoint `folder`/`name`; all ranks call it. "best" has the averaged weights if there are any."""
         if self.folder is None and self.world.size == 1:
             return
-        state = self.state_dict(loader)  # on every rank: it gathers
+        state = self.state_dict(loader)  # on every rank, because it gathers
         if name == "best" and (averaged := self._averaged) is not None:
             state |= {"model": dict(averaged.state_dict()), "average": None}
         if self.folder is not None:

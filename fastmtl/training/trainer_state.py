@@ -38,7 +38,7 @@ class TrainerState:
     sums: Tensor
 
     def state_dict(self, loader: Loader) -> StateDict:
-        """Everything a bit-equal continuation needs, the other ranks' own things too."""
+        """Everything that a bit-equal continuation needs, of all ranks."""
         on_gpu = self.device.type == "cuda"
         return {
             "model": dict(self.model.state_dict()),
@@ -65,11 +65,11 @@ class TrainerState:
         }
 
     def resume(self, directory: Path, loader: Loader) -> None:
-        """Continue from a checkpoint of this trainer: the same model, tasks, balancer, data and number of ranks.
+        """Continue from a checkpoint with the same model, tasks, balancer, data and number of ranks.
 
         Raises:
-            OtherRanks: it is of more or fewer ranks.
-            CheckpointError: it is damaged, or of another training; says what differs.
+            OtherRanks: it has more or fewer ranks.
+            CheckpointError: it is damaged, or of another training; names what differs.
             ValueError: the loader has other data or settings.
         """
         state = checkpoint.load(directory)
@@ -90,12 +90,12 @@ class TrainerState:
         """Continue where `state_dict` was taken.
 
         Raises:
-            CheckpointError: the state is of another training; says what differs.
+            CheckpointError: the state is of another training; names what differs.
             ValueError: the loader has other data or settings.
         """
         with loading("model"):
             load_model(self.model, state["model"])
-        with loading("balancer"):  # before the optimizer: it gives learned weights their shape
+        with loading("balancer"):  # before the optimizer: it sets the shape of learned weights
             load_balancer(self.balancer, state["balancer"], [task.name for task in self.tasks])
         with loading("optimizer"):
             load_optimizer(self.optimizer, state["optimizer"])
@@ -112,8 +112,8 @@ class TrainerState:
             self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
             self.best_score = progress["best_score"]
             self.sums.copy_(progress["sums"][rank])
-        # Last, because moving the loader may itself have drawn random numbers.
+        # Last, because setting the loader's position may draw random numbers.
         with loading("rng"):
-            torch.set_rng_state(state["rng"][rank].clone())  # it reads from the beginning of the storage
+            torch.set_rng_state(state["rng"][rank].clone())  # a clone: torch reads from the start of the storage
             if state["rng_device"] is not None:
                 torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)

@@ -1,4 +1,4 @@
-"""A second set of weights, the average of those that training went through, by torch.optim.swa_utils."""
+"""Averages of the weights during training (EMA, SWA), by torch.optim.swa_utils."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .state_checks import StateDict
 class WeightAverage:
     """EMA: w' <- decay w' + (1 - decay) w after every step. SWA: the mean of the weights after every epoch.
 
-    Running statistics of normalisation layers are averaged like the weights that they belong to: no second pass over
-    the training images, which SWA's paper makes, and what was frozen stays as it was to the bit.
+    Running statistics of normalisation layers are averaged like the weights: this needs no second pass over the
+    training images, unlike the SWA paper, and frozen layers stay bit-equal.
 
     Args:
-        model: what is trained.
+        model: the model that is trained.
         kind: "ema" or "swa".
         decay: of the EMA, in (0, 1).
-        start: epochs before the first weights count.
+        start: epochs before averaging starts.
 
     >>> import torch
     >>> model = nn.Linear(1, 1, bias=False)
@@ -77,7 +77,7 @@ def averaged_weights(state: Mapping[str, Any] | None) -> dict[str, Tensor] | Non
 
 
 def _counts_copied(average: Callable[..., None]) -> Callable[..., None]:
-    """`average` for weights and statistics; BatchNorm's counts of batches are integers, and have no average."""
+    """`average` for floating-point values; BatchNorm's integer counts of batches are copied."""
 
     def apply(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         if averaged[0].is_floating_point():

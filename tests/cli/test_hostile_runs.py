@@ -253,7 +253,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(number, tmp_p
         raise OSError(number, "no")
 
     monkeypatch.setattr(checkpoint, "_sync", refuse)
-    with pytest.raises(CheckpointError, match=r"last cannot be written .* go on with fastmtl train --resume"):
+    with pytest.raises(CheckpointError, match=r"last cannot be written .* continue with fastmtl train --resume"):
         checkpoint.save(tmp_path / "last", {"a": torch.ones(1)})
     assert checkpoint.load(tmp_path / "last")["a"].item() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["last"]

@@ -29,7 +29,10 @@ def slide(tmp_path):
 def test_nothing_but_predictions_lies_in_it(tmp_path):
     out = tmp_path / "segmentation"
     write_image(out / "a.png", tissue_like(8, 8))
-    with pytest.raises(RunError, match=r"holds other files than predictions, a\.png"), claimed(out, STAMP):
+    with (
+        pytest.raises(RunError, match=r"contains files that are not predictions \(for example a\.png"),
+        claimed(out, STAMP),
+    ):
         pass
     assert [path.name for path in out.iterdir()] == ["a.png"]
     with claimed(tmp_path / "new", STAMP), pytest.raises(RunError, match="other weights"):
@@ -44,7 +47,7 @@ def test_masks_do_not_take_the_place_of_images(tmp_path, capsys):
     write_image(image, tissue_like(40, 40))
     before = image.read_bytes()
     assert main(["predict", str(run), str(image), "--out", str(tmp_path / "data")]) == 1
-    assert "holds other files than predictions, segmentation for one" in capsys.readouterr().err
+    assert "contains files that are not predictions (for example segmentation)" in capsys.readouterr().err
     assert image.read_bytes() == before
     assert main(["predict", str(run), str(image.parent), "--out", str(run)]) == 1, (
         "a run folder has a summary and a quarantine of its own"
