@@ -204,7 +204,7 @@ def full_rank_mask(mask: Tensor | None, input: Tensor, name: str = "input") -> T
     shape = mask.shape
     if mask.dim() in (1, 2) and mask.dim() < input.dim():
         mask = mask.reshape(*shape, *(1,) * (input.dim() - mask.dim()))
-    if mask.dim() != input.dim() or any(m not in (1, n) for m, n in zip(mask.shape, input.shape, strict=True)):
+    if mask.dim() != input.dim() or any(m != 1 and m != n for m, n in zip(mask.shape, input.shape, strict=True)):
         raise ValueError(
             f"`mask` must be [B], [B, C] or broadcastable to `{name}` {list(input.shape)} dim by dim; "
             f"got {list(shape)}. Insert dims of size 1 with `unsqueeze`."
