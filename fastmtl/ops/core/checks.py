@@ -1,4 +1,4 @@
-"""Checks of loss arguments before any kernel runs. Errors say which one, what was expected and found, what to do."""
+"""Checks of loss arguments before any kernel runs; errors name the argument, what is expected, found, and to do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def constant(name: str, value: Tensor) -> None:
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    # An array compared with a string is an array, whose truth nobody knows.
+    # An array compared with a string is an array, which has no truth value.
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
