@@ -1,6 +1,6 @@
 """Definition of `equilibrium`: the positive solution of C y = r / y^p, by damped Newton steps.
 
-It is the minimum of y^T C y / 2 - sum_i r_i psi(y_i), psi' = y^-p, which is convex. Where 0 lies in the convex hull of
+It is the minimum of y^T C y / 2 - sum_i r_i psi(y_i), psi' = y^-p, which is convex. Where 0 is in the convex hull of
 the gradients behind C there is none; the ridge then keeps y finite.
 """
 

@@ -7,7 +7,7 @@ go to zero. It needs as many steps for a singular H, or one of a condition of 1e
 import torch
 from torch import Tensor
 
-ITERATIONS = 40  # 12 to 25 are needed; what has converged stands still
+ITERATIONS = 40  # 12 to 25 are needed; what has converged does not move any more
 RIDGE = 1e-14  # on the factored matrix alone, where H is 1 at most: residuals stay exact
 TO_BOUNDARY = 0.995
 SMALLEST = 1e-200

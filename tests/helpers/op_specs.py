@@ -20,6 +20,7 @@ from helpers.regression import pair
 
 Shape = tuple[int, ...]
 TINY, SMALL = (2, 3, 2, 2), (2, 3, 6, 5)
+PIXELS = "pixels"  # replaced by a mask of the target's shape, of which about two in three are valid
 
 
 class Call(NamedTuple):
@@ -174,7 +175,7 @@ SPECS = (
         _sigmoid,
         (
             lambda C: {},
-            lambda C: {"reduction": "none", "squared_pred": True, "weight": _weights(C), "mask": _valid()},
+            lambda C: {"reduction": "none", "squared_pred": True, "weight": _weights(C), "mask": PIXELS},
             lambda C: {"reduction": "sum", "jaccard": True, "pos_weight": _weights(C), "empty": "skip"},
             lambda C: {"batch": True, "jaccard": True, "squared_pred": True, "bce_weight": 0.2, "dice_weight": 2.0},
         ),
@@ -188,7 +189,7 @@ SPECS = (
         _sigmoid,
         (
             lambda C: {},
-            lambda C: {"reduction": "sum", "pos_weight": _weights(C), "mask": _valid()},
+            lambda C: {"reduction": "sum", "pos_weight": _weights(C), "mask": PIXELS},
             lambda C: {"reduction": "none", "pos_weight": 2.0},
             lambda C: {"weight": _weights(C).view(-1, 1, 1)},
         ),
@@ -201,7 +202,7 @@ SPECS = (
         "overlap",
         ops.overlap_sums,
         _sigmoid,
-        (lambda C: {}, lambda C: {"squared_pred": True, "pos_weight": _weights(C), "mask": _valid()}),
+        (lambda C: {}, lambda C: {"squared_pred": True, "pos_weight": _weights(C), "mask": PIXELS}),
         kept=0,
         shares=("dice_bce",),
     ),
@@ -210,7 +211,7 @@ SPECS = (
         "overlap",
         partial(ops.overlap_sums, activation="softmax"),
         _classes,
-        (lambda C: {}, lambda C: {"squared_pred": True, "ignore_index": 1, "mask": _valid()}),
+        (lambda C: {}, lambda C: {"squared_pred": True, "ignore_index": 1, "mask": PIXELS}),
         kept=0,
         shares=("dice_ce", "softmax"),
     ),
@@ -221,7 +222,7 @@ SPECS = (
         _sigmoid,
         (
             lambda C: {},
-            lambda C: {"alpha": 0.3, "beta": 0.7, "gamma": 0.75, "reduction": "none", "mask": _valid()},
+            lambda C: {"alpha": 0.3, "beta": 0.7, "gamma": 0.75, "reduction": "none", "mask": PIXELS},
             lambda C: {"batch": True, "gamma": 1.5, "weight": _weights(C)},
         ),
         tolerance=1e-5,
@@ -243,7 +244,7 @@ SPECS = (
         _classes,
         (
             lambda C: {},
-            lambda C: {"reduction": "none", "weight": _weights(C), "squared_pred": True, "mask": _valid()},
+            lambda C: {"reduction": "none", "weight": _weights(C), "squared_pred": True, "mask": PIXELS},
             lambda C: {"reduction": "sum", "include_background": False, "label_smoothing": 0.3, "ignore_index": 1},
             lambda C: {"batch": True, "jaccard": True, "empty": "skip", "ce_weight": 0.2, "dice_weight": 2.0},
         ),
@@ -258,7 +259,7 @@ SPECS = (
         _classes,
         (
             lambda C: {},
-            lambda C: {"reduction": "sample", "weight": _weights(C), "mask": _valid()},
+            lambda C: {"reduction": "sample", "weight": _weights(C), "mask": PIXELS},
             lambda C: {"reduction": "sum", "label_smoothing": 0.2, "ignore_index": 1},
         ),
         kept=2,
@@ -270,7 +271,7 @@ SPECS = (
         "cross_entropy",
         ops.cross_entropy,
         _classes,
-        (lambda C: {}, lambda C: {"reduction": "none", "weight": _weights(C), "mask": _valid()}),
+        (lambda C: {}, lambda C: {"reduction": "none", "weight": _weights(C), "mask": PIXELS}),
         tiny=(2, 66),
         small=(2, 70),
         large=(90, 2000),
@@ -285,7 +286,7 @@ SPECS = (
         _sigmoid,
         (
             lambda C: {},
-            lambda C: {"gamma": 1.5, "alpha": _weights(C) / 2, "reduction": "none", "mask": _valid()},
+            lambda C: {"gamma": 1.5, "alpha": _weights(C) / 2, "reduction": "none", "mask": PIXELS},
             lambda C: {"gamma": 1.0, "alpha": None, "weight": _weights(C), "reduction": "sum"},
             lambda C: {"gamma": 0.0},
         ),
@@ -300,7 +301,7 @@ SPECS = (
         _classes,
         (
             lambda C: {},
-            lambda C: {"gamma": 1.5, "alpha": _weights(C), "reduction": "none", "mask": _valid()},
+            lambda C: {"gamma": 1.5, "alpha": _weights(C), "reduction": "none", "mask": PIXELS},
             lambda C: {"gamma": 1.0, "alpha": None, "weight": _weights(C), "reduction": "sum", "ignore_index": 1},
             lambda C: {"gamma": 0.0},
         ),
@@ -317,7 +318,7 @@ SPECS = (
             _regression,
             (
                 lambda C: {},
-                lambda C: {"reduction": "none", "mask": _valid()},
+                lambda C: {"reduction": "none", "mask": PIXELS},
                 lambda C: {"reduction": "sum", "mask": torch.tensor([[True], [True]])},
             ),
             kept=2,
@@ -351,7 +352,7 @@ SPECS = (
         _heads,
         (
             lambda C: {},
-            lambda C: {"downsample": "area", "reduction": "none", "weights": [0.7, 0.3], "mask": _valid()},
+            lambda C: {"downsample": "area", "reduction": "none", "weights": [0.7, 0.3], "mask": PIXELS},
             lambda C: {"downsample": "max", "jaccard": True, "batch": True, "weights": torch.tensor([0.7, 0.3])},
         ),
         tiny=(2, 2),
@@ -367,7 +368,7 @@ SPECS = (
         _heads_of_classes,
         (
             lambda C: {},
-            lambda C: {"downsample": "area", "reduction": "none", "weights": [0.7, 0.3], "mask": _valid()},
+            lambda C: {"downsample": "area", "reduction": "none", "weights": [0.7, 0.3], "mask": PIXELS},
             lambda C: {"downsample": "max", "ignore_index": 1, "weights": torch.tensor([0.7, 0.3])},
         ),
         tiny=(2, 2),
@@ -483,7 +484,3 @@ ELSEWHERE = {
     "sample_uncertain_points": "tests/ops/test_points.py",
     "stain_normalize": "tests/stain/test_stain_normalize.py",
 }
-
-
-def _valid() -> Tensor:
-    return torch.tensor([True, False])

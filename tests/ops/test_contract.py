@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import op_table
 from helpers.asserts import assert_bit_equal, assert_within_budget
-from helpers.inputs import LAYOUTS, layout
+from helpers.inputs import LAYOUTS, generator, layout
 from helpers.op_backends import device_of, dirty_memory, needs_cpp
 from helpers.op_specs import ELSEWHERE, SPECS, Call, OpSpec
 from helpers.paths import ROOT
@@ -50,7 +50,11 @@ def differentiable(spec: OpSpec) -> bool:
 
 def cases(spec: OpSpec, call: Call) -> list[dict[str, Any]]:
     first = call.inputs[0] if call.inputs else next(iter(call.rest.values()))
-    return [dict(case(first.shape[1])) for case in spec.cases]
+    found = [dict(case(first.shape[1])) for case in spec.cases]
+    for options in found:
+        if isinstance(options.get("mask"), str):
+            options["mask"] = torch.rand(call.rest["target"].shape, generator=generator(3)) < 0.67
+    return found
 
 
 def outputs(spec: OpSpec, inputs: tuple[Tensor, ...], rest: dict[str, Any]) -> tuple[Tensor, ...]:

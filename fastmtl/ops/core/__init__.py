@@ -1,1 +1,1 @@
-"""What all ops stand on: backends, argument checks, `torch.library` registration, memory."""
+"""What all ops share: backends, argument checks, `torch.library` registration, memory."""

@@ -38,7 +38,7 @@ def _load_extension() -> ModuleType | str:
         return importlib.import_module("fastmtl._C")
     except ModuleNotFoundError:
         return "fastmtl._C is not built: reinstall fastmtl where there is a C++17 compiler"
-    except ImportError as error:  # built, and something it needs is missing: its own words are the right ones
+    except ImportError as error:  # built, but something it needs is missing, which the error names
         return f"fastmtl._C does not load: {error}"
 
 
@@ -141,7 +141,7 @@ def choose(op: str, backend: str, tensor: torch.Tensor) -> Callable[..., Any]:
             raise BackendError(f"backend {backend!r} cannot run `{op}`: {reason}. Use backend='auto'.")
         return implementations[backend].run
     for name, implementation in implementations.items():
-        # The interpreter is for tests: nobody who did not ask for it by name should wait for it.
+        # The interpreter is slow and for tests, so it runs only when asked for by name.
         if name == "triton" and tensor.device.type == "cpu":
             continue
         if implementation.refuses(name, tensor) is None:

@@ -1,8 +1,8 @@
-"""A large output's memory, handed out again once nobody looks into it any more.
+"""The memory of a large output, used again once nothing refers to it.
 
 On a CPU, glibc gives blocks over 32 MB back to the kernel at every free, and fresh pages are zeroed one fault at a
 time: for the gradient of a large map of logits, or a combined gradient, that takes longer than computing it. Each
-`Recycled` keeps the last block it gave out, and no more; `release_memory` has them all let go.
+`Recycled` keeps the last block it gave out, and no more; `release_memory` frees them all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Recycled:
 
     def __init__(self) -> None:
         self._last: Tensor | None = None
-        self._idle_holders = 0  # references to `_last`'s storage while only this object looks into it
+        self._idle_holders = 0  # references to `_last`'s storage while only this object has it
         self._lock = threading.Lock()
         _ALL.add(self)
 
@@ -36,9 +36,9 @@ class Recycled:
             if last is not None and (last.size(), last.stride(), last.dtype, last.device) == wanted:
                 # A tensor made under inference_mode stays one, and autograd refuses those.
                 same_mode = last.is_inference() == torch.is_inference_mode_enabled()
-                # FSDP frees memory by resizing the storage to nothing under the tensors that look into it.
+                # FSDP frees memory by resizing a storage to nothing while tensors still refer to it.
                 whole = last.untyped_storage().nbytes() >= last.numel() * last.element_size()
-                # Another process may hold shared memory, which no count here knows.
+                # Another process may use shared memory, which no count here includes.
                 own = not last.is_shared()
                 if same_mode and whole and own and _holders(last) <= self._idle_holders:
                     return last.detach()
@@ -55,10 +55,10 @@ class Recycled:
 
 
 def release_memory() -> None:
-    """Let go of the memory that ops on a CPU keep for their next large output (the last gradient of each loss, the last
+    """Free the memory that ops on a CPU keep for their next large output (the last gradient of each loss, the last
     combined gradient), as `torch.cuda.empty_cache` does on a GPU.
 
-    Tensors that somebody holds are left alone, and the next output takes new memory.
+    Tensors still in use are not touched, and the next output takes new memory.
 
     >>> release_memory()
     """

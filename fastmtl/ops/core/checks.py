@@ -1,4 +1,4 @@
-"""Checks of loss arguments before any kernel runs. Errors say which one, what was expected and found, what to do."""
+"""Checks of loss arguments before any kernel runs; errors name the argument, what is expected, found, and to do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def constant(name: str, value: Tensor) -> None:
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    # An array compared with a string is an array, whose truth nobody knows.
+    # An array compared with a string is an array, which has no truth value.
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
@@ -204,7 +204,7 @@ def full_rank_mask(mask: Tensor | None, input: Tensor, name: str = "input") -> T
     shape = mask.shape
     if mask.dim() in (1, 2) and mask.dim() < input.dim():
         mask = mask.reshape(*shape, *(1,) * (input.dim() - mask.dim()))
-    if mask.dim() != input.dim() or any(m not in (1, n) for m, n in zip(mask.shape, input.shape, strict=True)):
+    if mask.dim() != input.dim() or any(m != 1 and m != n for m, n in zip(mask.shape, input.shape, strict=True)):
         raise ValueError(
             f"`mask` must be [B], [B, C] or broadcastable to `{name}` {list(input.shape)} dim by dim; "
             f"got {list(shape)}. Insert dims of size 1 with `unsqueeze`."

@@ -58,7 +58,7 @@ def pixel_mask(mask: Tensor | None, input: Tensor) -> Tensor | None:
         mask = mask.reshape(-1, *(1 for _ in expected[1:]))
     elif mask.dim() == len(expected) - 1:
         mask = mask.unsqueeze(1)
-    if mask.dim() != len(expected) or any(m not in (1, n) for m, n in zip(mask.shape, expected, strict=True)):
+    if mask.dim() != len(expected) or any(m != 1 and m != n for m, n in zip(mask.shape, expected, strict=True)):
         flat = [expected[0], *expected[2:]]
         raise ValueError(f"`mask` must be [{expected[0]}] or broadcastable to {flat} dim by dim; got {found}.")
     return mask

@@ -1,4 +1,4 @@
-"""What a loss counts on request in the pass it makes anyway."""
+"""Counts of a loss, made on request in the pass that computes it."""
 
 from __future__ import annotations
 

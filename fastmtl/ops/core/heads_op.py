@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .backends import choose, register_kernels
 from .fields import schema
-from .loss_op import _LIBRARY, _TAGS, Backends, _transformed, forward_mode, push_forward
+from .loss_op import LIBRARY, TAGS, Backends, forward_mode, loop, push_forward, transformed
 from .planes import gradient_like
 
 _is_legacy_batched = cast(Any, torch._C)._functorch.is_legacy_batchedtensor
@@ -48,33 +48,33 @@ class HeadsLossOp:
         self.further, self.settings = len(tensors._fields), len(options._fields)
         register_kernels(name, backends)
         first, last = f"Tensor[] inputs, {schema(tensors)}", schema(options)
-        _LIBRARY.define(f"{name}({first}, {last}) -> (Tensor, Tensor)", tags=_TAGS)
-        _LIBRARY.define(f"{name}_backward(Tensor grad, {first}, Tensor coefficients, {last}) -> Tensor[]", tags=_TAGS)
+        LIBRARY.define(f"{name}({first}, {last}) -> (Tensor, Tensor)", tags=TAGS)
+        LIBRARY.define(f"{name}_backward(Tensor grad, {first}, Tensor coefficients, {last}) -> Tensor[]", tags=TAGS)
         self._forward_op = getattr(torch.ops.fastmtl, name).default
         self._backward_op = getattr(torch.ops.fastmtl, f"{name}_backward").default
         self._recorded_forward, self._recorded_backward = _functions(self)
         for key in ("CPU", "CUDA"):
-            _LIBRARY.impl(name, self._run_forward, key)
-            _LIBRARY.impl(f"{name}_backward", self._run_backward, key)
-        _LIBRARY.impl(name, self._record_forward, "Autograd")
-        _LIBRARY.impl(f"{name}_backward", self._record_backward, "Autograd")
+            LIBRARY.impl(name, self._run_forward, key)
+            LIBRARY.impl(f"{name}_backward", self._run_backward, key)
+        LIBRARY.impl(name, self._record_forward, "Autograd")
+        LIBRARY.impl(f"{name}_backward", self._record_backward, "Autograd")
         torch.library.register_fake(
-            f"fastmtl::{name}", lambda inputs, *rest: fake(inputs, *self.split(rest)), lib=_LIBRARY
+            f"fastmtl::{name}", lambda inputs, *rest: fake(inputs, *self.split(rest)), lib=LIBRARY
         )
         torch.library.register_fake(
-            f"fastmtl::{name}_backward", lambda grad, inputs, *rest: [gradient_like(x) for x in inputs], lib=_LIBRARY
+            f"fastmtl::{name}_backward", lambda grad, inputs, *rest: [gradient_like(x) for x in inputs], lib=LIBRARY
         )
-        torch.library.register_vmap(f"fastmtl::{name}", partial(_loop, self), lib=_LIBRARY)
-        torch.library.register_vmap(f"fastmtl::{name}_backward", partial(_loop, self.backward), lib=_LIBRARY)
+        torch.library.register_vmap(f"fastmtl::{name}", partial(loop, self), lib=LIBRARY)
+        torch.library.register_vmap(f"fastmtl::{name}_backward", partial(loop, self.backward), lib=LIBRARY)
 
     def __call__(self, inputs: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
-        return self._recorded_forward.apply(*inputs, *rest) if _transformed() else self._forward_op(list(inputs), *rest)
+        return self._recorded_forward.apply(*inputs, *rest) if transformed() else self._forward_op(list(inputs), *rest)
 
     def backward(self, grad: Tensor, inputs: Sequence[Tensor], *rest: Any) -> Sequence[Tensor]:
         """The gradient op itself: grad, inputs, further tensors, coefficients, options."""
         if not torch.compiler.is_compiling() and _is_legacy_batched(grad):
             return _loop_over_grads(self, grad, inputs, *rest)
-        if _transformed():
+        if transformed():
             return self._recorded_backward.apply(grad, *inputs, *rest)
         return self._backward_op(grad, list(inputs), *rest)
 
@@ -151,7 +151,7 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
         def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
             heads = len(arguments) - further - settings
             dims, values = ((list(all[:heads]), *all[heads:]) for all in (in_dims, arguments))
-            return _loop(op, info, dims, *values)
+            return loop(op, info, dims, *values)
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -189,17 +189,9 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
         def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
             heads = len(arguments) - 1 - further - 1 - settings
             dims, values = ((all[0], list(all[1 : heads + 1]), *all[heads + 1 :]) for all in (in_dims, arguments))
-            return _loop(op.backward, info, dims, *values)
+            return loop(op.backward, info, dims, *values)
 
     return Forward, Backward
-
-
-def _select(value: Any, dim: Any, index: int) -> Any:
-    if isinstance(value, Tensor):
-        return value if dim is None else value.select(dim, index)
-    if isinstance(value, list | tuple) and isinstance(dim, list | tuple):
-        return [_select(*pair, index) for pair in zip(value, dim, strict=True)]
-    return value
 
 
 def _loop_over_grads(op: HeadsLossOp, grad: Tensor, inputs: Sequence[Tensor], *rest: Any) -> list[Tensor]:
@@ -210,13 +202,3 @@ def _loop_over_grads(op: HeadsLossOp, grad: Tensor, inputs: Sequence[Tensor], *r
     rows = batching._remove_batch_dim(grad, level, 1, 0).unbind()
     stacked = map(torch.stack, zip(*(op.backward(row, inputs, *rest) for row in rows), strict=True))
     return [batching._add_batch_dim(gradient, 0, level) for gradient in stacked]
-
-
-def _loop(run: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    """A batching rule for any op: one call a sample."""
-    results = [
-        run(*(_select(*pair, index) for pair in zip(arguments, in_dims, strict=True)))
-        for index in range(info.batch_size)
-    ]
-    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-    return stacked, (0,) * len(stacked)

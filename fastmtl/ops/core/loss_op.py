@@ -20,8 +20,8 @@ from .backends import choose, register_kernels
 from .fields import schema
 from .planes import gradient_like
 
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-_LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
 
 Vmap = Callable[..., tuple[Any, Any]]
 Backends = Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # forward and backward by name
@@ -58,31 +58,31 @@ class LossOp:
         self._number, self._outputs, self._reference = len(tensors._fields), outputs, reference
         register_kernels(name, backends)
         first, last, returns = schema(tensors), schema(options), ", ".join(["Tensor"] * outputs)
-        _LIBRARY.define(f"{name}({first}, {last}) -> ({returns})", tags=_TAGS)
-        _LIBRARY.define(f"{name}_backward(Tensor grad, {first}, Tensor coefficients, {last}) -> Tensor", tags=_TAGS)
+        LIBRARY.define(f"{name}({first}, {last}) -> ({returns})", tags=TAGS)
+        LIBRARY.define(f"{name}_backward(Tensor grad, {first}, Tensor coefficients, {last}) -> Tensor", tags=TAGS)
         self._forward_op = getattr(torch.ops.fastmtl, name).default
         self._backward_op = getattr(torch.ops.fastmtl, f"{name}_backward").default
-        self._vmap = vmap or partial(_loop, self)
-        self._vmap_backward = vmap_backward or partial(_loop, self.backward)
+        self._vmap = vmap or partial(loop, self)
+        self._vmap_backward = vmap_backward or partial(loop, self.backward)
         self._recorded_forward, self._traced_forward, self._recorded_backward = _functions(self)
         for key in ("CPU", "CUDA"):
-            _LIBRARY.impl(name, self._run_forward, key)
-            _LIBRARY.impl(f"{name}_backward", self._run_backward, key)
+            LIBRARY.impl(name, self._run_forward, key)
+            LIBRARY.impl(f"{name}_backward", self._run_backward, key)
         # torch.library.register_autograd costs 70 us more per call: it binds a schema of 16 arguments again.
-        _LIBRARY.impl(name, partial(_record, self._recorded_forward, self._below), "Autograd")
-        _LIBRARY.impl(f"{name}_backward", partial(_record, self._recorded_backward, self._below_backward), "Autograd")
-        torch.library.register_fake(f"fastmtl::{name}", self._fake(fake), lib=_LIBRARY)
-        torch.library.register_fake(f"fastmtl::{name}_backward", _fake_backward, lib=_LIBRARY)
-        torch.library.register_vmap(f"fastmtl::{name}", self._vmap, lib=_LIBRARY)
-        torch.library.register_vmap(f"fastmtl::{name}_backward", self._vmap_backward, lib=_LIBRARY)
+        LIBRARY.impl(name, partial(_record, self._recorded_forward, self._below), "Autograd")
+        LIBRARY.impl(f"{name}_backward", partial(_record, self._recorded_backward, self._below_backward), "Autograd")
+        torch.library.register_fake(f"fastmtl::{name}", self._fake(fake), lib=LIBRARY)
+        torch.library.register_fake(f"fastmtl::{name}_backward", _fake_backward, lib=LIBRARY)
+        torch.library.register_vmap(f"fastmtl::{name}", self._vmap, lib=LIBRARY)
+        torch.library.register_vmap(f"fastmtl::{name}_backward", self._vmap_backward, lib=LIBRARY)
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         # torch.func wants to meet the autograd.Function before the op; everywhere else the op records itself.
-        return (self._traced_forward.apply if _transformed() else self._forward_op)(*arguments)
+        return (self._traced_forward.apply if transformed() else self._forward_op)(*arguments)
 
     def backward(self, *arguments: Any) -> Tensor:
         """The gradient op itself: grad, tensors, coefficients, options."""
-        return (self._recorded_backward.apply if _transformed() else self._backward_op)(*arguments)
+        return (self._recorded_backward.apply if transformed() else self._backward_op)(*arguments)
 
     def split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
         """Flat arguments of the forward as (tensors, options)."""
@@ -158,7 +158,7 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
             return op._vmap(info, in_dims, *arguments)
 
     class ForwardOnce(torch.autograd.Function):
-        """`Forward` without a setup_context, which torch calls after binding all arguments anew: 20 us less."""
+        """`Forward` without a setup_context, for which torch would bind all arguments a second time: 20 us less."""
 
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
@@ -231,7 +231,7 @@ def push_forward(function: Callable[..., Any], at: tuple[Tensor, ...], tangents:
     return push(known)[0]
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
@@ -239,15 +239,21 @@ def _fake_backward(grad: Tensor, first: Tensor, *arguments: Any) -> Tensor:
     return gradient_like(first)
 
 
-def _loop(run: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    """A batching rule for any op: one call a sample."""
-
-    def sample(index: int) -> Any:
-        pairs = zip(arguments, in_dims, strict=True)
-        return run(*(value if dim is None else value.select(dim, index) for value, dim in pairs))
-
-    results = [sample(index) for index in range(info.batch_size)]
+def loop(run: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    """A batching rule for any op: one call per sample."""
+    results = [
+        run(*(_select(*pair, index) for pair in zip(arguments, in_dims, strict=True)))
+        for index in range(info.batch_size)
+    ]
     if isinstance(results[0], Tensor):
         return torch.stack(results), 0
     stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
+
+
+def _select(value: Any, dim: Any, index: int) -> Any:
+    if isinstance(value, Tensor):
+        return value if dim is None else value.select(dim, index)
+    if isinstance(value, list | tuple) and isinstance(dim, list | tuple):
+        return [_select(*pair, index) for pair in zip(value, dim, strict=True)]
+    return value

@@ -76,6 +76,6 @@ def pixels(tensor: Tensor) -> int:
 
 
 def few_alike(input: Tensor, target: Tensor) -> bool:
-    """Whether planes are short and all elements lie in one order: as one plane [1, 1, N] they are read several times as
-    fast. Long planes stay, for each of them is looked at for targets out of range."""
+    """Whether planes are short and all elements have one order in memory: as one plane [1, 1, N] they are read several
+    times as fast. Long planes stay as they are, because each is checked for targets out of range."""
     return pixels(input) < FEW_PIXELS and input.is_contiguous() and target.is_contiguous()

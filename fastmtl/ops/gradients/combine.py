@@ -26,7 +26,7 @@ def combine(J: Tensor, w: Tensor, *, out: Tensor | None = None, backend: str = "
     numbers of threads.
 
     Args:
-        J: [K, P] float32, float64, bfloat16 or float16, K <= 64, each row contiguous (rows may lie apart).
+        J: [K, P] float32, float64, bfloat16 or float16, K <= 64, each row contiguous (gaps between rows are fine).
         w: [K] float32 or float64 on J's device; rounded to the dtype of the sum.
         out: [P] contiguous, of the result's dtype, to write to; then nothing is recorded for autograd.
         backend: "auto", "reference", "cpp" or "triton".

@@ -42,7 +42,7 @@ class Move:
 class Group:
     """Options of a parameter group; beta1 and beta2 are momentum and dampening for SGD.
 
-    `lr` is a float32 tensor only where it lies on the device.
+    `lr` is a float32 tensor only where it is on the device.
     """
 
     rule: int

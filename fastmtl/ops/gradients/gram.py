@@ -27,7 +27,7 @@ def gram(J: Tensor, *, backend: str = "auto") -> Tensor:
     order: bit-equal over repeats and numbers of threads, and exactly symmetric.
 
     Args:
-        J: [K, P] float32, float64, bfloat16 or float16, K <= 64, each row contiguous (rows may lie apart).
+        J: [K, P] float32, float64, bfloat16 or float16, K <= 64, each row contiguous (gaps between rows are fine).
         backend: "auto", "reference", "cpp" or "triton".
 
     Returns:

@@ -1,4 +1,4 @@
-"""The small problems behind the balancing methods, K x K numbers solved where they lie: on the CPU by C++, on a GPU by
+"""The small problems behind the balancing methods, K x K numbers solved on their device: on the CPU by C++, on a GPU by
 one Triton block, without a step back to the host. Private: the methods in `fastmtl.balance` are what is promised.
 """
 

@@ -101,7 +101,7 @@ def _full_rank_weight(weight: Tensor, input: Tensor) -> Tensor:
     checks.device("weight", weight, input)
     checks.constant("weight", weight)
     if weight.dim() > input.dim() or any(
-        w not in (1, n) for w, n in zip(reversed(weight.shape), reversed(input.shape), strict=False)
+        w != 1 and w != n for w, n in zip(reversed(weight.shape), reversed(input.shape), strict=False)
     ):
         raise ValueError(
             f"`weight` must be broadcastable to `input` {list(input.shape)}; got {list(weight.shape)}. One number for "

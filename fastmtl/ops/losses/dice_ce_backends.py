@@ -282,7 +282,9 @@ def cpp_gradient(
 def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, o: Options) -> Tensor:
     if alone(tensors, o):
         return _cross_entropy(tensors, o).backward(grad, coefficients, tensors.input, _GRADIENTS)
-    planes = readable(tensors.input, tensors.target, tensors.mask)  # held by name: the kernel gets bare addresses
+    planes = readable(
+        tensors.input, tensors.target, tensors.mask
+    )  # named, so that copies outlive the kernel, which gets addresses
     arguments = problem(*planes, o.ignore_index)
     return cpp_gradient(tensors.input, arguments, _flags(tensors, o), grad, coefficients, o.label_smoothing)
 

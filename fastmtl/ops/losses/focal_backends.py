@@ -130,7 +130,7 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    readable = _readable(tensors)  # held by name: the kernel gets bare addresses
+    readable = _readable(tensors)  # named, so that copies outlive the kernel, which gets addresses
     gradient = gradient_like(tensors.input, _GRADIENTS)
     planes = grad.expand(coefficients.shape)
     backends.extension().sigmoid_focal_backward(

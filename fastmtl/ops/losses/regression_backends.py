@@ -140,7 +140,7 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, slopes: Tensor, options: Options) -> Tensor:
-    readable = _readable(tensors)  # held by name: the kernel gets bare addresses
+    readable = _readable(tensors)  # named, so that copies outlive the kernel, which gets addresses
     gradient = gradient_like(tensors.input, _GRADIENTS)
     *seen, of_gradient = layout(readable, gradient)
     backends.extension().regression_backward(

@@ -37,7 +37,7 @@ class Options(NamedTuple):
 
 
 def _new_outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    """Uninitialised sums [5, B, C], and coefficients: there are none, the sums' slopes come with their gradient."""
+    """Uninitialised sums [5, B, C], and no coefficients: the slopes of the sums come with their gradient."""
     input = tensors.input
     dtype = torch.promote_types(input.dtype, torch.float32)
     sums = torch.empty((5, *input.shape[:2]), dtype=dtype, device=input.device)
@@ -82,7 +82,7 @@ def _cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def _cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    kept = readable(*tensors)  # held by name: the kernel gets bare addresses
+    kept = readable(*tensors)  # named, so that copies outlive the kernel, which gets addresses
     arguments = problem(*kept, options.ignore_index)
     one = torch.ones((), dtype=torch.float32)
     return cpp_gradient(tensors.input, arguments, _flags(tensors, options), one, _slopes(grad, options), 0.0)

@@ -23,7 +23,7 @@ def pairwise_mask_cost(
     Args:
         mask_logits: [B, Q, N], float16, bfloat16, float32 or float64. A value that is not finite makes its query's
             costs NaN, a last resort to `linear_assignment`, and no other's.
-        targets: [B, T, N], 0 to 1; bool, uint8 or floating (bilinear samples of a mask lie between).
+        targets: [B, T, N], 0 to 1; bool, uint8 or floating (bilinear samples of a mask are in between).
         bce_weight, dice_weight: the two terms' factors.
 
     Returns:

@@ -30,7 +30,7 @@ def sample_points(maps: Tensor, coordinates: Tensor, *, backend: str = "auto") -
     Args:
         maps: [B, C, H, W]; bool, uint8, float16, bfloat16, float32 or float64.
         coordinates: [B, P, 2], floating, (x, y) in 0 to 1: (0, 0) is the outer corner of the first pixel, (1, 1) that
-            of the last. float64 is kept; others, and float32 with float64 maps, are converted. NaN lies nowhere: 0.
+            of the last. float64 is kept; others, and float32 with float64 maps, are converted. A NaN is outside: 0.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch).
 
     Returns:
