@@ -20,6 +20,10 @@
 namespace fastmtl {
 namespace FASTMTL_ISA {
 
+// Rows that overlap no other row a function uses.
+using ConstFloats = const float* __restrict;
+using Floats = float* __restrict;
+
 template <typename To, typename From>
 inline To bits_of(From value) {
   static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");

@@ -1,5 +1,5 @@
 // How the kernels over J [K, P] read a row of any dtype.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include "core/element.hpp"

@@ -19,7 +19,7 @@ constexpr int kMaxSegments = 44, kMaxGroups = 8;  // 4 KiB
 #endif
 constexpr int kThreads = 256;
 constexpr int kMaxTasks = 64;
-constexpr std::int64_t kChunk = 16 * 1024;  // elements; fastmtl/ops/gradients/fused_step.py makes room for as many partial sums
+constexpr std::int64_t kChunk = 16 * 1024;  // elements; fastmtl/ops/gradients/fused_step.py relies on it
 
 struct Table {
   int n;

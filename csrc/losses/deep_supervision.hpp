@@ -47,13 +47,9 @@ bool deep_supervision_forward(DeepSupervision& problem, const DiceBceOptions& op
 void deep_supervision_backward(DeepSupervision& problem, const float* grad, std::int64_t grad_stride,
                                const float* coefficients, int threads);
 
-#define FASTMTL_DECLARE(isa)                                                                                         \
-  namespace isa {                                                                                                    \
-  void deep_supervision_sums(const DeepSupervision& problem, bool overlap, DiceBceSums* partials, int threads);      \
-  void deep_supervision_gradient(const DeepSupervision& problem, const float* grad, std::int64_t grad_stride,        \
-                                 const float* coefficients, int threads);                                            \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+  void deep_supervision_sums(const DeepSupervision& problem, bool overlap, DiceBceSums* partials, int threads);
+  void deep_supervision_gradient(const DeepSupervision& problem, const float* grad, std::int64_t grad_stride,
+                                 const float* coefficients, int threads);)
 
 }  // namespace fastmtl

@@ -53,14 +53,10 @@ bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int thr
 void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,
                        const Planes& gradient, int threads);
 
-#define FASTMTL_DECLARE(isa)                                                                                         \
-  namespace isa {                                                                                                    \
-  void dice_bce_sums(const DiceBceProblem& problem, const Chunks& chunks, bool overlap, DiceBceSums* partials,       \
-                     DiceBceCounts* counts, int threads);                                                            \
-  void dice_bce_gradient(const DiceBceProblem& problem, const Chunks& chunks, const Planes& grad,                    \
-                         const float* coefficients, const Planes& gradient, int threads);                            \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+  void dice_bce_sums(const DiceBceProblem& problem, const Chunks& chunks, bool overlap, DiceBceSums* partials,
+                     DiceBceCounts* counts, int threads);
+  void dice_bce_gradient(const DiceBceProblem& problem, const Chunks& chunks, const Planes& grad,
+                         const float* coefficients, const Planes& gradient, int threads);)
 
 }  // namespace fastmtl

@@ -1,5 +1,5 @@
 // Dice + BCE of one element and of one block that stays in L1: sums and gradient, for every op built on them.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include "losses/dice_bce.hpp"
@@ -50,7 +50,7 @@ inline AddBlock add_block_of(const DiceBceProblem& problem, bool overlap) {
 // that in P.
 template <bool kSquared>
 void differentiate_block(const Block& block, float pos_weight, float grad, const float slopes[3],
-                         float* __restrict values) {
+                         Floats values) {
   const float of_bce = grad * slopes[0], of_intersection = grad * slopes[1], of_prediction = grad * slopes[2];
   const float *logits = block.logits, *targets = block.target;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {

@@ -58,15 +58,11 @@ void nt_xent_backward(const NtXentProblem& problem, const float* grad, const flo
 // at once, and of kPanel.
 constexpr std::int64_t kPanel = 32, kTileRows = 96;
 
-#define FASTMTL_DECLARE(isa)                                                                                          \
-  namespace isa {                                                                                                     \
-  void nt_xent_prepare(const NtXentProblem& problem, const NtXentWork& work, int threads);                            \
-  void nt_xent_sums(const NtXentWork& work, std::int64_t dim, double* sums, float* positive, int threads);            \
-  void nt_xent_products(const NtXentWork& work, std::int64_t dim, int threads);                                       \
-  void nt_xent_gradient(const NtXentProblem& problem, const NtXentWork& work, float scale, void* gradient,            \
-                        int threads);                                                                                 \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+  void nt_xent_prepare(const NtXentProblem& problem, const NtXentWork& work, int threads);
+  void nt_xent_sums(const NtXentWork& work, std::int64_t dim, double* sums, float* positive, int threads);
+  void nt_xent_products(const NtXentWork& work, std::int64_t dim, int threads);
+  void nt_xent_gradient(const NtXentProblem& problem, const NtXentWork& work, float scale, void* gradient,
+                        int threads);)
 
 }  // namespace fastmtl

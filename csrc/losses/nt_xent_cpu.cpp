@@ -1,5 +1,4 @@
 // Blocks of similarities: a product of rows with rows, exponentials in place, and the sums or products they are for.
-// No std:: template here: see isa.hpp.
 #include "losses/nt_xent.hpp"
 
 #include "core/block_io.hpp"

@@ -1,5 +1,5 @@
 // One block of pixels across all channels, as the softmax kernels read it: logits as float, class numbers as int32.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include "core/block_io.hpp"
@@ -123,7 +123,7 @@ struct SoftmaxBlock {
  private:
   // Makes what is valid 1, and of the rest the class none.
   void count_pixels(bool soft) {
-    float* __restrict here = valid;
+    Floats here = valid;
     std::int32_t* __restrict classes = index;
     if (soft) FASTMTL_EACH_LANE(i, padded) classes[i] = kNoClass;
     const std::int32_t none = soft ? kNoClass - 1 : kNoClass;
@@ -151,11 +151,11 @@ struct SoftmaxBlock {
     }
   }
 
-  void read(const Planes& planes, std::int64_t first, std::int64_t step, float* __restrict out) const {
+  void read(const Planes& planes, std::int64_t first, std::int64_t step, Floats out) const {
     load(planes.type, planes.data, first, step, count, out);
     if (whole) return;
     for (std::int64_t i = count; i < padded; ++i) out[i] = 0.0f;
-    const float* __restrict here = valid;
+    ConstFloats here = valid;
     FASTMTL_EACH_LANE(i, padded) out[i] = here[i] != 0.0f ? out[i] : 0.0f;
   }
 };

@@ -1,5 +1,5 @@
 // The end of every normaliser: background, colour, channel statistics, rounding, store.
-// Included by *_cpu.cpp alone (see vec_math.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include "core/block_io.hpp"
