@@ -20,7 +20,8 @@ using Flat = std::array<fastmtl::Planes, 2>;                              // tar
 using Full = std::array<VolumeView, 2>;                                   // target and mask
 
 fastmtl::Volume volume(const VolumeView& view) {
-  return {pointer<void>(view[0]), static_cast<fastmtl::Element>(view[1]), view[2], view[3], {view[4], view[5], view[6]}};
+  return {
+      pointer<void>(view[0]), static_cast<fastmtl::Element>(view[1]), view[2], view[3], {view[4], view[5], view[6]}};
 }
 
 // What all heads of one call share.

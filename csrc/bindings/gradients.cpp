@@ -57,9 +57,7 @@ void bind_gradients(pybind11::module_& m) {
   define(
       m, "combine",
       [](Address J, fastmtl::Element type, std::int64_t K, std::int64_t P, std::int64_t row_stride, Address w,
-         Address out, int num_threads) {
-        FASTMTL_DISPATCH(combine, J, type, K, P, row_stride, w, out, num_threads);
-      },
+         Address out, int num_threads) { FASTMTL_DISPATCH(combine, J, type, K, P, row_stride, w, out, num_threads); },
       "out [P] = sum over k of w_k J_k, in float32 (float64 for float64).");
   define(
       m, "pcgrad",

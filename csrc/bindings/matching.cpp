@@ -27,7 +27,8 @@ void bind_matching(pybind11::module_& m) {
       m, "sample_points",
       [](const PointSizes& shape, Address coordinates, bool is_double, int num_threads, Address maps,
          fastmtl::Element type, std::int64_t batch_stride, std::int64_t channel_stride, Address out) {
-        FASTMTL_DISPATCH(sample_points, points_problem(shape, coordinates, is_double, num_threads), maps, type, batch_stride, channel_stride, out);
+        FASTMTL_DISPATCH(sample_points, points_problem(shape, coordinates, is_double, num_threads), maps, type,
+                         batch_stride, channel_stride, out);
       },
       "See points.hpp.");
   define(

@@ -30,11 +30,8 @@ using Wanted = std::array<bool, 5>;  // soft targets, squared, I and P, label sm
 
 fastmtl::DiceCeProblem dice_ce_problem(const Sizes& shape, const Planes& logits, const Planes& target,
                                        const Planes& mask, std::int64_t ignore_index, const Wanted& wanted) {
-  return {{loss_inputs(shape, logits, target, mask), wanted[0], ignore_index},
-          wanted[1],
-          wanted[2],
-          wanted[3],
-          wanted[4]};
+  return {
+      {loss_inputs(shape, logits, target, mask), wanted[0], ignore_index}, wanted[1], wanted[2], wanted[3], wanted[4]};
 }
 
 }  // namespace
@@ -67,10 +64,9 @@ void bind_softmax_losses(pybind11::module_& m) {
          bool batch, bool jaccard, double smooth_nr, double smooth_dr, fastmtl::Empty empty, int reduction,
          Address loss, Address coefficients, Address counts, int num_threads) {
         const fastmtl::DiceOptions dice = {smooth_nr, smooth_dr, jaccard, wanted[1], empty};
-        return fastmtl::dice_ce_forward(
-            dice_ce_problem(shape, logits, target, mask, ignore_index, wanted),
-            {weight, ce_weight, dice_weight, smoothing, background, batch, dice, reduction}, loss, coefficients, counts,
-            num_threads);
+        return fastmtl::dice_ce_forward(dice_ce_problem(shape, logits, target, mask, ignore_index, wanted),
+                                        {weight, ce_weight, dice_weight, smoothing, background, batch, dice, reduction},
+                                        loss, coefficients, counts, num_threads);
       },
       "Pixels whose class number does not exist; see dice_ce.hpp.");
   define(

@@ -16,7 +16,7 @@ fastmtl::StainImages images(const Images& view) {
 }
 
 fastmtl::StainOutput output(const Output& view) {
-  return {pointer<void>(view[0]), static_cast<fastmtl::Element>(view[1]), view[2], view[3], view[4],
+  return {pointer<void>(view[0]),   static_cast<fastmtl::Element>(view[1]), view[2], view[3], view[4],
           static_cast<int>(view[5])};
 }
 
@@ -25,34 +25,32 @@ fastmtl::StainOutput output(const Output& view) {
 void bind_stain(pybind11::module_& m) {
   define(
       m, "stain_moments",
-      [](const Images& view, Address table, int kind, int limit, Address tables, float threshold,
-         std::int64_t chunk, Address partials, int threads) {
+      [](const Images& view, Address table, int kind, int limit, Address tables, float threshold, std::int64_t chunk,
+         Address partials, int threads) {
         FASTMTL_DISPATCH(stain_moments, images(view), table, {kind, limit, tables, threshold}, chunk, partials,
-         threads);
+                         threads);
       },
       "partials [B, chunks, 10].");
   define(
       m, "stain_angles",
-      [](const Images& view, Address table, int kind, int limit, Address tables, float threshold,
-         Address basis, float least_square, Address counts, int slots, int threads) {
-        FASTMTL_DISPATCH(stain_angles, images(view), table, {kind, limit, tables, threshold}, basis,
-         least_square, counts, slots, threads);
+      [](const Images& view, Address table, int kind, int limit, Address tables, float threshold, Address basis,
+         float least_square, Address counts, int slots, int threads) {
+        FASTMTL_DISPATCH(stain_angles, images(view), table, {kind, limit, tables, threshold}, basis, least_square,
+                         counts, slots, threads);
       },
       "counts [B, slots, bins + 1].");
   define(
       m, "stain_concentrations",
-      [](const Images& view, Address table, Address matrix, Address lasso, Address scale,
-         Address counts, int slots, int threads) {
-        FASTMTL_DISPATCH(stain_concentrations, images(view), table, {matrix, lasso},
-         scale, counts, slots, threads);
+      [](const Images& view, Address table, Address matrix, Address lasso, Address scale, Address counts, int slots,
+         int threads) {
+        FASTMTL_DISPATCH(stain_concentrations, images(view), table, {matrix, lasso}, scale, counts, slots, threads);
       },
       "counts [B, slots, 2, bins + 1].");
   define(
       m, "stain_colours",
-      [](const Images& view, int kind, int limit, Address tables, float threshold, Address index,
-         Address entries, std::int64_t count) {
-        return FASTMTL_DISPATCH(stain_colours, images(view), {kind, limit, tables, threshold},
-                                               index, entries, count);
+      [](const Images& view, int kind, int limit, Address tables, float threshold, Address index, Address entries,
+         std::int64_t count) {
+        return FASTMTL_DISPATCH(stain_colours, images(view), {kind, limit, tables, threshold}, index, entries, count);
       },
       "entries [capacity, 9]; returns how many are used.");
   define(
@@ -75,10 +73,9 @@ void bind_stain(pybind11::module_& m) {
       "recipes [B, 26].");
   define(
       m, "stain_dictionary",
-      [](Address density, Address weight, std::int64_t count, double penalty, int iterations,
-         double tolerance, Address atoms) {
-        return FASTMTL_DISPATCH(stain_dictionary, density, weight, count, penalty,
-                                                  iterations, tolerance, atoms);
+      [](Address density, Address weight, std::int64_t count, double penalty, int iterations, double tolerance,
+         Address atoms) {
+        return FASTMTL_DISPATCH(stain_dictionary, density, weight, count, penalty, iterations, tolerance, atoms);
       },
       "density [3, count]; updates atoms [2, 3], returns the objective.");
 }

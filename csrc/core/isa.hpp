@@ -25,16 +25,24 @@ const char* isa_name(Isa isa);
 }  // namespace fastmtl
 
 #if defined(__x86_64__) || defined(_M_X64)
-#define FASTMTL_FOR_EACH_ISA(...)    \
-  namespace baseline { __VA_ARGS__ } \
-  namespace avx2 { __VA_ARGS__ }     \
-  namespace avx512 { __VA_ARGS__ }
-#define FASTMTL_DISPATCH(function, ...)                                                 \
+#define FASTMTL_FOR_EACH_ISA(...) \
+  namespace baseline {            \
+  __VA_ARGS__                     \
+  }                               \
+  namespace avx2 {                \
+  __VA_ARGS__                     \
+  }                               \
+  namespace avx512 {              \
+  __VA_ARGS__                     \
+  }
+#define FASTMTL_DISPATCH(function, ...)                                            \
   (::fastmtl::active_isa() == ::fastmtl::Isa::avx512 ? ::fastmtl::avx512::function \
    : ::fastmtl::active_isa() == ::fastmtl::Isa::avx2 ? ::fastmtl::avx2::function   \
                                                      : ::fastmtl::baseline::function)(__VA_ARGS__)
 #else
 #define FASTMTL_FOR_EACH_ISA(...) \
-  namespace baseline { __VA_ARGS__ }
+  namespace baseline {            \
+  __VA_ARGS__                     \
+  }
 #define FASTMTL_DISPATCH(function, ...) ::fastmtl::baseline::function(__VA_ARGS__)
 #endif

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::int64_t kChunkElements = 16384;  // over all channels: 64 KiB of float32
 
-constexpr std::int64_t kSmallPlane = 32;         // more fill two vectors and are worth a block of their own
+constexpr std::int64_t kSmallPlane = 32;  // more fill two vectors and are worth a block of their own
 
 }  // namespace
 

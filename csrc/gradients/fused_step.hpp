@@ -28,7 +28,7 @@ struct Step {
 //
 // fused_step: every gradient times `factor`, then one step of its group's rule, and `step` counts on.
 FASTMTL_FOR_EACH_ISA(
-  bool sum_of_squares(const Segment* segments, std::int64_t n, bool wide, double* sum, int num_threads);
-  void fused_step(const Step& problem, double factor, int num_threads);)
+    bool sum_of_squares(const Segment* segments, std::int64_t n, bool wide, double* sum, int num_threads);
+    void fused_step(const Step& problem, double factor, int num_threads);)
 
 }  // namespace fastmtl

@@ -41,7 +41,8 @@ std::int64_t class_loss_forward(const ClassLossProblem& problem, double factor, 
     to.loss += more.loss, to.divisor += more.divisor, to.outside += more.outside;
   };
   if (work.chunks.across) {
-    FASTMTL_DISPATCH(class_losses, problem, work, static_cast<float>(factor), divided, each ? loss : nullptr, coefficients, sums.data());
+    FASTMTL_DISPATCH(class_losses, problem, work, static_cast<float>(factor), divided, each ? loss : nullptr,
+                     coefficients, sums.data());
     for (const ClassLossSums& group : sums) add(all, group);
   } else {
     FASTMTL_DISPATCH(class_loss_sums, problem, work, sums.data());

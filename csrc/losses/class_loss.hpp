@@ -49,10 +49,10 @@ struct ClassLossWork {
 };
 
 FASTMTL_FOR_EACH_ISA(
-  void class_loss_sums(const ClassLossProblem& problem, const ClassLossWork& work, ClassLossSums* sums);
-  void class_losses(const ClassLossProblem& problem, const ClassLossWork& work, float factor, bool divided,
-                    float* loss, float* coefficients, ClassLossSums* sums);
-  void class_loss_gradient(const ClassLossProblem& problem, const ClassLossWork& work, const Planes& grad,
-                           const float* coefficients, const Planes& gradient);)
+    void class_loss_sums(const ClassLossProblem& problem, const ClassLossWork& work, ClassLossSums* sums);
+    void class_losses(const ClassLossProblem& problem, const ClassLossWork& work, float factor, bool divided,
+                      float* loss, float* coefficients, ClassLossSums* sums);
+    void class_loss_gradient(const ClassLossProblem& problem, const ClassLossWork& work, const Planes& grad,
+                             const float* coefficients, const Planes& gradient);)
 
 }  // namespace fastmtl

@@ -5,8 +5,8 @@
 
 #include <omp.h>
 
-#include "losses/softmax_rows.hpp"
 #include "core/vec_pow.hpp"
+#include "losses/softmax_rows.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
@@ -74,8 +74,7 @@ void smooth(const ClassLossProblem& problem, bool rows, const SoftmaxRun& run, c
     for (std::int64_t i = 0; i < s.count; ++i) {
       float sum = 0.0f;
       const std::int64_t start = run.start(problem.logits) + i * run.stride(problem.logits);
-      for_each_part(problem.logits, start, problem.channels,
-                    [&](const float* x, std::int64_t first, std::int64_t n) {
+      for_each_part(problem.logits, start, problem.channels, [&](const float* x, std::int64_t first, std::int64_t n) {
         n = problem.channels - first < n ? problem.channels - first : n;
         for (std::int64_t c = 0; c < n; ++c) sum += factor_of(problem, first + c) * (top[i] - x[c]);
       });
@@ -120,8 +119,8 @@ void for_each_loss(const ClassLossProblem& problem, const ClassLossWork& work, s
 
 // p_c's factor and the slope at the own class, of each pixel, times `scale`; smoothing's share is per_class.
 template <int kGamma>
-void weigh(const SoftmaxBlock& s, const ClassLossProblem& problem, ConstFloats factors,
-           ConstFloats scale, float all, Floats of_p) {
+void weigh(const SoftmaxBlock& s, const ClassLossProblem& problem, ConstFloats factors, ConstFloats scale, float all,
+           Floats of_p) {
   constexpr float kLargest = 1.0e30f;  // far from overflow: the compiler may multiply in another order
   const float per_class = problem.smoothing / static_cast<float>(problem.channels), rest = 1.0f - problem.smoothing;
   const float gamma = problem.gamma;

@@ -61,7 +61,7 @@ std::vector<DiceBceSums> partial_sums(const DiceBceProblem& problem, const Chunk
   std::vector<DiceBceSums> partials(size);
   std::vector<DiceBceCounts> part_counts(counts == nullptr ? 0 : size);
   FASTMTL_DISPATCH(dice_bce_sums, problem, chunks, overlap, partials.data(),
-                                  counts == nullptr ? nullptr : part_counts.data(), useful_threads(problem, threads));
+                   counts == nullptr ? nullptr : part_counts.data(), useful_threads(problem, threads));
   if (counts == nullptr) return partials;
   std::fill_n(counts, 4 * planes, 0);
   for (std::int64_t unit = 0; unit < problem.batch * chunks.count; ++unit)
@@ -127,7 +127,7 @@ void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const 
                        const Planes& gradient, int threads) {
   expect_whole_write(problem, gradient);
   FASTMTL_DISPATCH(dice_bce_gradient, problem, chunks_of(problem), grad, coefficients, gradient,
-                                      useful_threads(problem, threads));
+                   useful_threads(problem, threads));
 }
 
 }  // namespace fastmtl

@@ -144,7 +144,7 @@ void dice_ce_backward(const DiceCeProblem& problem, const Planes& grad, const fl
   threads = useful_threads(problem, threads);
   SoftmaxScratch scratch = scratch_of(problem, chunks, threads);
   FASTMTL_DISPATCH(softmax_gradient, problem, chunks, grad, coefficients, static_cast<float>(smoothing), gradient,
-                                     scratch.begin(), scratch.size(), threads);
+                   scratch.begin(), scratch.size(), threads);
 }
 
 }  // namespace fastmtl

@@ -54,8 +54,7 @@ void add_spread(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
   for (std::int64_t c = 0; c < channels; ++c) {
     ConstFloats x = s.logits + c * s.logits_stride;
     float spread = 0.0f;
-    FASTMTL_EACH_LANE(i, s.padded)
-      spread += valid[i] != 0.0f ? top[i] - x[i] + log_sum[i] : 0.0f;
+    FASTMTL_EACH_LANE(i, s.padded) spread += valid[i] != 0.0f ? top[i] - x[i] + log_sum[i] : 0.0f;
     sums[kSpread * channels + c] += spread;
   }
 }

@@ -130,8 +130,9 @@ void softmax_gradient(const DiceCeProblem& problem, const SoftmaxChunks& chunks,
                       const float* coefficients, float smoothing, const Planes& gradient, float* scratch,
                       std::int64_t scratch_size, int threads) {
   const std::int64_t units = problem.batch * chunks.count, C = problem.channels;
-  const auto differentiate = !problem.overlap ? differentiate_block<false, false>
-                             : problem.squared ? differentiate_block<true, true> : differentiate_block<true, false>;
+  const auto differentiate = !problem.overlap  ? differentiate_block<false, false>
+                             : problem.squared ? differentiate_block<true, true>
+                                               : differentiate_block<true, false>;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     SoftmaxBlock block(C, chunks.block, problem.soft ? 3 : 2, 3, scratch + omp_get_thread_num() * scratch_size);

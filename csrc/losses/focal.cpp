@@ -24,11 +24,11 @@ void finish(const std::vector<FocalSums>& segments, Reduction reduction, float* 
 }
 
 bool small_planes_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
-                         int threads) {
+                          int threads) {
   const bool each = reduction == Reduction::none;
   std::vector<FocalSums> groups(static_cast<std::size_t>(groups_of(problem)));
   FASTMTL_DISPATCH(sigmoid_focal_small_plane_losses, problem, each ? loss : nullptr, coefficients, groups.data(),
-                                             useful_threads(problem, threads));
+                   useful_threads(problem, threads));
   FocalSums all{};
   for (const FocalSums& group : groups) {
     all.loss += group.loss;

@@ -32,12 +32,12 @@ void sigmoid_focal_backward(const SigmoidFocalProblem& problem, const Planes& gr
                             const Planes& gradient, int threads);
 
 FASTMTL_FOR_EACH_ISA(
-  void sigmoid_focal_sums(const SigmoidFocalProblem& problem, const Chunks& chunks, FocalSums* partials, int threads);
-  void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& chunks, const Planes& grad,
-                              const float* coefficients, const Planes& gradient, int threads);
-  void sigmoid_focal_small_plane_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients,
-                                FocalSums* sums, int threads);
-  void sigmoid_focal_small_plane_gradient(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,
-                                  const Planes& gradient, int threads);)
+    void sigmoid_focal_sums(const SigmoidFocalProblem& problem, const Chunks& chunks, FocalSums* partials, int threads);
+    void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& chunks, const Planes& grad,
+                                const float* coefficients, const Planes& gradient, int threads);
+    void sigmoid_focal_small_plane_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients,
+                                          FocalSums* sums, int threads);
+    void sigmoid_focal_small_plane_gradient(const SigmoidFocalProblem& problem, const Planes& grad,
+                                            const float* coefficients, const Planes& gradient, int threads);)
 
 }  // namespace fastmtl

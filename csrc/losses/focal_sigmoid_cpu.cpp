@@ -198,8 +198,8 @@ void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& ch
 
 // Planes of few pixels: sums [groups]. loss and coefficients
 // [planes] of the reduction "none", or nullptr.
-void sigmoid_focal_small_plane_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients, FocalSums* sums,
-                              int threads) {
+void sigmoid_focal_small_plane_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients,
+                                      FocalSums* sums, int threads) {
   const std::int64_t units = groups_of(problem);
   const auto add = pick(problem.gamma, add_pixel<0>, add_pixel<1>, add_pixel<2>, add_pixel<kAny>);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -221,11 +221,11 @@ void sigmoid_focal_small_plane_losses(const SigmoidFocalProblem& problem, float*
   }
 }
 
-void sigmoid_focal_small_plane_gradient(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,
-                                const Planes& gradient, int threads) {
+void sigmoid_focal_small_plane_gradient(const SigmoidFocalProblem& problem, const Planes& grad,
+                                        const float* coefficients, const Planes& gradient, int threads) {
   const std::int64_t units = groups_of(problem);
-  const auto differentiate = pick(problem.gamma, differentiate_pixel<0>, differentiate_pixel<1>,
-                                  differentiate_pixel<2>, differentiate_pixel<kAny>);
+  const auto differentiate = pick(problem.gamma, differentiate_pixel<0>, differentiate_pixel<1>, differentiate_pixel<2>,
+                                  differentiate_pixel<kAny>);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit) {
     Group group(problem, unit);

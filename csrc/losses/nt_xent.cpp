@@ -105,8 +105,7 @@ void nt_xent_backward(const NtXentProblem& problem, const float* grad, const flo
   }
   FASTMTL_DISPATCH(nt_xent_products, work, problem.dim, threads);
   const std::size_t size = problem.type == Element::float32 ? 4 : 2;
-  if (work.count < problem.rows)
-    std::memset(gradient, 0, static_cast<std::size_t>(problem.rows * problem.dim) * size);
+  if (work.count < problem.rows) std::memset(gradient, 0, static_cast<std::size_t>(problem.rows * problem.dim) * size);
   const double scale = static_cast<double>(*grad) * coefficients[2 * problem.rows] / problem.temperature;
   FASTMTL_DISPATCH(nt_xent_gradient, problem, work, static_cast<float>(scale), gradient, threads);
 }

@@ -18,7 +18,8 @@ std::vector<RegressionSums> sums_of(const RegressionProblem& problem, int reduct
   threads = useful_threads(problem, threads);
   if (small_samples(problem)) {
     std::vector<RegressionSums> groups(static_cast<std::size_t>(groups_of(problem)));
-    FASTMTL_DISPATCH(regression_small_plane_losses, problem, reduction == 0 ? loss : nullptr, slopes, groups.data(), threads);
+    FASTMTL_DISPATCH(regression_small_plane_losses, problem, reduction == 0 ? loss : nullptr, slopes, groups.data(),
+                     threads);
     return groups;
   }
   const Chunks chunks = chunks_of(problem);

@@ -93,7 +93,7 @@ void regression_gradient(const RegressionProblem& problem, const Chunks& chunks,
 
 // Samples of one plane of few elements: sums [groups]; loss and slopes [B] of the reduction "none", or nullptr.
 void regression_small_plane_losses(const RegressionProblem& problem, float* loss, float* slopes, RegressionSums* sums,
-                           int threads) {
+                                   int threads) {
   const std::int64_t units = groups_of(problem), size = group_planes(problem);
   const auto add = pick(problem.error, add_errors<Error::squared>, add_errors<Error::absolute>,
                         add_errors<Error::smooth>);
@@ -119,7 +119,7 @@ void regression_small_plane_losses(const RegressionProblem& problem, float* loss
 }
 
 void regression_small_plane_gradient(const RegressionProblem& problem, const float* grad, std::int64_t grad_stride,
-                             const float* slopes, const Planes& gradient, int threads) {
+                                     const float* slopes, const Planes& gradient, int threads) {
   const std::int64_t units = groups_of(problem), size = group_planes(problem);
   const auto write = pick(problem.error, differentiate_each<Error::squared>, differentiate_each<Error::absolute>,
                           differentiate_each<Error::smooth>);

@@ -55,8 +55,7 @@ inline void for_each_run(const SoftmaxProblem& problem, const SoftmaxChunks& chu
   const std::int64_t length = chunks.across ? problem.batch : problem.pixels;
   const std::int64_t end = begin + chunks.pixels < length ? begin + chunks.pixels : length;
   if (chunks.across)
-    for (std::int64_t pixel = 0; pixel < problem.pixels; ++pixel)
-      body(SoftmaxRun{begin, pixel, end - begin, true});
+    for (std::int64_t pixel = 0; pixel < problem.pixels; ++pixel) body(SoftmaxRun{begin, pixel, end - begin, true});
   else
     for (std::int64_t first = begin; first < end; first += chunks.block)
       body(SoftmaxRun{b, first, end - first < chunks.block ? end - first : chunks.block, false});
@@ -67,7 +66,7 @@ struct SoftmaxBlock {
   const float* logits;
   std::int64_t logits_stride;
   std::int64_t block, count, padded;
-  bool whole;  // every pixel is valid and the last vector is full
+  bool whole;             // every pixel is valid and the last vector is full
   float pixels, outside;  // how many are valid, and of them have a class number that does not exist
   // [block] each
   std::int32_t* index;
@@ -125,7 +124,8 @@ struct SoftmaxBlock {
   void count_pixels(bool soft) {
     Floats here = valid;
     std::int32_t* __restrict classes = index;
-    if (soft) FASTMTL_EACH_LANE(i, padded) classes[i] = kNoClass;
+    if (soft)
+      FASTMTL_EACH_LANE(i, padded) classes[i] = kNoClass;
     const std::int32_t none = soft ? kNoClass - 1 : kNoClass;
     FASTMTL_EACH_LANE(i, padded) {
       const float before = here[i];

@@ -6,8 +6,8 @@
 // Included by *_cpu.cpp alone.
 #pragma once
 
-#include "losses/softmax_block.hpp"
 #include "core/vec_math.hpp"
+#include "losses/softmax_block.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {

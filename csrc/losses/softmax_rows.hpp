@@ -45,8 +45,7 @@ inline float maximum_of(ConstFloats x, std::int64_t padded) {
 // Of all classes but number `without`, e of all of them into `out` if it is to be kept. The bits are masked because GCC
 // makes a branch of a choice here.
 template <bool kStore>
-inline float sum_of_exponentials(ConstFloats x, std::int64_t padded, float top, std::int32_t without,
-                                 Floats out) {
+inline float sum_of_exponentials(ConstFloats x, std::int64_t padded, float top, std::int32_t without, Floats out) {
   float sum = 0.0f;
   FASTMTL_EACH_NUMBERED_LANE(c, padded) {
     const float e = exp_minus(top - x[c]);
@@ -91,15 +90,16 @@ inline void read_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, cons
       const float top = s.top[i];
       const std::int32_t y = s.index[i];
       float other = 0.0f, at_class = top;
-      for_each_part(logits, start_of(i), problem.channels,
-                    [&](const float* x, std::int64_t first, std::int64_t padded) {
-        alignas(64) float rest[kRowPart];
-        const std::int64_t left = problem.channels - first;
-        float* row = kStore ? static_cast<float*>(kept.data) + run.start(kept) + i * run.stride(kept) + first : nullptr;
-        float* out = left < padded ? rest : row;
-        other += sum_of_exponentials<kStore>(x, padded, top, y - static_cast<std::int32_t>(first), out);
-        if (kStore && out == rest) store(Element::float32, rest, row, 0, 1, left);
-      });
+      for_each_part(
+          logits, start_of(i), problem.channels, [&](const float* x, std::int64_t first, std::int64_t padded) {
+            alignas(64) float rest[kRowPart];
+            const std::int64_t left = problem.channels - first;
+            float* row = kStore ? static_cast<float*>(kept.data) + run.start(kept) + i * run.stride(kept) + first
+                                : nullptr;
+            float* out = left < padded ? rest : row;
+            other += sum_of_exponentials<kStore>(x, padded, top, y - static_cast<std::int32_t>(first), out);
+            if (kStore && out == rest) store(Element::float32, rest, row, 0, 1, left);
+          });
       if (y >= 0) load(logits.type, logits.data, start_of(i) + y * logits.channel, 1, 1, &at_class);
       s.other[i] = other, s.drop[i] = top - at_class;
     }

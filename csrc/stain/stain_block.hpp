@@ -2,8 +2,8 @@
 // Included by *_cpu.cpp alone.
 #pragma once
 
-#include "stain/stain.hpp"
 #include "core/vec_math.hpp"
+#include "stain/stain.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
