@@ -209,8 +209,8 @@ def _volume(tensor: torch.Tensor | None, flat: bool) -> tuple[torch.Tensor | Non
     if tensor is None:
         return None, 0, 0, 0, 0, 0, 0
     bytes_too, (of_batch, of_channel, of_pixel) = as_planes(tensor)
-    stride = (*(0,) * (5 - tensor.dim()), *tensor.stride()[2:])
-    return bytes_too, of_batch, of_channel, *stride, of_pixel if flat else 0
+    depth, row, column = (0,) * (5 - tensor.dim()) + tensor.stride()[2:]
+    return bytes_too, of_batch, of_channel, depth, row, column, of_pixel if flat else 0
 
 
 Scales = tuple[tuple[int, ...], ...]
