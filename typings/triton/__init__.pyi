@@ -1,5 +1,5 @@
-# What pyright reads instead of Triton's own types. A kernel's source is compiled from its syntax tree, and its language
-# differs from the Python those types describe: static_range is iterable, a constexpr is a number, operators take blocks.
+# pyright reads this instead of the types of Triton. The language of a kernel differs from the Python that those types
+# describe: static_range is iterable, a constexpr is a number, operators take blocks.
 from collections.abc import Callable
 from typing import Any, Protocol
 
