@@ -34,6 +34,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*)
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

@@ -5,9 +5,6 @@ reads a row of costs per step, and never writes before the end. What takes time 
 stays within one warp where it fits: a reduction is then a few shuffles.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import torch

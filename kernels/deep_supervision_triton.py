@@ -7,9 +7,6 @@ resolution beside a plain mask reads both in 16-byte loads as dice_bce does. The
 mask, which the caches hold after the first head. Splits depend on the shapes alone, no sum on the programs' order.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import math
@@ -20,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .dice_score_triton import segments
-from .planes_triton import LAUNCH, as_planes, block_size, log1p_unit
+from .planes_triton import LAUNCH, as_planes, block_size, chunk_size, log1p_unit
 from .windows_triton import load_head
 
 
@@ -209,8 +206,8 @@ def _volume(tensor: torch.Tensor | None, flat: bool) -> tuple[torch.Tensor | Non
     if tensor is None:
         return None, 0, 0, 0, 0, 0, 0
     bytes_too, (of_batch, of_channel, of_pixel) = as_planes(tensor)
-    stride = (*(0,) * (5 - tensor.dim()), *tensor.stride()[2:])
-    return bytes_too, of_batch, of_channel, *stride, of_pixel if flat else 0
+    depth, row, column = (0,) * (5 - tensor.dim()) + tensor.stride()[2:]
+    return bytes_too, of_batch, of_channel, depth, row, column, of_pixel if flat else 0
 
 
 Scales = tuple[tuple[int, ...], ...]
@@ -226,8 +223,7 @@ def forward(
     samples, channels = inputs[0].shape[:2]
     planes, sizes = samples * channels, [math.prod(x.shape[2:]) for x in inputs]
     block = block_size(max(sizes))
-    # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
-    chunk = block * max(1, triton.cdiv(planes * sum(sizes), 1024 * block))
+    chunk = chunk_size(planes * sum(sizes), block)
     heads, programs = [], 0
     for x, pixels in zip(inputs, sizes, strict=True):
         splits, lines = triton.cdiv(pixels, chunk), (1, *x.shape[2:])[-2:]

@@ -6,9 +6,6 @@ to run and from GPU to GPU. Planes are those of planes_triton.py; a segment is a
 a group. A group is the whole batch, except under vmap.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import math
@@ -18,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .dice_score_triton import segments
-from .planes_triton import LAUNCH, as_planes, block_size, load_plane, log1p_unit, sum_parts
+from .planes_triton import LAUNCH, as_planes, block_size, chunk_size, load_plane, log1p_unit, sum_parts
 
 _INFINITY = tl.constexpr(float("inf"))
 
@@ -201,8 +198,7 @@ def _sums(
     channels, samples = input.shape[1], input.shape[0] // groups
     planes, pixels = input.shape[0] * channels, math.prod(input.shape[2:])
     block = block_size(pixels)
-    # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
-    chunk = block * max(1, triton.cdiv(planes * pixels, 1024 * block))
+    chunk = chunk_size(planes * pixels, block)
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty(5 * planes * splits, dtype=torch.float32, device=input.device)
     (x, xs), (t, ts), (m, ms) = as_planes(input), as_planes(target), as_planes(mask)

@@ -4,9 +4,6 @@ The sums are those of softmax_sums_triton.py; one program adds their partials in
 atomics, and splits that depend on the shape alone. The formulas stand in fastmtl/ops/losses/dice_ce_backends.py.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import torch

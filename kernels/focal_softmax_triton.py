@@ -4,9 +4,6 @@ The formulas stand in csrc/focal_softmax_cpu.cpp. A program holds all classes of
 is computed once a direction and nothing of the size of the logits is written but the gradient.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import math

@@ -5,9 +5,6 @@ elements); one program adds them in a fixed order in float64: no float atomics, 
 alone. Offsets are 64-bit. Tensors [B, C, pixels] come with their strides.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import math
@@ -16,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, as_planes, block_size, load_plane, log1p_unit, sum_parts
+from .planes_triton import LAUNCH, as_planes, block_size, chunk_size, load_plane, log1p_unit, sum_parts
 
 LARGEST = tl.constexpr(1.0e30)
 _FIXED = (0.0, 1.0, 2.0)  # exponents with code of their own; any other is computed by a logarithm
@@ -164,8 +161,7 @@ def forward(
     """Fills loss and coefficients [B, C]. Tensors [B, C, *spatial] have one pixel stride each."""
     channels, pixels = input.shape[1], math.prod(input.shape[2:])
     planes, block = input.shape[0] * channels, block_size(pixels)
-    # About 1024 programs for large inputs, whatever the GPU, as dice_bce_triton.py has it.
-    chunk = block * max(1, triton.cdiv(planes * pixels, 1024 * block))
+    chunk = chunk_size(planes * pixels, block)
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty(2 * planes * splits, dtype=torch.float32, device=input.device)
     (x, xs), (t, ts), (m, ms) = as_planes(input), as_planes(target), as_planes(mask)

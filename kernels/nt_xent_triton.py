@@ -7,9 +7,6 @@ similarities again. float32 products are IEEE (no TF32), half ones go through te
 sums. No atomics: bit-equal from run to run.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import torch

@@ -5,9 +5,6 @@ A plane is a sample's channel, planes = B * C. Every tensor comes with its batch
 fall to narrower ones.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import torch
@@ -76,6 +73,12 @@ def sum_parts(partials, segment, live, parts, TILE: tl.constexpr, PARTS: tl.cons
 def block_size(pixels: int) -> int:
     """2048: 16 one-byte elements for each of 128 threads, so that uint8 loads are of 16 bytes too."""
     return min(2048, max(128, triton.next_power_of_2(pixels)))
+
+
+def chunk_size(elements: int, block: int) -> int:
+    """Elements that one program sums: about 1024 programs for large inputs, whatever the GPU, are more than any has SMs
+    and leave few partials to add up."""
+    return block * max(1, triton.cdiv(elements, 1024 * block))
 
 
 def as_planes(tensor: torch.Tensor | None) -> tuple[torch.Tensor | None, tuple[int, int, int]]:

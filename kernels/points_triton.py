@@ -1,8 +1,5 @@
 """Bilinear samples of maps at points on NVIDIA GPUs; reference/points.py has the definition."""
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import torch

@@ -5,16 +5,13 @@ float64: no float atomics, and splits that depend on the shape alone, so results
 GPU to GPU. Offsets are 64-bit. Every tensor [B, C, pixels] comes with its three strides.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, block_size
+from .planes_triton import LAUNCH, block_size, chunk_size
 
 Strides = tuple[int, int, int]
 
@@ -147,8 +144,7 @@ def forward(
     """Fills loss ([B] or []) and slopes [B]; shape is (B, channels, pixels) as the strides of each tensor see it."""
     samples, channels, pixels = shape
     planes, block = samples * channels, block_size(pixels)
-    # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
-    chunk = block * max(1, triton.cdiv(planes * pixels, 1024 * block))
+    chunk = chunk_size(planes * pixels, block)
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty(2 * planes * splits, dtype=torch.float32, device=input.device)
     with torch.cuda.device_of(input):

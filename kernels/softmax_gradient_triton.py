@@ -4,9 +4,6 @@ With all classes in one tile (softmax_sums_triton.py) logits are read once. With
 first for the sums over classes, then for the gradient: the second time they mostly lie in L2.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import math

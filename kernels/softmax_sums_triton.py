@@ -8,9 +8,6 @@ Sums go to `partials [5, B, C, splits]` (I, P, T, cross-entropy, -sum log p) and
 class number that does not exist makes the cross-entropy NaN.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import math
@@ -19,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, as_planes, log1p_unit, unit
+from .planes_triton import LAUNCH, as_planes, chunk_size, log1p_unit, unit
 
 _WHOLE = 32  # classes
 _INFINITY = tl.constexpr(float("inf"))
@@ -236,8 +233,7 @@ def sums(
     (B, C), pixels = input.shape[:2], math.prod(input.shape[2:])
     whole, tile, block = tile_of(C, pixels, 1024)
     tiles, soft = triton.cdiv(C, tile), target.shape[1] != 1
-    # About 1024 programs for large inputs, whatever the GPU: more SMs than any has, and few partials to add up.
-    chunk = block * max(1, triton.cdiv(B * tiles * pixels, 1024 * block))
+    chunk = chunk_size(B * tiles * pixels, block)
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty((5 * C + 1) * B * splits, dtype=torch.float32, device=input.device)
     (x, xs), (t, (tb, tc, ts)), (m, (mb, _, ms)) = as_planes(input), as_planes(target), as_planes(mask)

@@ -4,9 +4,6 @@ A program handles BLOCK pixels of one image. The table of 256 densities and the 
 holds) come from L1. Offsets are 64-bit; with PIXEL 1 a thread loads 16 bytes of each plane at once.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import torch

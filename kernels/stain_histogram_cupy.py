@@ -7,6 +7,7 @@ atomics. Moments are added up per block in a fixed order, and over blocks by the
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -146,7 +147,7 @@ DEFINES = (f"-DANGLES={ANGLE_BINS}", f"-DAMOUNTS={CONCENTRATION_BINS}")
 
 
 @cache
-def _kernel(name: str):  # type: ignore[no-untyped-def]
+def _kernel(name: str) -> Any:
     import cupy
 
     kernel = cupy.RawModule(code=SOURCE, options=("--std=c++14", *DEFINES)).get_function(name)
@@ -155,22 +156,24 @@ def _kernel(name: str):  # type: ignore[no-untyped-def]
     return kernel
 
 
-def launch(name: str, images: torch.Tensor, inside: torch.Tensor | None, blocks: int, *arguments: object) -> None:
+def launch(
+    name: str, images: torch.Tensor, inside: torch.Tensor | None, blocks: int, *arguments: torch.Tensor | float | None
+) -> None:
     """Run a kernel on images [B, 3, H, W] on torch's current stream. Tensors and None go as addresses."""
     import cupy
     import numpy as np
 
-    def passed(value: object) -> object:
+    def passed(value: torch.Tensor | float | None) -> object:
         if isinstance(value, torch.Tensor):
             return np.uint64(value.data_ptr())
         if value is None:
             return np.uint64(0)
-        return np.float32(value) if isinstance(value, float) else np.int32(value)  # type: ignore[call-overload]
+        return np.float32(value) if isinstance(value, float) else np.int32(value)
 
     strides = (images.stride(0), images.stride(1), images.stride(3))
     view = (np.uint64(images.data_ptr()), np.int64(images.shape[2] * images.shape[3]), *map(np.int64, strides))
     shared = 4 * ANGLE_BINS if name in ("stain_angles", "stain_concentrations") else 0
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(images.device).cuda_stream)
     with cupy.cuda.Device(images.device.index), stream:
-        arguments = (*view, passed(inside), *map(passed, arguments))
-        _kernel(name)((blocks, images.shape[0]), (THREADS,), arguments, shared_mem=shared)
+        values = (*view, passed(inside), *map(passed, arguments))
+        _kernel(name)((blocks, images.shape[0]), (THREADS,), values, shared_mem=shared)

@@ -7,9 +7,6 @@ B-spline. One program computes BLOCK pixels of one picture. Neighbouring pixels 
 the caches make up for loads of single bytes.
 """
 
-# Triton's own types do not describe a launch: constants and strides passed there read as errors.
-# pyright: reportArgumentType=false, reportCallIssue=false
-
 from __future__ import annotations
 
 import torch

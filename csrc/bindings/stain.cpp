@@ -1,13 +1,7 @@
-// The stain kernels for Python; see stain.hpp.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <cstdint>
+// Stain statistics and normalisation; see stain.hpp.
+#include "bindings/view.hpp"
 
 #include "stain/stain.hpp"
-
-namespace py = pybind11;
 
 namespace {
 
@@ -16,90 +10,72 @@ using Images = std::array<std::int64_t, 7>;
 // (address, element type, batch stride, channel stride, pixel stride, rounding).
 using Output = std::array<std::int64_t, 6>;
 
-template <typename T>
-T* at(std::int64_t address) {
-  return reinterpret_cast<T*>(static_cast<std::uintptr_t>(address));
-}
-
 fastmtl::StainImages images(const Images& view) {
-  return {at<const std::uint8_t>(view[0]), view[1], view[2], view[3], view[4], view[5],
-          at<const std::uint8_t>(view[6])};
+  return {pointer<const std::uint8_t>(view[0]), view[1], view[2], view[3], view[4], view[5],
+          pointer<const std::uint8_t>(view[6])};
 }
 
 fastmtl::StainOutput output(const Output& view) {
-  return {at<void>(view[0]), static_cast<fastmtl::Element>(view[1]), view[2], view[3], view[4],
+  return {pointer<void>(view[0]),   static_cast<fastmtl::Element>(view[1]), view[2], view[3], view[4],
           static_cast<int>(view[5])};
-}
-
-fastmtl::StainMask mask(int kind, int limit, std::int64_t tables, float threshold) {
-  return {kind, limit, at<const float>(tables), threshold};
 }
 
 }  // namespace
 
-void bind_stain(py::module_& m) {
-  using Free = py::call_guard<py::gil_scoped_release>;
-  m.def(
-      "stain_moments",
-      [](const Images& view, std::int64_t table, int kind, int limit, std::int64_t tables, float threshold,
-         std::int64_t chunk, std::int64_t partials, int threads) {
-        FASTMTL_DISPATCH(stain_moments)
-        (images(view), at<const float>(table), mask(kind, limit, tables, threshold), chunk, at<double>(partials),
-         threads);
+void bind_stain(pybind11::module_& m) {
+  define(
+      m, "stain_moments",
+      [](const Images& view, Address table, int kind, int limit, Address tables, float threshold, std::int64_t chunk,
+         Address partials, int threads) {
+        FASTMTL_DISPATCH(stain_moments, images(view), table, {kind, limit, tables, threshold}, chunk, partials,
+                         threads);
       },
-      Free(), "partials [B, chunks, 10].");
-  m.def(
-      "stain_angles",
-      [](const Images& view, std::int64_t table, int kind, int limit, std::int64_t tables, float threshold,
-         std::int64_t basis, float least_square, std::int64_t counts, int slots, int threads) {
-        FASTMTL_DISPATCH(stain_angles)
-        (images(view), at<const float>(table), mask(kind, limit, tables, threshold), at<const float>(basis),
-         least_square, at<std::int32_t>(counts), slots, threads);
+      "partials [B, chunks, 10].");
+  define(
+      m, "stain_angles",
+      [](const Images& view, Address table, int kind, int limit, Address tables, float threshold, Address basis,
+         float least_square, Address counts, int slots, int threads) {
+        FASTMTL_DISPATCH(stain_angles, images(view), table, {kind, limit, tables, threshold}, basis, least_square,
+                         counts, slots, threads);
       },
-      Free(), "counts [B, slots, bins + 1].");
-  m.def(
-      "stain_concentrations",
-      [](const Images& view, std::int64_t table, std::int64_t matrix, std::int64_t lasso, std::int64_t scale,
-         std::int64_t counts, int slots, int threads) {
-        FASTMTL_DISPATCH(stain_concentrations)
-        (images(view), at<const float>(table), {at<const float>(matrix), at<const float>(lasso)},
-         at<const float>(scale), at<std::int32_t>(counts), slots, threads);
+      "counts [B, slots, bins + 1].");
+  define(
+      m, "stain_concentrations",
+      [](const Images& view, Address table, Address matrix, Address lasso, Address scale, Address counts, int slots,
+         int threads) {
+        FASTMTL_DISPATCH(stain_concentrations, images(view), table, {matrix, lasso}, scale, counts, slots, threads);
       },
-      Free(), "counts [B, slots, 2, bins + 1].");
-  m.def(
-      "stain_colours",
-      [](const Images& view, int kind, int limit, std::int64_t tables, float threshold, std::int64_t index,
-         std::int64_t entries, std::int64_t count) {
-        return FASTMTL_DISPATCH(stain_colours)(images(view), mask(kind, limit, tables, threshold),
-                                               at<std::int32_t>(index), at<std::int64_t>(entries), count);
+      "counts [B, slots, 2, bins + 1].");
+  define(
+      m, "stain_colours",
+      [](const Images& view, int kind, int limit, Address tables, float threshold, Address index, Address entries,
+         std::int64_t count) {
+        return FASTMTL_DISPATCH(stain_colours, images(view), {kind, limit, tables, threshold}, index, entries, count);
       },
-      Free(), "entries [capacity, 9]; returns how many are used.");
-  m.def(
-      "stain_apply",
-      [](const Images& view, std::int64_t table, std::int64_t recipes, bool lasso, const Output& out, int threads) {
-        FASTMTL_DISPATCH(stain_apply)
-        (images(view), at<const float>(table), at<const float>(recipes), lasso, output(out), threads);
+      "entries [capacity, 9]; returns how many are used.");
+  define(
+      m, "stain_apply",
+      [](const Images& view, Address table, Address recipes, bool lasso, const Output& out, int threads) {
+        FASTMTL_DISPATCH(stain_apply, images(view), table, recipes, lasso, output(out), threads);
       },
-      Free(), "recipes [B, 44].");
-  m.def(
-      "stain_lab_moments",
-      [](const Images& view, int space, bool eight_bit, std::int64_t chunk, std::int64_t partials, int threads) {
-        FASTMTL_DISPATCH(stain_lab_moments)(images(view), space, eight_bit, chunk, at<double>(partials), threads);
+      "recipes [B, 44].");
+  define(
+      m, "stain_lab_moments",
+      [](const Images& view, int space, bool eight_bit, std::int64_t chunk, Address partials, int threads) {
+        FASTMTL_DISPATCH(stain_lab_moments, images(view), space, eight_bit, chunk, partials, threads);
       },
-      Free(), "partials [B, chunks, 7].");
-  m.def(
-      "stain_lab_apply",
-      [](const Images& view, int space, bool eight_bit, std::int64_t recipes, const Output& out, int threads) {
-        FASTMTL_DISPATCH(stain_lab_apply)
-        (images(view), space, eight_bit, at<const float>(recipes), output(out), threads);
+      "partials [B, chunks, 7].");
+  define(
+      m, "stain_lab_apply",
+      [](const Images& view, int space, bool eight_bit, Address recipes, const Output& out, int threads) {
+        FASTMTL_DISPATCH(stain_lab_apply, images(view), space, eight_bit, recipes, output(out), threads);
       },
-      Free(), "recipes [B, 26].");
-  m.def(
-      "stain_dictionary",
-      [](std::int64_t density, std::int64_t weight, std::int64_t count, double penalty, int iterations,
-         double tolerance, std::int64_t atoms) {
-        return FASTMTL_DISPATCH(stain_dictionary)(at<const double>(density), at<const double>(weight), count, penalty,
-                                                  iterations, tolerance, at<double>(atoms));
+      "recipes [B, 26].");
+  define(
+      m, "stain_dictionary",
+      [](Address density, Address weight, std::int64_t count, double penalty, int iterations, double tolerance,
+         Address atoms) {
+        return FASTMTL_DISPATCH(stain_dictionary, density, weight, count, penalty, iterations, tolerance, atoms);
       },
-      Free(), "density [3, count]; updates atoms [2, 3], returns the objective.");
+      "density [3, count]; updates atoms [2, 3], returns the objective.");
 }

@@ -1,7 +1,7 @@
 // Moves runs of elements of any type and any stride between tensors and float buffers that stay in L1.
 //
 // The kernels' arithmetic then knows one type and one layout, so the number of element types multiplies no template.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include <cstdint>

@@ -20,6 +20,10 @@
 namespace fastmtl {
 namespace FASTMTL_ISA {
 
+// Rows that overlap no other row a function uses.
+using ConstFloats = const float* __restrict;
+using Floats = float* __restrict;
+
 template <typename To, typename From>
 inline To bits_of(From value) {
   static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
@@ -47,11 +51,17 @@ inline double fused(double a, double b, double c) {
 #endif
 }
 
-struct Half { std::uint16_t bits; };
-struct BFloat { std::uint16_t bits; };
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat {
+  std::uint16_t bits;
+};
 
 template <typename T>
-inline float to_float(T value) { return static_cast<float>(value); }
+inline float to_float(T value) {
+  return static_cast<float>(value);
+}
 
 inline float to_float(BFloat value) { return bits_of<float>(static_cast<std::uint32_t>(value.bits) << 16); }
 
@@ -64,7 +74,9 @@ inline float to_float(Half value) {
 }
 
 template <typename T>
-inline T from_float(float value) { return static_cast<T>(value); }
+inline T from_float(float value) {
+  return static_cast<T>(value);
+}
 
 template <>
 inline BFloat from_float<BFloat>(float value) {

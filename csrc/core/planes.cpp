@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::int64_t kChunkElements = 16384;  // over all channels: 64 KiB of float32
 
-constexpr std::int64_t kFewPixels = 32;         // more fill two vectors and are worth a block of their own
+constexpr std::int64_t kSmallPlane = 32;  // more fill two vectors and are worth a block of their own
 
 }  // namespace
 
@@ -26,8 +26,8 @@ Chunks chunks_of(const LossInputs& inputs) {
   return {size, (inputs.pixels + size - 1) / size};
 }
 
-bool few_pixels(const LossInputs& inputs) {
-  return inputs.pixels < kFewPixels && inputs.pixels < inputs.batch * inputs.channels;
+bool small_planes(const LossInputs& inputs) {
+  return inputs.pixels < kSmallPlane && inputs.pixels < inputs.batch * inputs.channels;
 }
 
 std::int64_t group_planes(const LossInputs& inputs) { return inputs.pixels == 1 ? kBlock : kBlock / 4; }

@@ -40,7 +40,7 @@ Chunks chunks_of(const LossInputs& inputs);
 
 // Whether the lanes of a vector had better run over planes than over the few pixels of each: one pixel of many planes
 // is then a block. Planes of such a group stay in L1 from their first pixel to their last.
-bool few_pixels(const LossInputs& inputs);
+bool small_planes(const LossInputs& inputs);
 std::int64_t group_planes(const LossInputs& inputs);
 std::int64_t groups_of(const LossInputs& inputs);
 

@@ -1,5 +1,5 @@
 // How the kernels over J [K, P] read a row of any dtype.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include "core/element.hpp"
@@ -10,7 +10,9 @@ namespace FASTMTL_ISA {
 
 // float64 stays what it is; all else becomes float32.
 template <typename T>
-inline float widen(T x) { return to_float(x); }
+inline float widen(T x) {
+  return to_float(x);
+}
 inline double widen(double x) { return x; }
 
 // Calls body with a null pointer of the row's C++ type.

@@ -1,7 +1,7 @@
 // The stable sigmoid: e = exp(-|x|), p = x >= 0 ? 1 / (1 + e) : e / (1 + e) and 1 - p the other way round: nothing
 // cancels and nothing overflows. A logit of -infinity with target 0 adds exactly 0 to every sum, so masked elements and
 // the padding of a last block are turned into that.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include "core/vec_math.hpp"

@@ -9,12 +9,7 @@
 namespace fastmtl {
 
 // `out [P]` is float32, or float64 for float64 rows; `w [K]` has out's dtype. Task 0 is added first.
-#define FASTMTL_DECLARE(isa)                                                                          \
-  namespace isa {                                                                                     \
-  void combine(const void* J, Element type, std::int64_t K, std::int64_t P, std::int64_t row_stride,   \
-               const void* w, void* out, int num_threads);                                            \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(void combine(const void* J, Element type, std::int64_t K, std::int64_t P, std::int64_t row_stride,
+                                  const void* w, void* out, int num_threads);)
 
 }  // namespace fastmtl

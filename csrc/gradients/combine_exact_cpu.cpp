@@ -12,9 +12,9 @@ namespace fastmtl {
 namespace FASTMTL_ISA {
 namespace {
 
-constexpr std::int64_t kBlock = 64;                    // columns whose sums stay in registers
-constexpr std::int64_t kMinPerThread = 32 * 1024;      // columns
-constexpr std::int64_t kStreamedBytes = 16 << 20;      // an output this large is not in the cache when read next
+constexpr std::int64_t kBlock = 64;                // columns whose sums stay in registers
+constexpr std::int64_t kMinPerThread = 32 * 1024;  // columns
+constexpr std::int64_t kStreamedBytes = 16 << 20;  // an output this large is not in the cache when read next
 
 // Writes 64 bytes past the caches: an ordinary store would first read the line it overwrites.
 inline void stream(const void* from, void* to) {
@@ -82,9 +82,8 @@ void combine_rows(const T* J, std::int64_t K, std::int64_t P, std::int64_t row_s
 
 void combine(const void* J, Element type, std::int64_t K, std::int64_t P, std::int64_t row_stride, const void* w,
              void* out, int num_threads) {
-  with_row_type(type, [&](auto* kind) {
-    combine_rows(static_cast<decltype(kind)>(J), K, P, row_stride, w, out, num_threads);
-  });
+  with_row_type(
+      type, [&](auto* kind) { combine_rows(static_cast<decltype(kind)>(J), K, P, row_stride, w, out, num_threads); });
 }
 
 }  // namespace FASTMTL_ISA

@@ -19,7 +19,7 @@ constexpr int kMaxSegments = 44, kMaxGroups = 8;  // 4 KiB
 #endif
 constexpr int kThreads = 256;
 constexpr int kMaxTasks = 64;
-constexpr std::int64_t kChunk = 16 * 1024;  // elements; fastmtl/ops/gradients/fused_step.py makes room for as many partial sums
+constexpr std::int64_t kChunk = 16 * 1024;  // elements; fastmtl/ops/gradients/fused_step.py relies on it
 
 struct Table {
   int n;
@@ -140,16 +140,18 @@ __device__ __forceinline__ int find(const Table& table) {
   int low = 0, high = table.n - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (table.first_chunk[middle] <= static_cast<int>(blockIdx.x)) low = middle;
-    else high = middle - 1;
+    if (table.first_chunk[middle] <= static_cast<int>(blockIdx.x))
+      low = middle;
+    else
+      high = middle - 1;
   }
   return low;
 }
 
 template <typename Real, typename T>
-__global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Table table, const T* J, int K,
-                                                   std::int64_t row_stride, const Real* weights, const double* factor,
-                                                   const float* skip) {
+__global__ void __launch_bounds__(kThreads)
+    update(const __grid_constant__ Table table, const T* J, int K, std::int64_t row_stride, const Real* weights,
+           const double* factor, const float* skip) {
   if (*skip != 0.0f) return;
   __shared__ Real w[kMaxTasks];
   __shared__ Coefficients<Real> c;
@@ -166,14 +168,19 @@ __global__ void __launch_bounds__(kThreads) update(const __grid_constant__ Table
   const std::int64_t begin = (blockIdx.x - table.first_chunk[found]) * kChunk;
   const std::int64_t end = begin + kChunk < segment.count ? begin + kChunk : segment.count;
   const Real* gradient = at<const Real>(segment.gradient);
-  const Source<Real, T> source = {gradient == nullptr ? J + segment.column : nullptr, gradient, row_stride, K, w,
-                                  static_cast<Real>(*factor)};
+  const Source<Real, T> source = {
+      gradient == nullptr ? J + segment.column : nullptr, gradient, row_stride, K, w, static_cast<Real>(*factor)};
   const Rule rule = static_cast<Rule>(static_cast<int>(group.rule));
-  if (rule == Rule::adamw) move_chunk<Kind::adamw>(segment, c, source, begin, end);
-  else if (rule == Rule::adam) move_chunk<Kind::adam>(segment, c, source, begin, end);
-  else if (segment.first == 0) move_chunk<Kind::descend>(segment, c, source, begin, end);
-  else if (group.nesterov != 0.0) move_chunk<Kind::nesterov>(segment, c, source, begin, end);
-  else move_chunk<Kind::momentum>(segment, c, source, begin, end);
+  if (rule == Rule::adamw)
+    move_chunk<Kind::adamw>(segment, c, source, begin, end);
+  else if (rule == Rule::adam)
+    move_chunk<Kind::adam>(segment, c, source, begin, end);
+  else if (segment.first == 0)
+    move_chunk<Kind::descend>(segment, c, source, begin, end);
+  else if (group.nesterov != 0.0)
+    move_chunk<Kind::nesterov>(segment, c, source, begin, end);
+  else
+    move_chunk<Kind::momentum>(segment, c, source, begin, end);
 }
 
 // After the update: its blocks read the old counts.
@@ -266,8 +273,10 @@ int sum_of_squares_cuda(const Segment* segments, std::int64_t n, bool wide, doub
   for (std::int64_t next = 0; next < n;) {
     Table table = {};
     const int chunks = fill(table, segments, n, nullptr, nullptr, &next);
-    if (wide) squares<double><<<chunks, kThreads, 0, stream>>>(table, partials + written);
-    else squares<float><<<chunks, kThreads, 0, stream>>>(table, partials + written);
+    if (wide)
+      squares<double><<<chunks, kThreads, 0, stream>>>(table, partials + written);
+    else
+      squares<float><<<chunks, kThreads, 0, stream>>>(table, partials + written);
     written += chunks;
   }
   add_up<<<1, kThreads, 0, stream>>>(partials, written, sum);
@@ -280,11 +289,14 @@ int fused_step_cuda(const Step& step, const float* const* rates, const double* f
   for (std::int64_t next = 0; next < step.n;) {
     Table table = {};
     const int chunks = fill(table, step.segments, step.n, step.groups, rates, &next);
-    if (step.wide) launch<double, double>(table, chunks, step, factor, skip, stream);
-    else if (step.row_type == Element::float16) launch<float, __half>(table, chunks, step, factor, skip, stream);
+    if (step.wide)
+      launch<double, double>(table, chunks, step, factor, skip, stream);
+    else if (step.row_type == Element::float16)
+      launch<float, __half>(table, chunks, step, factor, skip, stream);
     else if (step.row_type == Element::bfloat16)
       launch<float, __nv_bfloat16>(table, chunks, step, factor, skip, stream);
-    else launch<float, float>(table, chunks, step, factor, skip, stream);
+    else
+      launch<float, float>(table, chunks, step, factor, skip, stream);
     advance<<<1, kThreads, 0, stream>>>(table, skip);
   }
   return static_cast<int>(cudaGetLastError());

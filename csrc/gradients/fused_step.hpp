@@ -27,12 +27,8 @@ struct Step {
 // instruction sets. False: out of memory.
 //
 // fused_step: every gradient times `factor`, then one step of its group's rule, and `step` counts on.
-#define FASTMTL_DECLARE(isa)                                                                              \
-  namespace isa {                                                                                         \
-  bool sum_of_squares(const Segment* segments, std::int64_t n, bool wide, double* sum, int num_threads);   \
-  void fused_step(const Step& problem, double factor, int num_threads);                                   \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    bool sum_of_squares(const Segment* segments, std::int64_t n, bool wide, double* sum, int num_threads);
+    void fused_step(const Step& problem, double factor, int num_threads);)
 
 }  // namespace fastmtl

@@ -9,11 +9,7 @@ namespace fastmtl {
 
 // `G [K, K]`, `order [K, M]` (row i: tasks to project task i against; i itself is skipped), `w [K]`; K <= 64.
 // False: `order` names a task that is not there, `w` is then not written.
-#define FASTMTL_DECLARE(isa)                                                                           \
-  namespace isa {                                                                                      \
-  bool pcgrad(const double* G, const std::int64_t* order, std::int64_t K, std::int64_t M, bool mean, double* w); \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    bool pcgrad(const double* G, const std::int64_t* order, std::int64_t K, std::int64_t M, bool mean, double* w);)
 
 }  // namespace fastmtl

@@ -41,11 +41,11 @@ std::int64_t class_loss_forward(const ClassLossProblem& problem, double factor, 
     to.loss += more.loss, to.divisor += more.divisor, to.outside += more.outside;
   };
   if (work.chunks.across) {
-    FASTMTL_DISPATCH(class_losses)
-    (problem, work, static_cast<float>(factor), divided, each ? loss : nullptr, coefficients, sums.data());
+    FASTMTL_DISPATCH(class_losses, problem, work, static_cast<float>(factor), divided, each ? loss : nullptr,
+                     coefficients, sums.data());
     for (const ClassLossSums& group : sums) add(all, group);
   } else {
-    FASTMTL_DISPATCH(class_loss_sums)(problem, work, sums.data());
+    FASTMTL_DISPATCH(class_loss_sums, problem, work, sums.data());
     for (std::int64_t b = 0; b < problem.batch; ++b) {
       ClassLossSums sample{};
       for (std::int64_t k = 0; k < work.chunks.count; ++k) add(sample, sums[b * work.chunks.count + k]);
@@ -66,7 +66,7 @@ void class_loss_backward(const ClassLossProblem& problem, const Planes& grad, co
                          const KeptRows& kept, const Planes& gradient, int threads) {
   Work work(problem, kept, threads);
   expect_whole_write(problem, gradient);
-  FASTMTL_DISPATCH(class_loss_gradient)(problem, work.get(), grad, coefficients, gradient);
+  FASTMTL_DISPATCH(class_loss_gradient, problem, work.get(), grad, coefficients, gradient);
 }
 
 }  // namespace fastmtl

@@ -48,15 +48,11 @@ struct ClassLossWork {
   int threads;
 };
 
-#define FASTMTL_DECLARE(isa)                                                                                        \
-  namespace isa {                                                                                                   \
-  void class_loss_sums(const ClassLossProblem& problem, const ClassLossWork& work, ClassLossSums* sums);            \
-  void class_losses(const ClassLossProblem& problem, const ClassLossWork& work, float factor, bool divided,         \
-                    float* loss, float* coefficients, ClassLossSums* sums);                                         \
-  void class_loss_gradient(const ClassLossProblem& problem, const ClassLossWork& work, const Planes& grad,          \
-                           const float* coefficients, const Planes& gradient);                                      \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    void class_loss_sums(const ClassLossProblem& problem, const ClassLossWork& work, ClassLossSums* sums);
+    void class_losses(const ClassLossProblem& problem, const ClassLossWork& work, float factor, bool divided,
+                      float* loss, float* coefficients, ClassLossSums* sums);
+    void class_loss_gradient(const ClassLossProblem& problem, const ClassLossWork& work, const Planes& grad,
+                             const float* coefficients, const Planes& gradient);)
 
 }  // namespace fastmtl

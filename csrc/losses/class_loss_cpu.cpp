@@ -1,13 +1,12 @@
 // Sums and gradient of cross-entropy and softmax focal loss. The slope of a focal loss in x_c is w (p_c - [c = y]) with
 // w = a_y (u^gamma + gamma u^(gamma-1) p_y L); at c = y that is -w u, where p_y - 1 would cancel. Label smoothing adds
 // smoothing / C (A p_c - a_c), A the sum of all a.
-// No std:: template here: the linker would keep one copy for all instruction sets, perhaps the AVX-512 one.
 #include "losses/class_loss.hpp"
 
 #include <omp.h>
 
-#include "losses/softmax_rows.hpp"
 #include "core/vec_pow.hpp"
+#include "losses/softmax_rows.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
@@ -53,30 +52,29 @@ bool read_run(const ClassLossProblem& problem, const ClassLossWork& work, const 
   } else if (rows) {
     for (std::int64_t i = 0; i < s.padded; ++i) factors[i] = index[i] >= 0 ? problem.factors[index[i]] : 0.0f;
   } else {
-    const float* __restrict table = s.slopes[0] + 2;
+    ConstFloats table = s.slopes[0] + 2;
     FASTMTL_EACH_LANE(i, s.padded) factors[i] = table[index[i]];
   }
   return true;
 }
 
 template <int kGamma>
-void losses_of(const SoftmaxBlock& s, float gamma, const float* __restrict factors, float* __restrict out) {
-  const float *__restrict other = s.other, *__restrict inverse = s.inverse, *__restrict cost = s.cost;
+void losses_of(const SoftmaxBlock& s, float gamma, ConstFloats factors, Floats out) {
+  ConstFloats other = s.other, inverse = s.inverse, cost = s.cost;
   FASTMTL_EACH_LANE(i, s.padded) out[i] = factors[i] * power<kGamma>(other[i] * inverse[i], gamma) * cost[i];
 }
 
 // What label smoothing makes of the losses.
 void smooth(const ClassLossProblem& problem, bool rows, const SoftmaxRun& run, const SoftmaxBlock& s, float all,
-            float* __restrict out) {
+            Floats out) {
   const float share = problem.smoothing / static_cast<float>(problem.channels), own = 1.0f - problem.smoothing;
-  const float *__restrict top = s.top, *__restrict log_sum = s.extra;
+  ConstFloats top = s.top, log_sum = s.extra;
   FASTMTL_EACH_LANE(i, s.padded) out[i] = own * out[i] + share * all * log_sum[i];
   if (rows) {
     for (std::int64_t i = 0; i < s.count; ++i) {
       float sum = 0.0f;
       const std::int64_t start = run.start(problem.logits) + i * run.stride(problem.logits);
-      for_each_part(problem.logits, start, problem.channels,
-                    [&](const float* x, std::int64_t first, std::int64_t n) {
+      for_each_part(problem.logits, start, problem.channels, [&](const float* x, std::int64_t first, std::int64_t n) {
         n = problem.channels - first < n ? problem.channels - first : n;
         for (std::int64_t c = 0; c < n; ++c) sum += factor_of(problem, first + c) * (top[i] - x[c]);
       });
@@ -85,7 +83,7 @@ void smooth(const ClassLossProblem& problem, bool rows, const SoftmaxRun& run, c
     return;
   }
   for (std::int64_t c = 0; c < problem.channels; ++c) {
-    const float* __restrict x = s.logits + c * s.logits_stride;
+    ConstFloats x = s.logits + c * s.logits_stride;
     const float factor = share * factor_of(problem, c);
     FASTMTL_EACH_LANE(i, s.padded) out[i] += factor * (top[i] - x[i]);
   }
@@ -113,7 +111,7 @@ void for_each_loss(const ClassLossProblem& problem, const ClassLossWork& work, s
     if (!any) return;
     losses_at(block, problem.gamma, factors, losses);
     if (problem.smoothing != 0.0f) smooth(problem, work.chunks.rows, run, block, all, losses);
-    const float* __restrict valid = block.valid;
+    ConstFloats valid = block.valid;
     FASTMTL_EACH_LANE(i, block.padded) losses[i] = valid[i] != 0.0f ? losses[i] : 0.0f;
     body(block, losses, problem.by_weight ? factors : block.valid);
   });
@@ -121,14 +119,13 @@ void for_each_loss(const ClassLossProblem& problem, const ClassLossWork& work, s
 
 // p_c's factor and the slope at the own class, of each pixel, times `scale`; smoothing's share is per_class.
 template <int kGamma>
-void weigh(const SoftmaxBlock& s, const ClassLossProblem& problem, const float* __restrict factors,
-           const float* __restrict scale, float all, float* __restrict of_p) {
+void weigh(const SoftmaxBlock& s, const ClassLossProblem& problem, ConstFloats factors, ConstFloats scale, float all,
+           Floats of_p) {
   constexpr float kLargest = 1.0e30f;  // far from overflow: the compiler may multiply in another order
   const float per_class = problem.smoothing / static_cast<float>(problem.channels), rest = 1.0f - problem.smoothing;
   const float gamma = problem.gamma;
-  const float *__restrict other = s.other, *__restrict own = s.own, *__restrict inverse = s.inverse;
-  const float* __restrict cost = s.cost;
-  float* __restrict at_class = s.extra;
+  ConstFloats other = s.other, own = s.own, inverse = s.inverse, cost = s.cost;
+  Floats at_class = s.extra;
   FASTMTL_EACH_LANE(i, s.padded) {
     const float u = other[i] * inverse[i], p = own[i] * inverse[i];
     const float loss = cost[i] > kLargest ? kLargest : cost[i];  // times p_y = 0 of an infinite logit: 0
@@ -148,14 +145,14 @@ void weigh(const SoftmaxBlock& s, const ClassLossProblem& problem, const float* 
 }
 
 void write_class(const ClassLossProblem& problem, const SoftmaxBlock& s, const SoftmaxRun& run, std::int64_t c,
-                 const float* __restrict of_p, const float* __restrict scale, const Planes& gradient) {
+                 ConstFloats of_p, ConstFloats scale, const Planes& gradient) {
   alignas(64) float values[kBlock];
-  const float *__restrict e = s.exponentials + c * s.block, *__restrict at_class = s.extra, *__restrict valid = s.valid;
+  ConstFloats e = s.exponentials + c * s.block, at_class = s.extra, valid = s.valid;
   const std::int32_t* __restrict index = s.index;
   const float spread = problem.smoothing / static_cast<float>(problem.channels) * factor_of(problem, c);
   const std::int64_t start = run.start(gradient) + c * gradient.channel;
   const bool direct = gradient.type == Element::float32 && run.stride(gradient) == 1 && s.whole;
-  float* __restrict out = direct ? static_cast<float*>(gradient.data) + start : values;
+  Floats out = direct ? static_cast<float*>(gradient.data) + start : values;
   FASTMTL_EACH_LANE(i, s.padded) {
     const float value = e[i] * of_p[i] - spread * scale[i];
     out[i] = index[i] == static_cast<std::int32_t>(c) ? at_class[i] : value;
@@ -174,7 +171,7 @@ void write_row(const ClassLossProblem& problem, bool stored, const SoftmaxBlock&
   const float spread = scale * problem.smoothing / static_cast<float>(C), top = s.top[i];
   const bool valid = s.valid[i] != 0.0f;
   if (valid && stored) {
-    float* __restrict out = static_cast<float*>(gradient.data) + at;
+    Floats out = static_cast<float*>(gradient.data) + at;
 #pragma GCC ivdep
     for (std::int64_t c = 0; c < C; ++c) out[c] *= of_p;
     for (std::int64_t c = 0; spread != 0.0f && c < C; ++c) out[c] -= spread * factor_of(problem, c);
@@ -185,8 +182,8 @@ void write_row(const ClassLossProblem& problem, bool stored, const SoftmaxBlock&
         const std::int64_t some = count - done < kRowPart ? count - done : kRowPart;
         const std::int64_t place = at + (first + done) * gradient.channel;
         const bool direct = keeps_rows(gradient) && some % kLanes == 0;
-        float* __restrict out = direct ? static_cast<float*>(gradient.data) + place : values;
-        const float* __restrict from = x + done;
+        Floats out = direct ? static_cast<float*>(gradient.data) + place : values;
+        ConstFloats from = x + done;
         if (valid)
           FASTMTL_EACH_LANE(c, some + kLanes - 1) out[c] = exp_minus(top - from[c]) * of_p;
         else

@@ -27,7 +27,7 @@ bool deep_supervision_forward(DeepSupervision& problem, const DiceBceOptions& op
   threads = plan(problem, threads);
   const DeepHead& last = problem.heads[problem.number - 1];
   std::vector<DiceBceSums> partials(static_cast<std::size_t>((last.first_unit + last.units) * problem.channels));
-  FASTMTL_DISPATCH(deep_supervision_sums)(problem, options.dice_weight != 0.0, partials.data(), threads);
+  FASTMTL_DISPATCH(deep_supervision_sums, problem, options.dice_weight != 0.0, partials.data(), threads);
   bool plausible = true;
   double sum = 0.0;
   for (std::int64_t l = 0; l < problem.number; ++l) {
@@ -54,7 +54,7 @@ void deep_supervision_backward(DeepSupervision& problem, const float* grad, std:
   threads = plan(problem, threads);
   for (std::int64_t l = 0; l < problem.number; ++l)
     expect_whole_write(problem.heads[l].problem, problem.heads[l].gradient);
-  FASTMTL_DISPATCH(deep_supervision_gradient)(problem, grad, grad_stride, coefficients, threads);
+  FASTMTL_DISPATCH(deep_supervision_gradient, problem, grad, grad_stride, coefficients, threads);
 }
 
 }  // namespace fastmtl

@@ -26,8 +26,8 @@ struct DeepHead {
   Chunks chunks;
   std::int64_t size[3], scale[3];
   bool windowed;
-  Planes gradient;           // of the backward
-  double weight;             // 0: switched off, never read
+  Planes gradient;                 // of the backward
+  double weight;                   // 0: switched off, never read
   std::int64_t units, first_unit;  // samples times chunks, and those of the heads before
 };
 
@@ -47,13 +47,9 @@ bool deep_supervision_forward(DeepSupervision& problem, const DiceBceOptions& op
 void deep_supervision_backward(DeepSupervision& problem, const float* grad, std::int64_t grad_stride,
                                const float* coefficients, int threads);
 
-#define FASTMTL_DECLARE(isa)                                                                                         \
-  namespace isa {                                                                                                    \
-  void deep_supervision_sums(const DeepSupervision& problem, bool overlap, DiceBceSums* partials, int threads);      \
-  void deep_supervision_gradient(const DeepSupervision& problem, const float* grad, std::int64_t grad_stride,        \
-                                 const float* coefficients, int threads);                                            \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    void deep_supervision_sums(const DeepSupervision& problem, bool overlap, DiceBceSums* partials, int threads);
+    void deep_supervision_gradient(const DeepSupervision& problem, const float* grad, std::int64_t grad_stride,
+                                   const float* coefficients, int threads);)
 
 }  // namespace fastmtl

@@ -1,6 +1,5 @@
 // The two passes over all heads: a unit is some blocks of one sample of one head, and units go to threads as they come
 // free, for heads cost unlike. Every unit writes its own sums, so their order changes nothing.
-// No std:: template here: the linker would keep one copy for all instruction sets, perhaps the AVX-512 one.
 #include "losses/deep_supervision.hpp"
 
 #include "losses/dice_bce_block.hpp"

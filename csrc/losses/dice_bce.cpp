@@ -60,8 +60,8 @@ std::vector<DiceBceSums> partial_sums(const DiceBceProblem& problem, const Chunk
   const auto size = static_cast<std::size_t>(planes * chunks.count);
   std::vector<DiceBceSums> partials(size);
   std::vector<DiceBceCounts> part_counts(counts == nullptr ? 0 : size);
-  FASTMTL_DISPATCH(dice_bce_sums)(problem, chunks, overlap, partials.data(),
-                                  counts == nullptr ? nullptr : part_counts.data(), useful_threads(problem, threads));
+  FASTMTL_DISPATCH(dice_bce_sums, problem, chunks, overlap, partials.data(),
+                   counts == nullptr ? nullptr : part_counts.data(), useful_threads(problem, threads));
   if (counts == nullptr) return partials;
   std::fill_n(counts, 4 * planes, 0);
   for (std::int64_t unit = 0; unit < problem.batch * chunks.count; ++unit)
@@ -126,8 +126,8 @@ bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int thr
 void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,
                        const Planes& gradient, int threads) {
   expect_whole_write(problem, gradient);
-  FASTMTL_DISPATCH(dice_bce_gradient)(problem, chunks_of(problem), grad, coefficients, gradient,
-                                      useful_threads(problem, threads));
+  FASTMTL_DISPATCH(dice_bce_gradient, problem, chunks_of(problem), grad, coefficients, gradient,
+                   useful_threads(problem, threads));
 }
 
 }  // namespace fastmtl

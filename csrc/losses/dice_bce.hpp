@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "losses/dice_score.hpp"
 #include "core/isa.hpp"
 #include "core/planes.hpp"
+#include "losses/dice_score.hpp"
 
 namespace fastmtl {
 
@@ -22,7 +22,7 @@ struct DiceBceOptions {
   double bce_weight, dice_weight;
   DiceOptions dice;
   bool over_batch;  // a segment is a channel of a whole group instead of a channel of a sample
-  int reduction;  // 0: none; 1: mean; 2: sum; 3: total, a sum whose BCE is not divided by its elements
+  int reduction;    // 0: none; 1: mean; 2: sum; 3: total, a sum whose BCE is not divided by its elements
 };
 
 // Sums of one segment. `elements` are the valid ones.
@@ -53,14 +53,10 @@ bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int thr
 void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,
                        const Planes& gradient, int threads);
 
-#define FASTMTL_DECLARE(isa)                                                                                         \
-  namespace isa {                                                                                                    \
-  void dice_bce_sums(const DiceBceProblem& problem, const Chunks& chunks, bool overlap, DiceBceSums* partials,       \
-                     DiceBceCounts* counts, int threads);                                                            \
-  void dice_bce_gradient(const DiceBceProblem& problem, const Chunks& chunks, const Planes& grad,                    \
-                         const float* coefficients, const Planes& gradient, int threads);                            \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    void dice_bce_sums(const DiceBceProblem& problem, const Chunks& chunks, bool overlap, DiceBceSums* partials,
+                       DiceBceCounts* counts, int threads);
+    void dice_bce_gradient(const DiceBceProblem& problem, const Chunks& chunks, const Planes& grad,
+                           const float* coefficients, const Planes& gradient, int threads);)
 
 }  // namespace fastmtl

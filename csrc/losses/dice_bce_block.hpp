@@ -1,10 +1,10 @@
 // Dice + BCE of one element and of one block that stays in L1: sums and gradient, for every op built on them.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
-#include "losses/dice_bce.hpp"
 #include "core/plane_block.hpp"
 #include "core/sigmoid.hpp"
+#include "losses/dice_bce.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
@@ -49,8 +49,7 @@ inline AddBlock add_block_of(const DiceBceProblem& problem, bool overlap) {
 // values = grad * d loss / d logits of a block of one plane, from the loss's slopes in the BCE sum, in I, and q times
 // that in P.
 template <bool kSquared>
-void differentiate_block(const Block& block, float pos_weight, float grad, const float slopes[3],
-                         float* __restrict values) {
+void differentiate_block(const Block& block, float pos_weight, float grad, const float slopes[3], Floats values) {
   const float of_bce = grad * slopes[0], of_intersection = grad * slopes[1], of_prediction = grad * slopes[2];
   const float *logits = block.logits, *targets = block.target;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {

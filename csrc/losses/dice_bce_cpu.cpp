@@ -1,5 +1,4 @@
 // Two passes over logits and targets, both through blocks that stay in L1: load as float, compute, sum or store.
-// No std:: template here: the linker would keep one copy for all instruction sets, perhaps the AVX-512 one.
 #include "losses/dice_bce.hpp"
 
 #include "losses/dice_bce_block.hpp"

@@ -20,7 +20,7 @@ std::vector<double> totals(const DiceCeProblem& problem, int threads) {
   std::vector<double> partials(static_cast<std::size_t>(problem.batch * chunks.count * stride), 0.0);
   threads = useful_threads(problem, threads);
   SoftmaxScratch scratch = scratch_of(problem, chunks, threads);
-  FASTMTL_DISPATCH(softmax_sums)(problem, chunks, partials.data(), scratch.begin(), scratch.size(), threads);
+  FASTMTL_DISPATCH(softmax_sums, problem, chunks, partials.data(), scratch.begin(), scratch.size(), threads);
   std::vector<double> sums(static_cast<std::size_t>(problem.batch * stride), 0.0);
   for (std::int64_t b = 0; b < problem.batch; ++b)
     for (std::int64_t chunk = 0; chunk < chunks.count; ++chunk)
@@ -143,8 +143,8 @@ void dice_ce_backward(const DiceCeProblem& problem, const Planes& grad, const fl
   const SoftmaxChunks chunks = softmax_chunks(problem);
   threads = useful_threads(problem, threads);
   SoftmaxScratch scratch = scratch_of(problem, chunks, threads);
-  FASTMTL_DISPATCH(softmax_gradient)(problem, chunks, grad, coefficients, static_cast<float>(smoothing), gradient,
-                                     scratch.begin(), scratch.size(), threads);
+  FASTMTL_DISPATCH(softmax_gradient, problem, chunks, grad, coefficients, static_cast<float>(smoothing), gradient,
+                   scratch.begin(), scratch.size(), threads);
 }
 
 }  // namespace fastmtl

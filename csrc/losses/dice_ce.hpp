@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "losses/dice_score.hpp"
 #include "core/isa.hpp"
+#include "losses/dice_score.hpp"
 #include "losses/softmax.hpp"
 
 namespace fastmtl {
@@ -47,15 +47,11 @@ std::int64_t softmax_overlap_forward(const DiceCeProblem& problem, float* sums, 
 void dice_ce_backward(const DiceCeProblem& problem, const Planes& grad, const float* coefficients, double smoothing,
                       const Planes& gradient, int threads);
 
-#define FASTMTL_DECLARE(isa)                                                                                         \
-  namespace isa {                                                                                                    \
-  void softmax_sums(const DiceCeProblem& problem, const SoftmaxChunks& chunks, double* partials, float* scratch,    \
-                    std::int64_t scratch_size, int threads);                                                         \
-  void softmax_gradient(const DiceCeProblem& problem, const SoftmaxChunks& chunks, const Planes& grad,              \
-                        const float* coefficients, float smoothing, const Planes& gradient, float* scratch,          \
-                        std::int64_t scratch_size, int threads);                                                     \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    void softmax_sums(const DiceCeProblem& problem, const SoftmaxChunks& chunks, double* partials, float* scratch,
+                      std::int64_t scratch_size, int threads);
+    void softmax_gradient(const DiceCeProblem& problem, const SoftmaxChunks& chunks, const Planes& grad,
+                          const float* coefficients, float smoothing, const Planes& gradient, float* scratch,
+                          std::int64_t scratch_size, int threads);)
 
 }  // namespace fastmtl

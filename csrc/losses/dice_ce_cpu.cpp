@@ -1,5 +1,4 @@
 // Sums over logits and class numbers, through blocks of pixels across all channels that stay in cache.
-// No std:: template here: the linker would keep one copy for all instruction sets, perhaps the AVX-512 one.
 #include "losses/dice_ce.hpp"
 
 #include <omp.h>
@@ -13,7 +12,7 @@ namespace {
 // Sums of one class of a block: float32 lanes inside the block, float64 across blocks.
 template <bool kOverlap, bool kSquared>
 void add_class(const SoftmaxBlock& s, std::int64_t channels, std::int64_t c, double* sums) {
-  const float *__restrict e = s.exponentials + c * s.block, *__restrict inverse = s.inverse, *__restrict cost = s.cost;
+  ConstFloats e = s.exponentials + c * s.block, inverse = s.inverse, cost = s.cost;
   const std::int32_t* __restrict index = s.index;
   float intersection = 0.0f, prediction = 0.0f, target = 0.0f, entropy = 0.0f;
   FASTMTL_EACH_LANE(i, s.padded) {
@@ -34,9 +33,8 @@ void add_class(const SoftmaxBlock& s, std::int64_t channels, std::int64_t c, dou
 
 template <bool kSquared>
 void add_soft_class(const SoftmaxBlock& s, std::int64_t channels, std::int64_t c, double* sums) {
-  const float *__restrict e = s.exponentials + c * s.block, *__restrict x = s.logits + c * s.logits_stride;
-  const float *__restrict targets = s.soft + c * s.block, *__restrict inverse = s.inverse, *__restrict top = s.top;
-  const float* __restrict log_sum = s.extra;
+  ConstFloats e = s.exponentials + c * s.block, x = s.logits + c * s.logits_stride;
+  ConstFloats targets = s.soft + c * s.block, inverse = s.inverse, top = s.top, log_sum = s.extra;
   float intersection = 0.0f, prediction = 0.0f, target = 0.0f, entropy = 0.0f;
   FASTMTL_EACH_LANE(i, s.padded) {
     const float p = e[i] * inverse[i], t = targets[i], cost = top[i] - x[i] + log_sum[i];
@@ -52,12 +50,11 @@ void add_soft_class(const SoftmaxBlock& s, std::int64_t channels, std::int64_t c
 }
 
 void add_spread(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
-  const float *__restrict top = s.top, *__restrict log_sum = s.extra, *__restrict valid = s.valid;
+  ConstFloats top = s.top, log_sum = s.extra, valid = s.valid;
   for (std::int64_t c = 0; c < channels; ++c) {
-    const float* __restrict x = s.logits + c * s.logits_stride;
+    ConstFloats x = s.logits + c * s.logits_stride;
     float spread = 0.0f;
-    FASTMTL_EACH_LANE(i, s.padded)
-      spread += valid[i] != 0.0f ? top[i] - x[i] + log_sum[i] : 0.0f;
+    FASTMTL_EACH_LANE(i, s.padded) spread += valid[i] != 0.0f ? top[i] - x[i] + log_sum[i] : 0.0f;
     sums[kSpread * channels + c] += spread;
   }
 }
@@ -65,12 +62,12 @@ void add_spread(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
 // Hard predictions, the first of equal maxima, and pixels with a logit that is NaN or infinite. Called last: it takes
 // the row of inverse for itself.
 void add_counts(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
-  const float *__restrict top = s.top, *__restrict valid = s.valid;
+  ConstFloats top = s.top, valid = s.valid;
   const std::int32_t* __restrict index = s.index;
-  float *__restrict chosen = s.inverse, *__restrict odd = s.cost;
+  Floats chosen = s.inverse, odd = s.cost;
   fill(chosen, s.padded, -1.0f), fill(odd, s.padded, 0.0f);
   for (std::int64_t c = channels - 1; c >= 0; --c) {
-    const float* __restrict x = s.logits + c * s.logits_stride;
+    ConstFloats x = s.logits + c * s.logits_stride;
     const auto number = static_cast<float>(c);
     FASTMTL_EACH_LANE(i, s.padded) {
       chosen[i] = x[i] == top[i] ? number : chosen[i];

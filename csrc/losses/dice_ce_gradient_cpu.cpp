@@ -1,6 +1,5 @@
 // The gradient of softmax Dice + cross-entropy, and of any loss on the same sums, through blocks of pixels across all
 // channels that stay in cache.
-// No std:: template here: the linker would keep one copy for all instruction sets, perhaps the AVX-512 one.
 #include "losses/dice_ce.hpp"
 
 #include <omp.h>
@@ -15,11 +14,9 @@ namespace {
 template <bool kOverlap, bool kSquared, int... k>
 void weighted_exponentials(const SoftmaxBlock& s, std::int64_t c, Classes<k...>) {
   const std::int64_t stride = s.logits_stride, block = s.block;
-  const float *__restrict x = s.logits + c * stride, *__restrict top = s.top;
-  const float* __restrict slopes = s.slopes[2] + c + 2;
+  ConstFloats x = s.logits + c * stride, top = s.top, slopes = s.slopes[2] + c + 2;
   const std::int32_t* __restrict index = s.index;
-  float* __restrict out = s.exponentials + c * block;
-  float *__restrict others = s.other, *__restrict owns = s.own, *__restrict sums = s.drop;
+  Floats out = s.exponentials + c * block, others = s.other, owns = s.own, sums = s.drop;
   FASTMTL_EACH_LANE(i, s.padded) {
     const float m = top[i];
     const std::int32_t y = index[i] - static_cast<std::int32_t>(c);
@@ -42,11 +39,10 @@ void weighted_exponentials(const SoftmaxBlock& s, std::int64_t c, Classes<k...>)
 // extra = sum_k g_k - sum_k p_k u_k, cost = dx of the pixel's own class by way of 1 - p_y = other / sum.
 template <bool kOverlap, bool kSquared>
 void prepare_gradient(const SoftmaxBlock& s, float smoothing, float base, float per_class) {
-  const float *__restrict other = s.other, *__restrict own = s.own, *__restrict sums = s.drop;
-  const float* __restrict valid = s.valid;
-  const float *__restrict h = s.slopes[0] + 2, *__restrict a = s.slopes[1] + 2, *__restrict b = s.slopes[2] + 2;
+  ConstFloats other = s.other, own = s.own, sums = s.drop, valid = s.valid;
+  ConstFloats h = s.slopes[0] + 2, a = s.slopes[1] + 2, b = s.slopes[2] + 2;
   const std::int32_t* __restrict index = s.index;
-  float *__restrict inverse = s.inverse, *__restrict extra = s.extra, *__restrict at_class = s.cost;
+  Floats inverse = s.inverse, extra = s.extra, at_class = s.cost;
   FASTMTL_EACH_LANE(i, s.padded) {
     const float r = valid[i] / (other[i] + own[i]), p = own[i] * r, rest = other[i] * r, all = h[index[i]];
     const float g = (1.0f - smoothing) * all;
@@ -62,9 +58,8 @@ void prepare_gradient(const SoftmaxBlock& s, float smoothing, float base, float 
 }
 
 template <bool kOverlap, bool kSquared>
-void differentiate_class(const SoftmaxBlock& s, std::int64_t c, float per_class, float* __restrict out) {
-  const float *__restrict e = s.exponentials + c * s.block, *__restrict inverse = s.inverse;
-  const float *__restrict extra = s.extra, *__restrict at_class = s.cost;
+void differentiate_class(const SoftmaxBlock& s, std::int64_t c, float per_class, Floats out) {
+  ConstFloats e = s.exponentials + c * s.block, inverse = s.inverse, extra = s.extra, at_class = s.cost;
   const std::int32_t* __restrict index = s.index;
   const float b = s.slopes[2][c + 2], spread = per_class * s.slopes[0][c + 2];
   FASTMTL_EACH_LANE(i, s.padded) {
@@ -77,12 +72,12 @@ void differentiate_class(const SoftmaxBlock& s, std::int64_t c, float per_class,
 
 // The same with a target for every class: other is the whole sum, drop = sum_k u_k p_k, own = sum_k g_k.
 void prepare_soft_gradient(const SoftmaxBlock& s, const DiceCeProblem& problem, float smoothing, float base) {
-  const float *__restrict other = s.other, *__restrict valid = s.valid;
-  float *__restrict inverse = s.inverse, *__restrict extra = s.extra;
+  ConstFloats other = s.other, valid = s.valid;
+  Floats inverse = s.inverse, extra = s.extra;
   FASTMTL_EACH_LANE(i, s.padded) inverse[i] = valid[i] / other[i];
   fill(extra, s.padded, base);
   for (std::int64_t c = 0; c < problem.channels; ++c) {
-    const float *__restrict e = s.exponentials + c * s.block, *__restrict t = s.soft + c * s.block;
+    ConstFloats e = s.exponentials + c * s.block, t = s.soft + c * s.block;
     const float g = (1.0f - smoothing) * s.slopes[0][c + 2], a = s.slopes[1][c + 2], b = s.slopes[2][c + 2];
     FASTMTL_EACH_LANE(i, s.padded) {
       const float p = e[i] * inverse[i];
@@ -92,9 +87,8 @@ void prepare_soft_gradient(const SoftmaxBlock& s, const DiceCeProblem& problem, 
 }
 
 void differentiate_soft_class(const SoftmaxBlock& s, bool squared, std::int64_t c, float smoothing, float per_class,
-                              float* __restrict out) {
-  const float *__restrict e = s.exponentials + c * s.block, *__restrict t = s.soft + c * s.block;
-  const float *__restrict inverse = s.inverse, *__restrict extra = s.extra;
+                              Floats out) {
+  ConstFloats e = s.exponentials + c * s.block, t = s.soft + c * s.block, inverse = s.inverse, extra = s.extra;
   const float h = s.slopes[0][c + 2], g = (1.0f - smoothing) * h, a = s.slopes[1][c + 2], b = s.slopes[2][c + 2];
   FASTMTL_EACH_LANE(i, s.padded) {
     const float p = e[i] * inverse[i];
@@ -124,7 +118,7 @@ void differentiate_block(const DiceCeProblem& problem, const SoftmaxBlock& s, fl
     else
       differentiate_class<kOverlap, kSquared>(s, c, per_class, out);
     if (direct) continue;
-    const float* __restrict valid = s.valid;
+    ConstFloats valid = s.valid;
     FASTMTL_EACH_LANE(i, s.padded) out[i] = valid[i] != 0.0f ? out[i] : 0.0f;  // not even a NaN slope
     store(gradient.type, out, gradient.data, at, run.stride(gradient), s.count);
   }
@@ -136,8 +130,9 @@ void softmax_gradient(const DiceCeProblem& problem, const SoftmaxChunks& chunks,
                       const float* coefficients, float smoothing, const Planes& gradient, float* scratch,
                       std::int64_t scratch_size, int threads) {
   const std::int64_t units = problem.batch * chunks.count, C = problem.channels;
-  const auto differentiate = !problem.overlap ? differentiate_block<false, false>
-                             : problem.squared ? differentiate_block<true, true> : differentiate_block<true, false>;
+  const auto differentiate = !problem.overlap  ? differentiate_block<false, false>
+                             : problem.squared ? differentiate_block<true, true>
+                                               : differentiate_block<true, false>;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     SoftmaxBlock block(C, chunks.block, problem.soft ? 3 : 2, 3, scratch + omp_get_thread_num() * scratch_size);

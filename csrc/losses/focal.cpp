@@ -23,12 +23,12 @@ void finish(const std::vector<FocalSums>& segments, Reduction reduction, float* 
   if (reduction != Reduction::none) *loss = static_cast<float>(reduction == Reduction::mean ? total * of_mean : total);
 }
 
-bool sigmoid_few_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
-                         int threads) {
+bool small_planes_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
+                          int threads) {
   const bool each = reduction == Reduction::none;
   std::vector<FocalSums> groups(static_cast<std::size_t>(groups_of(problem)));
-  FASTMTL_DISPATCH(sigmoid_focal_few_losses)(problem, each ? loss : nullptr, coefficients, groups.data(),
-                                             useful_threads(problem, threads));
+  FASTMTL_DISPATCH(sigmoid_focal_small_plane_losses, problem, each ? loss : nullptr, coefficients, groups.data(),
+                   useful_threads(problem, threads));
   FocalSums all{};
   for (const FocalSums& group : groups) {
     all.loss += group.loss;
@@ -62,10 +62,10 @@ std::vector<FocalSums> add_chunks(const std::vector<FocalSums>& partials, std::i
 
 bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
                            int threads) {
-  if (few_pixels(problem)) return sigmoid_few_forward(problem, reduction, loss, coefficients, threads);
+  if (small_planes(problem)) return small_planes_forward(problem, reduction, loss, coefficients, threads);
   const Chunks chunks = chunks_of(problem);
   std::vector<FocalSums> partials(static_cast<std::size_t>(problem.batch * chunks.count * problem.channels));
-  FASTMTL_DISPATCH(sigmoid_focal_sums)(problem, chunks, partials.data(), useful_threads(problem, threads));
+  FASTMTL_DISPATCH(sigmoid_focal_sums, problem, chunks, partials.data(), useful_threads(problem, threads));
   const std::vector<FocalSums> planes = add_chunks(partials, problem.batch, chunks.count, problem.channels);
   finish(planes, reduction, loss, coefficients);
   return std::all_of(planes.begin(), planes.end(), [](const FocalSums& plane) { return plausible(plane.farthest); });
@@ -75,10 +75,10 @@ void sigmoid_focal_backward(const SigmoidFocalProblem& problem, const Planes& gr
                             const Planes& gradient, int threads) {
   expect_whole_write(problem, gradient);
   threads = useful_threads(problem, threads);
-  if (few_pixels(problem))
-    FASTMTL_DISPATCH(sigmoid_focal_few_gradient)(problem, grad, coefficients, gradient, threads);
+  if (small_planes(problem))
+    FASTMTL_DISPATCH(sigmoid_focal_small_plane_gradient, problem, grad, coefficients, gradient, threads);
   else
-    FASTMTL_DISPATCH(sigmoid_focal_gradient)(problem, chunks_of(problem), grad, coefficients, gradient, threads);
+    FASTMTL_DISPATCH(sigmoid_focal_gradient, problem, chunks_of(problem), grad, coefficients, gradient, threads);
 }
 
 }  // namespace fastmtl

@@ -31,17 +31,13 @@ bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reducti
 void sigmoid_focal_backward(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,
                             const Planes& gradient, int threads);
 
-#define FASTMTL_DECLARE(isa)                                                                                          \
-  namespace isa {                                                                                                     \
-  void sigmoid_focal_sums(const SigmoidFocalProblem& problem, const Chunks& chunks, FocalSums* partials, int threads); \
-  void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& chunks, const Planes& grad,           \
-                              const float* coefficients, const Planes& gradient, int threads);                        \
-  void sigmoid_focal_few_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients,                 \
-                                FocalSums* sums, int threads);                                                        \
-  void sigmoid_focal_few_gradient(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,  \
-                                  const Planes& gradient, int threads);                                               \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    void sigmoid_focal_sums(const SigmoidFocalProblem& problem, const Chunks& chunks, FocalSums* partials, int threads);
+    void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& chunks, const Planes& grad,
+                                const float* coefficients, const Planes& gradient, int threads);
+    void sigmoid_focal_small_plane_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients,
+                                          FocalSums* sums, int threads);
+    void sigmoid_focal_small_plane_gradient(const SigmoidFocalProblem& problem, const Planes& grad,
+                                            const float* coefficients, const Planes& gradient, int threads);)
 
 }  // namespace fastmtl

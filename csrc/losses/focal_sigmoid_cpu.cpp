@@ -5,7 +5,6 @@
 // e = exp(-|x|) and r = 1 / (1 + e): with U = w + (1 - w) e and V = w - (1 - w) e,
 //     CE = w |x| + log1p(e),  u = r U,  (1 - t) p - t q = +-r V,  (1 - 2 t) p q = +-(2 w - 1) r^2 e,
 // the sign being that of x. Nothing cancels and nothing overflows.
-// No std:: template here: the linker would keep one copy for all instruction sets, perhaps the AVX-512 one.
 #include "losses/focal.hpp"
 
 #include "core/plane_block.hpp"
@@ -87,9 +86,9 @@ void add_block(const Block& block, const T* targets, const Focus& focus, FocalSu
 // values = grad * slope of a block.
 template <int kGamma, typename T>
 void differentiate_block(const Block& block, const T* __restrict targets, const Focus& focus, float grad,
-                         float* __restrict values) {
+                         Floats values) {
   const Focus scaled = {grad * focus.negative, grad * focus.difference, focus.gamma};
-  const float* __restrict logits = block.logits;
+  ConstFloats logits = block.logits;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i)
     values[i] = derivative<kGamma>(logits[i], to_float(targets[i]), scaled);
 }
@@ -131,9 +130,8 @@ struct Group {
 
 template <int kGamma>
 void add_pixel(const Block& block, float gamma, Group& group) {
-  const float *__restrict logits = block.logits, *__restrict targets = block.target;
-  const float *__restrict negative = group.negative, *__restrict difference = group.difference;
-  float* __restrict loss = group.loss;
+  ConstFloats logits = block.logits, targets = block.target, negative = group.negative, difference = group.difference;
+  Floats loss = group.loss;
   Distance* __restrict farthest = group.farthest;
   FASTMTL_EACH_LANE(i, block.padded)
     loss[i] += loss_of<kGamma>(logits[i], targets[i], {negative[i], difference[i], gamma});
@@ -142,9 +140,8 @@ void add_pixel(const Block& block, float gamma, Group& group) {
 }
 
 template <int kGamma>
-void differentiate_pixel(const Block& block, float gamma, const Group& group, float* __restrict values) {
-  const float *__restrict logits = block.logits, *__restrict targets = block.target;
-  const float *__restrict negative = group.negative, *__restrict difference = group.difference;
+void differentiate_pixel(const Block& block, float gamma, const Group& group, Floats values) {
+  ConstFloats logits = block.logits, targets = block.target, negative = group.negative, difference = group.difference;
   FASTMTL_EACH_LANE(i, block.padded)
     values[i] = derivative<kGamma>(logits[i], targets[i], {negative[i], difference[i], gamma});
 }
@@ -201,8 +198,8 @@ void sigmoid_focal_gradient(const SigmoidFocalProblem& problem, const Chunks& ch
 
 // Planes of few pixels: sums [groups]. loss and coefficients
 // [planes] of the reduction "none", or nullptr.
-void sigmoid_focal_few_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients, FocalSums* sums,
-                              int threads) {
+void sigmoid_focal_small_plane_losses(const SigmoidFocalProblem& problem, float* loss, float* coefficients,
+                                      FocalSums* sums, int threads) {
   const std::int64_t units = groups_of(problem);
   const auto add = pick(problem.gamma, add_pixel<0>, add_pixel<1>, add_pixel<2>, add_pixel<kAny>);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
@@ -224,11 +221,11 @@ void sigmoid_focal_few_losses(const SigmoidFocalProblem& problem, float* loss, f
   }
 }
 
-void sigmoid_focal_few_gradient(const SigmoidFocalProblem& problem, const Planes& grad, const float* coefficients,
-                                const Planes& gradient, int threads) {
+void sigmoid_focal_small_plane_gradient(const SigmoidFocalProblem& problem, const Planes& grad,
+                                        const float* coefficients, const Planes& gradient, int threads) {
   const std::int64_t units = groups_of(problem);
-  const auto differentiate = pick(problem.gamma, differentiate_pixel<0>, differentiate_pixel<1>,
-                                  differentiate_pixel<2>, differentiate_pixel<kAny>);
+  const auto differentiate = pick(problem.gamma, differentiate_pixel<0>, differentiate_pixel<1>, differentiate_pixel<2>,
+                                  differentiate_pixel<kAny>);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit) {
     Group group(problem, unit);

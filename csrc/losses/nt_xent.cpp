@@ -72,11 +72,11 @@ void nt_xent_forward(const NtXentProblem& problem, float* loss, float* coefficie
   threads = static_cast<int>(useful_threads(problem.rows, threads));
   const std::vector<std::int64_t> origin = taking_part(problem);
   const NtXentWork work = lay_out(problem, origin, false, scratch);
-  FASTMTL_DISPATCH(nt_xent_prepare)(problem, work, threads);
+  FASTMTL_DISPATCH(nt_xent_prepare, problem, work, threads);
   std::fill(work.maximum, work.maximum + work.padded_rows, work.own_maxima ? -2.0f : 0.0f);  // below any cosine
   std::vector<double> sums(static_cast<std::size_t>(work.count), 0.0);
   std::vector<float> positive(static_cast<std::size_t>(work.count), 0.0f);
-  FASTMTL_DISPATCH(nt_xent_sums)(work, problem.dim, sums.data(), positive.data(), threads);
+  FASTMTL_DISPATCH(nt_xent_sums, work, problem.dim, sums.data(), positive.data(), threads);
   std::fill(coefficients, coefficients + 2 * problem.rows, 0.0f);
   const double inverse_count = 1.0 / static_cast<double>(std::max<std::int64_t>(work.count, 1));
   double total = 0.0;
@@ -96,19 +96,18 @@ void nt_xent_backward(const NtXentProblem& problem, const float* grad, const flo
   threads = static_cast<int>(useful_threads(problem.rows, threads));
   const std::vector<std::int64_t> origin = taking_part(problem);
   const NtXentWork work = lay_out(problem, origin, true, scratch);
-  FASTMTL_DISPATCH(nt_xent_prepare)(problem, work, threads);
+  FASTMTL_DISPATCH(nt_xent_prepare, problem, work, threads);
   std::fill(work.maximum, work.maximum + work.padded_rows, 0.0f);
   std::fill(work.weight, work.weight + work.padded_rows, 0.0f);
   for (std::int64_t i = 0; i < work.count; ++i) {
     work.maximum[i] = coefficients[origin[i]];
     work.weight[i] = coefficients[problem.rows + origin[i]];
   }
-  FASTMTL_DISPATCH(nt_xent_products)(work, problem.dim, threads);
+  FASTMTL_DISPATCH(nt_xent_products, work, problem.dim, threads);
   const std::size_t size = problem.type == Element::float32 ? 4 : 2;
-  if (work.count < problem.rows)
-    std::memset(gradient, 0, static_cast<std::size_t>(problem.rows * problem.dim) * size);
+  if (work.count < problem.rows) std::memset(gradient, 0, static_cast<std::size_t>(problem.rows * problem.dim) * size);
   const double scale = static_cast<double>(*grad) * coefficients[2 * problem.rows] / problem.temperature;
-  FASTMTL_DISPATCH(nt_xent_gradient)(problem, work, static_cast<float>(scale), gradient, threads);
+  FASTMTL_DISPATCH(nt_xent_gradient, problem, work, static_cast<float>(scale), gradient, threads);
 }
 
 }  // namespace fastmtl

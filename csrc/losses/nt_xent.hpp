@@ -33,11 +33,11 @@ struct NtXentWork {
   // Where exp(s / T) could leave float32's range, each row relates its terms to its largest s so far. Elsewhere its
   // `maximum` is 0, and one exponential serves both (i, j) and (j, i).
   bool own_maxima;
-  float* rows;      // [padded_rows, padded_dim], normalised; what is padding is 0
-  float* columns;   // [padded_rows / kPanel, dim, kPanel]: `rows` transposed, for the products of rows with rows
-  float* panels;    // [padded_dim / kPanel, padded_rows, kPanel]: `rows` again, for W Y; backward only
-  float* gradient;  // [padded_rows, padded_dim]: of each normalised row; backward only
-  float* tiles;     // [threads, block, block]
+  float* rows;          // [padded_rows, padded_dim], normalised; what is padding is 0
+  float* columns;       // [padded_rows / kPanel, dim, kPanel]: `rows` transposed, for the products of rows with rows
+  float* panels;        // [padded_dim / kPanel, padded_rows, kPanel]: `rows` again, for W Y; backward only
+  float* gradient;      // [padded_rows, padded_dim]: of each normalised row; backward only
+  float* tiles;         // [threads, block, block]
   float* inverse_norm;  // [padded_rows]: 1 / max(norm, 1e-12)
   float* maximum;       // [padded_rows]
   float* weight;        // [padded_rows]: 1 / sum over j != i of exp((s_ij - maximum_i) / T); backward only
@@ -58,15 +58,11 @@ void nt_xent_backward(const NtXentProblem& problem, const float* grad, const flo
 // at once, and of kPanel.
 constexpr std::int64_t kPanel = 32, kTileRows = 96;
 
-#define FASTMTL_DECLARE(isa)                                                                                          \
-  namespace isa {                                                                                                     \
-  void nt_xent_prepare(const NtXentProblem& problem, const NtXentWork& work, int threads);                            \
-  void nt_xent_sums(const NtXentWork& work, std::int64_t dim, double* sums, float* positive, int threads);            \
-  void nt_xent_products(const NtXentWork& work, std::int64_t dim, int threads);                                       \
-  void nt_xent_gradient(const NtXentProblem& problem, const NtXentWork& work, float scale, void* gradient,            \
-                        int threads);                                                                                 \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    void nt_xent_prepare(const NtXentProblem& problem, const NtXentWork& work, int threads);
+    void nt_xent_sums(const NtXentWork& work, std::int64_t dim, double* sums, float* positive, int threads);
+    void nt_xent_products(const NtXentWork& work, std::int64_t dim, int threads);
+    void nt_xent_gradient(const NtXentProblem& problem, const NtXentWork& work, float scale, void* gradient,
+                          int threads);)
 
 }  // namespace fastmtl

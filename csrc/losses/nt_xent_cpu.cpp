@@ -1,5 +1,4 @@
 // Blocks of similarities: a product of rows with rows, exponentials in place, and the sums or products they are for.
-// No std:: template here: see isa.hpp.
 #include "losses/nt_xent.hpp"
 
 #include "core/block_io.hpp"
@@ -20,10 +19,10 @@ constexpr std::int64_t kWidth = 4, kRows = 6;
 using Vector = float __attribute__((vector_size(kWidth * sizeof(float)), may_alias));
 static_assert(kTileRows % kRows == 0 && kTileRows % kPanel == 0 && kPanel % (2 * kWidth) == 0, "tiles are whole");
 
-constexpr std::int64_t kDepth = 256;   // of a product at a time: a panel of 32 KiB stays in L1
-constexpr std::int64_t kStrip = 32;    // rows whose column sums are taken in float32
-constexpr std::int64_t kBlock = 192;   // the largest block
-constexpr double kEpsilon = 1e-12;     // as in torch.nn.functional.normalize
+constexpr std::int64_t kDepth = 256;  // of a product at a time: a panel of 32 KiB stays in L1
+constexpr std::int64_t kStrip = 32;   // rows whose column sums are taken in float32
+constexpr std::int64_t kBlock = 192;  // the largest block
+constexpr double kEpsilon = 1e-12;    // as in torch.nn.functional.normalize
 
 inline Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
 inline const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
@@ -92,7 +91,12 @@ void for_each_pair(const NtXentWork& work, int threads, Body body) {
       for (std::int64_t i = 0; i < blocks; ++i) {
         const std::int64_t j = (round - i + blocks) % blocks;
         if (j < i || turn++ % threads != thread) continue;
-        Pair pair = {i * block, work.count - i * block, j * block, work.count - j * block, 0, i == j,
+        Pair pair = {i * block,
+                     work.count - i * block,
+                     j * block,
+                     work.count - j * block,
+                     0,
+                     i == j,
                      work.tiles + thread * block * block};
         if (pair.rows > block) pair.rows = block;
         if (pair.columns > block) pair.columns = block;
@@ -245,8 +249,7 @@ void nt_xent_products(const NtXentWork& work, std::int64_t dim, int threads) {
   });
 }
 
-void nt_xent_gradient(const NtXentProblem& problem, const NtXentWork& work, float scale, void* gradient,
-                      int threads) {
+void nt_xent_gradient(const NtXentProblem& problem, const NtXentWork& work, float scale, void* gradient, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t i = 0; i < work.count; ++i) {
     const float* row = work.rows + i * work.padded_dim;

@@ -29,18 +29,13 @@ void regression_forward(const RegressionProblem& problem, int reduction, float* 
 void regression_backward(const RegressionProblem& problem, const float* grad, std::int64_t grad_stride,
                          const float* slopes, const Planes& gradient, int threads);
 
-#define FASTMTL_DECLARE(isa)                                                                                     \
-  namespace isa {                                                                                                \
-  void regression_sums(const RegressionProblem& problem, const Chunks& chunks, RegressionSums* partials,         \
-                       int threads);                                                                             \
-  void regression_gradient(const RegressionProblem& problem, const Chunks& chunks, const float* grad,            \
-                           std::int64_t grad_stride, const float* slopes, const Planes& gradient, int threads);  \
-  void regression_few_losses(const RegressionProblem& problem, float* loss, float* slopes, RegressionSums* sums, \
-                             int threads);                                                                       \
-  void regression_few_gradient(const RegressionProblem& problem, const float* grad, std::int64_t grad_stride,    \
-                               const float* slopes, const Planes& gradient, int threads);                        \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    void regression_sums(const RegressionProblem& problem, const Chunks& chunks, RegressionSums* partials, int threads);
+    void regression_gradient(const RegressionProblem& problem, const Chunks& chunks, const float* grad,
+                             std::int64_t grad_stride, const float* slopes, const Planes& gradient, int threads);
+    void regression_small_plane_losses(const RegressionProblem& problem, float* loss, float* slopes,
+                                       RegressionSums* sums, int threads);
+    void regression_small_plane_gradient(const RegressionProblem& problem, const float* grad, std::int64_t grad_stride,
+                                         const float* slopes, const Planes& gradient, int threads);)
 
 }  // namespace fastmtl

@@ -1,5 +1,4 @@
 // Two passes over input and target, both through blocks that stay in L1: load as float, subtract, sum or store.
-// No std:: template here: see isa.hpp.
 #include "losses/regression.hpp"
 
 #include "core/plane_block.hpp"
@@ -34,21 +33,24 @@ float block_error(const Block& block, float beta) {
 }
 
 template <Error kError>
-void add_errors(const Block& block, float beta, float* __restrict sums) {
-  const float inverse = 1.0f / beta, *__restrict input = block.logits, *__restrict target = block.target;
+void add_errors(const Block& block, float beta, Floats sums) {
+  const float inverse = 1.0f / beta;
+  ConstFloats input = block.logits, target = block.target;
   FASTMTL_EACH_LANE(i, block.padded) sums[i] += error_of<kError>(input[i] - target[i], beta, inverse);
 }
 
 // values = slope * d error / d input.
 template <Error kError>
-void differentiate(const Block& block, float beta, float slope, float* __restrict values) {
-  const float inverse = 1.0f / beta, *__restrict input = block.logits, *__restrict target = block.target;
+void differentiate(const Block& block, float beta, float slope, Floats values) {
+  const float inverse = 1.0f / beta;
+  ConstFloats input = block.logits, target = block.target;
   FASTMTL_EACH_LANE(i, block.padded) values[i] = slope * derivative<kError>(input[i] - target[i], inverse);
 }
 
 template <Error kError>
-void differentiate_each(const Block& block, float beta, const float* __restrict slopes, float* __restrict values) {
-  const float inverse = 1.0f / beta, *__restrict input = block.logits, *__restrict target = block.target;
+void differentiate_each(const Block& block, float beta, ConstFloats slopes, Floats values) {
+  const float inverse = 1.0f / beta;
+  ConstFloats input = block.logits, target = block.target;
   FASTMTL_EACH_LANE(i, block.padded) values[i] = slopes[i] * derivative<kError>(input[i] - target[i], inverse);
 }
 
@@ -90,8 +92,8 @@ void regression_gradient(const RegressionProblem& problem, const Chunks& chunks,
 }
 
 // Samples of one plane of few elements: sums [groups]; loss and slopes [B] of the reduction "none", or nullptr.
-void regression_few_losses(const RegressionProblem& problem, float* loss, float* slopes, RegressionSums* sums,
-                           int threads) {
+void regression_small_plane_losses(const RegressionProblem& problem, float* loss, float* slopes, RegressionSums* sums,
+                                   int threads) {
   const std::int64_t units = groups_of(problem), size = group_planes(problem);
   const auto add = pick(problem.error, add_errors<Error::squared>, add_errors<Error::absolute>,
                         add_errors<Error::smooth>);
@@ -116,8 +118,8 @@ void regression_few_losses(const RegressionProblem& problem, float* loss, float*
   }
 }
 
-void regression_few_gradient(const RegressionProblem& problem, const float* grad, std::int64_t grad_stride,
-                             const float* slopes, const Planes& gradient, int threads) {
+void regression_small_plane_gradient(const RegressionProblem& problem, const float* grad, std::int64_t grad_stride,
+                                     const float* slopes, const Planes& gradient, int threads) {
   const std::int64_t units = groups_of(problem), size = group_planes(problem);
   const auto write = pick(problem.error, differentiate_each<Error::squared>, differentiate_each<Error::absolute>,
                           differentiate_each<Error::smooth>);

@@ -8,7 +8,7 @@ namespace {
 constexpr std::int64_t kBlockElements = 4096;  // over all channels; a row of 16 KiB leaves room in L1
 constexpr std::int64_t kSmallestBlock = 128;   // below, reducing the lanes to sums costs more than leaving L1
 constexpr std::int64_t kChunkElements = 32768;
-constexpr std::int64_t kFewPixels = 32;
+constexpr std::int64_t kSmallPlane = 32;
 constexpr std::int64_t kManyClasses = 64;
 
 std::int64_t whole_vectors(std::int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
@@ -24,10 +24,10 @@ SoftmaxChunks softmax_chunks(const SoftmaxProblem& problem) {
 
 SoftmaxChunks small_softmax_chunks(const SoftmaxProblem& problem) {
   // Read as they are where they lie side by side; elsewhere better than lanes that have neither pixels nor samples.
-  const bool lanes = problem.batch >= kLanes || problem.pixels >= kFewPixels;
+  const bool lanes = problem.batch >= kLanes || problem.pixels >= kSmallPlane;
   const bool rows = problem.channels >= kManyClasses && (problem.logits.channel == 1 || !lanes);
   SoftmaxChunks chunks = softmax_chunks(problem);
-  if (problem.pixels < kFewPixels && problem.pixels < problem.batch) {
+  if (problem.pixels < kSmallPlane && problem.pixels < problem.batch) {
     const std::int64_t fitting = kBlockElements / problem.channels / kLanes * kLanes;
     const std::int64_t block = std::min(std::clamp(fitting, kLanes, kBlock), whole_vectors(problem.batch));
     // Where lanes run over classes, few samples are a unit's work: eight of 30,000 classes are shared by the threads.

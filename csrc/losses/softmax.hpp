@@ -18,7 +18,8 @@ struct SoftmaxProblem : LossInputs {  // the mask is [B, 1, pixels]
 // one sample, or all pixels of a group of samples. Its size depends on the shape alone, and so no sum depends on the
 // thread count. Where there are many classes, vector lanes may run over them instead (`rows`).
 struct SoftmaxChunks {
-  std::int64_t block, pixels, count;  // pixels and count of chunks of a sample; across: of samples in a group, of groups
+  std::int64_t block, pixels,
+      count;  // pixels and count of chunks of a sample; across: of samples in a group, of groups
   bool across, rows;
 
   std::int64_t units(std::int64_t batch) const { return across ? count : batch * count; }

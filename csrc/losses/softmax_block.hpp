@@ -1,5 +1,5 @@
 // One block of pixels across all channels, as the softmax kernels read it: logits as float, class numbers as int32.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include "core/block_io.hpp"
@@ -55,8 +55,7 @@ inline void for_each_run(const SoftmaxProblem& problem, const SoftmaxChunks& chu
   const std::int64_t length = chunks.across ? problem.batch : problem.pixels;
   const std::int64_t end = begin + chunks.pixels < length ? begin + chunks.pixels : length;
   if (chunks.across)
-    for (std::int64_t pixel = 0; pixel < problem.pixels; ++pixel)
-      body(SoftmaxRun{begin, pixel, end - begin, true});
+    for (std::int64_t pixel = 0; pixel < problem.pixels; ++pixel) body(SoftmaxRun{begin, pixel, end - begin, true});
   else
     for (std::int64_t first = begin; first < end; first += chunks.block)
       body(SoftmaxRun{b, first, end - first < chunks.block ? end - first : chunks.block, false});
@@ -67,7 +66,7 @@ struct SoftmaxBlock {
   const float* logits;
   std::int64_t logits_stride;
   std::int64_t block, count, padded;
-  bool whole;  // every pixel is valid and the last vector is full
+  bool whole;             // every pixel is valid and the last vector is full
   float pixels, outside;  // how many are valid, and of them have a class number that does not exist
   // [block] each
   std::int32_t* index;
@@ -123,9 +122,10 @@ struct SoftmaxBlock {
  private:
   // Makes what is valid 1, and of the rest the class none.
   void count_pixels(bool soft) {
-    float* __restrict here = valid;
+    Floats here = valid;
     std::int32_t* __restrict classes = index;
-    if (soft) FASTMTL_EACH_LANE(i, padded) classes[i] = kNoClass;
+    if (soft)
+      FASTMTL_EACH_LANE(i, padded) classes[i] = kNoClass;
     const std::int32_t none = soft ? kNoClass - 1 : kNoClass;
     FASTMTL_EACH_LANE(i, padded) {
       const float before = here[i];
@@ -151,11 +151,11 @@ struct SoftmaxBlock {
     }
   }
 
-  void read(const Planes& planes, std::int64_t first, std::int64_t step, float* __restrict out) const {
+  void read(const Planes& planes, std::int64_t first, std::int64_t step, Floats out) const {
     load(planes.type, planes.data, first, step, count, out);
     if (whole) return;
     for (std::int64_t i = count; i < padded; ++i) out[i] = 0.0f;
-    const float* __restrict here = valid;
+    ConstFloats here = valid;
     FASTMTL_EACH_LANE(i, padded) out[i] = here[i] != 0.0f ? out[i] : 0.0f;
   }
 };

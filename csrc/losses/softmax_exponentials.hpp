@@ -3,11 +3,11 @@
 // With m = max x and d = m - x >= 0: e = exp(-d), and of a pixel's class y the rest of the sum is kept apart: other =
 // sum of e over the classes that are not y. Then 1 - p_y = other / sum and -log p_y = d_y + log(sum) lose no digit,
 // however sure the network is. A pixel that takes part in nothing has inverse = 0, so that all of its p are 0.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
-#include "losses/softmax_block.hpp"
 #include "core/vec_math.hpp"
+#include "losses/softmax_block.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {
@@ -27,15 +27,15 @@ inline void by_fours(std::int64_t channels, Step step) {
   if (channels - c == 1) step(c, Classes<0>());
 }
 
-inline void fill(float* __restrict row, std::int64_t count, float value) {
+inline void fill(Floats row, std::int64_t count, float value) {
   FASTMTL_EACH_LANE(i, count) row[i] = value;
 }
 
 template <int... k>
 void maximum(const SoftmaxBlock& s, std::int64_t c, Classes<k...>) {
   const std::int64_t stride = s.logits_stride;
-  const float* __restrict x = s.logits + c * stride;
-  float* __restrict top = s.top;
+  ConstFloats x = s.logits + c * stride;
+  Floats top = s.top;
   FASTMTL_EACH_LANE(i, s.padded) {
     float m = top[i];
     ((m = x[k * stride + i] > m ? x[k * stride + i] : m), ...);
@@ -47,10 +47,9 @@ void maximum(const SoftmaxBlock& s, std::int64_t c, Classes<k...>) {
 template <bool kStore, int... k>
 void exponentials(const SoftmaxBlock& s, std::int64_t c, Classes<k...>) {
   const std::int64_t stride = s.logits_stride, block = s.block;
-  const float *__restrict x = s.logits + c * stride, *__restrict top = s.top;
+  ConstFloats x = s.logits + c * stride, top = s.top;
   const std::int32_t* __restrict index = s.index;
-  float* __restrict out = s.exponentials + c * block;
-  float *__restrict others = s.other, *__restrict owns = s.own, *__restrict drops = s.drop;
+  Floats out = s.exponentials + c * block, others = s.other, owns = s.own, drops = s.drop;
   FASTMTL_EACH_LANE(i, s.padded) {
     const float m = top[i];
     const std::int32_t y = index[i] - static_cast<std::int32_t>(c);
@@ -75,9 +74,8 @@ inline void find_maximum(const SoftmaxBlock& s, std::int64_t channels) {
 
 // inverse = 1 / sum of a valid pixel, extra = log(sum), cost = -log p_y.
 inline void normalise(const SoftmaxBlock& s) {
-  const float *__restrict other = s.other, *__restrict own = s.own, *__restrict drop = s.drop;
-  const float* __restrict valid = s.valid;
-  float *__restrict inverse = s.inverse, *__restrict log_sum = s.extra, *__restrict cost = s.cost;
+  ConstFloats other = s.other, own = s.own, drop = s.drop, valid = s.valid;
+  Floats inverse = s.inverse, log_sum = s.extra, cost = s.cost;
   FASTMTL_EACH_LANE(i, s.padded) {
     inverse[i] = valid[i] / (other[i] + own[i]);
     // The largest e is 1: where it is the own one, the rest of the sum stands there as it is.

@@ -1,7 +1,7 @@
 // The softmax of many classes that lie side by side, one pixel at a time: vector lanes run over classes. It leaves what
 // `exponentials` leaves for each pixel of a block: the maximum, e of the own class, its distance to the maximum, and the
 // sum over the other classes.
-// Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include "losses/softmax_exponentials.hpp"
@@ -33,7 +33,7 @@ inline void for_each_part(const Planes& logits, std::int64_t start, std::int64_t
 }
 
 // As integers that are ordered as the floats are: GCC vectorises no maximum of floats that may meet a NaN.
-inline float maximum_of(const float* __restrict x, std::int64_t padded) {
+inline float maximum_of(ConstFloats x, std::int64_t padded) {
   std::int32_t most = INT32_MIN;
   FASTMTL_EACH_LANE(c, padded) {
     const std::int32_t bits = bits_of<std::int32_t>(x[c]), ordered = bits ^ ((bits >> 31) & INT32_MAX);
@@ -45,8 +45,7 @@ inline float maximum_of(const float* __restrict x, std::int64_t padded) {
 // Of all classes but number `without`, e of all of them into `out` if it is to be kept. The bits are masked because GCC
 // makes a branch of a choice here.
 template <bool kStore>
-inline float sum_of_exponentials(const float* __restrict x, std::int64_t padded, float top, std::int32_t without,
-                                 float* __restrict out) {
+inline float sum_of_exponentials(ConstFloats x, std::int64_t padded, float top, std::int32_t without, Floats out) {
   float sum = 0.0f;
   FASTMTL_EACH_NUMBERED_LANE(c, padded) {
     const float e = exp_minus(top - x[c]);
@@ -59,8 +58,8 @@ inline float sum_of_exponentials(const float* __restrict x, std::int64_t padded,
 // e of the own class, from its distance to the maximum.
 inline void own_exponentials(const SoftmaxBlock& s) {
   const std::int32_t* __restrict index = s.index;
-  const float *__restrict drop = s.drop, *__restrict valid = s.valid;
-  float* __restrict own = s.own;
+  ConstFloats drop = s.drop, valid = s.valid;
+  Floats own = s.own;
   FASTMTL_EACH_LANE(i, s.padded) {
     const float e = exp_minus(drop[i]);
     own[i] = valid[i] != 0.0f && index[i] < 0 ? 0.0f : e;
@@ -91,15 +90,16 @@ inline void read_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, cons
       const float top = s.top[i];
       const std::int32_t y = s.index[i];
       float other = 0.0f, at_class = top;
-      for_each_part(logits, start_of(i), problem.channels,
-                    [&](const float* x, std::int64_t first, std::int64_t padded) {
-        alignas(64) float rest[kRowPart];
-        const std::int64_t left = problem.channels - first;
-        float* row = kStore ? static_cast<float*>(kept.data) + run.start(kept) + i * run.stride(kept) + first : nullptr;
-        float* out = left < padded ? rest : row;
-        other += sum_of_exponentials<kStore>(x, padded, top, y - static_cast<std::int32_t>(first), out);
-        if (kStore && out == rest) store(Element::float32, rest, row, 0, 1, left);
-      });
+      for_each_part(
+          logits, start_of(i), problem.channels, [&](const float* x, std::int64_t first, std::int64_t padded) {
+            alignas(64) float rest[kRowPart];
+            const std::int64_t left = problem.channels - first;
+            float* row = kStore ? static_cast<float*>(kept.data) + run.start(kept) + i * run.stride(kept) + first
+                                : nullptr;
+            float* out = left < padded ? rest : row;
+            other += sum_of_exponentials<kStore>(x, padded, top, y - static_cast<std::int32_t>(first), out);
+            if (kStore && out == rest) store(Element::float32, rest, row, 0, 1, left);
+          });
       if (y >= 0) load(logits.type, logits.data, start_of(i) + y * logits.channel, 1, 1, &at_class);
       s.other[i] = other, s.drop[i] = top - at_class;
     }

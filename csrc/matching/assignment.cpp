@@ -73,8 +73,8 @@ void insert_row(std::int64_t row, Workspace& w) {
   std::int64_t last = -1, here = row;
   double passed = 0.0, reached = 0.0;
   while (here >= 0) {
-    reached = FASTMTL_DISPATCH(shorten)(w.cost.data() + here * w.width, w.price.data(), w.closed.data(), passed, last,
-                                        w.width, w.distance.data(), w.previous.data());
+    reached = FASTMTL_DISPATCH(shorten, w.cost.data() + here * w.width, w.price.data(), w.closed.data(), passed, last,
+                               w.width, w.distance.data(), w.previous.data());
     last = nearest(reached, w);
     w.closed[last] = kInfinity;
     here = w.owner[last];

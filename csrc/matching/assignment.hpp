@@ -23,12 +23,7 @@ bool linear_assignment(const AssignmentProblem& problem, std::int64_t* matches);
 // One scan of Dijkstra's algorithm: where `cost - price - passed` is below a column's distance it replaces it, and
 // `last` becomes the column before. Returns the least distance of the open columns; closed ones hold infinity in
 // `closed`, open ones 0. `columns` is a multiple of 8.
-#define FASTMTL_DECLARE(isa)                                                                                \
-  namespace isa {                                                                                           \
-  double shorten(const double* cost, const double* price, const double* closed, double passed, std::int64_t last, \
-                 std::int64_t columns, double* distance, std::int64_t* previous);                           \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(double shorten(const double* cost, const double* price, const double* closed, double passed,
+                                    std::int64_t last, std::int64_t columns, double* distance, std::int64_t* previous);)
 
 }  // namespace fastmtl

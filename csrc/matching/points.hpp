@@ -18,13 +18,9 @@ struct PointsProblem {
 
 // `maps`: float32, float64, float16, bfloat16, uint8 or bool, with contiguous planes; `out` [batch, channels, points].
 // `grad` [batch, channels, points]; `gradient` [batch, channels, height, width]: contiguous, overwritten.
-#define FASTMTL_DECLARE(isa)                                                                                  \
-  namespace isa {                                                                                             \
-  void sample_points(const PointsProblem& problem, const void* maps, Element type, std::int64_t batch_stride, \
-                     std::int64_t channel_stride, void* out);                                                 \
-  void scatter_points(const PointsProblem& problem, const void* grad, void* gradient);                        \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    void sample_points(const PointsProblem& problem, const void* maps, Element type, std::int64_t batch_stride,
+                       std::int64_t channel_stride, void* out);
+    void scatter_points(const PointsProblem& problem, const void* grad, void* gradient);)
 
 }  // namespace fastmtl

@@ -50,31 +50,27 @@ struct StainOutput {
   int rounding;  // of uint8: 0 down, 1 to nearest even
 };
 
-constexpr int kStainMoments = 10;  // tissue pixels, sums of od, sums of products rr rg rb gg gb bb
-constexpr int kAngleBins = 16384;  // of the diamond angle, -2 .. 2
+constexpr int kStainMoments = 10;         // tissue pixels, sums of od, sums of products rr rg rb gg gb bb
+constexpr int kAngleBins = 16384;         // of the diamond angle, -2 .. 2
 constexpr int kConcentrationBins = 8192;  // 0 .. the sample's range; the first also holds what is negative
 constexpr int kColourEntry = 9;
 
-#define FASTMTL_DECLARE(isa)                                                                                          \
-  namespace isa {                                                                                                     \
-  void stain_moments(const StainImages& images, const float* table, const StainMask& mask, std::int64_t chunk,        \
-                     double* partials, int threads);                                                                  \
-  void stain_angles(const StainImages& images, const float* table, const StainMask& mask, const float* basis,         \
-                    float least_square, std::int32_t* counts, int slots, int threads);                                \
-  void stain_concentrations(const StainImages& images, const float* table, const StainSolver& solver,                 \
-                            const float* scale, std::int32_t* counts, int slots, int threads);                        \
-  std::int64_t stain_colours(const StainImages& images, const StainMask& mask, std::int32_t* index,                   \
-                             std::int64_t* entries, std::int64_t count);                                              \
-  void stain_apply(const StainImages& images, const float* table, const float* recipes, bool lasso,                   \
-                   const StainOutput& output, int threads);                                                           \
-  void stain_lab_moments(const StainImages& images, int space, bool eight_bit, std::int64_t chunk, double* partials,  \
-                         int threads);                                                                                \
-  void stain_lab_apply(const StainImages& images, int space, bool eight_bit, const float* recipes,                    \
-                       const StainOutput& output, int threads);                                                       \
-  double stain_dictionary(const double* density, const double* weight, std::int64_t count, double penalty,            \
-                          int iterations, double tolerance, double* atoms);                                           \
-  }
-FASTMTL_FOR_EACH_ISA(FASTMTL_DECLARE)
-#undef FASTMTL_DECLARE
+FASTMTL_FOR_EACH_ISA(
+    void stain_moments(const StainImages& images, const float* table, const StainMask& mask, std::int64_t chunk,
+                       double* partials, int threads);
+    void stain_angles(const StainImages& images, const float* table, const StainMask& mask, const float* basis,
+                      float least_square, std::int32_t* counts, int slots, int threads);
+    void stain_concentrations(const StainImages& images, const float* table, const StainSolver& solver,
+                              const float* scale, std::int32_t* counts, int slots, int threads);
+    std::int64_t stain_colours(const StainImages& images, const StainMask& mask, std::int32_t* index,
+                               std::int64_t* entries, std::int64_t count);
+    void stain_apply(const StainImages& images, const float* table, const float* recipes, bool lasso,
+                     const StainOutput& output, int threads);
+    void stain_lab_moments(const StainImages& images, int space, bool eight_bit, std::int64_t chunk, double* partials,
+                           int threads);
+    void stain_lab_apply(const StainImages& images, int space, bool eight_bit, const float* recipes,
+                         const StainOutput& output, int threads);
+    double stain_dictionary(const double* density, const double* weight, std::int64_t count, double penalty,
+                            int iterations, double tolerance, double* atoms);)
 
 }  // namespace fastmtl

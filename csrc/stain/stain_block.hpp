@@ -1,9 +1,9 @@
 // Runs of pixels as the stain kernels see them: three planes of bytes, their densities, and what is tissue.
-// Included by *_cpu.cpp alone (see vec_math.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
-#include "stain/stain.hpp"
 #include "core/vec_math.hpp"
+#include "stain/stain.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {

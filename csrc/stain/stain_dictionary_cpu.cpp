@@ -62,8 +62,8 @@ void better_atom(int j, const double* sums, double* atoms) {
 
 // density [3, count], weight [count]; atoms [2, 3] in and out. Alternates codes and atoms until no coordinate moves by
 // `tolerance`. Returns the sum of weight * (|x - D c|^2 / 2 + penalty (c_1 + c_2)).
-double stain_dictionary(const double* density, const double* weight, std::int64_t count, double penalty,
-                        int iterations, double tolerance, double* atoms) {
+double stain_dictionary(const double* density, const double* weight, std::int64_t count, double penalty, int iterations,
+                        double tolerance, double* atoms) {
   double sums[kSums] = {};
   for (int step = 0; step <= iterations; ++step) {
     add_codes(density, density + count, density + 2 * count, weight, count, atoms, penalty, sums);

@@ -1,7 +1,7 @@
 // Reinhard's colour transfer: pixels to a perceptual space, its moments, and back through one affine map per channel.
+#include "core/vec_pow.hpp"
 #include "stain/stain_block.hpp"
 #include "stain/stain_store.hpp"
-#include "core/vec_pow.hpp"
 
 namespace fastmtl {
 namespace FASTMTL_ISA {

@@ -116,8 +116,8 @@ void stain_angles(const StainImages& images, const float* table, const StainMask
 
 // counts [batch, slots, 2, kConcentrationBins + 1], zeros to add to: every pixel inside the image by its two
 // concentrations times scale [batch, 2] (bins per unit); the last for what is not inside.
-void stain_concentrations(const StainImages& images, const float* table, const StainSolver& solver,
-                          const float* scale, std::int32_t* counts, int slots, int threads) {
+void stain_concentrations(const StainImages& images, const float* table, const StainSolver& solver, const float* scale,
+                          std::int32_t* counts, int slots, int threads) {
   constexpr int kRow = kConcentrationBins + 1;
   const std::int64_t units = images.batch * slots;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 1)
@@ -148,8 +148,8 @@ void stain_concentrations(const StainImages& images, const float* table, const S
 // Colours by the leading 7 bits of r, g and b, over all images: a bin's two levels and their share give its mean exactly.
 // index [2^21]: zeros, or 1 + the place of a colour that `entries` [capacity, kColourEntry] already holds. An entry is
 // the bin, its pixels, the last bits' sums, and the same four of its tissue. Returns how many there are now.
-std::int64_t stain_colours(const StainImages& images, const StainMask& mask, std::int32_t* index,
-                           std::int64_t* entries, std::int64_t count) {
+std::int64_t stain_colours(const StainImages& images, const StainMask& mask, std::int32_t* index, std::int64_t* entries,
+                           std::int64_t count) {
   std::uint8_t keep[kStainBlock];
   for (std::int64_t b = 0; b < images.batch; ++b)
     over_share(images, b, 0, 1, [&](const StainBlock& block) {

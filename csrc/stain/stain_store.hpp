@@ -1,5 +1,5 @@
 // The end of every normaliser: background, colour, channel statistics, rounding, store.
-// Included by *_cpu.cpp alone (see vec_math.hpp for the namespace).
+// Included by *_cpu.cpp alone.
 #pragma once
 
 #include "core/block_io.hpp"
@@ -21,7 +21,8 @@ inline void as_is(const StainBlock& block, float (*values)[kStainBlock]) {
 
 inline void store_bytes(const float* values, std::uint8_t* out, std::int64_t stride, std::int64_t count, float add) {
   if (stride == 1) {
-    for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(values[i] + add));
+    for (std::int64_t i = 0; i < count; ++i)
+      out[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(values[i] + add));
   } else {
     for (std::int64_t i = 0; i < count; ++i)
       out[i * stride] = static_cast<std::uint8_t>(static_cast<std::int32_t>(values[i] + add));

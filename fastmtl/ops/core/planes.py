@@ -10,7 +10,7 @@ from torch import Tensor
 from .buffer_cache import WORTHWHILE, Recycled
 from .pointers import address, element
 
-FEW_PIXELS = 32  # as kFewPixels in csrc/core/planes.cpp
+SMALL_PLANE = 32  # as kFewPixels in csrc/core/planes.cpp
 ABSENT = (0, 0, 0, 0, 0)  # what csrc reads as "no such tensor"
 
 
@@ -75,7 +75,7 @@ def pixels(tensor: Tensor) -> int:
     return math.prod(tensor.shape[2:])
 
 
-def few_alike(input: Tensor, target: Tensor) -> bool:
+def small_contiguous_planes(input: Tensor, target: Tensor) -> bool:
     """Whether planes are short and all elements have one order in memory: as one plane [1, 1, N] they are read several
     times as fast. Long planes stay as they are, because each is checked for targets out of range."""
-    return pixels(input) < FEW_PIXELS and input.is_contiguous() and target.is_contiguous()
+    return pixels(input) < SMALL_PLANE and input.is_contiguous() and target.is_contiguous()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import backends, checks
-from ..core.planes import few_alike
+from ..core.planes import small_contiguous_planes
 from .dice_bce import dice_bce_op
 from .dice_bce_backends import Options, Tensors
 from .focal import as_planes
@@ -85,7 +85,7 @@ def bce_with_logits(
         sums = overlap_sums(input, target, pos_weight=pos_weight, mask=mask, backend=backend)
         total = (sums.entropy * of_plane.to(sums.entropy.dtype).flatten(1)).sum()
         return total / sums.elements.sum().clamp(min=1) if reduction == "mean" else total
-    if not by_channel and mask is None and few_alike(input, target):
+    if not by_channel and mask is None and small_contiguous_planes(input, target):
         input, target = input.reshape(1, 1, -1), target.reshape(1, 1, -1)
         pos_weight = None if pos_weight is None else pos_weight[:1]
     elif input.dim() == 2:

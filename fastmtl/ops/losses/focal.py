@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core import backends, checks, class_checks
-from ..core.planes import few_alike
+from ..core.planes import small_contiguous_planes
 from .focal_backends import sigmoid_focal_op
 from .focal_softmax_backends import softmax_focal_op
 
@@ -102,7 +102,7 @@ def focal_loss(
         of_channel = _by_channel(alpha, input)
         factors = torch.stack([of_channel, 1 - of_channel]) * (1 if weight is None else weight)
     mask = checks.full_rank_mask(mask, input)
-    if factors is None and mask is None and reduction != "none" and few_alike(input, target):
+    if factors is None and mask is None and reduction != "none" and small_contiguous_planes(input, target):
         input, target = input.reshape(1, 1, -1), target.reshape(1, 1, -1)
     elif input.dim() == 2:
         input, target, mask = as_planes(input, target, mask, reduction)
