@@ -118,8 +118,8 @@ def test_patients_of_file_names(tmp_path: Path):
         "whole file name": {"patients": 1, "tiles": 1},
     }
     assert 'file name (before the first "-") (2), whole file name (1); 1 to 2 tiles each' in found["summary"][0]
-    told = read_manifest(tmp_path / "manifest.csv", ManifestOptions(patient="(.)"))
-    assert told.patients_from == "file name ((.))"
+    read = read_manifest(tmp_path / "manifest.csv", ManifestOptions(patient="(.)"))
+    assert read.patients_from == "file name ((.))"
 
 
 def test_patients_of_a_recipe_and_of_a_published_layout(tmp_path: Path):

@@ -116,7 +116,7 @@ def test_ways_of_writing_a_table(folder: Path, text: str):
         ("file name,age\ntiles/0.png,50\n", "its columns are file name, age; rename the one of files"),
         ("imag,label\ntiles/0.png,a\n", "is 'imag' meant"),
         ("image,Patients\ntiles/0.png,a\n", "unknown column 'Patients'; if 'patient' is meant, rename it"),
-        ("image,label\n../../etc/passwd,a\n", "line 2: .*passwd lies outside the data root"),
+        ("image,label\n../../etc/passwd,a\n", "line 2: .*passwd is outside the data root"),
         ("image,label\n/etc/passwd,a\n", "outside the data root"),
         ("image,label\ntiles/0.png,a\n\ntiles/0.png,b\n", "line 4: the id 'tiles/0' is that of line 2"),
         ("image,patient\ntiles/0.png,p\ntiles/1.png,\n", "line 3: patient is empty"),

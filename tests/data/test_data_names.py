@@ -1,4 +1,4 @@
-"""One patient in many spellings is one patient, however it is told; two patients stay two; what was merged is said."""
+"""Spellings of one patient are one patient, in every source; two patients stay two; merged spellings are named."""
 
 from __future__ import annotations
 
@@ -222,8 +222,8 @@ def test_paths_of_windows(tmp_path: Path):
     for cell, says in (
         ("C:\\data\\P1.png", "line 2: .* is on a Windows drive; write it relative to"),
         ("d:/data/P1.png", "is on a Windows drive"),
-        ("\\\\server\\share\\P1.png", "lies outside the data root"),
-        ("..\\..\\P1.png", "lies outside the data root"),
+        ("\\\\server\\share\\P1.png", "is outside the data root"),
+        ("..\\..\\P1.png", "is outside the data root"),
     ):
         with pytest.raises(ValueError, match=says):
             data.read_manifest(_manifest(tmp_path, "image", [(cell,)]))

@@ -140,7 +140,7 @@ def test_objects_of_which_none_is_a_polygon_stay_an_error(geometry, tmp_path):
 @pytest.mark.parametrize(("lefts", "odd"), [([2, 4, 6, 8], True), ([2, 4, 6], False), ([2, 4, 6, 40], False)])
 def test_polygons_in_other_units_all_lie_in_one_quarter(lefts, odd, tmp_path):
     reasons = _reasons(data.read_manifest(_polygons(tmp_path, [[_square(left, 20)] for left in lefts])))
-    assert any("in the left upper quarter" in reason for reason in reasons) == odd
+    assert any("in the upper left quarter" in reason for reason in reasons) == odd
 
 
 # Tables
@@ -185,8 +185,8 @@ def test_commas_in_numbers_are_told(cells, kind, tmp_path):
 
 def test_vectors_that_are_meant_are_not_told(tmp_path):
     _read(tmp_path, "image;at\n0.png;6,5\n1.png;7,5\n")
-    told = data.read_manifest(tmp_path / "manifest.csv", data.ManifestOptions(columns={"at": "vector"}))
-    assert not [reason for reason in _reasons(told) if "comma" in reason]
+    declared = data.read_manifest(tmp_path / "manifest.csv", data.ManifestOptions(columns={"at": "vector"}))
+    assert not [reason for reason in _reasons(declared) if "comma" in reason]
     assert not [
         reason for reason in _reasons(_read(tmp_path, "image;at\n0.png;6, 5\n1.png;7, 5\n")) if "comma" in reason
     ]
@@ -257,8 +257,10 @@ def test_training_tells_what_many_files_share_in_one_line_and_slides_of_two_scal
     rows = []
     for number in range(8):
         scale = (1e4 / [0.25, 0.5][number % 2],) * 2
-        pixels, told = random_pixels(number, SIDE), {"resolution": scale, "resolutionunit": "CENTIMETER"}
-        tifffile.imwrite(tmp_path / f"{number}.tif", pixels, photometric="rgb", tile=(16, 16), metadata=None, **told)
+        pixels, resolution = random_pixels(number, SIDE), {"resolution": scale, "resolutionunit": "CENTIMETER"}
+        tifffile.imwrite(
+            tmp_path / f"{number}.tif", pixels, photometric="rgb", tile=(16, 16), metadata=None, **resolution
+        )
         features = [_square(4, 50), _square(8, 6 + number, "ROI"), *[_square(9, 4)] * number]
         (tmp_path / f"{number}.geojson").write_text(json.dumps(features))
         rows.append(f"{number}.tif,{number}.geojson,{'AB'[number % 2]},p{number // 2}")

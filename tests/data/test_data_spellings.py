@@ -1,4 +1,4 @@
-"""Class names that are spelled alike are told, wherever they come from; those that differ are not."""
+"""Classes with similar spellings are reported, whatever their source; different ones are not."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_what_is_drawn_otherwise_than_it_looks_is_noticed(tmp_path: Path):
     assert reasons(tmp_path, two, polygons=named) == []
     (reason,) = reasons(tmp_path, feature([ring(5, 5, 90, 9)]))
     assert reason == "1 of 1 polygons reach beyond a.png (24x24)"
-    with pytest.raises(ValueError, match=r"all 1 polygons lie outside .*a\.png \(24x24 pixels\)"):
+    with pytest.raises(ValueError, match=r"all 1 polygons are outside .*a\.png \(24x24 pixels\)"):
         manifest_of(tmp_path, feature([ring(50, 50, 90, 90)]))
 
 

@@ -274,7 +274,7 @@ def test_a_manifest_names_nothing_outside_its_folder(tmp_path: Path, text: str):
     (tmp_path / "set").mkdir()
     write_image(tmp_path / "tile.png", random_pixels(0))
     (tmp_path / "set" / "m.csv").write_text(f"image,label\n{text},a\n")
-    with pytest.raises(ValueError, match=r"line 2: .*lies outside the data root"):
+    with pytest.raises(ValueError, match=r"line 2: .*is outside the data root"):
         data.read_manifest(tmp_path / "set" / "m.csv")
 
 

@@ -32,10 +32,10 @@ def as_slides(root: Path, masks: Sequence[np.ndarray], levels: int = 1, **option
     for number, mask in enumerate(masks):
         slide = random_pixels(number, SIDE)
         tifffile.imwrite(root / f"{number}.tif", slide, photometric="rgb", **tiles)
-        told = {"photometric": "rgb" if mask.ndim == 3 else "minisblack", "compression": "deflate", **tiles, **options}
+        given = {"photometric": "rgb" if mask.ndim == 3 else "minisblack", "compression": "deflate", **tiles, **options}
         with tifffile.TiffWriter(root / f"{number}_mask.tif") as file:
             for level in range(levels):
-                file.write(mask[:: 2**level, :: 2**level], subfiletype=int(level > 0), **told)
+                file.write(mask[:: 2**level, :: 2**level], subfiletype=int(level > 0), **given)
     return _manifest(root, "slide", "tif", [f"{number}_mask.tif" for number in range(len(masks))])
 
 

@@ -94,7 +94,7 @@ def test_regions_by_level_and_by_mpp(copied: Path):
         with pytest.raises(ValueError, match=f"line 2: .*{says}"):
             read_manifest(_rows(copied, head, cells))
     outside = read_manifest(_rows(copied, head, "slides/P001-1.tiff,600,0,100,50,,"))
-    assert "lies outside it" in data.check_tiles(outside.tiles)[0].reason
+    assert "is outside it" in data.check_tiles(outside.tiles)[0].reason
 
 
 def test_a_mask_slide_covers_the_same_place(copied: Path):
@@ -119,7 +119,7 @@ def test_polygons_off_their_slide_are_told(copied: Path):
     assert "1 of 1 polygons reach beyond P001-1.tiff (512x512)" in notices[0].reason
     square["coordinates"][0] = [[x + 400, y] for x, y in square["coordinates"][0]]
     path.write_text(json.dumps(square))
-    with pytest.raises(ValueError, match="all 1 polygons lie outside"):
+    with pytest.raises(ValueError, match="all 1 polygons are outside"):
         read_manifest(copied / "manifest.csv", GRID)
 
 

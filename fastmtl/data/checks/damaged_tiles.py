@@ -159,7 +159,7 @@ def _check_region(region: Region, max_pixels: int) -> None:
     full, scale = levels[0], levels[region.level].downsample
     right, bottom = region.x + region.width * scale, region.y + region.height * scale
     if region.x >= full.width or region.y >= full.height or right <= 0 or bottom <= 0:
-        raise ValueError(f"is {full.width}x{full.height} pixels; the region at {region.x}, {region.y} lies outside it")
+        raise ValueError(f"is {full.width}x{full.height} pixels; the region at {region.x}, {region.y} is outside it")
 
 
 def named_file(picture: ImageSource, image: ImageSource) -> Path:

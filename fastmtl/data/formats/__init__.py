@@ -1,1 +1,1 @@
-"""How data lie on disk: folders of tiles, slides, published data sets, formats that users register."""
+"""Formats of data sets on disk: folders of tiles, slides, published data sets, and those that users register."""

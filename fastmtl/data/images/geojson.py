@@ -209,7 +209,7 @@ def _items(value: object, what: str) -> list[Any]:
 
 
 def _has_area(points: NDArray[np.float64]) -> bool:
-    """Whether the points do not lie on one line."""
+    """Whether the points are not all on one line."""
     if len(points) < 3:
         return False
     away = points - points[0]

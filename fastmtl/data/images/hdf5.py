@@ -56,7 +56,7 @@ def _check(array: Any, name: str) -> None:
     if array.external:
         raise ValueError(f"{name} keeps its values in {array.external[0][0]!r}; {_HERE}")
     if array.is_virtual:
-        raise ValueError(f"{name} is a virtual data set, its values lie in other files; {_HERE}")
+        raise ValueError(f"{name} is a virtual data set with its values in other files; {_HERE}")
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must be numbers; got {array.dtype} {list(array.shape)}")
     size = array.dtype.itemsize

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,10 +15,9 @@ from ..images.png import SIGNATURE, decode_png, png_size
 from ..sizes import check_pixels
 from ..slides import jpeg
 from ..slides.encoded_tiles import EncodedTile
-from ..slides.slide import open_slide
+from ..slides.opened import opened
 from ..slides.tiff import TIFF_SIGNATURES
 
-_MAX_OPEN = 128
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -38,18 +35,16 @@ class Mosaic(NamedTuple):
 
 
 class EncodedImages:
-    """Reads image sources as mosaics of encoded tiles and keeps the slides used last open. Threads may share it.
+    """Reads image sources as mosaics of encoded tiles. Threads may share it.
 
     Args:
-        open_slide: opens a slide by its path.
+        open_slide: returns the open slide at a path, `opened` by default.
         decode_png: decode PNG files here where `decode_png` can: on a CPU that takes half of DALI's time; with a GPU,
             DALI decodes them while the host continues.
     """
 
-    def __init__(self, open_slide: Callable[[Path], OpenSlide] = open_slide, *, decode_png: bool = True):
+    def __init__(self, open_slide: Callable[[Path], OpenSlide] = opened, *, decode_png: bool = True):
         self._open_slide, self._decode_png = open_slide, decode_png
-        self._slides: OrderedDict[Path, OpenSlide] = OrderedDict()
-        self._lock = threading.Lock()
 
     def read(self, picture: ImageSource, channels: int) -> Mosaic:
         """The encoded tiles of `picture`.
@@ -65,21 +60,11 @@ class EncodedImages:
         if isinstance(picture, Path):
             return Mosaic([_whole(picture, channels if self._decode_png else 0)])
         if isinstance(picture, Region):
-            return Mosaic(self._slide(picture.slide).encoded_tiles(picture), (picture.width, picture.height))
+            return Mosaic(self._open_slide(picture.slide).encoded_tiles(picture), (picture.width, picture.height))
         drawn = np.asarray(picture.draw())
         if drawn.dtype != np.uint8 or drawn.ndim not in (2, 3) or not drawn.size:
             raise ValueError(f"a drawn picture must be uint8 [h, w] or [h, w, C]; got {drawn.dtype} {drawn.shape}")
         return Mosaic([_of_pixels(drawn)])
-
-    def _slide(self, path: Path) -> OpenSlide:
-        with self._lock:
-            if path in self._slides:
-                self._slides.move_to_end(path)
-            else:
-                self._slides[path] = self._open_slide(path)
-                if len(self._slides) > _MAX_OPEN:
-                    self._slides.popitem(last=False)  # closes when no thread uses it any more
-            return self._slides[path]
 
 
 def _whole(path: Path, png_channels: int) -> EncodedTile:

@@ -53,7 +53,7 @@ class PathRule:
         path = Path(os.path.normpath(self.folder / text))
         if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
             raise ValueError(
-                f"{place}: {text} lies outside the data root {self.root}; if it may, name a folder that holds both as "
+                f"{place}: {text} is outside the data root {self.root}; if it may, name a folder that holds both as "
                 "data.root"
             )
         return path

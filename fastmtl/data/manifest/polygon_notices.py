@@ -45,7 +45,7 @@ def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
         corners.append((found.boxes[:, 2:].max(0) + picture.offset) / size)
     if len(corners) >= _ENOUGH and np.max(corners) < 0.5:
         reason = (
-            f"the polygons of all {len(corners)} files lie in the left upper quarter of their slides or images; are "
+            f"the polygons of all {len(corners)} files are in the upper left quarter of their slides or images; are "
             "they in micrometres, or in pixels of a smaller picture?"
         )
         problems[Problem(next(iter(names)), reason)] = None
@@ -92,7 +92,7 @@ def _outside(found: PolygonSet, picture: Polygons, image: Path, width: int, heig
     total = len(found.names)
     if ((right <= 0) | (bottom <= 0) | (left >= width) | (top >= height)).all():
         raise ValueError(
-            f"{picture.file}: all {total} polygons lie outside {image} ({width}x{height} pixels); another slide's, of "
+            f"{picture.file}: all {total} polygons are outside {image} ({width}x{height} pixels); another slide's, of "
             "another level, or counted from the scanned bounds (see the polygons' offset)?"
         )
     partly = int(((left < -1) | (top < -1) | (right > width + 1) | (bottom > height + 1)).sum())

@@ -1,15 +1,17 @@
-"""Slides that are open in this process: rows, checks and pictures of one slide share it."""
+"""Slides that are open in this process: manifests, checks, pictures and loaders share them."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from threading import RLock
 
 from ..dataset import Region
 from ..identifiers import near_file
 from .slide import Slide, open_slide
 
 _MOST_OPEN = 128  # each about a megabyte of tile offsets
+_lock = RLock()  # several threads may want a slide that takes seconds to scan: one of them opens it
 
 
 class UnreadableSlideError(ValueError):
@@ -29,7 +31,8 @@ def opened(slide: Path, place: str = "", mpp: float | None = None) -> Slide:
     """
     try:
         state = slide.stat()
-        return _open(slide, state.st_mtime_ns, state.st_size, mpp)
+        with _lock:
+            return _open(slide, state.st_mtime_ns, state.st_size, mpp)
     except FileNotFoundError:
         raise UnreadableSlideError(f"{place}: {slide} does not exist{near_file(slide)}".removeprefix(": ")) from None
     except Exception as error:  # readers of slides raise many types, and each means the same here

@@ -38,7 +38,7 @@ def read(root: Path) -> Dataset:
         image, mask, *labels = cells
         found = (clean_name(last_part(mask)), labels[0], labels[1])
         if rows.setdefault(clean_name(last_part(image)), found) != found:
-            raise ValueError(f"{place}: {image} stands in another row with another mask, label or intensity")
+            raise ValueError(f"{place}: {image} is in another row with another mask, label or intensity")
     names = tuple(sorted({label for _, label, _ in rows.values() if label}))
     tiles, problems = [], []
     for image, (mask, label, intensity) in rows.items():

@@ -24,7 +24,7 @@ _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 class Trimap:
     """A trimap file of 1 (pet), 2 (background) and 3 (border) as a mask; a `Drawn`.
 
-    The border counts as pet: it is the outline of the fur, drawn because nobody can say where it ends.
+    The border counts as pet: it is the outline of the fur, drawn because its edge is uncertain.
     """
 
     file: Path
