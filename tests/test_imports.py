@@ -26,7 +26,7 @@ ALLOWED = {
     "data": {"errors", "kernels", "ops", "protocols", "utils"},
     "balance": {"distributed", "ops", "protocols", "utils"},
     "builders": {"balance", "config", "data", "distributed", "models", "protocols", "tasks", "utils"},
-    "training": {"balance", "builders", "config", "distributed", "errors", "ops", "protocols", "utils"},
+    "training": {"balance", "builders", "config", "distributed", "errors", "models", "ops", "protocols", "utils"},
     "trainer": {"training"},
     "evaluation": {"builders", "config", "data", "protocols", "tasks", "training", "utils"},
     "report": {"training", "utils"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -11,6 +11,9 @@ from ..models import Output
 from ..protocols import Batch, Target
 from .base import BaseTask, check_weights
 from .registry import register_task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 @register_task("auxiliary_segmentation")
@@ -53,13 +56,13 @@ class AuxiliarySegmentation(BaseTask):
         """Logits [B, 1, h, w] -> bool masks [B, 1, h, w]."""
         return output.float().sigmoid() > 0.5
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`dice` and `jaccard` at full resolution, each coarse pixel repeated."""
         from .metrics import segmentation_metrics
 
         return segmentation_metrics()
 
-    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.has_label(batch)
         if rows.any():

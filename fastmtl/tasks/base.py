@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from ..models import Output
 from ..protocols import Batch, Target
 from ..utils.deprecation import carry_over, warn_renamed
 from ..utils.json_toml import JsonObject
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 class BaseTask:
@@ -56,17 +59,17 @@ class BaseTask:
         """The prediction from the model's output; with `batch` if it depends on the samples' metadata."""
         raise NotImplementedError(f"{type(self).__name__} must give `predict`")
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """A torchmetrics.MetricCollection."""
         raise NotImplementedError(f"{type(self).__name__} must give `metrics`")
 
-    def update(self, metrics: Any, output: Any, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.has_label(batch)
         if rows.any():
             metrics.update(self.predict(output, batch)[rows], batch.targets[self.name][rows])
 
-    def summary(self, metrics: Any) -> JsonObject:
+    def summary(self, metrics: MetricCollection) -> JsonObject:
         """`metrics` as plain numbers; None if nothing was added."""
         return {name: number(of(metric)) for name, metric in metrics.items()}
 

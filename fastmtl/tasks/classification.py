@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ..protocols import Batch, Target
 from ..utils.json_toml import JsonObject
 from .base import BaseTask, check_weights, class_weights_of, number, of, smoothing
 from .registry import register_task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 @register_task("classification")
@@ -58,19 +61,19 @@ class Classification(BaseTask):
         """Logits [B, C] -> class index int64 [B]."""
         return output.argmax(1)
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`accuracy`, and per class `per_class`, the accuracy within it, and `auroc`, it against the rest."""
         from .metrics import classification_metrics
 
         return classification_metrics(len(self.class_names))
 
-    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.has_label(batch)
         if rows.any():
             metrics.update(output[rows].float().softmax(1), batch.targets[self.name][rows])
 
-    def summary(self, metrics: Any) -> JsonObject:
+    def summary(self, metrics: MetricCollection) -> JsonObject:
         """`metrics` as plain numbers; classes by name, None for a class that no sample has. `auroc` is the mean over
         the classes that some samples have and some have not: of others there is no curve."""
         seen = _seen(metrics["per_class"])
@@ -128,19 +131,19 @@ class BinaryClassification(BaseTask):
         """Logits [B, 1] -> int64 0 or 1 [B]."""
         return (output[:, 0].float().sigmoid() > self.threshold).long()
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`accuracy`, `sensitivity`, `specificity` and `auroc`."""
         from .metrics import binary_metrics
 
         return binary_metrics(self.threshold)
 
-    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.has_label(batch)
         if rows.any():
             metrics.update(output[rows, 0].float().sigmoid(), batch.targets[self.name][rows])
 
-    def summary(self, metrics: Any) -> JsonObject:
+    def summary(self, metrics: MetricCollection) -> JsonObject:
         """`metrics` as plain numbers, None where no sample defines them: of healthy samples alone there is no
         sensitivity, and of one kind alone no curve."""
         found, kinds = super().summary(metrics), _both_kinds(metrics["accuracy"])

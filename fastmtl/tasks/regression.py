@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from ..models import Output
 from ..protocols import Batch, Target
 from .base import BaseTask, positive
 from .registry import register_task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 _LOSSES = {"mse": losses.MSELoss, "l1": losses.L1Loss, "smooth_l1": losses.SmoothL1Loss}
 Loss = Literal["mse", "l1", "smooth_l1"]
@@ -66,13 +69,13 @@ class Regression(BaseTask):
         """Logits [B, size] -> numbers float32 [B, size]."""
         return (output.double() * self.std + self.mean).float()
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`mae` and `rmse` in the target's unit, and `r2`."""
         from .metrics import regression_metrics
 
         return regression_metrics(self.size)
 
-    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.has_label(batch)
         if rows.any():
@@ -109,7 +112,7 @@ class BoundingBox(BaseTask):
         """Logits [B, 4] -> box float32 [B, 4] in 0..1."""
         return output.float().sigmoid()
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`iou`: mean over images of the overlap of predicted and true box."""
         from .metrics import box_metrics
 

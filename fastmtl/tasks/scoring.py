@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
@@ -11,6 +11,11 @@ from ..protocols import Batch
 from ..utils.json_toml import JsonObject
 from .base import by_name
 from .grouping import Grouping
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
+
+    from .metrics import Overlap
 
 SCORES = ("dice", "jaccard")
 EMPTY: dict[str, float | None] = {"one": 1.0, "zero": 0.0, "skip": None}
@@ -45,7 +50,7 @@ class Scoring:
         self.names, self.grouping = tuple(names), grouping
         self.empty, self.aggregate = EMPTY[empty], aggregate
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """A torchmetrics.MetricCollection of both scores."""
         from .metrics import segmentation_metrics
 
@@ -53,18 +58,19 @@ class Scoring:
             len(self.names), groups=len(self.grouping), empty=self.empty, aggregate=self.aggregate
         )
 
-    def update(self, metrics: Any, found: Tensor, true: Tensor, batch: Batch, rows: Tensor) -> None:
+    def update(self, metrics: MetricCollection, found: Tensor, true: Tensor, batch: Batch, rows: Tensor) -> None:
         """Add masks [N, C, H, W], bool or 0/1 integers, of the N samples of `batch` that `rows`, bool [B], marks."""
         group = self.grouping.of(batch)
         for score in SCORES:
             metrics[score].update(found, true, None if group is None else group[rows])
 
-    def apart(self, metrics: Any) -> JsonObject:
+    def apart(self, metrics: MetricCollection) -> JsonObject:
         """Both scores `per_class` with several structures, and `per_group` with several groups."""
         found: JsonObject = {}
+        overlaps = {score: cast("Overlap", metrics[score]) for score in SCORES}
         if len(self.names) > 1:
-            found["per_class"] = {score: by_name(self.names, metrics[score].per_channel()) for score in SCORES}
+            found["per_class"] = {score: by_name(self.names, one.per_channel()) for score, one in overlaps.items()}
         if len(self.grouping) > 1:
             names = self.grouping.names
-            found["per_group"] = {score: by_name(names, metrics[score].per_group()) for score in SCORES}
+            found["per_group"] = {score: by_name(names, one.per_group()) for score, one in overlaps.items()}
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from .base import BaseTask, check_weights, class_weights_of, distinct, exclusive
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import Aggregate, Scoring
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 class _Sigmoid(BaseTask):
@@ -73,11 +76,11 @@ class _Sigmoid(BaseTask):
         own = self.threshold.to(output.device)
         return output.float().sigmoid() > self.grouping.thresholds(batch, own, output.device)
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`dice` and `jaccard` of the foreground, and `pixel_accuracy`, the share of pixels on the right side."""
         return _with_pixel_accuracy(self.scoring.metrics())
 
-    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.has_label(batch)
         if rows.any():
@@ -85,12 +88,12 @@ class _Sigmoid(BaseTask):
             self.scoring.update(metrics, found, true, batch, rows)
             metrics["pixel_accuracy"].update((found == true.bool()).double())
 
-    def summary(self, metrics: Any) -> JsonObject:
+    def summary(self, metrics: MetricCollection) -> JsonObject:
         """`dice`, `jaccard`, `pixel_accuracy`; with several structures or groups `per_class`, `per_group` too."""
         return super().summary(metrics) | self.scoring.apart(metrics)
 
 
-def _with_pixel_accuracy(collection: Any) -> Any:
+def _with_pixel_accuracy(collection: MetricCollection) -> MetricCollection:
     from .metrics import share_metrics
 
     collection.add_metrics(share_metrics("pixel_accuracy"))
@@ -205,11 +208,11 @@ class MultiClassSegmentation(BaseTask):
         """Logits [B, C, H, W] -> uint8 class indices [B, 1, H, W]."""
         return output.argmax(1, keepdim=True).to(torch.uint8)
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`dice` and `jaccard` over the counted classes, and `pixel_accuracy`."""
         return _with_pixel_accuracy(self.scoring.metrics())
 
-    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`; ignored pixels are of no class, predicted or true."""
         rows = self.has_label(batch)
         if not rows.any():
@@ -222,6 +225,6 @@ class MultiClassSegmentation(BaseTask):
         self.scoring.update(metrics, predicted, expected, batch, rows)
         metrics["pixel_accuracy"].update((found == true)[valid].double())
 
-    def summary(self, metrics: Any) -> JsonObject:
+    def summary(self, metrics: MetricCollection) -> JsonObject:
         """Means; with several counted classes or groups `per_class`, `per_group` too."""
         return super().summary(metrics) | self.scoring.apart(metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from ..models import Output
 from ..protocols import Batch, Target
 from .base import BaseTask, positive
 from .registry import register_task
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 @register_task("reconstruction")
@@ -33,13 +36,13 @@ class Reconstruction(BaseTask):
         """The normalised image [B, 3, H, W]."""
         return output.float()
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`rmse`, of the normalised image."""
         from .metrics import error_metrics
 
         return error_metrics()
 
-    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch to `metrics`."""
         metrics.update(self.predict(output).flatten(), batch.images.flatten())
 
@@ -72,13 +75,13 @@ class Contrastive(BaseTask):
         """Unit vectors [B, D]."""
         return torch.nn.functional.normalize(output.float(), dim=1)
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`found`: how often a sample's partner is its nearest neighbour in the batch."""
         from .metrics import share_metrics
 
         return share_metrics("found")
 
-    def update(self, metrics: Any, output: Tensor, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch's pairs to `metrics`."""
         partner = batch.targets[self.name]
         if (partner >= 0).any():

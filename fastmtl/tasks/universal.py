@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from .base import BaseTask, exclusive
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import Aggregate, Scoring
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 @register_task("universal_segmentation")
@@ -98,18 +101,18 @@ class UniversalSegmentation(BaseTask):
         size = output.mask_logits.shape[-2:] if batch is None else batch.images.shape[-2:]
         return self.scores(output, size).argmax(1, keepdim=True).to(torch.uint8)
 
-    def metrics(self) -> Any:
+    def metrics(self) -> MetricCollection:
         """`dice` and `jaccard` over the classes but the background."""
         return self.scoring.metrics()
 
-    def update(self, metrics: Any, output: Any, batch: Batch) -> None:
+    def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
         rows = self.has_label(batch)
         if rows.any():
             found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
             self.scoring.update(metrics, self._one_hot(found), self._one_hot(true), batch, rows)
 
-    def summary(self, metrics: Any) -> JsonObject:
+    def summary(self, metrics: MetricCollection) -> JsonObject:
         """`dice` and `jaccard`; with several structures or groups also `per_class` and `per_group` of each."""
         return super().summary(metrics) | self.scoring.apart(metrics)
 

@@ -6,6 +6,7 @@ import pkgutil
 
 import pytest
 import torch
+from helpers.parity import about
 
 import fastmtl
 
@@ -17,8 +18,13 @@ def _modules() -> list[str]:
     return [module.name for module in found if not module.name.startswith(SKIPPED)]
 
 
-@pytest.mark.parametrize("name", _modules())
-def test_doctests(name):
-    module = importlib.import_module(name)
-    failed, _ = doctest.testmod(module, extraglobs={"torch": torch}, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert failed == 0
+MODULES = _modules()
+
+
+@pytest.mark.parametrize("package", sorted({name.split(".")[1] for name in MODULES}))
+def test_doctests(package):
+    for name in (name for name in MODULES if name.split(".")[1] == package):
+        with about(name):
+            module = importlib.import_module(name)
+            failed, _ = doctest.testmod(module, extraglobs={"torch": torch}, optionflags=doctest.NORMALIZE_WHITESPACE)
+            assert failed == 0

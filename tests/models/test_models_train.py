@@ -49,14 +49,6 @@ def read(tmp_path_factory):
     return lambda recipe: datasets.read_data(recipe, write(recipe.paper.key))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _load(network, scale):
     recipe = load_recipe(NETWORKS[network], scale=scale)
     if network[0] == recipe.model["name"]:

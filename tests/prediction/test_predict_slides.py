@@ -160,7 +160,7 @@ def test_scanned_bounds_that_begin_elsewhere(tmp_path, slide, monkeypatch):
 
     source = data.open_slide(slide)
     source.bounds = (51, 31, 200, 150)
-    monkeypatch.setattr(slide_cut, "opened", lambda path: source)
+    monkeypatch.setattr(slide_cut, "opened", lambda path, mpp: source)
     predict({"slide": slide}, tmp_path / "out", mpp=1.0, overlap=4)
     expected = np.zeros((106, 151), np.uint8)  # begins half a pixel of the map off: 51 is 25.5
     top, left = round(31 / 2), round(51 / 2)

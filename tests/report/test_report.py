@@ -1,6 +1,5 @@
 """The page of a run: whole without a network, honest about what is missing, and safe with any name."""
 
-import io
 import json
 import math
 import re
@@ -9,7 +8,6 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from fastmtl.cli import main
 from fastmtl.evaluation.per_image import PREDICTED_COLOUR, TRUE_COLOUR, ImageTable
@@ -18,8 +16,6 @@ from fastmtl.protocols import Batch
 from fastmtl.report import read_run, render
 from fastmtl.report.charts import Line, line_chart, ticks
 from fastmtl.tasks import create_task
-from fastmtl.training.progress import ProgressLine
-from fastmtl.training.run_dir import RunFolder
 
 CLASSES = ["<b>x", "Polyp"]
 EVIL = "<b>x"
@@ -341,42 +337,3 @@ def test_mistakes_get_one_line(run, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["report"])
     assert "required: RUN" in capsys.readouterr().err
-
-
-def test_the_run_folder_keeps_what_the_balancer_did_and_forgets_what_a_resumed_run_repeats(tmp_path):
-    folder = RunFolder(tmp_path)
-    for step in (2, 4, 6):
-        look = _look(step)
-        record = {"loss": look.pop("loss"), "balance": {key: look[key] for key in ("weights", "norms", "cosines")}}
-        folder.on_step(step, 0, step, 6, record)
-    folder.close()
-    folder.trim(epochs=0, steps=4)
-    looks = [json.loads(line) for line in (tmp_path / "balance.jsonl").read_text().splitlines()]
-    assert [look["step"] for look in looks] == [2, 4]
-    assert looks[0]["epoch"] == 1
-    assert looks[0]["cosines"] == [[1.0, -0.2], [-0.2, 1.0]]
-
-
-def test_progress_tells_equal_metrics_of_two_tasks_apart():
-    written = io.StringIO()
-    scores = {"outline": {"dice": 0.5}, "kind": {"accuracy": 0.25}, "grade": {"accuracy": 1.0}}
-    line = ProgressLine(2, Console(file=written, width=140, soft_wrap=True, highlight=False))
-    line.on_epoch(_record(2) | {"validation": {"tasks": scores}})
-    assert "held out: dice 0.500  kind accuracy 0.250  grade accuracy 1.000  |" in written.getvalue()
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_progress_says_speed_waiting_losses_and_time_left(terminal):
-    written = io.StringIO()
-    line = ProgressLine(2, Console(file=written, force_terminal=terminal, width=140, soft_wrap=True, highlight=False))
-    seen = {"loss": {"outline": 0.5, "kind": 0.25}, "balance": {}, "images_per_second": 41.6, "waiting": 0.125}
-    line.on_step(1, 0, 1, 4, seen)
-    if terminal:
-        line._bar.refresh()
-        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
-        for said in ("epoch 1/2", "left", "42 images/s", "12% waiting for data", "outline 0.500", "kind 0.250"):
-            assert said in shown
-    line.on_epoch(_record(2))
-    line.close()
-    assert "40 images/s, 25% waiting for data" in written.getvalue()
-    assert terminal or "\x1b" not in written.getvalue()
