@@ -1,6 +1,6 @@
-"""The processes of one training, as `torchrun` starts them: each one's rank, and what they tell each other.
+"""The processes of one training run, as `torchrun` starts them: their ranks and their communication.
 
-Everything here works with one process too, where it asks nobody. Tensors on the CPU travel by gloo, on GPUs by NCCL.
+Everything here works with one process too, without any communication. Gloo sends CPU tensors, NCCL GPU ones.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,11 +19,19 @@ from .errors import UserError
 
 K = TypeVar("K")
 T = TypeVar("T")
-_PATIENCE = timedelta(minutes=10)  # for a rank that lives and does not answer; one that is gone is noticed at once
+_TIMEOUT = timedelta(
+    minutes=10
+)  # for a rank that is alive and does not answer; one that has ended is noticed immediately
 
 
 class LostRank(UserError, RuntimeError):
     """Another rank of this training has ended."""
+
+
+class Distributable(Protocol):
+    """What averages gradients itself; see `protocols.Balancer`."""
+
+    def distribute(self, model: nn.Module, *, method: str) -> object: ...
 
 
 class World:
@@ -41,12 +49,12 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """As `torchrun` says; one process without it."""
+        """From the variables that `torchrun` sets; one process without them."""
         return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
 
     @contextmanager
     def initialize(self, device: torch.device) -> Iterator[None]:
-        """Inside, the ranks can talk.
+        """Inside, the ranks can communicate.
 
         Raises:
             LostRank: another one has ended.
@@ -54,32 +62,34 @@ class World:
         if self.size == 1:
             yield
             return
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
         try:
             yield
         except RuntimeError as error:
             if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-                raise LostRank("another rank has ended, or did not answer for 10 minutes; it says why.") from error
+                raise LostRank(
+                    "another rank has ended, or did not answer for 10 minutes; see its own error."
+                ) from error
             raise
         finally:
             self.close()
 
     def close(self) -> None:
-        """The ranks part; this process goes on alone. For rank 0 to evaluate and report after a training."""
+        """Leave the group; this process continues alone. For rank 0 to evaluate and report after the training."""
         self._asked = None
         self.size = 1
         if dist.is_initialized():
             dist.destroy_process_group()
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's `value`, for everybody. Also the place where the others wait for rank 0."""
-        told = [value]
+        """Rank 0's `value`, on all ranks; the others wait for it."""
+        shared = [value]
         if self.size > 1:
-            dist.broadcast_object_list(told, src=0)
-        return told[0]
+            dist.broadcast_object_list(shared, src=0)
+        return shared[0]
 
     def gather_entries(self, own: Mapping[K, T]) -> dict[K, T]:
-        """The entries of all ranks, for everybody; of a key that several have, the last rank's."""
+        """The entries of all ranks, on all ranks; where several have a key, the last rank's."""
         parts: list[Mapping[K, T]] = [own] * self.size
         if self.size > 1:
             dist.all_gather_object(parts, dict(own))
@@ -131,9 +141,9 @@ class World:
             for tensor, part in zip(some, mean.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(part)
 
-    def distribute(self, balancer: Any, model: nn.Module) -> None:
-        """Let `balancer` work on the gradients of all ranks. A state that each rank would hold a part of is kept whole:
-        checkpoints are rank 0's."""
+    def distribute(self, balancer: Distributable, model: nn.Module) -> None:
+        """Let `balancer` balance the gradients of all ranks. State that could be divided among the ranks is kept whole,
+        because rank 0 alone writes checkpoints."""
         if self.size > 1:
             balancer.distribute(
                 model, method="all_reduce" if getattr(balancer, "split_state", ()) else "reduce_scatter"
@@ -144,11 +154,11 @@ _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 
 def global_losses(
-    losses: Mapping[str, Tensor], counts: Tensor, *, total: Tensor | None = None, group: Any = None
+    losses: Mapping[str, Tensor], counts: Tensor, *, total: Tensor | None = None, group: dist.ProcessGroup | None = None
 ) -> dict[str, Tensor]:
     r"""Means over this rank's labelled samples -> losses whose mean over the ranks is that over all labelled samples.
 
-    :math:`L_k n_k R / \sum_r n_k^{(r)}` for R ranks; a task nobody has labels for gets 0 L_k. Without
+    :math:`L_k n_k R / \sum_r n_k^{(r)}` for R ranks; a task without labels on any rank gets 0 L_k. Without
     `torch.distributed` R is 1. A loss without labels must be 0, not NaN. A loss that is not finite on one rank is NaN
     on all of them, so that all skip the step.
 

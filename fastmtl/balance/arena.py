@@ -1,7 +1,7 @@
 """The gradient arena: K rows of shared-parameter gradients, filled while each gradient is still in the cache.
 
 P columns: the shared parameters one after another, each in its own memory order and on a 64-byte boundary, so that
-copies are straight and whatever reads a parameter's slice reads it aligned. The columns between are zero for ever.
+copies are straight and every parameter's slice is aligned. The padding between them stays zero.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _ALIGNMENT = 16  # elements
 class GradientArena:
     """Rows [K, P] of the gradients of K tasks with respect to the shared parameters.
 
-    `open` sets the shared parameters aside for one `backward` of a balancer, `record` catches one task's gradients,
+    `open` sets the shared `.grad`s aside for one `backward` of a balancer, `record` catches one task's gradients,
     `rows` is what the balancer reads, `write` leaves the combined gradient in `.grad`. The buffer lives from step to
-    step and is laid anew when the set of parameters changes.
+    step and is allocated again when the set of parameters changes.
     """
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None  # [K, P] float32, or float64 if every parameter is
-        self.shares = 1  # P is a multiple of 16 times this: of the ranks that divide the columns among them
+        self.shares = 1  # P is a multiple of 16 times this: the ranks that divide the columns
         self._parameters: list[Tensor] = []
         self._slots: list[Slot] = []
         self._hooks: list[list[Callable[[Tensor], None]]] = []  # [K][number of slots]
@@ -99,12 +99,12 @@ class GradientArena:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The trainable shared parameters, in the columns' order."""
+        """The trainable shared parameters, in the order of the columns."""
         return self._parameters
 
     @property
     def slots(self) -> list[Slot]:
-        """Where each of them lies; of this layout alone."""
+        """Where each of them is in a row; valid until the layout changes."""
         return self._slots
 
     @property
@@ -170,10 +170,10 @@ class GradientArena:
 
 
 class Slot:
-    """Where one parameter lies in a row, and which rows hold something there."""
+    """Where one parameter is in a row, and which rows are not zero there."""
 
     def __init__(self, parameter: Tensor, offset: int) -> None:
-        # A dense parameter's own order (channels_last, say): its gradient comes in it and optimizers want it.
+        # A dense parameter's own memory order, for example channels_last: its gradient has it, optimizers expect it.
         dense = torch.empty_like(parameter, device="meta").stride() == parameter.stride()
         self.size = parameter.size()
         self.stride = parameter.stride() if dense else torch.empty(self.size, device="meta").stride()
@@ -214,7 +214,7 @@ def _store(task: int, slot: Slot, row: Tensor, gradient: Tensor) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of it lies on this rank: all, but for the DTensors of FSDP2."""
+    """This rank's part: all of it, except for FSDP2's DTensors."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 

@@ -1,4 +1,4 @@
-"""What all balancers share: the task order, the losses and tasks of a step, the ranks, and a state that resumes it."""
+"""The base of all balancers: the order of the tasks, the losses of a step, the ranks, and the state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class WeightedBalancer(ABC):
-    """What both kinds share: the fixed task order, the step's losses and tasks, and a state that resumes it."""
+    """Base of gradient and loss methods."""
 
     state_names: tuple[str, ...] = ()  # the state's tensors, in attributes of these names with an underscore before
     needs_reevaluation = False  # whether `after_step` calls `reevaluate`
@@ -122,7 +122,7 @@ class WeightedBalancer(ABC):
             setattr(self, f"_{name}", None if tensor is None else tensor.detach().clone())
 
     def _hold(self, name: str, start: Tensor) -> Tensor:
-        """The state tensor `name`, with `start`'s shape, dtype and device; where there is none, it begins as `start`.
+        """The state tensor `name`, with `start`'s shape, dtype and device; a missing one starts as `start`.
 
         Methods write to it in place: a CUDA graph that is replayed reads and writes where it did when it was captured.
         """
@@ -167,11 +167,11 @@ class WeightedBalancer(ABC):
         self._ranks.abort()
 
     def _forget(self) -> None:
-        """Drop what the micro-batches of a step that failed have left."""
+        """Drop the micro-batches of a step that failed."""
         self._kept, self._kept_active = {}, None
 
     def _check_losses(self, losses: Mapping[str, Tensor]) -> None:
-        """Raise unless `losses` are scalars with a graph, of the same tasks in the same order as ever."""
+        """Raise unless `losses` are scalars with a graph, of the same tasks in the same order as before."""
         if not isinstance(losses, Mapping) or not losses:
             found = type(losses).__name__ if losses else "no loss"
             raise ValueError(
@@ -191,7 +191,7 @@ class WeightedBalancer(ABC):
         devices = {loss.device: name for name, loss in losses.items()}
         if len(devices) > 1:
             found = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
-            raise ValueError(f"`losses` must lie on one device; got {found}. Move them with loss.to(device).")
+            raise ValueError(f"`losses` must be on one device; got {found}. Move them with loss.to(device).")
         if self._tasks is not None and list(losses) != self._tasks:
             raise ValueError(
                 f"`losses` must have the tasks {self._tasks}, in this order, at every step; got {list(losses)}."
@@ -201,14 +201,14 @@ class WeightedBalancer(ABC):
 def values(losses: Mapping[str, Tensor]) -> Tensor:
     """The losses as one detached vector [K] float64.
 
-    Of plain Tensors: what is kept of a MONAI MetaTensor would bring its metadata into state and log.
+    Of plain Tensors: a MONAI MetaTensor would bring its metadata into state and log.
     """
     with torch._C.DisableTorchFunctionSubclass():
         return torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
 
 
 def check_scale(scale: object) -> None:
-    """Raise unless `scale` is None, a positive number or a tensor of one element (which is not looked into)."""
+    """Raise unless `scale` is None, a positive number or a tensor of one element (whose value is not read)."""
     if scale is None or (isinstance(scale, Tensor) and scale.numel() == 1):
         return
     if isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < float("inf"):

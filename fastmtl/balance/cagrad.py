@@ -10,7 +10,7 @@ from torch import Tensor
 from .gradient_balancer import GradientBalancer
 from .gramian import gramian, least_norm, mask_inactive
 
-_STOPS_EARLY = ("cpu",)  # a GPU would have to be waited for
+_STOPS_EARLY = ("cpu",)  # on a GPU the host would have to wait for the number
 _STEPS = 24  # of a bracketing secant: 8 to 15 reach rounding
 _STATIONARY = 1e-6  # lengths below this, of the gradients' size, are 0
 _RESCALE = {"none": lambda c: 1.0, "linear": lambda c: 1 + c, "square": lambda c: 1 + c * c}
@@ -83,7 +83,7 @@ class CAGrad(GradientBalancer):
             v = torch.where(found.abs() < closest, tried, v)
             closest = torch.minimum(closest, found.abs())
             right = found < 0  # then the root lies to the left: `middle` replaces `high`
-            # Anderson and Bjorck: an end that stays twice is weighed down, or it would stay for ever.
+            # Anderson and Bjorck: an end that stays twice is weighed down, or it would stay forever.
             fade_low = torch.where(was_right, torch.where(found > at_high, 1 - found / at_high, 0.5), 1.0)
             fade_high = torch.where(was_left, torch.where(found < at_low, 1 - found / at_low, 0.5), 1.0)
             at_low = torch.where(right, at_low * fade_low, found)

@@ -8,8 +8,7 @@ already averaged the gradients and left each rank its shard.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -27,7 +26,7 @@ class Ranks(SingleProcess):
 
     _divides = False  # whether `reduce_others` divides by `size`, because `scaled` does not
 
-    def __init__(self, model: nn.Module, group: Any) -> None:
+    def __init__(self, model: nn.Module, group: dist.ProcessGroup | None) -> None:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._model, self._group = model, group
         self._others: list[Tensor] = []
@@ -127,10 +126,10 @@ class Ranks(SingleProcess):
 class Replicated(Ranks):
     """Every rank has all parameters; every row is added up over the ranks, in place."""
 
-    def __init__(self, model: nn.Module, group: Any, overlap: bool) -> None:
+    def __init__(self, model: nn.Module, group: dist.ProcessGroup | None, overlap: bool) -> None:
         super().__init__(model, group)
         self._overlap = overlap
-        self._under_way: dict[int, Any] = {}
+        self._under_way: dict[int, dist.Work] = {}
 
     def abort(self) -> None:
         for work in self._under_way.values():
@@ -156,8 +155,8 @@ class Replicated(Ranks):
         dist.all_reduce(rows, group=self._group)
         return rows
 
-    def _send(self, row: Tensor, task: int, arena: GradientArena) -> Any:
-        return dist.all_reduce(row, group=self._group, async_op=True)
+    def _send(self, row: Tensor, task: int, arena: GradientArena) -> dist.Work:
+        return collective("all_reduce")(row, group=self._group, async_op=True)
 
     def _collected(self, arena: GradientArena) -> Tensor:
         return arena.complete()
@@ -168,7 +167,7 @@ class Scattered(Replicated):
 
     splits = True
 
-    def __init__(self, model: nn.Module, group: Any, overlap: bool) -> None:
+    def __init__(self, model: nn.Module, group: dist.ProcessGroup | None, overlap: bool) -> None:
         super().__init__(model, group, overlap)
         self._shares: Tensor | None = None  # [K, P / size]
 
@@ -187,7 +186,7 @@ class Scattered(Replicated):
         collective("all_gather_single")(whole, flat, group=self._group)
         return whole
 
-    def _send(self, row: Tensor, task: int, arena: GradientArena) -> Any:
+    def _send(self, row: Tensor, task: int, arena: GradientArena) -> dist.Work:
         assert arena.rows is not None
         rows, shape = arena.rows, (arena.rows.shape[0], arena.rows.shape[1] // self.size)
         if self._shares is None or self._shares.shape != shape or self._shares.dtype != rows.dtype:
@@ -226,9 +225,15 @@ def wrappers(model: nn.Module) -> list[DistributedDataParallel]:
     """The DistributedDataParallel modules that hold a parameter of `model`: in it, or around it, of which a module
     knows nothing."""
     mine = {id(parameter) for parameter in model.parameters()}
-    alive = [thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)]
+    # An object refers to its class. To look at every object would take several times as long.
+    referrers = gc.get_referrers(*_with_subclasses(DistributedDataParallel))
+    alive = [thing for thing in referrers if issubclass(type(thing), DistributedDataParallel)]
     whole = [wrapper for wrapper in alive if "_modules" in vars(wrapper)]
     return [wrapper for wrapper in whole if any(id(parameter) in mine for parameter in wrapper.parameters())]
+
+
+def _with_subclasses(kind: type) -> list[type]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _with_subclasses(child))]
 
 
 class _Valued(torch.autograd.Function):
@@ -243,8 +248,8 @@ class _Valued(torch.autograd.Function):
         return gradient, None
 
 
-def collective(name: str) -> Any:
-    """torch 2.13 renamed these and warns of the old names."""
+def collective(name: str) -> Callable[..., dist.Work]:
+    """The function of that name; torch 2.13 renamed some and warns of the old names."""
     return getattr(dist, name, None) or getattr(dist, _RENAMED[name])
 
 

@@ -1,7 +1,7 @@
-"""Random numbers that a replayed CUDA graph draws anew: a hash of a seed, a counter and the place.
+"""Random numbers that differ in every replay of a CUDA graph: a hash of a seed, a counter and the position.
 
-torch's generators count on the host, and a graph replays what it captured. Here the counter is a tensor on the device
-that `advance` moves, so that every replay has numbers of its own, the same as on every other device.
+torch's generators count on the host, so a graph would replay the numbers it captured. Here the counter is a tensor on
+the device, which `advance` increments. The numbers are the same on every device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Draws:
         self._step = torch.zeros((), dtype=torch.int64)
 
     def uniform(self, count: int, device: torch.device, start: int = 0) -> Tensor:
-        """[count] float64 in [0, 1), multiples of 2^-24, for the places from `start` on."""
+        """[count] float64 in [0, 1), multiples of 2^-24, for the positions from `start` on."""
         if self._step.device != device:
             self._step = self._step.to(device, non_blocking=True)
         key = (self._step & _MASK) * 0x85EBCA77 + ((self._seed * 0x9E3779B1 + 0x27D4EB2F) & _MASK) & _MASK

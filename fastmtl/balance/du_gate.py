@@ -35,7 +35,7 @@ class DuGate(GradientBalancer):
         return f"DuGate(main={self.main!r}, weighted={self.weighted})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64, 0 for inactive tasks, from G [K, K] float64; the losses tell the tasks' names."""
+        """w [K] float64, 0 for inactive tasks, from G [K, K] float64; `losses` has the tasks' names."""
         C, _, active = cosines(G := gramian(G))
         main = place_of(self.main, list(losses) or [str(k) for k in range(len(G))])
         cosine = C[main]
@@ -44,10 +44,10 @@ class DuGate(GradientBalancer):
 
 
 def place_of(task: str | int, tasks: list[str]) -> int:
-    """Where `task` stands among `tasks`.
+    """The position of `task` in `tasks`.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it is not there.
     """
     if isinstance(task, int) and not isinstance(task, bool) and 0 <= task < len(tasks):
         return task

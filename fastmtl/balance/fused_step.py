@@ -31,8 +31,8 @@ class FusedStep:
     gradients' squares), float64. The rest goes through `.grad`: loss methods, GradDrop, shared parameters that are
     not the optimizer's or come with a `.grad`.
 
-    The optimizer stays the owner of its state (torch's keys, formats and memory order): checkpoints, learning-rate
-    schedulers and `optimizer.step()` itself go on working. Results are those of `optimizer.step()` to rounding, and on
+    The optimizer keeps its state (torch's keys, formats and memory order): checkpoints, learning-rate
+    schedulers and `optimizer.step()` itself keep working. Results are those of `optimizer.step()` to rounding, and on
     a CPU the same bits for every number of threads.
 
     A step whose gradients or losses are not finite, or whose combination could overflow, is skipped on the device:
@@ -75,7 +75,7 @@ class FusedStep:
 
     @staticmethod
     def why_not(optimizer: object) -> str | None:
-        """Why there is no fast step for `optimizer` here, in words; None where there is one."""
+        """Why there is no fast step for `optimizer` on this machine; None where there is one."""
         if reason := unsupported(optimizer):
             return reason
         assert isinstance(optimizer, torch.optim.Optimizer)
@@ -166,7 +166,7 @@ class FusedStep:
             )
         found = losses if isinstance(losses, Tensor) else next(iter(losses.values()), None)
         device = found.device if isinstance(found, Tensor) else "cpu"
-        return scaler.scale(torch.ones((), device=device))  # type: ignore[return-value]
+        return scaler.scale(torch.ones((), device=device))
 
     @torch.no_grad()
     def _take(self, rows: Rows | None, scale: Tensor | float | None, sound: Tensor) -> dict[str, Tensor]:

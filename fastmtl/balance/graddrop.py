@@ -13,7 +13,7 @@ from .gradient_balancer import GradientBalancer
 from .gramian import given_weights, gramian, mask_inactive
 
 _CHUNKS = {"cpu": 1 << 18}  # columns at a time: what is in between stays in the cache
-_CHUNK = 1 << 24  # on a GPU, where a launch is dear and memory is not
+_CHUNK = 1 << 24  # on a GPU, where launches are expensive and memory is not
 
 
 class GradDrop(GradientBalancer):

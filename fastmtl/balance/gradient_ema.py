@@ -14,10 +14,10 @@ from .gramian import gramian, mask_inactive, project_on_simplex
 
 
 class Averaged(GradientBalancer):
-    """Base: Y [K, P], one average per task, takes the gradients' place. A task without labels keeps its row.
+    """Base: Y [K, P], one average per task, replaces the gradients. A task without labels keeps its row.
 
     Y is float32 as the arena's rows and part of `state_dict`, columns in the order of `shared`. When the shared
-    parameters change (frozen, unfrozen) it begins anew. Ranks that divide the columns hold and save each its own.
+    parameters change (frozen, unfrozen) it restarts. Ranks that divide the columns each hold and save their own.
     """
 
     state_names = ("average", "steps")
@@ -104,7 +104,7 @@ class MoCo(Averaged):
 
     Y <- Y + beta_t (J - Y); w <- the projection of w - gamma_t (Y Y^T + rho I) w on the simplex; beta_t = beta /
     t^beta_decay, gamma_t alike. As published (`published=True`, and in LibMTL) each gradient is first scaled to the
-    length of its loss and a softmax stands in the projection's place.
+    length of its loss and a softmax replaces the projection.
 
     Args:
         beta, beta_decay: of Y's rate.

@@ -96,7 +96,7 @@ def _check_balancer(balancer: str, state: Mapping[str, Any], group: dist.Process
         )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Tensor):
         return local(value.detach()).tolist()
     if isinstance(value, Mapping):

@@ -1,5 +1,4 @@
-"""The base of loss methods: they weigh the losses themselves, so that one backward does, and the heads' gradients are
-scaled too."""
+"""The base of loss methods: they weight the losses, so one backward is enough; the heads' gradients are scaled too."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from .base import WeightedBalancer, check_scale, values
 
 
 class LossBalancer(WeightedBalancer):
-    """Base of the methods that weigh the losses: one backward of the weighted sum."""
+    """Base of the methods that weight the losses: one backward of the weighted sum."""
 
     @still_buffers()
     def backward(

@@ -22,7 +22,7 @@ class MGDA(GradientBalancer):
     interior-point method whose number of steps does not depend on the gradients.
 
     Args:
-        normalization: what each gradient is divided by before the weights are sought, as Sener & Koltun's code does:
+        normalization: what each gradient is divided by before solving for the weights, as Sener & Koltun's code does:
             "none" (the paper), "l2" its norm, "loss" the task's loss, "loss+" both. The weights act on the gradients
             as they are.
 

@@ -15,7 +15,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def unsupported(optimizer: object) -> str | None:
-    """Why the fused step cannot stand in for `optimizer.step`; None where it can."""
+    """Why the fused step cannot replace `optimizer.step`; None where it can."""
     if type(optimizer) not in (AdamW, Adam, SGD):
         return f"got {type(optimizer).__module__}.{type(optimizer).__qualname__}"
     assert isinstance(optimizer, Optimizer)
@@ -36,7 +36,7 @@ def read_groups(optimizer: Optimizer) -> list[kernel.Group]:
     """The options as they are now: schedulers change them.
 
     Raises:
-        ValueError: an option was changed to one that is not supported, or lies on the device as a tensor.
+        ValueError: an option was changed to one that is not supported, or is a tensor on the device.
     """
     if reason := unsupported(optimizer):
         raise ValueError(f"`optimizer` has changed: {reason}.")
@@ -55,9 +55,9 @@ def read_groups(optimizer: Optimizer) -> list[kernel.Group]:
     return groups
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Tensor | float) -> float:
     if isinstance(value, Tensor) and value.is_cuda:
-        raise ValueError(f"`{name}` must be a number or lie on the host; got a tensor on {value.device}.")
+        raise ValueError(f"`{name}` must be a number or a tensor on the host; got a tensor on {value.device}.")
     return float(value)
 
 
@@ -103,7 +103,7 @@ def _moment(state: dict[str, Any], name: str, parameter: Tensor) -> Tensor:
 
 
 def same_order(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape have each element at the same place after their first one."""
+    """Whether two tensors of one shape have the same memory order."""
     if a.layout != torch.strided:
         return False
     if a.stride() == b.stride():
@@ -126,7 +126,7 @@ class StepGuard:
         if (optimizer := self._optimizer()) is not None:
             optimizer._opt_called = True  # type: ignore[attr-defined]  # for schedulers, which ask whether a step was made
 
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         graded = any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
         if self._done and not graded:
             raise RuntimeError(

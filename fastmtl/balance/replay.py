@@ -1,10 +1,10 @@
-"""Forward passes that must leave no trace: a second look at a batch, and what a backward computes again."""
+"""Forward passes without side effects: evaluating a batch again, and what a checkpoint recomputes in a backward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ def still_buffers() -> Iterator[None]:
     kept: dict[nn.Module, dict[str, Tensor]] = {}
 
     @torch.compiler.disable
-    def lend(module: nn.Module, _arguments: Any) -> None:
+    def lend(module: nn.Module, _arguments: object) -> None:
         if module in kept or torch._C._current_graph_task_id() == -1:
             return
         for part in module.modules():  # compiled ones call no hooks of what is in them

@@ -1,4 +1,4 @@
-"""Weights that no gradient decides: an auxiliary weight, constant or falling, DWA's from the epochs' losses, and
+"""Weights that do not depend on gradients: constant or decaying auxiliary weights, DWA from the epochs' losses, RLW's
 random ones."""
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Constant(LossBalancer):
     def _mains(self, losses: Mapping[str, Tensor]) -> Tensor:
         """[K] float64: 1 for main tasks, 0 for the others."""
         tasks = list(losses)
-        several = isinstance(self.main, Sequence) and not isinstance(self.main, str)
-        mains = {place_of(task, tasks) for task in (self.main if several else [self.main])}  # type: ignore[union-attr]
+        given = self.main if isinstance(self.main, Sequence) and not isinstance(self.main, str) else [self.main]
+        mains = {place_of(task, tasks) for task in given}
         flags = [float(place in mains) for place in range(len(tasks))]
         return to_device(flags, next(iter(losses.values())).device)
 

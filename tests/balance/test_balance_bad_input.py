@@ -19,7 +19,7 @@ def _meta() -> nn.Parameter:
     ("change", "message"),
     [
         ({"b": nn.Parameter(torch.ones((), dtype=torch.complex64)) * 1}, r"`losses\['b'\]` must be floating point"),
-        ({"b": _meta().sum()}, "`losses` must lie on one device; got 'c' on cpu, 'b' on meta"),
+        ({"b": _meta().sum()}, "`losses` must be on one device; got 'c' on cpu, 'b' on meta"),
     ],
 )
 @pytest.mark.parametrize("method", ["pcgrad", "linear"])

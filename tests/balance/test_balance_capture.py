@@ -7,8 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from helpers.capture import Recorder
-from helpers.loop import Model, inputs
-from test_balance_table import equal, gradients, losses_of, shared
+from helpers.loop import Model, all_gradients, assert_steps_equal, inputs, losses_of, shared_of
 from torch.utils._pytree import tree_leaves
 
 from fastmtl import balance
@@ -20,7 +19,7 @@ METHODS = balance.list_balancers()
 def _step(model: Model, balancer, x: torch.Tensor) -> dict[str, torch.Tensor]:
     for parameter in model.parameters():
         parameter.grad = None
-    return balancer.backward(losses_of(model, x), shared(model), active=x[:3, 0] > -100.0)
+    return balancer.backward(losses_of(model, x), shared_of(model), active=x[:3, 0] > -100.0)
 
 
 def _ready(method: str):
@@ -51,7 +50,7 @@ def test_replays_are_steps(method, monkeypatch):
         x.copy_(inputs(seed=seed))
         graph.replay()
         expected = _step(twin, alone, inputs(seed=seed))
-        equal([[*gradients(model), *log.values()]], [[*gradients(twin), *expected.values()]])
+        assert_steps_equal([[*all_gradients(model), *log.values()]], [[*all_gradients(twin), *expected.values()]])
         drawn.append(log["weights"].clone())
     found, wanted = (tree_leaves(each.state_dict()) for each in (balancer, alone))
     for one, other in zip(found, wanted, strict=True):

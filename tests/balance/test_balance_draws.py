@@ -14,6 +14,12 @@ def _draws(seed: int, step: int, count: int, start: int = 0) -> torch.Tensor:
     return draws.uniform(count, torch.device("cpu"), start)
 
 
+def test_the_numbers_of_a_seed_do_not_change():
+    """Nor with the version of fastmtl: a run is repeated, or resumed from an older checkpoint, with the same draws."""
+    assert (_draws(0, 0, 4) * 2**24).tolist() == [5903634, 12833708, 10533590, 11369056]
+    assert (_draws(0, 1, 4, 2**33) * 2**24).tolist() == [4040280, 16211253, 5236935, 5324243]
+
+
 def test_draws_are_uniform_and_of_seed_step_and_place():
     u = _draws(3, 7, 100_000)
     assert (u >= 0).all()
@@ -27,15 +33,15 @@ def test_draws_are_uniform_and_of_seed_step_and_place():
 
 
 def test_draws_of_following_steps_are_unrelated():
-    """The first place over ten thousand steps, as a small order has it, and normal numbers' moments."""
+    """The first place over four thousand steps, as a small order has it, and normal numbers' moments."""
     draws, first, normal = Draws(0), [], []
-    for _ in range(10_000):
+    for _ in range(4_000):
         first.append(draws.uniform(1, torch.device("cpu")))
         normal.append(draws.normal(1, torch.device("cpu")))
         draws.advance()
     u, x = torch.cat(first), torch.cat(normal)
-    assert ((torch.histc(u, 20, 0, 1) - 500).abs() < 5 * 500**0.5).all()
-    assert abs(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1]) < 0.05
-    assert abs(x.mean()) < 0.05
-    assert abs(x.var() - 1) < 0.08
-    assert abs(x.pow(4).mean() - 3) < 0.5
+    assert ((torch.histc(u, 20, 0, 1) - 200).abs() < 5 * 200**0.5).all()
+    assert abs(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1]) < 0.08
+    assert abs(x.mean()) < 0.08
+    assert abs(x.var() - 1) < 0.12
+    assert abs(x.pow(4).mean() - 3) < 0.8

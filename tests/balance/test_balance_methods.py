@@ -6,37 +6,13 @@ import pytest
 import torch
 from helpers import textbook as textbook
 from helpers.gradients import gradients, near_opposed, orders
+from helpers.gram_weights import DOUBLE, weights
 from torch import Tensor
 
 from fastmtl import balance
 from fastmtl.balance.draws import Draws
 from fastmtl.balance.graddrop import drop
 from fastmtl.balance.gradvac import vaccinate
-
-DOUBLE = {"dtype": torch.float64}
-# Methods of G alone, with options under which they have no state.
-METHODS = {
-    "aligned_mtl": {},
-    "cagrad": {},
-    "config_grad": {},
-    "du_gate": {},
-    "fairgrad": {"alpha": 2.0},
-    "imtl_g": {},
-    "mgda": {},
-    "nash_mtl": {},
-    "pcgrad": {},
-    "gradvac": {},
-    "sdmgrad": {},
-    "moco": {},
-    "db_mtl": {},
-    "graddrop": {},
-    "upgrad": {},
-}
-
-
-def weights(method: str, G: Tensor, **options) -> Tensor:
-    losses = {f"task{k}": torch.ones(()) for k in range(len(G))}
-    return balance.create_balancer(method, **(METHODS.get(method, {}) | options)).weights(G, losses)
 
 
 def update(method: str, J: Tensor, **options) -> Tensor:
@@ -177,26 +153,6 @@ def test_imtl_gs_rank_tolerance_bounds_its_weights():
     assert free.min() < 0
     assert bounded.abs().max() < 0.5
     assert bounded.sum().item() == pytest.approx(1.0)
-
-
-def test_pcgrad_with_self_is_what_libmtl_computes():
-    J = torch.tensor([[1.0, 0.0], [-10.0, 1.0], [-10.0, -1.0]], **DOUBLE)
-    balancer = balance.PCGrad(with_self=True, seed=5)
-    differs = False
-    for _ in range(20):
-        order = balancer.next_order(3, torch.device("cpu"))
-        assert order.sort(1).values.tolist() == [[0, 1, 2]] * 3
-        total = torch.zeros(2, **DOUBLE)
-        for i in range(3):
-            g = J[i].clone()
-            for j in order[i].tolist():
-                if torch.dot(g, J[j]) < 0:
-                    g -= torch.dot(g, J[j]) / torch.dot(J[j], J[j]) * J[j]
-            total += g
-        w = balancer.weights(J @ J.T, {})
-        torch.testing.assert_close(w @ J, total, rtol=1e-12, atol=1e-12)
-        differs |= not torch.allclose(update("pcgrad", J, seed=5), total)
-    assert differs
 
 
 @pytest.mark.parametrize(

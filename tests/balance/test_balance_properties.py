@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.gradients import gradients, near_opposed, orders
-from test_balance_methods import DOUBLE, METHODS, weights
+from helpers.gram_weights import DOUBLE, METHODS, weights
 
 from fastmtl import balance
 from fastmtl.balance.gradvac import vaccinate

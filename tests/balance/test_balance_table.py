@@ -10,7 +10,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers.loop import Model, inputs
+from helpers.loop import Model, all_gradients, assert_steps_equal, inputs, losses_of, shared_of
 from helpers.paths import DOCS
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +19,6 @@ from fastmtl import balance
 
 METHODS = balance.list_balancers()
 PAGE = DOCS / "balancing.md"
-CLOSE = {"rtol": 1e-9, "atol": 1e-13}
 HALF = {"rtol": 0.0, "atol": 0.05}  # of the largest element, for bfloat16
 
 # (method, condition) -> why the cell is no plain yes.
@@ -38,39 +37,15 @@ def condition(name: str):
     return register
 
 
-def shared(model: Model) -> list[torch.nn.Parameter]:
-    """The unused ones too; first, because GradNorm measures the last layer."""
-    return [*model.unused.parameters(), *model.encoder.parameters()]
-
-
-def losses_of(model: Model, x: Tensor, z: Tensor | None = None) -> dict[str, Tensor]:
-    """Positive, and means over samples."""
-    z = model.encoder(x) if z is None else z
-    targets = {"a": 0.5, "b": -1.0, "c": 2.0}
-    return {name: (model.heads[name](z) - target).square().mean() for name, target in targets.items()}
-
-
-def gradients(model: Model) -> list[Tensor | None]:
-    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-
-
 def after(method: str, steps: list[Callable[[Model], dict[str, Tensor]]], *, dtype=torch.float64, **options):
     """What each step leaves: its gradients and weights."""
     model, balancer, left = Model(dtype), balance.create_balancer(method), []
     for losses in steps:
         model.zero_grad()
-        log = balancer.backward(losses(model), shared(model), **options)
-        left.append([*gradients(model), log["weights"]])
+        log = balancer.backward(losses(model), shared_of(model), **options)
+        left.append([*all_gradients(model), log["weights"]])
         balancer.after_step(lambda: losses_of(model, inputs(dtype)))
     return left
-
-
-def equal(found, expected, **tolerance) -> None:
-    for a, b in zip(found, expected, strict=True):
-        for ours, plain in zip(a, b, strict=True):
-            assert (ours is None) == (plain is None)
-            if ours is not None:
-                torch.testing.assert_close(ours, plain, **(tolerance or CLOSE))
 
 
 def plain(seed: int, dtype=torch.float64) -> Callable[[Model], dict[str, Tensor]]:
@@ -103,15 +78,15 @@ def grad_scaler(method: str) -> None:
     optimizer = torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     scale = scaler.scale(torch.ones(()))
-    balancer.backward(plain(1, torch.float32)(model), shared(model), scale=scale)
+    balancer.backward(plain(1, torch.float32)(model), shared_of(model), scale=scale)
     scaler.unscale_(optimizer)
-    equal([gradients(model)], [expected[:-1]], rtol=1e-4, atol=1e-6)
+    assert_steps_equal([all_gradients(model)], [expected[:-1]], rtol=1e-4, atol=1e-6)
     scaler.step(optimizer)
     scaler.update()
     before = deepcopy(model.state_dict())
     optimizer.zero_grad()
     losses = plain(2, torch.float32)(model)
-    balancer.backward(losses | {"b": losses["b"] * float("inf")}, shared(model), scale=scale)
+    balancer.backward(losses | {"b": losses["b"] * float("inf")}, shared_of(model), scale=scale)
     scaler.step(optimizer)
     scaler.update()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -133,10 +108,10 @@ def compiled_encoder(method: str, compiled: Model) -> None:
     for seed in (1, 2):
         compiled.zero_grad()
         x = inputs(seed=seed)
-        log = balancer.backward(losses_of(compiled, x, compiled.compiled(x)), shared(compiled))
-        found.append([*gradients(compiled), log["weights"]])
+        log = balancer.backward(losses_of(compiled, x, compiled.compiled(x)), shared_of(compiled))
+        found.append([*all_gradients(compiled), log["weights"]])
         balancer.after_step(lambda: losses_of(compiled, inputs()))
-    equal(found, expected)
+    assert_steps_equal(found, expected)
 
 
 @condition("accumulation")
@@ -153,15 +128,15 @@ def accumulation(method: str) -> None:
             if parts == 1:
                 pieces = [{name: sum(piece[name] for piece in pieces) for name in "abc"}]
             for number, piece in enumerate(pieces):
-                log = balancer.backward(piece, shared(model), last=number + 1 == len(pieces))
-            left.append([*gradients(model), log["weights"]])
+                log = balancer.backward(piece, shared_of(model), last=number + 1 == len(pieces))
+            left.append([*all_gradients(model), log["weights"]])
             balancer.after_step(lambda model=model: losses_of(model, inputs()))
         results.append(left)
     if (method, "accumulation") in EXCEPTIONS:
         assert not torch.allclose(results[0][0][-1], results[1][0][-1])
-        equal([results[1][0][12:-1]], [results[0][0][12:-1]])  # its heads are plain
+        assert_steps_equal([results[1][0][12:-1]], [results[0][0][12:-1]])  # its heads are plain
         return
-    equal(results[1], results[0], rtol=1e-7, atol=1e-11)
+    assert_steps_equal(results[1], results[0], rtol=1e-7, atol=1e-11)
 
 
 @condition("checkpointing")
@@ -180,7 +155,7 @@ def checkpointing(method: str) -> None:
             with pytest.raises(RuntimeError, match="use_reentrant"):
                 after(method, [recomputed(1)])
             continue
-        equal(after(method, [recomputed(1), recomputed(2)]), expected)
+        assert_steps_equal(after(method, [recomputed(1), recomputed(2)]), expected)
 
 
 @condition("frozen")
@@ -189,16 +164,16 @@ def frozen(method: str) -> None:
     Unfrozen, they are back."""
     model, balancer = Model(), balance.create_balancer(method)
     model.encoder[0].requires_grad_(False)
-    log = balancer.backward(losses_of(model, inputs()), shared(model))
+    log = balancer.backward(losses_of(model, inputs()), shared_of(model))
     assert all(p.grad is None for p in [*model.encoder[0].parameters(), *model.unused.parameters()])
     other, alone = Model(), balance.create_balancer(method)
     other.encoder[0].requires_grad_(False)
     expected = alone.backward(losses_of(other, inputs()), [*other.unused.parameters(), *other.encoder[2].parameters()])
     torch.testing.assert_close(log["weights"], expected["weights"])
-    equal([gradients(model)], [gradients(other)])
+    assert_steps_equal([all_gradients(model)], [all_gradients(other)])
     balancer.after_step(lambda: losses_of(model, inputs()))
     model.encoder[0].requires_grad_(True)
-    balancer.backward(losses_of(model, inputs(seed=2)), shared(model))
+    balancer.backward(losses_of(model, inputs(seed=2)), shared_of(model))
     assert all(p.grad.isfinite().all() and (p.grad != 0).any() for p in model.encoder[0].parameters())
 
 
@@ -214,11 +189,11 @@ def missing_task(method: str) -> None:
     (found,) = after(method, [without_b], active=torch.tensor([True, False, True]))
     model = Model()
     log = balance.create_balancer(method).backward(
-        {name: loss for name, loss in losses_of(model, inputs()).items() if name != "b"}, shared(model)
+        {name: loss for name, loss in losses_of(model, inputs()).items() if name != "b"}, shared_of(model)
     )
     assert found[-1][1] == 0
     names = [name for name, _ in model.named_parameters()]
-    for name, ours, two in zip(names, found[:-1], gradients(model), strict=True):
+    for name, ours, two in zip(names, found[:-1], all_gradients(model), strict=True):
         if name.startswith("heads.b"):
             assert (ours == 0).all()
         elif name.startswith("unused"):
@@ -255,7 +230,7 @@ def cuda_graph(method: str) -> None:
         graph.replay()
         twin.zero_grad()
         alone.backward(losses_of(twin, x), twin.encoder.parameters())
-        equal([gradients(model)], [gradients(twin)], rtol=1e-4, atol=1e-6)
+        assert_steps_equal([all_gradients(model)], [all_gradients(twin)], rtol=1e-4, atol=1e-6)
 
 
 def cells() -> list:

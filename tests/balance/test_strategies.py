@@ -8,14 +8,13 @@ from itertools import pairwise
 import pytest
 import torch
 import torch._functorch.config as functorch_config
-from helpers.loop import Model, first_order, flat_gradient, inputs, no_hooks
+from helpers.loop import CLOSE, Model, check_heads, first_order, flat_gradient, inputs, no_hooks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastmtl import balance, losses, ops
 
 METHODS = [name for name in balance.list_balancers() if hasattr(balance.create_balancer(name), "use")]
-CLOSE = {"rtol": 1e-9, "atol": 1e-13}
 
 
 class Joint(nn.Module):
@@ -34,7 +33,7 @@ class Joint(nn.Module):
         return {"mask": losses.DiceBCELoss()(self.mask(z), y), "label": label}
 
 
-def all_gradients(model: nn.Module) -> Tensor:
+def flat_gradients(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -46,16 +45,6 @@ def layer_rows(model: Model, x: Tensor) -> Tensor:
 def model_losses_each(model: Model, x: Tensor):
     """Each loss with a graph of its own."""
     return (model.losses(x)[name] for name in "abc")
-
-
-def plain_heads(model: Model, x: Tensor) -> list[Tensor]:
-    heads = list(model.heads.parameters())
-    return list(torch.autograd.grad(sum(model.losses(x).values()), heads))
-
-
-def check_heads(model: Model, x: Tensor) -> None:
-    for parameter, gradient in zip(model.heads.parameters(), plain_heads(model, x), strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, **CLOSE)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -73,7 +62,7 @@ def test_batched_equals_sequential(method, scale):
             balancer.backward(positive[0], model.shared(), scale=scale, last=False)
             log = balancer.backward(positive[1], model.shared(), scale=scale)
         assert all(p.grad is None for p in model.unused.parameters())
-        results.append([all_gradients(model), *log.values()])
+        results.append([flat_gradients(model), *log.values()])
     for sequential, batched in zip(*results, strict=True):
         torch.testing.assert_close(batched, sequential, **CLOSE)
 
@@ -85,7 +74,7 @@ def test_batched_through_a_fused_loss():
     for strategy in ("sequential", "batched"):
         model = Joint()
         balance.PCGrad().use(strategy).backward(model.losses(x, y), model.encoder.parameters())
-        results.append(all_gradients(model))
+        results.append(flat_gradients(model))
     torch.testing.assert_close(*results, **CLOSE)
 
 
@@ -116,7 +105,7 @@ def test_checkpointing(options):
         for _ in range(2):
             inside = model.encoder(x) if use_reentrant is None else checkpoint(model.encoder, x, use_reentrant=False)
             balancer.backward(model.losses(x, inside), shared)
-        results.append(all_gradients(model))
+        results.append(flat_gradients(model))
     torch.testing.assert_close(*results, **CLOSE)
     balancer = balance.create_balancer("pcgrad", **options)
     if "reuse" in options:
@@ -148,7 +137,7 @@ def test_compiled_encoder(strategy):
         z = balance.cut(z) if strategy == "features" else z
         extra = {"features": z} if strategy == "features" else {}
         balance.PCGrad().use(strategy).backward(model.losses(x, z), model.encoder.parameters(), **extra)
-        results.append(all_gradients(model))
+        results.append(flat_gradients(model))
     torch.testing.assert_close(*results, **CLOSE)
 
 
@@ -175,7 +164,7 @@ def test_last_layer_of_micro_batches_and_a_given_layer():
         for number, part in enumerate(x.chunk(parts)):
             found = {name: loss / parts for name, loss in model.losses(part).items()}
             log = balancer.backward(found, model.encoder.parameters(), last=number + 1 == parts)
-        results.append([all_gradients(model), *log.values()])
+        results.append([flat_gradients(model), *log.values()])
     for whole, split in zip(*results, strict=True):
         torch.testing.assert_close(split, whole, **CLOSE)
     with pytest.raises(ValueError, match=r"must reach the layer \[2, 2\]"):

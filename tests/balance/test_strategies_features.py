@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.loop import Model, first_order, flat_gradient, inputs
-from test_strategies import CLOSE, check_heads
+from helpers.loop import CLOSE, Model, check_heads, first_order, flat_gradient, inputs
 from torch.utils.checkpoint import checkpoint
 
 from fastmtl import balance, ops

@@ -1,12 +1,16 @@
-"""Somebody else's training loop: a model with conflicting tasks, and the gradients PCGrad should leave in it."""
+"""A small model with conflicting tasks for training loops, and the gradients PCGrad should leave in it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastmtl import balance
 from helpers.gradients import textbook_pcgrad
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-13}
 
 
 class Model(nn.Module):
@@ -27,6 +31,18 @@ class Model(nn.Module):
         z = self.encoder(x) if features is None else features
         a, b, c = (self.heads[name](z) for name in "abc")
         return {"a": a.mean(), "b": (b.sum(1) + a[:, 0].detach() - 3).square().mean(), "c": -c.exp().mean()}
+
+
+def shared_of(model: Model) -> list[nn.Parameter]:
+    """As `Model.shared`; the unused ones come first, because GradNorm measures the last layer."""
+    return [*model.unused.parameters(), *model.encoder.parameters()]
+
+
+def losses_of(model: Model, x: Tensor, z: Tensor | None = None) -> dict[str, Tensor]:
+    """Losses of a regression: positive, and means over the samples; `z` are the encoder's features."""
+    z = model.encoder(x) if z is None else z
+    targets = {"a": 0.5, "b": -1.0, "c": 2.0}
+    return {name: (model.heads[name](z) - target).square().mean() for name, target in targets.items()}
 
 
 def inputs(dtype: torch.dtype = torch.float64, n: int = 8, seed: int = 1) -> Tensor:
@@ -59,6 +75,28 @@ def flat_gradient(model: Model) -> Tensor:
 
 def no_hooks(model: Model) -> bool:
     return not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def check_heads(model: Model, x: Tensor) -> None:
+    """Every head has its own plain gradient."""
+    heads = list(model.heads.parameters())
+    plain = torch.autograd.grad(sum(model.losses(x).values()), heads)
+    for parameter, gradient in zip(heads, plain, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, **CLOSE)
+
+
+def all_gradients(model: nn.Module) -> list[Tensor | None]:
+    """A copy of every `.grad`."""
+    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def assert_steps_equal(found: list, expected: list, **tolerance: Any) -> None:
+    """Lists of what each step left: tensors or None."""
+    for a, b in zip(found, expected, strict=True):
+        for ours, plain in zip(a, b, strict=True):
+            assert (ours is None) == (plain is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, plain, **(tolerance or CLOSE))
 
 
 def loss_of(x: Tensor) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@ batch. Results go to a file."""
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import Counter
 from copy import deepcopy
@@ -13,61 +14,105 @@ from torch import Tensor, nn
 
 from fastmtl import balance
 from fastmtl.balance import collectives, join_ranks
+from fastmtl.balance.gradient_balancer import GradientBalancer
 from helpers.loop import Model, inputs
 from helpers.ranked_loop import CUTS, labelled, left, means, train
 
 RANKS = 2
-_ALONE: dict[tuple, dict[str, Tensor]] = {}  # what one process gets
+GRADIENT_METHODS = [
+    name for name in balance.list_balancers() if isinstance(balance.create_balancer(name), GradientBalancer)
+]
+# Every method and how its gradients travel; of loss methods nothing but the sum does.
+PATHS = [
+    (name, path)
+    for name in balance.list_balancers()
+    for path in (*(join_ranks.METHODS if name in GRADIENT_METHODS else ["all_reduce"]), "micro")
+]
+STEPS = {"dwa": 3}  # two, but for a method that weighs equally for two epochs
+Case = dict[str, object]
 
 
-def pair(name: str, rank: int, *, steps=3, options=None, join=None, micro=1, features=False) -> dict[str, object]:
-    """The same case on both ranks and alone; `join` goes to `distribute`."""
-    options = options or {}
-    join = {"method": "reduce_scatter"} | (join or {})
-    model, balancer = Model(), balance.create_balancer(name, **options)
-    balancer.distribute(model, **join)
-    ours = train(balancer, model, range(steps), rank=rank, micro=micro, features=features)
-    key = (name, str(options), steps, micro, features)
-    if key not in _ALONE:
-        single = balance.create_balancer(name, **options).distribute(None)
-        _ALONE[key] = train(single, Model(), range(steps), micro=micro, features=features)
-    return {"ours": ours, "alone": _ALONE[key]}
+def alone(name: str, options: dict[str, object], steps: int, micro: int, features: bool) -> Case:
+    """The steps of one process on the whole batch."""
+    single = balance.create_balancer(name, **options).distribute(None)
+    return train(single, Model(), range(steps), micro=micro, features=features)
 
 
-def cases(rank: int) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name in balance.list_balancers():
-        for method in join_ranks.METHODS:
-            found[f"{name}-{method}"] = pair(name, rank, join={"method": method})
-        found[f"{name}-micro"] = pair(name, rank, micro=2)
-    found["sdmgrad-micro-all_reduce"] = pair("sdmgrad", rank, micro=2, join={"method": "all_reduce"})
-    found["mgda-loss"] = pair("mgda", rank, options={"normalization": "loss"})
+class Pairs:
+    """Distributed cases, and the same alone, which each rank computes a part of."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._wanted: dict[str, tuple] = {}
+        self.found: dict[str, Case] = {}
+
+    def add(self, case: str, name: str, *, options=None, join=None, micro=1, features=False) -> None:
+        """`join` goes to `distribute`."""
+        options, steps = options or {}, STEPS.get(name, 2)
+        model, balancer = Model(), balance.create_balancer(name, **options)
+        balancer.distribute(model, **(join or {}))
+        ours = train(balancer, model, range(steps), rank=self.rank, micro=micro, features=features)
+        self.found[case] = {"ours": ours}
+        self._wanted[case] = (name, options, steps, micro, features)
+
+    def add_sharded(self, case: str, name: str) -> None:
+        self.found[case] = {"ours": fsdp(name, self.rank)}
+        self._wanted[case] = (name, {}, STEPS.get(name, 2), 1, False)
+
+    def complete(self) -> dict[str, Case]:
+        different = {str(wanted): wanted for wanted in self._wanted.values()}
+        mine = {key: alone(*wanted) for key, wanted in list(different.items())[self.rank :: RANKS]}
+        parts: list[dict[str, Case]] = [{}] * RANKS
+        dist.all_gather_object(parts, mine)
+        results = {key: result for part in parts for key, result in part.items()}
+        for case, wanted in self._wanted.items():
+            self.found[case]["alone"] = results[str(wanted)]
+        return self.found
+
+
+def cases(rank: int) -> Case:
+    pairs = Pairs(rank)
+    for name, path in PATHS:
+        if path == "micro":
+            pairs.add(f"{name}-micro", name, micro=2)
+        else:
+            pairs.add(f"{name}-{path}", name, join={"method": path})
+    pairs.add("sdmgrad-micro-all_reduce", "sdmgrad", micro=2, join={"method": "all_reduce"})
+    pairs.add("mgda-loss", "mgda", options={"normalization": "loss"})
     for name in ("pcgrad", "mgda", "cagrad"):
-        found[f"{name}-batched"] = pair(name, rank, options={"strategy": "batched"})
-        found[f"{name}-features"] = pair(name, rank, options={"strategy": "features"}, features=True)
-        found[f"{name}-features-micro"] = pair(name, rank, options={"strategy": "features"}, features=True, micro=2)
-        found[f"{name}-last_layer"] = pair(name, rank, options={"strategy": "last_layer"})
-        found[f"{name}-reuse"] = pair(name, rank, options={"reuse": 2})
+        pairs.add(f"{name}-batched", name, options={"strategy": "batched"})
+        pairs.add(f"{name}-features", name, options={"strategy": "features"}, features=True)
+        pairs.add(f"{name}-features-micro", name, options={"strategy": "features"}, features=True, micro=2)
+        pairs.add(f"{name}-last_layer", name, options={"strategy": "last_layer"})
+        pairs.add(f"{name}-reuse", name, options={"reuse": 2})
+    for name in ("pcgrad", "mgda", "cagrad", "db_mtl", "linear", "uncertainty", "famo"):
+        pairs.add_sharded(f"fsdp-{name}", name)
+    found: Case = dict(pairs.complete())
     for method in join_ranks.METHODS:
-        found[f"overlap-{method}"] = {
-            "ours": pair("pcgrad", rank, join={"method": method})["ours"],
-            "alone": pair("pcgrad", rank, join={"method": method, "overlap": False})["ours"],
-        }
+        found[f"overlap-{method}"] = overlap(rank, method)
     for name in ("pcgrad", "db_mtl", "famo", "gradvac", "uncertainty"):
         found[f"resume-{name}"] = resume(name, rank)
     found["ddp"], found["ddp-inside"] = ddp(rank), ddp(rank, inside=True)
     found["earlier"] = earlier(rank)
     found["fused"] = fused(rank)
     found["spoilt"] = spoilt(rank)
-    for name in ("pcgrad", "mgda", "cagrad", "db_mtl", "linear", "uncertainty", "famo"):
-        found[f"fsdp-{name}"] = fsdp(name, rank)
     found["traffic"] = {method: traffic(method) for method in join_ranks.METHODS}
     found["errors"] = errors(rank)
     found["undistributed"] = undistributed(rank)
     return found
 
 
-def resume(name: str, rank: int) -> dict[str, object]:
+def overlap(rank: int, method: str) -> Case:
+    """Rows sent while the next backward runs, and without that."""
+    results = []
+    for overlapped in (True, False):
+        model = Model()
+        balancer = balance.PCGrad().distribute(model, method=method, overlap=overlapped)
+        results.append(train(balancer, model, range(2), rank=rank))
+    return {"ours": results[0], "alone": results[1]}
+
+
+def resume(name: str, rank: int) -> Case:
     """Two steps, state_dict, a new balancer, two more: as four."""
     model, straight = Model(), balance.create_balancer(name)
     straight.distribute(model)
@@ -83,7 +128,7 @@ def resume(name: str, rank: int) -> dict[str, object]:
     return {"ours": rest, "alone": whole}
 
 
-def ddp(rank: int, inside: bool = False) -> dict[str, object]:
+def ddp(rank: int, inside: bool = False) -> Case:
     """A model wrapped in DistributedDataParallel, whose forward goes through the wrapper; `distribute` is given the
     wrapper or what is inside."""
 
@@ -105,7 +150,7 @@ def ddp(rank: int, inside: bool = False) -> dict[str, object]:
     }
 
 
-def earlier(rank: int) -> dict[str, object]:
+def earlier(rank: int) -> Case:
     """Gradients that are there before the step are added to, not averaged again; no label for task a on rank 1."""
     results = []
     for alone in (False, True):
@@ -123,7 +168,7 @@ def earlier(rank: int) -> dict[str, object]:
     return {"ours": results[0], "alone": results[1]}
 
 
-def fused(rank: int) -> dict[str, object]:
+def fused(rank: int) -> Case:
     """Three steps of FusedStep, and of a copy of the balancer, which is alone."""
     results = []
     for alone in (False, True):
@@ -157,7 +202,7 @@ def spoilt(rank: int) -> dict[str, Tensor]:
     return found
 
 
-def fsdp(name: str, rank: int) -> dict[str, object]:
+def fsdp(name: str, rank: int) -> dict[str, Tensor]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -167,8 +212,7 @@ def fsdp(name: str, rank: int) -> dict[str, object]:
         fully_shard(part, mesh=mesh)
     shared, everything = list(model.encoder.parameters()), [*model.encoder.parameters(), *model.heads.parameters()]
     balancer = balance.create_balancer(name).distribute(model)
-    ours = train(balancer, model, range(3), rank=rank, shared=shared, root=everything)
-    return {"ours": ours, "alone": _ALONE[name, "{}", 3, 1, False]}
+    return train(balancer, model, range(STEPS.get(name, 2)), rank=rank, shared=shared, root=everything)
 
 
 def traffic(method: str) -> dict[str, int]:
@@ -298,6 +342,7 @@ def undistributed(rank: int) -> dict[str, str]:
 def main(rank: int, rendezvous: str, folder: str) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
+    gc.freeze()  # `distribute` looks for wrappers among all objects: not among those of the imports, 200 times
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=RANKS)
     try:
         torch.save(cases(rank), f"{folder}/{rank}.pt")

@@ -201,5 +201,5 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path):
     assert time.monotonic() - started < 20
     assert killed[0].returncode == 1
     assert said.strip().splitlines()[-1] == (
-        "fastmtl: another rank has ended, or did not answer for 10 minutes; it says why."
+        "fastmtl: another rank has ended, or did not answer for 10 minutes; see its own error."
     )

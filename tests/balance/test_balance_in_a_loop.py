@@ -86,22 +86,6 @@ def test_training_goes_on(K):
     assert last < 0.8 * first
 
 
-def test_resume_draws_the_same_orders():
-    model, x = Model(), inputs()
-    straight = balance.PCGrad(seed=3)
-    logs = []
-    for _ in range(5):
-        logs.append(straight.backward(model.losses(x), model.encoder.parameters())["weights"])
-        if len(logs) == 2:
-            state = straight.state_dict()
-    resumed = balance.PCGrad(seed=99)
-    resumed.load_state_dict(state)
-    for log in logs[2:]:
-        assert torch.equal(resumed.backward(model.losses(x), model.encoder.parameters())["weights"], log)
-    with pytest.raises(ValueError, match="must have the tasks"):
-        resumed.backward({"a": model.losses(x)["a"]}, model.encoder.parameters())
-
-
 def test_the_rest_of_the_protocol():
     for balancer in (balance.PCGrad(), balance.Linear()):
         assert balancer.after_step(dict) is None

@@ -7,7 +7,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers.loop import Model, inputs
+from helpers.loop import Model, inputs, losses_of
 from helpers.textbook import simplex
 
 from fastmtl import balance
@@ -16,13 +16,6 @@ from fastmtl.balance.replay import Replay
 METHODS = balance.list_balancers()
 # Their gradients or inner products are of pairs of micro-batches: one batch cannot equal two.
 PAIRS = ("sdmgrad",)
-
-
-def losses_of(model: Model, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Positive and linear in the samples, as losses are."""
-    z = model.encoder(x)
-    targets = {"a": 0.5, "b": -1.0, "c": 2.0}
-    return {name: (model.heads[name](z) - target).square().mean() for name, target in targets.items()}
 
 
 def step(balancer, model: Model, optimizer, x: torch.Tensor, **options) -> dict[str, torch.Tensor]:
