@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +92,7 @@ def _fits(size: tuple[int, int], least: tuple[int, int], most: tuple[int, int]) 
     return least[0] <= size[0] <= most[0] and least[1] <= size[1] <= most[1]
 
 
-def _samples(data: Any, encoding: Encoding, width: int, height: int) -> NDArray:
+def _samples(data: bytes | bytearray | memoryview, encoding: Encoding, width: int, height: int) -> NDArray:
     codecs = require("imagecodecs", "decoding slides")
     if encoding.codec in _IMAGES:
         first = {"index": 0} if encoding.codec == "jpegxl" else {}  # of an animation's frames
@@ -112,7 +111,7 @@ def _samples(data: Any, encoding: Encoding, width: int, height: int) -> NDArray:
     return np.cumsum(pixels, axis=1, dtype=np.uint8) if encoding.predictor else pixels
 
 
-def _png(data: Any) -> NDArray:
+def _png(data: bytes | bytearray | memoryview) -> NDArray:
     """Any PNG as RGB or RGBA: palettes, transparent colours and fewer than 8 bits are Pillow's business."""
     with require("PIL.Image", "decoding PNG").open(BytesIO(data)) as image:
         has_alpha = "transparency" in image.info or image.mode in ("LA", "PA", "RGBA")

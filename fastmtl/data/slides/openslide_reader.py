@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from .errors import DamagedPieceError, SlideError
 from .orientation import Box
 from .raster import Layout, Level
 from .scale import believed, number
+
+if TYPE_CHECKING:
+    from openslide import OpenSlide
+    from PIL.Image import Image
 
 
 def scan_foreign(path: Path, max_pixels: int) -> Layout:
@@ -61,7 +65,7 @@ class OpenSlideReader:
 
     def __init__(self, path: Path, levels: tuple[Level, ...]):
         self._path, self._levels = path, levels
-        self._slide: Any = None
+        self._slide: OpenSlide | None = None
         self._opening = Lock()
 
     def close(self) -> None:
@@ -92,14 +96,14 @@ class OpenSlideReader:
             self.close()
             raise SlideError(self._path, f"its {name} picture cannot be read: {error}") from error
 
-    def _opened(self) -> Any:
+    def _opened(self) -> OpenSlide:
         with self._opening:
             if self._slide is None:
                 self._slide = _open(self._path)
             return self._slide
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> OpenSlide:
     openslide = require(
         "openslide", f"opening {path.name}, which is no TIFF or image that fastmtl reads itself,", "wsi"
     )
@@ -111,7 +115,7 @@ def _open(path: Path) -> Any:
         raise SlideError(path, f"OpenSlide cannot open it: {error}") from error
 
 
-def _on_background(picture: Any) -> Pixels:
+def _on_background(picture: Image) -> Pixels:
     """An RGBA Pillow picture without alpha: what was never scanned is background."""
     image = require("PIL.Image", "reading slides")
     canvas = image.new("RGB", picture.size, (BACKGROUND,) * 3)
