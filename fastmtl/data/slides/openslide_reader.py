@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def scan_foreign(path: Path, max_pixels: int) -> Layout:
-    """What OpenSlide says of a slide.
+    """Scan a slide by OpenSlide.
 
     Raises:
         ImportError: OpenSlide is not installed; says how to install it.
@@ -80,7 +80,7 @@ class OpenSlideReader:
         try:
             part = self._opened().read_region((x, y), level, (width, height))
         except openslide.OpenSlideError as error:
-            self.close()  # OpenSlide refuses everything after an error, healthy tiles too
+            self.close()  # OpenSlide refuses every read after an error
             raise DamagedPieceError(self._path, (x, y, level), str(error)) from error
         return _on_background(part)
 
@@ -116,7 +116,7 @@ def _open(path: Path) -> OpenSlide:
 
 
 def _on_background(picture: Image) -> Pixels:
-    """An RGBA Pillow picture without alpha: what was never scanned is background."""
+    """Lay an RGBA image over the background: transparent parts were never scanned."""
     image = require("PIL.Image", "reading slides")
     canvas = image.new("RGB", picture.size, (BACKGROUND,) * 3)
     canvas.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)

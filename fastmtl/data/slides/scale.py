@@ -1,4 +1,4 @@
-"""Micrometres per pixel: what a file says of them, in numbers, units and words, and whether that can be true."""
+"""Micrometres per pixel: read from a file's numbers, units and words, and checked for plausibility."""
 
 from __future__ import annotations
 

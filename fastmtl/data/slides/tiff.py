@@ -1,4 +1,4 @@
-"""Scan a TIFF: which picture is the slide, which are its levels, which stand beside it, and what is set aside."""
+"""Scan a TIFF: which picture is the slide, which are its levels, its associated images, and what is ignored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 
 
 class NotHereError(Exception):
-    """The file is a TIFF of a vendor whose pages mean more than their tags say: OpenSlide knows."""
+    """The file is a TIFF of a vendor whose pages only OpenSlide understands."""
 
 
 def scan_tiff(path: Path, max_pixels: int) -> Layout:

@@ -1,4 +1,4 @@
-"""What a TIFF says about itself in words: who wrote it, and the names of the pictures beside the slide."""
+"""A TIFF's metadata: who wrote it, and the names of its associated images."""
 
 from __future__ import annotations
 

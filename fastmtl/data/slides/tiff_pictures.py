@@ -1,4 +1,4 @@
-"""Which pages of a TIFF make one picture: its colour planes, its resolutions, and what is set aside beside them."""
+"""Group the pages of a TIFF into pictures: colour planes, resolutions, and what is ignored."""
 
 from __future__ import annotations
 
