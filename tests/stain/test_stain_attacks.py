@@ -74,7 +74,7 @@ def test_draws_and_slides_that_are_none():
         with pytest.raises(ValueError, match=r"`draws` must lie in 0..1"):
             normalizer.transform(tissue(), draws=torch.full((1, 4), value))
     with pytest.raises(TypeError, match="`slides` must be a list"):
-        normalizer.transform(tissue(), slides=3)  # type: ignore[arg-type]
+        normalizer.transform(tissue(), slides=3)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,19 +55,21 @@ def test_each_patient_is_looked_at_once(tmp_path, monkeypatch):
     stains.fit_slides(normalizer, dataset.tiles, recipe)
 
 
-def _trained(tmp_path):
-    """A run whose target's file is gone."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run whose target's file is gone; tests work on copies."""
+    tmp_path = tmp_path_factory.mktemp("trained")
     root, out = _folder(tmp_path / "tiles", patients=6), tmp_path / "run"
     target = tmp_path / "target.png"
     write_image(target, data.open_picture(next((root / "Normal" / "image").iterdir())))
     recipe = _recipe(method="macenko", target=str(target), min_tissue=50, sample=2)
     api.train(recipe, root, out, console=Console(file=io.StringIO()))
     target.unlink()
-    return root, out
+    return out
 
 
-def test_a_run_keeps_its_normaliser_for_other_data(tmp_path):
-    _, out = _trained(tmp_path)
+def test_a_run_keeps_its_normaliser_for_other_data(trained, tmp_path):
+    out = Path(shutil.copytree(trained, tmp_path / "run"))
     kept = data.StainNormalizer.load(out / stains.FILE)
     assert set(kept.slides) == {f"P{patient}" for patient in range(6)}
     others = _folder(tmp_path / "others", patients=8)
@@ -165,8 +169,8 @@ def test_every_method_trains_with_augmentation(tmp_path, method):
     assert stains.load_normalizer(out, recipe).augments == (method != "reinhard")
 
 
-def test_a_run_goes_on_with_the_normaliser_it_kept(tmp_path, monkeypatch):
-    _, out = _trained(tmp_path)
+def test_a_run_goes_on_with_the_normaliser_it_kept(trained, tmp_path, monkeypatch):
+    out = Path(shutil.copytree(trained, tmp_path / "run"))
     monkeypatch.setattr(data.StainNormalizer, "fit_slide", lambda *_: pytest.fail("looked at again"))
     again = api.resume(out, console=Console(file=io.StringIO()))
     assert again["num_images"] == json.loads((out / "summary.json").read_text())["num_images"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -90,11 +90,11 @@ def _shifted(tile: Tile, x: int, y: int, number: int) -> Tile:
     )
 
 
-def _is_picture(value: Any) -> bool:
+def _is_picture(value: object) -> bool:
     return isinstance(value, Region) or hasattr(value, "draw")
 
 
 def _moved(picture: ImageSource, x: int, y: int, tile: str) -> ImageSource:
     if not is_dataclass(picture) or not hasattr(picture, "x") or not hasattr(picture, "y"):
         raise ValueError(f"{picture!r} of tile {tile} cannot be shifted with its image: it has no x and y")
-    return replace(picture, x=picture.x + x, y=picture.y + y)  # type: ignore[return-value, arg-type, type-var]
+    return replace(picture, x=picture.x + x, y=picture.y + y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from .dali_graph import DaliGraph, undecodable
 from .prefetch import EncodedBatch, Plan, Prefetcher
 from .samplers import slides_of
 from .transform_cpu import CpuTransform, TransformOptions
+
+if TYPE_CHECKING:
+    from .transform_gpu import GpuTransform
 
 
 class Pipeline:
@@ -32,7 +35,7 @@ class Pipeline:
         self._kind: Literal["cpu", "gpu"] = device
         self._device = torch.device("cuda", torch.cuda.current_device()) if device == "gpu" else torch.device("cpu")
         self._num_threads, self._prefetch = num_threads, prefetch
-        self._transform: Any = None
+        self._transform: CpuTransform | GpuTransform | None = None
         self._graph: DaliGraph | None = None
         self._idle = False
         self._tiles: Sequence[Tile] = ()
@@ -108,7 +111,7 @@ class Pipeline:
             self._transform.close()
             self._transform = None
 
-    def _make_transform(self) -> Any:
+    def _make_transform(self) -> CpuTransform | GpuTransform:
         if self._kind == "cpu":
             return CpuTransform(self._options)
         from .transform_gpu import GpuTransform

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,9 @@ def substitutes(tile: int, tiles: Sequence[Tile], *, seed: int, epoch: int, repe
     return alike[int(bits.random_raw() % np.uint64(len(alike)))]
 
 
-def nonsense(data: NDArray[np.uint8], decoded: NDArray[np.uint8], is_constant: Any) -> str | None:
+def nonsense(
+    data: NDArray[np.uint8], decoded: NDArray[np.uint8], is_constant: Callable[[NDArray[np.uint8], int], bool]
+) -> str | None:
     """Why an image decoded without an error is wrong; None if it looks right.
 
     Some decoders return a single colour for a codec they do not know. An image of one colour takes few bytes; one that

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -157,7 +157,7 @@ def _numbers(tiles: Sequence[Tile], column: str) -> tuple[NDArray[np.float64], N
     return np.where(np.isnan(values), 0.0, values), ~np.isnan(values)
 
 
-def _value(tile: Tile, column: str) -> Any:
+def _value(tile: Tile, column: str) -> object:
     """The tile's value; "label" is its own label where no column has that name."""
     return tile.values.get(column, tile.label if column == "label" else None)
 
@@ -171,7 +171,7 @@ def _vector(tile: Tile, column: str, size: int) -> NDArray[np.float64]:
     return np.array([_number(tile, column, number) for number in value])
 
 
-def _number(tile: Tile, column: str, value: Any) -> float:
+def _number(tile: Tile, column: str, value: object) -> float:
     if value is None:
         return math.nan
     if isinstance(value, str) or not isinstance(value, (int, float, np.number)) or math.isinf(value):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...utils.atomic_io import naming
 from ...utils.optional_imports import require
+
+_Ring = list[tuple[float, float]]
 
 
 def check_outlines() -> None:
@@ -62,5 +64,7 @@ def _shapes(raster: Path) -> Iterator[tuple[dict[str, Any], float]]:
         yield from shapes(band, mask=band)
 
 
-def _placed(rings: Any, downsample: float, offset: tuple[float, float]) -> list[list[tuple[float, float]]]:
+def _placed(
+    rings: Sequence[Sequence[tuple[float, float]]], downsample: float, offset: tuple[float, float]
+) -> list[list[tuple[float, float]]]:
     return [[(x * downsample + offset[0], y * downsample + offset[1]) for x, y in ring] for ring in rings]

@@ -1,4 +1,4 @@
-"""A slide cut into tiles, and where each of them lies in a map of the whole slide.
+"""Cut a slide into tiles, and the position of each in a map of the whole slide.
 
 A pixel of the map is one of the tiles', `tile_size` of which make a side: its edges lie at `x * downsample + offset`
 in level-0 pixels. The map covers all of level 0, not only what was scanned.
@@ -21,11 +21,11 @@ from ..slides.opened import opened
 
 @dataclass(frozen=True)
 class SlideCut:
-    """How a slide is cut.
+    """The tiles of a slide.
 
     Attributes:
         path: the slide.
-        identity: what tells that the file is still the one that was cut.
+        identity: of the file that was cut.
         tiles: row by row, from left to right.
         places: tile id -> (x, y) of its left upper corner in the map.
         fields: tile id -> (x, y, width, height), level-0 pixels.
@@ -35,10 +35,10 @@ class SlideCut:
         downsample: level-0 pixels per pixel of the map.
         offset: (x, y) of the map's corner, level-0 pixels: below one pixel of the map, and 0 where scanning began at
             the slide's corner.
-        mpp: micrometres per pixel of the map; None where the slide does not say.
+        mpp: micrometres per pixel of the map; None if unknown.
         tissue: share of what was scanned that is tissue, 0..1.
-        problems: what is odd about the file.
-        mpp_source: what said the slide's mpp, see `Slide`.
+        problems: see `Slide`.
+        mpp_source: see `Slide`.
     """
 
     path: Path
@@ -69,7 +69,7 @@ def cut_slide(path: Path, name: str, options: GridOptions, mpp: float | None = N
     Raises:
         SlideError: it cannot be opened, was truncated, or cannot be cut so.
     """
-    identity = identify(path)  # before anything is read: what changes from now on is seen later
+    identity = identify(path)  # before anything is read, so that later changes are noticed
     try:
         slide = opened(path, mpp=mpp)
         if slide.damage:

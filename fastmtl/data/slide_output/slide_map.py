@@ -1,7 +1,7 @@
-"""A map of numbers over a slide, written row by row: a tiled, pyramidal, deflate-compressed BigTIFF.
+"""Write a map over a slide row by row: a tiled, pyramidal, deflate-compressed BigTIFF.
 
-All levels grow at once: each row is compressed as soon as a row of tiles is whole, and every second one is handed to
-the next level. What is kept in memory is a row of tiles of each level, whatever the slide's height.
+All levels grow together: a row of tiles is compressed as soon as it is complete, and every second row of pixels goes to
+the next level. Memory holds one row of tiles per level, whatever the slide's height.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _NO_UNIT, _CENTIMETRE = 1, 3
 
 
 class SlideMap:
-    """A TIFF of one 8-bit channel under way.
+    """A TIFF of one 8-bit channel, being written.
 
     A level has every second pixel of the one before, so that classes stay classes. The description is JSON: "mpp",
     "downsample" (level-0 pixels of the slide per pixel) and what else is given.
 
     Args:
-        path: the file; written by `close`, its parts lie beside it without a name until then.
+        path: the file; written by `close`; until then its parts are unnamed files in its folder.
         width: pixels.
         height: likewise.
         mpp: micrometres per pixel, for the resolution tags; None leaves them without a unit.
@@ -83,7 +83,7 @@ class SlideMap:
         self.discard()
 
     def discard(self) -> None:
-        """Give the parts back, whether they were written or not."""
+        """Delete the temporary parts."""
         for level in self._levels:
             level.discard()
 

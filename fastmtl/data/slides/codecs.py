@@ -1,10 +1,9 @@
-"""A tile's bytes to RGB pixels by imagecodecs, which releases the GIL; tables of what is read, and by whom."""
+"""Decode a tile's bytes to RGB pixels by imagecodecs, which releases the GIL; which codecs are read, and by whom."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ TIFF_CODECS = {
     50001: "webp",
     50002: "jpegxl",
 }
-"""TIFF's compression tag -> codec. What is not here is refused when the slide is scanned."""
+"""TIFF's compression tag -> codec. Others are refused when the slide is scanned."""
 
 JPEG2000_YCBCR = 33003  # Aperio's: the codestream does not say that its components are YCbCr
 
@@ -46,9 +45,9 @@ _HOLES = {"lzw": (len(HOLE), len(HOLE)), "webp": (512, 4096), "jpeg2000": (512, 
 
 
 def dali_decodes(encoding: Encoding) -> bool:
-    """Whether DALI's `decoders.image` is trusted with such a piece.
+    """Whether DALI's `decoders.image` decodes such a tile reliably.
 
-    JPEG 2000 in TIFF comes out all zero and WebP raises there; what is not stored as a whole image never comes near it.
+    It returns zeros for JPEG 2000 in TIFF and raises for WebP; it cannot read tiles that are not whole images.
     """
     plain = encoding.orientation == 1 and not encoding.alpha
     layouts = {("rgb", 3), ("ycbcr", 3), ("grey", 1)}
@@ -79,7 +78,7 @@ def decode(
         samples = _samples(data, encoding, *most)
     except (ImportError, ValueError):
         raise
-    except Exception as error:  # each codec has an error type of its own, and each means the same
+    except Exception as error:  # each codec has its own error type
         raise ValueError(f"does not decode as {encoding.codec}: {error}") from error
     if samples.ndim == 2:
         samples = samples[..., None]
@@ -93,7 +92,7 @@ def _fits(size: tuple[int, int], least: tuple[int, int], most: tuple[int, int]) 
     return least[0] <= size[0] <= most[0] and least[1] <= size[1] <= most[1]
 
 
-def _samples(data: Any, encoding: Encoding, width: int, height: int) -> NDArray:
+def _samples(data: bytes | bytearray | memoryview, encoding: Encoding, width: int, height: int) -> NDArray:
     codecs = require("imagecodecs", "decoding slides")
     if encoding.codec in _IMAGES:
         first = {"index": 0} if encoding.codec == "jpegxl" else {}  # of an animation's frames
@@ -112,8 +111,8 @@ def _samples(data: Any, encoding: Encoding, width: int, height: int) -> NDArray:
     return np.cumsum(pixels, axis=1, dtype=np.uint8) if encoding.predictor else pixels
 
 
-def _png(data: Any) -> NDArray:
-    """Any PNG as RGB or RGBA: palettes, transparent colours and fewer than 8 bits are Pillow's business."""
+def _png(data: bytes | bytearray | memoryview) -> NDArray:
+    """Any PNG as RGB or RGBA; Pillow handles palettes, transparent colours and fewer than 8 bits."""
     with require("PIL.Image", "decoding PNG").open(BytesIO(data)) as image:
         has_alpha = "transparency" in image.info or image.mode in ("LA", "PA", "RGBA")
         return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
@@ -141,7 +140,7 @@ def joined(planes: Sequence[Pixels], encoding: Encoding) -> Pixels:
 
 
 def _over_background(pixels: Pixels, alpha: Pixels, premultiplied: bool) -> Pixels:
-    """Transparent is what the slide does not have."""
+    """Lay transparent pixels over the background."""
     share = alpha.astype(np.uint32)
     ours = pixels.astype(np.uint32) * (255 if premultiplied else share)
     return np.minimum((ours + (255 - share) * BACKGROUND + 127) // 255, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The size that an encoded image declares, read in its header: decoders take memory for it at once."""
+"""The size in the header of an encoded image: checked first, because decoders allocate memory for it at once."""
 
 from __future__ import annotations
 

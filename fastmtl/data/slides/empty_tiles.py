@@ -1,4 +1,4 @@
-"""Tiles that a level lacks, and where the finer level shows the same."""
+"""Tiles missing from a level, and the same area in the finer level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a slide."""
+"""Errors of slides."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...errors import UserError
 
 
 class SlideError(UserError):
-    """A file is not a slide that can be read, or not this way; the message names the file, the reason and a remedy."""
+    """A slide cannot be read, or not this way; the message names the file, the reason and a remedy."""
 
     def __init__(self, slide: Path, reason: str):
         super().__init__(f"{slide}: {reason}")
@@ -40,7 +40,7 @@ class DamagedPieceError(SlideError):
 
 
 def in_words(damage: Sequence[DamagedPieceError]) -> tuple[str, ...]:
-    """One line on tiles of a slide that cannot be read; none where there are none."""
+    """One line about the tiles of a slide that cannot be read; empty if there are none."""
     if not damage:
         return ()
     several = f"{len(damage)} tiles cannot be read, first" if len(damage) > 1 else "a tile cannot be read:"

@@ -1,4 +1,4 @@
-"""Regions side by side over a slide."""
+"""A grid of regions over a slide."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class GridOptions:
 
 
 def level_for(slide: Slide, mpp: float) -> tuple[int, float]:
-    """The level to read for `mpp` micrometres per pixel, and how many of its pixels make one: the coarsest that is not
-    coarser than asked.
+    """The level to read for `mpp` micrometres per pixel (the coarsest that is not coarser), and its pixels per output
+    pixel.
 
     Raises:
         ValueError: the slide's scale is unknown, or even its finest level is coarser.
@@ -60,16 +60,16 @@ def grid(
     overlap: int = 0,
     min_tissue: float = 0.0,
 ) -> list[Region]:
-    """Regions that cover what was scanned, row by row; those at the right and bottom edge may reach beyond it.
+    """Regions that cover the scanned area, row by row; those at the right and bottom edge may reach beyond it.
 
     Args:
         slide: an open slide.
-        tile_size: pixels a side at the asked resolution.
-        mpp: micrometres per pixel to look at. Regions are of the coarsest level that is not coarser, and as large as
-            resampling to `tile_size` needs.
-        level: instead of `mpp`: the level, of whose pixels `tile_size` then is.
-        overlap: pixels that neighbours share, at the asked resolution.
-        min_tissue: regions with a smaller tissue fraction (0 to 1) are left out; 0 keeps all and looks for no tissue.
+        tile_size: pixels a side, at that resolution.
+        mpp: micrometres per pixel. Regions are of the coarsest level that is not coarser, and as large as resampling to
+            `tile_size` requires.
+        level: instead of `mpp`: the level; `tile_size` is then in its pixels.
+        overlap: pixels shared by neighbours, at that resolution.
+        min_tissue: regions with a smaller tissue fraction (0 to 1) are left out; 0 does not look for tissue.
 
     Raises:
         ValueError: neither or both of `mpp` and `level`, no such level, a resolution finer than the slide's, or a tile
@@ -110,6 +110,6 @@ def cut(slide: Slide, options: GridOptions) -> list[Region]:
 
 
 def _starts(first: int, length: int, side: float, step: float) -> list[int]:
-    """Where tiles begin so that they cover `length`, level-0 pixels."""
+    """Start positions of tiles that cover `length`, level-0 pixels."""
     count = 1 + max(0, math.ceil((length - side) / step - 1e-9))
     return [first + round(number * step) for number in range(count)]

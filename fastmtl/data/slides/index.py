@@ -1,6 +1,6 @@
-"""What is known of a slide, kept in a file beside it: scanned once, opened in a millisecond, made anew when it changed.
+"""The index of a slide, a file beside it: a slide is scanned once, and again if it changed; then it opens in 1 ms.
 
-The file is safetensors: numbers and JSON, nothing that could run.
+The file is safetensors: numbers and JSON, no code.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .errors import SlideError
 from .raster import Encoding, Layout, Level, Raster
 from .tissue_mask import TissueMask
 
-VERSION = 2  # an index of another version is as good as none
+VERSION = 2  # an index of another version is ignored
 FOLDER = ".fastmtl"
-"""Beside the slides, where their indexes are."""
+"""The folder of indexes, in the folder of the slides."""
 
 _HASHED = 2**16
 _PLAIN = ("reader", "vendor", "mpp", "mpp_source", "why_no_mpp", "magnification", "bounds", "damage", "problems")
@@ -34,16 +34,15 @@ _folder: Path | None = None
 
 
 def use_index_folder(folder: str | Path | None) -> None:
-    """Keep the indexes of all slides in `folder` from now on, in this process, wherever no other is given: for slides
-    that lie where nobody may write. None: beside each slide, as at the start."""
+    """Set this process's default folder of indexes, for slides in read-only folders. None: beside each slide."""
     global _folder
     _folder = None if folder is None else Path(folder)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells that a file is still the one that was scanned: bytes, nanoseconds, a digest of its first and last
-    64 KiB (TIFF's directories stand at either end)."""
+    """Identifies the file that was scanned: bytes, nanoseconds, a digest of its first and last 64 KiB
+    (TIFF's directories are at either end)."""
 
     size: int
     modified: int
@@ -56,8 +55,8 @@ class SlideIndex:
 
     Attributes:
         identity: of the file that was scanned.
-        layout: levels, where their tiles lie and how they are encoded, scale, oddities.
-        tissue: where tissue is; None when nobody looked yet.
+        layout: levels, positions and encoding of their tiles, scale, problems.
+        tissue: where tissue is; None if it was not looked for yet.
     """
 
     identity: Identity
@@ -66,7 +65,7 @@ class SlideIndex:
 
 
 def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex | None:
-    """The stored index of a slide; None where there is none, it is of another version or the slide changed since.
+    """The stored index of a slide; None if there is none, it has another version or the slide changed since.
 
     Raises:
         SlideError: the slide cannot be read.
@@ -83,7 +82,7 @@ def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex
                 return None
             return _unpack(identity, words, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (tensors.SafetensorError, KeyError, TypeError, ValueError, OSError):
-        return None  # half written or damaged: as good as none
+        return None  # half written or damaged: ignored
 
 
 def identify(path: Path) -> Identity:
@@ -102,16 +101,16 @@ def identify(path: Path) -> Identity:
 
 
 def index_path(path: Path, identity: Identity, folder: str | Path | None = None) -> Path:
-    """Where a slide's index lies, written or not, and what else is kept of the slide beside it."""
+    """The path of a slide's index, whether it exists or not; other data of the slide are kept beside it."""
     folder = folder if folder is not None else _folder
     if folder is None:
         return path.parent / FOLDER / f"{path.name}.safetensors"
-    # Slides of several folders may meet in one, and have the same name.
+    # Slides of several folders may have the same name.
     return Path(folder) / f"{path.name}-{identity.digest[:12]}.safetensors"
 
 
 def save_index(index: SlideIndex, path: Path, index_folder: str | Path | None = None) -> None:
-    """Keep what `load_index` will find; SlideError where that cannot be written."""
+    """Write what `load_index` reads; SlideError if that fails."""
     stored = index_path(path, index.identity, index_folder)
     words, arrays = _pack(index)
     data = require("safetensors.numpy", "writing slide indexes").save(arrays, {"index": json.dumps(words)})

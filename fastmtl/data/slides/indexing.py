@@ -1,4 +1,4 @@
-"""Scan a slide once, for all later openings."""
+"""Scan a slide once and store its index."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .thumbnail import find_tissue
 def index_slide(
     path: str | Path, *, index_folder: str | Path | None = None, max_pixels: int = MAX_PIXELS, force: bool = False
 ) -> SlideIndex:
-    """Scan a slide, find its tissue, and keep both in a file for `open_slide`; where that file is valid, return it.
+    """Scan a slide, find its tissue and store both in a file for `open_slide`; if that file is valid, return it.
 
-    Tiles that cannot be read, as far as finding the tissue meets them, are counted among the layout's problems.
+    Tiles that cannot be read while tissue is searched are counted in the layout's problems.
 
     Args:
         path: the slide.
-        index_folder: where the file goes; by default what `use_index_folder` says, else `.fastmtl` beside the slide.
-            Needed where that is read-only.
+        index_folder: the file's folder, required if the slide's is read-only; by default that of `use_index_folder`,
+            else `.fastmtl` beside the slide.
         max_pixels: a level 0 that declares more is refused unread.
-        force: scan also where there is a valid file.
+        force: scan even if there is a valid file.
 
     Raises:
         SlideError: as `open_slide`; also where the file cannot be written.
@@ -46,7 +46,7 @@ def index_slide(
 
 
 def _try_first_tiles(slide: Slide, damage: list[DamagedPieceError]) -> None:
-    """A level whose tiles no decoder here reads shows in its first one already."""
+    """Find levels whose tiles no decoder reads, by their first tile."""
     met = {error.coordinate for error in damage}
     for number, level in enumerate(slide.levels):
         try:

@@ -1,4 +1,4 @@
-"""Open slide files of a process: the last ones used stay open, whatever the number of slides."""
+"""Open slide files of a process: only the last ones used stay open, however many slides there are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_OPEN = 128
 
 
 class OpenFile:
-    """A file open for reading, closed when the last reference goes: not while a thread reads.
+    """A file open for reading, closed with the last reference: not while a thread reads.
 
     Attributes:
         descriptor: the system's number of it.
@@ -44,7 +44,7 @@ class _OpenFiles:
             return file
 
     def close(self, reader: object) -> None:
-        """Let go of the reader's file; it opens again on its next use."""
+        """Close the reader's file; it opens again on its next use."""
         with self._lock:
             self._files.pop(id(reader), None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +17,13 @@ from .orientation import Box
 from .raster import Layout, Level
 from .scale import believed, number
 
+if TYPE_CHECKING:
+    from openslide import OpenSlide
+    from PIL.Image import Image
+
 
 def scan_foreign(path: Path, max_pixels: int) -> Layout:
-    """What OpenSlide says of a slide.
+    """Scan a slide by OpenSlide.
 
     Raises:
         ImportError: OpenSlide is not installed; says how to install it.
@@ -61,7 +65,7 @@ class OpenSlideReader:
 
     def __init__(self, path: Path, levels: tuple[Level, ...]):
         self._path, self._levels = path, levels
-        self._slide: Any = None
+        self._slide: OpenSlide | None = None
         self._opening = Lock()
 
     def close(self) -> None:
@@ -76,7 +80,7 @@ class OpenSlideReader:
         try:
             part = self._opened().read_region((x, y), level, (width, height))
         except openslide.OpenSlideError as error:
-            self.close()  # OpenSlide refuses everything after an error, healthy tiles too
+            self.close()  # OpenSlide refuses every read after an error
             raise DamagedPieceError(self._path, (x, y, level), str(error)) from error
         return _on_background(part)
 
@@ -92,14 +96,14 @@ class OpenSlideReader:
             self.close()
             raise SlideError(self._path, f"its {name} picture cannot be read: {error}") from error
 
-    def _opened(self) -> Any:
+    def _opened(self) -> OpenSlide:
         with self._opening:
             if self._slide is None:
                 self._slide = _open(self._path)
             return self._slide
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> OpenSlide:
     openslide = require(
         "openslide", f"opening {path.name}, which is no TIFF or image that fastmtl reads itself,", "wsi"
     )
@@ -111,8 +115,8 @@ def _open(path: Path) -> Any:
         raise SlideError(path, f"OpenSlide cannot open it: {error}") from error
 
 
-def _on_background(picture: Any) -> Pixels:
-    """An RGBA Pillow picture without alpha: what was never scanned is background."""
+def _on_background(picture: Image) -> Pixels:
+    """Lay an RGBA image over the background: transparent parts were never scanned."""
     image = require("PIL.Image", "reading slides")
     canvas = image.new("RGB", picture.size, (BACKGROUND,) * 3)
     canvas.paste(picture, mask=picture.getchannel("A") if picture.mode == "RGBA" else None)

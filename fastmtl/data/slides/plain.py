@@ -33,7 +33,7 @@ _EXIF_ORIENTATION = 274
 
 
 def scan_plain(path: Path, codec: str) -> Layout:
-    """The header of an image file.
+    """Read the header of an image file.
 
     Raises:
         SlideError: damaged, too large to be decoded in one piece, or not 8-bit grey, RGB or palette.

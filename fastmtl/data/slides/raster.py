@@ -1,4 +1,4 @@
-"""What a slide file holds: images cut into tiles, how their bytes are encoded, and where they lie in the file."""
+"""The contents of a slide file: images cut into tiles, how these are encoded, and where their bytes are."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False)
 class Raster:
-    """One image as it is stored, before any turn that its orientation asks for.
+    """One image as stored, before it is rotated upright.
 
     Attributes:
         width: pixels as stored.
@@ -115,18 +115,18 @@ class Layout:
     """A slide file, scanned.
 
     Attributes:
-        reader: who reads its pixels.
-        vendor: who wrote the file, as far as it says.
+        reader: which reader reads its pixels.
+        vendor: who wrote the file, if it says so.
         levels: finest first.
         rasters: of the levels, where the reader is "native".
         associated: label, macro, thumbnail and the like, where the reader is "native".
-        mpp: micrometres per level-0 pixel along x and y; None when unknown or not to be believed.
-        mpp_source: what said so: "description", "OME", "ImageJ", "resolution tags" or "OpenSlide"; "" where none did.
-        why_no_mpp: why `mpp` is None, in words, as among the problems; else "".
+        mpp: micrometres per level-0 pixel along x and y; None if unknown or implausible.
+        mpp_source: where it comes from: "description", "OME", "ImageJ", "resolution tags" or "OpenSlide"; else "".
+        why_no_mpp: why `mpp` is None, in words, also in `problems`; else "".
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of the scanned part, level-0 pixels.
-        damage: why the file is damaged as a whole, as among the problems: it was truncated; else "".
-        problems: what is odd about the file, in words.
+        damage: why the whole file is damaged (truncated), also in `problems`; else "".
+        problems: what is unusual or wrong, in words.
     """
 
     reader: Reader

@@ -1,4 +1,4 @@
-"""Micrometres per pixel: what a file says of them, in numbers, units and words, and whether that can be true."""
+"""Micrometres per pixel: read from a file's numbers, units and words, and checked for plausibility."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
 
 PLAUSIBLE_MPP = (0.05, 40.0)
 """Micrometres per pixel of level 0, from oil immersion at 100x and a small camera pixel to a macro picture."""
@@ -113,7 +116,7 @@ def ome_scale(xml: str, image: int, size: tuple[int, int]) -> Scale:
     return believed((sizes[0], sizes[1]), "OME", "OME's PhysicalSize")
 
 
-def tag_scale(page: Any, unit: str = "") -> Scale:
+def tag_scale(page: TiffPage, unit: str = "") -> Scale:
     """By the resolution tags, in their own unit, or ImageJ's `unit`."""
     if _X_RESOLUTION not in page.tags or _Y_RESOLUTION not in page.tags:
         return Scale()

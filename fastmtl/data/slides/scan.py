@@ -1,4 +1,4 @@
-"""Which reader a file needs, told by its first bytes."""
+"""Scan a slide with the reader that its first bytes call for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .raster import Layout
 from .tiff import TIFF_SIGNATURES, NotHereError, scan_tiff
 
 MAX_PIXELS = 2**38
-"""A level 0 that declares more pixels is refused unread: half a million a side, beyond any scanner's glass."""
+"""A level 0 with more pixels is refused: half a million a side, more than any scanner makes."""
 
 
 def scan(path: Path, max_pixels: int = MAX_PIXELS) -> Layout:
-    """All that can be known of a slide without reading its pixels.
+    """Everything about a slide except its pixels.
 
     Raises:
         SlideError, ImportError: as `open_slide`.

@@ -1,4 +1,4 @@
-"""An open slide: its levels, scale and pictures, any rectangle of it, and the compressed pieces of a region."""
+"""An open slide: its levels, scale, associated images, the pixels of a region, and its compressed tiles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .scan import MAX_PIXELS, scan
 from .thumbnail import find_tissue, thumbnail
 from .tissue_mask import TissueMask
 
-_OTHER_MPP = 0.1  # an mpp that is given may differ by so much from the file's own without a word
+_OTHER_MPP = 0.1  # relative difference between a given mpp and the file's own that is not reported
 
 
 def open_slide(
@@ -37,25 +37,24 @@ def open_slide(
     max_pixels: int = MAX_PIXELS,
     index_folder: str | Path | None = None,
 ) -> Slide:
-    """Open a slide by its content, whatever its name ends in.
+    """Open a slide by its content; the file name does not matter.
 
     Read here: SVS, tiled, pyramidal and stripped TIFF and BigTIFF, OME-TIFF, of 8-bit RGB, grey and palette, in JPEG,
     JPEG 2000, WebP, JPEG XL, PNG, LZW, Deflate, Zstandard, LZMA, PackBits or raw; PNG, JPEG and JPEG 2000 files as
-    slides of one level. All else (NDPI, MIRAX, DICOM, Philips, ...) is read by OpenSlide, where it is installed.
+    slides of one level. OpenSlide, if installed, reads all others (NDPI, MIRAX, DICOM, Philips, ...).
 
-    A slide that `index_slide` has seen opens from its index, in milliseconds; another one is scanned.
+    A slide with an index (`index_slide`) opens in milliseconds; others are scanned.
 
     Args:
         path: the file.
-        mpp: micrometres per pixel of level 0, where the file says nothing or nothing that can be true (see
-            `Slide.problems`). What differs from the file's own by more than a tenth is named there too.
+        mpp: micrometres per pixel of level 0, if the file has none or an implausible one (see `Slide.problems`). A
+            difference of more than a tenth from the file's own is reported there too.
         max_pixels: a level 0 that declares more is refused unread.
-        index_folder: where `index_slide` was told to put the index; by default what `use_index_folder` says, else
-            beside the slide.
+        index_folder: the folder given to `index_slide`; by default that of `use_index_folder`, else beside the slide.
 
     Raises:
-        SlideError: not there, damaged, too large, or nothing that can be read.
-        ImportError: only a package that is not installed could read it; says how to install it.
+        SlideError: missing, damaged, too large, or of a kind that cannot be read.
+        ImportError: a package that is not installed is required; says how to install it.
     """
     path = Path(path)
     if mpp is not None and not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
@@ -68,20 +67,20 @@ def open_slide(
 
 
 class Slide:
-    """A slide to read from. Threads may share one; other processes open their own.
+    """A slide to read from. Threads may share it; other processes open their own.
 
     Attributes:
         path: the file.
         levels: finest first.
-        mpp: micrometres per pixel of level 0, the mean of both axes; None when unknown or not to be believed.
-        mpp_source: what said so: "given" (to `open_slide`), "description", "OME", "ImageJ", "resolution tags",
-            "OpenSlide"; "" where nothing did.
-        why_no_mpp: why `mpp` is None, in words; "" where it is known.
-        damage: why it is damaged as a whole, in words: it was truncated; "" where it was not.
+        mpp: micrometres per pixel of level 0, the mean of both axes; None if unknown or implausible.
+        mpp_source: where it comes from: "given" (to `open_slide`), "description", "OME", "ImageJ", "resolution tags",
+            "OpenSlide"; "" if it is unknown.
+        why_no_mpp: why `mpp` is None, in words; "" if it is known.
+        damage: why the whole file is damaged, in words (truncated); else "".
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of what was scanned, level-0 pixels.
-        vendor: who wrote the file, as far as it says.
-        problems: what is odd about it, in words; parts that finding the tissue could not read are added then.
+        vendor: who wrote the file, if it says so.
+        problems: what is unusual or wrong, in words; also the tiles that could not be read while searching tissue.
     """
 
     def __init__(self, path: Path, index: SlideIndex, *, mpp: float | None = None):
@@ -112,7 +111,7 @@ class Slide:
         return f"Slide({str(self.path)!r}, {size}, {len(self.levels)} levels, mpp={self.mpp})"
 
     def close(self) -> None:
-        """Give the file back; the next read opens it again."""
+        """Close the file; the next read opens it again."""
         self._native.close()
         if self._foreign:
             self._foreign.close()
@@ -121,8 +120,8 @@ class Slide:
         """RGB uint8 [height, width, 3], as OpenSlide reads it, transparency laid over background.
 
         Args:
-            x: left edge, level-0 pixels; the nearest pixel of `level` is taken. It may lie outside the slide, where
-                the background (grey 240) is.
+            x: left edge, level-0 pixels; the nearest pixel of `level` is used. It may be outside the slide, which is
+                background (grey 240).
             y: top edge.
             width: pixels of `level`.
             height: likewise.
@@ -130,7 +129,7 @@ class Slide:
 
         Raises:
             DamagedPieceError: a tile cannot be read.
-            ValueError: no such level, or no pixels asked for.
+            ValueError: no such level, or a region without pixels.
         """
         region = self._checked(Region(self.path, x, y, width, height, level))
         if self._foreign:
@@ -143,7 +142,7 @@ class Slide:
 
         Raises:
             DamagedPieceError: a tile cannot be read, or is visibly damaged.
-            ValueError: no such level, or no pixels asked for.
+            ValueError: no such level, or a region without pixels.
         """
         region = self._checked(region)
         if self._foreign:
@@ -157,13 +156,13 @@ class Slide:
         return self.encoded_tiles(region)
 
     def encoding(self, level: int = 0) -> Encoding | None:
-        """How the tiles of a level are stored; None of what OpenSlide reads."""
+        """How the tiles of a level are stored; None if OpenSlide reads the slide."""
         return None if self._foreign else self._layout.rasters[self._level(level)].encoding
 
     def stored_bytes(self, regions: Sequence[Region]) -> NDArray[np.int64]:
-        """int64 [n], how many bytes the largest of the tiles under a region takes, for regions of one level: a blank
-        tile compresses to few. It looks at nine points of each; nothing is read. Zeros where tiles are turned, and of
-        what OpenSlide reads."""
+        """int64 [n], the bytes of the largest tile under each region, all of one level: blank tiles compress to few
+        bytes. Nine points of each region are looked up and nothing is read. Zeros if tiles are rotated or OpenSlide
+        reads the slide."""
         raster = None if self._foreign else self._layout.rasters[regions[0].level]
         if raster is None or raster.encoding.orientation != 1:
             return np.zeros(len(regions), np.int64)
@@ -177,7 +176,7 @@ class Slide:
 
     @cached_property
     def associated_names(self) -> tuple[str, ...]:
-        """Pictures beside the slide: "label", "macro", "thumbnail" and others."""
+        """Images stored with the slide: "label", "macro", "thumbnail" and others."""
         return self._foreign.associated_names() if self._foreign else tuple(self._layout.associated)
 
     def associated(self, name: str) -> Pixels:
@@ -190,13 +189,13 @@ class Slide:
         return self._native.read(raster, (0, 0, *raster.shown_size))
 
     def thumbnail(self, max_size: int = 1024) -> Pixels:
-        """The whole slide, averaged down to at most `max_size` pixels a side: RGB uint8 [h, w, 3]."""
+        """The whole slide, reduced by averaging to at most `max_size` pixels a side: RGB uint8 [h, w, 3]."""
         return thumbnail(self, max_size)
 
     @cached_property
     def tissue(self) -> TissueMask:
-        """Where tissue is; from the index, or found now from the coarsest level. What cannot be read is none, and is
-        named among the problems."""
+        """Where tissue is: from the index, or found now in the coarsest level. Tiles that cannot be read are no tissue,
+        and are added to the problems."""
         if self._index.tissue:
             return self._index.tissue
         damage: list[DamagedPieceError] = []
@@ -205,7 +204,7 @@ class Slide:
         return tissue
 
     def tissue_fraction(self, region: Region) -> float:
-        """How much of a region is tissue, 0 to 1; what lies outside the slide is none."""
+        """The share of a region that is tissue, 0 to 1; outside the slide there is none."""
         region = self._checked(region)
         scale = self.levels[region.level].downsample
         return self.tissue.fraction(region.x, region.y, region.width * scale, region.height * scale)

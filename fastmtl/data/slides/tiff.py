@@ -1,11 +1,11 @@
-"""Scan a TIFF: which picture is the slide, which are its levels, which stand beside it, and what is set aside."""
+"""Scan a TIFF: which picture is the slide, which are its levels, its associated images, and what is ignored."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,12 +17,15 @@ from .scale import Scale, aperio_scale, first_of, ome_scale, tag_scale
 from .tiff_pictures import Picture, main_of, pictures_of, stacked_with
 from .tiff_raster import raster_of
 
+if TYPE_CHECKING:
+    from tifffile import TiffFile
+
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """First bytes of TIFF and BigTIFF, little and big endian."""
 
 
 class NotHereError(Exception):
-    """The file is a TIFF of a vendor whose pages mean more than their tags say: OpenSlide knows."""
+    """The file is a TIFF of a vendor whose pages only OpenSlide understands."""
 
 
 def scan_tiff(path: Path, max_pixels: int) -> Layout:
@@ -42,7 +45,7 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
         raise SlideError(path, f"not a readable TIFF, truncated or damaged: {error or type(error).__name__}") from error
 
 
-def _scan(path: Path, file: Any, max_pixels: int) -> Layout:
+def _scan(path: Path, file: TiffFile, max_pixels: int) -> Layout:
     vendor = tiff_metadata.vendor(file)
     if vendor in tiff_metadata.LEFT_TO_OPENSLIDE:
         raise NotHereError(vendor)
@@ -175,13 +178,13 @@ def _spread_empty(rasters: list[Raster]) -> None:
             rasters[number] = replace(raster, counts=counts)
 
 
-def _truncated(file: Any, rasters: list[Raster]) -> str:
+def _truncated(file: TiffFile, rasters: list[Raster]) -> str:
     """What of the levels, or of the list of pages, the file is too short for; "" where it is whole."""
     size, found = file.filehandle.size, []
     for level, raster in enumerate(rasters):
         if lost := int(np.count_nonzero((raster.counts > 0) & (raster.counts > size - raster.offsets))):
             found.append(f"{lost} of {raster.offsets.size} tiles of level {level}")
-    file.filehandle.seek(file.pages.next_page_offset)  # where the last page says where the next one is
+    file.filehandle.seek(file.pages.next_page_offset or size)  # where the last page says where the next one is
     number = file.filehandle.read(file.tiff.offsetsize)
     if len(number) == file.tiff.offsetsize and struct.unpack(file.tiff.offsetformat, number)[0] >= size:
         found.append(f"the pages after the first {len(file.pages)}")
@@ -198,7 +201,7 @@ def _tell_empty(rasters: list[Raster], problems: list[str]) -> None:
         problems.append(f"has empty tiles: {', '.join(found)}")
 
 
-def _scale(file: Any, main: Picture, vendor: str) -> Scale:
+def _scale(file: TiffFile, main: Picture, vendor: str) -> Scale:
     if vendor == "aperio":
         return aperio_scale(main.page.description)
     ome = [ome_scale(file.ome_metadata, main.image, main.size)] if vendor == "ome" and file.ome_metadata else []

@@ -1,11 +1,14 @@
-"""What a TIFF says about itself in words: who wrote it, and the names of the pictures beside the slide."""
+"""A TIFF's metadata: who wrote it, and the names of its associated images."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
 
 LEFT_TO_OPENSLIDE = {"hamamatsu", "leica", "philips", "trestle", "ventana"}
 """Vendors whose tiles overlap, lie in several places, or are cut and counted as only their format explains."""
@@ -17,7 +20,7 @@ _REDUCED, _MACRO = 1, 9  # NewSubfileType, as Aperio's scanners tell label and m
 _RED_GREEN_BLUE = {"Name": ("red", "green", "blue"), "Color": (0xFF0000FF, 0x00FF00FF, 0x0000FFFF)}  # OME: RGBA
 
 
-def vendor(file: Any) -> str:
+def vendor(file: TiffFile) -> str:
     """The writer of a `tifffile.TiffFile`; "generic" where it does not say."""
     if file.is_svs:
         return "aperio"
@@ -25,13 +28,13 @@ def vendor(file: Any) -> str:
     for name, found in flags.items():
         if found:
             return name
-    software = str(file.pages[0].tags.valueof(305, "")) if len(file.pages) else ""
+    software = str(file.pages.first.tags.valueof(305, "")) if len(file.pages) else ""
     if software.startswith("MedScan"):
         return "trestle"
     return "ome" if file.is_ome else "generic"
 
 
-def associated_name(page: Any, vendor: str) -> str:
+def associated_name(page: TiffPage, vendor: str) -> str:
     """ "label", "macro", "thumbnail" or "overview" where the page's description says so, else ""."""
     words = page.description
     if vendor == "aperio":  # the second line: "label 387x463", "macro 1280x431"
@@ -57,10 +60,10 @@ def name_by_kind(subfile: int, same_view: bool) -> str:
     return ("thumbnail" if same_view else "label") if subfile & _REDUCED else ""
 
 
-def colour_planes(names: Sequence[Any]) -> list[int] | None:
+def colour_planes(names: Sequence[str | int | None]) -> list[int] | None:
     """Which of the planes of these names, or OME colours, are red, green and blue (and alpha); None where they are not
     the planes of one RGB picture."""
-    plain = [name.strip().lower() if isinstance(name, str) else name & 0xFFFFFFFF for name in names]
+    plain = [name.strip().lower() if isinstance(name, str) else (name or 0) & 0xFFFFFFFF for name in names]
     plain = [{"r": "red", "g": "green", "b": "blue", "a": "alpha"}.get(str(name), name) for name in plain]
     for wanted in _RED_GREEN_BLUE.values():
         if len(set(plain)) == len(plain) and set(plain) - {"alpha"} == set(wanted):

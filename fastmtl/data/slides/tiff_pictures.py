@@ -1,15 +1,18 @@
-"""Which pages of a TIFF make one picture: its colour planes, its resolutions, and what is set aside beside them."""
+"""Group the pages of a TIFF into pictures: colour planes, resolutions, and what is ignored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import tiff_metadata
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 _SUBFILE, _REDUCED = 254, 1
 _STACKED = ("ome", "imagej")  # kinds of series that say what their pages are to one another
@@ -29,7 +32,7 @@ class Picture:
         refused: why it cannot be read, where that is known.
     """
 
-    levels: list[tuple[Any, ...]]
+    levels: list[tuple[TiffPage, ...]]
     name: str
     called: str
     image: int = -1
@@ -37,7 +40,7 @@ class Picture:
     refused: str = ""
 
     @property
-    def page(self) -> Any:
+    def page(self) -> TiffPage:
         return self.levels[0][0]
 
     @property
@@ -55,7 +58,7 @@ class Picture:
         return int(self.page.tags.valueof(_SUBFILE, 0))
 
 
-def pictures_of(file: Any, vendor: str) -> list[Picture]:
+def pictures_of(file: TiffFile, vendor: str) -> list[Picture]:
     """All pictures of a `tifffile.TiffFile`, in its order."""
     found = [
         _of_series(file, series, number)
@@ -83,21 +86,21 @@ def main_of(pictures: Sequence[Picture]) -> Picture:
 def stacked_with(main: Picture, pictures: Sequence[Picture]) -> list[Picture]:
     """Other pictures of the same size and kind that nothing distinguishes: colour planes, focal planes, times."""
 
-    def kind(one: Picture) -> tuple[Any, ...]:
+    def kind(one: Picture) -> tuple[object, ...]:
         return one.size, one.page.samplesperpixel, one.page.is_tiled, one.name, one.is_reduced
 
     return [one for one in pictures if one is not main and kind(one) == kind(main)]
 
 
-def _of_series(file: Any, series: Any, number: int) -> Picture:
+def _of_series(file: TiffFile, series: TiffPageSeries, number: int) -> Picture:
     """The picture that a series of pages shows: of focal planes and times the first, all colour planes."""
-    first = series.pages[0].aspage()
+    first = _page(series, 0)
     is_ome = series.kind == "ome"
     name = tiff_metadata.name_in(series.name) if is_ome else ""
     picture = Picture([], name, _called(first, series.name), number if is_ome else -1)
     depth = max(len(series.axes) - len(first.axes), 0)
     axes, counts = series.axes[:depth], series.shape[:depth]
-    place: list[Any] = [0] * depth
+    place: list[int | list[int]] = [0] * depth
     for at, (axis, count) in enumerate(zip(axes, counts, strict=True)):
         names = _names(file, series, number, count)
         if first.samplesperpixel == 1 and (planes := tiff_metadata.colour_planes(names)) is not None:
@@ -115,15 +118,22 @@ def _of_series(file: Any, series: Any, number: int) -> Picture:
     if max(numbers) >= len(series.pages) or any(series.pages[each] is None for each in numbers):
         numbers, picture.refused = [0], picture.refused or "lacks pages that its description names"
     for level in series.levels:
-        picture.levels.append(tuple(level.pages[each].aspage() for each in numbers))
+        picture.levels.append(tuple(_page(level, each) for each in numbers))
     return picture
 
 
-def _names(file: Any, series: Any, number: int, count: int) -> list[Any]:
+def _page(series: TiffPageSeries, number: int) -> TiffPage:
+    page = series.pages[number]
+    if page is None:
+        raise ValueError(f"lacks page {number} of {series.name}")
+    return page.aspage()
+
+
+def _names(file: TiffFile, series: TiffPageSeries, number: int, count: int) -> list[str | int | None]:
     """Names or else colours of `count` planes; [] if unknown."""
     if series.kind == "ome":
-        channels = tiff_metadata.ome_channels(file.ome_metadata, number)
-        names: list[Any] = [name for name, _ in channels]
+        channels = tiff_metadata.ome_channels(file.ome_metadata or "", number)
+        names: list[str | int | None] = [name for name, _ in channels]
         if channels and not any(names):
             names = [colour for _, colour in channels]
     else:
@@ -131,6 +141,6 @@ def _names(file: Any, series: Any, number: int, count: int) -> list[Any]:
     return names if len(names) == count and None not in names else []
 
 
-def _called(page: Any, name: str) -> str:
+def _called(page: TiffPage, name: str) -> str:
     words = f", {name[:40]!r}" if name else ""
     return f"page {page.index} ({page.imagewidth}x{page.imagelength}{words})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,12 +15,15 @@ from .codecs import JPEG2000_YCBCR, TIFF_CODECS
 from .orientation import CODES
 from .raster import Encoding, Raster
 
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
 _COLOURS = {0: "inverted", 1: "grey", 2: "rgb", 3: "palette", 6: "ycbcr"}
 _SAMPLES = {"inverted": (1, 2), "grey": (1, 2), "rgb": (3, 4), "palette": (1,), "ycbcr": (3,)}
 _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 274, 322, 323
 
 
-def raster_of(file: Any, pages: Sequence[Any], problems: list[str]) -> Raster:
+def raster_of(file: TiffFile, pages: Sequence[TiffPage], problems: list[str]) -> Raster:
     """One page, or the pages of red, green, blue (and alpha) as one.
 
     Raises:
@@ -43,7 +46,7 @@ def raster_of(file: Any, pages: Sequence[Any], problems: list[str]) -> Raster:
     )
 
 
-def _raster(file: Any, page: Any, problems: list[str]) -> Raster:
+def _raster(file: TiffFile, page: TiffPage, problems: list[str]) -> Raster:
     encoding = _encoding(file, page, problems)
     if _TILE_WIDTH in page.tags or _TILE_HEIGHT in page.tags:  # tifffile takes tiles of no size for strips
         tile_width, tile_height = page.tilewidth, page.tilelength
@@ -68,7 +71,7 @@ def _raster(file: Any, page: Any, problems: list[str]) -> Raster:
     return replace(raster, offsets=offsets[:needed], counts=counts[:needed])
 
 
-def _encoding(file: Any, page: Any, problems: list[str]) -> Encoding:
+def _encoding(file: TiffFile, page: TiffPage, problems: list[str]) -> Encoding:
     """How the page's tiles are to be read; ValueError with a reason for a page that cannot be."""
     compression, colour = int(page.compression), _COLOURS.get(int(page.photometric))
     if compression not in TIFF_CODECS:
@@ -108,18 +111,18 @@ def _encoding(file: Any, page: Any, problems: list[str]) -> Encoding:
     )
 
 
-def _alpha(page: Any, samples: int) -> str:
+def _alpha(page: TiffPage, samples: int) -> str:
     extra = tuple(int(kind) for kind in page.extrasamples)
     return {1: "premultiplied", 2: "straight"}.get(extra[-1] if extra and samples in (2, 4) else 0, "")
 
 
-def _palette(page: Any) -> bytes:
+def _palette(page: TiffPage) -> bytes:
     """TIFF's colour map: 16 bits, [3, 256], though some writers fill only the lower 8."""
     colours = np.asarray(page.colormap)
     return (colours if colours.max() < 256 else colours >> 8).astype(np.uint8).T.tobytes()
 
 
-def _orientation(file: Any, page: Any, problems: list[str]) -> int:
+def _orientation(file: TiffFile, page: TiffPage, problems: list[str]) -> int:
     tag = page.tags.get(_ORIENTATION)
     if tag is None:
         return 1

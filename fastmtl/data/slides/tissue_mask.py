@@ -1,10 +1,10 @@
-"""Where a slide has tissue: the colourful part of a small picture of it.
+"""Find tissue: the colourful part of a small picture of a slide.
 
 Otsu's threshold (1979) on how much a pixel's channels differ, as CLAM does on HSV's saturation (Lu et al. 2021); the
-difference of the largest and the smallest channel stands for it here, because saturation is noise where it is dark.
-Otsu always finds two classes, also where there is one: its threshold is held between what glass never reaches and what
-stained tissue always does. Left out: black (borders, missing scans, black pens) and the hues of green, blue and red
-pens, which no stain has.
+difference of the largest and the smallest channel is used here, because saturation is noisy in dark pixels. Otsu finds
+two classes even if there is one, so its threshold is limited to between what glass never reaches and what stained
+tissue always does. Excluded: black (borders, missing scans, black pens) and the hues of green, blue and red pens, which
+no stain has.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ...utils.optional_imports import require
 
 Mask = NDArray[np.bool_]
 
-_LEAST, _MOST = 12, 20  # grey levels between channels: empty glass stays under the one, tissue above the other
-_BLACK = 50  # brightest channel; the densest haematoxylin at this scale is above
+_LEAST, _MOST = 12, 20  # grey levels between channels: empty glass is below the first, tissue above the second
+_BLACK = 50  # of the brightest channel; the densest haematoxylin at this scale is above
 _SPECKLE = 3  # pixels across: dust and noise, by a median
 
 
 @dataclass(frozen=True, eq=False)
 class TissueMask:
-    """Tissue over a slide's whole extent.
+    """The tissue mask of a whole slide.
 
     Attributes:
-        bits: uint8 [n], the mask row by row, eight pixels in one: a slide's index opens the faster.
+        bits: uint8 [n], the mask row by row, eight pixels in a byte: an index opens faster.
         shape: (h, w) of the mask.
         width: of the slide, level-0 pixels.
         height: likewise.
@@ -53,11 +53,11 @@ class TissueMask:
 
     @property
     def share(self) -> float:
-        """How much of the slide is tissue, 0 to 1."""
+        """The share of the slide that is tissue, 0 to 1."""
         return float(self.mask.mean())
 
     def fraction(self, x: float, y: float, width: float, height: float) -> float:
-        """How much of a rectangle is tissue, 0 to 1, level-0 pixels; what lies outside the slide is none."""
+        """The share of a rectangle (level-0 pixels) that is tissue, 0 to 1; outside the slide there is none."""
         return float(self._means(np.array([y, y + height]), np.array([x, x + width]))[0, 0])
 
     def fractions(self, rows: int, columns: int, height: float, width: float) -> NDArray[np.float32]:

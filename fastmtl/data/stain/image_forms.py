@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...ops.stain.arguments import as_tensor
+from ...ops.stain.arguments import ImageLike, as_tensor
 from ...ops.stain.run import Normalised
 
 
@@ -30,7 +30,7 @@ class Form(NamedTuple):
         return Normalised(*(self.give(part) for part in result))
 
 
-def as_batch(images: Any, name: str = "images") -> tuple[Tensor, Form]:
+def as_batch(images: ImageLike | Sequence[ImageLike], name: str = "images") -> tuple[Tensor, Form]:
     """The batch, for `check_images` to judge, and what it was made from. A list or tuple is stacked.
 
     Raises:
@@ -47,11 +47,13 @@ def as_batch(images: Any, name: str = "images") -> tuple[Tensor, Form]:
     return tensor[None] if single else tensor, Form(single, tensor is not images)
 
 
-def _stacked(images: Sequence[Any], name: str) -> Tensor:
-    tensors = [as_tensor(image, f"{name}[{place}]") for place, image in enumerate(images)]
-    for place, tensor in enumerate(tensors):
+def _stacked(images: Sequence[ImageLike], name: str) -> Tensor:
+    tensors: list[Tensor] = []
+    for place, image in enumerate(images):
+        tensor = as_tensor(image, f"{name}[{place}]")
         if not isinstance(tensor, Tensor):
             raise TypeError(f"`{name}` must be a list of images; got {type(tensor).__name__} at {place}.")
+        tensors.append(tensor)
         if tensor.shape != tensors[0].shape or tensor.dim() != 3:
             raise ValueError(
                 f"`{name}` must be images [3, H, W] or [H, W, 3] of one size; got {list(tensors[0].shape)} and "

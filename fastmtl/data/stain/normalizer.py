@@ -13,6 +13,8 @@ from torch import Tensor
 from ...ops.stain.arguments import (
     LAB,
     MIN_TISSUE,
+    ImageLike,
+    TargetLike,
     check_augmentation,
     check_colour,
     check_draws,
@@ -34,7 +36,7 @@ from ...ops.stain.run import Normalised, Run
 from ...ops.stain.target import default_target, resolve_target
 from .files import StainFileError, pack, read_arrays, unpack, write_arrays
 from .image_forms import as_batch
-from .statistics import StainStatistics, collected
+from .statistics import StainStatistics, Tiles, collected
 
 _KIND = "stain normalizer"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -74,7 +76,7 @@ class StainNormalizer:
         method: str = "macenko",
         *,
         convention: str = "torchstain",
-        target: Any = None,
+        target: TargetLike = None,
         per: str | None = None,
         min_tissue: int = MIN_TISSUE,
         fallback: str = "slide",
@@ -94,7 +96,7 @@ class StainNormalizer:
         self.method, self.convention, self.per = method, convention, per
         self.min_tissue, self.fallback, self.backend = min_tissue, fallback, backend
         self.augmentation, self.augments = sigmas, self.has_stains and max(sigmas) > 0
-        self.target: Any = None
+        self.target: Stains | tuple[Tensor, Tensor] | None = None
         if target is not None or self.has_stains:
             self.target = resolve_target(target, method, self._convention, backend)
         self.slides: dict[str, Stains] = {}
@@ -104,7 +106,7 @@ class StainNormalizer:
         fitted = "not fitted" if self.target is None else f"{len(self.slides)} slides"
         return f"StainNormalizer({self.method!r}, convention={self.convention!r}, per={self.per!r}: {fitted})"
 
-    def fit(self, image: Any) -> StainNormalizer:
+    def fit(self, image: TargetLike | StainStatistics) -> StainNormalizer:
         """Take the target from an image, uint8 [3, H, W] or [H, W, 3], an array or a PIL image, or from its numbers; or
         from `StainStatistics` of many images, as from a mosaic of them all. Returns itself."""
         if isinstance(image, StainStatistics):
@@ -116,7 +118,7 @@ class StainNormalizer:
             self.target = resolve_target(image, self.method, self._convention, self.backend)
         return self
 
-    def fit_slide(self, key: str, tiles: Any) -> bool:
+    def fit_slide(self, key: str, tiles: Tiles | StainStatistics) -> bool:
         """Store the stains of a slide, from tiles [B, 3, H, W] or [B, H, W, 3], any number of batches or single tiles
         (tensors, arrays, PIL images), or `StainStatistics` that were collected before. False where these hold no two
         stains; nothing is stored then."""
@@ -137,7 +139,7 @@ class StainNormalizer:
 
     def transform(
         self,
-        images: Any,
+        images: ImageLike | Sequence[ImageLike],
         *,
         slides: Sequence[str] | None = None,
         inside: Tensor | None = None,

@@ -4,22 +4,26 @@ tiles, workers and ranks may be added in any order."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...ops.stain.arguments import MIN_TISSUE, check_images, check_inside, check_method
+from ...ops.stain.arguments import MIN_TISSUE, ImageLike, check_images, check_inside, check_method
 from ...ops.stain.backends import passes_of
 from ...ops.stain.fit import Stains, from_colours, mask_of
 from ...ops.stain.passes import TorchPasses
 from ...ops.stain.pixels import readable
 from .files import StainFileError, read_arrays, write_arrays
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 from .image_forms import as_batch
 
 _KIND = "stain statistics"
+Tiles: TypeAlias = "ImageLike | Iterable[ImageLike | Sequence[ImageLike]]"
 
 
 class StainStatistics:
@@ -50,7 +54,7 @@ class StainStatistics:
     def tissue_pixels(self) -> int:
         return int(self.colours[:, 5].sum())
 
-    def update(self, images: Any, inside: Tensor | None = None) -> None:
+    def update(self, images: ImageLike | Sequence[ImageLike], inside: Tensor | None = None) -> None:
         """Add uint8 RGB tiles [B, 3, H, W] or [B, H, W, 3], or one without B, as a tensor, an array or a PIL image;
         what is False in `inside` [B, H, W] is left out."""
         planes = check_images(as_batch(images)[0])
@@ -81,9 +85,7 @@ class StainStatistics:
             return NotImplemented
         return self.convention == other.convention and torch.equal(self.colours, other.colours)
 
-    __hash__ = None  # type: ignore[assignment]
-
-    def all_reduce(self, group: Any = None) -> StainStatistics:
+    def all_reduce(self, group: ProcessGroup | None = None) -> StainStatistics:
         """Add up over all ranks, in place: afterwards every rank has the same counts."""
         import torch.distributed as dist
 
@@ -125,11 +127,12 @@ class StainStatistics:
         return made
 
 
-def collected(tiles: Any, convention: str) -> StainStatistics:
+def collected(tiles: Tiles, convention: str) -> StainStatistics:
     """Of one batch, or of any number of batches or single images."""
     statistics = StainStatistics(convention)
-    several = isinstance(tiles, Iterable) and not isinstance(tiles, Tensor | np.ndarray)
-    for batch in tiles if several else [tiles]:
+    if isinstance(tiles, Tensor | np.ndarray) or not isinstance(tiles, Iterable):
+        tiles = [tiles]
+    for batch in tiles:
         statistics.update(batch)
     return statistics
 

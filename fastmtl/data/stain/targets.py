@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ...ops.stain.arguments import check_images, is_interleaved
+from ...ops.stain.arguments import ImageLike, check_images, is_interleaved
 from ...ops.stain.lab import from_lab, to_lab
 from .image_forms import as_batch
 
 
-def mosaic_target(tiles: Any, columns: int | None = None) -> Tensor:
+def mosaic_target(tiles: ImageLike | Sequence[ImageLike], columns: int | None = None) -> Tensor:
     """One image of all tiles, side by side: a target that holds every staining variant, as in switched-auxiliary
     training.
 

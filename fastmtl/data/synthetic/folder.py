@@ -1,4 +1,4 @@
-"""Folders that a generator makes: whole or not at all, made once, never in place of somebody's own."""
+"""Folders of generated data: written completely or not at all, once, and never over a user's own folder."""
 
 from __future__ import annotations
 
@@ -41,6 +41,16 @@ def make_folder(root: Path, stamp: Mapping[str, Any], write: Callable[[Path], No
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root
+
+
+def check_limits(recipe: object, limits: Mapping[str, tuple[int, int]]) -> None:
+    """Raise ValueError for a parameter outside its limits, or a `slide_size` that cannot be halved twice."""
+    for name, (low, high) in limits.items():
+        value = getattr(recipe, name)
+        if not low <= value <= high:
+            raise ValueError(f"`{name}` must be between {low} and {high}; got {value}")
+        if name == "slide_size" and value % 4:
+            raise ValueError(f"`slide_size` must be a multiple of 4; got {value}")
 
 
 def _check_ours(root: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

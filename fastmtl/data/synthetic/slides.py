@@ -1,4 +1,4 @@
-"""Made-up whole slides with polygons and a manifest: what training from slides is shown and tested with.
+"""Synthetic whole slides with polygons and a manifest, for demos and tests.
 
 Nothing in it is medical data.
 """
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from ...utils.optional_imports import require
 from ..manifest.table_io import write_table
-from .folder import make_folder
+from .folder import check_limits, make_folder
 from .tiles import CLASS_NAMES, tissue_outline, write_pyramid
 from .tissue import ARCHITECTURES, expose, paint, random_stain
 
 VERSION = 1
-"""Raised when the same parameters give other pixels; an older data set is then made anew."""
+"""Raised when the same parameters give other pixels; an older data set is then generated again."""
 
 _STREAM = 0x736C6964
 
 
 @dataclass(frozen=True)
 class SlideRecipe:
-    """What was asked for; written beside the data, to know whether it is there already."""
+    """The parameters, written with the data to recognise them."""
 
     num_patients: int
     slides_per_patient: int
@@ -69,11 +69,7 @@ def generate_slides(
         "slide_size": (256, 16_384),
         "seed": (0, 2**63 - 1),
     }
-    for name, (low, high) in limits.items():
-        if not low <= getattr(recipe, name) <= high:
-            raise ValueError(f"`{name}` must be between {low} and {high}; got {getattr(recipe, name)}")
-    if slide_size % 4:
-        raise ValueError(f"`slide_size` must be a multiple of 4; got {slide_size}")
+    check_limits(recipe, limits)
     return make_folder(Path(root), asdict(recipe), lambda folder: _write_all(folder, recipe))
 
 

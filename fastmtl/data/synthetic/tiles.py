@@ -1,4 +1,4 @@
-"""A demo data set that needs no download: made-up colon tiles with gland masks, and a few whole slides.
+"""A synthetic demo data set: colon tiles with gland masks, and a few whole slides.
 
 Three classes that differ in how their glands are built; every patient has tiles of two, so a split by tile would leak
 and one by class alone would not stratify. Nothing in it is medical data.
@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.optional_imports import require
-from .folder import make_folder
+from .folder import check_limits, make_folder
 from .tissue import ARCHITECTURES, Stain, expose, paint, random_stain
 
 VERSION = 1
-"""Raised when the same parameters give other pixels; an older data set is then made anew."""
+"""Raised when the same parameters give other pixels; an older data set is then generated again."""
 
 CLASS_NAMES = tuple(ARCHITECTURES)
 _SLIDE_LEVELS = 3
@@ -28,7 +28,7 @@ _MPP = 2.0  # micrometres per pixel: a crypt of 35 pixels is then its real 70
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was asked for; written beside the data, to know whether it is there already."""
+    """The parameters, written with the data to recognise them."""
 
     num_patients: int
     tiles_per_patient: int
@@ -84,11 +84,7 @@ def _check(recipe: Recipe) -> None:
         "slide_size": (64, 16_384),
         "seed": (0, 2**63 - 1),
     }
-    for name, (low, high) in limits.items():
-        if not low <= getattr(recipe, name) <= high:
-            raise ValueError(f"`{name}` must be between {low} and {high}; got {getattr(recipe, name)}")
-    if recipe.slide_size % 4:
-        raise ValueError(f"`slide_size` must be a multiple of 4; got {recipe.slide_size}")
+    check_limits(recipe, limits)
 
 
 def _write_all(root: Path, recipe: Recipe) -> None:

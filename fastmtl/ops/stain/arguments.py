@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +13,13 @@ from ...reference.stain_conventions import CONVENTIONS, Convention
 from ..core import checks
 from .fit import are_apart
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ImageLike: TypeAlias = "Tensor | np.ndarray | Image"
+"""A batch of images, or one."""
+TargetLike: TypeAlias = "ImageLike | tuple[object, object] | Sequence[object] | None"
+"""An image, or a pair of numbers as tensors, arrays or lists."""
 METHODS = ("macenko", "vahadane", "ruifrok", "reinhard", "modified_reinhard")
 LAB = ("reinhard", "modified_reinhard")
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
@@ -25,7 +32,7 @@ def is_interleaved(images: Tensor) -> bool:
     return images.shape[1] != 3
 
 
-def as_tensor(image: Any, name: str) -> Any:
+def as_tensor(image: Any, name: str) -> object:
     """NumPy arrays and PIL images as tensors, in their layout; anything else as it is.
 
     Raises:

@@ -44,8 +44,8 @@ class Normalised(NamedTuple):
 
     def interleaved(self) -> Normalised:
         """With images [B, H, W, 3] of the same memory."""
-        images = [part if part is None else part.permute(0, 2, 3, 1) for part in self[:3]]
-        return Normalised(*images, *self[3:])  # type: ignore[arg-type]
+        hematoxylin, eosin = (part if part is None else part.permute(0, 2, 3, 1) for part in self[1:3])
+        return self._replace(images=self.images.permute(0, 2, 3, 1), hematoxylin=hematoxylin, eosin=eosin)
 
 
 @dataclass(frozen=True)

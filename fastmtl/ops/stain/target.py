@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...reference.stain_conventions import HEMATOXYLIN_EOSIN, MAX_CONCENTRATION, RUIFROK, Convention
 from . import lab
-from .arguments import LAB, as_tensor, check_apart, check_images
+from .arguments import LAB, TargetLike, as_tensor, check_apart, check_images
 from .backends import passes_of
 from .fit import Stains
 from .pixels import readable
@@ -18,7 +17,7 @@ from .run import Run
 
 
 def resolve_target(
-    target: Any, method: str, convention: Convention, backend: str = "auto"
+    target: TargetLike, method: str, convention: Convention, backend: str = "auto"
 ) -> Stains | tuple[Tensor, Tensor]:
     """The target's numbers: given, estimated from an image, or the default."""
     if target is None:
@@ -27,14 +26,14 @@ def resolve_target(
                 f"`target` must be given for {method}: an image [3, H, W], or (means [3], standard deviations [3])."
             )
         return default_target(convention)
-    target = as_tensor(target, "target")
-    if isinstance(target, Tensor):
-        if target.dim() != 3:
+    given = as_tensor(target, "target")
+    if isinstance(given, Tensor):
+        if given.dim() != 3:
             raise ValueError(
-                f"`target` must be one image [3, H, W] or [H, W, 3]; got {list(target.shape)}. Of several, "
+                f"`target` must be one image [3, H, W] or [H, W, 3]; got {list(given.shape)}. Of several, "
                 "data.mosaic_target makes one."
             )
-        pixels = readable(check_images(target[None], "target"), None)
+        pixels = readable(check_images(given[None], "target"), None)
         passes = passes_of(pixels.images, backend)
         if method in LAB:
             return lab.statistics(pixels, convention, passes is not None and pixels.images.device.type == "cpu")
@@ -43,13 +42,13 @@ def resolve_target(
         if not bool(found.valid):
             raise ValueError("`target` has no two stains to estimate: it is blank or of one colour. Choose another.")
         return found.stains
-    if not isinstance(target, Sequence) or len(target) != 2:
+    if not isinstance(given, Sequence) or len(given) != 2:
         raise TypeError(
-            f"`target` must be an image (tensor, array or PIL image) or a pair of tensors; got {type(target).__name__}."
+            f"`target` must be an image (tensor, array or PIL image) or a pair of tensors; got {type(given).__name__}."
         )
     shapes = ((3,), (3,)) if method in LAB else ((3, 2), (2,))
     parts = []
-    for value, shape in zip(target, shapes, strict=True):
+    for value, shape in zip(given, shapes, strict=True):
         try:
             part = torch.as_tensor(value, dtype=torch.float64)
         except (TypeError, ValueError) as error:
