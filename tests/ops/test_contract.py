@@ -125,7 +125,12 @@ def test_several_chunks_give_the_same_bits_whatever_the_threads(spec, two_thread
 @with_kernels(lambda spec: spec.naive is not None)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_error_is_within_the_naive_formulas(spec, backend, dtype):
-    if backend == "triton" and dtype == torch.bfloat16 and interpreting() and spec.stem in ("regression", "bce"):
+    if (
+        backend == "triton"
+        and dtype == torch.bfloat16
+        and interpreting()
+        and spec.stem in ("regression", "cross_entropy")
+    ):
         pytest.skip("the interpreter cuts bfloat16 off, where compiled code rounds")
     call = spec.make((2, 3, 40, 40), dtype, 1)
     target = call.rest["target"]
