@@ -23,13 +23,13 @@ def layout(tensor: Tensor, name: str) -> Tensor:
     if name == "expanded":
         return tensor[:1].expand_as(tensor)
     if name == "cropped":
-        wider = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 3, dtype=tensor.dtype)
+        wider = tensor.new_zeros(*tensor.shape[:-1], tensor.shape[-1] + 3)
         wider[..., 1:-2] = tensor
         return wider[..., 1:-2]
     if name == "transposed" and tensor.dim() > 3:
         return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
     if name == "misaligned":
-        flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)
+        flat = tensor.new_zeros(tensor.numel() + 1)
         flat[1:] = tensor.reshape(-1)
         return flat[1:].view(tensor.shape)
     return tensor.contiguous()

@@ -94,8 +94,8 @@ def to(call: Any, target: torch.dtype | str) -> Any:
 def assert_near(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], tolerance: float) -> None:
     """Near in units of the largest number, NaN at the same places."""
     for a, b in zip(found, exact, strict=True):
-        scale = b.double().abs().max().clamp(min=1e-30)
-        torch.testing.assert_close(a.cpu().double() / scale, b.double() / scale, rtol=0, atol=tolerance)
+        scale = b.double().abs().max().clamp(min=1e-30).cpu()
+        torch.testing.assert_close(a.cpu().double() / scale, b.cpu().double() / scale, rtol=0, atol=tolerance)
 
 
 @with_kernels()
@@ -125,7 +125,12 @@ def test_several_chunks_give_the_same_bits_whatever_the_threads(spec, two_thread
 @with_kernels(lambda spec: spec.naive is not None)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_error_is_within_the_naive_formulas(spec, backend, dtype):
-    if backend == "triton" and dtype == torch.bfloat16 and interpreting() and spec.stem == "regression":
+    if (
+        backend == "triton"
+        and dtype == torch.bfloat16
+        and interpreting()
+        and spec.stem in ("regression", "cross_entropy")
+    ):
         pytest.skip("the interpreter cuts bfloat16 off, where compiled code rounds")
     call = spec.make((2, 3, 40, 40), dtype, 1)
     target = call.rest["target"]
@@ -233,12 +238,11 @@ def test_compiles_in_one_graph(spec, dynamic):
     torch._dynamo.reset()
     call = spec.make(spec.small, torch.float32, 0)
     options = cases(spec, call)[-1] if dynamic else {}
-    compiled = torch.compile(
-        lambda *inputs: spec.function(*[2 * x for x in inputs], **call.rest, **options),
-        fullgraph=True,
-        backend="aot_eager",
-        dynamic=dynamic,
-    )
+
+    def doubled(*inputs: Tensor) -> Any:
+        return spec.function(*[2 * x for x in inputs], **call.rest, **options)
+
+    compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     plain = Call(tuple(2 * x for x in call.inputs), call.rest)
     leaves = tuple(x.clone().requires_grad_() for x in call.inputs)
     found = compiled(*leaves)
@@ -285,7 +289,7 @@ def test_vmap_of_the_backward(spec):
 
 @with_kernels(lambda spec: spec.maps)
 def test_layouts(spec, backend):
-    call = spec.make(spec.small, torch.float32, 0)
+    call = to(spec.make(spec.small, torch.float32, 0), device_of(backend))
 
     def laid(value: Tensor, name: str) -> Tensor:
         lead = value.dim() == call.inputs[0].dim() - 1  # class numbers
@@ -307,8 +311,9 @@ def test_layouts(spec, backend):
 def test_masked_samples_take_part_in_nothing(spec, backend):
     if reason := missing(backend):
         pytest.skip(reason)
-    call = spec.make(spec.small, torch.float32, 0)
-    valid, off = torch.tensor([True, False]), torch.zeros(2, dtype=torch.bool)
+    device = device_of(backend)
+    call = to(spec.make(spec.small, torch.float32, 0), device)
+    valid, off = to((torch.tensor([True, False]), torch.zeros(2, dtype=torch.bool)), device)
 
     def spoil(value: Any) -> Any:
         value = value.clone()
@@ -317,7 +322,7 @@ def test_masked_samples_take_part_in_nothing(spec, backend):
 
     dirty = Call(tuple(map(spoil, call.inputs)), {name: spoil(value) for name, value in call.rest.items()})
     for options in cases(spec, call):
-        options = options | {"backend": backend}
+        options = to(options, device) | {"backend": backend}
         clean = run(spec, call, **options | {"mask": valid})
         assert_bit_equal([clean, run(spec, dirty, **options | {"mask": valid})])
         assert all(part.isfinite().all() for part in clean)
