@@ -11,7 +11,7 @@
 #include "core/planes.hpp"
 #include "losses/dice_score.hpp"
 
-using Sizes = std::array<std::int64_t, 3>;  // batch, channels, pixels, unless said otherwise
+using Sizes = std::array<std::int64_t, 3>;  // batch, channels, pixels where no comment says otherwise
 
 template <typename T>
 inline T* pointer(std::int64_t address) {

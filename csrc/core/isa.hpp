@@ -2,8 +2,8 @@
 //
 // Every <op>_cpu.cpp is compiled once per set, with FASTMTL_ISA naming the namespace its functions are in (setup.py
 // passes the flags). The op's header declares them for all sets with FASTMTL_FOR_EACH_ISA; <op>.cpp calls
-// FASTMTL_DISPATCH(function, arguments...), which jumps to the best set this processor has. FASTMTL_ISA in the environment lowers the
-// choice ("avx2", "baseline"), for tests and for measurements.
+// FASTMTL_DISPATCH(function, arguments...), which jumps to the best set this processor has. FASTMTL_ISA in the
+// environment lowers the choice ("avx2", "baseline"), for tests and for measurements.
 //
 // Everything a kernel file defines must be inside that namespace or static, and no kernel file may use a template of
 // std::. An inline function that is not inlined becomes a weak symbol, the linker keeps one copy for all sets, and that

@@ -13,8 +13,8 @@ inline Distance distance_of(float target) { return bits_of<Distance>(__builtin_f
 
 inline Distance farther(Distance a, Distance b) { return a > b ? a : b; }
 
-// Calls body(start, stride, done, number) for runs of the planes [first, first + count) that lie evenly: at their first
-// pixel, in elements. Dense tensors have one run, others one a sample.
+// Calls body(start, stride, done, number) for runs of evenly spaced planes of [first, first + count); `start` is the
+// offset of the first pixel, in elements. Dense tensors have one run, others one a sample.
 template <typename Body>
 inline void for_each_run(const Planes& planes, std::int64_t channels, std::int64_t first, std::int64_t count,
                          Body body) {
@@ -46,7 +46,7 @@ inline void store_across(const float* values, const Planes& planes, std::int64_t
                });
 }
 
-// One block as float: where it lies if it can be used as it is, else converted into a buffer.
+// One block as float: the tensor's own memory if a kernel can use it, else a converted copy in a buffer.
 struct Block {
   const float* logits;
   const float* target;
@@ -55,7 +55,7 @@ struct Block {
   alignas(64) float valid[kBlock];
   std::int64_t count, padded;
   bool masked;
-  float nothing;  // as which logits read that take part in nothing, and those that fill up the last vector; targets: 0
+  float nothing;  // the logit of masked elements and of the padding of the last vector; their target is 0
 
   explicit Block(float nothing) : nothing(nothing) {}
 

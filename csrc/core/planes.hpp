@@ -8,12 +8,12 @@
 
 namespace fastmtl {
 
-// How far a target is from 1/2, as the bits of that number: they are ordered as the numbers are, and one integer maximum
-// does for both ends. Targets of 0 to 1 are at most 1/2 away.
+// How far a target is from 1/2, as the bits of that number: they are ordered as the numbers are, so that one integer
+// maximum covers both ends. Targets of 0 to 1 are at most 1/2 away.
 using Distance = std::int32_t;
 
-// Whether targets no farther away than this lie in 0 to 1, but for rounding. A NaN, the farthest of all, makes the loss
-// NaN: that is said elsewhere.
+// Whether targets no farther away than this are within 0 to 1, up to rounding. A NaN, the farthest of all, passes: it
+// makes the loss NaN.
 bool plausible(Distance farthest);
 
 // Strides count elements. data == nullptr: the tensor is absent.
@@ -38,8 +38,8 @@ struct Chunks {
 };
 Chunks chunks_of(const LossInputs& inputs);
 
-// Whether the lanes of a vector had better run over planes than over the few pixels of each: one pixel of many planes
-// is then a block. Planes of such a group stay in L1 from their first pixel to their last.
+// Whether planes have so few pixels that vector lanes run over planes instead: a block is then one pixel of a group of
+// planes, and the group stays in L1 from its first pixel to its last.
 bool small_planes(const LossInputs& inputs);
 std::int64_t group_planes(const LossInputs& inputs);
 std::int64_t groups_of(const LossInputs& inputs);
@@ -48,7 +48,7 @@ std::int64_t groups_of(const LossInputs& inputs);
 int useful_threads(std::int64_t elements, int threads);
 int useful_threads(const LossInputs& inputs, int threads);
 
-// Told before `gradient` (of the shape of the logits) is written from end to end.
+// Call it before writing all of `gradient` (shaped as the logits): it asks the system for huge pages.
 void expect_whole_write(std::int64_t elements, const Planes& gradient);
 void expect_whole_write(const LossInputs& inputs, const Planes& gradient);
 

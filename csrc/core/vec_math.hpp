@@ -22,7 +22,8 @@ inline std::int32_t exp_bits(float x, int n) {
 }
 
 // exp(-a) for a >= 0; exactly 0 above 86.9, just before the value stops being a normal float. Error: 1 ulp with FMA.
-// If not kExact, an operation less and 2.8e-9 a of the value more; not without FMA, where k ln(2) would be rounded.
+// If not kExact, it takes one operation less and adds a relative error of 2.8e-9 a. Needs FMA: without it k ln(2) would
+// be rounded.
 template <bool kExact = true>
 inline float exp_minus(float a) {
   // NaN counts as small in the second comparison, to reach the result, and as large in the first, where only the

@@ -29,7 +29,7 @@ inline float power_unit(float u, float gamma) {
   return bits_of<float>(bits_of<std::int32_t>(power) & -static_cast<std::int32_t>(u > 0.0f)) + 0.0f * u;
 }
 
-constexpr int kAny = -1;  // an exponent known at run time alone
+constexpr int kAny = -1;  // an exponent known only at run time
 
 template <int kGamma>
 inline float power(float u, float gamma) {

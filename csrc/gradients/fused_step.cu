@@ -75,7 +75,7 @@ __device__ __forceinline__ void store(T* to, const Pack<T, N>& pack) {
 
 enum class Kind { adamw, adam, nesterov, momentum, descend };
 
-// What a thread needs of the step; w lies in shared memory.
+// What a thread needs of the step; w is in shared memory.
 template <typename Real, typename T>
 struct Source {
   const T* J;  // at the segment's first column; null: `gradient`

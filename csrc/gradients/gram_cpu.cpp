@@ -35,7 +35,7 @@ constexpr std::int64_t kMinChunk = 128;   // columns
 inline Vector& at(double* p) { return *reinterpret_cast<Vector*>(p); }
 inline const Vector& at(const double* p) { return *reinterpret_cast<const Vector*>(p); }
 
-// Where row i of the next chunk lies, at `first + i * row` bytes. Fetching it while this one is multiplied lets the
+// Row i of the next chunk starts at `first + i * row` bytes. Fetching it while this one is multiplied lets the
 // products of many tasks and the memory run at once; with few tasks there is nothing to hide, and `first` is null.
 struct Ahead {
   const char* first;

@@ -1,7 +1,7 @@
 // AdamW, Adam and SGD for one element: the arithmetic that the CPU and the GPU kernel share.
 //
-// Every operation rounds by itself where the compiler is told not to contract (the CPU build is), so that the result is
-// that of fastmtl/reference/fused_step.py to the bit; there the formulas stand in whole tensors.
+// The CPU build forbids contraction, so every operation rounds separately and the result is bit-equal to
+// fastmtl/reference/fused_step.py, which has the formulas on whole tensors.
 #pragma once
 
 #include <math.h>
@@ -16,7 +16,7 @@
 
 namespace fastmtl {
 
-// One tensor to move, as addresses. Without a `gradient` it lies in the rows J, from `column` on; `first` and `second`
+// One tensor to update, as addresses. Without a `gradient` it is in the rows J, from `column` on; `first` and `second`
 // are exp_avg and exp_avg_sq, or the momentum buffer and nothing. `step` counts the steps taken, float32; null: SGD
 // that is past its first step.
 struct Segment {

@@ -1,7 +1,6 @@
-// sum over k of w_k J_k at a few columns, task 0 first: what `combine` writes and `fused_step` goes on with, bit by
-// bit.
+// sum over k of w_k J_k at a few columns, task 0 first: what `combine` writes and `fused_step` uses, bit-equal.
 //
-// Included by *_exact_cpu.cpp alone: told to, compilers add a short run's tasks in another order.
+// Included by *_exact_cpu.cpp alone: with relaxed flags, compilers add the tasks of a short run in another order.
 #pragma once
 
 #include "core/rows.hpp"

@@ -39,7 +39,7 @@ std::int64_t class_loss_forward(const ClassLossProblem& problem, double factor, 
 void class_loss_backward(const ClassLossProblem& problem, const Planes& grad, const float* coefficients,
                          const KeptRows& kept, const Planes& gradient, int threads);
 
-// Where the threads' blocks lie.
+// The threads' blocks and their memory.
 struct ClassLossWork {
   SoftmaxChunks chunks;
   KeptRows kept;

@@ -22,7 +22,7 @@ float sum_of_factors(const ClassLossProblem& problem) {
   return static_cast<float>(sum);
 }
 
-// Where rows of e may lie until they are turned into the gradient.
+// Whether rows of e can be stored in the gradient until they are turned into it.
 bool keeps_rows(const Planes& gradient) { return gradient.type == Element::float32 && gradient.channel == 1; }
 
 // Everything of a run that does not depend on the class, a_y of each pixel into `factors`, and with kStore e of every

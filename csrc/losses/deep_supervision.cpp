@@ -42,7 +42,7 @@ bool deep_supervision_forward(DeepSupervision& problem, const DiceBceOptions& op
     weighted.bce_weight *= head.weight;
     weighted.dice_weight *= head.weight;
     const DiceBceSums* sums = partials.data() + head.first_unit * problem.channels;
-    plausible &= dice_bce_finish(head.problem, weighted, head.chunks, sums, losses + l, slopes);
+    plausible &= dice_bce_from_sums(head.problem, weighted, head.chunks, sums, losses + l, slopes);
     sum += losses[l];
   }
   *total = static_cast<float>(sum);

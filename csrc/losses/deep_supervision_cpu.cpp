@@ -1,5 +1,5 @@
-// The two passes over all heads: a unit is some blocks of one sample of one head, and units go to threads as they come
-// free, for heads cost unlike. Every unit writes its own sums, so their order changes nothing.
+// The two passes over all heads: a unit is some blocks of one sample of one head, and idle threads take the next unit,
+// because heads differ in cost. Every unit writes its own sums, so their order changes nothing.
 #include "losses/deep_supervision.hpp"
 
 #include "losses/dice_bce_block.hpp"
@@ -9,7 +9,7 @@ namespace fastmtl {
 namespace FASTMTL_ISA {
 namespace {
 
-// Target and validity of the block's pixels, from the windows they stand for.
+// Target and validity of the block's pixels, from their windows of the mask.
 void sample(const DeepSupervision& problem, const DeepHead& head, Windows& windows, bool masked, std::int64_t b,
             std::int64_t c, std::int64_t first, Block& block) {
   const std::int64_t* size = head.size;
@@ -107,7 +107,7 @@ void deep_supervision_gradient(const DeepSupervision& problem, const float* grad
         [&](Block& block, std::int64_t b, std::int64_t c, std::int64_t first) {
           const float* slope = coefficients + 3 * l * planes + b * channels + c;
           for (int k = 0; k < 3; ++k) slopes[k] = slope[k * planes];
-          // All three are 0 where nothing of the plane matters, a head switched off for one: a NaN in it is nobody's.
+          // All three are 0 where the plane does not matter, as in a head that is switched off: a NaN must not spread.
           const bool moves = slopes[0] != 0.0f || slopes[1] != 0.0f || slopes[2] != 0.0f;
           return moves && fill(problem, head, windows, b, c, first, block);
         },

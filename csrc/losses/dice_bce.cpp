@@ -18,8 +18,8 @@ void add(DiceBceSums& sums, const DiceBceSums& more) {
 }
 
 // One group: sums [segments]; a segment is a (sample, channel) or a channel. Writes its losses and coefficients.
-void finish_group(const DiceBceProblem& problem, const DiceBceOptions& options, std::int64_t group,
-                  const std::vector<DiceBceSums>& sums, float* loss, float* coefficients) {
+void write_group(const DiceBceProblem& problem, const DiceBceOptions& options, std::int64_t group,
+                 const std::vector<DiceBceSums>& sums, float* loss, float* coefficients) {
   const std::int64_t C = problem.channels, segments = static_cast<std::int64_t>(sums.size());
   const std::int64_t all = problem.batch * C, first = group * problem.group_size * C;
   std::vector<DiceScore> dice;
@@ -95,18 +95,18 @@ bool dice_bce_forward(const DiceBceProblem& problem, const DiceBceOptions& optio
                       std::int64_t* counts, int threads) {
   const Chunks chunks = chunks_of(problem);
   const auto partials = partial_sums(problem, chunks, options.dice_weight != 0.0, counts, threads);
-  return dice_bce_finish(problem, options, chunks, partials.data(), loss, coefficients);
+  return dice_bce_from_sums(problem, options, chunks, partials.data(), loss, coefficients);
 }
 
-bool dice_bce_finish(const DiceBceProblem& problem, const DiceBceOptions& options, const Chunks& chunks,
-                     const DiceBceSums* partials, float* loss, float* coefficients) {
+bool dice_bce_from_sums(const DiceBceProblem& problem, const DiceBceOptions& options, const Chunks& chunks,
+                        const DiceBceSums* partials, float* loss, float* coefficients) {
   const std::int64_t C = problem.channels, samples = problem.group_size;
   const std::vector<DiceBceSums> planes = add_chunks(problem, chunks, partials);
   for (std::int64_t group = 0; group < problem.batch / samples; ++group) {
     std::vector<DiceBceSums> sums(static_cast<std::size_t>((options.over_batch ? 1 : samples) * C));
     for (std::int64_t plane = 0; plane < samples * C; ++plane)
       add(sums[options.over_batch ? plane % C : plane], planes[group * samples * C + plane]);
-    finish_group(problem, options, group, sums, loss, coefficients);
+    write_group(problem, options, group, sums, loss, coefficients);
   }
   return all_plausible(planes);
 }

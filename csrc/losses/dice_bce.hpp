@@ -1,5 +1,5 @@
 // Dice + BCE on logits: one pass of segment sums forward, one elementwise pass backward.
-// The definition is fastmtl/reference/dice_bce.py; the formulas of the gradient stand at the top of
+// The definition is fastmtl/reference/dice_bce.py; the formulas of the gradient are at the top of
 // fastmtl/ops/losses/dice_bce.py.
 #pragma once
 
@@ -38,13 +38,13 @@ struct DiceBceCounts {
 
 // loss [B, C], [C] or [] per group; coefficients [3, B, C]: the loss's slopes in each segment's BCE sum and I, and q
 // times the one in P (q = 2 if squared, else 1); counts [4, B, C] or nullptr. False where some target
-// does not lie in 0 to 1.
+// is outside 0 to 1.
 bool dice_bce_forward(const DiceBceProblem& problem, const DiceBceOptions& options, float* loss, float* coefficients,
                       std::int64_t* counts, int threads);
 
 // Its second half: from partials [B, chunks, C] as dice_bce_sums writes them.
-bool dice_bce_finish(const DiceBceProblem& problem, const DiceBceOptions& options, const Chunks& chunks,
-                     const DiceBceSums* partials, float* loss, float* coefficients);
+bool dice_bce_from_sums(const DiceBceProblem& problem, const DiceBceOptions& options, const Chunks& chunks,
+                        const DiceBceSums* partials, float* loss, float* coefficients);
 
 // The bare sums [5, B, C]: I, P, T, BCE, valid elements. False as above.
 bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int threads);

@@ -7,12 +7,12 @@ namespace fastmtl {
 namespace FASTMTL_ISA {
 namespace {
 
-// A second look at a block that is in L1 anyway, so that who asks for no counts pays nothing.
+// A second pass over a block that is in L1 anyway: callers without counts pay nothing.
 void count_block(const Block& block, DiceBceCounts& counts) {
   std::int32_t both = 0, predicted = 0, wanted = 0, non_finite = 0;
   const float *logits = block.logits, *targets = block.target;
   for (std::int64_t i = 0; i < block.count; ++i) {
-    // A masked logit reads as -infinity: only `valid` knows it from one that diverged.
+    // A masked logit reads as -infinity: only `valid` tells it from one that diverged.
     const std::int32_t valid = !block.masked || block.valid[i] != 0.0f;
     const std::int32_t p = logits[i] > 0.0f, t = targets[i] >= 0.5f;
     both += p & t;

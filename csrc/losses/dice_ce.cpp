@@ -53,8 +53,8 @@ struct Row {
 };
 
 // sums [rows, stride].
-void finish(const DiceCeProblem& problem, const DiceCeOptions& options, const std::vector<double>& sums, float* loss,
-            float* coefficients) {
+void write_loss(const DiceCeProblem& problem, const DiceCeOptions& options, const std::vector<double>& sums,
+                float* loss, float* coefficients) {
   const std::int64_t C = problem.channels, B = problem.batch, stride = softmax_sums_size(C);
   const std::int64_t rows = options.over_batch ? 1 : B;
   const auto weight_of = [&](std::int64_t c) { return options.weight == nullptr ? 1.0 : double{options.weight[c]}; };
@@ -101,7 +101,7 @@ void finish(const DiceCeProblem& problem, const DiceCeOptions& options, const st
   if (!each) *loss = static_cast<float>(total);
 }
 
-void finish_counts(const DiceCeProblem& problem, const std::vector<double>& sums, std::int64_t* counts) {
+void write_counts(const DiceCeProblem& problem, const std::vector<double>& sums, std::int64_t* counts) {
   const std::int64_t C = problem.channels, stride = softmax_sums_size(C);
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     const double* of = &sums[b * stride];
@@ -120,8 +120,8 @@ void finish_counts(const DiceCeProblem& problem, const std::vector<double>& sums
 std::int64_t dice_ce_forward(const DiceCeProblem& problem, const DiceCeOptions& options, float* loss,
                              float* coefficients, std::int64_t* counts, int threads) {
   const std::vector<double> sums = totals(problem, threads);
-  finish(problem, options, options.over_batch ? merged(problem, sums) : sums, loss, coefficients);
-  if (counts != nullptr) finish_counts(problem, sums, counts);
+  write_loss(problem, options, options.over_batch ? merged(problem, sums) : sums, loss, coefficients);
+  if (counts != nullptr) write_counts(problem, sums, counts);
   return outside(problem, sums);
 }
 

@@ -1,5 +1,5 @@
-// Softmax Dice + cross-entropy: one pass of sums forward, one pass of gradients backward, from class numbers as they
-// lie. The definition is fastmtl/reference/dice_ce.py; the formulas of the gradient stand at the top of
+// Softmax Dice + cross-entropy: one pass of sums forward, one pass of gradients backward, from class numbers of any
+// integer type. The definition is fastmtl/reference/dice_ce.py; the formulas of the gradient are at the top of
 // fastmtl/ops/losses/dice_ce_backends.py. Also the sums alone, for ops.overlap_sums.
 #pragma once
 

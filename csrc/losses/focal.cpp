@@ -7,7 +7,7 @@
 namespace fastmtl {
 namespace {
 
-void finish(const std::vector<FocalSums>& segments, Reduction reduction, float* loss, float* coefficients) {
+void write_loss(const std::vector<FocalSums>& segments, Reduction reduction, float* loss, float* coefficients) {
   double total = 0.0, elements = 0.0;
   for (const FocalSums& segment : segments) {
     total += segment.loss;
@@ -67,7 +67,7 @@ bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reducti
   std::vector<FocalSums> partials(static_cast<std::size_t>(problem.batch * chunks.count * problem.channels));
   FASTMTL_DISPATCH(sigmoid_focal_sums, problem, chunks, partials.data(), useful_threads(problem, threads));
   const std::vector<FocalSums> planes = add_chunks(partials, problem.batch, chunks.count, problem.channels);
-  finish(planes, reduction, loss, coefficients);
+  write_loss(planes, reduction, loss, coefficients);
   return std::all_of(planes.begin(), planes.end(), [](const FocalSums& plane) { return plausible(plane.farthest); });
 }
 

@@ -1,5 +1,5 @@
 // Sigmoid focal loss on logits: one pass of sums forward, one elementwise pass backward.
-// The definition is fastmtl/reference/focal.py; the gradients' formulas stand at the top of fastmtl/ops/losses/focal.py.
+// The definition is fastmtl/reference/focal.py; the formulas of the gradient are in focal_sigmoid_cpu.cpp.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct FocalSums {
 };
 
 // A segment is a plane. loss [segments] or []; coefficients [segments]: the loss's slope in each segment's sum. False
-// where some target does not lie in 0 to 1.
+// where some target is outside 0 to 1.
 bool sigmoid_focal_forward(const SigmoidFocalProblem& problem, Reduction reduction, float* loss, float* coefficients,
                            int threads);
 

@@ -52,8 +52,8 @@ inline float derivative(float x, float t, const Focus& focus) {
   constexpr std::int32_t kSign = INT32_MIN;
   const float size = __builtin_fabsf(x), e = exp_minus<kExactExp>(size), d = 1.0f + e, r = 1.0f / d;
   const std::int32_t sign = bits_of<std::int32_t>(x) & kSign;
-  // The entropy is wanted times e alone: where that is 0 the logit, perhaps infinite, is left out. exp_minus compares
-  // just so, which costs no second comparison.
+  // The entropy is only used times e: where e is 0 the logit, perhaps infinite, is left out. exp_minus makes the
+  // same comparison, so that it costs nothing.
   const float finite = bits_of<float>(bits_of<std::int32_t>(size) & -static_cast<std::int32_t>(!(size > kNoExp)));
   const float w = wrong_share(x, t), U = fused(w, 1.0f - e, e), V = fused(w, d, -e);
   const float entropy = fused(w, finite, log1p_unit(e)), of_miss = fused(w, 2.0f * e, -e) * entropy;
@@ -67,7 +67,7 @@ inline float derivative(float x, float t, const Focus& focus) {
   return (focus.negative + focus.difference * t) * bits_of<float>(bits_of<std::int32_t>(slope) ^ sign);
 }
 
-// The targets of a block as they lie, of type T.
+// The targets of a block in their own type T.
 template <int kGamma, typename T>
 void add_block(const Block& block, const T* targets, const Focus& focus, FocalSums& sums) {
   float loss = 0.0f;
@@ -93,7 +93,7 @@ void differentiate_block(const Block& block, const T* __restrict targets, const 
     values[i] = derivative<kGamma>(logits[i], to_float(targets[i]), scaled);
 }
 
-// Fills a block, as Block::fill does; targets that lie as bytes, one after the other, stay where they are: `bytes`.
+// Fills a block, as Block::fill does; contiguous targets of bytes are not copied: `bytes`.
 inline bool fill_but_bytes(const LossInputs& inputs, Block& block, std::int64_t b, std::int64_t c, std::int64_t first,
                            const std::uint8_t*& bytes) {
   const Planes& target = inputs.target;

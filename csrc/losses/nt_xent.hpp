@@ -25,7 +25,7 @@ struct NtXentProblem {
   double temperature;
 };
 
-// The rows that take part, normalised, and where things lie in the scratch memory.
+// The rows that take part, normalised, and the layout of the scratch memory.
 struct NtXentWork {
   const std::int64_t* origin;  // [count]: which row of the input; row i's positive is row (i + count / 2) % count
   std::int64_t count, block, padded_rows, padded_dim;

@@ -11,7 +11,7 @@ namespace fastmtl {
 
 enum class Error : int { squared = 0, absolute = 1, smooth = 2 };
 
-struct RegressionProblem : LossInputs {  // the input stands as its logits
+struct RegressionProblem : LossInputs {  // its `logits` are the input
   Error error;
   float beta;  // of the smooth error: where it turns from squared to absolute
 };
@@ -25,7 +25,7 @@ struct RegressionSums {
 // loss [B] or []; slopes [B]: of the loss in each sample's sum of errors. reduction 0: none; 1: mean; 2: sum.
 void regression_forward(const RegressionProblem& problem, int reduction, float* loss, float* slopes, int threads);
 
-// gradient = grad * d loss / d input, same shape as the input; grad lies grad_stride apart, 0 for a scalar.
+// gradient = grad * d loss / d input, same shape as the input; grad has stride grad_stride, 0 for a scalar.
 void regression_backward(const RegressionProblem& problem, const float* grad, std::int64_t grad_stride,
                          const float* slopes, const Planes& gradient, int threads);
 

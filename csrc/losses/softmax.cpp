@@ -23,7 +23,7 @@ SoftmaxChunks softmax_chunks(const SoftmaxProblem& problem) {
 }
 
 SoftmaxChunks small_softmax_chunks(const SoftmaxProblem& problem) {
-  // Read as they are where they lie side by side; elsewhere better than lanes that have neither pixels nor samples.
+  // Contiguous classes need no copy; others are still better than lanes that have neither pixels nor samples.
   const bool lanes = problem.batch >= kLanes || problem.pixels >= kSmallPlane;
   const bool rows = problem.channels >= kManyClasses && (problem.logits.channel == 1 || !lanes);
   SoftmaxChunks chunks = softmax_chunks(problem);

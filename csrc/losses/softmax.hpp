@@ -27,7 +27,7 @@ struct SoftmaxChunks {
 SoftmaxChunks softmax_chunks(const SoftmaxProblem& problem);        // along the pixels of each sample
 SoftmaxChunks small_softmax_chunks(const SoftmaxProblem& problem);  // across samples or classes where that is better
 
-// Memory of each thread's blocks, rows of floats that begin at 64 bytes: whole vectors lie in whole cache lines.
+// Memory of each thread's blocks, rows of floats aligned to 64 bytes, so that no vector crosses a cache line.
 class SoftmaxScratch {
  public:
   // planes: rows [C, block] that a block keeps; tables: rows [C + 2].

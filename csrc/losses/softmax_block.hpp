@@ -62,7 +62,7 @@ inline void for_each_run(const SoftmaxProblem& problem, const SoftmaxChunks& chu
 }
 
 struct SoftmaxBlock {
-  // Logits of channel c begin at logits + c * logits_stride: where they lie if they can be used so, else a buffer.
+  // Logits of channel c begin at logits + c * logits_stride: in the tensor if a kernel can use it, else in a buffer.
   const float* logits;
   std::int64_t logits_stride;
   std::int64_t block, count, padded;

@@ -78,7 +78,7 @@ inline void normalise(const SoftmaxBlock& s) {
   Floats inverse = s.inverse, log_sum = s.extra, cost = s.cost;
   FASTMTL_EACH_LANE(i, s.padded) {
     inverse[i] = valid[i] / (other[i] + own[i]);
-    // The largest e is 1: where it is the own one, the rest of the sum stands there as it is.
+    // The largest e is 1: where it is the own one, `other` is the rest of the sum.
     log_sum[i] = log1p_positive(own[i] == 1.0f ? other[i] : other[i] - 1.0f + own[i]);
     cost[i] = drop[i] + log_sum[i];
   }

@@ -1,6 +1,6 @@
-// The softmax of many classes that lie side by side, one pixel at a time: vector lanes run over classes. It leaves what
-// `exponentials` leaves for each pixel of a block: the maximum, e of the own class, its distance to the maximum, and the
-// sum over the other classes.
+// The softmax of many contiguous classes, one pixel at a time: vector lanes run over classes. It leaves what
+// `exponentials` leaves for each pixel of a block: the maximum, e of the own class, its distance to the maximum, and
+// the sum over the other classes.
 // Included by *_cpu.cpp alone.
 #pragma once
 
@@ -13,8 +13,8 @@ namespace {
 constexpr std::int64_t kRowPart = 1024;       // classes converted at a time
 constexpr std::int64_t kRowsElements = 4096;  // of rows read twice in a row: half of L1
 
-// Calls body(x, first, padded) for parts of the row of classes that begins at `start`: whole vectors, where they lie if
-// they can be used so. What fills up the last one reads as -infinity, whose e is 0.
+// Calls body(x, first, padded) for parts of the row of classes that begins at `start`: whole vectors, without a
+// copy if possible. The padding of the last one is -infinity, whose e is 0.
 template <typename Body>
 inline void for_each_part(const Planes& logits, std::int64_t start, std::int64_t channels, Body body) {
   alignas(64) float buffer[kRowPart];
@@ -66,7 +66,7 @@ inline void own_exponentials(const SoftmaxBlock& s) {
   }
 }
 
-// e of all classes also goes where `kept` lies, float32 with its classes side by side.
+// e of all classes also goes to `kept`, float32 with contiguous classes.
 template <bool kStore>
 inline void read_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, const SoftmaxBlock& s, const Planes& kept) {
   const Planes& logits = problem.logits;

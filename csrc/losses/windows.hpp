@@ -1,7 +1,7 @@
-// Runs of a full-resolution mask as one of its heads sees them: sampled, averaged or maximised over windows, on the fly.
+// Runs of a full-resolution mask as a head sees them: sampled, averaged or maximised over windows, on the fly.
 //
 // A window's rows are first added up (or maximised) element by element, in vectors, and only then across: for a window
-// of s x s that leaves one strided step in s. Included by *_cpu.cpp alone (see numbers.hpp for the namespace).
+// of s x s that leaves one strided step in s. Included by *_cpu.cpp alone.
 #pragma once
 
 #include "core/block_io.hpp"
@@ -20,7 +20,7 @@ inline std::int64_t offset_of(const Volume& volume, const std::int64_t scale[3],
   return offset;
 }
 
-// Of numbers 0 or more: their bits are ordered as they are, so that one integer maximum does, and a NaN wins as in torch.
+// Of numbers >= 0, whose bits are ordered as they are: one integer maximum, in which a NaN wins as in torch.
 inline float larger(float a, float b) {
   const std::int32_t first = bits_of<std::int32_t>(a) & 0x7fffffff, second = bits_of<std::int32_t>(b) & 0x7fffffff;
   return bits_of<float>(second > first ? second : first);

@@ -17,7 +17,7 @@ struct Workspace {
   std::int64_t columns, width;          // width: columns rounded up to whole vectors
   std::vector<double> cost;             // [rows, width]
   std::vector<double> price, distance;  // [width]
-  std::vector<double> closed;           // [width]: infinity where Dijkstra's algorithm is done with a column, else 0
+  std::vector<double> closed;           // [width]: infinity where Dijkstra's algorithm has finished a column, else 0
   std::vector<std::int64_t> owner;      // [width]: a column's row, or -1
   std::vector<std::int64_t> previous;   // [width]: the column before it on the path, -1 at the start
 };

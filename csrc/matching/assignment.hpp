@@ -16,8 +16,8 @@ struct AssignmentProblem {
   const std::int64_t* num_targets;  // [batch]; null: all
 };
 
-// Writes matches [batch, targets]: a query, or -1. False where num_targets lies outside 0 to targets: nothing is
-// written then.
+// Writes matches [batch, targets]: a query, or -1. False, and nothing written, where num_targets is
+// outside 0 to targets.
 bool linear_assignment(const AssignmentProblem& problem, std::int64_t* matches);
 
 // One scan of Dijkstra's algorithm: where `cost - price - passed` is below a column's distance it replaces it, and

@@ -1,4 +1,4 @@
-// Where a block of points lies is worked out once, and used for all channels.
+// The neighbours of a block of points are computed once for all channels.
 #include "matching/points.hpp"
 
 #include "core/rows.hpp"
@@ -45,7 +45,7 @@ struct Neighbours {
   }
 
  private:
-  // The whole part; what is far outside, or NaN, lies at -2, where no neighbour is inside.
+  // The whole part; what is far outside, or NaN, becomes -2, where no neighbour is inside.
   static Index split(Real x, Index size, Real& rest) {
     x = (x > Real(-2)) & (x < static_cast<Real>(size) + 1) ? x : Real(-2);
     const Index truncated = static_cast<Index>(x), whole = truncated - (static_cast<Real>(truncated) > x);

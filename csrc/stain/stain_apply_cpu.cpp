@@ -24,7 +24,7 @@ inline float exp2_within(float y) {
 // values [3, count]: the restained pixel, 0..255.
 template <bool kLasso>
 void restain(const float (*od)[kStainBlock], std::int64_t count, const float* recipe, float (*values)[kStainBlock]) {
-  float m[24];  // a copy: `values` might overlap the recipe, for all the compiler knows
+  float m[24];  // a copy: the compiler cannot know that `values` does not overlap the recipe
   for (int k = 0; k < 24; ++k) m[k] = recipe[k];
   const float shift = m[23];
   for (std::int64_t i = 0; i < count; ++i) {
@@ -66,7 +66,7 @@ void stain_apply(const StainImages& images, const float* table, const float* rec
       else
         restain<false>(od, block.count, recipe, values);
     }
-    finish_block(block, recipe + 24, recipe[43], output, b, first, values);
+    write_block(block, recipe + 24, recipe[43], output, b, first, values);
   }
 }
 

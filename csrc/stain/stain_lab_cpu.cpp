@@ -147,7 +147,7 @@ void stain_lab_moments(const StainImages& images, int space, bool eight_bit, std
   }
 }
 
-// recipes [batch, 26]: factor and addend of the three channels, the colour of `finish_block`, keep, outside.
+// recipes [batch, 26]: factor and addend of the three channels, the colour of `write_block`, keep, outside.
 void stain_lab_apply(const StainImages& images, int space, bool eight_bit, const float* recipes,
                      const StainOutput& output, int threads) {
   const std::int64_t blocks = (images.pixels + kStainBlock - 1) / kStainBlock, units = images.batch * blocks;
@@ -165,7 +165,7 @@ void stain_lab_apply(const StainImages& images, int space, bool eight_bit, const
       transfer(perceptual, block, eight_bit, recipe, values);
     else
       transfer(Ruderman{}, block, eight_bit, recipe, values);
-    finish_block(block, recipe + 6, recipe[25], output, b, first, values);
+    write_block(block, recipe + 6, recipe[25], output, b, first, values);
   }
 }
 

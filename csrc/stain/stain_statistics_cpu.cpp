@@ -145,7 +145,8 @@ void stain_concentrations(const StainImages& images, const float* table, const S
   }
 }
 
-// Colours by the leading 7 bits of r, g and b, over all images: a bin's two levels and their share give its mean exactly.
+// Colours by the leading 7 bits of r, g and b, over all images: a bin's two levels and their shares give its mean
+// exactly.
 // index [2^21]: zeros, or 1 + the place of a colour that `entries` [capacity, kColourEntry] already holds. An entry is
 // the bin, its pixels, the last bits' sums, and the same four of its tissue. Returns how many there are now.
 std::int64_t stain_colours(const StainImages& images, const StainMask& mask, std::int32_t* index, std::int64_t* entries,

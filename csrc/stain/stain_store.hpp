@@ -30,10 +30,10 @@ inline void store_bytes(const float* values, std::uint8_t* out, std::int64_t str
 }
 
 // recipe: F [3, 3], f, low, high [3] each. `values` are overwritten.
-inline void finish_block(const StainBlock& block, const float* recipe, float outside, const StainOutput& output,
-                         std::int64_t b, std::int64_t first, float (*values)[kStainBlock]) {
+inline void write_block(const StainBlock& block, const float* recipe, float outside, const StainOutput& output,
+                        std::int64_t b, std::int64_t first, float (*values)[kStainBlock]) {
   const std::int64_t count = block.count;
-  float colour[18];  // a copy: `values` might overlap the recipe, for all the compiler knows
+  float colour[18];  // a copy: the compiler cannot know that `values` does not overlap the recipe
   for (int k = 0; k < 18; ++k) colour[k] = recipe[k];
   if (block.inside != nullptr)
     for (int c = 0; c < 3; ++c)
@@ -47,7 +47,7 @@ inline void finish_block(const StainBlock& block, const float* recipe, float out
   for (int c = 0; c < 3; ++c) {
     const std::int64_t at = b * output.batch_stride + c * output.channel_stride + first * output.pixel_stride;
     if (output.type == Element::uint8) {
-      // Down: a hair is added, or 17 restained to 16.999999 would be 16.
+      // Rounding down adds 1e-4, because 17 restained to 16.999999 would become 16.
       store_bytes(values[c], static_cast<std::uint8_t*>(output.data) + at, output.pixel_stride, count,
                   output.rounding == 1 ? 0.5f : 1e-4f);
     } else {
