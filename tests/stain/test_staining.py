@@ -136,7 +136,7 @@ def test_another_run_reads_no_pixels_of_indexed_slides(tmp_path, monkeypatch):
 
 
 def test_many_slides_are_told_of(tmp_path, monkeypatch):
-    monkeypatch.setattr(stains, "_SAID_EVERY", 2)
+    monkeypatch.setattr(stains, "_PRINT_EVERY", 2)
     recipe, said = _recipe(method="macenko"), io.StringIO()
     tiles = data.read_tile_folder(_folder(tmp_path, patients=5, tiles=1)).tiles
     stains.fit_slides(stains.build_normalizer(recipe), tiles, recipe, console=Console(file=said))
