@@ -84,7 +84,7 @@ INSIDE = {
 }
 THIRD_PARTY = {
     "reference": {"torch", "math", "typing", "dataclasses"},
-    "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math", "functools", "collections"},
+    "kernels": {"torch", "triton", "numba", "cupy", "numpy", "math", "functools", "collections", "typing"},
 }
 
 
