@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ..config import ConfigError
 
@@ -32,6 +32,11 @@ class Parser(argparse.ArgumentParser):
     def add_json(self) -> None:
         """Take `--json`."""
         self.add_argument("--json", action="store_true", help="print JSON")
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line; argparse would print the whole usage, which is long."""
+        any_key = "; --set KEY=VALUE changes any key of a recipe" if any(one.dest == "sets" for one in self._actions) else ""
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists every option{any_key}.\n")
 
     def parse(self, arguments: Sequence[str], unless: Sequence[str] = ()) -> argparse.Namespace:
         """The parsed arguments; exits with code 2 where they do not fit.
