@@ -58,20 +58,11 @@ build() {
     limited "${OUT}/build.log" "${PYTHON}" setup.py build_ext --inplace
 }
 
-# The tests of every op, by its name.
-op_tests() {
-    local op
-    for op in fastmtl/ops/[a-z]*.py; do
-        op=${op##*/}
-        compgen -G "tests/test_${op%.py}*.py" || true
-    done
-}
-
 build_test() {
     build || return 1
-    local chosen=(tests/test_gpu*.py) mark=gpu
+    local chosen=(tests/*/test_*_on_gpu.py) mark=gpu
     if [[ -z ${GPU} ]]; then
-        mapfile -t chosen < <(op_tests)
+        chosen=(tests/ops)
         mark="not slow"
     fi
     limited "${OUT}/tests.log" "${PYTEST[@]}" "${chosen[@]}" -m "${mark}" || return 1
@@ -87,7 +78,7 @@ sanitize() {
     local tool
     for tool in memcheck racecheck; do
         limited "${OUT}/sanitize.log" compute-sanitizer --tool "${tool}" --error-exitcode 1 \
-            "${PYTEST[@]}" tests/test_gpu*.py -m gpu -k small || return 1
+            "${PYTEST[@]}" tests/*/test_*_on_gpu.py -m gpu -k small || return 1
     done
 }
 
@@ -134,7 +125,7 @@ dali() {
     fi
     local status=0
     if [[ -n ${GPU} ]]; then
-        limited "${OUT}/dali.log" "${PYTEST[@]}" tests/test_gpu*.py -m gpu -k decoded || return 1
+        limited "${OUT}/dali.log" "${PYTEST[@]}" tests/*/test_*_on_gpu.py -m gpu -k decoded || return 1
     fi
     limited "${OUT}/dali.log" "${PYTHON}" -m benchmarks.run TileLoader --rounds 5 --out "${OUT}/dali.csv" || status=$?
     ((status == 0 || status == LEFT_OUT)) # a peer that is not installed is named in the table
