@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line; argparse would print the whole usage, which is long."""
-        any_key = "; --set KEY=VALUE changes any key of a recipe" if any(one.dest == "sets" for one in self._actions) else ""
+        takes_set = any(action.dest == "sets" for action in self._actions)
+        any_key = "; --set KEY=VALUE changes any key of a recipe" if takes_set else ""
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists every option{any_key}.\n")
 
     def parse(self, arguments: Sequence[str], unless: Sequence[str] = ()) -> argparse.Namespace:
