@@ -161,8 +161,10 @@ NVCC = shutil.which("nvcc", path="/usr/local/cuda/bin") or shutil.which("nvcc")
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 def test_the_gpu_kernels_compile_for_hopper_without_spills(tmp_path):
     source = ROOT / "csrc" / "gradients" / "fused_step.cu"
-    flags = ["-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-c", str(source)]
-    done = subprocess.run([NVCC, *flags, "-o", str(tmp_path / "out.o")], capture_output=True, text=True, check=True)
+    flags = ["-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v", "-c"]
+    done = subprocess.run(
+        [NVCC, *flags, str(source), "-o", str(tmp_path / "out.o")], capture_output=True, text=True, check=True
+    )
     found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
     assert len(found) >= 8
     assert set(found) == {("0", "0", "0")}
