@@ -46,6 +46,16 @@ inline void store_across(const float* values, const Planes& planes, std::int64_t
                });
 }
 
+// out[i] = values[c] of plane first + i, of which every `repeat` samples have a row [channels] of their own.
+inline void spread_channels(const float* values, std::int64_t channels, std::int64_t repeat, std::int64_t first,
+                            std::int64_t count, float* out) {
+  std::int64_t b = first / channels, c = first % channels;
+  for (std::int64_t i = 0; i < count; ++i) {
+    out[i] = values[b / repeat * channels + c];
+    if (++c == channels) ++b, c = 0;
+  }
+}
+
 // One block as float: the tensor's own memory if a kernel can use it, else a converted copy in a buffer.
 struct Block {
   const float* logits;

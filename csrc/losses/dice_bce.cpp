@@ -22,7 +22,7 @@ void write_group(const DiceBceProblem& problem, const DiceBceOptions& options, s
                  const std::vector<DiceBceSums>& sums, float* loss, float* coefficients) {
   const std::int64_t C = problem.channels, segments = static_cast<std::int64_t>(sums.size());
   const std::int64_t all = problem.batch * C, first = group * problem.group_size * C;
-  std::vector<DiceScore> dice;
+  std::vector<DiceScore<double>> dice;
   double bce = 0.0, elements = 0.0, dice_loss = 0.0, counted = 0.0;
   const auto weight_of = [&](std::int64_t s) {
     return options.weight == nullptr ? 1.0 : static_cast<double>(options.weight[group * C + s % C]);
@@ -59,6 +59,10 @@ std::vector<DiceBceSums> partial_sums(const DiceBceProblem& problem, const Chunk
   const std::int64_t C = problem.channels, planes = problem.batch * C;
   const auto size = static_cast<std::size_t>(planes * chunks.count);
   std::vector<DiceBceSums> partials(size);
+  if (counts == nullptr && small_planes(problem)) {
+    FASTMTL_DISPATCH(dice_bce_small_planes_sums, problem, overlap, partials.data(), useful_threads(problem, threads));
+    return partials;
+  }
   std::vector<DiceBceCounts> part_counts(counts == nullptr ? 0 : size);
   FASTMTL_DISPATCH(dice_bce_sums, problem, chunks, overlap, partials.data(),
                    counts == nullptr ? nullptr : part_counts.data(), useful_threads(problem, threads));
@@ -89,10 +93,43 @@ bool all_plausible(const std::vector<DiceBceSums>& sums) {
   return std::all_of(sums.begin(), sums.end(), [](const DiceBceSums& plane) { return plausible(plane.farthest); });
 }
 
+// Planes of few pixels, each a segment: nothing is kept for each but what the caller wants.
+bool small_planes_forward(const DiceBceProblem& problem, const DiceBceOptions& options, float* loss,
+                          float* coefficients, int threads) {
+  const std::int64_t planes = problem.batch * problem.channels;
+  const bool mean = options.reduction == 1;
+  // The coefficients are written once where what a mean divides by is known beforehand.
+  const bool known = mean && problem.mask.data == nullptr && options.dice.empty != Empty::skip;
+  double scales[2] = {1.0, 1.0};
+  if (known)
+    scales[0] = 1.0 / static_cast<double>(planes * problem.pixels), scales[1] = 1.0 / static_cast<double>(planes);
+  std::vector<DiceBceTotals> totals(static_cast<std::size_t>(groups_of(problem)));
+  FASTMTL_DISPATCH(dice_bce_small_planes_losses, problem, options, scales, loss, coefficients, totals.data(),
+                   useful_threads(problem, threads));
+  DiceBceTotals all{};
+  for (const DiceBceTotals& some : totals) {
+    all.loss += some.loss, all.bce += some.bce, all.dice += some.dice;
+    all.counted += some.counted, all.elements += some.elements, all.implausible += some.implausible;
+  }
+  if (mean) {
+    const double of_bce = 1.0 / std::max(all.elements, 1.0), of_dice = 1.0 / std::max(all.counted, 1.0);
+    all.loss = options.bce_weight * of_bce * all.bce + options.dice_weight * of_dice * all.dice;
+    const auto scale = [&](std::int64_t k, double by) {
+      for (std::int64_t i = k * planes; i < (k + 1) * planes; ++i) coefficients[i] *= static_cast<float>(by);
+    };
+    if (!known) scale(0, of_bce), scale(1, of_dice), scale(2, of_dice);
+  }
+  if (options.reduction != 0) *loss = static_cast<float>(all.loss);
+  return all.implausible == 0;
+}
+
 }  // namespace
 
 bool dice_bce_forward(const DiceBceProblem& problem, const DiceBceOptions& options, float* loss, float* coefficients,
                       std::int64_t* counts, int threads) {
+  const bool one_group = problem.group_size == problem.batch;
+  if (small_planes(problem) && one_group && !options.over_batch && counts == nullptr)
+    return small_planes_forward(problem, options, loss, coefficients, threads);
   const Chunks chunks = chunks_of(problem);
   const auto partials = partial_sums(problem, chunks, options.dice_weight != 0.0, counts, threads);
   return dice_bce_from_sums(problem, options, chunks, partials.data(), loss, coefficients);
@@ -126,8 +163,11 @@ bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int thr
 void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,
                        const Planes& gradient, int threads) {
   expect_whole_write(problem, gradient);
-  FASTMTL_DISPATCH(dice_bce_gradient, problem, chunks_of(problem), grad, coefficients, gradient,
-                   useful_threads(problem, threads));
+  threads = useful_threads(problem, threads);
+  if (small_planes(problem))
+    FASTMTL_DISPATCH(dice_bce_small_planes_gradient, problem, grad, coefficients, gradient, threads);
+  else
+    FASTMTL_DISPATCH(dice_bce_gradient, problem, chunks_of(problem), grad, coefficients, gradient, threads);
 }
 
 }  // namespace fastmtl

@@ -49,6 +49,13 @@ bool dice_bce_from_sums(const DiceBceProblem& problem, const DiceBceOptions& opt
 // The bare sums [5, B, C]: I, P, T, BCE, valid elements. False as above.
 bool sigmoid_overlap_forward(const DiceBceProblem& problem, float* sums, int threads);
 
+// What the reduction over all segments needs of some, each a plane of few pixels; `implausible` ones have a target
+// outside 0 to 1.
+struct DiceBceTotals {
+  double loss, bce, dice, counted, elements;
+  std::int64_t implausible;
+};
+
 // gradient = grad * d loss / d logits, same shape as the logits. grad's strides are 0 along what the loss averaged.
 void dice_bce_backward(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,
                        const Planes& gradient, int threads);
@@ -57,6 +64,12 @@ FASTMTL_FOR_EACH_ISA(
     void dice_bce_sums(const DiceBceProblem& problem, const Chunks& chunks, bool overlap, DiceBceSums* partials,
                        DiceBceCounts* counts, int threads);
     void dice_bce_gradient(const DiceBceProblem& problem, const Chunks& chunks, const Planes& grad,
-                           const float* coefficients, const Planes& gradient, int threads);)
+                           const float* coefficients, const Planes& gradient, int threads);
+    void dice_bce_small_planes_losses(const DiceBceProblem& problem, const DiceBceOptions& options,
+                                      const double scales[2], float* loss, float* coefficients, DiceBceTotals* totals,
+                                      int threads);
+    void dice_bce_small_planes_sums(const DiceBceProblem& problem, bool overlap, DiceBceSums* planes, int threads);
+    void dice_bce_small_planes_gradient(const DiceBceProblem& problem, const Planes& grad, const float* coefficients,
+                                        const Planes& gradient, int threads);)
 
 }  // namespace fastmtl

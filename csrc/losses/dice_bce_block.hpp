@@ -9,24 +9,35 @@
 namespace fastmtl {
 namespace FASTMTL_ISA {
 
-// Adds a block to the sums: float32 lanes inside the block, float64 across blocks.
+// What one element adds to the sums.
+struct DiceBceTerms {
+  float intersection, prediction, target, bce;
+};
+
 // Without kOverlap, I and P stay 0: a BCE alone needs no division.
+template <bool kSquared, bool kWeighted, bool kOverlap>
+inline DiceBceTerms terms_of(float x, float t, float pos_weight) {
+  const Sigmoid s = kOverlap ? sigmoid(x) : Sigmoid{exp_minus(__builtin_fabsf(x)), 0.0f, 0.0f};
+  const float slope = kWeighted ? (x >= 0.0f ? 1.0f - t : -pos_weight * t) : (x >= 0.0f ? 1.0f : 0.0f) - t;
+  const float linear = slope == 0.0f ? 0.0f : slope * x;  // an infinite logit on the right side costs 0, not NaN
+  const float softplus = log1p_unit(s.e);
+  return {kOverlap ? s.p * t : 0.0f, kOverlap ? (kSquared ? s.p * s.p : s.p) : 0.0f, kSquared ? t * t : t,
+          linear + (kWeighted ? (1.0f + (pos_weight - 1.0f) * t) * softplus : softplus)};
+}
+
+// Adds a block to the sums: float32 lanes inside the block, float64 across blocks.
 template <bool kSquared, bool kWeighted, bool kOverlap>
 void add_block(const Block& block, float pos_weight, DiceBceSums& sums) {
   float intersection = 0.0f, prediction = 0.0f, target = 0.0f, bce = 0.0f;
   Distance farthest = 0;
   const float *logits = block.logits, *targets = block.target;
   for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {  // the mask tells the compiler there is no remainder
-    const float x = logits[i], t = targets[i];
-    const Sigmoid s = kOverlap ? sigmoid(x) : Sigmoid{exp_minus(__builtin_fabsf(x)), 0.0f, 0.0f};
-    const float slope = kWeighted ? (x >= 0.0f ? 1.0f - t : -pos_weight * t) : (x >= 0.0f ? 1.0f : 0.0f) - t;
-    const float linear = slope == 0.0f ? 0.0f : slope * x;  // an infinite logit on the right side costs 0, not NaN
-    const float softplus = log1p_unit(s.e);
-    intersection += kOverlap ? s.p * t : 0.0f;
-    prediction += kOverlap ? (kSquared ? s.p * s.p : s.p) : 0.0f;
-    target += kSquared ? t * t : t;
-    bce += linear + (kWeighted ? (1.0f + (pos_weight - 1.0f) * t) * softplus : softplus);
-    farthest = farther(farthest, distance_of(t));
+    const DiceBceTerms terms = terms_of<kSquared, kWeighted, kOverlap>(logits[i], targets[i], pos_weight);
+    intersection += terms.intersection;
+    prediction += terms.prediction;
+    target += terms.target;
+    bce += terms.bce;
+    farthest = farther(farthest, distance_of(targets[i]));
   }
   sums.intersection += intersection;
   sums.prediction += prediction;
@@ -46,18 +57,22 @@ inline AddBlock add_block_of(const DiceBceProblem& problem, bool overlap) {
                            : (weighted ? add_block<false, true, true> : add_block<false, false, true>);
 }
 
-// values = grad * d loss / d logits of a block of one plane, from the loss's slopes in the BCE sum, in I, and q times
-// that in P.
+// d loss / d logit of one element, from the loss's slopes in the BCE sum, in I, and q times that in P.
+template <bool kSquared>
+inline float derivative(float x, float t, float pos_weight, float of_bce, float of_intersection, float of_prediction) {
+  const Sigmoid s = sigmoid(x);
+  const float bce = (1.0f - t) * s.p - pos_weight * t * s.q;
+  const float dice = of_intersection * t + (kSquared ? of_prediction * s.p : of_prediction);
+  return of_bce * bce + dice * (s.p * s.q);
+}
+
+// values = grad * d loss / d logits of a block of one plane.
 template <bool kSquared>
 void differentiate_block(const Block& block, float pos_weight, float grad, const float slopes[3], Floats values) {
   const float of_bce = grad * slopes[0], of_intersection = grad * slopes[1], of_prediction = grad * slopes[2];
   const float *logits = block.logits, *targets = block.target;
-  for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i) {
-    const Sigmoid s = sigmoid(logits[i]);
-    const float t = targets[i], bce = (1.0f - t) * s.p - pos_weight * t * s.q;
-    const float dice = of_intersection * t + (kSquared ? of_prediction * s.p : of_prediction);
-    values[i] = of_bce * bce + dice * (s.p * s.q);
-  }
+  for (std::int64_t i = 0; i < (block.padded & -kLanes); ++i)
+    values[i] = derivative<kSquared>(logits[i], targets[i], pos_weight, of_bce, of_intersection, of_prediction);
 }
 
 using DifferentiateBlock = void (*)(const Block&, float, float, const float[3], float*);

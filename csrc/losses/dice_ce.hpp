@@ -47,11 +47,42 @@ std::int64_t softmax_overlap_forward(const DiceCeProblem& problem, float* sums, 
 void dice_ce_backward(const DiceCeProblem& problem, const Planes& grad, const float* coefficients, double smoothing,
                       const Planes& gradient, int threads);
 
+// Samples of few pixels, each class of which is a segment (small_planes_chunks): where each thread keeps its blocks.
+struct DiceCeSmallPlanesWork {
+  SoftmaxChunks chunks;
+  float* scratch;
+  std::int64_t scratch_size;
+  int threads;
+};
+
+// Rows of floats that a thread keeps: logits, exponentials, soft targets, sums or slopes, and what is one a sample.
+constexpr std::int64_t kSmallPlaneRows = 3 + kSoftmaxSums + 1;
+
+// What is wanted of them; nullptr: is not.
+struct DiceCeSmallPlanesOutputs {
+  float* loss;           // [B]
+  float* coefficients;   // [3, B, C], as dice_ce_forward's
+  std::int64_t* counts;  // [B, 3 C + 1]
+  float* sums;           // [5, B, C], as softmax_overlap_forward's
+  double* partials;      // [units, softmax_sums_size], zeros at first: all samples of a unit together
+};
+
+// Of the samples of a unit, what the reduction over all of them needs.
+struct DiceCeSmallPlanesTotals {
+  double loss, entropy, weights, dice, counted, outside;
+};
+
 FASTMTL_FOR_EACH_ISA(
     void softmax_sums(const DiceCeProblem& problem, const SoftmaxChunks& chunks, double* partials, float* scratch,
                       std::int64_t scratch_size, int threads);
     void softmax_gradient(const DiceCeProblem& problem, const SoftmaxChunks& chunks, const Planes& grad,
                           const float* coefficients, float smoothing, const Planes& gradient, float* scratch,
-                          std::int64_t scratch_size, int threads);)
+                          std::int64_t scratch_size, int threads);
+    void dice_ce_small_planes(const DiceCeProblem& problem, const DiceCeOptions& options,
+                              const DiceCeSmallPlanesWork& work, const double scales[2],
+                              const DiceCeSmallPlanesOutputs& outputs, DiceCeSmallPlanesTotals* totals);
+    void dice_ce_small_planes_gradient(const DiceCeProblem& problem, const DiceCeSmallPlanesWork& work,
+                                       const Planes& grad, const float* coefficients, float smoothing,
+                                       const Planes& gradient);)
 
 }  // namespace fastmtl

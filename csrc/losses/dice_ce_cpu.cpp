@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include "losses/dice_ce_block.hpp"
 #include "losses/softmax_exponentials.hpp"
 
 namespace fastmtl {
@@ -17,13 +18,10 @@ void add_class(const SoftmaxBlock& s, std::int64_t channels, std::int64_t c, dou
   float intersection = 0.0f, prediction = 0.0f, target = 0.0f, entropy = 0.0f;
   FASTMTL_EACH_LANE(i, s.padded) {
     const bool hit = index[i] == static_cast<std::int32_t>(c);
-    if (kOverlap) {
-      const float p = e[i] * inverse[i];
-      prediction += kSquared ? p * p : p;
-      intersection += hit ? p : 0.0f;
-    }
-    target += hit ? 1.0f : 0.0f;
-    entropy += hit ? cost[i] : 0.0f;
+    const ClassTerms terms = class_terms<kOverlap, kSquared>(kOverlap ? e[i] * inverse[i] : 0.0f, hit, cost[i]);
+    if (kOverlap) prediction += terms.prediction, intersection += terms.intersection;
+    target += terms.target;
+    entropy += terms.entropy;
   }
   sums[kIntersection * channels + c] += intersection;
   sums[kPrediction * channels + c] += prediction;
@@ -37,11 +35,11 @@ void add_soft_class(const SoftmaxBlock& s, std::int64_t channels, std::int64_t c
   ConstFloats targets = s.soft + c * s.block, inverse = s.inverse, top = s.top, log_sum = s.extra;
   float intersection = 0.0f, prediction = 0.0f, target = 0.0f, entropy = 0.0f;
   FASTMTL_EACH_LANE(i, s.padded) {
-    const float p = e[i] * inverse[i], t = targets[i], cost = top[i] - x[i] + log_sum[i];
-    prediction += kSquared ? p * p : p;
-    intersection += p * t;
-    target += kSquared ? t * t : t;
-    entropy += t == 0.0f ? 0.0f : t * cost;
+    const ClassTerms terms = soft_terms<kSquared>(e[i] * inverse[i], targets[i], top[i] - x[i] + log_sum[i]);
+    prediction += terms.prediction;
+    intersection += terms.intersection;
+    target += terms.target;
+    entropy += terms.entropy;
   }
   sums[kIntersection * channels + c] += intersection;
   sums[kPrediction * channels + c] += prediction;

@@ -38,6 +38,15 @@ SoftmaxChunks small_softmax_chunks(const SoftmaxProblem& problem) {
   return chunks;
 }
 
+SoftmaxChunks small_planes_chunks(const SoftmaxProblem& problem) {
+  SoftmaxChunks chunks = small_softmax_chunks(problem);
+  if (problem.pixels >= kSmallPlane || !(chunks.rows || chunks.across)) return {};
+  if (chunks.rows) return {whole_vectors(problem.pixels), problem.pixels, 1, false, true};
+  // Sums are kept for every class: a quarter of the samples, so that they stay in L1.
+  const std::int64_t block = std::max(chunks.block / 4 / kLanes * kLanes, std::int64_t{kLanes});
+  return {block, block, (problem.batch + block - 1) / block, true, false};
+}
+
 SoftmaxScratch::SoftmaxScratch(std::int64_t channels, const SoftmaxChunks& chunks, std::int64_t planes,
                                std::int64_t tables, int threads)
     : size_((9 + planes * channels) * chunks.block + tables * whole_vectors(channels + 2)),

@@ -27,6 +27,11 @@ struct SoftmaxChunks {
 SoftmaxChunks softmax_chunks(const SoftmaxProblem& problem);        // along the pixels of each sample
 SoftmaxChunks small_softmax_chunks(const SoftmaxProblem& problem);  // across samples or classes where that is better
 
+// Of the samples' few pixels, where a segment is a class of a sample: what is done once a segment is then as much as
+// what is done once an element, and lanes run over samples or, sample by sample, over classes. Blocks of {0}: there are
+// more pixels, or too little of everything to fill lanes.
+SoftmaxChunks small_planes_chunks(const SoftmaxProblem& problem);
+
 // Memory of each thread's blocks, rows of floats aligned to 64 bytes, so that no vector crosses a cache line.
 class SoftmaxScratch {
  public:

@@ -124,6 +124,35 @@ inline void recall_rows(const SoftmaxProblem& problem, const SoftmaxRun& run, co
   own_exponentials(s);
 }
 
+// One pixel's classes as floats that fill whole vectors, the last one with `none`.
+inline void load_row(const Planes& planes, std::int64_t sample, std::int64_t pixel, std::int64_t channels, float none,
+                     float* out) {
+  load(planes.type, planes.data, sample * planes.batch + pixel * planes.pixel, planes.channel, channels, out);
+  for (std::int64_t c = channels; c % kLanes != 0; ++c) out[c] = none;
+}
+
+// Of one pixel what `exponentials` and `normalise` leave for each.
+struct RowSoftmax {
+  float top, other, own, inverse, log_sum, cost;
+};
+
+// The logits go into x and the exponentials into e; class y, if it is one, is the pixel's own.
+inline RowSoftmax softmax_row(const SoftmaxProblem& problem, std::int64_t sample, std::int64_t pixel, std::int32_t y,
+                              float* __restrict x, float* __restrict e) {
+  load_row(problem.logits, sample, pixel, problem.channels, -__builtin_inff(), x);
+  const std::int64_t padded = (problem.channels + kLanes - 1) / kLanes * kLanes;
+  const float top = maximum_of(x, padded);
+  float other = 0.0f;
+  FASTMTL_EACH_NUMBERED_LANE(c, padded) {
+    const float value = exp_minus(top - x[c]);
+    e[c] = value;
+    other += c == y ? 0.0f : value;
+  }
+  const float own = y >= 0 ? e[y] : 0.0f, drop = y >= 0 ? top - x[y] : 0.0f;
+  const float log_sum = log1p_positive(own == 1.0f ? other : other - 1.0f + own);
+  return {top, other, own, 1.0f / (other + own), log_sum, drop + log_sum};
+}
+
 }  // namespace
 }  // namespace FASTMTL_ISA
 }  // namespace fastmtl

@@ -42,6 +42,8 @@ OF_CLASSES: dict[str, Callable[..., Tensor]] = {
     "dice_ce_squared_skip": partial(ops.dice_ce_loss, squared_pred=True, empty="skip", label_smoothing=0.1),
     "dice_ce_jaccard_zero": partial(ops.dice_ce_loss, jaccard=True, empty="zero", include_background=False),
 }
+# Samples fill lanes, classes do, or neither does; as they lie in memory or not.
+DICE_CE = [(70, 5, 3), (130, 3), (40, 80), (2, 300, 9), (3, 1040), (6, 70, 4), (2, 3, 2, 2)]
 
 
 def _laid_out(tensor: Tensor, layout: str) -> Tensor:
@@ -88,6 +90,49 @@ def test_classes_of_few_pixels_are_the_reference(name, layout):
         for reduction in (one, "mean", "sum"):
             _check(OF_CLASSES[name], x, target, reduction=reduction)
             _check(OF_CLASSES[name], x, target.short(), reduction=reduction, weight=weight)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_dice_ce_of_few_pixels_under_every_target_and_mask(layout):
+    generator = torch.Generator().manual_seed(1)
+    for shape in DICE_CE:
+        x = _laid_out(4 * torch.randn(shape, generator=generator), layout)
+        flat = (shape[0], *shape[2:])
+        classes = torch.randint(shape[1], flat, generator=generator)
+        soft = _laid_out(torch.randn(shape, generator=generator).softmax(1), layout)
+        mask = torch.rand(flat, generator=generator) > 0.4
+        weight = torch.rand(shape[1], generator=generator)
+        for target in (classes, soft):
+            for options in ({}, {"mask": mask}, {"mask": mask[(slice(None), *(0,) * (len(flat) - 1))]}):
+                for squared in (False, True):
+                    given = options | {"squared_pred": squared, "label_smoothing": 0.2, "weight": weight}
+                    _check(ops.dice_ce_loss, x, target, reduction="none", **given)
+                    _check(ops.dice_ce_loss, x, target, **options, squared_pred=squared)
+                    _check(ops.dice_ce_loss, x, target, batch=True, **given)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_counts_of_few_pixels_are_the_reference(batch):
+    generator = torch.Generator().manual_seed(2)
+    for shape in DICE_CE:
+        x = torch.randint(-3, 4, shape, generator=generator).float()  # many equal maxima
+        x[1, 1] = float("inf")
+        target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+        target[0] = -100
+        found = {
+            backend: ops.dice_ce_loss(x, target, batch=batch, return_counts=True, backend=backend)[1]
+            for backend in ("cpp", "reference")
+        }
+        for ours, expected in zip(found["cpp"], found["reference"], strict=True):
+            assert torch.equal(ours, expected), shape
+
+
+def test_tversky_of_few_pixels_is_the_reference():
+    generator = torch.Generator().manual_seed(3)
+    for shape in DICE_CE:
+        x = 4 * torch.randn(shape, generator=generator)
+        target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+        _check(partial(ops.tversky_loss, activation="softmax"), x, target)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .buffer_cache import WORTHWHILE, Recycled
 from .pointers import address, element
 
-SMALL_PLANE = 32  # as kFewPixels in csrc/core/planes.cpp
+SMALL_PLANE = 32  # as kSmallPlane in csrc/core/planes.cpp
 ABSENT = (0, 0, 0, 0, 0)  # what csrc reads as "no such tensor"
 
 
