@@ -228,7 +228,7 @@ class TileLoader:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_reader"):  # the constructor may have raised
+        if hasattr(self, "_pipeline"):  # the constructor may have raised
             self._pipeline.close(wait=False)  # this may run in one of its own threads
 
     def _move(self, epoch: int, batch: int) -> None:
