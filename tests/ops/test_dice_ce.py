@@ -122,8 +122,8 @@ def test_counts_of_the_hard_prediction(backend, shape):
         {"squared_pred": True},
         {"jaccard": True},
         {"batch": True},
-        {"include_background": False, "weight": torch.rand(4, dtype=torch.float64)},
-        {"weight": torch.rand(4, dtype=torch.float64), "label_smoothing": 0.2},
+        {"include_background": False, "weight": torch.tensor([0.3, 0.9, 0.1, 0.6]).double()},
+        {"weight": torch.tensor([0.7, 0.2, 0.5, 0.8]).double(), "label_smoothing": 0.2},
     ],
     ids=str,
 )
