@@ -81,6 +81,9 @@ def missing(backend: str) -> str | None:
     return None
 
 
+Kernels = Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # forward and backward by name of backend
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One backend's way to run an op: where it runs, and on which dtypes of the op's first tensor."""
@@ -111,7 +114,7 @@ def register(op: str, implementations: dict[str, Implementation]) -> None:
     _OPS[op] = implementations
 
 
-def register_kernels(op: str, pairs: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]) -> None:
+def register_kernels(op: str, pairs: Kernels) -> None:
     """Make `pairs` of forward and backward the backends of `op` and `op_backward`: "cpp" for the CPU and "triton" for
     NVIDIA, both of half and single precision, "reference" for everything."""
     devices = {"cpp": "cpu", "triton": "cuda"}

@@ -9,7 +9,7 @@ so three coefficients per segment (slopes in the BCE sum, in I, and q times that
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from ..core.counts import Counts
 from ..core.fields import checks_of
 from ..core.loss_op import LossOp
 from .dice_bce_backends import BACKENDS, Options, Tensors, new_outputs, reference
+
+if TYPE_CHECKING:
+    from torch._functorch.autograd_function import VmapInfo
 
 _check_options = checks_of(Options)
 
@@ -167,7 +170,7 @@ def _fold_tensors(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...
     return Tensors._make([*folded, mask])
 
 
-def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+def _vmap_forward(info: VmapInfo, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
     size, options = info.batch_size, Options(*arguments[5:])
     tensors = _fold_tensors(size, in_dims, arguments)
     loss, coefficients, counts = dice_bce_op(*tensors, *options._replace(groups=size * options.groups))
@@ -179,7 +182,7 @@ def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple
     return outputs, (0, 1, 1 if options.counts else None)
 
 
-def _vmap_backward(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+def _vmap_backward(info: VmapInfo, in_dims: tuple[Any, ...], grad: Tensor, *arguments: Any) -> tuple[Tensor, int]:
     size, options = info.batch_size, Options(*arguments[6:])
     options = options._replace(groups=size * options.groups)
     tensors = _fold_tensors(size, in_dims[1:], arguments)

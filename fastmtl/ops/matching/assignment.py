@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from ...reference import assignment as reference
 from ..core import checks
 from ..core.backends import FLOATING, Implementation, check_backend, choose, extension, register
 from ..core.pointers import address
+
+if TYPE_CHECKING:
+    from torch._functorch.autograd_function import VmapInfo
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
@@ -118,7 +121,9 @@ def _fake(cost: Tensor, num_targets: Tensor | None, backend: str) -> Tensor:
     return cost.new_empty((cost.shape[0], cost.shape[2]), dtype=torch.int64)
 
 
-def _vmap(info: Any, in_dims: tuple[Any, ...], cost: Tensor, num_targets: Tensor | None, backend: str) -> Any:
+def _vmap(
+    info: VmapInfo, in_dims: tuple[Any, ...], cost: Tensor, num_targets: Tensor | None, backend: str
+) -> tuple[Tensor, int | None]:
     def fold(tensor: Tensor, dim: int | None) -> Tensor:
         stacked = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         return stacked.flatten(0, 1)

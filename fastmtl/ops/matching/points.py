@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ...reference import points as reference
 from ..core import checks
 from ..core.backends import Implementation, check_backend, choose, extension, register
+from ..core.loss_op import Context
 from ..core.pointers import address, element, num_threads
 
 _MAPS = (torch.bool, torch.uint8, *checks.FLOATING)
@@ -141,24 +142,31 @@ def _fake_scatter(grad: Tensor, coordinates: Tensor, height: int, width: int, ba
     return grad.new_empty((*grad.shape[:2], height, width))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+class _Context(Context, Protocol):
+    backend: str
+    height: int
+    width: int
+    dtype: torch.dtype
+
+
+def _keep(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     maps, coordinates, ctx.backend = inputs
     ctx.height, ctx.width, ctx.dtype = *maps.shape[2:], maps.dtype
     ctx.save_for_backward(coordinates)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _gradient(ctx: _Context, grad: Tensor) -> tuple[Tensor, None, None]:
     (coordinates,) = ctx.saved_tensors
     gradient = torch.ops.fastmtl.scatter_points(grad, coordinates, ctx.height, ctx.width, ctx.backend)
     return gradient.to(ctx.dtype), None, None
 
 
-def _keep_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_backward(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.backend = inputs[-1]
     ctx.save_for_backward(inputs[1])
 
 
-def _gradient_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Scattering is linear, and sampling its transpose."""
     return torch.ops.fastmtl.sample_points(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None
 
