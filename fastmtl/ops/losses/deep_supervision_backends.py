@@ -19,7 +19,7 @@ from ..core.pointers import address, element, num_threads
 from . import dice_bce_backends
 
 DOWNSAMPLE = ("nearest", "area", "max")
-_GRADIENTS = [Recycled() for _ in range(4)]  # of CPU kernels, one a head: further ones are small, or rare
+_GRADIENTS = [Recycled() for _ in range(4)]  # for CPU kernels, one per head: further heads are small, or rare
 _NO_VOLUME = (0,) * 7
 
 

@@ -16,7 +16,7 @@ from ..core.fields import keywords
 from ..core.planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ..core.pointers import address, num_threads
 
-_GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
+_GRADIENTS = Recycled()  # for CPU kernels only: a GPU's allocator keeps freed memory anyway
 REDUCTIONS = (*checks.REDUCTIONS, "total")  # "total" is not public: as "sum", with the BCE not divided by elements
 
 

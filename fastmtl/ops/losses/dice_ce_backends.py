@@ -24,7 +24,7 @@ from ..core.planes import describe, gradient_like, in_place, mask_in_place, pixe
 from ..core.pointers import address, element, num_threads
 from .class_loss_backends import REDUCTIONS, ClassLoss, kept, reference_coefficients
 
-_GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
+_GRADIENTS = Recycled()  # for CPU kernels only: a GPU's allocator keeps freed memory anyway
 
 
 class Options(NamedTuple):

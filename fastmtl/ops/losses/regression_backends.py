@@ -16,7 +16,7 @@ from ..core.fields import keywords
 from ..core.planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ..core.pointers import address, element, num_threads
 
-_GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
+_GRADIENTS = Recycled()  # for CPU kernels only: a GPU's allocator keeps freed memory anyway
 ERRORS = ("squared", "absolute", "smooth")
 _SMALLEST_BETA = 1e-30  # below it 1 / beta is no float32 one can compute with, and the error is the absolute one
 

@@ -1,4 +1,4 @@
-"""`sample_points`: values of maps at points, and the way back."""
+"""`sample_points`: values of maps at points, and the gradient."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ _LIBRARY.define(
 
 
 def sample_points(maps: Tensor, coordinates: Tensor, *, backend: str = "auto") -> Tensor:
-    """Bilinear samples of each map at its sample's points, outside of which everything is 0.
+    """Bilinear samples of each map at the points of its batch sample; 0 outside of the map.
 
-    As `torch.nn.functional.grid_sample(maps, 2 * coordinates - 1, align_corners=False)` at a list of points, and of
-    masks too: the four neighbours of a point are read from bytes, no mask is turned into floats as a whole.
+    Equal to `torch.nn.functional.grid_sample(maps, 2 * coordinates - 1, align_corners=False)` at a list of points.
+    Masks work too: the four neighbours of a point are read as bytes, without a float copy of the mask.
 
     Args:
         maps: [B, C, H, W]; bool, uint8, float16, bfloat16, float32 or float64.
         coordinates: [B, P, 2], floating, (x, y) in 0 to 1: (0, 0) is the outer corner of the first pixel, (1, 1) that
-            of the last. float64 is kept; others, and float32 with float64 maps, are converted. A NaN is outside: 0.
+            of the last. float64 stays float64; other dtypes, and float32 with float64 maps, are converted. A NaN counts
+            as outside: 0.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch).
 
     Returns:
-        [B, C, P], float32, or float64 where either is. Differentiable in floating `maps`, any number of times; the
-        backward keeps the coordinates alone. Deterministic, on a GPU too, where `grid_sample` is not.
+        [B, C, P], float32, or float64 if either argument is. Differentiable in floating `maps`, any number of times;
+        the backward keeps only the coordinates. Deterministic also on a GPU, unlike `grid_sample`.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name.
+        ValueError, TypeError: an invalid argument, which the message names.
 
     >>> mask = torch.tensor([[[[0, 1], [0, 1]]]], dtype=torch.uint8)
     >>> sample_points(mask, torch.tensor([[[0.5, 0.5], [0.75, 0.5]]]))
@@ -48,7 +49,7 @@ def sample_points(maps: Tensor, coordinates: Tensor, *, backend: str = "auto") -
     checks.tensor("maps", maps)
     checks.tensor("coordinates", coordinates)
     checks.dtype("maps", maps, _MAPS, "Convert it first.")
-    checks.dtype("coordinates", coordinates, checks.FLOATING, "They lie in 0 to 1.")
+    checks.dtype("coordinates", coordinates, checks.FLOATING, "Their range is 0 to 1.")
     checks.constant("coordinates", coordinates)
     shape, points = list(maps.shape), list(coordinates.shape)
     if len(shape) != 4 or len(points) != 3 or points[::2] != [shape[0], 2]:
@@ -63,7 +64,7 @@ def sample_points(maps: Tensor, coordinates: Tensor, *, backend: str = "auto") -
 
 
 def _with_planes(maps: Tensor) -> Tensor:
-    """The maps themselves if their planes are contiguous, else a copy."""
+    """The maps if their planes are contiguous, else a copy."""
     return maps if maps[0, 0].is_contiguous() else maps.contiguous()
 
 
@@ -108,7 +109,7 @@ register(
     "scatter_points",
     {
         "cpp": Implementation(_scatter_cpp, "cpu"),
-        # A sort, the only way to add up what falls on one pixel in a fixed order without float atomics.
+        # Sorting is the only way to add the contributions to one pixel in a fixed order without float atomics.
         "triton": Implementation(reference.scatter_points, "any"),
         "reference": Implementation(reference.scatter_points, "any"),
     },
@@ -167,7 +168,7 @@ def _keep_backward(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> No
 
 
 def _gradient_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Scattering is linear, and sampling its transpose."""
+    """Scattering is linear, and sampling is its transpose."""
     return torch.ops.fastmtl.sample_points(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None
 
 

@@ -17,7 +17,7 @@ def passes_of(images: Tensor, backend: str) -> Passes | None:
     """The passes for `images`; None for the exact definition.
 
     Raises:
-        BackendError: the backend asked for cannot run here.
+        BackendError: the requested backend cannot run here.
     """
     return backends.choose("stain_normalize", backend, images)()
 

@@ -70,7 +70,7 @@ def stain_normalize(
 
 
 @torch.no_grad()
-def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the options a third time would say no more
+def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the second overload does not repeat the options
     images: Tensor,
     method: str = "macenko",
     *,
@@ -111,7 +111,8 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
         mean, std: of RGB in 0..1, each in 0..1, std 1e-4 or more: out = (out / 255 - mean) / std in the same pass.
             Without them, grey levels 0..255.
         return_stains: also return stain images, matrices and what fell back.
-        inside: bool or uint8 [B, H, W]; what is False there takes part in no estimate and becomes grey level 240.
+        inside: bool or uint8 [B, H, W]; pixels where it is False are left out of every estimate and become grey level
+            240.
         min_tissue: pixels of tissue that an estimate needs; 2 or more.
         fallback: what an image with less, or without two stains, does. "reference": it is unmixed with the target's own
             stains, and so hardly changes; "pass": it stays as it is. Never raises, never gives NaN.
@@ -123,9 +124,9 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
         of threads. Nothing here waits for a GPU, but for "vahadane" and "tiatoolbox".
 
     Raises:
-        ValueError: a shape, dtype, device, name or range that does not fit.
-        TypeError: something that should be a tensor is not one.
-        BackendError: the backend asked for cannot run here.
+        ValueError: an invalid shape, dtype, device, name or range.
+        TypeError: an argument that must be a tensor is not one.
+        BackendError: the requested backend cannot run here.
 
     Sources: Macenko et al. 2009; Vahadane et al. 2016; Ruifrok and Johnston 2001; Reinhard et al. 2001; modified: Roy
     et al. 2021.
