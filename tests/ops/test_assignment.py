@@ -168,7 +168,7 @@ def test_arguments_that_do_not_fit(cost, numbers, message):
 @needs_cpp
 @pytest.mark.parametrize("number", [-1, 3])
 def test_a_number_outside_is_an_error_where_one_can_be_raised(number):
-    with pytest.raises(ValueError, match=r"`num_targets` must be 0 to 2.*got \[\d, -?\d\]"):
+    with pytest.raises(ValueError, match=r"`num_targets` must lie in 0 to 2.*got \[\d, -?\d\]"):
         ops.linear_assignment(torch.zeros(2, 3, 2), torch.tensor([1, number]))
     brought_in = ops.linear_assignment(torch.zeros(2, 3, 2), torch.tensor([1, number]), backend="reference")
     assert (brought_in[1] >= 0).sum() == min(max(number, 0), 2)

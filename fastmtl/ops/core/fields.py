@@ -1,4 +1,4 @@
-"""An op's tensors and options as NamedTuples: their annotations are the op's schema and the options' checks."""
+"""An op's tensors and options as NamedTuples: their annotations give the op's schema and the checks of the options."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def schema(fields: type) -> str:
 
 
 def checks_of(options: type) -> Callable[[NamedTuple], None]:
-    """A function that runs the check each field of `options` is annotated with: `Annotated[kind, check]`, called with
-    the field's name and value."""
+    """A function that checks every field of `options` annotated `Annotated[kind, check]`: it calls check(name,
+    value)."""
     kinds = get_type_hints(options, include_extras=True).items()
     checks = tuple((name, kind.__metadata__[0]) for name, kind in kinds if get_origin(kind) is Annotated)
 
@@ -45,6 +45,6 @@ def keywords(options: NamedTuple, *left_out: str) -> dict[str, Any]:
 
 
 def converted(options: NamedTuple, kind: type[Options], **changed: object) -> Options:
-    """`options` as those of another op: the fields that both have, then `changed`; defaults for the rest."""
+    """`options` converted to the options of another op: the common fields, then `changed`; defaults otherwise."""
     make: Any = kind
     return make(**{name: getattr(options, name) for name in options._fields if name in make._fields} | changed)

@@ -1,8 +1,8 @@
 """A fused loss of several heads as two `torch.library` ops: `loss_op.LossOp` for a list of differentiable tensors.
 
-The forward takes the list, further tensors and options; it returns the loss, the coefficients its backward needs (a few
-numbers per segment and head), and nothing else. The backward returns one gradient per head. Only the tensors given and
-the coefficients are kept; second and forward-mode derivatives go through the reference; vmap loops over samples.
+The forward takes the list, further tensors and options; it returns only the loss and the coefficients its backward
+needs (a few numbers per segment and head). The backward returns one gradient per head. Only the argument tensors and
+the coefficients are kept; second and forward-mode derivatives run the reference; vmap loops over samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _is_legacy_batched = cast(Any, torch._C)._functorch.is_legacy_batchedtensor
 
 
 class HeadsLossOp:
-    """Calling it with the inputs, the further tensors and the options runs the op; returns (loss, coefficients).
+    """Call it with the inputs, the further tensors and the options to run the op; returns (loss, coefficients).
 
     Args:
         name: the op is `fastmtl::name`.
@@ -82,13 +82,13 @@ class HeadsLossOp:
         return self._backward_op(grad, list(inputs), *rest)
 
     def split(self, rest: Sequence[Any]) -> tuple[Any, Any]:
-        """What follows the inputs, as (further tensors, options)."""
+        """The arguments after the inputs as (further tensors, options)."""
         return self._tensors(*rest[: self.further]), self._options(*rest[self.further :])
 
     def gradients(
         self, grad: Tensor, inputs: Sequence[Tensor], tensors: NamedTuple, options: NamedTuple
     ) -> tuple[Tensor, ...]:
-        """d (grad * loss) / d inputs by autograd through the reference; itself differentiable in grad and inputs."""
+        """d (grad * loss) / d inputs by autograd through the reference; differentiable in grad and inputs."""
         pull: Pull = torch.func.vjp(lambda *inputs: self._reference(inputs, tensors, options), *inputs)[1]
         return pull(grad)
 
@@ -122,7 +122,7 @@ class HeadsLossOp:
 
 
 def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
-    """The autograd.Functions: the inputs come first and flat, for only then does autograd see them."""
+    """The autograd.Functions; the inputs are the first, flat arguments, because autograd sees only those."""
     further, settings = op.further, op.settings
 
     class Forward(torch.autograd.Function):
@@ -172,8 +172,8 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
 
         @staticmethod
         def gradients(ctx: Context) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
-            """The gradients as a function of grad and the inputs, and these. The coefficients depend on the logits:
-            only a second look at the whole loss has all of the derivative."""
+            """The gradients as a function of grad and the inputs, and its arguments. The coefficients depend on the
+            logits, so only the whole loss gives the full derivative."""
             grad, *saved = ctx.saved_tensors
             heads = len(saved) - further
             tensors, options = op.split((*saved[heads:], *ctx.options))
@@ -200,7 +200,8 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
 
 
 def _loop_over_grads(op: HeadsLossOp, grad: Tensor, inputs: Sequence[Tensor], *rest: object) -> list[Tensor]:
-    """`torch.autograd.grad(is_grads_batched=True)` runs on torch's first vmap, which knows no lists of tensors."""
+    """`torch.autograd.grad(is_grads_batched=True)` runs on torch's legacy vmap, which does not support lists of
+    tensors."""
     batching: Any = torch
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()

@@ -3,7 +3,7 @@
 The forward takes tensors and options, returns the loss, the coefficients its backward needs (a few numbers per
 segment), and by-products. The backward takes grad, the same tensors, the coefficients and the options, and returns
 the gradient of the first tensor; nothing else is differentiable, and only the tensors and the coefficients are kept.
-A second derivative and forward-mode derivatives go through the reference.
+Second and forward-mode derivatives run the reference.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Context(Protocol):
 
 
 class LossOp:
-    """Calling it with the tensors and then the options runs the op; returns (loss, coefficients, *by-products).
+    """Call it with the tensors and then the options to run the op; returns (loss, coefficients, *by-products).
 
     Args:
         name: the op is `fastmtl::name`.
@@ -53,7 +53,7 @@ class LossOp:
             options), of each; see `backends.register_kernels`.
         fake: (tensors, options) -> uninitialised outputs; run with fake tensors by torch.compile.
         reference: (tensors, options) -> loss, in plain torch, differentiable any number of times.
-        vmap, vmap_backward: batching rules as `torch.library.register_vmap` wants them; a loop over samples without.
+        vmap, vmap_backward: batching rules for `torch.library.register_vmap`; default: a loop over samples.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LossOp:
         torch.library.register_vmap(f"fastmtl::{name}_backward", self._vmap_backward, lib=LIBRARY)
 
     def __call__(self, *arguments: object) -> tuple[Tensor, ...]:
-        # torch.func wants to meet the autograd.Function before the op; everywhere else the op records itself.
+        # torch.func needs the autograd.Function before the op; otherwise the op records itself.
         return (self._traced_forward.apply if transformed() else self._forward_op)(*arguments)
 
     def backward(self, *arguments: object) -> Tensor:
@@ -110,7 +110,7 @@ class LossOp:
         return grad, tensors, rest[self._number], options
 
     def gradient(self, grad: Tensor, tensors: Any, options: NamedTuple) -> Tensor:
-        """d (grad * loss) / d first tensor by autograd through the reference; itself differentiable in both."""
+        """d (grad * loss) / d first tensor by autograd through the reference; differentiable in both."""
 
         def loss(first: Tensor) -> Tensor:
             return self._reference(tensors._replace(**{tensors._fields[0]: first}), options)
@@ -173,7 +173,7 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
             return op._vmap(info, in_dims, *arguments)
 
     class ForwardOnce(torch.autograd.Function):
-        """`Forward` without a setup_context, for which torch would bind all arguments a second time: 20 us less."""
+        """`Forward` without a setup_context, which saves 20 us: torch would bind all arguments a second time."""
 
         @staticmethod
         def forward(ctx: Context, *arguments: object) -> tuple[Tensor, ...]:
@@ -197,8 +197,8 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
 
         @staticmethod
         def gradient(ctx: Context) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
-            """The gradient as a function of grad and the first tensor, and these two. The coefficients depend on the
-            logits: only a second look at the whole loss has all of the derivative."""
+            """The gradient as a function of grad and the first tensor, and its arguments. The coefficients depend on
+            the logits, so only the whole loss gives the full derivative."""
             grad, *rest = ctx.saved_tensors
             tensors, options = op.split((*rest, *ctx.options))
 
@@ -225,21 +225,21 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
 
 
 def _record(recorded: type[torch.autograd.Function], plain: Callable[..., object], *arguments: object) -> object:
-    # The first tensor, or in a backward the gradient and the first tensor.
+    # the first tensor; in a backward the gradient and the first tensor
     needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments[:2])
     return recorded.apply(*arguments) if needed or forward_mode() else plain(*arguments)
 
 
 def forward_mode() -> bool:
-    """Whether forward-mode derivatives may be asked for: a tensor's tangent would be lost on the plain way."""
+    """Whether forward-mode AD is active: without recording, tangents would be lost."""
     return forward_ad._current_level >= 0
 
 
 def push_forward(
     function: Callable[..., Tensor | tuple[Tensor, ...]], at: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]
 ) -> Any:
-    """The derivative of `function` along the tangents: the transpose of its pull-back, which is linear. So the
-    function needs reverse mode alone, as an op's own backward does."""
+    """The derivative of `function` along the tangents: the transpose of its pull-back, which is linear. So the function
+    needs only reverse mode, like the backward of an op."""
     derived: Any = torch.func.vjp(function, *at)
     value, pull = derived
     known = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(at, tangents, strict=True))

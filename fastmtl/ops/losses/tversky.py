@@ -96,7 +96,7 @@ def tversky_loss(
     )
     counted = counted & (sums.elements > 0)
     if gamma != 1:
-        right = losses <= 0  # the index is 1, or above by its smoothing
+        right = losses <= 0  # the index is 1, or above 1 by its smoothing
         losses = torch.where(right, 0.0, torch.where(right, 1.0, losses) ** gamma)
     if weight is not None:
         losses = losses * weight.to(losses.dtype)
@@ -110,7 +110,7 @@ def _segments(
     intersection: Tensor, prediction: Tensor, target: Tensor,
     alpha: float, beta: float, smooth_nr: float, smooth_dr: float, empty: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """1 - index of each segment, and whether `empty` counts it."""
+    """1 - index of each segment, and whether it counts under `empty`."""
     pair = (target == 0) & (prediction == 0)
     wrong = alpha * (prediction - intersection) + beta * (target - intersection)
     index = (intersection + smooth_nr) / torch.where(pair, 1.0, intersection + wrong + smooth_dr)

@@ -83,7 +83,7 @@ def _cpp(cost: Tensor, num_targets: Tensor | None) -> Tensor:
         tuple(cost.shape), address(cost), is_double, cost.stride(), address(num_targets), address(matches)
     ):
         found = [] if num_targets is None else num_targets.tolist()
-        raise ValueError(f"`num_targets` must be 0 to {cost.shape[2]}, the targets of `cost`; got {found}.")
+        raise ValueError(f"`num_targets` must lie in 0 to {cost.shape[2]}, the targets of `cost`; got {found}.")
     return matches
 
 

@@ -74,4 +74,4 @@ def check_ratios(num_points: int, oversample_ratio: float, importance_sample_rat
     if checks.finite("oversample_ratio", oversample_ratio) < 1:
         raise ValueError(f"`oversample_ratio` must be 1 or more; got {oversample_ratio}.")
     if not 0 <= checks.finite("importance_sample_ratio", importance_sample_ratio) <= 1:
-        raise ValueError(f"`importance_sample_ratio` must be 0 to 1; got {importance_sample_ratio}.")
+        raise ValueError(f"`importance_sample_ratio` must lie in 0 to 1; got {importance_sample_ratio}.")
