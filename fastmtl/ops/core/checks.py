@@ -146,7 +146,7 @@ def unit(target: Tensor, mask: Tensor | None, name: str = "target") -> None:
         advice = (
             f"Turn a 0/255 mask into 0/1: {name} > 127."
             if high > 127
-            else f"Pick one class of class numbers: {name} == 1."
+            else f"Pick one class: {name} == 1."
         )
         raise ValueError(f"`{name}` must lie in 0 to 1; got {high:g}. {advice}")
 
