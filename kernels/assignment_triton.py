@@ -1,8 +1,8 @@
-"""Linear assignment on NVIDIA GPUs: one program matches one sample, by the algorithm of reference/assignment.py.
+"""Linear assignment on NVIDIA GPUs: one program matches one sample, with the algorithm of reference/assignment.py.
 
 A program holds one number per column (the larger side of the sample) in registers and scans all columns at once; it
-reads a row of costs per step, and never writes before the end. What takes time is the chain of steps, so a sample
-stays within one warp where it fits: a reduction is then a few shuffles.
+reads a row of costs per step, and writes only at the end. The chain of steps takes the time, so a sample uses a single
+warp if it fits: a reduction is then a few shuffles.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 
 _INFINITY = tl.constexpr(float("inf"))
-_LARGEST = tl.constexpr(1e100)  # a cost beyond it counts as infinite
+_LARGEST = tl.constexpr(1e100)  # larger costs count as infinite
 
 
 @triton.jit
 def _read(cost, row, row_stride, columns, column_stride, there):
-    """A row of costs as float64, 0 where there is no column."""
+    """A row of costs as float64, 0 beyond the last column."""
     return tl.load(cost + row * row_stride + columns * column_stride, mask=there, other=0.0).to(tl.float64)
 
 
@@ -43,7 +43,7 @@ def assignment_kernel(
     number = targets
     if HAS_NUMBER:
         number = tl.minimum(tl.maximum(tl.load(num_targets + b), 0), targets).to(tl.int32)
-    swapped = number > queries  # the fewer are rows: each of them finds a column
+    swapped = number > queries  # the smaller set is the rows: each row finds a column
     rows = tl.minimum(number, queries)
     columns = tl.maximum(number, queries)
     row_stride = tl.where(swapped, cq, ct).to(tl.int64)
@@ -88,7 +88,7 @@ def assignment_kernel(
             distance = tl.where(nearer, through, distance)
             previous = tl.where(nearer, last, previous)
             reached = tl.min(tl.where(still_open, distance, _INFINITY))
-            # Of equals a free column, then the first.
+            # Among equals a free column, then the first.
             rank = tl.where(still_open & (distance == reached), tl.where(owner >= 0, k + BLOCK, k), 2 * BLOCK)
             last = tl.min(rank) % BLOCK
             still_open = still_open & (k != last)

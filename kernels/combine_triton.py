@@ -1,4 +1,4 @@
-"""Weighted sum of K gradients on a GPU: each element is read K times and written once, and nothing else moves."""
+"""Weighted sum of K gradients on a GPU: each element is read K times and written once."""
 
 import torch
 import triton
@@ -21,7 +21,7 @@ def combine_kernel(
     first = tl.program_id(0).to(tl.int64) * BLOCK
     columns = first + tl.arange(0, BLOCK)
     row = J + columns
-    # A mask would break 16-byte loads where P is no multiple of 16, so only the last block has one.
+    # A mask would break 16-byte loads if P is not a multiple of 16, so only the last block has one.
     if first + BLOCK <= P:
         total = tl.load(w).to(kind) * tl.load(row).to(kind)
         for k in tl.static_range(1, K):

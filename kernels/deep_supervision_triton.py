@@ -1,10 +1,10 @@
 """Dice + BCE of several heads against one mask for NVIDIA GPUs: one launch of sums, a finaliser, one of gradients.
 
-Everything a head consists of goes in as kernel arguments, a tuple a head: no table has to reach the device first, so
-nothing is copied, nothing waits, and a CUDA graph captures the launches as they are. The heads are unrolled, each
-behind a comparison of the program's number: every one is compiled for its own strides and alignment, and a head of full
-resolution beside a plain mask reads both in 16-byte loads as dice_bce does. The others gather their windows of the
-mask, which the caches hold after the first head. Splits depend on the shapes alone, no sum on the programs' order.
+A head is passed as a tuple of kernel arguments, not as a table on the device: nothing is copied, nothing waits, and a
+CUDA graph can capture the launches. The heads are unrolled, each behind a comparison of the program id, so each is
+compiled for its strides and alignment: a full-resolution head with a plain mask uses 16-byte loads as dice_bce does.
+The other heads gather their windows of the mask, which is cached after the first head. Splits depend only on the
+shapes, and no sum on the order of programs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def deep_supervision_sums(
             bce = tl.zeros([BLOCK], tl.float32)
             elements = tl.zeros([BLOCK], tl.float32)
             first = split.to(tl.int64) * chunk
-            # A head of weight 0 is switched off: nothing of it is read.
+            # A head of weight 0 is off: it is not read.
             readable = tl.where(_weight(numbers, weights, level, MOVING) != 0, pixels, 0)
             for start in range(0, chunk, BLOCK):
                 offsets = first + start + tl.arange(0, BLOCK)
@@ -68,7 +68,7 @@ def deep_supervision_sums(
                 r = 1.0 / (1.0 + e)
                 p = tl.where(logits >= 0, r, e * r)
                 slope = tl.where(logits >= 0, 1.0 - target, -weight * target)
-                linear = tl.where(slope == 0, 0.0, slope * logits)  # infinite and on the right side: 0, not NaN
+                linear = tl.where(slope == 0, 0.0, slope * logits)  # infinite and correct: 0, not NaN
                 bce += linear + (1.0 + (weight - 1.0) * target) * log1p_unit(e)
                 intersection += p * target
                 prediction += p * p if SQUARED else p
@@ -97,11 +97,11 @@ def deep_supervision_finish(
     HEADS: tl.constexpr, MOVING: tl.constexpr, OVER_BATCH: tl.constexpr, SQUARED: tl.constexpr, JACCARD: tl.constexpr,
     EMPTY: tl.constexpr, MEAN: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Loss and coefficients [L, 3, B, C] from the partials; one program, for there are a few numbers a head."""
+    """Loss and coefficients [L, 3, B, C] from the partials; one program, because a head has few numbers."""
     together = tl.full((), 0.0, tl.float64)
     planes = samples * channels
     number = channels if OVER_BATCH else planes
-    for level in range(HEADS):  # not unrolled: what differs is three numbers
+    for level in range(HEADS):  # not unrolled: only three numbers differ
         splits = heads[0][8]
         begin = heads[0][9]
         scale = _weight(numbers, weights, 0, MOVING).to(tl.float64)
@@ -172,7 +172,7 @@ def deep_supervision_gradient(
             of_bce = tl.load(slopes)
             of_intersection = tl.load(slopes + planes)
             of_prediction = tl.load(slopes + 2 * planes)
-            # All 0 where nothing of the plane matters, a head switched off for one: a NaN in it is nobody's.
+            # All 0 if the plane does not count, for example in a head that is off: a NaN in it has no effect.
             moves = (of_bce != 0) | (of_intersection != 0) | (of_prediction != 0)
             go = tl.load(grad + level * gl).to(tl.float32)
             of_bce *= go
@@ -190,7 +190,9 @@ def deep_supervision_gradient(
             q = tl.where(logits >= 0, e * r, r)
             slope = of_intersection * target + (of_prediction * p if SQUARED else of_prediction)
             values = of_bce * ((1.0 - target) * p - weight * target * q) + slope * (p * q)
-            values = tl.where(valid, values, 0.0)  # a NaN grad or coefficient must not reach what was not read
+            values = tl.where(
+                valid, values, 0.0
+            )  # a NaN grad or coefficient must not reach elements that were not read
             out = gradients[level]
             tl.store(out[0] + b * out[1] + c * out[2] + offsets * out[3], values, mask=offsets < pixels)
 

@@ -1,7 +1,7 @@
 """Dice + BCE on logits for NVIDIA GPUs: segment sums, a finaliser, and an elementwise gradient.
 
 Sums go to `partials [5, segments, parts]` (I, P, T, BCE, valid elements), and one program per group adds them in a
-fixed order in float64: no float atomics, and splits that depend on the shape alone, so results are bit-equal from run
+fixed order in float64: no float atomics, and splits that depend only on the shape, so results are bit-equal from run
 to run and from GPU to GPU. Planes are those of planes_triton.py; a segment is a plane, or with OVER_BATCH a channel of
 a group. A group is the whole batch, except under vmap.
 """
@@ -55,7 +55,7 @@ def dice_bce_sums(
         r = 1.0 / (1.0 + e)
         p = tl.where(logits >= 0, r, e * r)
         slope = tl.where(logits >= 0, 1.0 - target, -weight * target)
-        linear = tl.where(slope == 0, 0.0, slope * logits)  # an infinite logit on the right side costs 0, not NaN
+        linear = tl.where(slope == 0, 0.0, slope * logits)  # a correct infinite logit costs 0, not NaN
         bce += linear + (1.0 + (weight - 1.0) * target) * log1p_unit(e)
         intersection += p * target
         prediction += p * p if SQUARED else p

@@ -1,7 +1,7 @@
 """Softmax Dice + cross-entropy for NVIDIA GPUs, from class numbers: segment sums, a finaliser, and a gradient.
 
 The sums are those of softmax_sums_triton.py; one program adds their partials in a fixed order in float64: no float
-atomics, and splits that depend on the shape alone. The formulas stand in fastmtl/ops/losses/dice_ce_backends.py.
+atomics, and splits that depend only on the shape. fastmtl/ops/losses/dice_ce_backends.py has the formulas.
 """
 
 from __future__ import annotations

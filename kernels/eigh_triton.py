@@ -1,4 +1,4 @@
-"""Eigenvectors of a small symmetric matrix on a GPU: one block, Jacobi's rotations, no step back to the host.
+"""Eigenvectors of a small symmetric matrix on a GPU: one block, Jacobi's rotations, without waiting for the host.
 
 A round rotates N/2 disjoint pairs at once, as a tournament pairs N players: after N - 1 rounds every pair has met. The
 matrices lie in global memory (the cache), because each element needs those of its row's and column's partners.

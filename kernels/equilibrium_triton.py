@@ -1,4 +1,4 @@
-"""The positive solution of C y = r / y^p on a GPU: one block, damped Newton, no step back to the host."""
+"""The positive solution of C y = r / y^p on a GPU: one block, damped Newton, without waiting for the host."""
 
 import torch
 import triton

@@ -1,7 +1,7 @@
 """Softmax focal loss on class numbers for NVIDIA GPUs: sums, the finaliser of focal_triton.py, and a gradient.
 
-The formulas stand in csrc/focal_softmax_cpu.cpp. A program holds all classes of its pixels in registers, so the softmax
-is computed once a direction and nothing of the size of the logits is written but the gradient.
+csrc/losses/focal_softmax_cpu.cpp has the formulas. A program holds all classes of its pixels in registers, so the
+softmax is computed once a direction and nothing of the size of the logits is written but the gradient.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _softmax_tile(
     of it without the target's row, the loss -log p_y, a_y, and whether it is valid."""
     inside = offsets < pixels
     label = tl.load(t + b * tb + offsets * ts, mask=inside, other=0, eviction_policy=EVICTION)
-    # uint8 as it is would have -100 wrapped to 156 in the comparison.
+    # In uint8 a comparison would wrap -100 to 156.
     label = label if label.dtype == tl.int64 else label.to(tl.int32)
     valid = inside & (label != ignore_index)
     if HAS_MASK:

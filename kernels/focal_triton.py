@@ -1,8 +1,8 @@
 """Sigmoid focal loss on logits for NVIDIA GPUs: sums, a finaliser, and an elementwise gradient.
 
-The formulas stand in csrc/losses/focal_sigmoid_cpu.cpp. Sums go to `partials [2, segments, splits]` (loss, valid
-elements); one program adds them in a fixed order in float64: no float atomics, and splits that depend on the shape
-alone. Offsets are 64-bit. Tensors [B, C, pixels] come with their strides.
+csrc/losses/focal_sigmoid_cpu.cpp has the formulas. Sums go to `partials [2, segments, splits]` (loss, valid
+elements); one program adds them in a fixed order in float64: no float atomics, and splits that depend only on the
+shape. Offsets are 64-bit. Tensors [B, C, pixels] come with their strides.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def sigmoid_focal_sums(
         size = tl.abs(logits)
         w = tl.where(logits >= 0, 1.0 - target, target)
         e = tl.exp(-size)
-        linear = tl.where(w == 0, 0.0, w * size)  # an infinite logit on the right side costs 0, not NaN
+        linear = tl.where(w == 0, 0.0, w * size)  # a correct infinite logit costs 0, not NaN
         u = (w + (1.0 - w) * e) / (1.0 + e)
         scale = of_negative + (of_positive - of_negative) * target
         loss += scale * focal_power(u, gamma, GAMMA) * (linear + log1p_unit(e))

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF005 (Triton knows `a + (b,)`, and no `(*a, b)`)
 """Gram matrix of K gradients on a GPU: float32 products in short runs, summed in float64, in a fixed order.
 
-Two launches. The first cuts the columns into splits, a number that depends on the shape alone, and takes the inner
+Two launches. The first cuts the columns into splits, whose number depends only on the shape, and takes the inner
 products of two tiles of T rows over one split: every thread keeps a sum per pair over its own columns, so each row is
 read once, in 16-byte pieces, and nothing is exchanged between threads until a run ends. The second adds the splits.
 No atomics and no TF32: bit-equal over repeats.

@@ -1,4 +1,4 @@
-"""Small quadratic programs over x >= 0 on a GPU: a block for each, Mehrotra's method, no step back to the host."""
+"""Small quadratic programs over x >= 0 on a GPU: a block for each, Mehrotra's method, without waiting for the host."""
 
 import torch
 import triton
@@ -11,7 +11,7 @@ _ITERATIONS = 40
 
 @triton.jit
 def _longest(x, dx):
-    """The longest step along dx that leaves x >= 0, a little over 1 at most."""
+    """The longest step along dx that keeps x >= 0, at most slightly above 1."""
     shrinking = dx < 0.0
     return tl.minimum(tl.min(tl.where(shrinking, -x / tl.where(shrinking, dx, -1.0), 2.0), axis=0), 1.0 / 0.995)
 

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-# Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
+# Explicit, because Triton 3.10 changes the default and 3.9 warns about it.
 _LAUNCH = {"num_warps": 8, "enable_fp_fusion": True}
 ROWS = 64  # of a program, and of a step of its loop
 TILE = 16  # rows of a program that prepares them

@@ -1,4 +1,4 @@
-"""PCGrad's weights on a GPU: one block, all tasks at once, no step back to the host."""
+"""PCGrad's weights on a GPU: one block, all tasks at once, without waiting for the host."""
 
 import torch
 import triton

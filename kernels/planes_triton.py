@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-# Said explicitly, because Triton 3.10 flips the default and 3.9 warns of it.
+# Explicit, because Triton 3.10 changes the default and 3.9 warns about it.
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 

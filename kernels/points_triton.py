@@ -11,7 +11,7 @@ import triton.language as tl
 def _corner(plane, row, column, share, height, width, live):
     inside = live & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     value = tl.load(plane + row.to(tl.int64) * width + column, mask=inside, other=0).to(share.dtype)
-    # An infinite value must not meet a weight of 0.
+    # An infinite value times a weight of 0 would be NaN.
     return tl.where(inside & (share != 0), share * value, 0.0)
 
 

@@ -1,7 +1,7 @@
 """Squared, absolute and smooth absolute errors on NVIDIA GPUs: sums per sample, a finaliser, elementwise slopes.
 
 Sums go to `partials [2, samples, parts]` (errors, valid elements), and one program adds them in a fixed order in
-float64: no float atomics, and splits that depend on the shape alone, so results are bit-equal from run to run and from
+float64: no float atomics, and splits that depend only on the shape, so results are bit-equal from run to run and from
 GPU to GPU. Offsets are 64-bit. Every tensor [B, C, pixels] comes with its three strides.
 """
 

@@ -1,14 +1,14 @@
 """Batched linear assignment by shortest augmenting paths in plain torch, with no host branch on data: the definition.
 
-The fewer of a sample's targets and queries are rows, each of which gets a column. Prices of columns keep every matched
-pair the cheapest of its row, cost less price. Row by row, Dijkstra's algorithm finds the cheapest path to a free
-column, through columns whose rows move on to another one.
+The smaller of a sample's sets, targets or queries, are the rows; each row gets a column. Column prices keep every
+matched pair the cheapest of its row by cost minus price. Row by row, Dijkstra's algorithm finds the cheapest path to a
+free column, through columns whose rows move to another column.
 """
 
 import torch
 from torch import Tensor
 
-LARGEST = 1e100  # a cost beyond it counts as infinite
+LARGEST = 1e100  # larger costs count as infinite
 
 
 def linear_assignment(cost: Tensor, num_targets: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def linear_assignment(cost: Tensor, num_targets: Tensor) -> Tensor:
             distance = torch.where(nearer, through, distance)
             previous = torch.where(nearer, last[:, None], previous)
             length = torch.where(closed, torch.inf, distance).amin(1)
-            # of equals a free column, then the first
+            # among equals a free column, then the first
             rank = torch.where(~closed & (distance == length[:, None]), k + size * (owner >= 0), 2 * size)
             last = torch.where(searching, rank.amin(1) % size, last)
             closed = closed | searching[:, None] & (k == last[:, None])
@@ -40,7 +40,7 @@ def linear_assignment(cost: Tensor, num_targets: Tensor) -> Tensor:
             line = C[b, owner[b, last].clamp(min=0)]
             passed = line[b, last] - price[b, last] - reached
         price = torch.where(closed & (k < columns[:, None]), price + (distance - reached[:, None]), price)
-        for _ in range(row + 1):  # back along the path: each column takes its predecessor's row
+        for _ in range(row + 1):  # back along the path: each column gets the row of its predecessor
             before = torch.where(last >= 0, previous[b, last], -1)
             taken = torch.where(before >= 0, owner[b, before], row)
             owner = torch.where(k == last[:, None], taken[:, None], owner)
@@ -53,7 +53,8 @@ def linear_assignment(cost: Tensor, num_targets: Tensor) -> Tensor:
 
 
 def _finite(given: Tensor, real: Tensor) -> Tensor:
-    """+inf: as good as forbidden, above any number of last resorts; NaN and -inf: a last resort above any costs."""
+    """+inf is practically forbidden, above any number of last resorts; NaN and -inf are a last resort, above any
+    costs."""
     usable = real & (given.abs() <= LARGEST)
     low = torch.where(usable, given, torch.inf).amin((1, 2), keepdim=True)
     spread = torch.where(usable, given, -torch.inf).amax((1, 2), keepdim=True) - low

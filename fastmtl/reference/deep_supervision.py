@@ -1,4 +1,4 @@
-"""Heads at several strides against one full-resolution mask, in plain torch: the definition every kernel is held to."""
+"""Heads at several strides against one full-resolution mask, in plain torch: the definition of the kernels."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from .dice_bce import dice_bce_loss
 
 
 def windows(tensor: Tensor, size: torch.Size) -> Tensor:
-    """[*lead, *spatial] as [*lead, *size, window], spatial dims being multiples of `size`: a view and a reshape."""
+    """[*lead, *spatial] as [*lead, *size, window], with spatial dims that are multiples of `size`: a view and a
+    reshape."""
     rank = len(size)
     for axis, length in enumerate(size):
-        tensor = tensor.unflatten(axis - rank, (length, -1))  # the rest is still unsplit
+        tensor = tensor.unflatten(axis - rank, (length, -1))  # the other dims are still unsplit
     return tensor.movedim(tuple(range(1 - 2 * rank, 0, 2)), tuple(range(-rank, 0))).flatten(-rank)
 
 
 def sample(target: Tensor, valid: Tensor | None, size: torch.Size, downsample: str,
            dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Target and mask [*lead, *spatial] at `size`; a window's valid pixels alone speak for it, and any one will do."""
+    """Target and mask [*lead, *spatial] at `size`; only the valid pixels of a window count, and one is enough."""
     if downsample == "nearest":
         first = (
             ...,
@@ -54,7 +55,7 @@ def deep_supervision_loss(inputs: list[Tensor], target: Tensor, weights: Tensor,
     losses, dtype = [], torch.promote_types(inputs[0].dtype, torch.float32)
     valid = None if mask is None else mask.bool().expand(target.shape)
     for x, weight in zip(inputs, weights.to(dtype), strict=True):
-        used = torch.where(weight != 0, x, 0.0)  # a head that is switched off passes nothing on, not even a NaN
+        used = torch.where(weight != 0, x, 0.0)  # a head that is off has no effect, even if it is NaN
         small, kept = sample(target, valid, x.shape[2:], downsample, dtype)
         losses.append(weight * dice_bce_loss(used, small, mask=kept, bce_weight=pointwise_weight, **options))
     return torch.stack(losses) if reduction == "none" else torch.stack(losses).sum()

@@ -1,4 +1,4 @@
-"""Dice + BCE on logits in plain torch: the definition every kernel is held to."""
+"""Dice + BCE on logits in plain torch: the definition of the kernels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def segment_sums(
     batch: bool = False,
     squared_pred: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """I, P, T, the BCE's sum and the number of valid elements of each segment: [B, C], or [C] with batch."""
+    """I, P, T, the BCE sum and the number of valid elements of each segment: [B, C], or [C] with batch."""
     dtype = torch.promote_types(input.dtype, torch.float32)
     x, t = input.to(dtype).flatten(2), target.to(dtype).flatten(2)  # [B, C, N]
     valid = torch.ones_like(t, dtype=torch.bool) if mask is None else mask.bool().expand(input.shape).flatten(2)
     x, t = torch.where(valid, x, 0.0), torch.where(valid, t, 0.0)
     positive = t if pos_weight is None else t * pos_weight.to(dtype).view(-1, 1)
-    # 0 times the infinite cost of an infinite logit on the right side is 0 here, where IEEE would say NaN.
+    # 0 times the infinite cost of a correct infinite logit is 0 here; IEEE gives NaN.
     bce = torch.where(positive == 0, 0.0, -positive * logsigmoid(x))
     bce = torch.where(valid, bce + torch.where(t == 1, 0.0, (t - 1) * logsigmoid(-x)), 0.0)
     p, over, q = torch.where(valid, x.sigmoid(), 0.0), (0, 2) if batch else 2, 2 if squared_pred else 1

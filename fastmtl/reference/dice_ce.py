@@ -1,4 +1,4 @@
-"""Softmax Dice + cross-entropy in plain torch: the definition every kernel is held to."""
+"""Softmax Dice + cross-entropy in plain torch: the definition of the kernels."""
 
 from __future__ import annotations
 

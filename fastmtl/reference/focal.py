@@ -1,4 +1,4 @@
-"""Focal loss on logits in plain torch: the definition every kernel is held to."""
+"""Focal loss on logits in plain torch: the definition of the kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sigmoid_focal(
     x, t = input.to(dtype).flatten(2), target.to(dtype).flatten(2)  # [B, C, N]
     valid = torch.ones_like(t, dtype=torch.bool) if mask is None else mask.bool().expand(input.shape).flatten(2)
     x, t = torch.where(valid, x, 0.0), torch.where(valid, t, 0.0)
-    # 0 times the infinite cost of an infinite logit on the right side is 0 here, where IEEE would say NaN.
+    # 0 times the infinite cost of a correct infinite logit is 0 here; IEEE gives NaN.
     entropy = torch.where(t == 0, 0.0, -t * logsigmoid(x)) + torch.where(t == 1, 0.0, (t - 1) * logsigmoid(-x))
     miss = (1 - t) * x.sigmoid() + t * (-x).sigmoid()  # 1 - p_t without cancellation
     scale = positive * t, negative * (1 - t)
@@ -54,7 +54,7 @@ def softmax_focal(
 
 
 def _power(base: Tensor, gamma: float) -> Tensor:
-    """base^gamma whose slopes at 0 are 0, infinite though some are: the loss it multiplies is 0 there."""
+    """base^gamma with a derivative of 0 at 0 instead of an infinite one: the loss it multiplies is 0 there."""
     if gamma >= 2 or gamma in (0, 1):
         return base**gamma
     return torch.where(base == 0, 0.0, torch.where(base == 0, 1.0, base) ** gamma)

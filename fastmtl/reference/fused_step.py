@@ -1,7 +1,7 @@
 """Definition of the fused step's arithmetic: one parameter's step, each operation rounded to the parameter's dtype.
 
-Numbers are float64 until the formula meets a tensor: p, g, m, v have one shape and dtype, and `t` (steps taken with
-this one), `lr`, `factor` are numbers or float64 tensors of one element. All functions return new tensors.
+Numbers are float64 until they are combined with a tensor: p, g, m, v have one shape and dtype; `t` (steps including
+this one), `lr` and `factor` are numbers or float64 tensors of one element. All functions return new tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Number = float | Tensor
 
 
 def clip_factor(norm: Tensor, clip_norm: float, scale: Number = 1.0) -> Tensor:
-    """What every (scaled) gradient is multiplied by: unscaling, and clipping to `clip_norm` (0: none) as torch does."""
+    """The factor of every (scaled) gradient: unscaling, and clipping to `clip_norm` (0: none) as in torch."""
     factor = torch.ones_like(norm) if clip_norm == 0 else (clip_norm / (norm + 1e-6)).clamp(max=1.0)
     return factor / scale
 
@@ -31,7 +31,7 @@ def adam(
         g = g + p * _to(weight_decay, p)
     m = m + (g - m) * _to(1 - beta1, p)
     v = v * _to(beta2, p) + (g * g) * _to(1 - beta2, p)
-    size = v.double().sqrt().to(v.dtype)  # torch's own float32 square root is one bit off in one of five
+    size = v.double().sqrt().to(v.dtype)  # torch's float32 square root is one bit off in one case of five
     return p - (m / (size * _to(root, p) + _to(eps, p))) * _to(rate, p), m, v
 
 
@@ -39,7 +39,7 @@ def sgd(
     p: Tensor, g: Tensor, m: Tensor | None, t: Number, lr: Number, factor: Number, *,
     momentum: float, dampening: float, nesterov: bool, weight_decay: float,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """SGD: the new (p, m); without momentum m is None. At t = 1 the gradient is taken whole, whatever the dampening."""
+    """SGD: the new (p, m); without momentum m is None. At t = 1 there is no dampening."""
     g = g * _to(factor, g) + p * _to(weight_decay, p)
     if m is None:
         return p - g * _to(lr, p), None
@@ -54,7 +54,7 @@ def sgd(
 
 
 def _to(number: Number, like: Tensor) -> Tensor:
-    """Rounded once, on the tensor's device, without waiting for it."""
+    """Rounded once on the tensor's device, without waiting for it."""
     if isinstance(number, Tensor):
         return number.to(like.device, like.dtype)
     return torch.full((), number, dtype=like.dtype, device=like.device)

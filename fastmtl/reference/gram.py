@@ -6,9 +6,9 @@ from torch import Tensor
 
 def gram(J: Tensor) -> Tensor:
     """G = J J^T as float64 [K, K], exactly symmetric. J [K, P], any floating dtype."""
-    rows = J.double()  # exact, and so is each product of two float32, bf16 or fp16 values
+    rows = J.double()  # exact, as is each product of two float32, bf16 or fp16 values
     G = rows @ rows.T
-    return G.tril() + G.tril(-1).T  # a matrix product need not give both halves the same bits
+    return G.tril() + G.tril(-1).T  # a matrix product may differ between the two halves
 
 
 def grad_norms(J: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sums every overlap loss (Dice, Jaccard, Tversky, ...) is made of, in plain torch: their definition."""
+"""The sums behind every overlap loss (Dice, Jaccard, Tversky, ...) in plain torch: their definition."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class OverlapSums(NamedTuple):
     prediction: Tensor  # sum p^q
     target: Tensor  # sum t^q
     entropy: Tensor  # binary: -sum (pos_weight t log p + (1 - t) log(1 - p)); softmax: -sum t log p
-    elements: Tensor  # how many
+    elements: Tensor  # number of valid elements
 
 
 def sigmoid_overlap(
@@ -35,7 +35,7 @@ def softmax_sums(
     ignore_index: int | None,  # with class numbers
     squared_pred: bool,
 ) -> tuple[OverlapSums, Tensor]:
-    """The sums, and -sum log p over the valid pixels, [B, C]; a class number that does not exist makes them NaN."""
+    """The sums, and -sum log p over the valid pixels, [B, C]; an invalid class number makes them NaN."""
     B, C = input.shape[:2]
     dtype = torch.promote_types(input.dtype, torch.float32)
     x = input.reshape(B, C, -1).to(dtype)
@@ -60,5 +60,5 @@ def softmax_sums(
 def softmax_overlap(
     input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None, squared_pred: bool
 ) -> OverlapSums:
-    """As `softmax_sums`, the overlap's alone."""
+    """As `softmax_sums`, only the sums of the overlap."""
     return softmax_sums(input, target, mask, ignore_index, squared_pred)[0]

@@ -1,7 +1,8 @@
 """Definition of PCGrad's weights from the Gram matrix (Yu et al. 2020, algorithm 1), with no host branch on data.
 
 Projecting g_i on the normal plane of g_j changes one coefficient of g_i's expansion in the K gradients, so the whole
-algorithm runs on the K x K inner products: from c = e_i on, s = (G c)_j is the one with g_j, and c_j -= s / G_jj.
+algorithm runs on the K x K inner products: starting at c = e_i, s = (G c)_j is the product with g_j, and c_j -= s /
+G_jj.
 """
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 def pcgrad_weights(G: Tensor, order: Tensor, mean: bool, with_self: bool = False) -> Tensor:
     """G [K, K] float64, order int64 [K, M] (row i: the tasks to project task i against) -> w [K].
 
-    i in row i is skipped, unless `with_self`: then g_i meets its own original too, as in LibMTL and Pytorch-PCGrad.
+    i in row i is skipped, unless `with_self`: then g_i is also projected against itself, as in LibMTL and
+    Pytorch-PCGrad.
     """
     K = G.shape[0]
     tasks = torch.arange(K, device=G.device)
@@ -25,4 +27,4 @@ def pcgrad_weights(G: Tensor, order: Tensor, mean: bool, with_self: bool = False
     w = C.sum(0)
     if mean:
         w = w / (norms != 0).sum().clamp(min=1)
-    return w + (0.0 * G).sum()  # not finite where G is not, which `s < 0` would pass over
+    return w + (0.0 * G).sum()  # not finite if G is not, which `s < 0` would miss

@@ -22,12 +22,13 @@ def sample_points(maps: Tensor, coordinates: Tensor) -> Tensor:
     B, C, H, W = maps.shape
     pixels, weights = neighbours(coordinates, H, W)
     found = maps.flatten(2).gather(2, pixels.view(B, 1, -1).expand(-1, C, -1)).view(B, C, 4, -1)
-    # An infinite value must not meet a weight of 0.
+    # An infinite value times a weight of 0 would be NaN.
     return torch.where(weights[:, None] == 0, 0, weights[:, None] * found.to(weights.dtype)).sum(2)
 
 
 def scatter_points(grad: Tensor, coordinates: Tensor, height: int, width: int) -> Tensor:
-    """The gradient in the maps, [B, C, H, W], of grad [B, C, P]; in a fixed order, on a GPU too."""
+    """The gradient with respect to the maps, [B, C, H, W], from grad [B, C, P]; summed in a fixed order, also on a
+    GPU."""
     B, C, P = grad.shape
     pixels, weights = neighbours(coordinates, height, width)
     parts = (grad[:, :, None] * weights[:, None]).view(B * C, 4 * P)
@@ -35,7 +36,7 @@ def scatter_points(grad: Tensor, coordinates: Tensor, height: int, width: int) -
     gradient = grad.new_zeros(B * C, height * width)
     if grad.device.type == "cpu":
         gradient.scatter_add_(1, index, parts)
-    else:  # `scatter_add_` would be float atomics; an index that accumulates is sorted first
+    else:  # `scatter_add_` uses float atomics; an accumulating index is sorted first
         plane = torch.arange(B * C, device=grad.device)[:, None].expand_as(index)
         gradient.index_put_((plane, index), parts, accumulate=True)
     return gradient.view(B, C, height, width)

@@ -9,11 +9,11 @@ from torch.nn.functional import smooth_l1_loss
 
 def regression_loss(
     input: Tensor,  # [B, ...]
-    target: Tensor,  # as input in shape
+    target: Tensor,  # the shape of input
     mask: Tensor | None = None,  # bool, broadcastable to input
     *,
     error: str,  # "squared", "absolute" or "smooth"
-    beta: float = 1.0,  # of "smooth"
+    beta: float = 1.0,  # for "smooth"
     reduction: str = "mean",
 ) -> Tensor:
     """See `fastmtl.ops.mse_loss` and `fastmtl.ops.smooth_l1_loss`. Differentiable any number of times."""

@@ -1,10 +1,11 @@
-"""What the stain libraries disagree on: optical density, tissue, solver, percentiles, rounding. One object per name."""
+"""The differences between stain libraries: optical density, tissue, solver, percentiles, rounding. One object per
+library."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Callable  # noqa: UP035  # reference imports torch, math and typing alone
+from typing import Callable  # noqa: UP035  # reference imports only torch, math and typing
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ MAX_CONCENTRATION = (1.9705, 1.0308)
 RUIFROK = ((0.65, 0.07), (0.70, 0.99), (0.29, 0.11))
 """Ruifrok and Johnston's hematoxylin and eosin; their DAB is (0.27, 0.57, 0.78)."""
 ANGLES = (0.01, 0.99)
-"""Macenko's stains stand at these quantiles of the angles of tissue."""
+"""Macenko's stains are at these quantiles of the tissue angles."""
 LASSO_PENALTY = 0.01
-"""Of the concentrations, as StainTools."""
+"""Penalty of the concentrations, as in StainTools."""
 DICTIONARY_PENALTY = 0.1
-"""Of Vahadane's dictionary, as StainTools and TIAToolbox."""
+"""Penalty of Vahadane's dictionary, as in StainTools and TIAToolbox."""
 LUMINANCE = (0.212671, 0.715160, 0.072169)
 """Y of linear R, G, B in 0..1, under D65."""
 
@@ -30,10 +31,10 @@ class Convention:
 
     Attributes:
         name: the library.
-        light: Io, the transmitted light that a density of 0 gives back.
-        read: grey level 0..255 (float64) -> what is divided by `light` under the logarithm.
+        light: Io, the transmitted light at a density of 0.
+        read: grey level 0..255 (float64) -> the light that is divided by `light` under the logarithm.
         least_density: densities below it are raised to it.
-        shift: subtracted after the exponential, where `read` had added it.
+        shift: subtracted after the exponential, if `read` added it.
         tissue: "all" or "any" channel's density reaches `threshold` ("any": exceeds it), "luminance": the 8-bit L of
             LAB is below 255 * `threshold`, "stretched": likewise after a contrast stretch, "length": the density's
             length in the plane of the stains exceeds `threshold`.
@@ -42,9 +43,9 @@ class Convention:
         nearest: percentiles are an element's value, or interpolated between two.
         unit: estimated vectors are divided by their length.
         solver: "least squares", "lasso" (non-negative, penalty 0.01) or "complement": a third vector across the two
-            keeps what they do not explain.
+            keeps the residual.
         scaled: concentrations are scaled so that their 99th percentiles agree.
-        half_up: uint8 results are rounded to nearest, or cut off.
+        half_up: uint8 results are rounded to nearest, or truncated.
         lab: Reinhard's space: "cie", "cie 8 bit" (quantised as OpenCV does), "ruderman", or None.
         unbiased: Reinhard's standard deviations divide by n - 1.
     """
@@ -71,7 +72,7 @@ class Convention:
         return (-(self.read(levels) / self.light).log()).clamp(min=self.least_density)
 
     def __reduce__(self) -> tuple[Callable[[str], Convention], tuple[str]]:
-        return _named, (self.name,)  # `read` cannot be pickled, and workers that are spawned get a normaliser so
+        return _named, (self.name,)  # `read` cannot be pickled, but spawned workers receive a pickled normaliser
 
 
 def _named(name: str) -> Convention:

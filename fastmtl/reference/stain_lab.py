@@ -32,7 +32,7 @@ def to_lab(rgb: Tensor, space: str) -> Tensor:
 
 
 def quantised(lab: Tensor, half: float) -> Tensor:
-    """As bytes hold it: 2.55 L, a + 128, b + 128; rounded with `half` 0.5, cut off with (nearly) 0."""
+    """As bytes hold it: 2.55 L, a + 128, b + 128; rounded with `half` 0.5, truncated with (nearly) 0."""
     factor = lab.new_tensor([2.55, 1, 1])[:, None]
     addend = lab.new_tensor([0.0, 128, 128])[:, None]
     return (((lab * factor + addend).clamp(0, 255) + half).floor() - addend) / factor
@@ -57,8 +57,8 @@ def from_lab(lab: Tensor, space: str) -> Tensor:
 def reinhard_map(source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor], modified: bool) -> tuple[Tensor, Tensor]:
     """Factor and addend of each channel, [..., 3], from means and standard deviations [..., 3].
 
-    Modified: with q = (s_target - s_source) / s_target of L, 0.05 if not positive, L is stretched about its own mean by
-    1 + q; a and b are shifted by the difference of their means.
+    Modified: with q = (s_target - s_source) / s_target of L, 0.05 if not positive, L is stretched about its mean by 1 +
+    q; a and b are shifted by the difference of their means.
     """
     (mean, spread), (wanted_mean, wanted_spread) = source, target
     if not modified:

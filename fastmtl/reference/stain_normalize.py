@@ -1,4 +1,4 @@
-"""Stain normalisation of one image in plain torch, float64, exact per pixel: the definition every kernel is held to."""
+"""Stain normalisation of one image in plain torch, float64, exact per pixel: the definition of the kernels."""
 
 from __future__ import annotations
 

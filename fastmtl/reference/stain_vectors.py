@@ -25,9 +25,9 @@ def tissue(pixels: Tensor, convention: Convention) -> Tensor:
 
 
 def stretched(counts: Tensor) -> Tensor:
-    """What a contrast stretch makes of the 256 grey levels, float64: the 2nd and 98th percentile go to 0 and 255.
+    """The 256 grey levels after a contrast stretch, float64: the 2nd and 98th percentile become 0 and 255.
 
-    counts: how often each level stands in the image, all channels together, [256].
+    counts: how often each level occurs in the image, in all channels together, [256].
     """
     levels = torch.arange(256, dtype=torch.float64, device=counts.device)
     below = counts.cumsum(0)
@@ -58,9 +58,9 @@ def luminance_limit(threshold: float) -> float:
 
 
 def macenko_vectors(density: Tensor, kept: Tensor, convention: Convention) -> Tensor:
-    """Hematoxylin and eosin, [3, 2], from densities [3, N] and what of them is tissue [N].
+    """Hematoxylin and eosin, [3, 2], from densities [3, N] and the tissue mask [N].
 
-    The two leading eigenvectors span a plane; the vectors stand at the 1st and 99th percentile of the angles in it.
+    The two leading eigenvectors span a plane; the vectors are at the 1st and 99th percentile of the angles in it.
     """
     x = density[:, kept]
     about = x.mean(1, keepdim=True) if convention.centred else torch.zeros_like(x[:, :1])
@@ -114,7 +114,7 @@ def vahadane_vectors(
     tolerance: float = 1e-6,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Vahadane's dictionary of densities [3, N], each standing for `weight` [N] pixels: [3, 2], not yet ordered.
+    """Vahadane's dictionary of densities [3, N], each counting as `weight` [N] pixels: [3, 2], not yet ordered.
 
     Alternates the codes and the non-negative atoms of length at most 1 that fit them best.
     """

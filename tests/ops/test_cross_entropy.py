@@ -112,7 +112,7 @@ def test_softmax_overlap_sums(backend, squared, soft, shape):
 def test_softmax_overlap_arguments():
     x, t = class_map((2, 3, 4))
     for options, message in (
-        ({"pos_weight": 2.0}, "`pos_weight` belongs to activation='sigmoid'"),
+        ({"pos_weight": 2.0}, "`pos_weight` is for activation='sigmoid'"),
         ({"mask": torch.ones(4).bool()}, r"`mask` must be \[2\] or broadcastable to \[2, 4\]"),
         ({"backend": "gpu"}, "`backend` must be one of"),
     ):

@@ -261,7 +261,7 @@ INDEX = torch.zeros(2, 8, 8, dtype=torch.uint8)
 SOFTMAX = {"activation": "softmax"}
 BAD = [
     ((HEADS[0], T), {}, TypeError, r"`inputs` must be a list of Tensors.*got Tensor. Pass \[logits\]"),
-    (([], T), {}, ValueError, "`inputs` must hold at least one head"),
+    (([], T), {}, ValueError, "`inputs` must contain at least one head"),
     (([*HEADS, None], T), {}, TypeError, r"`inputs\[2\]` must be a Tensor; got NoneType"),
     (([torch.zeros(2, 3)], T), {}, ValueError, r"`inputs\[0\]` must be \[B, C, \*spatial\].*got \[2, 3\]"),
     (([HEADS[0].long()], T), {}, ValueError, r"`inputs\[0\]` must be float16, .*; got int64"),

@@ -260,7 +260,7 @@ BAD = [
     ),
     ((X[:, :1], T[:, 0]), {}, ValueError, r"Add the channel: target.unsqueeze\(1\)"),
     ((X, T.movedim(1, -1)), {}, ValueError, r"got \[2, 8, 8, 3\]. Move its channels: target.movedim\(-1, 1\)"),
-    ((X, T[..., :4]), {}, ValueError, r"got \[2, 3, 8, 4\]. Bring both to one shape"),
+    ((X, T[..., :4]), {}, ValueError, r"got \[2, 3, 8, 4\]. Resize one of them"),
     ((X, T), {"bce_weight": float("nan")}, ValueError, "`bce_weight` must be finite; got nan"),
     ((X, T), {"dice_weight": None}, TypeError, "`dice_weight` must be a number; got NoneType"),
     ((X, T), {"batch": "no"}, TypeError, "`batch` must be True or False; got 'no'"),

@@ -292,7 +292,7 @@ BAD = [
     ((X, T), {"empty": "two"}, ValueError, "`empty` must be one of 'one', 'zero', 'skip'; got 'two'"),
     ((X, T), {"reduction": "total"}, ValueError, "`reduction` must be one of 'none', 'mean', 'sum'; got 'total'"),
     ((X, T), {"reduction": "none", "batch": True}, ValueError, "`reduction` must be 'mean' with batch=True"),
-    ((X, T), {"weight": torch.ones(2)}, ValueError, r"`weight` must be \[3\], one for each class; got \[2\]"),
+    ((X, T), {"weight": torch.ones(2)}, ValueError, r"`weight` must be \[3\], one per class; got \[2\]"),
     ((X, T), {"weight": [1, 1, 1]}, TypeError, "`weight` must be a Tensor; got list"),
     ((X, T), {"weight": torch.ones(3, requires_grad=True)}, ValueError, "`weight` gets no gradient"),
     ((X, T), {"mask": torch.ones(8, 8).bool()}, ValueError, r"`mask` must be \[2\] or broad.* \[2, 8, 8\] .*\[8, 8\]"),

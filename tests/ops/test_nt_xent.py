@@ -205,7 +205,7 @@ BAD = [
     ((Z, Z), {"temperature": 0.0}, ValueError, "`temperature` must lie in 1e-30 to 1e\\+30; got 0.0"),
     ((Z, Z), {"temperature": float("nan")}, ValueError, "`temperature` must be finite; got nan"),
     ((Z, Z), {"temperature": torch.tensor(0.1)}, TypeError, "`temperature` must be a number; got Tensor"),
-    ((Z, Z), {"mask": torch.ones(8).bool()}, ValueError, r"`mask` must be \[4\], one for each pair; got \[8\]"),
+    ((Z, Z), {"mask": torch.ones(8).bool()}, ValueError, r"`mask` must be \[4\], one per pair; got \[8\]"),
     ((Z.double(), Z.double()), {"backend": "cpp"}, backends.BackendError, "backend 'cpp' cannot run `nt_xent`: "),
 ]
 

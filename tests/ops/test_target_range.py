@@ -69,10 +69,10 @@ def test_in_planes_of_any_size(op, shape):
 @pytest.mark.parametrize(
     ("value", "dtype", "advice"),
     [
-        (2, torch.uint8, "Of class numbers take one: target == 1"),
-        (-1, torch.int16, "What has no label goes into `mask`: target >= 0"),
-        (-100, torch.int64, "What has no label goes into `mask`"),
-        (-1, torch.float32, "What has no label goes into `mask`"),
+        (2, torch.uint8, "Pick one class: target == 1"),
+        (-1, torch.int16, "Mask elements without a label: mask=target >= 0"),
+        (-100, torch.int64, "Mask elements without a label"),
+        (-1, torch.float32, "Mask elements without a label"),
         (1.5, torch.float32, "got 1.5"),
         (float("inf"), torch.float32, "got inf"),
     ],

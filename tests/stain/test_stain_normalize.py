@@ -217,7 +217,7 @@ def test_bit_equal_over_repeats_and_thread_counts(method, two_threads):
         ({"convention": "opencv"}, ValueError, "convention"),
         ({"method": "reinhard", "convention": "cucim", "target": tissue()[0]}, ValueError, "cuCIM has none"),
         ({"method": "reinhard"}, ValueError, "target"),
-        ({"mean": (0.5, 0.5, 0.5)}, ValueError, "go together"),
+        ({"mean": (0.5, 0.5, 0.5)}, ValueError, "must be given together"),
         ({"mean": (0.5,) * 3, "std": (0.5, 0, 0.5)}, ValueError, "above 0"),
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3, "dtype": torch.uint8}, ValueError, "floating"),
         ({"dtype": torch.float64}, ValueError, "dtype"),

@@ -1,8 +1,8 @@
-"""Which backends exist here, why the others do not, and which one an op takes for given inputs.
+"""The backends that exist on this machine, why others do not, and the choice of one for given inputs.
 
-An op registers one implementation per backend. `auto` takes the first that can run, in the order registered
-(fastest first); an explicit choice that cannot run raises with the reason. The choice is made inside the
-`torch.library` op, so it is opaque to `torch.compile` and costs one dictionary look-up.
+An op registers one implementation per backend. `auto` uses the first that can run, in the order of registration
+(fastest first); an explicit choice that cannot run raises with the reason. The choice happens inside the
+`torch.library` op, so `torch.compile` does not see it; it costs one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ HALF_AND_SINGLE = FLOATING[:3]
 
 
 class BackendError(UserError, RuntimeError):
-    """An explicitly requested backend cannot run these inputs here."""
+    """The requested backend cannot run these inputs here."""
 
 
 @cache
 def _load_extension() -> ModuleType | str:
-    """The compiled extension, or why there is none."""
+    """The compiled extension, or why it is missing."""
     try:
         return importlib.import_module("fastmtl._C")
     except ModuleNotFoundError:
-        return "fastmtl._C is not built: reinstall fastmtl where there is a C++17 compiler"
-    except ImportError as error:  # built, but something it needs is missing, which the error names
+        return "fastmtl._C is not built: reinstall fastmtl on a machine with a C++17 compiler"
+    except ImportError as error:  # built, but a dependency is missing; the error names it
         return f"fastmtl._C does not load: {error}"
 
 
@@ -46,7 +46,7 @@ def extension() -> ModuleType:
     """The compiled extension.
 
     Raises:
-        BackendError: there is none, with the reason.
+        BackendError: it is missing, with the reason.
     """
     loaded = _load_extension()
     if isinstance(loaded, str):
@@ -61,7 +61,7 @@ def interpreting() -> bool:
 
 @cache
 def missing(backend: str) -> str | None:
-    """Why `backend` cannot run anything on this machine; None where it can."""
+    """Why `backend` cannot run anything on this machine; None if it can."""
     if backend == "cpp":
         loaded = _load_extension()
         return loaded if isinstance(loaded, str) else None
@@ -77,28 +77,31 @@ def missing(backend: str) -> str | None:
         loaded = _load_extension()
         if isinstance(loaded, str):
             return loaded
-        return None if loaded.cuda else "fastmtl._C was built without nvcc: reinstall fastmtl where there is one"
+        return None if loaded.cuda else "fastmtl._C was built without nvcc: reinstall fastmtl on a machine with nvcc"
     return None
+
+
+Kernels = Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # forward and backward by name of backend
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One backend's way to run an op: where it runs, and on which dtypes of the op's first tensor."""
+    """One backend's implementation of an op, with the device and the dtypes of the first tensor that it accepts."""
 
     run: Callable[..., Any]
     device: str  # "cpu", "cuda" or "any"
     dtypes: tuple[torch.dtype, ...] = FLOATING
 
     def refuses(self, backend: str, tensor: torch.Tensor) -> str | None:
-        """Why this implementation cannot take `tensor`; None where it can."""
+        """Why this implementation cannot take `tensor`; None if it can."""
         if reason := missing(backend):
             return reason
         on_interpreter = backend == "triton" and interpreting() and tensor.device.type == "cpu"
         if self.device not in ("any", tensor.device.type) and not on_interpreter:
-            return f"it runs on {self.device} tensors and got one on {tensor.device.type}"
+            return f"it runs on {self.device} tensors; got one on {tensor.device.type}"
         if tensor.dtype not in self.dtypes:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
-            return f"it takes {names} and got {str(tensor.dtype).removeprefix('torch.')}"
+            return f"it takes {names}; got {str(tensor.dtype).removeprefix('torch.')}"
         return None
 
 
@@ -111,9 +114,9 @@ def register(op: str, implementations: dict[str, Implementation]) -> None:
     _OPS[op] = implementations
 
 
-def register_kernels(op: str, pairs: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]) -> None:
+def register_kernels(op: str, pairs: Kernels) -> None:
     """Make `pairs` of forward and backward the backends of `op` and `op_backward`: "cpp" for the CPU and "triton" for
-    NVIDIA, both of half and single precision, "reference" for everything."""
+    NVIDIA, both in half and single precision, "reference" for all tensors."""
     devices = {"cpp": "cpu", "triton": "cuda"}
     for name, direction in ((op, 0), (f"{op}_backward", 1)):
         register(
@@ -131,7 +134,7 @@ def choose(op: str, backend: str, tensor: torch.Tensor) -> Callable[..., Any]:
     """The function that runs `op` on inputs like `tensor`.
 
     Raises:
-        BackendError: `backend` was asked for by name and cannot run here, with the reason.
+        BackendError: the requested `backend` cannot run here, with the reason.
     """
     implementations = _OPS[op]
     if backend != "auto":
@@ -141,7 +144,7 @@ def choose(op: str, backend: str, tensor: torch.Tensor) -> Callable[..., Any]:
             raise BackendError(f"backend {backend!r} cannot run `{op}`: {reason}. Use backend='auto'.")
         return implementations[backend].run
     for name, implementation in implementations.items():
-        # The interpreter is slow and for tests, so it runs only when asked for by name.
+        # The interpreter is slow and for tests: it runs only if requested by name.
         if name == "triton" and tensor.device.type == "cpu":
             continue
         if implementation.refuses(name, tensor) is None:
@@ -152,14 +155,14 @@ def choose(op: str, backend: str, tensor: torch.Tensor) -> Callable[..., Any]:
 
 
 def _warn_if_slow(op: str, tensor: torch.Tensor) -> None:
-    """Warn once when a faster backend was made for this input and is missing here."""
+    """Warn once if a faster backend for this input is missing here."""
     for name, implementation in _OPS[op].items():
         made_for_it = implementation.device == tensor.device.type and tensor.dtype in implementation.dtypes
         reason = missing(name)
         if made_for_it and reason and (op, name) not in _warned:
             _warned.add((op, name))
             warnings.warn(
-                f"`{op}` falls back to the reference, which is slow: backend {name!r} is out because {reason}. "
+                f"`{op}` falls back to the reference, which is slow: backend {name!r} is missing because {reason}. "
                 "`fastmtl doctor` shows all backends.",
                 stacklevel=2,
             )

@@ -1,4 +1,5 @@
-"""Checks of loss arguments before any kernel runs; errors name the argument, what is expected, found, and to do."""
+"""Checks of loss arguments before any kernel runs; errors name the argument, the expected and the found value, and the
+remedy."""
 
 from __future__ import annotations
 
@@ -11,16 +12,16 @@ from torch import Tensor
 
 from .backends import FLOATING, check_backend
 
-# A kernel gets the place of a name in these: the orders are those of the enums in csrc.
+# Kernels get the index of a name in these tuples, which have the order of the enums in csrc.
 EMPTY = ("one", "zero", "skip")
 REDUCTIONS = ("none", "mean", "sum")
-ROUNDING = 0.01  # of a target: what interpolation and half precision may add to 1; as in csrc/core/planes.cpp
+ROUNDING = 0.01  # rounding of a target of 1 by interpolation and half precision; as in csrc/core/planes.cpp
 _LARGEST = sys.float_info.max
 TARGETS = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, *FLOATING)
 
 
 def names(dtypes: tuple[torch.dtype, ...]) -> str:
-    """The dtypes as the user writes them, without the prefix."""
+    """The names of the dtypes without `torch.`."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
@@ -48,15 +49,15 @@ def constant(name: str, value: Tensor) -> None:
 
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    # An array compared with a string is an array, which has no truth value.
+    # Comparing an array with a string gives an array, which has no truth value.
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
 def finite(name: str, value: object) -> float:
-    """The number itself; tensors are refused, because their gradient would be lost."""
+    """Return the number; tensors are refused, because their gradient would be lost."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}. Pass one of Python's own.")
+        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}. Pass a Python number.")
     if not -_LARGEST <= value <= _LARGEST:  # torch.compile cannot follow math.isfinite
         raise ValueError(f"`{name}` must be finite; got {value}.")
     return float(value)
@@ -81,7 +82,7 @@ def backend(name: str, value: object) -> None:
     check_backend(value)
 
 
-# What an option may be, for the fields of an op's Options.
+# Checks of the fields of an op's Options.
 Number = Annotated[float, finite]
 NotNegative = Annotated[float, not_negative]
 Fraction = Annotated[float, partial(between, low=0, high=1)]
@@ -92,24 +93,24 @@ Backend = Annotated[str, backend]
 
 
 def channels_last(input: Tensor, target: Tensor) -> bool:
-    """Whether the target has `input`'s channels at its end."""
+    """Whether the last dim of the target has as many channels as `input`."""
     return input.dim() > 2 and list(target.shape) == [input.shape[0], *input.shape[2:], input.shape[1]]
 
 
 def _advice(input: Tensor, target: Tensor) -> str:
-    """What to do with a target of another shape than `input`."""
+    """How to fix a target whose shape differs from `input`."""
     flat, found = [input.shape[0], *input.shape[2:]], list(target.shape)
     if channels_last(input, target):
         return "Move its channels: target.movedim(-1, 1)."
     if found == flat and input.shape[1] == 1:
         return "Add the channel: target.unsqueeze(1)."
     if found in (flat, [flat[0], 1, *flat[1:]]):
-        return "One-hot encode it first, or take a softmax loss, which reads class numbers as they are."
-    return "Bring both to one shape; a resized mask needs mode='nearest'."
+        return "One-hot encode it first, or use a softmax loss, which reads class numbers."
+    return "Resize one of them; a resized mask needs mode='nearest'."
 
 
 def logits_and_target(input: Tensor, target: Tensor) -> None:
-    """Logits [B, C, *spatial] with a target of the same shape, neither empty."""
+    """Logits [B, C, *spatial] and a target of the same shape, both not empty."""
     tensor("input", input)
     tensor("target", target)
     shape = list(input.shape)
@@ -126,8 +127,8 @@ def logits_and_target(input: Tensor, target: Tensor) -> None:
 
 
 def unit(target: Tensor, mask: Tensor | None, name: str = "target") -> None:
-    """Raise for a value of `target` outside 0 to 1, but for rounding, that `mask` does not leave out. On a CPU alone:
-    the host would have to wait for a GPU, whose kernels make the loss NaN instead."""
+    """Raise if a valid value of `target` is outside 0 to 1 by more than rounding. Only on a CPU: on a GPU the host
+    would have to wait, so its kernels make the loss NaN instead."""
     if target.device.type != "cpu" or target.dtype == torch.bool or target.numel() == 0:
         return
     seen = target.detach()
@@ -137,19 +138,21 @@ def unit(target: Tensor, mask: Tensor | None, name: str = "target") -> None:
     if mask is not None:
         seen = torch.where(mask.bool(), seen, 0)
     if seen.is_floating_point():
-        seen = torch.where(seen.isnan(), 0, seen)  # the loss says it
+        seen = torch.where(seen.isnan(), 0, seen)  # the loss becomes NaN
     low, high = (end.item() for end in seen.aminmax())
     if low < -ROUNDING:
-        raise ValueError(f"`{name}` must lie in 0 to 1; got {low:g}. What has no label goes into `mask`: {name} >= 0.")
+        raise ValueError(f"`{name}` must lie in 0 to 1; got {low:g}. Mask elements without a label: mask={name} >= 0.")
     if high > 1 + ROUNDING:
         advice = (
-            f"Turn a 0/255 mask into 0/1: {name} > 127." if high > 127 else f"Of class numbers take one: {name} == 1."
+            f"Turn a 0/255 mask into 0/1: {name} > 127."
+            if high > 127
+            else f"Pick one class: {name} == 1."
         )
         raise ValueError(f"`{name}` must lie in 0 to 1; got {high:g}. {advice}")
 
 
 def unit_or_nan(target: Tensor, mask: Tensor | None) -> Tensor:
-    """`target` after `unit`; where that does not look, with NaN for what it would have raised for."""
+    """`target` after `unit`; if that cannot read the values, with NaN for those outside 0 to 1."""
     if may_look(target):
         unit(target, mask)
         return target
@@ -160,13 +163,14 @@ def unit_or_nan(target: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def may_look(tensor: Tensor) -> bool:
-    """Whether Python may read `tensor`'s numbers here and now: without waiting for a GPU, and not in a trace."""
+    """Whether Python may read the values of `tensor` now: without waiting for a GPU, and outside of a trace."""
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     return tensor.device.type == "cpu" and not traced
 
 
 def per_channel(name: str, value: Tensor | float | None, input: Tensor) -> Tensor | None:
-    """The weights as [C]: from a number, a single element, [C], or [C, 1, ...] with ones around the channel dim."""
+    """The weights as [C], from a number, a single element, [C], or [C, 1, ...] with dims of 1 around the channel
+    dim."""
     if value is None:
         return None
     channels = input.shape[1]
@@ -185,11 +189,10 @@ def per_channel(name: str, value: Tensor | float | None, input: Tensor) -> Tenso
     if value.numel() == 1:
         return value.reshape(1).expand(channels)
     ones, shape = [1] * (input.dim() - 2), list(value.shape)
-    # One by one: torch.compile looks for symbolic sizes in a tuple of shapes and does not find them.
+    # One by one, because torch.compile does not find symbolic sizes in a tuple of shapes.
     if not (shape == [channels] or shape == [channels, *ones] or shape == [1, channels, *ones]):
         raise ValueError(
-            f"`{name}` must be a number, [{channels}] or [{channels}, 1, ...], one for each channel of `input`; "
-            f"got {shape}."
+            f"`{name}` must be a number, [{channels}] or [{channels}, 1, ...], one per channel of `input`; got {shape}."
         )
     return value.reshape(channels)
 
@@ -199,7 +202,7 @@ def full_rank_mask(mask: Tensor | None, input: Tensor, name: str = "input") -> T
     if mask is None:
         return None
     tensor("mask", mask)
-    dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a valid element.")
+    dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with the value of a valid element.")
     device("mask", mask, input)
     shape = mask.shape
     if mask.dim() in (1, 2) and mask.dim() < input.dim():

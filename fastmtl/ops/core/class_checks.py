@@ -1,4 +1,4 @@
-"""Checks of what a softmax loss takes: class numbers or probabilities, a mask of pixels, one weight a class."""
+"""Checks of the arguments of softmax losses: class numbers or probabilities, a pixel mask, one weight per class."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from . import checks
 from .backends import FLOATING
 
-NOTHING_IGNORED = -(2**63)  # an `ignore_index` that no target has
+NOTHING_IGNORED = -(2**63)  # an `ignore_index` that no target contains
 CLASSES = (torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 def logits_and_classes(input: Tensor, target: Tensor, *, soft: bool = True) -> tuple[Tensor, Tensor]:
     """Logits [B, C, *spatial] with a target [B, 1, *spatial] (class numbers) or, if `soft`, [B, C, *spatial]
-    (probabilities); both get one pixel where they have none."""
+    (probabilities); both get one pixel if they have no spatial dims."""
     checks.tensor("input", input)
     checks.tensor("target", target)
     shape = list(input.shape)
@@ -32,14 +32,14 @@ def logits_and_classes(input: Tensor, target: Tensor, *, soft: bool = True) -> t
     flat, one, found = [shape[0], *shape[2:]], [shape[0], 1, *shape[2:]], list(target.shape)
     if soft and found == shape:
         checks.dtype("target", target, checks.TARGETS, "Convert it first.")
-    elif any(found == allowed for allowed in (flat, one)):  # torch.compile does not find symbolic sizes by `in`
+    elif any(found == allowed for allowed in (flat, one)):  # torch.compile does not find symbolic sizes with `in`
         checks.dtype("target", target, CLASSES, "Class numbers are integers: target.long().")
         target = target if target.dim() == input.dim() else target.unsqueeze(1)
     else:
         allowed = f"{flat} or {one}, or probabilities {shape}," if soft else f"{flat} or {one},"
-        advice = " Take the class numbers: target.argmax(1)." if found == shape else ""
+        advice = " Pass class numbers: target.argmax(1)." if found == shape else ""
         if checks.channels_last(input, target):
-            advice = " Move its channels: target.movedim(-1, 1)." if soft else " Take them: target.argmax(-1)."
+            advice = " Move its channels: target.movedim(-1, 1)." if soft else " Pass class numbers: target.argmax(-1)."
         raise ValueError(f"`target` must be class numbers {allowed} to fit `input`; got {found}.{advice}")
     if input.dim() == 2:
         input, target = input.unsqueeze(-1), target.unsqueeze(-1)
@@ -47,11 +47,11 @@ def logits_and_classes(input: Tensor, target: Tensor, *, soft: bool = True) -> t
 
 
 def pixel_mask(mask: Tensor | None, input: Tensor) -> Tensor | None:
-    """The mask as [B, 1, *spatial], any of them 1 where it broadcasts; `input` is [B, C, *spatial]."""
+    """The mask as [B, 1, *spatial], with dims of 1 where it broadcasts; `input` is [B, C, *spatial]."""
     if mask is None:
         return None
     checks.tensor("mask", mask)
-    checks.dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a valid pixel.")
+    checks.dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with the value of a valid pixel.")
     checks.device("mask", mask, input)
     expected, found = [input.shape[0], 1, *input.shape[2:]], list(mask.shape)
     if mask.dim() == 1:
@@ -65,7 +65,7 @@ def pixel_mask(mask: Tensor | None, input: Tensor) -> Tensor | None:
 
 
 def class_weight(weight: Tensor | None, input: Tensor) -> Tensor | None:
-    """One weight a class, [C]."""
+    """One weight per class, [C]."""
     if weight is None:
         return None
     checks.tensor("weight", weight)
@@ -73,12 +73,12 @@ def class_weight(weight: Tensor | None, input: Tensor) -> Tensor | None:
     checks.device("weight", weight, input)
     checks.constant("weight", weight)
     if weight.dim() != 1 or weight.shape[0] != input.shape[1]:
-        raise ValueError(f"`weight` must be [{input.shape[1]}], one for each class; got {list(weight.shape)}.")
+        raise ValueError(f"`weight` must be [{input.shape[1]}], one per class; got {list(weight.shape)}.")
     return weight
 
 
 def ignored(value: object) -> int:
-    """`ignore_index` as int64; None is a number that no target has."""
+    """`ignore_index` as int64; None becomes a number that no target contains."""
     if value is None:
         return NOTHING_IGNORED
     if isinstance(value, bool) or not isinstance(value, int):
@@ -89,7 +89,7 @@ def ignored(value: object) -> int:
 
 
 def no_class_ignored(value: object, default: int | None = None) -> None:
-    """With a sigmoid, where no number in the target is a class's."""
+    """Refuse `ignore_index` with a sigmoid, whose target has no class numbers."""
     if ignored(value) not in (NOTHING_IGNORED, ignored(default)):
         raise ValueError(
             f"`ignore_index` names a class, which activation='sigmoid' does not have; got {value}. Pass "
@@ -99,5 +99,5 @@ def no_class_ignored(value: object, default: int | None = None) -> None:
 
 NO_CLASS = (
     "`target` holds class numbers that `input` has no channel for ({number} pixels): they must lie in 0 to {last}. "
-    "Give what is to be left out as `ignore_index` or in `mask`, and remap the rest."
+    "Exclude such pixels with `ignore_index` or `mask`, or remap them."
 )

@@ -1,4 +1,4 @@
-"""Counts of a loss, made on request in the pass that computes it."""
+"""Optional counts from the pass that computes a loss."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Counts(NamedTuple):
-    """Per sample. A sigmoid predicts where the logit is above 0, and has in the target what is 0.5 or more; a softmax
-    predicts the class of the largest logit."""
+    """Counts per sample. With a sigmoid a logit above 0 is a positive prediction, and a target of 0.5 or more a
+    positive; a softmax predicts the class of the largest logit."""
 
-    true_positive: Tensor  # int64 [B, C]: predicted and in the target; see the class
+    true_positive: Tensor  # int64 [B, C]: predicted and in the target
     false_positive: Tensor  # int64 [B, C]
     false_negative: Tensor  # int64 [B, C]
     non_finite: Tensor  # int64 [B]: elements (softmax: pixels) with a logit that is NaN or infinite

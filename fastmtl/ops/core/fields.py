@@ -1,4 +1,4 @@
-"""An op's tensors and options as NamedTuples: their annotations are the op's schema and the options' checks."""
+"""An op's tensors and options as NamedTuples: their annotations give the op's schema and the checks of the options."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def schema(fields: type) -> str:
     return ", ".join(f"{_WORDS[kind]} {name}" for name, kind in get_type_hints(fields).items())
 
 
-def checks_of(options: type) -> Callable[[Any], None]:
-    """A function that runs the check each field of `options` is annotated with: `Annotated[kind, check]`, called with
-    the field's name and value."""
+def checks_of(options: type) -> Callable[[NamedTuple], None]:
+    """A function that checks every field of `options` annotated `Annotated[kind, check]`: it calls check(name,
+    value)."""
     kinds = get_type_hints(options, include_extras=True).items()
     checks = tuple((name, kind.__metadata__[0]) for name, kind in kinds if get_origin(kind) is Annotated)
 
-    def check(options: Any) -> None:
+    def check(options: NamedTuple) -> None:
         for name, run in checks:
             run(name, getattr(options, name))
 
@@ -44,7 +44,7 @@ def keywords(options: NamedTuple, *left_out: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in options._fields if name not in left_out}
 
 
-def converted(options: NamedTuple, kind: type[Options], **changed: Any) -> Options:
-    """`options` as those of another op: the fields that both have, then `changed`; defaults for the rest."""
+def converted(options: NamedTuple, kind: type[Options], **changed: object) -> Options:
+    """`options` converted to the options of another op: the common fields, then `changed`; defaults otherwise."""
     make: Any = kind
     return make(**{name: getattr(options, name) for name in options._fields if name in make._fields} | changed)

@@ -1,29 +1,32 @@
 """A fused loss of several heads as two `torch.library` ops: `loss_op.LossOp` for a list of differentiable tensors.
 
-The forward takes the list, further tensors and options; it returns the loss, the coefficients its backward needs (a few
-numbers per segment and head), and nothing else. The backward returns one gradient per head. Only the tensors given and
-the coefficients are kept; second and forward-mode derivatives go through the reference; vmap loops over samples.
+The forward takes the list, further tensors and options; it returns only the loss and the coefficients its backward
+needs (a few numbers per segment and head). The backward returns one gradient per head. Only the argument tensors and
+the coefficients are kept; second and forward-mode derivatives run the reference; vmap loops over samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from .backends import choose, register_kernels
+from .backends import Kernels, choose, register_kernels
 from .fields import schema
-from .loss_op import LIBRARY, TAGS, Backends, forward_mode, loop, push_forward, transformed
+from .loss_op import LIBRARY, TAGS, Context, Pull, forward_mode, loop, push_forward, transformed
 from .planes import gradient_like
+
+if TYPE_CHECKING:
+    from torch._functorch.autograd_function import VmapInfo
 
 _is_legacy_batched = cast(Any, torch._C)._functorch.is_legacy_batchedtensor
 
 
 class HeadsLossOp:
-    """Calling it with the inputs, the further tensors and the options runs the op; returns (loss, coefficients).
+    """Call it with the inputs, the further tensors and the options to run the op; returns (loss, coefficients).
 
     Args:
         name: the op is `fastmtl::name`.
@@ -40,7 +43,7 @@ class HeadsLossOp:
         tensors: type[Any],
         options: type[Any],
         *,
-        backends: Backends,
+        backends: Kernels,
         fake: Callable[[Sequence[Tensor], Any, Any], tuple[Tensor, Tensor]],
         reference: Callable[[Sequence[Tensor], Any, Any], Tensor],
     ) -> None:
@@ -67,10 +70,10 @@ class HeadsLossOp:
         torch.library.register_vmap(f"fastmtl::{name}", partial(loop, self), lib=LIBRARY)
         torch.library.register_vmap(f"fastmtl::{name}_backward", partial(loop, self.backward), lib=LIBRARY)
 
-    def __call__(self, inputs: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Sequence[Tensor], *rest: object) -> tuple[Tensor, Tensor]:
         return self._recorded_forward.apply(*inputs, *rest) if transformed() else self._forward_op(list(inputs), *rest)
 
-    def backward(self, grad: Tensor, inputs: Sequence[Tensor], *rest: Any) -> Sequence[Tensor]:
+    def backward(self, grad: Tensor, inputs: Sequence[Tensor], *rest: object) -> Sequence[Tensor]:
         """The gradient op itself: grad, inputs, further tensors, coefficients, options."""
         if not torch.compiler.is_compiling() and _is_legacy_batched(grad):
             return _loop_over_grads(self, grad, inputs, *rest)
@@ -79,45 +82,47 @@ class HeadsLossOp:
         return self._backward_op(grad, list(inputs), *rest)
 
     def split(self, rest: Sequence[Any]) -> tuple[Any, Any]:
-        """What follows the inputs, as (further tensors, options)."""
+        """The arguments after the inputs as (further tensors, options)."""
         return self._tensors(*rest[: self.further]), self._options(*rest[self.further :])
 
-    def gradients(self, grad: Tensor, inputs: Sequence[Tensor], tensors: Any, options: Any) -> tuple[Tensor, ...]:
-        """d (grad * loss) / d inputs by autograd through the reference; itself differentiable in grad and inputs."""
-        pull: Any = torch.func.vjp(lambda *inputs: self._reference(inputs, tensors, options), *inputs)[1]
+    def gradients(
+        self, grad: Tensor, inputs: Sequence[Tensor], tensors: NamedTuple, options: NamedTuple
+    ) -> tuple[Tensor, ...]:
+        """d (grad * loss) / d inputs by autograd through the reference; differentiable in grad and inputs."""
+        pull: Pull = torch.func.vjp(lambda *inputs: self._reference(inputs, tensors, options), *inputs)[1]
         return pull(grad)
 
-    def _run_forward(self, inputs: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    def _run_forward(self, inputs: list[Tensor], *rest: object) -> tuple[Tensor, Tensor]:
         tensors, options = self.split(rest)
         return choose(self._name, options.backend, inputs[0])(inputs, tensors, options)
 
-    def _run_backward(self, grad: Tensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
+    def _run_backward(self, grad: Tensor, inputs: list[Tensor], *rest: object) -> list[Tensor]:
         coefficients = rest[self.further]
         tensors, options = self.split((*rest[: self.further], *rest[self.further + 1 :]))
         run = choose(f"{self._name}_backward", options.backend, inputs[0])
         return run(grad, inputs, tensors, coefficients, options)
 
-    def _record_forward(self, inputs: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    def _record_forward(self, inputs: list[Tensor], *rest: object) -> tuple[Tensor, Tensor]:
         if forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in inputs)):
             return self._recorded_forward.apply(*inputs, *rest)
         return self.below(inputs, *rest)
 
-    def _record_backward(self, grad: Tensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
+    def _record_backward(self, grad: Tensor, inputs: list[Tensor], *rest: object) -> list[Tensor]:
         if forward_mode() or (torch.is_grad_enabled() and any(x.requires_grad for x in (grad, *inputs))):
             return list(self._recorded_backward.apply(grad, *inputs, *rest))
         return self.below_backward(grad, inputs, *rest)
 
-    def below(self, inputs: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
+    def below(self, inputs: Sequence[Tensor], *rest: object) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             return self._forward_op(list(inputs), *rest)
 
-    def below_backward(self, grad: Tensor, inputs: Sequence[Tensor], *rest: Any) -> list[Tensor]:
+    def below_backward(self, grad: Tensor, inputs: Sequence[Tensor], *rest: object) -> list[Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             return self._backward_op(grad, list(inputs), *rest)
 
 
 def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
-    """The autograd.Functions: the inputs come first and flat, for only then does autograd see them."""
+    """The autograd.Functions; the inputs are the first, flat arguments, because autograd sees only those."""
     further, settings = op.further, op.settings
 
     class Forward(torch.autograd.Function):
@@ -127,28 +132,28 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
             return op.below(arguments[:heads], *arguments[heads:])
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
             ctx.mark_non_differentiable(output[1])
             ctx.save_for_backward(*inputs[:-settings], output[1])
             ctx.save_for_forward(*inputs[:-settings], output[1])
             ctx.options = inputs[-settings:]
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
             heads = len(ctx.saved_tensors) - further - 1
             inputs, rest = ctx.saved_tensors[:heads], ctx.saved_tensors[heads:]
             gradients = op.backward(grads[0], inputs, *rest, *ctx.options)
             return *gradients, *(None,) * (further + settings)
 
         @staticmethod
-        def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+        def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor, None]:
             heads = len(ctx.saved_tensors) - further - 1
             inputs, rest = ctx.saved_tensors[:heads], ctx.saved_tensors[heads:-1]
             tensors, options = op.split((*rest, *ctx.options))
             return push_forward(lambda *inputs: op._reference(inputs, tensors, options), inputs, tangents[:heads]), None
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def vmap(info: VmapInfo, in_dims: tuple[Any, ...], *arguments: object) -> tuple[Any, Any]:
             heads = len(arguments) - further - settings
             dims, values = ((list(all[:heads]), *all[heads:]) for all in (in_dims, arguments))
             return loop(op, info, dims, *values)
@@ -160,33 +165,33 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
             return tuple(op.below_backward(grad, arguments[:heads], *arguments[heads:]))
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
             ctx.save_for_backward(*inputs[: -settings - 1])
             ctx.save_for_forward(*inputs[: -settings - 1])
             ctx.options = inputs[-settings:]
 
         @staticmethod
-        def gradients(ctx: Any) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
-            """The gradients as a function of grad and the inputs, and these. The coefficients depend on the logits:
-            only a second look at the whole loss has all of the derivative."""
+        def gradients(ctx: Context) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
+            """The gradients as a function of grad and the inputs, and its arguments. The coefficients depend on the
+            logits, so only the whole loss gives the full derivative."""
             grad, *saved = ctx.saved_tensors
             heads = len(saved) - further
             tensors, options = op.split((*saved[heads:], *ctx.options))
             return lambda grad, *inputs: op.gradients(grad, inputs, tensors, options), (grad, *saved[:heads])
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
             function, at = Backward.gradients(ctx)
-            pull: Any = torch.func.vjp(function, *at)[1]
+            pull: Pull = torch.func.vjp(function, *at)[1]
             return *pull(grads), *(None,) * (further + 1 + settings)
 
         @staticmethod
-        def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor, ...]:
             function, at = Backward.gradients(ctx)
             return push_forward(function, at, tangents[: len(at)])
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def vmap(info: VmapInfo, in_dims: tuple[Any, ...], *arguments: object) -> tuple[Any, Any]:
             heads = len(arguments) - 1 - further - 1 - settings
             dims, values = ((all[0], list(all[1 : heads + 1]), *all[heads + 1 :]) for all in (in_dims, arguments))
             return loop(op.backward, info, dims, *values)
@@ -194,8 +199,9 @@ def _functions(op: HeadsLossOp) -> tuple[Any, Any]:
     return Forward, Backward
 
 
-def _loop_over_grads(op: HeadsLossOp, grad: Tensor, inputs: Sequence[Tensor], *rest: Any) -> list[Tensor]:
-    """`torch.autograd.grad(is_grads_batched=True)` runs on torch's first vmap, which knows no lists of tensors."""
+def _loop_over_grads(op: HeadsLossOp, grad: Tensor, inputs: Sequence[Tensor], *rest: object) -> list[Tensor]:
+    """`torch.autograd.grad(is_grads_batched=True)` runs on torch's legacy vmap, which does not support lists of
+    tensors."""
     batching: Any = torch
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()

@@ -3,32 +3,47 @@
 The forward takes tensors and options, returns the loss, the coefficients its backward needs (a few numbers per
 segment), and by-products. The backward takes grad, the same tensors, the coefficients and the options, and returns
 the gradient of the first tensor; nothing else is differentiable, and only the tensors and the coefficients are kept.
-A second derivative and forward-mode derivatives go through the reference.
+Second and forward-mode derivatives run the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .backends import choose, register_kernels
+from .backends import Kernels, choose, register_kernels
 from .fields import schema
 from .planes import gradient_like
+
+if TYPE_CHECKING:
+    from torch._functorch.autograd_function import VmapInfo
 
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
 
 Vmap = Callable[..., tuple[Any, Any]]
-Backends = Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # forward and backward by name
+Pull = Callable[..., tuple[Tensor, ...]]
+
+
+class Context(Protocol):
+    """What the ops use of an autograd.Function's `ctx`."""
+
+    options: tuple[Any, ...]
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+    def save_for_backward(self, *tensors: Any) -> None: ...
+    def save_for_forward(self, *tensors: Any) -> None: ...
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
 
 
 class LossOp:
-    """Calling it with the tensors and then the options runs the op; returns (loss, coefficients, *by-products).
+    """Call it with the tensors and then the options to run the op; returns (loss, coefficients, *by-products).
 
     Args:
         name: the op is `fastmtl::name`.
@@ -38,7 +53,7 @@ class LossOp:
             options), of each; see `backends.register_kernels`.
         fake: (tensors, options) -> uninitialised outputs; run with fake tensors by torch.compile.
         reference: (tensors, options) -> loss, in plain torch, differentiable any number of times.
-        vmap, vmap_backward: batching rules as `torch.library.register_vmap` wants them; a loop over samples without.
+        vmap, vmap_backward: batching rules for `torch.library.register_vmap`; default: a loop over samples.
     """
 
     def __init__(
@@ -47,7 +62,7 @@ class LossOp:
         tensors: type[Any],
         options: type[Any],
         *,
-        backends: Backends,
+        backends: Kernels,
         fake: Callable[[Any, Any], tuple[Tensor, ...]],
         reference: Callable[[Any, Any], Tensor],
         outputs: int = 2,
@@ -76,11 +91,11 @@ class LossOp:
         torch.library.register_vmap(f"fastmtl::{name}", self._vmap, lib=LIBRARY)
         torch.library.register_vmap(f"fastmtl::{name}_backward", self._vmap_backward, lib=LIBRARY)
 
-    def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
-        # torch.func wants to meet the autograd.Function before the op; everywhere else the op records itself.
+    def __call__(self, *arguments: object) -> tuple[Tensor, ...]:
+        # torch.func needs the autograd.Function before the op; otherwise the op records itself.
         return (self._traced_forward.apply if transformed() else self._forward_op)(*arguments)
 
-    def backward(self, *arguments: Any) -> Tensor:
+    def backward(self, *arguments: object) -> Tensor:
         """The gradient op itself: grad, tensors, coefficients, options."""
         return (self._recorded_backward.apply if transformed() else self._backward_op)(*arguments)
 
@@ -94,31 +109,31 @@ class LossOp:
         tensors, options = self.split((*rest[: self._number], *rest[self._number + 1 :]))
         return grad, tensors, rest[self._number], options
 
-    def gradient(self, grad: Tensor, tensors: Any, options: Any) -> Tensor:
-        """d (grad * loss) / d first tensor by autograd through the reference; itself differentiable in both."""
+    def gradient(self, grad: Tensor, tensors: Any, options: NamedTuple) -> Tensor:
+        """d (grad * loss) / d first tensor by autograd through the reference; differentiable in both."""
 
         def loss(first: Tensor) -> Tensor:
             return self._reference(tensors._replace(**{tensors._fields[0]: first}), options)
 
-        pull: Any = torch.func.vjp(loss, tensors[0])[1]
+        pull: Pull = torch.func.vjp(loss, tensors[0])[1]
         return pull(grad)[0]
 
     def _run_forward(self, *arguments: Any) -> tuple[Tensor, ...]:
         tensors, options = self.split(arguments)
         return choose(self._name, options.backend, arguments[0])(tensors, options)
 
-    def _run_backward(self, *arguments: Any) -> Tensor:
+    def _run_backward(self, *arguments: object) -> Tensor:
         grad, tensors, coefficients, options = self.split_backward(arguments)
         return choose(f"{self._name}_backward", options.backend, tensors[0])(grad, tensors, coefficients, options)
 
     def _fake(self, fake: Callable[[Any, Any], tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
         return lambda *arguments: fake(*self.split(arguments))
 
-    def _below(self, *arguments: Any) -> tuple[Tensor, ...]:
+    def _below(self, *arguments: object) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             return self._forward_op(*arguments)
 
-    def _below_backward(self, *arguments: Any) -> Tensor:
+    def _below_backward(self, *arguments: object) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             return self._backward_op(*arguments)
 
@@ -129,23 +144,23 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
 
     class Forward(torch.autograd.Function):
         @staticmethod
-        def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        def forward(*arguments: object) -> tuple[Tensor, ...]:
             return op._below(*arguments)
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
             ctx.mark_non_differentiable(*output[1:])
             ctx.save_for_backward(*inputs[:number], output[1])
             ctx.save_for_forward(*inputs[:number], output[1])
             ctx.options = inputs[number:]
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
             gradient = op.backward(grads[0], *ctx.saved_tensors, *ctx.options)
             return gradient, *(None,) * (number - 1 + len(ctx.options))
 
         @staticmethod
-        def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
             tensors, options = op.split((*ctx.saved_tensors[:number], *ctx.options))
 
             def loss(first: Tensor) -> Tensor:
@@ -154,14 +169,14 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
             return push_forward(loss, tensors[:1], tangents[:1]), *(None,) * (outputs - 1)
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def vmap(info: VmapInfo, in_dims: tuple[Any, ...], *arguments: object) -> tuple[Any, Any]:
             return op._vmap(info, in_dims, *arguments)
 
     class ForwardOnce(torch.autograd.Function):
-        """`Forward` without a setup_context, for which torch would bind all arguments a second time: 20 us less."""
+        """`Forward` without a setup_context, which saves 20 us: torch would bind all arguments a second time."""
 
         @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        def forward(ctx: Context, *arguments: object) -> tuple[Tensor, ...]:
             output = op._below(*arguments)
             Forward.setup_context(ctx, arguments, output)
             return output
@@ -171,19 +186,19 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
 
     class Backward(torch.autograd.Function):
         @staticmethod
-        def forward(*arguments: Any) -> Tensor:
+        def forward(*arguments: object) -> Tensor:
             return op._below_backward(*arguments)
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
             ctx.save_for_backward(*inputs[: number + 1])
             ctx.save_for_forward(*inputs[: number + 1])
             ctx.options = inputs[number + 2 :]
 
         @staticmethod
-        def gradient(ctx: Any) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
-            """The gradient as a function of grad and the first tensor, and these two. The coefficients depend on the
-            logits: only a second look at the whole loss has all of the derivative."""
+        def gradient(ctx: Context) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
+            """The gradient as a function of grad and the first tensor, and its arguments. The coefficients depend on
+            the logits, so only the whole loss gives the full derivative."""
             grad, *rest = ctx.saved_tensors
             tensors, options = op.split((*rest, *ctx.options))
 
@@ -193,41 +208,43 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
             return gradient, (grad, tensors[0])
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
             function, at = Backward.gradient(ctx)
-            pull: Any = torch.func.vjp(function, *at)[1]
+            pull: Pull = torch.func.vjp(function, *at)[1]
             return *pull(grads[0]), *(None,) * (number + len(ctx.options))
 
         @staticmethod
-        def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        def jvp(ctx: Context, *tangents: Tensor | None) -> Tensor:
             return push_forward(*Backward.gradient(ctx), tangents[:2])
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def vmap(info: VmapInfo, in_dims: tuple[Any, ...], *arguments: object) -> tuple[Any, Any]:
             return op._vmap_backward(info, in_dims, *arguments)
 
     return ForwardOnce, Forward, Backward
 
 
-def _record(recorded: Any, plain: Callable[..., Any], *arguments: Any) -> Any:
-    # The first tensor, or in a backward the gradient and the first tensor.
+def _record(recorded: type[torch.autograd.Function], plain: Callable[..., object], *arguments: object) -> object:
+    # the first tensor; in a backward the gradient and the first tensor
     needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments[:2])
     return recorded.apply(*arguments) if needed or forward_mode() else plain(*arguments)
 
 
 def forward_mode() -> bool:
-    """Whether forward-mode derivatives may be asked for: a tensor's tangent would be lost on the plain way."""
+    """Whether forward-mode AD is active: without recording, tangents would be lost."""
     return forward_ad._current_level >= 0
 
 
-def push_forward(function: Callable[..., Any], at: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> Any:
-    """The derivative of `function` along the tangents: the transpose of its pull-back, which is linear. So the
-    function needs reverse mode alone, as an op's own backward does."""
+def push_forward(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], at: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]
+) -> Any:
+    """The derivative of `function` along the tangents: the transpose of its pull-back, which is linear. So the function
+    needs only reverse mode, like the backward of an op."""
     derived: Any = torch.func.vjp(function, *at)
     value, pull = derived
     known = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(at, tangents, strict=True))
     zeros = tuple(map(torch.zeros_like, value)) if isinstance(value, tuple) else torch.zeros_like(value)
-    push: Any = torch.func.vjp(pull, zeros)[1]
+    push: Pull = torch.func.vjp(pull, zeros)[1]
     return push(known)[0]
 
 
@@ -235,11 +252,11 @@ def transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _fake_backward(grad: Tensor, first: Tensor, *arguments: Any) -> Tensor:
+def _fake_backward(grad: Tensor, first: Tensor, *arguments: object) -> Tensor:
     return gradient_like(first)
 
 
-def loop(run: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+def loop(run: Callable[..., Any], info: VmapInfo, in_dims: tuple[Any, ...], *arguments: object) -> tuple[Any, Any]:
     """A batching rule for any op: one call per sample."""
     results = [
         run(*(_select(*pair, index) for pair in zip(arguments, in_dims, strict=True)))
@@ -251,7 +268,7 @@ def loop(run: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *argument
     return stacked, (0,) * len(stacked)
 
 
-def _select(value: Any, dim: Any, index: int) -> Any:
+def _select(value: object, dim: Any, index: int) -> object:
     if isinstance(value, Tensor):
         return value if dim is None else value.select(dim, index)
     if isinstance(value, list | tuple) and isinstance(dim, list | tuple):

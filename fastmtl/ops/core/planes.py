@@ -1,4 +1,4 @@
-"""Tensors [B, C, *spatial] as [batch, channel, pixel], one stride each: kernels then read most layouts in place."""
+"""Tensors [B, C, *spatial] as [batch, channel, pixel], one stride each: so that kernels read most layouts in place."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .buffer_cache import WORTHWHILE, Recycled
 from .pointers import address, element
 
 SMALL_PLANE = 32  # as kSmallPlane in csrc/core/planes.cpp
-ABSENT = (0, 0, 0, 0, 0)  # what csrc reads as "no such tensor"
+ABSENT = (0, 0, 0, 0, 0)  # csrc reads it as "no such tensor"
 
 
 def strides(tensor: Tensor) -> tuple[int, int, int] | None:
-    """Batch, channel and pixel stride in elements; None where the spatial dims do not run with a single stride.
+    """Batch, channel and pixel stride in elements; None if the spatial dims have no common stride.
 
     Contiguous, channels_last and expanded tensors have one; spatial crops and transposes have none.
     """
@@ -34,12 +34,12 @@ def strides(tensor: Tensor) -> tuple[int, int, int] | None:
 
 
 def in_place(tensor: Tensor) -> Tensor:
-    """The tensor itself where `strides` has an answer, else a contiguous copy."""
+    """The tensor if it has `strides`, else a contiguous copy."""
     return tensor if strides(tensor) is not None else tensor.contiguous()
 
 
 def mask_in_place(mask: Tensor, shape: torch.Size) -> Tensor:
-    """The mask, uint8, expanded to `shape`; a copy of at most its own batch and channels where rows alone broadcast."""
+    """The mask, uint8, expanded to `shape`; a copy of at most its batch and channels if only rows broadcast."""
     mask = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
     expanded = mask.expand(shape)
     if strides(expanded) is not None:
@@ -48,7 +48,7 @@ def mask_in_place(mask: Tensor, shape: torch.Size) -> Tensor:
 
 
 def gradient_like(input: Tensor, recycled: Recycled | None = None) -> Tensor:
-    """Uninitialised gradient: channels_last where the input is, contiguous otherwise; in `recycled` memory if given."""
+    """Uninitialised gradient: channels_last if the input is, else contiguous; in `recycled` memory if given."""
     layout = torch.contiguous_format
     if not input.is_contiguous():
         for rank, last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
@@ -71,11 +71,11 @@ def describe(tensor: Tensor | None) -> tuple[int, int, int, int, int]:
 
 
 def pixels(tensor: Tensor) -> int:
-    """How many elements a plane has."""
+    """The number of elements of a plane."""
     return math.prod(tensor.shape[2:])
 
 
 def small_contiguous_planes(input: Tensor, target: Tensor) -> bool:
-    """Whether planes are short and all elements have one order in memory: as one plane [1, 1, N] they are read several
-    times as fast. Long planes stay as they are, because each is checked for targets out of range."""
+    """Whether planes are short and all tensors have the same memory order: one plane [1, 1, N] is then several times
+    faster. Long planes stay separate, because each is checked for targets out of range."""
     return pixels(input) < SMALL_PLANE and input.is_contiguous() and target.is_contiguous()

@@ -1,4 +1,4 @@
-"""The one place where a tensor becomes an address, a dtype code and a thread count for `fastmtl._C`."""
+"""Conversion of tensors to addresses and dtype codes for `fastmtl._C`, and its thread count."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _after_fork() -> None:
     _forked = True
 
 
-# libgomp's threads do not survive a fork, and a parallel region in the child would wait for them for ever.
+# libgomp's threads do not survive a fork: a parallel region in the child would wait for them forever.
 os.register_at_fork(after_in_child=_after_fork)
 
 
@@ -46,15 +46,15 @@ def address(tensor: Tensor | None) -> int:
 
 
 def num_threads() -> int:
-    """How many threads a CPU kernel may use: torch's own setting; one in a forked child and in `on_one_thread`."""
+    """The number of threads of a CPU kernel: torch's setting; 1 in a forked child and in `on_one_thread`."""
     return 1 if _forked or getattr(_here, "alone", False) else torch.get_num_threads()
 
 
 @contextmanager
 def on_one_thread() -> Iterator[None]:
-    """CPU kernels that this thread calls meanwhile wake no others.
+    """CPU kernels called by this thread run on it alone.
 
-    Where other work holds the cores, a parallel region waits for threads that do not get one.
+    When other work occupies the cores, a parallel region would wait for threads that get no core.
     """
     before = getattr(_here, "alone", False)
     _here.alone = True

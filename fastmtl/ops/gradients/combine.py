@@ -12,7 +12,7 @@ from ..core.buffer_cache import Recycled
 from ..core.pointers import address, element, num_threads
 from .gram import check_gradients
 
-_OUTPUTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
+_OUTPUTS = Recycled()  # for CPU kernels only: a GPU's allocator keeps freed memory anyway
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
 _LIBRARY.define("combine(Tensor J, Tensor w, str backend) -> Tensor", tags=_TAGS)
@@ -22,21 +22,21 @@ _LIBRARY.define("combine_out(Tensor J, Tensor w, Tensor(a!) out, str backend) ->
 def combine(J: Tensor, w: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
     r"""Weighted sum of K gradients, :math:`\sum_k w_k J_k`.
 
-    Accumulated in float32 (float64 for float64 J), task 0 first, each element by itself: bit-equal over repeats and
-    numbers of threads.
+    Each element is summed in float32 (float64 for float64 J), task 0 first: bit-equal over repeats and numbers of
+    threads.
 
     Args:
         J: [K, P] float32, float64, bfloat16 or float16, K <= 64, each row contiguous (gaps between rows are fine).
         w: [K] float32 or float64 on J's device; rounded to the dtype of the sum.
-        out: [P] contiguous, of the result's dtype, to write to; then nothing is recorded for autograd.
+        out: [P] contiguous, of the result's dtype: where to write the result. Autograd then records nothing.
         backend: "auto", "reference", "cpp" or "triton".
 
     Returns:
         [P] float32, or float64 for float64 J. Differentiable in J (outer(w, d)) and w (J d).
 
     Raises:
-        ValueError: the shape, dtype or device of an argument is not the above.
-        BackendError: the backend asked for cannot run here.
+        ValueError: an argument has another shape, dtype or device.
+        BackendError: the requested backend cannot run here.
 
     >>> combine(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.tensor([0.5, 2.0]))
     tensor([ 6.5000, -1.0000])
@@ -97,8 +97,8 @@ register(
 
 
 def _run_combine_out(J: Tensor, w: Tensor, out: Tensor, backend: str) -> None:
-    if _overlap(J, out):  # here, because torch.compile cannot follow addresses
-        raise ValueError("`out` must not share memory with `J`: the sum would overwrite rows still to be read.")
+    if _overlap(J, out):  # checked here, because torch.compile cannot follow addresses
+        raise ValueError("`out` must not share memory with `J`: the sum would overwrite rows before they are read.")
     choose("combine", backend, J)(J, w, out)
 
 

@@ -1,4 +1,5 @@
-"""Backends of `balance.FusedStep`: the sum of squares of many gradients, and the step itself, on tables of tensors."""
+"""Backends of `balance.FusedStep`: the sum of squares of many gradients, and the optimizer step, on lists of
+tensors."""
 
 from __future__ import annotations
 
@@ -21,12 +22,12 @@ _CHUNK = 16 * 1024  # elements, as in csrc/gradients/fused_step.cu
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One parameter of a step: dense, its moments and gradient in its own memory order.
+    """One dense parameter of a step; its moments and gradient have the same memory order.
 
     Attributes:
         first, second: exp_avg and exp_avg_sq; SGD: the momentum buffer or None, and None.
         step: steps taken, float32 scalar on the parameter's device; None: SGD past its first step.
-        gradient: or the column at which it begins in J.
+        gradient: a tensor, or the column of J where the gradient begins.
         group: index into the groups.
     """
 
@@ -42,7 +43,7 @@ class Move:
 class Group:
     """Options of a parameter group; beta1 and beta2 are momentum and dampening for SGD.
 
-    `lr` is a float32 tensor only where it is on the device.
+    `lr` is a number, or a float32 tensor on the device.
     """
 
     rule: int
@@ -56,11 +57,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Step:
-    """What one call does: every gradient times `factor`, then its group's rule; nothing where `skip` is not 0.
+    """One call: scale every gradient by `factor`, then apply the rule of its group; do nothing if `skip` is not 0.
 
     Attributes:
-        moves: those of a group next to each other; at least one.
-        J, w: rows [K, P] and their weights [K], for the moves without a gradient tensor.
+        moves: at least one; those of a group are adjacent.
+        J, w: rows [K, P] and their weights [K], for the moves that have no gradient tensor.
         factor: float64 scalar; skip: float32 scalar.
     """
 
@@ -73,7 +74,7 @@ class Step:
 
 
 def sum_of_squares(gradients: Sequence[Tensor], backend: str = "auto") -> Tensor:
-    """Of all elements of dense gradients of one dtype, float32 or float64: a float64 scalar on their device."""
+    """The sum of squares of dense gradients of one dtype, float32 or float64: a float64 scalar on their device."""
     return choose("sum_of_squares", backend, gradients[0])(gradients)
 
 
@@ -84,7 +85,7 @@ def take_step(step: Step, backend: str = "auto") -> None:
 
 
 def why_slow(device: str, dtype: torch.dtype) -> str | None:
-    """Why no compiled backend takes tensors of this kind; None where one does."""
+    """Why no compiled backend takes tensors of this kind; None if one does."""
     backend = {"cpu": "cpp", "cuda": "cuda"}.get(device)
     if backend is None or dtype not in DTYPES:
         return f"it takes float32 and float64 on a CPU or an NVIDIA GPU; got {dtype} on {device}"
@@ -100,7 +101,8 @@ def _segments(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _tables(step: Step) -> tuple[Tensor, Tensor, Tensor | None, list[int], list[int]]:
-    """Segments int64 [n, 8], groups float64 [G, 7] and w, to be kept alive, and the two lists the extension takes."""
+    """Segments int64 [n, 8], groups float64 [G, 7] and w, which the caller must keep alive, and the extension's two
+    lists."""
     wide = step.moves[0].parameter.dtype == torch.float64
     segments = _pack(
         (

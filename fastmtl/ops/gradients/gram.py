@@ -1,4 +1,4 @@
-"""`gram` and `grad_norms`: the inner products of K gradients, which is all most balancing methods need."""
+"""`gram` and `grad_norms`: the inner products of K gradients, all that most balancing methods need."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LIBRARY.define("grad_norms(Tensor J, str backend) -> Tensor", tags=_TAGS)
 def gram(J: Tensor, *, backend: str = "auto") -> Tensor:
     r"""Gram matrix of K gradients, :math:`G = J J^\top`, always in float64.
 
-    The products are taken in float64 on a CPU, and on a GPU in float32 in runs of 128 that are summed in float64;
-    TF32 is never used. Near-opposed and near-collinear gradients need this: a float32 G can give
-    :math:`w^\top G w < 0`, a negative squared norm. The sums are chunked by the shape alone and added in a fixed
-    order: bit-equal over repeats and numbers of threads, and exactly symmetric.
+    A CPU computes the products in float64, a GPU in float32 runs of 128 that are summed in float64; TF32 is never used.
+    Near-opposed and near-collinear gradients need this: a float32 G can give :math:`w^\top G w < 0`, a negative squared
+    norm. The chunks of the sums depend only on the shape and are added in a fixed order: bit-equal over repeats and
+    numbers of threads, and exactly symmetric.
 
     Args:
         J: [K, P] float32, float64, bfloat16 or float16, K <= 64, each row contiguous (gaps between rows are fine).
@@ -35,7 +35,7 @@ def gram(J: Tensor, *, backend: str = "auto") -> Tensor:
 
     Raises:
         ValueError: J is not a [K, P] matrix of contiguous rows, or is empty, or has more than 64 rows.
-        BackendError: the backend asked for cannot run here.
+        BackendError: the requested backend cannot run here.
 
     >>> gram(torch.tensor([[1.0, 2.0], [3.0, -1.0]]))
     tensor([[ 5.,  1.],
@@ -47,7 +47,7 @@ def gram(J: Tensor, *, backend: str = "auto") -> Tensor:
 
 
 def grad_norms(J: Tensor, *, backend: str = "auto") -> Tensor:
-    """Norms of K gradients: the square root of the diagonal of `gram`, without the rest of it.
+    """Norms of K gradients: the square root of the diagonal of `gram`, without computing the other entries.
 
     Args:
         J: [K, P], as for `gram`.

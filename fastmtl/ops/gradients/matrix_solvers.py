@@ -1,5 +1,5 @@
-"""The small problems behind the balancing methods, K x K numbers solved on their device: on the CPU by C++, on a GPU by
-one Triton block, without a step back to the host. Private: the methods in `fastmtl.balance` are what is promised.
+"""The small K x K problems of the balancing methods, solved on the device of their input: on a CPU by C++, on a GPU by
+one Triton block that never waits for the host. Private: the public interface is `fastmtl.balance`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LIBRARY.define("small_eigh(Tensor G, str backend) -> (Tensor, Tensor)", tags=_T
 
 
 def nonnegative_qp(H: Tensor, q: Tensor, *, backend: str = "auto") -> Tensor:
-    r"""The minima of :math:`\frac12 x^\top H x + q^\top x` over :math:`x \ge 0`, one for each of B problems.
+    r"""The minimisers of :math:`\frac12 x^\top H x + q^\top x` over :math:`x \ge 0`, one per problem.
 
     Args:
         H: [B, K, K] float64, positive semidefinite, K <= 64. A row of zeros needs a positive q there.
@@ -31,7 +31,7 @@ def nonnegative_qp(H: Tensor, q: Tensor, *, backend: str = "auto") -> Tensor:
         backend: "auto", "reference", "cpp" or "triton".
 
     Returns:
-        x [B, K] float64; NaN in problems that are not finite. Not differentiable.
+        x [B, K] float64; NaN for problems that are not finite. Not differentiable.
 
     >>> H = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
     >>> nonnegative_qp(H, torch.tensor([[-4.0, 1.0]], dtype=torch.float64)).round(decimals=9)
@@ -62,7 +62,7 @@ def equilibrium(C: Tensor, r: Tensor, p: float, *, backend: str = "auto") -> Ten
 
 def eigh(G: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Eigenvalues [K], ascending, and eigenvectors [K, K] (columns) of a symmetric G [K, K] float64, K <= 64; NaN where
-    G is not finite. Not differentiable; on a GPU by Jacobi's rotations, because torch's waits for the device.
+    G is not finite. Not differentiable; on a GPU by Jacobi rotations, because torch's `eigh` waits for the device.
 
     >>> values, vectors = eigh(torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64))
     >>> values

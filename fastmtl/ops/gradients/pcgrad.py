@@ -31,26 +31,26 @@ def pcgrad_weights(
 
     For each task i, starting at :math:`c = e_i`, for each j in row i of `order`: :math:`s = (G c)_j`, the inner
     product with the original gradient of task j; where s < 0, :math:`c_j \leftarrow c_j - s / G_{jj}`. Then
-    :math:`w = \sum_i c`. This is the paper's loop over full gradients, on K x K numbers. A task with
+    :math:`w = \sum_i c`. This is the paper's loop over full gradients, computed on K x K numbers. A task with
     :math:`G_{jj} = 0` is inactive: nothing is projected against it, and "mean" does not count it.
 
     Args:
-        G: [K, K] symmetric, K <= 64: `gram(J)`, float64. Another floating dtype is taken as it is, and has then lost
-            what tells near-opposed gradients apart.
+        G: [K, K] symmetric, K <= 64: `gram(J)`, float64. Other floating dtypes are accepted, but are too coarse for
+            near-opposed gradients.
         order: int64 [K, K-1] on G's device, row i a permutation of the tasks other than i; [K, K] with i in row i is
-            accepted, i is skipped. A fresh random one if None.
-        generator: draws the order when none is given; on the CPU or on G's device.
+            accepted, and i is skipped. None draws a random order.
+        generator: draws the order if `order` is None; on the CPU or on G's device.
         reduction: "sum" (the paper) or "mean": the sum divided by the number of active tasks.
-        with_self: i in row i of a [K, K] order is not skipped, as in LibMTL and Pytorch-PCGrad; by the reference.
+        with_self: do not skip i in row i of a [K, K] order, as in LibMTL and Pytorch-PCGrad; runs on the reference.
         backend: "auto", "reference", "cpp" or "triton".
 
     Returns:
         w [K] float64 on G's device; not finite if G is not. Not differentiable.
 
     Raises:
-        ValueError: the shape or dtype of G or order, or the reduction, is not one of the above; on the C++
-            backend also an order whose rows are no permutations (others: NaN where a task is not there).
-        BackendError: the backend asked for cannot run here.
+        ValueError: the shape or dtype of G or order, or the reduction, is not one of the above; on the C++ backend also
+            an order whose rows are not permutations (others: NaN for a task that does not exist).
+        BackendError: the requested backend cannot run here.
 
     Source: Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020, algorithm 1.
 
@@ -89,11 +89,11 @@ def random_order(
     device: torch.device | str | None = None,
     with_self: bool = False,
 ) -> Tensor:
-    """A random order for `pcgrad_weights`: int64 [K, K-1], row i a uniform permutation of the tasks other than i; of
-    all, [K, K], with `with_self`.
+    """A random order for `pcgrad_weights`: int64 [K, K-1], row i a uniform permutation of the tasks other than i; with
+    `with_self` [K, K], of all tasks.
 
-    Drawn where the generator lives (on `device` without one) and moved to `device` without waiting for it, so that a
-    CPU generator, whose state is cheap to save, gives the same orders on every device.
+    Drawn on the generator's device (without one on `device`) and copied to `device` without waiting for it. So a CPU
+    generator, whose state is cheap to save, gives the same orders on every device.
 
     >>> random_order(3, generator=torch.Generator().manual_seed(0)).sort(dim=1).values
     tensor([[1, 2],
@@ -110,7 +110,7 @@ def random_order(
 
 
 def order_by(keys: Tensor, *, with_self: bool = False) -> Tensor:
-    """The order that numbers in [0, 1), keys [K, K], stand for; as `random_order`.
+    """The order given by sorting keys [K, K], numbers in [0, 1); as `random_order`.
 
     >>> order_by(torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.6], [0.7, 0.4, 0.8]]))
     tensor([[2, 1],
@@ -119,7 +119,7 @@ def order_by(keys: Tensor, *, with_self: bool = False) -> Tensor:
     """
     K = keys.shape[0]
     if not with_self:
-        keys = keys.clone().fill_diagonal_(2.0)  # sorts task i itself behind all others of row i
+        keys = keys.clone().fill_diagonal_(2.0)  # sorts task i after all others of row i
     return keys.argsort(dim=1)[:, : K - (not with_self)].contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Binary cross-entropy on logits: the BCE sum of Dice + BCE alone, for targets of any dtype."""
+"""Binary cross-entropy on logits: the BCE term of Dice + BCE, for targets of any dtype."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ def bce_with_logits(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """`F.binary_cross_entropy_with_logits` that reads masks as they are stored and leaves out what is not labelled.
+    """`F.binary_cross_entropy_with_logits` for targets of any dtype, with a mask for missing labels.
 
         loss = -weight (pos_weight t log p + (1 - t) log(1 - p))    per element, p = sigmoid(input), t = target
 
     Args:
         input: logits of any shape, [B], [B, C], [B, C, *spatial], ...; float16, bfloat16, float32 or float64.
-        target: the same shape, 0 to 1; bool, uint8, int16, int32, int64 or floating, where torch wants floating. A
-            value outside raises on a CPU and makes the loss NaN on a GPU.
-        weight: factor of each element, broadcastable to input as in torch. With one value for each channel of a sample
-            ([C, 1, 1], [B, C, 1, 1], a single number) it costs nothing; a finer one is computed by plain torch.
-        pos_weight: weight of the positive class: a number, [C], or [C, 1, ...]. [C] always goes with dim 1, where torch
-            lines it up with the last dim.
-        mask: bool or uint8, [B], [B, C] or broadcastable to input; what is False takes part in nothing, whatever the
-            logit or target there. For missing labels: mask=has_label of [B] or [B, C].
-        reduction: "mean" over the valid elements (0 if there are none), "sum", or "none", which is elementwise as in
-            torch and computed by it: nothing is gained by fusing what writes every element. For one mean for each
-            sample's channel take `dice_bce_loss(..., bce_weight=1, dice_weight=0, reduction="none")`.
+        target: the same shape, 0 to 1; bool, uint8, int16, int32, int64 or floating, where torch accepts floating only.
+            A value outside that range raises on a CPU and makes the loss NaN on a GPU.
+        weight: factor of each element, broadcastable to input as in torch. One value per channel of a sample (a number,
+            [C, 1, 1] or [B, C, 1, 1]) costs nothing; finer weights run in plain torch.
+        pos_weight: weight of the positive class: a number, [C], or [C, 1, ...]. [C] always belongs to dim 1; torch
+            aligns it with the last dim.
+        mask: bool or uint8, [B], [B, C] or broadcastable to input; elements where it is False are ignored, even if the
+            logit or target there is invalid. For missing labels: mask=has_label of [B] or [B, C].
+        reduction: "mean" over the valid elements (0 if there are none), "sum", or "none": elementwise, computed by
+            torch, because fusing gains nothing when every element is written. For one mean per channel of each sample,
+            use `dice_bce_loss(..., bce_weight=1, dice_weight=0, reduction="none")`.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
         A scalar, or the shape of input with "none"; float32, also for half logits, or float64 for float64 logits.
 
-    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    Differentiable in `input` only, any number of times; second and forward-mode derivatives run the reference.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name.
-        BackendError: the backend asked for cannot run these inputs here.
+        ValueError, TypeError: an invalid argument, which the message names.
+        BackendError: the requested backend cannot run these inputs here.
 
     Source: torch.nn.functional.binary_cross_entropy_with_logits, for the weights and the mean.
 
@@ -104,8 +104,8 @@ def _full_rank_weight(weight: Tensor, input: Tensor) -> Tensor:
         w != 1 and w != n for w, n in zip(reversed(weight.shape), reversed(input.shape), strict=False)
     ):
         raise ValueError(
-            f"`weight` must be broadcastable to `input` {list(input.shape)}; got {list(weight.shape)}. One number for "
-            "each channel is weight.view(-1, 1, 1)."
+            f"`weight` must be broadcastable to `input` {list(input.shape)}; got {list(weight.shape)}. One number per "
+            "channel is weight.view(-1, 1, 1)."
         )
     return weight.reshape(*(1,) * (input.dim() - weight.dim()), *weight.shape)
 

@@ -1,4 +1,4 @@
-"""The C++ kernels of cross-entropy and softmax focal loss: both are a function of a pixel's softmax at its class."""
+"""The C++ kernels of cross-entropy and softmax focal loss: both depend only on a pixel's softmax at its class."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from ..core.buffer_cache import Recycled
 from ..core.planes import describe, gradient_like, pixels
 from ..core.pointers import address, element, num_threads
 
-REDUCTIONS = (*checks.REDUCTIONS, "total", "totals")  # "sum" adds up "none"; the last two are not divided
+REDUCTIONS = (*checks.REDUCTIONS, "total", "totals")  # "sum" adds "none"; the last two are not divided
 
 MANY_CLASSES = 64  # as kManyClasses in csrc/losses/softmax.cpp: vector lanes then run over classes
 
 
 def kept(input: Tensor) -> int:
-    """How many numbers a sample the CPU's kernels keep for the backward: the slope and, where a sample is one row of
-    many classes, its largest logit and the sum of the other classes' e, so that the backward reads the row once."""
+    """Numbers per sample that the CPU kernels keep for the backward: the slope and, if a sample is one row of many
+    classes, its largest logit and the sum of the other classes' exponentials, so that the backward reads the row
+    once."""
     return 3 if input.device.type == "cpu" and input.shape[1] >= MANY_CLASSES and pixels(input) == 1 else 1
 
 
 def reference_coefficients(slopes: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, ignored: int) -> Tensor:
-    """Slopes [B] with all else that is kept, [`kept`, B]; target and mask [B, 1, ...]."""
+    """Slopes [B] and the other kept numbers, [`kept`, B]; target and mask [B, 1, ...]."""
     if kept(input) == 1:
         return slopes.unsqueeze(0)
     x, y = input.flatten(1).to(slopes.dtype), target.flatten(1).long()
@@ -36,7 +37,7 @@ def reference_coefficients(slopes: Tensor, input: Tensor, target: Tensor, mask: 
 
 
 class ClassLoss(NamedTuple):
-    """What `ClassLossProblem` in csrc/losses/class_loss.hpp holds; tensors with one pixel stride each."""
+    """The fields of `ClassLossProblem` in csrc/losses/class_loss.hpp; tensors with one pixel stride each."""
 
     input: Tensor  # logits [B, C, *spatial]
     target: Tensor  # class numbers [B, 1, *spatial]
@@ -45,7 +46,7 @@ class ClassLoss(NamedTuple):
     ignore_index: int
     gamma: float
     smoothing: float
-    by_weight: bool  # a mean divides by the sum of the pixels' factors instead of by their number
+    by_weight: bool  # a mean divides by the sum of the pixel factors instead of their number
 
     def described(self) -> tuple[object, ...]:
         input = self.input
@@ -61,7 +62,7 @@ class ClassLoss(NamedTuple):
         )
 
     def forward(self, factor: float, reduction: str, loss: Tensor, coefficients: Tensor) -> int:
-        """Writes loss and coefficients [`kept`, B]; returns how many pixels have a class number that does not exist."""
+        """Writes loss and coefficients [`kept`, B]; returns the number of pixels with an invalid class number."""
         return backends.extension().class_loss_forward(
             *self.described(),
             factor,
@@ -73,7 +74,7 @@ class ClassLoss(NamedTuple):
         )
 
     def backward(self, grad: Tensor, coefficients: Tensor, like: Tensor, recycled: Recycled) -> Tensor:
-        """grad (float32, one number or [B] with any stride) times the gradient, laid out as that of `like`."""
+        """grad (float32, one number or [B] with any stride) times the gradient, in the memory layout of `like`."""
         gradient = gradient_like(like, recycled)
         backends.extension().class_loss_backward(
             *self.described(),

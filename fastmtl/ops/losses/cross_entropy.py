@@ -22,37 +22,38 @@ def cross_entropy(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """`torch.nn.functional.cross_entropy` from class numbers of any integer dtype, with a mask for missing labels.
+    """`torch.nn.functional.cross_entropy` for class numbers of any integer dtype, with a mask for missing labels.
 
         ce = -sum_c weight_c ((1 - label_smoothing) t_c + label_smoothing / C) log p_c       per pixel
     with p = softmax of input over C, t = 1 for the target's class and 0 elsewhere. Over the valid pixels of the batch:
-        "mean": sum of ce / sum of the weights of the pixels' classes (torch's mean; 0 where torch has 0 / 0)
+        "mean": sum of ce / sum of the weights of the pixels' classes (torch's mean; 0 where torch computes 0 / 0)
         "sum": sum of ce, weighted and not divided (torch's sum)
         "sample": [B], each sample's own "mean"
-        "none": [B, C] inputs alone, [B]: ce of each sample, 0 where it is ignored or masked (torch's none)
+        "none": for [B, C] inputs only, [B]: ce of each sample, 0 where it is ignored or masked (torch's none)
 
     Args:
         input: logits [B, C, *spatial] or [B, C], C >= 2, float16, bfloat16, float32 or float64.
-        target: class numbers [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64, read as they are;
-            or probabilities [B, C, *spatial], for which "mean" divides by the number of valid pixels, as in torch.
-        weight: [C], the classes' weights.
-        mask: bool or uint8, [B] or broadcastable to [B, *spatial]; what is False takes part in nothing: samples without
-            this label.
-        ignore_index: pixels of this class number take part in nothing; None: all count.
+        target: class numbers [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64, read in their own
+            dtype; or probabilities [B, C, *spatial], with which "mean" divides by the number of valid pixels, as in
+            torch.
+        weight: [C], one weight per class.
+        mask: bool or uint8, [B] or broadcastable to [B, *spatial]; elements where it is False are ignored: samples
+            without this label.
+        ignore_index: pixels of this class number are ignored; None: all count.
         label_smoothing: 0 to 1.
-        reduction: see above. With spatial dims "none" raises: a map of losses would have to be written and read again,
-            which is what this op saves; take "sample", or torch's function.
+        reduction: see above. With spatial dims "none" raises: this op avoids writing a map of losses. Use "sample", or
+            torch's function.
         backend: as in `dice_ce_loss`.
 
     Returns:
         A scalar or [B]; float32, or float64 for float64 logits.
 
-    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    Differentiable in `input` only, any number of times; second and forward-mode derivatives run the reference.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name. A class number outside 0 to C - 1 that is not
-            ignore_index raises on a CPU and makes the loss NaN on a GPU.
-        BackendError: the backend asked for cannot run these inputs here.
+        ValueError, TypeError: an invalid argument, which the message names. A class number outside 0 to C - 1 that is
+            not ignore_index raises on a CPU and makes the loss NaN on a GPU.
+        BackendError: the requested backend cannot run these inputs here.
 
     Source: torch.nn.functional.cross_entropy, for the weights, the smoothing and the mean.
 
@@ -64,8 +65,8 @@ def cross_entropy(
     tensors = check_tensors(input, target, weight, mask)
     if reduction == "none" and input.dim() > 2:
         raise ValueError(
-            f"`reduction` 'none' would be a loss for every pixel of `input` {list(input.shape)}, which this op never "
-            "writes. Take 'sample' for one loss a sample, or torch.nn.functional.cross_entropy."
+            f"`reduction` 'none' would be a loss for every pixel of `input` {list(input.shape)}, which this op does "
+            "not write. Use 'sample' for one loss per sample, or torch.nn.functional.cross_entropy."
         )
     options = Options(
         ce_weight=1.0,

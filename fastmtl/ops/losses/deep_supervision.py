@@ -1,4 +1,4 @@
-"""Deep supervision and auxiliary heads: every head's loss against one full-resolution mask, in one op."""
+"""Deep supervision and auxiliary heads: the losses of all heads against one full-resolution mask, in one op."""
 
 from __future__ import annotations
 
@@ -46,55 +46,56 @@ def deep_supervision_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Weighted sum of the losses of several heads, each at its own stride, against one mask of full resolution.
+    """Weighted sum of the losses of several heads, each at its own stride, against one full-resolution mask.
 
         loss = sum over l of weights_l * loss_l
         loss_l = pointwise_weight * (binary) cross-entropy + dice_weight * soft Dice (or Jaccard) of head l
 
-    loss_l is `dice_bce_loss` of head l, with "softmax" `dice_ce_loss`, against the mask seen at the head's stride. With
-    "sigmoid" no smaller mask is ever made: it is down-sampled while the heads are read, all heads in one pass forward
-    and one backward. With "softmax" the heads go one by one; "nearest" reads the class map by strides.
+    loss_l is `dice_bce_loss` of head l ("softmax": `dice_ce_loss`) against the mask down-sampled to the head's stride.
+    With "sigmoid" no smaller mask is stored: the mask is down-sampled while the heads are read, all heads in one pass
+    forward and one backward. With "softmax" the heads run one after another; "nearest" reads the class map by strides.
 
     Args:
-        inputs: L heads' logits [B, C, *spatial], one to three spatial dims, all of one dtype (float16, bfloat16,
-            float32 or float64). Each head's spatial dims divide the target's; strides may differ from dim to dim, and
-            several heads may have the same.
-        target: "sigmoid": [B, C, *spatial] of full resolution, bool, uint8, int16, int32, int64 or floating, 0 to 1.
+        inputs: logits of L heads [B, C, *spatial], one to three spatial dims, all of one dtype (float16, bfloat16,
+            float32 or float64). The spatial dims of each head divide those of the target; strides may differ between
+            dims, and several heads may have the same stride.
+        target: "sigmoid": [B, C, *spatial] at full resolution, bool, uint8, int16, int32, int64 or floating, 0 to 1.
             "softmax": class numbers [B, *spatial], bool, uint8, int16, int32 or int64.
-        weights: one factor per head; None: 1 for each. A tensor [L] on the inputs' device can change from step to step
-            with no new graph. A head of weight 0 is switched off: it is not read, and no NaN of it gets through.
-        downsample: what a head's pixel sees of its window of the mask. "nearest": the first pixel, as
-            `F.interpolate(mode="nearest")` picks it; small lesions vanish. "area": the mean, a soft target; with
-            "softmax" each class's share. "max": the largest value, which keeps a lesion of one pixel alive; with
-            "softmax" the largest class number, so that any class wins over background 0.
+        weights: one factor per head; None: 1 for each. A tensor [L] on the inputs' device can change between steps
+            without a new graph. A head of weight 0 is off: it is not read, so a NaN in it has no effect.
+        downsample: how the window of the mask under one head pixel becomes its target. "nearest": the first pixel, as
+            in `F.interpolate(mode="nearest")`; small lesions vanish. "area": the mean, a soft target; with "softmax"
+            the share of each class. "max": the largest value, which keeps a lesion of one pixel; with "softmax"
+            the largest class number, so that any class wins over background 0.
         activation: "sigmoid" or "softmax" (over C).
-        pointwise_weight, dice_weight: the two terms' factors.
+        pointwise_weight, dice_weight: factors of the two terms.
         pos_weight: with "sigmoid": weight of the positive class in the cross-entropy, a number or [C].
-        ignore_index: with "softmax": pixels of this class take part in nothing.
-        mask: bool or uint8; what is False takes part in nothing. "sigmoid": [B], [B, C] or broadcastable to the target;
-            "softmax": [B] or broadcastable to [B, *spatial]. "nearest" takes it at the pixel it samples; with "area"
-            and "max" the valid pixels of a window alone count, and one of them makes the head's pixel valid.
+        ignore_index: with "softmax": pixels of this class are ignored.
+        mask: bool or uint8; elements where it is False are ignored. "sigmoid": [B], [B, C] or broadcastable to the
+            target; "softmax": [B] or broadcastable to [B, *spatial]. "nearest" reads the mask at the pixel it samples;
+            with "area" and "max" only the valid pixels of a window count, and the head's pixel is valid if its window
+            has one.
         batch, squared_pred, jaccard, smooth_nr, smooth_dr, empty: as in `dice_bce_loss`.
-        reduction: "mean": the weighted sum above, a scalar; "none": its summands, [L].
+        reduction: "mean": the weighted sum above, a scalar; "none": its terms, [L].
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
-        A scalar or [L]; float32, or float64 for float64 logits. Sums are finished in float64 and do not depend on the
-        thread count, nor change from run to run.
+        A scalar or [L]; float32, or float64 for float64 logits. Partial sums are added in float64; results are the same
+        for any number of threads and in every run.
 
-    Differentiable in every element of `inputs`, any number of times (beyond the first, and in forward mode, through the
-    reference). The backward keeps the arguments and three numbers per segment and head, with "softmax" the smaller
-    class maps too. With "sigmoid" the target and the mask are read in place whatever their strides, the heads where a
-    plane has one stride.
+    Differentiable in every element of `inputs`, any number of times; second and forward-mode derivatives run the
+    reference. The backward keeps the arguments and three numbers per segment and head, and with "softmax" the smaller
+    class maps. With "sigmoid" the target and the mask are read in place with any strides, a head if its planes have one
+    stride.
 
     Raises:
-        ValueError: a shape, dtype, device, name or range that does not fit, or an argument other than `inputs` that
-            requires a gradient; a class number that does not exist as in `dice_ce_loss`.
-        TypeError: something that should be a tensor is not one.
-        BackendError: the backend asked for cannot run these inputs here.
+        ValueError: an invalid shape, dtype, device, name or range, or an argument other than `inputs` that
+            requires a gradient; an invalid class number as in `dice_ce_loss`.
+        TypeError: an argument that must be a tensor is not one.
+        BackendError: the requested backend cannot run these inputs here.
 
     Source: Lee et al. 2015, Deeply-Supervised Nets, eq. 3 (companion losses); nnU-Net (Isensee et al. 2021) for heads
-    of a decoder, there with weights 1, 1/2, 1/4, ... over their sum.
+    of a decoder, with weights 1, 1/2, 1/4, ... divided by their sum.
 
     >>> heads = [torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 2, 2)]
     >>> target = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
@@ -125,14 +126,14 @@ def deep_supervision_loss(
     _check_options(options)
     if activation == "softmax":
         if pos_weight is not None:
-            raise ValueError("`pos_weight` is for activation='sigmoid'; got 'softmax'. Weigh classes by the mask.")
+            raise ValueError("`pos_weight` is for activation='sigmoid'; got 'softmax'. Weight classes with the mask.")
         ignored, mask = class_checks.ignored(ignore_index), class_checks.pixel_mask(mask, target.unsqueeze(1))
         return _softmax(inputs, target, numbers if moving is None else moving, ignored, mask, options)
     class_checks.no_class_ignored(ignore_index)
     pos_weight = checks.per_channel("pos_weight", pos_weight, inputs[0])
     mask = checks.full_rank_mask(mask, target, "target")
     if downsample != "nearest" and all(x.shape != target.shape for x in inputs) and checks.may_look(target):
-        checks.unit(target, mask)  # a few pixels of 255 are lost in a window's mean, and -1 in its maximum
+        checks.unit(target, mask)  # a window's mean hides a few pixels of 255, and its maximum hides -1
     return _deep_supervision(inputs, *Tensors(target, moving, pos_weight, mask), *options)[0]
 
 
@@ -140,12 +141,12 @@ def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor
              mask: Tensor | None, options: Options) -> Tensor:  # fmt: skip
     """`dice_ce_loss` head by head; with "nearest" the smaller class maps are views."""
     mask, losses = None if mask is None else mask.squeeze(1).bool().expand(target.shape), []
-    labelled = mask  # without what is ignored: a window's other pixels speak for it
+    labelled = mask  # the other pixels of a window represent the ignored ones
     if options.downsample != "nearest" and ignore_index != class_checks.NOTHING_IGNORED:
-        wanted = target.long() != ignore_index  # a number beyond uint8 would be wrapped into it
+        wanted = target.long() != ignore_index  # a number beyond uint8 would wrap around
         labelled = wanted if mask is None else wanted & mask
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
-    if options.downsample != "nearest" and checks.may_look(target):  # shares and maxima hide a number without a class
+    if options.downsample != "nearest" and checks.may_look(target):  # shares and maxima hide an invalid class number
         valid = None if mask is None else mask.unsqueeze(1)
         dice_ce_backends.check_classes(target.unsqueeze(1), valid, inputs[0], ignore_index)
     own = converted(
@@ -163,7 +164,7 @@ def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor
             seen, valid = definition.class_shares(target, labelled, size, x.shape[1], dtype)
         else:
             seen, valid = definition.sample(target, labelled, size, "max")
-        used = weight != 0  # a head that is switched off takes part in nothing, nor does a NaN in it
+        used = weight != 0  # a head that is off has no effect, even if it is NaN
         if isinstance(used, Tensor):
             valid = used.expand(x.shape[0]) if valid is None else valid & used
         elif not used:
@@ -178,7 +179,7 @@ def _check_inputs(inputs: object) -> list[Tensor]:
             f"`inputs` must be a list of Tensors, one per head; got {type(inputs).__name__}. Pass [logits]."
         )
     if not inputs:
-        raise ValueError("`inputs` must hold at least one head; got none.")
+        raise ValueError("`inputs` must contain at least one head; got none.")
     heads = list(inputs)
     first = heads[0]
     for index, x in enumerate(heads):
@@ -188,11 +189,13 @@ def _check_inputs(inputs: object) -> list[Tensor]:
         if not 3 <= x.dim() <= 5:
             raise ValueError(f"`{name}` must be [B, C, *spatial] with one to three spatial dims; got {shape}.")
         if x.numel() == 0:
-            raise ValueError(f"`{name}` must have at least one element; got {shape}. Leave the empty head out.")
+            raise ValueError(f"`{name}` must have at least one element; got {shape}. Leave out the empty head.")
         checks.dtype(name, x, backends.FLOATING, "Pass logits, not labels.")
         if x.dim() != first.dim() or x.shape[:2] != first.shape[:2]:
             expected = [*first.shape[:2], *["*"] * (first.dim() - 2)]
-            raise ValueError(f"`{name}` must be {expected} like `inputs[0]`; got {shape}. One call takes like heads.")
+            raise ValueError(
+                f"`{name}` must be {expected} like `inputs[0]`; got {shape}. All heads of one call must match."
+            )
         if x.dtype != first.dtype:
             expected, found = checks.names((first.dtype,)), checks.names((x.dtype,))
             raise ValueError(f"`{name}` must be {expected} like `inputs[0]`; got {found}. Convert it first.")
@@ -206,7 +209,7 @@ def _check_target(inputs: list[Tensor], target: Tensor, activation: str) -> None
     softmax, first, shape = activation == "softmax", inputs[0], list(target.shape)
     lead = list(first.shape[:1] if softmax else first.shape[:2])
     if shape[: len(lead)] != lead or target.dim() != first.dim() - softmax:
-        kind = "class numbers" if softmax else "one channel per channel of the heads"
+        kind = "class numbers" if softmax else "as many channels as the heads"
         expected = [*lead, *["*"] * (first.dim() - 2)]
         missing_channel = not softmax and first.shape[1] == 1 and target.dim() == first.dim() - 1
         advice = "Add the channel: target.unsqueeze(1)." if missing_channel else "See `activation`."

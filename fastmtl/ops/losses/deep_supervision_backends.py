@@ -1,4 +1,4 @@
-"""The backends of `fastmtl::deep_supervision` and its backward: same arguments in, same outputs out."""
+"""The backends of `fastmtl::deep_supervision` and its backward: all have the same arguments and outputs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..core.pointers import address, element, num_threads
 from . import dice_bce_backends
 
 DOWNSAMPLE = ("nearest", "area", "max")
-_GRADIENTS = [Recycled() for _ in range(4)]  # of CPU kernels, one a head: further ones are small, or rare
+_GRADIENTS = [Recycled() for _ in range(4)]  # for CPU kernels, one per head: further heads are small, or rare
 _NO_VOLUME = (0,) * 7
 
 
 class Options(NamedTuple):
     """The op's arguments that are not tensors, in the order of its schema."""
 
-    numbers: list[float]  # the weights, one per head; unused where there is a tensor of them
+    numbers: list[float]  # one weight per head; unused if the weights are a tensor
     downsample: Annotated[str, partial(one_of, allowed=DOWNSAMPLE)] = "nearest"
     pointwise_weight: Number = 0.5
     dice_weight: Number = 0.5
@@ -53,7 +53,7 @@ Inputs = Sequence[Tensor]
 
 
 def new_outputs(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    """Uninitialised loss, [] or [L], and coefficients [L, 3, B, C]: as of dice_bce, times the head's weight."""
+    """Uninitialised loss, [] or [L], and coefficients [L, 3, B, C]: those of dice_bce times the head's weight."""
     first, number = inputs[0], len(inputs)
     dtype = torch.promote_types(first.dtype, torch.float32)
     loss = first.new_empty((number,) if options.reduction == "none" else (), dtype=dtype)
@@ -61,7 +61,7 @@ def new_outputs(inputs: Inputs, tensors: Tensors, options: Options) -> tuple[Ten
 
 
 def reference(inputs: Inputs, tensors: Tensors, options: Options) -> Tensor:
-    """The loss by plain torch, differentiable any number of times."""
+    """The loss in plain torch, differentiable any number of times."""
     return definition.deep_supervision_loss(
         list(inputs),
         tensors.target,
@@ -73,14 +73,14 @@ def reference(inputs: Inputs, tensors: Tensors, options: Options) -> Tensor:
 
 
 def as_tensor(numbers: Sequence[float], weights: Tensor | None, like: Tensor) -> Tensor:
-    """The weights as [L]; numbers are filled in on the device, for a copy from the host would wait for it."""
+    """The weights as [L]; numbers are filled in on the device, because a copy from the host would wait for it."""
     if weights is not None:
         return weights
     return torch.stack([like.new_full((), number, dtype=torch.float64) for number in numbers])
 
 
 def _each_head(inputs: Inputs, tensors: Tensors, options: Options) -> Iterator[tuple[dice_bce_backends.Tensors, Any]]:
-    """Every head as a problem of dice_bce, its target down-sampled beforehand."""
+    """Every head as a dice_bce problem with a down-sampled target."""
     target, mask = tensors.target, full_mask(tensors.mask, tensors.target)
     own = converted(options, dice_bce_backends.Options, bce_weight=options.pointwise_weight, reduction="mean")
     for x in inputs:
@@ -106,7 +106,7 @@ def reference_forward(inputs: Inputs, tensors: Tensors, options: Options) -> tup
 def reference_backward(
     grad: Tensor, inputs: Inputs, tensors: Tensors, coefficients: Tensor, options: Options
 ) -> list[Tensor]:
-    """Plain torch, by the kernels' formula: autograd does not run inside an op."""
+    """Plain torch with the kernels' formula, because autograd does not run inside an op."""
     gradients = []
     grads = grad.expand(len(inputs))
     for (head, own), go, slopes in zip(_each_head(inputs, tensors, options), grads, coefficients, strict=True):
@@ -117,12 +117,12 @@ def reference_backward(
 
 
 def scales(inputs: Inputs, target: Tensor) -> list[list[int]]:
-    """Per head: how many pixels of the target one of its own stands for, along each spatial dim."""
+    """Per head: target pixels per head pixel along each spatial dim."""
     return [[full // own for full, own in zip(target.shape[2:], x.shape[2:], strict=True)] for x in inputs]
 
 
 def in_three(values: Sequence[int], filler: int) -> tuple[int, ...]:
-    """What belongs to the spatial dims, for three of them."""
+    """Numbers of the spatial dims, padded to three."""
     return (*(filler,) * (3 - len(values)), *values)
 
 
@@ -143,7 +143,7 @@ def _volume(tensor: Tensor | None) -> tuple[int, ...]:
 
 
 def _problem(inputs: Inputs, tensors: Tensors, options: Options, gradients: Inputs | None) -> tuple[tuple, tuple]:
-    """The arguments that forward and backward of the extension begin with, and the tensors that must outlive a call."""
+    """The first arguments of the extension's forward and backward, and the tensors that must outlive the call."""
     readable = [in_place(x) for x in inputs]
     target, mask = tensors.target, full_mask(tensors.mask, tensors.target)
     single = strides(target) is not None and (mask is None or strides(mask) is not None)

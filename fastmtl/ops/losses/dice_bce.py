@@ -1,4 +1,4 @@
-"""Dice + BCE on logits as one op: a pass of segment sums forward, an elementwise pass backward, nothing else saved.
+"""Dice + BCE on logits as one op: one pass of segment sums forward, one elementwise pass backward.
 
 With I = sum p t, P = sum p^q, T = sum t^q of a segment (q = 2 with squared_pred), N = 2 I + smooth_nr:
     Dice     D = P + T + smooth_dr             dL/dI = -2 / D              dL/dP = N / D^2
@@ -9,7 +9,7 @@ so three coefficients per segment (slopes in the BCE sum, in I, and q times that
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from ..core.counts import Counts
 from ..core.fields import checks_of
 from ..core.loss_op import LossOp
 from .dice_bce_backends import BACKENDS, Options, Tensors, new_outputs, reference
+
+if TYPE_CHECKING:
+    from torch._functorch.autograd_function import VmapInfo
 
 _check_options = checks_of(Options)
 
@@ -51,7 +54,7 @@ def dice_bce_loss(
 ) -> tuple[Tensor, Counts]: ...
 
 
-def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the options a third time would say no more
+def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the second overload does not repeat the options
     input: Tensor,
     target: Tensor,
     *,
@@ -84,37 +87,37 @@ def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the options
 
     Args:
         input: logits [B, C, *spatial], float16, bfloat16, float32 or float64, any value, infinities included.
-        target: as input in shape; bool, uint8, int16, int32, int64 or floating, 0 to 1 (soft targets are fine). A
-            value outside, as in a mask of 0 and 255, raises on a CPU and makes the loss NaN on a GPU. Read as it is,
-            never copied or cast up front.
-        bce_weight, dice_weight: the two terms' factors.
+        target: the shape of input; bool, uint8, int16, int32, int64 or floating, 0 to 1 (soft targets are fine). A
+            value outside that range, as in a mask of 0 and 255, raises on a CPU and makes the loss NaN on a GPU. The
+            target is read in its own dtype, without a copy or a cast.
+        bce_weight, dice_weight: factors of the two terms.
         pos_weight: weight of the positive class in the BCE: a number, [C], or [C, 1, ...] as in torch.
-        weight: a number or [C]; multiplies each channel's Dice term alone. The mean still divides by the number of
+        weight: a number or [C]; multiplies only the Dice term of each channel. The mean still divides by the number of
             counted segments, as MONAI's DiceLoss does.
-        mask: bool or uint8, [B], [B, C] or as many dims as input, broadcastable to it. What is False takes part in
-            nothing, whatever the logit or target there. A segment without a valid element leaves the Dice mean; with
-            no valid element at all the loss is 0 and so is the gradient.
+        mask: bool or uint8, [B], [B, C] or as many dims as input, broadcastable to it. Elements where it is False are
+            ignored, even if the logit or target there is invalid. The Dice mean leaves out segments without a valid
+            element; without any valid element the loss and the gradient are 0.
         batch, squared_pred, jaccard, smooth_nr, smooth_dr: as in MONAI's DiceLoss.
-        empty: what a segment with an empty target (T = 0) does. "one", "zero": its Dice score is 1 or 0 if P is 0 too
-            (in the float32 kernels that takes logits below -87 throughout), smoothed as usual otherwise; "skip": it
-            leaves the Dice mean, and has no Dice term under "none".
+        empty: how a segment with an empty target (T = 0) counts. "one", "zero": its Dice score is 1 or 0 if P is 0 too
+            (in the float32 kernels: if all logits are below -87), smoothed as usual otherwise; "skip": the
+            Dice mean leaves it out, and it has no Dice term under "none".
         reduction: "mean", "sum", or "none" for one loss per segment: [B, C], with `batch=True` [C].
-        return_counts: also return what the same pass can count: `Counts` of the valid elements, at threshold 0.5.
+        return_counts: also return the `Counts` of the valid elements at threshold 0.5, from the same pass.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
-        A scalar, [B, C] or [C]; float32, or float64 for float64 logits. Sums are finished in float64 and do not
-        depend on the thread count, nor change from run to run. With `return_counts=True` a pair of it and the `Counts`.
+        A scalar, [B, C] or [C]; float32, or float64 for float64 logits. Partial sums are added in float64; results are
+        the same for any number of threads and in every run. With `return_counts=True` a tuple (loss, `ops.Counts`).
 
-    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    Differentiable in `input` only, any number of times; second and forward-mode derivatives run the reference.
     The backward keeps the inputs and three numbers per segment. Contiguous, channels_last and expanded tensors are read
     in place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
 
     Raises:
-        ValueError: a shape, dtype, device, name or range that does not fit, or an argument other than `input` that
+        ValueError: an invalid shape, dtype, device, name or range, or an argument other than `input` that
             requires a gradient.
-        TypeError: something that should be a tensor is not one.
-        BackendError: the backend asked for cannot run these inputs here.
+        TypeError: an argument that must be a tensor is not one.
+        BackendError: the requested backend cannot run these inputs here.
 
     Source: Milletari et al. 2016, V-Net, eq. 2-3 (Dice, squared); MONAI 1.6 DiceLoss for smoothing and weights.
 
@@ -150,7 +153,7 @@ def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the options
 
 
 def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """The vmapped dim moved in front of dim 0 and merged with it; a tensor without one is repeated."""
+    """Move the vmapped dim before dim 0 and merge the two; repeat a tensor that has none."""
     if tensor is None:
         return None
     return (tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)
@@ -167,7 +170,7 @@ def _fold_tensors(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...
     return Tensors._make([*folded, mask])
 
 
-def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+def _vmap_forward(info: VmapInfo, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
     size, options = info.batch_size, Options(*arguments[5:])
     tensors = _fold_tensors(size, in_dims, arguments)
     loss, coefficients, counts = dice_bce_op(*tensors, *options._replace(groups=size * options.groups))
@@ -179,7 +182,7 @@ def _vmap_forward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple
     return outputs, (0, 1, 1 if options.counts else None)
 
 
-def _vmap_backward(info: Any, in_dims: tuple[Any, ...], grad: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+def _vmap_backward(info: VmapInfo, in_dims: tuple[Any, ...], grad: Tensor, *arguments: Any) -> tuple[Tensor, int]:
     size, options = info.batch_size, Options(*arguments[6:])
     options = options._replace(groups=size * options.groups)
     tensors = _fold_tensors(size, in_dims[1:], arguments)

@@ -1,4 +1,4 @@
-"""The backends of `fastmtl::dice_bce` and its backward: same arguments in, same outputs out."""
+"""The backends of `fastmtl::dice_bce` and its backward: all have the same arguments and outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..core.fields import keywords
 from ..core.planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ..core.pointers import address, num_threads
 
-_GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
-REDUCTIONS = (*checks.REDUCTIONS, "total")  # "total" is not public: as "sum", with the BCE not divided by elements
+_GRADIENTS = Recycled()  # for CPU kernels only: a GPU's allocator keeps freed memory anyway
+REDUCTIONS = (*checks.REDUCTIONS, "total")  # "total" is private: "sum" without dividing the BCE by elements
 
 
 class Options(NamedTuple):
@@ -33,18 +33,18 @@ class Options(NamedTuple):
     empty: Empty = "one"
     reduction: str = "mean"
     counts: bool = False
-    groups: int = 1  # the batch holds this many equal groups, each reduced on its own: what vmap folds into it
+    groups: int = 1  # number of equal groups in the batch, each reduced separately: vmap folds its dim into them
     backend: Backend = "auto"
 
     def loss_shape(self, shape: torch.Size) -> tuple[int, ...]:
-        """Shape of the loss of logits `shape`, with a leading dim of groups where there are several."""
+        """Shape of the loss of logits `shape`, with a leading dim of groups if there are several."""
         groups = () if self.groups == 1 else (self.groups,)
         if self.reduction != "none":
             return groups
         return (*groups, shape[1]) if self.batch else (*groups, shape[0] // self.groups, shape[1])
 
     def grad_planes(self, grad: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient of the loss as seen by each plane, [B, C]; a view where there is one group."""
+        """The gradient of the loss for each plane, [B, C]; a view if there is one group."""
         samples = shape[0] // self.groups
         if self.reduction != "none":
             grad = grad.view(self.groups, 1, 1)
@@ -75,7 +75,7 @@ class Tensors(NamedTuple):
 
 def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised loss, coefficients [3, B, C]: its slopes in each segment's BCE sum, I and P, and counts [4, B, C]:
-    true positives, false positives, false negatives, logits that are not finite; [0] if not asked for."""
+    true positives, false positives, false negatives, logits that are not finite; [0] if not requested."""
     dtype, planes = torch.promote_types(input.dtype, torch.float32), input.shape[:2]
     loss = torch.empty(options.loss_shape(input.shape), dtype=dtype, device=input.device)
     coefficients = torch.empty((3, *planes), dtype=dtype, device=input.device)
@@ -87,7 +87,7 @@ def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor
 
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
-    """The loss by plain torch, differentiable any number of times."""
+    """The loss in plain torch, differentiable any number of times."""
     settings = keywords(options, "counts", "groups", "backend")
     losses = [reference_loss(**group._asdict(), **settings) for group in tensors.split(options.groups)]
     return losses[0] if options.groups == 1 else torch.stack(losses)
@@ -113,9 +113,9 @@ def reference_counts(input: Tensor, target: Tensor, mask: Tensor | None) -> Tens
 
 
 def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
-    """[3, B, C] or [3, 1, C] of one group, by the formulas at the top of dice_bce.py.
+    """[3, B, C] or [3, 1, C] of one group, from the formulas at the top of dice_bce.py.
 
-    A number over an integer tensor is float32, whatever the logits: counts are converted first.
+    A number divided by an integer tensor is float32 for any logits, so counts are converted first.
     """
     input, target, pos_weight, weight, mask = tensors
     i, p, t, _, elements = segment_sums(input, target, pos_weight, mask, o.batch, o.squared_pred)
@@ -135,7 +135,7 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
 
 
 def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    """Plain torch, by the kernels' formula: autograd does not run inside an op."""
+    """Plain torch with the kernels' formula, because autograd does not run inside an op."""
     planes = coefficients * options.grad_planes(grad, tensors.input.shape)
     groups = zip(tensors.split(options.groups), planes.chunk(options.groups, 1), strict=True)
     gradients = [reference_gradient(group, planes, options.squared_pred) for group, planes in groups]
@@ -154,7 +154,7 @@ def reference_gradient(tensors: Tensors, slopes: Tensor, squared_pred: bool) -> 
 
 
 def readable(tensors: Tensors) -> Tensors:
-    """The same tensors with one pixel stride each and float32 weights; copies only what has no such stride."""
+    """The same tensors with one pixel stride each and float32 weights; copies only tensors without one."""
     input, target, pos_weight, weight, mask = tensors
     return Tensors(
         in_place(input),
@@ -188,7 +188,7 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Ten
 
 
 def check_plausible(plausible: bool, target: Tensor, mask: Tensor | None) -> None:
-    """Raise where a kernel found `target` outside 0 to 1."""
+    """Raise if a kernel found `target` outside 0 to 1."""
     if not plausible:
         checks.unit(target, mask)
 
@@ -199,7 +199,7 @@ def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: 
 
 
 def cpp_gradient(grad: Tensor, tensors: Tensors, slopes: Tensor, squared_pred: bool, groups: int) -> Tensor:
-    """grad [B, C] times the gradient that the slopes [3, B, C] say."""
+    """grad [B, C] times the gradient from the slopes [3, B, C]."""
     input, target, pos_weight, _, mask = readable(tensors)
     gradient = gradient_like(tensors.input, _GRADIENTS)
     backends.extension().dice_bce_backward(

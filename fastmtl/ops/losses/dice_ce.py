@@ -1,4 +1,4 @@
-"""Softmax Dice + cross-entropy as one op: a pass of sums forward, a pass of gradients backward, nothing else saved."""
+"""Softmax Dice + cross-entropy as one op: one pass of sums forward, one pass of gradients backward."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dice_ce_loss(
 def dice_ce_loss(
     input: Tensor, target: Tensor, *, return_counts: Literal[True], **settings: Any
 ) -> tuple[Tensor, Counts]: ...
-def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short form of the second is meant
+def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the second overload does not repeat the options
     input: Tensor,
     target: Tensor,
     *,
@@ -77,41 +77,40 @@ def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short fo
 
     Args:
         input: logits [B, C, *spatial], C >= 2, float16, bfloat16, float32 or float64. -infinity is a probability of 0;
-            a pixel with NaN, +infinity or nothing but -infinity makes the loss NaN, as in torch.
-        target: class numbers [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64, read as they are;
-            or probabilities (or one-hot) [B, C, *spatial] of any dtype, with which the cross-entropy is divided by the
+            a pixel with NaN, with +infinity or with -infinity for all classes makes the loss NaN, as in torch.
+        target: class numbers [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64, read in their own
+            dtype; or probabilities (or one-hot) [B, C, *spatial] of any dtype: the cross-entropy is then divided by the
             number of valid pixels, as in torch.
-        ce_weight, dice_weight: the two terms' factors.
-        weight: [C]; weighs the classes of the cross-entropy, and multiplies each class's Dice term, whose mean still
-            divides by the number of counted segments: both as in MONAI's DiceCELoss.
+        ce_weight, dice_weight: factors of the two terms.
+        weight: [C]; the class weights of the cross-entropy, and factors of the classes' Dice terms; the Dice mean still
+            divides by the number of counted segments. Both as in MONAI's DiceCELoss.
         mask: bool or uint8, [B] or broadcastable to [B, *spatial]: samples or pixels without annotation are False and
-            take part in nothing, whatever the logits or the class there.
-        ignore_index: pixels of this class number take part in nothing either, for uint8 maps for example 255; None: all
-            pixels count.
-        label_smoothing: 0 to 1, of the cross-entropy alone, as in torch.
-        include_background: False: class 0 has no Dice term (its weight then counts in the cross-entropy alone).
+            are ignored, even if the logits or the class there are invalid.
+        ignore_index: pixels of this class number are ignored too, for example 255 in uint8 maps; None: all pixels
+            count.
+        label_smoothing: 0 to 1; applies only to the cross-entropy, as in torch.
+        include_background: False: class 0 has no Dice term (its weight then applies only to the cross-entropy).
         batch, squared_pred, jaccard, smooth_nr, smooth_dr: as in MONAI's DiceLoss.
-        empty: what a segment with an empty target (T = 0) does. "one", "zero": its Dice score is 1 or 0 if P is 0 too,
-            smoothed as usual otherwise; "skip": it leaves the Dice mean.
-        reduction: "mean", "sum", or "none" for one loss a sample: [B]. With `batch=True` only "mean": there is no loss
-            of a single sample.
-        return_counts: also return `Counts` of the hard prediction (the largest logit), made in the same pass: what a
-            training metric needs. Class numbers only.
+        empty: how a segment with an empty target (T = 0) counts. "one", "zero": its Dice score is 1 or 0 if P is 0 too,
+            smoothed as usual otherwise; "skip": the Dice mean leaves it out.
+        reduction: "mean", "sum", or "none" for one loss per sample: [B]. `batch=True` allows only "mean", because
+            single samples have no loss.
+        return_counts: also return `Counts` of the hard prediction (the largest logit) from the same pass, for training
+            metrics. The target must be class numbers.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
-        A scalar, or [B]; float32, or float64 for float64 logits. Nothing valid: 0, and so is the gradient. With
-        `return_counts=True` a tuple (loss, `ops.Counts`).
+        A scalar, or [B]; float32, or float64 for float64 logits. Without a valid pixel the loss and the gradient are 0.
+        With `return_counts=True` a tuple (loss, `ops.Counts`).
 
-    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    Differentiable in `input` only, any number of times; second and forward-mode derivatives run the reference.
     The backward keeps the inputs and three numbers per segment. Contiguous, channels_last and expanded tensors are read
     in place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name. On a CPU also a class number outside 0 to C - 1
-            that is not ignore_index; on a GPU, where looking would wait for the device, such a pixel makes the loss
-            NaN.
-        BackendError: the backend asked for cannot run these inputs here.
+        ValueError, TypeError: an invalid argument, which the message names. A class number outside 0..C-1 that is not
+            ignore_index raises on a CPU; on a GPU, where a check would wait for the device, it makes the loss NaN.
+        BackendError: the requested backend cannot run these inputs here.
 
     Source: Milletari et al. 2016, V-Net, eq. 2-3 (Dice, squared); MONAI 1.6 DiceCELoss for smoothing and weights.
 
@@ -124,7 +123,9 @@ def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short fo
     checks.flag("batch", batch)
     tensors = check_tensors(input, target, weight, mask)
     if batch and reduction != "mean":
-        raise ValueError(f"`reduction` must be 'mean' with batch=True, where samples have no loss; got {reduction!r}.")
+        raise ValueError(
+            f"`reduction` must be 'mean' with batch=True, because single samples have no loss; got {reduction!r}."
+        )
     if return_counts and tensors.soft:
         raise ValueError("`return_counts` needs class numbers as `target`; got probabilities. Pass target.argmax(1).")
     options = Options(
@@ -151,7 +152,7 @@ def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the short fo
 
 
 def check_tensors(input: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> Tensors:
-    """The op's tensors, with at least one pixel a sample."""
+    """The op's tensors, with at least one pixel per sample."""
     input, target = class_checks.logits_and_classes(input, target)
     return Tensors(input, target, class_checks.class_weight(weight, input), class_checks.pixel_mask(mask, input))
 
@@ -167,7 +168,7 @@ def run(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def _samples_as_pixels(tensors: Tensors) -> Tensors:
-    """One sample whose pixels are the samples of one pixel: kernels vectorise over pixels. Views, nothing moves."""
+    """Views of samples of one pixel as one sample with many pixels, because kernels vectorise over pixels."""
 
     def turned(tensor: Tensor) -> Tensor:
         return tensor.flatten(1).t().unsqueeze(0)

@@ -1,9 +1,9 @@
-"""The backends of `fastmtl::dice_ce` and its backward: same arguments in, same outputs out.
+"""The backends of `fastmtl::dice_ce` and its backward: all have the same arguments and outputs.
 
 With t_c = 1 for a pixel's class and 0 elsewhere (or its probabilities), the loss's slopes in the segment sums are h_c
 in the cross-entropy of a class, a_c in I, and b_c = q times that in P; g_c = h_c ((1 - smoothing) t_c + smoothing / C):
     u_c = a_c t_c + b_c p_c^(q-1),   dx_c = p_c (u_c + sum_k g_k - sum_k p_k u_k) - g_c
-so the three slopes of each segment are all that the backward needs beside the inputs.
+so besides the inputs the backward needs only the three slopes of each segment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..core.planes import describe, gradient_like, in_place, mask_in_place, pixe
 from ..core.pointers import address, element, num_threads
 from .class_loss_backends import REDUCTIONS, ClassLoss, kept, reference_coefficients
 
-_GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
+_GRADIENTS = Recycled()  # for CPU kernels only: a GPU's allocator keeps freed memory anyway
 
 
 class Options(NamedTuple):
@@ -47,7 +47,7 @@ class Options(NamedTuple):
 
     @property
     def by_sample(self) -> bool:
-        """Whether there is a loss for each sample."""
+        """Whether each sample has a loss."""
         return self.reduction in ("none", "totals")
 
 
@@ -65,7 +65,7 @@ class Tensors(NamedTuple):
 
 
 def alone(tensors: Tensors, options: Options) -> bool:
-    """Whether this is a cross-entropy of class numbers on a CPU, which has kernels of its own."""
+    """Whether this is a cross-entropy of class numbers on a CPU, which has separate kernels."""
     plain = options.dice_weight == 0 and not tensors.soft and not options.counts
     return plain and tensors.input.device.type == "cpu" and options.backend != "triton"
 
@@ -73,8 +73,8 @@ def alone(tensors: Tensors, options: Options) -> bool:
 def new_outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised loss, coefficients [3, B, C] (slopes in cross-entropy, I and P) and counts [B, 3 C + 1] or [0].
 
-    Where the cross-entropy is `alone` the coefficients are [`kept`, B, 1]: its slopes before the class weights, and
-    what its kernels keep.
+    If the cross-entropy is `alone` the coefficients are [`kept`, B, 1]: its slopes before the class weights, and the
+    numbers its kernels keep.
     """
     input = tensors.input
     dtype, (B, C) = torch.promote_types(input.dtype, torch.float32), input.shape[:2]
@@ -96,8 +96,7 @@ def check_shares(target: Tensor, mask: Tensor | None) -> None:
 
 
 def check_classes(target: Tensor, mask: Tensor | None, input: Tensor, ignore_index: int) -> None:
-    """On a CPU, where looking costs no synchronisation: raise for a class number that does not exist, or for a
-    probability that is none."""
+    """On a CPU, where a check needs no synchronisation: raise for an invalid class number or probability."""
     check_shares(target, mask)
     if target.shape[1] == 1 and target.device.type == "cpu":
         strange = (target < 0) | (target >= input.shape[1])
@@ -107,7 +106,7 @@ def check_classes(target: Tensor, mask: Tensor | None, input: Tensor, ignore_ind
 
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
-    """The loss by plain torch, differentiable any number of times."""
+    """The loss in plain torch, differentiable any number of times."""
     return reference_loss(**tensors._asdict() | _expanded(tensors), **keywords(options, "counts", "backend"))
 
 
@@ -142,7 +141,7 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
     denominator = torch.where(pair, 1.0, (2 * (p + t - i) if o.jaccard else p + t) + o.smooth_dr)
     score = (2 * i + o.smooth_nr) / denominator
     scale = torch.where(counted & ~pair, o.dice_weight * w / number.clamp(min=1), 0.0)
-    # Where there is no Dice term a score of NaN, from an infinite logit, must not reach the other pixels.
+    # Without a Dice term a NaN score, from an infinite logit, must not reach the other pixels.
     of_i = torch.where(scale == 0, 0.0, scale * (-2 - 2 * score * o.jaccard) / denominator)
     of_p = torch.where(scale == 0, 0.0, scale * (1 + o.jaccard) * (1 + o.squared_pred) * score / denominator)
     undivided = o.reduction in ("total", "totals")
@@ -173,7 +172,7 @@ def _reference_counts(tensors: Tensors, options: Options) -> Tensor:
 def gradient_by_formula(
     input: Tensor, target: Tensor, mask: Tensor | None, slopes: Tensor, ignore_index: int, smoothing: float, q: int
 ) -> Tensor:
-    """The gradient from slopes [3, B, C], grad included, by the formula above: autograd does not run inside an op."""
+    """The gradient from slopes [3, B, C] that include grad, with the formula above."""
     B, C = input.shape[:2]
     p = input.reshape(B, C, -1).to(slopes.dtype).softmax(1)
     valid = torch.ones_like(p[:, :1], dtype=torch.bool)
@@ -205,13 +204,13 @@ def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, opt
 
 
 def readable(input: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same tensors with one pixel stride each; copies only what has no such stride."""
+    """The same tensors with one pixel stride each; copies only tensors without one."""
     shape = torch.Size((input.shape[0], 1, *input.shape[2:]))
     return in_place(input), in_place(target), None if mask is None else mask_in_place(mask, shape)
 
 
 def problem(input: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int) -> tuple[object, ...]:
-    """What `dice_ce_problem` in csrc/bindings/softmax_losses.cpp takes before the flags."""
+    """The arguments of `dice_ce_problem` in csrc/bindings/softmax_losses.cpp before the flags."""
     shape = (input.shape[0], input.shape[1], pixels(input))
     return shape, describe(input), describe(target), describe(mask), ignore_index
 
@@ -270,7 +269,8 @@ def cpp_gradient(
     slopes: Tensor,
     smoothing: float,
 ) -> Tensor:
-    """grad: float32 of one element, or [B] with any stride. `input` as given, `arguments` of its readable form."""
+    """grad: float32 of one element, or [B] with any stride. `input` as the user passed it, `arguments` of its readable
+    form."""
     gradient = gradient_like(input, _GRADIENTS)
     grad_planes = (address(grad), element(grad), grad.stride(0) if grad.dim() else 0, 0, 0)
     backends.extension().dice_ce_backward(
@@ -284,7 +284,7 @@ def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, o: Option
         return _cross_entropy(tensors, o).backward(grad, coefficients, tensors.input, _GRADIENTS)
     planes = readable(
         tensors.input, tensors.target, tensors.mask
-    )  # named, so that copies outlive the kernel, which gets addresses
+    )  # named, so that copies outlive the kernel, which only gets addresses
     arguments = problem(*planes, o.ignore_index)
     return cpp_gradient(tensors.input, arguments, _flags(tensors, o), grad, coefficients, o.label_smoothing)
 

@@ -1,4 +1,4 @@
-"""Focal loss on logits, sigmoid and softmax, as one op each: a pass of sums forward, an elementwise pass backward.
+"""Focal loss on logits, sigmoid and softmax, one op each: one pass of sums forward, one elementwise pass backward.
 
 Sigmoid: p = sigmoid(x), q = 1 - p, u = 1 - p_t = (1 - t) p + t q, CE the binary cross-entropy, a = alpha_t:
     dx = a (gamma u^(gamma-1) (1 - 2 t) p q CE + u^gamma ((1 - t) p - t q))
@@ -32,9 +32,9 @@ def focal_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Cross-entropy that counts what is right already for less, from logits, in one pass over memory.
+    """Cross-entropy that gives less weight to well-classified elements, from logits, in one pass over memory.
 
-    activation="sigmoid", each channel on its own, with p = sigmoid(input), t = target, which may be soft:
+    activation="sigmoid", each channel separately, with p = sigmoid(input), t = target, which may be soft:
         p_t = t p + (1 - t) (1 - p),  alpha_t = t alpha + (1 - t) (1 - alpha)
         loss = -alpha_t (1 - p_t)^gamma (t log p + (1 - t) log(1 - p))              per element
     activation="softmax", over C, with y = target:
@@ -42,40 +42,41 @@ def focal_loss(
 
     Args:
         input: logits [B, C, *spatial], float16, bfloat16, float32 or float64, any value.
-        target: "sigmoid": as input in shape, 0 to 1; bool, uint8, int16, int32, int64 or floating; a value outside, as
-            in a mask of 0 and 255, raises on a CPU and makes the loss NaN on a GPU. "softmax": class numbers
-            [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64; one that is not there does the same.
-        gamma: 0 or more; 0 is the plain cross-entropy. 0, 1 and 2 cost no power.
+        target: "sigmoid": the shape of input, 0 to 1; bool, uint8, int16, int32, int64 or floating; a value outside
+            that range, as in a mask of 0 and 255, raises on a CPU and makes the loss NaN on a GPU. "softmax": class
+            numbers [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64; an invalid class number does
+            the same.
+        gamma: 0 or more; 0 is the plain cross-entropy. 0, 1 and 2 need no power function.
         alpha: None for no weighting by class. "sigmoid": a number, or [C], for the positives; 1 - alpha for the
-            negatives. "softmax": one number for each class [C], or a number for all classes but 0, which gets
-            1 - alpha (MONAI's convention).
+            negatives. "softmax": one number per class [C], or a number for all classes except class 0, which gets 1 -
+            alpha (MONAI's convention).
         activation: "sigmoid" or "softmax".
         weight: a number or [C]; multiplies each channel's, or each class's, loss. The mean does not divide by it.
-        mask: bool or uint8; what is False takes part in nothing, whatever the logit or target there. "sigmoid": [B],
-            [B, C] or broadcastable to input; "softmax": [B] or broadcastable to [B, *spatial].
-        ignore_index: "softmax": pixels of this class take part in nothing; None: all do. "sigmoid" has no classes: pass
-            a mask.
-        reduction: "mean" over the valid elements (or pixels; 0 if there are none), "sum", or "none" for one mean for
-            each segment: [B, C] with "sigmoid", [B] with "softmax".
+        mask: bool or uint8; elements where it is False are ignored, even if the logit or target there is invalid.
+            "sigmoid": [B], [B, C] or broadcastable to input; "softmax": [B] or broadcastable to [B, *spatial].
+        ignore_index: "softmax": pixels of this class are ignored; None: all pixels count. "sigmoid" has no classes:
+            pass a mask.
+        reduction: "mean" over the valid elements (or pixels; 0 if there are none), "sum", or "none" for one mean per
+            segment: [B, C] with "sigmoid", [B] with "softmax".
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
-        A scalar, [B, C] or [B]; float32, or float64 for float64 logits. Sums are finished in float64 and do not
-        depend on the thread count, nor change from run to run.
+        A scalar, [B, C] or [B]; float32, or float64 for float64 logits. Partial sums are added in float64; results are
+        the same for any number of threads and in every run.
 
-    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
-    The backward keeps the inputs and a number per segment (three for a row of 64 or more classes on a CPU). Contiguous,
-    channels_last and expanded tensors are read in place; a tensor whose spatial dims have no common stride (a crop, a
-    transpose) is copied.
+    Differentiable in `input` only, any number of times; second and forward-mode derivatives run the reference.
+    The backward keeps the inputs and one number per segment (three for a row of 64 or more classes on a CPU).
+    Contiguous, channels_last and expanded tensors are read in place; a tensor whose spatial dims have no common stride
+    (a crop, a transpose) is copied.
 
     Raises:
-        ValueError: a shape, dtype, device, name or range that does not fit, or an argument other than `input` that
+        ValueError: an invalid shape, dtype, device, name or range, or an argument other than `input` that
             requires a gradient.
-        TypeError: something that should be a tensor or a number is not one.
-        BackendError: the backend asked for cannot run these inputs here.
+        TypeError: an argument that must be a tensor or a number is not one.
+        BackendError: the requested backend cannot run these inputs here.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, eq. 5; torchvision.ops.sigmoid_focal_loss for soft
-    targets. smp and MONAI generalise to soft targets in other ways; for 0 and 1 all agree.
+    targets. smp and MONAI generalise to soft targets in other ways; for targets of 0 and 1 all agree.
 
     >>> logits = torch.tensor([[[[2.0, -1.0], [0.5, -3.0]]]])
     >>> target = torch.tensor([[[[1, 0], [1, 0]]]], dtype=torch.uint8)
@@ -112,7 +113,7 @@ def focal_loss(
 def as_planes(
     input: Tensor, target: Tensor, mask: Tensor | None, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """[B, C] with no spatial dims as [1, C, B], whose planes are long; with "none" as [B, C, 1]."""
+    """[B, C] without spatial dims as [1, C, B], which has long planes; with "none" as [B, C, 1]."""
     input, target, mask = input.unsqueeze(-1), target.unsqueeze(-1), None if mask is None else mask.unsqueeze(-1)
     if reduction == "none":
         return input, target, mask

@@ -1,4 +1,4 @@
-"""The backends of `fastmtl::sigmoid_focal` and its backward: same arguments in, same outputs out."""
+"""The backends of `fastmtl::sigmoid_focal` and its backward: all have the same arguments and outputs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tensors(NamedTuple):
 
 
 def new_outputs(input: Tensor, segments: tuple[int, ...], reduction: str) -> tuple[Tensor, Tensor]:
-    """Uninitialised loss, one for each segment with "none", and coefficients: its slope in each segment's sum."""
+    """Uninitialised loss, one per segment with "none", and coefficients: its slope in the sum of each segment."""
     dtype = torch.promote_types(input.dtype, torch.float32)
     coefficients = torch.empty(segments, dtype=dtype, device=input.device)
     return coefficients.new_empty(segments if reduction == "none" else ()), coefficients
@@ -77,7 +77,7 @@ def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tenso
 
 
 def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    """Plain torch, by the kernels' formula: autograd does not run inside an op."""
+    """Plain torch with the kernels' formula, because autograd does not run inside an op."""
     input, target, factors, mask = tensors
     x, t = input.to(coefficients.dtype), target.to(coefficients.dtype)
     if mask is not None:
@@ -98,7 +98,7 @@ def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, opt
 
 
 def _readable(tensors: Tensors) -> Tensors:
-    """The same tensors with one pixel stride each and float32 factors; copies only what has no such stride."""
+    """The same tensors with one pixel stride each and float32 factors; copies only tensors without one."""
     input, target, factors, mask = tensors
     return Tensors(
         in_place(input),
@@ -130,7 +130,7 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    readable = _readable(tensors)  # named, so that copies outlive the kernel, which gets addresses
+    readable = _readable(tensors)  # named, so that copies outlive the kernel, which only gets addresses
     gradient = gradient_like(tensors.input, _GRADIENTS)
     planes = grad.expand(coefficients.shape)
     backends.extension().sigmoid_focal_backward(

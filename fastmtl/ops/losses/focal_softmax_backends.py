@@ -1,4 +1,4 @@
-"""The backends of `fastmtl::softmax_focal` and its backward: same arguments in, same outputs out."""
+"""The backends of `fastmtl::softmax_focal` and its backward: all have the same arguments and outputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Tensors(NamedTuple):
 
 
 def _outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    """Uninitialised loss and coefficients [`kept`, B]; on a GPU, and for its kernels anywhere, [1, B]."""
+    """Uninitialised loss and coefficients [`kept`, B]; [1, B] on a GPU and for its kernels in the interpreter."""
     samples, rows = tensors.input.shape[0], 1 if options.backend == "triton" else kept(tensors.input)
     loss, coefficients = new_outputs(tensors.input, (samples,), options.reduction)
     return loss, coefficients.new_empty((rows, samples))
@@ -61,7 +61,7 @@ def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tenso
 
 
 def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    """Plain torch, by the kernels' formula: autograd does not run inside an op."""
+    """Plain torch with the kernels' formula, because autograd does not run inside an op."""
     input, target, factors, mask = tensors
     y = target.long()
     valid = y != options.ignore_index if mask is None else (y != options.ignore_index) & mask.bool()
@@ -80,7 +80,7 @@ def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, opt
 
 
 def _readable(tensors: Tensors) -> Tensors:
-    """The same tensors with one pixel stride each and float32 factors; copies only what has no such stride."""
+    """The same tensors with one pixel stride each and float32 factors; copies only tensors without one."""
     input, target, mask = readable(tensors.input, tensors.target, tensors.mask)
     factors = tensors.factors
     return Tensors(input, target, None if factors is None else factors.to(torch.float32).contiguous(), mask)

@@ -1,8 +1,8 @@
-"""NT-Xent as one op that never holds the 2N x 2N similarities: blocks of them, forward and again backward.
+"""NT-Xent as one op: blocks of the 2N x 2N similarities, computed forward and again backward, never stored.
 
-With y the normalised rows, s_ij = y_i . y_j, p_ij = softmax over j != i of s_ij / T, and M rows that take part:
+With y the normalised rows, s_ij = y_i . y_j, p_ij = softmax over j != i of s_ij / T, and M valid rows:
     dL/dy_i = 1 / (M T) * sum over j of (p_ij + p_ji - 2 [j is i's positive]) y_j
-    dL/dz_i = (dL/dy_i - y_i (y_i . dL/dy_i)) / |z_i|        without the second term where |z_i| < 1e-12
+    dL/dz_i = (dL/dy_i - y_i (y_i . dL/dy_i)) / |z_i|        without the second term if |z_i| < 1e-12
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ def nt_xent_loss(
 ) -> Tensor:
     """SimCLR's contrastive loss of N pairs of projections, the normalised temperature-scaled cross-entropy.
 
-    Of the 2N rows z = [z1; z2], each is an anchor: the other row of its pair is its positive, the remaining 2N - 2 are
-    its negatives. With s_ij = z_i . z_j / (max(|z_i|, 1e-12) max(|z_j|, 1e-12)):
+    Each of the 2N rows z = [z1; z2] is an anchor: the other row of its pair is its positive, the remaining 2N - 2 rows
+    are its negatives. With s_ij = z_i . z_j / (max(|z_i|, 1e-12) max(|z_j|, 1e-12)):
         loss = mean over anchors i of  -s_i,pos(i) / T + log(sum over j != i of exp(s_ij / T))
-    The op normalises the rows itself, as `torch.nn.functional.normalize` does: pass projections as they come.
+    The op normalises the rows as `torch.nn.functional.normalize` does: pass raw projections.
 
     Args:
         z1, z2: projections [N, D] of the two views, float16, bfloat16, float32 or float64, one dtype; N, D at least 1.
-        temperature: T, 1e-30 to 1e30, where nothing overflows in float32. The paper's best is 0.1 with ResNet-50.
-        mask: bool or uint8 [N]: pairs that take part. The others are neither anchors nor negatives, whatever their
-            rows hold, and get a gradient of 0. With no pair left the loss is 0 and so is the gradient.
-        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch, which does hold 2N x 2N). float64
+        temperature: T, 1e-30 to 1e30, so that nothing overflows in float32. The paper's best is 0.1 with ResNet-50.
+        mask: bool or uint8 [N]: the valid pairs. Other pairs are neither anchors nor negatives, even if their rows are
+            NaN, and get a gradient of 0. Without a valid pair the loss and the gradient are 0.
+        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch, which stores 2N x 2N). float64
             runs on the reference.
 
     Returns:
-        A scalar; float32, or float64 for float64 projections. A NaN or an infinity in any row that takes part makes
-        it NaN, for every anchor sees every row.
+        A scalar; float32, or float64 for float64 projections. A NaN or an infinity in any valid row makes it NaN,
+        because every anchor sees every row.
 
-    The similarities are computed block by block, forward and again backward, and never held; the backward keeps z and
-    4N + 1 numbers. Half-precision rows are multiplied with float32 sums. Results do not depend on the number of
-    threads, nor change from run to run. Differentiable in z1 and z2 any number of times (beyond the first, and in
-    forward mode, through the reference).
+    The similarities are computed block by block, forward and again backward, and never stored; the backward keeps z and
+    4N + 1 numbers. Products of half-precision rows are summed in float32. Results are the same for any number of
+    threads and in every run. Differentiable in z1 and z2 any number of times; second and forward-mode derivatives run
+    the reference.
 
     Raises:
-        ValueError: a shape, dtype, device or range that does not fit, or something that is no projection.
-        TypeError: something that should be a tensor or a number is not one.
-        BackendError: the backend asked for cannot run these inputs here.
+        ValueError: an invalid shape, dtype, device or range, or an argument that is not a projection.
+        TypeError: an argument that must be a tensor or a number is not one.
+        BackendError: the requested backend cannot run these inputs here.
 
     Source: Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, eq. 1.
 
@@ -73,8 +73,8 @@ def _check_pair(z1: Tensor, z2: Tensor) -> None:
     checks.tensor("z2", z2)
     if z1.dim() != 2 or z1.numel() == 0:
         raise ValueError(
-            f"`z1` must be [N, D], a row of at least one number for each image; got {list(z1.shape)}. "
-            "Flatten other dims, skip the empty batch."
+            f"`z1` must be [N, D], one row of at least one number per image; got {list(z1.shape)}. "
+            "Flatten other dims, and skip an empty batch."
         )
     if z2.shape != z1.shape:
         raise ValueError(
@@ -91,13 +91,11 @@ def _check_mask(mask: Tensor | None, z1: Tensor) -> None:
     if mask is None:
         return
     checks.tensor("mask", mask)
-    checks.dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with what marks a pair that takes part.")
+    checks.dtype("mask", mask, (torch.bool, torch.uint8), "Compare it with the value of a valid pair.")
     if mask.device != z1.device:
         raise ValueError(f"`mask` must be on {z1.device} like `z1`; got {mask.device}. Move it first.")
     if list(mask.shape) != [z1.shape[0]]:
-        raise ValueError(
-            f"`mask` must be [{z1.shape[0]}], one for each pair; got {list(mask.shape)}. Flatten or index it."
-        )
+        raise ValueError(f"`mask` must be [{z1.shape[0]}], one per pair; got {list(mask.shape)}. Flatten or index it.")
 
 
 _nt_xent = LossOp(

@@ -1,4 +1,4 @@
-"""The backends of `fastmtl::nt_xent` and its backward: same arguments in, same outputs out."""
+"""The backends of `fastmtl::nt_xent` and its backward: all have the same arguments and outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tensors(NamedTuple):
     mask: Tensor | None  # bool or uint8 [N]
 
     def readable(self) -> Tensors:
-        """Contiguous, the mask as bytes."""
+        """Contiguous tensors, the mask as bytes."""
         mask = None if self.mask is None else self.mask.contiguous().view(torch.uint8)
         return Tensors(self.input.contiguous(), mask)
 
@@ -38,8 +38,8 @@ class Tensors(NamedTuple):
 def new_outputs(input: Tensor) -> tuple[Tensor, Tensor]:
     """Uninitialised loss [] and coefficients [2 * 2N + 1].
 
-    The coefficients: for each row a cosine m_i that keeps its exponentials in range; its weight
-    1 / sum over j != i of exp((s_ij - m_i) / T), 0 where the row takes no part; and 1 / the number of rows that do.
+    The coefficients: for each row a cosine m_i that keeps its exponentials in range; its weight 1 / sum over j != i of
+    exp((s_ij - m_i) / T), 0 for invalid rows; and 1 / the number of valid rows.
     """
     dtype = torch.promote_types(input.dtype, torch.float32)
     loss = torch.empty((), dtype=dtype, device=input.device)
@@ -47,12 +47,12 @@ def new_outputs(input: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
-    """The loss by plain torch, differentiable any number of times."""
+    """The loss in plain torch, differentiable any number of times."""
     return nt_xent_loss(tensors.input, mask=tensors.mask, **keywords(options, "backend"))
 
 
 def _similarities(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cosines [2N, 2N], -inf where a column takes no part in a row's sum; rows normalised; norms; valid rows."""
+    """Cosines [2N, 2N], -inf for a column that is not in a row's sum; normalised rows; norms; valid rows."""
     input, mask = tensors
     z = input.to(torch.promote_types(input.dtype, torch.float32))
     valid = torch.ones_like(z[:, 0], dtype=torch.bool) if mask is None else mask.bool().repeat(2)
@@ -66,7 +66,7 @@ def _similarities(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     loss, coefficients = new_outputs(tensors.input)
     s, _, _, valid = _similarities(tensors)
-    largest = s.amax(1).clamp(min=-2)  # -2: the row takes no part, or no other does
+    largest = s.amax(1).clamp(min=-2)  # -2: the row is invalid, or the only valid one
     weight = 1 / ((s - largest[:, None]) / options.temperature).exp().sum(1)
     coefficients[:-1].copy_(torch.cat([largest, torch.where(valid, weight, 0.0)]))
     coefficients[-1] = 1 / valid.sum().clamp(min=1).to(coefficients.dtype)
@@ -74,7 +74,7 @@ def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tenso
 
 
 def reference_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    """Plain torch, by the formula at the top of nt_xent.py: autograd does not run inside an op."""
+    """Plain torch with the formula at the top of nt_xent.py, because autograd does not run inside an op."""
     s, y, norm, valid = _similarities(tensors)
     rows, pairs = s.shape[0], s.shape[0] // 2
     largest, weight = coefficients[:-1].chunk(2)
@@ -94,7 +94,8 @@ def _problem(tensors: Tensors, options: Options) -> tuple[int | float, ...]:
 
 
 def _scratch(input: Tensor, backward: bool) -> Tensor:
-    """Memory for the normalised rows and a block of similarities per thread; from torch, so that it is counted."""
+    """Memory for the normalised rows and a block of similarities per thread; allocated by torch, so that its statistics
+    include it."""
     floats = backends.extension().nt_xent_scratch(*input.shape, backward, num_threads())
     return torch.empty(floats, dtype=torch.float32)
 

@@ -1,4 +1,4 @@
-"""The sums that every overlap loss is made of: one pass over logits and target, whatever is built on them."""
+"""The sums behind every overlap loss, in one pass over logits and target."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def overlap_sums(
     squared_pred: bool = False,
     backend: str = "auto",
 ) -> OverlapSums:
-    """Intersection, prediction, target, entropy and element sums of each sample's channel: five tensors [B, C].
+    """Intersection, prediction, target, entropy and element sums per channel of each sample: five tensors [B, C].
 
     Dice, Jaccard, Tversky, generalized Dice and their logarithms and powers are a few operations on these small
-    tensors: any of them costs one read of logits and target forward, one more and a write of the gradient backward.
+    tensors. Each of them then reads logits and target once forward and once backward, and writes the gradient once.
 
         intersection = sum p t,  prediction = sum p^q,  target = sum t^q,  elements = number of valid elements
         entropy = -sum (pos_weight t log p + (1 - t) log(1 - p))    with activation="sigmoid"
@@ -36,20 +36,20 @@ def overlap_sums(
             outside 0 to 1 raises on a CPU and makes the sums NaN on a GPU.
         activation: "sigmoid" or "softmax" (over C).
         pos_weight: with "sigmoid": a number or [C].
-        mask: bool or uint8; True takes part. "sigmoid": [B], [B, C] or broadcastable to input; "softmax": [B] or
-            broadcastable to [B, *spatial].
-        ignore_index: with "softmax" and class numbers: pixels of this class take part in nothing.
+        mask: bool or uint8; True: the element counts. "sigmoid": [B], [B, C] or broadcastable to input; "softmax": [B]
+            or broadcastable to [B, *spatial].
+        ignore_index: with "softmax" and class numbers: pixels of this class are ignored.
         squared_pred: q = 2 instead of 1.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
         `OverlapSums`, float32 (float64 for float64 logits); `intersection`, `prediction` and `entropy` are
-        differentiable in `input`, any number of times (beyond the first, and in forward mode, through the reference).
+        differentiable in `input`, any number of times; second and forward-mode derivatives run the reference.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name; a class number that does not exist as in
+        ValueError, TypeError: an invalid argument, which the message names; an invalid class number as in
             `dice_ce_loss`.
-        BackendError: the backend asked for cannot run these inputs here.
+        BackendError: the requested backend cannot run these inputs here.
 
     >>> logits, target = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
     >>> sums = overlap_sums(logits, target)
@@ -66,7 +66,7 @@ def overlap_sums(
         weight = checks.per_channel("pos_weight", pos_weight, input)
         return _sigmoid(input, target, weight, checks.full_rank_mask(mask, input), squared_pred, backend)
     if pos_weight is not None:
-        raise ValueError("`pos_weight` belongs to activation='sigmoid'; multiply the classes' entropy sums instead.")
+        raise ValueError("`pos_weight` is for activation='sigmoid'; multiply the entropy sums of the classes instead.")
     logits, classes = class_checks.logits_and_classes(input, target)
     ignored, mask = class_checks.ignored(ignore_index), class_checks.pixel_mask(mask, logits)
     sums, _ = softmax_overlap_op(logits, classes, mask, ignored, squared_pred, backend)

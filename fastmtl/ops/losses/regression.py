@@ -1,4 +1,4 @@
-"""Regression losses with missing labels: a pass of sums per sample forward, an elementwise pass backward.
+"""Regression losses with missing labels: one pass of sums per sample forward, one elementwise pass backward.
 
 With d = input - target and n the number of valid elements (of the sample under "none", 1 under "sum"):
     squared   d^2                                                dx = 2 d / n
@@ -26,34 +26,34 @@ def mse_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Squared error, (input - target)^2, of what is labelled: `torch.nn.functional.mse_loss` with a mask.
+    """Squared error, (input - target)^2, of the labelled elements: `torch.nn.functional.mse_loss` with a mask.
 
-    "mean": the sum over the valid elements divided by their number, 0 where there is none; "sum": the sum; "none": the
-    mean over each sample's valid elements, [B] (torch gives one number an element instead). A NaN in one sample stays
-    in that sample under "none".
+    "mean": the sum over the valid elements divided by their number, 0 if there are none; "sum": the sum; "none": the
+    mean over each sample's valid elements, [B] (torch returns one number per element instead). Under "none" a NaN in
+    one sample stays in that sample.
 
     Args:
-        input: [B, ...], one dim or more (boxes [B, 4], reconstructions [B, 3, H, W]), float16, bfloat16, float32 or
+        input: [B, ...] (boxes [B, 4], reconstructions [B, 3, H, W]), float16, bfloat16, float32 or
             float64.
-        target: as input in shape; bool, uint8, int16, int32, int64 or floating, read as it is, never copied or cast up
-            front: an image of 0 to 255 can be the target of a reconstruction as it is.
+        target: the shape of input; bool, uint8, int16, int32, int64 or floating, read in its own dtype, without a copy
+            or a cast: a uint8 image of 0 to 255 can be the target of a reconstruction.
         mask: bool or uint8, [B] (which samples are labelled), [B, C] or as many dims as input, broadcastable to it.
-            What is False takes part in nothing, whatever input and target hold there.
+            Elements where it is False are ignored, even if the input or target there is invalid.
         reduction: "mean", "sum" or "none".
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
-        A scalar or [B]; float32, or float64 for float64 input. Sums are finished in float64 and do not depend on the
-        thread count, nor change from run to run.
+        A scalar or [B]; float32, or float64 for float64 input. Partial sums are added in float64; results are the same
+        for any number of threads and in every run.
 
-    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
+    Differentiable in `input` only, any number of times; second and forward-mode derivatives run the reference.
     The backward keeps the inputs and one number per sample. Contiguous, channels_last and expanded tensors are read in
     place; a tensor whose spatial dims have no common stride (a crop, a transpose) is copied.
 
     Raises:
-        ValueError: a shape, dtype, device or name that does not fit, or a target that requires a gradient.
-        TypeError: something that should be a tensor is not one.
-        BackendError: the backend asked for cannot run these inputs here.
+        ValueError: an invalid shape, dtype, device or name, or a target that requires a gradient.
+        TypeError: an argument that must be a tensor is not one.
+        BackendError: the requested backend cannot run these inputs here.
 
     Source: torch.nn.functional.mse_loss.
 
@@ -72,9 +72,9 @@ def l1_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Absolute error, |input - target|, of what is labelled: `torch.nn.functional.l1_loss` with a mask.
+    """Absolute error, |input - target|, of the labelled elements: `torch.nn.functional.l1_loss` with a mask.
 
-    Everything is as for `mse_loss`, its errors too. The gradient where input equals target is 0.
+    Arguments, result and errors are those of `mse_loss`. The gradient is 0 where input equals target.
 
     Source: torch.nn.functional.l1_loss.
 
@@ -93,14 +93,14 @@ def smooth_l1_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Squared below beta, absolute above: `torch.nn.functional.smooth_l1_loss` with a mask.
+    """Squared error below beta, absolute error above: `torch.nn.functional.smooth_l1_loss` with a mask.
 
-    With d = input - target: d^2 / (2 beta) where |d| < beta, |d| - beta / 2 elsewhere.
+    With d = input - target: d^2 / (2 beta) if |d| < beta, else |d| - beta / 2.
 
     Args:
-        beta: 0 to 1e30, in the units of input; 0 is the absolute error.
+        beta: 0 to 1e30, in the units of input; 0 gives the absolute error.
 
-    Everything else is as for `mse_loss`, its errors too.
+    The other arguments, the result and the errors are those of `mse_loss`.
 
     Source: Girshick 2015, Fast R-CNN, eq. 3 (beta 1).
 
@@ -119,7 +119,7 @@ def _regression_loss(
     _check_options(options)
     mask = checks.full_rank_mask(mask, input)
     if reduction != "none" and mask is None and input.is_contiguous() and target.is_contiguous():
-        input, target = input.view(1, 1, -1), target.view(1, 1, -1)  # one long run: many small samples cost nothing
+        input, target = input.view(1, 1, -1), target.view(1, 1, -1)  # one long run is fast
     while input.dim() < 3:  # [B] and [B, n] as planes: one channel of one, or of n, pixels
         input, target, mask = input.unsqueeze(1), target.unsqueeze(1), None if mask is None else mask.unsqueeze(1)
     return _regression(*Tensors(input, target, mask), *options)[0]
@@ -136,7 +136,7 @@ def _check_pair(input: Tensor, target: Tensor) -> None:
     checks.dtype("input", input, backends.FLOATING, "Pass predictions.")
     if target.shape != input.shape:
         raise ValueError(
-            f"`target` must match `input` {shape}; got {list(target.shape)}. Nothing is broadcast here: reshape one of "
+            f"`target` must match `input` {shape}; got {list(target.shape)}. Nothing is broadcast: reshape one of "
             "them, or expand the target."
         )
     checks.dtype("target", target, checks.TARGETS, "Convert it first.")

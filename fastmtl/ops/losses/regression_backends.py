@@ -1,4 +1,4 @@
-"""The backends of `fastmtl::regression` and its backward: same arguments in, same outputs out."""
+"""The backends of `fastmtl::regression` and its backward: all have the same arguments and outputs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..core.fields import keywords
 from ..core.planes import ABSENT, describe, gradient_like, in_place, mask_in_place, pixels
 from ..core.pointers import address, element, num_threads
 
-_GRADIENTS = Recycled()  # of CPU kernels; a GPU's allocator keeps freed memory anyway
+_GRADIENTS = Recycled()  # for CPU kernels only: a GPU's allocator keeps freed memory anyway
 ERRORS = ("squared", "absolute", "smooth")
-_SMALLEST_BETA = 1e-30  # below it 1 / beta is no float32 one can compute with, and the error is the absolute one
+_SMALLEST_BETA = 1e-30  # below it 1 / beta overflows float32, and the error is the absolute one
 
 
 class Options(NamedTuple):
@@ -31,7 +31,7 @@ class Options(NamedTuple):
 
     @property
     def code(self) -> int:
-        """The error's number in csrc and in the Triton kernel."""
+        """The index of the error in csrc and in the Triton kernel."""
         smooth = self.error == "smooth" and self.beta >= _SMALLEST_BETA
         return ERRORS.index("absolute" if self.error == "smooth" and not smooth else self.error)
 
@@ -45,7 +45,7 @@ class Tensors(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a kernel sees: batch, channels, pixels, and each tensor as `_planes.describe` has it."""
+    """Kernel arguments: batch, channels, pixels, and each tensor as from `planes.describe`."""
 
     shape: tuple[int, int, int]
     input: tuple[int, int, int, int, int]
@@ -63,7 +63,7 @@ def new_outputs(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
-    """The loss by plain torch, differentiable any number of times."""
+    """The loss in plain torch, differentiable any number of times."""
     return regression_loss(*tensors, **keywords(options, "backend"))
 
 
@@ -77,7 +77,7 @@ def reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tenso
 
 
 def reference_backward(grad: Tensor, tensors: Tensors, slopes: Tensor, options: Options) -> Tensor:
-    """Plain torch, by the kernels' formula: autograd does not run inside an op."""
+    """Plain torch with the kernels' formula, because autograd does not run inside an op."""
     input, target, mask = tensors
     difference = input.to(slopes.dtype) - target.to(slopes.dtype)
     if options.error == "squared":
@@ -92,13 +92,13 @@ def reference_backward(grad: Tensor, tensors: Tensors, slopes: Tensor, options: 
 
 
 def _readable(tensors: Tensors) -> Tensors:
-    """The same tensors with one pixel stride each; copies only what has no such stride."""
+    """The same tensors with one pixel stride each; copies only tensors without one."""
     input, target, mask = tensors
     return Tensors(in_place(input), in_place(target), None if mask is None else mask_in_place(mask, input.shape))
 
 
 def _same_order(tensors: list[Tensor]) -> bool:
-    """Whether all hold their elements in one order without gaps, so that a sample is one run of memory."""
+    """Whether all tensors have the same memory order without gaps, so that a sample is one run of memory."""
     if all(tensor.is_contiguous() for tensor in tensors):
         return True
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensors[0].dim())
@@ -106,7 +106,7 @@ def _same_order(tensors: list[Tensor]) -> bool:
 
 
 def layout(tensors: Tensors, gradient: Tensor | None = None) -> Layout:
-    """A sample as one plane where every tensor allows it, as its channels otherwise; of tensors from `_readable`."""
+    """A sample as one plane if every tensor allows it, else as its channels; for tensors from `_readable`."""
     input, target, mask = tensors
     batch, channels = input.shape[:2]
     full = [tensor for tensor in (input, target, gradient) if tensor is not None]
@@ -140,7 +140,7 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def cpp_backward(grad: Tensor, tensors: Tensors, slopes: Tensor, options: Options) -> Tensor:
-    readable = _readable(tensors)  # named, so that copies outlive the kernel, which gets addresses
+    readable = _readable(tensors)  # named, so that copies outlive the kernel, which only gets addresses
     gradient = gradient_like(tensors.input, _GRADIENTS)
     *seen, of_gradient = layout(readable, gradient)
     backends.extension().regression_backward(

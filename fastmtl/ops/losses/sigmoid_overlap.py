@@ -1,6 +1,6 @@
-"""`fastmtl::sigmoid_overlap`: the sums of Dice + BCE themselves [5, B, C], on the same kernels.
+"""`fastmtl::sigmoid_overlap`: the sums of Dice + BCE [5, B, C], on the same kernels.
 
-The sums are I, P, T, BCE and valid elements; the upstream gradient of three of them is all the backward needs.
+The sums are I, P, T, BCE and valid elements; the backward needs only the upstream gradient of three of them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Tensors(NamedTuple):
 
 
 def new_outputs(input: Tensor) -> tuple[Tensor, Tensor]:
-    """Uninitialised sums [5, B, C], and nothing: the gradient needs no coefficients of its own."""
+    """Uninitialised sums [5, B, C] and an empty tensor, because the gradient needs no coefficients."""
     dtype = torch.promote_types(input.dtype, torch.float32)
     sums = torch.empty((5, *input.shape[:2]), dtype=dtype, device=input.device)
     return sums, sums.new_empty(0)
 
 
 def _slopes(grad: Tensor, options: Options) -> Tensor:
-    """The gradient of the sums as slopes in BCE, I and, times q, P: what the kernels of Dice + BCE take."""
+    """The gradient of the sums as slopes in BCE, I and, times q, P, as the kernels of Dice + BCE expect it."""
     return torch.stack([grad[3], grad[0], grad[1] * (2 if options.squared_pred else 1)])
 
 

@@ -37,7 +37,8 @@ class Options(NamedTuple):
 
 
 def _new_outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
-    """Uninitialised sums [5, B, C], and no coefficients: the slopes of the sums come with their gradient."""
+    """Uninitialised sums [5, B, C], and an empty tensor, because the gradient of the sums already holds their
+    slopes."""
     input = tensors.input
     dtype = torch.promote_types(input.dtype, torch.float32)
     sums = torch.empty((5, *input.shape[:2]), dtype=dtype, device=input.device)
@@ -57,7 +58,7 @@ def _reference_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tens
 
 
 def _slopes(grad: Tensor, options: Options) -> Tensor:
-    """[3, B, C] as the kernels want them; those in T and the number of elements lead to no logit."""
+    """Slopes [3, B, C] as the kernels expect them; T and the number of elements do not depend on the logits."""
     return torch.stack([grad[3], grad[0], grad[1] * (2 if options.squared_pred else 1)])
 
 
@@ -82,7 +83,7 @@ def _cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def _cpp_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, options: Options) -> Tensor:
-    kept = readable(*tensors)  # named, so that copies outlive the kernel, which gets addresses
+    kept = readable(*tensors)  # named, so that copies outlive the kernel, which only gets addresses
     arguments = problem(*kept, options.ignore_index)
     one = torch.ones((), dtype=torch.float32)
     return cpp_gradient(tensors.input, arguments, _flags(tensors, options), one, _slopes(grad, options), 0.0)

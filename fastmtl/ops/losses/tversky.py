@@ -1,4 +1,4 @@
-"""Tversky and focal Tversky loss: a few operations on the sums of one pass."""
+"""Tversky and focal Tversky loss: a few operations on sums from one pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tversky_loss(
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
-    """Dice with false positives and false negatives weighted apart, from logits, in one pass over memory.
+    """Dice with separate weights for false positives and false negatives, from logits, in one pass over memory.
 
     A segment is one channel of one sample, or one channel of the whole batch with `batch=True`. Over its valid
     elements, with p the probability and t the target:
@@ -42,32 +42,31 @@ def tversky_loss(
         target: the same shape, 0 to 1, any dtype; with "softmax" also class numbers [B, *spatial], integers. A value
             outside 0 to 1 raises on a CPU and makes the loss NaN on a GPU.
         alpha, beta: weights of false positives and of false negatives, 0 or more, as in MONAI.
-        gamma: exponent of the focal Tversky loss, above 0; 1 is plain Tversky. It is the exponent itself: Abraham and
-            Khan write (1 - index)^(1 / gamma) with gamma = 4/3, which is gamma=0.75 here.
+        gamma: exponent of the focal Tversky loss, above 0; 1 is plain Tversky. Abraham and Khan write (1 - index)^(1 /
+            gamma) with gamma = 4/3, which is gamma=0.75 here.
         activation: "sigmoid" or "softmax" (over C).
         weight: a number or [C]; multiplies each channel's loss. The mean still divides by the number of segments.
-        mask: bool or uint8; True takes part. "sigmoid": [B], [B, C] or broadcastable to input; "softmax": [B] or
-            broadcastable to [B, *spatial]. A segment without a valid element leaves the mean.
-        ignore_index: with "softmax" and class numbers: pixels of this class take part in nothing.
+        mask: bool or uint8; True: the element counts. "sigmoid": [B], [B, C] or broadcastable to input; "softmax": [B]
+            or broadcastable to [B, *spatial]. The mean leaves out segments without a valid element.
+        ignore_index: with "softmax" and class numbers: pixels of this class are ignored.
         include_background: False leaves channel 0 out.
         batch, smooth_nr, smooth_dr: as in MONAI's TverskyLoss.
-        empty: what a segment with an empty target does. "one", "zero": its index is 1 or 0 if the prediction's sum is 0
-            too, smoothed as usual otherwise; "skip": it leaves the mean, and its loss is 0 under "none".
+        empty: how a segment with an empty target counts. "one", "zero": its index is 1 or 0 if the prediction's sum is
+            0 too, smoothed as usual otherwise; "skip": the mean leaves it out, and its loss is 0 under "none".
         reduction: "mean" over the counted segments, "sum", or "none" for one loss per segment: [B, C], with
-            `batch=True` [C], one channel less without background.
+            `batch=True` [C]; one channel fewer without background.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch). float64 runs on the reference.
 
     Returns:
-        A scalar or a loss for each segment; float32, or float64 for float64 logits.
+        A scalar, or one loss per segment; float32, or float64 for float64 logits.
 
-    Differentiable in `input` alone, any number of times (beyond the first, and in forward mode, through the reference).
-    Where the index is 1 exactly, the slope of the power is taken as 0, infinite though
-    it is for gamma below 1.
+    Differentiable in `input` only, any number of times; second and forward-mode derivatives run the reference.
+    At an index of exactly 1 the derivative of the power is taken as 0, although it is infinite for gamma below 1.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name; a class number that does not exist as in
+        ValueError, TypeError: an invalid argument, which the message names; an invalid class number as in
             `dice_ce_loss`.
-        BackendError: the backend asked for cannot run these inputs here.
+        BackendError: the requested backend cannot run these inputs here.
 
     Source: Salehi et al. 2017, Tversky loss; Abraham and Khan 2019, focal Tversky loss, eq. 4.
 
@@ -88,7 +87,7 @@ def tversky_loss(
     weight = checks.per_channel("weight", weight, input)
     if not include_background:
         if input.shape[1] == 1:
-            raise ValueError("`include_background` must be True for `input` of one channel: nothing would be left.")
+            raise ValueError("`include_background` must be True for `input` of one channel: no channel would be left.")
         sums, weight = type(sums)(*(part[:, 1:] for part in sums)), None if weight is None else weight[1:]
     if batch:
         sums = type(sums)(*(part.sum(0) for part in sums))
@@ -97,7 +96,7 @@ def tversky_loss(
     )
     counted = counted & (sums.elements > 0)
     if gamma != 1:
-        right = losses <= 0  # the index is 1, or above by its smoothing
+        right = losses <= 0  # the index is 1, or above 1 by its smoothing
         losses = torch.where(right, 0.0, torch.where(right, 1.0, losses) ** gamma)
     if weight is not None:
         losses = losses * weight.to(losses.dtype)
@@ -111,7 +110,7 @@ def _segments(
     intersection: Tensor, prediction: Tensor, target: Tensor,
     alpha: float, beta: float, smooth_nr: float, smooth_dr: float, empty: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """1 - index of each segment, and whether `empty` counts it."""
+    """1 - index of each segment, and whether it counts under `empty`."""
     pair = (target == 0) & (prediction == 0)
     wrong = alpha * (prediction - intersection) + beta * (target - intersection)
     index = (intersection + smooth_nr) / torch.where(pair, 1.0, intersection + wrong + smooth_dr)

@@ -1,8 +1,8 @@
-"""`linear_assignment`: Hungarian matching of a whole batch, where the costs are."""
+"""`linear_assignment`: Hungarian matching of a batch, on the device of the costs."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,35 +12,38 @@ from ..core import checks
 from ..core.backends import FLOATING, Implementation, check_backend, choose, extension, register
 from ..core.pointers import address
 
+if TYPE_CHECKING:
+    from torch._functorch.autograd_function import VmapInfo
+
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
 _LIBRARY.define("linear_assignment(Tensor cost, Tensor? num_targets, str backend) -> Tensor", tags=_TAGS)
 
 
 def linear_assignment(cost: Tensor, num_targets: Tensor | None = None, *, backend: str = "auto") -> Tensor:
-    """The query that goes with each target, at the least total cost of a sample.
+    """The query matched with each target, at the least total cost per sample.
 
     Of Q queries and n targets, min(Q, n) pairs are matched, each query and each target once, as
-    `scipy.optimize.linear_sum_assignment` does, with the same total cost. Nothing waits for the device: on a GPU one
-    program matches one sample, and the call can be captured in a graph.
+    `scipy.optimize.linear_sum_assignment` does, with the same total cost. The call never waits for the device: on a GPU
+    one program matches one sample, and a CUDA graph can capture it.
 
     Args:
-        cost: [B, Q, T], float16, bfloat16, float32 or float64, any strides. +inf (or above 1e100) forbids a pair: as
-            few as possible are left without a partner. NaN and -inf are a last resort: such a pair is matched where
-            nothing else is left, so that one broken prediction neither stops the training nor goes unseen.
-        num_targets: int64 [B], 0 to T: how many of a sample's targets are real; the rest is padding, whatever its
-            cost. All T if None.
-        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch, some T^2 steps).
+        cost: [B, Q, T], float16, bfloat16, float32 or float64, any strides. +inf (or above 1e100) forbids a pair; the
+            fewest possible targets then stay unmatched. NaN and -inf are a last resort: such a pair is matched only if
+            no other pair is left, so that one broken prediction does not stop the training but stays visible.
+        num_targets: int64 [B], 0 to T: number of real targets per sample; the others are padding, and their cost is
+            ignored. None: all T.
+        backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch, about T^2 steps).
 
     Returns:
-        matches, int64 [B, T]: a query from 0 to Q-1, or -1 for padding, for a target without a partner and for a
-        forbidden pair. The same for the same costs, ties too, on every backend. Not differentiable.
+        matches, int64 [B, T]: a query from 0 to Q-1, or -1 for padding, for an unmatched target and for a forbidden
+        pair. Equal costs give equal matches on every backend, ties included. Not differentiable.
 
     Raises:
-        ValueError: a shape, dtype, device or name that does not fit; on the C++ backend also a number of targets
-            outside 0 to T (others: brought into it).
-        TypeError: something that should be a tensor is not one.
-        BackendError: the backend asked for cannot run here.
+        ValueError: an invalid shape, dtype, device or name; on the C++ backend also a number of targets outside 0 to T
+            (other backends clamp it).
+        TypeError: an argument that must be a tensor is not one.
+        BackendError: the requested backend cannot run here.
 
     Source: Jonker and Volgenant 1987, A shortest augmenting path algorithm for dense and sparse linear assignment
     problems; prices and distances in float64.
@@ -61,7 +64,7 @@ def linear_assignment(cost: Tensor, num_targets: Tensor | None = None, *, backen
         checks.tensor("num_targets", num_targets)
         if num_targets.dtype != torch.int64 or list(num_targets.shape) != [B]:
             raise ValueError(
-                f"`num_targets` must be int64 [{B}], one number for each sample of `cost`; "
+                f"`num_targets` must be int64 [{B}], one number per sample of `cost`; "
                 f"got {checks.names((num_targets.dtype,))} {list(num_targets.shape)}."
             )
         if num_targets.device != cost.device:
@@ -118,7 +121,9 @@ def _fake(cost: Tensor, num_targets: Tensor | None, backend: str) -> Tensor:
     return cost.new_empty((cost.shape[0], cost.shape[2]), dtype=torch.int64)
 
 
-def _vmap(info: Any, in_dims: tuple[Any, ...], cost: Tensor, num_targets: Tensor | None, backend: str) -> Any:
+def _vmap(
+    info: VmapInfo, in_dims: tuple[Any, ...], cost: Tensor, num_targets: Tensor | None, backend: str
+) -> tuple[Tensor, int | None]:
     def fold(tensor: Tensor, dim: int | None) -> Tensor:
         stacked = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         return stacked.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""`pairwise_mask_cost`: Dice and BCE of every query's mask with every target's, by one matrix product."""
+"""`pairwise_mask_cost`: Dice and BCE of every query mask with every target mask, by one matrix product."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ..core import checks
 def pairwise_mask_cost(
     mask_logits: Tensor, targets: Tensor, *, bce_weight: float = 1.0, dice_weight: float = 1.0
 ) -> Tensor:
-    r"""bce_weight * BCE + dice_weight * Dice of each pair of a query's logits and a target's mask, on N points.
+    r"""bce_weight * BCE + dice_weight * Dice for each pair of query logits and target mask, on N points.
 
     With x = mask_logits, t = targets, p = sigmoid(x), all sums over the N points:
         BCE = (sum softplus(x) - sum x t) / N
         Dice = 1 - (2 sum p t + 1) / (sum p + sum t + 1)
-    Of a pair only the sums of x t and p t are needed, both rows of one product [x; p] t^T; the rest are sums of a query
-    or of a target alone. transformers takes three products and two cross-entropies of the size of the logits.
+    A pair needs only the sums of x t and p t, both rows of one product [x; p] t^T; the other sums are per query or per
+    target. transformers computes three products and two cross-entropies of the size of the logits.
 
     Args:
-        mask_logits: [B, Q, N], float16, bfloat16, float32 or float64. A value that is not finite makes its query's
-            costs NaN, a last resort to `linear_assignment`, and no other's.
-        targets: [B, T, N], 0 to 1; bool, uint8 or floating (bilinear samples of a mask are in between).
+        mask_logits: [B, Q, N], float16, bfloat16, float32 or float64. A non-finite value makes only the costs of its
+            query NaN, which `linear_assignment` treats as a last resort.
+        targets: [B, T, N], 0 to 1; bool, uint8 or floating (bilinear samples of a mask are between 0 and 1).
         bce_weight, dice_weight: the two terms' factors.
 
     Returns:
         cost [B, Q, T], float32, or float64 for float64 logits. Differentiable in mask_logits.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name.
+        ValueError, TypeError: an invalid argument, which the message names.
 
     Source: Cheng et al. 2022, Masked-attention Mask Transformer; the costs of its matching.
 

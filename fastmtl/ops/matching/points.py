@@ -1,8 +1,8 @@
-"""`sample_points`: values of maps at points, and the way back."""
+"""`sample_points`: values of maps at points, and the gradient."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ...reference import points as reference
 from ..core import checks
 from ..core.backends import Implementation, check_backend, choose, extension, register
+from ..core.loss_op import Context
 from ..core.pointers import address, element, num_threads
 
 _MAPS = (torch.bool, torch.uint8, *checks.FLOATING)
@@ -22,23 +23,24 @@ _LIBRARY.define(
 
 
 def sample_points(maps: Tensor, coordinates: Tensor, *, backend: str = "auto") -> Tensor:
-    """Bilinear samples of each map at its sample's points, outside of which everything is 0.
+    """Bilinear samples of each map at the points of its batch sample; 0 outside of the map.
 
-    As `torch.nn.functional.grid_sample(maps, 2 * coordinates - 1, align_corners=False)` at a list of points, and of
-    masks too: the four neighbours of a point are read from bytes, no mask is turned into floats as a whole.
+    Equal to `torch.nn.functional.grid_sample(maps, 2 * coordinates - 1, align_corners=False)` at a list of points.
+    Masks work too: the four neighbours of a point are read as bytes, without a float copy of the mask.
 
     Args:
         maps: [B, C, H, W]; bool, uint8, float16, bfloat16, float32 or float64.
         coordinates: [B, P, 2], floating, (x, y) in 0 to 1: (0, 0) is the outer corner of the first pixel, (1, 1) that
-            of the last. float64 is kept; others, and float32 with float64 maps, are converted. A NaN is outside: 0.
+            of the last. float64 stays float64; other dtypes, and float32 with float64 maps, are converted. A NaN counts
+            as outside: 0.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA) or "reference" (plain torch).
 
     Returns:
-        [B, C, P], float32, or float64 where either is. Differentiable in floating `maps`, any number of times; the
-        backward keeps the coordinates alone. Deterministic, on a GPU too, where `grid_sample` is not.
+        [B, C, P], float32, or float64 if either argument is. Differentiable in floating `maps`, any number of times;
+        the backward keeps only the coordinates. Deterministic also on a GPU, unlike `grid_sample`.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name.
+        ValueError, TypeError: an invalid argument, which the message names.
 
     >>> mask = torch.tensor([[[[0, 1], [0, 1]]]], dtype=torch.uint8)
     >>> sample_points(mask, torch.tensor([[[0.5, 0.5], [0.75, 0.5]]]))
@@ -47,7 +49,7 @@ def sample_points(maps: Tensor, coordinates: Tensor, *, backend: str = "auto") -
     checks.tensor("maps", maps)
     checks.tensor("coordinates", coordinates)
     checks.dtype("maps", maps, _MAPS, "Convert it first.")
-    checks.dtype("coordinates", coordinates, checks.FLOATING, "They lie in 0 to 1.")
+    checks.dtype("coordinates", coordinates, checks.FLOATING, "Their range is 0 to 1.")
     checks.constant("coordinates", coordinates)
     shape, points = list(maps.shape), list(coordinates.shape)
     if len(shape) != 4 or len(points) != 3 or points[::2] != [shape[0], 2]:
@@ -62,7 +64,7 @@ def sample_points(maps: Tensor, coordinates: Tensor, *, backend: str = "auto") -
 
 
 def _with_planes(maps: Tensor) -> Tensor:
-    """The maps themselves if their planes are contiguous, else a copy."""
+    """The maps if their planes are contiguous, else a copy."""
     return maps if maps[0, 0].is_contiguous() else maps.contiguous()
 
 
@@ -107,7 +109,7 @@ register(
     "scatter_points",
     {
         "cpp": Implementation(_scatter_cpp, "cpu"),
-        # A sort, the only way to add up what falls on one pixel in a fixed order without float atomics.
+        # Sorting is the only way to add the contributions to one pixel in a fixed order without float atomics.
         "triton": Implementation(reference.scatter_points, "any"),
         "reference": Implementation(reference.scatter_points, "any"),
     },
@@ -141,25 +143,32 @@ def _fake_scatter(grad: Tensor, coordinates: Tensor, height: int, width: int, ba
     return grad.new_empty((*grad.shape[:2], height, width))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+class _Context(Context, Protocol):
+    backend: str
+    height: int
+    width: int
+    dtype: torch.dtype
+
+
+def _keep(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     maps, coordinates, ctx.backend = inputs
     ctx.height, ctx.width, ctx.dtype = *maps.shape[2:], maps.dtype
     ctx.save_for_backward(coordinates)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _gradient(ctx: _Context, grad: Tensor) -> tuple[Tensor, None, None]:
     (coordinates,) = ctx.saved_tensors
     gradient = torch.ops.fastmtl.scatter_points(grad, coordinates, ctx.height, ctx.width, ctx.backend)
     return gradient.to(ctx.dtype), None, None
 
 
-def _keep_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_backward(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.backend = inputs[-1]
     ctx.save_for_backward(inputs[1])
 
 
-def _gradient_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Scattering is linear, and sampling its transpose."""
+def _gradient_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Scattering is linear, and sampling is its transpose."""
     return torch.ops.fastmtl.sample_points(grad, *ctx.saved_tensors, ctx.backend), None, None, None, None
 
 

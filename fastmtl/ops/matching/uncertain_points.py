@@ -1,4 +1,4 @@
-"""`sample_uncertain_points`: where Mask2Former's loss looks at a mask."""
+"""`sample_uncertain_points`: the points at which Mask2Former's loss reads a mask."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def sample_uncertain_points(
     importance_sample_ratio: float = 0.75,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Random points of each map, most of them where it is least certain: where a logit is near 0.
+    """Random points of each map, most of them where the prediction is least certain (a logit near 0).
 
     Of int(num_points * oversample_ratio) uniform points the int(importance_sample_ratio * num_points) with the least
-    absolute logit are kept; uniform ones make up the number.
+    absolute logit are kept; uniform points fill up the number.
 
     Args:
         maps: logits [R, 1, H, W], floating.
         num_points: P, 1 or more.
         oversample_ratio: 1 or more.
         importance_sample_ratio: 0 to 1.
-        generator: draws the points, on maps' device; torch's own if None.
+        generator: draws the points, on the device of maps; None: torch's default generator.
 
     Returns:
         coordinates [R, P, 2] for `sample_points`, in 0 to 1, float32 (float64 for float64 maps); no gradient.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name.
+        ValueError, TypeError: an invalid argument, which the message names.
 
     Source: Kirillov et al. 2020, PointRend, section 3.1, as used by Mask2Former.
 
@@ -46,7 +46,7 @@ def sample_uncertain_points(
     checks.tensor("maps", maps)
     checks.dtype("maps", maps, checks.FLOATING, "Pass logits.")
     if maps.dim() != 4 or maps.shape[1] != 1:
-        raise ValueError(f"`maps` must be [R, 1, H, W], each with points of its own; got {list(maps.shape)}.")
+        raise ValueError(f"`maps` must be [R, 1, H, W], one map for each set of points; got {list(maps.shape)}.")
     check_ratios(num_points, oversample_ratio, importance_sample_ratio)
     maps = maps.detach()
     candidates = random_points(maps, int(num_points * oversample_ratio), generator)

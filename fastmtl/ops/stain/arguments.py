@@ -1,4 +1,4 @@
-"""Checks of what users and loaders pass to stain normalisation; each message says what to do."""
+"""Checks of the arguments of stain normalisation; each message says what to do."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LEAST_STD = 1e-4
 
 
 def is_interleaved(images: Tensor) -> bool:
-    """Whether the last dim is the colour; what is 3 on both sides counts as planes."""
+    """Whether the last dim is the colour; images with 3 in both dims count as planes."""
     return images.shape[1] != 3
 
 
 def as_tensor(image: Any, name: str) -> object:
-    """NumPy arrays and PIL images as tensors, in their layout; anything else as it is.
+    """NumPy arrays and PIL images as tensors, in their layout; other objects unchanged.
 
     Raises:
         ValueError: a PIL image that is not RGB.
@@ -45,7 +45,7 @@ def as_tensor(image: Any, name: str) -> object:
     if isinstance(image, np.ndarray):
         if not image.dtype.isnative or image.dtype.kind not in "biufc":
             raise ValueError(f"`{name}` must be uint8 grey levels 0..255; got an array of {image.dtype.str}.")
-        # torch takes no negative strides, and warns of arrays that cannot be written.
+        # torch does not accept negative strides, and warns about read-only arrays.
         return torch.from_numpy(image if image.flags.c_contiguous and image.flags.writeable else image.copy())
     return image
 
@@ -63,24 +63,24 @@ def check_images(images: object, name: str = "images") -> Tensor:
     if images.dtype != torch.uint8:
         advice = f"Normalise stains before images become floats, or convert: (255 * {name}).round().byte()."
         if not images.is_floating_point():
-            advice = f"Where they are 0..255 already, convert: {name}.to(torch.uint8)."
+            advice = f"If they are already 0..255, convert: {name}.to(torch.uint8)."
         found = checks.names((images.dtype,))
         raise ValueError(f"`{name}` must be uint8 grey levels 0..255; got {found}. {advice}")
     if shape[1] != 3 and shape[3] != 3:
         alpha = "Drop the alpha channel: images[..., :3] or images[:, :3]." if 4 in (shape[1], shape[3]) else ""
-        raise ValueError(f"`{name}` must have 3 channels, in dim 1 or in the last; got {shape}. {alpha}".rstrip())
+        raise ValueError(f"`{name}` must have 3 channels, in dim 1 or in the last dim; got {shape}. {alpha}".rstrip())
     if images.numel() == 0:
         raise ValueError(f"`{name}` must have at least one pixel; got {shape}. Skip the empty batch.")
     return images.permute(0, 3, 1, 2) if is_interleaved(images) else images
 
 
 def check_inside(inside: object, images: Tensor) -> Tensor | None:
-    """Bool or uint8 [B, H, W] of where there is an image; as contiguous uint8."""
+    """Bool or uint8 [B, H, W], true where a pixel belongs to the image; returned as contiguous uint8."""
     if inside is None:
         return None
     checks.tensor("inside", inside)
     assert isinstance(inside, Tensor)
-    checks.dtype("inside", inside, (torch.bool, torch.uint8), "Compare it with what marks the fill.")
+    checks.dtype("inside", inside, (torch.bool, torch.uint8), "Compare it with the fill value.")
     wanted = [images.shape[0], *images.shape[2:]]
     if list(inside.shape) != wanted:
         raise ValueError(f"`inside` must be [B, H, W] = {wanted} like `images`; got {list(inside.shape)}.")
@@ -90,13 +90,13 @@ def check_inside(inside: object, images: Tensor) -> Tensor | None:
 
 
 def check_method(method: object, convention: object) -> Convention:
-    """The convention by its name, able to do the method."""
+    """The convention of this name, which must support the method."""
     checks.one_of("method", method, METHODS)
     checks.one_of("convention", convention, tuple(CONVENTIONS))
     chosen = CONVENTIONS[str(convention)]
     if method in LAB and chosen.lab is None:
         able = ", ".join(name for name, one in CONVENTIONS.items() if one.lab)
-        raise ValueError(f"`convention` {convention!r} has no {method}: cuCIM has none. Take one of {able}.")
+        raise ValueError(f"`convention` {convention!r} has no {method}, because cuCIM has none. Use one of {able}.")
     return chosen
 
 
@@ -107,34 +107,34 @@ def check_policy(min_tissue: object, fallback: object, allowed: tuple[str, ...] 
 
 
 def check_dtype(dtype: torch.dtype | None, mean: object) -> torch.dtype:
-    """The output's: as asked for, or uint8 without and float32 with statistics."""
+    """The output's dtype: the given one, else uint8, or float32 with `mean` and `std`."""
     if dtype is None:
         return torch.uint8 if mean is None else torch.float32
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be {checks.names(DTYPES)}; got {dtype!r}.")
     if dtype == torch.uint8 and mean is not None:
-        raise ValueError("`dtype` must be floating with `mean` and `std`; got uint8. Leave them out, or take float32.")
+        raise ValueError("`dtype` must be floating with `mean` and `std`; got uint8. Leave them out, or use float32.")
     return dtype
 
 
 def check_statistics(mean: object, std: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and std as three numbers each, both or none."""
     if (mean is None) != (std is None):
-        raise ValueError("`mean` and `std` go together; got one without the other.")
+        raise ValueError("`mean` and `std` must be given together; got only one of them.")
     if mean is None:
         return None, None
     found = []
     for name, value in (("mean", mean), ("std", std)):
         numbers = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
         if not isinstance(numbers, Sequence) or len(numbers) != 3:
-            raise ValueError(f"`{name}` must be three numbers, of R, G and B in 0..1; got {value!r}.")
+            raise ValueError(f"`{name}` must be three numbers in 0..1, for R, G and B; got {value!r}.")
         found.append(tuple(checks.finite(name, number) for number in numbers))
     if min(found[0]) < 0 or max(found[0]) > 1:
-        raise ValueError(f"`mean` must be of RGB in 0..1; got {mean!r}. Divide grey levels by 255, and `std` too.")
+        raise ValueError(f"`mean` must be for RGB in 0..1; got {mean!r}. Divide grey levels by 255, and `std` too.")
     if min(found[1]) <= 0 or max(found[1]) > 1:
-        raise ValueError(f"`std` must be of RGB in 0..1, above 0; got {std!r}. Divide grey levels by 255.")
+        raise ValueError(f"`std` must be above 0, for RGB in 0..1; got {std!r}. Divide grey levels by 255.")
     if min(found[1]) < LEAST_STD:
-        raise ValueError(f"`std` must be {LEAST_STD:g} or more, or float16 overflows; got {std!r}.")
+        raise ValueError(f"`std` must be {LEAST_STD:g} or more, because float16 would overflow; got {std!r}.")
     return found[0], found[1]
 
 
@@ -148,14 +148,14 @@ def check_stains(
 ) -> tuple[Tensor | None, Tensor | None]:
     if stain_matrix is None:
         if max_concentration is not None:
-            raise ValueError("`max_concentration` needs `stain_matrix`: it says how much of which stains.")
+            raise ValueError("`max_concentration` needs `stain_matrix`: it gives the amounts of those stains.")
         return None, None
     if method in LAB:
-        raise ValueError(f"`stain_matrix` has no meaning for {method}. Leave it out.")
+        raise ValueError(f"`stain_matrix` is not used by {method}. Leave it out.")
     vectors = _rows("stain_matrix", stain_matrix, (3, 2), images)
     if convention.unit:
         vectors = torch.nn.functional.normalize(vectors, dim=1)
-    seen = vectors.device.type == "cpu" and not torch.compiler.is_compiling()  # a GPU is not waited for
+    seen = vectors.device.type == "cpu" and not torch.compiler.is_compiling()  # without waiting for a GPU
     if seen:
         check_apart("stain_matrix", vectors)
     if max_concentration is None:
@@ -172,32 +172,32 @@ def _rows(name: str, value: Tensor, shape: tuple[int, ...], images: Tensor) -> T
     checks.tensor(name, value)
     if tuple(value.shape) not in (shape, (1, *shape), (batch, *shape)):
         raise ValueError(
-            f"`{name}` must be {list(shape)} or {[batch, *shape]}, one for each image; got {list(value.shape)}."
+            f"`{name}` must be {list(shape)} or {[batch, *shape]}, one per image; got {list(value.shape)}."
         )
     return value.to(images.device, torch.float64).expand(batch, *shape)
 
 
 def check_slides(slides: Sequence[str] | None, images: Tensor) -> list[str]:
-    """One key for each image; "" throughout for None."""
+    """One key per image; None: "" for all."""
     if slides is None:
         return [""] * len(images)
     if isinstance(slides, str) or not isinstance(slides, Iterable) or not all(isinstance(key, str) for key in slides):
-        raise TypeError(f"`slides` must be a list of {len(images)} keys, one for each image; got {slides!r}.")
+        raise TypeError(f"`slides` must be a list of {len(images)} keys, one per image; got {slides!r}.")
     if len(slides) != len(images):
-        raise ValueError(f"`slides` must have {len(images)} keys, one for each image; got {len(slides)}.")
+        raise ValueError(f"`slides` must have {len(images)} keys, one per image; got {len(slides)}.")
     return list(slides)
 
 
 def check_key(key: object) -> None:
     if not isinstance(key, str) or not key:
-        raise ValueError(f'`key` must be a slide\'s name, and "" stands for none; got {key!r}.')
+        raise ValueError(f'`key` must be the name of a slide, not ""; got {key!r}.')
 
 
 def check_augmentation(augmentation: Sequence[float]) -> tuple[float, float]:
     """Sigma of alpha and of beta."""
     numbers = augmentation if isinstance(augmentation, Sequence) else ()
     if len(numbers) != 2 or not all(isinstance(sigma, int | float) and 0 <= sigma <= 1 for sigma in numbers):
-        raise ValueError(f"`augmentation` must be two numbers in 0..1, of alpha and of beta; got {augmentation!r}.")
+        raise ValueError(f"`augmentation` must be two numbers in 0..1, for alpha and beta; got {augmentation!r}.")
     return float(numbers[0]), float(numbers[1])
 
 
@@ -211,7 +211,7 @@ def check_draws(draws: Tensor | None, images: Tensor) -> Tensor | None:
     if draws is None:
         return None
     if draws.device.type == "cpu" and not bool(((draws >= 0) & (draws <= 1)).all()):
-        raise ValueError("`draws` must lie in 0..1; got some beyond, or NaN. Draw them with torch.rand.")
+        raise ValueError("`draws` must lie in 0..1; got values outside, or NaN. Draw them with torch.rand.")
     return draws.to(images.device, non_blocking=True)
 
 

@@ -1,4 +1,4 @@
-"""The passes of each backend: C++ on the CPU, CuPy and Triton on NVIDIA GPUs, or none: the exact definition."""
+"""The passes of each backend: C++ on the CPU, CuPy and Triton on NVIDIA GPUs, or none for the exact definition."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def passes_of(images: Tensor, backend: str) -> Passes | None:
     """The passes for `images`; None for the exact definition.
 
     Raises:
-        BackendError: the backend asked for cannot run here.
+        BackendError: the requested backend cannot run here.
     """
     return backends.choose("stain_normalize", backend, images)()
 
 
 class GpuPasses(TorchPasses):
-    """The apply pass by Triton; the counts by CuPy, or by torch without CuPy and in the interpreter."""
+    """The apply pass in Triton; the counts in CuPy, or in torch without CuPy and in the interpreter."""
 
     def __init__(self) -> None:
         from ...kernels import stain_apply_triton
@@ -76,7 +76,7 @@ def _mask(mask: Mask) -> tuple[int, int, Tensor | None, float]:
 
 
 def _blocks(pixels: Pixels) -> int:
-    """Blocks an image: enough to fill a GPU with a batch, few enough that emptying their histograms is no burden."""
+    """Blocks per image: enough that a batch fills a GPU, few enough that clearing their histograms is cheap."""
     return max(1, min(pixels.size // 16384, 264 // pixels.batch + 1))
 
 

@@ -1,8 +1,8 @@
-"""Vahadane's dictionary on weighted colours: deterministic, and the same from every start.
+"""Vahadane's dictionary on weighted colours: deterministic.
 
-A step needs the sums of c c^T and x c^T alone, so all pixels of one colour count as one with a weight. Colours of 7
-bits a channel, each at its pixels' mean, move the vectors by a few thousandths of a degree. Several starts run on
-larger cells; the best of them is finished on the colours.
+A step needs only the sums of c c^T and x c^T, so all pixels of one colour count as one weighted pixel. Colours of 7
+bits per channel, each at the mean of its pixels, move the vectors by a few thousandths of a degree. Several starts run
+on larger cells; the best of them is refined on the colours.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .passes import Mask, Passes
 from .pixels import Pixels
 
 _ITERATIONS, _TOLERANCE = 2000, 1e-6
-# Stains as most slides have them, Ruifrok's, and a pair far from both.
+# Typical stains, Ruifrok's stains, and a pair far from both.
 STARTS = (HEMATOXYLIN_EOSIN, RUIFROK, ((0.8, 0.1), (0.5, 0.7), (0.3, 0.7)))
 
 
 def vahadane(passes: Passes, pixels: Pixels, mask: Mask, convention: Convention, pooled: bool) -> Tensor:
-    """Float64 [B, 3, 2], in no order; [1, 3, 2] with `pooled`."""
+    """Float64 [B, 3, 2], unordered; [1, 3, 2] with `pooled`."""
     if pooled:
         found = [passes.colours(pixels, mask)]
     else:
@@ -36,7 +36,7 @@ def mask_of_one(mask: Mask, b: int) -> Mask:
 
 
 def mean_densities(bins: Tensor, counts: Tensor, convention: Convention) -> Tensor:
-    """Mean densities float64 [N, 3] of 7-bit colours [N] with counts [N, 4]: a bin has two levels, so this is exact."""
+    """Mean densities float64 [N, 3] of 7-bit colours [N] with counts [N, 4]; exact, because a bin has two levels."""
     table = convention.densities().to(bins.device)
     low = torch.stack([bins >> 14, (bins >> 7) & 127, bins & 127], 1) << 1
     upper = counts[:, 1:].double() / counts[:, :1].clamp(min=1)
@@ -44,13 +44,13 @@ def mean_densities(bins: Tensor, counts: Tensor, convention: Convention) -> Tens
 
 
 def tissue_densities(colours: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
-    """Mean densities float64 [N, 3] and pixels [N] of the colours (`Passes.colours`) that hold tissue."""
+    """Mean densities float64 [N, 3] and pixels [N] of the colours (`Passes.colours`) that contain tissue."""
     kept = colours[colours[:, 5] > 0]
     return mean_densities(kept[:, 0], kept[:, 5:], convention), kept[:, 5].double()
 
 
 def dictionary(density: Tensor, weight: Tensor, starts: tuple[object, ...] = STARTS) -> Tensor:
-    """The best of the dictionaries that the starts lead to, float64 [3, 2] on the CPU."""
+    """The best dictionary over all starts, float64 [3, 2] on the CPU."""
     if len(density) == 0:
         return torch.tensor(HEMATOXYLIN_EOSIN, dtype=torch.float64)
     density, weight = density.cpu(), weight.cpu().contiguous()

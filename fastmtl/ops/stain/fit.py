@@ -1,5 +1,5 @@
-"""Estimate stains from the passes' sums and histograms (a whole batch, without a transfer to the host) or from a table
-of colours."""
+"""Estimate stains from the sums and histograms of the passes (for a whole batch, on its device) or from a table of
+colours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .pixels import Pixels
 
 LEAST_SINE_SQUARE = 1e-3  # two vectors less than 1.8 degrees apart are one stain
 LEAST_CONCENTRATION = 1e-2
-LEAST_SPREAD = 1e-3  # variance of the density, its three channels together: below, the tissue is of one colour
+LEAST_SPREAD = 1e-3  # variance of the density, summed over its channels: below this the tissue has one colour
 
 
 class Stains(NamedTuple):
@@ -31,8 +31,8 @@ class Stains(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """`stains` with `valid` bool [B]: whether there was tissue enough and two stains in it; else they are finite and
-    mean nothing."""
+    """`stains` with `valid` bool [B]: whether there was enough tissue with two stains; if not, the stains are finite
+    but meaningless."""
 
     stains: Stains
     valid: Tensor
@@ -45,7 +45,7 @@ def table(convention: Convention, device: torch.device) -> Tensor:
 
 
 def mask_of(pixels: Pixels, convention: Convention) -> Mask:
-    """The convention's tissue as the passes take it."""
+    """The convention's tissue mask as an argument of the passes."""
     densities = convention.densities()
     if convention.tissue == "all":
         return Mask(1, limit=int((densities >= convention.threshold).sum()) - 1)
@@ -66,7 +66,7 @@ def mask_of(pixels: Pixels, convention: Convention) -> Mask:
 
 
 def principal_plane(moments: Tensor, centred: bool) -> Tensor:
-    """The second and the leading eigenvector, float64 [B, 2, 3]; the leading one points to where the tissue is."""
+    """The second and the leading eigenvector, float64 [B, 2, 3]; the leading one points towards the tissue."""
     number = moments[:, :1].clamp(min=1)
     mean, products = moments[:, 1:4] / number, moments[:, 4:] / number
     square = products[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].view(-1, 3, 3)
@@ -85,7 +85,7 @@ def spread(moments: Tensor) -> Tensor:
 
 
 def eigenvectors(A: Tensor, sweeps: int = 8) -> Tensor:
-    """Columns by rising eigenvalue of symmetric A [B, 3, 3], by Jacobi's rotations: nothing here waits for a GPU."""
+    """Columns by rising eigenvalue of symmetric A [B, 3, 3], by Jacobi rotations, without waiting for a GPU."""
     A, V = A.clone(), torch.eye(3, dtype=A.dtype, device=A.device).repeat(len(A), 1, 1)
     for _ in range(sweeps):
         for p, q in ((0, 1), (0, 2), (1, 2)):
@@ -103,7 +103,7 @@ def eigenvectors(A: Tensor, sweeps: int = 8) -> Tensor:
 
 
 def quantiles(counts: Tensor, q: Tensor, nearest: bool) -> Tensor:
-    """Where in the histograms [..., bins] the quantiles q (broadcast to [..., Q]) stand, in bins from 0; float64."""
+    """Positions of the quantiles q (broadcast to [..., Q]) in the histograms [..., bins], in bins from 0; float64."""
     below = counts.cumsum(-1, dtype=torch.int64)
     rank = q * (below[..., -1:] - 1).clamp(min=0).double()
     rank = rank.round() if nearest else rank
@@ -132,7 +132,7 @@ def solver(vectors: Tensor, convention: Convention) -> tuple[Tensor, Tensor | No
 
 
 def inverse(vectors: Tensor) -> Tensor:
-    """The least-squares inverse of [B, 3, 2], [B, 2, 3]; large numbers instead of infinite ones for equal vectors."""
+    """The least-squares inverse of [B, 3, 2], [B, 2, 3]; large instead of infinite numbers for equal vectors."""
     gram = vectors.mT @ vectors
     a, b, c = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
     determinant = (a * c - b * b).clamp(min=1e-9)
@@ -165,7 +165,7 @@ def estimate(
     min_tissue: int,
     pooled: bool = False,
 ) -> Estimate:
-    """Stains of every image, or with `pooled` one for all of them together ([1, ...])."""
+    """Stains of every image, or with `pooled` of all images together ([1, ...])."""
     mask, densities = mask_of(pixels, convention), table(convention, pixels.images.device)
     moments = passes.moments(pixels, densities, mask)
     moments = moments.sum(0, keepdim=True) if pooled else moments
@@ -193,7 +193,7 @@ def estimate(
 
 
 def are_two(stains: Stains) -> Tensor:
-    """Bool [B]: whether the vectors are finite and of two stains, both of which there is some of."""
+    """Bool [B]: whether the vectors are finite and of two stains, and the image contains both."""
     return are_apart(stains.vectors) & (stains.maxima > LEAST_CONCENTRATION).all(1)
 
 
@@ -229,7 +229,7 @@ def from_colours(colours: Tensor, method: str, convention: Convention, min_tissu
 
 
 def _macenko_of_colours(density: Tensor, weight: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
-    """Vectors [3, 2], and how many pixels stand behind them."""
+    """Vectors [3, 2], and the number of pixels they were estimated from."""
     total = weight.sum().clamp(min=1)
     mean = (density * weight[:, None]).sum(0) / total
     about = density - mean if convention.centred else density
@@ -246,7 +246,7 @@ def _macenko_of_colours(density: Tensor, weight: Tensor, convention: Convention)
 
 
 def _weighted_quantile(values: Tensor, weight: Tensor, q: float) -> Tensor:
-    """The value at rank q (n - 1) of what each value stands for; 0 of nothing."""
+    """The value at rank q (n - 1), each value repeated by its count; 0 if there are none."""
     if len(values) == 0:
         return values.new_zeros(())
     order = values.argsort()

@@ -1,5 +1,5 @@
-"""Reinhard's colour transfer: each channel of a perceptual space is moved and scaled to the target's mean and
-spread."""
+"""Reinhard's colour transfer: each channel of a perceptual space is shifted and scaled to the target's mean and
+standard deviation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPACES = {"cie": (0, False), "cie 8 bit": (0, True), "ruderman": (1, False)}
 
 
 def statistics(pixels: Pixels, convention: Convention, on_cpu: bool) -> tuple[Tensor, Tensor]:
-    """Means and standard deviations of the three channels, float64 [B, 3] each, over what is inside; and see
+    """Means and standard deviations of the three channels, float64 [B, 3] each, over the pixels inside; see also
     `valid`."""
     space, eight_bit = _SPACES[str(convention.lab)]
     if on_cpu:
@@ -40,7 +40,7 @@ def statistics(pixels: Pixels, convention: Convention, on_cpu: bool) -> tuple[Te
 
 
 def valid(deviation: Tensor) -> Tensor:
-    """Bool [B]: whether there is any spread to scale; a blank or one-colour tile has none."""
+    """Bool [B]: whether the standard deviations are above 0; those of a blank or one-colour tile are not."""
     return (deviation > 1e-3).all(1)
 
 

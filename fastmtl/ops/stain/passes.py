@@ -1,6 +1,6 @@
-"""The passes over pixels that every stain method is made of, by plain torch on any device and by C++ on the CPU.
+"""The passes over pixels that all stain methods use, in plain torch on any device and in C++ on the CPU.
 
-The small arithmetic between the passes is the same for all (`_stain_fit.py`, `_stain_recipes.py`).
+All of them share the small computations between the passes (`fit.py`, `recipes.py`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..core.pointers import address, num_threads
 from .pixels import Pixels, describe_output
 
 ANGLE_BINS, CONCENTRATION_BINS = 16384, 8192  # as csrc/stain/stain.hpp
-_LOCAL = threading.local()  # each thread keeps its table of zeros: fresh pages take as long as a tile
-_CHUNK = 65536  # pixels whose moments are added up by one thread
+_LOCAL = threading.local()  # each thread keeps its table of zeros, because fresh pages take as long as a tile
+_CHUNK = 65536  # pixels whose moments one thread sums
 
 
 class Mask(NamedTuple):
@@ -31,7 +31,7 @@ class Mask(NamedTuple):
 
 
 class Passes(Protocol):
-    """What a device must be able to do. `table`: float32 [256], the densities of the grey levels."""
+    """The passes that a device implements. `table`: float32 [256], the densities of the grey levels."""
 
     def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
         """Float64 [B, 10]: tissue pixels, sums of density, sums of products rr rg rb gg gb bb."""
@@ -49,7 +49,7 @@ class Passes(Protocol):
 
     def colours(self, pixels: Pixels, mask: Mask) -> Tensor:
         """Int64 [N, 9] of all images together, sorted: 7-bit colour, its pixels, sums of their last bits r, g, b, and
-        the same four of its tissue."""
+        the same four numbers of its tissue."""
         ...
 
     def apply(self, pixels: Pixels, table: Tensor, recipes: Tensor, lasso: bool, out: Tensor, half_up: bool) -> None:
@@ -102,7 +102,7 @@ class CppPasses:
         index = getattr(_LOCAL, "index", None)
         if index is None:
             index = np.zeros(2**21, np.int32)
-        _LOCAL.index = None  # an error below leaves it dirty
+        _LOCAL.index = None  # an error below would leave it non-zero
         entries = np.empty((min(2**21, pixels.batch * pixels.size), 9), np.int64)
         used = backends.extension().stain_colours(
             pixels.describe(), *_mask(mask), index.ctypes.data, entries.ctypes.data, 0
@@ -123,7 +123,7 @@ def _mask(mask: Mask) -> tuple[int, int, int, float]:
 
 
 def _histograms(pixels: Pixels, *shape: int) -> tuple[int, Tensor]:
-    """How many threads share an image, and zeros for each of them."""
+    """The number of threads per image, and zeros for each of them."""
     slots = max(1, min(num_threads() // pixels.batch, pixels.size // 4096))
     return slots, torch.zeros(pixels.batch, slots, *shape, dtype=torch.int32)
 
@@ -133,7 +133,7 @@ def _total(counts: Tensor) -> Tensor:
 
 
 class TorchPasses:
-    """On any device, in many small kernels: where there is no better one, and to hold the others to."""
+    """On any device, in many small kernels: the fallback, and the reference for the other implementations."""
 
     def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
         x = torch.where(tissue(pixels, mask)[:, None], table[pixels.planes().int()], 0.0).double()  # [B, 3, N]
@@ -222,7 +222,7 @@ def lasso_pair(b: Tensor, lasso: Tensor) -> Tensor:
 
 
 def _count(bins: Tensor, size: int) -> Tensor:
-    """How often each of 0 .. size - 1 stands along the last dim; `size` itself is dropped."""
+    """How often each of 0 .. size - 1 occurs along the last dim; `size` itself is dropped."""
     counts = torch.zeros(*bins.shape[:-1], size + 1, dtype=torch.int32, device=bins.device)
     counts.scatter_add_(-1, bins.long(), torch.ones((), dtype=torch.int32, device=bins.device).expand(bins.shape))
     return counts[..., :-1]

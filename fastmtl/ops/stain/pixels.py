@@ -15,7 +15,7 @@ _OUTPUTS = Recycled()
 
 
 class Pixels(NamedTuple):
-    """Uint8 RGB [B, 3, H, W] in any layout whose pixels have one stride, and what of it is an image."""
+    """Uint8 RGB [B, 3, H, W] in any layout whose pixels have one stride, and which pixels belong to the image."""
 
     images: Tensor
     inside: Tensor | None  # uint8 [B, H, W], contiguous
@@ -30,7 +30,7 @@ class Pixels(NamedTuple):
         return self.images.shape[2] * self.images.shape[3]
 
     def describe(self) -> tuple[int, ...]:
-        """As csrc/bindings/stain.cpp wants it."""
+        """As csrc/bindings/stain.cpp expects it."""
         images = self.images
         strides = (images.stride(0), images.stride(1), images.stride(3))
         return (images.data_ptr(), self.batch, self.size, *strides, address(self.inside))
@@ -40,7 +40,7 @@ class Pixels(NamedTuple):
         return self.images.flatten(2)
 
     def kept(self) -> Tensor | None:
-        """Bool [B, N]: what is inside; None for everything."""
+        """Bool [B, N]: the pixels inside; None: all."""
         return None if self.inside is None else self.inside.flatten(1) != 0
 
     def each(self) -> Iterator[Pixels]:
@@ -50,15 +50,15 @@ class Pixels(NamedTuple):
 
 
 def readable(images: Tensor, inside: Tensor | None) -> Pixels:
-    """Copies only what has no single stride from pixel to pixel."""
+    """Copies only tensors without a single pixel stride."""
     row_after_row = images.stride(2) == images.shape[3] * images.stride(3) or images.shape[2] == 1
     return Pixels(images if row_after_row else images.contiguous(), inside)
 
 
 def new_output(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uninitialised, of the shape and the order of dims in memory that `images` [B, 3, H, W] has."""
+    """An uninitialised tensor with the shape and memory order of `images` [B, 3, H, W]."""
     size, stride = images.shape, output_strides(images)
-    if images.device.type == "cpu":  # fresh pages would take longer than what is written to them
+    if images.device.type == "cpu":  # fresh pages would take longer than writing the output
         return _OUTPUTS.empty_strided(size, stride, dtype, images.device)
     return torch.empty_strided(size, stride, dtype=dtype, device=images.device)
 
@@ -71,5 +71,5 @@ def output_strides(images: Tensor) -> tuple[int, ...]:
 
 
 def describe_output(out: Tensor, half_up: bool) -> tuple[int, ...]:
-    """As csrc/bindings/stain.cpp wants it."""
+    """As csrc/bindings/stain.cpp expects it."""
     return (out.data_ptr(), element(out), out.stride(0), out.stride(1), out.stride(3), int(half_up))

@@ -1,4 +1,4 @@
-"""One row of numbers per image that takes densities to finished pixels; its layout stands in csrc/stain/stain.hpp."""
+"""One row of numbers per image that maps densities to output pixels; csrc/stain/stain.hpp has its layout."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ...reference.stain_normalize import complemented
 from .fit import Stains, inverse, solver
 
 OUTSIDE = 240.0
-"""Grey level of what is not `inside`: empty glass."""
+"""Grey level of the pixels that are not `inside`: empty glass."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What follows a normalised pixel in 0..255.
+    """What happens to a normalised pixel in 0..255.
 
     Attributes:
         mean: RGB in 0..1, with `std`; None leaves grey levels as they are.
         std: likewise.
-        colour: float32 [B, 3, 4], RGB 0..255 and 1 -> RGB 0..255, clipped to 0..255 after it.
+        colour: float32 [B, 3, 4], RGB 0..255 and 1 -> RGB 0..255, then clipped to 0..255.
     """
 
     mean: Sequence[float] | None = None
@@ -62,8 +62,8 @@ def restaining(
 ) -> Tensor:
     """Float32 [B, 44].
 
-    as_is: bool [B], images that stay as they are. only: the one stain that is kept. alpha, beta: float64 [B, 2],
-    factors and addends of the concentrations, after they were scaled to the target's.
+    as_is: bool [B], images returned unchanged. only: the one stain to keep. alpha, beta: float64 [B, 2], factors and
+    addends of the concentrations after scaling to the target's.
     """
     batch, device = len(source.vectors), source.vectors.device
     factor = target.maxima / source.maxima if convention.scaled else torch.ones_like(source.maxima)

@@ -1,5 +1,4 @@
-"""Estimate where nothing is given, fall back where nothing can be estimated, apply: what the op and the loader
-share."""
+"""Estimate stains that are not given, fall back if that is impossible, apply: shared by the op and the loader."""
 
 from __future__ import annotations
 
@@ -23,16 +22,16 @@ _EXACT = TorchPasses()  # densities and stains in float64 come first; what is le
 
 
 class Normalised(NamedTuple):
-    """What a normalisation made.
+    """The result of a normalisation.
 
     Attributes:
-        images: the normalised images, in the layout they came in.
+        images: the normalised images, in their input layout.
         hematoxylin: images of that stain alone, or None.
         eosin: likewise.
-        stain_matrix: what each image was unmixed with, float64 [B, 3, 2]: columns hematoxylin, eosin. For Reinhard
-            None.
-        max_concentration: the 99th percentiles of the concentrations, float64 [B, 2]. For Reinhard None.
-        fell_back: bool [B]: images with too little tissue, or not two stains, for an estimate of their own.
+        stain_matrix: the matrix each image was unmixed with, float64 [B, 3, 2]: columns hematoxylin, eosin. None for
+            Reinhard.
+        max_concentration: the 99th percentiles of the concentrations, float64 [B, 2]. None for Reinhard.
+        fell_back: bool [B]: images with too little tissue, or without two stains, for an estimate.
     """
 
     images: Tensor
@@ -43,22 +42,22 @@ class Normalised(NamedTuple):
     fell_back: Tensor
 
     def interleaved(self) -> Normalised:
-        """With images [B, H, W, 3] of the same memory."""
+        """With the images as [B, H, W, 3], on the same memory."""
         hematoxylin, eosin = (part if part is None else part.permute(0, 2, 3, 1) for part in self[1:3])
         return self._replace(images=self.images.permute(0, 2, 3, 1), hematoxylin=hematoxylin, eosin=eosin)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same from batch to batch.
+    """The settings that are the same for all batches.
 
     Attributes:
         method: one of `METHODS`.
         convention: how to go from grey levels to stains and back.
-        target: the stains to give; for Reinhard's methods means and standard deviations, float64 [1, 3] each.
-        min_tissue: pixels of tissue that an estimate needs.
-        fallback: "reference": an image without an estimate is unmixed with the target's own stains, and so keeps its
-            look; "pass": it stays as it is.
+        target: the target stains; for Reinhard's methods means and standard deviations, float64 [1, 3] each.
+        min_tissue: least number of tissue pixels for an estimate.
+        fallback: "reference": an image without an estimate is unmixed with the target's stains, and so keeps its look;
+            "pass": it is returned unchanged.
         dtype: of the output.
     """
 
@@ -80,7 +79,7 @@ class Run:
         alpha: Tensor | None = None,
         beta: Tensor | None = None,
     ) -> Normalised:
-        """given: stains known beforehand, where `valid`; what is not valid there falls back without another look."""
+        """given: known stains, where `valid`; images that are not valid fall back without an estimate."""
         if self.method in LAB:
             return self._transfer(passes, pixels, output)
         found = given or self.fit(passes, pixels)
@@ -118,7 +117,7 @@ class Run:
         return estimate(passes, pixels, self.method, self.convention, min_tissue=self.min_tissue, pooled=pooled)
 
     def measure(self, passes: Passes | None, pixels: Pixels, vectors: Tensor) -> Estimate:
-        """The concentrations of each image under known vectors [B, 3, 2]; not valid where these are no two stains."""
+        """The concentrations of each image under known vectors [B, 3, 2]; not valid if these are not two stains."""
         apart = are_apart(vectors)
         vectors = torch.where(apart[:, None, None], vectors, self.target[0].to(vectors.device))  # else none to solve
         if passes is None:

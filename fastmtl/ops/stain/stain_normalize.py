@@ -1,6 +1,6 @@
-"""Stain normalisation of uint8 batches: few passes over each tile, the last of which writes the network's input.
+"""Stain normalisation of uint8 batches: a few passes over each tile; the last one writes the network's input.
 
-The whole is one `torch.library` op: torch.compile sees its inputs, its outputs and their shapes.
+It is one `torch.library` op: torch.compile sees only its inputs, its outputs and their shapes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def stain_normalize(
 
 
 @torch.no_grad()
-def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the options a third time would say no more
+def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the second overload does not repeat the options
     images: Tensor,
     method: str = "macenko",
     *,
@@ -87,45 +87,47 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the optio
     fallback: str = "reference",
     backend: str = "auto",
 ) -> Tensor | Normalised:
-    """Give every image the target's stains; each is estimated from its own pixels, or all from one known matrix.
+    """Give every image the target's stains; the stains of an image are estimated from its pixels, or given.
 
     With optical densities od = -ln(I / Io), stain vectors S [3, 2] and concentrations c of an image, T the target's:
-        c = argmin |od - S c|^2 (non-negative where the convention says so)
+        c = argmin |od - S c|^2 (non-negative if the convention requires it)
         out = Io exp(-T (c * target_max / max)),   max = 99th percentile of c over the image
     Macenko: S are the 1st and 99th percentile of the angles of tissue in the plane of the two leading eigenvectors.
     Vahadane: S is the non-negative sparse dictionary of two atoms (penalty 0.1), deterministic. Ruifrok: S is fixed.
     Reinhard: means and standard deviations of LAB become the target's; modified: L is stretched, a and b are shifted.
 
     Args:
-        images: uint8 RGB [B, 3, H, W] or [B, H, W, 3] in any memory order; where both dims are 3 the first counts.
+        images: uint8 RGB [B, 3, H, W] or [B, H, W, 3] in any memory order; if both dims are 3, dim 1 is the colour.
         method: "macenko", "vahadane", "ruifrok", "reinhard" or "modified_reinhard".
-        convention: whose optical density, tissue mask, solver, percentiles and rounding: "torchstain", "staintools",
-            "tiatoolbox", "cucim", "histomicstk". The table stands in docs/stain.md.
-        stain_matrix: [3, 2] or [B, 3, 2], columns hematoxylin and eosin, rows R, G, B: used instead of an estimate.
-        max_concentration: [2] or [B, 2], above 0, with `stain_matrix`; without it measured on each image.
-        target: what the images shall look like. None: Macenko's reference stains. A pair (stain matrix [3, 2], 99th
-            percentiles [2]); for Reinhard's methods (means [3], standard deviations [3]) of LAB. Or an image, uint8
-            [3, H, W] or [H, W, 3], a NumPy array or a PIL image, that these are estimated from: each call anew, so that
-            a loop takes its numbers (`data.StainNormalizer`). Under torch.compile numbers.
+        convention: the library whose optical density, tissue mask, solver, percentiles and rounding to use:
+            "torchstain", "staintools", "tiatoolbox", "cucim", "histomicstk". docs/stain.md compares them.
+        stain_matrix: [3, 2] or [B, 3, 2], columns hematoxylin and eosin, rows R, G, B; replaces the estimate.
+        max_concentration: [2] or [B, 2], above 0, only with `stain_matrix`; None: measured on each image.
+        target: the look to give the images. None: Macenko's reference stains. A pair (stain matrix [3, 2], 99th
+            percentiles [2]); for Reinhard's methods (means [3], standard deviations [3]) of LAB. Or an image to
+            estimate these from: uint8 [3, H, W] or [H, W, 3], a NumPy array or a PIL image. Every call estimates again,
+            so pass numbers in a loop (`data.StainNormalizer`) and under torch.compile.
         dtype: uint8, float16, bfloat16 or float32. Default: uint8, or float32 with `mean` and `std`.
         mean, std: of RGB in 0..1, each in 0..1, std 1e-4 or more: out = (out / 255 - mean) / std in the same pass.
             Without them, grey levels 0..255.
-        return_stains: also return stain images, matrices and what fell back.
-        inside: bool or uint8 [B, H, W]; what is False there takes part in no estimate and becomes grey level 240.
-        min_tissue: pixels of tissue that an estimate needs; 2 or more.
-        fallback: what an image with less, or without two stains, does. "reference": it is unmixed with the target's own
-            stains, and so hardly changes; "pass": it stays as it is. Never raises, never gives NaN.
+        return_stains: also return stain images, matrices and which images fell back.
+        inside: bool or uint8 [B, H, W]; pixels where it is False are left out of every estimate and become grey level
+            240.
+        min_tissue: least number of tissue pixels for an estimate; 2 or more.
+        fallback: what happens to an image with less tissue, or without two stains. "reference": it is unmixed with the
+            target's stains, and so hardly changes; "pass": it is returned unchanged. Such images never raise and never
+            become NaN.
         backend: "auto", "cpp" (CPU), "triton" (NVIDIA; histograms by CuPy where installed) or "reference" (estimates
-            exact per pixel in float64; else they are exact to a bin of the histograms).
+            exact per pixel in float64; the other backends are exact to a histogram bin).
 
     Returns:
-        The images in the layout they came in; with `return_stains` a `Normalised`. Deterministic, whatever the number
-        of threads. Nothing here waits for a GPU, but for "vahadane" and "tiatoolbox".
+        The images in their input layout; with `return_stains` a `Normalised`. Deterministic for any number of threads.
+        Only "vahadane" and "tiatoolbox" wait for a GPU.
 
     Raises:
-        ValueError: a shape, dtype, device, name or range that does not fit.
-        TypeError: something that should be a tensor is not one.
-        BackendError: the backend asked for cannot run here.
+        ValueError: an invalid shape, dtype, device, name or range.
+        TypeError: an argument that must be a tensor is not one.
+        BackendError: the requested backend cannot run here.
 
     Sources: Macenko et al. 2009; Vahadane et al. 2016; Ruifrok and Johnston 2001; Reinhard et al. 2001; modified: Roy
     et al. 2021.
@@ -156,13 +158,13 @@ def _call(
     target: Stains | tuple[Tensor, Tensor],
     run: tuple[str, str, torch.dtype, tuple[float, ...] | None, tuple[float, ...] | None, bool, int, str, str],
 ) -> Normalised:
-    """The op's list as a `Normalised`; with `return_stains` False all but the images is None or empty.
+    """The op's list as a `Normalised`; without `return_stains` every field except the images is None or empty.
 
     Args:
         images: uint8 [B, 3, H, W]; inside: uint8 [B, H, W] or None.
-        given: stain vectors float64 [B, 3, 2] and 99th percentiles [B, 2], either None where it is to be measured.
-        target: as `Run`'s.
-        run: the schema's other arguments, in its order.
+        given: stain vectors float64 [B, 3, 2] and 99th percentiles [B, 2], either None if it must be measured.
+        target: as in `Run`.
+        run: the other arguments of the schema, in order.
     """
     parts = torch.ops.fastmtl.stain_normalize(images, inside, *given, *target, *run)
     if len(parts) == 1:

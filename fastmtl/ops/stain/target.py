@@ -1,4 +1,4 @@
-"""What images are normalised to: numbers, an image, or a default."""
+"""The target of a normalisation: numbers, an image, or a default."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .run import Run
 def resolve_target(
     target: TargetLike, method: str, convention: Convention, backend: str = "auto"
 ) -> Stains | tuple[Tensor, Tensor]:
-    """The target's numbers: given, estimated from an image, or the default."""
+    """The numbers of the target: given, estimated from an image, or the default."""
     if target is None:
         if method in LAB:
             raise ValueError(
@@ -40,7 +40,9 @@ def resolve_target(
         run = Run(method, convention, default_target(convention), 2, "pass", torch.uint8)
         found = run.fit(passes, pixels)
         if not bool(found.valid):
-            raise ValueError("`target` has no two stains to estimate: it is blank or of one colour. Choose another.")
+            raise ValueError(
+                "`target` has no two stains to estimate: it is blank or has one colour. Choose another image."
+            )
         return found.stains
     if not isinstance(given, Sequence) or len(given) != 2:
         raise TypeError(
@@ -62,7 +64,7 @@ def resolve_target(
 
 
 def _check_numbers(first: Tensor, second: Tensor, method: str) -> None:
-    """Refuse what would give a black or empty picture."""
+    """Refuse numbers that would give a black or empty image."""
     name = "standard deviations" if method in LAB else "99th percentiles"
     if not (first.isfinite().all() and second.isfinite().all() and (second > 0).all()):
         raise ValueError(
@@ -73,7 +75,7 @@ def _check_numbers(first: Tensor, second: Tensor, method: str) -> None:
 
 
 def default_target(convention: Convention) -> Stains:
-    """Macenko's reference stains; for HistomicsTK Ruifrok's vectors, its own default."""
+    """Macenko's reference stains; for HistomicsTK its default, Ruifrok's vectors."""
     vectors = RUIFROK if convention.solver == "complement" else HEMATOXYLIN_EOSIN
     return Stains(
         torch.tensor(vectors, dtype=torch.float64)[None], torch.tensor(MAX_CONCENTRATION, dtype=torch.float64)[None]
