@@ -1,6 +1,6 @@
 """The processes of one training run, as `torchrun` starts them: their ranks and their communication.
 
-Everything here works with one process too, without any communication. Gloo sends CPU tensors, NCCL GPU ones.
+Everything here also works with one process, without communication. Gloo sends CPU tensors, NCCL sends GPU tensors.
 """
 
 from __future__ import annotations
@@ -19,28 +19,26 @@ from .errors import UserError
 
 K = TypeVar("K")
 T = TypeVar("T")
-_TIMEOUT = timedelta(
-    minutes=10
-)  # for a rank that is alive and does not answer; one that has ended is noticed immediately
+_TIMEOUT = timedelta(minutes=10)  # for a rank that runs but does not answer; one that ended is noticed at once
 
 
 class LostRank(UserError, RuntimeError):
-    """Another rank of this training has ended."""
+    """Another rank of this training run has ended."""
 
 
 class Distributable(Protocol):
-    """What averages gradients itself; see `protocols.Balancer`."""
+    """An object that averages gradients itself; see `protocols.Balancer`."""
 
     def distribute(self, model: nn.Module, *, method: str) -> object: ...
 
 
 class World:
-    """This process among those that train one model.
+    """The processes that train one model, as seen from this process.
 
     Args:
-        rank: from 0; the one that writes and prints.
-        size: how many they are.
-        local_rank: of this machine's, from 0: which GPU is this one's.
+        rank: index of this process; rank 0 writes files and prints.
+        size: number of processes.
+        local_rank: index of this process on its machine, which selects its GPU.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
@@ -49,7 +47,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> World:
-        """From the variables that `torchrun` sets; one process without them."""
+        """Read the environment variables that `torchrun` sets; without them there is one process."""
         return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
 
     @contextmanager
@@ -57,7 +55,7 @@ class World:
         """Inside, the ranks can communicate.
 
         Raises:
-            LostRank: another one has ended.
+            LostRank: another rank has ended.
         """
         if self.size == 1:
             yield
@@ -75,28 +73,28 @@ class World:
             self.close()
 
     def close(self) -> None:
-        """Leave the group; this process continues alone. For rank 0 to evaluate and report after the training."""
+        """Leave the group; this process continues alone. Rank 0 uses it to evaluate and report after training."""
         self._asked = None
         self.size = 1
         if dist.is_initialized():
             dist.destroy_process_group()
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's `value`, on all ranks; the others wait for it."""
+        """Return rank 0's `value` on all ranks; the others wait for it."""
         shared = [value]
         if self.size > 1:
             dist.broadcast_object_list(shared, src=0)
         return shared[0]
 
     def gather_entries(self, own: Mapping[K, T]) -> dict[K, T]:
-        """The entries of all ranks, on all ranks; where several have a key, the last rank's."""
+        """Return the entries of all ranks on all ranks; if several ranks have a key, the last rank wins."""
         parts: list[Mapping[K, T]] = [own] * self.size
         if self.size > 1:
             dist.all_gather_object(parts, dict(own))
         return {key: value for part in parts for key, value in part.items()}
 
     def sum(self, values: Tensor) -> Tensor:
-        """Over the ranks; a new tensor."""
+        """Sum over the ranks; a new tensor if there are several."""
         if self.size == 1:
             return values
         total = values.clone()
@@ -104,7 +102,7 @@ class World:
         return total
 
     def gather(self, values: Tensor) -> Tensor:
-        """[ranks, *shape]: each rank's."""
+        """[ranks, *shape]: the `values` of every rank."""
         parts = [torch.empty_like(values) for _ in range(self.size)]
         if self.size == 1:
             return values[None]
@@ -112,8 +110,8 @@ class World:
         return torch.stack(parts)
 
     def stopping(self, requested: bool) -> bool:
-        """Whether a rank was asked to stop; the same answer everywhere. With several it is that of one call ago, so
-        that no rank waits for the others at every step."""
+        """Whether any rank was asked to stop; all ranks get the same answer. With several ranks it is the answer of the
+        previous call, so that no rank waits for the others at every step."""
         if self.size == 1:
             return requested
         flag = torch.tensor([int(requested)])
@@ -128,8 +126,8 @@ class World:
         return dict(losses) if self.size == 1 else global_losses(losses, counts)
 
     def share_statistics(self, model: nn.Module) -> None:
-        """Running statistics of BatchNorm become their means over the ranks, so that all ranks evaluate one model;
-        frozen ones, which are the same everywhere, are left alone: their mean could be off by a bit."""
+        """Average the running statistics of BatchNorm over the ranks, so that all ranks evaluate the same model. Frozen
+        layers are skipped: their statistics are equal on all ranks, and averaging could change them by rounding."""
         if self.size == 1:
             return
         kind = nn.modules.batchnorm._NormBase
@@ -142,8 +140,8 @@ class World:
                 tensor.copy_(part)
 
     def distribute(self, balancer: Distributable, model: nn.Module) -> None:
-        """Let `balancer` balance the gradients of all ranks. State that could be divided among the ranks is kept whole,
-        because rank 0 alone writes checkpoints."""
+        """Let `balancer` balance the gradients of all ranks. State that could be split over the ranks is kept whole,
+        because only rank 0 writes checkpoints."""
         if self.size > 1:
             balancer.distribute(
                 model, method="all_reduce" if getattr(balancer, "split_state", ()) else "reduce_scatter"
@@ -156,24 +154,24 @@ _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 def global_losses(
     losses: Mapping[str, Tensor], counts: Tensor, *, total: Tensor | None = None, group: dist.ProcessGroup | None = None
 ) -> dict[str, Tensor]:
-    r"""Means over this rank's labelled samples -> losses whose mean over the ranks is that over all labelled samples.
+    r"""Scale losses so that their mean over the ranks is the mean over the labelled samples of all ranks.
 
     :math:`L_k n_k R / \sum_r n_k^{(r)}` for R ranks; a task without labels on any rank gets 0 L_k. Without
-    `torch.distributed` R is 1. A loss without labels must be 0, not NaN. A loss that is not finite on one rank is NaN
-    on all of them, so that all skip the step.
+    `torch.distributed` R is 1. The loss of a task without labels must be 0, not NaN. A loss that is not finite on one
+    rank becomes NaN on all ranks, so that all skip the step.
 
     Args:
-        losses: task -> mean loss over this rank's labelled samples, in this micro-batch.
-        counts: [K] how many those are, on the losses' device: `batch.has_label.sum(0)`.
-        total: [K] labelled samples of all this step's micro-batches on this rank; `counts` if None. The micro-batches'
-            losses then add up to the step's.
-        group: process group; None is the default one.
+        losses: task -> mean loss over this rank's labelled samples in this micro-batch.
+        counts: [K] number of these samples, on the losses' device: `batch.has_label.sum(0)`.
+        total: [K] number of labelled samples in all micro-batches of this step on this rank; `counts` if None. The sum
+            of the micro-batches' losses is then the loss of the step.
+        group: process group; None uses the default group.
 
     Returns:
-        task -> loss, for a distributed balancer's `backward`.
+        task -> loss with a graph, for the `backward` of a distributed balancer.
 
     Raises:
-        ValueError: counts is not [K].
+        ValueError: `counts` or `total` is not [K].
 
     >>> means = {"a": torch.tensor(3.0), "b": torch.tensor(5.0)}
     >>> global_losses(means, torch.tensor([2, 1]), total=torch.tensor([4, 1]))

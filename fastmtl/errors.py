@@ -1,4 +1,4 @@
-"""The base of all errors that a user can act on, and the reason in an error of reading a file."""
+"""The base of all errors that a user can act on, and the reason why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class UserError(Exception):
 
 
 def reason_of(error: Exception) -> str:
-    """One line on why a file cannot be read, for a list of damaged files.
+    """One line that says why a file cannot be read, for a list of damaged files.
 
     Raises:
-        Exception: `error` itself, if a package is missing or the machine lacks memory or open files: the file may be
-            fine then, and leaving it out would be wrong.
+        Exception: `error` itself, if a package is missing or the machine has run out of memory or open files: the file
+            may be intact then and must not be excluded.
     """
     cause: BaseException | None = error
     while cause is not None:

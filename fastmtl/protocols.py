@@ -1,4 +1,4 @@
-"""What the trainer expects of batches, models, tasks, balancers, loaders and observers.
+"""The interfaces that the trainer expects: batches, models, tasks, balancers, loaders and observers.
 
 Shape suffixes: B samples, K tasks, H and W pixels, M metadata values.
 """
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """What the loader gives a task, and the column of the data set that it comes from.
+    """The target of a task: what the loader returns, and the column of the data set that it comes from.
 
     Attributes:
         kind: one of
 
             - "mask": uint8 [B, 1, H, W] of 0 and 1.
-            - "masks": uint8 [B, size, H, W] of 0 and 1, one map a structure; they may overlap.
+            - "masks": uint8 [B, size, H, W] of 0 and 1, one map per structure; maps may overlap.
             - "classes": uint8 [B, 1, H, W] of class indices, resampled by nearest neighbour.
             - "label": int64 [B], a class index.
             - "number": float32 [B].
             - "vector": float32 [B, size].
-            - "box": float32 [B, 4], centre x, centre y, width, height in 0..1 of the image the network sees; it follows
-              the image's geometry.
-            - "pair": int64 [B], the row of the sample's partner in the batch, as the sampler of pairs drew them.
-            - "none": nothing; the task learns from the images alone.
-        column: of the data set; "" is the tile's own mask or label.
-        size: channels of "masks", length of "vector".
+            - "box": float32 [B, 4], centre x, centre y, width, height as fractions (0..1) of the network's input image;
+              geometric augmentations apply to it.
+            - "pair": int64 [B], the row of the sample's partner in the batch, as drawn by the pair sampler.
+            - "none": no target; the task learns from the images alone.
+        column: column of the data set; "" is the tile's own mask or label.
+        size: number of channels of "masks", length of "vector".
 
-    A sample without the value has 0 there (a label -100, a pair -1) and False in `Batch.has_label`.
+    A sample without a value has the target 0 (a label -100, a pair -1) and False in `Batch.has_label`.
     """
 
     kind: Literal["mask", "masks", "classes", "label", "number", "vector", "box", "pair", "none"]
@@ -61,10 +61,10 @@ class Batch:
     Attributes:
         images: [B, 3, H, W] float32 or float16, normalised.
         targets: task name -> target; maps ([B, 1, H, W]) and labels ([B]) keep their integer dtype.
-        has_label: bool [B, K], which tasks each sample has a label for; columns in the order of the tasks.
+        has_label: bool [B, K], whether each sample has a label for each task; columns in the order of the tasks.
         metadata: named [B, ...] tensors, for example a FiLM vector [B, M] or slide positions.
         ids: the B samples' names.
-        groups: the B samples' patients, or whatever a split keeps together.
+        groups: the B samples' groups (for example patients), which a split keeps together.
     """
 
     images: Tensor
@@ -98,7 +98,7 @@ Batch.__init__ = accept_renamed(present="has_label")(Batch.__init__)
 
 
 class Loader(Protocol):
-    """Yields the batches of one epoch; its state is its position, to the batch."""
+    """Yields the batches of one epoch; its state is its position, exact to the batch."""
 
     def __iter__(self) -> Iterator[Batch]: ...
     def __len__(self) -> int: ...
@@ -128,7 +128,7 @@ class Task(Protocol):
 
     def predict(self, output: Any, batch: Batch | None = None) -> Tensor:
         """The prediction from the model's output: bool masks [B, C, H, W], uint8 class maps [B, 1, H, W], classes
-        int64 [B], numbers or boxes float32 [B, N]. `batch` is for predictions that depend on metadata."""
+        int64 [B], numbers or boxes float32 [B, N]. Only predictions that depend on metadata need `batch`."""
         ...
 
     def metrics(self) -> torchmetrics.MetricCollection: ...
@@ -138,7 +138,7 @@ class Task(Protocol):
         ...
 
     def summary(self, metrics: Any) -> dict[str, Any]:
-        """Numbers by their public names, for summary.json."""
+        """The metrics by their public names, for summary.json."""
         ...
 
 
@@ -169,7 +169,7 @@ class Balancer(Protocol):
         ...
 
     def distribute(self, model: torch.nn.Module, *, method: str) -> object:
-        """Use the gradients of all ranks from now on; called after `load_state_dict` if there are several ranks."""
+        """Combine the gradients of all ranks from now on; called after `load_state_dict` if there are several ranks."""
         ...
 
     def parameters(self) -> Iterable[Parameter]: ...
@@ -189,8 +189,8 @@ class Update(Protocol):
         scale: GradScaler | None = None,
         active: Tensor | None = None,
     ) -> Mapping[str, Tensor]:
-        """Leaves no `.grad`. Returns the balancer's statistics, "gradient_norm" before clipping, and "skipped", whether
-        losses or gradients were not finite. With a GradScaler the caller only calls its `update`."""
+        """Sets every `.grad` to None. Returns the balancer's statistics, "gradient_norm" before clipping, and
+        "skipped": whether losses or gradients were not finite. With a GradScaler the caller only calls its `update`."""
         ...
 
 
@@ -198,8 +198,8 @@ class Observer(Protocol):
     """Receives records; the progress line, metrics.jsonl and TensorBoard are observers."""
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
-        """Every `log_every` steps: "loss" by task, "balance" (the balancer's statistics), and for the epoch so far
-        "images_per_second" and "waiting", the share of time spent waiting for data."""
+        """Called every `log_every` steps. `record` has "loss" by task, "balance" (the balancer's statistics), and for
+        the epoch so far "images_per_second" and "waiting", the fraction of time spent waiting for data."""
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """After each epoch and its validation: the line of metrics.jsonl."""
+        """Called after each epoch and its validation; `record` is the line of metrics.jsonl."""

@@ -1,4 +1,4 @@
-"""What `fastmtl` does, for the command line and for Python:
+"""The functions behind the `fastmtl` commands, for use from Python:
 
 >>> from pathlib import Path
 >>> from fastmtl import api, config

@@ -1,4 +1,4 @@
-"""The parts of a training, checked against each other: data, stains, tasks and network."""
+"""The parts of a training run, checked against each other: data, stains, tasks and network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True)
 class Job:
-    """What training and scoring need, on one rank."""
+    """Everything that training and scoring need on one rank."""
 
     recipe: Recipe
     out: Path
@@ -65,7 +65,7 @@ class Job:
             ConfigError: there are no other batches.
         """
         loader = self.read(self.splits.train, self.world, train=True)
-        name, one = self.recipe.model["name"], "a batch of one image leaves BatchNorm of {} one value a channel"
+        name, one = self.recipe.model["name"], "a batch of one image gives BatchNorm of {} one value per channel"
         if not loader.ends_with_one or components.takes_one_image(
             self.recipe, self.model, len(self.tasks), self.device
         ):
@@ -73,10 +73,10 @@ class Job:
         loader.close()
         if self.recipe.data.batch_size == 1 or len(loader) == 1:
             found = "data.batch_size is 1" if self.recipe.data.batch_size == 1 else "there is one image to train on"
-            raise ConfigError(f"recipe {self.recipe.name}: {found}, and {one.format(name)}; it takes two or more.")
+            raise ConfigError(f"recipe {self.recipe.name}: {found}, but {one.format(name)}; it needs two or more.")
         notice = (
-            f"{one.format(name)}, and each epoch would end with one: that image, another each epoch, is left out "
-            f"(data.batch_size = {self.recipe.data.batch_size})"
+            f"{one.format(name)}, and each epoch would end with such a batch: one image, another one in each epoch, "
+            f"is left out (data.batch_size = {self.recipe.data.batch_size})"
         )
         say([notice], self.console)
         self.notices.append(notice)
@@ -94,7 +94,7 @@ def assemble(
     resumed: bool,
     console: Console,
 ) -> Job:
-    """Read the data, build the tasks and the network, and check them against each other; prints what was found."""
+    """Read the data, build the tasks and the network, and check them against each other; prints a summary."""
     continued = resumed and (out / stains.FILE).exists()
     stain = stains.load_normalizer(out, recipe) if continued else stains.build_normalizer(recipe)
     if root is None:
@@ -105,7 +105,7 @@ def assemble(
     splits = datasets.read_splits(recipe, root, split_file)
     _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
     if stain is not None:
-        for part in (splits.train, splits.validation, splits.test):  # the first alone makes a mosaic
+        for part in (splits.train, splits.validation, splits.test):  # a mosaic uses only the first
             stains.fit_slides(stain, part.tiles, recipe, world, console)
     tasks = components.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
@@ -132,7 +132,7 @@ def assemble(
 def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile: bool) -> None:
     say(notices.lines((one.path, one.reason) for one in splits.problems), console)
     count = partial(_count, by_tile=by_tile)
-    tested = f", {count(splits.test)} for the test" if splits.test.tiles else ""
+    tested = f", {count(splits.test)} to test" if splits.test.tiles else ""
     console.print(f"data: {root}; {count(splits.train)} to train, {count(splits.validation)} held out{tested}")
     console.print(f"split: {splits.origin}")
     for line in splits.summary:
@@ -145,7 +145,7 @@ def _odd_targets(tasks: Sequence[Task], splits: datasets.Splits) -> list[str]:
 
 
 def say(odd: Sequence[str], console: Console) -> None:
-    """Print notices, each on a line of its own."""
+    """Print each notice on its own line."""
     for notice in odd:
         console.print(f"note: {notice}")
 
@@ -156,7 +156,7 @@ def _generate(recipe: Recipe, beside: Path, console: Console) -> Path:
     is_slides = recipe.data.generator == "slides"
     folder = beside / ("generated-slides" if is_slides else f"{recipe.data.generator}-tiles")
     if not folder.exists():
-        console.print(f"data: making synthetic {'slides' if is_slides else 'tiles'}, once")
+        console.print(f"data: generating synthetic {'slides' if is_slides else 'tiles'}, once")
     return data.generate_slides(folder) if is_slides else data.generate(folder)
 
 

@@ -1,6 +1,6 @@
 """Notices about a run, one line each: problems of its data, targets with a single value, scores that are too good.
 
-They are printed during training, and are in summary.json and in the report.
+Notices are printed during training and stored in summary.json and in the report.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..utils.words import counted
 
 
 def of_problems(problems: Iterable[data.Problem], root: Path) -> list[str]:
-    """Each problem once; paths inside the data's folder are relative to it."""
+    """Each problem once; paths inside the data folder are relative to it."""
     home = os.path.abspath(root if root.is_dir() else root.parent)
     return list(dict.fromkeys(f"{_below(problem.path, home)}: {problem.reason}" for problem in problems))
 
@@ -77,7 +77,7 @@ class MapsSeen:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = [task for task in tasks if _is_scored(task) and task.target.kind in MAPS]
         self._counts = {task.name: 0 for task in self._tasks}
-        self._there: dict[str, Tensor] = {}  # bool [C], on the masks' device, so that nothing waits for it
+        self._there: dict[str, Tensor] = {}  # bool [C], on the masks' device, so that the host does not wait for it
         self._full: dict[str, Tensor] = {}
 
     def __call__(self, batch: Batch, outputs: Mapping[str, object]) -> None:
@@ -133,14 +133,14 @@ def of_scores(tasks: Sequence[Task], found: Mapping[str, Any], side: str) -> lis
 
 
 def of_epochs(tasks: Sequence[Task], found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tasks whose primary metric was 1.000 after an epoch of `records` (metrics.jsonl) and is not in `found`, the final
-    scores: a `ScoreWatch` has printed it."""
+    """Tasks whose primary metric was 1.000 after an epoch of `records` (metrics.jsonl) but not in `found`, the final
+    scores: `ScoreWatch` has printed these notices."""
     after = [[_after_epoch(task, record) for record in records] for task in tasks if not _too_good(task, found, "")]
     return [first for notices in after if (first := next(filter(None, notices), ""))]
 
 
 class ScoreWatch:
-    """An observer of the trainer: prints once per task that its score after an epoch is too good."""
+    """An observer of the trainer: prints a notice, once per task, if a score after an epoch is too good."""
 
     def __init__(self, tasks: Sequence[Task], console: Console) -> None:
         self._tasks, self._console = list(tasks), console
@@ -168,17 +168,17 @@ def _too_good(task: Task, found: Mapping[str, Any], where: str) -> str:
     exactly = "exactly 1.000" if score == 1 else "1.000, rounded,"
     return (
         f"task {task.name!r}: {task.primary_metric} is {exactly} {where}: too good to be true; check that masks and "
-        "labels are right, that no patient is on both sides, and that nothing in the images gives the answer away"
+        "labels are correct, that no patient is on both sides, and that nothing in the images reveals the answer"
     )
 
 
 def _is_scored(task: Task) -> bool:
-    """Whether the run is scored by this task; others only help to learn."""
+    """Whether this task counts for the run's score; other tasks are auxiliary."""
     return bool(task.primary_metric)
 
 
 def _all(count: int, side: str, what: str) -> str:
-    """The beginning of a sentence about all `count` of them."""
+    """The beginning of a sentence about all `count` items."""
     return f"the one {side} {what} is" if count == 1 else f"all {count} {side} {what}s are"
 
 

@@ -1,4 +1,4 @@
-"""Everything that `fastmtl train` with a recipe would refuse in a data set, at once; training stops at the first."""
+"""Finds all problems for which `fastmtl train` would refuse a data set; training itself stops at the first one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Rehearsal(NamedTuple):
     """The findings.
 
     Attributes:
-        refused: a line for each thing that training would refuse.
-        odd: what training would only print as a notice, besides the notices of reading the data.
+        refused: one line for each problem that would stop training.
+        odd: problems that training would only print as notices, besides the notices of reading the data.
     """
 
     refused: list[str]
@@ -32,16 +32,16 @@ class Rehearsal(NamedTuple):
 
 
 def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collection[str]) -> Rehearsal:
-    """Everything that training with `recipe` would refuse or print as a notice.
+    """Find everything that training with `recipe` would refuse or print as a notice.
 
-    The checks are those of training itself: names, damaged files, the split, tasks against columns and masks, and what
-    the loader reads. The network is not built.
+    The checks are those of training: names, damaged files, the split, tasks against columns and masks, and the loader's
+    checks. The network is not built.
 
     Args:
-        recipe: with a [tasks] table.
+        recipe: a recipe with a [tasks] table.
         dataset: the result of `datasets.read_data` for this recipe.
-        root: where it was read from.
-        damaged: ids of tiles that cannot be used, as `data.examine` finds them.
+        root: the path it was read from.
+        damaged: ids of tiles that cannot be used, as found by `data.examine`.
     """
     refused: list[str] = []
     odd: list[data.Problem] = []
@@ -75,7 +75,7 @@ def rehearse(recipe: Recipe, dataset: data.Dataset, root: Path, damaged: Collect
         for task in tried(partial(components.build_tasks, alone, usable.class_names, usable.classes)) or ():
             tried(partial(datasets.check_targets, [task], train))
             odd += tried(partial(datasets.check_maps, [task], [usable], train=train)) or ()
-    if not refused:  # otherwise the loader would repeat it in other words
+    if not refused:  # otherwise the loader would report the same problem in other words
         tasks = components.build_tasks(recipe, usable.class_names, usable.classes)
         tried(lambda: components.build_loader(recipe, train, tasks, train=True, device=torch.device("cpu")).close())
     return Rehearsal(refused, odd)

@@ -1,4 +1,4 @@
-"""What a trained run is used for: predictions, analyses, its report."""
+"""Uses of a trained run: predictions, analyses and the report."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def predict(
     tta: Sequence[str] | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Predicted:
-    """Predict images or whole slides into `out`; if a folder has slides, only the slides.
+    """Predict images or whole slides into `out`. If a folder has slides, only the slides are predicted.
 
-    If `out` has predictions of the same run, weights, views and input, only missing ones are added.
+    If `out` already has predictions of the same run, weights, views and input, only missing ones are added.
 
     Args:
-        path: the run.
-        source: an image, a slide, a folder of them, or a manifest that names slides.
-        out: folder to create, or to continue.
-        which: the checkpoint, the recipe's training.checkpoint if None.
+        path: the run folder.
+        source: an image, a slide, a folder of them, or a manifest of slides.
+        out: folder to create or to continue.
+        which: the checkpoint; None uses the recipe's training.checkpoint.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        tta: views of test-time augmentation, the recipe's if None.
-        note: called with a line for each slide that is done or cannot be read, and for input that is ignored.
+        tta: views of test-time augmentation; None uses the recipe's.
+        note: called with one line for each slide that is done or unreadable, and for ignored input.
 
     Raises:
-        RunError: no run there, nothing to predict, unreadable images, `out` contains other files, or another process
-            is writing to it.
+        RunError: `path` is not a run, there is nothing to predict, images are unreadable, `out` contains other files,
+            or another process is writing to `out`.
     """
     trained = load(path, which, device, tta)
     config = trained.recipe.data
@@ -69,7 +69,7 @@ def predict(
             check_apart((Path(image.id).with_suffix("").as_posix() for image in images), out)
             return _predict_images(trained, source, images, out)
     if slides.num_images:
-        note(f"{slides.num_images} image files among the slides are passed over; predict their folder by itself")
+        note(f"{slides.num_images} image files among the slides are skipped; predict their folder separately")
     check_places(slides.slides, out)
     with claimed(out, stamp_of(path, trained.which, views, "slides", slides.root)):
         check_apart(slides.slides, out)
@@ -108,22 +108,22 @@ def _predict_images(trained: Trained, source: Path, images: Sequence[data.Tile],
 def analyse(path: Path, *, device: str = "auto") -> list[str]:
     """Recompute saliency maps, feature maps and filters from the evaluation checkpoint and the run's own data.
 
-    Training computes them at its end; this is for runs of earlier versions and for failed analyses.
+    Training computes them at the end; use this for runs of earlier versions and for failed analyses.
 
     Returns:
         One line for each analysis that failed.
 
     Raises:
-        RunError: no run there, the run was not evaluated, or its data are gone.
+        RunError: `path` is not a run, the run was not evaluated, or its data no longer exist.
     """
     if not (path / "evaluation.jsonl").is_file():
         raise RunError(
-            f"{path} has no evaluation.jsonl: its training did not end; continue it with fastmtl train --resume."
+            f"{path} has no evaluation.jsonl: its training is incomplete; continue it with fastmtl train --resume."
         )
     trained = load(path, None, device, ())
     root = Path(trained.facts["data"])
     if not root.exists():
-        raise RunError(f"the data of {path} were in {root}, which does not exist now: analyses need the images.")
+        raise RunError(f"the data of {path} were in {root}, which no longer exists: analyses need the images.")
     dataset = datasets.read_data(trained.recipe, root, trained.classes)
     return write_analyses(
         path, trained.recipe, trained.model, trained.tasks, dataset, device=trained.device, stain=trained.stain
@@ -134,7 +134,7 @@ def report(paths: Sequence[Path], out: Path | None = None) -> list[str]:
     """Write the page of one run (`out` None: its report.html), or one page that compares several.
 
     Returns:
-        One line for each file or run that is missing or broken; everything else is on the page.
+        One line for each file or run that is missing or broken; the page shows everything else.
 
     Raises:
         RunError: none of `paths` is a run.
@@ -177,7 +177,7 @@ class Trained(NamedTuple):
         return {column or "label": known[column] for column in columns}
 
     def read(self, folder: data.Dataset) -> data.TileLoader:
-        """Batches of it, in order; stains of new slides are estimated first."""
+        """Batches of `folder` in order; stains of new slides are estimated first."""
         if self.stain is not None:
             stains.fit_slides(self.stain, folder.tiles, self.recipe)
         return components.build_loader(

@@ -32,29 +32,29 @@ def evaluate(
     device: str = "auto",
     tta: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a run's checkpoint on the tiles under `root`.
+    """Compute the metrics of a run's checkpoint on the tiles under `root`.
 
     Args:
-        path: the run.
+        path: the run folder.
         root: the data.
-        which: the checkpoint, the recipe's training.checkpoint if None.
+        which: the checkpoint; None uses the recipe's training.checkpoint.
         everything: also count patients that the run was trained on.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        tta: views of test-time augmentation, the recipe's if None.
-
-    Raises:
-        RunError: no run there, data that do not fit it, or nothing left to evaluate on.
-        ConfigError: the run's tasks cannot be scored on these masks.
+        tta: views of test-time augmentation; None uses the recipe's.
 
     Returns:
-        Scores and counts; "notices" has a line for each oddity of the targets.
+        Scores and counts; "notices" has one line for each oddity of the targets.
+
+    Raises:
+        RunError: `path` is not a run, the data do not match it, or no tile is left to evaluate.
+        ConfigError: the run's tasks cannot be scored on these masks.
     """
     trained = load(path, which, device, tta)
     recipe, facts = trained.recipe, trained.facts
     try:
         found_tiles = datasets.read_data(recipe, root, trained.classes)
     except ValueError as error:
-        raise RunError(f"{root} does not fit the classes that {path} was trained on: {error}") from error
+        raise RunError(f"{root} does not match the classes that {path} was trained on: {error}") from error
     folder, damaged = data.usable_tiles(found_tiles, recipe.data.on_damaged)
     seen = set() if everything else {data.identifier_key(str(name)) for name in facts["training_patients"]}
     kept = folder.subset(tile.id for tile in folder.tiles if data.identifier_key(tile.group) not in seen)
@@ -80,8 +80,10 @@ def evaluate(
 
 
 def score_training(job: Job) -> dict[str, Any]:
-    """Score the checkpoint that the recipe chooses on all held-out images, and on the test images where there are any;
-    leaves summary.json, evaluation.jsonl and the analyses."""
+    """Score the recipe's checkpoint on all held-out images and on the test images, if there are any.
+
+    Writes summary.json, evaluation.jsonl and the analyses; returns the summary.
+    """
     run, recipe, model, tasks, splits = RunFolder(job.out), job.recipe, job.model, job.tasks, job.splits
     which = recipe.training.checkpoint
     checkpoint.load_model(run.checkpoints / which, model, job.device)

@@ -1,4 +1,4 @@
-"""Train a recipe into a run folder, or continue an interrupted run; on one process or on every rank."""
+"""Train a recipe into a run folder, or continue an interrupted run; in one process or on every rank."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from .runs import report
 def train(
     recipe: Recipe, root: Path | None, out: Path, *, split_file: Path | None = None, console: Console | None = None
 ) -> dict[str, Any]:
-    """Train `recipe` on the tiles under `root` and leave a run folder at `out`; returns its summary.
+    """Train `recipe` on the tiles under `root`, write the run folder `out`, and return the summary.
 
-    Under `torchrun` all ranks train one model; rank 0 writes, prints and returns the summary, the others {}.
+    Under `torchrun` all ranks train one model; rank 0 writes, prints and returns the summary, the others return {}.
 
     Args:
-        recipe: what to train; its names are checked before any data is read.
-        root: data folder; None makes the recipe's synthetic data set beside `out`.
+        recipe: the recipe; its names are checked before any data is read.
+        root: data folder; None generates the recipe's synthetic data set next to `out`.
         out: folder to create.
-        split_file: JSON with the "validation_patients".
-        console: where progress is printed; nowhere if None.
+        split_file: JSON file with "validation_patients".
+        console: where progress is printed; None prints nothing.
 
     Raises:
-        RunError: `out` already holds a run.
-        ConfigError, ValueError: the recipe, the data or the split cannot be used; a paper's own recipe on data in
-            another format than the paper's.
+        RunError: `out` already contains a run.
+        ConfigError, ValueError: the recipe, the data or the split cannot be used, or a paper's own recipe is given data
+            in another format than the paper's.
         NonFiniteError: the training diverged.
-        Interrupted: it was stopped, and can be resumed.
+        Interrupted: the training was stopped and can be resumed.
     """
     if (out / "config.toml").exists():
-        raise RunError(f"{out} already holds a run; choose another --out, or continue it with --resume.")
+        raise RunError(f"{out} already contains a run; choose another --out, or continue it with --resume.")
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must be a folder to create.")
     if root is not None and recipe.paper.key and recipe.name in list_recipes():
@@ -58,7 +58,7 @@ def train(
 
 
 def resume(out: Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Continue the run in `out` from its last checkpoint, with its own recipe, data and split; returns its summary."""
+    """Continue the run in `out` from its last checkpoint, with its own recipe, data and split; returns the summary."""
     run = RunFolder(out)
     recipe, facts = run.recipe(), run.extra()
     split_file = Path(facts["split_file"]) if facts["split_file"] else None
@@ -72,12 +72,12 @@ def resume(out: Path, *, console: Console | None = None) -> dict[str, Any]:
 def _assembled(
     recipe: Recipe, root: Path | None, out: Path, split_file: Path | None, console: Console | None, *, resumed: bool
 ) -> Iterator[tuple[Job, Stages, data.TileLoader, data.TileLoader]]:
-    """The job, its stages, and this rank's batches to train on and held-out ones. Inside, the ranks are connected and
-    Ctrl-C stops the training with a checkpoint.
+    """The job, its stages, and this rank's training and held-out batches. Inside, the ranks are connected and Ctrl-C
+    saves a checkpoint and stops.
 
     Raises:
-        ConfigError: a stage that the network cannot be trained in; there is no run folder yet.
-        Interrupted: it was stopped, and can be resumed.
+        ConfigError: the network cannot be trained in one of the stages; no run folder has been created.
+        Interrupted: the training was stopped and can be resumed.
     """
     components.check_names(recipe)
     world = World.from_environment()
@@ -100,7 +100,9 @@ def _assembled(
             )
             stages.check()
             if world.rank:
-                torch.manual_seed(recipe.training.seed + world.rank)  # or dropout would drop the same on all ranks
+                torch.manual_seed(
+                    recipe.training.seed + world.rank
+                )  # otherwise dropout would drop the same elements on all ranks
             _open_run(job, run, stages, batches, resumed=resumed)
             try:
                 with _stop_on_signal(stages):
@@ -134,7 +136,7 @@ def _open_run(job: Job, run: RunFolder, stages: Stages, batches: data.TileLoader
 
 
 def _score_and_report(job: Job) -> dict[str, Any]:
-    """The summary, after summary.json and report.html are written; {} on all ranks but the first."""
+    """Write summary.json and report.html and return the summary; {} on all ranks except the first."""
     if job.world.rank:
         return {}
     summary = scoring.score_training(job)
@@ -145,7 +147,7 @@ def _score_and_report(job: Job) -> dict[str, Any]:
 
 @contextmanager
 def _stop_on_signal(stages: Stages) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM saves a checkpoint after the running step; a second Ctrl-C stops at once."""
+    """The first Ctrl-C or SIGTERM saves a checkpoint after the current step; a second Ctrl-C stops immediately."""
 
     def ask(number: int, _frame: object) -> None:
         stages.stop()

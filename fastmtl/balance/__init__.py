@@ -1,4 +1,4 @@
-"""Balancers of tasks: from K losses to one gradient. Each works in any loop, without the trainer."""
+"""Task balancers combine K task losses into one gradient. Each works in any training loop, without the trainer."""
 
 from ..distributed import global_losses as global_losses
 from .cagrad import CAGrad as CAGrad

@@ -1,7 +1,7 @@
 """The gradient arena: K rows of shared-parameter gradients, filled while each gradient is still in the cache.
 
-P columns: the shared parameters one after another, each in its own memory order and on a 64-byte boundary, so that
-copies are straight and every parameter's slice is aligned. The padding between them stays zero.
+The P columns hold the shared parameters one after another, each in its own memory order and on a 64-byte boundary, so
+that copies are contiguous and every parameter's slice is aligned. The padding between them stays zero.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _ALIGNMENT = 16  # elements
 class GradientArena:
     """Rows [K, P] of the gradients of K tasks with respect to the shared parameters.
 
-    `open` sets the shared `.grad`s aside for one `backward` of a balancer, `record` catches one task's gradients,
-    `rows` is what the balancer reads, `write` leaves the combined gradient in `.grad`. The buffer lives from step to
-    step and is allocated again when the set of parameters changes.
+    `open` removes the shared `.grad`s during one `backward` of a balancer, `record` catches one task's gradients, the
+    balancer reads `rows`, and `write` adds the combined gradient to `.grad`. The buffer is kept between steps and
+    allocated again when the set of parameters changes.
     """
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None  # [K, P] float32, or float64 if every parameter is
-        self.shares = 1  # P is a multiple of 16 times this: the ranks that divide the columns
+        self.shares = 1  # number of ranks that divide the columns; P is a multiple of 16 times this
         self._parameters: list[Tensor] = []
         self._slots: list[Slot] = []
         self._hooks: list[list[Callable[[Tensor], None]]] = []  # [K][number of slots]
@@ -35,7 +35,7 @@ class GradientArena:
         self._recorded = False  # whether the rows hold a micro-batch that is not yet written
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: hooks belong to this process's parameters. A copy, or what is unpickled, starts empty."""
+        """Nothing, because hooks belong to this process's parameters: copies and unpickled arenas start empty."""
         return {}
 
     def __setstate__(self, _state: dict[str, Any]) -> None:
@@ -43,10 +43,10 @@ class GradientArena:
 
     @contextmanager
     def open(self, shared: Iterable[Tensor], num_tasks: int) -> Iterator[None]:
-        """Prepare for `num_tasks` calls of `record`; every shared `.grad` is set aside inside and put back after.
+        """Prepare for `num_tasks` calls of `record`. Inside, every shared `.grad` is None; on exit it is restored.
 
         Raises:
-            TypeError, ValueError: `shared` holds no trainable leaf, or leaves of several devices.
+            TypeError, ValueError: `shared` has no trainable leaf, or leaves on several devices.
         """
         self._lay(shared, num_tasks)
         before = [parameter.grad for parameter in self._parameters]
@@ -63,7 +63,7 @@ class GradientArena:
 
     @contextmanager
     def record(self, task: int) -> Iterator[set[Slot]]:
-        """While open, every gradient that reaches a shared parameter goes to row `task`; yields what was reached."""
+        """Inside, every gradient that reaches a shared parameter goes to row `task`; yields the slots it reached."""
         self._reached.clear()
         self._recorded = True
         handles = []
@@ -104,12 +104,12 @@ class GradientArena:
 
     @property
     def slots(self) -> list[Slot]:
-        """Where each of them is in a row; valid until the layout changes."""
+        """The position of each parameter in a row; valid until the layout changes."""
         return self._slots
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """Changes when the set of parameters does."""
+        """A key that changes when the set of parameters changes."""
         return self._key
 
     def reached(self) -> list[bool]:
@@ -117,7 +117,7 @@ class GradientArena:
         return [bool(slot.reached) for slot in self._slots]
 
     def write(self, flat: Tensor, reached: list[bool]) -> None:
-        """Add the combined gradient [P] to the `.grad` of the `reached` parameters; where it was None, set a view."""
+        """Add the combined gradient [P] to the `.grad` of the `reached` parameters; if it was None, set a view."""
         for parameter, slot, seen in zip(self._parameters, self._slots, reached, strict=True):
             if not seen:
                 continue
@@ -128,13 +128,13 @@ class GradientArena:
                 local(parameter.grad).add_(gradient)
 
     def places(self, reached: list[bool]) -> Iterator[tuple[Tensor, int | None]]:
-        """Each of the `reached` parameters, and the column its memory begins at; None if it is not dense."""
+        """Each of the `reached` parameters and its first column; None instead of the column if it is not dense."""
         for parameter, slot, seen in zip(self._parameters, self._slots, reached, strict=True):
             if seen:
                 yield parameter, slot.offset if slot.stride == parameter.stride() else None
 
     def clear(self) -> None:
-        """Forget what was recorded: the next gradient of each row overwrites it."""
+        """Discard what was recorded: the next gradient of each row overwrites it."""
         self._recorded = False
         for slot in self._slots:
             slot.reached.clear()
@@ -157,11 +157,11 @@ class GradientArena:
             slots.append(Slot(parameter, end))
             end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
         share = _ALIGNMENT * self.shares
-        end = max(-(-end // share), 1) * share  # a rank of FSDP2's may hold nothing
+        end = max(-(-end // share), 1) * share  # an FSDP2 rank may hold no columns
         self._key, self._parameters, self._slots, self._hooks = (), parameters, slots, []
-        self.rows = None  # before the new ones: never two arenas at once
+        self.rows = None  # free the old rows first, so that two arenas are never allocated at once
         self.rows = torch.zeros(num_tasks, end, dtype=dtype, device=parameters[0].device)
-        # The hooks hold no reference to the arena, or only a garbage collection would free its memory.
+        # The hooks must not refer to the arena, or only garbage collection would free its memory.
         self._hooks = [
             [_catch(task, slot, slot.view(self.rows[task]), self._reached) for slot in slots]
             for task in range(num_tasks)
@@ -170,10 +170,11 @@ class GradientArena:
 
 
 class Slot:
-    """Where one parameter is in a row, and which rows are not zero there."""
+    """The position of one parameter in a row, and the rows that are not zero there."""
 
     def __init__(self, parameter: Tensor, offset: int) -> None:
-        # A dense parameter's own memory order, for example channels_last: its gradient has it, optimizers expect it.
+        # The memory order of a dense parameter, for example channels_last: its gradient has the same order, and
+        # optimizers expect it.
         dense = torch.empty_like(parameter, device="meta").stride() == parameter.stride()
         self.size = parameter.size()
         self.stride = parameter.stride() if dense else torch.empty(self.size, device="meta").stride()
@@ -187,7 +188,7 @@ class Slot:
 
 
 def _catch(task: int, slot: Slot, row: Tensor, reached: set[Slot]) -> Callable[[Tensor], None]:
-    """The hook that moves a parameter's gradient to its place `row` of row `task`."""
+    """The hook that moves a parameter's gradient to `row`, its slice of row `task`."""
 
     def hook(parameter: Tensor) -> None:
         gradient = parameter.grad
@@ -204,7 +205,7 @@ def _catch(task: int, slot: Slot, row: Tensor, reached: set[Slot]) -> Callable[[
 
 
 def _store(task: int, slot: Slot, row: Tensor, gradient: Tensor) -> None:
-    # A second time in one backward (reentrant checkpointing) or in a later micro-batch adds.
+    # A second gradient in the same backward (reentrant checkpointing) or in a later micro-batch is added.
     if task in slot.reached:
         row.add_(gradient)
     else:
@@ -214,13 +215,13 @@ def _store(task: int, slot: Slot, row: Tensor, gradient: Tensor) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part: all of it, except for FSDP2's DTensors."""
+    """This rank's part of a DTensor (FSDP2); any other tensor itself."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
 
 
 def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """This rank's gradient as the parameter's `.grad` wants it."""
+    """This rank's gradient in the type of the parameter's `.grad`: a DTensor under FSDP2."""
     if not hasattr(parameter, "to_local"):
         return gradient
     from torch.distributed.tensor import DTensor
@@ -233,7 +234,7 @@ def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 
 def as_list(shared: Iterable[Tensor]) -> list[Tensor]:
-    """`shared`, to be read more than once."""
+    """`shared` as a list, because a generator can be read only once."""
     if isinstance(shared, Tensor):
         raise TypeError("`shared` must be an iterable of parameters; got one tensor. Pass [parameter].")
     if not isinstance(shared, Iterable):
@@ -242,7 +243,7 @@ def as_list(shared: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _trainable(shared: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters that take part: each one once, frozen ones left out."""
+    """The parameters to balance: each one once, without frozen ones."""
     parameters: dict[int, Tensor] = {}
     given = 0
     for parameter in as_list(shared):
@@ -263,7 +264,7 @@ def _trainable(shared: Iterable[Tensor]) -> list[Tensor]:
     if len(devices) > 1:
         raise ValueError(f"`shared` must be on one device; got {', '.join(sorted(devices))}.")
     if devices == {"meta"}:
-        raise ValueError("`shared` must hold numbers; got parameters on the meta device. Give the model memory first.")
+        raise ValueError("`shared` must not be on the meta device. Materialise the model first (`to_empty`).")
     complex_ones = [parameter for parameter in parameters.values() if not parameter.is_floating_point()]
     if complex_ones:
         raise ValueError(f"`shared` must be floating point; got {complex_ones[0].dtype}.")

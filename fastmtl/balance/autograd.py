@@ -1,4 +1,4 @@
-"""What the strategies need of autograd: a graph's leaves, one layer's gradient, all tasks' gradients at once."""
+"""Autograd functions for the strategies: a graph's leaves, one layer's gradient, all tasks' gradients at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def last_layer(shared: Iterable[Tensor]) -> Tensor:
 
 
 def layer_row(name: str, loss: Tensor, layer: Tensor) -> Tensor:
-    """The layer's gradient, flat [P] in float32 or wider."""
+    """The layer's gradient, flattened to [P], in float32 or wider."""
     try:
         (gradient,) = torch.autograd.grad(loss, layer, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
@@ -28,8 +28,8 @@ def layer_row(name: str, loss: Tensor, layer: Tensor) -> Tensor:
     if gradient is None:
         leaves([loss])  # raises if a checkpoint hides the layer
         raise ValueError(
-            f"`losses[{name!r}]` must reach the layer {list(layer.shape)} that is measured. Give another `layer`, one "
-            "that all tasks share."
+            f"`losses[{name!r}]` must depend on the layer {list(layer.shape)} whose gradients are measured. Choose a "
+            "`layer` that all tasks share."
         )
     return gradient.flatten().to(torch.promote_types(gradient.dtype, torch.float32))
 
@@ -38,7 +38,7 @@ def leaves(losses: Iterable[Tensor]) -> list[Tensor]:
     """The parameters that the graphs of `losses` reach, in a fixed order.
 
     Raises:
-        RuntimeError: reentrant checkpointing hides some.
+        RuntimeError: a reentrant checkpoint hides some of them.
     """
     found, seen = {}, set()
     for loss in losses:
@@ -52,8 +52,8 @@ def leaves(losses: Iterable[Tensor]) -> list[Tensor]:
         seen.add(node)
         if node.name() == "CheckpointFunctionBackward":
             raise RuntimeError(
-                "the graph holds a reentrant checkpoint, which hides its parameters from every backward but a plain "
-                "one. Pass use_reentrant=False, or take the strategy 'sequential' with reuse=1."
+                "the graph has a reentrant checkpoint, which hides its parameters from all but plain backwards. Pass "
+                "use_reentrant=False, or use the strategy 'sequential' with reuse=1."
             )
         variable = getattr(node, "variable", None)
         if isinstance(variable, Tensor):
@@ -63,14 +63,14 @@ def leaves(losses: Iterable[Tensor]) -> list[Tensor]:
 
 
 def weighted_sum(losses: Iterable[Tensor], w: Tensor) -> Tensor:
-    """sum_k w_k L_k, in float32 or, where all losses are, float64."""
+    """sum_k w_k L_k, in float64 if all losses are float64, else in float32."""
     losses = list(losses)
     dtype = torch.float64 if all(loss.dtype == torch.float64 for loss in losses) else torch.float32
     return (torch.stack([loss.reshape(()).to(dtype) for loss in losses]) * w.to(dtype)).sum()
 
 
 def unreached(name: str, where: str = "`shared`", what: str = "at least one parameter in") -> str:
-    """What to say of a loss that reaches nothing shared."""
+    """The error message for a loss that does not depend on shared parameters."""
     return (
         f"`losses[{name!r}]` must reach {what} {where}; its graph holds none of them. Pass the parameters this task "
         "shares, or leave the task out of `losses`."
@@ -78,7 +78,7 @@ def unreached(name: str, where: str = "`shared`", what: str = "at least one para
 
 
 def backward(loss: Tensor, retain_graph: bool = False, inputs: list[Tensor] | None = None) -> None:
-    """`Tensor.backward`, with notes on what often goes wrong."""
+    """`Tensor.backward`; errors get a note on common causes."""
     try:
         loss.backward(retain_graph=retain_graph, inputs=inputs)
     except RuntimeError as error:
@@ -87,7 +87,7 @@ def backward(loss: Tensor, retain_graph: bool = False, inputs: list[Tensor] | No
 
 
 def vectorised(losses: list[Tensor], inputs: list[Tensor]) -> Iterable[Tensor | None]:
-    """[K, *shape] for each of `inputs`: all losses' gradients from one backward; None where no loss reaches it."""
+    """[K, *shape] for each of `inputs`: the gradients of all losses from one backward; None if no loss reaches it."""
     K = len(losses)
     picks = [
         torch.eye(K, dtype=loss.dtype, device=loss.device)[:, k].reshape(K, *loss.shape)
@@ -98,7 +98,7 @@ def vectorised(losses: list[Tensor], inputs: list[Tensor]) -> Iterable[Tensor | 
     except RuntimeError as error:
         _explain(error)
         error.add_note(
-            "The strategy 'batched' is a vmap over the backward, which Inductor's compiled ones do not take; "
+            "The strategy 'batched' is a vmap over the backward, which Inductor's compiled backwards do not support; "
             "'sequential' works with everything."
         )
         raise
@@ -112,11 +112,11 @@ def _explain(error: RuntimeError) -> None:
         )
     elif "mark a variable ready only once" in str(error):
         error.add_note(
-            "DistributedDataParallel averages gradients once a step, and a balancer makes several backwards. Call "
-            "balancer.distribute(model) after wrapping: it averages in the wrapper's place."
+            "DistributedDataParallel averages gradients once per step, but a balancer runs several backwards. Call "
+            "balancer.distribute(model) after wrapping: the balancer then averages instead of the wrapper."
         )
     elif "backward through the graph a second time" in str(error):
         error.add_note(
-            "The balancer makes all backwards of a step itself. Leave out `loss.backward()`, and compute the losses "
-            "again for every call."
+            "The balancer runs all backwards of a step itself. Remove `loss.backward()`, and compute new losses for "
+            "every call."
         )

@@ -1,4 +1,4 @@
-"""The base of all balancers: the order of the tasks, the losses of a step, the ranks, and the state."""
+"""The base of all balancers: task order, the losses of a step, ranks and state."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class WeightedBalancer(ABC):
     """Base of gradient and loss methods."""
 
-    state_names: tuple[str, ...] = ()  # the state's tensors, in attributes of these names with an underscore before
+    state_names: tuple[str, ...] = ()  # the tensors of the state; attribute names with a leading underscore
     needs_reevaluation = False  # whether `after_step` calls `reevaluate`
-    # Whether the gradient is not linear in the losses. Then micro-batches are kept, graphs and all, until the last one:
-    # exact, and no memory is saved.
+    # Whether the gradient is not linear in the losses. Then the graphs of all micro-batches are kept until the last
+    # one: the result is exact, but micro-batches save no memory.
     needs_all_losses = False
-    split_state: tuple[str, ...] = ()  # of `state_dict`: what differs between ranks that divide the columns
+    split_state: tuple[str, ...] = ()  # keys of `state_dict` that differ between ranks that divide the columns
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -36,24 +36,26 @@ class WeightedBalancer(ABC):
 
     def __init__(self) -> None:
         self._tasks: list[str] | None = None
-        self._kept: dict[str, Tensor] = {}  # sums of the losses of earlier micro-batches; detached but for the above
+        self._kept: dict[
+            str, Tensor
+        ] = {}  # sums of the losses of earlier micro-batches; detached unless needs_all_losses
         self._kept_active: Tensor | None = None
         self._ranks: SingleProcess = SingleProcess()
 
     @abstractmethod
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """The method itself: the tasks' weights w [K] from G [K, K] float64 (gradient methods) and the K losses."""
+        """The method itself: task weights w [K] float64 from G [K, K] float64 (gradient methods) and the K losses."""
 
     def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Nothing to do after the optimizer's step, for most methods."""
+        """Call after the optimizer step; most methods do nothing."""
         return
 
     def on_epoch(self) -> None:
-        """Call at the end of every epoch; for most methods nothing happens."""
+        """Call at the end of every epoch; most methods do nothing."""
         return
 
     def parameters(self) -> Iterable[Parameter]:
-        """Nothing is learned."""
+        """The learned parameters; most methods have none."""
         return ()
 
     def distribute(
@@ -66,25 +68,25 @@ class WeightedBalancer(ABC):
     ) -> Self:
         """Balance the gradients of all ranks. Call it on every rank, after `load_state_dict`; returns the balancer.
 
-        The balancer then averages the gradients of all of `model`'s parameters itself, heads included, as
-        DistributedDataParallel would, and every rank gets the same ones. Losses count with their mean over the ranks:
-        `global_losses` turns means over a rank's labelled samples into such losses. Every rank makes the same calls of
-        `backward`; a task without labels on a rank has the loss `0.0 * output.sum()` there.
+        The balancer then averages the gradients of all parameters of `model`, heads included, as
+        DistributedDataParallel would; every rank gets the same gradients. Each loss counts with its mean over the
+        ranks: `global_losses` converts means over a rank's labelled samples into such losses. Every rank must make the
+        same calls of `backward`; a task without labels on a rank has the loss `0.0 * output.sum()` there.
 
         Args:
-            model: the module whose parameters the optimizer holds, equal on all ranks: a plain one, one wrapped in
-                DistributedDataParallel (the wrapper or what is in it; its own averaging is switched off permanently, as
-                by `no_sync`), or one sharded by FSDP2's `fully_shard`. None: this rank balances its own gradients, and
-                averaging them is up to you. Without a call of `distribute`, `backward` raises where torch.distributed
-                has several ranks.
-            group: process group; None is the default one.
-            method: of gradient methods, both exact: "reduce_scatter" sends (K+1) P numbers, each rank measures and
-                combines its share of the columns; "all_reduce" sends 2 K P and leaves J on every rank. FSDP2 sends its
-                own.
+            model: the module whose parameters the optimizer holds, equal on all ranks: a plain module, one wrapped in
+                DistributedDataParallel (pass the wrapper or the inner module; its own averaging is switched off
+                permanently, as by `no_sync`), or one sharded by FSDP2's `fully_shard`. With None this rank balances
+                its own gradients and you average them yourself. If torch.distributed has several ranks and
+                `distribute` was not called, `backward` raises an error.
+            group: process group; None uses the default group.
+            method: how gradient methods communicate; both are exact. "reduce_scatter" sends (K+1) P numbers, and each
+                rank computes with its share of the columns; "all_reduce" sends 2 K P numbers and leaves J on every
+                rank. FSDP2 communicates in its own way.
             overlap: send a task's gradient while the next task's backward runs.
 
         Raises:
-            ValueError: an option is none of these, or parameters, options or state differ between the ranks.
+            ValueError: an option is not supported, or parameters, options or state differ between the ranks.
         """
         if model is None:
             self._ranks = SingleProcess(meant=True)
@@ -102,29 +104,32 @@ class WeightedBalancer(ABC):
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """The tasks' names in order, None before the first step. Take it after `last=True`: rows are not in it."""
+        """The state, with the task names in order under "tasks" (None before the first step).
+
+        Call it after a step with `last=True`: gradients of earlier micro-batches are not part of it.
+        """
         tensors = {name: getattr(self, f"_{name}") for name in self.state_names}
         copies = {name: None if tensor is None else tensor.detach().clone() for name, tensor in tensors.items()}
         return {"tasks": None if self._tasks is None else list(self._tasks)} | copies
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: it is another method's.
+            ValueError: `state` comes from another method.
         """
         if missing := self.state_dict().keys() - state.keys() - {"reuse"}:
             lacking = ", ".join(sorted(missing))
-            raise ValueError(f"`state` must be what `state_dict` of a {type(self).__name__} gave; it has no {lacking}.")
+            raise ValueError(f"`state` must come from `state_dict` of a {type(self).__name__}; it has no {lacking}.")
         self._tasks = None if state["tasks"] is None else list(state["tasks"])
         for name in self.state_names:
             tensor = state[name]
             setattr(self, f"_{name}", None if tensor is None else tensor.detach().clone())
 
     def _hold(self, name: str, start: Tensor) -> Tensor:
-        """The state tensor `name`, with `start`'s shape, dtype and device; a missing one starts as `start`.
+        """The state tensor `name`, with `start`'s shape, dtype and device; a missing tensor is a copy of `start`.
 
-        Methods write to it in place: a CUDA graph that is replayed reads and writes where it did when it was captured.
+        Methods write to it in place, because a replayed CUDA graph uses the addresses of its capture.
         """
         tensor = getattr(self, f"_{name}")
         if tensor is None or tensor.shape != start.shape:
@@ -137,7 +142,7 @@ class WeightedBalancer(ABC):
     def _step_losses(
         self, losses: Mapping[str, Tensor], active: Tensor | None, last: bool
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Each task's loss, and whether it has labels, in this step so far; the last micro-batch ends the step."""
+        """Each task's loss in this step so far, and which tasks have labels; the last micro-batch ends the step."""
         graphs = self.needs_all_losses
         total = {
             name: (loss if graphs else loss.detach()) + self._kept[name] if self._kept else loss
@@ -154,7 +159,7 @@ class WeightedBalancer(ABC):
         return total, active
 
     def _rows_arena(self) -> GradientArena | None:
-        """Where the rows of a gradient method are."""
+        """The arena that holds the rows of a gradient method."""
         return None
 
     def _why_not_sharded(self) -> str:
@@ -162,7 +167,7 @@ class WeightedBalancer(ABC):
         return ""
 
     def _abort(self) -> None:
-        """A step failed: half of it must not leak into the next one."""
+        """Discard a failed step, so that no part of it reaches the next one."""
         self._forget()
         self._ranks.abort()
 
@@ -185,8 +190,8 @@ class WeightedBalancer(ABC):
                 raise ValueError(f"`losses[{name!r}]` must be floating point; got {loss.dtype}.")
             if not loss.requires_grad:
                 raise ValueError(
-                    f"`losses[{name!r}]` must carry a graph; got a tensor with requires_grad=False. For a task without "
-                    "labels in the batch return `0.0 * output.sum()`, and never a detached loss."
+                    f"`losses[{name!r}]` must have a graph; got a tensor with requires_grad=False. For a task without "
+                    "labels in the batch return `0.0 * output.sum()`, not a detached loss."
                 )
         devices = {loss.device: name for name, loss in losses.items()}
         if len(devices) > 1:
@@ -201,7 +206,7 @@ class WeightedBalancer(ABC):
 def values(losses: Mapping[str, Tensor]) -> Tensor:
     """The losses as one detached vector [K] float64.
 
-    Of plain Tensors: a MONAI MetaTensor would bring its metadata into state and log.
+    A plain Tensor is returned: a MONAI MetaTensor would carry its metadata into state and log.
     """
     with torch._C.DisableTorchFunctionSubclass():
         return torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])

@@ -1,4 +1,4 @@
-"""CAGrad: the direction near the mean gradient that serves the worst-off task best."""
+"""CAGrad: the direction near the mean gradient that improves the worst task most."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from torch import Tensor
 from .gradient_balancer import GradientBalancer
 from .gramian import gramian, least_norm, mask_inactive
 
-_STOPS_EARLY = ("cpu",)  # on a GPU the host would have to wait for the number
+_STOPS_EARLY = ("cpu",)  # on a GPU the test would make the host wait for the device
 _STEPS = 24  # of a bracketing secant: 8 to 15 reach rounding
 _STATIONARY = 1e-6  # lengths below this, of the gradients' size, are 0
 _RESCALE = {"none": lambda c: 1.0, "linear": lambda c: 1 + c, "square": lambda c: 1 + c * c}
 
 
 class CAGrad(GradientBalancer):
-    """Liu et al., NeurIPS 2021, algorithm 1: max over |d - g0| <= c |g0| of min_i <g_i, d>, g0 the mean gradient.
+    """Conflict-averse gradient descent: maximise min_i <g_i, d> over |d - g0| <= c |g0|, with g0 the mean gradient.
+
+    Source: Liu et al., NeurIPS 2021, algorithm 1.
 
     v = argmin over the simplex of v^T G 1/K + c |g0| sqrt(v^T G v), and w = 1/K + c |g0| v / sqrt(v^T G v). At a
-    Pareto-stationary point that is 0/0: the update is then 0.
+    Pareto-stationary point this is 0/0, and the update is 0.
 
-    Solved without a general solver: v is also the shortest point in the hull of the g_i + t g0 for t = |J^T v| /
-    (c |g0|), and |J^T v(t)| / t falls with t, so that a secant finds t.
+    No general solver is needed: v is also the shortest vector in the convex hull of the g_i + t g0 for t = |J^T v| /
+    (c |g0|). |J^T v(t)| / t decreases with t, so a secant method finds t.
 
     Args:
-        c: the radius; the paper takes 0.4 to 0.5, and proves convergence for c < 1. 0 is the mean gradient.
+        c: the radius; the paper uses 0.4 to 0.5 and proves convergence for c < 1. 0 gives the mean gradient.
         rescale: "none" (the paper), "square" divides by 1 + c^2 (the authors' code and LibMTL), "linear" by 1 + c.
 
     Raises:
-        ValueError: c is negative, `rescale` none of these.
+        ValueError: c is negative, or `rescale` is not one of these.
 
     >>> CAGrad().weights(torch.eye(2, dtype=torch.float64), {})
     tensor([0.7500, 0.7500], dtype=torch.float64)
@@ -61,13 +63,13 @@ class CAGrad(GradientBalancer):
         radius = self.c * (mean @ towards).clamp(min=0).sqrt()
 
         def point(t: Tensor) -> tuple[Tensor, Tensor]:
-            """v(t), and log(|J^T v| / (t radius)), which is to be 0."""
+            """v(t) and log(|J^T v| / (t radius)), which is 0 at the solution."""
             slant = t * towards
             v = least_norm(A + slant + slant[:, None] + t * t * (mean @ towards), active)
             length = (v @ A @ v).clamp(min=0).sqrt()
             return v, (length / (t * radius)).clamp(min=1e-300).log()
 
-        low = torch.full_like(radius, _STATIONARY) / radius  # |J^T v| / radius lies between these two
+        low = torch.full_like(radius, _STATIONARY) / radius  # |J^T v| / radius is between these two
         high = 2.0 / radius
         _, at_low = point(low)
         _, at_high = point(high)
@@ -82,8 +84,8 @@ class CAGrad(GradientBalancer):
             tried, found = point(middle.exp())
             v = torch.where(found.abs() < closest, tried, v)
             closest = torch.minimum(closest, found.abs())
-            right = found < 0  # then the root lies to the left: `middle` replaces `high`
-            # Anderson and Bjorck: an end that stays twice is weighed down, or it would stay forever.
+            right = found < 0  # then the root is to the left: `middle` replaces `high`
+            # Anderson and Bjorck: reduce the value at an end that was kept twice, or it would be kept forever.
             fade_low = torch.where(was_right, torch.where(found > at_high, 1 - found / at_high, 0.5), 1.0)
             fade_high = torch.where(was_left, torch.where(found < at_low, 1 - found / at_low, 0.5), 1.0)
             at_low = torch.where(right, at_low * fade_low, found)

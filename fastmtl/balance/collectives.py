@@ -1,8 +1,8 @@
-"""The communication of a step, for several ranks.
+"""The communication of a step for several ranks.
 
-Every loss is backpropagated divided by the number of ranks, so that gradients add up to those of the mean loss.
-Replicated parameters: the rows travel, one by one, each while the next task's backward runs. FSDP2: autograd has
-already averaged the gradients and left each rank its shard.
+Every loss is divided by the number of ranks before its backward, so that the sum of the gradients is that of the mean
+loss. Replicated parameters: rows are sent one by one, each while the next task's backward runs. FSDP2: autograd has
+already averaged the gradients, and each rank has its shard.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Ranks(SingleProcess):
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._model, self._group = model, group
         self._others: list[Tensor] = []
-        self._before: list[Tensor | None] | None = None  # their `.grad` from before the step: averaged already
+        self._before: list[Tensor | None] | None = None  # their `.grad` from before the step, already averaged
         self._agreed: dict[object, list[bool]] = {}
-        self._looked = False  # whether a step has looked for what else averages
+        self._looked = False  # whether a step has checked that no wrapper averages too
 
     def __reduce__(self) -> tuple[type[SingleProcess], tuple[()]]:
-        # Groups belong to this process: a copy of the balancer is alone until it is distributed.
+        # Groups belong to this process: a copy of the balancer is not distributed until `distribute` is called.
         return SingleProcess, ()
 
     def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
@@ -45,7 +45,7 @@ class Ranks(SingleProcess):
             if any(wrapper.require_backward_grad_sync for wrapper in wrappers(self._model)):
                 raise RuntimeError(
                     "DistributedDataParallel wrapped this model after balancer.distribute(...) and would average its "
-                    "gradients too. Wrap it first, or leave the wrapper out."
+                    "gradients too. Wrap it first, or do not use the wrapper."
                 )
             self._looked = True
         ids = {id(parameter) for parameter in written}
@@ -106,7 +106,7 @@ class Ranks(SingleProcess):
         return values
 
     def agree(self, key: object, flags: list[bool]) -> list[bool]:
-        """Asked once for each `key`: to ask at every step would make the host wait for the device."""
+        """Communicates once for each `key`: at every step it would make the host wait for the device."""
         if key not in self._agreed:
             device = next(self._model.parameters()).device
             seen = torch.tensor(flags, dtype=torch.int32, device=device)
@@ -124,7 +124,7 @@ class Ranks(SingleProcess):
 
 
 class Replicated(Ranks):
-    """Every rank has all parameters; every row is added up over the ranks, in place."""
+    """Every rank has all parameters; every row is summed over the ranks in place."""
 
     def __init__(self, model: nn.Module, group: dist.ProcessGroup | None, overlap: bool) -> None:
         super().__init__(model, group)
@@ -163,7 +163,7 @@ class Replicated(Ranks):
 
 
 class Scattered(Replicated):
-    """Each rank gets the sums of its share of the columns, measures and combines there: (K+1) P numbers, not 2 K P."""
+    """Each rank gets the sums of its share of the columns and combines those: sends (K+1) P numbers, not 2 K P."""
 
     splits = True
 
@@ -209,8 +209,8 @@ class Sharded(Ranks):
         whole = [parameter for parameter in written if not hasattr(parameter, "to_local")]
         if whole:
             raise ValueError(
-                f"`shared` must hold FSDP2's sharded parameters; got a whole one, {list(whole[0].shape)}. List them "
-                "once, before the first forward pass: until the backward is over FSDP2 puts whole ones in their place."
+                f"`shared` must hold FSDP2's sharded parameters; got a full one, {list(whole[0].shape)}. Make the list "
+                "once, before the first forward pass: FSDP2 replaces them by full ones until the backward has ended."
             )
         super().begin(written, learned)
 
@@ -218,14 +218,14 @@ class Sharded(Ranks):
         return SingleProcess.scaled(self, loss, scale)
 
     def offset(self) -> int:
-        return self.rank << 40  # no column of another rank's
+        return self.rank << 40  # never a column of another rank
 
 
 def wrappers(model: nn.Module) -> list[DistributedDataParallel]:
-    """The DistributedDataParallel modules that hold a parameter of `model`: in it, or around it, of which a module
-    knows nothing."""
+    """The DistributedDataParallel modules that hold a parameter of `model`, inside it or around it. A module has no
+    reference to a wrapper around it."""
     mine = {id(parameter) for parameter in model.parameters()}
-    # An object refers to its class. To look at every object would take several times as long.
+    # An object refers to its class. Checking every object would take several times as long.
     referrers = gc.get_referrers(*_with_subclasses(DistributedDataParallel))
     alive = [thing for thing in referrers if issubclass(type(thing), DistributedDataParallel)]
     whole = [wrapper for wrapper in alive if "_modules" in vars(wrapper)]
@@ -237,7 +237,7 @@ def _with_subclasses(kind: type) -> list[type]:
 
 
 class _Valued(torch.autograd.Function):
-    """The same value on every rank, this rank's graph."""
+    """The same value on every rank, with this rank's graph."""
 
     @staticmethod
     def forward(ctx, loss: Tensor, value: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ class _Valued(torch.autograd.Function):
 
 
 def collective(name: str) -> Callable[..., dist.Work]:
-    """The function of that name; torch 2.13 renamed some and warns of the old names."""
+    """The torch.distributed function `name`; torch 2.13 renamed some and warns about the old names."""
     return getattr(dist, name, None) or getattr(dist, _RENAMED[name])
 
 

@@ -15,7 +15,7 @@ _MASK = 0xFFFFFFFF
 
 
 class Draws:
-    """A stream of numbers for each step; `uniform` gives the current step's."""
+    """A stream of random numbers for each step; `uniform` returns those of the current step."""
 
     def __init__(self, seed: int) -> None:
         if not isinstance(seed, int) or isinstance(seed, bool):
@@ -24,7 +24,7 @@ class Draws:
         self._step = torch.zeros((), dtype=torch.int64)
 
     def uniform(self, count: int, device: torch.device, start: int = 0) -> Tensor:
-        """[count] float64 in [0, 1), multiples of 2^-24, for the positions from `start` on."""
+        """[count] float64 in [0, 1), multiples of 2^-24, for the positions starting at `start`."""
         if self._step.device != device:
             self._step = self._step.to(device, non_blocking=True)
         key = (self._step & _MASK) * 0x85EBCA77 + ((self._seed * 0x9E3779B1 + 0x27D4EB2F) & _MASK) & _MASK
@@ -45,7 +45,7 @@ class Draws:
         return (-2 * (1 - radius).log()).sqrt() * (2 * torch.pi * angle).cos()
 
     def advance(self) -> None:
-        """The next step's numbers from now on."""
+        """Continue with the next step's numbers."""
         self._step.add_(1)
 
     def state_dict(self) -> dict[str, Any]:

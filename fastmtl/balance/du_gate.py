@@ -1,4 +1,4 @@
-"""Du et al.'s gate: an auxiliary gradient counts while it agrees with the main task's."""
+"""Du et al.'s gate: an auxiliary gradient is used only if it agrees with the main task's gradient."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from .gramian import cosines, gramian, mask_inactive
 class DuGate(GradientBalancer):
     """Du et al., Adapting Auxiliary Losses Using Gradient Similarity, 2018, equations 4 (weighted) and 5 (unweighted).
 
-    The main task has weight 1; every other one [cos >= 0], or max(0, cos), of its gradient's cosine with the main
-    task's. Without labels for the main task in the batch all cosines are 0.
+    The main task has weight 1. For every other task cos is the cosine of its gradient with the main task's, and the
+    weight is 1 if cos >= 0 and 0 otherwise, or max(0, cos) if `weighted`. If the batch has no labels for the main task,
+    all cosines are 0.
 
     Args:
-        main: the main task's name, or its place in the losses.
-        weighted: max(0, cos) instead of the gate.
+        main: the main task's name, or its index in the losses.
+        weighted: use max(0, cos) instead of 0 or 1.
 
     Raises:
         ValueError: at `backward`, there is no such task.
@@ -35,7 +36,7 @@ class DuGate(GradientBalancer):
         return f"DuGate(main={self.main!r}, weighted={self.weighted})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64, 0 for inactive tasks, from G [K, K] float64; `losses` has the tasks' names."""
+        """w [K] float64, 0 for inactive tasks, from G [K, K] float64; `losses` gives the tasks' names."""
         C, _, active = cosines(G := gramian(G))
         main = place_of(self.main, list(losses) or [str(k) for k in range(len(G))])
         cosine = C[main]
@@ -44,10 +45,10 @@ class DuGate(GradientBalancer):
 
 
 def place_of(task: str | int, tasks: list[str]) -> int:
-    """The position of `task` in `tasks`.
+    """The index of `task` in `tasks`.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: there is no such task.
     """
     if isinstance(task, int) and not isinstance(task, bool) and 0 <= task < len(tasks):
         return task

@@ -14,18 +14,18 @@ from .gramian import cosines, gramian, mask_inactive
 
 
 class FairGrad(GradientBalancer):
-    """Ban & Ji, ICML 2024, equation 4: w > 0 with G w = w^(-1/alpha), of alpha-fairness among the tasks' progress.
+    """Fair resource allocation of Ban & Ji, ICML 2024, equation 4: w > 0 with G w = w^(-1/alpha).
 
-    alpha 1 is proportional fairness (Nash's solution), alpha to infinity max-min; alpha to 0 the mean gradient. The
-    authors' code calls scipy's least squares from a uniform start, which returns a point where it stopped; here damped
-    Newton steps on the convex problem behind it, on the gradients' cosines. Where the gradients' hull holds 0 there is
-    no solution, and w is large, with w^T J near 0.
+    This is alpha-fairness of the tasks' progress: alpha = 1 is proportional fairness (the Nash solution), alpha to
+    infinity is max-min, alpha to 0 is the mean gradient. The authors' code calls scipy's least squares from a uniform
+    start, which may stop early. This class takes damped Newton steps on the equivalent convex problem, on the cosines
+    of the gradients. If the convex hull of the gradients contains 0, there is no solution: w is large and w^T J near 0.
 
     Args:
-        alpha: > 0.
+        alpha: degree of fairness, > 0.
 
     Raises:
-        ValueError: alpha is not positive.
+        ValueError: `alpha` is not positive.
 
     >>> FairGrad(alpha=2.0).weights(torch.diag(torch.tensor([1.0, 8.0], dtype=torch.float64)), {})
     tensor([1.0000, 0.2500], dtype=torch.float64)
@@ -46,16 +46,16 @@ class FairGrad(GradientBalancer):
 
 
 class NashMTL(GradientBalancer):
-    """Navon et al., ICML 2022, claim 3.1: w > 0 with G w = 1 / w, the Nash bargaining solution.
+    """Nash bargaining solution of Navon et al., ICML 2022, claim 3.1: w > 0 with G w = 1 / w.
 
-    The update's squared norm is the number of active tasks, whatever the gradients; the authors' code then shortens it
-    to `max_norm`, and solves the problem by a sequence of convex approximations that it stops after 20.
+    The squared norm of the update is always the number of active tasks. The authors' code then clips the update to
+    `max_norm`, and solves the problem with at most 20 convex approximations; this class solves it as `FairGrad` does.
 
     Args:
-        max_norm: longest update, as the authors' code and LibMTL (1); None for the paper's own.
+        max_norm: largest norm of the update, 1 in the authors' code and LibMTL; None does not clip (the paper).
 
     Raises:
-        ValueError: max_norm is not positive.
+        ValueError: `max_norm` is not positive.
 
     >>> NashMTL(max_norm=None).weights(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)), {})
     tensor([1.0000, 0.5000], dtype=torch.float64)
@@ -80,8 +80,8 @@ class NashMTL(GradientBalancer):
 
 
 def _solution(G: Tensor, alpha: float) -> Tensor:
-    """In y = norms w the problem is C y = norms^(1/alpha - 1) / y^(1/alpha), C the cosines; norms are taken relative to
-    their geometric mean s, which multiplies y by s^((p - 1) / (p + 1))."""
+    """With y = norms w the problem is C y = norms^(1/alpha - 1) / y^(1/alpha), where C holds the cosines. Dividing the
+    norms by their geometric mean s multiplies y by s^((p - 1) / (p + 1))."""
     C, norms, active = cosines(G)
     p = 1 / alpha
     logs = norms.log()

@@ -1,4 +1,4 @@
-"""FAMO: losses that fall at one rate, from the losses alone."""
+"""FAMO: decrease all losses at the same rate, using only the losses."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
 class FAMO(LossBalancer):
     """Fast adaptive multitask optimization of Liu et al., NeurIPS 2023, algorithm 1.
 
-    With z = softmax(xi) the weights are w_k = c z_k / (L_k - b_k + eps), c = 1 / sum_k z_k / (L_k - b_k + eps). After
-    the optimizer's step `after_step` sees the losses on the same batch again: delta = log(before) - log(after), and xi
-    takes a step of Adam with the gradient (diag z - z z^T) delta.
+    With z = softmax(xi) the weights are w_k = c z_k / (L_k - b_k + eps), where c = 1 / sum_k z_k / (L_k - b_k + eps).
+    After the optimizer step, `after_step` evaluates the losses on the same batch again: delta = log(before) -
+    log(after), and xi takes an Adam step with the gradient (diag z - z z^T) delta.
 
-    It needs `after_step(reevaluate)`, with the random state and the BatchNorm statistics of the first look:
-    `balance.replay.Replay` gives both, and fastmtl's trainer uses it. Logarithms are of the whole step's losses:
-    micro-batches are kept until the last one, graphs and all, and save no memory.
+    Call `after_step(reevaluate)` with the random state and the BatchNorm statistics of the first evaluation:
+    `balance.replay.Replay` restores both, and fastmtl's trainer uses it. The logarithms need the losses of the whole
+    step, so the graphs of all micro-batches are kept until the last one, and micro-batches save no memory.
 
     Args:
-        lr: of xi.
-        decay: Adam's weight decay on xi: 1e-3 in the paper's algorithm, TorchJD and LibMTL, 0.01 in the authors' file.
-        min_losses: b, the losses' lower bounds, by name or in order; 0 if None.
-        max_norm: longest gradient of the shared parameters, 1 in the authors' file; None clips nothing.
-        eps: inside the logarithm.
+        lr: learning rate of xi.
+        decay: Adam's weight decay on xi: 1e-3 in the paper's algorithm, TorchJD and LibMTL, 0.01 in the authors' code.
+        min_losses: b, lower bounds of the losses, by name or in order; 0 if None.
+        max_norm: largest norm of the shared gradient, 1 in the authors' code; None does not clip.
+        eps: added to each loss.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option is out of range.
 
     >>> parameter = torch.nn.Parameter(torch.tensor([1.0, 4.0]))
     >>> FAMO().backward({"a": parameter[0], "b": parameter[1]})["weights"].round(decimals=4)
@@ -61,8 +61,8 @@ class FAMO(LossBalancer):
             )
         super().__init__()
         self.lr, self.decay, self.max_norm, self.eps, self._bounds = lr, decay, max_norm, eps, min_losses
-        self._adam: Tensor | None = None  # [4, K] float64: xi, its two moments, how often it was moved
-        self._before: Tensor | None = None  # [K], the losses of the step that waits for its second look; else NaN
+        self._adam: Tensor | None = None  # [4, K] float64: xi, its two moments, its number of updates
+        self._before: Tensor | None = None  # [K], losses of the step until they are evaluated again; then NaN
         self._active: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class FAMO(LossBalancer):
         return f"FAMO(lr={self.lr}, decay={self.decay}, min_losses={self._bounds!r}, {rest})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """[K] float64, 1 in sum times c, 0 for tasks whose loss is 0; G is not read."""
+        """[K] float64 with sum 1, 0 for tasks whose loss is 0; G is not used."""
         found = values(losses)
         active = found != 0
         share = self._share(active) / self._above(found, losses)
@@ -100,19 +100,19 @@ class FAMO(LossBalancer):
 
     @torch.no_grad()
     def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Move xi by what the step did to the losses; `reevaluate` gives them on the same batch, once more.
+        """Update xi from the change of the losses; `reevaluate` returns the losses on the same batch, computed again.
 
         Raises:
-            ValueError: `reevaluate` gives other tasks.
+            ValueError: `reevaluate` returns other tasks.
         """
         if self._before is None or self._active is None:
             return
         again = reevaluate()
         if list(again) != self._tasks:
-            raise ValueError(f"`reevaluate` must give the losses of {self._tasks}; got {list(again)}.")
+            raise ValueError(f"`reevaluate` must return the losses of {self._tasks}; got {list(again)}.")
         again, _ = self._ranks.losses(dict(again), None)
         before, active = self._before.clone(), self._active
-        self._before.fill_(torch.nan)  # a second call teaches nothing
+        self._before.fill_(torch.nan)  # a second call must not update xi
         delta = self._above(before, again).log() - self._above(values(again), again).log()
         delta = torch.where(active, delta, 0.0)
         sound = delta.isfinite().all()
@@ -127,7 +127,7 @@ class FAMO(LossBalancer):
         root = (second / (1 - _BETAS[1] ** count)).sqrt()
         xi = xi - self.lr * first / (1 - _BETAS[0] ** count) / (root + _ADAM_EPS)
         moved = torch.stack([xi, first, second, count])
-        # A step that was skipped, or made a loss infinite, teaches nothing.
+        # A step that was skipped, or made a loss infinite, does not update xi.
         adam.copy_(torch.where(active & sound, moved, adam))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ class FAMO(LossBalancer):
 
 @torch.no_grad()
 def _clip(parameters: Iterable[Tensor], max_norm: float, scale: Tensor | float) -> None:
-    """As torch's clip_grad_norm_, which takes no tensor for the longest norm."""
+    """As torch's clip_grad_norm_, which does not accept a tensor as the largest norm."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if gradients:
         norm = torch.nn.utils.get_total_norm(gradients)

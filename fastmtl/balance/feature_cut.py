@@ -1,4 +1,4 @@
-"""Where the K backwards of the strategy "features" stop: a leaf in the place of the shared part's output."""
+"""A leaf that replaces the shared part's output: the K backwards of the strategy "features" stop there."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ _ORIGIN = "_fastmtl_cut_from"  # attribute of the leaf: the tensor it replaces
 
 
 def cut(features: Tensor) -> Tensor:
-    """A leaf that replaces the shared part's output, where the K backwards of the strategy "features" stop.
+    """Return a leaf that replaces the shared part's output: the K backwards of the strategy "features" stop there.
 
-    Feed it to the heads and give it to `backward(..., features=)`, which continues into the shared part.
+    Pass it to the heads and to `backward(..., features=)`, which then continues into the shared part. The leaf has the
+    shape, dtype and device of `features`.
+
+    Raises:
+        ValueError: `features` has no graph.
 
     >>> from fastmtl import balance
     >>> encoder, head_a, head_b = (torch.nn.Linear(4, n) for n in (4, 1, 2))
@@ -26,7 +30,7 @@ def cut(features: Tensor) -> Tensor:
     torch.Size([4, 4])
     """
     if not features.requires_grad:
-        raise ValueError("`features` must carry a graph; got a tensor with requires_grad=False.")
+        raise ValueError("`features` must have a graph; got a tensor with requires_grad=False.")
     leaf = features.detach().requires_grad_()
     setattr(leaf, _ORIGIN, features)
     return leaf
@@ -36,14 +40,14 @@ def check_cuts(features: Tensor | Iterable[Tensor] | None) -> list[Tensor]:
     """The leaves that `cut` made, as a list.
 
     Raises:
-        ValueError: there are none, or tensors of another origin.
+        ValueError: there are none, or some were not made by `cut`.
     """
     cuts = [] if features is None else [features] if isinstance(features, Tensor) else list(features)
     if not cuts or not all(hasattr(leaf, _ORIGIN) for leaf in cuts):
         found = "none" if not cuts else "tensors that `cut` did not make"
         raise ValueError(
-            f"`features` must be what `balance.cut` made of the shared part's outputs, in every call; got {found}. "
-            "Write z = balance.cut(encoder(x)), give z to the heads, and features=z to backward."
+            f"`features` must be made by `balance.cut` from the shared part's outputs, in every call; got {found}. "
+            "Write z = balance.cut(encoder(x)), pass z to the heads and features=z to backward."
         )
     return cuts
 

@@ -1,4 +1,4 @@
-"""The fused step: what comes after the K backwards, in one pass over gradients, parameters and moments."""
+"""The fused step: everything after the K backwards, in one pass over gradients, parameters and moments."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ _EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 class FusedStep:
     """`balancer.backward`, unscaling, clipping and `optimizer.step()` in one call, and nearly in one pass.
 
-    Where a gradient method's update is w^T J, the combined gradient is never written: the kernel reads the K rows of
-    the arena, other gradients from `.grad`, and moves parameters and moments in place; (2K + 6) P numbers cross memory
-    for K tasks and P shared parameters instead of (2K + 13) P. The norm for clipping is sqrt(w^T G w + the other
-    gradients' squares), float64. The rest goes through `.grad`: loss methods, GradDrop, shared parameters that are
-    not the optimizer's or come with a `.grad`.
+    If the update of a gradient method is w^T J, the combined gradient is never written: the kernel reads the K rows of
+    the arena, reads other gradients from `.grad`, and updates parameters and moments in place. For K tasks and P shared
+    parameters, (2K + 6) P numbers are read or written instead of (2K + 13) P. The norm for clipping is sqrt(w^T G w +
+    the squares of the other gradients), in float64. These gradients go through `.grad`: those of loss methods and
+    GradDrop, and of shared parameters that are not in the optimizer or already have a `.grad`.
 
     The optimizer keeps its state (torch's keys, formats and memory order): checkpoints, learning-rate
-    schedulers and `optimizer.step()` itself keep working. Results are those of `optimizer.step()` to rounding, and on
-    a CPU the same bits for every number of threads.
+    schedulers and `optimizer.step()` itself keep working. Results equal those of `optimizer.step()` up to rounding. On
+    a CPU they do not depend on the number of threads, to the last bit.
 
     A step whose gradients or losses are not finite, or whose combination could overflow, is skipped on the device:
-    parameters, moments and step counts stay as they were. On a GPU nothing waits for the device.
+    parameters, moments and step counts do not change. The host never waits for a GPU.
 
     Args:
-        optimizer: torch.optim.AdamW, Adam or SGD (momentum, dampening, nesterov), on one device, float32 or float64.
-            No amsgrad, maximize or differentiable. On a GPU Adam and AdamW need fused=True or capturable=True.
-        clip_norm: largest norm of the whole gradient, as torch.nn.utils.clip_grad_norm_; 0 does not clip.
+        optimizer: torch.optim.AdamW, Adam or SGD (momentum, dampening, nesterov), on one device, float32 or float64,
+            without amsgrad, maximize or differentiable. On a GPU Adam and AdamW need fused=True or capturable=True.
+        clip_norm: largest norm of the whole gradient, as in torch.nn.utils.clip_grad_norm_; 0 does not clip.
         backend: "auto", "reference", "cpp" or "cuda".
 
     Raises:
-        ValueError: another optimizer, or an option of it that is not supported. `balancer.backward` and
-            `optimizer.step()` work with any.
+        ValueError: the optimizer or one of its options is not supported. `balancer.backward` and
+            `optimizer.step()` work with any optimizer.
 
     >>> from fastmtl.balance import PCGrad
     >>> encoder, head_a, head_b = (torch.nn.Linear(4, n) for n in (4, 1, 2))
@@ -71,11 +71,13 @@ class FusedStep:
         self._backend = backend
         self._guard = StepGuard(optimizer)
         self._sound: Tensor | None = None  # whether the losses of earlier micro-batches were finite
-        self._counts: dict[Tensor, Tensor] = {}  # of SGD's dampened parameters that may not have made a step yet
+        self._counts: dict[
+            Tensor, Tensor
+        ] = {}  # steps of SGD parameters with dampening, which may not have been updated yet
 
     @staticmethod
     def why_not(optimizer: object) -> str | None:
-        """Why there is no fast step for `optimizer` on this machine; None where there is one."""
+        """Why this machine has no fast step for `optimizer`; None if it has one."""
         if reason := unsupported(optimizer):
             return reason
         assert isinstance(optimizer, torch.optim.Optimizer)
@@ -99,21 +101,21 @@ class FusedStep:
         last: bool = True,
         active: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """One step, from the losses to moved parameters. Afterwards `.grad` of all the optimizer holds is None.
+        """One step, from the losses to updated parameters. Afterwards `.grad` of all optimizer parameters is None.
 
         Args:
-            balancer: any balancer; None takes the plain gradient of `losses`, a scalar or the sum of several.
-            losses, shared, last, active: as for `balancer.backward`; with last=False gradients add up, nothing moves.
-            scale: the torch.amp.GradScaler itself, not its `scale`d losses: this scales, unscales and skips, and in
-                place of `scaler.step(optimizer)` leaves only `scaler.update()` to be called. Or a number or tensor
-                that the losses are multiplied by.
+            balancer: any balancer; None uses the plain gradient of `losses`, a scalar or the sum of several.
+            losses, shared, last, active: as for `balancer.backward`; with last=False gradients only accumulate.
+            scale: the torch.amp.GradScaler itself (do not scale the losses with it): the step scales, unscales and
+                skips. Do not call `scaler.step(optimizer)`, only `scaler.update()` afterwards. Or a number or scalar
+                tensor by which the losses are multiplied.
 
         Returns:
-            What the balancer returns, and with last=True "gradient_norm" float64, before clipping, and "skipped" bool.
+            What the balancer returns; with last=True also "gradient_norm" float64, before clipping, and "skipped" bool.
 
         Raises:
             RuntimeError: the GradScaler has unscaled or stepped this optimizer since its last update.
-            TypeError, ValueError: as `balancer.backward`; parameters of several devices or of half precision.
+            TypeError, ValueError: as `balancer.backward`; parameters on several devices or of half precision.
         """
         scaler = scale if isinstance(scale, GradScaler) and scale.is_enabled() else None
         factor = None if isinstance(scale, GradScaler) else scale
@@ -162,7 +164,7 @@ class FusedStep:
             what = "unscale_()" if stage is OptState.UNSCALED else "step(), or a FusedStep,"
             raise RuntimeError(
                 f"`scale`: {what} was called for this optimizer since the GradScaler's last update(). FusedStep "
-                "does the scaler's part itself: call scaler.update() after each step, and nothing else of the scaler."
+                "scales, unscales and steps itself: of the scaler call only update(), after each step."
             )
         found = losses if isinstance(losses, Tensor) else next(iter(losses.values()), None)
         device = found.device if isinstance(found, Tensor) else "cpu"
@@ -209,7 +211,7 @@ class FusedStep:
         return {"gradient_norm": norm, "skipped": skipped}
 
     def _columns(self, rows: Rows) -> dict[Tensor, int]:
-        """Where each reached parameter begins in the rows; empty if one of them has to go through `.grad`."""
+        """The first column of each reached parameter in the rows; empty if one of them must go through `.grad`."""
         ours = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         columns = {}
         for parameter, column in rows.places():
@@ -252,6 +254,6 @@ def _check_alike(parameters: list[Tensor]) -> None:
 
 
 def _by_dtype(items: Sequence[T], dtype_of: Callable[[T], torch.dtype]) -> list[list[T]]:
-    """One call of a kernel knows one dtype."""
+    """Group by dtype: one kernel call handles one dtype."""
     parts = ([item for item in items if dtype_of(item) == dtype] for dtype in kernel.DTYPES)
     return [part for part in parts if part]

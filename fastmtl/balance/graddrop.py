@@ -1,4 +1,4 @@
-"""GradDrop: each element keeps the gradients of one sign, drawn by how pure that sign is."""
+"""GradDrop: each element keeps the gradients of one sign, chosen at random with the sign's purity as probability."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from .draws import Draws
 from .gradient_balancer import GradientBalancer
 from .gramian import given_weights, gramian, mask_inactive
 
-_CHUNKS = {"cpu": 1 << 18}  # columns at a time: what is in between stays in the cache
+_CHUNKS = {"cpu": 1 << 18}  # columns at a time: intermediate results stay in the cache
 _CHUNK = 1 << 24  # on a GPU, where launches are expensive and memory is not
 
 
 class GradDrop(GradientBalancer):
     """Gradient sign dropout of Chen et al., NeurIPS 2020, algorithm 1, on the shared parameters' gradients.
 
-    Per element the purity is P = (1 + sum_k g_k / sum_k |g_k|) / 2. A number u, uniform in [0, 1), is drawn for it:
-    where u < P its positive gradients are kept, where u > P its negative ones, and of the others the share `leak`.
+    The purity of each element is P = (1 + sum_k g_k / sum_k |g_k|) / 2, and u is uniform in [0, 1). If u < P, the
+    positive gradients are kept; if u > P, the negative ones. The other gradients are multiplied by `leak`.
 
-    It is elementwise and no `G -> w`: one pass over the gradients of its own. The log's "weights" are each task's
-    kept share of its gradient's square. The paper applies it to the gradients of a shared layer's activations.
+    The method works on the elements, not on G, and needs one more pass over the gradients. The logged "weights" are the
+    kept share of each task's squared gradient norm. The paper applies the method to the gradients of a shared layer's
+    activations.
 
     Args:
-        leak: of every task, or task -> leak, or one per task in order; 0 (the paper's) to 1 (the plain sum).
-        seed: of the numbers. They are a hash of seed, step and column: the same on every device, and after a resume.
+        leak: one number for all tasks, or task -> leak, or one per task in order; from 0 (the paper) to 1 (the plain
+            sum).
+        seed: of the random numbers. They are a hash of seed, step and column: the same on every device and after a
+            resume.
 
     Raises:
-        ValueError: leak is not from 0 to 1.
+        ValueError: `leak` is not from 0 to 1.
     """
 
     strategies = ("sequential", "batched", "features")
@@ -48,7 +51,7 @@ class GradDrop(GradientBalancer):
         return f"GradDrop(leak={self.leak!r}, seed={self._seed})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """Ones [K], 0 for inactive tasks: before its elements are dropped every gradient counts alike."""
+        """Ones [K] float64, 0 for inactive tasks: all gradients have the same weight before elements are dropped."""
         G = gramian(G)
         active = G.diagonal() != 0
         return mask_inactive(torch.ones_like(G.diagonal()), G, active)
@@ -82,9 +85,9 @@ class GradDrop(GradientBalancer):
 
 
 def drop(J: Tensor, w: Tensor, leak: Tensor, u: Tensor) -> Tensor:
-    """J [K, P] with the dropped elements times their task's leak [K]; u [P]. A task of weight 0 in w [K] takes no part.
+    """J [K, P] with dropped elements multiplied by their task's leak [K]; u [P] is uniform in [0, 1).
 
-    What is not finite stays so: 0 times it is NaN.
+    Tasks with weight 0 in w [K] are ignored. Values that are not finite stay so: 0 times such a value is NaN.
     """
     J = J * w[:, None]
     total = J.abs().sum(0)

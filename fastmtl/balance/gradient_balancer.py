@@ -1,7 +1,7 @@
-"""The base of gradient methods: a method is a subclass with `weights(G, losses) -> w`; the rest is here.
+"""The base of gradient methods: a method is a subclass that defines `weights(G, losses) -> w`.
 
-They project or reweight the K gradients of the shared parameters (K backwards into the gradient arena, one Gram matrix,
-one combination) and leave each head its own plain gradient.
+Gradient methods project or reweight the K gradients of the shared parameters (K backwards into the gradient arena, one
+Gram matrix, one combination). Each head gets its own plain gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .replay import still_buffers
 
 @dataclass
 class Written:
-    """What `gradients` returns where nothing is left to combine: of a micro-batch, or of a step that reused weights."""
+    """What `gradients` returns if nothing is left to combine: after a micro-batch, or a step that reused weights."""
 
     log: dict[str, Tensor]
 
@@ -38,13 +38,13 @@ class Rows:
     """The K gradients of a step and their weights, not yet combined.
 
     Attributes:
-        J: [K, P] float32 or float64, times the loss scale.
-        G: [K, K] float64 inner products of J's rows, those of inactive tasks too.
-        w: [K] float64; after `write` or `combined` as it is for the log.
-        losses: of the whole step.
-        norms, cosines: [K] and [K, K] float64 of the true gradients, for the log.
-        step: the call of `gradients`.
-        reached: which shared parameters some task reached.
+        J: [K, P] float32 or float64, multiplied by the loss scale.
+        G: [K, K] float64 inner products of J's rows, including those of inactive tasks.
+        w: [K] float64; after `write` or `combined` the weights for the log.
+        losses: task -> loss of the whole step.
+        norms, cosines: [K] and [K, K] float64 of the unscaled gradients, for the log.
+        step: the context of the call of `gradients`.
+        reached: for each shared parameter, whether some task reached it.
     """
 
     balancer: GradientBalancer
@@ -63,7 +63,7 @@ class Rows:
 
     @property
     def are_whole(self) -> bool:
-        """Whether the rows are the whole gradients of the shared parameters, in this process alone."""
+        """Whether the rows are the full gradients of the shared parameters and there is only one rank."""
         return self.balancer._strategy.fills_arena and self.step.ranks.size == 1
 
     def places(self) -> Iterator[tuple[Tensor, int | None]]:
@@ -72,7 +72,7 @@ class Rows:
 
     @torch.no_grad()
     def write(self) -> dict[str, Tensor]:
-        """Combine, and add the result to `.grad`; returns the log."""
+        """Combine the rows, add the result to `.grad`, and return the log."""
         balancer = self.balancer
         try:
             flat, self.w = balancer._update(self.J, self.w, self.losses)
@@ -86,8 +86,8 @@ class Rows:
 
     @torch.no_grad()
     def combined(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """In the place of `write`: rows and weights whose weighted sum is the combined gradient, its squared norm, and
-        an upper bound on the elements of its partial sums."""
+        """Call instead of `write`. Returns rows and weights whose weighted sum is the combined gradient, its squared
+        norm, and an upper bound on the elements of its partial sums."""
         balancer = self.balancer
         if balancer.sums_rows:
             J, G, w = self.J, self.G, self.w.to(self.J.dtype)
@@ -103,39 +103,39 @@ class Rows:
 class GradientBalancer(WeightedBalancer):
     """Base of the methods that need the K gradients of the shared parameters, through their Gram matrix alone."""
 
-    strategies: tuple[str, ...] = ("sequential", "batched", "features", "last_layer")  # that keep the method's meaning
-    reusable = True  # whether the update is w^T J, so that w may serve several steps
-    sees_gradients = True  # and returns their norms and cosines
+    strategies: tuple[str, ...] = ("sequential", "batched", "features", "last_layer")  # that are valid for the method
+    reusable = True  # whether the update is w^T J, so that w can be used for several steps
+    sees_gradients = True  # whether `backward` returns the gradients' norms and cosines
     sums_rows = True  # whether `_update` is the weighted sum of the rows, and `_gram` their inner products
 
     def __init__(self) -> None:
         super().__init__()
         self._arena = GradientArena()
         self._strategy: Strategy = Sequential()
-        self._split = False  # whether the rows J are a part of the columns, the others being on other ranks
+        self._split = False  # whether the rows J hold only this rank's columns
 
     def use(self, strategy: str = "sequential", *, reuse: int = 1, layer: Tensor | None = None) -> Self:
-        """Choose how the K gradients are computed; returns the balancer. docs/balancing.md has the costs.
+        """Choose how the K gradients are computed; returns the balancer. docs/balancing.md lists the costs.
 
         Args:
-            strategy: "sequential": K backwards; exact. "batched": one vectorised backward, the same work, K times the
-                memory for gradients; exact. "features": gradients of the features given to `backward`, one backward of
-                the shared part; APPROXIMATE, their Gram matrix is not the parameters'. "last_layer": weights from the
-                gradients of one layer, then one weighted backward; APPROXIMATE.
-            reuse: n: the weights of one step serve the next n - 1 too, each with one weighted backward.
-            layer: of "last_layer": the parameter; None takes the last one in `shared` of two or more dimensions.
+            strategy: "sequential": K backwards; exact. "batched": one vectorised backward, the same work with K times
+                the memory for gradients; exact. "features": gradients of the features passed to `backward`, then one
+                backward of the shared part; APPROXIMATE: their Gram matrix is not that of the parameters' gradients.
+                "last_layer": weights from the gradients of one layer, then one weighted backward; APPROXIMATE.
+            reuse: compute the weights every `reuse` steps; the steps between use one weighted backward.
+            layer: only for "last_layer": the parameter; None uses the last one in `shared` with two or more dimensions.
 
         Raises:
-            ValueError: no such strategy, or the method loses its meaning under it.
+            ValueError: the strategy does not exist, or the method does not support it or `reuse`.
         """
         chosen, method = create_strategy(strategy, reuse, layer), type(self).__name__
         if strategy not in self.strategies:
             raise ValueError(
                 f"`strategy` of {method} must be one of {', '.join(self.strategies)}; got {strategy!r}: the method "
-                "works on the gradients themselves, and this strategy computes none of the shared parameters."
+                "needs the gradients of the shared parameters, and this strategy does not compute them."
             )
         if reuse > 1 and not self.reusable:
-            raise ValueError(f"`reuse` must be 1 for {method}: its update is no weighted sum of the step's gradients.")
+            raise ValueError(f"`reuse` must be 1 for {method}: its update is not a weighted sum of the gradients.")
         if self._ranks.shards_parameters and (why_not := _why_not_sharded(chosen)):
             raise ValueError(why_not)
         self._strategy = chosen
@@ -152,31 +152,32 @@ class GradientBalancer(WeightedBalancer):
         active: Tensor | None = None,
         features: Tensor | Iterable[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Backpropagate each loss separately, combine the shared gradients, and leave `.grad` on every parameter.
+        """Backpropagate each loss separately, combine the shared gradients, and set `.grad` of every parameter.
 
-        Shared parameters get sum_k w_k g_k added to their `.grad`; where it was None, `.grad` becomes a view of one
-        buffer, which a later step uses again once no tensor looks into it. A parameter that no task reaches keeps its
-        `.grad`. All other parameters (heads) accumulate their own gradients as in any loop.
+        sum_k w_k g_k is added to the `.grad` of the shared parameters. If `.grad` was None, it becomes a view of one
+        buffer, which a later step reuses once no tensor refers to it. A parameter that no task reaches keeps its
+        `.grad`. All other parameters (heads) accumulate their own gradients as usual.
 
         Args:
             losses: task -> scalar with a graph; the same tasks in the same order at every step.
-            shared: the parameters to balance, for example `model.encoder.parameters()`. Frozen ones take no part,
-                one given twice counts once.
-            scale: the GradScaler's scale. Every `.grad` is scaled, as its `unscale_` and `step` expect; weights and
-                what is returned are those of the true gradients.
-            last: False adds this micro-batch to the rows and leaves the shared `.grad` alone; the next call with True
-                combines the sum.
-            active: bool [K] on the losses' device, which tasks have labels in this micro-batch; None takes those
-                whose gradient is not zero. The others have weight 0, and the method works on the rest.
-            features: of the strategy "features": what `cut` made of the shared part's outputs.
+            shared: the parameters to balance, for example `model.encoder.parameters()`. Frozen parameters are ignored;
+                duplicates count once.
+            scale: the GradScaler's scale. Every `.grad` is scaled, as `unscale_` and `step` expect; weights and
+                returned values are those of the unscaled gradients.
+            last: False adds this micro-batch to the rows and does not change the shared `.grad`; the next call with
+                True combines the sum.
+            active: bool [K] on the losses' device, which tasks have labels in this micro-batch; None selects tasks with
+                a nonzero gradient. The other tasks have weight 0 and are ignored by the method.
+            features: only for the strategy "features": the leaves that `cut` made from the shared part's outputs.
 
         Returns:
             Detached tensors on the gradients' device, for the log: "weights" [K], "norms" [K], "cosines" [K, K], all
-            float64; the cosine with a zero gradient is 0. Empty when `last` is False.
+            float64; the cosine with a zero gradient is 0. Empty if `last` is False.
 
         Raises:
-            TypeError, ValueError: a loss is no scalar, has no graph or reaches no shared parameter; the tasks changed;
-                `shared` holds no trainable leaf. Shared `.grad`s are then as before; micro-batches are dropped.
+            TypeError, ValueError: a loss is not a scalar, has no graph or reaches no shared parameter; the tasks
+                changed; `shared` has no trainable leaf. The shared `.grad`s are then unchanged, and micro-batches are
+                dropped.
         """
         return self.gradients(losses, shared, scale=scale, last=last, active=active, features=features).write()
 
@@ -191,8 +192,8 @@ class GradientBalancer(WeightedBalancer):
         active: Tensor | None = None,
         features: Tensor | Iterable[Tensor] | None = None,
     ) -> Rows | Written:
-        """`backward` up to the weights: the shared `.grad`s are as before until the result's `write`, which must follow
-        before the next call."""
+        """`backward` up to the weights: the shared `.grad`s do not change until `write` of the result is called, which
+        must happen before the next call."""
         try:
             shared = as_list(shared)  # it is read more than once
             step = StepContext(self._arena, self._ranks, shared, scale, last, features)
@@ -222,7 +223,7 @@ class GradientBalancer(WeightedBalancer):
                 self._arena.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The tasks' names in order, and under `use(reuse=n)` the weights and how often they served."""
+        """The state; with `use(reuse=n)` it includes the current weights and how often they were used."""
         return super().state_dict() | self._strategy.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -230,11 +231,11 @@ class GradientBalancer(WeightedBalancer):
         self._strategy.load_state_dict(state)
 
     def _objectives(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What is backpropagated for each task: its loss, but for methods that say otherwise."""
+        """The scalar to backpropagate for each task: by default its loss."""
         return losses
 
     def _between(self) -> None:
-        """After each micro-batch but the last; for most methods nothing happens."""
+        """Called after each micro-batch except the last; most methods do nothing."""
         return
 
     def _forget(self) -> None:
@@ -263,7 +264,7 @@ class GradientBalancer(WeightedBalancer):
     def _rows(
         self, J: Tensor, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
     ) -> Tensor:
-        """What is combined: the gradients [K, P] (times the scale), but for methods that keep averages of them."""
+        """The rows to combine [K, P], multiplied by the scale: by default the gradients."""
         return J
 
     def _gram(self, J: Tensor) -> Tensor:

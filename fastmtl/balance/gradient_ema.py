@@ -1,4 +1,4 @@
-"""Methods on a moving average of the gradients, K x P numbers in the arena's layout: DB-MTL and MoCo."""
+"""Methods that use a moving average of the gradients, [K, P] in the arena's layout: DB-MTL and MoCo."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .gramian import gramian, mask_inactive, project_on_simplex
 class Averaged(GradientBalancer):
     """Base: Y [K, P], one average per task, replaces the gradients. A task without labels keeps its row.
 
-    Y is float32 as the arena's rows and part of `state_dict`, columns in the order of `shared`. When the shared
-    parameters change (frozen, unfrozen) it restarts. Ranks that divide the columns each hold and save their own.
+    Y has the dtype of the arena's rows and is part of `state_dict`; its columns follow the order of `shared`. It
+    restarts when the shared parameters change (are frozen or unfrozen). Ranks that divide the columns save their own
+    part.
     """
 
     state_names = ("average", "steps")
@@ -28,11 +29,11 @@ class Averaged(GradientBalancer):
     def __init__(self) -> None:
         super().__init__()
         self._average: Tensor | None = None
-        self._steps: Tensor | None = None  # [K] float64: how often each row was moved
+        self._steps: Tensor | None = None  # [K] float64: how often each row was updated
 
     @abstractmethod
     def _rate(self, steps: Tensor) -> Tensor:
-        """[K]: what share of the new gradient row k takes at its `steps`-th move, counted from 1."""
+        """[K]: the weight of the new gradient in each row at its `steps`-th update, counted from 1."""
 
     def _rows(
         self, J: Tensor, losses: Mapping[str, Tensor], scale: Tensor | float | None, active: Tensor | None
@@ -42,32 +43,31 @@ class Averaged(GradientBalancer):
         if self._average is None or self._average.shape != J.shape:
             self._average = self._steps = None
         average, steps = self._hold("average", torch.zeros_like(J)), self._hold("steps", torch.zeros_like(norms))
-        moving = active & norms.isfinite().all()  # a step that is skipped leaves no trace
+        moving = active & norms.isfinite().all()  # a skipped step changes no state
         steps.add_(moving)
         rate = torch.where(moving, self._rate(steps.clamp(min=1)), 0.0).to(J.dtype)[:, None]
         fresh = J if scale is None else J / scale
-        # Not lerp: a rate of 0 must not let NaN through.
+        # Not lerp: with a rate of 0, NaN must not reach the average.
         average.copy_(torch.where(rate > 0, average + rate * (fresh - average), average))
-        # Where the gradient is not finite the rows must not be either: the step is to be skipped.
+        # If the gradient is not finite, the rows must not be finite either, so that the step is skipped.
         rows = torch.where(active[:, None], average, 0.0) + (0.0 * norms.sum()).to(J.dtype)
         return rows if scale is None else rows * scale
 
 
 class DBMTL(Averaged):
-    """Dual balancing of Lin et al., 2023, algorithm 1: gradients of the logarithms of the losses, each scaled to the
-    length of the longest.
+    """Dual balancing of Lin et al., 2023, algorithm 1: gradients of the log losses, scaled to the largest norm.
 
-    Y_k <- Y_k + (1 - beta_t) (grad log(L_k + eps) - Y_k), beta_t = beta / t^decay; w_k = max_j |Y_j| / |Y_k|. Heads get
-    the gradient of the logarithm too. The logarithm is of the whole step's loss: micro-batches are kept until the last
-    one, graphs and all, and save no memory.
+    Y_k <- Y_k + (1 - beta_t) (grad log(L_k + eps) - Y_k), beta_t = beta / t^decay; w_k = max_j |Y_j| / |Y_k|.
+    Heads also get the gradient of the log loss. The logarithm needs the loss of the whole step, so the graphs of all
+    micro-batches are kept until the last one, and micro-batches save no memory.
 
     Args:
-        beta: share of the old average, 0 to 1.
-        decay: of beta over the steps; 0 keeps it (LibMTL), 0.5 is the authors' advice.
-        eps: inside the logarithm.
+        beta: weight of the old average, 0 to 1.
+        decay: exponent of beta's decay over the steps; 0 keeps beta constant (LibMTL), the authors recommend 0.5.
+        eps: added inside the logarithm.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option is out of range.
 
     >>> DBMTL().weights(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)), {})
     tensor([2., 1.], dtype=torch.float64)
@@ -100,20 +100,20 @@ class DBMTL(Averaged):
 
 
 class MoCo(Averaged):
-    """Fernando et al., ICLR 2023, algorithm 1: the average corrects the bias that batch noise puts into MGDA's weights.
+    """Fernando et al., ICLR 2023, algorithm 1: averaging removes the bias that batch noise causes in MGDA's weights.
 
-    Y <- Y + beta_t (J - Y); w <- the projection of w - gamma_t (Y Y^T + rho I) w on the simplex; beta_t = beta /
-    t^beta_decay, gamma_t alike. As published (`published=True`, and in LibMTL) each gradient is first scaled to the
-    length of its loss and a softmax replaces the projection.
+    Y <- Y + beta_t (J - Y); w <- projection of w - gamma_t (Y Y^T + rho I) w onto the simplex; beta_t = beta /
+    t^beta_decay and gamma_t = gamma / t^gamma_decay. In the authors' code (`published=True`) and in LibMTL each
+    gradient is first scaled so that its norm is its loss, and a softmax replaces the projection.
 
     Args:
-        beta, beta_decay: of Y's rate.
-        gamma, gamma_decay: of w's rate.
-        rho: the regularisation of w.
-        published: as the authors' code instead of the paper.
+        beta, beta_decay: rate of Y and its decay.
+        gamma, gamma_decay: rate of w and its decay.
+        rho: regularisation of w.
+        published: follow the authors' code instead of the paper.
 
     Raises:
-        ValueError: a rate is negative.
+        ValueError: an option is negative.
 
     >>> MoCo(gamma=0.25).weights(torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64)), {})
     tensor([0.6250, 0.3750], dtype=torch.float64)
@@ -147,7 +147,7 @@ class MoCo(Averaged):
         return f"MoCo({rates}, rho={self.rho}, published={self.published})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64, 0 for inactive tasks, from the averages' G [K, K] float64; moves w."""
+        """w [K] float64, 0 for inactive tasks, from G [K, K] float64 of the averages; updates w."""
         G = gramian(G)
         active = G.diagonal() != 0
         sound = G.isfinite().all()

@@ -1,6 +1,6 @@
 """Strategies for computing the K task gradients: two exact ones, two approximate ones.
 
-The weights of one step may serve several.
+With `reuse` the weights of one step are used for several steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Losses = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a strategy works with in one call of `backward`: the balancer's arena and ranks, the call's arguments."""
+    """What a strategy needs in one call of `backward`: the balancer's arena and ranks, and the call's arguments."""
 
     arena: GradientArena
     ranks: SingleProcess
@@ -36,21 +36,21 @@ class StepContext:
 
 
 class Strategy(ABC):
-    """One step: `fill` for each micro-batch, then `rows`, and `leave` with their combination. Where the weights of an
-    earlier step serve (`stale`) there are no rows: `fill`, then `reused`."""
+    """One step: `fill` for each micro-batch, then `rows`, then `leave` with the combined gradient. A step that uses the
+    weights of an earlier one (`stale`) has no rows: `fill`, then `reused`."""
 
     name = ""
-    needs_all_losses = False  # as a balancer's
+    needs_all_losses = False  # as in WeightedBalancer
     fills_arena = False  # whether `rows` are the gradients of the shared parameters themselves
 
     def __init__(self, reuse: int = 1) -> None:
         self.reuse = reuse
-        self._served = 0  # steps that the last weights have served; 0 if there are none
-        self._log: dict[str, Tensor] = {}  # of the step that measured them
+        self._served = 0  # number of steps that used the last weights; 0 if there are none
+        self._log: dict[str, Tensor] = {}  # of the step that computed them
 
     @property
     def stale(self) -> bool:
-        """Whether this step takes the weights of an earlier one."""
+        """Whether this step uses the weights of an earlier one."""
         return 0 < self._served < self.reuse
 
     def writes(self, shared: list[Tensor]) -> list[Tensor]:
@@ -60,7 +60,7 @@ class Strategy(ABC):
     def fill(self, step: StepContext, losses: Losses) -> None:
         """Backpropagate a micro-batch."""
         if step.features is not None and self.name != "features":
-            raise ValueError(f"`features` belongs to the strategy 'features'; this balancer's is {self.name!r}.")
+            raise ValueError(f"`features` requires the strategy 'features'; this balancer uses {self.name!r}.")
         if self.stale:
             self._backward_weighted(step, losses, self._log["weights"])
         else:
@@ -75,29 +75,29 @@ class Strategy(ABC):
         """J [K, P] of the step."""
 
     def splits(self, ranks: SingleProcess) -> bool:
-        """Whether `rows` are a part of the columns, the others being on other ranks."""
+        """Whether `rows` are only this rank's columns."""
         return ranks.splits
 
     @abstractmethod
     def leave(self, step: StepContext, flat: Tensor, w: Tensor, reached: list[bool]) -> None:
-        """Put the combined gradient [P] where the optimizer looks for it."""
+        """Write the combined gradient [P] to `.grad`."""
 
     def forget(self) -> None:
-        """The step failed: drop what micro-batches left."""
+        """Discard the micro-batches of a failed step."""
         return
 
     def reused(self) -> dict[str, Tensor]:
-        """The end of a `stale` step: the log of the step that measured its weights."""
+        """End a `stale` step; returns the log of the step that computed its weights."""
         self._served = (self._served + 1) % self.reuse
         return dict(self._log)
 
     def keep(self, log: dict[str, Tensor]) -> None:
-        """The end of a step that measured its weights."""
+        """End a step that computed its weights."""
         if self.reuse == 1:
             return
         w, norms = log["weights"], log["norms"]
         before = self._log["weights"] if self._log else torch.ones_like(w)
-        # A step that is skipped teaches nothing, and a task without labels in it keeps the weight it had.
+        # A skipped step does not change the weights, and a task without labels in it keeps its weight.
         sound = (norms != 0) & w.isfinite().all() & norms.isfinite().all()
         self._log = log | {"weights": torch.where(sound, w, before.to(w.device))}
         self._served = 1
@@ -126,7 +126,7 @@ class Strategy(ABC):
 
 
 class Sequential(Strategy):
-    """K backwards, each moved into its row while it is in the cache. Exact; works with everything."""
+    """K backwards; each gradient is copied to its row while it is in the cache. Exact; works with everything."""
 
     name = "sequential"
     fills_arena = True
@@ -155,7 +155,7 @@ class Sequential(Strategy):
 
 class Batched(Sequential):
     """One backward of all tasks at once (vmap over the backward). Exact; the same work and K times the memory for
-    gradients of activations and parameters. Not with reentrant checkpointing or compiled backwards."""
+    gradients of activations and parameters. Does not support reentrant checkpointing or compiled backwards."""
 
     name = "batched"
 
@@ -185,17 +185,17 @@ class Batched(Sequential):
 
 
 class Features(Strategy):
-    """K backwards down to the shared part's outputs; one more, of their combination, goes on from there.
+    """K backwards to the shared part's outputs, then one backward of the combined gradient through the shared part.
 
-    APPROXIMATE: the features' Gram matrix is not the parameters'. Rows of several micro-batches, or ranks, are
-    concatenated: they are gradients of different samples' features.
+    APPROXIMATE: the Gram matrix is that of the features, not of the parameters. Rows of several micro-batches or ranks
+    are concatenated, because they belong to the features of different samples.
     """
 
     name = "features"
 
     def __init__(self, reuse: int = 1) -> None:
         super().__init__(reuse)
-        self._parts: list[tuple[Tensor, list[tuple[Tensor, Slot]]]] = []  # [K, P_i] and each leaf's slot in it
+        self._parts: list[tuple[Tensor, list[tuple[Tensor, Slot]]]] = []  # [K, P_i], and each leaf with its slot
 
     def _fill(self, step: StepContext, losses: Losses) -> None:
         arena = step.arena
@@ -237,9 +237,9 @@ class Features(Strategy):
 
 
 class LastLayer(Strategy):
-    """Weights from the gradients of one layer, K short backwards; then one weighted backward of everything.
+    """Weights from the gradients of one layer (K short backwards), then one weighted backward of the whole model.
 
-    APPROXIMATE for every method that is defined on all shared parameters. Micro-batches are kept, graphs and all.
+    APPROXIMATE for methods that are defined on all shared parameters. The graphs of all micro-batches are kept.
     """
 
     name = "last_layer"
@@ -253,7 +253,7 @@ class LastLayer(Strategy):
 
     def _fill(self, step: StepContext, losses: Losses) -> None:
         layer = last_layer(step.shared) if self.layer is None else self.layer
-        leaves(losses.values())  # before any work: raises where a graph hides parameters
+        leaves(losses.values())  # raises before any work if a graph hides parameters
         rows = [layer_row(name, step.ranks.scaled(loss, step.scale), layer) for name, loss in losses.items()]
         self._J, self._losses = step.ranks.total(torch.stack(rows)), losses
 
@@ -277,15 +277,15 @@ _STRATEGIES: dict[str, type[Strategy]] = {kind.name: kind for kind in (Sequentia
 
 
 def create_strategy(name: str, reuse: int = 1, layer: Tensor | None = None) -> Strategy:
-    """The strategy of that name.
+    """Create the strategy `name`.
 
     Raises:
-        ValueError: no such name, or an option out of range.
+        ValueError: the name is unknown, or an option is out of range.
     """
     if name not in _STRATEGIES:
         raise ValueError(f"unknown `strategy` {name!r}; {nearest(name, list(_STRATEGIES))}")
     if not isinstance(reuse, int) or reuse < 1:
-        raise ValueError(f"`reuse` must be a number of steps, at least 1; got {reuse!r}.")
+        raise ValueError(f"`reuse` must be an integer number of steps, at least 1; got {reuse!r}.")
     if layer is not None and name != "last_layer":
-        raise ValueError(f"`layer` belongs to the strategy 'last_layer'; got {name!r}.")
+        raise ValueError(f"`layer` requires the strategy 'last_layer'; got {name!r}.")
     return LastLayer(reuse, layer) if name == "last_layer" else _STRATEGIES[name](reuse)

@@ -1,4 +1,4 @@
-"""GradNorm: weights that bring the tasks' gradients to one size, corrected for how fast each task trains."""
+"""GradNorm: weights that equalise the tasks' gradient norms, corrected for how fast each task trains."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from .base import values
 from .gramian import gramian
 from .loss_base import LossBalancer
 
-_SMALLEST = 1e-3  # of the mean weight: the closed form changes its sign for w < 0
+_SMALLEST = 1e-3  # times the mean weight: the closed form changes its sign for w < 0
 
 
 class GradNorm(LossBalancer):
-    """Chen et al., ICML 2018, equations 1 and 2.
+    """Gradient normalisation of Chen et al., ICML 2018, equations 1 and 2.
 
-    N_i is the norm of grad_W L_i, W the last shared layer; G_i = w_i N_i, r_i = (L_i / L_i(0)) / mean, and the weights
-    descend on sum_i |G_i - mean(G) r_i^alpha| with the target held fixed, whose derivative is sign(.) N_i: no second
-    backward, and the model's gradients are left alone. Then w stays above a small positive value and keeps its sum, K.
-    Means are over active tasks; L(0) is each task's first loss.
+    W is the last shared layer, N_i = |grad_W L_i|, G_i = w_i N_i, and r_i = (L_i / L_i(0)) / mean. The weights take a
+    gradient step on sum_i |G_i - mean(G) r_i^alpha| with the target held fixed. Its derivative is sign(.) N_i, so no
+    second backward is needed and the model's gradients do not change. The weights are then clamped to a small positive
+    value and scaled to keep their sum, K. Means are over active tasks; L(0) is each task's first loss.
 
-    It weighs losses, heads included: the step's backward has the weights from before the step. N needs the K gradients
-    of W alone, K short backwards from the losses to W, which keep their graphs for the real one.
+    The weights apply to the losses, so heads are weighted too. A step uses the weights from before its update.
+    Computing N takes K short backwards from the losses to W.
 
     Args:
-        alpha: the strength of the pull to a common rate; the paper takes 1.5 and 0.12.
-        lr: of the weights.
-        layer: W. None takes the last parameter of two or more dimensions in `shared`.
-        exponent: 1 (the paper), or -1, which gradnorm-pytorch computes.
+        alpha: how strongly tasks are pulled to a common training rate; the paper uses 1.5 and 0.12.
+        lr: learning rate of the weights.
+        layer: W. None uses the last parameter in `shared` with two or more dimensions.
+        exponent: 1 (the paper), or -1 as in gradnorm-pytorch.
 
     Raises:
-        ValueError: an option out of range; at `backward`, no such parameter, or a task that does not reach it.
+        ValueError: an option is out of range; at `backward`, there is no such parameter or a task does not reach it.
 
     >>> encoder = torch.nn.Linear(2, 2)
     >>> z = encoder(torch.ones(1, 2))
@@ -55,15 +55,17 @@ class GradNorm(LossBalancer):
         super().__init__()
         self.alpha, self.lr, self.exponent, self._layer = alpha, lr, exponent, layer
         self._w: Tensor | None = None  # [K] float64
-        self._first: Tensor | None = None  # [K] float64: each task's first loss, 0 before
-        self._gradients: Tensor | None = None  # [K, P] of W, over the micro-batches so far
+        self._first: Tensor | None = None  # [K] float64: each task's first loss; 0 until then
+        self._gradients: Tensor | None = None  # [K, P] of W, summed over the micro-batches so far
 
     def __repr__(self) -> str:
         return f"GradNorm(alpha={self.alpha}, lr={self.lr}, exponent={self.exponent})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64: as they are if G is None, else after a step on G [K, K] float64, the Gram matrix of W's
-        gradients (its diagonal is read)."""
+        """w [K] float64: the current weights if G is None, else the weights after a step on G.
+
+        G [K, K] float64 is the Gram matrix of W's gradients; only its diagonal is used.
+        """
         found = values(losses)
         w = self._hold("w", torch.ones_like(found))
         if G is not None:
@@ -83,7 +85,7 @@ class GradNorm(LossBalancer):
         before = torch.where(active, w, 0.0).sum()
         moved = torch.maximum(moved, _SMALLEST * before / count)
         moved = moved * (before / torch.where(active, moved, 0.0).sum())
-        # A step that is skipped, or a rate that is no number, leaves the weights alone.
+        # A skipped step or a NaN rate does not change the weights.
         sound = norms.isfinite().all() & torch.where(active, moved, 1.0).isfinite().all()
         w.copy_(torch.where(active & sound, moved, w))
         kept.copy_(torch.where(sound, first, kept))

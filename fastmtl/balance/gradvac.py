@@ -1,4 +1,4 @@
-"""GradVac: gradients pulled towards a cosine that follows the training."""
+"""GradVac: gradients are moved towards a target cosine, a moving average over training."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from .gramian import gramian, mask_inactive
 class GradVac(GradientBalancer):
     """Gradient vaccine of Wang et al., ICLR 2021, algorithm 1 and equation 2.
 
-    Each task's gradient g_i meets the others in a random order. Where its cosine phi with the original g_j is below the
-    target t_ij, it gets a multiple of g_j that brings it there: |g_i| (t sqrt(1 - phi^2) - phi sqrt(1 - t^2)) /
-    (|g_j| sqrt(1 - t^2)). Then t_ij <- (1 - beta) t_ij + beta phi. The update is the sum. With t = 0 it is PCGrad.
+    Each task's gradient g_i is compared with the other tasks' original gradients g_j in a random order. If their cosine
+    phi is below the target t_ij, g_i is moved to cosine t_ij by adding g_j times
+    |g_i| (t sqrt(1 - phi^2) - phi sqrt(1 - t^2)) / (|g_j| sqrt(1 - t^2)). Then t_ij <- (1 - beta) t_ij + beta phi.
+    The update is the sum of the resulting g_i. With t = 0 this is PCGrad.
 
     Args:
-        beta: rate of the targets' moving average, 0 to 1; the paper takes 0.01, its code and LibMTL 0.5.
-        always: whether a target moves at every meeting (the paper) or only when its gradient is changed (LibMTL).
-        seed: of the orders, as in `PCGrad`.
+        beta: rate of the targets' moving average, 0 to 1; the paper uses 0.01, its code and LibMTL 0.5.
+        always: update a target at every comparison (the paper) or, if False, only when the gradient changes (LibMTL).
+        seed: of the random orders, as in `PCGrad`.
 
     Raises:
-        ValueError: beta is not from 0 to 1.
+        ValueError: `beta` is not from 0 to 1.
 
     >>> GradVac().weights(torch.tensor([[1.0, -1.0], [-1.0, 4.0]], dtype=torch.float64), {})
     tensor([2.0000, 1.2500], dtype=torch.float64)
@@ -48,13 +49,13 @@ class GradVac(GradientBalancer):
         return f"GradVac(beta={self.beta}, always={self.always}, seed={self._seed})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64 from G [K, K] float64, with this balancer's next order; moves the targets."""
+        """w [K] float64 from G [K, K] float64; each call draws the next order and updates the targets."""
         G, K = gramian(G), len(gramian(G))
         order = order_by(self._draws.uniform(K * K, G.device).view(K, K))
         self._draws.advance()
         target = self._hold("target", torch.zeros_like(G))
         w, moved = vaccinate(G, order, target, self.beta, self.always)
-        target.copy_(torch.where(G.isfinite().all(), moved, target))  # a step that is skipped leaves no trace
+        target.copy_(torch.where(G.isfinite().all(), moved, target))  # a skipped step changes no state
         return w
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,10 +68,10 @@ class GradVac(GradientBalancer):
 
 
 def vaccinate(G: Tensor, order: Tensor, target: Tensor, beta: float, always: bool) -> tuple[Tensor, Tensor]:
-    """w [K] and the moved targets [K, K]; `order` int64 [K, K-1], row i a permutation of the tasks other than i.
+    """Return w [K] and the updated targets [K, K]; row i of `order` int64 [K, K-1] is a permutation of the other tasks.
 
-    Row i of C holds the coefficients of g_i's expansion in the gradients. No task's meetings depend on another's, so
-    that all tasks take their n-th meeting at once.
+    Row i of C holds the coefficients of g_i's expansion in the original gradients. The tasks do not depend on each
+    other's comparisons, so the n-th comparison of all tasks is computed at once.
     """
     squares = G.diagonal()
     active = squares != 0

@@ -1,7 +1,7 @@
-"""What the gradient methods share: active tasks, cosines, the simplex; on G's device, without a branch on data.
+"""Functions of the gradient methods: active tasks, cosines, the simplex; on G's device, without branches on data.
 
-A task is active where G's diagonal is not 0. The others are taken out by masks of fixed shape before a method solves
-anything: as rows of zeros they would be a task that every direction suits (MGDA and CAGrad then return 0).
+A task is active if its entry on G's diagonal is not 0. Masks of fixed shape remove inactive tasks before a method
+solves its problem: a row of zeros would be a task that every direction improves (MGDA and CAGrad would return 0).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fastmtl.ops.gradients import matrix_solvers
 
 
 def gramian(G: Tensor | None) -> Tensor:
-    """G, or an error where a method was given none.
+    """Return G after checking it.
 
     Raises:
-        ValueError: G is None or no [K, K] float64.
+        ValueError: G is None or not [K, K] float64.
     """
     if G is None:
         raise ValueError("`G` must be the Gram matrix [K, K] of the gradients; got None. Take it from ops.gram(J).")
@@ -29,7 +29,7 @@ def gramian(G: Tensor | None) -> Tensor:
 
 
 def cosines(G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """C [K, K], norms [K], active bool [K]; an inactive task is orthogonal to all and of norm 1."""
+    """C [K, K], norms [K], active bool [K]; an inactive task is orthogonal to all others and has norm 1."""
     squares = G.diagonal()
     active = squares != 0
     norms = torch.where(active, squares, 1.0).sqrt()
@@ -46,15 +46,15 @@ def norms_and_cosines(G: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mask_inactive(w: Tensor, G: Tensor, active: Tensor) -> Tensor:
-    """w with 0 for inactive tasks, and not finite throughout where G is not."""
+    """w with 0 for inactive tasks; NaN everywhere if G is not finite."""
     return torch.where(active, w, 0.0) + 0.0 * G.sum()
 
 
 def given_weights(weights: Mapping[str, float] | Sequence[float] | None, losses: Mapping[str, Tensor], like: Tensor):
-    """Weights a user gave by name or in order, as [K] like `like`; ones if None.
+    """The user's weights, by name or in order, as [K] float64 on `like`'s device; ones of `like`'s dtype if None.
 
     Raises:
-        ValueError: they do not fit the tasks.
+        ValueError: the weights do not match the tasks.
     """
     K = like.shape[0]
     if weights is None:
@@ -69,21 +69,21 @@ def given_weights(weights: Mapping[str, float] | Sequence[float] | None, losses:
 
 
 def to_device(numbers: Sequence[float], device: torch.device) -> Tensor:
-    """[n] float64 on `device`; not to be written to. Made once, so that a CUDA graph captures no copy from the host."""
+    """[n] float64 on `device`; do not write to it. Cached, so that a CUDA graph captures no copy from the host."""
     return _constant(tuple(numbers), device)
 
 
 @lru_cache(maxsize=256)
 def _constant(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # or it could take no part in a later backward
+    with torch.inference_mode(False):  # an inference tensor could not be used in a later backward
         return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)
 
 
 def least_norm(G: Tensor, active: Tensor) -> Tensor:
     """argmin a^T G a over the simplex of the active tasks: [K], 0 elsewhere.
 
-    With x >= 0 and a = x / sum x it is the minimum of x^T (G + 1 1^T) x / 2 - sum x, for G scaled to size 1: the
-    conditions of both problems are the same.
+    With x >= 0 and a = x / sum x this is the minimum of x^T (G + 1 1^T) x / 2 - sum x, for G scaled to size 1: both
+    problems have the same optimality conditions.
     """
     K = len(G)
     if K == 2:  # closed form
@@ -101,15 +101,15 @@ def least_norm(G: Tensor, active: Tensor) -> Tensor:
 
 
 def pseudo_inverse(G: Tensor, rtol: float | None) -> Tensor:
-    """Of a positive semidefinite [K, K], over its numerical rank: eigenvalues above rtol (K eps if None) times the
-    largest."""
+    """Pseudo-inverse of a positive semidefinite [K, K]; eigenvalues up to rtol (K eps if None) times the largest count
+    as 0."""
     eigenvalues, vectors = matrix_solvers.eigh(G)
     kept = in_rank(eigenvalues, rtol)
     return (vectors * torch.where(kept, 1 / eigenvalues, 0.0)) @ vectors.T
 
 
 def in_rank(eigenvalues: Tensor, rtol: float | None) -> Tensor:
-    """bool [K]: which eigenvalues (ascending) are not 0 but for rounding."""
+    """bool [K]: which eigenvalues (ascending) are larger than 0 up to rounding."""
     K = len(eigenvalues)
     return eigenvalues > (K * torch.finfo(torch.float64).eps if rtol is None else rtol) * eigenvalues[-1]
 

@@ -31,9 +31,9 @@ def join_ranks(
 
     Args:
         model, group, method, overlap: as for `distribute`.
-        balancer: its repr; with `state` what must be equal on all ranks.
-        state: its `state_dict`, less what differs between ranks that divide the columns.
-        arena: of gradient methods.
+        balancer: its repr, which must be equal on all ranks, as `state` must be.
+        state: its `state_dict`, without what differs between ranks that divide the columns.
+        arena: the arena of a gradient method; None for loss methods.
         why_not_sharded: why the balancer cannot work under FSDP2; "" if it can.
     """
     if method not in METHODS:
@@ -43,7 +43,7 @@ def join_ranks(
     around = wrappers(model)
     if any(wrapper.static_graph for wrapper in around):
         raise ValueError(
-            "DistributedDataParallel(static_graph=True) cannot stop averaging, and a balancer averages in its place. "
+            "DistributedDataParallel(static_graph=True) cannot stop averaging, but a balancer averages instead. "
             "Wrap the model without static_graph."
         )
     for wrapper in around:
@@ -72,15 +72,15 @@ def _check_parameters(model: nn.Module, group: dist.ProcessGroup | None) -> None
     different = (low != high).any(1).tolist()
     if any(different):
         raise ValueError(
-            f"`model` must be equal on all ranks; parameter {named[different.index(True)][0]!r} differs. Seed alike, "
-            "or broadcast the parameters from rank 0."
+            f"`model` must be equal on all ranks; parameter {named[different.index(True)][0]!r} differs. Use the same "
+            "seed on all ranks, or broadcast the parameters from rank 0."
         )
 
 
 def _check_sharded(model: nn.Module, why_not: str) -> None:
     meshes = (getattr(parameter, "device_mesh", None) for parameter in model.parameters())
     if any(mesh is not None and mesh.ndim != 1 for mesh in meshes):
-        raise ValueError("`model` must be sharded over a mesh of one dimension; got more (HSDP).")
+        raise ValueError("`model` must be sharded over a one-dimensional mesh; got more dimensions (HSDP).")
     if why_not:
         raise ValueError(why_not)
 

@@ -1,4 +1,4 @@
-"""Linear scalarisation: given weights, the baseline of every comparison."""
+"""Linear scalarisation: constant weights, the baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ class Linear(LossBalancer):
 
     Args:
         weights: task -> weight, or one weight per task in the order of the losses; 1 each if None.
-        normalise: divide each loss by its mean in the first epoch; during that epoch by its mean in the steps so far,
-            in the first step by itself. Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
+        normalise: divide each loss by its mean over the first epoch. During that epoch the divisor is the mean over the
+            steps so far; in the first step it is the loss itself. Call `on_epoch()` at the end of every epoch;
+            fastmtl's trainer does.
 
     Raises:
-        ValueError: at `backward`, the weights are not those of the losses' tasks.
+        ValueError: at `backward`, the weights do not match the tasks of the losses.
 
     >>> parameter = torch.nn.Parameter(torch.ones(2))
     >>> losses = {"a": parameter.sum(), "b": parameter.square().sum()}
@@ -38,14 +39,17 @@ class Linear(LossBalancer):
         self._given = weights if weights is None or isinstance(weights, Mapping) else list(weights)
         self.normalise = normalise
         self.state_names = ("sums", "epochs") if normalise else ()
-        self._sums: Tensor | None = None  # [2, K]: of the first epoch's losses, and in how many steps a task was active
+        self._sums: Tensor | None = None  # [2, K]: sum of the first epoch's losses; steps in which the task was active
         self._epochs = torch.zeros((), dtype=torch.float64)  # so far
 
     def __repr__(self) -> str:
         return f"Linear(weights={self._given!r}{', normalise=True' * self.normalise})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """The given weights as [K] float64 on the losses' device, over the first epoch's means; G is not read."""
+        """The given weights [K] float64 on the losses' device, divided by the first epoch's means if `normalise`.
+
+        G is not used.
+        """
         found = values(losses)
         w = given_weights(self._given, losses, found)
         if not self.normalise:
@@ -65,5 +69,5 @@ class Linear(LossBalancer):
             self._hold("sums", torch.zeros_like(fresh)).add_(fresh)
 
     def on_epoch(self) -> None:
-        """An epoch is over; the first one's means stay from now on."""
+        """End an epoch; after the first one the means no longer change."""
         self._epochs.add_(1)

@@ -1,4 +1,4 @@
-"""The base of loss methods: they weight the losses, so one backward is enough; the heads' gradients are scaled too."""
+"""The base of loss methods. They weight the losses, so one backward is enough, and heads are weighted too."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class LossBalancer(WeightedBalancer):
 
         Args:
             losses: task -> scalar with a graph; the same tasks in the same order at every step.
-            shared: not needed by most methods; heads are weighted too.
-            scale: the GradScaler's scale, which multiplies the sum.
-            last: False for all micro-batches of a step but the last; their gradients add up in `.grad`.
-            active: bool [K] on the losses' device, which tasks have labels in this micro-batch; None takes those
-                whose loss is not 0. The others weigh nothing, and means over tasks leave them out.
+            shared: the shared parameters; most methods do not need them.
+            scale: the GradScaler's scale; the sum is multiplied by it.
+            last: False for all micro-batches of a step except the last; their gradients add up in `.grad`.
+            active: bool [K] on the losses' device, which tasks have labels in this micro-batch; None selects tasks
+                with a nonzero loss. The other tasks have weight 0 and are left out of means over tasks.
 
         Returns:
-            "weights" [K], detached, for the log.
+            "weights" [K] float64, detached, for the log.
 
         Raises:
-            ValueError: a loss is no scalar or has no graph, or the tasks changed.
+            ValueError: a loss is not a scalar or has no graph, or the tasks changed.
         """
         try:
             self._check_losses(losses)
@@ -65,7 +65,7 @@ class LossBalancer(WeightedBalancer):
         scale: Tensor | float | None,
         last: bool,
     ) -> dict[str, Tensor]:
-        """One backward of `losses` weighed as `total`, the step's losses so far, ask."""
+        """One backward of `losses`, with the weights computed from `total`, the losses of the step so far."""
         seen = total
         if active is not None:
             flags = zip(total.items(), active.unbind(), strict=True)
@@ -85,9 +85,9 @@ class LossBalancer(WeightedBalancer):
     def _ended(
         self, total: Mapping[str, Tensor], active: Tensor | None, shared: Iterable[Tensor], scale: Tensor | float | None
     ) -> None:
-        """All of a step's gradients are there; most methods have nothing to remember of it."""
+        """Called when all gradients of a step are computed; most methods do nothing."""
         return
 
     def _regularizer(self, active: Tensor) -> Tensor | None:
-        """What learned weights add to the objective, once a step; `active` bool [K]."""
+        """The term that learned weights add to the objective once per step; `active` bool [K]."""
         return None

@@ -17,17 +17,17 @@ _NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 class MGDA(GradientBalancer):
     """Multiple-gradient descent: w = argmin over the simplex of w^T G w.
 
-    Désidéri, C. R. Math. 350 (2012), theorem 1; for networks Sener & Koltun, NeurIPS 2018, equation 3, whose
-    Frank-Wolfe solver stops at a change of 1e-3. Here two tasks are solved in closed form and more to 1e-12, by an
-    interior-point method whose number of steps does not depend on the gradients.
+    Source: Désidéri, C. R. Math. 350 (2012), theorem 1; for neural networks Sener & Koltun, NeurIPS 2018, equation 3.
+    Their Frank-Wolfe solver stops at a change of 1e-3. This class solves two tasks in closed form, and more tasks to
+    1e-12 with an interior-point method whose number of steps does not depend on the gradients.
 
     Args:
         normalization: what each gradient is divided by before solving for the weights, as Sener & Koltun's code does:
-            "none" (the paper), "l2" its norm, "loss" the task's loss, "loss+" both. The weights act on the gradients
-            as they are.
+            "none" (the paper), "l2" its norm, "loss" the task's loss, "loss+" both. The weights are applied to the
+            original gradients.
 
     Raises:
-        ValueError: `normalization` is none of these.
+        ValueError: `normalization` is not one of these.
 
     >>> MGDA().weights(torch.tensor([[1.0, 0.0], [0.0, 3.0]], dtype=torch.float64), {})
     tensor([0.7500, 0.2500], dtype=torch.float64)
@@ -43,7 +43,7 @@ class MGDA(GradientBalancer):
         return f"MGDA(normalization={self.normalization!r})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64, 0 for inactive tasks and 1 in sum, from G [K, K] float64."""
+        """w [K] float64 with sum 1, 0 for inactive tasks, from G [K, K] float64."""
         G = gramian(G)
         active = G.diagonal() != 0
         scaled = G

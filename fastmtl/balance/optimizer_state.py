@@ -1,4 +1,4 @@
-"""What the fused step reads of a torch optimizer: options, state in the parameters' memory order; what it refuses."""
+"""What the fused step reads from a torch optimizer: options, and state in the parameters' memory order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def unsupported(optimizer: object) -> str | None:
-    """Why the fused step cannot replace `optimizer.step`; None where it can."""
+    """Why the fused step cannot replace `optimizer.step`; None if it can."""
     if type(optimizer) not in (AdamW, Adam, SGD):
         return f"got {type(optimizer).__module__}.{type(optimizer).__qualname__}"
     assert isinstance(optimizer, Optimizer)
@@ -25,7 +25,7 @@ def unsupported(optimizer: object) -> str | None:
                 return f"got {option}=True"
         host_steps = "betas" in group and not group["fused"] and not group["capturable"]
         if host_steps and any(parameter.is_cuda for parameter in group["params"]):
-            return f"got {type(optimizer).__name__} on a GPU with its step counts on the host: make it with fused=True"
+            return f"got {type(optimizer).__name__} on a GPU with its step counts on the host: use fused=True"
     for hook in (*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()):
         if not isinstance(hook, StepGuard):
             return f"got one with the step hook {hook}, which would not run"
@@ -33,10 +33,10 @@ def unsupported(optimizer: object) -> str | None:
 
 
 def read_groups(optimizer: Optimizer) -> list[kernel.Group]:
-    """The options as they are now: schedulers change them.
+    """The current options of each group, read at every step because schedulers change them.
 
     Raises:
-        ValueError: an option was changed to one that is not supported, or is a tensor on the device.
+        ValueError: an option was changed to an unsupported value, or is a tensor on the device.
     """
     if reason := unsupported(optimizer):
         raise ValueError(f"`optimizer` has changed: {reason}.")
@@ -64,13 +64,13 @@ def _number(name: str, value: Tensor | float) -> float:
 def state_of(
     optimizer: Optimizer, parameter: Tensor, group: dict[str, Any], counts: dict[Tensor, Tensor]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The moments and the step count of `parameter`, made as torch makes them where there are none.
+    """The moments and the step count of `parameter`; missing ones are created as torch creates them.
 
-    `counts` keeps the steps of SGD's dampened parameters whose buffer is made here: a first step that is skipped is
-    no first step, and only the device knows.
+    `counts` holds the steps of SGD parameters with dampening whose buffer is created here: the first step may be
+    skipped, and then the next one is the first. Only the device knows whether it was.
 
     Raises:
-        ValueError: the parameter has gaps in memory.
+        ValueError: the parameter is not dense in memory.
     """
     if not same_order(parameter, torch.empty_like(parameter, device="meta")):
         raise ValueError(
@@ -93,7 +93,7 @@ def state_of(
 
 
 def _moment(state: dict[str, Any], name: str, parameter: Tensor) -> Tensor:
-    """In the parameter's memory order; a checkpoint may bring another, and the kernel walks both side by side."""
+    """The moment in the parameter's memory order, as the kernel needs it; a checkpoint may have another order."""
     moment = state.get(name)
     if moment is None:
         moment = state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
@@ -103,13 +103,13 @@ def _moment(state: dict[str, Any], name: str, parameter: Tensor) -> Tensor:
 
 
 def same_order(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape have the same memory order."""
+    """Whether two tensors of the same shape have the same memory order."""
     if a.layout != torch.strided:
         return False
     if a.stride() == b.stride():
         return True
     strides = zip(a.shape, a.stride(), b.stride(), strict=True)
-    return all(x == y for size, x, y in strides if size > 1)  # the stride of a dim of one element means nothing
+    return all(x == y for size, x, y in strides if size > 1)  # the stride of a dimension of size 1 has no effect
 
 
 class StepGuard:
@@ -121,16 +121,16 @@ class StepGuard:
         optimizer.register_step_pre_hook(self)
 
     def stepped(self) -> None:
-        """A fused step has been made."""
+        """Record that a fused step was taken."""
         self._done = True
         if (optimizer := self._optimizer()) is not None:
-            optimizer._opt_called = True  # type: ignore[attr-defined]  # for schedulers, which ask whether a step was made
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers check it
 
     def __call__(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         graded = any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
         if self._done and not graded:
             raise RuntimeError(
-                "optimizer.step() was called right after a FusedStep, which has already made this step. Leave it out; "
+                "optimizer.step() was called right after a FusedStep, which has already taken this step. Remove it; "
                 "with a GradScaler pass `scale=scaler` to the FusedStep and call scaler.update() after it."
             )
         self._done = False

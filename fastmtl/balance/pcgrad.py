@@ -1,4 +1,4 @@
-"""PCGrad: gradients that conflict are projected on each other's normal planes."""
+"""PCGrad: conflicting gradients are projected onto each other's normal planes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from .gramian import gramian, mask_inactive
 class PCGrad(GradientBalancer):
     """Gradient surgery of Yu et al. (NeurIPS 2020, algorithm 1) for the shared parameters of K tasks.
 
-    Each task's gradient g_i meets the others in a random order; where it has a negative inner product with g_j, the
-    original gradient of task j, its component along g_j is taken away. The update is the sum of the results.
+    Each task's gradient g_i is compared with the other tasks' original gradients g_j in a random order. If
+    <g_i, g_j> < 0, the component of g_i along g_j is removed: g_i <- g_i - <g_i, g_j> / |g_j|^2 g_j. The update is the
+    sum of the resulting g_i.
 
     Args:
-        reduction: "sum" (the paper) or "mean", which divides by the number of tasks with a gradient that is not zero.
-        seed: of the orders. They are a hash of seed, step and place, the same on every device. The step is counted on
-            the device, so that a replayed CUDA graph draws new ones, and is part of `state_dict`: a resumed run draws
-            the orders an uninterrupted one would have drawn.
-        with_self: a gradient meets its own original too, as in LibMTL and Pytorch-PCGrad: once projected beyond its
-            own normal plane it then disappears. To compare with them; it has no kernel.
+        reduction: "sum" (the paper) or "mean", which divides by the number of tasks with a nonzero gradient.
+        seed: of the random orders. They are a hash of seed, step and position, the same on every device. The step
+            counter is on the device, so a replayed CUDA graph draws new orders. It is part of `state_dict`, so a
+            resumed run draws the same orders as an uninterrupted one.
+        with_self: compare each gradient with its own original too, as LibMTL and Pytorch-PCGrad do: a gradient that has
+            been projected past its own normal plane then becomes 0. Only for comparison with them; it has no kernel.
 
     Raises:
-        ValueError: `reduction` is neither.
+        ValueError: `reduction` is not "sum" or "mean".
 
     >>> encoder, head_a, head_b = (torch.nn.Linear(4, n) for n in (4, 1, 2))
     >>> features = encoder(torch.ones(8, 4))
@@ -52,7 +53,7 @@ class PCGrad(GradientBalancer):
         return f"PCGrad(reduction={self.reduction!r}, seed={self._seed}, with_self={self.with_self})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64 from G [K, K] float64, with this balancer's next order."""
+        """w [K] float64 from G [K, K] float64; each call draws the next order."""
         G = gramian(G)
         order = self.next_order(len(G), G.device)
         self._draws.advance()
@@ -60,7 +61,7 @@ class PCGrad(GradientBalancer):
         return mask_inactive(w, G, G.diagonal() != 0)
 
     def next_order(self, K: int, device: torch.device) -> Tensor:
-        """The order of the next step, as `ops.pcgrad_weights` takes it."""
+        """The order of the next step, in the format of `ops.pcgrad_weights`."""
         return order_by(self._draws.uniform(K * K, device).view(K, K), with_self=self.with_self)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The end of a training step, from losses to moved parameters, for any optimizer; `balance.FusedStep` is faster."""
+"""The end of a training step, from losses to updated parameters, for any optimizer; `balance.FusedStep` is faster."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from ..protocols import Balancer
 
 
 class PlainUpdate:
-    """balancer.backward -> unscale -> clip -> optimizer.step. A step that is not finite is skipped: on the device where
-    the optimizer supports it (torch's fused ones do), else the host looks.
+    """balancer.backward -> unscale -> clip -> optimizer.step.
+
+    A step whose losses or gradients are not finite is skipped. The check runs on the device if the optimizer supports
+    it (torch's fused optimizers do); otherwise the host waits for the device.
 
     Args:
-        optimizer: any.
+        optimizer: any torch optimizer.
         clip_norm: largest norm of the whole gradient; 0 does not clip.
     """
 
@@ -45,7 +47,7 @@ class PlainUpdate:
         if scale is not None:
             scale.step(self.optimizer)
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # torch's fused optimizers read this flag on the device and leave everything as it was when it is set.
+            # torch's fused optimizers read this flag on the device and change nothing if it is set.
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not bool(skipped):
@@ -55,8 +57,8 @@ class PlainUpdate:
 
 
 def match_param_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give the state the parameters' memory order: torch's fused CPU optimizers walk both side by side in memory, and
-    would pair a contiguous moment with the wrong elements of a channels-last weight."""
+    """Convert the optimizer state to the parameters' memory order: torch's fused CPU optimizers read both in memory
+    order and would pair a contiguous moment with the wrong elements of a channels-last weight."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

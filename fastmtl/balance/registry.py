@@ -57,7 +57,7 @@ _OF_USE = ("strategy", "reuse")
 
 
 def list_balancers() -> list[str]:
-    """The names `create_balancer` takes.
+    """Return the names that `create_balancer` accepts, sorted.
 
     >>> list_balancers()[:3]
     ['aligned_mtl', 'cagrad', 'config_grad']
@@ -66,10 +66,10 @@ def list_balancers() -> list[str]:
 
 
 def create_balancer(name: str, **options: Any) -> GradientBalancer | LossBalancer:
-    """The balancer of that name, made with `options`; "strategy" and "reuse" go to its `use`.
+    """Create the balancer `name` with `options`; "strategy" and "reuse" are passed to its `use`.
 
     Raises:
-        ValueError: unknown name or option; the message lists the nearest.
+        ValueError: the name or an option is unknown; the message lists the closest names.
 
     >>> create_balancer("pcgrad", reduction="mean", strategy="last_layer", reuse=4)
     PCGrad(reduction='mean', seed=0, with_self=False)
@@ -84,5 +84,5 @@ def create_balancer(name: str, **options: Any) -> GradientBalancer | LossBalance
     if not used:
         return balancer
     if not isinstance(balancer, GradientBalancer):
-        raise ValueError(f"balancer {name!r} has one backward a step, and no option {next(iter(used))!r}.")
+        raise ValueError(f"balancer {name!r} runs one backward per step and has no option {next(iter(used))!r}.")
     return balancer.use(**used)

@@ -1,4 +1,4 @@
-"""Forward passes without side effects: evaluating a batch again, and what a checkpoint recomputes in a backward."""
+"""Forward passes without side effects: evaluating a batch again, and recomputation by checkpoints in a backward."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ T = TypeVar("T")
 
 
 class Replay:
-    """Remembers the random state now, before the first forward pass; later calls run under it.
+    """Saves the random state when created, before the first forward pass; later calls run with that state.
 
-    Balancers that look twice (FAMO's `after_step`) compare losses before and after the optimizer's step: dropout must
-    drop the same elements, and the running statistics of normalisation layers must not see the batch a second time.
-    The layers stay in training mode and normalise with the batch, as they did.
+    Balancers that evaluate a batch twice (FAMO's `after_step`) compare losses before and after the optimizer step:
+    dropout must drop the same elements, and the running statistics of normalisation layers must not be updated twice.
+    The layers stay in training mode and normalise with the batch, as in the first pass.
 
     Args:
-        model: whose normalisation layers are held.
-        device: whose generator is replayed besides the CPU's.
+        model: its normalisation layers keep their running statistics during a call.
+        device: the random state of this device is saved and restored, besides the CPU's.
 
     >>> model = torch.nn.Dropout(0.5)
     >>> again = Replay(model, "cpu")
@@ -38,7 +38,7 @@ class Replay:
 
     @torch.no_grad()
     def __call__(self, look: Callable[[], T]) -> T:
-        """What `look` returns, without a graph; the random state goes on from where it was."""
+        """Return `look()`, computed without a graph; afterwards the random state is as before the call."""
         devices = [] if self._cuda is None else [self._device]
         with torch.random.fork_rng(devices=devices), _held_statistics(self._model):
             torch.set_rng_state(self._cpu)
@@ -65,11 +65,11 @@ def _held_statistics(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def still_buffers() -> Iterator[None]:
-    """Inside, a module that a backward runs again works on copies of its buffers: running statistics move once a step,
-    in the forward pass, however many backwards a checkpoint serves. Also a decorator.
+    """Inside, a module that a backward runs again uses copies of its buffers. Running statistics are thus updated once
+    per step, in the forward pass, regardless of how many backwards recompute a checkpoint. Also a decorator.
 
-    The copies are of the same number, shape and dtype: a checkpoint compares what both passes save. Modules that are
-    called outside of a backward, in another thread for one, and those in evaluation mode keep their own.
+    The copies have the same number, shapes and dtypes, because a checkpoint compares what both passes save. Modules
+    that are called outside of a backward (for example in another thread) or in evaluation mode use their own buffers.
     """
     kept: dict[nn.Module, dict[str, Tensor]] = {}
 
@@ -77,7 +77,7 @@ def still_buffers() -> Iterator[None]:
     def lend(module: nn.Module, _arguments: object) -> None:
         if module in kept or torch._C._current_graph_task_id() == -1:
             return
-        for part in module.modules():  # compiled ones call no hooks of what is in them
+        for part in module.modules():  # compiled modules do not call the hooks of their submodules
             if part not in kept:
                 buffers = part._buffers.items() if part.training else ()
                 own = kept[part] = {name: buffer for name, buffer in buffers if buffer is not None}

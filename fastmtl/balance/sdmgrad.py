@@ -14,19 +14,19 @@ from .gramian import given_weights, gramian, mask_inactive, project_on_simplex
 class SDMGrad(GradientBalancer):
     """Direction-oriented multi-objective learning of Xiao et al., NeurIPS 2023, algorithm 1.
 
-    v moves on the simplex against A (v + strength u), and w = (v + strength u) / (1 + strength). A = J1 J2^T holds
-    inner products of gradients of independent batches: with the same batch in both, noise makes every task look in
-    conflict with nothing but itself. Micro-batches (`last=False`) are such batches: of n of them A is the mean over all
-    pairs of two, (Gram(sum) - sum Gram) n / (n - 1), from n Gram matrices and one K x P buffer more. A step of one
-    batch takes its Gram matrix, which is biased. All micro-batches of a step must have the same `scale`.
+    v descends on the simplex along A (v + strength u), and w = (v + strength u) / (1 + strength). A = J1 J2^T holds the
+    inner products of gradients from independent batches: with the same batch in J1 and J2, noise would bias the
+    diagonal. Micro-batches (`last=False`) serve as independent batches: for n of them A is the mean over all pairs,
+    (Gram(sum) - sum Gram) n / (n - 1), computed from n Gram matrices and one more K x P buffer. A step with one batch
+    uses its biased Gram matrix. All micro-batches of a step must have the same `scale`.
 
     Args:
-        strength: lambda, the pull towards the direction u; the authors' experiments and LibMTL take 0.3.
+        strength: lambda, the pull towards the direction u; 0.3 in the authors' experiments and LibMTL.
         weights: u, task -> weight or one per task in order; 1/K each if None.
-        lr, momentum, steps: of the descent on v. A is scaled by the mean norm first, as the authors' code does.
+        lr, momentum, steps: of the descent on v. A is first divided by the squared mean norm, as in the authors' code.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option is out of range.
 
     >>> G = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
     >>> SDMGrad(strength=0.0, lr=0.1, steps=200).weights(G, {})
@@ -59,8 +59,8 @@ class SDMGrad(GradientBalancer):
         super().__init__()
         self.strength, self.lr, self.momentum, self.steps, self._given = strength, lr, momentum, steps, weights
         self._point: Tensor | None = None  # v [K]
-        self._before: Tensor | None = None  # [K, P], the rows after the micro-batch before
-        self._grams: Tensor | None = None  # [K, K], the sum of each micro-batch's Gram matrix
+        self._before: Tensor | None = None  # [K, P], the rows after the previous micro-batch
+        self._grams: Tensor | None = None  # [K, K], the sum of the micro-batches' Gram matrices
         self._batches = 0
 
     def __repr__(self) -> str:
@@ -68,7 +68,7 @@ class SDMGrad(GradientBalancer):
         return f"SDMGrad(strength={self.strength}, weights={self._given!r}, {rest})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """w [K] float64 from A [K, K] float64, which need not be symmetric; moves v."""
+        """w [K] float64 from A [K, K] float64, which need not be symmetric; updates v."""
         A = gramian(G)
         active = A.diagonal() != 0
         count = active.sum().clamp(min=1)
@@ -84,7 +84,7 @@ class SDMGrad(GradientBalancer):
         for _ in range(self.steps):
             speed = self.momentum * speed + scaled @ (v + pull)
             v = project_on_simplex(v - self.lr * speed, active)
-        # A skipped step leaves no trace, and a task without labels keeps its place.
+        # A skipped step changes no state, and a task without labels keeps its entry of v.
         start.copy_(torch.where(A.isfinite().all() & active, v, start))
         return mask_inactive((v + pull) / (1 + self.strength), A, active)
 

@@ -1,4 +1,4 @@
-"""The communication of a step, for one process: nothing is sent. `collectives.Ranks` overrides it for several ranks."""
+"""The communication of a step for one process: nothing is sent. `collectives.Ranks` overrides it for several ranks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .arena import GradientArena
 
 
 class SingleProcess:
-    """What a balancer asks of the other ranks, in the order of a step.
+    """The communication that a balancer needs, in the order of a step.
 
     Args:
-        meant: whether this process works by itself although there are other ranks.
+        meant: whether the user chose that this process works alone although there are other ranks.
     """
 
     rank, size = 0, 1
@@ -25,8 +25,8 @@ class SingleProcess:
         self._meant = meant
 
     def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
-        """At each micro-batch: `written` will get gradients of all ranks from the balancer, `learned` are its own
-        parameters.
+        """Called at each micro-batch. The balancer writes the gradients of all ranks to `written`; `learned` are the
+        balancer's own parameters.
 
         Raises:
             RuntimeError: there are other ranks, and `distribute` was not called.
@@ -34,59 +34,59 @@ class SingleProcess:
         if self._meant or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
             return
         raise RuntimeError(
-            f"this balancer sees {dist.get_world_size()} ranks and was not distributed: models would drift apart. "
-            "Call balancer.distribute(model) on every rank, after wrapping it in DistributedDataParallel if that is "
-            "done; or balancer.distribute(None) if each rank is to work on its own gradients."
+            f"there are {dist.get_world_size()} ranks and this balancer was not distributed: the models would diverge. "
+            "Call balancer.distribute(model) on every rank, after wrapping it in DistributedDataParallel if you use "
+            "that; or balancer.distribute(None) if each rank should balance its own gradients."
         )
 
     def abort(self) -> None:
-        """The step failed."""
+        """Discard a failed step."""
         return
 
     def losses(self, losses: dict[str, Tensor], active: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Losses with the values of all ranks and the graphs of this one; which tasks any rank has labels for."""
+        """Losses with the mean values of all ranks and the graphs of this rank; which tasks have labels on any rank."""
         return losses, active
 
     def scaled(self, loss: Tensor, scale: Tensor | float | None) -> Tensor:
-        """What to backpropagate for `loss` so that the ranks' gradients add up to the whole one."""
+        """The scalar to backpropagate for `loss` so that the sum of the ranks' gradients is the full gradient."""
         return loss if scale is None else loss * scale
 
     def launch(self, arena: GradientArena, task: int) -> None:
-        """Row `task` is complete and may leave."""
+        """Row `task` is complete and can be sent."""
         return
 
     def collect(self, arena: GradientArena) -> Tensor:
-        """The rows over all ranks: J [K, P], or if `splits` this rank's columns of it."""
+        """The rows summed over all ranks: J [K, P], or this rank's columns of it if `splits`."""
         return arena.complete()
 
     def copied(self, arena: GradientArena) -> Tensor:
-        """The same in the middle of a step, whose rows go on growing; not to be written to."""
+        """As `collect`, between the micro-batches of a step; do not write to the result."""
         return arena.complete()
 
     def offset(self) -> int:
-        """Where this rank's columns begin."""
+        """The first of this rank's columns."""
         return 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Over ranks, for what was summed over this rank's columns."""
+        """Sum over ranks of values that were summed over each rank's columns."""
         return values
 
     def mean(self, gradients: Tensor) -> Tensor:
-        """Over ranks, for gradients of losses that did not pass through `scaled`."""
+        """Mean over ranks, for gradients of losses that were not passed through `scaled`."""
         return gradients
 
     def total(self, gradients: Tensor) -> Tensor:
-        """Over ranks, for gradients of losses that did."""
+        """Sum over ranks, for gradients of losses that were passed through `scaled`."""
         return gradients
 
     def spread(self, flat: Tensor) -> Tensor:
-        """The whole of a combined gradient of which each rank has its columns."""
+        """The full combined gradient, if each rank has its columns of it."""
         return flat
 
     def agree(self, key: object, flags: list[bool]) -> list[bool]:
-        """Which parameters have a gradient on any rank."""
+        """For each parameter, whether any rank has a gradient for it."""
         return flags
 
     def reduce_others(self) -> None:
-        """Add up over the ranks the gradients that the balancer does not combine."""
+        """Sum over the ranks the gradients that the balancer does not combine."""
         return

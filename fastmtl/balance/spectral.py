@@ -1,4 +1,4 @@
-"""Methods from the pseudo-inverse or the eigenvectors of G: IMTL-G, Aligned-MTL, ConFIG."""
+"""Methods that use the pseudo-inverse or the eigenvectors of G: IMTL-G, Aligned-MTL, ConFIG."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _SCALES = ("min", "median", "mean")
 class IMTLG(GradientBalancer):
     """Impartial gradients: the update has the same projection on every task's direction.
 
-    Liu et al., ICLR 2021, equation 6: w with sum 1 and equal <g, g_k> / |g_k|; as Quinton & Rey (2024) write it for
-    dependent gradients too, w = v / sum v, v = pinv(G) sqrt(diag G).
+    Source: Liu et al., ICLR 2021, equation 6: w with sum 1 and equal <g, g_k> / |g_k|. In the form of Quinton & Rey
+    (2024), which also covers linearly dependent gradients: w = v / sum v, v = pinv(G) sqrt(diag G).
 
-    Near-collinear gradients that ask for different things make w huge, with both signs. `rtol` bounds that: eigenvalues
-    of G below rtol times the largest count as 0. Where sum v is 0 but for rounding the update is 0.
+    For nearly collinear gradients w can be very large, with both signs. `rtol` limits this: eigenvalues of G below rtol
+    times the largest count as 0. If sum v is 0 up to rounding, the update is 0.
 
     Args:
-        rtol: K times 2.2e-16 if None, G's rounding.
+        rtol: relative tolerance of the eigenvalues; None uses K times 2.2e-16, the rounding error of G.
 
     Raises:
-        ValueError: rtol is negative.
+        ValueError: `rtol` is negative.
 
     >>> IMTLG().weights(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)), {})
     tensor([0.6667, 0.3333], dtype=torch.float64)
@@ -54,19 +54,19 @@ class IMTLG(GradientBalancer):
 
 
 class AlignedMTL(GradientBalancer):
-    """Independent component alignment: gradients made orthogonal and equally long.
+    """Independent component alignment: gradients are made orthogonal and equal in norm.
 
-    Senushkin et al., CVPR 2023, algorithm 1: with G = V diag(l) V^T over its numerical rank, w = sqrt(scale) V
-    diag(l^-1/2) V^T weights.
+    Source: Senushkin et al., CVPR 2023, algorithm 1. With G = V diag(l) V^T restricted to its numerical rank,
+    w = sqrt(scale) V diag(l^-1/2) V^T weights.
 
     Args:
-        scale: "min" (the paper: the smallest of l), "median" or "mean" (an earlier version of the authors' code, which
-            calls it rmse).
-        weights: task -> weight, or one per task in order; 1 each if None, as the authors' code. TorchJD's is 1/K.
-        rtol: eigenvalues below rtol times the largest count as 0; K times 2.2e-16 if None.
+        scale: which statistic of the eigenvalues l to use: "min" (the paper), "median", or "mean" (called rmse in an
+            earlier version of the authors' code).
+        weights: task -> weight, or one per task in order; 1 each if None, as in the authors' code. TorchJD uses 1/K.
+        rtol: eigenvalues below rtol times the largest count as 0; None uses K times 2.2e-16.
 
     Raises:
-        ValueError: `scale` is none of these, rtol is negative.
+        ValueError: `scale` is not one of these, or `rtol` is negative.
 
     >>> AlignedMTL().weights(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)), {})
     tensor([1.0000, 0.5000], dtype=torch.float64)
@@ -98,7 +98,7 @@ class AlignedMTL(GradientBalancer):
             scale = torch.where(kept, eigenvalues, torch.inf).amin()
         elif self.scale == "mean":
             scale = torch.where(kept, eigenvalues, 0.0).sum() / rank
-        else:  # the lower one of two, as torch.median
+        else:  # the lower of the two middle ones, as torch.median
             scale = eigenvalues.gather(0, (len(G) - rank + (rank - 1) // 2)[None])[0]
         lengths = torch.where(kept, (scale / eigenvalues).sqrt(), 0.0)
         given = torch.where(active, given_weights(self._given, losses, eigenvalues), 0.0)
@@ -106,16 +106,17 @@ class AlignedMTL(GradientBalancer):
 
 
 class ConFIG(GradientBalancer):
-    """Conflict-free: the direction with the same cosine to every gradient, as long as all projections together.
+    """Conflict-free inverse gradients: a direction with the same cosine to every gradient.
 
-    Liu et al., ICLR 2025, equation 2: u = pinv(the unit gradients) 1, normalised; the update is (sum_k <g_k, u>) u.
+    Source: Liu et al., ICLR 2025, equation 2. u = pinv(unit gradients) 1, normalised; the update is
+    (sum_k <g_k, u>) u, so its norm is the sum of the gradients' projections on u.
 
     Args:
-        weights: task -> wanted share of the cosines, or one per task in order; 1 each if None.
-        rtol: of the rank of the cosines' matrix; K times 2.2e-16 if None.
+        weights: task -> relative cosine, or one per task in order; 1 each if None.
+        rtol: eigenvalues of the cosine matrix below rtol times the largest count as 0; None uses K times 2.2e-16.
 
     Raises:
-        ValueError: rtol is negative.
+        ValueError: `rtol` is negative.
 
     >>> ConFIG().weights(torch.diag(torch.tensor([1.0, 4.0], dtype=torch.float64)), {})
     tensor([1.5000, 0.7500], dtype=torch.float64)

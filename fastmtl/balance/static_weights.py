@@ -1,5 +1,4 @@
-"""Weights that do not depend on gradients: constant or decaying auxiliary weights, DWA from the epochs' losses, RLW's
-random ones."""
+"""Weights that do not depend on gradients: constant and decaying weights, DWA (from past losses), RLW (random)."""
 
 from __future__ import annotations
 
@@ -17,14 +16,14 @@ from .loss_base import LossBalancer
 
 
 class Constant(LossBalancer):
-    """L_main + c L_auxiliary: the main tasks weigh 1, all others c.
+    """L_main + c L_auxiliary: the main tasks have weight 1, all others c.
 
     Args:
-        weight: c.
-        main: the main task, or several: names, or places in the losses.
+        weight: c, >= 0.
+        main: the main task or tasks, by name or by index in the losses.
 
     Raises:
-        ValueError: c is negative; at `backward`, there is no such task.
+        ValueError: `weight` is negative; at `backward`, there is no such task.
 
     >>> parameter = torch.nn.Parameter(torch.ones(2))
     >>> Constant(0.5).backward({"a": parameter.sum(), "b": parameter.sum()})["weights"]
@@ -55,7 +54,7 @@ class Constant(LossBalancer):
 
 
 class Decay(Constant):
-    """As `Constant` with c / t in epoch t, counted from 1: auxiliary tasks that help at first.
+    """`Constant` with weight c / t in epoch t, counted from 1: auxiliary tasks count less and less.
 
     Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
 
@@ -77,22 +76,22 @@ class Decay(Constant):
         return main + (1 - main) * self.weight / (1 + self._hold("epochs", main.new_zeros(())))
 
     def on_epoch(self) -> None:
-        """An epoch is over."""
+        """End an epoch: the auxiliary weight decreases."""
         self._epochs.add_(1)
 
 
 class DWA(LossBalancer):
     """Dynamic weight average of Liu et al., CVPR 2019, equation 7: w = K softmax(r / T), r_k = L_k(t-1) / L_k(t-2).
 
-    L_k(t) is the mean loss of epoch t over the steps in which the task was active, and K counts the tasks that have two
-    such means; the others weigh 1, as all do in the first two epochs. A task without a label in a whole epoch keeps its
-    last means. Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
+    L_k(t) is the mean loss of epoch t over the steps in which the task was active. K counts the tasks with two such
+    means; the other tasks have weight 1, so all weights are 1 in the first two epochs. A task without labels in a whole
+    epoch keeps its last means. Call `on_epoch()` at the end of every epoch; fastmtl's trainer does.
 
     Args:
-        temperature: T.
+        temperature: T, > 0.
 
     Raises:
-        ValueError: T is not positive.
+        ValueError: `temperature` is not positive.
     """
 
     state_names = ("sums", "means")
@@ -102,14 +101,14 @@ class DWA(LossBalancer):
             raise ValueError(f"`temperature` must be positive; got {temperature}.")
         super().__init__()
         self.temperature = temperature
-        self._sums: Tensor | None = None  # [2, K]: of this epoch's losses, and in how many steps the task was active
-        self._means: Tensor | None = None  # [2, K]: of the epoch before the last one, and of the last; NaN: none yet
+        self._sums: Tensor | None = None  # [2, K]: sum of this epoch's losses; steps in which the task was active
+        self._means: Tensor | None = None  # [2, K]: means of the last but one and of the last epoch; NaN: none yet
 
     def __repr__(self) -> str:
         return f"DWA(temperature={self.temperature})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """[K] float64 on the losses' device from the epochs' means: the same all epoch long; G is not read."""
+        """[K] float64 on the losses' device, constant within an epoch; G is not used."""
         device = next(iter(losses.values())).device
         none = torch.full((2, len(losses)), torch.nan, dtype=torch.float64, device=device)
         older, newer = self._hold("means", none)
@@ -126,7 +125,7 @@ class DWA(LossBalancer):
         self._hold("sums", torch.zeros_like(fresh)).add_(fresh)
 
     def on_epoch(self) -> None:
-        """An epoch is over: its means become the last ones."""
+        """End an epoch: its mean losses enter the next weights."""
         if self._sums is None:
             return
         total, count = self._sums
@@ -139,10 +138,10 @@ class DWA(LossBalancer):
 class RLW(LossBalancer):
     """Random loss weighting of Lin et al., TMLR 2022: w = softmax of K standard normal numbers, drawn at every step.
 
-    All micro-batches of a step have the same numbers.
+    All micro-batches of a step use the same weights.
 
     Args:
-        seed: of the numbers, drawn as `PCGrad` draws its orders.
+        seed: of the random numbers, which are a hash of seed, step and position as in `PCGrad`.
     """
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -154,7 +153,7 @@ class RLW(LossBalancer):
         return f"RLW(seed={self._seed})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """[K] float64, 1 in sum; the same until the step is over. G is not read."""
+        """[K] float64 with sum 1, constant within a step; G is not used."""
         if self._drawn is None:
             self._drawn = self._draws.normal(len(losses), next(iter(losses.values())).device).softmax(0)
             self._draws.advance()

@@ -1,4 +1,4 @@
-"""Weights learned with the model: uncertainty and IMTL-L. They are parameters: give them to the optimizer."""
+"""Weights that are learned with the model (uncertainty, IMTL-L; pass their parameters to the optimizer), and GLS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FORMS = ("regression", "classification")
 
 
 class Learned(LossBalancer):
-    """Base: one learned number per task. The parameter is empty until the first `backward` tells K and the device."""
+    """Base: one learned number per task. The parameter is empty until the first `backward`, which sets K and device."""
 
     def __init__(self, initial: float | Mapping[str, float] | Sequence[float]) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Learned(LossBalancer):
         self._s = Parameter(torch.empty(0))
 
     def parameters(self) -> Iterable[Parameter]:
-        """The learned numbers [K]: give them to the optimizer, without weight decay."""
+        """The learned numbers [K] float32: pass them to the optimizer, without weight decay."""
         return [self._s]
 
     def _learned(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -36,7 +36,7 @@ class Learned(LossBalancer):
                 start = ones * self._initial
             else:
                 start = given_weights(self._initial, losses, ones)
-            # In place of the data, because the optimizer holds this very parameter.
+            # Assign the data, because the optimizer already holds this parameter.
             self._s.data = to_device(start.tolist(), device).float()
         elif self._s.device != device:
             self._s.data = self._s.data.to(device)
@@ -49,7 +49,7 @@ class Learned(LossBalancer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         learned = state["learned"].detach()
-        # Another length would go unseen: the optimizer steps over as many numbers as its moments have.
+        # The optimizer would not notice another length: it updates as many numbers as its moments have.
         if learned.shape not in ((0,), (len(self._tasks or ()),)):
             raise ValueError(f"`state` must have a number for each of {self._tasks}; got {list(learned.shape)}.")
         self._s.data = learned.clone().to(self._s.device, torch.float32)
@@ -58,19 +58,19 @@ class Learned(LossBalancer):
 class Uncertainty(Learned):
     """Homoscedastic uncertainty of Kendall et al., CVPR 2018, with s = log sigma^2 learned for each task.
 
-    A regression's loss becomes exp(-s)/2 L + s/2 (equation 7), a classification's exp(-s) L + s/2 (equation 10).
-    LibMTL and TorchJD take the first form for every task. `parameters()` must be given to the optimizer.
+    A regression loss becomes exp(-s)/2 L + s/2 (equation 7), a classification loss exp(-s) L + s/2 (equation 10).
+    LibMTL and TorchJD use the first form for every task. Pass `parameters()` to the optimizer.
 
-    A paper that learns s' = log sigma has s = 2 s' here, gradient and all twice its step: initial values 0, 0, 4 there
-    are 0, 0, 8 here, and its third task starts at a weight of exp(-8)/2 = 1/5962.
+    For a paper that learns s' = log sigma, s = 2 s': initial values 0, 0, 4 there are 0, 0, 8 here, so that its third
+    task starts with the weight exp(-8)/2 = 1/5962. Steps differ too, unless `log="deviation"`.
 
     Args:
-        forms: "regression" or "classification", for all tasks, or task -> form, or one per task in order.
-        initial: s at the start, for all tasks, by name or in order; LibMTL's is -0.5.
+        forms: "regression" or "classification", one for all tasks, or task -> form, or one per task in order.
+        initial: initial value, one for all tasks, by name or in order; LibMTL uses s = -0.5.
         log: "variance" learns s = log sigma^2 (the paper), "deviation" s' = log sigma: exp(-2 s')/2 L + s'.
 
     Raises:
-        ValueError: a form or `log` is none of these; at `backward`, they do not fit the tasks.
+        ValueError: a form or `log` is not one of these; at `backward`, the forms do not match the tasks.
 
     >>> parameter = torch.nn.Parameter(torch.ones(2))
     >>> balancer = Uncertainty(["regression", "classification"])
@@ -99,7 +99,7 @@ class Uncertainty(Learned):
         return f"Uncertainty(forms={self.forms!r}, initial={self._initial!r}, log={self.log!r})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """exp(-s) or half of it, [K] float64 with a graph to s; G is not read."""
+        """exp(-s), or exp(-s)/2 for regression, [K] float64 with a graph to s; G is not used."""
         s = self._learned(losses)
         if self._factors is None or self._factors.device != s.device:
             self._factors = to_device([0.5 if f == "regression" else 1.0 for f in self._each(losses)], s.device)
@@ -123,11 +123,10 @@ class Uncertainty(Learned):
 class IMTLL(Learned):
     """Impartial losses of Liu et al., ICLR 2021, equation 8: sum_k exp(s_k) L_k - s_k with s learned.
 
-    At its minimum all weighted losses are 1. For losses that are positive. `parameters()` must be given to the
-    optimizer.
+    At the minimum all weighted losses are 1. The losses must be positive. Pass `parameters()` to the optimizer.
 
     Args:
-        initial: s at the start, for all tasks, by name or in order.
+        initial: initial s, one for all tasks, by name or in order.
     """
 
     def __init__(self, initial: float | Mapping[str, float] | Sequence[float] = 0.0) -> None:
@@ -137,7 +136,7 @@ class IMTLL(Learned):
         return f"IMTLL(initial={self._initial!r})"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """exp(s), [K] float64 with a graph to s; G is not read."""
+        """exp(s), [K] float64 with a graph to s; G is not used."""
         return self._learned(losses).exp()
 
     def _regularizer(self, active: Tensor) -> Tensor:
@@ -147,9 +146,9 @@ class IMTLL(Learned):
 class GLS(LossBalancer):
     """Geometric loss strategy of Chennupati et al., CVPR workshops 2019: the geometric mean of the losses.
 
-    Its gradient is sum_k w_k grad L_k with w_k = (prod L)^(1/K) / (K L_k), over the K active tasks; computed through
-    logarithms, because the product of small losses underflows. For losses that are positive. It is not linear in them:
-    micro-batches are kept until the last one, graphs and all, and save no memory.
+    Its gradient is sum_k w_k grad L_k with w_k = (prod L)^(1/K) / (K L_k), over the K active tasks. It is computed with
+    logarithms, because the product of small losses underflows. The losses must be positive. The mean is not linear in
+    the losses, so the graphs of all micro-batches are kept until the last one, and micro-batches save no memory.
 
     >>> parameter = torch.nn.Parameter(torch.tensor([1.0, 4.0]))
     >>> GLS().backward({"a": parameter[0], "b": parameter[1]})["weights"]
@@ -162,7 +161,7 @@ class GLS(LossBalancer):
         return "GLS()"
 
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:
-        """[K] float64, 0 for tasks whose loss is 0, NaN where one is negative; G is not read."""
+        """[K] float64, 0 for tasks whose loss is 0, NaN if a loss is negative; G is not used."""
         found = values(losses)
         active = found != 0
         count = active.sum().clamp(min=1)

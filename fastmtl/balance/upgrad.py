@@ -1,4 +1,4 @@
-"""UPGrad: each gradient projected on the cone of directions that hurt no task."""
+"""UPGrad: each gradient is projected onto the cone of directions that increase no task's loss."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .gramian import cosines, given_weights, gramian, mask_inactive
 class UPGrad(GradientBalancer):
     """Quinton & Rey, Jacobian Descent for Multi-Objective Optimization, 2024, equation 3 and proposition 1.
 
-    Each g_i is projected on the dual cone {d: <g_k, d> >= 0 for all k}; the update is the weighted sum. The projection
-    of J^T u is J^T v with v = argmin over v >= u of v^T G v: one small program per task, here to 1e-12. TorchJD's
-    adds 1e-4 of the trace to G's diagonal; this does not.
+    Each g_i is projected onto the dual cone {d: <g_k, d> >= 0 for all k}; the update is the weighted sum of the
+    projections. The projection of J^T u is J^T v with v = argmin over v >= u of v^T G v: one small quadratic program
+    per task, solved to 1e-12. TorchJD adds 1e-4 of the trace to the diagonal of G; this class does not.
 
     Args:
-        weights: task -> weight of its projection, or one per task in order; 1/K each if None (the paper), K counting
-            active tasks.
+        weights: task -> weight of its projection, or one per task in order; None gives each 1/K (the paper), where K
+            counts active tasks.
 
     >>> UPGrad().weights(torch.tensor([[1.0, -1.0], [-1.0, 4.0]], dtype=torch.float64), {})
     tensor([1.0000, 0.6250], dtype=torch.float64)
@@ -41,7 +41,7 @@ class UPGrad(GradientBalancer):
         share = given_weights(self._given, losses, norms)
         if self._given is None:
             share = share / active.sum().clamp(min=1)
-        # v = u + x with x >= 0, in units of the gradients' norms: u is a row of the identity, then scaled.
+        # v = u + x with x >= 0, in units of the gradient norms. Each u is a row of the identity; the result is scaled.
         both = active[:, None] & active
         H = torch.where(both, C, torch.eye(len(C), dtype=C.dtype, device=C.device))
         q = torch.where(active, H, 1.0)  # row i: H e_i

@@ -1,1 +1,1 @@
-"""From a recipe to the parts of a training: data sets, stains, tasks, model, balancer, optimizer."""
+"""Builds the parts of a training run from a recipe: data sets, stains, tasks, model, balancer, optimizer."""

@@ -22,10 +22,10 @@ _OURS = ("kind", "column")  # keys of a task's table that are not options of the
 
 
 def device_of(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is the GPU if there is one; `auto` and `cuda` are the GPU with this local rank.
+    """The torch device. `auto` is a GPU if available, else the CPU; `auto` and `cuda` use the GPU of the local rank.
 
     Raises:
-        ConfigError: the name is not a device, or a GPU is requested and there is none.
+        ConfigError: the name is not a device, or a GPU is requested but not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,14 +34,14 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"training.device must be auto, cpu, cuda or cuda:N; got {name!r}.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"training.device is {name!r}, and torch {torch.__version__} sees no GPU here; use cpu.")
+        raise ConfigError(f"training.device is {name!r}, but torch {torch.__version__} finds no GPU; use cpu.")
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"training.device must be auto, cpu, cuda or cuda:N; got {name!r}.")
     if device.type == "cuda" and device.index is None and local_rank:
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"rank {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}. Start as many "
-                "processes as GPUs, torchrun --nproc-per-node gpu."
+                f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}. Start one process "
+                "per GPU: torchrun --nproc-per-node gpu."
             )
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and device.index is not None:
@@ -65,9 +65,12 @@ def build_tasks(
     """The recipe's tasks, in the order of the columns of `Batch.has_label`.
 
     Args:
-        recipe: its [tasks] tables; `column` is what a task learns from, by default the tile's own mask or label.
+        recipe: its [tasks] tables are used; `column` is the task's target, by default the tile's own mask or label.
         class_names: classes of the tiles' own label.
         classes: label column -> its classes.
+
+    Raises:
+        ConfigError: a label task has no classes, or a column is not text.
     """
     classes = classes or {}
     groups = {"label": class_names, **classes} if class_names else classes
@@ -78,7 +81,7 @@ def build_tasks(
         names = classes.get(column, ()) if column else class_names
         if target_kind(options["kind"]) == "label" and not names:
             raise ConfigError(
-                f"task {name!r} needs at least two classes, and the data have no classes in column "
+                f"task {name!r} needs at least two classes, but the data have no classes in column "
                 f"{column or 'label'!r}; columns with classes: {', '.join(groups) or 'none'} (set tasks.{name}.column)."
             )
         task = create_task(options["kind"], name, number, class_names=names, groups=groups, **rest)
@@ -99,7 +102,7 @@ def _column(task: str, options: Mapping[str, object]) -> str:
 def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, trained: bool = False) -> nn.Module:
     """The recipe's network on `device`, seeded, in channels-last layout (the fastest for convolutions).
 
-    With `trained`, a checkpoint will be loaded into it: the file of model.weights, which may be gone, is not read.
+    Use `trained` if a checkpoint will be loaded: the file of model.weights, which may no longer exist, is not read.
     """
     left_out = ("name", "weights") if trained else ("name",)
     options = {key: value for key, value in recipe.model.items() if key not in left_out}
@@ -109,29 +112,29 @@ def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, t
 
 
 def check_size(recipe: Recipe, model: nn.Module) -> None:
-    """Raise ConfigError if `data.size` is not a multiple of the model's `stride`, if it has one."""
+    """Raise ConfigError if the model has a `stride` and `data.size` is not a multiple of it."""
     stride, size = getattr(model, "stride", 1), recipe.data.size
     if isinstance(stride, int) and size % stride:
         raise ConfigError(
-            f"recipe {recipe.name}: data.size is {size}, and {recipe.model['name']} takes multiples of {stride}; "
-            f"{-(-size // stride) * stride} is the next."
+            f"recipe {recipe.name}: data.size is {size}, but {recipe.model['name']} needs a multiple of {stride}; "
+            f"{-(-size // stride) * stride} is the next one."
         )
 
 
 def takes_one_image(recipe: Recipe, model: nn.Module, num_tasks: int, device: torch.device) -> bool:
-    """Whether the model can be trained on a batch of one image. BatchNorm cannot if it sees one value per channel, as
-    after pooling the whole image (PSPNet, DeepLabV3+)."""
-    trial = copy.deepcopy(model).train()  # its statistics change
+    """Whether the model can be trained on a batch of one image. BatchNorm cannot if it gets one value per channel, for
+    example after pooling the whole image (PSPNet, DeepLabV3+)."""
+    trial = copy.deepcopy(model).train()  # a copy, because the trial changes its statistics
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             trial(empty_batch(recipe, 1, num_tasks, device))
-    except Exception as error:  # of another cause: the first real batch shows it better
+    except Exception as error:  # another cause: the first real batch reports it better
         return "more than 1 value per channel" not in str(error)
     return True
 
 
 def empty_batch(recipe: Recipe, number: int, num_tasks: int, device: torch.device) -> Batch:
-    """`number` black images with metadata of zeros and no targets, to try a model on."""
+    """`number` black images with zeros as metadata and no targets, for a trial forward pass."""
     data = recipe.data
     return Batch(
         torch.zeros(number, 3, data.size, data.size, device=device),
@@ -153,7 +156,7 @@ def build_loader(
     drop_single: bool = False,
 ) -> data.TileLoader:
     """This rank's batches of `folder`: shuffled and augmented for training, otherwise in order and unchanged. `stain`
-    is fitted already (`stains.fit_slides`); `drop_single` is the loader's."""
+    must be fitted (`stains.fit_slides`); `drop_single` is passed to the loader."""
     config, world = recipe.data, world or World()
     decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
     pairs = ("case", "position", config.pairs_apart) if config.pairs_apart else ("case", "position")
@@ -183,7 +186,7 @@ def build_loader(
 
 
 def _metadata(recipe: Recipe) -> dict[str, list[str]]:
-    """The recipe's metadata, and the columns that tasks group their metrics by."""
+    """The recipe's metadata, and the columns by which tasks group their metrics."""
     grouped = {column for options in recipe.tasks.values() if (column := options.get("group_by"))}
     return {**{column: [column] for column in sorted(grouped)}, **recipe.data.metadata}
 
@@ -192,7 +195,7 @@ def _random_patches(recipe: Recipe, folder: data.Dataset) -> data.RandomPatches:
     config = recipe.data
     first = next((tile.image for tile in folder.tiles if isinstance(tile.image, data.Region)), None)
     if first is None:
-        raise ConfigError(f"data.patches_per_slide draws from slides, and {folder.root} has none.")
+        raise ConfigError(f"data.patches_per_slide needs slides, but {folder.root} has none.")
     reach = data.downsample_of(first) * first.width * (1 - config.overlap / config.tile_size)
     balanced = config.sampler == "balanced"
     return data.RandomPatches(
@@ -210,8 +213,8 @@ def build_balancer(recipe: Recipe, stage: StageConfig | None = None) -> Balancer
 def build_optimizer(
     recipe: Recipe, model: nn.Module, balancer: Balancer, config: OptimizerConfig | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer of `config`, or of the recipe's [optimizer]. Weight decay applies to weights of two or more
-    dimensions, not to biases, norms and the balancer's weights.
+    """The optimizer of `config`, or of the recipe's [optimizer]. Weight decay applies to weights with two or more
+    dimensions, not to biases, normalisation layers and the balancer's weights.
     """
     config = config or recipe.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -221,7 +224,7 @@ def build_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
-        raise ConfigError(f"recipe {recipe.name} leaves no parameter to train: everything is frozen.")
+        raise ConfigError(f"recipe {recipe.name} has no parameter to train: all are frozen.")
     if config.optimizer in ("apex_adam", "apex_lamb"):
         return _apex(config.optimizer)(groups, lr=config.lr)
     if config.optimizer == "sgd":
@@ -248,7 +251,7 @@ def _augmentation(options: Mapping[str, object]) -> data.Augmentation:
     try:
         return data.Augmentation(**values)
     except TypeError as error:  # text for a number, a number for a pair
-        raise ConfigError(f"data.augmentation has a value of another type ({error}); got {dict(options)}.") from error
+        raise ConfigError(f"data.augmentation has a value of the wrong type ({error}); got {dict(options)}.") from error
 
 
 def _apex(name: str) -> Callable[..., torch.optim.Optimizer]:
@@ -256,7 +259,7 @@ def _apex(name: str) -> Callable[..., torch.optim.Optimizer]:
         from apex.optimizers import FusedAdam, FusedLAMB  # type: ignore[import-not-found]
     except ImportError:
         raise ConfigError(
-            f"optimizer {name!r} needs NVIDIA's apex, whose optimizers cannot be imported here. It is built from "
-            "NVIDIA's sources; the package named apex on PyPI is another project. optimizer = 'adamw' needs nothing."
+            f"optimizer {name!r} needs NVIDIA's apex, whose optimizers cannot be imported. Build it from NVIDIA's "
+            "sources (the PyPI package apex is another project), or use optimizer = 'adamw', which needs no package."
         ) from None
     return FusedAdam if name == "apex_adam" else FusedLAMB

@@ -23,11 +23,11 @@ class Splits:
     """Training, validation and test tiles, checked to share no patient.
 
     Attributes:
-        origin: where the split comes from, in words.
+        origin: a description of where the split comes from.
         problems: files that were left out, and oddities of the data.
-        split: which tiles are on which side, to be saved.
-        test: empty if there is no test.
-        summary: patients and how they were found, classes and their counts, in a few lines.
+        split: which tiles are on which side, for saving.
+        test: the test tiles; empty if there is no test set.
+        summary: a few lines about the patients, how they were found, and the classes with their counts.
     """
 
     train: data.Dataset
@@ -40,10 +40,10 @@ class Splits:
 
 
 def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] | None = None) -> data.Dataset:
-    """The data set at `root`, indexed with the recipe's [data] table; opens no image.
+    """Index the data set at `root` with the recipe's [data] table; opens no image.
 
     Args:
-        recipe: its [data] table.
+        recipe: its [data] table is used.
         root: a manifest, or a folder in any known format.
         classes: label column ("label" is the tiles' own) -> classes in order, instead of the recipe's.
 
@@ -74,7 +74,7 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
 
 
 def _label_columns(recipe: Recipe) -> set[str]:
-    """Columns that tasks learn classes from: grades 1, 2 and 3 are classes there, not numbers."""
+    """Columns from which tasks learn classes: in these, grades 1, 2 and 3 are classes, not numbers."""
     learnt = [(options.get("column", ""), target_kind(options["kind"])) for options in recipe.tasks.values()]
     kinds: dict[str, set[str | None]] = {}
     for column, kind in learnt:
@@ -94,8 +94,9 @@ def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:
 def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> Splits:
     """Index `root`, open every file, and split by patient.
 
-    The split is, in this order: `split_file`; the manifest's column split; the recipe's fold, if it has `data.folds`;
-    `split.json` inside the folder; `<folder>_reference_fold.json` beside it; a stratified draw by `data.split_seed`.
+    The split comes from the first of these that exists: `split_file`; the manifest's column split; the recipe's fold,
+    if it has `data.folds`; `split.json` inside the folder; `<folder>_reference_fold.json` next to the folder; a random
+    stratified split by `data.split_seed`.
     """
     folder, _ = data.usable_tiles(limited(recipe, read_data(recipe, root)), recipe.data.on_damaged)
     split, origin = split_of(recipe, folder, root, split_file)
@@ -112,7 +113,7 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
 
 
 def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
-    """At most `data.max_tiles` of the tiles, evenly from the classes of `data.stratify`."""
+    """At most `data.max_tiles` of the tiles, drawn evenly from the classes of `data.stratify`."""
     config = recipe.data
     if not 0 < config.max_tiles < len(folder):
         return folder
@@ -129,11 +130,11 @@ def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
 def split_of(
     recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path | None = None
 ) -> tuple[data.Split, str]:
-    """The split that `read_splits` makes, and where it comes from, in words.
+    """The split for `read_splits`, and a description of where it comes from.
 
     Raises:
         ConfigError: in the recipe's fold a class has no held-out or no training tile.
-        ValueError: the data cannot be split like this.
+        ValueError: the data cannot be split in this way.
     """
     if split_file is None and (own := data.split_by_column(folder)) is not None:
         return own, f"the column split of {folder.root}"
@@ -148,7 +149,7 @@ def split_of(
     found = split_file or next((path for path in (home / "split.json", beside) if path.is_file()), None)
     if found is not None:
         held_out, tested = data.load_groups(found), data.load_test_groups(found)
-        if config.max_tiles:  # the file names patients of whom no tile was drawn
+        if config.max_tiles:  # the file may list patients without a drawn tile
             drawn = set(map(data.identifier_key, folder.groups))
             held_out, tested = (
                 [one for one in some if data.identifier_key(str(one)) in drawn] for some in (held_out, tested)
@@ -158,9 +159,9 @@ def split_of(
     split = data.grouped_split(
         folder, config.val_fraction, config.split_seed, test_fraction=config.test_fraction, stratify=config.stratify
     )
-    tested = f", {config.test_fraction:.0%} for the test" if config.test_fraction else ""
+    tested = f", {config.test_fraction:.0%} to test" if config.test_fraction else ""
     share = len(split.val) / len(folder)
-    odd = f" ({share:.0%} of the images: few patients can be shared no better)"
+    odd = f" ({share:.0%} of the images: with few patients no closer split is possible)"
     near = abs(share - config.val_fraction) <= 0.1
     return split, f"{stratified}, {config.val_fraction:.0%} of the patients held out{'' if near else odd}{tested}"
 
@@ -188,14 +189,14 @@ def check_format(root: Path, formats: Sequence[str], what: str) -> None:
     found = data.detect_format(root)
     if formats and found not in (*formats, "manifest"):
         looks = f"looks like {found}" if found else "is in no format that fastmtl knows"
-        raise ConfigError(f"{root} {looks}, and {what} needs {' or '.join(formats)} data; is it another paper's?")
+        raise ConfigError(f"{root} {looks}, but {what} needs {' or '.join(formats)} data; is it another paper's?")
 
 
 def check_not_anothers(root: Path, formats: Sequence[str], what: str) -> None:
-    """Raise ConfigError if `root` has another known format than `formats`. Data of no known format get a better message
-    from the reader."""
+    """Raise ConfigError if `root` has a known format that is not in `formats`. For data of an unknown format the reader
+    gives a better message."""
     if root.exists() and data.detect_format(root) is not None:
         try:
             check_format(root, formats, what)
         except ConfigError as error:
-            raise ConfigError(f'{error} A recipe of your own that says extends = "{what}" takes other data.') from None
+            raise ConfigError(f'{error} To use other data, write your own recipe with extends = "{what}".') from None

@@ -18,16 +18,16 @@ _OPTIONS = ("method", "convention", "target", "per", "sample", "min_tissue", "fa
 _SAMPLE = 16
 _PRINT_EVERY = 100
 MOSAIC = "mosaic"
-"""As a target: the training tiles of all slides, side by side."""
+"""The target that consists of sampled training tiles of all slides."""
 FILE = "stain.npz"
 """The normaliser in a run folder."""
 
 
 def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
-    """The recipe's normaliser with its target; None if there is no [data.stain].
+    """The recipe's normaliser with its target; None if the recipe has no [data.stain].
 
     Raises:
-        ConfigError: an option that cannot be used, or a target that cannot be read.
+        ConfigError: an option is invalid, or the target cannot be read.
     """
     options = dict(recipe.data.stain)
     if not options:
@@ -39,19 +39,21 @@ def build_normalizer(recipe: Recipe) -> data.StainNormalizer | None:
         raise ConfigError('data.stain needs a method, for example method = "macenko".')
     target, sample = options.pop("target", ""), options.pop("sample", _SAMPLE)
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 1:
-        raise ConfigError(f"data.stain.sample must be a whole number of 1 or more; got {sample!r}.")
+        raise ConfigError(f"data.stain.sample must be an integer of at least 1; got {sample!r}.")
     if isinstance(options.get("augmentation"), list):
         options["augmentation"] = tuple(options["augmentation"])  # TOML has no tuples
     try:
         normalizer = data.StainNormalizer(**options)
         if target == MOSAIC and not normalizer.has_stains:
-            raise ValueError(f"{normalizer.method} has no stains to take from a mosaic: give target, an image file")
+            raise ValueError(
+                f"{normalizer.method} has no stains to estimate from a mosaic: set target to an image file"
+            )
         if target == MOSAIC:
             normalizer.target = None  # until the training tiles are known
         elif target:
             normalizer.fit(_target(target))
         elif normalizer.target is None:
-            raise ValueError(f"{normalizer.method} has no published target: give target, an image file")
+            raise ValueError(f"{normalizer.method} has no published target: set target to an image file")
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"data.stain cannot be used: {error}") from error
     return normalizer
@@ -63,7 +65,7 @@ def _target(path: object) -> Tensor:
     try:
         return _pixels(Path(path))[0]
     except FileNotFoundError:
-        raise ValueError(f"there is no target {path} (from {Path.cwd()})") from None
+        raise ValueError(f"the target {path} does not exist (in {Path.cwd()})") from None
 
 
 def fit_slides(
@@ -73,10 +75,10 @@ def fit_slides(
     world: World | None = None,
     console: Console | None = None,
 ) -> None:
-    """Estimate and store the stains of each new slide (of each patient for image files) from data.stain.sample evenly
-    spaced tiles. A slide without two stains is not stored: its tiles use the fallback.
+    """Estimate and store the stains of each new slide (for image files, of each patient) from data.stain.sample evenly
+    spaced tiles. A slide without two stains is not stored, and its tiles use the fallback.
 
-    A normaliser without a target takes the mosaic of all sampled tiles.
+    The target of a normaliser without one becomes the mosaic of all sampled tiles.
 
     Args:
         tiles: the same on all ranks; each rank estimates its share of the slides.
@@ -114,7 +116,7 @@ def load_normalizer(run: Path, recipe: Recipe) -> data.StainNormalizer | None:
     """The normaliser that a run was trained with; None if its recipe has none.
 
     Raises:
-        StainFileError: it is missing, or cannot be read.
+        StainFileError: the file is missing or cannot be read.
     """
     return data.StainNormalizer.load(run / FILE) if recipe.data.stain else None
 

@@ -1,4 +1,4 @@
-"""Checks that a data set has what tasks learn from: columns of the right kind, masks with the expected values."""
+"""Checks that a data set has the targets of the tasks: columns of the right kind, masks with the expected values."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NEEDS_NOTHING = ("pair", "none")
 
 
 def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
-    """Raise ConfigError for a task that no tile of `dataset` has a value for, or a value of the wrong kind; names the
-    columns that would fit."""
+    """Raise ConfigError for a task whose target is missing in `dataset` or has the wrong kind; the message lists
+    suitable columns."""
     for task in tasks:
         _check_groups(task, dataset)
         kind, column = task.target.kind, task.target.column
@@ -25,14 +25,14 @@ def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
         own = "mask" if kind in MAPS else "label"
         name = column or own
         if not column and kind not in MAPS and kind != "label":
-            raise ConfigError(f"task {task.name!r} learns a {kind} and names no column; {_say(task.name, fitting)}")
+            raise ConfigError(f"task {task.name!r} learns a {kind} but has no column; {_say(task.name, fitting)}")
         found = _kind_of(dataset, name)
         if found is None:
-            hint = nearest(name, fitting) if fitting else "none of its columns fits"
-            raise ConfigError(f"task {task.name!r} learns from column {name!r}, which {dataset.root} lacks; {hint}")
+            hint = nearest(name, fitting) if fitting else "none of its columns is suitable"
+            raise ConfigError(f"task {task.name!r} learns from column {name!r}, but {dataset.root} has none; {hint}")
         if not _fits(kind, found):
             raise ConfigError(
-                f"task {task.name!r} needs a {kind} and column {name!r} holds a {found}; {_say(task.name, fitting)}, "
+                f"task {task.name!r} needs a {kind}, but column {name!r} has a {found}; {_say(task.name, fitting)}, "
                 f'or declare it: [data.columns] {name} = "{"picture" if kind in MAPS else kind}".'
             )
 
@@ -43,7 +43,7 @@ def _check_groups(task: Task, dataset: data.Dataset) -> None:
     if column and (without := [tile.id for tile in dataset.tiles if data.label_of(tile, column) is None]):
         raise ConfigError(
             f"task {task.name!r} is scored by {column!r}, and {len(without)} of the {len(dataset)} images of "
-            f"{dataset.root} have none, the first {without[0]!r}; fill the column in, or leave `group_by` out."
+            f"{dataset.root} have no value, first {without[0]!r}; fill in the column, or remove `group_by`."
         )
 
 
@@ -54,8 +54,8 @@ def check_metadata(recipe: Recipe, dataset: data.Dataset) -> None:
         for column in [columns] if isinstance(columns, str) else columns:
             if column not in known:
                 raise ConfigError(
-                    f"data.metadata {name} names column {column!r}, which has no number in {dataset.root}; "
-                    f"{nearest(str(column), known) if known else 'no column of it has any'}"
+                    f"data.metadata {name} uses column {column!r}, which has no numbers in {dataset.root}; "
+                    f"{nearest(str(column), known) if known else 'no column has numbers'}"
                 )
 
 
@@ -66,19 +66,19 @@ def check_maps(
     train: data.Dataset | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[data.Problem]:
-    """Oddities of the masks of data sets whose files were checked; every mask is read (`data.judge_maps`).
+    """Find oddities in the masks of data sets whose files were checked; reads every mask (`data.judge_maps`).
 
-    Every command that learns from masks, scores with them or checks them calls this.
+    Every command that trains with masks, scores with them or checks them calls this.
 
     Args:
-        tasks: whose targets the masks are.
+        tasks: the tasks whose targets are masks are checked.
         folders: the data sets.
-        train: the training data, whose masks must not all be the same.
-        say: called with a line on each task's masks.
+        train: the training data; if all its masks are the same, that is an oddity.
+        say: called with one line about each task's masks.
 
     Raises:
         ConfigError: the masks of a task have other classes or channels than the task, or a foreground that the loader
-            would not see.
+            would miss.
     """
     tiles, odd = [tile for folder in folders for tile in folder.tiles], []
     learned = {tile.id for tile in train.tiles} if train else ()
@@ -125,4 +125,6 @@ def _fits(kind: str, found: str | None) -> bool:
 
 
 def _say(task: str, fitting: Sequence[str]) -> str:
-    return f"set [tasks.{task}] column to one of {', '.join(fitting)}" if fitting else "no column of the data fits"
+    return (
+        f"set [tasks.{task}] column to one of {', '.join(fitting)}" if fitting else "no column of the data is suitable"
+    )

@@ -1,4 +1,4 @@
-"""The command line: finds the command, and turns every expected error into one line and a non-zero exit."""
+"""The command line: runs a command, and prints expected errors as one line with a non-zero exit code."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from contextlib import suppress
 from ..errors import UserError
 from ..utils.optional_imports import install_command
 
-_LONGEST = 2000  # characters of a message: it may quote a file of a megabyte
+_LONGEST = 2000  # characters of a message, which may quote a large file
 USAGE = """fastmtl: train one network for several tasks on medical images
 
   fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file;
                                                --scale tiny or small: on a machine without a GPU
   fastmtl train --resume --out RUN             continue a run that was stopped
-  torchrun --nproc-per-node N -m fastmtl train ...       train or continue on N processes, one GPU each where there are
+  torchrun --nproc-per-node N -m fastmtl train ...       train or continue with N processes, one GPU each if present
   fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
   fastmtl predict RUN INPUT --out DIR          masks and classes for images or whole slides without labels
-  fastmtl report RUN [RUN ...]                 make the report of a run again, or one page that compares several
+  fastmtl report RUN [RUN ...]                 write the report of a run again, or one page that compares several
   fastmtl report RUN --analyse                 also recompute its saliency maps, feature maps and filters
   fastmtl prepare DIR [--out MANIFEST]         write a manifest of a folder of tiles or slides; index the slides
-  fastmtl data check PATH                      open every file of a data set: counts, oddities and damage
-  fastmtl reproduce PAPER --data DIR           a paper's tables beside ours: --scale tiny, small or full
-  fastmtl recipes [PAPER]                      the built-in recipes: papers, models, figures to reproduce
-  fastmtl models                               the networks, their papers, parameters and strides
-  fastmtl bench                                measure fastmtl beside its peers
-  fastmtl doctor                               versions, devices, and which backend each op takes
+  fastmtl data check PATH                      open every file of a data set; print counts, oddities and damaged files
+  fastmtl reproduce PAPER --data DIR           compare our results with a paper's tables: --scale tiny, small or full
+  fastmtl recipes [PAPER]                      list the built-in recipes: papers, models, figures to reproduce
+  fastmtl models                               list the networks, their papers, parameters and strides
+  fastmtl bench                                benchmark fastmtl against other libraries
+  fastmtl doctor                               print versions, devices, and the backend that each op uses
 
 `fastmtl COMMAND --help` lists every option.
 """
@@ -49,11 +49,11 @@ _COMMANDS = {
     "bench": "..benchmarks.run:main",
     "doctor": ".doctor:doctor",
 }
-"""Command -> the function that takes its arguments and returns the exit code; only the one needed is imported."""
+"""Command -> the function that takes its arguments and returns the exit code; only the chosen one is imported."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 fine, 1 failed, 2 wrong usage, 130 stopped, 141 closed pipe)."""
+    """Run one command; returns the exit code (0 success, 1 failure, 2 wrong usage, 130 stopped, 141 closed pipe)."""
     if argv is None and not sys.warnoptions:  # Python would hide these warnings
         warnings.filterwarnings("default", ".* is now called ", DeprecationWarning)
         warnings.formatwarning = lambda message, *_: f"fastmtl: {message}\n"
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command not in _COMMANDS:
-        print(f"fastmtl: unknown command {command!r}; it has {', '.join(_COMMANDS)}.", file=sys.stderr)
+        print(f"fastmtl: unknown command {command!r}; the commands are {', '.join(_COMMANDS)}.", file=sys.stderr)
         return 2
     try:
         module, _, function = _COMMANDS[command].partition(":")
@@ -94,12 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _message(error: Exception) -> str:
-    """The message for an error that the input or the machine caused; "" for a fault of the program."""
+    """The message for an error that the input or the machine caused; "" for a bug in the program."""
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, UserError):
         place = f"{error.filename}: " if error.filename is not None else ""
         cure = _CURES.get(error.errno, "")
         return f"{place}{error.strerror}{f'; {cure}' if cure else ''}"
-    # ValueError too: the ops' messages about bad input are for the user.
+    # ValueError is included because ops raise it for bad input, with messages for the user.
     if isinstance(error, (UserError, ValueError, OSError)):
         return str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it

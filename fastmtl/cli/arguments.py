@@ -1,4 +1,4 @@
-"""The parser of every command: argparse with `--set`, and one line where a positional argument is missing."""
+"""The parser of every command: argparse with `--set`, and one-line messages for missing positional arguments."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses `fastmtl COMMAND`. Options may be anywhere and are not abbreviated; `--a_b` is `--a-b`."""
+    """Parses `fastmtl COMMAND`. Options may come in any order and cannot be abbreviated; `--a_b` means `--a-b`."""
 
     def __init__(self, command: str, description: str, *, add_help: bool = True) -> None:
         super().__init__(prog=f"fastmtl {command}", description=description, allow_abbrev=False, add_help=add_help)
         self._needed: dict[str, str] = {}
 
     def need(self, name: str, what: str) -> None:
-        """Take a positional argument, such as RUN."""
+        """Add a required positional argument, such as RUN."""
         self.add_argument(name.lower(), nargs="?", metavar=name, help=what)
         self._needed[name] = what
 
     def add_set(self, purpose: str) -> None:
-        """Take `--set KEY=VALUE`, repeated or with several after one flag, as `sets`."""
+        """Add `--set KEY=VALUE`, which may be repeated or take several values; stored as `sets`."""
         self.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help=purpose)
 
     def add_json(self) -> None:
-        """Take `--json`."""
+        """Add `--json`."""
         self.add_argument("--json", action="store_true", help="print JSON")
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2 and one line; argparse would print the whole usage, which is long."""
+        """Exit with code 2 and one line, without argparse's long usage text."""
         takes_set = any(action.dest == "sets" for action in self._actions)
         any_key = "; --set KEY=VALUE changes any key of a recipe" if takes_set else ""
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists every option{any_key}.\n")
 
     def parse(self, arguments: Sequence[str], unless: Sequence[str] = ()) -> argparse.Namespace:
-        """The parsed arguments; exits with code 2 where they do not fit.
+        """Return the parsed arguments; exits with code 2 if they are invalid.
 
         Raises:
             ConfigError: an argument of `need` is missing, and none of the flags `unless` is given.
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _normalized(arguments: Sequence[str]) -> list[str]:
-    """The same with hyphens in the names of options, and a `--set` before each KEY=VALUE that follows one."""
+    """The arguments with hyphens in option names, and a `--set` before each KEY=VALUE that follows a `--set`."""
     found: list[str] = []
     setting = False
     for number, argument in enumerate(arguments):
@@ -69,7 +69,7 @@ def _normalized(arguments: Sequence[str]) -> list[str]:
             argument = name.replace("_", "-") + equals + value
             setting = argument == "--set"
             if setting and all(one.startswith("-") for one in arguments[number + 1 : number + 2]):
-                raise ConfigError("--set wants KEY=VALUE, for example model.base_channels=8; got nothing.")
+                raise ConfigError("--set needs KEY=VALUE, for example model.base_channels=8; got nothing.")
         elif setting and "=" in argument and found[-1] != "--set":
             found.append("--set")
         found.append(argument)
@@ -77,7 +77,7 @@ def _normalized(arguments: Sequence[str]) -> list[str]:
 
 
 def progress_console() -> Console:
-    """Prints to standard error, without colours of its own."""
+    """A console that prints to standard error without adding colours."""
     from rich.console import Console
 
     from ..training.progress import plain

@@ -1,7 +1,7 @@
-"""Recipes as files: where they are, what they extend or leave out, and their overlays for smaller scales.
+"""Recipe files: finding them, merging them with their bases, and applying overlays for smaller scales.
 
-Of a recipe's content this module knows `scales`, what `training.epoch_scale` multiplies, and what a recipe does not
-inherit: its name, its summary and the paper that it is a row of.
+This module knows only these keys of a recipe: `scales`, the keys that `training.epoch_scale` multiplies, and the keys
+that a recipe does not inherit (its name, its summary and its paper).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ FULL = "full"  # the scale of the recipe itself
 
 
 def list_recipes() -> list[str]:
-    """Names of the built-in recipes, sorted; those of a paper begin with its folder: "mask2tasks/pcgrad".
+    """Names of the built-in recipes, sorted; recipes of a paper begin with its folder: "mask2tasks/pcgrad".
 
-    Files named _*.toml are bases for others to extend.
+    Files named _*.toml are not listed: they are bases for other recipes.
     """
     return sorted(name_of(path) for path in BUILT_IN.rglob("[!_]*.toml"))
 
 
 def name_of(path: Path) -> str:
-    """The name of a recipe's file: its path among the built-in ones, or the file's own name."""
+    """The name of a recipe: its path in the folder of built-in recipes, or else its file name, without the ending."""
     place = path.relative_to(BUILT_IN) if path.is_relative_to(BUILT_IN) else Path(path.name)
     return place.as_posix().removesuffix(".toml")
 
 
 def find(recipe: str) -> Path:
-    """The file of a built-in recipe, or the file at a path; ConfigError if there is neither."""
+    """The file of a built-in recipe, or the file at a path; ConfigError if neither exists."""
     built_in = BUILT_IN / f"{recipe}.toml"
     if built_in.is_file():
         return built_in
@@ -47,11 +47,11 @@ def find(recipe: str) -> Path:
 
 
 def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tables of a recipe merged into those of its base (`extends`), from which `without` removes keys. The name and
-    the summary are not inherited, nor the paper of a built-in recipe by one of the user.
+    """The tables of a recipe merged into those of its base (`extends`), after `without` has removed keys from the base.
+    The name and the summary are not inherited. A user's recipe does not inherit the paper of a built-in one.
 
     Raises:
-        ConfigError: unreadable TOML, a recipe that extends itself, or `without` names a key that its base lacks.
+        ConfigError: unreadable TOML, a recipe that extends itself, or a key in `without` that the base does not have.
     """
     if path in seen:
         raise ConfigError(f"recipe {path.stem} extends itself: {' -> '.join(p.stem for p in (*seen, path))}.")
@@ -94,16 +94,16 @@ def lineage(path: Path) -> list[Path]:
 
 
 def _parent(path: Path, base: object) -> Path:
-    """The file that `path` extends: beside it, or built in."""
+    """The file that `path` extends: in the same folder, or built in."""
     parent = path.parent / f"{base}.toml"
     return parent if parent.is_file() else find(str(base))
 
 
 def at_scale(values: Mapping[str, Any], scale: str, name: str) -> dict[str, Any]:
-    """The tables of a recipe at a scale: its [scales.NAME] merged into them; "full" or "" is the recipe itself.
+    """The tables of a recipe with its [scales.NAME] merged into them; "full" or "" returns them unchanged.
 
     Raises:
-        ConfigError: it has no such scale; names those it has.
+        ConfigError: the recipe has no such scale; the message lists its scales.
     """
     scales = values.get("scales", {})
     if not isinstance(scales, Mapping) or not all(isinstance(one, Mapping) for one in scales.values()):
@@ -116,11 +116,11 @@ def at_scale(values: Mapping[str, Any], scale: str, name: str) -> dict[str, Any]
 
 
 def scale_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """The tables with `training.epoch_scale` applied: epochs and patience, also of stages, times it and at least
-    1; average_start multiplied and rounded down.
+    """The tables with `training.epoch_scale` applied: epochs and patience are multiplied by it, also in stages, and are
+    at least 1; average_start is multiplied and rounded down.
 
     Args:
-        values: of a recipe.
+        values: the tables of a recipe.
         epochs: the default of training.epochs.
     """
     training = values.get("training", {})
@@ -128,11 +128,11 @@ def scale_epochs(values: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     if factor == 1.0 or isinstance(factor, bool) or not isinstance(factor, int | float):
         return dict(values)  # the check of types reports what is wrong
     if not 0 < factor <= 1:
-        raise ConfigError(f"training.epoch_scale must lie in (0, 1]; got {factor!r}.")
+        raise ConfigError(f"training.epoch_scale must be in (0, 1]; got {factor!r}.")
     lengths = {"epochs": epochs} | {key: training[key] for key in ("epochs", "patience") if key in training}
     short = {key: _fewer(value, factor) for key, value in lengths.items()}
     if isinstance(start := training.get("average_start"), int):
-        short["average_start"] = int(start * factor)  # down, so that it still comes before the last epoch
+        short["average_start"] = int(start * factor)  # rounded down, so that it stays before the last epoch
     stages = values.get("stages", [])
     if isinstance(stages, list):
         stages = [
@@ -147,7 +147,7 @@ def _fewer(value: object, factor: float) -> object:
 
 
 def _remove(values: object, keys: list[str]) -> bool:
-    """Remove a key from nested tables, in place; returns whether it was there."""
+    """Remove a key from nested tables in place; returns whether it existed."""
     *tables, last = keys
     for key in tables:
         values = values.get(key) if isinstance(values, dict) else None

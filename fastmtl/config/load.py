@@ -1,7 +1,7 @@
 """Loads recipes: defaults < `extends` < the recipe's TOML < its [scales] < command-line values.
 
-An unknown key is an error that names the nearest known one; components (model, tasks, balancer, augmentation) are
-named, never imported by path.
+The error for an unknown key suggests the closest known key. Components (model, tasks, balancer, augmentation) are
+chosen by name, never imported by path.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .validation import validate
 
 
 def load_recipe(recipe: str | Path, overrides: Mapping[str, object] | None = None, scale: str = "") -> Recipe:
-    """A built-in recipe by name, or a TOML file by path.
+    """Load a built-in recipe by name, or a TOML file by path.
 
     Args:
         recipe: name (see `list_recipes`) or path to a TOML file.
         overrides: nested mapping merged into the file, for example {"training": {"epochs": 3}}.
-        scale: one of the recipe's [scales]; "" and "full" are the recipe itself.
+        scale: one of the recipe's [scales]; "" and "full" use the recipe unchanged.
 
     Raises:
-        ConfigError: unknown recipe, unreadable TOML, unknown key, wrong type; one line each.
+        ConfigError: unknown recipe, unreadable TOML, unknown key, or wrong type; the message is one line.
     """
     path = recipe_files.find(str(recipe))
     values = recipe_files.read(path)
@@ -53,17 +53,17 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, object] | None = Non
 
 
 def load_run_recipe(path: Path) -> Recipe:
-    """The recipe in the config.toml of a run: it is complete, and may have the keys of an earlier version."""
+    """Load the recipe in a run's config.toml, which is complete and may use keys of an earlier version."""
     recipe = with_total_epochs(typed(Recipe, with_new_names(recipe_files.tables(path), warn=False)), None)
     validate(recipe)
     return recipe
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`model.base_channels=8` -> {"model": {"base_channels": 8}}; the value is TOML, or else text."""
+    """`model.base_channels=8` -> {"model": {"base_channels": 8}}. A value that is not valid TOML is taken as text."""
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set wants KEY=VALUE, for example model.base_channels=8; got {text!r}.")
+        raise ConfigError(f"--set needs KEY=VALUE, for example model.base_channels=8; got {text!r}.")
     try:
         parsed = parse_toml(f"v = {value}")["v"]
     except ValueError:
@@ -72,7 +72,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def at_key(key: str, value: Any) -> dict[str, Any]:
-    """The nested tables in which `value` is at a dotted key.
+    """Nested tables with `value` at a dotted key.
 
     >>> at_key("training.epochs", 3)
     {'training': {'epochs': 3}}
@@ -83,7 +83,7 @@ def at_key(key: str, value: Any) -> dict[str, Any]:
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """Several `KEY=VALUE`; later ones win."""
+    """Merge several `KEY=VALUE`; later ones win."""
     overrides = {}
     for text in texts:
         overrides = merge(overrides, parse_override(text))
@@ -91,7 +91,7 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe as nested plain values; `load_recipe` of its TOML gives the same recipe."""
+    """The resolved recipe as nested plain values; `load_recipe` of this as TOML returns the same recipe."""
     return dataclasses.asdict(recipe)
 
 
@@ -104,7 +104,7 @@ def _problem_of(values: Mapping[str, object]) -> str:
 
 
 def _check_overlays(values: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a scale that does not fit, even if it is not used."""
+    """Raise ConfigError for an invalid scale, even if it is not used."""
     for scale in values.get("scales", {}):
         if problem := _problem_of(recipe_files.at_scale(values, scale, values["name"])):
             raise ConfigError(f"recipe {values['name']}, scales.{scale}: {problem}")

@@ -10,25 +10,25 @@ class PaperConfig:
     """Which row of which table of a paper the recipe is, and the figures to reproduce."""
 
     key: str = ""
-    """The paper's short name, also of its recipes' folder."""
+    """The paper's short name; its recipes are in a folder with this name."""
     title: str = ""
-    """The paper's own."""
+    """The paper's title."""
     formats: list[str] = field(default_factory=list)
-    """Formats of its data: names in `data.list_formats()`."""
+    """Formats of the paper's data: names in `data.list_formats()`."""
     classes: list[str] = field(default_factory=list)
-    """Class folders of its data, which distinguish it from other data of the same format."""
+    """Class folders of the paper's data, which distinguish it from other data of the same format."""
     order: list[str] = field(default_factory=list)
-    """Its rows in the order of its tables."""
+    """The paper's rows in the order of its tables."""
     also: list[str] = field(default_factory=list)
     """More metrics to print, which the paper does not report."""
     curves: list[str] = field(default_factory=list)
-    """Tasks of two classes whose ROC curves the paper shows."""
+    """Two-class tasks whose ROC curves the paper shows."""
     table: str = ""
-    """The table of the figures."""
+    """The paper's table that has the figures."""
     row: str = ""
-    """What the paper calls the row."""
+    """The paper's name of the row."""
     figures: dict[str, float] = field(default_factory=dict)
-    """Published values: TASK.METRIC as in summary.json, test.TASK.METRIC for the test, or delta_m."""
+    """Published values: TASK.METRIC as in summary.json, test.TASK.METRIC for the test set, or delta_m."""
     spreads: dict[str, float] = field(default_factory=dict)
     """Their published standard deviations, under the same names."""
     baselines: dict[str, float] = field(default_factory=dict)
@@ -38,6 +38,6 @@ class PaperConfig:
     cited: dict[str, dict[str, float]] = field(default_factory=dict)
     """Rows that the paper cites from others: name -> figures."""
     caption: str = ""
-    """For all rows: how ours differ from the paper's."""
+    """For all rows: how our setup differs from the paper's."""
     note: str = ""
     """A remark on the row."""

@@ -1,4 +1,4 @@
-"""Merges the tables of TOML files, and makes frozen dataclasses of them, checking every key and type."""
+"""Merges the tables of TOML files and converts them to frozen dataclasses, checking every key and type."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class ConfigError(UserError, ValueError):
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """`over` merged into `base`, table by table; a component of another name replaces the old one completely.
+    """Merge `over` into `base`, table by table; a component with another name replaces the old one completely.
 
-    In a list of tables with names, such as [[stages]], it changes those that it names: [stages.warm_up].
+    In a list of named tables, such as [[stages]], an entry is addressed by its name: [stages.warm_up].
 
     Raises:
-        ConfigError: it names one that does not exist.
+        ConfigError: `over` names an entry that does not exist.
 
     >>> merge({"stages": [{"name": "a", "epochs": 1}]}, {"stages": {"a": {"epochs": 2}}})
     {'stages': [{'name': 'a', 'epochs': 2}]}
@@ -56,12 +56,12 @@ def _merge_named(old: Sequence[Any], over: Mapping[str, Any], where: str) -> lis
 
 
 def _other_component(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
-    """Whether `new` names another model, balancer or kind of task, for which the old options have no meaning."""
+    """Whether `new` chooses another model, balancer or kind of task, so that the old options do not apply."""
     return any(key in old and new.get(key, old[key]) != old[key] for key in ("name", "kind"))
 
 
 def typed(cls: type[T], values: object, where: str = "") -> T:
-    """The dataclass `cls` of a table, including its inner tables.
+    """Convert a table, including its inner tables, to the dataclass `cls`.
 
     Args:
         cls: fields of plain types, Literals, dataclasses and lists of dataclasses.
@@ -69,7 +69,7 @@ def typed(cls: type[T], values: object, where: str = "") -> T:
         where: its name in messages; "" is the recipe itself.
 
     Raises:
-        ConfigError: an unknown key (the nearest known one is named), a value of another type, or a missing key.
+        ConfigError: an unknown key (the message suggests the closest known key), a wrong type, or a missing key.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'a recipe'} must be a table; got {values!r}.")

@@ -1,4 +1,4 @@
-"""Keys of recipes that have a new name: the old one works for one version and warns."""
+"""Renamed keys of recipes: the old names work for one version and warn."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class DataConfig:
     """The data and their batches."""
 
     generator: Literal["", "colon", "slides"] = ""
-    """Synthetic data set to make if there is no --data: tiles of colon, or whole slides with polygons."""
+    """Synthetic data set to generate without --data: colon tiles, or whole slides with polygons."""
     format: str = "auto"
     """Format of the data: manifest, tile_folder, ...; auto detects it."""
     root: str = ""
@@ -40,51 +40,51 @@ class DataConfig:
     polygon_classes: list[str] = field(default_factory=list)
     """Classes of polygons for maps of classes, the background first; empty draws all polygons as foreground."""
     polygon_offset: list[float] = field(default_factory=list)
-    """x and y added to polygons' coordinates: a slide's bounds, where the viewer counted from them."""
+    """x and y added to polygon coordinates, for viewers that measure from the slide's bounds."""
     preprocessing: str = ""
     """Conversion to 8 bits: min_max stretches 16-bit grey per image; empty: none."""
     mask_sampling: Literal["bilinear", "nearest"] = "bilinear"
-    """How masks are resized: interpolated and cut at one half, or the nearest pixel; class maps always nearest."""
+    """How masks are resized: interpolated and thresholded at 0.5, or nearest pixel; class maps always use nearest."""
     size: int = 128
-    """Side of the square images the network sees, pixels."""
+    """Side of the network's square input images, pixels."""
     batch_size: int = 16
     """Images per step, on each rank."""
     sampler: Literal["shuffled", "balanced", "pairs"] = "shuffled"
     """Every tile once, classes equally often, or pairs of neighbours by the columns `case` and `position`."""
     pairs_apart: str = ""
-    """For the sampler of pairs: a column whose values occur in at most one pair of a batch, such as the patient if a
+    """For the pairs sampler: a column whose values occur in at most one pair of a batch, for example the patient if a
     case is a scan; the case if empty."""
     balance_by: str = ""
     """Label column whose classes the balanced sampler draws equally often; the label if empty."""
     open_slides: int = 0
-    """Slides that tiles are drawn from at a time; 0: all."""
+    """Number of slides that tiles are drawn from at the same time; 0: all."""
     per_slide: int = 0
     """Tiles drawn from each slide per epoch; 0: all."""
     patches_per_slide: int = 0
-    """Random patches of each slide, new in each epoch, instead of the grid's tiles; 0: the grid."""
+    """Number of random patches per slide, new in each epoch, instead of the grid's tiles; 0: the grid."""
     patient: str = "[^-]+"
-    """Regular expression that finds the patient at the start of a file's name: its first group, or all it matches."""
+    """Regular expression for the patient at the start of a file name: its first group, or the whole match."""
     val_fraction: float = 0.2
-    """Share of the tiles held out, by whole patients, if there is no split file and no column split."""
+    """Fraction of the tiles held out, by whole patients, if there is no split file and no column split."""
     test_fraction: float = 0.0
-    """Share of tiles for a test that training never sees; 0.1 with val_fraction = 0.2 splits 70 / 20 / 10."""
+    """Fraction of the tiles for a test set, never used in training; 0.1 with val_fraction = 0.2 splits 70 / 20 / 10."""
     folds: int = 0
-    """Number of folds for cross-validation, of which `fold` is held out; 0 draws by val_fraction."""
+    """Number of folds for cross-validation, of which `fold` is held out; 0 splits by val_fraction."""
     fold: int = 0
     """The fold that is held out, from 0."""
     group_by: str = ""
-    """What a split keeps together: a column, an expression such as "{case}-{day}", or "tile", with which a patient
-    can be on both sides; the patient if empty."""
+    """What a split keeps together: a column, an expression such as "{case}-{day}", or "tile" (a patient may then be on
+    both sides); the patient if empty."""
     stratify: str = ""
     """Label column whose classes a split distributes evenly; the label if empty."""
     split_seed: int = 0
-    """Seed of the draw of held-out patients."""
+    """Random seed for choosing the held-out patients."""
     max_tiles: int = 0
     """Train and validate on at most this many tiles, drawn evenly from the classes by split_seed; 0: all."""
     on_damaged: Literal["raise", "skip"] = "raise"
-    """What to do with damaged files: refuse to start, or leave them out."""
+    """What to do with damaged files: refuse to start, or skip them."""
     max_damaged: float = 0.0
-    """Share of tiles that may fail during an epoch and are replaced by others; more than that stops the training."""
+    """Fraction of tiles that may fail during an epoch and are replaced by others; more failures stop the training."""
     num_threads: int = 2
     """Threads that decode and augment."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
@@ -109,13 +109,13 @@ class OptimizerConfig:
     find_lr: bool = False
     """Find the learning rate before the first step by a sweep over a few batches; it replaces lr."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
-    """Learning rate after the warm-up: constant, falling to 0, or lower when the score stops rising."""
+    """Learning rate after the warm-up: constant, decaying to 0 (cosine), or reduced when the score stops improving."""
     warmup: float = 0.05
-    """Share of all steps over which the learning rate rises from 0."""
+    """Fraction of all steps in which the learning rate rises from 0."""
     plateau_factor: float = 0.1
-    """For the schedule plateau: factor of the learning rate."""
+    """For the schedule plateau: factor by which the learning rate is multiplied."""
     plateau_patience: int = 10
-    """For the schedule plateau: epochs without a better score before the rate falls."""
+    """For the schedule plateau: epochs without a better score before the rate is reduced."""
 
 
 @dataclass(frozen=True)
@@ -123,30 +123,30 @@ class TrainingConfig:
     """The length, the precision and the evaluation of the training."""
 
     epochs: int = 10
-    """Passes over the training tiles; with stages the sum of theirs, set automatically."""
+    """Passes over the training tiles; with stages, the sum of their epochs (set automatically)."""
     seed: int = 0
     """Seed of the weights, the order of tiles and their augmentation."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 autocast if the hardware multiplies it, else float32."""
+    """auto: bfloat16 autocast if the hardware supports it natively, else float32."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     fused_step: Literal["auto", True, False] = "auto"
     """Combine, clip and step in one pass (balance.FusedStep); auto: if the optimizer and the device support it."""
     patience: int = 0
-    """End a stage after this many epochs without a better validation score; 0 never ends it early."""
+    """Stop a stage after this many epochs without a better validation score; 0: never stop early."""
     average: Literal["", "ema", "swa"] = ""
     """Evaluate and keep a moving (ema, of every step) or plain (swa, of every epoch) average of the weights."""
     average_decay: float = 0.999
-    """For ema: the share of the old average that a step keeps."""
+    """For ema: weight of the old average in each step."""
     average_start: int = 0
     """Epochs of a stage before its average begins."""
     checkpoint: Literal["best", "last"] = "best"
     """Weights for evaluation and prediction: of the epoch with the best score on the held-out images, or of the last
-    epoch, which does not depend on them; averaged weights if there is an average."""
+    epoch, which does not depend on these images; averaged weights if `average` is set."""
     tta: list[str] = field(default_factory=list)
-    """Views besides the image itself that final scores and predictions average: h, v, r90, r180, r270."""
+    """Test-time views that final scores and predictions average with the image itself: h, v, r90, r180, r270."""
     log_every: int = 20
     """Steps between reads of the losses (each waits for the device)."""
     gradient_stats_every: int = 0
@@ -155,7 +155,7 @@ class TrainingConfig:
     compile: bool = False
     """Run the network through torch.compile."""
     epoch_scale: float = 1.0
-    """Factor of epochs and patience (also of stages, at least 1) and of average_start; 1 once it is applied."""
+    """Factor for epochs and patience (also of stages, at least 1) and for average_start; 1 after it is applied."""
 
 
 @dataclass(frozen=True)
@@ -163,24 +163,24 @@ class StageConfig:
     """A part of the training with its own tasks, frozen modules, length and options."""
 
     name: str
-    """Its name in metrics.jsonl and in the report."""
+    """The stage's name in metrics.jsonl and in the report."""
     epochs: int
     """Passes over the training tiles."""
     tasks: list[str] = field(default_factory=list)
-    """The tasks that it trains and is scored by; empty: all."""
+    """The tasks that are trained and scored in this stage; empty: all."""
     freeze: list[str] = field(default_factory=list)
     """Modules to freeze, for example "encoder"; those of earlier stages are unfrozen unless listed again."""
     auxiliary_stride: int = 0
     """Encoder block that auxiliary tasks read from this stage on; 0: no change."""
     balancer: dict[str, Any] = field(default_factory=dict)
-    """Replaces the recipe's."""
+    """Replaces the recipe's balancer."""
     optimizer: dict[str, Any] = field(default_factory=dict)
-    """Merged into the recipe's."""
+    """Merged into the recipe's optimizer."""
     start: Literal["last", "best"] = "last"
-    """Its initial weights: the last or the best ones of the stage before."""
+    """The initial weights: the last or the best ones of the previous stage."""
     keep_optimizer: bool = False
-    """Keep the moments of the stage before; also its schedule, if this stage has the same tasks and optimizer, and its
-    balancer's state, if it has the same tasks and balancer."""
+    """Keep the optimizer moments of the previous stage; also its schedule, if tasks and optimizer are the same, and its
+    balancer's state, if tasks and balancer are the same."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     stages: list[StageConfig] = field(default_factory=list)
-    """Run one after the other; without any there is one stage of training.epochs with all tasks."""
+    """Stages run one after the other; without any there is one stage of training.epochs with all tasks."""
     paper: PaperConfig = field(default_factory=PaperConfig)
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Overlays for smaller machines, by name: [scales.tiny.data] size = 64."""

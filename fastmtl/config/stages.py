@@ -1,4 +1,4 @@
-"""The stages of a recipe, each with what it takes over from the recipe."""
+"""The stages of a recipe, combined with the recipe's own options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .schema import OptimizerConfig, Recipe, StageConfig
 
 
 def stages_of(recipe: Recipe) -> list[StageConfig]:
-    """The recipe's stages; if it has none, one without a name that takes all epochs."""
+    """The recipe's stages; if it has none, one stage without a name with all epochs."""
     return recipe.stages or [StageConfig("", recipe.training.epochs)]
 
 
@@ -21,10 +21,10 @@ def optimizer_of(recipe: Recipe, stage: StageConfig) -> OptimizerConfig:
 
 
 def with_total_epochs(recipe: Recipe, asked: int | None) -> Recipe:
-    """The recipe with training.epochs as the sum of its stages' epochs.
+    """The recipe with training.epochs set to the sum of its stages' epochs.
 
     Raises:
-        ConfigError: `asked`, the epochs of an override, is another number: it would have no effect.
+        ConfigError: `asked`, the epochs of an override, differs from the sum and would have no effect.
     """
     if not recipe.stages:
         return recipe
@@ -32,7 +32,7 @@ def with_total_epochs(recipe: Recipe, asked: int | None) -> Recipe:
     if asked not in (None, total):
         parts = ", ".join(f"{stage.name} {stage.epochs}" for stage in recipe.stages)
         raise ConfigError(
-            f"recipe {recipe.name} has stages with epochs of their own ({parts}), and training.epochs is {asked}. "
+            f"recipe {recipe.name} has stages with their own epochs ({parts}), but training.epochs is {asked}. "
             f"Change a stage instead: --set stages.{recipe.stages[0].name}.epochs={asked}."
         )
     return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, epochs=total))

@@ -14,8 +14,10 @@ VIEWS = ("h", "v", "r90", "r180", "r270")  # flips and quarter turns of an image
 
 
 def validate(recipe: Recipe) -> None:
-    """Raise ConfigError, one line with the key and its value, for the first value that cannot be used. Types are
-    right already, and names of components are checked when these are built."""
+    """Raise ConfigError for the first invalid value; the message is one line with the key and the value.
+
+    Types have already been checked. Names of components are checked when the components are built.
+    """
     try:
         for number, stage in enumerate(recipe.stages):  # first, because training.epochs is their sum
             _check_stage(recipe, number, stage)
@@ -36,15 +38,15 @@ def _check_data(data: DataConfig) -> None:
         {
             "size must be a positive multiple of 16": data.size > 0 and data.size % 16 == 0,
             "batch_size must be at least 1": data.batch_size >= 1,
-            "val_fraction must lie between 0 and 1": 0 < data.val_fraction < 1,
-            "test_fraction must lie between 0 and 1 - val_fraction": 0 <= data.test_fraction < 1 - data.val_fraction,
+            "val_fraction must be between 0 and 1": 0 < data.val_fraction < 1,
+            "test_fraction must be between 0 and 1 - val_fraction": 0 <= data.test_fraction < 1 - data.val_fraction,
             "folds must be 0, or 2 and more": data.folds == 0 or data.folds >= 2,
             "fold must be 0 to folds - 1": 0 <= data.fold < max(data.folds, 1),
             "tile_size must be at least 1": data.tile_size >= 1,
             "mpp must be finite and not negative": 0 <= data.mpp < float("inf"),
             "overlap must be 0 to tile_size - 1": 0 <= data.overlap < data.tile_size,
-            "min_tissue must lie between 0 and 1": 0 <= data.min_tissue <= 1,
-            "max_damaged must lie in [0, 1)": 0 <= data.max_damaged < 1,
+            "min_tissue must be between 0 and 1": 0 <= data.min_tissue <= 1,
+            "max_damaged must be in [0, 1)": 0 <= data.max_damaged < 1,
             "max_tiles must not be negative": data.max_tiles >= 0,
             "open_slides must not be negative": data.open_slides >= 0,
             "per_slide must not be negative": data.per_slide >= 0,
@@ -68,7 +70,7 @@ def _check_training(training: TrainingConfig, last_stage: int) -> None:
             "epochs must be at least 1": training.epochs >= 1,
             "clip_norm must be finite and not negative": 0 <= training.clip_norm < float("inf"),
             "patience must not be negative": training.patience >= 0,
-            "average_decay must lie in (0, 1)": 0 < training.average_decay < 1,
+            "average_decay must be in (0, 1)": 0 < training.average_decay < 1,
             "average_start must not be negative": training.average_start >= 0,
             f"average_start must be less than the epochs of the last stage, {last_stage}": begins,
             f"tta must be views among {', '.join(VIEWS)}": set(training.tta) <= set(VIEWS),
@@ -94,21 +96,21 @@ def _check_components(recipe: Recipe) -> None:
 
 
 def _check_file_names(recipe: Recipe) -> None:
-    """Files and folders are named after a recipe and its tasks: no name may lead to another folder or another file."""
+    """Files and folders are named after a recipe and its tasks, so no name may lead to another folder or file."""
     for part in recipe.name.split("/"):  # PAPER/ROW, or a name such as "U-Net / v1."
         if problem := file_name_problem(part.strip(". ")):
-            raise ConfigError(f"its name becomes a folder's, and {part!r} {problem}; choose another `name`.")
+            raise ConfigError(f"its name is used for a folder, but {part!r} {problem}; choose another `name`.")
     alike: dict[str, str] = {}
     for name in recipe.tasks:
         problem = file_name_problem(name)
         if not problem and name.endswith(_OURS):
-            problem = f"ends as files of predictions do, {', '.join(_OURS)}"
+            problem = f"has an ending of prediction files ({', '.join(_OURS)})"
         if problem:
-            raise ConfigError(f"tasks.{name!r} becomes a file's name, and {problem}; choose another.")
+            raise ConfigError(f"tasks.{name!r} is used as a file name, but {problem}; choose another name.")
         other = alike.setdefault(folded(name), name)
         if other != name:
             raise ConfigError(
-                f"tasks {other!r} and {name!r} would share one file where case does not count; choose another name."
+                f"tasks {other!r} and {name!r} would share a file on systems that ignore case; choose another name."
             )
 
 
@@ -130,12 +132,12 @@ def _check_stage(recipe: Recipe, number: int, stage: StageConfig) -> None:
     if stage.balancer:
         _need_name(f"{where}.balancer", stage.balancer)
     if number == 0 and stage.start == "best":
-        raise ConfigError(f"{where} has no stage before it whose best weights it could start from.")
+        raise ConfigError(f"{where} is the first stage, so it cannot start from the best weights of an earlier one.")
     if number == 0 and stage.keep_optimizer:
-        raise ConfigError(f"{where} has no stage before it whose optimizer it could keep.")
+        raise ConfigError(f"{where} is the first stage, so it cannot keep the optimizer of an earlier one.")
     for task in stage.tasks:
         if task not in recipe.tasks:
-            raise ConfigError(f"{where} names task {task!r}; {nearest(task, list(recipe.tasks))}")
+            raise ConfigError(f"{where} has an unknown task {task!r}; {nearest(task, list(recipe.tasks))}")
 
 
 def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
@@ -145,8 +147,8 @@ def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
         {
             "lr must be finite and not negative": 0 <= optimizer.lr < float("inf"),
             "weight_decay must be finite and not negative": 0 <= optimizer.weight_decay < float("inf"),
-            "warmup must lie in [0, 1)": 0 <= optimizer.warmup < 1,
-            "plateau_factor must lie in (0, 1)": 0 < optimizer.plateau_factor < 1,
+            "warmup must be in [0, 1)": 0 <= optimizer.warmup < 1,
+            "plateau_factor must be in (0, 1)": 0 < optimizer.plateau_factor < 1,
             "plateau_patience must not be negative": optimizer.plateau_patience >= 0,
         },
     )

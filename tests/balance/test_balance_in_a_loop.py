@@ -97,7 +97,7 @@ def test_the_rest_of_the_protocol():
     [
         (lambda losses, w: losses | {"cls": w * 2}, r"`losses\['cls'\]` must be a scalar tensor; got \[3\]"),
         (lambda losses, w: losses | {"cls": 1.0}, r"`losses\['cls'\]` must be a scalar tensor; got float"),
-        (lambda losses, w: losses | {"cls": w.sum().detach()}, r"`losses\['cls'\]` must carry a graph"),
+        (lambda losses, w: losses | {"cls": w.sum().detach()}, r"`losses\['cls'\]` must have a graph"),
         (lambda losses, w: {}, "no loss"),
         (lambda losses, w: list(losses.values()), "got list"),
     ],

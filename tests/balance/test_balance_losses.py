@@ -199,7 +199,7 @@ def test_gradnorm_errors():
     model, x = Model(), inputs()
     with pytest.raises(ValueError, match="two or more dimensions"):
         balance.GradNorm().backward(model.losses(x), [model.encoder[0].bias])
-    with pytest.raises(ValueError, match=r"`losses\['a'\]` must reach the layer \[2, 2\]"):
+    with pytest.raises(ValueError, match=r"`losses\['a'\]` must depend on the layer \[2, 2\]"):
         balance.GradNorm(layer=model.unused.weight).backward(model.losses(x))
 
 

@@ -129,9 +129,9 @@ def test_errors(results, case, message):
 
 @pytest.mark.parametrize("case", [*balance.list_balancers(), "wrapped", "copy", "fused"])
 def test_a_balancer_that_was_not_distributed_says_so(results, case):
-    """Instead of letting the ranks' models drift apart without a word."""
+    """Otherwise the models of the ranks would diverge without an error."""
     for rank in results:
-        assert "sees 2 ranks and was not distributed" in rank["undistributed"][case]
+        assert "there are 2 ranks and this balancer was not distributed" in rank["undistributed"][case]
         assert "balancer.distribute(model)" in rank["undistributed"][case]
 
 

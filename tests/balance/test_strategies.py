@@ -167,7 +167,7 @@ def test_last_layer_of_micro_batches_and_a_given_layer():
         results.append([flat_gradients(model), *log.values()])
     for whole, split in zip(*results, strict=True):
         torch.testing.assert_close(split, whole, **CLOSE)
-    with pytest.raises(ValueError, match=r"must reach the layer \[2, 2\]"):
+    with pytest.raises(ValueError, match=r"must depend on the layer \[2, 2\]"):
         balance.MGDA().use("last_layer", layer=model.unused.weight).backward(model.losses(x), model.shared())
     with pytest.raises(ValueError, match="two or more dimensions"):
         balance.MGDA().use("last_layer").backward(model.losses(x), [model.encoder[0].bias])
@@ -244,7 +244,7 @@ def test_errors_about_strategies():
         balance.PCGrad().use(reuse=0)
     with pytest.raises(ValueError, match="`layer` belongs"):
         balance.PCGrad().use("batched", layer=torch.ones(2))
-    with pytest.raises(ValueError, match="balancer 'linear' has one backward a step"):
+    with pytest.raises(ValueError, match="balancer 'linear' runs one backward per step"):
         balance.create_balancer("linear", strategy="batched")
     with pytest.raises(ValueError, match="unknown `strategy`"):
         balance.create_balancer("pcgrad", strategy="none")

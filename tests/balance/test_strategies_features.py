@@ -56,12 +56,12 @@ def test_errors_about_features():
     model, x = Model(), inputs()
     balancer = balance.PCGrad().use("features")
     for wrong in (None, model.encoder(x), []):
-        with pytest.raises(ValueError, match=r"must be what `balance.cut` made"):
+        with pytest.raises(ValueError, match=r"must be made by `balance.cut`"):
             balancer.backward(model.losses(x), model.encoder.parameters(), features=wrong)
     cut = balance.cut(model.encoder(x))
     with pytest.raises(ValueError, match=r"`losses\['a'\]` must reach"):
         balancer.backward(model.losses(x), model.encoder.parameters(), features=cut)
-    with pytest.raises(ValueError, match="belongs to the strategy 'features'"):
+    with pytest.raises(ValueError, match="requires the strategy 'features'"):
         balance.PCGrad().backward(model.losses(x, cut), model.encoder.parameters(), features=cut)
     with pytest.raises(ValueError, match="carry a graph"):
         balance.cut(x)

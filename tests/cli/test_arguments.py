@@ -62,9 +62,9 @@ def test_set_is_the_same_in_all_its_forms(given):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--set"], "--set wants KEY=VALUE, for example model.base_channels=8; got nothing."),
-        (["--set", "--json"], "--set wants KEY=VALUE, for example model.base_channels=8; got nothing."),
-        (["--set", "data.size"], "--set wants KEY=VALUE, for example model.base_channels=8; got 'data.size'."),
+        (["--set"], "--set needs KEY=VALUE, for example model.base_channels=8; got nothing."),
+        (["--set", "--json"], "--set needs KEY=VALUE, for example model.base_channels=8; got nothing."),
+        (["--set", "data.size"], "--set needs KEY=VALUE, for example model.base_channels=8; got 'data.size'."),
         (["--set", "data.sice=3"], "unknown key 'data.sice'; did you mean 'size'"),
     ],
 )

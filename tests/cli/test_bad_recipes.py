@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
             ["--set", 'tasks.segmentation.structures=["background","a","b"]'],
             r"label/GT\S+ holds 255, and class indices are 0 to 2",
         ),
-        ("mask2tasks/uniform", ["--size", "48"], "data.size is 48, and mask2tasks takes multiples of 32; 64 is the"),
+        ("mask2tasks/uniform", ["--size", "48"], "data.size is 48, but mask2tasks needs a multiple of 32; 64 is the"),
     ],
 )
 def test_what_does_not_fit_the_data_is_told_before_training(recipe, options, says, folders, tmp_path, capsys):

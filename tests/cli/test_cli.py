@@ -233,7 +233,7 @@ def test_mistakes_with_data_and_folders_get_one_line(run, tiles, tmp_path, capsy
     split.write_text('{"validation_patients": ["GT0"]}')
     assert "GT0" in _says(capsys, [*train, "--data", str(tiles), "--split", str(split)])
     assert not (tmp_path / "out").exists()
-    assert "already holds a run" in _says(capsys, ["train", "demo", "--data", str(tiles), "--out", str(run)])
+    assert "already contains a run" in _says(capsys, ["train", "demo", "--data", str(tiles), "--out", str(run)])
     assert "no images" in _says(capsys, ["predict", str(run), str(tmp_path / "empty"), "--out", str(tmp_path / "p")])
     broken = tmp_path / "broken"
     broken.mkdir()

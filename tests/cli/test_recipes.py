@@ -125,7 +125,7 @@ def test_a_recipe_trains_at_scale_tiny(name, published, tmp_path):
     [
         ("demo", {}, "tiny", "recipe demo has no scale 'tiny'; it has full"),
         ("mask2tasks/pcgrad", {}, "huge", "has no scale 'huge'; it has tiny, small, full"),
-        ("mask2tasks/pcgrad", {"training": {"epoch_scale": 0.0}}, "", r"training.epoch_scale must lie in \(0, 1\]"),
+        ("mask2tasks/pcgrad", {"training": {"epoch_scale": 0.0}}, "", r"training.epoch_scale must be in \(0, 1\]"),
     ],
 )
 def test_scales_that_do_not_fit_are_named(name, overrides, scale, message):

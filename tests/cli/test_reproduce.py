@@ -182,8 +182,8 @@ def test_roc_is_of_the_second_class_over_all_folds(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mask2tasks", "--data", "{hep2}"], "looks like hep2, and mask2tasks needs tile_folder data"),
-        (["joint_unet", "--data", "{ebhi}"], "looks like tile_folder, and joint_unet needs hep2 data"),
+        (["mask2tasks", "--data", "{hep2}"], "looks like hep2, but mask2tasks needs tile_folder data"),
+        (["joint_unet", "--data", "{ebhi}"], "looks like tile_folder, but joint_unet needs hep2 data"),
         (["mask2tasks", "--data", "{other}"], "has Cat, Dog: it is not the paper's data set"),
         (
             ["mask2tasks", "--data", "{few}"],

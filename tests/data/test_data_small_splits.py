@@ -109,7 +109,7 @@ def test_a_class_on_one_side_is_a_notice(tmp_path: Path):
     (tmp_path / "split.json").unlink()
     (tmp_path / "m.csv").write_text("\n".join(rows[:5]) + "\n")
     splits = datasets.read_splits(load_recipe("demo", {}), tmp_path / "m.csv")
-    assert splits.origin.endswith("held out (50% of the images: few patients can be shared no better)")
+    assert splits.origin.endswith("held out (50% of the images: with few patients no closer split is possible)")
 
 
 def _digest(split: Split) -> str:

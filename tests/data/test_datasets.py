@@ -93,11 +93,11 @@ def test_columns_become_targets(manifest: Path):
 @pytest.mark.parametrize(
     ("task", "says"),
     [
-        ({"kind": "classification", "column": "grad"}, "column 'grad', which .* lacks; did you mean 'grade'"),
-        ({"kind": "classification", "column": "age"}, "needs a label and column 'age' holds a number; .*label, grade"),
-        ({"kind": "regression", "column": "grade"}, "needs a number and column 'grade' holds a label"),
-        ({"kind": "binary_segmentation", "column": "grade"}, "needs a mask and column 'grade' holds a label"),
-        ({"kind": "regression"}, "learns a number and names no column; .*age, day"),
+        ({"kind": "classification", "column": "grad"}, "column 'grad', but .* has none; did you mean 'grade'"),
+        ({"kind": "classification", "column": "age"}, "needs a label, but column 'age' has a number; .*label, grade"),
+        ({"kind": "regression", "column": "grade"}, "needs a number, but column 'grade' has a label"),
+        ({"kind": "binary_segmentation", "column": "grade"}, "needs a mask, but column 'grade' has a label"),
+        ({"kind": "regression"}, "learns a number but has no column; .*age, day"),
         ({"kind": "classification", "column": 3}, "must be text"),
     ],
 )
@@ -120,7 +120,7 @@ def test_three_sides_share_no_patient(manifest: Path):
     train, val, test = _sides(splits)
     assert (len(train), len(val), len(test)) == (5, 2, 1)
     assert len(train | val | test) == 8
-    assert "for the test" in splits.origin
+    assert "to test" in splits.origin
 
 
 def test_folds_hold_out_every_patient_once(manifest: Path):

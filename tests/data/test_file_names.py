@@ -46,13 +46,13 @@ names = st.text(st.characters(exclude_categories=()), max_size=12) | st.sampled_
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_task_cannot_have_a_name_that_no_file_should_have(name):
-    with pytest.raises(config.ConfigError, match=r"becomes a file's name, and (?s:.)*; choose another"):
+    with pytest.raises(config.ConfigError, match=r"is used as a file name, but (?s:.)*; choose another"):
         config.load_recipe("demo", {"tasks": {name: {"kind": "classification"}}})
 
 
 @pytest.mark.parametrize("name", ["predictions.jsonl", "predicted_with.json", "gland.tif", "gland.geojson"])
 def test_a_task_is_not_called_as_the_files_of_predictions_are(name):
-    with pytest.raises(config.ConfigError, match="ends as files of predictions do"):
+    with pytest.raises(config.ConfigError, match="has an ending of prediction files"):
         config.load_recipe("demo", {"tasks": {name: {"kind": "classification"}}})
 
 
@@ -172,7 +172,7 @@ def test_a_run_whose_task_leads_elsewhere_is_not_predicted_with(tmp_path, capsys
     (run / "config.toml").write_text(text.replace("[tasks.segmentation]", f'[tasks."{tmp_path}/victim"]'))
     write_image(tmp_path / "images" / "x.png", random_pixels(0))
     assert main(["predict", str(run), str(tmp_path / "images"), "--out", str(tmp_path / "out")]) == 1
-    assert "becomes a file's name" in capsys.readouterr().err
+    assert "is used as a file name" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -183,5 +183,5 @@ def test_a_recipe_may_be_called_what_leads_nowhere_else(name):
 
 @pytest.mark.parametrize("name", ["..", "../up", "/up", "a/ .. /b", "a//b"])
 def test_a_recipe_is_not_called_what_leads_elsewhere(name):
-    with pytest.raises(config.ConfigError, match="becomes a folder's"):
+    with pytest.raises(config.ConfigError, match="is used for a folder"):
         config.load_recipe("demo", {"name": name})

@@ -66,7 +66,7 @@ def test_a_recipe_that_fits_refuses_nothing(tmp_path: Path, capsys):
     [
         (["data.folds=40"], "folds"),
         (["data.stratify=organ"], "stratify"),
-        (["tasks.classification.column=organ"], "at least two classes, and the data have no classes in column 'organ'"),
+        (["tasks.classification.column=organ"], "at least two classes, but the data have no classes in column 'organ'"),
         (["data.sampler=pairs"], "case"),
         (['data.metadata={film = ["age"]}'], "age"),
     ],

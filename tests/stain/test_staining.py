@@ -177,7 +177,7 @@ def test_a_run_goes_on_with_the_normaliser_it_kept(trained, tmp_path, monkeypatc
 
 
 def test_a_table_that_cannot_be_used_is_told_before_data_are_read(tmp_path):
-    with pytest.raises(ValueError, match="there is no target nowhere"):
+    with pytest.raises(ValueError, match="the target nowhere does not exist"):
         api.train(
             _recipe(method="macenko", target="nowhere.png"), tmp_path / "none", tmp_path / "run", console=Console()
         )
@@ -191,7 +191,7 @@ def test_a_table_that_cannot_be_used_is_told_before_data_are_read(tmp_path):
         ({"method": "macenko", "target": 3}, "image file"),
         ({"target": "x.png"}, "needs a method"),
         ({"method": "reinhard"}, "give target"),
-        ({"method": "reinhard", "target": "mosaic"}, "no stains to take from a mosaic"),
+        ({"method": "reinhard", "target": "mosaic"}, "no stains to estimate from a mosaic"),
         ({"method": "macenkko"}, "macenko"),
         ({"method": "macenko", "traget": "x.png"}, "did you mean 'target'"),
         ({"method": "macenko", "target": "nowhere.png"}, "nowhere.png"),

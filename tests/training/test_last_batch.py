@@ -1,4 +1,4 @@
-"""A last batch of one image: left out where BatchNorm would see one value a channel, with a note, and nowhere else."""
+"""A last batch of one image: left out where BatchNorm would get one value per channel, with a note, and nowhere else."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_training_says_what_it_leaves_out_and_goes_on(tiles, tmp_path, capsys)
     count = training_images(tiles, tmp_path)
     assert train(tiles, tmp_path / "run", batch=count - 1) == 0
     said = "".join(capsys.readouterr())
-    assert "note: a batch of one image leaves BatchNorm of deeplabv3plus one value a channel" in " ".join(said.split())
+    assert "note: a batch of one image gives BatchNorm of deeplabv3plus one value per channel" in " ".join(said.split())
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line).get("step", 0) for line in lines) == 2
 

@@ -129,9 +129,9 @@ def test_the_switch_moves_the_tap_and_nothing_else(tmp_path):
         ([{"name": "a"}], "stages.a needs `epochs`"),
         ([{"epochs": 1}], "stages[0] needs `name`"),
         ([{"name": "a", "epochs": 1, "task": ["mask"]}], "unknown key 'stages.a.task'; did you mean 'tasks'"),
-        ([{"name": "a", "epochs": 1, "tasks": ["msk"]}], "stages.a names task 'msk'; did you mean 'mask'"),
+        ([{"name": "a", "epochs": 1, "tasks": ["msk"]}], "stages.a has an unknown task 'msk'; did you mean 'mask'"),
         ([{"name": "a", "epochs": 1, "tasks": [3]}], "stages.a.tasks must be a list of texts; got [3]"),
-        ([{"name": "a", "epochs": 1, "start": "best"}], "stages.a has no stage before it"),
+        ([{"name": "a", "epochs": 1, "start": "best"}], "stages.a is the first stage"),
         ([{"name": "a", "epochs": 1}] * 2, "two stages have the name 'a'"),
         (
             [{"name": "a", "epochs": 1, "optimizer": {"lrr": 1}}],
@@ -184,7 +184,7 @@ def test_epochs_are_those_of_the_stages(tmp_path):
     assert optimizer_of(changed, changed.stages[1]).lr == 0.5
     assert optimizer_of(changed, changed.stages[0]).lr == 3e-3
     with pytest.raises(
-        ConfigError, match=r"stages with epochs of their own .outline 2, kind 2., and training.epochs is 9"
+        ConfigError, match=r"stages with their own epochs .outline 2, kind 2., but training.epochs is 9"
     ):
         load_recipe(path, {"training": {"epochs": 9}})
     with pytest.raises(ConfigError, match=r"unknown key 'stages\.knd'; did you mean 'kind'"):

@@ -123,7 +123,7 @@ def test_another_number_of_ranks_cannot_continue(results, folder):
 def test_a_rank_without_a_gpu_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="rank 1 of this machine has no GPU: there are 1"):
+    with pytest.raises(ConfigError, match="local rank 1 has no GPU: this machine has 1"):
         components.device_of("auto", 1)
 
 

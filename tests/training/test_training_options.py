@@ -233,9 +233,9 @@ def test_a_stages_unknown_balancer_is_named_before_any_data(tmp_path):
     ("tables", "message"),
     [
         ({"training": {"average": "mean"}}, "training.average must be one of '', 'ema', 'swa'"),
-        ({"training": {"average_decay": 1.0}}, "training.average_decay must lie in"),
+        ({"training": {"average_decay": 1.0}}, "training.average_decay must be in"),
         ({"optimizer": {"schedule": "plato"}}, "optimizer.schedule must be one of"),
-        ({"optimizer": {"plateau_factor": 1.5}}, "optimizer.plateau_factor must lie in"),
+        ({"optimizer": {"plateau_factor": 1.5}}, "optimizer.plateau_factor must be in"),
     ],
 )
 def test_options_out_of_range(tables, message, tmp_path):
