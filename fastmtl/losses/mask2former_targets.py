@@ -87,7 +87,7 @@ def known_targets(targets: Targets, num_classes: int) -> tuple[Targets, Tensor]:
     if strange.any():
         sample, place = strange.nonzero()[0].tolist()
         raise ValueError(
-            f"`labels` must be in 0 to {num_classes - 1} (num_classes is {num_classes}); got "
+            f"`labels` must lie in 0 to {num_classes - 1} (num_classes is {num_classes}); got "
             f"{labels[sample, place]} for target {place} of sample {sample}. Count classes from 0, and omit "
             "targets that should be ignored."
         )
@@ -95,9 +95,9 @@ def known_targets(targets: Targets, num_classes: int) -> tuple[Targets, Tensor]:
         sample, place = outside.nonzero()[0].tolist()
         worst = (high if high[sample, place] > 1 else low)[sample, place]
         raise ValueError(
-            f"`masks` must be in 0 to 1; got {worst:g} in target {place} of sample {sample}. Turn a 0/255 mask "
+            f"`masks` must lie in 0 to 1; got {worst:g} in target {place} of sample {sample}. Turn a 0/255 mask "
             "into 0/1: masks > 127."
         )
     if ((number < 0) | (number > T)).any():
-        raise ValueError(f"`num_targets` must be in 0 to {T}, the T of `labels`; got {number.tolist()}.")
+        raise ValueError(f"`num_targets` must lie in 0 to {T}, the T of `labels`; got {number.tolist()}.")
     return targets._replace(labels=torch.where(real, labels, 0)), low.new_zeros(())

@@ -122,7 +122,7 @@ class UniversalSegmentation(BaseTask):
         return classes == names[:, None, None]
 
     def _objects(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels [B, C], masks [B, C, H, W] and counts [B]: classes present in the image come first; no shape depends on
+        """Labels [B, C], masks [B, C, H, W] and counts [B]: present classes come first; no shape depends on
         the data."""
         names = torch.arange(len(self.structures), device=target.device)
         masks = target == names[:, None, None]
