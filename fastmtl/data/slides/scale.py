@@ -18,7 +18,7 @@ PLAUSIBLE_MPP = (0.05, 40.0)
 _MPP_TIMES_MAGNIFICATION = 10.0  # 0.25 at 40x, 0.5 at 20x
 _SQUARE = 0.02  # by how much the sides of a pixel may differ
 _REMEDY = "pass mpp where they are needed"
-_SAYS_NOTHING = f"does not give its micrometres per pixel; {_REMEDY}"
+_SAYS_NOTHING = f"says nothing about its micrometres per pixel; {_REMEDY}"
 _PER_UNIT = {2: 25400.0, 3: 10000.0}  # inch, centimetre; 1 is no unit
 _MICROMETRES = {
     "pm": 1e-6, "å": 1e-4, "nm": 1e-3, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4,
