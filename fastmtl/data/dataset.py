@@ -1,4 +1,4 @@
-"""A data set in memory: tiles, what is known about each, and the patients that a split must keep together."""
+"""A data set in memory: tiles, their labels and values, and the patients that a split must keep together."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from .identifiers import sample_key
 from .patient_names import name_notices, one_spelling
 
 BACKGROUND = 240
-"""Grey level outside a slide or a tile, and of parts that were never scanned: as empty glass, which stain estimation
-does not take for tissue."""
+"""Grey level outside a slide or a tile and of unscanned parts: that of empty glass, which stain estimation excludes."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A file with a reason why it cannot be used, or what is odd about it."""
+    """A file with the reason why it cannot be used, or an oddity."""
 
     path: Path
     reason: str
@@ -51,7 +50,7 @@ class Region:
 
 
 class Drawn(Protocol):
-    """Pixels that are computed when they are needed: from polygons, run-length codes, HDF5 arrays, 16-bit grey.
+    """Pixels that are computed on demand: from polygons, run-length codes, HDF5 arrays, 16-bit grey.
 
     Equal values must draw equal pixels, also in another process.
     """
@@ -66,16 +65,16 @@ ImageSource = Path | Region | Drawn
 
 @dataclass(frozen=True)
 class Tile:
-    """One image and what is known about it.
+    """One image with its labels and values.
 
     Attributes:
         id: unique and readable, for example "Polyp/GT2012149-2-400-001".
         image: an image file, a region of a slide, or a `Drawn`.
-        mask: of the image's field of view, 8-bit grey; None without one.
-        label: class index; None when unknown.
+        mask: of the image's field of view, 8-bit grey; None if there is none.
+        label: class index; None if unknown.
         group: the patient; a split keeps it together.
         values: further columns by name: pictures, class indices (int), numbers, boxes and vectors (tuples of float);
-            None or absent when unknown.
+            None or absent if unknown.
     """
 
     id: str
@@ -115,10 +114,10 @@ class Dataset:
         root: the folder or manifest that was read.
         class_names: of the tiles' `label`, in label order.
         tiles: the samples.
-        problems: files without a tile, unusable files, and what is odd about the data.
+        problems: files without a tile, unusable files, and oddities of the data.
         classes: class names of further label columns.
         patients_from: the source of the groups, in words: "column patient", "file name (...)".
-        slide_mpp: micrometres per pixel of level 0, where the data set overrides the slide's file.
+        slide_mpp: micrometres per pixel of level 0, if the data set overrides the slide's file.
     """
 
     root: Path

@@ -38,7 +38,7 @@ def unicode_form(text: str) -> str:
 
 @lru_cache(2**16)
 def clean_name(text: str) -> str:
-    """The name in plain characters: NFC, ASCII digits, dashes, blanks and slashes; without invisible characters, double
+    """The normalised name: NFC, ASCII digits, dashes, blanks and slashes; without invisible characters, double
     blanks, and blanks and dots at the end, which Windows drops from file names.
 
     >>> clean_name("tiles\\\\P\uff11\u00a0 a. ")

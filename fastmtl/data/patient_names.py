@@ -1,4 +1,4 @@
-"""Names of patients, groups and cases: found in file names, kept in one spelling, and what looks odd about them."""
+"""Names of patients, groups and cases: found in file names, merged into one spelling, and checked for oddities."""
 
 from __future__ import annotations
 

@@ -19,4 +19,6 @@ def check_pixels(width: int, height: int, channels: int = 1, *, max_pixels: int 
     if width * height > max_pixels:
         raise ValueError(f"declares {width}x{height} pixels, more than {max_pixels:,}")
     if width * height * channels > _CHANNELS * max_pixels:
-        raise ValueError(f"declares {width}x{height} pixels of {channels} channels, more than fastmtl takes memory for")
+        raise ValueError(
+            f"declares {width}x{height} pixels of {channels} channels, more than fastmtl allocates memory for"
+        )

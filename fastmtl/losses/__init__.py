@@ -1,4 +1,4 @@
-"""Losses as modules: fastmtl's own, and those of other libraries under their own names and arguments in
+"""Losses as modules: fastmtl's own, and those of other libraries with the same names and arguments in
 `losses.monai`, `.smp`, `.nnunet` and `.mask2former`."""
 
 from . import monai as monai

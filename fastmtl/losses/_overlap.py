@@ -17,7 +17,7 @@ from . import _plain
 
 
 class Overlap(NamedTuple):
-    """Sums of each sample's channel [B, C], or of what they were pooled to; entropy and elements of fused sums only."""
+    """Sums per sample and channel [B, C], or pooled; `entropy` and `elements` exist for fused sums only."""
 
     intersection: Tensor
     prediction: Tensor
@@ -26,7 +26,7 @@ class Overlap(NamedTuple):
     elements: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Overlap:
-        """The three overlap sums changed alike."""
+        """Apply the same function to the three overlap sums."""
         return Overlap(change(self.intersection), change(self.prediction), change(self.target))
 
     def score(
@@ -39,7 +39,7 @@ class Overlap(NamedTuple):
         scale: float = 1.0,
         floor: float | None = None,
     ) -> Tensor:
-        """(s I + nr) / (s (I + fp (P - I) + fn (T - I)) + dr): Dice with halves, Jaccard with ones, Tversky between."""
+        """(s I + nr) / (s (I + fp (P - I) + fn (T - I)) + dr): Tversky; Dice at 1/2, Jaccard at 1."""
         i, p, t = self[:3]
         denominator = scale * (i + fp * (p - i) + fn * (t - i)) + smooth_dr
         return (scale * i + smooth_nr) / (denominator if floor is None else denominator.clamp_min(floor))
@@ -70,7 +70,7 @@ def fused_sums(
     pos_weight: Tensor | None = None,  # [C]
     squared_pred: bool = False,
 ) -> Overlap:
-    """`fastmtl.ops.overlap_sums` with the layouts that the libraries accept."""
+    """`fastmtl.ops.overlap_sums` for the target layouts that the libraries accept."""
     if input.dim() == 2:
         input, target = input.unsqueeze(-1), target.unsqueeze(-1)
         mask = None if mask is None else mask.unsqueeze(-1)
@@ -95,7 +95,7 @@ def fused_sums(
 
 
 def cross_entropy(input: Tensor, target: Tensor, settings: nn.CrossEntropyLoss) -> Tensor:
-    """The module's "mean" or "sum" in a fused pass of its own: of class numbers of any dtype, or probabilities."""
+    """The module's "mean" or "sum" in a separate fused pass: for class numbers of any dtype, or probabilities."""
     return ops.cross_entropy(
         input,
         target if target.shape == input.shape else class_numbers(target),
@@ -107,14 +107,14 @@ def cross_entropy(input: Tensor, target: Tensor, settings: nn.CrossEntropyLoss) 
 
 
 def class_numbers(index: Tensor) -> Tensor:
-    """As the ops take them: floats become integers, bool is read as bytes."""
+    """Class numbers as the ops accept them: floats become integers, bool is viewed as bytes."""
     if index.is_floating_point():
         return index.long()
     return index.view(torch.uint8) if index.dtype == torch.bool else index
 
 
 def per_channel(weight: Tensor | None, input: Tensor) -> Tensor | None:
-    """A weight that broadcasts to `input` from the right, as [C]; None where it is not one number per channel."""
+    """A weight that broadcasts to `input` from the right, as [C]; None if it is not one number per channel."""
     channels = input.shape[1]
     if weight is None or weight.dim() > input.dim():
         return None
@@ -125,7 +125,7 @@ def per_channel(weight: Tensor | None, input: Tensor) -> Tensor | None:
 
 
 def all_per_channel(weights: Sequence[Tensor | None], input: Tensor) -> list[Tensor | None] | None:
-    """`per_channel` of each; None where one of them is not one number per channel."""
+    """`per_channel` of each; None if one of them is not one number per channel."""
     found = [per_channel(weight, input) for weight in weights]
     return found if [w is None for w in found] == [w is None for w in weights] else None
 

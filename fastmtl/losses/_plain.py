@@ -1,6 +1,6 @@
-"""The losses element by element in plain torch, for what the fused sums cannot express; slower, with the same results.
+"""The losses element by element in plain torch, for arguments that the fused sums do not support; slower, same results.
 
-Used for probabilities instead of logits (no activation, or a custom one), for soft targets with a formula of their own,
+Used for probabilities instead of logits (no activation, or a custom one), for soft targets that need another formula,
 and for losses without reduction.
 """
 
@@ -15,14 +15,14 @@ from ..ops.core.class_checks import NO_CLASS
 
 
 def is_hard(target: Tensor) -> bool:
-    """Whether the target is known to hold 0 and 1 alone. Floats are looked at on the CPU, where it costs no wait."""
+    """Whether the target is known to hold only 0 and 1. Floats are checked on the CPU only: a GPU would block."""
     if not target.is_floating_point():
         return True
     return target.device.type == "cpu" and not torch.compiler.is_compiling() and torch.equal(target * target, target)
 
 
 def check_classes(index: Tensor, classes: int, valid: Tensor | None) -> None:
-    """Raise for a valid class number outside 0 to classes - 1, where looking costs no wait."""
+    """Raise for a valid class number outside 0 to classes - 1; checked on the CPU only, because a GPU would block."""
     if may_look(index):
         strange = (index < 0) | (index >= classes)
         if number := int((strange if valid is None else strange & valid).sum()):
@@ -30,7 +30,7 @@ def check_classes(index: Tensor, classes: int, valid: Tensor | None) -> None:
 
 
 def one_hot(index: Tensor, classes: int, valid: Tensor | None = None) -> Tensor:
-    """Class numbers [B, 1, *spatial] as bool [B, C, *spatial]; what is not valid may hold any number, and is False."""
+    """Class numbers [B, 1, *spatial] as bool [B, C, *spatial]; invalid pixels may hold any number and become False."""
     check_classes(index, classes, valid)
     index = index.long() if valid is None else torch.where(valid, index, 0).long()
     hot = torch.zeros(index.shape[0], classes, *index.shape[2:], dtype=torch.bool, device=index.device)
@@ -39,7 +39,7 @@ def one_hot(index: Tensor, classes: int, valid: Tensor | None = None) -> Tensor:
 
 
 def overlap(
-    p: Tensor,  # probabilities, or whatever the network gave, [B, C, *spatial]
+    p: Tensor,  # probabilities, or the raw network output, [B, C, *spatial]
     t: Tensor,  # the same shape
     mask: Tensor | None,  # broadcastable; 0 to 1
     *,
@@ -71,7 +71,7 @@ def sigmoid_focal(x: Tensor, t: Tensor, gamma: float) -> Tensor:
 def softmax_focal(x: Tensor, t: Tensor, gamma: float) -> Tensor:
     """Each element's -(1 - p)^gamma t log p with p the softmax over C."""
     log_p = x.log_softmax(1)
-    others = (-log_p.expm1()).clamp_min(torch.finfo(x.dtype).tiny)  # a root has no slope at 0
+    others = (-log_p.expm1()).clamp_min(torch.finfo(x.dtype).tiny)  # the gradient of a root is infinite at 0
     return -(others**gamma) * t * log_p
 
 

@@ -24,24 +24,24 @@ class Mask2FormerLoss(nn.Module):
     For each decoder layer: a query's cost for a target is class_weight * -(probability of its label) + mask_weight *
     (BCE) + dice_weight * (Dice), on num_points random points shared by a sample's queries; the cheapest assignment is
     matched (all layers in one call). Then
-        loss_mask, loss_dice: BCE and Dice 1 - (2 I + 1) / (P + T + 1) of each matched pair on num_points points of its
-            own, most of them where its logits are uncertain; summed over pairs, divided by the number of targets.
+        loss_mask, loss_dice: BCE and Dice 1 - (2 I + 1) / (P + T + 1) of each matched pair on num_points separate
+            points, mostly where the logits are uncertain; summed over pairs, divided by the number of targets.
         loss_cross_entropy: weighted mean over all queries; the unmatched have class L = num_classes ("no object") with
             the weight no_object_weight.
-    They are not weighted yet, as in transformers: `total` adds them up with the weights.
+    They are returned without weights, as in transformers; `total` computes the weighted sum.
 
     Args:
         num_classes: L, without "no object"; class_logits have L + 1.
         class_weight, mask_weight, dice_weight: of the matching costs, and of the losses in `total`.
         no_object_weight: of "no object" in the cross-entropy.
         num_points, oversample_ratio, importance_sample_ratio: as in `ops.sample_uncertain_points`.
-        reduce_num_masks: called with the number of targets in the batch, a float tensor on the device; returns what to
-            divide by, before it is raised to at least 1. In distributed training the mean over ranks, so that every
-            mask weighs the same: `lambda n: funcol.all_reduce(n, "avg", group)`.
+        reduce_num_masks: maps the number of targets in the batch, a float tensor on the device, to the divisor, then
+            clamped to at least 1. In distributed training pass the mean over ranks, so that every mask has the
+            same weight: `lambda n: funcol.all_reduce(n, "avg", group)`.
 
-    Differs from transformers' in this: masks of unequal sizes are padded before matching too (transformers pads them
-    for the losses alone), a batch without any target has mask losses of 0 where transformers fails, and sums are
-    float32 for half-precision logits.
+    Differences from transformers: masks of unequal sizes are padded for matching too (transformers pads them for the
+    losses only), a batch without targets has mask losses of 0 (transformers fails), and sums are float32 for
+    half-precision logits.
 
     Source: Cheng et al. 2022, Masked-attention Mask Transformer for Universal Image Segmentation; transformers 5,
     Mask2FormerLoss.
@@ -106,20 +106,20 @@ class Mask2FormerLoss(nn.Module):
         Args:
             class_logits: [B, Q, L + 1], floating.
             mask_logits: [B, Q, H, W], floating.
-            labels, masks: `Targets.labels` and `Targets.masks`, or lists for `pad_targets` (whose counts travel to the
-                device: pad them in the data loader where that wait matters).
-            num_targets: with tensors: int64 [B]; all T if None.
-            has_label: bool [B]: samples with annotations; the others take no part, not even as "no object". All if
+            labels, masks: `Targets.labels` and `Targets.masks`, or lists for `pad_targets` (which copies the counts to
+                the device: pad in the data loader if that wait matters).
+            num_targets: int64 [B], only with tensors; all T if None.
+            has_label: bool [B]: samples with annotations; the others are excluded, also from "no object". All if
                 None.
             auxiliary: (class_logits, mask_logits) of the other layers, in the same shapes, or transformers' dicts of
                 `class_queries_logits` and `masks_queries_logits`.
-            generator: draws the points; on the device of the logits.
+            generator: random generator for the points, on the device of the logits.
 
         Returns:
             loss_mask, loss_dice, loss_cross_entropy and the same with suffixes: scalars, float32 or float64.
 
         Raises:
-            ValueError, TypeError: an argument that does not fit, by name. A label outside 0 to num_classes - 1, a mask
+            ValueError, TypeError: an invalid argument, by name. A label outside 0 to num_classes - 1, a mask
                 outside 0 to 1 or a count beyond T raises on a CPU and makes the losses NaN on a GPU.
         """
         layers = [(class_logits, mask_logits), *map(_pair, auxiliary)]
@@ -164,7 +164,7 @@ class Mask2FormerLoss(nn.Module):
             )
             columns = targets.labels[:, None].expand(-1, cost.shape[1], -1)
             cost = cost - self.class_weight * class_logits.to(cost.dtype).softmax(2).gather(2, columns)
-            # What is not finite is a last resort, as in transformers, and never forbidden.
+            # Non-finite costs are matched last, as in transformers, but never forbidden.
             costs.append(torch.where(cost.isfinite(), cost, torch.nan))
         stacked = torch.cat(costs)
         matches = ops.linear_assignment(stacked, targets.num_targets.repeat(len(layers)), backend=self.backend)
@@ -196,7 +196,7 @@ class Mask2FormerLoss(nn.Module):
 
     def _class_loss(self, class_logits: Tensor, targets: Targets, matches: Tensor, has_label: Tensor | None) -> Tensor:
         B, Q, classes = class_logits.shape
-        # One column too many: there go the labels of targets without a query.
+        # The extra column receives the labels of targets without a query.
         wanted = torch.full((B, Q + 1), self.num_classes, device=matches.device)
         wanted = wanted.scatter(1, torch.where(matches >= 0, matches, Q), targets.labels)[:, :Q]
         logits = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32)).reshape(-1, classes)
@@ -205,11 +205,11 @@ class Mask2FormerLoss(nn.Module):
             return cross_entropy(logits, wanted.flatten(), weights)
         kept = torch.where(has_label[:, None], wanted, -100).flatten()
         divisor = torch.where(kept < 0, 0, weights[kept.clamp(min=0)]).sum()
-        # Divided here: with nobody labelled torch's own mean is 0 / 0.
+        # Divided here: without labelled samples torch's mean is 0 / 0.
         return cross_entropy(logits, kept, weights, reduction="sum") / divisor.clamp(min=torch.finfo(logits.dtype).tiny)
 
     def _checked(self, layers: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> Targets:
-        """Targets with int64 labels; every layer and target fits."""
+        """Check all layers and targets; return the targets with int64 labels."""
         class_logits, mask_logits = layers[0]
         labels, masks, number = targets
         if class_logits.dim() != 3 or class_logits.shape[2] != self.num_classes + 1:

@@ -1,4 +1,4 @@
-"""Targets of Mask2Former's loss: the objects of a batch, padded, with labels and masks in their range."""
+"""Targets of Mask2Former's loss: the objects of a batch, padded, with labels and masks in range."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Targets(NamedTuple):
-    """The objects of a batch, padded to the T of the sample that has most."""
+    """The objects of a batch, padded to T, the largest number in one sample."""
 
     labels: Tensor  # integers [B, T], 0 to num_classes - 1
     masks: Tensor  # [B, T, H', W'], uint8, bool or floating, 0 to 1
-    num_targets: Tensor  # int64 [B], how many of a sample's T are real
+    num_targets: Tensor  # int64 [B], how many of a sample's T are not padding
 
 
 def pad_targets(labels: Sequence[Tensor], masks: Sequence[Tensor]) -> Targets:
@@ -61,7 +61,7 @@ def as_targets(
     """`Targets` of padded tensors or of lists."""
     if not isinstance(labels, Tensor) and not isinstance(masks, Tensor):
         if num_targets is not None:
-            raise ValueError("`num_targets` goes with padded tensors; lists of targets say their number themselves.")
+            raise ValueError("`num_targets` is only for padded tensors; the lengths of lists give the numbers.")
         return pad_targets(labels, masks)
     if not isinstance(labels, Tensor) or not isinstance(masks, Tensor):
         raise TypeError("`labels` and `masks` must both be tensors or both be lists.")
@@ -71,8 +71,8 @@ def as_targets(
 
 
 def known_targets(targets: Targets, num_classes: int) -> tuple[Targets, Tensor]:
-    """Targets with labels of 0 where there is no object or no such class, and a scalar of 0; NaN where a label, a
-    mask or a count is out of its range and the host, which would have to wait for it, does not raise."""
+    """Targets with label 0 for padding and unknown classes, and a scalar of 0. If a label, a mask or a count is out of
+    range on a GPU, where raising would make the host wait, the scalar is NaN."""
     labels, masks, number = targets
     T = labels.shape[1]
     real = torch.arange(T, device=number.device) < number[:, None]
@@ -88,8 +88,8 @@ def known_targets(targets: Targets, num_classes: int) -> tuple[Targets, Tensor]:
         sample, place = strange.nonzero()[0].tolist()
         raise ValueError(
             f"`labels` must lie in 0 to {num_classes - 1} (num_classes is {num_classes}); got "
-            f"{labels[sample, place]} for target {place} of sample {sample}. Count classes from 0, and leave out "
-            "targets that are to be ignored."
+            f"{labels[sample, place]} for target {place} of sample {sample}. Count classes from 0, and omit "
+            "targets that should be ignored."
         )
     if outside.any():
         sample, place = outside.nonzero()[0].tolist()

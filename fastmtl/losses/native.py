@@ -1,4 +1,4 @@
-"""The fused losses of `fastmtl.ops` as modules: settings at construction, tensors at the call."""
+"""The fused losses of `fastmtl.ops` as modules: settings are given at construction, tensors at the call."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _OF_A_CALL = ("input", "inputs", "target", "z1", "z2", "mask", "return_counts")
 
 
 class _OfOp(nn.Module):
-    """Keeps the settings of an op: its keywords but those that go with a call, with the op's defaults.
+    """Stores the settings of an op: all its keywords except those of each call, with the op's defaults.
 
-    Each is an attribute. Tensors are buffers: they move with the module and are no parameters.
+    Each setting is an attribute. Tensors are buffers: they move with the module and are not parameters.
 
     Raises:
         TypeError: a setting that the op does not have; the message lists those it has.
@@ -34,7 +34,7 @@ class _OfOp(nn.Module):
         known = inspect.signature(type(self)).parameters
         for name in settings:
             if name not in known:
-                raise TypeError(f"`{name}` is no setting of {type(self).__name__}; it has {', '.join(known)}.")
+                raise TypeError(f"`{name}` is not a setting of {type(self).__name__}; it has {', '.join(known)}.")
         for name, parameter in known.items():
             value = settings.get(name, parameter.default)
             if isinstance(value, Tensor):
@@ -44,11 +44,11 @@ class _OfOp(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What every call passes on to the op."""
+        """The settings, passed to the op in every call."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The op on one batch, with the settings kept."""
+        """Apply the op to one batch with the stored settings."""
         return type(self).op(input, target, mask=mask, **self.settings)
 
     def extra_repr(self) -> str:
@@ -93,7 +93,7 @@ class CrossEntropyLoss(_OfOp):
 
 
 class BCEWithLogitsLoss(_OfOp):
-    """`torch.nn.BCEWithLogitsLoss` that takes targets of any dtype and a mask: `fastmtl.ops.bce_with_logits`.
+    """`torch.nn.BCEWithLogitsLoss` with targets of any dtype and a mask: `fastmtl.ops.bce_with_logits`.
 
     >>> import torch
     >>> loss = BCEWithLogitsLoss(pos_weight=torch.tensor([2.0]))
@@ -129,7 +129,7 @@ class TverskyLoss(_OfOp):
 
 
 class NTXentLoss(_OfOp):
-    """`fastmtl.ops.nt_xent_loss` with its settings kept; called with two views' projections [N, D].
+    """`fastmtl.ops.nt_xent_loss` with its settings kept; called with the projections [N, D] of two views.
 
     >>> import torch
     >>> NTXentLoss(temperature=0.5)(torch.eye(4), torch.eye(4)).shape
@@ -174,5 +174,5 @@ class DeepSupervisionLoss(_OfOp):
     op = staticmethod(ops.deep_supervision_loss)
 
     def forward(self, inputs: Sequence[Tensor], target: Tensor, mask: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] a list of heads
-        """The op on the logits of all heads, with the settings kept."""
+        """Apply the op to the logits of all heads with the stored settings."""
         return type(self).op(inputs, target, mask=mask, **self.settings)

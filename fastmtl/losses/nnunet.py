@@ -1,4 +1,4 @@
-"""nnU-Net's losses under their own names: the same arguments, defaults, results and exceptions, in fewer passes.
+"""nnU-Net's losses under the same names: the same arguments, defaults, results and exceptions, in fewer passes.
 
     -from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
     +from fastmtl.losses.nnunet import DC_and_BCE_loss, DC_and_CE_loss
@@ -6,15 +6,15 @@
      loss = DC_and_CE_loss({"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, ignore_label=4,
                            dice_class=MemoryEfficientSoftDiceLoss)
 
-Fused, both terms in one read of logits and target forward and one more backward: any keyword of the two Dice classes,
-`weight` of the cross-entropy, `weight` and `pos_weight` of the BCE as one number or one per channel ([C, 1, 1]). The
-classes may be nnU-Net's own: they are recognised and replaced. A fused pass for each term: with `label_smoothing`, with
-any other `dice_class`, which is called as it is, and of one-hot targets of `DC_and_CE_loss`. Plain torch, slower and
-still right: reduction "none", the BCE's weights of another shape, the softmax of one channel.
+Fused, both terms with one read of logits and target in the forward pass and one in the backward pass: any keyword of
+the two Dice classes, `weight` of the cross-entropy, `weight` and `pos_weight` of the BCE as one number or one per
+channel ([C, 1, 1]). nnU-Net's own Dice classes are recognised and replaced. One fused pass per term: `label_smoothing`,
+any other `dice_class` (called unchanged), and one-hot targets of `DC_and_CE_loss`. Plain torch, slower with the same
+results: reduction "none", BCE weights of another shape, the softmax of one channel.
 
-Held to nnunetv2 2.8.1. Different on purpose: a batch of ignored pixels alone has a cross-entropy of 0 without asking
-the GPU first; a class number that has no channel is a ValueError on a CPU, where nnU-Net raises what torch does, and a
-NaN on a GPU; `ce_kwargs` and `bce_kwargs` are left as they were; sums of float64 logits stay float64.
+Tested against nnunetv2 2.8.1. Intended differences: a batch with only ignored pixels has a cross-entropy of 0, without
+waiting for the GPU; a class number without a channel raises ValueError on a CPU (nnU-Net: torch's error) and gives NaN
+on a GPU; `ce_kwargs` and `bce_kwargs` are not modified; sums of float64 logits stay float64.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ._overlap import Overlap, all_per_channel, binary_entropy, cross_entropy, f
 
 
 def softmax_helper_dim1(x: Tensor) -> Tensor:
-    """nnU-Net's name for a softmax over the channels; as `apply_nonlin` it is fused."""
+    """nnU-Net's softmax over the channels; fused as `apply_nonlin`."""
     return torch.softmax(x, 1)
 
 
 def _activation(apply_nonlin: Callable[[Tensor], Tensor] | None) -> str | None:
-    """The name of a nonlinearity that can be fused; nnU-Net's own softmax is known by its address."""
+    """The name of a nonlinearity that can be fused; nnU-Net's own softmax is recognised by its module path."""
     if apply_nonlin is torch.sigmoid:
         return "sigmoid"
     address = (getattr(apply_nonlin, "__module__", ""), getattr(apply_nonlin, "__name__", ""))
@@ -44,7 +44,7 @@ def _activation(apply_nonlin: Callable[[Tensor], Tensor] | None) -> str | None:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over all ranks; its gradient is the sum of theirs, as nnU-Net's gather has it."""
+    """The sum over all ranks; its gradient is the sum of their gradients, as in nnU-Net's gather."""
 
     @staticmethod
     def forward(ctx: Any, sums: Tensor) -> Tensor:
@@ -97,14 +97,16 @@ class SoftDiceLoss(nn.Module):
         return self.of(Overlap(*_plain.overlap(p, y, loss_mask)))
 
     def of(self, sums: Overlap) -> Tensor:
-        """The loss of each sample's channels' sums [B, C]."""
+        """The loss from sums per sample and channel [B, C]."""
         if self.batch_dice:
             pooled = torch.stack(sums[:3]).sum(1)  # [3, C]: one message for all three
             sums = Overlap(*(_SumOverRanks.apply(pooled) if self.ddp else pooled))
         if self.clip_tp is not None:
             clipped = sums.intersection.clamp(min=self.clip_tp)
             gained = clipped - sums.intersection
-            sums = Overlap(clipped, sums.prediction + gained, sums.target + gained)  # false pixels stay as they were
+            sums = Overlap(
+                clipped, sums.prediction + gained, sums.target + gained
+            )  # the number of false pixels does not change
         score = sums.score(smooth_nr=self.smooth, smooth_dr=self.smooth, scale=2.0, floor=1e-8)
         return -(score if self.do_bg else score[..., 1:]).mean()
 
@@ -137,7 +139,7 @@ def _dice(dice_class: type[nn.Module], apply_nonlin: Callable[[Tensor], Tensor],
 
 
 def _fused_dice(dice: nn.Module) -> SoftDiceLoss | None:
-    """The Dice module if its loss can be had from sums; nnU-Net's trainer wraps it in torch.compile."""
+    """The Dice module if sums suffice for its loss; unwrapped, since nnU-Net's trainer wraps it in torch.compile."""
     found: Any = getattr(dice, "_orig_mod", dice)
     return found if type(found) in (SoftDiceLoss, MemoryEfficientSoftDiceLoss) else None
 
@@ -145,7 +147,7 @@ def _fused_dice(dice: nn.Module) -> SoftDiceLoss | None:
 class RobustCrossEntropyLoss(nn.CrossEntropyLoss):
     """`nnunetv2.training.loss.robust_ce_loss.RobustCrossEntropyLoss`: class numbers of any dtype, channel or none.
 
-    Fused: reduction "mean", which is 0 of ignored pixels alone, and "sum", of two classes or more.
+    Fused: reduction "mean" (0 if all pixels are ignored) and "sum", for two classes or more.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
@@ -216,7 +218,7 @@ class DC_and_CE_loss(nn.Module):
     def _cross_entropy(self, net_output: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None or self.ce.reduction != "mean" or net_output.shape[1] > 1:
             return self.ce(net_output, labels)
-        # One class costs nothing anywhere: the sum is the mean, also of no valid pixel, where torch's is 0 / 0.
+        # With one class every loss is 0: the sum equals the mean, also without valid pixels, where torch's is 0 / 0.
         return nn.functional.cross_entropy(
             net_output, labels.long(), self.ce.weight, ignore_index=self.ce.ignore_index, reduction="sum"
         )
@@ -225,9 +227,9 @@ class DC_and_CE_loss(nn.Module):
 class DC_and_BCE_loss(nn.Module):
     """nnU-Net's loss for regions: weight_dice * (minus sigmoid Dice) + weight_ce * binary cross-entropy.
 
-    `net_output`: logits [B, C, *spatial]; `target`: one-hot, the same shape; with `use_ignore_label` one channel more,
-    the last, that marks ignored pixels. The entropy is then divided by the valid pixels, not by their channels, as in
-    nnU-Net. Fused and plain arguments: see the module.
+    `net_output`: logits [B, C, *spatial]; `target`: one-hot, the same shape; with `use_ignore_label` an additional last
+    channel marks ignored pixels. The cross-entropy is then divided by the number of valid pixels, without the channels,
+    as in nnU-Net. Fused and plain arguments: see the module.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""segmentation-models-pytorch's losses under their own names: the same arguments, defaults, results and exceptions.
+"""segmentation-models-pytorch's losses under the same names: the same arguments, defaults, results and exceptions.
 
     -from segmentation_models_pytorch.losses import DiceLoss
     +from fastmtl.losses.smp import DiceLoss
@@ -6,15 +6,15 @@
      loss_function = DiceLoss("multiclass", ignore_index=255)
      loss = loss_function(model(images), masks)
 
-Fused, one read of logits and target forward and one more backward: logits with hard targets, that is class numbers,
-integers, bool, and on the CPU floats that hold 0 and 1 alone. Plain torch, slower and still right: `from_logits=False`
-and "multiclass" of one class (Dice, Jaccard), soft targets, a target that requires a gradient, and what each class
-names. On a GPU pass masks as uint8 or bool: whether floats are soft cannot be asked there without waiting.
+Fused, with one read of logits and target in the forward pass and one in the backward pass: logits with hard targets
+(class numbers, integers, bool, and on the CPU floats that hold only 0 and 1). Plain torch, slower with the same
+results: `from_logits=False` and "multiclass" of one class (Dice, Jaccard), soft targets, a target that requires a
+gradient, and the cases listed in each class. On a GPU pass masks as uint8 or bool: checking floats would block.
 
-Held to smp 0.6.0. Different on purpose: any integer dtype and floats serve as class numbers and as masks, where smp
-wants int64 or floats; a class number that has no channel is a ValueError on a CPU and a NaN on a GPU (Dice, Jaccard),
-where smp raises what torch does; a focal batch without a valid pixel gives 0, not NaN; `classes` that is no list,
-array or tensor raises a TypeError where smp ignores it in silence.
+Tested against smp 0.6.0. Intended differences: class numbers and masks may have any integer or floating dtype (smp:
+int64 or floats); a class number without a channel raises ValueError on a CPU (smp: torch's error) and gives NaN on a
+GPU (Dice, Jaccard); a focal batch without valid pixels returns 0, not NaN; `classes` that is not a list, array or
+tensor raises TypeError (smp ignores it silently).
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def _check_mode(mode: str, class_weights: object) -> None:
 
 
 def _misfit(y_pred: Tensor, found: list[int], index: bool) -> str:
-    """What to say of a target with the wrong number of pixels."""
+    """The error message for a target with the wrong number of pixels."""
     shape = list(y_pred.shape)
     wanted, what = ([shape[0], *shape[2:]], " of class numbers") if index else (shape, "")
     return f"`y_true` must be {wanted}{what} for `y_pred` {shape}; got {found}."
 
 
 def _keep(loss: nn.Module, name: str, value: Any, dtype: torch.dtype) -> None:
-    """A buffer, so that it moves with the loss, but not of the state: smp has none."""
+    """A buffer, so that it moves with the loss; not in the state dict, which is empty in smp."""
     if isinstance(value, int | float):
         raise TypeError(f"`{name}` must be a list, an array or a tensor; got {value!r}.")
     loss.register_buffer(name, value if value is None else torch.as_tensor(value, dtype=dtype), persistent=False)
@@ -64,7 +64,7 @@ def _class_mean(loss: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _can_hold(target: Tensor, value: int | None) -> bool:
-    """Whether an element of the target can have the value: bytes are never -100, and need no mask."""
+    """Whether the target's dtype can hold the value: bytes are never -100 and need no mask."""
     if value is None or target.is_floating_point():
         return value is not None
     low, high = (0, 1) if target.dtype == torch.bool else (torch.iinfo(target.dtype).min, torch.iinfo(target.dtype).max)
@@ -104,7 +104,7 @@ class _OverlapLoss(_Loss):
         return self.aggregate_loss(loss if self.classes is None else loss[self.classes])
 
     def aggregate_loss(self, loss: Tensor) -> Tensor:
-        """One number of the losses [C] of the classes that count."""
+        """Reduce the losses [C] to a scalar over the selected classes."""
         weights = self.class_weights
         return _class_mean(loss, weights if weights is None or self.classes is None else weights[self.classes])
 
@@ -119,7 +119,7 @@ class _OverlapLoss(_Loss):
             y_true = y_true.reshape(samples, classes, -1)
         expected = (samples, 1, *y_pred.shape[2:]) if index else y_pred.shape
         if y_true.numel() != torch.Size(expected).numel():
-            # smp fails at the mask's product if there is a mask, at an assertion if there is none.
+            # smp fails at the product with the mask if there is a mask, otherwise at an assertion.
             raise (AssertionError if self.ignore_index is None else RuntimeError)(_misfit(y_pred, found, index))
         y_true = y_true.reshape(expected)
         ignored = self.ignore_index if _can_hold(y_true, self.ignore_index) else None
@@ -140,16 +140,16 @@ class _OverlapLoss(_Loss):
 
     @staticmethod
     def _is_hard(y_true: Tensor, mask: Tensor | None) -> bool:
-        """Ignored pixels hold any number: those of floats are blanked first."""
+        """Ignored pixels may hold any number: for floats they are set to 0 first."""
         return _plain.is_hard(y_true if mask is None or not y_true.is_floating_point() else y_true * mask)
 
 
 class DiceLoss(_OverlapLoss):
-    """`segmentation_models_pytorch.losses.DiceLoss`: 1 - Dice (or -log Dice) of each class over the batch.
+    """`segmentation_models_pytorch.losses.DiceLoss`: 1 - Dice (or -log Dice) per class over the batch.
 
     `y_pred`: logits [B, C, *spatial]; `y_true`: [B, *spatial] or [B, 1, *spatial] ("binary", "multiclass"),
-    [B, C, *spatial] ("multilabel"). The loss of a class without a pixel is 0 and stays in the mean, as in smp.
-    Fused and plain arguments: see the module; they have nothing plain of their own.
+    [B, C, *spatial] ("multilabel"). A class without pixels has loss 0 and counts in the mean, as in smp.
+    Fused and plain arguments: see the module.
 
     >>> DiceLoss("multiclass")(torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.uint8)).item()
     0.1666666567325592
@@ -159,16 +159,16 @@ class DiceLoss(_OverlapLoss):
 
 
 class JaccardLoss(_OverlapLoss):
-    """`segmentation_models_pytorch.losses.JaccardLoss`: `DiceLoss` with the Jaccard index in Dice's place."""
+    """`segmentation_models_pytorch.losses.JaccardLoss`: `DiceLoss` with the Jaccard index instead of Dice."""
 
     error = 1.0
 
 
 class FocalLoss(_Loss):
-    """`segmentation_models_pytorch.losses.FocalLoss`: the focal loss of a sigmoid, one against the rest per class.
+    """`segmentation_models_pytorch.losses.FocalLoss`: the focal loss with a sigmoid, one against the rest per class.
 
     Fused: `reduction` "mean" or "sum" of hard targets, also with `from_logits=False`. Plain: any other `reduction`
-    ("batchwise_mean"; what smp does not know means none), `normalized`, `reduced_threshold`, soft targets.
+    ("batchwise_mean"; unknown names mean none, as in smp), `normalized`, `reduced_threshold`, soft targets.
     `ignore_index` in multilabel mode raises an IndexError, as it does in smp.
     """
 
@@ -255,7 +255,7 @@ class FocalLoss(_Loss):
 class SoftBCEWithLogitsLoss(nn.Module):
     """`segmentation_models_pytorch.losses.SoftBCEWithLogitsLoss`: BCE with label smoothing and an ignored value.
 
-    `y_pred` and `y_true` have one shape. The mean is over all elements, ignored ones included, as in smp.
+    `y_pred` and `y_true` have the same shape. The mean is over all elements, including ignored ones, as in smp.
 
     Fused: "mean" and "sum", soft targets too, `weight` and `pos_weight` of one number or one per channel ([C, 1, 1]);
     `smooth_factor` makes a float copy of the target first. Plain: another `reduction`, other shapes of the weights.

@@ -1,4 +1,4 @@
-"""The common interface of all models: one encoder, a module per task, parts that freeze by name."""
+"""The common interface of all models: one encoder, a module per task, parts that can be frozen by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class MultiTaskModel(nn.Module):
     """The interface that the trainer and its stages need.
 
     Attributes:
-        name: what errors call it.
+        name: the model's name in error messages.
         names: the tasks, in the order of the outputs.
-        stride: sides of the images must be multiples of it.
+        stride: height and width of the images must be multiples of it.
     """
 
     name: str
@@ -33,13 +33,13 @@ class MultiTaskModel(nn.Module):
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """Name -> module, for `freeze`: "encoder" and what else there is."""
+        """Name -> module, for `freeze`: "encoder" and the model's other parts."""
         raise NotImplementedError
 
     def select(self, *names: str) -> None:
-        """Compute only these tasks' outputs from now on; without names, all of them again.
+        """Compute only the outputs of these tasks from now on; without names, all of them.
 
-        The heads left out cost nothing and get no gradient.
+        Heads that are not selected are not computed and get no gradient.
         """
         for name in names:
             if name not in self.names:
@@ -47,13 +47,13 @@ class MultiTaskModel(nn.Module):
         self.selected = tuple(name for name in self.names if name in names or not names)
 
     def freeze(self, *names: str) -> None:
-        """Stop training these parts: no gradients, and batch statistics and dropout as in evaluation.
+        """Stop training these parts: no gradients; BatchNorm and dropout stay in evaluation mode.
 
         Args:
             names: keys of `parts`, or dotted paths of any module, for example "encoder.layer1".
 
         Raises:
-            ValueError: no such part.
+            ValueError: unknown part.
         """
         for name in names:
             self._part(name).requires_grad_(False)
@@ -76,37 +76,37 @@ class MultiTaskModel(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> MultiTaskModel:
-        """As `nn.Module.train`, but frozen parts stay in evaluation."""
+        """As `nn.Module.train`, but frozen parts stay in evaluation mode."""
         super().train(mode)
         for name in self.frozen:
             self._part(name).eval()
         return self
 
     def shared_parameters(self) -> Iterable[nn.Parameter]:
-        """The encoder's parameters that train; where it is frozen, all that train.
+        """The encoder's trainable parameters; if the encoder is frozen, all trainable parameters.
 
-        With a frozen encoder the tasks share nothing and their gradients are orthogonal.
+        With a frozen encoder the tasks share no parameters and their gradients are orthogonal.
         """
         training = [parameter for parameter in self.parts["encoder"].parameters() if parameter.requires_grad]
         return training or [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def use_auxiliary(self, stride: int) -> None:
-        """Switch every auxiliary task to the head on the encoder block at `stride`.
+        """Switch all auxiliary tasks to the head on the encoder block at `stride`.
 
         Raises:
-            ValueError: no head there, or no auxiliary task.
+            ValueError: no head at this stride, or no auxiliary task.
         """
         heads = [module for module in self.modules() if isinstance(module, AuxiliaryHeads)]
         if not heads:
             raise ValueError(
-                f"model {self.name!r} has no auxiliary task; ask for one with Output('auxiliary', 1), in a recipe with "
+                f"model {self.name!r} has no auxiliary task; add one with Output('auxiliary', 1), in a recipe with "
                 '[tasks.auxiliary] kind = "auxiliary_segmentation".'
             )
         for head in heads:
             head.use(stride)
 
     def images_of(self, batch: Any) -> Tensor:
-        """The images of a `Batch`, or the images themselves, their size checked."""
+        """The images of a `Batch`, or the images themselves, with their size checked."""
         images: Tensor = batch if isinstance(batch, Tensor) else batch.images
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"{self.name} needs images [B, 3, H, W]; got {list(images.shape)}.")
@@ -135,18 +135,18 @@ class PyramidModel(MultiTaskModel):
     """Encoder -> feature maps -> a decoder for each map, a head for each vector.
 
     Args:
-        name: what errors call it.
+        name: the model's name in error messages.
         tasks: task name -> `Output`.
-        encoder: images [B, 3, H, W] -> list of feature maps, with `channels`, `strides` and `multiple`, what the sides
-            of the images must be multiples of.
+        encoder: images [B, 3, H, W] -> list of feature maps, with `channels`, `strides` and `multiple` (height and
+            width of the images must be multiples of it).
         decoder: channels -> module from the feature maps to a map of any size, for "map" and "image".
-            None leaves the model without.
-        head: channels -> module from the deepest feature map to [B, channels], for "vector" and "box"; pooled and one
-            linear layer if None.
-        auxiliary_strides: see `AuxiliaryHeads`; None gives no auxiliary tasks.
-        trunk: from the deepest feature map to what all the heads read; the feature map itself if None.
+            None builds the model without decoders.
+        head: channels -> module from the deepest feature map to [B, channels], for "vector" and "box"; None is global
+            pooling and one linear layer.
+        auxiliary_strides: see `AuxiliaryHeads`; None disables auxiliary tasks.
+        trunk: module from the deepest feature map to the input of all heads; None passes the feature map itself.
 
-    Each "embedding" is the deepest feature map, pooled, through two linear layers.
+    Each "embedding" pools the deepest feature map and applies two linear layers.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class PyramidModel(MultiTaskModel):
                     encoder.strides, encoder.channels, output.channels, auxiliary_strides or ()
                 )
             else:
-                make = cast("Callable[[int], nn.Module]", makers[output.kind])  # the check has seen to it
+                make = cast("Callable[[int], nn.Module]", makers[output.kind])  # guaranteed by the check above
                 places.get(output.kind, self.heads)[task] = make(output.channels)
         self.trunk = trunk if len(self.heads) else None
 
@@ -201,7 +201,7 @@ class PyramidModel(MultiTaskModel):
         return found | own
 
     def encode(self, batch: Any, images: Tensor) -> list[Tensor]:
-        """The encoder's feature maps; models that read more of the batch than its images override it."""
+        """The encoder's feature maps; models that use more of the batch than its images override it."""
         return self.encoder(images)
 
     def forward(self, batch: Any) -> dict[str, Tensor]:
@@ -222,7 +222,7 @@ class PyramidModel(MultiTaskModel):
 
 
 def resize(logits: Tensor, images: Tensor) -> Tensor:
-    """`logits` [B, C, h, w] at the images' size, bilinear; the same tensor where it has it."""
+    """`logits` [B, C, h, w] resized bilinearly to the images' size; returned as is if they already match."""
     if logits.shape[-2:] == images.shape[-2:]:
         return logits
     return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -45,8 +45,8 @@ def big_unet(
     Args:
         tasks: task name -> `Output`.
         width, depth: see `ResNet`.
-        frozen_stages: how many of the stages (first convolution, layer1, layer2, layer3) do not train; the paper's
-            "first 4 layers" are all that it keeps of ResNet-50. Worth it with `weights` alone.
+        frozen_stages: number of frozen stages (first convolution, layer1, layer2, layer3); the paper's "first 4
+            layers" are all that it keeps of ResNet-50. Use it only with `weights`.
         head_hidden: width of the vector heads' hidden layer.
     """
     if not 0 <= frozen_stages <= len(STAGES):

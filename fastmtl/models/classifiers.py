@@ -70,11 +70,11 @@ def _of_transformers(
     """A network of transformers.
 
     Args:
-        name: what errors call the model.
+        name: the model's name in error messages.
         encoder: (width, depth, drop_path) -> one of `encoders`.
         tasks: task name -> `Output`: "vector", "box" or "embedding".
         width, depth: multiply channels and blocks.
-        drop_path: probability of the deepest residual branch to be dropped.
+        drop_path: probability that the deepest residual branch is dropped.
         dropout: probability before the linear layer.
     """
     return _classifier(name, tasks, encoder(width=width, depth=depth, drop_path=drop_path), dropout)

@@ -1,7 +1,7 @@
-"""DAFormer's decoder: every level embedded, brought to the finest level's size, fused with context.
+"""DAFormer's decoder: embeds every level, resizes it to the finest level and fuses all levels with context.
 
-Source: Hoyer et al. 2022, DAFormer (the head with separable ASPP is the published one; `fusion="conv"` is the lighter
-one that competition solutions pair with the same encoders).
+Source: Hoyer et al. 2022, DAFormer (the published head has separable ASPP; `fusion="conv"` is the lighter variant that
+competition solutions use with the same encoders).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DILATIONS = (1, 6, 12, 18)
 class DAFormerDecoder(nn.Module):
     """Feature pyramid -> logits [B, num_classes, h, w] at the finest level's size.
 
-    Linear to `channels` per level, bilinear to the finest level, concatenation, fusion, dropout, 1x1 convolution.
+    Per level a linear layer to `channels` and bilinear resizing; then concatenation, fusion, dropout, 1x1 convolution.
 
     Args:
         pyramid: channels of the levels, finest first.
@@ -40,7 +40,7 @@ class DAFormerDecoder(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
-        # A Linear over channels is a 1x1 convolution; written as one, it keeps the images' layout.
+        # A 1x1 convolution is a Linear over channels and keeps the memory layout of the images.
         self.embed = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in pyramid)
         inner = channels * len(pyramid)
         if fusion == "sep_aspp":

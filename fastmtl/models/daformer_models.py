@@ -53,11 +53,11 @@ def _daformer(
     """An encoder under DAFormer's decoder.
 
     Args:
-        name: what errors call the model.
+        name: the model's name in error messages.
         tasks: task name -> `Output`.
-        encoder: a key of `ENCODERS`; of CoaT the paper says no more than the name.
+        encoder: a key of `ENCODERS`; the paper does not say which CoaT it uses.
         width, depth: multiply the encoder's channels and blocks.
-        drop_path: probability of the deepest residual branch to be dropped.
+        drop_path: probability that the deepest residual branch is dropped.
         decoder_channels, fusion, dropout: see `DAFormerDecoder`.
         auxiliary_strides: see `AuxiliaryHeads`.
     """

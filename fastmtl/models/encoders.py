@@ -1,8 +1,8 @@
-"""Encoders of transformers, timm and segmentation-models-pytorch as feature pyramids; imported when one is built.
+"""Encoders of transformers, timm and segmentation-models-pytorch as feature pyramids; libraries are imported on use.
 
-Each is a module with `channels`, `strides` and `multiple` (what the sides of the images must be multiples of), and
-gives a list of feature maps for images [B, 3, H, W]. `width` multiplies channels, `depth` the blocks of each stage.
-The library's own network is `net`, so that its pretrained weights fit under their own names.
+Each is a module with `channels`, `strides` and `multiple` (height and width must be multiples of it) that returns a
+list of feature maps for images [B, 3, H, W]. `width` multiplies channels, `depth` the blocks of each stage.
+The library's network is the attribute `net`, so that its pretrained weights keep their names.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
 def library(name: str, what: str) -> ModuleType:
-    """The library `name`, of the extra `models`, for `what`."""
+    """Import the library `name` of the extra `models`; `what` needs it."""
     make_torchvision_importable()
     return require(name, what, extra="models")
 
 
 def scaled(value: int, factor: float, multiple: int = 1) -> int:
-    """`value` times `factor`, as the nearest positive multiple of `multiple`."""
+    """`value` times `factor`, rounded to the nearest positive multiple of `multiple`."""
     if not factor > 0:
         raise ValueError(f"`width` must be above 0; got {factor}.")
     return max(1, round(value * factor / multiple)) * multiple
@@ -84,10 +84,10 @@ def swin_t_config(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 
 
 
 def swin_t(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.2) -> Pyramid:
-    """Swin-T, its last stage alone: [B, 768, H / 32, W / 32]. For classifiers."""
+    """The last stage of Swin-T: [B, 768, H / 32, W / 32]. For classifiers."""
     config = swin_t_config(width=width, depth=depth, drop_path=drop_path, out_features=["stage4"])
     net = library("transformers", "Swin").SwinBackbone(config)
-    net.swin.layernorm = nn.Identity()  # the backbone does not read it: its parameters would get no gradient
+    net.swin.layernorm = nn.Identity()  # the backbone does not use it: its parameters would get no gradient
     return Pyramid(net, _feature_maps, [config.embed_dim * 8], [32])
 
 
@@ -132,13 +132,13 @@ def efficientnet_b0(*, width: float = 1.0, depth: float = 1.0, drop_path: float 
         depth_coefficient=float(depth),
         hidden_dim=top,
         drop_connect_rate=drop_path,
-        # transformers' default 0.99 is TensorFlow's meaning of momentum; in torch it would forget all but one batch.
+        # transformers' default 0.99 is TensorFlow's definition of momentum; in torch it would keep only the last batch.
         batch_norm_momentum=0.01,
     )
 
     net = transformers.EfficientNetModel(config)
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):  # transformers draws them around 0, and nothing gets through
+        if isinstance(module, nn.BatchNorm2d):  # transformers initialises the scales around 0, which blocks the signal
             nn.init.ones_(module.weight)
 
     return Pyramid(net, _last_state, [top], [32])
@@ -160,7 +160,7 @@ COAT = {
 
 
 class CoaT(nn.Module):
-    """timm's CoaT as a pyramid at strides 4 to 32; takes any size, which timm's own fixes when it is built."""
+    """timm's CoaT as a pyramid at strides 4 to 32; accepts any image size, which timm fixes at construction."""
 
     def __init__(self, kind: str = "coat_lite_medium", *, width: float = 1.0, depth: float = 1.0, drop_path: float = 0):
         super().__init__()
@@ -183,7 +183,7 @@ class CoaT(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         height, width = images.shape[-2:]
         if self.net.patch_embed1.img_size != (height, width):
-            # No parameter depends on the size; the four embeddings only remember what they were promised.
+            # No parameter depends on the size; the four embeddings only check it.
             for number, stride in enumerate((1, 4, 8, 16), start=1):
                 getattr(self.net, f"patch_embed{number}").set_input_size((height // stride, width // stride))
         found = self.net(images)
@@ -194,7 +194,7 @@ def smp_encoder(name: str, *, output_stride: int = 32) -> Pyramid:
     """An encoder of segmentation-models-pytorch by its name there; the first feature map is the image itself.
 
     Raises:
-        ValueError: a name that it has not.
+        ValueError: unknown name.
     """
     smp = library("segmentation_models_pytorch", f"the encoder {name!r}")
     try:

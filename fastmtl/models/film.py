@@ -1,4 +1,4 @@
-"""Feature-wise linear modulation: a scale and a shift for every channel, computed from what is known of the sample."""
+"""Feature-wise linear modulation: a scale and a shift for every channel, computed from the sample's metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FiLM(nn.Module):
         channels: C.
         hidden: width of both networks' hidden layers.
 
-    Source: Perez et al. 2018, FiLM: Visual Reasoning with a General Conditioning Layer, with 1 + scale for its scale.
+    Source: Perez et al. 2018, FiLM: Visual Reasoning with a General Conditioning Layer; here 1 + scale is its scale.
     """
 
     def __init__(self, num_features: int, channels: int, *, hidden: int = 64):

@@ -1,4 +1,4 @@
-"""What a task asks of a model, and the small modules that answer."""
+"""The outputs that tasks request from a model, and the small modules that compute them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = Literal["map", "vector", "box", "image", "embedding", "queries", "auxilia
 
 @dataclass(frozen=True)
 class Output:
-    """What one task needs; logits and coordinates come without their sigmoid or softmax.
+    """The output that a task needs; logits and coordinates are returned before sigmoid or softmax.
 
     Attributes:
         kind: "map" [B, channels, H, W] logits at the input's size; "vector" [B, channels] logits or values; "box"
@@ -29,7 +29,7 @@ class Output:
 
 
 class Queries(NamedTuple):
-    """Universal segmentation, as `losses.Mask2FormerLoss` takes it.
+    """Outputs for universal segmentation, as `losses.Mask2FormerLoss` expects them.
 
     Attributes:
         class_logits: [B, Q, C + 1]; the last is "no object".
@@ -43,26 +43,28 @@ class Queries(NamedTuple):
 
 
 def check_outputs(tasks: Mapping[str, Output], model: str, kinds: Collection[str]) -> None:
-    """Raise ValueError for no task, a task whose name no module can have, or one this model cannot answer."""
+    """Raise ValueError for no tasks, a name that is not valid for a module, or a kind this model does not support."""
     if not isinstance(tasks, Mapping) or not all(isinstance(output, Output) for output in tasks.values()):
         raise ValueError(f"`tasks` of {model!r} must map names to Output(kind, channels); got {tasks!r}.")
     if not tasks:
         raise ValueError(f"`tasks` of {model!r} is empty; give at least one, e.g. {{'mask': Output('map', 1)}}.")
     for name, output in tasks.items():
         if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
-            raise ValueError(f"task name {name!r} of {model!r} cannot name a module; choose another, without dots.")
+            raise ValueError(
+                f"task name {name!r} of {model!r} is not a valid module name; choose another, without dots."
+            )
         if output.kind not in get_args(Kind):
             raise ValueError(
-                f"task {name!r} of {model!r} must ask for one of {', '.join(get_args(Kind))}; got {output}."
+                f"task {name!r} of {model!r} must request one of {', '.join(get_args(Kind))}; got {output}."
             )
         if output.kind not in kinds:
             raise ValueError(
-                f"model {model!r} gives {', '.join(sorted(kinds))}; task {name!r} asks for {output.kind!r}. "
-                "Leave the task out or take another model."
+                f"model {model!r} supports {', '.join(sorted(kinds))}; task {name!r} requests {output.kind!r}. "
+                "Remove the task or choose another model."
             )
         fixed = {"box": 4, "image": 3}.get(output.kind)
         if isinstance(output.channels, bool) or not isinstance(output.channels, int) or output.channels < 1:
-            raise ValueError(f"task {name!r} of {model!r} must ask for at least one channel; got {output}.")
+            raise ValueError(f"task {name!r} of {model!r} must request at least one channel; got {output}.")
         if fixed and output.channels != fixed:
             raise ValueError(f"task {name!r} of {model!r}: {output.kind!r} has {fixed} channels; got {output}.")
 
@@ -74,8 +76,8 @@ class VectorHead(nn.Module):
         in_channels: C.
         channels: logits per image.
         hidden: width of the hidden layer.
-        grid: the features are average-pooled to grid x grid before they are flattened; 1 is global pooling, the
-            feature map's own side keeps every position, as the Joint U-Net paper's flattened 512 x 24 x 24.
+        grid: the features are average-pooled to grid x grid, then flattened; 1 is global pooling; the side of the
+            feature map keeps every position, as in the Joint U-Net paper's flattened 512 x 24 x 24.
         dropout: probability, before the last layer.
     """
 
@@ -93,7 +95,7 @@ class VectorHead(nn.Module):
 
 
 def pooled_mlp(in_channels: int, widths: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
-    """Global average pool, then Linear layers of those widths with ReLU between: [B, C, h, w] -> [B, widths[-1]]."""
+    """Global average pool, then Linear layers of these widths with ReLU in between: [B, C, h, w] -> [B, widths[-1]]."""
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]
     width = in_channels
     for number, outer in enumerate(widths):
@@ -107,19 +109,19 @@ def pooled_mlp(in_channels: int, widths: Sequence[int], *, dropout: float = 0.0)
 
 
 class AuxiliaryHeads(nn.Module):
-    """1x1 convolutions on encoder blocks, one of them in use: features -> [B, channels, H / stride, W / stride].
+    """1x1 convolutions on encoder blocks, one of them active: features -> [B, channels, H / stride, W / stride].
 
     The switched auxiliary loss trains with the head at stride 8 (block 2) first, then with the one at stride 4
-    (block 1); the others take no part in the graph and get no gradient.
+    (block 1); the others are not part of the graph and get no gradient.
 
     Args:
         encoder_strides, encoder_channels: of the encoder's feature maps.
         channels: logits per position.
-        strides: which blocks get a head (of several at one stride the first); the first is in use until `use` says
-            otherwise.
+        strides: the blocks that get a head (of several at one stride the first); the first is active until `use`
+            selects another.
 
     Raises:
-        ValueError: a stride the encoder has not.
+        ValueError: a stride that the encoder does not have.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class AuxiliaryHeads(nn.Module):
         self.stride = strides[0]
 
     def use(self, stride: int) -> None:
-        """Take the head at `stride` from now on."""
+        """Use the head at `stride` from now on."""
         if stride not in self.places:
             raise ValueError(f"`stride` must be one of {list(self.places)}, which have auxiliary heads; got {stride}.")
         self.stride = stride

@@ -1,8 +1,8 @@
 """Joint U-Net: one residual encoder, a U-Net decoder for maps, small heads for whole-image labels.
 
-The encoder is the published project's: BasicBlocks with a 1x1 shortcut inside a U-Net, max-pooled between stages
-(64, 128, 256, 512, 512 channels at strides 1 to 16 for `base_channels=64`). What the project calls a ResNet-34 backbone
-are these blocks; a true ResNet-34 is the variant.
+The encoder follows the published project: BasicBlocks with a 1x1 shortcut inside a U-Net, max-pooled between stages
+(64, 128, 256, 512, 512 channels at strides 1 to 16 for `base_channels=64`). The project calls these blocks a ResNet-34
+backbone; the variant has a true ResNet-34.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class JointUNet(PyramidModel):
     """Joint segmentation and classification on a shared encoder.
 
     Args:
-        tasks: task name -> `Output`; each "map" or "image" gets a decoder of its own, each "vector" or "box" a head on
+        tasks: task name -> `Output`; each "map" or "image" gets its own decoder, each "vector" or "box" a head on
             the deepest features, each "embedding" a projection of them, each "auxiliary" 1x1 convolutions.
         encoder: "basic_block", or "resnet34" for a true ResNet-34 (strides 2 to 32) with torchvision's names.
         base_channels: width of the first stage; 64 is the published network.
@@ -52,7 +52,7 @@ class JointUNet(PyramidModel):
 
     Shape:
         batch: a `Batch`, or images [B, 3, H, W] with H and W multiples of 16 (32 for ResNet-34).
-        output: task name -> what its `Output` says.
+        output: task name -> a tensor as its `Output` describes.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Mask2Tasks: transformers' Mask2Former on Swin-T for universal segmentation, and a classifier on its encoder.
 
-The two-stage training is: the "queries" task alone; then `freeze("encoder", "pixel_decoder", "transformer")` and
-`select` the classification.
+Two-stage training: first the "queries" task alone; then `freeze("encoder", "pixel_decoder", "transformer")` and
+`select` the classification task.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .encoders import STAGES, library, scaled, swin_t_config
 from .heads import Output, Queries, pooled_mlp
 from .registry import ModelInfo, Row, register_model
 
-SEGMENTS = Output("queries", 2)  # background and tumour, as the task universal_segmentation has them
+SEGMENTS = Output("queries", 2)  # background and tumour, as in the task universal_segmentation
 
 
 @register_model(
@@ -46,16 +46,16 @@ class Mask2Tasks(MultiTaskModel):
             "low-level features given by the encoder".
         head_widths: of the classifiers' hidden layers.
         num_queries: Q.
-        decoder_layers: of the transformer decoder; it gives as many predictions, the last the best.
+        decoder_layers: of the transformer decoder; each layer returns a prediction, the last one is used.
         width: multiplies the channels of encoder and decoders.
         depth: multiplies the blocks of the encoder and the layers of the decoders.
-        drop_path: probability of the encoder's deepest residual branch to be dropped.
+        drop_path: probability that the encoder's deepest residual branch is dropped.
 
     Shape:
         batch: a `Batch`, or images [B, 3, H, W] with H and W multiples of 32.
         output: `Queries` at stride 4, and [B, channels].
 
-    transformers' decoder waits for the device once a layer, where it looks for empty attention masks.
+    transformers' decoder waits for the device once per layer, to find empty attention masks.
     """
 
     stride = 32
@@ -94,7 +94,7 @@ class Mask2Tasks(MultiTaskModel):
             num_queries=num_queries,
         )
         self.net = transformers.Mask2FormerForUniversalSegmentation(config)
-        del self.net.criterion  # losses.Mask2FormerLoss does its work
+        del self.net.criterion  # losses.Mask2FormerLoss replaces it
         self.universal = universal[0] if universal else None
         self.channels = [backbone.embed_dim * 2**stage for stage in range(4)]
         self.head_stage = head_stage

@@ -25,12 +25,12 @@ PRESETS = ("full", "tiny")
 
 @dataclass(frozen=True)
 class Row:
-    """A model with one set of tasks of its paper.
+    """A model with one set of tasks from its paper.
 
     Attributes:
         tasks: task name -> `Output`.
-        parameters: numbers of the full model with these tasks, frozen ones too.
-        options: what else it is built with.
+        parameters: number of parameters of the full model with these tasks, including frozen ones.
+        options: further options it is built with.
     """
 
     tasks: Mapping[str, Output]
@@ -40,14 +40,14 @@ class Row:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What `fastmtl models` shows of a model.
+    """What `fastmtl models` shows about a model.
 
     Attributes:
         summary: the network in one line.
-        paper: where it is from.
+        paper: its source.
         channels, strides: of the encoder's feature maps, finest first, at full size.
         extra: the optional dependency it needs, as in pip install 'fastmtl[EXTRA]'; empty for none.
-        rows: what the paper trains with it: a label -> its tasks and the parameters.
+        rows: configurations trained in the paper: label -> tasks and number of parameters.
         tiny: the options of the preset "tiny", which trains on a CPU in seconds.
     """
 
@@ -70,11 +70,11 @@ _MODELS: dict[str, _Entry] = {}
 
 
 def register_model(name: str, info: ModelInfo | None = None) -> Callable[[Builder], Builder]:
-    """Decorator of a model's class, or of a function that builds it: makes it available to `create_model` and recipes.
+    """Decorator for a model class, or a function that builds one: makes it available to `create_model` and recipes.
 
-    It is called with the tasks (name -> `Output`) and the options; what it gives must meet `fastmtl.protocols.Model`.
-    A package's models are found without an import if it has an entry point in the group "fastmtl.models": the name of
-    the model and the class or function.
+    It is called with the tasks (name -> `Output`) and the options; its result must satisfy `fastmtl.protocols.Model`.
+    A package's models are found without an import if the package has entry points in the group "fastmtl.models" that
+    map a model's name to the class or function.
 
     Raises:
         TypeError: the class has no `shared_parameters`.
@@ -90,18 +90,18 @@ def register_model(name: str, info: ModelInfo | None = None) -> Callable[[Builde
 
 
 def register_variant(name: str, base: str, info: ModelInfo, **options: Any) -> None:
-    """Make `base` with these options available under a name of its own."""
+    """Register `base` with these options under its own name."""
     _MODELS[name] = _Entry(functools.partial(_MODELS[base].build, **options), info)
 
 
 def list_models() -> list[str]:
-    """The registered names, sorted; those of packages' entry points too."""
+    """The registered names, sorted, including those of packages' entry points."""
     _load_entry_points()
     return sorted(_MODELS)
 
 
 def model_info(name: str) -> ModelInfo:
-    """What is known of a model before it is built.
+    """Information about a model without building it.
 
     Raises:
         ValueError: unknown name.
@@ -117,14 +117,14 @@ def create_model(
     Args:
         name: one of `list_models()`.
         tasks: task name -> `Output`, in the order of the model's outputs.
-        preset: "full", or "tiny" for one that trains on a CPU in seconds; options go before the preset's.
-        weights: see `models.load_weights`: a file, or the name of a repository on the Hugging Face hub.
+        preset: "full", or "tiny" for a model that trains on a CPU in seconds; `options` override the preset.
+        weights: a file, or the name of a repository on the Hugging Face hub; see `models.load_weights`.
         options: keyword arguments of the model's class or function.
 
     Raises:
-        ValueError: unknown name or option (the message lists the nearest), tasks it cannot answer, weights of another
-            architecture.
-        ImportError: its extra is not installed; says how to install it.
+        ValueError: unknown name or option (the message lists the nearest), tasks that the model does not support, or
+            weights of another architecture.
+        ImportError: the model's extra is not installed; the message says how to install it.
 
     Example:
         >>> from fastmtl import models
@@ -137,9 +137,9 @@ def create_model(
         raise ValueError(f"`preset` of model {name!r} must be one of {', '.join(PRESETS)}; got {preset!r}.")
     if preset == "tiny":
         if not entry.info.tiny:
-            raise ValueError(f"model {name!r} has no preset 'tiny'; leave `preset` out.")
+            raise ValueError(f"model {name!r} has no preset 'tiny'; omit `preset`.")
         options = {**entry.info.tiny, **options}
-    if _is_built_in(entry.build):  # of others the same names may mean anything
+    if _is_built_in(entry.build):  # in other models the same names may mean anything
         check_sizes(name, options)
     try:
         model = entry.build(tasks, **options)
@@ -169,7 +169,7 @@ def _check_shared(name: str, model: object) -> None:
 
 def _entry(name: str) -> _Entry:
     if name not in _MODELS:
-        known = list_models()  # with the packages' models, which may have it
+        known = list_models()  # including the models of packages
         if name not in _MODELS:
             raise ValueError(f"unknown model {name!r}; {nearest(name, known)}")
     return _MODELS[name]
@@ -177,7 +177,7 @@ def _entry(name: str) -> _Entry:
 
 @functools.cache
 def _load_entry_points() -> None:
-    """Once: one broken package must not take the others' models along."""
+    """Read the entry points once: a broken package must not hide the models of others."""
     for point in entry_points(group=ENTRY_POINTS):
         try:
             build = point.load()

@@ -1,7 +1,7 @@
-"""ResNet-34, 50 and 101 as feature pyramids, with torchvision's parameter names, so that its weights fit.
+"""ResNet-34, 50 and 101 as feature pyramids, with torchvision's parameter names so that its weights can be loaded.
 
-Source: He et al. 2016, Deep Residual Learning for Image Recognition; the stride of a bottleneck stands in its 3x3
-convolution, as in torchvision.
+Source: He et al. 2016, Deep Residual Learning for Image Recognition; the 3x3 convolution of a bottleneck has the
+stride, as in torchvision.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..utils.suggestions import nearest
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions beside the identity, or beside a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions with an identity shortcut, or a 1x1 convolution if the shape changes."""
 
     expansion = 1
 
@@ -35,7 +35,7 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, beside the identity or a 1x1 convolution."""
+    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, with an identity or 1x1 shortcut."""
 
     expansion = 4
 
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
     Args:
         kind: "resnet34", "resnet50" or "resnet101".
         width: multiplies all channels.
-        depth: multiplies the blocks of each layer; at least one is left.
+        depth: multiplies the blocks of each layer, at least one each.
         num_layers: how many of the four layers to keep; 3 ends at stride 16.
     """
 

@@ -1,4 +1,4 @@
-"""Limits of the options of built-in models, checked before memory is allocated."""
+"""Limits for the options of built-in models, checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SHARES = ("drop_path", "dropout", "head_dropout")
 
 
 def check_sizes(model: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option of a built-in model that is no size.
+    """Raise ValueError for an option of a built-in model that is out of range.
 
     Counts are whole numbers of 1 or more, `width` and `depth` numbers above 0, and probabilities in [0, 1); None is
-    left to the model, and so is what is no number at all.
+    left to the model, and so are values that are not numbers.
     """
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -1,7 +1,7 @@
 """Small UNet of the gastro-intestinal tract paper, with FiLM; position and contrastive learning are tasks.
 
-The paper says "two convolutional layers" a level and that FiLM's 48 scales and shifts act after the first convolution;
-the doubling of 48 down to stride 16 and the transposed convolutions up are the U-Net it follows.
+The paper specifies "two convolutional layers" per level and FiLM's 48 scales and shifts after the first convolution;
+doubling the 48 channels down to stride 16 and the transposed convolutions follow the original U-Net.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METADATA = 7  # slice position, case, day, pixel height and width, image height 
 
 
 class FilmEncoder(PooledEncoder):
-    """`PooledEncoder` of double convolutions whose very first convolution is modulated by metadata [B, M]."""
+    """`PooledEncoder` of double convolutions; metadata [B, M] modulates the first convolution."""
 
     def __init__(self, channels: list[int], num_features: int, hidden: int):
         super().__init__(channels, double_conv)

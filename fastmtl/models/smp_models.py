@@ -1,4 +1,4 @@
-"""U-Net and DeepLabV3+ of segmentation-models-pytorch, with one decoder a task and auxiliary heads."""
+"""U-Net and DeepLabV3+ of segmentation-models-pytorch, with one decoder per task and auxiliary heads."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def unet(
 
     Args:
         tasks: task name -> `Output`.
-        encoder: any of smp's by its name; "tu-..." for timm's.
+        encoder: name of any smp encoder; "tu-..." for timm's.
         width: multiplies the decoder's channels (256, 128, 64, 32, 16).
         auxiliary_strides: see `AuxiliaryHeads`.
     """
@@ -87,9 +87,9 @@ def deeplabv3plus(
 
     Args:
         tasks: task name -> `Output`.
-        encoder: any of smp's that can be dilated, by its name; "tu-..." for timm's.
+        encoder: name of any smp encoder that can be dilated; "tu-..." for timm's.
         width: multiplies the decoder's 256 channels.
-        output_stride: of the deepest features, 8 or 16: its last stages are dilated instead.
+        output_stride: of the deepest features, 8 or 16; the encoder's last stages are dilated to reach it.
         auxiliary_strides: see `AuxiliaryHeads`.
     """
     if output_stride not in (8, 16):

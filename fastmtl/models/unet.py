@@ -36,7 +36,7 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def doubled(model: str, base_channels: int, levels: int) -> list[int]:
-    """Channels of `levels` blocks, twice as many at each; ValueError, with the model's name, for too few or many."""
+    """Channels of `levels` blocks, doubling at each; ValueError, with the model's name, for too few or too many."""
     if not 2 <= levels <= 7:
         raise ValueError(f"`levels` of {model} must be 2 to 7; got {levels}.")
     return [base_channels * 2**level for level in range(levels)]
@@ -77,7 +77,7 @@ class UNetDecoder(nn.Module):
     Args:
         pyramid: channels of the feature maps, each at half the resolution of the one before.
         channels: of the output.
-        stride: of the first feature map; blocks without a skip go on from there, each half as wide.
+        stride: of the first feature map; blocks without a skip follow down to stride 1, each half as wide.
         up: "bilinear" keeps the width; "transposed" is a 2 x 2 transposed convolution to the block's width.
     """
 

@@ -16,7 +16,7 @@ MASK, CLASS, BOX, IMAGE = Output("map", 1), Output("vector", 1), Output("box", 4
 
 
 class FlatTrunk(nn.Module):
-    """[B, C, h, w], pooled to grid x grid where it is of another size and flattened -> 128 -> 64, each with ReLU."""
+    """[B, C, h, w] -> pool to grid x grid if the size differs, flatten -> 128 -> 64, each layer with ReLU."""
 
     def __init__(self, in_channels: int, grid: int, widths: tuple[int, int] = (128, 64)):
         super().__init__()
@@ -59,14 +59,14 @@ def unet_multi(
     levels: int = 5,
     head_grid: int | None = None,
 ) -> PyramidModel:
-    """A U-Net with transposed convolutions; each "map" and "image" has a decoder, all "vector"s and "box"es a trunk.
+    """A U-Net with transposed convolutions; each "map" and "image" has a decoder, "vector"s and "box"es share a trunk.
 
     Args:
         tasks: task name -> `Output`; leaving one out is the paper's ablation.
         base_channels: width at stride 1; doubles at every level.
         levels: resolutions; 4 is the paper's "less depth".
-        head_grid: side of the features that are flattened; None is that of 256 x 256 images, the paper's (16 for 5
-            levels). Images of other sizes are pooled to it.
+        head_grid: side of the flattened features; None is the side for the paper's 256 x 256 images (16 for 5 levels).
+            Features of other sizes are pooled to it.
     """
     channels = doubled("unet_multi", base_channels, levels)
     reads = any(output.kind in ("vector", "box") for output in tasks.values())

@@ -1,4 +1,4 @@
-"""Loads weights from a file or the Hugging Face hub into a model: whole parts, with a report of what did not fit.
+"""Load weights from a file or the Hugging Face hub into a model: whole parts, with a report of what did not fit.
 
 Files are safetensors or torch state dicts, read with `weights_only=True`: nothing in them is executed.
 """
@@ -19,20 +19,20 @@ from ..utils.optional_imports import require
 
 logger = logging.getLogger(__name__)
 Weights = dict[str, Tensor]
-_COUNT = "num_batches_tracked"  # of BatchNorm; files from before torch 0.4.1 lack it, and nothing needs it
+_COUNT = "num_batches_tracked"  # of BatchNorm; files from before torch 0.4.1 lack it, and it is not needed
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What `load_weights` did.
+    """The result of `load_weights`.
 
     Attributes:
         source: the file or name.
         loaded: the parts that now hold the file's weights, for example ["encoder"].
-        missing: keys of the other parts that the file has not; they keep their initial values.
-        wrong_shape: keys that it has in another shape, with both shapes.
-        unused: keys of the file that no loaded part has, for example a classifier's.
+        missing: keys of the other parts that the file lacks; they keep their initial values.
+        wrong_shape: keys whose shape differs in the file, with both shapes.
+        unused: keys of the file that no loaded part has, for example those of a classifier.
     """
 
     source: str
@@ -52,12 +52,12 @@ class WeightsReport:
 def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
     """Load what fits of `source` into `model`: each part (encoder, decoders.TASK, heads.TASK, ...) whole or not at all.
 
-    The file may be of the whole model, of its encoder alone, or a published network's that holds the encoder
+    The file may hold the whole model, its encoder alone, or a published network that contains the encoder
     (torchvision's ResNets, timm's CoaT, transformers' Swin, SegFormer, PVTv2 and Mask2Former, smp's encoders): prefixes
-    and transformers' older names are found out.
+    and older names of transformers are recognised.
 
     Args:
-        model: one of `create_model`'s.
+        model: a model from `create_model`.
         source: a .safetensors file, a torch state dict, or a repository on the hub, for example
             "microsoft/swin-tiny-patch4-window7-224".
 
@@ -94,7 +94,7 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
 
 
 def _parts(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The smallest named parts -> their keys; what is in none of them makes up "the rest"."""
+    """The smallest named parts -> their keys; keys outside all parts form "the rest"."""
     named: dict[str, nn.Module] = getattr(model, "parts", {})
     names = {id(module): name for name, module in model.named_modules()}
     paths = {name: names[id(part)] for name, part in named.items() if id(part) in names}
@@ -108,14 +108,14 @@ def _parts(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _named_as_here(model: nn.Module, found: Weights) -> Weights:
-    """`found` under the names `model` has for them: the renaming under which most keys fit."""
+    """`found` under the names of `model`: the renaming with the most matching keys."""
     own = model.state_dict()
 
     def fits(keys: Weights) -> int:
         return sum(key in own and own[key].shape == value.shape for key, value in keys.items())
 
     best = found
-    for rename in (_realigned, _converted):  # transformers' conversion builds a second network: only where it must
+    for rename in (_realigned, _converted):  # transformers' conversion builds a second network, so it is tried last
         for place in _places(model):
             prefix = f"{place}." if place else ""
             inner = {key for key in own if key.startswith(prefix)}
@@ -131,7 +131,7 @@ def _places(model: nn.Module) -> list[str]:
 
 
 def _realigned(module: nn.Module, found: Weights, prefix: str) -> Weights:
-    """`found` without the prefix its keys share before names of `module`, or with one it lacks."""
+    """`found` with the keys' common prefix removed, or a missing one added, so that they match `module`."""
     inner = module.state_dict().keys()
     best: Weights = {}
     for anchor in sorted(inner)[:1]:
@@ -148,7 +148,7 @@ def _realigned(module: nn.Module, found: Weights, prefix: str) -> Weights:
 
 
 def _converted(module: nn.Module, found: Weights, prefix: str) -> Weights:
-    """What transformers makes of `found` for its own `module`: it renames the keys of its older files."""
+    """`found` as converted by transformers for its own `module`: keys of older files are renamed."""
     if not hasattr(module, "from_pretrained"):
         return {}
     logging_of = require("transformers", "these weights", extra="models").utils.logging
@@ -183,7 +183,7 @@ def _read(source: str | Path) -> Weights:
         read = functools.partial(torch.load, map_location="cpu", weights_only=True)
     try:
         found = read(path)
-    except Exception as error:  # on bytes that are no such file both fail in every way there is
+    except Exception as error:  # both raise many types for bytes that are not such a file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"`weights` {source} cannot be read as safetensors or a torch state dict: {reason}") from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
@@ -191,7 +191,7 @@ def _read(source: str | Path) -> Weights:
             found = found[wrapper]
     tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
-        raise ValueError(f"`weights` {source} holds no state dict: no tensors by name.")
+        raise ValueError(f"`weights` {source} holds no state dict: it has no named tensors.")
     return tensors
 
 
@@ -201,17 +201,21 @@ def _download(name: str) -> Path:
         raise ValueError(f"`weights` must be a file, or OWNER/NAME on the Hugging Face hub; there is no file {name}.")
     hub = require("huggingface_hub", f"downloading {name}", extra="models")
     try:
-        # Asked first, for it fails at once where there is no network: the download tries six times, in 20 seconds.
+        # Queried first because it fails at once without a network: the download retries six times, for 20 seconds.
         file = next((file for file in _HUB_FILES if hub.file_exists(name, file)), None)
         if file is not None:
             return Path(hub.hf_hub_download(name, file))
-        reason = f"it has no such public repository, or one without {' and '.join(_HUB_FILES)}"
-    except Exception as error:  # the network, the hub and the repository fail in many ways; all mean: not from there
+        reason = f"it has no such public repository, or the repository lacks {' and '.join(_HUB_FILES)}"
+    except (
+        Exception
+    ) as error:  # the network, the hub and the repository raise many types; all mean that it cannot be downloaded
         for cached in (hub.try_to_load_from_cache(name, file) for file in _HUB_FILES):
             if isinstance(cached, str):
                 return Path(cached)
         reason = " ".join(str(error).split()) or type(error).__name__
-    raise ValueError(f"`weights` {name} is no file here and cannot be had from the Hugging Face hub: {reason}")
+    raise ValueError(
+        f"`weights` {name} is not a local file and cannot be downloaded from the Hugging Face hub: {reason}"
+    )
 
 
 def _some(keys: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What all tasks share: their column of `Batch.has_label`, and metrics of the labelled samples only."""
+"""The base class of all tasks: a column of `Batch.has_label`, and metrics over the labelled samples only."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class BaseTask:
 
     Attributes:
         name: the key in `Batch.targets` and in the model's outputs.
-        column: of `Batch.has_label`.
-        target: what the loader reads.
+        column: this task's column of `Batch.has_label`.
+        target: the kind of target that the loader reads.
         output: the logits that the model must return.
         primary_metric: the metric that chooses the best checkpoint, larger is better; "" for an auxiliary task.
-        higher_is_better: metric -> whether more of it is better, where its torchmetrics does not say so.
+        higher_is_better: metric -> whether larger values are better, if its torchmetrics class does not declare it.
     """
 
     primary_metric: ClassVar[str] = ""
@@ -53,15 +53,15 @@ class BaseTask:
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, if there are none."""
-        raise NotImplementedError(f"{type(self).__name__} must give `loss`")
+        raise NotImplementedError(f"{type(self).__name__} must define `loss`")
 
     def predict(self, output: Any, batch: Batch | None = None) -> Tensor:
-        """The prediction from the model's output; with `batch` if it depends on the samples' metadata."""
-        raise NotImplementedError(f"{type(self).__name__} must give `predict`")
+        """The prediction from the model's output; pass `batch` if it depends on the samples' metadata."""
+        raise NotImplementedError(f"{type(self).__name__} must define `predict`")
 
     def metrics(self) -> MetricCollection:
         """A torchmetrics.MetricCollection."""
-        raise NotImplementedError(f"{type(self).__name__} must give `metrics`")
+        raise NotImplementedError(f"{type(self).__name__} must define `metrics`")
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
@@ -75,7 +75,7 @@ class BaseTask:
 
 
 def of(metric: Any) -> Tensor:
-    """The value of a torchmetrics metric; NaN, without a warning, if the samples seen do not define it."""
+    """The value of a torchmetrics metric; NaN, without a warning, if it is undefined for the samples seen."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)  # AUROC of a single class; nothing added at all
         try:
@@ -85,18 +85,18 @@ def of(metric: Any) -> Tensor:
 
 
 def number(value: Tensor) -> float | None:
-    """The scalar, or None for NaN, which JSON lacks."""
+    """The scalar, or None for NaN, which JSON cannot represent."""
     found = value.item()
     return found if found == found else None
 
 
 def by_name(names: Iterable[str], values: Tensor) -> dict[str, float | None]:
-    """Names and a tensor [len(names)] as plain numbers."""
+    """A tensor [len(names)] as a dict of plain numbers by name."""
     return {name: number(value) for name, value in zip(names, values, strict=True)}
 
 
 def class_weights_of(name: str, class_weights: Sequence[float], classes: Sequence[str]) -> Tensor | None:
-    """float32 [C], or None without weights; ValueError, with the task's name, unless there is one for each class."""
+    """float32 [C], or None without weights; ValueError, with the task's name, unless every class has one."""
     if not class_weights:
         return None
     if len(class_weights) != len(classes):
@@ -109,7 +109,7 @@ def class_weights_of(name: str, class_weights: Sequence[float], classes: Sequenc
 
 
 def check_weights(name: str, **values: Any) -> None:
-    """Raise ValueError unless each value is a finite number of 0 or more, or a sequence of such."""
+    """Raise ValueError unless each value is a finite number of 0 or more, or a sequence of such numbers."""
     for what, value in values.items():
         for one in value if isinstance(value, Sequence) and not isinstance(value, str) else (value,):
             if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one < float("inf"):
@@ -117,14 +117,14 @@ def check_weights(name: str, **values: Any) -> None:
 
 
 def smoothing(name: str, value: float) -> float:
-    """`value` as `label_smoothing`, or a ValueError with the task's name."""
+    """Return `value` if it is a valid `label_smoothing`; otherwise raise ValueError with the task's name."""
     if not 0 <= value < 1:
         raise ValueError(f"task {name!r}: `label_smoothing` must be in [0, 1); got {value}.")
     return value
 
 
 def distinct(name: str, structures: Sequence[str]) -> tuple[str, ...]:
-    """`structures`, or a ValueError unless they are distinct names, which are the keys of metrics."""
+    """Return `structures`; raise ValueError unless they are distinct names, because they are the keys of metrics."""
     for structure in structures:
         if not isinstance(structure, str) or not structure or list(structures).count(structure) > 1:
             raise ValueError(f"task {name!r}: `structures` must be distinct names; got {list(structures)}.")
@@ -132,14 +132,16 @@ def distinct(name: str, structures: Sequence[str]) -> tuple[str, ...]:
 
 
 def exclusive(name: str, structures: Sequence[str]) -> tuple[str, ...]:
-    """`distinct`, or a ValueError if there are more than 256, as maps are uint8."""
+    """As `distinct`; also raise ValueError for more than 256 names, because maps are uint8."""
     if len(structures) > 256:
-        raise ValueError(f"task {name!r}: `structures` can be 256 at most, as maps are uint8; got {len(structures)}.")
+        raise ValueError(
+            f"task {name!r}: `structures` must have at most 256 names because maps are uint8; got {len(structures)}."
+        )
     return distinct(name, structures)
 
 
 def positive(name: str, what: str, value: float) -> float:
-    """`value`, or a ValueError that names task and option."""
+    """Return `value` if it is above 0; otherwise raise ValueError with the task and the option."""
     if not 0 < value < float("inf"):
         raise ValueError(f"task {name!r}: `{what}` must be above 0; got {value}.")
     return value

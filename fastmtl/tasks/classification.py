@@ -1,4 +1,4 @@
-"""Whole-image labels: one class of several, or a finding that is there or not."""
+"""Whole-image labels: one class of several, or a finding that is present or absent."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Classification(BaseTask):
         if len(class_names) < 2:
             raise ValueError(
                 f"task {name!r} needs at least two classes; its column has {list(class_names) or 'none'}. It learns "
-                f"from the column that [tasks.{name}] names, else from label."
+                f"from the column that [tasks.{name}] names, or from label by default."
             )
         self.class_names = tuple(class_names)
         self.output = Output("vector", len(class_names))
@@ -62,7 +62,7 @@ class Classification(BaseTask):
         return output.argmax(1)
 
     def metrics(self) -> MetricCollection:
-        """`accuracy`, and per class `per_class`, the accuracy within it, and `auroc`, it against the rest."""
+        """`accuracy`; for each class `per_class`, the accuracy within it, and `auroc`, one against the rest."""
         from .metrics import classification_metrics
 
         return classification_metrics(len(self.class_names))
@@ -74,8 +74,8 @@ class Classification(BaseTask):
             metrics.update(output[rows].float().softmax(1), batch.targets[self.name][rows])
 
     def summary(self, metrics: MetricCollection) -> JsonObject:
-        """`metrics` as plain numbers; classes by name, None for a class that no sample has. `auroc` is the mean over
-        the classes that some samples have and some have not: of others there is no curve."""
+        """`metrics` as plain numbers; classes by name, None for a class without samples. `auroc` is the mean over the
+        classes with both positive and negative samples: the others have no curve."""
         seen = _seen(metrics["per_class"])
         shares = of(metrics["per_class"]).tolist()
         named = zip(self.class_names, shares, seen.tolist(), strict=True)
@@ -89,12 +89,12 @@ class Classification(BaseTask):
 
 @register_task("binary_classification")
 class BinaryClassification(BaseTask):
-    """A finding that is there or not: binary cross-entropy on logits [B, 1], target int64 0 or 1 [B].
+    """A finding that is present or absent: binary cross-entropy on logits [B, 1], target int64 0 or 1 [B].
 
     Args:
         class_names: the two values' names, the finding second.
         pos_weight: factor of the positive samples' loss.
-        threshold: probability from which the finding counts as there.
+        threshold: probability from which the finding counts as present.
     """
 
     primary_metric: ClassVar[str] = "accuracy"
@@ -144,20 +144,20 @@ class BinaryClassification(BaseTask):
             metrics.update(output[rows, 0].float().sigmoid(), batch.targets[self.name][rows])
 
     def summary(self, metrics: MetricCollection) -> JsonObject:
-        """`metrics` as plain numbers, None where no sample defines them: of healthy samples alone there is no
-        sensitivity, and of one kind alone no curve."""
+        """`metrics` as plain numbers; None for undefined ones: without positive samples there is no sensitivity, and
+        with one class only there is no ROC curve."""
         found, kinds = super().summary(metrics), _both_kinds(metrics["accuracy"])
         needs = {"accuracy": kinds.any(), "sensitivity": kinds[0], "specificity": kinds[1], "auroc": kinds.all()}
         return {name: value if needs[name] else None for name, value in found.items()}
 
 
 def _seen(metric: Any) -> Tensor:
-    """How many samples of each class were added, over all ranks; of all classes together for a micro average."""
-    with metric.sync_context(should_unsync=True):  # outside `compute` the states are this rank's alone
+    """Number of samples added for each class, over all ranks; a single total for a micro average."""
+    with metric.sync_context(should_unsync=True):  # outside `compute` the states cover this rank only
         return metric.tp + metric.fn
 
 
 def _both_kinds(metric: Any) -> Tensor:
-    """bool [2]: whether samples with the finding, and without it, were added, over all ranks."""
+    """bool [2]: whether any samples with and without the finding were added, over all ranks."""
     with metric.sync_context(should_unsync=True):
         return torch.stack([metric.tp + metric.fn, metric.tn + metric.fp]).reshape(2) > 0

@@ -16,7 +16,7 @@ class Grouping:
 
     Args:
         task: its name, for messages.
-        group_by: the column; "" has a single group of all samples.
+        group_by: the column; "" puts all samples in one group.
         columns: the data set's label columns and their class names.
         thresholds: class name -> probability, for classes with their own threshold.
 
@@ -47,7 +47,7 @@ class Grouping:
         return max(1, len(self.names))
 
     def of(self, batch: Batch) -> Tensor | None:
-        """int64 [B], each sample's group; None without groups."""
+        """int64 [B], the group of each sample; None without groups."""
         return batch.metadata[self.group_by].reshape(-1).long() if self.group_by else None
 
     def thresholds(self, batch: Batch | None, default: Tensor, device: torch.device) -> Tensor:

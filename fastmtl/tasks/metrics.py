@@ -1,8 +1,8 @@
-"""The tasks' metrics, and two that torchmetrics lacks: overlap with a defined score of empty masks, and R^2 of targets
-far from 0.
+"""Metrics of the tasks, two of them missing from torchmetrics: overlap with a defined score for empty masks, and R^2
+for targets far from 0.
 
-torchmetrics' DiceScore counts an empty prediction of an empty mask as 0 and offers no choice; its R2Score subtracts
-sums of squares, in which float32 loses a spread that is small beside the values.
+torchmetrics' DiceScore always scores an empty prediction of an empty mask as 0; its R2Score subtracts sums of squares,
+and float32 then loses a spread that is small compared with the values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..utils.torchvision_guard import make_torchvision_importable
 
-make_torchvision_importable()  # torchmetrics imports torchvision where it is installed
+make_torchvision_importable()  # torchmetrics imports torchvision if it is installed
 
 import torchmetrics  # noqa: E402
 from torchmetrics.classification import (  # noqa: E402
@@ -36,7 +36,7 @@ def segmentation_metrics(
     empty: float | None = 1.0,
     aggregate: str | Mapping[str, str] = "image",
 ) -> torchmetrics.MetricCollection:
-    """`dice` and `jaccard` of the foreground; see `Overlap`. `aggregate` may differ between them, by name."""
+    """`dice` and `jaccard` of the foreground; see `Overlap`. `aggregate` may map each score to its own mode."""
     how = {name: aggregate if isinstance(aggregate, str) else aggregate.get(name, "image") for name in _SCORES}
     if not isinstance(aggregate, str) and (unknown := sorted(set(aggregate) - set(_SCORES))):
         raise ValueError(f"`aggregate` must be of {' and '.join(_SCORES)}; got {unknown[0]!r}.")
@@ -45,8 +45,8 @@ def segmentation_metrics(
 
 
 def classification_metrics(num_classes: int) -> torchmetrics.MetricCollection:
-    """`accuracy`, and within each class `per_class`, its accuracy, and `auroc`, it against the rest; from probabilities
-    [B, C]. A class without samples has 0 there, as has the `auroc` of the only class."""
+    """`accuracy`; for each class `per_class`, the accuracy within it, and `auroc`, one against the rest; from
+    probabilities [B, C]. A class without samples scores 0 in both; so does `auroc` if there is only one class."""
     return _apart(
         {
             "accuracy": MulticlassAccuracy(num_classes, average="micro"),
@@ -69,7 +69,7 @@ def binary_metrics(threshold: float = 0.5) -> torchmetrics.MetricCollection:
 
 
 def regression_metrics(size: int = 1) -> torchmetrics.MetricCollection:
-    """`mae` and `rmse` in the target's unit, and `r2`; of [B] or [B, size]."""
+    """`mae` and `rmse` in the target's unit, and `r2`; for values [B] or [B, size]."""
     return _apart(
         {
             "mae": _summed(torchmetrics.MeanAbsoluteError()),
@@ -85,7 +85,7 @@ def error_metrics() -> torchmetrics.MetricCollection:
 
 
 def share_metrics(name: str) -> torchmetrics.MetricCollection:
-    """Mean of 0 and 1, under `name`."""
+    """The mean of values 0 and 1, under `name`."""
     return _apart({name: _summed(torchmetrics.MeanMetric())})
 
 
@@ -95,17 +95,17 @@ def box_metrics() -> torchmetrics.MetricCollection:
 
 
 def _summed(metric: torchmetrics.Metric) -> torchmetrics.Metric:
-    """`metric` with float64 sums: a float32 sum of an epoch's pixels stops counting single ones at 16.8 million."""
+    """`metric` with float64 sums: a float32 sum over an epoch's pixels ignores further ones beyond 16.8 million."""
     return metric.set_dtype(torch.float64)
 
 
 def _apart(metrics: Mapping[str, torchmetrics.Metric]) -> torchmetrics.MetricCollection:
-    # torchmetrics merges metrics whose states are equal after the first batch: Dice and Jaccard are when all is found.
+    # torchmetrics merges metrics whose states are equal after the first batch; Dice and Jaccard of a perfect batch are.
     return torchmetrics.MetricCollection({**metrics}, compute_groups=False)
 
 
 def overlap(preds: Tensor, target: Tensor, score: str, empty: float = 1.0) -> Tensor:
-    """Foreground "dice" or "jaccard" [B, C] float64 of masks [B, C, *spatial]; `empty` where both are empty."""
+    """Foreground "dice" or "jaccard" [B, C] float64 of masks [B, C, *spatial]; `empty` if both masks are empty."""
     return _score(_sums(preds, target), score, empty)
 
 
@@ -143,9 +143,9 @@ class Overlap(torchmetrics.Metric):
 
     Args:
         score: "dice" or "jaccard".
-        channels: C of the masks; each structure is scored alone, and `compute` is the mean over all.
+        channels: C of the masks; each structure is scored separately, and `compute` returns the mean.
         groups: number of groups of images (organs, classes) in `per_group`.
-        empty: score of an empty prediction of an empty mask; None leaves images out whose mask is empty.
+        empty: score of an empty prediction of an empty mask; None excludes images with an empty mask.
         aggregate: "image" scores each image and takes the mean; "batch" scores all pixels of a batch together.
     """
 

@@ -16,9 +16,9 @@ _GIVEN = ("name", "column", "class_names", "groups")
 def register_task(kind: str) -> Callable[[TaskClass], TaskClass]:
     """Class decorator: makes a task available to recipes as `kind`.
 
-    Its constructor takes (name, column, **options), see `Task`; one that has parameters `class_names` or `groups` is
-    given those of the data set, as `create_task` takes them. Packages name theirs in the entry-point group
-    "fastmtl.tasks"; they are imported when a recipe asks for an unknown kind.
+    Its constructor takes (name, column, **options), see `Task`. If it has a parameter `class_names` or `groups`, it
+    receives those of the data set, as passed to `create_task`. Packages declare their tasks in the entry-point group
+    "fastmtl.tasks"; they are imported when a recipe uses an unknown kind.
     """
 
     def decorate(task: TaskClass) -> TaskClass:
@@ -29,7 +29,7 @@ def register_task(kind: str) -> Callable[[TaskClass], TaskClass]:
 
 
 def list_tasks() -> list[str]:
-    """The registered kinds, sorted; those of installed packages too."""
+    """The registered kinds, sorted, including those of installed packages."""
     return sorted({*_TASKS, *(entry.name for entry in entry_points(group="fastmtl.tasks"))})
 
 
@@ -48,9 +48,9 @@ def create_task(
         kind: one of `list_tasks()`.
         name: the task's key in `Batch.targets` and in the model's outputs.
         column: its column in `Batch.has_label`.
-        class_names: the data set's classes, for the kinds that predict them.
+        class_names: the data set's classes, for kinds that predict classes.
         groups: class names of the data set's label columns, for options that name one (`group_by`).
-        options: the kind's own keyword arguments.
+        options: keyword arguments specific to the kind.
 
     Raises:
         ValueError: unknown kind or option; the message lists the nearest.
@@ -66,7 +66,7 @@ def create_task(
 
 
 def target_kind(kind: str) -> str | None:
-    """What all tasks of this registered kind learn from, a `Target.kind`; None where it depends on their options."""
+    """The `Target.kind` of all tasks of this registered kind; None if it depends on the options."""
     return getattr(getattr(_TASKS.get(kind), "target", None), "kind", None)
 
 
@@ -76,7 +76,7 @@ def check_task(kind: str, name: str, options: Iterable[str]) -> None:
         for entry in entry_points(group="fastmtl.tasks", name=kind):
             try:
                 register_task(kind)(entry.load())
-            except Exception as error:  # whatever somebody's module does when it is imported
+            except Exception as error:  # importing third-party code may raise anything
                 package = entry.dist.name if entry.dist else entry.value
                 raise ValueError(f"task kind {kind!r} of package {package} cannot be loaded: {error}") from error
     if kind not in _TASKS:

@@ -1,4 +1,4 @@
-"""Numbers of an image: measurements, positions, and the box around a structure."""
+"""Numbers per image: measurements, positions, and the box around a structure."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Regression(BaseTask):
 
     Args:
         size: numbers per image.
-        loss: "mse", "l1" or "smooth_l1", of the standardised values.
-        mean, std: of the target, in its unit.
+        loss: "mse", "l1" or "smooth_l1", on the standardised values.
+        mean, std: of the target over the training set, in its unit.
     """
 
     primary_metric: ClassVar[str] = "r2"
@@ -88,12 +88,12 @@ class Regression(BaseTask):
 
 @register_task("bounding_box")
 class BoundingBox(BaseTask):
-    """The box around a structure on logits [B, 4], target float32 [B, 4]: centre x, centre y, width, height in 0..1.
+    """The box around a structure: logits [B, 4], target float32 [B, 4] as centre x, centre y, width, height in 0..1.
 
     The sigmoid of the logits is the box.
 
     Args:
-        loss: "mse", "l1" or "smooth_l1", of the four numbers.
+        loss: "mse", "l1" or "smooth_l1", on the four numbers.
     """
 
     primary_metric: ClassVar[str] = "iou"

@@ -1,4 +1,4 @@
-"""Scores of segmentations: the score of empty masks, what the means are over, scores per class and per group."""
+"""Scores of segmentations: how empty masks score, how scores are averaged, and scores per class and per group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SCORES = ("dice", "jaccard")
 EMPTY: dict[str, float | None] = {"one": 1.0, "zero": 0.0, "skip": None}
-"""The option `empty` of the tasks -> the score of an empty prediction of an empty mask; None leaves the image out."""
+"""The tasks' option `empty` -> the score of an empty prediction of an empty mask; None excludes the image."""
 
 Aggregate = str | Mapping[str, str]
 
@@ -32,7 +32,7 @@ class Scoring:
         names: the C structures that are scored.
         grouping: groups with their own scores.
         empty: a key of `EMPTY`.
-        aggregate: "image" or "batch", or a mapping of "dice" and "jaccard" to them; see `metrics.Overlap`.
+        aggregate: "image" or "batch", or a mapping from "dice" and "jaccard" to one of these; see `metrics.Overlap`.
 
     Raises:
         ValueError: an unknown `empty` or `aggregate`.
@@ -65,7 +65,7 @@ class Scoring:
             metrics[score].update(found, true, None if group is None else group[rows])
 
     def apart(self, metrics: MetricCollection) -> JsonObject:
-        """Both scores `per_class` with several structures, and `per_group` with several groups."""
+        """Both scores `per_class` if there are several structures, and `per_group` if there are several groups."""
         found: JsonObject = {}
         overlaps = {score: cast("Overlap", metrics[score]) for score in SCORES}
         if len(self.names) > 1:

@@ -1,4 +1,4 @@
-"""Segmentation by logits per pixel: one structure, several that may overlap, or classes that exclude each other."""
+"""Segmentation from per-pixel logits: one structure, several that may overlap, or mutually exclusive classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _Sigmoid(BaseTask):
-    """Fused Dice + BCE on logits [B, C, H, W], target 0/1 [B, C, H, W]; C structures, each scored on its own."""
+    """Fused Dice + BCE on logits [B, C, H, W], target 0/1 [B, C, H, W]; C structures, each scored separately."""
 
     primary_metric: ClassVar[str] = "dice"
 
@@ -77,7 +77,7 @@ class _Sigmoid(BaseTask):
         return output.float().sigmoid() > self.grouping.thresholds(batch, own, output.device)
 
     def metrics(self) -> MetricCollection:
-        """`dice` and `jaccard` of the foreground, and `pixel_accuracy`, the share of pixels on the right side."""
+        """`dice` and `jaccard` of the foreground, and `pixel_accuracy`, the fraction of correctly classified pixels."""
         return _with_pixel_accuracy(self.scoring.metrics())
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
@@ -89,7 +89,7 @@ class _Sigmoid(BaseTask):
             metrics["pixel_accuracy"].update((found == true.bool()).double())
 
     def summary(self, metrics: MetricCollection) -> JsonObject:
-        """`dice`, `jaccard`, `pixel_accuracy`; with several structures or groups `per_class`, `per_group` too."""
+        """`dice`, `jaccard`, `pixel_accuracy`; with several structures or groups also `per_class` and `per_group`."""
         return super().summary(metrics) | self.scoring.apart(metrics)
 
 
@@ -106,13 +106,13 @@ class BinarySegmentation(_Sigmoid):
 
     Args:
         bce_weight, dice_weight, batch, squared_pred, jaccard: see `ops.dice_bce_loss`.
-        empty: what an empty prediction of an empty mask scores, in loss and metrics: "one", "zero", or "skip", which
-            leaves out images with an empty mask.
+        empty: score of an empty prediction of an empty mask, in loss and metrics: "one", "zero", or "skip", which
+            excludes images with an empty mask.
         threshold: probability from which a pixel counts as foreground, in metrics and predictions.
-        group_by: a label column of the data set, for example the organ or the class: metrics are given for each value.
-        thresholds: of single groups, where they differ from `threshold`.
-        aggregate: "image" is the mean of the images' scores, "batch" of the batches', their pixels taken together; a
-            mapping for "dice" and "jaccard" by themselves.
+        group_by: a label column of the data set, for example the organ or class: metrics are reported for each value.
+        thresholds: group name -> threshold, for groups whose threshold differs from `threshold`.
+        aggregate: "image" averages over images; "batch" pools the pixels of a batch and averages over batches; or a
+            mapping from "dice" and "jaccard" to one of these.
     """
 
     target: Target = Target("mask")
@@ -146,9 +146,9 @@ class MultiClassSegmentation(BaseTask):
     Args:
         structures: the C classes' names, index 0 (the background) first.
         ce_weight, dice_weight, label_smoothing, include_background, batch, squared_pred, jaccard: see
-            `ops.dice_ce_loss`; the metrics count the background where the loss does.
+            `ops.dice_ce_loss`; the metrics include the background if the loss does.
         class_weights: one factor per class, or empty.
-        ignore_index: pixels of this value take part in nothing.
+        ignore_index: pixels of this value are excluded from loss and metrics.
         empty, group_by, aggregate: as in `BinarySegmentation`.
     """
 
@@ -213,7 +213,7 @@ class MultiClassSegmentation(BaseTask):
         return _with_pixel_accuracy(self.scoring.metrics())
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
-        """Add the batch's labelled samples to `metrics`; ignored pixels are of no class, predicted or true."""
+        """Add the batch's labelled samples to `metrics`; ignored pixels belong to no class, predicted or true."""
         rows = self.has_label(batch)
         if not rows.any():
             return
@@ -226,5 +226,5 @@ class MultiClassSegmentation(BaseTask):
         metrics["pixel_accuracy"].update((found == true)[valid].double())
 
     def summary(self, metrics: MetricCollection) -> JsonObject:
-        """Means; with several counted classes or groups `per_class`, `per_group` too."""
+        """Means; with several counted classes or groups also `per_class` and `per_group`."""
         return super().summary(metrics) | self.scoring.apart(metrics)

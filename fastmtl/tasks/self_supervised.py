@@ -1,4 +1,4 @@
-"""Tasks that need no annotation: rebuild the image, recognise the neighbour."""
+"""Tasks that need no annotation: reconstruct the image, match neighbouring samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register_task("reconstruction")
 class Reconstruction(BaseTask):
-    """The image itself, as the network sees it: mean squared error on [B, 3, H, W] against `Batch.images`."""
+    """Reconstruct the network's input: mean squared error on [B, 3, H, W] against `Batch.images`."""
 
     target: Target = Target("none")
 
@@ -29,7 +29,7 @@ class Reconstruction(BaseTask):
         self.criterion = losses.MSELoss()
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar, in the unit of the normalised image squared."""
+        """Scalar, in squared units of the normalised image."""
         return self.criterion(output.float(), batch.images)
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
@@ -49,9 +49,9 @@ class Reconstruction(BaseTask):
 
 @register_task("contrastive")
 class Contrastive(BaseTask):
-    """Neighbours alike, others not: NT-Xent on projections [B, D] of the pairs that the sampler drew.
+    """Contrastive learning of neighbours: NT-Xent on projections [B, D] of the pairs that the sampler drew.
 
-    Needs data.sampler = "pairs". Samples without a partner in the batch take no part.
+    Needs data.sampler = "pairs". Samples without a partner in the batch are excluded.
 
     Args:
         temperature: see `ops.nt_xent_loss`.
@@ -90,7 +90,7 @@ class Contrastive(BaseTask):
             metrics.update((alike.argmax(1) == partner)[partner >= 0].float())
 
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(first, second, whole): int64 [B // 2] rows, and which of them are pairs; shapes that no data decides."""
+        """(first, second, whole): int64 [B // 2] rows, and which of them are pairs; no shape depends on the data."""
         partner = batch.targets[self.name]
         rows = torch.arange(len(partner), device=partner.device)
         leads = partner > rows

@@ -1,4 +1,4 @@
-"""Universal segmentation by queries, each a class and a mask, as in Mask2Former and Mask2Tasks."""
+"""Universal segmentation with queries, each with a class and a mask, as in Mask2Former and Mask2Tasks."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 @register_task("universal_segmentation")
 class UniversalSegmentation(BaseTask):
-    """Mask2Former's loss on queries, scored as a segmentation of the whole image.
+    """Mask2Former's loss on queries, evaluated as semantic segmentation.
 
-    The model gives class_logits [B, Q, C + 1], mask_logits [B, Q, h, w] and those of its auxiliary layers. Target: a
-    mask 0/1 [B, 1, H, W] for background and foreground, or with `structures` class indices [B, 1, H, W].
-    A pixel's score for class c is the sum over queries of softmax(class)_c * sigmoid(mask), as Mask2Former's semantic
-    inference has it.
+    The model returns class_logits [B, Q, C + 1], mask_logits [B, Q, h, w] and those of its auxiliary layers. Target: a
+    mask 0/1 [B, 1, H, W] for background and foreground, or class indices [B, 1, H, W] if `structures` is given.
+    A pixel's score for class c is the sum over queries of softmax(class)_c * sigmoid(mask), as in Mask2Former's
+    semantic inference.
 
     Args:
-        structures: the C classes' names, the background first; () is background and foreground.
+        structures: the C classes' names, the background first; () means background and foreground.
         class_weight, mask_weight, dice_weight, no_object_weight, num_points: see `losses.Mask2FormerLoss`.
-        group_by: a label column of the data set: metrics are given for each value.
-        empty, aggregate: of the metrics, as in `BinarySegmentation`; the loss matches what is there.
+        group_by: a label column of the data set: metrics are reported for each value.
+        empty, aggregate: for the metrics, as in `BinarySegmentation`; the loss does not use them.
     """
 
     primary_metric: ClassVar[str] = "jaccard"
@@ -91,18 +91,18 @@ class UniversalSegmentation(BaseTask):
         return self.criterion.total(found)
 
     def scores(self, output: Any, size: Sequence[int]) -> Tensor:
-        """float32 [B, C, *size], how much each class claims each pixel."""
+        """float32 [B, C, *size], the score of each class at each pixel."""
         classes = output.class_logits.float().softmax(2)[..., :-1]
         masks = F.interpolate(output.mask_logits.float(), tuple(size), mode="bilinear", align_corners=False).sigmoid()
         return torch.einsum("bqc,bqhw->bchw", classes, masks)
 
     def predict(self, output: Any, batch: Batch | None = None) -> Tensor:
-        """uint8 class indices [B, 1, H, W] (0 and 1 with two classes); at the masks' own size without a batch."""
+        """uint8 class indices [B, 1, H, W] (0 and 1 with two classes); at the mask logits' size without a batch."""
         size = output.mask_logits.shape[-2:] if batch is None else batch.images.shape[-2:]
         return self.scores(output, size).argmax(1, keepdim=True).to(torch.uint8)
 
     def metrics(self) -> MetricCollection:
-        """`dice` and `jaccard` over the classes but the background."""
+        """`dice` and `jaccard` over all classes except the background."""
         return self.scoring.metrics()
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
@@ -122,7 +122,7 @@ class UniversalSegmentation(BaseTask):
         return classes == names[:, None, None]
 
     def _objects(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels [B, C], masks [B, C, H, W] and counts [B]: the classes in the image stand first, no shape depends on
+        """Labels [B, C], masks [B, C, H, W] and counts [B]: present classes come first; no shape depends on
         the data."""
         names = torch.arange(len(self.structures), device=target.device)
         masks = target == names[:, None, None]

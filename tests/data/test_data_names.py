@@ -260,7 +260,7 @@ def test_images_and_masks_pair_in_any_unicode_form(tmp_path: Path):
     write_image(tmp_path / "A" / "image" / f"{NFD}-1.png", random_pixels(1))
     with pytest.raises(ValueError, match=r"one name in two Unicode forms; they would have the same id"):
         data.read_tile_folder(tmp_path)
-    with pytest.raises(ValueError, match=r"one name in two Unicode forms; they are both there"):
+    with pytest.raises(ValueError, match=r"one name in two Unicode forms; they both exist"):
         data.prepare(tmp_path / "A", tmp_path / "m2.csv")
 
 

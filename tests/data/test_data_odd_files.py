@@ -134,7 +134,7 @@ def test_a_collection_of_nothing_is_an_empty_mask(tmp_path):
 def test_objects_of_which_none_is_a_polygon_stay_an_error(geometry, tmp_path):
     path = _polygons(tmp_path, [[{"type": "Feature", "properties": {}, "geometry": geometry}]])
     (problem,) = data.check_tiles(data.read_manifest(path).tiles)
-    assert problem.reason.startswith("has no polygon; passed over: 1 ")
+    assert problem.reason.startswith("has no polygon; ignored: 1 ")
 
 
 @pytest.mark.parametrize(("lefts", "odd"), [([2, 4, 6, 8], True), ([2, 4, 6], False), ([2, 4, 6, 40], False)])

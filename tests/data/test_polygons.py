@@ -211,7 +211,7 @@ def test_what_is_not_drawn_is_noticed(tmp_path: Path):
     others = [plain("Point", [1, 1]), plain("LineString", [[0, 0], [5, 5]]), plain("Point", [2, 2])]
     empty = {"type": "Feature", "properties": {}, "geometry": None}
     (reason,) = reasons(tmp_path, [square, *others, empty])
-    assert reason.startswith("passed over: 1 LineString, 2 Point, 1 feature without a geometry")
+    assert reason.startswith("ignored: 1 LineString, 2 Point, 1 feature without a geometry")
     cell = {**feature([SHELL], objectType="cell", classification=tumor), "nucleusGeometry": square["geometry"]}
     assert reasons(tmp_path, [square, cell]) == [
         "1 cells have a nucleus of their own, which is not drawn",
@@ -275,7 +275,7 @@ HUGE = int("9" * 400)
         ('{"type": "FeatureCollection", "features": 3}', "found 3"),
         ('{"type": "FeatureCollection", "features": null}', "found None"),
         ('{"type": ["Polygon"]}', "GeoJSON `type`"),
-        ('{"type": "Point", "coordinates": [1, 2]}', "has no polygon; passed over: 1 Point"),
+        ('{"type": "Point", "coordinates": [1, 2]}', "has no polygon; ignored: 1 Point"),
         ("9" * 5000, "is not GeoJSON"),
         ("", "is not GeoJSON"),
         ("[" * 100_000, "nested too deeply"),

@@ -248,7 +248,10 @@ def test_total_weights_every_layer():
         ({"labels": torch.zeros(2, 4)}, "`labels` must be integers"),
         ({"masks": torch.zeros(3, 4, 8, 8)}, r"`masks` \[B, T, H', W'\] with B = 2"),
         ({"num_targets": torch.zeros(2)}, "`num_targets` int64"),
-        ({"labels": [torch.zeros(4)] * 2, "masks": [torch.zeros(4, 8, 8)] * 2}, "lists of targets say their number"),
+        (
+            {"labels": [torch.zeros(4)] * 2, "masks": [torch.zeros(4, 8, 8)] * 2},
+            "the lengths of lists give the numbers",
+        ),
         ({"labels": [torch.zeros(4)], "masks": [], "num_targets": None}, "lists of one length"),
         ({"labels": [torch.zeros(4)], "masks": [torch.zeros(3, 8, 8)], "num_targets": None}, "for sample 0"),
     ],

@@ -42,7 +42,7 @@ def test_module_is_the_op(module, op, settings, arguments):
 
 
 def test_unknown_settings_are_refused():
-    with pytest.raises(TypeError, match="`smooth` is no setting"):
+    with pytest.raises(TypeError, match="`smooth` is not a setting"):
         losses.DiceCELoss(smooth=1.0)
 
 

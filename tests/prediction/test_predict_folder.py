@@ -153,5 +153,5 @@ def test_names_of_tasks_and_structures(tmp_path, slide):
 
 @pytest.mark.parametrize("kind", ["multiclass_segmentation", "universal_segmentation"])
 def test_maps_have_256_numbers(kind):
-    with pytest.raises(ValueError, match=r"can be 256 at most, as maps are uint8; got 257"):
+    with pytest.raises(ValueError, match=r"must have at most 256 names because maps are uint8; got 257"):
         create_task(kind, "zones", 0, structures=[f"class {number}" for number in range(257)])

@@ -146,7 +146,7 @@ def test_a_damaged_colour_plane_is_named(tmp_path):
 REFUSED = {
     "fluorescence": ({"a.ome.tif": (RGB, planes(("DAPI", "FITC", "Cy5")))}, "3 channels .DAPI, FITC, Cy5"),
     "two channels": ({"a.ome.tif": (RGB[:2], planes(("Red", "Green")))}, "2 channels"),
-    "unnamed channels": ({"a.ome.tif": (RGB, {**PLANES, "metadata": {"axes": "CYX"}})}, "not told to be red, green"),
+    "unnamed channels": ({"a.ome.tif": (RGB, {**PLANES, "metadata": {"axes": "CYX"}})}, "not declared as red, green"),
     "ImageJ's channels": ({"a.tif": (RGB, {"imagej": True, "metadata": {"axes": "CYX"}})}, "3 channels"),
     "three grey pages": ({"a.tif": (RGB, {**PLANES, "metadata": None})}, "3 grey pages of one size"),
     "four grey pages": ({"a.tif": (OPAQUE, PLANES)}, "4 grey pages of one size"),

@@ -62,7 +62,7 @@ def test_statistics_are_saved_without_pickle(tmp_path):
     assert data.StainStatistics.load(tmp_path / "slide.npz") == statistics
     statistics.save(tmp_path / "slide.npz", "slide 7")
     assert data.StainStatistics.load(tmp_path / "slide.npz", "slide 7") == statistics
-    with pytest.raises(data.StainFileError, match="something else"):
+    with pytest.raises(data.StainFileError, match="other data"):
         data.StainStatistics.load(tmp_path / "slide.npz", "slide 8")
     with pytest.raises(ValueError, match="do not add"):
         statistics.merge(data.StainStatistics())

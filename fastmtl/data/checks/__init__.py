@@ -1,1 +1,1 @@
-"""What a data set holds, and what is wrong with it, before training."""
+"""Checks before training: the contents of a data set and its problems."""

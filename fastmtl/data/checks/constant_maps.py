@@ -1,4 +1,4 @@
-"""Maps of which every pixel is the same: a task learns nothing from them."""
+"""Constant maps, from which a task learns nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .seen_masks import SeenMask, values_of
 
 
 def constant_maps(masks: Sequence[SeenMask], target: Target, structures: Sequence[str] = ()) -> str | None:
-    """The one value that all masks hold; None where they differ.
+    """The single value of all masks; None if they differ.
 
     Args:
         masks: of the training data.
@@ -39,5 +39,5 @@ def _constant_masks(masks: Sequence[SeenMask], names: Sequence[str]) -> str | No
 
 
 def structure_names(structures: Sequence[str], count: int) -> tuple[str, ...]:
-    """`structures` where there are as many as `count`, else numbers."""
+    """`structures` if there are `count` of them, else numbers."""
     return tuple(structures) if len(structures) == count else tuple(map(str, range(count)))

@@ -1,4 +1,4 @@
-"""Open every image, mask and slide before training: a damaged file found at hour nine costs nine hours.
+"""Open every image, mask and slide before training, so that damaged files do not stop it hours later.
 
 Files are decoded in full. Some damage raises no exception: a JPEG whose second half is zeros decodes to grey, so its
 stream is checked too.
@@ -54,7 +54,7 @@ def check_tiles(
 
 
 MAX_DAMAGED = 0.05
-"""Above this share of damaged tiles, the disk is to blame."""
+"""Above this fraction of damaged tiles the disk is the likely cause."""
 
 
 def usable_tiles(
@@ -64,13 +64,13 @@ def usable_tiles(
     max_damaged: float = MAX_DAMAGED,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[Dataset, tuple[Problem, ...]]:
-    """The folder without its damaged tiles, and the problems of those.
+    """The folder without its damaged tiles, and their problems.
 
     Args:
         folder: the tiles to check.
-        on_damaged: "raise" accepts no damage; "skip" leaves out tiles whose image or mask is damaged.
-        max_damaged: "skip" still raises above this share of damaged tiles: the disk or the copy is broken then, and
-            training on the rest would be biased without anybody noticing.
+        on_damaged: "raise" accepts no damage; "skip" drops tiles whose image or mask is damaged.
+        max_damaged: "skip" still raises above this fraction of damaged tiles: the disk or the copy is probably broken,
+            and training on the rest could be biased unnoticed.
         max_pixels: images with more pixels count as damaged.
 
     Raises:
@@ -119,7 +119,7 @@ def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
 
 
 def _same_shape(image: tuple[int, int], mask: tuple[int, int]) -> bool:
-    """Whether a mask has its region's aspect, to a pixel: slides and masks seldom share a resolution."""
+    """Whether a mask has its region's aspect ratio, to a pixel; slides and masks often differ in resolution."""
     one, other = image[0] * mask[1], image[1] * mask[0]
     return abs(one - other) <= max(*image, *mask, 0.01 * one)
 
@@ -163,7 +163,7 @@ def _check_region(region: Region, max_pixels: int) -> None:
 
 
 def named_file(picture: ImageSource, image: ImageSource) -> Path:
-    """The file to name in a message about `picture`: its own, else that of its image."""
+    """The file to name in messages about `picture`: its own, else that of its image."""
     own = file_of(picture)
     return own if own != Path() else file_of(image)
 

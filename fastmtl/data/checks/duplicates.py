@@ -1,4 +1,4 @@
-"""Images that appear twice: in two patients, they let any split leak."""
+"""Duplicate images; if two patients share one, any split leaks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOOKED_AT = 4096  # bytes: a page
 
 
 def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Problem]:
-    """A notice where tiles show the same picture: the same file or region, or image files that are equal byte for byte.
+    """A notice if tiles show the same picture: the same file or region, or image files that are identical.
 
     Only files of equal size are read, and in full only those whose middles are equal.
 
@@ -40,7 +40,7 @@ def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Pr
 
 
 def _key(picture: ImageSource) -> Hashable:
-    """What equal pictures share; a picture of a user's format may have no hash, and then equals no other."""
+    """A key shared by equal pictures; a custom picture without a hash equals no other."""
     return picture if isinstance(picture, Hashable) else id(picture)
 
 
@@ -70,7 +70,7 @@ def _contents(files: Iterable[Path]) -> dict[Path, bytes]:
 
 
 def _size(file: Path) -> int:
-    """0 where it is not a file, which `check_tiles` reports."""
+    """0 if it is not a file, which `check_tiles` reports."""
     try:
         state = file.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a data set holds and what is broken in it: every file is opened and every region decoded."""
+"""The contents and damage of a data set: every file is opened and every region decoded."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _columns(dataset: Dataset) -> dict[str, dict[str, Any]]:
 
 
 def _column_notices(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> list[Problem]:
-    """Columns with nothing to learn, and classes that any split by patient has on one side only."""
+    """Constant columns, and classes that any split by patient has on one side only."""
     reasons = []
     for name, column in columns.items():
         classes = {label: count for label, count in column.get("classes", {}).items() if count}
@@ -140,7 +140,7 @@ def _column_notices(dataset: Dataset, columns: dict[str, dict[str, Any]]) -> lis
 
 
 def _split_notices(dataset: Dataset) -> list[Problem]:
-    """Why training would refuse the column split."""
+    """Why training would reject the column split."""
     try:
         split_by_column(dataset)
     except ValueError as error:

@@ -31,9 +31,9 @@ class Judgement(NamedTuple):
     """The verdict on the maps of a task.
 
     Attributes:
-        wrong: why the task cannot learn from them; None where it can.
-        odd: what a careful reader would ask about.
-        words: what they hold, in one line; "" without maps.
+        wrong: why the task cannot learn from them; None if it can.
+        odd: suspicious properties.
+        words: their contents in one line; "" without maps.
     """
 
     wrong: str | None
@@ -48,15 +48,15 @@ def judge_maps(
     ignore_index: int | None = None,
     structures: Sequence[str] = (),
 ) -> Judgement:
-    """Whether a task with this target can learn from `masks`, and be scored against them.
+    """Whether a task with this target can be trained and evaluated with `masks`.
 
-    `seen_masks` samples mask slides. What the sample misses shows later or never: the loss refuses an unknown class
-    (on a CPU only), and a foreground of small values counts as background.
+    `seen_masks` samples mask slides. Problems outside the sample appear later or never: the loss rejects an unknown
+    class (on a CPU only), and a foreground of small values counts as background.
 
     Args:
         masks: in the target's column.
         target: of kind "mask", "masks" or "classes".
-        classes: how many class indices the task has; for "classes".
+        classes: the task's number of classes; for "classes".
         ignore_index: a further index whose pixels the task ignores.
         structures: names of the classes or channels.
     """
@@ -70,7 +70,7 @@ def judge_maps(
 
 
 def wrong_maps(tiles: Sequence[Tile], target: Target, classes: int, ignore_index: int | None = None) -> str | None:
-    """What `judge_maps` finds wrong with the maps of readable `tiles`; None for targets that are not maps."""
+    """The verdict of `judge_maps` on the maps of readable `tiles`; None for targets that are not maps."""
     if target.kind not in MAPS:
         return None
     return judge_maps(seen_masks(tiles, target.column), target, classes, ignore_index).wrong
@@ -88,7 +88,7 @@ class _Maps(ABC):
 
     @abstractmethod
     def odd(self) -> list[Problem]:
-        """What a careful reader would ask about."""
+        """Suspicious properties."""
 
     @abstractmethod
     def shares(self) -> str:
@@ -104,7 +104,7 @@ class _Maps(ABC):
         return any(mask.facts.is_sample for mask in self.masks)
 
     def fault(self, rules: Sequence[Callable[[SeenMask], str]], among: Sequence[SeenMask] | None = None) -> str | None:
-        """The first rule that any mask breaks: its reason for the first such mask, and how many break it."""
+        """The first rule that any mask violates: its reason for the first such mask, and the number of violations."""
         for rule in rules:
             found = [(mask, text) for mask in (self.masks if among is None else among) if (text := rule(mask))]
             if found:

@@ -1,4 +1,4 @@
-"""The values of masks, counted once per state of their file."""
+"""The values of masks, counted once per version of their file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MOST_KNOWN = 2**18  # masks remembered, each about half a kilobyte
 
 @dataclass(frozen=True, eq=False, slots=True)
 class MaskFacts:
-    """What a mask holds.
+    """The contents of a mask.
 
     Attributes:
         values: uint8 [n], ascending: all values of any channel.
@@ -64,7 +64,7 @@ class MaskFacts:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is one structure beyond doubt: grey, and of 0 and 255 or with soft edges between them."""
+        """Whether it is clearly one structure: grey, with 0 and 255, or with soft edges between them."""
         if len(self.pixels) > 1 or self.values.tobytes() in _PLAIN:
             return len(self.pixels) == 1
         return len(self.values) > 8 and self.top > _HALF and not self.solid.any()
@@ -74,13 +74,13 @@ class MaskFacts:
         return self.pixels.sum(0) if channel is None else self.pixels[min(channel, len(self.pixels) - 1)]
 
     def share(self, above: int = 0) -> float:
-        """The share of pixels with a value above `above`; 0 where none was counted."""
+        """The fraction of pixels with a value above `above`; 0 if none was counted."""
         total = int(self.pixels.sum())
         return float(self.pixels[:, self.values > above].sum()) / total if total else 0.0
 
 
 def count_mask(picture: ImageSource) -> MaskFacts:
-    """What one mask holds, counting all its pixels; remembered until its file changes.
+    """The contents of a mask, from all its pixels; cached until its file changes.
 
     Raises:
         OSError, ValueError: it cannot be read.
@@ -115,22 +115,22 @@ def total_counts(facts: Sequence[MaskFacts]) -> NDArray[np.int64]:
 
 
 def recall(picture: ImageSource) -> MaskFacts | None:
-    """What `count_mask` remembers; None where it would read the mask."""
+    """The cached result of `count_mask`; None if it would have to read the mask."""
     return _known.get(_key(picture))
 
 
 def note_image(path: Path, image: Image) -> None:
-    """Count and remember the mask `path`, opened as a Pillow image: it is decoded anyway."""
+    """Count and cache the mask `path`, opened as a Pillow image that is decoded anyway."""
     _remembered(path, lambda: _of_image(image))
 
 
 def note_drawing(picture: ImageSource, pixels: NDArray[np.uint8]) -> None:
-    """Count and remember the drawn mask `picture`."""
+    """Count and cache the drawn mask `picture`."""
     _remembered(picture, lambda: facts_of(pixels))
 
 
 def facts_of(pixels: NDArray[np.uint8], *, channels: int = 0, is_lossy: bool = False) -> MaskFacts:
-    """What uint8 [h, w] or [h, w, C] holds; `channels` is the declared number, where that is not C."""
+    """The contents of uint8 [h, w] or [h, w, C]; `channels` is the declared number if it is not C."""
     declared = channels or (pixels.shape[2] if pixels.ndim == 3 else 1)
     if pixels.ndim == 3:
         planes = [np.ascontiguousarray(pixels[..., channel]) for channel in range(pixels.shape[2])]
@@ -143,8 +143,8 @@ def facts_of(pixels: NDArray[np.uint8], *, channels: int = 0, is_lossy: bool = F
 
 
 def merged(facts: Sequence[MaskFacts], extra: Sequence[MaskFacts] = (), *, is_sample: bool = False) -> MaskFacts:
-    """Several parts of a mask as one. Parts in `extra` were chosen for their content: their pixels count for coloured
-    masks, to tell the channels apart, and not for the shares of grey ones."""
+    """Merge several parts of a mask. Parts in `extra` were selected by content: their pixels count for coloured masks,
+    to distinguish the channels, but not for the fractions of grey ones."""
     if len(facts) == 1 and not extra:
         return facts[0]
     every = [*facts, *extra]
@@ -195,7 +195,7 @@ _known: dict[Hashable, MaskFacts] = {}
 
 
 def _remembered(picture: ImageSource, count: Callable[[], MaskFacts]) -> MaskFacts:
-    """What is remembered of a picture whose file did not change, else what `count` finds."""
+    """The cached facts of a picture whose file did not change, else the result of `count`."""
     key = _key(picture)
     known = _known.get(key)
     if known is None:
@@ -226,7 +226,7 @@ def _of_file(path: Path) -> MaskFacts:
 
 
 def _of_image(image: Image) -> MaskFacts:
-    """Of a Pillow image that `check_mode` lets pass: it is grey, whatever its mode."""
+    """Facts of a Pillow image that passed `check_mode`, so it is grey in any mode."""
     if image.mode not in ("L", "1"):
         image = image.getchannel(0)
     counts = np.array(image.histogram()[:256], np.int64)[None]
@@ -282,7 +282,7 @@ def _of_region(region: Region) -> MaskFacts:
 
 
 def read_mask_region(region: Region) -> NDArray[np.uint8]:
-    """uint8 [height, width, 3] as the loader reads a mask: 0 where the slide has nothing."""
+    """uint8 [height, width, 3] as the loader reads a mask: 0 outside the slide."""
     canvas = np.zeros((region.height, region.width, 3), np.uint8)
     for piece in opened(region.slide).encoded_tiles(region):
         pixels = piece.pixels

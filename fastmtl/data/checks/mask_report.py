@@ -1,4 +1,4 @@
-"""What `examine` reports of masks: their values, the foreground by slide and by patient, which are nearly empty."""
+"""The report of `examine` on masks: values, foreground per slide and per patient, nearly empty masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .mask_rules import MASK_THRESHOLD
 from .seen_masks import seen_masks
 
 NEAR_EMPTY = 0.001
-"""A mask with some foreground, and less than this share of it, is nearly empty: a stray click rather than a lesion."""
+"""A mask with less foreground than this fraction, but some, is nearly empty: a stray click rather than a lesion."""
 _IGNORED = 255  # the usual index of pixels that count for no class
 
 
@@ -69,14 +69,14 @@ class _Column:
         }
 
     def _share_by(self, name_of: Callable[[Tile], str]) -> dict[str, float]:
-        """Share of foreground by name, the least first."""
+        """Foreground fraction by name, the smallest first."""
         names, owner = np.unique([name_of(tile) for tile in self.tiles], return_inverse=True)
         inside, total = (np.bincount(owner, pixels) for pixels in (self.foreground, self.total))
         shares = zip(names.tolist(), (inside / np.maximum(total, 1)).tolist(), strict=True)
         return dict(sorted(shares, key=lambda item: (item[1], item[0])))
 
     def notices(self, found: dict[str, Any]) -> Iterator[str]:
-        """What is odd about the masks, given what `described` says."""
+        """Notices about the masks, given the result of `described`."""
         faint = np.flatnonzero((self.nonzero > 0) & (self.above == 0))
         if len(faint) and not self.are_indices:
             yield (
@@ -109,7 +109,7 @@ def examine_masks(
 
     Args:
         dataset: of which every tile's masks are read.
-        bad: files known to be broken; masks of them and over them are passed over.
+        bad: files known to be broken; masks in them and of them are skipped.
         num_threads: that read.
     """
     every = [
@@ -149,10 +149,10 @@ def _unusable_slides(every: Sequence[tuple[Tile, str, ImageSource]]) -> list[Pro
 
 
 def _read(picture: ImageSource) -> MaskFacts | str:
-    """What a mask holds, or why it cannot be read."""
+    """The contents of a mask, or why it cannot be read."""
     try:
         return count_mask(picture)
-    except Exception as error:  # as for images: whatever a reader raises, it must not be trained on
+    except Exception as error:  # as for images: any error means that it must not be used for training
         return reason_of(error)
 
 

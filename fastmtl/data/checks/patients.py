@@ -1,4 +1,4 @@
-"""How the patients of a data set were found, and what looks wrong about it."""
+"""How the patients of a data set were found, and suspicious results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..dataset import Dataset, Problem, Region, Tile, class_counts
 from ..images.pictures import file_of
 
 _NEARLY_ALL = 0.8  # a patient with more than this share of the tiles is suspicious
-_FEW = 8  # tiles; of fewer nothing can be concluded
+_FEW = 8  # tiles; fewer allow no conclusion
 _PATIENT_COLUMN = re.compile(r"(patient|subject|case|donor|participant)s?(id|no|nr|num|number|code|name|key)?")
 _SHOWN = 20  # classes of a column in one line
 
@@ -34,8 +34,8 @@ def patients_found(dataset: Dataset) -> dict[str, dict[str, int]]:
 
 
 def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
-    """Notices where every tile or slide is its own patient, or one patient has nearly all tiles: the rule that finds
-    patients is likely to be wrong then, and a split leaks or leaves one side empty."""
+    """Notices if every tile or slide is its own patient, or one patient has nearly all tiles: the rule that finds
+    patients is then probably wrong, and a split leaks or leaves one side empty."""
     if dataset.patients_from == "group_by tile" or dataset.patients_from.startswith("the layout of"):
         return ()  # requested, or published that way
     tiles, sizes = dataset.tiles, Counter(tile.group for tile in dataset.tiles)
@@ -57,7 +57,7 @@ def patient_notices(dataset: Dataset) -> tuple[Problem, ...]:
 
 
 def _unused_patient_columns(dataset: Dataset) -> Iterator[str]:
-    """Columns that seem to name patients and are not used, where a value has tiles in several groups."""
+    """Unused columns that seem to name patients, if a value has tiles in several groups."""
     if dataset.patients_from.startswith("column") or dataset.patients_from.startswith("group_by"):
         return
     for name in dict.fromkeys(name for tile in dataset.tiles for name in tile.values):

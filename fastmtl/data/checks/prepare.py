@@ -1,4 +1,4 @@
-"""Writes a manifest for a folder of tiles or slides: its images, their masks, and what is odd about them."""
+"""Write a manifest for a folder of tiles or slides: its images, their masks, and their oddities."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Found:
 
     Attributes:
         path: its file.
-        kind: "tile", "slide", or "" for one that cannot be used.
-        mask: the file that is used as its mask.
+        kind: "tile", "slide", or "" if it cannot be used.
+        mask: its mask file.
         size: (width, height), pixels; (0, 0) unknown.
         levels: number of a slide's levels.
-        mpp: micrometres per pixel of a slide; None unknown or not believed.
-        problems: what is odd about it, or why it cannot be used.
+        mpp: micrometres per pixel of a slide; None if unknown or implausible.
+        problems: its oddities, or why it cannot be used.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` wrote and found.
+    """The result of `prepare`.
 
     Attributes:
         manifest: the file.
@@ -75,9 +75,9 @@ def prepare(
 
     Args:
         folder: searched with its sub-folders, except hidden ones.
-        out: the manifest, .csv, .tsv or .parquet; `folder`/manifest.csv where None.
-        patient: finds the patient in a file's name, see `group_of`; where names do not say it, edit the column.
-        index_folder: where slide indexes go; beside the slides where None.
+        out: the manifest, .csv, .tsv or .parquet; `folder`/manifest.csv if None.
+        patient: finds the patient in a file's name, see `group_of`; if names do not contain it, edit the column.
+        index_folder: folder of the slide indexes; beside the slides if None.
         max_pixels: larger image files (not slides) are left out.
         on_file: called with each file before it is opened, for progress.
 
@@ -90,7 +90,7 @@ def prepare(
         raise FileNotFoundError(f"{folder} is not a folder")
     manifest = folder / MANIFESTS[0] if out is None else Path(out)
     if manifest.exists():
-        raise FileExistsError(f"{manifest} is there already; remove it, or write another one (--out)")
+        raise FileExistsError(f"{manifest} already exists; remove it, or choose another file (--out)")
     manifest.parent.mkdir(parents=True, exist_ok=True)
     if is_tile_folder(folder):
         return _prepare_classes(folder, manifest, patient, max_pixels)
@@ -148,7 +148,7 @@ def _look(path: Path, mask: Path | None, index_folder: str | Path | None, max_pi
 
 
 def _look_at_slide(found: Found, index_folder: str | Path | None) -> None:
-    """Fill in `found` when its file is a slide, or say why it is not; a plain image of a tile's size stays as it is."""
+    """Fill in `found` if its file is a slide, or the reason why not; leave plain images of a tile's size unchanged."""
     try:
         slide = opened(found.path)
     except (ValueError, ImportError) as error:

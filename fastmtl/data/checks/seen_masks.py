@@ -25,13 +25,13 @@ _TRANSPARENT = 240  # grey level of a transparent pixel of a slide
 
 
 class SeenMask(NamedTuple):
-    """A mask of a data set and what it holds.
+    """A mask of a data set and its contents.
 
     Attributes:
         mask: the picture; for a mask slide or a file of polygons the first of its regions.
         tile: the first tile that it belongs to.
         facts: of all its regions together.
-        wrong: why it cannot be a mask, whatever the task; "" where it can.
+        wrong: why it cannot be a mask for any task; "" if it can.
     """
 
     mask: ImageSource
@@ -76,7 +76,7 @@ def values_of(masks: Sequence[SeenMask], channel: int | None = None) -> set[int]
 
 
 def _whole(picture: ImageSource, tile: Tile) -> Hashable:
-    """What several tiles may share: a mask slide or a file of polygons; else the tile's id."""
+    """A key shared by tiles with the same mask slide or file of polygons; else the tile's id."""
     if isinstance(picture, Region):
         return picture.slide, picture.level
     if isinstance(picture, Polygons):
@@ -121,7 +121,7 @@ def _of_slide(regions: Sequence[Region], sample: int | None) -> MaskFacts:
 
 
 def _readable(regions: Sequence[Region]) -> list[MaskFacts]:
-    """What undamaged regions hold; the loader quarantines the others."""
+    """The contents of undamaged regions; the loader quarantines the others."""
     found = []
     for region in regions:
         try:

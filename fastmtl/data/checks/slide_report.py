@@ -1,4 +1,4 @@
-"""What `examine` reports of slides and polygons: scale and its source, classes and their counts."""
+"""The report of `examine` on slides and polygons: scale and its source, classes and their counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..images.polygons import Polygons, polygon_classes
 from ..slides.opened import UnreadableSlideError, opened
 from ..slides.slide import Slide
 
-_ANOTHER_SCALE = 1.4  # ratio of tile widths: tells 20x from 40x, and not 0.25 from 0.23 micrometres
+_ANOTHER_SCALE = 1.4  # ratio of tile widths: separates 20x from 40x, but not 0.25 from 0.23 micrometres
 
 
 def slides_of_tiles(dataset: Dataset) -> list[dict[str, Any]]:
@@ -59,11 +59,11 @@ def _is_about_mpp(problem: str, slide: Slide) -> bool:
 
 
 def scale_notices(dataset: Dataset, slides: Sequence[dict[str, Any]] | None = None) -> list[Problem]:
-    """Notices where tiles of some slides are wider than those of others, in micrometres, or the scale is unknown.
+    """Notices if tiles of some slides are wider than those of others, in micrometres, or the scale is unknown.
 
     Args:
         dataset: with the slides.
-        slides: what `slides_of_tiles` found.
+        slides: the result of `slides_of_tiles`.
     """
     slides = slides_of_tiles(dataset) if slides is None else slides
     notices = []

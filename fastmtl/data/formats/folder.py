@@ -1,4 +1,4 @@
-"""Sorts the files of a folder by name into images and slides, their masks, and others; tells plain images from slides.
+"""Sort the files of a folder by name into images and slides, their masks, and others; tell plain images from slides.
 
 Masks are recognised by their place: NAME.geojson, NAME_mask.png (any image ending) beside the image, or NAME with any
 such ending in a folder called mask, masks, label, labels or annotations next to it.
@@ -34,7 +34,7 @@ class Files(NamedTuple):
         images: images and slides, sorted.
         masks: image -> its mask.
         others: number of other files by ending; of masks without an image, and linked folders.
-        odd: image -> what is odd about its name or its masks.
+        odd: image -> oddities of its name or masks.
     """
 
     images: list[Path]
@@ -61,7 +61,7 @@ def files_in(folder: Path) -> Files:
             others["linked folder"] += path.is_symlink() and path.is_dir()
             continue
         if (other := forms.setdefault(unicode_form(str(inside)), path)) != path:
-            raise ValueError(f"{tell_apart(other, path)} are both there; rename or remove one")
+            raise ValueError(f"{tell_apart(other, path)} both exist; rename or remove one")
         suffix = path.suffix.lower()
         if suffix == ".geojson" or (suffix in POLYGON_SUFFIXES | IMAGE_SUFFIXES and _is_mask(path)):
             home = path.parent.parent if path.parent.name.lower() in _MASK_FOLDERS else path.parent
@@ -78,7 +78,7 @@ def files_in(folder: Path) -> Files:
         of = _LIKE_MASK.fullmatch(key[1])
         for path in paths:
             if len(found := masks.get(key, ())) > 1:
-                odd[path] = f"has {len(found)} masks, of which {found[-1]} is taken; {found[0]} is passed over"
+                odd[path] = f"has {len(found)} masks, of which {found[-1]} is used; {found[0]} is ignored"
             elif of and (key[0], of[1]) in images:
                 odd[path] = f"is taken for an image; if it is the mask of {of[1]}, call it {of[1]}_mask{path.suffix}"
     return Files(sorted(path for paths in images.values() for path in paths), paired, dict(+others), odd)

@@ -37,7 +37,7 @@ def register_format(name: str, *, detect: Callable[[Path], bool]) -> Callable[[R
             asked first.
     """
     if name in _FORMATS or name == "auto":
-        raise ValueError(f"there is a data format {name!r} already")
+        raise ValueError(f"data format {name!r} is already registered")
 
     def decorate(read: Reader) -> Reader:
         _FORMATS[name] = _Format(read, detect)
@@ -52,7 +52,7 @@ def list_formats() -> list[str]:
 
 
 def detect_format(root: str | Path) -> str | None:
-    """The registered format that recognises `root`, as in `read_dataset`; None where none does."""
+    """The registered format that recognises `root`, as in `read_dataset`; None if there is none."""
     return next((name for name, known in reversed(_FORMATS.items()) if known.detect(Path(root))), None)
 
 
@@ -61,11 +61,11 @@ def read_dataset(root: str | Path, format: str = "auto", options: ManifestOption
 
     Args:
         root: a manifest, a folder with a file called manifest.csv, .tsv or .parquet, or a folder in another format.
-        format: a registered name; "auto" takes the one that recognises `root`.
+        format: a registered name; "auto" detects it.
         options: how to read it; formats other than manifests use only some.
 
     Raises:
-        FileNotFoundError: nothing is there, or nothing that is recognised; says what was expected.
+        FileNotFoundError: `root` does not exist or is not recognised; the message says what was expected.
         ValueError: an unknown format, or an error of its reader.
     """
     root, options = Path(root), options or ManifestOptions()
@@ -83,7 +83,7 @@ def read_dataset(root: str | Path, format: str = "auto", options: ManifestOption
     if sheet := next((path for path in sorted(root.glob("manifest.*")) if path.suffix.lower() in _SPREADSHEETS), None):
         raise ValueError(f"{sheet} is a spreadsheet, which is not read; save the sheet as CSV UTF-8")
     try:
-        return _read("tile_folder", root, options)  # its error says what a folder of tiles looks like
+        return _read("tile_folder", root, options)  # its error describes the layout of a folder of tiles
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}, or a manifest (write one with: fastmtl prepare {root})") from None
 

@@ -1,4 +1,4 @@
-"""Finds the slides of a path: one slide, a folder of them, or a manifest that names them."""
+"""Find the slides of a path: one slide, a folder of slides, or a manifest that names them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .folder import files_in, is_plain_image
 
 @dataclass(frozen=True)
 class SlideFiles:
-    """Slides that were found.
+    """The slides found.
 
     Attributes:
         root: the folder that names start from.
         slides: path below `root`, with slashes -> file.
         num_images: number of image files beside them, which are ignored.
-        mpp: path as in `slides` -> micrometres per pixel of level 0, where the manifest gives it.
+        mpp: path as in `slides` -> micrometres per pixel of level 0, if the manifest gives it.
     """
 
     root: Path
@@ -34,7 +34,7 @@ class SlideFiles:
 
 
 def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
-    """The slides of `source`; None where it holds images alone, or nothing.
+    """The slides of `source`; None if it holds only images, or nothing.
 
     A TIFF is a slide if it has several levels, tiles, or more pixels than a tile; one that cannot be opened counts as a
     slide beside other slides, or without images. Masks, recognised by their place, and folders of predictions are
@@ -42,7 +42,7 @@ def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
 
     Args:
         source: a slide, a folder to search with its sub-folders, or a manifest with a column slide.
-        root: folder that a manifest's paths may not leave; its own where None.
+        root: folder that must contain a manifest's paths; the manifest's own folder if None.
 
     Raises:
         ValueError: a manifest that names no slide, or one outside `root`.

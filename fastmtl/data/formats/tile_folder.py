@@ -1,4 +1,4 @@
-"""Indexes a folder of labelled tiles: images, their masks, classes and patients.
+"""Index a folder of labelled tiles: images, their masks, classes and patients.
 
 Layout: `ROOT/CLASS/image/NAME.(png|jpg|...)` and `ROOT/CLASS/label/NAME.(png|...)`, as EBHI-Seg is published.
 """
@@ -19,8 +19,8 @@ def read_tile_folder(root: str | Path, class_names: Sequence[str] | None = None,
     """Index `root`; opens no image (see `fastmtl.data.check_tiles` for that).
 
     Args:
-        root: folder with one sub-folder per class, each with `image` and, where there are masks, `label`.
-        class_names: the classes in label order; sorted folder names when None. A class without a folder is allowed
+        root: folder with one sub-folder per class, each with `image` and, if there are masks, `label`.
+        class_names: the classes in label order; sorted folder names if None. A class without a folder is allowed
             (a small validation set), a folder without a class is not.
         patient: finds the patient in a file's name, see `group_of`.
 

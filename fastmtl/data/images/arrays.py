@@ -105,6 +105,6 @@ def _fits(values: NDArray) -> bool:
 
 
 def check_preprocessing(name: str) -> None:
-    """ValueError unless `name` is in `PREPROCESSING`."""
+    """Raise ValueError unless `name` is in `PREPROCESSING`."""
     if name not in PREPROCESSING:
         raise ValueError(f"unknown preprocessing {name!r}; known: {', '.join(PREPROCESSING)}")

@@ -1,4 +1,4 @@
-"""Reads GeoJSON polygons, as QuPath and other viewers export them, into arrays of rings and classes."""
+"""Read GeoJSON polygons, as exported by QuPath and other viewers, into arrays of rings and classes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _MAX_DEPTH = 50  # of collections inside collections
 
 
 class PolygonSet(NamedTuple):
-    """The polygons of a file, in its order; a MultiPolygon's parts are polygons of their own.
+    """The polygons of a file, in its order; the parts of a MultiPolygon are separate polygons.
 
     Attributes:
         points: float64 [P, 2], x and y of all rings' points; a ring's last point joins its first.
         rings: int64 [R + 1]: ring r is points[rings[r] : rings[r + 1]].
         polygons: int64 [N + 1]: polygon n has the rings from polygons[n] to polygons[n + 1], its outline first.
         boxes: float64 [N, 4]: left, top, right and bottom.
-        names: N class names; "" where a polygon has none.
-        notes: what was ignored or is unusual, in words.
+        names: N class names; "" for polygons without a class.
+        notes: ignored or unusual objects, in words.
     """
 
     points: NDArray[np.float64]
@@ -86,7 +86,7 @@ def _parse(file: Path, _mtime: int, _size: int) -> PolygonSet:
 
 
 def _is_empty_collection(content: object) -> bool:
-    """What viewers write for a slide where nothing was drawn, for example one without tumour."""
+    """Whether it is a collection without objects, as viewers write it for a slide without annotations."""
     return content == [] or (isinstance(content, dict) and content.get("features") == [])
 
 
@@ -131,9 +131,9 @@ class _Reader:
             raise ValueError(f"{self._file} is not GeoJSON: expected an object with a GeoJSON `type`; found {found}")
 
     def notes(self) -> Iterator[str]:
-        """What is not drawn, or not drawn as the viewer shows it."""
+        """Notes on objects that are not drawn, or not drawn as the viewer shows them."""
         if self._passed:
-            yield f"passed over: {_counted(self._passed)}; masks are drawn only from polygons"
+            yield f"ignored: {_counted(self._passed)}; masks are drawn only from polygons"
         if self._nuclei:
             yield f"{self._nuclei} cells have a nucleus of their own, which is not drawn"
         if self._empty:

@@ -1,4 +1,4 @@
-"""Arrays stored in an HDF5 file itself: HDF5 can also point to any other file of the machine, which is refused."""
+"""Arrays stored inside an HDF5 file; links to other files, which HDF5 allows, are refused."""
 
 from __future__ import annotations
 

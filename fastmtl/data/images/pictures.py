@@ -1,4 +1,4 @@
-"""Pixels of any picture, for display and prediction: files, regions, drawn pictures. Training uses the loader."""
+"""Pixels of any picture (file, region, drawing) for display and prediction. Training uses the loader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ORIENTATION_TAG = 0x0112
 
 
 def open_picture(picture: ImageSource) -> NDArray[np.uint8]:
-    """RGB uint8 [h, w, 3], turned upright as the loader turns it.
+    """RGB uint8 [h, w, 3], rotated upright as in the loader.
 
     Raises:
         OSError, ValueError: it cannot be read; the message names the file.
@@ -68,7 +68,7 @@ def image_file(file: Path) -> Iterator[Image]:
 
 
 def picture_size(picture: ImageSource) -> tuple[int, int]:
-    """(width, height) of `open_picture`; reads no pixels where the size is written elsewhere."""
+    """(width, height) of `open_picture`; reads pixels only if the size is not stored elsewhere."""
     if isinstance(picture, Path):
         if picture.exists() and not picture.is_file():
             raise ValueError(f"{picture}: not a file")
@@ -84,7 +84,7 @@ def picture_size(picture: ImageSource) -> tuple[int, int]:
 
 
 def upright_size(image: Image) -> tuple[int, int]:
-    """(width, height) of an opened Pillow image, turned as its EXIF says."""
+    """(width, height) of an opened Pillow image after its EXIF rotation."""
     turned = image.getexif().get(_ORIENTATION_TAG, 1) >= 5
     return (image.height, image.width) if turned else (image.width, image.height)
 

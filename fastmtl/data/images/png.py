@@ -1,4 +1,4 @@
-"""Decodes the PNG files of most tiles, 8-bit grey or RGB, on the CPU in half the time of libpng and DALI.
+"""Decode common PNG files, 8-bit grey or RGB, on the CPU in half the time of libpng and DALI.
 
 libdeflate decompresses and checks, Numba undoes the row filters. DALI decodes the rare kinds.
 """

@@ -1,4 +1,4 @@
-"""Masks as run-length codes: "start length start length ...", starts counted from 1, as competitions publish them."""
+"""Masks as run-length codes: "start length start length ...", starts counted from 1, as in competitions."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def decode_runs(
 
 
 def _apart(runs: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Overlapping runs [n, 2] without what earlier ones cover: filling the mask a thousand times would take minutes.
-    Unchanged where one is outside the mask."""
+    """Runs [n, 2] without the parts covered by earlier ones, because filling overlaps many times would take minutes.
+    Unchanged if one is outside the mask."""
     start, length = runs.T
     if not ((start >= 1) & (length >= 1) & (start <= size) & (length <= size)).all():
         return runs

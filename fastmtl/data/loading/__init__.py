@@ -1,1 +1,1 @@
-"""From a data set to training batches."""
+"""Loading: training batches from a data set."""

@@ -1,8 +1,8 @@
-"""Random geometry, colour and noise as pure functions of (seed, epoch, tile), without a generator's state.
+"""Random geometry, colour and noise as pure functions of (seed, epoch, tile), without generator state.
 
-So an interrupted epoch resumes exactly, and a tile's augmentation does not depend on batch size, rank, number of
-threads or device. Crop, zoom, flips and rotation are one affine matrix; elastic and grid distortion are one field
-before it. Everything is resampled once, and image and mask always move alike.
+An interrupted epoch therefore resumes exactly, and a tile's augmentation does not depend on batch size, rank, number of
+threads or device. Crop, zoom, flips and rotation form one affine matrix; elastic and grid distortion form one field,
+applied before it. Images are resampled once, and image and mask always have the same geometry.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much tiles may be changed. Every parameter is drawn uniformly; zoom and aspect in their logarithm.
+    """Ranges of the augmentation. Every parameter is drawn uniformly; zoom and aspect on a logarithmic scale.
 
     Attributes:
         horizontal_flip: probability of a left-right flip.
         vertical_flip: probability of a top-bottom flip.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees: tissue has no orientation.
+        quarter_turns: whether to rotate by 0, 90, 180 or 270 degrees: tissue has no orientation.
         rotation: largest further rotation in both directions, degrees.
-        zoom: range of the source window's side, as a fraction of the tile: below 1 a crop, above 1 the tile shrinks
-            and is surrounded by background. The window lies anywhere in the tile (the tile anywhere in the window).
+        zoom: range of the source window's side, as a fraction of the tile: below 1 crops; above 1 shrinks the tile and
+            surrounds it with background. The window's position in the tile (or the tile's in the window) is random.
         aspect: largest ratio by which the window is stretched, 1 or more.
         brightness: factor range 1 - brightness .. 1 + brightness.
         contrast: factor range, likewise, about middle grey.
@@ -63,7 +63,7 @@ class Augmentation:
         hue: largest hue shift in both directions, degrees.
         elastic: largest shift of a control point, each drawn independently; fraction of a cell, 0 .. 0.4.
         grid: largest shift of a line of control points, likewise; 0 .. 0.4 together with `elastic`.
-        cells: cells per side of the grid of control points; few bend the whole tile, many ripple it.
+        cells: cells per side of the grid of control points; few give global, many local distortion.
         noise: largest standard deviation of Gaussian noise, grey levels; drawn from 0.
     """
 
@@ -118,7 +118,7 @@ class Augmentation:
             seed: 0 .. 2**63 - 1.
             epoch: counts from 0.
             tiles: int [B], positions in the data set.
-            repeats: int [B], how often the tile came before in this epoch, so that a second draw differs.
+            repeats: int [B], earlier occurrences of the tile in this epoch, so that a second draw differs.
         """
         tiles = np.atleast_1d(np.asarray(tiles))
         repeats = np.broadcast_to(np.asarray(repeats), tiles.shape)
@@ -173,7 +173,7 @@ class Augmentation:
 def _uniform(
     stream: int, seed: int, epoch: int, tiles: NDArray[np.int64], repeats: NDArray[np.int64], count: int
 ) -> NDArray[np.float64]:
-    """[B, count] in [0, 1): counter-based, so that any tile of any epoch is reached directly; stable across NumPy."""
+    """[B, count] in [0, 1): counter-based, for direct access to any tile and epoch; stable across NumPy versions."""
     raw = np.empty((len(tiles), count), np.uint64)
     bits = np.random.Philox(key=[seed, stream])
     state: Any = bits.state  # reused: making a generator asks the system for entropy

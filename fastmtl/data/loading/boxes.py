@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .augment import Parameters, displacement
 
 SMALLEST_SHARE = 0.1
-"""A box is absent if less than this share of it is left in the image."""
+"""A box counts as absent if a smaller fraction of it is inside the image."""
 
 _STEPS = 24  # of the fixed point; each reduces the error by the slope of the field, at most about 0.8
 _PER_EDGE = 16

@@ -1,6 +1,6 @@
-"""The DALI graph: encoded tiles in, pixels out, on the CPU or on the GPU (`mixed`); grey or RGB as asked for each.
+"""The DALI graph: decodes tiles on the CPU or on the GPU (`mixed`), each to grey or RGB as requested.
 
-A batch has any number of tiles; `transform_cpu` and `transform_gpu` put them together.
+A batch has any number of tiles; `transform_cpu` and `transform_gpu` stitch them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...utils.optional_imports import require
 
 MAX_TILES = 2**16
-"""Encoded tiles in a batch at most; DALI requires a limit, and a large one costs nothing."""
+"""The maximum number of encoded tiles in a batch; DALI requires a limit, and a large one has no cost."""
 
 
 Source = Callable[[int], tuple[list[NDArray[np.uint8]], list[NDArray[np.bool_]]]]
@@ -62,17 +62,17 @@ class DaliGraph:
         return self._pipeline.run(stream)[0] if stream is not None else self._pipeline.run()[0]
 
     def rewind(self) -> None:
-        """Prepare another pass, after all batches of the last one were taken."""
+        """Prepare another pass; call it after taking all batches of the last one."""
         try:
             self._pipeline.run()
         except StopIteration:
             self._pipeline.reset()
         else:
-            raise RuntimeError("rewind() came before the pass was over")
+            raise RuntimeError("rewind() must be called after the end of a pass")
 
 
 def _define(source: Source, decode: str, fn: Any, types: Any) -> Any:
-    """DALI rewrites this function and turns the `if` into a split of the batch: so it calls nothing but DALI."""
+    """DALI rewrites this function and turns the `if` into a split of the batch, so it may call only DALI."""
     encoded, is_grey = fn.external_source(
         source=source, num_outputs=2, batch=True, dtype=[types.UINT8, types.BOOL], ndim=[1, 0]
     )
@@ -91,7 +91,7 @@ def undecodable(
     device: Literal["cpu", "gpu"],
     device_id: int | None,
 ) -> dict[int, str]:
-    """Which of these DALI cannot decode, and why. Each is tried alone, which is slow: call it after an error."""
+    """The tiles that DALI cannot decode, with reasons. Tries each alone, which is slow: call it after an error."""
     found: dict[int, str] = {}
     graph, batch = None, []
     for number, (data, grey) in enumerate(zip(encoded, is_grey, strict=True)):

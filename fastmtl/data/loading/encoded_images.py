@@ -1,4 +1,4 @@
-"""Read images without decoding them: a whole file, the compressed tiles of a slide region, or drawn pixels."""
+"""Read images without decoding them: whole files, the compressed tiles of a slide region, or drawn pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _JPEG = b"\xff\xd8\xff"
 
 
 class OpenSlide(Protocol):
-    """What is needed of an open slide."""
+    """The interface of an open slide that reading needs."""
 
     def encoded_tiles(self, region: Region) -> list[EncodedTile]: ...
 
@@ -35,7 +35,7 @@ class Mosaic(NamedTuple):
 
 
 class EncodedImages:
-    """Reads image sources as mosaics of encoded tiles. Threads may share it.
+    """Reads image sources as mosaics of encoded tiles. Thread-safe.
 
     Args:
         open_slide: returns the open slide at a path, `opened` by default.
@@ -94,8 +94,8 @@ def _of_pixels(pixels: NDArray[np.uint8]) -> EncodedTile:
 
 
 def place_of(picture: ImageSource | None) -> dict[str, Any]:
-    """Where an image comes from, in JSON types: its file, for a region also its place; the text of a drawing without a
-    file."""
+    """The origin of an image, in JSON types: its file, for a region also its position; for a drawing without a file its
+    text."""
     if isinstance(picture, Region):
         place = {name: getattr(picture, name) for name in ("x", "y", "width", "height", "level")}
         return {"file": str(picture.slide), **place}

@@ -39,21 +39,21 @@ class TileLoader:
     low-pass filter: store tiles at most about twice as large as `size`. Pixels outside the tile become light grey
     (`dataset.BACKGROUND`) in the image and 0 in masks.
 
-    Batches have `images` float32 [B, 3, size, size], what `Target` says for each task, `has_label` bool [B, K], and
-    `metadata`. Masks may have any resolution: they cover their image's field of view and follow its geometry. A box is
-    absent if less than a tenth of it is left in the image.
+    Batches have `images` float32 [B, 3, size, size], a target per task (see `Target`), `has_label` bool [B, K], and
+    `metadata`. Masks may have any resolution: they cover their image's field of view and get the same geometry. A box
+    counts as absent if less than a tenth of it is inside the image.
 
     Args:
         tiles: the data set, or `RandomPatches` of it.
         targets: task name -> `Target` or its kind, in the order of the columns of `Batch.has_label`.
         size: output height and width, pixels.
         batch_size: samples in a batch, on this rank.
-        metadata: name in `Batch.metadata` -> columns of numbers, float32 [B, M]; 0 where a tile has none.
+        metadata: name in `Batch.metadata` -> columns of numbers, float32 [B, M]; 0 for missing values.
         augmentation: see `Augmentation`; none by default.
         stain: normalises stains between geometry and colour; see `transform_cpu.Normalizer`. Tiles of one slide, and
             image files of one patient, share a key.
-        shuffle: a new order each epoch (training). With several ranks tiles are then repeated until all ranks have
-            the same number; without it every tile comes exactly once, and ranks may differ by one tile.
+        shuffle: use a new order each epoch (training). With several ranks tiles are repeated until all ranks have the
+            same number; without shuffling every tile occurs exactly once, and ranks may differ by one tile.
         balanced: draw with replacement, each class equally often; the name of a column of labels, or True for the
             tiles' own. Requires labels and `shuffle`. With `open_slides` or `per_slide` each slide is balanced.
         pairs: columns (case, position): draw pairs of consecutive tiles of a case, at most one of a case in a batch of
@@ -62,16 +62,16 @@ class TileLoader:
             pair of each of its values.
         open_slides: slides that a rank draws from at a time; 0: from all. Ranks get different slides.
         per_slide: tiles drawn from each slide in an epoch; 0: all.
-        max_damaged: the share of tiles that may be found damaged in an epoch. They are listed in `quarantine`. When
-            shuffling, each is replaced by a tile of the same label, drawn by (seed, epoch, tile): batch sizes and class
-            balance stay. Without shuffling (evaluation) they are left out, because a replacement would count twice.
-            With 0 the first damaged tile is an error.
+        max_damaged: the largest accepted fraction of damaged tiles in an epoch; they are listed in `quarantine`. When
+            shuffling, each is replaced by a tile of the same label, drawn by (seed, epoch, tile), which keeps batch
+            sizes and class balance. Without shuffling (evaluation) they are skipped, because a replacement would count
+            twice. With 0 the first damaged tile is an error.
         seed: of order and augmentation, 0 .. 2**63 - 1.
-        drop_last: leave out the last batch if it is not full.
-        drop_single: leave it out if it has one sample and others have more.
+        drop_last: drop the last batch if it is not full.
+        drop_single: drop the last batch if it has one sample and others have more.
         rank: this process among `world_size`.
         world_size: processes that share the data set.
-        device: "cpu" or "gpu" (torch's current CUDA device): where decoding and augmentation run, and of the batches.
+        device: "cpu" or "gpu" (torch's current CUDA device): for decoding, augmentation and the batches.
         num_threads: CPU threads that read, decode and augment.
         prefetch: batches decoded ahead; as many again are read ahead.
         mean: per-channel mean that is subtracted, RGB in 0..1.
@@ -163,7 +163,7 @@ class TileLoader:
         return [dict(entry) for entry in self._quarantine.entries]
 
     def __len__(self) -> int:
-        """Batches an epoch, on this rank."""
+        """Batches per epoch, on this rank."""
         return self._length
 
     @property
@@ -174,7 +174,7 @@ class TileLoader:
     def __iter__(self) -> Iterator[Batch]:
         self._iteration += 1
         iteration = self._iteration
-        if self._batch >= len(self) and not self._resumed:  # the loop was left right after its last batch
+        if self._batch >= len(self) and not self._resumed:  # the loop ended right after its last batch
             self._epoch, self._batch = self._epoch + 1, 0
         self._resumed = False
         table = self._read_epoch()
@@ -205,19 +205,19 @@ class TileLoader:
         Raises:
             ValueError: the state is from other tiles, another seed, batch size, world size or order.
         """
-        added = {"drop_single", "values"}  # what older states do not have
+        added = {"drop_single", "values"}  # missing in older states
         for name, mine in self._identity().items():
             if state.get(name) != mine and (name in state or name not in added):
                 raise ValueError(
                     f"the loader state was taken with {name}={state.get(name)!r}, this loader has {mine!r}: "
-                    f"{_CHANGED.get(name, 'its position means nothing here')}; resume with the same data and settings"
+                    f"{_CHANGED.get(name, 'its position is not valid here')}; resume with the same data and settings"
                 )
         self._move(state["epoch"], state["batch"])
         self._quarantine.load(state.get("quarantine", []))
         self._resumed = True
 
     def close(self) -> None:
-        """Free the pipeline with its threads and buffers; iterating again builds another. `with` calls it too."""
+        """Free the pipeline with its threads and buffers; iterating again builds a new one. Also called by `with`."""
         self._iteration += 1
         self._pipeline.close()
 
@@ -256,7 +256,7 @@ class TileLoader:
         return {"tiles": names.hexdigest()[:16], "values": values.hexdigest()[:16], **order}
 
     def _receive(self, plans: Sequence[Plan]) -> tuple[EncodedBatch, list[Tensor]]:
-        """The next batch, the first of `plans`; if a tile of it is damaged, the batch is read again without it."""
+        """The next batch, the first of `plans`; if one of its tiles is damaged, the batch is read again without it."""
         while True:
             try:
                 return self._pipeline.next()

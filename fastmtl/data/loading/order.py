@@ -63,7 +63,7 @@ def slide_runs(
 def interleaved(
     runs: Sequence[NDArray[np.int64]], *, seed: int, epoch: int, open_slides: int, rank: int, world_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """This rank's tiles, and how often each came before on any rank.
+    """This rank's tiles, and the number of earlier occurrences of each on any rank.
 
     The runs are concatenated and each rank takes an equal part, so at most world_size - 1 slides are read on two ranks.
     A rank has `open_slides` slides open and draws the next tile from any of them: batches are diverse, and a slide is
@@ -137,12 +137,12 @@ def pair_batches(
 
 
 def wrapped(order: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
-    """`order` with tiles repeated from its start until `world_size` ranks have equally many."""
+    """`order` with tiles repeated from its start until all `world_size` ranks have the same number."""
     return np.resize(order, -(-len(order) // world_size) * world_size)
 
 
 def repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64 [len(order)]: how often the same tile comes earlier in `order`."""
+    """int64 [len(order)]: earlier occurrences of the same tile in `order`."""
     by_tile = np.argsort(order, kind="stable")
     tiles = order[by_tile]
     first = np.searchsorted(tiles, tiles, side="left")

@@ -20,7 +20,7 @@ class TileStream(Protocol):
     """Tiles that differ from epoch to epoch."""
 
     def __len__(self) -> int:
-        """Tiles of an epoch, the same for each."""
+        """Number of tiles per epoch, the same for each epoch."""
         ...
 
     def tiles_of(self, epoch: int) -> Sequence[Tile]:
@@ -52,7 +52,7 @@ class RandomPatches:
 
     def __post_init__(self) -> None:
         if not self.tiles or not all(isinstance(tile.image, Region) for tile in self.tiles):
-            raise ValueError("`tiles` must be regions of slides, one or more; image files have nothing around them")
+            raise ValueError("`tiles` must be one or more regions of slides; image files cannot be shifted")
         if self.per_slide < 1 or self.shift < 0 or not 0 <= self.seed < 2**63:
             raise ValueError(
                 "`per_slide` must be 1 or more, `shift` 0 or more, `seed` 0 .. 2**63 - 1; "

@@ -1,4 +1,4 @@
-"""Read, decode and transform batches, one after the other."""
+"""Read, decode and transform batches in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Pipeline:
-    """Prefetcher, DALI graph and transform. Built on first use and again after an error: DALI does not recover."""
+    """Prefetcher, DALI graph and transform. Built on first use and rebuilt after an error: DALI does not recover."""
 
     def __init__(
         self,
@@ -41,11 +41,11 @@ class Pipeline:
         self._tiles: Sequence[Tile] = ()
 
     def start(self, epoch: int, tiles: Sequence[Tile], plans: Sequence[Plan]) -> None:
-        """Begin with these batches."""
+        """Start a pass over these batches."""
         if not plans:
             return
         self._tiles = tiles
-        if not self._idle:  # left in the middle of a pass, or broken: it still has that pass's batches
+        if not self._idle:  # stopped during a pass, or broken: it still holds that pass's batches
             self._graph = None
         self._prefetcher.start(epoch, tiles, plans)
         if self._graph is None:
@@ -61,7 +61,7 @@ class Pipeline:
     def next(self) -> tuple[EncodedBatch, list[Tensor]]:
         """The next batch: images float32 [B, 3, H, W] and maps uint8 [B, C, H, W]. After an error call `start`."""
         if self._graph is None:
-            raise RuntimeError("next() came before start()")
+            raise RuntimeError("next() must be called after start()")
         if self._transform is None:
             self._transform = self._make_transform()
         stream = torch.cuda.current_stream(self._device) if self._kind == "gpu" else None
@@ -71,13 +71,13 @@ class Pipeline:
         return batch, self._transform(batch, decoded, slides)
 
     def end_pass(self) -> None:
-        """Call after the last batch: prepares another pass."""
+        """Prepare another pass; call it after the last batch."""
         if self._graph is not None and not self._idle:
             self._graph.rewind()
             self._idle = True
 
     def report_undecodable(self) -> bool:
-        """Quarantine the tiles that DALI cannot decode among the batches it has; whether there were any."""
+        """Quarantine the tiles of the current batches that DALI cannot decode; returns whether any were found."""
         found = False
         for batch in list(self._prefetcher.fed):
             reasons = undecodable(batch.encoded, batch.is_grey, device=self._kind, device_id=self._device.index)

@@ -1,4 +1,4 @@
-"""Read the bytes of batches ahead of DALI, by threads and outside the interpreter lock."""
+"""Read the bytes of batches ahead of DALI, in threads and without the GIL."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _NOTHING = np.frombuffer(b"P5\n1 1\n255\n\x00", np.uint8)
 
 
 class Plan(NamedTuple):
-    """A batch to read: int64 [B] tile numbers, how often each came before in the epoch, and the row of each one's
-    partner, -1 for none."""
+    """A batch to read, int64 [B] each: tile numbers, earlier occurrences in the epoch, and the partner's row, -1 for
+    none."""
 
     samples: NDArray[np.int64]
     repeats: NDArray[np.int64]
@@ -38,7 +38,7 @@ _Sample = tuple[int, list[Mosaic | None]]  # tile number; the image and the maps
 
 
 class EncodedBatch(NamedTuple):
-    """A batch as it was read; damaged tiles are replaced or left out.
+    """A batch after reading; damaged tiles are replaced or dropped.
 
     Attributes:
         tiles: int64 [B], tile numbers.
@@ -60,7 +60,7 @@ class EncodedBatch(NamedTuple):
 
 
 class Prefetcher:
-    """Gives DALI its next batch.
+    """Provides DALI with its next batch.
 
     Args:
         pictures: reads the bytes.
@@ -68,7 +68,7 @@ class Prefetcher:
         augmentation: drawn for each sample.
         seed: of those draws.
         quarantine: takes damaged tiles.
-        replace: replace a damaged tile by another one; else it is left out.
+        replace: replace a damaged tile by another one; otherwise drop it.
         num_threads: reading threads.
         ahead: batches to read ahead of DALI.
     """
@@ -93,10 +93,10 @@ class Prefetcher:
         self._tiles: Sequence[Tile] = ()
         self._epoch = self._num_fed = self._num_started = 0
         self.fed: deque[EncodedBatch] = deque()
-        """Batches given to DALI and not yet taken by the pipeline."""
+        """Batches passed to DALI and not yet taken by the pipeline."""
 
     def start(self, epoch: int, tiles: Sequence[Tile], plans: Sequence[Plan]) -> None:
-        """Begin with these batches."""
+        """Start a pass over these batches."""
         self._drop()
         self._epoch, self._tiles, self._plans = epoch, tiles, plans
         self._num_fed = self._num_started = 0
@@ -114,7 +114,7 @@ class Prefetcher:
         return batch.encoded or [_NOTHING], [np.array(grey) for grey in batch.is_grey or [True]]
 
     def close(self, *, wait: bool = True) -> None:
-        """End the threads after their current reads; drop batches that were not taken."""
+        """Stop the threads after their current reads; drop batches that were not taken."""
         self._drop()
         if self._pool is not None:
             self._pool.shutdown(wait, cancel_futures=True)
@@ -131,7 +131,7 @@ class Prefetcher:
         return [self._tiles[tile].image, *(column.of(self._tiles[tile]) for column in self._columns.maps)]
 
     def report(self, tile: int, picture: int, reason: str) -> None:
-        """Quarantine a tile; TileReadError if that is one too many."""
+        """Quarantine a tile; TileReadError if the limit is exceeded."""
         self._quarantine.report(self._epoch, self._tiles[tile], self.pictures_of(tile)[picture], reason)
 
     def _begin(self, plan: Plan) -> list[Future[list[_Sample | None]]]:
@@ -145,7 +145,7 @@ class Prefetcher:
         return [self._sample(tile, repeat) for tile, repeat in rows]
 
     def _sample(self, wanted: int, repeat: int) -> _Sample | None:
-        """None for a tile that is left out."""
+        """None for a dropped tile."""
         tile = wanted
         for attempt in range(_MAX_SUBSTITUTES):
             if not self._quarantine.is_known(self._tiles[tile]):
@@ -155,7 +155,7 @@ class Prefetcher:
             if not self._replace:
                 return None
             tile = substitutes(wanted, self._tiles, seed=self._seed, epoch=self._epoch, repeat=repeat, attempt=attempt)
-        raise RuntimeError(f"{_MAX_SUBSTITUTES} tiles drawn in the place of {self._tiles[wanted].id} are damaged too")
+        raise RuntimeError(f"{_MAX_SUBSTITUTES} tiles drawn to replace {self._tiles[wanted].id} are damaged too")
 
     def _try(self, tile: int) -> list[Mosaic | None] | None:
         mosaics: list[Mosaic | None] = []

@@ -1,4 +1,4 @@
-"""Tiles that cannot be read: listed and left out, up to a share at which training stops."""
+"""Unreadable tiles: listed and skipped, up to a fraction at which training stops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..images.pictures import file_of
 from .encoded_images import place_of
 
 _STREAM = 0x66617565
-_HEADER_BYTES, _PIXELS_PER_BYTE = 1024, 16  # the most that a sensible encoder spends on an image of one colour
+_HEADER_BYTES, _PIXELS_PER_BYTE = 1024, 16  # an upper bound for the encoded size of an image of one colour
 
 
 class TileReadError(UserError, RuntimeError):
@@ -41,7 +41,7 @@ class Quarantine:
     """The list of damaged tiles. Its tiles are not read again.
 
     Args:
-        max_damaged: the share of tiles that may be found damaged in an epoch; with 0 the first one is an error.
+        max_damaged: the largest accepted fraction of damaged tiles in an epoch; with 0 the first one is an error.
         num_tiles: tiles of an epoch.
     """
 
@@ -60,7 +60,7 @@ class Quarantine:
         """Add a tile to the list.
 
         Raises:
-            TileReadError: that is more than `max_damaged` allows.
+            TileReadError: more tiles are damaged than `max_damaged` allows.
         """
         with self._lock:
             if tile.id in self._known:
@@ -74,7 +74,7 @@ class Quarantine:
                 return
         problem = Problem(Path(place_of(picture)["file"]), reason)
         if not self._limit:
-            self._forget(tile)  # it may be repaired and the iteration continued
+            self._forget(tile)  # it may be repaired before the iteration continues
             raise TileReadError(
                 f"tile {tile.id} cannot be read: {problem} (`max_damaged` above 0 sets some aside)", [problem]
             )
@@ -98,7 +98,7 @@ class Quarantine:
 
 
 def substitutes(tile: int, tiles: Sequence[Tile], *, seed: int, epoch: int, repeat: int, attempt: int) -> int:
-    """The tile that replaces a damaged one: drawn among those of the same label, the same in every run."""
+    """The replacement of a damaged tile: drawn from tiles of the same label, identical in every run."""
     label = tiles[tile].label
     alike = [number for number, other in enumerate(tiles) if other.label == label and number != tile] or [tile]
     bits = np.random.Philox(key=[seed, _STREAM], counter=[attempt, repeat, tile, epoch])
@@ -108,7 +108,7 @@ def substitutes(tile: int, tiles: Sequence[Tile], *, seed: int, epoch: int, repe
 def nonsense(
     data: NDArray[np.uint8], decoded: NDArray[np.uint8], is_constant: Callable[[NDArray[np.uint8], int], bool]
 ) -> str | None:
-    """Why an image decoded without an error is wrong; None if it looks right.
+    """Why an image that decoded without an error is wrong; None if it looks right.
 
     Some decoders return a single colour for a codec they do not know. An image of one colour takes few bytes; one that
     takes more is decoded again.
@@ -121,6 +121,6 @@ def nonsense(
     try:
         with image_module.open(BytesIO(data.tobytes())) as image:
             extrema = np.reshape(image.getextrema(), (-1, 2))
-    except Exception as error:  # whatever it is, a second decoder does not find one colour
+    except Exception as error:  # any error means that the second decoder does not confirm a single colour
         return f"decoded to one colour; Pillow: {reason_of(error)}"
     return "decoded to one colour, which it does not hold" if (extrema[:, 0] != extrema[:, 1]).any() else None

@@ -1,4 +1,4 @@
-"""The batches of an epoch: which tiles, in which order, on which rank; pure functions of (seed, epoch)."""
+"""The batches of an epoch, with tiles, order and rank; pure functions of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .targets import NO_PARTNER
 
 @dataclass(frozen=True)
 class Sampler:
-    """How epochs are put together; see `TileLoader` for the arguments."""
+    """How epochs are composed; see `TileLoader` for the arguments."""
 
     batch_size: int
     seed: int
@@ -66,7 +66,7 @@ class Sampler:
         )
 
     def num_batches(self, tiles: Sequence[Tile]) -> int:
-        """Batches an epoch, on this rank; the same for every epoch."""
+        """Batches per epoch, on this rank; the same for every epoch."""
         if self.pairs:
             return len(self.plans(tiles, 0))
         total = len(tiles)
@@ -79,7 +79,7 @@ class Sampler:
 
     @property
     def _least(self) -> int:
-        """Samples that the last batch needs to be kept."""
+        """The minimum number of samples of a last batch that is kept."""
         return self.batch_size if self.drop_last else 1 + self.drop_single
 
     def plans(self, tiles: Sequence[Tile], epoch: int) -> list[Plan]:
@@ -97,7 +97,7 @@ class Sampler:
         return len(self.plans(tiles, 0)[-1].samples) == 1
 
     def _samples(self, tiles: Sequence[Tile], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """This rank's tiles in order, and how often each came before on any rank."""
+        """This rank's tiles in order, and the number of earlier occurrences of each on any rank."""
         if self.by_slide:
             labels = self._labels(tiles) if self.balanced else None
             runs = order.slide_runs(slides_of(tiles), labels, seed=self.seed, epoch=epoch, per_slide=self.per_slide)
@@ -152,7 +152,7 @@ class Sampler:
         return order.neighbours(_column(tiles, case), _column(tiles, position))
 
     def _owners(self, tiles: Sequence[Tile], cases: Sequence[NDArray[np.int64]]) -> list:
-        """For each case the value that no two pairs of a batch may share: the case itself, or its third column."""
+        """For each case the value that must be unique among the pairs of a batch: the case, or its third column."""
         name, _, *further = self.pairs or ("", "")
         if not further:
             return list(range(len(cases)))

@@ -42,14 +42,14 @@ class MapColumn:
 
 
 class Columns:
-    """Which columns of the tiles the targets and metadata are read from.
+    """The columns of the tiles from which targets and metadata are read.
 
     Args:
         targets: task name -> `Target` or its kind.
         metadata: name in `Batch.metadata` -> columns.
 
     Raises:
-        ValueError: an unknown kind, a size below 1, or a kind that needs a column and has none.
+        ValueError: an unknown kind, a size below 1, or a missing column for a kind that needs one.
     """
 
     def __init__(self, targets: Mapping[str, Target | str], metadata: Mapping[str, Sequence[str]]):
@@ -95,7 +95,7 @@ class ColumnValues:
         Args:
             rows: int64 [B], numbers of tiles.
             partners: int64 [B], rows of the batch, -1 for none.
-            drawn: what was done to the images.
+            drawn: the augmentation of the images.
             maps: one tensor for each of the columns' `maps`.
         """
         by_map = dict(zip(self._columns.maps, maps, strict=True))
@@ -152,13 +152,13 @@ def _read(target: Target, tiles: Sequence[Tile]) -> tuple[NDArray, NDArray[np.bo
 
 
 def _numbers(tiles: Sequence[Tile], column: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """float64 [N], 0 where there is none, and where there is one."""
+    """float64 [N], 0 for missing values, and bool [N], which values exist."""
     values = np.array([_number(tile, column, _value(tile, column)) for tile in tiles])
     return np.where(np.isnan(values), 0.0, values), ~np.isnan(values)
 
 
 def _value(tile: Tile, column: str) -> object:
-    """The tile's value; "label" is its own label where no column has that name."""
+    """The tile's value; "label" is its own label if no column has that name."""
     return tile.values.get(column, tile.label if column == "label" else None)
 
 

@@ -1,6 +1,6 @@
-"""Transform decoded tiles to a batch on the CPU: stitch, resample once, colour, normalise; maps by the same geometry.
+"""Transform decoded tiles to a batch on the CPU: stitch, resample once, colour, normalise; maps get the same geometry.
 
-By Numba kernels: DALI's operators take about eight times as long. `transform_gpu` does the same on a GPU.
+Uses Numba kernels: DALI's operators take about eight times as long. `transform_gpu` does the same on a GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .targets import MapColumn
 
 # DALI's colour space for hue and saturation: luma and two chroma axes; hue rotates them, saturation scales them.
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
-_FROM_YIQ = np.linalg.inv(_TO_YIQ)  # DALI's has three digits and so changes colours that should stay
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)  # DALI's inverse has three digits and so changes colours that should not change
 _MIDDLE_GREY = 128.0
 
 
 class Normalizer(Protocol):
-    """Stain normalisation as the loader calls it. One whose attribute `augments` is False gets no draws."""
+    """The stain normaliser interface of the loader. No draws are passed if its attribute `augments` is False."""
 
     def __call__(
         self,
@@ -60,7 +60,7 @@ class Normalizer(Protocol):
 
 @dataclass(frozen=True)
 class TransformOptions:
-    """How batches are made.
+    """The settings of the transform.
 
     Attributes:
         size: output height and width, pixels.
@@ -70,7 +70,7 @@ class TransformOptions:
         maps: the columns read with the images.
         num_threads: CPU threads for a batch.
         stain: normalises stains between geometry and colour; None: a single pass does everything.
-        with_draws: whether `stain` gets its draws.
+        with_draws: whether `stain` receives draws.
         mask_sampling: "bilinear" or "nearest", before the threshold.
     """
 
@@ -143,10 +143,10 @@ def in_pixels(matrix: NDArray[np.float32], size: int, height: int, width: int) -
 
 
 def check_size(tile: int, picture: int, part: EncodedTile, height: int, width: int) -> None:
-    """Check that a tile decoded to at least the pixels that its index promises.
+    """Check that a tile decoded to at least the size in its index.
 
     Raises:
-        DamagedSampleError: it did not.
+        DamagedSampleError: it is smaller.
     """
     if part.width > width or part.height > height:
         expected = f"{part.width}x{part.height}"
@@ -173,14 +173,14 @@ class CpuTransform:
         """Images float32 [B, 3, size, size] and for each map uint8 [B, C, size, size].
 
         Raises:
-            DamagedSampleError: an image decoded to something else than was encoded.
+            DamagedSampleError: a decoded image does not match what was encoded.
         """
         options, drawn, count = self._options, batch.drawn, len(batch.tiles)
         pixels = [np.asarray(decoded[number]) for number in range(len(batch.encoded))]
         shape = (count, 3, options.size, options.size)
         images = torch.empty(shape) if options.stain is None else torch.empty(shape, dtype=torch.uint8)
         inside = torch.empty(count, options.size, options.size, dtype=torch.uint8)
-        # NumPy's zeros: torch's would wake its threads and wait for them while others use the cores.
+        # NumPy's zeros: torch's would start its threads and wait for them while others use the cores.
         shapes = [(count, column.size, options.size, options.size) for column in options.maps]
         layers = [np.zeros(shape, np.uint8) for shape in shapes]
         out, within, maps = images.numpy(), inside.numpy(), [torch.from_numpy(layer) for layer in layers]
@@ -205,7 +205,7 @@ class CpuTransform:
         self._each(one, count)
         if options.stain is None:
             return [images, *maps]
-        with on_one_thread():  # the others decode the next batch
+        with on_one_thread():  # the other threads decode the next batch
             normal = options.normalise(images, inside, drawn, slides, torch.from_numpy)
         if drawn.noise.any():
             levels = normal.numpy()
@@ -249,7 +249,7 @@ class CpuTransform:
         return _stitched(mosaic, found, channels, BACKGROUND if picture == 0 else 0)
 
     def _each(self, one: Callable[[int], None], count: int) -> None:
-        """`one(i)` for every i, split evenly over the threads."""
+        """Call `one(i)` for every i, split evenly over the threads."""
         bounds = np.linspace(0, count, self._options.num_threads + 1).astype(int).tolist()
 
         def several(start: int, stop: int) -> None:

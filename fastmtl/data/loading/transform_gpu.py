@@ -92,7 +92,7 @@ class GpuTransform:
         self._held.clear()
 
     def _upload(self, batch: EncodedBatch) -> dict[int, tuple[Pixels, Tensor]]:
-        """Copy the tiles that came as pixels, all at once; by the identity of their array."""
+        """Copy the tiles given as pixels in one transfer; keyed by the identity of their array."""
         mosaics = [mosaic for column in batch.mosaics for mosaic in column if mosaic is not None]
         arrays = {id(p.pixels): p.pixels for mosaic in mosaics for p in mosaic.tiles if p.pixels is not None}
         if not arrays:
@@ -108,7 +108,7 @@ class GpuTransform:
         return send(torch.from_numpy(np.ascontiguousarray(values)), self._device)
 
     def _hold(self, memory: object) -> None:
-        """Keep what the kernels read until they have run: DALI reuses its buffers whatever torch's streams do."""
+        """Keep the kernels' inputs alive until they have run: DALI reuses its buffers regardless of torch's streams."""
         if self._device.type != "cuda":
             return
         done = torch.cuda.Event()
@@ -136,7 +136,7 @@ class _Places:
         ]
 
     def stitch(self, kernels: ModuleType, device: torch.device) -> Tensor | None:
-        """Put together the mosaics that are not covered by one tile; the memory they are in."""
+        """Stitch the mosaics that are not covered by one tile; returns their memory."""
         wanted = [
             (picture, row, mosaic, mosaic.size)
             for picture, mosaics in enumerate(self._batch.mosaics)
@@ -204,7 +204,7 @@ class _Places:
 
 
 def decoded_pixels(decoded: Sequence[DaliTensor], count: int) -> list[Pixels]:
-    """Where DALI's decoded tiles are; their shapes are on the host, so nothing waits."""
+    """The addresses of DALI's decoded tiles; their shapes are on the host, so nothing waits."""
     return [Pixels(decoded[number].data_ptr(), *decoded[number].shape()) for number in range(count)]
 
 

@@ -36,7 +36,7 @@ def quoted(names: Sequence[str]) -> list[str]:
 
 
 def spelling_problem(counts: Mapping[str, int], of: str, unit: str) -> str | None:
-    """The notice about names that are spelled alike; None where there are none.
+    """The notice about names that are spelled alike; None if there are none.
 
     Args:
         counts: name -> how often it appears.

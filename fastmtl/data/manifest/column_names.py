@@ -13,7 +13,7 @@ RESERVED = ("id", "image", "slide", *REGION, "mask", "label", "patient", "group"
 
 
 def check_names(table: TextTable, names: Sequence[str], declared: Collection[str]) -> None:
-    """Refuse a table without images or slides, and columns that are missing, repeated or misspelled.
+    """Reject a table without images or slides, and columns that are missing, repeated or misspelled.
 
     Args:
         table: the manifest.

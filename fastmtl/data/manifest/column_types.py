@@ -117,7 +117,7 @@ def class_names(name: str, table: TextTable, cells: Sequence[str], given: Sequen
 def parse_cell(
     kind: Kind, cell: str, name: str, place: str, classes: Sequence[str] = ()
 ) -> int | float | str | tuple[float, ...] | None:
-    """The value of a cell that holds no picture; None where it is empty.
+    """The value of a cell that holds no picture; None if it is empty.
 
     Raises:
         ValueError: not of this kind; names the line, the column and the cell.

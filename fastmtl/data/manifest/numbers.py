@@ -11,7 +11,7 @@ _COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 def parse_number(cell: str) -> float | None:
-    """The number in a cell; None where it holds none, or one that is not finite."""
+    """The number in a cell; None if it holds none, or one that is not finite."""
     try:
         number = float(cell)
     except ValueError:
@@ -38,7 +38,7 @@ def parse_integer(cell: str, name: str, place: str) -> int:
 
 
 def parse_mpp(cell: str, place: str) -> float:
-    """Micrometres per pixel; ValueError names the line where the cell holds no plausible ones."""
+    """Micrometres per pixel; ValueError with the line if the cell holds no plausible value."""
     number = parse_number(cell)
     if number is None or number <= 0:
         raise ValueError(f"{place}: mpp must be a number above 0; got {cell!r}{comma_hint(cell)}")

@@ -37,7 +37,7 @@ class PathRule:
                 root are not followed: the user put them there.
         """
         if "\0" in text:
-            raise ValueError(f"{place}: {text!r} is no path: it holds a zero byte")
+            raise ValueError(f"{place}: {text!r} is not a path: it contains a zero byte")
         path = self._inside(text, place)
         if "\\" in text and not os.path.lexists(path):
             path = self._inside(text.replace("\\", "/"), place)
@@ -69,6 +69,6 @@ class PathRule:
         found = sorted(name for name in names if unicode_form(name) == unicode_form(path.name))
         if len(found) > 1:
             raise ValueError(
-                f"{place}: {tell_apart(home / found[0], home / found[1])} are both there; rename or remove one"
+                f"{place}: {tell_apart(home / found[0], home / found[1])} both exist; rename or remove one"
             )
         return home / (found[0] if found else path.name)

@@ -1,4 +1,4 @@
-"""What is odd about files of polygons: drawn on another slide, crossing themselves, of several classes."""
+"""Notices about files of polygons: drawn on another slide, self-intersecting, of several classes."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Columns with a fixed meaning; all others are free (see `read_manifest`):
     case, position    a specimen and the place of a slice in it, for samplers of neighbouring pairs
     split       "train", "val" or "test"
 
-An empty cell means that nobody labelled the sample for that task.
+An empty cell means that the sample has no label for that task.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class ManifestOptions:
     """How to read a manifest.
 
     Attributes:
-        columns: column -> kind, where `fastmtl.data.manifest.column_types.infer_kind` would be wrong.
-        classes: label column -> its classes in order; sorted where they are not given.
-        labels: columns that tasks learn classes from: whole numbers such as grades are classes there.
-        root: folder that no path may leave; None is the manifest's own.
-        patient: finds the patient in a file name, without a column of patients, see `group_of`.
+        columns: column -> kind, to override `fastmtl.data.manifest.column_types.infer_kind`.
+        classes: label column -> its classes in order; sorted if not given.
+        labels: columns that tasks use as classes: whole numbers such as grades are classes in them.
+        root: folder that must contain all paths; None is the manifest's own folder.
+        patient: finds the patient in a file name if there is no column of patients, see `group_of`.
         grid: how to cut whole slides.
         polygons: how to draw polygons.
     """
@@ -251,7 +251,7 @@ class _Reader:
         return found
 
     def _ignored_cells(self) -> list[str]:
-        """Cells that have no meaning in their row."""
+        """Cells that are ignored in their row."""
         found = [
             f"column {name!r} is for slides only; it is ignored on rows with an image"
             for name in REGION

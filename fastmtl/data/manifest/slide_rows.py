@@ -41,7 +41,7 @@ def read_region(slide: Path, cells: Mapping[str, str], place: str, mpp: float | 
     """The region that a row's x, y, width and height name, at its level or mpp.
 
     Width and height are pixels at that level or mpp; a region by mpp is read from the coarsest level that is not
-    coarser. `mpp` is of the slide's level 0, where the manifest gives it.
+    coarser. `mpp` is of the slide's level 0, if the manifest gives it.
 
     Raises:
         ValueError: a cell is missing or not a number, or the slide has no such level or resolution.
@@ -70,11 +70,11 @@ def read_region(slide: Path, cells: Mapping[str, str], place: str, mpp: float | 
 
 
 def grid_regions(slide: Path, options: GridOptions, place: str, mpp: float | None = None) -> list[Region]:
-    """The tiles of a whole slide, in reading order; none where it has too little tissue. `mpp` as in `read_region`.
+    """The tiles of a whole slide, in reading order; empty if it has too little tissue. `mpp` as in `read_region`.
 
     Raises:
-        UnreadableSlideError: it cannot be opened, or was truncated.
-        ValueError: it cannot be cut as `options` say.
+        UnreadableSlideError: it cannot be opened, or is truncated.
+        ValueError: it cannot be cut with these `options`.
     """
     source = opened(slide, place, mpp)
     if source.damage:

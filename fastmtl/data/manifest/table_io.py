@@ -85,7 +85,7 @@ def read_table(path: Path) -> TextTable:
 
 
 def write_table(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table whole or not at all: CSV with commas and "\\n", or Parquet, by the ending."""
+    """Write a table atomically: CSV with commas and "\\n", or Parquet, by the ending."""
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise ValueError(f"{path} is no table: expected an ending of {', '.join(sorted(TABLE_SUFFIXES))}")
     with replacing(path) as partial:

@@ -17,7 +17,7 @@ from .table_io import write_table
 def write_manifest(dataset: Dataset, path: str | Path, root: str | Path | None = None) -> None:
     """Write a manifest that `read_manifest` reads the same tiles from; paths are relative to its folder.
 
-    Problems and kinds of columns are not written: pass kinds and classes again where inference would differ.
+    Problems and kinds of columns are not written: pass kinds and classes again if inference would differ.
 
     Args:
         dataset: to write.
@@ -32,7 +32,7 @@ def write_manifest(dataset: Dataset, path: str | Path, root: str | Path | None =
     names = list(dict.fromkeys(name for tile in dataset.tiles for name in tile.values))
     clashes = [name for name in names if name in RESERVED and name not in ("case", "position", "split", "patient")]
     if clashes:
-        raise ValueError(f"column {clashes[0]!r} has a meaning of its own in a manifest; rename it")
+        raise ValueError(f"column {clashes[0]!r} has a reserved name in manifests; rename it")
     with_group = "group" if "patient" in names else "patient"
     rows = []
     for tile in dataset.tiles:

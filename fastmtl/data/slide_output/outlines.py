@@ -1,7 +1,7 @@
-"""The outlines of a map over a slide, as GeoJSON in level-0 coordinates: what viewers show and `Polygons` reads.
+"""The outlines of a map over a slide, as GeoJSON in level-0 coordinates, readable by viewers and `Polygons`.
 
-Outlines follow the pixels' edges, holes included: drawn at the map's scale they give the map back. GDAL traces them
-from the file, line by line; in memory are the polygons, not the pixels.
+Outlines follow pixel edges, including holes: drawn at the map's scale they reproduce the map. GDAL traces them from
+the file line by line, so memory holds the polygons, not the pixels.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _Ring = list[tuple[float, float]]
 
 
 def check_outlines() -> None:
-    """Raise MissingExtra where outlines cannot be traced here."""
+    """Raise MissingExtra if the packages for tracing outlines are not installed."""
     require("rasterio.features", "tracing outlines", "wsi")
 
 
 def write_outlines(
     path: Path, maps: Mapping[Path, Mapping[int, str]], downsample: float, offset: tuple[float, float] = (0.0, 0.0)
 ) -> int:
-    """Write a FeatureCollection of annotations, one polygon each, as QuPath reads them; returns how many.
+    """Write a FeatureCollection of annotations for QuPath, one polygon each; returns their number.
 
     Args:
         path: the file.
         maps: TIFF of one 8-bit channel -> value -> class name; 0 is no class, and other values have no outline.
         downsample: level-0 pixels per pixel of the maps.
-        offset: (x, y) of their left upper corner, level-0 pixels.
+        offset: (x, y) of their upper left corner, level-0 pixels.
     """
     count = 0
     with naming(path), path.open("w", encoding="utf-8") as file:
@@ -57,7 +57,7 @@ def _shapes(raster: Path) -> Iterator[tuple[dict[str, Any], float]]:
     from rasterio.features import shapes
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # slides lie nowhere on Earth
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # slides have no geographic position
         source = rasterio.open(raster)
     with source:
         band = rasterio.band(source, 1)

@@ -1,7 +1,7 @@
 """Cut a slide into tiles, and the position of each in a map of the whole slide.
 
-A pixel of the map is one of the tiles', `tile_size` of which make a side: its edges lie at `x * downsample + offset`
-in level-0 pixels. The map covers all of level 0, not only what was scanned.
+The map has the resolution of the tiles (`tile_size` pixels per side); the edges of its pixels are at
+`x * downsample + offset` in level-0 pixels. The map covers all of level 0, not only the scanned area.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def cut_slide(path: Path, name: str, options: GridOptions, mpp: float | None = N
 
     Args:
         path: the slide.
-        name: what its tiles' ids begin with.
+        name: prefix of its tiles' ids.
         options: see `GridOptions`.
-        mpp: micrometres per pixel of level 0, where a manifest says it.
+        mpp: micrometres per pixel of level 0, if a manifest gives it.
 
     Raises:
         SlideError: it cannot be opened, was truncated, or cannot be cut so.
     """
-    identity = identify(path)  # before anything is read, so that later changes are noticed
+    identity = identify(path)  # before reading, so that later changes are detected
     try:
         slide = opened(path, mpp=mpp)
         if slide.damage:

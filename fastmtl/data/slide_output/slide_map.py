@@ -1,7 +1,7 @@
 """Write a map over a slide row by row: a tiled, pyramidal, deflate-compressed BigTIFF.
 
-All levels grow together: a row of tiles is compressed as soon as it is complete, and every second row of pixels goes to
-the next level. Memory holds one row of tiles per level, whatever the slide's height.
+All levels are written together: a row of tiles is compressed as soon as it is complete, and every second row of pixels
+is passed to the next level. Memory holds one row of tiles per level, independent of the slide's height.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SlideMap:
             self._levels.append(_Level(width, height, path.parent))
 
     def add(self, rows: NDArray[np.uint8]) -> None:
-        """The next rows, uint8 [h, width]."""
+        """Append rows, uint8 [h, width]."""
         for level in self._levels:
             odd = level.num_rows % 2
             level.add(rows)
@@ -89,7 +89,7 @@ class SlideMap:
 
 
 class _Level:
-    """One resolution: rows until they make tiles, and compressed tiles in a file without a name."""
+    """One resolution: buffered rows, and compressed tiles in an unnamed temporary file."""
 
     def __init__(self, width: int, height: int, folder: Path):
         self.width, self.height, self.num_rows = width, height, 0

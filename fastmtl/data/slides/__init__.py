@@ -1,1 +1,1 @@
-"""Whole-slide images: what a file holds, found once; the pieces of a region; regions of tissue."""
+"""Whole-slide images: scanning and indexing files, reading regions and their tiles, finding tissue."""

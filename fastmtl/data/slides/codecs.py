@@ -1,4 +1,4 @@
-"""Decode a tile's bytes to RGB pixels by imagecodecs, which releases the GIL; which codecs are read, and by whom."""
+"""Decode a tile's bytes to RGB pixels with imagecodecs, which releases the GIL; supported codecs and their decoders."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ JPEG2000_YCBCR = 33003  # Aperio's: the codestream does not say that its compone
 
 _IMAGES = {"jpeg": "jpeg8", "plain jpeg": "jpeg8", "jpeg2000": "jpeg2k", "webp": "webp", "jpegxl": "jpegxl"}
 _ROWS = {"lzw": "lzw", "deflate": "zlib", "zstd": "zstd", "lzma": "lzma", "packbits": "packbits"}
-# Partly zeroed, these may still decode, to grey (deflate and zstd would not). How many zero bytes in a row are damage:
-# none of 64 in LZW; blank parts leave hundreds in WebP, and in JPEG 2000 one for each empty packet.
-# In between a quarter of the tile counts.
+# Partly zeroed tiles of these codecs may still decode, to grey (deflate and zstd would fail). A run of so many zero
+# bytes is damage: LZW never has 64; in WebP blank parts have hundreds, in JPEG 2000 one per empty packet.
+# Between these limits a quarter of the tile counts as damage.
 _HOLES = {"lzw": (len(HOLE), len(HOLE)), "webp": (512, 4096), "jpeg2000": (512, 4096)}
 
 

@@ -24,7 +24,7 @@ def empty_in(raster: Raster, box: Box) -> Iterator[Box]:
 
 
 def finer_box(layout: Layout, level: int, box: Box) -> tuple[Box, tuple[float, float, float, float]]:
-    """The whole pixels of the finer level that an upright rectangle needs, and its exact edges in them."""
+    """The pixels of the finer level that cover an upright rectangle, and the rectangle's exact edges in them."""
     finer, own = layout.rasters[level - 1].shown_size, layout.rasters[level].shown_size
     across, down = finer[0] / own[0], finer[1] / own[1]
     left, top, right, bottom = box[0] * across, box[1] * down, (box[0] + box[2]) * across, (box[1] + box[3]) * down

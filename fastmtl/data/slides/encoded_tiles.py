@@ -1,4 +1,4 @@
-"""Read the compressed tiles of a rectangle from the open file: each made a whole image and checked for damage."""
+"""Read the compressed tiles of a rectangle from the open file: each becomes a complete image, checked for damage."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .open_files import OpenFile, open_files
 from .orientation import Box, shown_box, stored_box, upright
 from .raster import Encoding, Layout, Raster
 
-_LARGEST_GAP = 2**14  # bytes read for nothing are cheaper than another call, up to about here
+_LARGEST_GAP = 2**14  # up to about this gap, reading unused bytes is cheaper than another call
 _MOST_BUFFERS = 512  # POSIX grants a scattered read at least 1024 on Linux; each tile takes two
-_LARGE_PIXELS = 2**22  # tiles of more pixels are kept decoded: the next region most likely wants the same one
+_LARGE_PIXELS = 2**22  # larger tiles are cached decoded: the next region likely needs the same tile
 _KEPT_BYTES = 2**28  # of such pixels in a process, whatever the number of open slides; one is kept if it is larger
 
 
@@ -61,7 +61,7 @@ class _Wanted(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """What all JPEG tiles of an encoding begin with."""
+    """The common start of all JPEG tiles of an encoding."""
 
     prefix: bytes
     zeros_are_data: bool
@@ -71,7 +71,7 @@ _NO_HEAD = _Head(jpeg.SOI, False)  # a JPEG file has its own
 
 
 class _LargeTiles:
-    """Decoded tiles, the last ones of all slides."""
+    """A cache of recently decoded tiles of all slides."""
 
     def __init__(self) -> None:
         self._tiles: OrderedDict[tuple[Raster, int], Pixels] = OrderedDict()
@@ -94,7 +94,7 @@ _kept = _LargeTiles()
 
 
 class EncodedTileReader:
-    """Reads tiles of one file's rasters. Threads may share it; the file is opened on first use."""
+    """Reads tiles of one file's rasters. Thread-safe; the file is opened on first use."""
 
     def __init__(self, path: Path, state: tuple[int, int], layout: Layout):
         """
@@ -113,7 +113,7 @@ class EncodedTileReader:
         self.close()
 
     def encoded_tiles(self, raster: Raster, window: Box) -> list[EncodedTile]:
-        """What `raster` has of the rectangle `window` (upright pixels; any part of it may lie outside).
+        """The tiles of `raster` in the rectangle `window` (upright pixels; it may extend beyond the raster).
 
         Raises:
             DamagedPieceError: a tile cannot be read, or is visibly damaged.
@@ -138,7 +138,7 @@ class EncodedTileReader:
         ]
 
     def read(self, raster: Raster, window: Box) -> Pixels:
-        """RGB uint8 [height, width, 3] of the rectangle `window`; what the raster does not have is `BACKGROUND`."""
+        """RGB uint8 [height, width, 3] of the rectangle `window`; pixels outside the raster are `BACKGROUND`."""
         image = np.full((window[3], window[2], 3), BACKGROUND, np.uint8)
         if raster.planes:
             image = joined([self.read(plane, window)[..., 0] for plane in raster.planes], raster.encoding)
@@ -229,8 +229,8 @@ class EncodedTileReader:
 
     def _buffers(self, raster: Raster, wanted: list[_Wanted], room: int) -> Iterator[tuple[_Wanted, bytearray]]:
         """Bytes of the tiles behind `room` free ones; neighbours in the file are read in one call."""
-        file = self._open()  # stays open until the last byte is read, whoever else opens files
-        for item in wanted:  # before memory is taken: a damaged count may be any number
+        file = self._open()  # the reference keeps it open until the last byte is read
+        for item in wanted:  # checked before allocation: a damaged count may be any number
             if item.offset + item.length > self._state[0]:
                 raise self._damaged(raster, item, "lies beyond the end of the file: truncated")
         for run in _runs(wanted):
@@ -255,9 +255,9 @@ class EncodedTileReader:
             file = self._files.get(self, self._path)
         except OSError as error:
             raise SlideError(self._path, f"cannot be opened: {error.strerror}") from error
-        status = os.fstat(file.descriptor)  # a microsecond; raw and LZW tiles do not show that they moved
+        status = os.fstat(file.descriptor)  # takes a microsecond; raw and LZW tiles would not reveal a changed file
         if (status.st_size, status.st_mtime_ns) != self._state:
-            raise SlideError(self._path, "changed since it was opened; start again with what it is now")
+            raise SlideError(self._path, "changed since it was opened; open it again")
         return file
 
     def _head(self, encoding: Encoding) -> _Head:
@@ -287,7 +287,7 @@ def _tiles_in(raster: Raster, box: Box) -> Iterator[_Wanted]:
 
 
 def _runs(wanted: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:
-    """Tiles that follow one another in the file closely enough to be read at once."""
+    """Groups of tiles close enough in the file to be read at once."""
     ordered = sorted(wanted, key=lambda item: item.offset)
     run = ordered[:1]
     for before, item in pairwise(ordered):

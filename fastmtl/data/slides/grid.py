@@ -19,7 +19,7 @@ class GridOptions:
         tile_size: side of a tile, pixels at `mpp` (at level 0 where `mpp` is 0).
         mpp: micrometres per pixel of the tiles; 0 takes level 0 whatever its resolution.
         overlap: pixels that neighbouring tiles share.
-        min_tissue: least share of a tile that must be tissue, 0..1.
+        min_tissue: smallest tissue fraction of a tile, 0..1.
     """
 
     tile_size: int = 256
@@ -103,7 +103,7 @@ def grid(
 
 
 def cut(slide: Slide, options: GridOptions) -> list[Region]:
-    """`grid` by options."""
+    """`grid` with its arguments from `options`."""
     mpp, level = (options.mpp, None) if options.mpp else (None, 0)
     size, overlap, least = options.tile_size, options.overlap, options.min_tissue
     return grid(slide, size, mpp=mpp, level=level, overlap=overlap, min_tissue=least)

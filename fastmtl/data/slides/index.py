@@ -1,4 +1,4 @@
-"""The index of a slide, a file beside it: a slide is scanned once, and again if it changed; then it opens in 1 ms.
+"""The index of a slide, stored in a file beside it: an indexed slide opens in 1 ms; it is scanned again if it changed.
 
 The file is safetensors: numbers and JSON, no code.
 """
@@ -56,7 +56,7 @@ class SlideIndex:
     Attributes:
         identity: of the file that was scanned.
         layout: levels, positions and encoding of their tiles, scale, problems.
-        tissue: where tissue is; None if it was not looked for yet.
+        tissue: the tissue mask; None if it has not been computed yet.
     """
 
     identity: Identity
@@ -86,9 +86,9 @@ def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex
 
 
 def identify(path: Path) -> Identity:
-    """Raises SlideError where there is no such file."""
+    """Raises SlideError if the file does not exist."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
             raise SlideError(path, "is a directory, pipe or device, not a file")
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -101,7 +101,7 @@ def identify(path: Path) -> Identity:
 
 
 def index_path(path: Path, identity: Identity, folder: str | Path | None = None) -> Path:
-    """The path of a slide's index, whether it exists or not; other data of the slide are kept beside it."""
+    """The path of a slide's index, which may not exist; other cached data of the slide are stored beside it."""
     folder = folder if folder is not None else _folder
     if folder is None:
         return path.parent / FOLDER / f"{path.name}.safetensors"

@@ -27,7 +27,7 @@ def index_slide(
         force: scan even if there is a valid file.
 
     Raises:
-        SlideError: as `open_slide`; also where the file cannot be written.
+        SlideError: as `open_slide`; also if the file cannot be written.
         ImportError: as `open_slide`.
     """
     path = Path(path)

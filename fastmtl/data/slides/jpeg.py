@@ -1,7 +1,7 @@
-"""JPEG streams: those of TIFF tiles joined with their shared tables and marked with their colour space; all checked.
+"""JPEG streams: join TIFF tiles with their shared tables, mark their colour space, and check for damage.
 
-A TIFF's tiles are cut short: the tables stand once in the file, and the colour space is the TIFF's word alone. Decoders
-that know no TIFF guess it from markers and component numbers, and guess wrong for RGB: 48 grey levels off.
+JPEG tiles in TIFF are incomplete: the file stores the tables once, and only TIFF tags give the colour space. Decoders
+without TIFF support guess it from markers and component numbers, and are wrong for RGB by up to 48 grey levels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what decoders r
 _PROGRESSIVE = 0xC2
 _OTHER_FRAMES = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)}
 HOLE = bytes(64)
-"""Zeros that no scan holds in a row: JPEG stuffs and Huffman-codes."""
+"""A run of zero bytes that no intact scan contains, because of byte stuffing and Huffman coding."""
 _DAMAGED = "the JPEG's header is damaged"
 _TAIL = 4096  # writers may pad after the end marker
 
@@ -25,16 +25,16 @@ _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 
 
 class Header(NamedTuple):
-    """What stands before a stream's first scan.
+    """The part of a stream before its first scan.
 
     Attributes:
         width: pixels.
         height: likewise.
         components: 1 is grey, 3 is colour.
         scan: where the first scan begins, bytes.
-        zeros_are_data: whether a run of zero bytes can be a picture: where the all-zero Huffman code means "block ends
-            here", as encoders with optimised tables write for a blank tile, and in progressive files. With the usual
-            tables it cannot.
+        zeros_are_data: whether a run of zero bytes can be valid: if the all-zero Huffman code means "end of block", as
+            in blank tiles of encoders with optimised tables, and in progressive files. With the standard tables it
+            cannot.
     """
 
     width: int
@@ -69,9 +69,8 @@ def tables_end_blocks_with_zeros(tables: bytes) -> bool:
 
 
 def splice(buffer: bytearray, room: int, prefix: bytes) -> int:
-    """Put `prefix` in the place of the SOI of the stream that starts at `room`; where the result starts.
-
-    Leading markers of a colour space go: decoders believe them before Adobe's, and the TIFF's word counts.
+    """Replace the SOI of the stream that starts at `room` with `prefix`; return the start of the result.
+    Leading colour space markers are removed: decoders prefer them to Adobe's, but the TIFF tag decides.
 
     Raises:
         ValueError: there is no such stream.
@@ -89,10 +88,10 @@ def splice(buffer: bytearray, room: int, prefix: bytes) -> int:
 
 
 def read_header(stream: bytes | bytearray, start: int) -> Header:
-    """The header from the marker at `start` on.
+    """The header, from the marker at `start`.
 
     Raises:
-        ValueError: there is none, it is damaged, or it is of a kind that decoders do not read.
+        ValueError: it is missing, damaged or of a kind that decoders do not support.
     """
     frame, zeros_are_data = None, False
     for marker, at, end in _segments(stream, start):
@@ -114,14 +113,14 @@ def read_header(stream: bytes | bytearray, start: int) -> Header:
 
 
 def check_file(data: bytes) -> Header:
-    """The header; ValueError where a JPEG file is visibly damaged: decoders make grey of that, and no error."""
+    """The header; ValueError if a JPEG file is visibly damaged: decoders return grey pixels without an error."""
     header = read_header(data, len(SOI))
     check_scan(data, header)
     return header
 
 
 def check_scan(stream: bytes | bytearray, header: Header) -> None:
-    """Raise ValueError where a stream has no end, or a hole."""
+    """Raise ValueError if a stream has no end marker or contains a hole."""
     end = stream.rfind(_EOI, max(header.scan, len(stream) - _TAIL))
     if end < 0:
         raise ValueError("the JPEG has no end marker: truncated or overwritten")

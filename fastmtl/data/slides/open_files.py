@@ -1,4 +1,4 @@
-"""Open slide files of a process: only the last ones used stay open, however many slides there are."""
+"""Open slide files of a process: only the most recently used ones stay open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_OPEN = 128
 
 
 class OpenFile:
-    """A file open for reading, closed with the last reference: not while a thread reads.
+    """A file open for reading, closed with its last reference, so never while a thread reads.
 
     Attributes:
         descriptor: the system's number of it.
@@ -22,17 +22,17 @@ class OpenFile:
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` is gone when the process ends
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be None at interpreter exit
         if self.descriptor >= 0:
             close(self.descriptor)
 
 
 class _OpenFiles:
-    """The last files used, by their reader; threads share it."""
+    """The most recently used files by reader; thread-safe."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
-        self._lock = RLock()  # a slide may be collected, and close, in a thread that opens another one
+        self._lock = RLock()  # a slide may be garbage-collected, and close, in a thread that opens another one
 
     def get(self, reader: object, path: Path) -> OpenFile:
         """The reader's file; OSError where it cannot be opened."""

@@ -1,4 +1,4 @@
-"""Slides that are open in this process: manifests, checks, pictures and loaders share them."""
+"""Open slides of this process, shared by manifests, checks, pictures and loaders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..identifiers import near_file
 from .slide import Slide, open_slide
 
 _MOST_OPEN = 128  # each about a megabyte of tile offsets
-_lock = RLock()  # several threads may want a slide that takes seconds to scan: one of them opens it
+_lock = RLock()  # scanning may take seconds: one thread opens the slide, the others wait
 
 
 class UnreadableSlideError(ValueError):
@@ -23,8 +23,8 @@ def opened(slide: Path, place: str = "", mpp: float | None = None) -> Slide:
 
     Args:
         slide: its file.
-        place: where it is named, such as a manifest's line; errors begin with it.
-        mpp: micrometres per pixel of level 0, where a manifest gives them.
+        place: source of the path, such as a manifest's line; errors begin with it.
+        mpp: micrometres per pixel of level 0, if a manifest gives it.
 
     Raises:
         UnreadableSlideError: the slide cannot be opened.
@@ -35,12 +35,12 @@ def opened(slide: Path, place: str = "", mpp: float | None = None) -> Slide:
             return _open(slide, state.st_mtime_ns, state.st_size, mpp)
     except FileNotFoundError:
         raise UnreadableSlideError(f"{place}: {slide} does not exist{near_file(slide)}".removeprefix(": ")) from None
-    except Exception as error:  # readers of slides raise many types, and each means the same here
+    except Exception as error:  # readers of slides raise many types; all mean that the slide cannot be opened
         raise UnreadableSlideError(f"{place}: {error}".removeprefix(": ")) from error
 
 
 def forget_opened() -> None:
-    """Open all slides again on their next use: those opened before they were indexed do not know their index."""
+    """Forget all open slides, so that those opened before indexing use their index when opened again."""
     _open.cache_clear()
 
 
@@ -61,6 +61,6 @@ def slide_size(slide: Path) -> tuple[int, int]:
 
 
 def damage_of(slide: Path, mpp: float | None = None) -> list[str]:
-    """The slide's problems except those that are errors elsewhere: damage, and no mpp where one is needed."""
+    """The slide's problems except those reported as errors elsewhere: damage, and a missing mpp."""
     source = opened(slide, mpp=mpp)
     return [problem for problem in source.problems if problem not in (source.why_no_mpp, source.damage)]

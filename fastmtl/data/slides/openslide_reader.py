@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def scan_foreign(path: Path, max_pixels: int) -> Layout:
-    """Scan a slide by OpenSlide.
+    """Scan a slide with OpenSlide.
 
     Raises:
         ImportError: OpenSlide is not installed; says how to install it.
@@ -61,7 +61,7 @@ def scan_foreign(path: Path, max_pixels: int) -> Layout:
 
 
 class OpenSlideReader:
-    """Pixels through OpenSlide; the file is opened on first use. Threads may share it."""
+    """Reads pixels with OpenSlide; the file is opened on first use. Thread-safe."""
 
     def __init__(self, path: Path, levels: tuple[Level, ...]):
         self._path, self._levels = path, levels

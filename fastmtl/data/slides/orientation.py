@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]
 
 
 def stored_box(box: Box, shown: tuple[int, int], code: int) -> Box:
-    """Where a rectangle of the upright image of size `shown` (width, height) lies in the stored one."""
+    """The position in the stored image of a rectangle in the upright image of size `shown` (width, height)."""
     transposed, flip_x, flip_y = _STEPS[code]
     x, y, width, height = _flipped(box, shown, flip_x, flip_y)
     return (y, x, height, width) if transposed else (x, y, width, height)
@@ -40,7 +40,7 @@ def shown_box(box: Box, shown: tuple[int, int], code: int) -> Box:
 
 
 def upright(pixels: NDArray[np.uint8], code: int) -> NDArray[np.uint8]:
-    """Stored pixels [H, W, C] as they are to be shown."""
+    """Stored pixels [H, W, C], rotated upright."""
     transposed, flip_x, flip_y = _STEPS[code]
     pixels = pixels.swapaxes(0, 1) if transposed else pixels
     return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

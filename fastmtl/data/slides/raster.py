@@ -1,4 +1,4 @@
-"""The contents of a slide file: images cut into tiles, how these are encoded, and where their bytes are."""
+"""The contents of a slide file: tiled images, the encoding of tiles, and the positions of their bytes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Encoding:
         orientation: TIFF's and EXIF's code, 1 to 8; 1 is upright.
         tables: a JPEG stream's shared tables, without SOI and EOI.
         palette: RGB uint8 [n, 3] as bytes.
-        planes: 1 where a tile holds all samples of its pixels; else `samples`: each tile holds one of them, in grey.
+        planes: 1 if a tile holds all samples of its pixels; otherwise `samples`: each tile holds one sample, as grey.
     """
 
     codec: str
@@ -97,7 +97,7 @@ class Raster:
 
     @cached_property
     def planes(self) -> tuple[Raster, ...]:
-        """Grey rasters of red, green, blue and perhaps alpha, where each is stored by itself; else none."""
+        """Grey rasters of red, green, blue and optionally alpha, if each plane is stored separately; else empty."""
         if self.encoding.planes == 1:
             return ()
         grey = replace(self.encoding, colour="grey", samples=1, alpha="", planes=1)
@@ -116,12 +116,12 @@ class Layout:
 
     Attributes:
         reader: which reader reads its pixels.
-        vendor: who wrote the file, if it says so.
+        vendor: the writer of the file, if known.
         levels: finest first.
-        rasters: of the levels, where the reader is "native".
-        associated: label, macro, thumbnail and the like, where the reader is "native".
+        rasters: of the levels, if the reader is "native".
+        associated: label, macro, thumbnail and similar images, if the reader is "native".
         mpp: micrometres per level-0 pixel along x and y; None if unknown or implausible.
-        mpp_source: where it comes from: "description", "OME", "ImageJ", "resolution tags" or "OpenSlide"; else "".
+        mpp_source: its source: "description", "OME", "ImageJ", "resolution tags" or "OpenSlide"; else "".
         why_no_mpp: why `mpp` is None, in words, also in `problems`; else "".
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of the scanned part, level-0 pixels.

@@ -18,7 +18,7 @@ PLAUSIBLE_MPP = (0.05, 40.0)
 _MPP_TIMES_MAGNIFICATION = 10.0  # 0.25 at 40x, 0.5 at 20x
 _SQUARE = 0.02  # by how much the sides of a pixel may differ
 _REMEDY = "pass mpp where they are needed"
-_SAYS_NOTHING = f"says nothing of its micrometres per pixel; {_REMEDY}"
+_SAYS_NOTHING = f"says nothing about its micrometres per pixel; {_REMEDY}"
 _PER_UNIT = {2: 25400.0, 3: 10000.0}  # inch, centimetre; 1 is no unit
 _MICROMETRES = {
     "pm": 1e-6, "å": 1e-4, "nm": 1e-3, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4,
@@ -29,14 +29,14 @@ _X_RESOLUTION, _Y_RESOLUTION = 282, 283
 
 
 class Scale(NamedTuple):
-    """Of level 0.
+    """The scale of level 0.
 
     Attributes:
         mpp: micrometres per pixel along x and y; None where it is unknown or implausible.
         source: see `Layout.mpp_source`.
         why_no_mpp: see `Layout.why_no_mpp`.
         magnification: of the objective.
-        problems: what else is odd.
+        problems: other oddities, in words.
     """
 
     mpp: tuple[float, float] | None = None
@@ -47,13 +47,13 @@ class Scale(NamedTuple):
 
     @property
     def said(self) -> tuple[str, ...]:
-        """All that is odd, in words."""
+        """All oddities, in words."""
         return (*self.problems, self.why_no_mpp) if self.why_no_mpp else self.problems
 
 
 def number(text: str) -> float | None:
-    """A number with a decimal point or comma, as programs write it under a German or French Windows; None where it is
-    no number, or groups its digits: "1.000,5" is not guessed at.
+    """A number with a decimal point or comma, as programs write it on a German or French Windows; None if it is not a
+    number, or ambiguous because its digits are grouped ("1.000,5").
 
     >>> number("0,2520"), number("40x"), number("1.000,5")
     (0.252, 40.0, None)
@@ -63,7 +63,7 @@ def number(text: str) -> float | None:
 
 
 def believed(mpp: tuple[float, float] | None, source: str, said: str, magnification: float | None = None) -> Scale:
-    """The scale that `said` (in words) gives, without its mpp where that cannot be true."""
+    """The scale from the source `said` (in words), without its mpp if that is implausible."""
     if mpp is None:
         return Scale(magnification=magnification)
     low, high = PLAUSIBLE_MPP
@@ -79,7 +79,7 @@ def believed(mpp: tuple[float, float] | None, source: str, said: str, magnificat
 
 
 def aperio_scale(description: str) -> Scale:
-    """By MPP and AppMag in the first page's description."""
+    """The scale from MPP and AppMag in the first page's description."""
     texts = {key: found.group(1).strip() for key in ("MPP", "AppMag") if (found := _entry(key).search(description))}
     values = {key: number(text) for key, text in texts.items()}
     odd = tuple(_no_number(f"the description's {key}", texts[key]) for key, value in values.items() if value is None)
@@ -89,7 +89,7 @@ def aperio_scale(description: str) -> Scale:
 
 
 def ome_scale(xml: str, image: int, size: tuple[int, int]) -> Scale:
-    """By PhysicalSizeX and Y of an OME image: of this number, or the first of this size."""
+    """The scale from PhysicalSizeX and Y of an OME image: the one with this number, or the first of this size."""
     try:
         nodes = [node for node in ElementTree.fromstring(xml).iter() if node.tag.rpartition("}")[2] == "Pixels"]
     except ElementTree.ParseError:
@@ -117,7 +117,7 @@ def ome_scale(xml: str, image: int, size: tuple[int, int]) -> Scale:
 
 
 def tag_scale(page: TiffPage, unit: str = "") -> Scale:
-    """By the resolution tags, in their own unit, or ImageJ's `unit`."""
+    """The scale from the resolution tags, in their own unit or ImageJ's `unit`."""
     if _X_RESOLUTION not in page.tags or _Y_RESOLUTION not in page.tags:
         return Scale()
     x, y = page.resolution
@@ -134,7 +134,7 @@ def tag_scale(page: TiffPage, unit: str = "") -> Scale:
 
 
 def first_of(scales: Sequence[Scale]) -> Scale:
-    """The first with an mpp, else the first that says why it has none; the problems of those before it stay."""
+    """The first scale with an mpp, else the first with a reason for lacking one; earlier problems are kept."""
     chosen = next((scale for scale in scales if scale.mpp), None)
     chosen = chosen or next((scale for scale in scales if scale.why_no_mpp != _SAYS_NOTHING), scales[0])
     before = [problem for scale in scales[: scales.index(chosen)] for problem in scale.problems]
@@ -154,7 +154,7 @@ def _no_number(what: str, text: str) -> str:
 
 
 def _micrometres(unit: str) -> float | None:
-    """How many a unit has; None where it is no length."""
+    """Micrometres per unit; None if the unit is not a length."""
     # NFKC: the micro sign becomes the letter mu, the Angstrom sign its letter. ImageJ writes the former as an escape.
     plain = unicodedata.normalize("NFKC", unit.strip().replace("\\u00B5", "µ"))
     return _MICROMETRES.get("å" if plain == "Å" else plain)

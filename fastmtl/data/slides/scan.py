@@ -1,4 +1,4 @@
-"""Scan a slide with the reader that its first bytes call for."""
+"""Scan a slide with the reader that matches its first bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .raster import Layout
 from .tiff import TIFF_SIGNATURES, NotHereError, scan_tiff
 
 MAX_PIXELS = 2**38
-"""A level 0 with more pixels is refused: half a million a side, more than any scanner makes."""
+"""A level 0 with more pixels is refused: half a million per side, more than any scanner produces."""
 
 
 def scan(path: Path, max_pixels: int = MAX_PIXELS) -> Layout:

@@ -27,7 +27,7 @@ from .scan import MAX_PIXELS, scan
 from .thumbnail import find_tissue, thumbnail
 from .tissue_mask import TissueMask
 
-_OTHER_MPP = 0.1  # relative difference between a given mpp and the file's own that is not reported
+_OTHER_MPP = 0.1  # smaller relative differences between a given mpp and the file's own are not reported
 
 
 def open_slide(
@@ -37,9 +37,9 @@ def open_slide(
     max_pixels: int = MAX_PIXELS,
     index_folder: str | Path | None = None,
 ) -> Slide:
-    """Open a slide by its content; the file name does not matter.
+    """Open a slide; the format is detected from the content, not the file name.
 
-    Read here: SVS, tiled, pyramidal and stripped TIFF and BigTIFF, OME-TIFF, of 8-bit RGB, grey and palette, in JPEG,
+    Built in: SVS, tiled, pyramidal and stripped TIFF and BigTIFF, OME-TIFF, of 8-bit RGB, grey and palette, in JPEG,
     JPEG 2000, WebP, JPEG XL, PNG, LZW, Deflate, Zstandard, LZMA, PackBits or raw; PNG, JPEG and JPEG 2000 files as
     slides of one level. OpenSlide, if installed, reads all others (NDPI, MIRAX, DICOM, Philips, ...).
 
@@ -54,7 +54,7 @@ def open_slide(
 
     Raises:
         SlideError: missing, damaged, too large, or of a kind that cannot be read.
-        ImportError: a package that is not installed is required; says how to install it.
+        ImportError: a required package is not installed; the message says how to install it.
     """
     path = Path(path)
     if mpp is not None and not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
@@ -67,20 +67,20 @@ def open_slide(
 
 
 class Slide:
-    """A slide to read from. Threads may share it; other processes open their own.
+    """An open slide. Thread-safe; other processes must open the slide themselves.
 
     Attributes:
         path: the file.
         levels: finest first.
         mpp: micrometres per pixel of level 0, the mean of both axes; None if unknown or implausible.
-        mpp_source: where it comes from: "given" (to `open_slide`), "description", "OME", "ImageJ", "resolution tags",
+        mpp_source: its source: "given" (to `open_slide`), "description", "OME", "ImageJ", "resolution tags",
             "OpenSlide"; "" if it is unknown.
         why_no_mpp: why `mpp` is None, in words; "" if it is known.
         damage: why the whole file is damaged, in words (truncated); else "".
         magnification: of the objective; None when unknown.
         bounds: (x, y, width, height) of what was scanned, level-0 pixels.
-        vendor: who wrote the file, if it says so.
-        problems: what is unusual or wrong, in words; also the tiles that could not be read while searching tissue.
+        vendor: the writer of the file, if known.
+        problems: what is unusual or wrong, in words; includes tiles that could not be read while searching tissue.
     """
 
     def __init__(self, path: Path, index: SlideIndex, *, mpp: float | None = None):
@@ -137,8 +137,8 @@ class Slide:
         return self._native.read(self._layout.rasters[region.level], self._window(region))
 
     def encoded_tiles(self, region: Region) -> list[EncodedTile]:
-        """The tiles that make up `region`: compressed images, or pixels where DALI has no reliable decoder. What no
-        tile covers is background.
+        """The tiles that cover `region`: compressed images, or pixels if DALI has no reliable decoder. Areas without
+        tiles are background.
 
         Raises:
             DamagedPieceError: a tile cannot be read, or is visibly damaged.
@@ -160,9 +160,9 @@ class Slide:
         return None if self._foreign else self._layout.rasters[self._level(level)].encoding
 
     def stored_bytes(self, regions: Sequence[Region]) -> NDArray[np.int64]:
-        """int64 [n], the bytes of the largest tile under each region, all of one level: blank tiles compress to few
-        bytes. Nine points of each region are looked up and nothing is read. Zeros if tiles are rotated or OpenSlide
-        reads the slide."""
+        """int64 [n], bytes of the largest tile in each region, all of one level: blank tiles compress to few bytes.
+        Looks up nine points of each region and reads no pixels. Zeros if tiles are rotated or OpenSlide reads the
+        slide."""
         raster = None if self._foreign else self._layout.rasters[regions[0].level]
         if raster is None or raster.encoding.orientation != 1:
             return np.zeros(len(regions), np.int64)
@@ -194,7 +194,7 @@ class Slide:
 
     @cached_property
     def tissue(self) -> TissueMask:
-        """Where tissue is: from the index, or found now in the coarsest level. Tiles that cannot be read are no tissue,
+        """The tissue mask, from the index or computed now from the coarsest level. Unreadable tiles count as no tissue
         and are added to the problems."""
         if self._index.tissue:
             return self._index.tissue
@@ -204,7 +204,7 @@ class Slide:
         return tissue
 
     def tissue_fraction(self, region: Region) -> float:
-        """The share of a region that is tissue, 0 to 1; outside the slide there is none."""
+        """The tissue fraction of a region, 0 to 1; areas outside the slide are not tissue."""
         region = self._checked(region)
         scale = self.levels[region.level].downsample
         return self.tissue.fraction(region.x, region.y, region.width * scale, region.height * scale)

@@ -1,4 +1,4 @@
-"""A small picture of a whole slide, read band by band so that no level is in memory as a whole, and its tissue mask."""
+"""A thumbnail of a slide, read in bands so that no level is held in memory, and its tissue mask."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .tissue_mask import TissueMask, tissue_pixels
 _BAND_PIXELS = 2**23
 _MAX_THREADS = 4
 _MAX_MASK_SIZE = 2048  # pixels of a tissue mask's longer side
-_MIN_MASK_PIXEL = 16  # level-0 pixels that a mask's pixel averages: about a nucleus, so that none is a hole
+_MIN_MASK_PIXEL = 16  # level-0 pixels per mask pixel: about a nucleus, so that nuclei leave no holes
 
 
 class RegionReader(Protocol):
-    """What a thumbnail needs of a slide."""
+    """The slide attributes that a thumbnail needs."""
 
     @property
     def levels(self) -> tuple[Level, ...]: ...
@@ -36,7 +36,7 @@ def thumbnail(slide: RegionReader, max_size: int, damage: list[DamagedPieceError
     Args:
         slide: an open slide.
         max_size: of the longer side.
-        damage: where given, tiles that cannot be read are listed there and are background; else they raise.
+        damage: if given, unreadable tiles are appended to it and become background; otherwise they raise.
     """
     if max_size < 1:
         raise ValueError(f"`max_size` must be at least 1 pixel; got {max_size}")
@@ -46,7 +46,7 @@ def thumbnail(slide: RegionReader, max_size: int, damage: list[DamagedPieceError
     enough = [number for number, level in enumerate(slide.levels) if level.width >= width and level.height >= height]
     level = slide.levels[enough[-1]]
     per_row = level.height / height
-    # Whole rows of tiles where that fits: a tile is then decoded once, or twice at a band's edge.
+    # Bands of whole tile rows if they fit: each tile is decoded once, or twice at the edge of a band.
     rows = max(1, int(max(_BAND_PIXELS / level.width, level.tile_height) / per_row))
 
     def band(top: int) -> Pixels:

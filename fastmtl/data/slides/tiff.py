@@ -1,4 +1,4 @@
-"""Scan a TIFF: which picture is the slide, which are its levels, its associated images, and what is ignored."""
+"""Scan a TIFF: find the slide, its levels, its associated images, and the pictures to ignore."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
     """Read all headers of a TIFF and none of its pixels.
 
     Raises:
-        SlideError: damaged, larger than `max_pixels` at level 0, or of a kind that is not read; says which.
+        SlideError: damaged, larger than `max_pixels` at level 0, or of an unsupported kind; the message says which.
         NotHereError: OpenSlide should read it.
     """
     tifffile = require("tifffile", "opening TIFF slides")
@@ -107,7 +107,7 @@ def _scan(path: Path, file: TiffFile, max_pixels: int) -> Layout:
 
 
 def _kept_of(main: Picture, pictures: list[Picture]) -> list[str]:
-    """What is set aside for the slide; ValueError where it may be one plane of its colours."""
+    """Notes on pictures ignored in favour of the slide; ValueError if they may be its colour planes."""
     if main.refused:
         raise ValueError(main.refused)
     notes = list(main.notes)
@@ -135,7 +135,7 @@ def _has_same_view(raster: Raster, base: Raster) -> bool:
 
 
 def _is_level(picture: Picture, raster: Raster, main: Picture, base: Raster) -> bool:
-    """A smaller picture of the same view is a level where it is tiled if the slide is, or said to be reduced."""
+    """Whether a smaller picture of the same view is a level: marked as reduced, or tiled if the slide is tiled."""
     if picture.name or raster.shown_size == base.shown_size:
         return False
     if picture is main:
@@ -154,7 +154,7 @@ def _guessed_name(picture: Picture, main: Picture, vendor: str, same_view: bool)
 
 
 def _distinct(rasters: list[Raster], problems: list[str]) -> list[Raster]:
-    """Finest first; of levels of one size the first."""
+    """The levels, finest first; of several levels of one size only the first."""
     kept: list[Raster] = []
     for raster in sorted(rasters, key=lambda raster: -raster.shown_size[0]):
         if kept and raster.shown_size[0] == kept[-1].shown_size[0]:
@@ -165,8 +165,8 @@ def _distinct(rasters: list[Raster], problems: list[str]) -> list[Raster]:
 
 
 def _spread_empty(rasters: list[Raster]) -> None:
-    """What Aperio made of tiles that are empty is sometimes corrupt: OpenSlide holds it for empty too, and so draws it
-    from the finer level."""
+    """Aperio sometimes writes empty tiles as corrupt data: treat them as empty, as OpenSlide does, and draw them from
+    the finer level."""
     for number in range(1, len(rasters)):
         finer, raster = rasters[number - 1], rasters[number]
         rows, columns = np.nonzero(~finer.stored)
@@ -179,7 +179,7 @@ def _spread_empty(rasters: list[Raster]) -> None:
 
 
 def _truncated(file: TiffFile, rasters: list[Raster]) -> str:
-    """What of the levels, or of the list of pages, the file is too short for; "" where it is whole."""
+    """The parts of the levels, or of the list of pages, that lie beyond the end of the file; "" if it is complete."""
     size, found = file.filehandle.size, []
     for level, raster in enumerate(rasters):
         if lost := int(np.count_nonzero((raster.counts > 0) & (raster.counts > size - raster.offsets))):

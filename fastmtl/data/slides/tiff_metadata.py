@@ -1,4 +1,4 @@
-"""A TIFF's metadata: who wrote it, and the names of its associated images."""
+"""A TIFF's metadata: its vendor, and the names of its associated images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RED_GREEN_BLUE = {"Name": ("red", "green", "blue"), "Color": (0xFF0000FF, 0x00F
 
 
 def vendor(file: TiffFile) -> str:
-    """The writer of a `tifffile.TiffFile`; "generic" where it does not say."""
+    """The writer of a `tifffile.TiffFile`; "generic" if unknown."""
     if file.is_svs:
         return "aperio"
     flags = {"hamamatsu": file.is_ndpi, "leica": file.is_scn, "philips": file.is_philips, "ventana": file.is_bif}
@@ -35,7 +35,7 @@ def vendor(file: TiffFile) -> str:
 
 
 def associated_name(page: TiffPage, vendor: str) -> str:
-    """ "label", "macro", "thumbnail" or "overview" where the page's description says so, else ""."""
+    """ "label", "macro", "thumbnail" or "overview" according to the page's description, else ""."""
     words = page.description
     if vendor == "aperio":  # the second line: "label 387x463", "macro 1280x431"
         words = words.partition("\n")[2]
@@ -44,7 +44,7 @@ def associated_name(page: TiffPage, vendor: str) -> str:
 
 
 def name_in(words: str) -> str:
-    """The same of an image's name, as OME has it: "label image", "scan 7 - macro"; not of "label-free".
+    """The same from an OME image name, such as "label image" or "scan 7 - macro", but not "label-free".
 
     >>> name_in("Macro"), name_in("a.svs - label image"), name_in("label-free"), name_in("macrophages")
     ('macro', 'label', '', '')
@@ -54,7 +54,7 @@ def name_in(words: str) -> str:
 
 
 def name_by_kind(subfile: int, same_view: bool) -> str:
-    """The name of a picture without words, by NewSubfileType and whether it has the slide's aspect; "" unknown."""
+    """The name of a picture without a description, from NewSubfileType and aspect ratio; "" if unknown."""
     if subfile == _MACRO:
         return "macro"
     return ("thumbnail" if same_view else "label") if subfile & _REDUCED else ""

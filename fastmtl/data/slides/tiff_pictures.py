@@ -1,4 +1,4 @@
-"""Group the pages of a TIFF into pictures: colour planes, resolutions, and what is ignored."""
+"""Group the pages of a TIFF into pictures: colour planes, resolutions, and ignored pages."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Picture:
     """One picture.
 
     Attributes:
-        levels: pages of each resolution that hang together by the file's own word, finest first: red, green, blue (and
-            alpha) where each has a page of its own, else one.
-        name: "label", "macro", "thumbnail", "overview" where the file says so, else "".
-        called: as it is called in messages.
-        image: its number among OME's images; -1 where OME does not tell of it.
-        notes: what of it is set aside.
-        refused: why it cannot be read, where that is known.
+        levels: pages of each resolution that the file declares to belong together, finest first: red, green, blue (and
+            alpha) if each has its own page, else one.
+        name: "label", "macro", "thumbnail", "overview" if the file declares it, else "".
+        called: its name in messages.
+        image: its number among OME's images; -1 if OME does not list it.
+        notes: its ignored parts, in words.
+        refused: why it cannot be read, if known.
     """
 
     levels: list[tuple[TiffPage, ...]]
@@ -49,7 +49,7 @@ class Picture:
 
     @property
     def is_reduced(self) -> bool:
-        """Whether it is said to be a picture of reduced resolution."""
+        """Whether it is marked as a picture of reduced resolution."""
         return bool(self.subfile & _REDUCED)
 
     @property
@@ -76,7 +76,7 @@ def pictures_of(file: TiffFile, vendor: str) -> list[Picture]:
 
 
 def main_of(pictures: Sequence[Picture]) -> Picture:
-    """The slide: the largest picture that is not named something else; a tiled one, if the first is tiled."""
+    """The slide: the largest picture without another name; a tiled one if the first is tiled."""
     candidates = [one for one in pictures if not one.name] or list(pictures)
     if pictures[0].page.is_tiled:
         candidates = [one for one in candidates if one.page.is_tiled] or candidates
@@ -93,7 +93,7 @@ def stacked_with(main: Picture, pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def _of_series(file: TiffFile, series: TiffPageSeries, number: int) -> Picture:
-    """The picture that a series of pages shows: of focal planes and times the first, all colour planes."""
+    """The picture of a series of pages: the first focal plane and time, all colour planes."""
     first = _page(series, 0)
     is_ome = series.kind == "ome"
     name = tiff_metadata.name_in(series.name) if is_ome else ""
@@ -108,7 +108,7 @@ def _of_series(file: TiffFile, series: TiffPageSeries, number: int) -> Picture:
         elif axis == "C":
             listed = ", ".join(str(each) for each in names if isinstance(each, str) and each)
             picture.refused = (
-                f"holds {count} channels{f' ({listed[:80]})' if listed else ''}, not told to be red, green and blue; "
+                f"holds {count} channels{f' ({listed[:80]})' if listed else ''}, not declared as red, green and blue; "
                 "save it as one RGB picture"
             )
         else:

@@ -1,4 +1,4 @@
-"""How the tiles of a TIFF's page are stored, from its tags; pages that cannot be read say why."""
+"""How the tiles of a TIFF page are stored, from its tags; ValueError gives the reason if a page cannot be read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def raster_of(file: TiffFile, pages: Sequence[TiffPage], problems: list[str]) ->
     """One page, or the pages of red, green, blue (and alpha) as one.
 
     Raises:
-        ValueError: it cannot be read; says why.
+        ValueError: it cannot be read, with the reason.
     """
     rasters = [_raster(file, page, problems) for page in pages]
     first = rasters[0]
@@ -72,7 +72,7 @@ def _raster(file: TiffFile, page: TiffPage, problems: list[str]) -> Raster:
 
 
 def _encoding(file: TiffFile, page: TiffPage, problems: list[str]) -> Encoding:
-    """How the page's tiles are to be read; ValueError with a reason for a page that cannot be."""
+    """The encoding of the page's tiles; ValueError with the reason if they cannot be read."""
     compression, colour = int(page.compression), _COLOURS.get(int(page.photometric))
     if compression not in TIFF_CODECS:
         known = ", ".join(sorted(set(TIFF_CODECS.values())))

@@ -1,10 +1,9 @@
 """Find tissue: the colourful part of a small picture of a slide.
 
 Otsu's threshold (1979) on how much a pixel's channels differ, as CLAM does on HSV's saturation (Lu et al. 2021); the
-difference of the largest and the smallest channel is used here, because saturation is noisy in dark pixels. Otsu finds
-two classes even if there is one, so its threshold is limited to between what glass never reaches and what stained
-tissue always does. Excluded: black (borders, missing scans, black pens) and the hues of green, blue and red pens, which
-no stain has.
+difference of the largest and the smallest channel is used here because saturation is noisy in dark pixels. Otsu always
+finds two classes, so its threshold is limited to the range between empty glass and stained tissue. Excluded: black
+(borders, missing scans, black pens) and the hues of green, blue and red pens, which no stain has.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class TissueMask:
 
     @classmethod
     def of(cls, mask: Mask, width: int, height: int) -> TissueMask:
-        """Of a mask bool [h, w]."""
+        """Pack a mask bool [h, w]."""
         return cls(np.packbits(mask), (mask.shape[0], mask.shape[1]), width, height)
 
     @cached_property
@@ -53,16 +52,16 @@ class TissueMask:
 
     @property
     def share(self) -> float:
-        """The share of the slide that is tissue, 0 to 1."""
+        """The tissue fraction of the slide, 0 to 1."""
         return float(self.mask.mean())
 
     def fraction(self, x: float, y: float, width: float, height: float) -> float:
-        """The share of a rectangle (level-0 pixels) that is tissue, 0 to 1; outside the slide there is none."""
+        """The tissue fraction of a rectangle (level-0 pixels), 0 to 1; areas outside the slide are not tissue."""
         return float(self._means(np.array([y, y + height]), np.array([x, x + width]))[0, 0])
 
     def fractions(self, rows: int, columns: int, height: float, width: float) -> NDArray[np.float32]:
-        """Tissue fraction [rows, columns] of tiles of this height and width side by side; at the edges, of the part
-        that lies in the slide."""
+        """Tissue fraction [rows, columns] of adjacent tiles of this height and width; edge tiles count only their part
+        inside the slide."""
         bottoms = np.minimum(np.arange(rows + 1) * height, self.height)
         rights = np.minimum(np.arange(columns + 1) * width, self.width)
         return self._means(bottoms, rights).astype(np.float32)
@@ -85,7 +84,7 @@ class TissueMask:
 
 
 def tissue_pixels(picture: NDArray[np.uint8]) -> Mask:
-    """Which pixels of a small picture of a slide, RGB uint8 [h, w, 3], show tissue: bool [h, w]."""
+    """The tissue pixels of a thumbnail, RGB uint8 [h, w, 3]: bool [h, w]."""
     red, green, blue = (picture[..., channel].astype(np.int16) for channel in range(3))
     largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     colourful = largest - smallest

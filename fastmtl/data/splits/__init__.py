@@ -1,1 +1,1 @@
-"""Splits that keep patients whole."""
+"""Splits that keep each patient on one side."""

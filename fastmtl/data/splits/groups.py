@@ -1,4 +1,4 @@
-"""Groups for splits that keep something else than patients together: cases, specimens, days of a patient."""
+"""Groups for splits by units other than patients: cases, specimens, days of a patient."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def with_groups(dataset: Dataset, template: str) -> Dataset:
 
 
 class _Filled(dict):
-    """Cells by name; an empty cell is an error: its tile could be anybody's."""
+    """Cells by name; an empty cell is an error, because its tile could belong to any group."""
 
     def __init__(self, cells: Mapping[str, str], tile: str):
         super().__init__(cells)

@@ -20,7 +20,7 @@ class Shares:
     """Judges and draws shares of the patients by their classes.
 
     Args:
-        labels: of each tile; below 0 where it has none.
+        labels: of each tile; below 0 if it has none.
         groups: the patient of each tile.
         fraction: of the tiles that a share should have, 0..1.
         sides: number of sides of the split; a class with fewer patients stays out of the share, so that training has
@@ -71,7 +71,7 @@ class Shares:
         return 1e6 * self._lacking(sums) + off[..., :-1].sum(-1) + max(1, classes - 1) * off[..., -1]
 
     def _exchange(self, held: NDArray) -> float:
-        """Move one patient or exchange two, whatever helps most, until nothing helps; changes `held` [P]."""
+        """Move one patient or exchange two, greedily, until nothing improves; changes `held` [P]."""
         sums = self._counts[held].sum(0)
         cost = float(self._cost(sums))
         while True:

@@ -14,7 +14,7 @@ from .splitting import Split
 
 
 def save_split(split: Split, path: str | Path) -> None:
-    """Write `split` as JSON, whole or not at all."""
+    """Write `split` as JSON, atomically."""
     content = {"validation_patients": split.held_out_groups, "train": split.train, "validation": split.val}
     if split.test:
         content |= {"test_patients": split.test_groups, "test": split.test}
@@ -22,7 +22,7 @@ def save_split(split: Split, path: str | Path) -> None:
 
 
 def load_split(path: str | Path) -> Split:
-    """Read what `save_split` wrote."""
+    """Read a split written by `save_split`."""
     content = _read_json(path, ("train", "validation", "validation_patients"))
     train, val, held_out = (tuple(content[key]) for key in ("train", "validation", "validation_patients"))
     return Split(train, val, held_out, tuple(content.get("test", ())), tuple(content.get("test_patients", ())))

@@ -151,7 +151,7 @@ def kfold(folder: Dataset, num_folds: int = 5, seed: int = 0, *, stratify: str =
 
 
 def _share(folder: Dataset, fraction: float, seed: int, stratify: str, sides: int) -> list[str]:
-    """The patients of about this fraction of the tiles: the first folds, unless few patients can be shared better."""
+    """The patients of about this fraction of the tiles: the first folds, or a better selection if patients are few."""
     groups = folder.groups
     most = max(2, min(20, len(groups)))  # folds that there are patients for
     share = Fraction(fraction).limit_denominator(most)
@@ -185,7 +185,7 @@ def _held_out_per_fold(folder: Dataset, num_folds: int, seed: int, labels: Seque
     groups = _groups(folder)
     splitter = model_selection.StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # A class with fewer tiles than folds cannot be in every fold; the others are stratified all the same.
+        # A class with fewer tiles than folds cannot be in every fold; the others are still stratified.
         warnings.filterwarnings("ignore", message="The least populated class")
         try:
             parts = [val for _, val in splitter.split(labels, labels, groups)]
@@ -210,7 +210,7 @@ def _labels(folder: Dataset, column: str) -> list[int]:
 
 
 def one_sided_classes(folder: Dataset, train: Dataset, val: Dataset, column: str = "") -> list[str]:
-    """A line for each class of a label column that the folder has, and training or validation has not."""
+    """A line for each class of a label column that exists in the folder but not in training or validation."""
     lines = []
     for index, name in enumerate(folder.names_of(column)):
         everywhere, trained, held_out = (

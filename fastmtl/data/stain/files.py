@@ -1,4 +1,4 @@
-"""The .npz files of stains: versioned, written whole or not at all, read without pickle."""
+"""The .npz files of stains: versioned, written atomically, read without pickle."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class StainFileError(UserError, RuntimeError):
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: dict[str, np.ndarray]) -> None:
-    """An .npz with its version; whole or not at all."""
+    """Write an .npz file with its version, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial, partial.open("wb") as file:  # a name alone would get .npz behind it
+    with replacing(path) as partial, partial.open("wb") as file:  # given a path, NumPy would append .npz
         np.savez_compressed(file, format=np.array(FORMAT), **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray]:
-    """Raises StainFileError; never unpickles."""
+    """Read the file without pickle; raises StainFileError."""
     try:
         with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         version, found = int(arrays["format"]), str(arrays["kind"])
     except FileNotFoundError:
-        raise StainFileError(f"there is no stain file at {path}.") from None
+        raise StainFileError(f"{path} does not exist. Expected a stain file.") from None
     except OSError as error:
         raise StainFileError(f"{path} cannot be read: {error}.") from error
     except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
-        # Not in numpy's words, which advise to unpickle it.
+        # NumPy's message is dropped because it advises to unpickle the file.
         raise StainFileError(f"{path} is no stain file, or a damaged one. Fit again.") from error
     if version != FORMAT:
         raise StainFileError(
@@ -60,7 +60,7 @@ def pack(slides: Mapping[str, Stains]) -> dict[str, np.ndarray]:
 
 
 def unpack(arrays: Mapping[str, np.ndarray]) -> dict[str, Stains]:
-    """What `pack` packed; KeyError or ValueError for what it did not."""
+    """The inverse of `pack`; raises KeyError or ValueError for other content."""
     vectors, maxima = arrays["vectors"], arrays["maxima"]
     if vectors.shape[1:] != (3, 2) or maxima.shape[1:] != (2,):
         raise ValueError(f"stains of shape {vectors.shape} and {maxima.shape}")

@@ -1,5 +1,5 @@
-"""What people hold images in (tensors, NumPy arrays, PIL images, one or a batch) as the batch that is normalised, and
-results as what came in."""
+"""Convert images (tensors, NumPy arrays, PIL images, single or in a batch) to a batch, and results back to the input
+form."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ...ops.stain.run import Normalised
 
 
 class Form(NamedTuple):
-    """What a batch was made from."""
+    """The form of the images that a batch was made from."""
 
     single: bool
     array: bool
 
     def give(self, part: Tensor | None) -> Any:
-        """A result as the images came in: without the batch, as an array; arrays and PIL images become arrays."""
+        """A result in the form of the input: without batch dim if it had none; an array for arrays and PIL images."""
         if part is None:
             return None
         one = part[0] if self.single else part
@@ -31,11 +31,11 @@ class Form(NamedTuple):
 
 
 def as_batch(images: ImageLike | Sequence[ImageLike], name: str = "images") -> tuple[Tensor, Form]:
-    """The batch, for `check_images` to judge, and what it was made from. A list or tuple is stacked.
+    """The batch, not yet validated (`check_images` does that), and its original form. A list or tuple is stacked.
 
     Raises:
         ValueError: images of a list differ in shape, or one is not RGB.
-        TypeError: something in a list is no image.
+        TypeError: an element of a list is not an image.
     """
     if isinstance(images, list | tuple):
         return _stacked(images, name), Form(False, not all(isinstance(image, Tensor) for image in images))
@@ -57,7 +57,7 @@ def _stacked(images: Sequence[ImageLike], name: str) -> Tensor:
         if tensor.shape != tensors[0].shape or tensor.dim() != 3:
             raise ValueError(
                 f"`{name}` must be images [3, H, W] or [H, W, 3] of one size; got {list(tensors[0].shape)} and "
-                f"{list(tensor.shape)} at {place}. Crop them, or take them one by one."
+                f"{list(tensor.shape)} at {place}. Crop them, or pass them one by one."
             )
     if not tensors:
         raise ValueError(f"`{name}` must have at least one image; got an empty list.")

@@ -1,4 +1,4 @@
-"""A stain normaliser with a memory: a target fitted once, stains of slides fitted from samples, one pass per batch."""
+"""A stateful stain normaliser: a target fitted once, stains per slide fitted from samples, one pass per batch."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class StainNormalizer:
-    """Normalises tiles to one target, with stains per tile, per batch or per slide.
+    """Normalise tiles to one target, with stains estimated per tile, per batch or per slide.
 
     Args:
         method, convention, target: as in `ops.stain_normalize`; `fit` sets the target later.
-        per: where an image's stains come from. "slide" (the default): those stored under its slide's key; for a slide
-            that is not stored, the tile's own. "tile": its own. "batch": one estimate over all of the batch. Reinhard:
-            "tile" alone, and its default.
-        min_tissue: pixels of tissue that an estimate needs.
-        fallback: what a tile with less, or without two stains, does under "tile" and "slide". "slide": takes its
-            slide's stored stains, and the target's where there are none; "reference": the target's, and so hardly
-            changes; "pass": it stays as it is.
+        per: source of an image's stains. "slide" (the default): the stains stored under the slide's key, or the tile's
+            own if the slide is not stored. "tile": the tile's own. "batch": one estimate over the batch. Reinhard
+            supports only "tile", its default.
+        min_tissue: number of tissue pixels that an estimate needs.
+        fallback: for "tile" and "slide", what to do with a tile that has less tissue or lacks two stains. "slide": use
+            the slide's stored stains, or the target's if there are none; "reference": use the target's, so that the
+            tile hardly changes; "pass": leave the tile unchanged.
         augmentation: sigma of alpha and of beta. Draws u in 0..1 become factors 1 + sigma_1 (2u - 1) and addends
             sigma_2 (2u - 1) of the target's concentrations of each stain. A loader that augments gives draws: (0, 0)
             for none. Reinhard has no stains and takes none.
         backend: as in `ops.stain_normalize`.
 
     Attributes:
-        augments: whether draws change anything; where they do not, a loader gives none.
+        augments: whether draws have an effect; if not, a loader passes none.
         has_stains: False for Reinhard's methods, which move colours as a whole.
         slides: key -> `Stains` (vectors float64 [1, 3, 2], 99th percentiles [1, 2]).
-        fell_back: bool [B] of the last call: tiles that had no estimate of their own where one was needed.
+        fell_back: bool [B] of the last call: tiles that needed their own estimate and had none.
 
     >>> normalizer = StainNormalizer(per="tile")
     >>> tiles = torch.randint(40, 220, (2, 3, 32, 32), dtype=torch.uint8)
@@ -107,12 +107,12 @@ class StainNormalizer:
         return f"StainNormalizer({self.method!r}, convention={self.convention!r}, per={self.per!r}: {fitted})"
 
     def fit(self, image: TargetLike | StainStatistics) -> StainNormalizer:
-        """Take the target from an image, uint8 [3, H, W] or [H, W, 3], an array or a PIL image, or from its numbers; or
-        from `StainStatistics` of many images, as from a mosaic of them all. Returns itself."""
+        """Set the target from an image (uint8 [3, H, W] or [H, W, 3], an array or a PIL image), its numbers, or
+        `StainStatistics` of many images, equivalent to a mosaic of them. Returns itself."""
         if isinstance(image, StainStatistics):
             found = self._estimate(image)
             if found is None:
-                raise ValueError("`image` holds no two stains in tissue enough for a target. Choose other images.")
+                raise ValueError("`image` must have enough tissue with two stains to be a target. Choose other images.")
             self.target = found
         else:
             self.target = resolve_target(image, self.method, self._convention, self.backend)
@@ -120,8 +120,8 @@ class StainNormalizer:
 
     def fit_slide(self, key: str, tiles: Tiles | StainStatistics) -> bool:
         """Store the stains of a slide, from tiles [B, 3, H, W] or [B, H, W, 3], any number of batches or single tiles
-        (tensors, arrays, PIL images), or `StainStatistics` that were collected before. False where these hold no two
-        stains; nothing is stored then."""
+        (tensors, arrays, PIL images), or from collected `StainStatistics`. Returns False and stores nothing if these do
+        not contain two stains."""
         check_key(key)
         found = self._estimate(tiles if isinstance(tiles, StainStatistics) else collected(tiles, self.convention))
         if found is not None:
@@ -159,8 +159,8 @@ class StainNormalizer:
             draws: float32 [B, 4] uniform in 0..1 for stain augmentation: alpha and beta, each of hematoxylin and eosin.
 
         Returns:
-            The images in the layout they came in, a tensor for a tensor and an array for all else, without B where
-            there was none; with `return_stains` all of a `Normalised` so.
+            The images in their input layout: a tensor for a tensor, else an array; without B if the input had none.
+            With `return_stains` a `Normalised` in this form.
         """
         batch, form = as_batch(images)
         planes, statistics = check_images(batch), check_statistics(mean, std)
@@ -183,13 +183,13 @@ class StainNormalizer:
         std: Sequence[float] = IMAGENET[1],
         draws: Tensor | None = None,
     ) -> Tensor:
-        """What a loader does after geometry and before noise, in one pass: stains, colour, mean and std.
+        """Normalise stains, change colours, subtract mean and divide by std in one pass; the loader calls it.
 
         Args:
             images: uint8 [B, 3, H, W].
             slides: B keys of `slides`; "" for none.
-            inside: bool or uint8 [B, H, W], False where rotation filled in: no part of any estimate, grey level 240
-                after.
+            inside: bool or uint8 [B, H, W], False for pixels filled in by rotation: excluded from estimates, then set
+                to grey level 240.
             colour: float32 [B, 3, 4], RGB 0..255 and 1 -> RGB 0..255, applied and clipped after normalisation.
             mean, std: of RGB in 0..1.
             draws: float32 [B, 4] uniform in 0..1 for stain augmentation: alpha and beta, each of hematoxylin and eosin.
@@ -242,7 +242,7 @@ class StainNormalizer:
         return result
 
     def _stored(self, slides: Sequence[str], device: torch.device) -> Estimate:
-        """The stored stains of each key; where there are none, finite numbers that are not valid."""
+        """The stored stains of each key; for unknown keys finite numbers marked as not valid."""
         nothing = default_target(self._convention)
         found = [self.slides.get(key) for key in slides]
         vectors = torch.cat([(one or nothing).vectors for one in found]).to(device, non_blocking=True)
@@ -263,7 +263,7 @@ class StainNormalizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> StainNormalizer:
-        """Raises StainFileError for a file that is missing, damaged, of another kind or another version."""
+        """Read what `save` wrote; raises StainFileError for a missing or damaged file, or another kind or version."""
         arrays = read_arrays(path, _KIND)
         try:
             target = [torch.from_numpy(arrays[name]) for name in ("target_0", "target_1") if name in arrays]
@@ -279,7 +279,7 @@ _OPTIONS = ("method", "convention", "per", "min_tissue", "fallback", "augmentati
 
 
 def _first(one: Estimate, other: Estimate) -> Estimate:
-    """Of each image the first estimate that is valid."""
+    """The first valid estimate of each image."""
     vectors = torch.where(one.valid[:, None, None], one.stains.vectors, other.stains.vectors)
     maxima = torch.where(one.valid[:, None], one.stains.maxima, other.stains.maxima)
     return Estimate(Stains(vectors, maxima), one.valid | other.valid)

@@ -1,4 +1,4 @@
-"""Stain statistics of a slide, counted once for all runs: kept beside its index."""
+"""Stain statistics of a slide, computed once and cached beside its index."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .statistics import StainStatistics, collected
 
 
 def slide_statistics(pictures: Sequence[ImageSource], convention: str = "torchstain") -> StainStatistics:
-    """The colours of pictures of one slide (or patient); what cannot be read is left out.
+    """The colour statistics of pictures of one slide (or patient); unreadable pictures are skipped.
 
-    Where all are regions of one slide that has an index (`index_slide`, `fastmtl prepare`), the counts are kept beside
-    it, in NAME.stain.npz, and taken from there as long as the slide, the regions and the convention stay the same.
+    If all are regions of one slide with an index (`index_slide`, `fastmtl prepare`), the counts are cached beside the
+    index in NAME.stain.npz and reused until the slide, the regions or the convention change.
 
     Args:
-        pictures: RGB; each may have a size of its own.
+        pictures: RGB; sizes may differ.
         convention: as in `StainStatistics`.
 
     Raises:
-        SlideError: the slide is not there.
+        SlideError: the slide does not exist.
     """
     regions = [one for one in pictures if isinstance(one, Region)]
     slides = {region.slide for region in regions}
@@ -39,24 +39,24 @@ def slide_statistics(pictures: Sequence[ImageSource], convention: str = "torchst
     identity = identify(slide)
     index = index_path(slide, identity)
     path, source = index.with_suffix(".stain.npz"), _digest(identity, regions, convention)
-    with suppress(StainFileError):  # not there, of something else, damaged: as good as none
+    with suppress(StainFileError):  # missing, damaged or of other data: recompute
         return StainStatistics.load(path, source)
     unread: list[ImageSource] = []
     statistics = collected(_readable(pictures, unread), convention)
-    if index.exists() and not unread:  # a disk that failed today would thin out the counts for ever
-        with suppress(OSError):  # a folder that cannot be written to costs the next run another look
+    if index.exists() and not unread:  # do not cache incomplete counts after a read error
+        with suppress(OSError):  # in a read-only folder the next run computes them again
             statistics.save(path, source)
     return statistics
 
 
 def _digest(identity: Identity, regions: Sequence[Region], convention: str) -> str:
-    """All that the counts depend on; not where the slide lies, since folders move."""
+    """Everything that the counts depend on; without the slide's folder, which may move."""
     places = [astuple(region)[1:] for region in regions]
     return blake2b(repr((astuple(identity), places, convention)).encode(), digest_size=16).hexdigest()
 
 
 def _readable(pictures: Sequence[ImageSource], unread: list[ImageSource] | None = None) -> Iterator[NDArray[np.uint8]]:
-    """Those that can be read; the others go to `unread`."""
+    """The readable pictures; the others are added to `unread`."""
     for picture in pictures:
         try:
             pixels = open_picture(picture)

@@ -1,5 +1,5 @@
-"""Colours of many tiles as one table of counts: what a slide's stains are estimated from. Sums are exact, so that
-tiles, workers and ranks may be added in any order."""
+"""Colour counts of many tiles, from which a slide's stains are estimated. Sums are exact, so the order of tiles,
+workers and ranks does not matter."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ Tiles: TypeAlias = "ImageLike | Iterable[ImageLike | Sequence[ImageLike]]"
 
 
 class StainStatistics:
-    """How often each colour (7 bits a channel, at its exact mean) stands in a set of tiles, and how often as tissue.
+    """Counts of each colour (7 bits per channel, with its exact mean) in a set of tiles, and in their tissue.
 
     Args:
-        convention: whose tissue mask decides, as in `ops.stain_normalize`; statistics of different ones do not add up.
+        convention: defines the tissue mask, as in `ops.stain_normalize`; statistics of different conventions cannot be
+        added.
 
     >>> one, two = StainStatistics(), StainStatistics()
     >>> one.update(torch.full((1, 3, 8, 8), 90, dtype=torch.uint8))
@@ -47,7 +48,7 @@ class StainStatistics:
 
     @property
     def pixels(self) -> int:
-        """All pixels inside."""
+        """Number of pixels inside."""
         return int(self.colours[:, 1].sum())
 
     @property
@@ -56,11 +57,11 @@ class StainStatistics:
 
     def update(self, images: ImageLike | Sequence[ImageLike], inside: Tensor | None = None) -> None:
         """Add uint8 RGB tiles [B, 3, H, W] or [B, H, W, 3], or one without B, as a tensor, an array or a PIL image;
-        what is False in `inside` [B, H, W] is left out."""
+        pixels that are False in `inside` [B, H, W] are excluded."""
         planes = check_images(as_batch(images)[0])
         pixels, chosen = readable(planes, check_inside(inside, planes)), check_method("macenko", self.convention)
         passes = passes_of(planes, "auto") or TorchPasses()
-        # A contrast stretch, and so the mask it gives, belongs to one image.
+        # Contrast is stretched per image, so the mask must be computed per image.
         parts = pixels.each() if chosen.tissue == "stretched" else [pixels]
         found = [passes.colours(part, mask_of(part, chosen)).cpu() for part in parts]
         self.colours = _added([self.colours, *found])
@@ -86,7 +87,7 @@ class StainStatistics:
         return self.convention == other.convention and torch.equal(self.colours, other.colours)
 
     def all_reduce(self, group: ProcessGroup | None = None) -> StainStatistics:
-        """Add up over all ranks, in place: afterwards every rank has the same counts."""
+        """Sum over all ranks, in place: afterwards every rank has the same counts."""
         import torch.distributed as dist
 
         device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
@@ -102,13 +103,13 @@ class StainStatistics:
         return self
 
     def estimate(self, method: str = "macenko", min_tissue: int = MIN_TISSUE) -> Stains | None:
-        """Stain vectors [1, 3, 2] and 99th percentiles [1, 2] of all these pixels; None if they hold no two stains."""
+        """Stain vectors [1, 3, 2] and 99th percentiles [1, 2] of all pixels; None if they do not contain two stains."""
         chosen = check_method(method, self.convention)
         found = from_colours(self.colours, method, chosen, min_tissue)
         return found.stains if bool(found.valid) else None
 
     def save(self, path: str | os.PathLike[str], source: str = "") -> None:
-        """Write an .npz file, without pickle. `source`: what was counted, in any words, for `load` to compare."""
+        """Write an .npz file, without pickle. `source`: a free description of the data, which `load` compares."""
         words = {"kind": _KIND, "convention": self.convention, "source": source}
         write_arrays(path, {name: np.array(word) for name, word in words.items()} | {"colours": self.colours.numpy()})
 
@@ -119,7 +120,7 @@ class StainStatistics:
         arrays = read_arrays(path, _KIND)
         try:
             if source not in (None, str(arrays.get("source", ""))):
-                raise StainFileError(f"{path} holds the statistics of something else. Collect them again.")
+                raise StainFileError(f"{path} holds the statistics of other data. Collect them again.")
             made = cls(str(arrays["convention"]))
             made.colours = torch.from_numpy(np.ascontiguousarray(arrays["colours"], np.int64)).reshape(-1, 9)
         except (KeyError, ValueError) as error:

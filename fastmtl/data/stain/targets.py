@@ -1,4 +1,4 @@
-"""What to normalise to, and light before stains: a target assembled from all stainings present, and brightness."""
+"""Targets and brightness for stain normalisation: a mosaic target of all stainings, and white-background scaling."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .image_forms import as_batch
 
 
 def mosaic_target(tiles: ImageLike | Sequence[ImageLike], columns: int | None = None) -> Tensor:
-    """One image of all tiles, side by side: a target that holds every staining variant, as in switched-auxiliary
+    """All tiles side by side in one image: a target with every staining variant, as in switched-auxiliary
     training.
 
     Args:
         tiles: uint8 RGB [B, 3, H, W] or [B, H, W, 3], or a list of images of one size (tensors, arrays, PIL images),
             one or a few of each slide, scanner or centre.
-        columns: tiles a row; by default as square as can be. The last row is filled by repeating from the first tile.
+        columns: tiles per row; as square as possible by default. The last row is filled by repeating the first tiles.
 
     Returns:
         uint8 [3, rows * H, columns * W], for `StainNormalizer.fit` or `target=`.
@@ -41,11 +41,11 @@ def mosaic_target(tiles: ImageLike | Sequence[ImageLike], columns: int | None = 
 
 @torch.no_grad()
 def standardize_luminosity(images: Tensor, method: str = "lab", percentile: float | None = None) -> Tensor:
-    """Stretch brightness so that the background is white: before stains are estimated on dim or tinted glass.
+    """Stretch brightness so that the background is white; use it before estimating stains on dim or tinted slides.
 
     Args:
         images: uint8 RGB [B, 3, H, W] or [B, H, W, 3].
-        method: "lab" (StainTools): the percentile of LAB's L goes to 255; "rgb": each channel's own goes to 255.
+        method: "lab" (StainTools) maps the percentile of LAB's L to 255; "rgb" maps each channel's percentile to 255.
         percentile: in 0..100; default 95 for "lab" and 90 for "rgb".
 
     Returns:
@@ -72,7 +72,7 @@ def standardize_luminosity(images: Tensor, method: str = "lab", percentile: floa
 
 
 def _percentile(rows: Tensor, percentile: float) -> Tensor:
-    """Interpolated, of each row [R, N]; sorted because torch.quantile takes no more than 16 million elements."""
+    """The interpolated quantile of each row [R, N]; sorts because torch.quantile is limited to 16 million elements."""
     ordered, rank = rows.sort(1)[0], percentile / 100 * (rows.shape[1] - 1)
     low = int(rank)
     high = min(low + 1, rows.shape[1] - 1)

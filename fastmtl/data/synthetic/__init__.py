@@ -1,1 +1,1 @@
-"""Made-up tiles and slides: demo data that need no download."""
+"""Synthetic tiles and slides: demo data without a download."""

@@ -1,4 +1,4 @@
-"""Folders of generated data: written completely or not at all, once, and never over a user's own folder."""
+"""Folders of generated data: written atomically and only once, never over a user's own folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _STAMP = "generator.json"
 
 
 def make_folder(root: Path, stamp: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a folder and put it at `root`; nothing is done where one with the same stamp is there.
+    """Let `write` fill a folder and move it to `root`; does nothing if `root` already has the same stamp.
 
     Args:
         root: the folder to make; one of the same generator with another stamp is replaced.
-        stamp: what was asked for, JSON types, with "generator".
-        write: fills the empty folder that it is given.
+        stamp: the parameters, JSON types, with "generator".
+        write: fills an empty folder.
 
     Raises:
         FileExistsError: `root` is a folder that this generator did not make; it is left alone.
@@ -54,7 +54,7 @@ def check_limits(recipe: object, limits: Mapping[str, tuple[int, int]]) -> None:
 
 
 def _check_ours(root: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What the folder's stamp says; empty for an empty folder."""
+    """The folder's stamp; empty for an empty folder."""
     if root.is_dir() and not any(root.iterdir()):
         return {}
     try:

@@ -19,14 +19,14 @@ from .tiles import CLASS_NAMES, tissue_outline, write_pyramid
 from .tissue import ARCHITECTURES, expose, paint, random_stain
 
 VERSION = 1
-"""Raised when the same parameters give other pixels; an older data set is then generated again."""
+"""Increased when the same parameters produce other pixels; older data sets are then regenerated."""
 
 _STREAM = 0x736C6964
 
 
 @dataclass(frozen=True)
 class SlideRecipe:
-    """The parameters, written with the data to recognise them."""
+    """The parameters, stored with the data to identify it."""
 
     num_patients: int
     slides_per_patient: int
@@ -44,12 +44,12 @@ def generate_slides(
     slide_size: int = 1024,
     seed: int = 0,
 ) -> Path:
-    """Write slides, polygons and a manifest to `root`, whole or not at all, and return `root`.
+    """Write slides, polygons and a manifest to `root` atomically and return `root`.
 
     `root/manifest.csv` has the columns slide, mask, label, patient, case, cellularity: slides/NAME.tiff (a pyramid of
     JPEG tiles, three levels, 2 micrometres per pixel), polygons/NAME.geojson (its glands, class "gland", level-0
-    pixels), the tissue's class, and the share of tissue that is gland. The same arguments give the same pixels
-    everywhere; where `root` holds them already nothing is done.
+    pixels), the tissue's class, and the gland fraction of the tissue. The same arguments give the same pixels on all
+    machines; nothing is done if `root` already holds them.
 
     Args:
         root: the folder to make.
@@ -100,7 +100,7 @@ def _random(recipe: SlideRecipe, patient: int, item: int) -> np.random.Generator
 
 
 def _write_polygons(path: Path, mask: NDArray[np.bool_]) -> None:
-    """The outlines of the mask's pixels, holes included: drawn at level 0 they give the mask back exactly."""
+    """The outlines of the mask's pixels, including holes: drawn at level 0 they reproduce the mask exactly."""
     shapes = require("rasterio.features", "writing polygons", "wsi").shapes(mask.astype(np.uint8), mask)
     features = [
         {"type": "Feature", "properties": {"classification": {"name": "gland"}}, "geometry": geometry}

@@ -1,7 +1,7 @@
 """A synthetic demo data set: colon tiles with gland masks, and a few whole slides.
 
-Three classes that differ in how their glands are built; every patient has tiles of two, so a split by tile would leak
-and one by class alone would not stratify. Nothing in it is medical data.
+Three classes that differ in gland architecture; every patient has tiles of two classes, so a split by tile would leak
+and a split by class alone would not stratify. Nothing in it is medical data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .folder import check_limits, make_folder
 from .tissue import ARCHITECTURES, Stain, expose, paint, random_stain
 
 VERSION = 1
-"""Raised when the same parameters give other pixels; an older data set is then generated again."""
+"""Increased when the same parameters produce other pixels; older data sets are then regenerated."""
 
 CLASS_NAMES = tuple(ARCHITECTURES)
 _SLIDE_LEVELS = 3
@@ -28,7 +28,7 @@ _MPP = 2.0  # micrometres per pixel: a crypt of 35 pixels is then its real 70
 
 @dataclass(frozen=True)
 class Recipe:
-    """The parameters, written with the data to recognise them."""
+    """The parameters, stored with the data to identify it."""
 
     num_patients: int
     tiles_per_patient: int
@@ -50,12 +50,12 @@ def generate(
     slide_size: int = 2048,
     seed: int = 0,
 ) -> Path:
-    """Write the data set to `root`, whole or not at all, and return `root`.
+    """Write the data set to `root` atomically and return `root`.
 
     Tiles: `root/CLASS/{image,label}/GT1234567-1-400-001.png`, RGB and grey of 0 and 255 (gland). Slides:
     `root/slides/NAME.tiff`, a pyramid of JPEG tiles (256 x 256, three levels, 2 micrometres per pixel) with its gland
-    mask in `root/slides/label/NAME.png`. The same arguments give the same pixels everywhere; where `root` holds them
-    already nothing is done, and another version or other parameters are replaced.
+    mask in `root/slides/label/NAME.png`. The same arguments give the same pixels on all machines; nothing is done if
+    `root` already holds them; data of another version or with other parameters is replaced.
 
     Args:
         root: the folder to make.
@@ -101,7 +101,7 @@ def _write_all(root: Path, recipe: Recipe) -> None:
 
 
 def _random(recipe: Recipe, patient: int, item: int) -> np.random.Generator:
-    """Each picture has its own stream, so that asking for more leaves the others as they are."""
+    """Each picture has its own random stream, so that generating more pictures does not change the others."""
     return np.random.Generator(np.random.Philox(key=[recipe.seed, 0x64656D6F], counter=[0, 0, item, patient]))
 
 

@@ -1,6 +1,6 @@
 """Colon-like tissue drawn from random numbers: glands, nuclei and stroma, then haematoxylin and eosin.
 
-All arithmetic is float64: a last-bit difference between two machines' cosines then does not reach an 8-bit pixel.
+All arithmetic is float64, so that last-bit differences between machines do not change an 8-bit pixel.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ Map = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a class of tissue is built. Lengths in pixels, ranges are (low, high), fractions are of the gland's radius.
+    """The architecture of a tissue class. Lengths in pixels, ranges as (low, high), fractions of the gland's radius.
 
     Attributes:
         pitch: distance between neighbouring glands.
-        jitter: how far a gland lies off its grid point, as a fraction of `pitch`.
+        jitter: distance of a gland from its grid point, as a fraction of `pitch`.
         missing: probability that a grid point has no gland.
         radius: of a gland.
         elongation: long over short axis.
         aligned: whether the glands of a tile point the same way.
         wobble: irregularity of the outline, fraction.
         lumen: radius of the open centre, fraction.
-        layers: where the epithelium's nuclei lie, fraction.
+        layers: positions of the epithelium's nuclei, fraction.
         nucleus: radius of an epithelial nucleus.
         nuclei_per_pixel: epithelial nuclei per pixel of gland outline.
         cytoplasm: concentrations of haematoxylin and eosin.
@@ -76,7 +76,7 @@ class Stain:
 
 
 def random_stain(rng: np.random.Generator) -> Stain:
-    """Published vectors, turned and scaled a little: no two laboratories, and no two days, stain alike."""
+    """Published vectors, slightly rotated and scaled: stains vary between laboratories and days."""
     vectors = np.stack([_HAEMATOXYLIN, _EOSIN]) + rng.normal(0, 0.035, (2, 3))
     vectors = np.maximum(vectors, 0.02) / np.linalg.norm(vectors, axis=1, keepdims=True)
     return Stain(vectors * rng.uniform((0.85, 0.7), (1.25, 1.15))[:, None], float(rng.uniform(236, 250)))

@@ -1,4 +1,4 @@
-"""MONAI's losses under their own names: the same arguments, defaults, results and exceptions, in fewer passes.
+"""MONAI's losses under the same names: the same arguments, defaults, results and exceptions, in fewer passes.
 
     -from monai.losses import DiceCELoss
     +from fastmtl.losses.monai import DiceCELoss
@@ -6,18 +6,17 @@
      loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
      loss = loss_function(model(images), labels)
 
-Fused, one read of logits and target forward and one more backward: `sigmoid=True` or `softmax=True`, with any other
-argument but `soft_label` on targets that may be soft. With `to_onehot_y` class numbers are read as they are; a softmax
-never makes the one-hot map. Plain torch, slower and still right: probabilities as input (no activation, or `other_act`,
-or a softmax of one channel), a target that requires a gradient, an ignored channel of a soft target.
+Fused, with one read of logits and target in the forward pass and one in the backward pass: `sigmoid=True` or
+`softmax=True` with all other arguments, except `soft_label` on targets that may be soft. With `to_onehot_y` class
+numbers are read directly; a softmax never creates the one-hot map. Plain torch, slower with the same results:
+probabilities as input (no activation, or `other_act`, or a softmax of one channel), a target that requires a gradient,
+an ignored channel of a soft target. MONAI's `DeepSupervisionLoss` and `MaskedLoss` can wrap these losses too.
 
-MONAI's own `DeepSupervisionLoss` and `MaskedLoss` wrap these as they wrap theirs.
-
-Held to MONAI 1.6.1. Different on purpose: sums are float32 or better, also of half-precision logits, and focal losses
-of float64 logits stay float64 (MONAI casts them to float32); bool and integer targets are taken where MONAI wants
-floats; squared sums of float32 are exact where MONAI's are 0.3% off on small objects; a `weight` is checked for
-negative numbers at construction and refused at the call, so that the call does not wait for the GPU; of a softmax a
-class number that has no channel is a ValueError on a CPU, where MONAI raises a RuntimeError, and a NaN on a GPU.
+Tested against MONAI 1.6.1. Intended differences: sums are float32 or better, also for half-precision logits, and focal
+losses of float64 logits stay float64 (MONAI casts them to float32); bool and integer targets are accepted where MONAI
+requires floats; squared sums of float32 are exact (MONAI's are 0.3% off on small objects); a `weight` is checked for
+negative numbers at construction and the call raises, so that the call does not wait for the GPU; with a softmax a class
+number without a channel raises ValueError on a CPU (MONAI: RuntimeError) and gives NaN on a GPU.
 """
 
 from .compound import DiceCELoss as DiceCELoss

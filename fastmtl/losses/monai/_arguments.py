@@ -1,4 +1,4 @@
-"""How MONAI reads the arguments its losses share."""
+"""The common arguments of MONAI's losses, interpreted as MONAI does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stripped(value: object) -> object:
 
 
 def with_channels(name: str, wanted: bool, input: Tensor) -> bool:
-    """Whether an option is on that makes sense of several channels alone; as in MONAI, one channel is warned about."""
+    """Whether an option for several channels is on; with a single channel it is off, with a warning as in MONAI."""
     if wanted and input.shape[1] == 1:
         warnings.warn(f"`{name}` is ignored: the prediction has a single channel.", stacklevel=4)
         return False
@@ -34,10 +34,10 @@ def with_channels(name: str, wanted: bool, input: Tensor) -> bool:
 
 
 def ignore_mask(target: Tensor, ignore_index: int | None) -> Tensor | None:
-    """[B, 1, *spatial], bool where it selects; floating where a soft target's channel is to be ignored in part.
+    """[B, 1, *spatial]: bool if it selects pixels; floating if a soft target's channel is partly ignored.
 
-    A target of several channels marks an ignored pixel in channel `ignore_index`, or, if there is no such channel,
-    by zeros in all of them.
+    A target of several channels marks an ignored pixel in channel `ignore_index`, or, without such a channel, by
+    zeros in all channels.
     """
     if ignore_index is None:
         return None

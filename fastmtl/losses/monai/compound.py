@@ -32,10 +32,10 @@ def _check_factors(**factors: float) -> None:
 class DiceCELoss(_Loss):
     """`monai.losses.DiceCELoss`: lambda_dice * Dice + lambda_ce * cross-entropy.
 
-    As in MONAI the cross-entropy is that of a softmax whenever there are several channels, also with `sigmoid=True`,
-    and binary with one channel; `weight` is the classes' weight in both terms, or with one channel the positives'.
+    As in MONAI, the cross-entropy uses a softmax for several channels, also with `sigmoid=True`, and is binary for one
+    channel; `weight` holds the class weights of both terms, or for one channel the weight of the positives.
 
-    Fused: everything `DiceLoss` fuses, with a softmax, or a sigmoid of one channel, in one pass for both terms; with
+    Fused: everything `DiceLoss` fuses; with a softmax, or a sigmoid of one channel, one pass computes both terms; with
     another activation or `label_smoothing` the cross-entropy is a second fused pass.
 
     >>> loss = DiceCELoss(to_onehot_y=True, softmax=True)
@@ -111,9 +111,9 @@ class DiceCELoss(_Loss):
 
 
 class DiceFocalLoss(_Loss):
-    """`monai.losses.DiceFocalLoss`: lambda_dice * Dice + lambda_focal * focal, the focal term always of a sigmoid.
+    """`monai.losses.DiceFocalLoss`: lambda_dice * Dice + lambda_focal * focal; the focal term always uses a sigmoid.
 
-    Two fused passes, one a term; the arguments are fused or plain as in `DiceLoss` and `FocalLoss`. With
+    Two fused passes, one per term; arguments are fused or plain as in `DiceLoss` and `FocalLoss`. With
     `reduction="none"` the Dice term [B, C, 1, ...] broadcasts over the focal one [B, C, *spatial].
     """
 

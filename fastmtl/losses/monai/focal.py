@@ -18,8 +18,8 @@ from ._arguments import REDUCTIONS, Weights, check_index, has_negative, ignore_m
 
 
 class _Factors(NamedTuple):
-    alpha: float | None  # sigmoid: the ones' factor, 1 - alpha the zeros'
-    ones: Tensor | None  # [C], sigmoid: the ones' factors, the zeros keep 1
+    alpha: float | None  # sigmoid: factor of the ones; 1 - alpha is that of the zeros
+    ones: Tensor | None  # [C], sigmoid: factors of the ones; the zeros have 1
     channels: Tensor | None  # [C]
 
 
@@ -27,12 +27,12 @@ class FocalLoss(_Loss):
     """`monai.losses.FocalLoss`: -alpha (1 - p_t)^gamma log p_t of each element.
 
     `input`: logits [B, C, *spatial]; `target`: the same shape, or class numbers [B, 1, *spatial] with `to_onehot_y`.
-    A number `alpha` is the ones' factor and 1 - alpha the zeros' (with `use_softmax` the background's). With
+    A number `alpha` is the factor of the ones and 1 - alpha that of the zeros (with `use_softmax` the background). With
     `ignore_index` the mean is over the valid pixels, not over their channels; "sum" adds each segment's mean.
     All as in MONAI.
 
-    Fused: "mean" and "sum" over at least one spatial dim, of targets known to be hard (integers, bool, class numbers,
-    and on the CPU floats that hold 0 and 1 alone); with `use_softmax` of class numbers and with the background.
+    Fused: "mean" and "sum" over at least one spatial dim, for targets known to be hard (integers, bool, class numbers,
+    and on the CPU floats that hold only 0 and 1); with `use_softmax` for class numbers including the background.
     Plain: `reduction="none"`, soft targets, a sequence as `alpha` with a sigmoid.
 
     >>> FocalLoss(to_onehot_y=True)(torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)).item()
@@ -160,7 +160,7 @@ class FocalLoss(_Loss):
             loss = loss * torch.where(t == 1, factors.ones.to(x.dtype).view(column), 1.0)
         if factors.channels is not None:
             loss = loss * factors.channels.to(x.dtype).view(column)
-        spatial = list(range(2, x.dim()))  # none of them: torch, and so MONAI, takes that for all dims
+        spatial = list(range(2, x.dim()))  # empty means all dims in torch, and so in MONAI
         loss = loss if mask is None else loss * mask
         if reduction == "none":
             return loss

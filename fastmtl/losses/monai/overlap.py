@@ -1,4 +1,4 @@
-"""Dice, generalized Dice and Tversky: one set of sums, three formulas."""
+"""Dice, generalized Dice and Tversky losses: three formulas on the same sums."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._arguments import REDUCTIONS, Weights, check_index, has_negative, ignore_m
 
 
 class _OverlapLoss(_Loss):
-    """The arguments that Dice, generalized Dice and Tversky share, and the sums they make of input and target."""
+    """The common arguments of Dice, generalized Dice and Tversky, and the sums over input and target."""
 
     squared_pred = False
     ignore_index: int | None = None
@@ -43,7 +43,7 @@ class _OverlapLoss(_Loss):
         self.batch, self.soft_label = batch, soft_label
 
     def _sums(self, input: Tensor, target: Tensor, pos_weight: Tensor | None = None) -> Overlap:
-        """All channels' sums [B, C]; with entropy and elements if they are fused."""
+        """The sums of all channels [B, C]; with entropy and elements if they are fused."""
         activation = "sigmoid" if self.sigmoid else None
         if with_channels("softmax", self.softmax, input):
             activation = "softmax"
@@ -58,7 +58,7 @@ class _OverlapLoss(_Loss):
             raise AssertionError(f"`target` must be {list(expected)} like `input`; got {list(target.shape)}.")
         mask = None if index else ignore_mask(target, self.ignore_index)
         binary_mask = mask is None or mask.dtype == torch.bool
-        # Of a probability and a 0 or 1 the smaller is the product; of other numbers it is not.
+        # min(p, t) equals p * t for a probability and a 0 or 1, but not for other numbers.
         soft = self.soft_label and not (activation and (index or _plain.is_hard(target)))
         if activation is not None and (self.squared_pred or not soft) and binary_mask and not target.requires_grad:
             ignored = self.ignore_index if index else None
@@ -72,12 +72,12 @@ class _OverlapLoss(_Loss):
         return Overlap(*_plain.overlap(input, target, mask, squared=self.squared_pred, soft=soft, absolute=True))
 
     def _pooled(self, sums: Overlap, input: Tensor) -> Overlap:
-        """Without the background, summed over the batch if that is asked for."""
+        """Drop the background if it is excluded, and sum over the batch if `batch` is set."""
         if with_channels("include_background=False", not self.include_background, input):
             sums = sums.each(lambda sum: sum[:, 1:])
         if self.batch:
             return sums.each(lambda sum: sum.sum(0))
-        # Logits [B, C] have no dims to sum over, which torch, and so MONAI, takes for all of them.
+        # Logits [B, C] have no dims to sum over; torch, and so MONAI, then sums over all dims.
         return sums.each(lambda sum: sum.sum()) if input.dim() == 2 else sums
 
     def _reduced(self, loss: Tensor, dims: int, *, spatial: bool = True) -> Tensor:
@@ -88,12 +88,12 @@ class _OverlapLoss(_Loss):
 
 
 class DiceLoss(_OverlapLoss):
-    """`monai.losses.DiceLoss`: 1 - (2 I + nr) / (P + T + dr) of each channel, or the Jaccard index's complement.
+    """`monai.losses.DiceLoss`: 1 - (2 I + nr) / (P + T + dr) per channel, or 1 minus the Jaccard index.
 
     `input`: logits [B, C, *spatial]; `target`: the same shape, or class numbers [B, 1, *spatial] with `to_onehot_y`.
-    `reduction="none"` gives [B, C, 1, ...], with `batch=True` [C, 1, ...].
+    `reduction="none"` returns [B, C, 1, ...], with `batch=True` [C, 1, ...].
     Fused and plain arguments: see the module. `soft_label` is fused for targets known to be hard: integers, bool,
-    class numbers, and on the CPU floats that hold 0 and 1 alone.
+    class numbers, and on the CPU floats that hold only 0 and 1.
 
     >>> loss = DiceLoss(to_onehot_y=True, softmax=True, include_background=False, reduction="none")
     >>> loss(torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 8, 8)).shape
@@ -147,8 +147,8 @@ class DiceLoss(_OverlapLoss):
 class GeneralizedDiceLoss(_OverlapLoss):
     """`monai.losses.GeneralizedDiceLoss`: 1 - (2 sum w I + nr) / (sum w (P + T) + dr) over the channels.
 
-    w is 1 / T^2 ("square"), 1 / T ("simple") or 1 ("uniform"); an empty channel has the largest w of the others.
-    `reduction="none"` gives [B, 1, 1, ...], with `batch=True` [1, 1, ...]. Fused and plain arguments as in `DiceLoss`.
+    w is 1 / T^2 ("square"), 1 / T ("simple") or 1 ("uniform"); an empty channel gets the largest w of the others.
+    `reduction="none"` returns [B, 1, 1, ...], with `batch=True` [1, 1, ...]. Fused and plain arguments: see `DiceLoss`.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class GeneralizedDiceLoss(_OverlapLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         i, p, t = self._pooled(self._sums(input, target), input)[:3]
         channels = 0 if self.batch else 1
-        size = t.float()  # as MONAI does, whatever the logits are
+        size = t.float()  # float32 for any dtype of logits, as in MONAI
         w = {"square": 1 / (size * size), "simple": 1 / size}.get(self.w_type, torch.ones_like(size))
         empty = w.isinf()
         w = torch.where(empty, 0.0, w)
@@ -184,7 +184,7 @@ class GeneralizedDiceLoss(_OverlapLoss):
 class TverskyLoss(_OverlapLoss):
     """`monai.losses.TverskyLoss`: 1 - (I + nr) / (I + alpha (P - I) + beta (T - I) + dr).
 
-    `reduction="none"` gives [B, C], with `batch=True` [C]. Fused and plain arguments as in `DiceLoss`.
+    `reduction="none"` returns [B, C], with `batch=True` [C]. Fused and plain arguments as in `DiceLoss`.
     """
 
     def __init__(

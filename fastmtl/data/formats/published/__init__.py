@@ -11,7 +11,7 @@ from . import gi_tract, hep2, hubmap, pets, pets_hdf5
 
 
 class Format(NamedTuple):
-    """How to know a folder, and how to read it."""
+    """How to recognise a folder, and how to read it."""
 
     looks_like: Callable[[Path], bool]
     read: Callable[[Path], Dataset]

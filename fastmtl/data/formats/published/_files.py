@@ -1,4 +1,4 @@
-"""Shared by the readers of published folders: errors for missing files, tables of known columns, the data set."""
+"""Helpers for the readers of published folders: errors for missing files, tables with known columns, data sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...manifest.table_io import TextTable, read_table
 
 
 def require_path(path: Path, layout: str) -> Path:
-    """`path`, or a FileNotFoundError that says the layout."""
+    """Return `path`; if it does not exist, raise FileNotFoundError with the expected layout."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected {layout}")
     return path

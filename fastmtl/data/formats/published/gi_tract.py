@@ -22,7 +22,7 @@ _SLICE = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)")
 
 
 class _Slice(NamedTuple):
-    """What the path of an image says; pixels in millimetres."""
+    """The metadata in an image's path; pixel sizes in millimetres."""
 
     file: Path
     scan: str
@@ -55,12 +55,12 @@ class OrganMasks:
 
 
 def looks_like(root: Path) -> bool:
-    """Whether `root` is laid out like this data set."""
+    """Whether `root` has the layout of this data set."""
     return any((root / "train").glob("case*/case*_day*/scans"))
 
 
 def read(root: Path, order: Order = "row") -> Dataset:
-    """The slices, with organ masks [h, w, 3] and what their names say.
+    """The slices, with organ masks [h, w, 3] and the metadata in their names.
 
     Values: `case` (patient and day, within which slices are neighbours), `position` (slice number), `depth` (the
     slice's place in its scan, 0 to 1), and for FiLM `case_number`, `day`, `pixel_height`, `pixel_width` (mm),

@@ -16,12 +16,12 @@ INTENSITIES = ("intermediate", "positive")
 
 
 def looks_like(root: Path) -> bool:
-    """Whether `root` is laid out like this data set."""
+    """Whether `root` has the layout of this data set."""
     return next(root.glob("**/*_patch*_Mask.tif"), None) is not None
 
 
 def read(root: Path) -> Dataset:
-    """The patches with mask, pattern (the label) and `intensity`; the patient is the number that a name begins with.
+    """The patches with mask, pattern (the label) and `intensity`; the patient is the number at the start of a name.
 
     The tables have no header; all that are found are read together (the authors' fold tables repeat the same rows).
     Labels are trimmed, and the published `mitsp` stays as it is.
@@ -45,7 +45,7 @@ def read(root: Path) -> Dataset:
         if intensity and intensity not in INTENSITIES:
             raise ValueError(f"{root}: {image} has the intensity {intensity!r}; expected {' or '.join(INTENSITIES)}")
         if image not in files:
-            problems.append(Problem(root / image, "named in a table, and not there"))
+            problems.append(Problem(root / image, "named in a table, but does not exist"))
             continue
         tiles.append(
             Tile(
@@ -68,7 +68,7 @@ def _rows(root: Path) -> Iterator[tuple[str, list[str]]]:
         try:
             rows = list(csv.reader(read_text(table).splitlines()))
         except csv.Error as error:
-            raise ValueError(f"{table} is no table: {error}") from None
+            raise ValueError(f"{table} is not a table: {error}") from None
         for number, cells in enumerate(rows, 1):
             trimmed = [cell.strip() for cell in cells]
             if not any(trimmed):

@@ -15,15 +15,15 @@ _COLUMNS = ("id", "organ", "img_height", "img_width", "rle")
 
 
 def looks_like(root: Path) -> bool:
-    """Whether `root` is laid out like this data set."""
+    """Whether `root` has the layout of this data set."""
     return (root / "train.csv").is_file() and next((root / "train_images").glob("*.tiff"), None) is not None
 
 
 def read(root: Path) -> Dataset:
-    """The images with masks and `organ`, the label too: splits are then stratified by organ, as the paper's.
+    """The images with masks and `organ`, also as the label, so that splits are stratified by organ as in the paper.
 
     Values: `organ` and `source` (HPA or HuBMAP) as classes, `pixel_size` and `tissue_thickness` (micrometres), `age`.
-    The set names no patients: each image is one of its own.
+    The data set names no patients: each image is its own patient.
 
     Raises:
         FileNotFoundError, ValueError: the folder or the table does not fit the layout.
@@ -38,7 +38,7 @@ def read(root: Path) -> Dataset:
         name = sample_key(row["id"])  # a table that went through pandas may say 123.0
         file = root / "train_images" / f"{name}.tiff"
         if not file.is_file():
-            problems.append(Problem(file, f"named in {place}, and not there"))
+            problems.append(Problem(file, f"named in {place}, but does not exist"))
             continue
         height, width = (_whole(row[name], name, place) for name in ("img_height", "img_width"))
         organ = _index(classes["organ"], row["organ"])

@@ -51,14 +51,14 @@ class Converted:
 
 
 def looks_like(root: Path) -> bool:
-    """Whether `root` is laid out like this data set."""
+    """Whether `root` has the layout of this data set."""
     return (root / "annotations" / "trimaps").is_dir() and (root / "images").is_dir()
 
 
 def read(root: Path) -> Dataset:
     """The images with masks, the species (the label), `breed` and, where the XML has one, the head's `box`.
 
-    Boxes are centre x, centre y, width, height in 0..1 of the image. Each image is a patient of its own.
+    Boxes are centre x, centre y, width, height in 0..1 of the image. Each image is its own patient.
 
     Raises:
         FileNotFoundError, ValueError: the folder does not fit the layout, or an XML file is broken.
@@ -92,7 +92,7 @@ def _breed(stem: str) -> str:
 
 def _picture(file: Path, problems: list[Problem]) -> ImageSource | None:
     if not file.is_file():
-        problems.append(Problem(file, "a folder, or a link to nothing, among the images"))
+        problems.append(Problem(file, "a folder, or a broken link, among the images"))
         return None
     with file.open("rb") as opened:
         start = opened.read(4)
@@ -100,7 +100,7 @@ def _picture(file: Path, problems: list[Problem]) -> ImageSource | None:
         return file
     if start == b"GIF8":  # some files called .jpg are
         return Converted(file)
-    problems.append(Problem(file, "no JPEG, PNG or GIF image, whatever its name says"))
+    problems.append(Problem(file, "not a JPEG, PNG or GIF image, despite its name"))
     return None
 
 

@@ -29,7 +29,7 @@ _SHAPES: dict[str, tuple[str, Callable[[tuple[int, ...]], bool]]] = {
 
 
 def looks_like(root: Path) -> bool:
-    """Whether `root` is laid out like this data set."""
+    """Whether `root` has the layout of this data set."""
     return (root / "train" / "images.h5").is_file()
 
 
@@ -100,7 +100,7 @@ def _box(edges: np.ndarray) -> tuple[float, float, float, float] | None:
 
 @contextmanager
 def _opened(file: Path, name: str) -> Iterator[Any]:
-    """The array of that name, of the shape it has in this data set."""
+    """The array with this name, checked for its shape in this data set."""
     with open_array(file, name) as array:
         words, fits = _SHAPES[name]
         if not fits(array.shape):
