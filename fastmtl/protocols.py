@@ -70,9 +70,9 @@ class Batch:
     images: Tensor
     targets: dict[str, Tensor]
     has_label: Tensor
-    metadata: dict[str, Tensor] = field(default_factory=dict)
-    ids: list[str] = field(default_factory=list)
-    groups: list[str] = field(default_factory=list)
+    metadata: dict[str, Tensor] = field(default_factory=dict[str, "Tensor"])
+    ids: list[str] = field(default_factory=list[str])
+    groups: list[str] = field(default_factory=list[str])
 
     def __len__(self) -> int:
         return self.images.shape[0]

@@ -19,6 +19,7 @@ from ..prediction.output_dir import Predicted, check_apart, claimed, stamp_of
 from ..prediction.slides import check_places, predict_slides
 from ..protocols import Task
 from ..report import read_run, render, render_comparison
+from ..report.past_run import PastRun
 from ..training import checkpoint
 from ..training.eval_loop import autocast_dtype
 from ..training.run_dir import RunError, RunFolder
@@ -139,7 +140,8 @@ def report(paths: Sequence[Path], out: Path | None = None) -> list[str]:
     Raises:
         RunError: none of `paths` is a run.
     """
-    runs, problems = [], []
+    runs: list[PastRun] = []
+    problems: list[str] = []
     for path in paths:
         try:
             runs.append(read_run(path))

@@ -56,7 +56,7 @@ def evaluate(
     except ValueError as error:
         raise RunError(f"{root} does not match the classes that {path} was trained on: {error}") from error
     folder, damaged = data.usable_tiles(found_tiles, recipe.data.on_damaged)
-    seen = set() if everything else {data.identifier_key(str(name)) for name in facts["training_patients"]}
+    seen: set[str] = set() if everything else {data.identifier_key(str(name)) for name in facts["training_patients"]}
     kept = folder.subset(tile.id for tile in folder.tiles if data.identifier_key(tile.group) not in seen)
     if not kept.tiles:
         raise RunError(f"{path} was trained on every patient in {root}; --everything evaluates on them anyway.")

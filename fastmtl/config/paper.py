@@ -13,29 +13,29 @@ class PaperConfig:
     """The paper's short name; its recipes are in a folder with this name."""
     title: str = ""
     """The paper's title."""
-    formats: list[str] = field(default_factory=list)
+    formats: list[str] = field(default_factory=list[str])
     """Formats of the paper's data: names in `data.list_formats()`."""
-    classes: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list[str])
     """Class folders of the paper's data, which distinguish it from other data of the same format."""
-    order: list[str] = field(default_factory=list)
+    order: list[str] = field(default_factory=list[str])
     """The paper's rows in the order of its tables."""
-    also: list[str] = field(default_factory=list)
+    also: list[str] = field(default_factory=list[str])
     """More metrics to print, which the paper does not report."""
-    curves: list[str] = field(default_factory=list)
+    curves: list[str] = field(default_factory=list[str])
     """Two-class tasks whose ROC curves the paper shows."""
     table: str = ""
     """The paper's table that has the figures."""
     row: str = ""
     """The paper's name of the row."""
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict[str, float])
     """Published values: TASK.METRIC as in summary.json, test.TASK.METRIC for the test set, or delta_m."""
-    spreads: dict[str, float] = field(default_factory=dict)
+    spreads: dict[str, float] = field(default_factory=dict[str, float])
     """Their published standard deviations, under the same names."""
-    baselines: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, float] = field(default_factory=dict[str, float])
     """Single-task values that delta_m compares with, under the same names."""
-    baseline_rows: dict[str, str] = field(default_factory=dict)
+    baseline_rows: dict[str, str] = field(default_factory=dict[str, str])
     """The rows of these values, so that our rows are compared with our baselines."""
-    cited: dict[str, dict[str, float]] = field(default_factory=dict)
+    cited: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     """Rows that the paper cites from others: name -> figures."""
     caption: str = ""
     """For all rows: how our setup differs from the paper's."""

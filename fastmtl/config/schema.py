@@ -23,11 +23,11 @@ class DataConfig:
     """Folder that contains all paths of a manifest; the manifest's own if empty."""
     index_folder: str = ""
     """Folder of slide indexes (`fastmtl prepare --index-folder`); beside the slides if empty."""
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict[str, Any])
     """Kinds of a manifest's columns instead of the inferred ones: picture, label, number, vector, box, ..."""
-    classes: dict[str, Any] = field(default_factory=dict)
+    classes: dict[str, Any] = field(default_factory=dict[str, Any])
     """Classes of label columns in order, for example grade = ["G1", "G2"]; sorted if not given."""
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     """Input of the model besides the image: name in `Batch.metadata` -> columns."""
     tile_size: int = 256
     """Side of the tiles of whole slides, pixels at mpp."""
@@ -37,9 +37,9 @@ class DataConfig:
     """Overlap of neighbouring tiles of a slide, pixels."""
     min_tissue: float = 0.5
     """Smallest share of tissue in a tile."""
-    polygon_classes: list[str] = field(default_factory=list)
+    polygon_classes: list[str] = field(default_factory=list[str])
     """Classes of polygons for maps of classes, the background first; empty draws all polygons as foreground."""
-    polygon_offset: list[float] = field(default_factory=list)
+    polygon_offset: list[float] = field(default_factory=list[float])
     """x and y added to polygon coordinates, for viewers that measure from the slide's bounds."""
     preprocessing: str = ""
     """Conversion to 8 bits: min_max stretches 16-bit grey per image; empty: none."""
@@ -89,9 +89,9 @@ class DataConfig:
     """Threads that decode and augment."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
     """Where images are decoded and augmented; auto: on training.device."""
-    augmentation: dict[str, Any] = field(default_factory=dict)
+    augmentation: dict[str, Any] = field(default_factory=dict[str, Any])
     """Fields of `fastmtl.data.Augmentation`."""
-    stain: dict[str, Any] = field(default_factory=dict)
+    stain: dict[str, Any] = field(default_factory=dict[str, Any])
     """Stain normalisation: method = "macenko", target = an image file, and fields of `fastmtl.data.StainNormalizer`."""
 
 
@@ -145,7 +145,7 @@ class TrainingConfig:
     checkpoint: Literal["best", "last"] = "best"
     """Weights for evaluation and prediction: of the epoch with the best score on the held-out images, or of the last
     epoch, which does not depend on these images; averaged weights if `average` is set."""
-    tta: list[str] = field(default_factory=list)
+    tta: list[str] = field(default_factory=list[str])
     """Test-time views that final scores and predictions average with the image itself: h, v, r90, r180, r270."""
     log_every: int = 20
     """Steps between reads of the losses (each waits for the device)."""
@@ -166,15 +166,15 @@ class StageConfig:
     """The stage's name in metrics.jsonl and in the report."""
     epochs: int
     """Passes over the training tiles."""
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list[str])
     """The tasks that are trained and scored in this stage; empty: all."""
-    freeze: list[str] = field(default_factory=list)
+    freeze: list[str] = field(default_factory=list[str])
     """Modules to freeze, for example "encoder"; those of earlier stages are unfrozen unless listed again."""
     auxiliary_stride: int = 0
     """Encoder block that auxiliary tasks read from this stage on; 0: no change."""
-    balancer: dict[str, Any] = field(default_factory=dict)
+    balancer: dict[str, Any] = field(default_factory=dict[str, Any])
     """Replaces the recipe's balancer."""
-    optimizer: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict[str, Any])
     """Merged into the recipe's optimizer."""
     start: Literal["last", "best"] = "last"
     """The initial weights: the last or the best ones of the previous stage."""
@@ -191,12 +191,12 @@ class Recipe:
     summary: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=lambda: {"name": "joint_unet"})
-    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     balancer: dict[str, Any] = field(default_factory=lambda: {"name": "linear"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    stages: list[StageConfig] = field(default_factory=list)
+    stages: list[StageConfig] = field(default_factory=list[StageConfig])
     """Stages run one after the other; without any there is one stage of training.epochs with all tasks."""
     paper: PaperConfig = field(default_factory=PaperConfig)
-    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """Overlays for smaller machines, by name: [scales.tiny.data] size = 64."""

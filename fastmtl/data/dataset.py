@@ -82,7 +82,7 @@ class Tile:
     mask: ImageSource | None
     label: int | None
     group: str
-    values: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
 
 
 def label_of(tile: Tile, column: str) -> int | None:
@@ -124,9 +124,9 @@ class Dataset:
     class_names: tuple[str, ...]
     tiles: tuple[Tile, ...]
     problems: tuple[Problem, ...] = ()
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     patients_from: str = field(default="", compare=False)
-    slide_mpp: Mapping[Path, float] = field(default_factory=dict, compare=False)
+    slide_mpp: Mapping[Path, float] = field(default_factory=dict[Path, float], compare=False)
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -159,7 +159,7 @@ class Dataset:
 def class_counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
     """Label column ("label" is the tiles' own) -> class -> {"tiles", "patients"}; classes without tiles included."""
     columns = ["label"] * bool(dataset.class_names) + list(dataset.classes)
-    found = {}
+    found: dict[str, dict[str, dict[str, int]]] = {}
     for column in columns:
         names = dataset.names_of(column)
         of: list[list[Tile]] = [[] for _ in names]

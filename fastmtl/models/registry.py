@@ -35,7 +35,7 @@ class Row:
 
     tasks: Mapping[str, Output]
     parameters: int
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class ModelInfo:
     channels: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     extra: str = ""
-    rows: Mapping[str, Row] = field(default_factory=dict)
-    tiny: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, Row] = field(default_factory=dict[str, Row])
+    tiny: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)

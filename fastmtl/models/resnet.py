@@ -100,7 +100,8 @@ class ResNet(nn.Module):
         self.layers = [f"layer{number + 1}" for number in range(num_layers)]
         inner = base
         for number, name in enumerate(self.layers):
-            planes, blocks = base * 2**number, []
+            planes = base * 2**number
+            blocks: list[nn.Module] = []
             for index in range(max(1, math.ceil(repeats[number] * depth))):
                 blocks.append(block(inner, planes, 2 if number and not index else 1))
                 inner = planes * block.expansion

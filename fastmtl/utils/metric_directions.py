@@ -18,7 +18,7 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 
 def directions_of(tasks: Iterable[Any]) -> dict[str, dict[str, bool]]:
     """Task -> metric -> whether higher is better; without metrics of unknown direction."""
-    found = {}
+    found: dict[str, dict[str, bool]] = {}
     for task in tasks:
         metrics = task.metrics()
         named = metrics.items() if hasattr(metrics, "items") else ()  # a user's task may have a single one

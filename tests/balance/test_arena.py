@@ -113,7 +113,7 @@ class Broken(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *gradients):
         raise RuntimeError("broken")
 
 

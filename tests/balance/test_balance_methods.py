@@ -73,6 +73,7 @@ def test_fairgrad_and_nash_solve_their_equations(alpha, scale):
         w = weights("fairgrad", J @ J.T, alpha=alpha)
         assert (w > 0).all()
         torch.testing.assert_close(J @ (w @ J), w ** (-1 / alpha), rtol=1e-6, atol=0)
+    J = gradients(4, 40, scale=scale, seed=4, **DOUBLE)
     w = weights("nash_mtl", J @ J.T, max_norm=None)
     torch.testing.assert_close(J @ (w @ J), 1 / w, rtol=1e-6, atol=0)
     assert (w @ J).norm().item() == pytest.approx(2.0)  # the square is K
@@ -98,6 +99,7 @@ def test_du_gate(weighted):
     for seed in range(4):
         J = gradients(4, 10, seed=seed, **DOUBLE)
         torch.testing.assert_close(update("du_gate", J, weighted=weighted), textbook.du_gate(J, weighted))
+    J = gradients(4, 10, seed=3, **DOUBLE)
     named = balance.DuGate("b").weights(J @ J.T, dict.fromkeys("abcd", torch.ones(())))
     assert named[1] == 1.0
     with pytest.raises(ValueError, match="`main` must be one of the tasks"):

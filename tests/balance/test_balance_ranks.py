@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from helpers import two_ranks
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from fastmtl import balance
 from fastmtl.balance.join_ranks import METHODS
@@ -19,7 +19,7 @@ LOOSE = {"uncertainty": 1e-6, "imtl_l": 1e-6}
 def results(tmp_path_factory) -> list[dict[str, dict]]:
     """What both ranks found, all cases of this file in one pair of processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(two_ranks.main, args=(str(folder / "rendezvous"), str(folder)), nprocs=2, start_method="spawn")
+    spawn(two_ranks.main, args=(str(folder / "rendezvous"), str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

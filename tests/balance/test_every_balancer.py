@@ -32,7 +32,7 @@ def make(method: str, dtype=torch.float64, lr: float = 0.02):
     return model, balancer, torch.optim.AdamW([*model.parameters(), *balancer.parameters()], lr=lr)
 
 
-def gradients(model: Model) -> list[torch.Tensor]:
+def gradients(model: Model) -> list[torch.Tensor | None]:
     return [p.grad for p in [*model.encoder.parameters(), *model.heads.parameters()]]
 
 

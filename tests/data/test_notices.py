@@ -180,12 +180,13 @@ def test_paths_are_told_from_the_datas_folder(tmp_path):
 
 def _tiles(root):
     """Eight tiles of two classes, the masks of the two held-out ones empty, and a mask without an image."""
+    empty = np.zeros((32, 32), np.uint8)
     for number in range(8):
-        folder, mask = root / "AB"[number % 2], np.zeros((32, 32), np.uint8)
+        folder, mask = root / "AB"[number % 2], empty.copy()
         mask[8:24, : 16 * (number < 6)] = 255
         write_image(folder / "image" / f"P{number}-1.png", random_pixels(number, 32))
         write_image(folder / "label" / f"P{number}-1.png", mask)
-    write_image(root / "A" / "label" / "P9-1.png", mask)
+    write_image(root / "A" / "label" / "P9-1.png", empty)
     (root / "split.json").write_text(json.dumps({"validation_patients": ["P6", "P7"]}))
     return root
 

@@ -180,9 +180,7 @@ def test_a_backward_and_a_cut():
 
 
 def test_a_backward_on_ranks(tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store")), rank=0, world_size=1
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         _moved(RANKED.text)
     finally:
@@ -228,9 +226,9 @@ def test_the_commands_of_the_training_page(folders):
     Path("my_recipe.toml").write_text(RECIPE.text + options)
     for words in COMMANDS.commands:
         if words[1] == "prepare":
-            told = Path("SLIDES/manifest.csv").replace("told.csv")  # what is known of the slides
+            Path("SLIDES/manifest.csv").replace("known.csv")  # what is known of the slides
         if words[1:3] == ["data", "check"]:
-            told.replace("SLIDES/manifest.csv")
+            Path("known.csv").replace("SLIDES/manifest.csv")
         if "..." not in words:
             _run(words, *(["--everything"] if words[1] == "eval" else []))
     assert Path("both.html").is_file()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from monai.utils import Weight
+from monai.utils.enums import Weight
 
 from helpers.inputs import generator
 from helpers.pairwise import pairwise, singles

@@ -7,6 +7,7 @@ import gc
 import warnings
 from collections import Counter
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +30,7 @@ PATHS = [
     for path in (*(join_ranks.METHODS if name in GRADIENT_METHODS else ["all_reduce"]), "micro")
 ]
 STEPS = {"dwa": 3}  # two, but for a method that weighs equally for two epochs
-Case = dict[str, object]
+Case = dict[str, Any]
 
 
 def alone(name: str, options: dict[str, object], steps: int, micro: int, features: bool) -> Case:

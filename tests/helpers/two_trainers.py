@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def trainer(world: World, balancer="pcgrad", *, fused=False, folder=None, norm=F
     return Trainer(model, tasks, made, optimizer, settings, update=update, folder=folder, world=world)
 
 
-def trained(world: World, *arguments, **options) -> dict[str, object]:
+def trained(world: World, *arguments, **options) -> dict[str, Any]:
     """Two epochs and what is left of them."""
     made = trainer(world, *arguments, **options)
     records = []
@@ -153,6 +154,7 @@ def stopped(world: World, folder: Path, balancer: str) -> dict[str, object]:
     first.step = counted
     try:
         first.fit(loader)
+        message = "nothing was raised"
     except Interrupted as error:
         message = str(error)
     world.broadcast(None)  # rank 0 has written

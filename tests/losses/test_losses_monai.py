@@ -8,7 +8,7 @@ from fastmtl import losses, ops
 
 theirs = pytest.importorskip("monai.losses", reason="MONAI comes with the extra [bench]")
 from helpers.monai_cases import CASES, NAMES, arguments_of, tolerance_of  # noqa: E402
-from monai.utils import LossReduction  # noqa: E402
+from monai.utils.enums import LossReduction  # noqa: E402
 
 ours = losses.monai
 

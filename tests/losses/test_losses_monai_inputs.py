@@ -9,7 +9,7 @@ from fastmtl.losses import monai as ours
 
 theirs = pytest.importorskip("monai.losses", reason="MONAI comes with the extra [bench]")
 from helpers.monai_cases import NAMES, arguments_of, tolerance_of  # noqa: E402
-from monai.data import MetaTensor  # noqa: E402
+from monai.data.meta_tensor import MetaTensor  # noqa: E402
 
 
 @pytest.mark.parametrize("name", NAMES)

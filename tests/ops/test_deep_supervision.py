@@ -252,7 +252,9 @@ def test_no_mask_of_another_size_is_made():
     heads, target = pyramid((256, 256), (1, 2, 4, 8))
     with torch.profiler.profile(profile_memory=True) as profile:
         ops.deep_supervision_loss(heads, target, downsample="area")
-    assert sum(max(event.cpu_memory_usage, 0) for event in profile.events()) < 4096
+    events = profile.events()
+    assert events is not None
+    assert sum(max(event.cpu_memory_usage, 0) for event in events) < 4096
 
 
 HEADS, T = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 4, 4)], torch.zeros(2, 3, 8, 8)

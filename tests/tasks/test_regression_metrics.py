@@ -22,10 +22,10 @@ def numbers(centre: float, spread: float, count: int = 400, size: int = 1) -> tu
 
 
 def expected(wanted: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
-    wanted, found = wanted.double().numpy(), found.double().numpy()
-    errors = wanted - found
-    r2 = 1 - (errors**2).sum(0) / ((wanted - wanted.mean(0)) ** 2).sum(0)
-    return {"mae": np.abs(errors).mean(), "rmse": np.sqrt((errors**2).mean()), "r2": r2.mean()}
+    y, x = wanted.double().numpy(), found.double().numpy()
+    errors = y - x
+    r2 = 1 - (errors**2).sum(0) / ((y - y.mean(0)) ** 2).sum(0)
+    return {"mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt((errors**2).mean())), "r2": float(r2.mean())}
 
 
 FAR = [(2015, 3), (40000, 10), (311000, 8), (0.5, 0.001), (-1e7, 40), (1e-20, 1e-21), (1e15, 1e12), (0, 1)]
@@ -71,7 +71,9 @@ def test_batches_and_ranks_in_any_division_are_one_set_of_samples(counts, centre
     else:
         parts[0].update(found, wanted)
     merged = metrics.RSquared(size)
-    merged.moments = merged._reductions["moments"](torch.stack([part.moments for part in parts]))
+    reduce = merged._reductions["moments"]
+    assert callable(reduce)
+    merged.moments = reduce(torch.stack([part.moments for part in parts]))
     torch.testing.assert_close(merged.moments, whole.moments, rtol=1e-9, atol=1e-9)
 
 

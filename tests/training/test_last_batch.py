@@ -1,4 +1,4 @@
-"""A last batch of one image: left out where BatchNorm would get one value per channel, with a note, and nowhere else."""
+"""A last batch of one image: left out where BatchNorm would get one value per channel, with a note, and only there."""
 
 from __future__ import annotations
 

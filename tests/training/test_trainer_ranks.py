@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from helpers import two_trainers as _two_trainers
+from torch.multiprocessing.spawn import spawn
 
 from fastmtl import data
 from fastmtl.builders import components
@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
 def results(folder) -> list[dict]:
     """What both ranks found, all cases of this file in one pair of processes."""
     arguments = (str(folder / "rendezvous"), str(folder))
-    mp.start_processes(_two_trainers.main, args=arguments, nprocs=2, start_method="spawn")
+    spawn(_two_trainers.main, args=arguments, nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -143,11 +143,7 @@ def unit(target: Tensor, mask: Tensor | None, name: str = "target") -> None:
     if low < -ROUNDING:
         raise ValueError(f"`{name}` must lie in 0 to 1; got {low:g}. Mask elements without a label: mask={name} >= 0.")
     if high > 1 + ROUNDING:
-        advice = (
-            f"Turn a 0/255 mask into 0/1: {name} > 127."
-            if high > 127
-            else f"Pick one class: {name} == 1."
-        )
+        advice = f"Turn a 0/255 mask into 0/1: {name} > 127." if high > 127 else f"Pick one class: {name} == 1."
         raise ValueError(f"`{name}` must lie in 0 to 1; got {high:g}. {advice}")
 
 

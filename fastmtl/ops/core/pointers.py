@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -51,7 +51,7 @@ def num_threads() -> int:
 
 
 @contextmanager
-def on_one_thread() -> Iterator[None]:
+def on_one_thread() -> Generator[None]:
     """CPU kernels called by this thread run on it alone.
 
     When other work occupies the cores, a parallel region would wait for threads that get no core.

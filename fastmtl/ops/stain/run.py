@@ -91,7 +91,7 @@ class Run:
         )
         wrong = wrong.expand(pixels.batch)
         as_is = wrong if self.fallback == "pass" else torch.zeros_like(wrong)
-        made = []
+        made: list[Tensor] = []
         for only in (None, 0, 1) if separate else (None,):
             recipes = restaining(
                 convention,
