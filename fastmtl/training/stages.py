@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe one after the other: which tasks, which frozen parts, which initial weights.
+"""Runs the stages of a recipe one after the other. A stage sets its tasks, its frozen parts and its initial weights.
 
 Each stage has its own trainer; epochs and steps are counted over all stages.
 """

@@ -1,5 +1,7 @@
-"""Loads the parts of a training state and refuses those of another training: torch's fused optimizers read beyond the
-end of moments of another shape, and a state that fits in part would continue a training that never existed.
+"""Loads the parts of a training state and refuses those of another training.
+
+torch's fused optimizers read past the end of moments that have another shape, and a state that fits in part would mix
+two trainings.
 """
 
 from __future__ import annotations

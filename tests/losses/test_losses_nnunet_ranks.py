@@ -1,4 +1,4 @@
-"""`losses.nnunet` on several ranks: the batch Dice is that of all of them."""
+"""`losses.nnunet` on several ranks: the batch Dice is computed over all ranks together."""
 
 import os
 import subprocess

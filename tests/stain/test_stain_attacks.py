@@ -1,4 +1,4 @@
-"""Stain normalisation under numbers, layouts and files that should not be."""
+"""Stain normalisation with invalid numbers, layouts and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe says of schedule, learning rate, averaged weights and balancers is what the training does."""
+"""Training follows a recipe's options for schedule, learning rate, weight averaging and balancers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Masks drawn from GeoJSON polygons over a field of view of a slide or image.
 
-A pixel is inside a polygon when its outline winds around the pixel's centre and none of its holes does: the parts of a
-MultiPolygon may overlap, holes may overlap or reach beyond the outline, and an outline that crosses itself covers every
-loop, as QuPath shows it.
+A pixel is inside a polygon if the outline winds around the pixel's centre and no hole does. The parts of a MultiPolygon
+may overlap, holes may overlap or reach beyond the outline, and an outline that crosses itself covers all its loops, as
+QuPath shows it.
 """
 
 from __future__ import annotations

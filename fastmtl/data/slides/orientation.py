@@ -1,6 +1,6 @@
-"""TIFF's and EXIF's orientation codes: rectangles and pixels between an image as stored and upright.
+"""TIFF's and EXIF's orientation codes: converts rectangles and pixels between the stored image and the upright one.
 
-Every code is a transposition or none, then a flip along x or none, then one along y or none.
+A code is up to three steps in this order: transpose, flip along x, flip along y.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .errors import SlideError
 from .openslide_reader import scan_foreign
-from .plain import SIGNATURES, scan_plain
+from .image_file import SIGNATURES, scan_plain
 from .raster import Layout
 from .tiff import TIFF_SIGNATURES, NotHereError, scan_tiff
 

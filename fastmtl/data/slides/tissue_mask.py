@@ -1,7 +1,7 @@
 """Find tissue: the colourful part of a small picture of a slide.
 
-Otsu's threshold (1979) on how much a pixel's channels differ, as CLAM does on HSV's saturation (Lu et al. 2021); the
-difference of the largest and the smallest channel is used here because saturation is noisy in dark pixels. Otsu always
+Otsu's threshold (1979) is applied to the difference between a pixel's largest and smallest channel. CLAM (Lu et al.
+2021) applies it to HSV saturation, which is noisy in dark pixels. Otsu always
 finds two classes, so its threshold is limited to the range between empty glass and stained tissue. Excluded: black
 (borders, missing scans, black pens) and the hues of green, blue and red pens, which no stain has.
 """
