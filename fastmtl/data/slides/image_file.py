@@ -32,7 +32,7 @@ _MODES = {"plain jpeg": _JPEG_MODES, "plain png": _PNG_MODES, "jpeg2000": _JPEG2
 _EXIF_ORIENTATION = 274
 
 
-def scan_plain(path: Path, codec: str) -> Layout:
+def scan_image_file(path: Path, codec: str) -> Layout:
     """Read the header of an image file.
 
     Raises:

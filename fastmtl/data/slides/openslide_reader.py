@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def scan_foreign(path: Path, max_pixels: int) -> Layout:
+def scan_with_openslide(path: Path, max_pixels: int) -> Layout:
     """Scan a slide with OpenSlide.
 
     Raises:

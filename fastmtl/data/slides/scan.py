@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import SlideError
-from .openslide_reader import scan_foreign
-from .image_file import SIGNATURES, scan_plain
+from .image_file import SIGNATURES, scan_image_file
+from .openslide_reader import scan_with_openslide
 from .raster import Layout
 from .tiff import TIFF_SIGNATURES, NotHereError, scan_tiff
 
@@ -29,10 +29,10 @@ def scan(path: Path, max_pixels: int = MAX_PIXELS) -> Layout:
         raise SlideError(path, "the file is empty")
     for signature, codec in SIGNATURES.items():
         if head.startswith(signature):
-            return scan_plain(path, codec)
+            return scan_image_file(path, codec)
     if not head.startswith(TIFF_SIGNATURES):
-        return scan_foreign(path, max_pixels)
+        return scan_with_openslide(path, max_pixels)
     try:
         return scan_tiff(path, max_pixels)
     except NotHereError:
-        return scan_foreign(path, max_pixels)
+        return scan_with_openslide(path, max_pixels)
