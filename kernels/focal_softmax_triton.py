@@ -1,7 +1,8 @@
 """Softmax focal loss on class numbers for NVIDIA GPUs: sums, the finaliser of focal_triton.py, and a gradient.
 
-csrc/losses/focal_softmax_cpu.cpp has the formulas. A program holds all classes of its pixels in registers, so the
-softmax is computed once a direction and nothing of the size of the logits is written but the gradient.
+csrc/losses/class_loss_cpu.cpp has the formulas. A program holds all classes of its pixels in registers, so the softmax
+is computed once in the forward and once in the backward and nothing of the size of the logits is written but the
+gradient.
 """
 
 from __future__ import annotations

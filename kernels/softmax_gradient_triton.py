@@ -1,7 +1,8 @@
-"""The gradient of softmax losses for NVIDIA GPUs, from their slopes in the segment sums; see dice_ce_backends.py.
+"""The gradient of softmax losses for NVIDIA GPUs, from the derivatives of the loss with respect to the segment sums;
+see dice_ce_backends.py.
 
 With all classes in one tile (softmax_sums_triton.py) logits are read once. With more, a block's logits are read twice,
-first for the sums over classes, then for the gradient: the second time they mostly lie in L2.
+first for the sums over classes, then for the gradient: the second read usually finds them in L2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small matrices [SIZE, SIZE] held by one block: inverse, product, and how many warps hold them."""
+"""Small matrices [SIZE, SIZE] one per block: inverse, product, and the number of warps to use."""
 
 import triton
 import triton.language as tl

@@ -1,10 +1,10 @@
-"""From decoded pixels to network input on NVIDIA GPUs: what finish_numba does on the CPU, with its arithmetic.
+"""From decoded pixels to network input on NVIDIA GPUs: the computation of transform_numba.py, with the same arithmetic.
 
 Decoded pictures lie anywhere in memory, each of its own size, so they come as a table, int64 [B, 5]: address, bytes
-from row to row, height, width, channels; a height of 0 is no picture, and all its samples lie outside. `matrix` float32
-[B, 6] leads from output pixel to source pixel, `field` float32 [B, 2, n + 3, n + 3] holds the control points of a cubic
-B-spline. One program computes BLOCK pixels of one picture. Neighbouring pixels read neighbouring bytes, at odd places:
-the caches make up for loads of single bytes.
+from row to row, height, width, channels; with height 0 there is no picture, and all its pixels count as outside.
+`matrix` float32 [B, 6] maps output pixels to source pixels, `field` float32 [B, 2, n + 3, n + 3] holds the control
+points of a cubic B-spline. One program computes BLOCK pixels of one picture. Neighbouring pixels read neighbouring
+bytes, at odd places: the caches make up for loads of single bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What PCGrad adds to a step of a small U-Net: at most the backwards of the shared encoder that K gradients need.
+"""The extra time of PCGrad in one step of a small U-Net: the backward passes of the shared encoder for K gradients.
 
 The floor is a plain step of the same trainer and K - 1 further backwards of the encoder alone; fastmtl is to take at
 most 1.05 times as long, so that the floor's column reads at least 0.95.

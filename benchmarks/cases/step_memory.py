@@ -1,7 +1,7 @@
-"""Most memory of one step, beyond model, optimizer state and batch: gradients, arena, activations. Read `peak_bytes`.
+"""Peak memory of one step, without model, optimizer state and batch: gradients, arena, activations. Read `peak_bytes`.
 
-The shared part has many parameters and few activations, which is where K gradients weigh most. Each run makes its
-balancer anew, or the arena, which lives from step to step, would be taken for memory held before.
+The shared part has many parameters and few activations, where K gradients are the largest part of the memory. Each run
+makes its balancer anew, or the arena, which lives from step to step, would be taken for memory held before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The Triton kernels as Hopper (sm_90) gets them, compiled with no GPU: registers, spills, loads, shared memory.
 
-A kernel is declared in losses.py or balancing.py: its module, its arguments' types, and what its code must hold. The
-tests check those limits (tests/benchmarks/test_codegen.py), and `fastmtl bench --codegen` prints what was found.
+A kernel is declared in losses.py, balancing.py or data.py: its module, its arguments' types, and what its code must
+hold. The tests check those limits (tests/benchmarks/test_codegen.py), and `fastmtl bench --codegen` prints what was
+found.
 """
 
 from __future__ import annotations

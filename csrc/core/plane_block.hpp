@@ -1,6 +1,6 @@
 // A block of elements of logits, target and mask as float in L1: what the kernels of elementwise losses work on. It
 // runs along the pixels of one plane or, where planes are small, along the planes of a group at one pixel.
-// Included by *_cpu.cpp alone.
+// Only *_cpu.cpp files may include it.
 #pragma once
 
 #include "core/block_io.hpp"

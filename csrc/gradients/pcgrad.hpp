@@ -1,4 +1,4 @@
-// PCGrad's weights of the K gradients, from their Gram matrix alone.
+// PCGrad's weights of the K gradients, computed only from their Gram matrix.
 #pragma once
 
 #include <cstdint>

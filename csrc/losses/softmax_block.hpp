@@ -1,5 +1,5 @@
 // One block of pixels across all channels, as the softmax kernels read it: logits as float, class numbers as int32.
-// Included by *_cpu.cpp alone.
+// Only *_cpu.cpp files may include it.
 #pragma once
 
 #include "core/block_io.hpp"

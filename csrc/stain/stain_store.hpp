@@ -1,5 +1,5 @@
-// The end of every normaliser: background, colour, channel statistics, rounding, store.
-// Included by *_cpu.cpp alone.
+// The last steps of every normaliser: background, colour, channel statistics, rounding, store.
+// Only *_cpu.cpp files may include it.
 #pragma once
 
 #include "core/block_io.hpp"

@@ -1,4 +1,4 @@
-"""Balancers by name, as recipes write them."""
+"""Creates balancers by the names that recipes use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The C++ kernels of cross-entropy and softmax focal loss: both depend only on a pixel's softmax at its class."""
+"""The C++ kernels of cross-entropy and softmax focal loss: both depend on the softmax probability of a pixel's
+class."""
 
 from __future__ import annotations
 

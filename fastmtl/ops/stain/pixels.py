@@ -1,4 +1,4 @@
-"""Batches of RGB bytes as the stain kernels read and write them."""
+"""Batches of RGB bytes in the memory layout of the stain kernels."""
 
 from __future__ import annotations
 
