@@ -1,4 +1,5 @@
-"""How the CPU's kernels in Python are compiled: without the interpreter lock, kept where a folder can be written."""
+"""Compilation of the CPU kernels in Python: they release the interpreter lock, and are cached if a folder is
+writable."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ import numba
 
 
 def compiled(function):
-    """Decorator. The first call compiles; division by zero gives infinity, as NumPy's does."""
+    """Decorator. The first call compiles; division by zero gives infinity, as in NumPy."""
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder that a cache could be written to
+    except RuntimeError:  # no writable folder for the cache
         return numba.njit(nogil=True, error_model="numpy")(function)

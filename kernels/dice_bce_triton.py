@@ -1,9 +1,9 @@
 """Dice + BCE on logits for NVIDIA GPUs: segment sums, a finaliser, and an elementwise gradient.
 
 Sums go to `partials [5, segments, parts]` (I, P, T, BCE, valid elements), and one program per group adds them in a
-fixed order in float64: no float atomics, and splits that depend only on the shape, so results are bit-equal from run
-to run and from GPU to GPU. Planes are those of planes_triton.py; a segment is a plane, or with OVER_BATCH a channel of
-a group. A group is the whole batch, except under vmap.
+fixed order in float64: no float atomics, and splits that depend only on the shape, so results are bit-equal between
+runs and between GPUs. Planes are those of planes_triton.py; a segment is a plane, or with OVER_BATCH a channel of a
+group. A group is the whole batch, except under vmap.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def dice_bce_finish(
 
 @triton.jit
 def overlap_finish(partials, sums, planes, parts, TILE: tl.constexpr, PARTS: tl.constexpr):
-    """One of sums [5, planes] of TILE planes from their partials; grid [5 * tiles]."""
+    """One row of sums [5, planes] for TILE planes from their partials; grid [5 * tiles]."""
     tiles = tl.cdiv(planes, TILE)
     kind = tl.program_id(0) // tiles
     plane = (tl.program_id(0) % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
@@ -186,7 +186,7 @@ def dice_bce_gradient(
     slope = of_intersection * target + (of_prediction * p if SQUARED else of_prediction)
     values = of_bce * ((1.0 - target) * p - weight * target * q) + slope * (p * q)
     if HAS_MASK:
-        values = tl.where(valid, values, 0.0)  # a NaN coefficient must not reach them either
+        values = tl.where(valid, values, 0.0)  # a NaN coefficient must not reach masked elements either
     tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
 
 

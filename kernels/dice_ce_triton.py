@@ -22,7 +22,7 @@ def _classes(
     OVERLAP: tl.constexpr, SPREAD: tl.constexpr, SOFT: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Of TILE classes of one row: cross-entropy, its divisor, Dice loss and whether counted, weight, slopes."""
+    """For TILE classes of one row: cross-entropy, its divisor, Dice loss and whether it counts, weight, slopes."""
     c = start + tl.arange(0, TILE)
     live = c < channels
     segment = row * channels + c

@@ -13,11 +13,11 @@ def dice_score(
     intersection, prediction, truth, elements, smooth_nr, smooth_dr,
     SQUARED: tl.constexpr, JACCARD: tl.constexpr, EMPTY: tl.constexpr,
 ):  # fmt: skip
-    """Whether a segment is counted; and where it is, else 0: its loss, d loss / d I and q times d loss / d P."""
+    """Whether a segment counts; its loss, d loss / d I and q times d loss / d P, 0 if it does not count."""
     counted = elements > 0
     if EMPTY == 2:
         counted = counted & (truth != 0)
-    pair = (truth == 0) & (prediction == 0)  # an empty pair scores a constant
+    pair = (truth == 0) & (prediction == 0)  # the score of an empty pair is a constant
     total = prediction + truth
     if JACCARD:
         total = 2.0 * (total - intersection)

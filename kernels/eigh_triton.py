@@ -1,7 +1,7 @@
-"""Eigenvectors of a small symmetric matrix on a GPU: one block, Jacobi's rotations, without waiting for the host.
+"""Eigenvectors of a small symmetric matrix on a GPU: one block, Jacobi rotations, without waiting for the host.
 
-A round rotates N/2 disjoint pairs at once, as a tournament pairs N players: after N - 1 rounds every pair has met. The
-matrices lie in global memory (the cache), because each element needs those of its row's and column's partners.
+A round rotates N/2 disjoint pairs at once, as in a round-robin tournament: after N - 1 rounds every pair has met. The
+matrices are in global memory (cached), because each element needs those of the partners of its row and column.
 """
 
 import torch
@@ -27,18 +27,18 @@ def eigh_kernel(
     at = i[:, None] * N + i[None, :]
     for turn in range(SWEEPS * (N - 1)):
         r = turn % (N - 1)
-        # i meets the j with i + j = r modulo N - 1; the one that would meet itself meets N - 1.
+        # i meets the j with i + j = r modulo N - 1; the i that would meet itself meets N - 1.
         j = (r - i + 2 * (N - 1)) % (N - 1)
         j = tl.where(j == i, N - 1, j)
         j = tl.where(i == N - 1, (r * (N // 2)) % (N - 1), j)
         j = tl.where(there, j, i)
         own = tl.load(A + i * N + i, mask=there, other=0.0)
         theirs = tl.load(A + j * N + j, mask=there, other=0.0)
-        # The upper one for both: the halves differ by rounding, and partners must turn by one angle.
+        # Both use the upper half: the halves differ by rounding, and partners must rotate by the same angle.
         between = tl.load(A + tl.minimum(i, j) * N + tl.maximum(i, j), mask=there, other=0.0)
         turned = tl.abs(between) > 1e-17 * tl.sqrt(tl.abs(own * theirs))
         theta = (theirs - own) / tl.where(turned, 2.0 * between, 1.0)
-        # Seen from the partner theta has the other sign, and so must the sine where theta is 0.
+        # For the partner theta has the opposite sign, and so must the sine if theta is 0.
         sign = tl.where(theta > 0.0, 1.0, tl.where(theta < 0.0, -1.0, tl.where(i < j, 1.0, -1.0)))
         tangent = tl.where(turned, sign / (tl.abs(theta) + tl.sqrt(theta * theta + 1.0)), 0.0)
         c = 1.0 / tl.sqrt(tangent * tangent + 1.0)
@@ -58,7 +58,7 @@ def eigh_kernel(
 
 
 def eigh(G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """G [K, K] float64 -> eigenvalues [K] in no order, eigenvectors [K, K] in columns; NaN where G is not finite."""
+    """G [K, K] float64 -> unordered eigenvalues [K], eigenvectors [K, K] in columns; NaN where G is not finite."""
     K = len(G)
     N = max(2, K + K % 2)
     A = torch.zeros(N, N, dtype=torch.float64, device=G.device)

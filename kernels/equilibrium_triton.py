@@ -21,7 +21,7 @@ def _objective(A, r, p, y, there):
 def equilibrium_kernel(
     C,  # [K, K] float64
     r,  # [K] float64
-    power,  # [1] float64: p; as a plain number it would arrive in float32
+    power,  # [1] float64: p; Triton would pass a plain number as float32
     out,  # [K] float64
     K,
     SIZE: tl.constexpr,  # K rounded up to a power of two

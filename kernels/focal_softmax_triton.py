@@ -16,7 +16,7 @@ import triton.language as tl
 from .focal_triton import LARGEST, exponent_code, finish_sums, focal_power
 from .planes_triton import LAUNCH, as_planes, log1p_unit
 
-_MOST_CLASSES = 1024  # of one tile in registers
+_MOST_CLASSES = 1024  # elements of one tile in registers
 
 
 @triton.jit
@@ -24,8 +24,8 @@ def _softmax_tile(
     x, t, m, factors, xb, xc, xs, tb, ts, mb, ms, b, offsets, channels, pixels, ignore_index,
     HAS_MASK: tl.constexpr, HAS_FACTORS: tl.constexpr, CLASSES: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile [CLASSES, BLOCK]: exp(x - max), where the class is the target's; of each pixel: the sum of the first,
-    of it without the target's row, the loss -log p_y, a_y, and whether it is valid."""
+    """For a tile [CLASSES, BLOCK]: exp(x - max), and whether the class is the target. For each pixel: the sum of the
+    exponentials, the sum without the target's row, the loss -log p_y, a_y, and whether it is valid."""
     inside = offsets < pixels
     label = tl.load(t + b * tb + offsets * ts, mask=inside, other=0, eviction_policy=EVICTION)
     # In uint8 a comparison would wrap -100 to 156.
@@ -46,9 +46,9 @@ def _softmax_tile(
     others = tl.sum(tl.where(hit, 0.0, e), 0)
     small = log1p_unit(tl.minimum(others, 1.0))
     alone = tl.where(others <= 1.0, small, tl.log(1.0 + others))
-    loss = tl.where(gap == 0, alone, gap + tl.log(total))  # right: the loss may be tiny
+    loss = tl.where(gap == 0, alone, gap + tl.log(total))  # well classified: the loss may be tiny
     wrong = (label < 0) | (label >= channels)
-    loss = tl.where(wrong, float("nan"), loss)  # no way to raise without waiting for the device
+    loss = tl.where(wrong, float("nan"), loss)  # raising would wait for the device
     if HAS_FACTORS:
         of_class = tl.load(factors + rows.to(tl.int64), mask=rows < channels, other=0.0)
         factor = tl.sum(tl.where(hit, of_class[:, None], 0.0), 0)
@@ -103,11 +103,11 @@ def softmax_focal_gradient(
     )  # fmt: skip
     r = 1.0 / total
     u = others * r
-    loss = tl.where(exact > LARGEST, LARGEST, exact)  # times p_y = 0 of an infinite logit: 0
+    loss = tl.where(exact > LARGEST, LARGEST, exact)  # times p_y = 0 of an infinite logit: 0, not NaN
     surprise = tl.sum(tl.where(hit, e, 0.0), 0) * r * loss
     power = focal_power(u, gamma, GAMMA)
     if GAMMA == 0:
-        slope = power + 0.0 * loss  # NaN for a class that is not there
+        slope = power + 0.0 * loss  # NaN for an invalid class number
     elif GAMMA == 1:
         slope = power + surprise
     elif GAMMA == 2:
@@ -123,7 +123,7 @@ def softmax_focal_gradient(
 
 
 def _shape(input: torch.Tensor) -> tuple[int, int, int]:
-    """Pixels of a sample; classes and pixels of a tile, 4096 numbers where the classes leave at least 16 pixels."""
+    """Pixels of a sample; classes and pixels of a tile, 4096 numbers if that leaves at least 16 pixels."""
     pixels, classes = math.prod(input.shape[2:]), triton.next_power_of_2(input.shape[1])
     if classes > _MOST_CLASSES:
         raise ValueError(f"the Triton kernel takes up to {_MOST_CLASSES} classes; got {input.shape[1]}.")

@@ -2,7 +2,7 @@
 
 csrc/losses/focal_sigmoid_cpu.cpp has the formulas. Sums go to `partials [2, segments, splits]` (loss, valid
 elements); one program adds them in a fixed order in float64: no float atomics, and splits that depend only on the
-shape. Offsets are 64-bit. Tensors [B, C, pixels] come with their strides.
+shape. Offsets are 64-bit. Tensors [B, C, pixels] are passed with their strides.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 from .planes_triton import LAUNCH, as_planes, block_size, chunk_size, load_plane, log1p_unit, sum_parts
 
 LARGEST = tl.constexpr(1.0e30)
-_FIXED = (0.0, 1.0, 2.0)  # exponents with code of their own; any other is computed by a logarithm
+_FIXED = (0.0, 1.0, 2.0)  # exponents with separate code; others use a logarithm
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def focal_finish(
     partials, loss, coefficients, segments, parts,
     REDUCTION: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Loss [segments] or [], and its slope in each segment's sum, by a single program."""
+    """Loss [segments] or [], and its slope in the sum of each segment; a single program."""
     size = segments.to(tl.int64) * parts
     all_losses = tl.zeros([TILE], tl.float64)
     all_elements = tl.zeros([TILE], tl.float64)
@@ -121,7 +121,7 @@ def sigmoid_focal_gradient(
         x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_first"
     )
     exact = tl.abs(logits)
-    size = tl.where(exact > LARGEST, LARGEST, exact)  # an infinite one's e = 0 times its entropy is 0, not NaN
+    size = tl.where(exact > LARGEST, LARGEST, exact)  # for an infinite logit e = 0 times its entropy is 0, not NaN
     w = tl.where(logits >= 0, 1.0 - target, target)
     e = tl.exp(-size)
     r = 1.0 / (1.0 + e)
@@ -139,7 +139,7 @@ def sigmoid_focal_gradient(
         slope = focal_power(r * miss, gamma, GAMMA) * r * (gamma * ratio + of_entropy)
     values = (of_negative + (of_positive - of_negative) * target) * tl.where(logits >= 0, slope, -slope)
     if HAS_MASK:
-        values = tl.where(valid, values, 0.0)  # a NaN coefficient must not reach them either
+        values = tl.where(valid, values, 0.0)  # a NaN coefficient must not reach masked elements either
     tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
 
 

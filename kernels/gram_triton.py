@@ -1,10 +1,10 @@
-# ruff: noqa: RUF005 (Triton knows `a + (b,)`, and no `(*a, b)`)
+# ruff: noqa: RUF005 (Triton supports `a + (b,)` but not `(*a, b)`)
 """Gram matrix of K gradients on a GPU: float32 products in short runs, summed in float64, in a fixed order.
 
-Two launches. The first cuts the columns into splits, whose number depends only on the shape, and takes the inner
-products of two tiles of T rows over one split: every thread keeps a sum per pair over its own columns, so each row is
-read once, in 16-byte pieces, and nothing is exchanged between threads until a run ends. The second adds the splits.
-No atomics and no TF32: bit-equal over repeats.
+Two launches. The first cuts the columns into splits, whose number depends only on the shape, and computes the inner
+products of two tiles of T rows over one split: every thread keeps a sum per pair over its columns, so each row is read
+once, in 16-byte loads, and threads exchange nothing until a run ends. The second adds the splits. No atomics and no
+TF32: bit-equal over repeats.
 """
 
 import torch
@@ -13,13 +13,13 @@ import triton.language as tl
 
 LANES = 128  # columns a block holds side by side: one per thread
 RUN = 128  # float32 products a thread adds up before the sum goes into float64
-PROGRAMS = 1024  # aimed at, whatever the GPU, so that the splits, and the result with them, do not depend on it
-MIN_STEPS = 16  # a split shorter than this many steps does not pay for its launch
+PROGRAMS = 1024  # target for every GPU, so that the splits and the result do not depend on the GPU
+MIN_STEPS = 16  # a shorter split (in steps) is not worth its launch
 
 
 @triton.jit
 def _load_rows(J, tile, K, row_stride, columns, width, T: tl.constexpr, MASKED: tl.constexpr, KIND: tl.constexpr):
-    """T rows of J at `columns` [LANES, VEC], as a tuple. Rows past the last repeat it, and are ignored later."""
+    """T rows of J at `columns` [LANES, VEC], as a tuple. Rows past the last one repeat it, and are ignored later."""
     rows = ()
     for i in tl.static_range(T):
         row = J + tl.minimum(tile * T + i, K - 1).to(tl.int64) * row_stride + columns
@@ -32,7 +32,7 @@ def _load_rows(J, tile, K, row_stride, columns, width, T: tl.constexpr, MASKED: 
 
 @triton.jit
 def _add_products(sums, x, y, T: tl.constexpr, TRIANGLE: tl.constexpr):
-    """Adds x_i y_j to the T x T sums [LANES] each, its columns first summed inside the thread."""
+    """Adds x_i y_j to the T x T sums [LANES] each, after summing its columns inside the thread."""
     out = ()
     for i in tl.static_range(T):
         for j in tl.static_range(T):
@@ -67,7 +67,7 @@ def gram_partials_kernel(
     LANES: tl.constexpr,
     VEC: tl.constexpr,
     RUN: tl.constexpr,
-    TRIANGLE: tl.constexpr,  # both tiles are the same, so half of the products is enough
+    TRIANGLE: tl.constexpr,  # both tiles are the same, so half of the products are enough
 ):
     tile_i = tl.program_id(0)
     tile_j = tile_i if TRIANGLE else tl.program_id(1)
@@ -96,7 +96,7 @@ def gram_partials_kernel(
             y = x if TRIANGLE else _load_rows(J, tile_j, K, row_stride, columns + at * step, P, T, False, kind)
             sums = _add_products(sums, x, y, T, TRIANGLE)
         totals = _add_lanes(totals, sums, T, TRIANGLE)
-    # The ragged end comes by itself: a mask that varies along the columns would break every 16-byte load.
+    # The ragged end is separate: a mask that varies along the columns would break every 16-byte load.
     if whole * step < width:
         x = _load_rows(J, tile_i, K, row_stride, columns + whole * step, P, T, True, kind)
         y = x if TRIANGLE else _load_rows(J, tile_j, K, row_stride, columns + whole * step, P, T, True, kind)
@@ -131,17 +131,17 @@ def gram_finish_kernel(
     total = tl.sum(sums, axis=0)
     if NORMS:
         tl.store(G + i, total)
-    else:  # both halves get one number: symmetric to the bit
+    else:  # both halves get the same number: exactly symmetric
         tl.store(G + i * K + j, total)
         tl.store(G + j * K + i, total)
 
 
 def tile(K: int, dtype: torch.dtype) -> int:
-    """Rows per tile: as many as the sums of all their pairs fit the registers for."""
+    """Rows per tile: as many as fit the registers with the sums of all pairs."""
     alone = 5 if dtype == torch.float64 else 8
     if alone >= K:
-        return K  # one tile, of which the lower triangle is enough
-    largest = {8: 4, 4: 6, 2: 5}[dtype.itemsize]  # 2-byte rows come eight columns at a time, in more registers
+        return K  # one tile, whose lower triangle is enough
+    largest = {8: 4, 4: 6, 2: 5}[dtype.itemsize]  # 2-byte rows are loaded eight columns at a time, in more registers
     return triton.cdiv(K, triton.cdiv(K, largest))
 
 

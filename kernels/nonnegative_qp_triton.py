@@ -1,4 +1,5 @@
-"""Small quadratic programs over x >= 0 on a GPU: a block for each, Mehrotra's method, without waiting for the host."""
+"""Small quadratic programs over x >= 0 on a GPU: one block for each, Mehrotra's method, without waiting for the
+host."""
 
 import torch
 import triton

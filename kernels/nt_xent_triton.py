@@ -1,10 +1,10 @@
 """NT-Xent on NVIDIA GPUs: blocks of similarities in registers, sums relative to a running maximum, never 2N x 2N.
 
 Four kernels. `nt_xent_prepare` divides each row by a power of two, which is exact, so that no product overflows, and
-takes its norm. `nt_xent_rows` gives each program a block of rows, loops over all others and keeps each row's maximum
+computes its norm. `nt_xent_rows` gives each program a block of rows, loops over all others and keeps each row's maximum
 and sum. `nt_xent_finish` adds the rows' losses in a fixed order in float64. `nt_xent_gradient` computes the
-similarities again. float32 products are IEEE (no TF32), half ones go through tensor cores as they are, with float32
-sums. No atomics: bit-equal from run to run.
+similarities again. float32 products are IEEE (no TF32); half-precision products use tensor cores with float32 sums. No
+atomics: bit-equal between runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 
 # Explicit, because Triton 3.10 changes the default and 3.9 warns about it.
 _LAUNCH = {"num_warps": 8, "enable_fp_fusion": True}
-ROWS = 64  # of a program, and of a step of its loop
+ROWS = 64  # rows of a program, and of a step of its loop
 TILE = 16  # rows of a program that prepares them
 _EXPONENT = tl.constexpr(0x7F800000)
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
@@ -26,13 +26,13 @@ def nt_xent_prepare(
     z, m, scaled, norms, rows, pairs, dim, padded_rows, padded_dim: tl.constexpr,
     HAS_MASK: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """scaled [padded_rows, padded_dim] = z over a power of two, 0 where there is no row or it takes no part.
+    """scaled [padded_rows, padded_dim] = z over a power of two, 0 for padding and invalid rows.
 
-    norms [4, padded_rows]: 1 / the scaled row's norm; 1 / the row's norm; whether that moves with the row (it does
-    not where it is clamped to 1e-12); whether the row takes part. TILE rows a program; grid [padded_rows // TILE].
+    norms [4, padded_rows]: 1 / the scaled row's norm; 1 / the row's norm; whether that norm depends on the row (not if
+    clamped to 1e-12); whether the row is valid. TILE rows per program; grid [padded_rows // TILE].
     """
     row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    live = tl.where(row < rows, dim, 0)  # how much of each row there is to read
+    live = tl.where(row < rows, dim, 0)  # elements of each row to read
     if HAS_MASK:
         live = tl.where(tl.load(m + row % pairs) != 0, live, 0)
     lanes = tl.arange(0, BLOCK)
@@ -106,7 +106,7 @@ def nt_xent_rows(
 
 @triton.jit
 def nt_xent_finish(losses, norms, loss, coefficients, rows, padded_rows, BLOCK: tl.constexpr):
-    """The mean over the rows that take part, and 1 / their number; one program."""
+    """The mean over the valid rows, and 1 / their number; one program."""
     total = tl.zeros([BLOCK], tl.float64)
     number = tl.zeros([BLOCK], tl.float64)
     for start in range(0, padded_rows, BLOCK):
@@ -152,10 +152,10 @@ def nt_xent_gradient(
         else:
             high = slope.to(scaled.dtype.element_ty)
             sums = tl.dot(high, block, sums, input_precision="ieee")
-            if scaled.dtype.element_ty != tl.float32:  # what rounding the slopes to half would lose
+            if scaled.dtype.element_ty != tl.float32:  # the part that rounding the slopes to half would lose
                 sums = tl.dot((slope - high.to(tl.float32)).to(high.dtype), block, sums)
     row = tl.load(scaled + i[:, None] * padded_dim + column[None, :]).to(tl.float32) * tl.load(norms + i)[:, None]
-    # The part of the gradient along the row only changes its norm, which the normalisation takes away.
+    # The part of the gradient along the row only changes its norm, which normalisation removes.
     along *= tl.load(norms + 2 * padded_rows + i)
     factor = tl.load(grad) * tl.load(coefficients + 2 * rows) * inverse_temperature
     values = factor * (sums - row * along[:, None]) * tl.load(norms + padded_rows + i)[:, None]
@@ -165,12 +165,12 @@ def nt_xent_gradient(
 
 
 def _depth(input: torch.Tensor, padded_dim: int) -> int:
-    """Columns of a step of the product of rows with rows: a divisor of padded_dim that the registers have room for."""
+    """Columns per step of the product of rows with rows: a divisor of padded_dim that fits the registers."""
     return 32 if input.dtype == torch.float32 else 128 if padded_dim % 128 == 0 else 64
 
 
 def _widen(input: torch.Tensor) -> bool:
-    """The interpreter's products know no bfloat16; in float32 they are the same numbers."""
+    """The interpreter has no bfloat16 products; in float32 the numbers are the same."""
     return input.device.type == "cpu" and input.dtype == torch.bfloat16
 
 

@@ -36,7 +36,7 @@ def pcgrad_kernel(
     if MEAN:
         active = tl.sum((norms != 0.0).to(tl.float64), axis=0)
         total = total / tl.maximum(active, 1.0)
-    # NaN where G is not finite, which s < 0 would pass over.
+    # NaN if G is not finite, which s < 0 would miss.
     everything = tl.load(G + i[:, None] * K + k[None, :], mask=there[:, None] & there[None, :], other=0.0)
     infinite = tl.where(tl.abs(everything) < float("inf"), 0.0, float("nan"))
     poison = tl.sum(tl.sum(infinite, axis=1) + outside, axis=0)

@@ -1,8 +1,8 @@
-"""What the losses' kernels have in common: tensors [B, C, pixels] as planes, read in blocks and summed in parts.
+"""Common code of the loss kernels: tensors [B, C, pixels] as planes, read in blocks and summed in parts.
 
-A plane is a sample's channel, planes = B * C. Every tensor comes with its batch, channel and pixel stride. Offsets are
-64-bit. When a plane's size is a multiple of 16 and the tensors are aligned, all loads are of 16 bytes; other planes
-fall to narrower ones.
+A plane is one channel of one sample, planes = B * C. Every tensor is passed with its batch, channel and pixel stride.
+Offsets are 64-bit. If the plane size is a multiple of 16 and the tensors are aligned, all loads are of 16 bytes; other
+planes use narrower loads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 
 @triton.jit
 def log1p_unit(e):
-    """log(1 + e) for 0 <= e <= 1, as in csrc/core/vec_math.hpp: libdevice's log1p has no interpreter."""
+    """log(1 + e) for 0 <= e <= 1, as in csrc/core/vec_math.hpp: libdevice's log1p does not run in the interpreter."""
     q = 5.36482455e-3 * e - 3.00657917e-2
     q = q * e + 7.92045370e-2
     q = q * e - 1.37538031e-1
@@ -31,8 +31,8 @@ def log1p_unit(e):
 
 @triton.jit
 def unit(target):
-    """The target, NaN where it does not lie in 0 to 1: the host, which could raise, is not waited for."""
-    # No global NaN: it differs from itself, and Triton then refuses the second kernel that uses it.
+    """The target, NaN if outside 0 to 1: raising would wait for the device."""
+    # Not a global NaN: it differs from itself, so Triton refuses the second kernel that uses it.
     return tl.where(tl.abs(target - 0.5) > 0.51, float("nan"), target)
 
 
@@ -41,7 +41,8 @@ def load_plane(
     x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels,
     HAS_MASK: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
-    """Logits and target as float32, and what is valid. What is not reads as (-inf, 0), which adds 0 to every sum."""
+    """Logits and target as float32, and which elements are valid. Invalid elements read as (-inf, 0), which adds 0 to
+    every sum."""
     inside = offsets < pixels
     x += b * xb + c * xc + offsets * xs
     t += b * tb + c * tc + offsets * ts
@@ -76,8 +77,8 @@ def block_size(pixels: int) -> int:
 
 
 def chunk_size(elements: int, block: int) -> int:
-    """Elements that one program sums: about 1024 programs for large inputs, whatever the GPU, are more than any has SMs
-    and leave few partials to add up."""
+    """Elements that one program sums: about 1024 programs for large inputs are more than the SMs of any GPU and leave
+    few partials to add."""
     return block * max(1, triton.cdiv(elements, 1024 * block))
 
 

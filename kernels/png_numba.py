@@ -1,4 +1,4 @@
-"""PNG's row filters undone: each row was stored as differences from the pixel before, the row above or both.
+"""Undo PNG's row filters: each row is stored as differences from the previous pixel, the row above or both.
 
 Releases the interpreter lock.
 """
@@ -12,8 +12,8 @@ from .compiled_numba import compiled
 
 @compiled
 def _paeth(left, above, corner):
-    """Which of the three is nearest to left + above - corner; int32, 0..255. By arithmetic: of noise no branch can be
-    predicted."""
+    """Which of the three is nearest to left + above - corner; int32, 0..255. Without branches, which noise makes
+    unpredictable."""
     from_left, from_above, from_corner = abs(above - corner), abs(left - corner), abs(left + above - 2 * corner)
     nearest = above if from_above <= from_corner else corner
     return left if (from_left <= from_above) & (from_left <= from_corner) else nearest
@@ -22,7 +22,7 @@ def _paeth(left, above, corner):
 @compiled
 def _undo_paeth(row, above, step, out):
     zero, byte = np.int32(0), np.int32(255)
-    if step == 3:  # three chains at a time, in registers: each waits for its own last pixel alone
+    if step == 3:  # three chains at a time, in registers: each waits only for its previous pixel
         one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
         red, green, blue, red_corner, green_corner, blue_corner = zero, zero, zero, zero, zero, zero
         for pixel in range(np.uint64(out.shape[0] // 3)):
@@ -45,9 +45,10 @@ def _undo_paeth(row, above, step, out):
 
 @compiled
 def undo_filters(rows, channels, out):
-    """out uint8 [H, W * C] from rows uint8 [H, 1 + W * C], whose first column is each row's filter (PNG, chapter 6).
+    """out uint8 [H, W * C] from rows uint8 [H, 1 + W * C], whose first column is the filter of the row (PNG, chapter
+    6).
 
-    Returns the number of the first row with a filter that does not exist, or -1.
+    Returns the number of the first row with an invalid filter, or -1.
     """
     length = out.shape[1]
     above = np.zeros(length, np.uint8)

@@ -1,4 +1,4 @@
-"""Bilinear samples of maps at points on NVIDIA GPUs; reference/points.py has the definition."""
+"""Bilinear samples of maps at points on NVIDIA GPUs; the definition is in reference/points.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sample_points_kernel(
     where = coordinates + 2 * (b * points + point)
     x = tl.load(where, mask=live, other=0.0) * width - 0.5
     y = tl.load(where + 1, mask=live, other=0.0) * height - 0.5
-    # Also false for NaN: such a point lies nowhere.
+    # Also false for NaN: such a point is outside.
     live = live & (x > -2.0) & (x < width + 1.0) & (y > -2.0) & (y < height + 1.0)
     x = tl.where(live, x, 0.0)
     y = tl.where(live, y, 0.0)

@@ -1,6 +1,7 @@
-"""Polygons of rings, drawn: a pixel is inside a ring that winds around its centre, however often and whichever way.
+"""Draw polygons of rings: a pixel is inside a ring that winds around its centre, any number of times and in either
+direction.
 
-A polygon is what its first ring covers without what the others do. Releases the interpreter lock.
+A polygon covers the area of its first ring without the areas of the others. Releases the interpreter lock.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 
 from .compiled_numba import compiled
 
-_BAND = 2**20  # pixels whose winding numbers are held at once
+_BAND = 2**20  # pixels whose winding numbers are stored at once
 
 
 @compiled
@@ -47,7 +48,7 @@ def _cover(winding, inside, value):
 
 @compiled
 def draw_polygons(points, rings, polygons, boxes, chosen, values, left, top, downsample, out):
-    """Draw the polygons numbered in `chosen` one after the other; those outside the window cost a look.
+    """Draw the polygons numbered in `chosen` one after the other; those outside the window cost only a comparison.
 
     Args:
         points: float64 [P, 2], x and y of all rings' points.
@@ -55,15 +56,15 @@ def draw_polygons(points, rings, polygons, boxes, chosen, values, left, top, dow
         polygons: int64 [N + 1]: polygon n is the rings from polygons[n] to polygons[n + 1], its outline first.
         boxes: float64 [N, 4]: left, top, right and bottom of each outline.
         chosen: int64 [K].
-        values: uint8 [K], what each is drawn as.
+        values: uint8 [K], the value to draw for each.
         left, top: the window's corner, in the points' unit.
-        downsample: of the points' unit in a pixel.
+        downsample: size of a pixel in the points' unit.
         out: uint8 [H, W], written where a polygon is.
     """
     height, width = out.shape
     for index in range(chosen.shape[0]):
         number = chosen[index]
-        # The part of the window that the outline can reach, with a pixel to spare.
+        # The part of the window that the outline can reach, with a margin of one pixel.
         west = math.floor(min(max((boxes[number, 0] - left) / downsample - 1, 0.0), float(width)))
         north = math.floor(min(max((boxes[number, 1] - top) / downsample - 1, 0.0), float(height)))
         east = math.ceil(min(max((boxes[number, 2] - left) / downsample + 1, 0.0), float(width)))

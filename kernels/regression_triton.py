@@ -1,8 +1,8 @@
 """Squared, absolute and smooth absolute errors on NVIDIA GPUs: sums per sample, a finaliser, elementwise slopes.
 
 Sums go to `partials [2, samples, parts]` (errors, valid elements), and one program adds them in a fixed order in
-float64: no float atomics, and splits that depend only on the shape, so results are bit-equal from run to run and from
-GPU to GPU. Offsets are 64-bit. Every tensor [B, C, pixels] comes with its three strides.
+float64: no float atomics, and splits that depend only on the shape, so results are bit-equal between runs and between
+GPUs. Offsets are 64-bit. Every tensor [B, C, pixels] is passed with its three strides.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _load_difference(
     x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels,
     HAS_MASK: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
-    """input - target in float32, 0 for what takes part in nothing, and what does take part."""
+    """input - target in float32, 0 for masked elements, and which elements are valid."""
     inside = offsets < pixels
     input = tl.load(x + b * xb + c * xc + offsets * xs, mask=inside, other=0, eviction_policy=EVICTION)
     target = tl.load(t + b * tb + c * tc + offsets * ts, mask=inside, other=0, eviction_policy=EVICTION)
@@ -128,7 +128,7 @@ def regression_gradient(
         slope = tl.where(tl.abs(d) >= beta, sign, d / beta)
     values = tl.load(grad + b * grad_stride).to(tl.float32) * tl.load(slopes + b) * slope
     if HAS_MASK:
-        values = tl.where(valid, values, 0.0)  # an infinite slope must not reach them either
+        values = tl.where(valid, values, 0.0)  # an infinite slope must not reach masked elements either
     tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
 
 

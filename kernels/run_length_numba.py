@@ -14,12 +14,13 @@ from .compiled_numba import compiled
 def fill_runs(runs, value, out):
     """Writes `value` into the runs. runs int64 [n, 2]; out uint8 [N], written where a run is.
 
-    Returns the number of the first run that is not inside 1 .. N, or -1; runs before it are drawn, none after it.
+    Returns the number of the first run that is not inside 1 .. N, or -1; the runs before it are drawn, those after it
+    are not.
     """
     count = out.size
     for index in range(runs.shape[0]):
         start, length = runs[index, 0], runs[index, 1]
-        # Without this form start + length could overflow.
+        # In another form start + length could overflow.
         if start < 1 or length < 1 or start > count or length > count - start + 1:
             return index
         for at in range(start - 1, start - 1 + length):

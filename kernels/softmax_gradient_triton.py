@@ -22,7 +22,7 @@ def _read_tile(
     x, xb, xc, xs, t, tb, tc, ts, slopes, go, b, start, offsets, index, valid, channels, pixels, planes,
     SOFT: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """TILE classes from `start` on: their numbers, logits, where they are a pixel's class, soft target, and slopes in
+    """TILE classes from `start` on: class numbers, logits, whether the class is the pixel's, soft target, and slopes in
     cross-entropy, I and P."""
     c = start + tl.arange(0, TILE)
     live = c < channels
@@ -40,7 +40,7 @@ def _add_tile(
     top, own, other, others_slope, soft_slope, soft_ce, all_ce, logits, hit, target, h, a, slope,
     SQUARED: tl.constexpr, OVERLAP: tl.constexpr, SOFT: tl.constexpr,
 ):  # fmt: skip
-    """What the gradient needs of all classes, with one tile more: all sums are of e = exp(x - top)."""
+    """Updates the sums over all classes that the gradient needs with one tile; all sums are of e = exp(x - top)."""
     higher = tl.maximum(top, tl.max(logits, 0))
     factor = tl.exp(top - higher)
     e = tl.exp(logits - higher[None, :])
@@ -75,7 +75,7 @@ def _write_tile(
         values -= kept * h[:, None] * target
     else:
         values = tl.where(hit, at_class[None, :], values)
-    values = tl.where(valid[None, :], values, 0.0)  # a NaN coefficient must not reach the others either
+    values = tl.where(valid[None, :], values, 0.0)  # a NaN coefficient must not reach masked pixels either
     inside = (offsets[None, :] < pixels) & (c[:, None] < channels)
     at = out + b * ob + c[:, None].to(tl.int64) * oc + offsets[None, :] * os
     tl.store(at, values, mask=inside)

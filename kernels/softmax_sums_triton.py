@@ -1,11 +1,11 @@
-"""The sums of softmax losses for NVIDIA GPUs, and how their kernels read pixels.
+"""The sums of softmax losses for NVIDIA GPUs, and the code with which their kernels read pixels.
 
-A program takes blocks of pixels with TILE classes, [TILE, BLOCK] in registers. Up to _WHOLE classes that is all of
-them: logits are read once. With more, each pixel's maximum and sum of exponentials are written first (8 bytes a pixel)
-and the logits read a second time, one tile of classes after the other.
+A program handles blocks of pixels with TILE classes, [TILE, BLOCK] in registers. Up to _WHOLE classes a tile has all
+classes: logits are read once. With more, each pixel's maximum and sum of exponentials are written first (8 bytes per
+pixel), then the logits are read a second time, one tile of classes after the other.
 
-Sums go to `partials [5, B, C, splits]` (I, P, T, cross-entropy, -sum log p) and then [B, splits] (valid pixels). A
-class number that does not exist makes the cross-entropy NaN.
+Sums go to `partials [5, B, C, splits]` (I, P, T, cross-entropy, -sum log p) and then [B, splits] (valid pixels). An
+invalid class number makes the cross-entropy NaN.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NOWHERE = tl.constexpr(1 << 30)  # a class number above all others
 def read_pixels(
     t, tb, ts, m, mb, ms, b, offsets, pixels, channels, ignore_index, SOFT: tl.constexpr, HAS_MASK: tl.constexpr
 ):
-    """Class numbers (-1: none), which pixels are valid, and which of them have a class number that does not exist."""
+    """Class numbers (-1: none), which pixels are valid, and which of them have an invalid class number."""
     inside = offsets < pixels
     valid = inside
     if HAS_MASK:
@@ -46,8 +46,8 @@ def read_pixels(
 
 @triton.jit
 def read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, EVICTION: tl.constexpr):
-    """[TILE, BLOCK] float32: 0 where a pixel is not valid, -infinity where there is no such class."""
-    # The load's mask knows nothing of `valid`, which would break it into single elements.
+    """[TILE, BLOCK] float32: 0 for invalid pixels, -infinity beyond the last class."""
+    # The load mask leaves out `valid`, which would split the load into single elements.
     live = c[:, None] < channels
     inside = live & (offsets[None, :] < pixels)
     at = x + b * xb + c[:, None].to(tl.int64) * xc + offsets[None, :] * xs
@@ -70,7 +70,7 @@ def _log1p_positive(z):
 
 @triton.jit
 def _first_of_largest(logits, top, c):
-    """The first class of the largest logit; far above all classes where it is NaN."""
+    """The first class of the largest logit; far above all classes if it is NaN."""
     return tl.min(tl.where(logits == top[None, :], c[:, None], _NOWHERE), 0)
 
 
@@ -159,7 +159,7 @@ def softmax_sums(
             own = tl.sum(tl.where(hit, e, 0.0), 0)
             other = tl.sum(tl.where(hit, 0.0, e), 0)
             total = own + other
-            # The largest e is 1: where it is the own one, the rest of the sum stands there as it is.
+            # The largest e is 1: if it belongs to the pixel's class, the sum of the others needs no subtraction.
             log_total = _log1p_positive(tl.where(own == 1.0, other, other - 1.0 + own))
         else:
             at = normalisers + b * pixels + offsets
@@ -220,7 +220,7 @@ def softmax_sums(
 
 
 def tile_of(channels: int, pixels: int, elements: int) -> tuple[bool, int, int]:
-    """Whether a tile holds all classes, its classes, and its pixels: `elements` in all."""
+    """Whether a tile has all classes, its classes, and its pixels: `elements` in all."""
     tile = min(_WHOLE, triton.next_power_of_2(channels))
     return channels <= _WHOLE, tile, max(16, min(elements // tile, triton.next_power_of_2(pixels)))
 

@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 def warps(size: int) -> int:
-    """8 elements of a matrix a thread, so that a few matrices fit its registers; a size of 64 spills some even so."""
+    """8 matrix elements per thread, so that a few matrices fit the registers; a size of 64 still spills some."""
     return {32: 4, 64: 16}.get(size, 1)
 
 

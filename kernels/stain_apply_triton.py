@@ -1,7 +1,7 @@
 """The apply pass of stain normalisation for NVIDIA GPUs: table -> stains -> light -> colour, one read and one write.
 
-A program handles BLOCK pixels of one image. The table of 256 densities and the image's recipe (stain.hpp says what it
-holds) come from L1. Offsets are 64-bit; with PIXEL 1 a thread loads 16 bytes of each plane at once.
+A program handles BLOCK pixels of one image. The table of 256 densities and the image's recipe (see stain.hpp) come from
+L1. Offsets are 64-bit; with PIXEL 1 a thread loads 16 bytes of each plane at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The counting passes of stain normalisation for NVIDIA GPUs: CUDA C++ that CuPy compiles at its first use.
+"""The counting passes of stain normalisation for NVIDIA GPUs: CUDA C++ that CuPy compiles on first use.
 
-Histograms gather in shared memory where they fit; counts are integers, so that results do not depend on the order of
-atomics. Moments are added up per block in a fixed order, and over blocks by the caller.
+Histograms are accumulated in shared memory if they fit; counts are integers, so results do not depend on the order of
+atomics. Each block adds its moments in a fixed order; the caller adds the blocks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __device__ inline void read(const Images& m, i64 b, i64 i, int* v) {
   v[0] = p[0]; v[1] = p[m.channel]; v[2] = p[2 * m.channel];
 }
 
-// See Mask in fastmtl/ops/stain/primitives.py.
+// See Mask in fastmtl/ops/stain/passes.py.
 __device__ inline bool tissue(const Images& m, i64 b, i64 i, const int* v, int kind, int limit, const float* tables,
                               float threshold) {
   bool found = true;

@@ -1,10 +1,10 @@
-"""From decoded pixels to network input on the CPU, one pass an image: resampling through an affine matrix and a smooth
+"""From decoded pixels to network input on the CPU, one pass per image: resampling through an affine matrix and a smooth
 field, colour, noise, normalisation; and the same geometry for masks.
 
-All release the interpreter lock. Numba compiles them at their first call and keeps them where a folder can be written.
+All release the interpreter lock. Numba compiles them at their first call and caches them if a folder is writable.
 
 Sources are `flat` uint8 [N]: rows of `width` pixels of C interleaved channels, `pitch` bytes apart, the first at
-`start`. `matrix` float32 [2, 3] leads from output pixel to source pixel. `field` float32 [2, n + 3, n + 3] holds the
+`start`. `matrix` float32 [2, 3] maps output pixels to source pixels. `field` float32 [2, n + 3, n + 3] holds the
 control points of a uniform cubic B-spline over the output, n cells a side, x and y shifts in fractions of the output;
 n + 3 = 0: none.
 """
@@ -18,7 +18,7 @@ from .compiled_numba import compiled
 
 @compiled
 def _spline(t, weights):
-    """Weights [4] of the control points around `t`, 0..1 of the way through a cell."""
+    """Weights [4] of the four control points around position `t`, 0..1, in a cell."""
     one, sixth = np.float32(1), np.float32(1 / 6)
     s = one - t
     weights[0] = s * s * s * sixth
@@ -85,7 +85,7 @@ def _sample_row(flat, start, pitch, height, width, xs, ys, outside, line):
         w01, w10 = right - w11, below - w11
         w00 = np.float32(1) - right - w10
         if left >= 0 and above >= 0 and left < width - 1 and above < height - 1:
-            # Unsigned indices: Numba would otherwise test each one for Python's counting from the end.
+            # Unsigned indices: Numba would otherwise test each one for being negative.
             a = base + np.uint64(above) * row + np.uint64(left) * three
             b = a + row
             c, d = a + three, b + three
@@ -129,7 +129,7 @@ def transform_image(
     first, weights = _columns(field, width)
     scratch = np.empty((2, max(field.shape[1], 1)), np.float32)
     xs, ys = np.empty(width, np.float32), np.empty(width, np.float32)
-    line = np.empty((3, width), np.float32)  # one output row before colour: that second loop is then vectorised
+    line = np.empty((3, width), np.float32)  # one output row before colour, so that the second loop is vectorised
     for v in range(height):
         _positions(matrix, field, first, weights, v, height, width, scratch, xs, ys)
         _sample_row(flat, start, pitch, source_height, source_width, xs, ys, outside, line)
@@ -150,7 +150,7 @@ def transform_image(
 @compiled
 def warp_image(flat, start, pitch, source_height, source_width, matrix, field, outside, out, inside):
     """Bilinear samples rounded to whole grey levels: out uint8 [3, H, W]; inside uint8 [H, W], 0 where the background
-    has a share."""
+    contributes."""
     height, width = out.shape[1], out.shape[2]
     first, weights = _columns(field, width)
     scratch = np.empty((2, max(field.shape[1], 1)), np.float32)
@@ -168,7 +168,7 @@ def warp_image(flat, start, pitch, source_height, source_width, matrix, field, o
 
 @compiled
 def add_noise(images, noise, keys, scale, shift):
-    """images float32 [3, H, W], normalised as by `transform_image`, plus noise, clipped to what 0..255 comes to."""
+    """images float32 [3, H, W], normalised as by `transform_image`, plus noise, clipped to the range of 0..255."""
     height, width = images.shape[1], images.shape[2]
     for channel in range(3):
         low, high = shift[channel], shift[channel] + np.float32(255) * scale[channel]
@@ -182,7 +182,7 @@ def add_noise(images, noise, keys, scale, shift):
 @compiled
 def transform_mask(flat, start, pitch, source_height, source_width, channels, matrix, field, threshold, nearest, out):
     """Masks of `channels` channels, 0 beyond the image, into out uint8 [C, H, W], C <= channels: 1 where the bilinear
-    sample is above the threshold; with `nearest` the nearest pixel's value itself."""
+    sample is above the threshold; with `nearest` the value of the nearest pixel."""
     height, width = out.shape[1], out.shape[2]
     first, weights = _columns(field, width)
     scratch = np.empty((2, max(field.shape[1], 1)), np.float32)
@@ -223,7 +223,7 @@ def transform_mask(flat, start, pitch, source_height, source_width, channels, ma
 
 @compiled
 def is_constant(flat, channels):
-    """Whether all pixels are the first one."""
+    """Whether all pixels equal the first."""
     for at in range(channels, flat.shape[0]):  # noqa: SIM110 - Numba compiles a loop, not a generator
         if flat[at] != flat[at - channels]:
             return False

@@ -21,7 +21,7 @@ _ROWS, _BYTES = 8, 512
 
 @triton.jit
 def _weight(t, i: tl.constexpr):
-    """Of control point i of the four around a place t of the way through a cell."""
+    """Weight of control point i of the four around position t, 0..1, in a cell."""
     s = 1.0 - t
     if i == 0:
         return s * s * s * (1 / 6)
@@ -128,7 +128,7 @@ def warp_image_kernel(
     table, matrix, field, out, within, size, CELLS: tl.constexpr, OUTSIDE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Samples rounded to whole grey levels, out uint8 [B, 3, size, size]; within uint8 [B, size, size], 0 where the
-    background has a share."""
+    background contributes."""
     b = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < size * size
@@ -164,7 +164,7 @@ def transform_mask_kernel(
 
 @triton.jit
 def add_noise_kernel(images, noise, keys, scale, shift, size, BLOCK: tl.constexpr):
-    """images float32 [B, 3, size, size], normalised, plus noise, clipped to what 0..255 comes to; grid [blocks, B]."""
+    """images float32 [B, 3, size, size], normalised, plus noise, clipped to the range of 0..255; grid [blocks, B]."""
     b = tl.program_id(1).to(tl.int64)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < 3 * size * size

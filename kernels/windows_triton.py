@@ -1,5 +1,5 @@
-"""What a head at its own stride sees of a mask of full resolution: sampled, averaged or maximised over windows, on the
-fly, as in csrc/losses/windows.hpp."""
+"""A full-resolution mask down-sampled to the stride of a head on the fly: sampled, averaged or maximised over windows,
+as in csrc/losses/windows.hpp."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _window(
     SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, HOW: tl.constexpr, HAS_MASK: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """What the head's pixels at `offsets` see of the mask's plane at t: target as float32, and what is valid."""
+    """The down-sampled target of the head's pixels at `offsets` as float32, and which pixels are valid."""
     pixel = offsets if WIDE else offsets.to(tl.int32)  # 64-bit divisions are slow
     line = pixel // width
     x = (pixel % width * SW).to(tl.int64)
@@ -53,7 +53,7 @@ def _window(
     else:
         number += SD * SH * SW
     if HOW == 1:
-        # A quotient may be rounded to less than 1, and then an infinite logit on the right side would not cost 0.
+        # A quotient may round to less than 1, and then a correct infinite logit would not cost 0.
         total = tl.where(total == number, 1.0, total / number)
     return tl.where(valid, total, 0.0), valid
 
@@ -64,7 +64,8 @@ def load_head(
     SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, FLAT: tl.constexpr, HOW: tl.constexpr,
     HAS_MASK: tl.constexpr, WIDE: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
-    """Logits and target as float32, and what is valid. What is not reads as (-inf, 0), which adds 0 to every sum."""
+    """Logits and target as float32, and which elements are valid. Invalid elements read as (-inf, 0), which adds 0 to
+    every sum."""
     if FLAT and SD * SH * SW == 1:
         logits, target, valid = load_plane(
             head[0], head[1], head[2], head[3], t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, EVICTION
