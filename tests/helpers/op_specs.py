@@ -1,4 +1,4 @@
-"""Every public op of `fastmtl.ops` with what the contract suite needs to know of it: one entry for each op."""
+"""Registry of the public ops of `fastmtl.ops` for the contract suite: one entry per op."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from helpers.regression import pair
 
 Shape = tuple[int, ...]
 TINY, SMALL = (2, 3, 2, 2), (2, 3, 6, 5)
-PIXELS = "pixels"  # replaced by a mask of the target's shape, of which about two in three are valid
+PIXELS = "pixels"  # replaced by a mask of the target's shape with about two of three elements valid
 
 
 class Call(NamedTuple):
-    """What an op is called with: its differentiable tensors in order, everything else by keyword."""
+    """The arguments of an op: its differentiable tensors in order, all others by keyword."""
 
     inputs: tuple[Tensor, ...]
     rest: dict[str, Any]
@@ -32,22 +32,22 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class OpSpec:
-    """The contract of one op, or of one kind of it: `function(*inputs, **rest)` is the public function.
+    """The contract of one op, or of one variant of it: `function(*inputs, **rest)` is the public function.
 
     Attributes:
-        name: as in `fastmtl.ops`; a kind of it follows after a blank.
-        stem: what the names of its files have in common.
-        make: (shape, dtype, seed) -> Call; what the shape means is up to the op.
+        name: as in `fastmtl.ops`; the variant follows after a space.
+        stem: common stem of the names of its files.
+        make: (shape, dtype, seed) -> Call; the op defines what the shape means.
         cases: settings to try, each a function of the number of channels (or rows).
-        tiny, small, large: shapes for finite differences, for most tests, and of several chunks.
-        batches, maps: whether the first input has a batch dim to be masked, and spatial dims to be laid out.
+        tiny, small, large: shapes for finite differences, for most tests, and with several chunks.
+        batches, maps: whether the first input has a batch dim to mask, and spatial dims whose memory layout can change.
         kernels: the backends besides the reference.
-        differentiable: whether there is a gradient; forward: whether in forward mode too.
-        kept: how many numbers the backward may keep besides the arguments, at `small`.
-        naive: (input, target) -> loss as people write it, in the inputs' dtype.
-        tolerance: of float32 results against float64, relative to the largest.
-        batched: whether vmap works; argument: what messages call the first input.
-        shares: stems of the ops whose definition and kernels this one runs on, where it has none of its own.
+        differentiable: whether the op has a gradient; forward: whether also in forward mode.
+        kept: numbers the backward may keep besides the arguments, at `small`.
+        naive: (input, target) -> loss in a common formulation, in the inputs' dtype.
+        tolerance: error of float32 results against float64, relative to the largest.
+        batched: whether vmap works; argument: name of the first input in messages.
+        shares: stems of the ops whose definition and kernels this one uses, if it has none.
     """
 
     name: str
@@ -477,7 +477,7 @@ SPECS = (
         argument="mask_logits",
     ),
 )
-# Public ops with a contract of their own, and the tests that hold them to it.
+# Public ops outside of this contract, and the tests that cover them.
 ELSEWHERE = {
     "fused_step": "tests/balance/test_fused_step.py",
     "release_memory": "tests/ops/test_buffer_cache.py",

@@ -1,4 +1,4 @@
-"""`ops.linear_assignment`: the least total cost, on every backend the same queries, whatever the costs hold."""
+"""`ops.linear_assignment`: the least total cost, and the same queries on every backend for any costs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def match(cost: Tensor, num_targets: Tensor | None = None, backend: str = "auto"
 
 
 def total(cost: Tensor, matches: Tensor) -> float:
-    """cost [Q, T] summed over the matched; each query and each target once."""
+    """Sum of cost [Q, T] over the matched pairs; each query and each target once."""
     targets = (matches >= 0).nonzero().flatten()
     queries = matches[targets]
     assert queries.unique().numel() == queries.numel()
@@ -33,8 +33,8 @@ def total(cost: Tensor, matches: Tensor) -> float:
 
 
 def least(cost: Tensor) -> float:
-    """Over all assignments of the fewer to the more, one by one."""
-    rows = (cost.mT if cost.shape[1] <= cost.shape[0] else cost).double().tolist()  # the fewer are rows
+    """Brute force over all assignments of the smaller set to the larger."""
+    rows = (cost.mT if cost.shape[1] <= cost.shape[0] else cost).double().tolist()  # the smaller set is the rows
     choices = itertools.permutations(range(len(rows[0])), len(rows))
     return min(sum(row[column] for row, column in zip(rows, choice, strict=True)) for choice in choices)
 
@@ -66,7 +66,7 @@ def test_equals_brute_force(Q, T, backend, poisoned_memory):
     seed=st.integers(0, 10_000),
 )
 def test_costs_what_scipy_finds(Q, T, scale, offset, rank, dtype, seed):
-    """Near-degenerate costs included: of rank one, where the best assignment is the worst one of the greedy choice."""
+    """Near-degenerate costs included: of rank one, where the greedy choice is worst."""
     scipy = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
     source = generator(seed)
     factors = torch.rand(Q, rank, dtype=torch.float64, generator=source), torch.rand(rank, T, dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_costs_what_scipy_finds(Q, T, scale, offset, rank, dtype, seed):
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("kind", ["ties", "random", "broken", "all alike"])
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, under Triton's interpreter
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # from NumPy, in Triton's interpreter
 def test_the_same_queries_on_every_backend(kind, backend):
     for seed, (Q, T) in enumerate([(7, 4), (4, 7), (5, 5), (9, 2)]):
         source = generator(seed)

@@ -1,4 +1,4 @@
-"""`ops.bce_with_logits` is torch's, of targets of any dtype and with missing labels."""
+"""`ops.bce_with_logits` equals torch's, for targets of any dtype and with missing labels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_bce_with_missing_labels(backend):
 
 
 def test_bce_of_a_few_outputs_a_sample_is_one_plane():
-    """Which must not be seen: not by weights of channels, nor by other orders of the elements, vmap or the compiler."""
+    """The flattening must not be visible: not in channel weights, other memory orders, vmap or the compiler."""
     x, t = torch.randn(40, 3, 2), torch.rand(40, 3, 2)
     turned = t.transpose(0, 1).contiguous().transpose(0, 1)
     for pos_weight in (None, 2.0, torch.tensor([3.0]), torch.rand(3, 1)):

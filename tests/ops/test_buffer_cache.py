@@ -1,4 +1,4 @@
-"""Recycled memory: handed out again when free, never while anything looks into it."""
+"""Recycled memory: reused when free, never while another object refers to it."""
 
 import weakref
 
@@ -65,7 +65,7 @@ def test_released_memory_is_taken_anew_and_held_memory_stays():
 
 
 def test_gradients_of_two_losses_are_two():
-    """The second loss's gradient must not overwrite the first's while somebody has it."""
+    """The gradient of the second loss must not overwrite that of the first while it is in use."""
     target = torch.zeros(1, 1, 1024, 1024, dtype=torch.uint8)
     first, second = (torch.full((1, 1, 1024, 1024), value, requires_grad=True) for value in (1.0, -1.0))
     ops.dice_bce_loss(first, target, backend="cpp").backward()

@@ -67,7 +67,7 @@ def test_gradients_are_the_references(name, shape, dtype):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_sure_networks_gradients_lose_no_digit(name):
-    """Far from 0, where the logarithm of a row's sum, kept instead, would be off by its own last digit."""
+    """Far from 0 a stored log-sum would be off by its last digit."""
     x, t = _rows((40, 80))
     x = x + 1000
     x[torch.arange(40), t] += torch.linspace(0, 25, 40)

@@ -22,7 +22,9 @@ def check(J: torch.Tensor, w: torch.Tensor, backend: str) -> None:
     out = ops.combine(J.to(device), w.to(device), backend=backend).cpu()
     assert out.dtype == (torch.float64 if J.dtype == torch.float64 else torch.float32)
     truth = w.double() @ J.double()
-    scale = (w.double().abs() @ J.double().abs()).clamp(min=1e-300)  # a sum cannot be nearer than its terms' rounding
+    scale = (w.double().abs() @ J.double().abs()).clamp(
+        min=1e-300
+    )  # a sum cannot be more exact than the rounding of its terms
     naive = sum(w[k].to(out.dtype) * J[k].to(out.dtype) for k in range(len(w)))
     error = ((out - truth) / scale).abs().max()
     budget = ((naive - truth) / scale).abs().max() + (1e-15 if J.dtype == torch.float64 else TOLERANCE[torch.float32])
@@ -40,7 +42,7 @@ def test_against_float64(K, P, dtype, backend, poisoned_memory):
 @pytest.mark.parametrize("K", [5, 8, 64])
 def test_task_0_is_added_first_in_short_runs_too(K):
     J, w = gradients(K, 150), weights(K, torch.float32)
-    # A short run by itself, and inside whole blocks of columns.
+    # A short run alone, and inside whole blocks of columns.
     parts = [ops.combine(J[:, start : start + n], w, backend="cpp") for start, n in ((0, 64), (64, 64), (128, 22))]
     again = ops.combine(J[:, 100:], w, backend="cpp")
     assert torch.equal(torch.cat(parts), ops.combine(J, w, backend="cpp"))

@@ -1,4 +1,4 @@
-"""What every op promises, on every backend: one suite over the registry in `helpers.op_specs`."""
+"""The contract of every op on every backend: one suite over the registry in `helpers.op_specs`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastmtl.ops.core.backends import BackendError, interpreting, missing
 
 pytestmark = [
     *dirty_memory,
-    # torch prepares its own forward-mode formulas with what it calls deprecated.
+    # torch prepares its forward-mode formulas with a function it has deprecated.
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
 ]
 
@@ -63,7 +63,7 @@ def outputs(spec: OpSpec, inputs: tuple[Tensor, ...], rest: dict[str, Any]) -> t
 
 
 def total(spec: OpSpec, inputs: tuple[Tensor, ...], rest: dict[str, Any]) -> Tensor:
-    """One number in which every output has a weight of its own."""
+    """A scalar in which every output has a different weight."""
     flat = torch.cat([part.flatten() for part in outputs(spec, inputs, rest)])
     return (flat * torch.linspace(0.5, 1.5, flat.numel(), dtype=flat.dtype, device=flat.device)).sum()
 
@@ -82,7 +82,7 @@ def run(spec: OpSpec, call: Call, **options: Any) -> tuple[Tensor, ...]:
 
 
 def to(call: Any, target: torch.dtype | str) -> Any:
-    """The floating tensors of `call` in another dtype; or all on another device."""
+    """`call` with its floating tensors in another dtype, or with all tensors on another device."""
 
     def move(value: Any) -> Any:
         moves = isinstance(value, Tensor) and (isinstance(target, str) or value.is_floating_point())
@@ -92,7 +92,7 @@ def to(call: Any, target: torch.dtype | str) -> Any:
 
 
 def assert_near(found: tuple[Tensor, ...], exact: tuple[Tensor, ...], tolerance: float) -> None:
-    """Near in units of the largest number, NaN at the same places."""
+    """Close relative to the largest number, with NaN at the same places."""
     for a, b in zip(found, exact, strict=True):
         scale = b.double().abs().max().clamp(min=1e-30).cpu()
         torch.testing.assert_close(a.cpu().double() / scale, b.cpu().double() / scale, rtol=0, atol=tolerance)
@@ -131,7 +131,7 @@ def test_error_is_within_the_naive_formulas(spec, backend, dtype):
         and interpreting()
         and spec.stem in ("regression", "cross_entropy")
     ):
-        pytest.skip("the interpreter cuts bfloat16 off, where compiled code rounds")
+        pytest.skip("the interpreter truncates bfloat16, compiled code rounds")
     call = spec.make((2, 3, 40, 40), dtype, 1)
     target = call.rest["target"]
     exact = run(spec, to(call, torch.float64), backend="reference")
@@ -147,7 +147,7 @@ def test_error_is_within_the_naive_formulas(spec, backend, dtype):
 
 @over(differentiable)
 def test_gradients_by_finite_differences(spec):
-    """Of the definition, which is what runs in float64, and of the kernels that take float64."""
+    """For the definition, which runs in float64, and the kernels that accept float64."""
     call = spec.make(spec.tiny, torch.float64, 0)
     leaves = tuple((x / 2).requires_grad_() for x in call.inputs)
     for number, options in enumerate(cases(spec, call)):
@@ -163,7 +163,7 @@ def test_gradients_by_finite_differences(spec):
 
 @over(lambda spec: spec.differentiable and spec.forward)
 def test_forward_mode(spec):
-    """Directional derivatives, whichever way they are asked for, and one product with the Hessian."""
+    """Directional derivatives in every API, and one product with the Hessian."""
     call = spec.make(spec.small, torch.float64, 0)
     x, others = call.inputs[0], call.inputs[1:]
     tangent = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -199,7 +199,7 @@ def test_double_backward_on_kernels(spec):
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes each call of an op of ours, with copies of its tensors."""
+    """Records each call of a fastmtl op, with copies of its tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ def test_vmap_over_tasks(spec):
 
 @over(lambda spec: spec.differentiable and spec.batched)
 def test_vmap_of_the_backward(spec):
-    """One gradient for each output in one call, as gradient surgery asks for them."""
+    """One gradient per output in one call, as gradient surgery needs them."""
     call = spec.make(spec.small, torch.float32, 0)
     leaves = tuple(x.requires_grad_() for x in call.inputs)
     for options in cases(spec, call):
@@ -383,7 +383,7 @@ def test_bad_arguments_are_named(spec):
 @needs_cpp
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])  # the best one is in all other tests
 def test_every_instruction_set(isa):
-    """All ops in one process: the choice is made once, at load."""
+    """All ops in one process, because the choice happens once, at load."""
     names = "kernels_equal or several_chunks or naive or extreme or confident or the_same_queries"
     files = [
         str(ROOT / "tests" / "ops" / f"test_{name}.py") for name in ("contract", "dice_bce", "focal", "assignment")

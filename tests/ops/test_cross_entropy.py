@@ -1,4 +1,4 @@
-"""`ops.cross_entropy` beside torch's, and the softmax half of `ops.overlap_sums` beside its definition."""
+"""`ops.cross_entropy` against torch's, and the softmax half of `ops.overlap_sums` against its definition."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_softmax_overlap_sums(backend, squared, soft, shape):
     x, t = class_map(shape, target_dtype=torch.int32, ignored=-1)
     t = torch.rand_like(x) if soft else t
     valid, slopes = pixel_mask("pixel", shape), torch.randn(5, *shape[:2])
-    slopes[[2, 4]] = 0  # the target's sums and the number of elements lead to no logit
+    slopes[[2, 4]] = 0  # the sums of the target and the number of elements do not depend on the logits
 
     def ours(x):
         sums = ops.overlap_sums(

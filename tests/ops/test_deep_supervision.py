@@ -139,7 +139,7 @@ def test_planes_of_several_chunks_and_windows_wider_than_a_buffer(downsample):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_max_keeps_a_lesion_of_one_pixel_alive(backend):
-    """nnU-Net issue 1226: what nearest down-sampling deletes, the coarse heads learn to call background."""
+    """nnU-Net issue 1226: coarse heads learn to call background what nearest down-sampling deletes."""
     target = torch.zeros(1, 1, 16, 16, dtype=torch.uint8)
     target[0, 0, 5, 7] = 1
     coarse = [torch.zeros(1, 1, 4, 4)]
@@ -149,7 +149,7 @@ def test_max_keeps_a_lesion_of_one_pixel_alive(backend):
             coarse, lambda xs, how=how: ops.deep_supervision_loss(xs, target, downsample=how, backend=backend)
         )
         pulls[how] = gradient[0, 0, 1, 1].item()
-    assert pulls["max"] < 0 < pulls["nearest"]  # descent raises the logit where the lesion lies, or lowers it
+    assert pulls["max"] < 0 < pulls["nearest"]  # descent raises the logit at the lesion, or lowers it
     assert pulls["area"] > pulls["max"]
 
 
@@ -248,7 +248,7 @@ def test_a_head_without_gradient_gets_none():
 
 @needs_cpp
 def test_no_mask_of_another_size_is_made():
-    """With "area" the plain loop makes float masks; here nothing but outputs and coefficients is allocated."""
+    """With "area" a plain loop makes float masks; the op allocates only outputs and coefficients."""
     heads, target = pyramid((256, 256), (1, 2, 4, 8))
     with torch.profiler.profile(profile_memory=True) as profile:
         ops.deep_supervision_loss(heads, target, downsample="area")

@@ -1,4 +1,4 @@
-"""`ops.deep_supervision_loss` of a softmax: `dice_ce_loss` of each head, what it ignores, heads switched off."""
+"""`ops.deep_supervision_loss` of a softmax: `dice_ce_loss` of each head, ignored pixels, heads that are off."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_softmax_is_cross_entropy_and_dice_of_each_head(downsample):
 
 @pytest.mark.parametrize("downsample", HOW)
 def test_softmax_ignores_pixels(downsample):
-    """An ignored pixel is a masked one, whatever its class and logits."""
+    """An ignored pixel is a masked one, for any class and logits."""
     source = generator(6)
     heads = [torch.randn(2, 3, 12 // s, 8 // s, generator=source) for s in (1, 2, 4)]
     target = torch.randint(0, 3, (2, 12, 8), generator=source)

@@ -31,7 +31,7 @@ def check(backend, x, t, tolerance=2e-6, **options):
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), true_value, rtol=tolerance, atol=tolerance)
     step = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(x.dtype, tolerance)
-    # Half gradients below the smallest normal number lose digits, which no kernel can help.
+    # Half gradients below the smallest normal number lose digits in every kernel.
     small = {torch.float16: 6e-8}.get(x.dtype, tolerance * true_gradient.abs().max().item() + 1e-30)
     torch.testing.assert_close(gradient.double(), true_gradient, rtol=step, atol=small)
 
@@ -194,7 +194,7 @@ def test_pos_weight_is_torchs():
 
 
 def test_opcheck_of_groups_and_counts():
-    """As vmap folds samples into the batch."""
+    """As vmap does when it folds samples into the batch."""
     x, t = segmentation((2, 3, 6, 5))
     options = Options(reduction="none", groups=2, counts=True)
     weights = torch.rand(3 * options.groups), torch.rand(3 * options.groups)
@@ -208,7 +208,7 @@ def test_opcheck_of_groups_and_counts():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's own, at import
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from Inductor, at import
 def test_compiles_with_inductor():
     x, t = segmentation((2, 3, 8, 8))
 

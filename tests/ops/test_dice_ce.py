@@ -32,7 +32,7 @@ def check(backend, x, t, tolerance=3e-6, **options):
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), true_value, rtol=tolerance, atol=tolerance)
     step = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(x.dtype, tolerance)
-    # Half gradients below the smallest normal number lose digits, which no kernel can help.
+    # Half gradients below the smallest normal number lose digits in every kernel.
     small = {torch.float16: 6e-8}.get(x.dtype, tolerance * true_gradient.abs().max().item() + 1e-30)
     torch.testing.assert_close(gradient.double(), true_gradient, rtol=step, atol=small)
 
@@ -213,7 +213,7 @@ def test_nothing_valid_is_zero(backend, reduction, how):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_policies(backend):
     x, t = torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
-    x[:, 2] = -float("inf")  # class 2 is nowhere, in the target nor the prediction; class 1 in the prediction alone
+    x[:, 2] = -float("inf")  # class 2 is in neither target nor prediction, class 1 only in the prediction
 
     def dice(**options):
         return ops.dice_ce_loss(x, t, ce_weight=0.0, dice_weight=3.0, backend=backend, **options).item()

@@ -16,7 +16,7 @@ pytestmark = dirty_memory
 
 
 def far_bytes(count: int) -> torch.Tensor:
-    """uint8 zeros of which only the touched pages take memory."""
+    """uint8 zeros; only touched pages use memory."""
     return torch.from_numpy(np.zeros(count, dtype=np.uint8))
 
 
@@ -38,7 +38,7 @@ def test_a_plane_of_more_than_two_to_the_31_elements():
 
 @needs_cpp
 def test_gradients_past_two_to_the_31_elements():
-    """Written through strides that reach past 2^31 elements, over storage of which only the touched pages exist."""
+    """Written through strides that reach past 2^31 elements, in storage with only its touched pages in memory."""
     far, x, t = 2**31 + 4096, torch.randn(2, 1, 64), torch.rand(2, 1, 64)
     storage = torch.from_numpy(np.zeros(far + 64, dtype=np.uint16).view(np.float16))
     gradient = storage.as_strided((2, 1, 64), (far, 64, 1))

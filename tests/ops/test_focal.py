@@ -60,14 +60,14 @@ def test_every_target_dtype(backend, target_dtype):
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("target_dtype", [torch.bool, torch.uint8], ids=str)
 def test_bytes_read_in_place_are_the_floats(gamma, target_dtype):
-    """Whole blocks of bytes are not copied: several to a plane, at any offset, with a last one that is not whole."""
+    """Whole blocks of bytes are not copied: several per plane, at any offset, and a partial last block."""
     for shape in ((2, 3, 32, 32), (1, 2, 25, 43), (2, 2, 16, 33)):
         x, t = with_target("sigmoid", (*shape[:3], shape[3] + 1), target_dtype=target_dtype)
         x, t = x.flatten(2)[..., 3:], t.flatten(2)[..., 3:]
         for options in ({}, {"reduction": "none", "weight": torch.rand(shape[1])}, {"mask": mask("full", x.shape)}):
             found = loss_and_gradient(lambda x, o=options: ops.focal_loss(x, t, gamma=gamma, **o), x)
             floats = loss_and_gradient(lambda x, o=options: ops.focal_loss(x, t.float(), gamma=gamma, **o), x)
-            torch.testing.assert_close(found[0], floats[0])  # added up in another order
+            torch.testing.assert_close(found[0], floats[0])  # added in another order
             assert torch.equal(found[1], floats[1])
     check("auto", x, t, gamma=gamma)
 
@@ -153,7 +153,7 @@ def test_a_class_ruled_out_by_an_infinite_logit(backend, gamma):
 
 @pytest.mark.parametrize("backend", KERNELS)
 def test_gradient_survives_confident_logits(backend):
-    """Written with plain logarithms it is NaN or 0 here in float32."""
+    """Plain logarithms would give NaN or 0 here in float32."""
     x = torch.tensor([25.0, 40.0, 80.0, -25.0]).view(1, 1, 2, 2)
     for t in (torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)):
         _, gradient = loss_and_gradient(lambda x, t=t: ops.focal_loss(x, t, gamma=0.5, backend=backend), x)

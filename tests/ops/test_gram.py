@@ -85,12 +85,12 @@ def test_rows_may_lie_apart(backend):
 @needs_cpp
 @pytest.mark.parametrize("difference", [1e-2, 1e-4, 1e-6])
 def test_near_opposed_gradients_keep_their_difference(difference):
-    """The sum of g and -g + d has norm |d|: by a float32 G it is off by more than itself, or negative."""
+    """The sum of g and -g + d has norm |d|: with a float32 G the error exceeds it, or it is negative."""
     J = near_opposed(50_000, difference)
     w = torch.ones(2, dtype=torch.float64)
     truth = J.double().sum(0).square().sum()
     G = ops.gram(J)
-    assert abs(w @ G @ w / truth - 1) < 1e-9 + 2e-14 / difference**2  # float64's own rounding of the large terms
+    assert abs(w @ G @ w / truth - 1) < 1e-9 + 2e-14 / difference**2  # float64 rounding of the large terms
     narrow = (J @ J.T).double()
     if difference <= 1e-4:
         assert abs(w @ narrow @ w / truth - 1) > 0.1
@@ -149,7 +149,7 @@ def _in_child(queue, J):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_works_in_a_forked_child(two_threads):
     J = gradients(3, 100_000)
-    here = ops.gram(J).sum().item()  # the parent's threads exist by now, and do not survive the fork
+    here = ops.gram(J).sum().item()  # the parent's threads already exist, and do not survive the fork
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_in_child, args=(queue, J))

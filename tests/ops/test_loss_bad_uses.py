@@ -1,4 +1,5 @@
-"""Uses that once went wrong: copies that must outlive a kernel, views of coefficients, shared memory, odd options."""
+"""Regression tests of past bugs: copies that must outlive a kernel, views of coefficients, shared memory, odd
+options."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def test_jacobian_of_one_sample() -> None:
 def test_shared_memory_is_not_handed_out_again() -> None:
     recycled, size = Recycled(), torch.Size((WORTHWHILE // 4,))
     made = recycled.empty_strided(size, (1,), torch.float32, torch.device("cpu"))
-    made.share_memory_()  # as torch.multiprocessing does with what goes through a queue
+    made.share_memory_()  # as torch.multiprocessing does with tensors in a queue
     address = made.data_ptr()
     del made
     assert recycled.empty_strided(size, (1,), torch.float32, torch.device("cpu")).data_ptr() != address

@@ -1,4 +1,4 @@
-"""The small problems of the balancing methods on every backend: their conditions of optimality, hard inputs, NaN."""
+"""The small problems of the balancing methods on every backend: optimality conditions, hard inputs, NaN."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_quadratic_programs_meet_their_conditions(K, rank, backend, poisoned_mem
     device = device_of(backend)
     H = torch.stack([1e8 * cosines(K, rank, seed) for seed in range(3)])
     q = 1e-3 * torch.randn(3, K, generator=torch.Generator().manual_seed(K), dtype=torch.float64)
-    q[1] = (H[1] @ torch.ones(K, dtype=torch.float64)) * -1e-8  # unbounded programs aside: q in the range of H
+    q[1] = (H[1] @ torch.ones(K, dtype=torch.float64)) * -1e-8  # q in the range of H, so that the program is bounded
     q[0], q[2] = -H[0, 0] * 1e-9, H[2, -1] * 1e-9
     x = matrix_solvers.nonnegative_qp(H.to(device), q.to(device), backend=backend).cpu()
     z = (H @ x[..., None])[..., 0] + q
@@ -76,7 +76,7 @@ def test_eigenvectors_of_repeated_eigenvalues(matrix, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, under Triton's interpreter
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # from NumPy, in Triton's interpreter
 def test_what_is_not_finite_shows(value, backend):
     device = device_of(backend)
     H = torch.stack([torch.eye(3, dtype=torch.float64)] * 2)

@@ -36,7 +36,7 @@ def run(z1, z2, grad=1.5, **options):
 
 
 def check(backend, z1, z2, **options):
-    """Loss and gradients within twice the error of plain torch in float32, plus a little; then rounded."""
+    """Loss and gradients within twice the error of plain torch in float32, plus a tolerance; then rounded."""
     truth = run(z1.double(), z2.double(), backend="reference", **options)
     plain = run(z1.float(), z2.float(), backend="reference", **options)
     found = run(z1, z2, backend=backend, **options)
@@ -45,7 +45,7 @@ def check(backend, z1, z2, **options):
     step = max(
         1e-6, 3e-7 / options.get("temperature", 0.1), 0 if z1.dtype == torch.float32 else torch.finfo(z1.dtype).eps
     )
-    # What a loss of 0 (a pair alone) is made of: p - 1, with p rounded, over T and the number of rows.
+    # A loss of 0 (a single pair) is p - 1, with p rounded, over T and the number of rows.
     parts = 0.1 / options.get("temperature", 0.1) / len(z1)
     for name, a, b, exact in zip(("loss", "z1", "z2"), found, plain, truth, strict=True):
         largest = exact.abs().max().item()
@@ -84,7 +84,7 @@ def test_odd_shapes_dtypes_temperatures_and_masks(backend, data):
     draw = data.draw
     pairs, dim = draw(st.integers(1, 150 if backend == "cpp" else 20)), draw(st.integers(1, 70))
     z1, z2 = views(pairs, dim, draw(st.sampled_from([torch.float32, torch.bfloat16])), draw(st.floats(0.01, 3)))
-    if draw(st.booleans()):  # rows that lie apart
+    if draw(st.booleans()):  # rows that are not adjacent
         z1, z2 = torch.stack([z1, z2], 1).unbind(1)
     mask = draw(st.sampled_from([None, torch.rand(pairs, generator=generator(3)) < 0.5]))
     mask = laid_out(draw, mask if mask is None else mask.to(draw(st.sampled_from([torch.bool, torch.uint8]))))
@@ -120,10 +120,10 @@ def test_the_definition_is_the_papers():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_small_temperatures_neither_overflow_nor_underflow(backend):
-    """Opposite views: a row's largest cosine is far below 1, and relative to 1 all of its terms would be 0."""
+    """Opposite views: a row's largest cosine is far below 1, so relative to 1 all of its terms would be 0."""
     z1 = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     loss, *_ = run(z1[:1], z1[1:], temperature=1e-3, backend=backend)
-    assert loss.item() == 0  # nothing but the positive
+    assert loss.item() == 0  # only the positive
     loss, *gradients = run(torch.eye(2), -torch.eye(2), temperature=1e-3, backend=backend)
     assert loss.item() == pytest.approx(1000 + torch.log(torch.tensor(2.0)).item(), rel=1e-6)
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -137,7 +137,7 @@ def test_rows_of_any_length(backend):
         found = run(z1 * factor, z2 * factor, backend=backend)
         for a, b in zip(found, (expected[0], *(g / factor for g in expected[1:])), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
-    z1[2] = 0  # as normalize does it: the norm counts as 1e-12, and a constant
+    z1[2] = 0  # as in normalize: the norm becomes 1e-12, a constant
     found = run(z1, z2, backend=backend)
     truth = run(z1.double(), z2.double(), backend="reference")
     for a, b in zip(found, truth, strict=True):
@@ -174,7 +174,7 @@ def test_nan_is_not_hidden(backend, bad):
 
 @needs_cpp
 def test_memory_is_linear_in_the_batch():
-    """At 2N = 2048 the similarities would take 16 MiB; nothing as large is allocated, nor kept for the backward."""
+    """At 2N = 2048 the similarities would take 16 MiB; no tensor of that size is allocated or kept for the backward."""
     from torch.profiler import ProfilerActivity, profile
 
     z1, z2 = (z.requires_grad_() for z in views(1024, 32))

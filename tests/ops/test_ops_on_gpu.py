@@ -21,7 +21,7 @@ DEVICE = "cuda"
 
 
 def _lay(tensor: torch.Tensor, memory: str) -> torch.Tensor:
-    """On the GPU; "misaligned" there, because a copy to it would begin at an aligned address."""
+    """Inputs on the GPU; "misaligned" is made there, because a copy would start at an aligned address."""
     if memory != "misaligned":
         return layout(tensor, memory).to(DEVICE)
     flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype, device=DEVICE)
@@ -198,7 +198,7 @@ def test_deep_supervision_is_captured_in_a_graph_and_its_weights_move():
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        work()  # compiles, which a capture may not
+        work()  # compiles, which is not allowed during capture
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -212,7 +212,7 @@ def test_deep_supervision_is_captured_in_a_graph_and_its_weights_move():
 
 
 def test_tiles_decoded_on_the_gpu_are_those_decoded_on_the_cpu(tmp_path):
-    """Files and, as one slide has them, JPEG tiles that are stitched; bent, coloured and noisy."""
+    """Image files and stitched JPEG tiles of one slide, with deformation, colour and noise."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     root = data.generate(tmp_path / "colon", num_patients=3, tiles_per_patient=4, num_slides=1)
     slide = next((root / "slides").glob("*.tiff"))
@@ -224,7 +224,7 @@ def test_tiles_decoded_on_the_gpu_are_those_decoded_on_the_cpu(tmp_path):
     for on_cpu, on_gpu in pairs:
         assert on_gpu.images.device.type == "cuda"
         assert on_gpu.has_label.device.type == "cuda"
-        # JPEG decoders round at other places: on average less than two of 255 levels, over the standard deviation.
+        # JPEG decoders round differently: on average less than two of 255 levels, over the standard deviation.
         assert (on_cpu.images - on_gpu.images.cpu()).abs().mean() < 2 / 255 / 0.22
         assert (on_cpu.targets["mask"] != on_gpu.targets["mask"].cpu()).float().mean() < 0.005
 

@@ -1,4 +1,4 @@
-"""`ops.overlap_sums` of a sigmoid, counts on request, and what the losses on these sums have in common."""
+"""`ops.overlap_sums` of a sigmoid, optional counts, and common properties of the losses on these sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generator of test cases keeps its promise."""
+"""The generator of test cases covers all pairs."""
 
 from itertools import combinations, product
 

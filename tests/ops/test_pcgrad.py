@@ -38,12 +38,12 @@ def test_equals_the_textbook_loop(K, backend, poisoned_memory):
     seed=st.integers(0, 10_000),
 )
 def test_matrices_by_rank_and_scale(K, rank, scale, seed):
-    """Equal to the loop in float64; scaling the gradients leaves w alone; renaming the tasks renames w."""
+    """Equal to the loop in float64; scaling the gradients keeps w; permuting the tasks permutes w."""
     J = gradients(K, 50, rank=rank, scale=scale, dtype=torch.float64, seed=seed)
     order = orders(K, seed)
     G = J @ J.T
     w = weights(G, order, "cpp")
-    # With dependent gradients an inner product that ought to be zero has either sign, and with it a term of its size.
+    # With dependent gradients an inner product that should be zero has either sign, and adds a term of its size.
     size = J.abs().max() * K
     assert (w @ J - textbook_pcgrad(J, order)).abs().max() <= 1e-9 * size * (1 + w.abs().max())
 
@@ -57,7 +57,7 @@ def test_matrices_by_rank_and_scale(K, rank, scale, seed):
 
 
 def test_same_distribution_as_torchjd():
-    """TorchJD draws its own orders: the means over many must agree."""
+    """TorchJD draws orders itself: the means over many orders must agree."""
     torchjd = pytest.importorskip("torchjd.aggregation", reason="torchjd is not installed")
     J = gradients(4, 6, dtype=torch.float64, seed=3)
     G = J @ J.T
@@ -90,7 +90,7 @@ def test_sum_is_the_sum_and_mean_the_mean(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_task_is_not_projected_against_itself(backend):
-    """LibMTL and Pytorch-PCGrad do it: once g_i was projected beyond its own normal plane it then disappears."""
+    """LibMTL and Pytorch-PCGrad do it: after a projection beyond its own normal plane g_i then vanishes."""
     J = torch.tensor([[1.0, 0.0], [-10.0, 1.0], [-10.0, -1.0]], dtype=torch.float64)
     with_self = torch.tensor([[1, 2, 0], [0, 2, 1], [0, 1, 2]])
     without = torch.tensor([[1, 2], [0, 2], [0, 1]])
@@ -126,7 +126,7 @@ def test_zero_rows_are_inactive(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, under Triton's interpreter
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # from NumPy, in Triton's interpreter
 def test_what_is_not_finite_shows(value, backend):
     G = torch.eye(3, dtype=torch.float64)
     G[0, 1] = G[1, 0] = value
@@ -135,7 +135,7 @@ def test_what_is_not_finite_shows(value, backend):
 
 @needs_cpp
 def test_near_opposed_gradients_need_a_float64_gram():
-    """The clip norm is sqrt(w^T G w) of the update: right with a float64 G, and not at all with a float32 one."""
+    """The clip norm is sqrt(w^T G w) of the update: correct with a float64 G, wrong with a float32 one."""
     J = near_opposed(50_000, 1e-5)
     order = orders(2)
     exact = textbook_pcgrad(J.double(), order)

@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.uin
 
 
 def inputs(B=2, C=3, H=7, W=5, P=40, dtype=torch.float32, seed=0) -> tuple[Tensor, Tensor]:
-    """Maps, and points of which some lie outside of them."""
+    """Maps, and points of which some are outside of them."""
     source = generator(seed)
     maps = torch.randn(B, C, H, W, generator=source) * 3
     maps = (maps > 0).to(dtype) if dtype in (torch.uint8, torch.bool) else maps.to(dtype)
@@ -87,9 +87,9 @@ def test_gradient_is_the_transpose(dtype, backend, poisoned_memory):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, under Triton's interpreter
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # from NumPy, in Triton's interpreter
 def test_what_is_not_finite_stays_where_it_is(backend):
-    """A pixel reaches its neighbourhood alone, exact hits beside it do not see it, and a point at NaN lies nowhere."""
+    """A pixel affects only points in its neighbourhood, not exact hits beside it, and a NaN point is outside."""
     maps = torch.zeros(1, 1, 4, 4)
     maps[0, 0, 1, 1] = math.inf
     on_pixels = (torch.tensor([[1.5, 1.5], [2.5, 1.5], [0.5, 0.5], [1.0, 1.0]]) / 4)[None]
@@ -111,7 +111,9 @@ def test_uncertain_points_are_those_of_transformers(monkeypatch):
     found = ops.sample_uncertain_points(maps, 50)
     assert found.shape == expected.shape
     for a, b in ((found[:, :37], expected[:, :37]), (found[:, 37:], expected[:, 37:])):
-        assert torch.equal(a.sum(2).sort(1).values, b.sum(2).sort(1).values)  # as sets: the order means nothing
+        assert torch.equal(
+            a.sum(2).sort(1).values, b.sum(2).sort(1).values
+        )  # compared as sets, because the order has no meaning
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])

@@ -31,7 +31,7 @@ def check(name, backend, x, t, **options):
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), exact_value, rtol=2e-6, atol=1e-6)
     step = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(x.dtype, 1e-5)
-    # Half gradients below the smallest normal number lose digits, which no kernel can help.
+    # Half gradients below the smallest normal number lose digits in every kernel.
     small = max({torch.float16: 6e-8}.get(x.dtype, 0.0), 1e-5 * exact.abs().max().item())
     torch.testing.assert_close(gradient.double(), exact, rtol=step, atol=small)
 

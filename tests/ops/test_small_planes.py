@@ -19,7 +19,7 @@ pytestmark = [
     needs_cpp,
 ]
 
-# One group and a bit, whole vectors and not, one pixel and several, many channels and one.
+# One full and one partial group, whole and partial vectors, one pixel and several, many channels and one.
 PLANES = [(700, 3), (3, 700), (513, 1), (2, 1024), (140, 2, 4), (65, 3, 3, 3), (33, 1, 31), (20, 16, 2)]
 CLASSES = [(700, 3), (64, 5), (130, 4, 3), (70, 2, 5, 5), (40, 80), (3, 1040), (2, 2500), (24, 70, 4)]
 ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
@@ -42,7 +42,7 @@ OF_CLASSES: dict[str, Callable[..., Tensor]] = {
     "dice_ce_squared_skip": partial(ops.dice_ce_loss, squared_pred=True, empty="skip", label_smoothing=0.1),
     "dice_ce_jaccard_zero": partial(ops.dice_ce_loss, jaccard=True, empty="zero", include_background=False),
 }
-# Samples fill lanes, classes do, or neither does; as they lie in memory or not.
+# Samples fill lanes, classes do, or neither does; with and without contiguous memory.
 DICE_CE = [(70, 5, 3), (130, 3), (40, 80), (2, 300, 9), (3, 1040), (6, 70, 4), (2, 3, 2, 2)]
 
 

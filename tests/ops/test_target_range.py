@@ -1,4 +1,4 @@
-"""Targets that are not 0 to 1, as a mask of 0 and 255 with a small lesion: refused by every loss that reads masks."""
+"""Targets outside 0 to 1, for example a mask of 0 and 255 with a small lesion: refused by every loss on masks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def logits(*shape: int) -> Tensor:
 
 
 def lesion(value: float, dtype: torch.dtype = torch.uint8, *shape: int) -> Tensor:
-    """`value` in one place, 0 elsewhere."""
+    """`value` at one element, 0 elsewhere."""
     target = torch.zeros(*(shape or (2, 1, 96, 96)), dtype=dtype)
     target.flatten()[37] = value
     return target
@@ -60,7 +60,7 @@ def test_one_pixel_of_255_is_refused(op, dtype):
 @pytest.mark.parametrize("shape", [(300, 3, 5, 1), (64, 2, 1, 1), (2, 3, 33, 31), (1, 1, 5000, 1)])
 @pytest.mark.parametrize("op", [op for op in OPS if op != "deep supervision"])
 def test_in_planes_of_any_size(op, shape):
-    """Few pixels have kernels of their own."""
+    """Maps of few pixels have separate kernels."""
     OPS[op](logits(*shape), lesion(1, torch.uint8, *shape))
     with pytest.raises(ValueError, match=REFUSED):
         OPS[op](logits(*shape), lesion(255, torch.uint8, *shape))
@@ -85,7 +85,7 @@ def test_other_values_are_refused_too(op, value, dtype, advice):
 
 @pytest.mark.parametrize("op", OPS)
 def test_soft_targets_and_rounding_are_not(op):
-    """Mixup, smoothed labels, interpolated masks: what a float makes of 1, and -0."""
+    """Mixup, smoothed labels, interpolated masks: 1 rounded in a float, and -0."""
     x = logits(2, 1, 96, 96)
     soft = torch.rand(2, 1, 96, 96)
     soft.flatten()[:5] = torch.tensor([0.0, -0.0, 1.0, 1.0000001, -1e-7])
@@ -111,7 +111,7 @@ def test_the_reference_refuses_it_and_float64(op):
 
 
 def test_a_target_that_is_no_number_makes_the_loss_none():
-    """As ever: the trainer names the task."""
+    """The trainer names the task."""
     assert ops.dice_bce_loss(logits(2, 1, 96, 96), lesion(float("nan"), torch.float32)).isnan()
     target = lesion(float("nan"), torch.float32)
     target[1, 0, 5, 5] = 255
@@ -119,7 +119,7 @@ def test_a_target_that_is_no_number_makes_the_loss_none():
         ops.dice_bce_loss(logits(2, 1, 96, 96), target)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, under Triton's interpreter
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from NumPy, in Triton's interpreter
 @pytest.mark.parametrize("op", ["dice_bce", "focal", "bce", "tversky", "deep supervision"])
 def test_a_gpu_says_it_by_a_loss_of_nan(op):
     """The host does not wait for the device to raise."""

@@ -57,7 +57,7 @@ def test_tversky_of_a_perfect_prediction_has_a_gradient(backend, gamma):
         value, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, gamma=gamma, backend=backend), x)
         assert value.item() == 0
         assert gradient.isfinite().all()
-    # Smoothing can put the index above 1: a power of what is negative is NaN.
+    # Smoothing can put the index above 1: a power of a negative number is NaN.
     value, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, gamma=gamma, smooth_nr=1.0), x)
     assert value.item() == pytest.approx(0 if gamma != 1 else 1 - 3 / 2.00001)
     assert gradient.isfinite().all()
