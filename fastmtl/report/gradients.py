@@ -1,4 +1,4 @@
-"""Gradient statistics over training: cosines, norms, and the weights that the balancer gave the tasks."""
+"""Gradient statistics over training: cosines, norms, and the balancer's task weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .charts import Line, line_chart
 from .curves import look_up, step_marks
 from .past_run import PastRun
 
-_PAIRS = 6  # lines that can be told apart in one chart
+_PAIRS = 6  # lines that can be distinguished in one chart
 _MOST_PAIRS = 24  # beyond this only the most opposed pair is drawn
 
 
 def gradient_section(run: PastRun) -> str:
-    """Cosines of every pair, norms and weights, as far as the balancer recorded them."""
+    """Cosines of every pair, norms and weights, if the balancer recorded them."""
     return f"<h2>How the tasks' gradients got along</h2>{_gradients(run)}"
 
 
@@ -81,7 +81,7 @@ def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
 
 
 def _balancers(run: PastRun) -> list[str]:
-    """The names of the recipe's balancer and of those that its stages have instead."""
+    """The names of the recipe's balancer and of the stages' own balancers."""
     stages = run.config.get("stages") or [{}]
     own = run.config.get("balancer", {})
     used = [stage.get("balancer") or own for stage in stages]

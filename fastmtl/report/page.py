@@ -1,4 +1,4 @@
-"""`report.html` of one run: scores, tiles, classes, patients, curves, gradients, time, and what ran."""
+"""`report.html` of one run: scores, tiles, classes, patients, curves, gradients, time, settings and environment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OVER = {"image": "images", "batch": "batches, their pixels taken together"}
 
 
 def render(run: PastRun) -> str:
-    """The page; files that are gone, or edited so that a section cannot be made, are added to `run.problems`."""
+    """The page; missing files, and edited ones that prevent a section, are added to `run.problems`."""
     parts, errors = [], []
     for section in _SECTIONS:
         try:
@@ -58,7 +58,7 @@ def _numbers(tasks: Mapping[str, JsonMapping]) -> dict[tuple[str, str], float]:
 
 
 def what_ran(run: PastRun) -> dict[str, str]:
-    """Data, split, choices of the recipe, machine and commit, as far as known."""
+    """Data, split, recipe settings, machine and commit, as far as known."""
     facts, environment, config = run.facts, run.environment, run.config
     rows = {
         "data": facts.get("data"),
