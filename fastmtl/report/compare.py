@@ -40,7 +40,7 @@ def _can_be_shown(run: PastRun) -> bool:
 def _parts(names: Sequence[str], runs: Sequence[PastRun]) -> list[str]:
     caution, comparable = _caution(runs)
     return [
-        f"<h1>{counted(len(runs), 'run')} beside each other</h1>{caution}",
+        f"<h1>Comparison of {counted(len(runs), 'run')}</h1>{caution}",
         f"<h2>Scores on the held-out images</h2>{_scores(names, runs, comparable)}",
         f"<h2>Learning curves</h2>{_curves(names, runs)}",
         f"<h2>Where the recipes differ</h2>{_differences(names, runs)}",

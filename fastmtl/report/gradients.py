@@ -20,7 +20,7 @@ _MOST_PAIRS = 24  # beyond this only the most opposed pair is drawn
 
 def gradient_section(run: PastRun) -> str:
     """Cosines of every pair, norms and weights, if the balancer recorded them."""
-    return f"<h2>How the tasks' gradients got along</h2>{_gradients(run)}"
+    return f"<h2>Agreement of the task gradients</h2>{_gradients(run)}"
 
 
 def _gradients(run: PastRun) -> str:
@@ -73,7 +73,7 @@ def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
     if alone:
         return "One task at a time: there are no gradients to compare."
     if any("cosines" in look for look in run.looks):
-        return "The cosines that this run recorded are no numbers: a task's gradient was 0 or not finite at every look."
+        return "The cosines that this run recorded are no numbers: a task's gradient was 0 or not finite at every recorded step."
     return (
         "The balancer of this run weighs losses; it does not compute each task's gradient. --gradient-stats-every 100 "
         "does, at every hundredth step."

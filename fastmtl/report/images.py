@@ -33,7 +33,7 @@ def tile_sections(run: PastRun) -> str:
                 parts.append(f"<h3>{escape(task)}: the {title}</h3>{_LEGEND}{_tiles(run, task, shown)}")
         elif lines:
             lines.sort(key=lambda line: -line["tasks"][task]["probability"])
-            parts.append(f"<h3>{escape(task)}: the surest mistakes</h3>{_tiles(run, task, lines)}")
+            parts.append(f"<h3>{escape(task)}: the most confident mistakes</h3>{_tiles(run, task, lines)}")
     if len(parts) == 1:
         why = "none of the tasks has masks or boxes to draw, or took an image for another class"
         parts.append(f"<p class=soft>No tiles: {why}.</p>" if run.images else _absent(run, "tiles"))
@@ -277,5 +277,5 @@ def _entries(lines: Sequence[JsonMapping], task: str, key: str) -> list[Any]:
 
 
 def _absent(run: PastRun, what: str) -> str:
-    why = "holds no image that can be shown" if (run.folder / "evaluation.jsonl").exists() else "is not there"
+    why = "holds no image that can be shown" if (run.folder / "evaluation.jsonl").exists() else "does not exist"
     return f"<p class=soft>No {what}: this run's evaluation.jsonl {why}; training writes it when it ends.</p>"

@@ -24,7 +24,7 @@ _MEANINGS = {
     "accuracy": "Accuracy: share of the images whose class is right.",
     "mae": "MAE: mean absolute error, in the unit of the target; less is better.",
     "rmse": "RMSE: root of the mean squared error; less is better.",
-    "r2": "R²: 1 is perfect, 0 no better than always saying the mean of the targets, below 0 worse than that.",
+    "r2": "R²: 1 is perfect, 0 no better than always predicting the mean of the targets, below 0 worse.",
 }
 _OVER = {"image": "images", "batch": "batches, their pixels taken together"}
 
@@ -144,7 +144,7 @@ def _test(run: PastRun) -> str:
         return ""
     patients = f" of {counted(test['num_patients'], run.unit)}" if "num_patients" in test and not run.by_tile else ""
     images = counted(test["num_images"], "test image") if "num_images" in test else "The test images"
-    return f"<p>{escape(images + patients)}, which chose nothing.</p>{_cards(scores)}"
+    return f"<p>{escape(images + patients)}, not used for any selection.</p>{_cards(scores)}"
 
 
 def _meanings(run: PastRun, scores: Mapping[tuple[str, str], float]) -> list[str]:

@@ -131,7 +131,7 @@ class RunFolder:
         write_whole(self.path / "summary.json", json.dumps(summary, indent=1))
 
     def write_quarantine(self, entries: Sequence[JsonMapping], rank: int = 0) -> Path | None:
-        """Write the tiles that a rank found damaged, one per line, to quarantine.jsonl (quarantine-1.jsonl of rank 1, ...);
+        """Write the tiles that a rank found damaged, one per line, to quarantine.jsonl (quarantine-1.jsonl for rank 1);
         None without entries."""
         if not entries:
             return None
