@@ -73,7 +73,7 @@ def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
     if alone:
         return "One task at a time: there are no gradients to compare."
     if any("cosines" in look for look in run.looks):
-        return "The cosines that this run recorded are no numbers: a task's gradient was 0 or not finite at every recorded step."
+        return "The recorded cosines are NaN: a task's gradient was 0 or not finite at every recorded step."
     return (
         "The balancer of this run weighs losses; it does not compute each task's gradient. --gradient-stats-every 100 "
         "does, at every hundredth step."

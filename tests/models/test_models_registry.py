@@ -245,7 +245,7 @@ def test_bad_weights_are_one_line(tmp_path, monkeypatch):
         (text, "cannot be read as safetensors or a torch state dict"),
         (broken, "cannot be read as safetensors"),
         (empty, "holds no state dict"),
-        ("someone/nothing", "cannot be had from the Hugging Face hub: no network"),
+        ("someone/nothing", "cannot be downloaded from the Hugging Face hub: no network"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             models.create_model("joint_unet", MASK, preset="tiny", weights=source)
@@ -265,7 +265,7 @@ def test_hub_weights_without_a_network_are_the_downloaded_ones(tmp_path, monkeyp
     model = build("joint_unet", MASK, weights="someone/nothing")
     assert torch.equal(model.encoder.stages[0].conv1.weight, source.encoder.stages[0].conv1.weight)
     monkeypatch.setattr(hub, "file_exists", lambda name, file: False)
-    with pytest.raises(ValueError, match="no such public repository, or one without"):
+    with pytest.raises(ValueError, match="no such public repository, or the repository lacks"):
         build("joint_unet", MASK, weights="someone/nothing")
 
 
