@@ -2,7 +2,8 @@
 
 {"images": [{"id", "picture"}], "saliency": [{"image", "task", "picture", "on_true", "true_area"}],
 "features": {"image", "maps": [{"stride", "channels", "height", "width", "picture"}]}, "filters": {"count", "shown",
-"size", "picture"}, "failed": {analysis: one line}}; "image" is a place in "images", a picture a path in the run folder.
+"size", "picture"}, "failed": {analysis: one line}}; "image" is an index into "images", a picture a path in the run
+folder.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def analyse(
     """Write `folder`/analyses.json and `folder`/analyses/; returns a line for each analysis that failed.
 
     Args:
-        folder: a run folder; its evaluation.jsonl decides which images (typical, worst, best of each task) are chosen.
+        folder: a run folder; its evaluation.jsonl determines the images (typical, worst and best of each task).
         model: trained, on `device`, in float32, without test-time augmentation.
-        tasks: those of the recipe.
+        tasks: the recipe's tasks.
         dataset: contains the images of evaluation.jsonl.
     """
     out = folder / "analyses"
@@ -61,7 +62,7 @@ def analyse(
     def attempt(name: str, what: Callable[[], Any]) -> Any:
         try:
             return what()
-        except Exception as error:  # a custom model may fail in any of them; the report works without
+        except Exception as error:  # a custom model may fail in any analysis; the report works without it
             failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
 
     chosen = _chosen(read_lines(folder / "evaluation.jsonl")[0], dataset)

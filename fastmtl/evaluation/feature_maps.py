@@ -20,7 +20,7 @@ class FeatureMap(NamedTuple):
 
 @torch.no_grad()
 def feature_maps(model: nn.Module, batch: Batch) -> list[FeatureMap]:
-    """Outputs of `model.parts["encoder"]` for `batch`, from fine to coarse, without the image itself.
+    """Outputs of `model.parts["encoder"]` for `batch`, from fine to coarse, without the input image.
 
     Raises:
         ValueError: the model has no such part, or it returns no feature maps.
@@ -48,7 +48,7 @@ def first_filters(model: nn.Module) -> Tensor:
     """Weights [C, 3, k, k] of the first convolution of RGB in the model's encoder, k above 1.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such convolution.
     """
     for module in _encoder(model).modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3 and min(module.kernel_size) > 1:
@@ -57,7 +57,7 @@ def first_filters(model: nn.Module) -> Tensor:
 
 
 def has_encoder(model: nn.Module) -> bool:
-    """Whether the model says which of its modules is the encoder: `parts["encoder"]`."""
+    """Whether the model names its encoder: `parts["encoder"]`."""
     return "encoder" in _parts(model)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SIDE = 256  # longer side of a picture of an image, pixels
 _CELL, _GAP = 96, 4  # side of a map or filter, and the gap between two
-_LIGHT = np.array((255, 222, 60), np.float32)  # what saliency is shown in, as the Mask2Tasks paper does
+_LIGHT = np.array((255, 222, 60), np.float32)  # the colour of saliency, as in the Mask2Tasks paper
 _BRIGHTEST = 0.99  # share of the pixels that are less than fully bright: gradients have a few very high values
 
 

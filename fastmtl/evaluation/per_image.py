@@ -1,9 +1,9 @@
 """Scores of each held-out image: evaluation.jsonl, one line per image, and thumbnails of selected images.
 
-A line is {"id", "patient", "tasks": {name: entry}}; a task that the image has no label for is left out. The entry
+A line is {"id", "patient", "tasks": {name: entry}}; tasks without a label for the image are omitted. The entry
 
 - of a map, or of queries, has "score" (its Dice), "dice" and "jaccard" (means over structures), "true_area" and
-  "predicted_area" (shares of the image, all structures together);
+  "predicted_area" (fractions of the image, all structures together);
 - of a vector with classes has "score" (the probability given to the true class), "class", "predicted", "probability"
   (of the predicted class) and "probabilities" (of each class, by name); of numbers "score" (the mean error, negative),
   "value" and "predicted";
@@ -11,7 +11,7 @@ A line is {"id", "patient", "tasks": {name: entry}}; a task that the image has n
 
 Auxiliary tasks (images, embeddings, auxiliary maps) have no entry.
 
-A "thumbnail" is a JPEG in the run folder, so that the report can be made without the data; "shown" is the reason:
+A "thumbnail" is a JPEG in the run folder, so that the report does not need the data; "shown" is the reason:
 "worst", "typical" (nearest the median) or "best".
 """
 
@@ -38,9 +38,12 @@ if TYPE_CHECKING:
 
     from ..data.dataset import ImageSource
 
-TRUE_COLOUR, PREDICTED_COLOUR = (64, 196, 255), (255, 214, 0)  # apart for every kind of colour vision, and on H&E
+TRUE_COLOUR, PREDICTED_COLOUR = (
+    (64, 196, 255),
+    (255, 214, 0),
+)  # distinguishable for every kind of colour vision, and on H&E
 _SIDE = 320  # longer side of a thumbnail, pixels
-_SAMPLE = 32  # images whose masks are kept in case their score is near the median, which is known at the end alone
+_SAMPLE = 32  # images whose masks are kept in case their score is near the median, known only at the end
 
 
 @dataclass
@@ -56,7 +59,7 @@ class _Seen:
 
 @dataclass
 class _Sample:
-    """Every n-th of what it is given, where n is doubled as often as they become too many."""
+    """Keeps every n-th item; n is doubled whenever there are too many."""
 
     kept: list[_Seen] = field(default_factory=list)
     step: int = 1
@@ -72,12 +75,12 @@ class _Sample:
 
 @dataclass
 class ImageTable:
-    """Give it to `inference.evaluate` as `visit`, then `write` it.
+    """Collects the scores: pass it to `eval_loop.evaluate` as `visit`, then call `write`.
 
     Args:
         tasks: any; those with classes have `class_names`.
-        keep: thumbnails per task of the best images, as many of the worst and of typical ones, fewer where a third of
-            the images is less. Classes keep their surest mistakes alone, numbers none.
+        keep: thumbnails per task of the best, the worst and the typical images each, at most a third of the images.
+            For classes only the most confident mistakes are kept, for numbers none.
     """
 
     tasks: Sequence[Any]
@@ -90,7 +93,7 @@ class ImageTable:
         self._samples = {task.name: _Sample() for task in self.tasks}
 
     def __call__(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
-        """Add a batch with what the model gave."""
+        """Add a batch with the model's outputs."""
         lines = [
             {"id": name, "patient": patient, "tasks": {}} for name, patient in zip(batch.ids, batch.groups, strict=True)
         ]
@@ -112,7 +115,7 @@ class ImageTable:
         predicted, target = _structures(task, task.predict(output, batch)[rows], batch.targets[task.name][rows])
         empty = getattr(task, "empty", "one")
         scores = [overlap(predicted, target, score, 0.0 if empty == "zero" else 1.0) for score in ("dice", "jaccard")]
-        if empty == "skip":  # as in the metrics: structures that are not there count nothing
+        if empty == "skip":  # as in the metrics: absent structures are excluded
             there = target.bool().flatten(2).any(2)
             scores = [torch.where(there, score, torch.nan) for score in scores]
         dice, jaccard = (score.nanmean(1).tolist() for score in scores)
@@ -148,7 +151,7 @@ class ImageTable:
             classes = {"class": task.class_names[true], "predicted": task.class_names[found]}
             entry = {"score": shares[i][true], **classes, "probability": shares[i][found]}
             entry["probabilities"] = dict(zip(task.class_names, shares[i], strict=True))
-            seen[row] = _Seen(-shares[i][found], batch.ids[row], entry)  # of the mistakes, the surest are the worst
+            seen[row] = _Seen(-shares[i][found], batch.ids[row], entry)  # the most confident mistakes are the worst
         wrong = [one for one in seen.values() if one.entry["class"] != one.entry["predicted"]]
         self._worst[task.name] = _first(self._worst[task.name] + wrong, self.keep)
         return seen
@@ -171,7 +174,7 @@ class ImageTable:
         return seen
 
     def write(self, folder: Path, images: Mapping[str, ImageSource]) -> None:
-        """Leave `folder`/evaluation.jsonl and `folder`/tiles/*.jpg; `images` maps ids to their pictures."""
+        """Write `folder`/evaluation.jsonl and `folder`/tiles/*.jpg; `images` maps ids to their pictures."""
         tiles = folder / "tiles"
         tiles.mkdir(parents=True, exist_ok=True)
         for old in tiles.glob("*.jpg"):
@@ -186,9 +189,9 @@ class ImageTable:
         write_whole(folder / "evaluation.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def _chosen(self, task: str) -> Iterator[tuple[str, _Seen]]:
-        """The images that get a thumbnail, each once, and as what."""
+        """The images that get a thumbnail, each once, with the reason."""
         sample = self._samples[task]
-        if not sample.count:  # classes, which show their mistakes alone
+        if not sample.count:  # classes show only mistakes
             yield from (("worst", one) for one in self._worst[task])
             return
         scores = sorted(line["tasks"][task]["score"] for line in self.lines if task in line["tasks"])
@@ -202,7 +205,7 @@ class ImageTable:
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
-    """[B, C] of logits [B, C], or [B, 2] of a finding's [B, 1]."""
+    """[B, C] from logits [B, C], or [B, 2] from a finding's [B, 1]."""
     if logits.shape[1] > 1:
         return logits.softmax(1)
     there = logits.sigmoid()
@@ -210,8 +213,8 @@ def class_probabilities(logits: Tensor) -> Tensor:
 
 
 def _structures(task: Any, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as [B, C, H, W] of 0 and 1: masks as they are, class maps with a channel for each class but the background;
-    ignored pixels are in none."""
+    """Both as [B, C, H, W] of 0 and 1: masks unchanged, class maps with a channel for each class except the background;
+    ignored pixels are 0 in all channels."""
     if predicted.dtype == torch.bool:
         return predicted, target
     names = torch.arange(1, task.output.channels, device=target.device)[:, None, None]
@@ -220,7 +223,7 @@ def _structures(task: Any, predicted: Tensor, target: Tensor) -> tuple[Tensor, T
 
 
 def _filled(box: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [H, W] of a box in shares of the image: centre x, centre y, width, height."""
+    """uint8 [H, W] of a box in fractions of the image: centre x, centre y, width, height."""
     x, y, w, h = box.tolist()
     mask = torch.zeros(height, width, dtype=torch.uint8)
     top, left = (max(0, round(low * side)) for low, side in ((y - h / 2, height), (x - w / 2, width)))
@@ -229,7 +232,7 @@ def _filled(box: Tensor, height: int, width: int) -> Tensor:
 
 
 def _first(seen: list[_Seen], count: int, *, best: bool = False) -> list[_Seen]:
-    """The `count` worst or best; a score that is not a number counts as the worst."""
+    """The `count` worst or best; NaN counts as the worst."""
 
     def key(one: _Seen) -> float:
         score = one.score if one.score == one.score else float("-inf")
@@ -261,7 +264,7 @@ def _draw(picture: ImageSource, masks: tuple[Tensor, Tensor] | None) -> Any:
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """The mask's pixels within two of its edge; where it meets the picture's border there is no edge."""
+    """The mask's pixels within two of its edge; the picture's border is not an edge."""
     return mask & _grown(_grown(~mask))
 
 

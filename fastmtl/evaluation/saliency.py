@@ -17,7 +17,7 @@ _KINDS = ("map", "queries", "vector", "box")  # the other kinds are auxiliary ta
 
 
 def has_saliency(task: Any) -> bool:
-    """Whether the task predicts something about the image."""
+    """Whether saliency is defined for the task: it predicts something about the image."""
     return task.output.kind in _KINDS
 
 
@@ -26,10 +26,10 @@ def saliency(model: nn.Module, task: Any, batch: Batch) -> Tensor:
 
     The score of
 
-    - a class is the logit of the class that is predicted, of a finding its one logit;
-    - a map is the sum of the foreground's logits over the pixels predicted as foreground, all pixels where there are
-      none; of several classes a pixel's highest foreground logit counts;
-    - queries the same, of log c, c being what the class claims of the pixel;
+    - a class is the logit of the predicted class, for a finding its single logit;
+    - a map is the sum of the foreground logits over the pixels predicted as foreground, or over all pixels if there
+      are none; with several classes a pixel's highest foreground logit counts;
+    - queries is the same for log c, c being the score of the class at the pixel;
     - numbers and boxes is their sum.
 
     Args:

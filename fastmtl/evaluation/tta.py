@@ -24,10 +24,10 @@ _MAPS = ("map", "image", "auxiliary")
 
 
 class Views(nn.Module):
-    """The mean of `model` over an image and its views, as a module that takes a `Batch`.
+    """A module that averages `model` over an image and its views; takes a `Batch`.
 
-    Maps and boxes are turned back before they are averaged. Coordinates of boxes are logits, and logit(1 - x) =
-    -logit(x). Vectors and embeddings are averaged directly.
+    Maps and boxes are transformed back before averaging. Box coordinates are logits, and logit(1 - x) = -logit(x).
+    Vectors and embeddings are averaged directly.
 
     Args:
         model: in any mode; `train` and `eval` apply to it.
@@ -35,7 +35,7 @@ class Views(nn.Module):
         views: among "h", "v", "r90", "r180" and "r270"; the image itself is always included.
 
     Raises:
-        ConfigError: an unknown view, or a task whose outputs have no mean.
+        ConfigError: an unknown view, or a task whose outputs cannot be averaged.
     """
 
     def __init__(self, model: nn.Module, tasks: Sequence[Task], views: Sequence[str]) -> None:

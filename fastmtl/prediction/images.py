@@ -1,7 +1,7 @@
 """Predictions for images without labels: mask files for maps, one JSON line per image.
 
 Masks have the size of their image: logits are resized, then thresholded by the task's own threshold (the groups of the
-images are unknown). Auxiliary tasks (images, embeddings, auxiliary maps) are left out.
+images are unknown). Auxiliary tasks (images, embeddings, auxiliary maps) are omitted.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _answer(task: Any, output: Any, size: tuple[int, int], out: Path, name: str)
 
 
 def _write_maps(task: Any, found: Tensor, out: Path, name: str) -> JsonObject:
-    """One structure: a mask of 0 and 255. Several that may overlap: a mask each. Classes: one map of class indices."""
+    """One structure: a mask of 0 and 255. Several overlapping structures: a mask each. Classes: one map of indices."""
     structures = getattr(task, "structures", (task.name,))
     if found.dtype != torch.bool and len(structures) > 2:
         shares = {one: (found == index).float().mean().item() for index, one in enumerate(structures)}

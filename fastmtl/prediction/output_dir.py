@@ -1,7 +1,7 @@
-"""What predicting images and slides share: the output folder, and answers that are not maps.
+"""Common parts of predicting images and slides: the output folder, and outputs that are not maps.
 
-`predicted_with.json` of an output folder has the run, weights, views and input of its predictions. Predicting again
-with the same ones resumes; anything else is refused, because two sets of predictions would mix.
+`predicted_with.json` in an output folder records the run, weights, views and input of its predictions. Predicting again
+with the same settings resumes; other settings are refused, because two sets of predictions would mix.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _NOT_COMPARED = ("run",)  # a run may be moved; recipe and weights identify it
 
 
 class Predicted(NamedTuple):
-    """The result of a call.
+    """The result of a prediction.
 
     Attributes:
         what: "images" or "slides".
         new: how many were predicted.
-        there: how many were in the folder before.
+        there: how many were already in the folder.
         unreadable: how many could not be read, and are in quarantine.jsonl.
     """
 
@@ -46,7 +46,7 @@ class Predicted(NamedTuple):
 
 
 def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Path) -> JsonObject:
-    """What predictions depend on; names of images are relative to `source`."""
+    """The settings that predictions depend on; names of images are relative to `source`."""
     weights = (run / "checkpoints" / which / "manifest.json").read_bytes()
     recipe = (run / "config.toml").read_bytes()
     return {
@@ -61,7 +61,7 @@ def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Pat
 
 @contextmanager
 def claimed(out: Path, stamp: JsonMapping) -> Iterator[None]:
-    """Make `out` a folder for the predictions that `stamp` describes, and lock it against other processes.
+    """Prepare the folder `out` for the predictions that `stamp` describes, and lock it against other processes.
 
     It may contain only predictions: a file with the name of a prediction would be overwritten.
 
@@ -112,7 +112,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def check_apart(names: Iterable[str], out: Path) -> None:
-    """Raise RunError if two names differ in case only and the file system of `out` (claimed) ignores case."""
+    """Raise RunError if two names differ only in case and the file system of the claimed `out` ignores case."""
     if not (out / data.PREDICTED_WITH.upper()).exists():
         return
     known: dict[str, str] = {}
@@ -123,7 +123,7 @@ def check_apart(names: Iterable[str], out: Path) -> None:
 
 
 def entry_name(task: str, facts: Collection[str]) -> str:
-    """The key of a task's answer in a line that also has the keys `facts`.
+    """The key of a task's output in a line that also has the keys `facts`.
 
     >>> [entry_name(task, ["tissue"]) for task in ("gland", "tissue", "tissue_task")]
     ['gland', 'tissue_task', 'tissue_task_task']
@@ -146,12 +146,12 @@ def row_of(output: Any, row: int) -> Any:
 
 
 def answer(task: Any, output: Any, field: tuple[int, int, int, int]) -> JsonObject | None:
-    """A task's answer for one sample, in JSON types; None for maps and auxiliary tasks.
+    """A task's output for one sample, in JSON types; None for maps and auxiliary tasks.
 
     Args:
         task: any task.
         output: its logits, a batch of one.
-        field: left, top, width and height of the sample's area, in the pixels that boxes are given in.
+        field: left, top, width and height of the sample's area, in the pixel units of boxes.
     """
     kind = task.output.kind
     if kind == "box":

@@ -1,7 +1,7 @@
-"""Maps of one slide: from the network's outputs for its tiles to tiled TIFF files and outlines.
+"""Maps of one slide: write the network's outputs for its tiles as tiled TIFF files and outlines.
 
-Probabilities of overlapping tiles are averaged; the task's threshold or the most likely class decides on their mean.
-Pixels without a tile are 0, as the background.
+Probabilities of overlapping tiles are averaged, then the task's threshold or the most likely class is applied. Pixels
+without a tile are 0, like the background.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _KINDS = ("map", "queries")
 
 
 class SlideMaps:
-    """Writes `folder`/TASK.tif (TASK/STRUCTURE.tif of structures that may overlap) and `folder`/TASK.geojson.
+    """Writes `folder`/TASK.tif (TASK/STRUCTURE.tif for structures that may overlap) and `folder`/TASK.geojson.
 
     Args:
         tasks: those without maps are ignored.
         cut: how the slide was cut.
-        folder: an existing one.
-        device: where outputs are.
+        folder: an existing folder.
+        device: of the outputs.
     """
 
     def __init__(self, tasks: Sequence[Any], cut: data.SlideCut, folder: Path, device: torch.device):
@@ -61,7 +61,7 @@ class SlideMaps:
         return {task.name: written.close() for task, written in self._written.items()}
 
     def discard(self) -> None:
-        """Give up what was not written."""
+        """Discard unwritten maps."""
         for written in self._written.values():
             written.discard()
 
@@ -73,11 +73,11 @@ class SlideMaps:
 
 
 class _Decision:
-    """From a task's logits to probabilities that can be averaged, and from their mean to its answer."""
+    """Converts a task's logits to probabilities that can be averaged, and their mean to a prediction."""
 
     def __init__(self, task: Any):
         self._task, self._is_queries = task, task.output.kind == "queries"
-        # A task that answers with several masks reads a sigmoid of each channel, one with classes a softmax of all.
+        # Tasks with masks use a sigmoid per channel, tasks with classes a softmax over the channels.
         self.is_masks = not self._is_queries and self._answers(torch.zeros(1, task.output.channels, 1, 1))
 
     def probabilities(self, output: Any, size: tuple[int, int]) -> Tensor:
@@ -98,7 +98,7 @@ class _Decision:
 
 
 class _Written:
-    """A task's files of one slide, and how many pixels of them are what."""
+    """The files of a task for one slide, with pixel counts per value."""
 
     def __init__(self, task: Any, decision: _Decision, cut: data.SlideCut, folder: Path):
         self._name, self._cut, self._folder = task.name, cut, folder
@@ -152,7 +152,7 @@ class _Written:
             file.discard()
 
     def _words(self) -> JsonObject:
-        """As of images; shares are of the pixels that tiles lie on."""
+        """The facts, as for images; fractions are of the pixels covered by tiles."""
         seen = max(self._num_seen, 1)
         if self._is_classes:
             ((name, values),) = self._values.items()

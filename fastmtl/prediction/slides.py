@@ -1,7 +1,7 @@
 """Predictions for whole slides: maps, outlines, a JSON line per tile and one per slide.
 
-Each slide has its own folder, `OUT/SLIDE.svs/`, which is moved into place when all files are written: an interrupted
-slide has none. A slide that cannot be read is a line of `quarantine.jsonl`; the others are still predicted.
+Each slide has its own folder, `OUT/SLIDE.svs/`, which is moved into place after all files are written: an interrupted
+slide has none. An unreadable slide is a line of `quarantine.jsonl`; the others are still predicted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .slide_maps import SlideMaps
 
 QUARANTINE = "quarantine.jsonl"
 SUMMARY, TILES = "summary.json", "tiles.jsonl"
-"""Of each slide, in its folder."""
+"""The summary of each slide, in its folder."""
 
 _FACTS = ("slide", "file", "tiles", "damaged", "tissue", "mpp", "mpp_source", "downsample", "problems")
 _SAME_MPP = 1e-6
@@ -41,7 +41,7 @@ def check_places(slides: Iterable[str], out: Path) -> None:
     slides), or a folder with other files."""
     for name in slides:
         folder = inside(out, name)
-        if any(part.startswith(".") for part in Path(name).parts):  # like unfinished ones
+        if any(part.startswith(".") for part in Path(name).parts):  # hidden folders are unfinished ones
             raise RunError(f"{name} is hidden, or in a hidden folder, and so its predictions would be; rename it.")
         if folder.is_file():
             raise RunError(f"{folder} is a file, not the folder of its predictions; choose another --out.")
@@ -62,7 +62,7 @@ def predict_slides(
     mpp: Mapping[str, float] = MappingProxyType({}),
     note: Callable[[str], None] = lambda line: None,
 ) -> Predicted:
-    """Predict the slides that have no folder in `out`, and those that changed.
+    """Predict slides that have no folder in `out` or have changed.
 
     Lines are sorted by name; lines of other slides are kept.
 
@@ -73,7 +73,7 @@ def predict_slides(
         tasks: its tasks.
         grid: how slides are cut.
         read: a loader of tiles, in their order.
-        device: where the model is.
+        device: of the model.
         dtype: of autocast; None computes in float32.
         mpp: name -> micrometres per pixel of level 0, if given.
         note: called with a line for each slide that is finished or set aside.
@@ -116,7 +116,7 @@ def _one(
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> JsonObject:
-    """The slide's line."""
+    """Predict one slide; returns its line."""
     folder = out / name
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -146,9 +146,9 @@ def _one(
         of_tasks = {entry_name(task, _FACTS): words for task, words in {**means.words(), **of_maps}.items()}
         summary = {**of_slide, **of_map, **of_tasks}
         write_whole(partial / SUMMARY, json.dumps(summary, indent=1) + "\n")
-        # Before the folder: of a slide that has none they are dropped, of one that has they must be there.
+        # Written before the folder: a slide with a folder must have its lines; lines without one are dropped later.
         _append(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged))
-        shutil.rmtree(folder, ignore_errors=True)  # of the slide as it was
+        shutil.rmtree(folder, ignore_errors=True)  # predictions of the earlier version of the slide
         os.replace(partial, folder)
     return summary
 
@@ -166,7 +166,7 @@ def _tile_lines(
 
 
 class _Means:
-    """Means over the tiles of a slide: probabilities, from which the task decides, and numbers. Boxes have no mean."""
+    """Means over the tiles of a slide, of probabilities (for the task's decision) and numbers. Boxes have no mean."""
 
     def __init__(self, tasks: Sequence[Any]):
         self._tasks = [task for task in tasks if task.output.kind == "vector"]
@@ -183,7 +183,7 @@ class _Means:
             self._sums[task.name] = self._sums.get(task.name, torch.zeros_like(value)) + value
 
     def words(self) -> dict[str, JsonObject]:
-        """Task -> answer; {} for a slide without tiles."""
+        """Task -> output; {} for a slide without tiles."""
         return {task.name: self._of(task) for task in self._tasks if task.name in self._sums}
 
     def _of(self, task: Any) -> JsonObject:
@@ -196,7 +196,7 @@ class _Means:
 
 
 def _below(folder: str, words: JsonMapping) -> JsonObject:
-    """`words` with the folder before file names."""
+    """`words` with file names prefixed by the folder."""
     found = {}
     for key, value in words.items():
         told = f"{folder}/{value}" if isinstance(value, str) else value
@@ -209,13 +209,13 @@ def _place(entry: JsonMapping) -> JsonObject:
 
 
 def _is_done(folder: Path, path: Path, mpp: float | None) -> bool:
-    """Whether `folder` holds predictions of the slide as it is now, cut by the same `mpp` where one is given."""
+    """Whether `folder` holds predictions of the current version of the slide, cut with the same `mpp` if given."""
     if not (folder / SUMMARY).exists():
         return False
     try:
         identity = asdict(data.identify(path))
     except data.SlideError:
-        return False  # predicting it again gives the reason
+        return False  # predicting it again reports the reason
     summary = _summary(folder / SUMMARY)
     was_given = summary.get("mpp_source") == "given"
     same_mpp = was_given == (mpp is not None) and (
@@ -225,13 +225,13 @@ def _is_done(folder: Path, path: Path, mpp: float | None) -> bool:
 
 
 def _write_summaries(out: Path, without: Collection[str]) -> None:
-    """predictions.jsonl of the slides that have a folder, without some, by name."""
+    """Rewrite predictions.jsonl sorted by name, for slides that have a folder and without some others."""
     summaries = [summary for summary in _summaries(out) if summary["slide"] not in without]
     write_whole(out / LINES, "".join(json.dumps(summary) + "\n" for summary in summaries))
 
 
 def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
-    """quarantine.jsonl sorted by name, without some slides; no file if nothing is left."""
+    """Rewrite quarantine.jsonl sorted by name, without some slides; no file if it would be empty."""
     entries = [entry for entry in read_lines(out / QUARANTINE)[0] if isinstance(entry.get("slide"), str)]
     found = [entry for entry in entries if entry["slide"] not in without]
     if found:

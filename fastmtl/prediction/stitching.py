@@ -1,4 +1,4 @@
-"""Stitches overlapping tiles to one map, their mean, a band of rows at a time.
+"""Stitch overlapping tiles into a map of their mean, one band of rows at a time.
 
 Tiles come row by row. Rows that no later tile can reach are returned and dropped, so memory holds one row of tiles,
 [C, tile height, map width], for any map height.
@@ -16,7 +16,7 @@ class Rows(NamedTuple):
     """Finished rows of a map.
 
     Attributes:
-        number: how many.
+        number: of rows.
         left: the first column of `means`; there are no tiles to either side.
         means: float32 [C, number, w].
         seen: bool [number, w], whether any tile covers the pixel; the means are 0 elsewhere.
@@ -36,7 +36,7 @@ class Band:
         side: of the tiles, pixels.
         width: of the map.
         height: likewise.
-        device: where tiles are.
+        device: of the tiles.
     """
 
     def __init__(self, channels: int, side: int, width: int, height: int, device: torch.device):
@@ -47,7 +47,7 @@ class Band:
         self._left, self._right = width, 0  # columns covered by tiles
 
     def until(self, row: int) -> list[Rows]:
-        """The rows above `row`, which no further tile reaches; `height` ends the map. Tiles that follow begin there."""
+        """Return the rows above `row`, which must be the top of all later tiles; `height` ends the map."""
         found, row = [], min(row, self._height)
         while self._top < row:
             number = min(row - self._top, self._side)
@@ -59,7 +59,7 @@ class Band:
         return found
 
     def add(self, x: int, tile: Tensor) -> None:
-        """Put a tile [C, side, side] at column x of the first row not yet handed out; it may extend beyond the map."""
+        """Add a tile [C, side, side] at column x of the first row not yet returned; it may extend beyond the map."""
         left, right = max(x, 0), min(x + self._side, self._width)
         if left < right:
             self._sums[:, :, left:right] += tile[:, :, left - x : right - x]

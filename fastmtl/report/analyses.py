@@ -82,7 +82,7 @@ def _figure(run: PastRun, name: str, label: str, notes: list[str]) -> str:
 
 
 def _answers(run: PastRun, name: str) -> list[str]:
-    """The scores of the image in each task, from evaluation.jsonl, and what it is an example of."""
+    """The scores of the image in each task, from evaluation.jsonl, and the reason for its selection."""
     line: JsonMapping = next((line for line in run.images if line["id"] == name), {"tasks": {}})
     said = class_answers(line)
     for task, entry in line["tasks"].items():

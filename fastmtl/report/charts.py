@@ -38,12 +38,12 @@ def line_chart(
     marks: Mapping[float, str] | None = None,
     square: bool = False,
 ) -> str:
-    """A figure with its legend under the title; the axis starts at `low`, or lower where a value does.
+    """A figure with its legend under the title; the axis starts at `low`, or at the lowest value below it.
 
     Args:
         low, high: the minimal range of the vertical axis; `high` None: from the data.
         across: the label of the horizontal axis.
-        marks: place on the horizontal axis -> name of what begins there; each is a vertical line.
+        marks: position on the horizontal axis -> name of the stage that starts there; drawn as a vertical line.
         square: both axes from 0 to 1, of equal length, with the diagonal.
     """
     lines = [_thin(line) for line in lines]
@@ -74,7 +74,7 @@ def line_chart(
     if square:
         (x1, y1), (x2, y2) = place(0, 0), place(1, 1)
         drawn.append(f'<line class=mark x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" />')
-    # Marks before the first value are drawn at the axis; of several there the last.
+    # Marks before the first value are drawn at the axis; if there are several, only the last.
     starts = {round(max(place(mark, bottom)[0], _LEFT), 1): name for mark, name in (marks or {}).items()}
     for x, name in starts.items():
         drawn.append(f'<line class=mark x1="{x}" x2="{x}" y1={_TOP} y2={floor} />')
@@ -166,13 +166,13 @@ def number(value: float | None) -> str:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Mean of the finite values, NaN when there are none."""
+    """Mean of the finite values, NaN if there are none."""
     finite = [value for value in values if isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
 
 def _strokes(index: int, dots: bool, points: Sequence[tuple[float, float] | None]) -> list[str]:
-    """A polyline per stretch without a gap, and dots while they can be told apart."""
+    """A polyline per stretch without a gap, and dots while they can be distinguished."""
     colour = f"var(--c{index % NUM_COLOURS})"
     stretches: list[list[tuple[float, float]]] = [[]]
     for point in points:

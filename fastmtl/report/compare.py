@@ -1,4 +1,4 @@
-"""One page for several runs: scores side by side, curves over each other, and where their recipes differ."""
+"""A page that compares runs: scores side by side, overlaid curves, and differences of the recipes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _SCORED_BY = ("column", "size", "structures", "empty", "aggregate", "include_bac
 
 
 def render_comparison(runs: Sequence[PastRun]) -> str:
-    """The page. Runs are called by their folders' names, by the whole path where two have one name; those whose files
-    were edited so that they cannot be shown are left out, with a line in their problems."""
+    """The page. Runs are named by their folders, by the full path if two names are equal; runs with edited files that
+    cannot be shown are omitted, with a line in their problems."""
     shown = [run for run in runs if _can_be_shown(run)]
     names = _names(shown)
     return page("Comparison of " + ", ".join(names), _parts(names, shown), [p for run in runs for p in run.problems])
@@ -40,7 +40,7 @@ def _can_be_shown(run: PastRun) -> bool:
 def _parts(names: Sequence[str], runs: Sequence[PastRun]) -> list[str]:
     caution, comparable = _caution(runs)
     return [
-        f"<h1>{counted(len(runs), 'run')} beside each other</h1>{caution}",
+        f"<h1>Comparison of {counted(len(runs), 'run')}</h1>{caution}",
         f"<h2>Scores on the held-out images</h2>{_scores(names, runs, comparable)}",
         f"<h2>Learning curves</h2>{_curves(names, runs)}",
         f"<h2>Where the recipes differ</h2>{_differences(names, runs)}",
@@ -57,7 +57,7 @@ def _names(runs: Sequence[PastRun]) -> list[str]:
 
 
 def _caution(runs: Sequence[PastRun]) -> tuple[str, bool]:
-    """A note on whether the runs were scored on the same images, and whether their scores compare."""
+    """A note on whether the runs were evaluated on the same images, and whether their scores are comparable."""
     if len(runs) < 2:
         return "<p class=warn>The other runs could not be read: there is nothing to compare.</p>", False
     if any("validation_patients" not in run.facts for run in runs):
@@ -74,7 +74,7 @@ def _caution(runs: Sequence[PastRun]) -> tuple[str, bool]:
 
 
 def _num_images(runs: Sequence[PastRun]) -> list[int]:
-    """The number of held-out images of each run that has it."""
+    """The number of held-out images of each run, if known."""
     counts = [run.summary.get("num_images", run.facts.get("validation_images")) for run in runs]
     return [count for count in counts if count is not None]
 
@@ -124,7 +124,7 @@ def _direction(runs: Sequence[PastRun], task: str, metric: str) -> bool | None:
 
 
 def _best(values: Sequence[float], higher_is_better: bool | None) -> list[int]:
-    """Places of the best value and of those that are printed alike; none if all are, or there is no choice."""
+    """Indices of the best value and of those printed the same; empty if all are equal or there is only one."""
     known = [value for value in values if isfinite(value)]
     if higher_is_better is None or len({number(value) for value in known}) < 2:
         return []

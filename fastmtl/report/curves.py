@@ -17,12 +17,12 @@ _SHORT = {"auroc": "AUROC", "iou": "IoU", "mae": "MAE", "rmse": "RMSE", "r2": "R
 
 
 def learning_section(run: PastRun) -> str:
-    """For each task its charts: losses in training and held out, scores held out; then the learning rate."""
+    """Charts of each task: training and held-out losses, held-out scores; then the learning rate."""
     records = run.records
     if not records:
         return "<h2>Learning curves</h2><p class=soft>No curves: this run's metrics.jsonl has no epochs.</p>"
     marks = _marks(records)
-    last: JsonObject = {}  # of each task the last epoch that judged it
+    last: JsonObject = {}  # for each task the last epoch that evaluated it
     for record in records:
         last |= record.get("validation", {}).get("tasks", {})
     parts = ["<h2>Learning curves</h2>", _note(records)]
@@ -38,7 +38,7 @@ def learning_section(run: PastRun) -> str:
 
 
 def curve(records: Sequence[JsonMapping], name: str, find: Callable[[JsonMapping], Any]) -> Line:
-    """A line over the epochs, with gaps where `find` finds no number."""
+    """A line over the epochs, with gaps if `find` finds no number."""
     return Line(name, [record["epoch"] for record in records], [look_up(find, record) for record in records])
 
 
@@ -74,7 +74,7 @@ def score_chart(title: str, lines: Sequence[Line], marks: Mapping[float, str] | 
 
 
 def look_up(find: Callable[[JsonMapping], Any], record: JsonMapping) -> float:
-    """A number of a record; NaN if it is missing, as in files of other versions."""
+    """A number from a record; NaN if it is missing, as in files of other versions."""
     try:
         return float(find(record))
     except (KeyError, IndexError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Gradient statistics over training: cosines, norms, and the weights that the balancer gave the tasks."""
+"""Gradient statistics over training: cosines, norms, and the balancer's task weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .charts import Line, line_chart
 from .curves import look_up, step_marks
 from .past_run import PastRun
 
-_PAIRS = 6  # lines that can be told apart in one chart
+_PAIRS = 6  # lines that can be distinguished in one chart
 _MOST_PAIRS = 24  # beyond this only the most opposed pair is drawn
 
 
 def gradient_section(run: PastRun) -> str:
-    """Cosines of every pair, norms and weights, as far as the balancer recorded them."""
-    return f"<h2>How the tasks' gradients got along</h2>{_gradients(run)}"
+    """Cosines of every pair, norms and weights, if the balancer recorded them."""
+    return f"<h2>Agreement of the task gradients</h2>{_gradients(run)}"
 
 
 def _gradients(run: PastRun) -> str:
@@ -73,7 +73,7 @@ def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
     if alone:
         return "One task at a time: there are no gradients to compare."
     if any("cosines" in look for look in run.looks):
-        return "The cosines that this run recorded are no numbers: a task's gradient was 0 or not finite at every look."
+        return "The recorded cosines are NaN: a task's gradient was 0 or not finite at every recorded step."
     return (
         "The balancer of this run weighs losses; it does not compute each task's gradient. --gradient-stats-every 100 "
         "does, at every hundredth step."
@@ -81,7 +81,7 @@ def _said(run: PastRun, lowest: Sequence[float], *, alone: bool) -> str:
 
 
 def _balancers(run: PastRun) -> list[str]:
-    """The names of the recipe's balancer and of those that its stages have instead."""
+    """The names of the recipe's balancer and of the stages' own balancers."""
     stages = run.config.get("stages") or [{}]
     own = run.config.get("balancer", {})
     used = [stage.get("balancer") or own for stage in stages]

@@ -33,7 +33,7 @@ def tile_sections(run: PastRun) -> str:
                 parts.append(f"<h3>{escape(task)}: the {title}</h3>{_LEGEND}{_tiles(run, task, shown)}")
         elif lines:
             lines.sort(key=lambda line: -line["tasks"][task]["probability"])
-            parts.append(f"<h3>{escape(task)}: the surest mistakes</h3>{_tiles(run, task, lines)}")
+            parts.append(f"<h3>{escape(task)}: the most confident mistakes</h3>{_tiles(run, task, lines)}")
     if len(parts) == 1:
         why = "none of the tasks has masks or boxes to draw, or took an image for another class"
         parts.append(f"<p class=soft>No tiles: {why}.</p>" if run.images else _absent(run, "tiles"))
@@ -99,7 +99,7 @@ def patient_section(run: PastRun) -> str:
 
 
 def spread(run: PastRun) -> list[str]:
-    """For each task with masks, how Dice is spread over the images: a mean hides the failures."""
+    """For each task with masks, the distribution of Dice over the images, because a mean hides failures."""
     said = []
     for task in task_names(run.images):
         dice = sorted(_entries(run.images, task, "dice"))
@@ -120,8 +120,8 @@ def _spread(dice: Sequence[float]) -> str:
 
 
 def class_facts(run: PastRun) -> tuple[list[str], list[str]]:
-    """For each task with classes: the classes that were never recognised, and the range of sensitivity over the
-    classes. Accuracy hides both if classes are rare."""
+    """For each task with classes: classes that were never recognised, and the range of sensitivity over classes.
+    Accuracy hides both for rare classes."""
     missed, ranges = [], []
     for task in _tasks_with(run, "class"):
         pairs = list(zip(_entries(run.images, task, "class"), _entries(run.images, task, "predicted"), strict=True))
@@ -149,7 +149,7 @@ def _range(shares: Sequence[tuple[float, str]]) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[tuple[int, int]] = ()) -> str:
-    """The first column is text, the others numbers; cells (row, column) of `best` are set in bold."""
+    """A table whose first column is text and the others numbers; cells (row, column) in `best` are bold."""
     head = "".join(
         f"<th scope=col{' class=number' if index else ''}>{escape(name)}</th>" for index, name in enumerate(heads)
     )
@@ -169,7 +169,7 @@ def task_names(images: Sequence[JsonMapping]) -> list[str]:
 
 
 def _groups(lines: Sequence[JsonMapping], task: str) -> list[tuple[str, list[JsonMapping]]]:
-    """Title and tiles of the worst, the typical and the best; two halves if the run does not label them."""
+    """Titles and tiles of the worst, the typical and the best; two halves if the run does not label them."""
     lines = sorted(lines, key=lambda line: line["tasks"][task]["score"])
     groups: dict[str, list[JsonMapping]] = {"worst": [], "typical": [], "best": []}
     for place, line in enumerate(lines):
@@ -183,7 +183,7 @@ def _groups(lines: Sequence[JsonMapping], task: str) -> list[tuple[str, list[Jso
 
 
 def _class_names(run: PastRun, task: str) -> list[str]:
-    """The task's classes in order: those of its column or of its probabilities, if they have all classes seen."""
+    """The task's classes in order: those of its column or its probabilities, if they include all classes seen."""
     entries = [line["tasks"][task] for line in run.images if "class" in line["tasks"].get(task, {})]
     seen = {name for entry in entries for name in (entry["class"], entry["predicted"])}
     told = list(entries[0].get("probabilities", {}))
@@ -212,7 +212,7 @@ def _caption(line: JsonMapping, entry: JsonMapping) -> tuple[str, list[str]]:
         sure = f"{percent(entry['probability'])} sure"
         return f"taken for {entry['predicted']}", [sure, f"true class: {entry['class']}"]
     notes = class_answers(line)
-    if "true_area" in entry:  # where the whole tile is foreground there is no outline to see
+    if "true_area" in entry:  # a tile that is all foreground has no visible outline
         notes.append(f"area: true {percent(entry['true_area'])}, predicted {percent(entry['predicted_area'])}")
     return f"{'IoU' if 'iou' in entry else 'Dice'} {number(entry['score'])}", notes
 
@@ -268,7 +268,7 @@ def _tasks_with(run: PastRun, key: str) -> list[str]:
 
 
 def _titled(task: str, tasks: Sequence[str], what: str) -> str:
-    """The head of a column; with the task's name only if there are several, to fit a phone."""
+    """The header of a column; with the task's name only if there are several, to fit a phone."""
     return f"{task}: {what}" if len(tasks) > 1 else what
 
 
@@ -277,5 +277,5 @@ def _entries(lines: Sequence[JsonMapping], task: str, key: str) -> list[Any]:
 
 
 def _absent(run: PastRun, what: str) -> str:
-    why = "holds no image that can be shown" if (run.folder / "evaluation.jsonl").exists() else "is not there"
+    why = "holds no image that can be shown" if (run.folder / "evaluation.jsonl").exists() else "does not exist"
     return f"<p class=soft>No {what}: this run's evaluation.jsonl {why}; training writes it when it ends.</p>"

@@ -8,12 +8,12 @@ from html import escape
 
 from .past_run import PastRun
 
-_SHOWN = 10  # entries before the others are folded away
-_ALIKE = 3  # more notices that differ only in names and numbers become one entry
+_SHOWN = 10  # entries before the others are collapsed
+_ALIKE = 3  # more notices than this that differ only in names and numbers become one entry
 
 
 def notice_section(run: PastRun) -> str:
-    """A list; many notices of one kind are one entry, and only the first entries are open. "" for a run without."""
+    """A list; similar notices are one entry, and only the first entries are expanded. "" for a run without notices."""
     if not run.notices:
         return ""
     entries = [_entry(one) for one in _kinds(run.notices)]
@@ -24,7 +24,7 @@ def notice_section(run: PastRun) -> str:
 
 
 def _kinds(notices: Sequence[str]) -> list[list[str]]:
-    """Groups of notices whose reasons differ in numbers only, if there are many; in order of the first."""
+    """Notices grouped if many differ only in numbers; in order of the first of each group."""
     alike: dict[str, list[str]] = {}
     for notice in dict.fromkeys(notices):
         reason = notice.rpartition(": ")[2]

@@ -1,4 +1,4 @@
-"""`report.html` of one run: scores, tiles, classes, patients, curves, gradients, time, and what ran."""
+"""`report.html` of one run: scores, tiles, classes, patients, curves, gradients, time, settings and environment."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MEANINGS = {
     "accuracy": "Accuracy: share of the images whose class is right.",
     "mae": "MAE: mean absolute error, in the unit of the target; less is better.",
     "rmse": "RMSE: root of the mean squared error; less is better.",
-    "r2": "R²: 1 is perfect, 0 no better than always saying the mean of the targets, below 0 worse than that.",
+    "r2": "R²: 1 is perfect, 0 no better than always predicting the mean of the targets, below 0 worse.",
 }
 _OVER = {"image": "images", "batch": "batches, their pixels taken together"}
 
 
 def render(run: PastRun) -> str:
-    """The page; files that are gone, or edited so that a section cannot be made, are added to `run.problems`."""
+    """The page; missing files, and edited ones that prevent a section, are added to `run.problems`."""
     parts, errors = [], []
     for section in _SECTIONS:
         try:
@@ -58,7 +58,7 @@ def _numbers(tasks: Mapping[str, JsonMapping]) -> dict[tuple[str, str], float]:
 
 
 def what_ran(run: PastRun) -> dict[str, str]:
-    """Data, split, choices of the recipe, machine and commit, as far as known."""
+    """Data, split, recipe settings, machine and commit, as far as known."""
     facts, environment, config = run.facts, run.environment, run.config
     rows = {
         "data": facts.get("data"),
@@ -144,7 +144,7 @@ def _test(run: PastRun) -> str:
         return ""
     patients = f" of {counted(test['num_patients'], run.unit)}" if "num_patients" in test and not run.by_tile else ""
     images = counted(test["num_images"], "test image") if "num_images" in test else "The test images"
-    return f"<p>{escape(images + patients)}, which chose nothing.</p>{_cards(scores)}"
+    return f"<p>{escape(images + patients)}, not used for any selection.</p>{_cards(scores)}"
 
 
 def _meanings(run: PastRun, scores: Mapping[tuple[str, str], float]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run folder as the report reads it: what is there, and one line for each file that is missing or broken."""
+"""A run folder as the report reads it: its contents, and one line for each missing or broken file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..training.run_dir import RunError, read_lines
 from ..utils.json_toml import JsonObject, parse_toml, read_json
 from ..utils.metric_directions import direction_of
 
-# What code that reads JSON of an unexpected form raises.
+# The errors of code that reads JSON with an unexpected structure.
 UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass
 class PastRun:
-    """The contents of a run folder's files; empty where a file is missing.
+    """The contents of a run folder's files; empty for missing files.
 
     Attributes:
         held_out: the ids of the held-out images.
@@ -65,19 +65,19 @@ class PastRun:
         return self.facts.get("classes", {}).get(column, [])
 
     def higher_is_better(self, task: str, metric: str) -> bool | None:
-        """From the run; for runs of older versions by the metric's name. None: unknown."""
+        """Whether larger is better: from the run; for runs of older versions by the metric's name. None: unknown."""
         if "higher_is_better" in self.summary:
             return self.summary["higher_is_better"].get(task, {}).get(metric)
         return direction_of(f"{task}.{metric}")
 
     def edited(self, error: Exception) -> None:
-        """Add the problem of values that fastmtl does not write there: somebody edited a file."""
+        """Add a problem for values that fastmtl does not write, in an edited file."""
         said = f"{type(error).__name__}: {error}"
         self.problems.append(f"{self.folder}: a file is not as fastmtl writes it ({said}); what needs it is left out.")
 
     @property
     def by_tile(self) -> bool:
-        """Whether images were split one by one: a patient may be on both sides, and patients are unknown."""
+        """Whether the split is by image: a patient may be on both sides, and patients are unknown."""
         return self.unit == "image"
 
     @property
@@ -115,7 +115,7 @@ def read_run(folder: Path) -> PastRun:
     if run.summary and not isinstance(run.summary.get("tasks"), dict):
         run.problems.append(f'{folder / "summary.json"}: has no "tasks"; {instead}.')
         run.summary = {}
-    if (folder / "split.json").exists():  # runs put together by hand have none
+    if (folder / "split.json").exists():  # manually created run folders have none
         run.held_out = _object(run, "split.json", "which images were held out is left out").get("validation", [])
     run.looks = _lines(run, "balance.jsonl", {"step": int, "loss": dict}, "the tasks' gradients are left out")
     run.images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict}, "there are no tiles and patients")
@@ -140,7 +140,7 @@ def _object(run: PastRun, name: str, consequence: str) -> JsonObject:
 
 
 def _lines(run: PastRun, name: str, fields: dict[str, type], consequence: str) -> list[JsonObject]:
-    """The lines of a .jsonl file that have `fields`; `consequence` is what the page lacks without them."""
+    """The lines of a .jsonl file that have `fields`; `consequence` says what the page lacks without them."""
     path = run.folder / name
     records, problems = read_lines(path)
     run.problems += problems

@@ -13,9 +13,9 @@ def picture(run: PastRun, name: str, described: str, consequence: str) -> str:
     """An <img> with the file `name` of the run; "" and a line in the problems if it cannot be read.
 
     Args:
-        name: FOLDER/FILE; other places are never read.
+        name: FOLDER/FILE; other paths are never read.
         described: the alternative text.
-        consequence: what the page lacks without it, for the problems.
+        consequence: says in the problems what the page lacks without it.
     """
     path = run.folder / "/".join(PurePosixPath(name).parts[-2:])
     try:

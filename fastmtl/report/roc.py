@@ -10,11 +10,11 @@ from ..utils.optional_imports import MissingExtra, require
 from .charts import NUM_COLOURS, Line, line_chart
 from .past_run import PastRun
 
-_POINTS = 200  # of a curve: more than a screen resolves
+_POINTS = 200  # per curve: more than a screen can show
 
 
 def roc_section(run: PastRun, task: str, entries: Sequence[JsonMapping]) -> str:
-    """The curves with their areas; if they cannot be made, a line is added to the problems.
+    """The curves with their areas; if they cannot be computed, a line is added to the problems.
 
     Args:
         entries: of the task's images, each with its true "class".
@@ -23,7 +23,9 @@ def roc_section(run: PastRun, task: str, entries: Sequence[JsonMapping]) -> str:
     if not entries:
         return "<p class=soft>No ROC curve: this run's evaluation.jsonl is of a version without all probabilities.</p>"
     names = list(entries[0]["probabilities"])
-    wanted = names[1:] if len(names) == 2 else names  # of two classes the second, the finding; the other mirrors it
+    wanted = (
+        names[1:] if len(names) == 2 else names
+    )  # of two classes only the second, the finding; the curve of the other is its mirror image
     try:
         curves = {name: _curve(name, entries) for name in wanted}
     except (MissingExtra, KeyError, TypeError, ValueError) as error:

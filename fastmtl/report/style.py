@@ -93,4 +93,4 @@ def page(title: str, parts: list[str], problems: list[str]) -> str:
     )
     body = "\n".join([parts[0], warning, *parts[1:]])
     text = f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n{body}\n</body></html>\n"
-    return text.encode("utf-8", "replace").decode()  # a file's name may hold bytes that are no UTF-8
+    return text.encode("utf-8", "replace").decode()  # a file name may contain bytes that are not UTF-8

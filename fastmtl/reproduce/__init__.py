@@ -1,4 +1,4 @@
-"""`fastmtl reproduce`: train the rows of a paper's tables and compare them with the published figures."""
+"""`fastmtl reproduce`: train the rows of a paper's tables and compare them with the published results."""
 
 from .plan import Row, list_papers, plan
 from .reproduction import reproduce

@@ -16,7 +16,7 @@ PUBLISHED, OURS = "#d55e00", "#0072b2"  # distinguishable for colour-blind reade
 
 
 def write_figures(results: Sequence[Result], out: Path, scale: str) -> list[Path]:
-    """Leave figures.png and, for a paper with `curves`, roc-TASK.png in `out`; returns what was written.
+    """Write figures.png and, for a paper with `curves`, roc-TASK.png to `out`; returns the written files.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -29,7 +29,7 @@ def write_figures(results: Sequence[Result], out: Path, scale: str) -> list[Path
 
 
 def _compare(module: ModuleType, results: Sequence[Result], path: Path, scale: str) -> Path | None:
-    """A panel per metric, a line per row: the published value, and ours with its deviation over folds."""
+    """A panel per metric, a line per row: the published value, and ours with its standard deviation over folds."""
     keys = [key for key in metrics_of(results) if any(cell(result, key).ours for result in results)]
     if not keys:
         return None
@@ -76,7 +76,7 @@ def _curves(module: ModuleType, results: Sequence[Result], task: str, path: Path
 
 
 def _answers(result: Result, task: str) -> tuple[list[bool], list[float]]:
-    """For each held-out image: whether it has the task's second class, the finding, and the probability of it."""
+    """For each held-out image: whether it has the task's second class, the finding, and the predicted probability."""
     truth, shares = [], []
     for folder in result.folders.values():
         for line in read_lines(folder / "evaluation.jsonl")[0]:

@@ -18,7 +18,7 @@ class Row:
     """A row of a paper's tables.
 
     Attributes:
-        name: of the recipe, without the paper's.
+        name: of the recipe, without the paper's prefix.
         published: the recipe of the paper.
         recipe: the recipe to train, at the scale and with the user's settings.
     """
@@ -29,7 +29,7 @@ class Row:
 
     @property
     def num_folds(self) -> int:
-        """Its folds, or 1."""
+        """The number of folds, or 1."""
         return max(1, self.recipe.data.folds)
 
     def fold(self, number: int) -> Recipe:
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def changes(self) -> dict[str, tuple[object, object]]:
-        """Key -> (published, trained), where the two differ."""
+        """Key -> (published, trained) for all settings that differ."""
         before, after = settings_of(self.published), settings_of(self.recipe)
         keys = dict.fromkeys([*before, *after])
         return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}

@@ -1,4 +1,4 @@
-"""Trains the rows of a paper fold by fold; keeps finished runs and continues interrupted ones."""
+"""Train the rows of a paper fold by fold; keep finished runs and continue interrupted ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .tables import write_tables
 _LOOKS = (
     "training.log_every",
     "training.gradient_stats_every",
-)  # what is recorded, without any effect on the training
+)  # settings that are recorded without affecting the training
 
 
 def reproduce(
@@ -39,12 +39,12 @@ def reproduce(
     overrides: Mapping[str, object] | None = None,
     console: Console,
 ) -> list[Result]:
-    """Train the rows of `paper` on the data under `root`, and leave runs, tables and figures in `out`.
+    """Train the rows of `paper` on the data under `root`, and write runs, tables and figures to `out`.
 
-    All rows of a fold are trained before the next fold, so that rows have the same folds whenever it is stopped.
-    Called again with the same arguments it keeps finished runs and continues interrupted ones. A row that fails is
-    reported in the tables, and the others continue. Rows trained before with the same settings are in the tables too,
-    whatever `rows` is.
+    All rows of a fold are trained before the next fold, so that after an interruption rows have nearly the same folds.
+    Calling it again with the same arguments keeps finished runs and continues interrupted ones. A failed row is
+    reported in the tables, and the others continue. The tables also include rows trained earlier with the same
+    settings, independent of `rows`.
 
     Args:
         paper: one of `list_papers()`.
@@ -52,7 +52,7 @@ def reproduce(
         out: folder of this reproduction, with run folders ROW/fold-N, table.md, table.csv and *.png.
         scale: "full" is the published setting.
         folds: number of folds to run, from the first; all if None.
-        rows: those to train; all of the paper's if empty.
+        rows: names of the rows to train; all of the paper if empty.
         overrides: merged into every recipe, for example {"data": {"group_by": "patient"}}.
         console: where progress is printed.
 
@@ -71,7 +71,7 @@ def reproduce(
             _check_kept(row.fold(fold), root, _folder(out, row, fold))
     asked = [row.name for row in planned]
     out.mkdir(parents=True, exist_ok=True)
-    # Two processes would overwrite each other's runs, and take them for interrupted ones.
+    # Two processes would overwrite each other's runs, and treat them as interrupted ones.
     with locked(out, f"another process reproduces into {out}; wait for its end, or choose another --out."):
         others = _others(paper, asked, scale, overrides, root, out, count)
         shown = plan(paper, scale=scale, rows=[*asked, *others], overrides=overrides)
@@ -85,7 +85,7 @@ def reproduce(
             console.print(f"in the table too, trained before: {', '.join(others)}")
         write_tables(
             paper, results, root, out, scale, count
-        )  # so that finished runs are in the table wherever this is stopped
+        )  # so that finished runs are in the table after any interruption
         try:
             for fold in range(count):
                 for result in results:

@@ -9,12 +9,12 @@ from math import isfinite, nan
 
 from ..utils.metric_directions import direction_of
 
-TEST = "test."  # before a metric of the test images
+TEST = "test."  # prefix of metrics of the test images
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric over the folds that have it."""
+    """The values of a metric over the folds that have it."""
 
     values: tuple[float, ...]
 
@@ -28,7 +28,7 @@ class Score:
         """The sample standard deviation (n - 1); None of a single fold."""
         if len(self.values) < 2:
             return None
-        return statistics.stdev(self.values) if self._finite else nan  # `statistics` fails on these
+        return statistics.stdev(self.values) if self._finite else nan  # `statistics` fails on non-finite values
 
     @property
     def _finite(self) -> bool:
@@ -39,8 +39,8 @@ def metric(summary: Mapping[str, object], key: str) -> float | None:
     """A number of a run's summary.json; None if it has none.
 
     Args:
-        summary: with "tasks" of the held-out images and, where there is a test, "test" of the same shape.
-        key: TASK.METRIC, deeper where the summary is, or test.TASK.METRIC.
+        summary: with "tasks" of the held-out images and, if there is a test set, "test" of the same structure.
+        key: TASK.METRIC, with further parts for nested values, or test.TASK.METRIC.
 
     >>> metric({"tasks": {"mask": {"per_group": {"dice": {"lung": 0.5}}}}}, "mask.per_group.dice.lung")
     0.5
@@ -68,10 +68,10 @@ def delta_m(
     errors (Mask2Tasks, appendix A.2; Liu et al., FAMO).
 
     Args:
-        values: metric -> M_k; what is not in `baselines` does not count.
+        values: metric -> M_k; metrics that are not in `baselines` are ignored.
         baselines: metric -> B_k.
-        higher_is_better: metric -> whether more is better; by its name, see `directions`, where it is not there, and
-            more is better if the name is unknown.
+        higher_is_better: metric -> whether larger is better; for missing metrics the name decides, see `directions`;
+            for unknown names larger is better.
 
     Raises:
         ValueError: a baseline without a value, or one of 0.

@@ -1,4 +1,4 @@
-"""The paper's tables beside ours: Markdown to read, CSV to compute with."""
+"""The paper's tables beside ours, as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def cell(result: Result, key: str, folds: Collection[int] | None = None) -> Cell
 
 
 def metrics_of(results: Sequence[Result]) -> list[str]:
-    """The metrics of the tables, the paper's first, without those of single classes and the gain."""
+    """The metrics of the tables, the paper's first, without per-class metrics and the gain."""
     keys = [key for result in results for key in result.row.published.paper.figures]
     keys += [key for result in results[:1] for key in result.row.published.paper.also]
     return [key for key in dict.fromkeys(keys) if key != GAIN and not any(deep in key for deep in _DEEP)]
 
 
 def write_tables(paper: str, results: Sequence[Result], root: Path, out: Path, scale: str, folds: int) -> None:
-    """Leave table.md and table.csv in `out`."""
+    """Write table.md and table.csv to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "table.md", markdown(paper, results, root, scale, folds))
     write_whole(out / "table.csv", table_csv(results, scale))
@@ -65,7 +65,7 @@ def markdown(paper: str, results: Sequence[Result], root: Path, scale: str, fold
 
 
 def _odd(results: Sequence[Result]) -> list[str]:
-    """The notices of the runs, each once, with its rows if it is not of all."""
+    """The notices of the runs, each once, with its rows unless it applies to all."""
     rows: dict[str, dict[str, None]] = {}
     for result in results:
         for summary in result.summaries.values():
@@ -78,7 +78,7 @@ def _odd(results: Sequence[Result]) -> list[str]:
 
 
 def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> list[str]:
-    """What was trained, and every difference to the published setting."""
+    """What was trained, and every difference from the published setting."""
     where = environment()
     device = ", ".join(where["gpus"]) or f"{where['processor']}, {where['threads']} threads"
     of = results[0].row.num_folds
@@ -106,7 +106,7 @@ def _judged(results: Sequence[Result]) -> str:
 
 
 def _changes(results: Sequence[Result]) -> list[str]:
-    """A line per changed setting, with its rows if it is not of all."""
+    """A line per changed setting, with its rows unless it applies to all."""
     rows: dict[str, list[str]] = {}
     for result in results:
         for key, (before, after) in result.row.changes.items():
@@ -131,7 +131,7 @@ def _main(results: Sequence[Result]) -> str:
 
 
 def gains_of(results: Sequence[Result]) -> dict[str, tuple[float | None, float | None, float | None]]:
-    """Row -> delta_m as published, of our means over the published baselines, and over our own baseline rows.
+    """Row -> delta_m as published, of our means relative to the published baselines, and to our own baseline rows.
 
     Rows without all of the metrics have None; empty for papers without baselines.
     """
@@ -170,7 +170,7 @@ def _gain_over_own(result: Result, results: Sequence[Result]) -> float | None:
 
 
 def _own_baselines(results: Sequence[Result]) -> dict[str, Result]:
-    """Metric -> our row that it is compared with; empty if one of them is missing."""
+    """Metric -> our baseline row for it; empty if one of them is missing."""
     paper, by_name = results[0].row.published.paper, {result.row.name: result for result in results}
     rows = {key: by_name[row] for key, row in paper.baseline_rows.items() if row in by_name}
     return rows if rows.keys() == paper.baselines.keys() else {}
@@ -188,7 +188,7 @@ def _common_folds(result: Result, baselines: Mapping[str, Result]) -> list[int]:
 
 
 def _per_class(results: Sequence[Result]) -> list[str]:
-    """A table per task and score that the paper reports by class; rows that it cites have no model here."""
+    """A table per task and score that the paper reports per class; cited rows have no model here."""
     keys = [key for result in results for key in result.row.published.paper.figures]
     families: dict[str, list[str]] = {}
     for key in dict.fromkeys(keys):

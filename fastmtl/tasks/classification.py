@@ -54,7 +54,7 @@ class Classification(BaseTask):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
-        self.criterion.to(output.device)  # its class weights; nothing once they are there
+        self.criterion.to(output.device)  # moves the class weights; no effect once moved
         return self.criterion(output.float(), batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:

@@ -201,7 +201,7 @@ class MultiClassSegmentation(BaseTask):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar, over the samples with a map."""
-        self.criterion.to(output.device)  # its class weights; nothing once they are there
+        self.criterion.to(output.device)  # moves the class weights; no effect once moved
         return self.criterion(output, batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:

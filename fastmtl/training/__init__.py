@@ -1,1 +1,1 @@
-"""The training itself: stages, the loop over steps, checkpoints and the run folder."""
+"""Training: stages, the loop over steps, checkpoints and the run folder."""

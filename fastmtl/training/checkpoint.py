@@ -32,8 +32,8 @@ def save(directory: Path, state: StateDict) -> None:
     An existing checkpoint of that name is replaced; it stays valid until the new one is on the disk.
 
     Raises:
-        TypeError: a value of another kind; names its place.
-        CheckpointError: the disk is full, or the folder cannot be written to.
+        TypeError: a value of another kind; the message names its position.
+        CheckpointError: the disk is full, or the folder is not writable.
     """
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, tensors, "")
@@ -45,8 +45,8 @@ def save(directory: Path, state: StateDict) -> None:
         shutil.rmtree(temporary, ignore_errors=True)  # frees the space on a full disk
         then = "continue with fastmtl train --resume" if exists(directory) else "train again"
         raise CheckpointError(
-            f"checkpoint {directory} cannot be written ({' '.join(str(error).split())}). Free space, or allow writing "
-            f"there, and {then}."
+            f"checkpoint {directory} cannot be written ({' '.join(str(error).split())}). Free space, or make the "
+            f"folder writable, and {then}."
         ) from error
     old = directory.with_name(directory.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -58,15 +58,15 @@ def save(directory: Path, state: StateDict) -> None:
 
 
 def exists(directory: Path) -> bool:
-    """Whether there is a checkpoint to `load`, valid or damaged."""
+    """Whether a checkpoint exists, valid or damaged."""
     return _place(directory).is_dir()
 
 
 def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
-    """The state that `save` wrote; its checksums are checked first.
+    """The state written by `save`; checksums are verified first.
 
     Raises:
-        CheckpointError: no checkpoint there, a damaged file, or another format.
+        CheckpointError: no checkpoint, a damaged file, or another format.
     """
     from safetensors.torch import load_file
 
@@ -91,7 +91,7 @@ def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
         state = _decode(tree, load_file(directory / _TENSORS, device=str(device)))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # the same, and safetensors has an error of its own
+    except Exception as error:  # the same, and safetensors has its own error type
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({said}).") from error
     if not isinstance(state, dict):
@@ -100,7 +100,7 @@ def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
 
 
 def load_model(directory: Path, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
-    """Load the weights of a trainer's checkpoint into `model`: the averaged ones, if it has an average.
+    """Load the weights of a trainer's checkpoint into `model`: the averaged weights if it has them.
 
     Raises:
         CheckpointError: as `load`, or the weights do not fit the network.
@@ -160,7 +160,7 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], tree: Any) -> None:
-    """The three files of a checkpoint, on the disk when this returns."""
+    """Write the three files of a checkpoint and sync them to disk."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)

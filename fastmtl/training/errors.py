@@ -1,14 +1,14 @@
-"""What can go wrong in a training, each an error of one line for the person who started it."""
+"""Training errors, each with a one-line message for the user."""
 
 from ..errors import UserError
 
 
 class NonFiniteError(UserError, RuntimeError):
-    """A loss or gradient was NaN or infinite; no parameter took that step."""
+    """A loss or gradient was NaN or infinite; that step was skipped."""
 
 
 class Interrupted(UserError, RuntimeError):
-    """Training stopped on request, after saving where it was."""
+    """Training stopped on request, after saving its state."""
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -16,4 +16,4 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class OtherRanks(UserError, ValueError):
-    """A checkpoint of more or fewer ranks than there are now."""
+    """A checkpoint of a different number of ranks."""

@@ -1,4 +1,4 @@
-"""Evaluation of a model over a loader: metrics and losses; and the precision in which a device is fastest."""
+"""Evaluation of a model over a loader: metrics and losses; and the fastest precision of a device."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def evaluate(
 ) -> JsonObject:
     """{"tasks": task -> metrics, "loss": task -> mean, "score": mean of the primary metrics, "num_images"}.
 
-    A primary metric below 0 (R^2 has no lower bound) counts as value / (1 - value), at least -1, so that one task that
-    is not learnt yet does not decide the checkpoint alone.
+    A primary metric below 0 (R^2 has no lower bound) counts as value / (1 - value), at least -1, so that a single
+    untrained task does not determine the checkpoint.
 
     Args:
         model: its mode (training or evaluation) is restored.
         tasks: some or all of the tasks that the batches have labels for.
-        loader: one epoch of it.
-        device: where the model is.
+        loader: iterated for one epoch.
+        device: of the model.
         dtype: of autocast; None computes in float32.
         visit: called with every batch and the model's outputs, so that per-image results need no second pass.
-        world: the ranks whose loaders divide the images; all ranks call it and get the result of one process.
+        world: the ranks that share the images; all ranks call it and get the same result as a single process.
     """
     training = model.training
     model.eval()
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """None computes in float32. `auto` is bfloat16 if the hardware multiplies it, else float32."""
+    """The autocast dtype; None computes in float32. `auto` is bfloat16 if the hardware supports it, else float32."""
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_multiplies_bfloat16()
         return torch.bfloat16 if fast else None

@@ -1,4 +1,4 @@
-"""A lock that lets one process at a time work in a folder."""
+"""A lock that admits one process at a time to a folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .run_dir import RunError
 
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Lock `folder`, which must exist, against other processes that call this; a file .lock stays in it.
+    """Lock the existing `folder` against other processes that call this; leaves a file .lock in it.
 
-    The system releases the lock when the process ends, even in a crash. On a file system without locks nothing is
-    locked.
+    The system releases the lock when the process ends, even after a crash. On a file system without locks this has no
+    effect.
 
     Raises:
         RunError: another process has the lock; `busy` is the message.

@@ -22,16 +22,16 @@ def watches(config: TrainingConfig, step: int, balancer: object) -> bool:
 
 
 def watch(losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: GradScaler | None = None) -> dict[str, Tensor]:
-    """Norms and cosines of the K gradients of `shared`, from K backwards that leave the graph and every `.grad` alone.
+    """Norms and cosines of the K gradients of `shared`, from K backward passes that keep the graph and every `.grad`.
 
     Args:
-        losses: task -> scalar with a graph, before the step's own backward.
+        losses: task -> scalar with a graph, before the step's own backward pass.
         shared: parameters; those that a task does not reach count as 0 in its gradient.
-        scale: the GradScaler of the step; without it gradients in half precision underflow.
+        scale: the GradScaler of the step; without it half-precision gradients underflow.
 
     Returns:
         "norms" [K] of the unscaled gradients and "cosines" [K, K], float64, as gradient balancers record them; the
-        cosine with a zero gradient is 0. With several ranks they are of this rank's images. {} for a single task.
+        cosine with a zero gradient is 0. With several ranks they cover this rank's images only. {} for a single task.
     """
     if len(losses) < 2:
         return {}

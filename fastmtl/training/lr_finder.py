@@ -16,8 +16,11 @@ from ..errors import UserError
 from ..protocols import Loader
 from .trainer import Trainer
 
-_ROUNDING = 1e-9  # of a running mean of equal losses, relative: no fall
-_SMOOTHING, _DIVERGED = 0.9, 4.0  # of the running mean of the losses; times the lowest, where the sweep ends
+_ROUNDING = 1e-9  # relative rounding error of a running mean of equal losses: not a decrease
+_SMOOTHING, _DIVERGED = (
+    0.9,
+    4.0,
+)  # factor of the running mean of the losses; the sweep ends at this multiple of the lowest
 
 
 class NoRateFound(UserError, RuntimeError):
@@ -32,13 +35,13 @@ def find_lr(
     The sweep cycles through a few batches, and each loss is divided by the first loss of its batch: this removes the
     differences between batches, which are larger than the change by one step.
 
-    Weights, moments, balancer, loader and random state are restored. Every step waits for the device. All ranks call it
-    and find the same rate.
+    Weights, moments, balancer, loader and random state are restored. Every step synchronises with the device. All ranks
+    must call it; they get the same rate.
 
     Args:
-        trainer: makes the steps, without its schedule.
+        trainer: executes the steps, without its schedule.
         loader: of the training batches.
-        low, high: the first and the last rate; the sweep ends earlier if the losses exceed four times their minimum.
+        low, high: the first and last rate; the sweep ends earlier if the losses exceed four times their minimum.
         num_steps: number of rates, evenly spaced in log(rate).
         num_batches: number of batches in the cycle.
 
@@ -80,8 +83,8 @@ def find_lr(
 
 
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate at which `losses` fall fastest over log(rate), by central differences; rates beyond the minimum are left
-    out.
+    """The rate at which `losses` fall fastest over log(rate), by central differences; rates beyond the minimum are
+    ignored.
 
     Raises:
         NoRateFound: they never fall.

@@ -16,7 +16,7 @@ class Schedule:
     """Sets the learning rate of all parameter groups; the trainer steps it.
 
     Args:
-        optimizer: its rates are the highest that the schedule reaches.
+        optimizer: its rates are the maximum of the schedule.
         config: schedule, warmup and plateau options.
         num_steps: length of the whole schedule.
 

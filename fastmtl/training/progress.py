@@ -16,7 +16,7 @@ from ..utils.json_toml import JsonMapping
 
 
 def plain(console: Console) -> Console:
-    """The console without markup and emoji: what rich takes for them is part of a path or a name."""
+    """The console without markup and emoji, so that paths and names are printed unchanged."""
     twin = copy.copy(console)
     twin.print = partial(console.print, markup=False, emoji=False)  # type: ignore[method-assign]
     return twin
@@ -35,7 +35,7 @@ class ProgressLine:
             return
         done = epoch * num_batches + batch
         if self._bar is None:
-            # One line on a narrow terminal too: text that does not fit (the losses of the last tasks) is cut off.
+            # A single line also on a narrow terminal: text that does not fit (the last tasks' losses) is cut off.
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(16),
@@ -47,9 +47,9 @@ class ProgressLine:
                 ),
                 console=self.console,
                 transient=True,
-                expand=True,  # the last column gets what the others leave; else those would be cut
+                expand=True,  # the last column gets the remaining width; otherwise the others would be cut
             )
-            # A resumed run starts in the middle: counting from 0 would make its time left too short.
+            # A resumed run starts in the middle: counting from 0 would underestimate the time left.
             self._task = self._bar.add_task("", total=self.epochs * num_batches, completed=done, seen="")
             self._bar.start()
         losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
@@ -80,7 +80,7 @@ class ProgressLine:
 
 
 def _scores(tasks: Mapping[str, JsonMapping]) -> list[str]:
-    """Metric and value of each task; the task's name too where another has a metric of that name."""
+    """Metric and value of each task; with the task's name if another task has a metric of that name."""
     shared = Counter(metric for values in tasks.values() for metric in values)
     return [
         f"{f'{task} ' if shared[metric] > 1 else ''}{metric} {value:.3f}"

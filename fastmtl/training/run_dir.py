@@ -1,7 +1,7 @@
-"""The folder a run leaves behind: config.toml, environment.json, run.json, metrics.jsonl, balance.jsonl, summary.json,
-TensorBoard, and quarantine.jsonl where tiles were damaged; `evaluation`, `analyses` and `report` add theirs.
+"""The folder of a run: config.toml, environment.json, run.json, metrics.jsonl, balance.jsonl, summary.json,
+TensorBoard, and quarantine.jsonl if tiles were damaged; `evaluation`, `analyses` and `report` add their files.
 
-Every file is whole at any moment: written beside its place and renamed, or appended a line at a time.
+Every file is complete at any moment: written to a temporary file and renamed, or appended line by line.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def create(self, recipe: Recipe, extra: JsonMapping) -> None:
-        """Start a run here: resolved recipe, environment, and `extra` (data folder, split, classes) in run.json.
+        """Start a run: write the resolved recipe, environment, and `extra` (data folder, split, classes) in run.json.
 
         Raises:
             RunError: the folder already holds a run.
@@ -73,14 +73,14 @@ class RunFolder:
         write_whole(self.path / "config.toml", tomli_w.dumps(as_dict(recipe)))
 
     def recipe(self) -> Recipe:
-        """The recipe that this run was made with."""
+        """The recipe of this run."""
         path = self.path / "config.toml"
         if not path.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no config.toml.")
         return load_run_recipe(path)
 
     def extra(self) -> JsonObject:
-        """What `create` was given."""
+        """The `extra` passed to `create`."""
         path = self.path / "run.json"
         if not path.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no run.json.")
@@ -89,7 +89,7 @@ class RunFolder:
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}.") from error
         if not isinstance(facts, dict):
-            raise RunError(f"{path} is damaged: it is no JSON object.")
+            raise RunError(f"{path} is damaged: it is not a JSON object.")
         for name, fits in _FACTS.items():
             if name not in facts and name != "classes":  # runs of the first versions have none
                 raise RunError(f"{path} is damaged: it has no {name!r}.")
@@ -98,11 +98,11 @@ class RunFolder:
         return facts
 
     def records(self) -> list[JsonObject]:
-        """metrics.jsonl, as far as it can be read."""
+        """The readable records of metrics.jsonl."""
         return read_lines(self.path / "metrics.jsonl")[0]
 
     def trim(self, epochs: int, steps: int) -> None:
-        """Drop what comes after `epochs` whole epochs and `steps` steps: a resumed run writes it again."""
+        """Drop records after `epochs` complete epochs and `steps` steps: a resumed run writes them again."""
         for file, key, last in (("metrics.jsonl", "epoch", epochs), ("balance.jsonl", "step", steps)):
             numbered = [(record.get(key), record) for record in read_lines(self.path / file)[0]]
             kept = [json.dumps(record) + "\n" for at, record in numbered if isinstance(at, int) and at <= last]
@@ -127,12 +127,12 @@ class RunFolder:
         board.flush()
 
     def write_summary(self, summary: JsonMapping) -> None:
-        """summary.json: final metrics, the same shape `fastmtl eval` prints."""
+        """Write summary.json: final metrics, in the structure that `fastmtl eval` prints."""
         write_whole(self.path / "summary.json", json.dumps(summary, indent=1))
 
     def write_quarantine(self, entries: Sequence[JsonMapping], rank: int = 0) -> Path | None:
-        """The tiles that a rank found damaged in training, a line each: quarantine.jsonl, quarantine-1.jsonl, ...; None
-        where there is none."""
+        """Write the tiles that a rank found damaged, one per line, to quarantine.jsonl (quarantine-1.jsonl for rank 1);
+        None without entries."""
         if not entries:
             return None
         name = f"quarantine-{rank}.jsonl" if rank else "quarantine.jsonl"
@@ -156,7 +156,7 @@ class RunFolder:
 
 
 def read_lines(path: Path) -> tuple[list[JsonObject], list[str]]:
-    """The JSON objects of a .jsonl file, and what is wrong with the other lines; both empty where there is no file."""
+    """The JSON objects of a .jsonl file, and the problems of the other lines; both empty if there is no file."""
     records: list[JsonObject] = []
     problems = []
     for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
@@ -194,7 +194,7 @@ def environment() -> JsonObject:
 
 
 def processor_name() -> str:
-    """As the processor calls itself, for example "AMD EPYC"; its architecture where torch cannot ask it."""
+    """The processor's name, for example "AMD EPYC"; its architecture if torch does not report the name."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return capabilities.get("cpu_name") or platform.processor() or platform.machine()
 
@@ -206,7 +206,7 @@ def _commit() -> str | None:
         return None
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        # Without locks: git would write its index, and leave a lock behind where it is stopped or the disk is full.
+        # Without locks: git would write its index, and leave a lock if it is interrupted or the disk is full.
         status = ["git", "--no-optional-locks", "status", "--porcelain"]
         changes = subprocess.run(status, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,8 +1,8 @@
 """The training loop: outputs -> losses -> update (backward, clip, step).
 
-With the fused step, or torch's fused optimizers, a step never waits for the device. A NaN loss or an infinite gradient
-makes the optimizer skip the step on the device; the next log step (`TrainingConfig.log_every`) raises an error that
-names the task.
+With the fused step, or torch's fused optimizers, a step never waits for the device. With a NaN loss or an infinite
+gradient the optimizer skips the step on the device; the next log step (`TrainingConfig.log_every`) raises an error
+with the task's name.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Trainer(TrainerState):
     Args:
         model: see `protocols.Model`; already on `device`.
         tasks: some or all of the tasks that the batches have labels for.
-        balancer: turns K losses into gradients.
+        balancer: computes gradients from K losses.
         optimizer: of the model's and the balancer's parameters.
         config: epochs (of this trainer), precision, clipping, patience.
-        device: where batches go.
-        update: turns losses into a step of this optimizer; `PlainUpdate` if None.
+        device: of the model and batches.
+        update: computes an optimizer step from the losses; `PlainUpdate` if None.
         scheduler: stepped once per step.
-        folder: where `last` and `best` checkpoints go; None keeps none.
+        folder: for the checkpoints `last` and `best`; None saves none.
         observers: called at log steps and after epochs.
-        world: the ranks that train this model, each on its part of the data; one process if None. All ranks make the
-            same trainer and call the same methods; folder and observers belong to rank 0.
+        world: the ranks that train this model, each on its part of the data; one process if None. All ranks create the
+            same trainer and call the same methods; only rank 0 uses folder and observers.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Trainer(TrainerState):
         self.epoch = self.step_count = self.first_epoch = self.bad_epochs = 0
         self.best_score = float("-inf")
         self.stop_requested = False
-        # Per task: the epoch's sum of losses, and the count of losses that were not finite; last: skipped steps.
+        # Per task: the epoch's sum of losses, and the number of non-finite losses; last: skipped steps.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
         self.bad = torch.zeros(len(self.tasks) + 1, dtype=torch.int64, device=self.device)
         self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.has_label`
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
-        """Train for `config.epochs`, from wherever `resume` left off; returns the last epoch's record."""
+        """Train for `config.epochs`, or continue after `resume`; returns the last epoch's record."""
         record: dict[str, Any] = {}
         self.world.distribute(self.balancer, self.model)
         while not self.finished:
@@ -110,7 +110,7 @@ class Trainer(TrainerState):
         return record
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One update on `batch`; returns the losses and what the balancer did, on the device."""
+        """One update on `batch`; returns the losses and the balancer's statistics, on the device."""
         again = Replay(self.model, self.device) if self.balancer.needs_reevaluation else None
         losses = self.losses(batch)
         shared, active = list(cast(Model, self.model).shared_parameters()), self._has_label(batch).any(0)
@@ -141,13 +141,13 @@ class Trainer(TrainerState):
         return self.world.losses(losses, self._has_label(batch).sum(0))
 
     def evaluate(self, loader: Loader) -> dict[str, Any]:
-        """See `eval_loop.evaluate`; with the averaged weights once there are any."""
+        """See `eval_loop.evaluate`; uses the averaged weights if there are any."""
         network = self._averaged or self.network
         return evaluate(network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or patience is out."""
+        """Whether all epochs are done, or patience is exhausted."""
         done = self.epoch - self.first_epoch >= self.config.epochs
         return done or 0 < self.config.patience <= self.bad_epochs
 
@@ -159,7 +159,9 @@ class Trainer(TrainerState):
     def _close_epoch(self, num_batches: int) -> dict[str, Any]:
         """Count the epoch; returns its part of the record."""
         sums = self.world.sum(self.sums) / self.world.size
-        losses = (sums / max(num_batches, 1)).tolist()  # waits for the device, so that the time measured is all of it
+        losses = (
+            sums / max(num_batches, 1)
+        ).tolist()  # synchronises with the device, so that the measured time is complete
         self.sums.zero_()
         self.epoch += 1
         self.balancer.on_epoch()
@@ -178,7 +180,7 @@ class Trainer(TrainerState):
         counts = self.bad.tolist()
         self.bad.zero_()
         names = [task.name for task, count in zip(self.tasks, counts, strict=False) if count]
-        # A loss scaler finds its scale by infinite gradients; without one they are an error.
+        # A loss scaler uses infinite gradients to find its scale; without a scaler they are an error.
         if names or (counts[-1] and self.scaler is None):
             what = f"the loss of task {', '.join(map(repr, names))}" if names else "the gradient"
             raise NonFiniteError(
@@ -221,7 +223,7 @@ class Trainer(TrainerState):
 
 
 class _Pace:
-    """Images per second and the share of time spent waiting for data, in one epoch."""
+    """Images per second and the fraction of time spent waiting for data, in one epoch."""
 
     def __init__(self, num_ranks: int) -> None:
         self._num_ranks, self._images, self._waited = num_ranks, 0, 0.0
@@ -232,7 +234,7 @@ class _Pace:
         return time.perf_counter() - self._started
 
     def timed(self, loader: Loader) -> Iterator[Batch]:
-        """The loader's batches, and how long each was waited for."""
+        """The loader's batches, with the waiting time measured."""
         mark = time.perf_counter()
         for batch in loader:
             self._waited += time.perf_counter() - mark

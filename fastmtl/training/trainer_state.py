@@ -1,4 +1,4 @@
-"""The state of a trainer: what a checkpoint holds, and how training continues from it, bit-equal."""
+"""The state of a trainer: save it in a checkpoint, and continue from it bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .weight_averaging import WeightAverage
 
 
 class TrainerState:
-    """The part of `Trainer` that saves and continues; its constructor sets the attributes."""
+    """The part of `Trainer` that saves and restores its state; `Trainer.__init__` sets the attributes."""
 
     model: nn.Module
     tasks: list[Task]
@@ -38,7 +38,7 @@ class TrainerState:
     sums: Tensor
 
     def state_dict(self, loader: Loader) -> StateDict:
-        """Everything that a bit-equal continuation needs, of all ranks."""
+        """The state of all ranks for a bit-equal continuation."""
         on_gpu = self.device.type == "cuda"
         return {
             "model": dict(self.model.state_dict()),
@@ -68,8 +68,8 @@ class TrainerState:
         """Continue from a checkpoint with the same model, tasks, balancer, data and number of ranks.
 
         Raises:
-            OtherRanks: it has more or fewer ranks.
-            CheckpointError: it is damaged, or of another training; names what differs.
+            OtherRanks: the number of ranks differs.
+            CheckpointError: it is damaged, or of another training; the message names the difference.
             ValueError: the loader has other data or settings.
         """
         state = checkpoint.load(directory)
@@ -87,10 +87,10 @@ class TrainerState:
             raise CheckpointError(f"{directory}: {error}") from error
 
     def load_state_dict(self, state: StateDict, loader: Loader) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue from a `state_dict`.
 
         Raises:
-            CheckpointError: the state is of another training; names what differs.
+            CheckpointError: the state is of another training; the message names the difference.
             ValueError: the loader has other data or settings.
         """
         with loading("model"):

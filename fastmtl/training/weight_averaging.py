@@ -1,4 +1,4 @@
-"""Averages of the weights during training (EMA, SWA), by torch.optim.swa_utils."""
+"""Averages of the weights during training (EMA, SWA), with torch.optim.swa_utils."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .state_checks import StateDict
 class WeightAverage:
     """EMA: w' <- decay w' + (1 - decay) w after every step. SWA: the mean of the weights after every epoch.
 
-    Running statistics of normalisation layers are averaged like the weights: this needs no second pass over the
-    training images, unlike the SWA paper, and frozen layers stay bit-equal.
+    Running statistics of normalisation layers are averaged like the weights: unlike in the SWA paper, this needs no
+    second pass over the training images, and frozen layers stay bit-equal.
 
     Args:
         model: the model that is trained.
@@ -40,16 +40,16 @@ class WeightAverage:
 
     @property
     def module(self) -> nn.Module | None:
-        """The model with averaged weights; None before there are any."""
+        """The model with averaged weights; None before averaging starts."""
         return self._averaged.module if self._averaged.n_averaged else None
 
     def on_step(self, epoch: int) -> None:
-        """After each step; `epoch` counts from 0."""
+        """Call after each step; `epoch` counts from 0."""
         if self._kind == "ema" and epoch >= self._start:
             self._averaged.update_parameters(self._model)
 
     def on_epoch(self, epoch: int) -> None:
-        """After each epoch; `epoch` counts from 0."""
+        """Call after each epoch; `epoch` counts from 0."""
         if self._kind == "swa" and epoch >= self._start:
             self._averaged.update_parameters(self._model)
 
@@ -61,7 +61,7 @@ class WeightAverage:
 
 
 def averaged_weights(state: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
-    """The model's weights out of `WeightAverage.state_dict()`; None where there is no average yet.
+    """The model's weights from `WeightAverage.state_dict()`; None if there is no average yet.
 
     >>> average = WeightAverage(nn.Linear(1, 1), "ema")
     >>> averaged_weights(average.state_dict()) is None

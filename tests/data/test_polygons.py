@@ -214,7 +214,7 @@ def test_what_is_not_drawn_is_noticed(tmp_path: Path):
     assert reason.startswith("ignored: 1 LineString, 2 Point, 1 feature without a geometry")
     cell = {**feature([SHELL], objectType="cell", classification=tumor), "nucleusGeometry": square["geometry"]}
     assert reasons(tmp_path, [square, cell]) == [
-        "1 cells have a nucleus of their own, which is not drawn",
+        "1 cells have a separate nucleus, which is not drawn",
         "all kinds of objects are drawn: 1 annotation, 1 cell",
     ]
     older = {**feature([SHELL]), "id": "PathDetectionObject"}

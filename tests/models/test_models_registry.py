@@ -78,7 +78,7 @@ def test_packages_models_by_entry_point(own_name, monkeypatch):
         ("joint_unet", {"m": Output("queries", 1)}, {}, "task 'm' requests 'queries'"),
         ("joint_unet", MASK, {"encoder": "vgg"}, "must be 'basic_block' or 'resnet34'; got 'vgg'"),
         ("segformer_daformer", MASK, {"encoder": "mit_b9"}, "`encoder` of segformer_daformer must be one of coat_lite"),
-        ("resnet50", MASK, {}, "gives box, embedding, vector; task 'mask' asks for 'map'"),
+        ("resnet50", MASK, {}, "supports box, embedding, vector; task 'mask' requests 'map'"),
         ("small_unet", MASK, {"levels": 1}, "`levels` of small_unet must be 2 to 7"),
         ("big_unet", MASK, {"frozen_stages": 5}, "must be 0 to 4; got 5"),
         (
@@ -245,7 +245,7 @@ def test_bad_weights_are_one_line(tmp_path, monkeypatch):
         (text, "cannot be read as safetensors or a torch state dict"),
         (broken, "cannot be read as safetensors"),
         (empty, "holds no state dict"),
-        ("someone/nothing", "cannot be had from the Hugging Face hub: no network"),
+        ("someone/nothing", "cannot be downloaded from the Hugging Face hub: no network"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             models.create_model("joint_unet", MASK, preset="tiny", weights=source)
@@ -265,7 +265,7 @@ def test_hub_weights_without_a_network_are_the_downloaded_ones(tmp_path, monkeyp
     model = build("joint_unet", MASK, weights="someone/nothing")
     assert torch.equal(model.encoder.stages[0].conv1.weight, source.encoder.stages[0].conv1.weight)
     monkeypatch.setattr(hub, "file_exists", lambda name, file: False)
-    with pytest.raises(ValueError, match="no such public repository, or one without"):
+    with pytest.raises(ValueError, match="no such public repository, or the repository lacks"):
         build("joint_unet", MASK, weights="someone/nothing")
 
 

@@ -113,14 +113,14 @@ def test_the_page_is_self_contained_and_has_every_section(run, capsys):
     assert all(source.startswith("data:image/jpeg;base64,/9j/") for source in re.findall(r'src="([^"]*)"', page))
     sections = re.findall("<h2>(.*?)</h2>", page)
     assert sections == [
-        *("Tiles to look at", "Per class", "Per patient", "Learning curves", "How the tasks' gradients got along"),
+        *("Tiles to look at", "Per class", "Per patient", "Learning curves", "Agreement of the task gradients"),
         *("Where the time went", "What ran"),
     ]
     for said in (
         "outline: the worst tiles",
         "outline: the typical tiles",
         "outline: the best tiles",
-        "kind: the surest mistakes",
+        "kind: the most confident mistakes",
         "kind: ROC",
         "Cosine between",
         "Norm of each",
@@ -186,7 +186,7 @@ def test_thumbnails_are_of_the_best_the_worst_and_typical_images_and_show_both_o
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("balance.jsonl", "no balance.jsonl"), ("evaluation.jsonl", "evaluation.jsonl is not there")]
+    ("name", "said"), [("balance.jsonl", "no balance.jsonl"), ("evaluation.jsonl", "evaluation.jsonl does not exist")]
 )
 def test_what_a_run_lacks_is_said_in_its_place_and_named(run, name, said, capsys):
     (run / name).unlink()
@@ -285,7 +285,7 @@ def test_a_run_with_an_edited_file_is_left_out_of_a_comparison(run, tmp_path, ca
     assert main(["report", str(run), str(tmp_path / "other"), "--out", str(tmp_path / "both.html")]) == 1
     (said,) = capsys.readouterr().err.splitlines()
     assert "run: a file is not as fastmtl writes it (TypeError" in said
-    assert "1 run beside each other" in (tmp_path / "both.html").read_text()
+    assert "Comparison of 1 run" in (tmp_path / "both.html").read_text()
 
 
 def test_a_broken_line_and_a_lost_picture_are_named(run, capsys):

@@ -111,7 +111,7 @@ def test_runs_of_other_tasks_stand_beside_each_other():
 
 def test_one_run_that_is_left_is_not_the_best_of_any():
     page = render_comparison(_runs(1.0))
-    assert "1 run beside each other" in page
+    assert "Comparison of 1 run" in page
     assert "nothing to compare" in page
     assert "same patients" not in page
     assert "There is only one recipe" in page

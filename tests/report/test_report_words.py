@@ -210,7 +210,7 @@ def test_means_over_batches_are_not_said_to_be_over_images():
 def test_a_test_stands_apart():
     test = {"tasks": {"outline": {"dice": 0.25}}, "num_images": 7, "num_patients": 1}
     text = _text(past_run({"outline": {"dice": 0.5}}, summary={"test": test}))
-    assert "7 test images of 1 patient, which chose nothing." in text
+    assert "7 test images of 1 patient, not used for any selection." in text
     assert "outline: Dice0.250" in text
 
 
@@ -238,7 +238,7 @@ def test_opposed_tasks_are_counted(cosines, said):
 
 def test_cosines_that_are_no_numbers_were_looked_at():
     look = {"step": 1, "loss": {"a": 1, "b": 1}, "cosines": [[1, math.nan], [math.nan, 1]]}
-    assert "gradient was 0 or not finite at every look" in gradient_section(past_run({}, looks=[look]))
+    assert "gradient was 0 or not finite at every recorded step" in gradient_section(past_run({}, looks=[look]))
 
 
 def test_groups_that_are_no_patients_are_not_called_so():

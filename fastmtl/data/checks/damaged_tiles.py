@@ -45,7 +45,7 @@ def check_tiles(
 ) -> list[Problem]:
     """Decode every image and mask; the files that training cannot use, in the tiles' order.
 
-    Finds missing, empty, truncated and partly zeroed files; formats that the loader cannot read (whatever the suffix);
+    Finds missing, empty, truncated and partly zeroed files; formats that the loader cannot read (for any suffix);
     16-bit images; palette, 16-bit and coloured masks; masks of another size than their image; images of more than
     `max_pixels`; polygons, run-length codes and arrays that cannot be drawn; slides that cannot be opened, and regions
     outside them. The tiles inside a slide are not decoded: the loader quarantines damaged ones.

@@ -139,7 +139,7 @@ def examine_masks(
 
 
 def _unusable_slides(every: Sequence[tuple[Tile, str, ImageSource]]) -> list[Problem]:
-    """Mask slides that are not masks, whatever the task; `check_tiles` reports such files and drawings."""
+    """Mask slides that cannot be masks for any task; `check_tiles` reports such files and drawings."""
     regions: dict[str, list[Tile]] = defaultdict(list)
     for tile, column, picture in every:
         if isinstance(picture, Region):

@@ -135,7 +135,7 @@ class _Reader:
         if self._passed:
             yield f"ignored: {_counted(self._passed)}; masks are drawn only from polygons"
         if self._nuclei:
-            yield f"{self._nuclei} cells have a nucleus of their own, which is not drawn"
+            yield f"{self._nuclei} cells have a separate nucleus, which is not drawn"
         if self._empty:
             yield f"{self._empty} polygons have no area"
         if set(self._objects) - {"annotation"}:

@@ -146,7 +146,7 @@ class Augmentation:
         centre = 0.5 + np.abs(1 - sides) * (draws[:, 6:8] - 0.5)
         cos, sin = np.cos(angle), np.sin(angle)
         turned = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
-        # Rows scale in the source, columns flip in the output: the rotation is rigid whatever the tile's shape.
+        # Rows scale in the source, columns flip in the output: the rotation is rigid for any tile shape.
         linear = sides[:, :, None] * turned * flips[:, None, :]
         shift = centre - 0.5 * linear.sum(2)
         return np.concatenate([linear, shift[:, :, None]], 2).astype(np.float32)

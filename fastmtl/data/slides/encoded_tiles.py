@@ -27,7 +27,7 @@ from .raster import Encoding, Layout, Raster
 _LARGEST_GAP = 2**14  # up to about this gap, reading unused bytes is cheaper than another call
 _MOST_BUFFERS = 512  # POSIX grants a scattered read at least 1024 on Linux; each tile takes two
 _LARGE_PIXELS = 2**22  # larger tiles are cached decoded: the next region likely needs the same tile
-_KEPT_BYTES = 2**28  # of such pixels in a process, whatever the number of open slides; one is kept if it is larger
+_KEPT_BYTES = 2**28  # of such pixels per process, for all open slides together; a single larger tile is kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +184,7 @@ class EncodedTileReader:
         return round(x * scale), round(y * scale), level
 
     def _cut(self, raster: Raster, item: _Wanted, pixels: Pixels, window: Box) -> tuple[int, int, Pixels]:
-        """The part of a decoded tile that lies in the window, upright, and its left and top edge there."""
+        """The part of a decoded tile inside the window, upright, and its left and top edge there."""
         code = raster.encoding.orientation
         x, y, width, height = shown_box(item.box, raster.shown_size, code)
         turned = upright(pixels[: item.box[3], : item.box[2]], code)

@@ -17,7 +17,7 @@ class GridOptions:
 
     Attributes:
         tile_size: side of a tile, pixels at `mpp` (at level 0 where `mpp` is 0).
-        mpp: micrometres per pixel of the tiles; 0 takes level 0 whatever its resolution.
+        mpp: micrometres per pixel of the tiles; 0 takes level 0 at any resolution.
         overlap: pixels that neighbouring tiles share.
         min_tissue: smallest tissue fraction of a tile, 0..1.
     """

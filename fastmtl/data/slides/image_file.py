@@ -21,7 +21,7 @@ SIGNATURES = {
 }
 """First bytes of a file -> codec."""
 
-# Pillow's modes -> colour, samples, alpha. PNG is decoded by Pillow, to RGB or RGBA, whatever it holds.
+# Pillow's modes -> colour, samples, alpha. Pillow decodes any PNG to RGB or RGBA.
 _JPEG_MODES = {"L": ("grey", 1, ""), "RGB": ("rgb", 3, "")}
 _PNG_MODES = {
     "L": ("grey", 1, ""), "RGB": ("rgb", 3, ""), "RGBA": ("rgb", 4, "straight"), "1": ("rgb", 4, ""),

@@ -37,7 +37,7 @@ class Encoding:
     """How a tile's bytes become pixels.
 
     Attributes:
-        codec: "jpeg", "jpeg2000", "webp", "jpegxl", "png" hold images of their own; "lzw", "deflate", "zstd", "lzma",
+        codec: "jpeg", "jpeg2000", "webp", "jpegxl", "png" hold complete images; "lzw", "deflate", "zstd", "lzma",
             "packbits", "raw" hold rows of samples.
         colour: "rgb", "ycbcr", "grey", "inverted" (grey, 0 is white) or "palette".
         samples: values per pixel, all of 8 bits.

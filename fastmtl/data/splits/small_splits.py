@@ -31,7 +31,7 @@ class Shares:
         self.names = sorted(set(groups))
         classes = sorted({label for label in labels if label >= 0})
         row, column = ({name: n for n, name in enumerate(known)} for known in (self.names, classes))
-        tiles = np.zeros((len(self.names), len(classes) + 1))  # the last column: whatever their class
+        tiles = np.zeros((len(self.names), len(classes) + 1))  # the last column: all classes together
         for label, group in zip(labels, groups, strict=True):
             tiles[row[group], -1] += 1
             if label >= 0:
