@@ -1,4 +1,4 @@
-"""What is wrong on the host is said at once, naming the argument or the task, and nothing is left behind."""
+"""Bad input raises an error at once that names the argument or the task, and leaves no state behind."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_names_in_other_capitals():
 
 @pytest.mark.parametrize("method", balance.list_balancers())
 def test_a_state_is_a_copy(method):
-    """Later steps write in place, and must not move what a caller keeps."""
+    """Later steps write in place, and must not change what a caller keeps."""
     model, balancer = Model(), balance.create_balancer(method)
 
     def losses():
@@ -127,7 +127,7 @@ def test_a_backward_of_ones_own_before_the_balancers_is_explained(method):
 
 
 class Tagged(torch.Tensor):
-    """As MONAI's MetaTensor: what is computed of one is one."""
+    """Like MONAI's MetaTensor: results computed from one have the same type."""
 
 
 @pytest.mark.parametrize("method", balance.list_balancers())
