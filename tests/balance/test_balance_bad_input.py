@@ -66,8 +66,8 @@ def test_scale(method, scale, message):
 @pytest.mark.parametrize(
     ("method", "state", "message"),
     [
-        ("pcgrad", {}, "of a PCGrad gave; it has no draws, tasks"),
-        ("moco", balance.PCGrad().state_dict(), "of a MoCo gave; it has no average, moves, steps, w"),
+        ("pcgrad", {}, "of a PCGrad; it has no draws, tasks"),
+        ("moco", balance.PCGrad().state_dict(), "of a MoCo; it has no average, moves, steps, w"),
     ],
 )
 def test_states_of_another_method(method, state, message):

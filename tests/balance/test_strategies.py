@@ -111,7 +111,7 @@ def test_checkpointing(options):
     if "reuse" in options:
         balancer.backward(model.losses(x), shared)  # K backwards: its own
     hidden = model.losses(x, checkpoint(model.encoder, x, use_reentrant=True))
-    with pytest.raises(RuntimeError, match="use_reentrant=False, or take the strategy 'sequential'"):
+    with pytest.raises(RuntimeError, match="use_reentrant=False, or use the strategy 'sequential'"):
         balancer.backward(hidden, shared)
     assert no_hooks(model)
 
@@ -240,7 +240,7 @@ def test_every_method_works_or_says_why_not(method, strategy):
 def test_errors_about_strategies():
     with pytest.raises(ValueError, match="did you mean 'batched'"):
         balance.PCGrad().use("batchd")
-    with pytest.raises(ValueError, match="`reuse` must be a number"):
+    with pytest.raises(ValueError, match="`reuse` must be an integer number"):
         balance.PCGrad().use(reuse=0)
     with pytest.raises(ValueError, match="`layer` belongs"):
         balance.PCGrad().use("batched", layer=torch.ones(2))
