@@ -123,7 +123,7 @@ def test_a_backward_of_ones_own_before_the_balancers_is_explained(method):
     sum(losses.values()).backward()
     with pytest.raises(RuntimeError, match="second time") as caught:
         balance.create_balancer(method).backward(losses, model.shared())
-    assert any("Leave out `loss.backward()`" in note for note in caught.value.__notes__)
+    assert any("Remove `loss.backward()`" in note for note in caught.value.__notes__)
 
 
 class Tagged(torch.Tensor):
