@@ -1,4 +1,4 @@
-"""`fastmtl bench --codegen`: what the GPU kernels become on Hopper, with no GPU, as a table in benchmarks/README.md."""
+"""`fastmtl bench --codegen`: compiles the GPU kernels for Hopper without a GPU (table in benchmarks/README.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEADER = "| kernel | registers | spilled bytes | shared bytes | widest load | 1
 
 
 def main() -> int:
-    """Compile, print the table and write it between the markers; 1 when a kernel does not compile or spills."""
+    """Compile, print the table and write it between the markers; returns 1 if a kernel does not compile or spills."""
     print(f"Compiling {len(KERNELS)} kernels for sm_90, half a minute or more ...", file=sys.stderr, flush=True)
     try:
         found = compile_kernels(KERNELS)
@@ -70,7 +70,7 @@ def write(text: str, path: Path) -> None:
 
 
 def _inductor() -> str:
-    """Lines on the same losses there. In a process of its own, which pretends to have a driver."""
+    """Lines for Inductor's kernels of the same losses, from a separate process that fakes a driver."""
     command = [sys.executable, "-m", "fastmtl.benchmarks.inductor"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

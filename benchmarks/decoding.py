@@ -1,6 +1,6 @@
-"""The floor of loading: what an epoch of TileLoader decodes, by the same decoders on as many threads, and nothing else.
+"""The floor of loading: decode an epoch's tiles with TileLoader's decoders on as many threads, and do nothing else.
 
-The bytes are in memory before the clock starts; nothing is read, joined, resampled, coloured or handed out.
+The bytes are in memory before the clock starts; nothing is read, joined, resampled, coloured or returned.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def decode_alone(
 
 
 def _encoded(tiles: Sequence[data.Tile], targets: Mapping[str, str], batch_size: int, num_threads: int) -> list[Any]:
-    """The batches of the loader's own prefetcher: tiles that regions share come once, as they are decoded."""
+    """The batches of the loader's own prefetcher: tiles that several regions share are decoded once."""
     prefetcher = Prefetcher(
         EncodedImages(decode_png=False),
         Columns(targets, {}),
@@ -73,7 +73,7 @@ def _by_dali(batches: Sequence[Any], num_threads: int, device: torch.device) -> 
     waiting = iter(batches)
 
     def source(_iteration: int) -> Any:
-        return next(waiting)  # StopIteration is what DALI wants after the last
+        return next(waiting)  # DALI expects StopIteration after the last one
 
     gpu = device.type == "cuda"
     graph = DaliGraph(

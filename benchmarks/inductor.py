@@ -1,8 +1,8 @@
-"""What Inductor would run on a GPU for a loss: its kernels and the bytes they move, worked out with no GPU.
+"""The kernels that Inductor would run on a GPU for a loss, and the bytes they move, determined without a GPU.
 
-The joint graph is traced on the CPU and split by torch's own partitioner, then lowered for a fake Hopper. Inductor asks
-the driver for a few properties of the device while it decides how to split reductions; those of an H200 are given
-instead. Registers cannot be had so: Inductor picks block sizes by timing them on the device.
+The joint graph is traced on the CPU, split by torch's own partitioner, and lowered for a fake Hopper. Inductor reads a
+few device properties from the driver to decide how to split reductions; the fake returns those of an H200. Register
+counts are not available in this way, because Inductor picks block sizes by timing them on the device.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ H200 = SimpleNamespace(
 
 @dataclass(frozen=True)
 class Generated:
-    """One direction: how many kernels, and the bytes of all buffers each of them reads and writes, added up."""
+    """One direction: the number of kernels, and the total bytes that they read and write."""
 
     kernels: int
     num_bytes: int
 
 
 def generate(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Generated, Generated]:
-    """Forward and backward of `loss` on CPU tensors `inputs`; call it in a process of its own, for it fakes a driver.
+    """Forward and backward of `loss` on CPU tensors `inputs`; call it in a separate process, because it fakes a driver.
 
     Raises:
-        RuntimeError: this torch's Inductor cannot be driven so; the message says where it stopped.
+        RuntimeError: Inductor of this torch version cannot be used in this way; the message says where it stopped.
     """
     graphs = _trace(loss, inputs)
     with ExitStack() as stack:
@@ -78,7 +78,7 @@ def _trace(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]):
 
 
 def _driver():
-    """What stands in for the driver while Inductor lowers a graph."""
+    """Replaces the driver while Inductor lowers a graph."""
     import torch._inductor.scheduler as scheduler
     import torch.utils._triton as triton_of_torch
 

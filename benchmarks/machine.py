@@ -1,4 +1,4 @@
-"""What a row says of where it was measured: the device, its instruction set, the version of each contender."""
+"""Facts about the machine for each row: the device, its instruction set, the version of each contender."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PACKAGES = {"smp": "segmentation-models-pytorch", "DALI": "nvidia-dali-cuda130"
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU, or the processor with the threads that torch uses of it."""
+    """The name of the GPU, or of the processor with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 def instructions(device: torch.device) -> str:
-    """What the kernels are compiled to there: "avx2", "avx512", "sm_90"; "none" without the C++ extension."""
+    """The instruction set of the kernels: "avx2", "avx512", "sm_90"; "none" without the C++ extension."""
     if device.type == "cuda":
         return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
     try:
@@ -33,7 +33,7 @@ def instructions(device: torch.device) -> str:
 
 
 def contender_version(name: str) -> str:
-    """Package and version of a contender: the package that its first word names, and torch where there is none.
+    """Package and version of a contender: the package named by its first word, or torch if that is not a package.
 
     >>> contender_version("torch eager") == contender_version("pairwise loop")
     True

@@ -1,4 +1,4 @@
-"""How a case is measured: parity first, then all contenders in turn in one process, so that drift hits all alike."""
+"""Measures a case: first parity, then all contenders in turn in one process, so that drift affects all equally."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _NO_INPUTS, _MISSING = "no inputs: ", "not installed: "
 
 @dataclass(frozen=True)
 class Row:
-    """One contender in one case. Times in milliseconds, memory in bytes; `note` says why there are none."""
+    """One contender in one case. Times in milliseconds, memory in bytes; `note` says why they are missing."""
 
     contender: str
     p20: float = float("nan")
     p50: float = float("nan")
     p80: float = float("nan")
-    ratio: float = float("nan")  # how many times as long as fastmtl takes: median over rounds
+    ratio: float = float("nan")  # time divided by fastmtl's time, median over rounds
     peak_bytes: int = 0
     note: str = ""
 
 
 def measure(case: Case, device: torch.device, rounds: int, cold: bool = False) -> list[Row]:
-    """Every contender of `case`; one that is missing, wrong or out of memory gives a row with a note instead."""
+    """Measure every contender of `case`; a missing, wrong or out-of-memory contender gets a row with a note."""
     try:
         inputs = case.make(device)
         truth = case.truth(inputs)
@@ -55,7 +55,7 @@ def measure(case: Case, device: torch.device, rounds: int, cold: bool = False) -
                 runs[name] = run
             else:
                 notes[name] = f"parity failed: relative error {error:.1e} > {case.tolerance:.0e}"
-        except Exception as failure:  # a peer may fail in any way, and must not take the others along
+        except Exception as failure:  # a peer may fail in any way, which must not stop the others
             notes[name] = reason(failure)
     times = interleave(runs, device, rounds, cold, notes)
     first = next(iter(case.contenders))
@@ -74,10 +74,10 @@ def measure(case: Case, device: torch.device, rounds: int, cold: bool = False) -
 
 
 def reason(error: Exception) -> str:
-    """Why there is no figure, in a few words."""
+    """A short reason why a row has no figures."""
     if isinstance(error, ImportError):
         return f"{_MISSING}{error.name or error}"
-    # torch's CPU allocator has no exception type of its own.
+    # torch's CPU allocator does not have its own exception type.
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         return "out of memory"
     lines = str(error).strip().splitlines()
@@ -85,7 +85,7 @@ def reason(error: Exception) -> str:
 
 
 def is_missing(note: str) -> bool:
-    """Whether there is no figure only because something is not installed."""
+    """Whether figures are missing only because a package is not installed."""
     return note.removeprefix(_NO_INPUTS).startswith(_MISSING)
 
 
@@ -102,11 +102,11 @@ def difference(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
 def interleave(
     runs: Mapping[str, Run], device: torch.device, rounds: int, cold: bool, notes: dict[str, str]
 ) -> dict[str, list[float]]:
-    """Seconds per run: round by round, each contender once. `cold` sweeps the caches before every run.
+    """Seconds per run; each round runs every contender once. `cold` clears the caches before every run.
 
     A contender that fails on the way is dropped, with the reason in `notes`.
     """
-    sweep = torch.ones(2**26, device=device) if cold else None  # 256 MiB, more than any cache here
+    sweep = torch.ones(2**26, device=device) if cold else None  # 256 MiB, more than any cache
     times: dict[str, list[float]] = {name: [] for name in runs}
     gc.collect()
     gc.disable()
@@ -138,20 +138,20 @@ def time_once(run: Run, device: torch.device) -> float:
 
 
 def recording_cost(device: torch.device) -> float:
-    """Seconds that measuring adds to a run: two clock readings, and on a GPU waiting for it twice."""
+    """Seconds that measuring adds to a run: two clock readings, and on a GPU two synchronisations."""
     return statistics.median(time_once(tuple, device) for _ in range(101))
 
 
 def peak_memory(run: Run, device: torch.device) -> int:
-    """Most bytes that torch's allocator holds during one run, beyond what it held before; outputs count."""
-    ops.release_memory()  # else the output's memory, kept since the run for parity, would be held before
+    """Peak bytes that torch's allocator holds during one run, beyond what it held before; outputs count."""
+    ops.release_memory()  # otherwise the output's memory, kept from the parity run, would count as held before
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    # The profiler warns of every block older than itself that is freed, and says when it starts; what is older is not
-    # counted here.
+    # The profiler warns about every freed block that is older than itself, and when it starts; older blocks are not
+    # counted.
     with (
         _without("Memory block of unknown size", "SyncActivityProfilerHandler"),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
@@ -166,7 +166,7 @@ def peak_memory(run: Run, device: torch.device) -> int:
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Between the two nearest values in proportion, so that a share of 0.5 gives the median.
+    """Interpolate linearly between the two nearest values, so that a share of 0.5 gives the median.
 
     >>> quantile([4.0, 1.0, 3.0, 2.0], 0.5)
     2.5
@@ -179,7 +179,7 @@ def quantile(values: list[float], share: float) -> float:
 
 @contextmanager
 def _without(*noises: str) -> Iterator[None]:
-    """Keep lines with one of `noises` off standard error, C++'s too; all others come when the block ends."""
+    """Hide lines with one of `noises` on standard error, C++'s too; other lines are printed at the end of the block."""
     sys.stderr.flush()
     outside = os.dup(2)
     with tempfile.TemporaryFile() as caught:
@@ -197,7 +197,7 @@ def _without(*noises: str) -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """Have glibc keep freed memory instead of handing it back to the kernel after every run.
+    """Let glibc keep freed memory instead of returning it to the kernel after every run.
 
     By default blocks over 32 MB are mapped anew each time, and zeroing their pages costs several times what the fastest
     contenders take: all would be charged for the kernel's work, and by how much would change from run to run.
@@ -210,7 +210,7 @@ def keep_memory() -> None:
 
 
 def copy_bandwidth(device: torch.device, num_bytes: int = 2**28) -> float:
-    """Bytes per second of a large copy, read and written bytes counted: the ceiling for everything else."""
+    """Bytes per second of a large copy, counting bytes read and written: the upper limit for memory-bound kernels."""
     source = torch.ones(num_bytes // 4, device=device)
     target = torch.empty_like(source)
     best = min(time_once(lambda: (target.copy_(source),), device) for _ in range(7))

@@ -1,4 +1,4 @@
-"""The stored rows as two pictures: how many times as long the peers take, and how near memory's speed each comes."""
+"""Plots the stored rows: the peers' times relative to ours, and the bandwidth that each contender reaches."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def draw(rows: Sequence[store.Stored], folder: Path) -> list[Path]:
 
 
 def _groups(rows: Sequence[store.Stored]) -> dict[str, list[store.Stored]]:
-    """Case -> its rows of one torch and one allocator setting, ours first; cases without a row of ours, or with nothing
-    beside it, say nothing."""
+    """Case -> its rows of one torch version and one allocator setting, ours first; cases without our row or without a
+    peer are omitted."""
     cases: dict[str, list[store.Stored]] = {}
     for row in rows:
         cases.setdefault(store.title(row), []).append(row)
@@ -61,7 +61,7 @@ def _groups(rows: Sequence[store.Stored]) -> dict[str, list[store.Stored]]:
 
 
 def _colours(contender: str) -> dict[str, Any]:
-    """A floor is no peer: it is drawn hollow."""
+    """A floor is not a peer, so it is drawn hollow."""
     fill = OURS if contender == "fastmtl" else "white" if is_floor(contender) else PEER
     return {"facecolor": fill, "edgecolor": EDGE if is_floor(contender) else fill}
 
@@ -79,7 +79,7 @@ def _speedups(groups: dict[str, list[store.Stored]], setting: str) -> Any:
         axes.vlines(1, y + 0.5, y + len(group) + 0.5, color=EDGE, linewidth=0.8)
         y += 1
         for row in group:
-            times = row["times_fastmtl"]  # of the same rounds, as in the table: the medians' ratio would drift
+            times = row["times_fastmtl"]  # from the same rounds, as in the table: a ratio of medians would drift
             low, high = times * (1 - row["p20_ms"] / row["p50_ms"]), times * (row["p80_ms"] / row["p50_ms"] - 1)
             spread = {"xerr": [[max(low, 0)], [max(high, 0)]], "ecolor": EDGE, "error_kw": {"elinewidth": 1}}
             axes.barh(y, times, linewidth=0.6, **_colours(row["contender"]), **spread)
@@ -102,7 +102,7 @@ def _speedups(groups: dict[str, list[store.Stored]], setting: str) -> Any:
 
 
 def _roofline(rows: Sequence[store.Stored], setting: str) -> Any:
-    """Bytes that must move against bytes per second reached; the roof is a large copy on the same machine."""
+    """Bytes that must be moved against bytes per second reached; the roof is a large copy on the same machine."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.6), layout="constrained")

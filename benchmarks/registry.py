@@ -1,4 +1,4 @@
-"""What is measured: a case declares its inputs once, its contenders (ours first), and the bytes nobody can avoid."""
+"""Benchmark cases: a case declares its inputs, its contenders (ours first), and the least bytes that must be moved."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Case:
     """One comparison.
 
     Attributes:
-        op: the public name it measures.
-        shape: the inputs in words, shapes and dtypes.
+        op: the public name of what is measured.
+        shape: a description of the inputs: shapes and dtypes.
         mode: what is timed, for example "forward + backward".
-        make: device -> inputs; random and never zeros, seeded.
-        contenders: name -> inputs -> a function that runs once and returns what must agree. "fastmtl" comes first. A
-            contender that raises is named and left out, ImportError as "not installed". One whose name begins with
-            "read " or "decode " is a floor: it does nothing but what everybody has to.
-        min_bytes: bytes that must cross memory at least once; 0 where that says nothing.
-        tolerance: largest relative difference from the first of `truth`, or from fastmtl without one.
-        truth: inputs -> the exact answer in float64.
-        figures: contender -> speed-up that is aimed at, shown beside the measured one.
-        items: images that one run handles, where images/s is what people compare; else 0.
+        make: device -> inputs; seeded random numbers, never zeros.
+        contenders: name -> inputs -> a function that runs once and returns the outputs to compare. "fastmtl" comes
+            first. A contender that raises an error is reported and skipped, ImportError as "not installed". A contender
+            whose name begins with "read " or "decode " is a floor: it does only what every contender must do.
+        min_bytes: bytes that must be read or written at least once; 0 if memory is not the limit.
+        tolerance: largest relative difference from `truth`.
+        truth: inputs -> the exact outputs in float64.
+        figures: contender -> target speed-up, shown next to the measured one.
+        items: images per run, if images/s is of interest; else 0.
     """
 
     op: str
@@ -53,18 +53,18 @@ class Case:
 
 
 def is_floor(contender: str) -> bool:
-    """Whether it is no peer but what nobody can avoid; by its name, which is all that a stored row has."""
+    """Whether a contender is a floor (see `Case.contenders`) and not a peer; stored rows have only its name."""
     return contender.startswith(_FLOORS)
 
 
 def register(case: Case) -> Case:
-    """Add `case` to what `fastmtl bench` measures."""
+    """Add `case` to the cases of `fastmtl bench`."""
     _CASES.append(case)
     return case
 
 
 def cases(pattern: str = "") -> list[Case]:
-    """Registered cases whose title contains `pattern`, in capitals or not."""
+    """Registered cases whose title contains `pattern`, ignoring case."""
     from . import load_cases
 
     load_cases()

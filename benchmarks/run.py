@@ -1,4 +1,4 @@
-"""`fastmtl bench`: measure, print a table, append the rows to a CSV, compare them with another commit's."""
+"""`fastmtl bench`: measures cases, prints tables, appends rows to a CSV, compares them with another commit."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ FAILED, WRONG_USAGE, LEFT_OUT = 1, 2, 3  # exit codes; on_gpu.sh runs a case aga
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 1 when anything failed (a contender that is wrong, raises or is out of memory; a file that is broken), 2
-    when the arguments are wrong, 3 when something was only left out because it is not installed. What can be done is
-    done first."""
+    """Run the benchmarks; one failure does not stop the rest.
+
+    Returns:
+        1 if anything failed (a contender is wrong, raises an error or runs out of memory, or a file is broken), 2 if
+        the arguments are wrong, 3 if something was skipped only because it is not installed, else 0.
+    """
     options = _parser().parse_args(argv)
-    # Where nobody sets a width (a log, a pipe), 80 columns would cut names off.
+    # Without a terminal (a log, a pipe) rich assumes 80 columns, which would cut off names.
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         device = torch.device(options.device)
@@ -43,12 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _plot(stored_in)
     missing = failed = False
     for name, error in load_cases().items():
-        _complain(f"the cases of {name} are left out: {reason(error)}")
+        _complain(f"the cases of {name} are skipped: {reason(error)}")
         missing |= isinstance(error, ImportError)
         failed |= not isinstance(error, ImportError)
     chosen = cases(options.pattern)
     if not chosen:
-        return _complain(f"no case matches {options.pattern!r}; `fastmtl bench --list` shows them.", WRONG_USAGE)
+        return _complain(f"no case matches {options.pattern!r}; `fastmtl bench --list` lists all.", WRONG_USAGE)
     if options.list:
         print("\n".join(case.title for case in chosen))
         return _status(failed, missing)
@@ -57,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _complain(f"--compare: {error}", WRONG_USAGE)
     if options.out and options.out.is_dir():
-        return _complain(f"--out: {options.out} is a folder; name a CSV file.", WRONG_USAGE)
+        return _complain(f"--out: {options.out} is a folder; give a CSV file.", WRONG_USAGE)
     stored, out, broken = _stored(stored_in, options.out)
     here = environment()
-    if commit:  # before hours of measuring, not after
+    if commit:  # checked before hours of measuring
         wanted = [_facts(case, name, device, options, here) for case in chosen for name in case.contenders]
-        why = store.nothing_to_compare(wanted, stored, commit) if stored_in.exists() else "there is no such file"
+        why = store.nothing_to_compare(wanted, stored, commit) if stored_in.exists() else "the file does not exist"
         if why:
             return _complain(f"--compare {options.compare}: {stored_in}: {why}.", WRONG_USAGE)
     if out:
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed |= broken or any(row["note"] and not is_missing(row["note"]) for row in now)
     if commit:
         changes = store.compare(now, stored, commit)
-        console.print(table.change_table(options.compare, changes) if changes else "Nothing measured can be compared.")
+        console.print(table.change_table(options.compare, changes) if changes else "No measured row can be compared.")
         failed |= not changes
     return _status(failed, missing)
 
@@ -88,7 +91,7 @@ def _measure(
     out: Path | None,
     console: Console,
 ) -> list[store.Stored]:
-    """Measure and print case by case; a case's rows are in `out` before the next one begins."""
+    """Measure and print case by case; the rows of a case are written to `out` before the next case begins."""
     if options.keep_memory:
         keep_memory()
     bandwidth = copy_bandwidth(device)
@@ -124,7 +127,7 @@ def records(
     options: argparse.Namespace,
     here: Mapping[str, Any],
 ) -> list[store.Stored]:
-    """The rows with everything needed to judge them."""
+    """The rows as they are stored, with the facts about case and machine."""
     found = []
     for row in rows:
         speed = case.min_bytes / (row.p50 * 1e-3)
@@ -146,7 +149,7 @@ def records(
 def _facts(
     case: Case, contender: str, device: torch.device, options: argparse.Namespace, here: Mapping[str, Any]
 ) -> store.Stored:
-    """A row before anything is measured; `here` is `run_folder.environment()`."""
+    """A row without figures; `here` is `run_dir.environment()`."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": (here["commit"] or "")[:12] + ("+" if (here["commit"] or "").endswith("+") else ""),
@@ -167,38 +170,40 @@ def _facts(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastmtl bench", description="Measure fastmtl beside its peers.")
+    parser = argparse.ArgumentParser(prog="fastmtl bench", description="Benchmark fastmtl against other libraries.")
     parser.add_argument("pattern", nargs="?", default="", help="only cases whose title contains this")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--out", type=Path, metavar="CSV", help="append the rows to this file")
     parser.add_argument("--rounds", type=_count, default=15, help="runs of each contender (default 15)")
-    parser.add_argument("--cold", action="store_true", help="sweep the caches before every run")
-    parser.add_argument("--keep-memory", action="store_true", help="glibc keeps freed memory: nobody pays page faults")
+    parser.add_argument("--cold", action="store_true", help="clear the caches before every run")
+    parser.add_argument("--keep-memory", action="store_true", help="glibc keeps freed memory: avoids page faults")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--compare",
         metavar="REV",
-        help="also print the ratio to the rows that another commit left in the file (of --out, else the committed one "
-        "of this device); REV is looked up there, not built or run",
+        help="also print the ratio to the stored rows of another commit (in the file of --out, else the committed file "
+        "of this device); REV is only looked up, not built or run",
     )
     parser.add_argument(
         "--plot",
         action="store_true",
         help="draw the stored rows (of --out, else the committed ones of this device) as SVG and stop",
     )
-    parser.add_argument("--codegen", action="store_true", help="what the GPU kernels compile to, with no GPU, and stop")
+    parser.add_argument(
+        "--codegen", action="store_true", help="print what the GPU kernels compile to, without a GPU, and stop"
+    )
     return parser
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
 def _stored(path: Path, out: Path | None) -> tuple[list[store.Stored], Path | None, bool]:
-    """The rows of `path`, the file that new ones go to, and whether `path` is broken. New rows then go beside it:
-    they took long to measure."""
+    """The rows of `path`, the file for new rows, and whether `path` is broken. If it is, new rows go to another file,
+    because they took long to measure."""
     if not path.exists():
         return [], out, False
     try:
@@ -218,7 +223,7 @@ def _plot(path: Path) -> int:
         return _complain(str(error))
     except ImportError as missing:
         return _complain(f"--plot needs {missing.name}: pip install 'fastmtl[bench]'")
-    print("\n".join(map(str, pictures)) or f"{path} has no row with a figure.")
+    print("\n".join(map(str, pictures)) or f"{path} has no row with figures.")
     return int(not pictures)
 
 

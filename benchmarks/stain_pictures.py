@@ -1,4 +1,4 @@
-"""The pictures of docs/stain.md: source, target and every method side by side, made from images that are not in the
+"""The figures of docs/stain.md: source, target and every method side by side, made from images that are not in the
 project: `python -m fastmtl.benchmarks.stain_pictures --data ../shared/data --out DIR`."""
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def _conventions(source: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def _per_slide(pixels: Tensor, target: Tensor, tile: int = 256) -> dict[str, Tensor]:
-    """A whole slide by one estimate, and by one of each tile: neighbours then differ, most where there is little
-    tissue."""
+    """A whole slide normalised with one estimate, and with one estimate per tile: neighbouring tiles then differ, most
+    if they have little tissue."""
     rows, columns = pixels.shape[1] // tile, pixels.shape[2] // tile
     whole = pixels[:, : rows * tile, : columns * tile]
     tiles = whole.unfold(1, tile, tile).unfold(2, tile, tile).permute(1, 2, 0, 3, 4).flatten(0, 1)
@@ -91,7 +91,7 @@ def _per_slide(pixels: Tensor, target: Tensor, tile: int = 256) -> dict[str, Ten
 
 
 def _stains(source: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Hematoxylin and eosin, and draws of the augmentation."""
+    """Hematoxylin and eosin, and examples of the augmentation."""
     result = ops.stain_normalize(source[None], target=target, return_stains=True)
     normalizer = data.StainNormalizer(target=target, per="tile")
     draws = torch.tensor([[0.0, 1.0, 0.5, 0.5], [1.0, 0.0, 0.5, 0.5], [0.5, 0.5, 0.7, 0.2]])

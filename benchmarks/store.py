@@ -1,4 +1,4 @@
-"""The rows of all runs in a CSV: appended to, read back, and compared with those of another commit."""
+"""The CSV file with the rows of all runs: append, read, and compare with the rows of another commit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# What makes two rows comparable, and then what was found.
+# Two rows are comparable if these columns are equal.
 _WHERE = ("device", "instructions", "torch", "cold", "kept_memory")
 _KEYS = ("op", "shape", "mode", "contender", *_WHERE)
 _NUMBERS = ("p20_ms", "p50_ms", "p80_ms", "times_fastmtl", "items_per_s", "gb_per_s", "share_of_copy")
@@ -23,14 +23,17 @@ COLUMNS = (
     *("p20_ms", "p50_ms", "p80_ms", "times_fastmtl", "items_per_s", "peak_bytes", "min_bytes", "gb_per_s"),
     *("share_of_copy", "cold", "kept_memory", "note"),
 )
-_ADDED = {"contender_version": "", "rounds": ""}  # columns that older files do not have, and what stands there then
+_ADDED = {
+    "contender_version": "",
+    "rounds": "",
+}  # columns that older files do not have, and their values for these files
 _OLD_COLUMNS = tuple(name for name in COLUMNS if name not in _ADDED)
 
 Stored = dict[str, Any]
 
 
 class BrokenFile(ValueError):
-    """A CSV that is none of ours or was damaged; says which line and why."""
+    """A CSV that is damaged or has other columns; the message says which line and why."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Change:
 
 
 def default_path(device_name: str, instructions: str) -> Path:
-    """Where the rows of a device and an instruction set are committed.
+    """The committed file for the rows of a device and an instruction set.
 
     >>> default_path("AMD EPYC, 2 threads", "avx2").name
     'amd-epyc-2-threads-avx2.csv'
@@ -76,7 +79,7 @@ def read(path: Path) -> list[Stored]:
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add `rows` to `path`, which is made where it is not there; an older file is given the columns it lacks first."""
+    """Append `rows` to `path`, which is created if necessary; missing columns are first added to an older file."""
     new = not path.exists()
     if not new:
         _widen(path)
@@ -89,13 +92,13 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def newest(rows: Sequence[Stored]) -> dict[tuple[Any, ...], Stored]:
-    """The last row of each thing that was measured; rows without a figure do not count."""
+    """The last row of each case, contender and machine; rows without figures are ignored."""
     return {_key(row): row for row in rows if not math.isnan(row["p50_ms"])}
 
 
 def compare(now: Sequence[Stored], stored: Sequence[Stored], commit: str) -> list[Change]:
-    """`now` beside the newest rows that `stored` has of `commit`, where device, instruction set, torch version, cache
-    and allocator are the same."""
+    """Compare `now` with the newest rows of `commit` in `stored` that have the same device, instruction set, torch
+    version, cache and allocator settings."""
     before = newest(of_commit(stored, commit))
     return [
         Change(title(row), row["contender"], before[key]["p50_ms"], row["p50_ms"])
@@ -105,12 +108,12 @@ def compare(now: Sequence[Stored], stored: Sequence[Stored], commit: str) -> lis
 
 
 def of_commit(stored: Sequence[Stored], commit: str) -> list[Stored]:
-    """Those measured at `commit`, which may be shortened, with or without changes."""
+    """The rows measured at `commit` (which may be abbreviated), with or without uncommitted changes."""
     return [row for row in stored if row["commit"].startswith(commit[:12])]
 
 
 def nothing_to_compare(wanted: Sequence[Mapping[str, Any]], stored: Sequence[Stored], commit: str) -> str:
-    """Why none of `wanted` (rows without figures yet) can be compared with `stored`'s of `commit`; empty if one can."""
+    """Why no row of `wanted` (without figures) can be compared with the rows of `commit` in `stored`; "" if one can."""
     before = list(newest(of_commit(stored, commit)).values())
     if not before:
         return "no rows of it"
@@ -129,11 +132,11 @@ def title(row: Mapping[str, Any]) -> str:
 
 
 def resolve(revision: str) -> str:
-    """The full commit of a git revision; outside git, and for what can be a commit that git has no more, the text
-    itself: rows may be older than the history.
+    """The full commit of a git revision. Outside git, or if it looks like a commit that git no longer has, the text is
+    returned unchanged, because rows may be older than the history.
 
     Raises:
-        ValueError: git does not know it.
+        ValueError: git does not know the revision.
     """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
@@ -143,7 +146,7 @@ def resolve(revision: str) -> str:
     if done.returncode and re.fullmatch("[0-9a-f]{7,40}", revision):
         return revision
     if done.returncode:
-        raise ValueError(f"git knows no commit {revision!r}.")
+        raise ValueError(f"git has no commit {revision!r}.")
     return done.stdout.strip()
 
 
@@ -172,7 +175,7 @@ def _widen(path: Path) -> None:
 
 def _parse(path: Path, line: int, header: Sequence[str], cells: list[str]) -> Stored:
     if len(cells) != len(header):
-        raise BrokenFile(f"{path}, line {line}: {len(cells)} cells where {len(header)} belong.")
+        raise BrokenFile(f"{path}, line {line}: {len(cells)} cells instead of {len(header)}.")
     row: Stored = _ADDED | dict(zip(header, cells, strict=True))
     try:
         row |= {name: float(row[name]) for name in _NUMBERS}
@@ -180,5 +183,5 @@ def _parse(path: Path, line: int, header: Sequence[str], cells: list[str]) -> St
         row["rounds"] = int(row["rounds"]) if row["rounds"] else None
         row |= {name: {"True": True, "False": False}[row[name]] for name in ("cold", "kept_memory")}
     except (ValueError, KeyError) as error:
-        raise BrokenFile(f"{path}, line {line}: {error} is no value of its column.") from None
+        raise BrokenFile(f"{path}, line {line}: {error} is not valid in its column.") from None
     return row

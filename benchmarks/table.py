@@ -1,4 +1,4 @@
-"""What `fastmtl bench` prints: a table for each case, what its columns mean, and what changed since a commit."""
+"""The output of `fastmtl bench`: a table for each case, the meaning of its columns, and changes since a commit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .registry import Case, is_floor
 
 
 def case_table(case: Case, rows: Sequence[Row], bandwidth: float) -> Table:
-    """Rows without a figure are left to `left_out`."""
+    """The table of a case, without rows that have no figures (see `left_out`)."""
     table = Table(title=case.title, title_justify="left")
     table.add_column("", no_wrap=True)
     headings = ["p50 ms", "p20 to p80", "times fastmtl", *(["aim"] if case.figures else []), "peak MiB"]
@@ -36,29 +36,29 @@ def case_table(case: Case, rows: Sequence[Row], bandwidth: float) -> Table:
 
 
 def left_out(case: Case, rows: Sequence[Row]) -> list[str]:
-    """A line for each contender without a figure; one for all where the whole case failed for one reason."""
+    """One line for each contender without figures; one line for all if the whole case failed for the same reason."""
     if len({row.note for row in rows}) == 1 and rows[0].note:
         return [f"left out, every contender of {case.title}: {rows[0].note}"]
     return [f"left out: {row.contender}: {row.note}" for row in rows if row.note]
 
 
 def key(case: Case) -> dict[str, str]:
-    """What stands in the table of `case` -> its meaning."""
-    said = {"times fastmtl": "how many times as long as fastmtl takes, median over rounds"}
+    """Column or row of the table of `case` -> its meaning."""
+    meanings = {"times fastmtl": "time divided by fastmtl's time, median over rounds"}
     if case.figures:
-        said["aim"] = "what this project wants that to be"
-    said["peak"] = "most memory held during a run beyond its inputs"
+        meanings["aim"] = "this project's target for that ratio"
+    meanings["peak"] = "peak memory during a run, without its inputs"
     if case.min_bytes:
-        said["of copy bandwidth"] = (
-            "bytes that must cross memory, over the time, over the bandwidth of a large copy; beyond 100%, caches "
+        meanings["of copy bandwidth"] = (
+            "bytes that must be moved, divided by the time and by the bandwidth of a large copy; above 100%, caches "
             "served a part"
         )
     floors = filter(is_floor, case.contenders)
-    return said | dict.fromkeys(floors, "a floor, which only reads or decodes what everybody has to")
+    return meanings | dict.fromkeys(floors, "a floor: only reads or decodes what every contender must")
 
 
 def change_table(revision: str, changes: Sequence[store.Change]) -> Table:
-    table = Table(title=f"Beside the stored rows of {revision}", title_justify="left")
+    table = Table(title=f"Compared with the stored rows of {revision}", title_justify="left")
     table.add_column("case")
     table.add_column("")
     for name in ("then ms", "now ms", "now / then"):

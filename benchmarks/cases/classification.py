@@ -1,4 +1,4 @@
-"""Losses of classifiers and of maps of few pixels, forward and backward, beside plain torch."""
+"""Losses of classifiers and of maps with few pixels, forward and backward, compared with plain torch."""
 
 from __future__ import annotations
 

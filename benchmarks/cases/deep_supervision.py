@@ -1,4 +1,4 @@
-"""Heads at strides 1, 2, 4, 8 against one mask, forward and backward: MONAI, the plain loop, torch.compile of it."""
+"""Heads at strides 1, 2, 4, 8 against one mask, forward and backward: MONAI, the plain loop, torch.compile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _make(shape: tuple[int, ...], device: torch.device) -> Inputs:
 
 
 def plain(heads: list[Tensor], target: Tensor, mode: str = "nearest") -> Tensor:
-    """The loop as one writes it; "max" by adaptive pooling, which `F.interpolate` does not know."""
+    """The usual loop; "max" uses adaptive pooling, because `F.interpolate` does not support it."""
     total = heads[0].new_zeros(())
     for logits in heads:
         size = logits.shape[2:]
@@ -46,7 +46,7 @@ def _monai() -> Loss:
 
     one = DiceCELoss(sigmoid=True, lambda_dice=0.5, lambda_ce=0.5)
     loss: Any = DeepSupervisionLoss(one, weight_mode="same")
-    loss.interp_mode = "nearest"  # it samples the middle of a window by default, and has no argument for it
+    loss.interp_mode = "nearest"  # the default samples the middle of a window, and there is no argument for it
     return lambda heads, target: loss(heads, target.to(heads[0].dtype))
 
 

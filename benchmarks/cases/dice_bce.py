@@ -1,4 +1,4 @@
-"""Dice + binary cross-entropy, forward and backward, beside MONAI, smp, plain torch and torch.compile."""
+"""Dice + binary cross-entropy, forward and backward, compared with MONAI, smp, plain torch and torch.compile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _make(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> I
 
 
 def formula(logits: Tensor, target: Tensor, dims: tuple[int, ...] = (2, 3)) -> Tensor:
-    """The formula as one writes it: 0.5 BCE + 0.5 Dice, Dice summed over `dims`."""
+    """The plain formula: 0.5 BCE + 0.5 Dice, Dice summed over `dims`."""
     target = target.to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits, target)
     p = logits.sigmoid()

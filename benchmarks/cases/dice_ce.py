@@ -1,4 +1,4 @@
-"""Softmax Dice + cross-entropy, and cross-entropy alone, from class maps, beside MONAI, smp, torch, torch.compile."""
+"""Softmax Dice + cross-entropy, and cross-entropy alone, from class maps: MONAI, smp, plain torch, torch.compile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _make(shape: tuple[int, ...], target_dtype: torch.dtype, device: torch.devic
 
 
 def formula(logits: Tensor, target: Tensor) -> Tensor:
-    """The formula as one writes it: 0.5 cross-entropy + 0.5 Dice of each sample's classes."""
+    """The plain formula: 0.5 cross-entropy + 0.5 Dice of each sample's classes."""
     index, dims = target.long(), tuple(range(2, logits.dim()))
     one_hot = F.one_hot(index, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
     p = logits.softmax(1)
@@ -50,7 +50,7 @@ def _smp() -> Loss:
     make_torchvision_importable()
     from segmentation_models_pytorch.losses import DiceLoss
 
-    dice = DiceLoss("multiclass", smooth=1e-5)  # of the whole batch: another number than the others'
+    dice = DiceLoss("multiclass", smooth=1e-5)  # over the whole batch, so the value differs from the others'
     return lambda x, t: 0.5 * F.cross_entropy(x, t.long()) + 0.5 * dice(x, t.long())
 
 
@@ -109,7 +109,7 @@ def _register(
 def _dice_ce(shape: tuple[int, ...], target_dtype: torch.dtype = torch.uint8, **figures: float) -> None:
     named = {"MONAI DiceCELoss": figures["monai"], "torch.compile": figures["compiled"]} if figures else {}
     peers = {"MONAI DiceCELoss": _contender(_monai)}
-    if shape[0] == 1:  # smp's Dice is of the batch: the same where that is one sample
+    if shape[0] == 1:  # smp's Dice is over the batch: equal to ours only for one sample
         peers["smp DiceLoss + CE"] = _contender(_smp)
     _register("dice_ce_loss", ops.dice_ce_loss, formula, shape, target_dtype, peers=peers, figures=named)
 

@@ -1,4 +1,4 @@
-"""Focal, Tversky and binary cross-entropy losses, forward and backward, beside their peers and the plain formulas."""
+"""Focal, Tversky and binary cross-entropy losses, forward and backward, compared with peers and the plain formulas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .dice_bce import Loss, _contender, _make, _truth
 
 
 def formula(logits: Tensor, target: Tensor) -> Tensor:
-    """Sigmoid focal loss as one writes it, gamma 2 and alpha 1/4."""
+    """The plain formula of the sigmoid focal loss, gamma 2 and alpha 1/4."""
     target = target.to(logits.dtype)
     p = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -25,7 +25,7 @@ def formula(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def tversky(logits: Tensor, target: Tensor) -> Tensor:
-    """Tversky loss as one writes it, 0.3 of the false positives and 0.7 of the false negatives."""
+    """The plain formula of the Tversky loss, with 0.3 of the false positives and 0.7 of the false negatives."""
     p, t = logits.sigmoid().flatten(2), target.to(logits.dtype).flatten(2)
     hit, wrong, missed = (p * t).sum(2), (p * (1 - t)).sum(2), ((1 - p) * t).sum(2)
     return (1 - (hit + 1e-5) / (hit + 0.3 * wrong + 0.7 * missed + 1e-5)).mean()

@@ -1,4 +1,4 @@
-"""From K gradients in rows to moved parameters: PCGrad, clipping and AdamW, whole."""
+"""From K gradients in rows to updated parameters: PCGrad, clipping and AdamW together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..registry import Case, Inputs, Run, register
 from . import pcgrad
 
 CLIP = 1.0
-SIZES = (7_000_000, 3_000_000, 999_936, 64)  # of the parameters, P = 11,000,000; a row has no gaps between them
+SIZES = (7_000_000, 3_000_000, 999_936, 64)  # sizes of the parameters, P = 11,000,000; a row has no gaps between them
 
 
 def _make(num_tasks: int) -> Callable[[torch.device], Inputs]:
@@ -35,7 +35,7 @@ def _optimizer(J: Tensor, dtype: torch.dtype = torch.float32) -> tuple[list[Tens
 
 
 def _step(inputs: Inputs, combine: Run, dtype: torch.dtype = torch.float32) -> Run:
-    """`combine` gives the gradient [P]; clip and AdamW follow, as torch has them."""
+    """`combine` returns the gradient [P]; torch's clipping and AdamW follow."""
     parameters, optimizer = _optimizer(inputs["J"], dtype)
 
     def run() -> tuple[Tensor, ...]:
@@ -77,7 +77,7 @@ def ours(inputs: Inputs) -> Run:
 
 
 def _floor(inputs: Inputs) -> Run:
-    """What nobody can avoid: read J twice, read and write each parameter and its moments. It hands out our answer."""
+    """The unavoidable part: read J twice, read and write each parameter and its moments. Returns our answer."""
     J, answer = inputs["J"], tuple(parameter.clone() for parameter in ours(inputs)())
     states = torch.zeros(3, sum(SIZES), device=J.device)
 

@@ -1,4 +1,4 @@
-"""TileLoader beside torch's DataLoader with Pillow: the same generated tiles, the same augmentation, two threads or
+"""TileLoader compared with torch's DataLoader and Pillow: the same generated tiles and augmentation, two threads or
 two workers."""
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _ours(inputs: Inputs, decode: str = "") -> Run:
 
 
 def _decoding(inputs: Inputs) -> Run:
-    """Hands out the answer the first time: nothing that it decodes is resampled."""
+    """Returns our answer the first time, because it does not resample what it decodes."""
     answers, device = iter([_truth(inputs)]), inputs["device"]
     run = decode_alone(inputs["tiles"], TARGETS, batch_size=BATCH, num_threads=WORKERS, device=device)
 
@@ -116,7 +116,7 @@ def _torch(inputs: Inputs) -> Run:
         batch_size=BATCH,
         num_workers=WORKERS,
         persistent_workers=True,
-        # A fork would copy DALI's threads, which are then no threads.
+        # A fork would copy DALI's thread objects without running threads.
         multiprocessing_context="spawn",
         pin_memory=inputs["device"].type == "cuda",
     )
@@ -125,7 +125,7 @@ def _torch(inputs: Inputs) -> Run:
 
 
 def _checked_once(epoch: Callable[[], list[Any]]) -> Run:
-    """The first run is the one that is compared; the others need not pay for the digest."""
+    """Only the first run is compared, so the others do not compute the digest."""
     compared = False
 
     def run() -> tuple[Tensor, ...]:
@@ -152,7 +152,7 @@ def _truth(inputs: Inputs) -> tuple[Tensor, ...]:
     return tuple(part.to(inputs["device"]) for part in _digest([batch]))
 
 
-# Where there is a GPU "fastmtl" decodes there.
+# With a GPU, "fastmtl" decodes on it.
 _ON_CPU = {"fastmtl, decoded on the CPU": partial(_ours, decode="cpu")} if torch.cuda.is_available() else {}
 for _name, _augmentation in {"augmented": data.Augmentation(), "not augmented": data.Augmentation.none()}.items():
     register(

@@ -1,5 +1,5 @@
-"""What stains cost in the loader: an epoch of tiles normalised to one target with stains known per slide, beside the
-same epoch without."""
+"""The cost of stain normalisation in the loader: an epoch of tiles normalised to one target, with known stains of each
+slide, compared with the same epoch without."""
 
 from __future__ import annotations
 

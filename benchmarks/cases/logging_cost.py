@@ -1,4 +1,4 @@
-"""What measuring costs a training: an epoch with the run's log, TensorBoard and progress, beside its bare steps."""
+"""The cost of logging in training: an epoch with the run's log, TensorBoard and progress, compared with bare steps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STEPS = 40  # two looks at the losses, and one more where the epoch ends
 
 
 class _Repeated:
-    """A loader that gives the same batch."""
+    """A loader that always returns the same batch."""
 
     def __init__(self, batch: Batch):
         self.batch = batch

@@ -1,4 +1,4 @@
-"""Mask2Former's loss beside transformers', and its matching alone beside SciPy, sample by sample."""
+"""Mask2Former's loss compared with transformers, and its matching alone compared with SciPy, sample by sample."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _match(inputs: Inputs) -> Run:
 
 
 def _scipy(inputs: Inputs) -> Run:
-    """As transformers' matcher calls it, and the result where the loss wants it."""
+    """As transformers' matcher calls it, with the result on the device of the loss."""
     from scipy.optimize import linear_sum_assignment
 
     cost: Tensor = inputs["cost"]

@@ -1,4 +1,4 @@
-"""SimCLR's NT-Xent, forward and backward, beside the formula in plain torch and under torch.compile."""
+"""SimCLR's NT-Xent, forward and backward, compared with the formula in plain torch and torch.compile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _make(pairs: int, dim: int, dtype: torch.dtype, device: torch.device) -> Inp
 
 
 def formula(z1: Tensor, z2: Tensor) -> Tensor:
-    """The loss as one writes it: a cross-entropy over the 2N x 2N similarities."""
+    """The plain formula: a cross-entropy over the 2N x 2N similarities."""
     z = F.normalize(torch.cat([z1, z2]))
     rows = torch.arange(len(z), device=z.device)
     similarities = (z @ z.T).div(TEMPERATURE).fill_diagonal_(-torch.inf)

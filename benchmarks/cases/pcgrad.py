@@ -1,4 +1,4 @@
-"""PCGrad on K flattened gradients of P shared parameters: Gram, weights and combine, beside the pairwise loop."""
+"""PCGrad on K flattened gradients of P shared parameters: Gram, weights and combine, against the pairwise loop."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def libmtl(inputs: Inputs) -> Run:
 
 
 def _floor(inputs: Inputs) -> Run:
-    """What nobody can avoid: read J twice, write P numbers once. It hands out our answer, made beforehand."""
+    """The unavoidable part: read J twice, write P numbers once. Returns our answer, computed beforehand."""
     J, answer = inputs["J"], ours(inputs)()
     out = torch.empty_like(answer[0])
 

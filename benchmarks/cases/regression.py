@@ -1,4 +1,4 @@
-"""Squared and smooth absolute errors of reconstructions, forward and backward, beside plain torch and torch.compile."""
+"""Squared and smooth absolute errors of reconstructions, forward and backward: plain torch, torch.compile."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Reading regions of a slide, and opening one: `data.open_slide` beside OpenSlide and tifffile, one thread each, on a
-painted slide of this case's own making."""
+"""Reading regions of a slide, and opening one: `data.open_slide` compared with OpenSlide and tifffile, one thread each,
+on a synthetic slide."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _truth(inputs: Inputs) -> tuple[torch.Tensor, ...]:
 
 
 def _opens(reader: str) -> Any:
-    """Opens the slide and tells its levels' sizes."""
+    """Opens the slide and returns its levels' sizes."""
 
     def run(inputs: Inputs) -> Run:
         path = inputs["path"]

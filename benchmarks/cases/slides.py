@@ -1,5 +1,5 @@
-"""TileLoader on regions of slides beside OpenSlide in torch's DataLoader and beside wsistream: the same generated
-slides and regions, which lie across the slide's own tiles, two threads or two workers."""
+"""TileLoader on regions of slides compared with OpenSlide in torch's DataLoader and with wsistream: the same generated
+slides and regions, which cross the slide's own tiles, two threads or two workers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _ours(inputs: Inputs) -> Run:
 
 
 def _decoding(inputs: Inputs) -> Run:
-    """Hands out the answer the first time: nothing that it decodes is put together."""
+    """Returns our answer the first time, because it does not join what it decodes."""
     answers, device = iter([_truth(inputs)]), inputs["device"]
     run = decode_alone(_tiles(inputs), {"self": "none"}, batch_size=BATCH, num_threads=WORKERS, device=device)
 
@@ -145,7 +145,7 @@ def _torch(dataset: Any, device: torch.device) -> Run:
 
 
 def _checked_once(epoch: Any) -> Run:
-    """The first run is the one that is compared; the others need not pay for the digest."""
+    """Only the first run is compared, so the others do not compute the digest."""
     compared = False
 
     def run() -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Stain normalisation beside torchstain and dictionary learning: drawn tissue, uint8 to float32."""
+"""Stain normalisation compared with torchstain and dictionary learning: synthetic tissue, uint8 to float32."""
 
 from __future__ import annotations
 

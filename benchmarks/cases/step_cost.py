@@ -1,7 +1,7 @@
 """The extra time of PCGrad in one step of a small U-Net: the backward passes of the shared encoder for K gradients.
 
-The floor is a plain step of the same trainer and K - 1 further backwards of the encoder alone; fastmtl is to take at
-most 1.05 times as long, so that the floor's column reads at least 0.95.
+The floor is a plain step of the same trainer and K - 1 more backwards of the encoder alone. The target for fastmtl is
+at most 1.05 times the floor's time, so that the floor's ratio is at least 0.95.
 """
 
 from __future__ import annotations

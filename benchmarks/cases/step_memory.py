@@ -1,7 +1,7 @@
 """Peak memory of one step, without model, optimizer state and batch: gradients, arena, activations. Read `peak_bytes`.
 
-The shared part has many parameters and few activations, where K gradients are the largest part of the memory. Each run
-makes its balancer anew, or the arena, which lives from step to step, would be taken for memory held before.
+The shared part has many parameters and few activations: in this case K gradients cost most. Each run creates a new
+balancer, otherwise the arena, which is kept between steps, would count as memory held before.
 """
 
 from __future__ import annotations

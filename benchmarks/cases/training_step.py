@@ -1,7 +1,7 @@
-"""One training step of the demo's joint U-Net, stage by stage and whole; a batch [16, 3, 96, 96] lies in memory.
+"""One training step of the demo's joint U-Net, stage by stage and whole; the batch [16, 3, 96, 96] is in memory.
 
-With two tasks PCGrad knows one order, so TorchJD's and LibMTL's steps must leave the same gradients as ours. The stage
-before these, the loader, is the case TileLoader.
+With two tasks PCGrad has only one order, so TorchJD's and LibMTL's steps must give the same gradients as ours. The case
+TileLoader measures the stage before these, the loader.
 """
 
 from __future__ import annotations

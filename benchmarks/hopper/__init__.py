@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled for Hopper (sm_90) on a machine without a GPU."""
+"""Compiles every Triton kernel for Hopper, without a GPU."""
 
 from .balancing import BALANCING, MATCHING
 from .compile import Code as Code

@@ -1,4 +1,4 @@
-"""The process that `compile_kernels` starts."""
+"""Entry point of the process that `compile_kernels` starts."""
 
 from .compile import main
 

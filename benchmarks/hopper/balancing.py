@@ -1,4 +1,4 @@
-"""The kernels of the balancing methods and of Mask2Former's matching: types, and what the code of each must hold."""
+"""The kernels of the balancing methods and of Mask2Former's matching: argument types and limits of the code."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .compile import SIZE, Kernel
 
 
 def _gram(label: str, J: str, T: int, vector: int, triangle: bool) -> list[Kernel]:
-    """`triangle` False: two tiles of more rows than one holds."""
+    """`triangle` False: two tiles, for more rows than one tile has."""
     types = {"J": J, "partials": "*fp64"} | dict.fromkeys(("K", "P", "row_stride", "split_columns"), "i32")
     constants = {"T": T, "LANES": 128, "VEC": vector, "RUN": 128, "TRIANGLE": triangle}
-    divisible = ("row_stride", "split_columns")  # P need not be: the ragged end comes by itself
+    divisible = ("row_stride", "split_columns")  # P need not be: the remaining columns are handled separately
     rows = T * (1 if triangle else 2)
     kernel = Kernel("gram_triton", "gram_partials_kernel", types, constants, divisible, rows, label=label)
     return [replace(kernel, bytes_per_element=rows * SIZE[J])]
@@ -25,7 +25,7 @@ def _combine(label: str, J: str, out: str, wide_loads: int) -> list[Kernel]:
 
 
 def _assignment(block: int, num_warps: int, cost: str) -> Kernel:
-    """Steps of some hundred costs each, read with a stride: nothing to load in 16 bytes."""
+    """Steps with some hundred costs each, read with a stride: no 16-byte loads."""
     types = {"cost": cost, "num_targets": "*i64", "matches": "*i64"}
     types |= dict.fromkeys(("cb", "cq", "ct", "queries", "targets", "factor"), "i32")
     constants, label = {"HAS_NUMBER": True, "BLOCK": block}, f"{cost[1:]}-{block}"
@@ -33,7 +33,7 @@ def _assignment(block: int, num_warps: int, cost: str) -> Kernel:
 
 
 def _points(maps: str) -> Kernel:
-    """Neighbours lie anywhere: single loads, except of the points themselves."""
+    """Neighbouring pixels can be anywhere in memory: single loads, except for the points themselves."""
     types = {"maps": maps, "coordinates": "*fp32", "out": "*fp32", "batch_stride": "i32", "channel_stride": "i32"}
     types |= dict.fromkeys(("channels", "height", "width", "points", "blocks"), "i32")
     return Kernel("points_triton", "sample_points_kernel", types, {"BLOCK": 512}, (), 0, label=maps[1:])
@@ -53,7 +53,7 @@ BALANCING = [
         "gram_finish_kernel",
         {"partials": "*fp64", "G": "*fp64", "K": "i32", "splits": "i32"},
         {"T": 8, "NORMS": False, "BLOCK": 256},
-        wide_loads=0,  # a thousand partials per pair at most
+        wide_loads=0,  # at most a thousand partial sums per pair
         num_warps=2,
     ),
     *_combine("f32", "*fp32", "*fp32", 6),
@@ -71,8 +71,8 @@ BALANCING = [
         )
         for size in (1, 4, 16, 64)
     ],
-    # The small problems of the balancing methods: K x K numbers, so no wide loads. More than 32 tasks do not fit the
-    # registers of one block, which then spills to the cache: slower, and not held to this list.
+    # The small problems of the balancing methods: K x K numbers, so no wide loads. More than 32 tasks do not fit into
+    # the registers of one block, which then spills to the cache: this is slower, and not checked here.
     *[
         Kernel(
             "nonnegative_qp_triton",

@@ -1,8 +1,7 @@
-"""The Triton kernels as Hopper (sm_90) gets them, compiled with no GPU: registers, spills, loads, shared memory.
+"""Compiles the Triton kernels for Hopper (sm_90) without a GPU: registers, spills, loads, shared memory.
 
-A kernel is declared in losses.py, balancing.py or data.py: its module, its arguments' types, and what its code must
-hold. The tests check those limits (tests/benchmarks/test_codegen.py), and `fastmtl bench --codegen` prints what was
-found.
+A kernel is declared in losses.py, balancing.py or data.py: its module, its argument types, and the limits of its code.
+The tests check these limits (tests/benchmarks/test_codegen.py), and `fastmtl bench --codegen` prints the findings.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SIZE = {"*u8": 1, "*i64": 8, "*bf16": 2, "*fp16": 2, "*fp32": 4, "*fp64": 8}
 
 @dataclass(frozen=True)
 class Kernel:
-    """One compilation. `types` names each run-time argument's Triton type, a plain number makes it a constant.
+    """One compilation. `types` gives the Triton type of each run-time argument; a plain number makes it a constant.
 
     A tuple of types is a tuple of arguments; there "i32:16" is an integer known to be a multiple of 16.
     """
@@ -37,12 +36,12 @@ class Kernel:
     name: str
     types: Mapping[str, Any]
     constants: Mapping[str, object] = field(default_factory=dict)
-    divisible: tuple[str, ...] = ()  # integers known to be multiples of 16; pointers are aligned without being named
-    wide_loads: int = 1  # at least so many instructions that load 16 bytes a thread
+    divisible: tuple[str, ...] = ()  # integers known to be multiples of 16; pointers are always aligned
+    wide_loads: int = 1  # least number of instructions that load 16 bytes per thread
     num_warps: int = 4
     label: str = ""
-    wide_offsets: bool = False  # every tensor of offsets is of 64 bits, though the sizes come as 32
-    bytes_per_element: float = 0  # read and written per pixel, or per column of J; 0 where the work is not per element
+    wide_offsets: bool = False  # every tensor of offsets has 64 bits, although sizes have 32
+    bytes_per_element: float = 0  # read and written per pixel, or per column of J; 0 if the work is not per element
 
     def __str__(self) -> str:
         return f"{self.name}-{self.label}" if self.label else self.name
@@ -50,13 +49,13 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Code:
-    """What became of a kernel; `error` holds the traceback of one that did not compile."""
+    """The code of a kernel; `error` is the traceback if it did not compile."""
 
     registers: int = 0
     spilled_bytes: int = 0
     shared_bytes: int = 0
-    loads: tuple[int, ...] = ()  # bytes a thread takes with each load from global memory, widest first
-    narrow_offsets: int = 0  # tensors of pointers made from offsets of 32 bits
+    loads: tuple[int, ...] = ()  # bytes per thread of each load from global memory, widest first
+    narrow_offsets: int = 0  # number of pointer tensors made from 32-bit offsets
     error: str = ""
 
     @property
@@ -65,10 +64,11 @@ class Code:
 
 
 def compile_kernels(kernels: list[Kernel]) -> dict[str, Code]:
-    """str(kernel) -> its code. Another process compiles, for the interpreter, once on, replaces parts of Triton here.
+    """str(kernel) -> its code. A separate process compiles, because Triton's interpreter may have replaced parts of
+    Triton in this one.
 
     Raises:
-        RuntimeError: that process broke as a whole, for example because Triton is not installed.
+        RuntimeError: the process failed as a whole, for example because Triton is not installed.
     """
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
     command = [sys.executable, "-m", "fastmtl.benchmarks.hopper"]
@@ -118,7 +118,7 @@ def _compile(kernel: Kernel) -> Code:
 
 
 def _assemble(ptx: str) -> str:
-    """What ptxas reports of it; Triton runs ptxas too, and drops the report."""
+    """The report of ptxas; Triton also runs ptxas but discards the report."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     target = re.search(r"\.target (sm_\w+)", ptx)
@@ -138,11 +138,11 @@ def _number(pattern: str, report: str) -> int:
 
 
 def main() -> None:
-    """The other process: pickled kernels on standard input, their codes as JSON on standard output."""
+    """The separate process: pickled kernels on standard input, their codes as JSON on standard output."""
     found = {}
     for kernel in pickle.load(sys.stdin.buffer):
         try:
             found[str(kernel)] = asdict(_compile(kernel))
-        except Exception:  # one that does not compile must not hide the others
+        except Exception:  # one kernel that does not compile must not hide the others
             found[str(kernel)] = asdict(Code(error=traceback.format_exc()))
     print(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Kernels of the data plane as `compile` builds them for Hopper."""
+"""Kernels of the data plane: argument types and limits of the code."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from .compile import SIZE, Kernel
 
 
 def _transform() -> list[Kernel]:
-    """Pictures lie anywhere, neighbours of a place anywhere in them: single bytes are loaded, and the caches help."""
+    """Images and neighbouring pixels can be anywhere in memory: single bytes are loaded, mostly from the cache."""
     places = {"table": "*i64", "matrix": "*fp32", "field": "*fp32", "size": "i32"}
     numbers = dict.fromkeys(("colour", "noise", "scale", "shift"), "*fp32") | {"keys": "*i32"}
     image, mask = {"OUTSIDE": 240, "BLOCK": 256}, {"CHANNELS": 1, "BLOCK": 256, "CELLS": 5}
     image_types, mask_types = places | numbers | {"out": "*fp32"}, places | {"out": "*u8", "threshold": "fp32"}
     straight, bent = image | {"CELLS": 0, "NOISE": False}, image | {"CELLS": 5, "NOISE": True}
     warp_types, noise_types = places | {"out": "*u8", "within": "*u8"}, numbers | {"images": "*fp32", "size": "i32"}
-    found = [  # name, label, types, constants, bytes of a pixel
+    found = [  # name, label, types, constants, bytes per pixel
         ("transform_image_kernel", "affine", image_types, straight, 15),
         ("transform_image_kernel", "bent", image_types, bent, 15),
         ("warp_image_kernel", "bent", warp_types, image | {"CELLS": 5}, 7),
@@ -29,12 +29,12 @@ def _transform() -> list[Kernel]:
 
 
 def _stain(label: str, out: str, lasso: bool, inside: bool) -> Kernel:
-    """Planes of a multiple of 16 pixels; 2048 a program are 16 bytes a thread of each plane."""
+    """Planes with a multiple of 16 pixels; 2048 per program are 16 bytes per thread and plane."""
     pointers = {"images": "*u8", "inside": "*u8" if inside else None, "table": "*fp32", "recipes": "*fp32", "out": out}
     strides = {"ib": "i64", "ic": "i64", "ip": 1, "ob": "i64", "oc": "i64", "op": 1, "pixels": "i32", "blocks": "i32"}
     flags = {"LASSO": lasso, "HAS_INSIDE": inside, "BYTES": out == "*u8", "HALF_UP": False, "BLOCK": 2048}
     divisible = ("ib", "ic", "ob", "oc", "pixels")
-    # The offsets of 32 bits are bytes that look into the table of densities.
+    # The 32-bit offsets are pixel values used as indices into the table of densities.
     rest = {"wide_loads": 3 + inside, "label": label, "bytes_per_element": 3 + 3 * SIZE[out] + inside}
     return Kernel("stain_apply_triton", "stain_apply", pointers | strides, flags, divisible, **rest)
 

@@ -1,4 +1,4 @@
-"""The losses' kernels: their arguments' types, and what the code of each must hold."""
+"""The kernels of the losses: argument types and limits of the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _dice_bce_planes(logits: str, target: str, mask: str | None) -> dict[str, st
 def _dice_bce(
     label: str, wide_loads: int, logits: str, target: str, mask: str | None = None, counts: bool = False
 ) -> list[Kernel]:
-    """Forward and backward on aligned planes of a multiple of 16 elements; 2048 a program are 16 a thread."""
+    """Forward and backward on aligned planes with a multiple of 16 elements; 2048 per program are 16 per thread."""
     planes = _dice_bce_planes(logits, target, mask)
     sizes = dict.fromkeys(("samples", "channels", "pixels", "chunk", "splits", "blocks", "planes"), "i32")
     divisible = ("xb", "xc", "tb", "tc", "mb", "mc", "ob", "oc", "pixels", "chunk")
@@ -40,7 +40,7 @@ def _dice_bce(
 
 
 def _focal(label: str, wide_loads: int, logits: str, target: str, gamma: int) -> list[Kernel]:
-    """`gamma` -1: an exponent known at run time alone."""
+    """`gamma` -1: an exponent that is known only at run time."""
     sizes = dict.fromkeys(("channels", "pixels", "chunk", "splits", "blocks", "planes"), "i32")
     numbers = dict.fromkeys(("positive", "negative", "gamma"), "fp32")
     pointers = dict.fromkeys(("factors", "partials", "coefficients", "grad"), "*fp32") | {"out": logits}
@@ -60,7 +60,7 @@ def _focal(label: str, wide_loads: int, logits: str, target: str, gamma: int) ->
 
 
 def _focal_softmax(label: str, wide_loads: int, logits: str, target: str, classes: int) -> list[Kernel]:
-    """A tile holds `classes` rounded up to a power of two; bytes are those of a pixel with all its classes."""
+    """A tile has `classes` rounded up to a power of two; bytes are per pixel, with all its classes."""
     sizes = dict.fromkeys(("channels", "pixels", "chunk", "splits", "blocks", "samples"), "i32")
     pointers = dict.fromkeys(("factors", "partials", "coefficients", "grad"), "*fp32") | {"out": logits}
     strides = dict.fromkeys(("gb", "xb", "xc", "tb", "ob", "oc"), "i64") | {"xs": 1, "ts": 1, "os": 1, "mb": 0, "ms": 0}
@@ -80,7 +80,7 @@ def _focal_softmax(label: str, wide_loads: int, logits: str, target: str, classe
 def _dice_ce(
     label: str, loads: tuple[int, int], logits: str, target: str, C: int, mask: str | None = None
 ) -> list[Kernel]:
-    """Sums of 1024 logits at a time, gradient of 2048; above 32 classes logits are read twice, 32 classes at a time."""
+    """Sums over 1024 logits at a time, gradients of 2048; above 32 classes logits are read twice, 32 at a time."""
     planes = {letter: kind for letter, kind in _dice_bce_planes(logits, target, mask).items() if letter not in ("mc",)}
     sizes = dict.fromkeys(("samples", "channels", "pixels", "chunk", "splits", "blocks", "planes"), "i32")
     tile = min(32, 1 << (C - 1).bit_length())
@@ -90,7 +90,7 @@ def _dice_ce(
     types = planes | sizes | pointers | {"gb": "i64", "ob": "i64", "oc": "i64", "os": 1, "smoothing": "fp32"}
     types |= {"ignore_index": "i32", "normalisers": None if C <= 32 else "*fp32"}
     divisible = ("xb", "xc", "tb", "tc", "mb", "ob", "oc", "pixels", "chunk")
-    own = (SIZE[target] + (SIZE[mask] if mask else 0)) / C  # what a pixel has beside its logits
+    own = (SIZE[target] + (SIZE[mask] if mask else 0)) / C  # bytes per pixel besides its logits
     once, tiles = SIZE[logits] + own, -(-C // tile)
     backward = "softmax_gradient_triton", "softmax_gradient"
     kernels = [
@@ -112,11 +112,11 @@ def _dice_ce(
 def _deep_supervision(
     label: str, wide_loads: int, logits: str, target: str, mask: str | None, how: int
 ) -> list[Kernel]:
-    """Heads of strides 1, 2, 4, 8 and 1 again: all logits come in 16-byte loads, at stride 1 the mask too."""
+    """Heads with strides 1, 2, 4, 8 and 1 again: all logits use 16-byte loads; at stride 1 the mask does too."""
     scales = ((1, 1, 1), (1, 2, 2), (1, 4, 4), (1, 8, 8), (1, 1, 1))
     planes = (logits, "i64:16", "i64:16", 1)
     sums = (*planes, "i32:16", "i32:16", "i32:16", "i32:16", "i32")
-    # Where the first head's programs begin is 0, which a launch passes as a multiple of 16.
+    # The first head's programs begin at 0, which a launch passes as a multiple of 16.
     types: dict[str, Any] = {"t": target, "m": mask, "grad": "*fp32", "gl": "i32", "weights": None}
     for letter in "tm":
         live = letter == "t" or mask is not None
@@ -138,11 +138,11 @@ def _deep_supervision(
         return kernels
     flags = {"HEADS": 5, "JACCARD": True, "EMPTY": 2, "MEAN": True, "TILE": 16, "PARTS": 64} | flags
     finish = Kernel(module, "deep_supervision_finish", types | {"heads": ((*sums, "i32"),) * 5}, flags, label=label)
-    return [*kernels, replace(finish, wide_loads=0)]  # a few thousand partials at most
+    return [*kernels, replace(finish, wide_loads=0)]  # at most a few thousand partial sums
 
 
 def _nt_xent(label: str, z: str, depth: int) -> list[Kernel]:
-    """D = 128, as SimCLR projects to. Its time goes into products: each row is read once for every 64 others."""
+    """D = 128, the projection size of SimCLR. Products dominate the time: each row is read once for every 64 others."""
     sizes = dict.fromkeys(("rows", "pairs", "dim", "padded_rows"), "i32")
     types = sizes | {"scaled": z, "out": z, "z": z, "m": "*u8", "padded_dim": 128, "inverse_temperature": "fp32"}
     types |= dict.fromkeys(("norms", "losses", "coefficients", "grad", "loss"), "*fp32")
@@ -150,7 +150,7 @@ def _nt_xent(label: str, z: str, depth: int) -> list[Kernel]:
     aligned, rest = ("padded_rows", "dim"), {"num_warps": 8, "label": label}
     narrower = constants | {"DEPTH": min(64, depth)}
     return [
-        # The mask of its loads runs along the rows, and ends anywhere.
+        # The mask of the loads runs along the rows and may end anywhere.
         Kernel("nt_xent_triton", "nt_xent_prepare", types, constants, aligned, wide_loads=0, **rest),
         Kernel("nt_xent_triton", "nt_xent_rows", types, constants, aligned, wide_loads=4, **rest),
         Kernel("nt_xent_triton", "nt_xent_gradient", types, narrower, aligned, wide_loads=8, **rest),
@@ -237,7 +237,7 @@ LOSSES = [
         dict.fromkeys(("losses", "norms", "loss", "coefficients"), "*fp32") | {"rows": "i32", "padded_rows": "i32"},
         {"BLOCK": 1024},
         ("padded_rows",),
-        wide_loads=0,  # two numbers a row
+        wide_loads=0,  # two numbers per row
         num_warps=8,
     ),
     *_regression("f32-u8", 5, "*fp32", "*u8"),

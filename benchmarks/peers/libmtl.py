@@ -1,4 +1,4 @@
-"""LibMTL's own PCGrad: fed with gradients instead of losses, so that only its surgery is timed, or with losses."""
+"""LibMTL's own PCGrad, called with gradients instead of losses (to time only the surgery) or with losses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 def _pcgrad_class() -> Any:
     make_torchvision_importable()
-    # LibMTL 1.1.5 imports a module that torchvision removed in 0.13; what it wants from it lives in torch.hub.
+    # LibMTL 1.1.5 imports a module that torchvision removed in 0.13; the function it needs is in torch.hub.
     moved = types.ModuleType("torchvision.models.utils")
     moved.load_state_dict_from_url = torch.hub.load_state_dict_from_url  # type: ignore[attr-defined]
     sys.modules.setdefault("torchvision.models.utils", moved)
@@ -49,7 +49,7 @@ def pcgrad(J: Tensor, order: list[list[int]]):
         shuffle = random.shuffle
 
         def ours(tasks: list[int]) -> None:
-            tasks[:] = next(draws)  # LibMTL shuffles all tasks, its own among them
+            tasks[:] = next(draws)  # LibMTL shuffles all tasks, including the task itself
 
         random.shuffle = ours  # type: ignore[assignment]
         try:
@@ -62,8 +62,8 @@ def pcgrad(J: Tensor, order: list[list[int]]):
 
 
 def pcgrad_backward(model: Any, num_tasks: int):
-    """A function from losses to `.grad` on every parameter of `model`, as LibMTL's trainer leaves them. Its gradients
-    become vectors by `view`, so the model must not be in channels-last layout."""
+    """A function from losses to `.grad` on every parameter of `model`, as set by LibMTL's trainer. It flattens
+    gradients with `view`, so the model must not be in channels-last layout."""
 
     class OnModel(_pcgrad_class()):
         rep_grad = False

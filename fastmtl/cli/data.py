@@ -23,16 +23,14 @@ _SHOWN = 20  # files without oddities that are listed
 
 
 def prepare(arguments: Sequence[str]) -> int:
-    """Write a manifest and print what is odd; 1 when a file had to be left out."""
-    parser = Parser(
-        "prepare", "Write a manifest of a folder of tiles or slides, index the slides, and print what is odd."
-    )
+    """Write a manifest and print oddities; returns 1 if a file had to be left out."""
+    parser = Parser("prepare", "Write a manifest of a folder of tiles or slides, index the slides, and print oddities.")
     parser.add_argument("folder", type=Path, metavar="DIR", help="searched with its sub-folders")
     parser.add_argument("--out", type=Path, metavar="FILE", help="manifest to write (default: DIR/manifest.csv)")
     parser.add_argument(
         "--patient",
         metavar="REGEX",
-        help="finds the patient in a file's name (default: what comes before the first -)",
+        help="finds the patient in a file name (default: the part before the first -)",
     )
     parser.add_argument(
         "--index-folder", type=Path, metavar="DIR", help="where slide indexes go (default: beside the slides)"
@@ -57,8 +55,8 @@ def prepare(arguments: Sequence[str]) -> int:
 
 
 def data_command(arguments: Sequence[str]) -> int:
-    """`fastmtl data check`: open everything and count; 1 when something is broken, or the recipe would refuse it."""
-    parser = Parser("data check", "Open every file of a data set; count what is in it; print what is odd or broken.")
+    """`fastmtl data check`: open and count everything; returns 1 if something is broken or refused."""
+    parser = Parser("data check", "Open every file of a data set; print counts, oddities and broken files.")
     parser.add_argument("path", type=Path, metavar="PATH", help="a manifest, or a folder in any known format")
     parser.add_argument("--recipe", metavar="RECIPE", help="read it as this recipe does, and print what it refuses")
     parser.add_set("for example data.tile_size=512")
@@ -101,7 +99,7 @@ def _prepared_words(prepared: data.Prepared) -> dict[str, Any]:
 
 
 def _recipe_words(prepared: data.Prepared, index_folder: Path | None) -> dict[str, str]:
-    """What the [data] of a recipe needs besides the manifest."""
+    """The keys that a recipe's [data] needs besides the manifest."""
     words = {}
     home = prepared.manifest.parent.resolve()
     paths = [path.resolve() for one in prepared.found if one.kind for path in (one.path, one.mask) if path]

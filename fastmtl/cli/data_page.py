@@ -1,4 +1,4 @@
-"""What `fastmtl data check` prints: a summary, tables, then notices, refusals and broken files."""
+"""The output of `fastmtl data check`: a summary, tables, then notices, refusals and broken files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENDS = 5  # the lowest and the highest of many shares
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
-    """Print what `data.examine` found, and "refused", what a recipe would not train on, if one was given."""
+    """Print the result of `data.examine`, and "refused": what a recipe would refuse, if one was given."""
 
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)  # a long line stays one line, so that it can be searched
@@ -129,7 +129,7 @@ def _held(column: Mapping[str, Any]) -> str:
 
 
 def _class(name: str) -> str:
-    """The name of a class; escaped where spaces or unusual characters alone tell it from another."""
+    """The name of a class; escaped if it has unusual spaces or characters that could hide a difference."""
     plain = name.isprintable() and unicodedata.is_normalized("NFC", name) and name == " ".join(name.split())
     return (name if plain else ascii(name)) if name else "(none)"
 

@@ -1,4 +1,4 @@
-"""`fastmtl doctor`: installed packages, devices, and which backend every op takes and why."""
+"""`fastmtl doctor`: installed packages, devices, and the state of every op's backends."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """Print what is installed and which backends there are."""
-    parser = Parser("doctor", "Versions, devices, and which backend each op takes.")
+    """Print installed versions, devices and backends."""
+    parser = Parser("doctor", "Print versions, devices, and the backend that each op uses.")
     parser.add_json()
     as_json = parser.parse(arguments).json
     found = examine()
     try:
         from rich.console import Console
-    except ModuleNotFoundError:  # without extras there are still the ops, and their backends
+    except ModuleNotFoundError:  # without extras, the ops and their backends still work
         Console = None
     if as_json or Console is None:
         print(json.dumps(found, indent=1))

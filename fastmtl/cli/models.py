@@ -1,4 +1,4 @@
-"""`fastmtl models`: every network and the tasks that its paper trains it for, without building one."""
+"""`fastmtl models`: lists every network and its paper's tasks, without building one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def list_models(arguments: Sequence[str]) -> int:
 
 
 def rows() -> list[dict[str, Any]]:
-    """A dict per model and set of tasks: "model", "tasks", "parameters" and the "options" they are counted with,
-    "channels", "strides", "paper", "summary", "install" (the extra that it needs, or "") and "tiny" (the
-    preset's options)."""
+    """One dict per model and set of tasks: "model", "tasks", "parameters" and the "options" for which they are counted,
+    "channels", "strides", "paper", "summary", "install" (the required extra, or "") and "tiny" (the options of the
+    preset)."""
     found: list[dict[str, Any]] = []
     for name in models.list_models():
         info = models.model_info(name)

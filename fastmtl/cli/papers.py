@@ -14,24 +14,26 @@ from .arguments import Parser, progress_console
 
 
 def reproduce(arguments: Sequence[str]) -> int:
-    """Train the rows and print the table; 1 where a row failed."""
+    """Train the rows and print the table; returns 1 if a row failed."""
     from ..reproduce import list_papers
     from ..reproduce import reproduce as run
     from ..reproduce.figures import write_figures
 
     parser = Parser(
         "reproduce",
-        "Train the rows of a paper's tables and print them beside the published figures. The same command again keeps "
-        "finished runs and continues interrupted ones.",
+        "Train the rows of a paper's tables and print them next to the published figures. Running the same command "
+        "again keeps finished runs and continues interrupted ones.",
     )
     parser.add_argument("paper", metavar="PAPER", help=", ".join(list_papers()))
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the paper's data, as published")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(default: reproductions/PAPER-SCALE)")
     parser.add_argument("--folds", type=int, metavar="N", help="run only the first N of the paper's folds")
     parser.add_argument(
-        "--scale", default="full", metavar="SCALE", help="tiny (seconds a run), small (minutes), or full"
+        "--scale", default="full", metavar="SCALE", help="tiny (seconds per run), small (minutes), or full"
     )
-    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these; `fastmtl recipes` lists them")
+    parser.add_argument(
+        "--rows", nargs="+", default=[], metavar="ROW", help="only these rows; `fastmtl recipes` lists all"
+    )
     parser.add_set("in all rows, for example data.group_by=patient")
     parsed = parser.parse(arguments)
     out = parsed.out or Path("reproductions") / f"{parsed.paper}-{parsed.scale}"
@@ -61,7 +63,9 @@ def recipes(arguments: Sequence[str]) -> int:
     from ..reproduce import plan
 
     parser = Parser("recipes", "The built-in recipes, paper by paper.")
-    parser.add_argument("paper", nargs="?", default="", metavar="PAPER", help="only its rows, in its tables' order")
+    parser.add_argument(
+        "paper", nargs="?", default="", metavar="PAPER", help="list only this paper's rows, in the order of its tables"
+    )
     parser.add_json()
     parsed = parser.parse(arguments)
     if parsed.paper:

@@ -1,4 +1,4 @@
-"""`fastmtl eval`, `fastmtl predict` and `fastmtl report`: what a trained run is used for."""
+"""`fastmtl eval`, `fastmtl predict` and `fastmtl report`: commands that use a trained run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _RUN = "a folder that `fastmtl train` wrote"
 
 
 def _add_model_options(parser: Parser) -> None:
-    parser.add_argument("--checkpoint", choices=("best", "last"), help="the recipe's training.checkpoint when left out")
+    parser.add_argument("--checkpoint", choices=("best", "last"), help="default: the recipe's training.checkpoint")
     parser.add_argument(
         "--tta",
         nargs="*",
         metavar="VIEW",
-        help="views besides the image itself to average, h v r90 r180 r270; the recipe's when left out",
+        help="views to average with the image itself: h v r90 r180 r270 (default: the recipe's)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """Score a run and print the JSON."""
+    """Score a run and print the metrics as JSON."""
     parser = Parser("eval", "Print a run's metrics on a data folder as JSON.")
     parser.need("RUN", _RUN)
     parser.add_argument(
@@ -51,7 +51,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def predict(arguments: Sequence[str]) -> int:
-    """Predict and say how much was written; 1 where a slide could not be read."""
+    """Predict and print how much was written; returns 1 if a slide could not be read."""
     parser = Parser("predict", "Write masks and classes for images or whole slides without labels.")
     parser.need("RUN", _RUN)
     parser.need("INPUT", "an image or a slide, a folder of them, or a manifest")
@@ -61,7 +61,7 @@ def predict(arguments: Sequence[str]) -> int:
         required=True,
         metavar="DIR",
         help="folder to write: TASK/IMAGE.png or SLIDE/TASK.tif for masks, predictions.jsonl for everything; "
-        "predictions of the same run and input that are already there are kept, and missing ones are added",
+        "existing predictions of the same run and input are kept, and missing ones are added",
     )
     _add_model_options(parser)
     parsed = parser.parse(arguments)
@@ -82,11 +82,11 @@ def predict(arguments: Sequence[str]) -> int:
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Write the page and print its path; 1 where something on it is missing or broken."""
-    parser = Parser("report", "Make report.html of one run again, or one page that compares several.")
+    """Write the page and print its path; returns 1 if a file or run is missing or broken."""
+    parser = Parser("report", "Write report.html of one run again, or one page that compares several.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=_RUN)
     parser.add_argument(
-        "--out", type=Path, metavar="PAGE", help="page to write: RUN/report.html when left out; several RUNs need it"
+        "--out", type=Path, metavar="PAGE", help="page to write (default: RUN/report.html); required for several RUNs"
     )
     parser.add_argument(
         "--analyse",
@@ -95,7 +95,7 @@ def report(arguments: Sequence[str]) -> int:
     )
     parsed = parser.parse(arguments)
     if len(parsed.runs) > 1 and parsed.out is None:
-        print("fastmtl: report of several runs makes a new page; say where: --out PAGE.html", file=sys.stderr)
+        print("fastmtl: a report of several runs is a new page; add --out PAGE.html", file=sys.stderr)
         return 2
     for run in parsed.runs if parsed.analyse else ():
         api.analyse(run)

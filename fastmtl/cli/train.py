@@ -1,4 +1,4 @@
-"""`fastmtl train`: train a recipe with the values of flags, or continue an interrupted run."""
+"""`fastmtl train`: trains a recipe, whose values flags can change, or continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -69,9 +69,11 @@ def train(arguments: Sequence[str]) -> int:
 
 def _parser(shown: Recipe) -> Parser:
     """Its help shows the values of `shown` as defaults."""
-    parser = Parser("train", "Train RECIPE and leave a run folder, or continue a run.", add_help=False)
+    parser = Parser("train", "Train RECIPE and write a run folder, or continue a run.", add_help=False)
     parser.need("RECIPE", f"recipes: {', '.join(list_recipes())}")
-    parser.add_argument("-h", "--help", action="store_true", help="show this message, with the recipe's own values")
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="show this message, with the recipe's values as defaults"
+    )
     parser.add_argument(
         "--data",
         type=Path,
@@ -107,7 +109,7 @@ def _parser(shown: Recipe) -> Parser:
 
 
 def _add_flag(group: argparse._ActionsContainer, key: str, hint: Any, text: str) -> None:
-    """A flag for a key of a recipe; keys that are tables have none: `--set` changes their entries."""
+    """Add a flag for a key of a recipe. Keys that are tables have no flag: `--set` changes their entries."""
     options: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "help": text.replace("%", "%%").strip()}
     inner = typing.get_args(hint)
     if hint is bool:
@@ -137,9 +139,9 @@ def _texts(cls: type) -> dict[str, str]:
 
 
 def _recipe(parsed: argparse.Namespace) -> Recipe:
-    """The recipe at its scale; flags replace its values, and those of `--set`."""
+    """The recipe at the chosen scale; flags override `--set`, which overrides the recipe."""
     if parsed.scale == "":
-        raise ConfigError("--scale wants one of the recipe's scales, for example --scale tiny; got nothing.")
+        raise ConfigError("--scale needs one of the recipe's scales, for example --scale tiny; got nothing.")
     overrides = parse_overrides(parsed.sets)
     for key, value in _flags(parsed).items():
         overrides = merge(overrides, at_key(key, value))
@@ -152,12 +154,12 @@ def _flags(parsed: argparse.Namespace) -> Mapping[str, object]:
 
 
 def _only_out(parsed: argparse.Namespace) -> Path:
-    """The run to continue; ConfigError where there is none, or anything else but a recipe is given."""
+    """The run to continue; ConfigError if --out is missing, or if options are given that a run cannot change."""
     if parsed.out is None:
         raise ConfigError("--resume continues a run: fastmtl train --resume --out RUN.")
     others = ["set"] * bool(parsed.sets) + [name for name in ("data", "split", "scale") if getattr(parsed, name)]
     others += [key.rpartition(".")[2] for key in _flags(parsed)]
     if others:
         flags = " ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise ConfigError(f"--resume continues {parsed.out} with its own recipe and data; leave out {flags}.")
+        raise ConfigError(f"--resume continues {parsed.out} with its own recipe and data; remove {flags}.")
     return parsed.out

@@ -1,4 +1,4 @@
-"""Names that have changed: the old one works for one version and warns."""
+"""Renamed names: the old one works for one version and warns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
 
 
 def accept_renamed(**names: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
-    """Let a function take keyword arguments by their old names too: `@accept_renamed(old="new")`."""
+    """Let a function also accept keyword arguments by their old names: `@accept_renamed(old="new")`."""
 
     def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
         @wraps(function)

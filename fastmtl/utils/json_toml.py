@@ -13,7 +13,7 @@ JsonMapping = Mapping[str, Any]
 
 
 def read_json(path: Path) -> Any:
-    """The values in a file; ValueError if it is damaged, OSError if it cannot be read."""
+    """Read a JSON file; ValueError if it is damaged, OSError if it cannot be read."""
     return parse_json(path.read_text(encoding="utf-8"))
 
 
@@ -32,7 +32,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables in a file; ValueError if it is damaged, OSError if it cannot be read."""
+    """Read a TOML file; ValueError if it is damaged, OSError if it cannot be read."""
     return parse_toml(path.read_text(encoding="utf-8"))
 
 

@@ -1,7 +1,7 @@
 """Whether higher values of a metric are better, for reports and for gains over a baseline.
 
-A task declares it for its metrics in `higher_is_better` (name -> bool), or its torchmetrics do; the names below are
-known too. The direction of other metrics is unknown, and none of their values is called the best.
+A task can declare it in `higher_is_better` (name -> bool), or its torchmetrics do; the names below are known too. The
+direction of other metrics is unknown, so reports mark no best value for them.
 """
 
 from __future__ import annotations

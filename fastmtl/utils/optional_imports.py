@@ -20,7 +20,7 @@ _EXTRAS = {
 
 
 class MissingExtra(UserError, ImportError):
-    """An optional package is not installed; the message says which extra has it."""
+    """An optional package is not installed; the message names the extra that installs it."""
 
 
 def install_command(module: str) -> str:

@@ -17,7 +17,7 @@ _UNSAFE = re.compile(r"[%/\\\x00-\x1f\x7f]|^[. ]|[. ]$")
 
 
 def file_name_problem(name: str) -> str:
-    """Why `name` cannot be the name of a file or folder on any system; "" where it can.
+    """Why `name` cannot be a file or folder name on every system; "" if it can.
 
     >>> file_name_problem("gland 2"), file_name_problem("../gland")
     ('', "holds '/'")
@@ -74,9 +74,9 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def option_names(make: Callable[..., object]) -> tuple[list[str], bool]:
-    """The keywords that `make` takes, and whether it takes any others too.
+    """The keywords that `make` accepts, and whether it accepts any others.
 
-    The **options of a constructor are passed to its base class, whose keywords count too.
+    If a constructor has **options, the keywords of its base class count too.
 
     Args:
         make: a function or class.

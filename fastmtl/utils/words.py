@@ -35,7 +35,7 @@ def few(items: Sequence[str], most: int, mark: str = ", ") -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent. Only all is 100% and only nothing is 0%.
+    """A fraction in percent. Only exactly 1 gives 100% and only exactly 0 gives 0%.
 
     >>> percent(0.5), percent(1.0), percent(0.996), percent(0.0001), percent(0.99999)
     ('50%', '100%', '99.6%', '<0.1%', '>99.9%')

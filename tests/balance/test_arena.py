@@ -1,4 +1,4 @@
-"""The gradient arena: what a loop may do to its parameters, and what must be left in `.grad`."""
+"""The gradient arena: what a loop may do to its parameters, and what `.grad` must contain afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong on the host is said at once, naming the argument or the task, and nothing is left behind."""
+"""Bad input raises an error at once that names the argument or the task, and leaves no state behind."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_scale(method, scale, message):
 @pytest.mark.parametrize(
     ("method", "state", "message"),
     [
-        ("pcgrad", {}, "of a PCGrad gave; it has no draws, tasks"),
-        ("moco", balance.PCGrad().state_dict(), "of a MoCo gave; it has no average, moves, steps, w"),
+        ("pcgrad", {}, "of a PCGrad; it has no draws, tasks"),
+        ("moco", balance.PCGrad().state_dict(), "of a MoCo; it has no average, moves, steps, w"),
     ],
 )
 def test_states_of_another_method(method, state, message):
@@ -89,7 +89,7 @@ def test_names_in_other_capitals():
 
 @pytest.mark.parametrize("method", balance.list_balancers())
 def test_a_state_is_a_copy(method):
-    """Later steps write in place, and must not move what a caller keeps."""
+    """Later steps write in place, and must not change what a caller keeps."""
     model, balancer = Model(), balance.create_balancer(method)
 
     def losses():
@@ -123,11 +123,11 @@ def test_a_backward_of_ones_own_before_the_balancers_is_explained(method):
     sum(losses.values()).backward()
     with pytest.raises(RuntimeError, match="second time") as caught:
         balance.create_balancer(method).backward(losses, model.shared())
-    assert any("Leave out `loss.backward()`" in note for note in caught.value.__notes__)
+    assert any("Remove `loss.backward()`" in note for note in caught.value.__notes__)
 
 
 class Tagged(torch.Tensor):
-    """As MONAI's MetaTensor: what is computed of one is one."""
+    """Like MONAI's MetaTensor: results computed from one have the same type."""
 
 
 @pytest.mark.parametrize("method", balance.list_balancers())

@@ -1,4 +1,4 @@
-"""A step of every method as a CUDA graph takes it: no number read by the host, all state and draws on the device."""
+"""A step of every method as a CUDA graph requires it: no number read by the host, all state and draws on the device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _step(model: Model, balancer, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _ready(method: str):
-    """A model and balancer past their first steps, as torch wants them before a capture."""
+    """A model and balancer after their first steps, as torch requires before a capture."""
     model, balancer = Model(), balance.create_balancer(method)
     for seed in (1, 2):
         _step(model, balancer, inputs(seed=seed))
@@ -73,7 +73,7 @@ def test_the_recorder_finds_what_a_graph_cannot_do():
 
 
 def test_the_recorder_repeats_what_the_host_decided():
-    """A draw of the host's is the same in every replay: what the methods' own draws are tested to avoid."""
+    """A random number drawn on the host is the same in every replay; the methods' own draws must avoid this."""
     source, x = torch.Generator().manual_seed(0), torch.zeros(3)
     order = torch.randperm(3, generator=source).tolist()
     with Recorder() as graph:

@@ -17,7 +17,7 @@ from fastmtl.training import gradient_stats
 
 
 class Counting(nn.Module):
-    """Somebody's own layer with a memory."""
+    """A user's layer with its own state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Counting(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[B, 4] -> [B, 6] through every kind of layer that remembers what it saw."""
+    """[B, 4] -> [B, 6] through every kind of layer with running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def test_in_the_fused_step(name):
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")  # of hooks on all modules, which is meant
 def test_with_a_compiled_part_inside_the_checkpoint():
-    """It calls no hook of the layers in it."""
+    """A compiled model does not call the hooks of its layers."""
     encoder, heads = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), [nn.Linear(6, 1) for _ in range(3)]
     compiled = torch.compile(encoder, backend="eager")
     for number in (1, 2):
@@ -131,7 +131,7 @@ def test_with_a_compiled_part_inside_the_checkpoint():
 
 
 def test_batched_backwards_run_it_once_again():
-    """`batched` takes no dropout under a checkpoint: torch's vmap draws nothing."""
+    """`batched` does not support dropout under a checkpoint: torch's vmap does not draw random numbers."""
     encoder, heads = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), [nn.Linear(6, 1) for _ in range(3)]
     z = checkpoint(encoder, torch.randn(16, 4), use_reentrant=False)
     losses = {str(k): head(z).square().mean() for k, head in enumerate(heads)}
@@ -165,7 +165,7 @@ def test_buffers_are_the_modules_own_again_after_an_error():
 
 
 def test_a_module_that_runs_outside_the_backward_is_left_alone():
-    """A network that another thread, or a hook of nobody's graph, calls meanwhile."""
+    """A network that is called meanwhile by another thread, or by a hook outside of the graph."""
     other, parameter = nn.BatchNorm1d(2), nn.Parameter(torch.ones(2))
     loss = parameter.sum()
     seen: list[bool] = []

@@ -1,4 +1,4 @@
-"""The balancers' random numbers: a hash of seed, step and place."""
+"""The balancers' random numbers: a hash of seed, step and position."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _draws(seed: int, step: int, count: int, start: int = 0) -> torch.Tensor:
 
 
 def test_the_numbers_of_a_seed_do_not_change():
-    """Nor with the version of fastmtl: a run is repeated, or resumed from an older checkpoint, with the same draws."""
+    """Nor with the version of fastmtl: a repeated run, or one resumed from an older checkpoint, has the same draws."""
     assert (_draws(0, 0, 4) * 2**24).tolist() == [5903634, 12833708, 10533590, 11369056]
     assert (_draws(0, 1, 4, 2**33) * 2**24).tolist() == [4040280, 16211253, 5236935, 5324243]
 
@@ -33,7 +33,7 @@ def test_draws_are_uniform_and_of_seed_step_and_place():
 
 
 def test_draws_of_following_steps_are_unrelated():
-    """The first place over four thousand steps, as a small order has it, and normal numbers' moments."""
+    """The first entry of a small order over four thousand steps, and the moments of normal numbers."""
     draws, first, normal = Draws(0), [], []
     for _ in range(4_000):
         first.append(draws.uniform(1, torch.device("cpu")))

@@ -60,7 +60,7 @@ def test_a_grad_scaler_scales_gradients_and_not_what_is_logged(scale):
 
 
 def test_overflow_reaches_every_shared_gradient():
-    """The GradScaler then finds it and skips the step."""
+    """The GradScaler then detects it and skips the step."""
     model = Model(torch.float32)
     losses = model.losses(inputs(torch.float32))
     losses["b"] = losses["b"] * float("inf")

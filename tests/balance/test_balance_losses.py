@@ -21,7 +21,7 @@ def leaves(*values: float) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def test_uncertainty_forms():
-    """LibMTL and TorchJD take the regression form for every task."""
+    """LibMTL and TorchJD use the regression form for every task."""
     parameter, losses = leaves(2.0, 3.0)
     balancer = balance.Uncertainty({"a": "regression", "b": "classification"}, initial=[0.5, -0.5])
     balancer.backward(losses)
@@ -153,7 +153,7 @@ def gradnorm_run(balancer, steps: int = 5) -> tuple[list[Tensor], list[Tensor]]:
 
 @pytest.mark.parametrize("exponent", [1, -1])
 def test_gradnorm_follows_autograd_through_its_loss(exponent):
-    """gradnorm-pytorch computes the exponent -alpha."""
+    """gradnorm-pytorch uses the exponent -alpha."""
     rows, found = gradnorm_run(balance.GradNorm(1.5, lr=0.02, exponent=exponent))
     w = torch.ones(3).double()
     for (J, losses), after in zip(rows, found, strict=True):

@@ -1,4 +1,4 @@
-"""What holds for every gradient method: finite weights, renamed and scaled tasks, tasks without labels, NaN."""
+"""Properties of every gradient method: finite weights, renamed and scaled tasks, tasks without labels, NaN."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_scaling_the_gradients(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_a_task_without_labels_changes_nothing_for_the_others(method, place):
-    """As a zero row it makes the anchors' MGDA and CAGrad return 0."""
+    """As a zero row it would make MGDA and CAGrad return 0, as in other libraries."""
     if method in WITH_AN_ORDER:
         pytest.skip("the order has another shape; see below")
     others = [k for k in range(5) if k != place]

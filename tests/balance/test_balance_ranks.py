@@ -17,14 +17,14 @@ LOOSE = {"uncertainty": 1e-6, "imtl_l": 1e-6}
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict[str, dict]]:
-    """What both ranks found, all cases of this file in one pair of processes."""
+    """The results of both ranks; one pair of processes runs all cases of this file."""
     folder = tmp_path_factory.mktemp("ranks")
     spawn(two_ranks.main, args=(str(folder / "rendezvous"), str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 def difference(case: dict) -> float:
-    """The largest, relative to the largest number of its kind."""
+    """The largest difference, relative to the largest number of its kind."""
     largest = 0.0
     for name, ours in case["ours"].items():
         alone = case["alone"][name]
@@ -75,12 +75,12 @@ def test_fsdp2(results, name):
 
 @pytest.mark.parametrize("given", ["ddp", "ddp-inside"])
 def test_a_model_in_distributed_data_parallel(results, given):
-    """Its own averaging is off, the forward pass goes through the wrapper."""
+    """The wrapper's own averaging is off; the forward pass goes through the wrapper."""
     check(results, given)
 
 
 def test_gradients_from_before_the_step_are_added_to(results):
-    """And what no rank reached keeps None."""
+    """Parameters that no rank reached keep None."""
     check(results, "earlier")
     assert results[0]["earlier"]["ours"]["missing"].sum() == 2
 
@@ -90,7 +90,7 @@ def test_the_fused_step(results):
 
 
 def test_a_loss_that_is_no_number_on_one_rank_is_none_on_any(results):
-    """So that all ranks skip the step, and remember nothing of it."""
+    """All ranks then skip the step, and no state changes."""
     for rank in results:
         assert not rank["spoilt"]["bad"].isfinite().any()
         assert rank["spoilt"]["good"].isfinite().all()
@@ -98,7 +98,7 @@ def test_a_loss_that_is_no_number_on_one_rank_is_none_on_any(results):
 
 
 def test_traffic(results):
-    """Numbers handed over for P shared parameters and K tasks; an all-reduce sends each of them twice."""
+    """Numbers passed to collectives for P shared parameters and K tasks; an all-reduce sends each of them twice."""
     K = 3
     for rank in results:
         scattered, reduced = (rank["traffic"][method] for method in METHODS)

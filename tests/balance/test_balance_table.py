@@ -39,7 +39,7 @@ def condition(name: str):
 
 
 def after(method: str, steps: list[Callable[[Model], dict[str, Tensor]]], *, dtype=torch.float64, **options):
-    """What each step leaves: its gradients and weights."""
+    """The gradients and weights after each step."""
     model, balancer, left = Model(dtype), balance.create_balancer(method), []
     for losses in steps:
         model.zero_grad()
@@ -73,7 +73,7 @@ def autocast(method: str) -> None:
 
 @condition("GradScaler")
 def grad_scaler(method: str) -> None:
-    """After `unscale_` the gradients are those without it; an overflow skips the step and lowers the scale."""
+    """After `unscale_` the gradients are those without scaling; an overflow skips the step and lowers the scale."""
     model, balancer = Model(torch.float32), balance.create_balancer(method)
     (expected,) = after(method, [plain(1, torch.float32)], dtype=torch.float32)
     optimizer = torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.1)
@@ -162,8 +162,8 @@ def checkpointing(method: str) -> None:
 
 @condition("frozen")
 def frozen(method: str) -> None:
-    """Frozen and unused parameters keep None, so that no optimizer decays them; the rest is as if they were absent.
-    Unfrozen, they are back."""
+    """Frozen and unused parameters keep None, so that no optimizer decays them; the rest is as if they did not exist.
+    Unfrozen parameters take part again."""
     model, balancer = Model(), balance.create_balancer(method)
     model.encoder[0].requires_grad_(False)
     log = balancer.backward(losses_of(model, inputs()), shared_of(model))
@@ -181,8 +181,8 @@ def frozen(method: str) -> None:
 
 @condition("missing task")
 def missing_task(method: str) -> None:
-    """A task without labels weighs nothing and its head gets 0; the others are balanced as if it did not exist, but
-    for random weights of three tasks (RLW), and a start that counts three (MoCo)."""
+    """A task without labels has weight 0 and its head gets 0; the others are balanced as if it did not exist, except
+    for the random weights of three tasks (RLW) and a start that counts three (MoCo)."""
 
     def without_b(model: Model) -> dict[str, Tensor]:
         losses = losses_of(model, inputs())

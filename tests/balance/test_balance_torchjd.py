@@ -1,4 +1,4 @@
-"""Methods that TorchJD has too, against it, in float64."""
+"""Methods that TorchJD has too, compared with it in float64."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_imtl_g(case):
 
 @everywhere
 def test_mgda(case):
-    """Theirs is Frank-Wolfe, which comes near; ours is at least as short."""
+    """TorchJD's Frank-Wolfe comes close; our vector is at least as short."""
     J = MATRICES[case](3)
     expected = theirs("MGDA", J, epsilon=1e-9, max_iters=3000)
     found = ours("mgda", J)
@@ -86,7 +86,7 @@ def test_fairgrad(case, alpha):
 
 @pytest.mark.parametrize("case", ["two", "four", "eight"])
 def test_upgrad(case):
-    """Theirs adds 1e-4 of the trace to the diagonal, unless told otherwise."""
+    """TorchJD adds 1e-4 of the trace to the diagonal by default."""
     J = MATRICES[case](5)
     linalg = pytest.importorskip("torchjd.linalg")
     try:
@@ -105,7 +105,7 @@ def test_cagrad(case, c):
 
 @pytest.mark.parametrize("case", ["two", "four"])
 def test_nash(case):
-    """Theirs stops early: the direction agrees to a degree or two."""
+    """TorchJD stops early: the directions agree to a degree or two."""
     J = MATRICES[case](1)
     J = J / J.norm(dim=1).mean()
     expected = theirs("NashMTL", J, n_tasks=len(J), max_norm=1.0, update_weights_every=1, optim_niter=100)

@@ -1,4 +1,4 @@
-"""Losses that are exactly 0, with a gradient of 0: nothing to learn, nothing ignored is wrong, nobody has labels."""
+"""Losses that are exactly 0, with a zero gradient: nothing to learn, or no labels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_finite(name: str, value: object) -> None:
 @pytest.mark.parametrize("when", WHEN)
 @pytest.mark.parametrize(("name", "options"), variants())
 def test_a_loss_of_0_spoils_no_weight_and_no_state(name, options, when, labelled):
-    """Whether `active` leaves the task out, counts it, or is not given; the other tasks go on learning."""
+    """Whether `active` excludes the task, includes it, or is not given: the other tasks continue to learn."""
     torch.manual_seed(0)
     balancer = balance.create_balancer(name, **options)
     encoder, heads = nn.Linear(4, 5), nn.ModuleDict({task: nn.Linear(5, 1) for task in TASKS})
@@ -85,7 +85,7 @@ def test_a_loss_of_0_spoils_no_weight_and_no_state(name, options, when, labelled
 
 
 def test_gradnorm_begins_with_the_first_loss_that_is_one():
-    """L / L(0) of a task whose first loss was 0 is not infinite for ever."""
+    """L / L(0) of a task whose first loss was 0 does not stay infinite."""
     balancer, x = balance.GradNorm(), nn.Parameter(torch.ones(2, 2))
     for loss in (0.0, 3.0):
         balancer.backward({"a": x.sum(), "b": loss * x.square().sum()}, [x])

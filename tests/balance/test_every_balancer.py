@@ -1,4 +1,4 @@
-"""Every method in a loop of its own: training, state, micro-batches, loss scales, tasks without labels."""
+"""Every method in a plain training loop: training, state, micro-batches, loss scales, tasks without labels."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_micro_batches_under_a_loss_scale_equal_the_batch(method, scale):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("given", [False, True], ids=["by itself", "given"])
 def test_a_task_without_labels(method, given):
-    """It has no weight, no gradient, and returns the step after as if nothing had been."""
+    """It has no weight and no gradient, and takes part in the next step as usual."""
     model, balancer, optimizer = make(method)
     step(balancer, model, optimizer, inputs())
     model.zero_grad()
@@ -142,7 +142,7 @@ def test_no_labels_at_all(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_skipped_step_leaves_no_trace(method):
-    """A NaN loss reaches every shared gradient, so that the step is skipped, and nothing that is remembered."""
+    """A NaN loss reaches every shared gradient, so that the step is skipped, but not the state."""
     model, balancer, optimizer = make(method)
     step(balancer, model, optimizer, inputs())
     model.zero_grad()

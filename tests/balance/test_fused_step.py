@@ -1,4 +1,4 @@
-"""`balance.FusedStep`: the unfused step to the bit on the CPU, torch's optimizers to rounding."""
+"""`balance.FusedStep` equals the unfused step bit for bit on the CPU, and torch's optimizers up to rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`balance.FusedStep`: no parameter takes a bad step; it does the GradScaler's part, and says so."""
+"""`balance.FusedStep`: bad steps are skipped; it scales and steps instead of the GradScaler, and reports misuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`balance.FusedStep`: the optimizer's state stays the optimizer's; what it cannot step is refused and left alone."""
+"""`balance.FusedStep`: the state stays in the optimizer; unsupported optimizers are refused and not changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastmtl.ops.core.backends import BackendError
 
 
 class Train:
-    """A training that can be stopped: model, optimizer, schedule, balancer."""
+    """A training run that can be stopped: model, optimizer, schedule, balancer."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.model = Convolutions().to(dtype)

@@ -18,7 +18,7 @@ ORDERS = {
 
 @pytest.mark.parametrize(("seed", "K"), ORDERS)
 def test_the_orders_of_a_seed_do_not_change(seed, K):
-    """A run that is repeated with another version of fastmtl draws the same orders, and projects in them."""
+    """A run that is repeated with another version of fastmtl draws and uses the same orders."""
     balancer, J = balance.PCGrad(seed=seed), gradients(K, 20, seed=2, dtype=torch.float64)
     J = J - 0.9 * J.mean(0)
     for order in ORDERS[seed, K]:

@@ -1,4 +1,4 @@
-"""Other ways to the K gradients than K backwards: equal where they are exact, their own definition where not."""
+"""Other strategies for the K gradients than K backwards: exact ones are equal, others match their own definition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METHODS = [name for name in balance.list_balancers() if hasattr(balance.create_b
 
 
 class Joint(nn.Module):
-    """Two convolutions, a mask from our fused loss and a label; in float64, where the ops have their reference."""
+    """Two convolutions, a mask with our fused loss and a label; in float64, in which ops use their reference."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ def layer_rows(model: Model, x: Tensor) -> Tensor:
 
 
 def model_losses_each(model: Model, x: Tensor):
-    """Each loss with a graph of its own."""
+    """Each loss with a separate graph."""
     return (model.losses(x)[name] for name in "abc")
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scale", [None, torch.tensor(64.0)], ids=["plain", "scaled"])
 def test_batched_equals_sequential(method, scale):
-    """Two steps of two micro-batches, everything that is left and logged."""
+    """All gradients and logs of two steps with two micro-batches each."""
     results = []
     for strategy in ("sequential", "batched"):
         model, balancer = Model(), balance.create_balancer(method, strategy=strategy)
@@ -95,7 +95,7 @@ def test_batched_adds_to_gradients_and_tells_tasks_apart():
 
 @pytest.mark.parametrize("options", [{"strategy": "batched"}, {"strategy": "last_layer"}, {"reuse": 2}], ids=str)
 def test_checkpointing(options):
-    """Reentrant checkpoints are refused by name: they hide their parameters. The others work."""
+    """The error for reentrant checkpoints names them: they hide their parameters. Other checkpoints work."""
     model, x = Model(), inputs().requires_grad_()
     shared = list(model.encoder.parameters())
     results = []
@@ -111,7 +111,7 @@ def test_checkpointing(options):
     if "reuse" in options:
         balancer.backward(model.losses(x), shared)  # K backwards: its own
     hidden = model.losses(x, checkpoint(model.encoder, x, use_reentrant=True))
-    with pytest.raises(RuntimeError, match="use_reentrant=False, or take the strategy 'sequential'"):
+    with pytest.raises(RuntimeError, match="use_reentrant=False, or use the strategy 'sequential'"):
         balancer.backward(hidden, shared)
     assert no_hooks(model)
 
@@ -240,7 +240,7 @@ def test_every_method_works_or_says_why_not(method, strategy):
 def test_errors_about_strategies():
     with pytest.raises(ValueError, match="did you mean 'batched'"):
         balance.PCGrad().use("batchd")
-    with pytest.raises(ValueError, match="`reuse` must be a number"):
+    with pytest.raises(ValueError, match="`reuse` must be an integer number"):
         balance.PCGrad().use(reuse=0)
     with pytest.raises(ValueError, match="`layer` belongs"):
         balance.PCGrad().use("batched", layer=torch.ones(2))
@@ -252,7 +252,7 @@ def test_errors_about_strategies():
 
 @pytest.mark.parametrize("options", [{"strategy": "batched"}, {"strategy": "last_layer"}, {"reuse": 2}], ids=str)
 def test_the_fused_step_knows_what_a_strategy_leaves(options):
-    """Rows in the arena, or a gradient in `.grad`: the parameters move alike."""
+    """Rows in the arena, or a gradient in `.grad`: the parameters are updated in the same way."""
     results = []
     for fused in (False, True):
         model, balancer = Model(), balance.create_balancer("pcgrad", **options)

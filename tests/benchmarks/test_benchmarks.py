@@ -212,8 +212,8 @@ def test_out_must_not_be_a_folder(only, tmp_path, capsys):
     ("damage", "message"),
     [
         (lambda text: "a,b\n1,2\n", "first line must name the columns"),
-        (lambda text: text + "2026-01-01,abc\n", "line 3: 2 cells where"),
-        (lambda text: text.replace("8000", "many"), "line 2: .*many.* is no value of its column"),
+        (lambda text: text + "2026-01-01,abc\n", "line 3: 2 cells instead"),
+        (lambda text: text.replace("8000", "many"), "line 2: .*many.* is not valid in its column"),
     ],
 )
 def test_a_broken_file_is_named_and_new_rows_go_beside_it(only, tmp_path, capsys, damage, message):

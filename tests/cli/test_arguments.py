@@ -114,8 +114,8 @@ def test_wrong_usage_exits_with_2(wrong):
     ("arguments", "message"),
     [
         ([], "--resume continues a run: fastmtl train --resume --out RUN."),
-        (["--out", "RUN", "--lr", "1", "--set", "a=b"], "continues RUN with its own recipe and data; leave out --set"),
-        (["--out", "RUN", "--data", "x"], "leave out --data."),
+        (["--out", "RUN", "--lr", "1", "--set", "a=b"], "continues RUN with its own recipe and data; remove --set"),
+        (["--out", "RUN", "--data", "x"], "remove --data."),
         (["demo", "--out", "RUN"], "RUN is not a run folder"),
     ],
 )

@@ -59,8 +59,8 @@ def test_a_papers_recipe_is_not_trained_on_another_papers_data(recipe, folders, 
     arguments = ["--data", str(folders["mask2tasks"]), "--out", str(tmp_path / "run"), *TINY]
     assert main(["train", recipe, *arguments]) == 1
     said = capsys.readouterr().err.strip()
-    assert f"looks like tile_folder, and {recipe} needs" in said
-    assert f'says extends = "{recipe}" takes other data' in said
+    assert f"looks like tile_folder, but {recipe} needs" in said
+    assert f'write your own recipe with extends = "{recipe}"' in said
     assert "\n" not in said
     assert not (tmp_path / "run").exists()
 

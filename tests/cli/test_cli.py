@@ -289,4 +289,4 @@ def test_scales_that_are_not_there_get_one_line(capsys):
         capsys, ["train", "mask2tasks/pcgrad", "--scale", "huge"]
     )
     for given in (["--scale"], ["--scale", "--epochs", "3"], ["--scale="]):
-        assert "--scale wants one of" in _says(capsys, ["train", "mask2tasks/pcgrad", *given])
+        assert "--scale needs one of" in _says(capsys, ["train", "mask2tasks/pcgrad", *given])

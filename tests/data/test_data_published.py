@@ -226,7 +226,7 @@ def test_images_without_the_group_they_are_scored_by_are_told_before_training(tm
     dataset = PUBLISHED["hubmap_hpa"].read(write_hubmap(tmp_path, ("kidney", "", "lung")))
     task = create_task("binary_segmentation", "mask", 0, group_by="organ", groups=dataset.classes)
     with pytest.raises(
-        ConfigError, match=r"'mask' is scored by 'organ', and 1 of the 3 images .* none, the first '101'"
+        ConfigError, match=r"'mask' is scored by 'organ', and 1 of the 3 images .* no value, first '101'"
     ):
         check_targets([task], dataset)
 

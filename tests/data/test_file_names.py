@@ -67,7 +67,7 @@ def test_what_harms_nobody_stays_a_name(name):
     "pair", [("Gland", "gland"), ("Café", unicodedata.normalize("NFD", "café")), ("straße", "STRASSE")]
 )
 def test_tasks_that_differ_by_case_or_form_alone_are_refused(pair):
-    with pytest.raises(config.ConfigError, match="would share one file"):
+    with pytest.raises(config.ConfigError, match="would share a file"):
         config.load_recipe("demo", {"tasks": {name: {"kind": "classification"} for name in pair}})
 
 

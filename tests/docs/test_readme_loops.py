@@ -142,5 +142,5 @@ def test_apex_of_another_project(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
     monkeypatch.delitem(sys.modules, "apex.optimizers", raising=False)
     recipe = load_recipe("demo", {"optimizer": {"optimizer": "apex_adam"}})
-    with pytest.raises(ConfigError, match="the package named apex on PyPI is another project"):
+    with pytest.raises(ConfigError, match="the PyPI package apex is another project"):
         build_optimizer(recipe, Model(torch.float32), balance.PCGrad())

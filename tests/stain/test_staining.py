@@ -152,7 +152,7 @@ def test_a_target_is_looked_for_where_fastmtl_is_started(tmp_path, monkeypatch):
     path.write_text('extends = "ebhi_joint_unet"\n[data.stain]\nmethod = "reinhard"\ntarget = "target.png"\n')
     recipe = config.load_recipe(path)
     monkeypatch.chdir(tmp_path / "recipes")
-    with pytest.raises(config.ConfigError, match=r"no target target.png \(from .*recipes\)"):
+    with pytest.raises(config.ConfigError, match=r"the target target.png does not exist \(in .*recipes\)"):
         stains.build_normalizer(recipe)
     monkeypatch.chdir(tmp_path / "here")
     assert stains.build_normalizer(recipe).target is not None
@@ -177,7 +177,7 @@ def test_a_run_goes_on_with_the_normaliser_it_kept(trained, tmp_path, monkeypatc
 
 
 def test_a_table_that_cannot_be_used_is_told_before_data_are_read(tmp_path):
-    with pytest.raises(ValueError, match="the target nowhere does not exist"):
+    with pytest.raises(ValueError, match="the target nowhere.png does not exist"):
         api.train(
             _recipe(method="macenko", target="nowhere.png"), tmp_path / "none", tmp_path / "run", console=Console()
         )
@@ -190,12 +190,12 @@ def test_a_table_that_cannot_be_used_is_told_before_data_are_read(tmp_path):
         ({"method": "macenko", "augmentation": 0.2}, "two numbers"),
         ({"method": "macenko", "target": 3}, "image file"),
         ({"target": "x.png"}, "needs a method"),
-        ({"method": "reinhard"}, "give target"),
+        ({"method": "reinhard"}, "set target"),
         ({"method": "reinhard", "target": "mosaic"}, "no stains to estimate from a mosaic"),
         ({"method": "macenkko"}, "macenko"),
         ({"method": "macenko", "traget": "x.png"}, "did you mean 'target'"),
         ({"method": "macenko", "target": "nowhere.png"}, "nowhere.png"),
-        ({"method": "reinhard", "per": "tile"}, "give target"),
+        ({"method": "reinhard", "per": "tile"}, "set target"),
         ({"method": "macenko", "sample": 0}, "sample"),
         ({"method": "macenko", "per": "patient"}, "`per`"),
     ],

@@ -1,4 +1,4 @@
-"""A last batch of one image: left out where BatchNorm would get one value per channel, with a note, and only there."""
+"""A last batch of one image: left out, with a note, only if BatchNorm would get one value per channel."""
 
 from __future__ import annotations
 
