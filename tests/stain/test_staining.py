@@ -177,7 +177,7 @@ def test_a_run_goes_on_with_the_normaliser_it_kept(trained, tmp_path, monkeypatc
 
 
 def test_a_table_that_cannot_be_used_is_told_before_data_are_read(tmp_path):
-    with pytest.raises(ValueError, match=r"the target nowhere.png does not exist"):
+    with pytest.raises(ValueError, match=r"the target nowhere\.png does not exist"):
         api.train(
             _recipe(method="macenko", target="nowhere.png"), tmp_path / "none", tmp_path / "run", console=Console()
         )
