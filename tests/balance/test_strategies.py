@@ -242,7 +242,7 @@ def test_errors_about_strategies():
         balance.PCGrad().use("batchd")
     with pytest.raises(ValueError, match="`reuse` must be an integer number"):
         balance.PCGrad().use(reuse=0)
-    with pytest.raises(ValueError, match="`layer` belongs"):
+    with pytest.raises(ValueError, match="`layer` requires"):
         balance.PCGrad().use("batched", layer=torch.ones(2))
     with pytest.raises(ValueError, match="balancer 'linear' runs one backward per step"):
         balance.create_balancer("linear", strategy="batched")

@@ -158,7 +158,7 @@ def test_nothing_to_compare_with_is_said_before_measuring(only, tmp_path, monkey
         assert captured.out == ""
         return captured.err
 
-    assert "no such file" in refused()
+    assert "does not exist" in refused()
     assert run.main(options) == 0
     capsys.readouterr()
     assert "no rows of it" in refused()

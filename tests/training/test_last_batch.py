@@ -128,7 +128,7 @@ def training_images(tiles: data.Dataset, folder: Path) -> int:
 def test_batches_of_one_are_refused_before_training(tiles, tmp_path, capsys):
     assert train(tiles, tmp_path / "run", batch=1) != 0
     said = " ".join("".join(capsys.readouterr()).split())
-    assert "data.batch_size is 1, and a batch of one image leaves BatchNorm of deeplabv3plus" in said
+    assert "data.batch_size is 1, but a batch of one image gives BatchNorm of deeplabv3plus" in said
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
