@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.nn import Module, Parameter
 
-from ..utils.deprecation import carry_over
+from ..utils.deprecation import carry_over, warn_renamed
 from .arena import GradientArena
 from .join_ranks import join_ranks
 from .single_process import SingleProcess
@@ -41,6 +41,23 @@ class WeightedBalancer(ABC):
         ] = {}  # sums of the losses of earlier micro-batches; detached unless needs_all_losses
         self._kept_active: Tensor | None = None
         self._ranks: SingleProcess = SingleProcess()
+
+    @property
+    def looks_twice(self) -> bool:
+        """The old name of `needs_reevaluation`."""
+        warn_renamed("looks_twice", "needs_reevaluation")
+        return self.needs_reevaluation
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The old name of `state_names`."""
+        warn_renamed("held", "state_names")
+        return self.state_names
+
+    @held.setter
+    def held(self, names: tuple[str, ...]) -> None:
+        warn_renamed("held", "state_names")
+        self.state_names = names
 
     @abstractmethod
     def weights(self, G: Tensor | None, losses: Mapping[str, Tensor]) -> Tensor:

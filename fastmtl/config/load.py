@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..utils.json_toml import parse_toml
-from . import files as recipe_files
+from . import files
 from .parsing import ConfigError, merge, typed
 from .renamed import with_new_names
 from .schema import Recipe, TrainingConfig
@@ -31,18 +31,18 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, object] | None = Non
     Raises:
         ConfigError: unknown recipe, unreadable TOML, unknown key, or wrong type; the message is one line.
     """
-    path = recipe_files.find(str(recipe))
-    values = recipe_files.read(path)
-    values.setdefault("name", recipe_files.name_of(path))
+    path = files.find(str(recipe))
+    values = files.read(path)
+    values.setdefault("name", files.name_of(path))
     overrides = with_new_names(overrides or {})
     standard = TrainingConfig.epochs
-    scaled = recipe_files.scale_epochs(recipe_files.at_scale(values, scale, values["name"]), standard)
-    scaled = recipe_files.scale_epochs(merge(scaled, overrides), standard)
+    scaled = files.scale_epochs(files.at_scale(values, scale, values["name"]), standard)
+    scaled = files.scale_epochs(merge(scaled, overrides), standard)
     try:
         built: Recipe = typed(Recipe, scaled)
     except ConfigError as error:
-        for file in recipe_files.lineage(path):
-            if _problem_of({"name": "", **recipe_files.read(file)}) == str(error):
+        for file in files.lineage(path):
+            if _problem_of({"name": "", **files.read(file)}) == str(error):
                 raise ConfigError(f"{file}: {error}") from None
         _check_overlays(values)
         raise
@@ -54,7 +54,7 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, object] | None = Non
 
 def load_run_recipe(path: Path) -> Recipe:
     """Load the recipe in a run's config.toml, which is complete and may use keys of an earlier version."""
-    recipe = with_total_epochs(typed(Recipe, with_new_names(recipe_files.tables(path), warn=False)), None)
+    recipe = with_total_epochs(typed(Recipe, with_new_names(files.tables(path), warn=False)), None)
     validate(recipe)
     return recipe
 
@@ -106,5 +106,5 @@ def _problem_of(values: Mapping[str, object]) -> str:
 def _check_overlays(values: Mapping[str, Any]) -> None:
     """Raise ConfigError for an invalid scale, even if it is not used."""
     for scale in values.get("scales", {}):
-        if problem := _problem_of(recipe_files.at_scale(values, scale, values["name"])):
+        if problem := _problem_of(files.at_scale(values, scale, values["name"])):
             raise ConfigError(f"recipe {values['name']}, scales.{scale}: {problem}")

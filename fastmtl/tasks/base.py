@@ -46,6 +46,12 @@ class BaseTask:
         """bool [B]: the samples that have this task's label."""
         return batch.has_label[:, self.column]
 
+    @property
+    def headline(self) -> str:
+        """The old name of `primary_metric`."""
+        warn_renamed("BaseTask.headline", "BaseTask.primary_metric")
+        return self.primary_metric
+
     def present(self, batch: Batch) -> Tensor:
         """The old name of `has_label`."""
         warn_renamed("BaseTask.present", "BaseTask.has_label")

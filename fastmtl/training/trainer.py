@@ -20,6 +20,7 @@ from ..balance.replay import Replay
 from ..config import TrainingConfig
 from ..distributed import World
 from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
+from ..utils.deprecation import adopt
 from . import checkpoint
 from .errors import Interrupted as Interrupted
 from .errors import NonFiniteError as NonFiniteError
@@ -65,6 +66,9 @@ class Trainer(TrainerState):
         observers: Sequence[Observer] = (),
         world: World | None = None,
     ):
+        for task in tasks:
+            adopt(task, headline="primary_metric")
+        adopt(balancer, looks_twice="needs_reevaluation")
         self.model, self.tasks, self.balancer, self.optimizer = model, list(tasks), balancer, optimizer
         self.config, self.scheduler, self.folder, self.observers = config, scheduler, folder, list(observers)
         self.average, self.stage = average, stage

@@ -34,6 +34,14 @@ def accept_renamed(**names: str) -> Callable[[Callable[_Arguments, _Result]], Ca
     return decorate
 
 
+def adopt(instance: object, **names: str) -> None:
+    """An object that has an attribute only under its old name gets the new one."""
+    for old, new in names.items():
+        if not hasattr(instance, new) and hasattr(instance, old):
+            warn_renamed(f"{type(instance).__name__}.{old}", new, stacklevel=4)
+            setattr(instance, new, getattr(instance, old))
+
+
 def carry_over(cls: type, **names: str) -> None:
     """For `__init_subclass__`: an attribute that a subclass sets by its old name counts under the new one."""
     for old, new in names.items():

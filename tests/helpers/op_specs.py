@@ -213,7 +213,7 @@ SPECS = (
         _classes,
         (lambda C: {}, lambda C: {"squared_pred": True, "ignore_index": 1, "mask": PIXELS}),
         kept=0,
-        shares=("dice_ce", "softmax"),
+        shares=("dice_ce", "softmax_sums", "softmax_gradient"),
     ),
     OpSpec(
         "tversky_loss",
@@ -235,7 +235,7 @@ SPECS = (
         _classes,
         (lambda C: {}, lambda C: {"include_background": False, "reduction": "sum", "ignore_index": 1}),
         tolerance=1e-5,
-        shares=("overlap", "dice_ce", "softmax"),
+        shares=("overlap", "dice_ce", "softmax_sums", "softmax_gradient"),
     ),
     OpSpec(
         "dice_ce_loss",
@@ -250,7 +250,7 @@ SPECS = (
         ),
         kept=3 * 2 * 3,
         naive=_naive_dice_ce,
-        shares=("softmax",),
+        shares=("softmax_sums", "softmax_gradient"),
     ),
     OpSpec(
         "cross_entropy",
@@ -264,7 +264,7 @@ SPECS = (
         ),
         kept=2,
         naive=F.cross_entropy,
-        shares=("class_loss", "dice_ce", "softmax"),
+        shares=("class_loss", "dice_ce", "softmax_sums", "softmax_gradient"),
     ),
     OpSpec(
         "cross_entropy rows",
@@ -277,7 +277,7 @@ SPECS = (
         large=(90, 2000),
         maps=False,
         kept=3 * 2,
-        shares=("class_loss", "dice_ce", "softmax"),
+        shares=("class_loss", "dice_ce", "softmax_sums", "softmax_gradient"),
     ),
     OpSpec(
         "focal_loss",

@@ -15,7 +15,7 @@ COLUMNS = (
     ("definition", "fastmtl/reference/", ("{stem}.py",)),
     ("public function, backends", "fastmtl/ops/", ("*/{stem}.py", "*/{stem}_backends.py")),
     ("CPU kernels", "csrc/", ("*/{stem}*_cpu.cpp",)),
-    ("NVIDIA kernels", "kernels/", ("{stem}*_triton.py",)),
+    ("NVIDIA kernels", "kernels/", ("{stem}_triton.py",)),
     ("tests", "tests/ops/", ("test_{stem}.py",)),
     ("benchmark", "benchmarks/cases/", ("{stem}.py",)),
 )

@@ -6,7 +6,9 @@ import torch
 from fastmtl import balance, data
 from fastmtl.data.dataset import ImageSource
 from fastmtl.protocols import Batch
+from fastmtl.tasks import BinarySegmentation
 from fastmtl.tasks.base import BaseTask
+from fastmtl.utils.deprecation import adopt
 
 
 def test_a_batch_takes_and_gives_present():
@@ -26,6 +28,8 @@ def test_a_task_of_the_version_before():
 
     batch = Batch(torch.zeros(2, 3, 4, 4), {}, torch.tensor([[True], [False]]))
     assert Mine.primary_metric == "dice"
+    with pytest.warns(DeprecationWarning, match="BaseTask.primary_metric"):
+        assert BinarySegmentation("mask", 0).headline == "dice"
     with pytest.warns(DeprecationWarning, match="BaseTask.has_label"):
         assert Mine("mine", 0).present(batch).tolist() == [True, False]
 
@@ -39,6 +43,27 @@ def test_a_balancer_of_the_version_before():
 
     assert Mine.needs_reevaluation is True
     assert {str(each.message).split(" is now")[0] for each in warned} == {"Mine.looks_twice", "Mine.held"}
+
+
+def test_attributes_are_read_by_their_old_names():
+    famo = balance.FAMO()
+    with pytest.warns(DeprecationWarning, match="looks_twice is now called needs_reevaluation"):
+        assert famo.looks_twice is True
+    with pytest.warns(DeprecationWarning, match="held is now called state_names"):
+        assert famo.held == famo.state_names
+    with pytest.warns(DeprecationWarning, match="state_names"):
+        famo.held = ()
+    assert famo.state_names == ()
+
+
+def test_a_task_that_only_follows_the_protocol():
+    class Mine:
+        headline = "dice"
+
+    mine = Mine()
+    with pytest.warns(DeprecationWarning, match="Mine.headline is now called primary_metric"):
+        adopt(mine, headline="primary_metric")
+    assert mine.primary_metric == "dice"
 
 
 def test_classes_of_data_that_are_called_otherwise():

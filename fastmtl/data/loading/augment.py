@@ -103,10 +103,6 @@ class Augmentation:
         return cls(0.0, 0.0, False, 0.0, (1.0, 1.0), 1.0, 0.0, 0.0, 0.0, 0.0)
 
     @property
-    def changes_colour(self) -> bool:
-        return any((self.brightness, self.contrast, self.saturation, self.hue))
-
-    @property
     def is_none(self) -> bool:
         """Whether the tile is only resized."""
         return replace(self, cells=Augmentation.cells) == Augmentation.none()

@@ -15,8 +15,6 @@ from typing import Any
 from ...utils.atomic_io import naming
 from ...utils.optional_imports import require
 
-_Ring = list[tuple[float, float]]
-
 
 def check_outlines() -> None:
     """Raise MissingExtra if the packages for tracing outlines are not installed."""

@@ -186,7 +186,7 @@ class TorchPasses:
 
 
 def write_output(pixels: Pixels, values: Tensor, colour: Tensor, outside: Tensor, out: Tensor, half_up: bool) -> None:
-    """`finish_block` of csrc/stain/stain_store.hpp: values [B, 3, N], colour [B, 18], outside [B, 1, 1]."""
+    """`write_block` of csrc/stain/stain_store.hpp: values [B, 3, N], colour [B, 18], outside [B, 1, 1]."""
     kept, m = pixels.kept(), colour[:, :, None]
     if kept is not None:
         values = torch.where(kept[:, None], values, outside)
