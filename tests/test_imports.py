@@ -182,6 +182,7 @@ def test_no_import_runs_in_a_circle():
     assert _circle({name: targets - packages for name, targets in GRAPH.items() if name not in packages}) == []
 
 
+@pytest.mark.long
 def test_ops_need_torch_and_numpy_alone():
     """Someone who installs fastmtl for the ops has none of the extras."""
     script = (

@@ -177,6 +177,7 @@ def test_half_precision_parameters_get_gradients_of_their_dtype():
     assert all(p.grad.dtype == torch.bfloat16 for p in model.encoder.parameters())
 
 
+@pytest.mark.long
 def test_compiled_model():
     model, x, balancer = Model(), inputs(), balance.PCGrad()
     expected, _ = expected_gradients(model, x, first_order(balancer))

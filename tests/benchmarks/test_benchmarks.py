@@ -122,6 +122,7 @@ def test_a_case_that_fails_as_a_whole_gets_one_line(only, capsys):
     assert line == "left out, every contender of op  shape  mode: no inputs: out of memory"
 
 
+@pytest.mark.long
 def test_rows_are_appended_and_compared(only, tmp_path, monkeypatch, capsys):
     only(_case({"fastmtl": _right, "peer": _right}, items=10))
     out = tmp_path / "new" / "rows.csv"
@@ -171,6 +172,7 @@ def test_nothing_to_compare_with_is_said_before_measuring(only, tmp_path, monkey
     assert "of other cases" in refused()
 
 
+@pytest.mark.long
 def test_rows_of_before_the_newest_columns_are_read_and_widened(only, tmp_path):
     only(_case({"fastmtl": _right, "peer": _right}))
     out = tmp_path / "rows.csv"
@@ -208,6 +210,7 @@ def test_out_must_not_be_a_folder(only, tmp_path, capsys):
     assert capsys.readouterr().err == f"fastmtl bench: {tmp_path / 'none.csv'}: No such file or directory.\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -230,6 +233,7 @@ def test_a_broken_file_is_named_and_new_rows_go_beside_it(only, tmp_path, capsys
     assert len(store.read(tmp_path / "rows.new.csv")) == 1
 
 
+@pytest.mark.long
 def test_a_peer_that_is_left_out_ends_in_a_status_of_its_own(only, tmp_path, capsys):
     only(_case({"fastmtl": _right, "peer": partial(_raise, ImportError("no", name="peer"))}))
     assert run.main(["--rounds", "1", "--out", str(tmp_path / "rows.csv")]) == run.LEFT_OUT

@@ -18,6 +18,7 @@ def compiled() -> dict[str, Code]:
     return compile_kernels(KERNELS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_compiles_for_hopper_without_spills_and_with_wide_loads(kernel: Kernel, compiled: dict[str, Code]):
     code = compiled[str(kernel)]

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 from helpers.paths import ROOT
 
 
+@pytest.mark.long
 def test_on_gpu_script_says_when_there_is_no_gpu(tmp_path):
     script = ROOT / "benchmarks" / "on_gpu.sh"
     subprocess.run(["bash", "-n", script], check=True)

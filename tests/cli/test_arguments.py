@@ -131,6 +131,7 @@ def test_the_old_name_of_a_key_works_and_warns(old, capsys):
     assert tomllib.loads(capsys.readouterr().out)["training"]["epochs"] == 4
 
 
+@pytest.mark.long
 def test_whoever_uses_an_old_name_sees_the_new_one():
     command = [sys.executable, "-m", "fastmtl", "train", "demo", "--print-config", "--watch-gradients", "5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -28,6 +28,7 @@ def folders(tmp_path_factory):
     return {"gi_tract": gi_tract, "mask2tasks": write_ebhi(root / "ebhi")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("recipe", "options", "says"),
     [

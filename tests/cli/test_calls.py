@@ -37,6 +37,7 @@ def calls(monkeypatch):
     return found
 
 
+@pytest.mark.long
 def test_a_command_reaches_a_step_in_five_calls(calls, tmp_path):
     write_folder(tmp_path / "data", {"a": 4, "b": 4}, size=32)
     run = str(tmp_path / "run")

@@ -42,6 +42,7 @@ def _says(capsys, arguments, code=1):
     return lines[-1]
 
 
+@pytest.mark.long
 def test_a_run_folder_holds_everything(run, tiles):
     names = {path.name for path in run.iterdir()}
     wanted = {"config.toml", "environment.json", "metrics.jsonl", "summary.json", "report.html", "checkpoints"}
@@ -79,6 +80,7 @@ def test_eval_prints_the_summary_and_leaves_training_patients_out(run, tiles, ca
     assert json.loads(capsys.readouterr().out)["num_images"] == 24
 
 
+@pytest.mark.long
 def test_a_recipe_may_be_judged_by_its_last_weights(tiles, tmp_path, capsys):
     out = tmp_path / "run"
     options = [*SMALL, "--epochs", "3", "--set", "training.checkpoint=last", "--set", "training.average=ema"]
@@ -111,6 +113,7 @@ def test_predict_writes_masks_of_the_images_size_and_a_line_each(run, tiles, tmp
     assert lines[0]["classification"]["class"] == max(probabilities, key=probabilities.get)
 
 
+@pytest.mark.slow
 def test_stop_and_resume_ends_where_an_uninterrupted_run_ends(tiles, tmp_path):
     """SIGTERM in mid-training, then --resume: the weights and metrics are those of a run that was left alone."""
     options = [*SMALL, "--epochs", "3", "--log-every", "1", "--data", str(tiles)]

@@ -236,6 +236,7 @@ def _limited():
     resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
 
 
+@pytest.mark.long
 def test_a_disk_that_takes_no_more_is_told_with_the_file(run, tiles, tmp_path):
     command = [sys.executable, "-m", "fastmtl", "predict", str(run), str(tiles), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, preexec_fn=_limited, capture_output=True, text=True, timeout=120)

@@ -55,6 +55,7 @@ def test_metrics_are_found_and_averaged():
     assert Score((1.0,)).std is None
 
 
+@pytest.mark.long
 def test_two_rows_print_the_papers_table_and_are_kept(ebhi, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["mask2tasks", "--data", ebhi, "--out", out, "--folds", 1, "--rows", *ROWS, *SMALL]
@@ -79,6 +80,7 @@ def test_two_rows_print_the_papers_table_and_are_kept(ebhi, tmp_path, capsys):
     assert "is a run with optimizer.lr = 0.0001, and now it is 0.5; choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_rows_trained_before_stay_in_the_table(ebhi, tmp_path, capsys, monkeypatch):
     """A row that is added, and one that is stopped, leave the others where they are; other settings are left out."""
     out = tmp_path / "out"
@@ -119,6 +121,7 @@ def test_rows_trained_before_stay_in_the_table(ebhi, tmp_path, capsys, monkeypat
     assert "Resnet50" not in printed.out
 
 
+@pytest.mark.long
 def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     out = tmp_path / "out"
@@ -220,6 +223,7 @@ def _few(root):
     return root
 
 
+@pytest.mark.long
 def test_recipes_are_listed_paper_by_paper_in_80_columns(capsys):
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -37,6 +37,7 @@ def made_slides(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_slides_by_scale(made_slides: Path, capsys):
     found, code = checked(made_slides, capsys)
     assert code == 0

@@ -92,6 +92,7 @@ _FEATURES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.long
 @settings(EXAMPLES, max_examples=200)
 @given(st.one_of(_JUNK, _GEOMETRIES, st.lists(_FEATURES, max_size=3)), st.sampled_from([(), ("a", "b")]))
 def test_geojson_of_any_shape(folder: Path, content: object, classes: tuple[str, ...]):
@@ -231,6 +232,7 @@ _SPLIT = json.dumps({"validation_patients": ["p2"], "train": ["a"], "validation"
 _LISTS = st.one_of(_JUNK, st.lists(st.text(max_size=3), max_size=3))
 
 
+@pytest.mark.long
 @settings(EXAMPLES, max_examples=100)
 @given(
     st.one_of(

@@ -260,6 +260,7 @@ def test_arguments_are_checked(folder: Dataset):
         make_loader([folder.tiles[0]] * 2)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 def test_memory_stays_flat(tmp_path: Path):
     """Every batch is 6 MB: keeping a few of them, or of their decoded tiles, would show."""

@@ -29,6 +29,7 @@ def _pixels(path: Path | None) -> np.ndarray:
         return np.array(image)
 
 
+@pytest.mark.long
 def test_layout_is_that_of_the_real_data(folder: Dataset):
     assert folder.class_names == synthetic.CLASS_NAMES
     assert len(folder) == 36

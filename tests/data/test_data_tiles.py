@@ -207,6 +207,7 @@ def test_damage_raises_or_is_skipped_within_a_budget(tmp_path: Path):
         usable_tiles(folder, "skip", max_damaged=0.02)
 
 
+@pytest.mark.long
 def test_ebhi_seg_is_indexed_and_sound():
     folder = read_tile_folder(shared_data("ebhi_seg"))
     assert len(folder) == 1505

@@ -104,6 +104,7 @@ def test_both_loops_of_a_bow_tie_are_drawn(tmp_path: Path):
 _RINGS = st.lists(st.tuples(st.integers(-3, 15), st.integers(-3, 15)), min_size=3, max_size=9)
 
 
+@pytest.mark.long
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     st.lists(st.lists(_RINGS, min_size=1, max_size=4), min_size=1, max_size=3),

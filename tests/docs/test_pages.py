@@ -221,6 +221,7 @@ def folders(here):
     return here
 
 
+@pytest.mark.long
 def test_the_commands_of_the_training_page(folders):
     options = "\n[data]\ntile_size = 64\nmin_tissue = 0.0\n"
     Path("my_recipe.toml").write_text(RECIPE.text + options)
@@ -321,6 +322,7 @@ def test_stains_in_a_recipe(here):
 # --- slides and stains from Python ---
 
 
+@pytest.mark.long
 def test_a_slide(here):
     write_tiff(here / "slide.svs", tissue_like(2300, 2300), levels=2, tile=256)
     scope: dict = {}

@@ -13,6 +13,7 @@ from helpers.nnunet_rank import four_samples, one_rank
 from fastmtl.losses.nnunet import DC_and_CE_loss
 
 
+@pytest.mark.long
 def test_batch_dice_sums_over_ranks(tmp_path):
     """Two ranks of two samples have the Dice of four; each rank's gradient is counted by both, as in nnU-Net."""
     store, saved = str(tmp_path / "store"), str(tmp_path / "rank1")

@@ -198,6 +198,7 @@ def test_the_same_generator_gives_the_same_losses():
     assert first["loss_mask"] != other["loss_mask"]
 
 
+@pytest.mark.long
 def test_compiles_whole(monkeypatch):
     labels, masks = objects([3, 5])
     targets, layers = pad_targets(labels, masks), [predictions(2, torch.float32, seed) for seed in range(2)]

@@ -126,6 +126,7 @@ def test_channels_last_is_kept(name):
     assert all(output.is_contiguous(memory_format=torch.channels_last) for output in seen)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "backend"), [("joint_unet", "aot_eager"), ("small_unet_film", "eager"), ("unet_multi", "eager")]
 )

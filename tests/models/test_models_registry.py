@@ -144,6 +144,7 @@ def test_a_missing_extra_is_named_with_its_command(monkeypatch, capsys):
             models.create_model(name, tasks)
 
 
+@pytest.mark.long
 def test_core_and_transformers_models_need_no_torchvision():
     script = (
         "import sys; sys.modules['torchvision'] = None; sys.path.insert(0, 'tests')\n"

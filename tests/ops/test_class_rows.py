@@ -77,6 +77,7 @@ def test_a_sure_networks_gradients_lose_no_digit(name):
         torch.testing.assert_close(found.double(), expected, rtol=5e-6, atol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_opcheck(dtype):
     x, t = _rows((3, 70, 1), dtype)

@@ -218,6 +218,7 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.long
 @over(lambda spec: bool(spec.kernels))
 def test_opcheck(spec):
     """Each registered op that a call and its backward reach: schema, fake kernel, autograd, symbolic sizes."""
@@ -233,7 +234,7 @@ def test_opcheck(spec):
 
 
 @over()
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiles_in_one_graph(spec, dynamic):
     torch._dynamo.reset()
     call = spec.make(spec.small, torch.float32, 0)
@@ -380,6 +381,7 @@ def test_bad_arguments_are_named(spec):
             spec.function(*call.inputs, **call.rest | {"target": target})
 
 
+@pytest.mark.slow
 @needs_cpp
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])  # the best one is in all other tests
 def test_every_instruction_set(isa):

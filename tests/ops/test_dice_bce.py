@@ -193,6 +193,7 @@ def test_pos_weight_is_torchs():
         torch.testing.assert_close(value, expected)
 
 
+@pytest.mark.long
 def test_opcheck_of_groups_and_counts():
     """As vmap does when it folds samples into the batch."""
     x, t = segmentation((2, 3, 6, 5))

@@ -225,6 +225,7 @@ def test_empty_policies(backend):
     assert dice(empty="skip", include_background=False) == 0.0
 
 
+@pytest.mark.long
 def test_opcheck_of_counts():
     x, t = class_map((2, 3, 6, 5))
     options = Options(reduction="none", counts=True)

@@ -49,12 +49,14 @@ def test_against_float64_over_many_chunks_and_splits(K, P, dtype, backend, poiso
     check(gradients(K, P, dtype=dtype), backend)
 
 
+@pytest.mark.long
 @needs_triton
 @pytest.mark.parametrize("K", [3, 7])
 def test_triton_over_several_splits_and_runs(K):
     check(gradients(K, 18_001), "triton")
 
 
+@pytest.mark.slow
 @needs_triton
 def test_triton_on_64_tasks():
     check(gradients(64, 513), "triton")
@@ -121,6 +123,7 @@ def test_what_is_not_finite_shows(value, backend):
     assert torch.isfinite(G[[0, 2]][:, [0, 2]]).all()
 
 
+@pytest.mark.slow
 @needs_cpp
 def test_same_bits_on_every_instruction_set():
     script = (

@@ -183,6 +183,7 @@ def test_all_class_losses_take_the_same_targets_and_masks() -> None:
             assert torch.equal(loss(input, given, mask=row[0]), expected)
 
 
+@pytest.mark.long
 def test_weights_of_channels_compile_with_symbolic_sizes() -> None:
     input, target = segmentation((2, 3, 8, 6))
 

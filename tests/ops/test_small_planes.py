@@ -154,6 +154,7 @@ def test_half_logits_of_few_pixels(dtype):
         torch.testing.assert_close(gradient, exact[1].to(dtype), rtol=2e-2, atol=1e-6)
 
 
+@pytest.mark.long
 def test_bits_do_not_depend_on_the_thread_count():
     threads = torch.get_num_threads()
     x, t = torch.randn(9000, 4), torch.randint(2, (9000, 4))

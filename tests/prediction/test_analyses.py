@@ -228,7 +228,7 @@ def test_mistakes_get_one_line(run, tmp_path, capsys):
     facts = json.loads((again / "run.json").read_text())
     (again / "run.json").write_text(json.dumps(facts | {"data": str(tmp_path / "gone")}))
     assert main(["report", "--analyse", str(again)]) == 1
-    assert "gone, which does not exist" in capsys.readouterr().err
+    assert "gone, which no longer exists" in capsys.readouterr().err
     (again / "evaluation.jsonl").unlink()
     assert main(["report", "--analyse", str(again)]) == 1
     assert "has no evaluation.jsonl" in capsys.readouterr().err

@@ -53,6 +53,7 @@ def test_a_map_is_the_slide_itself_thresholded(tmp_path, level, overlap, orienta
     assert line["layers"]["red"]["mask"] == "slide/layers/red.tif"
 
 
+@pytest.mark.long
 def test_generated_slides_with_tissue_alone(tmp_path):
     root = data.generate_slides(tmp_path / "slides", num_patients=3, slide_size=512)
     found = data.find_slides(root)
@@ -206,6 +207,7 @@ def test_a_truncated_slide_is_set_aside_and_never_an_empty_map(tmp_path, slide):
     assert not (tmp_path / "out" / "short.tif").exists()
 
 
+@pytest.mark.long
 def test_another_mpp_predicts_a_slide_again(tmp_path, slide):
     def go(**mpp):
         return predict({"a.tif": slide, "b.tif": slide}, tmp_path / "out", given=mpp, mpp=1.0)

@@ -33,6 +33,7 @@ def _rows(folder: Path, *rows: str) -> Path:
     return folder / "rows.csv"
 
 
+@pytest.mark.long
 def test_generated_slides_are_the_same_again(slides: Path, tmp_path: Path):
     again = data.generate_slides(tmp_path / "again", num_patients=3, slide_size=512)
     for path in sorted(path for path in slides.rglob("*") if path.is_file() and ".fastmtl" not in path.parts):
@@ -180,6 +181,7 @@ def test_check_counts_slides_and_finds_broken_regions(copied: Path, capsys):
     assert "cannot be decoded" in broken["reason"]
 
 
+@pytest.mark.long
 def test_the_real_slides_are_indexed_with_what_is_odd(tmp_path: Path):
     folder = Path(shutil.copytree(shared_data("wsi"), tmp_path / "wsi"))
     prepared = data.prepare(folder)

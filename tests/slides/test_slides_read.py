@@ -242,6 +242,7 @@ def test_png_palettes_and_exif_turns(tmp_path):
             assert difference(stitched(slide, data.Region(path, 3, 4, 60, 50)), expected[4:54, 3:63]) == 0
 
 
+@pytest.mark.long
 def test_large_tiles_are_decoded_once(tmp_path, monkeypatch):
     from fastmtl.data.slides import encoded_tiles
 

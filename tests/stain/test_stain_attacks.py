@@ -56,6 +56,7 @@ def test_no_statistics_overflow_half_precision(std):
     assert least.isfinite().all()
 
 
+@pytest.mark.long
 def test_crops_of_interleaved_tiles_keep_their_strides_when_compiled():
     images = tissue(number=2).permute(0, 2, 3, 1).contiguous()[:, 3:40, 5:50]
     compiled = torch.compile(ops.stain_normalize, fullgraph=True, backend="aot_eager")(images)

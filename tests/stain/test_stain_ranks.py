@@ -79,6 +79,7 @@ def folder(tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", PARTS)
 def test_ranks_add_up_to_one_process(folder, case):
     alone = _added(slice(None))

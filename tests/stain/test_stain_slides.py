@@ -157,7 +157,7 @@ def test_saved_and_loaded(method, tmp_path):
 
 def test_files_that_are_not_ours(tmp_path):
     path = tmp_path / "n.npz"
-    with pytest.raises(data.StainFileError, match="no stain file"):
+    with pytest.raises(data.StainFileError, match="Expected a stain file"):
         data.StainNormalizer.load(path)
     data.StainNormalizer().save(path)
     with pytest.raises(data.StainFileError, match="not stain statistics"):

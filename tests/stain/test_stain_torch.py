@@ -17,6 +17,7 @@ LAB_TARGET = [60.0, 10.0, -5.0], [10.0, 5.0, 5.0]
 PLANES, LAST = torch.contiguous_format, torch.channels_last
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "dtype", "given", "return_stains", "layout"),
     [
@@ -37,6 +38,7 @@ def test_opcheck(method, dtype, given, return_stains, layout):
     torch.library.opcheck(torch.ops.fastmtl.stain_normalize.default, (images, inside, *known, *target, *options))
 
 
+@pytest.mark.long
 def test_compiles_once_for_all_sizes_without_a_break():
     found = ops.stain_normalize(tissue(number=2), return_stains=True)
 

@@ -68,6 +68,7 @@ def trained(tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_a_run_keeps_its_normaliser_for_other_data(trained, tmp_path):
     out = Path(shutil.copytree(trained, tmp_path / "run"))
     kept = data.StainNormalizer.load(out / stains.FILE)

@@ -122,6 +122,7 @@ for delay in (0.03, 0.11, 0.17):
 """
 
 
+@pytest.mark.long
 def test_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
     """SIGKILL at different moments of a save loop: the checkpoint that is there always loads, and is one version."""
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True, timeout=120)

@@ -71,6 +71,7 @@ def _never_read(folder):
 USES = [_closed, _with, _epochs, _left_in_the_middle, _interrupted, _forgotten, _never_read]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 def test_loaders_leave_nothing_behind(use, folder):
     use(folder)  # what libraries start once
@@ -98,6 +99,7 @@ class _Red(torch.nn.Module):
         return {"redness": batch.images[:, :1].mean((2, 3))}
 
 
+@pytest.mark.long
 def test_many_slides_are_predicted_with_the_threads_of_one(tmp_path):
     path = write_tiff(tmp_path / "slide.tiff", tissue_like(128, 128))
     out = tmp_path / "out"

@@ -52,6 +52,7 @@ def test_a_task_alone_has_nothing_to_compare():
     assert watch({"a": losses["a"]}, shared) == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("balancer", ["linear", "famo", "pcgrad"])
 def test_the_weights_are_those_of_a_run_that_was_not_watched(tmp_path, balancer):
     table = {"name": balancer}

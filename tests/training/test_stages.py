@@ -38,6 +38,7 @@ def test_a_frozen_encoder_stays_bit_equal_statistics_included(tmp_path):
     assert all(parameter.requires_grad for parameter in stages.model.parameters())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("stop_after", "average"), [(3, "ema"), (8, ""), (13, "swa")])
 def test_resuming_in_any_stage_is_bit_equal(tmp_path, stop_after, average):
     balancer = {"name": "decay", "main": 0}
@@ -69,6 +70,7 @@ def test_resuming_in_any_stage_is_bit_equal(tmp_path, stop_after, average):
     assert last[0]["progress"]["best_score"] == last[1]["progress"]["best_score"]
 
 
+@pytest.mark.long
 def test_a_kept_optimizer_goes_on_as_if_there_were_no_stages(tmp_path):
     """Moments, balancer, schedule and counts: two stages that differ in nothing are one."""
     halves = [{"name": "a", "epochs": 1}, {"name": "b", "epochs": 2, "keep_optimizer": True}]

@@ -39,6 +39,7 @@ def _same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("balancer", ["pcgrad", "linear"])
 def test_it_learns(balancer):
     trainer = _trainer(balancer=balancer, epochs=6)
@@ -66,6 +67,7 @@ def _undisturbed(balancer, fused):
     return _weights(whole), whole.step_count
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stop_after", "balancer", "fused"),
     [
@@ -170,6 +172,7 @@ def test_a_batch_without_labels_for_a_task_gives_zero_not_nan():
     assert record["loss"]["mask"] > 0
 
 
+@pytest.mark.long
 def test_patience_stops_and_best_is_kept(tmp_path):
     trainer = _trainer(tmp_path, lr=0.0, epochs=10, patience=2)
     record = trainer.fit(MemoryLoader(), MemoryLoader(seed=5))

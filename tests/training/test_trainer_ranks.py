@@ -52,6 +52,7 @@ def _near(found, wanted) -> None:
         assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in _two_trainers.RUNS if name != "norm"])
 def test_two_ranks_are_one_process_with_both_batches(results, name):
     """Weights, losses and validation, over eight steps of SGD; missing labels, once all of a rank's."""
@@ -155,6 +156,7 @@ def _until(file: Path, processes: list[subprocess.Popen]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_the_command_line_on_two_ranks(tiles, tmp_path):
     """One run folder, rank 0's; the other rank prints nothing."""
     out = tmp_path / "run"

@@ -85,6 +85,7 @@ def test_steepest_descent():
         steepest(rates, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6])
 
 
+@pytest.mark.long
 def test_losses_that_stay_have_no_rate(tmp_path):
     """Nothing labelled: the running mean of equal losses differs by rounding, which was taken for a fall."""
     stages, loader = stages_for(recipe_of(tmp_path), tmp_path), MemoryLoader()
@@ -96,6 +97,7 @@ def test_losses_that_stay_have_no_rate(tmp_path):
         steepest([], [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("balancer", ["pcgrad", "famo"])
 def test_the_sweep_finds_a_rate_that_learns_and_leaves_no_trace(tmp_path, balancer):
     recipe = recipe_of(tmp_path, balancer={"name": balancer}, training={"average": "ema"})
@@ -117,6 +119,7 @@ def test_the_sweep_finds_a_rate_that_learns_and_leaves_no_trace(tmp_path, balanc
     assert not trainer.bad.any()
 
 
+@pytest.mark.long
 def test_a_found_rate_is_the_highest_of_the_stage(tmp_path):
     recipe = recipe_of(
         tmp_path, optimizer={"find_lr": True, "lr": 123.0, "schedule": "constant"}, training={"epochs": 1}
