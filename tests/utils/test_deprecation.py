@@ -22,26 +22,19 @@ def test_a_batch_takes_and_gives_present():
 
 def test_a_task_of_the_version_before():
     with pytest.warns(DeprecationWarning, match="Mine.headline is now called primary_metric"):
-
-        class Mine(BaseTask):
-            headline = "dice"
-
+        mine = type("Mine", (BaseTask,), {"headline": "dice"})
     batch = Batch(torch.zeros(2, 3, 4, 4), {}, torch.tensor([[True], [False]]))
-    assert Mine.primary_metric == "dice"
+    assert mine.primary_metric == "dice"
     with pytest.warns(DeprecationWarning, match="BaseTask.primary_metric"):
         assert BinarySegmentation("mask", 0).headline == "dice"
     with pytest.warns(DeprecationWarning, match="BaseTask.has_label"):
-        assert Mine("mine", 0).present(batch).tolist() == [True, False]
+        assert mine("mine", 0).present(batch).tolist() == [True, False]
 
 
 def test_a_balancer_of_the_version_before():
     with pytest.warns(DeprecationWarning, match="is now called") as warned:
-
-        class Mine(balance.PCGrad):
-            looks_twice = True
-            held = ()
-
-    assert Mine.needs_reevaluation is True
+        mine = type("Mine", (balance.PCGrad,), {"looks_twice": True, "held": ()})
+    assert mine.needs_reevaluation is True
     assert {str(each.message).split(" is now")[0] for each in warned} == {"Mine.looks_twice", "Mine.held"}
 
 
