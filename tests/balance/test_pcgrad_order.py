@@ -27,6 +27,10 @@ def test_the_orders_of_a_seed_do_not_change(seed, K):
         torch.testing.assert_close(update, textbook_pcgrad(J, torch.tensor(order)), rtol=1e-10, atol=1e-10)
 
 
+def test_without_options_the_seed_is_zero_and_the_weights_are_summed():
+    assert repr(balance.PCGrad()) == "PCGrad(reduction='sum', seed=0, with_self=False)"
+
+
 def test_resume_draws_the_same_orders():
     model, x = Model(), inputs()
     straight = balance.PCGrad(seed=3)

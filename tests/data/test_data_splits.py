@@ -83,8 +83,24 @@ def test_impossible_splits_say_why():
         split_by_groups(folder, folder.groups)
     with pytest.raises(ValueError, match="4 patient"):
         kfold(folder, 5)
-    with pytest.raises(ValueError, match="val_fraction"):
-        grouped_split(folder, 1.0)
+    for fraction in (0.0, 1.0):
+        with pytest.raises(ValueError, match="val_fraction"):
+            grouped_split(folder, fraction)
+    for fraction in (-0.1, 0.8):  # with 0.2 for validation nothing would be left to train on
+        with pytest.raises(ValueError, match="test_fraction"):
+            grouped_split(folder, 0.2, test_fraction=fraction)
+
+
+def test_the_extreme_fractions_leave_one_patient_on_the_small_side():
+    folder = _folder(10)
+    assert len(grouped_split(folder, 0.001).held_out_groups) == 1
+    assert len(grouped_split(folder, 0.999).held_out_groups) == 9
+
+
+def test_the_default_seed_is_zero():
+    folder = _folder()
+    assert grouped_split(folder) == grouped_split(folder, seed=0) != grouped_split(folder, seed=1)
+    assert kfold(folder) == kfold(folder, seed=0) != kfold(folder, seed=1)
 
 
 def test_files_round_trip(tmp_path: Path):
