@@ -11,6 +11,8 @@ from torch.multiprocessing.spawn import spawn
 from fastmtl import balance
 from fastmtl.balance.join_ranks import METHODS
 
+pytestmark = pytest.mark.long
+
 # A few Newton or secant steps stand between G and w: rounding is magnified. The learned numbers are float32.
 LOOSE = {"uncertainty": 1e-6, "imtl_l": 1e-6}
 
@@ -40,7 +42,6 @@ def check(results, name: str, tolerance: float = 1e-12) -> None:
     assert all(torch.equal(ours[0][key], ours[1][key]) for key in ours[0]), "the ranks differ"
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("name", "path"), two_ranks.PATHS)
 def test_equals_one_process(results, name, path):
     """Over several steps, under a loss scale, with unequal counts of labels and a task without any on one rank."""

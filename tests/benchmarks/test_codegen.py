@@ -10,6 +10,8 @@ import pytest
 from fastmtl.benchmarks import codegen
 from fastmtl.benchmarks.hopper import KERNELS, Code, Kernel, compile_kernels
 
+pytestmark = pytest.mark.long
+
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 
@@ -18,7 +20,6 @@ def compiled() -> dict[str, Code]:
     return compile_kernels(KERNELS)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_compiles_for_hopper_without_spills_and_with_wide_loads(kernel: Kernel, compiled: dict[str, Code]):
     code = compiled[str(kernel)]

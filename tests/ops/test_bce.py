@@ -58,6 +58,7 @@ def test_bce_with_missing_labels(backend):
     assert (off[1] == 0).all()
 
 
+@pytest.mark.long
 def test_bce_of_a_few_outputs_a_sample_is_one_plane():
     """The flattening must not be visible: not in channel weights, other memory orders, vmap or the compiler."""
     x, t = torch.randn(40, 3, 2), torch.rand(40, 3, 2)

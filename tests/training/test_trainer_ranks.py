@@ -22,6 +22,8 @@ from fastmtl.cli import main
 from fastmtl.config import ConfigError
 from fastmtl.distributed import World
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -52,7 +54,6 @@ def _near(found, wanted) -> None:
         assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in _two_trainers.RUNS if name != "norm"])
 def test_two_ranks_are_one_process_with_both_batches(results, name):
     """Weights, losses and validation, over eight steps of SGD; missing labels, once all of a rank's."""
