@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmtl import tasks
 from fastmtl.protocols import Batch
-from fastmtl.tasks.metrics import BoxOverlap, Overlap
+from fastmtl.tasks.metrics import BoxOverlap, Overlap, box_overlap
 
 STRUCTURES = ("nothing", "gland", "stroma")
 
@@ -294,6 +294,15 @@ def test_metrics_that_agree_on_the_first_batch_stay_apart():
     found = task.summary(metrics)
     assert found["dice"] == pytest.approx((1 + 2 / 3) / 2)
     assert found["jaccard"] == pytest.approx((1 + 1 / 2) / 2)
+
+
+def test_boxes_overlap_along_both_axes():
+    """Shifted by a quarter of their side they share 3/4 of each: (w - s) h / (w h + s h) = 3/5."""
+    box = torch.tensor([[0.5, 0.5, 0.4, 0.2]])
+    for shift in ([0.1, 0, 0, 0], [-0.1, 0, 0, 0], [0, 0.05, 0, 0], [0, -0.05, 0, 0]):
+        assert box_overlap(box + torch.tensor(shift), box) == pytest.approx(0.6)
+    wider, taller = box * torch.tensor([1, 1, 2, 1]), box * torch.tensor([1, 1, 1, 2])
+    assert box_overlap(wider, box) == box_overlap(box, taller) == pytest.approx(0.5)
 
 
 def test_box_overlap():
