@@ -1,14 +1,17 @@
 """Names of the version before: they work, and each says once what it is called now."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from fastmtl import balance, data
+from fastmtl.config import TrainingConfig
 from fastmtl.data.dataset import ImageSource
 from fastmtl.protocols import Batch
 from fastmtl.tasks import BinarySegmentation
 from fastmtl.tasks.base import BaseTask
-from fastmtl.utils.deprecation import adopt
+from fastmtl.trainer import Trainer
 
 
 def test_a_batch_takes_and_gives_present():
@@ -49,14 +52,15 @@ def test_attributes_are_read_by_their_old_names():
     assert famo.state_names == ()
 
 
-def test_a_task_that_only_follows_the_protocol():
-    class Mine:
-        headline = "dice"
-
-    mine = Mine()
-    with pytest.warns(DeprecationWarning, match="Mine.headline is now called primary_metric"):
-        adopt(mine, headline="primary_metric")
-    assert mine.primary_metric == "dice"
+def test_the_trainer_takes_tasks_and_balancers_that_only_follow_the_protocols():
+    task = SimpleNamespace(name="mask", column=0, headline="dice")
+    balancer = SimpleNamespace(looks_twice=False, distribute=lambda model, **options: None)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.warns(DeprecationWarning, match="is now called") as warned:
+        Trainer(model, [task], balancer, optimizer, TrainingConfig())
+    assert len(warned) == 2
+    assert (task.primary_metric, balancer.needs_reevaluation) == ("dice", False)
 
 
 def test_classes_of_data_that_are_called_otherwise():
