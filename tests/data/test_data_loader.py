@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import resource
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.memory import needs_statm, resident_bytes
 from helpers.tiles import TARGETS, make_loader, raw_loader, shared_data, write_folder
 
 from fastmtl.data import Dataset, Region, Tile, TileReadError, open_slide
@@ -261,15 +261,11 @@ def test_arguments_are_checked(folder: Dataset):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+@needs_statm
 def test_memory_stays_flat(tmp_path: Path):
     """Every batch is 6 MB: keeping a few of them, or of their decoded tiles, would show."""
     folder = write_folder(tmp_path, {"A": 24}, size=48)
     loader = make_loader(folder.tiles, shuffle=True, size=256, batch_size=8)
-
-    def resident() -> int:
-        gc.collect()
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     def epochs(number: int) -> None:
         for _ in range(number):
@@ -277,9 +273,9 @@ def test_memory_stays_flat(tmp_path: Path):
                 assert len(batch) == 8
 
     epochs(5)
-    before = resident()
+    before = resident_bytes()
     epochs(25)
-    assert resident() - before < 60 * 2**20  # one batch kept in each epoch would be 150 MB
+    assert resident_bytes() - before < 60 * 2**20  # one batch kept in each epoch would be 150 MB
 
 
 def test_real_slides_are_read_as_by_read_region():
