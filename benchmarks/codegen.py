@@ -6,54 +6,72 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .hopper import KERNELS, Code, Kernel, compile_kernels
+from .hopper import Compiled, compile_cases
 
 README = Path(__file__).resolve().parent / "README.md"
 _BEGIN, _END = "<!-- codegen: begin -->", "<!-- codegen: end -->"
-_LOSSES = (  # as benchmarks/inductor.py prints them: name, inputs, the label of our kernels, our kernels
-    ("Dice + BCE", "[8, 1, 1024, 1024]", "f32-u8", "dice_bce_sums", "dice_bce_gradient"),
-    ("softmax Dice + CE", "[4, 6, 512, 512]", "f32-u8-6", "softmax_sums", "softmax_gradient"),
-    ("softmax Dice + CE", "[2, 14, 64, 64, 64]", "f32-u8-14", "softmax_sums", "softmax_gradient"),
-    ("focal", "[8, 1, 1024, 1024]", "f32-u8", "sigmoid_focal_sums", "sigmoid_focal_gradient"),
+_LOSSES = (  # as benchmarks/inductor.py prints them: name, inputs, our kernels
+    ("Dice + BCE", "[8, 1, 1024, 1024]", ("dice_bce_sums-f32-u8", "dice_bce_gradient-f32-u8")),
+    ("softmax Dice + CE", "[4, 6, 512, 512]", ("softmax_sums-f32-u8-6", "softmax_gradient-f32-u8-6")),
+    ("softmax Dice + CE", "[2, 14, 64, 64, 64]", ("softmax_sums-f32-u8-14", "softmax_gradient-f32-u8-14")),
+    ("focal", "[8, 1, 1024, 1024]", ("sigmoid_focal_sums-f32-u8", "sigmoid_focal_gradient-f32-u8")),
 )
-_HEADER = "| kernel | registers | spilled bytes | shared bytes | widest load | 16-byte loads | bytes per element |"
+_HEADER = (
+    "| kernel | bytes per element | instructions per element | barriers, shuffles | 16-byte loads | registers | "
+    "warps per SM | full waves | predicted TB/s | bound by |"
+)
+_SMALL = "| kernel | registers | shared bytes | spilled bytes |"
 
 
 def main() -> int:
-    """Compile, print the table and write it between the markers; returns 1 if a kernel does not compile or spills."""
-    print(f"Compiling {len(KERNELS)} kernels for sm_90, half a minute or more ...", file=sys.stderr, flush=True)
+    """Compile, print the tables and write them between the markers; returns 1 if a kernel does not compile."""
+    print("Compiling all cases for sm_90, a minute or two ...", file=sys.stderr, flush=True)
     try:
-        found = compile_kernels(KERNELS)
+        found = compile_cases()
     except RuntimeError as error:
         print(f"fastmtl bench --codegen: {error}", file=sys.stderr)
         return 1
-    text = table(found)
+    text = tables(found)
     print(text)
     if README.exists():  # an installed package has none
         write(text, README)
-    broken = [name for name, code in found.items() if code.error or code.spilled_bytes]
+    broken = [name for name, code in found.items() if code.error]
     for name in broken:
-        print(f"{name}: {found[name].error or 'spills registers'}", file=sys.stderr)
+        print(f"{name} does not compile: {found[name].error}", file=sys.stderr)
     return int(bool(broken))
 
 
-def table(found: dict[str, Code]) -> str:
-    """All kernels, and below them Inductor's."""
+def tables(found: dict[str, Compiled]) -> str:
+    """The kernels whose time depends on the size of the inputs, the others, and below them Inductor's."""
     import torch
     import triton
 
-    rows = [row(kernel, found[str(kernel)]) for kernel in KERNELS]
-    head = [f"Triton {triton.__version__}, target sm_90, 16-byte aligned inputs.", "", _HEADER, "|---" * 7 + "|"]
-    return "\n".join([*head, *rows, "", f"Inductor of torch {torch.__version__}: {_inductor()}"])
+    large = [row(name, code) for name, code in found.items() if code.prediction]
+    small = [row(name, code) for name, code in found.items() if not code.prediction]
+    lines = [f"Triton {triton.__version__}, target sm_90, 16-byte aligned inputs.", ""]
+    lines += [_HEADER, "|---" * 10 + "|", *large, "", "Kernels that read little:", "", _SMALL, "|---" * 4 + "|", *small]
+    return "\n".join([*lines, "", f"Inductor of torch {torch.__version__}: {_inductor(found)}"])
 
 
-def row(kernel: Kernel, code: Code) -> str:
-    """One line of the table; the tests look for it in the README."""
-    if code.error:
-        return f"| `{kernel}` | does not compile | | | | | |"
-    widest = max(code.loads, default=0)
-    figures = [code.registers, code.spilled_bytes, code.shared_bytes, widest, f"{code.wide_loads} of {len(code.loads)}"]
-    return f"| `{kernel}` | {' | '.join(map(str, figures))} | {kernel.bytes_per_element or ''} |"
+def row(name: str, code: Compiled) -> str:
+    """One line of a table."""
+    if code.usage is None:
+        return f"| `{name}` | does not compile | | |"
+    if code.loop is None or code.prediction is None:
+        return f"| `{name}` | {code.usage.registers} | {code.usage.shared_bytes} | {code.usage.spilled_bytes} |"
+    loop, wide = code.loop, sum(size == 16 for size in code.loop.loads)
+    figures = [
+        f"{code.bytes_per_element:.4g}",
+        f"{code.instructions_per_element:.1f}",
+        f"{loop.barriers}, {loop.shuffles}",
+        f"{wide} of {len(loop.loads)}",
+        f"{code.usage.registers}{f', spills {code.usage.spilled_bytes} bytes' * bool(code.usage.spilled_bytes)}",
+        f"{code.warps}",
+        f"{code.prediction.full_waves:.0%}",
+        f"{code.prediction.bandwidth / 1e12:.2f}",
+        code.prediction.bound,
+    ]
+    return f"| `{name}` | {' | '.join(figures)} |"
 
 
 def write(text: str, path: Path) -> None:
@@ -69,20 +87,20 @@ def write(text: str, path: Path) -> None:
     path.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{rest.split(_END, 1)[1]}", encoding="utf-8")
 
 
-def _inductor() -> str:
+def _inductor(found: dict[str, Compiled]) -> str:
     """Lines for Inductor's kernels of the same losses, from a separate process that fakes a driver."""
     command = [sys.executable, "-m", "fastmtl.benchmarks.inductor"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return f"its code could not be had without a GPU ({reason})."
-    found = [line.split() for line in done.stdout.splitlines()[-2 * len(_LOSSES) :]]
-    ours = {(kernel.label, kernel.name): kernel.bytes_per_element for kernel in KERNELS}
+    theirs = [line.split() for line in done.stdout.splitlines()[-2 * len(_LOSSES) :]]
     lines = ["bytes per logit of the plain formulas on float32 logits and uint8 targets."]
-    for (loss, shape, label, sums, gradient), forward, backward in zip(_LOSSES, found[::2], found[1::2], strict=True):
+    for (loss, shape, ours), forward, backward in zip(_LOSSES, theirs[::2], theirs[1::2], strict=True):
+        sums, gradient = (f"{found[name].bytes_per_element:.4g}" for name in ours)
         lines.append(
             f"- {loss} {shape}: {_kernels(forward[0])} forward ({forward[1]}) and {_kernels(backward[0])} backward "
-            f"({backward[1]}); ours 2 kernels ({ours[label, sums]}) and 1 kernel ({ours[label, gradient]})."
+            f"({backward[1]}); ours 2 kernels ({sums}) and 1 kernel ({gradient})."
         )
     return "\n".join([*lines, "", "Inductor's registers are not known before it has timed block sizes on a GPU."])
 

@@ -79,7 +79,7 @@ def dice_bce_sums(
     part = plane * splits + split
     if OVER_BATCH:
         part = ((group * channels + c) * samples + b % samples) * splits + split
-    size = planes.to(tl.int64) * splits
+    size = tl.cast(planes, tl.int64) * splits
     tl.store(partials + part, tl.sum(intersection))
     tl.store(partials + size + part, tl.sum(prediction))
     tl.store(partials + 2 * size + part, tl.sum(truth))
@@ -101,7 +101,7 @@ def dice_bce_finish(
     """Loss and coefficients [3, B, C] of one group from the partials of its `number` segments; grid [groups]."""
     group = tl.program_id(0).to(tl.int64)
     first = group * number
-    size = parts * (planes.to(tl.int64) // samples if OVER_BATCH else planes.to(tl.int64))
+    size = parts * (tl.cast(planes, tl.int64) // samples if OVER_BATCH else tl.cast(planes, tl.int64))
     all_bce = tl.zeros([TILE], tl.float64)
     all_elements = tl.zeros([TILE], tl.float64)
     all_counted = tl.zeros([TILE], tl.float64)
@@ -153,7 +153,7 @@ def overlap_finish(partials, sums, planes, parts, TILE: tl.constexpr, PARTS: tl.
     tiles = tl.cdiv(planes, TILE)
     kind = tl.program_id(0) // tiles
     plane = (tl.program_id(0) % tiles).to(tl.int64) * TILE + tl.arange(0, TILE)
-    size = planes.to(tl.int64)
+    size = tl.cast(planes, tl.int64)
     total = sum_parts(partials + kind * size * parts, plane, plane < planes, parts, TILE, PARTS)
     tl.store(sums + kind * size + plane, total, mask=plane < planes)
 

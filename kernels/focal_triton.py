@@ -70,7 +70,7 @@ def sigmoid_focal_sums(
     else:
         number = tl.minimum(pixels - first, chunk).to(tl.float32)
     tl.store(partials + part, tl.sum(loss))
-    tl.store(partials + planes.to(tl.int64) * splits + part, number)
+    tl.store(partials + tl.cast(planes, tl.int64) * splits + part, number)
 
 
 @triton.jit
@@ -79,7 +79,7 @@ def focal_finish(
     REDUCTION: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Loss [segments] or [], and its slope in the sum of each segment; a single program."""
-    size = segments.to(tl.int64) * parts
+    size = tl.cast(segments, tl.int64) * parts
     all_losses = tl.zeros([TILE], tl.float64)
     all_elements = tl.zeros([TILE], tl.float64)
     for start in range(0, segments, TILE):

@@ -68,7 +68,7 @@ def regression_sums(
         number = tl.sum(elements)
     else:
         number = tl.minimum(pixels - first, chunk).to(tl.float32)
-    tl.store(partials + planes.to(tl.int64) * splits + part, number)
+    tl.store(partials + tl.cast(planes, tl.int64) * splits + part, number)
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def regression_finish(
     partials, loss, slopes, samples, parts, REDUCTION: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr
 ):
     """Loss and slopes [samples] from `parts` partials each; one program. REDUCTION 0: none; 1: mean; 2: sum."""
-    size = samples.to(tl.int64) * parts
+    size = tl.cast(samples, tl.int64) * parts
     all_errors = tl.zeros([TILE], tl.float64)
     all_elements = tl.zeros([TILE], tl.float64)
     for start in range(0, samples, TILE):

@@ -1,10 +1,4 @@
-"""Compiles every Triton kernel for Hopper, without a GPU."""
+"""What the Triton kernels become on an NVIDIA GPU, found out without one: machine code, and a predicted bandwidth."""
 
-from .balancing import BALANCING, MATCHING
-from .compile import Code as Code
-from .compile import Kernel as Kernel
-from .compile import compile_kernels as compile_kernels
-from .data import DATA
-from .losses import LOSSES
-
-KERNELS = [*LOSSES, *BALANCING, *MATCHING, *DATA]
+from .compile import Compiled as Compiled
+from .compile import compile_cases as compile_cases
