@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .dice_score_triton import segments
-from .planes_triton import LAUNCH, as_planes, block_size, chunk_size, log1p_unit
+from .planes_triton import LAUNCH, as_planes, block_size, chunk_size, finish_tile, log1p_unit, sigmoid_parts
 from .windows_triton import load_head
 
 
@@ -64,8 +64,7 @@ def deep_supervision_sums(
                     head, t, tb, tc, td, th, tw, ts, m, mb, mc, md, mh, mw, ms, b, c, offsets, readable,
                     SCALES[level][0], SCALES[level][1], SCALES[level][2], FLAT, HOW, HAS_MASK, WIDE, "evict_last",
                 )  # fmt: skip
-                e = tl.exp(-tl.abs(logits))
-                r = 1.0 / (1.0 + e)
+                e, r = sigmoid_parts(logits)
                 p = tl.where(logits >= 0, r, e * r)
                 slope = tl.where(logits >= 0, 1.0 - target, -weight * target)
                 linear = tl.where(slope == 0, 0.0, slope * logits)  # infinite and correct: 0, not NaN
@@ -184,8 +183,7 @@ def deep_supervision_gradient(
                 tl.where(moves, pixels, 0), SCALES[level][0], SCALES[level][1], SCALES[level][2], FLAT, HOW, HAS_MASK,
                 WIDE, "evict_first",
             )  # fmt: skip
-            e = tl.exp(-tl.abs(logits))
-            r = 1.0 / (1.0 + e)
+            e, r = sigmoid_parts(logits)
             p = tl.where(logits >= 0, r, e * r)
             q = tl.where(logits >= 0, e * r, r)
             slope = of_intersection * target + (of_prediction * p if SQUARED else of_prediction)
@@ -241,10 +239,11 @@ def forward(
             HAS_MASK=mask is not None, HAS_POS_WEIGHT=pos_weight is not None, WIDE=max(sizes) >= 2**31, BLOCK=block,
             **LAUNCH,
         )  # fmt: skip
+        number, parts = (channels, programs // channels) if batch else (planes, programs // planes)
         deep_supervision_finish[(1,)](
             tuple(heads), numbers, moved, partials, loss, coefficients, samples, channels, programs, bce_weight,
             dice_weight, smooth_nr, smooth_dr, HEADS=len(heads), MOVING=moving, OVER_BATCH=batch, SQUARED=squared,
-            JACCARD=jaccard, EMPTY=empty, MEAN=loss.dim() == 0, TILE=16, PARTS=64, **LAUNCH,
+            JACCARD=jaccard, EMPTY=empty, MEAN=loss.dim() == 0, **(LAUNCH | finish_tile(number, parts)),
         )  # fmt: skip
 
 

@@ -15,7 +15,20 @@ import triton
 import triton.language as tl
 
 from .dice_score_triton import segments
-from .planes_triton import LAUNCH, as_planes, block_size, chunk_size, load_plane, log1p_unit, sum_parts
+from .planes_triton import (
+    BY_PIXEL,
+    LAUNCH,
+    as_planes,
+    block_size,
+    chunk_size,
+    finish_tile,
+    load_plane,
+    log1p_unit,
+    mask_kind,
+    shown_pixels,
+    sigmoid_parts,
+    sum_parts,
+)
 
 _INFINITY = tl.constexpr(float("inf"))
 
@@ -25,7 +38,7 @@ def dice_bce_sums(
     x, t, m, pos_weight, partials, counts,
     xb, xc, xs, tb, tc, ts, mb, mc, ms,
     samples, channels, pixels, chunk, splits, planes,
-    OVER_BATCH: tl.constexpr, SQUARED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_POS_WEIGHT: tl.constexpr,
+    OVER_BATCH: tl.constexpr, SQUARED: tl.constexpr, MASK: tl.constexpr, HAS_POS_WEIGHT: tl.constexpr,
     COUNTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One split of one plane; grid [splits * planes]. counts [4, planes]: zeros to add to, if COUNTS."""
@@ -46,13 +59,13 @@ def dice_bce_sums(
     wanted = tl.zeros([BLOCK], tl.int32)
     non_finite = tl.zeros([BLOCK], tl.int32)
     first = split.to(tl.int64) * chunk
+    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
         logits, target, valid = load_plane(
-            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_last"
+            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_last"
         )
-        e = tl.exp(-tl.abs(logits))
-        r = 1.0 / (1.0 + e)
+        e, r = sigmoid_parts(logits)
         p = tl.where(logits >= 0, r, e * r)
         slope = tl.where(logits >= 0, 1.0 - target, -weight * target)
         linear = tl.where(slope == 0, 0.0, slope * logits)  # a correct infinite logit costs 0, not NaN
@@ -60,7 +73,7 @@ def dice_bce_sums(
         intersection += p * target
         prediction += p * p if SQUARED else p
         truth += target * target if SQUARED else target
-        if HAS_MASK:
+        if MASK == BY_PIXEL:
             elements += valid.to(tl.float32)
         if COUNTS:
             hit = logits > 0
@@ -84,10 +97,10 @@ def dice_bce_sums(
     tl.store(partials + size + part, tl.sum(prediction))
     tl.store(partials + 2 * size + part, tl.sum(truth))
     tl.store(partials + 3 * size + part, tl.sum(bce))
-    if HAS_MASK:
+    if MASK == BY_PIXEL:
         number = tl.sum(elements)
     else:
-        number = tl.minimum(pixels - first, chunk).to(tl.float32)
+        number = tl.minimum(tl.maximum(shown - first, 0), chunk).to(tl.float32)
     tl.store(partials + 4 * size + part, number)
 
 
@@ -163,7 +176,7 @@ def dice_bce_gradient(
     grad, gb, gc, x, t, m, pos_weight, coefficients, out,
     xb, xc, xs, tb, tc, ts, mb, mc, ms, ob, oc, os,
     samples, channels, pixels, blocks, planes,
-    SQUARED: tl.constexpr, HAS_MASK: tl.constexpr, HAS_POS_WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
+    SQUARED: tl.constexpr, MASK: tl.constexpr, HAS_POS_WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out = grad * d loss / d logits, one block of one plane; grid [blocks * planes]."""
     pid = tl.program_id(0)
@@ -176,16 +189,16 @@ def dice_bce_gradient(
     of_intersection = go * tl.load(coefficients + planes + plane)
     of_prediction = go * tl.load(coefficients + 2 * planes + plane)
     offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
     logits, target, valid = load_plane(
-        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_first"
+        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_first"
     )
-    e = tl.exp(-tl.abs(logits))
-    r = 1.0 / (1.0 + e)
+    e, r = sigmoid_parts(logits)
     p = tl.where(logits >= 0, r, e * r)
     q = tl.where(logits >= 0, e * r, r)
     slope = of_intersection * target + (of_prediction * p if SQUARED else of_prediction)
     values = of_bce * ((1.0 - target) * p - weight * target * q) + slope * (p * q)
-    if HAS_MASK:
+    if MASK:
         values = tl.where(valid, values, 0.0)  # a NaN coefficient must not reach masked elements either
     tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
 
@@ -204,7 +217,7 @@ def _sums(
     (x, xs), (t, ts), (m, ms) = as_planes(input), as_planes(target), as_planes(mask)
     dice_bce_sums[(splits * planes,)](
         x, t, m, pos_weight, partials, counts, *xs, *ts, *ms, samples, channels, pixels, chunk, splits, planes,
-        OVER_BATCH=batch, SQUARED=squared, HAS_MASK=m is not None, HAS_POS_WEIGHT=pos_weight is not None,
+        OVER_BATCH=batch, SQUARED=squared, MASK=mask_kind(m, ms[2]), HAS_POS_WEIGHT=pos_weight is not None,
         COUNTS=counts is not None, BLOCK=block, **LAUNCH,
     )  # fmt: skip
     return partials, splits
@@ -221,12 +234,12 @@ def forward(
     channels, samples = input.shape[1], input.shape[0] // groups
     with torch.cuda.device_of(input):
         partials, splits = _sums(input, target, pos_weight, mask, counts, batch, squared, groups)
+        number, parts = (channels, splits * samples) if batch else (samples * channels, splits)
         dice_bce_finish[(groups,)](
-            partials, weight, loss, coefficients, samples, channels, channels if batch else samples * channels,
-            splits * samples if batch else splits, input.shape[0] * channels,
+            partials, weight, loss, coefficients, samples, channels, number, parts, input.shape[0] * channels,
             bce_weight, dice_weight, smooth_nr, smooth_dr,
             OVER_BATCH=batch, SQUARED=squared, JACCARD=jaccard, EMPTY=empty, REDUCTION=reduction,
-            HAS_WEIGHT=weight is not None, TILE=16, PARTS=64, **LAUNCH,
+            HAS_WEIGHT=weight is not None, **(LAUNCH | finish_tile(number, parts)),
         )  # fmt: skip
 
 
@@ -254,5 +267,5 @@ def backward(
         dice_bce_gradient[(blocks * planes,)](
             grad, *grad.stride(), x, t, m, pos_weight, coefficients, out, *xs, *ts, *ms, *os,
             input.shape[0] // groups, channels, pixels, blocks, planes,
-            SQUARED=squared, HAS_MASK=m is not None, HAS_POS_WEIGHT=pos_weight is not None, BLOCK=block, **LAUNCH,
+            SQUARED=squared, MASK=mask_kind(m, ms[2]), HAS_POS_WEIGHT=pos_weight is not None, BLOCK=block, **LAUNCH,
         )  # fmt: skip

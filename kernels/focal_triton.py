@@ -13,7 +13,23 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, as_planes, block_size, chunk_size, load_plane, log1p_unit, sum_parts
+from .planes_triton import (
+    BY_PIXEL,
+    LAUNCH,
+    as_planes,
+    block_size,
+    chunk_size,
+    exp2_fast,
+    finish_tile,
+    load_plane,
+    log1p_unit,
+    log2_fast,
+    mask_kind,
+    reciprocal,
+    shown_pixels,
+    sigmoid_parts,
+    sum_parts,
+)
 
 LARGEST = tl.constexpr(1.0e30)
 _FIXED = (0.0, 1.0, 2.0)  # exponents with separate code; others use a logarithm
@@ -28,8 +44,7 @@ def focal_power(u, gamma, GAMMA: tl.constexpr):
         return u
     if GAMMA == 2:
         return u * u
-    power = tl.exp(gamma * tl.log(tl.where(u > 0.0, u, 1.0)))
-    return tl.where(u > 0.0, power, 0.0 * u)
+    return exp2_fast(gamma * log2_fast(u))  # gamma > 0: 2^-infinity is 0
 
 
 @triton.jit
@@ -37,7 +52,7 @@ def sigmoid_focal_sums(
     x, t, m, factors, partials,
     xb, xc, xs, tb, tc, ts, mb, mc, ms,
     channels, pixels, chunk, splits, planes, positive, negative, gamma,
-    GAMMA: tl.constexpr, HAS_MASK: tl.constexpr, HAS_FACTORS: tl.constexpr, BLOCK: tl.constexpr,
+    GAMMA: tl.constexpr, MASK: tl.constexpr, HAS_FACTORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One split of one plane; grid [splits * planes]."""
     pid = tl.program_id(0)
@@ -50,25 +65,25 @@ def sigmoid_focal_sums(
     loss = tl.zeros([BLOCK], tl.float32)
     elements = tl.zeros([BLOCK], tl.float32)
     first = split.to(tl.int64) * chunk
+    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
         logits, target, valid = load_plane(
-            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_last"
+            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_last"
         )
-        size = tl.abs(logits)
+        e, r = sigmoid_parts(logits)
         w = tl.where(logits >= 0, 1.0 - target, target)
-        e = tl.exp(-size)
-        linear = tl.where(w == 0, 0.0, w * size)  # a correct infinite logit costs 0, not NaN
-        u = (w + (1.0 - w) * e) / (1.0 + e)
+        linear = tl.where(w == 0, 0.0, w * tl.abs(logits))  # a correct infinite logit costs 0, not NaN
+        u = (w + (1.0 - w) * e) * r
         scale = of_negative + (of_positive - of_negative) * target
         loss += scale * focal_power(u, gamma, GAMMA) * (linear + log1p_unit(e))
-        if HAS_MASK:
+        if MASK == BY_PIXEL:
             elements += valid.to(tl.float32)
     part = plane * splits + split
-    if HAS_MASK:
+    if MASK == BY_PIXEL:
         number = tl.sum(elements)
     else:
-        number = tl.minimum(pixels - first, chunk).to(tl.float32)
+        number = tl.minimum(tl.maximum(shown - first, 0), chunk).to(tl.float32)
     tl.store(partials + part, tl.sum(loss))
     tl.store(partials + tl.cast(planes, tl.int64) * splits + part, number)
 
@@ -106,7 +121,7 @@ def sigmoid_focal_gradient(
     grad, gb, gc, x, t, m, factors, coefficients, out,
     xb, xc, xs, tb, tc, ts, mb, mc, ms, ob, oc, os,
     channels, pixels, blocks, positive, negative, gamma,
-    GAMMA: tl.constexpr, HAS_MASK: tl.constexpr, HAS_FACTORS: tl.constexpr, BLOCK: tl.constexpr,
+    GAMMA: tl.constexpr, MASK: tl.constexpr, HAS_FACTORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out = grad * d loss / d logits, one block of one plane; grid [blocks * planes]."""
     pid = tl.program_id(0)
@@ -117,14 +132,14 @@ def sigmoid_focal_gradient(
     of_positive = go * (positive * tl.load(factors + c) if HAS_FACTORS else positive)
     of_negative = go * (negative * tl.load(factors + channels + c) if HAS_FACTORS else negative)
     offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
     logits, target, valid = load_plane(
-        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_first"
+        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_first"
     )
     exact = tl.abs(logits)
     size = tl.where(exact > LARGEST, LARGEST, exact)  # for an infinite logit e = 0 times its entropy is 0, not NaN
     w = tl.where(logits >= 0, 1.0 - target, target)
-    e = tl.exp(-size)
-    r = 1.0 / (1.0 + e)
+    e, r = sigmoid_parts(size)
     miss = w + (1.0 - w) * e
     of_entropy = w - (1.0 - w) * e
     of_miss = (2.0 * w - 1.0) * e * (w * size + log1p_unit(e))
@@ -135,10 +150,10 @@ def sigmoid_focal_gradient(
     elif GAMMA == 2:
         slope = r * r * r * miss * (2.0 * of_miss + miss * of_entropy)
     else:
-        ratio = tl.where(miss > 0, of_miss / miss, 0.0)  # u^(gamma - 1) alone could be infinite
+        ratio = tl.where(miss > 1e-37, of_miss * reciprocal(miss), 0.0)  # u^(gamma - 1) alone could be infinite
         slope = focal_power(r * miss, gamma, GAMMA) * r * (gamma * ratio + of_entropy)
     values = (of_negative + (of_positive - of_negative) * target) * tl.where(logits >= 0, slope, -slope)
-    if HAS_MASK:
+    if MASK:
         values = tl.where(valid, values, 0.0)  # a NaN coefficient must not reach masked elements either
     tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
 
@@ -151,7 +166,8 @@ def finish_sums(
     partials: torch.Tensor, loss: torch.Tensor, coefficients: torch.Tensor, parts: int, reduction: int
 ) -> None:
     segments = coefficients.numel()
-    focal_finish[(1,)](partials, loss, coefficients, segments, parts, REDUCTION=reduction, TILE=16, PARTS=64, **LAUNCH)
+    options = LAUNCH | finish_tile(segments, parts)
+    focal_finish[(1,)](partials, loss, coefficients, segments, parts, REDUCTION=reduction, **options)
 
 
 def forward(
@@ -168,7 +184,7 @@ def forward(
     with torch.cuda.device_of(input):
         sigmoid_focal_sums[(splits * planes,)](
             x, t, m, factors, partials, *xs, *ts, *ms, channels, pixels, chunk, splits, planes,
-            positive, negative, gamma, GAMMA=exponent_code(gamma), HAS_MASK=m is not None,
+            positive, negative, gamma, GAMMA=exponent_code(gamma), MASK=mask_kind(m, ms[2]),
             HAS_FACTORS=factors is not None, BLOCK=block, **LAUNCH,
         )  # fmt: skip
         finish_sums(partials, loss, coefficients, splits, reduction)
@@ -187,6 +203,6 @@ def backward(
     with torch.cuda.device_of(input):
         sigmoid_focal_gradient[(blocks * planes,)](
             grad, *grad.stride(), x, t, m, factors, coefficients, out, *xs, *ts, *ms, *os, channels, pixels, blocks,
-            positive, negative, gamma, GAMMA=exponent_code(gamma), HAS_MASK=m is not None,
+            positive, negative, gamma, GAMMA=exponent_code(gamma), MASK=mask_kind(m, ms[2]),
             HAS_FACTORS=factors is not None, BLOCK=block, **LAUNCH,
         )  # fmt: skip

@@ -7,6 +7,8 @@ planes use narrower loads.
 
 from __future__ import annotations
 
+import os
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,56 @@ import triton.language as tl
 # Explicit, because Triton 3.10 changes the default and 3.9 warns about it.
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
+_PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") != "1")  # the interpreter runs no PTX
+_LOG2_E = tl.constexpr(1.4426950408889634)
+# How a mask varies: not at all, from pixel to pixel, or only from plane to plane.
+_NO_MASK, _BY_PIXEL, _BY_PLANE = 0, 1, 2
+BY_PIXEL, BY_PLANE = tl.constexpr(_BY_PIXEL), tl.constexpr(_BY_PLANE)
+
+
+@triton.jit
+def exp2_fast(x):
+    """2^x as one instruction, with 0 for results below 1.2e-38: the usual one costs four for those."""
+    if _PTX:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.exp2(x)
+
+
+@triton.jit
+def log2_fast(x):
+    """log2 x as one instruction, for 0 and for x from 1.2e-38."""
+    if _PTX:
+        return tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.log2(x)
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x within one unit in the last place, as one instruction: a division costs eight. For x from 1e-38 to 1e38."""
+    if _PTX:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return 1.0 / x
+
+
+@triton.jit
+def sigmoid_parts(logits):
+    """exp(-|x|), and with it sigmoid(|x|)."""
+    e = exp2_fast(tl.abs(logits) * -_LOG2_E)
+    return e, reciprocal(1.0 + e)
+
+
+@triton.jit
+def shown_pixels(m, mb, mc, b, c, pixels, MASK: tl.constexpr):
+    """Pixels of the plane to read: none if a mask by plane hides it."""
+    if MASK == BY_PLANE:
+        return tl.where(tl.load(m + b * mb + c * mc) != 0, pixels, 0)
+    return pixels
 
 
 @triton.jit
@@ -69,6 +121,20 @@ def sum_parts(partials, segment, live, parts, TILE: tl.constexpr, PARTS: tl.cons
             tl.load(partials + segment[:, None] * parts + part[None, :], mask=inside, other=0.0).to(tl.float64), 1
         )
     return total
+
+
+def mask_kind(mask: torch.Tensor | None, pixel_stride: int) -> int:
+    """The MASK of the kernels. A mask without a pixel stride holds one value per plane."""
+    if mask is None:
+        return _NO_MASK
+    return _BY_PIXEL if pixel_stride else _BY_PLANE
+
+
+def finish_tile(segments: int, parts: int) -> dict[str, int]:
+    """Segments and partials that one program adds at a time: all of a usual loss in one step, as each further step
+    waits for memory again. Few different sizes, because each is compiled."""
+    PARTS = next((size for size in (1, 16, 128) if parts <= size), 1024)
+    return {"TILE": min(2048 // PARTS, max(16, triton.next_power_of_2(segments))), "PARTS": PARTS, "num_warps": 8}
 
 
 def block_size(pixels: int) -> int:

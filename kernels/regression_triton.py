@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, block_size, chunk_size
+from .planes_triton import BY_PIXEL, LAUNCH, block_size, chunk_size, finish_tile, mask_kind, shown_pixels
 
 Strides = tuple[int, int, int]
 
@@ -38,20 +38,22 @@ def regression_sums(
     x, t, m, partials,
     xb, xc, xs, tb, tc, ts, mb, mc, ms,
     channels, pixels, chunk, splits, planes, beta,
-    ERROR: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+    ERROR: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One split of one plane; grid [splits * planes]. ERROR 0: squared; 1: absolute; 2: smooth."""
     pid = tl.program_id(0)
     split = pid % splits
     plane = (pid // splits).to(tl.int64)
+    b = plane // channels
+    c = plane % channels
     errors = tl.zeros([BLOCK], tl.float32)
     elements = tl.zeros([BLOCK], tl.float32)
     first = split.to(tl.int64) * chunk
+    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
         d, valid = _load_difference(
-            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, plane // channels, plane % channels, offsets, pixels,
-            HAS_MASK, "evict_last",
+            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_last",
         )  # fmt: skip
         if ERROR == 0:
             errors += d * d
@@ -60,14 +62,14 @@ def regression_sums(
         else:
             near = tl.where(tl.abs(d) < beta, tl.abs(d), beta)
             errors += near * (tl.abs(d) - 0.5 * near) / beta
-        if HAS_MASK:
+        if MASK == BY_PIXEL:
             elements += valid.to(tl.float32)
     part = plane * splits + split
     tl.store(partials + part, tl.sum(errors))
-    if HAS_MASK:
+    if MASK == BY_PIXEL:
         number = tl.sum(elements)
     else:
-        number = tl.minimum(pixels - first, chunk).to(tl.float32)
+        number = tl.minimum(tl.maximum(shown - first, 0), chunk).to(tl.float32)
     tl.store(partials + tl.cast(planes, tl.int64) * splits + part, number)
 
 
@@ -108,7 +110,7 @@ def regression_gradient(
     grad, grad_stride, x, t, m, slopes, out,
     xb, xc, xs, tb, tc, ts, mb, mc, ms, ob, oc, os,
     channels, pixels, blocks, beta,
-    ERROR: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+    ERROR: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out = grad * d loss / d input, one block of one plane; grid [blocks * planes]."""
     pid = tl.program_id(0)
@@ -116,8 +118,9 @@ def regression_gradient(
     b = plane // channels
     c = plane % channels
     offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
     d, valid = _load_difference(
-        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, pixels, HAS_MASK, "evict_first"
+        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_first"
     )
     sign = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))
     if ERROR == 0:
@@ -127,7 +130,7 @@ def regression_gradient(
     else:
         slope = tl.where(tl.abs(d) >= beta, sign, d / beta)
     values = tl.load(grad + b * grad_stride).to(tl.float32) * tl.load(slopes + b) * slope
-    if HAS_MASK:
+    if MASK:
         values = tl.where(valid, values, 0.0)  # an infinite slope must not reach masked elements either
     tl.store(out + b * ob + c * oc + offsets * os, values, mask=offsets < pixels)
 
@@ -151,11 +154,11 @@ def forward(
         regression_sums[(splits * planes,)](
             input, _bytes(target), mask, partials, *strides[0], *strides[1], *strides[2],
             channels, pixels, chunk, splits, planes, beta,
-            ERROR=error, HAS_MASK=mask is not None, BLOCK=block, **LAUNCH,
+            ERROR=error, MASK=mask_kind(mask, strides[2][2]), BLOCK=block, **LAUNCH,
         )  # fmt: skip
-        regression_finish[(1,)](
-            partials, loss, slopes, samples, channels * splits, REDUCTION=reduction, TILE=16, PARTS=64, **LAUNCH
-        )
+        parts = channels * splits
+        options = LAUNCH | finish_tile(samples, parts)
+        regression_finish[(1,)](partials, loss, slopes, samples, parts, REDUCTION=reduction, **options)
 
 
 def backward(
@@ -170,5 +173,5 @@ def backward(
         regression_gradient[(blocks * samples * channels,)](
             grad, grad.stride(0) if grad.dim() else 0, input, _bytes(target), mask, slopes, gradient,
             *strides[0], *strides[1], *strides[2], *strides[3], channels, pixels, blocks, beta,
-            ERROR=error, HAS_MASK=mask is not None, BLOCK=block, **LAUNCH,
+            ERROR=error, MASK=mask_kind(mask, strides[2][2]), BLOCK=block, **LAUNCH,
         )  # fmt: skip

@@ -242,7 +242,9 @@ def _data() -> list[Case]:
                 work(out, masked),
             )
             for out, lasso, masked in (
-                (torch.float32, False, False), (torch.float16, True, False), (torch.uint8, False, True)
+                (torch.float32, False, False),
+                (torch.float16, True, False),
+                (torch.uint8, False, True),
             )  # fmt: skip
         ),
     ]

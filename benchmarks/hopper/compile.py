@@ -28,7 +28,7 @@ class Compiled:
 
 
 def compile_cases() -> dict[str, Compiled]:
-    """"kernel-label" -> what it compiles to. A separate process compiles, because it replaces Triton's driver.
+    """ "kernel-label" -> what it compiles to. A separate process compiles, because it replaces Triton's driver.
 
     Raises:
         RuntimeError: the process failed as a whole, for example because Triton is not installed.

@@ -43,4 +43,6 @@ def test_no_kernel_needs_a_tenth_more_instructions_than_published(compiled: dict
     assert set(rows) == {name for name, code in compiled.items() if code.prediction}, "run `fastmtl bench --codegen`"
     for name, instructions in rows.items():
         found = compiled[name].instructions_per_element
-        assert found <= 1.1 * float(instructions), f"{name}: {found:.1f} instructions per element, {instructions} published"
+        assert found <= 1.1 * float(instructions), (
+            f"{name}: {found:.1f} instructions per element, {instructions} published"
+        )

@@ -46,7 +46,7 @@ def test_every_launch_compiles_with_the_oldest_triton(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-PLANTED = '''
+PLANTED = """
 import sys
 import torch, triton, triton.language as tl
 from fastmtl.benchmarks.hopper.record import Recorder
@@ -67,7 +67,7 @@ for n in (2, 1):
 for _ in range(2):
     unequal[(1,)](torch.zeros(1))
 print([name for name, error in recorder.failures])
-'''
+"""
 
 
 def test_the_sweep_sees_a_launch_that_cannot_specialise(tmp_path: Path):
