@@ -8,7 +8,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +18,15 @@ from torch import Tensor
 from fastmtl import ops
 
 from .registry import Case, Run
+from .timing import Timer, by_clock, timer
 
 _NO_INPUTS, _MISSING = "no inputs: ", "not installed: "
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contender in one case. Times in milliseconds, memory in bytes; `note` says why they are missing."""
+    """One contender in one case. Times in milliseconds, memory in bytes; `note` says why they are missing, `timing` how
+    they were measured (see `timing.timer`)."""
 
     contender: str
     p20: float = float("nan")
@@ -34,10 +35,12 @@ class Row:
     ratio: float = float("nan")  # time divided by fastmtl's time, median over rounds
     peak_bytes: int = 0
     note: str = ""
+    timing: str = ""
 
 
-def measure(case: Case, device: torch.device, rounds: int, cold: bool = False) -> list[Row]:
-    """Measure every contender of `case`; a missing, wrong or out-of-memory contender gets a row with a note."""
+def measure(case: Case, device: torch.device, rounds: int, cold: bool = False, eager: bool = False) -> list[Row]:
+    """Measure every contender of `case`; a missing, wrong or out-of-memory contender gets a row with a note. On a GPU,
+    `eager` includes the latency of launches."""
     try:
         inputs = case.make(device)
         truth = case.truth(inputs)
@@ -57,7 +60,8 @@ def measure(case: Case, device: torch.device, rounds: int, cold: bool = False) -
                 notes[name] = f"parity failed: relative error {error:.1e} > {case.tolerance:.0e}"
         except Exception as failure:  # a peer may fail in any way, which must not stop the others
             notes[name] = reason(failure)
-    times = interleave(runs, device, rounds, cold, notes)
+    timers = {name: timer(run, device, eager=eager, cold=cold) for name, run in runs.items()}
+    times = interleave({name: pair[0] for name, pair in timers.items()}, device, rounds, cold, notes)
     first = next(iter(case.contenders))
     rows = []
     for name in case.contenders:
@@ -69,7 +73,7 @@ def measure(case: Case, device: torch.device, rounds: int, cold: bool = False) -
         if first in times:
             ratio = statistics.median(b / a for a, b in zip(times[first], seconds, strict=True))
         p20, p50, p80 = (1e3 * quantile(seconds, share) for share in (0.2, 0.5, 0.8))
-        rows.append(Row(name, p20, p50, p80, ratio, peaks[name]))
+        rows.append(Row(name, p20, p50, p80, ratio, peaks[name], timing=timers[name][1]))
     return rows
 
 
@@ -100,25 +104,25 @@ def difference(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> float:
 
 
 def interleave(
-    runs: Mapping[str, Run], device: torch.device, rounds: int, cold: bool, notes: dict[str, str]
+    timers: Mapping[str, Timer], device: torch.device, rounds: int, cold: bool, notes: dict[str, str]
 ) -> dict[str, list[float]]:
-    """Seconds per run; each round runs every contender once. `cold` clears the caches before every run.
+    """Seconds per run; each round times every contender once. `cold` clears the caches before every run.
 
     A contender that fails on the way is dropped, with the reason in `notes`.
     """
     sweep = torch.ones(2**26, device=device) if cold else None  # 256 MiB, more than any cache
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in timers}
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
-            for name, run in runs.items():
+            for name, seconds in timers.items():
                 if name not in times:
                     continue
                 if sweep is not None:
                     sweep.add_(1)
                 try:
-                    times[name].append(time_once(run, device))
+                    times[name].append(seconds())
                 except Exception as failure:
                     notes[name] = reason(failure)
                     del times[name]
@@ -127,19 +131,9 @@ def interleave(
     return times
 
 
-def time_once(run: Run, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
 def recording_cost(device: torch.device) -> float:
     """Seconds that measuring adds to a run: two clock readings, and on a GPU two synchronisations."""
-    return statistics.median(time_once(tuple, device) for _ in range(101))
+    return statistics.median(by_clock(tuple, device) for _ in range(101))
 
 
 def peak_memory(run: Run, device: torch.device) -> int:
@@ -209,9 +203,10 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def copy_bandwidth(device: torch.device, num_bytes: int = 2**28) -> float:
+def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second of a large copy, counting bytes read and written: the upper limit for memory-bound kernels."""
+    num_bytes = 2**32 if device.type == "cuda" else 2**28  # a GPU copies 256 MiB in the time of a few launches
     source = torch.ones(num_bytes // 4, device=device)
     target = torch.empty_like(source)
-    best = min(time_once(lambda: (target.copy_(source),), device) for _ in range(7))
+    best = min(by_clock(lambda: (target.copy_(source),), device) for _ in range(7))
     return 2 * num_bytes / best

@@ -103,7 +103,7 @@ def _measure(
     now: list[store.Stored] = []
     explained: dict[str, str] = {}
     for case in chosen:
-        rows = measure(case, device, options.rounds, options.cold)
+        rows = measure(case, device, options.rounds, options.cold, options.eager)
         if not all(row.note for row in rows):
             console.print(table.case_table(case, rows, bandwidth))
             new = {name: meaning for name, meaning in table.key(case).items() if name not in explained}
@@ -142,7 +142,9 @@ def records(
         }
         rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
         facts = _facts(case, row.contender, device, options, here)
-        found.append(facts | rounded | {"peak_bytes": row.peak_bytes, "note": row.note})
+        found.append(
+            facts | rounded | {"peak_bytes": row.peak_bytes, "timing": row.timing or facts["timing"], "note": row.note}
+        )
     return found
 
 
@@ -166,6 +168,7 @@ def _facts(
         "min_bytes": case.min_bytes,
         "cold": options.cold,
         "kept_memory": options.keep_memory,
+        "timing": "clock" if options.eager or device.type != "cuda" else "graph",
     }
 
 
@@ -176,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="CSV", help="append the rows to this file")
     parser.add_argument("--rounds", type=_count, default=15, help="runs of each contender (default 15)")
     parser.add_argument("--cold", action="store_true", help="clear the caches before every run")
+    parser.add_argument("--eager", action="store_true", help="on a GPU, count the latency of launches too")
     parser.add_argument("--keep-memory", action="store_true", help="glibc keeps freed memory: avoids page faults")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(

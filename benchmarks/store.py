@@ -13,7 +13,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # Two rows are comparable if these columns are equal.
-_WHERE = ("device", "instructions", "torch", "cold", "kept_memory")
+_WHERE = ("device", "instructions", "torch", "cold", "kept_memory", "timing")
 _KEYS = ("op", "shape", "mode", "contender", *_WHERE)
 _NUMBERS = ("p20_ms", "p50_ms", "p80_ms", "times_fastmtl", "items_per_s", "gb_per_s", "share_of_copy")
 _WHOLE = ("threads", "peak_bytes", "min_bytes")
@@ -21,13 +21,10 @@ COLUMNS = (
     *("date", "commit", "device", "instructions", "threads", "torch", "op", "shape", "mode", "contender"),
     *("contender_version", "rounds"),
     *("p20_ms", "p50_ms", "p80_ms", "times_fastmtl", "items_per_s", "peak_bytes", "min_bytes", "gb_per_s"),
-    *("share_of_copy", "cold", "kept_memory", "note"),
+    *("share_of_copy", "cold", "kept_memory", "timing", "note"),
 )
-_ADDED = {
-    "contender_version": "",
-    "rounds": "",
-}  # columns that older files do not have, and their values for these files
-_OLD_COLUMNS = tuple(name for name in COLUMNS if name not in _ADDED)
+# Columns that older files do not have, and their values for these files.
+_ADDED = {"contender_version": "", "rounds": "", "timing": "clock"}
 
 Stored = dict[str, Any]
 
@@ -69,7 +66,7 @@ def read(path: Path) -> list[Stored]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             header = tuple(next(reader, ()))
-            if header not in (COLUMNS, _OLD_COLUMNS):
+            if not _known(header):
                 raise BrokenFile(f"{path}: its first line must name the columns {', '.join(COLUMNS)}.")
             return [_parse(path, reader.line_num, header, cells) for cells in reader]
     except OSError as error:
@@ -156,15 +153,21 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _where(row: Mapping[str, Any]) -> str:
     cache, memory = "cold" if row["cold"] else "warm", ", freed memory kept" if row["kept_memory"] else ""
-    return f"{row['device']}, {row['instructions']}, torch {row['torch']}, {cache} cache{memory}"
+    timed = "" if row["timing"] == "clock" else f", timed by {row['timing']}"
+    return f"{row['device']}, {row['instructions']}, torch {row['torch']}, {cache} cache{memory}{timed}"
+
+
+def _known(header: tuple[str, ...]) -> bool:
+    return set(COLUMNS) - set(_ADDED) <= set(header) <= set(COLUMNS) and len(header) == len(set(header))
 
 
 def _widen(path: Path) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
-        if tuple(next(reader, ())) != _OLD_COLUMNS:
+        header = tuple(next(reader, ()))
+        if header == COLUMNS or not _known(header):
             return
-        rows = [_ADDED | dict(zip(_OLD_COLUMNS, cells, strict=True)) for cells in reader]
+        rows = [_ADDED | dict(zip(header, cells, strict=True)) for cells in reader]
     beside = path.with_suffix(".tmp")
     with beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)

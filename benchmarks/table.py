@@ -31,7 +31,8 @@ def case_table(case: Case, rows: Sequence[Row], bandwidth: float) -> Table:
         cells += [f"{row.peak_bytes / 2**20:.1f}"]
         cells += [f"{case.min_bytes / (row.p50 * 1e-3) / bandwidth:.0%}"] if case.min_bytes else []
         cells += [f"{case.items / (row.p50 * 1e-3):.0f}"] if case.items else []
-        table.add_row(row.contender, *cells)
+        how = f" ({row.timing})" if row.timing not in ("", "clock") else ""
+        table.add_row(row.contender + how, *cells)
     return table
 
 

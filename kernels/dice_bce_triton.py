@@ -25,6 +25,7 @@ from .planes_triton import (
     load_plane,
     log1p_unit,
     mask_kind,
+    place_of,
     shown_pixels,
     sigmoid_parts,
     sum_parts,
@@ -42,11 +43,8 @@ def dice_bce_sums(
     COUNTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One split of one plane; grid [splits * planes]. counts [4, planes]: zeros to add to, if COUNTS."""
-    pid = tl.program_id(0)
-    split = pid % splits
-    plane = (pid // splits).to(tl.int64)
-    b = plane // channels
-    c = plane % channels
+    b, c, split = place_of(tl.program_id(0), channels, splits)
+    plane = b * channels + c
     group = b // samples
     weight = tl.load(pos_weight + group * channels + c).to(tl.float32) if HAS_POS_WEIGHT else 1.0
     intersection = tl.zeros([BLOCK], tl.float32)
@@ -179,16 +177,14 @@ def dice_bce_gradient(
     SQUARED: tl.constexpr, MASK: tl.constexpr, HAS_POS_WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out = grad * d loss / d logits, one block of one plane; grid [blocks * planes]."""
-    pid = tl.program_id(0)
-    plane = (pid // blocks).to(tl.int64)
-    b = plane // channels
-    c = plane % channels
+    b, c, block = place_of(tl.program_id(0), channels, blocks)
+    plane = b * channels + c
     weight = tl.load(pos_weight + b // samples * channels + c).to(tl.float32) if HAS_POS_WEIGHT else 1.0
     go = tl.load(grad + b * gb + c * gc).to(tl.float32)
     of_bce = go * tl.load(coefficients + plane)
     of_intersection = go * tl.load(coefficients + planes + plane)
     of_prediction = go * tl.load(coefficients + 2 * planes + plane)
-    offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offsets = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
     logits, target, valid = load_plane(
         x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_first"

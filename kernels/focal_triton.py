@@ -25,6 +25,7 @@ from .planes_triton import (
     log1p_unit,
     log2_fast,
     mask_kind,
+    place_of,
     reciprocal,
     shown_pixels,
     sigmoid_parts,
@@ -55,11 +56,8 @@ def sigmoid_focal_sums(
     GAMMA: tl.constexpr, MASK: tl.constexpr, HAS_FACTORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One split of one plane; grid [splits * planes]."""
-    pid = tl.program_id(0)
-    split = pid % splits
-    plane = (pid // splits).to(tl.int64)
-    b = plane // channels
-    c = plane % channels
+    b, c, split = place_of(tl.program_id(0), channels, splits)
+    plane = b * channels + c
     of_positive = positive * tl.load(factors + c) if HAS_FACTORS else positive
     of_negative = negative * tl.load(factors + channels + c) if HAS_FACTORS else negative
     loss = tl.zeros([BLOCK], tl.float32)
@@ -124,14 +122,12 @@ def sigmoid_focal_gradient(
     GAMMA: tl.constexpr, MASK: tl.constexpr, HAS_FACTORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out = grad * d loss / d logits, one block of one plane; grid [blocks * planes]."""
-    pid = tl.program_id(0)
-    plane = (pid // blocks).to(tl.int64)
-    b = plane // channels
-    c = plane % channels
+    b, c, block = place_of(tl.program_id(0), channels, blocks)
+    plane = b * channels + c
     go = tl.load(grad + b * gb + c * gc).to(tl.float32) * tl.load(coefficients + plane)
     of_positive = go * (positive * tl.load(factors + c) if HAS_FACTORS else positive)
     of_negative = go * (negative * tl.load(factors + channels + c) if HAS_FACTORS else negative)
-    offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offsets = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
     logits, target, valid = load_plane(
         x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_first"

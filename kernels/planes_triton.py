@@ -61,6 +61,14 @@ def sigmoid_parts(logits):
 
 
 @triton.jit
+def place_of(pid, channels, splits):
+    """Sample, channel and split of a program. The channel runs fastest: in channels_last tensors, programs that share
+    cache lines then run together."""
+    rest = pid // channels
+    return (rest // splits).to(tl.int64), (pid % channels).to(tl.int64), rest % splits
+
+
+@triton.jit
 def shown_pixels(m, mb, mc, b, c, pixels, MASK: tl.constexpr):
     """Pixels of the plane to read: none if a mask by plane hides it."""
     if MASK == BY_PLANE:

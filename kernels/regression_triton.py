@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import BY_PIXEL, LAUNCH, block_size, chunk_size, finish_tile, mask_kind, shown_pixels
+from .planes_triton import BY_PIXEL, LAUNCH, block_size, chunk_size, finish_tile, mask_kind, place_of, shown_pixels
 
 Strides = tuple[int, int, int]
 
@@ -41,11 +41,8 @@ def regression_sums(
     ERROR: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One split of one plane; grid [splits * planes]. ERROR 0: squared; 1: absolute; 2: smooth."""
-    pid = tl.program_id(0)
-    split = pid % splits
-    plane = (pid // splits).to(tl.int64)
-    b = plane // channels
-    c = plane % channels
+    b, c, split = place_of(tl.program_id(0), channels, splits)
+    plane = b * channels + c
     errors = tl.zeros([BLOCK], tl.float32)
     elements = tl.zeros([BLOCK], tl.float32)
     first = split.to(tl.int64) * chunk
@@ -113,11 +110,8 @@ def regression_gradient(
     ERROR: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out = grad * d loss / d input, one block of one plane; grid [blocks * planes]."""
-    pid = tl.program_id(0)
-    plane = (pid // blocks).to(tl.int64)
-    b = plane // channels
-    c = plane % channels
-    offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, c, block = place_of(tl.program_id(0), channels, blocks)
+    offsets = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
     d, valid = _load_difference(
         x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_first"

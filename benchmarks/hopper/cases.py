@@ -1,4 +1,4 @@
-"""The launches in the table of benchmarks/README.md: ops as a training step calls them, and what each moves at least."""
+"""The launches in the table of benchmarks/README.md: ops as a training step calls them, and the bytes they must move."""
 
 from __future__ import annotations
 
@@ -232,6 +232,7 @@ def _data() -> list[Case]:
     def work(out: torch.dtype, masked: bool) -> dict[str, Work]:
         return {"stain_apply": stain["stain_apply"]._replace(bytes=3 + 3 * _size(out) + masked)}
 
+    stained = ((torch.float32, False, False), (torch.float16, True, False), (torch.uint8, False, True))
     return [
         *(Case(name, partial(_transform, cells, noise)) for name, cells, noise in (("affine", 0, 0), ("bent", 5, 1))),
         *(
@@ -241,11 +242,7 @@ def _data() -> list[Case]:
                 pixels,
                 work(out, masked),
             )
-            for out, lasso, masked in (
-                (torch.float32, False, False),
-                (torch.float16, True, False),
-                (torch.uint8, False, True),
-            )  # fmt: skip
+            for out, lasso, masked in stained
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""What the Triton kernels become on Hopper, without a GPU: instructions, loads, spills, and the published table of them."""
+"""What the Triton kernels become on Hopper, without a GPU: instructions, loads, spills, and the published table."""
 
 from __future__ import annotations
 

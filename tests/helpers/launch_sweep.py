@@ -1,7 +1,8 @@
-"""Compiles the Triton launches of every op in the registry for an NVIDIA GPU: settings, sizes with ones, dtypes, layouts.
+"""Compiles the Triton launches of every op in the registry for an NVIDIA GPU, over settings, sizes, dtypes, layouts.
 
 A process of its own, because it replaces Triton's driver: `python -m helpers.launch_sweep 90 [quick]` (compute
-capability; "quick": only as far as a launch can fail to specialise). Prints a line for each failure, and then the number of launches and of different kernels.
+capability; "quick": only as far as a launch can fail to specialise). Prints a line for each failure, and then the
+number of launches and of different kernels.
 """
 
 from __future__ import annotations

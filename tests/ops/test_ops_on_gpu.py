@@ -12,6 +12,9 @@ import torch
 from helpers.asserts import assert_bit_equal, assert_within_budget, loss_and_gradient
 from helpers.classes import class_map
 from helpers.inputs import layout, segmentation
+from helpers.launch_sweep import calls
+from helpers.op_specs import SPECS, OpSpec
+from torch.utils._pytree import tree_map
 
 from fastmtl import data, losses, ops
 from fastmtl.reference import dice_bce, dice_ce, nt_xent, points, regression
@@ -35,6 +38,29 @@ def _check_loss(shape, dtype, target_dtype, memory: str, **options) -> None:
     truth = loss_and_gradient(partial(dice_bce.dice_bce_loss, target=target, **options), input.double())
     for found, plain, exact in zip(ours, naive, truth, strict=True):
         assert_within_budget(found, plain, exact, dtype)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if "triton" in spec.kernels], ids=lambda spec: spec.name)
+def test_every_setting_size_and_layout_small(spec: OpSpec):
+    """What is compiled without a GPU (tests/benchmarks/test_launches.py) also gives the reference's results."""
+
+    def run(inputs, rest, backend: str) -> list[torch.Tensor]:
+        leaves = [x.detach().requires_grad_(spec.differentiable) for x in inputs]
+        found = spec.function(*leaves, **rest, backend=backend)
+        found = [found] if isinstance(found, torch.Tensor) else list(found)
+        gradients = torch.autograd.grad(sum(part.sum() for part in found), leaves) if spec.differentiable else []
+        return [part.detach().double() for part in (*found, *gradients)]
+
+    for name, call in calls(spec):
+        call = tree_map(lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x, call)
+        ours, exact = run(call.inputs, call.rest, "triton"), run(call.inputs, call.rest, "reference")
+        half = any(x.dtype == torch.bfloat16 for x in call.inputs)
+        for found, truth in zip(ours, exact, strict=True):
+            scale = truth.nan_to_num(0.0).abs().max().item() + 1e-12
+            tolerance = 2e-2 if half else 1e-4
+            torch.testing.assert_close(
+                found / scale, truth / scale, rtol=0, atol=tolerance, equal_nan=True, msg=lambda text: f"{name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("batch", [False, True])
