@@ -10,6 +10,7 @@ from torch import Tensor
 _WORDS = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
+    list[Tensor]: "Tensor[]",
     list[float]: "float[]",
     float: "float",
     bool: "bool",
