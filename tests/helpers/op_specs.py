@@ -70,6 +70,16 @@ class OpSpec:
     argument: str = "input"
     shares: tuple[str, ...] = ()
 
+    @property
+    def by_channel(self) -> bool:
+        """Whether each channel has a loss of its own."""
+        return self.make is _sigmoid
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether the target holds class numbers."""
+        return self.make in (_classes, _heads_of_classes)
+
 
 def _sigmoid(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
     x, t = segmentation(shape, dtype, seed=seed)
