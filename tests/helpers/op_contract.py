@@ -30,7 +30,7 @@ def with_kernels(chosen: Callable[[OpSpec], bool] = lambda spec: True) -> pytest
 
 def cases(spec: OpSpec, call: Call) -> list[dict[str, Any]]:
     first = call.inputs[0] if call.inputs else next(iter(call.rest.values()))
-    found = [dict(case(first.shape[1])) for case in spec.cases]
+    found = [{}, *(dict(case(first.shape[1])) for case in spec.cases)]
     for options in found:
         if options.get("mask") is PIXELS:
             options["mask"] = torch.rand(call.rest["target"].shape, generator=generator(3)) < 0.67

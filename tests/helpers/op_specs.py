@@ -30,6 +30,9 @@ class Call(NamedTuple):
     rest: dict[str, Any]
 
 
+Make = Callable[[Shape, torch.dtype, int], Call]
+
+
 @dataclass(frozen=True)
 class OpSpec:
     """The contract of one op, or of one variant of it: `function(*inputs, **rest)` is the public function.
@@ -38,7 +41,7 @@ class OpSpec:
         name: as in `fastmtl.ops`; the variant follows after a space.
         stem: common stem of the names of its files.
         make: (shape, dtype, seed) -> Call; the op defines what the shape means.
-        cases: settings to try, each a function of the number of channels (or rows).
+        cases: settings to try besides the defaults, each a function of the number of channels (or rows).
         tiny, small, large: shapes for finite differences, for most tests, and with several chunks.
         batches, maps: whether the first input has a batch dim to mask, and spatial dims whose memory layout can change.
         kernels: the backends besides the reference.
@@ -53,8 +56,8 @@ class OpSpec:
     name: str
     stem: str
     function: Callable[..., Any]
-    make: Callable[[Shape, torch.dtype, int], Call]
-    cases: Sequence[Callable[[int], Mapping[str, Any]]] = (lambda C: {},)
+    make: Make
+    cases: Sequence[Callable[[int], Mapping[str, Any]]] = ()
     tiny: Shape = TINY
     small: Shape = SMALL
     large: Shape = (3, 4, 150, 101)
@@ -81,19 +84,16 @@ class OpSpec:
         return self.make in (_classes, _heads_of_classes)
 
 
-def _sigmoid(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    x, t = segmentation(shape, dtype, seed=seed)
-    return Call((x,), {"target": t})
+def _with_target(pair_of: Callable[..., tuple[Tensor, Tensor]], name: str = "target", **options: Any) -> Make:
+    def make(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
+        x, t = pair_of(shape, dtype, seed=seed, **options)
+        return Call((x,), {name: t})
+
+    return make
 
 
-def _classes(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    x, t = class_map(shape, dtype, torch.int64, seed=seed)
-    return Call((x,), {"target": t})
-
-
-def _regression(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    x, t = pair(shape, dtype, seed=seed)
-    return Call((x,), {"target": t})
+_sigmoid, _pairs = _with_target(segmentation), _with_target(segmentation, "targets")
+_classes, _regression = _with_target(class_map, target_dtype=torch.int64), _with_target(pair)
 
 
 def _heads(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
@@ -107,7 +107,7 @@ def _heads_of_classes(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
 
 
 def _views(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    return Call(views(shape[0], shape[1], dtype, scale=1.0, seed=seed), {"temperature": 0.5})
+    return Call(views(*shape, dtype, scale=1.0, seed=seed), {"temperature": 0.5})
 
 
 def _rows(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
@@ -131,14 +131,8 @@ def _costs(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
 def _points(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
     source = generator(seed)
     maps = torch.randn(shape, generator=source).to(dtype)
-    number = 40 * shape[-1]
-    at = torch.rand(shape[0], number, 2, generator=source) * 1.4 - 0.2
+    at = torch.rand(shape[0], 40 * shape[-1], 2, generator=source) * 1.4 - 0.2
     return Call((maps,), {"coordinates": at.double() if dtype == torch.float64 else at})
-
-
-def _pairs(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    x, t = segmentation(shape, dtype, seed=seed)
-    return Call((x,), {"targets": t})
 
 
 def _naive_dice(p: Tensor, t: Tensor) -> Tensor:
@@ -177,6 +171,17 @@ def _weights(number: int) -> Tensor:
     return torch.linspace(0.2, 1.5, number)
 
 
+_PLAIN = {"batches": False, "maps": False}
+_LINEAR: dict[str, Any] = _PLAIN | {
+    "forward": False,
+    "batched": False,
+    "argument": "J",
+    "tiny": (3, 11),
+    "small": (3, 40),
+}
+_OF_HEADS: dict[str, Any] = {"tiny": (2, 2), "small": (8, 4), "large": (240, 200), "argument": "inputs[0]"}
+_SOFTMAX = ("dice_ce", "softmax_sums", "softmax_gradient")  # what most softmax ops share
+
 SPECS = (
     OpSpec(
         "dice_bce_loss",
@@ -184,7 +189,6 @@ SPECS = (
         ops.dice_bce_loss,
         _sigmoid,
         (
-            lambda C: {},
             lambda C: {"reduction": "none", "squared_pred": True, "weight": _weights(C), "mask": PIXELS},
             lambda C: {"reduction": "sum", "jaccard": True, "pos_weight": _weights(C), "empty": "skip"},
             lambda C: {"batch": True, "jaccard": True, "squared_pred": True, "bce_weight": 0.2, "dice_weight": 2.0},
@@ -198,7 +202,6 @@ SPECS = (
         ops.bce_with_logits,
         _sigmoid,
         (
-            lambda C: {},
             lambda C: {"reduction": "sum", "pos_weight": _weights(C), "mask": PIXELS},
             lambda C: {"reduction": "none", "pos_weight": 2.0},
             lambda C: {"weight": _weights(C).view(-1, 1, 1)},
@@ -212,7 +215,7 @@ SPECS = (
         "overlap",
         ops.overlap_sums,
         _sigmoid,
-        (lambda C: {}, lambda C: {"squared_pred": True, "pos_weight": _weights(C), "mask": PIXELS}),
+        (lambda C: {"squared_pred": True, "pos_weight": _weights(C), "mask": PIXELS},),
         kept=0,
         shares=("dice_bce",),
     ),
@@ -221,9 +224,9 @@ SPECS = (
         "overlap",
         partial(ops.overlap_sums, activation="softmax"),
         _classes,
-        (lambda C: {}, lambda C: {"squared_pred": True, "ignore_index": 1, "mask": PIXELS}),
+        (lambda C: {"squared_pred": True, "ignore_index": 1, "mask": PIXELS},),
         kept=0,
-        shares=("dice_ce", "softmax_sums", "softmax_gradient"),
+        shares=_SOFTMAX,
     ),
     OpSpec(
         "tversky_loss",
@@ -231,7 +234,6 @@ SPECS = (
         ops.tversky_loss,
         _sigmoid,
         (
-            lambda C: {},
             lambda C: {"alpha": 0.3, "beta": 0.7, "gamma": 0.75, "reduction": "none", "mask": PIXELS},
             lambda C: {"batch": True, "gamma": 1.5, "weight": _weights(C)},
         ),
@@ -243,9 +245,9 @@ SPECS = (
         "tversky",
         partial(ops.tversky_loss, activation="softmax"),
         _classes,
-        (lambda C: {}, lambda C: {"include_background": False, "reduction": "sum", "ignore_index": 1}),
+        (lambda C: {"include_background": False, "reduction": "sum", "ignore_index": 1},),
         tolerance=1e-5,
-        shares=("overlap", "dice_ce", "softmax_sums", "softmax_gradient"),
+        shares=("overlap", *_SOFTMAX),
     ),
     OpSpec(
         "dice_ce_loss",
@@ -253,7 +255,6 @@ SPECS = (
         ops.dice_ce_loss,
         _classes,
         (
-            lambda C: {},
             lambda C: {"reduction": "none", "weight": _weights(C), "squared_pred": True, "mask": PIXELS},
             lambda C: {"reduction": "sum", "include_background": False, "label_smoothing": 0.3, "ignore_index": 1},
             lambda C: {"batch": True, "jaccard": True, "empty": "skip", "ce_weight": 0.2, "dice_weight": 2.0},
@@ -268,26 +269,25 @@ SPECS = (
         ops.cross_entropy,
         _classes,
         (
-            lambda C: {},
             lambda C: {"reduction": "sample", "weight": _weights(C), "mask": PIXELS},
             lambda C: {"reduction": "sum", "label_smoothing": 0.2, "ignore_index": 1},
         ),
         kept=2,
         naive=F.cross_entropy,
-        shares=("class_loss", "dice_ce", "softmax_sums", "softmax_gradient"),
+        shares=("class_loss", *_SOFTMAX),
     ),
     OpSpec(
         "cross_entropy rows",
         "cross_entropy",
         ops.cross_entropy,
         _classes,
-        (lambda C: {}, lambda C: {"reduction": "none", "weight": _weights(C), "mask": PIXELS}),
+        (lambda C: {"reduction": "none", "weight": _weights(C), "mask": PIXELS},),
         tiny=(2, 66),
         small=(2, 70),
         large=(90, 2000),
         maps=False,
         kept=3 * 2,
-        shares=("class_loss", "dice_ce", "softmax_sums", "softmax_gradient"),
+        shares=("class_loss", *_SOFTMAX),
     ),
     OpSpec(
         "focal_loss",
@@ -295,7 +295,6 @@ SPECS = (
         ops.focal_loss,
         _sigmoid,
         (
-            lambda C: {},
             lambda C: {"gamma": 1.5, "alpha": _weights(C) / 2, "reduction": "none", "mask": PIXELS},
             lambda C: {"gamma": 1.0, "alpha": None, "weight": _weights(C), "reduction": "sum"},
             lambda C: {"gamma": 0.0},
@@ -310,7 +309,6 @@ SPECS = (
         partial(ops.focal_loss, activation="softmax"),
         _classes,
         (
-            lambda C: {},
             lambda C: {"gamma": 1.5, "alpha": _weights(C), "reduction": "none", "mask": PIXELS},
             lambda C: {"gamma": 1.0, "alpha": None, "weight": _weights(C), "reduction": "sum", "ignore_index": 1},
             lambda C: {"gamma": 0.0},
@@ -327,7 +325,6 @@ SPECS = (
             function,
             _regression,
             (
-                lambda C: {},
                 lambda C: {"reduction": "none", "mask": PIXELS},
                 lambda C: {"reduction": "sum", "mask": torch.tensor([[True], [True]])},
             ),
@@ -345,15 +342,14 @@ SPECS = (
         "nt_xent",
         ops.nt_xent_loss,
         _views,
-        (lambda C: {}, lambda C: {"mask": torch.tensor([False, True, True])}),
+        (lambda C: {"mask": torch.tensor([False, True, True])},),
         tiny=(3, 4),
         small=(3, 5),
         large=(400, 50),
-        batches=False,
-        maps=False,
         kept=3 * 2 * 5 + 4 * 3 + 1,
         argument="z1",
         tolerance=2e-5,
+        **_PLAIN,
     ),
     OpSpec(
         "deep_supervision_loss",
@@ -361,15 +357,11 @@ SPECS = (
         lambda *heads, **rest: ops.deep_supervision_loss(heads, **rest),
         _heads,
         (
-            lambda C: {},
             lambda C: {"downsample": "area", "reduction": "none", "weights": [0.7, 0.3], "mask": PIXELS},
             lambda C: {"downsample": "max", "jaccard": True, "batch": True, "weights": torch.tensor([0.7, 0.3])},
         ),
-        tiny=(2, 2),
-        small=(8, 4),
-        large=(240, 200),
         kept=2 * 3 * 2 * 2,
-        argument="inputs[0]",
+        **_OF_HEADS,
     ),
     OpSpec(
         "deep_supervision_loss softmax",
@@ -377,86 +369,38 @@ SPECS = (
         lambda *heads, **rest: ops.deep_supervision_loss(heads, activation="softmax", **rest),
         _heads_of_classes,
         (
-            lambda C: {},
             lambda C: {"downsample": "area", "reduction": "none", "weights": [0.7, 0.3], "mask": PIXELS},
             lambda C: {"downsample": "max", "ignore_index": 1, "weights": torch.tensor([0.7, 0.3])},
         ),
-        tiny=(2, 2),
-        small=(8, 4),
-        large=(240, 200),
-        argument="inputs[0]",
+        **_OF_HEADS,
     ),
-    OpSpec(
-        "gram",
-        "gram",
-        ops.gram,
-        _rows,
-        tiny=(3, 11),
-        small=(3, 40),
-        large=(8, 100_003),
-        batches=False,
-        maps=False,
-        forward=False,
-        batched=False,
-        kept=0,
-        argument="J",
-    ),
-    OpSpec(
-        "grad_norms",
-        "gram",
-        ops.grad_norms,
-        _rows,
-        tiny=(3, 11),
-        small=(3, 40),
-        large=(8, 100_003),
-        batches=False,
-        maps=False,
-        forward=False,
-        batched=False,
-        kept=3,
-        argument="J",
-    ),
-    OpSpec(
-        "combine",
-        "combine",
-        ops.combine,
-        _combined,
-        tiny=(3, 11),
-        small=(3, 40),
-        large=(5, 200_003),
-        batches=False,
-        maps=False,
-        forward=False,
-        batched=False,
-        kept=0,
-        argument="J",
-    ),
+    OpSpec("gram", "gram", ops.gram, _rows, large=(8, 100_003), kept=0, **_LINEAR),
+    OpSpec("grad_norms", "gram", ops.grad_norms, _rows, large=(8, 100_003), kept=3, **_LINEAR),
+    OpSpec("combine", "combine", ops.combine, _combined, large=(5, 200_003), kept=0, **_LINEAR),
     OpSpec(
         "pcgrad_weights",
         "pcgrad",
         ops.pcgrad_weights,
         _gram_and_order,
-        (lambda C: {}, lambda C: {"reduction": "mean"}),
+        (lambda C: {"reduction": "mean"},),
         small=(4, 40),
         large=(40, 60),
-        batches=False,
-        maps=False,
         differentiable=False,
         batched=False,
         argument="G",
+        **_PLAIN,
     ),
     OpSpec(
         "linear_assignment",
         "assignment",
         ops.linear_assignment,
         _costs,
-        (lambda C: {}, lambda C: {"num_targets": torch.tensor([2, 0])}),
+        (lambda C: {"num_targets": torch.tensor([2, 0])},),
         small=(2, 5, 4),
         large=(6, 60, 30),
-        batches=False,
-        maps=False,
         differentiable=False,
         argument="cost",
+        **_PLAIN,
     ),
     OpSpec(
         "sample_points",
@@ -477,14 +421,13 @@ SPECS = (
         "pairwise_mask",
         ops.pairwise_mask_cost,
         _pairs,
-        (lambda C: {}, lambda C: {"bce_weight": 2.0, "dice_weight": 0.5}),
+        (lambda C: {"bce_weight": 2.0, "dice_weight": 0.5},),
         tiny=(1, 3, 5),
         small=(2, 3, 50),
         large=(2, 30, 900),
-        batches=False,
-        maps=False,
         kernels=(),
         argument="mask_logits",
+        **_PLAIN,
     ),
 )
 # Public ops outside of this contract, and the tests that cover them.
