@@ -5,32 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastmtl import ops
-from helpers.classes import class_map
-from helpers.gradients import gradients, orders
-from helpers.heads import pyramid
-from helpers.inputs import generator, segmentation, views
-from helpers.regression import pair
+from helpers.op_inputs import (
+    Make,
+    Shape,
+    classes,
+    combined,
+    costs,
+    gram_and_order,
+    heads,
+    heads_of_classes,
+    naive_dice_bce,
+    naive_dice_ce,
+    naive_focal,
+    naive_softmax_focal,
+    on_floats,
+    pairs,
+    points,
+    regression,
+    rows,
+    sigmoid,
+    two_views,
+)  # fmt: skip
 
-Shape = tuple[int, ...]
 TINY, SMALL = (2, 3, 2, 2), (2, 3, 6, 5)
 PIXELS = "pixels"  # replaced by a mask of the target's shape with about two of three elements valid
-
-
-class Call(NamedTuple):
-    """The arguments of an op: its differentiable tensors in order, all others by keyword."""
-
-    inputs: tuple[Tensor, ...]
-    rest: dict[str, Any]
-
-
-Make = Callable[[Shape, torch.dtype, int], Call]
 
 
 @dataclass(frozen=True)
@@ -76,95 +81,12 @@ class OpSpec:
     @property
     def by_channel(self) -> bool:
         """Whether each channel has a loss of its own."""
-        return self.make is _sigmoid
+        return self.make is sigmoid
 
     @property
     def of_classes(self) -> bool:
         """Whether the target holds class numbers."""
-        return self.make in (_classes, _heads_of_classes)
-
-
-def _with_target(pair_of: Callable[..., tuple[Tensor, Tensor]], name: str = "target", **options: Any) -> Make:
-    def make(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-        x, t = pair_of(shape, dtype, seed=seed, **options)
-        return Call((x,), {name: t})
-
-    return make
-
-
-_sigmoid, _pairs = _with_target(segmentation), _with_target(segmentation, "targets")
-_classes, _regression = _with_target(class_map, target_dtype=torch.int64), _with_target(pair)
-
-
-def _heads(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    heads, target = pyramid(shape, (1, 2), dtype=dtype, seed=seed)
-    return Call(tuple(heads), {"target": target})
-
-
-def _heads_of_classes(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    heads, target = pyramid(shape, (1, 2), channels=3, dtype=dtype, seed=seed)
-    return Call(tuple(heads), {"target": target.long().sum(1).clamp(max=2)})
-
-
-def _views(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    return Call(views(*shape, dtype, scale=1.0, seed=seed), {"temperature": 0.5})
-
-
-def _rows(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    return Call((gradients(*shape, dtype=dtype, seed=seed),), {})
-
-
-def _combined(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    w = torch.randn(shape[0], generator=generator(seed), dtype=torch.float64)
-    return Call((gradients(*shape, dtype=dtype, seed=seed), w if dtype == torch.float64 else w.float()), {})
-
-
-def _gram_and_order(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    J = gradients(*shape, dtype=torch.float64, seed=seed)
-    return Call((), {"G": J @ J.T, "order": orders(shape[0], seed)})
-
-
-def _costs(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    return Call((), {"cost": torch.randn(shape, generator=generator(seed)).to(dtype)})
-
-
-def _points(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Call:
-    source = generator(seed)
-    maps = torch.randn(shape, generator=source).to(dtype)
-    at = torch.rand(shape[0], 40 * shape[-1], 2, generator=source) * 1.4 - 0.2
-    return Call((maps,), {"coordinates": at.double() if dtype == torch.float64 else at})
-
-
-def _naive_dice(p: Tensor, t: Tensor) -> Tensor:
-    p, t = p.flatten(2), t.flatten(2)
-    return (1 - (2 * (p * t).sum(2) + 1e-5) / (p.sum(2) + t.sum(2) + 1e-5)).mean()
-
-
-def _naive_dice_bce(x: Tensor, t: Tensor) -> Tensor:
-    t = t.to(x.dtype)
-    return 0.5 * F.binary_cross_entropy_with_logits(x, t) + 0.5 * _naive_dice(x.sigmoid(), t)
-
-
-def _naive_dice_ce(x: Tensor, t: Tensor) -> Tensor:
-    one_hot = F.one_hot(t.long(), x.shape[1]).movedim(-1, 1).to(x.dtype)
-    return 0.5 * F.cross_entropy(x, t.long()) + 0.5 * _naive_dice(x.softmax(1), one_hot)
-
-
-def _naive_focal(x: Tensor, t: Tensor) -> Tensor:
-    p, t = x.sigmoid(), t.to(x.dtype)
-    alpha = 0.25 * t + 0.75 * (1 - t)
-    entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
-    return (alpha * entropy * (1 - p * t - (1 - p) * (1 - t)) ** 2).mean()
-
-
-def _naive_softmax_focal(x: Tensor, t: Tensor) -> Tensor:
-    log_p = x.log_softmax(1).gather(1, t.long().unsqueeze(1)).squeeze(1)
-    alpha = torch.where(t == 0, 0.75, 0.25).to(x.dtype)
-    return (-alpha * (1 - log_p.exp()) ** 2 * log_p).mean()
-
-
-def _as_tensor(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, t: loss(x, t.to(x.dtype))
+        return self.make in (classes, heads_of_classes)
 
 
 def _weights(number: int) -> Tensor:
@@ -187,34 +109,34 @@ SPECS = (
         "dice_bce_loss",
         "dice_bce",
         ops.dice_bce_loss,
-        _sigmoid,
+        sigmoid,
         (
             lambda C: {"reduction": "none", "squared_pred": True, "weight": _weights(C), "mask": PIXELS},
             lambda C: {"reduction": "sum", "jaccard": True, "pos_weight": _weights(C), "empty": "skip"},
             lambda C: {"batch": True, "jaccard": True, "squared_pred": True, "bce_weight": 0.2, "dice_weight": 2.0},
         ),
         kept=3 * 2 * 3,
-        naive=_naive_dice_bce,
+        naive=naive_dice_bce,
     ),
     OpSpec(
         "bce_with_logits",
         "bce",
         ops.bce_with_logits,
-        _sigmoid,
+        sigmoid,
         (
             lambda C: {"reduction": "sum", "pos_weight": _weights(C), "mask": PIXELS},
             lambda C: {"reduction": "none", "pos_weight": 2.0},
             lambda C: {"weight": _weights(C).view(-1, 1, 1)},
         ),
         kept=3 * 2 * 3,
-        naive=_as_tensor(F.binary_cross_entropy_with_logits),
+        naive=on_floats(F.binary_cross_entropy_with_logits),
         shares=("dice_bce",),
     ),
     OpSpec(
         "overlap_sums",
         "overlap",
         ops.overlap_sums,
-        _sigmoid,
+        sigmoid,
         (lambda C: {"squared_pred": True, "pos_weight": _weights(C), "mask": PIXELS},),
         kept=0,
         shares=("dice_bce",),
@@ -223,7 +145,7 @@ SPECS = (
         "overlap_sums softmax",
         "overlap",
         partial(ops.overlap_sums, activation="softmax"),
-        _classes,
+        classes,
         (lambda C: {"squared_pred": True, "ignore_index": 1, "mask": PIXELS},),
         kept=0,
         shares=_SOFTMAX,
@@ -232,7 +154,7 @@ SPECS = (
         "tversky_loss",
         "tversky",
         ops.tversky_loss,
-        _sigmoid,
+        sigmoid,
         (
             lambda C: {"alpha": 0.3, "beta": 0.7, "gamma": 0.75, "reduction": "none", "mask": PIXELS},
             lambda C: {"batch": True, "gamma": 1.5, "weight": _weights(C)},
@@ -244,7 +166,7 @@ SPECS = (
         "tversky_loss softmax",
         "tversky",
         partial(ops.tversky_loss, activation="softmax"),
-        _classes,
+        classes,
         (lambda C: {"include_background": False, "reduction": "sum", "ignore_index": 1},),
         tolerance=1e-5,
         shares=("overlap", *_SOFTMAX),
@@ -253,21 +175,21 @@ SPECS = (
         "dice_ce_loss",
         "dice_ce",
         ops.dice_ce_loss,
-        _classes,
+        classes,
         (
             lambda C: {"reduction": "none", "weight": _weights(C), "squared_pred": True, "mask": PIXELS},
             lambda C: {"reduction": "sum", "include_background": False, "label_smoothing": 0.3, "ignore_index": 1},
             lambda C: {"batch": True, "jaccard": True, "empty": "skip", "ce_weight": 0.2, "dice_weight": 2.0},
         ),
         kept=3 * 2 * 3,
-        naive=_naive_dice_ce,
+        naive=naive_dice_ce,
         shares=("softmax_sums", "softmax_gradient"),
     ),
     OpSpec(
         "cross_entropy",
         "cross_entropy",
         ops.cross_entropy,
-        _classes,
+        classes,
         (
             lambda C: {"reduction": "sample", "weight": _weights(C), "mask": PIXELS},
             lambda C: {"reduction": "sum", "label_smoothing": 0.2, "ignore_index": 1},
@@ -280,7 +202,7 @@ SPECS = (
         "cross_entropy rows",
         "cross_entropy",
         ops.cross_entropy,
-        _classes,
+        classes,
         (lambda C: {"reduction": "none", "weight": _weights(C), "mask": PIXELS},),
         tiny=(2, 66),
         small=(2, 70),
@@ -293,28 +215,28 @@ SPECS = (
         "focal_loss",
         "focal",
         ops.focal_loss,
-        _sigmoid,
+        sigmoid,
         (
             lambda C: {"gamma": 1.5, "alpha": _weights(C) / 2, "reduction": "none", "mask": PIXELS},
             lambda C: {"gamma": 1.0, "alpha": None, "weight": _weights(C), "reduction": "sum"},
             lambda C: {"gamma": 0.0},
         ),
         kept=2 * 3,
-        naive=_naive_focal,
+        naive=naive_focal,
         tolerance=1e-5,
     ),
     OpSpec(
         "focal_loss softmax",
         "focal_softmax",
         partial(ops.focal_loss, activation="softmax"),
-        _classes,
+        classes,
         (
             lambda C: {"gamma": 1.5, "alpha": _weights(C), "reduction": "none", "mask": PIXELS},
             lambda C: {"gamma": 1.0, "alpha": None, "weight": _weights(C), "reduction": "sum", "ignore_index": 1},
             lambda C: {"gamma": 0.0},
         ),
         kept=2 + 3,
-        naive=_naive_softmax_focal,
+        naive=naive_softmax_focal,
         tolerance=1e-5,
         shares=("focal", "class_loss"),
     ),
@@ -323,13 +245,13 @@ SPECS = (
             name,
             "regression",
             function,
-            _regression,
+            regression,
             (
                 lambda C: {"reduction": "none", "mask": PIXELS},
                 lambda C: {"reduction": "sum", "mask": torch.tensor([[True], [True]])},
             ),
             kept=2,
-            naive=_as_tensor(plain),
+            naive=on_floats(plain),
         )
         for name, function, plain in (
             ("mse_loss", ops.mse_loss, F.mse_loss),
@@ -341,7 +263,7 @@ SPECS = (
         "nt_xent_loss",
         "nt_xent",
         ops.nt_xent_loss,
-        _views,
+        two_views,
         (lambda C: {"mask": torch.tensor([False, True, True])},),
         tiny=(3, 4),
         small=(3, 5),
@@ -354,8 +276,8 @@ SPECS = (
     OpSpec(
         "deep_supervision_loss",
         "deep_supervision",
-        lambda *heads, **rest: ops.deep_supervision_loss(heads, **rest),
-        _heads,
+        lambda *inputs, **rest: ops.deep_supervision_loss(inputs, **rest),
+        heads,
         (
             lambda C: {"downsample": "area", "reduction": "none", "weights": [0.7, 0.3], "mask": PIXELS},
             lambda C: {"downsample": "max", "jaccard": True, "batch": True, "weights": torch.tensor([0.7, 0.3])},
@@ -366,22 +288,22 @@ SPECS = (
     OpSpec(
         "deep_supervision_loss softmax",
         "deep_supervision",
-        lambda *heads, **rest: ops.deep_supervision_loss(heads, activation="softmax", **rest),
-        _heads_of_classes,
+        lambda *inputs, **rest: ops.deep_supervision_loss(inputs, activation="softmax", **rest),
+        heads_of_classes,
         (
             lambda C: {"downsample": "area", "reduction": "none", "weights": [0.7, 0.3], "mask": PIXELS},
             lambda C: {"downsample": "max", "ignore_index": 1, "weights": torch.tensor([0.7, 0.3])},
         ),
         **_OF_HEADS,
     ),
-    OpSpec("gram", "gram", ops.gram, _rows, large=(8, 100_003), kept=0, **_LINEAR),
-    OpSpec("grad_norms", "gram", ops.grad_norms, _rows, large=(8, 100_003), kept=3, **_LINEAR),
-    OpSpec("combine", "combine", ops.combine, _combined, large=(5, 200_003), kept=0, **_LINEAR),
+    OpSpec("gram", "gram", ops.gram, rows, large=(8, 100_003), kept=0, **_LINEAR),
+    OpSpec("grad_norms", "gram", ops.grad_norms, rows, large=(8, 100_003), kept=3, **_LINEAR),
+    OpSpec("combine", "combine", ops.combine, combined, large=(5, 200_003), kept=0, **_LINEAR),
     OpSpec(
         "pcgrad_weights",
         "pcgrad",
         ops.pcgrad_weights,
-        _gram_and_order,
+        gram_and_order,
         (lambda C: {"reduction": "mean"},),
         small=(4, 40),
         large=(40, 60),
@@ -394,7 +316,7 @@ SPECS = (
         "linear_assignment",
         "assignment",
         ops.linear_assignment,
-        _costs,
+        costs,
         (lambda C: {"num_targets": torch.tensor([2, 0])},),
         small=(2, 5, 4),
         large=(6, 60, 30),
@@ -406,7 +328,7 @@ SPECS = (
         "sample_points",
         "points",
         ops.sample_points,
-        _points,
+        points,
         tiny=(1, 2, 3, 2),
         small=(2, 3, 7, 5),
         large=(2, 20, 30, 40),
@@ -420,7 +342,7 @@ SPECS = (
         "pairwise_mask_cost",
         "pairwise_mask",
         ops.pairwise_mask_cost,
-        _pairs,
+        pairs,
         (lambda C: {"bce_weight": 2.0, "dice_weight": 0.5},),
         tiny=(1, 3, 5),
         small=(2, 3, 50),

@@ -15,7 +15,8 @@ from helpers.classes import CLASS_DTYPES
 from helpers.inputs import LAYOUTS, TARGET_DTYPES, generator, layout
 from helpers.op_backends import BACKENDS, device_of, dirty_memory, needs_cpp
 from helpers.op_contract import assert_near, cases, outputs, over, run, to, with_kernels
-from helpers.op_specs import ELSEWHERE, SPECS, Call
+from helpers.op_inputs import Call
+from helpers.op_specs import ELSEWHERE, SPECS
 from helpers.paths import ROOT
 from torch import Tensor
 

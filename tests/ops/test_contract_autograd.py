@@ -9,7 +9,7 @@ import torch
 from helpers.inputs import layout
 from helpers.op_backends import dirty_memory
 from helpers.op_contract import assert_near, cases, outputs, over, run, to, total
-from helpers.op_specs import Call
+from helpers.op_inputs import Call
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
