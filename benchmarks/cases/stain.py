@@ -27,12 +27,19 @@ def _make(batch: int, size: int, device: torch.device) -> Inputs:
 
 
 def _ours(inputs: Inputs, method: str = "macenko", convention: str = "torchstain", cached: bool = False) -> Run:
-    images, options = inputs["images"], {}
+    images, matrix, maxima = inputs["images"], None, None
     if cached:
         found = ops.stain_normalize(images, method, convention=convention, return_stains=True)
-        options = {"stain_matrix": found.stain_matrix, "max_concentration": found.max_concentration}
-    normalize = partial(ops.stain_normalize, images, method, convention=convention, mean=MEAN, std=STD, **options)
-    return lambda: (normalize(),)
+        matrix, maxima = found.stain_matrix, found.max_concentration
+
+    def run() -> tuple[Tensor, ...]:
+        return (
+            ops.stain_normalize(
+                images, method, convention=convention, stain_matrix=matrix, max_concentration=maxima, mean=MEAN, std=STD
+            ),
+        )
+
+    return run
 
 
 def _torchstain(inputs: Inputs) -> Run:

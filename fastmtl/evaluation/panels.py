@@ -21,7 +21,7 @@ _BRIGHTEST = 0.99  # share of the pixels that are less than fully bright: gradie
 
 
 def original(image: Tensor) -> NDArray[np.uint8]:
-    """Normalised float [3, H, W] -> RGB uint8 [H, W, 3]."""
+    """Standardised float [3, H, W] -> RGB uint8 [H, W, 3]."""
     pixels = image.detach().float().cpu().permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from ..ops.core.checks import may_look, unit_or_nan
-from ..ops.core.class_checks import NO_CLASS
+from ..ops.core.class_checks import check_numbers
 
 
 def is_hard(target: Tensor) -> bool:
@@ -21,17 +21,10 @@ def is_hard(target: Tensor) -> bool:
     return target.device.type == "cpu" and not torch.compiler.is_compiling() and torch.equal(target * target, target)
 
 
-def check_classes(index: Tensor, classes: int, valid: Tensor | None) -> None:
-    """Raise for a valid class number outside 0 to classes - 1; checked on the CPU only, because a GPU would block."""
-    if may_look(index):
-        strange = (index < 0) | (index >= classes)
-        if number := int((strange if valid is None else strange & valid).sum()):
-            raise ValueError(NO_CLASS.format(number=number, last=classes - 1))
-
-
 def one_hot(index: Tensor, classes: int, valid: Tensor | None = None) -> Tensor:
     """Class numbers [B, 1, *spatial] as bool [B, C, *spatial]; invalid pixels may hold any number and become False."""
-    check_classes(index, classes, valid)
+    if may_look(index):
+        check_numbers(index, classes, valid)
     index = index.long() if valid is None else torch.where(valid, index, 0).long()
     hot = torch.zeros(index.shape[0], classes, *index.shape[2:], dtype=torch.bool, device=index.device)
     hot = hot.scatter_(1, index, True)

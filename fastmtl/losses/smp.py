@@ -28,7 +28,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.nn.modules.loss import _Loss
 
 from ..ops import focal_loss
-from ..ops.core.checks import unit_or_nan
+from ..ops.core.checks import may_look, unit_or_nan
+from ..ops.core.class_checks import check_numbers
 from . import _plain
 from ._overlap import Overlap, all_per_channel, binary_entropy, fused_sums
 
@@ -214,7 +215,8 @@ class FocalLoss(_Loss):
             raise (IndexError if ignoring or few else ValueError)(_misfit(y_pred, found, self.mode == MULTICLASS_MODE))
         mask = y_true != self.ignore_index if _can_hold(y_true, self.ignore_index) else None
         if self.mode == MULTICLASS_MODE:
-            _plain.check_classes(y_true, y_pred.shape[1], mask)
+            if may_look(y_true):
+                check_numbers(y_true, y_pred.shape[1], mask)
             y_true = y_true == torch.arange(y_pred.shape[1], device=y_true.device).view(-1, *(1,) * (y_pred.dim() - 2))
         elif mask is not None and y_true.is_floating_point():
             y_true = y_true * mask

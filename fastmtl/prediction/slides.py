@@ -28,8 +28,8 @@ from .output_dir import LINES, Predicted, answer, entry_name, inside, row_of
 from .slide_maps import SlideMaps
 
 QUARANTINE = "quarantine.jsonl"
-SUMMARY, TILES = "summary.json", "tiles.jsonl"
-"""The summary of each slide, in its folder."""
+SLIDE_SUMMARY, TILES = "summary.json", "tiles.jsonl"
+"""In the folder of each slide. A run's folder has another summary.json, with the metrics of the run."""
 
 _FACTS = ("slide", "file", "tiles", "damaged", "tissue", "mpp", "mpp_source", "downsample", "problems")
 _SAME_MPP = 1e-6
@@ -45,8 +45,8 @@ def check_places(slides: Iterable[str], out: Path) -> None:
             raise RunError(f"{name} is hidden, or in a hidden folder, and so its predictions would be; rename it.")
         if folder.is_file():
             raise RunError(f"{folder} is a file, not the folder of its predictions; choose another --out.")
-        if folder.is_dir() and not (folder / SUMMARY).exists() and any(folder.iterdir()):
-            raise RunError(f"{folder} has no {SUMMARY}, and is not empty; remove it, or choose another --out.")
+        if folder.is_dir() and not (folder / SLIDE_SUMMARY).exists() and any(folder.iterdir()):
+            raise RunError(f"{folder} has no {SLIDE_SUMMARY}, and is not empty; remove it, or choose another --out.")
 
 
 def predict_slides(
@@ -145,7 +145,7 @@ def _one(
         of_maps = {task: _below(name, words) for task, words in maps.close().items()}
         of_tasks = {entry_name(task, _FACTS): words for task, words in {**means.words(), **of_maps}.items()}
         summary = {**of_slide, **of_map, **of_tasks}
-        write_whole(partial / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        write_whole(partial / SLIDE_SUMMARY, json.dumps(summary, indent=1) + "\n")
         # Written before the folder: a slide with a folder must have its lines; lines without one are dropped later.
         _append(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged))
         shutil.rmtree(folder, ignore_errors=True)  # predictions of the earlier version of the slide
@@ -210,13 +210,13 @@ def _place(entry: JsonMapping) -> JsonObject:
 
 def _is_done(folder: Path, path: Path, mpp: float | None) -> bool:
     """Whether `folder` holds predictions of the current version of the slide, cut with the same `mpp` if given."""
-    if not (folder / SUMMARY).exists():
+    if not (folder / SLIDE_SUMMARY).exists():
         return False
     try:
         identity = asdict(data.identify(path))
     except data.SlideError:
         return False  # predicting it again reports the reason
-    summary = _summary(folder / SUMMARY)
+    summary = _summary(folder / SLIDE_SUMMARY)
     was_given = summary.get("mpp_source") == "given"
     same_mpp = was_given == (mpp is not None) and (
         mpp is None or abs(summary["mpp"] / summary["downsample"] / mpp - 1) < _SAME_MPP
@@ -243,8 +243,8 @@ def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
 
 def _summaries(out: Path) -> list[JsonObject]:
     """The summaries of all finished slides, by name; unfinished folders are hidden."""
-    paths = [path for path in out.rglob(SUMMARY) if not any(part[0] == "." for part in path.relative_to(out).parts)]
-    return [_summary(path) for path in sorted(paths)]
+    paths = sorted(out.rglob(SLIDE_SUMMARY))
+    return [_summary(path) for path in paths if not any(part[0] == "." for part in path.relative_to(out).parts)]
 
 
 def _summary(path: Path) -> JsonObject:

@@ -12,12 +12,6 @@ from torch import Tensor
 Number = float | Tensor
 
 
-def clip_factor(norm: Tensor, clip_norm: float, scale: Number = 1.0) -> Tensor:
-    """The factor of every (scaled) gradient: unscaling, and clipping to `clip_norm` (0: none) as in torch."""
-    factor = torch.ones_like(norm) if clip_norm == 0 else (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-    return factor / scale
-
-
 def adam(
     p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Number, lr: Number, factor: Number, *,
     beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import losses
 from ..models import Output
@@ -22,10 +22,33 @@ if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
 
-class _Sigmoid(BaseTask):
-    """Fused Dice + BCE on logits [B, C, H, W], target 0/1 [B, C, H, W]; C structures, each scored separately."""
+class _Segmentation(BaseTask):
+    """The scores of maps, common to all tasks here."""
 
     primary_metric: ClassVar[str] = "dice"
+    criterion: nn.Module
+    scoring: Scoring
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Scalar, over the samples with a map."""
+        self.criterion.to(output.device)  # moves class weights; no effect once moved
+        return self.criterion(output, batch.targets[self.name], mask=self.has_label(batch))
+
+    def metrics(self) -> MetricCollection:
+        """`dice` and `jaccard` of the foreground, and `pixel_accuracy`, the fraction of correctly classified pixels."""
+        from .metrics import share_metrics
+
+        collection = self.scoring.metrics()
+        collection.add_metrics(share_metrics("pixel_accuracy"))
+        return collection
+
+    def summary(self, metrics: MetricCollection) -> JsonObject:
+        """`dice`, `jaccard`, `pixel_accuracy`; with several structures or groups also `per_class` and `per_group`."""
+        return super().summary(metrics) | self.scoring.apart(metrics)
+
+
+class _Sigmoid(_Segmentation):
+    """Fused Dice + BCE on logits [B, C, H, W], target 0/1 [B, C, H, W]; C structures, each scored separately."""
 
     def __init__(
         self,
@@ -67,18 +90,10 @@ class _Sigmoid(BaseTask):
             empty=empty,
         )
 
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar, over the samples with masks."""
-        return self.criterion(output, batch.targets[self.name], mask=self.has_label(batch))
-
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, C, H, W] -> bool masks [B, C, H, W]; with a batch, at the thresholds of its samples' groups."""
         own = self.threshold.to(output.device)
         return output.float().sigmoid() > self.grouping.thresholds(batch, own, output.device)
-
-    def metrics(self) -> MetricCollection:
-        """`dice` and `jaccard` of the foreground, and `pixel_accuracy`, the fraction of correctly classified pixels."""
-        return _with_pixel_accuracy(self.scoring.metrics())
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`."""
@@ -87,17 +102,6 @@ class _Sigmoid(BaseTask):
             found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
             self.scoring.update(metrics, found, true, batch, rows)
             metrics["pixel_accuracy"].update((found == true.bool()).double())
-
-    def summary(self, metrics: MetricCollection) -> JsonObject:
-        """`dice`, `jaccard`, `pixel_accuracy`; with several structures or groups also `per_class` and `per_group`."""
-        return super().summary(metrics) | self.scoring.apart(metrics)
-
-
-def _with_pixel_accuracy(collection: MetricCollection) -> MetricCollection:
-    from .metrics import share_metrics
-
-    collection.add_metrics(share_metrics("pixel_accuracy"))
-    return collection
 
 
 @register_task("binary_segmentation")
@@ -140,7 +144,7 @@ class MultiLabelSegmentation(_Sigmoid):
 
 
 @register_task("multiclass_segmentation")
-class MultiClassSegmentation(BaseTask):
+class MultiClassSegmentation(_Segmentation):
     """One class per pixel: fused Dice + cross-entropy on logits [B, C, H, W], target uint8 indices [B, 1, H, W].
 
     Args:
@@ -152,7 +156,6 @@ class MultiClassSegmentation(BaseTask):
         empty, group_by, aggregate: as in `BinarySegmentation`.
     """
 
-    primary_metric: ClassVar[str] = "dice"
     target: Target = Target("classes")
 
     def __init__(
@@ -199,18 +202,9 @@ class MultiClassSegmentation(BaseTask):
             empty=empty,
         )
 
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar, over the samples with a map."""
-        self.criterion.to(output.device)  # moves the class weights; no effect once moved
-        return self.criterion(output, batch.targets[self.name], mask=self.has_label(batch))
-
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, C, H, W] -> uint8 class indices [B, 1, H, W]."""
         return output.argmax(1, keepdim=True).to(torch.uint8)
-
-    def metrics(self) -> MetricCollection:
-        """`dice` and `jaccard` over the counted classes, and `pixel_accuracy`."""
-        return _with_pixel_accuracy(self.scoring.metrics())
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Add the batch's labelled samples to `metrics`; ignored pixels belong to no class, predicted or true."""
@@ -224,7 +218,3 @@ class MultiClassSegmentation(BaseTask):
         predicted, expected = (x[:, self.first :] for x in maps)
         self.scoring.update(metrics, predicted, expected, batch, rows)
         metrics["pixel_accuracy"].update((found == true)[valid].double())
-
-    def summary(self, metrics: MetricCollection) -> JsonObject:
-        """Means; with several counted classes or groups also `per_class` and `per_group`."""
-        return super().summary(metrics) | self.scoring.apart(metrics)

@@ -29,15 +29,15 @@ class Reconstruction(BaseTask):
         self.criterion = losses.MSELoss()
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar, in squared units of the normalised image."""
+        """Scalar, in squared units of the standardised image."""
         return self.criterion(output.float(), batch.images)
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
-        """The normalised image [B, 3, H, W]."""
+        """The standardised image [B, 3, H, W]."""
         return output.float()
 
     def metrics(self) -> MetricCollection:
-        """`rmse`, of the normalised image."""
+        """`rmse`, of the standardised image."""
         from .metrics import error_metrics
 
         return error_metrics()

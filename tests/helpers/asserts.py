@@ -27,6 +27,22 @@ def assert_bit_equal(results: list[tuple[Tensor, ...]]) -> None:
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
+def assert_equals_definition(
+    loss: Callable[..., Tensor], backend: str, input: Tensor, target: Tensor, tolerance: float = 2e-6, **options: object
+) -> None:
+    """Loss and gradient of a backend against those of the definition in float64 on the same numbers."""
+    doubled = {k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in options.items()}
+    value, gradient = loss_and_gradient(lambda x: loss(x, target, backend=backend, **options), input)
+    exact = loss_and_gradient(lambda x: loss(x, target, backend="reference", **doubled), input.double())
+    assert value.dtype == torch.float32
+    scales = [part.abs().max().item() for part in exact]
+    torch.testing.assert_close(value.double(), exact[0], rtol=tolerance, atol=tolerance * max(1.0, scales[0]))
+    step = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(input.dtype, tolerance)
+    # Half gradients below the smallest normal number lose digits in every kernel.
+    small = tolerance * scales[1] + (6e-8 if input.dtype == torch.float16 else 1e-30)
+    torch.testing.assert_close(gradient.double(), exact[1], rtol=step, atol=small)
+
+
 def loss_and_gradient(
     loss: Callable[[Tensor], Tensor], input: Tensor, grad: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

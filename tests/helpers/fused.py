@@ -72,7 +72,7 @@ def by_definition(model, optimizer, balancer, losses, shared, clip: float) -> No
     G, w = ops.gram(arena.rows), balancer.seen
     w = w.float().double()
     norm = ((w @ G @ w).clamp(min=0) + fused_step.sum_of_squares(heads)).sqrt()
-    factor = reference.clip_factor(norm, clip)
+    factor = torch.ones_like(norm) if clip == 0 else (clip / (norm + 1e-6)).clamp(max=1.0)
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastmtl import data, tasks
+from fastmtl.builders import datasets
 from helpers.tiles import random_pixels, write_image
 
 SIDE = 64
@@ -100,3 +102,29 @@ def _manifest(root: Path, column: str, suffix: str, masks: Sequence[str]) -> Pat
     rows = [f"{number}.{suffix},{mask},{'AB'[number % 2]},p{number}" for number, mask in enumerate(masks)]
     path.write_text("\n".join([f"{column},mask,label,patient", *rows]) + "\n")
     return path
+
+
+SOURCES = {"files": as_files, "slides": as_slides, "image of a slide": as_image_of_slide, "array": as_array}
+GRID = data.GridOptions(tile_size=32, min_tissue=0.0)
+CLASSES = {"structures": ["background", "gland", "tumour"]}
+
+
+def looked_at(manifest: Path, kind: str = "binary_segmentation", polygons=(), **options) -> list[str]:
+    """The notices of masks that are accepted; what training asks before it begins, without the training."""
+    settings = data.ManifestOptions(grid=GRID, polygons=data.PolygonOptions(tuple(polygons)))
+    found, _ = data.usable_tiles(data.read_manifest(manifest, settings))
+    task = tasks.create_task(kind, "it", 0, **options)
+    datasets.check_targets([task], found)
+    return [str(problem) for problem in datasets.check_maps([task], [found], train=found)]
+
+
+def discs(value: int, count: int = 4) -> list[np.ndarray]:
+    return [shape(number).astype(np.uint8) * np.uint8(value) for number in range(count)]
+
+
+def with_ring(inner: int, outer: int) -> np.ndarray:
+    """A disc of `inner` in a square of `outer`."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[5:60, 5:60] = outer
+    mask[shape()] = inner
+    return mask

@@ -40,24 +40,6 @@ def test_softmax_is_cross_entropy_and_dice_of_each_head(downsample):
 
 
 @pytest.mark.parametrize("downsample", HOW)
-def test_softmax_ignores_pixels(downsample):
-    """An ignored pixel is a masked one, for any class and logits."""
-    source = generator(6)
-    heads = [torch.randn(2, 3, 12 // s, 8 // s, generator=source) for s in (1, 2, 4)]
-    target = torch.randint(0, 3, (2, 12, 8), generator=source)
-    out = torch.rand(2, 12, 8, generator=source) < 0.4
-    options: dict[str, Any] = {"activation": "softmax", "downsample": downsample, "reduction": "none"}
-    masked = values_and_gradients(heads, lambda xs: ops.deep_supervision_loss(xs, target, mask=~out, **options))
-    marked = torch.where(out, 255, target)
-    ignored = values_and_gradients(heads, lambda xs: ops.deep_supervision_loss(xs, marked, ignore_index=255, **options))
-    assert_bit_equal([masked, ignored])
-    nothing = values_and_gradients(
-        heads, lambda xs: ops.deep_supervision_loss(xs, torch.full_like(target, 255), ignore_index=255, **options)
-    )
-    assert all((part == 0).all() for part in nothing)
-
-
-@pytest.mark.parametrize("downsample", HOW)
 @pytest.mark.parametrize("moving", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 def test_softmax_head_of_weight_0_is_switched_off(downsample, moving, masked):

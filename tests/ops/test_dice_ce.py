@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from helpers.asserts import assert_bit_equal, loss_and_gradient
+from helpers.asserts import assert_bit_equal, assert_equals_definition, loss_and_gradient
 from helpers.classes import CLASS_DTYPES, PIXEL_MASKS, class_map, pixel_mask
 from helpers.inputs import laid_out, layout
 from helpers.op_backends import BACKENDS, KERNELS, dirty_memory
@@ -17,24 +19,13 @@ from fastmtl.ops.core import backends
 from fastmtl.ops.losses.dice_ce_backends import Options
 
 pytestmark = dirty_memory
+check = partial(assert_equals_definition, ops.dice_ce_loss, tolerance=3e-6)
 EVERYTHING = {"squared_pred": True, "jaccard": True, "label_smoothing": 0.1, "include_background": False}
 
 
 def truth(x, t, **options):
     doubled = {k: v.double() if torch.is_tensor(v) and k != "mask" else v for k, v in options.items()}
     return loss_and_gradient(lambda x: ops.dice_ce_loss(x, t, backend="reference", **doubled), x.double())
-
-
-def check(backend, x, t, tolerance=3e-6, **options):
-    """Loss and gradient of a backend against float64 on the same numbers."""
-    value, gradient = loss_and_gradient(lambda x: ops.dice_ce_loss(x, t, backend=backend, **options), x)
-    true_value, true_gradient = truth(x, t, **options)
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value.double(), true_value, rtol=tolerance, atol=tolerance)
-    step = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(x.dtype, tolerance)
-    # Half gradients below the smallest normal number lose digits in every kernel.
-    small = {torch.float16: 6e-8}.get(x.dtype, tolerance * true_gradient.abs().max().item() + 1e-30)
-    torch.testing.assert_close(gradient.double(), true_gradient, rtol=step, atol=small)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -45,16 +36,6 @@ def test_probabilities_as_target(backend, soft_dtype):
     t = t if soft_dtype.is_floating_point else t.movedim(-1, 1).to(soft_dtype)
     check(backend, x, t, weight=torch.rand(4))
     check(backend, x, t, mask=pixel_mask("pixel", x.shape), reduction="none", **EVERYTHING)
-
-
-@pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("target_dtype", CLASS_DTYPES, ids=str)
-def test_half_logits_and_every_target_dtype(backend, dtype, target_dtype):
-    ignored = 255 if target_dtype == torch.uint8 else -100
-    x, t = class_map((2, 3, 17, 19), dtype, target_dtype, ignored=ignored)
-    check(backend, x, t, ignore_index=ignored)
-    check(backend, x[:, :2], (t == 1).unsqueeze(1))
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -170,34 +151,6 @@ def test_infinite_logits(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_stays_in_its_sample(backend):
-    x, t = class_map((3, 3, 6, 6))
-    x[1, 0, 2, 2] = float("nan")
-    value, gradient = loss_and_gradient(lambda x: ops.dice_ce_loss(x, t, reduction="none", backend=backend), x)
-    assert value.isnan().tolist() == [False, True, False]
-    assert gradient.isnan().flatten(1).any(1).tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["sample", "pixel", "ignored"])
-def test_invalid_pixels_take_part_in_nothing(backend, kind):
-    shape = (3, 4, 9, 8)
-    x, t = class_map(shape)
-    valid = pixel_mask("sample" if kind == "sample" else "pixel", shape, seed=3)
-    full = valid.view(3, *(1, 1) if kind == "sample" else (9, 8)).expand(3, 9, 8)
-    dirty_x = torch.where(full.unsqueeze(1), x, float("nan"))
-    dirty_t = torch.where(full, t, torch.tensor(250, dtype=torch.uint8))
-    options = {"ignore_index": 250} if kind == "ignored" else {"mask": valid}
-    for reduction in ("mean", "sum", "none"):
-        settings = {"reduction": reduction, "label_smoothing": 0.1, "backend": backend}
-        clean = loss_and_gradient(lambda x, s=settings: ops.dice_ce_loss(x, t, mask=valid, **s), x)
-        dirty = loss_and_gradient(lambda x, s=settings: ops.dice_ce_loss(x, dirty_t, **options, **s), dirty_x)
-        assert_bit_equal([clean, dirty])
-        assert (clean[1][~full.unsqueeze(1).expand(shape)] == 0).all()
-        assert clean[0].isfinite().all()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("how", ["mask", "ignore_index"])
 def test_nothing_valid_is_zero(backend, reduction, how):
@@ -245,13 +198,6 @@ def test_compiles_where_the_batch_of_the_logits_alone_is_dynamic(loss):
     torch._dynamo.maybe_mark_dynamic(x, 0)
     compiled = torch.compile(lambda x: loss(x, t), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), loss(x, t), rtol=0, atol=0)
-
-
-def test_dtypes_of_the_loss():
-    x, t = class_map((1, 2, 4, 4))
-    assert not ops.dice_ce_loss(x, t).requires_grad
-    assert ops.dice_ce_loss(x.bfloat16(), t).dtype == torch.float32
-    assert ops.dice_ce_loss(x.double(), t).dtype == torch.float64
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from helpers.asserts import assert_bit_equal, loss_and_gradient
-from helpers.inputs import MASKS, TARGET_DTYPES, class_numbers, laid_out, layout, mask, segmentation, with_target
+from helpers.asserts import assert_equals_definition, loss_and_gradient
+from helpers.inputs import MASKS, class_numbers, laid_out, layout, mask, segmentation, with_target
 from helpers.op_backends import BACKENDS, KERNELS, dirty_memory, needs_cpp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,23 +20,12 @@ ACTIVATIONS = ("sigmoid", "softmax")
 GAMMAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.7)
 REDUCTIONS = ("none", "mean", "sum")
 pytestmark = dirty_memory
+check = partial(assert_equals_definition, ops.focal_loss, tolerance=5e-6)
 
 
 def truth(x, t, **options):
     doubled = {k: v.double() if torch.is_tensor(v) and k != "mask" else v for k, v in options.items()}
     return loss_and_gradient(lambda x: ops.focal_loss(x, t, backend="reference", **doubled), x.double())
-
-
-def check(backend, x, t, **options):
-    """Loss and gradient of a backend against float64 on the same numbers."""
-    value, gradient = loss_and_gradient(lambda x: ops.focal_loss(x, t, backend=backend, **options), x)
-    true_value, true_gradient = truth(x, t, **options)
-    assert value.dtype == torch.float32
-    scale = true_value.abs().max().item()
-    torch.testing.assert_close(value.double(), true_value, rtol=5e-6, atol=1e-6 * scale)
-    step = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(x.dtype, 1e-5)
-    small = 1e-6 * true_gradient.abs().max().item() + (6e-8 if x.dtype == torch.float16 else 1e-30)
-    torch.testing.assert_close(gradient.double(), true_gradient, rtol=step, atol=small)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -45,16 +36,6 @@ def test_matches_the_definition(backend, activation, gamma):
         x, t = with_target(activation, shape)
         for options in ({}, {"alpha": None, "reduction": "none"}, {"alpha": torch.rand(shape[1]), "reduction": "sum"}):
             check(backend, x, t, activation=activation, gamma=gamma, weight=torch.rand(shape[1]), **options)
-
-
-@pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize("target_dtype", TARGET_DTYPES, ids=str)
-def test_every_target_dtype(backend, target_dtype):
-    x, t = with_target("sigmoid", (2, 2, 13, 11), target_dtype=target_dtype)
-    check(backend, x, t)
-    if target_dtype not in (torch.bool, *backends.FLOATING):
-        x, t = with_target("softmax", (2, 4, 13, 11), target_dtype=target_dtype)
-        check(backend, x, t, activation="softmax")
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -159,28 +140,6 @@ def test_gradient_survives_confident_logits(backend):
         _, gradient = loss_and_gradient(lambda x, t=t: ops.focal_loss(x, t, gamma=0.5, backend=backend), x)
         _, expected = truth(x, t, gamma=0.5)
         torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-37)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_masked_elements_take_part_in_nothing(backend, activation, reduction):
-    shape = (3, 2, 9, 8)
-    x, t = with_target(activation, shape, target_dtype=torch.int16)
-    valid = mask("full", t.shape, seed=3)
-    valid[0] = False
-    wide = valid if activation == "sigmoid" else valid.unsqueeze(1).expand(shape)
-    dirty_x, dirty_t = torch.where(wide, x, float("nan")), torch.where(valid, t, 7)
-    options = {"activation": activation, "mask": valid, "reduction": reduction, "backend": backend}
-    clean = loss_and_gradient(lambda x: ops.focal_loss(x, t, **options), x)
-    dirty = loss_and_gradient(lambda x: ops.focal_loss(x, dirty_t, **options), dirty_x)
-    assert_bit_equal([clean, dirty])
-    assert (clean[1][~wide] == 0).all()
-    assert clean[0].isfinite().all()
-    if activation == "softmax":
-        ignored = torch.where(valid, t, 99)
-        options |= {"mask": None, "ignore_index": 99}
-        assert_bit_equal([clean, loss_and_gradient(lambda x: ops.focal_loss(x, ignored, **options), dirty_x)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

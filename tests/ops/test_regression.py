@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers.asserts import assert_bit_equal, loss_and_gradient
+from helpers.asserts import assert_equals_definition, loss_and_gradient
 from helpers.inputs import MASKS, TARGET_DTYPES, generator, laid_out, layout, mask
 from helpers.op_backends import BACKENDS, KERNELS, dirty_memory
 from helpers.regression import LOSSES, pair
@@ -20,20 +20,8 @@ from fastmtl.ops.losses.regression_backends import Tensors
 from fastmtl.ops.losses.regression_backends import layout as seen
 
 pytestmark = dirty_memory
+check = partial(assert_equals_definition, tolerance=5e-6)
 SHAPES = [(5,), (7, 4), (2, 3, 16, 16), (3, 1, 33, 31), (2, 2, 3, 4, 5), (1, 2, 2500)]
-
-
-def check(name, backend, x, t, **options):
-    """Loss and gradient of a backend against float64 on the same numbers."""
-    loss = LOSSES[name][0]
-    value, gradient = loss_and_gradient(lambda x: loss(x, t, backend=backend, **options), x)
-    exact_value, exact = loss_and_gradient(lambda x: loss(x, t, backend="reference", **options), x.double())
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value.double(), exact_value, rtol=2e-6, atol=1e-6)
-    step = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(x.dtype, 1e-5)
-    # Half gradients below the smallest normal number lose digits in every kernel.
-    small = max({torch.float16: 6e-8}.get(x.dtype, 0.0), 1e-5 * exact.abs().max().item())
-    torch.testing.assert_close(gradient.double(), exact, rtol=step, atol=small)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -43,14 +31,8 @@ def test_matches_the_definition(backend, name, shape):
     x, t = pair(shape)
     has_label = torch.rand(shape[0], generator=generator(1)) < 0.6
     for reduction in ("mean", "sum", "none"):
-        check(name, backend, x, t, reduction=reduction, mask=has_label)
-    check(name, backend, x, t)
-
-
-@pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize("target_dtype", TARGET_DTYPES, ids=str)
-def test_every_target_dtype(backend, target_dtype):
-    check("mse", backend, *pair((2, 2, 13, 11), target_dtype=target_dtype))
+        check(LOSSES[name][0], backend, x, t, reduction=reduction, mask=has_label)
+    check(LOSSES[name][0], backend, x, t)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -68,7 +50,7 @@ def test_odd_shapes_layouts_dtypes_and_masks(backend, data):
     x, t = laid_out(draw, x), laid_out(draw, t)
     reduction = draw(st.sampled_from(["none", "mean", "sum"]))
     valid = laid_out(draw, mask(draw(st.sampled_from(MASKS)), shape))
-    check(draw(st.sampled_from(list(LOSSES))), backend, x, t, reduction=reduction, mask=valid)
+    check(LOSSES[draw(st.sampled_from(list(LOSSES)))][0], backend, x, t, reduction=reduction, mask=valid)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -107,29 +89,6 @@ def test_infinities_and_nan_stay_in_their_sample(backend, name):
     assert value.isinf().tolist() == [False, True, False, False]
     assert gradient.isnan().flatten(1).any(1).tolist() == [False, False, True, False]
     assert gradient[1, 0, 3] == (float("inf") if name == "mse" else 1 / 12)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["sample", "segment", "pixel", "full"])
-def test_masked_elements_take_part_in_nothing(backend, kind):
-    shape = (3, 2, 9, 8)
-    x, t = pair(shape)
-    valid = mask(kind, shape, seed=3)
-    full = valid.view(*valid.shape, *(1,) * (4 - valid.dim())).expand(shape)
-    dirty_x, dirty_t = torch.where(full, x, float("nan")), torch.where(full, t, float("inf"))
-    for name in LOSSES:
-        for reduction in ("mean", "sum", "none"):
-            loss = partial(LOSSES[name][0], mask=valid, reduction=reduction, backend=backend)
-            clean = loss_and_gradient(lambda x, loss=loss: loss(x, t), x)
-            assert_bit_equal([clean, loss_and_gradient(lambda x, loss=loss: loss(x, dirty_t), dirty_x)])
-            assert (clean[1][~full] == 0).all()
-            off = loss_and_gradient(
-                lambda x, name=name, r=reduction: LOSSES[name][0](
-                    x, dirty_t, mask=torch.zeros(3, dtype=torch.uint8), reduction=r, backend=backend
-                ),
-                dirty_x,
-            )
-            assert all((part == 0).all() for part in off)
 
 
 def test_a_sample_is_one_run_of_memory_where_it_can_be():

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastmtl import tasks
 from fastmtl.protocols import Batch
-from fastmtl.tasks.metrics import BoxOverlap, Overlap, box_overlap
 
 STRUCTURES = ("nothing", "gland", "stroma")
 
@@ -59,6 +58,14 @@ def _batch(target, has_label=None):
     return Batch(images, {"it": target}, shown[:, None], {"organ": torch.arange(count)[:, None].float() % 2})
 
 
+def _scores(task, logits, batch, *further):
+    """What the task reports of a batch, and of `further` pairs of logits and batch."""
+    metrics = task.metrics()
+    for pair in ((logits, batch), *further):
+        task.update(metrics, *pair)
+    return task.summary(metrics)
+
+
 LABELLED = [kind for kind in tasks.list_tasks() if kind not in ("reconstruction", "contrastive")]
 
 
@@ -69,9 +76,7 @@ def test_loss_summary_and_prediction_exist_for_every_kind(kind):
     loss = task.loss(logits, batch)
     assert loss.shape == ()
     assert loss.isfinite()
-    metrics = task.metrics()
-    task.update(metrics, logits, batch)
-    summary = task.summary(metrics)
+    summary = _scores(task, logits, batch)
     assert not task.primary_metric or isinstance(summary[task.primary_metric], float)
     assert task.predict(logits, batch).shape[0] == len(target)
 
@@ -85,10 +90,7 @@ def test_unlabelled_samples_take_no_part(kind):
     part = torch.tensor(has_label)
     whole = task.loss(broken, _batch(target, has_label))
     torch.testing.assert_close(whole, task.loss(logits[part], _batch(target[part])))
-    few, many = task.metrics(), task.metrics()
-    task.update(many, logits, _batch(target, has_label))
-    task.update(few, logits[part], _batch(target[part]))
-    assert task.summary(many) == task.summary(few)
+    assert _scores(task, logits, _batch(target, has_label)) == _scores(task, logits[part], _batch(target[part]))
 
 
 @pytest.mark.parametrize("kind", LABELLED)
@@ -100,22 +102,16 @@ def test_without_labels_the_loss_is_zero_with_a_graph_and_metrics_are_none(kind)
     assert loss.item() == 0
     loss.backward()
     assert all(leaf.grad is not None and (leaf.grad == 0).all() for leaf in leaves)
-    metrics = task.metrics()
-    task.update(metrics, logits, batch)
-    assert task.summary(metrics)[task.primary_metric or "dice"] is None
+    assert _scores(task, logits, batch)[task.primary_metric or "dice"] is None
 
 
 def test_regression_standardises_and_reports_in_the_targets_unit():
     task, logits, target = _case("regression")
     expected = F.mse_loss(logits, (target - 3) / 2)
     torch.testing.assert_close(task.loss(logits, _batch(target)), expected)
-    metrics = task.metrics()
-    task.update(metrics, logits, _batch(target))
-    found = task.summary(metrics)
+    found = _scores(task, logits, _batch(target))
     assert found["mae"] == pytest.approx(F.l1_loss(logits * 2 + 3, target).item())
-    one = task.metrics()
-    task.update(one, logits[:1], _batch(target[:1]))
-    assert task.summary(one)["r2"] is None
+    assert _scores(task, logits[:1], _batch(target[:1]))["r2"] is None
 
 
 def test_universal_segmentation_leaves_unlabelled_samples_out():
@@ -138,9 +134,7 @@ def test_universal_segmentation_finds_what_a_query_says():
     target[..., 4:] = 1
     masks = torch.where(target == 1, 9.0, -9.0)
     output = Queries(torch.tensor([[[-9.0, 9, -9], [9, -9, -9]]]), torch.cat([masks, -masks], 1))
-    metrics = task.metrics()
-    task.update(metrics, output, _batch(target))
-    assert task.summary(metrics)["jaccard"] == 1
+    assert _scores(task, output, _batch(target))["jaccard"] == 1
     wrong = Queries(output.class_logits, output.mask_logits.flip(1))
     assert task.loss(output, _batch(target)) < 0.3 * task.loss(wrong, _batch(target))
 
@@ -176,9 +170,7 @@ def test_thresholds_follow_the_samples_organ():
     target = torch.ones(2, 1, 8, 8, dtype=torch.uint8)
     batch = _batch(target)
     assert task.predict(logits, batch).flatten(1).all(1).tolist() == [True, False]
-    metrics = task.metrics()
-    task.update(metrics, logits, batch)
-    assert task.summary(metrics)["per_group"]["dice"] == {"lung": 1.0, "kidney": 0.0}
+    assert _scores(task, logits, batch)["per_group"]["dice"] == {"lung": 1.0, "kidney": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -191,9 +183,8 @@ def test_thresholds_follow_the_samples_organ():
 )
 def test_a_finding_that_no_sample_or_every_sample_has(target, expected):
     task = tasks.create_task("binary_classification", "it", 0, class_names=("without", "with"))
-    metrics = task.metrics()
-    task.update(metrics, torch.tensor([[2.0], [-1.0], [-3.0]]), _batch(torch.tensor(target)))
-    assert task.summary(metrics) == {"auroc": None} | expected
+    logits = torch.tensor([[2.0], [-1.0], [-3.0]])
+    assert _scores(task, logits, _batch(torch.tensor(target))) == {"auroc": None} | expected
 
 
 @pytest.mark.parametrize("empty", ["one", "zero", "skip"])
@@ -212,11 +203,9 @@ def test_means_over_images_do_not_depend_on_the_batches(empty):
                 scores.append({"one": 1.0, "zero": 0.0}[empty])
     for size in (1, 3, 11):
         task = tasks.create_task("multilabel_segmentation", "it", 0, structures=("a", "b"), empty=empty)
-        metrics = task.metrics()
-        for start in range(0, 11, size):
-            some = slice(start, start + size)
-            task.update(metrics, logits[some], _batch(target[some], has_label[some]))
-        assert task.summary(metrics)["dice"] == pytest.approx(sum(scores) / len(scores))
+        parts = [slice(start, start + size) for start in range(0, 11, size)]
+        first, *further = [(logits[some], _batch(target[some], has_label[some])) for some in parts]
+        assert _scores(task, *first, *further)["dice"] == pytest.approx(sum(scores) / len(scores))
 
 
 def test_multiclass_ignores_pixels_and_counts_the_background_on_request():
@@ -225,9 +214,7 @@ def test_multiclass_ignores_pixels_and_counts_the_background_on_request():
     target[..., 2] = 255
     logits = F.one_hot(torch.where(target == 255, 2, target.long())[:, 0], 3).movedim(-1, 1) * 9.0
     task = tasks.create_task("multiclass_segmentation", "it", 0, structures=STRUCTURES)
-    metrics = task.metrics()
-    task.update(metrics, logits, _batch(target))
-    found = task.summary(metrics)
+    found = _scores(task, logits, _batch(target))
     assert found["pixel_accuracy"] == 1
     assert found["per_class"]["dice"] == {"gland": 1.0, "stroma": 1.0}  # an ignored pixel is no false stroma
 
@@ -248,9 +235,7 @@ def test_class_maps_are_scored_by_group_batch_and_policy(kind):
     def score(**options):
         groups = {"organ": ("lung", "kidney")}
         task = tasks.create_task(kind, "it", 0, structures=("background", "gland"), groups=groups, **options)
-        metrics = task.metrics()
-        task.update(metrics, output, _batch(target))
-        return task.summary(metrics)
+        return _scores(task, output, _batch(target))
 
     per_group = score(group_by="organ")["per_group"]["jaccard"]
     assert per_group == {"lung": 0.5, "kidney": 1.0}
@@ -260,103 +245,12 @@ def test_class_maps_are_scored_by_group_batch_and_policy(kind):
     assert score(aggregate="batch")["jaccard"] == 0.5
 
 
-@pytest.mark.parametrize(("empty", "expected"), [(1.0, 0.75), (0.0, 0.25), (None, 0.5)])
-def test_empty_masks_follow_the_policy(empty, expected):
-    metric = Overlap("dice", empty=empty)
-    target = torch.zeros(2, 1, 2, 2)
-    target[0, 0, 0, 0] = 1
-    found = torch.zeros(2, 1, 2, 2)
-    found[0, 0, 0] = torch.tensor([0.0, 1.0])
-    found[0, 0, 0, 0] = 0
-    found[0, 0, :, 0] = 1
-    found[0, 0, 0, 1] = 1  # 1 of 3 found pixels is right: Dice 2 / 4
-    metric.update(found, target)
-    assert metric.compute().item() == pytest.approx(expected)
-
-
-def test_batch_aggregation_takes_all_pixels_together():
-    metric = Overlap("dice", aggregate="batch")
-    target = torch.zeros(2, 1, 2, 2)
-    target[0] = 1
-    found = torch.ones(2, 1, 2, 2)
-    metric.update(found, target)
-    assert metric.compute().item() == pytest.approx(2 * 4 / (8 + 4))
-
-
 def test_metrics_that_agree_on_the_first_batch_stay_apart():
     task, _, _ = _case("binary_segmentation")
-    metrics = task.metrics()
     whole = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
-    task.update(metrics, torch.full((1, 1, 8, 8), 9.0), _batch(whole))
     half = whole.clone()
     half[..., 4:] = 0
-    task.update(metrics, torch.full((1, 1, 8, 8), 9.0), _batch(half))
-    found = task.summary(metrics)
+    everything = torch.full((1, 1, 8, 8), 9.0)
+    found = _scores(task, everything, _batch(whole), (everything, _batch(half)))
     assert found["dice"] == pytest.approx((1 + 2 / 3) / 2)
     assert found["jaccard"] == pytest.approx((1 + 1 / 2) / 2)
-
-
-def test_boxes_overlap_along_both_axes():
-    """Shifted by a quarter of their side they share 3/4 of each: (w - s) h / (w h + s h) = 3/5."""
-    box = torch.tensor([[0.5, 0.5, 0.4, 0.2]])
-    for shift in ([0.1, 0, 0, 0], [-0.1, 0, 0, 0], [0, 0.05, 0, 0], [0, -0.05, 0, 0]):
-        assert box_overlap(box + torch.tensor(shift), box) == pytest.approx(0.6)
-    wider, taller = box * torch.tensor([1, 1, 2, 1]), box * torch.tensor([1, 1, 1, 2])
-    assert box_overlap(wider, box) == box_overlap(box, taller) == pytest.approx(0.5)
-
-
-def test_box_overlap():
-    metric = BoxOverlap()
-    metric.update(
-        torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.2, 0.2, 0.2, 0.2]]), torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.8] * 4])
-    )
-    assert metric.compute().item() == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        ("multilabel_segmentation", {"structures": ()}, "`structures`"),
-        ("multiclass_segmentation", {"structures": ("a",)}, "`structures`"),
-        ("multiclass_segmentation", {"structures": ("a", "b"), "class_weights": [1.0]}, "`class_weights`"),
-        ("binary_segmentation", {"threshold": 1.5}, "`threshold`"),
-        ("binary_segmentation", {"empty": "none"}, "`empty`"),
-        ("binary_segmentation", {"group_by": "orga", "groups": {"organ": ("a",)}}, "did you mean 'organ'"),
-        ("binary_segmentation", {"thresholds": {"lung": 0.1}}, "`group_by`"),
-        ("binary_classification", {"class_names": ("a", "b", "c")}, "is binary"),
-        ("regression", {"std": 0.0}, "`std`"),
-        ("regression", {"std": float("inf")}, "`std`"),
-        ("regression", {"size": 1.5}, "`size`"),
-        ("regression", {"mean": float("nan")}, "`mean`"),
-        ("binary_segmentation", {"bce_weight": -1}, "`bce_weight` must be 0 or more"),
-        ("binary_segmentation", {"dice_weight": float("nan")}, "`dice_weight` must be 0 or more"),
-        ("binary_segmentation", {"bce_weight": "1"}, "`bce_weight` must be 0 or more"),
-        ("multilabel_segmentation", {"structures": ("a", "a")}, "distinct"),
-        ("multiclass_segmentation", {"structures": ("a", "b", "a")}, "distinct"),
-        ("universal_segmentation", {"structures": ("a", "")}, "distinct"),
-        ("multiclass_segmentation", {"structures": ("a", "b"), "class_weights": [1, -1]}, "`class_weights`"),
-        ("multiclass_segmentation", {"structures": ("a", "b"), "label_smoothing": 2}, "`label_smoothing`"),
-        ("classification", {"class_names": ("a", "b"), "class_weights": ["a", "b"]}, "`class_weights`"),
-        ("classification", {"class_names": ("a", "b"), "label_smoothing": -1.0}, "`label_smoothing`"),
-        ("binary_classification", {"class_names": ("a", "b"), "pos_weight": -1.0}, "`pos_weight`"),
-        ("auxiliary_segmentation", {"downsample": "bilinear"}, "`downsample`"),
-        ("contrastive", {"temperature": float("inf")}, "`temperature`"),
-        ("regression", {"loss": "huber"}, "`loss`"),
-        ("contrastive", {"temperature": 0.0}, "`temperature`"),
-        ("classification", {"class_names": ("a",)}, "two classes"),
-        ("binary_segmentation", {"threshold": "half"}, "`threshold`"),
-        ("binary_segmentation", {"aggregate": "imagee"}, "`aggregate` must be 'image' or 'batch'"),
-        ("multiclass_segmentation", {"structures": ("a", "b"), "aggregate": {"iou": "batch"}}, "dice and jaccard"),
-        ("universal_segmentation", {"empty": "none"}, "`empty`"),
-        ("binary_segmentation", {"thresholds": "low", "group_by": ""}, "must map groups to probabilities"),
-        ("regression", {"std": "two"}, "cannot be built"),
-        ("segmentation", {}, "unknown kind"),
-        ("binary_segmentation", {"bce_wieght": 1.0}, "bce_weight"),
-        ("binary_segmentation", {"structures": ("a",)}, "has no option 'structures'"),
-        ("multilabel_segmentation", {"structures": ("a",), "threshhold": 0.4}, "did you mean 'threshold'"),
-        ("regression", {"size": 0}, "`size` must be a whole number above 0; got 0"),
-    ],
-)
-def test_bad_options_are_named(kind, options, message):
-    with pytest.raises(ValueError, match=message):
-        tasks.create_task(kind, "it", 0, **options)

@@ -21,7 +21,7 @@ from .prefetch import EncodedBatch, Plan, Prefetcher
 from .quarantine import DamagedSampleError, Quarantine, TileReadError
 from .samplers import Sampler
 from .targets import Columns, ColumnValues
-from .transform_cpu import Normalizer, TransformOptions
+from .transform_cpu import StainNormalization, TransformOptions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,7 +50,7 @@ class TileLoader:
         batch_size: samples in a batch, on this rank.
         metadata: name in `Batch.metadata` -> columns of numbers, float32 [B, M]; 0 for missing values.
         augmentation: see `Augmentation`; none by default.
-        stain: normalises stains between geometry and colour; see `transform_cpu.Normalizer`. Tiles of one slide, and
+        stain: normalises stains between geometry and colour; see `StainNormalization`. Tiles of one slide, and
             image files of one patient, share a key.
         shuffle: use a new order each epoch (training). With several ranks tiles are repeated until all ranks have the
             same number; without shuffling every tile occurs exactly once, and ranks may differ by one tile.
@@ -95,7 +95,7 @@ class TileLoader:
         batch_size: int,
         metadata: Mapping[str, Sequence[str]] | None = None,
         augmentation: Augmentation | None = None,
-        stain: Normalizer | None = None,
+        stain: StainNormalization | None = None,
         shuffle: bool = False,
         balanced: bool | str = False,
         pairs: tuple[str, str] | tuple[str, str, str] | None = None,

@@ -1,4 +1,5 @@
-"""Transform decoded tiles to a batch on the CPU: stitch, resample once, colour, normalise; maps get the same geometry.
+"""Transform decoded tiles to a batch on the CPU: stitch, resample once, colour, standardise; maps get the same
+geometry.
 
 Uses Numba kernels: DALI's operators take about eight times as long. `transform_gpu` does the same on a GPU.
 """
@@ -30,7 +31,7 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)  # DALI's inverse has three digits and so cha
 _MIDDLE_GREY = 128.0
 
 
-class Normalizer(Protocol):
+class StainNormalization(Protocol):
     """The stain normaliser interface of the loader. No draws are passed if its attribute `augments` is False."""
 
     def __call__(
@@ -44,7 +45,7 @@ class Normalizer(Protocol):
         std: Sequence[float],
         draws: Tensor | None = None,
     ) -> Tensor:
-        """float32 [B, 3, H, W], normalised, from uint8 [B, 3, H, W] after geometry.
+        """float32 [B, 3, H, W], stain-normalised and standardised, from uint8 [B, 3, H, W] after geometry.
 
         Args:
             images: RGB.
@@ -64,8 +65,8 @@ class TransformOptions:
 
     Attributes:
         size: output height and width, pixels.
-        mean: of the normalisation, RGB in 0..1.
-        std: likewise.
+        mean: subtracted from the image, RGB in 0..1.
+        std: divided by.
         mask_threshold: mask pixels above it are foreground, 0..255.
         maps: the columns read with the images.
         num_threads: CPU threads for a batch.
@@ -80,7 +81,7 @@ class TransformOptions:
     mask_threshold: int
     maps: tuple[MapColumn, ...]
     num_threads: int
-    stain: Normalizer | None = None
+    stain: StainNormalization | None = None
     with_draws: bool = False
     mask_sampling: str = "bilinear"
 
@@ -90,14 +91,14 @@ class TransformOptions:
 
     @property
     def scale(self) -> NDArray[np.float32]:
-        """level * scale + shift is the normalised grey level."""
+        """level * scale + shift is the standardised grey level."""
         return (1 / (255 * np.asarray(self.std))).astype(np.float32)
 
     @property
     def shift(self) -> NDArray[np.float32]:
         return (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
 
-    def normalise(
+    def stain_normalize(
         self, images: Tensor, inside: Tensor, drawn: Parameters, slides: list[str], to: Callable[[NDArray], Tensor]
     ) -> Tensor:
         """Apply `stain` to the images; `to` moves arrays to their device."""
@@ -206,7 +207,7 @@ class CpuTransform:
         if options.stain is None:
             return [images, *maps]
         with on_one_thread():  # the other threads decode the next batch
-            normal = options.normalise(images, inside, drawn, slides, torch.from_numpy)
+            normal = options.stain_normalize(images, inside, drawn, slides, torch.from_numpy)
         if drawn.noise.any():
             levels = normal.numpy()
             self._each(

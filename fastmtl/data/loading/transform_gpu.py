@@ -74,7 +74,7 @@ class GpuTransform:
             levels = torch.empty(count, 3, size, size, dtype=torch.uint8, device=self._device)
             inside = torch.empty(count, size, size, dtype=torch.uint8, device=self._device)
             self._kernels.warp_image(table, matrix, field, BACKGROUND, levels, inside)
-            images = options.normalise(levels, inside, drawn, slides, self._send)
+            images = options.stain_normalize(levels, inside, drawn, slides, self._send)
             if noise is not None:
                 self._kernels.add_noise(images, noise, keys, self._scale, self._shift)
         maps = []

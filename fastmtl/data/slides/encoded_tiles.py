@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +16,7 @@ from ...utils.optional_imports import require
 from ..dataset import BACKGROUND
 from . import jpeg
 from .codecs import Pixels, dali_decodes, decode, joined
+from .decoded_tiles import DecodedTiles
 from .empty_tiles import empty_in, finer_box, holds
 from .errors import DamagedPieceError, SlideError
 from .open_files import OpenFile, open_files
@@ -26,8 +25,7 @@ from .raster import Encoding, Layout, Raster
 
 _LARGEST_GAP = 2**14  # up to about this gap, reading unused bytes is cheaper than another call
 _MOST_BUFFERS = 512  # POSIX grants a scattered read at least 1024 on Linux; each tile takes two
-_LARGE_PIXELS = 2**22  # larger tiles are cached decoded: the next region likely needs the same tile
-_KEPT_BYTES = 2**28  # of such pixels per process, for all open slides together; a single larger tile is kept
+_LARGE_PIXELS = 2**22  # larger tiles are cached decoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,27 +68,7 @@ class _Head(NamedTuple):
 _NO_HEAD = _Head(jpeg.SOI, False)  # a JPEG file has its own
 
 
-class _LargeTiles:
-    """A cache of recently decoded tiles of all slides."""
-
-    def __init__(self) -> None:
-        self._tiles: OrderedDict[tuple[Raster, int], Pixels] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, tile: tuple[Raster, int]) -> Pixels | None:
-        with self._lock:
-            if tile in self._tiles:
-                self._tiles.move_to_end(tile)
-            return self._tiles.get(tile)
-
-    def put(self, tile: tuple[Raster, int], pixels: Pixels) -> None:
-        with self._lock:
-            self._tiles[tile] = pixels
-            while len(self._tiles) > 1 and sum(kept.nbytes for kept in self._tiles.values()) > _KEPT_BYTES:
-                self._tiles.popitem(last=False)
-
-
-_kept = _LargeTiles()
+_kept = DecodedTiles()
 
 
 class EncodedTileReader:
@@ -121,9 +99,7 @@ class EncodedTileReader:
         if raster.planes:
             return [EncodedTile(0, 0, window[2], window[3], pixels=self.read(raster, window))]
         shown, code = raster.shown_size, raster.encoding.orientation
-        drawn = [
-            EncodedTile(x, y, part.shape[1], part.shape[0], pixels=part) for x, y, part in self._drawn(raster, window)
-        ]
+        drawn = [_decoded_tile(*part) for part in self._drawn(raster, window)]
         wanted = list(_tiles_in(raster, stored_box(window, shown, code)))
         if dali_decodes(raster.encoding) and not _is_large(raster):
             return drawn + [
@@ -132,10 +108,8 @@ class EncodedTileReader:
                 )
                 for (_, (x, y, width, height), _, _), buffer, start in self._streams(raster, wanted)
             ]
-        cuts = (self._cut(raster, item, pixels, window) for item, pixels in self._decoded(raster, wanted))
-        return drawn + [
-            EncodedTile(x, y, part.shape[1], part.shape[0], pixels=np.ascontiguousarray(part)) for x, y, part in cuts
-        ]
+        decoded = self._decoded(raster, wanted)
+        return drawn + [_decoded_tile(*self._cut(raster, item, pixels, window)) for item, pixels in decoded]
 
     def read(self, raster: Raster, window: Box) -> Pixels:
         """RGB uint8 [height, width, 3] of the rectangle `window`; pixels outside the raster are `BACKGROUND`."""
@@ -268,6 +242,10 @@ class EncodedTileReader:
 
     def _damaged(self, raster: Raster, item: _Wanted, reason: str) -> DamagedPieceError:
         return DamagedPieceError(self._path, self._locate(raster, item.box), reason)
+
+
+def _decoded_tile(x: int, y: int, pixels: Pixels) -> EncodedTile:
+    return EncodedTile(x, y, pixels.shape[1], pixels.shape[0], pixels=np.ascontiguousarray(pixels))
 
 
 def _tiles_in(raster: Raster, box: Box) -> Iterator[_Wanted]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import cached_property
 from operator import index as as_int
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -208,14 +207,6 @@ class Slide:
         region = self._checked(region)
         scale = self.levels[region.level].downsample
         return self.tissue.fraction(region.x, region.y, region.width * scale, region.height * scale)
-
-    def tile_tissue(self, level: int = 0) -> NDArray[Any]:
-        """Tissue fraction of every tile of a level as stored: float32 [rows, columns], 0 to 1."""
-        asked = self.levels[self._level(level)]
-        rows, columns = -(-asked.height // asked.tile_height), -(-asked.width // asked.tile_width)
-        return self.tissue.fractions(
-            rows, columns, asked.tile_height * asked.downsample, asked.tile_width * asked.downsample
-        )
 
     def _checked(self, region: Region) -> Region:
         x, y, width, height = (as_int(value) for value in (region.x, region.y, region.width, region.height))

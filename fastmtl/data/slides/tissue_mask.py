@@ -57,23 +57,12 @@ class TissueMask:
 
     def fraction(self, x: float, y: float, width: float, height: float) -> float:
         """The tissue fraction of a rectangle (level-0 pixels), 0 to 1; areas outside the slide are not tissue."""
-        return float(self._means(np.array([y, y + height]), np.array([x, x + width]))[0, 0])
-
-    def fractions(self, rows: int, columns: int, height: float, width: float) -> NDArray[np.float32]:
-        """Tissue fraction [rows, columns] of adjacent tiles of this height and width; edge tiles count only their part
-        inside the slide."""
-        bottoms = np.minimum(np.arange(rows + 1) * height, self.height)
-        rights = np.minimum(np.arange(columns + 1) * width, self.width)
-        return self._means(bottoms, rights).astype(np.float32)
-
-    def _means(self, ys: NDArray, xs: NDArray) -> NDArray[np.float64]:
-        """Mean of the mask [n - 1, m - 1] between n horizontal and m vertical lines."""
-        mask_height, mask_width = self.shape
-        y = np.clip(ys * (mask_height / self.height), 0, mask_height)
-        x = np.clip(xs * (mask_width / self.width), 0, mask_width)
-        corners = _between(_between(self._sums, y).T, x).T
-        areas = np.diff(ys)[:, None] * np.diff(xs) * (mask_height * mask_width / (self.height * self.width))
-        return np.clip(np.diff(np.diff(corners, axis=0), axis=1) / np.maximum(areas, 1e-9), 0, 1)
+        down, across = self.shape[0] / self.height, self.shape[1] / self.width  # mask pixels per slide pixel
+        rows = np.clip(np.array([y, y + height]) * down, 0, self.shape[0])
+        columns = np.clip(np.array([x, x + width]) * across, 0, self.shape[1])
+        (top_left, top_right), (bottom_left, bottom_right) = _between(_between(self._sums, rows).T, columns).T
+        inside = bottom_right - bottom_left - top_right + top_left
+        return float(np.clip(inside / max(width * down * height * across, 1e-9), 0, 1))
 
     @cached_property
     def _sums(self) -> NDArray[np.uint32]:

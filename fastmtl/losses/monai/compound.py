@@ -63,20 +63,9 @@ class DiceCELoss(_Loss):
     ) -> None:
         super().__init__()
         reduction = one_of("reduction", stripped(reduction), ("mean", "sum"))
-        self.dice = DiceLoss(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            squared_pred=squared_pred,
-            jaccard=jaccard,
-            reduction=reduction,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            weight=weight if weight is None or include_background else weight[1:],
-        )
+        of_dice = weight if weight is None or include_background else weight[1:]
+        self.dice = DiceLoss(include_background, to_onehot_y, sigmoid, softmax, other_act, squared_pred, jaccard,
+                             reduction, smooth_nr, smooth_dr, batch, of_dice)  # fmt: skip
         self.cross_entropy = nn.CrossEntropyLoss(weight=weight, reduction=reduction, label_smoothing=label_smoothing)
         self.binary_cross_entropy = nn.BCEWithLogitsLoss(pos_weight=weight, reduction=reduction)
         _check_factors(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
@@ -137,28 +126,9 @@ class DiceFocalLoss(_Loss):
         alpha: float | None = None,
     ) -> None:
         super().__init__()
-        self.dice = DiceLoss(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            squared_pred=squared_pred,
-            jaccard=jaccard,
-            reduction=reduction,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            weight=weight,
-        )
-        self.focal = FocalLoss(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            gamma=gamma,
-            alpha=alpha,
-            weight=weight,
-            reduction=reduction,
-        )
+        self.dice = DiceLoss(include_background, to_onehot_y, sigmoid, softmax, other_act, squared_pred, jaccard,
+                             reduction, smooth_nr, smooth_dr, batch, weight)  # fmt: skip
+        self.focal = FocalLoss(include_background, to_onehot_y, gamma, alpha, weight, reduction)
         _check_factors(lambda_dice=lambda_dice, lambda_focal=lambda_focal)
         self.lambda_dice, self.lambda_focal, self.to_onehot_y = lambda_dice, lambda_focal, to_onehot_y
 

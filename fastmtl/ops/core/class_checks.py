@@ -97,7 +97,29 @@ def no_class_ignored(value: object, default: int | None = None) -> None:
         )
 
 
-NO_CLASS = (
-    "`target` holds class numbers that `input` has no channel for ({number} pixels): they must lie in 0 to {last}. "
-    "Exclude such pixels with `ignore_index` or `mask`, or remap them."
-)
+def raise_if_outside(number: int, classes: int) -> None:
+    if number:
+        raise ValueError(
+            f"`target` holds class numbers that `input` has no channel for ({number} pixels): they must lie in 0 to "
+            f"{classes - 1}. Exclude such pixels with `ignore_index` or `mask`, or remap them."
+        )
+
+
+def check_numbers(index: Tensor, classes: int, valid: Tensor | None) -> None:
+    """Raise for a valid class number outside 0 to classes - 1; waits for the device."""
+    strange = (index < 0) | (index >= classes)
+    raise_if_outside(int((strange if valid is None else strange & valid).sum()), classes)
+
+
+def check_shares(target: Tensor, mask: Tensor | None) -> None:
+    """On a CPU: raise for probabilities [B, C, *spatial] outside 0 to 1."""
+    if target.shape[1] != 1:
+        checks.unit(target, mask)
+
+
+def check_classes(target: Tensor, mask: Tensor | None, input: Tensor, ignore_index: int) -> None:
+    """On a CPU: raise for an invalid class number or probability."""
+    check_shares(target, mask)
+    if target.shape[1] == 1 and target.device.type == "cpu":
+        valid = target.long() != ignore_index
+        check_numbers(target, input.shape[1], valid if mask is None else valid & mask.bool())

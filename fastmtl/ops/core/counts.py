@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, cast, overload
 
 from torch import Tensor
+
+P = ParamSpec("P")
 
 
 class Counts(NamedTuple):
@@ -15,3 +18,19 @@ class Counts(NamedTuple):
     false_positive: Tensor  # int64 [B, C]
     false_negative: Tensor  # int64 [B, C]
     non_finite: Tensor  # int64 [B]: elements (softmax: pixels) with a logit that is NaN or infinite
+
+
+class WithCounts(Protocol[P]):
+    """A loss with the option `return_counts`, as type checkers see it: a tensor, or a tuple with the counts."""
+
+    @overload
+    def __call__(
+        self, input: Tensor, target: Tensor, *, return_counts: Literal[True], **options: Any
+    ) -> tuple[Tensor, Counts]: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
+
+
+def with_counts(loss: Callable[P, Tensor | tuple[Tensor, Counts]]) -> WithCounts[P]:
+    """The same function, with a type that depends on `return_counts`."""
+    return cast("WithCounts[P]", loss)

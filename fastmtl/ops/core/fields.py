@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, TypeVar, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 _WORDS = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
+    list[Tensor]: "Tensor[]",
     list[float]: "float[]",
+    list[float] | None: "float[]?",
+    torch.dtype: "ScalarType",
     float: "float",
     bool: "bool",
     int: "int",

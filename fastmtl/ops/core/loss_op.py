@@ -2,15 +2,15 @@
 
 The forward takes tensors and options, returns the loss, the coefficients its backward needs (a few numbers per
 segment), and by-products. The backward takes grad, the same tensors, the coefficients and the options, and returns
-the gradient of the first tensor; nothing else is differentiable, and only the tensors and the coefficients are kept.
-Second and forward-mode derivatives run the reference.
+the gradient of the first tensor, or of each if the first is a list; nothing else is differentiable, and only the
+tensors and the coefficients are kept. Second and forward-mode derivatives run the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
+_is_legacy_batched = cast(Any, torch._C)._functorch.is_legacy_batchedtensor
 
+Arguments = tuple[Any, ...]
 Vmap = Callable[..., tuple[Any, Any]]
 Pull = Callable[..., tuple[Tensor, ...]]
 
@@ -33,7 +35,7 @@ Pull = Callable[..., tuple[Tensor, ...]]
 class Context(Protocol):
     """What the ops use of an autograd.Function's `ctx`."""
 
-    options: tuple[Any, ...]
+    options: Arguments
 
     @property
     def saved_tensors(self) -> tuple[Tensor, ...]: ...
@@ -47,8 +49,8 @@ class LossOp:
 
     Args:
         name: the op is `fastmtl::name`.
-        tensors, options: NamedTuple classes, whose annotations are the schema; the first tensor is the differentiable
-            one, `backend` is an option.
+        tensors, options: NamedTuple classes, whose annotations are the schema; the first tensor, or list of tensors, is
+            differentiable; `backend` is an option.
         backends: forward, called with (tensors, options), and backward, called with (grad, tensors, coefficients,
             options), of each; see `backends.register_kernels`.
         fake: (tensors, options) -> uninitialised outputs; run with fake tensors by torch.compile.
@@ -70,114 +72,134 @@ class LossOp:
         vmap_backward: Vmap | None = None,
     ) -> None:
         self._name, self._tensors, self._options = name, tensors, options
-        self._number, self._outputs, self._reference = len(tensors._fields), outputs, reference
+        self._number, self._settings = len(tensors._fields), len(options._fields)
+        self._outputs, self._reference = outputs, reference
+        self._listed = get_type_hints(tensors)[tensors._fields[0]] == list[Tensor]
         register_kernels(name, backends)
         first, last, returns = schema(tensors), schema(options), ", ".join(["Tensor"] * outputs)
+        gradients = "Tensor[]" if self._listed else "Tensor"
         LIBRARY.define(f"{name}({first}, {last}) -> ({returns})", tags=TAGS)
-        LIBRARY.define(f"{name}_backward(Tensor grad, {first}, Tensor coefficients, {last}) -> Tensor", tags=TAGS)
+        LIBRARY.define(f"{name}_backward(Tensor grad, {first}, Tensor coefficients, {last}) -> {gradients}", tags=TAGS)
         self._forward_op = getattr(torch.ops.fastmtl, name).default
         self._backward_op = getattr(torch.ops.fastmtl, f"{name}_backward").default
-        self._vmap = vmap or partial(loop, self)
-        self._vmap_backward = vmap_backward or partial(loop, self.backward)
+        self._vmap = vmap or partial(_loop, self)
+        self._vmap_backward = vmap_backward or partial(_loop, self.backward)
         self._recorded_forward, self._traced_forward, self._recorded_backward = _functions(self)
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(name, self._run_forward, key)
             LIBRARY.impl(f"{name}_backward", self._run_backward, key)
         # torch.library.register_autograd costs 70 us more per call: it binds a schema of 16 arguments again.
-        LIBRARY.impl(name, partial(_record, self._recorded_forward, self._below), "Autograd")
-        LIBRARY.impl(f"{name}_backward", partial(_record, self._recorded_backward, self._below_backward), "Autograd")
-        torch.library.register_fake(f"fastmtl::{name}", self._fake(fake), lib=LIBRARY)
+        LIBRARY.impl(name, self._record_forward, "Autograd")
+        LIBRARY.impl(f"{name}_backward", self._record_backward, "Autograd")
+        torch.library.register_fake(f"fastmtl::{name}", lambda *given: fake(*self.split(given)), lib=LIBRARY)
         torch.library.register_fake(f"fastmtl::{name}_backward", _fake_backward, lib=LIBRARY)
         torch.library.register_vmap(f"fastmtl::{name}", self._vmap, lib=LIBRARY)
         torch.library.register_vmap(f"fastmtl::{name}_backward", self._vmap_backward, lib=LIBRARY)
 
-    def __call__(self, *arguments: object) -> tuple[Tensor, ...]:
+    def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         # torch.func needs the autograd.Function before the op; otherwise the op records itself.
-        return (self._traced_forward.apply if transformed() else self._forward_op)(*arguments)
+        return self._traced_forward.apply(*self.flat(arguments)) if _transformed() else self._forward_op(*arguments)
 
-    def backward(self, *arguments: object) -> Tensor:
+    def backward(self, *arguments: Any) -> Any:
         """The gradient op itself: grad, tensors, coefficients, options."""
-        return (self._recorded_backward.apply if transformed() else self._backward_op)(*arguments)
+        if self._listed and not torch.compiler.is_compiling() and _is_legacy_batched(arguments[0]):
+            return _loop_over_grads(self, *arguments)
+        if _transformed():
+            return self._recorded_backward.apply(*self.flat(arguments, 1))
+        return self._backward_op(*arguments)
 
-    def split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any]:
-        """Flat arguments of the forward as (tensors, options)."""
+    def flat(self, arguments: Arguments, at: int = 0) -> Arguments:
+        """The arguments with the list of tensors, in place `at`, spread out: autograd does not look into lists."""
+        return (*arguments[:at], *arguments[at], *arguments[at + 1 :]) if self._listed else arguments
+
+    def packed(self, flat: Arguments, at: int = 0) -> Arguments:
+        """The inverse of `flat`, for the arguments of the forward (at = 0) or of the backward (at = 1)."""
+        if not self._listed:
+            return flat
+        end = len(flat) - (self._number - 1) - self._settings - at  # the backward has the coefficients too
+        return (*flat[:at], list(flat[at:end]), *flat[end:])
+
+    def split(self, arguments: Arguments) -> tuple[Any, Any]:
+        """Packed arguments of the forward as (tensors, options)."""
         return self._tensors(*arguments[: self._number]), self._options(*arguments[self._number :])
 
-    def split_backward(self, arguments: tuple[Any, ...]) -> tuple[Tensor, Any, Tensor, Any]:
-        """Flat arguments of the backward as (grad, tensors, coefficients, options)."""
-        grad, *rest = arguments
-        tensors, options = self.split((*rest[: self._number], *rest[self._number + 1 :]))
-        return grad, tensors, rest[self._number], options
+    def loss_of(self, tensors: Any, options: Any) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+        """The loss by the reference as a function of the differentiable tensors, and these."""
+        first = tensors._fields[0]
 
-    def gradient(self, grad: Tensor, tensors: Any, options: NamedTuple) -> Tensor:
-        """d (grad * loss) / d first tensor by autograd through the reference; differentiable in both."""
+        def loss(*inputs: Tensor) -> Tensor:
+            return self._reference(tensors._replace(**{first: inputs if self._listed else inputs[0]}), options)
 
-        def loss(first: Tensor) -> Tensor:
-            return self._reference(tensors._replace(**{tensors._fields[0]: first}), options)
-
-        pull: Pull = torch.func.vjp(loss, tensors[0])[1]
-        return pull(grad)[0]
+        return loss, tuple(tensors[0]) if self._listed else tensors[:1]
 
     def _run_forward(self, *arguments: Any) -> tuple[Tensor, ...]:
         tensors, options = self.split(arguments)
-        return choose(self._name, options.backend, arguments[0])(tensors, options)
+        first = arguments[0][0] if self._listed else arguments[0]
+        return choose(self._name, options.backend, first)(tensors, options)
 
-    def _run_backward(self, *arguments: object) -> Tensor:
-        grad, tensors, coefficients, options = self.split_backward(arguments)
-        return choose(f"{self._name}_backward", options.backend, tensors[0])(grad, tensors, coefficients, options)
+    def _run_backward(self, grad: Tensor, *rest: Any) -> Any:
+        tensors, options = self.split((*rest[: self._number], *rest[self._number + 1 :]))
+        first = rest[0][0] if self._listed else rest[0]
+        run = choose(f"{self._name}_backward", options.backend, first)
+        return run(grad, tensors, rest[self._number], options)
 
-    def _fake(self, fake: Callable[[Any, Any], tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-        return lambda *arguments: fake(*self.split(arguments))
+    def _record_forward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        if _needed(arguments[0] if self._listed else arguments[:1]):
+            return self._recorded_forward.apply(*self.flat(arguments))
+        return self.below(*arguments)
 
-    def _below(self, *arguments: object) -> tuple[Tensor, ...]:
+    def _record_backward(self, *arguments: Any) -> Any:
+        if _needed((arguments[0], *arguments[1]) if self._listed else arguments[:2]):
+            gradients = self._recorded_backward.apply(*self.flat(arguments, 1))
+            return list(gradients) if self._listed else gradients
+        return self.below_backward(*arguments)
+
+    def below(self, *arguments: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             return self._forward_op(*arguments)
 
-    def _below_backward(self, *arguments: object) -> Tensor:
+    def below_backward(self, *arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return self._backward_op(*arguments)
 
 
 def _functions(op: LossOp) -> tuple[Any, Any, Any]:
-    """The autograd.Functions of one op: forward as recorded by the op, forward for torch.func, backward."""
-    number, outputs = op._number, op._outputs
+    """The autograd.Functions of one op, of flat arguments: forward as recorded by the op, forward for torch.func,
+    backward."""
+    settings, undifferentiable = op._settings, op._number - 1 + op._settings
 
     class Forward(torch.autograd.Function):
         @staticmethod
-        def forward(*arguments: object) -> tuple[Tensor, ...]:
-            return op._below(*arguments)
+        def forward(*arguments: Any) -> tuple[Tensor, ...]:
+            return op.below(*op.packed(arguments))
 
         @staticmethod
-        def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        def setup_context(ctx: Context, inputs: Arguments, output: tuple[Tensor, ...]) -> None:
             ctx.mark_non_differentiable(*output[1:])
-            ctx.save_for_backward(*inputs[:number], output[1])
-            ctx.save_for_forward(*inputs[:number], output[1])
-            ctx.options = inputs[number:]
+            ctx.save_for_backward(*inputs[:-settings], output[1])
+            ctx.save_for_forward(*inputs[:-settings], output[1])
+            ctx.options = inputs[-settings:]
 
         @staticmethod
         def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            gradient = op.backward(grads[0], *ctx.saved_tensors, *ctx.options)
-            return gradient, *(None,) * (number - 1 + len(ctx.options))
+            gradients = op.backward(*op.packed((grads[0], *ctx.saved_tensors, *ctx.options), 1))
+            return *(gradients if op._listed else (gradients,)), *(None,) * undifferentiable
 
         @staticmethod
         def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-            tensors, options = op.split((*ctx.saved_tensors[:number], *ctx.options))
-
-            def loss(first: Tensor) -> Tensor:
-                return op._reference(tensors._replace(**{tensors._fields[0]: first}), options)
-
-            return push_forward(loss, tensors[:1], tangents[:1]), *(None,) * (outputs - 1)
+            loss, at = op.loss_of(*op.split(op.packed((*ctx.saved_tensors[:-1], *ctx.options))))
+            return push_forward(loss, at, tangents[: len(at)]), *(None,) * (op._outputs - 1)
 
         @staticmethod
-        def vmap(info: VmapInfo, in_dims: tuple[Any, ...], *arguments: object) -> tuple[Any, Any]:
-            return op._vmap(info, in_dims, *arguments)
+        def vmap(info: VmapInfo, in_dims: Arguments, *arguments: Any) -> tuple[Any, Any]:
+            return op._vmap(info, op.packed(in_dims), *op.packed(arguments))
 
     class ForwardOnce(torch.autograd.Function):
         """`Forward` without a setup_context, which saves 20 us: torch would bind all arguments a second time."""
 
         @staticmethod
-        def forward(ctx: Context, *arguments: object) -> tuple[Tensor, ...]:
-            output = op._below(*arguments)
+        def forward(ctx: Context, *arguments: Any) -> tuple[Tensor, ...]:
+            output = Forward.forward(*arguments)
             Forward.setup_context(ctx, arguments, output)
             return output
 
@@ -186,53 +208,52 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
 
     class Backward(torch.autograd.Function):
         @staticmethod
-        def forward(*arguments: object) -> Tensor:
-            return op._below_backward(*arguments)
+        def forward(*arguments: Any) -> Any:
+            gradients = op.below_backward(*op.packed(arguments, 1))
+            return tuple(gradients) if op._listed else gradients
 
         @staticmethod
-        def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
-            ctx.save_for_backward(*inputs[: number + 1])
-            ctx.save_for_forward(*inputs[: number + 1])
-            ctx.options = inputs[number + 2 :]
+        def setup_context(ctx: Context, inputs: Arguments, output: Any) -> None:
+            ctx.save_for_backward(*inputs[: -settings - 1])
+            ctx.save_for_forward(*inputs[: -settings - 1])
+            ctx.options = inputs[-settings:]
 
         @staticmethod
-        def gradient(ctx: Context) -> tuple[Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
-            """The gradient as a function of grad and the first tensor, and its arguments. The coefficients depend on
-            the logits, so only the whole loss gives the full derivative."""
+        def gradients(ctx: Context) -> tuple[Callable[..., tuple[Tensor, ...]], tuple[Tensor, ...]]:
+            """The gradients as a function of grad and the differentiable tensors, and its arguments. The coefficients
+            depend on the logits, so only the whole loss gives the full derivative."""
             grad, *rest = ctx.saved_tensors
-            tensors, options = op.split((*rest, *ctx.options))
+            loss, inputs = op.loss_of(*op.split(op.packed((*rest, *ctx.options))))
 
-            def gradient(grad: Tensor, first: Tensor) -> Tensor:
-                return op.gradient(grad, tensors._replace(**{tensors._fields[0]: first}), options)
+            def gradients(grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+                pull: Pull = torch.func.vjp(loss, *inputs)[1]
+                return pull(grad)
 
-            return gradient, (grad, tensors[0])
+            return gradients, (grad, *inputs)
 
         @staticmethod
         def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            function, at = Backward.gradient(ctx)
+            function, at = Backward.gradients(ctx)
             pull: Pull = torch.func.vjp(function, *at)[1]
-            return *pull(grads[0]), *(None,) * (number + len(ctx.options))
+            return *pull(grads), *(None,) * (undifferentiable + 1)
 
         @staticmethod
-        def jvp(ctx: Context, *tangents: Tensor | None) -> Tensor:
-            return push_forward(*Backward.gradient(ctx), tangents[:2])
+        def jvp(ctx: Context, *tangents: Tensor | None) -> Any:
+            function, at = Backward.gradients(ctx)
+            pushed = push_forward(function, at, tangents[: len(at)])
+            return pushed if op._listed else pushed[0]
 
         @staticmethod
-        def vmap(info: VmapInfo, in_dims: tuple[Any, ...], *arguments: object) -> tuple[Any, Any]:
-            return op._vmap_backward(info, in_dims, *arguments)
+        def vmap(info: VmapInfo, in_dims: Arguments, *arguments: Any) -> tuple[Any, Any]:
+            return op._vmap_backward(info, op.packed(in_dims, 1), *op.packed(arguments, 1))
 
     return ForwardOnce, Forward, Backward
 
 
-def _record(recorded: type[torch.autograd.Function], plain: Callable[..., object], *arguments: object) -> object:
-    # the first tensor; in a backward the gradient and the first tensor
-    needed = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments[:2])
-    return recorded.apply(*arguments) if needed or forward_mode() else plain(*arguments)
-
-
-def forward_mode() -> bool:
-    """Whether forward-mode AD is active: without recording, tangents would be lost."""
-    return forward_ad._current_level >= 0
+def _needed(tensors: Arguments) -> bool:
+    """Whether to record the call: a gradient is wanted, or forward mode is active, which would lose its tangents."""
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return wanted or forward_ad._current_level >= 0
 
 
 def push_forward(
@@ -248,15 +269,15 @@ def push_forward(
     return push(known)[0]
 
 
-def transformed() -> bool:
+def _transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def _fake_backward(grad: Tensor, first: Tensor, *arguments: object) -> Tensor:
-    return gradient_like(first)
+def _fake_backward(grad: Tensor, first: Tensor | list[Tensor], *rest: Any) -> Tensor | list[Tensor]:
+    return gradient_like(first) if isinstance(first, Tensor) else list(map(gradient_like, first))
 
 
-def loop(run: Callable[..., Any], info: VmapInfo, in_dims: tuple[Any, ...], *arguments: object) -> tuple[Any, Any]:
+def _loop(run: Callable[..., Any], info: VmapInfo, in_dims: Arguments, *arguments: Any) -> tuple[Any, Any]:
     """A batching rule for any op: one call per sample."""
     results = [
         run(*(_select(*pair, index) for pair in zip(arguments, in_dims, strict=True)))
@@ -274,3 +295,14 @@ def _select(value: object, dim: Any, index: int) -> object:
     if isinstance(value, list | tuple) and isinstance(dim, list | tuple):
         return [_select(*pair, index) for pair in zip(value, dim, strict=True)]
     return value
+
+
+def _loop_over_grads(op: LossOp, grad: Tensor, *rest: Any) -> list[Tensor]:
+    """`torch.autograd.grad(is_grads_batched=True)` runs on torch's legacy vmap, which does not support lists of
+    tensors."""
+    batching: Any = torch
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    rows = batching._remove_batch_dim(grad, level, 1, 0).unbind()
+    stacked = map(torch.stack, zip(*(op.backward(row, *rest) for row in rows), strict=True))
+    return [batching._add_batch_dim(gradient, 0, level) for gradient in stacked]

@@ -10,11 +10,11 @@ from torch import Tensor
 from ...reference import deep_supervision as definition
 from ..core import backends, checks, class_checks
 from ..core.fields import checks_of, converted
-from ..core.heads_op import HeadsLossOp
+from ..core.loss_op import LossOp
 from . import dice_ce, dice_ce_backends
 from .deep_supervision_backends import BACKENDS, Options, Tensors, new_outputs, reference
 
-_deep_supervision = HeadsLossOp(
+_deep_supervision = LossOp(
     "deep_supervision",
     Tensors,
     Options,
@@ -134,7 +134,7 @@ def deep_supervision_loss(
     mask = checks.full_rank_mask(mask, target, "target")
     if downsample != "nearest" and all(x.shape != target.shape for x in inputs) and checks.may_look(target):
         checks.unit(target, mask)  # a window's mean hides a few pixels of 255, and its maximum hides -1
-    return _deep_supervision(inputs, *Tensors(target, moving, pos_weight, mask), *options)[0]
+    return _deep_supervision(*Tensors(inputs, target, moving, pos_weight, mask), *options)[0]
 
 
 def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor, ignore_index: int,
@@ -148,7 +148,7 @@ def _softmax(inputs: list[Tensor], target: Tensor, weights: list[float] | Tensor
     dtype = torch.promote_types(inputs[0].dtype, torch.float32)
     if options.downsample != "nearest" and checks.may_look(target):  # shares and maxima hide an invalid class number
         valid = None if mask is None else mask.unsqueeze(1)
-        dice_ce_backends.check_classes(target.unsqueeze(1), valid, inputs[0], ignore_index)
+        class_checks.check_classes(target.unsqueeze(1), valid, inputs[0], ignore_index)
     own = converted(
         options,
         dice_ce_backends.Options,

@@ -9,13 +9,13 @@ so three coefficients per segment (slopes in the BCE sum, in I, and q times that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.counts import Counts
+from ..core.counts import Counts, with_counts
 from ..core.fields import checks_of
 from ..core.loss_op import LossOp
 from .dice_bce_backends import BACKENDS, Options, Tensors, new_outputs, reference
@@ -26,35 +26,8 @@ if TYPE_CHECKING:
 _check_options = checks_of(Options)
 
 
-@overload
+@with_counts
 def dice_bce_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    bce_weight: float = 0.5,
-    dice_weight: float = 0.5,
-    pos_weight: Tensor | float | None = None,
-    weight: Tensor | float | None = None,
-    mask: Tensor | None = None,
-    batch: bool = False,
-    squared_pred: bool = False,
-    jaccard: bool = False,
-    smooth_nr: float = 1e-5,
-    smooth_dr: float = 1e-5,
-    empty: str = "one",
-    reduction: str = "mean",
-    return_counts: Literal[False] = False,
-    backend: str = "auto",
-) -> Tensor: ...
-
-
-@overload
-def dice_bce_loss(
-    input: Tensor, target: Tensor, *, return_counts: Literal[True], **options: Any
-) -> tuple[Tensor, Counts]: ...
-
-
-def dice_bce_loss(  # pyright: ignore[reportInconsistentOverload]  # the second overload does not repeat the options
     input: Tensor,
     target: Tensor,
     *,

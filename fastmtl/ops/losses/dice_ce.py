@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
-
 from torch import Tensor
 
 from ..core import checks, class_checks
-from ..core.counts import Counts
+from ..core.counts import Counts, with_counts
 from ..core.fields import checks_of
 from ..core.loss_op import LossOp
 from .dice_ce_backends import BACKENDS, Options, Tensors, alone, new_outputs, reference
@@ -15,33 +13,8 @@ from .dice_ce_backends import BACKENDS, Options, Tensors, alone, new_outputs, re
 _check_options = checks_of(Options)
 
 
-@overload
+@with_counts
 def dice_ce_loss(
-    input: Tensor,
-    target: Tensor,
-    *,
-    ce_weight: float = 0.5,
-    dice_weight: float = 0.5,
-    weight: Tensor | None = None,
-    mask: Tensor | None = None,
-    ignore_index: int | None = -100,
-    label_smoothing: float = 0.0,
-    include_background: bool = True,
-    batch: bool = False,
-    squared_pred: bool = False,
-    jaccard: bool = False,
-    smooth_nr: float = 1e-5,
-    smooth_dr: float = 1e-5,
-    empty: str = "one",
-    reduction: str = "mean",
-    return_counts: Literal[False] = False,
-    backend: str = "auto",
-) -> Tensor: ...
-@overload
-def dice_ce_loss(
-    input: Tensor, target: Tensor, *, return_counts: Literal[True], **settings: Any
-) -> tuple[Tensor, Counts]: ...
-def dice_ce_loss(  # pyright: ignore[reportInconsistentOverload]  # the second overload does not repeat the options
     input: Tensor,
     target: Tensor,
     *,

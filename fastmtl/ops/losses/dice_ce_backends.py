@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ...reference.dice_ce import dice_ce_loss as reference_loss
 from ...reference.overlap import softmax_sums
-from ..core import backends, checks
+from ..core import backends
 from ..core.buffer_cache import Recycled
 from ..core.checks import EMPTY, Backend, Empty, Flag, Fraction, NotNegative, Number
-from ..core.class_checks import NO_CLASS
+from ..core.class_checks import check_classes, check_shares, raise_if_outside
 from ..core.fields import keywords
 from ..core.planes import describe, gradient_like, in_place, mask_in_place, pixels
 from ..core.pointers import address, element, num_threads
@@ -82,27 +82,6 @@ def new_outputs(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor, Ten
     counts = torch.empty((B, 3 * C + 1) if options.counts else (0,), dtype=torch.int64, device=input.device)
     slopes = (kept(input), B, 1) if alone(tensors, options) else (3, B, C)
     return loss, torch.empty(slopes, dtype=dtype, device=input.device), counts
-
-
-def raise_if_outside(number: int, input: Tensor) -> None:
-    if number:
-        raise ValueError(NO_CLASS.format(number=number, last=input.shape[1] - 1))
-
-
-def check_shares(target: Tensor, mask: Tensor | None) -> None:
-    """On a CPU: raise for probabilities [B, C, *spatial] outside 0 to 1."""
-    if target.shape[1] != 1:
-        checks.unit(target, mask)
-
-
-def check_classes(target: Tensor, mask: Tensor | None, input: Tensor, ignore_index: int) -> None:
-    """On a CPU, where a check needs no synchronisation: raise for an invalid class number or probability."""
-    check_shares(target, mask)
-    if target.shape[1] == 1 and target.device.type == "cpu":
-        strange = (target < 0) | (target >= input.shape[1])
-        if mask is not None:
-            strange = strange & mask.bool()
-        raise_if_outside(int((strange & (target.long() != ignore_index)).sum()), input)
 
 
 def reference(tensors: Tensors, options: Options) -> Tensor:
@@ -232,7 +211,7 @@ def cpp_forward(tensors: Tensors, o: Options) -> tuple[Tensor, Tensor, Tensor]:
     if alone(tensors, o):
         loss, coefficients, counts = new_outputs(tensors, o)
         outside = _cross_entropy(tensors, o).forward(o.ce_weight, o.reduction, loss, coefficients)
-        raise_if_outside(outside, tensors.input)
+        raise_if_outside(outside, tensors.input.shape[1])
         return loss, coefficients, counts
     input, target, mask = readable(tensors.input, tensors.target, tensors.mask)
     check_shares(target, mask)
@@ -257,7 +236,7 @@ def cpp_forward(tensors: Tensors, o: Options) -> tuple[Tensor, Tensor, Tensor]:
         address(counts) if o.counts else 0,
         num_threads(),
     )
-    raise_if_outside(outside, input)
+    raise_if_outside(outside, input.shape[1])
     return loss, coefficients, counts
 
 

@@ -93,7 +93,9 @@ def focal_loss(
     backends.check_backend(backend)
     if activation == "softmax":
         ignored = class_checks.ignored(ignore_index)
-        return _softmax(input, target, gamma, alpha, weight, mask, ignored, reduction, backend)
+        input, target = class_checks.logits_and_classes(input, target, soft=False)
+        factors, mask = _class_factors(alpha, weight, input), class_checks.pixel_mask(mask, input)
+        return softmax_focal_op(input, target, factors, mask, gamma, ignored, reduction, backend)[0]
     class_checks.no_class_ignored(ignore_index, default=-100)
     checks.logits_and_target(input, target)
     weight = checks.per_channel("weight", weight, input)
@@ -124,23 +126,11 @@ def _by_channel(alpha: Tensor | float, input: Tensor) -> Tensor:
     return cast(Tensor, checks.per_channel("alpha", alpha, input))
 
 
-def _softmax(
-    input: Tensor,
-    target: Tensor,
-    gamma: float,
-    alpha: Tensor | float | None,
-    weight: Tensor | float | None,
-    mask: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    backend: str,
-) -> Tensor:
-    input, target = class_checks.logits_and_classes(input, target, soft=False)
+def _class_factors(alpha: Tensor | float | None, weight: Tensor | float | None, input: Tensor) -> Tensor | None:
     factors = checks.per_channel("weight", weight, input)
-    if alpha is not None:
-        of_class = _by_channel(alpha, input)
-        if not isinstance(alpha, Tensor):
-            of_class = torch.cat([1 - of_class[:1], of_class[1:]])
-        factors = of_class if factors is None else factors * of_class
-    mask = class_checks.pixel_mask(mask, input)
-    return softmax_focal_op(input, target, factors, mask, gamma, ignore_index, reduction, backend)[0]
+    if alpha is None:
+        return factors
+    of_class = _by_channel(alpha, input)
+    if not isinstance(alpha, Tensor):
+        of_class = torch.cat([1 - of_class[:1], of_class[1:]])
+    return of_class if factors is None else factors * of_class

@@ -10,10 +10,11 @@ from torch import Tensor
 from ...reference.focal import softmax_focal
 from ..core.buffer_cache import Recycled
 from ..core.checks import REDUCTIONS, Backend, NotNegative, Reduction
+from ..core.class_checks import check_classes, raise_if_outside
 from ..core.loss_op import LossOp
 from ..core.planes import gradient_like
 from .class_loss_backends import ClassLoss, kept, reference_coefficients
-from .dice_ce_backends import check_classes, raise_if_outside, readable
+from .dice_ce_backends import readable
 from .focal_backends import new_outputs, reduce, slopes
 
 _GRADIENTS = Recycled()
@@ -95,7 +96,7 @@ def cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     loss, coefficients = _outputs(tensors, options)
     reduction = "total" if options.reduction == "sum" else options.reduction
     outside = _kernel(tensors, options).forward(1.0, reduction, loss, coefficients)
-    raise_if_outside(outside, tensors.input)
+    raise_if_outside(outside, tensors.input.shape[1])
     return loss, coefficients
 
 

@@ -10,18 +10,10 @@ from torch import Tensor
 from ...reference.overlap import softmax_overlap
 from ..core import backends
 from ..core.checks import Backend, Flag
+from ..core.class_checks import check_classes, check_shares, raise_if_outside
 from ..core.loss_op import LossOp
 from ..core.pointers import address, num_threads
-from .dice_ce_backends import (
-    check_classes,
-    check_shares,
-    cpp_gradient,
-    gradient_by_formula,
-    problem,
-    raise_if_outside,
-    readable,
-    triton_gradient,
-)
+from .dice_ce_backends import cpp_gradient, gradient_by_formula, problem, readable, triton_gradient
 
 
 class Tensors(NamedTuple):
@@ -78,7 +70,7 @@ def _cpp_forward(tensors: Tensors, options: Options) -> tuple[Tensor, Tensor]:
     outside = backends.extension().softmax_overlap_forward(
         *problem(input, target, mask, options.ignore_index), _flags(tensors, options), address(sums), num_threads()
     )
-    raise_if_outside(outside, input)
+    raise_if_outside(outside, input.shape[1])
     return sums, none
 
 

@@ -117,7 +117,7 @@ def check_dtype(dtype: torch.dtype | None, mean: object) -> torch.dtype:
     return dtype
 
 
-def check_statistics(mean: object, std: object) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+def check_statistics(mean: object, std: object) -> tuple[list[float] | None, list[float] | None]:
     """Mean and std as three numbers each, both or none."""
     if (mean is None) != (std is None):
         raise ValueError("`mean` and `std` must be given together; got only one of them.")
@@ -128,7 +128,7 @@ def check_statistics(mean: object, std: object) -> tuple[tuple[float, ...] | Non
         numbers = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
         if not isinstance(numbers, Sequence) or len(numbers) != 3:
             raise ValueError(f"`{name}` must be three numbers in 0..1, for R, G and B; got {value!r}.")
-        found.append(tuple(checks.finite(name, number) for number in numbers))
+        found.append([checks.finite(name, number) for number in numbers])
     if min(found[0]) < 0 or max(found[0]) > 1:
         raise ValueError(f"`mean` must be for RGB in 0..1; got {mean!r}. Divide grey levels by 255, and `std` too.")
     if min(found[1]) <= 0 or max(found[1]) > 1:

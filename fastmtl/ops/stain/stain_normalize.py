@@ -5,14 +5,15 @@ It is one `torch.library` op: torch.compile sees only its inputs, its outputs an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, cast, overload
 
 import torch
 from torch import Tensor
 
 from ...reference.stain_conventions import CONVENTIONS
 from ..core import backends, checks
+from ..core.fields import schema
 from .arguments import (
     LAB,
     MIN_TISSUE,
@@ -33,44 +34,52 @@ from .recipes import Output
 from .run import Normalised, Run
 from .target import resolve_target
 
+P = ParamSpec("P")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 _LIBRARY = torch.library.Library("fastmtl", "FRAGMENT")
-_LIBRARY.define(
-    "stain_normalize(Tensor images, Tensor? inside, Tensor? vectors, Tensor? maxima, Tensor target_first, "
-    "Tensor target_second, str method, str convention, ScalarType dtype, float[]? mean, float[]? std, "
-    "bool return_stains, int min_tissue, str fallback, str backend) -> Tensor[]",
-    tags=_TAGS,
-)
 
 
-@overload
-def stain_normalize(
-    images: Tensor,
-    method: str = "macenko",
-    *,
-    convention: str = "torchstain",
-    stain_matrix: Tensor | None = None,
-    max_concentration: Tensor | None = None,
-    target: TargetLike = None,
-    dtype: torch.dtype | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    return_stains: Literal[False] = False,
-    inside: Tensor | None = None,
-    min_tissue: int = MIN_TISSUE,
-    fallback: str = "reference",
-    backend: str = "auto",
-) -> Tensor: ...
+class Call(NamedTuple):
+    """The op's arguments, in the order of its schema."""
+
+    images: Tensor  # uint8 [B, 3, H, W]
+    inside: Tensor | None  # uint8 [B, H, W]
+    vectors: Tensor | None  # float64 [B, 3, 2]; None: measured
+    maxima: Tensor | None  # float64 [B, 2], 99th percentiles; None: measured
+    target_first: Tensor  # as in `Run`
+    target_second: Tensor
+    method: str
+    convention: str
+    dtype: torch.dtype
+    mean: list[float] | None
+    std: list[float] | None
+    return_stains: bool
+    min_tissue: int
+    fallback: str
+    backend: str
 
 
-@overload
-def stain_normalize(
-    images: Tensor, method: str = "macenko", *, return_stains: Literal[True], **options: Any
-) -> Normalised: ...
+_LIBRARY.define(f"stain_normalize({schema(Call)}) -> Tensor[]", tags=_TAGS)
 
 
+class _WithStains(Protocol[P]):
+    """`stain_normalize` as type checkers see it: images, or with `return_stains=True` a `Normalised`."""
+
+    @overload
+    def __call__(
+        self, images: Tensor, method: str = "macenko", *, return_stains: Literal[True], **options: Any
+    ) -> Normalised: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
+
+
+def _with_stains(function: Callable[P, Tensor | Normalised]) -> _WithStains[P]:
+    return cast("_WithStains[P]", function)
+
+
+@_with_stains
 @torch.no_grad()
-def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the second overload does not repeat the options
+def stain_normalize(
     images: Tensor,
     method: str = "macenko",
     *,
@@ -141,98 +150,58 @@ def stain_normalize(  # pyright: ignore[reportInconsistentOverload]  # the secon
     backends.check_backend(backend)
     check_policy(min_tissue, fallback)
     checks.flag("return_stains", return_stains)
-    statistics = check_statistics(mean, std)
+    mean, std = check_statistics(mean, std)
     dtype = check_dtype(dtype, mean)
     given = check_stains(stain_matrix, max_concentration, planes, method, chosen)
     goal, within = resolve_target(target, method, chosen, backend), check_inside(inside, planes)
-    run = (method, convention, dtype, *statistics, return_stains, min_tissue, fallback, backend)
-    result = _call(planes, within, given, goal, run)
+    call = Call(planes, within, *given, *goal, method, convention, dtype, mean, std, return_stains, min_tissue,
+                fallback, backend)  # fmt: skip
+    result = _normalised(call, torch.ops.fastmtl.stain_normalize(*call))
     result = result.interleaved() if is_interleaved(images) else result
     return result if return_stains else result.images
 
 
-def _call(
-    images: Tensor,
-    inside: Tensor | None,
-    given: tuple[Tensor | None, Tensor | None],
-    target: Stains | tuple[Tensor, Tensor],
-    run: tuple[str, str, torch.dtype, tuple[float, ...] | None, tuple[float, ...] | None, bool, int, str, str],
-) -> Normalised:
-    """The op's list as a `Normalised`; without `return_stains` every field except the images is None or empty.
-
-    Args:
-        images: uint8 [B, 3, H, W]; inside: uint8 [B, H, W] or None.
-        given: stain vectors float64 [B, 3, 2] and 99th percentiles [B, 2], either None if it must be measured.
-        target: as in `Run`.
-        run: the other arguments of the schema, in order.
-    """
-    parts = torch.ops.fastmtl.stain_normalize(images, inside, *given, *target, *run)
+def _normalised(call: Call, parts: list[Tensor]) -> Normalised:
+    """The op's list as a `Normalised`; without `return_stains` every field except the images is None or empty."""
     if len(parts) == 1:
-        return Normalised(parts[0], None, None, None, None, images.new_empty(0, dtype=torch.bool))
+        return Normalised(parts[0], None, None, None, None, call.images.new_empty(0, dtype=torch.bool))
     if len(parts) == 2:
         return Normalised(parts[0], None, None, None, None, parts[1])
     made, fell_back, matrix, maxima, hematoxylin, eosin = parts
     return Normalised(made, hematoxylin, eosin, matrix, maxima, fell_back)
 
 
-def _run(
-    images: Tensor,
-    inside: Tensor | None,
-    vectors: Tensor | None,
-    maxima: Tensor | None,
-    target_first: Tensor,
-    target_second: Tensor,
-    method: str,
-    convention: str,
-    dtype: torch.dtype,
-    mean: list[float] | None,
-    std: list[float] | None,
-    return_stains: bool,
-    min_tissue: int,
-    fallback: str,
-    backend: str,
-) -> list[Tensor]:
-    target = (target_first, target_second) if method in LAB else Stains(target_first, target_second)
-    run = Run(method, CONVENTIONS[convention], target, min_tissue, fallback, dtype)
-    passes, pixels, given = passes_of(images, backend), readable(images, inside), None
+def _run(*arguments: Any) -> list[Tensor]:
+    call = Call(*arguments)
+    images, vectors, maxima, target = call.images, call.vectors, call.maxima, arguments[4:6]
+    of_stains = call.method not in LAB
+    run = Run(call.method, CONVENTIONS[call.convention], Stains(*target) if of_stains else target, call.min_tissue,
+              call.fallback, call.dtype)  # fmt: skip
+    passes, pixels, given = passes_of(images, call.backend), readable(images, call.inside), None
     if vectors is not None and maxima is None:
         given = run.measure(passes, pixels, vectors)
     elif vectors is not None and maxima is not None:
         amounts = ((maxima > 0) & maxima.isfinite()).all(1)
         given = Estimate(Stains(vectors, maxima), amounts & are_apart(vectors))
-    separate = return_stains and method not in LAB
-    made = run(passes, pixels, given, Output(mean, std), separate=separate)
-    if not return_stains:
+    made = run(passes, pixels, given, Output(call.mean, call.std), separate=call.return_stains and of_stains)
+    if not call.return_stains:
         return [made.images]
     parts = (made.images, made.fell_back, made.stain_matrix, made.max_concentration, made.hematoxylin, made.eosin)
     return [part for part in parts if part is not None]
 
 
-def _fake(
-    images: Tensor,
-    inside: Tensor | None,
-    vectors: Tensor | None,
-    maxima: Tensor | None,
-    target_first: Tensor,
-    target_second: Tensor,
-    method: str,
-    convention: str,
-    dtype: torch.dtype,
-    mean: list[float] | None,
-    std: list[float] | None,
-    return_stains: bool,
-    *_: object,
-) -> list[Tensor]:
+def _fake(*arguments: Any) -> list[Tensor]:
+    call = Call(*arguments)
+    images, batch = call.images, call.images.shape[0]
     strides = output_strides(readable(images, None).images)
 
     def picture() -> Tensor:
-        return torch.empty_strided(images.shape, strides, dtype=dtype, device=images.device)
+        return torch.empty_strided(images.shape, strides, dtype=call.dtype, device=images.device)
 
-    if not return_stains:
+    if not call.return_stains:
         return [picture()]
-    batch = images.shape[0]
     first = [picture(), images.new_empty(batch, dtype=torch.bool)]
-    if method in LAB:
+    if call.method in LAB:
         return first
     stains = [images.new_empty(shape, dtype=torch.float64) for shape in ((batch, 3, 2), (batch, 2))]
     return [*first, *stains, picture(), picture()]
