@@ -71,7 +71,7 @@ class LossOp:
         vmap: Vmap | None = None,
         vmap_backward: Vmap | None = None,
     ) -> None:
-        self._name, self._tensors, self._options = name, tensors, options
+        self._name, self._backward_name, self._tensors, self._options = name, f"{name}_backward", tensors, options
         self._number, self._settings = len(tensors._fields), len(options._fields)
         self._outputs, self._reference = outputs, reference
         self._listed = get_type_hints(tensors)[tensors._fields[0]] == list[Tensor]
@@ -138,10 +138,10 @@ class LossOp:
         return choose(self._name, options.backend, first)(tensors, options)
 
     def _run_backward(self, grad: Tensor, *rest: Any) -> Any:
-        tensors, options = self.split((*rest[: self._number], *rest[self._number + 1 :]))
-        first = rest[0][0] if self._listed else rest[0]
-        run = choose(f"{self._name}_backward", options.backend, first)
-        return run(grad, tensors, rest[self._number], options)
+        number = self._number
+        tensors, options = self._tensors(*rest[:number]), self._options(*rest[number + 1 :])
+        run = choose(self._backward_name, options.backend, rest[0][0] if self._listed else rest[0])
+        return run(grad, tensors, rest[number], options)
 
     def _record_forward(self, *arguments: Any) -> tuple[Tensor, ...]:
         if _needed(arguments[0] if self._listed else arguments[:1]):
@@ -166,7 +166,8 @@ class LossOp:
 def _functions(op: LossOp) -> tuple[Any, Any, Any]:
     """The autograd.Functions of one op, of flat arguments: forward as recorded by the op, forward for torch.func,
     backward."""
-    settings, undifferentiable = op._settings, op._number - 1 + op._settings
+    settings = op._settings
+    nothing = (None,) * (op._number - 1 + settings)  # the gradients of all other arguments
 
     class Forward(torch.autograd.Function):
         @staticmethod
@@ -182,8 +183,9 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
 
         @staticmethod
         def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            gradients = op.backward(*op.packed((grads[0], *ctx.saved_tensors, *ctx.options), 1))
-            return *(gradients if op._listed else (gradients,)), *(None,) * undifferentiable
+            if not op._listed:
+                return op.backward(grads[0], *ctx.saved_tensors, *ctx.options), *nothing
+            return *op.backward(*op.packed((grads[0], *ctx.saved_tensors, *ctx.options), 1)), *nothing
 
         @staticmethod
         def jvp(ctx: Context, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -199,7 +201,7 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
 
         @staticmethod
         def forward(ctx: Context, *arguments: Any) -> tuple[Tensor, ...]:
-            output = Forward.forward(*arguments)
+            output = op.below(*op.packed(arguments))
             Forward.setup_context(ctx, arguments, output)
             return output
 
@@ -235,7 +237,7 @@ def _functions(op: LossOp) -> tuple[Any, Any, Any]:
         def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
             function, at = Backward.gradients(ctx)
             pull: Pull = torch.func.vjp(function, *at)[1]
-            return *pull(grads), *(None,) * (undifferentiable + 1)
+            return *pull(grads), None, *nothing
 
         @staticmethod
         def jvp(ctx: Context, *tangents: Tensor | None) -> Any:
