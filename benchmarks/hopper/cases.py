@@ -56,7 +56,9 @@ def _logits(channels: int) -> Callable[[Settings, HotLoop], float]:
     """Logits of a softmax kernel: all classes of its pixels, or the classes of a tile."""
 
     def per_thread(settings: Settings, loop: HotLoop) -> float:
-        classes = settings.get("TILE") or settings.get("CLASSES") or channels
+        if "VEC" in settings:  # a thread has all classes of VEC pixels
+            return settings["VEC"] * channels
+        classes = settings.get("TILE") or settings["CLASSES"]
         return settings["BLOCK"] * min(classes, channels) / (32 * settings["num_warps"])
 
     return per_thread
@@ -102,6 +104,13 @@ def _softmax(
     label = f"{_SHORT[dtype]}-{_SHORT[target]}-{C}{suffix}"
     run = partial(run_with_gradient, lambda x: op(x, t, backend="triton", **options), x)
     work = {names[0]: Work(read, _logits(C)), names[1]: Work(read + _size(dtype), _logits(C))}
+    if C > 32:  # more than registers hold: a kernel for tiles of classes
+        work = {f"{name}_tiled": one for name, one in work.items()}
+        if names[0] == "softmax_sums":  # which reads the logits twice, 32 classes at a time, after their normalisers
+            again, tiles = read - _size(dtype) + 8 / C, -(-C // 32)
+            work["softmax_normalisers"] = Work(read + 8 / C, _logits(C))
+            work["softmax_sums_tiled"] = Work(_size(dtype) + tiles * again, _logits(C))
+            work["softmax_gradient_tiled"] = Work(read + 2 * _size(dtype), _logits(C))
     return Case(label, run, x.numel(), work)
 
 
