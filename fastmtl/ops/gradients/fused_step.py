@@ -150,7 +150,7 @@ def _squares_cuda(gradients: Sequence[Tensor]) -> Tensor:
     segments = _segments(gradients)
     count = sum(-(-gradient.numel() // _CHUNK) for gradient in gradients)
     partials = torch.empty(count + 1, dtype=torch.float64, device=device)
-    with torch.cuda.device(device):
+    with torch.cuda.device_of(gradients[0]):
         stream = torch.cuda.current_stream(device).cuda_stream
         arguments = (len(gradients), wide, address(partials[1:]), address(partials), stream)
         extension().sum_of_squares_cuda(address(segments), *arguments)
@@ -160,9 +160,9 @@ def _squares_cuda(gradients: Sequence[Tensor]) -> Tensor:
 def _step_cuda(step: Step) -> None:
     *_kept, table, rows = _tables(step)
     rates = _pack((address(g.lr) if isinstance(g.lr, Tensor) else 0,) for g in step.groups)
-    device = step.moves[0].parameter.device
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
+    parameter = step.moves[0].parameter
+    with torch.cuda.device_of(parameter):
+        stream = torch.cuda.current_stream(parameter.device).cuda_stream
         extension().fused_step_cuda(table, rows, address(rates), address(step.factor), address(step.skip), stream)
 
 
