@@ -13,9 +13,10 @@ from fastmtl.balance.replay import still_buffers
 from fastmtl.ops.core.backends import check_backend
 from fastmtl.ops.gradients import fused_step as kernel
 
+from .arena import same_order
 from .base import values
 from .gradient_balancer import GradientBalancer, Rows
-from .optimizer_state import StepGuard, read_groups, same_order, state_of, unsupported
+from .optimizer_state import StepGuard, read_groups, state_of, unsupported
 
 T = TypeVar("T")
 _LIMIT = torch.finfo(torch.float32).max / 2
