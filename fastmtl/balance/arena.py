@@ -80,9 +80,9 @@ class GradientArena:
         later = [place for place in gradients if place in written]
         first = [place for place in gradients if place not in written]
         if later:
-            torch._foreach_add_([views[p] for p in later], [_dense(gradients[p], views[p]) for p in later])
+            torch._foreach_add_([views[p] for p in later], [_dense(gradients[p], views[p]) for p in later])  # pyright: ignore[reportPrivateImportUsage]
         if first:
-            torch._foreach_copy_([views[p] for p in first], [_dense(gradients[p], views[p]) for p in first])
+            torch._foreach_copy_([views[p] for p in first], [_dense(gradients[p], views[p]) for p in first])  # pyright: ignore[reportPrivateImportUsage]
         written.update(first)
         self._stale[task].update(first)
 
@@ -97,7 +97,7 @@ class GradientArena:
         """Row `task` [P] with zeros where the task did not reach a parameter."""
         assert self.rows is not None
         if unreached := self._stale[task] - self._reached[task]:
-            torch._foreach_zero_([self._views[task][place] for place in unreached])
+            torch._foreach_zero_([self._views[task][place] for place in unreached])  # pyright: ignore[reportPrivateImportUsage]
             self._stale[task] -= unreached
         return self.rows[task]
 

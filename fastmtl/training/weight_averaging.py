@@ -73,9 +73,9 @@ class WeightAverage:
         batches), are copied."""
         for old, new in _by_dtype(self._averaged, self._model):
             if self._count and old[0].is_floating_point():
-                torch._foreach_lerp_(old, new, weight)
+                torch._foreach_lerp_(old, new, weight)  # pyright: ignore[reportPrivateImportUsage]
             else:
-                torch._foreach_copy_(old, new)
+                torch._foreach_copy_(old, new)  # pyright: ignore[reportPrivateImportUsage]
         self._count += 1
 
 

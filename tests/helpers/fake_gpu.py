@@ -113,7 +113,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
         patch.setattr(fused_step, "extension", lambda: SimpleNamespace(**{name: launched(name) for name in names}))
         patch.setattr(Tensor, "data_ptr", _address, raising=False)
         patch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [DEVICE.type])
-        patch.setattr(nn.utils.clip_grad, "_device_has_foreach_support", lambda _device: True)
+        patch.setattr(nn.utils.clip_grad, "_has_foreach_support", lambda *_arguments: True)
         patch.setattr(torch, "autocast", lambda *_a, **_k: nullcontext())
         patch.setattr(arena, "_trainable", lambda shared: [p for p in shared if p.requires_grad])
         for module in (stain_normalize, target):
