@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -177,8 +178,8 @@ class Slot:
     def __init__(self, parameter: Tensor, offset: int) -> None:
         # The memory order of a dense parameter, for example channels_last: its gradient has the same order, and
         # optimizers expect it.
-        dense = torch.empty_like(parameter, device="meta").stride() == parameter.stride()
         self.size = parameter.size()
+        dense = is_dense(self.size, parameter.stride())
         self.stride = parameter.stride() if dense else torch.empty(self.size, device="meta").stride()
         self.offset = offset
 
@@ -194,6 +195,13 @@ def _dense(gradient: Tensor, view: Tensor) -> Tensor:
     if gradient.stride() != view.stride() and same_order(gradient, view):
         return gradient.as_strided(view.size(), view.stride())
     return gradient
+
+
+@lru_cache(maxsize=1024)
+def is_dense(size: torch.Size, stride: tuple[int, ...]) -> bool:
+    """Whether a tensor fills its memory without gaps or overlaps, in any order of its dimensions."""
+    parameter = torch.empty_strided(size, stride, device="meta")
+    return same_order(parameter, torch.empty_like(parameter))
 
 
 def same_order(a: Tensor, b: Tensor) -> bool:

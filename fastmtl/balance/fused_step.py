@@ -244,7 +244,7 @@ def _total(losses: Mapping[str, Tensor] | Tensor, scale: Tensor | float | None) 
 
 
 def _check_alike(parameters: list[Tensor]) -> None:
-    kinds = {(str(parameter.device), parameter.dtype) for parameter in parameters}
+    kinds = {(parameter.device, parameter.dtype) for parameter in parameters}
     if len({device for device, _ in kinds}) > 1 or any(dtype not in kernel.DTYPES for _, dtype in kinds):
         found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
         raise ValueError(

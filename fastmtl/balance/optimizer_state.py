@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastmtl.ops.gradients import fused_step as kernel
 
-from .arena import same_order
+from .arena import is_dense, same_order
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -74,7 +74,7 @@ def state_of(
     Raises:
         ValueError: the parameter is not dense in memory.
     """
-    if not same_order(parameter, torch.empty_like(parameter, device="meta")):
+    if not is_dense(parameter.size(), parameter.stride()):
         raise ValueError(
             f"`optimizer` holds a parameter {list(parameter.shape)} with strides {list(parameter.stride())}, which are "
             "not dense. Make it contiguous, or use balancer.backward(...) and optimizer.step()."

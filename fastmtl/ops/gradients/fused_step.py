@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +22,7 @@ ADAMW, ADAM, SGD = 0, 1, 2  # `enum class Rule` in csrc/gradients/optimizer_rule
 _CHUNK = 16 * 1024  # elements, as in csrc/gradients/fused_step.cu
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """One dense parameter of a step; its moments and gradient have the same memory order.
 
     Attributes:
@@ -92,8 +93,14 @@ def why_slow(device: str, dtype: torch.dtype) -> str | None:
     return missing(backend)
 
 
+@lru_cache(maxsize=16)
+def _packed(rows: tuple[tuple[int, ...], ...]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64)
+
+
 def _pack(rows: Iterable[tuple[int, ...]]) -> Tensor:
-    return torch.tensor(list(rows), dtype=torch.int64)
+    """A table on the host, int64; the same one as before if all addresses are the same. Do not write to it."""
+    return _packed(tuple(rows))
 
 
 def _segments(gradients: Sequence[Tensor]) -> Tensor:
