@@ -16,7 +16,7 @@ def _length(v, A):
 @triton.jit
 def cagrad_kernel(
     G,  # [K, K] float64
-    options,  # [3] float64: c, what the result is multiplied by, the length below which a vector is 0
+    numbers,  # [3] float64: c, what the result is multiplied by, the length below which a vector is 0
     w,  # [K] float64
     K,
     STEPS: tl.constexpr,
@@ -26,7 +26,7 @@ def cagrad_kernel(
     i = tl.arange(0, SIZE)
     there = i < K
     diagonal = i[:, None] == i[None, :]
-    c, rescale, least = tl.load(options), tl.load(options + 1), tl.load(options + 2)
+    c, rescale, least = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2)
     A = tl.load(G + i[:, None] * K + i[None, :], mask=there[:, None] & there[None, :], other=0.0)
     sound = tl.abs(A) < float("inf")
     poison = tl.sum(tl.sum(tl.where(sound, 0.0, float("nan")), axis=1), axis=0)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.stain_conventions import LASSO_PENALTY, RUIFROK, Convention
+from fastmtl.reference.stain_conventions import LASSO_PENALTY, RUIFROK, Convention
 
 IMAGES = 32  # per program; each is one lane
 _SWEEPS = 8  # of Jacobi rotations: 5 reach rounding for 3 x 3

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference.stain_conventions import LASSO_PENALTY, Convention
+from fastmtl.reference.stain_conventions import LASSO_PENALTY, Convention
+
 from .stain_fit_triton import IMAGES, LAUNCH, _inverse, _length, _vectors
 
 _SOLVERS = {"least squares": 0, "lasso": 1, "complement": 2}
