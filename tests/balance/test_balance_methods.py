@@ -7,7 +7,7 @@ import torch
 from helpers import textbook as textbook
 from helpers.gradients import gradients, near_opposed, orders
 from helpers.gram_weights import DOUBLE, weights
-from helpers.op_backends import needs_triton
+from helpers.op_backends import ignore_numpy_warnings, needs_triton
 from torch import Tensor
 
 from fastmtl import balance
@@ -201,6 +201,7 @@ def test_given_weights_are_of_the_tasks(method):
 
 
 @needs_triton
+@ignore_numpy_warnings
 @pytest.mark.long
 @pytest.mark.parametrize("K", [2, 3])
 def test_cagrad_on_a_gpu_is_the_same_search(K):

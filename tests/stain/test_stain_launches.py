@@ -18,6 +18,7 @@ LAB = ([60.0, 10.0, -5.0], [10.0, 5.0, 5.0])
     [
         ("macenko", "torchstain", None, 22),
         ("macenko", "staintools", None, 23),  # and the mask's table
+        ("macenko", "tiatoolbox", None, 85),  # and its contrast stretch
         ("macenko", "cucim", None, 22),
         ("macenko", "histomicstk", None, 22),
         ("ruifrok", "torchstain", None, 17),

@@ -58,7 +58,7 @@ def mask_of(pixels: Pixels, convention: Convention) -> Mask:
         flat, kept = pixels.planes().flatten(1).long(), pixels.kept()
         amounts = torch.ones_like(flat) if kept is None else kept[:, None].expand(-1, 3, -1).flatten(1).long()
         counts = torch.zeros(pixels.batch, 256, dtype=torch.int64, device=device).scatter_add_(1, flat, amounts)
-        tables = _luminance(torch.stack([stretched(row) for row in counts]))
+        tables = _luminance(stretched(counts)).contiguous()
     else:
         tables = _luminance_table(device).expand(pixels.batch, 3, 256).contiguous()
     return Mask(3, tables=tables, threshold=luminance_limit(convention.threshold))
