@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmtl.reference.stain_conventions import LASSO_PENALTY, RUIFROK, Convention
-
+# As in reference/stain_conventions.py, which kernels do not import.
+LASSO_PENALTY = 0.01
+_HEMATOXYLIN = {"R": 0.65, "G": 0.70, "U": 0.29}
 IMAGES = 32  # per program; each is one lane
 _SWEEPS = 8  # of Jacobi rotations: 5 reach rounding for 3 x 3
 LAUNCH = {"num_warps": 1, "enable_fp_fusion": True}
@@ -328,20 +331,20 @@ def quantiles(counts: Tensor, ranks: Tensor, nearest: bool, reach: Tensor | None
     return found
 
 
-def directions(places: Tensor, planes: Tensor, convention: Convention, bins: int) -> Tensor:
+def directions(places: Tensor, planes: Tensor, convention: Any, bins: int) -> Tensor:
     """See `small_problems.directions`."""
     vectors = torch.empty(len(places), 3, 2, dtype=torch.float64, device=places.device)
     with torch.cuda.device_of(places):
         directions_kernel[_grid(places)](
             places.contiguous(), planes, vectors, len(places),
-            **dict(zip("RGU", (row[0] for row in RUIFROK), strict=True)),
+            **_HEMATOXYLIN,
             NEAREST_FIRST=convention.solver == "complement", UNIT=convention.unit, BINS=bins, LANES=IMAGES, **LAUNCH,
         )  # fmt: skip
     return vectors
 
 
 def solver(
-    vectors: Tensor, densities: Tensor, convention: Convention, bins: int
+    vectors: Tensor, densities: Tensor, convention: Any, bins: int
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """See `small_problems.solver`."""
     batch, device = len(vectors), vectors.device

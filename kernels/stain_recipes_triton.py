@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmtl.reference.stain_conventions import LASSO_PENALTY, Convention
-
-from .stain_fit_triton import IMAGES, LAUNCH, _inverse, _length, _vectors
+from .stain_fit_triton import IMAGES, LASSO_PENALTY, LAUNCH, _inverse, _length, _vectors
 
 _SOLVERS = {"least squares": 0, "lasso": 1, "complement": 2}
 
@@ -150,7 +150,7 @@ def recipes_kernel(
 def recipes(
     source: tuple[Tensor, Tensor],
     target: tuple[Tensor, Tensor],
-    convention: Convention,
+    convention: Any,
     constants: Tensor,
     colour: Tensor | None,
     alpha: Tensor | None,
