@@ -42,6 +42,17 @@ def find_nvcc() -> Path | None:
     return Path(found).resolve() if found else None
 
 
+def library_folder(nvcc: Path) -> Path:
+    """The folder of CUDA's static libraries."""
+    for name in ("lib64", "lib"):
+        if (path := nvcc.parents[1] / name).is_dir():
+            return path
+    raise SystemExit(
+        f"{nvcc} has no folder lib64 or lib in {nvcc.parents[1]}. Set CUDA_HOME to a whole CUDA toolkit, or "
+        "FASTMTL_CUDA=0 to build without CUDA kernels."
+    )
+
+
 class BuildPerInstructionSet(build_ext):
     """Compiles the kernel files once per instruction set and links all objects into one module.
 
@@ -53,6 +64,10 @@ class BuildPerInstructionSet(build_ext):
         kernels = [source for source in ext.sources if source.endswith("_cpu.cpp")]
         others = [source for source in ext.sources if source not in kernels]
         nvcc = find_nvcc()
+        libraries = []
+        if nvcc is not None:
+            # Static: an extension without CUDA's shared libraries loads on machines that have none.
+            libraries = [f"-L{library_folder(nvcc)}", "-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt"]
         jobs = [(others, "plain", COMMON + ["-DFASTMTL_CUDA"] * (nvcc is not None))]
         for isa, flags in INSTRUCTION_SETS.items():
             for kernel in kernels:
@@ -71,12 +86,8 @@ class BuildPerInstructionSet(build_ext):
 
         with ThreadPoolExecutor(self.parallel or 2) as pool:
             objects = [name for names in pool.map(compile_one, jobs) for name in names]
-        libraries = []
         if nvcc is not None:
             objects += [self.compile_cuda(nvcc, source) for source in sorted(CSRC.rglob("*.cu"))]
-            # Static: an extension without CUDA's shared libraries loads on machines that have none.
-            lib = next(path for name in ("lib64", "lib") if (path := nvcc.parents[1] / name).is_dir())
-            libraries = [f"-L{lib}", "-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt"]
         target = self.get_ext_fullpath(ext.name)
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(objects, target, target_lang="c++", extra_postargs=[*libraries, "-pthread"])

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .spd_triton import spd_inverse, times, warps
 
-_ITERATIONS = 40
+ITERATIONS = 40
 
 
 @triton.jit
@@ -18,21 +18,11 @@ def _longest(x, dx):
 
 
 @triton.jit
-def nonnegative_qp_kernel(
-    H,  # [B, K, K] float64
-    q,  # [B, K] float64
-    out,  # [B, K] float64
-    K,
-    SIZE: tl.constexpr,  # K rounded up to a power of two
-    ITERATIONS: tl.constexpr,
-):
-    problem = tl.program_id(0).to(tl.int64)
+def solve_nonnegative(A, c, there, SIZE: tl.constexpr, ITERATIONS: tl.constexpr):
+    """argmin x^T A x / 2 + c^T x over x >= 0, [SIZE] float64; NaN if A or c is not finite."""
     i = tl.arange(0, SIZE)
-    there = i < K
     inside = there[:, None] & there[None, :]
     diagonal = i[:, None] == i[None, :]
-    A = tl.load(H + problem * K * K + i[:, None] * K + i[None, :], mask=inside, other=0.0)
-    c = tl.load(q + problem * K + i, mask=there, other=0.0)
     sound = tl.abs(A) < float("inf")
     level = tl.abs(c) < float("inf")
     poison = tl.sum(tl.sum(tl.where(sound, 0.0, float("nan")), axis=1) + tl.where(level, 0.0, float("nan")), axis=0)
@@ -64,7 +54,25 @@ def nonnegative_qp_kernel(
         z = tl.where(fine, tl.maximum(z + step * dz, 1e-200), z)
         gap = tl.where(fine, tl.sum(x * z, axis=0) / SIZE, 0.0)
         n += 1
-    tl.store(out + problem * K + i, x * (slope / size) + poison, mask=there)
+    return x * (slope / size) + poison
+
+
+@triton.jit
+def nonnegative_qp_kernel(
+    H,  # [B, K, K] float64
+    q,  # [B, K] float64
+    out,  # [B, K] float64
+    K,
+    SIZE: tl.constexpr,  # K rounded up to a power of two
+    ITERATIONS: tl.constexpr,
+):
+    problem = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, SIZE)
+    there = i < K
+    inside = there[:, None] & there[None, :]
+    A = tl.load(H + problem * K * K + i[:, None] * K + i[None, :], mask=inside, other=0.0)
+    c = tl.load(q + problem * K + i, mask=there, other=0.0)
+    tl.store(out + problem * K + i, solve_nonnegative(A, c, there, SIZE, ITERATIONS), mask=there)
 
 
 def nonnegative_qp(H: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -73,5 +81,5 @@ def nonnegative_qp(H: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     out = torch.empty_like(q)
     size = triton.next_power_of_2(K)
     with torch.cuda.device_of(q):
-        nonnegative_qp_kernel[(B,)](H, q, out, K, SIZE=size, ITERATIONS=_ITERATIONS, num_warps=warps(size))
+        nonnegative_qp_kernel[(B,)](H, q, out, K, SIZE=size, ITERATIONS=ITERATIONS, num_warps=warps(size))
     return out

@@ -95,10 +95,11 @@ def apply(
     batch, pixels = images.shape[0], images.shape[2] * images.shape[3]
     block = min(_BLOCK, max(128, triton.next_power_of_2(pixels)))
     blocks = triton.cdiv(pixels, block)
-    stain_apply[(batch * blocks,)](
-        images, inside, table, recipes, out,
-        images.stride(0), images.stride(1), images.stride(3), out.stride(0), out.stride(1), out.stride(3),
-        pixels, blocks,
-        LASSO=lasso, HAS_INSIDE=inside is not None, BYTES=out.dtype == torch.uint8, HALF_UP=half_up, BLOCK=block,
-        **_LAUNCH,
-    )  # fmt: skip
+    with torch.cuda.device_of(images):
+        stain_apply[(batch * blocks,)](
+            images, inside, table, recipes, out,
+            images.stride(0), images.stride(1), images.stride(3), out.stride(0), out.stride(1), out.stride(3),
+            pixels, blocks,
+            LASSO=lasso, HAS_INSIDE=inside is not None, BYTES=out.dtype == torch.uint8, HALF_UP=half_up, BLOCK=block,
+            **_LAUNCH,
+        )  # fmt: skip

@@ -147,7 +147,8 @@ DEFINES = (f"-DANGLES={ANGLE_BINS}", f"-DAMOUNTS={CONCENTRATION_BINS}")
 
 
 @cache
-def _kernel(name: str) -> Any:
+def _kernel(name: str, device: int) -> Any:
+    """The kernel for the current device, whose index is `device`: the shared memory it may use is set per device."""
     import cupy
 
     kernel = cupy.RawModule(code=SOURCE, options=("--std=c++14", *DEFINES)).get_function(name)
@@ -176,4 +177,4 @@ def launch(
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(images.device).cuda_stream)
     with cupy.cuda.Device(images.device.index), stream:
         values = (*view, passed(inside), *map(passed, arguments))
-        _kernel(name)((blocks, images.shape[0]), (THREADS,), values, shared_mem=shared)
+        _kernel(name, images.device.index)((blocks, images.shape[0]), (THREADS,), values, shared_mem=shared)

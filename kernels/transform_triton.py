@@ -201,10 +201,11 @@ def transform_image(
     """Fill `out` float32 [B, 3, size, size]; noise float32 [B] in grey levels or None, keys int32 [B]."""
     size = out.shape[-1]
     grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
-    transform_image_kernel[grid](
-        table, matrix, field, colour, noise, keys, scale, shift, out, size,
-        CELLS=_cells(field), NOISE=noise is not None, OUTSIDE=outside, BLOCK=_BLOCK, **_LAUNCH,
-    )  # fmt: skip
+    with torch.cuda.device_of(out):
+        transform_image_kernel[grid](
+            table, matrix, field, colour, noise, keys, scale, shift, out, size,
+            CELLS=_cells(field), NOISE=noise is not None, OUTSIDE=outside, BLOCK=_BLOCK, **_LAUNCH,
+        )  # fmt: skip
 
 
 def warp_image(
@@ -218,9 +219,10 @@ def warp_image(
     """Fill `out` uint8 [B, 3, size, size] and `within` uint8 [B, size, size]."""
     size = out.shape[-1]
     grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
-    warp_image_kernel[grid](
-        table, matrix, field, out, within, size, CELLS=_cells(field), OUTSIDE=outside, BLOCK=_BLOCK, **_LAUNCH
-    )
+    with torch.cuda.device_of(out):
+        warp_image_kernel[grid](
+            table, matrix, field, out, within, size, CELLS=_cells(field), OUTSIDE=outside, BLOCK=_BLOCK, **_LAUNCH
+        )
 
 
 def transform_mask(
@@ -229,10 +231,11 @@ def transform_mask(
     """Fill `out` uint8 [B, C, size, size]."""
     size = out.shape[-1]
     grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
-    transform_mask_kernel[grid](
-        table, matrix, field, out, size, threshold,
-        CHANNELS=out.shape[1], NEAREST=nearest, CELLS=_cells(field), BLOCK=_BLOCK, **_LAUNCH,
-    )  # fmt: skip
+    with torch.cuda.device_of(out):
+        transform_mask_kernel[grid](
+            table, matrix, field, out, size, threshold,
+            CHANNELS=out.shape[1], NEAREST=nearest, CELLS=_cells(field), BLOCK=_BLOCK, **_LAUNCH,
+        )  # fmt: skip
 
 
 def add_noise(
@@ -241,9 +244,11 @@ def add_noise(
     """Change `images` float32 [B, 3, size, size] in place."""
     size = images.shape[-1]
     grid = (triton.cdiv(3 * size * size, _BLOCK), images.shape[0])
-    add_noise_kernel[grid](images, noise, keys, scale, shift, size, BLOCK=_BLOCK, **_LAUNCH)
+    with torch.cuda.device_of(images):
+        add_noise_kernel[grid](images, noise, keys, scale, shift, size, BLOCK=_BLOCK, **_LAUNCH)
 
 
 def stitch(jobs: torch.Tensor, most_rows: int) -> None:
     """Copy the rectangles of `jobs`, of which none has more than `most_rows` rows."""
-    stitch_kernel[(triton.cdiv(most_rows, _ROWS), jobs.shape[0])](jobs, ROWS=_ROWS, BYTES=_BYTES, **_LAUNCH)
+    with torch.cuda.device_of(jobs):
+        stitch_kernel[(triton.cdiv(most_rows, _ROWS), jobs.shape[0])](jobs, ROWS=_ROWS, BYTES=_BYTES, **_LAUNCH)

@@ -24,7 +24,7 @@ ALLOWED = {
     "protocols": {"models", "utils"},
     "tasks": {"losses", "models", "protocols", "utils"},
     "data": {"errors", "kernels", "ops", "protocols", "utils"},
-    "balance": {"distributed", "ops", "protocols", "utils"},
+    "balance": {"distributed", "kernels", "ops", "protocols", "utils"},
     "builders": {"balance", "config", "data", "distributed", "models", "protocols", "tasks", "utils"},
     "training": {"balance", "builders", "config", "distributed", "errors", "models", "ops", "protocols", "utils"},
     "trainer": {"training"},
@@ -32,8 +32,8 @@ ALLOWED = {
     "report": {"training", "utils"},
     "prediction": {"data", "evaluation", "protocols", "training", "utils"},
     "api": {
-        *("builders", "config", "data", "distributed", "errors", "evaluation", "prediction", "protocols", "report"),
-        *("training", "utils"),
+        *("builders", "config", "data", "distributed", "errors", "evaluation", "ops", "prediction", "protocols"),
+        *("report", "training", "utils"),
     },
     "reproduce": {"api", "builders", "config", "training", "utils"},
     "benchmarks": {

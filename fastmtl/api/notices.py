@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from .. import data
+from ..ops.core.backends import gpu_fallbacks
 from ..protocols import MAPS, Batch, Task
 from ..utils.words import counted
 
@@ -25,6 +26,18 @@ def of_problems(problems: Iterable[data.Problem], root: Path) -> list[str]:
     """Each problem once; paths inside the data folder are relative to it."""
     home = os.path.abspath(root if root.is_dir() else root.parent)
     return list(dict.fromkeys(f"{_below(problem.path, home)}: {problem.reason}" for problem in problems))
+
+
+def of_fallbacks(device: torch.device, *, fused_step: bool, stains: bool) -> list[str]:
+    """What `device` does more slowly because something is not installed; nothing on a CPU.
+
+    Args:
+        fused_step: whether the run may take the fused optimizer step.
+        stains: whether it estimates stains.
+    """
+    wanted = {"cuda": fused_step, "cupy": stains}
+    found = gpu_fallbacks() if device.type == "cuda" else {}
+    return [f"{note}; `fastmtl doctor` shows all backends" for backend, note in found.items() if wanted[backend]]
 
 
 def lines(notices: Iterable[tuple[Path | str, str]]) -> list[str]:

@@ -133,6 +133,9 @@ def _open_run(job: Job, run: RunFolder, stages: Stages, batches: data.TileLoader
             job.stain.save(job.out / stains.FILE)
     ranks = f", ranks: {job.world.size}" * (job.world.size > 1)
     job.console.print(f"device: {job.device}, precision: {job.facts['precision']}{ranks}")
+    fused_step = job.recipe.training.fused_step is not False
+    for note in notices.of_fallbacks(job.device, fused_step=fused_step, stains=job.stain is not None):
+        job.console.print(f"note: {note}")
 
 
 def _score_and_report(job: Job) -> dict[str, Any]:

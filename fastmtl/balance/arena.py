@@ -1,4 +1,4 @@
-"""The gradient arena: K rows of shared-parameter gradients, filled while each gradient is still in the cache.
+"""The gradient arena: K rows of shared-parameter gradients, each filled in one call after its task's backward.
 
 The P columns hold the shared parameters one after another, each in its own memory order and on a 64-byte boundary, so
 that copies are contiguous and every parameter's slice is aligned. The padding between them stays zero.
@@ -6,8 +6,9 @@ that copies are contiguous and every parameter's slice is aligned. The padding b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ _ALIGNMENT = 16  # elements
 class GradientArena:
     """Rows [K, P] of the gradients of K tasks with respect to the shared parameters.
 
-    `open` removes the shared `.grad`s during one `backward` of a balancer, `record` catches one task's gradients, the
-    balancer reads `rows`, and `write` adds the combined gradient to `.grad`. The buffer is kept between steps and
-    allocated again when the set of parameters changes.
+    `open` removes the shared `.grad`s during one `backward` of a balancer, `take` moves the `.grad`s of one task's
+    backward to its row, the balancer reads `rows`, and `write` adds the combined gradient to `.grad`. The buffer is
+    kept between steps and allocated again when the set of parameters changes.
     """
 
     def __init__(self) -> None:
@@ -29,13 +30,14 @@ class GradientArena:
         self.shares = 1  # number of ranks that divide the columns; P is a multiple of 16 times this
         self._parameters: list[Tensor] = []
         self._slots: list[Slot] = []
-        self._hooks: list[list[Callable[[Tensor], None]]] = []  # [K][number of slots]
-        self._reached: set[Slot] = set()  # by the task being recorded
+        self._views: list[list[Tensor]] = []  # [K][number of slots]: each parameter's slice of each row
+        self._reached: list[set[int]] = []  # [K]: the slots written since `clear`
+        self._stale: list[set[int]] = []  # [K]: the slots that are not zero
         self._key: tuple[Any, ...] = ()
         self._recorded = False  # whether the rows hold a micro-batch that is not yet written
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, because hooks belong to this process's parameters: copies and unpickled arenas start empty."""
+        """Nothing, because the rows belong to this process's parameters: copies and unpickled arenas start empty."""
         return {}
 
     def __setstate__(self, _state: dict[str, Any]) -> None:
@@ -43,7 +45,7 @@ class GradientArena:
 
     @contextmanager
     def open(self, shared: Iterable[Tensor], num_tasks: int) -> Iterator[None]:
-        """Prepare for `num_tasks` calls of `record`. Inside, every shared `.grad` is None; on exit it is restored.
+        """Prepare for `num_tasks` calls of `take`. Inside, every shared `.grad` is None; on exit it is restored.
 
         Raises:
             TypeError, ValueError: `shared` has no trainable leaf, or leaves on several devices.
@@ -61,19 +63,29 @@ class GradientArena:
             for parameter, grad in zip(self._parameters, before, strict=True):
                 parameter.grad = grad
 
-    @contextmanager
-    def record(self, task: int) -> Iterator[set[Slot]]:
-        """Inside, every gradient that reaches a shared parameter goes to row `task`; yields the slots it reached."""
-        self._reached.clear()
+    def take(self, task: int) -> bool:
+        """Move the `.grad`s that a backward left to row `task`; returns whether there were any."""
+        found = {}
+        for place, parameter in enumerate(self._parameters):
+            if parameter.grad is not None:
+                found[place] = parameter.grad.detach()
+                parameter.grad = None
+        self.store(task, found)
+        return bool(found)
+
+    @torch.no_grad()
+    def store(self, task: int, gradients: Mapping[int, Tensor]) -> None:
+        """Write the gradients of the parameters at these places to row `task`; add those of a later micro-batch."""
         self._recorded = True
-        handles = []
-        try:
-            for parameter, hook in zip(self._parameters, self._hooks[task], strict=True):
-                handles.append(parameter.register_post_accumulate_grad_hook(hook))
-            yield self._reached
-        finally:
-            for handle in handles:
-                handle.remove()
+        views, written = self._views[task], self._reached[task]
+        later = [place for place in gradients if place in written]
+        first = [place for place in gradients if place not in written]
+        if later:
+            torch._foreach_add_([views[p] for p in later], [_dense(gradients[p], views[p]) for p in later])  # pyright: ignore[reportPrivateImportUsage]
+        if first:
+            torch._foreach_copy_([views[p] for p in first], [_dense(gradients[p], views[p]) for p in first])  # pyright: ignore[reportPrivateImportUsage]
+        written.update(first)
+        self._stale[task].update(first)
 
     def complete(self) -> Tensor:
         """The rows [K, P], with zeros where a task did not reach a parameter."""
@@ -85,17 +97,10 @@ class GradientArena:
     def complete_row(self, task: int) -> Tensor:
         """Row `task` [P] with zeros where the task did not reach a parameter."""
         assert self.rows is not None
-        for slot in self._slots:
-            if task in slot.stale and task not in slot.reached:
-                slot.view(self.rows[task]).zero_()
-                slot.stale.discard(task)
+        if unreached := self._stale[task] - self._reached[task]:
+            torch._foreach_zero_([self._views[task][place] for place in unreached])  # pyright: ignore[reportPrivateImportUsage]
+            self._stale[task] -= unreached
         return self.rows[task]
-
-    def take(self, task: int, place: int, gradient: Tensor) -> None:
-        """Add `gradient` of the parameter at `place` to row `task`, as the hooks do."""
-        assert self.rows is not None
-        self._recorded = True
-        _store(task, self._slots[place], self._slots[place].view(self.rows[task]), gradient)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -114,7 +119,8 @@ class GradientArena:
 
     def reached(self) -> list[bool]:
         """Which parameters some task has reached since `clear`."""
-        return [bool(slot.reached) for slot in self._slots]
+        seen = set().union(*self._reached)
+        return [place in seen for place in range(len(self._slots))]
 
     def write(self, flat: Tensor, reached: list[bool]) -> None:
         """Add the combined gradient [P] to the `.grad` of the `reached` parameters; if it was None, set a view."""
@@ -136,8 +142,8 @@ class GradientArena:
     def clear(self) -> None:
         """Discard what was recorded: the next gradient of each row overwrites it."""
         self._recorded = False
-        for slot in self._slots:
-            slot.reached.clear()
+        for places in self._reached:
+            places.clear()
 
     def _lay(self, shared: Iterable[Tensor], num_tasks: int) -> None:
         parameters = _trainable(shared)
@@ -158,60 +164,54 @@ class GradientArena:
             end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
         share = _ALIGNMENT * self.shares
         end = max(-(-end // share), 1) * share  # an FSDP2 rank may hold no columns
-        self._key, self._parameters, self._slots, self._hooks = (), parameters, slots, []
-        self.rows = None  # free the old rows first, so that two arenas are never allocated at once
+        self._key, self._parameters, self._slots = (), parameters, slots
+        self.rows, self._views = None, []  # free the old rows first, so that two arenas are never allocated at once
         self.rows = torch.zeros(num_tasks, end, dtype=dtype, device=parameters[0].device)
-        # The hooks must not refer to the arena, or only garbage collection would free its memory.
-        self._hooks = [
-            [_catch(task, slot, slot.view(self.rows[task]), self._reached) for slot in slots]
-            for task in range(num_tasks)
-        ]
+        self._views = [[slot.view(row) for slot in slots] for row in self.rows]
+        self._reached, self._stale = ([set() for _ in range(num_tasks)] for _ in range(2))
         self._key = key
 
 
 class Slot:
-    """The position of one parameter in a row, and the rows that are not zero there."""
+    """The position of one parameter in a row."""
 
     def __init__(self, parameter: Tensor, offset: int) -> None:
         # The memory order of a dense parameter, for example channels_last: its gradient has the same order, and
         # optimizers expect it.
-        dense = torch.empty_like(parameter, device="meta").stride() == parameter.stride()
         self.size = parameter.size()
+        dense = is_dense(self.size, parameter.stride())
         self.stride = parameter.stride() if dense else torch.empty(self.size, device="meta").stride()
         self.offset = offset
-        self.reached: set[int] = set()  # tasks whose rows were written since `clear`
-        self.stale: set[int] = set()  # tasks whose rows are not zero
 
     def view(self, row: Tensor) -> Tensor:
         """The parameter's slice of a row [P], in the parameter's shape."""
         return row.as_strided(self.size, self.stride, row.storage_offset() + self.offset)
 
 
-def _catch(task: int, slot: Slot, row: Tensor, reached: set[Slot]) -> Callable[[Tensor], None]:
-    """The hook that moves a parameter's gradient to `row`, its slice of row `task`."""
-
-    def hook(parameter: Tensor) -> None:
-        gradient = parameter.grad
-        if gradient is None:
-            return
-        gradient = gradient.detach()
-        if gradient.layout != torch.strided:
-            gradient = gradient.to_dense()
-        _store(task, slot, row, local(gradient))
-        reached.add(slot)
-        parameter.grad = None
-
-    return hook
+def _dense(gradient: Tensor, view: Tensor) -> Tensor:
+    """This rank's gradient with `view`'s strides if it has its memory order: one with others makes
+    `torch._foreach_copy_` copy all of them one by one."""
+    gradient = local(gradient if gradient.layout == torch.strided else gradient.to_dense())
+    if gradient.stride() != view.stride() and same_order(gradient, view):
+        return gradient.as_strided(view.size(), view.stride())
+    return gradient
 
 
-def _store(task: int, slot: Slot, row: Tensor, gradient: Tensor) -> None:
-    # A second gradient in the same backward (reentrant checkpointing) or in a later micro-batch is added.
-    if task in slot.reached:
-        row.add_(gradient)
-    else:
-        row.copy_(gradient)
-        slot.reached.add(task)
-        slot.stale.add(task)
+@lru_cache(maxsize=1024)
+def is_dense(size: torch.Size, stride: tuple[int, ...]) -> bool:
+    """Whether a tensor fills its memory without gaps or overlaps, in any order of its dimensions."""
+    parameter = torch.empty_strided(size, stride, device="meta")
+    return same_order(parameter, torch.empty_like(parameter))
+
+
+def same_order(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of the same shape have the same memory order."""
+    if a.layout != torch.strided:
+        return False
+    if a.stride() == b.stride():
+        return True
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(x == y for size, x, y in strides if size > 1)  # the stride of a dimension of size 1 has no effect
 
 
 def local(tensor: Tensor) -> Tensor:

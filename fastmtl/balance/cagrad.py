@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..ops.core.backends import Implementation, choose, register
+from ..ops.core.constants import to_device
 from .gradient_balancer import GradientBalancer
 from .gramian import gramian, least_norm, mask_inactive
 
@@ -57,43 +59,67 @@ class CAGrad(GradientBalancer):
         mean = active.to(G.dtype) / count
         if self.c == 0:
             return mask_inactive(mean, G, active)
-        size = torch.where(active, G.diagonal(), 0.0).amax()
-        A = torch.where(active[:, None] & active, G / torch.where(size > 0, size, 1.0), 0.0)
-        towards = A @ mean  # <g_i, g0>
-        radius = self.c * (mean @ towards).clamp(min=0).sqrt()
+        options = to_device((self.c, 1 / _RESCALE[self.rescale](self.c), _STATIONARY), G.device)
+        return choose("cagrad", "auto", G)(G, options, _STEPS)
 
-        def point(t: Tensor) -> tuple[Tensor, Tensor]:
-            """v(t) and log(|J^T v| / (t radius)), which is 0 at the solution."""
-            slant = t * towards
-            v = least_norm(A + slant + slant[:, None] + t * t * (mean @ towards), active)
-            length = (v @ A @ v).clamp(min=0).sqrt()
-            return v, (length / (t * radius)).clamp(min=1e-300).log()
 
-        low = torch.full_like(radius, _STATIONARY) / radius  # |J^T v| / radius is between these two
-        high = 2.0 / radius
-        _, at_low = point(low)
-        _, at_high = point(high)
-        stationary = ~(at_low > 0) | ~(radius > _STATIONARY)
-        low, high = low.log(), high.log()
-        v, closest = mean, torch.full_like(radius, torch.inf)
-        was_right, was_left = torch.zeros_like(stationary), torch.zeros_like(stationary)
-        for _ in range(_STEPS):
-            middle = high - at_high * (high - low) / (at_high - at_low)
-            outside = ~((middle > low) & (middle < high))
-            middle = torch.where(outside, (low + high) / 2, middle)
-            tried, found = point(middle.exp())
-            v = torch.where(found.abs() < closest, tried, v)
-            closest = torch.minimum(closest, found.abs())
-            right = found < 0  # then the root is to the left: `middle` replaces `high`
-            # Anderson and Bjorck: reduce the value at an end that was kept twice, or it would be kept forever.
-            fade_low = torch.where(was_right, torch.where(found > at_high, 1 - found / at_high, 0.5), 1.0)
-            fade_high = torch.where(was_left, torch.where(found < at_low, 1 - found / at_low, 0.5), 1.0)
-            at_low = torch.where(right, at_low * fade_low, found)
-            at_high = torch.where(right, found, at_high * fade_high)
-            low, high = torch.where(right, low, middle), torch.where(right, middle, high)
-            was_right, was_left = right, ~right
-            if G.device.type in _STOPS_EARLY and not closest > 1e-13:
-                break
+def _weights(G: Tensor, options: Tensor, steps: int) -> Tensor:
+    """options [3]: c, what the result is multiplied by, and the length below which a vector is 0."""
+    c, rescale, least = options
+    active = G.diagonal() != 0
+    mean = active.to(G.dtype) / active.sum().clamp(min=1)
+    size = torch.where(active, G.diagonal(), 0.0).amax()
+    A = torch.where(active[:, None] & active, G / torch.where(size > 0, size, 1.0), 0.0)
+    towards = A @ mean  # <g_i, g0>
+    radius = c * (mean @ towards).clamp(min=0).sqrt()
+
+    def point(t: Tensor) -> tuple[Tensor, Tensor]:
+        """v(t) and log(|J^T v| / (t radius)), which is 0 at the solution."""
+        slant = t * towards
+        v = least_norm(A + slant + slant[:, None] + t * t * (mean @ towards), active)
         length = (v @ A @ v).clamp(min=0).sqrt()
-        w = (mean + radius * v / torch.where(length > 0, length, 1.0)) / _RESCALE[self.rescale](self.c)
-        return mask_inactive(torch.where(stationary, 0.0, w), G, active)
+        return v, (length / (t * radius)).clamp(min=1e-300).log()
+
+    low = least / radius  # |J^T v| / radius is between these two
+    high = 2.0 / radius
+    _, at_low = point(low)
+    _, at_high = point(high)
+    stationary = ~(at_low > 0) | ~(radius > least)
+    low, high = low.log(), high.log()
+    v, closest = mean, torch.full_like(radius, torch.inf)
+    was_right, was_left = torch.zeros_like(stationary), torch.zeros_like(stationary)
+    for _ in range(steps):
+        middle = high - at_high * (high - low) / (at_high - at_low)
+        outside = ~((middle > low) & (middle < high))
+        middle = torch.where(outside, (low + high) / 2, middle)
+        tried, found = point(middle.exp())
+        v = torch.where(found.abs() < closest, tried, v)
+        closest = torch.minimum(closest, found.abs())
+        right = found < 0  # then the root is to the left: `middle` replaces `high`
+        # Anderson and Bjorck: reduce the value at an end that was kept twice, or it would be kept forever.
+        fade_low = torch.where(was_right, torch.where(found > at_high, 1 - found / at_high, 0.5), 1.0)
+        fade_high = torch.where(was_left, torch.where(found < at_low, 1 - found / at_low, 0.5), 1.0)
+        at_low = torch.where(right, at_low * fade_low, found)
+        at_high = torch.where(right, found, at_high * fade_high)
+        low, high = torch.where(right, low, middle), torch.where(right, middle, high)
+        was_right, was_left = right, ~right
+        if G.device.type in _STOPS_EARLY and not closest > 1e-13:
+            break
+    length = (v @ A @ v).clamp(min=0).sqrt()
+    w = (mean + radius * v / torch.where(length > 0, length, 1.0)) * rescale
+    return mask_inactive(torch.where(stationary, 0.0, w), G, active)
+
+
+def _weights_triton(G: Tensor, options: Tensor, steps: int) -> Tensor:
+    from fastmtl.kernels import cagrad_triton
+
+    return cagrad_triton.cagrad(G.contiguous(), options, steps)
+
+
+register(
+    "cagrad",
+    {
+        "triton": Implementation(_weights_triton, "cuda", (torch.float64,)),
+        "reference": Implementation(_weights, "any", (torch.float64,)),
+    },
+)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.core.backends import Implementation, choose, register
+
 _MASK = 0xFFFFFFFF
 
 
@@ -27,17 +29,8 @@ class Draws:
         """[count] float64 in [0, 1), multiples of 2^-24, for the positions starting at `start`."""
         if self._step.device != device:
             self._step = self._step.to(device, non_blocking=True)
-        key = (self._step & _MASK) * 0x85EBCA77 + ((self._seed * 0x9E3779B1 + 0x27D4EB2F) & _MASK) & _MASK
-        key = (key ^ (key >> 15)) * 0x2C1B3C6D & _MASK
-        h = torch.arange(start, start + count, dtype=torch.int64, device=device)
-        if start + count > _MASK:
-            h = (h & _MASK) ^ ((h >> 32) * 0x61C88647 & _MASK)
-        h = h ^ key
-        # Wellons' lowbias32; int64 holds every product's lower 32 bits.
-        for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
-            h = ((h ^ (h >> shift)) * factor) & _MASK
-        h = h ^ (h >> 15)
-        return (h >> 8).double() * 2.0**-24
+        seed = (self._seed * 0x9E3779B1 + 0x27D4EB2F) & _MASK
+        return choose("draws", "auto", self._step)(self._step, seed, count, start)
 
     def normal(self, count: int, device: torch.device) -> Tensor:
         """[count] float64, standard normal (Box and Muller)."""
@@ -53,3 +46,32 @@ class Draws:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._seed, self._step = state["seed"], torch.as_tensor(state["step"]).clone()
+
+
+def _uniform(step: Tensor, seed: int, count: int, start: int) -> Tensor:
+    key = (step & _MASK) * 0x85EBCA77 + seed & _MASK
+    key = (key ^ (key >> 15)) * 0x2C1B3C6D & _MASK
+    h = torch.arange(start, start + count, dtype=torch.int64, device=step.device)
+    if start + count > _MASK:
+        h = (h & _MASK) ^ ((h >> 32) * 0x61C88647 & _MASK)
+    h = h ^ key
+    # Wellons' lowbias32; int64 holds every product's lower 32 bits.
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        h = ((h ^ (h >> shift)) * factor) & _MASK
+    h = h ^ (h >> 15)
+    return (h >> 8).double() * 2.0**-24
+
+
+def _uniform_triton(step: Tensor, seed: int, count: int, start: int) -> Tensor:
+    from fastmtl.kernels import draws_triton
+
+    return draws_triton.uniform(step, seed, count, start)
+
+
+register(
+    "draws",
+    {
+        "triton": Implementation(_uniform_triton, "cuda", (torch.int64,)),
+        "reference": Implementation(_uniform, "any", (torch.int64,)),
+    },
+)

@@ -13,9 +13,10 @@ from fastmtl.balance.replay import still_buffers
 from fastmtl.ops.core.backends import check_backend
 from fastmtl.ops.gradients import fused_step as kernel
 
+from .arena import same_order
 from .base import values
 from .gradient_balancer import GradientBalancer, Rows
-from .optimizer_state import StepGuard, read_groups, same_order, state_of, unsupported
+from .optimizer_state import StepGuard, read_groups, state_of, unsupported
 
 T = TypeVar("T")
 _LIMIT = torch.finfo(torch.float32).max / 2
@@ -243,7 +244,7 @@ def _total(losses: Mapping[str, Tensor] | Tensor, scale: Tensor | float | None) 
 
 
 def _check_alike(parameters: list[Tensor]) -> None:
-    kinds = {(str(parameter.device), parameter.dtype) for parameter in parameters}
+    kinds = {(parameter.device, parameter.dtype) for parameter in parameters}
     if len({device for device, _ in kinds}) > 1 or any(dtype not in kernel.DTYPES for _, dtype in kinds):
         found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
         raise ValueError(

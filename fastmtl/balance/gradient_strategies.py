@@ -126,7 +126,7 @@ class Strategy(ABC):
 
 
 class Sequential(Strategy):
-    """K backwards; each gradient is copied to its row while it is in the cache. Exact; works with everything."""
+    """K backwards; each is followed by one copy of its gradients to their row. Exact; works with everything."""
 
     name = "sequential"
     fills_arena = True
@@ -137,9 +137,8 @@ class Sequential(Strategy):
     def _fill(self, step: StepContext, losses: Losses) -> None:
         with step.arena.open(step.shared, len(losses)):
             for task, (name, loss) in enumerate(losses.items()):
-                with step.arena.record(task) as reached:
-                    backward(step.ranks.scaled(loss, step.scale), retain_graph=task + 1 < len(losses))
-                if not reached:
+                backward(step.ranks.scaled(loss, step.scale), retain_graph=task + 1 < len(losses))
+                if not step.arena.take(task):
                     raise ValueError(unreached(name))
                 if step.last:
                     step.ranks.launch(step.arena, task)
@@ -169,18 +168,20 @@ class Batched(Sequential):
                     raise ValueError(unreached(name))
             inputs = leaves(losses.values())
             scaled = [step.ranks.scaled(loss, step.scale) for loss in losses.values()]
+            found: list[dict[int, Tensor]] = [{} for _ in losses]
             for leaf, gradients in zip(inputs, vectorised(scaled, inputs), strict=True):
                 if gradients is None:
                     continue
                 if id(leaf) in places:
                     for task, ids in enumerate(reached):
                         if id(leaf) in ids:
-                            arena.take(task, places[id(leaf)], gradients[task])
+                            found[task][places[id(leaf)]] = gradients[task]
                 else:
                     total = gradients.sum(0)
                     leaf.grad = total if leaf.grad is None else leaf.grad + total
-            if step.last:
-                for task in range(len(losses)):
+            for task, rows in enumerate(found):
+                arena.store(task, rows)
+                if step.last:
                     step.ranks.launch(arena, task)
 
 
@@ -201,9 +202,8 @@ class Features(Strategy):
         arena = step.arena
         with arena.open(check_cuts(step.features), len(losses)):
             for task, (name, loss) in enumerate(losses.items()):
-                with arena.record(task) as reached:
-                    backward(step.ranks.scaled(loss, step.scale), retain_graph=task + 1 < len(losses))
-                if not reached:
+                backward(step.ranks.scaled(loss, step.scale), retain_graph=task + 1 < len(losses))
+                if not arena.take(task):
                     raise ValueError(unreached(name, "`features`", "a tensor of"))
         rows = arena.complete()
         slots = zip(arena.parameters, arena.slots, arena.reached(), strict=True)

@@ -7,11 +7,11 @@ solves its problem: a row of zeros would be a task that every direction improves
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from fastmtl.ops.core.constants import to_device
 from fastmtl.ops.gradients import matrix_solvers
 
 
@@ -66,17 +66,6 @@ def given_weights(weights: Mapping[str, float] | Sequence[float] | None, losses:
     if len(weights) != K:
         raise ValueError(f"`weights` must hold one weight per task, {K}; got {len(weights)}.")
     return to_device([float(weight) for weight in weights], like.device).clone()
-
-
-def to_device(numbers: Sequence[float], device: torch.device) -> Tensor:
-    """[n] float64 on `device`; do not write to it. Cached, so that a CUDA graph captures no copy from the host."""
-    return _constant(tuple(numbers), device)
-
-
-@lru_cache(maxsize=256)
-def _constant(numbers: tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # an inference tensor could not be used in a later backward
-        return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)
 
 
 def least_norm(G: Tensor, active: Tensor) -> Tensor:

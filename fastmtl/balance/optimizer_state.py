@@ -11,6 +11,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from fastmtl.ops.gradients import fused_step as kernel
 
+from .arena import is_dense, same_order
+
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -72,7 +74,7 @@ def state_of(
     Raises:
         ValueError: the parameter is not dense in memory.
     """
-    if not same_order(parameter, torch.empty_like(parameter, device="meta")):
+    if not is_dense(parameter.size(), parameter.stride()):
         raise ValueError(
             f"`optimizer` holds a parameter {list(parameter.shape)} with strides {list(parameter.stride())}, which are "
             "not dense. Make it contiguous, or use balancer.backward(...) and optimizer.step()."
@@ -100,16 +102,6 @@ def _moment(state: dict[str, Any], name: str, parameter: Tensor) -> Tensor:
     elif moment.dtype != parameter.dtype or moment.device != parameter.device or not same_order(moment, parameter):
         moment = state[name] = torch.empty_like(parameter).copy_(moment)
     return moment
-
-
-def same_order(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of the same shape have the same memory order."""
-    if a.layout != torch.strided:
-        return False
-    if a.stride() == b.stride():
-        return True
-    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
-    return all(x == y for size, x, y in strides if size > 1)  # the stride of a dimension of size 1 has no effect
 
 
 class StepGuard:

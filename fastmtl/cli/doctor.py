@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..ops.core.backends import table  # imports all ops, which register their backends
+from ..ops.core.backends import gpu_fallbacks, table  # imports all ops, which register their backends
 from ..training.run_dir import environment
 from .arguments import Parser
 
@@ -34,11 +34,12 @@ def doctor(arguments: Sequence[str]) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """{"environment", "devices", "backends": op -> backend -> "ready" or the reason why not}."""
+    """{"environment", "devices", "backends": op -> backend -> "ready" or the reason why not, "notes": what a GPU does
+    without a missing backend}."""
     devices = ["cpu"] + [
         f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
     ]
-    return {"environment": environment(), "devices": devices, "backends": table()}
+    return {"environment": environment(), "devices": devices, "backends": table(), "notes": [*gpu_fallbacks().values()]}
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -57,3 +58,5 @@ def show(found: dict[str, Any], console: Console) -> None:
             colour = "green" if state.startswith("ready") else "yellow"
             backends.add_row(op if number == 0 else "", backend, f"[{colour}]{state}[/{colour}]")
     console.print(backends)
+    for note in found["notes"]:
+        console.print(f"note: {note}", markup=False)

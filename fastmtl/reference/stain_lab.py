@@ -14,8 +14,23 @@ _CONES = ((0.3811, 0.5783, 0.0402), (0.1967, 0.7244, 0.0782), (0.0241, 0.1288, 0
 _DECORRELATED = ((3**-0.5, 3**-0.5, 3**-0.5), (6**-0.5, 6**-0.5, -2 * 6**-0.5), (2**-0.5, -(2**-0.5), 0.0))
 
 
-def _matrix(rows: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64, device=like.device)
+_KEPT: dict[tuple[object, torch.device], Tensor] = {}
+
+
+def _numbers(numbers: tuple[object, ...], like: Tensor) -> Tensor:
+    """Float64 on `like`'s device, copied there once."""
+    key = numbers, like.device
+    if key not in _KEPT:
+        _KEPT[key] = torch.tensor(numbers, dtype=torch.float64).to(like.device)
+    return _KEPT[key]
+
+
+def _inverse(rows: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+    """On the host, because `torch.linalg.inv` waits for a GPU."""
+    return tuple(map(tuple, torch.linalg.inv(torch.tensor(rows, dtype=torch.float64)).tolist()))
+
+
+_FROM_CONES, _FROM_XYZ = _inverse(_CONES), _inverse(_XYZ)
 
 
 def to_lab(rgb: Tensor, space: str) -> Tensor:
@@ -23,9 +38,9 @@ def to_lab(rgb: Tensor, space: str) -> Tensor:
     bytes) or "ruderman" (l, alpha, beta)."""
     levels = rgb.double()
     if space == "ruderman":
-        cones = _matrix(_CONES, rgb) @ levels
-        return _matrix(_DECORRELATED, rgb) @ torch.where(cones == 0, 2.0**-52, cones).log()
-    xyz = _matrix(_XYZ, rgb) @ linear(levels) / torch.tensor(_WHITE, dtype=torch.float64, device=rgb.device)[:, None]
+        cones = _numbers(_CONES, rgb) @ levels
+        return _numbers(_DECORRELATED, rgb) @ torch.where(cones == 0, 2.0**-52, cones).log()
+    xyz = _numbers(_XYZ, rgb) @ linear(levels) / _numbers(_WHITE, rgb)[:, None]
     x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=1e-12) ** (1 / 3), 7.787 * xyz + 16 / 116).unbind(-2)
     lab = torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -2)
     return quantised(lab, 0.5) if space == "cie 8 bit" else lab
@@ -33,24 +48,24 @@ def to_lab(rgb: Tensor, space: str) -> Tensor:
 
 def quantised(lab: Tensor, half: float) -> Tensor:
     """As bytes hold it: 2.55 L, a + 128, b + 128; rounded with `half` 0.5, truncated with (nearly) 0."""
-    factor = lab.new_tensor([2.55, 1, 1])[:, None]
-    addend = lab.new_tensor([0.0, 128, 128])[:, None]
+    factor = _numbers((2.55, 1.0, 1.0), lab)[:, None]
+    addend = _numbers((0.0, 128.0, 128.0), lab)[:, None]
     return (((lab * factor + addend).clamp(0, 255) + half).floor() - addend) / factor
 
 
 def from_lab(lab: Tensor, space: str) -> Tensor:
     """Back to grey levels 0..255."""
     if space == "ruderman":
-        logs = (_matrix(_DECORRELATED, lab).T @ lab).clamp(-80, 20)
-        return (torch.linalg.inv(_matrix(_CONES, lab)) @ logs.exp()).clamp(0, 255)
+        logs = (_numbers(_DECORRELATED, lab).T @ lab).clamp(-80, 20)
+        return (_numbers(_FROM_CONES, lab) @ logs.exp()).clamp(0, 255)
     if space == "cie 8 bit":
         lab = quantised(lab, 1e-4)
     L, a, b = lab.unbind(-2)
     y = (L + 16) / 116
     f = torch.stack([y + a / 500, y, y - b / 200], -2)
     xyz = torch.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787)
-    xyz = xyz * torch.tensor(_WHITE, dtype=torch.float64, device=lab.device)[:, None]
-    rgb = (torch.linalg.inv(_matrix(_XYZ, lab)) @ xyz).clamp(0, 1)
+    xyz = xyz * _numbers(_WHITE, lab)[:, None]
+    rgb = (_numbers(_FROM_XYZ, lab) @ xyz).clamp(0, 1)
     return 255 * torch.where(rgb > 0.0031308, 1.055 * rgb.clamp(min=1e-12) ** (1 / 2.4) - 0.055, 12.92 * rgb)
 
 

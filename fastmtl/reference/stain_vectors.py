@@ -27,20 +27,20 @@ def tissue(pixels: Tensor, convention: Convention) -> Tensor:
 def stretched(counts: Tensor) -> Tensor:
     """The 256 grey levels after a contrast stretch, float64: the 2nd and 98th percentile become 0 and 255.
 
-    counts: how often each level occurs in the image, in all channels together, [256].
+    counts: how often each level occurs in an image, in all channels together, [..., 256].
     """
     levels = torch.arange(256, dtype=torch.float64, device=counts.device)
-    below = counts.cumsum(0)
+    below = counts.cumsum(-1)
 
     def percentile(q: float) -> Tensor:
-        rank = q * (below[-1] - 1)
+        rank = q * (below[..., -1:] - 1)
         lower, upper = (torch.searchsorted(below, r.long(), right=True) for r in (rank.floor(), rank.ceil()))
         return lower + (rank - rank.floor()) * (upper - lower)
 
     low, high = percentile(0.02), percentile(0.98)
-    flat = high <= low
-    low = torch.where(flat, (counts > 0).double().argmax().double(), low)
-    high = torch.where(flat, 255 - (counts > 0).flip(0).double().argmax().double(), high)
+    flat, there = high <= low, (counts > 0).double()
+    low = torch.where(flat, there.argmax(-1, keepdim=True).double(), low)
+    high = torch.where(flat, 255 - there.flip(-1).argmax(-1, keepdim=True).double(), high)
     scaled = ((levels.clamp(low, high) - low) / (high - low).clamp(min=1e-9) * 255).floor()
     return torch.where(high > low, scaled, levels)
 

@@ -1,14 +1,17 @@
-"""Averages of the weights during training (EMA, SWA), with torch.optim.swa_utils."""
+"""Averages of the weights during training (EMA, SWA)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from .state_checks import StateDict
+
+_PREFIX = "module."  # of the averaged tensors in a checkpoint
 
 
 class WeightAverage:
@@ -34,30 +37,46 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, kind: Literal["ema", "swa"], *, decay: float = 0.999, start: int = 0) -> None:
-        average = _counts_copied(get_ema_multi_avg_fn(decay) if kind == "ema" else get_swa_multi_avg_fn())
-        self._model, self._kind, self._start = model, kind, start
-        self._averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"`decay` must be from 0 to 1; got {decay!r}.")
+        self._model, self._kind, self._decay, self._start = model, kind, decay, start
+        self._averaged = deepcopy(model).requires_grad_(False)
+        self._count = 0  # a number of the host: a step must not wait for the device or copy to it
 
     @property
     def module(self) -> nn.Module | None:
         """The model with averaged weights; None before averaging starts."""
-        return self._averaged.module if self._averaged.n_averaged else None
+        return self._averaged if self._count else None
 
     def on_step(self, epoch: int) -> None:
         """Call after each step; `epoch` counts from 0."""
         if self._kind == "ema" and epoch >= self._start:
-            self._averaged.update_parameters(self._model)
+            self._update(1 - self._decay)
 
     def on_epoch(self, epoch: int) -> None:
         """Call after each epoch; `epoch` counts from 0."""
         if self._kind == "swa" and epoch >= self._start:
-            self._averaged.update_parameters(self._model)
+            self._update(1 / (self._count + 1))
 
     def state_dict(self) -> StateDict:
-        return dict(self._averaged.state_dict())
+        """As torch.optim.swa_utils.AveragedModel: "n_averaged" and the model's tensors under "module."."""
+        tensors = {f"{_PREFIX}{name}": value for name, value in self._averaged.state_dict().items()}
+        return {"n_averaged": torch.tensor(self._count), **tensors}
 
     def load_state_dict(self, state: StateDict) -> None:
-        self._averaged.load_state_dict(state)
+        self._averaged.load_state_dict(_module_state(state))
+        self._count = int(state["n_averaged"])
+
+    @torch.no_grad()
+    def _update(self, weight: float) -> None:
+        """Move the averages by `weight` towards the model. The first update, and integers (BatchNorm's count of
+        batches), are copied."""
+        for old, new in _by_dtype(self._averaged, self._model):
+            if self._count and old[0].is_floating_point():
+                torch._foreach_lerp_(old, new, weight)  # pyright: ignore[reportPrivateImportUsage]
+            else:
+                torch._foreach_copy_(old, new)  # pyright: ignore[reportPrivateImportUsage]
+        self._count += 1
 
 
 def averaged_weights(state: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
@@ -72,18 +91,16 @@ def averaged_weights(state: Mapping[str, Any] | None) -> dict[str, Tensor] | Non
     """
     if state is None or not state["n_averaged"]:
         return None
-    prefix = "module."  # AveragedModel's name for the copy
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return _module_state(state)
 
 
-def _counts_copied(average: Callable[..., None]) -> Callable[..., None]:
-    """`average` for floating-point values; BatchNorm's integer counts of batches are copied."""
+def _module_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
 
-    def apply(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        if averaged[0].is_floating_point():
-            average(averaged, current, count)
-        else:
-            for old, new in zip(averaged, current, strict=True):
-                old.copy_(new)
 
-    return apply
+def _by_dtype(*modules: nn.Module) -> list[list[list[Tensor]]]:
+    """The parameters and buffers of modules of one structure: for each dtype, one list per module."""
+    found = [[*module.parameters(), *module.buffers()] for module in modules]
+    pairs = list(zip(*found, strict=True))
+    dtypes = dict.fromkeys(pair[0].dtype for pair in pairs)
+    return [[list(part) for part in zip(*(p for p in pairs if p[0].dtype == dtype), strict=True)] for dtype in dtypes]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from helpers.op_backends import device_of, needs_triton
 
 from fastmtl.balance.draws import Draws
 
@@ -30,6 +32,20 @@ def test_draws_are_uniform_and_of_seed_step_and_place():
     assert torch.equal(u[5000:5100], _draws(3, 7, 100, 5000))
     for other in (_draws(4, 7, 100_000), _draws(3, 8, 100_000), _draws(3, 7, 100_000, 2**32 * 5)):
         assert abs(torch.corrcoef(torch.stack([u, other]))[0, 1]) < 0.02
+
+
+@needs_triton
+@pytest.mark.parametrize(("seed", "step", "start"), [(0, 0, 0), (5, 3, 7), (2**40 + 1, 2**33 + 1, 2**32 - 1000)])
+def test_the_kernel_gives_the_same_bits(seed, step, start):
+    from fastmtl.kernels import draws_triton
+
+    device = device_of("triton")
+    draws = Draws(seed)
+    draws._step.fill_(step)
+    hashed = (seed * 0x9E3779B1 + 0x27D4EB2F) & 0xFFFFFFFF
+    for count in (1, 2500):
+        found = draws_triton.uniform(draws._step.to(device), hashed, count, start)
+        assert found.tolist() == draws.uniform(count, torch.device("cpu"), start).tolist()
 
 
 def test_draws_of_following_steps_are_unrelated():

@@ -7,6 +7,7 @@ import torch
 from helpers import textbook as textbook
 from helpers.gradients import gradients, near_opposed, orders
 from helpers.gram_weights import DOUBLE, weights
+from helpers.op_backends import ignore_numpy_warnings, needs_triton
 from torch import Tensor
 
 from fastmtl import balance
@@ -197,3 +198,18 @@ def test_given_weights_are_of_the_tasks(method):
         balance.create_balancer(method, weights={"a": 1.0}).weights(J @ J.T, losses)
     with pytest.raises(ValueError, match="one weight per task, 2"):
         balance.create_balancer(method, weights=[1.0]).weights(J @ J.T, losses)
+
+
+@needs_triton
+@ignore_numpy_warnings
+@pytest.mark.long
+@pytest.mark.parametrize("K", [2, 3])
+def test_cagrad_on_a_gpu_is_the_same_search(K):
+    from fastmtl.kernels import cagrad_triton
+
+    J = torch.randn(K, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(K))
+    for rows, c in ((J - 0.9 * J.mean(0), 0.4), (J - J.mean(0), 0.5)):
+        G, options = rows @ rows.T, torch.tensor([c, 1.0, 1e-6], dtype=torch.float64)
+        torch.testing.assert_close(cagrad_triton.cagrad(G, options, 24), weights("cagrad", G, c=c), rtol=0, atol=1e-12)
+    G[0, 0] = torch.nan
+    assert cagrad_triton.cagrad(G, options, 24).isnan().all()

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch._functorch.config as functorch_config
-from helpers.loop import CLOSE, Model, check_heads, first_order, flat_gradient, inputs, no_hooks
+from helpers.loop import CLOSE, Model, check_heads, first_order, flat_gradient, inputs
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -113,7 +113,6 @@ def test_checkpointing(options):
     hidden = model.losses(x, checkpoint(model.encoder, x, use_reentrant=True))
     with pytest.raises(RuntimeError, match="use_reentrant=False, or use the strategy 'sequential'"):
         balancer.backward(hidden, shared)
-    assert no_hooks(model)
 
 
 @pytest.mark.slow

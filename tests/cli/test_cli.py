@@ -190,6 +190,12 @@ def test_doctor_needs_no_extra(capsys, monkeypatch):
     assert "dice_bce" in json.loads(capsys.readouterr().out)["backends"]
 
 
+def test_doctor_names_what_a_gpu_lacks(capsys, monkeypatch):
+    monkeypatch.setattr("fastmtl.cli.doctor.gpu_fallbacks", lambda: {"cupy": "stain statistics: no [cupy]"})
+    assert main(["doctor"]) == 0
+    assert "note: stain statistics: no [cupy]" in capsys.readouterr().out
+
+
 def test_print_config_shows_flags_and_sets(capsys):
     arguments = ["train", "demo", "--print-config", "--lr", "0.5", "--set=balancer.reduction=mean"]
     assert main(arguments) == 0

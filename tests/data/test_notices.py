@@ -14,6 +14,7 @@ from fastmtl import api
 from fastmtl.api import notices
 from fastmtl.config import load_recipe
 from fastmtl.data import Dataset, Problem, Tile
+from fastmtl.ops.core import backends
 from fastmtl.protocols import Batch, Target
 from fastmtl.tasks import create_task
 
@@ -210,3 +211,15 @@ def test_what_was_odd_ends_in_the_run_folder_and_is_not_doubled_by_resuming(tmp_
     again = api.evaluate(run, data)["notices"]
     assert again[0] == found[0]
     assert any("all 2 evaluated masks are empty: dice says nothing" in notice for notice in again)
+
+
+@pytest.mark.parametrize("absent", [(), ("cuda",), ("cuda", "cupy")])
+def test_what_a_gpu_lacks_is_named_once(monkeypatch, absent):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "missing", lambda name: f"no {name} here" if name in absent else None)
+    gpu = torch.device("cuda", 0)
+    found = notices.of_fallbacks(gpu, fused_step=True, stains=True)
+    assert len(found) == len(absent)
+    assert all(f"no {name} here" in note for name, note in zip(absent, found, strict=True))
+    assert notices.of_fallbacks(gpu, fused_step=False, stains=False) == []
+    assert notices.of_fallbacks(torch.device("cpu"), fused_step=True, stains=True) == []

@@ -73,10 +73,6 @@ def flat_gradient(model: Model) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.encoder.parameters()])
 
 
-def no_hooks(model: Model) -> bool:
-    return not any(p._post_accumulate_grad_hooks for p in model.parameters())
-
-
 def check_heads(model: Model, x: Tensor) -> None:
     """Every head has its own plain gradient."""
     heads = list(model.heads.parameters())

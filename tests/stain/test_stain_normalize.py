@@ -13,7 +13,7 @@ from PIL import Image
 from fastmtl import data, ops
 from fastmtl.ops.core import backends
 from fastmtl.ops.stain.arguments import METHODS
-from fastmtl.ops.stain.fit import Stains, are_two, eigenvectors, estimate, table
+from fastmtl.ops.stain.fit import Stains, are_two, estimate, table
 from fastmtl.ops.stain.passes import CppPasses, TorchPasses
 from fastmtl.ops.stain.pixels import new_output, readable
 from fastmtl.reference import stain_normalize as exact
@@ -233,16 +233,6 @@ def test_bit_equal_over_repeats_and_thread_counts(method, two_threads):
 def test_bad_input_says_what_to_do(change, error, words):
     with pytest.raises(error, match=words):
         ops.stain_normalize(**{"images": tissue(), **change})
-
-
-def test_jacobi_finds_the_eigenvectors():
-    x = torch.randn(64, 3, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    A = x @ x.mT
-    A[0], A[1] = torch.eye(3), torch.zeros(3, 3)
-    V = eigenvectors(A)
-    torch.testing.assert_close(V @ V.mT, torch.eye(3, dtype=torch.float64).expand(64, 3, 3))
-    values = (V.mT @ A @ V).diagonal(dim1=1, dim2=2)
-    torch.testing.assert_close(values, torch.linalg.eigvalsh(A))
 
 
 def test_parity_with_torchstain():

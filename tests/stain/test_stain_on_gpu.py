@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,3 +69,40 @@ def test_a_gpu_agrees_with_the_cpu_to_a_grey_level(method):
     on_gpu = ops.stain_normalize(images.cuda(), method, target=target, dtype=torch.float32).cpu()
     on_cpu = ops.stain_normalize(images, method, target=target, dtype=torch.float32)
     assert (on_gpu - on_cpu).abs().max() <= 1
+
+
+def test_every_device_may_use_the_shared_memory(monkeypatch):
+    """The attribute belongs to the device that is current when it is set."""
+    from fastmtl.kernels import stain_histogram_cupy as kernels
+
+    current, set_on = [0], []
+
+    class Kernel:
+        def __call__(self, grid, block, arguments, shared_mem):
+            assert shared_mem <= 48 * 1024 or current[0] in set_on
+
+        @property
+        def max_dynamic_shared_size_bytes(self):
+            raise AssertionError("only written")
+
+        @max_dynamic_shared_size_bytes.setter
+        def max_dynamic_shared_size_bytes(self, size):
+            set_on.append(current[0])
+
+    class Device(contextlib.nullcontext):
+        def __init__(self, index):
+            super().__init__()
+            current[0] = index
+
+    module = SimpleNamespace(get_function=lambda name: Kernel())
+    cuda = SimpleNamespace(Device=Device, ExternalStream=lambda stream: contextlib.nullcontext())
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=lambda **_: module, cuda=cuda))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    kernels._kernel.cache_clear()
+    for index in (0, 1, 0):
+        pixels = torch.empty(1, 3, 4, 4, dtype=torch.uint8)
+        images = SimpleNamespace(data_ptr=pixels.data_ptr, stride=pixels.stride, shape=pixels.shape)
+        images.device = torch.device("cuda", index)
+        kernels.launch("stain_angles", images, None, 1)
+    kernels._kernel.cache_clear()
+    assert set_on == [0, 1]

@@ -181,6 +181,17 @@ def table() -> dict[str, dict[str, str]]:
     }
 
 
+def gpu_fallbacks() -> dict[str, str]:
+    """Missing backend -> what this machine's GPU does without it; empty without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    losses = {
+        "cuda": "optimizer steps on the GPU are not fused",
+        "cupy": "stain statistics on the GPU are counted by torch, in more passes",
+    }
+    return {name: f"{loss}: {reason}" for name, loss in losses.items() if (reason := missing(name))}
+
+
 def _ready(backend: str) -> str:
     if backend == "cpp":
         return f"ready ({extension().isa()}, {platform.machine()})"

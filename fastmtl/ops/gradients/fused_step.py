@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +22,7 @@ ADAMW, ADAM, SGD = 0, 1, 2  # `enum class Rule` in csrc/gradients/optimizer_rule
 _CHUNK = 16 * 1024  # elements, as in csrc/gradients/fused_step.cu
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """One dense parameter of a step; its moments and gradient have the same memory order.
 
     Attributes:
@@ -92,8 +93,14 @@ def why_slow(device: str, dtype: torch.dtype) -> str | None:
     return missing(backend)
 
 
+@lru_cache(maxsize=16)
+def _packed(rows: tuple[tuple[int, ...], ...]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64)
+
+
 def _pack(rows: Iterable[tuple[int, ...]]) -> Tensor:
-    return torch.tensor(list(rows), dtype=torch.int64)
+    """A table on the host, int64; the same one as before if all addresses are the same. Do not write to it."""
+    return _packed(tuple(rows))
 
 
 def _segments(gradients: Sequence[Tensor]) -> Tensor:
@@ -150,7 +157,7 @@ def _squares_cuda(gradients: Sequence[Tensor]) -> Tensor:
     segments = _segments(gradients)
     count = sum(-(-gradient.numel() // _CHUNK) for gradient in gradients)
     partials = torch.empty(count + 1, dtype=torch.float64, device=device)
-    with torch.cuda.device(device):
+    with torch.cuda.device_of(gradients[0]):
         stream = torch.cuda.current_stream(device).cuda_stream
         arguments = (len(gradients), wide, address(partials[1:]), address(partials), stream)
         extension().sum_of_squares_cuda(address(segments), *arguments)
@@ -160,9 +167,9 @@ def _squares_cuda(gradients: Sequence[Tensor]) -> Tensor:
 def _step_cuda(step: Step) -> None:
     *_kept, table, rows = _tables(step)
     rates = _pack((address(g.lr) if isinstance(g.lr, Tensor) else 0,) for g in step.groups)
-    device = step.moves[0].parameter.device
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
+    parameter = step.moves[0].parameter
+    with torch.cuda.device_of(parameter):
+        stream = torch.cuda.current_stream(parameter.device).cuda_stream
         extension().fused_step_cuda(table, rows, address(rates), address(step.factor), address(step.skip), stream)
 
 

@@ -26,9 +26,10 @@ class GpuPasses(TorchPasses):
     """The apply pass in Triton; the counts in CuPy, or in torch without CuPy and in the interpreter."""
 
     def __init__(self) -> None:
-        from ...kernels import stain_apply_triton
+        from ...kernels import stain_apply_triton, stain_fit_triton, stain_recipes_triton
 
         self._apply = stain_apply_triton.apply
+        self.small, self.recipes = stain_fit_triton, stain_recipes_triton.recipes
         self._launch = None
         if torch.cuda.is_available() and importlib.util.find_spec("cupy") is not None:
             from ...kernels import stain_histogram_cupy

@@ -10,16 +10,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...reference.stain_conventions import ANGLES, LASSO_PENALTY, LUMINANCE, RUIFROK, Convention
+from ...reference.stain_conventions import ANGLES, LUMINANCE, RUIFROK, Convention
 from ...reference.stain_normalize import concentrations
 from ...reference.stain_vectors import linear, luminance_limit, ordered, stretched
+from ..core.constants import on_device, to_device
 from .dictionary import dictionary, mean_densities, tissue_densities, vahadane
 from .passes import ANGLE_BINS, CONCENTRATION_BINS, Mask, Passes
 from .pixels import Pixels
+from .small_problems import are_apart as _are_apart
 
 LEAST_SINE_SQUARE = 1e-3  # two vectors less than 1.8 degrees apart are one stain
 LEAST_CONCENTRATION = 1e-2
 LEAST_SPREAD = 1e-3  # variance of the density, summed over its channels: below this the tissue has one colour
+_LIMITS = (LEAST_SPREAD, LEAST_CONCENTRATION, LEAST_SINE_SQUARE)
 
 
 class Stains(NamedTuple):
@@ -46,114 +49,55 @@ def table(convention: Convention, device: torch.device) -> Tensor:
 
 def mask_of(pixels: Pixels, convention: Convention) -> Mask:
     """The convention's tissue mask as an argument of the passes."""
-    densities = convention.densities()
-    if convention.tissue == "all":
-        return Mask(1, limit=int((densities >= convention.threshold).sum()) - 1)
-    if convention.tissue == "any":
-        return Mask(2, limit=int((densities > convention.threshold).sum()) - 1)
+    if convention.tissue in ("all", "any"):
+        return Mask(1 if convention.tissue == "all" else 2, limit=_limit(convention))
     if convention.tissue == "length":
         return Mask(0)
     device = pixels.images.device
-    levels = torch.arange(256, dtype=torch.float64, device=device).expand(pixels.batch, 256)
     if convention.tissue == "stretched":
         flat, kept = pixels.planes().flatten(1).long(), pixels.kept()
         amounts = torch.ones_like(flat) if kept is None else kept[:, None].expand(-1, 3, -1).flatten(1).long()
         counts = torch.zeros(pixels.batch, 256, dtype=torch.int64, device=device).scatter_add_(1, flat, amounts)
-        levels = torch.stack([stretched(row) for row in counts])
-    weights = torch.tensor(LUMINANCE, dtype=torch.float64, device=device)
-    tables = (linear(levels)[:, None] * weights[:, None]).float().contiguous()
+        tables = _luminance(stretched(counts)).contiguous()
+    else:
+        tables = _luminance_table(device).expand(pixels.batch, 3, 256).contiguous()
     return Mask(3, tables=tables, threshold=luminance_limit(convention.threshold))
 
 
-def principal_plane(moments: Tensor, centred: bool) -> Tensor:
-    """The second and the leading eigenvector, float64 [B, 2, 3]; the leading one points towards the tissue."""
-    number = moments[:, :1].clamp(min=1)
-    mean, products = moments[:, 1:4] / number, moments[:, 4:] / number
-    square = products[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].view(-1, 3, 3)
-    if centred:
-        square = square - mean[:, :, None] * mean[:, None]
-    vectors = torch.linalg.eigh(square)[1] if square.device.type == "cpu" else eigenvectors(square)
-    leading, second = vectors[..., 2], vectors[..., 1]
-    leading = leading * torch.where((leading * mean).sum(1, keepdim=True) < 0, -1.0, 1.0)
-    return torch.stack([second, leading], 1)
+@cache
+def _limit(convention: Convention) -> int:
+    """The lightest grey level that counts as tissue."""
+    densities = convention.densities()
+    dense = densities >= convention.threshold if convention.tissue == "all" else densities > convention.threshold
+    return int(dense.sum()) - 1
 
 
-def spread(moments: Tensor) -> Tensor:
-    """Variance of the density, summed over its channels, [B]."""
-    number = moments[:, :1].clamp(min=1)
-    return (moments[:, [4, 7, 9]] / number - (moments[:, 1:4] / number) ** 2).sum(1)
+def _luminance(levels: Tensor) -> Tensor:
+    """Each channel's part of the luminance, float32 [B, 3, 256], by grey level; levels float64 [B, 256]."""
+    return (linear(levels)[:, None] * to_device(LUMINANCE, levels.device)[:, None]).float()
 
 
-def eigenvectors(A: Tensor, sweeps: int = 8) -> Tensor:
-    """Columns by rising eigenvalue of symmetric A [B, 3, 3], by Jacobi rotations, without waiting for a GPU."""
-    A, V = A.clone(), torch.eye(3, dtype=A.dtype, device=A.device).repeat(len(A), 1, 1)
-    for _ in range(sweeps):
-        for p, q in ((0, 1), (0, 2), (1, 2)):
-            off = A[:, p, q]
-            difference = (A[:, q, q] - A[:, p, p]) / 2
-            sign = torch.where(difference < 0, -1.0, 1.0)
-            t = sign * off / (difference.abs() + (difference**2 + off**2).sqrt() + 1e-300)
-            c = (1 + t * t).rsqrt()
-            J = torch.eye(3, dtype=A.dtype, device=A.device).repeat(len(A), 1, 1)
-            J[:, p, p] = J[:, q, q] = c
-            J[:, p, q], J[:, q, p] = c * t, -c * t
-            A, V = J.mT @ A @ J, V @ J
-    order = A.diagonal(dim1=1, dim2=2).argsort(1)
-    return V.gather(2, order[:, None].expand(-1, 3, -1))
+@cache
+def _luminance_table(device: torch.device) -> Tensor:
+    return _luminance(torch.arange(256, dtype=torch.float64)[None]).to(device)
 
 
-def quantiles(counts: Tensor, q: Tensor, nearest: bool) -> Tensor:
-    """Positions of the quantiles q (broadcast to [..., Q]) in the histograms [..., bins], in bins from 0; float64."""
-    below = counts.cumsum(-1, dtype=torch.int64)
-    rank = q * (below[..., -1:] - 1).clamp(min=0).double()
-    rank = rank.round() if nearest else rank
-    at = torch.searchsorted(below, rank.floor().long(), right=True).clamp(max=counts.shape[-1] - 1)
-    own = counts.gather(-1, at).clamp(min=1)
-    return at + (rank + 0.5 - (below.gather(-1, at) - own)) / own
-
-
-def from_diamond(at: Tensor) -> Tensor:
-    """Unit vectors [..., 2] at positions in the histogram of diamond angles."""
-    angle = at * (4 / ANGLE_BINS) - 2
-    x = torch.where(angle < 0, angle + 1, 1 - angle)
-    y = torch.where(angle < 0, x.abs() - 1, 1 - x.abs())
-    return torch.nn.functional.normalize(torch.stack([x, y], -1), dim=-1)
-
-
-def solver(vectors: Tensor, convention: Convention) -> tuple[Tensor, Tensor | None]:
-    """What `Passes.concentrations` takes for vectors [B, 3, 2]: float32 [B, 2, 4] and, for the lasso, [B, 2]."""
-    zero = torch.zeros_like(vectors[:, 0, :, None])
-    if convention.solver == "lasso":
-        product = (vectors[..., 0] * vectors[..., 1]).sum(1)
-        pair = torch.stack([product, 1 / (1 - product**2).clamp(min=1e-9)], 1)
-        matrix = torch.cat([vectors.mT, zero - LASSO_PENALTY], 2)
-        return matrix.float().contiguous(), pair.float().contiguous()
-    return torch.cat([inverse(vectors), zero], 2).float().contiguous(), None
-
-
-def inverse(vectors: Tensor) -> Tensor:
-    """The least-squares inverse of [B, 3, 2], [B, 2, 3]; large instead of infinite numbers for equal vectors."""
-    gram = vectors.mT @ vectors
-    a, b, c = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
-    determinant = (a * c - b * b).clamp(min=1e-9)
-    adjugate = torch.stack([torch.stack([c, -b], 1), torch.stack([-b, a], 1)], 1)
-    return adjugate @ vectors.mT / determinant[:, None, None]
+def _ruifrok() -> Tensor:
+    """Ruifrok's stains as unit vectors, float64 [3, 2] on the host."""
+    vectors = torch.tensor(RUIFROK, dtype=torch.float64)
+    return vectors / vectors.norm(dim=0)
 
 
 def maxima(passes: Passes, pixels: Pixels, vectors: Tensor, convention: Convention, pooled: bool = False) -> Tensor:
     """The 99th percentiles of the concentrations, float64 [B, 2], or [1, 2] of all images together."""
-    matrix, lasso = solver(vectors.expand(pixels.batch, 3, 2), convention)
     densities = table(convention, vectors.device)
-    ends = torch.stack([densities[-1], densities[0]])
-    reach = (
-        (matrix[..., :3, None] * ends).amax(-1).sum(-1) if lasso is None else matrix.new_full((len(matrix), 2), 10.0)
-    )
-    reach = reach.nan_to_num(16.0).clamp(1e-3, 16.0)
-    counts = passes.concentrations(pixels, densities, matrix, lasso, (CONCENTRATION_BINS / reach).contiguous())
+    every = vectors.expand(pixels.batch, 3, 2)
+    matrix, lasso, reach, scale = passes.small.solver(every, densities, convention, CONCENTRATION_BINS)
+    counts = passes.concentrations(pixels, densities, matrix, lasso, scale)
     if pooled:
         counts, reach = counts.sum(0, keepdim=True, dtype=torch.int64), reach[:1]
-    at = quantiles(counts, torch.tensor([0.99], dtype=torch.float64, device=counts.device), convention.nearest)
-    return at[..., 0] * reach.double() / CONCENTRATION_BINS
+    ranks = to_device((0.99,), counts.device)
+    return passes.small.quantiles(counts, ranks, convention.nearest, reach)[..., 0]
 
 
 def estimate(
@@ -171,25 +115,22 @@ def estimate(
     moments = moments.sum(0, keepdim=True) if pooled else moments
     enough = moments[:, 0] >= min_tissue
     if method == "ruifrok":
-        known = torch.tensor(RUIFROK, dtype=torch.float64, device=moments.device)
-        vectors = (known / known.norm(dim=0)).expand(len(moments), 3, 2)
+        vectors = on_device(_ruifrok(), moments.device).expand(len(moments), 3, 2)
     elif method == "macenko":
-        basis = principal_plane(moments, convention.centred)
+        basis = passes.small.principal_plane(moments, convention.centred)
         least = convention.threshold**2 if convention.tissue == "length" else -math.inf
-        on_device = basis.expand(pixels.batch, 2, 3).float().contiguous()
-        counts = passes.angles(pixels, densities, mask, on_device, least)
+        float_basis = basis.expand(pixels.batch, 2, 3).float().contiguous()
+        counts = passes.angles(pixels, densities, mask, float_basis, least)
         counts = counts.sum(0, keepdim=True, dtype=torch.int64) if pooled else counts
         enough = counts.sum(1) >= min_tissue
-        ends = torch.tensor(ANGLES, dtype=torch.float64, device=counts.device)
-        places = quantiles(counts, ends.expand(len(counts), 2), convention.nearest)
-        vectors = ordered((from_diamond(places) @ basis).mT, convention)
+        places = passes.small.quantiles(counts, to_device(ANGLES, counts.device), convention.nearest)
+        vectors = passes.small.directions(places, basis, convention, ANGLE_BINS)
     else:
         vectors = ordered(vahadane(passes, pixels, mask, convention, pooled), convention)
         vectors = torch.nn.functional.normalize(vectors, dim=1)
-    if method != "ruifrok":
-        enough = enough & (spread(moments) > LEAST_SPREAD)
     found = Stains(vectors, maxima(passes, pixels, vectors, convention, pooled))
-    return Estimate(found, enough & are_two(found))
+    spread = None if method == "ruifrok" else moments
+    return Estimate(found, enough & passes.small.valid(spread, *found, _LIMITS))
 
 
 def are_two(stains: Stains) -> Tensor:
@@ -199,9 +140,7 @@ def are_two(stains: Stains) -> Tensor:
 
 def are_apart(vectors: Tensor) -> Tensor:
     """Bool [B]: whether vectors [B, 3, 2] of any length are finite and of two directions."""
-    unit = torch.nn.functional.normalize(vectors, dim=1)
-    own, product = unit.square().sum(1), unit.prod(2).sum(1)
-    return (own.prod(1) - product**2 > LEAST_SINE_SQUARE) & vectors.isfinite().all((1, 2))
+    return _are_apart(vectors, LEAST_SINE_SQUARE)
 
 
 def from_colours(colours: Tensor, method: str, convention: Convention, min_tissue: int) -> Estimate:
@@ -209,8 +148,7 @@ def from_colours(colours: Tensor, method: str, convention: Convention, min_tissu
     density, weight = tissue_densities(colours, convention)
     number = weight.sum()
     if method == "ruifrok":
-        vectors = torch.tensor(RUIFROK, dtype=torch.float64)
-        vectors = vectors / vectors.norm(dim=0)
+        vectors = _ruifrok()
     elif method == "macenko":
         vectors, number = _macenko_of_colours(density, weight, convention)
     else:

@@ -9,10 +9,12 @@ from torch import Tensor
 from ...reference.stain_conventions import Convention
 from ...reference.stain_lab import from_lab, reinhard_map, to_lab
 from ..core import backends
+from ..core.constants import to_device
 from ..core.pointers import address, num_threads
 from .passes import write_output
 from .pixels import Pixels, describe_output
 from .recipes import OUTSIDE, Output
+from .small_problems import output_rows
 
 _CHUNK = 65536
 _SPACES = {"cie": (0, False), "cie 8 bit": (0, True), "ruderman": (1, False)}
@@ -54,7 +56,8 @@ def recipes(
     """Float32 [B, 26], as csrc/stain/stain_lab_cpu.cpp reads them."""
     factor, addend = reinhard_map(source, target, modified)
     batch = len(factor)
-    ends = [output.rows(batch, factor.device), as_is.double()[:, None]]
+    constants = to_device(output.numbers(), factor.device)
+    ends = [output_rows(constants, output.colour_on(factor.device), batch), as_is.double()[:, None]]
     outside = torch.full_like(factor[:, :1], OUTSIDE)
     return torch.cat([factor, addend, *ends, outside], 1).nan_to_num(0.0, 0.0, 0.0).float().contiguous()
 

@@ -6,6 +6,8 @@ All of them share the small computations between the passes (`fit.py`, `recipes.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from ..core import backends
 from ..core.pointers import address, num_threads
+from . import small_problems
 from .pixels import Pixels, describe_output
 
 ANGLE_BINS, CONCENTRATION_BINS = 16384, 8192  # as csrc/stain/stain.hpp
@@ -31,7 +34,15 @@ class Mask(NamedTuple):
 
 
 class Passes(Protocol):
-    """The passes that a device implements. `table`: float32 [256], the densities of the grey levels."""
+    """The passes that a device implements. `table`: float32 [256], the densities of the grey levels.
+
+    Attributes:
+        small: the module that solves the small problems between the passes: `small_problems` or its kernels.
+        recipes: `small_problems.recipes`, or its kernel.
+    """
+
+    small: ModuleType
+    recipes: Callable[..., Tensor]
 
     def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
         """Float64 [B, 10]: tissue pixels, sums of density, sums of products rr rg rb gg gb bb."""
@@ -59,6 +70,8 @@ class Passes(Protocol):
 
 class CppPasses:
     """On the CPU."""
+
+    small, recipes = small_problems, staticmethod(small_problems.recipes)
 
     def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
         chunks = -(-pixels.size // _CHUNK)
@@ -134,6 +147,8 @@ def _total(counts: Tensor) -> Tensor:
 
 class TorchPasses:
     """On any device, in many small kernels: the fallback, and the reference for the other implementations."""
+
+    small, recipes = small_problems, staticmethod(small_problems.recipes)
 
     def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
         x = torch.where(tissue(pixels, mask)[:, None], table[pixels.planes().int()], 0.0).double()  # [B, 3, N]

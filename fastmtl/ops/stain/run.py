@@ -11,6 +11,7 @@ from torch import Tensor
 from ...reference import stain_normalize as exact
 from ...reference.stain_conventions import Convention
 from ...reference.stain_vectors import tissue
+from ..core.constants import on_device
 from . import lab
 from .arguments import LAB
 from .fit import LEAST_CONCENTRATION, LEAST_SPREAD, Estimate, Stains, are_apart, are_two, estimate, maxima, table
@@ -83,17 +84,18 @@ class Run:
         if self.method in LAB:
             return self._transfer(passes, pixels, output)
         found = given or self.fit(passes, pixels)
-        target = Stains(*(part.to(found.valid.device) for part in self.target))
+        target = Stains(*(on_device(part, found.valid.device) for part in self.target))
         wrong, convention = ~found.valid, self.convention
         source = Stains(
             torch.where(wrong[:, None, None], target.vectors, found.stains.vectors).expand(pixels.batch, 3, 2),
             torch.where(wrong[:, None], target.maxima, found.stains.maxima).expand(pixels.batch, 2),
         )
         wrong = wrong.expand(pixels.batch)
-        as_is = wrong if self.fallback == "pass" else torch.zeros_like(wrong)
+        as_is = wrong if self.fallback == "pass" else None
         made: list[Tensor] = []
         for only in (None, 0, 1) if separate else (None,):
             recipes = restaining(
+                passes or _EXACT,
                 convention,
                 source,
                 target,
@@ -119,7 +121,9 @@ class Run:
     def measure(self, passes: Passes | None, pixels: Pixels, vectors: Tensor) -> Estimate:
         """The concentrations of each image under known vectors [B, 3, 2]; not valid if these are not two stains."""
         apart = are_apart(vectors)
-        vectors = torch.where(apart[:, None, None], vectors, self.target[0].to(vectors.device))  # else none to solve
+        vectors = torch.where(
+            apart[:, None, None], vectors, on_device(self.target[0], vectors.device)
+        )  # else none to solve
         if passes is None:
             rows = [
                 exact.concentrations(self.convention.densities()[rgb.cpu().long()], matrix.cpu(), self.convention)[:2]
@@ -136,7 +140,8 @@ class Run:
     def _transfer(self, passes: Passes | None, pixels: Pixels, output: Output) -> Normalised:
         on_cpu = passes is not None and pixels.images.device.type == "cpu"
         source = lab.statistics(pixels, self.convention, on_cpu)
-        target = (self.target[0].to(source[0].device), self.target[1].to(source[0].device))
+        mean, deviation = self.target
+        target = on_device(mean, source[0].device), on_device(deviation, source[0].device)
         wrong = ~lab.valid(source[1])
         rows = lab.recipes(source, target, self.method == "modified_reinhard", output, wrong)
         out = new_output(pixels.images, self.dtype)

@@ -131,7 +131,7 @@ def stain_normalize(
 
     Returns:
         The images in their input layout; with `return_stains` a `Normalised`. Deterministic for any number of threads.
-        Only "vahadane" and "tiatoolbox" wait for a GPU.
+        Only "vahadane" waits for a GPU.
 
     Raises:
         ValueError: an invalid shape, dtype, device, name or range.
