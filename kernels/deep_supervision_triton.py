@@ -68,7 +68,10 @@ def deep_supervision_sums(
                 p = tl.where(logits >= 0, r, e * r)
                 slope = tl.where(logits >= 0, 1.0 - target, -weight * target)
                 linear = tl.where(slope == 0, 0.0, slope * logits)  # infinite and correct: 0, not NaN
-                bce += linear + (1.0 + (weight - 1.0) * target) * log1p_unit(e)
+                entropy = log1p_unit(e)
+                if HAS_POS_WEIGHT:
+                    entropy *= 1.0 + (weight - 1.0) * target
+                bce += linear + entropy
                 intersection += p * target
                 prediction += p * p if SQUARED else p
                 truth += target * target if SQUARED else target

@@ -41,7 +41,7 @@ def _positions(matrix, field, b, u, v, size, CELLS: tl.constexpr):
     yx, yy, y0 = tl.load(m + 3), tl.load(m + 4), tl.load(m + 5)
     if CELLS > 0:
         side: tl.constexpr = CELLS + 3
-        scale = CELLS / size.to(tl.float32)
+        scale = CELLS / tl.cast(size, tl.float32)
         column = tl.minimum((across * scale).to(tl.int32), CELLS - 1)
         row = tl.minimum((down * scale).to(tl.int32), CELLS - 1)
         t, s = across * scale - column.to(tl.float32), down * scale - row.to(tl.float32)
@@ -52,8 +52,8 @@ def _positions(matrix, field, b, u, v, size, CELLS: tl.constexpr):
                 weight = _weight(s, i) * _weight(t, j)
                 dx += weight * tl.load(points + (i * side + j))
                 dy += weight * tl.load(points + (side * side + i * side + j))
-        across += dx * size.to(tl.float32)
-        down += dy * size.to(tl.float32)
+        across += dx * tl.cast(size, tl.float32)
+        down += dy * tl.cast(size, tl.float32)
     return xx * across + xy * down + x0 - 0.5, yx * across + yy * down + y0 - 0.5
 
 

@@ -8,16 +8,17 @@ number of launches and of different kernels.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from fastmtl import ops
 from fastmtl.benchmarks.hopper.record import Recorder, run_with_gradient
-from fastmtl.kernels import stain_apply_triton, transform_triton
+from fastmtl.kernels import cagrad_triton, draws_triton, stain_apply_triton, transform_triton
 from fastmtl.ops.gradients import matrix_solvers
 from helpers.inputs import layout, mask
 from helpers.op_inputs import Call
@@ -35,6 +36,10 @@ SHAPES = {  # by stem: what a shape means differs
     "points": ((1, 1, 1, 1), (1, 1, 8, 8), (2, 3, 16, 16)),
 }
 DTYPES = {"gram": (torch.float32, torch.bfloat16, torch.float64), "combine": (torch.float32, torch.float64)}
+METHODS = (
+    ("macenko", "torchstain"), ("macenko", "staintools"), ("macenko", "tiatoolbox"), ("macenko", "cucim"),
+    ("macenko", "histomicstk"), ("ruifrok", "torchstain"), ("vahadane", "staintools"),
+)  # fmt: skip
 
 
 def calls(spec: OpSpec) -> Iterator[tuple[str, Call]]:
@@ -84,6 +89,10 @@ def elsewhere() -> Iterator[tuple[str, Any]]:
         yield f"eigh {K}", partial(matrix_solvers.eigh, G, backend="triton")
         yield f"qp {K}", partial(matrix_solvers.nonnegative_qp, G[None], ones[None], backend="triton")
         yield f"equilibrium {K}", partial(matrix_solvers.equilibrium, G[None], ones[None], 0.5, backend="triton")
+        yield f"cagrad {K}", partial(cagrad_triton.cagrad, G, ones[:1].expand(3).contiguous(), 20)
+    for count, start in ((1, 0), (16, 16), (1000, 1)):
+        step = torch.zeros((), dtype=torch.int64)
+        yield f"draws {count}", partial(draws_triton.uniform, step, 1, count, start)
     yield "counts", partial(_counts, torch.zeros(1, 1, 16, 16))
     yield "class counts", partial(_counts, torch.zeros(1, 3, 16, 16))
     for size, batch in ((1, 1), (16, 1), (33, 3)):
@@ -92,8 +101,17 @@ def elsewhere() -> Iterator[tuple[str, Any]]:
             for lasso in (False, True):
                 arguments = torch.zeros(256), torch.zeros(batch, 48), torch.empty(images.shape, dtype=out)
                 yield f"stain {size} {out}", partial(stain_apply_triton.apply, images, None, *arguments, lasso, False)
+        for method, convention in METHODS:
+            options = {"method": method, "convention": convention, "dtype": torch.float32, "backend": "triton"}
+            yield f"{method} {convention} {size}", partial(_with_zeros, ops.stain_normalize, images, **options)
         for cells in (0, 5):
             yield f"transform {size} {cells}", partial(_transform, images, cells)
+
+
+def _with_zeros(function: Callable[..., object], *arguments: Any, **options: Any) -> None:
+    """What no kernel has written is 0: between the kernels, torch indexes with it."""
+    with mock.patch.object(torch, "empty", torch.zeros):
+        function(*arguments, **options)
 
 
 def _counts(x: Tensor) -> None:
