@@ -27,6 +27,9 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 Array = NDArray[Any]
 NOBODY, SEVERAL = 0, -1  # programs count from 1
 SEVERAL_LANES = (1 << 40) - 1
+# What the interpreter does alone, so that a `checked` inside another takes its place.
+PLAIN = {name: getattr(InterpreterBuilder, name) for name in dir(InterpreterBuilder)}
+PREPARE = GridExecutor._init_args_hst
 
 
 class MemoryFault(AssertionError):
@@ -186,36 +189,34 @@ def checked(seed: int | None = 0, also: Sequence[Tensor] = ()) -> Iterator[list[
     """The names of the kernels launched so far; `also`: tensors whose addresses are in a table that a kernel reads."""
     launched: list[str] = []
     watch: list[_Watch] = []
-    plain = {name: getattr(InterpreterBuilder, name) for name in dir(InterpreterBuilder)}
-    prepare = GridExecutor._init_args_hst
 
     def prepared(self: GridExecutor, arguments: Any, named: Any) -> Any:
         launched.append(self.fn.__name__)
         watch[:] = [_Watch([*_tensors(arguments), *_tensors(named.values()), *also], seed)]
-        return prepare(self, arguments, named)
+        return PREPARE(self, arguments, named)
 
     def grid(self: Any, *size: int) -> None:
         watch[0].set_grid(size)
-        plain["set_grid_dim"](self, *size)
+        PLAIN["set_grid_dim"](self, *size)
 
     def program(self: Any, *_: int) -> None:
-        plain["set_grid_idx"](self, *watch[0].next_program())
+        PLAIN["set_grid_idx"](self, *watch[0].next_program())
 
     def load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         watch[0].touch("read", pointers, mask)
-        return plain["create_masked_load"](self, pointers, mask, *rest)
+        return PLAIN["create_masked_load"](self, pointers, mask, *rest)
 
     def store(self: Any, pointers: Any, values: Any, mask: Any, *rest: Any) -> Any:
         watch[0].touch("write", pointers, mask, values)
-        return plain["create_masked_store"](self, pointers, values, mask, *rest)
+        return PLAIN["create_masked_store"](self, pointers, values, mask, *rest)
 
     def update(self: Any, operation: Any, pointers: Any, values: Any, mask: Any, *rest: Any) -> Any:
         watch[0].touch("update", pointers, mask)
-        return plain["create_atomic_rmw"](self, operation, pointers, values, mask, *rest)
+        return PLAIN["create_atomic_rmw"](self, operation, pointers, values, mask, *rest)
 
     def exchange(self: Any, pointers: Any, *rest: Any) -> Any:
         watch[0].touch("update", pointers, None)
-        return plain["create_atomic_cas"](self, pointers, *rest)
+        return PLAIN["create_atomic_cas"](self, pointers, *rest)
 
     def barrier(self: Any) -> None:
         watch[0].barrier()
