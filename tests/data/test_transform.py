@@ -207,4 +207,4 @@ def test_triton_s_kernels_stay_within_their_pictures(cells, poisoned_memory):
             kernels.stitch(jobs, 17)
         return images, levels, within, mask, stitched
 
-    assert_bit_equal([run(None), run(0), run(1)])
+    assert_bit_equal([run(None), run(1)])
