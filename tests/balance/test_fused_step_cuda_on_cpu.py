@@ -74,7 +74,7 @@ def extension_of(kernels: ctypes.CDLL) -> SimpleNamespace:
 
 
 @pytest.fixture
-def use(monkeypatch) -> Callable[..., None]:
+def use(monkeypatch, poisoned_memory) -> Callable[..., None]:
     """Choose the kernels, and the order of their blocks and threads."""
     without_devices(monkeypatch)
 
