@@ -104,10 +104,10 @@ def numbers(*shape: int, seed: int, dtype: torch.dtype = torch.float32, first: i
 def problem(
     dtype: torch.dtype = torch.float32, rows: torch.dtype | None = None, K: int = 3, first: int = 0, skip: float = 0.0
 ) -> Step:
-    """Every rule on tensors of every size; with gradients of their own, or from rows of dtype `rows`."""
+    """Every rule on tensors of several sizes; with gradients of their own, or from rows of dtype `rows`."""
     moves, column, seed = [], 0, 0
     for number, group in enumerate(GROUPS):
-        for size in SIZES:
+        for size in SIZES if number in (0, 4) else SIZES[:-1]:
             seed += 5
             p, m, v = (numbers(size, seed=seed + i, dtype=dtype, first=first) for i in range(3))
             has_first = group.rule != SGD or group.beta1 > 0

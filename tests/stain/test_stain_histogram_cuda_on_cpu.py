@@ -135,13 +135,13 @@ def counted(bins: Array, kept: Array, number: int) -> Array:
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"mask {mask.kind}")
 def check_moments(passes, mask):
-    for pixels in images():
-        x, y, z = densities(pixels).swapaxes(0, 1)
-        parts = (np.ones_like(x), x, y, z, x * x, x * y, x * z, y * y, y * z, z * z)
-        wanted = np.stack([np.where(tissue_of(pixels, mask), part, 0).sum(1, dtype=float) for part in parts], 1)
-        found = [passes(seed=seed).moments(pixels, TABLE, mask).numpy() for seed in (0, 1)]
-        np.testing.assert_array_equal(*found)
-        np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
+    pixels = images()[mask.kind % 3]
+    x, y, z = densities(pixels).swapaxes(0, 1)
+    parts = (np.ones_like(x), x, y, z, x * x, x * y, x * z, y * y, y * z, z * z)
+    wanted = np.stack([np.where(tissue_of(pixels, mask), part, 0).sum(1, dtype=float) for part in parts], 1)
+    found = [passes(seed=seed).moments(pixels, TABLE, mask).numpy() for seed in (0, 1)]
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"mask {mask.kind}")
