@@ -64,6 +64,7 @@ def needs_sanitizers(test: Callable[[], None]) -> Callable[[], None]:
 def run_checks(file: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"LD_PRELOAD": str(_runtime()), "ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # a driver does not start beside AddressSanitizer
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half the start
     options = ["-p", "no:cacheprovider", "--capture=no", "-o", "python_functions=check_*"]
     command = [sys.executable, "-m", "pytest", *options, file]
