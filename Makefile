@@ -28,7 +28,7 @@ test-fast: setup
 	$(BIN)/python -m pytest -m "not slow and not long" --one-case $(WORKERS)
 
 test-all: setup
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest --check-launches $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

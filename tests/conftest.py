@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,12 +20,25 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 warns that 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--one-case", action="store_true", help="run the first case of every parametrised test")
+    parser.addoption("--check-launches", action="store_true", help="run every Triton launch in helpers.triton_checks")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--one-case"):
         first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
         items[:] = list(reversed(first.values()))
+
+
+@pytest.fixture(autouse=True)
+def _checked_launches(request: pytest.FixtureRequest) -> Iterator[None]:
+    wanted = request.config.getoption("--check-launches") and os.environ.get("TRITON_INTERPRET") == "1"
+    if not wanted or request.node.get_closest_marker("unchecked"):
+        yield
+        return
+    from helpers.triton_checks import checked
+
+    with checked():
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.asserts import assert_bit_equal
 from helpers.encoded_tiles import ArraySlide, Painted, pictures_of, region
+from helpers.op_backends import needs_interpreter
 from helpers.tiles import random_pixels, write_image
 from PIL import Image
 
@@ -102,6 +104,7 @@ def _plain_stain(images, *, slides, inside, colour, mean, std, draws):
     return levels.clamp(0, 255) * inside[:, None]
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("augmentation", "stain"),
     [(Augmentation.none(), None), (PLAIN, _plain_stain), (BENT, None), (BENT, _plain_stain)],
@@ -171,3 +174,37 @@ def test_noise_is_normal_of_the_drawn_strength(tiles, slides):
     assert abs(np.corrcoef(images[0].flatten(), images[1].flatten())[0, 1]) < 0.02
     neighbours = np.corrcoef(images[0, 0, :, 1:].flatten(), images[0, 0, :, :-1].flatten())[0, 1]
     assert abs(neighbours) < 0.02
+
+
+@needs_interpreter
+@pytest.mark.parametrize("cells", [0, 4])
+def test_triton_s_kernels_stay_within_their_pictures(cells, poisoned_memory):
+    """In any order of their programs; one picture of three is missing."""
+    from helpers.triton_checks import checked
+
+    from fastmtl.kernels import transform_triton as kernels
+
+    draw, size = torch.Generator().manual_seed(cells), 19
+    pictures = [torch.randint(0, 256, (h, w, 3), generator=draw).byte() for h, w in ((17, 13), (9, 21))]
+    table = torch.tensor([[p.data_ptr(), p.shape[1] * 3, *p.shape] for p in pictures] + [[0, 0, 0, 0, 3]])
+    matrix = torch.tensor([[0.8, 0.3, -2.0, -0.3, 0.8, 5.0], [1.2, 0.0, 0.0, 0.0, 0.5, 0.0], [1.0, 0, 0, 0, 1.0, 0]])
+    field = torch.randn(3, 2, cells + 3, cells + 3, generator=draw) / 10 if cells else torch.zeros(3, 2, 0, 0)
+    colour, keys, noise = torch.eye(3, 4).repeat(3, 1, 1), torch.arange(3, dtype=torch.int32), torch.full((3,), 9.0)
+    scale, shift = torch.full((3,), 0.01), torch.full((3,), -1.0)
+    jobs = torch.tensor([[pictures[0].data_ptr(), 39, 0, 40, 30, 17], [pictures[1].data_ptr(), 63, 0, 40, 9, 9]])
+
+    def run(seed: int | None) -> tuple[torch.Tensor, ...]:
+        images = torch.empty(3, 3, size, size)
+        levels, within, mask = (torch.empty(3, n, size, size, dtype=torch.uint8) for n in (3, 1, 2))
+        stitched = torch.zeros(17, 40, dtype=torch.uint8)
+        jobs[:, 2] = stitched.data_ptr() + torch.tensor([0, 31])
+        with checked(seed, also=[*pictures, stitched]):
+            kernels.transform_image(table, matrix, field, colour, noise, keys, scale, shift, 255, images)
+            kernels.warp_image(table, matrix, field, 255, levels, within[:, 0])
+            for nearest in (True, False):
+                kernels.transform_mask(table, matrix, field, 127, nearest, mask)
+            kernels.add_noise(images, noise, keys, scale, shift)
+            kernels.stitch(jobs, 17)
+        return images, levels, within, mask, stitched
+
+    assert_bit_equal([run(None), run(1)])

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastmtl.ops.core.backends import missing
+from fastmtl.ops.core.backends import interpreting, missing
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 needs_cpp = pytest.mark.skipif(missing("cpp") is not None, reason=str(missing("cpp")))
 needs_triton = pytest.mark.skipif(missing("triton") is not None, reason=str(missing("triton")))
+needs_interpreter = pytest.mark.skipif(
+    missing("triton") is not None or not interpreting(),
+    reason="Triton's interpreter is off: there is a GPU, or no Triton",
+)
 KERNELS = (pytest.param("cpp", marks=needs_cpp), pytest.param("triton", marks=needs_triton))
 BACKENDS = (pytest.param("reference"), *KERNELS)
 # Triton's interpreter runs on NumPy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.

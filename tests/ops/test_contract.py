@@ -13,7 +13,7 @@ from helpers import op_table
 from helpers.asserts import assert_bit_equal, assert_within_budget
 from helpers.classes import CLASS_DTYPES
 from helpers.inputs import LAYOUTS, TARGET_DTYPES, generator, layout
-from helpers.op_backends import BACKENDS, device_of, dirty_memory, needs_cpp
+from helpers.op_backends import BACKENDS, device_of, dirty_memory, needs_cpp, needs_interpreter
 from helpers.op_contract import assert_near, cases, outputs, over, run, to, with_kernels
 from helpers.op_inputs import Call
 from helpers.op_specs import ELSEWHERE, SPECS
@@ -33,6 +33,24 @@ def test_kernels_equal_float64(spec, backend):
         found = run(spec, to(call, device_of(backend)), backend=backend, **to(options, device_of(backend)))
         exact = run(spec, to(call, torch.float64), backend="reference", **to(options, torch.float64))
         assert_near(found, exact, spec.tolerance)
+
+
+@needs_interpreter
+@over(lambda spec: "triton" in spec.kernels)
+def test_programs_of_a_launch_are_independent(spec):
+    """They keep to their tensors and to their own part of them, and give the same bits in any order."""
+    from helpers.triton_checks import checked
+
+    call = spec.make(spec.small, torch.float32, 0)
+    first, *others = cases(spec, call)
+    results = []
+    for seed in (None, 1):
+        with checked(seed):
+            results.append(run(spec, call, backend="triton", **first))
+    assert_bit_equal(results)
+    for options in others:
+        with checked():
+            run(spec, call, backend="triton", **options)
 
 
 @needs_cpp

@@ -12,7 +12,7 @@ from fastmtl import ops
 from fastmtl.ops.core import backends, planes
 from fastmtl.ops.losses import dice_bce_backends
 
-pytestmark = dirty_memory
+pytestmark = [*dirty_memory, pytest.mark.unchecked]
 
 
 def far_bytes(count: int) -> torch.Tensor:

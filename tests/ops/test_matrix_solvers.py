@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.gradients import gradients
-from helpers.op_backends import BACKENDS, device_of
+from helpers.op_backends import BACKENDS, device_of, needs_interpreter
 
 from fastmtl.ops.gradients import matrix_solvers
 
@@ -91,6 +91,19 @@ def test_what_is_not_finite_shows(value, backend):
     )
     if backend != "cpp":
         assert not matrix_solvers.eigh(H[1].to(device), backend=backend)[0].isfinite().any()
+
+
+@needs_interpreter
+@pytest.mark.parametrize("K", [1, 3])
+def test_launches_keep_to_their_memory(K):
+    from helpers.triton_checks import checked
+
+    C, ones = cosines(K), torch.ones(K, dtype=torch.float64)
+    with checked() as launched:
+        matrix_solvers.nonnegative_qp(C.expand(2, K, K), -ones.expand(2, K), backend="triton")
+        matrix_solvers.equilibrium(C, ones, 0.5, backend="triton")
+        matrix_solvers.eigh(C, backend="triton")
+    assert launched == ["nonnegative_qp_kernel", "equilibrium_kernel", "eigh_kernel"]
 
 
 def test_opcheck():
