@@ -20,6 +20,7 @@ from helpers.regression import pair
 
 Shape = tuple[int, ...]
 TINY, SMALL = (2, 3, 2, 2), (2, 3, 6, 5)
+SOFTMAX_FILES = ("class_registers", "softmax_tiles", "softmax_tiles_gradient")  # files of the softmax kernels
 PIXELS = "pixels"  # replaced by a mask of the target's shape with about two of three elements valid
 
 
@@ -213,7 +214,7 @@ SPECS = (
         _classes,
         (lambda C: {}, lambda C: {"squared_pred": True, "ignore_index": 1, "mask": PIXELS}),
         kept=0,
-        shares=("dice_ce", "softmax_sums", "softmax_gradient"),
+        shares=("dice_ce", "softmax_sums", "softmax_gradient", *SOFTMAX_FILES),
     ),
     OpSpec(
         "tversky_loss",
@@ -235,7 +236,7 @@ SPECS = (
         _classes,
         (lambda C: {}, lambda C: {"include_background": False, "reduction": "sum", "ignore_index": 1}),
         tolerance=1e-5,
-        shares=("overlap", "dice_ce", "softmax_sums", "softmax_gradient"),
+        shares=("overlap", "dice_ce", "softmax_sums", "softmax_gradient", *SOFTMAX_FILES),
     ),
     OpSpec(
         "dice_ce_loss",
@@ -250,7 +251,7 @@ SPECS = (
         ),
         kept=3 * 2 * 3,
         naive=_naive_dice_ce,
-        shares=("softmax_sums", "softmax_gradient"),
+        shares=("softmax_sums", "softmax_gradient", *SOFTMAX_FILES),
     ),
     OpSpec(
         "cross_entropy",
@@ -264,7 +265,7 @@ SPECS = (
         ),
         kept=2,
         naive=F.cross_entropy,
-        shares=("class_loss", "dice_ce", "softmax_sums", "softmax_gradient"),
+        shares=("class_loss", "dice_ce", "softmax_sums", "softmax_gradient", *SOFTMAX_FILES),
     ),
     OpSpec(
         "cross_entropy rows",
@@ -277,7 +278,7 @@ SPECS = (
         large=(90, 2000),
         maps=False,
         kept=3 * 2,
-        shares=("class_loss", "dice_ce", "softmax_sums", "softmax_gradient"),
+        shares=("class_loss", "dice_ce", "softmax_sums", "softmax_gradient", *SOFTMAX_FILES),
     ),
     OpSpec(
         "focal_loss",
@@ -308,7 +309,7 @@ SPECS = (
         kept=2 + 3,
         naive=_naive_softmax_focal,
         tolerance=1e-5,
-        shares=("focal", "class_loss"),
+        shares=("focal", "class_registers", "focal_softmax_tiles", "class_loss"),
     ),
     *(
         OpSpec(
