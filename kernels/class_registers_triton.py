@@ -15,13 +15,22 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import as_planes
+from .planes_triton import LAUNCH, as_planes
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _NO_CLASS = tl.constexpr(127)  # above the classes of every kernel that uses it, and in every integer dtype
 _MOST = 32  # classes
+_LANES = 32 * LAUNCH["num_warps"]
 _REGISTERS = 96  # of a thread, for what it keeps for each class and pixel; sums of each class come on top
 _PIXELS, _SAMPLES = tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def _join_halves(parts, HALF: tl.constexpr):
+    pairs = ()
+    for i in tl.static_range(HALF):
+        pairs = pairs + (tl.join(parts[i], parts[i + HALF]),)
+    return pairs
 
 
 @triton.jit
@@ -30,11 +39,19 @@ def stack(parts, C: tl.constexpr, LEVELS: tl.constexpr):
     for _ in tl.static_range(C, 1 << LEVELS):
         parts = parts + (parts[0],)
     for level in tl.static_range(LEVELS):
-        pairs = ()
-        for i in tl.static_range(1 << (LEVELS - level - 1)):
-            pairs = pairs + (tl.join(parts[i], parts[i + (1 << (LEVELS - level - 1))]),)
-        parts = pairs
+        parts = _join_halves(parts, 1 << (LEVELS - level - 1))
     return tl.reshape(parts[0], [parts[0].shape[0], 1 << LEVELS])
+
+
+@triton.jit
+def _split_columns(parts, HALF: tl.constexpr):
+    even = ()
+    odd = ()
+    for i in tl.static_range(len(parts)):
+        first, second = tl.split(tl.reshape(parts[i], [parts[i].shape[0], HALF, 2]))
+        even = even + (first,)
+        odd = odd + (second,)
+    return even + odd
 
 
 @triton.jit
@@ -42,14 +59,7 @@ def unstack(tile, LEVELS: tl.constexpr):
     """The columns of [LANES, 2^LEVELS], each [LANES, 1]."""
     parts = (tile,)
     for level in tl.static_range(LEVELS):
-        even = ()
-        odd = ()
-        for i in tl.static_range(len(parts)):
-            pairs = tl.reshape(parts[i], [parts[i].shape[0], 1 << (LEVELS - level - 1), 2])
-            first, second = tl.split(pairs)
-            even = even + (first,)
-            odd = odd + (second,)
-        parts = even + odd
+        parts = _split_columns(parts, 1 << (LEVELS - level - 1))
     return parts
 
 
@@ -133,16 +143,22 @@ def write_classes(
 
 
 @triton.jit
+def largest(logits, C: tl.constexpr):
+    top = logits[0]
+    for c in tl.static_range(1, C):
+        top = tl.maximum(top, logits[c])
+    return top
+
+
+@triton.jit
 def without_own(logits, index, C: tl.constexpr):
     """The largest logit, that of the pixel's class (-infinity if it has none), and all with -infinity for that."""
-    top = logits[0]
     own = tl.where(index == 0, logits[0], float("-inf"))
     others = (tl.where(index == 0, float("-inf"), logits[0]),)
     for c in tl.static_range(1, C):
-        top = tl.maximum(top, logits[c])
         own = tl.where(index == c, logits[c], own)
         others = others + (tl.where(index == c, float("-inf"), logits[c]),)
-    return top, own, others
+    return largest(logits, C), own, others
 
 
 @triton.jit
@@ -226,18 +242,17 @@ def few_classes(classes: int) -> bool:
     return classes <= _MOST
 
 
-def lanes(input: torch.Tensor, pixels: int, per_class: int) -> dict[str, int]:
-    """The shape of a program's tensors, and its warps; per_class: numbers that a lane keeps for each class and pixel.
+def lanes(input: torch.Tensor, pixels: int, per_class: int, most: int = 8) -> dict[str, int]:
+    """The shape of a program's tensors; per_class: numbers that a lane keeps for each class and pixel.
 
-    A lane has as many pixels as a load of 16 bytes, or fewer so that all fit into its registers.
+    A lane has as many pixels as a load of 16 bytes, or fewer so that all fit into its registers; at most `most`.
     """
     C, strides = input.shape[1], as_planes(input)[1]
     last = channels_last(strides, C)
-    most = min(16 // input.element_size(), triton.next_power_of_2(pixels), max(1, _REGISTERS // (C * per_class)))
+    most = min(most, 16 // input.element_size(), triton.next_power_of_2(pixels), max(1, _REGISTERS // (C * per_class)))
     vec = 1 if last else 1 << (most.bit_length() - 1)
-    warps = 4 if pixels > 32 * vec else 1
     levels = {"LEVELS": (C - 1).bit_length(), "VEC_LEVELS": vec.bit_length() - 1}
-    return {"C": C, "LAST": last, "LANES": 32 * warps, "VEC": vec, **levels, "num_warps": warps}
+    return {"C": C, "LAST": last, "LANES": _LANES, "VEC": vec, **levels}
 
 
 def channels_last(strides: tuple[int, int, int], classes: int) -> bool:

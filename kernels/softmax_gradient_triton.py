@@ -20,6 +20,7 @@ from .class_registers_triton import (
     exponentials,
     few_classes,
     lanes,
+    largest,
     mask_kind,
     may_ignore,
     read_classes,
@@ -31,6 +32,14 @@ from .class_registers_triton import (
 )
 from .planes_triton import LAUNCH, as_planes, unit
 from .softmax_tiles_gradient_triton import tiled_gradient
+
+
+@triton.jit
+def _read_slopes(slopes, go, C: tl.constexpr, STEP: tl.constexpr):
+    found = ()
+    for c in tl.static_range(C):
+        found = found + (go * tl.load(slopes + c * STEP),)
+    return found
 
 
 @triton.jit
@@ -58,22 +67,27 @@ def softmax_gradient(
     index, valid = read_labels(t, ts, m, ms, offsets, visible, ignore_index, C, SOFT, MASK, IGNORES)
     values = read_classes(x, xc, xs, offsets, visible, C, LAST, LEVELS, "evict_first")
     logits = as_logits(values, valid, C, MASK != 1 and not IGNORES)
-    top, own_logit, others = without_own(logits, index, C)
-    e, other = exponentials(others, top, C)
-    own = exponential(own_logit - top)
-    inverse = reciprocal(own + other)
-    own_p = own * inverse
-    rest = other * inverse  # 1 - own_p
+    if SOFT:
+        e, total = exponentials(logits, largest(logits, C), C)
+        inverse = reciprocal(total)
+    else:
+        top, own_logit, others = without_own(logits, index, C)
+        e, other = exponentials(others, top, C)
+        own = exponential(own_logit - top)
+        inverse = reciprocal(own + other)
+        own_p = own * inverse
+        rest = other * inverse  # 1 - own_p
 
     zero = tl.zeros([LANES, VEC], tl.float32)
     kept = 1.0 - smoothing
     per_class = smoothing / C
-    h, a, slope = (), (), ()  # slopes in cross-entropy, I and P
+    h = _read_slopes(slopes, go, C, 1 if BY_CLASS else 0)  # in cross-entropy
+    a = _read_slopes(slopes + planes, go, C, 1)  # in I
+    slope = _read_slopes(slopes + 2 * planes, go, C, 1)  # in P
     own_h, own_a, own_slope, others_slope, soft = zero, zero, zero, zero, zero
     all_h = 0.0
     targets = ()
     for c in tl.static_range(C):
-        h = h + (go * tl.load(slopes + (c if BY_CLASS else 0)),)
         all_h += h[c]
         if SOFT:
             target = tl.load(t + c * tc + offsets * ts, mask=offsets < visible, other=0).to(tl.float32)
@@ -82,8 +96,6 @@ def softmax_gradient(
         elif BY_CLASS:
             own_h = tl.where(index == c, h[c], own_h)
         if OVERLAP:
-            a = a + (go * tl.load(slopes + planes + c),)
-            slope = slope + (go * tl.load(slopes + 2 * planes + c),)
             if SOFT:
                 soft -= e[c] * inverse * a[c] * targets[c]
             else:
@@ -94,13 +106,16 @@ def softmax_gradient(
         own_h = zero + h[0]
     base = all_h * per_class if SPREAD else 0.0
     common = soft + base if SOFT else kept * own_h + base
-    at_own = own_p * base - (kept * rest + per_class) * own_h
     if OVERLAP:
         others_slope *= inverse * inverse if SQUARED else inverse
-        u = own_a + (own_slope * own_p if SQUARED else own_slope)
-        common -= others_slope + own_p * u
-        at_own += own_p * (u * rest - others_slope)
-    index = again(index, own_p)
+        common -= others_slope
+    if not SOFT:
+        at_own = own_p * base - (kept * rest + per_class) * own_h
+        if OVERLAP:
+            u = own_a + (own_slope * own_p if SQUARED else own_slope)
+            common -= own_p * u
+            at_own += own_p * (u * rest - others_slope)
+        index = again(index, own_p)
     values = ()
     for c in tl.static_range(C):
         p = e[c] * inverse
@@ -144,5 +159,5 @@ def backward(
             ignore_index, pixels, blocks, B * C, smoothing,
             LAST_OUT=shape["LAST"] and channels_last(os, C), SQUARED=squared, OVERLAP=overlap,
             SPREAD=smoothing > 0, SOFT=soft, BY_CLASS=by_class,
-            MASK=mask_kind(m, ms), IGNORES=not soft and may_ignore(target, ignore_index), **(LAUNCH | shape),
+            MASK=mask_kind(m, ms), IGNORES=not soft and may_ignore(target, ignore_index), **shape, **LAUNCH,
         )  # fmt: skip
