@@ -15,14 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, as_planes
+from .planes_triton import BY_PIXEL, LAUNCH, as_planes, exp_fast
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
 _NO_CLASS = tl.constexpr(127)  # above the classes of every kernel that uses it, and in every integer dtype
 _MOST = 32  # classes
 _LANES = 32 * LAUNCH["num_warps"]
 _REGISTERS = 96  # of a thread, for what it keeps for each class and pixel; sums of each class come on top
-_PIXELS, _SAMPLES = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
@@ -64,14 +62,6 @@ def unstack(tile, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def visible_pixels(m, mb, b, pixels, MASK: tl.constexpr):
-    """How many pixels of a sample to read: none if its mask leaves it out."""
-    if MASK == _SAMPLES:
-        return pixels * (tl.load(m + b * mb) != 0).to(tl.int32)
-    return pixels
-
-
-@triton.jit
 def read_labels(
     t, ts, m, ms, offsets, visible, ignore_index,
     C: tl.constexpr, SOFT: tl.constexpr, MASK: tl.constexpr, IGNORES: tl.constexpr,
@@ -80,7 +70,7 @@ def read_labels(
     sample."""
     inside = offsets < visible
     valid = inside
-    if MASK == _PIXELS:
+    if MASK == BY_PIXEL:
         valid = valid & (tl.load(m + offsets * ms, mask=inside, other=0) != 0)
     if SOFT:
         index = tl.where(inside, _NO_CLASS, _NO_CLASS)
@@ -103,14 +93,18 @@ def read_classes(
 ):
     """C tensors [LANES, VEC], 0 beyond the visible pixels; x points to a sample."""
     inside = offsets < visible
+    values = ()
     if LAST:
         c = tl.arange(0, 1 << LEVELS)[None, :]
-        tile = tl.load(x + offsets * C + c, mask=inside & (c < C), other=0.0, eviction_policy=EVICTION)
-        return unstack(tile, LEVELS)
-    values = ()
-    for c in tl.static_range(C):
-        at = x + c * xc + offsets * xs
-        values = values + (tl.load(at, mask=inside, other=0.0, eviction_policy=EVICTION),)
+        columns = unstack(
+            tl.load(x + offsets * C + c, mask=inside & (c < C), other=0.0, eviction_policy=EVICTION), LEVELS
+        )
+        for i in tl.static_range(C):
+            values = values + (columns[i],)
+    else:
+        for i in tl.static_range(C):
+            at = x + i * xc + offsets * xs
+            values = values + (tl.load(at, mask=inside, other=0.0, eviction_policy=EVICTION),)
     return values
 
 
@@ -164,17 +158,12 @@ def without_own(logits, index, C: tl.constexpr):
 @triton.jit
 def exponentials(logits, top, C: tl.constexpr):
     """exp(logit - top) of each class, and their sum."""
-    e = (exponential(logits[0] - top),)
+    e = (exp_fast(logits[0] - top),)
     total = e[0]
     for c in tl.static_range(1, C):
-        e = e + (exponential(logits[c] - top),)
+        e = e + (exp_fast(logits[c] - top),)
         total += e[c]
     return e, total
-
-
-@triton.jit
-def exponential(x):
-    return tl.exp2(x * _LOG2_E)
 
 
 @triton.jit
@@ -230,13 +219,6 @@ def log1p_product(z, VEC: tl.constexpr, LEVELS: tl.constexpr):
     return tl.sum(log1p_positive(product), 1)
 
 
-@triton.jit
-def reciprocal(total):
-    """1 / total for 1 <= total, in two instructions."""
-    root = tl.rsqrt(total)
-    return root * root
-
-
 def few_classes(classes: int) -> bool:
     """Whether the registers of a thread hold all classes of a pixel."""
     return classes <= _MOST
@@ -258,11 +240,6 @@ def lanes(input: torch.Tensor, pixels: int, per_class: int, most: int = 8) -> di
 def channels_last(strides: tuple[int, int, int], classes: int) -> bool:
     """Whether the classes of a pixel are neighbours, and so are pixels."""
     return strides[1:] == (1, classes)
-
-
-def mask_kind(mask: torch.Tensor | None, pixel_stride: int) -> int:
-    """Whether there is no mask (0), one of pixels (1) or one of samples (2)."""
-    return 0 if mask is None else 2 if pixel_stride == 0 else 1
 
 
 def may_ignore(target: torch.Tensor, ignore_index: int) -> bool:

@@ -19,23 +19,19 @@ from .class_registers_triton import (
     again,
     as_logits,
     channels_last,
-    exponential,
     exponentials,
     few_classes,
     lanes,
     log1p_positive,
-    mask_kind,
     may_ignore,
     read_classes,
     read_labels,
-    reciprocal,
-    visible_pixels,
     without_own,
     write_classes,
 )
 from .focal_softmax_tiles_triton import tiled_gradient, tiled_sums
 from .focal_triton import LARGEST, exponent_code, finish_sums, focal_power
-from .planes_triton import LAUNCH, as_planes
+from .planes_triton import LAUNCH, as_planes, exp_fast, mask_kind, reciprocal, shown_pixels
 
 
 @triton.jit
@@ -51,7 +47,7 @@ def _softmax_pixels(
     values = read_classes(x + b * xb, xc, xs, offsets, visible, C, LAST, LEVELS, EVICTION)
     top, own_logit, others = without_own(as_logits(values, valid, C, MASK != 1 and not IGNORES), index, C)
     e, other = exponentials(others, top, C)
-    own = exponential(own_logit - top)
+    own = exp_fast(own_logit - top)
     inverse = reciprocal(own + other)
     loss = log1p_positive(above_one(own, other)) + (top - own_logit)
     # Raising for an invalid class number would wait for the device.
@@ -76,7 +72,7 @@ def softmax_focal_sums(
     pid = tl.program_id(0)
     split = pid % splits
     b = (pid // splits).to(tl.int64)
-    visible = visible_pixels(m, mb, b, pixels, MASK)
+    visible = shown_pixels(m, mb, 0, b, 0, pixels, MASK)
     losses = tl.zeros([LANES], tl.float32)
     elements = tl.zeros([LANES], tl.float32)
     places = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
@@ -112,7 +108,7 @@ def softmax_focal_gradient(
     b = (pid // blocks).to(tl.int64)
     places = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     offsets = (pid % blocks).to(tl.int64) * (LANES * VEC) + places
-    visible = visible_pixels(m, mb, b, pixels, MASK)
+    visible = shown_pixels(m, mb, 0, b, 0, pixels, MASK)
     index, e, inverse, own_p, rest, exact, factor, valid = _softmax_pixels(
         x, t, m, factors, xb, xc, xs, tb, ts, mb, ms, b, offsets, visible, ignore_index,
         C, LEVELS, LAST, MASK, IGNORES, HAS_FACTORS, "evict_first",

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .planes_triton import INTERPRETED
+
 # Explicit, because Triton 3.10 changes the default and 3.9 warns about it.
 _LAUNCH = {"num_warps": 8, "enable_fp_fusion": True}
 ROWS = 64  # rows of a program, and of a step of its loop
@@ -224,7 +226,7 @@ def _depth(input: torch.Tensor, padded_dim: int) -> int:
 
 def _widen(input: torch.Tensor) -> bool:
     """The interpreter has no bfloat16 products; in float32 the numbers are the same."""
-    return input.device.type == "cpu" and input.dtype == torch.bfloat16
+    return INTERPRETED and input.dtype == torch.bfloat16
 
 
 def _prepare(input: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,8 @@ import triton.language as tl
 # Explicit, because Triton 3.10 changes the default and 3.9 warns about it.
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
-_PTX = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") != "1")  # the interpreter runs no PTX
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_PTX = tl.constexpr(not INTERPRETED)  # the interpreter runs no PTX
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # How a mask varies: not at all, from pixel to pixel, or only from plane to plane.
 _NO_MASK, _BY_PIXEL, _BY_PLANE = 0, 1, 2
@@ -31,6 +32,11 @@ def exp2_fast(x):
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
     return tl.exp2(x)
+
+
+@triton.jit
+def exp_fast(x):
+    return exp2_fast(x * _LOG2_E)
 
 
 @triton.jit
@@ -56,7 +62,7 @@ def reciprocal(x):
 @triton.jit
 def sigmoid_parts(logits):
     """exp(-|x|), and with it sigmoid(|x|)."""
-    e = exp2_fast(tl.abs(logits) * -_LOG2_E)
+    e = exp_fast(-tl.abs(logits))
     return e, reciprocal(1.0 + e)
 
 

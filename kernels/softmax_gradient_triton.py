@@ -16,21 +16,17 @@ from .class_registers_triton import (
     again,
     as_logits,
     channels_last,
-    exponential,
     exponentials,
     few_classes,
     lanes,
     largest,
-    mask_kind,
     may_ignore,
     read_classes,
     read_labels,
-    reciprocal,
-    visible_pixels,
     without_own,
     write_classes,
 )
-from .planes_triton import LAUNCH, as_planes, unit
+from .planes_triton import LAUNCH, as_planes, exp_fast, mask_kind, reciprocal, shown_pixels, unit
 from .softmax_tiles_gradient_triton import tiled_gradient
 
 
@@ -55,7 +51,7 @@ def softmax_gradient(
     slope in the cross-entropy is the same for all classes."""
     pid = tl.program_id(0)
     b = (pid // blocks).to(tl.int64)
-    visible = visible_pixels(m, mb, b, pixels, MASK)
+    visible = shown_pixels(m, mb, 0, b, 0, pixels, MASK)
     go = tl.load(grad + b * gb).to(tl.float32)
     x += b * xb
     t += b * tb
@@ -73,7 +69,7 @@ def softmax_gradient(
     else:
         top, own_logit, others = without_own(logits, index, C)
         e, other = exponentials(others, top, C)
-        own = exponential(own_logit - top)
+        own = exp_fast(own_logit - top)
         inverse = reciprocal(own + other)
         own_p = own * inverse
         rest = other * inverse  # 1 - own_p

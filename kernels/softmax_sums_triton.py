@@ -22,23 +22,19 @@ from .class_registers_triton import (
     again,
     as_logits,
     chosen_class,
-    exponential,
     exponentials,
     few_classes,
     lanes,
     largest,
     log1p_positive,
     log1p_product,
-    mask_kind,
     may_ignore,
     read_classes,
     read_labels,
-    reciprocal,
     stack,
-    visible_pixels,
     without_own,
 )
-from .planes_triton import LAUNCH, as_planes, unit
+from .planes_triton import LAUNCH, as_planes, exp_fast, mask_kind, reciprocal, shown_pixels, unit
 from .softmax_tiles_triton import tiled_sums
 
 
@@ -62,7 +58,7 @@ def softmax_sums(
     pid = tl.program_id(0)
     split = pid % splits
     b = (pid // splits).to(tl.int64)
-    visible = visible_pixels(m, mb, b, pixels, MASK)
+    visible = shown_pixels(m, mb, 0, b, 0, pixels, MASK)
     x += b * xb
     t += b * tb
     if MASK == 1:
@@ -91,7 +87,7 @@ def softmax_sums(
         else:
             top, own_logit, others = without_own(logits, index, C)
             e, other = exponentials(others, top, C)
-            own = exponential(own_logit - top)
+            own = exp_fast(own_logit - top)
             total = own + other
             above = tl.where(valid, above_one(own, other), 0.0)
             gap = tl.where(valid, top - own_logit, 0.0)

@@ -9,7 +9,7 @@ import pytest
 from fastmtl.benchmarks import codegen
 from fastmtl.benchmarks.hopper import Compiled, compile_cases
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 # Kernels that need more than 255 registers a thread: a window of 16 x 16 target pixels, a thousand queries.

@@ -50,7 +50,7 @@ def calls(spec: OpSpec) -> Iterator[tuple[str, Call]]:
         options = dict(case(first.shape[1]))
         if options.get("mask") is PIXELS:
             options["mask"] = torch.ones(usual.rest["target"].shape, dtype=torch.bool)
-        yield f"{options}", usual._replace(rest=usual.rest | options)
+        yield f"{sorted(options)}", usual._replace(rest=usual.rest | options)
     rows = "rows" in spec.name
     for shape in ((1, 10), (2, 16), (3, 1000)) if rows else SHAPES.get(spec.stem, MAPS):
         for dtype in DTYPES.get(spec.stem, (torch.float32, torch.bfloat16)):
