@@ -106,8 +106,9 @@ def _into_arena(task: str, inputs: Inputs) -> Run:
     loss = _fused(inputs, model, inputs["batch"])[task]
 
     def run() -> tuple[Tensor, ...]:
-        with arena.open(model.shared_parameters(), 1), arena.record(0):
+        with arena.open(model.shared_parameters(), 1):
             loss.backward(retain_graph=True)
+            arena.take(0)
         row = arena.complete()[0]
         arena.clear()
         return (row.norm(),)

@@ -1,4 +1,4 @@
-"""The launches in the table of benchmarks/README.md: ops as a training step calls them, and the bytes they must move."""
+"""The launches in the tables of benchmarks/README.md: ops as a training step calls them, and the bytes they move."""
 
 from __future__ import annotations
 
