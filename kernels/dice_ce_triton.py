@@ -82,7 +82,7 @@ def dice_ce_finish(
     HAS_WEIGHT: tl.constexpr, TILE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Loss and coefficients [3, B, C] from the partials of `rows` samples, or of one row for the whole batch."""
-    size = planes.to(tl.int64) * (parts // (samples // rows))
+    size = tl.cast(planes, tl.int64) * (parts // (samples // rows))
     zeros = tl.zeros([TILE], tl.float64)
     entropies, overs, dices, counts = zeros, zeros, zeros, zeros
     if REDUCTION == 1:

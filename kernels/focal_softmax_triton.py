@@ -82,7 +82,7 @@ def softmax_focal_sums(
         elements += valid.to(tl.float32)
     part = b * splits + split
     tl.store(partials + part, tl.sum(losses))
-    tl.store(partials + samples.to(tl.int64) * splits + part, tl.sum(elements))
+    tl.store(partials + tl.cast(samples, tl.int64) * splits + part, tl.sum(elements))
 
 
 @triton.jit

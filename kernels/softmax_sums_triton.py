@@ -110,7 +110,7 @@ def softmax_normalisers(
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher[None, :]), 0)
         top = higher
     at = normalisers + b * pixels + offsets
-    size = samples.to(tl.int64) * pixels
+    size = tl.cast(samples, tl.int64) * pixels
     inside = offsets < pixels
     tl.store(at, top, mask=inside)
     tl.store(at + size, total, mask=inside)
@@ -145,7 +145,7 @@ def softmax_sums(
     number = tl.zeros([BLOCK], tl.float32)
     odd = tl.zeros([BLOCK], tl.int32)
     first = split.to(tl.int64) * chunk
-    size = samples.to(tl.int64) * pixels
+    size = tl.cast(samples, tl.int64) * pixels
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
         index, valid, strange = read_pixels(
@@ -198,7 +198,7 @@ def softmax_sums(
         number += valid.to(tl.float32)
     plane = c.to(tl.int64) * samples + b if OVER_BATCH else b * channels + c
     part = plane * splits + split
-    step = planes.to(tl.int64) * splits
+    step = tl.cast(planes, tl.int64) * splits
     if OVERLAP:
         tl.store(partials + part, tl.sum(intersection, 1), mask=live)
         tl.store(partials + step + part, tl.sum(prediction, 1), mask=live)
