@@ -136,7 +136,9 @@ def forward(
     B, C = input.shape[:2]
     overlap, spread = dice_weight != 0, smoothing > 0
     with torch.cuda.device_of(input):
-        partials, splits = sums(input, target, mask, counts, ignore_index, batch, squared, overlap, spread)
+        partials, splits = sums(
+            input, target, mask, counts, ignore_index, batch, squared, overlap, spread, weight is not None
+        )
         dice_ce_finish[(1,)](
             partials, weight, loss, coefficients, B, 1 if batch else B, C, splits * (B if batch else 1), B * C,
             ce_weight, dice_weight, smoothing, smooth_nr, smooth_dr,
@@ -153,7 +155,7 @@ def overlap(
     """Fills out [5, B, C]: I, P, T, cross-entropy, valid pixels."""
     B, C = input.shape[:2]
     with torch.cuda.device_of(input):
-        partials, splits = sums(input, target, mask, None, ignore_index, False, squared, True, False)
+        partials, splits = sums(input, target, mask, None, ignore_index, False, squared, True, False, True)
     size = B * C * splits
     out[:4] = partials[: 4 * size].view(4, B, C, splits).sum(3, dtype=torch.float64)
     out[4] = partials[5 * size :].view(B, 1, splits).sum(2, dtype=torch.float64)

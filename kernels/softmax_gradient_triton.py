@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .planes_triton import LAUNCH, as_planes
-from .softmax_sums_triton import read_logits, read_pixels, read_soft, tile_of
+from .softmax_tiles_triton import read_logits, read_pixels, read_soft, tile_of
 
 
 @triton.jit

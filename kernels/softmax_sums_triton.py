@@ -1,8 +1,7 @@
-"""The sums of softmax losses for NVIDIA GPUs, and the code with which their kernels read pixels.
+"""The sums of softmax losses for NVIDIA GPUs.
 
-A program handles blocks of pixels with TILE classes, [TILE, BLOCK] in registers. Up to _WHOLE classes a tile has all
-classes: logits are read once. With more, each pixel's maximum and sum of exponentials are written first (8 bytes per
-pixel), then the logits are read a second time, one tile of classes after the other.
+With up to _MOST classes a program keeps the sums of all classes in registers (class_registers_triton.py) and reads the
+logits once; softmax_tiles_triton.py has the plan for more classes.
 
 Sums go to `partials [5, B, C, splits]` (I, P, T, cross-entropy, -sum log p) and then [B, splits] (valid pixels). An
 invalid class number makes the cross-entropy NaN.
@@ -16,241 +15,175 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, as_planes, chunk_size, log1p_unit, unit
-
-_WHOLE = 32  # classes
-_INFINITY = tl.constexpr(float("inf"))
-_NOWHERE = tl.constexpr(1 << 30)  # a class number above all others
-
-
-@triton.jit
-def read_pixels(
-    t, tb, ts, m, mb, ms, b, offsets, pixels, channels, ignore_index, SOFT: tl.constexpr, HAS_MASK: tl.constexpr
-):
-    """Class numbers (-1: none), which pixels are valid, and which of them have an invalid class number."""
-    inside = offsets < pixels
-    valid = inside
-    if HAS_MASK:
-        valid = valid & (tl.load(m + b * mb + offsets * ms, mask=inside, other=0) != 0)
-    if SOFT:
-        strange = valid & (offsets < 0)
-        index = tl.where(inside, -1, -1)
-    else:
-        number = tl.load(t + b * tb + offsets * ts, mask=inside, other=0).to(tl.int64)
-        valid = valid & (number != ignore_index)
-        exists = (number >= 0) & (number < channels)
-        strange = valid & (exists == 0)
-        index = tl.where(valid & exists, number, -1).to(tl.int32)
-    return index, valid, strange
+from .class_registers_triton import (
+    above_one,
+    again,
+    as_logits,
+    chosen_class,
+    exponential,
+    exponentials,
+    few_classes,
+    lanes,
+    log1p_positive,
+    log1p_product,
+    mask_kind,
+    may_ignore,
+    read_classes,
+    read_labels,
+    reciprocal,
+    stack,
+    visible_pixels,
+    without_own,
+)
+from .planes_triton import LAUNCH, as_planes, unit
+from .softmax_tiles_triton import tiled_sums
 
 
 @triton.jit
-def read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, EVICTION: tl.constexpr):
-    """[TILE, BLOCK] float32: 0 for invalid pixels, -infinity beyond the last class."""
-    # The load mask leaves out `valid`, which would split the load into single elements.
-    live = c[:, None] < channels
-    inside = live & (offsets[None, :] < pixels)
-    at = x + b * xb + c[:, None].to(tl.int64) * xc + offsets[None, :] * xs
-    logits = tl.load(at, mask=inside, other=0.0, eviction_policy=EVICTION).to(tl.float32)
-    return tl.where(live, tl.where(valid[None, :], logits, 0.0), -_INFINITY)
-
-
-@triton.jit
-def read_soft(t, tb, tc, ts, b, c, offsets, valid, channels, pixels):
-    inside = (c[:, None] < channels) & (offsets[None, :] < pixels)
-    at = t + b * tb + c[:, None].to(tl.int64) * tc + offsets[None, :] * ts
-    target = unit(tl.load(at, mask=inside, other=0).to(tl.float32))
-    return tl.where(valid[None, :], target, 0.0)
-
-
-@triton.jit
-def _log1p_positive(z):
-    return tl.where(z < 1.0, log1p_unit(tl.minimum(z, 1.0)), tl.log(1.0 + z))
-
-
-@triton.jit
-def _first_of_largest(logits, top, c):
-    """The first class of the largest logit; far above all classes if it is NaN."""
-    return tl.min(tl.where(logits == top[None, :], c[:, None], _NOWHERE), 0)
-
-
-@triton.jit
-def _any_not_finite(logits, c, channels):
-    odd = (tl.abs(logits) < _INFINITY) == 0
-    return tl.max((odd & (c[:, None] < channels)).to(tl.int32), 0)
-
-
-@triton.jit
-def softmax_normalisers(
-    x, t, m, normalisers,
-    xb, xc, xs, tb, ts, mb, ms,
-    ignore_index, samples, channels, pixels, blocks,
-    SOFT: tl.constexpr, HAS_MASK: tl.constexpr, COUNTS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """normalisers [2, B, pixels]: maximum and sum of exponentials; with COUNTS [4, ...]: also the predicted class, and
-    whether any logit is not finite. Grid [blocks * B]."""
-    pid = tl.program_id(0)
-    b = (pid // blocks).to(tl.int64)
-    offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    index, valid, strange = read_pixels(
-        t, tb, ts, m, mb, ms, b, offsets, pixels, channels, ignore_index, SOFT, HAS_MASK
-    )
-    top = tl.full([BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    chosen = tl.full([BLOCK], 1 << 30, tl.int32)
-    odd = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, channels, TILE):
-        c = start + tl.arange(0, TILE)
-        logits = read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, "evict_last")
-        largest = tl.max(logits, 0)
-        if COUNTS:
-            chosen = tl.where(largest > top, _first_of_largest(logits, largest, c), chosen)
-            odd = tl.maximum(odd, _any_not_finite(logits, c, channels))
-        higher = tl.maximum(top, largest)
-        total = total * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher[None, :]), 0)
-        top = higher
-    at = normalisers + b * pixels + offsets
-    size = tl.cast(samples, tl.int64) * pixels
-    inside = offsets < pixels
-    tl.store(at, top, mask=inside)
-    tl.store(at + size, total, mask=inside)
-    if COUNTS:
-        tl.store(at + 2 * size, chosen.to(tl.float32), mask=inside)
-        tl.store(at + 3 * size, odd.to(tl.float32), mask=inside)
+def _totals(sums, C: tl.constexpr, LEVELS: tl.constexpr):
+    return tl.sum(stack(sums, C, LEVELS), 0)
 
 
 @triton.jit
 def softmax_sums(
-    x, t, m, normalisers, partials, counts,
+    x, t, m, partials, counts,
     xb, xc, xs, tb, tc, ts, mb, ms,
-    ignore_index, samples, channels, pixels, chunk, splits, planes,
+    ignore_index, samples, pixels, chunk, splits,
+    C: tl.constexpr, LEVELS: tl.constexpr, LAST: tl.constexpr,
     OVER_BATCH: tl.constexpr, SQUARED: tl.constexpr, OVERLAP: tl.constexpr, SPREAD: tl.constexpr,
-    SOFT: tl.constexpr, HAS_MASK: tl.constexpr, COUNTS: tl.constexpr, WHOLE: tl.constexpr,
-    TILE: tl.constexpr, BLOCK: tl.constexpr,
+    BY_CLASS: tl.constexpr, SOFT: tl.constexpr, MASK: tl.constexpr, IGNORES: tl.constexpr, COUNTS: tl.constexpr,
+    LANES: tl.constexpr, VEC: tl.constexpr, VEC_LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """One split of one sample, TILE classes; grid [splits * B, tiles]. counts [B, 3 C + 1]: zeros, added to."""
+    """One split of one sample; grid [splits * B]. counts [B, 3 C + 1]: zeros, added to. Without BY_CLASS the
+    cross-entropy of class 0 is that of all classes, and that of the others 0."""
     pid = tl.program_id(0)
     split = pid % splits
     b = (pid // splits).to(tl.int64)
-    tile = tl.program_id(1)
-    c = tile * TILE + tl.arange(0, TILE)
-    live = c < channels
-    intersection = tl.zeros([TILE, BLOCK], tl.float32)
-    prediction = tl.zeros([TILE, BLOCK], tl.float32)
-    truth = tl.zeros([TILE, BLOCK], tl.float32)
-    entropy = tl.zeros([TILE, BLOCK], tl.float32)
-    spread = tl.zeros([TILE, BLOCK], tl.float32)
-    hits = tl.zeros([TILE, BLOCK], tl.int32)
-    chosen = tl.zeros([TILE, BLOCK], tl.int32)
-    number = tl.zeros([BLOCK], tl.float32)
-    odd = tl.zeros([BLOCK], tl.int32)
+    visible = visible_pixels(m, mb, b, pixels, MASK)
+    x += b * xb
+    t += b * tb
+    if MASK == 1:
+        m += b * mb
+    zero = tl.zeros([LANES], tl.float32)
+    zeros = ()
+    for _ in tl.static_range(C):
+        zeros = zeros + (zero,)
+    nothing = ()
+    truth = zeros
+    intersection, prediction = (zeros, zeros) if OVERLAP else (nothing, nothing)
+    entropy, spread = zeros if BY_CLASS else nothing, zeros if SPREAD else nothing
+    hits, chosen = (zeros, zeros) if COUNTS else (nothing, nothing)
+    all_entropy, number, odd = zero, zero, zero
+    places = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     first = split.to(tl.int64) * chunk
-    size = tl.cast(samples, tl.int64) * pixels
-    for start in range(0, chunk, BLOCK):
-        offsets = first + start + tl.arange(0, BLOCK)
-        index, valid, strange = read_pixels(
-            t, tb, ts, m, mb, ms, b, offsets, pixels, channels, ignore_index, SOFT, HAS_MASK
-        )
-        logits = read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, "evict_last")
-        hit = index[None, :] == c[:, None]
-        if WHOLE:
-            top = tl.max(logits, 0)
-            e = tl.exp(logits - top[None, :])
-            own = tl.sum(tl.where(hit, e, 0.0), 0)
-            other = tl.sum(tl.where(hit, 0.0, e), 0)
-            total = own + other
-            # The largest e is 1: if it belongs to the pixel's class, the sum of the others needs no subtraction.
-            log_total = _log1p_positive(tl.where(own == 1.0, other, other - 1.0 + own))
-        else:
-            at = normalisers + b * pixels + offsets
-            top = tl.load(at, mask=offsets < pixels, other=0.0)
-            total = tl.load(at + size, mask=offsets < pixels, other=1.0)
-            e = tl.exp(logits - top[None, :])
-            log_total = tl.log(total)
-        cost = log_total[None, :] + (top[None, :] - logits)
-        if OVERLAP:
-            p = e * tl.where(valid, 1.0 / total, 0.0)[None, :]
-            prediction += p * p if SQUARED else p
-        if SOFT:
-            target = read_soft(t, tb, tc, ts, b, c, offsets, valid, channels, pixels)
-            truth += target * target if SQUARED else target
-            entropy += tl.where(target == 0.0, 0.0, target * cost)
-            if OVERLAP:
-                intersection += p * target
-        else:
-            truth += hit.to(tl.float32)
-            entropy += tl.where(hit, cost, 0.0)
-            entropy += tl.where(strange[None, :] & (c[:, None] == 0), float("nan"), 0.0)
-            if OVERLAP:
-                intersection += tl.where(hit, p, 0.0)
-        if SPREAD:
-            spread += tl.where(valid[None, :] & live[:, None], cost, 0.0)
+    for start in range(0, chunk, LANES * VEC):
+        offsets = first + start + places
+        index, valid = read_labels(t, ts, m, ms, offsets, visible, ignore_index, C, SOFT, MASK, IGNORES)
+        values = read_classes(x, xc, xs, offsets, visible, C, LAST, LEVELS, "evict_last")
+        logits = as_logits(values, valid, C, MASK != 1 and not IGNORES)
+        top, own_logit, others = without_own(logits, index, C)
+        e, other = exponentials(others, top, C)
+        own = exponential(own_logit - top)
+        inverse = tl.where(valid, reciprocal(own + other), 0.0)
+        own_p = own * inverse
+        above = tl.where(valid, above_one(own, other), 0.0)
+        gap = tl.where(valid, top - own_logit, 0.0)
+        if not BY_CLASS:
+            all_entropy += log1p_product(above, VEC, VEC_LEVELS) + tl.sum(gap, 1)
+        log_total = log1p_positive(above)
+        index = again(index, own_p)
         if COUNTS:
-            if WHOLE:
-                choice = _first_of_largest(logits, top, c)
-                odd += tl.where(valid, _any_not_finite(logits, c, channels), 0)
+            choice, strange = chosen_class(logits, C)
+            choice = tl.where(valid, choice, -1)
+            odd += tl.sum((strange & valid).to(tl.float32), 1)
+        before = intersection, prediction, truth, entropy, spread, hits, chosen
+        intersection, prediction, truth, entropy, spread, hits, chosen = (), (), (), (), (), (), ()
+        for c in tl.static_range(C):
+            p = e[c] * inverse  # without the pixel's class, whose share is the intersection
+            if SOFT:
+                target = tl.load(t + c * tc + offsets * ts, mask=offsets < visible, other=0).to(tl.float32)
+                target = tl.where(valid, unit(target), 0.0)
+                cost = tl.where(target == 0.0, 0.0, target * (log_total + (top - logits[c])))
+                shared = p * target
+                target = target * target if SQUARED else target
             else:
-                choice = tl.load(at + 2 * size, mask=offsets < pixels, other=0.0).to(tl.int32)
-                odd += tl.where(valid, tl.load(at + 3 * size, mask=offsets < pixels, other=0.0).to(tl.int32), 0)
-            here = (choice[None, :] == c[:, None]) & valid[None, :]
-            chosen += here.to(tl.int32)
-            hits += (here & hit).to(tl.int32)
-        number += valid.to(tl.float32)
-    plane = c.to(tl.int64) * samples + b if OVER_BATCH else b * channels + c
-    part = plane * splits + split
-    step = tl.cast(planes, tl.int64) * splits
+                target = (index == c).to(tl.float32)
+                cost = tl.where(index == c, log_total + gap, 0.0)
+                shared = own_p * target
+            truth = truth + (before[2][c] + tl.sum(target, 1),)
+            if OVERLAP:
+                if SQUARED:
+                    p = tl.where(index == c, own_p, p)
+                    p = p * p
+                intersection = intersection + (before[0][c] + tl.sum(shared, 1),)
+                prediction = prediction + (before[1][c] + tl.sum(p, 1),)
+            if BY_CLASS:
+                entropy = entropy + (before[3][c] + tl.sum(cost, 1),)
+            if SPREAD:
+                each = tl.where(valid, log_total + (top - logits[c]), 0.0)
+                spread = spread + (before[4][c] + tl.sum(each, 1),)
+            if COUNTS:
+                here = (choice == c).to(tl.float32)
+                hits = hits + (before[5][c] + tl.sum(here * target, 1),)
+                chosen = chosen + (before[6][c] + tl.sum(here, 1),)
+        if SOFT or MASK == 1 or IGNORES:
+            number += tl.sum(valid.to(tl.float32), 1)
+    c = tl.arange(0, 1 << LEVELS)
+    live = c < C
+    place = (c.to(tl.int64) * samples + b if OVER_BATCH else b * C + c) * splits + split
+    size = tl.cast(samples, tl.int64) * splits * C
+    truths = tl.where(live, _totals(truth, C, LEVELS), 0.0)
+    tl.store(partials + 2 * size + place, truths, mask=live)
     if OVERLAP:
-        tl.store(partials + part, tl.sum(intersection, 1), mask=live)
-        tl.store(partials + step + part, tl.sum(prediction, 1), mask=live)
-    truths = tl.sum(truth, 1)
-    tl.store(partials + 2 * step + part, truths, mask=live)
-    tl.store(partials + 3 * step + part, tl.sum(entropy, 1), mask=live)
+        shared = _totals(intersection, C, LEVELS)
+        predicted = _totals(prediction, C, LEVELS)
+        tl.store(partials + place, shared, mask=live)
+        tl.store(partials + size + place, predicted if SQUARED or SOFT else predicted + shared, mask=live)
+    if SOFT or MASK == 1 or IGNORES:
+        valid_pixels = tl.sum(number)
+    else:
+        valid_pixels = tl.maximum(tl.minimum(visible - first, chunk), 0).to(tl.float32)
+    tl.store(partials + 5 * size + b * splits + split, valid_pixels)
+    if BY_CLASS:
+        entropies = _totals(entropy, C, LEVELS)
+    else:
+        entropies = tl.where(c == 0, tl.sum(all_entropy), 0.0)
+    if not SOFT:
+        strange = tl.where(c == 0, tl.sum(truths), valid_pixels) != valid_pixels
+        entropies = tl.where(strange, float("nan"), entropies)
+    tl.store(partials + 3 * size + place, entropies, mask=live)
     if SPREAD:
-        tl.store(partials + 4 * step + part, tl.sum(spread, 1), mask=live)
-    if tile == 0:
-        tl.store(partials + 5 * step + b * splits + split, tl.sum(number))
+        tl.store(partials + 4 * size + place, _totals(spread, C, LEVELS), mask=live)
     if COUNTS:  # sums of integers do not depend on their order
-        row = counts + b * (3 * channels + 1)
-        both = tl.sum(hits, 1).to(tl.int64)
+        row = counts + b * (3 * C + 1)
+        both = _totals(hits, C, LEVELS).to(tl.int64)
         tl.atomic_add(row + c, both, mask=live, sem="relaxed")
-        tl.atomic_add(row + channels + c, tl.sum(chosen, 1).to(tl.int64) - both, mask=live, sem="relaxed")
-        tl.atomic_add(row + 2 * channels + c, truths.to(tl.int64) - both, mask=live, sem="relaxed")
-        if tile == 0:
-            tl.atomic_add(row + 3 * channels, tl.sum(odd).to(tl.int64), sem="relaxed")
-
-
-def tile_of(channels: int, pixels: int, elements: int) -> tuple[bool, int, int]:
-    """Whether a tile has all classes, its classes, and its pixels: `elements` in all."""
-    tile = min(_WHOLE, triton.next_power_of_2(channels))
-    return channels <= _WHOLE, tile, max(16, min(elements // tile, triton.next_power_of_2(pixels)))
+        tl.atomic_add(row + C + c, _totals(chosen, C, LEVELS).to(tl.int64) - both, mask=live, sem="relaxed")
+        tl.atomic_add(row + 2 * C + c, truths.to(tl.int64) - both, mask=live, sem="relaxed")
+        tl.atomic_add(row + 3 * C, tl.sum(odd).to(tl.int64), sem="relaxed")
 
 
 def sums(
     input: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, counts: torch.Tensor | None,
-    ignore_index: int, batch: bool, squared: bool, overlap: bool, spread: bool,
+    ignore_index: int, batch: bool, squared: bool, overlap: bool, spread: bool, by_class: bool,
 ) -> tuple[torch.Tensor, int]:  # fmt: skip
-    """Partials, flat, and splits."""
+    """Partials, flat, and splits. Unless by_class only the sum of the classes' cross-entropies is right."""
     (B, C), pixels = input.shape[:2], math.prod(input.shape[2:])
-    whole, tile, block = tile_of(C, pixels, 1024)
-    tiles, soft = triton.cdiv(C, tile), target.shape[1] != 1
-    chunk = chunk_size(B * tiles * pixels, block)
+    if not few_classes(C):
+        return tiled_sums(input, target, mask, counts, ignore_index, batch, squared, overlap, spread)
+    soft = target.shape[1] != 1
+    by_class = by_class or soft
+    shape = lanes(input, pixels, 2 if soft or spread or counts is not None else 1)
+    block = shape["LANES"] * shape["VEC"]
+    # Enough programs to have many loads under way, few enough to add more pixels than threads at the end.
+    chunk = block * max(1, triton.cdiv(B * pixels, max(512, 2048 // C) * block))
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty((5 * C + 1) * B * splits, dtype=torch.float32, device=input.device)
-    (x, xs), (t, (tb, tc, ts)), (m, (mb, _, ms)) = as_planes(input), as_planes(target), as_planes(mask)
-    flags = {"SOFT": soft, "HAS_MASK": m is not None, "COUNTS": counts is not None}
-    normalisers = None
-    if not whole:
-        kinds = 2 if counts is None else 4
-        normalisers = torch.empty((kinds, B, pixels), dtype=torch.float32, device=input.device)
-        blocks = triton.cdiv(pixels, block)
-        softmax_normalisers[(blocks * B,)](
-            x, t, m, normalisers, *xs, tb, ts, mb, ms, ignore_index, B, C, pixels, blocks,
-            **flags, TILE=tile, BLOCK=block, **LAUNCH,
-        )  # fmt: skip
-    softmax_sums[(splits * B, tiles)](
-        x, t, m, normalisers, partials, counts, *xs, tb, tc, ts, mb, ms,
-        ignore_index, B, C, pixels, chunk, splits, B * C,
-        OVER_BATCH=batch, SQUARED=squared, OVERLAP=overlap, SPREAD=spread, **flags, WHOLE=whole,
-        TILE=tile, BLOCK=block, **LAUNCH,
+    (x, xs), (t, ts), (m, (mb, _, ms)) = as_planes(input), as_planes(target), as_planes(mask)
+    softmax_sums[(splits * B,)](
+        x, t, m, partials, counts, *xs, *ts, mb, ms, ignore_index, B, pixels, chunk, splits,
+        OVER_BATCH=batch, SQUARED=squared, OVERLAP=overlap, SPREAD=spread, BY_CLASS=by_class, SOFT=soft,
+        MASK=mask_kind(m, ms), IGNORES=not soft and may_ignore(target, ignore_index), COUNTS=counts is not None,
+        **(LAUNCH | shape),
     )  # fmt: skip
     return partials, splits
