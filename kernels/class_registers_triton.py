@@ -7,6 +7,8 @@ memory and its classes are handed on to the lanes through shared memory. WIDTH i
 a power of two; 0 for other layouts.
 """
 
+# ruff: noqa: RUF005  kernels cannot unpack a tuple into another
+
 from __future__ import annotations
 
 import torch
@@ -113,6 +115,24 @@ def as_logits(values, valid, C: tl.constexpr, CLEAN: tl.constexpr):
 
 
 @triton.jit
+def write_classes(
+    out, oc, os, offsets, pixels, values, valid,
+    C: tl.constexpr, LAST: tl.constexpr, LEVELS: tl.constexpr, CLEAN: tl.constexpr,
+):  # fmt: skip
+    """C tensors [LANES, VEC], 0 for invalid pixels; out points to a sample. CLEAN: all pixels are valid."""
+    inside = offsets < pixels
+    results = ()
+    for c in tl.static_range(C):
+        results = results + (values[c] if CLEAN else tl.where(valid, values[c], 0.0),)
+    if LAST:
+        c = tl.arange(0, 1 << LEVELS)[None, :]
+        tl.store(out + offsets * os + c * oc, stack(results, C, LEVELS), mask=inside & (c < C))
+    else:
+        for c in tl.static_range(C):
+            tl.store(out + c * oc + offsets * os, results[c], mask=inside)
+
+
+@triton.jit
 def without_own(logits, index, C: tl.constexpr):
     """The largest logit, that of the pixel's class (-infinity if it has none), and all with -infinity for that."""
     top = logits[0]
@@ -143,8 +163,8 @@ def exponential(x):
 
 @triton.jit
 def again(index, p):
-    """The same class numbers, for p >= 0 or NaN, in a way that compilers do not see: they would keep one bit per pixel and
-    class of an earlier comparison, which costs three times as much as to compare again."""
+    """The same class numbers, for p >= 0 or NaN, in a way that compilers do not see: they would keep one bit per class
+    and pixel of an earlier comparison, which costs three times as much as to compare again."""
     return tl.where(p < 0.0, -1, index)
 
 

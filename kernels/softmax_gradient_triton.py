@@ -1,9 +1,8 @@
 """The gradient of softmax losses for NVIDIA GPUs, from the derivatives of the loss with respect to the segment sums;
-see dice_ce_backends.py.
-
-With all classes in one tile (softmax_sums_triton.py) logits are read once. With more, a block's logits are read twice,
-first for the sums over classes, then for the gradient: the second read usually finds them in L2.
+see dice_ce_backends.py. class_registers_triton.py has few classes, softmax_tiles_gradient_triton.py many.
 """
+
+# ruff: noqa: RUF005  kernels cannot unpack a tuple into another
 
 from __future__ import annotations
 
@@ -13,172 +12,134 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, as_planes
-from .softmax_tiles_triton import read_logits, read_pixels, read_soft, tile_of
-
-
-@triton.jit
-def _read_tile(
-    x, xb, xc, xs, t, tb, tc, ts, slopes, go, b, start, offsets, index, valid, channels, pixels, planes,
-    SOFT: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """TILE classes from `start` on: class numbers, logits, whether the class is the pixel's, soft target, and slopes in
-    cross-entropy, I and P."""
-    c = start + tl.arange(0, TILE)
-    live = c < channels
-    logits = read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, "evict_first")
-    hit = index[None, :] == c[:, None]
-    target = read_soft(t, tb, tc, ts, b, c, offsets, valid, channels, pixels) if SOFT else logits
-    h = go * tl.load(slopes + c, mask=live, other=0.0)
-    a = go * tl.load(slopes + planes + c, mask=live, other=0.0)
-    slope = go * tl.load(slopes + 2 * planes + c, mask=live, other=0.0)
-    return c, logits, hit, target, h, a, slope
-
-
-@triton.jit
-def _add_tile(
-    top, own, other, others_slope, soft_slope, soft_ce, all_ce, logits, hit, target, h, a, slope,
-    SQUARED: tl.constexpr, OVERLAP: tl.constexpr, SOFT: tl.constexpr,
-):  # fmt: skip
-    """Updates the sums over all classes that the gradient needs with one tile; all sums are of e = exp(x - top)."""
-    higher = tl.maximum(top, tl.max(logits, 0))
-    factor = tl.exp(top - higher)
-    e = tl.exp(logits - higher[None, :])
-    rest = tl.where(hit, 0.0, e)
-    own = own * factor + tl.sum(tl.where(hit, e, 0.0), 0)
-    other = other * factor + tl.sum(rest, 0)
-    if OVERLAP:
-        powers = rest * rest if SQUARED else rest
-        others_slope = others_slope * (factor * factor if SQUARED else factor) + tl.sum(powers * slope[:, None], 0)
-    if SOFT:
-        soft_slope = soft_slope * factor
-        if OVERLAP:
-            soft_slope += tl.sum(e * a[:, None] * target, 0)
-        soft_ce += tl.sum(h[:, None] * target, 0)
-    return higher, own, other, others_slope, soft_slope, soft_ce, all_ce + h
-
-
-@triton.jit
-def _write_tile(
-    out, ob, oc, os, b, c, offsets, valid, channels, pixels, logits, hit, target, top, inverse, common, at_class,
-    h, a, slope, per_class, kept,
-    SQUARED: tl.constexpr, OVERLAP: tl.constexpr, SOFT: tl.constexpr,
-):  # fmt: skip
-    p = tl.exp(logits - top[None, :]) * inverse[None, :]
-    u = common[None, :]
-    if OVERLAP:
-        u += slope[:, None] * p if SQUARED else slope[:, None]
-        if SOFT:
-            u += a[:, None] * target
-    values = p * u - per_class * h[:, None]
-    if SOFT:
-        values -= kept * h[:, None] * target
-    else:
-        values = tl.where(hit, at_class[None, :], values)
-    values = tl.where(valid[None, :], values, 0.0)  # a NaN coefficient must not reach masked pixels either
-    inside = (offsets[None, :] < pixels) & (c[:, None] < channels)
-    at = out + b * ob + c[:, None].to(tl.int64) * oc + offsets[None, :] * os
-    tl.store(at, values, mask=inside)
+from .class_registers_triton import (
+    again,
+    as_logits,
+    exponential,
+    exponentials,
+    few_classes,
+    lanes,
+    mask_kind,
+    may_ignore,
+    read_classes,
+    read_labels,
+    reciprocal,
+    visible_pixels,
+    without_own,
+    write_classes,
+)
+from .planes_triton import LAUNCH, as_planes, unit
+from .softmax_tiles_gradient_triton import tiled_gradient
 
 
 @triton.jit
 def softmax_gradient(
     grad, gb, x, t, m, coefficients, out,
     xb, xc, xs, tb, tc, ts, mb, ms, ob, oc, os,
-    ignore_index, channels, pixels, blocks, planes, smoothing,
-    SQUARED: tl.constexpr, OVERLAP: tl.constexpr, SPREAD: tl.constexpr, SOFT: tl.constexpr,
-    HAS_MASK: tl.constexpr, WHOLE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    ignore_index, pixels, blocks, planes, smoothing,
+    C: tl.constexpr, LEVELS: tl.constexpr, LAST: tl.constexpr,
+    SQUARED: tl.constexpr, OVERLAP: tl.constexpr, SPREAD: tl.constexpr, SOFT: tl.constexpr, BY_CLASS: tl.constexpr,
+    MASK: tl.constexpr, IGNORES: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, VEC_LEVELS: tl.constexpr,
 ):  # fmt: skip
-    """out = grad * d loss / d logits, all classes of one block of pixels; grid [blocks * B]."""
+    """out = grad * d loss / d logits, all classes of one block of pixels; grid [blocks * B]. Without BY_CLASS the
+    slope in the cross-entropy is the same for all classes."""
     pid = tl.program_id(0)
     b = (pid // blocks).to(tl.int64)
-    offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    index, valid, strange = read_pixels(
-        t, tb, ts, m, mb, ms, b, offsets, pixels, channels, ignore_index, SOFT, HAS_MASK
-    )
+    visible = visible_pixels(m, mb, b, pixels, MASK)
     go = tl.load(grad + b * gb).to(tl.float32)
-    slopes = coefficients + b * channels
-    top = tl.full([BLOCK], float("-inf"), tl.float32)
-    zeros = tl.zeros([BLOCK], tl.float32)
-    own, other, others_slope, soft_slope, soft_ce = zeros, zeros, zeros, zeros, zeros
-    all_ce = tl.zeros([TILE], tl.float32)
-    if WHOLE:
-        c, logits, hit, target, h, a, slope = _read_tile(
-            x, xb, xc, xs, t, tb, tc, ts, slopes, go, b, 0, offsets, index, valid, channels, pixels, planes, SOFT, TILE
-        )
-        top, own, other, others_slope, soft_slope, soft_ce, all_ce = _add_tile(
-            top, own, other, others_slope, soft_slope, soft_ce, all_ce, logits, hit, target, h, a, slope,
-            SQUARED, OVERLAP, SOFT,
-        )  # fmt: skip
-    else:
-        for start in range(0, channels, TILE):
-            c, logits, hit, target, h, a, slope = _read_tile(
-                x, xb, xc, xs, t, tb, tc, ts, slopes, go, b, start, offsets, index, valid, channels, pixels, planes,
-                SOFT, TILE,
-            )  # fmt: skip
-            top, own, other, others_slope, soft_slope, soft_ce, all_ce = _add_tile(
-                top, own, other, others_slope, soft_slope, soft_ce, all_ce, logits, hit, target, h, a, slope,
-                SQUARED, OVERLAP, SOFT,
-            )  # fmt: skip
+    x += b * xb
+    t += b * tb
+    if MASK == 1:
+        m += b * mb
+    slopes = coefficients + b * C
+    places = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
+    offsets = (pid % blocks).to(tl.int64) * (LANES * VEC) + places
+    index, valid = read_labels(t, ts, m, ms, offsets, visible, ignore_index, C, SOFT, MASK, IGNORES)
+    values = read_classes(x, xc, xs, offsets, visible, C, LAST, LEVELS, "evict_first")
+    logits = as_logits(values, valid, C, MASK != 1 and not IGNORES)
+    top, own_logit, others = without_own(logits, index, C)
+    e, other = exponentials(others, top, C)
+    own = exponential(own_logit - top)
+    inverse = reciprocal(own + other)
+    own_p = own * inverse
+    rest = other * inverse  # 1 - own_p
 
-    base = tl.sum(all_ce) * (smoothing / channels) if SPREAD else 0.0
+    zero = tl.zeros([LANES, VEC], tl.float32)
     kept = 1.0 - smoothing
-    per_class = smoothing / channels
-    inverse = tl.where(valid, 1.0 / (own + other), 0.0)
-    power = inverse * inverse if SQUARED else inverse
-    if SOFT:
-        common = kept * soft_ce + base - soft_slope * inverse - others_slope * power
-        at_class = zeros
-    else:
-        there = index >= 0
-        p = own * inverse
-        rest = other * inverse  # 1 - p
-        all_h = go * tl.load(slopes + index, mask=there, other=0.0)
-        common = kept * all_h + base
-        at_class = p * base - kept * all_h * rest - per_class * all_h
+    per_class = smoothing / C
+    h, a, slope = (), (), ()  # slopes in cross-entropy, I and P
+    own_h, own_a, own_slope, others_slope, soft = zero, zero, zero, zero, zero
+    all_h = 0.0
+    targets = ()
+    for c in tl.static_range(C):
+        h = h + (go * tl.load(slopes + (c if BY_CLASS else 0)),)
+        all_h += h[c]
+        if SOFT:
+            target = tl.load(t + c * tc + offsets * ts, mask=offsets < visible, other=0).to(tl.float32)
+            targets = targets + (unit(target),)
+            soft += kept * h[c] * targets[c]
+        elif BY_CLASS:
+            own_h = tl.where(index == c, h[c], own_h)
         if OVERLAP:
-            u = go * tl.load(slopes + planes + index, mask=there, other=0.0)
-            of_p = go * tl.load(slopes + 2 * planes + index, mask=there, other=0.0)
-            u += of_p * p if SQUARED else of_p
-            common -= others_slope * power + p * u
-            at_class += p * (u * rest - others_slope * power)
-
-    if WHOLE:
-        _write_tile(
-            out, ob, oc, os, b, c, offsets, valid, channels, pixels, logits, hit, target, top, inverse, common,
-            at_class, h, a, slope, per_class, kept, SQUARED, OVERLAP, SOFT,
-        )  # fmt: skip
-    else:
-        for start in range(0, channels, TILE):
-            c, logits, hit, target, h, a, slope = _read_tile(
-                x, xb, xc, xs, t, tb, tc, ts, slopes, go, b, start, offsets, index, valid, channels, pixels, planes,
-                SOFT, TILE,
-            )  # fmt: skip
-            _write_tile(
-                out, ob, oc, os, b, c, offsets, valid, channels, pixels, logits, hit, target, top, inverse, common,
-                at_class, h, a, slope, per_class, kept, SQUARED, OVERLAP, SOFT,
-            )  # fmt: skip
+            a = a + (go * tl.load(slopes + planes + c),)
+            slope = slope + (go * tl.load(slopes + 2 * planes + c),)
+            if SOFT:
+                soft -= e[c] * inverse * a[c] * targets[c]
+            else:
+                own_a = tl.where(index == c, a[c], own_a)
+                own_slope = tl.where(index == c, slope[c], own_slope)
+            others_slope += (e[c] * e[c] if SQUARED else e[c]) * slope[c]
+    if not BY_CLASS and not SOFT:
+        own_h = zero + h[0]
+    base = all_h * per_class if SPREAD else 0.0
+    common = soft + base if SOFT else kept * own_h + base
+    at_own = own_p * base - (kept * rest + per_class) * own_h
+    if OVERLAP:
+        others_slope *= inverse * inverse if SQUARED else inverse
+        u = own_a + (own_slope * own_p if SQUARED else own_slope)
+        common -= others_slope + own_p * u
+        at_own += own_p * (u * rest - others_slope)
+    index = again(index, own_p)
+    values = ()
+    for c in tl.static_range(C):
+        p = e[c] * inverse
+        u = common
+        if OVERLAP:
+            u += slope[c] * p if SQUARED else slope[c]
+            if SOFT:
+                u += a[c] * targets[c]
+        value = p * u
+        if SPREAD:
+            value -= per_class * h[c]
+        if SOFT:
+            value -= kept * h[c] * targets[c]
+        else:
+            value = tl.where(index == c, at_own, value)
+        values = values + (value,)
+    # A NaN coefficient must not reach invalid pixels either.
+    write_classes(out + b * ob, oc, os, offsets, pixels, values, valid, C, LAST, LEVELS, MASK == 0 and not IGNORES)
 
 
 def backward(
     grad: torch.Tensor, input: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None,
     coefficients: torch.Tensor, gradient: torch.Tensor,
-    ignore_index: int, smoothing: float, squared: bool, overlap: bool,
+    ignore_index: int, smoothing: float, squared: bool, overlap: bool, by_class: bool,
 ) -> None:  # fmt: skip
-    """Fills gradient [B, C, *spatial] from grad [B] (any stride) or one number, and the coefficients of `forward`."""
-    (B, C), pixels = input.shape[:2], math.prod(input.shape[2:])
-    whole, tile, block = tile_of(C, pixels, 2048)
-    blocks = triton.cdiv(pixels, block)
-    (x, xs), (t, ts), (m, (mb, _, ms)), (out, os) = (
-        as_planes(input),
-        as_planes(target),
-        as_planes(mask),
-        as_planes(gradient),
-    )
+    """Fills gradient [B, C, *spatial] from grad [B] (any stride) or one number, and the coefficients of `forward`.
+    by_class: whether the slopes in the cross-entropies of classes differ."""
+    (B, C), pixels, soft = input.shape[:2], math.prod(input.shape[2:]), target.shape[1] != 1
+    arguments = grad, grad.stride(0) if grad.dim() else 0, input, target, mask, coefficients, gradient
     with torch.cuda.device_of(input):
+        if not few_classes(C):
+            tiled_gradient(*arguments, ignore_index, smoothing, squared, overlap)
+            return
+        shape = lanes(input, pixels, 2 if soft else 1)
+        blocks = triton.cdiv(pixels, shape["LANES"] * shape["VEC"])
+        (x, xs), (t, ts), (m, (mb, _, ms)) = as_planes(input), as_planes(target), as_planes(mask)
+        out, os = as_planes(gradient)
         softmax_gradient[(blocks * B,)](
-            grad, grad.stride(0) if grad.dim() else 0, x, t, m, coefficients, out, *xs, *ts, mb, ms, *os,
-            ignore_index, C, pixels, blocks, B * C, smoothing,
-            SQUARED=squared, OVERLAP=overlap, SPREAD=smoothing > 0, SOFT=target.shape[1] != 1,
-            HAS_MASK=m is not None, WHOLE=whole, TILE=tile, BLOCK=block, **LAUNCH,
+            *arguments[:2], x, t, m, coefficients, out, *xs, *ts, mb, ms, *os,
+            ignore_index, pixels, blocks, B * C, smoothing,
+            SQUARED=squared, OVERLAP=overlap, SPREAD=smoothing > 0, SOFT=soft, BY_CLASS=by_class,
+            MASK=mask_kind(m, ms), IGNORES=not soft and may_ignore(target, ignore_index), **(LAUNCH | shape),
         )  # fmt: skip

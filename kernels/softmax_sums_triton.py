@@ -7,6 +7,8 @@ Sums go to `partials [5, B, C, splits]` (I, P, T, cross-entropy, -sum log p) and
 invalid class number makes the cross-entropy NaN.
 """
 
+# ruff: noqa: RUF005  kernels cannot unpack a tuple into another
+
 from __future__ import annotations
 
 import math

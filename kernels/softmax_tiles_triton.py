@@ -1,11 +1,8 @@
-"""The sums of softmax losses for NVIDIA GPUs, and the code with which their kernels read pixels.
+"""The sums of softmax losses with many classes for NVIDIA GPUs, and the code with which their kernels read pixels.
 
-A program handles blocks of pixels with TILE classes, [TILE, BLOCK] in registers. Up to _WHOLE classes a tile has all
-classes: logits are read once. With more, each pixel's maximum and sum of exponentials are written first (8 bytes per
-pixel), then the logits are read a second time, one tile of classes after the other.
-
-Sums go to `partials [5, B, C, splits]` (I, P, T, cross-entropy, -sum log p) and then [B, splits] (valid pixels). An
-invalid class number makes the cross-entropy NaN.
+A program handles blocks of pixels with TILE classes, [TILE, BLOCK] in registers. Each pixel's maximum and sum of
+exponentials are written first (8 bytes per pixel), then the logits are read a second time, one tile of classes after
+the other. The sums are those of softmax_sums_triton.py.
 """
 
 from __future__ import annotations
@@ -16,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import LAUNCH, as_planes, chunk_size, log1p_unit, unit
+from .planes_triton import LAUNCH, as_planes, chunk_size, unit
 
-_WHOLE = 32  # classes
+_CLASSES = 32  # of a tile
 _INFINITY = tl.constexpr(float("inf"))
 _NOWHERE = tl.constexpr(1 << 30)  # a class number above all others
 
@@ -61,11 +58,6 @@ def read_soft(t, tb, tc, ts, b, c, offsets, valid, channels, pixels):
     at = t + b * tb + c[:, None].to(tl.int64) * tc + offsets[None, :] * ts
     target = unit(tl.load(at, mask=inside, other=0).to(tl.float32))
     return tl.where(valid[None, :], target, 0.0)
-
-
-@triton.jit
-def _log1p_positive(z):
-    return tl.where(z < 1.0, log1p_unit(tl.minimum(z, 1.0)), tl.log(1.0 + z))
 
 
 @triton.jit
@@ -125,7 +117,7 @@ def softmax_sums_tiled(
     xb, xc, xs, tb, tc, ts, mb, ms,
     ignore_index, samples, channels, pixels, chunk, splits, planes,
     OVER_BATCH: tl.constexpr, SQUARED: tl.constexpr, OVERLAP: tl.constexpr, SPREAD: tl.constexpr,
-    SOFT: tl.constexpr, HAS_MASK: tl.constexpr, COUNTS: tl.constexpr, WHOLE: tl.constexpr,
+    SOFT: tl.constexpr, HAS_MASK: tl.constexpr, COUNTS: tl.constexpr,
     TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One split of one sample, TILE classes; grid [splits * B, tiles]. counts [B, 3 C + 1]: zeros, added to."""
@@ -153,20 +145,11 @@ def softmax_sums_tiled(
         )
         logits = read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, "evict_last")
         hit = index[None, :] == c[:, None]
-        if WHOLE:
-            top = tl.max(logits, 0)
-            e = tl.exp(logits - top[None, :])
-            own = tl.sum(tl.where(hit, e, 0.0), 0)
-            other = tl.sum(tl.where(hit, 0.0, e), 0)
-            total = own + other
-            # The largest e is 1: if it belongs to the pixel's class, the sum of the others needs no subtraction.
-            log_total = _log1p_positive(tl.where(own == 1.0, other, other - 1.0 + own))
-        else:
-            at = normalisers + b * pixels + offsets
-            top = tl.load(at, mask=offsets < pixels, other=0.0)
-            total = tl.load(at + size, mask=offsets < pixels, other=1.0)
-            e = tl.exp(logits - top[None, :])
-            log_total = tl.log(total)
+        at = normalisers + b * pixels + offsets
+        top = tl.load(at, mask=offsets < pixels, other=0.0)
+        total = tl.load(at + size, mask=offsets < pixels, other=1.0)
+        e = tl.exp(logits - top[None, :])
+        log_total = tl.log(total)
         cost = log_total[None, :] + (top[None, :] - logits)
         if OVERLAP:
             p = e * tl.where(valid, 1.0 / total, 0.0)[None, :]
@@ -186,12 +169,8 @@ def softmax_sums_tiled(
         if SPREAD:
             spread += tl.where(valid[None, :] & live[:, None], cost, 0.0)
         if COUNTS:
-            if WHOLE:
-                choice = _first_of_largest(logits, top, c)
-                odd += tl.where(valid, _any_not_finite(logits, c, channels), 0)
-            else:
-                choice = tl.load(at + 2 * size, mask=offsets < pixels, other=0.0).to(tl.int32)
-                odd += tl.where(valid, tl.load(at + 3 * size, mask=offsets < pixels, other=0.0).to(tl.int32), 0)
+            choice = tl.load(at + 2 * size, mask=offsets < pixels, other=0.0).to(tl.int32)
+            odd += tl.where(valid, tl.load(at + 3 * size, mask=offsets < pixels, other=0.0).to(tl.int32), 0)
             here = (choice[None, :] == c[:, None]) & valid[None, :]
             chosen += here.to(tl.int32)
             hits += (here & hit).to(tl.int32)
@@ -219,38 +198,36 @@ def softmax_sums_tiled(
             tl.atomic_add(row + 3 * channels, tl.sum(odd).to(tl.int64), sem="relaxed")
 
 
-def tile_of(channels: int, pixels: int, elements: int) -> tuple[bool, int, int]:
-    """Whether a tile has all classes, its classes, and its pixels: `elements` in all."""
-    tile = min(_WHOLE, triton.next_power_of_2(channels))
-    return channels <= _WHOLE, tile, max(16, min(elements // tile, triton.next_power_of_2(pixels)))
+def tile_of(channels: int, pixels: int, elements: int) -> tuple[int, int]:
+    """The classes and the pixels of a tile of `elements`."""
+    tile = min(_CLASSES, triton.next_power_of_2(channels))
+    return tile, max(16, min(elements // tile, triton.next_power_of_2(pixels)))
 
 
 def tiled_sums(
     input: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, counts: torch.Tensor | None,
     ignore_index: int, batch: bool, squared: bool, overlap: bool, spread: bool,
 ) -> tuple[torch.Tensor, int]:  # fmt: skip
-    """Partials, flat, and splits."""
+    """As `sums` in softmax_sums_triton.py."""
     (B, C), pixels = input.shape[:2], math.prod(input.shape[2:])
-    whole, tile, block = tile_of(C, pixels, 1024)
+    tile, block = tile_of(C, pixels, 1024)
     tiles, soft = triton.cdiv(C, tile), target.shape[1] != 1
     chunk = chunk_size(B * tiles * pixels, block)
     splits = triton.cdiv(pixels, chunk)
     partials = torch.empty((5 * C + 1) * B * splits, dtype=torch.float32, device=input.device)
     (x, xs), (t, (tb, tc, ts)), (m, (mb, _, ms)) = as_planes(input), as_planes(target), as_planes(mask)
     flags = {"SOFT": soft, "HAS_MASK": m is not None, "COUNTS": counts is not None}
-    normalisers = None
-    if not whole:
-        kinds = 2 if counts is None else 4
-        normalisers = torch.empty((kinds, B, pixels), dtype=torch.float32, device=input.device)
-        blocks = triton.cdiv(pixels, block)
-        softmax_normalisers[(blocks * B,)](
-            x, t, m, normalisers, *xs, tb, ts, mb, ms, ignore_index, B, C, pixels, blocks,
-            **flags, TILE=tile, BLOCK=block, **LAUNCH,
-        )  # fmt: skip
+    kinds = 2 if counts is None else 4
+    normalisers = torch.empty((kinds, B, pixels), dtype=torch.float32, device=input.device)
+    blocks = triton.cdiv(pixels, block)
+    softmax_normalisers[(blocks * B,)](
+        x, t, m, normalisers, *xs, tb, ts, mb, ms, ignore_index, B, C, pixels, blocks,
+        **flags, TILE=tile, BLOCK=block, **LAUNCH,
+    )  # fmt: skip
     softmax_sums_tiled[(splits * B, tiles)](
         x, t, m, normalisers, partials, counts, *xs, tb, tc, ts, mb, ms,
         ignore_index, B, C, pixels, chunk, splits, B * C,
-        OVER_BATCH=batch, SQUARED=squared, OVERLAP=overlap, SPREAD=spread, **flags, WHOLE=whole,
+        OVER_BATCH=batch, SQUARED=squared, OVERLAP=overlap, SPREAD=spread, **flags,
         TILE=tile, BLOCK=block, **LAUNCH,
     )  # fmt: skip
     return partials, splits

@@ -296,13 +296,15 @@ def triton_gradient(
     smoothing: float,
     squared: bool,
     overlap: bool,
+    by_class: bool = True,
 ) -> Tensor:
-    """grad: one element, or [B] with any stride."""
+    """grad: one element, or [B] with any stride; by_class: whether the slopes in the cross-entropies of classes
+    differ."""
     from ...kernels import softmax_gradient_triton
 
     gradient = gradient_like(tensors[0])
     softmax_gradient_triton.backward(
-        grad, *readable(*tensors), slopes, gradient, ignore_index, smoothing, squared, overlap
+        grad, *readable(*tensors), slopes, gradient, ignore_index, smoothing, squared, overlap, by_class
     )
     return gradient
 
@@ -310,7 +312,14 @@ def triton_gradient(
 def triton_backward(grad: Tensor, tensors: Tensors, coefficients: Tensor, o: Options) -> Tensor:
     planes = tensors.input, tensors.target, tensors.mask
     return triton_gradient(
-        planes, grad, coefficients, o.ignore_index, o.label_smoothing, o.squared_pred, o.dice_weight != 0
+        planes,
+        grad,
+        coefficients,
+        o.ignore_index,
+        o.label_smoothing,
+        o.squared_pred,
+        o.dice_weight != 0,
+        by_class=tensors.weight is not None,
     )
 
 
