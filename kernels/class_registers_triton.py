@@ -3,8 +3,8 @@ is then computed once, and sums over classes need no exchange between threads.
 
 Tensors are [LANES, VEC]: a lane is a thread and has VEC neighbouring pixels, so that loads are of up to 16 bytes. If
 classes are neighbours in memory (channels_last), a lane has one pixel: a tile of all classes is read in the order of
-memory and its classes are handed on to the lanes through shared memory. WIDTH is the number of classes of such a tile,
-a power of two; 0 for other layouts.
+memory and its classes are handed on to the lanes through shared memory (LAST). LEVELS and VEC_LEVELS are the logarithms
+to base 2 of C and VEC, rounded up.
 """
 
 # ruff: noqa: RUF005  kernels cannot unpack a tuple into another
@@ -89,13 +89,13 @@ def read_labels(
 
 @triton.jit
 def read_classes(
-    x, xc, xs, offsets, visible, C: tl.constexpr, WIDTH: tl.constexpr, LEVELS: tl.constexpr, EVICTION: tl.constexpr
+    x, xc, xs, offsets, visible, C: tl.constexpr, LAST: tl.constexpr, LEVELS: tl.constexpr, EVICTION: tl.constexpr
 ):
     """C tensors [LANES, VEC], 0 beyond the visible pixels; x points to a sample."""
     inside = offsets < visible
-    if WIDTH:
-        c = tl.arange(0, WIDTH)[None, :]
-        tile = tl.load(x + offsets * xs + c * xc, mask=inside & (c < C), other=0.0, eviction_policy=EVICTION)
+    if LAST:
+        c = tl.arange(0, 1 << LEVELS)[None, :]
+        tile = tl.load(x + offsets * C + c, mask=inside & (c < C), other=0.0, eviction_policy=EVICTION)
         return unstack(tile, LEVELS)
     values = ()
     for c in tl.static_range(C):
@@ -126,7 +126,7 @@ def write_classes(
         results = results + (values[c] if CLEAN else tl.where(valid, values[c], 0.0),)
     if LAST:
         c = tl.arange(0, 1 << LEVELS)[None, :]
-        tl.store(out + offsets * os + c * oc, stack(results, C, LEVELS), mask=inside & (c < C))
+        tl.store(out + offsets * C + c, stack(results, C, LEVELS), mask=inside & (c < C))
     else:
         for c in tl.static_range(C):
             tl.store(out + c * oc + offsets * os, results[c], mask=inside)
@@ -232,12 +232,17 @@ def lanes(input: torch.Tensor, pixels: int, per_class: int) -> dict[str, int]:
     A lane has as many pixels as a load of 16 bytes, or fewer so that all fit into its registers.
     """
     C, strides = input.shape[1], as_planes(input)[1]
-    last = strides[1] == 1 and strides[2] != 1 and pixels > 1
+    last = channels_last(strides, C)
     most = min(16 // input.element_size(), triton.next_power_of_2(pixels), max(1, _REGISTERS // (C * per_class)))
     vec = 1 if last else 1 << (most.bit_length() - 1)
     warps = 4 if pixels > 32 * vec else 1
     levels = {"LEVELS": (C - 1).bit_length(), "VEC_LEVELS": vec.bit_length() - 1}
     return {"C": C, "LAST": last, "LANES": 32 * warps, "VEC": vec, **levels, "num_warps": warps}
+
+
+def channels_last(strides: tuple[int, int, int], classes: int) -> bool:
+    """Whether the classes of a pixel are neighbours, and so are pixels."""
+    return strides[1:] == (1, classes)
 
 
 def mask_kind(mask: torch.Tensor | None, pixel_stride: int) -> int:

@@ -15,6 +15,7 @@ import triton.language as tl
 from .class_registers_triton import (
     again,
     as_logits,
+    channels_last,
     exponential,
     exponentials,
     few_classes,
@@ -37,7 +38,7 @@ def softmax_gradient(
     grad, gb, x, t, m, coefficients, out,
     xb, xc, xs, tb, tc, ts, mb, ms, ob, oc, os,
     ignore_index, pixels, blocks, planes, smoothing,
-    C: tl.constexpr, LEVELS: tl.constexpr, LAST: tl.constexpr,
+    C: tl.constexpr, LEVELS: tl.constexpr, LAST: tl.constexpr, LAST_OUT: tl.constexpr,
     SQUARED: tl.constexpr, OVERLAP: tl.constexpr, SPREAD: tl.constexpr, SOFT: tl.constexpr, BY_CLASS: tl.constexpr,
     MASK: tl.constexpr, IGNORES: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, VEC_LEVELS: tl.constexpr,
 ):  # fmt: skip
@@ -117,7 +118,8 @@ def softmax_gradient(
             value = tl.where(index == c, at_own, value)
         values = values + (value,)
     # A NaN coefficient must not reach invalid pixels either.
-    write_classes(out + b * ob, oc, os, offsets, pixels, values, valid, C, LAST, LEVELS, MASK == 0 and not IGNORES)
+    clean: tl.constexpr = MASK == 0 and not IGNORES
+    write_classes(out + b * ob, oc, os, offsets, pixels, values, valid, C, LAST_OUT, LEVELS, clean)
 
 
 def backward(
@@ -140,6 +142,7 @@ def backward(
         softmax_gradient[(blocks * B,)](
             *arguments[:2], x, t, m, coefficients, out, *xs, *ts, mb, ms, *os,
             ignore_index, pixels, blocks, B * C, smoothing,
-            SQUARED=squared, OVERLAP=overlap, SPREAD=smoothing > 0, SOFT=soft, BY_CLASS=by_class,
+            LAST_OUT=shape["LAST"] and channels_last(os, C), SQUARED=squared, OVERLAP=overlap, SPREAD=smoothing > 0, SOFT=soft,
+            BY_CLASS=by_class,
             MASK=mask_kind(m, ms), IGNORES=not soft and may_ignore(target, ignore_index), **(LAUNCH | shape),
         )  # fmt: skip
