@@ -142,7 +142,7 @@ def backward(
         softmax_gradient[(blocks * B,)](
             *arguments[:2], x, t, m, coefficients, out, *xs, *ts, mb, ms, *os,
             ignore_index, pixels, blocks, B * C, smoothing,
-            LAST_OUT=shape["LAST"] and channels_last(os, C), SQUARED=squared, OVERLAP=overlap, SPREAD=smoothing > 0, SOFT=soft,
-            BY_CLASS=by_class,
+            LAST_OUT=shape["LAST"] and channels_last(os, C), SQUARED=squared, OVERLAP=overlap,
+            SPREAD=smoothing > 0, SOFT=soft, BY_CLASS=by_class,
             MASK=mask_kind(m, ms), IGNORES=not soft and may_ignore(target, ignore_index), **(LAUNCH | shape),
         )  # fmt: skip
