@@ -15,11 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import as_planes
+from .planes_triton import LAUNCH, as_planes
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _NO_CLASS = tl.constexpr(127)  # above the classes of every kernel that uses it, and in every integer dtype
 _MOST = 32  # classes
+_LANES = 32 * LAUNCH["num_warps"]
 _REGISTERS = 96  # of a thread, for what it keeps for each class and pixel; sums of each class come on top
 _PIXELS, _SAMPLES = tl.constexpr(1), tl.constexpr(2)
 
@@ -227,7 +228,7 @@ def few_classes(classes: int) -> bool:
 
 
 def lanes(input: torch.Tensor, pixels: int, per_class: int) -> dict[str, int]:
-    """The shape of a program's tensors, and its warps; per_class: numbers that a lane keeps for each class and pixel.
+    """The shape of a program's tensors; per_class: numbers that a lane keeps for each class and pixel.
 
     A lane has as many pixels as a load of 16 bytes, or fewer so that all fit into its registers.
     """
@@ -235,9 +236,8 @@ def lanes(input: torch.Tensor, pixels: int, per_class: int) -> dict[str, int]:
     last = channels_last(strides, C)
     most = min(16 // input.element_size(), triton.next_power_of_2(pixels), max(1, _REGISTERS // (C * per_class)))
     vec = 1 if last else 1 << (most.bit_length() - 1)
-    warps = 4 if pixels > 32 * vec else 1
     levels = {"LEVELS": (C - 1).bit_length(), "VEC_LEVELS": vec.bit_length() - 1}
-    return {"C": C, "LAST": last, "LANES": 32 * warps, "VEC": vec, **levels, "num_warps": warps}
+    return {"C": C, "LAST": last, "LANES": _LANES, "VEC": vec, **levels}
 
 
 def channels_last(strides: tuple[int, int, int], classes: int) -> bool:

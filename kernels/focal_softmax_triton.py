@@ -153,7 +153,7 @@ def _sums(
     softmax_focal_sums[(splits * samples,)](
         x, t, m, factors, partials, *xs, ts[0], ts[2], ms[0], ms[2], pixels, chunk, splits, samples,
         gamma, ignore_index, GAMMA=exponent_code(gamma), MASK=mask_kind(m, ms[2]),
-        IGNORES=may_ignore(target, ignore_index), HAS_FACTORS=factors is not None, **(LAUNCH | shape),
+        IGNORES=may_ignore(target, ignore_index), HAS_FACTORS=factors is not None, **shape, **LAUNCH,
     )  # fmt: skip
     return partials, splits
 
@@ -186,5 +186,5 @@ def backward(
             grad, grad.stride(0), x, t, m, factors, coefficients, out, *xs, ts[0], ts[2], ms[0], ms[2], *os,
             pixels, blocks, gamma, ignore_index, GAMMA=exponent_code(gamma), MASK=mask_kind(m, ms[2]),
             IGNORES=may_ignore(target, ignore_index), HAS_FACTORS=factors is not None,
-            LAST_OUT=shape["LAST"] and channels_last(os, C), **(LAUNCH | shape),
+            LAST_OUT=shape["LAST"] and channels_last(os, C), **shape, **LAUNCH,
         )  # fmt: skip

@@ -144,5 +144,5 @@ def backward(
             ignore_index, pixels, blocks, B * C, smoothing,
             LAST_OUT=shape["LAST"] and channels_last(os, C), SQUARED=squared, OVERLAP=overlap,
             SPREAD=smoothing > 0, SOFT=soft, BY_CLASS=by_class,
-            MASK=mask_kind(m, ms), IGNORES=not soft and may_ignore(target, ignore_index), **(LAUNCH | shape),
+            MASK=mask_kind(m, ms), IGNORES=not soft and may_ignore(target, ignore_index), **shape, **LAUNCH,
         )  # fmt: skip

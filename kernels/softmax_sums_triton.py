@@ -186,6 +186,6 @@ def sums(
         x, t, m, partials, counts, *xs, *ts, mb, ms, ignore_index, B, pixels, chunk, splits,
         OVER_BATCH=batch, SQUARED=squared, OVERLAP=overlap, SPREAD=spread, BY_CLASS=by_class, SOFT=soft,
         MASK=mask_kind(m, ms), IGNORES=not soft and may_ignore(target, ignore_index), COUNTS=counts is not None,
-        **(LAUNCH | shape),
+        **shape, **LAUNCH,
     )  # fmt: skip
     return partials, splits

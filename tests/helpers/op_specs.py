@@ -102,7 +102,8 @@ _LINEAR: dict[str, Any] = _PLAIN | {
     "small": (3, 40),
 }
 _OF_HEADS: dict[str, Any] = {"tiny": (2, 2), "small": (8, 4), "large": (240, 200), "argument": "inputs[0]"}
-_SOFTMAX = ("dice_ce", "softmax_sums", "softmax_gradient")  # what most softmax ops share
+_SOFTMAX_KERNELS = ("class_registers", "softmax_sums", "softmax_gradient", "softmax_tiles", "softmax_tiles_gradient")
+_SOFTMAX = ("dice_ce", *_SOFTMAX_KERNELS)  # what most softmax ops share
 
 SPECS = (
     OpSpec(
@@ -183,7 +184,7 @@ SPECS = (
         ),
         kept=3 * 2 * 3,
         naive=naive_dice_ce,
-        shares=("softmax_sums", "softmax_gradient"),
+        shares=_SOFTMAX_KERNELS,
     ),
     OpSpec(
         "cross_entropy",
@@ -238,7 +239,7 @@ SPECS = (
         kept=2 + 3,
         naive=naive_softmax_focal,
         tolerance=1e-5,
-        shares=("focal", "class_loss"),
+        shares=("focal", "class_loss", "class_registers", "focal_softmax_tiles"),
     ),
     *(
         OpSpec(
