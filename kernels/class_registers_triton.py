@@ -134,16 +134,22 @@ def write_classes(
 
 
 @triton.jit
+def largest(logits, C: tl.constexpr):
+    top = logits[0]
+    for c in tl.static_range(1, C):
+        top = tl.maximum(top, logits[c])
+    return top
+
+
+@triton.jit
 def without_own(logits, index, C: tl.constexpr):
     """The largest logit, that of the pixel's class (-infinity if it has none), and all with -infinity for that."""
-    top = logits[0]
     own = tl.where(index == 0, logits[0], float("-inf"))
     others = (tl.where(index == 0, float("-inf"), logits[0]),)
     for c in tl.static_range(1, C):
-        top = tl.maximum(top, logits[c])
         own = tl.where(index == c, logits[c], own)
         others = others + (tl.where(index == c, float("-inf"), logits[c]),)
-    return top, own, others
+    return largest(logits, C), own, others
 
 
 @triton.jit
@@ -227,14 +233,14 @@ def few_classes(classes: int) -> bool:
     return classes <= _MOST
 
 
-def lanes(input: torch.Tensor, pixels: int, per_class: int) -> dict[str, int]:
+def lanes(input: torch.Tensor, pixels: int, per_class: int, most: int = 8) -> dict[str, int]:
     """The shape of a program's tensors; per_class: numbers that a lane keeps for each class and pixel.
 
-    A lane has as many pixels as a load of 16 bytes, or fewer so that all fit into its registers.
+    A lane has as many pixels as a load of 16 bytes, or fewer so that all fit into its registers; at most `most`.
     """
     C, strides = input.shape[1], as_planes(input)[1]
     last = channels_last(strides, C)
-    most = min(16 // input.element_size(), triton.next_power_of_2(pixels), max(1, _REGISTERS // (C * per_class)))
+    most = min(most, 16 // input.element_size(), triton.next_power_of_2(pixels), max(1, _REGISTERS // (C * per_class)))
     vec = 1 if last else 1 << (most.bit_length() - 1)
     levels = {"LEVELS": (C - 1).bit_length(), "VEC_LEVELS": vec.bit_length() - 1}
     return {"C": C, "LAST": last, "LANES": _LANES, "VEC": vec, **levels}

@@ -20,6 +20,7 @@ from .class_registers_triton import (
     exponentials,
     few_classes,
     lanes,
+    largest,
     mask_kind,
     may_ignore,
     read_classes,
@@ -58,12 +59,16 @@ def softmax_gradient(
     index, valid = read_labels(t, ts, m, ms, offsets, visible, ignore_index, C, SOFT, MASK, IGNORES)
     values = read_classes(x, xc, xs, offsets, visible, C, LAST, LEVELS, "evict_first")
     logits = as_logits(values, valid, C, MASK != 1 and not IGNORES)
-    top, own_logit, others = without_own(logits, index, C)
-    e, other = exponentials(others, top, C)
-    own = exponential(own_logit - top)
-    inverse = reciprocal(own + other)
-    own_p = own * inverse
-    rest = other * inverse  # 1 - own_p
+    if SOFT:
+        e, total = exponentials(logits, largest(logits, C), C)
+        inverse = reciprocal(total)
+    else:
+        top, own_logit, others = without_own(logits, index, C)
+        e, other = exponentials(others, top, C)
+        own = exponential(own_logit - top)
+        inverse = reciprocal(own + other)
+        own_p = own * inverse
+        rest = other * inverse  # 1 - own_p
 
     zero = tl.zeros([LANES, VEC], tl.float32)
     kept = 1.0 - smoothing
@@ -94,13 +99,16 @@ def softmax_gradient(
         own_h = zero + h[0]
     base = all_h * per_class if SPREAD else 0.0
     common = soft + base if SOFT else kept * own_h + base
-    at_own = own_p * base - (kept * rest + per_class) * own_h
     if OVERLAP:
         others_slope *= inverse * inverse if SQUARED else inverse
-        u = own_a + (own_slope * own_p if SQUARED else own_slope)
-        common -= others_slope + own_p * u
-        at_own += own_p * (u * rest - others_slope)
-    index = again(index, own_p)
+        common -= others_slope
+    if not SOFT:
+        at_own = own_p * base - (kept * rest + per_class) * own_h
+        if OVERLAP:
+            u = own_a + (own_slope * own_p if SQUARED else own_slope)
+            common -= own_p * u
+            at_own += own_p * (u * rest - others_slope)
+        index = again(index, own_p)
     values = ()
     for c in tl.static_range(C):
         p = e[c] * inverse

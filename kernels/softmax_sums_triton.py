@@ -26,6 +26,7 @@ from .class_registers_triton import (
     exponentials,
     few_classes,
     lanes,
+    largest,
     log1p_positive,
     log1p_product,
     mask_kind,
@@ -83,17 +84,24 @@ def softmax_sums(
         index, valid = read_labels(t, ts, m, ms, offsets, visible, ignore_index, C, SOFT, MASK, IGNORES)
         values = read_classes(x, xc, xs, offsets, visible, C, LAST, LEVELS, "evict_last")
         logits = as_logits(values, valid, C, MASK != 1 and not IGNORES)
-        top, own_logit, others = without_own(logits, index, C)
-        e, other = exponentials(others, top, C)
-        own = exponential(own_logit - top)
-        inverse = tl.where(valid, reciprocal(own + other), 0.0)
-        own_p = own * inverse
-        above = tl.where(valid, above_one(own, other), 0.0)
-        gap = tl.where(valid, top - own_logit, 0.0)
+        if SOFT:
+            top = largest(logits, C)
+            e, total = exponentials(logits, top, C)
+            above = tl.where(valid, total - 1.0, 0.0)
+        else:
+            top, own_logit, others = without_own(logits, index, C)
+            e, other = exponentials(others, top, C)
+            own = exponential(own_logit - top)
+            total = own + other
+            above = tl.where(valid, above_one(own, other), 0.0)
+            gap = tl.where(valid, top - own_logit, 0.0)
+        inverse = tl.where(valid, reciprocal(total), 0.0)
+        if not SOFT:
+            own_p = own * inverse
+            index = again(index, own_p)
         if not BY_CLASS:
             all_entropy += log1p_product(above, VEC, VEC_LEVELS) + tl.sum(gap, 1)
         log_total = log1p_positive(above)
-        index = again(index, own_p)
         if COUNTS:
             choice, strange = chosen_class(logits, C)
             choice = tl.where(valid, choice, -1)
@@ -114,8 +122,9 @@ def softmax_sums(
                 shared = own_p * target
             truth = truth + (before[2][c] + tl.sum(target, 1),)
             if OVERLAP:
-                if SQUARED:
+                if SQUARED and not SOFT:
                     p = tl.where(index == c, own_p, p)
+                if SQUARED:
                     p = p * p
                 intersection = intersection + (before[0][c] + tl.sum(shared, 1),)
                 prediction = prediction + (before[1][c] + tl.sum(p, 1),)
@@ -175,7 +184,8 @@ def sums(
         return tiled_sums(input, target, mask, counts, ignore_index, batch, squared, overlap, spread)
     soft = target.shape[1] != 1
     by_class = by_class or soft
-    shape = lanes(input, pixels, 2 if soft or spread or counts is not None else 1)
+    # With 4 pixels a lane and probabilities, LLVM's vectoriser in Triton 3.9 crashes for some counts of classes.
+    shape = lanes(input, pixels, 2 if soft or spread or counts is not None else 1, most=2 if soft else 8)
     block = shape["LANES"] * shape["VEC"]
     # Enough programs to have many loads under way, few enough to add more pixels than threads at the end.
     chunk = block * max(1, triton.cdiv(B * pixels, max(512, 2048 // C) * block))
