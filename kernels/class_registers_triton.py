@@ -26,16 +26,32 @@ _PIXELS, _SAMPLES = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
+def _join_halves(parts, HALF: tl.constexpr):
+    pairs = ()
+    for i in tl.static_range(HALF):
+        pairs = pairs + (tl.join(parts[i], parts[i + HALF]),)
+    return pairs
+
+
+@triton.jit
 def stack(parts, C: tl.constexpr, LEVELS: tl.constexpr):
     """C tensors [LANES] as [LANES, 2^LEVELS]; the first again in the columns from C on."""
     for _ in tl.static_range(C, 1 << LEVELS):
         parts = parts + (parts[0],)
     for level in tl.static_range(LEVELS):
-        pairs = ()
-        for i in tl.static_range(1 << (LEVELS - level - 1)):
-            pairs = pairs + (tl.join(parts[i], parts[i + (1 << (LEVELS - level - 1))]),)
-        parts = pairs
+        parts = _join_halves(parts, 1 << (LEVELS - level - 1))
     return tl.reshape(parts[0], [parts[0].shape[0], 1 << LEVELS])
+
+
+@triton.jit
+def _split_columns(parts, HALF: tl.constexpr):
+    even = ()
+    odd = ()
+    for i in tl.static_range(len(parts)):
+        first, second = tl.split(tl.reshape(parts[i], [parts[i].shape[0], HALF, 2]))
+        even = even + (first,)
+        odd = odd + (second,)
+    return even + odd
 
 
 @triton.jit
@@ -43,14 +59,7 @@ def unstack(tile, LEVELS: tl.constexpr):
     """The columns of [LANES, 2^LEVELS], each [LANES, 1]."""
     parts = (tile,)
     for level in tl.static_range(LEVELS):
-        even = ()
-        odd = ()
-        for i in tl.static_range(len(parts)):
-            pairs = tl.reshape(parts[i], [parts[i].shape[0], 1 << (LEVELS - level - 1), 2])
-            first, second = tl.split(pairs)
-            even = even + (first,)
-            odd = odd + (second,)
-        parts = even + odd
+        parts = _split_columns(parts, 1 << (LEVELS - level - 1))
     return parts
 
 

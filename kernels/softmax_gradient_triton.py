@@ -35,6 +35,14 @@ from .softmax_tiles_gradient_triton import tiled_gradient
 
 
 @triton.jit
+def _read_slopes(slopes, go, C: tl.constexpr, STEP: tl.constexpr):
+    found = ()
+    for c in tl.static_range(C):
+        found = found + (go * tl.load(slopes + c * STEP),)
+    return found
+
+
+@triton.jit
 def softmax_gradient(
     grad, gb, x, t, m, coefficients, out,
     xb, xc, xs, tb, tc, ts, mb, ms, ob, oc, os,
@@ -73,12 +81,13 @@ def softmax_gradient(
     zero = tl.zeros([LANES, VEC], tl.float32)
     kept = 1.0 - smoothing
     per_class = smoothing / C
-    h, a, slope = (), (), ()  # slopes in cross-entropy, I and P
+    h = _read_slopes(slopes, go, C, 1 if BY_CLASS else 0)  # in cross-entropy
+    a = _read_slopes(slopes + planes, go, C, 1)  # in I
+    slope = _read_slopes(slopes + 2 * planes, go, C, 1)  # in P
     own_h, own_a, own_slope, others_slope, soft = zero, zero, zero, zero, zero
     all_h = 0.0
     targets = ()
     for c in tl.static_range(C):
-        h = h + (go * tl.load(slopes + (c if BY_CLASS else 0)),)
         all_h += h[c]
         if SOFT:
             target = tl.load(t + c * tc + offsets * ts, mask=offsets < visible, other=0).to(tl.float32)
@@ -87,8 +96,6 @@ def softmax_gradient(
         elif BY_CLASS:
             own_h = tl.where(index == c, h[c], own_h)
         if OVERLAP:
-            a = a + (go * tl.load(slopes + planes + c),)
-            slope = slope + (go * tl.load(slopes + 2 * planes + c),)
             if SOFT:
                 soft -= e[c] * inverse * a[c] * targets[c]
             else:

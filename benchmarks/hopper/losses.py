@@ -59,54 +59,71 @@ def _focal(label: str, wide_loads: int, logits: str, target: str, gamma: int) ->
     ]
 
 
-def _focal_softmax(label: str, wide_loads: int, logits: str, target: str, classes: int) -> list[Kernel]:
+def _registers(logits: str, classes: int) -> tuple[dict[str, Any], int]:
+    """The shape of the kernels with one tensor per class, and how many loads of 16 bytes the logits take."""
+    vec = 16 // SIZE[logits]
+    while vec * classes > 96:
+        vec //= 2
+    levels = {"LEVELS": (classes - 1).bit_length(), "VEC_LEVELS": vec.bit_length() - 1}
+    shape: dict[str, Any] = {"C": classes, "LAST": False, "LAST_OUT": False, "LANES": 128, "VEC": vec, **levels}
+    return shape, classes if vec * SIZE[logits] == 16 else 0
+
+
+def _focal_softmax(label: str, tiled_loads: int, logits: str, target: str, classes: int) -> list[Kernel]:
     """A tile has `classes` rounded up to a power of two; bytes are per pixel, with all its classes."""
     sizes = dict.fromkeys(("channels", "pixels", "chunk", "splits", "blocks", "samples"), "i32")
     pointers = dict.fromkeys(("factors", "partials", "coefficients", "grad"), "*fp32") | {"out": logits}
     strides = dict.fromkeys(("gb", "xb", "xc", "tb", "ob", "oc"), "i64") | {"xs": 1, "ts": 1, "os": 1, "mb": 0, "ms": 0}
     planes = {"x": logits, "t": target, "m": None, "gamma": "fp32", "ignore_index": "i32"}
     padded = 1 << (classes - 1).bit_length()
-    constants = {"GAMMA": 2, "HAS_MASK": False, "HAS_FACTORS": True, "CLASSES": padded, "BLOCK": 4096 // padded}
+    tile = {"CLASSES": padded, "BLOCK": 4096 // padded, "HAS_MASK": False}
+    shape, wide_loads = _registers(logits, classes) if classes <= 32 else (tile, tiled_loads)
+    constants = {"GAMMA": 2, "MASK": 0, "IGNORES": target != "*u8", "HAS_FACTORS": True} | shape
     divisible = ("xb", "xc", "tb", "ob", "oc", "pixels", "chunk")
     rest = {"divisible": divisible, "wide_loads": wide_loads, "label": label, "wide_offsets": True}
     types, read = planes | sizes | pointers | strides, classes * SIZE[logits] + SIZE[target]
-    module, write = "focal_softmax_triton", classes * SIZE[logits]
+    write, tiled = classes * SIZE[logits], "" if classes <= 32 else "_tiled"
+    module = f"focal_softmax{tiled and '_tiles'}_triton"
     return [
-        Kernel(module, "softmax_focal_sums", types, constants, bytes_per_element=read, **rest),
-        Kernel(module, "softmax_focal_gradient", types, constants, bytes_per_element=read + write, **rest),
+        Kernel(module, f"softmax_focal_sums{tiled}", types, constants, bytes_per_element=read, **rest),
+        Kernel(module, f"softmax_focal_gradient{tiled}", types, constants, bytes_per_element=read + write, **rest),
     ]
 
 
 def _dice_ce(
-    label: str, loads: tuple[int, int], logits: str, target: str, C: int, mask: str | None = None
+    label: str, tiled_loads: tuple[int, int], logits: str, target: str, C: int, mask: str | None = None
 ) -> list[Kernel]:
-    """Sums over 1024 logits at a time, gradients of 2048; above 32 classes logits are read twice, 32 at a time."""
+    """Above 32 classes, sums over 1024 logits at a time, gradients of 2048; logits are read twice, 32 classes at a
+    time."""
     planes = {letter: kind for letter, kind in _dice_bce_planes(logits, target, mask).items() if letter not in ("mc",)}
     sizes = dict.fromkeys(("samples", "channels", "pixels", "chunk", "splits", "blocks", "planes"), "i32")
-    tile = min(32, 1 << (C - 1).bit_length())
     flags = {"SQUARED": False, "OVERLAP": True, "SPREAD": False, "SOFT": False, "HAS_MASK": mask is not None}
-    flags |= {"COUNTS": False, "OVER_BATCH": False, "WHOLE": C <= 32, "TILE": tile, "BLOCK": 1024 // tile}
+    flags |= {"COUNTS": False, "OVER_BATCH": False, "MASK": int(mask is not None), "IGNORES": target != "*u8"}
+    flags |= {"BY_CLASS": False}
     pointers = {"partials": "*fp32", "coefficients": "*fp32", "grad": "*fp32", "out": logits, "counts": None}
     types = planes | sizes | pointers | {"gb": "i64", "ob": "i64", "oc": "i64", "os": 1, "smoothing": "fp32"}
-    types |= {"ignore_index": "i32", "normalisers": None if C <= 32 else "*fp32"}
+    types |= {"ignore_index": "i32", "normalisers": "*fp32"}
     divisible = ("xb", "xc", "tb", "tc", "mb", "ob", "oc", "pixels", "chunk")
     own = (SIZE[target] + (SIZE[mask] if mask else 0)) / C  # bytes per pixel besides its logits
-    once, tiles = SIZE[logits] + own, -(-C // tile)
-    backward = "softmax_gradient_triton", "softmax_gradient"
-    kernels = [
-        replace(
-            Kernel("softmax_sums_triton", "softmax_sums", types, flags, divisible, loads[0], label=label),
-            bytes_per_element=round(once if C <= 32 else SIZE[logits] + tiles * (own + 8 / C), 2),
-        ),
-        replace(
-            Kernel(*backward, types, flags | {"BLOCK": 2048 // tile}, divisible, loads[1], label=label),
-            bytes_per_element=round(once + SIZE[logits] * (1 if C <= 32 else 2), 2),
-        ),
+    once, tiles = SIZE[logits] + own, -(-C // 32)
+
+    def kernel(module: str, name: str, shape: dict[str, Any], wide_loads: int, size: float) -> Kernel:
+        found = Kernel(f"{module}_triton", name, types, flags | shape, divisible, wide_loads, label=label)
+        return replace(found, bytes_per_element=round(size, 2))
+
+    if C <= 32:
+        shape, wide_loads = _registers(logits, C)
+        return [
+            kernel("softmax_sums", "softmax_sums", shape, wide_loads, once),
+            kernel("softmax_gradient", "softmax_gradient", shape, wide_loads, once + SIZE[logits]),
+        ]
+    tile, wide = {"TILE": 32, "BLOCK": 32}, {"TILE": 32, "BLOCK": 64}
+    twice = SIZE[logits] + tiles * (own + 8 / C)
+    return [
+        kernel("softmax_tiles", "softmax_normalisers", tile, 1, once + 8 / C),
+        kernel("softmax_tiles", "softmax_sums_tiled", tile, tiled_loads[0], twice),
+        kernel("softmax_tiles_gradient", "softmax_gradient_tiled", wide, tiled_loads[1], once + 2 * SIZE[logits]),
     ]
-    if C > 32:
-        first = Kernel("softmax_sums_triton", "softmax_normalisers", types, flags, divisible, 1, label=label)
-        kernels.insert(0, replace(first, bytes_per_element=round(once + 8 / C, 2)))
-    return kernels
 
 
 def _deep_supervision(
@@ -148,12 +165,15 @@ def _nt_xent(label: str, z: str, depth: int) -> list[Kernel]:
     types |= dict.fromkeys(("norms", "losses", "coefficients", "grad", "loss"), "*fp32")
     constants = {"ROWS": 64, "DEPTH": depth, "WIDTH": 128, "WIDEN": False, "HAS_MASK": True, "TILE": 16, "BLOCK": 128}
     aligned, rest = ("padded_rows", "dim"), {"num_warps": 8, "label": label}
+    types |= dict.fromkeys(("partials", "alongs"), "*fp32") | dict.fromkeys(("columns", "splits"), "i32")
+    constants |= {"SPLITS": 8}
     narrower = constants | {"DEPTH": min(64, depth)}
     return [
         # The mask of the loads runs along the rows and may end anywhere.
         Kernel("nt_xent_triton", "nt_xent_prepare", types, constants, aligned, wide_loads=0, **rest),
         Kernel("nt_xent_triton", "nt_xent_rows", types, constants, aligned, wide_loads=4, **rest),
-        Kernel("nt_xent_triton", "nt_xent_gradient", types, narrower, aligned, wide_loads=8, **rest),
+        Kernel("nt_xent_triton", "nt_xent_slopes", types, narrower, aligned, wide_loads=8, **rest),
+        Kernel("nt_xent_triton", "nt_xent_gradient", types, constants, aligned, wide_loads=2, **rest),
     ]
 
 
@@ -220,12 +240,20 @@ LOSSES = [
     *_dice_ce("f32-u8-128", (2, 4), "*fp32", "*u8", 128),
     Kernel(
         "dice_ce_triton",
-        "dice_ce_finish",
-        {"partials": "*fp32", "weight": "*fp32", "loss": "*fp32", "coefficients": "*fp32"}
+        "dice_ce_segments",
+        {"partials": "*fp32", "weight": "*fp32", "coefficients": "*fp32", "terms": "*fp64"}
         | dict.fromkeys(("samples", "rows", "channels", "parts", "planes"), "i32")
-        | dict.fromkeys(("ce_weight", "dice_weight", "smoothing", "smooth_nr", "smooth_dr"), "fp32"),
-        {"BACKGROUND": False, "SQUARED": True, "JACCARD": True, "EMPTY": 2, "REDUCTION": 1, "OVERLAP": True}
-        | {"SPREAD": True, "SOFT": False, "HAS_WEIGHT": True, "TILE": 32, "PARTS": 32},
+        | dict.fromkeys(("smoothing", "smooth_nr", "smooth_dr"), "fp32"),
+        {"BACKGROUND": False, "SQUARED": True, "JACCARD": True, "EMPTY": 2, "OVERLAP": True}
+        | {"SPREAD": True, "SOFT": False, "HAS_WEIGHT": True, "TILE": 2, "PARTS": 1024},
+        wide_loads=0,  # as above
+    ),
+    Kernel(
+        "dice_ce_triton",
+        "dice_ce_finish",
+        {"terms": "*fp64", "loss": "*fp32", "coefficients": "*fp32", "ce_weight": "fp32", "dice_weight": "fp32"}
+        | dict.fromkeys(("rows", "tiles", "planes"), "i32"),
+        {"REDUCTION": 1, "BLOCK": 512},
         wide_loads=0,  # as above
     ),
     *_nt_xent("f32", "*fp32", 32),
