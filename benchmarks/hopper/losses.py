@@ -164,15 +164,15 @@ def _nt_xent(label: str, z: str, depth: int) -> list[Kernel]:
     types = sizes | {"scaled": z, "out": z, "z": z, "m": "*u8", "padded_dim": 128, "inverse_temperature": "fp32"}
     types |= dict.fromkeys(("norms", "losses", "coefficients", "grad", "loss"), "*fp32")
     constants = {"ROWS": 64, "DEPTH": depth, "WIDTH": 128, "WIDEN": False, "HAS_MASK": True, "TILE": 16, "BLOCK": 128}
-    aligned, rest = ("padded_rows", "dim"), {"num_warps": 8, "label": label}
+    aligned, rest = ("padded_rows", "dim", "columns"), {"num_warps": 8, "label": label}
     types |= dict.fromkeys(("partials", "alongs"), "*fp32") | dict.fromkeys(("columns", "splits"), "i32")
     constants |= {"SPLITS": 8}
     narrower = constants | {"DEPTH": min(64, depth)}
     return [
         # The mask of the loads runs along the rows and may end anywhere.
         Kernel("nt_xent_triton", "nt_xent_prepare", types, constants, aligned, wide_loads=0, **rest),
-        Kernel("nt_xent_triton", "nt_xent_rows", types, constants, aligned, wide_loads=4, **rest),
-        Kernel("nt_xent_triton", "nt_xent_slopes", types, narrower, aligned, wide_loads=8, **rest),
+        Kernel("nt_xent_triton", "nt_xent_rows", types, constants, aligned, wide_loads=3, **rest),
+        Kernel("nt_xent_triton", "nt_xent_slopes", types, narrower, aligned, wide_loads=4, **rest),
         Kernel("nt_xent_triton", "nt_xent_gradient", types, constants, aligned, wide_loads=2, **rest),
     ]
 
