@@ -103,14 +103,17 @@ def read_classes(
 ):
     """C tensors [LANES, VEC], 0 beyond the visible pixels; x points to a sample."""
     inside = offsets < visible
+    values = ()
     if LAST:
         c = tl.arange(0, 1 << LEVELS)[None, :]
         tile = tl.load(x + offsets * C + c, mask=inside & (c < C), other=0.0, eviction_policy=EVICTION)
-        return unstack(tile, LEVELS)
-    values = ()
-    for c in tl.static_range(C):
-        at = x + c * xc + offsets * xs
-        values = values + (tl.load(at, mask=inside, other=0.0, eviction_policy=EVICTION),)
+        columns = unstack(tile, LEVELS)
+        for c in tl.static_range(C):
+            values = values + (columns[c],)
+    else:
+        for c in tl.static_range(C):
+            at = x + c * xc + offsets * xs
+            values = values + (tl.load(at, mask=inside, other=0.0, eviction_policy=EVICTION),)
     return values
 
 
