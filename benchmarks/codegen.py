@@ -47,9 +47,22 @@ def tables(found: dict[str, Compiled]) -> str:
     import triton
 
     large = [row(name, code) for name, code in found.items() if code.prediction]
-    small = [row(name, code) for name, code in found.items() if not code.prediction]
+    small = {}  # many cases launch the same code
+    for name, code in found.items():
+        if not code.prediction:
+            small.setdefault((name.split("-")[0], code), row(name, code))
     lines = [f"Triton {triton.__version__}, target sm_90, 16-byte aligned inputs.", ""]
-    lines += [_HEADER, "|---" * 10 + "|", *large, "", "Kernels that read little:", "", _SMALL, "|---" * 4 + "|", *small]
+    lines += [
+        _HEADER,
+        "|---" * 10 + "|",
+        *large,
+        "",
+        "Kernels that read little:",
+        "",
+        _SMALL,
+        "|---" * 4 + "|",
+        *small.values(),
+    ]
     return "\n".join([*lines, "", f"Inductor of torch {torch.__version__}: {_inductor(found)}"])
 
 

@@ -64,9 +64,16 @@ def _logits(channels: int) -> Callable[[Settings, HotLoop], float]:
     return per_thread
 
 
-def _loaded(bytes_per_element: float) -> Callable[[Settings, HotLoop], float]:
-    """For an unrolled loop: as many elements as its loads hold."""
-    return lambda settings, loop: sum(loop.loads) / bytes_per_element
+def _columns(K: int, size: int) -> Callable[[Settings, HotLoop], float]:
+    """Columns of J that a thread of the Gram kernel handles. Its loop is unrolled, so they are counted by its loads. With
+    more than one tile of rows, a column is handled once for each pair of tiles."""
+
+    def per_thread(settings: Settings, loop: HotLoop) -> float:
+        tiles = -(-K // settings["T"])
+        rows, pairs = (settings["T"], 1) if tiles == 1 else (2 * settings["T"], tiles * (tiles + 1) / 2)
+        return sum(loop.loads) / (rows * size) / pairs
+
+    return per_thread
 
 
 def _size(dtype: torch.dtype) -> int:
@@ -117,7 +124,7 @@ def _softmax(
 def _gram(K: int, dtype: torch.dtype, P: int = 11_000_000) -> Case:
     J = torch.empty(K, P // max(1, K // 8) // 64 * 64, dtype=dtype)
     moved = K * _size(dtype)
-    work = {"gram_partials_kernel": Work(moved, _loaded(moved))}
+    work = {"gram_partials_kernel": Work(moved, _columns(K, _size(dtype)))}
     return Case(f"{_SHORT[dtype]}-{K}", lambda: ops.gram(J, backend="triton"), J.shape[1], work)
 
 
