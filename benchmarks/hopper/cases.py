@@ -65,8 +65,8 @@ def _logits(channels: int) -> Callable[[Settings, HotLoop], float]:
 
 
 def _columns(K: int, size: int) -> Callable[[Settings, HotLoop], float]:
-    """Columns of J that a thread of the Gram kernel handles, counted by its loads, because its loop is unrolled. With more
-    than one tile of rows, a column is handled once for each pair of tiles."""
+    """Columns of J that a thread of the Gram kernel handles, counted by its loads, because its loop is unrolled. With
+    more than one tile of rows, a column is handled once for each pair of tiles."""
 
     def per_thread(settings: Settings, loop: HotLoop) -> float:
         tiles = -(-K // settings["T"])
