@@ -10,17 +10,17 @@ from .hopper import Compiled, compile_cases
 
 README = Path(__file__).resolve().parent / "README.md"
 _BEGIN, _END = "<!-- codegen: begin -->", "<!-- codegen: end -->"
-_LOSSES = (  # as benchmarks/inductor.py prints them: name, inputs, our kernels
-    ("Dice + BCE", "[8, 1, 1024, 1024]", ("dice_bce_sums-f32-u8", "dice_bce_gradient-f32-u8")),
-    ("softmax Dice + CE", "[4, 6, 512, 512]", ("softmax_sums-f32-u8-6", "softmax_gradient-f32-u8-6")),
-    ("softmax Dice + CE", "[2, 14, 64, 64, 64]", ("softmax_sums-f32-u8-14", "softmax_gradient-f32-u8-14")),
-    ("focal", "[8, 1, 1024, 1024]", ("sigmoid_focal_sums-f32-u8", "sigmoid_focal_gradient-f32-u8")),
+_LOSSES = (  # as benchmarks/inductor.py prints them: name, inputs, our forward's launches, kernels that read the inputs
+    ("Dice + BCE", "[8, 1, 1024, 1024]", 2, ("dice_bce_sums-f32-u8", "dice_bce_gradient-f32-u8")),
+    ("softmax Dice + CE", "[4, 6, 512, 512]", 3, ("softmax_sums-f32-u8-6", "softmax_gradient-f32-u8-6")),
+    ("softmax Dice + CE", "[2, 14, 64, 64, 64]", 3, ("softmax_sums-f32-u8-14", "softmax_gradient-f32-u8-14")),
+    ("focal", "[8, 1, 1024, 1024]", 2, ("sigmoid_focal_sums-f32-u8", "sigmoid_focal_gradient-f32-u8")),
 )
 _HEADER = (
     "| kernel | bytes per element | instructions per element | barriers, shuffles | 16-byte loads | registers | "
     "warps per SM | full waves | predicted TB/s | bound by |"
 )
-_SMALL = "| kernel | registers | shared bytes | spilled bytes |"
+_SMALL = "| kernel | registers | shared bytes | stack bytes |"
 
 
 def main() -> int:
@@ -71,14 +71,14 @@ def row(name: str, code: Compiled) -> str:
     if code.usage is None:
         return f"| `{name}` | does not compile | | |"
     if code.loop is None or code.prediction is None:
-        return f"| `{name}` | {code.usage.registers} | {code.usage.shared_bytes} | {code.usage.spilled_bytes} |"
+        return f"| `{name}` | {code.usage.registers} | {code.usage.shared_bytes} | {code.usage.stack_bytes} |"
     loop, wide = code.loop, sum(size == 16 for size in code.loop.loads)
     figures = [
         f"{code.bytes_per_element:.4g}",
         f"{code.instructions_per_element:.1f}",
         f"{loop.barriers}, {loop.shuffles}",
         f"{wide} of {len(loop.loads)}",
-        f"{code.usage.registers}{f', spills {code.usage.spilled_bytes} bytes' * bool(code.usage.spilled_bytes)}",
+        f"{code.usage.registers}{f', stack of {code.usage.stack_bytes} bytes' * bool(code.usage.stack_bytes)}",
         f"{code.warps}",
         f"{code.prediction.full_waves:.0%}",
         f"{code.prediction.bandwidth / 1e12:.2f}",
@@ -109,11 +109,11 @@ def _inductor(found: dict[str, Compiled]) -> str:
         return f"its code could not be had without a GPU ({reason})."
     theirs = [line.split() for line in done.stdout.splitlines()[-2 * len(_LOSSES) :]]
     lines = ["bytes per logit of the plain formulas on float32 logits and uint8 targets."]
-    for (loss, shape, ours), forward, backward in zip(_LOSSES, theirs[::2], theirs[1::2], strict=True):
+    for (loss, shape, launches, ours), forward, backward in zip(_LOSSES, theirs[::2], theirs[1::2], strict=True):
         sums, gradient = (f"{found[name].bytes_per_element:.4g}" for name in ours)
         lines.append(
             f"- {loss} {shape}: {_kernels(forward[0])} forward ({forward[1]}) and {_kernels(backward[0])} backward "
-            f"({backward[1]}); ours 2 kernels ({sums}) and 1 kernel ({gradient})."
+            f"({backward[1]}); ours {launches} kernels ({sums}) and 1 kernel ({gradient})."
         )
     return "\n".join([*lines, "", "Inductor's registers are not known before it has timed block sizes on a GPU."])
 

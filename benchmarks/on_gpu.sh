@@ -3,7 +3,7 @@
 #
 #   benchmarks/on_gpu.sh build-test | bench | sanitize | train | dali | all
 #
-# `all` takes at most eight minutes, what is worth most first: the tests, then a row of every case, then the rest.
+# `all` takes at most eight minutes and runs the most valuable parts first: tests, then benchmarks, then the rest.
 # Results, logs and a marker for each finished part go to $OUT, or benchmarks/results/<GPU name>; a finished part is not
 # run again (remove DIR/<part>.done for that), and `bench` goes on at the case where it stopped. A part that failed, or
 # that lacks a tool, runs again. PYTHON names another interpreter. FASTMTL_DATA, a folder CLASS/{image,label}, replaces

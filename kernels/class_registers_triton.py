@@ -1,4 +1,4 @@
-"""What the softmax losses share for few classes: a tuple with one tensor per class. Everything that belongs to a pixel
+"""Helpers of the softmax losses for few classes: a tuple holds one tensor per class. Everything that belongs to a pixel
 is then computed once, and sums over classes need no exchange between threads.
 
 Tensors are [LANES, VEC]: a lane is a thread and has VEC neighbouring pixels, so that loads are of up to 16 bytes. If

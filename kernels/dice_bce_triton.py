@@ -26,9 +26,9 @@ from .planes_triton import (
     log1p_unit,
     mask_kind,
     place_of,
-    shown_pixels,
     sigmoid_parts,
     sum_parts,
+    visible_pixels,
 )
 
 _INFINITY = tl.constexpr(float("inf"))
@@ -57,11 +57,11 @@ def dice_bce_sums(
     wanted = tl.zeros([BLOCK], tl.int32)
     non_finite = tl.zeros([BLOCK], tl.int32)
     first = split.to(tl.int64) * chunk
-    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
+    visible = visible_pixels(m, mb, mc, b, c, pixels, MASK)
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
         logits, target, valid = load_plane(
-            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_last"
+            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, visible, MASK == BY_PIXEL, "evict_last"
         )
         e, r = sigmoid_parts(logits)
         p = tl.where(logits >= 0, r, e * r)
@@ -101,7 +101,7 @@ def dice_bce_sums(
     if MASK == BY_PIXEL:
         number = tl.sum(elements)
     else:
-        number = tl.minimum(tl.maximum(shown - first, 0), chunk).to(tl.float32)
+        number = tl.minimum(tl.maximum(visible - first, 0), chunk).to(tl.float32)
     tl.store(partials + 4 * size + part, number)
 
 
@@ -188,9 +188,9 @@ def dice_bce_gradient(
     of_intersection = go * tl.load(coefficients + planes + plane)
     of_prediction = go * tl.load(coefficients + 2 * planes + plane)
     offsets = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
+    visible = visible_pixels(m, mb, mc, b, c, pixels, MASK)
     logits, target, valid = load_plane(
-        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_first"
+        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, visible, MASK == BY_PIXEL, "evict_first"
     )
     e, r = sigmoid_parts(logits)
     p = tl.where(logits >= 0, r, e * r)

@@ -31,7 +31,7 @@ from .class_registers_triton import (
 )
 from .focal_softmax_tiles_triton import tiled_gradient, tiled_sums
 from .focal_triton import LARGEST, exponent_code, finish_sums, focal_power
-from .planes_triton import LAUNCH, as_planes, exp_fast, mask_kind, reciprocal, shown_pixels
+from .planes_triton import BY_PIXEL, LAUNCH, NO_MASK, as_planes, exp_fast, mask_kind, reciprocal, visible_pixels
 
 
 @triton.jit
@@ -42,10 +42,11 @@ def _softmax_pixels(
 ):  # fmt: skip
     """For each pixel: its class, the exponentials of the others, 1 / their sum with its own, p_y, 1 - p_y, -log p_y,
     a_y, and whether it is valid."""
-    index, valid = read_labels(t + b * tb, ts, m + b * mb if MASK == 1 else m, ms, offsets, visible, ignore_index, C,
-                               False, MASK, IGNORES)  # fmt: skip
+    if MASK == BY_PIXEL:
+        m += b * mb
+    index, valid = read_labels(t + b * tb, ts, m, ms, offsets, visible, ignore_index, C, False, MASK, IGNORES)
     values = read_classes(x + b * xb, xc, xs, offsets, visible, C, LAST, LEVELS, EVICTION)
-    top, own_logit, others = without_own(as_logits(values, valid, C, MASK != 1 and not IGNORES), index, C)
+    top, own_logit, others = without_own(as_logits(values, valid, C, MASK != BY_PIXEL and not IGNORES), index, C)
     e, other = exponentials(others, top, C)
     own = exp_fast(own_logit - top)
     inverse = reciprocal(own + other)
@@ -72,7 +73,7 @@ def softmax_focal_sums(
     pid = tl.program_id(0)
     split = pid % splits
     b = (pid // splits).to(tl.int64)
-    visible = shown_pixels(m, mb, 0, b, 0, pixels, MASK)
+    visible = visible_pixels(m, mb, 0, b, 0, pixels, MASK)
     losses = tl.zeros([LANES], tl.float32)
     elements = tl.zeros([LANES], tl.float32)
     places = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
@@ -83,9 +84,9 @@ def softmax_focal_sums(
             C, LEVELS, LAST, MASK, IGNORES, HAS_FACTORS, "evict_last",
         )  # fmt: skip
         losses += tl.sum(tl.where(valid, factor * focal_power(rest, gamma, GAMMA) * loss, 0.0), 1)
-        if MASK == 1 or IGNORES:
+        if MASK == BY_PIXEL or IGNORES:
             elements += tl.sum(valid.to(tl.float32), 1)
-    if MASK == 1 or IGNORES:
+    if MASK == BY_PIXEL or IGNORES:
         number = tl.sum(elements)
     else:
         number = tl.maximum(tl.minimum(visible - first, chunk), 0).to(tl.float32)
@@ -108,7 +109,7 @@ def softmax_focal_gradient(
     b = (pid // blocks).to(tl.int64)
     places = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     offsets = (pid % blocks).to(tl.int64) * (LANES * VEC) + places
-    visible = shown_pixels(m, mb, 0, b, 0, pixels, MASK)
+    visible = visible_pixels(m, mb, 0, b, 0, pixels, MASK)
     index, e, inverse, own_p, rest, exact, factor, valid = _softmax_pixels(
         x, t, m, factors, xb, xc, xs, tb, ts, mb, ms, b, offsets, visible, ignore_index,
         C, LEVELS, LAST, MASK, IGNORES, HAS_FACTORS, "evict_first",
@@ -130,7 +131,7 @@ def softmax_focal_gradient(
     values = ()
     for c in tl.static_range(C):
         values = values + (tl.where(index == c, -rest * weight, e[c] * inverse),)
-    clean: tl.constexpr = MASK == 0 and not IGNORES
+    clean: tl.constexpr = MASK == NO_MASK and not IGNORES
     write_classes(out + b * ob, oc, os, offsets, pixels, values, valid, C, LAST_OUT, LEVELS, clean)
 
 

@@ -27,9 +27,9 @@ from .planes_triton import (
     mask_kind,
     place_of,
     reciprocal,
-    shown_pixels,
     sigmoid_parts,
     sum_parts,
+    visible_pixels,
 )
 
 LARGEST = tl.constexpr(1.0e30)
@@ -63,11 +63,11 @@ def sigmoid_focal_sums(
     loss = tl.zeros([BLOCK], tl.float32)
     elements = tl.zeros([BLOCK], tl.float32)
     first = split.to(tl.int64) * chunk
-    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
+    visible = visible_pixels(m, mb, mc, b, c, pixels, MASK)
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
         logits, target, valid = load_plane(
-            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_last"
+            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, visible, MASK == BY_PIXEL, "evict_last"
         )
         e, r = sigmoid_parts(logits)
         w = tl.where(logits >= 0, 1.0 - target, target)
@@ -81,7 +81,7 @@ def sigmoid_focal_sums(
     if MASK == BY_PIXEL:
         number = tl.sum(elements)
     else:
-        number = tl.minimum(tl.maximum(shown - first, 0), chunk).to(tl.float32)
+        number = tl.minimum(tl.maximum(visible - first, 0), chunk).to(tl.float32)
     tl.store(partials + part, tl.sum(loss))
     tl.store(partials + tl.cast(planes, tl.int64) * splits + part, number)
 
@@ -128,9 +128,9 @@ def sigmoid_focal_gradient(
     of_positive = go * (positive * tl.load(factors + c) if HAS_FACTORS else positive)
     of_negative = go * (negative * tl.load(factors + channels + c) if HAS_FACTORS else negative)
     offsets = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
+    visible = visible_pixels(m, mb, mc, b, c, pixels, MASK)
     logits, target, valid = load_plane(
-        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_first"
+        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, visible, MASK == BY_PIXEL, "evict_first"
     )
     exact = tl.abs(logits)
     size = tl.where(exact > LARGEST, LARGEST, exact)  # for an infinite logit e = 0 times its entropy is 0, not NaN

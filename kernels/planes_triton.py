@@ -20,8 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _PTX = tl.constexpr(not INTERPRETED)  # the interpreter runs no PTX
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # How a mask varies: not at all, from pixel to pixel, or only from plane to plane.
-_NO_MASK, _BY_PIXEL, _BY_PLANE = 0, 1, 2
-BY_PIXEL, BY_PLANE = tl.constexpr(_BY_PIXEL), tl.constexpr(_BY_PLANE)
+NO_MASK, BY_PIXEL, BY_PLANE = (tl.constexpr(kind) for kind in range(3))
 
 
 @triton.jit
@@ -75,7 +74,7 @@ def place_of(pid, channels, splits):
 
 
 @triton.jit
-def shown_pixels(m, mb, mc, b, c, pixels, MASK: tl.constexpr):
+def visible_pixels(m, mb, mc, b, c, pixels, MASK: tl.constexpr):
     """Pixels of the plane to read: none if a mask by plane hides it."""
     if MASK == BY_PLANE:
         return tl.where(tl.load(m + b * mb + c * mc) != 0, pixels, 0)
@@ -139,9 +138,7 @@ def sum_parts(partials, segment, live, parts, TILE: tl.constexpr, PARTS: tl.cons
 
 def mask_kind(mask: torch.Tensor | None, pixel_stride: int) -> int:
     """The MASK of the kernels. A mask without a pixel stride holds one value per plane."""
-    if mask is None:
-        return _NO_MASK
-    return _BY_PIXEL if pixel_stride else _BY_PLANE
+    return (NO_MASK if mask is None else BY_PIXEL if pixel_stride else BY_PLANE).value
 
 
 def finish_tile(segments: int, parts: int) -> dict[str, int]:

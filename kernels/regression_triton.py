@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .planes_triton import BY_PIXEL, LAUNCH, block_size, chunk_size, finish_tile, mask_kind, place_of, shown_pixels
+from .planes_triton import BY_PIXEL, LAUNCH, block_size, chunk_size, finish_tile, mask_kind, place_of, visible_pixels
 
 Strides = tuple[int, int, int]
 
@@ -46,11 +46,11 @@ def regression_sums(
     errors = tl.zeros([BLOCK], tl.float32)
     elements = tl.zeros([BLOCK], tl.float32)
     first = split.to(tl.int64) * chunk
-    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
+    visible = visible_pixels(m, mb, mc, b, c, pixels, MASK)
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
         d, valid = _load_difference(
-            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_last",
+            x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, visible, MASK == BY_PIXEL, "evict_last",
         )  # fmt: skip
         if ERROR == 0:
             errors += d * d
@@ -66,7 +66,7 @@ def regression_sums(
     if MASK == BY_PIXEL:
         number = tl.sum(elements)
     else:
-        number = tl.minimum(tl.maximum(shown - first, 0), chunk).to(tl.float32)
+        number = tl.minimum(tl.maximum(visible - first, 0), chunk).to(tl.float32)
     tl.store(partials + tl.cast(planes, tl.int64) * splits + part, number)
 
 
@@ -112,9 +112,9 @@ def regression_gradient(
     """out = grad * d loss / d input, one block of one plane; grid [blocks * planes]."""
     b, c, block = place_of(tl.program_id(0), channels, blocks)
     offsets = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    shown = shown_pixels(m, mb, mc, b, c, pixels, MASK)
+    visible = visible_pixels(m, mb, mc, b, c, pixels, MASK)
     d, valid = _load_difference(
-        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, shown, MASK == BY_PIXEL, "evict_first"
+        x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, visible, MASK == BY_PIXEL, "evict_first"
     )
     sign = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))
     if ERROR == 0:

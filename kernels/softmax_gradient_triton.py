@@ -26,7 +26,7 @@ from .class_registers_triton import (
     without_own,
     write_classes,
 )
-from .planes_triton import LAUNCH, as_planes, exp_fast, mask_kind, reciprocal, shown_pixels, unit
+from .planes_triton import BY_PIXEL, LAUNCH, NO_MASK, as_planes, exp_fast, mask_kind, reciprocal, unit, visible_pixels
 from .softmax_tiles_gradient_triton import tiled_gradient
 
 
@@ -51,18 +51,18 @@ def softmax_gradient(
     slope in the cross-entropy is the same for all classes."""
     pid = tl.program_id(0)
     b = (pid // blocks).to(tl.int64)
-    visible = shown_pixels(m, mb, 0, b, 0, pixels, MASK)
+    visible = visible_pixels(m, mb, 0, b, 0, pixels, MASK)
     go = tl.load(grad + b * gb).to(tl.float32)
     x += b * xb
     t += b * tb
-    if MASK == 1:
+    if MASK == BY_PIXEL:
         m += b * mb
     slopes = coefficients + b * C
     places = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     offsets = (pid % blocks).to(tl.int64) * (LANES * VEC) + places
     index, valid = read_labels(t, ts, m, ms, offsets, visible, ignore_index, C, SOFT, MASK, IGNORES)
     values = read_classes(x, xc, xs, offsets, visible, C, LAST, LEVELS, "evict_first")
-    logits = as_logits(values, valid, C, MASK != 1 and not IGNORES)
+    logits = as_logits(values, valid, C, MASK != BY_PIXEL and not IGNORES)
     if SOFT:
         e, total = exponentials(logits, largest(logits, C), C)
         inverse = reciprocal(total)
@@ -129,7 +129,7 @@ def softmax_gradient(
             value = tl.where(index == c, at_own, value)
         values = values + (value,)
     # A NaN coefficient must not reach invalid pixels either.
-    clean: tl.constexpr = MASK == 0 and not IGNORES
+    clean: tl.constexpr = MASK == NO_MASK and not IGNORES
     write_classes(out + b * ob, oc, os, offsets, pixels, values, valid, C, LAST_OUT, LEVELS, clean)
 
 

@@ -34,7 +34,7 @@ from .class_registers_triton import (
     stack,
     without_own,
 )
-from .planes_triton import LAUNCH, as_planes, exp_fast, mask_kind, reciprocal, shown_pixels, unit
+from .planes_triton import BY_PIXEL, LAUNCH, as_planes, exp_fast, mask_kind, reciprocal, unit, visible_pixels
 from .softmax_tiles_triton import tiled_sums
 
 
@@ -58,10 +58,10 @@ def softmax_sums(
     pid = tl.program_id(0)
     split = pid % splits
     b = (pid // splits).to(tl.int64)
-    visible = shown_pixels(m, mb, 0, b, 0, pixels, MASK)
+    visible = visible_pixels(m, mb, 0, b, 0, pixels, MASK)
     x += b * xb
     t += b * tb
-    if MASK == 1:
+    if MASK == BY_PIXEL:
         m += b * mb
     zero = tl.zeros([LANES], tl.float32)
     zeros = ()
@@ -79,7 +79,7 @@ def softmax_sums(
         offsets = first + start + places
         index, valid = read_labels(t, ts, m, ms, offsets, visible, ignore_index, C, SOFT, MASK, IGNORES)
         values = read_classes(x, xc, xs, offsets, visible, C, LAST, LEVELS, "evict_last")
-        logits = as_logits(values, valid, C, MASK != 1 and not IGNORES)
+        logits = as_logits(values, valid, C, MASK != BY_PIXEL and not IGNORES)
         if SOFT:
             top = largest(logits, C)
             e, total = exponentials(logits, top, C)
@@ -133,7 +133,7 @@ def softmax_sums(
                 here = (choice == c).to(tl.float32)
                 hits = hits + (before[5][c] + tl.sum(here * target, 1),)
                 chosen = chosen + (before[6][c] + tl.sum(here, 1),)
-        if SOFT or MASK == 1 or IGNORES:
+        if SOFT or MASK == BY_PIXEL or IGNORES:
             number += tl.sum(valid.to(tl.float32), 1)
     c = tl.arange(0, 1 << LEVELS)
     live = c < C
@@ -146,7 +146,7 @@ def softmax_sums(
         predicted = _totals(prediction, C, LEVELS)
         tl.store(partials + place, shared, mask=live)
         tl.store(partials + size + place, predicted if SQUARED or SOFT else predicted + shared, mask=live)
-    if SOFT or MASK == 1 or IGNORES:
+    if SOFT or MASK == BY_PIXEL or IGNORES:
         valid_pixels = tl.sum(number)
     else:
         valid_pixels = tl.maximum(tl.minimum(visible - first, chunk), 0).to(tl.float32)

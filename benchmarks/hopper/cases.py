@@ -38,13 +38,11 @@ class Case:
     Attributes:
         label: behind the kernel's name in the table.
         run: makes the launches.
-        elements: of the work.
         work: by name of the kernel.
     """
 
     label: str
     run: Callable[[], object]
-    elements: int = 0
     work: Mapping[str, Work] = field(default_factory=dict)
 
 
@@ -97,7 +95,7 @@ def _sigmoid(
     label = f"{_SHORT[dtype]}-{_SHORT[target]}{suffix}"
     run = partial(run_with_gradient, lambda x: op(x, t, backend="triton", **options), x)
     work = {names[0]: Work(read, _block), names[1]: Work(read + _size(dtype), _block)}
-    return Case(label, run, x.numel(), work)
+    return Case(label, run, work)
 
 
 def _softmax(
@@ -118,14 +116,14 @@ def _softmax(
             work["softmax_normalisers"] = Work(read + 8 / C, _logits(C))
             work["softmax_sums_tiled"] = Work(_size(dtype) + tiles * again, _logits(C))
             work["softmax_gradient_tiled"] = Work(read + 2 * _size(dtype), _logits(C))
-    return Case(label, run, x.numel(), work)
+    return Case(label, run, work)
 
 
 def _gram(K: int, dtype: torch.dtype, P: int = 11_000_000) -> Case:
     J = torch.empty(K, P // max(1, K // 8) // 64 * 64, dtype=dtype)
     moved = K * _size(dtype)
     work = {"gram_partials_kernel": Work(moved, _columns(K, _size(dtype)))}
-    return Case(f"{_SHORT[dtype]}-{K}", lambda: ops.gram(J, backend="triton"), J.shape[1], work)
+    return Case(f"{_SHORT[dtype]}-{K}", lambda: ops.gram(J, backend="triton"), work)
 
 
 def _combine(K: int, dtype: torch.dtype) -> Case:
@@ -133,7 +131,7 @@ def _combine(K: int, dtype: torch.dtype) -> Case:
     moved = K * _size(dtype) + max(4, _size(dtype))
     return Case(
         f"{_SHORT[dtype]}-{K}", lambda: ops.combine(J, w if dtype == torch.float64 else w.float(), backend="triton"),
-        J.shape[1], {"combine_kernel": Work(moved, _block)},
+        {"combine_kernel": Work(moved, _block)},
     )  # fmt: skip
 
 
@@ -243,7 +241,6 @@ def _data() -> list[Case]:
     """The kernels of the data plane are launched by their own functions: no op has them as a backend."""
     images, inside = torch.zeros(16, 3, 512, 512, dtype=torch.uint8), torch.ones(16, 512, 512, dtype=torch.uint8)
     stain = {"stain_apply": Work(0, _block)}
-    pixels = images.numel() // 3
 
     def work(out: torch.dtype, masked: bool) -> dict[str, Work]:
         return {"stain_apply": stain["stain_apply"]._replace(bytes=3 + 3 * _size(out) + masked)}
@@ -255,7 +252,6 @@ def _data() -> list[Case]:
             Case(
                 f"{_SHORT[out]}{'-lasso' if lasso else ''}{'-inside' if masked else ''}",
                 partial(_stain, images, inside if masked else None, out, lasso),
-                pixels,
                 work(out, masked),
             )
             for out, lasso, masked in stained
@@ -266,7 +262,7 @@ def _data() -> list[Case]:
 def _stain(images: Tensor, inside: Tensor | None, out: torch.dtype, lasso: bool) -> None:
     from fastmtl.kernels import stain_apply_triton
 
-    table, recipes = torch.empty(256), torch.empty(len(images), 48)
+    table, recipes = torch.empty(256), torch.empty(len(images), 44)
     stain_apply_triton.apply(images, inside, table, recipes, torch.empty(images.shape, dtype=out), lasso, False)
 
 

@@ -1,4 +1,4 @@
-"""What a compiled kernel's machine code (SASS) says: registers, spills, and the instructions of its hot loop."""
+"""What a compiled kernel's machine code (SASS) says: registers, stack, and the instructions of its hot loop."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class HotLoop:
 
 @dataclass(frozen=True)
 class Usage:
-    """Registers per thread, bytes per thread spilled to memory because registers did not suffice, shared bytes per
-    block."""
+    """Registers per thread, bytes of local memory per thread (spilled registers, and frames of called routines), shared
+    bytes per block."""
 
     registers: int
-    spilled_bytes: int
+    stack_bytes: int
     shared_bytes: int
 
 

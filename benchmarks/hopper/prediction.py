@@ -1,6 +1,7 @@
 """A kernel's time on an H200, predicted from its machine code and the bytes it has to move. Not a measurement.
 
-time = max(bytes / bandwidth, instructions / issue rate, special functions / their rate) / share of full waves.
+time = max(bytes / bandwidth, instructions / issue rate, special functions / their rate). The share of full waves is
+reported beside it and is not part of the prediction.
 """
 
 from __future__ import annotations

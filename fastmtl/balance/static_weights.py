@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmtl.ops.core.constants import to_device
+
 from .base import values
 from .draws import Draws
 from .du_gate import place_of
-from .gramian import to_device
 from .loss_base import LossBalancer
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from fastmtl.ops.core.constants import to_device
+
 from .base import values
-from .gramian import given_weights, to_device
+from .gramian import given_weights
 from .loss_base import LossBalancer
 
 _FORMS = ("regression", "classification")

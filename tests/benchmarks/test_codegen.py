@@ -12,8 +12,27 @@ from fastmtl.benchmarks.hopper import Compiled, compile_cases
 pytestmark = pytest.mark.slow
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
-# Kernels that need more than 255 registers a thread: a window of 16 x 16 target pixels, a thousand queries.
-SPILLING = ("deep_supervision_sums-f32-u8-max-mask", "assignment_kernel-f32-1000")
+# Kernels that keep something in local memory.
+WITH_STACK = {
+    "deep_supervision_sums-f32-u8-max-mask": "windows of 16 x 16 target pixels for each logit",
+    "deep_supervision_finish-f32-u8-nearest": "a few bytes, once per loss",
+    "deep_supervision_finish-bf16-u8-area": "the same kernel",
+    "deep_supervision_finish-f32-u8-max-mask": "the same kernel",
+    "nt_xent_rows-f32": "16 bytes beside 64 x 64 products",
+    "assignment_kernel-f32-1000": "16 bytes beside a thousand queries",
+}
+# Kernels whose loads are narrower than 16 bytes, by the start of their names.
+NARROW = {
+    "softmax_sums-f32-u8-32": "two pixels of 32 classes fill the registers",
+    "softmax_gradient-f32-u8-32": "as above",
+    "softmax_sums-bf16-u8-14": "four pixels of 14 classes fill the registers",
+    "softmax_sums-bf16-u8-32": "two pixels",
+    "softmax_gradient-bf16-u8-14": "as above",
+    "softmax_gradient-bf16-u8-32": "as above",
+    "softmax_focal_sums-bf16-u8-14": "as above",
+    "softmax_focal_gradient-bf16-u8-14": "as above",
+    "stain_apply": "looks up the densities of single bytes in a table",
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +40,15 @@ def compiled() -> dict[str, Compiled]:
     return compile_cases()
 
 
-def test_all_compile_without_spills(compiled: dict[str, Compiled]):
+def test_all_compile_and_keep_their_numbers_in_registers(compiled: dict[str, Compiled]):
     assert not {name: code.error for name, code in compiled.items() if code.error}
-    spilling = {name for name, code in compiled.items() if code.usage and code.usage.spilled_bytes}
-    assert spilling <= set(SPILLING)
+    assert {name for name, code in compiled.items() if code.usage and code.usage.stack_bytes} <= set(WITH_STACK)
 
 
 def test_hot_loops_read_large_tensors_16_bytes_at_a_time(compiled: dict[str, Compiled]):
-    """At least nine of ten bytes: the others are bytes of a target, or a number per plane."""
+    """At least eight of ten bytes; the others are bytes of a target, or a number per plane or class."""
     for name, code in compiled.items():
-        if code.loop and "sample-mask" not in name:
+        if code.loop and not name.startswith(tuple(NARROW)):
             wide = sum(size for size in code.loop.loads if size == 16)
             assert wide >= 0.8 * sum(code.loop.loads), (name, code.loop.loads)
 

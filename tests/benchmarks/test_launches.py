@@ -37,6 +37,7 @@ def test_every_launch_specialises_for_hopper(tmp_path: Path):
 def test_every_launch_compiles_to_machine_code(capability: str, tmp_path: Path):
     done = _sweep(capability, cache=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.splitlines()[-1].split()[0]) > 1000, done.stdout
 
 
 @pytest.mark.slow
@@ -44,6 +45,7 @@ def test_every_launch_compiles_to_machine_code(capability: str, tmp_path: Path):
 def test_every_launch_compiles_with_the_oldest_triton(tmp_path: Path):
     done = _sweep("90", path=(OLDER_TRITON,), cache=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].endswith("Triton 3.6.0"), done.stdout
 
 
 PLANTED = """

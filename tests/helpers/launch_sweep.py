@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fastmtl import ops
 from fastmtl.benchmarks.hopper.record import Recorder, run_with_gradient
-from fastmtl.kernels import cagrad_triton, draws_triton, stain_apply_triton, transform_triton
 from fastmtl.ops.gradients import matrix_solvers
 from helpers.inputs import layout, mask
 from helpers.op_inputs import Call
@@ -84,6 +83,8 @@ def run(spec: OpSpec, call: Call) -> None:
 
 def elsewhere() -> Iterator[tuple[str, Any]]:
     """Kernels that no op of the registry launches."""
+    from fastmtl.kernels import cagrad_triton, draws_triton, stain_apply_triton
+
     for K in (1, 2, 5, 16):
         G, ones = torch.eye(K, dtype=torch.float64), torch.ones(K, dtype=torch.float64)
         yield f"eigh {K}", partial(matrix_solvers.eigh, G, backend="triton")
@@ -99,7 +100,7 @@ def elsewhere() -> Iterator[tuple[str, Any]]:
         images = torch.zeros(batch, 3, size, size, dtype=torch.uint8)
         for out in (torch.float32, torch.float16, torch.uint8):
             for lasso in (False, True):
-                arguments = torch.zeros(256), torch.zeros(batch, 48), torch.empty(images.shape, dtype=out)
+                arguments = torch.zeros(256), torch.zeros(batch, 44), torch.empty(images.shape, dtype=out)
                 yield f"stain {size} {out}", partial(stain_apply_triton.apply, images, None, *arguments, lasso, False)
         for method, convention in METHODS:
             options = {"method": method, "convention": convention, "dtype": torch.float32, "backend": "triton"}
@@ -109,7 +110,7 @@ def elsewhere() -> Iterator[tuple[str, Any]]:
 
 
 def _with_zeros(function: Callable[..., object], *arguments: Any, **options: Any) -> None:
-    """What no kernel has written is 0: between the kernels, torch indexes with it."""
+    """Unwritten memory reads as 0, because torch indexes with it between the kernels."""
     with mock.patch.object(torch, "empty", torch.zeros):
         function(*arguments, **options)
 
@@ -122,6 +123,8 @@ def _counts(x: Tensor) -> None:
 
 
 def _transform(images: Tensor, cells: int) -> None:
+    from fastmtl.kernels import transform_triton
+
     count, field = len(images), torch.zeros(len(images), 2, *(cells + 3 if cells else 0,) * 2)
     places = torch.zeros(count, 5, dtype=torch.int64), torch.zeros(count, 2, 3), field
     numbers, keys, strength = torch.zeros(3), torch.zeros(count, dtype=torch.int32), torch.ones(count)
@@ -137,6 +140,8 @@ def _transform(images: Tensor, cells: int) -> None:
 
 def main(capability: str, quick: str = "") -> int:
     """Exit status 1 if a launch does not compile."""
+    import triton
+
     recorder, failed = Recorder(int(capability), whole=not quick).start(), set()
     jobs = [
         (f"{spec.name}: {name}", partial(run, spec, call))
@@ -152,7 +157,8 @@ def main(capability: str, quick: str = "") -> int:
                 failed.add((kernel, error))
                 print(f"{name}: {kernel} does not compile: {error}")
     kernels = {id(kernel) for _, _, kernel in recorder.launches}
-    print(f"{len(recorder.launches)} launches, {len(kernels)} different kernels, {len(failed)} failures")
+    counts = f"{len(recorder.launches)} launches, {len(kernels)} different kernels, {len(failed)} failures"
+    print(f"{counts}, Triton {triton.__version__}")
     return int(bool(failed))
 
 

@@ -35,4 +35,4 @@ def test_a_batch_never_waits_and_copies_nothing(method, convention, target, most
         launches.clear()
         ops.stain_normalize(images, method, convention=convention, target=target, **options)
     assert not launches.faults
-    assert launches.counts.total() <= most, launches.counts.most_common()
+    assert 0.9 * most < launches.counts.total() <= most, launches.counts.most_common()

@@ -1,6 +1,6 @@
 """The passes over pixels that all stain methods use, in plain torch on any device and in C++ on the CPU.
 
-All of them share the small computations between the passes (`fit.py`, `recipes.py`).
+All of them share the small computations between the passes (`small_problems.py`).
 """
 
 from __future__ import annotations
