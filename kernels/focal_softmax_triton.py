@@ -161,8 +161,8 @@ def forward(
 ) -> None:  # fmt: skip
     """Fills loss and coefficients [B]. target and mask are [B, 1, *spatial]."""
     with torch.cuda.device_of(input):
-        sums = _sums if few_classes(input.shape[1]) else tiled_sums
-        partials, splits = sums(input, target, factors, mask, gamma, ignore_index)
+        arguments = input, target, factors, mask, gamma, ignore_index
+        partials, splits = _sums(*arguments) if few_classes(input.shape[1]) else tiled_sums(*arguments)
         finish_sums(partials, loss, coefficients, splits, reduction)
 
 

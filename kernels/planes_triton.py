@@ -7,8 +7,6 @@ planes use narrower loads.
 
 from __future__ import annotations
 
-import os
-
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +14,7 @@ import triton.language as tl
 # Explicit, because Triton 3.10 changes the default and 3.9 warns about it.
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 _NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+INTERPRETED: bool = triton.knobs.runtime.interpret
 _PTX = tl.constexpr(not INTERPRETED)  # the interpreter runs no PTX
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # How a mask varies: not at all, from pixel to pixel, or only from plane to plane.

@@ -151,7 +151,10 @@ def test_masked_elements_take_part_in_nothing(spec, backend, kind):
     wrong = target.masked_fill(~wide, float("nan") if target.is_floating_point() else 77)
     dirty = Call(tuple(x.masked_fill(excluded(x), float("nan")) for x in call.inputs), call.rest | {"target": wrong})
     off = torch.zeros(2, dtype=torch.bool, device=device)
-    for options in cases(spec, call):
+    settings = cases(spec, call)
+    if backend == "triton" and interpreting():
+        settings = settings[:2]  # the others take minutes in the interpreter
+    for options in settings:
         options = to(options, device) | {"backend": backend}
         clean = run(spec, call, **options | {"mask": valid})
         assert_bit_equal([clean, run(spec, dirty, **options | {"mask": valid})])

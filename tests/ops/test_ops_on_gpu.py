@@ -42,7 +42,7 @@ def _check_loss(shape, dtype, target_dtype, memory: str, **options) -> None:
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if "triton" in spec.kernels], ids=lambda spec: spec.name)
 def test_every_setting_size_and_layout_small(spec: OpSpec):
-    """What is compiled without a GPU (tests/benchmarks/test_launches.py) also gives the reference's results."""
+    """What is compiled without a GPU (tests/benchmarks/test_launch_sweep.py) also gives the reference's results."""
 
     def run(inputs, rest, backend: str) -> list[torch.Tensor]:
         leaves = [x.detach().requires_grad_(spec.differentiable) for x in inputs]
