@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+knobs: Any
+
 from . import language as language
 
 __version__: str
