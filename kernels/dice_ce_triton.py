@@ -182,10 +182,12 @@ def overlap(
     input: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None, out: torch.Tensor,
     ignore_index: int, squared: bool,
 ) -> None:  # fmt: skip
-    """Fills out [5, B, C]: I, P, T, cross-entropy, valid pixels."""
+    """Fills out [5, B, C]: I, P, T, cross-entropy, valid pixels. A sample with an invalid class number has NaN in P."""
     B, C = input.shape[:2]
     with torch.cuda.device_of(input):
         partials, splits = sums(input, target, mask, None, ignore_index, False, squared, True, False, True)
     size = B * C * splits
     out[:4] = partials[: 4 * size].view(4, B, C, splits).sum(3, dtype=torch.float64)
+    # The kernels mark an invalid class number in the cross-entropy, which the losses of overlaps do not read.
+    out[1] = torch.where(out[3].isnan().any(1, keepdim=True), float("nan"), out[1])
     out[4] = partials[5 * size :].view(B, 1, splits).sum(2, dtype=torch.float64)

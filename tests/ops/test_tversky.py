@@ -6,12 +6,30 @@ import pytest
 import torch
 from helpers.asserts import loss_and_gradient
 from helpers.inputs import segmentation
-from helpers.op_backends import BACKENDS, dirty_memory
+from helpers.op_backends import BACKENDS, dirty_memory, needs_triton
 from torch.nn import functional as F
 
 from fastmtl import ops
 
 pytestmark = dirty_memory
+
+
+@needs_triton
+@pytest.mark.parametrize("C", [3, 33])
+@pytest.mark.parametrize("wrong", [-1, 33, 127])
+def test_an_invalid_class_number_is_nan_on_a_gpu(C, wrong):
+    """Raising would wait for the device; a finite loss would hide the number."""
+    x, t = torch.randn(2, C, 6), torch.zeros(2, 6, dtype=torch.int64)
+    t[1, 3] = wrong
+    for background in (True, False):
+        options = {"activation": "softmax", "include_background": background, "reduction": "none"}
+        loss, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, backend="triton", **options), x)  # noqa: B023
+        assert loss[0].isfinite().all()
+        assert loss[1].isnan().all()
+        assert gradient[1].isnan().all()
+    sums = ops.overlap_sums(x, t, activation="softmax", backend="triton")
+    assert sums.prediction[1].isnan().all()
+    assert sums.prediction[0].isfinite().all()
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
