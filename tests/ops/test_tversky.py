@@ -23,7 +23,7 @@ def test_an_invalid_class_number_is_nan_on_a_gpu(C, wrong):
     t[1, 3] = wrong
     for background in (True, False):
         options = {"activation": "softmax", "include_background": background, "reduction": "none"}
-        loss, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, backend="triton", **options), x)  # noqa: B023
+        loss, gradient = loss_and_gradient(lambda x: ops.tversky_loss(x, t, backend="triton", **options), x)
         assert loss[0].isfinite().all()
         assert loss[1].isnan().all()
         assert gradient[1].isnan().all()

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-knobs: Any
-
 from . import language as language
+
+knobs: Any
 
 __version__: str
 
