@@ -27,10 +27,14 @@ class Draws:
 
     def uniform(self, count: int, device: torch.device, start: int = 0) -> Tensor:
         """[count] float64 in [0, 1), multiples of 2^-24, for the positions starting at `start`."""
+        step, seed = self.source(device)
+        return choose("draws", "auto", step)(step, seed, count, start)
+
+    def source(self, device: torch.device) -> tuple[Tensor, int]:
+        """What the numbers are a hash of, besides the position: the counter on `device`, and the seed as 32 bits."""
         if self._step.device != device:
             self._step = self._step.to(device, non_blocking=True)
-        seed = (self._seed * 0x9E3779B1 + 0x27D4EB2F) & _MASK
-        return choose("draws", "auto", self._step)(self._step, seed, count, start)
+        return self._step, (self._seed * 0x9E3779B1 + 0x27D4EB2F) & _MASK
 
     def normal(self, count: int, device: torch.device) -> Tensor:
         """[count] float64, standard normal (Box and Muller)."""
@@ -48,7 +52,8 @@ class Draws:
         self._seed, self._step = state["seed"], torch.as_tensor(state["step"]).clone()
 
 
-def _uniform(step: Tensor, seed: int, count: int, start: int) -> Tensor:
+def uniform(step: Tensor, seed: int, count: int, start: int) -> Tensor:
+    """`Draws.uniform` in plain torch, from `Draws.source`."""
     key = (step & _MASK) * 0x85EBCA77 + seed & _MASK
     key = (key ^ (key >> 15)) * 0x2C1B3C6D & _MASK
     h = torch.arange(start, start + count, dtype=torch.int64, device=step.device)
@@ -72,6 +77,6 @@ register(
     "draws",
     {
         "triton": Implementation(_uniform_triton, "cuda", (torch.int64,)),
-        "reference": Implementation(_uniform, "any", (torch.int64,)),
+        "reference": Implementation(uniform, "any", (torch.int64,)),
     },
 )

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .draws import Draws
+from ..ops.core.backends import Implementation, choose, register
+from .draws import Draws, uniform
 from .gradient_balancer import GradientBalancer
 from .gramian import given_weights, gramian, mask_inactive
 
-_CHUNKS = {"cpu": 1 << 18}  # columns at a time: intermediate results stay in the cache
-_CHUNK = 1 << 24  # on a GPU, where launches are expensive and memory is not
+_CHUNK = 1 << 18  # columns at a time: intermediate results stay in the cache
 
 
 class GradDrop(GradientBalancer):
@@ -62,14 +62,7 @@ class GradDrop(GradientBalancer):
         else:
             leak = given_weights(self.leak, losses, w)
         first = self._ranks.offset() if self._split else 0
-        out, kept = torch.empty_like(J[0]), torch.zeros_like(w)
-        chunk = _CHUNKS.get(J.device.type, _CHUNK)
-        for start in range(0, J.shape[1], chunk):
-            part = J[:, start : start + chunk]
-            u = self._draws.uniform(part.shape[1], J.device, first + start).to(J.dtype)
-            dropped = drop(part, w.to(J.dtype), leak.to(J.dtype), u)
-            torch.sum(dropped, 0, out=out[start : start + chunk])
-            kept += (dropped * part).sum(1, dtype=torch.float64)
+        out, kept = choose("graddrop", "auto", J)(J, w, leak, *self._draws.source(J.device), first)
         self._draws.advance()
         kept = self._over_columns(kept)
         squares = self._norms(J).square()
@@ -94,3 +87,27 @@ def drop(J: Tensor, w: Tensor, leak: Tensor, u: Tensor) -> Tensor:
     purity = 0.5 * (1 + J.sum(0) / torch.where(total == 0, 1.0, total))
     kept = ((u < purity) & (J > 0)) | ((u > purity) & (J < 0))
     return J * torch.where(kept, 1.0, leak[:, None])
+
+
+def _graddrop(J: Tensor, w: Tensor, leak: Tensor, step: Tensor, seed: int, first: int) -> tuple[Tensor, Tensor]:
+    """The sum over tasks of what is kept [P], and its inner product with each task's gradient [K] float64."""
+    out, kept = torch.empty_like(J[0]), torch.zeros_like(w)
+    for start in range(0, J.shape[1], _CHUNK):
+        part = J[:, start : start + _CHUNK]
+        u = uniform(step, seed, part.shape[1], first + start).to(J.dtype)
+        dropped = drop(part, w.to(J.dtype), leak.to(J.dtype), u)
+        torch.sum(dropped, 0, out=out[start : start + _CHUNK])
+        kept += (dropped * part).sum(1, dtype=torch.float64)
+    return out, kept
+
+
+def _graddrop_triton(J: Tensor, w: Tensor, leak: Tensor, step: Tensor, seed: int, first: int) -> tuple[Tensor, Tensor]:
+    from fastmtl.kernels import graddrop_triton
+
+    return graddrop_triton.graddrop(J, w.double(), leak.double(), step, seed, first)
+
+
+register(
+    "graddrop",
+    {"triton": Implementation(_graddrop_triton, "cuda"), "reference": Implementation(_graddrop, "any")},
+)

@@ -7,10 +7,12 @@ import torch
 from helpers import textbook as textbook
 from helpers.gradients import gradients, near_opposed, orders
 from helpers.gram_weights import DOUBLE, weights
-from helpers.op_backends import ignore_numpy_warnings, needs_triton
+from helpers.op_backends import ignore_numpy_warnings, needs_interpreter, needs_triton
+from helpers.triton_checks import checked
 from torch import Tensor
 
 from fastmtl import balance
+from fastmtl.balance import graddrop
 from fastmtl.balance.draws import Draws
 from fastmtl.balance.graddrop import drop
 from fastmtl.balance.gradvac import vaccinate
@@ -113,6 +115,22 @@ def test_graddrop_equals_its_loop(leak):
     u = Draws(0).uniform(50, J.device)
     dropped = drop(J, torch.ones(3, **DOUBLE), torch.full((3,), leak, **DOUBLE), u)
     torch.testing.assert_close(dropped.sum(0), textbook.graddrop(J, u, leak))
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_graddrop_in_one_kernel_is_graddrop(dtype):
+    """Two blocks and a part, one inactive task; the same draws, from a later place of a split arena."""
+    J = gradients(4, 2500, seed=2, dtype=torch.float64).to(dtype)
+    w, leak = torch.tensor([1.0, 2.0, 0.0, 0.5], **DOUBLE), torch.tensor([0.0, 0.3, 1.0, 0.0], **DOUBLE)
+    step, seed = Draws(3).source(J.device)
+    expected = graddrop._graddrop(J.double(), w, leak, step, seed, 4096)
+    with checked(0):
+        found = graddrop._graddrop_triton(J, w, leak, step, seed, 4096)
+    assert found[0].dtype == dtype
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
 
 
 def test_sdmgrad_equals_its_loop():

@@ -84,7 +84,7 @@ def run(spec: OpSpec, call: Call) -> None:
 
 def elsewhere() -> Iterator[tuple[str, Any]]:
     """Kernels that no op of the registry launches."""
-    from fastmtl.kernels import cagrad_triton, draws_triton, stain_apply_triton
+    from fastmtl.kernels import cagrad_triton, draws_triton, graddrop_triton, stain_apply_triton
 
     for K in (1, 2, 5, 16):
         G, ones = torch.eye(K, dtype=torch.float64), torch.ones(K, dtype=torch.float64)
@@ -95,6 +95,10 @@ def elsewhere() -> Iterator[tuple[str, Any]]:
     for count, start in ((1, 0), (16, 16), (1000, 1)):
         step = torch.zeros((), dtype=torch.int64)
         yield f"draws {count}", partial(draws_triton.uniform, step, 1, count, start)
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for K in (1, 2, 16):
+                J, ones = torch.zeros(K, count, dtype=dtype), torch.ones(K, dtype=torch.float64)
+                yield f"graddrop {K} {dtype}", partial(graddrop_triton.graddrop, J, ones, ones, step, 1, start)
     yield "counts", partial(_counts, torch.zeros(1, 1, 16, 16))
     yield "class counts", partial(_counts, torch.zeros(1, 3, 16, 16))
     for size, batch in ((1, 1), (16, 1), (33, 3)):
