@@ -29,7 +29,7 @@ export PYTHONPATH="${PWD}${PYTHONPATH:+:${PYTHONPATH}}"
 say() { printf 'on_gpu: %s\n' "$*"; }
 
 usage() {
-    sed -n '2,9s/^# \{0,1\}//p' benchmarks/on_gpu.sh
+    sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' benchmarks/on_gpu.sh
     exit 2
 }
 

@@ -1,5 +1,6 @@
 """The gradient of softmax losses for NVIDIA GPUs, from the derivatives of the loss with respect to the segment sums;
-see dice_ce_backends.py. class_registers_triton.py has few classes, softmax_tiles_gradient_triton.py many.
+see dice_ce_backends.py. The kernel here is for up to 32 classes, with helpers from class_registers_triton.py;
+softmax_tiles_gradient_triton.py has more.
 """
 
 # ruff: noqa: RUF005  kernels cannot unpack a tuple into another

@@ -18,7 +18,8 @@ _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 
 @dataclass(frozen=True)
 class HotLoop:
-    """The innermost loop that reads most from global memory, or else the whole kernel.
+    """The innermost loop that reads most from global memory, or else the whole kernel. Two loops that read the same
+    amount, one after the other, are added.
 
     Attributes:
         instructions: of one thread.
@@ -59,10 +60,11 @@ def hot_loop(kernel: Any) -> HotLoop:
 
     loops = [loop for loop in loops if loads(loop)]
     innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    hot = max(innermost, key=lambda loop: sum(loads(loop)), default=(0, len(instructions)))
-    counts = Counter(_opcode(one) for one in instructions[slice(*hot)])
-    number = counts.total() - counts["NOP"]
-    return HotLoop(number, counts["BAR"], counts["SHFL"], counts["MUFU"] + counts["I2F"], tuple(loads(hot)))
+    most = max((sum(loads(loop)) for loop in innermost), default=0)
+    hot = [loop for loop in innermost if sum(loads(loop)) > 0.9 * most] or [(0, len(instructions))]
+    counts = sum((Counter(_opcode(one) for one in instructions[slice(*loop)]) for loop in hot), Counter[str]())
+    number, special = counts.total() - counts["NOP"], counts["MUFU"] + counts["I2F"]
+    return HotLoop(number, counts["BAR"], counts["SHFL"], special, tuple(size for loop in hot for size in loads(loop)))
 
 
 def _parse(text: str) -> tuple[list[str], list[tuple[int, int]]]:

@@ -16,6 +16,8 @@ needs_interpreter = pytest.mark.skipif(
 )
 KERNELS = (pytest.param("cpp", marks=needs_cpp), pytest.param("triton", marks=needs_triton))
 BACKENDS = (pytest.param("reference"), *KERNELS)
+# For tests that take minutes in Triton's interpreter.
+SLOW_TRITON = (pytest.param("reference"), KERNELS[0], pytest.param("triton", marks=[needs_triton, pytest.mark.slow]))
 # Triton's interpreter runs on NumPy, which warns where IEEE arithmetic makes a NaN that a `where` then drops.
 ignore_numpy_warnings = pytest.mark.filterwarnings(
     "ignore:(invalid value|overflow|divide by zero|All-NaN slice) encountered:RuntimeWarning"

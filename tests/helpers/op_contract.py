@@ -21,9 +21,12 @@ def over(chosen: Callable[[OpSpec], bool] = lambda spec: True) -> pytest.MarkDec
     return pytest.mark.parametrize("spec", specs, ids=lambda spec: spec.name)
 
 
-def with_kernels(chosen: Callable[[OpSpec], bool] = lambda spec: True) -> pytest.MarkDecorator:
+def with_kernels(
+    chosen: Callable[[OpSpec], bool] = lambda spec: True, slow_triton: bool = False
+) -> pytest.MarkDecorator:
+    """`slow_triton`: in Triton's interpreter the test takes minutes, so its Triton cases are slow tests."""
     pairs = [(spec, backend) for spec in SPECS if chosen(spec) for backend in spec.kernels]
-    marks = {"cpp": needs_cpp, "triton": needs_triton}
+    marks = {"cpp": [needs_cpp], "triton": [needs_triton, *[pytest.mark.slow] * slow_triton]}
     return pytest.mark.parametrize(
         ("spec", "backend"), [pytest.param(s, b, marks=marks[b], id=f"{s.name}-{b}") for s, b in pairs]
     )

@@ -13,7 +13,7 @@ from helpers import op_table
 from helpers.asserts import assert_bit_equal, assert_within_budget
 from helpers.classes import CLASS_DTYPES
 from helpers.inputs import LAYOUTS, TARGET_DTYPES, generator, layout
-from helpers.op_backends import BACKENDS, device_of, dirty_memory, needs_cpp, needs_interpreter
+from helpers.op_backends import BACKENDS, SLOW_TRITON, device_of, dirty_memory, needs_cpp, needs_interpreter
 from helpers.op_contract import assert_near, cases, outputs, over, run, to, with_kernels
 from helpers.op_inputs import Call
 from helpers.op_specs import ELSEWHERE, SPECS
@@ -110,7 +110,7 @@ def test_layouts(spec, backend):
             assert found[-1].is_contiguous(memory_format=torch.channels_last)
 
 
-@with_kernels(lambda spec: spec.batches)
+@with_kernels(lambda spec: spec.batches, slow_triton=True)
 def test_every_target_dtype(spec, backend):
     """Together with every dtype of the logits: a kernel is compiled for each pair."""
     logits = (torch.float32, torch.bfloat16, torch.float16)
@@ -129,7 +129,7 @@ def test_every_target_dtype(spec, backend):
 
 
 @over(lambda spec: spec.batches)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_TRITON)
 @pytest.mark.parametrize("kind", ["sample", "pixel"])
 def test_masked_elements_take_part_in_nothing(spec, backend, kind):
     device = device_of(backend)
@@ -151,10 +151,7 @@ def test_masked_elements_take_part_in_nothing(spec, backend, kind):
     wrong = target.masked_fill(~wide, float("nan") if target.is_floating_point() else 77)
     dirty = Call(tuple(x.masked_fill(excluded(x), float("nan")) for x in call.inputs), call.rest | {"target": wrong})
     off = torch.zeros(2, dtype=torch.bool, device=device)
-    settings = cases(spec, call)
-    if backend == "triton" and interpreting():
-        settings = settings[:2]  # the others take minutes in the interpreter
-    for options in settings:
+    for options in cases(spec, call):
         options = to(options, device) | {"backend": backend}
         clean = run(spec, call, **options | {"mask": valid})
         assert_bit_equal([clean, run(spec, dirty, **options | {"mask": valid})])
