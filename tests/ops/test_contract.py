@@ -91,7 +91,7 @@ def test_error_is_within_the_naive_formulas(spec, backend, dtype):
         assert_within_budget(ours / scale, plain / scale, true / scale, dtype)
 
 
-@with_kernels(lambda spec: spec.maps)
+@with_kernels(lambda spec: spec.maps, slow_triton=True)
 def test_layouts(spec, backend):
     call = to(spec.make(spec.small, torch.float32, 0), device_of(backend))
 
