@@ -178,12 +178,12 @@ def chosen_class(logits, C: tl.constexpr):
     """The first class of the largest logit, and whether any logit is not finite."""
     best = logits[0]
     choice = tl.zeros(best.shape, tl.int32)
-    strange = (tl.abs(best) < float("inf")) == 0
+    non_finite = (tl.abs(best) < float("inf")) == 0
     for c in tl.static_range(1, C):
         choice = tl.where(logits[c] > best, c, choice)
         best = tl.maximum(best, logits[c])
-        strange = strange | ((tl.abs(logits[c]) < float("inf")) == 0)
-    return choice, strange
+        non_finite = non_finite | ((tl.abs(logits[c]) < float("inf")) == 0)
+    return choice, non_finite
 
 
 @triton.jit

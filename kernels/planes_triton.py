@@ -22,13 +22,14 @@ NO_MASK, BY_PIXEL, BY_PLANE = (tl.constexpr(kind) for kind in range(3))
 
 
 @triton.jit
+def _instruction(x, PTX: tl.constexpr):
+    return tl.inline_asm_elementwise(PTX, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def exp2_fast(x):
     """2^x as one instruction, with 0 for results below 1.2e-38: the usual one costs four for those."""
-    if _PTX:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return tl.exp2(x)
+    return _instruction(x, "ex2.approx.ftz.f32 $0, $1;") if _PTX else tl.exp2(x)
 
 
 @triton.jit
@@ -39,21 +40,13 @@ def exp_fast(x):
 @triton.jit
 def log2_fast(x):
     """log2 x as one instruction, for 0 and for x from 1.2e-38."""
-    if _PTX:
-        return tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return tl.log2(x)
+    return _instruction(x, "lg2.approx.ftz.f32 $0, $1;") if _PTX else tl.log2(x)
 
 
 @triton.jit
 def reciprocal(x):
     """1 / x within one unit in the last place, as one instruction: a division costs eight. For x from 1e-38 to 1e38."""
-    if _PTX:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return 1.0 / x
+    return _instruction(x, "rcp.approx.ftz.f32 $0, $1;") if _PTX else 1.0 / x
 
 
 @triton.jit

@@ -72,7 +72,7 @@ def softmax_sums(
     intersection, prediction = (zeros, zeros) if OVERLAP else (nothing, nothing)
     entropy, spread = zeros if BY_CLASS else nothing, zeros if SPREAD else nothing
     hits, chosen = (zeros, zeros) if COUNTS else (nothing, nothing)
-    all_entropy, number, odd = zero, zero, zero
+    all_entropy, number, num_non_finite = zero, zero, zero
     places = tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     first = split.to(tl.int64) * chunk
     for start in range(0, chunk, LANES * VEC):
@@ -99,9 +99,9 @@ def softmax_sums(
             all_entropy += log1p_product(above, VEC, VEC_LEVELS) + tl.sum(gap, 1)
         log_total = log1p_positive(above)
         if COUNTS:
-            choice, strange = chosen_class(logits, C)
+            choice, non_finite = chosen_class(logits, C)
             choice = tl.where(valid, choice, -1)
-            odd += tl.sum((strange & valid).to(tl.float32), 1)
+            num_non_finite += tl.sum((non_finite & valid).to(tl.float32), 1)
         before = intersection, prediction, truth, entropy, spread, hits, chosen
         intersection, prediction, truth, entropy, spread, hits, chosen = (), (), (), (), (), (), ()
         for c in tl.static_range(C):
@@ -156,8 +156,8 @@ def softmax_sums(
     else:
         entropies = tl.where(c == 0, tl.sum(all_entropy), 0.0)
     if not SOFT:
-        strange = tl.where(c == 0, tl.sum(truths), valid_pixels) != valid_pixels
-        entropies = tl.where(strange, float("nan"), entropies)
+        invalid_class = tl.where(c == 0, tl.sum(truths), valid_pixels) != valid_pixels
+        entropies = tl.where(invalid_class, float("nan"), entropies)
     tl.store(partials + 3 * size + place, entropies, mask=live)
     if SPREAD:
         tl.store(partials + 4 * size + place, _totals(spread, C, LEVELS), mask=live)
@@ -167,7 +167,7 @@ def softmax_sums(
         tl.atomic_add(row + c, both, mask=live, sem="relaxed")
         tl.atomic_add(row + C + c, _totals(chosen, C, LEVELS).to(tl.int64) - both, mask=live, sem="relaxed")
         tl.atomic_add(row + 2 * C + c, truths.to(tl.int64) - both, mask=live, sem="relaxed")
-        tl.atomic_add(row + 3 * C, tl.sum(odd).to(tl.int64), sem="relaxed")
+        tl.atomic_add(row + 3 * C, tl.sum(num_non_finite).to(tl.int64), sem="relaxed")
 
 
 def sums(

@@ -92,7 +92,7 @@ def softmax_gradient_tiled(
     pid = tl.program_id(0)
     b = (pid // blocks).to(tl.int64)
     offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    index, valid, strange = read_pixels(
+    index, valid, invalid_class = read_pixels(
         t, tb, ts, m, mb, ms, b, offsets, pixels, channels, ignore_index, SOFT, HAS_MASK
     )
     go = tl.load(grad + b * gb).to(tl.float32)

@@ -30,15 +30,15 @@ def read_pixels(
     if HAS_MASK:
         valid = valid & (tl.load(m + b * mb + offsets * ms, mask=inside, other=0) != 0)
     if SOFT:
-        strange = valid & (offsets < 0)
+        invalid_class = valid & (offsets < 0)
         index = tl.where(inside, -1, -1)
     else:
         number = tl.load(t + b * tb + offsets * ts, mask=inside, other=0).to(tl.int64)
         valid = valid & (number != ignore_index)
         exists = (number >= 0) & (number < channels)
-        strange = valid & (exists == 0)
+        invalid_class = valid & (exists == 0)
         index = tl.where(valid & exists, number, -1).to(tl.int32)
-    return index, valid, strange
+    return index, valid, invalid_class
 
 
 @triton.jit
@@ -68,8 +68,8 @@ def _first_of_largest(logits, top, c):
 
 @triton.jit
 def _any_not_finite(logits, c, channels):
-    odd = (tl.abs(logits) < _INFINITY) == 0
-    return tl.max((odd & (c[:, None] < channels)).to(tl.int32), 0)
+    non_finite = (tl.abs(logits) < _INFINITY) == 0
+    return tl.max((non_finite & (c[:, None] < channels)).to(tl.int32), 0)
 
 
 @triton.jit
@@ -84,20 +84,20 @@ def softmax_normalisers(
     pid = tl.program_id(0)
     b = (pid // blocks).to(tl.int64)
     offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    index, valid, strange = read_pixels(
+    index, valid, invalid_class = read_pixels(
         t, tb, ts, m, mb, ms, b, offsets, pixels, channels, ignore_index, SOFT, HAS_MASK
     )
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     chosen = tl.full([BLOCK], 1 << 30, tl.int32)
-    odd = tl.zeros([BLOCK], tl.int32)
+    non_finite = tl.zeros([BLOCK], tl.int32)
     for start in range(0, channels, TILE):
         c = start + tl.arange(0, TILE)
         logits = read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, "evict_last")
         largest = tl.max(logits, 0)
         if COUNTS:
             chosen = tl.where(largest > top, _first_of_largest(logits, largest, c), chosen)
-            odd = tl.maximum(odd, _any_not_finite(logits, c, channels))
+            non_finite = tl.maximum(non_finite, _any_not_finite(logits, c, channels))
         higher = tl.maximum(top, largest)
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher[None, :]), 0)
         top = higher
@@ -108,7 +108,7 @@ def softmax_normalisers(
     tl.store(at + size, total, mask=inside)
     if COUNTS:
         tl.store(at + 2 * size, chosen.to(tl.float32), mask=inside)
-        tl.store(at + 3 * size, odd.to(tl.float32), mask=inside)
+        tl.store(at + 3 * size, non_finite.to(tl.float32), mask=inside)
 
 
 @triton.jit
@@ -135,12 +135,12 @@ def softmax_sums_tiled(
     hits = tl.zeros([TILE, BLOCK], tl.int32)
     chosen = tl.zeros([TILE, BLOCK], tl.int32)
     number = tl.zeros([BLOCK], tl.float32)
-    odd = tl.zeros([BLOCK], tl.int32)
+    non_finite = tl.zeros([BLOCK], tl.int32)
     first = split.to(tl.int64) * chunk
     size = tl.cast(samples, tl.int64) * pixels
     for start in range(0, chunk, BLOCK):
         offsets = first + start + tl.arange(0, BLOCK)
-        index, valid, strange = read_pixels(
+        index, valid, invalid_class = read_pixels(
             t, tb, ts, m, mb, ms, b, offsets, pixels, channels, ignore_index, SOFT, HAS_MASK
         )
         logits = read_logits(x, xb, xc, xs, b, c, offsets, valid, channels, pixels, "evict_last")
@@ -163,14 +163,14 @@ def softmax_sums_tiled(
         else:
             truth += hit.to(tl.float32)
             entropy += tl.where(hit, cost, 0.0)
-            entropy += tl.where(strange[None, :] & (c[:, None] == 0), float("nan"), 0.0)
+            entropy += tl.where(invalid_class[None, :] & (c[:, None] == 0), float("nan"), 0.0)
             if OVERLAP:
                 intersection += tl.where(hit, p, 0.0)
         if SPREAD:
             spread += tl.where(valid[None, :] & live[:, None], cost, 0.0)
         if COUNTS:
             choice = tl.load(at + 2 * size, mask=offsets < pixels, other=0.0).to(tl.int32)
-            odd += tl.where(valid, tl.load(at + 3 * size, mask=offsets < pixels, other=0.0).to(tl.int32), 0)
+            non_finite += tl.where(valid, tl.load(at + 3 * size, mask=offsets < pixels, other=0.0).to(tl.int32), 0)
             here = (choice[None, :] == c[:, None]) & valid[None, :]
             chosen += here.to(tl.int32)
             hits += (here & hit).to(tl.int32)
@@ -195,7 +195,7 @@ def softmax_sums_tiled(
         tl.atomic_add(row + channels + c, tl.sum(chosen, 1).to(tl.int64) - both, mask=live, sem="relaxed")
         tl.atomic_add(row + 2 * channels + c, truths.to(tl.int64) - both, mask=live, sem="relaxed")
         if tile == 0:
-            tl.atomic_add(row + 3 * channels, tl.sum(odd).to(tl.int64), sem="relaxed")
+            tl.atomic_add(row + 3 * channels, tl.sum(non_finite).to(tl.int64), sem="relaxed")
 
 
 def tile_of(channels: int, pixels: int, elements: int) -> tuple[int, int]:

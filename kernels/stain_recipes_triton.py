@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .stain_fit_triton import IMAGES, LASSO_PENALTY, LAUNCH, _inverse, _length, _vectors
+from .stain_solver_triton import IMAGES, LASSO_PENALTY, LAUNCH, length, pseudo_inverse, read_vectors
 
 _SOLVERS = {"least squares": 0, "lasso": 1, "complement": 2}
 
@@ -23,8 +23,8 @@ def _put(out, at: tl.constexpr, value, there):
 def _across(a0, a1, a2, b0, b1, b2):
     """The unit vector across two stains."""
     x, y, z = a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0
-    length = _length(x, y, z)
-    return x / length, y / length, z / length
+    size = length(x, y, z)
+    return x / size, y / size, z / size
 
 
 @triton.jit
@@ -42,8 +42,8 @@ def recipes_kernel(
     b = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     there = b < images
     out += b * 44
-    a0, a1, a2, b0, b1, b2 = _vectors(vectors + b * by_vectors, there)
-    p0, p1, p2, q0, q1, q2 = _vectors(target_vectors + b * by_target_vectors, there)
+    a0, a1, a2, b0, b1, b2 = read_vectors(vectors + b * by_vectors, there)
+    p0, p1, p2, q0, q1, q2 = read_vectors(target_vectors + b * by_target_vectors, there)
     zero = (b * 0).to(tl.float64)
     f, g = zero + 1.0, zero + 1.0
     if SCALED:
@@ -108,7 +108,7 @@ def recipes_kernel(
             if ONLY >= 0:
                 r0, r1, r2 = zero, zero, zero
         else:
-            x0, x1, x2, y0, y1, y2 = _inverse(a0, a1, a2, b0, b1, b2)
+            x0, x1, x2, y0, y1, y2 = pseudo_inverse(a0, a1, a2, b0, b1, b2)
         r0, r1, r2 = per_octave * r0, per_octave * r1, per_octave * r2
         _put(out, 0, p0 * x0 + q0 * y0 + r0 * z0, there)
         _put(out, 1, p0 * x1 + q0 * y1 + r0 * z1, there)

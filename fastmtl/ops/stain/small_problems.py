@@ -1,6 +1,7 @@
 """The small problems between the passes over pixels, for a batch of images; torch's definition, on any device.
 
-`kernels/stain_fit_triton.py` and `kernels/stain_recipes_triton.py` solve each of them in one launch on a GPU.
+On a GPU `stain_fit_triton.py`, `stain_solver_triton.py` and `stain_recipes_triton.py` in kernels/ solve each of them in
+one launch.
 """
 
 from __future__ import annotations
