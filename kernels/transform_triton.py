@@ -3,7 +3,7 @@
 Decoded pictures lie anywhere in memory, each of its own size, so they come as a table, int64 [B, 5]: address, bytes
 from row to row, height, width, channels; with height 0 there is no picture, and all its pixels count as outside.
 `matrix` float32 [B, 6] maps output pixels to source pixels, `field` float32 [B, 2, n + 3, n + 3] holds the control
-points of a cubic B-spline. One program computes BLOCK pixels of one picture. Neighbouring pixels read neighbouring
+points of a cubic B-spline. One program computes a tile of pixels of one picture. Neighbouring pixels read neighbouring
 bytes, at odd places: the caches make up for loads of single bytes.
 """
 
@@ -15,46 +15,57 @@ import triton.language as tl
 
 # Explicit, because Triton 3.10 changes the default and 3.9 warns about it.
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+_TILE = 4, 32, 4  # output rows and columns of a program, and how many times; each warp has one row at a time
 _BLOCK = 256
 _ROWS, _BYTES = 8, 512
 
 
 @triton.jit
-def _weight(t, i: tl.constexpr):
-    """Weight of control point i of the four around position t, 0..1, in a cell."""
+def _spline(position, CELLS: tl.constexpr):
+    """First of the four control points around positions 0..CELLS, and the weights of the four."""
+    first = tl.minimum(position.to(tl.int32), CELLS - 1)
+    t = position - first.to(tl.float32)
     s = 1.0 - t
-    if i == 0:
-        return s * s * s * (1 / 6)
-    if i == 1:
-        return (3.0 * t * t * (t - 2.0) + 4.0) * (1 / 6)
-    if i == 2:
-        return (3.0 * s * s * (s - 2.0) + 4.0) * (1 / 6)
-    return t * t * t * (1 / 6)
+    second = (3.0 * t * t * (t - 2.0) + 4.0) * (1 / 6)
+    third = (3.0 * s * s * (s - 2.0) + 4.0) * (1 / 6)
+    return first, (s * s * s * (1 / 6), second, third, t * t * t * (1 / 6))
 
 
 @triton.jit
-def _positions(matrix, field, b, u, v, size, CELLS: tl.constexpr):
-    """Source positions of output pixels (u, v), counted from the first pixel's centre."""
-    across, down = u.to(tl.float32) + 0.5, v.to(tl.float32) + 0.5
+def _columns(size, COLUMNS: tl.constexpr, CELLS: tl.constexpr):
+    """Output columns [1, COLUMNS] of this program, and their place in the spline."""
+    u = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return u, _spline((u.to(tl.float32) + 0.5) * (CELLS / tl.cast(size, tl.float32)), CELLS)
+
+
+@triton.jit
+def _matrix(matrix, b):
     m = matrix + b * 6
-    xx, xy, x0 = tl.load(m), tl.load(m + 1), tl.load(m + 2)
-    yx, yy, y0 = tl.load(m + 3), tl.load(m + 4), tl.load(m + 5)
+    return tl.load(m), tl.load(m + 1), tl.load(m + 2) - 0.5, tl.load(m + 3), tl.load(m + 4), tl.load(m + 5) - 0.5
+
+
+@triton.jit
+def _positions(matrix, field, b, v, u, spline, size, CELLS: tl.constexpr, WIDTH: tl.constexpr):
+    """Source positions of the output pixels of rows v [ROWS, 1] and columns u, from the first pixel's centre."""
+    across, down = u.to(tl.float32) + 0.5, v.to(tl.float32) + 0.5
     if CELLS > 0:
         side: tl.constexpr = CELLS + 3
-        scale = CELLS / tl.cast(size, tl.float32)
-        column = tl.minimum((across * scale).to(tl.int32), CELLS - 1)
-        row = tl.minimum((down * scale).to(tl.int32), CELLS - 1)
-        t, s = across * scale - column.to(tl.float32), down * scale - row.to(tl.float32)
-        points = field + b * (2 * side * side) + row * side + column
-        dx, dy = across * 0.0, across * 0.0
+        extent = tl.cast(size, tl.float32)
+        column, across_weights = spline
+        row, down_weights = _spline(down * (CELLS / extent), CELLS)
+        # A row blends its control points once, the x shifts and after them the y shifts; a pixel then needs four of each.
+        k = tl.arange(0, 2 * WIDTH)[None, :]
+        points = field + b * (2 * side * side) + ((k // WIDTH * side + row) * side + k % WIDTH)
+        line = tl.zeros([v.shape[0], 2 * WIDTH], tl.float32)
         for i in tl.static_range(4):
-            for j in tl.static_range(4):
-                weight = _weight(s, i) * _weight(t, j)
-                dx += weight * tl.load(points + (i * side + j))
-                dy += weight * tl.load(points + (side * side + i * side + j))
-        across += dx * tl.cast(size, tl.float32)
-        down += dy * tl.cast(size, tl.float32)
-    return xx * across + xy * down + x0 - 0.5, yx * across + yy * down + y0 - 0.5
+            line += down_weights[i] * tl.load(points + i * side, mask=k % WIDTH < side, other=0.0)
+        line *= extent
+        first = column + tl.zeros_like(v)
+        for j in tl.static_range(4):
+            across += across_weights[j] * tl.gather(line, first + j, 1)
+            down += across_weights[j] * tl.gather(line, first + (WIDTH + j), 1)
+    xx, xy, x0, yx, yy, y0 = matrix
+    return xx * across + xy * down + x0, yx * across + yy * down + y0
 
 
 @triton.jit
@@ -101,65 +112,91 @@ def _noise(index, key):
 
 
 @triton.jit
+def _channel_constants(colour, scale, shift, b, channel: tl.constexpr):
+    c = colour + b * 12 + channel * 4
+    mixed = tl.load(c), tl.load(c + 1), tl.load(c + 2), tl.load(c + 3)
+    return mixed, tl.load(scale + channel), tl.load(shift + channel)
+
+
+@triton.jit
 def transform_image_kernel(
     table, matrix, field, colour, noise, keys, scale, shift, out, size,
-    CELLS: tl.constexpr, NOISE: tl.constexpr, OUTSIDE: tl.constexpr, BLOCK: tl.constexpr,
+    CELLS: tl.constexpr, WIDTH: tl.constexpr, NOISE: tl.constexpr, OUTSIDE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """clip(colour @ (rgb, 1) + noise * n, 0, 255) * scale + shift; out float32 [B, 3, size, size]; grid [blocks, B]."""
-    b = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < size * size
-    x, y = _positions(matrix, field, b, pixel % size, pixel // size, size, CELLS)
+    """clip(colour @ (rgb, 1) + noise * n, 0, 255) * scale + shift; out float32 [B, 3, size, size]."""
+    b = tl.program_id(2).to(tl.int64)
+    u, spline = _columns(size, COLUMNS, CELLS)
+    m = _matrix(matrix, b)
     pixels, pitch, height, width, step = _source(table, b)
-    red = _bilinear(pixels, pitch, height, width, step, x, y, 0, inside, OUTSIDE)
-    green = _bilinear(pixels, pitch, height, width, step, x, y, 1, inside, OUTSIDE)
-    blue = _bilinear(pixels, pitch, height, width, step, x, y, 2, inside, OUTSIDE)
-    for channel in tl.static_range(3):
-        c = colour + b * 12 + channel * 4
-        value = tl.load(c) * red + tl.load(c + 1) * green + tl.load(c + 2) * blue + tl.load(c + 3)
-        if NOISE:
-            value += tl.load(noise + b) * _noise(channel * size * size + pixel, tl.load(keys + b))
-        value = tl.minimum(tl.maximum(value, 0.0), 255.0) * tl.load(scale + channel) + tl.load(shift + channel)
-        tl.store(out + (b * 3 + channel) * size * size + pixel, value, mask=inside)
+    constants = (
+        _channel_constants(colour, scale, shift, b, 0),
+        _channel_constants(colour, scale, shift, b, 1),
+        _channel_constants(colour, scale, shift, b, 2),
+    )
+    if NOISE:
+        strength, key = tl.load(noise + b), tl.load(keys + b)
+    for group in tl.static_range(STEPS):
+        v = (tl.program_id(1) * STEPS + group) * ROWS + tl.arange(0, ROWS)[:, None]
+        pixel, inside = v * size + u, (v < size) & (u < size)
+        x, y = _positions(m, field, b, v, u, spline, size, CELLS, WIDTH)
+        red = _bilinear(pixels, pitch, height, width, step, x, y, 0, inside, OUTSIDE)
+        green = _bilinear(pixels, pitch, height, width, step, x, y, 1, inside, OUTSIDE)
+        blue = _bilinear(pixels, pitch, height, width, step, x, y, 2, inside, OUTSIDE)
+        for channel in tl.static_range(3):
+            mixed, factor, offset = constants[channel]
+            value = mixed[0] * red + mixed[1] * green + mixed[2] * blue + mixed[3]
+            if NOISE:
+                value += strength * _noise(channel * size * size + pixel, key)
+            value = tl.minimum(tl.maximum(value, 0.0), 255.0) * factor + offset
+            tl.store(out + (b * 3 + channel) * size * size + pixel, value, mask=inside)
 
 
 @triton.jit
 def warp_image_kernel(
-    table, matrix, field, out, within, size, CELLS: tl.constexpr, OUTSIDE: tl.constexpr, BLOCK: tl.constexpr
-):
+    table, matrix, field, out, within, size, CELLS: tl.constexpr, WIDTH: tl.constexpr, OUTSIDE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
     """Samples rounded to whole grey levels, out uint8 [B, 3, size, size]; within uint8 [B, size, size], 0 where the
     background contributes."""
-    b = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < size * size
-    x, y = _positions(matrix, field, b, pixel % size, pixel // size, size, CELLS)
+    b = tl.program_id(2).to(tl.int64)
+    u, spline = _columns(size, COLUMNS, CELLS)
+    m = _matrix(matrix, b)
     pixels, pitch, height, width, step = _source(table, b)
-    for channel in tl.static_range(3):
-        value = _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, OUTSIDE)
-        tl.store(out + (b * 3 + channel) * size * size + pixel, (value + 0.5).to(tl.uint8), mask=inside)
-    covered = (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
-    tl.store(within + b * size * size + pixel, covered.to(tl.uint8), mask=inside)
+    for group in tl.static_range(STEPS):
+        v = (tl.program_id(1) * STEPS + group) * ROWS + tl.arange(0, ROWS)[:, None]
+        pixel, inside = v * size + u, (v < size) & (u < size)
+        x, y = _positions(m, field, b, v, u, spline, size, CELLS, WIDTH)
+        for channel in tl.static_range(3):
+            value = _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, OUTSIDE)
+            tl.store(out + (b * 3 + channel) * size * size + pixel, (value + 0.5).to(tl.uint8), mask=inside)
+        covered = (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
+        tl.store(within + b * size * size + pixel, covered.to(tl.uint8), mask=inside)
 
 
 @triton.jit
 def transform_mask_kernel(
     table, matrix, field, out, size, threshold,
-    CHANNELS: tl.constexpr, NEAREST: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr, NEAREST: tl.constexpr, CELLS: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """out uint8 [B, CHANNELS, size, size]: 1 where the bilinear sample is above the threshold, or the nearest pixel."""
-    b = tl.program_id(1).to(tl.int64)
-    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = pixel < size * size
-    x, y = _positions(matrix, field, b, pixel % size, pixel // size, size, CELLS)
+    b = tl.program_id(2).to(tl.int64)
+    u, spline = _columns(size, COLUMNS, CELLS)
+    m = _matrix(matrix, b)
     pixels, pitch, height, width, step = _source(table, b)
-    for channel in range(CHANNELS):
-        if NEAREST:
-            row, column = tl.floor(y + 0.5).to(tl.int64), tl.floor(x + 0.5).to(tl.int64)
-            there = inside & (row >= 0) & (column >= 0) & (row < height) & (column < width)
-            value = tl.load(pixels + row * pitch + column * step + channel, mask=there, other=0)
-        else:
-            value = _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, 0) > threshold
-        tl.store(out + (b * CHANNELS + channel) * size * size + pixel, value.to(tl.uint8), mask=inside)
+    for group in tl.static_range(STEPS):
+        v = (tl.program_id(1) * STEPS + group) * ROWS + tl.arange(0, ROWS)[:, None]
+        pixel, inside = v * size + u, (v < size) & (u < size)
+        x, y = _positions(m, field, b, v, u, spline, size, CELLS, WIDTH)
+        for channel in range(CHANNELS):
+            if NEAREST:
+                row, column = tl.floor(y + 0.5).to(tl.int64), tl.floor(x + 0.5).to(tl.int64)
+                there = inside & (row >= 0) & (column >= 0) & (row < height) & (column < width)
+                value = tl.load(pixels + row * pitch + column * step + channel, mask=there, other=0)
+            else:
+                value = _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, 0) > threshold
+            tl.store(out + (b * CHANNELS + channel) * size * size + pixel, value.to(tl.uint8), mask=inside)
 
 
 @triton.jit
@@ -190,8 +227,12 @@ def stitch_kernel(jobs, ROWS: tl.constexpr, BYTES: tl.constexpr):
         tl.store(target + row * target_pitch + column, value, mask=inside)
 
 
-def _cells(field: torch.Tensor) -> int:
-    return max(field.shape[-1] - 3, 0)
+def _launch(field: torch.Tensor, size: int, count: int) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """The grid of `count` pictures, and the constants of the tile and the spline."""
+    rows, columns, steps = _TILE
+    options = {"CELLS": max(field.shape[-1] - 3, 0), "WIDTH": max(triton.next_power_of_2(field.shape[-1]), 16)}
+    grid = (triton.cdiv(size, columns), triton.cdiv(size, rows * steps), count)
+    return grid, {"ROWS": rows, "COLUMNS": columns, "STEPS": steps, **options, **_LAUNCH}
 
 
 def transform_image(
@@ -200,11 +241,11 @@ def transform_image(
 ) -> None:  # fmt: skip
     """Fill `out` float32 [B, 3, size, size]; noise float32 [B] in grey levels or None, keys int32 [B]."""
     size = out.shape[-1]
-    grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
+    grid, options = _launch(field, size, out.shape[0])
     with torch.cuda.device_of(out):
         transform_image_kernel[grid](
             table, matrix, field, colour, noise, keys, scale, shift, out, size,
-            CELLS=_cells(field), NOISE=noise is not None, OUTSIDE=outside, BLOCK=_BLOCK, **_LAUNCH,
+            NOISE=noise is not None, OUTSIDE=outside, **options,
         )  # fmt: skip
 
 
@@ -218,11 +259,9 @@ def warp_image(
 ) -> None:
     """Fill `out` uint8 [B, 3, size, size] and `within` uint8 [B, size, size]."""
     size = out.shape[-1]
-    grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
+    grid, options = _launch(field, size, out.shape[0])
     with torch.cuda.device_of(out):
-        warp_image_kernel[grid](
-            table, matrix, field, out, within, size, CELLS=_cells(field), OUTSIDE=outside, BLOCK=_BLOCK, **_LAUNCH
-        )
+        warp_image_kernel[grid](table, matrix, field, out, within, size, OUTSIDE=outside, **options)
 
 
 def transform_mask(
@@ -230,11 +269,11 @@ def transform_mask(
 ) -> None:
     """Fill `out` uint8 [B, C, size, size]."""
     size = out.shape[-1]
-    grid = (triton.cdiv(size * size, _BLOCK), out.shape[0])
+    grid, options = _launch(field, size, out.shape[0])
     with torch.cuda.device_of(out):
         transform_mask_kernel[grid](
             table, matrix, field, out, size, threshold,
-            CHANNELS=out.shape[1], NEAREST=nearest, CELLS=_cells(field), BLOCK=_BLOCK, **_LAUNCH,
+            CHANNELS=out.shape[1], NEAREST=nearest, **options,
         )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def test_triton_s_kernels_do_what_numba_s_do(tiles, slides, augmentation, stain,
     from fastmtl.data.loading.transform_gpu import GpuTransform
     from fastmtl.kernels import transform_triton
 
-    monkeypatch.setattr(transform_triton, "_BLOCK", 1024)  # the interpreter's time is that of its programs
+    monkeypatch.setattr(transform_triton, "_TILE", (32, 32, 1))  # the interpreter's time is that of its programs
     batch, pixels = _read(tiles, slides, augmentation)
     options, keys = _options(stain=stain), slides_of(tiles)
     on_cpu = CpuTransform(options)(batch, pixels, keys)
