@@ -65,15 +65,27 @@ def _positions(matrix, field, b, v, u, spline, size, CELLS: tl.constexpr, WIDTH:
             across += across_weights[j] * tl.gather(line, first + j, 1)
             down += across_weights[j] * tl.gather(line, first + (WIDTH + j), 1)
     xx, xy, x0, yx, yy, y0 = matrix
-    return xx * across + xy * down + x0, yx * across + yy * down + y0
+    return _bounded(xx * across + xy * down + x0), _bounded(yx * across + yy * down + y0)
+
+
+@triton.jit
+def _bounded(position):
+    """Positions far outside stay outside, and convert to int32."""
+    return tl.minimum(tl.maximum(position, -2.0), 1e9)
 
 
 @triton.jit
 def _source(table, b):
     """One row of the table."""
     row = table + b * 5
-    pixels = tl.load(row).to(tl.pointer_type(tl.uint8))
-    return pixels, tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+    pixels, pitch = tl.load(row).to(tl.pointer_type(tl.uint8)), tl.load(row + 1)
+    return pixels, pitch, tl.load(row + 2).to(tl.int32), tl.load(row + 3).to(tl.int32), tl.load(row + 4).to(tl.int32)
+
+
+@triton.jit
+def _within(i, extent):
+    """0 <= i < extent in one comparison."""
+    return i.to(tl.uint32, bitcast=True) < extent.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -82,21 +94,14 @@ def _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, OUTSIDE
     right, below = x - left, y - above
     w11 = right * below
     w01, w10 = right - w11, below - w11
-    w00 = 1.0 - right - w10
-    j, i = left.to(tl.int64), above.to(tl.int64)
+    weights = (1.0 - right - w10, w01, w10, w11)
+    j, i = left.to(tl.int32), above.to(tl.int32)
+    first = pixels + i * pitch + j * step
     total = x * 0.0
     for corner in tl.static_range(4):
-        row, column = i + corner // 2, j + corner % 2
-        within = inside & (row >= 0) & (column >= 0) & (row < height) & (column < width)
-        value = tl.load(pixels + row * pitch + column * step + channel, mask=within, other=OUTSIDE).to(tl.float32)
-        if corner == 0:
-            total += w00 * value
-        elif corner == 1:
-            total += w01 * value
-        elif corner == 2:
-            total += w10 * value
-        else:
-            total += w11 * value
+        there = inside & _within(i + corner // 2, height) & _within(j + corner % 2, width)
+        value = tl.load(first + corner // 2 * pitch + corner % 2 * step + channel, mask=there, other=OUTSIDE)
+        total += weights[corner] * value.to(tl.float32)
     return total
 
 
@@ -191,8 +196,8 @@ def transform_mask_kernel(
         x, y = _positions(m, field, b, v, u, spline, size, CELLS, WIDTH)
         for channel in range(CHANNELS):
             if NEAREST:
-                row, column = tl.floor(y + 0.5).to(tl.int64), tl.floor(x + 0.5).to(tl.int64)
-                there = inside & (row >= 0) & (column >= 0) & (row < height) & (column < width)
+                row, column = tl.floor(y + 0.5).to(tl.int32), tl.floor(x + 0.5).to(tl.int32)
+                there = inside & _within(row, height) & _within(column, width)
                 value = tl.load(pixels + row * pitch + column * step + channel, mask=there, other=0)
             else:
                 value = _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, 0) > threshold

@@ -50,6 +50,10 @@ def _block(settings: Settings, loop: HotLoop) -> float:
     return settings["BLOCK"] / (32 * settings["num_warps"])
 
 
+def _pixels(settings: Settings, loop: HotLoop) -> float:
+    return settings["ROWS"] * settings["COLUMNS"] * settings["STEPS"] / (32 * settings["num_warps"])
+
+
 def _logits(channels: int) -> Callable[[Settings, HotLoop], float]:
     """Logits of a softmax kernel: all classes of its pixels, or the classes of a tile."""
 
@@ -245,9 +249,17 @@ def _data() -> list[Case]:
     def work(out: torch.dtype, masked: bool) -> dict[str, Work]:
         return {"stain_apply": stain["stain_apply"]._replace(bytes=3 + 3 * _size(out) + masked)}
 
+    transforms = {  # as many source pixels as output pixels
+        "transform_image_kernel": Work(3 + 12, _pixels),
+        "warp_image_kernel": Work(3 + 4, _pixels),
+        "transform_mask_kernel": Work(1 + 1, _pixels),
+    }
     stained = ((torch.float32, False, False), (torch.float16, True, False), (torch.uint8, False, True))
     return [
-        *(Case(name, partial(_transform, cells, noise)) for name, cells, noise in (("affine", 0, 0), ("bent", 5, 1))),
+        *(
+            Case(name, partial(_transform, cells, noise), transforms)
+            for name, cells, noise in (("affine", 0, 0), ("bent", 5, 1))
+        ),
         *(
             Case(
                 f"{_SHORT[out]}{'-lasso' if lasso else ''}{'-inside' if masked else ''}",

@@ -31,6 +31,9 @@ NARROW = {
     "softmax_gradient-bf16-u8-32": "as above",
     "softmax_focal_sums-bf16-u8-14": "as above",
     "softmax_focal_gradient-bf16-u8-14": "as above",
+    **dict.fromkeys(
+        ("transform_image_kernel", "warp_image_kernel", "transform_mask_kernel"), "bytes of pictures at odd places"
+    ),
     "stain_apply": "looks up the densities of single bytes in a table",
 }
 
