@@ -53,7 +53,7 @@ def _positions(matrix, field, b, v, u, spline, size, CELLS: tl.constexpr, WIDTH:
         extent = tl.cast(size, tl.float32)
         column, across_weights = spline
         row, down_weights = _spline(down * (CELLS / extent), CELLS)
-        # A row blends its control points once, the x shifts and after them the y shifts; a pixel then needs four of each.
+        # A row blends its control points once, x shifts before y shifts; each pixel then takes four of each.
         k = tl.arange(0, 2 * WIDTH)[None, :]
         points = field + b * (2 * side * side) + ((k // WIDTH * side + row) * side + k % WIDTH)
         line = tl.zeros([v.shape[0], 2 * WIDTH], tl.float32)
