@@ -67,13 +67,15 @@ def _logits(channels: int) -> Callable[[Settings, HotLoop], float]:
 
 
 def _columns(K: int, size: int) -> Callable[[Settings, HotLoop], float]:
-    """Columns of J that a thread of the Gram kernel handles, counted by its loads, because its loop is unrolled. With
-    more than one tile of rows, a column is handled once for each pair of tiles."""
+    """Columns of J that a thread of the Gram kernels handles, counted by its loads, because its loop is unrolled. With
+    more than one tile of rows, a column is handled once for each pair of tiles that a block has room for."""
 
     def per_thread(settings: Settings, loop: HotLoop) -> float:
+        if "PAIRS" not in settings:
+            return sum(loop.loads) / (K * size)
         tiles = -(-K // settings["T"])
-        rows, pairs = (settings["T"], 1) if tiles == 1 else (2 * settings["T"], tiles * (tiles + 1) / 2)
-        return sum(loop.loads) / (rows * size) / pairs
+        blocks = -(-(tiles * (tiles + 1) // 2) // settings["PAIRS"])
+        return sum(loop.loads) / (2 * settings["T"] * size) / (blocks * settings["PAIRS"])
 
     return per_thread
 
@@ -126,7 +128,8 @@ def _softmax(
 def _gram(K: int, dtype: torch.dtype, P: int = 11_000_000) -> Case:
     J = torch.empty(K, P // max(1, K // 8) // 64 * 64, dtype=dtype)
     moved = K * _size(dtype)
-    work = {"gram_partials_kernel": Work(moved, _columns(K, _size(dtype)))}
+    work = Work(moved, _columns(K, _size(dtype)))
+    work = {"gram_partials_kernel": work, "gram_tiles_kernel": work}
     return Case(f"{_SHORT[dtype]}-{K}", lambda: ops.gram(J, backend="triton"), work)
 
 

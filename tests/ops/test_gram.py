@@ -56,6 +56,16 @@ def test_triton_over_several_splits_and_runs(K):
     check(gradients(K, 18_001), "triton")
 
 
+@needs_triton
+@pytest.mark.parametrize(("K", "P"), [(3, 5000), (17, 1700)], ids=["one tile", "six pairs of tiles in blocks of four"])
+def test_triton_over_splits_of_short_runs(K, P, monkeypatch):
+    from fastmtl.kernels import gram_triton
+
+    monkeypatch.setattr(gram_triton, "RUN", 8)
+    monkeypatch.setattr(gram_triton, "MIN_STEPS", 4)
+    check(gradients(K, P), "triton")
+
+
 @pytest.mark.slow
 @needs_triton
 def test_triton_on_64_tasks():
