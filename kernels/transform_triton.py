@@ -71,7 +71,13 @@ def _positions(matrix, field, b, v, u, spline, size, CELLS: tl.constexpr, WIDTH:
 @triton.jit
 def _bounded(position):
     """Positions far outside stay outside, and convert to int32."""
-    return tl.minimum(tl.maximum(position, -2.0), 1e9)
+    return _flat(tl.minimum(tl.maximum(position, -2.0), 1e9))
+
+
+@triton.jit
+def _flat(x):
+    """A tile as one row, so that a warp also reads scattered pixels in the order in which it writes them."""
+    return tl.reshape(x, (x.shape[0] * x.shape[1],))
 
 
 @triton.jit
@@ -143,7 +149,7 @@ def transform_image_kernel(
         strength, key = tl.load(noise + b), tl.load(keys + b)
     for group in tl.static_range(STEPS):
         v = (tl.program_id(1) * STEPS + group) * ROWS + tl.arange(0, ROWS)[:, None]
-        pixel, inside = v * size + u, (v < size) & (u < size)
+        pixel, inside = _flat(v * size + u), _flat((v < size) & (u < size))
         x, y = _positions(m, field, b, v, u, spline, size, CELLS, WIDTH)
         red = _bilinear(pixels, pitch, height, width, step, x, y, 0, inside, OUTSIDE)
         green = _bilinear(pixels, pitch, height, width, step, x, y, 1, inside, OUTSIDE)
@@ -170,7 +176,7 @@ def warp_image_kernel(
     pixels, pitch, height, width, step = _source(table, b)
     for group in tl.static_range(STEPS):
         v = (tl.program_id(1) * STEPS + group) * ROWS + tl.arange(0, ROWS)[:, None]
-        pixel, inside = v * size + u, (v < size) & (u < size)
+        pixel, inside = _flat(v * size + u), _flat((v < size) & (u < size))
         x, y = _positions(m, field, b, v, u, spline, size, CELLS, WIDTH)
         for channel in tl.static_range(3):
             value = _bilinear(pixels, pitch, height, width, step, x, y, channel, inside, OUTSIDE)
@@ -192,7 +198,7 @@ def transform_mask_kernel(
     pixels, pitch, height, width, step = _source(table, b)
     for group in tl.static_range(STEPS):
         v = (tl.program_id(1) * STEPS + group) * ROWS + tl.arange(0, ROWS)[:, None]
-        pixel, inside = v * size + u, (v < size) & (u < size)
+        pixel, inside = _flat(v * size + u), _flat((v < size) & (u < size))
         x, y = _positions(m, field, b, v, u, spline, size, CELLS, WIDTH)
         for channel in range(CHANNELS):
             if NEAREST:
