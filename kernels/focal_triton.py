@@ -70,9 +70,14 @@ def sigmoid_focal_sums(
             x, xb, xc, xs, t, tb, tc, ts, m, mb, mc, ms, b, c, offsets, visible, MASK == BY_PIXEL, "evict_last"
         )
         e, r = sigmoid_parts(logits)
-        w = tl.where(logits >= 0, 1.0 - target, target)
-        linear = tl.where(w == 0, 0.0, w * tl.abs(logits))  # a correct infinite logit costs 0, not NaN
-        u = (w + (1.0 - w) * e) * r
+        if t.dtype.element_ty.is_int():  # w is 0 or 1; an invalid target is NaN in `scale`
+            wrong = (logits >= 0) != (target != 0)
+            linear = tl.where(wrong, tl.abs(logits), 0.0)
+            u = tl.where(wrong, 1.0, e) * r
+        else:
+            w = tl.where(logits >= 0, 1.0 - target, target)
+            linear = tl.where(w == 0, 0.0, w * tl.abs(logits))  # a correct infinite logit costs 0, not NaN
+            u = (w + (1.0 - w) * e) * r
         scale = of_negative + (of_positive - of_negative) * target
         loss += scale * focal_power(u, gamma, GAMMA) * (linear + log1p_unit(e))
         if MASK == BY_PIXEL:
