@@ -262,8 +262,8 @@ def _data() -> list[Case]:
 def _stain(images: Tensor, inside: Tensor | None, out: torch.dtype, lasso: bool) -> None:
     from fastmtl.kernels import stain_apply_triton
 
-    table, recipes = torch.empty(256), torch.empty(len(images), 44)
-    stain_apply_triton.apply(images, inside, table, recipes, torch.empty(images.shape, dtype=out), lasso, False)
+    table, coefficients = torch.empty(256), torch.empty(len(images), 44)
+    stain_apply_triton.apply(images, inside, table, coefficients, torch.empty(images.shape, dtype=out), lasso, False)
 
 
 def _transform(cells: int, noise: int) -> None:
