@@ -13,8 +13,8 @@ from torch import Tensor
 from fastmtl import ops
 from fastmtl.ops.gradients import matrix_solvers
 
+from .launch_compiler import run_with_gradient
 from .machine_code import HotLoop
-from .record import run_with_gradient
 
 Settings = Mapping[str, Any]  # a kernel's compile-time constants and the number of its warps
 

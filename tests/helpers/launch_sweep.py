@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastmtl import ops
-from fastmtl.benchmarks.hopper.record import Recorder, run_with_gradient
+from fastmtl.benchmarks.hopper.launch_compiler import LaunchCompiler, run_with_gradient
 from fastmtl.ops.gradients import matrix_solvers
 from helpers.inputs import layout, mask
 from helpers.op_inputs import Call
@@ -147,7 +147,7 @@ def main(capability: str, quick: str = "") -> int:
     """Exit status 1 if a launch does not compile."""
     import triton
 
-    recorder, failed = Recorder(int(capability), whole=not quick).start(), set()
+    compiler, failed = LaunchCompiler(int(capability), whole=not quick).start(), set()
     jobs = [
         (f"{spec.name}: {name}", partial(run, spec, call))
         for spec in SPECS
@@ -155,14 +155,14 @@ def main(capability: str, quick: str = "") -> int:
         for name, call in calls(spec)
     ]
     for name, job in jobs + list(elsewhere()):
-        recorder.failures.clear()
+        compiler.failures.clear()
         job()
-        for kernel, error in recorder.failures:
+        for kernel, error in compiler.failures:
             if (kernel, error) not in failed:
                 failed.add((kernel, error))
                 print(f"{name}: {kernel} does not compile: {error}")
-    kernels = {id(kernel) for _, _, kernel in recorder.launches}
-    counts = f"{len(recorder.launches)} launches, {len(kernels)} different kernels, {len(failed)} failures"
+    kernels = {id(kernel) for _, _, kernel in compiler.launches}
+    counts = f"{len(compiler.launches)} launches, {len(kernels)} different kernels, {len(failed)} failures"
     print(f"{counts}, Triton {triton.__version__}")
     return int(bool(failed))
 

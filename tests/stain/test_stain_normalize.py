@@ -61,11 +61,8 @@ def test_cpp_and_torch_passes_agree(convention):
         found.append((stains.vectors, stains.maxima))
     torch.testing.assert_close(found[0], found[1], rtol=2e-3, atol=2e-3)
     coefficients = torch.rand(3, 44) * 0.1
-    coefficients[:, 13], coefficients[:, 24:33], coefficients[:, 42] = (
-        1.0,
-        torch.eye(3).flatten(),
-        torch.tensor([0.0, 0.0, 1.0]),
-    )
+    coefficients[:, 13], coefficients[:, 24:33] = 1.0, torch.eye(3).flatten()
+    coefficients[:, 42] = torch.tensor([0.0, 0.0, 1.0])
     coefficients[:, 9:12], coefficients[:, 20:23], coefficients[:, 36:39], coefficients[:, 39:42] = 6.0, 6.0, 0.0, 255.0
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.uint8):
         outs = [new_output(images, dtype) for _ in range(2)]
