@@ -84,13 +84,14 @@ def run(spec: OpSpec, call: Call) -> None:
 
 def elsewhere() -> Iterator[tuple[str, Any]]:
     """Kernels that no op of the registry launches."""
-    from fastmtl.kernels import cagrad_triton, draws_triton, graddrop_triton, stain_apply_triton
+    from fastmtl.kernels import cagrad_triton, draws_triton, graddrop_triton, sdmgrad_triton, stain_apply_triton
 
     for K in (1, 2, 5, 16):
         G, ones = torch.eye(K, dtype=torch.float64), torch.ones(K, dtype=torch.float64)
         yield f"eigh {K}", partial(matrix_solvers.eigh, G, backend="triton")
         yield f"qp {K}", partial(matrix_solvers.nonnegative_qp, G[None], ones[None], backend="triton")
         yield f"equilibrium {K}", partial(matrix_solvers.equilibrium, G[None], ones[None], 0.5, backend="triton")
+        yield f"sdmgrad {K}", partial(sdmgrad_triton.descend, G, ones, ones.bool(), ones, 10.0, 0.5, 20)
         yield f"cagrad {K}", partial(cagrad_triton.cagrad, G, ones[:1].expand(3).contiguous(), 20)
     for count, start in ((1, 0), (16, 16), (1000, 1)):
         step = torch.zeros((), dtype=torch.int64)
