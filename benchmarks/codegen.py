@@ -10,11 +10,11 @@ from .hopper import Compiled, compile_cases
 
 README = Path(__file__).resolve().parent / "README.md"
 _BEGIN, _END = "<!-- codegen: begin -->", "<!-- codegen: end -->"
-_LOSSES = (  # as benchmarks/inductor.py prints them: name, inputs, our forward's launches, kernels that read the inputs
-    ("Dice + BCE", "[8, 1, 1024, 1024]", 2, ("dice_bce_sums-f32-u8", "dice_bce_gradient-f32-u8")),
-    ("softmax Dice + CE", "[4, 6, 512, 512]", 3, ("softmax_sums-f32-u8-6", "softmax_gradient-f32-u8-6")),
-    ("softmax Dice + CE", "[2, 14, 64, 64, 64]", 3, ("softmax_sums-f32-u8-14", "softmax_gradient-f32-u8-14")),
-    ("focal", "[8, 1, 1024, 1024]", 2, ("sigmoid_focal_sums-f32-u8", "sigmoid_focal_gradient-f32-u8")),
+_LOSSES = (  # as benchmarks/inductor.py prints them: name, inputs, our kernels that read the inputs, and their case
+    ("Dice + BCE", "[8, 1, 1024, 1024]", "dice_bce_sums", "dice_bce_gradient", "f32-u8"),
+    ("softmax Dice + CE", "[4, 6, 512, 512]", "softmax_sums", "softmax_gradient", "f32-u8-6"),
+    ("softmax Dice + CE", "[2, 14, 64, 64, 64]", "softmax_sums", "softmax_gradient", "f32-u8-14"),
+    ("focal", "[8, 1, 1024, 1024]", "sigmoid_focal_sums", "sigmoid_focal_gradient", "f32-u8"),
 )
 _HEADER = (
     "| kernel | bytes per element | instructions per element | barriers, shuffles | 16-byte loads | registers | "
@@ -109,17 +109,19 @@ def _inductor(found: dict[str, Compiled]) -> str:
         return f"its code could not be had without a GPU ({reason})."
     theirs = [line.split() for line in done.stdout.splitlines()[-2 * len(_LOSSES) :]]
     lines = ["bytes per logit of the plain formulas on float32 logits and uint8 targets."]
-    for (loss, shape, launches, ours), forward, backward in zip(_LOSSES, theirs[::2], theirs[1::2], strict=True):
-        sums, gradient = (f"{found[name].bytes_per_element:.4g}" for name in ours)
+    for (loss, shape, *ours, case), forward, backward in zip(_LOSSES, theirs[::2], theirs[1::2], strict=True):
+        sums, gradient = (found[f"{name}-{case}"] for name in ours)
+        launches = gradient.launches.index(ours[1]), len(gradient.launches) - gradient.launches.index(ours[1])
         lines.append(
             f"- {loss} {shape}: {_kernels(forward[0])} forward ({forward[1]}) and {_kernels(backward[0])} backward "
-            f"({backward[1]}); ours {launches} kernels ({sums}) and 1 kernel ({gradient})."
+            f"({backward[1]}); ours {_kernels(launches[0])} ({sums.bytes_per_element:.4g}) and "
+            f"{_kernels(launches[1])} ({gradient.bytes_per_element:.4g})."
         )
     return "\n".join([*lines, "", "Inductor's registers are not known before it has timed block sizes on a GPU."])
 
 
-def _kernels(number: str) -> str:
-    return f"{number} kernel{'' if number == '1' else 's'}"
+def _kernels(number: str | int) -> str:
+    return f"{number} kernel{'' if str(number) == '1' else 's'}"
 
 
 if __name__ == "__main__":

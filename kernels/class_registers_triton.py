@@ -175,13 +175,14 @@ def again(index, p):
 
 @triton.jit
 def chosen_class(logits, C: tl.constexpr):
-    """The first class of the largest logit, and whether any logit is not finite."""
-    best = logits[0]
+    """The first class of the largest logit (NaN is never the largest), and whether any logit is not finite."""
+    best = tl.where(logits[0] == logits[0], logits[0], float("-inf"))
     choice = tl.zeros(best.shape, tl.int32)
-    non_finite = (tl.abs(best) < float("inf")) == 0
+    non_finite = (tl.abs(logits[0]) < float("inf")) == 0
     for c in tl.static_range(1, C):
-        choice = tl.where(logits[c] > best, c, choice)
-        best = tl.maximum(best, logits[c])
+        larger = logits[c] > best
+        choice = tl.where(larger, c, choice)
+        best = tl.where(larger, logits[c], best)
         non_finite = non_finite | ((tl.abs(logits[c]) < float("inf")) == 0)
     return choice, non_finite
 

@@ -84,11 +84,12 @@ def deep_supervision_sums(
             tl.store(partials + part, tl.sum(intersection))
             tl.store(partials + programs + part, tl.sum(prediction))
             tl.store(partials + 2 * programs + part, tl.sum(truth))
-            tl.store(partials + 3 * programs + part, tl.sum(bce))
             if HAS_MASK:
                 number = tl.sum(elements)
             else:
                 number = tl.minimum(pixels - first, chunk).to(tl.float32)
+            cost = tl.where(number > 0, tl.sum(bce), 0.0)  # an infinite weight makes masked elements NaN
+            tl.store(partials + 3 * programs + part, cost)
             tl.store(partials + 4 * programs + part, number)
 
 

@@ -97,11 +97,12 @@ def dice_bce_sums(
     tl.store(partials + part, tl.sum(intersection))
     tl.store(partials + size + part, tl.sum(prediction))
     tl.store(partials + 2 * size + part, tl.sum(truth))
-    tl.store(partials + 3 * size + part, tl.sum(bce))
     if MASK == BY_PIXEL:
         number = tl.sum(elements)
     else:
         number = tl.minimum(tl.maximum(visible - first, 0), chunk).to(tl.float32)
+    cost = tl.where(number > 0, tl.sum(bce), 0.0)  # an infinite weight makes masked elements NaN
+    tl.store(partials + 3 * size + part, cost)
     tl.store(partials + 4 * size + part, number)
 
 

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .focal_triton import LARGEST, exponent_code, focal_power
 from .planes_triton import LAUNCH, as_planes, log1p_unit
+from .softmax_tiles_triton import read_logits, read_pixels
 
 _MOST_CLASSES = 1024  # elements of one tile in registers
 
@@ -22,29 +23,21 @@ def _softmax_tile(
 ):  # fmt: skip
     """For a tile [CLASSES, BLOCK]: exp(x - max), and whether the class is the target. For each pixel: the sum of the
     exponentials, the sum without the target's row, the loss -log p_y, a_y, and whether it is valid."""
-    inside = offsets < pixels
-    label = tl.load(t + b * tb + offsets * ts, mask=inside, other=0, eviction_policy=EVICTION)
-    # In uint8 a comparison would wrap -100 to 156.
-    label = label if label.dtype == tl.int64 else label.to(tl.int32)
-    valid = inside & (label != ignore_index)
-    if HAS_MASK:
-        valid = valid & (tl.load(m + b * mb + offsets * ms, mask=inside, other=0) != 0)
+    index, valid, invalid_class = read_pixels(
+        t, tb, ts, m, mb, ms, b, offsets, pixels, channels, ignore_index, False, HAS_MASK
+    )
     rows = tl.arange(0, CLASSES)
-    there = (rows < channels)[:, None]
-    places = b * xb + rows.to(tl.int64)[:, None] * xc + offsets[None, :] * xs
-    logits = tl.load(x + places, mask=there & inside[None, :], other=0, eviction_policy=EVICTION).to(tl.float32)
-    logits = tl.where(there, logits, float("-inf"))
+    logits = read_logits(x, xb, xc, xs, b, rows, offsets, valid, channels, pixels, EVICTION)
     below = tl.max(logits, 0)[None, :] - logits
-    e = tl.where(there, tl.exp(-below), 0.0)
-    hit = (rows[:, None] == label[None, :]) & there
+    e = tl.exp(-below)
+    hit = rows[:, None] == index[None, :]
     gap = tl.sum(tl.where(hit, below, 0.0), 0)
     total = tl.sum(e, 0)
     others = tl.sum(tl.where(hit, 0.0, e), 0)
     small = log1p_unit(tl.minimum(others, 1.0))
     alone = tl.where(others <= 1.0, small, tl.log(1.0 + others))
     loss = tl.where(gap == 0, alone, gap + tl.log(total))  # well classified: the loss may be tiny
-    wrong = (label < 0) | (label >= channels)
-    loss = tl.where(wrong, float("nan"), loss)  # raising would wait for the device
+    loss = tl.where(invalid_class, float("nan"), loss)  # raising would wait for the device
     if HAS_FACTORS:
         of_class = tl.load(factors + rows.to(tl.int64), mask=rows < channels, other=0.0)
         factor = tl.sum(tl.where(hit, of_class[:, None], 0.0), 0)

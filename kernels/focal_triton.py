@@ -87,7 +87,8 @@ def sigmoid_focal_sums(
         number = tl.sum(elements)
     else:
         number = tl.minimum(tl.maximum(visible - first, 0), chunk).to(tl.float32)
-    tl.store(partials + part, tl.sum(loss))
+    # An infinite factor makes masked elements NaN.
+    tl.store(partials + part, tl.where(number > 0, tl.sum(loss), 0.0))
     tl.store(partials + tl.cast(planes, tl.int64) * splits + part, number)
 
 

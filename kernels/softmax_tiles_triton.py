@@ -89,7 +89,7 @@ def softmax_normalisers(
     )
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
-    chosen = tl.full([BLOCK], 1 << 30, tl.int32)
+    chosen = tl.zeros([BLOCK], tl.int32)  # if no logit is above -infinity
     non_finite = tl.zeros([BLOCK], tl.int32)
     for start in range(0, channels, TILE):
         c = start + tl.arange(0, TILE)

@@ -1,7 +1,7 @@
 """The apply pass of stain normalisation for NVIDIA GPUs: table -> stains -> light -> colour, one read and one write.
 
-A program handles BLOCK pixels of one image. The table of 256 densities and the image's recipe (see stain.hpp) come from
-L1. Offsets are 64-bit; with PIXEL 1 a thread loads 16 bytes of each plane at once.
+A program handles BLOCK pixels of one image. The table of 256 densities and the image's coefficients (see stain.hpp)
+come from L1. Offsets are 64-bit; with PIXEL 1 a thread loads 16 bytes of each plane at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _store(out, m, r, g, b, mask, c: tl.constexpr, BYTES: tl.constexpr, HALF_UP:
 
 @triton.jit
 def stain_apply(
-    images, inside, table, recipes, out,
+    images, inside, table, coefficients, out,
     ib, ic, ip, ob, oc, op, pixels, blocks,
     LASSO: tl.constexpr, HAS_INSIDE: tl.constexpr, BYTES: tl.constexpr, HALF_UP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +45,7 @@ def stain_apply(
     b = (pid // blocks).to(tl.int64)
     offsets = (pid % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < pixels
-    m = recipes + b * 44
+    m = coefficients + b * 44
     images += b * ib + offsets * ip
     r = tl.load(images, mask=mask, other=255)
     g = tl.load(images + ic, mask=mask, other=255)
@@ -88,8 +88,8 @@ def stain_apply(
 
 
 def apply(
-    images: torch.Tensor, inside: torch.Tensor | None, table: torch.Tensor, recipes: torch.Tensor, out: torch.Tensor,
-    lasso: bool, half_up: bool,
+    images: torch.Tensor, inside: torch.Tensor | None, table: torch.Tensor, coefficients: torch.Tensor,
+    out: torch.Tensor, lasso: bool, half_up: bool,
 ) -> None:  # fmt: skip
     """images and out [B, 3, H, W], rows one after the other at one stride; writes `out`."""
     batch, pixels = images.shape[0], images.shape[2] * images.shape[3]
@@ -97,7 +97,7 @@ def apply(
     blocks = triton.cdiv(pixels, block)
     with torch.cuda.device_of(images):
         stain_apply[(batch * blocks,)](
-            images, inside, table, recipes, out,
+            images, inside, table, coefficients, out,
             images.stride(0), images.stride(1), images.stride(3), out.stride(0), out.stride(1), out.stride(3),
             pixels, blocks,
             LASSO=lasso, HAS_INSIDE=inside is not None, BYTES=out.dtype == torch.uint8, HALF_UP=half_up, BLOCK=block,

@@ -13,8 +13,8 @@ from torch import Tensor
 from fastmtl import ops
 from fastmtl.ops.gradients import matrix_solvers
 
+from .launch_compiler import run_with_gradient
 from .machine_code import HotLoop
-from .record import run_with_gradient
 
 Settings = Mapping[str, Any]  # a kernel's compile-time constants and the number of its warps
 
@@ -277,8 +277,8 @@ def _data() -> list[Case]:
 def _stain(images: Tensor, inside: Tensor | None, out: torch.dtype, lasso: bool) -> None:
     from fastmtl.kernels import stain_apply_triton
 
-    table, recipes = torch.empty(256), torch.empty(len(images), 44)
-    stain_apply_triton.apply(images, inside, table, recipes, torch.empty(images.shape, dtype=out), lasso, False)
+    table, coefficients = torch.empty(256), torch.empty(len(images), 44)
+    stain_apply_triton.apply(images, inside, table, coefficients, torch.empty(images.shape, dtype=out), lasso, False)
 
 
 def _transform(cells: int, noise: int) -> None:

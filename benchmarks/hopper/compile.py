@@ -24,6 +24,7 @@ class Compiled:
     bytes_per_element: float = 0
     instructions_per_element: float = 0
     prediction: Prediction | None = None
+    launches: tuple[str, ...] = ()  # of its case, forward and then backward
     error: str = ""
 
 
@@ -51,4 +52,5 @@ def _read(row: dict[str, Any]) -> Compiled:
     loop = HotLoop(**(row["loop"] | {"loads": tuple(row["loop"]["loads"])}))
     moved, per_thread = row["bytes_per_element"], row["per_thread"]
     prediction = predict(loop, warps / row["num_warps"], row["grid"], moved, per_thread)
-    return Compiled(usage, warps, loop, moved, loop.instructions / per_thread, prediction)
+    launches = tuple(row["launches"])
+    return Compiled(usage, warps, loop, moved, loop.instructions / per_thread, prediction, launches)

@@ -55,10 +55,10 @@ void bind_stain(pybind11::module_& m) {
       "entries [capacity, 9]; returns how many are used.");
   define(
       m, "stain_apply",
-      [](const Images& view, Address table, Address recipes, bool lasso, const Output& out, int threads) {
-        FASTMTL_DISPATCH(stain_apply, images(view), table, recipes, lasso, output(out), threads);
+      [](const Images& view, Address table, Address coefficients, bool lasso, const Output& out, int threads) {
+        FASTMTL_DISPATCH(stain_apply, images(view), table, coefficients, lasso, output(out), threads);
       },
-      "recipes [B, 44].");
+      "coefficients [B, 44].");
   define(
       m, "stain_lab_moments",
       [](const Images& view, int space, bool eight_bit, std::int64_t chunk, Address partials, int threads) {
@@ -67,10 +67,10 @@ void bind_stain(pybind11::module_& m) {
       "partials [B, chunks, 7].");
   define(
       m, "stain_lab_apply",
-      [](const Images& view, int space, bool eight_bit, Address recipes, const Output& out, int threads) {
-        FASTMTL_DISPATCH(stain_lab_apply, images(view), space, eight_bit, recipes, output(out), threads);
+      [](const Images& view, int space, bool eight_bit, Address coefficients, const Output& out, int threads) {
+        FASTMTL_DISPATCH(stain_lab_apply, images(view), space, eight_bit, coefficients, output(out), threads);
       },
-      "recipes [B, 26].");
+      "coefficients [B, 26].");
   define(
       m, "stain_dictionary",
       [](Address density, Address weight, std::int64_t count, double penalty, int iterations, double tolerance,

@@ -149,7 +149,8 @@ void write_class(const ClassLossProblem& problem, const SoftmaxBlock& s, const S
   alignas(64) float values[kBlock];
   ConstFloats e = s.exponentials + c * s.block, at_class = s.extra, valid = s.valid;
   const std::int32_t* __restrict index = s.index;
-  const float spread = problem.smoothing / static_cast<float>(problem.channels) * factor_of(problem, c);
+  const float share = problem.smoothing / static_cast<float>(problem.channels);
+  const float spread = share == 0.0f ? 0.0f : share * factor_of(problem, c);  // not 0 times an infinite factor
   const std::int64_t start = run.start(gradient) + c * gradient.channel;
   const bool direct = gradient.type == Element::float32 && run.stride(gradient) == 1 && s.whole;
   Floats out = direct ? static_cast<float*>(gradient.data) + start : values;

@@ -42,8 +42,9 @@ void add_block(const Block& block, float pos_weight, DiceBceSums& sums) {
   sums.intersection += intersection;
   sums.prediction += prediction;
   sums.target += target;
-  sums.bce += bce;
-  sums.elements += static_cast<double>(block.elements());
+  const std::int64_t elements = block.elements();
+  if (elements > 0) sums.bce += bce;  // an infinite pos_weight makes masked elements NaN
+  sums.elements += static_cast<double>(elements);
   sums.farthest = farther(sums.farthest, farthest);
 }
 

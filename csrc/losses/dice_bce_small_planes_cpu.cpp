@@ -56,6 +56,12 @@ AddPixel add_pixel_of(const DiceBceProblem& problem, bool overlap) {
                            : (weighted ? add_pixel<false, true, true> : add_pixel<false, false, true>);
 }
 
+void add_group(const DiceBceProblem& problem, std::int64_t unit, AddPixel add, GroupSums& sums) {
+  for_each_pixel(problem, unit, kNoLogit, [&](const Block& block) { add(block, sums); });
+  // An infinite pos_weight makes masked elements NaN.
+  FASTMTL_EACH_LANE(i, sums.padded) sums.bce[i] = sums.elements[i] > 0.0f ? sums.bce[i] : 0.0f;
+}
+
 // Losses, where there is one for each segment, and coefficients [3, planes] of one group.
 void write_segment(const DiceBceProblem& problem, const DiceBceOptions& options, const double scales[2],
                    const GroupSums& sums, float* loss, float* coefficients, DiceBceTotals& totals) {
@@ -115,7 +121,7 @@ void dice_bce_small_planes_losses(const DiceBceProblem& problem, const DiceBceOp
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit) {
     GroupSums sums(problem, unit);
-    for_each_pixel(problem, unit, kNoLogit, [&](const Block& block) { add(block, sums); });
+    add_group(problem, unit, add, sums);
     write_segment(problem, options, scales, sums, loss, coefficients, totals[unit]);
   }
 }
@@ -127,7 +133,7 @@ void dice_bce_small_planes_sums(const DiceBceProblem& problem, bool overlap, Dic
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit) {
     GroupSums sums(problem, unit);
-    for_each_pixel(problem, unit, kNoLogit, [&](const Block& block) { add(block, sums); });
+    add_group(problem, unit, add, sums);
     for (std::int64_t i = 0; i < sums.count; ++i)
       planes[sums.first + i] = {sums.intersection[i], sums.prediction[i], sums.target[i],
                                 sums.bce[i],          sums.elements[i],   sums.farthest[i]};

@@ -57,13 +57,13 @@ void add_spread(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
   }
 }
 
-// Hard predictions, the first of equal maxima, and pixels with a logit that is NaN or infinite. Called last: it takes
+// Hard predictions, the first of equal maxima (NaN is never the largest), and pixels with a logit that is NaN or infinite. Called last: it takes
 // the row of inverse for itself.
 void add_counts(const SoftmaxBlock& s, std::int64_t channels, double* sums) {
   ConstFloats top = s.top, valid = s.valid;
   const std::int32_t* __restrict index = s.index;
   Floats chosen = s.inverse, odd = s.cost;
-  fill(chosen, s.padded, -1.0f), fill(odd, s.padded, 0.0f);
+  fill(chosen, s.padded, 0.0f), fill(odd, s.padded, 0.0f);
   for (std::int64_t c = channels - 1; c >= 0; --c) {
     ConstFloats x = s.logits + c * s.logits_stride;
     const auto number = static_cast<float>(c);

@@ -99,12 +99,13 @@ struct SmallPlaneSums {
       FASTMTL_EACH_LANE(i, s.padded) S[i] += valid[i] != 0.0f ? top[i] - logits[i] + log_sum[i] : 0.0f;
   }
 
-  // The first of equal maxima. Called last: it takes the rows of inverse and cost for itself.
+  // The first of equal maxima; NaN is never the largest. Called last: it takes the rows of inverse and cost for itself.
   void count_across(std::int64_t channels) {
     const float* __restrict top = s.top, * __restrict valid = s.valid;
     const std::int32_t* __restrict index = s.index;
     float* __restrict chosen = s.inverse, * __restrict odd = s.cost, * __restrict strange = not_finite;
-    fill(chosen, s.padded, -1.0f), fill(odd, s.padded, 0.0f);
+    fill(odd, s.padded, 0.0f);
+    FASTMTL_EACH_LANE(i, s.padded) chosen[i] = valid[i] != 0.0f ? 0.0f : -1.0f;
     for (std::int64_t c = channels - 1; c >= 0; --c) {
       const float* __restrict logits = s.logits + c * s.logits_stride;
       const auto number = static_cast<float>(c);
@@ -155,6 +156,10 @@ struct SmallPlaneSums {
 
   void count_row(std::int64_t channels, std::int32_t y, float top) {
     const float* __restrict logits = x;
+    if (top != top) {  // NaN is never the largest
+      top = -__builtin_inff();
+      for (std::int64_t c = 0; c < channels; ++c) top = logits[c] > top ? logits[c] : top;
+    }
     std::int32_t chosen = INT32_MAX, largest = 0;
     for (std::int32_t c = 0; c < static_cast<std::int32_t>(channels); ++c) {
       const std::int32_t here = c | (((logits[c] == top) - 1) & INT32_MAX);  // INT32_MAX where it is not
@@ -163,7 +168,7 @@ struct SmallPlaneSums {
       largest = exponent > largest ? exponent : largest;
     }
     not_finite[0] += largest == 0x7f800000 ? 1.0f : 0.0f;
-    if (chosen == INT32_MAX) return;
+    if (chosen == INT32_MAX) chosen = 0;
     at(kPredicted, chosen)[0] += 1.0f;
     if (chosen == y) at(kHits, y)[0] += 1.0f;
   }

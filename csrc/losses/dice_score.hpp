@@ -32,7 +32,8 @@ static inline DiceScore<Real> dice_score(Real intersection, Real prediction, Rea
   const Real numerator = Real(2) * intersection + static_cast<Real>(options.smooth_nr);
   const Real total = factor * (prediction + target) - (factor - Real(1)) * Real(2) * intersection;
   const Real denominator = pair ? Real(1) : total + static_cast<Real>(options.smooth_dr);
-  const Real ratio = numerator / denominator, over = counted / denominator, share = pair ? Real(0) : over;
+  const Real ratio = numerator / denominator, over = counted / denominator;
+  const Real share = pair | (counted == Real(0)) ? Real(0) : over;  // not 0 / NaN
   const Real loss = pair ? of_pair : Real(1) - ratio;
   return {counted == Real(0) ? Real(0) : loss,
           share == Real(0) ? Real(0) : share * (Real(-2) - (factor - Real(1)) * Real(2) * ratio),

@@ -78,9 +78,10 @@ void add_block(const Block& block, const T* targets, const Focus& focus, FocalSu
     loss += loss_of<kGamma>(logits[i], t, focus);
     farthest = farther(farthest, distance_of(t));
   }
-  sums.loss += loss;
+  const std::int64_t elements = block.elements();
+  if (elements > 0) sums.loss += loss;  // an infinite factor makes masked elements NaN
   sums.farthest = farther(sums.farthest, farthest);
-  sums.elements += static_cast<double>(block.elements());
+  sums.elements += static_cast<double>(elements);
 }
 
 // values = grad * slope of a block.
@@ -206,6 +207,7 @@ void sigmoid_focal_small_plane_losses(const SigmoidFocalProblem& problem, float*
   for (std::int64_t unit = 0; unit < units; ++unit) {
     Group group(problem, unit);
     for_each_pixel(problem, unit, kNoLogit, [&](const Block& block) { add(block, problem.gamma, group); });
+    FASTMTL_EACH_LANE(i, group.padded) group.loss[i] = group.elements[i] > 0.0f ? group.loss[i] : 0.0f;
     double total = 0.0, elements = 0.0;
     Distance farthest = 0;
     for (std::int64_t i = 0; i < group.count; ++i) {

@@ -33,7 +33,7 @@ struct StainSolver {
   const float* lasso;
 };
 
-// One sample's way from densities to output, [batch, kStainRecipe]:
+// One sample's way from densities to output, [batch, kStainCoefficients]:
 //   b = P od + p                  P [3, 3], p [3]           0 .. 11
 //   c = lasso(b)                  g, 1 / (1 - g^2)          12, 13  (only with `lasso`; else y = b)
 //   y = R c + r                   R [3, 2], r [3]           14 .. 22
@@ -41,7 +41,7 @@ struct StainSolver {
 //   w = clip(F v + f, low, high)  F [3, 3], f, low, high    24 .. 41
 //   keep > 0: v is the pixel as it was                      42
 //   outside: v where inside is 0                            43
-constexpr int kStainRecipe = 44;
+constexpr int kStainCoefficients = 44;
 
 struct StainOutput {
   void* data;
@@ -64,11 +64,11 @@ FASTMTL_FOR_EACH_ISA(
                               const float* scale, std::int32_t* counts, int slots, int threads);
     std::int64_t stain_colours(const StainImages& images, const StainMask& mask, std::int32_t* index,
                                std::int64_t* entries, std::int64_t count);
-    void stain_apply(const StainImages& images, const float* table, const float* recipes, bool lasso,
+    void stain_apply(const StainImages& images, const float* table, const float* coefficients, bool lasso,
                      const StainOutput& output, int threads);
     void stain_lab_moments(const StainImages& images, int space, bool eight_bit, std::int64_t chunk, double* partials,
                            int threads);
-    void stain_lab_apply(const StainImages& images, int space, bool eight_bit, const float* recipes,
+    void stain_lab_apply(const StainImages& images, int space, bool eight_bit, const float* coefficients,
                          const StainOutput& output, int threads);
     double stain_dictionary(const double* density, const double* weight, std::int64_t count, double penalty,
                             int iterations, double tolerance, double* atoms);)

@@ -23,9 +23,10 @@ inline float exp2_within(float y) {
 
 // values [3, count]: the restained pixel, 0..255.
 template <bool kLasso>
-void restain(const float (*od)[kStainBlock], std::int64_t count, const float* recipe, float (*values)[kStainBlock]) {
-  float m[24];  // a copy: the compiler cannot know that `values` does not overlap the recipe
-  for (int k = 0; k < 24; ++k) m[k] = recipe[k];
+void restain(const float (*od)[kStainBlock], std::int64_t count, const float* coefficients,
+             float (*values)[kStainBlock]) {
+  float m[24];  // a copy: the compiler cannot know that `values` does not overlap the coefficients
+  for (int k = 0; k < 24; ++k) m[k] = coefficients[k];
   const float shift = m[23];
   for (std::int64_t i = 0; i < count; ++i) {
     const float r = od[0][i], g = od[1][i], b = od[2][i];
@@ -47,26 +48,26 @@ void restain(const float (*od)[kStainBlock], std::int64_t count, const float* re
 
 }  // namespace
 
-void stain_apply(const StainImages& images, const float* table, const float* recipes, bool lasso,
+void stain_apply(const StainImages& images, const float* table, const float* coefficients, bool lasso,
                  const StainOutput& output, int threads) {
   const std::int64_t blocks = (images.pixels + kStainBlock - 1) / kStainBlock, units = images.batch * blocks;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit) {
     const std::int64_t b = unit / blocks, first = unit % blocks * kStainBlock, left = images.pixels - first;
-    const float* recipe = recipes + b * kStainRecipe;
+    const float* own = coefficients + b * kStainCoefficients;
     StainBlock block;
     float od[3][kStainBlock], values[3][kStainBlock];
     read_block(images, b, first, left < kStainBlock ? left : kStainBlock, block);
-    if (recipe[42] > 0.0f) {
+    if (own[42] > 0.0f) {
       as_is(block, values);
     } else {
       look_up(table, block, od);
       if (lasso)
-        restain<true>(od, block.count, recipe, values);
+        restain<true>(od, block.count, own, values);
       else
-        restain<false>(od, block.count, recipe, values);
+        restain<false>(od, block.count, own, values);
     }
-    write_block(block, recipe + 24, recipe[43], output, b, first, values);
+    write_block(block, own + 24, own[43], output, b, first, values);
   }
 }
 

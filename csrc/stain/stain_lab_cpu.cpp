@@ -147,25 +147,25 @@ void stain_lab_moments(const StainImages& images, int space, bool eight_bit, std
   }
 }
 
-// recipes [batch, 26]: factor and addend of the three channels, the colour of `write_block`, keep, outside.
-void stain_lab_apply(const StainImages& images, int space, bool eight_bit, const float* recipes,
+// coefficients [batch, 26]: factor and addend of the three channels, the colour of `write_block`, keep, outside.
+void stain_lab_apply(const StainImages& images, int space, bool eight_bit, const float* coefficients,
                      const StainOutput& output, int threads) {
   const std::int64_t blocks = (images.pixels + kStainBlock - 1) / kStainBlock, units = images.batch * blocks;
   const Cie& perceptual = cie();
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (std::int64_t unit = 0; unit < units; ++unit) {
     const std::int64_t b = unit / blocks, first = unit % blocks * kStainBlock, left = images.pixels - first;
-    const float* recipe = recipes + b * 26;
+    const float* own = coefficients + b * 26;
     StainBlock block;
     float values[3][kStainBlock];
     read_block(images, b, first, left < kStainBlock ? left : kStainBlock, block);
-    if (recipe[24] > 0.0f)
+    if (own[24] > 0.0f)
       as_is(block, values);
     else if (space == 0)
-      transfer(perceptual, block, eight_bit, recipe, values);
+      transfer(perceptual, block, eight_bit, own, values);
     else
-      transfer(Ruderman{}, block, eight_bit, recipe, values);
-    write_block(block, recipe + 6, recipe[25], output, b, first, values);
+      transfer(Ruderman{}, block, eight_bit, own, values);
+    write_block(block, own + 6, own[25], output, b, first, values);
   }
 }
 

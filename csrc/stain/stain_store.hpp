@@ -29,12 +29,12 @@ inline void store_bytes(const float* values, std::uint8_t* out, std::int64_t str
   }
 }
 
-// recipe: F [3, 3], f, low, high [3] each. `values` are overwritten.
-inline void write_block(const StainBlock& block, const float* recipe, float outside, const StainOutput& output,
+// coefficients: F [3, 3], f, low, high [3] each. `values` are overwritten.
+inline void write_block(const StainBlock& block, const float* coefficients, float outside, const StainOutput& output,
                         std::int64_t b, std::int64_t first, float (*values)[kStainBlock]) {
   const std::int64_t count = block.count;
-  float colour[18];  // a copy: the compiler cannot know that `values` does not overlap the recipe
-  for (int k = 0; k < 18; ++k) colour[k] = recipe[k];
+  float colour[18];  // a copy: the compiler cannot know that `values` does not overlap the coefficients
+  for (int k = 0; k < 18; ++k) colour[k] = coefficients[k];
   if (block.inside != nullptr)
     for (int c = 0; c < 3; ++c)
       for (std::int64_t i = 0; i < count; ++i) values[c][i] = block.inside[i] != 0 ? values[c][i] : outside;

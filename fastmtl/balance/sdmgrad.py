@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..ops.core.backends import Implementation, choose, register
 from .gradient_balancer import GradientBalancer
 from .gramian import given_weights, gramian, mask_inactive, project_on_simplex
 
@@ -77,13 +78,9 @@ class SDMGrad(GradientBalancer):
             pull = pull / count
         pull = self.strength * pull
         start = self._hold("point", active.to(A.dtype) / count)
-        v = project_on_simplex(start, active)
         size = A.diagonal().clamp(min=0).sqrt().sum() / count
         scaled = torch.where(active[:, None] & active, A / torch.where(size > 0, size * size, 1.0), 0.0)
-        speed = torch.zeros_like(v)
-        for _ in range(self.steps):
-            speed = self.momentum * speed + scaled @ (v + pull)
-            v = project_on_simplex(v - self.lr * speed, active)
+        v = choose("sdmgrad", "auto", A)(scaled, pull, active, start, self.lr, self.momentum, self.steps)
         # A skipped step changes no state, and a task without labels keeps its entry of v.
         start.copy_(torch.where(A.isfinite().all() & active, v, start))
         return mask_inactive((v + pull) / (1 + self.strength), A, active)
@@ -114,3 +111,30 @@ class SDMGrad(GradientBalancer):
         A = (whole - self._grams) * (self._batches / (self._batches - 1))
         self._batches, self._before = 0, None
         return A
+
+
+def _descend(A: Tensor, pull: Tensor, active: Tensor, start: Tensor, lr: float, momentum: float, steps: int) -> Tensor:
+    """v [K] after all steps from `start`, on the simplex of the active tasks."""
+    v = project_on_simplex(start, active)
+    speed = torch.zeros_like(v)
+    for _ in range(steps):
+        speed = momentum * speed + A @ (v + pull)
+        v = project_on_simplex(v - lr * speed, active)
+    return v
+
+
+def _descend_triton(
+    A: Tensor, pull: Tensor, active: Tensor, start: Tensor, lr: float, momentum: float, steps: int
+) -> Tensor:
+    from fastmtl.kernels import sdmgrad_triton
+
+    return sdmgrad_triton.descend(A.contiguous(), pull, active, start, lr, momentum, steps)
+
+
+register(
+    "sdmgrad",
+    {
+        "triton": Implementation(_descend_triton, "cuda", (torch.float64,)),
+        "reference": Implementation(_descend, "any", (torch.float64,)),
+    },
+)

@@ -50,8 +50,9 @@ def dice_bce_loss(
     Differentiable any number of times.
     """
     i, p, t, bce, elements = segment_sums(input, target, pos_weight, mask, batch, squared_pred)
-    empty_pair = (t == 0) & (p == 0)
     counted = (elements > 0) & (t != 0) if empty == "skip" else elements > 0
+    i, p, t = (torch.where(counted, part, 0.0) for part in (i, p, t))  # a NaN that does not count must not spread
+    empty_pair = (t == 0) & (p == 0)
     denominator = (2 * (p + t - i) if jaccard else p + t) + smooth_dr
     score = (2 * i + smooth_nr) / torch.where(empty_pair, 1.0, denominator)
     dice = 1 - torch.where(empty_pair, 1.0 if empty == "one" else 0.0, score)

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from helpers.capture import Recorder
+from helpers.capture import GraphCapture
 from helpers.loop import Model, all_gradients, assert_steps_equal, inputs, losses_of, shared_of
 from torch.utils._pytree import tree_leaves
 
@@ -39,7 +39,7 @@ def test_replays_are_steps(method, monkeypatch):
     model, balancer = _ready(method)
     twin, alone = deepcopy(model), deepcopy(balancer)
     x = inputs(seed=3).clone()
-    with Recorder() as graph:
+    with GraphCapture() as graph:
         log = _step(model, balancer, x)
     _step(twin, alone, inputs(seed=3))
     drawn = []
@@ -62,21 +62,21 @@ def test_replays_are_steps(method, monkeypatch):
         assert not torch.equal(drawn[0], drawn[1]) or not torch.equal(drawn[1], drawn[2])
 
 
-def test_the_recorder_finds_what_a_graph_cannot_do():
+def test_a_capture_refuses_what_a_graph_cannot_do():
     x = torch.ones(3)
-    with pytest.raises(AssertionError, match="the host waits"), Recorder():
+    with pytest.raises(AssertionError, match="the host waits"), GraphCapture():
         x.sum().item()
-    with pytest.raises(AssertionError, match="the host waits"), Recorder():
+    with pytest.raises(AssertionError, match="the host waits"), GraphCapture():
         bool(x.sum() > 2)
-    with pytest.raises(AssertionError, match=r"nonzero|mask"), Recorder():
+    with pytest.raises(AssertionError, match=r"nonzero|mask"), GraphCapture():
         x[x > 0]
 
 
-def test_the_recorder_repeats_what_the_host_decided():
+def test_a_capture_repeats_what_the_host_decided():
     """A random number drawn on the host is the same in every replay; the methods' own draws must avoid this."""
     source, x = torch.Generator().manual_seed(0), torch.zeros(3)
     order = torch.randperm(3, generator=source).tolist()
-    with Recorder() as graph:
+    with GraphCapture() as graph:
         y = x + torch.tensor(order)
     seen = y.clone()
     graph.replay()

@@ -231,3 +231,20 @@ def test_cagrad_on_a_gpu_is_the_same_search(K):
         torch.testing.assert_close(cagrad_triton.cagrad(G, options, 24), weights("cagrad", G, c=c), rtol=0, atol=1e-12)
     G[0, 0] = torch.nan
     assert cagrad_triton.cagrad(G, options, 24).isnan().all()
+
+
+@needs_triton
+@ignore_numpy_warnings
+@pytest.mark.parametrize("K", [1, 2, 5])
+def test_sdmgrad_on_a_gpu_is_the_same_descent(K):
+    from fastmtl.balance.sdmgrad import _descend
+    from fastmtl.kernels import sdmgrad_triton
+
+    source = torch.Generator().manual_seed(K)
+    for active in (torch.ones(K, dtype=torch.bool), torch.arange(K) != 1, torch.zeros(K, dtype=torch.bool)):
+        J = torch.randn(K, 20, generator=source, **DOUBLE) * active[:, None]
+        for start in (active / active.sum().clamp(min=1), torch.rand(K, generator=source)):
+            arguments = J @ J.T / 20, 0.3 * active.double(), active, start.double(), 1.0, 0.5, 20
+            found, exact = sdmgrad_triton.descend(*arguments), _descend(*arguments)
+            torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
+            assert bool((found > 0).any()) == bool(active.any())

@@ -1,6 +1,6 @@
 """Gradient surgery and the fused step on an NVIDIA GPU against the float64 definitions.
 
-Tests named `small` are the ones compute-sanitizer runs too.
+compute-sanitizer runs all tests that are not marked `unsanitized`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fastmtl.reference import combine, gram, pcgrad
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 DEVICE = "cuda"
+_SIXTY_FOUR = pytest.param(64, marks=pytest.mark.unsanitized)
 
 
 def _gradients(K: int, P: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -28,7 +29,7 @@ def _gradients(K: int, P: int, dtype: torch.dtype = torch.float32) -> torch.Tens
 
 @pytest.mark.parametrize("K", [1, 3, 8, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_gram_norms_and_combine_small(K, dtype):
+def test_gram_norms_and_combine(K, dtype):
     J = _gradients(K, 4_099, dtype)
     w = torch.linspace(-1, 1, K, dtype=torch.float64, device=DEVICE)
     # float32 runs of a few hundred products are added in float64
@@ -39,16 +40,16 @@ def test_gram_norms_and_combine_small(K, dtype):
     torch.testing.assert_close(ops.combine(J, w, backend="triton").double(), exact, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("K", [2, 5, 16, 64])
-def test_pcgrad_weights_small(K):
+@pytest.mark.parametrize("K", [2, 5, 16, _SIXTY_FOUR])
+def test_pcgrad_weights(K):
     G = gram.gram(_gradients(K, 501))
     order = random_order(K, generator=torch.Generator().manual_seed(K), device=DEVICE)
     found = ops.pcgrad_weights(G, order, backend="triton")
     torch.testing.assert_close(found, pcgrad.pcgrad_weights(G, order, False), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("K", [1, 2, 5, 16, 33, 64])
-def test_small_problems_small(K):
+@pytest.mark.parametrize("K", [1, 2, 5, 16, 33, _SIXTY_FOUR])
+def test_small_problems(K):
     J = _gradients(K, 501, torch.float64)
     J = J / J.norm(dim=1, keepdim=True)
     C, ones = J @ J.T, torch.ones(K, dtype=torch.float64, device=DEVICE)
@@ -64,6 +65,7 @@ def test_small_problems_small(K):
     )
 
 
+@pytest.mark.unsanitized
 @pytest.mark.parametrize("method", balance.list_balancers())
 def test_a_balanced_step_never_waits_for_the_device(method):
     encoder, heads = torch.nn.Linear(32, 64), torch.nn.ModuleList(torch.nn.Linear(64, n) for n in (1, 4))
@@ -92,6 +94,7 @@ def test_a_balanced_step_never_waits_for_the_device(method):
     assert all(parameter.grad.isfinite().all() for parameter in [*encoder.parameters(), *heads.parameters()])
 
 
+@pytest.mark.unsanitized
 def test_gram_weights_and_combine_are_captured_in_a_graph():
     J, order = _gradients(3, 100_000), random_order(3, generator=torch.Generator().manual_seed(0), device=DEVICE)
 
@@ -134,7 +137,7 @@ def _two_losses(model: torch.nn.ModuleDict, x: torch.Tensor) -> dict[str, torch.
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_fused_step_small(name, dtype):
+def test_fused_step(name, dtype):
     pytest.importorskip("fastmtl._C")
     found, steps = [], (balance.FusedStep, partial(balance.FusedStep, backend="reference"))
     for make in steps:
@@ -152,6 +155,7 @@ def test_fused_step_small(name, dtype):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.unsanitized
 def test_a_fused_step_never_waits_for_the_device():
     model = _two_headed()
     step = balance.FusedStep(OPTIMIZERS["adamw"](model.parameters()), clip_norm=1.0)
@@ -167,6 +171,7 @@ def test_a_fused_step_never_waits_for_the_device():
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.unsanitized
 def test_a_fused_step_of_more_tensors_than_one_launch_holds():
     parameters = [torch.nn.Parameter(torch.full((n % 7 + 1,), 1.0, device=DEVICE)) for n in range(1000)]
     optimizer = torch.optim.SGD([{"params": [p], "lr": 0.25} for p in parameters], lr=0.25)
@@ -174,6 +179,7 @@ def test_a_fused_step_of_more_tensors_than_one_launch_holds():
     assert all(torch.equal(p, torch.full_like(p, 0.75)) for p in parameters)
 
 
+@pytest.mark.unsanitized
 def test_the_same_bits_from_run_to_run():
     J = _gradients(5, 1_000_003)
     input, target = (part.to(DEVICE) for part in segmentation((4, 1, 512, 512)))

@@ -51,7 +51,7 @@ def test_every_launch_compiles_with_the_oldest_triton(tmp_path: Path):
 PLANTED = """
 import sys
 import torch, triton, triton.language as tl
-from fastmtl.benchmarks.hopper.record import Recorder
+from fastmtl.benchmarks.hopper.launch_compiler import LaunchCompiler
 NAN = float("nan")
 
 @triton.jit
@@ -63,12 +63,12 @@ def unequal(x):
     tl.store(x, NAN_CONSTANT)
 
 NAN_CONSTANT = tl.constexpr(NAN)
-recorder = Recorder(whole=False).start()
+compiler = LaunchCompiler(whole=False).start()
 for n in (2, 1):
     planted[(1,)](torch.zeros(1, dtype=torch.int64), n)
 for _ in range(2):
     unequal[(1,)](torch.zeros(1))
-print([name for name, error in recorder.failures])
+print([name for name, error in compiler.failures])
 """
 
 

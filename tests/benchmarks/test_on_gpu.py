@@ -1,6 +1,7 @@
 """The script for a machine with a GPU: what it does without one, and what it runs again."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -23,6 +24,15 @@ def test_on_gpu_script_says_when_there_is_no_gpu(tmp_path):
     assert "sanitize is done" in done.stdout
     assert done.returncode == 0
     assert subprocess.run([script, "everything"], **options).returncode == 2
+
+
+def test_on_gpu_script_selects_tests_by_registered_markers(pytestconfig):
+    """An unknown marker in `-m` would select all tests, or none, without an error."""
+    script = (ROOT / "benchmarks" / "on_gpu.sh").read_text(encoding="utf-8")
+    quoted = re.findall(r"-m '([a-z ]+)'", script) + re.findall(r'mark="([a-z ]+)"', script)
+    named = {word for expression in quoted for word in expression.split()} - {"and", "not"}
+    assert named == {"gpu", "slow", "unsanitized"}
+    assert named <= {line.partition(":")[0] for line in pytestconfig.getini("markers")}
 
 
 _FAKE_PYTHON = """#!/bin/sh

@@ -21,7 +21,7 @@ FORBIDDEN = {
 }
 
 
-class Recorder(TorchDispatchMode):
+class GraphCapture(TorchDispatchMode):
     """Inside, every operation runs and is kept with the tensors it read and wrote.
 
     As under a CUDA graph, `replay` runs the kernels alone: no line of Python, on the same memory. Whatever the step

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastmtl import ops
-from fastmtl.benchmarks.hopper.record import Recorder, run_with_gradient
+from fastmtl.benchmarks.hopper.launch_compiler import LaunchCompiler, run_with_gradient
 from fastmtl.ops.gradients import matrix_solvers
 from helpers.inputs import layout, mask
 from helpers.op_inputs import Call
@@ -84,13 +84,14 @@ def run(spec: OpSpec, call: Call) -> None:
 
 def elsewhere() -> Iterator[tuple[str, Any]]:
     """Kernels that no op of the registry launches."""
-    from fastmtl.kernels import cagrad_triton, draws_triton, graddrop_triton, stain_apply_triton
+    from fastmtl.kernels import cagrad_triton, draws_triton, graddrop_triton, sdmgrad_triton, stain_apply_triton
 
     for K in (1, 2, 5, 16):
         G, ones = torch.eye(K, dtype=torch.float64), torch.ones(K, dtype=torch.float64)
         yield f"eigh {K}", partial(matrix_solvers.eigh, G, backend="triton")
         yield f"qp {K}", partial(matrix_solvers.nonnegative_qp, G[None], ones[None], backend="triton")
         yield f"equilibrium {K}", partial(matrix_solvers.equilibrium, G[None], ones[None], 0.5, backend="triton")
+        yield f"sdmgrad {K}", partial(sdmgrad_triton.descend, G, ones, ones.bool(), ones, 10.0, 0.5, 20)
         yield f"cagrad {K}", partial(cagrad_triton.cagrad, G, ones[:1].expand(3).contiguous(), 20)
     for count, start in ((1, 0), (16, 16), (1000, 1)):
         step = torch.zeros((), dtype=torch.int64)
@@ -147,7 +148,7 @@ def main(capability: str, quick: str = "") -> int:
     """Exit status 1 if a launch does not compile."""
     import triton
 
-    recorder, failed = Recorder(int(capability), whole=not quick).start(), set()
+    compiler, failed = LaunchCompiler(int(capability), whole=not quick).start(), set()
     jobs = [
         (f"{spec.name}: {name}", partial(run, spec, call))
         for spec in SPECS
@@ -155,14 +156,14 @@ def main(capability: str, quick: str = "") -> int:
         for name, call in calls(spec)
     ]
     for name, job in jobs + list(elsewhere()):
-        recorder.failures.clear()
+        compiler.failures.clear()
         job()
-        for kernel, error in recorder.failures:
+        for kernel, error in compiler.failures:
             if (kernel, error) not in failed:
                 failed.add((kernel, error))
                 print(f"{name}: {kernel} does not compile: {error}")
-    kernels = {id(kernel) for _, _, kernel in recorder.launches}
-    counts = f"{len(recorder.launches)} launches, {len(kernels)} different kernels, {len(failed)} failures"
+    kernels = {id(kernel) for _, _, kernel in compiler.launches}
+    counts = f"{len(compiler.launches)} launches, {len(kernels)} different kernels, {len(failed)} failures"
     print(f"{counts}, Triton {triton.__version__}")
     return int(bool(failed))
 

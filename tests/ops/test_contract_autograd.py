@@ -75,8 +75,8 @@ def test_double_backward_on_kernels(spec):
     assert_near(penalty(call, "auto"), penalty(to(call, torch.float64), "reference"), 2e-4)
 
 
-class _Recorder(TorchDispatchMode):
-    """Records each call of a fastmtl op, with copies of its tensors."""
+class _OpCalls(TorchDispatchMode):
+    """Keeps the first call of each fastmtl op, with copies of its tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ class _Recorder(TorchDispatchMode):
 def test_opcheck(spec):
     """Each registered op that a call and its backward reach: schema, fake kernel, autograd, symbolic sizes."""
     call = spec.make(spec.small, torch.float32, 0)
-    recorder, options = _Recorder(), cases(spec, call)[-1]
-    with recorder:
+    made, options = _OpCalls(), cases(spec, call)[-1]
+    with made:
         run(spec, Call(tuple(layout(x, "channels_last") for x in call.inputs), call.rest), **options)
-    assert recorder.calls
-    for name, (op, arguments) in recorder.calls.items():
+    assert made.calls
+    for name, (op, arguments) in made.calls.items():
         if name.endswith("_backward"):
             arguments[0].requires_grad_()
         torch.library.opcheck(op, arguments)

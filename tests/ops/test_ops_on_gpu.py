@@ -1,6 +1,6 @@
 """Losses, matching and tiles on an NVIDIA GPU against the float64 definitions; `benchmarks/on_gpu.sh build-test`.
 
-Tests named `small` are the ones compute-sanitizer runs too.
+compute-sanitizer runs all tests that are not marked `unsanitized`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _check_loss(shape, dtype, target_dtype, memory: str, **options) -> None:
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if "triton" in spec.kernels], ids=lambda spec: spec.name)
-def test_every_setting_size_and_layout_small(spec: OpSpec):
+def test_every_setting_size_and_layout(spec: OpSpec):
     """What is compiled without a GPU (tests/benchmarks/test_launch_sweep.py) also gives the reference's results."""
 
     def run(inputs, rest, backend: str) -> list[torch.Tensor]:
@@ -64,14 +64,15 @@ def test_every_setting_size_and_layout_small(spec: OpSpec):
 
 
 @pytest.mark.parametrize("batch", [False, True])
-def test_dice_bce_small(batch):
+def test_dice_bce(batch):
     _check_loss((3, 2, 37, 23), torch.float32, torch.uint8, "contiguous", batch=batch)
 
 
+@pytest.mark.unsanitized
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("target_dtype", [torch.uint8, torch.bool, torch.int64, torch.float32])
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "misaligned"])
-def test_dice_bce(dtype, target_dtype, memory):
+def test_dice_bce_dtypes_and_layouts(dtype, target_dtype, memory):
     _check_loss((4, 3, 256, 256), dtype, target_dtype, memory, squared_pred=True)
 
 
@@ -85,7 +86,7 @@ def _check_op(op, input, target, naive, **options) -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_focal_small(gamma, dtype):
+def test_focal(gamma, dtype):
     reference = partial(ops.focal_loss, backend="reference")
     input, target = (part.to(DEVICE) for part in segmentation((2, 3, 37, 23), dtype))
     _check_op(ops.focal_loss, input, target, reference, gamma=gamma)
@@ -93,6 +94,7 @@ def test_focal_small(gamma, dtype):
     _check_op(ops.focal_loss, input, classes, reference, gamma=gamma, activation="softmax", reduction="none")
 
 
+@pytest.mark.unsanitized
 @pytest.mark.parametrize("channels", [2, 14, 128, 1000])
 def test_softmax_focal(channels):
     input = torch.randn(2, channels, 96, 101, device=DEVICE)
@@ -101,7 +103,7 @@ def test_softmax_focal(channels):
     _check_op(ops.focal_loss, input, classes, partial(ops.focal_loss, backend="reference"), **options)
 
 
-def test_overlap_sums_bce_and_counts_small():
+def test_overlap_sums_bce_and_counts():
     input, target = (part.to(DEVICE) for part in segmentation((2, 3, 37, 23)))
     for op in (ops.tversky_loss, ops.bce_with_logits):
         _check_op(op, input, target, partial(op, backend="reference"))
@@ -123,19 +125,20 @@ def _check_classes(shape, dtype, target_dtype, memory: str, **options) -> None:
 
 
 @pytest.mark.parametrize("C", [2, 6, 14, 32, 40, 128])
-def test_dice_ce_small(C):
+def test_dice_ce(C):
     _check_classes((2, C, 37, 23), torch.float32, torch.uint8, "contiguous", label_smoothing=0.1)
 
 
+@pytest.mark.unsanitized
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int16, torch.int64])
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "misaligned"])
-def test_dice_ce(dtype, target_dtype, memory):
+def test_dice_ce_dtypes_and_layouts(dtype, target_dtype, memory):
     _check_classes((4, 6, 256, 256), dtype, target_dtype, memory, squared_pred=True, include_background=False)
 
 
 @pytest.mark.parametrize("C", [6, 40])
-def test_dice_ce_counts_and_strange_class_numbers_small(C):
+def test_dice_ce_counts_and_strange_class_numbers(C):
     input, target = (part.to(DEVICE) for part in class_map((2, C, 65, 31)))
     loss, counts = ops.dice_ce_loss(input, target, reduction="none", return_counts=True)
     for found, exact in zip(counts, ops.dice_ce_loss(input.cpu(), target.cpu(), return_counts=True)[1], strict=True):
@@ -147,7 +150,7 @@ def test_dice_ce_counts_and_strange_class_numbers_small(C):
 
 @pytest.mark.parametrize("sizes", [(37, 20, 0.1), (300, 128, 0.1), (300, 128, 0.01), (65, 700, 0.5)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_nt_xent_small(sizes, dtype):
+def test_nt_xent(sizes, dtype):
     pairs, dim, temperature = sizes
     source = torch.Generator().manual_seed(pairs)
     z = torch.randn(2 * pairs, dim, generator=source).to(DEVICE, dtype)
@@ -168,7 +171,7 @@ def test_nt_xent_small(sizes, dtype):
 @pytest.mark.parametrize("error", ["squared", "absolute", "smooth"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last", "misaligned"])
-def test_regression_small(error, dtype, memory):
+def test_regression(error, dtype, memory):
     input, target = (_lay(part, memory) for part in segmentation((4, 3, 65, 50), dtype, torch.uint8))
     has_label = torch.tensor([True, False, True, True], device=DEVICE)
     function = {"squared": ops.mse_loss, "absolute": ops.l1_loss, "smooth": ops.smooth_l1_loss}[error]
@@ -200,18 +203,20 @@ def _check_heads(size, strides, dtype, memory: str, **options) -> None:
 
 @pytest.mark.parametrize("downsample", ["nearest", "area", "max"])
 @pytest.mark.parametrize("memory", ["contiguous", "channels_last"])
-def test_deep_supervision_small(downsample, memory):
+def test_deep_supervision(downsample, memory):
     _check_heads((32, 32), (1, 2, 4, 2, 8), torch.float32, memory, downsample=downsample, reduction="none")
 
 
+@pytest.mark.unsanitized
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("downsample", ["nearest", "area", "max"])
-def test_deep_supervision(dtype, downsample):
+def test_deep_supervision_dtypes_and_masks(dtype, downsample):
     _check_heads((256, 256), (1, 2, 4, 8), dtype, "contiguous", downsample=downsample, batch=True)
     valid = torch.rand(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)).lt(0.7).to(DEVICE)
     _check_heads((32, 32, 32), (1, 2, 4), dtype, "misaligned", downsample=downsample, mask=valid, jaccard=True)
 
 
+@pytest.mark.unsanitized
 def test_deep_supervision_is_captured_in_a_graph_and_its_weights_move():
     heads, target = [torch.randn(2, 1, 64 // s, 64 // s, device=DEVICE) for s in (1, 2, 4)], torch.ones(2, 1, 64, 64)
     target, weights = target.to(DEVICE, torch.uint8), torch.ones(3, device=DEVICE)
@@ -237,6 +242,7 @@ def test_deep_supervision_is_captured_in_a_graph_and_its_weights_move():
     assert captured[0].isfinite()
 
 
+@pytest.mark.unsanitized
 def test_tiles_decoded_on_the_gpu_are_those_decoded_on_the_cpu(tmp_path):
     """Image files and stitched JPEG tiles of one slide, with deformation, colour and noise."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
@@ -256,7 +262,7 @@ def test_tiles_decoded_on_the_gpu_are_those_decoded_on_the_cpu(tmp_path):
 
 
 @pytest.mark.parametrize(("Q", "T"), [(100, 20), (20, 100), (300, 100), (1, 1), (700, 3)])
-def test_linear_assignment_small(Q, T):
+def test_linear_assignment(Q, T):
     """The same queries as the definition, ties and broken costs included."""
     source = torch.Generator().manual_seed(Q + T)
     cost = torch.randn(4, Q, T, generator=source)
@@ -269,7 +275,7 @@ def test_linear_assignment_small(Q, T):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-def test_sample_points_small(dtype):
+def test_sample_points(dtype):
     source = torch.Generator().manual_seed(0)
     maps = (torch.rand(3, 2, 40, 30, generator=source) * 2).to(dtype)
     coordinates = torch.rand(3, 1000, 2, generator=source) * 1.2 - 0.1
@@ -283,6 +289,7 @@ def test_sample_points_small(dtype):
         assert_bit_equal(gradients)
 
 
+@pytest.mark.unsanitized
 def test_mask2former_loss_never_waits_for_the_device():
     loss = losses.Mask2FormerLoss(5, num_points=256).to(DEVICE)
     classes = torch.randn(2, 30, 6, device=DEVICE, requires_grad=True)

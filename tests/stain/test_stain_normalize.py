@@ -60,13 +60,14 @@ def test_cpp_and_torch_passes_agree(convention):
         stains = estimate(passes, pixels, "macenko", chosen, min_tissue=10).stains
         found.append((stains.vectors, stains.maxima))
     torch.testing.assert_close(found[0], found[1], rtol=2e-3, atol=2e-3)
-    recipes = torch.rand(3, 44) * 0.1
-    recipes[:, 13], recipes[:, 24:33], recipes[:, 42] = 1.0, torch.eye(3).flatten(), torch.tensor([0.0, 0.0, 1.0])
-    recipes[:, 9:12], recipes[:, 20:23], recipes[:, 36:39], recipes[:, 39:42] = 6.0, 6.0, 0.0, 255.0
+    coefficients = torch.rand(3, 44) * 0.1
+    coefficients[:, 13], coefficients[:, 24:33] = 1.0, torch.eye(3).flatten()
+    coefficients[:, 42] = torch.tensor([0.0, 0.0, 1.0])
+    coefficients[:, 9:12], coefficients[:, 20:23], coefficients[:, 36:39], coefficients[:, 39:42] = 6.0, 6.0, 0.0, 255.0
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.uint8):
         outs = [new_output(images, dtype) for _ in range(2)]
         for passes, out in zip((CppPasses(), TorchPasses()), outs, strict=True):
-            passes.apply(pixels, table(chosen, images.device), recipes, chosen.solver == "lasso", out, True)
+            passes.apply(pixels, table(chosen, images.device), coefficients, chosen.solver == "lasso", out, True)
         tolerance = 1.0 if dtype in (torch.uint8, torch.bfloat16) else 0.13 if dtype == torch.float16 else 2e-3
         torch.testing.assert_close(outs[0].float(), outs[1].float(), rtol=0, atol=tolerance)
 

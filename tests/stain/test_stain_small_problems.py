@@ -86,8 +86,8 @@ def test_what_counts_as_two_stains():
 
 @by_convention
 @pytest.mark.parametrize("only", [None, 0, 1])
-def test_recipes(convention, only):
-    from fastmtl.kernels import stain_recipes_triton
+def test_coefficients(convention, only):
+    from fastmtl.kernels import stain_coefficients_triton
 
     light = math.log2(convention.light), convention.shift, -1 / math.log(2)
     constants = to_device((0.02, 0.03, 0.01, -2.0, -1.0, -3.0, *light), DEVICE)
@@ -97,7 +97,7 @@ def test_recipes(convention, only):
     for source, plain in itertools.product(((vectors, maxima), pooled), (False, True)):
         extra = (None,) * 4 if plain else (colour, alpha, beta, alpha[:, 0] > 0.5)
         found, expected = (
-            one.recipes(source, target, convention, constants, *extra, only, 240.0)
-            for one in (stain_recipes_triton, small_problems)
+            one.coefficients(source, target, convention, constants, *extra, only, 240.0)
+            for one in (stain_coefficients_triton, small_problems)
         )
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

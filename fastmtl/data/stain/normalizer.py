@@ -29,9 +29,9 @@ from ...ops.stain.arguments import (
     is_interleaved,
 )
 from ...ops.stain.backends import passes_of
+from ...ops.stain.coefficients import Output
 from ...ops.stain.fit import Estimate, Stains
 from ...ops.stain.pixels import readable
-from ...ops.stain.recipes import Output
 from ...ops.stain.run import Normalised, Run
 from ...ops.stain.target import default_target, resolve_target
 from .files import StainFileError, pack, read_arrays, unpack, write_arrays

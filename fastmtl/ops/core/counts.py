@@ -12,7 +12,7 @@ P = ParamSpec("P")
 
 class Counts(NamedTuple):
     """Counts per sample. With a sigmoid a logit above 0 is a positive prediction, and a target of 0.5 or more a
-    positive; a softmax predicts the class of the largest logit."""
+    positive; a softmax predicts the first class of the largest logit. NaN is neither positive nor the largest."""
 
     true_positive: Tensor  # int64 [B, C]: predicted and in the target
     false_positive: Tensor  # int64 [B, C]

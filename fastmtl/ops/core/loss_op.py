@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .backends import Kernels, choose, register_kernels
+from .batching import loop, loop_over_grads
 from .fields import schema
 from .planes import gradient_like
 
@@ -82,8 +83,8 @@ class LossOp:
         LIBRARY.define(f"{name}_backward(Tensor grad, {first}, Tensor coefficients, {last}) -> {gradients}", tags=TAGS)
         self._forward_op = getattr(torch.ops.fastmtl, name).default
         self._backward_op = getattr(torch.ops.fastmtl, f"{name}_backward").default
-        self._vmap = vmap or partial(_loop, self)
-        self._vmap_backward = vmap_backward or partial(_loop, self.backward)
+        self._vmap = vmap or partial(loop, self)
+        self._vmap_backward = vmap_backward or partial(loop, self.backward)
         self._recorded_forward, self._traced_forward, self._recorded_backward = _functions(self)
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(name, self._run_forward, key)
@@ -103,7 +104,7 @@ class LossOp:
     def backward(self, *arguments: Any) -> Any:
         """The gradient op itself: grad, tensors, coefficients, options."""
         if self._listed and not torch.compiler.is_compiling() and _is_legacy_batched(arguments[0]):
-            return _loop_over_grads(self, *arguments)
+            return loop_over_grads(self.backward, *arguments)
         if _transformed():
             return self._recorded_backward.apply(*self.flat(arguments, 1))
         return self._backward_op(*arguments)
@@ -277,34 +278,3 @@ def _transformed() -> bool:
 
 def _fake_backward(grad: Tensor, first: Tensor | list[Tensor], *rest: Any) -> Tensor | list[Tensor]:
     return gradient_like(first) if isinstance(first, Tensor) else list(map(gradient_like, first))
-
-
-def _loop(run: Callable[..., Any], info: VmapInfo, in_dims: Arguments, *arguments: Any) -> tuple[Any, Any]:
-    """A batching rule for any op: one call per sample."""
-    results = [
-        run(*(_select(*pair, index) for pair in zip(arguments, in_dims, strict=True)))
-        for index in range(info.batch_size)
-    ]
-    if isinstance(results[0], Tensor):
-        return torch.stack(results), 0
-    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-    return stacked, (0,) * len(stacked)
-
-
-def _select(value: object, dim: Any, index: int) -> object:
-    if isinstance(value, Tensor):
-        return value if dim is None else value.select(dim, index)
-    if isinstance(value, list | tuple) and isinstance(dim, list | tuple):
-        return [_select(*pair, index) for pair in zip(value, dim, strict=True)]
-    return value
-
-
-def _loop_over_grads(op: LossOp, grad: Tensor, *rest: Any) -> list[Tensor]:
-    """`torch.autograd.grad(is_grads_batched=True)` runs on torch's legacy vmap, which does not support lists of
-    tensors."""
-    batching: Any = torch
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    rows = batching._remove_batch_dim(grad, level, 1, 0).unbind()
-    stacked = map(torch.stack, zip(*(op.backward(row, *rest) for row in rows), strict=True))
-    return [batching._add_batch_dim(gradient, 0, level) for gradient in stacked]

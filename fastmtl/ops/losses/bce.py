@@ -83,7 +83,8 @@ def bce_with_logits(
         return _elementwise(input, target, weight, pos_weight, mask, reduction, shape)
     if of_plane is not None:
         sums = overlap_sums(input, target, pos_weight=pos_weight, mask=mask, backend=backend)
-        total = (sums.entropy * of_plane.to(sums.entropy.dtype).flatten(1)).sum()
+        weighted = sums.entropy * of_plane.to(sums.entropy.dtype).flatten(1)
+        total = torch.where(sums.elements > 0, weighted, 0.0).sum()  # not 0 times an infinite weight
         return total / sums.elements.sum().clamp(min=1) if reduction == "mean" else total
     if not by_channel and mask is None and small_contiguous_planes(input, target):
         input, target = input.reshape(1, 1, -1), target.reshape(1, 1, -1)

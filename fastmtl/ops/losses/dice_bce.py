@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..core.batching import fold
 from ..core.counts import Counts, with_counts
 from ..core.fields import checks_of
 from ..core.loss_op import LossOp
@@ -125,21 +126,17 @@ def dice_bce_loss(
     return (loss, Counts(counts[0], counts[1], counts[2], counts[3].sum(1))) if return_counts else loss
 
 
-def _fold(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
-    """Move the vmapped dim before dim 0 and merge the two; repeat a tensor that has none."""
-    if tensor is None:
-        return None
-    return (tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)).flatten(0, 1)
-
-
 def _fold_tensors(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> Tensors:
-    folded: list[Any] = [_fold(tensor, dim, size) for tensor, dim in zip(arguments[:4], in_dims[:4], strict=True)]
+    folded: list[Any] = [
+        None if tensor is None else fold(tensor, dim, size)
+        for tensor, dim in zip(arguments[:4], in_dims[:4], strict=True)
+    ]
     mask, dim = arguments[4], in_dims[4]
     if dim is not None:
         stacked = mask.movedim(dim, 0)
         mask = stacked.expand(size, folded[0].shape[0] // size, *stacked.shape[2:]).flatten(0, 1)
     elif mask is not None and mask.shape[0] != 1:
-        mask = _fold(mask, None, size)
+        mask = fold(mask, None, size)
     return Tensors._make([*folded, mask])
 
 

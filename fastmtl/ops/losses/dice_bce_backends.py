@@ -119,8 +119,9 @@ def _reference_coefficients(tensors: Tensors, o: Options) -> Tensor:
     """
     input, target, pos_weight, weight, mask = tensors
     i, p, t, _, elements = segment_sums(input, target, pos_weight, mask, o.batch, o.squared_pred)
-    empty_pair = (t == 0) & (p == 0)
     counted = (elements > 0) & ((t != 0) | (o.empty != "skip"))
+    i, p, t = (torch.where(counted, part, 0.0) for part in (i, p, t))  # a NaN that does not count must not spread
+    empty_pair = (t == 0) & (p == 0)
     denominator = torch.where(empty_pair, 1.0, (2 * (p + t - i) if o.jaccard else p + t) + o.smooth_dr)
     score = (2 * i + o.smooth_nr) / denominator
     scale = o.dice_weight if weight is None else o.dice_weight * weight.to(score.dtype)

@@ -141,7 +141,8 @@ def _reference_counts(tensors: Tensors, options: Options) -> Tensor:
     mask, classes = _expanded(tensors)["mask"], torch.arange(C, device=x.device).view(C, 1)
     valid = index != options.ignore_index
     valid = valid if mask is None else valid & mask.bool().reshape(B, 1, -1)
-    predicted = (x.argmax(1, keepdim=True) == classes) & valid
+    largest = torch.where(x.isnan(), float("-inf"), x).argmax(1, keepdim=True)  # NaN is never the largest
+    predicted = (largest == classes) & valid
     true = (index == classes) & valid
     parts = [(predicted & true).sum(2), (predicted & ~true).sum(2), (~predicted & true).sum(2)]
     odd = (~x.isfinite()).any(1, keepdim=True) & valid

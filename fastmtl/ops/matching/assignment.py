@@ -10,6 +10,7 @@ from torch import Tensor
 from ...reference import assignment as reference
 from ..core import checks
 from ..core.backends import FLOATING, Implementation, check_backend, choose, extension, register
+from ..core.batching import fold
 from ..core.pointers import address
 
 if TYPE_CHECKING:
@@ -124,13 +125,10 @@ def _fake(cost: Tensor, num_targets: Tensor | None, backend: str) -> Tensor:
 def _vmap(
     info: VmapInfo, in_dims: tuple[Any, ...], cost: Tensor, num_targets: Tensor | None, backend: str
 ) -> tuple[Tensor, int | None]:
-    def fold(tensor: Tensor, dim: int | None) -> Tensor:
-        stacked = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        return stacked.flatten(0, 1)
-
-    numbers = None if num_targets is None else fold(num_targets, in_dims[1])
-    matches = torch.ops.fastmtl.linear_assignment(fold(cost, in_dims[0]), numbers, backend)
-    return matches.unflatten(0, (info.batch_size, -1)), 0
+    size = info.batch_size
+    numbers = None if num_targets is None else fold(num_targets, in_dims[1], size)
+    matches = torch.ops.fastmtl.linear_assignment(fold(cost, in_dims[0], size), numbers, backend)
+    return matches.unflatten(0, (size, -1)), 0
 
 
 torch.library.register_vmap("fastmtl::linear_assignment", _vmap, lib=_LIBRARY)

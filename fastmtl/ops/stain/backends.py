@@ -26,10 +26,10 @@ class GpuPasses(TorchPasses):
     """The apply pass in Triton; the counts in CuPy, or in torch without CuPy and in the interpreter."""
 
     def __init__(self) -> None:
-        from ...kernels import stain_apply_triton, stain_fit_triton, stain_recipes_triton
+        from ...kernels import stain_apply_triton, stain_coefficients_triton, stain_fit_triton
 
         self._apply = stain_apply_triton.apply
-        self.small, self.recipes = stain_fit_triton, stain_recipes_triton.recipes
+        self.small, self.coefficients = stain_fit_triton, stain_coefficients_triton.coefficients
         self._launch = None
         if torch.cuda.is_available() and importlib.util.find_spec("cupy") is not None:
             from ...kernels import stain_histogram_cupy
@@ -68,8 +68,10 @@ class GpuPasses(TorchPasses):
         used = counts[:, 0].nonzero()
         return torch.cat([used, counts[used[:, 0]].long()], 1)
 
-    def apply(self, pixels: Pixels, table: Tensor, recipes: Tensor, lasso: bool, out: Tensor, half_up: bool) -> None:
-        self._apply(*pixels, table, recipes, out, lasso, half_up)
+    def apply(
+        self, pixels: Pixels, table: Tensor, coefficients: Tensor, lasso: bool, out: Tensor, half_up: bool
+    ) -> None:
+        self._apply(*pixels, table, coefficients, out, lasso, half_up)
 
 
 def _mask(mask: Mask) -> tuple[int, int, Tensor | None, float]:

@@ -11,9 +11,9 @@ from ...reference.stain_lab import from_lab, reinhard_map, to_lab
 from ..core import backends
 from ..core.constants import to_device
 from ..core.pointers import address, num_threads
+from .coefficients import OUTSIDE, Output
 from .passes import write_output
 from .pixels import Pixels, describe_output
-from .recipes import OUTSIDE, Output
 from .small_problems import output_rows
 
 _CHUNK = 65536
@@ -46,7 +46,7 @@ def valid(deviation: Tensor) -> Tensor:
     return (deviation > 1e-3).all(1)
 
 
-def recipes(
+def coefficients(
     source: tuple[Tensor, Tensor],
     target: tuple[Tensor, Tensor],
     modified: bool,

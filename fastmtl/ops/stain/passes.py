@@ -38,11 +38,11 @@ class Passes(Protocol):
 
     Attributes:
         small: the module that solves the small problems between the passes: `small_problems` or its kernels.
-        recipes: `small_problems.recipes`, or its kernel.
+        coefficients: `small_problems.coefficients`, or its kernel.
     """
 
     small: ModuleType
-    recipes: Callable[..., Tensor]
+    coefficients: Callable[..., Tensor]
 
     def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
         """Float64 [B, 10]: tissue pixels, sums of density, sums of products rr rg rb gg gb bb."""
@@ -63,15 +63,17 @@ class Passes(Protocol):
         the same four numbers of its tissue."""
         ...
 
-    def apply(self, pixels: Pixels, table: Tensor, recipes: Tensor, lasso: bool, out: Tensor, half_up: bool) -> None:
-        """Write `out` by float32 `recipes` [B, 44]; see csrc/stain/stain.hpp."""
+    def apply(
+        self, pixels: Pixels, table: Tensor, coefficients: Tensor, lasso: bool, out: Tensor, half_up: bool
+    ) -> None:
+        """Write `out` by float32 `coefficients` [B, 44]; see csrc/stain/stain.hpp."""
         ...
 
 
 class CppPasses:
     """On the CPU."""
 
-    small, recipes = small_problems, staticmethod(small_problems.recipes)
+    small, coefficients = small_problems, staticmethod(small_problems.coefficients)
 
     def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
         chunks = -(-pixels.size // _CHUNK)
@@ -125,9 +127,16 @@ class CppPasses:
         found = torch.from_numpy(entries[:used].copy())
         return found[found[:, 0].argsort()]
 
-    def apply(self, pixels: Pixels, table: Tensor, recipes: Tensor, lasso: bool, out: Tensor, half_up: bool) -> None:
+    def apply(
+        self, pixels: Pixels, table: Tensor, coefficients: Tensor, lasso: bool, out: Tensor, half_up: bool
+    ) -> None:
         backends.extension().stain_apply(
-            pixels.describe(), address(table), address(recipes), lasso, describe_output(out, half_up), num_threads()
+            pixels.describe(),
+            address(table),
+            address(coefficients),
+            lasso,
+            describe_output(out, half_up),
+            num_threads(),
         )
 
 
@@ -148,7 +157,7 @@ def _total(counts: Tensor) -> Tensor:
 class TorchPasses:
     """On any device, in many small kernels: the fallback, and the reference for the other implementations."""
 
-    small, recipes = small_problems, staticmethod(small_problems.recipes)
+    small, coefficients = small_problems, staticmethod(small_problems.coefficients)
 
     def moments(self, pixels: Pixels, table: Tensor, mask: Mask) -> Tensor:
         x = torch.where(tissue(pixels, mask)[:, None], table[pixels.planes().int()], 0.0).double()  # [B, 3, N]
@@ -188,16 +197,18 @@ class TorchPasses:
         used = counts[0].nonzero()[:, 0]
         return torch.cat([used[:, None], counts[:, used].T], 1)
 
-    def apply(self, pixels: Pixels, table: Tensor, recipes: Tensor, lasso: bool, out: Tensor, half_up: bool) -> None:
-        m = recipes[:, :, None]
+    def apply(
+        self, pixels: Pixels, table: Tensor, coefficients: Tensor, lasso: bool, out: Tensor, half_up: bool
+    ) -> None:
+        m = coefficients[:, :, None]
         density = table[pixels.planes().int()]
-        y = recipes[:, :9].view(-1, 3, 3) @ density + m[:, 9:12]
+        y = coefficients[:, :9].view(-1, 3, 3) @ density + m[:, 9:12]
         if lasso:
-            c = lasso_pair(y[:, :2], recipes[:, 12:14])
-            y = recipes[:, 14:20].view(-1, 3, 2) @ c + m[:, 20:23]
+            c = lasso_pair(y[:, :2], coefficients[:, 12:14])
+            y = coefficients[:, 14:20].view(-1, 3, 2) @ c + m[:, 20:23]
         values = (y.clamp(-30, 9).exp2() - m[:, 23:24]).clamp(0, 255)
         values = torch.where(m[:, 42:43] > 0, pixels.planes().float(), values)
-        write_output(pixels, values, recipes[:, 24:42], m[:, 43:44], out, half_up)
+        write_output(pixels, values, coefficients[:, 24:42], m[:, 43:44], out, half_up)
 
 
 def write_output(pixels: Pixels, values: Tensor, colour: Tensor, outside: Tensor, out: Tensor, half_up: bool) -> None:

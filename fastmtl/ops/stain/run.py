@@ -14,10 +14,10 @@ from ...reference.stain_vectors import tissue
 from ..core.constants import on_device
 from . import lab
 from .arguments import LAB
+from .coefficients import Output, coefficients_of
 from .fit import LEAST_CONCENTRATION, LEAST_SPREAD, Estimate, Stains, are_apart, are_two, estimate, maxima, table
 from .passes import Passes, TorchPasses
 from .pixels import Pixels, new_output
-from .recipes import Output, restaining
 
 _EXACT = TorchPasses()  # densities and stains in float64 come first; what is left is the table and the output
 
@@ -94,7 +94,7 @@ class Run:
         as_is = wrong if self.fallback == "pass" else None
         made: list[Tensor] = []
         for only in (None, 0, 1) if separate else (None,):
-            recipes = restaining(
+            coefficients = coefficients_of(
                 passes or _EXACT,
                 convention,
                 source,
@@ -107,7 +107,7 @@ class Run:
             )
             out = new_output(pixels.images, self.dtype)
             lasso, densities = convention.solver == "lasso", table(convention, pixels.images.device)
-            (passes or _EXACT).apply(pixels, densities, recipes, lasso, out, convention.half_up)
+            (passes or _EXACT).apply(pixels, densities, coefficients, lasso, out, convention.half_up)
             made.append(out)
         hematoxylin, eosin = made[1:] if separate else (None, None)
         return Normalised(made[0], hematoxylin, eosin, source.vectors, source.maxima, wrong)
@@ -143,7 +143,7 @@ class Run:
         mean, deviation = self.target
         target = on_device(mean, source[0].device), on_device(deviation, source[0].device)
         wrong = ~lab.valid(source[1])
-        rows = lab.recipes(source, target, self.method == "modified_reinhard", output, wrong)
+        rows = lab.coefficients(source, target, self.method == "modified_reinhard", output, wrong)
         out = new_output(pixels.images, self.dtype)
         lab.apply(pixels, self.convention, rows, out, on_cpu)
         return Normalised(out, None, None, None, None, wrong)

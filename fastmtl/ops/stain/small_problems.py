@@ -1,7 +1,7 @@
 """The small problems between the passes over pixels, for a batch of images; torch's definition, on any device.
 
-On a GPU `stain_fit_triton.py`, `stain_solver_triton.py` and `stain_recipes_triton.py` in kernels/ solve each of them in
-one launch.
+On a GPU `stain_fit_triton.py`, `stain_solver_triton.py` and `stain_coefficients_triton.py` in kernels/ solve each of
+them in one launch.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def are_apart(vectors: Tensor, sine_square: float) -> Tensor:
     return (own.prod(1) - product**2 > sine_square) & vectors.isfinite().all((1, 2))
 
 
-def recipes(
+def coefficients(
     source: tuple[Tensor, Tensor],
     target: tuple[Tensor, Tensor],
     convention: Convention,
@@ -119,7 +119,7 @@ def recipes(
     only: int | None,
     outside: float,
 ) -> Tensor:
-    """Float32 [B, 44] for `Passes.apply`; see `recipes.restaining`.
+    """Float32 [B, 44] for `Passes.apply`; see `coefficients.coefficients_of`.
 
     constants: float64 [9]: scale [3] and shift [3] of the output, the base-2 logarithm of the convention's light, its
     shift, and -1 / ln 2.
@@ -152,8 +152,8 @@ def recipes(
         stages = torch.cat([(away @ into).flatten(1), start, zeros], 1)
     keep = zeros[:, :1] if as_is is None else as_is.double()[:, None]
     ends = [constants[7].expand(batch, 1), output_rows(constants, colour, batch), keep]
-    recipe = torch.cat([stages, *ends, torch.full_like(keep, outside)], 1)
-    return recipe.nan_to_num(0.0, 0.0, 0.0).float().contiguous()
+    parts = torch.cat([stages, *ends, torch.full_like(keep, outside)], 1)
+    return parts.nan_to_num(0.0, 0.0, 0.0).float().contiguous()
 
 
 def output_rows(constants: Tensor, colour: Tensor | None, batch: int) -> Tensor:

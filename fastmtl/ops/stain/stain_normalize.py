@@ -28,9 +28,9 @@ from .arguments import (
     is_interleaved,
 )
 from .backends import passes_of
+from .coefficients import Output
 from .fit import Estimate, Stains, are_apart
 from .pixels import output_strides, readable
-from .recipes import Output
 from .run import Normalised, Run
 from .target import resolve_target
 

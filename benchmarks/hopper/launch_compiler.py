@@ -17,7 +17,7 @@ import torch
 
 
 @dataclass
-class Recorder:
+class LaunchCompiler:
     """The launches of the code that ran since `start`, compiled, and those that failed.
 
     Attributes:
@@ -33,7 +33,7 @@ class Recorder:
     launches: list[tuple[str, tuple[int, ...], Any]] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
 
-    def start(self) -> Recorder:
+    def start(self) -> LaunchCompiler:
         """Replace the driver and the launch."""
         os.environ.pop("TRITON_INTERPRET", None)
         from triton.runtime.driver import driver

@@ -1,4 +1,4 @@
-"""The numbers of each image's apply pass (csrc/stain/stain.hpp has their layout), in one launch."""
+"""The coefficients of each image's apply pass (csrc/stain/stain.hpp has their layout), in one launch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _across(a0, a1, a2, b0, b1, b2):
 
 
 @triton.jit
-def recipes_kernel(
+def stain_coefficients(
     vectors, maxima,  # [B, 3, 2] and [B, 2] float64 with a stride, 0 or dense
     target_vectors, target_maxima,  # likewise
     constants,  # [9] float64: scale [3], shift [3], log2 of the light, what is subtracted from it, -1 / ln 2
@@ -147,7 +147,7 @@ def recipes_kernel(
     _put(out, 43, zero + outside, there)
 
 
-def recipes(
+def coefficients(
     source: tuple[Tensor, Tensor],
     target: tuple[Tensor, Tensor],
     convention: Any,
@@ -159,14 +159,14 @@ def recipes(
     only: int | None,
     outside: float,
 ) -> Tensor:
-    """See `recipes.restaining`; the vectors and maxima of `source` and `target` are [B, ...] or [1, ...]."""
+    """See `small_problems.coefficients`; the vectors and maxima of `source` and `target` are [B, ...] or [1, ...]."""
     batch, device = len(source[0]), source[0].device
     out = torch.empty(batch, 44, device=device)
     parts = [part if part[0].is_contiguous() else part.contiguous() for part in (*source, *target)]
     strides = [0 if len(part) == 1 else part.stride(0) for part in parts]
     dense = [None if part is None else part.contiguous() for part in (colour, alpha, beta, as_is)]
     with torch.cuda.device_of(out):
-        recipes_kernel[(triton.cdiv(batch, IMAGES),)](
+        stain_coefficients[(triton.cdiv(batch, IMAGES),)](
             *parts, constants, *dense, out, batch, *strides, LASSO_PENALTY, outside,
             SOLVER=_SOLVERS[convention.solver], SCALED=convention.scaled, ONLY=-1 if only is None else only,
             LANES=IMAGES, **LAUNCH,

@@ -1,4 +1,4 @@
-"""One row of numbers per image that maps densities to output pixels; csrc/stain/stain.hpp has its layout."""
+"""The coefficients of each image that map densities to output pixels; csrc/stain/stain.hpp has their layout."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Output:
         return None if self.colour is None else self.colour.to(device, non_blocking=True)
 
 
-def restaining(
+def coefficients_of(
     passes: Passes,
     convention: Convention,
     source: Stains,
@@ -66,4 +66,4 @@ def restaining(
     light = math.log2(convention.light), convention.shift, -1 / math.log(2)
     constants = to_device((*output.numbers(), *light), device)
     colour = output.colour_on(device)
-    return passes.recipes(source, target, convention, constants, colour, alpha, beta, as_is, only, OUTSIDE)
+    return passes.coefficients(source, target, convention, constants, colour, alpha, beta, as_is, only, OUTSIDE)
