@@ -2,6 +2,7 @@
 
 from . import big_unet, classifiers, daformer_models, small_unet, smp_models, unet_multi  # noqa: F401 (importing registers)
 from .base import MultiTaskModel, PyramidModel
+from .depth import encoder_depths
 from .heads import Output, Queries
 from .joint_unet import JointUNet
 from .mask2tasks import Mask2Tasks
@@ -21,6 +22,7 @@ __all__ = [
     "WeightsReport",
     "check_model",
     "create_model",
+    "encoder_depths",
     "list_models",
     "load_weights",
     "model_info",

@@ -96,7 +96,7 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
         raise ValueError(f"`weights` are of another architecture than this {_name(model)}: {report}.")
     model.load_state_dict(wanted, strict=False)
     model.weights_report = report  # type: ignore[assignment]  # torch's annotation allows tensors and modules only
-    logger.log(logging.INFO if len(wanted) >= len(own) - len(lacking) else logging.WARNING, "%s", report)
+    logger.log(logging.WARNING if report.wrong_shape else logging.INFO, "%s", report)
     return report
 
 
