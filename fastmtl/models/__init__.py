@@ -6,7 +6,7 @@ from .depth import encoder_depths
 from .heads import Output, Queries
 from .joint_unet import JointUNet
 from .mask2tasks import Mask2Tasks
-from .normalization import normalization_of
+from .published import Published, normalization_of, published_weights
 from .registry import ModelInfo, Row, check_model, create_model, list_models, model_info, register_model
 from .weights import WeightsReport, load_weights
 
@@ -16,6 +16,7 @@ __all__ = [
     "ModelInfo",
     "MultiTaskModel",
     "Output",
+    "Published",
     "PyramidModel",
     "Queries",
     "Row",
@@ -27,5 +28,6 @@ __all__ = [
     "load_weights",
     "model_info",
     "normalization_of",
+    "published_weights",
     "register_model",
 ]

@@ -218,7 +218,7 @@ def test_coat_takes_any_size():
         ("pvtv2_daformer", ["layers.0"], ["layers.3"]),
         ("coat_daformer", ["patch_embed1", "serial_blocks1"], ["patch_embed4", "serial_blocks4"]),
         ("mask2tasks", ["embeddings", "layers.0.blocks", "norms.stage1"], ["layers.3", "norms.stage4"]),
-        ("unet", ["conv_stem"], ["blocks.5"]),
+        ("unet", ["conv_stem"], ["blocks.4"]),
     ],
 )
 def test_depths_of_an_encoders_parameters(name, first, last):

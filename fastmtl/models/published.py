@@ -1,14 +1,15 @@
-"""The normalisation of images that belongs to pretrained weights.
+"""Published weights of encoders, and the normalisation of images that belongs to weights.
 
 Weights with a Hugging Face configuration beside them (preprocessor_config.json of transformers, config.json of timm and
-of segmentation-models-pytorch) have that configuration's; other weights have that of the encoder's published ones.
+of segmentation-models-pytorch) have that configuration's normalisation; other weights have that of the encoder's
+published ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -18,22 +19,44 @@ from ..utils.normalization import IMAGENET, Normalization
 CONFIGURATIONS = ("preprocessor_config.json", "config.json")
 
 
-def normalization_of(model: nn.Module, weights: Path | None = None) -> Normalization:
+class Published(NamedTuple):
+    """Weights on the Hugging Face hub.
+
+    Attributes:
+        repository: OWNER/NAME.
+        normalization: of the images they were trained on.
+        revision: a commit; None is the newest.
+    """
+
+    repository: str
+    normalization: Normalization = IMAGENET
+    revision: str | None = None
+
+
+def published_weights(model: nn.Module) -> Mapping[str, Published]:
+    """Name for `weights`, such as "imagenet" -> the published weights: the attribute `published` of the model or of its
+    encoder."""
+    for part in (model, getattr(model, "encoder", None)):
+        if isinstance(found := getattr(part, "published", None), Mapping):
+            return found
+    return {}
+
+
+def normalization_of(model: nn.Module, weights: Path | None = None, name: str = "imagenet") -> Normalization:
     """The normalisation that `model` was or will be trained with.
 
     Args:
-        model: its attribute `normalization`, or its encoder's, is that of the published weights; ImageNet's without.
+        model: it has that of its published weights; ImageNet's if it has none.
         weights: the file of weights; a configuration beside it takes precedence.
+        name: of the published weights.
     """
-    if weights is not None and (found := declared_beside(weights)) is not None:
+    if weights is not None and (found := _declared_beside(weights)) is not None:
         return found
-    for part in (model, getattr(model, "encoder", None)):
-        if isinstance(found := getattr(part, "normalization", None), Normalization):
-            return found
-    return IMAGENET
+    known = published_weights(model)
+    return known.get(name, known.get("imagenet", Published(""))).normalization
 
 
-def declared_beside(weights: Path) -> Normalization | None:
+def _declared_beside(weights: Path) -> Normalization | None:
     """The normalisation in a Hugging Face configuration in the same folder; None if there is none."""
     for name in CONFIGURATIONS:
         try:
