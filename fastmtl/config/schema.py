@@ -47,6 +47,12 @@ class DataConfig:
     """How masks are resized: interpolated and thresholded at 0.5, or nearest pixel; class maps always use nearest."""
     size: int = 128
     """Side of the network's square input images, pixels."""
+    mean: list[float] = field(default_factory=list[float])
+    """Subtracted from the images, RGB in 0..1; that of model.weights or of the encoder's published weights if empty."""
+    std: list[float] = field(default_factory=list[float])
+    """Then divided by."""
+    other_normalization: bool = False
+    """Accept a mean and std other than those of the images that model.weights were trained on."""
     batch_size: int = 16
     """Images per step, on each rank."""
     sampler: Literal["shuffled", "balanced", "pairs"] = "shuffled"
@@ -102,6 +108,11 @@ class OptimizerConfig:
     optimizer: Literal["adamw", "adam", "sgd", "apex_adam", "apex_lamb"] = "adamw"
     lr: float = 1e-3
     """Highest learning rate."""
+    encoder_lr_factor: float = 1.0
+    """Learning rate of the encoder relative to lr, for example 0.1 with pretrained weights."""
+    layer_decay: float = 1.0
+    """Further factor for each of the encoder's feature maps that a layer comes before: earlier layers learn more
+    slowly."""
     weight_decay: float = 1e-2
     """For weights of two or more dimensions."""
     momentum: float = 0.9
@@ -147,6 +158,8 @@ class TrainingConfig:
     epoch, which does not depend on these images; averaged weights if `average` is set."""
     tta: list[str] = field(default_factory=list[str])
     """Test-time views that final scores and predictions average with the image itself: h, v, r90, r180, r270."""
+    freeze_random: bool = False
+    """Accept frozen modules with random weights, which learn nothing: for trials of a recipe without its weights."""
     log_every: int = 20
     """Steps between reads of the losses (each waits for the device)."""
     gradient_stats_every: int = 0

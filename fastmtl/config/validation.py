@@ -56,6 +56,9 @@ def _check_data(data: DataConfig) -> None:
                 _is_list(v, (str, int, float)) for v in data.classes.values()
             ),
             "metadata must map names to lists of columns": all(_is_list(v, str) for v in data.metadata.values()),
+            "mean must be three numbers, R, G and B in 0..1": not data.mean or _is_colour(data.mean, 0.0),
+            "std must be three numbers above 0, at most 1": not data.std or _is_colour(data.std, 1e-6),
+            "mean and data.std are given together": bool(data.mean) == bool(data.std),
             "num_threads must be 1 to 1024": 1 <= data.num_threads <= 1024,
         },
     )
@@ -146,6 +149,8 @@ def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
         optimizer,
         {
             "lr must be finite and not negative": 0 <= optimizer.lr < float("inf"),
+            "encoder_lr_factor must be in (0, 1]": 0 < optimizer.encoder_lr_factor <= 1,
+            "layer_decay must be in (0, 1]": 0 < optimizer.layer_decay <= 1,
             "weight_decay must be finite and not negative": 0 <= optimizer.weight_decay < float("inf"),
             "warmup must be in [0, 1)": 0 <= optimizer.warmup < 1,
             "plateau_factor must be in (0, 1)": 0 < optimizer.plateau_factor < 1,
@@ -156,6 +161,10 @@ def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
 
 def _is_list(value: object, of: type | tuple[type, ...]) -> bool:
     return isinstance(value, list) and all(isinstance(one, of) for one in value)
+
+
+def _is_colour(values: list[float], lowest: float) -> bool:
+    return _is_list(values, (int, float)) and len(values) == 3 and all(lowest <= one <= 1 for one in values)
 
 
 def _require(where: str, table: object, limits: Mapping[str, bool]) -> None:

@@ -100,7 +100,7 @@ def test_a_full_network_can_be_built(name):
     recipe = load_recipe(name)
     tasks = components.build_tasks(recipe, *CLASSES[recipe.paper.key])
     with torch.device("meta"):
-        model = components.build_model(recipe, tasks, torch.device("meta"))
+        model = components.build_model(recipe, tasks, torch.device("meta"), trained=True)
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e6
 
 
