@@ -97,7 +97,7 @@ def score_training(job: Job) -> dict[str, Any]:
 
     with job.read(splits.validation) as validation:
         found = evaluate_model(judged, tasks, validation, device=job.device, dtype=job.dtype, visit=look)
-    chosen = selection.chosen_by(recipe, inner=len(splits.inner), test=len(splits.test))
+    chosen = selection.chosen_by(recipe, inner=bool(splits.inner.tiles), test=bool(splits.test.tiles))
     result = _summary(recipe, tasks, which, found, splits.validation)
     result |= {"protocol": recipe.protocol, "chosen_by": chosen}
     odd = [*maps.notices("held-out"), *notices.of_scores(tasks, found, "held-out")]

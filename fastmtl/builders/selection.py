@@ -52,22 +52,22 @@ def with_inner_share(recipe: Recipe, folder: data.Dataset, split: data.Split) ->
     return split
 
 
-def chosen_by(recipe: Recipe, *, inner: int, test: int) -> str:
-    """Which images chose the epoch of a run, for its summary and the report.
+def chosen_by(recipe: Recipe, *, inner: bool, test: bool) -> str:
+    """Which images chose the epoch of a run, for its summary and the tables.
 
     Args:
         recipe: of the run.
-        inner: number of images of its inner share.
-        test: number of its test images.
+        inner: whether it has an inner share.
+        test: whether it has test images.
 
     >>> from fastmtl.config import load_recipe
-    >>> chosen_by(load_recipe("ebhi_joint_unet"), inner=0, test=0)
+    >>> chosen_by(load_recipe("ebhi_joint_unet"), inner=False, test=False)
     'the held-out images, which are also scored'
     """
     if not selects(recipe):
-        return "nothing: no image had a part in choosing the epoch"
+        return "nothing: no image had a part in it"
     if inner:
-        return f"an inner share of {inner} images of the training patients; the scored images chose nothing"
+        return "an inner share of the training patients; the scored images chose nothing"
     if test:
         return "the held-out images; the test images chose nothing"
     return "the held-out images, which are also scored"
