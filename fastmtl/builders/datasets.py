@@ -108,8 +108,8 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
     """Index `root`, open every file, and split by patient.
 
     The split comes from the first of these that exists: `split_file`; the manifest's column split; the recipe's fold,
-    if it has `data.folds`; `split.json` inside the folder; `<folder>_reference_fold.json` next to the folder; a random
-    stratified split by `data.split_seed`.
+    if it has `data.folds` (the data set's own folds if there are as many, or else drawn); `split.json` inside the
+    folder; `<folder>_reference_fold.json` next to the folder; a random stratified split by `data.split_seed`.
     """
     folder, _ = data.usable_tiles(limited(recipe, read_data(recipe, root)), recipe.data.on_damaged)
     split, origin = split_of(recipe, folder, root, split_file)
@@ -162,6 +162,10 @@ def _held_out(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path
         return own, f"the column split of {folder.root}"
     config = recipe.data
     stratified = f"stratified by {config.stratify or 'class'}"
+    if config.folds and config.folds == len(folder.folds) and split_file is None:
+        split, name = data.published_fold(folder, config.fold)
+        _check_classes(recipe, folder, split)
+        return split, f"fold {name} of the tables in {folder.root}"
     if config.folds and split_file is None:
         split = data.kfold(folder, config.folds, config.split_seed, stratify=config.stratify)[config.fold]
         _check_classes(recipe, folder, split)
