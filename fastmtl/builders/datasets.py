@@ -81,9 +81,27 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
         dataset = data.read_dataset(root, config.format, options)
     except re.error as error:
         raise ConfigError(f"data.patient must be a regular expression; got {config.patient!r}: {error}.") from None
+    for column in config.require:
+        dataset = _with_column(dataset, column)
     if config.preprocessing:
         dataset = preprocessed(dataset, config.preprocessing)
     return data.with_groups(dataset, config.group_by) if config.group_by else dataset
+
+
+def _with_column(dataset: data.Dataset, column: str) -> data.Dataset:
+    """The tiles that have a value in `column`; a notice counts the others."""
+
+    def has(tile: data.Tile) -> bool:
+        own = {"mask": tile.mask, "label": tile.label}
+        return (own[column] if column in own else tile.values.get(column)) is not None
+
+    kept = tuple(tile for tile in dataset.tiles if has(tile))
+    if not kept:
+        raise ConfigError(f"data.require names {column!r}, which no tile of {dataset.root} has.")
+    if len(kept) == len(dataset):
+        return dataset
+    reason = f"{counted(len(dataset) - len(kept), 'tile')} without {column} left out (data.require)"
+    return replace(dataset, tiles=kept, problems=(*dataset.problems, data.Problem(dataset.root, reason)))
 
 
 def _label_columns(recipe: Recipe) -> set[str]:
