@@ -34,10 +34,19 @@ def reproduce(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--rows", nargs="+", default=[], metavar="ROW", help="only these rows; `fastmtl recipes` lists all"
     )
+    parser.add_argument(
+        "--protocol",
+        choices=("unbiased", "published"),
+        help="which images may choose the epoch: an inner share of the training patients, so that the scored images "
+        "choose nothing (default), or, as published, the scored images",
+    )
     parser.add_set("in all rows, for example data.group_by=patient")
     parsed = parser.parse(arguments)
     out = parsed.out or Path("reproductions") / f"{parsed.paper}-{parsed.scale}"
     console = progress_console()
+    overrides = parse_overrides(parsed.sets)
+    if parsed.protocol:
+        overrides["protocol"] = parsed.protocol
     results = run(
         parsed.paper,
         parsed.data,
@@ -45,7 +54,7 @@ def reproduce(arguments: Sequence[str]) -> int:
         scale=parsed.scale,
         folds=parsed.folds,
         rows=parsed.rows,
-        overrides=parse_overrides(parsed.sets),
+        overrides=overrides,
         console=console,
     )
     print((out / "table.md").read_text(encoding="utf-8"), end="")
@@ -113,10 +122,11 @@ def show(found: Sequence[Mapping[str, Any]]) -> None:
         for one in rows:
             figures = " ".join(f"{one['figures'][key]:g}" if key in one["figures"] else "-" for key in keys)
             name = one["recipe"].removeprefix(f"{paper}/")
-            print(f"  {name:<21} {one['model']:<23} {_how(one):<11} {figures if one['figures'] else '-'}")
+            print(f"  {name:<21} {one['model']:<23} {how(one):<11} {figures if one['figures'] else '-'}")
 
 
-def _how(one: Mapping[str, Any]) -> str:
+def how(one: Mapping[str, Any]) -> str:
+    """How an entry's losses are combined: its number of stages, its balancer, or "one task"."""
     if len(one["stages"]) > 1:
         return f"{len(one['stages'])} stages"
     return one["balancer"] or "one task"

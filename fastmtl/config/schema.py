@@ -74,6 +74,9 @@ class DataConfig:
     """Fraction of the tiles held out, by whole patients, if there is no split file and no column split."""
     test_fraction: float = 0.0
     """Fraction of the tiles for a test set, never used in training; 0.1 with val_fraction = 0.2 splits 70 / 20 / 10."""
+    inner_fraction: float = 0.0
+    """Fraction of the training tiles, by whole patients, that watches the training: it chooses the epoch and stops, and
+    the held-out images choose nothing. 0: the held-out images watch."""
     folds: int = 0
     """Number of folds for cross-validation, of which `fold` is held out; 0 splits by val_fraction."""
     fold: int = 0
@@ -87,6 +90,8 @@ class DataConfig:
     """Random seed for choosing the held-out patients."""
     max_tiles: int = 0
     """Train and validate on at most this many tiles, drawn evenly from the classes by split_seed; 0: all."""
+    require: list[str] = field(default_factory=list[str])
+    """Columns that a tile must have: "mask", "label" or a further column; tiles without one are left out."""
     on_damaged: Literal["raise", "skip"] = "raise"
     """What to do with damaged files: refuse to start, or skip them."""
     max_damaged: float = 0.0
@@ -120,13 +125,14 @@ class OptimizerConfig:
     find_lr: bool = False
     """Find the learning rate before the first step by a sweep over a few batches; it replaces lr."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
-    """Learning rate after the warm-up: constant, decaying to 0 (cosine), or reduced when the score stops improving."""
+    """Learning rate after the warm-up: constant, decaying to 0 (cosine), or reduced when training.monitor stops
+    improving."""
     warmup: float = 0.05
     """Fraction of all steps in which the learning rate rises from 0."""
     plateau_factor: float = 0.1
     """For the schedule plateau: factor by which the learning rate is multiplied."""
     plateau_patience: int = 10
-    """For the schedule plateau: epochs without a better score before the rate is reduced."""
+    """For the schedule plateau: epochs without a better training.monitor before the rate is reduced."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +151,11 @@ class TrainingConfig:
     """Largest norm of the gradient; 0 does not clip."""
     fused_step: Literal["auto", True, False] = "auto"
     """Combine, clip and step in one pass (balance.FusedStep); auto: if the optimizer and the device support it."""
+    monitor: Literal["score", "loss"] = "score"
+    """What chooses the best epoch, stops early and reduces the rate of the schedule plateau: the mean of the tasks'
+    primary metrics, or the sum of their validation losses with the balancer's constant weights (1 if it has none)."""
     patience: int = 0
-    """Stop a stage after this many epochs without a better validation score; 0: never stop early."""
+    """Stop a stage after this many epochs without a better `monitor`; 0: never stop early."""
     average: Literal["", "ema", "swa"] = ""
     """Evaluate and keep a moving (ema, of every step) or plain (swa, of every epoch) average of the weights."""
     average_decay: float = 0.999
@@ -154,8 +163,8 @@ class TrainingConfig:
     average_start: int = 0
     """Epochs of a stage before its average begins."""
     checkpoint: Literal["best", "last"] = "best"
-    """Weights for evaluation and prediction: of the epoch with the best score on the held-out images, or of the last
-    epoch, which does not depend on these images; averaged weights if `average` is set."""
+    """Weights for evaluation and prediction: of the epoch with the best `monitor` on the held-out images, or of the
+    last epoch, which does not depend on these images; averaged weights if `average` is set."""
     tta: list[str] = field(default_factory=list[str])
     """Test-time views that final scores and predictions average with the image itself: h, v, r90, r180, r270."""
     freeze_random: bool = False
@@ -202,6 +211,9 @@ class Recipe:
 
     name: str
     summary: str = ""
+    protocol: Literal["", "unbiased", "published"] = ""
+    """Which images may choose the epoch: "unbiased" refuses to start if the scored images would, "published" ignores
+    data.inner_fraction, as most papers do; "" does neither."""
     data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=lambda: {"name": "joint_unet"})
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])

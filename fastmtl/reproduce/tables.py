@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..training.run_dir import environment
+from ..builders.selection import chosen_by
+from ..training.run_dir import environment, read_lines
 from ..utils.atomic_io import write_whole
 from ..utils.metric_directions import direction_of
 from .plan import Result
@@ -55,6 +56,7 @@ def markdown(paper: str, results: Sequence[Result], root: Path, scale: str, fold
     first = results[0].row.published.paper
     parts = [f"# {first.title}", *_setting(results, root, scale, folds), _main(results)]
     parts += _per_class(results)
+    parts += [part for result in results for part in _by_epoch(result)]
     notes = [f"- {_title(r)}: {r.row.published.paper.note}." for r in results if r.row.published.paper.note]
     failures = [f"- {_title(r)}, fold {fold}: {text}" for r in results for fold, text in sorted(r.failures.items())]
     parts += ["## Failed\n", "\n".join(failures)] if failures else []
@@ -83,12 +85,13 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
     device = ", ".join(where["gpus"]) or f"{where['processor']}, {where['threads']} threads"
     of = results[0].row.num_folds
     runs = f"{folds} of {of} folds" if of > 1 else "one split"
+    protocol = results[0].row.recipe.protocol or "none"
     lines = [
         f"Published figures beside ours. Scale `{scale}`, {runs}, data `{root}`, {device}, torch "
         f"{where['packages']['torch']}, commit {where['commit'] or 'unknown'}.",
         results[0].row.published.paper.caption.strip(),
-        f"Ours are means ± standard deviations (n - 1) over folds, of {_judged(results)}; metrics that begin with test "
-        "are of images that chose nothing. (1 of 3): of the runs that have the metric, if some do not.",
+        f"Protocol `{protocol}`. Ours are means ± standard deviations (n - 1) over folds, of {_judged(results)}. (1 of "
+        "3): of the runs that have the metric, if some do not.",
     ]
     changed = _changes(results)
     if changed:
@@ -100,9 +103,18 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
 
 
 def _judged(results: Sequence[Result]) -> str:
-    words = {"best": "the weights that did best on the held-out images that they are scored on"}
-    words["last"] = "the last epoch's weights, which the held-out images had no part in choosing"
-    return " or ".join(words[which] for which in dict.fromkeys(r.row.recipe.training.checkpoint for r in results))
+    """The protocol, and which images chose the epoch; one part for each way that the rows have."""
+    ways: dict[str, None] = {}
+    for result in results:
+        recipe = result.row.recipe
+        planned = chosen_by(
+            recipe,
+            inner=recipe.protocol != "published" and recipe.data.inner_fraction > 0,
+            test=recipe.data.test_fraction > 0,
+        )
+        for said in [summary.get("chosen_by") for summary in result.summaries.values()] or [planned]:
+            ways[f"the {recipe.training.checkpoint} epoch's weights, chosen by {said or planned}"] = None
+    return "; or of ".join(ways)
 
 
 def _changes(results: Sequence[Result]) -> list[str]:
@@ -208,6 +220,25 @@ def _per_class(results: Sequence[Result]) -> list[str]:
         ]
         parts += [f"## {_label(family)}\n", _table(["Row", *(key.rpartition(".")[2] for key in members)], rows)]
     return parts
+
+
+def _by_epoch(result: Result) -> list[str]:
+    """The published training losses by epoch beside ours of the same fold; empty for rows without published ones."""
+    paper = result.row.published.paper
+    if not paper.epochs:
+        return []
+    folder = result.folders.get(paper.epochs_fold)
+    records = [] if folder is None else read_lines(folder / "metrics.jsonl")[0]
+    ours = [record["loss"] for record in records]
+    heads = ["Epoch", *(f"{task}, {who}" for task in paper.epochs for who in ("paper", "ours"))]
+    rows = []
+    for epoch in range(max(len(ours), *map(len, paper.epochs.values()))):
+        row = [str(epoch + 1)]
+        for task, losses in paper.epochs.items():
+            row.append(f"{losses[epoch]:.6g}" if epoch < len(losses) else "")
+            row.append(f"{ours[epoch][task]:.6g}" if epoch < len(ours) and task in ours[epoch] else "")
+        rows.append(row)
+    return [f"## {_title(result)}: training losses by epoch, fold {paper.epochs_fold + 1}\n", _table(heads, rows)]
 
 
 def table_csv(results: Sequence[Result], scale: str) -> str:

@@ -153,15 +153,55 @@ def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "said"),
+    ("overrides", "said"),
     [
-        ("best", "folds, of the weights that did best on the held-out images that they are scored on; metrics"),
-        ("last", "folds, of the last epoch's weights, which the held-out images had no part in choosing; metrics"),
+        (
+            {"protocol": "published", "training": {"checkpoint": "best"}},
+            "Protocol `published`. Ours are means ± standard deviations (n - 1) over folds, of the best epoch's "
+            "weights, chosen by the held-out images, which are also scored. ",
+        ),
+        (
+            {"training": {"checkpoint": "best"}, "data": {"inner_fraction": 0.2}},
+            "Protocol `unbiased`. Ours are means ± standard deviations (n - 1) over folds, of the best epoch's "
+            "weights, chosen by an inner share of the training patients; the scored images chose nothing. ",
+        ),
+        ({}, "over folds, of the last epoch's weights, chosen by nothing: no image had a part in it. "),
     ],
 )
-def test_the_table_says_which_weights_are_judged(checkpoint, said, tmp_path):
-    rows = plan("mask2tasks", rows=["pcgrad", "famo"], overrides={"training": {"checkpoint": checkpoint}})
-    assert said in tables.markdown("mask2tasks", [Result(row) for row in rows], tmp_path, "full", 5)
+def test_the_table_says_the_protocol_and_which_weights_are_judged(overrides, said, tmp_path):
+    results = [Result(row) for row in plan("mask2tasks", rows=["pcgrad", "famo"], overrides=overrides)]
+    page = tables.markdown("mask2tasks", results, tmp_path, "full", 5)
+    assert said in page
+    assert "`protocol` =" not in page
+    results[0].summaries[0] = {"tasks": {}, "chosen_by": "a run that was resumed"}
+    assert "chosen by a run that was resumed" in tables.markdown("mask2tasks", results, tmp_path, "full", 5)
+
+
+def test_the_protocol_of_the_rows(ebhi, tmp_path, capsys):
+    """The scored images would choose, and the row says so before anything is trained."""
+    arguments = ["mask2tasks", "--data", ebhi, "--out", tmp_path, *SMALL, "training.checkpoint=best"]
+    assert _reproduce(*arguments) == 1
+    assert 'protocol = "unbiased", but training.checkpoint = "best" and' in capsys.readouterr().err
+    for name in ("gi_tract/small", "unet_multi/mtl", "switched_aux/pvtv2_normal", "joint_unet/bce_15"):
+        assert load_recipe(name).protocol == "unbiased"
+
+
+def test_published_losses_by_epoch_stand_beside_ours(tmp_path):
+    """Table VIII of joint_unet: the label's loss of a network that collapses; a shorter run leaves cells empty."""
+    results = [Result(row) for row in plan("joint_unet", rows=["dice_15", "dice_alpha_6"])]
+    page = tables.markdown("joint_unet", results, tmp_path, "full", 5)
+    assert page.count("training losses by epoch") == 1
+    assert "| 15 | 0.138 |  | 952752 |  | 0.6926 |  |" in page
+    run = tmp_path / "fold-0"
+    run.mkdir()
+    losses = [{"mask": 0.25, "label": 1.5, "intensity": 0.5}, {"mask": 0.125, "label": 12345.678, "intensity": 0.75}]
+    lines = [json.dumps({"epoch": epoch, "loss": loss}) for epoch, loss in enumerate(losses, 1)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    results[1].summaries[0], results[1].folders[0] = {"tasks": {}}, run
+    page = tables.markdown("joint_unet", results, tmp_path, "full", 5)
+    assert "## Dice (6): training losses by epoch, fold 1" in page
+    assert "| 2 | 0.11 | 0.125 | 0.621 | 12345.7 | 0.31 | 0.75 |" in page
+    assert "| 3 | 0.094 |  | 0.37 |  | 0.25 |  |" in page
 
 
 def test_roc_is_of_the_second_class_over_all_folds(tmp_path):
