@@ -113,10 +113,11 @@ def show(found: Sequence[Mapping[str, Any]]) -> None:
         for one in rows:
             figures = " ".join(f"{one['figures'][key]:g}" if key in one["figures"] else "-" for key in keys)
             name = one["recipe"].removeprefix(f"{paper}/")
-            print(f"  {name:<21} {one['model']:<23} {_how(one):<11} {figures if one['figures'] else '-'}")
+            print(f"  {name:<21} {one['model']:<23} {how(one):<11} {figures if one['figures'] else '-'}")
 
 
-def _how(one: Mapping[str, Any]) -> str:
+def how(one: Mapping[str, Any]) -> str:
+    """How an entry's losses are combined: its number of stages, its balancer, or "one task"."""
     if len(one["stages"]) > 1:
         return f"{len(one['stages'])} stages"
     return one["balancer"] or "one task"

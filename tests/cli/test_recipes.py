@@ -6,7 +6,6 @@ import statistics
 
 import pytest
 import torch
-from helpers.paths import DOCS
 from helpers.published import EBHI_CLASSES, write_for_recipes
 from rich.console import Console
 
@@ -186,16 +185,6 @@ def test_linear_divides_by_the_first_epochs_means():
     other.load_state_dict(state)
     other.on_epoch()
     assert other.backward({"a": parameter * 1, "b": parameter * 1})["weights"].tolist() == [0.125, 0.25]
-
-
-@pytest.mark.parametrize("paper", list_papers())
-def test_the_page_has_every_row_with_its_figures(paper):
-    page = (DOCS / "papers.md").read_text(encoding="utf-8")
-    lines = page.partition(f"### `{paper}`")[2].partition("###")[0].splitlines()
-    for row in plan(paper):
-        figures = {key: value for key, value in row.published.paper.figures.items() if ".per_" not in key}
-        line = next(line for line in lines if line.startswith(f"| `{row.name}` |"))
-        assert all(f"{value:g}" in line for value in figures.values())
 
 
 def test_a_limit_takes_classes_evenly_and_the_same_tiles_again(published):

@@ -37,3 +37,8 @@ def test_the_readme_lists_every_page_and_is_short():
     listed = {target for target, _ in _targets(ROOT / "README.md")}
     assert set((ROOT / "docs").glob("*.md")) <= listed
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_the_papers_page_lists_every_paper():
+    listed = {target for target, _ in _targets(ROOT / "docs" / "papers.md")}
+    assert set((ROOT / "docs" / "papers").glob("*.md")) <= listed

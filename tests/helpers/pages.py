@@ -1,4 +1,4 @@
-"""The fenced blocks of README.md and of the pages in docs/."""
+"""The fenced blocks of README.md and of the pages below docs/."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from helpers.paths import ROOT
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
 class Block(NamedTuple):
@@ -38,10 +38,12 @@ class Block(NamedTuple):
 
 
 def blocks() -> list[Block]:
+    """All blocks but drawings."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M):
             line = text.count("\n", 0, match.start()) + 1
-            found.append(Block(page.name, line, match[1], match[2]))
+            if match[1] != "mermaid":
+                found.append(Block(page.name, line, match[1], match[2]))
     return found
