@@ -17,9 +17,9 @@ class Output:
 
     Attributes:
         kind: "map" [B, channels, H, W] logits at the input's size; "vector" [B, channels] logits or values; "box"
-            [B, 4] logits of centre x, centre y, width, height as fractions of the image; "image" [B, 3, H, W], a
-            reconstruction of the standardised input; "embedding" [B, channels], a projection for contrastive losses;
-            "queries" a `Queries` for channels classes; "auxiliary" [B, channels, h, w] logits of an encoder block at a
+            [B, 4] logits or pixels of a box, see `tasks.BoundingBox`; "image" [B, 3, H, W], a reconstruction of the
+            standardised input; "embedding" [B, channels], a projection for contrastive losses; "queries" a `Queries`
+            for channels classes; "auxiliary" [B, channels, h, w] logits of an encoder block at a
             lower stride (see `AuxiliaryHeads`).
         channels: logits per pixel, image or embedding; 4 for a box, 3 for an image, classes for queries.
     """

@@ -114,6 +114,19 @@ def test_regression_standardises_and_reports_in_the_targets_unit():
     assert _scores(task, logits[:1], _batch(target[:1]))["r2"] is None
 
 
+def test_a_box_in_pixels():
+    """Left, top, right and bottom of an image of 256 pixels; predictions and scores stay fractions."""
+    task = tasks.create_task("bounding_box", "it", 0, side=256)
+    target, edges = torch.tensor([[0.5, 0.25, 0.5, 0.25]]), torch.tensor([[64.0, 32.0, 192.0, 96.0]])
+    assert task.loss(torch.zeros(1, 4), _batch(target)).item() == (64**2 + 32**2 + 192**2 + 96**2) / 4
+    assert task.loss(edges + 3, _batch(target)).item() == 9
+    torch.testing.assert_close(task.predict(edges), target)
+    assert _scores(task, edges, _batch(target)) == {"iou": 1.0}
+    assert task.predict(-edges).tolist() == [[0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="`side` must be above 0"):
+        tasks.create_task("bounding_box", "it", 0, side=-1)
+
+
 def test_universal_segmentation_leaves_unlabelled_samples_out():
     task, logits, target = _case("universal_segmentation", 2)
     torch.manual_seed(0)
