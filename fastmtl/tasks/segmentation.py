@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,15 @@ from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
 from ..utils.json_toml import JsonObject
-from .base import BaseTask, check_weights, class_weights_of, distinct, exclusive, smoothing
+from .base import BaseTask, by_name, check_weights, class_weights_of, distinct, exclusive, smoothing
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import Aggregate, Scoring
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
+
+    from .metrics import FalsePixels
 
 
 class _Segmentation(BaseTask):
@@ -90,6 +92,27 @@ class _Sigmoid(_Segmentation):
             empty=empty,
         )
 
+    def metrics(self) -> MetricCollection:
+        """`dice`, `jaccard`, `pixel_accuracy`; with several structures also `fp_to_fn`, false positive pixels divided
+        by false negative ones."""
+        collection = super().metrics()
+        if len(self.structures) > 1:
+            from .metrics import FalsePixels
+
+            collection.add_metrics({"fp_to_fn": FalsePixels(len(self.structures))})
+        return collection
+
+    def summary(self, metrics: MetricCollection) -> JsonObject:
+        """See `metrics`; `per_class` has `fp_to_fn`, and `false_positives` and `false_negatives` in pixels per image."""
+        found = super().summary(metrics)
+        if len(self.structures) > 1:
+            counted = cast("FalsePixels", metrics["fp_to_fn"]).per_channel()
+            names = ("false_positives", "false_negatives", "fp_to_fn")
+            found["per_class"] |= {
+                name: by_name(self.structures, each) for name, each in zip(names, counted, strict=True)
+            }
+        return found
+
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, C, H, W] -> bool masks [B, C, H, W]; with a batch, at the thresholds of its samples' groups."""
         own = self.threshold.to(output.device)
@@ -102,6 +125,8 @@ class _Sigmoid(_Segmentation):
             found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
             self.scoring.update(metrics, found, true, batch, rows)
             metrics["pixel_accuracy"].update((found == true.bool()).double())
+            if len(self.structures) > 1:
+                metrics["fp_to_fn"].update(found, true)
 
 
 @register_task("binary_segmentation")

@@ -114,6 +114,22 @@ def test_regression_standardises_and_reports_in_the_targets_unit():
     assert _scores(task, logits[:1], _batch(target[:1]))["r2"] is None
 
 
+def test_false_pixels_per_structure():
+    """Two images: 3 and 1 false positives and 1 false negative of the first structure, none of the second."""
+    task = tasks.create_task("multilabel_segmentation", "it", 0, structures=["a", "b"])
+    target = torch.zeros(2, 2, 8, 8, dtype=torch.uint8)
+    target[0, 0, 0, :2] = 1
+    logits = torch.full((2, 2, 8, 8), -9.0)
+    logits[0, 0, 0, 1:5] = 9.0  # one of two found, three too many
+    logits[1, 0, 0, 0] = 9.0
+    found = _scores(task, logits, _batch(target))
+    assert found["fp_to_fn"] == 4.0
+    assert found["per_class"]["false_positives"] == {"a": 2.0, "b": 0.0}
+    assert found["per_class"]["false_negatives"] == {"a": 0.5, "b": 0.0}
+    assert found["per_class"]["fp_to_fn"] == {"a": 4.0, "b": None}
+    assert _scores(task, logits[:1], _batch(target[:1]), (logits[1:], _batch(target[1:]))) == found
+
+
 def test_a_box_in_pixels():
     """Left, top, right and bottom of an image of 256 pixels; predictions and scores stay fractions."""
     task = tasks.create_task("bounding_box", "it", 0, side=256)
