@@ -103,7 +103,7 @@ class _Sigmoid(_Segmentation):
         return collection
 
     def summary(self, metrics: MetricCollection) -> JsonObject:
-        """See `metrics`; `per_class` has `fp_to_fn`, and `false_positives` and `false_negatives` in pixels per image."""
+        """See `metrics`; `per_class` has `fp_to_fn`, `false_positives` and `false_negatives`, in pixels per image."""
         found = super().summary(metrics)
         if len(self.structures) > 1:
             counted = cast("FalsePixels", metrics["fp_to_fn"]).per_channel()
