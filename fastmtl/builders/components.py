@@ -186,9 +186,12 @@ def build_loader(
 
 
 def _metadata(recipe: Recipe) -> dict[str, list[str]]:
-    """The recipe's metadata, and the columns by which tasks group their metrics."""
-    grouped = {column for options in recipe.tasks.values() if (column := options.get("group_by"))}
-    return {**{column: [column] for column in sorted(grouped)}, **recipe.data.metadata}
+    """The recipe's metadata, and the columns by which tasks group their metrics and choose their thresholds."""
+    tables = recipe.tasks.values()
+    grouped = {
+        column for options in tables for column in (options.get("group_by", ""), *options.get("threshold_by", ()))
+    }
+    return {**{column: [column] for column in sorted(grouped - {""})}, **recipe.data.metadata}
 
 
 def _random_patches(recipe: Recipe, folder: data.Dataset) -> data.RandomPatches:

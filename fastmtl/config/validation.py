@@ -93,6 +93,8 @@ def _check_components(recipe: Recipe) -> None:
         for key in ("column", "group_by"):
             if not isinstance(task.get(key, ""), str):
                 raise ConfigError(f"tasks.{name}.{key} must be text, the name of a column; got {task[key]!r}.")
+        if not _is_list(by := task.get("threshold_by", []), str):
+            raise ConfigError(f"tasks.{name}.threshold_by must be a list of names of columns; got {by!r}.")
 
 
 def _check_file_names(recipe: Recipe) -> None:

@@ -69,6 +69,7 @@ class _Sigmoid(_Segmentation):
         threshold: float | Sequence[float] = 0.5,
         group_by: str = "",
         thresholds: Mapping[str, float] | None = None,
+        threshold_by: Sequence[str] = (),
         aggregate: Aggregate = "image",
     ) -> None:
         super().__init__(name, column)
@@ -80,7 +81,7 @@ class _Sigmoid(_Segmentation):
             )
         check_weights(name, bce_weight=bce_weight, dice_weight=dice_weight)
         self.structures, self.threshold = distinct(name, structures), torch.tensor(own)[:, None, None]
-        self.grouping = Grouping(name, group_by, groups or {}, thresholds or {})
+        self.grouping = Grouping(name, group_by, groups or {}, thresholds or {}, threshold_by)
         self.empty, self.scoring = empty, Scoring(name, structures, self.grouping, empty, aggregate)
         self.output = Output("map", len(structures))
         self.criterion = losses.DiceBCELoss(
@@ -139,7 +140,9 @@ class BinarySegmentation(_Sigmoid):
             excludes images with an empty mask.
         threshold: probability from which a pixel counts as foreground, in metrics and predictions.
         group_by: a label column of the data set, for example the organ or class: metrics are reported for each value.
-        thresholds: group name -> threshold, for groups whose threshold differs from `threshold`.
+        thresholds: group name -> threshold, for groups whose threshold differs from `threshold`; see `Grouping`.
+        threshold_by: the label columns of the names in `thresholds`, if they are not of `group_by` alone; then
+            "lung, HPA" is the threshold of samples that are in both classes.
         aggregate: "image" averages over images; "batch" pools the pixels of a batch and averages over batches; or a
             mapping from "dice" and "jaccard" to one of these.
     """
@@ -157,8 +160,8 @@ class MultiLabelSegmentation(_Sigmoid):
     Args:
         structures: the C structures' names, in the order of the channels.
         threshold: one probability, or one for each structure.
-        bce_weight, dice_weight, batch, squared_pred, jaccard, empty, group_by, thresholds, aggregate: as in
-            `BinarySegmentation`.
+        bce_weight, dice_weight, batch, squared_pred, jaccard, empty, group_by, thresholds, threshold_by,
+            aggregate: as in `BinarySegmentation`.
     """
 
     def __init__(self, name: str, column: int, *, structures: Sequence[str], **options: Any) -> None:

@@ -191,17 +191,6 @@ def test_auxiliary_is_bce_against_the_mask_at_its_stride():
     )
 
 
-def test_thresholds_follow_the_samples_organ():
-    task = tasks.create_task(
-        "binary_segmentation", "it", 0, groups={"organ": ("lung", "kidney")}, group_by="organ", thresholds={"lung": 0.1}
-    )
-    logits = torch.full((2, 1, 8, 8), -1.0)  # a probability of 0.27: foreground in the lung, not in the kidney
-    target = torch.ones(2, 1, 8, 8, dtype=torch.uint8)
-    batch = _batch(target)
-    assert task.predict(logits, batch).flatten(1).all(1).tolist() == [True, False]
-    assert _scores(task, logits, batch)["per_group"]["dice"] == {"lung": 1.0, "kidney": 0.0}
-
-
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
