@@ -58,6 +58,13 @@ class Linear(LossBalancer):
         mean = torch.where(count > 0, total / count, found)
         return torch.where((mean > 0) & mean.isfinite(), w / mean, w)
 
+    def constant_weights(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """[K] float64: the weights that are the same in every step of an epoch; `training.monitor = "loss"` uses them.
+
+        Balancers without this method, whose weights are learned, drawn or measured, have weights of 1 there.
+        """
+        return self.weights(None, losses)
+
     def _ended(
         self, total: Mapping[str, Tensor], active: Tensor | None, shared: Iterable[Tensor], scale: Tensor | float | None
     ) -> None:

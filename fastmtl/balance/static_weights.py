@@ -45,6 +45,10 @@ class Constant(LossBalancer):
         main = self._mains(losses)
         return main + (1 - main) * self.weight
 
+    def constant_weights(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """[K] float64, as `Linear.constant_weights`."""
+        return self.weights(None, losses)
+
     def _mains(self, losses: Mapping[str, Tensor]) -> Tensor:
         """[K] float64: 1 for main tasks, 0 for the others."""
         tasks = list(losses)

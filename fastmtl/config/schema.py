@@ -109,13 +109,14 @@ class OptimizerConfig:
     find_lr: bool = False
     """Find the learning rate before the first step by a sweep over a few batches; it replaces lr."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
-    """Learning rate after the warm-up: constant, decaying to 0 (cosine), or reduced when the score stops improving."""
+    """Learning rate after the warm-up: constant, decaying to 0 (cosine), or reduced when training.monitor stops
+    improving."""
     warmup: float = 0.05
     """Fraction of all steps in which the learning rate rises from 0."""
     plateau_factor: float = 0.1
     """For the schedule plateau: factor by which the learning rate is multiplied."""
     plateau_patience: int = 10
-    """For the schedule plateau: epochs without a better score before the rate is reduced."""
+    """For the schedule plateau: epochs without a better training.monitor before the rate is reduced."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,11 @@ class TrainingConfig:
     """Largest norm of the gradient; 0 does not clip."""
     fused_step: Literal["auto", True, False] = "auto"
     """Combine, clip and step in one pass (balance.FusedStep); auto: if the optimizer and the device support it."""
+    monitor: Literal["score", "loss"] = "score"
+    """What chooses the best epoch, stops early and reduces the rate of the schedule plateau: the mean of the tasks'
+    primary metrics, or the sum of their validation losses with the balancer's constant weights (1 if it has none)."""
     patience: int = 0
-    """Stop a stage after this many epochs without a better validation score; 0: never stop early."""
+    """Stop a stage after this many epochs without a better `monitor`; 0: never stop early."""
     average: Literal["", "ema", "swa"] = ""
     """Evaluate and keep a moving (ema, of every step) or plain (swa, of every epoch) average of the weights."""
     average_decay: float = 0.999
@@ -143,8 +147,8 @@ class TrainingConfig:
     average_start: int = 0
     """Epochs of a stage before its average begins."""
     checkpoint: Literal["best", "last"] = "best"
-    """Weights for evaluation and prediction: of the epoch with the best score on the held-out images, or of the last
-    epoch, which does not depend on these images; averaged weights if `average` is set."""
+    """Weights for evaluation and prediction: of the epoch with the best `monitor` on the held-out images, or of the
+    last epoch, which does not depend on these images; averaged weights if `average` is set."""
     tta: list[str] = field(default_factory=list[str])
     """Test-time views that final scores and predictions average with the image itself: h, v, r90, r180, r270."""
     log_every: int = 20

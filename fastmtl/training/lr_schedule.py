@@ -1,9 +1,10 @@
 """Learning-rate schedules: a linear warm-up, then constant, a cosine to 0, or a step down whenever the validation score
-stops rising."""
+(or loss) stops improving."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -19,6 +20,7 @@ class Schedule:
         optimizer: its rates are the maximum of the schedule.
         config: schedule, warmup and plateau options.
         num_steps: length of the whole schedule.
+        better: whether `on_epoch` is given scores, where larger is better ("max"), or losses ("min").
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
@@ -29,7 +31,9 @@ class Schedule:
     0.1
     """
 
-    def __init__(self, optimizer: Optimizer, config: OptimizerConfig, num_steps: int) -> None:
+    def __init__(
+        self, optimizer: Optimizer, config: OptimizerConfig, num_steps: int, better: Literal["max", "min"] = "max"
+    ) -> None:
         warmup = round(config.warmup * num_steps)
         self.warmup, self.optimizer = warmup, optimizer
         falls = config.schedule == "cosine"
@@ -45,7 +49,7 @@ class Schedule:
         self._by_score: ReduceLROnPlateau | None = None
         if config.schedule == "plateau":
             self._by_score = ReduceLROnPlateau(
-                optimizer, "max", factor=config.plateau_factor, patience=config.plateau_patience
+                optimizer, better, factor=config.plateau_factor, patience=config.plateau_patience
             )
 
     def step(self) -> None:
@@ -55,7 +59,7 @@ class Schedule:
             self._by_step.step()
 
     def on_epoch(self, score: float | None) -> None:
-        """After each epoch, with its validation score if there is one; larger is better."""
+        """After each epoch, with its validation score or loss if there is one."""
         if self._by_score is not None and score is not None and self._by_step.last_epoch >= self.warmup:
             self._by_score.step(score)
 

@@ -180,7 +180,12 @@ class Stages:
             replace(training, epochs=stage.epochs),
             device=self.device,
             update=components.build_update(recipe, optimizer),
-            scheduler=Schedule(optimizer, config, self._epochs_of_schedule(number) * num_batches),
+            scheduler=Schedule(
+                optimizer,
+                config,
+                self._epochs_of_schedule(number) * num_batches,
+                "min" if training.monitor == "loss" else "max",
+            ),
             average=average,
             stage=stage.name,
             folder=self.folder if first else None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from operator import mul
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,14 +101,20 @@ class Trainer(TrainerState):
                 if self.world.stopping(self.stop_requested):
                     self.save("last", train)
                     raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
+            weights = self._constant_weights()  # of this epoch: closing it may change them
             record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
+            monitored: float | None = None
             if validation is not None:
                 started = time.perf_counter()
-                record["validation"] = self.evaluate(validation)
+                record["validation"] = found = self.evaluate(validation)
                 record["validation_seconds"] = time.perf_counter() - started
-                self._keep_best(record["validation"]["score"], train)
+                monitored = score = float(found["score"])
+                if self.config.monitor == "loss":
+                    monitored = found["weighted_loss"] = sum(map(mul, weights, found["loss"].values()))
+                    score = -monitored
+                self._keep_best(score, train)
             if hasattr(self.scheduler, "on_epoch"):  # torch's schedulers only have steps
-                self.scheduler.on_epoch(record.get("validation", {}).get("score"))
+                self.scheduler.on_epoch(monitored)
             self.save("last", train)
             for observer in self.observers:
                 observer.on_epoch(record)
@@ -159,6 +166,12 @@ class Trainer(TrainerState):
         """Continue the counts of epochs and steps of `before`."""
         self.epoch = self.first_epoch = before.epoch
         self.step_count = before.step_count
+
+    def _constant_weights(self) -> list[float]:
+        """The weight of each task's validation loss in `training.monitor = "loss"`."""
+        constant = getattr(self.balancer, "constant_weights", None)
+        losses = {task.name: total for task, total in zip(self.tasks, self.sums.unbind(), strict=True)}
+        return [1.0] * len(losses) if constant is None else constant(losses).tolist()
 
     def _close_epoch(self, num_batches: int) -> dict[str, Any]:
         """Count the epoch; returns its part of the record."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.memory_loader import MemoryLoader
-from helpers.stages import HeldOut, recipe_of, run, same, stages_for, weights
+from helpers.stages import HeldOut, Records, recipe_of, run, same, stages_for, weights
 
 from fastmtl import balance
 from fastmtl.builders import components
@@ -76,6 +76,61 @@ def test_a_kept_plateau_goes_on_with_the_same_tasks_alone(tmp_path, tasks, goes_
     made.trainer.scheduler.on_epoch(0.9)
     made._enter(1, loader)
     assert made.trainer.scheduler.state_dict()["by_score"]["best"] == (0.9 if goes_on else -math.inf)
+
+
+@pytest.mark.parametrize(
+    ("balancer", "expected"),
+    [
+        ({"name": "linear", "weights": {"mask": 0.25, "side": 3.0}}, (0.25, 3.0)),
+        ({"name": "constant", "weight": 0.5, "main": "mask"}, (1.0, 0.5)),
+        ({"name": "decay", "weight": 0.5, "main": "mask"}, (1.0, 0.25)),  # c / t in epoch 2
+        ({"name": "uncertainty"}, (1.0, 1.0)),
+        ({"name": "pcgrad"}, (1.0, 1.0)),
+    ],
+)
+def test_the_monitored_loss_is_the_sum_with_the_weights_of_the_training(tmp_path, balancer, expected):
+    records = Records()
+    run(recipe_of(tmp_path, balancer=balancer, training={"monitor": "loss"}), tmp_path, [records])
+    found = records.epochs[-1]["validation"]
+    weighted = sum(weight * loss for weight, loss in zip(expected, found["loss"].values(), strict=True))
+    assert records.epochs[-1]["epoch"] == 2
+    assert found["weighted_loss"] == pytest.approx(weighted)
+
+
+def test_normalised_weights_of_the_monitored_loss(tmp_path):
+    records = Records()
+    balancer = {"name": "linear", "weights": {"mask": 0.5, "side": 2.0}, "normalise": True}
+    run(recipe_of(tmp_path, balancer=balancer, training={"monitor": "loss"}), tmp_path, [records])
+    first, found = records.epochs[0]["loss"], records.epochs[1]["validation"]
+    weighted = 0.5 * found["loss"]["mask"] / first["mask"] + 2.0 * found["loss"]["side"] / first["side"]
+    assert found["weighted_loss"] == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize(("monitor", "best"), [("score", 1), ("loss", 3)])
+def test_the_monitor_chooses_the_epoch_stops_and_reduces_the_rate(tmp_path, monitor, best):
+    """Scores fall and losses fall until epoch 3: the score alone would keep the first epoch."""
+    optimizer = {"lr": 0.0, "schedule": "plateau", "warmup": 0.0, "plateau_patience": 9}
+    recipe = recipe_of(tmp_path, optimizer=optimizer, training={"monitor": monitor, "patience": 2, "epochs": 9})
+    stages, loader = stages_for(recipe, tmp_path), MemoryLoader(num_batches=1)
+    stages.begin(loader)
+    losses = iter([3.0, 2.0, 1.0, 1.5, 1.6, 1.7])
+
+    def evaluate(_):
+        loss = next(losses)
+        return {"score": loss / 10, "loss": {"mask": loss, "side": 0.0}, "tasks": {}, "num_images": 1}
+
+    stages.trainer.evaluate = evaluate
+    stages.fit(loader, HeldOut())
+    assert checkpoint.load(tmp_path / "best")["progress"]["epoch"] == best
+    assert stages.trainer.epoch == best + 2
+    assert abs(stages.trainer.scheduler.state_dict()["by_score"]["best"]) == (1.0 if monitor == "loss" else 0.3)
+
+
+def test_a_plateau_of_losses_takes_a_rise_for_no_progress():
+    optimizer = _optimizer()
+    config = OptimizerConfig(schedule="plateau", warmup=0.0, plateau_factor=0.5, plateau_patience=0)
+    rates = _rates(Schedule(optimizer, config, 20, "min"), optimizer, 4, scores=[2.0, 1.0, 1.00005, 0.5])
+    assert rates[::4] == [1.0, 1.0, 1.0, 0.5]
 
 
 def test_steepest_descent():
