@@ -116,6 +116,10 @@ def assemble(
     splits = replace(splits, problems=[*splits.problems, *odd])
     model = components.build_model(recipe, tasks, device, trained=resumed)
     components.check_size(recipe, model)
+    if not resumed:
+        recipe = components.with_normalization(recipe, model)
+        if (report := getattr(model, "weights_report", None)) is not None:
+            console.print(f"weights: {report}", markup=False)
     check_views(tasks, recipe.training.tta)
     dtype = autocast_dtype(recipe.training.precision, device)
     odd = _odd_targets(tasks, splits)

@@ -16,6 +16,7 @@ from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig
 from ..distributed import World
 from ..protocols import Balancer, Batch, Task, Update
 from ..tasks import check_task, create_task, target_kind
+from ..utils.normalization import IMAGENET, Normalization
 from ..utils.suggestions import check_options
 
 _OURS = ("kind", "column")  # keys of a task's table that are not options of the task
@@ -111,6 +112,30 @@ def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, t
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def with_normalization(recipe: Recipe, model: nn.Module) -> Recipe:
+    """The recipe with the mean and standard deviation that belong to the weights of `model`, unless it has others.
+
+    Raises:
+        ConfigError: it has others, but the loaded weights need theirs.
+    """
+    report = getattr(model, "weights_report", None)
+    own, given = models.normalization_of(model) if report is None else report.normalization, normalization_of(recipe)
+    if not recipe.data.mean:
+        return replace(recipe, data=replace(recipe.data, mean=list(own.mean), std=list(own.std)))
+    if report is not None and not given.near(own):
+        raise ConfigError(
+            f"recipe {recipe.name}: data.mean and data.std are {given}, but the images of model.weights "
+            f"{report.source} were normalised by {own}. Leave both out to follow the weights; a file "
+            "preprocessor_config.json beside them with other image_mean and image_std says that they are others."
+        )
+    return recipe
+
+
+def normalization_of(recipe: Recipe) -> Normalization:
+    """The recipe's; ImageNet's if it has none, as in runs of earlier versions."""
+    return Normalization.of(recipe.data.mean, recipe.data.std) if recipe.data.mean else IMAGENET
+
+
 def check_size(recipe: Recipe, model: nn.Module) -> None:
     """Raise ConfigError if the model has a `stride` and `data.size` is not a multiple of it."""
     stride, size = getattr(model, "stride", 1), recipe.data.size
@@ -161,6 +186,7 @@ def build_loader(
     decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
     pairs = ("case", "position", config.pairs_apart) if config.pairs_apart else ("case", "position")
     tiles = _random_patches(recipe, folder) if train and config.patches_per_slide else folder.tiles
+    mean, std = normalization_of(recipe)
     return data.TileLoader(
         tiles,
         targets={task.name: task.target for task in tasks},
@@ -176,6 +202,8 @@ def build_loader(
         stain=stain,
         max_damaged=config.max_damaged,
         drop_single=drop_single,
+        mean=mean,
+        std=std,
         mask_sampling=config.mask_sampling,
         seed=recipe.training.seed,
         rank=world.rank,

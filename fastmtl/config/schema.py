@@ -47,6 +47,10 @@ class DataConfig:
     """How masks are resized: interpolated and thresholded at 0.5, or nearest pixel; class maps always use nearest."""
     size: int = 128
     """Side of the network's square input images, pixels."""
+    mean: list[float] = field(default_factory=list[float])
+    """Subtracted from the images, RGB in 0..1; that of model.weights or of the encoder's published weights if empty."""
+    std: list[float] = field(default_factory=list[float])
+    """Then divided by."""
     batch_size: int = 16
     """Images per step, on each rank."""
     sampler: Literal["shuffled", "balanced", "pairs"] = "shuffled"

@@ -56,6 +56,9 @@ def _check_data(data: DataConfig) -> None:
                 _is_list(v, (str, int, float)) for v in data.classes.values()
             ),
             "metadata must map names to lists of columns": all(_is_list(v, str) for v in data.metadata.values()),
+            "mean must be three numbers, R, G and B in 0..1": not data.mean or _is_colour(data.mean, 0.0),
+            "std must be three numbers above 0, at most 1": not data.std or _is_colour(data.std, 1e-6),
+            "mean and data.std are given together": bool(data.mean) == bool(data.std),
             "num_threads must be 1 to 1024": 1 <= data.num_threads <= 1024,
         },
     )
@@ -158,6 +161,10 @@ def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
 
 def _is_list(value: object, of: type | tuple[type, ...]) -> bool:
     return isinstance(value, list) and all(isinstance(one, of) for one in value)
+
+
+def _is_colour(values: list[float], lowest: float) -> bool:
+    return _is_list(values, (int, float)) and len(values) == 3 and all(lowest <= one <= 1 for one in values)
 
 
 def _require(where: str, table: object, limits: Mapping[str, bool]) -> None:

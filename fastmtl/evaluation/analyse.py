@@ -25,6 +25,7 @@ from ..protocols import Batch
 from ..training.run_dir import read_lines
 from ..utils.atomic_io import write_whole
 from ..utils.json_toml import JsonMapping, JsonObject
+from ..utils.normalization import Normalization
 from . import panels
 from .feature_maps import feature_maps, first_filters, has_encoder
 from .saliency import has_saliency, saliency
@@ -58,6 +59,7 @@ def analyse(
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     failed: dict[str, str] = {}
+    normalization = components.normalization_of(recipe)
 
     def attempt(name: str, what: Callable[[], Any]) -> Any:
         try:
@@ -69,8 +71,8 @@ def analyse(
     images = attempt("images", lambda: _read(chosen, recipe, tasks, dataset, device, stain)) if chosen else None
     analyses: dict[str, Callable[[], Any]] = {}
     if images:
-        analyses["images"] = lambda: _inputs(images, out)
-        analyses["saliency"] = lambda: _saliency(model, tasks, images, out)
+        analyses["images"] = lambda: _inputs(images, out, normalization)
+        analyses["saliency"] = lambda: _saliency(model, tasks, images, out, normalization)
     if has_encoder(model):
         if images:
             analyses["features"] = lambda: _features(model, images[0], out)
@@ -119,11 +121,11 @@ def _read(
     return sorted(batches, key=lambda batch: order.index(batch.ids[0]))
 
 
-def _inputs(batches: Sequence[Batch], out: Path) -> list[JsonObject]:
+def _inputs(batches: Sequence[Batch], out: Path, normalization: Normalization) -> list[JsonObject]:
     said = []
     for number, batch in enumerate(batches):
         name = f"input-{number}.jpg"
-        panels.plain(batch.images[0]).save(out / name, quality=_QUALITY)
+        panels.plain(batch.images[0], normalization).save(out / name, quality=_QUALITY)
         said.append({"id": batch.ids[0], "picture": f"{out.name}/{name}"})
     return said
 
@@ -142,14 +144,16 @@ def _row(batch: Batch, row: int) -> Batch:
     )
 
 
-def _saliency(model: nn.Module, tasks: Sequence[Any], batches: Sequence[Batch], out: Path) -> list[JsonObject]:
+def _saliency(
+    model: nn.Module, tasks: Sequence[Any], batches: Sequence[Batch], out: Path, normalization: Normalization
+) -> list[JsonObject]:
     said = []
     for number, batch in enumerate(batches):
         truth = _true_area(tasks, batch)
         for task in filter(has_saliency, tasks):
             values = saliency(model, task, batch)[0].double()
             name = f"saliency-{number}-{task.column}.jpg"
-            panels.lit(batch.images[0], values).save(out / name, quality=_QUALITY)
+            panels.lit(batch.images[0], values, normalization).save(out / name, quality=_QUALITY)
             entry: JsonObject = {"image": number, "task": task.name, "picture": f"{out.name}/{name}"}
             if truth is not None and (total := values.sum()) > 0:
                 entry["on_true"] = (values[truth].sum() / total).item()

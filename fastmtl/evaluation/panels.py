@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.loading.loader import IMAGENET_MEAN, IMAGENET_STD
+from ..utils.normalization import Normalization
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,25 +20,25 @@ _LIGHT = np.array((255, 222, 60), np.float32)  # the colour of saliency, as in t
 _BRIGHTEST = 0.99  # share of the pixels that are less than fully bright: gradients have a few very high values
 
 
-def original(image: Tensor) -> NDArray[np.uint8]:
-    """Standardised float [3, H, W] -> RGB uint8 [H, W, 3]."""
-    pixels = image.detach().float().cpu().permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN
+def original(image: Tensor, normalization: Normalization) -> NDArray[np.uint8]:
+    """Normalised float [3, H, W] -> RGB uint8 [H, W, 3]."""
+    pixels = image.detach().float().cpu().permute(1, 2, 0).numpy() * normalization.std + normalization.mean
     return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def plain(image: Tensor) -> Image:
+def plain(image: Tensor, normalization: Normalization) -> Image:
     """The network's input."""
-    return _enlarged(original(image))
+    return _enlarged(original(image, normalization))
 
 
-def lit(image: Tensor, values: Tensor) -> Image:
+def lit(image: Tensor, values: Tensor, normalization: Normalization) -> Image:
     """The input [3, H, W] in dark grey, and `values` [H, W], 0 or more, as yellow light on it."""
     light = values.detach().double().cpu()
     # Gradients of single pixels are noisy; their local mean shows the regions.
     light = torch.nn.functional.avg_pool2d(light[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
     top = light.flatten().quantile(_BRIGHTEST) if light.numel() <= 2**24 else light.max()
     share = (light / top.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1).numpy()[..., None]
-    grey = original(image).mean(2, keepdims=True) * 0.55
+    grey = original(image, normalization).mean(2, keepdims=True) * 0.55
     return _enlarged((grey * (1 - share) + _LIGHT * share).astype(np.uint8))
 
 

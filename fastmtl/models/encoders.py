@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..utils.normalization import HALF, IMAGENET, Normalization
 from ..utils.optional_imports import require
 from ..utils.torchvision_guard import make_torchvision_importable
 
@@ -41,7 +42,7 @@ def repeats(counts: Sequence[int], depth: float) -> list[int]:
 
 
 class Pyramid(nn.Module):
-    """A library's network and how to read its feature maps."""
+    """A library's network and how to read its feature maps; `normalization` is that of its published weights."""
 
     def __init__(
         self,
@@ -50,9 +51,10 @@ class Pyramid(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int] = (4, 8, 16, 32),
         multiple: int = 32,
+        normalization: Normalization = IMAGENET,
     ):
         super().__init__()
-        self.net, self.read = net, read
+        self.net, self.read, self.normalization = net, read, normalization
         self.channels, self.strides, self.multiple = list(channels), list(strides), multiple
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -205,4 +207,16 @@ def smp_encoder(name: str, *, output_stride: int = 32) -> Pyramid:
             "and timm's as tu-NAME."
         ) from error
     strides = [min(2**level, output_stride) for level in range(6)]
-    return Pyramid(net, _as_it_is, net.out_channels, strides, 32)
+    return Pyramid(net, _as_it_is, net.out_channels, strides, 32, _smp_normalization(name))
+
+
+def _smp_normalization(name: str) -> Normalization:
+    """Of the weights that segmentation-models-pytorch calls "imagenet"; of timm's default ones for tu-NAME."""
+    if name.startswith("tu-"):
+        found: Any = library("timm", f"the encoder {name!r}").get_pretrained_cfg(name.removeprefix("tu-"))
+        return IMAGENET if found is None else Normalization.of(found.mean, found.std)
+    if name in ("inceptionresnetv2", "inceptionv4", "xception"):
+        return HALF
+    if name.startswith("dpn"):  # its authors subtract 124, 117, 104 and multiply by 0.0167, of 0..255
+        return Normalization.of((124 / 255, 117 / 255, 104 / 255), [1 / (0.0167 * 255)] * 3)
+    return IMAGENET

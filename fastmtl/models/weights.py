@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..utils.normalization import IMAGENET, Normalization
 from ..utils.optional_imports import require
+from .normalization import normalization_of
 
 logger = logging.getLogger(__name__)
 Weights = dict[str, Tensor]
@@ -33,6 +35,7 @@ class WeightsReport:
         missing: keys of the other parts that the file lacks; they keep their initial values.
         wrong_shape: keys whose shape differs in the file, with both shapes.
         unused: keys of the file that no loaded part has, for example those of a classifier.
+        normalization: of the images that these weights were trained on; see `normalization_of`.
     """
 
     source: str
@@ -40,6 +43,7 @@ class WeightsReport:
     missing: list[str]
     wrong_shape: list[str]
     unused: list[str]
+    normalization: Normalization = IMAGENET
 
     def __str__(self) -> str:
         told = [f"{self.source}: loaded {', '.join(self.loaded) or 'nothing'}"]
@@ -57,14 +61,15 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
     and older names of transformers are recognised.
 
     Args:
-        model: a model from `create_model`.
+        model: a model from `create_model`; its attribute `weights_report` becomes the report.
         source: a .safetensors file, a torch state dict, or a repository on the hub, for example
             "microsoft/swin-tiny-patch4-window7-224".
 
     Raises:
         ValueError: no such file, no state dict in it, or weights of another architecture: no part fits whole.
     """
-    found = _read(source)
+    path = _file_of(source)
+    found = _read(source, path)
     keys = _named_as_here(model, found)
     own = model.state_dict()
     loaded: list[str] = []
@@ -85,10 +90,12 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
             if key in keys and keys[key].shape != value.shape
         ],
         unused=[key for key in keys if key not in wanted],
+        normalization=normalization_of(model, path),
     )
     if not loaded:
         raise ValueError(f"`weights` are of another architecture than this {_name(model)}: {report}.")
     model.load_state_dict(wanted, strict=False)
+    model.weights_report = report  # type: ignore[assignment]  # torch's annotation allows tensors and modules only
     logger.log(logging.INFO if len(wanted) >= len(own) - len(lacking) else logging.WARNING, "%s", report)
     return report
 
@@ -171,12 +178,14 @@ def _converted(module: nn.Module, found: Weights, prefix: str) -> Weights:
     return {prefix + key: value for key, value in made.state_dict().items() if key not in absent}
 
 
-def _read(source: str | Path) -> Weights:
+def _file_of(source: str | Path) -> Path:
     if not isinstance(source, (str, Path)) or "\0" in str(source):
         raise ValueError(f"`weights` must be a file, or OWNER/NAME on the Hugging Face hub; got {source!r}.")
     path = Path(source)
-    if not path.is_file():
-        path = _download(str(source))
+    return path if path.is_file() else _download(str(source))
+
+
+def _read(source: str | Path, path: Path) -> Weights:
     if path.suffix == ".safetensors":
         read: Any = require("safetensors.torch", "reading safetensors", extra="train").load_file
     else:

@@ -19,6 +19,7 @@ from fastmtl.evaluation.saliency import has_saliency, saliency
 from fastmtl.models import Output
 from fastmtl.protocols import Batch
 from fastmtl.tasks import create_task
+from fastmtl.utils.normalization import HALF
 
 SMALL = ["--epochs", "1", "--size", "32", "--batch-size", "4", "--set", "model.base_channels=4"]
 
@@ -136,8 +137,9 @@ def test_pictures():
     sheet = panels.multiples([flat] * 5, 4)
     assert sheet.size == (396, 196)
     assert sheet.getpixel((98, 50))[3] == 0, "what lies between is transparent, for light and dark pages"
-    dark = panels.lit(torch.zeros(3, 8, 8), torch.zeros(8, 8))
+    dark = panels.lit(torch.zeros(3, 8, 8), torch.zeros(8, 8), HALF)
     assert dark.size == (256, 256)
+    assert panels.original(torch.zeros(3, 1, 1), HALF).tolist() == [[[128, 128, 128]]]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import reason_of
 from ...protocols import Batch, Target
+from ...utils.normalization import IMAGENET
 from ..dataset import Tile, kind_of
 from .augment import Augmentation
 from .dali_graph import cause
@@ -23,8 +24,7 @@ from .samplers import Sampler
 from .targets import Columns, ColumnValues
 from .transform_cpu import StainNormalization, TransformOptions
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 _CHANGED = {
     "tiles": "tiles were added or removed since, or their labels changed, or which of them have masks",
     "values": "labels or numbers in the columns of the tasks changed since",

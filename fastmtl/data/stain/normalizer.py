@@ -34,12 +34,12 @@ from ...ops.stain.pixels import readable
 from ...ops.stain.recipes import Output
 from ...ops.stain.run import Normalised, Run
 from ...ops.stain.target import default_target, resolve_target
+from ...utils.normalization import IMAGENET
 from .files import StainFileError, pack, read_arrays, unpack, write_arrays
 from .image_forms import as_batch
 from .statistics import StainStatistics, Tiles, collected
 
 _KIND = "stain normalizer"
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class StainNormalizer:
