@@ -142,6 +142,8 @@ class TrainingConfig:
     monitor: Literal["score", "loss"] = "score"
     """What chooses the best epoch, stops early and reduces the rate of the schedule plateau: the mean of the tasks'
     primary metrics, or the sum of their validation losses with the balancer's constant weights (1 if it has none)."""
+    monitor_tasks: list[str] = field(default_factory=list[str])
+    """For monitor = "loss": the tasks whose losses count; empty: all."""
     patience: int = 0
     """Stop a stage after this many epochs without a better `monitor`; 0: never stop early."""
     average: Literal["", "ema", "swa"] = ""

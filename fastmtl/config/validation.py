@@ -23,6 +23,7 @@ def validate(recipe: Recipe) -> None:
             _check_stage(recipe, number, stage)
         _check_data(recipe.data)
         _check_training(recipe.training, recipe.stages[-1].epochs if recipe.stages else recipe.training.epochs)
+        _check_monitor(recipe)
         _check_components(recipe)
         _check_optimizer("optimizer", recipe.optimizer)
         for stage in recipe.stages:
@@ -117,6 +118,16 @@ def _check_file_names(recipe: Recipe) -> None:
             raise ConfigError(
                 f"tasks {other!r} and {name!r} would share a file on systems that ignore case; choose another name."
             )
+
+
+def _check_monitor(recipe: Recipe) -> None:
+    named = recipe.training.monitor_tasks
+    if named and recipe.training.monitor != "loss":
+        raise ConfigError(f'training.monitor_tasks ({", ".join(named)}) needs training.monitor = "loss".')
+    for task in named:
+        if task not in recipe.tasks:
+            known = nearest(task, list(recipe.tasks))
+            raise ConfigError(f"training.monitor_tasks has an unknown task {task!r}; {known}")
 
 
 def _check_stage(recipe: Recipe, number: int, stage: StageConfig) -> None:
