@@ -103,9 +103,9 @@ def test_the_losses_of_some_tasks_can_be_monitored(tmp_path):
     run(recipe_of(tmp_path, balancer=balancer, training=training), tmp_path, [records])
     found = records.epochs[-1]["validation"]
     assert found["weighted_loss"] == pytest.approx(0.5 * found["loss"]["mask"])
-    with pytest.raises(ConfigError, match="training.monitor_tasks has an unknown task 'musk'; did you mean 'mask'"):
+    with pytest.raises(ConfigError, match=r"training.monitor_tasks has an unknown task 'musk'; did you mean 'mask'"):
         recipe_of(tmp_path, training=training | {"monitor_tasks": ["musk"]})
-    with pytest.raises(ConfigError, match='needs training.monitor = "loss"'):
+    with pytest.raises(ConfigError, match=r'needs training.monitor = "loss"'):
         recipe_of(tmp_path, training={"monitor_tasks": ["mask"]})
 
 
