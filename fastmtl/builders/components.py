@@ -192,7 +192,7 @@ def build_loader(
         targets={task.name: task.target for task in tasks},
         metadata=_metadata(recipe),
         size=config.size,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size if train else config.val_batch_size or config.batch_size,
         augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
         shuffle=train,
         balanced=train and config.sampler == "balanced" and (config.balance_by or True),

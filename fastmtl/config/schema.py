@@ -53,6 +53,8 @@ class DataConfig:
     """Then divided by."""
     batch_size: int = 16
     """Images per step, on each rank."""
+    val_batch_size: int = 0
+    """Images per batch in evaluation; 0: batch_size."""
     sampler: Literal["shuffled", "balanced", "pairs"] = "shuffled"
     """Every tile once, classes equally often, or pairs of neighbours by the columns `case` and `position`."""
     pairs_apart: str = ""

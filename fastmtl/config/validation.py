@@ -39,6 +39,7 @@ def _check_data(data: DataConfig) -> None:
         {
             "size must be a positive multiple of 16": data.size > 0 and data.size % 16 == 0,
             "batch_size must be at least 1": data.batch_size >= 1,
+            "val_batch_size must not be negative": data.val_batch_size >= 0,
             "val_fraction must be between 0 and 1": 0 < data.val_fraction < 1,
             "test_fraction must be between 0 and 1 - val_fraction": 0 <= data.test_fraction < 1 - data.val_fraction,
             "folds must be 0, or 2 and more": data.folds == 0 or data.folds >= 2,

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @register_task("reconstruction")
 class Reconstruction(BaseTask):
-    """Reconstruct the network's input: mean squared error on [B, 3, H, W] against `Batch.images`."""
+    """Reconstruct the network's input: mean squared error on [B, 3, H, W] against `Batch.images`.
+
+    Loss and `rmse` are in units of the normalised image, (pixel - data.mean) / data.std of pixels in 0..1: with mean 0
+    and std 1/255 those of pixels 0..255.
+    """
 
     target: Target = Target("none")
 
@@ -29,15 +33,15 @@ class Reconstruction(BaseTask):
         self.criterion = losses.MSELoss()
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar, in squared units of the standardised image."""
+        """Scalar, in squared units of the normalised image."""
         return self.criterion(output.float(), batch.images)
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
-        """The standardised image [B, 3, H, W]."""
+        """The normalised image [B, 3, H, W]."""
         return output.float()
 
     def metrics(self) -> MetricCollection:
-        """`rmse`, of the standardised image."""
+        """`rmse`, of the normalised image."""
         from .metrics import error_metrics
 
         return error_metrics()
