@@ -5,6 +5,7 @@ from .base import MultiTaskModel, PyramidModel
 from .heads import Output, Queries
 from .joint_unet import JointUNet
 from .mask2tasks import Mask2Tasks
+from .momentum import MomentumEmbedding
 from .normalization import normalization_of
 from .registry import ModelInfo, Row, check_model, create_model, list_models, model_info, register_model
 from .weights import WeightsReport, load_weights
@@ -13,6 +14,7 @@ __all__ = [
     "JointUNet",
     "Mask2Tasks",
     "ModelInfo",
+    "MomentumEmbedding",
     "MultiTaskModel",
     "Output",
     "PyramidModel",
