@@ -108,6 +108,11 @@ class OptimizerConfig:
     optimizer: Literal["adamw", "adam", "sgd", "apex_adam", "apex_lamb"] = "adamw"
     lr: float = 1e-3
     """Highest learning rate."""
+    encoder_lr_factor: float = 1.0
+    """Learning rate of the encoder relative to lr, for example 0.1 with pretrained weights."""
+    layer_decay: float = 1.0
+    """Further factor for each of the encoder's feature maps that a layer comes before: earlier layers learn more
+    slowly."""
     weight_decay: float = 1e-2
     """For weights of two or more dimensions."""
     momentum: float = 0.9

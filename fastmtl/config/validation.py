@@ -163,6 +163,8 @@ def _check_optimizer(where: str, optimizer: OptimizerConfig) -> None:
         optimizer,
         {
             "lr must be finite and not negative": 0 <= optimizer.lr < float("inf"),
+            "encoder_lr_factor must be in (0, 1]": 0 < optimizer.encoder_lr_factor <= 1,
+            "layer_decay must be in (0, 1]": 0 < optimizer.layer_decay <= 1,
             "weight_decay must be finite and not negative": 0 <= optimizer.weight_decay < float("inf"),
             "warmup must be in [0, 1)": 0 <= optimizer.warmup < 1,
             "plateau_factor must be in (0, 1)": 0 < optimizer.plateau_factor < 1,

@@ -8,7 +8,7 @@ The library's network is the attribute `net`, so that its pretrained weights kee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from ..utils.normalization import HALF, IMAGENET, Normalization
 from ..utils.optional_imports import require
 from ..utils.torchvision_guard import make_torchvision_importable
+from .published import Published
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
+SWIN_T = Published("microsoft/swin-tiny-patch4-window7-224")
 
 
 def library(name: str, what: str) -> ModuleType:
@@ -42,7 +44,7 @@ def repeats(counts: Sequence[int], depth: float) -> list[int]:
 
 
 class Pyramid(nn.Module):
-    """A library's network and how to read its feature maps; `normalization` is that of its published weights."""
+    """A library's network and how to read its feature maps; for `published` see `published_weights`."""
 
     def __init__(
         self,
@@ -51,10 +53,11 @@ class Pyramid(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int] = (4, 8, 16, 32),
         multiple: int = 32,
-        normalization: Normalization = IMAGENET,
+        *,
+        published: Mapping[str, Published],
     ):
         super().__init__()
-        self.net, self.read, self.normalization = net, read, normalization
+        self.net, self.read, self.published = net, read, published
         self.channels, self.strides, self.multiple = list(channels), list(strides), multiple
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -90,7 +93,7 @@ def swin_t(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.2) ->
     config = swin_t_config(width=width, depth=depth, drop_path=drop_path, out_features=["stage4"])
     net = library("transformers", "Swin").SwinBackbone(config)
     net.swin.layernorm = nn.Identity()  # the backbone does not use it: its parameters would get no gradient
-    return Pyramid(net, _feature_maps, [config.embed_dim * 8], [32])
+    return Pyramid(net, _feature_maps, [config.embed_dim * 8], [32], published={"imagenet": SWIN_T})
 
 
 def mit_b2(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.1) -> Pyramid:
@@ -104,7 +107,8 @@ def mit_b2(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.1) ->
     def read(net: nn.Module, images: Tensor) -> Sequence[Tensor]:
         return net(images, output_hidden_states=True).hidden_states[-4:]
 
-    return Pyramid(transformers.SegformerModel(config), read, channels)
+    published = {"imagenet": Published("nvidia/mit-b2")}
+    return Pyramid(transformers.SegformerModel(config), read, channels, published=published)
 
 
 def pvtv2_b2(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.1) -> Pyramid:
@@ -117,7 +121,8 @@ def pvtv2_b2(*, width: float = 1.0, depth: float = 1.0, drop_path: float = 0.1) 
         drop_path_rate=drop_path,
         out_features=list(STAGES),
     )
-    return Pyramid(transformers.PvtV2Backbone(config), _feature_maps, channels)
+    published = {"imagenet": Published("OpenGVLab/pvt_v2_b2")}
+    return Pyramid(transformers.PvtV2Backbone(config), _feature_maps, channels, published=published)
 
 
 def _four(width: float) -> list[int]:
@@ -143,7 +148,7 @@ def efficientnet_b0(*, width: float = 1.0, depth: float = 1.0, drop_path: float 
         if isinstance(module, nn.BatchNorm2d):  # transformers initialises the scales around 0, which blocks the signal
             nn.init.ones_(module.weight)
 
-    return Pyramid(net, _last_state, [top], [32])
+    return Pyramid(net, _last_state, [top], [32], published={"imagenet": Published("google/efficientnet-b0")})
 
 
 def _round_filters(value: int, width: float) -> int:
@@ -172,10 +177,13 @@ class CoaT(nn.Module):
         self.channels = [scaled(value, width, 8) for value in channels]  # of 8 heads
         self.strides, self.multiple = [4, 8, 16, 32], 32
         self.features = [f"x{number}_nocls" for number in range(1, 5)]
-        self.net = library("timm", "CoaT").create_model(
+        timm, scales = library("timm", "CoaT"), {}
+        if width != 1 or depth != 1:  # some of timm's functions cannot take them
+            scales = {"embed_dims": self.channels, "serial_depths": repeats(counts, depth)}
+        self.published = _timm_published(kind)
+        self.net = timm.create_model(
             kind,
-            embed_dims=self.channels,
-            serial_depths=repeats(counts, depth),
+            **scales,
             drop_path_rate=drop_path,
             return_interm_layers=True,
             out_features=self.features,
@@ -207,15 +215,26 @@ def smp_encoder(name: str, *, output_stride: int = 32) -> Pyramid:
             "and timm's as tu-NAME."
         ) from error
     strides = [min(2**level, output_stride) for level in range(6)]
-    return Pyramid(net, _as_it_is, net.out_channels, strides, 32, _smp_normalization(name))
-
-
-def _smp_normalization(name: str) -> Normalization:
-    """Of the weights that segmentation-models-pytorch calls "imagenet"; of timm's default ones for tu-NAME."""
     if name.startswith("tu-"):
-        found: Any = library("timm", f"the encoder {name!r}").get_pretrained_cfg(name.removeprefix("tu-"))
-        return IMAGENET if found is None else Normalization.of(found.mean, found.std)
-    if name in ("inceptionresnetv2", "inceptionv4", "xception"):
+        published = _timm_published(name.removeprefix("tu-"))
+    else:
+        published = {
+            weights: Published(found["repo_id"], _smp_normalization(name, weights), found["revision"])
+            for weights, found in smp.encoders.encoders[name]["pretrained_settings"].items()
+        }
+    return Pyramid(net, _as_it_is, net.out_channels, strides, published=published)
+
+
+def _timm_published(name: str) -> dict[str, Published]:
+    """timm's default weights of a network."""
+    found: Any = library("timm", f"the encoder {name!r}").get_pretrained_cfg(name)
+    if found is None or not found.hf_hub_id:
+        return {}
+    return {"imagenet": Published(found.hf_hub_id, Normalization.of(found.mean, found.std))}
+
+
+def _smp_normalization(name: str, weights: str) -> Normalization:
+    if weights == "advprop" or name in ("inceptionresnetv2", "inceptionv4", "xception"):
         return HALF
     if name.startswith("dpn"):  # its authors subtract 124, 117, 104 and multiply by 0.0167, of 0..255
         return Normalization.of((124 / 255, 117 / 255, 104 / 255), [1 / (0.0167 * 255)] * 3)

@@ -7,13 +7,14 @@ Two-stage training: first the "queries" task alone; then `freeze("encoder", "pix
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from .base import MultiTaskModel
-from .encoders import STAGES, library, scaled, swin_t_config
+from .encoders import STAGES, SWIN_T, library, scaled, swin_t_config
 from .heads import Output, Queries, pooled_mlp
+from .published import Published
 from .registry import ModelInfo, Row, register_model
 
 SEGMENTS = Output("queries", 2)  # background and tumour, as in the task universal_segmentation
@@ -59,6 +60,11 @@ class Mask2Tasks(MultiTaskModel):
     """
 
     stride = 32
+    published: ClassVar[dict[str, Published]] = {
+        "imagenet": SWIN_T,
+        "ade": Published("facebook/mask2former-swin-tiny-ade-semantic"),
+        "coco": Published("facebook/mask2former-swin-tiny-coco-panoptic"),
+    }
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..utils.suggestions import nearest
+from .published import Published
 
 
 class Basic(nn.Module):
@@ -90,6 +91,7 @@ class ResNet(nn.Module):
             raise ValueError(f"`num_layers` must be 1 to 4; got {num_layers}.")
         block, repeats = _KINDS[kind]
         base = max(1, round(64 * width))
+        self.published = {"imagenet": Published(f"timm/{kind}.tv_in1k")}  # torchvision's, in IMAGENET1K_V1
         self.channels = [base]
         self.strides = [2 ** (number + 1) for number in range(num_layers + 1)]
         self.multiple = self.strides[-1]

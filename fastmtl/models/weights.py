@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from ..utils.normalization import IMAGENET, Normalization
 from ..utils.optional_imports import require
-from .normalization import normalization_of
+from .hub import find_weights
+from .published import normalization_of, published_weights
 
 logger = logging.getLogger(__name__)
 Weights = dict[str, Tensor]
+_NORMS = (
+    "hidden_states_norms."  # of transformers' Swin backbone; those that a classifier lacks keep their values 1 and 0
+)
 _COUNT = "num_batches_tracked"  # of BatchNorm; files from before torch 0.4.1 lack it, and it is not needed
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -62,26 +65,27 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
 
     Args:
         model: a model from `create_model`; its attribute `weights_report` becomes the report.
-        source: a .safetensors file, a torch state dict, or a repository on the hub, for example
-            "microsoft/swin-tiny-patch4-window7-224".
+        source: a .safetensors file, a torch state dict, a repository on the hub, for example
+            "microsoft/swin-tiny-patch4-window7-224", or a name of the encoder's published weights, such as "imagenet"
+            (see `published_weights`).
 
     Raises:
         ValueError: no such file, no state dict in it, or weights of another architecture: no part fits whole.
     """
-    path = _file_of(source)
+    path = find_weights(model, source)
     found = _read(source, path)
-    keys = _named_as_here(model, found)
+    keys = _with_norms(_named_as_here(model, found), model.state_dict())
     own = model.state_dict()
     loaded: list[str] = []
     wanted: Weights = {}
     for name, part in _parts(model, own).items():
-        needed = [key for key in part if not key.endswith(_COUNT)]
+        needed = [key for key in part if not key.endswith(_COUNT) and (key in keys or _NORMS not in key)]
         if needed and all(key in keys and keys[key].shape == own[key].shape for key in needed):
             loaded.append(name)
             wanted.update((key, keys[key]) for key in part if key in keys)
     lacking = [key for key in own if key not in keys and not key.endswith(_COUNT)]
     report = WeightsReport(
-        source=str(source),
+        source=f"{source} ({path})" if str(source) in published_weights(model) else str(source),
         loaded=loaded,
         missing=lacking,
         wrong_shape=[
@@ -90,13 +94,13 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
             if key in keys and keys[key].shape != value.shape
         ],
         unused=[key for key in keys if key not in wanted],
-        normalization=normalization_of(model, path),
+        normalization=normalization_of(model, path, str(source)),
     )
     if not loaded:
         raise ValueError(f"`weights` are of another architecture than this {_name(model)}: {report}.")
     model.load_state_dict(wanted, strict=False)
     model.weights_report = report  # type: ignore[assignment]  # torch's annotation allows tensors and modules only
-    logger.log(logging.INFO if len(wanted) >= len(own) - len(lacking) else logging.WARNING, "%s", report)
+    logger.log(logging.WARNING if report.wrong_shape else logging.INFO, "%s", report)
     return report
 
 
@@ -131,10 +135,21 @@ def _named_as_here(model: nn.Module, found: Weights) -> Weights:
     return best
 
 
+def _with_norms(keys: Weights, own: Mapping[str, Tensor]) -> Weights:
+    """`keys`, with the norm of the last stage of transformers' Swin backbone, which its classifier calls layernorm."""
+    for key in own:
+        other = key.replace(f"{_NORMS}stage4", "swin.layernorm")
+        if key not in keys and other != key and other in keys:
+            keys = {name: value for name, value in keys.items() if name != other or other in own} | {key: keys[other]}
+    return keys
+
+
 def _places(model: nn.Module) -> list[str]:
     """The model, its encoder, and the library's network inside."""
-    names = {name for name, _ in model.named_modules()}
-    return [name for name in ("", "encoder", "encoder.net", "net") if name in names]
+    names = {module: name for name, module in model.named_modules()}
+    parts: dict[str, nn.Module] = getattr(model, "parts", {})
+    own = [names[parts["encoder"]]] if parts.get("encoder") in names else []
+    return list(dict.fromkeys(name for name in ("", *own, "encoder.net", "net") if name in names.values()))
 
 
 def _realigned(module: nn.Module, found: Weights, prefix: str) -> Weights:
@@ -178,13 +193,6 @@ def _converted(module: nn.Module, found: Weights, prefix: str) -> Weights:
     return {prefix + key: value for key, value in made.state_dict().items() if key not in absent}
 
 
-def _file_of(source: str | Path) -> Path:
-    if not isinstance(source, (str, Path)) or "\0" in str(source):
-        raise ValueError(f"`weights` must be a file, or OWNER/NAME on the Hugging Face hub; got {source!r}.")
-    path = Path(source)
-    return path if path.is_file() else _download(str(source))
-
-
 def _read(source: str | Path, path: Path) -> Weights:
     if path.suffix == ".safetensors":
         read: Any = require("safetensors.torch", "reading safetensors", extra="train").load_file
@@ -202,29 +210,6 @@ def _read(source: str | Path, path: Path) -> Weights:
     if not tensors:
         raise ValueError(f"`weights` {source} holds no state dict: it has no named tensors.")
     return tensors
-
-
-def _download(name: str) -> Path:
-    """The weights file of a hub repository."""
-    if name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).suffix in (".pt", ".pth", ".safetensors"):
-        raise ValueError(f"`weights` must be a file, or OWNER/NAME on the Hugging Face hub; there is no file {name}.")
-    hub = require("huggingface_hub", f"downloading {name}", extra="models")
-    try:
-        # Queried first because it fails at once without a network: the download retries six times, for 20 seconds.
-        file = next((file for file in _HUB_FILES if hub.file_exists(name, file)), None)
-        if file is not None:
-            return Path(hub.hf_hub_download(name, file))
-        reason = f"it has no such public repository, or the repository lacks {' and '.join(_HUB_FILES)}"
-    except (
-        Exception
-    ) as error:  # the network, the hub and the repository raise many types; all mean that it cannot be downloaded
-        for cached in (hub.try_to_load_from_cache(name, file) for file in _HUB_FILES):
-            if isinstance(cached, str):
-                return Path(cached)
-        reason = " ".join(str(error).split()) or type(error).__name__
-    raise ValueError(
-        f"`weights` {name} is not a local file and cannot be downloaded from the Hugging Face hub: {reason}"
-    )
 
 
 def _some(keys: list[str]) -> str:

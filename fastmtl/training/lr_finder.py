@@ -60,7 +60,7 @@ def find_lr(
         for number in range(num_steps):
             rate = low * (high / low) ** (number / (num_steps - 1))
             for group in trainer.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_factor", 1.0)
             losses, _ = trainer.step(batches[number % len(batches)])
             seen = torch.stack([loss.detach().double() for loss in losses.values()])
             seen = trainer.world.sum(seen) / trainer.world.size

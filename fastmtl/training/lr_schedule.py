@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -17,7 +18,7 @@ class Schedule:
     """Sets the learning rate of all parameter groups; the trainer steps it.
 
     Args:
-        optimizer: its rates are the maximum of the schedule.
+        optimizer: its rates are the maximum of the schedule; a group's "lr_factor" is its rate relative to the others'.
         config: schedule, warmup and plateau options.
         num_steps: length of the whole schedule.
         better: whether `on_epoch` is given scores, where larger is better ("max"), or losses ("min").
@@ -66,17 +67,35 @@ class Schedule:
     def state_dict(self) -> StateDict:
         by_score = None if self._by_score is None else self._by_score.state_dict()
         rates = [group["lr"] for group in self.optimizer.param_groups]
-        return {"by_step": self._by_step.state_dict(), "by_score": by_score, "rates": rates}
+        factors = [_factor(group) for group in self.optimizer.param_groups]
+        return {"by_step": self._by_step.state_dict(), "by_score": by_score, "rates": rates, "factors": factors}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Continue from `state`, also on an optimizer with other groups: all groups have one rate."""
-        count = len(self.optimizer.param_groups)
-        by_step = dict(state["by_step"])
-        self._by_step.load_state_dict(by_step | {name: by_step[name][:1] * count for name in _PER_GROUP})
-        if self._by_score is not None and state["by_score"] is not None:
-            self._by_score.load_state_dict(state["by_score"] | {"min_lrs": state["by_score"]["min_lrs"][:1] * count})
-        for group in self.optimizer.param_groups:
-            group["lr"] = state["rates"][0]
+        """Continue from `state`, also on an optimizer with other groups: their rates differ by their factors only."""
+        groups, by_step, by_score = self.optimizer.param_groups, dict(state["by_step"]), state["by_score"]
+        before = state.get("factors", [1.0] * len(state["rates"]))  # states of earlier versions have none
+
+        def spread(rates: Sequence[float]) -> list[float]:
+            return [_ratio(_factor(group), before, rates) for group in groups]
+
+        by_step |= {name: spread(by_step[name]) for name in ("base_lrs", "_last_lr")}
+        self._by_step.load_state_dict(by_step | {"lr_lambdas": by_step["lr_lambdas"][:1] * len(groups)})
+        if self._by_score is not None and by_score is not None:
+            self._by_score.load_state_dict(by_score | {"min_lrs": by_score["min_lrs"][:1] * len(groups)})
+        for group, rate in zip(groups, spread(state["rates"]), strict=True):
+            group["lr"] = rate
 
 
-_PER_GROUP = ("base_lrs", "lr_lambdas", "_last_lr")
+def rate_of(optimizer: Optimizer) -> float:
+    """The current learning rate of the groups with factor 1."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / _factor(group)
+
+
+def _factor(group: dict[str, Any]) -> float:
+    return group.get("lr_factor", 1.0)
+
+
+def _ratio(factor: float, factors: Sequence[float], rates: Sequence[float]) -> float:
+    """The rate of a group with `factor`, given those of groups with `factors`; unchanged, to the bit, if it is one."""
+    return rates[factors.index(factor)] if factor in factors else rates[0] * (factor / factors[0])

@@ -27,6 +27,7 @@ from .errors import NonFiniteError as NonFiniteError
 from .errors import OtherRanks as OtherRanks
 from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
+from .lr_schedule import rate_of
 from .trainer_state import TrainerState
 from .weight_averaging import WeightAverage
 
@@ -191,7 +192,7 @@ class Trainer(TrainerState):
             "epoch": self.epoch,
             "step": self.step_count,
             "loss": {task.name: loss for task, loss in zip(self.tasks, losses, strict=True)},
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": rate_of(self.optimizer),
         }
 
     def _look(

@@ -1,8 +1,10 @@
 """Heads, FiLM, DAFormer, ResNet, freezing and switching: what the models are made of."""
 
+import re
+
 import pytest
 import torch
-from helpers.models import ALL, batch_of, build, tasks_of, total_loss
+from helpers.models import ALL, OTHERS, TRANSFORMERS, batch_of, build, tasks_of, total_loss
 from torch import nn
 
 from fastmtl import models
@@ -206,3 +208,32 @@ def test_coat_takes_any_size():
     model = build("coat_daformer", MASK).eval()
     for height, width in ((32, 64), (64, 32), (96, 96)):
         assert model(torch.randn(1, 3, height, width))["mask"].shape == (1, 1, height, width)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("big_unet", ["^conv1", "^bn1"], ["layer3"]),
+        ("segformer_daformer", ["stages.0"], ["stages.3"]),
+        ("pvtv2_daformer", ["layers.0"], ["layers.3"]),
+        ("coat_daformer", ["patch_embed1", "serial_blocks1"], ["patch_embed4", "serial_blocks4"]),
+        ("mask2tasks", ["embeddings", "layers.0.blocks", "norms.stage1"], ["layers.3", "norms.stage4"]),
+        ("unet", ["conv_stem"], ["blocks.4"]),
+    ],
+)
+def test_depths_of_an_encoders_parameters(name, first, last):
+    if name in OTHERS:
+        make_torchvision_importable()
+        pytest.importorskip("segmentation_models_pytorch", reason="extra models is not installed")
+    elif name in TRANSFORMERS:
+        pytest.importorskip("transformers", reason="extra models is not installed")
+    model = build(name)
+    depths = models.encoder_depths(model, batch_of(1, 64))
+    encoder = model.parts["encoder"]
+    assert depths.keys() == set(encoder.parameters())
+    places = {key: depths[parameter] for key, parameter in encoder.named_parameters()}
+    for parts, expected in ((first, max(places.values())), (last, 0)):
+        for part in parts:
+            found = {place for key, place in places.items() if re.search(part, key)}
+            assert found == {expected}, (part, sorted(places.items()))
+    assert max(places.values()) == {"unet": 4}.get(name, 3)

@@ -106,7 +106,7 @@ def test_without_weights_it_is_the_encoders_and_in_old_runs_imagenets(tiles):
     assert components.normalization_of(recipe) == IMAGENET
     resolved = components.with_normalization(recipe, model)
     assert components.normalization_of(resolved).near(IMAGENET)
-    model.normalization = HALF  # as a model of a package may have
+    model.published = {"imagenet": models.Published("me/mine", HALF)}  # as a model of a package may have
     assert components.normalization_of(components.with_normalization(recipe, model)) == HALF
     other = _recipe(data={"mean": [0, 0, 0], "std": [1, 1, 1]})
     assert components.with_normalization(other, model) == other  # random weights have no normalisation of their own
