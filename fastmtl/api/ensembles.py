@@ -105,8 +105,8 @@ def _ensemble(runs: Sequence[Trained], paths: Sequence[Path]) -> Trained:
     )
     tasks = components.build_tasks(recipe, first.facts["class_names"], first.facts.get("classes", {}))
     normalizations = [components.normalization_of(run.recipe) for run in runs]
-    patients = {name for run in runs for name in run.facts["training_patients"]}
-    facts = first.facts | {"training_patients": sorted(patients)}
+    seen = ("training_patients", "inner_patients")
+    facts = first.facts | {key: sorted({name for run in runs for name in run.facts.get(key, ())}) for key in seen}
     model = Ensemble([run.model for run in runs], normalizations, shared)
     weights = tuple(one for run in runs for one in run.weights)
     return first._replace(recipe=recipe, facts=facts, tasks=tasks, model=model, weights=weights)

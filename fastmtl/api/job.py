@@ -105,12 +105,12 @@ def assemble(
     splits = datasets.read_splits(recipe, root, split_file)
     _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
     if stain is not None:
-        for part in (splits.train, splits.validation, splits.test):  # a mosaic uses only the first
+        for part in (splits.train, splits.validation, splits.test, splits.inner):  # a mosaic uses only the first
             stains.fit_slides(stain, part.tiles, recipe, world, console)
     tasks = components.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
     datasets.check_metadata(recipe, splits.train)
-    parts = (splits.train, splits.validation, splits.test)
+    parts = (splits.train, splits.validation, splits.test, splits.inner)
     odd = datasets.check_maps(tasks, parts, train=splits.train, say=console.print)
     say(notices.lines((one.path, one.reason) for one in odd), console)
     splits = replace(splits, problems=[*splits.problems, *odd])
@@ -137,14 +137,17 @@ def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile:
     say(notices.lines((one.path, one.reason) for one in splits.problems), console)
     count = partial(_count, by_tile=by_tile)
     tested = f", {count(splits.test)} to test" if splits.test.tiles else ""
-    console.print(f"data: {root}; {count(splits.train)} to train, {count(splits.validation)} held out{tested}")
+    watching = f"{count(splits.inner)} to watch the training, " if splits.inner.tiles else ""
+    console.print(
+        f"data: {root}; {count(splits.train)} to train, {watching}{count(splits.validation)} held out{tested}"
+    )
     console.print(f"split: {splits.origin}")
     for line in splits.summary:
         console.print(line)
 
 
 def _odd_targets(tasks: Sequence[Task], splits: datasets.Splits) -> list[str]:
-    sides = {"training": splits.train, "held-out": splits.validation, "test": splits.test}
+    sides = {"training": splits.train, "inner": splits.inner, "held-out": splits.validation, "test": splits.test}
     return [said for side, part in sides.items() for said in notices.of_targets(tasks, part, side)]
 
 
@@ -175,8 +178,10 @@ def _facts(root: Path, split_file: Path | None, splits: datasets.Splits) -> dict
         "training_patients": sorted({tile.group for tile in splits.train.tiles}),
         "validation_patients": sorted({tile.group for tile in splits.validation.tiles}),
         "test_patients": sorted({tile.group for tile in splits.test.tiles}),
+        "inner_patients": sorted({tile.group for tile in splits.inner.tiles}),
         "training_images": len(splits.train),
         "validation_images": len(splits.validation),
+        "inner_images": len(splits.inner),
     }
 
 

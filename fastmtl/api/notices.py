@@ -21,6 +21,8 @@ from ..ops.core.backends import gpu_fallbacks
 from ..protocols import MAPS, Batch, Task
 from ..utils.words import counted
 
+_HELD_OUT = "held-out images"
+
 
 def of_problems(problems: Iterable[data.Problem], root: Path) -> list[str]:
     """Each problem once; paths inside the data folder are relative to it."""
@@ -145,18 +147,23 @@ def of_scores(tasks: Sequence[Task], found: Mapping[str, Any], side: str) -> lis
     return [notice for task in tasks if (notice := _too_good(task, found, where))]
 
 
-def of_epochs(tasks: Sequence[Task], found: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:
+def of_epochs(
+    tasks: Sequence[Task], found: Mapping[str, Any], records: Sequence[Mapping[str, Any]], watching: str = _HELD_OUT
+) -> list[str]:
     """Tasks whose primary metric was 1.000 after an epoch of `records` (metrics.jsonl) but not in `found`, the final
-    scores: `ScoreWatch` has printed these notices."""
-    after = [[_after_epoch(task, record) for record in records] for task in tasks if not _too_good(task, found, "")]
+    scores: `ScoreWatch` has printed these notices. `watching` names the images of the records."""
+    after = [
+        [_after_epoch(task, record, watching) for record in records] for task in tasks if not _too_good(task, found, "")
+    ]
     return [first for notices in after if (first := next(filter(None, notices), ""))]
 
 
 class ScoreWatch:
-    """An observer of the trainer: prints a notice, once per task, if a score after an epoch is too good."""
+    """An observer of the trainer: prints a notice, once per task, if a score of the images called `watching` after an
+    epoch is too good."""
 
-    def __init__(self, tasks: Sequence[Task], console: Console) -> None:
-        self._tasks, self._console = list(tasks), console
+    def __init__(self, tasks: Sequence[Task], console: Console, watching: str = _HELD_OUT) -> None:
+        self._tasks, self._console, self._watching = list(tasks), console, watching
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, object]) -> None:
         """Do nothing."""
@@ -164,13 +171,13 @@ class ScoreWatch:
     def on_epoch(self, record: Mapping[str, Any]) -> None:
         """Check the validation scores."""
         for task in list(self._tasks):
-            if notice := _after_epoch(task, record):
+            if notice := _after_epoch(task, record, self._watching):
                 self._tasks.remove(task)
                 self._console.print(f"note: {notice}", markup=False)
 
 
-def _after_epoch(task: Task, record: Mapping[str, Any]) -> str:
-    return _too_good(task, record.get("validation", {}), f"on the held-out images after epoch {record.get('epoch')}")
+def _after_epoch(task: Task, record: Mapping[str, Any], watching: str) -> str:
+    return _too_good(task, record.get("validation", {}), f"on the {watching} after epoch {record.get('epoch')}")
 
 
 def _too_good(task: Task, found: Mapping[str, Any], where: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import data
-from ..builders import datasets
+from ..builders import datasets, selection
 from ..config import Recipe
 from ..evaluation.analyse import analyse
 from ..evaluation.per_image import ImageTable
@@ -40,7 +40,7 @@ def evaluate(
         root: the data.
         others: run folders whose outputs are averaged with those of `path`, for the tasks that all runs have.
         which: the checkpoint; None uses the recipe's training.checkpoint.
-        everything: also count patients that a run was trained on.
+        everything: also count patients that a run was trained on, or that chose its epoch.
         device: "auto", "cpu", "cuda" or "cuda:N".
         tta: views of test-time augmentation; None uses the recipe's.
 
@@ -58,7 +58,8 @@ def evaluate(
     except ValueError as error:
         raise RunError(f"{root} does not match the classes that {path} was trained on: {error}") from error
     folder, damaged = data.usable_tiles(found_tiles, recipe.data.on_damaged)
-    seen: set[str] = set() if everything else {data.identifier_key(str(name)) for name in facts["training_patients"]}
+    patients = () if everything else (*facts["training_patients"], *facts.get("inner_patients", ()))
+    seen = {data.identifier_key(str(name)) for name in patients}
     kept = folder.subset(tile.id for tile in folder.tiles if data.identifier_key(tile.group) not in seen)
     if not kept.tiles:
         raise RunError(f"{path} was trained on every patient in {root}; --everything evaluates on them anyway.")
@@ -99,7 +100,9 @@ def score_training(job: Job) -> dict[str, Any]:
 
     with job.read(splits.validation) as validation:
         found = evaluate_model(judged, tasks, validation, device=job.device, dtype=job.dtype, visit=look)
+    chosen = selection.chosen_by(recipe, inner=bool(splits.inner.tiles), test=bool(splits.test.tiles))
     result = _summary(recipe, tasks, which, found, splits.validation)
+    result |= {"protocol": recipe.protocol, "chosen_by": chosen}
     odd = [*maps.notices("held-out"), *notices.of_scores(tasks, found, "held-out")]
     if splits.test.tiles:
         maps = notices.MapsSeen(tasks)
@@ -108,7 +111,7 @@ def score_training(job: Job) -> dict[str, Any]:
         result["test"] = _summary(recipe, tasks, which, of_test, splits.test)
         odd += [*maps.notices("test"), *notices.of_scores(tasks, of_test, "test")]
     say(odd, job.console)
-    odd += notices.of_epochs(tasks, found, run.records())
+    odd += notices.of_epochs(tasks, found, run.records(), job.splits.watching_name)
     if damaged := sum(len(read_lines(path)[0]) for path in job.out.glob("quarantine*.jsonl")):
         odd.append(f"{counted(damaged, 'damaged tile')} set aside in training: see quarantine.jsonl")
     result["notices"] = [*job.notices, *odd]

@@ -72,7 +72,7 @@ def resume(out: Path, *, console: Console | None = None) -> dict[str, Any]:
 def _assembled(
     recipe: Recipe, root: Path | None, out: Path, split_file: Path | None, console: Console | None, *, resumed: bool
 ) -> Iterator[tuple[Job, Stages, data.TileLoader, data.TileLoader]]:
-    """The job, its stages, and this rank's training and held-out batches. Inside, the ranks are connected and Ctrl-C
+    """The job, its stages, and this rank's training and watching batches. Inside, the ranks are connected and Ctrl-C
     saves a checkpoint and stops.
 
     Raises:
@@ -85,9 +85,10 @@ def _assembled(
     device = components.device_of(recipe.training.device, world.local_rank)
     with world.initialize(device):
         job = assemble(recipe, root, world.broadcast(out), split_file, device, world, resumed=resumed, console=console)
-        run, progress = RunFolder(job.out), ProgressLine(recipe.training.epochs, console)
-        observers = [run, progress, notices.ScoreWatch(job.tasks, console)]
-        with job.training_batches() as batches, job.read(job.splits.validation, world) as validation:
+        run, splits = RunFolder(job.out), job.splits
+        progress = ProgressLine(recipe.training.epochs, console, "inner share" if splits.inner.tiles else "held out")
+        observers = [run, progress, notices.ScoreWatch(job.tasks, console, splits.watching_name)]
+        with job.training_batches() as batches, job.read(splits.watching, world) as validation:
             stages = Stages(
                 recipe,
                 job.model,

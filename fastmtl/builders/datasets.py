@@ -12,6 +12,8 @@ from pathlib import Path
 from .. import data
 from ..config import ConfigError, Recipe
 from ..tasks import target_kind
+from ..utils.words import counted
+from . import selection
 from .target_checks import check_maps as check_maps
 from .target_checks import check_metadata as check_metadata
 from .target_checks import check_targets as check_targets
@@ -20,13 +22,14 @@ from .target_checks import columns_of as columns_of
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, validation and test tiles, checked to share no patient.
+    """Training, validation and test tiles and the inner share, checked to share no patient.
 
     Attributes:
         origin: a description of where the split comes from.
         problems: files that were left out, and oddities of the data.
         split: which tiles are on which side, for saving.
         test: the test tiles; empty if there is no test set.
+        inner: the inner share of the training patients; empty if there is none.
         summary: a few lines about the patients, how they were found, and the classes with their counts.
     """
 
@@ -36,7 +39,17 @@ class Splits:
     problems: Sequence[data.Problem]
     split: data.Split
     test: data.Dataset
+    inner: data.Dataset
     summary: Sequence[str] = ()
+
+    @property
+    def watching(self) -> data.Dataset:
+        """The images that are evaluated after each epoch: the inner share, or else the validation tiles."""
+        return self.inner if self.inner.tiles else self.validation
+
+    @property
+    def watching_name(self) -> str:
+        return "inner share" if self.inner.tiles else "held-out images"
 
 
 def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] | None = None) -> data.Dataset:
@@ -109,7 +122,8 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
         *(data.Problem(folder.root, line) for line in lacking),
     )
     problems = (*folder.problems, *odd)
-    return Splits(train, validation, origin, problems, split, split.test_of(folder), data.summary_lines(folder))
+    test, inner = split.test_of(folder), split.inner_of(folder)
+    return Splits(train, validation, origin, problems, split, test, inner, data.summary_lines(folder))
 
 
 def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
@@ -130,12 +144,20 @@ def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:
 def split_of(
     recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path | None = None
 ) -> tuple[data.Split, str]:
-    """The split for `read_splits`, and a description of where it comes from.
+    """The split for `read_splits`, with its inner share, and a description of where it comes from.
 
     Raises:
-        ConfigError: in the recipe's fold a class has no held-out or no training tile.
+        ConfigError: in the recipe's fold a class has no held-out or no training tile, or the protocol is not possible.
         ValueError: the data cannot be split in this way.
     """
+    split, origin = _held_out(recipe, folder, root, split_file)
+    split = selection.with_inner_share(recipe, folder, split)
+    share = f"; inner share: {counted(len(split.inner), 'training tile')}, which are not trained on"
+    return split, origin + share * bool(split.inner)
+
+
+def _held_out(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path | None) -> tuple[data.Split, str]:
+    """The split without an inner share, unless a split file has one."""
     if split_file is None and (own := data.split_by_column(folder)) is not None:
         return own, f"the column split of {folder.root}"
     config = recipe.data
@@ -148,13 +170,12 @@ def split_of(
     beside = home.resolve().with_name(f"{home.resolve().name}_reference_fold.json")
     found = split_file or next((path for path in (home / "split.json", beside) if path.is_file()), None)
     if found is not None:
-        held_out, tested = data.load_groups(found), data.load_test_groups(found)
+        inner = () if recipe.protocol == "published" else data.load_inner_groups(found)
+        listed = [data.load_groups(found), data.load_test_groups(found), inner]
         if config.max_tiles:  # the file may list patients without a drawn tile
             drawn = set(map(data.identifier_key, folder.groups))
-            held_out, tested = (
-                [one for one in some if data.identifier_key(str(one)) in drawn] for some in (held_out, tested)
-            )
-        split = data.split_by_groups(folder, held_out, tested)
+            listed = [[one for one in some if data.identifier_key(str(one)) in drawn] for some in listed]
+        split = data.split_by_groups(folder, *listed)
         return split, str(found) if split_file else f"{found} (found with the data)"
     split = data.grouped_split(
         folder, config.val_fraction, config.split_seed, test_fraction=config.test_fraction, stratify=config.stratify

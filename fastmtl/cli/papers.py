@@ -34,10 +34,19 @@ def reproduce(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--rows", nargs="+", default=[], metavar="ROW", help="only these rows; `fastmtl recipes` lists all"
     )
+    parser.add_argument(
+        "--protocol",
+        choices=("unbiased", "published"),
+        help="which images may choose the epoch: an inner share of the training patients, so that the scored images "
+        "choose nothing (default), or, as published, the scored images",
+    )
     parser.add_set("in all rows, for example data.group_by=patient")
     parsed = parser.parse(arguments)
     out = parsed.out or Path("reproductions") / f"{parsed.paper}-{parsed.scale}"
     console = progress_console()
+    overrides = parse_overrides(parsed.sets)
+    if parsed.protocol:
+        overrides["protocol"] = parsed.protocol
     results = run(
         parsed.paper,
         parsed.data,
@@ -45,7 +54,7 @@ def reproduce(arguments: Sequence[str]) -> int:
         scale=parsed.scale,
         folds=parsed.folds,
         rows=parsed.rows,
-        overrides=parse_overrides(parsed.sets),
+        overrides=overrides,
         console=console,
     )
     print((out / "table.md").read_text(encoding="utf-8"), end="")

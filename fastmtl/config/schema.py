@@ -74,6 +74,9 @@ class DataConfig:
     """Fraction of the tiles held out, by whole patients, if there is no split file and no column split."""
     test_fraction: float = 0.0
     """Fraction of the tiles for a test set, never used in training; 0.1 with val_fraction = 0.2 splits 70 / 20 / 10."""
+    inner_fraction: float = 0.0
+    """Fraction of the training tiles, by whole patients, that watches the training: it chooses the epoch and stops, and
+    the held-out images choose nothing. 0: the held-out images watch."""
     folds: int = 0
     """Number of folds for cross-validation, of which `fold` is held out; 0 splits by val_fraction."""
     fold: int = 0
@@ -206,6 +209,9 @@ class Recipe:
 
     name: str
     summary: str = ""
+    protocol: Literal["", "unbiased", "published"] = ""
+    """Which images may choose the epoch: "unbiased" refuses to start if the scored images would, "published" ignores
+    data.inner_fraction, as most papers do; "" does neither."""
     data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=lambda: {"name": "joint_unet"})
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])

@@ -42,6 +42,7 @@ def _check_data(data: DataConfig) -> None:
             "val_batch_size must not be negative": data.val_batch_size >= 0,
             "val_fraction must be between 0 and 1": 0 < data.val_fraction < 1,
             "test_fraction must be between 0 and 1 - val_fraction": 0 <= data.test_fraction < 1 - data.val_fraction,
+            "inner_fraction must be in [0, 1)": 0 <= data.inner_fraction < 1,
             "folds must be 0, or 2 and more": data.folds == 0 or data.folds >= 2,
             "fold must be 0 to folds - 1": 0 <= data.fold < max(data.folds, 1),
             "tile_size must be at least 1": data.tile_size >= 1,

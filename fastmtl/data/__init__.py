@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from .slides.slide import Slide, open_slide
     from .slides.tissue_mask import TissueMask
     from .splits.groups import with_groups
-    from .splits.split_files import load_groups, load_split, load_test_groups, save_split
+    from .splits.split_files import load_groups, load_inner_groups, load_split, load_test_groups, save_split
     from .splits.splitting import (
         Split,
         check_no_leak,
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         one_sided_classes,
         split_by_column,
         split_by_groups,
+        with_inner_share,
     )
     from .stain.files import StainFileError
     from .stain.normalizer import StainNormalizer
@@ -114,8 +115,9 @@ _NAMES = {
     "slides.slide": "Slide open_slide",
     "slides.tissue_mask": "TissueMask",
     "splits.groups": "with_groups",
-    "splits.splitting": "Split check_no_leak grouped_split kfold one_sided_classes split_by_column split_by_groups",
-    "splits.split_files": "load_groups load_split load_test_groups save_split",
+    "splits.splitting": "Split check_no_leak grouped_split kfold one_sided_classes split_by_column split_by_groups "
+    "with_inner_share",
+    "splits.split_files": "load_groups load_inner_groups load_split load_test_groups save_split",
     "stain.files": "StainFileError",
     "stain.normalizer": "StainNormalizer",
     "stain.slide_statistics": "slide_statistics",
@@ -135,11 +137,12 @@ __all__ = [
     "check_no_leak", "check_outlines", "check_tiles", "constant_maps", "count_mask", "cut_slide", "decode_runs",
     "detect_format", "downsample_of", "duplicate_notices", "encode_runs", "examine", "find_slides", "generate",
     "generate_slides", "grid", "group_of", "grouped_split", "identifier_key", "identify", "index_slide",
-    "judge_maps", "kfold", "kind_of", "label_of", "list_formats", "load_groups", "load_split", "load_test_groups",
-    "mosaic_target", "one_sided_classes", "open_picture", "open_slide", "patient_notices", "picture_size",
-    "polygon_classes", "prepare", "read_dataset", "read_manifest", "read_tile_folder", "register_format",
-    "save_split", "scale_notices", "seen_masks", "slide_statistics", "slides_of", "split_by_column",
-    "split_by_groups", "standardize_luminosity", "summary_lines", "usable_tiles", "use_index_folder", "with_groups",
+    "judge_maps", "kfold", "kind_of", "label_of", "list_formats", "load_groups", "load_inner_groups", "load_split",
+    "load_test_groups", "mosaic_target", "one_sided_classes", "open_picture", "open_slide", "patient_notices",
+    "picture_size", "polygon_classes", "prepare", "read_dataset", "read_manifest", "read_tile_folder",
+    "register_format", "save_split", "scale_notices", "seen_masks", "slide_statistics", "slides_of",
+    "split_by_column", "split_by_groups", "standardize_luminosity", "summary_lines", "usable_tiles",
+    "use_index_folder", "with_groups", "with_inner_share",
     "without_predictions", "write_manifest", "write_outlines", "wrong_maps",
 ]  # fmt: skip
 

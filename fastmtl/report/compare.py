@@ -140,7 +140,7 @@ def _curves(names: Sequence[str], runs: Sequence[PastRun]) -> str:
             curve(run.records, name, lambda r, task=task: r["validation"]["loss"][task])
             for name, run in zip(names, runs, strict=True)
         ]
-        figures.append(line_chart(f"{task}: held-out loss", lines))
+        figures.append(line_chart(f"{task}: validation loss", lines))
     for task, metric in dict.fromkeys(key for run in runs for key in primary_scores(run)):
         lines = [
             curve(run.records, name, lambda r, task=task, metric=metric: r["validation"]["tasks"][task][metric])

@@ -17,7 +17,7 @@ _SHORT = {"auroc": "AUROC", "iou": "IoU", "mae": "MAE", "rmse": "RMSE", "r2": "R
 
 
 def learning_section(run: PastRun) -> str:
-    """Charts of each task: training and held-out losses, held-out scores; then the learning rate."""
+    """Charts of each task: training and validation losses, validation scores; then the learning rate."""
     records = run.records
     if not records:
         return "<h2>Learning curves</h2><p class=soft>No curves: this run's metrics.jsonl has no epochs.</p>"
@@ -25,9 +25,10 @@ def learning_section(run: PastRun) -> str:
     last: JsonObject = {}  # for each task the last epoch that evaluated it
     for record in records:
         last |= record.get("validation", {}).get("tasks", {})
-    parts = ["<h2>Learning curves</h2>", _note(records)]
+    parts = ["<h2>Learning curves</h2>", _note(records, run.watching)]
     for task in dict.fromkeys(task for record in records for task in record["loss"]):
-        figures = [_losses(records, task, marks), *_scores(records, task, last.get(task, {}), marks)]
+        metrics = last.get(task, {})
+        figures = [_losses(records, task, run.watching, marks), *_scores(records, task, metrics, run.watching, marks)]
         parts.append(f"<h3>{escape(task)}</h3><div class=grid>{''.join(figures)}</div>")
     rate = curve(records, "after each epoch", lambda r: r["lr"])
     if any(map(isfinite, rate.ys)):
@@ -81,8 +82,9 @@ def look_up(find: Callable[[JsonMapping], Any], record: JsonMapping) -> float:
         return nan
 
 
-def _note(records: Sequence[JsonMapping]) -> str:
-    note = "The numbers beside the names are the last that are known. Scores are of the held-out images only: "
+def _note(records: Sequence[JsonMapping], watching: str) -> str:
+    of = "the held-out images" if watching == "held out" else "the inner share, which chose the epoch,"
+    note = f"The numbers beside the names are the last that are known. Scores are of {of} only: "
     note += "training keeps the losses of its images, as it augments them and while the weights move."
     parts = stages(records)
     spans = {name: f"epoch {last}" if first == last else f"epochs {first} to {last}" for name, first, last in parts}
@@ -98,14 +100,16 @@ def _marks(records: Sequence[JsonMapping]) -> dict[float, str]:
     return {first - 0.5: name if named else str(number) for number, (name, first, _) in enumerate(parts, 1)}
 
 
-def _losses(records: Sequence[JsonMapping], task: str, marks: Mapping[float, str]) -> str:
+def _losses(records: Sequence[JsonMapping], task: str, watching: str, marks: Mapping[float, str]) -> str:
     lines = [curve(records, "training", lambda r: r["loss"][task])]
     if any("validation" in record for record in records):
-        lines.append(curve(records, "held out", lambda r: r["validation"]["loss"][task]))
+        lines.append(curve(records, watching, lambda r: r["validation"]["loss"][task]))
     return line_chart(f"{task}: loss", lines, marks=marks)
 
 
-def _scores(records: Sequence[JsonMapping], task: str, metrics: JsonMapping, marks: Mapping[float, str]) -> list[str]:
+def _scores(
+    records: Sequence[JsonMapping], task: str, metrics: JsonMapping, watching: str, marks: Mapping[float, str]
+) -> list[str]:
     """One chart of the scores that are one number, one of the errors, and one for each score per class or group."""
 
     def line(name: str, *keys: str) -> Line:
@@ -122,7 +126,7 @@ def _scores(records: Sequence[JsonMapping], task: str, metrics: JsonMapping, mar
     errors = [name for name in plain if direction_of(name) is False]  # in the target's unit, which the others have not
     for what, names in (("", [name for name in plain if name not in errors]), (" errors, less is better", errors)):
         if names:
-            charts.append(score_chart(f"{task}: held out{what}", [line(label(name), name) for name in names], marks))
+            charts.append(score_chart(f"{task}: {watching}{what}", [line(label(name), name) for name in names], marks))
     for key, values in metrics.items():
         if not isinstance(values, Mapping):
             continue
@@ -130,6 +134,6 @@ def _scores(records: Sequence[JsonMapping], task: str, metrics: JsonMapping, mar
         deep = {name: one for name, one in values.items() if isinstance(one, Mapping)} or {"": values}
         for score, rows in deep.items():
             keys = [key, score] if score else [key]
-            title = f"{task}: held out, {' '.join(keys).replace('_', ' ')}"
+            title = f"{task}: {watching}, {' '.join(keys).replace('_', ' ')}"
             charts.append(score_chart(title, [line(str(row), *keys, row) for row in rows], marks))
     return charts

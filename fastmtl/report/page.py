@@ -63,6 +63,7 @@ def what_ran(run: PastRun) -> dict[str, str]:
     rows = {
         "data": facts.get("data"),
         "split": facts.get("split"),
+        "epoch chosen by": run.summary.get("chosen_by"),
         f"{run.unit}s": None if run.by_tile else _counts(facts, "training_patients", "validation_patients"),
         "images": _counts(facts, "training_images", "validation_images"),
         "classes": ", ".join(facts.get("class_names", [])),
@@ -114,18 +115,28 @@ def _primary_scores(run: PastRun) -> str:
     of = ", split image by image: their patients may be in training too" if run.by_tile else of
     what = f"{counted(images, 'held-out image')}{of}" if images else "Held-out images, after the last epoch"
     last_stage = [one for one in run.records if one.get("stage") == run.records[-1].get("stage")]
-    ranked = [(look_up(lambda r: r["validation"]["score"], one), -one["epoch"]) for one in last_stage]
+    by_loss = run.config.get("training", {}).get("monitor") == "loss"
+    ranked = [(_monitored(one, by_loss), -one["epoch"]) for one in last_stage]
     best = max(((score, epoch) for score, epoch in ranked if isfinite(score)), default=None)
     when, judged = "", run.summary.get("checkpoint")
     averaged = f", averaged ({way})" if (way := run.config.get("training", {}).get("average")) else ""
     if judged == "last":
         when = f", with the weights of the last epoch{averaged}"
     elif best and judged == "best":
-        epochs, chosen = run.records[-1]["epoch"], ", which scored best on them" if len(last_stage) > 1 else ""
+        epochs, on = run.records[-1]["epoch"], "them" if run.watching == "held out" else "the inner share"
+        best_by = "had the lowest loss" if by_loss else "scored best"
+        chosen = f", which {best_by} on {on}" if len(last_stage) > 1 else ""
         when = f", with the weights of epoch {-best[1]} of {epochs}{chosen}{averaged}"
     notes = [*ranges, *spread(run), " ".join(_meanings(run, scores))]
     said = "".join(f"<p class=soft>{escape(note)}</p>" for note in notes if note)
     return f"<p>{escape(what + when)}.</p>{_cards(scores)}{warning}{said}{_test(run)}"
+
+
+def _monitored(record: JsonMapping, by_loss: bool) -> float:
+    """The number that chose the epoch, larger is better."""
+    if by_loss:
+        return -look_up(lambda r: r["validation"]["weighted_loss"], record)
+    return look_up(lambda r: r["validation"]["score"], record)
 
 
 def _cards(scores: Mapping[tuple[str, str], float]) -> str:

@@ -76,6 +76,11 @@ class PastRun:
         self.problems.append(f"{self.folder}: a file is not as fastmtl writes it ({said}); what needs it is left out.")
 
     @property
+    def watching(self) -> str:
+        """The images that were evaluated after each epoch."""
+        return "inner share" if self.facts.get("inner_patients") else "held out"
+
+    @property
     def by_tile(self) -> bool:
         """Whether the split is by image: a patient may be on both sides, and patients are unknown."""
         return self.unit == "image"

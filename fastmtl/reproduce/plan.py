@@ -40,10 +40,11 @@ class Row:
 
     @property
     def changes(self) -> dict[str, tuple[object, object]]:
-        """Key -> (published, trained) for all settings that differ."""
+        """Key -> (published, trained) for all settings that differ; the protocol is reported apart."""
         before, after = settings_of(self.published), settings_of(self.recipe)
         keys = dict.fromkeys([*before, *after])
-        return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+        changed = [key for key in keys if before.get(key) != after.get(key) and key != "protocol"]
+        return {key: (before.get(key), after.get(key)) for key in changed}
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..builders.selection import chosen_by
 from ..training.run_dir import environment
 from ..utils.atomic_io import write_whole
 from ..utils.metric_directions import direction_of
@@ -83,12 +84,13 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
     device = ", ".join(where["gpus"]) or f"{where['processor']}, {where['threads']} threads"
     of = results[0].row.num_folds
     runs = f"{folds} of {of} folds" if of > 1 else "one split"
+    protocol = results[0].row.recipe.protocol or "none"
     lines = [
         f"Published figures beside ours. Scale `{scale}`, {runs}, data `{root}`, {device}, torch "
         f"{where['packages']['torch']}, commit {where['commit'] or 'unknown'}.",
         results[0].row.published.paper.caption.strip(),
-        f"Ours are means ± standard deviations (n - 1) over folds, of {_judged(results)}; metrics that begin with test "
-        "are of images that chose nothing. (1 of 3): of the runs that have the metric, if some do not.",
+        f"Protocol `{protocol}`. Ours are means ± standard deviations (n - 1) over folds, of {_judged(results)}. (1 of "
+        "3): of the runs that have the metric, if some do not.",
     ]
     changed = _changes(results)
     if changed:
@@ -100,9 +102,18 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int) -> l
 
 
 def _judged(results: Sequence[Result]) -> str:
-    words = {"best": "the weights that did best on the held-out images that they are scored on"}
-    words["last"] = "the last epoch's weights, which the held-out images had no part in choosing"
-    return " or ".join(words[which] for which in dict.fromkeys(r.row.recipe.training.checkpoint for r in results))
+    """The protocol, and which images chose the epoch; one part for each way that the rows have."""
+    ways: dict[str, None] = {}
+    for result in results:
+        recipe = result.row.recipe
+        planned = chosen_by(
+            recipe,
+            inner=recipe.protocol != "published" and recipe.data.inner_fraction > 0,
+            test=recipe.data.test_fraction > 0,
+        )
+        for said in [summary.get("chosen_by") for summary in result.summaries.values()] or [planned]:
+            ways[f"the {recipe.training.checkpoint} epoch's weights, chosen by {said or planned}"] = None
+    return "; or of ".join(ways)
 
 
 def _changes(results: Sequence[Result]) -> list[str]:

@@ -25,9 +25,9 @@ def plain(console: Console) -> Console:
 class ProgressLine:
     """An observer of the trainer: images/s, share of time waiting for data, loss per task, time left."""
 
-    def __init__(self, epochs: int, console: Console | None = None):
+    def __init__(self, epochs: int, console: Console | None = None, watching: str = "held out"):
         self.console = plain(console or Console(file=sys.stderr, highlight=False, soft_wrap=True))
-        self.epochs = epochs
+        self.epochs, self.watching = epochs, watching
         self._bar: Progress | None = None
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: JsonMapping) -> None:
@@ -66,7 +66,7 @@ class ProgressLine:
         scores = ""
         if "validation" in record:
             tasks = record["validation"]["tasks"]
-            scores = "  |  held out: " + "  ".join(_scores(tasks))
+            scores = f"  |  {self.watching}: " + "  ".join(_scores(tasks))
         stage = f"{record['stage']}: " if "stage" in record else ""
         self.console.print(
             f"{stage}epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss: {losses}{scores}  |  "

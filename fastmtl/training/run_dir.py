@@ -41,8 +41,10 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
     "classes": lambda value: isinstance(value, dict) and all(map(_is_texts, value.values())),
     "training_patients": _is_texts,
     "validation_patients": _is_texts,
+    "inner_patients": _is_texts,
 }
 """The keys of run.json that fastmtl reads again -> whether a value is valid."""
+_SINCE: Mapping[str, Any] = {"classes": {}, "inner_patients": []}  # keys that runs of earlier versions lack
 
 
 class RunFolder:
@@ -91,9 +93,9 @@ class RunFolder:
         if not isinstance(facts, dict):
             raise RunError(f"{path} is damaged: it is not a JSON object.")
         for name, fits in _FACTS.items():
-            if name not in facts and name != "classes":  # runs of the first versions have none
+            if name not in facts and name not in _SINCE:
                 raise RunError(f"{path} is damaged: it has no {name!r}.")
-            if not fits(facts.get(name, {})):
+            if not fits(facts.get(name, _SINCE.get(name))):
                 raise RunError(f"{path} is damaged: {name!r} is not as fastmtl writes it; got {facts[name]!r}.")
         return facts
 

@@ -153,15 +153,37 @@ def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "said"),
+    ("overrides", "said"),
     [
-        ("best", "folds, of the weights that did best on the held-out images that they are scored on; metrics"),
-        ("last", "folds, of the last epoch's weights, which the held-out images had no part in choosing; metrics"),
+        (
+            {"protocol": "published", "training": {"checkpoint": "best"}},
+            "Protocol `published`. Ours are means ± standard deviations (n - 1) over folds, of the best epoch's "
+            "weights, chosen by the held-out images, which are also scored. ",
+        ),
+        (
+            {"training": {"checkpoint": "best"}, "data": {"inner_fraction": 0.2}},
+            "Protocol `unbiased`. Ours are means ± standard deviations (n - 1) over folds, of the best epoch's "
+            "weights, chosen by an inner share of the training patients; the scored images chose nothing. ",
+        ),
+        ({}, "over folds, of the last epoch's weights, chosen by nothing: no image had a part in it. "),
     ],
 )
-def test_the_table_says_which_weights_are_judged(checkpoint, said, tmp_path):
-    rows = plan("mask2tasks", rows=["pcgrad", "famo"], overrides={"training": {"checkpoint": checkpoint}})
-    assert said in tables.markdown("mask2tasks", [Result(row) for row in rows], tmp_path, "full", 5)
+def test_the_table_says_the_protocol_and_which_weights_are_judged(overrides, said, tmp_path):
+    results = [Result(row) for row in plan("mask2tasks", rows=["pcgrad", "famo"], overrides=overrides)]
+    page = tables.markdown("mask2tasks", results, tmp_path, "full", 5)
+    assert said in page
+    assert "`protocol` =" not in page
+    results[0].summaries[0] = {"tasks": {}, "chosen_by": "a run that was resumed"}
+    assert "chosen by a run that was resumed" in tables.markdown("mask2tasks", results, tmp_path, "full", 5)
+
+
+def test_the_protocol_of_the_rows(ebhi, tmp_path, capsys):
+    """The scored images would choose, and the row says so before anything is trained."""
+    arguments = ["mask2tasks", "--data", ebhi, "--out", tmp_path, *SMALL, "training.checkpoint=best"]
+    assert _reproduce(*arguments) == 1
+    assert 'protocol = "unbiased", but training.checkpoint = "best" and' in capsys.readouterr().err
+    for name in ("gi_tract/small", "unet_multi/mtl", "switched_aux/pvtv2_normal", "joint_unet/bce_15"):
+        assert load_recipe(name).protocol == "unbiased"
 
 
 def test_roc_is_of_the_second_class_over_all_folds(tmp_path):

@@ -18,14 +18,16 @@ def save_split(split: Split, path: str | Path) -> None:
     content = {"validation_patients": split.held_out_groups, "train": split.train, "validation": split.val}
     if split.test:
         content |= {"test_patients": split.test_groups, "test": split.test}
+    if split.inner:
+        content |= {"inner_patients": split.inner_groups, "inner": split.inner}
     write_whole(Path(path), json.dumps(content, indent=1) + "\n")
 
 
 def load_split(path: str | Path) -> Split:
     """Read a split written by `save_split`."""
     content = _read_json(path, ("train", "validation", "validation_patients"))
-    train, val, held_out = (tuple(content[key]) for key in ("train", "validation", "validation_patients"))
-    return Split(train, val, held_out, tuple(content.get("test", ())), tuple(content.get("test_patients", ())))
+    names = ("train", "validation", "validation_patients", "test", "test_patients", "inner", "inner_patients")
+    return Split(*(tuple(content.get(name, ())) for name in names))
 
 
 def load_groups(path: str | Path) -> tuple[str, ...]:
@@ -38,6 +40,11 @@ def load_test_groups(path: str | Path) -> tuple[str, ...]:
     return tuple(_read_json(path, ("validation_patients",)).get("test_patients", ()))
 
 
+def load_inner_groups(path: str | Path) -> tuple[str, ...]:
+    """The patients of the inner share named in a split file; none in a split without one."""
+    return tuple(_read_json(path, ("validation_patients",)).get("inner_patients", ()))
+
+
 def _read_json(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
     text = read_text(Path(path))
     try:
@@ -47,7 +54,7 @@ def _read_json(path: str | Path, keys: Sequence[str]) -> dict[str, list[str]]:
     missing = [key for key in keys if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
         raise ValueError(f"{path} is not a split file: it has no list named {missing[0]!r}")
-    for key in (*keys, "test", "test_patients"):
+    for key in (*keys, "test", "test_patients", "inner", "inner_patients"):
         names = content.get(key, [])
         if not isinstance(names, list):
             raise ValueError(f"{path}: {key} must be a list; got {reprlib.repr(names)[:80]}")

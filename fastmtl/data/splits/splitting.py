@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import combinations
 
 from ...utils.optional_imports import require
 from ...utils.suggestions import nearest
@@ -26,7 +27,9 @@ _NEAR = 0.1  # a share of the tiles that is this near to the requested one is ac
 class Split:
     """Tile ids for training, validation and, in a three-way split, the test; and the patients that are held out.
 
-    A patient here is the tiles' group: see `with_groups` for splits by case or by a patient's day.
+    A patient here is the tiles' group: see `with_groups` for splits by case or by a patient's day. `inner` is the share
+    of the training patients that watches the training instead of the validation images (`with_inner_share`); `train`
+    does not contain it.
     """
 
     train: tuple[str, ...]
@@ -34,19 +37,25 @@ class Split:
     held_out_groups: tuple[str, ...]
     test: tuple[str, ...] = ()
     test_groups: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+    inner_groups: tuple[str, ...] = ()
 
     def apply(self, folder: Dataset) -> tuple[Dataset, Dataset]:
-        """(training folder, validation folder), checked to share no patient with each other or the test."""
-        train, val = folder.subset(self.train), folder.subset(self.val)
-        check_no_leak(train.tiles, val.tiles)
-        test = self.test_of(folder).tiles
-        check_no_leak(train.tiles, test, ("training", "the test"))
-        check_no_leak(val.tiles, test, ("validation", "the test"))
-        return train, val
+        """(training folder, validation folder); all sides, the test and the inner share too, are checked to share no
+        patient."""
+        sides = {"training": self.train, "validation": self.val, "the test": self.test, "the inner share": self.inner}
+        tiles = {name: folder.subset(ids).tiles for name, ids in sides.items()}
+        for one, other in combinations(tiles, 2):
+            check_no_leak(tiles[one], tiles[other], (one, other))
+        return folder.subset(self.train), folder.subset(self.val)
 
     def test_of(self, folder: Dataset) -> Dataset:
         """The test folder; empty in a split without one."""
         return folder.subset(self.test)
+
+    def inner_of(self, folder: Dataset) -> Dataset:
+        """The inner share; empty in a split without one."""
+        return folder.subset(self.inner)
 
 
 def check_no_leak(
@@ -62,28 +71,34 @@ def check_no_leak(
         )
 
 
-def split_by_groups(folder: Dataset, groups: Iterable[str], test_groups: Iterable[str] = ()) -> Split:
-    """Hold out the patients `groups` for validation and `test_groups` for the test, each named in any spelling.
+def split_by_groups(
+    folder: Dataset, groups: Iterable[str], test_groups: Iterable[str] = (), inner_groups: Iterable[str] = ()
+) -> Split:
+    """Hold out the patients `groups` for validation, `test_groups` for the test and `inner_groups` for the inner share,
+    each named in any spelling.
 
     Raises:
-        ValueError: a patient is not in the folder or on both lists, or training or validation would be empty.
+        ValueError: a patient is not in the folder or on two lists, or training or validation would be empty.
     """
-    held_out, tested = ({identifier_key(str(one)): str(one) for one in listed} for listed in (groups, test_groups))
+    lists = {"groups": groups, "test_groups": test_groups, "inner_groups": inner_groups}
+    asked = {name: {identifier_key(str(one)): str(one) for one in listed} for name, listed in lists.items()}
     known = {name: identifier_key(name) for name in {tile.group for tile in folder.tiles}}
-    unknown = sorted(name for key, name in (held_out | tested).items() if key not in known.values())
+    every = {key: name for listed in asked.values() for key, name in listed.items()}
+    unknown = sorted(name for key, name in every.items() if key not in known.values())
     if unknown:
         raise ValueError(f"`groups` names {len(unknown)} patient(s) not in {folder.root}, first {unknown[0]!r}")
-    if both := held_out.keys() & tested.keys():
-        raise ValueError(f"`groups` and `test_groups` both name {min(held_out[key] for key in both)!r}")
-    sides: tuple[list[Tile], list[Tile], list[Tile]] = ([], [], [])
+    for one, other in combinations(asked, 2):
+        if both := asked[one].keys() & asked[other].keys():
+            raise ValueError(f"`{one}` and `{other}` both name {min(asked[one][key] for key in both)!r}")
+    sides: dict[str, list[Tile]] = {"train": [], **{name: [] for name in asked}}
     for tile in folder.tiles:
         key = known[tile.group]
-        sides[1 if key in held_out else 2 if key in tested else 0].append(tile)
-    train, val, test = (tuple(tile.id for tile in side) for side in sides)
+        sides[next((name for name, listed in asked.items() if key in listed), "train")].append(tile)
+    train, val, test, inner = (tuple(tile.id for tile in side) for side in sides.values())
     if not train or not val:
         raise ValueError(f"`groups` leaves {len(train)} training, {len(val)} validation tiles; both need some")
-    named = [tuple(sorted({tile.group.upper() for tile in side})) for side in sides]
-    return Split(train, val, named[1], test, named[2])
+    _, held_out, tested, watching = (tuple(sorted({tile.group.upper() for tile in side})) for side in sides.values())
+    return Split(train, val, held_out, test, tested, inner, watching)
 
 
 def split_by_column(folder: Dataset) -> Split | None:
@@ -142,6 +157,28 @@ def grouped_split(
     tested = set(map(identifier_key, test))
     rest = replace(folder, tiles=tuple(tile for tile in folder.tiles if identifier_key(tile.group) not in tested))
     return split_by_groups(folder, _share(rest, val_fraction / (1 - test_fraction), seed, stratify, 2), test)
+
+
+def with_inner_share(folder: Dataset, split: Split, fraction: float, seed: int = 0, *, stratify: str = "") -> Split:
+    """The split with about this fraction of its training tiles, whole patients at a time, as the inner share.
+
+    Args:
+        folder: what `split` splits.
+        split: without an inner share.
+        fraction: of the training tiles.
+        seed: of the draw.
+        stratify: label column whose classes should be on both sides; "" is the tiles' own label.
+
+    Raises:
+        ValueError: the fraction is out of range, an unknown column, or the training tiles are of one patient.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`inner_fraction` must be between 0 and 1; got {fraction}")
+    rest = folder.subset(split.train)
+    if len(rest.groups) < 2:
+        raise ValueError(f"{folder.root} has one training patient, and an inner share needs 2 or more")
+    share = _share(rest, fraction, seed, stratify, 2)
+    return split_by_groups(folder, split.held_out_groups, split.test_groups, share)
 
 
 def kfold(folder: Dataset, num_folds: int = 5, seed: int = 0, *, stratify: str = "") -> list[Split]:
