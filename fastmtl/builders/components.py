@@ -103,9 +103,10 @@ def _column(task: str, options: Mapping[str, object]) -> str:
 def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, trained: bool = False) -> nn.Module:
     """The recipe's network on `device`, seeded, in channels-last layout (the fastest for convolutions).
 
-    Use `trained` if a checkpoint will be loaded: the file of model.weights, which may no longer exist, is not read.
+    Use `trained` if a checkpoint will be loaded: the file of model.weights, which may no longer exist, is not read. An
+    empty model.weights is none.
     """
-    left_out = ("name", "weights") if trained else ("name",)
+    left_out = ("name", "weights") if trained or not recipe.model.get("weights") else ("name",)
     options = {key: value for key, value in recipe.model.items() if key not in left_out}
     torch.manual_seed(recipe.training.seed)
     model = models.create_model(recipe.model["name"], tasks={task.name: task.output for task in tasks}, **options)

@@ -95,12 +95,24 @@ def _networks():
     return sorted(seen.values())
 
 
+@pytest.mark.parametrize("name", ["big", "big_day", "big_frozen"])
+def test_the_big_unet_starts_from_imagenet(name):
+    """With the normalisation of the weights. At the other scales nothing is frozen, as nothing is pretrained."""
+    recipe = load_recipe(f"gi_tract/{name}")
+    assert (recipe.model["weights"], recipe.data.mean) == ("imagenet", [])
+    frozen = name == "big_frozen"
+    assert recipe.model["name"] == ("big_unet_frozen" if frozen else "big_unet")
+    for scale in ("tiny", "small"):
+        small = load_recipe(f"gi_tract/{name}", scale=scale)
+        assert (small.model["name"], small.model["weights"]) == ("big_unet", "")
+
+
 @pytest.mark.parametrize("name", _networks())
 def test_a_full_network_can_be_built(name):
     recipe = load_recipe(name)
     tasks = components.build_tasks(recipe, *CLASSES[recipe.paper.key])
     with torch.device("meta"):
-        model = components.build_model(recipe, tasks, torch.device("meta"))
+        model = components.build_model(recipe, tasks, torch.device("meta"), trained=True)  # without published weights
     assert sum(parameter.numel() for parameter in model.parameters()) > 1e6
 
 
