@@ -17,7 +17,7 @@ from ..distributed import World
 from ..protocols import Balancer, Batch, Task, Update
 from ..tasks import check_task, create_task, target_kind
 from ..utils.normalization import IMAGENET, Normalization
-from ..utils.suggestions import check_options
+from ..utils.suggestions import check_options, nearest
 
 _OURS = ("kind", "column")  # keys of a task's table that are not options of the task
 
@@ -235,11 +235,29 @@ def _random_patches(recipe: Recipe, folder: data.Dataset) -> data.RandomPatches:
     )
 
 
-def build_balancer(recipe: Recipe, stage: StageConfig | None = None) -> Balancer:
-    """The recipe's balancer, or the stage's own."""
+def build_balancer(recipe: Recipe, stage: StageConfig | None = None, model: nn.Module | None = None) -> Balancer:
+    """The recipe's balancer, or the stage's own. With `model`, its option `layer` is the parameter of that name.
+
+    Raises:
+        ConfigError: the model has no such parameter, or it is frozen.
+    """
     table = stage.balancer if stage is not None and stage.balancer else recipe.balancer
     options = {key: value for key, value in table.items() if key != "name"}
+    if model is not None and isinstance(name := options.get("layer"), str):
+        options["layer"] = _trained_parameter(recipe, model, name)
     return balance.create_balancer(table["name"], **options)
+
+
+def _trained_parameter(recipe: Recipe, model: nn.Module, name: str) -> nn.Parameter:
+    known = {one: parameter for one, parameter in model.named_parameters() if parameter.ndim > 1}
+    if name not in known:
+        raise ConfigError(
+            f"recipe {recipe.name}: balancer.layer must be a weight of {recipe.model['name']}; "
+            f"{nearest(name, list(known))}"
+        )
+    if not known[name].requires_grad:
+        raise ConfigError(f"recipe {recipe.name}: balancer.layer names {name!r}, which is frozen.")
+    return known[name]
 
 
 def build_optimizer(

@@ -81,9 +81,27 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
         dataset = data.read_dataset(root, config.format, options)
     except re.error as error:
         raise ConfigError(f"data.patient must be a regular expression; got {config.patient!r}: {error}.") from None
+    for column in config.require:
+        dataset = _with_column(dataset, column)
     if config.preprocessing:
         dataset = preprocessed(dataset, config.preprocessing)
     return data.with_groups(dataset, config.group_by) if config.group_by else dataset
+
+
+def _with_column(dataset: data.Dataset, column: str) -> data.Dataset:
+    """The tiles that have a value in `column`; a notice counts the others."""
+
+    def has(tile: data.Tile) -> bool:
+        own = {"mask": tile.mask, "label": tile.label}
+        return (own[column] if column in own else tile.values.get(column)) is not None
+
+    kept = tuple(tile for tile in dataset.tiles if has(tile))
+    if not kept:
+        raise ConfigError(f"data.require names {column!r}, which no tile of {dataset.root} has.")
+    if len(kept) == len(dataset):
+        return dataset
+    reason = f"{counted(len(dataset) - len(kept), 'tile')} without {column} left out (data.require)"
+    return replace(dataset, tiles=kept, problems=(*dataset.problems, data.Problem(dataset.root, reason)))
 
 
 def _label_columns(recipe: Recipe) -> set[str]:
@@ -108,8 +126,8 @@ def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> S
     """Index `root`, open every file, and split by patient.
 
     The split comes from the first of these that exists: `split_file`; the manifest's column split; the recipe's fold,
-    if it has `data.folds`; `split.json` inside the folder; `<folder>_reference_fold.json` next to the folder; a random
-    stratified split by `data.split_seed`.
+    if it has `data.folds` (the data set's own folds if there are as many, or else drawn); `split.json` inside the
+    folder; `<folder>_reference_fold.json` next to the folder; a random stratified split by `data.split_seed`.
     """
     folder, _ = data.usable_tiles(limited(recipe, read_data(recipe, root)), recipe.data.on_damaged)
     split, origin = split_of(recipe, folder, root, split_file)
@@ -162,6 +180,10 @@ def _held_out(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path
         return own, f"the column split of {folder.root}"
     config = recipe.data
     stratified = f"stratified by {config.stratify or 'class'}"
+    if config.folds and config.folds == len(folder.folds) and split_file is None:
+        split, name = data.published_fold(folder, config.fold)
+        _check_classes(recipe, folder, split)
+        return split, f"fold {name} of the tables in {folder.root}"
     if config.folds and split_file is None:
         split = data.kfold(folder, config.folds, config.split_seed, stratify=config.stratify)[config.fold]
         _check_classes(recipe, folder, split)

@@ -31,6 +31,10 @@ class PaperConfig:
     """Published values: TASK.METRIC as in summary.json, test.TASK.METRIC for the test set, or delta_m."""
     spreads: dict[str, float] = field(default_factory=dict[str, float])
     """Their published standard deviations, under the same names."""
+    epochs: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Published training losses by epoch: task -> losses, from the first epoch."""
+    epochs_fold: int = 0
+    """The fold that they are of."""
     baselines: dict[str, float] = field(default_factory=dict[str, float])
     """Single-task values that delta_m compares with, under the same names."""
     baseline_rows: dict[str, str] = field(default_factory=dict[str, str])

@@ -90,6 +90,8 @@ class DataConfig:
     """Random seed for choosing the held-out patients."""
     max_tiles: int = 0
     """Train and validate on at most this many tiles, drawn evenly from the classes by split_seed; 0: all."""
+    require: list[str] = field(default_factory=list[str])
+    """Columns that a tile must have: "mask", "label" or a further column; tiles without one are left out."""
     on_damaged: Literal["raise", "skip"] = "raise"
     """What to do with damaged files: refuse to start, or skip them."""
     max_damaged: float = 0.0

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         grouped_split,
         kfold,
         one_sided_classes,
+        published_fold,
         split_by_column,
         split_by_groups,
         with_inner_share,
@@ -115,8 +116,8 @@ _NAMES = {
     "slides.slide": "Slide open_slide",
     "slides.tissue_mask": "TissueMask",
     "splits.groups": "with_groups",
-    "splits.splitting": "Split check_no_leak grouped_split kfold one_sided_classes split_by_column split_by_groups "
-    "with_inner_share",
+    "splits.splitting": "Split check_no_leak grouped_split kfold one_sided_classes published_fold split_by_column "
+    "split_by_groups with_inner_share",
     "splits.split_files": "load_groups load_inner_groups load_split load_test_groups save_split",
     "stain.files": "StainFileError",
     "stain.normalizer": "StainNormalizer",
@@ -139,7 +140,7 @@ __all__ = [
     "generate_slides", "grid", "group_of", "grouped_split", "identifier_key", "identify", "index_slide",
     "judge_maps", "kfold", "kind_of", "label_of", "list_formats", "load_groups", "load_inner_groups", "load_split",
     "load_test_groups", "mosaic_target", "one_sided_classes", "open_picture", "open_slide", "patient_notices",
-    "picture_size", "polygon_classes", "prepare", "read_dataset", "read_manifest", "read_tile_folder",
+    "picture_size", "polygon_classes", "prepare", "published_fold", "read_dataset", "read_manifest", "read_tile_folder",
     "register_format", "save_split", "scale_notices", "seen_masks", "slide_statistics", "slides_of",
     "split_by_column", "split_by_groups", "standardize_luminosity", "summary_lines", "usable_tiles",
     "use_index_folder", "with_groups", "with_inner_share",

@@ -118,6 +118,8 @@ class Dataset:
         classes: class names of further label columns.
         patients_from: the source of the groups, in words: "column patient", "file name (...)".
         slide_mpp: micrometres per pixel of level 0, if the data set overrides the slide's file.
+        folds: the data set's own folds for cross-validation: name -> ids of the tiles that the fold holds out. Every
+            tile is in one; empty if the data set has no folds.
     """
 
     root: Path
@@ -127,6 +129,7 @@ class Dataset:
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     patients_from: str = field(default="", compare=False)
     slide_mpp: Mapping[Path, float] = field(default_factory=dict[Path, float], compare=False)
+    folds: Mapping[str, frozenset[str]] = field(default_factory=dict[str, "frozenset[str]"])
 
     def __len__(self) -> int:
         return len(self.tiles)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..builders.selection import chosen_by
-from ..training.run_dir import environment
+from ..training.run_dir import environment, read_lines
 from ..utils.atomic_io import write_whole
 from ..utils.metric_directions import direction_of
 from .plan import Result
@@ -56,6 +56,7 @@ def markdown(paper: str, results: Sequence[Result], root: Path, scale: str, fold
     first = results[0].row.published.paper
     parts = [f"# {first.title}", *_setting(results, root, scale, folds), _main(results)]
     parts += _per_class(results)
+    parts += [part for result in results for part in _by_epoch(result)]
     notes = [f"- {_title(r)}: {r.row.published.paper.note}." for r in results if r.row.published.paper.note]
     failures = [f"- {_title(r)}, fold {fold}: {text}" for r in results for fold, text in sorted(r.failures.items())]
     parts += ["## Failed\n", "\n".join(failures)] if failures else []
@@ -219,6 +220,25 @@ def _per_class(results: Sequence[Result]) -> list[str]:
         ]
         parts += [f"## {_label(family)}\n", _table(["Row", *(key.rpartition(".")[2] for key in members)], rows)]
     return parts
+
+
+def _by_epoch(result: Result) -> list[str]:
+    """The published training losses by epoch beside ours of the same fold; empty for rows without published ones."""
+    paper = result.row.published.paper
+    if not paper.epochs:
+        return []
+    folder = result.folders.get(paper.epochs_fold)
+    records = [] if folder is None else read_lines(folder / "metrics.jsonl")[0]
+    ours = [record["loss"] for record in records]
+    heads = ["Epoch", *(f"{task}, {who}" for task in paper.epochs for who in ("paper", "ours"))]
+    rows = []
+    for epoch in range(max(len(ours), *map(len, paper.epochs.values()))):
+        row = [str(epoch + 1)]
+        for task, losses in paper.epochs.items():
+            row.append(f"{losses[epoch]:.6g}" if epoch < len(losses) else "")
+            row.append(f"{ours[epoch][task]:.6g}" if epoch < len(ours) and task in ours[epoch] else "")
+        rows.append(row)
+    return [f"## {_title(result)}: training losses by epoch, fold {paper.epochs_fold + 1}\n", _table(heads, rows)]
 
 
 def table_csv(results: Sequence[Result], scale: str) -> str:

@@ -90,7 +90,7 @@ class Stages:
         before = self._optimizer(max(number - 1, 0)).optimizer
         if stage.keep_optimizer and config.optimizer != before:
             raise ConfigError(f"{where} keeps the optimizer, which was {before}, and asks for {config.optimizer}.")
-        balancer = components.build_balancer(self.recipe, stage)
+        balancer = components.build_balancer(self.recipe, stage, self.model)
         components.build_update(self.recipe, components.build_optimizer(self.recipe, self.model, balancer, config))
 
     def begin(self, train: Loader) -> None:
@@ -164,7 +164,7 @@ class Stages:
         """The trainer of a stage; with `before`, its counts of epochs and steps continue."""
         recipe, stage, training = self.recipe, self.stages[number], self.recipe.training
         self._prepare(number)
-        balancer = components.build_balancer(recipe, stage)
+        balancer = components.build_balancer(recipe, stage, self.model)
         optimizer = components.build_optimizer(recipe, self.model, balancer, config)
         average = None
         if training.average:

@@ -186,6 +186,24 @@ def test_the_protocol_of_the_rows(ebhi, tmp_path, capsys):
         assert load_recipe(name).protocol == "unbiased"
 
 
+def test_published_losses_by_epoch_stand_beside_ours(tmp_path):
+    """Table VIII of joint_unet: the label's loss of a network that collapses; a shorter run leaves cells empty."""
+    results = [Result(row) for row in plan("joint_unet", rows=["dice_15", "dice_alpha_6"])]
+    page = tables.markdown("joint_unet", results, tmp_path, "full", 5)
+    assert page.count("training losses by epoch") == 1
+    assert "| 15 | 0.138 |  | 952752 |  | 0.6926 |  |" in page
+    run = tmp_path / "fold-0"
+    run.mkdir()
+    losses = [{"mask": 0.25, "label": 1.5, "intensity": 0.5}, {"mask": 0.125, "label": 12345.678, "intensity": 0.75}]
+    lines = [json.dumps({"epoch": epoch, "loss": loss}) for epoch, loss in enumerate(losses, 1)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    results[1].summaries[0], results[1].folders[0] = {"tasks": {}}, run
+    page = tables.markdown("joint_unet", results, tmp_path, "full", 5)
+    assert "## Dice (6): training losses by epoch, fold 1" in page
+    assert "| 2 | 0.11 | 0.125 | 0.621 | 12345.7 | 0.31 | 0.75 |" in page
+    assert "| 3 | 0.094 |  | 0.37 |  | 0.25 |  |" in page
+
+
 def test_roc_is_of_the_second_class_over_all_folds(tmp_path):
     """The finding stands second, whatever the alphabet says; `intensity` is what joint_unet's paper draws."""
     pytest.importorskip("matplotlib")

@@ -16,8 +16,8 @@ from helpers.tiles import random_pixels, shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmtl.builders.datasets import check_targets
-from fastmtl.config import ConfigError
+from fastmtl.builders.datasets import check_targets, read_splits
+from fastmtl.config import ConfigError, load_recipe
 from fastmtl.data import list_formats, read_dataset
 from fastmtl.data.formats.published import PUBLISHED
 from fastmtl.data.images.run_lengths import decode_runs, encode_runs
@@ -61,7 +61,7 @@ def test_gi_tract_masks_and_metadata(tmp_path):
     assert {key: tile.values[key] for key in wanted} == wanted
 
 
-def test_hep2_trims_labels_and_merges_fold_tables(tmp_path):
+def test_hep2_trims_labels_and_merges_tables(tmp_path):
     dataset = PUBLISHED["hep2"].read(write_hep2(tmp_path))
     assert dataset.class_names == ("homogeneous", "mitsp")
     assert dataset.groups == ("00001", "00002")
@@ -71,9 +71,67 @@ def test_hep2_trims_labels_and_merges_fold_tables(tmp_path):
 
 def test_hep2_refuses_rows_that_contradict_each_other(tmp_path):
     root = write_hep2(tmp_path)
-    write_csv(root / "foldB_test.csv", [("00001_p0_patch0.tif", "00001_p0_patch0_Mask.tif", "golgi", "positive")])
+    write_csv(root / "other.csv", [("00001_p0_patch0.tif", "00001_p0_patch0_Mask.tif", "golgi", "positive")])
     with pytest.raises(ValueError, match="another row"):
         PUBLISHED["hep2"].read(root)
+
+
+def test_hep2_takes_the_fold_tables_as_they_are(tmp_path):
+    """Membership, not a draw: fold B holds out what its test table lists."""
+    root = write_hep2(tmp_path, ("homogeneous", "mitsp") * 5, folds=5)
+    dataset = PUBLISHED["hep2"].read(root)
+    assert list(dataset.folds) == list("ABCDE")
+    recipe = load_recipe("joint_unet/bce_15", {"data": {"fold": 1, "size": 32}})
+    splits = read_splits(recipe, root)
+    assert {tile.group for tile in splits.validation.tiles} == {"00003", "00004"}
+    assert splits.origin.startswith(f"fold B of the tables in {root}")
+    assert splits.inner.tiles
+    assert not {tile.group for tile in splits.inner.tiles} & {"00003", "00004"}
+    drawn = read_splits(load_recipe("joint_unet/bce_15", {"data": {"folds": 2, "size": 32}}), root)
+    assert "fold 0 of 2" in drawn.origin, "another number of folds is drawn"
+
+
+def test_hep2_fold_tables_must_cover_the_images(tmp_path):
+    root = write_hep2(tmp_path, ("homogeneous", "mitsp") * 5, folds=5)
+    read = PUBLISHED["hep2"].read
+    tables = {path.name: path.read_text() for path in root.glob("fold*.csv")}
+
+    def change(**texts):
+        for name, text in {**tables, **texts}.items():
+            (root / name).write_text(text)
+
+    test, train = (tables[f"foldC_{side}.csv"].splitlines(keepends=True) for side in ("test", "train"))
+    change(**{"foldC_test.csv": "".join(test[1:])})
+    with pytest.raises(ValueError, match=r"do not have 1 of the 20 images, first 00005_p0_patch0\.tif; complete"):
+        read(root)
+    change(**{"foldC_test.csv": "".join(test[1:]), "foldC_train.csv": "".join([*train, test[0]])})
+    with pytest.raises(
+        ValueError, match=r"00005_p0_patch0.tif \(one of 1 such images\) is held out by 0 folds \(none\)"
+    ):
+        read(root)
+    change(**{"foldC_test.csv": "".join([*test, train[0]])})
+    with pytest.raises(ValueError, match=r"00001_p0_patch0.tif is in foldC_train.csv and in foldC_test.csv"):
+        read(root)
+    change()
+    (root / "foldD_test.csv").unlink()
+    with pytest.raises(ValueError, match=r"has no foldD_test\.csv"):
+        read(root)
+    change()
+    first = root / "dataset" / "train" / "00001_p0_patch0.tif"
+    first.with_name("00001_p0_patch9.tif").write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=r"do not have 1 of the 21 images, first 00001_p0_patch9\.tif"):
+        read(root)
+
+
+def test_a_fold_table_that_divides_a_patient_is_refused(tmp_path):
+    root = write_hep2(tmp_path, ("homogeneous", "mitsp") * 5, folds=5)
+    a, b = root / "foldA_test.csv", root / "foldB_test.csv"
+    for one, other in ((a, b), (root / "foldB_train.csv", root / "foldA_train.csv")):
+        lines = one.read_text().splitlines(keepends=True)
+        one.write_text("".join(lines[1:]))
+        other.write_text(other.read_text() + lines[0])
+    with pytest.raises(ValueError, match=r"1 patient\(s\) are in training and in validation: 00001"):
+        read_splits(load_recipe("joint_unet/bce_15", {"data": {"size": 32}}), root)
 
 
 def test_hubmap_counts_down_columns_and_knows_organs(tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from fastmtl import data
 from fastmtl.builders import components, datasets
 from fastmtl.cli import main
-from fastmtl.config import load_recipe
+from fastmtl.config import ConfigError, load_recipe
 
 SMALL = ["--epochs", "1", "--size", "32", "--batch-size", "8", "--set", "model.base_channels=4"]
 
@@ -53,6 +53,24 @@ def test_how_tiles_are_drawn_is_the_recipes_in_training_alone(recipe, table, bal
     for train in (True, False):
         components.build_loader(recipe, folder, [], train=train, device=torch.device("cpu"))
     assert [(one["balanced"], one["pairs"]) for one in asked] == [(balanced, pairs), (False, None)]
+
+
+def test_tiles_without_a_required_column_are_left_out(manifest: Path):
+    """Also where no task reads the column, so that all rows of a table have the same images."""
+    every = datasets.read_data(load_recipe("demo"), manifest)
+    for column, count in (("mask", 4), ("grade", 1)):
+        found = datasets.read_data(load_recipe("demo", {"data": {"require": [column]}}), manifest)
+        assert len(found) == len(every) - count
+        words = "4 tiles without mask" if column == "mask" else "1 tile without grade"
+        assert f"{words} left out (data.require)" in [problem.reason for problem in found.problems]
+    assert all(
+        tile.mask is not None
+        for tile in datasets.read_data(load_recipe("demo", {"data": {"require": ["label", "mask"]}}), manifest).tiles
+    )
+    with pytest.raises(ConfigError, match=r"data\.require names 'stage', which no tile of"):
+        datasets.read_data(load_recipe("demo", {"data": {"require": ["stage"]}}), manifest)
+    for row in ("pcgrad", "single_swin", "two_stage"):
+        assert load_recipe(f"mask2tasks/{row}").data.require == ["mask"]
 
 
 def test_a_damaged_tile_stops_or_is_left_out_as_the_recipe_says(manifest: Path):

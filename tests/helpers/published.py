@@ -42,8 +42,8 @@ def write_gi_tract(root, *, cases=(2, 7), days=(1, 3), slices=3, size=(20, 16)):
     return root
 
 
-def write_hep2(root, labels=("homogeneous ", "mitsp"), size=24):
-    """A patient of two patches for each of `labels`."""
+def write_hep2(root, labels=("homogeneous ", "mitsp"), size=24, folds=0):
+    """A patient of two patches for each of `labels`; the tables of `folds` folds, which hold out patients in turn."""
     rows = []
     for patient, label in enumerate(labels, 1):
         for patch in range(2):
@@ -52,7 +52,12 @@ def write_hep2(root, labels=("homogeneous ", "mitsp"), size=24):
             write_image(root / "dataset" / "train" / f"{stem}_Mask.tif", drawn_mask(patch, size, size) * 255)
             rows.append((f"{stem}.tif", f"{stem}_Mask.tif", label, "positive" if patch else "intermediate "))
     write_csv(root / "dataset" / "train.csv", rows)
-    write_csv(root / "foldA_train.csv", rows[:2])
+    write_csv(root / "more.csv", rows[:2])
+    each = len(rows) // max(folds, 1)
+    for number, letter in enumerate("ABCDE"[:folds]):
+        held_out = rows[number * each : (number + 1) * each]
+        write_csv(root / f"fold{letter}_test.csv", held_out)
+        write_csv(root / f"fold{letter}_train.csv", [row for row in rows if row not in held_out])
     return root
 
 
@@ -118,7 +123,7 @@ def write_for_recipes(paper, root):
     """Data that all recipes of a paper can train on: every fold has every class."""
     write = {
         "mask2tasks": write_ebhi,
-        "joint_unet": lambda root: write_hep2(root, ("homogeneous", "mitsp") * 5, size=32),
+        "joint_unet": lambda root: write_hep2(root, ("homogeneous", "mitsp") * 5, size=32, folds=5),
         "gi_tract": lambda root: write_gi_tract(root, cases=range(1, 7), days=(1, 2), slices=4, size=(32, 32)),
         "switched_aux": lambda root: write_hubmap(root, ("kidney", "lung") * 5),
         "unet_multi": lambda root: write_pets(

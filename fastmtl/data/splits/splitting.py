@@ -187,6 +187,26 @@ def kfold(folder: Dataset, num_folds: int = 5, seed: int = 0, *, stratify: str =
     return [split_by_groups(folder, fold) for fold in folds]
 
 
+def published_fold(folder: Dataset, number: int) -> tuple[Split, str]:
+    """The split of one of the data set's own folds, from 0, and the fold's name.
+
+    Raises:
+        ValueError: a patient is on both sides, or one side is empty.
+    """
+    name = list(folder.folds)[number]
+    sides: tuple[list[Tile], list[Tile]] = ([], [])
+    for tile in folder.tiles:
+        sides[tile.id in folder.folds[name]].append(tile)
+    if not all(sides):
+        raise ValueError(
+            f"{folder.root}: fold {name} has {len(sides[0])} training, {len(sides[1])} held-out tiles; both need some"
+        )
+    train, val = (tuple(tile.id for tile in side) for side in sides)
+    split = Split(train, val, tuple(sorted({tile.group.upper() for tile in sides[1]})))
+    split.apply(folder)
+    return split, name
+
+
 def _share(folder: Dataset, fraction: float, seed: int, stratify: str, sides: int) -> list[str]:
     """The patients of about this fraction of the tiles: the first folds, or a better selection if patients are few."""
     groups = folder.groups

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ...dataset import Dataset, Problem, Tile
@@ -23,20 +25,25 @@ def looks_like(root: Path) -> bool:
 def read(root: Path) -> Dataset:
     """The patches with mask, pattern (the label) and `intensity`; the patient is the number at the start of a name.
 
-    The tables have no header; all that are found are read together (the authors' fold tables repeat the same rows).
-    Labels are trimmed, and the published `mitsp` stays as it is.
+    The tables have no header; all that are found are read together. The authors' fold tables, foldA_train.csv,
+    foldA_test.csv and so on, repeat the same rows and give the folds. Labels are trimmed, and the published `mitsp`
+    stays as it is.
 
     Raises:
-        FileNotFoundError, ValueError: no patches, no table, or rows that contradict each other.
+        FileNotFoundError, ValueError: no patches, no table, rows that contradict each other, or fold tables that do not
+            hold out every image once.
     """
     files: dict[str, Path] = {}
     for file in sorted(root.glob("**/*.tif")):
         if (other := files.setdefault(clean_name(file.name), file)) != file:
             raise ValueError(f"{file} and {other} have the same name, which the tables use for them; remove one")
     rows: dict[str, tuple[str, str, str]] = {}
-    for place, cells in _rows(root):
+    listed: dict[str, dict[str, set[str]]] = {}  # fold -> side -> images
+    for table, place, cells in _rows(root):
         image, mask, *labels = cells
         found = (clean_name(last_part(mask)), labels[0], labels[1])
+        if match := _FOLD_TABLE.fullmatch(table.name):
+            listed.setdefault(match[1].upper(), {}).setdefault(match[2], set()).add(clean_name(last_part(image)))
         if rows.setdefault(clean_name(last_part(image)), found) != found:
             raise ValueError(f"{place}: {image} is in another row with another mask, label or intensity")
     names = tuple(sorted({label for _, label, _ in rows.values() if label}))
@@ -57,10 +64,46 @@ def read(root: Path) -> Dataset:
                 {"intensity": INTENSITIES.index(intensity) if intensity else None},
             )
         )
-    return assemble(root, names, tiles, problems, LAYOUT, {"intensity": INTENSITIES})
+    dataset = assemble(root, names, tiles, problems, LAYOUT, {"intensity": INTENSITIES})
+    patches = {name for name in files if _PATCH.search(name)}
+    return replace(dataset, folds=_folds(root, listed, rows.keys() | patches)) if listed else dataset
 
 
-def _rows(root: Path) -> Iterator[tuple[str, list[str]]]:
+def _folds(
+    root: Path, listed: Mapping[str, Mapping[str, set[str]]], images: Iterable[str]
+) -> dict[str, frozenset[str]]:
+    """Fold -> ids of the held-out tiles.
+
+    Raises:
+        ValueError: an image is not in exactly one side of every fold, and held out by exactly one fold.
+    """
+    images, folds = set(images), dict(sorted(listed.items()))
+    for fold, sides in folds.items():
+        for side in ("train", "test"):
+            if side not in sides:
+                raise ValueError(f"{root} has no fold{fold}_{side}.csv; fold tables come in pairs, _train and _test")
+        if both := sides["train"] & sides["test"]:
+            raise ValueError(f"{root}: {min(both)} is in fold{fold}_train.csv and in fold{fold}_test.csv")
+        if lacking := images - sides["train"] - sides["test"]:
+            raise ValueError(
+                f"{root}: fold{fold}_train.csv and fold{fold}_test.csv do not have {len(lacking)} of the {len(images)} "
+                f"images, first {min(lacking)}; complete the fold tables, or remove them all to have folds drawn"
+            )
+    counts = {image: [fold for fold, sides in folds.items() if image in sides["test"]] for image in images}
+    if wrong := sorted(image for image, of in counts.items() if len(of) != 1):
+        held = f"by {len(counts[wrong[0]])} folds ({', '.join(counts[wrong[0]]) or 'none'})"
+        raise ValueError(
+            f"{root}: {wrong[0]} (one of {len(wrong)} such images) is held out {held}; the test tables of the folds "
+            f"{', '.join(folds)} must hold out every image once"
+        )
+    return {fold: frozenset(Path(image).stem for image in sides["test"]) for fold, sides in folds.items()}
+
+
+_FOLD_TABLE = re.compile(r"fold([A-Z])_(train|test)\.csv", re.IGNORECASE)
+_PATCH = re.compile(r"_patch\d+\.tif$")
+
+
+def _rows(root: Path) -> Iterator[tuple[Path, str, list[str]]]:
     tables = sorted(root.glob("**/*.csv"))
     if not tables:
         raise FileNotFoundError(f"no table in {root}; expected {LAYOUT}")
@@ -77,4 +120,4 @@ def _rows(root: Path) -> Iterator[tuple[str, list[str]]]:
                 raise ValueError(
                     f"{table}, line {number}: {len(trimmed)} cells; expected image, mask, label, intensity"
                 )
-            yield f"{table}, line {number}", trimmed
+            yield table, f"{table}, line {number}", trimmed
