@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import queue_rank
 from helpers.memory_loader import MemoryLoader
 from helpers.models import batch_of, build
 from helpers.stages import recipe_of, same, stages_for, weights
+from torch.multiprocessing.spawn import spawn
 
 from fastmtl import models, tasks
 from fastmtl.models import MomentumEmbedding, Output
@@ -149,3 +151,12 @@ def test_resuming_with_a_queue_is_bit_equal(tmp_path, average):
     assert same(found, expected)
     assert found["queues.side.place"] == 4 * 8 % 10
     assert not torch.equal(found["queues.side.encoder.stages.0.0.weight"], found["encoder.stages.0.0.weight"])
+
+
+@pytest.mark.long
+def test_ranks_have_one_queue_of_all_their_keys(tmp_path):
+    spawn(queue_rank.main, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first["queue"], second["queue"])
+    steps = [torch.cat([one["keys"][step] for one in (first, second)]) for step in range(2)]
+    assert torch.equal(first["queue"], torch.cat([steps[1][2:], steps[0][2:], steps[1][:2]]))
