@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import torch
-from torch import nn
+from typing import Literal
 
 from .. import data
-from ..builders import components, datasets, stains
-from ..config import Recipe
+from ..builders import datasets
 from ..evaluation.analyse import analyse as write_analyses
-from ..evaluation.tta import Views
 from ..prediction.images import find_images, images_there, write_predictions
 from ..prediction.output_dir import Predicted, check_apart, claimed, stamp_of
 from ..prediction.slides import check_places, predict_slides
-from ..protocols import Task
 from ..report import read_run, render, render_comparison
 from ..report.past_run import PastRun
-from ..training import checkpoint
-from ..training.eval_loop import autocast_dtype
 from ..training.run_dir import RunError, RunFolder
-from ..training.stages import ready_for_use
 from ..utils.atomic_io import naming
+from .ensembles import Trained, load
 
 
 def predict(
@@ -32,6 +24,7 @@ def predict(
     source: Path,
     out: Path,
     *,
+    others: Sequence[Path] = (),
     which: Literal["best", "last"] | None = None,
     device: str = "auto",
     tta: Sequence[str] | None = None,
@@ -45,6 +38,7 @@ def predict(
         path: the run folder.
         source: an image, a slide, a folder of them, or a manifest of slides.
         out: folder to create or to continue.
+        others: run folders whose outputs are averaged with those of `path`, for the tasks that all runs have.
         which: the checkpoint; None uses the recipe's training.checkpoint.
         device: "auto", "cpu", "cuda" or "cuda:N".
         tta: views of test-time augmentation; None uses the recipe's.
@@ -54,7 +48,7 @@ def predict(
         RunError: `path` is not a run, there is nothing to predict, images are unreadable, `out` contains other files,
             or another process is writing to `out`.
     """
-    trained = load(path, which, device, tta)
+    trained = load(path, which, device, tta, others)
     config = trained.recipe.data
     if config.index_folder:
         data.use_index_folder(config.index_folder)
@@ -66,13 +60,13 @@ def predict(
     if slides is None:
         images = find_images(source)
         home = source if source.is_dir() else source.parent
-        with claimed(out, stamp_of(path, trained.which, views, "images", home)):
+        with claimed(out, stamp_of(trained.weights, views, "images", home)):
             check_apart((Path(image.id).with_suffix("").as_posix() for image in images), out)
             return _predict_images(trained, source, images, out)
     if slides.num_images:
         note(f"{slides.num_images} image files among the slides are skipped; predict their folder separately")
     check_places(slides.slides, out)
-    with claimed(out, stamp_of(path, trained.which, views, "slides", slides.root)):
+    with claimed(out, stamp_of(trained.weights, views, "slides", slides.root)):
         check_apart(slides.slides, out)
         return predict_slides(
             slides.slides,
@@ -157,46 +151,3 @@ def report(paths: Sequence[Path], out: Path | None = None) -> list[str]:
         with naming(out):
             out.write_text(html, encoding="utf-8")
     return problems + [problem for run in runs for problem in run.problems]
-
-
-class Trained(NamedTuple):
-    """A trained run, loaded for evaluation and prediction."""
-
-    recipe: Recipe
-    facts: dict[str, Any]
-    which: Literal["best", "last"]
-    tasks: Sequence[Task]
-    model: nn.Module
-    device: torch.device
-    dtype: torch.dtype | None
-    stain: data.StainNormalizer | None
-
-    @property
-    def classes(self) -> dict[str, list[str]]:
-        """Label column -> the classes of its task; other data must have the same."""
-        known = {"": self.facts["class_names"], **self.facts.get("classes", {})}
-        columns = {task.target.column for task in self.tasks if task.target.kind == "label"}
-        return {column or "label": known[column] for column in columns}
-
-    def read(self, folder: data.Dataset) -> data.TileLoader:
-        """Batches of `folder` in order; stains of new slides are estimated first."""
-        if self.stain is not None:
-            stains.fit_slides(self.stain, folder.tiles, self.recipe)
-        return components.build_loader(
-            self.recipe, folder, self.tasks, train=False, device=self.device, stain=self.stain
-        )
-
-
-def load(path: Path, which: Literal["best", "last"] | None, device_name: str, tta: Sequence[str] | None) -> Trained:
-    run = RunFolder(path)
-    recipe, facts = run.recipe(), run.extra()
-    device = components.device_of(device_name)
-    tasks = components.build_tasks(recipe, facts["class_names"], facts.get("classes", {}))
-    model = components.build_model(recipe, tasks, device, trained=True)
-    which = which or recipe.training.checkpoint
-    checkpoint.load_model(run.checkpoints / which, model, device)
-    ready_for_use(recipe, model)
-    if views := recipe.training.tta if tta is None else tta:
-        model = Views(model, tasks, views)
-    dtype = autocast_dtype(recipe.training.precision, device)
-    return Trained(recipe, facts, which, tasks, model, device, dtype, stains.load_normalizer(path, recipe))

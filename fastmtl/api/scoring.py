@@ -19,14 +19,15 @@ from ..training.run_dir import RunError, RunFolder, read_lines
 from ..utils.metric_directions import directions_of
 from ..utils.words import counted
 from . import notices
+from .ensembles import load
 from .job import Job, say
-from .runs import load
 
 
 def evaluate(
     path: Path,
     root: Path,
     *,
+    others: Sequence[Path] = (),
     which: Literal["best", "last"] | None = None,
     everything: bool = False,
     device: str = "auto",
@@ -37,8 +38,9 @@ def evaluate(
     Args:
         path: the run folder.
         root: the data.
+        others: run folders whose outputs are averaged with those of `path`, for the tasks that all runs have.
         which: the checkpoint; None uses the recipe's training.checkpoint.
-        everything: also count patients that the run was trained on, or that chose its epoch.
+        everything: also count patients that a run was trained on, or that chose its epoch.
         device: "auto", "cpu", "cuda" or "cuda:N".
         tta: views of test-time augmentation; None uses the recipe's.
 
@@ -49,7 +51,7 @@ def evaluate(
         RunError: `path` is not a run, the data do not match it, or no tile is left to evaluate.
         ConfigError: the run's tasks cannot be scored on these masks.
     """
-    trained = load(path, which, device, tta)
+    trained = load(path, which, device, tta, others)
     recipe, facts = trained.recipe, trained.facts
     try:
         found_tiles = datasets.read_data(recipe, root, trained.classes)
@@ -74,6 +76,7 @@ def evaluate(
         *notices.of_scores(trained.tasks, found, "evaluated"),
     ]
     return _summary(recipe, trained.tasks, trained.which, found, kept) | {
+        **({"ensemble": [str(one) for one in (path, *others)]} if others else {}),
         "num_images_of_training_patients_left_out": len(folder) - len(kept),
         "num_damaged_files": len(damaged),
         "notices": odd,

@@ -103,10 +103,10 @@ def _column(task: str, options: Mapping[str, object]) -> str:
 def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, trained: bool = False) -> nn.Module:
     """The recipe's network on `device`, seeded, in channels-last layout (the fastest for convolutions).
 
-    Use `trained` if a checkpoint will be loaded: the file of model.weights, which may no longer exist, is not read.
-    Empty model.weights, for an overlay that takes them back, are none.
+    Use `trained` if a checkpoint will be loaded: the file of model.weights, which may no longer exist, is not read. An
+    empty model.weights is none.
     """
-    left_out = ("name", "weights") if trained or recipe.model.get("weights") == "" else ("name",)
+    left_out = ("name", "weights") if trained or not recipe.model.get("weights") else ("name",)
     options = {key: value for key, value in recipe.model.items() if key not in left_out}
     torch.manual_seed(recipe.training.seed)
     model = models.create_model(recipe.model["name"], tasks={task.name: task.output for task in tasks}, **options)
@@ -169,7 +169,7 @@ def build_loader(
         targets={task.name: task.target for task in tasks},
         metadata=_metadata(recipe),
         size=config.size,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size if train else config.val_batch_size or config.batch_size,
         augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
         shuffle=train,
         balanced=train and config.sampler == "balanced" and (config.balance_by or True),
@@ -191,9 +191,12 @@ def build_loader(
 
 
 def _metadata(recipe: Recipe) -> dict[str, list[str]]:
-    """The recipe's metadata, and the columns by which tasks group their metrics."""
-    grouped = {column for options in recipe.tasks.values() if (column := options.get("group_by"))}
-    return {**{column: [column] for column in sorted(grouped)}, **recipe.data.metadata}
+    """The recipe's metadata, and the columns by which tasks group their metrics and choose their thresholds."""
+    tables = recipe.tasks.values()
+    grouped = {
+        column for options in tables for column in (options.get("group_by", ""), *options.get("threshold_by", ()))
+    }
+    return {**{column: [column] for column in sorted(grouped - {""})}, **recipe.data.metadata}
 
 
 def _random_patches(recipe: Recipe, folder: data.Dataset) -> data.RandomPatches:

@@ -39,12 +39,16 @@ def check_targets(tasks: Sequence[Task], dataset: data.Dataset) -> None:
 
 def _check_groups(task: Task, dataset: data.Dataset) -> None:
     grouping = getattr(task, "grouping", None)
-    column = grouping.group_by if grouping is not None else ""
-    if column and (without := [tile.id for tile in dataset.tiles if data.label_of(tile, column) is None]):
-        raise ConfigError(
-            f"task {task.name!r} is scored by {column!r}, and {len(without)} of the {len(dataset)} images of "
-            f"{dataset.root} have no value, first {without[0]!r}; fill in the column, or remove `group_by`."
-        )
+    if grouping is None:
+        return
+    for column in grouping.columns:
+        without = [tile.id for tile in dataset.tiles if data.label_of(tile, column) is None]
+        if without:
+            option = "group_by" if column == grouping.group_by else "threshold_by"
+            raise ConfigError(
+                f"task {task.name!r} is scored by {column!r}, and {len(without)} of the {len(dataset)} images of "
+                f"{dataset.root} have no value, first {without[0]!r}; fill in the column, or remove `{option}`."
+            )
 
 
 def check_metadata(recipe: Recipe, dataset: data.Dataset) -> None:

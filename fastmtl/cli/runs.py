@@ -14,6 +14,15 @@ _RUN = "a folder that `fastmtl train` wrote"
 
 
 def _add_model_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--with",
+        nargs="+",
+        type=Path,
+        default=(),
+        dest="others",
+        metavar="RUN",
+        help="average the network's outputs with those of these runs, for the tasks that all of them have",
+    )
     parser.add_argument("--checkpoint", choices=("best", "last"), help="default: the recipe's training.checkpoint")
     parser.add_argument(
         "--tta",
@@ -41,6 +50,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     found = api.evaluate(
         Path(parsed.run),
         parsed.data,
+        others=parsed.others,
         which=parsed.checkpoint,
         everything=parsed.everything,
         device=parsed.device,
@@ -69,6 +79,7 @@ def predict(arguments: Sequence[str]) -> int:
         Path(parsed.run),
         Path(parsed.input),
         parsed.out,
+        others=parsed.others,
         which=parsed.checkpoint,
         device=parsed.device,
         tta=parsed.tta,

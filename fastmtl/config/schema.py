@@ -55,6 +55,8 @@ class DataConfig:
     """Accept a mean and std other than those of the images that model.weights were trained on."""
     batch_size: int = 16
     """Images per step, on each rank."""
+    val_batch_size: int = 0
+    """Images per batch in evaluation; 0: batch_size."""
     sampler: Literal["shuffled", "balanced", "pairs"] = "shuffled"
     """Every tile once, classes equally often, or pairs of neighbours by the columns `case` and `position`."""
     pairs_apart: str = ""
@@ -154,6 +156,8 @@ class TrainingConfig:
     monitor: Literal["score", "loss"] = "score"
     """What chooses the best epoch, stops early and reduces the rate of the schedule plateau: the mean of the tasks'
     primary metrics, or the sum of their validation losses with the balancer's constant weights (1 if it has none)."""
+    monitor_tasks: list[str] = field(default_factory=list[str])
+    """For monitor = "loss": the tasks whose losses count; empty: all."""
     patience: int = 0
     """Stop a stage after this many epochs without a better `monitor`; 0: never stop early."""
     average: Literal["", "ema", "swa"] = ""

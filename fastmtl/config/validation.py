@@ -23,6 +23,7 @@ def validate(recipe: Recipe) -> None:
             _check_stage(recipe, number, stage)
         _check_data(recipe.data)
         _check_training(recipe.training, recipe.stages[-1].epochs if recipe.stages else recipe.training.epochs)
+        _check_monitor(recipe)
         _check_components(recipe)
         _check_optimizer("optimizer", recipe.optimizer)
         for stage in recipe.stages:
@@ -38,6 +39,7 @@ def _check_data(data: DataConfig) -> None:
         {
             "size must be a positive multiple of 16": data.size > 0 and data.size % 16 == 0,
             "batch_size must be at least 1": data.batch_size >= 1,
+            "val_batch_size must not be negative": data.val_batch_size >= 0,
             "val_fraction must be between 0 and 1": 0 < data.val_fraction < 1,
             "test_fraction must be between 0 and 1 - val_fraction": 0 <= data.test_fraction < 1 - data.val_fraction,
             "inner_fraction must be in [0, 1)": 0 <= data.inner_fraction < 1,
@@ -97,6 +99,8 @@ def _check_components(recipe: Recipe) -> None:
         for key in ("column", "group_by"):
             if not isinstance(task.get(key, ""), str):
                 raise ConfigError(f"tasks.{name}.{key} must be text, the name of a column; got {task[key]!r}.")
+        if not _is_list(by := task.get("threshold_by", []), str):
+            raise ConfigError(f"tasks.{name}.threshold_by must be a list of names of columns; got {by!r}.")
 
 
 def _check_file_names(recipe: Recipe) -> None:
@@ -116,6 +120,16 @@ def _check_file_names(recipe: Recipe) -> None:
             raise ConfigError(
                 f"tasks {other!r} and {name!r} would share a file on systems that ignore case; choose another name."
             )
+
+
+def _check_monitor(recipe: Recipe) -> None:
+    named = recipe.training.monitor_tasks
+    if named and recipe.training.monitor != "loss":
+        raise ConfigError(f'training.monitor_tasks ({", ".join(named)}) needs training.monitor = "loss".')
+    for task in named:
+        if task not in recipe.tasks:
+            known = nearest(task, list(recipe.tasks))
+            raise ConfigError(f"training.monitor_tasks has an unknown task {task!r}; {known}")
 
 
 def _check_stage(recipe: Recipe, number: int, stage: StageConfig) -> None:

@@ -65,6 +65,11 @@ def check_views(tasks: Sequence[Task], views: Sequence[str]) -> None:
                 f"task {task.name!r} cannot be averaged over views (tta): the queries of two views have no common "
                 "order. Leave training.tta empty."
             )
+        if getattr(task, "side", 0):
+            raise ConfigError(
+                f"task {task.name!r} cannot be averaged over views (tta): its box is in pixels (`side`), not logits. "
+                "Leave training.tta empty."
+            )
 
 
 def _back(kind: str) -> Callable[[Tensor, int, bool], Tensor]:

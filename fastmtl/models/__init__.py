@@ -6,6 +6,7 @@ from .depth import encoder_depths
 from .heads import Output, Queries
 from .joint_unet import JointUNet
 from .mask2tasks import Mask2Tasks
+from .momentum import MomentumEmbedding
 from .published import Published, normalization_of, published_weights
 from .registry import ModelInfo, Row, check_model, create_model, list_models, model_info, register_model
 from .weights import WeightsReport, load_weights
@@ -14,6 +15,7 @@ __all__ = [
     "JointUNet",
     "Mask2Tasks",
     "ModelInfo",
+    "MomentumEmbedding",
     "MultiTaskModel",
     "Output",
     "Published",

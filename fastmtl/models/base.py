@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.suggestions import nearest
 from .heads import AuxiliaryHeads, Output, check_outputs, pooled_mlp
+from .momentum import MomentumEmbedding, MomentumQueue
 
 
 class MultiTaskModel(nn.Module):
@@ -147,7 +149,8 @@ class PyramidModel(MultiTaskModel):
         auxiliary_strides: see `AuxiliaryHeads`; None disables auxiliary tasks.
         trunk: module from the deepest feature map to the input of all heads; None passes the feature map itself.
 
-    Each "embedding" pools the deepest feature map and applies two linear layers.
+    Each "embedding" pools the deepest feature map and applies two linear layers. A "momentum_embedding" does too, and
+    has a `MomentumQueue` in training.
     """
 
     def __init__(
@@ -171,12 +174,14 @@ class PyramidModel(MultiTaskModel):
 
         head = head or linear
         makers = {"map": decoder, "image": decoder, "vector": head, "box": head, "embedding": projection}
+        makers["momentum_embedding"] = projection
         kinds = {kind for kind, make in makers.items() if make is not None}
         super().__init__(name, tasks, kinds | ({"auxiliary"} if auxiliary_strides is not None else set()))
         self.encoder, self.stride = encoder, encoder.multiple
         self.decoders, self.heads, self.auxiliary = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        self.projections = nn.ModuleDict()
-        places = {"map": self.decoders, "image": self.decoders, "embedding": self.projections}
+        self.projections, self.queues = nn.ModuleDict(), nn.ModuleDict()
+        places = {"map": self.decoders, "image": self.decoders}
+        places |= dict.fromkeys(("embedding", "momentum_embedding"), self.projections)
         for task, output in tasks.items():
             if output.kind == "auxiliary":
                 self.auxiliary[task] = AuxiliaryHeads(
@@ -185,6 +190,9 @@ class PyramidModel(MultiTaskModel):
             else:
                 make = cast("Callable[[int], nn.Module]", makers[output.kind])  # guaranteed by the check above
                 places.get(output.kind, self.heads)[task] = make(output.channels)
+            if output.kind == "momentum_embedding":
+                projected = self.projections[task]
+                self.queues[task] = MomentumQueue(encoder, projected, output.channels, output.queue, output.momentum)
         self.trunk = trunk if len(self.heads) else None
 
     @property
@@ -201,15 +209,16 @@ class PyramidModel(MultiTaskModel):
         }
         return found | own
 
-    def encode(self, batch: Any, images: Tensor) -> list[Tensor]:
-        """The encoder's feature maps; models that use more of the batch than its images override it."""
-        return self.encoder(images)
+    def encode(self, batch: Any, images: Tensor, encoder: nn.Module | None = None) -> list[Tensor]:
+        """The feature maps of `encoder`, or of the model's own; models that use more of the batch than its images
+        override it."""
+        return (self.encoder if encoder is None else encoder)(images)
 
-    def forward(self, batch: Any) -> dict[str, Tensor]:
+    def forward(self, batch: Any) -> dict[str, Any]:
         images = self.images_of(batch)
         features = self.encode(batch, images)
         wanted = self.selected
-        outputs: dict[str, Tensor] = {}
+        outputs: dict[str, Any] = {}
         for name, decoder in self.decoders.items():
             if name in wanted:
                 outputs[name] = resize(decoder(features), images)
@@ -219,7 +228,18 @@ class PyramidModel(MultiTaskModel):
         outputs |= {name: head(read) for name, head in self.heads.items() if name in wanted}
         outputs |= {name: head(features[-1]) for name, head in self.projections.items() if name in wanted}
         outputs |= {name: heads(features) for name, heads in self.auxiliary.items() if name in wanted}
+        for name in self.queues if self.training else ():
+            if name in wanted:
+                outputs[name] = self._with_queue(name, outputs[name], batch, images)
         return {name: outputs[name] for name in wanted}
+
+    def _with_queue(self, name: str, queries: Tensor, batch: Any, images: Tensor) -> MomentumEmbedding:
+        def encode(encoder: nn.Module) -> list[Tensor]:
+            return self.encode(batch, images, encoder)
+
+        learns = torch.is_grad_enabled()
+        keys, queue = self.queues[name](encode, self.encoder, self.projections[name], learns)
+        return MomentumEmbedding(queries, keys, queue)
 
 
 def resize(logits: Tensor, images: Tensor) -> Tensor:

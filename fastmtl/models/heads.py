@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
-Kind = Literal["map", "vector", "box", "image", "embedding", "queries", "auxiliary"]
+Kind = Literal["map", "vector", "box", "image", "embedding", "momentum_embedding", "queries", "auxiliary"]
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,18 @@ class Output:
 
     Attributes:
         kind: "map" [B, channels, H, W] logits at the input's size; "vector" [B, channels] logits or values; "box"
-            [B, 4] logits of centre x, centre y, width, height as fractions of the image; "image" [B, 3, H, W], a
-            reconstruction of the standardised input; "embedding" [B, channels], a projection for contrastive losses;
-            "queries" a `Queries` for channels classes; "auxiliary" [B, channels, h, w] logits of an encoder block at a
-            lower stride (see `AuxiliaryHeads`).
+            [B, 4] logits or pixels of a box, see `tasks.BoundingBox`; "image" [B, 3, H, W], a reconstruction of the
+            standardised input; "embedding" [B, channels], a projection for contrastive losses; "momentum_embedding" the
+            same in evaluation, in training a `MomentumEmbedding`; "queries" a `Queries` for channels classes;
+            "auxiliary" [B, channels, h, w] logits of an encoder block at a lower stride (see `AuxiliaryHeads`).
         channels: logits per pixel, image or embedding; 4 for a box, 3 for an image, classes for queries.
+        queue, momentum: of a "momentum_embedding", see `MomentumQueue`.
     """
 
     kind: Kind
     channels: int
+    queue: int = 0
+    momentum: float = 0.0
 
 
 class Queries(NamedTuple):

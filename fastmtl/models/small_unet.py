@@ -94,15 +94,16 @@ class SmallUNet(PyramidModel):
         )
         self.film = film
 
-    def encode(self, batch: Any, images: Tensor) -> list[Tensor]:
+    def encode(self, batch: Any, images: Tensor, encoder: nn.Module | None = None) -> list[Tensor]:
+        chosen = self.encoder if encoder is None else encoder
         if not self.film:
-            return self.encoder(images)
+            return chosen(images)
         metadata = None if isinstance(batch, Tensor) else batch.metadata.get("film")
         wanted = [images.shape[0], self.encoder.film.num_features]
         if metadata is None or list(metadata.shape) != wanted:
             found = "none" if metadata is None else list(metadata.shape)
             raise ValueError(f"small_unet with film=True needs a Batch with metadata['film'] {wanted}; got {found}.")
-        return self.encoder(images, metadata)
+        return chosen(images, metadata)
 
 
 register_variant(

@@ -45,16 +45,21 @@ class Predicted(NamedTuple):
     unreadable: int = 0
 
 
-def stamp_of(run: Path, which: str, views: Sequence[str], what: str, source: Path) -> JsonObject:
-    """The settings that predictions depend on; names of images are relative to `source`."""
-    weights = (run / "checkpoints" / which / "manifest.json").read_bytes()
-    recipe = (run / "config.toml").read_bytes()
+def stamp_of(weights: Sequence[Path], views: Sequence[str], what: str, source: Path) -> JsonObject:
+    """The settings that predictions depend on; names of images are relative to `source`.
+
+    Args:
+        weights: RUN/checkpoints/NAME of the run, or of each run of an ensemble.
+    """
+    runs = [path.parent.parent for path in weights]
+    recipes = b"".join((run / "config.toml").read_bytes() for run in runs)
+    manifests = b"".join((path / "manifest.json").read_bytes() for path in weights)
     return {
         "what": what,
         "input": str(source.resolve()),
-        "run": str(run.resolve()),
-        "recipe": hashlib.sha256(recipe).hexdigest(),
-        "weights": hashlib.sha256(weights).hexdigest(),
+        "run": ", ".join(str(run.resolve()) for run in runs),
+        "recipe": hashlib.sha256(recipes).hexdigest(),
+        "weights": hashlib.sha256(manifests).hexdigest(),
         "views": list(views),
     }
 

@@ -1,5 +1,5 @@
-"""Metrics of the tasks, two of them missing from torchmetrics: overlap with a defined score for empty masks, and R^2
-for targets far from 0.
+"""Metrics of the tasks, three of them missing from torchmetrics: overlap with a defined score for empty masks, false
+positive pixels for each false negative one, and R^2 for targets far from 0.
 
 torchmetrics' DiceScore always scores an empty prediction of an empty mask as 0; its R2Score subtracts sums of squares,
 and float32 then loses a spread that is small compared with the values.
@@ -204,6 +204,48 @@ class Overlap(torchmetrics.Metric):
     def _means(self, over: int) -> Tensor:
         with self.sync_context(should_unsync=True):  # outside `compute` the states are this rank's alone
             return (self.total.sum(over) / self.count.sum(over)).float()
+
+
+class FalsePixels(torchmetrics.Metric):
+    """False positive pixels divided by false negative ones, of masks of C structures.
+
+    Above 1 a structure is drawn too large or where there is none, below 1 too small or not at all.
+
+    Args:
+        channels: C of the masks.
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    pixels: Tensor  # int64 [2, C]: false positives, false negatives
+    images: Tensor
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.add_state("pixels", torch.zeros(2, channels, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add masks [B, C, *spatial], bool or 0/1 integers."""
+        shared, predicted, true = (each.sum(0) for each in _sums(preds, target))
+        self.pixels += torch.stack([predicted - shared, true - shared])
+        self.images += len(preds)
+
+    def compute(self) -> Tensor:
+        """Of all structures together; NaN without false negatives."""
+        positive, negative = self.pixels.sum(1)
+        return _ratio(positive, negative)
+
+    def per_channel(self) -> tuple[Tensor, Tensor, Tensor]:
+        """False positives and false negatives, pixels per image, and their ratio: float32 [C] each, over all ranks."""
+        with self.sync_context(should_unsync=True):
+            positive, negative = self.pixels
+            per_image = (self.pixels / self.images).float()
+            return per_image[0], per_image[1], _ratio(positive, negative)
+
+
+def _ratio(positive: Tensor, negative: Tensor) -> Tensor:
+    return torch.where(negative > 0, positive / negative, torch.nan).float()
 
 
 class RSquared(torchmetrics.Metric):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from .. import losses
@@ -90,27 +91,39 @@ class Regression(BaseTask):
 class BoundingBox(BaseTask):
     """The box around a structure: logits [B, 4], target float32 [B, 4] as centre x, centre y, width, height in 0..1.
 
-    The sigmoid of the logits is the box.
+    Predictions and `iou` are in 0..1, whatever the units of the loss.
 
     Args:
         loss: "mse", "l1" or "smooth_l1", on the four numbers.
+        side: 0: the sigmoid of the logits is the box. Otherwise the logits themselves are left, top, right, bottom in
+            pixels of an image with sides of this length, and so the loss is in these pixels (squared for "mse").
     """
 
     primary_metric: ClassVar[str] = "iou"
     target: Target = Target("box", "box")
 
-    def __init__(self, name: str, column: int, *, loss: Loss = "mse"):
+    def __init__(self, name: str, column: int, *, loss: Loss = "mse", side: float = 0.0):
         super().__init__(name, column)
+        self.side = positive(name, "side", side) if side else 0.0
         self.output = Output("box", 4)
         self.criterion = _criterion(name, loss)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
-        return self.criterion(self.predict(output), batch.targets[self.name], mask=self.has_label(batch))
+        found, wanted = output.float(), batch.targets[self.name]
+        if self.side:
+            centre, size = wanted.split(2, 1)
+            wanted = torch.cat([centre - size / 2, centre + size / 2], 1) * self.side
+        else:
+            found = found.sigmoid()
+        return self.criterion(found, wanted, mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
-        """Logits [B, 4] -> box float32 [B, 4] in 0..1."""
-        return output.float().sigmoid()
+        """Logits [B, 4] -> box float32 [B, 4] in 0..1: centre x, centre y, width, height."""
+        if not self.side:
+            return output.float().sigmoid()
+        first, second = (output.float() / self.side).clamp(0, 1).split(2, 1)
+        return torch.cat([(first + second) / 2, (second - first).clamp(min=0)], 1)
 
     def metrics(self) -> MetricCollection:
         """`iou`: mean over images of the overlap of predicted and true box."""

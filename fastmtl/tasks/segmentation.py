@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,15 @@ from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
 from ..utils.json_toml import JsonObject
-from .base import BaseTask, check_weights, class_weights_of, distinct, exclusive, smoothing
+from .base import BaseTask, by_name, check_weights, class_weights_of, distinct, exclusive, smoothing
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import Aggregate, Scoring
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
+
+    from .metrics import FalsePixels
 
 
 class _Segmentation(BaseTask):
@@ -67,6 +69,7 @@ class _Sigmoid(_Segmentation):
         threshold: float | Sequence[float] = 0.5,
         group_by: str = "",
         thresholds: Mapping[str, float] | None = None,
+        threshold_by: Sequence[str] = (),
         aggregate: Aggregate = "image",
     ) -> None:
         super().__init__(name, column)
@@ -78,7 +81,7 @@ class _Sigmoid(_Segmentation):
             )
         check_weights(name, bce_weight=bce_weight, dice_weight=dice_weight)
         self.structures, self.threshold = distinct(name, structures), torch.tensor(own)[:, None, None]
-        self.grouping = Grouping(name, group_by, groups or {}, thresholds or {})
+        self.grouping = Grouping(name, group_by, groups or {}, thresholds or {}, threshold_by)
         self.empty, self.scoring = empty, Scoring(name, structures, self.grouping, empty, aggregate)
         self.output = Output("map", len(structures))
         self.criterion = losses.DiceBCELoss(
@@ -89,6 +92,27 @@ class _Sigmoid(_Segmentation):
             jaccard=jaccard,
             empty=empty,
         )
+
+    def metrics(self) -> MetricCollection:
+        """`dice`, `jaccard`, `pixel_accuracy`; with several structures also `fp_to_fn`, false positive pixels divided
+        by false negative ones."""
+        collection = super().metrics()
+        if len(self.structures) > 1:
+            from .metrics import FalsePixels
+
+            collection.add_metrics({"fp_to_fn": FalsePixels(len(self.structures))})
+        return collection
+
+    def summary(self, metrics: MetricCollection) -> JsonObject:
+        """See `metrics`; `per_class` has `fp_to_fn`, `false_positives` and `false_negatives`, in pixels per image."""
+        found = super().summary(metrics)
+        if len(self.structures) > 1:
+            counted = cast("FalsePixels", metrics["fp_to_fn"]).per_channel()
+            names = ("false_positives", "false_negatives", "fp_to_fn")
+            found["per_class"] |= {
+                name: by_name(self.structures, each) for name, each in zip(names, counted, strict=True)
+            }
+        return found
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, C, H, W] -> bool masks [B, C, H, W]; with a batch, at the thresholds of its samples' groups."""
@@ -102,6 +126,8 @@ class _Sigmoid(_Segmentation):
             found, true = self.predict(output, batch)[rows], batch.targets[self.name][rows]
             self.scoring.update(metrics, found, true, batch, rows)
             metrics["pixel_accuracy"].update((found == true.bool()).double())
+            if len(self.structures) > 1:
+                metrics["fp_to_fn"].update(found, true)
 
 
 @register_task("binary_segmentation")
@@ -114,7 +140,9 @@ class BinarySegmentation(_Sigmoid):
             excludes images with an empty mask.
         threshold: probability from which a pixel counts as foreground, in metrics and predictions.
         group_by: a label column of the data set, for example the organ or class: metrics are reported for each value.
-        thresholds: group name -> threshold, for groups whose threshold differs from `threshold`.
+        thresholds: group name -> threshold, for groups whose threshold differs from `threshold`; see `Grouping`.
+        threshold_by: the label columns of the names in `thresholds`, if they are not of `group_by` alone; then
+            "lung, HPA" is the threshold of samples that are in both classes.
         aggregate: "image" averages over images; "batch" pools the pixels of a batch and averages over batches; or a
             mapping from "dice" and "jaccard" to one of these.
     """
@@ -132,8 +160,8 @@ class MultiLabelSegmentation(_Sigmoid):
     Args:
         structures: the C structures' names, in the order of the channels.
         threshold: one probability, or one for each structure.
-        bce_weight, dice_weight, batch, squared_pred, jaccard, empty, group_by, thresholds, aggregate: as in
-            `BinarySegmentation`.
+        bce_weight, dice_weight, batch, squared_pred, jaccard, empty, group_by, thresholds, threshold_by,
+            aggregate: as in `BinarySegmentation`.
     """
 
     def __init__(self, name: str, column: int, *, structures: Sequence[str], **options: Any) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import losses
-from ..models import Output
+from ..models import MomentumEmbedding, Output
 from ..protocols import Batch, Target
 from .base import BaseTask, positive
 from .registry import register_task
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 @register_task("reconstruction")
 class Reconstruction(BaseTask):
-    """Reconstruct the network's input: mean squared error on [B, 3, H, W] against `Batch.images`."""
+    """Reconstruct the network's input: mean squared error on [B, 3, H, W] against `Batch.images`.
+
+    Loss and `rmse` are in units of the normalised image, (pixel - data.mean) / data.std of pixels in 0..1: with mean 0
+    and std 1/255 those of pixels 0..255.
+    """
 
     target: Target = Target("none")
 
@@ -29,15 +34,15 @@ class Reconstruction(BaseTask):
         self.criterion = losses.MSELoss()
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Scalar, in squared units of the standardised image."""
+        """Scalar, in squared units of the normalised image."""
         return self.criterion(output.float(), batch.images)
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
-        """The standardised image [B, 3, H, W]."""
+        """The normalised image [B, 3, H, W]."""
         return output.float()
 
     def metrics(self) -> MetricCollection:
-        """`rmse`, of the standardised image."""
+        """`rmse`, of the normalised image."""
         from .metrics import error_metrics
 
         return error_metrics()
@@ -49,31 +54,57 @@ class Reconstruction(BaseTask):
 
 @register_task("contrastive")
 class Contrastive(BaseTask):
-    """Contrastive learning of neighbours: NT-Xent on projections [B, D] of the pairs that the sampler drew.
+    """Contrastive learning of neighbours, the pairs that the sampler drew; needs data.sampler = "pairs".
 
-    Needs data.sampler = "pairs". Samples without a partner in the batch are excluded.
+    Without a queue: NT-Xent on projections [B, D], the other samples of the batch being the negatives. With one,
+    InfoNCE of MoCo v2: of each pair the first is the query, its key is the momentum encoder's projection of the second,
+    and the negatives are the keys of earlier batches. Samples without a partner in the batch are excluded.
 
     Args:
-        temperature: see `ops.nt_xent_loss`.
+        temperature: see `ops.nt_xent_loss`; MoCo v2 has 0.2.
         dimensions: D.
+        queue: K, the number of earlier keys; 0: NT-Xent.
+        momentum: of the momentum encoder, in [0, 1).
     """
 
     target: Target = Target("pair")
 
-    def __init__(self, name: str, column: int, *, temperature: float = 0.1, dimensions: int = 128):
+    def __init__(
+        self,
+        name: str,
+        column: int,
+        *,
+        temperature: float = 0.1,
+        dimensions: int = 128,
+        queue: int = 0,
+        momentum: float = 0.999,
+    ):
         super().__init__(name, column)
         positive(name, "dimensions", dimensions)
-        self.output = Output("embedding", dimensions)
-        self.criterion = losses.NTXentLoss(temperature=positive(name, "temperature", temperature))
+        if queue < 0 or queue != int(queue):
+            raise ValueError(f"task {name!r}: `queue` must be a whole number of 0 or more; got {queue!r}.")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"task {name!r}: `momentum` must be in [0, 1); got {momentum}.")
+        self.temperature = positive(name, "temperature", temperature)
+        self.output = (
+            Output("momentum_embedding", dimensions, queue, momentum) if queue else Output("embedding", dimensions)
+        )
+        self.criterion = losses.NTXentLoss(temperature=self.temperature)
 
-    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+    def loss(self, output: Tensor | MomentumEmbedding, batch: Batch) -> Tensor:
         """Scalar; 0, with a graph, when no sample has its partner in the batch."""
         first, second, whole = self._pairs(batch)
-        return self.criterion(output[first], output[second], mask=whole)
+        if isinstance(output, Tensor):
+            return self.criterion(output[first], output[second], mask=whole)
+        queries = F.normalize(output.queries[first].float(), dim=1)
+        found = (queries * output.keys[second]).sum(1, keepdim=True)
+        logits = torch.cat([found, queries @ output.queue.T], 1) / self.temperature
+        each = F.cross_entropy(logits, torch.zeros_like(first), reduction="none")
+        return torch.where(whole, each, 0.0).sum() / whole.sum().clamp(min=1)
 
-    def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
+    def predict(self, output: Tensor | MomentumEmbedding, batch: Batch | None = None) -> Tensor:
         """Unit vectors [B, D]."""
-        return torch.nn.functional.normalize(output.float(), dim=1)
+        return F.normalize((output if isinstance(output, Tensor) else output.queries).float(), dim=1)
 
     def metrics(self) -> MetricCollection:
         """`found`: how often a sample's partner is its nearest neighbour in the batch."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from operator import mul
 from pathlib import Path
 from typing import Any, cast
 
@@ -111,7 +110,9 @@ class Trainer(TrainerState):
                 record["validation_seconds"] = time.perf_counter() - started
                 monitored = score = float(found["score"])
                 if self.config.monitor == "loss":
-                    monitored = found["weighted_loss"] = sum(map(mul, weights, found["loss"].values()))
+                    monitored = found["weighted_loss"] = sum(
+                        weight * loss for weight, loss in zip(weights, found["loss"].values(), strict=True) if weight
+                    )
                     score = -monitored
                 self._keep_best(score, train)
             if hasattr(self.scheduler, "on_epoch"):  # torch's schedulers only have steps
@@ -169,10 +170,12 @@ class Trainer(TrainerState):
         self.step_count = before.step_count
 
     def _constant_weights(self) -> list[float]:
-        """The weight of each task's validation loss in `training.monitor = "loss"`."""
+        """The weight of each task's validation loss in `training.monitor = "loss"`; 0 if it does not count."""
         constant = getattr(self.balancer, "constant_weights", None)
         losses = {task.name: total for task, total in zip(self.tasks, self.sums.unbind(), strict=True)}
-        return [1.0] * len(losses) if constant is None else constant(losses).tolist()
+        weights = [1.0] * len(losses) if constant is None else constant(losses).tolist()
+        counted = losses.keys() & set(self.config.monitor_tasks) or losses.keys()  # all, of a stage without any of them
+        return [weight * (name in counted) for name, weight in zip(losses, weights, strict=True)]
 
     def _close_epoch(self, num_batches: int) -> dict[str, Any]:
         """Count the epoch; returns its part of the record."""

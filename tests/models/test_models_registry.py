@@ -78,7 +78,7 @@ def test_packages_models_by_entry_point(own_name, monkeypatch):
         ("joint_unet", {"m": Output("queries", 1)}, {}, "task 'm' requests 'queries'"),
         ("joint_unet", MASK, {"encoder": "vgg"}, "must be 'basic_block' or 'resnet34'; got 'vgg'"),
         ("segformer_daformer", MASK, {"encoder": "mit_b9"}, "`encoder` of segformer_daformer must be one of coat_lite"),
-        ("resnet50", MASK, {}, "supports box, embedding, vector; task 'mask' requests 'map'"),
+        ("resnet50", MASK, {}, "supports box, embedding, momentum_embedding, vector; task 'mask' requests 'map'"),
         ("small_unet", MASK, {"levels": 1}, "`levels` of small_unet must be 2 to 7"),
         ("big_unet", MASK, {"frozen_stages": 5}, "must be 0 to 4; got 5"),
         (

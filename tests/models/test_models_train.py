@@ -20,7 +20,7 @@ OTHERS = (
 LABELS = {
     "joint_unet": (tuple("abcdefg"), {"intensity": ("intermediate", "positive")}),
     "mask2tasks": (EBHI_CLASSES, {}),
-    "switched_aux": (("kidney", "lung"), {"organ": ("kidney", "lung")}),
+    "switched_aux": (("kidney", "lung"), {"organ": ("kidney", "lung"), "source": ("HPA", "Hubmap")}),
     "unet_multi": (("cat", "dog"), {}),
 }
 

@@ -154,7 +154,8 @@ def test_names_are_escaped_in_a_comparison():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_known_directions_are_those_of_the_tasks_metrics(kind):
     task = create_task(kind, "t", 0, **KINDS[kind])
-    assert set(directions_of([task])["t"]) == set(task.metrics()), "each metric of ours points somewhere"
+    pointing = {name for name in task.metrics() if HIGHER_IS_BETTER[name] is not None}
+    assert set(directions_of([task])["t"]) == pointing, "each metric of ours points somewhere, or is known not to"
     for name, metric in task.metrics().items():
         if metric.higher_is_better is not None:
             assert HIGHER_IS_BETTER[name] == metric.higher_is_better, name
@@ -170,4 +171,6 @@ def test_a_task_declares_its_own():
     assert directions_of([Distance()]) == {"edge": {"surface": False}}
     assert direction_of("t.per_class.mae.x") is False
     assert direction_of("t.per_class.x") is True
+    assert direction_of("t.per_class.false_positives.x") is False
+    assert direction_of("t.per_class.fp_to_fn.x") is None
     assert direction_of("test.t.rmse") is False

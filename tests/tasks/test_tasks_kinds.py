@@ -114,6 +114,35 @@ def test_regression_standardises_and_reports_in_the_targets_unit():
     assert _scores(task, logits[:1], _batch(target[:1]))["r2"] is None
 
 
+def test_false_pixels_per_structure():
+    """Two images: 3 and 1 false positives and 1 false negative of the first structure, none of the second."""
+    task = tasks.create_task("multilabel_segmentation", "it", 0, structures=["a", "b"])
+    target = torch.zeros(2, 2, 8, 8, dtype=torch.uint8)
+    target[0, 0, 0, :2] = 1
+    logits = torch.full((2, 2, 8, 8), -9.0)
+    logits[0, 0, 0, 1:5] = 9.0  # one of two found, three too many
+    logits[1, 0, 0, 0] = 9.0
+    found = _scores(task, logits, _batch(target))
+    assert found["fp_to_fn"] == 4.0
+    assert found["per_class"]["false_positives"] == {"a": 2.0, "b": 0.0}
+    assert found["per_class"]["false_negatives"] == {"a": 0.5, "b": 0.0}
+    assert found["per_class"]["fp_to_fn"] == {"a": 4.0, "b": None}
+    assert _scores(task, logits[:1], _batch(target[:1]), (logits[1:], _batch(target[1:]))) == found
+
+
+def test_a_box_in_pixels():
+    """Left, top, right and bottom of an image of 256 pixels; predictions and scores stay fractions."""
+    task = tasks.create_task("bounding_box", "it", 0, side=256)
+    target, edges = torch.tensor([[0.5, 0.25, 0.5, 0.25]]), torch.tensor([[64.0, 32.0, 192.0, 96.0]])
+    assert task.loss(torch.zeros(1, 4), _batch(target)).item() == (64**2 + 32**2 + 192**2 + 96**2) / 4
+    assert task.loss(edges + 3, _batch(target)).item() == 9
+    torch.testing.assert_close(task.predict(edges), target)
+    assert _scores(task, edges, _batch(target)) == {"iou": 1.0}
+    assert task.predict(-edges).tolist() == [[0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="`side` must be above 0"):
+        tasks.create_task("bounding_box", "it", 0, side=-1)
+
+
 def test_universal_segmentation_leaves_unlabelled_samples_out():
     task, logits, target = _case("universal_segmentation", 2)
     torch.manual_seed(0)
@@ -160,17 +189,6 @@ def test_auxiliary_is_bce_against_the_mask_at_its_stride():
     torch.testing.assert_close(
         task.loss(logits, _batch(target)), F.binary_cross_entropy_with_logits(logits, coarse), rtol=1e-5, atol=1e-6
     )
-
-
-def test_thresholds_follow_the_samples_organ():
-    task = tasks.create_task(
-        "binary_segmentation", "it", 0, groups={"organ": ("lung", "kidney")}, group_by="organ", thresholds={"lung": 0.1}
-    )
-    logits = torch.full((2, 1, 8, 8), -1.0)  # a probability of 0.27: foreground in the lung, not in the kidney
-    target = torch.ones(2, 1, 8, 8, dtype=torch.uint8)
-    batch = _batch(target)
-    assert task.predict(logits, batch).flatten(1).all(1).tolist() == [True, False]
-    assert _scores(task, logits, batch)["per_group"]["dice"] == {"lung": 1.0, "kidney": 0.0}
 
 
 @pytest.mark.parametrize(

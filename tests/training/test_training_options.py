@@ -97,6 +97,18 @@ def test_the_monitored_loss_is_the_sum_with_the_weights_of_the_training(tmp_path
     assert found["weighted_loss"] == pytest.approx(weighted)
 
 
+def test_the_losses_of_some_tasks_can_be_monitored(tmp_path):
+    records, training = Records(), {"monitor": "loss", "monitor_tasks": ["mask"]}
+    balancer = {"name": "linear", "weights": {"mask": 0.5, "side": 9.0}}
+    run(recipe_of(tmp_path, balancer=balancer, training=training), tmp_path, [records])
+    found = records.epochs[-1]["validation"]
+    assert found["weighted_loss"] == pytest.approx(0.5 * found["loss"]["mask"])
+    with pytest.raises(ConfigError, match=r"training.monitor_tasks has an unknown task 'musk'; did you mean 'mask'"):
+        recipe_of(tmp_path, training=training | {"monitor_tasks": ["musk"]})
+    with pytest.raises(ConfigError, match=r'needs training.monitor = "loss"'):
+        recipe_of(tmp_path, training={"monitor_tasks": ["mask"]})
+
+
 def test_normalised_weights_of_the_monitored_loss(tmp_path):
     records = Records()
     balancer = {"name": "linear", "weights": {"mask": 0.5, "side": 2.0}, "normalise": True}

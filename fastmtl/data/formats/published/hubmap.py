@@ -11,6 +11,7 @@ from ...images.run_lengths import RunLengths
 from ._files import assemble, read_known_table, require_path
 
 LAYOUT = "train_images/ID.tiff and train.csv with id, organ, img_height, img_width and rle"
+SOURCES = ("HPA", "Hubmap")
 _COLUMNS = ("id", "organ", "img_height", "img_width", "rle")
 
 
@@ -22,7 +23,8 @@ def looks_like(root: Path) -> bool:
 def read(root: Path) -> Dataset:
     """The images with masks and `organ`, also as the label, so that splits are stratified by organ as in the paper.
 
-    Values: `organ` and `source` (HPA or HuBMAP) as classes, `pixel_size` and `tissue_thickness` (micrometres), `age`.
+    Values: `organ` and `source` (`SOURCES`, also if all images are of one) as classes, `pixel_size` and
+    `tissue_thickness` (micrometres), `age`.
     The data set names no patients: each image is its own patient.
 
     Raises:
@@ -30,7 +32,8 @@ def read(root: Path) -> Dataset:
     """
     rows = list(read_known_table(root / "train.csv", _COLUMNS, LAYOUT))
     require_path(root / "train_images", LAYOUT)
-    classes = {"organ": _names(rows, "organ"), "source": _names(rows, "data_source")}
+    sources = _names(rows, "data_source")
+    classes = {"organ": _names(rows, "organ"), "source": tuple(sorted({*sources, *SOURCES})) if sources else ()}
     tiles, problems = [], []
     for place, row in rows:
         if Path(row["id"]).name != row["id"]:
