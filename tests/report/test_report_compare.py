@@ -154,7 +154,8 @@ def test_names_are_escaped_in_a_comparison():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_known_directions_are_those_of_the_tasks_metrics(kind):
     task = create_task(kind, "t", 0, **KINDS[kind])
-    assert set(directions_of([task])["t"]) == set(task.metrics()), "each metric of ours points somewhere"
+    metrics = {*task.metrics(), *task.higher_is_better}
+    assert set(directions_of([task])["t"]) == metrics, "each metric of ours points somewhere"
     for name, metric in task.metrics().items():
         if metric.higher_is_better is not None:
             assert HIGHER_IS_BETTER[name] == metric.higher_is_better, name
