@@ -28,6 +28,10 @@ def reproduce(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the paper's data, as published")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(default: reproductions/PAPER-SCALE)")
     parser.add_argument("--folds", type=int, metavar="N", help="run only the first N of the paper's folds")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run each fold with N seeds (default: 1)")
+    parser.add_argument(
+        "--against", default="", metavar="ROW", help="compare the rows with this one (default: the table's first)"
+    )
     parser.add_argument(
         "--scale", default="full", metavar="SCALE", help="tiny (seconds per run), small (minutes), or full"
     )
@@ -44,6 +48,8 @@ def reproduce(arguments: Sequence[str]) -> int:
         out,
         scale=parsed.scale,
         folds=parsed.folds,
+        seeds=parsed.seeds,
+        against=parsed.against,
         rows=parsed.rows,
         overrides=parse_overrides(parsed.sets),
         console=console,

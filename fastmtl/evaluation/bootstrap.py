@@ -128,20 +128,31 @@ def mean_over_patients(statistic: Statistic) -> float:
 
 
 def _drawn(pairs: Mapping[str, tuple[Sequence[Statistic], Sequence[Statistic]]], count: int) -> dict[str, Floats]:
-    """For each name the resampled differences [count], of means over the runs; all from the same draws."""
-    runs = [one for sides in pairs.values() for side in sides for one in side]
-    place = {name: number for number, name in enumerate(_patients(runs))}
-    if len(place) < 2:
-        return {}
-    columns = {id(one): np.array([place[name] for name in one.patients]) for one in runs}
-    parts: dict[str, list[Floats]] = {name: [] for name in pairs}
-    for counts in resamples(len(place), count):
-        for name, (first, second) in pairs.items():
-            minuend, subtrahend = (
-                _mean([one(counts[:, columns[id(one)]]) for one in side], len(counts)) for side in (first, second)
-            )
-            parts[name].append(minuend - subtrahend)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    """For each name the resampled differences [count], of means over the runs.
+
+    Names with the same patients share their draws: drawing is most of the work.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, sides in pairs.items():
+        alike.setdefault(tuple(_patients([one for side in sides for one in side])), []).append(name)
+    found: dict[str, Floats] = {}
+    for patients, names in alike.items():
+        if len(patients) < 2:
+            continue
+        place = {name: number for number, name in enumerate(patients)}
+        columns = {
+            id(one): np.array([place[name] for name in one.patients])
+            for name in names
+            for side in pairs[name]
+            for one in side
+        }
+        parts: dict[str, list[Floats]] = {name: [] for name in names}
+        for counts in resamples(len(patients), count):
+            for name in names:
+                sides = (_mean([one(counts[:, columns[id(one)]]) for one in side], len(counts)) for side in pairs[name])
+                parts[name].append(next(sides) - next(sides))
+        found |= {name: np.concatenate(values) for name, values in parts.items()}
+    return found
 
 
 def _mean(values: Sequence[Floats], count: int) -> Floats:
