@@ -38,6 +38,13 @@ def reproduce(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--rows", nargs="+", default=[], metavar="ROW", help="only these rows; `fastmtl recipes` lists all"
     )
+    parser.add_argument(
+        "--samples",
+        nargs="+",
+        default=["4"],
+        metavar="N|NAME",
+        help="number of held-out images in the figures, or their names (default: 4; 0: none)",
+    )
     parser.add_set("in all rows, for example data.group_by=patient")
     parsed = parser.parse(arguments)
     out = parsed.out or Path("reproductions") / f"{parsed.paper}-{parsed.scale}"
@@ -56,12 +63,21 @@ def reproduce(arguments: Sequence[str]) -> int:
     )
     print((out / "table.md").read_text(encoding="utf-8"), end="")
     try:
-        for path in write_figures(results, out, parsed.scale):
+        for path in write_figures(results, out, parsed.scale, samples_of(parsed.samples), console.print):
             console.print(f"figure: {path}")
     except MissingExtra as error:
         console.print(f"no figures: {error}")
     console.print(f"table: {out / 'table.md'}, {out / 'table.csv'}")
     return 1 if any(result.failures for result in results) else 0
+
+
+def samples_of(given: Sequence[str]) -> int | list[str]:
+    """A single whole number is a number of images; everything else are names.
+
+    >>> samples_of(["3"]), samples_of(["GT2012149-2-400-001", "7"])
+    (3, ['GT2012149-2-400-001', '7'])
+    """
+    return int(given[0]) if len(given) == 1 and given[0].isdecimal() else list(given)
 
 
 def recipes(arguments: Sequence[str]) -> int:

@@ -118,7 +118,7 @@ class ImageTable:
 
     def _judge_maps(self, task: Any, batch: Batch, rows: Tensor, output: Any) -> dict[int, _Seen]:
         answers = task.predict(output, batch)[rows], batch.targets[task.name][rows]
-        predicted, target = _structures(task, *answers)
+        predicted, target = structures(task, *answers)
         more = _map_counts(task, batch, rows, predicted, target, _right_pixels(task, *answers))
         empty = getattr(task, "empty", "one")
         scores = [overlap(predicted, target, score, 0.0 if empty == "zero" else 1.0) for score in ("dice", "jaccard")]
@@ -223,7 +223,7 @@ def class_probabilities(logits: Tensor) -> Tensor:
     return torch.cat([1 - there, there], 1)
 
 
-def _structures(task: Any, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def structures(task: Any, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as [B, C, H, W] of 0 and 1: masks unchanged, class maps with a channel for each class except the background;
     ignored pixels are 0 in all channels."""
     if predicted.dtype == torch.bool:

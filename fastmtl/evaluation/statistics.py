@@ -198,6 +198,12 @@ def _of_maps(entries: Sequence[JsonMapping], metric: str) -> _Build | None:
         return lambda patients, index: OfSums(
             patients, _summed(table, index, len(patients)), lambda sums: sums[:, 0] / sums[:, 1]
         )
+    if kind == "per_class" and rest.startswith("fp_to_fn."):
+        name = rest.partition(".")[2]
+        table = np.array([entry["counts"][name] for entry in entries], dtype=np.float64)
+        return lambda patients, index: OfSums(
+            patients, _summed(table, index, len(patients)), lambda sums: sums[:, 1] / sums[:, 2]
+        )
     if kind == "per_group":
         score, _, name = rest.partition(".")
         members = [entry[score] if entry["group"] == name else math.nan for entry in entries]
