@@ -35,7 +35,7 @@ ALLOWED = {
         *("builders", "config", "data", "distributed", "errors", "evaluation", "ops", "prediction", "protocols"),
         *("report", "training", "utils"),
     },
-    "reproduce": {"api", "builders", "config", "training", "utils"},
+    "reproduce": {"api", "builders", "config", "data", "evaluation", "report", "training", "utils"},
     "benchmarks": {
         *("balance", "builders", "config", "data", "kernels", "losses", "models", "ops", "protocols", "reference"),
         *("tasks", "training", "utils"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ from .. import data
 from ..builders import datasets, selection
 from ..config import Recipe
 from ..evaluation.analyse import analyse
-from ..evaluation.per_image import ImageTable
+from ..evaluation.per_image import TEST_FILE, ImageTable
 from ..evaluation.tta import Views
+from ..evaluation.uncertainty import over_patients
 from ..protocols import Batch, Task
 from ..training import checkpoint
 from ..training.eval_loop import evaluate as evaluate_model
@@ -65,9 +66,10 @@ def evaluate(
         raise RunError(f"{path} was trained on every patient in {root}; --everything evaluates on them anyway.")
     mask_notices = datasets.check_maps(trained.tasks, [kept])
     maps = notices.MapsSeen(trained.tasks)
+    table = ImageTable(trained.tasks, clusters=datasets.patients_of(recipe, root))
     with trained.read(kept) as loader:
         found = evaluate_model(
-            trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype, visit=maps
+            trained.model, trained.tasks, loader, device=trained.device, dtype=trained.dtype, visit=_both(table, maps)
         )
     odd = [
         *notices.of_problems([*folder.problems, *mask_notices], root),
@@ -75,7 +77,7 @@ def evaluate(
         *maps.notices("evaluated"),
         *notices.of_scores(trained.tasks, found, "evaluated"),
     ]
-    return _summary(recipe, trained.tasks, trained.which, found, kept) | {
+    return _summary(recipe, trained.tasks, trained.which, found, kept, table) | {
         **({"ensemble": [str(one) for one in (path, *others)]} if others else {}),
         "num_images_of_training_patients_left_out": len(folder) - len(kept),
         "num_damaged_files": len(damaged),
@@ -92,23 +94,22 @@ def score_training(job: Job) -> dict[str, Any]:
     which = recipe.training.checkpoint
     checkpoint.load_model(run.checkpoints / which, model, job.device)
     judged = Views(model, tasks, recipe.training.tta) if recipe.training.tta else model
-    table, maps = ImageTable(tasks), notices.MapsSeen(tasks)
-
-    def look(batch: Batch, outputs: Mapping[str, object]) -> None:
-        table(batch, outputs)
-        maps(batch, outputs)
-
+    clusters = datasets.patients_of(recipe, Path(job.facts["data"]))
+    table, maps = ImageTable(tasks, clusters=clusters), notices.MapsSeen(tasks)
     with job.read(splits.validation) as validation:
-        found = evaluate_model(judged, tasks, validation, device=job.device, dtype=job.dtype, visit=look)
+        found = evaluate_model(judged, tasks, validation, device=job.device, dtype=job.dtype, visit=_both(table, maps))
     chosen = selection.chosen_by(recipe, inner=bool(splits.inner.tiles), test=bool(splits.test.tiles))
-    result = _summary(recipe, tasks, which, found, splits.validation)
+    result = _summary(recipe, tasks, which, found, splits.validation, table)
     result |= {"protocol": recipe.protocol, "chosen_by": chosen}
     odd = [*maps.notices("held-out"), *notices.of_scores(tasks, found, "held-out")]
     if splits.test.tiles:
-        maps = notices.MapsSeen(tasks)
+        test_table, maps = ImageTable(tasks, keep=0, clusters=clusters), notices.MapsSeen(tasks)
         with job.read(splits.test) as test:
-            of_test = evaluate_model(judged, tasks, test, device=job.device, dtype=job.dtype, visit=maps)
-        result["test"] = _summary(recipe, tasks, which, of_test, splits.test)
+            of_test = evaluate_model(
+                judged, tasks, test, device=job.device, dtype=job.dtype, visit=_both(test_table, maps)
+            )
+        result["test"] = _summary(recipe, tasks, which, of_test, splits.test, test_table)
+        test_table.write_lines(job.out / TEST_FILE)
         odd += [*maps.notices("test"), *notices.of_scores(tasks, of_test, "test")]
     say(odd, job.console)
     odd += notices.of_epochs(tasks, found, run.records(), job.splits.watching_name)
@@ -121,8 +122,16 @@ def score_training(job: Job) -> dict[str, Any]:
     return result
 
 
+def _both(table: ImageTable, maps: notices.MapsSeen) -> Callable[[Batch, dict[str, Any]], None]:
+    def look(batch: Batch, outputs: Mapping[str, object]) -> None:
+        table(batch, outputs)
+        maps(batch, outputs)
+
+    return look
+
+
 def _summary(
-    recipe: Recipe, tasks: Sequence[Task], which: str, found: dict[str, Any], folder: data.Dataset
+    recipe: Recipe, tasks: Sequence[Task], which: str, found: dict[str, Any], folder: data.Dataset, table: ImageTable
 ) -> dict[str, Any]:
     """The content of summary.json and of `fastmtl eval`, without the notices."""
     patients = len({tile.group for tile in folder.tiles})
@@ -132,6 +141,7 @@ def _summary(
         "score": found["score"],
         "num_images": found["num_images"],
         "num_patients": patients,
+        "patients": over_patients(table.lines, found["tasks"]),
         "higher_is_better": directions_of(tasks),
         "recipe": recipe.name,
         "checkpoint": which,

@@ -104,6 +104,22 @@ def _with_column(dataset: data.Dataset, column: str) -> data.Dataset:
     return replace(dataset, tiles=kept, problems=(*dataset.problems, data.Problem(dataset.root, reason)))
 
 
+def patients_of(recipe: Recipe, root: Path) -> dict[str, str]:
+    """Id -> patient, if the recipe's groups divide patients (images or days by themselves).
+
+    {} if groups are patients or hold several: then a group is what must be resampled as a whole.
+    """
+    if not recipe.data.group_by:
+        return {}
+    grouped = read_data(recipe, root)
+    alone = read_data(replace(recipe, data=replace(recipe.data, group_by="")), root)
+    patients = {tile.id: tile.group for tile in alone.tiles}
+    members: dict[str, set[str]] = {}
+    for tile in grouped.tiles:
+        members.setdefault(tile.group, set()).add(patients[tile.id])
+    return patients if all(len(found) == 1 for found in members.values()) else {}
+
+
 def _label_columns(recipe: Recipe) -> set[str]:
     """Columns from which tasks learn classes: in these, grades 1, 2 and 3 are classes, not numbers."""
     learnt = [(options.get("column", ""), target_kind(options["kind"])) for options in recipe.tasks.values()]

@@ -28,6 +28,10 @@ def reproduce(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the paper's data, as published")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(default: reproductions/PAPER-SCALE)")
     parser.add_argument("--folds", type=int, metavar="N", help="run only the first N of the paper's folds")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run each fold with N seeds (default: 1)")
+    parser.add_argument(
+        "--against", default="", metavar="ROW", help="compare the rows with this one (default: the table's first)"
+    )
     parser.add_argument(
         "--scale", default="full", metavar="SCALE", help="tiny (seconds per run), small (minutes), or full"
     )
@@ -39,6 +43,13 @@ def reproduce(arguments: Sequence[str]) -> int:
         choices=("unbiased", "published"),
         help="which images may choose the epoch: an inner share of the training patients, so that the scored images "
         "choose nothing (default), or, as published, the scored images",
+    )
+    parser.add_argument(
+        "--samples",
+        nargs="+",
+        default=["4"],
+        metavar="N|NAME",
+        help="number of held-out images in the figures, or their names (default: 4; 0: none)",
     )
     parser.add_set("in all rows, for example data.group_by=patient")
     parsed = parser.parse(arguments)
@@ -53,18 +64,29 @@ def reproduce(arguments: Sequence[str]) -> int:
         out,
         scale=parsed.scale,
         folds=parsed.folds,
+        seeds=parsed.seeds,
+        against=parsed.against,
         rows=parsed.rows,
         overrides=overrides,
         console=console,
     )
     print((out / "table.md").read_text(encoding="utf-8"), end="")
     try:
-        for path in write_figures(results, out, parsed.scale):
+        for path in write_figures(results, out, parsed.scale, samples_of(parsed.samples), console.print):
             console.print(f"figure: {path}")
     except MissingExtra as error:
         console.print(f"no figures: {error}")
     console.print(f"table: {out / 'table.md'}, {out / 'table.csv'}")
     return 1 if any(result.failures for result in results) else 0
+
+
+def samples_of(given: Sequence[str]) -> int | list[str]:
+    """A single whole number is a number of images; everything else are names.
+
+    >>> samples_of(["3"]), samples_of(["GT2012149-2-400-001", "7"])
+    (3, ['GT2012149-2-400-001', '7'])
+    """
+    return int(given[0]) if len(given) == 1 and given[0].isdecimal() else list(given)
 
 
 def recipes(arguments: Sequence[str]) -> int:

@@ -23,6 +23,10 @@ class PaperConfig:
     """More metrics to print, which the paper does not report."""
     curves: list[str] = field(default_factory=list[str])
     """Two-class tasks whose ROC curves the paper shows."""
+    saliency: list[str] = field(default_factory=list[str])
+    """Rows whose saliency maps the paper shows side by side, in its order."""
+    feature_maps: list[str] = field(default_factory=list[str])
+    """Rows whose feature maps the paper shows side by side."""
     table: str = ""
     """The paper's table that has the figures."""
     row: str = ""

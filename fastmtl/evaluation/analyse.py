@@ -118,7 +118,7 @@ def _read(
         for batch in loader:
             whole = batch.to(device)
             whole = replace(whole, images=whole.images.float())
-            batches += [_row(whole, row) for row in range(len(whole))]
+            batches += [one_image(whole, row) for row in range(len(whole))]
     return sorted(batches, key=lambda batch: order.index(batch.ids[0]))
 
 
@@ -131,7 +131,9 @@ def _inputs(batches: Sequence[Batch], out: Path, normalization: Normalization) -
     return said
 
 
-def _row(batch: Batch, row: int) -> Batch:
+def one_image(batch: Batch, row: int) -> Batch:
+    """A batch of one of its images."""
+
     def of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value[row : row + 1] for name, value in values.items()}
 

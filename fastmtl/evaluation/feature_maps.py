@@ -44,6 +44,34 @@ def feature_maps(model: nn.Module, batch: Batch) -> list[FeatureMap]:
     return [FeatureMap(round(height / one.shape[-2]), one) for one in maps]
 
 
+@torch.no_grad()
+def convolution_maps(model: nn.Module, batch: Batch, most: int = 10) -> list[Tensor]:
+    """Outputs [C, h, w] of the encoder's convolutions larger than 1 x 1 for the first image, in the order of their
+    computation; `most` of them, evenly spaced, if there are more.
+
+    Raises:
+        ValueError: the model has no such part, or it has no such convolution.
+    """
+    found: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: found.append(output[0].detach().float().cpu()))
+        for module in _encoder(model).modules()
+        if isinstance(module, nn.Conv2d) and min(module.kernel_size) > 1
+    ]
+    training = model.training
+    try:
+        model.eval()(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(training)
+    if not found:
+        raise ValueError(f"the encoder of {type(model).__name__} has no convolution larger than 1 x 1")
+    count = min(most, len(found))
+    places = [round(number * (len(found) - 1) / max(count - 1, 1)) for number in range(count)]
+    return [found[place] for place in places]
+
+
 def first_filters(model: nn.Module) -> Tensor:
     """Weights [C, 3, k, k] of the first convolution of RGB in the model's encoder, k above 1.
 

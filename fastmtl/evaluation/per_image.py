@@ -1,9 +1,13 @@
-"""Scores of each held-out image: evaluation.jsonl, one line per image, and thumbnails of selected images.
+"""Scores of each held-out image: evaluation.jsonl, one line per image, and thumbnails of selected images; likewise
+evaluation-test.jsonl, without thumbnails.
 
-A line is {"id", "patient", "tasks": {name: entry}}; tasks without a label for the image are omitted. The entry
+A line is {"id", "patient", "tasks": {name: entry}}; tasks without a label for the image are omitted. "patient" is the
+group of the split; if the split divides patients (by image or by day), "cluster" is the patient. The entry
 
 - of a map, or of queries, has "score" (its Dice), "dice" and "jaccard" (means over structures), "true_area" and
-  "predicted_area" (fractions of the image, all structures together);
+  "predicted_area" (fractions of the image, all structures together); "counts" (structure -> pixels that are truly,
+  wrongly and not found), "pixels" (right ones and all), "group" if the task has groups, and "structures", the number
+  that are scored, if absent ones are not;
 - of a vector with classes has "score" (the probability given to the true class), "class", "predicted", "probability"
   (of the predicted class) and "probabilities" (of each class, by name); of numbers "score" (the mean error, negative),
   "value" and "predicted";
@@ -27,22 +31,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data import open_picture
 from ..protocols import Batch
 from ..tasks.metrics import box_overlap, overlap
 from ..utils.atomic_io import write_whole
 from ..utils.json_toml import JsonObject
+from .outlines import PREDICTED_COLOUR as PREDICTED_COLOUR
+from .outlines import TRUE_COLOUR as TRUE_COLOUR
+from .outlines import thumbnail
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..data.dataset import ImageSource
 
-TRUE_COLOUR, PREDICTED_COLOUR = (
-    (64, 196, 255),
-    (255, 214, 0),
-)  # distinguishable for every kind of colour vision, and on H&E
-_SIDE = 320  # longer side of a thumbnail, pixels
+FILE, TEST_FILE = "evaluation.jsonl", "evaluation-test.jsonl"
 _SAMPLE = 32  # images whose masks are kept in case their score is near the median, known only at the end
 
 
@@ -81,10 +81,12 @@ class ImageTable:
         tasks: any; those with classes have `class_names`.
         keep: thumbnails per task of the best, the worst and the typical images each, at most a third of the images.
             For classes only the most confident mistakes are kept, for numbers none.
+        clusters: id -> patient, of images whose patient is not their group.
     """
 
     tasks: Sequence[Any]
     keep: int = 6
+    clusters: Mapping[str, str] = field(default_factory=dict)
     lines: list[JsonObject] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -97,6 +99,9 @@ class ImageTable:
         lines = [
             {"id": name, "patient": patient, "tasks": {}} for name, patient in zip(batch.ids, batch.groups, strict=True)
         ]
+        for line in lines:
+            if (cluster := self.clusters.get(line["id"], line["patient"])) != line["patient"]:
+                line["cluster"] = cluster
         for task in self.tasks:
             rows = batch.has_label[:, task.column].nonzero()[:, 0]
             judge = self._judge_of(task)
@@ -112,7 +117,9 @@ class ImageTable:
         return {"map": self._judge_maps, "queries": self._judge_maps, "box": self._judge_boxes}.get(kind)
 
     def _judge_maps(self, task: Any, batch: Batch, rows: Tensor, output: Any) -> dict[int, _Seen]:
-        predicted, target = _structures(task, task.predict(output, batch)[rows], batch.targets[task.name][rows])
+        answers = task.predict(output, batch)[rows], batch.targets[task.name][rows]
+        predicted, target = structures(task, *answers)
+        more = _map_counts(task, batch, rows, predicted, target, _right_pixels(task, *answers))
         empty = getattr(task, "empty", "one")
         scores = [overlap(predicted, target, score, 0.0 if empty == "zero" else 1.0) for score in ("dice", "jaccard")]
         if empty == "skip":  # as in the metrics: absent structures are excluded
@@ -126,7 +133,7 @@ class ImageTable:
             if isnan(dice[i]):
                 continue
             entry = {"score": dice[i], "dice": dice[i], "jaccard": jaccard[i]}
-            entry |= {"true_area": areas[0][i], "predicted_area": areas[1][i]}
+            entry |= {"true_area": areas[0][i], "predicted_area": areas[1][i]} | more[i]
             masks = (either[0][i].byte().cpu(), either[1][i].byte().cpu())
             seen[row] = _Seen(dice[i], batch.ids[row], entry, masks)
         return self._both_ends(task, seen)
@@ -184,9 +191,13 @@ class ImageTable:
             for shown, one in self._chosen(task.name):
                 number += 1
                 name = f"tiles/{number:03d}.jpg"
-                _draw(images[one.id], one.masks).save(folder / name, quality=80)
+                thumbnail(images[one.id], one.masks).save(folder / name, quality=80)
                 one.entry |= {"thumbnail": name, "shown": shown}
-        write_whole(folder / "evaluation.jsonl", "".join(json.dumps(line) + "\n" for line in self.lines))
+        self.write_lines(folder / FILE)
+
+    def write_lines(self, path: Path) -> None:
+        """Write the lines alone."""
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def _chosen(self, task: str) -> Iterator[tuple[str, _Seen]]:
         """The images that get a thumbnail, each once, with the reason."""
@@ -212,7 +223,7 @@ def class_probabilities(logits: Tensor) -> Tensor:
     return torch.cat([1 - there, there], 1)
 
 
-def _structures(task: Any, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def structures(task: Any, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as [B, C, H, W] of 0 and 1: masks unchanged, class maps with a channel for each class except the background;
     ignored pixels are 0 in all channels."""
     if predicted.dtype == torch.bool:
@@ -220,6 +231,35 @@ def _structures(task: Any, predicted: Tensor, target: Tensor) -> tuple[Tensor, T
     names = torch.arange(1, task.output.channels, device=target.device)[:, None, None]
     valid = target != getattr(task, "ignore_index", -1)
     return (predicted == names) & valid, (target == names) & valid
+
+
+def _right_pixels(task: Any, predicted: Tensor, target: Tensor) -> list[list[int]]:
+    """For each image: its pixels that are right, of all that count; of several masks those of each."""
+    valid = torch.ones_like(target, dtype=torch.bool)
+    if predicted.dtype != torch.bool:
+        valid = target != getattr(task, "ignore_index", -1)
+    right = (predicted == target.to(predicted.dtype)) & valid
+    return torch.stack([right.flatten(1).sum(1), valid.flatten(1).sum(1)], 1).tolist()
+
+
+def _map_counts(
+    task: Any, batch: Batch, rows: Tensor, predicted: Tensor, target: Tensor, pixels: list[list[int]]
+) -> list[JsonObject]:
+    """For each image the entries that later scores and intervals need: see the module's text."""
+    found, true = (mask.bool().flatten(2) for mask in (predicted, target))  # [B, C, H W]
+    counts = torch.stack([(found & true).sum(2), (found & ~true).sum(2), (~found & true).sum(2)], 2).tolist()
+    scoring = getattr(task, "scoring", None)
+    names = list(getattr(scoring, "names", ()))[-found.shape[1] :] or [str(n) for n in range(found.shape[1])]
+    entries: list[JsonObject] = [
+        {"pixels": own, "counts": dict(zip(names, each, strict=True))} for own, each in zip(pixels, counts, strict=True)
+    ]
+    if scoring is not None and (groups := scoring.grouping.of(batch)) is not None:
+        for entry, group in zip(entries, groups[rows].tolist(), strict=True):
+            entry["group"] = scoring.grouping.names[group]
+    if getattr(task, "empty", "") == "skip":
+        for entry, number in zip(entries, true.any(2).sum(1).tolist(), strict=True):
+            entry["structures"] = number
+    return entries
 
 
 def _filled(box: Tensor, height: int, width: int) -> Tensor:
@@ -239,40 +279,3 @@ def _first(seen: list[_Seen], count: int, *, best: bool = False) -> list[_Seen]:
         return -score if best else score
 
     return sorted(seen, key=key)[:count]
-
-
-def _draw(picture: ImageSource, masks: tuple[Tensor, Tensor] | None) -> Any:
-    """The picture at thumbnail size, the true outline solid and the predicted one dashed over it."""
-    import numpy as np
-    from PIL import Image
-
-    image = Image.fromarray(open_picture(picture))
-    scale = _SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float32).copy()  # [H, W, 3]
-    if masks is None:
-        return Image.fromarray(pixels.astype(np.uint8))
-    true, predicted = (
-        np.asarray(Image.fromarray(mask.numpy() * 255).resize(size, Image.Resampling.BICUBIC)) > 127 for mask in masks
-    )
-    rows, columns = np.indices(true.shape)
-    lines = (_outline(true), _outline(predicted) & ((rows + columns) // 6 % 3 > 0))
-    pixels[_grown(lines[0] | lines[1])] *= 0.45  # a dark seam keeps both colours visible on white and on dark tissue
-    for line, colour in zip(lines, (TRUE_COLOUR, PREDICTED_COLOUR), strict=True):
-        pixels[line] = colour
-    return Image.fromarray(pixels.astype(np.uint8))
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """The mask's pixels within two of its edge; the picture's border is not an edge."""
-    return mask & _grown(_grown(~mask))
-
-
-def _grown(mask: np.ndarray) -> np.ndarray:
-    """The mask and its four-neighbours."""
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    grown[:, 1:] |= mask[:, :-1]
-    grown[:, :-1] |= mask[:, 1:]
-    return grown

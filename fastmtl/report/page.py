@@ -10,18 +10,20 @@ from typing import Any
 from ..utils.json_toml import JsonMapping
 from ..utils.words import counted
 from .analyses import feature_section, saliency_section
-from .charts import duration, line_chart, number, shares
-from .curves import curve, label, learning_section, look_up
+from .charts import duration, line_chart, shares
+from .curves import curve, learning_section, look_up
 from .gradients import gradient_section
 from .images import class_facts, class_sections, patient_section, spread, tile_sections
 from .notices import notice_section
 from .past_run import UNEXPECTED, PastRun
+from .scores import score_cards, uncertainty_note
 from .style import page
 
 _MEANINGS = {
     "dice": "Dice: overlap of the predicted and the true area, mean over {}; 1 is perfect, 0 no overlap.",
     "jaccard": "Jaccard: the shared area divided by the area of both together, mean over {}.",
     "accuracy": "Accuracy: share of the images whose class is right.",
+    "balanced_accuracy": "Balanced accuracy: mean over the classes of the share of their images that is found.",
     "mae": "MAE: mean absolute error, in the unit of the target; less is better.",
     "rmse": "RMSE: root of the mean squared error; less is better.",
     "r2": "R²: 1 is perfect, 0 no better than always predicting the mean of the targets, below 0 worse.",
@@ -127,9 +129,10 @@ def _primary_scores(run: PastRun) -> str:
         best_by = "had the lowest loss" if by_loss else "scored best"
         chosen = f", which {best_by} on {on}" if len(last_stage) > 1 else ""
         when = f", with the weights of epoch {-best[1]} of {epochs}{chosen}{averaged}"
-    notes = [*ranges, *spread(run), " ".join(_meanings(run, scores))]
+    over = run.summary.get("patients", {})
+    notes = [uncertainty_note(over, scores), *ranges, *spread(run), " ".join(_meanings(run, scores))]
     said = "".join(f"<p class=soft>{escape(note)}</p>" for note in notes if note)
-    return f"<p>{escape(what + when)}.</p>{_cards(scores)}{warning}{said}{_test(run)}"
+    return f"<p>{escape(what + when)}.</p>{score_cards(scores, over)}{warning}{said}{_test(run)}"
 
 
 def _monitored(record: JsonMapping, by_loss: bool) -> float:
@@ -137,14 +140,6 @@ def _monitored(record: JsonMapping, by_loss: bool) -> float:
     if by_loss:
         return -look_up(lambda r: r["validation"]["weighted_loss"], record)
     return look_up(lambda r: r["validation"]["score"], record)
-
-
-def _cards(scores: Mapping[tuple[str, str], float]) -> str:
-    cards = "".join(
-        f"<div class=fact><span>{escape(task)}: {escape(label(name))}</span><b>{number(value)}</b></div>"
-        for (task, name), value in scores.items()
-    )
-    return f"<div class=facts>{cards}</div>"
 
 
 def _test(run: PastRun) -> str:
@@ -155,7 +150,8 @@ def _test(run: PastRun) -> str:
         return ""
     patients = f" of {counted(test['num_patients'], run.unit)}" if "num_patients" in test and not run.by_tile else ""
     images = counted(test["num_images"], "test image") if "num_images" in test else "The test images"
-    return f"<p>{escape(images + patients)}, not used for any selection.</p>{_cards(scores)}"
+    cards = score_cards(scores, test.get("patients", {}))
+    return f"<p>{escape(images + patients)}, not used for any selection.</p>{cards}"
 
 
 def _meanings(run: PastRun, scores: Mapping[tuple[str, str], float]) -> list[str]:

@@ -25,6 +25,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; } p { margin: .4rem 0; max-width: 
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
 .fact { background: var(--card); border-radius: 10px; padding: .6rem .9rem; }
 .fact span { color: var(--soft); font-size: .85rem; display: block; } .fact b { font-size: 1.55rem; line-height: 1.2;
+  font-variant-numeric: tabular-nums; } .fact small { color: var(--soft); display: block; font-size: .8rem;
   font-variant-numeric: tabular-nums; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: 1.4rem; }
 figure { margin: 0; min-width: 0; } figure > figcaption { font-weight: 600; }

@@ -1,90 +1,109 @@
-"""Plots of a reproduction: published values and ours, and ROC curves if the paper has them."""
+"""Figures of a reproduction: scores of the rows, losses, ROC curves, errors, and the same images by method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import isfinite
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ..training.run_dir import read_lines
-from ..utils.optional_imports import require
+from .cells import cell, label, metrics_of, title
+from .drawing import COLOURS, drawing, save, wrapped
+from .error_figure import error_figures
+from .image_figures import feature_figure, prediction_figures, saliency_figures
+from .loss_figure import loss_figures
 from .plan import Result
-from .tables import cell, metrics_of
+from .roc_figure import roc_figure
+from .samples import Samples, see
 
-PUBLISHED, OURS = "#d55e00", "#0072b2"  # distinguishable for colour-blind readers
+SAMPLES = 4
 
 
-def write_figures(results: Sequence[Result], out: Path, scale: str) -> list[Path]:
-    """Write figures.png and, for a paper with `curves`, roc-TASK.png to `out`; returns the written files.
+def write_figures(
+    results: Sequence[Result],
+    out: Path,
+    scale: str,
+    samples: Samples = SAMPLES,
+    note: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Write the figures to `out`; returns their files.
+
+    Args:
+        results: of the rows, in the table's order.
+        out: the folder of the reproduction.
+        scale: for the titles.
+        samples: number of held-out images to show, or their names; 0 shows none.
+        note: called with a line for each thing that cannot be shown.
 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    figure_module = require("matplotlib.figure", "drawing the figures", "bench")
-    written = [_compare(figure_module, results, out / "figures.png", scale)]
-    for task in results[0].row.published.paper.curves:
-        written.append(_curves(figure_module, results, task, out / f"roc-{task}.png", scale))
+    paper = results[0].row.published.paper
+    with drawing() as module:
+        written = [_scores(module, results, out / "figures.png", scale)]
+        written += loss_figures(module, results, out, scale)
+        written += [roc_figure(module, results, task, out / f"roc-{task}.png", scale) for task in paper.curves]
+        written += error_figures(module, results, out, scale)
+        written += _images(module, results, out, scale, samples, note)
     return [path for path in written if path is not None]
 
 
-def _compare(module: ModuleType, results: Sequence[Result], path: Path, scale: str) -> Path | None:
-    """A panel per metric, a line per row: the published value, and ours with its standard deviation over folds."""
+def _scores(module: ModuleType, results: Sequence[Result], path: Path, scale: str) -> Path | None:
+    """A panel per metric, a line per row: the published value, and ours with its standard deviation over runs."""
     keys = [key for key in metrics_of(results) if any(cell(result, key).ours for result in results)]
     if not keys:
         return None
-    figure = module.Figure(figsize=(2.2 + 2.4 * len(keys), 1.2 + 0.3 * len(results)), layout="constrained")
+    figure = module.Figure(figsize=(2.2 + 2.2 * len(keys), 1.2 + 0.3 * len(results)), layout="constrained")
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     places = list(range(len(results)))[::-1]
     for panel, key in zip(panels, keys, strict=True):
         for place, result in zip(places, results, strict=True):
             one = cell(result, key)
             if one.published is not None:
-                panel.errorbar(one.published, place + 0.12, xerr=one.spread, fmt="s", color=PUBLISHED, markersize=5)
+                panel.errorbar(one.published, place + 0.14, xerr=one.spread, fmt="s", color=COLOURS[1], markersize=4)
             if one.ours is not None:
-                panel.errorbar(one.ours.mean, place - 0.12, xerr=one.ours.std, fmt="o", color=OURS, markersize=5)
-        panel.set_title(key.replace("_", " ").replace(".", "\n"), fontsize=9)
-        panel.set_yticks(places, [result.row.name for result in results], fontsize=8)
+                panel.errorbar(one.ours.mean, place - 0.14, xerr=one.ours.std, fmt="o", color=COLOURS[0], markersize=4)
+        panel.set_title(wrapped(label(key), 24))
+        panel.set_yticks(places, [title(result) for result in results])
         panel.set_ylim(-0.5, len(results) - 0.5)  # otherwise two rows overlap the frame
         panel.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"published (squares, orange) and ours at scale {scale} (circles, blue)", fontsize=9)
-    figure.savefig(path, dpi=150)
-    return path
+        panel.locator_params(axis="x", nbins=5)
+    said = f"Published: orange squares; ours at scale {scale}: blue circles; bars: standard deviation"
+    figure.suptitle(said, fontsize=9)
+    return save(figure, path)
 
 
-def _curves(module: ModuleType, results: Sequence[Result], task: str, path: Path, scale: str) -> Path | None:
-    """ROC of each row over the held-out images of all its folds."""
-    sklearn = require("sklearn.metrics", "ROC curves")
-    figure = module.Figure(figsize=(5, 5), layout="constrained")
-    panel = figure.subplots()
-    drawn = False
-    for number, result in enumerate(results):
-        truth, shares = _answers(result, task)
-        if len(set(truth)) < 2 or not all(map(isfinite, shares)):
-            continue
-        wrong, right, _ = sklearn.roc_curve(truth, shares)
-        area = sklearn.roc_auc_score(truth, shares)
-        panel.plot(wrong, right, ("-", "--", ":")[number // 10 % 3], label=f"{result.row.name}, area {area:.3f}")
-        drawn = True
-    if not drawn:
-        return None
-    panel.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    panel.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"{task}, scale {scale}")
-    panel.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
-    return path
+def _images(
+    module: ModuleType,
+    results: Sequence[Result],
+    out: Path,
+    scale: str,
+    samples: Samples,
+    note: Callable[[str], None],
+) -> list[Path | None]:
+    if not samples:
+        return []
+    paper = results[0].row.published.paper
+    by_name = {result.row.name: result for result in results if result.folders}
+    lit = [name for name in paper.saliency if name in by_name] or (list(by_name) if paper.saliency else [])
+    maps = [name for name in paper.feature_maps if name in by_name] or (list(by_name) if paper.feature_maps else [])
+    task = _task_to_light(by_name, lit)
+    try:
+        seen = see(results, samples, note, lit=task, convolutions=maps)
+    except ValueError as error:  # a name that no row held out
+        note(f"no figures of images: {error}")
+        return []
+    if seen is None:
+        return []
+    titles = {result.row.name: title(result) for result in results}
+    written: list[Path | None] = [*prediction_figures(module, seen, titles, out, scale)]
+    written += saliency_figures(module, seen, lit, titles, task, out, scale) if task else []
+    return [*written, feature_figure(module, seen, maps, titles, out, scale)]
 
 
-def _answers(result: Result, task: str) -> tuple[list[bool], list[float]]:
-    """For each held-out image: whether it has the task's second class, the finding, and the predicted probability."""
-    truth, shares = [], []
-    for folder in result.folders.values():
-        for line in read_lines(folder / "evaluation.jsonl")[0]:
-            tasks = line.get("tasks")
-            entry = tasks.get(task) if isinstance(tasks, Mapping) else None
-            known = entry.get("probabilities") if isinstance(entry, Mapping) else None
-            if isinstance(entry, Mapping) and isinstance(known, Mapping) and len(known) == 2 and "class" in entry:
-                _, (finding, share) = known.items()
-                truth.append(entry["class"] == finding)
-                shares.append(float(share))
-    return truth, shares
+def _task_to_light(rows: dict[str, Result], lit: Sequence[str]) -> str:
+    """The task that most of the rows have, of equal ones the last, a classification; "" without rows."""
+    counts: dict[str, int] = {}
+    for name in lit:
+        for task in rows[name].row.recipe.tasks:
+            counts[task] = counts.get(task, 0) + 1
+    return max(reversed(counts), key=lambda task: counts[task]) if counts else ""

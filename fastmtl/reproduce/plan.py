@@ -5,12 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import ConfigError, Recipe, as_dict, list_recipes, load_recipe
 from ..utils.suggestions import nearest
 
 _NOT_TRAINING = ("paper", "scales", "summary")  # tables of a recipe that only describe it
+
+
+class RunKey(NamedTuple):
+    """A run of a row: its fold, and the number of its repetition with another seed.
+
+    >>> str(RunKey(1)), str(RunKey(1, 2)), RunKey(1, 2).folder
+    ('fold 1', 'fold 1, seed 2', 'fold-1-seed-2')
+    """
+
+    fold: int
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"fold {self.fold}" + (f", seed {self.seed}" if self.seed else "")
+
+    @property
+    def folder(self) -> str:
+        """Beside the other runs of its row."""
+        return f"fold-{self.fold}" + (f"-seed-{self.seed}" if self.seed else "")
 
 
 @dataclass(frozen=True)
@@ -32,10 +51,13 @@ class Row:
         """The number of folds, or 1."""
         return max(1, self.recipe.data.folds)
 
-    def fold(self, number: int) -> Recipe:
-        """The recipe of one run."""
-        return (
-            replace(self.recipe, data=replace(self.recipe.data, fold=number)) if self.recipe.data.folds else self.recipe
+    def run(self, key: RunKey) -> Recipe:
+        """The recipe of one run. Repetition s adds s to training.seed; the split has its own seed and stays."""
+        data, training = self.recipe.data, self.recipe.training
+        return replace(
+            self.recipe,
+            data=replace(data, fold=key.fold) if data.folds else data,
+            training=replace(training, seed=training.seed + key.seed),
         )
 
     @property
@@ -52,15 +74,15 @@ class Result:
     """The runs of a row: finished and failed ones.
 
     Attributes:
-        summaries: of its finished runs, fold -> summary.json.
-        folders: of them, fold -> run folder.
-        failures: fold -> the error's one line.
+        summaries: of its finished runs, their summary.json.
+        folders: of them, the run folders.
+        failures: the error's one line.
     """
 
     row: Row
-    summaries: dict[int, dict[str, Any]] = field(default_factory=dict)
-    folders: dict[int, Path] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
+    summaries: dict[RunKey, dict[str, Any]] = field(default_factory=dict)
+    folders: dict[RunKey, Path] = field(default_factory=dict)
+    failures: dict[RunKey, str] = field(default_factory=dict)
 
 
 def list_papers() -> list[str]:

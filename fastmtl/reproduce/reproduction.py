@@ -18,8 +18,9 @@ from ..training.progress import plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.trainer import Interrupted
 from ..utils.json_toml import read_json
+from ..utils.suggestions import nearest
 from ..utils.words import counted
-from .plan import Result, Row, plan, rows_of, settings_of
+from .plan import Result, Row, RunKey, plan, rows_of, settings_of
 from .tables import write_tables
 
 _LOOKS = (
@@ -35,13 +36,16 @@ def reproduce(
     *,
     scale: str = "full",
     folds: int | None = None,
+    seeds: int = 1,
+    against: str = "",
     rows: Sequence[str] = (),
     overrides: Mapping[str, object] | None = None,
     console: Console,
 ) -> list[Result]:
     """Train the rows of `paper` on the data under `root`, and write runs, tables and figures to `out`.
 
-    All rows of a fold are trained before the next fold, so that after an interruption rows have nearly the same folds.
+    All rows of a fold are trained before the next fold, and all folds before the next seed, so that after an
+    interruption rows have nearly the same runs.
     Calling it again with the same arguments keeps finished runs and continues interrupted ones. A failed row is
     reported in the tables, and the others continue. The tables also include rows trained earlier with the same
     settings, independent of `rows`.
@@ -49,9 +53,11 @@ def reproduce(
     Args:
         paper: one of `list_papers()`.
         root: its data.
-        out: folder of this reproduction, with run folders ROW/fold-N, table.md, table.csv and *.png.
+        out: folder of this reproduction, with run folders ROW/fold-N and ROW/fold-N-seed-M, table.md, table.csv, *.png.
         scale: "full" is the published setting.
         folds: number of folds to run, from the first; all if None.
+        seeds: number of times to run each fold, with training.seed, training.seed + 1, ...
+        against: the row with which the others are compared; the first row of the table if empty.
         rows: names of the rows to train; all of the paper if empty.
         overrides: merged into every recipe, for example {"data": {"group_by": "patient"}}.
         console: where progress is printed.
@@ -65,33 +71,39 @@ def reproduce(
     console = plain(console)
     planned = plan(paper, scale=scale, rows=rows, overrides=overrides)
     count = _num_folds(paper, planned, folds)
+    if seeds < 1:
+        raise ConfigError(f"--seeds must be 1 or more; got {seeds}.")
+    if against and against not in rows_of(paper):
+        raise ConfigError(f"--against: {paper} has no row {against!r}; {nearest(against, rows_of(paper))}")
     _check_data(planned[0], root, count)
+    keys = [RunKey(fold, seed) for seed in range(seeds) for fold in range(count)]
     for row in planned:
-        for fold in range(count):
-            _check_kept(row.fold(fold), root, _folder(out, row, fold))
+        for key in keys:
+            _check_kept(row.run(key), root, _folder(out, row, key))
     asked = [row.name for row in planned]
     out.mkdir(parents=True, exist_ok=True)
     # Two processes would overwrite each other's runs, and treat them as interrupted ones.
     with locked(out, f"another process reproduces into {out}; wait for its end, or choose another --out."):
-        others = _others(paper, asked, scale, overrides, root, out, count)
+        others = _others(paper, asked, scale, overrides, root, out, keys)
         shown = plan(paper, scale=scale, rows=[*asked, *others], overrides=overrides)
+        if against and against not in [row.name for row in shown]:
+            raise ConfigError(f"--against: {against} is neither among the --rows nor in {out}; add it to --rows.")
         results = [Result(row) for row in shown]
         for result in results:
-            for fold in range(count) if result.row.name in asked else others[result.row.name]:
-                _keep(result, fold, _folder(out, result.row, fold))
-        folds_of = f"{count} of {planned[0].num_folds} folds"
+            for key in keys if result.row.name in asked else others[result.row.name]:
+                _keep(result, key, _folder(out, result.row, key))
+        folds_of = f"{count} of {planned[0].num_folds} folds" + (f", {seeds} seeds" if seeds > 1 else "")
         console.print(f"{paper} at scale {scale}: {counted(len(planned), 'row')}, {folds_of}, in {out}")
         if others:
             console.print(f"in the table too, trained before: {', '.join(others)}")
-        write_tables(
-            paper, results, root, out, scale, count
-        )  # so that finished runs are in the table after any interruption
+        # So that finished runs are in the table after any interruption.
+        write_tables(paper, results, root, out, scale, count, against)
         try:
-            for fold in range(count):
+            for key in keys:
                 for result in results:
                     if result.row.name in asked:
-                        _run(result, fold, root, _folder(out, result.row, fold), console)
-                        write_tables(paper, results, root, out, scale, count)
+                        _run(result, key, root, _folder(out, result.row, key), console)
+                        write_tables(paper, results, root, out, scale, count, against)
         except Interrupted as stopped:
             where = str(stopped).partition(";")[0]
             raise Interrupted(f"{where}; the same command continues, finished runs are kept in {out}") from None
@@ -108,8 +120,8 @@ def _num_folds(paper: str, rows: Sequence[Row], asked: int | None) -> int:
     return asked
 
 
-def _folder(out: Path, row: Row, fold: int) -> Path:
-    return out / row.name / f"fold-{fold}"
+def _folder(out: Path, row: Row, key: RunKey) -> Path:
+    return out / row.name / key.folder
 
 
 def _check_data(row: Row, root: Path, folds: int) -> None:
@@ -122,7 +134,7 @@ def _check_data(row: Row, root: Path, folds: int) -> None:
             f"{paper.key} has the classes {', '.join(sorted(paper.classes))}; {root} has "
             f"{', '.join(folder.class_names)}: it is not the paper's data set."
         )
-    splits = [datasets.split_of(row.fold(fold), folder, root) for fold in range(folds)]
+    splits = [datasets.split_of(row.run(RunKey(fold)), folder, root) for fold in range(folds)]
     if len({split.val for split, _ in splits}) < folds:
         raise ConfigError(
             f"{root} has one split for the {folds} folds, {splits[0][1]}: their runs would be the same; add --folds 1."
@@ -153,18 +165,18 @@ def _others(
     overrides: Mapping[str, object] | None,
     root: Path,
     out: Path,
-    folds: int,
-) -> dict[str, list[int]]:
-    """Other rows in `out` -> their folds with a finished run of the same settings and data."""
-    found: dict[str, list[int]] = {}
+    keys: Sequence[RunKey],
+) -> dict[str, list[RunKey]]:
+    """Other rows in `out` -> their finished runs of the same settings and data."""
+    found: dict[str, list[RunKey]] = {}
     for row in rows_of(paper):
-        for fold in range(folds) if row not in asked and (out / row).is_dir() else ():
+        for key in keys if row not in asked and (out / row).is_dir() else ():
             try:
                 (one,) = plan(paper, scale=scale, rows=[row], overrides=overrides)
-                folder = _folder(out, one, fold)
-                _check_kept(one.fold(fold), root, folder)
+                folder = _folder(out, one, key)
+                _check_kept(one.run(key), root, folder)
                 if _finished(folder) is not None:
-                    found.setdefault(row, []).append(fold)
+                    found.setdefault(row, []).append(key)
             except (ConfigError, RunError):  # other settings or damage: reported when the row is requested
                 continue
     return found
@@ -175,39 +187,39 @@ def _of_training(recipe: Recipe) -> dict[str, object]:
     return {key: value for key, value in settings_of(recipe).items() if key not in _LOOKS}
 
 
-def _keep(result: Result, fold: int, folder: Path) -> None:
+def _keep(result: Result, key: RunKey, folder: Path) -> None:
     """Add the run in `folder` to the result if it is finished."""
     try:
         summary = _finished(folder)
     except RunError as error:
-        result.failures[fold] = _line(error)
+        result.failures[key] = _line(error)
         return
     if summary is not None:
-        result.summaries[fold], result.folders[fold] = summary, folder
+        result.summaries[key], result.folders[key] = summary, folder
 
 
 def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _run(result: Result, fold: int, root: Path, folder: Path, console: Console) -> None:
-    what = f"{result.row.name}, fold {fold}"
-    if fold in result.summaries:
+def _run(result: Result, key: RunKey, root: Path, folder: Path, console: Console) -> None:
+    what = f"{result.row.name}, {key}"
+    if key in result.summaries:
         console.print(f"{what}: kept")
         return
-    if fold in result.failures:  # a damaged summary
-        console.print(f"{what} failed: {result.failures[fold]}")
+    if key in result.failures:  # a damaged summary
+        console.print(f"{what} failed: {result.failures[key]}")
         return
     console.print(what, style="bold")
     try:
-        summary = _train(result.row.fold(fold), root, folder, console)
+        summary = _train(result.row.run(key), root, folder, console)
     except Interrupted:
         raise
     except Exception as error:  # the other rows continue; the table and the exit code show it
-        result.failures[fold] = _line(error)
-        console.print(f"{what} failed: {result.failures[fold]}")
+        result.failures[key] = _line(error)
+        console.print(f"{what} failed: {result.failures[key]}")
     else:
-        result.summaries[fold], result.folders[fold] = summary, folder
+        result.summaries[key], result.folders[key] = summary, folder
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -30,6 +30,7 @@ class Classification(BaseTask):
     """
 
     primary_metric: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[Mapping[str, bool]] = {"balanced_accuracy": True}
     target: Target = Target("label")
 
     def __init__(
@@ -74,17 +75,19 @@ class Classification(BaseTask):
             metrics.update(output[rows].float().softmax(1), batch.targets[self.name][rows])
 
     def summary(self, metrics: MetricCollection) -> JsonObject:
-        """`metrics` as plain numbers; classes by name, None for a class without samples. `auroc` is the mean over the
-        classes with both positive and negative samples: the others have no curve."""
+        """`metrics` as plain numbers; classes by name, None for a class without samples. `balanced_accuracy` is the
+        mean of `per_class` over the classes with samples, `auroc` over those with positive and negative ones."""
         seen = _seen(metrics["per_class"])
         shares = of(metrics["per_class"]).tolist()
         named = zip(self.class_names, shares, seen.tolist(), strict=True)
         per_class = {name: value if count else None for name, value, count in named}
         accuracy = number(of(metrics["accuracy"])) if seen.any() else None
+        recalls = [value for value in per_class.values() if value is not None]
+        balanced = sum(recalls) / len(recalls) if recalls else None
         areas = of(metrics["auroc"])
         known = (seen > 0) & (seen < seen.sum())
         auroc = number(areas[known].mean()) if known.any() else None
-        return {"accuracy": accuracy, "auroc": auroc, "per_class": per_class}
+        return {"accuracy": accuracy, "balanced_accuracy": balanced, "auroc": auroc, "per_class": per_class}
 
 
 @register_task("binary_classification")
@@ -98,6 +101,7 @@ class BinaryClassification(BaseTask):
     """
 
     primary_metric: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[Mapping[str, bool]] = {"balanced_accuracy": True}
     target: Target = Target("label")
 
     def __init__(
@@ -145,10 +149,13 @@ class BinaryClassification(BaseTask):
 
     def summary(self, metrics: MetricCollection) -> JsonObject:
         """`metrics` as plain numbers; None for undefined ones: without positive samples there is no sensitivity, and
-        with one class only there is no ROC curve."""
+        with one class only there is no ROC curve. `balanced_accuracy` is the mean of the recalls that are defined."""
         found, kinds = super().summary(metrics), _both_kinds(metrics["accuracy"])
         needs = {"accuracy": kinds.any(), "sensitivity": kinds[0], "specificity": kinds[1], "auroc": kinds.all()}
-        return {name: value if needs[name] else None for name, value in found.items()}
+        found = {name: value if needs[name] else None for name, value in found.items()}
+        recalls = [value for name in ("sensitivity", "specificity") if (value := found[name]) is not None]
+        balanced = {"balanced_accuracy": sum(recalls) / len(recalls) if recalls else None}
+        return {"accuracy": found.pop("accuracy")} | balanced | found
 
 
 def _seen(metric: Any) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 HIGHER_IS_BETTER: dict[str, bool | None] = {
     **dict.fromkeys(("dice", "jaccard", "iou", "pixel_accuracy", "found"), True),
-    **dict.fromkeys(("accuracy", "auroc", "sensitivity", "specificity", "per_class", "r2"), True),
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity", "per_class", "r2"), True),
     **dict.fromkeys(("mae", "rmse", "false_positives", "false_negatives"), False),
     "fp_to_fn": None,  # best near 1
 }

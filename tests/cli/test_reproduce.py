@@ -13,7 +13,7 @@ from fastmtl import api
 from fastmtl.cli import main
 from fastmtl.config import load_recipe
 from fastmtl.reproduce import Score, delta_m, figures, plan, tables
-from fastmtl.reproduce.plan import Result
+from fastmtl.reproduce.plan import Result, RunKey
 from fastmtl.reproduce.scores import metric, over_folds
 from fastmtl.training.run_dir import RunFolder
 from fastmtl.training.trainer import Interrupted
@@ -67,9 +67,10 @@ def test_two_rows_print_the_papers_table_and_are_kept(ebhi, tmp_path, capsys):
     assert "- `training.epochs` = 1 (100)" in printed.out
     assert (out / "table.md").read_text() == printed.out
     found = json.loads((out / "single_resnet50" / "fold-0" / "summary.json").read_text())
-    lines = {line["recipe"]: line for line in csv.DictReader((out / "table.csv").read_text().splitlines())}
-    line = lines["mask2tasks/single_resnet50"]
-    assert (line["metric"], line["published"], line["published_std"]) == ("classification.accuracy", "0.895", "0.013")
+    lines = csv.DictReader((out / "table.csv").read_text().splitlines())
+    by_key = {(line["recipe"], line["metric"]): line for line in lines}
+    line = by_key["mask2tasks/single_resnet50", "classification.accuracy"]
+    assert (line["published"], line["published_std"]) == ("0.895", "0.013")
     assert float(line["mean"]) == found["tasks"]["classification"]["accuracy"]
     assert (line["std"], line["folds"], line["scale"]) == ("", "1", "tiny")
     times = {path: path.stat().st_mtime_ns for path in out.rglob("summary.json")}
@@ -208,16 +209,18 @@ def test_roc_is_of_the_second_class_over_all_folds(tmp_path):
     """The finding stands second, whatever the alphabet says; `intensity` is what joint_unet's paper draws."""
     pytest.importorskip("matplotlib")
     (row,) = plan("joint_unet", rows=["dice_30"])
-    result = Result(row, folders={fold: tmp_path / str(fold) for fold in (0, 1)})
+    result = Result(row, folders={RunKey(fold): tmp_path / str(fold) for fold in (0, 1)})
     for fold, (name, share) in enumerate((("weak", 0.25), ("bright", 0.75))):
         entry = {"class": name, "score": 0.75, "probabilities": {"weak": 1 - share, "bright": share}}
-        result.folders[fold].mkdir()
+        result.folders[RunKey(fold)].mkdir()
         lines = [
             {"id": "a", "tasks": {"intensity": entry}},
             {"id": "b", "tasks": {}},
             {"id": "c", "tasks": {"intensity": {"class": name}}},
         ]
-        (result.folders[fold] / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (result.folders[RunKey(fold)] / "evaluation.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
     assert figures._answers(result, "intensity") == ([False, True], [0.25, 0.75])
     assert figures.write_figures([result], tmp_path, "tiny") == [tmp_path / "roc-intensity.png"]
 
@@ -308,9 +311,9 @@ def test_a_table_says_of_which_metrics_less_is_better_and_what_was_odd():
     for row in rows:
         row.published.paper.figures["size.mae"] = 2.0
     odd = {"notices": ["A/x.png: odd", "B/y.png: odd"]}
-    results = [Result(row, {0: {"tasks": {"size": {"mae": 1.0}}}}) for row in rows]
-    results[0].summaries[0] |= odd
-    results[1].summaries[0] |= {"notices": odd["notices"][:1]}
+    results = [Result(row, {RunKey(0): {"tasks": {"size": {"mae": 1.0}}}}) for row in rows]
+    results[0].summaries[RunKey(0)] |= odd
+    results[1].summaries[RunKey(0)] |= {"notices": odd["notices"][:1]}
     page = tables.markdown("mask2tasks", results, Path("data"), "full", 1)
     assert "size mae, ours, less is better" in page
     assert "accuracy, ours, less" not in page

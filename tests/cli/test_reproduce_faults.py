@@ -12,7 +12,7 @@ from fastmtl import api, data
 from fastmtl.builders import datasets
 from fastmtl.config import ConfigError
 from fastmtl.reproduce import Score, delta_m, figures, plan, reproduction, tables
-from fastmtl.reproduce.plan import Result
+from fastmtl.reproduce.plan import Result, RunKey
 from fastmtl.reproduce.reproduction import reproduce
 from fastmtl.training import checkpoint
 from fastmtl.training.file_lock import locked
@@ -31,13 +31,13 @@ def _results():
     results = {name: Result(row) for name, row in rows.items()}
     for fold, (accuracy, jaccard) in enumerate(((0.5, 0.4), (0.9, 0.8))):
         both = _summary(classification=("accuracy", accuracy), segmentation=("jaccard", jaccard))
-        results["pcgrad"].summaries[fold] = both
+        results["pcgrad"].summaries[RunKey(fold)] = both
     for key, row in paper.baseline_rows.items():
         task, name = key.split(".")
-        results[row].summaries[0] = _summary(**{task: (name, 0.4)})
+        results[row].summaries[RunKey(0)] = _summary(**{task: (name, 0.4)})
     (first, *_) = paper.baseline_rows.values()
     task, name = next(iter(paper.baseline_rows)).split(".")
-    results[first].summaries[1] = _summary(**{task: (name, 0.8)})
+    results[first].summaries[RunKey(1)] = _summary(**{task: (name, 0.8)})
     return results, paper
 
 
@@ -49,7 +49,8 @@ def test_a_score_that_is_not_a_number_is_in_the_table(tmp_path):
         assert isnan(score.std)
     assert Score((float("inf"), float("-inf"))).std is not None
     (row,) = plan("mask2tasks", rows=["pcgrad"])
-    result = Result(row, {fold: _summary(classification=("accuracy", value)) for fold, value in enumerate((nan, 0.5))})
+    both = {RunKey(n): _summary(classification=("accuracy", value)) for n, value in enumerate((nan, 0.5))}
+    result = Result(row, both)
     assert "| nan ± nan |" in tables.markdown("mask2tasks", [result], tmp_path, "full", 2)
 
 
@@ -69,15 +70,14 @@ def test_a_gain_over_our_baselines_is_of_the_folds_that_both_have():
 def test_a_gain_over_a_baseline_of_0_is_left_out():
     results, paper = _results()
     task, name = next(iter(paper.baseline_rows)).split(".")
-    results[paper.baseline_rows[f"{task}.{name}"]].summaries[0] = _summary(**{task: (name, 0.0)})
+    results[paper.baseline_rows[f"{task}.{name}"]].summaries[RunKey(0)] = _summary(**{task: (name, 0.0)})
     assert tables.gains_of(list(results.values()))["pcgrad"][2] is None
 
 
 def test_a_mean_of_fewer_folds_than_ran_says_so(tmp_path):
     (row,) = plan("mask2tasks", rows=["pcgrad"])
-    result = Result(
-        row, {0: _summary(classification=("accuracy", 0.5)), 1: _summary(classification=("accuracy", None))}
-    )
+    both = {RunKey(n): _summary(classification=("accuracy", value)) for n, value in enumerate((0.5, None))}
+    result = Result(row, both)
     assert "| 0.500 (1 of 2) |" in tables.markdown("mask2tasks", [result], tmp_path, "full", 2)
 
 
@@ -115,7 +115,7 @@ def test_a_manifest_with_one_split_has_no_folds(tmp_path):
     root, told = write_ebhi(tmp_path / "data"), tmp_path / "data" / "tiles.csv"
     (row,) = plan("mask2tasks", rows=["pcgrad"], scale="tiny")
     folder = datasets.read_data(row.recipe, root)
-    held_out = set(datasets.split_of(row.fold(0), folder, root)[0].val)
+    held_out = set(datasets.split_of(row.run(RunKey(0)), folder, root)[0].val)
     data.write_manifest(folder, told)
     head, *lines = told.read_text().splitlines()
     place = head.split(",").index("id")
@@ -133,7 +133,7 @@ def test_lines_that_have_no_curve_are_passed_over(tmp_path):
     lines = [{"id": "a", "tasks": {"intensity": entry}} for entry in [known, *broken]]
     lines += [{"id": "b", "tasks": 3}, {"id": "c"}]
     (tmp_path / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert figures._answers(Result(row, folders={0: tmp_path}), "intensity") == ([True], [0.75])
+    assert figures._answers(Result(row, folders={RunKey(0): tmp_path}), "intensity") == ([True], [0.75])
 
 
 def test_an_average_that_would_never_begin_is_refused(tmp_path):

@@ -135,6 +135,20 @@ def test_the_page_is_self_contained_and_has_every_section(run, capsys):
     assert "Missing from this page" not in page
 
 
+def test_scores_have_their_intervals_over_patients(run):
+    assert "95% interval" not in render(read_run(run))
+    summary = json.loads((run / "summary.json").read_text())
+    intervals = {"kind": {"accuracy": [0.5, 0.9], "per_class.Polyp": [0.1, 0.2]}}
+    over = {"unit": "patient", "count": 2, "intervals": intervals, "means": {"kind": {"accuracy": 0.625}}}
+    (run / "summary.json").write_text(json.dumps(summary | {"patients": over}))
+    page = render(read_run(run))
+    assert "<b>0.750</b><small>0.500 to 0.900</small>" in page
+    assert "95% interval over the 2 patients, which are resampled as a whole. Intervals of so few" in page
+    assert "As a mean over patients, each counting alike: kind Accuracy 0.625." in page
+    (run / "summary.json").write_text(json.dumps(summary | {"patients": over | {"intervals": [3]}}))
+    assert "a file is not as fastmtl writes it" in render(read_run(run))
+
+
 def test_names_are_escaped(run):
     page = render(read_run(run))
     assert EVIL not in page

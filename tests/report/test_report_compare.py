@@ -154,7 +154,8 @@ def test_names_are_escaped_in_a_comparison():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_known_directions_are_those_of_the_tasks_metrics(kind):
     task = create_task(kind, "t", 0, **KINDS[kind])
-    pointing = {name for name in task.metrics() if HIGHER_IS_BETTER[name] is not None}
+    metrics = {*task.metrics(), *task.higher_is_better}
+    pointing = {name for name in metrics if HIGHER_IS_BETTER.get(name, True) is not None}
     assert set(directions_of([task])["t"]) == pointing, "each metric of ours points somewhere, or is known not to"
     for name, metric in task.metrics().items():
         if metric.higher_is_better is not None:

@@ -75,6 +75,17 @@ def test_a_class_without_samples_has_no_accuracy():
     assert task.summary(metrics)["per_class"] == {"a": 1.0, "b": 1.0, "c": None}
 
 
+def test_balanced_accuracy_is_the_mean_recall_of_the_classes_that_occur():
+    task = _both()[1]
+    assert task.summary(task.metrics())["balanced_accuracy"] is None
+    metrics, batch = task.metrics(), _batch([True] * 4)
+    batch.targets["cls"] = torch.tensor([0, 0, 0, 1])
+    task.update(metrics, F.one_hot(torch.tensor([0, 0, 2, 0]), 3) * 9.0, batch)
+    found = task.summary(metrics)
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
+    assert found["accuracy"] == 0.5
+
+
 @pytest.mark.parametrize(("score", "half"), [("dice", 2 / 3), ("jaccard", 0.5)])
 def test_overlap_per_image_and_of_empty_masks(score, half):
     empty, full = torch.zeros(1, 1, 4, 4, dtype=torch.bool), torch.ones(1, 1, 4, 4, dtype=torch.bool)

@@ -191,12 +191,18 @@ def test_auxiliary_is_bce_against_the_mask_at_its_stride():
     )
 
 
+def _both_accuracies(accuracy, balanced):
+    return {"accuracy": pytest.approx(accuracy), "balanced_accuracy": pytest.approx(balanced)}
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ([0, 0, 0], {"accuracy": pytest.approx(2 / 3), "sensitivity": None, "specificity": pytest.approx(2 / 3)}),
-        ([1, 1, 1], {"accuracy": pytest.approx(1 / 3), "sensitivity": pytest.approx(1 / 3), "specificity": None}),
-        ([1, 0, 0], {"accuracy": 1.0, "sensitivity": 1.0, "specificity": 1.0, "auroc": 1.0}),
+        ([0, 0, 0], {"sensitivity": None, "specificity": pytest.approx(2 / 3)} | _both_accuracies(2 / 3, 2 / 3)),
+        ([1, 1, 1], {"sensitivity": pytest.approx(1 / 3), "specificity": None} | _both_accuracies(1 / 3, 1 / 3)),
+        ([1, 0, 0], {"sensitivity": 1.0, "specificity": 1.0, "auroc": 1.0} | _both_accuracies(1.0, 1.0)),
+        ([0, 1, 1], {"sensitivity": 0.0, "specificity": 0.0, "auroc": 0.0} | _both_accuracies(0.0, 0.0)),
+        ([1, 1, 0], {"sensitivity": 0.5, "specificity": 1.0, "auroc": 1.0} | _both_accuracies(2 / 3, 0.75)),
     ],
 )
 def test_a_finding_that_no_sample_or_every_sample_has(target, expected):
