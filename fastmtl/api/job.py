@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import data
 from ..builders import components, datasets, pretrained, stains
+from ..builders.class_shares import with_class_shares
 from ..config import ConfigError, Recipe
 from ..distributed import World
 from ..evaluation.tta import check_views
@@ -107,6 +108,8 @@ def assemble(
     if stain is not None:
         for part in (splits.train, splits.validation, splits.test, splits.inner):  # a mosaic uses only the first
             stains.fit_slides(stain, part.tiles, recipe, world, console)
+    if not resumed:
+        recipe = with_class_shares(recipe, splits.train)
     tasks = components.build_tasks(recipe, splits.train.class_names, splits.train.classes)
     datasets.check_targets(tasks, splits.train)
     datasets.check_metadata(recipe, splits.train)

@@ -173,6 +173,7 @@ def build_loader(
         augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
         shuffle=train,
         balanced=train and config.sampler == "balanced" and (config.balance_by or True),
+        balance_power=config.balance_power,
         pairs=pairs if train and config.sampler == "pairs" else None,
         open_slides=config.open_slides if train else 0,
         per_slide=config.per_slide if train else 0,
@@ -207,7 +208,12 @@ def _random_patches(recipe: Recipe, folder: data.Dataset) -> data.RandomPatches:
     reach = data.downsample_of(first) * first.width * (1 - config.overlap / config.tile_size)
     balanced = config.sampler == "balanced"
     return data.RandomPatches(
-        folder.tiles, config.patches_per_slide, round(reach / 2), seed=recipe.training.seed, balanced=balanced
+        folder.tiles,
+        config.patches_per_slide,
+        round(reach / 2),
+        seed=recipe.training.seed,
+        balanced=balanced,
+        balance_power=config.balance_power,
     )
 
 

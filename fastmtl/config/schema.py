@@ -64,6 +64,9 @@ class DataConfig:
     case is a scan; the case if empty."""
     balance_by: str = ""
     """Label column whose classes the balanced sampler draws equally often; the label if empty."""
+    balance_power: float = 1.0
+    """For the balanced sampler: a class of n tiles is drawn in proportion to n^(1 - balance_power). 1: equally often;
+    0.5: by the square root of its size, which repeats rare tiles less often."""
     open_slides: int = 0
     """Number of slides that tiles are drawn from at the same time; 0: all."""
     per_slide: int = 0

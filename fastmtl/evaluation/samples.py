@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..protocols import Batch
+from ..utils.normalization import Normalization
 from . import panels
 from .feature_maps import convolution_maps, has_encoder
 from .per_image import class_probabilities, structures
@@ -61,6 +62,7 @@ def look(
     tasks: Sequence[Any],
     batch: Batch,
     *,
+    normalization: Normalization,
     lit: Sequence[str] = (),
     convolutions: bool = False,
 ) -> Sample:
@@ -70,6 +72,7 @@ def look(
         model: trained, in float32; with test-time augmentation the answers are those over all views.
         tasks: the model's.
         batch: of one image, on the model's device.
+        normalization: of the batch's images.
         lit: tasks whose saliency is wanted.
         convolutions: whether feature maps are wanted; a model that names no encoder has none.
     """
@@ -85,11 +88,11 @@ def look(
         elif task.output.kind == "vector" and getattr(task, "class_names", ()):
             answers[task.name] = _answer(task, outputs[task.name], batch)
         if task.name in lit and has_saliency(task):
-            shown = panels.lit(batch.images[0], saliency(plain, task, batch)[0].double())
+            shown = panels.lit(batch.images[0], saliency(plain, task, batch)[0].double(), normalization)
             light[task.name] = np.asarray(shown)
     maps = convolution_maps(plain, batch) if convolutions and has_encoder(plain) else []
     shown = [panels.grey(one.mean(0)) for one in maps]
-    return Sample(batch.ids[0], panels.original(batch.images[0]), masks, answers, light, shown)
+    return Sample(batch.ids[0], panels.original(batch.images[0], normalization), masks, answers, light, shown)
 
 
 def _masks(task: Any, output: Any, batch: Batch) -> Masks:

@@ -9,6 +9,7 @@ from pathlib import Path
 from .. import data
 from ..api import runs
 from ..builders import datasets
+from ..builders.pretrained import normalization_of
 from ..evaluation.analyse import one_image
 from ..evaluation.samples import Sample, look
 from ..utils.json_toml import JsonMapping
@@ -139,6 +140,12 @@ def _look(
             whole = replace(whole, images=whole.images.float())
             for row in range(len(whole)):
                 one = one_image(whole, row)
-                lit_tasks = [lit] if lit else []
-                found[one.ids[0]] = look(trained.model, trained.tasks, one, lit=lit_tasks, convolutions=convolutions)
+                found[one.ids[0]] = look(
+                    trained.model,
+                    trained.tasks,
+                    one,
+                    normalization=normalization_of(trained.recipe),
+                    lit=[lit] if lit else [],
+                    convolutions=convolutions,
+                )
     return [found[name] for name in ids]

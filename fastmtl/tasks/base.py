@@ -101,16 +101,18 @@ def by_name(names: Iterable[str], values: Tensor) -> dict[str, float | None]:
     return {name: number(value) for name, value in zip(names, values, strict=True)}
 
 
-def class_weights_of(name: str, class_weights: Sequence[float], classes: Sequence[str]) -> Tensor | None:
+def class_weights_of(
+    name: str, class_weights: Sequence[float], classes: Sequence[str], *, what: str = "class_weights"
+) -> Tensor | None:
     """float32 [C], or None without weights; ValueError, with the task's name, unless every class has one."""
     if not class_weights:
         return None
     if len(class_weights) != len(classes):
         raise ValueError(
-            f"task {name!r}: `class_weights` must have one value for each of the {len(classes)} classes "
+            f"task {name!r}: `{what}` must have one value for each of the {len(classes)} classes "
             f"({', '.join(classes)}); got {len(class_weights)}."
         )
-    check_weights(name, class_weights=class_weights)
+    check_weights(name, **{what: class_weights})
     return torch.tensor(class_weights, dtype=torch.float32)
 
 

@@ -27,6 +27,10 @@ class Classification(BaseTask):
         class_names: the C classes, in the order of their indices.
         label_smoothing: see `torch.nn.functional.cross_entropy`.
         class_weights: one factor per class, or empty.
+        logit_adjustment: t of the logit-adjusted loss of Menon et al. 2021: the loss is that of logits + t log(shares).
+            With 1 the logits are those of classes that are equally frequent, which favours balanced accuracy; 0 keeps
+            the training images' frequencies, which favours accuracy on images like them.
+        class_shares: one positive share per class among the training images; a recipe's run fills them in.
     """
 
     primary_metric: ClassVar[str] = "accuracy"
@@ -41,6 +45,8 @@ class Classification(BaseTask):
         class_names: Sequence[str] = (),
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] = (),
+        logit_adjustment: float = 0.0,
+        class_shares: Sequence[float] = (),
     ):
         super().__init__(name, column)
         if len(class_names) < 2:
@@ -52,11 +58,23 @@ class Classification(BaseTask):
         self.output = Output("vector", len(class_names))
         weight = class_weights_of(name, class_weights, class_names)
         self.criterion = losses.CrossEntropyLoss(weight=weight, label_smoothing=smoothing(name, label_smoothing))
+        check_weights(name, logit_adjustment=logit_adjustment)
+        shares = class_weights_of(name, class_shares, class_names, what="class_shares")
+        if shares is not None and not (shares > 0).all():
+            raise ValueError(f"task {name!r}: `class_shares` must be above 0; got {list(class_shares)}.")
+        self.logit_adjustment = logit_adjustment
+        self.offsets = None if shares is None else logit_adjustment * (shares / shares.sum()).log()
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar mean over the labelled samples; 0, with a graph, when there are none."""
         self.criterion.to(output.device)  # moves the class weights; no effect once moved
-        return self.criterion(output.float(), batch.targets[self.name], mask=self.has_label(batch))
+        logits = output.float()
+        if self.logit_adjustment:
+            if self.offsets is None:
+                raise ValueError(f"task {self.name!r}: `logit_adjustment` needs `class_shares`, one for each class.")
+            self.offsets = self.offsets.to(output.device)
+            logits = logits + self.offsets
+        return self.criterion(logits, batch.targets[self.name], mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """Logits [B, C] -> class index int64 [B]."""

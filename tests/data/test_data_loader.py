@@ -107,6 +107,8 @@ def test_balanced_draws_even_out_the_classes_and_repeats_differ():
     assert len(drawn) == 1000
     assert all(abs((drawn == label).mean() - 1 / 3) < 0.05 for label in range(3))
     assert not np.array_equal(balanced_order(labels, seed=1, epoch=0), balanced_order(labels, seed=1, epoch=1))
+    by_root = np.array(labels)[balanced_order(labels, seed=1, epoch=0, power=0.5)]
+    assert np.bincount(by_root) / 1000 == pytest.approx(np.sqrt([900, 90, 10]) / np.sqrt([900, 90, 10]).sum(), abs=0.04)
     assert repeats(np.array([3, 1, 3, 3, 1, 0])).tolist() == [0, 0, 1, 2, 1, 0]
     assert wrapped(np.array([4, 5, 6]), 2).tolist() == [4, 5, 6, 4]
 

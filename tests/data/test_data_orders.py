@@ -14,7 +14,7 @@ from helpers.encoded_tiles import ArraySlide, Painted, pictures_of, region
 from helpers.tiles import make_loader, random_pixels
 
 from fastmtl.data import RandomPatches, Tile
-from fastmtl.data.loading.order import drawn_evenly, interleaved, neighbours, pair_batches, slide_runs
+from fastmtl.data.loading.order import drawn_by_class, interleaved, neighbours, pair_batches, slide_runs
 from fastmtl.protocols import Target
 
 pytest.importorskip("nvidia.dali", reason="the loader needs DALI")
@@ -156,10 +156,11 @@ def test_slides_take_turns_and_each_rank_has_its_own():
     assert not np.array_equal(runs[0], slide_runs(keys, None, seed=2, epoch=1, per_slide=20)[0])
 
 
-def test_labels_of_a_slide_are_drawn_evenly():
+@pytest.mark.parametrize(("power", "share"), [(1.0, 0.5), (0.5, 5**0.5 / (95**0.5 + 5**0.5)), (0.0, 0.05)])
+def test_labels_are_drawn_by_class(power, share):
     labels = np.array([0] * 95 + [1] * 5)
-    drawn = labels[drawn_evenly(labels.tolist(), 1000, np.random.Philox(3))]
-    assert 0.45 < drawn.mean() < 0.55
+    drawn = labels[drawn_by_class(labels.tolist(), 4000, np.random.Philox(3), power)]
+    assert drawn.mean() == pytest.approx(share, abs=0.025)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def test_report_of_the_real_weights():
     path = shared_data("weights") / "tf_efficientnet_lite0.safetensors"
     model = models.create_model("unet", BOTH, encoder=LITE0, weights=path)
     report = model.weights_report
+    assert isinstance(report, models.WeightsReport)
     assert report.loaded == ["encoder"]
     assert report.normalization == HALF
     assert not report.wrong_shape

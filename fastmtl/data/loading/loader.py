@@ -56,6 +56,8 @@ class TileLoader:
             same number; without shuffling every tile occurs exactly once, and ranks may differ by one tile.
         balanced: draw with replacement, each class equally often; the name of a column of labels, or True for the
             tiles' own. Requires labels and `shuffle`. With `open_slides` or `per_slide` each slide is balanced.
+        balance_power: with `balanced`, a class of n tiles is drawn in proportion to n^(1 - balance_power): 1 draws the
+            classes equally often, 0.5 by the square root of their sizes.
         pairs: columns (case, position): draw pairs of consecutive tiles of a case, at most one of a case in a batch of
             all ranks; they are neighbouring rows, and a "pair" target gives the partner's row. An epoch has n // 2
             pairs of each case of n tiles. With a third column (the patient, if cases are scans) a batch has at most one
@@ -98,6 +100,7 @@ class TileLoader:
         stain: StainNormalization | None = None,
         shuffle: bool = False,
         balanced: bool | str = False,
+        balance_power: float = 1.0,
         pairs: tuple[str, str] | tuple[str, str, str] | None = None,
         open_slides: int = 0,
         per_slide: int = 0,
@@ -122,7 +125,18 @@ class TileLoader:
         self._stream = tiles if isinstance(tiles, TileStream) else None
         self._tiles: Sequence[Tile] = () if isinstance(tiles, TileStream) else tuple(tiles)
         self._sampler = Sampler(
-            batch_size, seed, shuffle, balanced, pairs, open_slides, per_slide, drop_last, rank, world_size, drop_single
+            batch_size,
+            seed,
+            shuffle,
+            balanced,
+            pairs,
+            open_slides,
+            per_slide,
+            drop_last,
+            rank,
+            world_size,
+            drop_single,
+            balance_power,
         )
         self._columns = Columns(targets, metadata or {})
         self._epoch = self._batch = 0
@@ -205,7 +219,7 @@ class TileLoader:
         Raises:
             ValueError: the state is from other tiles, another seed, batch size, world size or order.
         """
-        added = {"drop_single", "values"}  # missing in older states
+        added = {"drop_single", "values", "balance_power"}  # missing in older states
         for name, mine in self._identity().items():
             if state.get(name) != mine and (name in state or name not in added):
                 raise ValueError(

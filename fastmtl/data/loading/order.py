@@ -18,17 +18,20 @@ def epoch_order(num_tiles: int, *, seed: int, epoch: int, shuffle: bool) -> NDAr
     return _permutation(num_tiles, np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 0, epoch]))
 
 
-def balanced_order(labels: Sequence[Any], *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """int64 [len(labels)]: drawn with replacement, each class equally likely."""
-    return drawn_evenly(labels, len(labels), np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 1, epoch]))
+def balanced_order(labels: Sequence[Any], *, seed: int, epoch: int, power: float = 1.0) -> NDArray[np.int64]:
+    """int64 [len(labels)]: drawn with replacement, a class of n tiles in proportion to n^(1 - power)."""
+    bits = np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 1, epoch])
+    return drawn_by_class(labels, len(labels), bits, power)
 
 
-def drawn_evenly(labels: Sequence[Any], number: int, bits: np.random.Philox) -> NDArray[np.int64]:
-    """int64 [number]: positions in `labels`, drawn with replacement, each label equally likely."""
+def drawn_by_class(labels: Sequence[Any], number: int, bits: np.random.Philox, power: float = 1.0) -> NDArray[np.int64]:
+    """int64 [number]: positions in `labels`, drawn with replacement, a label that occurs n times in proportion to
+    n^(1 - power): each label equally likely with 1, each position with 0."""
     groups = [np.flatnonzero(np.asarray(labels) == label) for label in sorted(set(labels))]
     draws = (bits.random_raw((number, 2)) >> np.uint64(11)) * 2.0**-53
-    classes = (draws[:, 0] * len(groups)).astype(np.int64)
     sizes = np.array([len(group) for group in groups])
+    edges = np.cumsum(sizes ** (1.0 - power))
+    classes = np.searchsorted(edges / edges[-1], draws[:, 0], side="right")
     within = (draws[:, 1] * sizes[classes]).astype(np.int64)
     starts = np.cumsum(sizes) - sizes
     return np.concatenate(groups)[starts[classes] + within]
@@ -43,10 +46,16 @@ def members(keys: Sequence[Hashable]) -> list[NDArray[np.int64]]:
 
 
 def slide_runs(
-    slides: Sequence[str], labels: Sequence[Any] | None, *, seed: int, epoch: int, per_slide: int
+    slides: Sequence[str],
+    labels: Sequence[Any] | None,
+    *,
+    seed: int,
+    epoch: int,
+    per_slide: int,
+    power: float = 1.0,
 ) -> list[NDArray[np.int64]]:
     """For each slide, in a new order each epoch, its tiles: all, or `per_slide` of them if that is not 0. With `labels`
-    they are drawn with replacement, each of the slide's labels equally likely."""
+    they are drawn as by `drawn_by_class` from each slide."""
     tiles = members(slides)
     runs = []
     for slide in _permutation(len(tiles), np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 2, epoch])).tolist():
@@ -56,7 +65,7 @@ def slide_runs(
         if labels is None:
             runs.append(here[_permutation(len(here), bits)[:number]])
         else:
-            runs.append(here[drawn_evenly([labels[tile] for tile in here.tolist()], number, bits)])
+            runs.append(here[drawn_by_class([labels[tile] for tile in here.tolist()], number, bits, power)])
     return runs
 
 

@@ -38,7 +38,8 @@ class RandomPatches:
         per_slide: patches per slide, drawn with replacement.
         shift: largest shift in both directions, level-0 pixels; half the grid's step reaches every position.
         seed: of the draws, 0 .. 2**63 - 1.
-        balanced: draw each of a slide's labels equally often.
+        balanced: draw each of a slide's labels equally often, or in between by `balance_power`.
+        balance_power: as for `TileLoader`.
 
     Raises:
         ValueError: a tile is not a region of a slide, a number is out of range, or `balanced` lacks labels.
@@ -49,6 +50,7 @@ class RandomPatches:
     shift: int
     seed: int = 0
     balanced: bool = False
+    balance_power: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.tiles or not all(isinstance(tile.image, Region) for tile in self.tiles):
@@ -70,7 +72,8 @@ class RandomPatches:
         for slide, members in enumerate(order.members(slides_of(self.tiles))):
             labels = [self.tiles[number].label if self.balanced else 0 for number in members.tolist()]
             bits = np.random.Philox(key=[self.seed, _STREAM], counter=[0, slide, 0, epoch])
-            chosen = members[order.drawn_evenly(labels, self.per_slide, bits)].tolist()
+            power = self.balance_power if self.balanced else 1.0
+            chosen = members[order.drawn_by_class(labels, self.per_slide, bits, power)].tolist()
             shifts = bits.random_raw((self.per_slide, 2)) % np.uint64(2 * self.shift + 1)
             for number, (x, y) in zip(chosen, shifts.astype(np.int64) - self.shift, strict=True):
                 drawn.append(_shifted(self.tiles[number], int(x), int(y), len(drawn)))

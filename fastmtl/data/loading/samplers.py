@@ -29,10 +29,12 @@ class Sampler:
     rank: int
     world_size: int
     drop_single: bool = False
+    balance_power: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "world_size"):
             _require(getattr(self, name) >= 1, f"`{name}` must be 1 or more; got {getattr(self, name)}")
+        _require(0 <= self.balance_power <= 1, f"`balance_power` must be 0 .. 1; got {self.balance_power}")
         for name in ("open_slides", "per_slide"):
             _require(getattr(self, name) >= 0, f"`{name}` must be 0 or more; got {getattr(self, name)}")
         _require(0 <= self.rank < self.world_size, f"`rank` must be 0 .. {self.world_size - 1}; got {self.rank}")
@@ -100,7 +102,14 @@ class Sampler:
         """This rank's tiles in order, and the number of earlier occurrences of each on any rank."""
         if self.by_slide:
             labels = self._labels(tiles) if self.balanced else None
-            runs = order.slide_runs(slides_of(tiles), labels, seed=self.seed, epoch=epoch, per_slide=self.per_slide)
+            runs = order.slide_runs(
+                slides_of(tiles),
+                labels,
+                seed=self.seed,
+                epoch=epoch,
+                per_slide=self.per_slide,
+                power=self.balance_power,
+            )
             return order.interleaved(
                 runs,
                 seed=self.seed,
@@ -110,7 +119,7 @@ class Sampler:
                 world_size=self.world_size,
             )
         if self.balanced:
-            samples = order.balanced_order(self._labels(tiles), seed=self.seed, epoch=epoch)
+            samples = order.balanced_order(self._labels(tiles), seed=self.seed, epoch=epoch, power=self.balance_power)
         else:
             samples = order.epoch_order(len(tiles), seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         if self.shuffle:

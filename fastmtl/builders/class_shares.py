@@ -1,0 +1,37 @@
+"""How often the training images show each class, for tasks that adjust their logits to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from .. import data
+from ..config import DataConfig, Recipe
+
+
+def with_class_shares(recipe: Recipe, train: data.Dataset) -> Recipe:
+    """The recipe with `class_shares` of `train` in each task that has a `logit_adjustment` and lacks them.
+
+    They are shares of the images that the sampler draws, so balanced sampling makes them more equal. A class without
+    any image counts as half an image of the rarest.
+    """
+    tasks = dict(recipe.tasks)
+    for name, options in tasks.items():
+        if options.get("logit_adjustment") and not options.get("class_shares"):
+            column = options.get("column", "")
+            classes = train.classes.get(column, train.class_names)
+            tasks[name] = {**options, "class_shares": _shares(recipe.data, train, column, len(classes))}
+    return replace(recipe, tasks=tasks)
+
+
+def _shares(config: DataConfig, train: data.Dataset, column: str, num_classes: int) -> list[float]:
+    sums = [0.0] * num_classes
+    balance = [data.label_of(tile, config.balance_by) for tile in train.tiles]
+    sizes = Counter(balance)
+    power = config.balance_power if config.sampler == "balanced" else 0.0
+    for tile, group in zip(train.tiles, balance, strict=True):
+        if (label := data.label_of(tile, column)) is not None:
+            sums[label] += sizes[group] ** -power
+    least = min((value for value in sums if value), default=1.0) / 2
+    total = sum(max(value, least) for value in sums)
+    return [max(value, least) / total for value in sums]
