@@ -91,6 +91,13 @@ def test_hep2_takes_the_fold_tables_as_they_are(tmp_path):
     assert "fold 0 of 2" in drawn.origin, "another number of folds is drawn"
 
 
+def test_a_published_fold_may_hold_none_of_a_class_out(tmp_path):
+    """As the authors' fold A, which has no golgi: a notice, not an error."""
+    root = write_hep2(tmp_path, ("golgi", "golgi", *("homogeneous", "mitsp") * 4), folds=5)
+    splits = read_splits(load_recipe("joint_unet/bce_15", {"data": {"fold": 1, "size": 32}}), root)
+    assert any("class 'golgi'" in problem.reason and "validation" in problem.reason for problem in splits.problems)
+
+
 def test_hep2_fold_tables_must_cover_the_images(tmp_path):
     root = write_hep2(tmp_path, ("homogeneous", "mitsp") * 5, folds=5)
     read = PUBLISHED["hep2"].read
