@@ -1,5 +1,6 @@
 """The recipe and the commands of the page on pretrained encoders are valid."""
 
+import itertools
 import shlex
 
 import pytest
@@ -31,6 +32,6 @@ def test_the_commands_name_a_recipe_and_its_keys():
     for line in BLOCKS["sh"].splitlines():
         program, command, recipe, *rest = shlex.split(line)
         assert (program, command) == ("fastmtl", "train")
-        sets = [value for flag, value in zip(rest, rest[1:], strict=False) if flag == "--set"]
+        sets = [value for flag, value in itertools.pairwise(rest) if flag == "--set"]
         found.append(load_recipe(recipe, parse_overrides(sets)).model["weights"])
     assert found == ["imagenet", "tf_efficientnet_lite0.safetensors"]
