@@ -143,9 +143,9 @@ def test_report_of_the_real_weights():
     make_torchvision_importable()
     pytest.importorskip("segmentation_models_pytorch", reason="extra models is not installed")
     path = shared_data("weights") / "tf_efficientnet_lite0.safetensors"
-    model = models.create_model("unet", BOTH, encoder=LITE0, weights=path)
-    report = model.weights_report
-    assert isinstance(report, models.WeightsReport)
+    model = models.create_model("unet", BOTH, encoder=LITE0)
+    report = models.load_weights(model, path)
+    assert model.weights_report is report
     assert report.loaded == ["encoder"]
     assert report.normalization == HALF
     assert not report.wrong_shape
