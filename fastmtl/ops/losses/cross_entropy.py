@@ -36,7 +36,8 @@ def cross_entropy(
         target: class numbers [B, *spatial] or [B, 1, *spatial], bool, uint8, int16, int32 or int64, read in their own
             dtype; or probabilities [B, C, *spatial], with which "mean" divides by the number of valid pixels, as in
             torch.
-        weight: [C], one weight per class.
+        weight: [C], one weight per class. Must be finite: an infinite weight makes the loss NaN, even if no valid pixel
+            has its class (with "cpp" such a class has no effect).
         mask: bool or uint8, [B] or broadcastable to [B, *spatial]; elements where it is False are ignored: samples
             without this label.
         ignore_index: pixels of this class number are ignored; None: all count.

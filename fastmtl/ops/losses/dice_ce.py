@@ -56,7 +56,8 @@ def dice_ce_loss(
             number of valid pixels, as in torch.
         ce_weight, dice_weight: factors of the two terms.
         weight: [C]; the class weights of the cross-entropy, and factors of the classes' Dice terms; the Dice mean still
-            divides by the number of counted segments. Both as in MONAI's DiceCELoss.
+            divides by the number of counted segments. Both as in MONAI's DiceCELoss. Must be finite: an infinite weight
+            makes the loss NaN, even if no valid pixel has its class.
         mask: bool or uint8, [B] or broadcastable to [B, *spatial]: samples or pixels without annotation are False and
             are ignored, even if the logits or the class there are invalid.
         ignore_index: pixels of this class number are ignored too, for example 255 in uint8 maps; None: all pixels
