@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from .. import data
-from ..builders import components, datasets, stains
+from ..builders import components, datasets, pretrained, stains
 from ..config import ConfigError, Recipe
 from ..distributed import World
 from ..evaluation.tta import check_views
@@ -117,7 +117,7 @@ def assemble(
     model = components.build_model(recipe, tasks, device, trained=resumed)
     components.check_size(recipe, model)
     if not resumed:
-        recipe = components.with_normalization(recipe, model)
+        recipe = pretrained.with_normalization(recipe, model)
         if (report := getattr(model, "weights_report", None)) is not None:
             console.print(f"weights: {report}", markup=False)
     check_views(tasks, recipe.training.tta)

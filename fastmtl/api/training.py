@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from .. import data
-from ..builders import components, datasets, stains
+from ..builders import components, datasets, pretrained, stains
 from ..config import Recipe, list_recipes
 from ..distributed import World
 from ..training.progress import ProgressLine, plain
@@ -100,6 +100,8 @@ def _assembled(
                 console=console,
             )
             stages.check()
+            if not resumed:
+                pretrained.check_frozen(recipe, job.model)
             if world.rank:
                 torch.manual_seed(
                     recipe.training.seed + world.rank

@@ -16,8 +16,8 @@ from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig
 from ..distributed import World
 from ..protocols import Balancer, Batch, Task, Update
 from ..tasks import check_task, create_task, target_kind
-from ..utils.normalization import IMAGENET, Normalization
 from ..utils.suggestions import check_options, nearest
+from .pretrained import normalization_of
 
 _OURS = ("kind", "column")  # keys of a task's table that are not options of the task
 
@@ -111,30 +111,6 @@ def build_model(recipe: Recipe, tasks: Sequence[Any], device: torch.device, *, t
     torch.manual_seed(recipe.training.seed)
     model = models.create_model(recipe.model["name"], tasks={task.name: task.output for task in tasks}, **options)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def with_normalization(recipe: Recipe, model: nn.Module) -> Recipe:
-    """The recipe with the mean and standard deviation that belong to the weights of `model`, unless it has others.
-
-    Raises:
-        ConfigError: it has others, but the loaded weights need theirs.
-    """
-    report = getattr(model, "weights_report", None)
-    own, given = models.normalization_of(model) if report is None else report.normalization, normalization_of(recipe)
-    if not recipe.data.mean:
-        return replace(recipe, data=replace(recipe.data, mean=list(own.mean), std=list(own.std)))
-    if report is not None and not given.near(own):
-        raise ConfigError(
-            f"recipe {recipe.name}: data.mean and data.std are {given}, but the images of model.weights "
-            f"{report.source} were normalised by {own}. Leave both out to follow the weights; a file "
-            "preprocessor_config.json beside them with other image_mean and image_std says that they are others."
-        )
-    return recipe
-
-
-def normalization_of(recipe: Recipe) -> Normalization:
-    """The recipe's; ImageNet's if it has none, as in runs of earlier versions."""
-    return Normalization.of(recipe.data.mean, recipe.data.std) if recipe.data.mean else IMAGENET
 
 
 def check_size(recipe: Recipe, model: nn.Module) -> None:

@@ -51,6 +51,8 @@ class DataConfig:
     """Subtracted from the images, RGB in 0..1; that of model.weights or of the encoder's published weights if empty."""
     std: list[float] = field(default_factory=list[float])
     """Then divided by."""
+    other_normalization: bool = False
+    """Accept a mean and std other than those of the images that model.weights were trained on."""
     batch_size: int = 16
     """Images per step, on each rank."""
     val_batch_size: int = 0
@@ -169,6 +171,8 @@ class TrainingConfig:
     last epoch, which does not depend on these images; averaged weights if `average` is set."""
     tta: list[str] = field(default_factory=list[str])
     """Test-time views that final scores and predictions average with the image itself: h, v, r90, r180, r270."""
+    freeze_random: bool = False
+    """Accept frozen modules with random weights, which learn nothing: for trials of a recipe without its weights."""
     log_every: int = 20
     """Steps between reads of the losses (each waits for the device)."""
     gradient_stats_every: int = 0

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .. import data
 from ..builders import components
+from ..builders.pretrained import normalization_of
 from ..config import Recipe
 from ..protocols import Batch
 from ..training.run_dir import read_lines
@@ -59,7 +60,7 @@ def analyse(
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     failed: dict[str, str] = {}
-    normalization = components.normalization_of(recipe)
+    normalization = normalization_of(recipe)
 
     def attempt(name: str, what: Callable[[], Any]) -> Any:
         try:

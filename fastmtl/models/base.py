@@ -58,7 +58,7 @@ class MultiTaskModel(nn.Module):
             ValueError: unknown part.
         """
         for name in names:
-            self._part(name).requires_grad_(False)
+            self.part(name).requires_grad_(False)
         self.frozen |= set(names)
         self.train(self.training)
 
@@ -71,17 +71,17 @@ class MultiTaskModel(nn.Module):
                 raise ValueError(f"part {name!r} of {self.name!r} is not frozen; {hint}")
         again = set(names) or self.frozen
         for name in again:
-            self._part(name).requires_grad_(True)
+            self.part(name).requires_grad_(True)
         self.frozen -= again
         for name in self.frozen:  # parts within the ones just freed
-            self._part(name).requires_grad_(False)
+            self.part(name).requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> MultiTaskModel:
         """As `nn.Module.train`, but frozen parts stay in evaluation mode."""
         super().train(mode)
         for name in self.frozen:
-            self._part(name).eval()
+            self.part(name).eval()
         return self
 
     def shared_parameters(self) -> Iterable[nn.Parameter]:
@@ -121,7 +121,8 @@ class MultiTaskModel(nn.Module):
             )
         return images
 
-    def _part(self, name: str) -> nn.Module:
+    def part(self, name: str) -> nn.Module:
+        """The module of a name that `freeze` takes; ValueError if there is none."""
         parts = self.parts
         if name in parts:
             return parts[name]

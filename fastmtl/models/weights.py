@@ -70,7 +70,7 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
             (see `published_weights`).
 
     Raises:
-        ValueError: no such file, no state dict in it, or weights of another architecture: no part fits whole.
+        ValueError: no such file, no state dict in it, or weights of another architecture: the encoder does not fit.
     """
     path = find_weights(model, source)
     found = _read(source, path)
@@ -96,7 +96,7 @@ def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:
         unused=[key for key in keys if key not in wanted],
         normalization=normalization_of(model, path, str(source)),
     )
-    if not loaded:
+    if not loaded or ("encoder" in getattr(model, "parts", {}) and "encoder" not in loaded):
         raise ValueError(f"`weights` are of another architecture than this {_name(model)}: {report}.")
     model.load_state_dict(wanted, strict=False)
     model.weights_report = report  # type: ignore[assignment]  # torch's annotation allows tensors and modules only

@@ -9,6 +9,7 @@ import pytest
 from helpers.tiles import shared_data
 
 from fastmtl.cli import main
+from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 
 def _train(out: Path, *options: str) -> dict:
@@ -38,3 +39,16 @@ def test_three_epochs_on_real_tiles(tmp_path):
     assert tasks["classification"]["accuracy"] >= 0.60
     facts = json.loads((tmp_path / "ebhi" / "run.json").read_text())
     assert len(facts["validation_patients"]) == 50
+
+
+@pytest.mark.slow
+def test_pretrained_weights_beat_random_ones_after_two_epochs(tmp_path):
+    make_torchvision_importable()
+    pytest.importorskip("segmentation_models_pytorch", reason="extra models is not installed")
+    data, file = shared_data("ebhi_seg"), shared_data("weights") / "tf_efficientnet_lite0.safetensors"
+    few = ("--data", str(data), "--epochs", "2", "--set", "data.size=96", "--set", "data.max_tiles=600")
+    few += ("--set", "training.tta=[]", "--set", "training.average=")
+    loaded = _train(tmp_path / "loaded", "ebhi_pretrained", *few, "--set", f"model.weights={file}")
+    random = _train(tmp_path / "random", "ebhi_pretrained", *few, "--set", "model.weights=")
+    assert loaded["classification"]["accuracy"] > random["classification"]["accuracy"] + 0.05
+    assert loaded["segmentation"]["dice"] > random["segmentation"]["dice"]

@@ -100,7 +100,10 @@ def test_the_table_counts_what_the_recipe_builds(network):
     recipe = _load(network, "full")
     with torch.device("meta"):
         model = components.build_model(
-            recipe, components.build_tasks(recipe, *LABELS.get(recipe.paper.key, ((), {}))), torch.device("meta")
+            recipe,
+            components.build_tasks(recipe, *LABELS.get(recipe.paper.key, ((), {}))),
+            torch.device("meta"),
+            trained=True,
         )
     count = sum(value.numel() for value in model.parameters())
     assert count in {row.parameters for row in models.model_info(network[0]).rows.values()}

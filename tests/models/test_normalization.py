@@ -1,6 +1,7 @@
 """The normalisation that belongs to weights: found by the encoder or a configuration beside the file, used and kept."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from helpers.runs import SMALL
 from helpers.tiles import shared_data, write_folder
 
 from fastmtl import api, config, models
-from fastmtl.builders import components, datasets
+from fastmtl.builders import components, datasets, pretrained
 from fastmtl.config import ConfigError
 from fastmtl.config.parsing import merge
 from fastmtl.models import Output
@@ -103,21 +104,24 @@ def test_without_weights_it_is_the_encoders_and_in_old_runs_imagenets(tiles):
     recipe = _recipe()
     tasks = components.build_tasks(recipe, ["a", "b"])
     model = components.build_model(recipe, tasks, CPU)
-    assert components.normalization_of(recipe) == IMAGENET
-    resolved = components.with_normalization(recipe, model)
-    assert components.normalization_of(resolved).near(IMAGENET)
+    assert pretrained.normalization_of(recipe) == IMAGENET
+    resolved = pretrained.with_normalization(recipe, model)
+    assert pretrained.normalization_of(resolved).near(IMAGENET)
     model.published = {"imagenet": models.Published("me/mine", HALF)}  # as a model of a package may have
-    assert components.normalization_of(components.with_normalization(recipe, model)) == HALF
+    assert pretrained.normalization_of(pretrained.with_normalization(recipe, model)) == HALF
     other = _recipe(data={"mean": [0, 0, 0], "std": [1, 1, 1]})
-    assert components.with_normalization(other, model) == other  # random weights have no normalisation of their own
+    assert pretrained.with_normalization(other, model) == other  # random weights have no normalisation of their own
 
 
 def test_weights_of_another_normalization_are_refused(tiles, weights, tmp_path):
     recipe = _recipe(model={"weights": str(weights)}, data={"mean": [0.5] * 3, "std": [0.5] * 3})
-    with pytest.raises(ConfigError, match=r"data.mean and data.std are mean 0.5 .* normalised by mean 0.485") as caught:
+    with pytest.raises(ConfigError, match=r"data.mean and data.std are mean 0.5 .* had mean 0.485") as caught:
         api.train(recipe, tiles, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+    accepted = replace(recipe, data=replace(recipe.data, other_normalization=True))
+    api.train(accepted, tiles, tmp_path / "run")
+    assert config.load_run_recipe(tmp_path / "run" / "config.toml").data.mean == [0.5] * 3
 
 
 @pytest.mark.parametrize(
@@ -139,8 +143,9 @@ def test_report_of_the_real_weights():
     make_torchvision_importable()
     pytest.importorskip("segmentation_models_pytorch", reason="extra models is not installed")
     path = shared_data("weights") / "tf_efficientnet_lite0.safetensors"
-    model = models.create_model("unet", BOTH, encoder=LITE0, weights=path)
-    report = model.weights_report
+    model = models.create_model("unet", BOTH, encoder=LITE0)
+    report = models.load_weights(model, path)
+    assert model.weights_report is report
     assert report.loaded == ["encoder"]
     assert report.normalization == HALF
     assert not report.wrong_shape

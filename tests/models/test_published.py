@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from helpers.models import ALL, build
+from helpers.paths import DOCS
 from helpers.tiles import shared_data
 from torch import nn
 
@@ -199,3 +200,10 @@ def test_the_real_file_as_a_cached_download(hub):
     report = models.load_weights(model, "imagenet")
     assert report.loaded == ["encoder"]
     assert report.normalization == HALF
+
+
+def test_the_page_lists_every_repository():
+    page = (DOCS / "pretrained.md").read_text()
+    for name, weights in REPOSITORIES.items():
+        for key, repository in weights.items():
+            assert f"`{repository}`" in page, (name, key)
