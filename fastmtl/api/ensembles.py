@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .. import data
-from ..builders import components, stains
+from ..builders import components, pretrained, stains
 from ..config import Recipe
 from ..evaluation.ensemble import Ensemble
 from ..evaluation.tta import Views
@@ -104,7 +104,7 @@ def _ensemble(runs: Sequence[Trained], paths: Sequence[Path]) -> Trained:
         tasks={name: first.recipe.tasks[name] for name in shared},
     )
     tasks = components.build_tasks(recipe, first.facts["class_names"], first.facts.get("classes", {}))
-    normalizations = [components.normalization_of(run.recipe) for run in runs]
+    normalizations = [pretrained.normalization_of(run.recipe) for run in runs]
     seen = ("training_patients", "inner_patients")
     facts = first.facts | {key: sorted({name for run in runs for name in run.facts.get(key, ())}) for key in seen}
     model = Ensemble([run.model for run in runs], normalizations, shared)

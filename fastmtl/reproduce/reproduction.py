@@ -148,7 +148,8 @@ def _check_kept(recipe: Recipe, root: Path, folder: Path) -> None:
         return
     before, after = (_of_training(one) for one in (run.recipe(), recipe))
     for key in dict.fromkeys([*before, *after]):
-        if before.get(key) != after.get(key):
+        follows_weights = key in ("data.mean", "data.std") and not after[key]  # the run has what it followed
+        if before.get(key) != after.get(key) and not follows_weights:
             raise ConfigError(
                 f"{folder} is a run with {key} = {before.get(key)!r}, and now it is {after.get(key)!r}; choose another "
                 "--out, or remove it."

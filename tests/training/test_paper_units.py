@@ -12,7 +12,7 @@ import torch
 from helpers.published import drawn_mask, write_for_recipes, write_gi_tract
 from PIL import Image
 
-from fastmtl.builders import components, datasets, stains
+from fastmtl.builders import components, datasets, pretrained, stains
 from fastmtl.config import load_recipe
 from fastmtl.reproduce.plan import rows_of
 
@@ -45,7 +45,7 @@ def first_losses(name, root, **table):
     found = datasets.read_splits(recipe, root)
     tasks = components.build_tasks(recipe, found.train.class_names, found.train.classes)
     model = components.build_model(recipe, tasks, CPU)
-    recipe = components.with_normalization(recipe, model)
+    recipe = pretrained.with_normalization(recipe, model)
     stain = stains.build_normalizer(recipe)
     if stain is not None:
         stains.fit_slides(stain, found.train.tiles, recipe)
