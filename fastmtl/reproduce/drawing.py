@@ -45,8 +45,9 @@ def drawing() -> Iterator[ModuleType]:
         yield module
 
 
-def save(figure: Any, path: Path) -> Path:
-    """Write the figure as PNG."""
+def save(figure: Any, path: Path, heading: str) -> Path:
+    """Write the figure as PNG, with its heading on as many lines as its width needs."""
+    figure.suptitle(wrapped(heading, max(24, int(15 * figure.get_figwidth()))), fontsize=9)
     figure.savefig(path, dpi=_DPI)
     return path
 
@@ -66,7 +67,7 @@ def pages(items: Sequence[Any], most: int = _MOST) -> list[Sequence[Any]]:
     """The items in as few parts as fit, of nearly equal length.
 
     >>> [len(part) for part in pages(range(20), 9)]
-    [7, 7, 6]
+    [7, 6, 7]
     """
     count = -(-len(items) // most)
     starts = [round(number * len(items) / count) for number in range(count + 1)] if count else [0]

@@ -70,7 +70,7 @@ def _draw(
         panel.tick_params(axis="y", length=0)
     reach = reach or 1.0
     for panel, structure in zip(panels, structures, strict=True):
-        panel.set_xlim(-1.12 * reach, 2.1 * reach)
+        panel.set_xlim(-1.12 * reach, 2.4 * reach)
         for place, result in zip(places, having, strict=True):
             panel.text(
                 2.08 * reach, place, _ratio(result, images, task, structure), fontsize=6, ha="right", va="center"
@@ -80,8 +80,7 @@ def _draw(
     bars = [Patch(color=COLOURS[0]), Patch(color=COLOURS[1])]
     figure.legend(bars, ["false negative", "false positive"], loc="outside lower center", ncols=2)
     said = f"{task}: wrong pixels of the held-out images, scale {scale}; FP : FN with its 95% interval over patients"
-    figure.suptitle(said, fontsize=9)
-    return save(figure, out / f"errors-{task}.png")
+    return save(figure, out / f"errors-{task}.png", said)
 
 
 def _sums(result: Result, images: ImageResults, task: str, structure: str) -> np.ndarray | None:
@@ -105,4 +104,4 @@ def _ratio(result: Result, images: ImageResults, task: str, structure: str) -> s
     if not np.isfinite(value):
         return ""
     span = intervals({"": statistics}, 2_000).get("")
-    return f"{value:.2f}" + ("" if span is None else f" [{span.low:.2f}, {span.high:.2f}]")
+    return f"{value:.3g}" + ("" if span is None else f" [{span.low:.3g}, {span.high:.3g}]")

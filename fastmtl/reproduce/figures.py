@@ -68,8 +68,7 @@ def _scores(module: ModuleType, results: Sequence[Result], path: Path, scale: st
         panel.grid(axis="x", alpha=0.3)
         panel.locator_params(axis="x", nbins=5)
     said = f"Published: orange squares; ours at scale {scale}: blue circles; bars: standard deviation"
-    figure.suptitle(said, fontsize=9)
-    return save(figure, path)
+    return save(figure, path, said)
 
 
 def _images(

@@ -18,6 +18,7 @@ from .samples import Seen
 _CELL = 1.35  # inches
 _SIDE = 384  # longer side of a picture, pixels
 _FILL = 0.45
+_CAPTION, _LINE = 26, 0.11  # letters on a line below a picture, and its height, inches
 _FEATURED = 2  # images whose feature maps are drawn
 Draw = Callable[[Any, Sample], None]
 
@@ -93,8 +94,7 @@ def feature_figure(
             panels[1 + number].set_xlabel(f"{height} x {width}", fontsize=5.5, labelpad=1)
     grid[0][0].set_title("input", fontsize=7)
     said = "Feature maps of the encoder's convolutions: mean over the channels, lowest black, highest white"
-    figure.suptitle(f"{said}; {seen.key}, scale {scale}", fontsize=9)
-    return save(figure, out / "features.png")
+    return save(figure, out / "features.png", f"{said}; {seen.key}, scale {scale}")
 
 
 def _columns(
@@ -117,7 +117,8 @@ def _pages(
     for number, part in enumerate(parts, 1):
         shown = [(first[0], part[0][1], first[1]), *part]
         lines = len(part[0][1])
-        size = (0.2 + _CELL * len(shown), 0.85 + (_CELL + 0.27) * lines)
+        below = max(len(s.answers) for _, samples, _ in part for s in samples) + (key is not None)
+        size = (0.2 + _CELL * len(shown), 0.75 + (_CELL + 0.06 + _LINE * below) * lines)
         figure = module.Figure(figsize=size, layout="constrained")
         grid = figure.subplots(lines, len(shown), squeeze=False)
         for column, (head, samples, draw) in enumerate(shown):
@@ -128,9 +129,8 @@ def _pages(
             grid[0][column].set_title(wrapped(head, 24), fontsize=7)
         if key is not None:
             key(figure)
-        figure.suptitle(said, fontsize=9)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.02)
-        written.append(save(figure, paged(out, name, number, len(parts))))
+        written.append(save(figure, paged(out, name, number, len(parts)), said))
     return written
 
 
@@ -161,7 +161,7 @@ def _answers(sample: Sample, tasks: Sequence[str]) -> str:
     for answer in (sample.answers[task] for task in tasks if task in sample.answers):
         wrong = "\N{MULTIPLICATION SIGN} " if answer.true and answer.true != answer.predicted else ""
         said.append(f"{wrong}{answer.predicted} {answer.probability:.2f}")
-    return ", ".join(said)
+    return "\n".join(wrapped(one, _CAPTION) for one in said)
 
 
 def _true(panel: Any, sample: Sample, task: str, *, fill: bool) -> None:
@@ -170,7 +170,7 @@ def _true(panel: Any, sample: Sample, task: str, *, fill: bool) -> None:
     if fill and masks is not None:
         shown = _filled(sample.image, masks, None)
     panel.imshow(shown)
-    _below(panel, ", ".join(answer.true for answer in sample.answers.values() if answer.true))
+    _below(panel, "\n".join(wrapped(answer.true, _CAPTION) for answer in sample.answers.values() if answer.true))
 
 
 def _predicted(panel: Any, sample: Sample, task: str) -> None:

@@ -71,8 +71,7 @@ def _page(
     for panel in grid[-1]:
         panel.set_xlabel("epoch")
     _legend(figure, tasks)
-    figure.suptitle(f"Losses, scale {scale}: training, solid; held out, dashed", fontsize=9)
-    return save(figure, path)
+    return save(figure, path, f"Losses, scale {scale}: training, solid; held out, dashed")
 
 
 def _tasks(records: Sequence[JsonObject]) -> list[str]:

@@ -45,8 +45,7 @@ def roc_figure(module: ModuleType, results: Sequence[Result], task: str, path: P
             panel.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2, **small)
     for panel in panels[len(known) :]:
         panel.set_axis_off()
-    figure.suptitle(f"{task}: ROC on the held-out images, scale {scale}", fontsize=9)
-    return save(figure, path)
+    return save(figure, path, f"{task}: ROC on the held-out images, scale {scale}")
 
 
 def _curve(

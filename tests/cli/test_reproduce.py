@@ -14,6 +14,7 @@ from fastmtl.cli import main
 from fastmtl.config import load_recipe
 from fastmtl.reproduce import Score, delta_m, figures, plan, tables
 from fastmtl.reproduce.plan import Result, RunKey
+from fastmtl.reproduce.roc_figure import answers
 from fastmtl.reproduce.scores import metric, over_folds
 from fastmtl.training.run_dir import RunFolder
 from fastmtl.training.trainer import Interrupted
@@ -174,7 +175,7 @@ def test_the_table_says_the_protocol_and_which_weights_are_judged(overrides, sai
     page = tables.markdown("mask2tasks", results, tmp_path, "full", 5)
     assert said in page
     assert "`protocol` =" not in page
-    results[0].summaries[0] = {"tasks": {}, "chosen_by": "a run that was resumed"}
+    results[0].summaries[RunKey(0)] = {"tasks": {}, "chosen_by": "a run that was resumed"}
     assert "chosen by a run that was resumed" in tables.markdown("mask2tasks", results, tmp_path, "full", 5)
 
 
@@ -198,7 +199,7 @@ def test_published_losses_by_epoch_stand_beside_ours(tmp_path):
     losses = [{"mask": 0.25, "label": 1.5, "intensity": 0.5}, {"mask": 0.125, "label": 12345.678, "intensity": 0.75}]
     lines = [json.dumps({"epoch": epoch, "loss": loss}) for epoch, loss in enumerate(losses, 1)]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    results[1].summaries[0], results[1].folders[0] = {"tasks": {}}, run
+    results[1].summaries[RunKey(0)], results[1].folders[RunKey(0)] = {"tasks": {}}, run
     page = tables.markdown("joint_unet", results, tmp_path, "full", 5)
     assert "## Dice (6): training losses by epoch, fold 1" in page
     assert "| 2 | 0.11 | 0.125 | 0.621 | 12345.7 | 0.31 | 0.75 |" in page
@@ -221,8 +222,8 @@ def test_roc_is_of_the_second_class_over_all_folds(tmp_path):
         (result.folders[RunKey(fold)] / "evaluation.jsonl").write_text(
             "".join(json.dumps(line) + "\n" for line in lines)
         )
-    assert figures._answers(result, "intensity") == ([False, True], [0.25, 0.75])
-    assert figures.write_figures([result], tmp_path, "tiny") == [tmp_path / "roc-intensity.png"]
+    assert answers(result, "intensity") == ([False, True], [0.25, 0.75])
+    assert figures.write_figures([result], tmp_path, "tiny", samples=0) == [tmp_path / "roc-intensity.png"]
 
 
 @pytest.mark.parametrize(

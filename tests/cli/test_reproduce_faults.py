@@ -11,9 +11,10 @@ from helpers.stages import TWO, recipe_of
 from fastmtl import api, data
 from fastmtl.builders import datasets
 from fastmtl.config import ConfigError
-from fastmtl.reproduce import Score, delta_m, figures, plan, reproduction, tables
+from fastmtl.reproduce import Score, delta_m, plan, reproduction, tables
 from fastmtl.reproduce.plan import Result, RunKey
 from fastmtl.reproduce.reproduction import reproduce
+from fastmtl.reproduce.roc_figure import answers
 from fastmtl.training import checkpoint
 from fastmtl.training.file_lock import locked
 from fastmtl.training.run_dir import RunError
@@ -133,7 +134,7 @@ def test_lines_that_have_no_curve_are_passed_over(tmp_path):
     lines = [{"id": "a", "tasks": {"intensity": entry}} for entry in [known, *broken]]
     lines += [{"id": "b", "tasks": 3}, {"id": "c"}]
     (tmp_path / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert figures._answers(Result(row, folders={RunKey(0): tmp_path}), "intensity") == ([True], [0.75])
+    assert answers(Result(row, folders={RunKey(0): tmp_path}), "intensity") == ([True], [0.75])
 
 
 def test_an_average_that_would_never_begin_is_refused(tmp_path):

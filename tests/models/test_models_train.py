@@ -54,7 +54,9 @@ def _load(network, scale):
     if network[0] == recipe.model["name"]:
         return recipe
     preset = {"preset": "tiny"} if scale == "tiny" else {}
-    return load_recipe(NETWORKS[network], {"model": {"name": network[0]} | preset}, scale)
+    recipe = load_recipe(NETWORKS[network], {"model": {"name": network[0]} | preset}, scale)
+    # `layer` names a parameter of the recipe's own network.
+    return replace(recipe, balancer={key: value for key, value in recipe.balancer.items() if key != "layer"})
 
 
 def _needs(name):
@@ -77,7 +79,7 @@ def test_two_steps_on_the_papers_layout(network, read):
     tasks = components.build_tasks(recipe, dataset.class_names, dataset.classes)
     model = components.build_model(recipe, tasks, CPU)
     loader = components.build_loader(recipe, dataset, tasks, train=True, device=CPU)
-    balancer = components.build_balancer(recipe)
+    balancer = components.build_balancer(recipe, model=model)
     optimizer = components.build_optimizer(recipe, model, balancer)
     before = {name: value.clone() for name, value in model.named_parameters()}
     for _, batch in zip(range(2), loader, strict=False):
