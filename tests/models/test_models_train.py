@@ -1,6 +1,7 @@
 """Every row of `fastmtl models` at `tiny`: two steps on its paper's layout, through the loader; and the row's count."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
