@@ -22,6 +22,7 @@ from ..training.run_dir import RunError, RunFolder
 from ..training.stages import ready_for_use
 
 _READ_ALIKE = ("size", "preprocessing", "stain", "mask_sampling", "tile_size", "mpp", "overlap", "min_tissue")
+_GROUPED_ALIKE = ("patient", "group_by")
 
 
 class Trained(NamedTuple):
@@ -66,10 +67,13 @@ def load(
     Raises:
         RunError: a folder is not a run, or a run cannot be averaged with the first one.
     """
-    runs = [_load(one, which, device_name) for one in (path, *others)]
+    paths = (path, *others)
+    if twice := next((one for one in others if [other.resolve() for other in paths].count(one.resolve()) > 1), None):
+        raise RunError(f"{twice} is named twice, which would count its network twice in the mean; name each run once.")
+    runs = [_load(one, which, device_name) for one in paths]
     first = runs[0]
     if others:
-        first = _ensemble(runs, (path, *others))
+        first = _ensemble(runs, paths)
     if views := first.recipe.training.tta if tta is None else tta:
         first = first._replace(model=Views(first.model, first.tasks, views))
     return first
@@ -121,6 +125,13 @@ def _check_alike(first: Trained, other: Trained, path: Path, other_path: Path) -
                 f"{other_path} has data.{option} = {two!r} and {path} {one!r}: networks that read images differently "
                 "cannot be averaged."
             )
+    for option in _GROUPED_ALIKE:
+        one, two = getattr(first.recipe.data, option), getattr(other.recipe.data, option)
+        if one != two:
+            raise RunError(
+                f"{other_path} has data.{option} = {two!r} and {path} {one!r}: the patients that each was trained on "
+                "have no common names, so that they could not be left out."
+            )
     for name, columns in other.recipe.data.metadata.items():
         if first.recipe.data.metadata.get(name, columns) != columns:
             raise RunError(f"{other_path} and {path} have different columns in data.metadata.{name}.")
@@ -132,7 +143,7 @@ def _check_tasks(first: Trained, other: Trained, shared: Sequence[str], path: Pa
         mine, theirs = (next(task for task in run.tasks if task.name == name) for run in (first, other))
         if mine.output.kind == "queries":
             raise RunError(f"task {name!r} cannot be averaged: the queries of two networks have no common order.")
-        for what in ("output", "class_names", "structures", "side", "mean", "std"):
+        for what in ("output", "target", "class_names", "structures", "side", "mean", "std"):
             one, two = getattr(mine, what, None), getattr(theirs, what, None)
             if one != two:
                 raise RunError(f"task {name!r} of {path} has {what} {two!r}, and the first run {one!r}.")

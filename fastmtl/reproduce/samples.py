@@ -72,11 +72,13 @@ def choose(lines: Sequence[Sequence[JsonMapping]], samples: Samples) -> list[str
 
 
 def _named(name: str, known: Sequence[str]) -> str:
-    found = [one for one in known if one == name or Path(one).name in (name, Path(name).stem)]
+    found = [one for one in known if one == name] or [one for one in known if Path(one).name in (name, Path(name).stem)]
     if not found:
         raise ValueError(
             f"--samples: no row held out an image {name!r}; {nearest(name, [Path(k).name for k in known])}"
         )
+    if len(found) > 1:
+        raise ValueError(f"--samples: {name!r} is the name of {len(found)} images; write {found[0]} or {found[1]}.")
     return found[0]
 
 

@@ -105,6 +105,7 @@ def test_predictions_of_an_ensemble_are_its_own(runs, tmp_path, capsys):
     ("changes", "message"),
     [
         ({"data": {"size": 64}}, "has data.size = 64 and .* 32: networks that read images differently"),
+        ({"data": {"group_by": "tile"}}, "has data.group_by = 'tile' and .* could not be left out"),
         ({"tasks": {"segmentation": {"kind": "reconstruction"}}}, "'segmentation' of .* has output"),
     ],
 )
@@ -112,6 +113,11 @@ def test_runs_that_cannot_be_averaged_are_told(runs, tmp_path, changes, message)
     other = untrained(tmp_path / "other", **changes)
     with pytest.raises(RunError, match=message):
         load(runs[0], None, "cpu", (), [other])
+
+
+def test_a_run_that_is_named_twice(runs):
+    with pytest.raises(RunError, match="is named twice"):
+        load(runs[0], None, "cpu", (), [runs[1], runs[0].parent / "two" / ".." / "one"])
 
 
 def test_runs_without_a_common_task_and_queries(runs, tmp_path):
