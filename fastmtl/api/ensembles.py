@@ -116,6 +116,13 @@ def _ensemble(runs: Sequence[Trained], paths: Sequence[Path]) -> Trained:
     return first._replace(recipe=recipe, facts=facts, tasks=tasks, model=model, weights=weights)
 
 
+def _same_target(one: data.StainNormalizer | None, other: data.StainNormalizer | None) -> bool:
+    targets = [None if stain is None or stain.target is None else tuple(stain.target) for stain in (one, other)]
+    if None in targets:
+        return targets[0] is targets[1]
+    return all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(targets[0] or (), targets[1] or (), strict=True))
+
+
 def _check_alike(first: Trained, other: Trained, path: Path, other_path: Path) -> None:
     """Raise RunError unless both networks can have the same batches."""
     for option in _READ_ALIKE:
@@ -125,6 +132,11 @@ def _check_alike(first: Trained, other: Trained, path: Path, other_path: Path) -
                 f"{other_path} has data.{option} = {two!r} and {path} {one!r}: networks that read images differently "
                 "cannot be averaged."
             )
+    if not _same_target(first.stain, other.stain):  # a mosaic is of each run's own training images
+        raise RunError(
+            f"{other_path} and {path} normalise stains to different targets: networks that see images in different "
+            "colours cannot be averaged."
+        )
     for option in _GROUPED_ALIKE:
         one, two = getattr(first.recipe.data, option), getattr(other.recipe.data, option)
         if one != two:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from helpers.pixel_model import lines_of
 from helpers.runs import untrained
+from helpers.stain import tissue
 from helpers.tiles import random_pixels, write_folder, write_image
 
-from fastmtl import api
+from fastmtl import api, data
 from fastmtl.api.ensembles import load
 from fastmtl.cli import main
 from fastmtl.protocols import Batch
@@ -113,6 +114,17 @@ def test_runs_that_cannot_be_averaged_are_told(runs, tmp_path, changes, message)
     other = untrained(tmp_path / "other", **changes)
     with pytest.raises(RunError, match=message):
         load(runs[0], None, "cpu", (), [other])
+
+
+def test_stains_with_other_targets():
+    from fastmtl.api.ensembles import _same_target
+
+    pink, purple = (data.StainNormalizer(target=tissue(seed)[0]) for seed in (1, 2))
+    again = data.StainNormalizer(target=tissue(1)[0])
+    assert _same_target(None, None)
+    assert _same_target(pink, again)
+    assert not _same_target(pink, purple)
+    assert not _same_target(pink, None)
 
 
 def test_a_run_that_is_named_twice(runs):
