@@ -96,6 +96,8 @@ class MomentumQueue(nn.Module):
     def _append(self, keys: Tensor) -> None:
         keys = keys[-len(self.keys) :]
         rows = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.keys)
+        # A key that is not finite would make the loss NaN until it leaves the queue.
+        keys = torch.where(keys.isfinite().all(1, keepdim=True), keys, self.keys[rows])
         self.keys.index_copy_(0, rows, keys)
         self.place.add_(len(keys)).remainder_(len(self.keys))
 

@@ -49,6 +49,9 @@ def normalization_of(model: nn.Module, weights: Path | None = None, name: str = 
         model: it has that of its published weights; ImageNet's if it has none.
         weights: the file of weights; a configuration beside it takes precedence.
         name: of the published weights.
+
+    Raises:
+        ValueError: the configuration has a normalisation that images in 0..1 cannot have.
     """
     if weights is not None and (found := _declared_beside(weights)) is not None:
         return found
@@ -64,6 +67,11 @@ def _declared_beside(weights: Path) -> Normalization | None:
         except (OSError, ValueError):
             continue
         if isinstance(values, Mapping) and (found := _read(values)) is not None:
+            if not all(0 <= one <= 1 for one in found.mean) or not all(1e-6 <= one <= 1 for one in found.std):
+                raise ValueError(
+                    f"{weights.with_name(name)} has {found}; expected a mean in 0..1 and a std above 0, at most 1, of "
+                    "images in 0..1. Correct the file, or remove it and set data.mean and data.std."
+                )
             return found
     return None
 

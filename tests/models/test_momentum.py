@@ -63,6 +63,19 @@ def test_the_keys_are_those_of_the_momentum_encoder_in_evaluation_mode():
     torch.testing.assert_close(made.keys, keys)
 
 
+def test_keys_that_are_not_finite_do_not_join_the_queue():
+    model, batch = build("small_unet", TASKS), batch_of(4)
+    queue = model.queues["pair"]
+    model(batch)
+    before = queue.keys.clone()
+    batch.images[1] = torch.nan
+    made = model(batch)["pair"]
+    bad = made.keys.isfinite().logical_not().any(1)
+    assert bad[1]
+    rows = torch.tensor([4, 5, 0, 1])
+    assert torch.equal(queue.keys[rows], torch.where(bad[:, None], before[rows], made.keys))
+
+
 def test_evaluation_and_a_second_look_change_nothing():
     model, batch = build("small_unet", TASKS), batch_of(4)
     model(batch)

@@ -157,3 +157,21 @@ def test_report_of_the_real_weights():
         "segmentation": [1, 1, 64, 64],
         "classification": [1, 6],
     }
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ([0.5] * 3, [0.5, 0.0, 0.5]),
+        ([0.5] * 3, [0.5, float("nan"), 0.5]),
+        ([0.5] * 3, [-0.5] * 3),
+        ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+    ],
+    ids=["zero", "nan", "negative", "of 0..255"],
+)
+def test_an_impossible_normalization_beside_weights_is_an_error(mean, std, weights, tmp_path):
+    copied = tmp_path / "small.pt"
+    copied.write_bytes(weights.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"mean": mean, "std": std}))
+    with pytest.raises(ValueError, match=r"config.json has mean .* expected a mean in 0..1 and a std above 0"):
+        models.load_weights(build("joint_unet", BOTH, base_channels=2), copied)
