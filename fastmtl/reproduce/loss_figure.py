@@ -60,7 +60,9 @@ def _page(
                 panel.set_yscale("log")
                 panel.yaxis.set_minor_formatter(ticker.NullFormatter())
             panel.tick_params(length=2)
-            panel.margins(x=0.03)
+            first, last = records[0]["epoch"], records[-1]["epoch"]
+            room = 0.03 * (last - first) or 0.5
+            panel.set_xlim(first - room, last + room)  # alike in all panels of a row, whichever stages have the task
         if not line[0].lines:
             line[0].set_axis_on()
             line[0].set(xticks=[], yticks=[])
