@@ -1,4 +1,4 @@
-"""What a trained network does with a few images: its answers, where it looks, and what its convolutions show."""
+"""What a trained network does with a few images: its answers, saliency maps and feature maps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Sample:
     Attributes:
         image: uint8 [H, W, 3], as the network sees it.
         masks, answers: by task.
-        light: task -> the image with its saliency as yellow light, uint8 [h, w, 3].
+        saliency_maps: task -> the image with its saliency as yellow light, uint8 [h, w, 3].
         maps: of the encoder's convolutions, the mean over the channels, uint8 [h, w].
     """
 
@@ -53,7 +53,7 @@ class Sample:
     image: NDArray[np.uint8]
     masks: Mapping[str, Masks] = field(default_factory=dict)
     answers: Mapping[str, Answer] = field(default_factory=dict)
-    light: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    saliency_maps: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     maps: Sequence[NDArray[np.uint8]] = ()
 
 
@@ -63,7 +63,7 @@ def look(
     batch: Batch,
     *,
     normalization: Normalization,
-    lit: Sequence[str] = (),
+    saliency_of: Sequence[str] = (),
     convolutions: bool = False,
 ) -> Sample:
     """A sample of one image.
@@ -73,7 +73,7 @@ def look(
         tasks: the model's.
         batch: of one image, on the model's device.
         normalization: of the batch's images.
-        lit: tasks whose saliency is wanted.
+        saliency_of: tasks whose saliency is wanted.
         convolutions: whether feature maps are wanted; a model that names no encoder has none.
     """
     training = model.training
@@ -81,18 +81,18 @@ def look(
         outputs = model.eval()(batch)
     model.train(training)
     plain = model.model if isinstance(model, Views) else model
-    masks, answers, light = {}, {}, {}
+    masks, answers, saliency_maps = {}, {}, {}
     for task in tasks:
         if task.output.kind in ("map", "queries"):
             masks[task.name] = _masks(task, outputs[task.name], batch)
         elif task.output.kind == "vector" and getattr(task, "class_names", ()):
             answers[task.name] = _answer(task, outputs[task.name], batch)
-        if task.name in lit and has_saliency(task):
+        if task.name in saliency_of and has_saliency(task):
             shown = panels.lit(batch.images[0], saliency(plain, task, batch)[0].double(), normalization)
-            light[task.name] = np.asarray(shown)
+            saliency_maps[task.name] = np.asarray(shown)
     maps = convolution_maps(plain, batch) if convolutions and has_encoder(plain) else []
     shown = [panels.grey(one.mean(0)) for one in maps]
-    return Sample(batch.ids[0], panels.original(batch.images[0], normalization), masks, answers, light, shown)
+    return Sample(batch.ids[0], panels.original(batch.images[0], normalization), masks, answers, saliency_maps, shown)
 
 
 def _masks(task: Any, output: Any, batch: Batch) -> Masks:

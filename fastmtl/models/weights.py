@@ -49,11 +49,11 @@ class WeightsReport:
     normalization: Normalization = IMAGENET
 
     def __str__(self) -> str:
-        told = [f"{self.source}: loaded {', '.join(self.loaded) or 'nothing'}"]
+        parts = [f"{self.source}: loaded {', '.join(self.loaded) or 'nothing'}"]
         for what, keys in (("missing", self.missing), ("another shape", self.wrong_shape), ("unused", self.unused)):
             if keys:
-                told.append(f"{len(keys)} {what} ({_some(keys)})")
-        return "; ".join(told)
+                parts.append(f"{len(keys)} {what} ({_some(keys)})")
+        return "; ".join(parts)
 
 
 def load_weights(model: nn.Module, source: str | Path) -> WeightsReport:

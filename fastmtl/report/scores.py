@@ -38,9 +38,11 @@ def uncertainty_note(over: JsonMapping, scores: Scores) -> str:
     note += ", which are resampled as a whole. " if unit == "patient" else ". "
     if count < 20:
         note += f"Intervals of so few {unit}s are too narrow. "
-    said = [
+    over_patients = [
         f"{task} {label(name)} {number(means[task][name])}"
         for task, name in scores
         if unit == "patient" and name in means.get(task, {})
     ]
-    return note + (f"As a mean over patients, each counting alike: {', '.join(said)}." if said else "")
+    return note + (
+        f"As a mean over patients, each counting alike: {', '.join(over_patients)}." if over_patients else ""
+    )

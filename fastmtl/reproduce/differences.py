@@ -40,7 +40,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the patients tell of the rows.
+    """What a bootstrap over patients shows about the rows.
 
     Attributes:
         intervals: (row, metric) -> 95% interval over patients of the mean over the row's runs.
@@ -109,21 +109,21 @@ def differences_section(results: Sequence[Result], found: Mapping[str, Compariso
     if not columns:
         return []
     counts = [one.num_patients for each in columns.values() for one in each.differences.values()]
-    said = (
+    note = (
         "A row minus the row named above the column, over the runs that both have. The 95% intervals and p are of "
         f"{RESAMPLES:,} bootstrap resamples{_of(counts)}: all images of a drawn patient count in both rows and in all "
         "runs, whose scores are averaged. p is corrected for the number of rows in the column (Holm). Bold: real at "
         f"p < {_LEVEL}. The intervals are of these trained networks: what another seed changes is in ±, not in them."
     )
     if counts and min(counts) < _FEW:
-        said += " **Intervals of so few patients are too narrow.**"
+        note += " **Intervals of so few patients are too narrow.**"
     heads = ["Row", *(f"{label(key)}, minus {title(one.reference)}" for key, one in columns.items())]
     rows = []
     for result in results:
         cells = [_cell(one, result) for one in columns.values()]
         if any(cells):
             rows.append([title(result), *cells])
-    return ["## Which differences are real\n", said, table(heads, rows)]
+    return ["## Which differences are real\n", note, table(heads, rows)]
 
 
 def _of(counts: Sequence[int]) -> str:
@@ -143,10 +143,10 @@ def _cell(one: Comparison, result: Result) -> str:
         return ""
     difference, p = one.differences[name], one.corrected[name]
     low, high = difference.interval
-    said = f"{difference.value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    text = f"{difference.value:+.3f} [{low:+.3f}, {high:+.3f}]"
     of = len(one.reference.summaries)
     some = "" if one.runs[name] == of else f" ({one.runs[name]} of {of} runs)"
     probability = f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
     return (
-        f"**{said}**, {probability}{some}" if one.is_real(name) else f"{said}, not distinguishable, {probability}{some}"
+        f"**{text}**, {probability}{some}" if one.is_real(name) else f"{text}, not distinguishable, {probability}{some}"
     )

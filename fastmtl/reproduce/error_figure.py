@@ -79,8 +79,8 @@ def _draw(
 
     bars = [Patch(color=COLOURS[0]), Patch(color=COLOURS[1])]
     figure.legend(bars, ["false negative", "false positive"], loc="outside lower center", ncols=2)
-    said = f"{task}: wrong pixels of the held-out images, scale {scale}; FP : FN with its 95% interval over patients"
-    return save(figure, out / f"errors-{task}.png", said)
+    heading = f"{task}: wrong pixels of the held-out images, scale {scale}; FP : FN with its 95% interval over patients"
+    return save(figure, out / f"errors-{task}.png", heading)
 
 
 def _sums(result: Result, images: ImageResults, task: str, structure: str) -> np.ndarray | None:

@@ -67,8 +67,8 @@ def _scores(module: ModuleType, results: Sequence[Result], path: Path, scale: st
         panel.set_ylim(-0.5, len(results) - 0.5)  # otherwise two rows overlap the frame
         panel.grid(axis="x", alpha=0.3)
         panel.locator_params(axis="x", nbins=5)
-    said = f"Published: orange squares; ours at scale {scale}: blue circles; bars: standard deviation"
-    return save(figure, path, said)
+    heading = f"Published: orange squares; ours at scale {scale}: blue circles; bars: standard deviation"
+    return save(figure, path, heading)
 
 
 def _images(
@@ -83,11 +83,11 @@ def _images(
         return []
     paper = results[0].row.published.paper
     by_name = {result.row.name: result for result in results if result.folders}
-    lit = [name for name in paper.saliency if name in by_name] or (list(by_name) if paper.saliency else [])
+    salient = [name for name in paper.saliency if name in by_name] or (list(by_name) if paper.saliency else [])
     maps = [name for name in paper.feature_maps if name in by_name] or (list(by_name) if paper.feature_maps else [])
-    task = _task_to_light(by_name, lit)
+    task = _saliency_task(by_name, salient)
     try:
-        seen = see(results, samples, note, lit=task, convolutions=maps)
+        seen = see(results, samples, note, saliency_task=task, convolutions=maps)
     except ValueError as error:  # a name that no row held out
         note(f"no figures of images: {error}")
         return []
@@ -95,14 +95,14 @@ def _images(
         return []
     titles = {result.row.name: title(result) for result in results}
     written: list[Path | None] = [*prediction_figures(module, seen, titles, out, scale)]
-    written += saliency_figures(module, seen, lit, titles, task, out, scale) if task else []
+    written += saliency_figures(module, seen, salient, titles, task, out, scale) if task else []
     return [*written, feature_figure(module, seen, maps, titles, out, scale)]
 
 
-def _task_to_light(rows: dict[str, Result], lit: Sequence[str]) -> str:
+def _saliency_task(rows: dict[str, Result], salient: Sequence[str]) -> str:
     """The task that most of the rows have, of equal ones the last, a classification; "" without rows."""
     counts: dict[str, int] = {}
-    for name in lit:
+    for name in salient:
         for task in rows[name].row.recipe.tasks:
             counts[task] = counts.get(task, 0) + 1
     return max(reversed(counts), key=lambda task: counts[task]) if counts else ""

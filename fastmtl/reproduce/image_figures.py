@@ -50,15 +50,15 @@ def prediction_figures(module: ModuleType, seen: Seen, titles: Mapping[str, str]
 def saliency_figures(
     module: ModuleType, seen: Seen, rows: Sequence[str], titles: Mapping[str, str], task: str, out: Path, scale: str
 ) -> list[Path]:
-    """Write saliency-TASK.png: where each of `rows` looks, as yellow light."""
-    known = {name: seen.by_row[name] for name in rows if name in seen.by_row and seen.by_row[name][0].light}
+    """Write saliency-TASK.png: the saliency of each of `rows`, as yellow light."""
+    known = {name: seen.by_row[name] for name in rows if name in seen.by_row and seen.by_row[name][0].saliency_maps}
     if not known:
         return []
     return _pages(
         module,
         f"saliency-{task}",
         f"{task.replace('_', ' ')}: where the networks look on held-out images, {seen.key}, scale {scale}",
-        _columns(known, titles, lambda panel, sample: _lit(panel, sample, task)),
+        _columns(known, titles, lambda panel, sample: _saliency(panel, sample, task)),
         ("input", lambda panel, sample: _input(panel, sample, task)),
         out,
         None,
@@ -93,8 +93,8 @@ def feature_figure(
             height, width = values.shape
             panels[1 + number].set_xlabel(f"{height} x {width}", fontsize=5.5, labelpad=1)
     grid[0][0].set_title("input", fontsize=7)
-    said = "Feature maps of the encoder's convolutions: mean over the channels, lowest black, highest white"
-    return save(figure, out / "features.png", f"{said}; {seen.key}, scale {scale}")
+    heading = "Feature maps of the encoder's convolutions: mean over the channels, lowest black, highest white"
+    return save(figure, out / "features.png", f"{heading}; {seen.key}, scale {scale}")
 
 
 def _columns(
@@ -106,7 +106,7 @@ def _columns(
 def _pages(
     module: ModuleType,
     name: str,
-    said: str,
+    heading: str,
     columns: Sequence[tuple[str, list[Sample], Draw]],
     first: tuple[str, Draw],
     out: Path,
@@ -130,7 +130,7 @@ def _pages(
         if key is not None:
             key(figure)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.02)
-        written.append(save(figure, paged(out, name, number, len(parts)), said))
+        written.append(save(figure, paged(out, name, number, len(parts)), heading))
     return written
 
 
@@ -150,18 +150,18 @@ def _input(panel: Any, sample: Sample, task: str) -> None:
     _below(panel, answer.true if answer is not None else "")
 
 
-def _lit(panel: Any, sample: Sample, task: str) -> None:
-    panel.imshow(sample.light[task])
+def _saliency(panel: Any, sample: Sample, task: str) -> None:
+    panel.imshow(sample.saliency_maps[task])
     _below(panel, _answers(sample, [task]))
 
 
 def _answers(sample: Sample, tasks: Sequence[str]) -> str:
     """The predicted classes, a cross before wrong ones."""
-    said = []
+    lines = []
     for answer in (sample.answers[task] for task in tasks if task in sample.answers):
         wrong = "\N{MULTIPLICATION SIGN} " if answer.true and answer.true != answer.predicted else ""
-        said.append(f"{wrong}{answer.predicted} {answer.probability:.2f}")
-    return "\n".join(wrapped(one, _CAPTION) for one in said)
+        lines.append(f"{wrong}{answer.predicted} {answer.probability:.2f}")
+    return "\n".join(wrapped(one, _CAPTION) for one in lines)
 
 
 def _true(panel: Any, sample: Sample, task: str, *, fill: bool) -> None:

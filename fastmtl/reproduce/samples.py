@@ -95,7 +95,7 @@ def see(
     samples: Samples,
     note: Callable[[str], None],
     *,
-    lit: str = "",
+    saliency_task: str = "",
     convolutions: Sequence[str] = (),
 ) -> Seen | None:
     """The rows' networks on the same images; None if no row has a run to show.
@@ -104,7 +104,7 @@ def see(
         results: of the rows.
         samples: see `choose`.
         note: called with a line for each row that cannot be shown.
-        lit: the task whose saliency is wanted.
+        saliency_task: the task whose saliency is wanted.
         convolutions: rows whose feature maps are wanted.
     """
     images = ImageResults(results)
@@ -122,14 +122,14 @@ def see(
     for result in having:
         name = result.row.name
         try:
-            by_row[name] = _look(result.folders[key], ids, indexed, lit, name in convolutions)
+            by_row[name] = _look(result.folders[key], ids, indexed, saliency_task, name in convolutions)
         except Exception as error:  # a checkpoint or data that were removed: the other rows are shown
             note(f"{name} is not in the figures of images: " + " ".join(f"{type(error).__name__}: {error}".split()))
     return Seen(key, ids, by_row) if by_row else None
 
 
 def _look(
-    folder: Path, ids: Sequence[str], indexed: dict[str, data.Dataset], lit: str, convolutions: bool
+    folder: Path, ids: Sequence[str], indexed: dict[str, data.Dataset], saliency_task: str, convolutions: bool
 ) -> list[Sample]:
     trained = runs.load(folder, None, "auto", None)
     config = repr(replace(trained.recipe.data, fold=0))
@@ -147,7 +147,7 @@ def _look(
                     trained.tasks,
                     one,
                     normalization=normalization_of(trained.recipe),
-                    lit=[lit] if lit else [],
+                    saliency_of=[saliency_task] if saliency_task else [],
                     convolutions=convolutions,
                 )
     return [found[name] for name in ids]

@@ -98,8 +98,8 @@ def _judged(results: Sequence[Result]) -> str:
             inner=recipe.protocol != "published" and recipe.data.inner_fraction > 0,
             test=recipe.data.test_fraction > 0,
         )
-        for said in [summary.get("chosen_by") for summary in result.summaries.values()] or [planned]:
-            ways[f"the {recipe.training.checkpoint} epoch's weights, chosen by {said or planned}"] = None
+        for chosen in [summary.get("chosen_by") for summary in result.summaries.values()] or [planned]:
+            ways[f"the {recipe.training.checkpoint} epoch's weights, chosen by {chosen or planned}"] = None
     return "; or of ".join(ways)
 
 
