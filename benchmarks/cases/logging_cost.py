@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastmtl.builders.components import build_balancer, build_optimizer, build_update
+from fastmtl.builders.components import build_balancer
+from fastmtl.builders.optimizers import build_optimizer, build_update
 from fastmtl.protocols import Batch
 from fastmtl.training.progress import ProgressLine
 from fastmtl.training.run_dir import RunFolder

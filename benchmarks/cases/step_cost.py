@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmtl.builders.components import build_balancer, build_model, build_optimizer, build_tasks, build_update
+from fastmtl.builders.components import build_balancer, build_model, build_tasks
+from fastmtl.builders.optimizers import build_optimizer, build_update
 from fastmtl.config import load_recipe
 from fastmtl.protocols import Batch
 from fastmtl.training.trainer import Trainer

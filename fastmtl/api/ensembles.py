@@ -21,8 +21,14 @@ from ..training.eval_loop import autocast_dtype
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import ready_for_use
 
-_READ_ALIKE = ("size", "preprocessing", "stain", "mask_sampling", "tile_size", "mpp", "overlap", "min_tissue")
-_GROUPED_ALIKE = ("patient", "group_by")
+_DIFFERENT_INPUT = "networks that read images differently cannot be averaged"
+_DIFFERENT_PATIENTS = "the patients that each was trained on have no common names, so that they could not be left out"
+_ALIKE = {  # option of [data] -> why all runs need the same
+    **dict.fromkeys(("size", "preprocessing", "stain", "mask_sampling"), _DIFFERENT_INPUT),
+    **dict.fromkeys(("tile_size", "mpp", "overlap", "min_tissue"), _DIFFERENT_INPUT),
+    **dict.fromkeys(("patient", "group_by"), _DIFFERENT_PATIENTS),
+}
+_ALONE = "Evaluate or predict with each run alone."
 
 
 class Trained(NamedTuple):
@@ -125,28 +131,15 @@ def _same_target(one: data.StainNormalizer | None, other: data.StainNormalizer |
 
 def _check_alike(first: Trained, other: Trained, path: Path, other_path: Path) -> None:
     """Raise RunError unless both networks can have the same batches."""
-    for option in _READ_ALIKE:
+    for option, why in _ALIKE.items():
         one, two = getattr(first.recipe.data, option), getattr(other.recipe.data, option)
         if one != two:
-            raise RunError(
-                f"{other_path} has data.{option} = {two!r} and {path} {one!r}: networks that read images differently "
-                "cannot be averaged."
-            )
+            raise RunError(f"{other_path} has data.{option} = {two!r} and {path} {one!r}: {why}. {_ALONE}")
     if not _same_target(first.stain, other.stain):  # a mosaic is of each run's own training images
-        raise RunError(
-            f"{other_path} and {path} normalise stains to different targets: networks that see images in different "
-            "colours cannot be averaged."
-        )
-    for option in _GROUPED_ALIKE:
-        one, two = getattr(first.recipe.data, option), getattr(other.recipe.data, option)
-        if one != two:
-            raise RunError(
-                f"{other_path} has data.{option} = {two!r} and {path} {one!r}: the patients that each was trained on "
-                "have no common names, so that they could not be left out."
-            )
+        raise RunError(f"{other_path} and {path} normalise stains to different targets: {_DIFFERENT_INPUT}. {_ALONE}")
     for name, columns in other.recipe.data.metadata.items():
         if first.recipe.data.metadata.get(name, columns) != columns:
-            raise RunError(f"{other_path} and {path} have different columns in data.metadata.{name}.")
+            raise RunError(f"{other_path} and {path} have different columns in data.metadata.{name}. {_ALONE}")
 
 
 def _check_tasks(first: Trained, other: Trained, shared: Sequence[str], path: Path) -> None:
@@ -154,8 +147,8 @@ def _check_tasks(first: Trained, other: Trained, shared: Sequence[str], path: Pa
     for name in shared:
         mine, theirs = (next(task for task in run.tasks if task.name == name) for run in (first, other))
         if mine.output.kind == "queries":
-            raise RunError(f"task {name!r} cannot be averaged: the queries of two networks have no common order.")
-        for what in ("output", "target", "class_names", "structures", "side", "mean", "std"):
+            raise RunError(f"task {name!r} cannot be averaged: queries of two networks have no common order. {_ALONE}")
+        for what in ("output", "target", "class_names", "structures", "side", "mean", "std", "logit_adjustment"):
             one, two = getattr(mine, what, None), getattr(theirs, what, None)
             if one != two:
-                raise RunError(f"task {name!r} of {path} has {what} {two!r}, and the first run {one!r}.")
+                raise RunError(f"task {name!r} of {path} has {what} {two!r}, and the first run {one!r}. {_ALONE}")

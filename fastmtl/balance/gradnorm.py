@@ -65,8 +65,8 @@ class GradNorm(Learned):
         clamp: bool = True,
         initial: str = "step",
     ) -> None:
-        if not alpha >= 0 or not lr >= 0:
-            raise ValueError(f"`alpha` and `lr` must not be negative; got {alpha} and {lr}.")
+        if not 0 <= alpha < float("inf") or not 0 <= lr < float("inf"):
+            raise ValueError(f"`alpha` and `lr` must be finite and not negative; got {alpha} and {lr}.")
         if exponent not in (1, -1):
             raise ValueError(f"`exponent` must be 1 or -1; got {exponent}.")
         if optimizer not in ("sgd", "model"):

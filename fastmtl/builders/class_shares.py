@@ -13,7 +13,7 @@ def with_class_shares(recipe: Recipe, train: data.Dataset) -> Recipe:
     """The recipe with `class_shares` of `train` in each task that has a `logit_adjustment` and lacks them.
 
     They are shares of the images that the sampler draws, so balanced sampling makes them more equal. A class without
-    any image counts as half an image of the rarest.
+    any image has half the share of the rarest.
     """
     tasks = dict(recipe.tasks)
     for name, options in tasks.items():

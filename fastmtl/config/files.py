@@ -111,7 +111,9 @@ def at_scale(values: Mapping[str, Any], scale: str, name: str) -> dict[str, Any]
     if scale in ("", FULL):
         return dict(values)
     if scale not in scales:
-        raise ConfigError(f"recipe {name} has no scale {scale!r}; it has {', '.join([*scales, FULL])}.")
+        raise ConfigError(
+            f"recipe {name} has no scale {scale!r}; it has {', '.join([*scales, FULL])} (without --scale: {FULL})."
+        )
     return merge(values, scales[scale])
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..protocols import Batch
+from ..utils.encoder_outputs import encoder_outputs
 
 
 class FeatureMap(NamedTuple):
@@ -25,18 +26,8 @@ def feature_maps(model: nn.Module, batch: Batch) -> list[FeatureMap]:
     Raises:
         ValueError: the model has no such part, or it returns no feature maps.
     """
-    encoder = _encoder(model)
-    found: list[Any] = []
-    hook = encoder.register_forward_hook(lambda _module, _inputs, output: found.append(output))
-    training = model.training
-    try:
-        model.eval()(batch)
-    finally:
-        hook.remove()
-        model.train(training)
-    given = getattr(found[0], "feature_maps", found[0]) if found else ()
-    given = [given] if isinstance(given, Tensor) else given
-    maps = [one.detach() for one in given if isinstance(one, Tensor) and one.dim() == 4]
+    _encoder(model)
+    maps = [one for one in encoder_outputs(model, batch) if one.dim() == 4]
     height, images = batch.images.shape[-2], batch.images
     maps = [one for one in maps if one.shape != images.shape or not torch.equal(one, images)]
     if not maps:

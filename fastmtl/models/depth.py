@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from ..utils.encoder_outputs import encoder_outputs
 
 
 def encoder_depths(model: nn.Module, batch: Any) -> dict[nn.Parameter, int]:
@@ -20,18 +22,8 @@ def encoder_depths(model: nn.Module, batch: Any) -> dict[nn.Parameter, int]:
     """
     encoder: nn.Module = model.parts["encoder"]  # type: ignore[index]  # a dict of modules
     parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-    found: list[Any] = []
-    hook = encoder.register_forward_hook(lambda _module, _inputs, output: found.append(output))
-    training = model.training
-    try:
-        with torch.enable_grad():
-            model.eval()(batch)
-    finally:
-        hook.remove()
-        model.train(training)
-    given = getattr(found[0], "feature_maps", found[0]) if found else ()
-    given = [given] if isinstance(given, Tensor) else given
-    maps = [one for one in given if isinstance(one, Tensor) and one.requires_grad]
+    with torch.enable_grad():
+        maps = [one for one in encoder_outputs(model, batch) if one.requires_grad]
     maps.sort(key=lambda one: -one.shape[-1])  # fine to coarse; stable
     depths = dict.fromkeys(parameters, 0)
     for after, one in enumerate(reversed(maps)):

@@ -48,7 +48,7 @@ def both(one: Cell, runs: int) -> tuple[str, str]:
         return published, ""
     ours = number(one.ours.mean) + ("" if one.ours.std is None else f" ± {one.ours.std:.3f}")
     has = len(one.ours.values)
-    return published, ours if has == runs else f"{ours} ({has} of {runs})"
+    return published, ours if has == runs else f"{ours} ({has} of {runs} runs)"
 
 
 def title(result: Result) -> str:

@@ -184,7 +184,7 @@ def _predicted(panel: Any, sample: Sample, task: str) -> None:
     overlap, size = (masks.predicted & true).sum(), masks.predicted.sum() + true.sum()
     dice = "" if masks.true is None else f"Dice {2 * overlap / size if size else 1:.2f}"
     if (covered := masks.predicted.any(0).mean()) in (0, 1):  # it has no outline
-        dice += f"{', ' if dice else ''}{'everywhere' if covered else 'nowhere'}"
+        dice += f"{', ' if dice else ''}{'predicted everywhere' if covered else 'predicted nowhere'}"
     _below(panel, "\n".join(text for text in (dice, _answers(sample, list(sample.answers))) if text))
 
 

@@ -17,6 +17,7 @@ from .drawing import COLOURS, paged, pages, save, wrapped
 from .plan import Result, RunKey
 
 _ROWS = 8  # of one page
+_GREY = "#7a7a7a"
 _LOG = 30.0  # the largest loss of a panel divided by the smallest, from which the axis is logarithmic
 
 
@@ -45,11 +46,14 @@ def _page(
     size = (0.9 + 2.15 * len(columns), 0.75 + 1.35 * len(curves))
     figure = module.Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(curves), len(columns), squeeze=False)
+    colours = {"all tasks": _GREY} | dict(zip(tasks, COLOURS, strict=False))
     for (result, key, records), line in zip(curves, grid, strict=True):
         for column, panel in zip(columns, line, strict=True):
             together = column == "all tasks" and len(_tasks(records)) > 1
             own = tasks if together else [column]
-            drawn = _all_tasks(panel, records, tasks) if together else _one_task(panel, records, column)
+            drawn = (
+                _all_tasks(panel, records, tasks) if together else _one_task(panel, records, column, colours[column])
+            )
             if not drawn:
                 panel.set_axis_off()
                 continue
@@ -73,7 +77,7 @@ def _page(
     for panel in grid[-1]:
         panel.set_xlabel("epoch")
     _legend(figure, tasks)
-    return save(figure, path, f"Losses, scale {scale}: training, solid; held out, dashed")
+    return save(figure, path, f"Losses, scale {scale}")
 
 
 def _tasks(records: Sequence[JsonObject]) -> list[str]:
@@ -90,15 +94,16 @@ def _all_tasks(panel: Any, records: Sequence[JsonObject], tasks: Sequence[str]) 
     for number, task in enumerate(tasks):
         drawn += _line(panel, records, [_loss(record, task) for record in records], color=COLOURS[number])
     sums = [sum(record["loss"].values()) if len(record["loss"]) > 1 else float("nan") for record in records]
-    return drawn + _line(panel, records, sums, color="#7a7a7a", linestyle=":")
+    return drawn + _line(panel, records, sums, color=_GREY, linestyle=":")
 
 
-def _one_task(panel: Any, records: Sequence[JsonObject], task: str) -> list[float]:
-    drawn = _line(panel, records, [_loss(record, task) for record in records], color=COLOURS[0])
+def _one_task(panel: Any, records: Sequence[JsonObject], task: str, color: str) -> list[float]:
+    """The training and the held-out loss; of a single epoch a full and an open circle."""
+    drawn = _line(panel, records, [_loss(record, task) for record in records], color=color)
     if not drawn:
         return []
     held_out = [look_up(lambda one: one["validation"]["loss"][task], record) for record in records]
-    return drawn + _line(panel, records, held_out, color=COLOURS[1], linestyle="--")
+    return drawn + _line(panel, records, held_out, color=color, linestyle="--", markerfacecolor="white")
 
 
 def _line(panel: Any, records: Sequence[JsonObject], values: Sequence[float], **style: Any) -> list[float]:
@@ -113,17 +118,23 @@ def _line(panel: Any, records: Sequence[JsonObject], values: Sequence[float], **
 def _mark(panel: Any, records: Sequence[JsonObject]) -> None:
     """A line before each later stage, and its name along it."""
     for name, first, _ in stages(records)[1:]:
-        panel.axvline(first - 0.5, color="#7a7a7a", linewidth=0.7)
+        panel.axvline(first - 0.5, color=_GREY, linewidth=0.7)
         place = {"xycoords": ("data", "axes fraction"), "ha": "left", "va": "top", "fontsize": 6, "rotation": 90}
         panel.annotate(f" {name.replace('_', ' ')}", (first - 0.5, 0.98), color="#555555", **place)
 
 
 def _legend(figure: Any, tasks: Sequence[str]) -> None:
-    if len(tasks) < 2:
-        return
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=COLOURS[number]) for number in range(len(tasks))]
-    lines.append(Line2D([], [], color="#7a7a7a", linestyle=":"))
-    names = [*(task.replace("_", " ") for task in tasks), "their sum"]
-    figure.legend(lines, names, loc="outside lower center", ncols=len(names), title="all tasks, training")
+    names = [task.replace("_", " ") for task in tasks]
+    if len(tasks) > 1:
+        lines.append(Line2D([], [], color=_GREY, linestyle=":"))
+        names.append("sum of the training losses")
+    both: dict[str, Any] = {"color": _GREY, "marker": "o", "markersize": 3}
+    lines += [
+        Line2D([], [], **both, linestyle="-"),
+        Line2D([], [], **both, linestyle="--", markerfacecolor="white"),
+    ]
+    names += ["training", "held out"]
+    figure.legend(lines, names, loc="outside lower center", ncols=min(len(names), 5))

@@ -76,8 +76,8 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int, evid
         f"Published figures beside ours. Scale `{scale}`, {runs}, data `{root}`, {device}, torch "
         f"{where['packages']['torch']}, commit {where['commit'] or 'unknown'}.",
         results[0].row.published.paper.caption.strip(),
-        f"Protocol `{protocol}`. Ours are means ± standard deviations (n - 1) over {over}, of {_judged(results)}. "
-        f"(1 of 3): of the runs that have the metric, if some do not.{brackets}",
+        f"Protocol `{protocol}`. Ours are means ± standard deviations (n - 1) over {over}, of {_judged(results)}."
+        f"{brackets}",
     ]
     changed = _changes(results)
     if changed:
@@ -89,8 +89,8 @@ def _setting(results: Sequence[Result], root: Path, scale: str, folds: int, evid
 
 
 def _judged(results: Sequence[Result]) -> str:
-    """The protocol, and which images chose the epoch; one part for each way that the rows have."""
-    ways: dict[str, None] = {}
+    """Which weights are judged, and which images chose them; a part for each way, with its rows, if they differ."""
+    ways: dict[str, list[str]] = {}
     for result in results:
         recipe = result.row.recipe
         planned = chosen_by(
@@ -99,8 +99,12 @@ def _judged(results: Sequence[Result]) -> str:
             test=recipe.data.test_fraction > 0,
         )
         for chosen in [summary.get("chosen_by") for summary in result.summaries.values()] or [planned]:
-            ways[f"the {recipe.training.checkpoint} epoch's weights, chosen by {chosen or planned}"] = None
-    return "; or of ".join(ways)
+            way = f"the {recipe.training.checkpoint} epoch's weights, chosen by {chosen or planned}"
+            rows = ways.setdefault(way, [])
+            rows += [result.row.name] * (result.row.name not in rows)
+    if len(ways) == 1:
+        return next(iter(ways))
+    return "; or of ".join(f"{way} ({', '.join(rows)})" for way, rows in ways.items())
 
 
 def _changes(results: Sequence[Result]) -> list[str]:

@@ -81,7 +81,7 @@ class Contrastive(BaseTask):
     ):
         super().__init__(name, column)
         positive(name, "dimensions", dimensions)
-        if queue < 0 or queue != int(queue):
+        if type(queue) is not int or queue < 0:  # true is no length
             raise ValueError(f"task {name!r}: `queue` must be a whole number of 0 or more; got {queue!r}.")
         if not 0 <= momentum < 1:
             raise ValueError(f"task {name!r}: `momentum` must be in [0, 1); got {momentum}.")

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ..builders import components
+from ..builders import components, optimizers
 from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig, optimizer_of, stages_of
 from ..distributed import World
 from ..protocols import Loader, Observer, Task
@@ -91,7 +91,7 @@ class Stages:
         if stage.keep_optimizer and config.optimizer != before:
             raise ConfigError(f"{where} keeps the optimizer, which was {before}, and asks for {config.optimizer}.")
         balancer = components.build_balancer(self.recipe, stage, self.model)
-        components.build_update(self.recipe, components.build_optimizer(self.recipe, self.model, balancer, config))
+        optimizers.build_update(self.recipe, optimizers.build_optimizer(self.recipe, self.model, balancer, config))
 
     def begin(self, train: Loader) -> None:
         """Prepare the first stage."""
@@ -165,7 +165,7 @@ class Stages:
         recipe, stage, training = self.recipe, self.stages[number], self.recipe.training
         self._prepare(number)
         balancer = components.build_balancer(recipe, stage, self.model)
-        optimizer = components.build_optimizer(recipe, self.model, balancer, config)
+        optimizer = optimizers.build_optimizer(recipe, self.model, balancer, config)
         average = None
         if training.average:
             average = WeightAverage(
@@ -179,7 +179,7 @@ class Stages:
             optimizer,
             replace(training, epochs=stage.epochs),
             device=self.device,
-            update=components.build_update(recipe, optimizer),
+            update=optimizers.build_update(recipe, optimizer),
             scheduler=Schedule(
                 optimizer,
                 config,

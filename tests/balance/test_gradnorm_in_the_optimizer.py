@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmtl import balance
-from fastmtl.builders import components
+from fastmtl.builders import components, optimizers
 from fastmtl.config import ConfigError, load_recipe
 
 
@@ -160,7 +160,7 @@ def test_a_recipe_names_the_layer():
     assert balancer._layer.shape[2:] == (3, 3)
     assert (balancer.optimizer, balancer.clamp, balancer.initial, balancer.alpha) == ("model", False, "epoch", 6.0)
     assert list(balancer.parameters())
-    adam = components.build_optimizer(recipe, model, balancer)
+    adam = optimizers.build_optimizer(recipe, model, balancer)
     assert any(parameter is next(iter(balancer.parameters())) for parameter in adam.param_groups[1]["params"])
     wrong = load_recipe("joint_unet/bce_15", {"balancer": {"layer": "encoder.stages.4.conv3.weight"}}, "tiny")
     with pytest.raises(ConfigError, match=r"balancer.layer must be a weight of joint_unet; did you mean '.*conv1"):

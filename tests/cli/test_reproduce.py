@@ -160,14 +160,14 @@ def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, cap
         (
             {"protocol": "published", "training": {"checkpoint": "best"}},
             "Protocol `published`. Ours are means ± standard deviations (n - 1) over folds, of the best epoch's "
-            "weights, chosen by the held-out images, which are also scored. ",
+            "weights, chosen by the held-out images, which are also scored.",
         ),
         (
             {"training": {"checkpoint": "best"}, "data": {"inner_fraction": 0.2}},
             "Protocol `unbiased`. Ours are means ± standard deviations (n - 1) over folds, of the best epoch's "
-            "weights, chosen by an inner share of the training patients; the scored images chose nothing. ",
+            "weights, chosen by an inner share of the training patients; the scored images chose nothing.",
         ),
-        ({}, "over folds, of the last epoch's weights, chosen by nothing: no image had a part in it. "),
+        ({}, "over folds, of the last epoch's weights, chosen by nothing: no image had a part in it."),
     ],
 )
 def test_the_table_says_the_protocol_and_which_weights_are_judged(overrides, said, tmp_path):

@@ -79,7 +79,7 @@ def test_a_mean_of_fewer_folds_than_ran_says_so(tmp_path):
     (row,) = plan("mask2tasks", rows=["pcgrad"])
     both = {RunKey(n): _summary(classification=("accuracy", value)) for n, value in enumerate((0.5, None))}
     result = Result(row, both)
-    assert "| 0.500 (1 of 2) |" in tables.markdown("mask2tasks", [result], tmp_path, "full", 2)
+    assert "| 0.500 (1 of 2 runs) |" in tables.markdown("mask2tasks", [result], tmp_path, "full", 2)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"tasks": []}'])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastmtl import balance
 from fastmtl.balance.plain_step import PlainUpdate
-from fastmtl.builders.components import build_optimizer, build_update
+from fastmtl.builders.optimizers import build_optimizer, build_update
 from fastmtl.config import ConfigError, load_recipe
 
 STEPS = 4

@@ -97,11 +97,16 @@ def write_pets_hdf5(root, size=16):
             "bboxes": np.tile(np.array([2.0, 4.0, 10.0, 12.0]), (count, 1)),
             "binary": np.arange(count)[:, None] % 2,
         }
-        (root / split).mkdir(parents=True)
-        for name, values in arrays.items():
-            with h5py.File(root / split / f"{name}.h5", "w") as file:
-                file[name] = values
+        write_arrays(root / split, arrays)
     return root
+
+
+def write_arrays(folder, arrays):
+    """A file NAME.h5 with the array NAME each, as the UNet-multi authors stored them."""
+    folder.mkdir(parents=True)
+    for name, values in arrays.items():
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file[name] = values
 
 
 def write_ebhi(root):

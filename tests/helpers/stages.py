@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import tomli_w
 import torch
 
@@ -9,6 +10,7 @@ from fastmtl.builders import components
 from fastmtl.config import load_recipe
 from fastmtl.protocols import Observer
 from fastmtl.training.stages import Stages
+from fastmtl.training.trainer import Interrupted
 from helpers.memory_loader import CLASSES, MemoryLoader
 
 
@@ -67,6 +69,27 @@ def weights(model):
 
 def same(a, b):
     return all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def cut_and_resumed(recipe, folder, stop_after):
+    """As `run`, stopped after that step and resumed by new objects."""
+    first, loader = stages_for(recipe, folder), MemoryLoader()
+
+    def stopping(batch, epoch, number):
+        if 4 * epoch + number + 1 == stop_after:
+            first.stop()
+        return batch
+
+    loader.spoil = stopping
+    first.begin(loader)
+    with pytest.raises(Interrupted, match=f"step {stop_after}"):
+        first.fit(loader, HeldOut(seed=5))
+    second, fresh = stages_for(recipe, folder), MemoryLoader()
+    torch.manual_seed(123)
+    second.check()
+    second.resume(fresh)
+    second.fit(fresh, HeldOut(seed=5))
+    return second
 
 
 def run(recipe, folder, observers=()):

@@ -8,7 +8,7 @@ import torch
 from helpers.published import EBHI_CLASSES, write_for_recipes
 
 from fastmtl import models
-from fastmtl.builders import components, datasets
+from fastmtl.builders import components, datasets, optimizers
 from fastmtl.config import list_recipes, load_recipe
 
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def test_two_steps_on_the_papers_layout(network, read):
     model = components.build_model(recipe, tasks, CPU)
     loader = components.build_loader(recipe, dataset, tasks, train=True, device=CPU)
     balancer = components.build_balancer(recipe, model=model)
-    optimizer = components.build_optimizer(recipe, model, balancer)
+    optimizer = optimizers.build_optimizer(recipe, model, balancer)
     before = {name: value.clone() for name, value in model.named_parameters()}
     for _, batch in zip(range(2), loader, strict=False):
         outputs = model(batch)

@@ -108,6 +108,7 @@ def test_predictions_of_an_ensemble_are_its_own(runs, tmp_path, capsys):
         ({"data": {"size": 64}}, "has data.size = 64 and .* 32: networks that read images differently"),
         ({"data": {"group_by": "tile"}}, "has data.group_by = 'tile' and .* could not be left out"),
         ({"tasks": {"segmentation": {"kind": "reconstruction"}}}, "'segmentation' of .* has output"),
+        ({"tasks": {"classification": {"logit_adjustment": 1.0}}}, "'classification' of .* has logit_adjustment 1.0"),
     ],
 )
 def test_runs_that_cannot_be_averaged_are_told(runs, tmp_path, changes, message):

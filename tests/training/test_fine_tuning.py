@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.memory_loader import MemoryLoader
-from helpers.stages import HeldOut, Records, recipe_of, run, same, stages_for, weights
+from helpers.stages import Records, cut_and_resumed, recipe_of, run, same, stages_for, weights
 
 from fastmtl import balance
-from fastmtl.builders import components
+from fastmtl.builders import optimizers
 from fastmtl.config import ConfigError
-from fastmtl.training.trainer import Interrupted
 
 WARM_UP = [{"name": "heads", "epochs": 1, "freeze": ["encoder"]}, {"name": "all", "epochs": 1, "keep_optimizer": True}]
 SLOWER = {"encoder_lr_factor": 0.1, "layer_decay": 0.5}
@@ -88,22 +87,7 @@ def test_resuming_is_bit_equal_with_every_balancer(tmp_path, method):
         heads = {**heads, "balancer": {"name": "linear"}}
     recipe = recipe_of(tmp_path, [heads, both], optimizer=SLOWER, balancer={"name": method})
     whole = run(recipe, tmp_path / "whole")
-    first, loader = stages_for(recipe, tmp_path / "cut"), MemoryLoader()
-
-    def stopping(batch, epoch, number):
-        if 4 * epoch + number + 1 == 6:
-            first.stop()
-        return batch
-
-    loader.spoil = stopping
-    first.begin(loader)
-    with pytest.raises(Interrupted, match="step 6"):
-        first.fit(loader, HeldOut(seed=5))
-    second, fresh = stages_for(recipe, tmp_path / "cut"), MemoryLoader()
-    torch.manual_seed(123)
-    second.check()
-    second.resume(fresh)
-    second.fit(fresh, HeldOut(seed=5))
+    second = cut_and_resumed(recipe, tmp_path / "cut", 6)
     assert second.trainer.step_count == whole.trainer.step_count == 8
     assert same(weights(second.model), weights(whole.model))
 
@@ -157,4 +141,4 @@ def test_layer_decay_needs_layers(tmp_path):
 def test_a_model_without_an_encoder_has_one_rate(tmp_path):
     recipe = recipe_of(tmp_path, optimizer={"encoder_lr_factor": 0.5})
     with pytest.raises(ConfigError, match=r'optimizer.encoder_lr_factor needs a model with `parts\["encoder"\]`'):
-        components.build_optimizer(recipe, torch.nn.Linear(2, 2), balance.create_balancer("linear"))
+        optimizers.build_optimizer(recipe, torch.nn.Linear(2, 2), balance.create_balancer("linear"))

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from helpers.published import drawn_mask, write_for_recipes, write_gi_tract
+from helpers.published import drawn_mask, write_arrays, write_for_recipes, write_gi_tract
 from PIL import Image
 
 from fastmtl.builders import components, datasets, pretrained, stains
@@ -32,10 +31,7 @@ def write_photographs(root, size=64):
             "bboxes": heads.clip(0, 255) * size / 256,
             "binary": np.arange(count)[:, None] % 2,
         }
-        (root / split).mkdir(parents=True)
-        for name, values in arrays.items():
-            with h5py.File(root / split / f"{name}.h5", "w") as file:
-                file[name] = values
+        write_arrays(root / split, arrays)
     return root
 
 

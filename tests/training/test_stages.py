@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.memory_loader import MemoryLoader
-from helpers.stages import TWO, HeldOut, Records, recipe_of, run, same, stages_for, weights
+from helpers.stages import TWO, HeldOut, Records, cut_and_resumed, recipe_of, run, same, stages_for, weights
 
 from fastmtl.config import ConfigError, load_recipe, optimizer_of
 from fastmtl.training import checkpoint
-from fastmtl.training.trainer import Interrupted
 
 
 def test_a_frozen_encoder_stays_bit_equal_statistics_included(tmp_path):
@@ -45,22 +44,7 @@ def test_resuming_in_any_stage_is_bit_equal(tmp_path, stop_after, average):
     three = [TWO[0], {**TWO[1], "balancer": balancer}, {"name": "both", "epochs": 1, "keep_optimizer": True}]
     recipe = recipe_of(tmp_path, three, training={"average": average, "average_decay": 0.9})
     whole = run(recipe, tmp_path / "whole")
-    first, loader = stages_for(recipe, tmp_path / "cut"), MemoryLoader()
-
-    def stopping(batch, epoch, number):
-        if 4 * epoch + number + 1 == stop_after:
-            first.stop()
-        return batch
-
-    loader.spoil = stopping
-    first.begin(loader)
-    with pytest.raises(Interrupted, match=f"step {stop_after}"):
-        first.fit(loader, HeldOut(seed=5))
-    second, fresh = stages_for(recipe, tmp_path / "cut"), MemoryLoader()
-    torch.manual_seed(123)
-    second.check()
-    second.resume(fresh)
-    second.fit(fresh, HeldOut(seed=5))
+    second = cut_and_resumed(recipe, tmp_path / "cut", stop_after)
     assert second.finished
     assert second.trainer.step_count == whole.trainer.step_count == 20
     assert same(weights(second.model), weights(whole.model))
