@@ -34,7 +34,7 @@ def uncertainty_note(over: JsonMapping, scores: Scores) -> str:
     if not any(name in intervals.get(task, {}) for task, name in scores):
         return ""
     unit, count = over["unit"], over["count"]
-    note = f"Small below a score: its 95% interval over the {counted(count, unit)}"
+    note = f"The range below a score is its 95% interval over the {counted(count, unit)}"
     note += ", which are resampled as a whole. " if unit == "patient" else ". "
     if count < 20:
         note += f"Intervals of so few {unit}s are too narrow. "

@@ -58,7 +58,10 @@ def _page(
                 panel.set_axis_off()
                 continue
             _mark(panel, records)
-            panel.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+            if len(records) == 1:
+                panel.set_xticks([records[0]["epoch"]])
+            else:
+                panel.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
             values = [value for task in own for record in records if (value := _loss(record, task)) > 0]
             if values and max(values) > _LOG * min(values) and all(value > 0 for value in drawn):
                 panel.set_yscale("log")
