@@ -176,7 +176,9 @@ def test_the_table_says_the_protocol_and_which_weights_are_judged(overrides, sai
     assert said in page
     assert "`protocol` =" not in page
     results[0].summaries[RunKey(0)] = {"tasks": {}, "chosen_by": "a run that was resumed"}
-    assert "chosen by a run that was resumed" in tables.markdown("mask2tasks", results, tmp_path, "full", 5)
+    page = tables.markdown("mask2tasks", results, tmp_path, "full", 5)
+    assert "chosen by a run that was resumed (pcgrad); or of the" in page
+    assert "(famo)." in page
 
 
 def test_the_protocol_of_the_rows(ebhi, tmp_path, capsys):

@@ -18,7 +18,7 @@ from fastmtl.cli import main
 from fastmtl.protocols import Batch
 from fastmtl.training.run_dir import RunError
 
-NEITHER = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+NEITHER = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +117,8 @@ def test_runs_that_cannot_be_averaged_are_told(runs, tmp_path, changes, message)
         load(runs[0], None, "cpu", (), [other])
 
 
-def test_stains_with_other_targets():
-    from fastmtl.api.ensembles import _same_target
+def test_stains_with_other_targets(runs):
+    from fastmtl.api.ensembles import _check_alike, _same_target
 
     pink, purple = (data.StainNormalizer(target=tissue(seed)[0]) for seed in (1, 2))
     again = data.StainNormalizer(target=tissue(1)[0])
@@ -126,6 +126,10 @@ def test_stains_with_other_targets():
     assert _same_target(pink, again)
     assert not _same_target(pink, purple)
     assert not _same_target(pink, None)
+    first, other = (load(path, None, "cpu", ()) for path in runs[:2])
+    _check_alike(first._replace(stain=pink), other._replace(stain=again), *runs[:2])
+    with pytest.raises(RunError, match="different targets"):
+        _check_alike(first._replace(stain=pink), other._replace(stain=purple), *runs[:2])
 
 
 def test_a_run_that_is_named_twice(runs):
