@@ -103,6 +103,7 @@ def gram_tiles_kernel(
     kind: tl.constexpr = tl.float64 if J.dtype.element_ty == tl.float64 else tl.float32
     step: tl.constexpr = LANES * VEC
     steps_per_run: tl.constexpr = RUN // VEC
+    tl.static_assert(steps_per_run % UNROLL == 0)  # or a run would begin with steps of the one before
 
     begin = split.to(tl.int64) * split_columns
     width = tl.minimum(split_columns, P - begin).to(tl.int32)
