@@ -111,11 +111,10 @@ def patients_of(recipe: Recipe, root: Path) -> dict[str, str]:
     """
     if not recipe.data.group_by:
         return {}
-    grouped = read_data(recipe, root)
-    alone = read_data(replace(recipe, data=replace(recipe.data, group_by="")), root)
-    patients = {tile.id: tile.group for tile in alone.tiles}
+    by_patient = read_data(replace(recipe, data=replace(recipe.data, group_by="")), root)
+    patients = {tile.id: tile.group for tile in by_patient.tiles}
     members: dict[str, set[str]] = {}
-    for tile in grouped.tiles:
+    for tile in data.with_groups(by_patient, recipe.data.group_by).tiles:
         members.setdefault(tile.group, set()).add(patients[tile.id])
     return patients if all(len(found) == 1 for found in members.values()) else {}
 
