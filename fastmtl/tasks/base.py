@@ -120,14 +120,19 @@ def check_weights(name: str, **values: Any) -> None:
     """Raise ValueError unless each value is a finite number of 0 or more, or a sequence of such numbers."""
     for what, value in values.items():
         for one in value if isinstance(value, Sequence) and not isinstance(value, str) else (value,):
-            if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 <= one < float("inf"):
+            if not is_number(one) or not 0 <= one < float("inf"):
                 raise ValueError(f"task {name!r}: `{what}` must be 0 or more; got {value!r}.")
 
 
-def smoothing(name: str, value: float) -> float:
-    """Return `value` if it is a valid `label_smoothing`; otherwise raise ValueError with the task's name."""
-    if not 0 <= value < 1:
-        raise ValueError(f"task {name!r}: `label_smoothing` must be in [0, 1); got {value}.")
+def is_number(value: Any) -> bool:
+    """Whether an option is an int or a float; true and false are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def fraction(name: str, what: str, value: float) -> float:
+    """Return `value` if it is in [0, 1); otherwise raise ValueError with the task and the option."""
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"task {name!r}: `{what}` must be in [0, 1); got {value!r}.")
     return value
 
 
@@ -150,6 +155,6 @@ def exclusive(name: str, structures: Sequence[str]) -> tuple[str, ...]:
 
 def positive(name: str, what: str, value: float) -> float:
     """Return `value` if it is above 0; otherwise raise ValueError with the task and the option."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"task {name!r}: `{what}` must be above 0; got {value}.")
+    if not is_number(value) or not 0 < value < float("inf"):
+        raise ValueError(f"task {name!r}: `{what}` must be above 0; got {value!r}.")
     return value

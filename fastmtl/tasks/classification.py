@@ -12,7 +12,7 @@ from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
 from ..utils.json_toml import JsonObject
-from .base import BaseTask, check_weights, class_weights_of, number, of, smoothing
+from .base import BaseTask, check_weights, class_weights_of, fraction, number, of
 from .registry import register_task
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Classification(BaseTask):
         self.class_names = tuple(class_names)
         self.output = Output("vector", len(class_names))
         weight = class_weights_of(name, class_weights, class_names)
-        self.criterion = losses.CrossEntropyLoss(weight=weight, label_smoothing=smoothing(name, label_smoothing))
+        smoothing = fraction(name, "label_smoothing", label_smoothing)
+        self.criterion = losses.CrossEntropyLoss(weight=weight, label_smoothing=smoothing)
         check_weights(name, logit_adjustment=logit_adjustment)
         shares = class_weights_of(name, class_shares, class_names, what="class_shares")
         if shares is not None and not (shares > 0).all():

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
-from .base import BaseTask, positive
+from .base import BaseTask, is_number, positive
 from .registry import register_task
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class Regression(BaseTask):
         super().__init__(name, column)
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"task {name!r}: `size` must be a whole number above 0; got {size}.")
-        if not math.isfinite(mean):
-            raise ValueError(f"task {name!r}: `mean` must be a finite number; got {mean}.")
+        if not is_number(mean) or not math.isfinite(mean):
+            raise ValueError(f"task {name!r}: `mean` must be a finite number; got {mean!r}.")
         self.size, self.mean, self.std = size, mean, positive(name, "std", std)
         self.target = Target("number") if size == 1 else Target("vector", size=size)
         self.output = Output("vector", size)

@@ -13,7 +13,7 @@ from .. import losses
 from ..models import Output
 from ..protocols import Batch, Target
 from ..utils.json_toml import JsonObject
-from .base import BaseTask, by_name, check_weights, class_weights_of, distinct, exclusive, smoothing
+from .base import BaseTask, by_name, check_weights, class_weights_of, distinct, exclusive, fraction
 from .grouping import Grouping
 from .registry import register_task
 from .scoring import Aggregate, Scoring
@@ -220,7 +220,7 @@ class MultiClassSegmentation(_Segmentation):
         self.criterion = losses.DiceCELoss(
             ce_weight=ce_weight,
             dice_weight=dice_weight,
-            label_smoothing=smoothing(name, label_smoothing),
+            label_smoothing=fraction(name, "label_smoothing", label_smoothing),
             include_background=include_background,
             batch=batch,
             squared_pred=squared_pred,

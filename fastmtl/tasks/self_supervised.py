@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import losses
 from ..models import MomentumEmbedding, Output
 from ..protocols import Batch, Target
-from .base import BaseTask, positive
+from .base import BaseTask, fraction, positive
 from .registry import register_task
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ class Contrastive(BaseTask):
         positive(name, "dimensions", dimensions)
         if type(queue) is not int or queue < 0:  # true is no length
             raise ValueError(f"task {name!r}: `queue` must be a whole number of 0 or more; got {queue!r}.")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"task {name!r}: `momentum` must be in [0, 1); got {momentum}.")
+        fraction(name, "momentum", momentum)
         self.temperature = positive(name, "temperature", temperature)
         self.output = (
             Output("momentum_embedding", dimensions, queue, momentum) if queue else Output("embedding", dimensions)

@@ -130,7 +130,9 @@ def test_patients_of_a_recipe_and_of_a_published_layout(tmp_path: Path):
     assert data.patient_notices(published) == ()
     folder = write_folder(tmp_path / "tiles", {"A": 4})
     assert folder.patients_from == 'file name (before the first "-")'
-    assert data.with_groups(folder, "tile").patients_from == "group_by tile"
+    alone = data.with_groups(folder, "tile")
+    assert alone.patients_from == "group_by tile"
+    assert data.summary_lines(alone)[0] == "patients: unknown; each of the 4 tiles is its own (group_by tile)"
 
 
 @pytest.mark.parametrize(

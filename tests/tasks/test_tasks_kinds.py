@@ -143,6 +143,23 @@ def test_a_box_in_pixels():
         tasks.create_task("bounding_box", "it", 0, side=-1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("bounding_box", "side"),
+        ("regression", "std"),
+        ("regression", "mean"),
+        ("contrastive", "temperature"),
+        ("contrastive", "momentum"),
+        ("classification", "label_smoothing"),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["256", True, float("nan")])
+def test_an_option_that_is_no_number(kind: str, option: str, wrong: object):
+    with pytest.raises(ValueError, match=f"task 'it': `{option}` must be .*; got {wrong!r}"):
+        tasks.create_task(kind, "it", 0, class_names=["a", "b"], **{option: wrong})
+
+
 def test_universal_segmentation_leaves_unlabelled_samples_out():
     task, logits, target = _case("universal_segmentation", 2)
     torch.manual_seed(0)

@@ -81,7 +81,10 @@ def summary_lines(dataset: Dataset) -> list[str]:
     each = f"{sizes[0]} to {sizes[-1]} tiles" if sizes[0] < sizes[-1] else counted(sizes[0], "tile")
     ways = patients_found(dataset)
     found_by = ", ".join(f"{way} ({found['patients']})" if len(ways) > 1 else way for way, found in ways.items())
-    lines = [f"patients: {len(sizes)}, found by {found_by}; {each} each"]
+    if dataset.patients_from == "group_by tile":
+        lines = [f"patients: unknown; each of the {len(sizes)} tiles is its own (group_by tile)"]
+    else:
+        lines = [f"patients: {len(sizes)}, found by {found_by}; {each} each"]
     for column, classes in class_counts(dataset).items():
         counts = [f"{named(name)} {found['tiles']}" for name, found in classes.items()]
         lines.append(f"{column}: {few(counts, _SHOWN)}")
