@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..utils.whole_files import read_whole
+
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -11,14 +13,15 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without a byte-order mark.
 
     Raises:
-        ValueError: it cannot be read, is not a file (pipes never end), or is not UTF-8; the message names the line.
+        ValueError: it cannot be read, is not a file (pipes never end), is too large, or is not UTF-8; the message names
+            the line.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a file")
-        data = path.read_bytes()
+        data = read_whole(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
     if data.startswith(_UTF16):
         raise ValueError(f"{path} is UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
     try:

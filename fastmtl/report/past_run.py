@@ -8,6 +8,7 @@ from pathlib import Path
 from ..training.run_dir import RunError, read_lines
 from ..utils.json_toml import JsonObject, parse_toml, read_json
 from ..utils.metric_directions import direction_of
+from ..utils.whole_files import MAX_TOML, read_whole
 
 # The errors of code that reads JSON with an unexpected structure.
 UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -107,7 +108,7 @@ def read_run(folder: Path) -> PastRun:
         )
     run = PastRun(folder)
     try:
-        run.config_text = config.read_text(encoding="utf-8")
+        run.config_text = read_whole(config, MAX_TOML).decode()
         run.config = parse_toml(run.config_text)
     except ValueError as error:
         run.problems.append(f"{config}: not TOML ({error}); the recipe is left out.")

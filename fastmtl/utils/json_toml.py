@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .whole_files import MAX_JSON, MAX_TOML, read_whole
+
 JsonObject = dict[str, Any]
 JsonMapping = Mapping[str, Any]
+
+_MAX_DOTS = 200  # in a line of TOML: the parser takes quadratic time and memory for a key of so many parts
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; ValueError if it is damaged, OSError if it cannot be read."""
-    return parse_json(path.read_text(encoding="utf-8"))
+    return parse_json(read_whole(path, MAX_JSON).decode())
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -33,11 +37,20 @@ def parse_json(text: str | bytes) -> Any:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; ValueError if it is damaged, OSError if it cannot be read."""
-    return parse_toml(path.read_text(encoding="utf-8"))
+    return parse_toml(read_whole(path, MAX_TOML).decode())
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The tables in `text`."""
+    """The tables in `text`.
+
+    >>> parse_toml("a." * 300 + "b = 1")
+    Traceback (most recent call last):
+        ...
+    ValueError: line 1 has 300 dots, more than 200: too many parts for a key
+    """
+    for number, line in enumerate(text.splitlines(), 1):
+        if (dots := line.count(".")) > _MAX_DOTS:
+            raise ValueError(f"line {number} has {dots} dots, more than {_MAX_DOTS}: too many parts for a key")
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,7 @@ from ...errors import reason_of
 from ...utils.optional_imports import require
 from ...utils.words import few
 from ..dataset import Dataset, ImageSource, Problem, Region, Tile, maps_of
-from ..images.pictures import file_of, read_encoded, upright_size
+from ..images.pictures import file_of, opened_image, read_encoded, upright_size
 from ..sizes import MAX_PIXELS, check_pixels
 from ..slides import jpeg
 from ..slides.opened import opened
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}
 # DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
+_MOST_FRAMES = 1000
 _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"}
 
 
@@ -173,7 +174,7 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
     image_module = require("PIL.Image", "checking images")
     try:
         data = read_encoded(path)
-        with image_module.open(BytesIO(data)) as image:
+        with opened_image(data) as image:
             size = _check_image(image, data, is_mask, max_pixels)
             if is_mask:
                 note_image(path, image)
@@ -195,8 +196,7 @@ def _check_image(image: Image, data: bytes, is_mask: bool, max_pixels: int) -> t
         raise ValueError(f"holds a {image.format} image; convert it to PNG or JPEG")
     if image.format == "TIFF" and image.info.get("compression") not in _TIFF_COMPRESSIONS:
         raise ValueError(f"has TIFF compression {image.info.get('compression')!r}; use deflate, LZW or JPEG")
-    frames = getattr(image, "n_frames", 1) if image.format in ("TIFF", "PNG") else 1
-    if frames > 1:
+    if (frames := _num_frames(image)) > 1:
         raise ValueError(f"holds {frames} pictures, a slide or a stack; name a slide in the column slide, or save one")
     image.load()
     if image.format in ("JPEG", "MPO"):
@@ -206,3 +206,16 @@ def _check_image(image: Image, data: bytes, is_mask: bool, max_pixels: int) -> t
     if is_mask:
         check_mode(image)
     return upright_size(image)
+
+
+def _num_frames(image: Image) -> int:
+    """The pictures in a TIFF or PNG file; of a TIFF at most `_MOST_FRAMES` are counted, because each takes longer."""
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1) if image.format == "PNG" else 1
+    count = 1
+    with suppress(EOFError):
+        while count < _MOST_FRAMES:
+            image.seek(count)
+            count += 1
+    image.seek(0)
+    return count

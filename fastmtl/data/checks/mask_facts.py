@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...utils.optional_imports import require
 from ..dataset import ImageSource, Region
-from ..images.pictures import decode_image, file_of, read_encoded
+from ..images.pictures import decode_image, file_of, opened_image, read_encoded
 from ..slides.opened import opened
 
 if TYPE_CHECKING:
@@ -219,8 +217,7 @@ def _key(picture: ImageSource) -> Hashable:
 
 
 def _of_file(path: Path) -> MaskFacts:
-    image_module = require("PIL.Image", "reading masks")
-    with image_module.open(BytesIO(read_encoded(path))) as image:
+    with opened_image(read_encoded(path)) as image:
         image.load()
         return _of_image(image)
 

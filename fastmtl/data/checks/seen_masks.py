@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import reason_of
-from ...utils.optional_imports import require
 from ..dataset import ImageSource, Region, Tile
-from ..images.pictures import file_of
+from ..images.pictures import file_of, opened_image, read_encoded
 from ..images.polygons import Polygons
 from ..slides.errors import SlideError
 from ..slides.opened import opened
@@ -102,7 +101,7 @@ def _of_slide(regions: Sequence[Region], sample: int | None) -> MaskFacts:
     """
     slide = opened(regions[0].slide)
     if slide.vendor == "image":  # a PNG or JPEG file is decoded in one piece anyway
-        with require("PIL.Image", "reading masks").open(slide.path) as image:
+        with opened_image(read_encoded(slide.path)) as image:
             check_mode(image)
         return count_mask(slide.path)
     others = [problem for problem in slide.problems if problem.startswith("holds ")]  # planes, channels, stacks

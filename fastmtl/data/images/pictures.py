@@ -6,23 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import reason_of
 from ...utils.optional_imports import require
+from ...utils.whole_files import read_whole
 from ..dataset import ImageSource, Region
 from ..identifiers import near_file
 from ..sizes import MAX_PIXELS, check_pixels
+from ..slides import jpeg
 from ..slides.opened import opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")  # Pillow runs another program for PostScript
 _ORIENTATION_TAG = 0x0112
+_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
+_PLANES = 4  # of a TIFF that stores its colours apart
 
 
 def open_picture(picture: ImageSource) -> NDArray[np.uint8]:
@@ -56,9 +61,8 @@ def image_file(file: Path) -> Iterator[Image]:
     Raises:
         ValueError: not an image, a damaged one or one of more than `MAX_PIXELS`, also inside the block; names the file.
     """
-    image_module = require("PIL.Image", "opening images")
     try:
-        with image_module.open(BytesIO(read_encoded(file))) as image:
+        with opened_image(read_encoded(file)) as image:
             check_pixels(*image.size)
             yield image
     except Exception as error:
@@ -72,7 +76,7 @@ def picture_size(picture: ImageSource) -> tuple[int, int]:
     if isinstance(picture, Path):
         if picture.exists() and not picture.is_file():
             raise ValueError(f"{picture}: not a file")
-        with require("PIL.Image", "opening images").open(picture) as image:
+        with require("PIL.Image", "opening images").open(picture, formats=_FORMATS) as image:
             return upright_size(image)
     if isinstance(picture, Region):
         return picture.width, picture.height
@@ -101,16 +105,29 @@ def read_encoded(path: Path) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is empty, or a folder, pipe or device, which may never end.
+        ValueError: it is empty, too large, or a folder, pipe or device, which may never end.
     """
     if not path.is_file():
         if not path.exists():
             raise FileNotFoundError(f"No such file: {path}{near_file(path)}")
         raise ValueError("not a file")
-    data = path.read_bytes()
+    data = read_whole(path)
     if not data:
         raise ValueError("the file is empty")
     return data
+
+
+def opened_image(data: bytes) -> Image:
+    """Pillow's image of encoded bytes; its pixels are read on first use. ValueError if that would not end; Pillow's
+    errors."""
+    image = require("PIL.Image", "opening images").open(BytesIO(data), formats=_FORMATS)
+    if image.format in ("JPEG", "MPO"):
+        jpeg.check_num_scans(data)
+    elif image.format == "TIFF" and image.info.get("compression") == "jpeg":
+        tags: Any = getattr(image, "tag_v2", {})
+        wide, high = tags.get(_TILE_WIDTH, image.width), tags.get(_TILE_HEIGHT, tags.get(_ROWS_PER_STRIP, image.height))
+        jpeg.check_num_scans(data, streams=-(-image.width // wide) * -(-image.height // high) * _PLANES)
+    return image
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
@@ -119,9 +136,9 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     Raises:
         ValueError: not an image, a damaged one, or one of more than 8 bits.
     """
-    image_module, operations = require("PIL.Image", "opening images"), require("PIL.ImageOps", "opening images")
+    operations = require("PIL.ImageOps", "opening images")
     try:
-        with image_module.open(BytesIO(data)) as file:
+        with opened_image(data) as file:
             check_pixels(*file.size)
             if file.mode.startswith(("I", "F")):
                 raise ValueError(f"has {file.mode} pixels, more than 8 bits; convert it to 8-bit")

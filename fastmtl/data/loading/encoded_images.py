@@ -16,7 +16,6 @@ from ..sizes import check_pixels
 from ..slides import jpeg
 from ..slides.encoded_tiles import EncodedTile
 from ..slides.opened import opened
-from ..slides.tiff import TIFF_SIGNATURES
 
 _JPEG = b"\xff\xd8\xff"
 
@@ -70,19 +69,19 @@ class EncodedImages:
 def _whole(path: Path, png_channels: int) -> EncodedTile:
     """An image file; a PNG as pixels of `png_channels` (0: left to DALI).
 
-    DALI's fallback decoders return an image for damaged JPEG and TIFF files without an error: so JPEG streams are
-    checked and TIFF is decoded here.
+    DALI's fallback decoders return an image for damaged JPEG and TIFF files without an error, and allocate memory for
+    any size that a file declares: so JPEG streams are checked, and all formats but JPEG and PNG are decoded here.
     """
     try:
         data = read_encoded(path)
         if data.startswith(_JPEG):
             check_pixels(*jpeg.check_file(data)[:2])
-        elif data.startswith(TIFF_SIGNATURES):
-            return _of_pixels(decode_image(data))
         elif data.startswith(SIGNATURE):
             check_pixels(*png_size(data))
             if png_channels and (pixels := decode_png(data, png_channels)) is not None:
                 return _of_pixels(pixels)
+        else:
+            return _of_pixels(decode_image(data))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return EncodedTile(data=np.frombuffer(data, np.uint8))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError, reason_of
-from ...utils.optional_imports import require
 from ..dataset import ImageSource, Problem, Tile
-from ..images.pictures import file_of
+from ..images.pictures import file_of, opened_image
 from .encoded_images import place_of
 
 _STREAM = 0x66617565
@@ -117,9 +115,8 @@ def nonsense(
         return None
     if data.size <= _HEADER_BYTES + decoded.shape[0] * decoded.shape[1] // _PIXELS_PER_BYTE:
         return None
-    image_module = require("PIL.Image", "checking images of one colour")
     try:
-        with image_module.open(BytesIO(data.tobytes())) as image:
+        with opened_image(data.tobytes()) as image:
             extrema = np.reshape(image.getextrema(), (-1, 2))
     except Exception as error:  # any error means that the second decoder does not confirm a single colour
         return f"decoded to one colour; Pillow: {reason_of(error)}"

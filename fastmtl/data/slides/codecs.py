@@ -113,7 +113,7 @@ def _samples(data: bytes | bytearray | memoryview, encoding: Encoding, width: in
 
 def _png(data: bytes | bytearray | memoryview) -> NDArray:
     """Any PNG as RGB or RGBA; Pillow handles palettes, transparent colours and fewer than 8 bits."""
-    with require("PIL.Image", "decoding PNG").open(BytesIO(data)) as image:
+    with require("PIL.Image", "decoding PNG").open(BytesIO(data), formats=("PNG",)) as image:
         has_alpha = "transparency" in image.info or image.mode in ("LA", "PA", "RGBA")
         return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
 

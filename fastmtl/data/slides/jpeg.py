@@ -7,6 +7,7 @@ without TIFF support guess it from markers and component numbers, and are wrong 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ HOLE = bytes(64)
 """A run of zero bytes that no intact scan contains, because of byte stuffing and Huffman coding."""
 _DAMAGED = "the JPEG's header is damaged"
 _TAIL = 4096  # writers may pad after the end marker
+_MAX_SCANS = 50  # progressive files have about ten; a scan of few bytes takes as long to decode as the whole picture
 
 # Adobe's marker: version 100, no flags, then the transform: 0 is RGB, 1 is YCbCr.
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
@@ -120,12 +122,28 @@ def check_file(data: bytes) -> Header:
 
 
 def check_scan(stream: bytes | bytearray, header: Header) -> None:
-    """Raise ValueError if a stream has no end marker or contains a hole."""
+    """Raise ValueError if a stream has no end marker, contains a hole or has too many scans."""
     end = stream.rfind(_EOI, max(header.scan, len(stream) - _TAIL))
     if end < 0:
         raise ValueError("the JPEG has no end marker: truncated or overwritten")
+    check_num_scans(stream, header.scan)
     if not header.zeros_are_data and stream.find(HOLE, header.scan, end) >= 0:
         raise ValueError(f"the JPEG has {len(HOLE)} or more zero bytes inside: partly overwritten")
+
+
+def check_num_scans(stream: bytes | bytearray, start: int = 0, streams: int = 1) -> None:
+    """Raise ValueError if decoding may take without end.
+
+    Args:
+        stream: one JPEG stream, or a file that holds several.
+        start: where its first scan begins; 0 looks for it, because a thumbnail in the header has scans of its own.
+        streams: how many it may hold.
+    """
+    if not start:
+        with suppress(ValueError):
+            start = next((at for marker, at, _ in _segments(stream, len(SOI)) if marker == _SOS), 0)
+    if stream.count(bytes([0xFF, _SOS]), start) > _MAX_SCANS * streams:  # elsewhere a byte 255 is followed by 0
+        raise ValueError(f"the JPEG has more than {_MAX_SCANS} scans, which no camera writes")
 
 
 def check_tile(stream: bytearray, header: Header, least: tuple[int, int], most: tuple[int, int]) -> None:
