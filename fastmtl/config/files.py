@@ -6,8 +6,9 @@ that a recipe does not inherit (its name, its summary and its paper).
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.json_toml import read_toml
@@ -17,6 +18,8 @@ from .renamed import with_new_names
 
 BUILT_IN = Path(__file__).parents[1] / "recipes"
 FULL = "full"  # the scale of the recipe itself
+_MOST_BASES = 20
+_LONGEST_NAME = 200
 
 
 def list_recipes() -> list[str]:
@@ -55,6 +58,8 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     if path in seen:
         raise ConfigError(f"recipe {path.stem} extends itself: {' -> '.join(p.stem for p in (*seen, path))}.")
+    if len(seen) > _MOST_BASES:
+        raise ConfigError(f"recipe {seen[0].stem} extends more than {_MOST_BASES} recipes, one after the other.")
     values = with_new_names(tables(path))
     base, left_out = values.pop("extends", None), values.pop("without", [])
     if not isinstance(left_out, list) or (left_out and base is None):
@@ -94,9 +99,16 @@ def lineage(path: Path) -> list[Path]:
 
 
 def _parent(path: Path, base: object) -> Path:
-    """The file that `path` extends: in the same folder, or built in."""
-    parent = path.parent / f"{base}.toml"
-    return parent if parent.is_file() else find(str(base))
+    """The file that `path` extends: in the same folder or below it, or built in; ConfigError for any other."""
+    name = base if isinstance(base, str) else ""
+    parts = PurePosixPath(name).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name or len(name) > _LONGEST_NAME:
+        raise ConfigError(
+            f"{path}: `extends` names a built-in recipe or a file in the recipe's own folder, without its ending; got "
+            f"{reprlib.repr(base)}."
+        )
+    parent = path.parent / f"{name}.toml"
+    return parent if parent.is_file() else find(name)
 
 
 def at_scale(values: Mapping[str, Any], scale: str, name: str) -> dict[str, Any]:

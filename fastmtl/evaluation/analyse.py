@@ -9,7 +9,6 @@ folder.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..builders.pretrained import normalization_of
 from ..config import Recipe
 from ..protocols import Batch
 from ..training.run_dir import read_lines
-from ..utils.atomic_io import write_whole
+from ..utils.atomic_io import empty_folder, write_whole
 from ..utils.json_toml import JsonMapping, JsonObject
 from ..utils.normalization import Normalization
 from . import panels
@@ -57,8 +56,7 @@ def analyse(
         dataset: contains the images of evaluation.jsonl.
     """
     out = folder / "analyses"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    empty_folder(out)
     failed: dict[str, str] = {}
     normalization = normalization_of(recipe)
 

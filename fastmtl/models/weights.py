@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +200,7 @@ def _read(source: str | Path, path: Path) -> Weights:
     else:
         read = functools.partial(torch.load, map_location="cpu", weights_only=True)
     try:
+        _check_stored(path)
         found = read(path)
     except Exception as error:  # both raise many types for bytes that are not such a file
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -210,6 +212,14 @@ def _read(source: str | Path, path: Path) -> Weights:
     if not tensors:
         raise ValueError(f"`weights` {source} holds no state dict: it has no named tensors.")
     return tensors
+
+
+def _check_stored(path: Path) -> None:
+    """Raise ValueError for a zip file that unpacks to more than it holds: torch stores tensors as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                raise ValueError("it is compressed, as torch does not save state dicts")
 
 
 def _some(keys: list[str]) -> str:

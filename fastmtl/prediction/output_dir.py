@@ -109,10 +109,12 @@ def _check_ours(out: Path, stamp: JsonMapping) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path `folder`/`name`; RunError if it is outside of `folder`, as with ".." in the name."""
+    """The path `folder`/`name`; RunError if it is outside of `folder`, as with ".." in the name, or a link."""
     path = folder / name
     if "\0" in name or ".." in Path(name).parts or not path.is_relative_to(folder) or path == folder:
         raise RunError(f"{name!r} would not be written into {folder}; it must name a file in it. Rename it.")
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{path.parent} is a link out of {folder}; remove it, or choose another --out.")
     return path
 
 

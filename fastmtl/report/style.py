@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from html import escape
 
+# Nothing may be loaded or run, whatever a name says.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+# Characters that change the direction of the text around them, or that HTML does not allow, become visible.
+_INVISIBLE = [*range(9), 11, 12, *range(14, 32), 127, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_VISIBLE = {code: f"[U+{code:04X}]" for code in _INVISIBLE}
+
 # The colours are Okabe and Ito's (2008), darkened on white and lightened on black until thin lines keep a contrast of
 # three to one.
 _STYLE = """
@@ -89,9 +95,12 @@ def page(title: str, parts: list[str], problems: list[str]) -> str:
     said = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
     warning = f"<div class=warn><b>Missing from this page</b><ul>{said}</ul></div>" if problems else ""
     head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
     )
     body = "\n".join([parts[0], warning, *parts[1:]])
     text = f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n{body}\n</body></html>\n"
-    return text.encode("utf-8", "replace").decode()  # a file name may contain bytes that are not UTF-8
+    return (
+        text.translate(_VISIBLE).encode("utf-8", "replace").decode()
+    )  # a file name may contain bytes that are not UTF-8

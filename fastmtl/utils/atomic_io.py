@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,14 @@ def replacing(path: Path) -> Generator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def empty_folder(path: Path) -> None:
+    """Make `path` an empty folder; what it holds is removed, and a link to another folder alone, not that folder."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace the file at `path` by `text` in UTF-8."""
     with replacing(path) as partial:
@@ -57,6 +66,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Append `text` in UTF-8 to the file at `path`, which is created if necessary."""
-    with naming(path), path.open("a", encoding="utf-8") as file:
+    """Append `text` in UTF-8 to the file at `path`, which is created if necessary.
+
+    A link is refused (OSError): a folder that somebody else made could append to any of your files.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    with naming(path), os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
         file.write(text)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ...errors import reason_of
 from ...utils.optional_imports import require
 
-_MAX_CHUNK = 2**30  # bytes; a chunk is read as a whole, even for a part of it
+_MAX_CHUNK = 2**28  # bytes; a chunk is read as a whole, even for a part of it
+_SHOWN = 20  # names of arrays in a message
 _HERE = "store the array itself in the file"
 
 
@@ -48,7 +50,8 @@ def _find(content: Any, key: str, file: Path, h5py: Any) -> Any:
             raise ValueError(f"{file}: {key} is a link to {link.path!r}; name what it points to")
         here = None if link is None else here[name]
     if not isinstance(here, h5py.Dataset):
-        raise ValueError(f"{file} has no array {key!r}; it has {', '.join(content) or 'none'}")
+        there = ", ".join(islice(content, _SHOWN)) + ", ..." * (len(content) > _SHOWN)
+        raise ValueError(f"{file} has no array {key!r}; it has {there or 'none'}")
     return here
 
 

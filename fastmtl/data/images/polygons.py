@@ -19,6 +19,7 @@ from .geojson import read_polygons
 
 POLYGON_SUFFIXES = frozenset({".geojson", ".json"})
 _MAX_CLASSES = 256
+_MAX_DRAWN = 2**32  # pixels of the rectangles around all polygons of a mask: 20 seconds
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Polygons:
 
         Raises:
             ValueError: the file is not GeoJSON, has objects and no polygon, or a polygon of a class that is not among
-                `classes`; the rectangle is larger than `MAX_PIXELS`.
+                `classes`; the rectangle is larger than `MAX_PIXELS`; so many polygons lie above each other that drawing
+                them takes minutes.
         """
         from ...kernels.polygons_numba import draw_polygons
 
@@ -63,6 +65,13 @@ class Polygons:
         boxes = found.boxes
         inside = (boxes[:, 0] < right) & (boxes[:, 1] < bottom) & (boxes[:, 2] > left) & (boxes[:, 3] > top)
         chosen = np.flatnonzero(inside)
+        low, high = np.maximum(boxes[chosen, :2], (left, top)), np.minimum(boxes[chosen, 2:], (right, bottom))
+        drawn = float((np.ceil((high - low) / self.downsample) + 1).prod(1).sum())
+        if drawn > _MAX_DRAWN:
+            raise ValueError(
+                f"{self.file}: {len(chosen):,} polygons cover {self.width}x{self.height} pixels "
+                f"{drawn / (self.width * self.height):,.0f} times; remove those that lie below others"
+            )
         values = np.array([self._value(found.names[index]) for index in chosen.tolist()], np.uint8)
         pixels = np.zeros((self.height, self.width), np.uint8)
         draw_polygons(

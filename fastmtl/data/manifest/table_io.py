@@ -6,13 +6,15 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...errors import reason_of
 from ...utils.atomic_io import replacing
 from ...utils.optional_imports import require
+from ...utils.whole_files import MAX_BYTES
 from ..identifiers import strip_invisible
 from ..text import read_text
 
@@ -21,6 +23,9 @@ _EXACT = 2**53  # larger whole numbers of a float column have lost digits: they 
 _DELIMITERS = ",;\t"
 _DELIMITER_LINE = re.compile(r'"?sep=(.)"?')  # Excel writes it before the first line
 _LONGEST_CELL = 2**31 - 1  # characters; run-length codes exceed the 131,072 that Python allows by default
+_MAX_COLUMNS = 10_000
+_MAX_DELIMITERS = 2**20  # in a line, also inside quotes
+_MAX_CELLS = 2**25  # of a Parquet file, which may repeat a cell a million times in a few bytes
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,13 @@ def read_table(path: Path) -> TextTable:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
     table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    if len(table.names) > _MAX_COLUMNS:
+        raise ValueError(f"{path} has {len(table.names):,} columns, more than {_MAX_COLUMNS:,}")
     unnamed = [number for number, name in enumerate(table.names, 1) if not name]
     if unnamed:
         index = " (the index of pandas? write it with index=False)" if unnamed == [1] else ""
         raise ValueError(f"{path}: column {unnamed[0]} has no name in the first line{index}; name or remove it")
-    twice = [name for number, name in enumerate(table.names) if name in table.names[:number]]
+    twice = [name for name, count in Counter(table.names).items() if count > 1]
     if twice:
         raise ValueError(f"{path} has two columns named {twice[0]!r}")
     if not table.rows:
@@ -109,7 +116,7 @@ def _read_csv(path: Path) -> TextTable:
     declared = _DELIMITER_LINE.fullmatch(first.strip())
     delimiter = declared[1] if declared else max(_DELIMITERS, key=first.count)
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(_lines(path, text, delimiter), delimiter=delimiter, strict=True)
     names: tuple[str, ...] = ()
     written, lines = [], []
     start = 1
@@ -134,6 +141,13 @@ def _read_csv(path: Path) -> TextTable:
     return _trimmed(path, names, written, lines)
 
 
+def _lines(path: Path, text: str, delimiter: str) -> Iterator[str]:
+    for number, line in enumerate(io.StringIO(text, newline=""), 1):
+        if line.count(delimiter) > _MAX_DELIMITERS:
+            raise ValueError(f"{path}, line {number}: more than {_MAX_DELIMITERS:,} cells")
+        yield line
+
+
 def _without_blank_end(cells: list[str], least: int) -> list[str]:
     """Without the empty cells that spreadsheets add after the last column; at least `least` cells stay."""
     end = len(cells)
@@ -145,12 +159,38 @@ def _without_blank_end(cells: list[str], least: int) -> list[str]:
 def _read_parquet(path: Path) -> TextTable:
     parquet = require("pyarrow.parquet", "reading Parquet files", "wsi")
     try:
-        content = parquet.read_table(path)
-        columns = [[_text(cell) for cell in content.column(at).to_pylist()] for at in range(content.num_columns)]
+        with parquet.ParquetFile(path) as file:
+            _check_declared(file.metadata)
+        texts = [field.name for field in file.schema_arrow if str(field.type) in ("string", "large_string", "binary")]
+        content = parquet.read_table(path, read_dictionary=texts)
+        columns = [_cells(content.column(at)) for at in range(content.num_columns)]
         names = tuple(map(strip_invisible, content.column_names))
     except Exception as error:  # Arrow raises its own types and Python's on damaged files
         raise ValueError(f"{path} cannot be read as Parquet: {reason_of(error)}") from error
     return _trimmed(path, names, zip(*columns, strict=True), range(2, content.num_rows + 2))
+
+
+def _check_declared(metadata: Any) -> None:
+    """Raise ValueError if a Parquet file declares more than is read."""
+    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    size, cells = sum(group.total_byte_size for group in groups), metadata.num_rows * metadata.num_columns
+    if metadata.num_columns > _MAX_COLUMNS or cells > _MAX_CELLS or size > MAX_BYTES:
+        raise ValueError(
+            f"declares {metadata.num_rows:,} rows of {metadata.num_columns:,} columns in {size:,} bytes; at most "
+            f"{_MAX_CELLS:,} cells, {_MAX_COLUMNS:,} columns and {MAX_BYTES:,} bytes are read"
+        )
+
+
+def _cells(column: Any) -> list[str]:
+    """The cells of a column as text; a text that is repeated takes memory once."""
+    cells: list[str] = []
+    for chunk in column.chunks:
+        if hasattr(chunk, "dictionary"):
+            texts = ["" if text is None else _text(text) for text in chunk.dictionary.to_pylist()]
+            cells += ["" if at is None else texts[at] for at in chunk.indices.to_pylist()]
+        else:
+            cells += map(_text, chunk.to_pylist())
+    return cells
 
 
 def _trimmed(path: Path, names: tuple[str, ...], written: Iterable[Sequence[str]], lines: Iterable[int]) -> TextTable:

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,12 @@ from numpy.typing import NDArray
 from ...utils.atomic_io import replacing
 from ...utils.json_toml import parse_json
 from ...utils.optional_imports import require
+from ..sizes import MAX_PIXELS
+from .codecs import TIFF_CODECS
 from .errors import SlideError
-from .raster import Encoding, Layout, Level, Raster
+from .image_file import SIGNATURES
+from .orientation import CODES
+from .raster import Encoding, Layout, Level, Raster, levels_of
 from .tissue_mask import TissueMask
 
 VERSION = 2  # an index of another version is ignored
@@ -72,7 +77,7 @@ def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex
     """
     identity = identify(path)
     stored = index_path(path, identity, index_folder)
-    if not stored.exists():
+    if not stored.is_file():
         return None
     tensors = require("safetensors", "reading slide indexes")
     try:
@@ -81,7 +86,7 @@ def load_index(path: Path, index_folder: str | Path | None = None) -> SlideIndex
             if words["version"] != VERSION or words["identity"] != asdict(identity):
                 return None
             return _unpack(identity, words, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except (tensors.SafetensorError, KeyError, TypeError, ValueError, OSError):
+    except (tensors.SafetensorError, AttributeError, IndexError, KeyError, TypeError, ValueError, OSError):
         return None  # half written or damaged: ignored
 
 
@@ -159,9 +164,48 @@ def _unpack(identity: Identity, words: Mapping[str, Any], arrays: Mapping[str, N
         rasters=tuple(raster for name, raster in rasters.items() if name.startswith("level ")),
         associated={name[7:]: raster for name, raster in rasters.items() if name.startswith("beside ")},
     )
+    _check(layout)
     first, shape = layout.levels[0], words["tissue"]
     tissue = TissueMask(arrays["tissue"], (shape[0], shape[1]), first.width, first.height) if shape else None
+    if tissue and (tissue.bits.dtype != np.uint8 or tissue.bits.size != -(-shape[0] * shape[1] // 8)):
+        raise ValueError("a tissue mask of another size")
     return SlideIndex(identity, layout, tissue)
+
+
+def _check(layout: Layout) -> None:
+    """Raise ValueError for a layout that no scan gives: anybody may have written the file."""
+    numbers = [*layout.bounds, *(layout.mpp or ()), *(() if layout.magnification is None else (layout.magnification,))]
+    texts = (layout.vendor, layout.mpp_source, layout.why_no_mpp, layout.damage, *layout.problems)
+    sizes = [(level.width, level.height, level.tile_width, level.tile_height) for level in layout.levels]
+    for raster in (*layout.rasters, *layout.associated.values()):
+        sizes.append((raster.width, raster.height, raster.tile_width, raster.tile_height))
+        if raster.tile_width * raster.tile_height > MAX_PIXELS or not _is_known(raster.encoding):
+            raise ValueError("tiles that cannot be read")
+        needed = raster.rows * raster.columns * raster.encoding.planes
+        for places in (raster.offsets, raster.counts):
+            if places.dtype != np.int64 or places.shape != (needed,) or places.min() < 0:
+                raise ValueError("a list of tiles of another length")
+    if not all(type(side) is int and side > 0 for size in sizes for side in size):
+        raise ValueError("sizes that are no sizes")
+    if not all(isinstance(one, int | float) and isfinite(one) for one in numbers) or len(layout.bounds) != 4:
+        raise ValueError("bounds or a scale that are no numbers")
+    if not all(isinstance(text, str) for text in texts) or (layout.mpp and len(layout.mpp) != 2):
+        raise ValueError("words that are no texts")
+    is_native = layout.reader == "native" and layout.levels == levels_of(layout.rasters)
+    if not is_native and (layout.reader != "openslide" or layout.rasters or not layout.levels):
+        raise ValueError("levels that are not those of its images")
+
+
+def _is_known(encoding: Encoding) -> bool:
+    """Whether the encoding is one that `codecs.decode` knows."""
+    return (
+        encoding.codec in {*TIFF_CODECS.values(), *SIGNATURES.values()}
+        and encoding.colour in ("rgb", "ycbcr", "grey", "inverted", "palette")
+        and encoding.samples in range(1, 5)
+        and encoding.planes in (1, encoding.samples)
+        and encoding.orientation in CODES
+        and (encoding.colour != "palette" or len(encoding.palette) == 3 * 256)
+    )
 
 
 def _raster(name: str, words: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> Raster:

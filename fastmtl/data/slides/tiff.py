@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """First bytes of TIFF and BigTIFF, little and big endian."""
+_MAX_PAGES = 10_000
+_DECLARATIONS = ("<!DOCTYPE", "<!ENTITY")  # a few lines of entities can fill the memory, and name other files
 
 
 class NotHereError(Exception):
@@ -46,6 +48,10 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
 
 
 def _scan(path: Path, file: TiffFile, max_pixels: int) -> Layout:
+    if len(file.pages) > _MAX_PAGES:
+        raise SlideError(path, f"has {len(file.pages):,} pages, more than {_MAX_PAGES:,}, which no slide has")
+    if len(file.pages) and any(words in file.pages.first.description for words in _DECLARATIONS):
+        raise SlideError(path, "its description declares a document type or entities, which no slide needs")
     vendor = tiff_metadata.vendor(file)
     if vendor in tiff_metadata.LEFT_TO_OPENSLIDE:
         raise NotHereError(vendor)

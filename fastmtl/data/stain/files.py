@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from ...errors import UserError
 from ...ops.stain.fit import Stains
 from ...utils.atomic_io import replacing
+from ...utils.whole_files import read_whole
 
 FORMAT = 1
+_MAX_BYTES = 2**28  # unpacked: zip files of zeros unpack to a thousand times their size
 
 
 class StainFileError(UserError, RuntimeError):
@@ -31,7 +34,9 @@ def write_arrays(path: str | os.PathLike[str], arrays: dict[str, np.ndarray]) ->
 def read_arrays(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray]:
     """Read the file without pickle; raises StainFileError."""
     try:
-        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        with BytesIO(read_whole(Path(path), _MAX_BYTES)) as raw, np.load(raw, allow_pickle=False) as file:
+            if sum(entry.file_size for entry in file.zip.infolist()) > _MAX_BYTES:
+                raise ValueError("unpacks to more than a stain file holds")
             arrays = {name: file[name] for name in file.files}
         version, found = int(arrays["format"]), str(arrays["kind"])
     except FileNotFoundError:
