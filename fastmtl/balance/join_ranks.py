@@ -48,7 +48,7 @@ def join_ranks(
         )
     for wrapper in around:
         wrapper.require_backward_grad_sync = False  # as `no_sync`: K backwards would confuse its reducer
-    _check_balancer(balancer, state, group)
+    _check_balancer(balancer, state, next(iter(model.parameters()), torch.empty(0)).device, group)
     if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
         _check_sharded(model, why_not_sharded)
         return Sharded(model, group)
@@ -85,11 +85,15 @@ def _check_sharded(model: nn.Module, why_not: str) -> None:
         raise ValueError(why_not)
 
 
-def _check_balancer(balancer: str, state: Mapping[str, Any], group: dist.ProcessGroup | None) -> None:
-    mine = hashlib.sha256(f"{balancer} {_plain(state)}".encode()).hexdigest()
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, mine, group=group)
-    if len(set(everyone)) > 1:
+def _check_balancer(
+    balancer: str, state: Mapping[str, Any], device: torch.device, group: dist.ProcessGroup | None
+) -> None:
+    digest = hashlib.sha256(f"{balancer} {_plain(state)}".encode()).digest()
+    low = torch.tensor(list(digest), dtype=torch.int32, device=device)
+    high = low.clone()
+    dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
+    dist.all_reduce(high, op=dist.ReduceOp.MAX, group=group)
+    if not torch.equal(low, high):
         raise ValueError(
             f"{balancer} must have the same options and state on all ranks (seeds, orders, learned weights); they "
             "differ. Give all ranks the same options, or load the same `state_dict` before `distribute`."

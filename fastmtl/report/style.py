@@ -101,6 +101,5 @@ def page(title: str, parts: list[str], problems: list[str]) -> str:
     )
     body = "\n".join([parts[0], warning, *parts[1:]])
     text = f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n{body}\n</body></html>\n"
-    return (
-        text.translate(_VISIBLE).encode("utf-8", "replace").decode()
-    )  # a file name may contain bytes that are not UTF-8
+    # A file name may contain bytes that are not UTF-8.
+    return text.translate(_VISIBLE).encode("utf-8", "replace").decode()

@@ -23,9 +23,8 @@ def read_whole(path: Path, most: int = MAX_BYTES) -> bytes:
         ValueError: it has more than `most` bytes, or is a folder, pipe or device, which may never end; the message does
             not name it.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its writer
-    with os.fdopen(descriptor, "rb") as file:
-        state = os.fstat(descriptor)
+    with open(path, "rb", opener=_at_once) as file:
+        state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode):
             raise ValueError("is not a file")
         if state.st_size > most:
@@ -34,3 +33,7 @@ def read_whole(path: Path, most: int = MAX_BYTES) -> bytes:
     if len(data) > most:  # it grew
         raise ValueError(f"has more than {most:,} bytes, which are not read")
     return data
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer

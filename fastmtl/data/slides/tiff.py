@@ -48,8 +48,8 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
 
 
 def _scan(path: Path, file: TiffFile, max_pixels: int) -> Layout:
-    if len(file.pages) > _MAX_PAGES:
-        raise SlideError(path, f"has {len(file.pages):,} pages, more than {_MAX_PAGES:,}, which no slide has")
+    if _is_longer(file, _MAX_PAGES):
+        raise SlideError(path, f"has more than {_MAX_PAGES:,} pages, which no slide has")
     if len(file.pages) and any(words in file.pages.first.description for words in _DECLARATIONS):
         raise SlideError(path, "its description declares a document type or entities, which no slide needs")
     vendor = tiff_metadata.vendor(file)
@@ -110,6 +110,24 @@ def _scan(path: Path, file: TiffFile, max_pixels: int) -> Layout:
         damage=damage,
         problems=(*([damage] if damage else []), *problems, *scale.said),
     )
+
+
+def _is_longer(file: TiffFile, most: int) -> bool:
+    """Whether the chain of pages has more than `most`; tifffile takes minutes to find that."""
+    handle, tiff = file.filehandle, file.tiff
+
+    def number(at: int, form: str, size: int) -> int:
+        handle.seek(at)
+        held = handle.read(size)
+        return struct.unpack(form, held)[0] if len(held) == size else 0
+
+    seen: set[int] = set()
+    page = number(8 if tiff.is_bigtiff else 4, tiff.offsetformat, tiff.offsetsize)
+    while page and page not in seen and len(seen) <= most:
+        seen.add(page)
+        tags = number(page, tiff.tagnoformat, tiff.tagnosize)
+        page = number(page + tiff.tagnosize + tags * tiff.tagsize, tiff.offsetformat, tiff.offsetsize)
+    return len(seen) > most
 
 
 def _kept_of(main: Picture, pictures: list[Picture]) -> list[str]:
