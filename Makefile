@@ -4,7 +4,7 @@ BIN := .venv/bin
 # torch is named first, in the same command as everything else: a package that needs torch would bring another build.
 # pip takes a CPU build of it where it is offered one (see docs/install.md).
 
-.PHONY: setup demo test test-fast test-all lint bench clean
+.PHONY: setup demo test test-fast test-all fuzz lint bench clean
 
 setup: .venv/.done
 
@@ -29,6 +29,11 @@ test-fast: setup
 
 test-all: setup
 	$(BIN)/python -m pytest --check-launches $(WORKERS)
+
+# Every reader of files on changed files: so many seconds for each.
+FUZZ_SECONDS ?= 600
+fuzz: setup
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz -m slow $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from ...utils.atomic_io import replacing
 from ...utils.json_toml import parse_json
 from ...utils.optional_imports import require
 from ..sizes import MAX_PIXELS
+from . import jpeg
 from .codecs import TIFF_CODECS
 from .errors import SlideError
 from .image_file import SIGNATURES
@@ -177,16 +178,18 @@ def _check(layout: Layout) -> None:
     numbers = [*layout.bounds, *(layout.mpp or ()), *(() if layout.magnification is None else (layout.magnification,))]
     texts = (layout.vendor, layout.mpp_source, layout.why_no_mpp, layout.damage, *layout.problems)
     sizes = [(level.width, level.height, level.tile_width, level.tile_height) for level in layout.levels]
-    for raster in (*layout.rasters, *layout.associated.values()):
-        sizes.append((raster.width, raster.height, raster.tile_width, raster.tile_height))
+    rasters = (*layout.rasters, *layout.associated.values())
+    sizes += [(raster.width, raster.height, raster.tile_width, raster.tile_height) for raster in rasters]
+    if not all(type(side) is int and side > 0 for size in sizes for side in size):
+        raise ValueError("sizes that are no sizes")
+    for raster in rasters:
+        jpeg.tables_end_blocks_with_zeros(raster.encoding.tables)  # raises for damaged ones
         if raster.tile_width * raster.tile_height > MAX_PIXELS or not _is_known(raster.encoding):
             raise ValueError("tiles that cannot be read")
         needed = raster.rows * raster.columns * raster.encoding.planes
         for places in (raster.offsets, raster.counts):
             if places.dtype != np.int64 or places.shape != (needed,) or places.min() < 0:
                 raise ValueError("a list of tiles of another length")
-    if not all(type(side) is int and side > 0 for size in sizes for side in size):
-        raise ValueError("sizes that are no sizes")
     if not all(isinstance(one, int | float) and isfinite(one) for one in numbers) or len(layout.bounds) != 4:
         raise ValueError("bounds or a scale that are no numbers")
     if not all(isinstance(text, str) for text in texts) or (layout.mpp and len(layout.mpp) != 2):
@@ -203,6 +206,8 @@ def _is_known(encoding: Encoding) -> bool:
         and encoding.colour in ("rgb", "ycbcr", "grey", "inverted", "palette")
         and encoding.samples in range(1, 5)
         and encoding.planes in (1, encoding.samples)
+        and encoding.alpha in ("", "straight", "premultiplied")
+        and isinstance(encoding.predictor, bool)
         and encoding.orientation in CODES
         and (encoding.colour != "palette" or len(encoding.palette) == 3 * 256)
     )
