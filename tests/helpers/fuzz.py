@@ -15,7 +15,7 @@ from .budget import limits
 T = TypeVar("T")
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
 """Of a slow test; `make fuzz` sets it."""
-_FEW, _MANY = 60, 500
+_FEW, _MANY = 60, 100
 _SECONDS_EACH = 30  # for an example
 
 
