@@ -215,11 +215,12 @@ def test_ema_is_its_formula_and_what_is_judged_and_kept(tmp_path):
             name: 0.9 * value + 0.1 * one[name] if value.is_floating_point() else one[name]
             for name, value in expected.items()
         }
-    best = checkpoint.load(tmp_path / "best")["model"]
+    best = components.build_model(recipe, stages.tasks, stages.device)
+    checkpoint.load_model(tmp_path / "best", best)
     for name, value in expected.items():
-        torch.testing.assert_close(best[name], value)
+        torch.testing.assert_close(weights(best)[name], value)
     assert same(checkpoint.load(tmp_path / "last")["model"], seen[-1])
-    stages.model.load_state_dict(best)
+    stages.model.load_state_dict(weights(best))
     stages.trainer.average = None  # the averaged weights are the model's own now
     judged = stages.trainer.evaluate(HeldOut(seed=5))["score"]
     assert checkpoint.load(tmp_path / "best")["progress"]["best_score"] == judged
@@ -230,7 +231,8 @@ def test_the_last_checkpoint_is_judged_by_its_average(tmp_path):
     stages, loader = stages_for(recipe, tmp_path), MemoryLoader(num_batches=1)
     judged = components.build_model(recipe, stages.tasks, stages.device)
     stages.begin(loader)
-    stages.trainer.save("last", loader)
+    stages.trainer.save(loader)
+    stages.trainer.wait()
     checkpoint.load_model(tmp_path / "last", judged)
     assert same(weights(judged), weights(stages.model)), "no average yet"
     stages.fit(loader, HeldOut(seed=5))
