@@ -147,8 +147,8 @@ def _check_may_change(out: Path, given: Changes) -> None:
     for key, (before, now) in given.items():
         if not matches(key, MAY_CHANGE):
             raise RunError(
-                f"{out} contains a run with {key} = {before!r}, and now it is {now!r}. Only {', '.join(MAY_CHANGE)} may "
-                "change in a run; choose another --out to train with other values."
+                f"{out} contains a run with {key} = {before!r}, and now it is {now!r}; choose another --out to train "
+                f"with other values. Only these may change in a run: {', '.join(MAY_CHANGE)}."
             )
 
 
@@ -161,6 +161,6 @@ def _check_split(out: Path, split_file: Path) -> None:
         before, now = sorted(map(str, load(own))), sorted(map(str, load(split_file)))
         if before != now:
             raise RunError(
-                f"{out} contains a run with {what} = {before}, and in {split_file} they are {now}; choose another --out "
-                "to train with another split."
+                f"{out} contains a run with {what} = {before}, and in {split_file} they are {now}; choose another "
+                "--out to train with another split."
             )

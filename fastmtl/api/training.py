@@ -194,10 +194,7 @@ def _begin(
             where = f"resumed at the validation of epoch {trainer.epoch}"
         job.console.print(f"{where}, step {trainer.step_count}")
     if start.resumed and job.world.rank == 0:
-        trainer = stages.trainer
-        epochs, steps = (
-            (0, 0) if trainer is None else (trainer.epoch - (trainer.pending is not None), trainer.step_count)
-        )
+        epochs, steps = (0, 0) if stages.trainer is None else (stages.trainer.num_recorded, stages.trainer.step_count)
         run.reopen(job.recipe, job.facts["data"], epochs, steps, ranks=job.world.size, changes=start.changes)
         for key, (before, now) in start.changes.items():
             job.console.print(f"changed: {key} was {before!r}, is now {now!r}")

@@ -70,7 +70,10 @@ def train(arguments: Sequence[str]) -> int:
 def _parser(shown: Recipe) -> Parser:
     """Its help shows the values of `shown` as defaults."""
     parser = Parser("train", "Train RECIPE and write a run folder, or continue a run.", add_help=False)
-    parser.usage = "fastmtl train RECIPE [--data DIR] [--out RUN] [OPTION ...]\n       fastmtl train --resume --out RUN [--data DIR] [--set KEY=VALUE ...]"
+    parser.usage = (
+        "fastmtl train RECIPE [--data DIR] [--out RUN] [OPTION ...]\n"
+        "       fastmtl train --resume --out RUN [--data DIR] [OPTION ...]"
+    )
     parser.need("RECIPE", f"recipes: {', '.join(list_recipes())}")
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this message, with the recipe's values as defaults"

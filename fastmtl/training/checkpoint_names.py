@@ -71,9 +71,7 @@ def best_of(path: Path) -> str:
     except (OSError, ValueError, AttributeError) as error:
         raise DamagedCheckpoint(f"checkpoint {path} has an unreadable manifest ({error}).") from error
     if name and not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise DamagedCheckpoint(
-            f"checkpoint {path} has a manifest whose best checkpoint is {name!r}, which is no name."
-        )
+        raise DamagedCheckpoint(f"checkpoint {path} has a manifest that names {name!r} as the best checkpoint.")
     return name
 
 

@@ -38,6 +38,11 @@ class TrainerState:
     pending: dict[str, Any] | None  # of an epoch that was trained and not yet validated: its record and loss weights
     sums: Tensor
 
+    @property
+    def num_recorded(self) -> int:
+        """Epochs that are complete, validation included."""
+        return self.epoch - (self.pending is not None)
+
     def state_dict(self, loader: Loader) -> StateDict:
         """The state of all ranks for a bit-equal continuation."""
         on_gpu = self.device.type == "cuda"
