@@ -67,10 +67,10 @@ def best_of(path: Path) -> str:
         DamagedCheckpoint: `path` has no readable manifest, or it names no checkpoint.
     """
     try:
-        name = read_json(path / MANIFEST).get("best") or ""
+        name = read_json(path / MANIFEST).get("best", None if _NAME.fullmatch(path.name) else "")
     except (OSError, ValueError, AttributeError) as error:
         raise DamagedCheckpoint(f"checkpoint {path} has an unreadable manifest ({error}).") from error
-    if name and not (isinstance(name, str) and _NAME.fullmatch(name)):
+    if name != "" and not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise DamagedCheckpoint(f"checkpoint {path} has a manifest that names {name!r} as the best checkpoint.")
     return name
 
