@@ -60,7 +60,7 @@ def by_recipe(out: Path, recipe: Recipe, root: Path | None, split_file: Path | N
     given = differences(_first_recipe(stored, run.resumes()), recipe)
     _check_may_change(out, given)
     if split_file is not None:
-        _check_split(out, split_file)
+        _check_split(out, split_file, drawn=bool(stored.data.max_tiles))
     return _continuation(out, changed(stored, _nested({key: now for key, (_, now) in given.items()})), root)
 
 
@@ -152,14 +152,15 @@ def _check_may_change(out: Path, given: Changes) -> None:
             )
 
 
-def _check_split(out: Path, split_file: Path) -> None:
-    """Raise RunError if `split_file` holds out or tests other patients than the run in `out`."""
+def _check_split(out: Path, split_file: Path, *, drawn: bool) -> None:
+    """Raise RunError if `split_file` holds out or tests other patients than the run in `out`, which has only some of
+    them if its tiles were `drawn`."""
     own = out / SPLIT_FILE
     if not own.is_file():
         return
     for load, what in ((data.load_groups, "validation_patients"), (data.load_test_groups, "test_patients")):
-        before, now = sorted(map(str, load(own))), sorted(map(str, load(split_file)))
-        if before != now:
+        before, now = (sorted({data.identifier_key(str(name)) for name in load(path)}) for path in (own, split_file))
+        if before != now and not (drawn and set(before) <= set(now)):
             raise RunError(
                 f"{out} contains a run with {what} = {before}, and in {split_file} they are {now}; choose another "
                 "--out to train with another split."

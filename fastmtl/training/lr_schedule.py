@@ -92,7 +92,8 @@ class Schedule:
         """
         now = self._factor(self._by_step.last_epoch)
         for number, (group, new) in enumerate(zip(self.optimizer.param_groups, groups, strict=True)):
-            share = now if self._by_score is None else group["lr"] / self._by_step.base_lrs[number]
+            before = self._by_step.base_lrs[number]
+            share = group["lr"] / before if self._by_score is not None and before else now
             rate = self._by_step.base_lrs[number] = new["initial_lr"]
             group |= {name: new[name] for name in ("weight_decay", "momentum") if name in new}
             group |= {"initial_lr": rate, "lr": rate * share}

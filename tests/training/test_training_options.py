@@ -60,6 +60,33 @@ def test_plateau_waits_warms_up_and_is_told_of_scores_alone():
     assert again.param_groups[0]["lr"] == 0.25
 
 
+def _rebased(config, rate, num_steps):
+    """The rates of the next two steps after 5 of 10, with another highest rate and length."""
+    optimizer = _optimizer()
+    schedule = Schedule(optimizer, config, 10)
+    _rates(schedule, optimizer, 1)
+    if config.schedule == "plateau":
+        for score in (0.5, 0.5):
+            schedule.on_epoch(score)
+    again = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=rate)
+    longer = Schedule(again, config, num_steps)
+    groups = [dict(group) for group in again.param_groups]
+    longer.load_state_dict(schedule.state_dict())
+    longer.rebase(groups)
+    before = again.param_groups[0]["lr"]
+    again.step()
+    longer.step()
+    return [before, again.param_groups[0]["lr"]]
+
+
+def test_another_rate_and_length_hold_from_the_next_step_on():
+    cosine = OptimizerConfig(schedule="cosine", warmup=0.0)
+    wanted = [0.5 * 0.5 * (1 + math.cos(math.pi * step / 20)) for step in (4, 5)]
+    assert _rebased(cosine, 0.5, 20) == pytest.approx(wanted)
+    plateau = OptimizerConfig(schedule="plateau", warmup=0.0, plateau_factor=0.1, plateau_patience=0)
+    assert _rebased(plateau, 0.5, 20) == pytest.approx([0.05, 0.05]), "what the plateau has reduced stays reduced"
+
+
 def test_the_plateau_reads_the_validation_score(tmp_path):
     optimizer = {"lr": 0.0, "schedule": "plateau", "warmup": 0.0, "plateau_patience": 0}
     made = run(recipe_of(tmp_path, optimizer=optimizer, training={"epochs": 1}), tmp_path)
