@@ -162,7 +162,7 @@ def _start(arguments: list[str]) -> list[subprocess.Popen]:
 
 
 def _until(file: Path, processes: list[subprocess.Popen]) -> None:
-    for _ in range(1200):
+    for _ in range(4800):  # a machine may be busy with other tests
         if file.exists() or any(process.poll() is not None for process in processes):
             return
         time.sleep(0.05)
