@@ -140,7 +140,7 @@ def test_a_signal_waits_for_a_save_that_has_begun(tiles, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_from_the_signal_to_the_exit(number, tiles, tmp_path):
-    """Of a process in training: 10 seconds, and time for a machine that is busy with other tests."""
+    """Of a process in training: 10 seconds, more on a machine that is busy with other tests."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "fastmtl", "train", "demo", "--data", str(tiles), "--out", str(run), *SMALL]
 
@@ -148,12 +148,12 @@ def test_from_the_signal_to_the_exit(number, tiles, tmp_path):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     process = subprocess.Popen([*command, "--epochs", "5000"], stderr=subprocess.PIPE, text=True, preexec_fn=heeded)
-    for _ in range(1200):
+    for _ in range(4800):
         if len(RunFolder(run).records()) > 1 or process.poll() is not None:
             break
         time.sleep(0.05)
     started = time.monotonic()
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=120)[1]
     assert process.returncode == 75, said
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
