@@ -159,8 +159,9 @@ def _check_split(out: Path, split_file: Path, *, drawn: bool) -> None:
     if not own.is_file():
         return
     for load, what in ((data.load_groups, "validation_patients"), (data.load_test_groups, "test_patients")):
-        before, now = (sorted({data.identifier_key(str(name)) for name in load(path)}) for path in (own, split_file))
-        if before != now and not (drawn and set(before) <= set(now)):
+        before, now = (sorted(map(str, load(path))) for path in (own, split_file))
+        keys, new = ({data.identifier_key(name) for name in names} for names in (before, now))
+        if keys != new and not (drawn and keys <= new):
             raise RunError(
                 f"{out} contains a run with {what} = {before}, and in {split_file} they are {now}; choose another "
                 "--out to train with another split."

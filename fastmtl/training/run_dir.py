@@ -34,6 +34,15 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+def _is_resume(record: JsonObject) -> bool:
+    changes = record.get("changes")
+    return (
+        isinstance(record.get("step"), int)
+        and isinstance(changes, dict)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in changes.values())
+    )
+
+
 _FACTS: Mapping[str, Callable[[Any], bool]] = {
     "data": lambda value: isinstance(value, str) and "\0" not in value,
     "split_file": lambda value: value is None or (isinstance(value, str) and "\0" not in value),
@@ -113,8 +122,8 @@ class RunFolder:
         (self.path / "summary.json").unlink(missing_ok=True)
 
     def resumes(self) -> list[JsonObject]:
-        """The readable records of resumes.jsonl."""
-        return read_lines(self.path / "resumes.jsonl")[0]
+        """The readable records of resumes.jsonl: "step", and "changes", key -> before, now."""
+        return [record for record in read_lines(self.path / "resumes.jsonl")[0] if _is_resume(record)]
 
     def trim(self, epochs: int, steps: int) -> None:
         """Drop records after `epochs` complete epochs and `steps` steps: a resumed run writes them again."""

@@ -225,6 +225,8 @@ def test_what_changes_is_recorded_and_stays(tiles, tmp_path, monkeypatch, capsys
     assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
     assert [record["lr"] for record in RunFolder(out).records()] == pytest.approx([0.003, 1e-4, 1e-4])
     assert RunFolder(out).recipe().training.epochs == 3
+    page = (out / "report.html").read_text()
+    assert "after step 3 (optimizer.lr 0.003 -&gt; 0.0001, optimizer.weight_decay 0.01 -&gt; 0.5" in page
 
 
 @pytest.mark.long
