@@ -189,7 +189,7 @@ def _begin(
     """Prepare the first stage, or load the newest checkpoint and drop the records after it."""
     if trained:
         trainer = stages.resume(batches, rebased=start.rebased)
-        where = "already trained" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
+        where = "already finished" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
         if trainer.pending is not None:
             where = f"resumed at the validation of epoch {trainer.epoch}"
         job.console.print(f"{where}, step {trainer.step_count}")
