@@ -109,17 +109,17 @@ class World:
         dist.all_gather(parts, values.contiguous())
         return torch.stack(parts)
 
-    def stopping(self, requested: bool) -> bool:
-        """Whether any rank was asked to stop; all ranks get the same answer. With several ranks it is the answer of the
+    def largest(self, wish: int) -> int:
+        """The largest `wish` of the ranks; all ranks get the same answer. With several ranks it is the answer of the
         previous call, so that no rank waits for the others at every step."""
         if self.size == 1:
-            return requested
-        flag = torch.tensor([int(requested)])
+            return wish
+        flag = torch.tensor([wish])
         before, self._asked = self._asked, (dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True), flag)
         if before is None:
-            return False
+            return 0
         before[0].wait()
-        return bool(before[1])
+        return int(before[1])
 
     def losses(self, losses: Mapping[str, Tensor], counts: Tensor) -> dict[str, Tensor]:
         """See `global_losses`."""

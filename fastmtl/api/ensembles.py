@@ -17,6 +17,7 @@ from ..evaluation.ensemble import Ensemble
 from ..evaluation.tta import Views
 from ..protocols import Task
 from ..training import checkpoint
+from ..training.checkpoint_names import located
 from ..training.eval_loop import autocast_dtype
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import ready_for_use
@@ -92,7 +93,7 @@ def _load(path: Path, which: Literal["best", "last"] | None, device_name: str) -
     tasks = components.build_tasks(recipe, facts["class_names"], facts.get("classes", {}))
     model = components.build_model(recipe, tasks, device, trained=True)
     which = which or recipe.training.checkpoint
-    weights = run.checkpoints / which
+    weights = located(run.checkpoints / which)
     checkpoint.load_model(weights, model, device)
     ready_for_use(recipe, model)
     dtype = autocast_dtype(recipe.training.precision, device)

@@ -93,9 +93,13 @@ def assemble(
     world: World,
     *,
     resumed: bool,
+    trained: bool,
     console: Console,
 ) -> Job:
-    """Read the data, build the tasks and the network, and check them against each other; prints a summary."""
+    """Read the data, build the tasks and the network, and check them against each other; prints a summary.
+
+    A `resumed` run has its own split and stains in `out`; the weights of a `trained` one come from a checkpoint.
+    """
     continued = resumed and (out / stains.FILE).exists()
     stain = stains.load_normalizer(out, recipe) if continued else stains.build_normalizer(recipe)
     if root is None:
@@ -117,9 +121,9 @@ def assemble(
     odd = datasets.check_maps(tasks, parts, train=splits.train, say=console.print)
     say(notices.lines((one.path, one.reason) for one in odd), console)
     splits = replace(splits, problems=[*splits.problems, *odd])
-    model = components.build_model(recipe, tasks, device, trained=resumed)
+    model = components.build_model(recipe, tasks, device, trained=trained)
     components.check_size(recipe, model)
-    if not resumed:
+    if not trained:
         recipe = pretrained.with_normalization(recipe, model)
         if (report := getattr(model, "weights_report", None)) is not None:
             console.print(f"weights: {report}", markup=False)

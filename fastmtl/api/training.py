@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ from .. import data
 from ..builders import components, datasets, pretrained, stains
 from ..config import Recipe, list_recipes
 from ..distributed import World
+from ..training.checkpoint_names import history
+from ..training.file_lock import locked
 from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
-from ..training.trainer import Interrupted
-from . import notices, scoring
+from . import continuing, notices, scoring
 from .job import SPLIT_FILE, Job, assemble
 from .runs import report
+from .stop_signals import StopSignals
 
 
 def train(
@@ -29,62 +30,108 @@ def train(
 ) -> dict[str, Any]:
     """Train `recipe` on the tiles under `root`, write the run folder `out`, and return the summary.
 
-    Under `torchrun` all ranks train one model; rank 0 writes, prints and returns the summary, the others return {}.
+    If `out` contains this run already, it is continued from its newest checkpoint, or from the first step if there is
+    none; a finished run returns its summary. Under `torchrun` all ranks train one model; rank 0 writes, prints and
+    returns the summary, the others return {}.
 
     Args:
         recipe: the recipe; its names are checked before any data is read.
-        root: data folder; None generates the recipe's synthetic data set next to `out`.
-        out: folder to create.
+        root: data folder; None generates the recipe's synthetic data set next to `out`, or uses the run's own folder.
+        out: folder to create or to continue.
         split_file: JSON file with "validation_patients".
         console: where progress is printed; None prints nothing.
 
     Raises:
-        RunError: `out` already contains a run.
+        RunError: `out` contains a run of another recipe, split or data, or another process trains in it.
         ConfigError, ValueError: the recipe, the data or the split cannot be used, or a paper's own recipe is given data
             in another format than the paper's.
         NonFiniteError: the training diverged.
-        Interrupted: the training was stopped and can be resumed.
+        Interrupted: the training was stopped; the same call continues it.
     """
-    if (out / "config.toml").exists():
-        raise RunError(f"{out} already contains a run; choose another --out, or continue it with --resume.")
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is a file; --out must be a folder to create.")
-    if root is not None and recipe.paper.key and recipe.name in list_recipes():
-        datasets.check_not_anothers(root, recipe.paper.formats, recipe.name)
-    with _assembled(recipe, root, out, split_file, console, resumed=False) as (job, stages, batches, validation):
-        stages.begin(batches)
-        stages.fit(batches, validation)
-    return _score_and_report(job)
+    with StopSignals(out) as signals, ExitStack() as held:
+        start = continuing.by_recipe(out, recipe, root, split_file)
+        if start.summary is not None:
+            return _told(start.summary, out, console)
+        if root is not None and recipe.paper.key and recipe.name in list_recipes():
+            datasets.check_not_anothers(root, recipe.paper.formats, recipe.name)
+        with _assembled(start, out, console, signals, held) as (job, stages, batches, validation):
+            stages.fit(batches, validation)
+        return _score_and_report(job)
 
 
-def resume(out: Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Continue the run in `out` from its last checkpoint, with its own recipe, data and split; returns the summary."""
-    run = RunFolder(out)
-    recipe, facts = run.recipe(), run.extra()
-    split_file = Path(facts["split_file"]) if facts["split_file"] else None
-    root = Path(facts["data"])
-    with _assembled(recipe, root, out, split_file, console, resumed=True) as (job, stages, batches, validation):
-        stages.fit(batches, validation)
-    return _score_and_report(job)
+def resume(
+    out: Path,
+    *,
+    root: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Continue the run in `out` from its newest checkpoint, or from the first step if there is none; returns the
+    summary.
+
+    Args:
+        out: the run folder; its recipe, data and split are used.
+        root: where the data are now, if they were moved; the same tiles.
+        changes: values of the recipe to change from here on, nested tables of the keys in `resuming.MAY_CHANGE`.
+        console: where progress is printed; None prints nothing.
+
+    Raises:
+        RunError: `out` is not a run, another process trains in it, or its data are others.
+        ConfigError: a value that cannot change.
+        Interrupted: the training was stopped; the same call continues it.
+    """
+    with StopSignals(out) as signals, ExitStack() as held:
+        start = continuing.by_folder(out, root, changes or {})
+        if start.summary is not None:
+            return _told(start.summary, out, console)
+        with _assembled(start, out, console, signals, held) as (job, stages, batches, validation):
+            stages.fit(batches, validation)
+        return _score_and_report(job)
+
+
+def _told(summary: dict[str, Any], out: Path, console: Console | None) -> dict[str, Any]:
+    """Say that the run is finished; its summary on rank 0, {} on the others."""
+    if World.from_environment().rank:
+        return {}
+    plain(console or Console(quiet=True)).print(f"already finished: {out}")
+    return summary
 
 
 @contextmanager
 def _assembled(
-    recipe: Recipe, root: Path | None, out: Path, split_file: Path | None, console: Console | None, *, resumed: bool
+    start: continuing.Start, out: Path, console: Console | None, signals: StopSignals, held: ExitStack
 ) -> Iterator[tuple[Job, Stages, data.TileLoader, data.TileLoader]]:
-    """The job, its stages, and this rank's training and watching batches. Inside, the ranks are connected and Ctrl-C
-    saves a checkpoint and stops.
+    """The job, its stages, and this rank's training and watching batches. Inside, the ranks are connected, the run
+    folder is locked (until `held` is closed), and a stop signal saves a checkpoint and stops.
 
     Raises:
         ConfigError: the network cannot be trained in one of the stages; no run folder has been created.
         Interrupted: the training was stopped and can be resumed.
     """
+    recipe = start.recipe
     components.check_names(recipe)
     world = World.from_environment()
     console = plain(console) if console is not None and world.rank == 0 else Console(quiet=True)
     device = components.device_of(recipe.training.device, world.local_rank)
     with world.initialize(device):
-        job = assemble(recipe, root, world.broadcast(out), split_file, device, world, resumed=resumed, console=console)
+        if start.resumed and world.rank == 0:
+            _lock(out, held)
+        # All follow rank 0, which has the lock: on a shared file system others may see an older state.
+        out, start, trained = world.broadcast((out, start, bool(history(RunFolder(out).checkpoints))))
+        signals.out = out
+        job = assemble(
+            recipe,
+            start.root,
+            out,
+            start.split_file,
+            device,
+            world,
+            resumed=start.resumed,
+            trained=trained,
+            console=console,
+        )
+        if start.resumed:
+            continuing.check_same_tiles(job)
         run, splits = RunFolder(job.out), job.splits
         progress = ProgressLine(recipe.training.epochs, console, "inner share" if splits.inner.tiles else "held out")
         observers = [run, progress, notices.ScoreWatch(job.tasks, console, splits.watching_name)]
@@ -100,18 +147,18 @@ def _assembled(
                 console=console,
             )
             stages.check()
-            if not resumed:
+            if not trained:
                 pretrained.check_frozen(recipe, job.model)
             if world.rank:
                 torch.manual_seed(
                     recipe.training.seed + world.rank
                 )  # otherwise dropout would drop the same elements on all ranks
-            _open_run(job, run, stages, batches, resumed=resumed)
+            if world.rank == 0 and not start.resumed:
+                _create(job, run, held)
             try:
-                with _stop_on_signal(stages):
+                with signals.asking(stages.stop):
+                    _begin(job, run, stages, batches, start, trained=trained)
                     yield job, stages, batches, validation
-            except Interrupted as stopped:
-                raise Interrupted(f"{stopped}; continue with: fastmtl train --resume --out {job.out}") from None
             finally:
                 progress.close()
                 run.close()
@@ -120,25 +167,44 @@ def _assembled(
                     console.print(f"note: {count} damaged tiles were set aside in training: {found}")
 
 
-def _open_run(job: Job, run: RunFolder, stages: Stages, batches: data.TileLoader, *, resumed: bool) -> None:
-    """Create the run folder, or load its last checkpoint and drop the records after it."""
-    first = job.world.rank == 0
-    if resumed:
-        trainer = stages.resume(batches)
-        if first:
-            run.trim(trainer.epoch, trainer.step_count)
+def _lock(out: Path, held: ExitStack) -> None:
+    held.enter_context(locked(out, f"another process trains in {out}; wait for its end, or choose another --out."))
+
+
+def _create(job: Job, run: RunFolder, held: ExitStack) -> None:
+    """Create and lock the run folder."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    _lock(job.out, held)
+    if continuing.is_run(job.out):
+        raise RunError(f"another process began a run in {job.out}; the same command continues it.")
+    data.save_split(job.splits.split, job.out / SPLIT_FILE)
+    if job.stain is not None:
+        job.stain.save(job.out / stains.FILE)
+    run.create(job.recipe, job.facts)
+
+
+def _begin(
+    job: Job, run: RunFolder, stages: Stages, batches: data.TileLoader, start: continuing.Start, *, trained: bool
+) -> None:
+    """Prepare the first stage, or load the newest checkpoint and drop the records after it."""
+    if trained:
+        trainer = stages.resume(batches, rebased=start.rebased)
         where = "already finished" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
+        if trainer.pending is not None:
+            where = f"resumed at the validation of epoch {trainer.epoch}"
         job.console.print(f"{where}, step {trainer.step_count}")
-    elif first:
-        run.create(job.recipe, job.facts)
-        data.save_split(job.splits.split, job.out / SPLIT_FILE)
-        if job.stain is not None:
-            job.stain.save(job.out / stains.FILE)
+    if start.resumed and job.world.rank == 0:
+        epochs, steps = (0, 0) if stages.trainer is None else (stages.trainer.num_recorded, stages.trainer.step_count)
+        run.reopen(job.recipe, job.facts["data"], epochs, steps, ranks=job.world.size, changes=start.changes)
+        for key, (before, now) in start.changes.items():
+            job.console.print(f"changed: {key} was {before!r}, is now {now!r}")
     ranks = f", ranks: {job.world.size}" * (job.world.size > 1)
     job.console.print(f"device: {job.device}, precision: {job.facts['precision']}{ranks}")
     fused_step = job.recipe.training.fused_step is not False
     for note in notices.of_fallbacks(job.device, fused_step=fused_step, stains=job.stain is not None):
         job.console.print(f"note: {note}")
+    if not trained:
+        stages.begin(batches)
 
 
 def _score_and_report(job: Job) -> dict[str, Any]:
@@ -149,22 +215,3 @@ def _score_and_report(job: Job) -> dict[str, Any]:
     for problem in report([job.out]):
         job.console.print(f"report: {problem}")
     return summary
-
-
-@contextmanager
-def _stop_on_signal(stages: Stages) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM saves a checkpoint after the current step; a second Ctrl-C stops immediately."""
-
-    def ask(number: int, _frame: object) -> None:
-        stages.stop()
-        signal.signal(number, before[signal.Signals(number)])
-
-    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        for number in numbers:
-            signal.signal(number, ask)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

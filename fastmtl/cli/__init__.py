@@ -13,12 +13,14 @@ from contextlib import suppress
 from ..errors import UserError
 from ..utils.optional_imports import install_command
 
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues
 _LONGEST = 2000  # characters of a message, which may quote a large file
 USAGE = """fastmtl: train one network for several tasks on medical images
 
   fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file;
-                                               --scale tiny or small: on a machine without a GPU
-  fastmtl train --resume --out RUN             continue a run that was stopped
+                                               --scale tiny or small: on a machine without a GPU; the same command
+                                               again continues a run that was stopped
+  fastmtl train --resume --out RUN             the same, with the run's own recipe and data
   torchrun --nproc-per-node N -m fastmtl train ...       train or continue with N processes, one GPU each if present
   fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
   fastmtl predict RUN INPUT --out DIR          masks and classes for images or whole slides without labels
@@ -53,7 +55,8 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 success, 1 failure, 2 wrong usage, 130 stopped, 141 closed pipe)."""
+    """Run one command; returns the exit code: 0 success, 1 failure, 2 wrong usage, 75 a training that was stopped and
+    that the same command continues, 130 left at once, 141 closed pipe."""
     if argv is None and not sys.warnoptions:  # Python would hide these warnings
         warnings.filterwarnings("default", ".* is now called ", DeprecationWarning)
         warnings.formatwarning = lambda message, *_: f"fastmtl: {message}\n"
@@ -90,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _message(error)
         if not message or os.environ.get("FASTMTL_TRACEBACK"):
             raise
-        return _fail(message, 130 if type(error).__name__ == "Interrupted" else 1)
+        return _fail(message, STOPPED if type(error).__name__ == "Interrupted" else 1)
 
 
 def _message(error: Exception) -> str:

@@ -46,8 +46,8 @@ def train(arguments: Sequence[str]) -> int:
         parser.exit()
     console = progress_console()
     if parsed.resume:
-        out = _only_out(parsed)
-        summary = api.resume(out, console=console)
+        out = _run_to_resume(parsed)
+        summary = api.resume(out, root=parsed.data, changes=_overrides(parsed), console=console)
     else:
         recipe = _recipe(parsed)
         if parsed.print_config:
@@ -70,7 +70,10 @@ def train(arguments: Sequence[str]) -> int:
 def _parser(shown: Recipe) -> Parser:
     """Its help shows the values of `shown` as defaults."""
     parser = Parser("train", "Train RECIPE and write a run folder, or continue a run.", add_help=False)
-    parser.usage = "fastmtl train RECIPE [--data DIR] [--out RUN] [OPTION ...]\n       fastmtl train --resume --out RUN"
+    parser.usage = (
+        "fastmtl train RECIPE [--data DIR] [--out RUN] [OPTION ...]\n"
+        "       fastmtl train --resume --out RUN [--data DIR] [OPTION ...]"
+    )
     parser.need("RECIPE", f"recipes: {', '.join(list_recipes())}")
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this message, with the recipe's values as defaults"
@@ -81,8 +84,15 @@ def _parser(shown: Recipe) -> Parser:
         metavar="DIR",
         help="a manifest, or a folder such as CLASS/image and CLASS/label; recipes with a generator make their own",
     )
-    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder to create (default: runs/RECIPE-TIME)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its own recipe and data")
+    parser.add_argument(
+        "--out", type=Path, metavar="RUN", help="run folder to create or to continue (default: runs/RECIPE-TIME)"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out with its own recipe and data; --data names where these were moved to, and "
+        "--set and flags change what may change in a run",
+    )
     parser.add_argument(
         "--scale",
         nargs="?",
@@ -143,10 +153,15 @@ def _recipe(parsed: argparse.Namespace) -> Recipe:
     """The recipe at the chosen scale; flags override `--set`, which overrides the recipe."""
     if parsed.scale == "":
         raise ConfigError("--scale needs one of the recipe's scales, for example --scale tiny; got nothing.")
+    return load_recipe(parsed.recipe, _overrides(parsed), parsed.scale or "")
+
+
+def _overrides(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What `--set` and flags give, as nested tables."""
     overrides = parse_overrides(parsed.sets)
     for key, value in _flags(parsed).items():
         overrides = merge(overrides, at_key(key, value))
-    return load_recipe(parsed.recipe, overrides, parsed.scale or "")
+    return overrides
 
 
 def _flags(parsed: argparse.Namespace) -> Mapping[str, object]:
@@ -154,13 +169,10 @@ def _flags(parsed: argparse.Namespace) -> Mapping[str, object]:
     return {key: value for key, value in vars(parsed).items() if "." in key}
 
 
-def _only_out(parsed: argparse.Namespace) -> Path:
-    """The run to continue; ConfigError if --out is missing, or if options are given that a run cannot change."""
+def _run_to_resume(parsed: argparse.Namespace) -> Path:
+    """The run to continue; ConfigError if --out is missing, or if options are given that make another run."""
     if parsed.out is None:
         raise ConfigError("--resume continues a run: fastmtl train --resume --out RUN.")
-    others = ["set"] * bool(parsed.sets) + [name for name in ("data", "split", "scale") if getattr(parsed, name)]
-    others += [key.rpartition(".")[2] for key in _flags(parsed)]
-    if others:
-        flags = " ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise ConfigError(f"--resume continues {parsed.out} with its own recipe and data; remove {flags}.")
+    if others := [f"--{name}" for name in ("split", "scale") if getattr(parsed, name)]:
+        raise ConfigError(f"--resume continues {parsed.out} with its own recipe and split; remove {' '.join(others)}.")
     return parsed.out

@@ -181,6 +181,12 @@ class TrainingConfig:
     gradient_stats_every: int = 0
     """Steps between measurements of the tasks' gradients, rounded up to a multiple of log_every; each costs a backward
     pass per task. 0: only what gradient balancers measure anyway."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints within an epoch; 0: only at its end, before and after the validation."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints within an epoch; 0: only by checkpoint_minutes."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep, besides the best one: if the newest is damaged, the run resumes from the one before it."""
     compile: bool = False
     """Run the network through torch.compile."""
     epoch_scale: float = 1.0

@@ -84,6 +84,9 @@ def _check_training(training: TrainingConfig, last_stage: int) -> None:
             "tta must name a view once": len(set(training.tta)) == len(training.tta),
             "log_every must be at least 1": training.log_every >= 1,
             "gradient_stats_every must not be negative": training.gradient_stats_every >= 0,
+            "checkpoint_minutes must be finite and not negative": 0 <= training.checkpoint_minutes < float("inf"),
+            "checkpoint_steps must not be negative": training.checkpoint_steps >= 0,
+            "keep_checkpoints must be at least 1": training.keep_checkpoints >= 1,
         },
     )
 

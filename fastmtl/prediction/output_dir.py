@@ -49,7 +49,7 @@ def stamp_of(weights: Sequence[Path], views: Sequence[str], what: str, source: P
     """The settings that predictions depend on; names of images are relative to `source`.
 
     Args:
-        weights: RUN/checkpoints/NAME of the run, or of each run of an ensemble.
+        weights: the directory in RUN/checkpoints of the run, or of each run of an ensemble.
     """
     runs = [path.parent.parent for path in weights]
     recipes = b"".join((run / "config.toml").read_bytes() for run in runs)

@@ -76,6 +76,7 @@ def what_ran(run: PastRun) -> dict[str, str]:
         "precision": facts.get("precision") or config.get("training", {}).get("precision"),
         "device": device(run),
         "started": environment.get("started"),
+        "continued": _continued(run),
         "fastmtl": f"{environment['fastmtl']}, commit {(environment.get('commit') or 'unknown')[:12]}"
         if "fastmtl" in environment
         else None,
@@ -83,6 +84,15 @@ def what_ran(run: PastRun) -> dict[str, str]:
         "command": environment.get("command"),
     }
     return {key: str(value) for key, value in rows.items() if value}
+
+
+def _continued(run: PastRun) -> str:
+    """After which steps the run was continued, and what changed."""
+    said = []
+    for record in run.resumes:
+        changes = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in record["changes"].items())
+        said.append(f"after step {record['step']}{f' ({changes})' * bool(changes)}")
+    return ", ".join(said)
 
 
 def device(run: PastRun) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..training.run_dir import RunError, read_lines
+from ..training.run_dir import RunError, RunFolder, read_lines
 from ..utils.json_toml import JsonObject, parse_toml, read_json
 from ..utils.metric_directions import direction_of
 from ..utils.whole_files import MAX_TOML, read_whole
@@ -31,6 +31,7 @@ class PastRun:
     summary: JsonObject = field(default_factory=dict)
     records: list[JsonObject] = field(default_factory=list)
     looks: list[JsonObject] = field(default_factory=list)
+    resumes: list[JsonObject] = field(default_factory=list)
     images: list[JsonObject] = field(default_factory=list)
     analyses: JsonObject = field(default_factory=dict)
     held_out: list[str] = field(default_factory=list)
@@ -124,6 +125,7 @@ def read_run(folder: Path) -> PastRun:
     if (folder / "split.json").exists():  # manually created run folders have none
         run.held_out = _object(run, "split.json", "which images were held out is left out").get("validation", [])
     run.looks = _lines(run, "balance.jsonl", {"step": int, "loss": dict}, "the tasks' gradients are left out")
+    run.resumes = RunFolder(folder).resumes()
     run.images = _lines(run, "evaluation.jsonl", {"id": str, "tasks": dict}, "there are no tiles and patients")
     if (folder / "analyses.json").exists():  # runs of earlier versions have none
         run.analyses = _object(run, "analyses.json", "saliency maps, feature maps and filters are left out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from rich.console import Console
 from .. import api
 from ..builders import datasets
 from ..config import ConfigError, Recipe
-from ..training import checkpoint
 from ..training.file_lock import locked
 from ..training.progress import plain
 from ..training.run_dir import RunError, RunFolder
@@ -238,7 +236,5 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 
 def _train(recipe: Recipe, root: Path, folder: Path, console: Console) -> dict[str, Any]:
     if (folder / "config.toml").is_file():
-        if checkpoint.exists(folder / "checkpoints" / "last"):
-            return api.resume(folder, console=console)
-        shutil.rmtree(folder)  # it was stopped before its first checkpoint
+        return api.resume(folder, console=console)
     return api.train(recipe, root, folder, console=console)

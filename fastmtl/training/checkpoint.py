@@ -18,74 +18,87 @@ import torch
 from torch import Tensor
 
 from ..utils.json_toml import read_json
+from .checkpoint_names import MANIFEST, located
 from .errors import CheckpointError as CheckpointError
+from .errors import DamagedCheckpoint
 from .state_checks import StateDict, model_problem
 from .weight_averaging import averaged_weights
 
 FORMAT = 1
-_TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_TENSORS, _STATE = "tensors.safetensors", "state.json"
 
 
-def save(directory: Path, state: StateDict) -> None:
-    """Write `state` (nested dicts, lists and tuples of tensors, numbers, text, bools and None) to `directory`.
+def save(directory: Path, state: StateDict, *, best: str = "") -> None:
+    """Write `state` (nested dicts, lists and tuples of tensors, numbers, text, bools and None) to a new `directory`.
 
-    An existing checkpoint of that name is replaced; it stays valid until the new one is on the disk.
+    Args:
+        directory: the checkpoint; it appears there when it is complete and on the disk.
+        state: see above.
+        best: name of the best checkpoint beside it, recorded in the manifest.
 
     Raises:
         TypeError: a value of another kind; the message names its position.
         CheckpointError: the disk is full, or the folder is not writable.
     """
+    tree, tensors = encode(state)
+    # Clones, because safetensors refuses tensors that share storage (tied weights).
+    copies = {name: one.cpu().clone(memory_format=torch.contiguous_format) for name, one in tensors.items()}
+    write(directory, tree, copies, best=best)
+
+
+def encode(state: StateDict) -> tuple[Any, dict[str, Tensor]]:
+    """The JSON part of `state`, a copy, and its tensors by name, which are not copied.
+
+    Raises:
+        TypeError: see `save`.
+    """
     tensors: dict[str, Tensor] = {}
-    tree = _encode(state, tensors, "")
+    return _encode(state, tensors, ""), tensors
+
+
+def write(directory: Path, tree: Any, tensors: dict[str, Tensor], *, best: str = "") -> None:
+    """The second half of `save`: `tensors` are contiguous, on the CPU, and share no memory."""
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(temporary, tensors, tree)
+        _write(temporary, tree, tensors, best)
+        temporary.rename(directory)
+        _sync(directory.parent)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)  # frees the space on a full disk
-        then = "continue with fastmtl train --resume" if exists(directory) else "train again"
         raise CheckpointError(
             f"checkpoint {directory} cannot be written ({' '.join(str(error).split())}). Free space, or make the "
-            f"folder writable, and {then}."
+            "folder writable, and continue with fastmtl train --resume."
         ) from error
-    old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    temporary.rename(directory)
-    _sync(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def exists(directory: Path) -> bool:
-    """Whether a checkpoint exists, valid or damaged."""
-    return _place(directory).is_dir()
 
 
 def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
     """The state written by `save`; checksums are verified first.
 
     Raises:
-        CheckpointError: no checkpoint, a damaged file, or another format.
+        DamagedCheckpoint: a file is missing or damaged.
+        CheckpointError: no checkpoint, or one of another format.
     """
     from safetensors.torch import load_file
 
-    directory = _place(directory)
+    directory = located(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint at {directory}.")
     try:
-        manifest = read_json(directory / _MANIFEST)
+        manifest = read_json(directory / MANIFEST)
         sums, version = dict(manifest["sha256"]), manifest["format"]
     except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {directory}.") from None
+        raise DamagedCheckpoint(f"checkpoint {directory} is damaged: it has no {MANIFEST}.") from None
     except OSError:
         raise  # its message names the file
     except Exception as error:  # a damaged or edited file can raise any error
-        raise CheckpointError(f"checkpoint {directory} has an unreadable manifest ({error}).") from error
+        raise DamagedCheckpoint(f"checkpoint {directory} has an unreadable manifest ({error}).") from error
     if version != FORMAT:
         raise CheckpointError(f"checkpoint {directory} has format {version}; this fastmtl reads format {FORMAT}.")
     for name in (_TENSORS, _STATE):
         path = directory / name
         if not path.is_file() or _digest(path) != sums.get(name):
-            raise CheckpointError(f"checkpoint {directory} is damaged: {name} does not match its checksum.")
+            raise DamagedCheckpoint(f"checkpoint {directory} is damaged: {name} does not match its checksum.")
     try:
         tree = read_json(directory / _STATE)
         state = _decode(tree, load_file(directory / _TENSORS, device=str(device)))
@@ -118,20 +131,13 @@ def load_model(directory: Path, model: torch.nn.Module, device: torch.device | s
     model.load_state_dict(weights)
 
 
-def _place(directory: Path) -> Path:
-    """Path of the checkpoint: a crash between the two renames of `save` leaves the previous one as `.old`."""
-    old = directory.with_name(directory.name + ".old")
-    return old if not directory.exists() and old.exists() else directory
-
-
 def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
     """JSON has no tensors, tuples or integer keys: these become one-key dicts tagged with a leading `$`."""
     if isinstance(value, Tensor):
-        # A clone, because safetensors refuses tensors that share storage (tied weights).
         name, number = where, 1
         while name in tensors:  # {"a.b": x} and {"a": {"b": y}}, 7 and "7"
             name, number = f"{where}#{number}", number + 1
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = value.detach()
         return {"$tensor": name}
     if isinstance(value, dict):
         items = [[_encode(k, tensors, f"{where}.key"), _encode(v, tensors, f"{where}.{k}")] for k, v in value.items()]
@@ -159,16 +165,17 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], tree: Any) -> None:
+def _write(folder: Path, tree: Any, tensors: dict[str, Tensor], best: str) -> None:
     """Write the three files of a checkpoint and sync them to disk."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
     save_file(tensors, folder / _TENSORS)
     (folder / _STATE).write_text(json.dumps(tree), encoding="utf-8")
-    manifest = {"format": FORMAT, "sha256": {name: _digest(folder / name) for name in (_TENSORS, _STATE)}}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for name in (_TENSORS, _STATE, _MANIFEST):
+    sums = {name: _digest(folder / name) for name in (_TENSORS, _STATE)}
+    manifest = {"format": FORMAT, "best": best, "sha256": sums}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for name in (_TENSORS, _STATE, MANIFEST):
         _sync(folder / name)
     _sync(folder)
 

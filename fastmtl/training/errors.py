@@ -15,5 +15,9 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, damaged, of another format or of another training."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint with a missing file, or one that its checksum does not fit."""
+
+
 class OtherRanks(UserError, ValueError):
     """A checkpoint of a different number of ranks."""

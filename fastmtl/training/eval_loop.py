@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..distributed import World
-from ..protocols import Batch, Loader, Task
+from ..protocols import Batch, Task
 from ..utils.json_toml import JsonObject
 
 
@@ -17,7 +17,7 @@ from ..utils.json_toml import JsonObject
 def evaluate(
     model: nn.Module,
     tasks: Sequence[Task],
-    loader: Loader,
+    loader: Iterable[Batch],
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -46,7 +46,7 @@ class Schedule:
                 return 1.0
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))
 
-        self._by_step = LambdaLR(optimizer, factor)
+        self._factor, self._by_step = factor, LambdaLR(optimizer, factor)
         self._by_score: ReduceLROnPlateau | None = None
         if config.schedule == "plateau":
             self._by_score = ReduceLROnPlateau(
@@ -84,6 +84,19 @@ class Schedule:
             self._by_score.load_state_dict(by_score | {"min_lrs": by_score["min_lrs"][:1] * len(groups)})
         for group, rate in zip(groups, spread(state["rates"]), strict=True):
             group["lr"] = rate
+
+    def rebase(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Continue with the highest rates, weight decay and momentum of `groups`, and with this schedule's own length.
+
+        What a plateau has reduced the rates by stays.
+        """
+        now = self._factor(self._by_step.last_epoch)
+        for number, (group, new) in enumerate(zip(self.optimizer.param_groups, groups, strict=True)):
+            before = self._by_step.base_lrs[number]
+            share = group["lr"] / before if self._by_score is not None and before else now
+            rate = self._by_step.base_lrs[number] = new["initial_lr"]
+            group |= {name: new[name] for name in ("weight_decay", "momentum") if name in new}
+            group |= {"initial_lr": rate, "lr": rate * share}
 
 
 def rate_of(optimizer: Optimizer) -> float:

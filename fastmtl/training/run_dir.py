@@ -1,4 +1,5 @@
 """The folder of a run: config.toml, environment.json, run.json, metrics.jsonl, balance.jsonl, summary.json,
+resumes.jsonl if it was continued,
 TensorBoard, and quarantine.jsonl if tiles were damaged; `evaluation`, `analyses` and `report` add their files.
 
 Every file is complete at any moment: written to a temporary file and renamed, or appended line by line.
@@ -33,6 +34,15 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+def _is_resume(record: JsonObject) -> bool:
+    changes = record.get("changes")
+    return (
+        isinstance(record.get("step"), int)
+        and isinstance(changes, dict)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in changes.values())
+    )
+
+
 _FACTS: Mapping[str, Callable[[Any], bool]] = {
     "data": lambda value: isinstance(value, str) and "\0" not in value,
     "split_file": lambda value: value is None or (isinstance(value, str) and "\0" not in value),
@@ -59,20 +69,13 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def create(self, recipe: Recipe, extra: JsonMapping) -> None:
-        """Start a run: write the resolved recipe, environment, and `extra` (data folder, split, classes) in run.json.
-
-        Raises:
-            RunError: the folder already holds a run.
-        """
-        if (self.path / "config.toml").exists():
-            raise RunError(f"{self.path} already holds a run; choose another --out, or add --resume to continue it.")
-        import tomli_w
-
+        """Start a run: write `extra` (data folder, split, classes) in run.json, the environment, and the resolved
+        recipe in config.toml, which comes last: a folder that has it is a run."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "run.json", json.dumps(extra, indent=1))
         started = datetime.now().astimezone().isoformat(" ", "seconds")
         write_whole(self.path / "environment.json", json.dumps(environment() | {"started": started}, indent=1))
-        write_whole(self.path / "config.toml", tomli_w.dumps(as_dict(recipe)))
+        self._write_recipe(recipe)
 
     def recipe(self) -> Recipe:
         """The recipe of this run."""
@@ -102,6 +105,25 @@ class RunFolder:
     def records(self) -> list[JsonObject]:
         """The readable records of metrics.jsonl."""
         return read_lines(self.path / "metrics.jsonl")[0]
+
+    def reopen(
+        self, recipe: Recipe, root: str, epochs: int, steps: int, *, ranks: int, changes: Mapping[str, Any]
+    ) -> None:
+        """Continue the run: record it in resumes.jsonl with its changes, write the recipe and data folder if they are
+        among them, drop the records after `epochs` complete epochs and `steps` steps, and the old summary."""
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        record = {"time": now, "epoch": epochs, "step": steps, "ranks": ranks, "fastmtl": __version__}
+        append(self.path / "resumes.jsonl", json.dumps(record | {"changes": dict(changes)}) + "\n")
+        if "data" in changes:
+            write_whole(self.path / "run.json", json.dumps(self.extra() | {"data": root}, indent=1))
+        if changes.keys() - {"data"}:
+            self._write_recipe(recipe)
+        self.trim(epochs, steps)
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def resumes(self) -> list[JsonObject]:
+        """The readable records of resumes.jsonl: "step", and "changes", key -> before, now."""
+        return [record for record in read_lines(self.path / "resumes.jsonl")[0] if _is_resume(record)]
 
     def trim(self, epochs: int, steps: int) -> None:
         """Drop records after `epochs` complete epochs and `steps` steps: a resumed run writes them again."""
@@ -148,6 +170,11 @@ class RunFolder:
         if self._board is not None:
             self._board.close()
             self._board = None
+
+    def _write_recipe(self, recipe: Recipe) -> None:
+        import tomli_w
+
+        write_whole(self.path / "config.toml", tomli_w.dumps(as_dict(recipe)))
 
     def _tensorboard(self) -> Any:
         if self._board is None:

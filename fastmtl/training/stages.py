@@ -20,8 +20,10 @@ from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig, optimize
 from ..distributed import World
 from ..protocols import Loader, Observer, Task
 from . import checkpoint
+from .checkpoint_store import newest_sound
 from .lr_finder import find_lr
 from .lr_schedule import Schedule
+from .state_checks import StateDict
 from .trainer import Trainer
 from .weight_averaging import WeightAverage
 
@@ -37,7 +39,7 @@ class Stages:
         model: on `device`. Recipes with stages need the methods of `models.MultiTaskModel`.
         tasks: all tasks of the recipe.
         device: where the model is.
-        folder: of the checkpoints "last" and "best" (of the current stage), the same on all ranks.
+        folder: of the checkpoints (the best one is of the current stage), the same on all ranks.
         observers: called after steps and epochs, on rank 0 only.
         world: the ranks.
         console: prints each new stage and the learning rate that was found.
@@ -94,23 +96,41 @@ class Stages:
         optimizers.build_update(self.recipe, optimizers.build_optimizer(self.recipe, self.model, balancer, config))
 
     def begin(self, train: Loader) -> None:
-        """Prepare the first stage."""
+        """Prepare the first stage, and save its initial state."""
         self._enter(0, train)
 
-    def resume(self, train: Loader) -> Trainer:
-        """Prepare to continue from the checkpoint "last", in its stage; returns its trainer."""
-        progress = checkpoint.load(self.folder / "last").get("progress")
+    def resume(self, train: Loader, *, rebased: bool = False) -> Trainer:
+        """Prepare to continue from the newest checkpoint that is not damaged, in its stage; returns its trainer.
+
+        Args:
+            train: the training batches.
+            rebased: continue with the recipe's rates and weight decay; otherwise with those of the checkpoint.
+
+        Raises:
+            CheckpointError: there is no checkpoint, all are damaged, or it is of another training.
+            ConfigError: it is of a stage that the recipe lacks.
+        """
+        state: StateDict = {}
+        path = self.folder
+        if self.world.rank == 0:
+            path, state, lost = newest_sound(self.folder)
+            if lost:
+                self.console.print(f"note: {lost}")
+        path = self.world.broadcast(path)
+        state = state or checkpoint.load(path)
+        progress = state.get("progress")
         if not isinstance(progress, dict) or "stage" not in progress:
-            raise checkpoint.CheckpointError(
-                f"checkpoint {self.folder / 'last'} is not of a training: it has no stage."
-            )
+            raise checkpoint.CheckpointError(f"checkpoint {path} is not of a training: it has no stage.")
         name = progress["stage"]
         names = [stage.name for stage in self.stages]
         if name not in names:
-            raise ConfigError(f"{self.folder / 'last'} is of stage {name!r}, and the recipe has {', '.join(names)}.")
+            raise ConfigError(f"{path} is of stage {name!r}, and the recipe has {', '.join(names)}.")
         self._number = names.index(name)
         self.trainer = self._make(self._number, len(train), self._optimizer(self._number))
-        self.trainer.resume(self.folder / "last", train)
+        own = [dict(group) for group in self.trainer.optimizer.param_groups]
+        self.trainer.resume(path, train, state)
+        if rebased:
+            self.trainer.scheduler.rebase(own)
         return self.trainer
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
@@ -146,7 +166,7 @@ class Stages:
         before, stage = self.trainer, self.stages[number]
         self._number = number
         if stage.start == "best":
-            self.world.broadcast(None)  # a barrier: rank 0 writes the checkpoint
+            self.world.broadcast(None)  # a barrier: rank 0 has written the checkpoint, which `Trainer.fit` waits for
             checkpoint.load_model(self.folder / "best", self.model, self.device)
         config = self._optimizer(number)
         self.trainer = self._make(number, len(train), config, before)
@@ -156,9 +176,8 @@ class Stages:
             self.trainer = self._make(number, len(train), replace(config, lr=found), before)
         if stage.name:
             self.console.print(self._describe(number))
-        if before is not None:
-            # Its initial weights: "best" of the stage before, their possible source, will soon be overwritten.
-            self.trainer.save("last", train)
+        # Its initial weights: the best of the stage before, their possible source, will soon be removed.
+        self.trainer.save(train)
 
     def _make(self, number: int, num_batches: int, config: OptimizerConfig, before: Trainer | None = None) -> Trainer:
         """The trainer of a stage; with `before`, its counts of epochs and steps continue."""

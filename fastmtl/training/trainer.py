@@ -8,7 +8,7 @@ with the task's name.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,18 +21,18 @@ from ..config import TrainingConfig
 from ..distributed import World
 from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
 from ..utils.deprecation import adopt
-from . import checkpoint
+from .checkpoint_store import CheckpointStore
 from .errors import Interrupted as Interrupted
 from .errors import NonFiniteError as NonFiniteError
 from .errors import OtherRanks as OtherRanks
 from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
 from .lr_schedule import rate_of
-from .trainer_state import TrainerState
+from .trainer_saving import TrainerSaving
 from .weight_averaging import WeightAverage
 
 
-class Trainer(TrainerState):
+class Trainer(TrainerSaving):
     """Trains one model on K tasks.
 
     Args:
@@ -44,7 +44,7 @@ class Trainer(TrainerState):
         device: of the model and batches.
         update: computes an optimizer step from the losses; `PlainUpdate` if None.
         scheduler: stepped once per step.
-        folder: for the checkpoints `last` and `best`; None saves none.
+        folder: for checkpoints, see `checkpoint_names`; None saves none.
         observers: called at log steps and after epochs.
         world: the ranks that train this model, each on its part of the data; one process if None. All ranks create the
             same trainer and call the same methods; only rank 0 uses folder and observers.
@@ -71,7 +71,8 @@ class Trainer(TrainerState):
             adopt(task, headline="primary_metric")
         adopt(balancer, looks_twice="needs_reevaluation")
         self.model, self.tasks, self.balancer, self.optimizer = model, list(tasks), balancer, optimizer
-        self.config, self.scheduler, self.folder, self.observers = config, scheduler, folder, list(observers)
+        self.config, self.scheduler, self.observers = config, scheduler, list(observers)
+        self.store = None if folder is None else CheckpointStore(folder, config.keep_checkpoints)
         self.average, self.stage = average, stage
         self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
         self.world = world or World()
@@ -80,46 +81,42 @@ class Trainer(TrainerState):
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
         self.epoch = self.step_count = self.first_epoch = self.bad_epochs = 0
         self.best_score = float("-inf")
+        self.pending: dict[str, Any] | None = None
         self.stop_requested = False
+        self._saved_at = time.monotonic()
         # Per task: the epoch's sum of losses, and the number of non-finite losses; last: skipped steps.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
         self.bad = torch.zeros(len(self.tasks) + 1, dtype=torch.int64, device=self.device)
         self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.has_label`
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
-        """Train for `config.epochs`, or continue after `resume`; returns the last epoch's record."""
+        """Train for `config.epochs`, or continue after `resume`; returns the last epoch's record.
+
+        Checkpoints are written beside the training; all of them are on the disk when this returns or raises.
+
+        Raises:
+            Interrupted: a rank was asked to stop; its state is saved.
+            CheckpointError: a checkpoint could not be written.
+        """
         record: dict[str, Any] = {}
         self.world.distribute(self.balancer, self.model)
-        while not self.finished:
-            self.model.train()
-            pace, number = _Pace(self.world.size), train.state_dict().get("batch", 0)
-            for batch in pace.timed(train):
-                losses, done = self.step(batch.to(self.device, non_blocking=True))
-                number += 1
-                if self.step_count % self.config.log_every == 0 or number == len(train):
-                    self._look(losses, done, number, len(train), pace.so_far())
-                if self.world.stopping(self.stop_requested):
-                    self.save("last", train)
-                    raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
-            weights = self._constant_weights()  # of this epoch: closing it may change them
-            record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
-            monitored: float | None = None
-            if validation is not None:
-                started = time.perf_counter()
-                record["validation"] = found = self.evaluate(validation)
-                record["validation_seconds"] = time.perf_counter() - started
-                monitored = score = float(found["score"])
-                if self.config.monitor == "loss":
-                    monitored = found["weighted_loss"] = sum(
-                        weight * loss for weight, loss in zip(weights, found["loss"].values(), strict=True) if weight
-                    )
-                    score = -monitored
-                self._keep_best(score, train)
-            if hasattr(self.scheduler, "on_epoch"):  # torch's schedulers only have steps
-                self.scheduler.on_epoch(monitored)
-            self.save("last", train)
-            for observer in self.observers:
-                observer.on_epoch(record)
+        with self._saving():
+            while not self.finished:
+                if self.pending is None:
+                    self.model.train()
+                    pace, number = _Pace(self.world.size), train.state_dict().get("batch", 0)
+                    for batch in pace.timed(train):
+                        losses, done = self.step(batch.to(self.device, non_blocking=True))
+                        number += 1
+                        if self.step_count % self.config.log_every == 0 or number == len(train):
+                            self._look(losses, done, number, len(train), pace.so_far())
+                        self._save_if_due(train)
+                    weights = self._constant_weights()  # of this epoch: closing it may change them
+                    record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
+                    self.pending = {"record": record, "weights": weights}
+                    if validation is not None:
+                        self.save(train)
+                record = self._finish_epoch(self.pending, train, validation)
         return record
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -153,16 +150,40 @@ class Trainer(TrainerState):
         losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
         return self.world.losses(losses, self._has_label(batch).sum(0))
 
-    def evaluate(self, loader: Loader) -> dict[str, Any]:
+    def _finish_epoch(self, pending: dict[str, Any], train: Loader, validation: Loader | None) -> dict[str, Any]:
+        """Validate and record the epoch that has been trained; returns its record."""
+        record, best, monitored = pending["record"], False, None
+        if validation is not None:
+            started = time.perf_counter()
+            record["validation"] = found = self.evaluate(self._until_stopped(validation))
+            record["validation_seconds"] = time.perf_counter() - started
+            monitored = score = float(found["score"])
+            if self.config.monitor == "loss":
+                monitored = found["weighted_loss"] = sum(
+                    weight * loss
+                    for weight, loss in zip(pending["weights"], found["loss"].values(), strict=True)
+                    if weight
+                )
+                score = -monitored
+            best = self._is_best(score)
+        if hasattr(self.scheduler, "on_epoch"):  # torch's schedulers only have steps
+            self.scheduler.on_epoch(monitored)
+        self.pending = None
+        for observer in self.observers:  # before the checkpoint: what it counts as done has its line
+            observer.on_epoch(record)
+        self.save(train, best=best)
+        return record
+
+    def evaluate(self, loader: Iterable[Batch]) -> dict[str, Any]:
         """See `eval_loop.evaluate`; uses the averaged weights if there are any."""
         network = self._averaged or self.network
         return evaluate(network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or patience is exhausted."""
+        """Whether all epochs are done and validated, or patience is exhausted."""
         done = self.epoch - self.first_epoch >= self.config.epochs
-        return done or 0 < self.config.patience <= self.bad_epochs
+        return self.pending is None and (done or 0 < self.config.patience <= self.bad_epochs)
 
     def follow(self, before: Trainer) -> None:
         """Continue the counts of epochs and steps of `before`."""
@@ -217,12 +238,13 @@ class Trainer(TrainerState):
             look = {"loss": record, "balance": telemetry} | pace
             observer.on_step(self.step_count, self.epoch, number, total, look)
 
-    def _keep_best(self, score: float, loader: Loader) -> None:
+    def _is_best(self, score: float) -> bool:
         self.bad_epochs += 1
         # The first score is kept even if it is NaN (no labels in the validation set): there must be a "best".
         if score > self.best_score or not self.best_score > float("-inf"):
             self.best_score, self.bad_epochs = score, 0
-            self.save("best", loader)
+            return True
+        return False
 
     @property
     def _averaged(self) -> nn.Module | None:
@@ -231,16 +253,6 @@ class Trainer(TrainerState):
     def _has_label(self, batch: Batch) -> Tensor:
         """bool [B, K], for this trainer's tasks only."""
         return batch.has_label.index_select(1, self.columns)
-
-    def save(self, name: str, loader: Loader) -> None:
-        """Write the checkpoint `folder`/`name`; all ranks call it. "best" has the averaged weights if there are any."""
-        if self.folder is None and self.world.size == 1:
-            return
-        state = self.state_dict(loader)  # on every rank, because it gathers
-        if name == "best" and (averaged := self._averaged) is not None:
-            state |= {"model": dict(averaged.state_dict()), "average": None}
-        if self.folder is not None:
-            checkpoint.save(self.folder / name, state)
 
 
 class _Pace:

@@ -35,7 +35,13 @@ class TrainerState:
     first_epoch: int
     best_score: float
     bad_epochs: int
+    pending: dict[str, Any] | None  # of an epoch that was trained and not yet validated: its record and loss weights
     sums: Tensor
+
+    @property
+    def num_recorded(self) -> int:
+        """Epochs that are complete, validation included."""
+        return self.epoch - (self.pending is not None)
 
     def state_dict(self, loader: Loader) -> StateDict:
         """The state of all ranks for a bit-equal continuation."""
@@ -61,18 +67,24 @@ class TrainerState:
             "step": self.step_count,
             "best_score": self.best_score,
             "bad_epochs": self.bad_epochs,
+            "pending": self.pending,
             "sums": self.world.gather(self.sums),
         }
 
-    def resume(self, directory: Path, loader: Loader) -> None:
+    def resume(self, directory: Path, loader: Loader, state: StateDict | None = None) -> None:
         """Continue from a checkpoint with the same model, tasks, balancer, data and number of ranks.
+
+        Args:
+            directory: the checkpoint.
+            loader: of the training batches.
+            state: what the checkpoint holds, if it has been loaded.
 
         Raises:
             OtherRanks: the number of ranks differs.
             CheckpointError: it is damaged, or of another training; the message names the difference.
             ValueError: the loader has other data or settings.
         """
-        state = checkpoint.load(directory)
+        state = checkpoint.load(directory) if state is None else state
         rng = state.get("rng")
         if not isinstance(rng, Tensor) or not rng.dim():
             raise CheckpointError(f"checkpoint {directory} is not of a training: it has no rng.")
@@ -111,6 +123,7 @@ class TrainerState:
             counts = (progress[name] for name in ("epoch", "step", "first_epoch", "bad_epochs"))
             self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
             self.best_score = progress["best_score"]
+            self.pending = progress.get("pending")
             self.sums.copy_(progress["sums"][rank])
         # Last, because setting the loader's position may draw random numbers.
         with loading("rng"):

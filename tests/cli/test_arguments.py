@@ -116,8 +116,8 @@ def test_wrong_usage_exits_with_2(wrong):
     ("arguments", "message"),
     [
         ([], "--resume continues a run: fastmtl train --resume --out RUN."),
-        (["--out", "RUN", "--lr", "1", "--set", "a=b"], "continues RUN with its own recipe and data; remove --set"),
-        (["--out", "RUN", "--data", "x"], "remove --data."),
+        (["--out", "RUN", "--scale", "tiny"], "continues RUN with its own recipe and split; remove --scale."),
+        (["--out", "RUN", "--data", "x"], "RUN is not a run folder"),
         (["demo", "--out", "RUN"], "RUN is not a run folder"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from fastmtl import data
 from fastmtl.cli import main
 from fastmtl.training import checkpoint
+from fastmtl.training.checkpoint_names import history, located
 
 SMALL = ["--epochs", "1", "--size", "32", "--batch-size", "4", "--set", "model.base_channels=4"]
 
@@ -53,7 +54,7 @@ def test_a_run_folder_holds_everything(run, tiles):
     summary = json.loads((run / "summary.json").read_text())
     assert 0 <= summary["tasks"]["segmentation"]["dice"] <= 1
     assert set(summary["tasks"]["classification"]["per_class"]) == {"Adenocarcinoma", "Normal", "Polyp"}
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best", "last"}
+    assert [one.path.name for one in history(run / "checkpoints")] == ["step-00000000", "step-00000004-2"]
     images = [json.loads(line)["tasks"] for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert len(images) == summary["num_images"]
     dice = sum(image["segmentation"]["dice"] for image in images) / len(images)
@@ -126,11 +127,11 @@ def test_stop_and_resume_ends_where_an_uninterrupted_run_ends(tiles, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
+    assert process.returncode == 75, said
     assert f"continue with: fastmtl train --resume --out {tmp_path / 'cut'}" in said
-    assert main(["train", "--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert main(command[3:]) == 0, "the same command continues it"
     assert main(["train", "demo", "--resume", "--out", str(tmp_path / "cut")]) == 0, "a finished run stays as it is"
-    assert main(["train", "--resume", "--out", str(tmp_path / "cut"), "--epochs", "9"]) == 1
+    assert main(["train", "--resume", "--out", str(tmp_path / "cut"), "--batch-size", "9"]) == 1
     whole, cut = (checkpoint.load(tmp_path / name / "checkpoints" / "last") for name in ("whole", "cut"))
     assert all(value.equal(cut["model"][name]) for name, value in whole["model"].items())
     losses = [
@@ -242,7 +243,9 @@ def test_mistakes_with_data_and_folders_get_one_line(run, tiles, tmp_path, capsy
     split.write_text('{"validation_patients": ["GT0"]}')
     assert "GT0" in _says(capsys, [*train, "--data", str(tiles), "--split", str(split)])
     assert not (tmp_path / "out").exists()
-    assert "already contains a run" in _says(capsys, ["train", "demo", "--data", str(tiles), "--out", str(run)])
+    assert "contains a run with data.size = 32, and now it is 96" in _says(
+        capsys, ["train", "demo", "--data", str(tiles), "--out", str(run)]
+    )
     assert "no images" in _says(capsys, ["predict", str(run), str(tmp_path / "empty"), "--out", str(tmp_path / "p")])
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -258,12 +261,14 @@ def test_damaged_run_folders_get_one_line(run, tiles, tmp_path, capsys):
     for name, content, message in (
         ("run.json", "{}", "run.json is damaged: it has no 'data'"),
         ("run.json", "", "run.json is damaged"),
-        ("checkpoints/best/manifest.json", '{"sha256": [], "format": 1}', "best is damaged"),
-        ("checkpoints/best/manifest.json", "[]", "unreadable manifest"),
+        ("BEST", '{"sha256": [], "format": 1}', "names None as the best checkpoint"),
+        ("BEST", '{"sha256": [], "format": 1, "best": "step-00000004-2"}', "is damaged"),
+        ("BEST", "[]", "unreadable manifest"),
     ):
         shutil.rmtree(tmp_path / "r", ignore_errors=True)
         shutil.copytree(run, tmp_path / "r")
-        (tmp_path / "r" / name).write_text(content)
+        best = located(tmp_path / "r" / "checkpoints" / "best") / "manifest.json"
+        (best if name == "BEST" else tmp_path / "r" / name).write_text(content)
         assert message in _says(capsys, evaluate)
     shutil.rmtree(tmp_path / "r")
     shutil.copytree(run, tmp_path / "r")

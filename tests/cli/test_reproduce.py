@@ -111,7 +111,7 @@ def test_rows_trained_before_stay_in_the_table(ebhi, tmp_path, capsys, monkeypat
     assert [line.split(" | ")[0] for line in rows] == ["| Resnet50", "| EfficientNet"]  # in the paper's order
     assert all(line.endswith(" 5 |") for line in rows)
     monkeypatch.setattr(api, "train", stopped)
-    assert _reproduce(*arguments, ROWS[0], "single_swin") == 130
+    assert _reproduce(*arguments, ROWS[0], "single_swin") == 75
     capsys.readouterr()
     lines = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     finished = [line["recipe"] for line in lines if line["folds"] == "5"]
@@ -139,7 +139,7 @@ def test_what_was_interrupted_goes_on_and_what_fails_is_told(ebhi, tmp_path, cap
         raise RuntimeError("the disk is full")
 
     monkeypatch.setattr(api, "train", stopped_at_the_second)  # the order is the paper's: resnet50 comes first
-    assert _reproduce(*arguments) == 130
+    assert _reproduce(*arguments) == 75
     assert "stopped at epoch 1, step 2; the same command continues" in capsys.readouterr().err
     monkeypatch.setattr(api, "train", real)
     assert _reproduce(*arguments[: -len(SMALL) - 2], ROWS[1], *SMALL) == 0

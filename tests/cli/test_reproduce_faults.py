@@ -15,7 +15,6 @@ from fastmtl.reproduce import Score, delta_m, plan, reproduction, tables
 from fastmtl.reproduce.plan import Result, RunKey
 from fastmtl.reproduce.reproduction import reproduce
 from fastmtl.reproduce.roc_figure import answers
-from fastmtl.training import checkpoint
 from fastmtl.training.file_lock import locked
 from fastmtl.training.run_dir import RunError
 
@@ -89,14 +88,11 @@ def test_a_summary_without_tasks_is_damaged(content, tmp_path):
         reproduction._finished(tmp_path)
 
 
-def test_a_checkpoint_that_a_crash_left_under_its_other_name_is_continued(tmp_path, monkeypatch):
-    """The crash between the two renames of `checkpoint.save`."""
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_continued(tmp_path, monkeypatch):
     (tmp_path / "config.toml").touch()
-    checkpoint.save(tmp_path / "checkpoints" / "last", {"a": 1})
-    (tmp_path / "checkpoints" / "last").rename(tmp_path / "checkpoints" / "last.old")
-    monkeypatch.setattr(api, "resume", lambda folder, console: checkpoint.load(folder / "checkpoints" / "last"))
+    monkeypatch.setattr(api, "resume", lambda folder, console: {"continued": str(folder)})
     (row,) = plan("mask2tasks", rows=["pcgrad"])
-    assert reproduction._train(row.recipe, tmp_path, tmp_path, None) == {"a": 1}
+    assert reproduction._train(row.recipe, tmp_path, tmp_path, None) == {"continued": str(tmp_path)}
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -332,6 +332,7 @@ def test_eval_leaves_out_patients_whom_the_run_names_in_another_spelling(tmp_pat
     held_out = json.loads((out / "split.json").read_text())["validation_patients"]
     others = [name for name in ("P1", "P2") if name not in held_out][:1]
     (tmp_path / "split.json").write_text(json.dumps({"validation_patients": others}))
+    (out / "summary.json").unlink()  # as if it had been stopped before its end
     assert main(["train", "--resume", "--out", str(out)]) == 0
     lines = (out / "evaluation.jsonl").read_text().splitlines()
     assert {json.loads(line)["patient"] for line in lines} == set(held_out)

@@ -155,6 +155,7 @@ def test_a_run_records_its_inner_share_and_who_chose(tiles, tmp_path):
     (tmp_path / "run" / "config.toml").write_text(
         tomli_w.dumps(as_dict(replace(recipe, data=replace(recipe.data, split_seed=9))))
     )
+    (tmp_path / "run" / "summary.json").unlink()
     again = api.resume(tmp_path / "run", console=Console(quiet=True))
     assert again["tasks"] == summary["tasks"]
     assert again["chosen_by"] == summary["chosen_by"]

@@ -207,6 +207,7 @@ def test_what_was_odd_ends_in_the_run_folder_and_is_not_doubled_by_resuming(tmp_
     page = (run / "report.html").read_text()
     assert "<h2>Notices</h2>" in page
     assert "P9-1.png: a mask without an image" in page
+    (run / "summary.json").unlink()  # as if it had been stopped before its end
     assert api.resume(run, console=console)["notices"] == found
     again = api.evaluate(run, data)["notices"]
     assert again[0] == found[0]

@@ -98,6 +98,51 @@ def trained(world: World, *arguments, **options) -> dict[str, Any]:
     return {"weights": made.model.state_dict(), "records": records}
 
 
+class Uneven(PartLoader):
+    """Rank 1 has a batch less."""
+
+    def __len__(self) -> int:
+        return BATCHES - self.world.rank
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if self.batch <= len(self):
+                yield batch
+
+
+def cut_in_validation(world: World, folder: Path) -> dict[str, object]:
+    """Rank 1 is asked to stop in its first batch of the first validation; both leave it, and repeat it."""
+
+    def run(made: Trainer, train: PartLoader, stop: bool) -> str:
+        validation = Uneven(world, seed=7)
+
+        def spoil(batch: Batch, epoch: int, number: int) -> Batch:
+            made.stop_requested |= stop and world.rank == 1
+            return batch
+
+        validation.spoil = spoil
+        try:
+            made.fit(train, validation)
+        except Interrupted as error:
+            return str(error)
+        return "nothing was raised"
+
+    whole, records = trainer(world), []
+    whole.observers.append(_Records(records))
+    run(whole, PartLoader(world), stop=False)
+    message = run(trainer(world, folder=folder), PartLoader(world), stop=True)
+    world.broadcast(None)  # rank 0 has written
+    world = World(world.rank, world.size)  # as a new process has
+    again, fresh, repeated = trainer(world), PartLoader(world), []
+    again.observers.append(_Records(repeated))
+    again.resume(folder / "last", fresh)
+    pending = again.pending is not None
+    run(again, fresh, stop=False)
+    epochs = [[one for one in some if "epoch" in one] for some in (records, repeated)]
+    weights = [one.model.state_dict() for one in (whole, again)]
+    return {"message": message, "pending": pending, "weights": weights, "epochs": epochs}
+
+
 class _Records:
     def __init__(self, records: list) -> None:
         self._records = records
@@ -261,6 +306,7 @@ def main(rank: int, rendezvous: str, folder: str) -> None:
                 found[f"{how} {fused}"] = spoilt(world, how, fused)
         for balancer in ("pcgrad", "db_mtl"):
             found[f"stopped {balancer}"] = stopped(world, Path(folder) / balancer, balancer)
+        found["cut in validation"] = cut_in_validation(world, Path(folder) / "validation")
         for stop_at in (0, 7):
             found[f"staged {stop_at}"] = staged(world, Path(folder) / f"staged{stop_at}", stop_at)
         torch.save(found, f"{folder}/{rank}.pt")

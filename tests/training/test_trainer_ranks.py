@@ -129,6 +129,17 @@ def test_a_rank_without_a_gpu_is_told(monkeypatch):
         components.device_of("auto", 1)
 
 
+def test_a_stop_in_the_validation_leaves_it_on_both_ranks(results):
+    """With numbers of batches that differ, so that the ranks must agree on more than their own."""
+    for rank in results:
+        found = rank["cut in validation"]
+        assert found["message"] == "stopped in the validation of epoch 1, step 4"
+        assert found["pending"]
+        whole, again = found["weights"]
+        assert all(torch.equal(value, again[name]) for name, value in whole.items())
+        assert found["epochs"][0] == found["epochs"][1]
+
+
 SMALL = ["--size", "32", "--batch-size", "2", "--precision", "float32", "--set", "model.base_channels=4"]
 
 
@@ -151,7 +162,7 @@ def _start(arguments: list[str]) -> list[subprocess.Popen]:
 
 
 def _until(file: Path, processes: list[subprocess.Popen]) -> None:
-    for _ in range(1200):
+    for _ in range(4800):  # a machine may be busy with other tests
         if file.exists() or any(process.poll() is not None for process in processes):
             return
         time.sleep(0.05)
@@ -170,7 +181,7 @@ def test_the_command_line_on_two_ranks(tiles, tmp_path):
     assert "epoch" not in said[1][1] + said[1][0]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["num_images"] == len((out / "evaluation.jsonl").read_text().splitlines())
-    assert main(["train", "--resume", "--out", str(out)]) == 1, "one process cannot continue it"
+    assert main(["train", "--resume", "--out", str(out)]) == 0, "it is finished"
 
 
 @pytest.mark.slow
@@ -184,7 +195,7 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path):
     _until(cut / "metrics.jsonl", ranks)
     ranks[1].send_signal(signal.SIGTERM)  # one of them is enough
     said = [process.communicate(timeout=60) for process in ranks]
-    assert [process.returncode for process in ranks] == [130, 130], said
+    assert [process.returncode for process in ranks] == [75, 75], said
     assert "continue with: " in said[0][1]
     again = _start(["--resume", "--out", str(cut)])
     said = [process.communicate(timeout=120) for process in again]
@@ -206,3 +217,20 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path):
     assert said.strip().splitlines()[-1] == (
         "fastmtl: another rank has ended, or did not answer for 10 minutes; see its own error."
     )
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_rank_and_the_run_continues(tiles, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "2", "-m", "fastmtl", "train", "demo", "--data", str(tiles), "--out", str(run)]
+    command += [*SMALL, "--epochs", "4"]
+    agent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    _until(run / "metrics.jsonl", [agent])
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    said = agent.communicate(timeout=240)[1]
+    assert agent.returncode == 0, said
+    assert "resumed at " in said
+    assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    assert [json.loads(line)["changes"] for line in (run / "resumes.jsonl").read_text().splitlines()] == [{}]

@@ -60,6 +60,33 @@ def test_plateau_waits_warms_up_and_is_told_of_scores_alone():
     assert again.param_groups[0]["lr"] == 0.25
 
 
+def _rebased(config, rate, num_steps):
+    """The rates of the next two steps after 5 of 10, with another highest rate and length."""
+    optimizer = _optimizer()
+    schedule = Schedule(optimizer, config, 10)
+    _rates(schedule, optimizer, 1)
+    if config.schedule == "plateau":
+        for score in (0.5, 0.5):
+            schedule.on_epoch(score)
+    again = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=rate)
+    longer = Schedule(again, config, num_steps)
+    groups = [dict(group) for group in again.param_groups]
+    longer.load_state_dict(schedule.state_dict())
+    longer.rebase(groups)
+    before = again.param_groups[0]["lr"]
+    again.step()
+    longer.step()
+    return [before, again.param_groups[0]["lr"]]
+
+
+def test_another_rate_and_length_hold_from_the_next_step_on():
+    cosine = OptimizerConfig(schedule="cosine", warmup=0.0)
+    wanted = [0.5 * 0.5 * (1 + math.cos(math.pi * step / 20)) for step in (4, 5)]
+    assert _rebased(cosine, 0.5, 20) == pytest.approx(wanted)
+    plateau = OptimizerConfig(schedule="plateau", warmup=0.0, plateau_factor=0.1, plateau_patience=0)
+    assert _rebased(plateau, 0.5, 20) == pytest.approx([0.05, 0.05]), "what the plateau has reduced stays reduced"
+
+
 def test_the_plateau_reads_the_validation_score(tmp_path):
     optimizer = {"lr": 0.0, "schedule": "plateau", "warmup": 0.0, "plateau_patience": 0}
     made = run(recipe_of(tmp_path, optimizer=optimizer, training={"epochs": 1}), tmp_path)
@@ -215,11 +242,12 @@ def test_ema_is_its_formula_and_what_is_judged_and_kept(tmp_path):
             name: 0.9 * value + 0.1 * one[name] if value.is_floating_point() else one[name]
             for name, value in expected.items()
         }
-    best = checkpoint.load(tmp_path / "best")["model"]
+    best = components.build_model(recipe, stages.tasks, stages.device)
+    checkpoint.load_model(tmp_path / "best", best)
     for name, value in expected.items():
-        torch.testing.assert_close(best[name], value)
+        torch.testing.assert_close(weights(best)[name], value)
     assert same(checkpoint.load(tmp_path / "last")["model"], seen[-1])
-    stages.model.load_state_dict(best)
+    stages.model.load_state_dict(weights(best))
     stages.trainer.average = None  # the averaged weights are the model's own now
     judged = stages.trainer.evaluate(HeldOut(seed=5))["score"]
     assert checkpoint.load(tmp_path / "best")["progress"]["best_score"] == judged
@@ -230,7 +258,8 @@ def test_the_last_checkpoint_is_judged_by_its_average(tmp_path):
     stages, loader = stages_for(recipe, tmp_path), MemoryLoader(num_batches=1)
     judged = components.build_model(recipe, stages.tasks, stages.device)
     stages.begin(loader)
-    stages.trainer.save("last", loader)
+    stages.trainer.save(loader)
+    stages.trainer.wait()
     checkpoint.load_model(tmp_path / "last", judged)
     assert same(weights(judged), weights(stages.model)), "no average yet"
     stages.fit(loader, HeldOut(seed=5))

@@ -1,0 +1,168 @@
+"""How a training begins: a new run, or the continuation of the one in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import data
+from ..config import Recipe, at_key, merge
+from ..config.resuming import MAY_CHANGE, REBASING, Changes, changed, differences, matches
+from ..training.run_dir import RunError, RunFolder
+from ..utils.json_toml import JsonMapping, JsonObject, read_json
+from ..utils.words import counted
+from .job import SPLIT_FILE, Job
+
+
+@dataclass(frozen=True)
+class Start:
+    """What to train, and how it begins.
+
+    Attributes:
+        recipe: the recipe, with what has changed.
+        root: data folder; None generates it.
+        split_file: the split that was asked for.
+        resumed: whether the folder already contains this run; it has its own split and stains.
+        changes: what differs from the run until now: key -> before, now. "data" is the data folder.
+        summary: of a run that has nothing left to do.
+    """
+
+    recipe: Recipe
+    root: Path | None
+    split_file: Path | None = None
+    resumed: bool = False
+    changes: Changes = field(default_factory=Changes)
+    summary: JsonObject | None = None
+
+    @property
+    def rebased(self) -> bool:
+        """Whether the rates of the optimizer change."""
+        return any(matches(key, REBASING) for key in self.changes)
+
+
+def by_recipe(out: Path, recipe: Recipe, root: Path | None, split_file: Path | None) -> Start:
+    """The start of `fastmtl train RECIPE --data ROOT --out OUT`.
+
+    A recipe that is given again may differ from the run's first recipe only in `MAY_CHANGE`. Where it does not differ
+    from that, what an earlier continuation changed remains.
+
+    Raises:
+        RunError: `out` contains a run of another recipe or split, or is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; --out must be a folder to create.")
+    if not is_run(out):
+        return Start(recipe, root, split_file)
+    run = RunFolder(out)
+    stored = run.recipe()
+    given = differences(_first_recipe(stored, run.resumes()), recipe)
+    _check_may_change(out, given)
+    if split_file is not None:
+        _check_split(out, split_file, drawn=bool(stored.data.max_tiles))
+    return _continuation(out, changed(stored, _nested({key: now for key, (_, now) in given.items()})), root)
+
+
+def by_folder(out: Path, root: Path | None, values: Mapping[str, Any]) -> Start:
+    """The start of `fastmtl train --resume --out OUT`, with `values` of the recipe to change.
+
+    Raises:
+        RunError: `out` is not a run, or a value cannot change.
+        ConfigError: an unknown key, or an invalid value.
+    """
+    stored = RunFolder(out).recipe()
+    recipe = changed(stored, values)
+    _check_may_change(out, differences(stored, recipe))
+    return _continuation(out, recipe, root)
+
+
+def is_run(out: Path) -> bool:
+    """Whether a run has been created in `out`: config.toml is its last file."""
+    return (out / "config.toml").is_file()
+
+
+def check_same_tiles(job: Job) -> None:
+    """Raise RunError unless the data have the tiles that the run was split into."""
+    own = job.out / SPLIT_FILE
+    if not own.is_file():
+        return
+    split = data.load_split(own)
+    there = {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
+    split = job.splits.split
+    now = {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
+    for names, what in ((there - now, "missing"), (now - there, "new")):
+        if names:
+            raise RunError(
+                f"{job.facts['data']} does not hold the data of {job.out}: {counted(len(names), 'tile')} of "
+                f"{len(there)} {what}, first {min(names)}. Give --data the folder that the data were moved to."
+            )
+
+
+def _continuation(out: Path, recipe: Recipe, root: Path | None) -> Start:
+    run = RunFolder(out)
+    facts = run.extra()
+    changes = differences(run.recipe(), recipe)
+    if not changes and (summary := _summary(out)) is not None:
+        return Start(recipe, root, resumed=True, summary=summary)
+    before = Path(facts["data"])
+    root = before if root is None else root
+    if not root.exists():
+        raise RunError(f"the data of {out} are not in {root}; if they were moved, add --data DIR.")
+    if root.resolve() != before.resolve():
+        changes["data"] = [str(before), str(root.resolve())]
+    split_file = Path(facts["split_file"]) if facts["split_file"] else None
+    return Start(recipe, root, split_file, True, changes)
+
+
+def _summary(out: Path) -> JsonObject | None:
+    """summary.json of a run that is finished: its report is its last file."""
+    if not (out / "report.html").is_file():
+        return None
+    try:
+        found = read_json(out / "summary.json")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("tasks"), dict) else None
+
+
+def _first_recipe(stored: Recipe, resumes: Sequence[JsonMapping]) -> Recipe:
+    """The recipe that the run began with: `stored` without the changes of its continuations."""
+    first: dict[str, Any] = {}
+    for record in reversed(resumes):
+        first |= {key: pair[0] for key, pair in record.get("changes", {}).items() if key != "data"}
+    return changed(stored, _nested(first))
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    staged = any(key.startswith("stages.") for key in values)
+    for key, value in values.items():
+        if value is not None and not (staged and key == "training.epochs"):  # the sum of the stages' epochs
+            nested = merge(nested, at_key(key, value))
+    return nested
+
+
+def _check_may_change(out: Path, given: Changes) -> None:
+    for key, (before, now) in given.items():
+        if not matches(key, MAY_CHANGE):
+            raise RunError(
+                f"{out} contains a run with {key} = {before!r}, and now it is {now!r}; choose another --out to train "
+                f"with other values. Only these may change in a run: {', '.join(MAY_CHANGE)}."
+            )
+
+
+def _check_split(out: Path, split_file: Path, *, drawn: bool) -> None:
+    """Raise RunError if `split_file` holds out or tests other patients than the run in `out`, which has only some of
+    them if its tiles were `drawn`."""
+    own = out / SPLIT_FILE
+    if not own.is_file():
+        return
+    for load, what in ((data.load_groups, "validation_patients"), (data.load_test_groups, "test_patients")):
+        before, now = (sorted(map(str, load(path))) for path in (own, split_file))
+        keys, new = ({data.identifier_key(name) for name in names} for names in (before, now))
+        if keys != new and not (drawn and keys <= new):
+            raise RunError(
+                f"{out} contains a run with {what} = {before}, and in {split_file} they are {now}; choose another "
+                "--out to train with another split."
+            )

@@ -1,0 +1,78 @@
+"""What may change when a run is continued, and how two recipes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any
+
+from .parsing import merge, typed
+from .renamed import with_new_names
+from .schema import Recipe
+from .stages import with_total_epochs
+from .validation import validate
+
+MAY_CHANGE = (
+    *("optimizer.lr", "optimizer.weight_decay", "optimizer.momentum"),
+    *("training.epochs", "training.patience", "training.clip_norm", "training.log_every"),
+    *("training.gradient_stats_every", "training.checkpoint", "training.tta"),
+    *("training.checkpoint_minutes", "training.checkpoint_steps", "training.keep_checkpoints"),
+    *("data.num_threads", "data.max_damaged", "data.root", "data.index_folder"),
+    *("stages.*.epochs", "stages.*.optimizer.lr", "stages.*.optimizer.weight_decay"),
+)
+"""Keys of a recipe whose value a run may change when it is continued; `*` is the name of a stage."""
+REBASING = ("optimizer.*", "training.epochs", "stages.*")
+"""Those of them that change the learning rate, weight decay or momentum, which a checkpoint also holds."""
+_FILLED = ("data.mean", "data.std", "tasks.*.class_shares")
+"""Keys that a start fills in if they are empty."""
+_TABLES = ("protocol", "data", "model", "tasks", "balancer", "optimizer", "training", "stages")
+"""What training depends on."""
+
+Changes = dict[str, list[Any]]
+"""Key -> its value before and now."""
+
+
+def differences(before: Recipe, now: Recipe) -> Changes:
+    """The keys that training depends on and that differ.
+
+    >>> from fastmtl.config import load_recipe
+    >>> differences(load_recipe("demo"), load_recipe("demo", {"optimizer": {"lr": 0.5}}))
+    {'optimizer.lr': [0.003, 0.5]}
+    """
+    old, new = dict(_flat(before)), dict(_flat(now))
+    found = {key: [old.get(key), new.get(key)] for key in {**old, **new} if old.get(key) != new.get(key)}
+    return {key: pair for key, pair in found.items() if pair[1] or not matches(key, _FILLED)}
+
+
+def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with `values`, nested tables as `load_recipe` takes them.
+
+    Raises:
+        ConfigError: an unknown key or an invalid value.
+    """
+    over = with_new_names(values)
+    built: Recipe = typed(Recipe, merge(asdict(recipe), over))
+    built = with_total_epochs(built, over.get("training", {}).get("epochs"))
+    validate(built)
+    return built
+
+
+def matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _flat(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    for table, value in asdict(recipe).items():
+        if table in _TABLES:
+            yield from _leaves(table, value)
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list) and value and all(isinstance(one, dict) and "name" in one for one in value):
+        value = {one["name"]: one for one in value}
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key, value

@@ -1,0 +1,85 @@
+"""When a trainer saves, and how it stops: agreed by all ranks, at a step or in a validation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from ..config import TrainingConfig
+from ..protocols import Batch, Loader
+from .checkpoint_store import CheckpointStore
+from .errors import CheckpointError, Interrupted
+from .trainer_state import TrainerState
+
+_SAVE, _STOP = 1, 2  # what a rank asks all of them to do
+
+
+class TrainerSaving(TrainerState):
+    """The part of `Trainer` that saves and stops; `Trainer.__init__` sets the attributes."""
+
+    config: TrainingConfig
+    store: CheckpointStore | None
+    stop_requested: bool
+    _saved_at: float
+
+    def save(self, loader: Loader, *, best: bool = False) -> None:
+        """Save a checkpoint, the best one from now on if `best`; all ranks call it. It is on the disk after `wait`."""
+        self._saved_at = time.monotonic()
+        if self.store is None and self.world.size == 1:
+            return
+        state = self.state_dict(loader)  # on every rank, because it gathers
+        if self.store is not None:
+            self.store.save(state, self.step_count, best=best)
+
+    def wait(self) -> None:
+        """Return when the last save is on the disk.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        if self.store is not None:
+            self.store.wait()
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Inside, checkpoints are saved; at the end they are on the disk, unless someone leaves at once."""
+        self._saved_at = time.monotonic()
+        try:
+            yield
+        except Interrupted:
+            self.wait()
+            raise
+        except Exception:
+            with suppress(CheckpointError):  # the first error is told
+                self.wait()
+            raise
+        self.wait()
+
+    def _save_if_due(self, loader: Loader) -> None:
+        """After a step: save, or save and raise Interrupted, if it is time to. All ranks do the same."""
+        config, asked = self.config, self._asked()
+        if asked or (config.checkpoint_steps and self.step_count % config.checkpoint_steps == 0):
+            self.save(loader)
+        if asked == _STOP:
+            raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
+
+    def _until_stopped(self, loader: Loader) -> Iterator[Batch]:
+        """The batches, until a rank is asked to stop: then Interrupted on all ranks after the same number of rounds."""
+        batches = iter(loader)
+        for _ in range(int(self.world.gather(torch.tensor(len(loader))).max())):
+            if self._asked() == _STOP:
+                raise Interrupted(f"stopped in the validation of epoch {self.epoch}, step {self.step_count}")
+            if (batch := next(batches, None)) is not None:
+                yield batch
+        yield from batches  # none: a loader moves to its next epoch when it is asked for one more
+
+    def _asked(self) -> int:
+        """What the ranks agree on, a step later if there are several: nothing, _SAVE or _STOP."""
+        due = 60 * self.config.checkpoint_minutes
+        wish = _STOP if self.stop_requested else 0
+        if not wish and self.world.rank == 0 and 0 < due <= time.monotonic() - self._saved_at:
+            wish, self._saved_at = _SAVE, time.monotonic()
+        return self.world.largest(wish)

@@ -1,0 +1,258 @@
+"""One command starts and continues a run, from whatever an interruption at any moment left."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from helpers.tiles import write_folder
+
+from fastmtl import api, data
+from fastmtl.cli import main
+from fastmtl.training import checkpoint
+from fastmtl.training.checkpoint_names import history
+from fastmtl.training.file_lock import locked
+from fastmtl.training.run_dir import RunFolder
+from fastmtl.training.trainer import Trainer
+from fastmtl.utils.atomic_io import append
+
+OPTIONS = ["--epochs", "2", "--size", "32", "--batch-size", "2", "--log-every", "1", "--precision", "float32"]
+OPTIONS += ["--set", "model.base_channels=2", "training.checkpoint_steps=2", "training.average=ema"]
+OPTIONS += ["--set", "training.average_decay=0.5"]
+
+
+class Killed(BaseException):
+    """Where SIGKILL would end the process; nothing may clean up after it, so nothing here does."""
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """Six tiles to train: three steps in an epoch."""
+    root = tmp_path_factory.mktemp("data") / "tiles"
+    write_folder(root, {"a": 6, "b": 4}, size=32)
+    return root
+
+
+def _command(tiles, out, *more):
+    return ["train", "demo", "--data", str(tiles), "--out", str(out), *OPTIONS, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(tiles, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main(_command(tiles, out)) == 0
+    return out
+
+
+def _killed(command, monkeypatch, owner, name, at, *, after=False):
+    """Run `command` until the `at`-th call of a function, which is not reached or `after` it."""
+    function, calls = getattr(owner, name), []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        done = function(*arguments, **options) if len(calls) < at or after else None
+        if len(calls) == at:
+            raise Killed
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, counted)
+        with pytest.raises(Killed):
+            main(command)
+    for thread in threading.enumerate():
+        if thread.name == "fastmtl-checkpoint":
+            thread.join()
+
+
+def _lines(run, file):
+    """The records without the times."""
+    timed = ("seconds", "validation_seconds", "images_per_second", "waiting")
+    found = [json.loads(line) for line in (run / file).read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in timed} for record in found]
+
+
+def _same(run, whole):
+    for name in ("last", "best"):
+        found, wanted = (checkpoint.load(folder / "checkpoints" / name) for folder in (run, whole))
+        assert found["progress"]["step"] == wanted["progress"]["step"]
+        for part in ("model", "average"):
+            assert all(value.equal(found[part][key]) for key, value in wanted[part].items())
+        assert found["rng"].equal(wanted["rng"])
+        assert found["loader"] == wanted["loader"]
+    for file in ("metrics.jsonl", "balance.jsonl"):
+        assert _lines(run, file) == _lines(whole, file)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, whole)]
+    assert summaries[0] == summaries[1]
+
+
+MOMENTS = {
+    "before the folder is there": (RunFolder, "create", 1, False),
+    "between the folder and the first checkpoint": (Trainer, "save", 1, False),
+    "in the first step": (Trainer, "step", 1, False),
+    "after a checkpoint within the first epoch": (Trainer, "step", 3, True),
+    "after the first epoch, before it is saved": (Trainer, "save", 3, False),
+    "in the first validation": (Trainer, "evaluate", 1, False),
+    "after the record, before its checkpoint": (RunFolder, "on_epoch", 1, True),
+    "in the second epoch": (Trainer, "step", 5, False),
+    "in the last validation": (Trainer, "evaluate", 2, True),
+    "before the summary": (RunFolder, "write_summary", 1, False),
+    "before the report": (RunFolder, "write_report", 1, False),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_any_moment_the_same_command_ends_where_a_whole_run_ends(moment, tiles, whole, tmp_path, monkeypatch):
+    command = _command(tiles, tmp_path / "run")
+    owner, name, at, after = MOMENTS[moment]
+    _killed(command, monkeypatch, owner, name, at, after=after)
+    again = ["train", "--resume", "--out", str(tmp_path / "run")]
+    assert main(again if len(moment) % 2 and (tmp_path / "run" / "config.toml").exists() else command) == 0
+    _same(tmp_path / "run", whole)
+
+
+@pytest.mark.long
+def test_a_validation_that_was_cut_is_not_trained_for_again(tiles, whole, tmp_path, monkeypatch):
+    command = _command(tiles, tmp_path / "run")
+    _killed(command, monkeypatch, Trainer, "evaluate", 2)
+    steps = []
+    monkeypatch.setattr(Trainer, "step", lambda *_: steps.append(1))
+    assert main(command) == 0
+    assert not steps
+    _same(tmp_path / "run", whole)
+
+
+@pytest.mark.long
+def test_a_line_that_cannot_be_written_costs_the_validation_alone(tiles, whole, tmp_path, monkeypatch, capsys):
+    def full(path, text):
+        if path.name == "metrics.jsonl":
+            raise OSError(28, "No space left on device", str(path))
+        append(path, text)
+
+    command = _command(tiles, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr("fastmtl.training.run_dir.append", full)
+        assert main(command) == 1
+    assert "metrics.jsonl: No space left on device" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "resumed at the validation of epoch 1" in capsys.readouterr().err
+    _same(tmp_path / "run", whole)
+
+
+@pytest.mark.long
+def test_damage_of_the_newest_checkpoint_is_told_and_costs_what_came_after_the_one_before(
+    tiles, whole, tmp_path, monkeypatch, capsys
+):
+    command = _command(tiles, tmp_path / "run")
+    _killed(command, monkeypatch, Trainer, "step", 6)
+    newest = history(tmp_path / "run" / "checkpoints")[-1].path
+    (newest / "tensors.safetensors").write_bytes(b"x")
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert f"note: checkpoint {newest} is damaged: tensors.safetensors does not match its checksum. Training" in said
+    _same(tmp_path / "run", whole)
+
+
+def test_a_finished_run_says_so_and_reads_no_data(whole, tiles, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "read_dataset", lambda *_: pytest.fail("data were read"))
+    for command in (_command(tiles, whole), ["train", "--resume", "--out", str(whole)]):
+        assert main(command) == 0
+        assert f"already finished: {whole}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--batch-size", "4"], "data.batch_size = 2, and now it is 4"),
+        (["--seed", "1"], "training.seed = 0, and now it is 1"),
+        (["--set", "balancer.name=linear"], "balancer.name = 'pcgrad', and now it is 'linear'"),
+        (["--set", "model.base_channels=4"], "model.base_channels = 2, and now it is 4"),
+        (["--optimizer", "sgd"], "optimizer.optimizer = 'adamw', and now it is 'sgd'"),
+    ],
+)
+def test_another_recipe_is_named_by_its_key_and_both_values(given, message, whole, tiles, capsys):
+    assert main(_command(tiles, whole, *given)) == 1
+    assert f"contains a run with {message}" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(whole), *given]) == 1
+    assert f"contains a run with {message}" in capsys.readouterr().err
+
+
+def test_another_split_is_named(whole, tiles, tmp_path, capsys):
+    split = tmp_path / "split.json"
+    held_out = json.loads((whole / "split.json").read_text())["validation_patients"]
+    split.write_text(json.dumps({"validation_patients": ["nobody"]}))
+    assert main(_command(tiles, whole, "--split", str(split))) == 1
+    said = capsys.readouterr().err
+    assert f"validation_patients = {held_out}, and in {split} they are ['nobody']" in said
+
+
+@pytest.mark.parametrize("command", ["again", "resume"])
+def test_a_second_writer_gets_one_line(command, whole, tiles, tmp_path, capsys):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    (out / "summary.json").unlink()
+    with locked(out, "busy"):
+        assert main(_command(tiles, out) if command == "again" else ["train", "--resume", "--out", str(out)]) == 1
+    assert f"another process trains in {out}; wait for its end" in capsys.readouterr().err
+
+
+def test_two_that_begin_at_once_do_not_share_a_folder(tiles, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run", "busy"):
+        assert main(_command(tiles, tmp_path / "run")) == 1
+    assert "another process trains in" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+@pytest.mark.long
+def test_what_changes_is_recorded_and_stays(tiles, tmp_path, monkeypatch, capsys):
+    """A lower rate given to --resume holds, also where a scheduler repeats the first command."""
+    out = tmp_path / "run"
+    command = _command(tiles, out, "--set", "optimizer.schedule=constant", "optimizer.warmup=0")
+    _killed(command, monkeypatch, Trainer, "step", 4)
+    change = ["--lr", "1e-4", "--weight-decay", "0.5", "--epochs", "3"]
+    _killed(["train", "--resume", "--out", str(out), *change], monkeypatch, Trainer, "step", 2)
+    assert main(command) == 0
+    assert "changed: " not in capsys.readouterr().err.rpartition("resumed at")[2]
+    records = RunFolder(out).resumes()
+    wanted = {"optimizer.lr": [0.003, 1e-4], "optimizer.weight_decay": [0.01, 0.5], "training.epochs": [2, 3]}
+    assert [record["changes"] for record in records] == [wanted, {}]
+    assert [record["step"] for record in records] == [3, 4]
+    state = checkpoint.load(out / "checkpoints" / "last")
+    assert state["progress"]["epoch"] == 3
+    assert [group["lr"] for group in state["optimizer"]["param_groups"]] == pytest.approx([1e-4, 1e-4])
+    assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
+    assert [record["lr"] for record in RunFolder(out).records()] == pytest.approx([0.003, 1e-4, 1e-4])
+    assert RunFolder(out).recipe().training.epochs == 3
+    page = (out / "report.html").read_text()
+    assert "after step 3 (optimizer.lr 0.003 -&gt; 0.0001, optimizer.weight_decay 0.01 -&gt; 0.5" in page
+
+
+@pytest.mark.long
+def test_a_finished_run_may_be_trained_for_longer(whole, tmp_path):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "3"]) == 0
+    assert [record["epoch"] for record in RunFolder(out).records()] == [1, 2, 3]
+    rates = [record["lr"] for record in RunFolder(out).records()]
+    assert rates[1] == pytest.approx(0)
+    assert checkpoint.load(out / "checkpoints" / "last")["progress"]["step"] == 9
+
+
+@pytest.mark.long
+def test_data_that_moved_are_the_same_tiles(tiles, whole, tmp_path, monkeypatch, capsys):
+    here, out = Path(shutil.copytree(tiles, tmp_path / "here")), tmp_path / "run"
+    _killed(_command(here, out), monkeypatch, Trainer, "step", 4)
+    there = here.rename(tmp_path / "there")
+    assert main(["train", "--resume", "--out", str(out)]) == 1
+    assert f"the data of {out} are not in {here}; if they were moved, add --data DIR" in capsys.readouterr().err
+    one = min((there / "a" / "image").iterdir())
+    away = one.rename(tmp_path / one.name)
+    assert main(["train", "--resume", "--out", str(out), "--data", str(there)]) == 1
+    assert "1 tile of 10 missing, first " in capsys.readouterr().err
+    away.rename(one)
+    assert main(["train", "--resume", "--out", str(out), "--data", str(there)]) == 0
+    assert json.loads((out / "run.json").read_text())["data"] == str(there)
+    assert RunFolder(out).resumes()[-1]["changes"] == {"data": [str(here), str(there)]}
+    _same(out, whole)
+    assert api.evaluate(out, there, everything=True)["num_images"] == 10
