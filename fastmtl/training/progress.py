@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from ..utils.json_toml import JsonMapping
+from ..utils.words import counted
 
 
 def plain(console: Console) -> Console:
@@ -53,6 +54,7 @@ class ProgressLine:
             self._task = self._bar.add_task("", total=self.epochs * num_batches, completed=done, seen="")
             self._bar.start()
         losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
+        losses += _skipped(record)
         speed = f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
         self._bar.update(
             self._task,
@@ -70,13 +72,21 @@ class ProgressLine:
         stage = f"{record['stage']}: " if "stage" in record else ""
         self.console.print(
             f"{stage}epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss: {losses}{scores}  |  "
-            f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+            f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data{_skipped(record)}"
         )
+
+    def on_restore(self, step: int, epoch: int, why: str) -> None:
+        self.console.print(f"{why} Back to epoch {epoch + 1}, step {step}.")
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _skipped(record: JsonMapping) -> str:
+    count = record.get("skipped", 0)
+    return f", {counted(count, 'step')} skipped" if count else ""
 
 
 def _scores(tasks: Mapping[str, JsonMapping]) -> list[str]:

@@ -189,6 +189,7 @@ class Stages:
             average=average,
             stage=stage.name,
             folder=self.folder if first else None,
+            nonfinite=self.folder.parent / "nonfinite",
             observers=self.observers if first else [],
             world=self.world,
         )

@@ -1,8 +1,8 @@
 """The training loop: outputs -> losses -> update (backward, clip, step).
 
 With the fused step, or torch's fused optimizers, a step never waits for the device. With a NaN loss or an infinite
-gradient the optimizer skips the step on the device; the next log step (`TrainingConfig.log_every`) raises an error
-with the task's name.
+gradient the optimizer skips the step on the device; the next log step (`TrainingConfig.log_every`) does what
+`TrainingConfig.on_nonfinite` says. Nothing is saved before the steps so far have been looked at.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from .errors import OtherRanks as OtherRanks
 from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
 from .lr_schedule import rate_of
+from .norm_statistics import NormStatistics
+from .skipped_steps import SkippedSteps
 from .trainer_state import TrainerState
 from .weight_averaging import WeightAverage
 
@@ -45,6 +47,7 @@ class Trainer(TrainerState):
         update: computes an optimizer step from the losses; `PlainUpdate` if None.
         scheduler: stepped once per step.
         folder: for the checkpoints `last` and `best`; None saves none.
+        nonfinite: folder for batches whose loss or gradient was not finite, the same on all ranks; None writes none.
         observers: called at log steps and after epochs.
         world: the ranks that train this model, each on its part of the data; one process if None. All ranks create the
             same trainer and call the same methods; only rank 0 uses folder and observers.
@@ -64,6 +67,7 @@ class Trainer(TrainerState):
         average: WeightAverage | None = None,
         stage: str = "",
         folder: Path | None = None,
+        nonfinite: Path | None = None,
         observers: Sequence[Observer] = (),
         world: World | None = None,
     ):
@@ -81,9 +85,17 @@ class Trainer(TrainerState):
         self.epoch = self.step_count = self.first_epoch = self.bad_epochs = 0
         self.best_score = float("-inf")
         self.stop_requested = False
-        # Per task: the epoch's sum of losses, and the number of non-finite losses; last: skipped steps.
+        # Per task: the sum of losses of this epoch's steps that were not skipped.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
-        self.bad = torch.zeros(len(self.tasks) + 1, dtype=torch.int64, device=self.device)
+        self.skipped = SkippedSteps(
+            config,
+            [task.name for task in tasks],
+            self.device,
+            scaled=self.scaler is not None,
+            folder=nonfinite,
+            rank=self.world.rank,
+        )
+        self.statistics = NormStatistics(model)
         self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.has_label`
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
@@ -93,14 +105,29 @@ class Trainer(TrainerState):
         while not self.finished:
             self.model.train()
             pace, number = _Pace(self.world.size), train.state_dict().get("batch", 0)
+            if self.config.on_nonfinite == "restore" and not self._can_restore():
+                self.save("last", train)
+            restored = ""
             for batch in pace.timed(train):
-                losses, done = self.step(batch.to(self.device, non_blocking=True))
                 number += 1
-                if self.step_count % self.config.log_every == 0 or number == len(train):
+                if self.skipped.passes_over(self.step_count + 1):
+                    self._pass_over()
+                    continue
+                losses, done = self.step(batch.to(self.device, non_blocking=True))
+                log = self.step_count % self.config.log_every == 0 or number == len(train)
+                stopping = self.world.stopping(self.stop_requested)
+                if log or stopping or self.skipped.full:  # nothing is saved that nobody has looked at
+                    restored = self.skipped.judge(self.epoch, len(train))
+                if restored:
+                    break
+                if log:
                     self._look(losses, done, number, len(train), pace.so_far())
-                if self.world.stopping(self.stop_requested):
+                if stopping:
                     self.save("last", train)
                     raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
+            if restored := restored or self.skipped.judge(self.epoch, len(train)):  # the last batch was passed over
+                self._restore(restored, train)
+                continue
             weights = self._constant_weights()  # of this epoch: closing it may change them
             record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
             monitored: float | None = None
@@ -124,6 +151,7 @@ class Trainer(TrainerState):
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update on `batch`; returns the losses and the balancer's statistics, on the device."""
+        statistics = self.statistics.take()
         again = Replay(self.model, self.device) if self.balancer.needs_reevaluation else None
         losses = self.losses(batch)
         shared, active = list(cast(Model, self.model).shared_parameters()), self._has_label(batch).any(0)
@@ -133,13 +161,15 @@ class Trainer(TrainerState):
         if self.scaler is not None:
             self.scaler.update()
         values = torch.stack([loss.detach().double() for loss in losses.values()])
-        self.sums += values
-        self.bad += torch.cat([~values.isfinite(), done.pop("skipped").reshape(1)])
+        skipped = done.pop("skipped")
+        not_counted = self.skipped.add(self.step_count + 1, values, skipped, batch)
+        self.sums += torch.where(not_counted, 0.0, values)
         if self.scheduler is not None:
             self.scheduler.step()
         if again is not None:
             self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
         self.world.share_statistics(self.model)
+        self.statistics.undo(statistics, skipped)
         if self.average is not None:
             self.average.on_step(self.epoch - self.first_epoch)
         self.step_count += 1
@@ -180,10 +210,11 @@ class Trainer(TrainerState):
     def _close_epoch(self, num_batches: int) -> dict[str, Any]:
         """Count the epoch; returns its part of the record."""
         sums = self.world.sum(self.sums) / self.world.size
-        losses = (
-            sums / max(num_batches, 1)
-        ).tolist()  # synchronises with the device, so that the measured time is complete
+        skipped = self.skipped.in_epoch
+        # `tolist` synchronises with the device, so that the measured time is complete.
+        losses = (sums / max(num_batches - skipped, 1)).tolist()
         self.sums.zero_()
+        self.skipped.close_epoch()
         self.epoch += 1
         self.balancer.on_epoch()
         if self.average is not None:
@@ -192,30 +223,39 @@ class Trainer(TrainerState):
             "epoch": self.epoch,
             "step": self.step_count,
             "loss": {task.name: loss for task, loss in zip(self.tasks, losses, strict=True)},
+            "skipped": skipped,
             "lr": rate_of(self.optimizer),
         }
 
     def _look(
         self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, pace: dict[str, float]
     ) -> None:
-        counts = self.bad.tolist()
-        self.bad.zero_()
-        names = [task.name for task, count in zip(self.tasks, counts, strict=False) if count]
-        # A loss scaler uses infinite gradients to find its scale; without a scaler they are an error.
-        if names or (counts[-1] and self.scaler is None):
-            what = f"the loss of task {', '.join(map(repr, names))}" if names else "the gradient"
-            raise NonFiniteError(
-                f"{what} was NaN or infinite in {max(counts)} of the steps before step {self.step_count} "
-                f"(epoch {self.epoch + 1}); those steps were skipped and the weights are finite. "
-                "Lower optimizer.lr, set training.clip_norm, or look for broken targets."
-            )
         seen = torch.stack([loss.detach().double() for loss in losses.values()])
         values = (self.world.sum(seen) / self.world.size).tolist()
         record = dict(zip(losses, values, strict=True))
         telemetry = {name: value.tolist() for name, value in done.items()}
         for observer in self.observers:
-            look = {"loss": record, "balance": telemetry} | pace
+            look = {"loss": record, "balance": telemetry, "skipped": self.skipped.in_epoch} | pace
             observer.on_step(self.step_count, self.epoch, number, total, look)
+
+    def _pass_over(self) -> None:
+        """Count a step without taking it."""
+        self.step_count += 1
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def _can_restore(self) -> bool:
+        return self.world.broadcast(self.folder is not None and checkpoint.exists(self.folder / "last"))
+
+    def _restore(self, why: str, loader: Loader) -> None:
+        """Go back to the last checkpoint. All ranks call it, and read the checkpoint that rank 0 wrote."""
+        folder = self.world.broadcast(self.folder)
+        if folder is None:
+            raise NonFiniteError(f"{why} There is no checkpoint to go back to: this trainer has no folder.")
+        self.resume(folder / "last", loader)
+        for observer in self.observers:
+            if (on_restore := getattr(observer, "on_restore", None)) is not None:
+                on_restore(self.step_count, self.epoch, why)
 
     def _keep_best(self, score: float, loader: Loader) -> None:
         self.bad_epochs += 1

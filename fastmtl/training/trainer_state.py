@@ -13,6 +13,7 @@ from ..distributed import World
 from ..protocols import Balancer, Loader, Task
 from . import checkpoint
 from .errors import CheckpointError, OtherRanks
+from .skipped_steps import SkippedSteps
 from .state_checks import StateDict, load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
 from .weight_averaging import WeightAverage
 
@@ -36,6 +37,7 @@ class TrainerState:
     best_score: float
     bad_epochs: int
     sums: Tensor
+    skipped: SkippedSteps
 
     def state_dict(self, loader: Loader) -> StateDict:
         """The state of all ranks for a bit-equal continuation."""
@@ -62,6 +64,7 @@ class TrainerState:
             "best_score": self.best_score,
             "bad_epochs": self.bad_epochs,
             "sums": self.world.gather(self.sums),
+            "skipped": self.skipped.state_dict(),
         }
 
     def resume(self, directory: Path, loader: Loader) -> None:
@@ -112,6 +115,7 @@ class TrainerState:
             self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
             self.best_score = progress["best_score"]
             self.sums.copy_(progress["sums"][rank])
+            self.skipped.load_state_dict(progress.get("skipped", {}))
         # Last, because setting the loader's position may draw random numbers.
         with loading("rng"):
             torch.set_rng_state(state["rng"][rank].clone())  # a clone: torch reads from the start of the storage
