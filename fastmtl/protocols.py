@@ -203,8 +203,7 @@ class Observer(Protocol):
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
         """Called every `log_every` steps. `record` has "loss" by task, "balance" (the balancer's statistics), and for
-        the epoch so far "skipped" steps, "images_per_second" and "waiting", the fraction of time spent waiting for
-        data."""
+        the epoch so far "skipped" steps, and what `training.step_clock.StepClock.so_far` returns."""
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
         """Called after each epoch and its validation; `record` is the line of metrics.jsonl."""

@@ -15,6 +15,7 @@ from .. import data
 from ..builders import components, datasets, pretrained, stains
 from ..config import Recipe, list_recipes
 from ..distributed import World
+from ..training.profiling import ProfiledLoader
 from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
@@ -25,7 +26,13 @@ from .runs import report
 
 
 def train(
-    recipe: Recipe, root: Path | None, out: Path, *, split_file: Path | None = None, console: Console | None = None
+    recipe: Recipe,
+    root: Path | None,
+    out: Path,
+    *,
+    split_file: Path | None = None,
+    profile: bool = False,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on the tiles under `root`, write the run folder `out`, and return the summary.
 
@@ -36,6 +43,7 @@ def train(
         root: data folder; None generates the recipe's synthetic data set next to `out`.
         out: folder to create.
         split_file: JSON file with "validation_patients".
+        profile: write a torch.profiler trace of a few steps to `out`/profile.
         console: where progress is printed; None prints nothing.
 
     Raises:
@@ -53,19 +61,28 @@ def train(
         datasets.check_not_anothers(root, recipe.paper.formats, recipe.name)
     with _assembled(recipe, root, out, split_file, console, resumed=False) as (job, stages, batches, validation):
         stages.begin(batches)
-        stages.fit(batches, validation)
+        _fit(job, stages, batches, validation, profile)
     return _score_and_report(job)
 
 
-def resume(out: Path, *, console: Console | None = None) -> dict[str, Any]:
+def resume(out: Path, *, profile: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Continue the run in `out` from its last checkpoint, with its own recipe, data and split; returns the summary."""
     run = RunFolder(out)
     recipe, facts = run.recipe(), run.extra()
     split_file = Path(facts["split_file"]) if facts["split_file"] else None
     root = Path(facts["data"])
     with _assembled(recipe, root, out, split_file, console, resumed=True) as (job, stages, batches, validation):
-        stages.fit(batches, validation)
+        _fit(job, stages, batches, validation, profile)
     return _score_and_report(job)
+
+
+def _fit(job: Job, stages: Stages, batches: data.TileLoader, validation: data.TileLoader, with_profile: bool) -> None:
+    """Train; the first steps under the profiler, on rank 0 only, if `with_profile`."""
+    if not with_profile or job.world.rank:
+        stages.fit(batches, validation)
+        return
+    with ProfiledLoader(batches, job.out / "profile", job.console.print) as profiled:
+        stages.fit(profiled, validation)
 
 
 @contextmanager

@@ -54,13 +54,12 @@ class ProgressLine:
             self._task = self._bar.add_task("", total=self.epochs * num_batches, completed=done, seen="")
             self._bar.start()
         losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
-        losses += _skipped(record)
-        speed = f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+        said = f"{_speed(record)}{_skipped(record)}  {losses}{_shares(record)}"
         self._bar.update(
             self._task,
             completed=done,
             description=f"epoch {epoch + 1}/{self.epochs}",
-            seen=f"{speed}  {losses}",
+            seen=said,
         )
 
     def on_epoch(self, record: JsonMapping) -> None:
@@ -72,7 +71,7 @@ class ProgressLine:
         stage = f"{record['stage']}: " if "stage" in record else ""
         self.console.print(
             f"{stage}epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss: {losses}{scores}  |  "
-            f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data{_skipped(record)}"
+            f"{_speed(record)}{_skipped(record)}{_shares(record)}"
         )
 
     def on_restore(self, step: int, epoch: int, why: str) -> None:
@@ -82,6 +81,18 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _speed(record: JsonMapping) -> str:
+    return f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+
+
+def _shares(record: JsonMapping) -> str:
+    """The phases of at least 1% of the time, except for waiting, which `_speed` says; and the memory."""
+    parts = [f"{name} {share:.0%}" for name, share in record.get("time", {}).items() if name != "loader"]
+    parts = [part for part in parts if not part.endswith(" 0%")]
+    memory = [f"{record['memory_bytes'] / 2**30:.1f} GiB"] if "memory_bytes" in record else []
+    return f"  |  {', '.join(parts + memory)}" if parts or memory else ""
 
 
 def _skipped(record: JsonMapping) -> str:

@@ -8,7 +8,7 @@ gradient the optimizer skips the step on the device; the next log step (`Trainin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from ..config import TrainingConfig
 from ..distributed import World
 from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
 from ..utils.deprecation import adopt
+from ..utils.phases import phase
 from . import checkpoint
 from .errors import Interrupted as Interrupted
 from .errors import NonFiniteError as NonFiniteError
@@ -30,6 +31,7 @@ from .gradient_stats import watch, watches
 from .lr_schedule import rate_of
 from .norm_statistics import NormStatistics
 from .skipped_steps import SkippedSteps
+from .step_clock import StepClock
 from .trainer_state import TrainerState
 from .weight_averaging import WeightAverage
 
@@ -104,7 +106,7 @@ class Trainer(TrainerState):
         self.world.distribute(self.balancer, self.model)
         while not self.finished:
             self.model.train()
-            pace, number = _Pace(self.world.size), train.state_dict().get("batch", 0)
+            pace, number = StepClock(self.device, self.world.size), train.state_dict().get("batch", 0)
             if self.config.on_nonfinite == "restore" and not self._can_restore():
                 self.save("last", train)
             restored = ""
@@ -153,11 +155,13 @@ class Trainer(TrainerState):
         """One update on `batch`; returns the losses and the balancer's statistics, on the device."""
         statistics = self.statistics.take()
         again = Replay(self.model, self.device) if self.balancer.needs_reevaluation else None
-        losses = self.losses(batch)
+        with phase("forward"):
+            losses = self.losses(batch)
         shared, active = list(cast(Model, self.model).shared_parameters()), self._has_label(batch).any(0)
         due = watches(self.config, self.step_count + 1, self.balancer)
         watched = watch(losses, shared, self.scaler) if due else {}
-        done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
+        with phase("balance"):
+            done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
         if self.scaler is not None:
             self.scaler.update()
         values = torch.stack([loss.detach().double() for loss in losses.values()])
@@ -167,11 +171,14 @@ class Trainer(TrainerState):
         if self.scheduler is not None:
             self.scheduler.step()
         if again is not None:
-            self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
-        self.world.share_statistics(self.model)
+            with phase("balance"):
+                self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
+        with phase("communication"):
+            self.world.share_statistics(self.model)
         self.statistics.undo(statistics, skipped)
         if self.average is not None:
-            self.average.on_step(self.epoch - self.first_epoch)
+            with phase("average"):
+                self.average.on_step(self.epoch - self.first_epoch)
         self.step_count += 1
         return losses, done
 
@@ -181,7 +188,8 @@ class Trainer(TrainerState):
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.network(batch)
         losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
-        return self.world.losses(losses, self._has_label(batch).sum(0))
+        with phase("communication"):
+            return self.world.losses(losses, self._has_label(batch).sum(0))
 
     def evaluate(self, loader: Loader) -> dict[str, Any]:
         """See `eval_loop.evaluate`; uses the averaged weights if there are any."""
@@ -228,7 +236,7 @@ class Trainer(TrainerState):
         }
 
     def _look(
-        self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, pace: dict[str, float]
+        self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, pace: dict[str, Any]
     ) -> None:
         seen = torch.stack([loss.detach().double() for loss in losses.values()])
         values = (self.world.sum(seen) / self.world.size).tolist()
@@ -281,28 +289,3 @@ class Trainer(TrainerState):
             state |= {"model": dict(averaged.state_dict()), "average": None}
         if self.folder is not None:
             checkpoint.save(self.folder / name, state)
-
-
-class _Pace:
-    """Images per second and the fraction of time spent waiting for data, in one epoch."""
-
-    def __init__(self, num_ranks: int) -> None:
-        self._num_ranks, self._images, self._waited = num_ranks, 0, 0.0
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def timed(self, loader: Loader) -> Iterator[Batch]:
-        """The loader's batches, with the waiting time measured."""
-        mark = time.perf_counter()
-        for batch in loader:
-            self._waited += time.perf_counter() - mark
-            self._images += len(batch)
-            yield batch
-            mark = time.perf_counter()
-
-    def so_far(self) -> dict[str, float]:
-        seconds = self.seconds
-        return {"images_per_second": self._images * self._num_ranks / seconds, "waiting": self._waited / seconds}
