@@ -15,11 +15,12 @@ from .. import data
 from ..builders import components, datasets, pretrained, stains
 from ..config import Recipe, list_recipes
 from ..distributed import World
+from ..training import checkpoint
 from ..training.profiling import ProfiledLoader
 from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
-from ..training.trainer import Interrupted
+from ..training.trainer import Interrupted, NonFiniteError
 from . import notices, scoring
 from .job import SPLIT_FILE, Job, assemble
 from .runs import report
@@ -78,11 +79,19 @@ def resume(out: Path, *, profile: bool = False, console: Console | None = None) 
 
 def _fit(job: Job, stages: Stages, batches: data.TileLoader, validation: data.TileLoader, with_profile: bool) -> None:
     """Train; the first steps under the profiler, on rank 0 only, if `with_profile`."""
-    if not with_profile or job.world.rank:
-        stages.fit(batches, validation)
-        return
-    with ProfiledLoader(batches, job.out / "profile", job.console.print) as profiled:
-        stages.fit(profiled, validation)
+    try:
+        if with_profile and job.world.rank == 0:
+            with ProfiledLoader(batches, job.out / "profile", job.console.print) as profiled:
+                stages.fit(profiled, validation)
+        else:
+            stages.fit(batches, validation)
+    except NonFiniteError as error:
+        if not checkpoint.exists(RunFolder(job.out).checkpoints / "last"):
+            raise
+        raise NonFiniteError(
+            f"{error} The last checkpoint is from before; continue from it with: fastmtl train --resume --out "
+            f"{job.out} --lr RATE, or with --on-nonfinite skip."
+        ) from None
 
 
 @contextmanager

@@ -25,6 +25,10 @@ _FILES = 3  # batches written per run and rank
 _KEPT_BYTES = 256 << 20  # of the latest batches, which may have to be written
 
 
+class GoBack(Exception):
+    """The training must continue from its last checkpoint; the message says why."""
+
+
 @dataclass
 class _Step:
     """A step that nobody has looked at."""
@@ -111,23 +115,23 @@ class SkippedSteps:
         self.in_epoch += 1
         return True
 
-    def judge(self, epoch: int, num_batches: int) -> str:
-        """Look at the steps since the last look, which waits for the device.
+    def judge(self, epoch: int, num_batches: int) -> None:
+        """Look at the steps since the last look, if there are any; waits for the device.
 
         Args:
             epoch: from 0.
             num_batches: of an epoch.
 
-        Returns:
-            Why the training must go back to its last checkpoint; "" to continue.
-
         Raises:
+            GoBack: the training must go back to its last checkpoint.
             NonFiniteError: it cannot continue.
         """
-        last = self._recent[-1].step if self._recent else 0
+        if not self._recent:
+            return
+        last = self._recent[-1].step
         bad, longest = self._read()
         if not bad:
-            return ""
+            return
         self.in_epoch += len(bad)
         files = self._write(bad, epoch)
         said = _sentence(bad, last, epoch) + (f" Look at {files}." if files else "")
@@ -135,13 +139,13 @@ class SkippedSteps:
         if policy == "restore" and self.restores < most:
             self.restores += 1
             self._passed |= {one.seen.step for one in bad}
-            return f"{said} Restore {self.restores} of {most}."
+            raise GoBack(f"{said} Restore {self.restores} of {most}.")
         if policy == "restore":
             said += f" The training went back to a checkpoint {counted(most, 'time')} (training.max_restores)."
         elif policy == "skip":
             limit = max(1.0, self._config.max_skipped * num_batches)
             if longest < _IN_A_ROW and self.in_epoch <= limit:
-                return ""
+                return
             said += (
                 f" Of this epoch's {counted(num_batches, 'step')} {self.in_epoch} were skipped, up to {longest} in a "
                 f"row; training.max_skipped = {self._config.max_skipped:g} allows {limit:.0f}, and fewer than "

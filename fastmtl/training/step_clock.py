@@ -73,7 +73,8 @@ class StepClock:
                 self._images += len(batch)
                 yield batch
         finally:
-            active_clock.set(None)
+            if active_clock.get() is self:  # after an error another clock may be active by now
+                active_clock.set(None)
 
     def so_far(self) -> dict[str, Any]:
         """ "images_per_second" of all ranks; "waiting", the share of this process's time in which it waited for data;

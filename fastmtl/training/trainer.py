@@ -30,7 +30,7 @@ from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
 from .lr_schedule import rate_of
 from .norm_statistics import NormStatistics
-from .skipped_steps import SkippedSteps
+from .skipped_steps import GoBack, SkippedSteps
 from .step_clock import StepClock
 from .trainer_state import TrainerState
 from .weight_averaging import WeightAverage
@@ -105,30 +105,16 @@ class Trainer(TrainerState):
         record: dict[str, Any] = {}
         self.world.distribute(self.balancer, self.model)
         while not self.finished:
-            self.model.train()
-            pace, number = StepClock(self.device, self.world.size), train.state_dict().get("batch", 0)
             if self.config.on_nonfinite == "restore" and not self._can_restore():
                 self.save("last", train)
-            restored = ""
-            for batch in pace.timed(train):
-                number += 1
-                if self.skipped.passes_over(self.step_count + 1):
-                    self._pass_over()
-                    continue
-                losses, done = self.step(batch.to(self.device, non_blocking=True))
-                log = self.step_count % self.config.log_every == 0 or number == len(train)
-                stopping = self.world.stopping(self.stop_requested)
-                if log or stopping or self.skipped.full:  # nothing is saved that nobody has looked at
-                    restored = self.skipped.judge(self.epoch, len(train))
-                if restored:
-                    break
-                if log:
-                    self._look(losses, done, number, len(train), pace.so_far())
-                if stopping:
-                    self.save("last", train)
-                    raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
-            if restored := restored or self.skipped.judge(self.epoch, len(train)):  # the last batch was passed over
-                self._restore(restored, train)
+            try:
+                pace = self._train_epoch(train)
+            except GoBack as found:
+                why = str(found)
+            else:
+                why = ""
+            if why:
+                self._restore(why, train)
                 continue
             weights = self._constant_weights()  # of this epoch: closing it may change them
             record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
@@ -150,6 +136,32 @@ class Trainer(TrainerState):
             for observer in self.observers:
                 observer.on_epoch(record)
         return record
+
+    def _train_epoch(self, train: Loader) -> StepClock:
+        """The steps of an epoch, or of the rest of it; returns their times.
+
+        Raises:
+            Interrupted, NonFiniteError, GoBack
+        """
+        self.model.train()
+        pace, number = StepClock(self.device, self.world.size), train.state_dict().get("batch", 0)
+        for batch in pace.timed(train):
+            number += 1
+            if self.skipped.passes_over(self.step_count + 1):
+                self._pass_over()
+                continue
+            losses, done = self.step(batch.to(self.device, non_blocking=True))
+            log = self.step_count % self.config.log_every == 0 or number == len(train)
+            if log or self.skipped.full:
+                self.skipped.judge(self.epoch, len(train))
+            if log:
+                self._look(losses, done, number, len(train), pace.so_far())
+            if self.world.stopping(self.stop_requested):
+                self.skipped.judge(self.epoch, len(train))  # nothing is saved that nobody has looked at
+                self.save("last", train)
+                raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
+        self.skipped.judge(self.epoch, len(train))  # the last batch may have been passed over
+        return pace
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update on `batch`; returns the losses and the balancer's statistics, on the device."""
