@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+Taken = list[tuple[list[Tensor], Tensor]]
+"""The statistics of each dtype and shape: the tensors themselves, and their values joined to one vector."""
+
 
 class NormStatistics:
     """Undoes the update that the forward pass of a skipped step made to running statistics.
@@ -27,28 +30,28 @@ class NormStatistics:
         self._layers = [layer for layer in model.modules() if isinstance(layer, kind) and layer.track_running_stats]
 
     @torch.no_grad()
-    def take(self) -> list[tuple[list[Tensor], Tensor]]:
-        """The statistics, and for each dtype a copy of all of them as one vector."""
-        found = [
-            tensor
-            for layer in self._layers
-            if layer.training
-            for tensor in (layer.running_mean, layer.running_var, layer.num_batches_tracked)
-            if tensor is not None
-        ]
-        groups = {dtype: [t for t in found if t.dtype == dtype] for dtype in dict.fromkeys(t.dtype for t in found)}
-        return [(tensors, _joined(tensors)) for tensors in groups.values()]
+    def take(self) -> Taken:
+        """The statistics as they are now."""
+        found = [t for layer in self._layers if layer.training for t in layer._buffers.values() if t is not None]
+        kinds: dict[tuple[torch.dtype, int], list[Tensor]] = {}
+        for tensor in found:
+            kinds.setdefault((tensor.dtype, tensor.ndim), []).append(tensor)
+        return [(tensors, _joined(tensors)) for tensors in kinds.values()]
 
     @torch.no_grad()
-    def undo(self, before: list[tuple[list[Tensor], Tensor]], skipped: Tensor) -> None:
-        """Put back what `take` returned, all of it if `skipped` (bool), else only what is not finite now."""
+    def undo(self, before: Taken, skipped: Tensor) -> None:
+        """Put back what `take` returned if `skipped` (bool); a GPU decides that by itself."""
+        if skipped.device.type == "cpu" and not skipped:
+            return
         for tensors, old in before:
-            new = _joined(tensors)
-            kept = torch.where(skipped | ~new.isfinite(), old, new).split([tensor.numel() for tensor in tensors])
-            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-                tensors, [part.view_as(tensor) for part, tensor in zip(kept, tensors, strict=True)]
-            )
+            kept = torch.where(skipped, old, _joined(tensors))
+            torch.split_with_sizes_copy(kept, [tensor.numel() for tensor in tensors], out=[_flat(t) for t in tensors])
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+    """Scalars or vectors as one vector."""
+    return torch.cat(tensors) if tensors[0].ndim else torch.stack(tensors)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor if tensor.ndim else tensor.view(1)

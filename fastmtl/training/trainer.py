@@ -109,12 +109,8 @@ class Trainer(TrainerState):
                 self.save("last", train)
             try:
                 pace = self._train_epoch(train)
-            except GoBack as found:
-                why = str(found)
-            else:
-                why = ""
-            if why:
-                self._restore(why, train)
+            except GoBack as why:
+                self._restore(str(why), train)
                 continue
             weights = self._constant_weights()  # of this epoch: closing it may change them
             record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
