@@ -108,12 +108,12 @@ class Trainer(TrainerState):
             if self.config.on_nonfinite == "restore" and not self._can_restore():
                 self.save("last", train)
             try:
-                pace = self._train_epoch(train)
+                pace, number = self._train_epoch(train)
             except GoBack as why:
                 self._restore(str(why), train)
                 continue
             weights = self._constant_weights()  # of this epoch: closing it may change them
-            record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
+            record = self._close_epoch(number) | pace.so_far() | {"seconds": pace.seconds}
             monitored: float | None = None
             if validation is not None:
                 started = time.perf_counter()
@@ -133,8 +133,8 @@ class Trainer(TrainerState):
                 observer.on_epoch(record)
         return record
 
-    def _train_epoch(self, train: Loader) -> StepClock:
-        """The steps of an epoch, or of the rest of it; returns their times.
+    def _train_epoch(self, train: Loader) -> tuple[StepClock, int]:
+        """The steps of an epoch, or of the rest of it; returns their times, and the number of batches in the epoch.
 
         Raises:
             Interrupted, NonFiniteError, GoBack
@@ -157,7 +157,7 @@ class Trainer(TrainerState):
                 self.save("last", train)
                 raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
         self.skipped.judge(self.epoch, len(train))  # the last batch may have been passed over
-        return pace
+        return pace, number
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update on `batch`; returns the losses and the balancer's statistics, on the device."""
