@@ -88,11 +88,14 @@ def _speed(record: JsonMapping) -> str:
 
 
 def _shares(record: JsonMapping) -> str:
-    """The phases of at least 1% of the time, except for waiting, which `_speed` says; and the memory."""
+    """The phases of at least 1% of the time, except for waiting, which `_speed` says; memory, and its traffic."""
     parts = [f"{name} {share:.0%}" for name, share in record.get("time", {}).items() if name != "loader"]
     parts = [part for part in parts if not part.endswith(" 0%")]
-    memory = [f"{record['memory_bytes'] / 2**30:.1f} GiB"] if "memory_bytes" in record else []
-    return f"  |  {', '.join(parts + memory)}" if parts or memory else ""
+    if "update_gb_per_second" in record:
+        parts.append(f"update {record['update_gb_per_second']:.3g} GB/s")
+    if "memory_bytes" in record:
+        parts.append(f"{record['memory_bytes'] / 2**30:.1f} GiB")
+    return f"  |  {', '.join(parts)}" if parts else ""
 
 
 def _skipped(record: JsonMapping) -> str:
