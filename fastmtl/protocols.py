@@ -195,11 +195,15 @@ class Update(Protocol):
 
 
 class Observer(Protocol):
-    """Receives records; the progress line, metrics.jsonl and TensorBoard are observers."""
+    """Receives records; the progress line, metrics.jsonl and TensorBoard are observers.
+
+    An observer may also have `on_restore(step, epoch, why)`, called after the training went back to the checkpoint of
+    this step and epoch (from 0): what was recorded after it will be recorded again.
+    """
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: Mapping[str, Any]) -> None:
         """Called every `log_every` steps. `record` has "loss" by task, "balance" (the balancer's statistics), and for
-        the epoch so far "images_per_second" and "waiting", the fraction of time spent waiting for data."""
+        the epoch so far "skipped" steps, and what `training.step_clock.StepClock.so_far` returns."""
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
         """Called after each epoch and its validation; `record` is the line of metrics.jsonl."""

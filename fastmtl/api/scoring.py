@@ -115,6 +115,7 @@ def score_training(job: Job) -> dict[str, Any]:
     odd += notices.of_epochs(tasks, found, run.records(), job.splits.watching_name)
     if damaged := sum(len(read_lines(path)[0]) for path in job.out.glob("quarantine*.jsonl")):
         odd.append(f"{counted(damaged, 'damaged tile')} set aside in training: see quarantine.jsonl")
+    odd += notices.of_skipped_steps(run.records())
     result["notices"] = [*job.notices, *odd]
     run.write_summary(result)
     table.write(job.out, {tile.id: tile.image for tile in splits.validation.tiles})

@@ -16,9 +16,11 @@ from ..config import Recipe, list_recipes
 from ..distributed import World
 from ..training.checkpoint_names import history
 from ..training.file_lock import locked
+from ..training.profiling import ProfiledLoader
 from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
+from ..training.trainer import NonFiniteError
 from . import continuing, notices, scoring
 from .job import SPLIT_FILE, Job, assemble
 from .runs import report
@@ -26,7 +28,13 @@ from .stop_signals import StopSignals
 
 
 def train(
-    recipe: Recipe, root: Path | None, out: Path, *, split_file: Path | None = None, console: Console | None = None
+    recipe: Recipe,
+    root: Path | None,
+    out: Path,
+    *,
+    split_file: Path | None = None,
+    profile: bool = False,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Train `recipe` on the tiles under `root`, write the run folder `out`, and return the summary.
 
@@ -39,6 +47,7 @@ def train(
         root: data folder; None generates the recipe's synthetic data set next to `out`, or uses the run's own folder.
         out: folder to create or to continue.
         split_file: JSON file with "validation_patients".
+        profile: write a torch.profiler trace of a few steps to `out`/profile.
         console: where progress is printed; None prints nothing.
 
     Raises:
@@ -55,7 +64,7 @@ def train(
         if root is not None and recipe.paper.key and recipe.name in list_recipes():
             datasets.check_not_anothers(root, recipe.paper.formats, recipe.name)
         with _assembled(start, out, console, signals, held) as (job, stages, batches, validation):
-            stages.fit(batches, validation)
+            _fit(job, stages, batches, validation, profile)
         return _score_and_report(job)
 
 
@@ -64,6 +73,7 @@ def resume(
     *,
     root: Path | None = None,
     changes: Mapping[str, Any] | None = None,
+    profile: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Continue the run in `out` from its newest checkpoint, or from the first step if there is none; returns the
@@ -73,6 +83,7 @@ def resume(
         out: the run folder; its recipe, data and split are used.
         root: where the data are now, if they were moved; the same tiles.
         changes: values of the recipe to change from here on, nested tables of the keys in `resuming.MAY_CHANGE`.
+        profile: as for `train`.
         console: where progress is printed; None prints nothing.
 
     Raises:
@@ -85,7 +96,7 @@ def resume(
         if start.summary is not None:
             return _told(start.summary, out, console)
         with _assembled(start, out, console, signals, held) as (job, stages, batches, validation):
-            stages.fit(batches, validation)
+            _fit(job, stages, batches, validation, profile)
         return _score_and_report(job)
 
 
@@ -95,6 +106,21 @@ def _told(summary: dict[str, Any], out: Path, console: Console | None) -> dict[s
         return {}
     plain(console or Console(quiet=True)).print(f"already finished: {out}")
     return summary
+
+
+def _fit(job: Job, stages: Stages, batches: data.TileLoader, validation: data.TileLoader, with_profile: bool) -> None:
+    """Train; the first steps under the profiler, on rank 0 only, if `with_profile`."""
+    try:
+        if with_profile and job.world.rank == 0:
+            with ProfiledLoader(batches, job.out / "profile", job.console.print) as profiled:
+                stages.fit(profiled, validation)
+        else:
+            stages.fit(batches, validation)
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error} The last checkpoint is from before; continue from it with: fastmtl train --resume --out "
+            f"{job.out} --lr RATE, or with --on-nonfinite skip."
+        ) from None
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..utils.phases import phase
+
 Scale = Tensor | float | None
 
 
@@ -18,6 +20,7 @@ def last_layer(shared: Iterable[Tensor]) -> Tensor:
     return layers[-1]
 
 
+@phase("backward")
 def layer_row(name: str, loss: Tensor, layer: Tensor) -> Tensor:
     """The layer's gradient, flattened to [P], in float32 or wider."""
     try:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..utils.phases import phase
 from .arena import GradientArena
 from .single_process import SingleProcess
 
@@ -61,6 +62,7 @@ class Ranks(SingleProcess):
                 parameter.grad = grad
         self._others, self._before = [], None
 
+    @phase("communication")
     @torch.no_grad()
     def reduce_others(self) -> None:
         assert self._before is not None
@@ -81,6 +83,7 @@ class Ranks(SingleProcess):
                 parameter.grad = before
         self._others, self._before = [], None
 
+    @phase("communication")
     def losses(self, losses: dict[str, Tensor], active: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
         values = torch.stack([loss.detach().reshape(()).double() for loss in losses.values()]) / self.size
         flags = torch.zeros_like(values) if active is None else active.to(values)
@@ -96,10 +99,12 @@ class Ranks(SingleProcess):
     def mean(self, gradients: Tensor) -> Tensor:
         return self.total(gradients / self.size)
 
+    @phase("communication")
     def total(self, gradients: Tensor) -> Tensor:
         dist.all_reduce(gradients, group=self._group)
         return gradients
 
+    @phase("communication")
     def sum(self, values: Tensor) -> Tensor:
         values = values.contiguous()
         dist.all_reduce(values, group=self._group)
@@ -144,12 +149,14 @@ class Replicated(Ranks):
         else:
             work.wait()
 
+    @phase("communication")
     def collect(self, arena: GradientArena) -> Tensor:
         for work in self._under_way.values():
             work.wait()
         self._under_way = {}
         return self._collected(arena)
 
+    @phase("communication")
     def copied(self, arena: GradientArena) -> Tensor:
         rows = arena.complete().clone()
         dist.all_reduce(rows, group=self._group)
@@ -174,6 +181,7 @@ class Scattered(Replicated):
     def offset(self) -> int:
         return 0 if self._shares is None else self.rank * self._shares.shape[1]
 
+    @phase("communication")
     def copied(self, arena: GradientArena) -> Tensor:
         rows = arena.complete()
         shares = rows.new_empty(rows.shape[0], rows.shape[1] // self.size)
@@ -181,6 +189,7 @@ class Scattered(Replicated):
             collective("reduce_scatter_single")(share, row, group=self._group)
         return shares
 
+    @phase("communication")
     def spread(self, flat: Tensor) -> Tensor:
         whole = flat.new_empty(flat.shape[0] * self.size)
         collective("all_gather_single")(whole, flat, group=self._group)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ..utils.phases import phase
 from .replay import still_buffers
 
 _ORIGIN = "_fastmtl_cut_from"  # attribute of the leaf: the tensor it replaces
@@ -52,6 +53,7 @@ def check_cuts(features: Tensor | Iterable[Tensor] | None) -> list[Tensor]:
     return cuts
 
 
+@phase("backward")
 def backward_from_cuts(gradients: list[tuple[Tensor, Tensor]]) -> None:
     """Continue the backward from each leaf, with its gradient, into the graph it was cut from."""
     if gradients:

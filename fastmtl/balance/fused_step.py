@@ -13,6 +13,7 @@ from fastmtl.balance.replay import still_buffers
 from fastmtl.ops.core.backends import check_backend
 from fastmtl.ops.gradients import fused_step as kernel
 
+from ..utils.phases import active_clock, phase
 from .arena import same_order
 from .base import values
 from .gradient_balancer import GradientBalancer, Rows
@@ -71,6 +72,7 @@ class FusedStep:
         self.optimizer, self.clip_norm = optimizer, float(clip_norm)
         self._backend = backend
         self._guard = StepGuard(optimizer)
+        self._moved: tuple[object, int] = (None, 0)  # number of parameters and shape of the rows; bytes of a step
         self._sound: Tensor | None = None  # whether the losses of earlier micro-batches were finite
         self._counts: dict[
             Tensor, Tensor
@@ -171,6 +173,7 @@ class FusedStep:
         device = found.device if isinstance(found, Tensor) else "cpu"
         return scaler.scale(torch.ones((), device=device))
 
+    @phase("optimizer")
     @torch.no_grad()
     def _take(self, rows: Rows | None, scale: Tensor | float | None, sound: Tensor) -> dict[str, Tensor]:
         """Everything after the backwards."""
@@ -179,7 +182,8 @@ class FusedStep:
         if rows is not None:
             columns = self._columns(rows)
             if not columns:
-                rows.write()
+                with phase("balance"):
+                    rows.write()
         moves = [
             self._move(parameter, index, group, columns)
             for index, group in enumerate(self.optimizer.param_groups)
@@ -193,12 +197,18 @@ class FusedStep:
             square = square + kernel.sum_of_squares(same, self._backend)
         J = w = None
         if rows is not None and columns:
-            J, w, own, largest = rows.combined()
+            with phase("balance"):
+                J, w, own, largest = rows.combined()
             square = square + own
             sound = sound & (largest < _LIMIT)
         factor = torch.ones_like(square)
         if scale is not None:
             factor = factor / (scale.double() if isinstance(scale, Tensor) else scale)
+        if (clock := active_clock.get()) is not None:
+            shape = (len(moves), None if J is None else J.shape)
+            if shape != self._moved[0]:  # counted once: the parameters of a training are always the same
+                self._moved = shape, _bytes_moved(moves, J)
+            clock.moved(self._moved[1])
         norm = square.sqrt() * factor
         skipped = ~((norm < _LIMIT) & sound)  # so that no sum in the kernel can overflow; NaN is not less
         if self.clip_norm:
@@ -241,6 +251,19 @@ def _total(losses: Mapping[str, Tensor] | Tensor, scale: Tensor | float | None) 
             f"`losses` must be a scalar with a graph; got {list(total.shape)}, requires_grad={total.requires_grad}."
         )
     return total if scale is None else total * scale
+
+
+def _bytes_moved(moves: Sequence[kernel.Move], J: Tensor | None) -> int:
+    """Bytes that a step reads and writes: parameters and moments both ways, gradients twice (for the norm, and for the
+    update), and the K rows once."""
+    total = 0
+    for move in moves:
+        both_ways = 1 + (move.first is not None) + (move.second is not None)
+        size = move.parameter.element_size() * (2 * both_ways + 2 * isinstance(move.gradient, Tensor))
+        if J is not None and not isinstance(move.gradient, Tensor):
+            size += J.shape[0] * J.element_size()
+        total += move.parameter.numel() * size
+    return total
 
 
 def _check_alike(parameters: list[Tensor]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.phases import phase
 from ..utils.suggestions import nearest
 from .arena import GradientArena, Slot
 from .autograd import Scale, backward, last_layer, layer_row, leaves, unreached, vectorised, weighted_sum
@@ -110,6 +111,7 @@ class Strategy(ABC):
             self._log = {name: value for name, value in state["reuse"].items() if name != "served"}
             self._served = state["reuse"]["served"]
 
+    @phase("backward")
     def _backward_weighted(self, step: StepContext, losses: Losses, w: Tensor) -> None:
         """One backward of sum_k w_k L_k for the shared parameters, and one of sum_k L_k for the heads alone."""
         ids = {id(parameter) for parameter in step.shared}
@@ -137,7 +139,8 @@ class Sequential(Strategy):
     def _fill(self, step: StepContext, losses: Losses) -> None:
         with step.arena.open(step.shared, len(losses)):
             for task, (name, loss) in enumerate(losses.items()):
-                backward(step.ranks.scaled(loss, step.scale), retain_graph=task + 1 < len(losses))
+                with phase(f"backward {name}"):
+                    backward(step.ranks.scaled(loss, step.scale), retain_graph=task + 1 < len(losses))
                 if not step.arena.take(task):
                     raise ValueError(unreached(name))
                 if step.last:
@@ -169,7 +172,9 @@ class Batched(Sequential):
             inputs = leaves(losses.values())
             scaled = [step.ranks.scaled(loss, step.scale) for loss in losses.values()]
             found: list[dict[int, Tensor]] = [{} for _ in losses]
-            for leaf, gradients in zip(inputs, vectorised(scaled, inputs), strict=True):
+            with phase("backward"):
+                rows = vectorised(scaled, inputs)
+            for leaf, gradients in zip(inputs, rows, strict=True):
                 if gradients is None:
                     continue
                 if id(leaf) in places:
@@ -179,8 +184,8 @@ class Batched(Sequential):
                 else:
                     total = gradients.sum(0)
                     leaf.grad = total if leaf.grad is None else leaf.grad + total
-            for task, rows in enumerate(found):
-                arena.store(task, rows)
+            for task, own in enumerate(found):
+                arena.store(task, own)
                 if step.last:
                     step.ranks.launch(arena, task)
 
@@ -202,7 +207,8 @@ class Features(Strategy):
         arena = step.arena
         with arena.open(check_cuts(step.features), len(losses)):
             for task, (name, loss) in enumerate(losses.items()):
-                backward(step.ranks.scaled(loss, step.scale), retain_graph=task + 1 < len(losses))
+                with phase(f"backward {name}"):
+                    backward(step.ranks.scaled(loss, step.scale), retain_graph=task + 1 < len(losses))
                 if not arena.take(task):
                     raise ValueError(unreached(name, "`features`", "a tensor of"))
         rows = arena.complete()

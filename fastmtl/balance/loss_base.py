@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastmtl.balance.replay import still_buffers
 
+from ..utils.phases import phase
 from .autograd import backward, weighted_sum
 from .base import WeightedBalancer, check_scale, values
 
@@ -76,7 +77,8 @@ class LossBalancer(WeightedBalancer):
         objective = weighted_sum(losses.values(), w)
         if last and (extra := self._regularizer(values(seen) != 0)) is not None:
             objective = objective + extra.to(objective.dtype)
-        backward(self._ranks.scaled(objective, scale))
+        with phase("backward"):
+            backward(self._ranks.scaled(objective, scale))
         if last:
             self._ranks.reduce_others()
             self._ended(total, active, shared, scale)

@@ -10,6 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn import Parameter
 
 from ..protocols import Balancer
+from ..utils.phases import phase
 
 
 class PlainUpdate:
@@ -39,20 +40,21 @@ class PlainUpdate:
         values = torch.stack([loss.detach().double() for loss in losses.values()])
         number = None if scale is None else scale.scale(torch.ones((), device=values.device))
         done = balancer.backward(losses, shared, scale=number, active=active)
-        if scale is not None:
-            scale.unscale_(self.optimizer)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
-        skipped = ~(values.isfinite().all() & norm.isfinite())
-        if scale is not None:
-            scale.step(self.optimizer)
-        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # torch's fused optimizers read this flag on the device and change nothing if it is set.
-            self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif not bool(skipped):
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with phase("optimizer"):
+            if scale is not None:
+                scale.unscale_(self.optimizer)
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
+            skipped = ~(values.isfinite().all() & norm.isfinite())
+            if scale is not None:
+                scale.step(self.optimizer)
+            elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+                # torch's fused optimizers read this flag on the device and change nothing if it is set.
+                self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+                self.optimizer.step()
+            elif not bool(skipped):
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return done | {"gradient_norm": norm, "skipped": skipped}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,37 @@ def doctor(arguments: Sequence[str]) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """{"environment", "devices", "backends": op -> backend -> "ready" or the reason why not, "notes": what a GPU does
-    without a missing backend}."""
+    """{"environment", "devices", "bandwidth_gb_per_second" by device, "backends": op -> backend -> "ready" or the
+    reason why not, "notes": what a GPU does without a missing backend}."""
     devices = ["cpu"] + [
         f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
     ]
-    return {"environment": environment(), "devices": devices, "backends": table(), "notes": [*gpu_fallbacks().values()]}
+    return {
+        "environment": environment(),
+        "devices": devices,
+        "bandwidth_gb_per_second": {name: bandwidth(torch.device(name.split()[0])) for name in devices},
+        "backends": table(),
+        "notes": [*gpu_fallbacks().values()],
+    }
+
+
+def bandwidth(device: torch.device) -> float:
+    """GB/s that a copy of 128 MiB reads and writes, the best of five: what a training step's update can reach at most
+    (`update_gb_per_second` in metrics.jsonl)."""
+    source = torch.ones(1 << 25, device=device)
+    target, best = torch.empty_like(source), 0.0
+    for _ in range(5):
+        _wait(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        _wait(device)
+        best = max(best, 2 * source.nbytes / 1e9 / (time.perf_counter() - started))
+    return round(best, 1)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -51,7 +77,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     for name, version in (packages | found["environment"]["packages"]).items():
         versions.add_row(name, version or "[dim]not installed[/dim]")
     console.print(versions)
-    console.print(f"Devices: {', '.join(found['devices'])}; {found['environment']['threads']} CPU threads\n")
+    devices = [f"{name} ({found['bandwidth_gb_per_second'][name]:g} GB/s)" for name in found["devices"]]
+    console.print(f"Devices: {', '.join(devices)}; {found['environment']['threads']} CPU threads\n")
     backends = Table("op", "backend", "state", title="Backends, fastest first", title_justify="left")
     for op, states in sorted(found["backends"].items()):
         for number, (backend, state) in enumerate(states.items()):

@@ -47,7 +47,7 @@ def train(arguments: Sequence[str]) -> int:
     console = progress_console()
     if parsed.resume:
         out = _run_to_resume(parsed)
-        summary = api.resume(out, root=parsed.data, changes=_overrides(parsed), console=console)
+        summary = api.resume(out, root=parsed.data, changes=_overrides(parsed), profile=parsed.profile, console=console)
     else:
         recipe = _recipe(parsed)
         if parsed.print_config:
@@ -56,7 +56,7 @@ def train(arguments: Sequence[str]) -> int:
             print(tomli_w.dumps(as_dict(recipe)), end="")
             return 0
         out = parsed.out or Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        summary = api.train(recipe, parsed.data, out, split_file=parsed.split, console=console)
+        summary = api.train(recipe, parsed.data, out, split_file=parsed.split, profile=parsed.profile, console=console)
     for task, values in summary.get("tasks", {}).items():  # empty on all ranks but the first
         shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if isinstance(value, float))
         console.print(f"{task}: {shown}")
@@ -102,6 +102,9 @@ def _parser(shown: Recipe) -> Parser:
     parser.add_argument("--split", type=Path, metavar="FILE", help='JSON with the "validation_patients" to hold out')
     parser.add_argument(
         "--print-config", action=argparse.BooleanOptionalAction, default=False, help="print the whole recipe and stop"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="write a torch.profiler trace of four steps to RUN/profile"
     )
     parser.add_set("any other key, for example model.base_channels=8")
     values = as_dict(shown)

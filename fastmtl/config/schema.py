@@ -176,6 +176,14 @@ class TrainingConfig:
     """Test-time views that final scores and predictions average with the image itself: h, v, r90, r180, r270."""
     freeze_random: bool = False
     """Accept frozen modules with random weights, which learn nothing: for trials of a recipe without its weights."""
+    on_nonfinite: Literal["raise", "skip", "restore"] = "raise"
+    """After a step whose loss or gradient is NaN or infinite, which never changes a weight: stop, go on, or go back to
+    the last checkpoint and pass over the batch."""
+    max_skipped: float = 0.05
+    """For on_nonfinite = "skip": fraction of an epoch's steps that may be skipped; more stop the training, and so do 10
+    in a row."""
+    max_restores: int = 3
+    """For on_nonfinite = "restore": how often a stage may go back; once more stops the training."""
     log_every: int = 20
     """Steps between reads of the losses (each waits for the device)."""
     gradient_stats_every: int = 0

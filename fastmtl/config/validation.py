@@ -82,6 +82,8 @@ def _check_training(training: TrainingConfig, last_stage: int) -> None:
             f"average_start must be less than the epochs of the last stage, {last_stage}": begins,
             f"tta must be views among {', '.join(VIEWS)}": set(training.tta) <= set(VIEWS),
             "tta must name a view once": len(set(training.tta)) == len(training.tta),
+            "max_skipped must be between 0 and 1": 0 <= training.max_skipped <= 1,
+            "max_restores must not be negative": training.max_restores >= 0,
             "log_every must be at least 1": training.log_every >= 1,
             "gradient_stats_every must not be negative": training.gradient_stats_every >= 0,
             "checkpoint_minutes must be finite and not negative": 0 <= training.checkpoint_minutes < float("inf"),

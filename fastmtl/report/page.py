@@ -188,7 +188,7 @@ def _time(records: Sequence[JsonMapping]) -> str:
         return "<p class=soft>No times: this run's metrics.jsonl has none.</p>"
     waiting = sum(record["seconds"] * record["waiting"] for record in timed)
     steps = sum(record["seconds"] for record in timed) - waiting
-    parts: dict[str, float] = {"waiting for data": waiting, "training steps": steps}
+    parts: dict[str, float] = {"waiting for data": waiting} | _phases(timed, steps)
     validation = [look_up(lambda r: r["validation_seconds"], record) for record in timed]
     measured = [seconds for seconds in validation if isfinite(seconds)]
     if measured:
@@ -197,6 +197,21 @@ def _time(records: Sequence[JsonMapping]) -> str:
     missing = "" if measured else " Validation was not timed."
     note = f"{duration(sum(parts.values()))} in {counted(len(timed), 'epoch')}, without saving checkpoints.{missing}"
     return f"<p class=soft>{note}</p>{shares(parts)}<div class=grid>{speed}</div>"
+
+
+def _phases(records: Sequence[JsonMapping], steps: float) -> dict[str, float]:
+    """The seconds of all steps by phase; runs of earlier versions did not time the phases."""
+    seconds: dict[str, float] = {}
+    for record in records:
+        shares = record.get("time")
+        if not isinstance(shares, Mapping) or not shares:
+            return {"training steps": steps}
+        for name in shares:
+            if name != "loader":
+                share = look_up(lambda r, name=name: r["time"][name] * r["seconds"], record)
+                seconds[str(name)] = seconds.get(str(name), 0.0) + (share if isfinite(share) else 0.0)
+    total = sum(seconds.values()) or 1.0
+    return {name: steps * spent / total for name, spent in seconds.items()}
 
 
 def _what_ran_section(run: PastRun) -> str:

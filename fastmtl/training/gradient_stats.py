@@ -12,6 +12,7 @@ from .. import ops
 from ..balance.gramian import norms_and_cosines
 from ..balance.replay import still_buffers
 from ..config import TrainingConfig
+from ..utils.phases import phase
 
 
 def watches(config: TrainingConfig, step: int, balancer: object) -> bool:
@@ -21,6 +22,7 @@ def watches(config: TrainingConfig, step: int, balancer: object) -> bool:
     return every > 0 and step % every == 0 and not getattr(balancer, "sees_gradients", False)
 
 
+@phase("gradient stats")
 def watch(losses: Mapping[str, Tensor], shared: Iterable[Tensor], scale: GradScaler | None = None) -> dict[str, Tensor]:
     """Norms and cosines of the K gradients of `shared`, from K backward passes that keep the graph and every `.grad`.
 

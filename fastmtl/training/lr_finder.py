@@ -77,7 +77,7 @@ def find_lr(
     finally:
         trainer.scheduler = schedule
         trainer.load_state_dict(saved, loader)
-        trainer.bad.zero_()
+        trainer.skipped.clear()
         trainer.model.train(training)
     return steepest(rates, smooth)
 

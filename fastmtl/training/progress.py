@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from ..utils.json_toml import JsonMapping
+from ..utils.words import counted
 
 
 def plain(console: Console) -> Console:
@@ -53,12 +54,12 @@ class ProgressLine:
             self._task = self._bar.add_task("", total=self.epochs * num_batches, completed=done, seen="")
             self._bar.start()
         losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
-        speed = f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+        said = f"{_speed(record)}{_skipped(record)}  {losses}{_shares(record)}"
         self._bar.update(
             self._task,
             completed=done,
             description=f"epoch {epoch + 1}/{self.epochs}",
-            seen=f"{speed}  {losses}",
+            seen=said,
         )
 
     def on_epoch(self, record: JsonMapping) -> None:
@@ -70,13 +71,36 @@ class ProgressLine:
         stage = f"{record['stage']}: " if "stage" in record else ""
         self.console.print(
             f"{stage}epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss: {losses}{scores}  |  "
-            f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+            f"{_speed(record)}{_skipped(record)}{_shares(record)}"
         )
+
+    def on_restore(self, step: int, epoch: int, why: str) -> None:
+        self.console.print(f"{why} Back to epoch {epoch + 1}, step {step}.")
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _speed(record: JsonMapping) -> str:
+    return f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
+
+
+def _shares(record: JsonMapping) -> str:
+    """The phases of at least 1% of the time, except for waiting, which `_speed` says; memory, and its traffic."""
+    parts = [f"{name} {share:.0%}" for name, share in record.get("time", {}).items() if name != "loader"]
+    parts = [part for part in parts if not part.endswith(" 0%")]
+    if "update_gb_per_second" in record:
+        parts.append(f"update {record['update_gb_per_second']:.3g} GB/s")
+    if "memory_bytes" in record:
+        parts.append(f"{record['memory_bytes'] / 2**30:.1f} GiB")
+    return f"  |  {', '.join(parts)}" if parts else ""
+
+
+def _skipped(record: JsonMapping) -> str:
+    count = record.get("skipped", 0)
+    return f", {counted(count, 'step')} skipped" if count else ""
 
 
 def _scores(tasks: Mapping[str, JsonMapping]) -> list[str]:

@@ -150,6 +150,10 @@ class RunFolder:
                     board.add_scalar(f"validation/{task}/{name}", value, record["epoch"])
         board.flush()
 
+    def on_restore(self, step: int, epoch: int, why: str) -> None:
+        """Drop the records after the checkpoint that the training went back to."""
+        self.trim(epoch, step)
+
     def write_summary(self, summary: JsonMapping) -> None:
         """Write summary.json: final metrics, in the structure that `fastmtl eval` prints."""
         write_whole(self.path / "summary.json", json.dumps(summary, indent=1))

@@ -131,6 +131,7 @@ class Stages:
         self.trainer.resume(path, train, state)
         if rebased:
             self.trainer.scheduler.rebase(own)
+            self.trainer.save(train)  # a training that goes back keeps the new rates
         return self.trainer
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
@@ -208,6 +209,7 @@ class Stages:
             average=average,
             stage=stage.name,
             folder=self.folder if first else None,
+            nonfinite=self.folder.parent / "nonfinite",
             observers=self.observers if first else [],
             world=self.world,
         )

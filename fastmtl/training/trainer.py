@@ -1,14 +1,14 @@
 """The training loop: outputs -> losses -> update (backward, clip, step).
 
 With the fused step, or torch's fused optimizers, a step never waits for the device. With a NaN loss or an infinite
-gradient the optimizer skips the step on the device; the next log step (`TrainingConfig.log_every`) raises an error
-with the task's name.
+gradient the optimizer skips the step on the device; the next log step (`TrainingConfig.log_every`) does what
+`TrainingConfig.on_nonfinite` says. Nothing is saved before the steps so far have been looked at.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from ..config import TrainingConfig
 from ..distributed import World
 from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
 from ..utils.deprecation import adopt
+from ..utils.phases import phase
 from .checkpoint_store import CheckpointStore
 from .errors import Interrupted as Interrupted
 from .errors import NonFiniteError as NonFiniteError
@@ -28,6 +29,9 @@ from .errors import OtherRanks as OtherRanks
 from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
 from .lr_schedule import rate_of
+from .norm_statistics import NormStatistics
+from .skipped_steps import GoBack, SkippedSteps
+from .step_clock import StepClock
 from .trainer_saving import TrainerSaving
 from .weight_averaging import WeightAverage
 
@@ -45,6 +49,7 @@ class Trainer(TrainerSaving):
         update: computes an optimizer step from the losses; `PlainUpdate` if None.
         scheduler: stepped once per step.
         folder: for checkpoints, see `checkpoint_names`; None saves none.
+        nonfinite: folder for batches whose loss or gradient was not finite, the same on all ranks; None writes none.
         observers: called at log steps and after epochs.
         world: the ranks that train this model, each on its part of the data; one process if None. All ranks create the
             same trainer and call the same methods; only rank 0 uses folder and observers.
@@ -64,6 +69,7 @@ class Trainer(TrainerSaving):
         average: WeightAverage | None = None,
         stage: str = "",
         folder: Path | None = None,
+        nonfinite: Path | None = None,
         observers: Sequence[Observer] = (),
         world: World | None = None,
     ):
@@ -84,9 +90,17 @@ class Trainer(TrainerSaving):
         self.pending: dict[str, Any] | None = None
         self.stop_requested = False
         self._saved_at = time.monotonic()
-        # Per task: the epoch's sum of losses, and the number of non-finite losses; last: skipped steps.
+        # Per task: the sum of losses of this epoch's steps that were not skipped.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
-        self.bad = torch.zeros(len(self.tasks) + 1, dtype=torch.int64, device=self.device)
+        self.skipped = SkippedSteps(
+            config,
+            [task.name for task in tasks],
+            self.device,
+            scaled=self.scaler is not None,
+            folder=nonfinite,
+            rank=self.world.rank,
+        )
+        self.statistics = NormStatistics(model)
         self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.has_label`
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
@@ -101,44 +115,73 @@ class Trainer(TrainerSaving):
         record: dict[str, Any] = {}
         self.world.distribute(self.balancer, self.model)
         with self._saving():
+            self._save_first(train)
             while not self.finished:
                 if self.pending is None:
-                    self.model.train()
-                    pace, number = _Pace(self.world.size), train.state_dict().get("batch", 0)
-                    for batch in pace.timed(train):
-                        losses, done = self.step(batch.to(self.device, non_blocking=True))
-                        number += 1
-                        if self.step_count % self.config.log_every == 0 or number == len(train):
-                            self._look(losses, done, number, len(train), pace.so_far())
-                        self._save_if_due(train)
+                    try:
+                        pace, number = self._train_epoch(train)
+                    except GoBack as why:
+                        self._restore(str(why), train)
+                        continue
                     weights = self._constant_weights()  # of this epoch: closing it may change them
-                    record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
+                    record = self._close_epoch(number) | pace.so_far() | {"seconds": pace.seconds}
                     self.pending = {"record": record, "weights": weights}
                     if validation is not None:
                         self.save(train)
                 record = self._finish_epoch(self.pending, train, validation)
         return record
 
+    def _train_epoch(self, train: Loader) -> tuple[StepClock, int]:
+        """The steps of an epoch, or of the rest of it; returns their times, and the number of batches in the epoch.
+
+        Raises:
+            Interrupted, NonFiniteError, GoBack: see `fit` and `SkippedSteps.judge`.
+        """
+        self.model.train()
+        pace, number = StepClock(self.device, self.world.size), train.state_dict().get("batch", 0)
+        for batch in pace.timed(train):
+            number += 1
+            if self.skipped.passes_over(self.step_count + 1):
+                self._pass_over()
+            else:
+                losses, done = self.step(batch.to(self.device, non_blocking=True))
+                log = self.step_count % self.config.log_every == 0 or number == len(train)
+                if log or self.skipped.full:
+                    self.skipped.judge(self.epoch, len(train))
+                if log:
+                    self._look(losses, done, number, len(train), pace.so_far())
+            self._save_if_due(train)
+        self.skipped.judge(self.epoch, len(train))  # the last batch may have been passed over
+        return pace, number
+
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update on `batch`; returns the losses and the balancer's statistics, on the device."""
+        statistics = self.statistics.take()
         again = Replay(self.model, self.device) if self.balancer.needs_reevaluation else None
-        losses = self.losses(batch)
+        with phase("forward"):
+            losses = self.losses(batch)
         shared, active = list(cast(Model, self.model).shared_parameters()), self._has_label(batch).any(0)
         due = watches(self.config, self.step_count + 1, self.balancer)
         watched = watch(losses, shared, self.scaler) if due else {}
-        done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
+        with phase("balance"):
+            done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
         if self.scaler is not None:
             self.scaler.update()
         values = torch.stack([loss.detach().double() for loss in losses.values()])
-        self.sums += values
-        self.bad += torch.cat([~values.isfinite(), done.pop("skipped").reshape(1)])
+        skipped = done.pop("skipped")
+        not_counted = self.skipped.add(self.step_count + 1, values, skipped, batch)
+        self.sums += torch.where(not_counted, 0.0, values)
         if self.scheduler is not None:
             self.scheduler.step()
         if again is not None:
-            self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
-        self.world.share_statistics(self.model)
+            with phase("balance"):
+                self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
+        with phase("communication"):
+            self.world.share_statistics(self.model)
+        self.statistics.undo(statistics, skipped)
         if self.average is not None:
-            self.average.on_step(self.epoch - self.first_epoch)
+            with phase("average"):
+                self.average.on_step(self.epoch - self.first_epoch)
         self.step_count += 1
         return losses, done
 
@@ -148,7 +191,8 @@ class Trainer(TrainerSaving):
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.network(batch)
         losses = {task.name: task.loss(outputs[task.name], batch) for task in self.tasks}
-        return self.world.losses(losses, self._has_label(batch).sum(0))
+        with phase("communication"):
+            return self.world.losses(losses, self._has_label(batch).sum(0))
 
     def _finish_epoch(self, pending: dict[str, Any], train: Loader, validation: Loader | None) -> dict[str, Any]:
         """Validate and record the epoch that has been trained; returns its record."""
@@ -201,10 +245,11 @@ class Trainer(TrainerSaving):
     def _close_epoch(self, num_batches: int) -> dict[str, Any]:
         """Count the epoch; returns its part of the record."""
         sums = self.world.sum(self.sums) / self.world.size
-        losses = (
-            sums / max(num_batches, 1)
-        ).tolist()  # synchronises with the device, so that the measured time is complete
+        skipped = self.skipped.in_epoch
+        # `tolist` synchronises with the device, so that the measured time is complete.
+        losses = (sums / max(num_batches - skipped, 1)).tolist()
         self.sums.zero_()
+        self.skipped.close_epoch()
         self.epoch += 1
         self.balancer.on_epoch()
         if self.average is not None:
@@ -213,30 +258,26 @@ class Trainer(TrainerSaving):
             "epoch": self.epoch,
             "step": self.step_count,
             "loss": {task.name: loss for task, loss in zip(self.tasks, losses, strict=True)},
+            "skipped": skipped,
             "lr": rate_of(self.optimizer),
         }
 
     def _look(
-        self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, pace: dict[str, float]
+        self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, pace: dict[str, Any]
     ) -> None:
-        counts = self.bad.tolist()
-        self.bad.zero_()
-        names = [task.name for task, count in zip(self.tasks, counts, strict=False) if count]
-        # A loss scaler uses infinite gradients to find its scale; without a scaler they are an error.
-        if names or (counts[-1] and self.scaler is None):
-            what = f"the loss of task {', '.join(map(repr, names))}" if names else "the gradient"
-            raise NonFiniteError(
-                f"{what} was NaN or infinite in {max(counts)} of the steps before step {self.step_count} "
-                f"(epoch {self.epoch + 1}); those steps were skipped and the weights are finite. "
-                "Lower optimizer.lr, set training.clip_norm, or look for broken targets."
-            )
         seen = torch.stack([loss.detach().double() for loss in losses.values()])
         values = (self.world.sum(seen) / self.world.size).tolist()
         record = dict(zip(losses, values, strict=True))
         telemetry = {name: value.tolist() for name, value in done.items()}
         for observer in self.observers:
-            look = {"loss": record, "balance": telemetry} | pace
+            look = {"loss": record, "balance": telemetry, "skipped": self.skipped.in_epoch} | pace
             observer.on_step(self.step_count, self.epoch, number, total, look)
+
+    def _pass_over(self) -> None:
+        """Count a step without taking it."""
+        self.step_count += 1
+        if self.scheduler is not None:
+            self.scheduler.step()
 
     def _is_best(self, score: float) -> bool:
         self.bad_epochs += 1
@@ -253,28 +294,3 @@ class Trainer(TrainerSaving):
     def _has_label(self, batch: Batch) -> Tensor:
         """bool [B, K], for this trainer's tasks only."""
         return batch.has_label.index_select(1, self.columns)
-
-
-class _Pace:
-    """Images per second and the fraction of time spent waiting for data, in one epoch."""
-
-    def __init__(self, num_ranks: int) -> None:
-        self._num_ranks, self._images, self._waited = num_ranks, 0, 0.0
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def timed(self, loader: Loader) -> Iterator[Batch]:
-        """The loader's batches, with the waiting time measured."""
-        mark = time.perf_counter()
-        for batch in loader:
-            self._waited += time.perf_counter() - mark
-            self._images += len(batch)
-            yield batch
-            mark = time.perf_counter()
-
-    def so_far(self) -> dict[str, float]:
-        seconds = self.seconds
-        return {"images_per_second": self._images * self._num_ranks / seconds, "waiting": self._waited / seconds}

@@ -1,4 +1,4 @@
-"""When a trainer saves, and how it stops: agreed by all ranks, at a step or in a validation."""
+"""When a trainer saves, goes back, and how it stops: agreed by all ranks, at a step or in a validation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 import torch
 
 from ..config import TrainingConfig
-from ..protocols import Batch, Loader
+from ..protocols import Batch, Loader, Observer
+from .checkpoint_names import history
 from .checkpoint_store import CheckpointStore
-from .errors import CheckpointError, Interrupted
+from .errors import CheckpointError, Interrupted, NonFiniteError
 from .trainer_state import TrainerState
 
 _SAVE, _STOP = 1, 2  # what a rank asks all of them to do
@@ -23,6 +24,7 @@ class TrainerSaving(TrainerState):
     config: TrainingConfig
     store: CheckpointStore | None
     stop_requested: bool
+    observers: list[Observer]
     _saved_at: float
 
     def save(self, loader: Loader, *, best: bool = False) -> None:
@@ -58,10 +60,30 @@ class TrainerSaving(TrainerState):
             raise
         self.wait()
 
+    def _save_first(self, loader: Loader) -> None:
+        """With on_nonfinite = "restore": save, unless there is a checkpoint to go back to."""
+        if self.config.on_nonfinite != "restore":
+            return
+        self.wait()
+        if not self.world.broadcast(self.store is not None and bool(history(self.store.folder))):
+            self.save(loader)
+
+    def _restore(self, why: str, loader: Loader) -> None:
+        """Go back to the newest checkpoint; all ranks call it."""
+        self.wait()
+        path = self.world.broadcast(None if self.store is None else history(self.store.folder)[-1].path)
+        if path is None:
+            raise NonFiniteError(f"{why} There is no checkpoint to go back to: this trainer has no folder.")
+        self.resume(path, loader)
+        for observer in self.observers:
+            if (on_restore := getattr(observer, "on_restore", None)) is not None:
+                on_restore(self.step_count, self.epoch, why)
+
     def _save_if_due(self, loader: Loader) -> None:
         """After a step: save, or save and raise Interrupted, if it is time to. All ranks do the same."""
         config, asked = self.config, self._asked()
         if asked or (config.checkpoint_steps and self.step_count % config.checkpoint_steps == 0):
+            self.skipped.judge(self.epoch, len(loader))  # nothing is saved that nobody has looked at
             self.save(loader)
         if asked == _STOP:
             raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")

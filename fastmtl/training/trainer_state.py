@@ -13,6 +13,7 @@ from ..distributed import World
 from ..protocols import Balancer, Loader, Task
 from . import checkpoint
 from .errors import CheckpointError, OtherRanks
+from .skipped_steps import SkippedSteps
 from .state_checks import StateDict, load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
 from .weight_averaging import WeightAverage
 
@@ -37,6 +38,7 @@ class TrainerState:
     bad_epochs: int
     pending: dict[str, Any] | None  # of an epoch that was trained and not yet validated: its record and loss weights
     sums: Tensor
+    skipped: SkippedSteps
 
     @property
     def num_recorded(self) -> int:
@@ -69,6 +71,7 @@ class TrainerState:
             "bad_epochs": self.bad_epochs,
             "pending": self.pending,
             "sums": self.world.gather(self.sums),
+            "skipped": self.skipped.state_dict(),
         }
 
     def resume(self, directory: Path, loader: Loader, state: StateDict | None = None) -> None:
@@ -125,6 +128,7 @@ class TrainerState:
             self.best_score = progress["best_score"]
             self.pending = progress.get("pending")
             self.sums.copy_(progress["sums"][rank])
+            self.skipped.load_state_dict(progress.get("skipped", {}))
         # Last, because setting the loader's position may draw random numbers.
         with loading("rng"):
             torch.set_rng_state(state["rng"][rank].clone())  # a clone: torch reads from the start of the storage

@@ -1,6 +1,7 @@
 """The command line as a person meets it: runs, run folders, and one clear line for every mistake."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -283,6 +284,32 @@ def test_a_diverging_run_stops_with_the_tasks_name(tiles, tmp_path, capsys):
     said = _says(capsys, [*arguments, "--lr", "1e18", "--clip-norm", "0", "--optimizer", "sgd", "--warmup", "0"])
     assert "NaN or infinite" in said
     assert "Lower optimizer.lr" in said
+    spoilt = sorted(path.name for path in (tmp_path / "out" / "nonfinite").iterdir())
+    assert [name.partition(".")[2] for name in spoilt[:2]] == ["json", "safetensors"]
+    assert json.loads((tmp_path / "out" / "nonfinite" / spoilt[0]).read_text())["tiles"]
+    again = ["train", "--resume", "--out", str(tmp_path / "out")]
+    assert f"continue from it with: fastmtl {' '.join(again)} --lr RATE" in said
+    assert main([*again, "--lr", "1e-3", "--epochs", "1"]) == 0
+    (record,) = map(json.loads, (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
+    assert record["lr"] < 1e-3
+    assert record["skipped"] == 0
+
+
+def test_a_run_says_where_its_time_went_and_writes_a_profile(tiles, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["train", "demo", "--data", str(tiles), "--out", str(out), *SMALL, "--batch-size", "1", "--profile"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert f"profile of 4 steps: {out / 'profile' / 'trace.json'}" in said
+    assert re.search(r"waiting for data  \|  .*forward \d+%, .*GiB", said)
+    assert json.loads((out / "profile" / "trace.json").read_text())["traceEvents"]
+    record = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert record["skipped"] == 0
+    assert sum(record["time"].values()) == pytest.approx(1, abs=0.01)
+    assert {"loader", "forward", "backward segmentation", "optimizer"} <= record["time"].keys()
+    page = (out / "report.html").read_text()
+    assert "backward segmentation <b>" in page
+    assert "training steps" not in page
 
 
 @pytest.mark.parametrize("given", [["--scale", "tiny"], ["--scale=tiny"]])

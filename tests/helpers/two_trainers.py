@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastmtl.protocols import Batch
 from fastmtl.tasks import create_task
 from fastmtl.training.stages import Stages
 from fastmtl.training.trainer import Interrupted, NonFiniteError, OtherRanks, Trainer
+from fastmtl.training.weight_averaging import WeightAverage
 
 CLASSES = ("left", "middle", "right")
 BATCHES, BATCH = 4, 6  # of all ranks together
@@ -186,6 +188,23 @@ def spoilt(world: World, how: str, fused: bool) -> dict[str, object]:
     return {"message": message, "weights": made.model.state_dict()}
 
 
+def gone_on(world: World, folder: Path, policy: str) -> dict[str, object]:
+    """A NaN image on rank 1 alone, before normalisation layers; both ranks skip the step or go back."""
+    options = {"on_nonfinite": policy, "max_skipped": 0.5}
+    made, loader = trainer(world, "pcgrad", folder=folder / "checkpoints", norm=True, **options), PartLoader(world)
+    made.average = WeightAverage(made.model, "ema", decay=0.5)
+
+    def spoil(batch, epoch, number):
+        if (world.rank, epoch, number) != (1, 1, 1):
+            return batch
+        return replace(batch, images=batch.images * float("nan"))
+
+    loader.spoil = spoil
+    record = made.fit(loader, PartLoader(world, seed=7))
+    state = made.average.state_dict()
+    return {"record": record, "weights": state, "restores": made.skipped.restores, "step": made.step_count}
+
+
 def stopped(world: World, folder: Path, balancer: str) -> dict[str, object]:
     """Rank 1 is asked to stop; all do, and go on as if nothing had been."""
     whole = trained(world, balancer)
@@ -304,6 +323,8 @@ def main(rank: int, rendezvous: str, folder: str) -> None:
         for how in ("nan", "inf"):
             for fused in (False, True):
                 found[f"{how} {fused}"] = spoilt(world, how, fused)
+        for policy in ("skip", "restore"):
+            found[policy] = gone_on(world, Path(folder) / policy, policy)
         for balancer in ("pcgrad", "db_mtl"):
             found[f"stopped {balancer}"] = stopped(world, Path(folder) / balancer, balancer)
         found["cut in validation"] = cut_in_validation(world, Path(folder) / "validation")

@@ -132,6 +132,7 @@ def test_the_page_is_self_contained_and_has_every_section(run, capsys):
     assert "so at 6 of the 6 steps" in page
     assert "per_class" not in page
     assert "waiting for data <b>20%</b>" in page  # 6 of 30 seconds
+    assert "training steps <b>60%</b>" in page
     assert "Missing from this page" not in page
 
 

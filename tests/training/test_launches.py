@@ -19,7 +19,7 @@ from fastmtl.training.weight_averaging import WeightAverage
 pytestmark = needs_triton
 # Of a U-Net with 75 parameters, 45 of them shared, and two tasks: forward and two backwards are most of it. The
 # definition in torch updates each parameter by itself.
-MOST = {"plain": 340, "cuda": 350, "reference": 3900}
+MOST = {"plain": 355, "cuda": 365, "reference": 3900}
 
 
 def _trainer(update: str) -> Trainer:
@@ -49,6 +49,7 @@ def test_a_step_never_waits_and_copies_nothing(update, monkeypatch):
         trainer.step(batch)
     assert not launches.faults
     assert launches.counts["_foreach_copy_"] == 3  # the rows of two tasks, and BatchNorm's counts of the average
+    assert launches.counts["split_with_sizes_copy"] == 2  # BatchNorm's statistics and counts, if the step was skipped
     assert launches.counts["_foreach_lerp_"] == 1
     total = launches.counts.total()
     assert 0.95 * MOST[update] < total <= MOST[update], launches.counts.most_common()

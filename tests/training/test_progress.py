@@ -49,3 +49,17 @@ def test_progress_says_speed_waiting_losses_and_time_left(terminal):
     line.close()
     assert "40 images/s, 25% waiting for data" in written.getvalue()
     assert terminal or "\x1b" not in written.getvalue()
+
+
+def test_progress_says_where_the_time_went_and_what_was_skipped():
+    written = io.StringIO()
+    line = ProgressLine(2, Console(file=written, width=140, soft_wrap=True, highlight=False))
+    time = {"loader": 0.25, "forward": 0.4, "backward outline": 0.3, "optimizer": 0.046, "average": 0.004}
+    seen = {"skipped": 2, "time": time, "memory_bytes": 3 << 29, "update_gb_per_second": 12.34}
+    line.on_epoch(RECORD | seen)
+    line.on_restore(120, 1, "the gradient was NaN.")
+    said = written.getvalue()
+    assert "25% waiting for data, 2 steps skipped  |  forward 40%, backward outline 30%, optimizer 5%, " in said
+    assert "update 12.3 GB/s, 1.5 GiB\n" in said
+    assert "average" not in said
+    assert "the gradient was NaN. Back to epoch 2, step 120.\n" in said

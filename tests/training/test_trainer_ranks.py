@@ -95,6 +95,19 @@ def test_a_bad_loss_on_one_rank_stops_both(results, how, fused):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.parametrize("policy", ["skip", "restore"])
+def test_both_ranks_skip_the_step_or_go_back(results, policy):
+    """Averaged weights and running statistics stay finite, and the same bits on both."""
+    first, second = (rank[policy] for rank in results)
+    assert first["step"] == second["step"] == 8
+    assert first["record"]["skipped"] == second["record"]["skipped"] == 1
+    assert first["restores"] == second["restores"] == (policy == "restore")
+    assert first["record"]["loss"] == second["record"]["loss"]
+    for name, value in first["weights"].items():
+        assert value.isfinite().all()
+        assert torch.equal(value, second["weights"][name])
+
+
 @pytest.mark.parametrize("balancer", ["pcgrad", "db_mtl"])
 def test_one_rank_asked_to_stop_stops_both_and_resume_is_bit_equal(results, balancer):
     """From rank 0's checkpoint alone; a step later, because nobody waits for the others' answer."""

@@ -1,0 +1,82 @@
+"""A profile of a few training steps, by torch.profiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from ..protocols import Batch, Loader
+
+_WAIT, _WARMUP, _ACTIVE = 3, 2, 4  # steps: left alone, run under the profiler, recorded
+
+
+class ProfiledLoader:
+    """A loader under which the first steps of a training are profiled: 4 steps, after 5 others.
+
+    A step begins when its batch is asked for, so that the profile shows waiting for it. The phases of a step are ranges
+    in the trace.
+
+    Args:
+        loader: the training batches.
+        folder: of the trace: trace.json, which chrome://tracing and https://ui.perfetto.dev open.
+        tell: called with one line about the trace, or why there is none.
+    """
+
+    def __init__(self, loader: Loader, folder: Path, tell: Callable[[str], object]) -> None:
+        self._loader, self._folder, self._tell = loader, folder, tell
+        self._profile: profile | None = None
+        self._done = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            yield batch
+            self._step()
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loader.load_state_dict(state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the profile, if the training was shorter."""
+        if self._profile is not None:
+            self._profile.stop()
+            self._profile = None
+        if not self._done:
+            self._tell(f"no profile: the training had fewer than {_WAIT + _WARMUP + _ACTIVE} steps")
+        self._done = True
+
+    def _step(self) -> None:
+        if self._done:
+            return
+        if self._profile is None:
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+            self._profile = profile(
+                activities=activities,
+                schedule=schedule(wait=_WAIT - 1, warmup=_WARMUP, active=_ACTIVE, repeat=1),
+                on_trace_ready=self._write,
+            )
+            self._profile.start()
+            return
+        self._profile.step()
+        if self._done:
+            self._profile.stop()
+            self._profile = None
+
+    def _write(self, found: profile) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "trace.json"
+        found.export_chrome_trace(str(path))
+        self._done = True
+        self._tell(f"profile of {_ACTIVE} steps: {path} (open it in https://ui.perfetto.dev)")

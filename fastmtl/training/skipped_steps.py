@@ -1,0 +1,236 @@
+"""Steps that were skipped because a loss or gradient was not finite: counted without waiting for the device, and what
+follows (`TrainingConfig.on_nonfinite`)."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import TrainingConfig
+from ..protocols import Batch
+from ..utils.atomic_io import replacing, write_whole
+from ..utils.words import counted
+from .errors import NonFiniteError
+
+_MOST_STEPS = 256  # between two looks; the rows of more steps would be lost
+_IN_A_ROW = 10  # skipped steps in a row after which the training counts as diverged
+_FILES = 3  # batches written per run and rank
+_KEPT_BYTES = 256 << 20  # of the latest batches, which may have to be written
+
+
+class GoBack(Exception):
+    """The training must continue from its last checkpoint; the message says why."""
+
+
+@dataclass
+class _Step:
+    """A step that nobody has looked at."""
+
+    step: int
+    row: int
+    tiles: list[str]
+    size: int  # bytes of the batch
+    batch: Batch | None  # None if it was too large to keep
+
+
+@dataclass(frozen=True)
+class _Skipped:
+    """A step that was skipped, and its losses by task."""
+
+    seen: _Step
+    losses: dict[str, float]
+
+    @property
+    def bad_tasks(self) -> list[str]:
+        return [name for name, loss in self.losses.items() if not isfinite(loss)]
+
+
+class SkippedSteps:
+    """The losses of the steps since the last look, on the device, and the verdict on them.
+
+    The losses are equal in kind (finite or not) on all ranks, so that all ranks come to the same verdict.
+
+    Args:
+        config: `log_every`, `on_nonfinite`, `max_skipped`, `max_restores`.
+        tasks: their names.
+        device: of the losses.
+        scaled: whether a GradScaler finds its scale by infinite gradients: then only losses count.
+        folder: of the batches whose steps were skipped, the same on all ranks; None writes none.
+        rank: of this process.
+
+    Attributes:
+        in_epoch: steps of this epoch that were skipped or passed over.
+        restores: how often the training went back to a checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        tasks: Sequence[str],
+        device: torch.device,
+        *,
+        scaled: bool = False,
+        folder: Path | None = None,
+        rank: int = 0,
+    ) -> None:
+        self._config, self._tasks, self._scaled, self._folder, self._rank = config, list(tasks), scaled, folder, rank
+        rows = min(config.log_every, _MOST_STEPS)
+        self._rows = torch.zeros(rows, len(self._tasks) + 1, dtype=torch.float64, device=device)  # losses, skipped
+        self._recent: deque[_Step] = deque(maxlen=rows)
+        self._next = 0  # row of the next step
+        self._passed: set[int] = set()
+        self._in_a_row = 0
+        self.in_epoch = self.restores = 0
+
+    def add(self, step: int, losses: Tensor, skipped: Tensor, batch: Batch) -> Tensor:
+        """Record a step (counted from 1) with its losses [K] float64; returns whether it counts as skipped, on the
+        device. The host does not wait."""
+        self._rows[self._next].copy_(torch.cat([losses, skipped.reshape(1).double()]))
+        self._recent.append(_Step(step, self._next, batch.ids, _size(batch), batch))
+        self._next = (self._next + 1) % len(self._rows)
+        self._drop_batches()
+        unsound = ~losses.isfinite().all()
+        return unsound if self._scaled else unsound | skipped.reshape(())
+
+    @property
+    def full(self) -> bool:
+        """Whether `judge` must be called before the next step."""
+        return len(self._recent) == len(self._rows)
+
+    def clear(self) -> None:
+        """Forget the steps since the last look."""
+        self._recent.clear()
+
+    def passes_over(self, step: int) -> bool:
+        """Whether `step` was skipped before the training went back, so that its batch must not be trained on again."""
+        if step not in self._passed:
+            return False
+        self.in_epoch += 1
+        return True
+
+    def judge(self, epoch: int, num_batches: int) -> None:
+        """Look at the steps since the last look, if there are any; waits for the device.
+
+        Args:
+            epoch: from 0.
+            num_batches: of an epoch.
+
+        Raises:
+            GoBack: the training must go back to its last checkpoint.
+            NonFiniteError: it cannot continue.
+        """
+        if not self._recent:
+            return
+        last = self._recent[-1].step
+        bad, longest = self._read()
+        if not bad:
+            return
+        self.in_epoch += len(bad)
+        files = self._write(bad, epoch)
+        said = _sentence(bad, last, epoch) + (f" Look at {files}." if files else "")
+        policy, most = self._config.on_nonfinite, self._config.max_restores
+        if policy == "restore" and self.restores < most:
+            self.restores += 1
+            self._passed |= {one.seen.step for one in bad}
+            raise GoBack(f"{said} Restore {self.restores} of {most}.")
+        if policy == "restore":
+            said += f" The training went back to a checkpoint {counted(most, 'time')} (training.max_restores)."
+        elif policy == "skip":
+            limit = max(1.0, self._config.max_skipped * num_batches)
+            if longest < _IN_A_ROW and self.in_epoch <= limit:
+                return
+            said += (
+                f" Of this epoch's {counted(num_batches, 'step')} {self.in_epoch} were skipped, up to {longest} in a "
+                f"row; training.max_skipped = {self._config.max_skipped:g} allows {limit:.0f}, and fewer than "
+                f"{_IN_A_ROW} in a row."
+            )
+        raise NonFiniteError(f"{said} Lower optimizer.lr, set training.clip_norm, or look for broken targets.")
+
+    def close_epoch(self) -> None:
+        """Start counting another epoch."""
+        self.in_epoch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Counts that belong to a checkpoint; `judge` was called after the last step."""
+        return {"in_epoch": self.in_epoch, "in_a_row": self._in_a_row, "restores": self.restores}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a `state_dict`; {} of an older version counts from 0. The number of restores never falls."""
+        self.clear()
+        self.in_epoch, self._in_a_row = state.get("in_epoch", 0), state.get("in_a_row", 0)
+        self.restores = max(self.restores, state.get("restores", 0))
+
+    def _read(self) -> tuple[list[_Skipped], int]:
+        """The skipped steps since the last look, and the longest run of them."""
+        rows, found, longest = self._rows.tolist(), [], 0
+        for one in self._recent:
+            *losses, skipped = rows[one.row]
+            if all(map(isfinite, losses)) and (self._scaled or not skipped):
+                self._in_a_row = 0
+            else:
+                self._in_a_row += 1
+                longest = max(longest, self._in_a_row)
+                found.append(_Skipped(one, dict(zip(self._tasks, losses, strict=True))))
+        self._recent.clear()
+        return found, longest
+
+    def _drop_batches(self) -> None:
+        """Drop the oldest batches until the others fit; the newest stays."""
+        held = sum(one.size for one in self._recent if one.batch is not None)
+        for one in self._recent:
+            if held <= _KEPT_BYTES or one is self._recent[-1]:
+                return
+            if one.batch is not None:
+                held, one.batch = held - one.size, None
+
+    def _write(self, bad: Sequence[_Skipped], epoch: int) -> str:
+        """Write the batches of the first skipped steps; returns their folder, "" if there is none. A disk that cannot
+        be written does not hide the error."""
+        if self._folder is None:
+            return ""
+        own = f"-rank{self._rank}" if self._rank else ""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            room = _FILES - sum(1 for path in self._folder.glob("step-*.json") if ("-rank" in path.name) == bool(own))
+            for one in bad[: max(room, 0)]:
+                _write_step(self._folder / f"step-{one.seen.step:06d}{own}", one, epoch)
+        except OSError as error:
+            return f"{self._folder} (incomplete: {error})"
+        return str(self._folder)
+
+
+def _write_step(path: Path, one: _Skipped, epoch: int) -> None:
+    """Write PATH.json (epoch, step, losses, names of the tiles) and PATH.safetensors (images as the network gets them,
+    targets, has_label, metadata), if the batch was kept."""
+    losses = {name: loss if isfinite(loss) else str(loss) for name, loss in one.losses.items()}
+    facts = {"epoch": epoch + 1, "step": one.seen.step, "losses": losses, "tiles": one.seen.tiles}
+    if (batch := one.seen.batch) is not None:
+        from safetensors.torch import save_file
+
+        tensors = {"images": batch.images, "has_label": batch.has_label}
+        tensors |= {f"targets.{name}": value for name, value in batch.targets.items()}
+        tensors |= {f"metadata.{name}": value for name, value in batch.metadata.items()}
+        with replacing(path.with_suffix(".safetensors")) as partial:
+            save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, partial)
+    write_whole(path.with_suffix(".json"), json.dumps(facts, indent=1))
+
+
+def _sentence(bad: Sequence[_Skipped], last: int, epoch: int) -> str:
+    names = list(dict.fromkeys(name for one in bad for name in one.bad_tasks))
+    what = f"the loss of task {', '.join(map(repr, names))}" if names else "the gradient"
+    return (
+        f"{what} was NaN or infinite in {len(bad)} of the steps before step {last} (epoch {epoch + 1}); those steps "
+        "were skipped and the weights are finite."
+    )
+
+
+def _size(batch: Batch) -> int:
+    tensors = (batch.images, *batch.targets.values(), *batch.metadata.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
