@@ -75,13 +75,15 @@ class Job:
         if self.recipe.data.batch_size == 1 or len(loader) == 1:
             found = "data.batch_size is 1" if self.recipe.data.batch_size == 1 else "there is one image to train on"
             raise ConfigError(f"recipe {self.recipe.name}: {found}, but {one.format(name)}; it needs two or more.")
-        notice = (
-            f"{one.format(name)}, and each epoch would end with such a batch: one image, another one in each epoch, "
-            f"is left out (data.batch_size = {self.recipe.data.batch_size})"
-        )
-        say([notice], self.console)
-        self.notices.append(notice)
-        return self.read(self.splits.train, self.world, train=True, drop_single=True)
+        kept = self.read(self.splits.train, self.world, train=True, drop_single=True)
+        if len(kept) < len(loader):  # otherwise the ranks share several images, and copies fill each up to two
+            notice = (
+                f"{one.format(name)}, and each epoch would end with such a batch: one image, another one in each "
+                f"epoch, is left out (data.batch_size = {self.recipe.data.batch_size})"
+            )
+            say([notice], self.console)
+            self.notices.append(notice)
+        return kept
 
 
 def assemble(
