@@ -19,6 +19,7 @@ from ..config import ConfigError, Recipe
 from ..distributed import World
 from ..evaluation.tta import check_views
 from ..protocols import Task
+from ..training.errors import OtherRanks
 from ..training.eval_loop import autocast_dtype
 from ..utils.words import counted
 from . import notices
@@ -131,11 +132,32 @@ def assemble(
     say(odd, console)
     odd = [*notices.of_problems(splits.problems, root), *odd]
     facts = _facts(root, split_file, splits) | {
+        "ranks": world.size,
         "precision": str(dtype or torch.float32).removeprefix("torch."),
         "device": str(device),
         "notices": odd,
     }
     return Job(recipe, out, facts, splits, tasks, model, stain, device, dtype, world, console, odd)
+
+
+def with_global_batch(recipe: Recipe, before: object, now: int) -> Recipe:
+    """`recipe`, which `before` ranks began, for `now` ranks with as many images in a batch of all ranks; unchanged for
+    runs of earlier versions, which do not know their ranks (`before` is None).
+
+    Raises:
+        OtherRanks: the images do not divide by `now`.
+    """
+    if type(before) is not int or before == now:
+        return recipe
+    unit, images = (2 if recipe.data.sampler == "pairs" else 1), recipe.data.batch_size * before
+    shares = images // unit
+    if shares % now:
+        fitting = ", ".join(str(ranks) for ranks in range(1, shares + 1) if shares % ranks == 0)
+        raise OtherRanks(
+            f"the run takes {images} images in each step, {recipe.data.batch_size} on each of {before} ranks, and they "
+            f"do not divide by {now} ranks; continue it on one of these numbers of ranks: {fitting}."
+        )
+    return replace(recipe, data=replace(recipe.data, batch_size=images // now))
 
 
 def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile: bool) -> None:

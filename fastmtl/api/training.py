@@ -20,7 +20,7 @@ from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
 from ..training.trainer import Interrupted
 from . import notices, scoring
-from .job import SPLIT_FILE, Job, assemble
+from .job import SPLIT_FILE, Job, assemble, say, with_global_batch
 from .runs import report
 
 
@@ -58,9 +58,16 @@ def train(
 
 
 def resume(out: Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Continue the run in `out` from its last checkpoint, with its own recipe, data and split; returns the summary."""
+    """Continue the run in `out` from its last checkpoint, with its own recipe, data and split; returns the summary.
+
+    On another number of ranks, each takes its part of the run's batches.
+
+    Raises:
+        OtherRanks: the images of a batch do not divide by the number of ranks.
+    """
     run = RunFolder(out)
-    recipe, facts = run.recipe(), run.extra()
+    facts = run.extra()
+    recipe = with_global_batch(run.recipe(), facts.get("ranks"), World.from_environment().size)
     split_file = Path(facts["split_file"]) if facts["split_file"] else None
     root = Path(facts["data"])
     with _assembled(recipe, root, out, split_file, console, resumed=True) as (job, stages, batches, validation):
@@ -129,6 +136,7 @@ def _open_run(job: Job, run: RunFolder, stages: Stages, batches: data.TileLoader
             run.trim(trainer.epoch, trainer.step_count)
         where = "already finished" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
         job.console.print(f"{where}, step {trainer.step_count}")
+        say(trainer.notes, job.console)
     elif first:
         run.create(job.recipe, job.facts)
         data.save_split(job.splits.split, job.out / SPLIT_FILE)

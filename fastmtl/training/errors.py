@@ -16,4 +16,4 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class OtherRanks(UserError, ValueError):
-    """A checkpoint of a different number of ranks."""
+    """This number of ranks cannot continue a training."""

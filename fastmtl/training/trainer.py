@@ -102,7 +102,7 @@ class Trainer(TrainerState):
                     self.save("last", train)
                     raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
             weights = self._constant_weights()  # of this epoch: closing it may change them
-            record = self._close_epoch(len(train)) | pace.so_far() | {"seconds": pace.seconds}
+            record = self._close_epoch(number) | pace.so_far() | {"seconds": pace.seconds}
             monitored: float | None = None
             if validation is not None:
                 started = time.perf_counter()
