@@ -90,7 +90,7 @@ def _assembled(
     world = World.from_environment()
     console = plain(console) if console is not None and world.rank == 0 else Console(quiet=True)
     device = components.device_of(recipe.training.device, world.local_rank)
-    with world.initialize(device):
+    with world.initialize(device, recipe.training.rank_timeout):
         job = assemble(recipe, root, world.broadcast(out), split_file, device, world, resumed=resumed, console=console)
         run, splits = RunFolder(job.out), job.splits
         progress = ProgressLine(recipe.training.epochs, console, "inner share" if splits.inner.tiles else "held out")

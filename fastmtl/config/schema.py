@@ -183,6 +183,8 @@ class TrainingConfig:
     pass per task. 0: only what gradient balancers measure anyway."""
     compile: bool = False
     """Run the network through torch.compile."""
+    rank_timeout: float = 300.0
+    """With several ranks: seconds to wait for one that does not answer, before all end and name it."""
     epoch_scale: float = 1.0
     """Factor for epochs and patience (also of stages, at least 1) and for average_start; 1 after it is applied."""
 

@@ -84,6 +84,7 @@ def _check_training(training: TrainingConfig, last_stage: int) -> None:
             "tta must name a view once": len(set(training.tta)) == len(training.tta),
             "log_every must be at least 1": training.log_every >= 1,
             "gradient_stats_every must not be negative": training.gradient_stats_every >= 0,
+            "rank_timeout must be 1 to 86400 seconds": 1 <= training.rank_timeout <= 86400,
         },
     )
 
