@@ -22,7 +22,7 @@ from ..protocols import Task
 from ..training.errors import OtherRanks
 from ..training.eval_loop import autocast_dtype
 from ..utils.words import counted
-from . import notices
+from . import notices, rank_facts
 
 SPLIT_FILE = "split.json"
 """In a run's folder: the patients and tiles of each side."""
@@ -107,6 +107,8 @@ def assemble(
     if resumed and own.is_file():  # new split files or another random draw must not move patients
         split_file = own
     splits = datasets.read_splits(recipe, root, split_file)
+    if world.size > 1:
+        world.require_equal(rank_facts.of_data(splits))
     _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
     if stain is not None:
         for part in (splits.train, splits.validation, splits.test, splits.inner):  # a mosaic uses only the first

@@ -19,7 +19,7 @@ from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
 from ..training.trainer import Interrupted
-from . import notices, scoring
+from . import notices, rank_facts, scoring
 from .job import SPLIT_FILE, Job, assemble, say, with_global_batch
 from .runs import report
 
@@ -91,6 +91,8 @@ def _assembled(
     console = plain(console) if console is not None and world.rank == 0 else Console(quiet=True)
     device = components.device_of(recipe.training.device, world.local_rank)
     with world.initialize(device, recipe.training.rank_timeout):
+        if world.size > 1:
+            world.require_equal(rank_facts.of_code(recipe))
         job = assemble(recipe, root, world.broadcast(out), split_file, device, world, resumed=resumed, console=console)
         run, splits = RunFolder(job.out), job.splits
         progress = ProgressLine(recipe.training.epochs, console, "inner share" if splits.inner.tiles else "held out")

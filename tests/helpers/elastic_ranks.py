@@ -84,6 +84,8 @@ def make(world: World, folder: Path, balancer: str, size: int = GLOBAL) -> tuple
         create_task("binary_segmentation", "mask", 0),
         create_task("classification", "kind", 1, class_names=("A", "B")),
     ]
+    kind = tasks[1]  # its own loss is in float32
+    kind.loss = lambda output, batch: kind.criterion(output, batch.targets["kind"], mask=kind.has_label(batch))
     model, made = Network(), balance.create_balancer(balancer)
     optimizer = torch.optim.AdamW([*model.parameters(), *made.parameters()], lr=0.01)
     config = TrainingConfig(precision="float32", epochs=EPOCHS, log_every=1)
