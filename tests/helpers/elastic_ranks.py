@@ -67,19 +67,13 @@ class Until:
                 raise Stopped
 
 
+def _loader(world: World, tiles, size: int, **options) -> TileLoader:
+    ranks = {"rank": world.rank, "world_size": world.size, "batch_size": size // world.size}
+    return TileLoader(tiles, targets=TARGETS, size=16, seed=5, num_threads=1, **ranks, **options)
+
+
 def make(world: World, folder: Path, balancer: str, size: int = GLOBAL) -> tuple[Trainer, TileLoader]:
-    loader = TileLoader(
-        read_tile_folder(folder).tiles,
-        targets=TARGETS,
-        size=16,
-        batch_size=size // world.size,
-        augmentation=Augmentation(),
-        shuffle=True,
-        seed=5,
-        rank=world.rank,
-        world_size=world.size,
-        num_threads=1,
-    )
+    loader = _loader(world, read_tile_folder(folder).tiles, size, augmentation=Augmentation(), shuffle=True)
     tasks = [
         create_task("binary_segmentation", "mask", 0),
         create_task("classification", "kind", 1, class_names=("A", "B")),
@@ -112,6 +106,14 @@ def part(world: World, folder: Path, balancer: str, steps: int, state: Path | No
     return {"losses": losses, "weights": weights, "notes": trainer.notes, "noise": torch.rand(1)}
 
 
+def with_few_tiles(world: World, folder: Path) -> dict[str, Any]:
+    """Two tiles to train on and one to validate on, in steps of three."""
+    trainer, _ = make(world, folder, "pcgrad")
+    first, *_, last = read_tile_folder(folder).tiles
+    record = trainer.fit(_loader(world, [first, last], 3, shuffle=True), _loader(world, [first], 3))
+    return {name: record[name] for name in ("step", "loss", "validation")}
+
+
 class Recorder:
     """The losses of every step and every epoch."""
 
@@ -133,7 +135,9 @@ def _rank(rank: int, ranks: int, folder: str, balancers: tuple[str, ...], steps:
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
     world = World(rank, ranks)
     try:
-        found = {name: part(world, root / "tiles", name, steps, root / name) for name in balancers}
+        found: dict[str, Any] = {name: part(world, root / "tiles", name, steps, root / name) for name in balancers}
+        if ranks == 3:
+            found["few"] = with_few_tiles(world, root / "tiles")
         torch.save(found, root / f"{rank}.pt")
     finally:
         world.close()
@@ -155,6 +159,7 @@ def run(folder: Path, plan: list[tuple[int, int]], balancers: tuple[str, ...]) -
                     assert other[name]["losses"] == found[name]["losses"]
                     seeded = bool(found[name]["notes"])  # anew, and on each rank otherwise
                     assert torch.equal(other[name]["noise"], found[name]["noise"]) is not seeded
+            whole["few"] = found.get("few", {})
         for name in balancers:
             whole[name]["losses"] += found[name]["losses"]
             whole[name]["notes"].append(found[name]["notes"])

@@ -19,7 +19,7 @@ from fastmtl.training.lr_schedule import Schedule
 pytest.importorskip("nvidia.dali", reason="the loader needs DALI")
 
 
-def _check(folder: Path, plan: list[tuple[int, int]], balancers: tuple[str, ...]) -> None:
+def _check(folder: Path, plan: list[tuple[int, int]], balancers: tuple[str, ...]) -> dict[str, dict]:
     found = elastic_ranks.run(folder, plan, balancers)
     for name in balancers:
         whole = part(World(), folder / "tiles", name, 0, None)
@@ -33,6 +33,7 @@ def _check(folder: Path, plan: list[tuple[int, int]], balancers: tuple[str, ...]
         for (before, _), (now, _), said in zip(plan, plan[1:], others, strict=False):
             (note,) = said
             assert note.startswith(f"continues on {now} rank(s) what {before} rank(s) began: not bit-equal")
+    return found
 
 
 @pytest.mark.long
@@ -43,7 +44,13 @@ def test_two_ranks_then_one_then_two(tmp_path):
 
 @pytest.mark.slow
 def test_four_ranks_then_two_then_three(tmp_path):
-    _check(tmp_path, [(4, 1), (2, 3), (3, 0)], ("pcgrad", "moco", "uncertainty", "famo", "graddrop", "gradnorm"))
+    balancers = ("pcgrad", "moco", "uncertainty", "famo", "graddrop", "gradnorm")
+    found = _check(tmp_path, [(4, 1), (2, 3), (3, 0)], balancers)
+    alone = elastic_ranks.with_few_tiles(World(), tmp_path / "tiles")  # on three ranks one has none of them
+    assert found["few"]["step"] == alone["step"] == EPOCHS
+    assert found["few"]["loss"] == pytest.approx(alone["loss"], rel=1e-10)
+    assert found["few"]["validation"]["num_images"] == 1
+    assert found["few"]["validation"]["score"] == pytest.approx(alone["validation"]["score"], rel=1e-6)
 
 
 def test_other_batches_continue_the_epoch_and_the_schedule(tmp_path):
