@@ -20,7 +20,7 @@ from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
 from ..training.trainer import Interrupted
 from . import notices, rank_facts, scoring
-from .job import SPLIT_FILE, Job, assemble, say, with_global_batch
+from .job import SPLIT_FILE, Job, assemble, say
 from .runs import report
 
 
@@ -66,8 +66,7 @@ def resume(out: Path, *, console: Console | None = None) -> dict[str, Any]:
         OtherRanks: the images of a batch do not divide by the number of ranks.
     """
     run = RunFolder(out)
-    facts = run.extra()
-    recipe = with_global_batch(run.recipe(), facts.get("ranks"), World.from_environment().size)
+    recipe, facts = run.recipe(), run.extra()
     split_file = Path(facts["split_file"]) if facts["split_file"] else None
     root = Path(facts["data"])
     with _assembled(recipe, root, out, split_file, console, resumed=True) as (job, stages, batches, validation):

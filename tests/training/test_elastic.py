@@ -10,7 +10,7 @@ from helpers import elastic_ranks
 from helpers.elastic_ranks import EPOCHS, GLOBAL, part
 from helpers.tiles import write_folder
 
-from fastmtl.api.job import with_global_batch
+from fastmtl.api.job import share_of_batch
 from fastmtl.config import OptimizerConfig, load_recipe
 from fastmtl.distributed import World
 from fastmtl.trainer import OtherRanks
@@ -86,11 +86,10 @@ def test_the_schedule_goes_on_from_the_same_fraction():
 
 def test_the_batch_of_all_ranks_stays():
     recipe = load_recipe("demo", {"data": {"batch_size": 6}})
-    assert with_global_batch(recipe, 4, 3).data.batch_size == 8
-    assert with_global_batch(recipe, 4, 4) is recipe
-    assert with_global_batch(recipe, None, 4) is recipe  # a run of an earlier version
+    assert share_of_batch(recipe, 4, 3) == 8
+    assert share_of_batch(recipe, 4, 4) == 6
     with pytest.raises(OtherRanks, match=r"24 images in each step, 6 on each of 4 ranks, and they do not divide by 5 "):
-        with_global_batch(recipe, 4, 5)
+        share_of_batch(recipe, 4, 5)
     pairs = load_recipe("demo", {"data": {"batch_size": 6, "sampler": "pairs"}})
     with pytest.raises(OtherRanks, match=r"one of these numbers of ranks: 1, 2, 3, 6\.$"):
-        with_global_batch(pairs, 2, 4)
+        share_of_batch(pairs, 2, 4)

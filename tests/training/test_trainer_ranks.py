@@ -141,16 +141,21 @@ def tiles(tmp_path_factory):
     return data.generate(root, num_patients=6, tiles_per_patient=4, tile_size=64, num_slides=0)
 
 
-def _start(arguments: list[str], second: tuple[str, ...] = ()) -> list[subprocess.Popen]:
-    """Two ranks of the command line, as torchrun starts them; the second with further arguments."""
+def _start(arguments: list[str], last: tuple[str, ...] = (), ranks: int = 2) -> list[subprocess.Popen]:
+    """The command line on two ranks or more, as torchrun starts them; the last one with further arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "fastmtl", "train", *arguments]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    common = os.environ | {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
+    environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    commands = [command, [*command, *second]]
+    commands = [command] * (ranks - 1) + [[*command, *last]]
     return [subprocess.Popen(one, env=more, **pipes) for one, more in zip(commands, environments, strict=True)]
 
 
@@ -178,7 +183,7 @@ def test_the_command_line_on_two_ranks(tiles, tmp_path):
 
 
 @pytest.mark.slow
-def test_stop_resume_and_a_killed_rank(tiles, tmp_path, monkeypatch, capsys):
+def test_stop_resume_and_a_killed_rank(tiles, tmp_path, capsys):
     options = ["demo", "--data", str(tiles), "--epochs", "3", "--log-every", "1", *SMALL]
     whole = _start([*options, "--out", str(tmp_path / "whole")])
     said = [process.communicate(timeout=120) for process in whole]
@@ -191,10 +196,10 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path, monkeypatch, capsys):
     assert [process.returncode for process in ranks] == [130, 130], said
     assert "continue with: " in said[0][1]
     alone = shutil.copytree(cut, tmp_path / "alone")
-    with monkeypatch.context() as three:
-        three.setenv("WORLD_SIZE", "3")
-        assert main(["train", "--resume", "--out", str(alone)]) == 1
-    assert "takes 4 images in each step, 2 on each of 2 ranks, and they do not divide by 3" in capsys.readouterr().err
+    three = _start(["--resume", "--out", str(alone)], ranks=3)
+    said = [process.communicate(timeout=120) for process in three]
+    assert [process.returncode for process in three] == [1, 1, 1], said
+    assert "takes 4 images in each step, 2 on each of 2 ranks, and they do not divide by 3 ranks" in said[0][1]
     assert main(["train", "--resume", "--out", str(alone)]) == 0
     assert "note: continues on 1 rank(s) what 2 rank(s) began" in " ".join("".join(capsys.readouterr()).split())
 
