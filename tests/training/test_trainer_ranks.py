@@ -216,9 +216,9 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path, capsys):
     _until(tmp_path / "killed" / "metrics.jsonl", killed)
     killed[1].kill()
     started = time.monotonic()
-    said = killed[0].communicate(timeout=60)[1]
+    said = killed[0].communicate(timeout=120)[1]
     killed[1].communicate()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60  # of which the most is the end of the process
     assert killed[0].returncode == 1
     assert said.strip().splitlines()[-1] == (
         "fastmtl: rank 1 has ended without a message (killed, or out of memory?); see the log of its machine."
