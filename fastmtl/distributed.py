@@ -16,14 +16,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .errors import UserError
+from .heartbeat import Heartbeat
 
 K = TypeVar("K")
 T = TypeVar("T")
-_TIMEOUT = timedelta(minutes=10)  # for a rank that runs but does not answer; one that ended is noticed at once
+
+
+RANK_TIMEOUT = 300.0
+"""Seconds that a rank waits for one that runs but does not answer; one that has ended is noticed in seconds."""
 
 
 class LostRank(UserError, RuntimeError):
-    """Another rank of this training run has ended."""
+    """Another rank of this training run has ended, or hangs."""
+
+
+class UnequalRanks(UserError, ValueError):
+    """The ranks of this training run have different code, recipes or data."""
 
 
 class Distributable(Protocol):
@@ -44,6 +52,7 @@ class World:
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._asked: tuple[Any, Tensor] | None = None
+        self._heartbeat: Heartbeat | None = None
 
     @classmethod
     def from_environment(cls) -> World:
@@ -51,33 +60,71 @@ class World:
         return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
 
     @contextmanager
-    def initialize(self, device: torch.device) -> Iterator[None]:
+    def initialize(self, device: torch.device, timeout: float = RANK_TIMEOUT) -> Iterator[None]:
         """Inside, the ranks can communicate.
 
+        Args:
+            device: of the model.
+            timeout: seconds to wait for a rank that does not answer.
+
         Raises:
-            LostRank: another rank has ended.
+            LostRank: another rank has ended, or did not answer in time; the message names it.
         """
         if self.size == 1:
             yield
             return
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
         try:
+            self._connect(device, timeout)
             yield
-        except RuntimeError as error:
-            if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+        except BaseException as error:
+            if not _is_of_communication(error):
+                self._leave(error)
+                raise
+            if self._heartbeat is None:
                 raise LostRank(
-                    "another rank has ended, or did not answer for 10 minutes; see its own error."
+                    f"not all of the {self.size} ranks have started within {timeout:g} s ({_first_line(error)}); see "
+                    "the errors of the others."
                 ) from error
-            raise
+            raise LostRank(f"{self._heartbeat.find_lost(timeout)}.") from error
         finally:
             self.close()
+
+    def _connect(self, device: torch.device, timeout: float) -> None:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        self._heartbeat = Heartbeat(self.rank, self.size)
+
+    def _leave(self, error: BaseException) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.leave(_first_line(error))
 
     def close(self) -> None:
         """Leave the group; this process continues alone. Rank 0 uses it to evaluate and report after training."""
         self._asked = None
         self.size = 1
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def require_equal(self, facts: Mapping[str, str]) -> None:
+        """Compare `facts` (what -> a short text) with those of rank 0; all ranks call it.
+
+        Raises:
+            UnequalRanks: on all ranks; names the first rank that differs, and in what.
+        """
+        found = self.gather_entries({self.rank: dict(facts)})
+        for rank in range(1, self.size):
+            names = dict.fromkeys([*found[0], *found[rank]])
+            values = {name: (found[rank].get(name, "none"), found[0].get(name, "none")) for name in names}
+            odd = [f"{name} {own} (rank 0: {first})" for name, (own, first) in values.items() if own != first]
+            if odd:
+                more = f" and {len(odd) - _SHOWN} more" * (len(odd) > _SHOWN)
+                raise UnequalRanks(
+                    f"rank {rank} differs from rank 0: {'; '.join(odd[:_SHOWN])}{more}. Give all ranks the same code, "
+                    "recipe and data."
+                )
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's `value` on all ranks; the others wait for it."""
@@ -146,6 +193,17 @@ class World:
             balancer.distribute(
                 model, method="all_reduce" if getattr(balancer, "split_state", ()) else "reduce_scatter"
             )
+
+
+_SHOWN = 3  # differences named
+
+
+def _is_of_communication(error: BaseException) -> bool:
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}

@@ -19,9 +19,11 @@ from ..config import ConfigError, Recipe
 from ..distributed import World
 from ..evaluation.tta import check_views
 from ..protocols import Task
+from ..training.errors import OtherRanks
 from ..training.eval_loop import autocast_dtype
+from ..training.run_dir import RunFolder
 from ..utils.words import counted
-from . import notices
+from . import notices, rank_facts
 
 SPLIT_FILE = "split.json"
 """In a run's folder: the patients and tiles of each side."""
@@ -29,10 +31,11 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that training and scoring need on one rank."""
+    """Everything that training and scoring need on one rank, which takes `batch_size` images in each step."""
 
     recipe: Recipe
     out: Path
+    batch_size: int
     facts: dict[str, Any]
     splits: datasets.Splits
     tasks: Sequence[Task]
@@ -56,6 +59,7 @@ class Job:
             device=self.device,
             world=world,
             stain=self.stain,
+            batch_size=self.batch_size if train else 0,
             drop_single=drop_single,
         )
 
@@ -72,16 +76,18 @@ class Job:
         ):
             return loader
         loader.close()
-        if self.recipe.data.batch_size == 1 or len(loader) == 1:
-            found = "data.batch_size is 1" if self.recipe.data.batch_size == 1 else "there is one image to train on"
+        if self.batch_size == 1 or len(loader) == 1:
+            found = "data.batch_size is 1" if self.batch_size == 1 else "there is one image to train on"
             raise ConfigError(f"recipe {self.recipe.name}: {found}, but {one.format(name)}; it needs two or more.")
-        notice = (
-            f"{one.format(name)}, and each epoch would end with such a batch: one image, another one in each epoch, "
-            f"is left out (data.batch_size = {self.recipe.data.batch_size})"
-        )
-        say([notice], self.console)
-        self.notices.append(notice)
-        return self.read(self.splits.train, self.world, train=True, drop_single=True)
+        kept = self.read(self.splits.train, self.world, train=True, drop_single=True)
+        if len(kept) < len(loader):  # otherwise the ranks share several images, and copies fill each up to two
+            notice = (
+                f"{one.format(name)}, and each epoch would end with such a batch: one image, another one in each "
+                f"epoch, is left out (data.batch_size = {self.batch_size})"
+            )
+            say([notice], self.console)
+            self.notices.append(notice)
+        return kept
 
 
 def assemble(
@@ -100,6 +106,9 @@ def assemble(
 
     A `resumed` run has its own split and stains in `out`; the weights of a `trained` one come from a checkpoint.
     """
+    # Those that began the run, of which runs of earlier versions know nothing.
+    ranks = world.broadcast(RunFolder(out).extra().get("ranks") if resumed and world.rank == 0 else None) or world.size
+    batch_size = share_of_batch(recipe, ranks, world.size)
     continued = resumed and (out / stains.FILE).exists()
     stain = stains.load_normalizer(out, recipe) if continued else stains.build_normalizer(recipe)
     if root is None:
@@ -108,6 +117,8 @@ def assemble(
     if resumed and own.is_file():  # new split files or another random draw must not move patients
         split_file = own
     splits = datasets.read_splits(recipe, root, split_file)
+    if world.size > 1:
+        world.require_equal(rank_facts.of_data(splits))
     _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
     if stain is not None:
         for part in (splits.train, splits.validation, splits.test, splits.inner):  # a mosaic uses only the first
@@ -133,11 +144,29 @@ def assemble(
     say(odd, console)
     odd = [*notices.of_problems(splits.problems, root), *odd]
     facts = _facts(root, split_file, splits) | {
+        "ranks": ranks,
         "precision": str(dtype or torch.float32).removeprefix("torch."),
         "device": str(device),
         "notices": odd,
     }
-    return Job(recipe, out, facts, splits, tasks, model, stain, device, dtype, world, console, odd)
+    return Job(recipe, out, batch_size, facts, splits, tasks, model, stain, device, dtype, world, console, odd)
+
+
+def share_of_batch(recipe: Recipe, before: int, now: int) -> int:
+    """Images of each of `now` ranks in a step of a run that `before` ranks began: all of them take as many as then.
+
+    Raises:
+        OtherRanks: the images do not divide by `now`.
+    """
+    unit, images = (2 if recipe.data.sampler == "pairs" else 1), recipe.data.batch_size * before
+    shares = images // unit
+    if before != now and shares % now:
+        fitting = ", ".join(str(ranks) for ranks in range(1, shares + 1) if shares % ranks == 0)
+        raise OtherRanks(
+            f"the run takes {images} images in each step, {recipe.data.batch_size} on each of {before} ranks, and they "
+            f"do not divide by {now} ranks; continue it on one of these numbers of ranks: {fitting}."
+        )
+    return images // now
 
 
 def _describe(splits: datasets.Splits, root: Path, console: Console, *, by_tile: bool) -> None:

@@ -21,8 +21,8 @@ from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
 from ..training.trainer import NonFiniteError
-from . import continuing, notices, scoring
-from .job import SPLIT_FILE, Job, assemble
+from . import continuing, notices, rank_facts, scoring
+from .job import SPLIT_FILE, Job, assemble, say
 from .runs import report
 from .stop_signals import StopSignals
 
@@ -77,7 +77,7 @@ def resume(
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Continue the run in `out` from its newest checkpoint, or from the first step if there is none; returns the
-    summary.
+    summary. On another number of ranks, each takes its part of the run's batches.
 
     Args:
         out: the run folder; its recipe, data and split are used.
@@ -89,6 +89,7 @@ def resume(
     Raises:
         RunError: `out` is not a run, another process trains in it, or its data are others.
         ConfigError: a value that cannot change.
+        OtherRanks: the images of a batch do not divide by the number of ranks.
         Interrupted: the training was stopped; the same call continues it.
     """
     with StopSignals(out) as signals, ExitStack() as held:
@@ -139,7 +140,9 @@ def _assembled(
     world = World.from_environment()
     console = plain(console) if console is not None and world.rank == 0 else Console(quiet=True)
     device = components.device_of(recipe.training.device, world.local_rank)
-    with world.initialize(device):
+    with world.initialize(device, recipe.training.rank_timeout):
+        if world.size > 1:
+            world.require_equal(rank_facts.of_code(recipe))
         if start.resumed and world.rank == 0:
             _lock(out, held)
         # All follow rank 0, which has the lock: on a shared file system others may see an older state.
@@ -219,6 +222,7 @@ def _begin(
         if trainer.pending is not None:
             where = f"resumed at the validation of epoch {trainer.epoch}"
         job.console.print(f"{where}, step {trainer.step_count}")
+        say(trainer.notes, job.console)
     if start.resumed and job.world.rank == 0:
         epochs, steps = (0, 0) if stages.trainer is None else (stages.trainer.num_recorded, stages.trainer.step_count)
         run.reopen(job.recipe, job.facts["data"], epochs, steps, ranks=job.world.size, changes=start.changes)

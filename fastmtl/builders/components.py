@@ -154,10 +154,11 @@ def build_loader(
     device: torch.device,
     world: World | None = None,
     stain: data.StainNormalizer | None = None,
+    batch_size: int = 0,
     drop_single: bool = False,
 ) -> data.TileLoader:
     """This rank's batches of `folder`: shuffled and augmented for training, otherwise in order and unchanged. `stain`
-    must be fitted (`stains.fit_slides`); `drop_single` is passed to the loader."""
+    must be fitted (`stains.fit_slides`); a `batch_size` of 0 is the recipe's; `drop_single` is passed to the loader."""
     config, world = recipe.data, world or World()
     decode = config.decode if config.decode != "auto" else ("gpu" if device.type == "cuda" else "cpu")
     pairs = ("case", "position", config.pairs_apart) if config.pairs_apart else ("case", "position")
@@ -168,7 +169,7 @@ def build_loader(
         targets={task.name: task.target for task in tasks},
         metadata=_metadata(recipe),
         size=config.size,
-        batch_size=config.batch_size if train else config.val_batch_size or config.batch_size,
+        batch_size=batch_size or (not train and config.val_batch_size) or config.batch_size,
         augmentation=_augmentation(config.augmentation) if train else data.Augmentation.none(),
         shuffle=train,
         balanced=train and config.sampler == "balanced" and (config.balance_by or True),

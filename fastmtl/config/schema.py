@@ -197,6 +197,8 @@ class TrainingConfig:
     """Checkpoints to keep, besides the best one: if the newest is damaged, the run resumes from the one before it."""
     compile: bool = False
     """Run the network through torch.compile."""
+    rank_timeout: float = 300.0
+    """With several ranks: seconds to wait for one that does not answer, before all end and name it."""
     epoch_scale: float = 1.0
     """Factor for epochs and patience (also of stages, at least 1) and for average_start; 1 after it is applied."""
 

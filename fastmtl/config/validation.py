@@ -89,6 +89,7 @@ def _check_training(training: TrainingConfig, last_stage: int) -> None:
             "checkpoint_minutes must be finite and not negative": 0 <= training.checkpoint_minutes < float("inf"),
             "checkpoint_steps must not be negative": training.checkpoint_steps >= 0,
             "keep_checkpoints must be at least 1": training.keep_checkpoints >= 1,
+            "rank_timeout must be 1 to 86400 seconds": 1 <= training.rank_timeout <= 86400,
         },
     )
 

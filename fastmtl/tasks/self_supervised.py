@@ -35,7 +35,7 @@ class Reconstruction(BaseTask):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Scalar, in squared units of the normalised image."""
-        return self.criterion(output.float(), batch.images)
+        return self.criterion(output.float(), batch.images, mask=self.has_label(batch))
 
     def predict(self, output: Tensor, batch: Batch | None = None) -> Tensor:
         """The normalised image [B, 3, H, W]."""

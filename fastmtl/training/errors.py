@@ -20,4 +20,4 @@ class DamagedCheckpoint(CheckpointError):
 
 
 class OtherRanks(UserError, ValueError):
-    """A checkpoint of a different number of ranks."""
+    """This number of ranks cannot continue a training."""

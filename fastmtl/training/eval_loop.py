@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from torch import nn
 from ..distributed import World
 from ..protocols import Batch, Task
 from ..utils.json_toml import JsonObject
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 @torch.inference_mode()
@@ -58,6 +61,8 @@ def evaluate(
     if world is not None:
         found = world.sum(torch.cat([sums, sums.new_tensor([images])]))
         sums, images = found[:-1], int(found[-1])
+        if world.size > 1:
+            _fill_empty_lists(metrics, world)
     # torchmetrics sums over the ranks.
     summaries = {task.name: task.summary(metrics[task.name]) for task in tasks}
     primary = [summaries[task.name][task.primary_metric] for task in tasks if task.primary_metric]
@@ -69,6 +74,22 @@ def evaluate(
         "score": sum(known) / len(known) if known else float("nan"),
         "num_images": images,
     }
+
+
+def _fill_empty_lists(metrics: Mapping[str, MetricCollection], world: World) -> None:
+    """Give a rank that has added nothing to a metric, because it had no labelled image, the empty tensors that the
+    others need to gather: torchmetrics would send some of another shape and type, and gloo would abort."""
+    lists = {
+        (task, name, state): getattr(metric, state)
+        for task, collection in metrics.items()
+        for name, metric in collection.items(keep_base=True, copy_state=False)
+        for state, default in metric._defaults.items()
+        if isinstance(default, list)
+    }
+    kinds = {key: (tuple(found[0].shape[1:]), found[0].dtype) for key, found in lists.items() if found}
+    for key, (shape, dtype) in world.gather_entries(kinds).items():
+        if not lists[key]:
+            lists[key].append(torch.empty((0, *shape), dtype=dtype, device=metrics[key[0]][key[1]].device))
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

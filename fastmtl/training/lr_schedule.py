@@ -64,6 +64,10 @@ class Schedule:
         if self._by_score is not None and score is not None and self._by_step.last_epoch >= self.warmup:
             self._by_score.step(score)
 
+    def rescale(self, factor: float) -> None:
+        """Go to `factor` times the current step, for example 2 where steps take half as many images from here on."""
+        self._by_step.last_epoch = round(self._by_step.last_epoch * factor)
+
     def state_dict(self) -> StateDict:
         by_score = None if self._by_score is None else self._by_score.state_dict()
         rates = [group["lr"] for group in self.optimizer.param_groups]

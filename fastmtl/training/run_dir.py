@@ -52,9 +52,10 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
     "training_patients": _is_texts,
     "validation_patients": _is_texts,
     "inner_patients": _is_texts,
+    "ranks": lambda value: type(value) is int and value > 0,
 }
 """The keys of run.json that fastmtl reads again -> whether a value is valid."""
-_SINCE: Mapping[str, Any] = {"classes": {}, "inner_patients": []}  # keys that runs of earlier versions lack
+_SINCE: Mapping[str, Any] = {"classes": {}, "inner_patients": [], "ranks": 1}  # keys that runs of earlier versions lack
 
 
 class RunFolder:

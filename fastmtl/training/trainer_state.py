@@ -1,7 +1,10 @@
-"""The state of a trainer: save it in a checkpoint, and continue from it bit for bit."""
+"""The state of a trainer: save it in a checkpoint, and continue from it: bit for bit on as many ranks, and otherwise to
+rounding, except for random numbers that the network draws."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..balance.plain_step import match_param_layout
+from ..config import TrainingConfig
 from ..distributed import World
 from ..protocols import Balancer, Loader, Task
 from . import checkpoint
-from .errors import CheckpointError, OtherRanks
+from .errors import CheckpointError
 from .skipped_steps import SkippedSteps
 from .state_checks import StateDict, load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
 from .weight_averaging import WeightAverage
@@ -30,6 +34,7 @@ class TrainerState:
     average: WeightAverage | None
     device: torch.device
     world: World
+    config: TrainingConfig
     stage: str
     epoch: int
     step_count: int
@@ -39,6 +44,8 @@ class TrainerState:
     pending: dict[str, Any] | None  # of an epoch that was trained and not yet validated: its record and loss weights
     sums: Tensor
     skipped: SkippedSteps
+    notes: tuple[str, ...] = ()
+    """What `resume` found to be different from the uninterrupted training."""
 
     @property
     def num_recorded(self) -> int:
@@ -75,7 +82,7 @@ class TrainerState:
         }
 
     def resume(self, directory: Path, loader: Loader, state: StateDict | None = None) -> None:
-        """Continue from a checkpoint with the same model, tasks, balancer, data and number of ranks.
+        """Continue from a checkpoint with the same model, tasks, balancer and data, on any number of ranks.
 
         Args:
             directory: the checkpoint.
@@ -83,7 +90,6 @@ class TrainerState:
             state: what the checkpoint holds, if it has been loaded.
 
         Raises:
-            OtherRanks: the number of ranks differs.
             CheckpointError: it is damaged, or of another training; the message names the difference.
             ValueError: the loader has other data or settings.
         """
@@ -91,18 +97,13 @@ class TrainerState:
         rng = state.get("rng")
         if not isinstance(rng, Tensor) or not rng.dim():
             raise CheckpointError(f"checkpoint {directory} is not of a training: it has no rng.")
-        if len(rng) != self.world.size:
-            raise OtherRanks(
-                f"{directory} is of a training on {len(rng)} rank(s), and this one has {self.world.size}: the "
-                f"batches would differ. Continue it with torchrun --nproc-per-node {len(rng)}."
-            )
         try:
             self.load_state_dict(state, loader)
         except CheckpointError as error:
             raise CheckpointError(f"{directory}: {error}") from error
 
     def load_state_dict(self, state: StateDict, loader: Loader) -> None:
-        """Continue from a `state_dict`.
+        """Continue from a `state_dict`; `notes` says what differs with other ranks or batches.
 
         Raises:
             CheckpointError: the state is of another training; the message names the difference.
@@ -120,17 +121,44 @@ class TrainerState:
                 with loading(name):
                     load_like(part, state[name])
         loader.load_state_dict(state["loader"])
+        self._compare_batches(state["loader"], loader.state_dict())
         with loading("progress"):
-            progress, rank = state["progress"], self.world.rank
-            refuse(mismatch(self._progress(), progress))
+            progress, rank, ranks = state["progress"], self.world.rank, len(state["rng"])
+            same = ranks == self.world.size
+            sums = progress["sums"][rank] if same else progress["sums"].mean(0)  # the mean over ranks is what counts
+            refuse(mismatch(self._progress() | {"sums": self.sums}, progress | {"sums": sums}))
             counts = (progress[name] for name in ("epoch", "step", "first_epoch", "bad_epochs"))
             self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
             self.best_score = progress["best_score"]
             self.pending = progress.get("pending")
-            self.sums.copy_(progress["sums"][rank])
+            self.sums.copy_(sums)
             self.skipped.load_state_dict(progress.get("skipped", {}))
         # Last, because setting the loader's position may draw random numbers.
         with loading("rng"):
+            if not same:
+                torch.manual_seed(_seed(self.config.seed, self.step_count, rank))
+                self.notes += (
+                    f"continues on {self.world.size} rank(s) what {ranks} rank(s) began: not bit-equal to the "
+                    "uninterrupted training. Sums are rounded otherwise, and the network's random numbers (dropout) "
+                    "are drawn anew from seed, step and rank.",
+                )
+                return
             torch.set_rng_state(state["rng"][rank].clone())  # a clone: torch reads from the start of the storage
             if state["rng_device"] is not None:
                 torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)
+
+    def _compare_batches(self, before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        """With other batches of all ranks, move the schedule to the same fraction of its steps."""
+        sizes = [one.get("batch_size", 0) * one.get("world_size", 0) for one in (before, here)]  # 0: another loader
+        if not all(sizes) or sizes[0] == sizes[1]:
+            return
+        if hasattr(self.scheduler, "rescale"):  # torch's schedulers only have steps
+            self.scheduler.rescale(sizes[0] / sizes[1])
+        self.notes += (
+            f"a batch of all ranks has {sizes[1]} images from here on, {sizes[0]} before; the learning rate is the "
+            "recipe's for both.",
+        )
+
+
+def _seed(*parts: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7])

@@ -78,7 +78,8 @@ def _read(tiles, slides, augmentation: Augmentation) -> tuple[EncodedBatch, list
     prefetcher = Prefetcher(
         pictures_of(slides), columns, augmentation, seed=3, quarantine=quarantine, replace=False, num_threads=2, ahead=1
     )
-    prefetcher.start(0, tiles, [Plan(np.arange(count), np.zeros(count, np.int64), np.full(count, -1))])
+    counted = np.ones(count, bool)
+    prefetcher.start(0, tiles, [Plan(np.arange(count), np.zeros(count, np.int64), np.full(count, -1), counted, count)])
     prefetcher(0)
     (batch,) = prefetcher.fed
     prefetcher.close()

@@ -52,14 +52,20 @@ def tiles(tmp_path_factory) -> data.Dataset:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", range(1, 15))
 def test_no_batch_of_one_beside_larger_ones(tiles, batch_size, world_size):
+    """A single image on all ranks is left out; if there are more, each rank gets two, of which some may not count."""
+    left_out = 13 % (batch_size * world_size) == 1 and batch_size > 1
+    counted = {epoch: [] for epoch in range(3)}
     for rank in range(world_size):
         one = sampler(batch_size=batch_size, rank=rank, world_size=world_size)
         without = sampler(batch_size=batch_size, rank=rank, world_size=world_size, drop_single=False)
-        for epoch in range(3):
-            plans = one.plans(tiles.tiles, epoch)
-            kept = [plan for plan in without.plans(tiles.tiles, epoch) if len(plan.samples) > 1 or batch_size == 1]
-            assert len(plans) == one.num_batches(tiles.tiles) == len(kept)
-            assert all(np.array_equal(a.samples, b.samples) for a, b in zip(plans, kept, strict=True))
+        for epoch, seen in counted.items():
+            plans, others = one.plans(tiles.tiles, epoch), without.plans(tiles.tiles, epoch)
+            assert len(plans) == one.num_batches(tiles.tiles) == len(others) - left_out
+            assert all(len(plan.samples) > 1 for plan in plans) or batch_size == 1
+            for plan, other in zip(plans, others, strict=False):
+                assert np.array_equal(plan.samples[plan.counted], other.samples[other.counted])
+                seen += plan.samples[plan.counted].tolist()
+    assert all(len(set(seen)) == len(seen) == 13 - left_out for seen in counted.values())
 
 
 def test_another_image_is_left_out_each_epoch(tiles):
@@ -141,5 +147,4 @@ def test_older_positions_are_still_positions(tiles):
     state = loader.state_dict()
     assert state["drop_single"] is True
     loader.load_state_dict({key: value for key, value in state.items() if key != "drop_single"})
-    with pytest.raises(ValueError, match="drop_single=True, this loader has False"):
-        make().load_state_dict(state)
+    make().load_state_dict(state)  # the position is valid without it too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -129,10 +130,12 @@ def test_stages_on_two_ranks_stop_and_go_on_bit_equal(results, folder):
         assert all(torch.equal(v, results[0]["staged 0"]["weights"][n]) for n, v in whole["weights"].items())
 
 
-def test_another_number_of_ranks_cannot_continue(results, folder):
-    said = _two_trainers.wrong_size(folder / "pcgrad")
-    assert "is of a training on 2 rank(s), and this one has 1" in said
-    assert "torchrun --nproc-per-node 2" in said
+def test_one_process_continues_what_two_ranks_began(results, folder):
+    found, whole = _two_trainers.alone_after(folder / "pcgrad"), results[0]["stopped pcgrad"]
+    (note,) = found["notes"]
+    assert note.startswith("continues on 1 rank(s) what 2 rank(s) began: not bit-equal")
+    _near(found["weights"], whole["whole"])
+    _near(found["loss"], whole["losses"][1])
 
 
 def test_a_rank_without_a_gpu_is_told(monkeypatch):
@@ -162,16 +165,22 @@ def tiles(tmp_path_factory):
     return data.generate(root, num_patients=6, tiles_per_patient=4, tile_size=64, num_slides=0)
 
 
-def _start(arguments: list[str]) -> list[subprocess.Popen]:
-    """Two ranks of the command line, as torchrun starts them."""
+def _start(arguments: list[str], last: tuple[str, ...] = (), ranks: int = 2) -> list[subprocess.Popen]:
+    """The command line on two ranks or more, as torchrun starts them; the last one with further arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "fastmtl", "train", *arguments]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    common = os.environ | {
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
+    environments = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command, env=environment, **pipes) for environment in environments]
+    commands = [command] * (ranks - 1) + [[*command, *last]]
+    return [subprocess.Popen(one, env=more, **pipes) for one, more in zip(commands, environments, strict=True)]
 
 
 def _until(file: Path, processes: list[subprocess.Popen]) -> None:
@@ -195,10 +204,11 @@ def test_the_command_line_on_two_ranks(tiles, tmp_path):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["num_images"] == len((out / "evaluation.jsonl").read_text().splitlines())
     assert main(["train", "--resume", "--out", str(out)]) == 0, "it is finished"
+    assert json.loads((out / "run.json").read_text())["ranks"] == 2
 
 
 @pytest.mark.slow
-def test_stop_resume_and_a_killed_rank(tiles, tmp_path):
+def test_stop_resume_and_a_killed_rank(tiles, tmp_path, capsys):
     options = ["demo", "--data", str(tiles), "--epochs", "3", "--log-every", "1", *SMALL]
     whole = _start([*options, "--out", str(tmp_path / "whole")])
     said = [process.communicate(timeout=120) for process in whole]
@@ -210,6 +220,14 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path):
     said = [process.communicate(timeout=60) for process in ranks]
     assert [process.returncode for process in ranks] == [75, 75], said
     assert "continue with: " in said[0][1]
+    alone = shutil.copytree(cut, tmp_path / "alone")
+    three = _start(["--resume", "--out", str(alone)], ranks=3)
+    said = [process.communicate(timeout=120) for process in three]
+    assert [process.returncode for process in three] == [1, 1, 1], said
+    assert "takes 4 images in each step, 2 on each of 2 ranks, and they do not divide by 3 ranks" in said[0][1]
+    assert main(["train", "--resume", "--out", str(alone)]) == 0
+    assert "note: continues on 1 rank(s) what 2 rank(s) began" in " ".join("".join(capsys.readouterr()).split())
+
     again = _start(["--resume", "--out", str(cut)])
     said = [process.communicate(timeout=120) for process in again]
     assert [process.returncode for process in again] == [0, 0], said
@@ -223,12 +241,12 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path):
     _until(tmp_path / "killed" / "metrics.jsonl", killed)
     killed[1].kill()
     started = time.monotonic()
-    said = killed[0].communicate(timeout=60)[1]
+    said = killed[0].communicate(timeout=120)[1]
     killed[1].communicate()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60  # of which the most is the end of the process
     assert killed[0].returncode == 1
     assert said.strip().splitlines()[-1] == (
-        "fastmtl: another rank has ended, or did not answer for 10 minutes; see its own error."
+        "fastmtl: rank 1 has ended without a message (killed, or out of memory?); see the log of its machine."
     )
 
 
@@ -247,3 +265,13 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_continues(tiles, tmp_path):
     assert "resumed at " in said
     assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     assert [json.loads(line)["changes"] for line in (run / "resumes.jsonl").read_text().splitlines()] == [{}]
+
+
+@pytest.mark.slow
+def test_ranks_of_different_recipes_are_refused(tiles, tmp_path):
+    out = tmp_path / "run"
+    ranks = _start(["demo", "--data", str(tiles), "--out", str(out), *SMALL], ("--lr", "0.5"))
+    said = [process.communicate(timeout=120) for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 1]
+    assert "fastmtl: rank 1 differs from rank 0: recipe optimizer.lr = 0.5 (rank 0: " in said[0][1]
+    assert not out.exists()

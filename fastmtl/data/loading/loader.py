@@ -1,9 +1,9 @@
-"""The loader of tile folders and slides: shuffled, sharded, augmented, and resumable at any batch."""
+"""The loader of tile folders and slides: shuffled, sharded, augmented, and resumable at any batch on any ranks."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor
 from ...errors import reason_of
 from ...protocols import Batch, Target
 from ...utils.normalization import IMAGENET
-from ..dataset import Tile, kind_of
+from ..dataset import Tile
 from .augment import Augmentation
 from .dali_graph import cause
 from .encoded_images import EncodedImages
 from .patches import TileStream
 from .pipeline import Pipeline
+from .position import identity, samples_before, sizes
 from .prefetch import EncodedBatch, Plan, Prefetcher
 from .quarantine import DamagedSampleError, Quarantine, TileReadError
 from .samplers import Sampler
@@ -25,10 +26,6 @@ from .targets import Columns, ColumnValues
 from .transform_cpu import StainNormalization, TransformOptions
 
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET
-_CHANGED = {
-    "tiles": "tiles were added or removed since, or their labels changed, or which of them have masks",
-    "values": "labels or numbers in the columns of the tasks changed since",
-}
 
 
 class TileLoader:
@@ -52,8 +49,9 @@ class TileLoader:
         augmentation: see `Augmentation`; none by default.
         stain: normalises stains between geometry and colour; see `StainNormalization`. Tiles of one slide, and
             image files of one patient, share a key.
-        shuffle: use a new order each epoch (training). With several ranks tiles are repeated until all ranks have the
-            same number; without shuffling every tile occurs exactly once, and ranks may differ by one tile.
+        shuffle: use a new order each epoch (training). The order is one of all ranks: each batch of R ranks is the next
+            R * `batch_size` tiles, whatever R is. Copies without labels give all ranks the same number of samples in
+            a last batch. Without shuffling ranks may differ by one tile.
         balanced: draw with replacement, each class equally often; the name of a column of labels, or True for the
             tiles' own. Requires labels and `shuffle`. With `open_slides` or `per_slide` each slide is balanced.
         balance_power: with `balanced`, a class of n tiles is drawn in proportion to n^(1 - balance_power): 1 draws the
@@ -62,7 +60,7 @@ class TileLoader:
             all ranks; they are neighbouring rows, and a "pair" target gives the partner's row. An epoch has n // 2
             pairs of each case of n tiles. With a third column (the patient, if cases are scans) a batch has at most one
             pair of each of its values.
-        open_slides: slides that a rank draws from at a time; 0: from all. Ranks get different slides.
+        open_slides: slides that batches are drawn from at a time; 0: from all. Each rank reads few of them.
         per_slide: tiles drawn from each slide in an epoch; 0: all.
         max_damaged: the largest accepted fraction of damaged tiles in an epoch; they are listed in `quarantine`. When
             shuffling, each is replaced by a tile of the same label, drawn by (seed, epoch, tile), which keeps batch
@@ -70,7 +68,8 @@ class TileLoader:
             twice. With 0 the first damaged tile is an error.
         seed: of order and augmentation, 0 .. 2**63 - 1.
         drop_last: drop the last batch if it is not full.
-        drop_single: drop the last batch if it has one sample and others have more.
+        drop_single: no batch of one sample on a rank, if others have more: drop a last batch that is a single sample,
+            and give each rank two, copies if need be, of one that is more.
         rank: this process among `world_size`.
         world_size: processes that share the data set.
         device: "cpu" or "gpu" (torch's current CUDA device): for decoding, augmentation and the batches.
@@ -139,12 +138,11 @@ class TileLoader:
             balance_power,
         )
         self._columns = Columns(targets, metadata or {})
-        self._epoch = self._batch = 0
-        self._iteration = 0
+        self._epoch = self._batch = self._samples = self._iteration = 0
         self._resumed = False
         self._read_epoch()
         self._sampler.check(self._tiles)
-        self._length = self._sampler.num_batches(self._tiles)
+        self._length = self._whole = self._sampler.num_batches(self._tiles)
         self._quarantine = Quarantine(max_damaged, len(self._tiles))
         augmentation = augmentation or Augmentation.none()
         self._prefetcher = Prefetcher(
@@ -177,7 +175,7 @@ class TileLoader:
         return [dict(entry) for entry in self._quarantine.entries]
 
     def __len__(self) -> int:
-        """Batches per epoch, on this rank."""
+        """Batches of the current epoch, on this rank."""
         return self._length
 
     @property
@@ -189,44 +187,44 @@ class TileLoader:
         self._iteration += 1
         iteration = self._iteration
         if self._batch >= len(self) and not self._resumed:  # the loop ended right after its last batch
-            self._epoch, self._batch = self._epoch + 1, 0
+            self._set_position(self._epoch + 1)
         self._resumed = False
         table = self._read_epoch()
-        first, plans = self._batch, self._sampler.plans(self._tiles, self._epoch)[self._batch :]
+        first, plans = self._batch, self._sampler.plans(self._tiles, self._epoch, self._samples)
         self._pipeline.start(self._epoch, self._tiles, plans)
         for number in range(len(plans)):
             self._check_current(iteration)
             batch, tensors = self._receive(plans[number:])
-            self._batch = first + number + 1
+            self._batch, self._samples = first + number + 1, plans[number].end
             if len(batch.tiles):
-                yield self._assemble(table, batch, tensors)
+                yield self._assemble(table, batch, tensors, plans[number])
         self._check_current(iteration)
         self._pipeline.end_pass()
-        self._epoch, self._batch = self._epoch + 1, 0
+        self._set_position(self._epoch + 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of `epoch`; an iteration in progress ends with an error."""
-        self._move(epoch, 0)
+        self._iteration += 1  # ends the iteration in progress, which is at the old position
+        self._set_position(epoch)
+        self._resumed = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch that was returned, the data and settings it belongs to, and the quarantine;
-        JSON types only."""
-        return {"epoch": self._epoch, "batch": self._batch, "quarantine": self.quarantine, **self._identity()}
+        """The position after the last batch that was returned, in samples of all ranks, the data and settings that it
+        belongs to, and the quarantine; JSON types only, the same on all ranks except for the quarantine."""
+        position = {"epoch": self._epoch, "batch": self._batch, "samples": self._samples}
+        return {**position, "quarantine": self.quarantine, **self._identity, **sizes(self._sampler)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken, with the batches of the uninterrupted loader, bit for bit.
+        """Continue where `state` was taken: with the same batches of all ranks if their size (ranks * `batch_size`) is
+        the same, bit for bit on as many ranks, and otherwise with the next samples of the same order.
 
         Raises:
-            ValueError: the state is from other tiles, another seed, batch size, world size or order.
+            ValueError: the state is from other tiles, another seed or order; or within an epoch of `pairs` and with
+                batches of another size, which the order of pairs depends on.
         """
-        added = {"drop_single", "values", "balance_power"}  # missing in older states
-        for name, mine in self._identity().items():
-            if state.get(name) != mine and (name in state or name not in added):
-                raise ValueError(
-                    f"the loader state was taken with {name}={state.get(name)!r}, this loader has {mine!r}: "
-                    f"{_CHANGED.get(name, 'its position is not valid here')}; resume with the same data and settings"
-                )
-        self._move(state["epoch"], state["batch"])
+        samples = samples_before(state, self._sampler, self._identity)
+        self._iteration += 1
+        self._set_position(state["epoch"], state["batch"], samples)
         self._quarantine.load(state.get("quarantine", []))
         self._resumed = True
 
@@ -245,9 +243,9 @@ class TileLoader:
         if hasattr(self, "_pipeline"):  # the constructor may have raised
             self._pipeline.close(wait=False)  # this may run in one of its own threads
 
-    def _move(self, epoch: int, batch: int) -> None:
-        self._iteration += 1  # ends the iteration in progress, which is at the old position
-        self._epoch, self._batch, self._resumed = epoch, batch, False
+    def _set_position(self, epoch: int, batch: int = 0, samples: int = 0) -> None:
+        self._epoch, self._batch, self._samples = epoch, batch, samples
+        self._length = batch + (self._sampler.num_batches(self._tiles, samples) if samples else self._whole)
 
     def _read_epoch(self) -> ColumnValues:
         """Set `_tiles` to the current epoch's tiles; their columns."""
@@ -258,16 +256,10 @@ class TileLoader:
             self._table = self._columns.read(self._tiles)
         return self._table
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         tiles = self._tiles if self._stream is None else self._stream.tiles_of(0)
-        names, values = hashlib.sha256(), hashlib.sha256()
-        for tile in tiles:
-            names.update(f"{tile.id}\0{tile.label}\0{tile.mask is not None}\n".encode())
-            own = (tile.values.get(column) for column in self._columns.named)
-            values.update(repr([one if one is None or kind_of(one) != "picture" else "" for one in own]).encode())
-        order = {name: value for name, value in vars(self._sampler).items() if name != "rank"}
-        order["pairs"] = None if order["pairs"] is None else list(order["pairs"])
-        return {"tiles": names.hexdigest()[:16], "values": values.hexdigest()[:16], **order}
+        return identity(self._sampler, tiles, self._columns.named)
 
     def _receive(self, plans: Sequence[Plan]) -> tuple[EncodedBatch, list[Tensor]]:
         """The next batch, the first of `plans`; if one of its tiles is damaged, the batch is read again without it."""
@@ -286,9 +278,11 @@ class TileLoader:
                     raise TileReadError(f"{place} cannot be read: {cause(error)}; its tiles: {ids}", ()) from error
             self._pipeline.start(self._epoch, self._tiles, plans)
 
-    def _assemble(self, table: ColumnValues, batch: EncodedBatch, tensors: list[Tensor]) -> Batch:
+    def _assemble(self, table: ColumnValues, batch: EncodedBatch, tensors: list[Tensor], plan: Plan) -> Batch:
         images, *maps = tensors
         targets, has_label, metadata = table.gather(batch.tiles, batch.partners, batch.drawn, maps)
+        if not plan.counted.all():  # only when shuffling, which replaces damaged tiles: the rows are the plan's
+            has_label &= torch.from_numpy(plan.counted)[:, None]
         tiles = [self._tiles[number] for number in batch.tiles.tolist()]
         ids, groups = [tile.id for tile in tiles], [tile.group for tile in tiles]
         return self._pipeline.to_device(Batch(images, targets, has_label, metadata, ids, groups))

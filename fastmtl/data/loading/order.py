@@ -1,4 +1,4 @@
-"""The order of tiles on each rank: pure functions of (seed, epoch), without state."""
+"""The order of tiles over all ranks: pure functions of (seed, epoch), without state."""
 
 from __future__ import annotations
 
@@ -69,26 +69,14 @@ def slide_runs(
     return runs
 
 
-def interleaved(
-    runs: Sequence[NDArray[np.int64]], *, seed: int, epoch: int, open_slides: int, rank: int, world_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """This rank's tiles, and the number of earlier occurrences of each on any rank.
-
-    The runs are concatenated and each rank takes an equal part, so at most world_size - 1 slides are read on two ranks.
-    A rank has `open_slides` slides open and draws the next tile from any of them: batches are diverse, and a slide is
-    read while it is in the caches.
-    """
-    order = wrapped(np.concatenate(runs), world_size)
-    slide_of = wrapped(np.repeat(np.arange(len(runs)), [len(run) for run in runs]), world_size)
-    before = repeats(order)
-    length = len(order) // world_size
-    start = rank * length
-    queues = [start + positions for positions in members(slide_of[start : start + length].tolist())]
-    bits = np.random.Philox(key=[seed, _STREAM], counter=[0, rank, 4, epoch])
-    picked = _pick(
-        [queue.tolist() for queue in queues], open_slides, (bits.random_raw(length) >> np.uint64(11)).tolist()
-    )
-    return order[picked], before[picked]
+def interleaved(runs: Sequence[NDArray[np.int64]], *, seed: int, epoch: int, open_slides: int) -> NDArray[np.int64]:
+    """The tiles of all runs: each is drawn from one of `open_slides` runs, and the next run takes the place of one that
+    is empty. Batches are diverse, and a slide is read while it is in the caches."""
+    samples = np.concatenate(runs)
+    ends = np.cumsum([len(run) for run in runs])
+    queues = [list(range(end - len(run), end)) for run, end in zip(runs, ends.tolist(), strict=True)]
+    bits = np.random.Philox(key=[seed, _STREAM], counter=[0, 0, 4, epoch])
+    return samples[_pick(queues, open_slides, (bits.random_raw(len(samples)) >> np.uint64(11)).tolist())]
 
 
 def _pick(queues: list[list[int]], open_slides: int, draws: list[int]) -> NDArray[np.int64]:
@@ -120,11 +108,10 @@ def pair_batches(
     seed: int,
     epoch: int,
     pairs: int,
-    world_size: int,
     drop_last: bool,
 ) -> list[NDArray[np.int64]]:
     """Batches int64 [P, 2] of all ranks together: of each case of n tiles n // 2 of its n - 1 pairs, no two in a batch
-    from cases that are the same in `apart`, P at most pairs * world_size and a multiple of `world_size`.
+    from cases that are the same in `apart`, P at most `pairs`.
 
     The owners (equal values of `apart`) with most pairs left are served first, so that batches stay full as long as
     possible. The number and sizes of batches depend on the cases alone, not on the draws.
@@ -136,18 +123,13 @@ def pair_batches(
     batches = []
     while True:
         remaining = np.array([len(owner) for owner in left])
-        number = min(pairs * world_size, int((remaining > 0).sum())) // world_size * world_size
-        if number == 0 or (drop_last and number < pairs * world_size):
+        number = min(pairs, int((remaining > 0).sum()))
+        if number == 0 or (drop_last and number < pairs):
             return batches
         shuffled = _permutation(len(left), bits)
         chosen = shuffled[np.argsort(-remaining[shuffled], kind="stable")][:number]
         chosen = chosen[_permutation(number, bits)]  # so that no rank always has the larger owners
         batches.append(np.array([left[owner].pop() for owner in chosen.tolist()], np.int64))
-
-
-def wrapped(order: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
-    """`order` with tiles repeated from its start until all `world_size` ranks have the same number."""
-    return np.resize(order, -(-len(order) // world_size) * world_size)
 
 
 def repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:

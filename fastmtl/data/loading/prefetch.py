@@ -26,12 +26,21 @@ _NOTHING = np.frombuffer(b"P5\n1 1\n255\n\x00", np.uint8)
 
 
 class Plan(NamedTuple):
-    """A batch to read, int64 [B] each: tile numbers, earlier occurrences in the epoch, and the partner's row, -1 for
-    none."""
+    """A rank's part of a batch.
+
+    Attributes:
+        samples: int64 [B], tile numbers.
+        repeats: int64 [B], earlier occurrences of the tile in the epoch.
+        partners: int64 [B], rows of the batch; -1 for none.
+        counted: bool [B]; False for copies that give all ranks the same number of samples.
+        end: samples of the epoch, on all ranks, up to the end of this batch.
+    """
 
     samples: NDArray[np.int64]
     repeats: NDArray[np.int64]
     partners: NDArray[np.int64]
+    counted: NDArray[np.bool_]
+    end: int
 
 
 _Sample = tuple[int, list[Mosaic | None]]  # tile number; the image and the maps

@@ -1,4 +1,8 @@
-"""The batches of an epoch, with tiles, order and rank; pure functions of (seed, epoch)."""
+"""The batches of an epoch, with tiles, order and rank; pure functions of (seed, epoch).
+
+The order is one of all ranks together: a batch of R ranks of B samples is the next R B samples, of which each rank
+takes a part. Another number of ranks with the same R B therefore takes the same batches.
+"""
 
 from __future__ import annotations
 
@@ -64,42 +68,76 @@ class Sampler:
             self._owners(tiles, cases)
         _require(
             self.num_batches(tiles) > 0 or not self.drop_last,
-            f"`drop_last` leaves no batch: {len(tiles)} tiles for batches of {self.batch_size}",
+            f"`drop_last` leaves no batch: {len(tiles)} tiles for batches of {self.global_batch}",
         )
 
-    def num_batches(self, tiles: Sequence[Tile]) -> int:
-        """Batches per epoch, on this rank; the same for every epoch."""
+    @property
+    def global_batch(self) -> int:
+        """Samples in a full batch of all ranks."""
+        return self.batch_size * self.world_size
+
+    def num_batches(self, tiles: Sequence[Tile], start: int = 0) -> int:
+        """Batches of an epoch after its first `start` samples, on this rank; the same for every epoch."""
         if self.pairs:
-            return len(self.plans(tiles, 0))
+            return len(self.plans(tiles, 0, start))
         total = len(tiles)
         if self.by_slide and self.per_slide:
             total = sum(min(len(one), self.per_slide) for one in order.members(slides_of(tiles)))
-        ranks = self.world_size if self.shuffle else 1
-        mine = len(range(self.rank, -(-total // ranks) * ranks, self.world_size))
-        full, rest = divmod(mine, self.batch_size)
-        return full + (rest >= self._least)
+        full, rest = divmod(max(0, total - start), self.global_batch)
+        return full + self._keeps(rest)
+
+    def _keeps(self, number: int) -> bool:
+        """Whether a batch of `number` samples on all ranks is kept, here; without shuffling a rank may have none."""
+        if number == self.global_batch:
+            return True
+        least = 1 + self._drops_single if self.shuffle else 1 + self.rank
+        return number >= least and not self.drop_last
 
     @property
-    def _least(self) -> int:
-        """The minimum number of samples of a last batch that is kept."""
-        return self.batch_size if self.drop_last else 1 + self.drop_single
+    def _drops_single(self) -> bool:
+        return self.drop_single and self.batch_size > 1
 
-    def plans(self, tiles: Sequence[Tile], epoch: int) -> list[Plan]:
-        """This rank's batches."""
+    def plans(self, tiles: Sequence[Tile], epoch: int, start: int = 0) -> list[Plan]:
+        """This rank's parts of the batches of `epoch` that follow the first `start` samples of all ranks."""
         if self.pairs:
-            return self._pair_plans(tiles, epoch)
-        samples, repeats = self._samples(tiles, epoch)
-        starts = range(0, len(samples), self.batch_size)
-        parts = [slice(at, at + self.batch_size) for at in starts]
-        plans = [Plan(samples[at], repeats[at], np.full(len(samples[at]), NO_PARTNER)) for at in parts]
-        return [plan for plan in plans if len(plan.samples) >= min(self._least, self.batch_size)]
+            samples, sizes = self._paired(tiles, epoch)
+        else:
+            samples = self._samples(tiles, epoch)
+            sizes = [min(self.global_batch, len(samples) - at) for at in range(start, len(samples), self.global_batch)]
+        repeats, plans, end = order.repeats(samples), [], 0 if self.pairs else start
+        slides = slides_of(tiles) if self.by_slide and self.world_size > 1 else None
+        for size in sizes:
+            begin, end = end, end + size
+            if begin < start or not self._keeps(size):
+                continue
+            rows = self._rows_of_rank(size, None if slides is None else [slides[at] for at in samples[begin:end]])
+            counted = rows < size
+            rows = begin + rows % size
+            partners = np.full(len(rows), NO_PARTNER)
+            if self.pairs:
+                partners = np.where(counted, np.arange(len(rows)) ^ 1, NO_PARTNER)
+            plans.append(Plan(samples[rows], repeats[rows], partners, counted, end))
+        return plans
 
     def ends_with_one(self, tiles: Sequence[Tile]) -> bool:
-        """Whether the last batch of an epoch has a single sample."""
+        """Whether the last batch of an epoch has a single sample, on this rank."""
         return len(self.plans(tiles, 0)[-1].samples) == 1
 
-    def _samples(self, tiles: Sequence[Tile], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """This rank's tiles in order, and the number of earlier occurrences of each on any rank."""
+    def _rows_of_rank(self, size: int, slides: Sequence[str] | None) -> NDArray[np.int64]:
+        """This rank's rows of a batch of `size` samples on all ranks. When shuffling, all ranks have the same number,
+        and rows from `size` on fill them up. With `slides`, each rank reads as few of them as possible."""
+        unit, ranks = (2 if self.pairs else 1), self.world_size
+        if not self.shuffle:
+            return np.arange(self.rank, size, ranks)
+        each = max(-(-size // (unit * ranks)), 1 if self.pairs else 1 + self._drops_single)
+        rows = np.arange(each * ranks * unit)
+        if slides is not None:
+            by_slide = np.argsort(np.array(slides)[rows % size], kind="stable")
+            return rows[by_slide].reshape(ranks, each)[self.rank]
+        return rows.reshape(each, ranks, unit)[:, self.rank].reshape(-1)
+
+    def _samples(self, tiles: Sequence[Tile], epoch: int) -> NDArray[np.int64]:
+        """The tiles of all ranks in order."""
         if self.by_slide:
             labels = self._labels(tiles) if self.balanced else None
             runs = order.slide_runs(
@@ -110,45 +148,23 @@ class Sampler:
                 per_slide=self.per_slide,
                 power=self.balance_power,
             )
-            return order.interleaved(
-                runs,
-                seed=self.seed,
-                epoch=epoch,
-                open_slides=self.open_slides or len(runs),
-                rank=self.rank,
-                world_size=self.world_size,
-            )
+            return order.interleaved(runs, seed=self.seed, epoch=epoch, open_slides=self.open_slides or len(runs))
         if self.balanced:
-            samples = order.balanced_order(self._labels(tiles), seed=self.seed, epoch=epoch, power=self.balance_power)
-        else:
-            samples = order.epoch_order(len(tiles), seed=self.seed, epoch=epoch, shuffle=self.shuffle)
-        if self.shuffle:
-            samples = order.wrapped(samples, self.world_size)
-        repeats = order.repeats(samples)
-        return samples[self.rank :: self.world_size], repeats[self.rank :: self.world_size]
+            return order.balanced_order(self._labels(tiles), seed=self.seed, epoch=epoch, power=self.balance_power)
+        return order.epoch_order(len(tiles), seed=self.seed, epoch=epoch, shuffle=self.shuffle)
 
-    def _pair_plans(self, tiles: Sequence[Tile], epoch: int) -> list[Plan]:
+    def _paired(self, tiles: Sequence[Tile], epoch: int) -> tuple[NDArray[np.int64], list[int]]:
+        """Likewise, pair after pair, and the size of each batch."""
         cases = self._cases(tiles)
         drawn = order.pair_batches(
             cases,
             self._owners(tiles, cases),
             seed=self.seed,
             epoch=epoch,
-            pairs=self.batch_size // 2,
-            world_size=self.world_size,
+            pairs=self.global_batch // 2,
             drop_last=self.drop_last,
         )
-        if not drawn:
-            return []
-        repeats = np.split(
-            order.repeats(np.concatenate(drawn).reshape(-1)), np.cumsum([2 * len(b) for b in drawn])[:-1]
-        )
-        plans = []
-        for batch, before in zip(drawn, repeats, strict=True):
-            mine = batch[self.rank :: self.world_size].reshape(-1)
-            before = before.reshape(-1, 2)[self.rank :: self.world_size].reshape(-1)
-            plans.append(Plan(mine, before, np.arange(len(mine)) ^ 1))
-        return plans
+        return np.concatenate([np.zeros((0, 2), np.int64), *drawn]).reshape(-1), [2 * len(batch) for batch in drawn]
 
     def _labels(self, tiles: Sequence[Tile]) -> list:
         if isinstance(self.balanced, str):

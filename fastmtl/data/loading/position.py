@@ -1,0 +1,64 @@
+"""The position of a loader in its epochs, counted in samples of all ranks, and the data that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..dataset import Tile, kind_of
+from .samplers import Sampler
+
+_PER_RANK = ("rank", "world_size", "batch_size", "drop_single")  # a position is valid with others of these
+_ADDED = ("values", "balance_power")  # missing in older states
+_CHANGED = {
+    "tiles": "tiles were added or removed since, or their labels changed, or which of them have masks",
+    "values": "labels or numbers in the columns of the tasks changed since",
+}
+
+
+def identity(sampler: Sampler, tiles: Iterable[Tile], columns: Sequence[str]) -> dict[str, Any]:
+    """What must be equal for a position to be valid: tiles, their values in `columns`, and the order; JSON types."""
+    names, values = hashlib.sha256(), hashlib.sha256()
+    for tile in tiles:
+        names.update(f"{tile.id}\0{tile.label}\0{tile.mask is not None}\n".encode())
+        own = (tile.values.get(column) for column in columns)
+        values.update(repr([one if one is None or kind_of(one) != "picture" else "" for one in own]).encode())
+    order = {name: value for name, value in vars(sampler).items() if name not in _PER_RANK}
+    order["pairs"] = None if order["pairs"] is None else list(order["pairs"])
+    return {"tiles": names.hexdigest()[:16], "values": values.hexdigest()[:16], **order}
+
+
+def sizes(sampler: Sampler) -> dict[str, int]:
+    """The settings that may change between two parts of an epoch, the same on all ranks."""
+    return {name: getattr(sampler, name) for name in _PER_RANK if name != "rank"}
+
+
+def samples_before(state: Mapping[str, Any], sampler: Sampler, mine: Mapping[str, Any]) -> int:
+    """The samples of the epoch that `state` has behind it, on all ranks; `mine` is the `identity` here.
+
+    Raises:
+        ValueError: the state is from other data or another order.
+    """
+    for name, value in mine.items():
+        if state.get(name) != value and (name in state or name not in _ADDED):
+            raise ValueError(
+                f"the loader state was taken with {name}={state.get(name)!r}, this loader has {value!r}: "
+                f"{_CHANGED.get(name, 'its position is not valid here')}; resume with the same data and settings"
+            )
+    ranks, now = state["world_size"], sampler.global_batch
+    before = state["batch_size"] * ranks
+    samples = state.get("samples")
+    if samples is None:  # of an earlier version, which counts batches, and gave ranks orders of their own
+        if state["batch"] and ranks > 1 and (sampler.by_slide or sampler.pairs):
+            raise ValueError(
+                f"the loader state was taken on {ranks} ranks by an earlier version, within an epoch whose order has "
+                "changed since; resume with that version, or from the end of an epoch"
+            )
+        samples = state["batch"] * before
+    if sampler.pairs and samples and before != now:
+        raise ValueError(
+            f"the loader state was taken with {before} samples in a batch of all ranks, this loader has {now}, and the "
+            "order of pairs depends on it; resume with as many, or from the end of an epoch"
+        )
+    return samples
