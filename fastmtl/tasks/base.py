@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -124,7 +124,7 @@ def check_weights(name: str, **values: Any) -> None:
                 raise ValueError(f"task {name!r}: `{what}` must be 0 or more; got {value!r}.")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether an option is an int or a float; true and false are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

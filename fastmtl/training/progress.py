@@ -30,6 +30,7 @@ class ProgressLine:
         self.console = plain(console or Console(file=sys.stderr, highlight=False, soft_wrap=True))
         self.epochs, self.watching = epochs, watching
         self._bar: Progress | None = None
+        self._last: JsonMapping = {}  # record of the last epoch
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: JsonMapping) -> None:
         if not self.console.is_terminal:
@@ -54,7 +55,8 @@ class ProgressLine:
             self._task = self._bar.add_task("", total=self.epochs * num_batches, completed=done, seen="")
             self._bar.start()
         losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
-        said = f"{_speed(record)}{_skipped(record)}  {losses}{_shares(record)}"
+        shares = f"  |  {found}" if (found := _shares(record)) else ""
+        said = f"{_speed(record)}{_skipped(record)}  {losses}{shares}"
         self._bar.update(
             self._task,
             completed=done,
@@ -71,8 +73,9 @@ class ProgressLine:
         stage = f"{record['stage']}: " if "stage" in record else ""
         self.console.print(
             f"{stage}epoch {record['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss: {losses}{scores}  |  "
-            f"{_speed(record)}{_skipped(record)}{_shares(record)}"
+            f"{_speed(record)}{_skipped(record)}"
         )
+        self._last = record
 
     def on_restore(self, step: int, epoch: int, why: str) -> None:
         self.console.print(f"{why} Back to epoch {epoch + 1}, step {step}.")
@@ -81,6 +84,9 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        if shares := _shares(self._last):
+            self.console.print(f"time of epoch {self._last['epoch']}: {shares}")
+        self._last = {}
 
 
 def _speed(record: JsonMapping) -> str:
@@ -95,7 +101,7 @@ def _shares(record: JsonMapping) -> str:
         parts.append(f"update {record['update_gb_per_second']:.3g} GB/s")
     if "memory_bytes" in record:
         parts.append(f"{record['memory_bytes'] / 2**30:.1f} GiB")
-    return f"  |  {', '.join(parts)}" if parts else ""
+    return ", ".join(parts)
 
 
 def _skipped(record: JsonMapping) -> str:

@@ -301,7 +301,7 @@ def test_a_run_says_where_its_time_went_and_writes_a_profile(tiles, tmp_path, ca
     assert main(arguments) == 0
     said = capsys.readouterr().err
     assert f"profile of 4 steps: {out / 'profile' / 'trace.json'}" in said
-    assert re.search(r"waiting for data  \|  .*forward \d+%, .*GiB", said)
+    assert re.search(r"\ntime of epoch \d+: .*forward \d+%, .*GiB\n", said)
     assert json.loads((out / "profile" / "trace.json").read_text())["traceEvents"]
     record = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     assert record["skipped"] == 0

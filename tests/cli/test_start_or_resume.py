@@ -68,6 +68,7 @@ def _killed(command, monkeypatch, owner, name, at, *, after=False):
 def _lines(run, file):
     """The records without the times."""
     timed = ("seconds", "validation_seconds", "images_per_second", "waiting")
+    timed += ("time", "memory_bytes", "update_gb_per_second")
     found = [json.loads(line) for line in (run / file).read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in timed} for record in found]
 

@@ -303,7 +303,7 @@ def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
     return {"message": message, "weights": stages.model.state_dict(), "progress": progress}
 
 
-def alone_after(folder: Path) -> dict[str, object]:
+def alone_after(folder: Path) -> dict[str, Any]:
     """One process goes on with what two began."""
     alone = World()
     made, loader = trainer(alone), PartLoader(alone)

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from helpers.tiles import make_loader, write_folder
 from fastmtl import data
 from fastmtl.prediction.slides import predict_slides
 from fastmtl.tasks import create_task
+from fastmtl.utils import whole_files
 
 
 def _open():
@@ -127,10 +127,10 @@ def test_many_slides_are_predicted_with_the_threads_of_one(tmp_path):
 
 @pytest.mark.parametrize("lacking", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
 def test_what_the_machine_lacks_is_no_damage_of_a_tile(folder, monkeypatch, lacking):
-    def fail(path):
+    def fail(*_):
         raise lacking
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(whole_files, "_at_once", fail)
     with pytest.raises(type(lacking)):
         data.check_tiles(folder.tiles)
     with make_loader(folder.tiles, max_damaged=0.9) as loader, pytest.raises(type(lacking)):
