@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,7 @@ def part(world: World, folder: Path, balancer: str, steps: int, state: Path | No
     except Stopped:
         saved = trainer.state_dict(loader)
         if world.rank == 0 and state is not None:
+            shutil.rmtree(state, ignore_errors=True)  # a checkpoint is never written over
             checkpoint.save(state, saved)
     weights = trainer.average.module.state_dict()
     return {"losses": losses, "weights": weights, "notes": trainer.notes, "noise": torch.rand(1)}
