@@ -41,7 +41,7 @@ from fastmtl import tasks
         ("multiclass_segmentation", {"structures": ("a", "b"), "aggregate": {"iou": "batch"}}, "dice and jaccard"),
         ("universal_segmentation", {"empty": "none"}, "`empty`"),
         ("binary_segmentation", {"thresholds": "low", "group_by": ""}, "must map groups to probabilities"),
-        ("regression", {"std": "two"}, "cannot be built"),
+        ("regression", {"std": "two"}, "`std` must be above 0; got 'two'"),
         ("segmentation", {}, "unknown kind"),
         ("binary_segmentation", {"bce_wieght": 1.0}, "bce_weight"),
         ("binary_segmentation", {"structures": ("a",)}, "has no option 'structures'"),
