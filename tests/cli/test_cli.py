@@ -61,7 +61,7 @@ def test_a_run_folder_holds_everything(run, tiles):
     dice = sum(image["segmentation"]["dice"] for image in images) / len(images)
     assert dice == pytest.approx(summary["tasks"]["segmentation"]["dice"], abs=1e-6)
     page = (run / "report.html").read_text()
-    assert "http" not in page, "the report must be self-contained"
+    assert "http:" not in page and "https:" not in page, "the report must be self-contained"
     facts = json.loads((run / "run.json").read_text())
     assert not set(facts["training_patients"]) & set(facts["validation_patients"])
     assert facts["validation_images"] == len(images)

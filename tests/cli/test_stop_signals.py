@@ -45,6 +45,17 @@ def _signalled(monkeypatch, owner, name, number, at=1):
     monkeypatch.setattr(owner, name, counted)
 
 
+@pytest.fixture(autouse=True)
+def received():
+    """Signals that the tests' own process was started to ignore (under nohup, or in the background)."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_in_training_it_stops_after_the_step_and_saves(number, tiles, tmp_path, monkeypatch, capsys):
     before = [signal.getsignal(one) for one in SIGNALS]
