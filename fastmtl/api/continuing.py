@@ -53,9 +53,9 @@ def by_recipe(out: Path, recipe: Recipe, root: Path | None, split_file: Path | N
     """
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must be a folder to create.")
-    if not is_run(out):
-        return Start(recipe, root, split_file)
     run = RunFolder(out)
+    if not run.exists:
+        return Start(recipe, root, split_file)
     stored = run.recipe()
     given = differences(_first_recipe(stored, run.resumes()), recipe)
     _check_may_change(out, given)
@@ -77,25 +77,20 @@ def by_folder(out: Path, root: Path | None, values: Mapping[str, Any]) -> Start:
     return _continuation(out, recipe, root)
 
 
-def is_run(out: Path) -> bool:
-    """Whether a run has been created in `out`: config.toml is its last file."""
-    return (out / "config.toml").is_file()
-
-
 def check_same_tiles(job: Job) -> None:
-    """Raise RunError unless the data have the tiles that the run was split into."""
+    """Raise RunError unless the data have exactly the tiles of the run's split."""
     own = job.out / SPLIT_FILE
     if not own.is_file():
         return
-    split = data.load_split(own)
-    there = {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
-    split = job.splits.split
-    now = {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
-    for names, what in ((there - now, "missing"), (now - there, "new")):
+    before, now = (
+        {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
+        for split in (data.load_split(own), job.splits.split)
+    )
+    for names, what in ((before - now, "missing"), (now - before, "new")):
         if names:
             raise RunError(
                 f"{job.facts['data']} does not hold the data of {job.out}: {counted(len(names), 'tile')} of "
-                f"{len(there)} {what}, first {min(names)}. Give --data the folder that the data were moved to."
+                f"{len(before)} {what}, first {min(names)}. Give --data the folder that the data were moved to."
             )
 
 

@@ -23,9 +23,6 @@ from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
 from ..utils.deprecation import adopt
 from ..utils.phases import phase
 from .checkpoint_store import CheckpointStore
-from .errors import Interrupted as Interrupted
-from .errors import NonFiniteError as NonFiniteError
-from .errors import OtherRanks as OtherRanks
 from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
 from .lr_schedule import rate_of

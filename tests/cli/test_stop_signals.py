@@ -18,8 +18,9 @@ from fastmtl.cli import main
 from fastmtl.config import load_recipe
 from fastmtl.training import checkpoint
 from fastmtl.training.checkpoint_names import history
+from fastmtl.training.errors import Interrupted
 from fastmtl.training.run_dir import RunFolder
-from fastmtl.training.trainer import Interrupted, Trainer
+from fastmtl.training.trainer import Trainer
 
 SMALL = ["--epochs", "2", "--size", "32", "--batch-size", "2", "--precision", "float32"]
 SMALL += ["--set", "model.base_channels=2"]

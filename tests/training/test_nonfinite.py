@@ -17,7 +17,8 @@ from fastmtl.balance.plain_step import PlainUpdate
 from fastmtl.config import TrainingConfig
 from fastmtl.tasks import create_task
 from fastmtl.training import checkpoint, skipped_steps
-from fastmtl.training.trainer import NonFiniteError, Trainer
+from fastmtl.training.errors import NonFiniteError
+from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
 
 
