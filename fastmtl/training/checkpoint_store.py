@@ -38,13 +38,13 @@ class CheckpointStore:
         """Copy `state` and start to write it, after the previous save has ended.
 
         Args:
-            state: see `checkpoint.save`.
+            state: see `checkpoint.encode`.
             step: names the checkpoint.
             best: whether this is the best one from now on.
 
         Raises:
             CheckpointError: the previous save failed.
-            TypeError: see `checkpoint.save`.
+            TypeError: see `checkpoint.encode`.
         """
         self.wait()
         tree, tensors = checkpoint.encode(state)
