@@ -174,7 +174,7 @@ class Trainer(TrainerSaving):
             with phase("balance"):
                 self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
         with phase("communication"):
-            self.world.share_statistics(self.model)
+            self.statistics.share(self.world)
         self.statistics.undo(statistics, skipped)
         if self.average is not None:
             with phase("average"):

@@ -104,4 +104,4 @@ class TrainerSaving(TrainerState):
         wish = _STOP if self.stop_requested else 0
         if not wish and self.world.rank == 0 and 0 < due <= time.monotonic() - self._saved_at:
             wish, self._saved_at = _SAVE, time.monotonic()
-        return self.world.largest(wish)
+        return self.world.delayed_max(wish)
