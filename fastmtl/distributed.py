@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 RANK_TIMEOUT = 300.0
-"""Seconds that a rank waits for one that runs but does not answer; one that has ended is noticed in seconds."""
+"""Seconds that ranks wait for one that runs but does not answer; they notice within seconds that one has ended."""
 
 
 class LostRank(UserError, RuntimeError):

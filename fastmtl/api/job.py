@@ -31,7 +31,7 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that training and scoring need on one rank, which takes `batch_size` images in each step."""
+    """Everything that training and scoring need on one rank; `batch_size` is this rank's images in a step."""
 
     recipe: Recipe
     out: Path
@@ -104,9 +104,9 @@ def assemble(
 ) -> Job:
     """Read the data, build the tasks and the network, and check them against each other; prints a summary.
 
-    A `resumed` run has its own split and stains in `out`; the weights of a `trained` one come from a checkpoint.
+    A `resumed` run uses the split and stains in `out`; the weights of a `trained` one come from a checkpoint.
     """
-    # Those that began the run, of which runs of earlier versions know nothing.
+    # The ranks that began the run; runs of earlier versions do not record them.
     ranks = world.broadcast(RunFolder(out).extra().get("ranks") if resumed and world.rank == 0 else None) or world.size
     batch_size = share_of_batch(recipe, ranks, world.size)
     continued = resumed and (out / stains.FILE).exists()
@@ -153,18 +153,18 @@ def assemble(
 
 
 def share_of_batch(recipe: Recipe, before: int, now: int) -> int:
-    """Images of each of `now` ranks in a step of a run that `before` ranks began: all of them take as many as then.
+    """Images per rank and step on `now` ranks of a run that `before` ranks began; the sum over the ranks stays.
 
     Raises:
-        OtherRanks: the images do not divide by `now`.
+        OtherRanks: the sum is not divisible by `now`.
     """
     unit, images = (2 if recipe.data.sampler == "pairs" else 1), recipe.data.batch_size * before
     shares = images // unit
     if before != now and shares % now:
         fitting = ", ".join(str(ranks) for ranks in range(1, shares + 1) if shares % ranks == 0)
         raise OtherRanks(
-            f"the run takes {images} images in each step, {recipe.data.batch_size} on each of {before} ranks, and they "
-            f"do not divide by {now} ranks; continue it on one of these numbers of ranks: {fitting}."
+            f"the run takes {images} images in each step, {recipe.data.batch_size} on each of {before} ranks, and "
+            f"{images} is not divisible by {now}; continue it on one of these numbers of ranks: {fitting}."
         )
     return images // now
 

@@ -24,7 +24,7 @@ def of_code(recipe: Recipe) -> dict[str, str]:
 
 
 def of_data(splits: Splits) -> dict[str, str]:
-    """The number of tiles of each side, and a digest of their names, labels and files' sizes."""
+    """The number of tiles of each side, and a digest of their names, labels and file sizes."""
     sides = {"training": splits.train, "held-out": splits.validation, "test": splits.test, "inner": splits.inner}
     return {f"{side} tiles": f"{len(part)} ({_digest(part)})" for side, part in sides.items()}
 

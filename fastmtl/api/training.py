@@ -83,9 +83,9 @@ def resume(
         console: where progress is printed; None prints nothing.
 
     Raises:
-        RunError: `out` is not a run, another process trains in it, or its data are others.
+        RunError: `out` is not a run, another process trains in it, or the data are not the run's.
         ConfigError: a value that cannot change.
-        OtherRanks: the images of a batch do not divide by the number of ranks.
+        OtherRanks: the number of images in a step is not divisible by the number of ranks.
         Interrupted: the training was stopped; the same call continues it.
     """
     with StopSignals(out) as signals:

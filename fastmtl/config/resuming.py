@@ -26,7 +26,7 @@ MAY_CHANGE = (
 REBASING = ("optimizer.*", "training.epochs", "stages.*")
 """Those of them that change the learning rate, weight decay or momentum, which a checkpoint also holds."""
 _FILLED = ("data.mean", "data.std", "tasks.*.class_shares")
-"""Keys that a start fills in if they are empty."""
+"""Keys that the first start of a run fills in if they are empty."""
 _TABLES = ("protocol", "data", "model", "tasks", "balancer", "optimizer", "training", "stages")
 """What training depends on."""
 

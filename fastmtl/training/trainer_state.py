@@ -1,5 +1,5 @@
-"""The state of a trainer: save it in a checkpoint, and continue from it: bit for bit on as many ranks, and otherwise to
-rounding, except for random numbers that the network draws."""
+"""The state of a trainer: save it, and continue from it bit for bit on the same number of ranks. On another number,
+sums are rounded otherwise, and the network draws other random numbers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TrainerState:
         Args:
             directory: the checkpoint.
             loader: of the training batches.
-            state: what the checkpoint holds, if it has been loaded.
+            state: the checkpoint's state; None loads it.
 
         Raises:
             CheckpointError: it is damaged, or of another training; the message names the difference.

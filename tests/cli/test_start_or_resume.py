@@ -151,8 +151,8 @@ def test_damage_of_the_newest_checkpoint_is_told_and_costs_what_came_after_the_o
     (newest / "tensors.safetensors").write_bytes(b"x")
     capsys.readouterr()
     assert main(command) == 0
-    said = capsys.readouterr().err
-    assert f"note: checkpoint {newest} is damaged: tensors.safetensors does not match its checksum. Training" in said
+    stderr = capsys.readouterr().err
+    assert f"note: checkpoint {newest} is damaged: tensors.safetensors does not match its checksum. Training" in stderr
     _same(tmp_path / "run", whole)
 
 
@@ -185,8 +185,8 @@ def test_another_split_is_named(whole, tiles, tmp_path, capsys):
     held_out = json.loads((whole / "split.json").read_text())["validation_patients"]
     split.write_text(json.dumps({"validation_patients": ["nobody"]}))
     assert main(_command(tiles, whole, "--split", str(split))) == 1
-    said = capsys.readouterr().err
-    assert f"validation_patients = {held_out}, and in {split} they are ['nobody']" in said
+    stderr = capsys.readouterr().err
+    assert f"validation_patients = {held_out}, and in {split} they are ['nobody']" in stderr
 
 
 @pytest.mark.parametrize("command", ["again", "resume"])

@@ -122,11 +122,11 @@ def test_a_failed_save_is_told_once_and_leaves_the_one_before(tmp_path, monkeypa
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, file, damage):
     _saved(tmp_path, (4, True), (8, False))
     damage(tmp_path / "step-00000008" / file)
-    path, state, said = newest_sound(tmp_path)
+    path, state, note = newest_sound(tmp_path)
     assert (path.name, state["x"][0].item()) == ("step-00000004", 0)
-    assert "step-00000008" in said
-    assert "continues from step-00000004" in said
-    assert "\n" not in said
+    assert "step-00000008" in note
+    assert "continues from step-00000004" in note
+    assert "\n" not in note
     assert _names(tmp_path) == ["step-00000004", "step-00000008.damaged"]
     _saved(tmp_path, (6, False))
     assert newest_sound(tmp_path)[0].name == "step-00000006", "not the damaged one, although its step is higher"

@@ -188,17 +188,17 @@ def test_skipped_steps_do_not_change_the_mean_loss_of_an_epoch():
 
 
 @pytest.mark.parametrize(
-    ("places", "limit", "said"),
+    ("places", "limit", "message"),
     [
         ([(0, 0), (0, 3)], 0.2, r"Of this epoch's 6 steps 2 were skipped, .*max_skipped = 0\.2 allows 1"),
         ([(0, number) for number in range(10)], 1.0, "up to 10 in a row"),
         ([(0, 9), *((1, number) for number in range(9))], 1.0, "up to 10 in a row"),  # over the end of an epoch
     ],
 )
-def test_skip_stops_above_a_rate_and_after_ten_in_a_row(places, limit, said):
+def test_skip_stops_above_a_rate_and_after_ten_in_a_row(places, limit, message):
     num_batches = 6 if limit < 1 else 10
     trainer, _ = _trainer(on_nonfinite="skip", max_skipped=limit)
-    with pytest.raises(NonFiniteError, match=said):
+    with pytest.raises(NonFiniteError, match=message):
         trainer.fit(_spoiling(*places, num_batches=num_batches))
 
 
