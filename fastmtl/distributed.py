@@ -22,10 +22,6 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-RANK_TIMEOUT = 300.0
-"""Seconds that ranks wait for one that runs but does not answer; they notice within seconds that one has ended."""
-
-
 class LostRank(UserError, RuntimeError):
     """Another rank of this training run has ended, or hangs."""
 
@@ -60,12 +56,13 @@ class World:
         return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
 
     @contextmanager
-    def initialize(self, device: torch.device, timeout: float = RANK_TIMEOUT) -> Iterator[None]:
+    def initialize(self, device: torch.device, timeout: float) -> Iterator[None]:
         """Inside, the ranks can communicate.
 
         Args:
             device: of the model.
-            timeout: seconds to wait for a rank that does not answer.
+            timeout: seconds to wait for a rank that runs but does not answer; one that has ended is noticed within
+                seconds.
 
         Raises:
             LostRank: another rank has ended, or did not answer in time; the message names it.

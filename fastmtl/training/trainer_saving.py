@@ -11,7 +11,7 @@ import torch
 from ..config import TrainingConfig
 from ..protocols import Batch, Loader, Observer
 from .checkpoint_names import history
-from .checkpoint_store import CheckpointStore
+from .checkpoint_store import CheckpointStore, newest_sound
 from .errors import CheckpointError, Interrupted, NonFiniteError
 from .trainer_state import TrainerState
 
@@ -69,12 +69,14 @@ class TrainerSaving(TrainerState):
             self.save(loader)
 
     def _restore(self, why: str, loader: Loader) -> None:
-        """Go back to the newest checkpoint; all ranks call it."""
+        """Go back to the newest checkpoint that is not damaged; all ranks call it."""
         self.wait()
-        path = self.world.broadcast(None if self.store is None else history(self.store.folder)[-1].path)
+        path, state, note = (None, None, "") if self.store is None else newest_sound(self.store.folder)
+        path = self.world.broadcast(path)
         if path is None:
             raise NonFiniteError(f"{why} There is no checkpoint to go back to: this trainer has no folder.")
-        self.resume(path, loader)
+        self.resume(path, loader, state)
+        why += f" {note[:1].upper()}{note[1:]}" * bool(note)
         for observer in self.observers:
             if (on_restore := getattr(observer, "on_restore", None)) is not None:
                 on_restore(self.step_count, self.epoch, why)

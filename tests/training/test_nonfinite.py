@@ -17,6 +17,7 @@ from fastmtl.balance.plain_step import PlainUpdate
 from fastmtl.config import TrainingConfig
 from fastmtl.tasks import create_task
 from fastmtl.training import checkpoint, skipped_steps
+from fastmtl.training.checkpoint_names import history
 from fastmtl.training.errors import NonFiniteError
 from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
@@ -221,6 +222,25 @@ def test_restore_equals_a_training_that_never_saw_the_batch(tmp_path):
         plain.epoch += 1
     weights = plain.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_restore_goes_further_back_if_the_newest_checkpoint_is_damaged(tmp_path):
+    trainer, seen = _trainer(tmp_path, on_nonfinite="restore", log_every=3)
+    loader = _spoiling((1, 3))
+    spoil = loader.spoil
+
+    def damage(batch, epoch, number):
+        if (epoch, number) == (1, 3) and not seen.restores:
+            trainer.wait()
+            (history(tmp_path / "checkpoints")[-1].path / "state.json").write_text("{}")
+        return spoil(batch, epoch, number)
+
+    loader.spoil = damage
+    trainer.fit(loader)
+    ((step, epoch, why),) = seen.restores
+    assert (step, epoch) == (0, 0)
+    assert "step-00000006 is damaged" in why
+    assert trainer.step_count == 12
 
 
 def _spoiling_epoch(epoch):
