@@ -12,8 +12,6 @@ from ..config import Recipe, at_key, merge
 from ..config.resuming import MAY_CHANGE, REBASING, Changes, changed, differences, matches
 from ..training.run_dir import RunError, RunFolder
 from ..utils.json_toml import JsonMapping, JsonObject, read_json
-from ..utils.words import counted
-from .job import SPLIT_FILE, Job
 
 
 @dataclass(frozen=True)
@@ -77,23 +75,6 @@ def by_folder(out: Path, root: Path | None, values: Mapping[str, Any]) -> Start:
     return _continuation(out, recipe, root)
 
 
-def check_same_tiles(job: Job) -> None:
-    """Raise RunError unless the data have exactly the tiles of the run's split."""
-    own = job.out / SPLIT_FILE
-    if not own.is_file():
-        return
-    before, now = (
-        {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
-        for split in (data.load_split(own), job.splits.split)
-    )
-    for names, what in ((before - now, "missing"), (now - before, "new")):
-        if names:
-            raise RunError(
-                f"{job.facts['data']} does not hold the data of {job.out}: {counted(len(names), 'tile')} of "
-                f"{len(before)} {what}, first {min(names)}. Give --data the folder that the data were moved to."
-            )
-
-
 def _continuation(out: Path, recipe: Recipe, root: Path | None) -> Start:
     run = RunFolder(out)
     facts = run.extra()
@@ -150,7 +131,7 @@ def _check_may_change(out: Path, given: Changes) -> None:
 def _check_split(out: Path, split_file: Path, *, drawn: bool) -> None:
     """Raise RunError if `split_file` holds out or tests other patients than the run in `out`, which has only some of
     them if its tiles were `drawn`."""
-    own = out / SPLIT_FILE
+    own = RunFolder(out).split_file
     if not own.is_file():
         return
     for load, what in ((data.load_groups, "validation_patients"), (data.load_test_groups, "test_patients")):

@@ -22,7 +22,7 @@ from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
 from . import continuing, notices, rank_facts, scoring
-from .job import SPLIT_FILE, Job, assemble, say
+from .job import Job, assemble, say
 from .runs import report
 from .stop_signals import StopSignals
 
@@ -144,19 +144,7 @@ def _assembled(
         # All ranks follow rank 0, which has the lock: on a shared file system others may see an older state.
         out, start, trained = world.broadcast((out, start, bool(history(RunFolder(out).checkpoints))))
         signals.out = out
-        job = assemble(
-            recipe,
-            start.root,
-            out,
-            start.split_file,
-            device,
-            world,
-            resumed=start.resumed,
-            trained=trained,
-            console=console,
-        )
-        if start.resumed:
-            continuing.check_same_tiles(job)
+        job = assemble(start, out, device, world, trained=trained, console=console)
         run, splits = RunFolder(job.out), job.splits
         progress = ProgressLine(recipe.training.epochs, console, "inner share" if splits.inner.tiles else "held out")
         observers = [run, progress, notices.ScoreWatch(job.tasks, console, splits.watching_name)]
@@ -200,7 +188,7 @@ def _create(job: Job, run: RunFolder, locks: ExitStack) -> None:
     _lock(job.out, locks)
     if run.exists:
         raise RunError(f"another process began a run in {job.out}; the same command continues it.")
-    data.save_split(job.splits.split, job.out / SPLIT_FILE)
+    data.save_split(job.splits.split, run.split_file)
     if job.stain is not None:
         job.stain.save(job.out / stains.FILE)
     run.create(job.recipe, job.facts)

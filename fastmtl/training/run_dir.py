@@ -74,6 +74,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def split_file(self) -> Path:
+        """The patients and tiles of each side."""
+        return self.path / "split.json"
+
     def create(self, recipe: Recipe, extra: JsonMapping) -> None:
         """Start a run: write `extra` (data folder, split, classes) in run.json, the environment, and the resolved
         recipe in config.toml."""
