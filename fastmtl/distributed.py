@@ -115,12 +115,12 @@ class World:
         for rank in range(1, self.size):
             names = dict.fromkeys([*found[0], *found[rank]])
             values = {name: (found[rank].get(name, "none"), found[0].get(name, "none")) for name in names}
-            odd = [f"{name} {own} (rank 0: {first})" for name, (own, first) in values.items() if own != first]
-            if odd:
-                more = f" and {len(odd) - _SHOWN} more" * (len(odd) > _SHOWN)
+            differences = [f"{name} {own} (rank 0: {first})" for name, (own, first) in values.items() if own != first]
+            if differences:
+                more = f" and {len(differences) - _SHOWN} more" * (len(differences) > _SHOWN)
                 raise UnequalRanks(
-                    f"rank {rank} differs from rank 0: {'; '.join(odd[:_SHOWN])}{more}. Give all ranks the same code, "
-                    "recipe and data."
+                    f"rank {rank} differs from rank 0: {'; '.join(differences[:_SHOWN])}{more}. Give all ranks the same "
+                    "code, recipe and data."
                 )
 
     def broadcast(self, value: T) -> T:

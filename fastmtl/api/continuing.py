@@ -21,7 +21,7 @@ class Start:
     Attributes:
         recipe: the recipe, with what has changed.
         root: data folder; None generates it.
-        split_file: the split that was asked for.
+        split_file: the split to use; None uses the recipe's.
         resumed: whether the folder already contains this run; it has its own split and stains.
         changes: what differs from the run until now: key -> before, now. "data" is the data folder.
         summary: of a run that has nothing left to do.
@@ -43,8 +43,8 @@ class Start:
 def by_recipe(out: Path, recipe: Recipe, root: Path | None, split_file: Path | None) -> Start:
     """The start of `fastmtl train RECIPE --data ROOT --out OUT`.
 
-    A recipe that is given again may differ from the run's first recipe only in `MAY_CHANGE`. Where it does not differ
-    from that, what an earlier continuation changed remains.
+    For a run that exists, `recipe` may differ from the run's first recipe only in `MAY_CHANGE`. Where it is equal to the
+    first recipe, the changes of earlier continuations remain.
 
     Raises:
         RunError: `out` contains a run of another recipe or split, or is a file.
@@ -129,8 +129,8 @@ def _check_may_change(out: Path, given: Changes) -> None:
 
 
 def _check_split(out: Path, split_file: Path, *, drawn: bool) -> None:
-    """Raise RunError if `split_file` holds out or tests other patients than the run in `out`, which has only some of
-    them if its tiles were `drawn`."""
+    """Raise RunError if `split_file` holds out or tests other patients than the run in `out`. If the run's tiles were
+    `drawn` at random, the run may have only some of the patients."""
     own = RunFolder(out).split_file
     if not own.is_file():
         return

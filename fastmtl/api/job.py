@@ -151,7 +151,7 @@ def _check_same_tiles(split: data.Split, run: RunFolder, root: Path) -> None:
     for names, what in ((before - now, "missing"), (now - before, "new")):
         if names:
             raise RunError(
-                f"{root.resolve()} does not hold the data of {run.path}: {counted(len(names), 'tile')} of "
+                f"{root.resolve()} does not contain the data of {run.path}: {counted(len(names), 'tile')} of "
                 f"{len(before)} {what}, first {min(names)}. Give --data the folder that the data were moved to."
             )
 

@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a training beside it, keeps the newest and the best, and finds the one to resume from."""
+"""Writes checkpoints in the background, keeps the newest and the best, and finds the one to resume from."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Trainer(TrainerSaving):
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
         """Train for `config.epochs`, or continue after `resume`; returns the last epoch's record.
 
-        Checkpoints are written beside the training; all of them are on the disk when this returns or raises.
+        Checkpoints are written in the background; all of them are on the disk when this returns or raises.
 
         Raises:
             Interrupted: a rank was asked to stop; its state is saved.
@@ -262,7 +262,7 @@ class Trainer(TrainerSaving):
     def _look(
         self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, timing: dict[str, Any]
     ) -> None:
-        """Average the losses over the ranks, and tell the observers."""
+        """Average the losses over the ranks, and call the observers."""
         seen = torch.stack([loss.detach().double() for loss in losses.values()])
         values = (self.world.sum(seen) / self.world.size).tolist()
         record = dict(zip(losses, values, strict=True))
