@@ -119,8 +119,8 @@ class World:
             if differences:
                 more = f" and {len(differences) - _SHOWN} more" * (len(differences) > _SHOWN)
                 raise UnequalRanks(
-                    f"rank {rank} differs from rank 0: {'; '.join(differences[:_SHOWN])}{more}. Give all ranks the same "
-                    "code, recipe and data."
+                    f"rank {rank} differs from rank 0: {'; '.join(differences[:_SHOWN])}{more}. "
+                    "Give all ranks the same code, recipe and data."
                 )
 
     def broadcast(self, value: T) -> T:

@@ -43,8 +43,8 @@ class Start:
 def by_recipe(out: Path, recipe: Recipe, root: Path | None, split_file: Path | None) -> Start:
     """The start of `fastmtl train RECIPE --data ROOT --out OUT`.
 
-    For a run that exists, `recipe` may differ from the run's first recipe only in `MAY_CHANGE`. Where it is equal to the
-    first recipe, the changes of earlier continuations remain.
+    For a run that exists, `recipe` may differ from the run's first recipe only in `MAY_CHANGE`. Where it is equal to
+    the first recipe, the changes of earlier continuations remain.
 
     Raises:
         RunError: `out` contains a run of another recipe or split, or is a file.
