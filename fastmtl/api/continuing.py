@@ -91,11 +91,14 @@ def check_same_tiles(job: Job) -> None:
     there = {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
     split = job.splits.split
     now = {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
-    for names, what in ((there - now, "missing"), (now - there, "new")):
+    for names, what, cure in (
+        (there - now, "missing", "Give --data the folder that the data were moved to"),
+        (now - there, "new", "Take them away, or choose another --out to train with them"),
+    ):
         if names:
             raise RunError(
-                f"{job.facts['data']} does not hold the data of {job.out}: {counted(len(names), 'tile')} of "
-                f"{len(there)} {what}, first {min(names)}. Give --data the folder that the data were moved to."
+                f"{job.facts['data']} does not hold exactly the {counted(len(there), 'tile')} of {job.out}: "
+                f"{len(names)} {what}, first {min(names)}. {cure}."
             )
 
 
@@ -108,7 +111,7 @@ def _continuation(out: Path, recipe: Recipe, root: Path | None) -> Start:
     before = Path(facts["data"])
     root = before if root is None else root
     if not root.exists():
-        raise RunError(f"the data of {out} are not in {root}; if they were moved, add --data DIR.")
+        raise RunError(f"the data of {out} are not in {root}; give --data the folder that they were moved to.")
     if root.resolve() != before.resolve():
         changes["data"] = [str(before), str(root.resolve())]
     split_file = Path(facts["split_file"]) if facts["split_file"] else None
