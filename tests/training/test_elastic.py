@@ -15,6 +15,7 @@ from fastmtl.config import OptimizerConfig, load_recipe
 from fastmtl.distributed import World
 from fastmtl.trainer import OtherRanks
 from fastmtl.training.lr_schedule import Schedule
+from fastmtl.utils.words import counted
 
 pytest.importorskip("nvidia.dali", reason="the loader needs DALI")
 
@@ -32,7 +33,9 @@ def _check(folder: Path, plan: list[tuple[int, int]], balancers: tuple[str, ...]
         assert first == ()
         for (before, _), (now, _), said in zip(plan, plan[1:], others, strict=False):
             (note,) = said
-            assert note.startswith(f"continues on {now} rank(s) what {before} rank(s) began: not bit-equal")
+            assert note.startswith(
+                f"continues on {counted(now, 'rank')} what {counted(before, 'rank')} began: not bit-equal"
+            )
     return found
 
 

@@ -133,7 +133,7 @@ def test_stages_on_two_ranks_stop_and_go_on_bit_equal(results, folder):
 def test_one_process_continues_what_two_ranks_began(results, folder):
     found, whole = _two_trainers.alone_after(folder / "pcgrad"), results[0]["stopped pcgrad"]
     (note,) = found["notes"]
-    assert note.startswith("continues on 1 rank(s) what 2 rank(s) began: not bit-equal")
+    assert note.startswith("continues on 1 rank what 2 ranks began: not bit-equal")
     _near(found["weights"], whole["whole"])
     _near(found["loss"], whole["losses"][1])
 
@@ -226,7 +226,7 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path, capsys):
     assert [process.returncode for process in three] == [1, 1, 1], said
     assert "takes 4 images in each step, 2 on each of 2 ranks, and they do not divide by 3 ranks" in said[0][1]
     assert main(["train", "--resume", "--out", str(alone)]) == 0
-    assert "note: continues on 1 rank(s) what 2 rank(s) began" in " ".join("".join(capsys.readouterr()).split())
+    assert "note: continues on 1 rank what 2 ranks began" in " ".join("".join(capsys.readouterr()).split())
 
     again = _start(["--resume", "--out", str(cut)])
     said = [process.communicate(timeout=120) for process in again]
