@@ -84,7 +84,7 @@ def _continuation(out: Path, recipe: Recipe, root: Path | None) -> Start:
     before = Path(facts["data"])
     root = before if root is None else root
     if not root.exists():
-        raise RunError(f"the data of {out} are not in {root}; if they were moved, add --data DIR.")
+        raise RunError(f"the data of {out} are not in {root}; give --data the folder that they were moved to.")
     if root.resolve() != before.resolve():
         changes["data"] = [str(before), str(root.resolve())]
     split_file = Path(facts["split_file"]) if facts["split_file"] else None

@@ -148,11 +148,14 @@ def _check_same_tiles(split: data.Split, run: RunFolder, root: Path) -> None:
         {tile for side in (one.train, one.val, one.test, one.inner) for tile in side}
         for one in (data.load_split(run.split_file), split)
     )
-    for names, what in ((before - now, "missing"), (now - before, "new")):
+    for names, what, cure in (
+        (before - now, "missing", "Give --data the folder that the data were moved to"),
+        (now - before, "new", "Take them away, or choose another --out to train with them"),
+    ):
         if names:
             raise RunError(
-                f"{root.resolve()} does not contain the data of {run.path}: {counted(len(names), 'tile')} of "
-                f"{len(before)} {what}, first {min(names)}. Give --data the folder that the data were moved to."
+                f"{root.resolve()} does not hold exactly the {counted(len(before), 'tile')} of {run.path}: "
+                f"{len(names)} {what}, first {min(names)}. {cure}."
             )
 
 

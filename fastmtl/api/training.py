@@ -116,9 +116,10 @@ def _fit(job: Job, stages: Stages, batches: data.TileLoader, validation: data.Ti
         else:
             stages.fit(batches, validation)
     except NonFiniteError as error:
+        or_skip = ", or with --on-nonfinite skip" if job.recipe.training.on_nonfinite == "raise" else ""
         raise NonFiniteError(
             f"{error} The last checkpoint is from before; continue from it with: fastmtl train --resume --out "
-            f"{job.out} --lr RATE, or with --on-nonfinite skip."
+            f"{job.out} --lr RATE{or_skip}."
         ) from None
 
 
@@ -200,7 +201,7 @@ def _begin(
     """Prepare the first stage, or load the newest checkpoint and drop the records after it."""
     if trained:
         trainer = stages.resume(batches, rebased=start.rebased)
-        where = "already finished" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
+        where = "training already finished" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
         if trainer.pending is not None:
             where = f"resumed at the validation of epoch {trainer.epoch}"
         job.console.print(f"{where}, step {trainer.step_count}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -93,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _message(error)
         if not message or os.environ.get("FASTMTL_TRACEBACK"):
             raise
-        return _fail(message, STOPPED if type(error).__name__ == "Interrupted" else 1)
+        if type(error).__name__ != "Interrupted":
+            return _fail(message)
+        if argv is None:  # a repeated signal would change the exit code in the seconds in which Python ends
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+        return _fail(message, STOPPED)
 
 
 def _message(error: Exception) -> str:

@@ -224,9 +224,10 @@ def _write_step(path: Path, one: _Skipped, epoch: int) -> None:
 
 def _sentence(bad: Sequence[_Skipped], last: int, epoch: int) -> str:
     names = list(dict.fromkeys(name for one in bad for name in one.bad_tasks))
-    what = f"the loss of task {', '.join(map(repr, names))}" if names else "the gradient"
+    tasks = " and of ".join(f"task {name!r}" for name in names)
+    what = f"the loss of {tasks}" if names else "the gradient"
     return (
-        f"{what} was NaN or infinite in {len(bad)} of the steps before step {last} (epoch {epoch + 1}); those steps "
+        f"{what} was NaN or infinite in {len(bad)} of the steps up to step {last} (epoch {epoch + 1}); those steps "
         "were skipped and the weights are finite."
     )
 

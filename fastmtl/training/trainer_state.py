@@ -141,7 +141,7 @@ class TrainerState:
                 self.notes += (
                     f"continues on {counted(self.world.size, 'rank')} what {counted(ranks, 'rank')} began: not "
                     "bit-equal to the uninterrupted training. Sums are rounded differently, and the network's random "
-                    "numbers (dropout) are drawn again from seed, step and rank.",
+                    "numbers (dropout) are drawn from seed, step and rank.",
                 )
                 return
             torch.set_rng_state(state["rng"][rank].clone())  # a clone: torch reads from the start of the storage

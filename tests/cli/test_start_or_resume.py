@@ -246,11 +246,12 @@ def test_data_that_moved_are_the_same_tiles(tiles, whole, tmp_path, monkeypatch,
     _killed(_command(here, out), monkeypatch, Trainer, "step", 4)
     there = here.rename(tmp_path / "there")
     assert main(["train", "--resume", "--out", str(out)]) == 1
-    assert f"the data of {out} are not in {here}; if they were moved, add --data DIR" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"the data of {out} are not in {here}; give --data the folder that they were moved to" in said
     one = min((there / "a" / "image").iterdir())
     away = one.rename(tmp_path / one.name)
     assert main(["train", "--resume", "--out", str(out), "--data", str(there)]) == 1
-    assert "1 tile of 10 missing, first " in capsys.readouterr().err
+    assert "exactly the 10 tiles of " in capsys.readouterr().err
     away.rename(one)
     assert main(["train", "--resume", "--out", str(out), "--data", str(there)]) == 0
     assert json.loads((out / "run.json").read_text())["data"] == str(there)

@@ -145,7 +145,9 @@ def test_no_balancer_keeps_anything_of_a_step_that_is_not_finite(method, fused):
 
 def test_raise_names_the_task_and_keeps_the_batch_and_the_last_good_checkpoint(tmp_path):
     trainer, _ = _trainer(tmp_path)
-    with pytest.raises(NonFiniteError, match=r"loss of task 'mask', 'side' .* in 1 of the steps before step 10 .*Look"):
+    with pytest.raises(
+        NonFiniteError, match=r"loss of task 'mask' and of task 'side' was .* in 1 of the steps up to step 10 .*Look"
+    ):
         trainer.fit(_spoiling((1, 2)))
     state = checkpoint.load(tmp_path / "checkpoints" / "last")
     assert state["progress"]["step"] == 6
