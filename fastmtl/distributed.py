@@ -22,10 +22,6 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-RANK_TIMEOUT = 300.0
-"""Seconds that a rank waits for one that runs but does not answer; one that has ended is noticed in seconds."""
-
-
 class LostRank(UserError, RuntimeError):
     """Another rank of this training run has ended, or hangs."""
 
@@ -51,7 +47,7 @@ class World:
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self._asked: tuple[Any, Tensor] | None = None
+        self._reducing: tuple[Any, Tensor] | None = None  # of `delayed_max`: the collective, and its tensor
         self._heartbeat: Heartbeat | None = None
 
     @classmethod
@@ -60,12 +56,13 @@ class World:
         return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
 
     @contextmanager
-    def initialize(self, device: torch.device, timeout: float = RANK_TIMEOUT) -> Iterator[None]:
+    def initialize(self, device: torch.device, timeout: float) -> Iterator[None]:
         """Inside, the ranks can communicate.
 
         Args:
             device: of the model.
-            timeout: seconds to wait for a rank that does not answer.
+            timeout: seconds to wait for a rank that runs but does not answer; one that has ended is noticed within
+                seconds.
 
         Raises:
             LostRank: another rank has ended, or did not answer in time; the message names it.
@@ -100,7 +97,7 @@ class World:
 
     def close(self) -> None:
         """Leave the group; this process continues alone. Rank 0 uses it to evaluate and report after training."""
-        self._asked = None
+        self._reducing = None
         self.size = 1
         if self._heartbeat is not None:
             self._heartbeat.stop()
@@ -118,12 +115,12 @@ class World:
         for rank in range(1, self.size):
             names = dict.fromkeys([*found[0], *found[rank]])
             values = {name: (found[rank].get(name, "none"), found[0].get(name, "none")) for name in names}
-            odd = [f"{name} {own} (rank 0: {first})" for name, (own, first) in values.items() if own != first]
-            if odd:
-                more = f" and {len(odd) - _SHOWN} more" * (len(odd) > _SHOWN)
+            differences = [f"{name} {own} (rank 0: {first})" for name, (own, first) in values.items() if own != first]
+            if differences:
+                more = f" and {len(differences) - _SHOWN} more" * (len(differences) > _SHOWN)
                 raise UnequalRanks(
-                    f"rank {rank} differs from rank 0: {'; '.join(odd[:_SHOWN])}{more}. Give all ranks the same code, "
-                    "recipe and data."
+                    f"rank {rank} differs from rank 0: {'; '.join(differences[:_SHOWN])}{more}. "
+                    "Give all ranks the same code, recipe and data."
                 )
 
     def broadcast(self, value: T) -> T:
@@ -156,13 +153,13 @@ class World:
         dist.all_gather(parts, values.contiguous())
         return torch.stack(parts)
 
-    def largest(self, wish: int) -> int:
-        """The largest `wish` of the ranks; all ranks get the same answer. With several ranks it is the answer of the
-        previous call, so that no rank waits for the others at every step."""
+    def delayed_max(self, value: int) -> int:
+        """The largest `value` of the ranks, on all ranks. With several ranks it is that of the previous call, so that
+        no rank waits for the others at every step."""
         if self.size == 1:
-            return wish
-        flag = torch.tensor([wish])
-        before, self._asked = self._asked, (dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True), flag)
+            return value
+        largest = torch.tensor([value])
+        before, self._reducing = self._reducing, (dist.all_reduce(largest, dist.ReduceOp.MAX, async_op=True), largest)
         if before is None:
             return 0
         before[0].wait()
@@ -171,20 +168,6 @@ class World:
     def losses(self, losses: Mapping[str, Tensor], counts: Tensor) -> dict[str, Tensor]:
         """See `global_losses`."""
         return dict(losses) if self.size == 1 else global_losses(losses, counts)
-
-    def share_statistics(self, model: nn.Module) -> None:
-        """Average the running statistics of BatchNorm over the ranks, so that all ranks evaluate the same model. Frozen
-        layers are skipped: their statistics are equal on all ranks, and averaging could change them by rounding."""
-        if self.size == 1:
-            return
-        kind = nn.modules.batchnorm._NormBase
-        layers = [one for one in model.modules() if isinstance(one, kind) and one.track_running_stats and one.training]
-        found = [tensor for layer in layers for tensor in (layer.running_mean, layer.running_var) if tensor is not None]
-        for dtype in dict.fromkeys(tensor.dtype for tensor in found):
-            some = [tensor for tensor in found if tensor.dtype == dtype]
-            mean = self.sum(torch.cat(some)) / self.size
-            for tensor, part in zip(some, mean.split([tensor.numel() for tensor in some]), strict=True):
-                tensor.copy_(part)
 
     def distribute(self, balancer: Distributable, model: nn.Module) -> None:
         """Let `balancer` balance the gradients of all ranks. State that could be split over the ranks is kept whole,

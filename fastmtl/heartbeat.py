@@ -1,7 +1,7 @@
-"""Finds out which rank of a training has ended or hangs, when a collective fails on this one.
+"""Finds the rank that has ended or hangs, when a collective fails on this one.
 
-Each rank writes to the ranks' store once a second what its main thread does. A rank whose beat stands still has ended;
-one that does something else than wait for others is the one that they wait for.
+Once a second each rank writes to a shared store what its main thread is doing. A rank whose beat does not change has
+ended. A rank that does anything but wait for others hangs: it is the one that they wait for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 _SECONDS = 1.0  # between beats
-_WATCHED = 3.5  # a rank without a beat for so long has ended
+_WATCHED = 3.5  # a rank without a beat for this long has ended
+_GRACE = 2.0  # seconds that rank 0 waits before it ends, and the store with it, so that the others can read why
 _STORE_SECONDS = 10.0
 _WAITING = "waiting"
 # A main thread in one of these waits for other ranks.
@@ -36,7 +37,7 @@ class Heartbeat:
 
     def __init__(self, rank: int, size: int) -> None:
         self._rank, self._size, self._ended = rank, size, threading.Event()
-        # A connection of its own: torch's would keep the beat waiting during its own calls.
+        # A connection of its own: on torch's connection the beat would wait for torch's calls.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         server = TCPStore(address, port, timeout=timedelta(seconds=_STORE_SECONDS))
         self._store = PrefixStore("fastmtl", server)
@@ -46,7 +47,7 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the beat; the others may take this rank for dead."""
+        """End the beat; from then on the others may report that this rank has ended."""
         self._ended.set()
         self._thread.join()
 
@@ -55,9 +56,12 @@ class Heartbeat:
         self._write(f"end {self._rank}", reason)
 
     def find_lost(self, seconds: float) -> str:
-        """Which ranks have ended or hang; called by a rank that waited for them for at most `seconds`."""
+        """Which ranks have ended or hang, in words; a rank calls it that has waited at most `seconds` for them."""
         try:
-            return self._find_lost(seconds)
+            found = self._find_lost(seconds)
+            if self._rank == 0:
+                time.sleep(_GRACE)
+            return found
         except dist.DistError:
             return "rank 0 has ended, which connects the others; see its own error"
 
@@ -66,8 +70,8 @@ class Heartbeat:
         before = {rank: self._read(f"beat {rank}") for rank in others}
         until = time.monotonic() + _WATCHED
         while time.monotonic() < until:
-            if said := self._read("lost"):  # another rank knows, and may have ended since
-                return said
+            if lost := self._read("lost"):  # another rank has found it, and may have ended since
+                return lost
             ended = {rank: self._read(f"end {rank}") for rank in others}
             if any(ended.values()):
                 return self._agree([f"rank {rank} has ended: {why}" for rank, why in ended.items() if why])
@@ -89,9 +93,9 @@ class Heartbeat:
             [f"no answer for {seconds:g} s from {hung}; if it is only slow, raise training.rank_timeout"]
         )
 
-    def _agree(self, said: list[str]) -> str:
-        """The first rank's finding is every rank's: it may end, and would be found missing by the next."""
-        return self._store.compare_set("lost", "", "; ".join(said)).decode()
+    def _agree(self, lost: list[str]) -> str:
+        """Return the first finding of any rank: the rank that found it may end, and others would then report it."""
+        return self._store.compare_set("lost", "", "; ".join(lost)).decode()
 
     def _run(self) -> None:
         number = 0
@@ -104,7 +108,7 @@ class Heartbeat:
         return self._write(f"beat {self._rank}", f"{number} {_doing(self._main)}")
 
     def _write(self, key: str, value: str) -> bool:
-        """Whether the store still answers: rank 0 may have ended."""
+        """Whether the store answers; it does not once rank 0 has ended."""
         try:
             self._store.set(key, value)
         except dist.DistError:
@@ -120,7 +124,7 @@ def _ranks(numbers: list[int]) -> str:
 
 
 def _doing(thread: int) -> str:
-    """Where a thread is, in one line."""
+    """What a thread is doing, in one line."""
     frame: Any = sys._current_frames().get(thread)
     if frame is None or frame.f_code.co_filename.startswith(_COLLECTIVES):
         return _WAITING

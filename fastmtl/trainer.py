@@ -1,6 +1,6 @@
 """The trainer under its public name; see `training.trainer`."""
 
-from .training.trainer import Interrupted as Interrupted
-from .training.trainer import NonFiniteError as NonFiniteError
-from .training.trainer import OtherRanks as OtherRanks
+from .training.errors import Interrupted as Interrupted
+from .training.errors import NonFiniteError as NonFiniteError
+from .training.errors import OtherRanks as OtherRanks
 from .training.trainer import Trainer as Trainer

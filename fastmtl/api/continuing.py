@@ -12,8 +12,6 @@ from ..config import Recipe, at_key, merge
 from ..config.resuming import MAY_CHANGE, REBASING, Changes, changed, differences, matches
 from ..training.run_dir import RunError, RunFolder
 from ..utils.json_toml import JsonMapping, JsonObject, read_json
-from ..utils.words import counted
-from .job import SPLIT_FILE, Job
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Start:
     Attributes:
         recipe: the recipe, with what has changed.
         root: data folder; None generates it.
-        split_file: the split that was asked for.
+        split_file: the split to use; None uses the recipe's.
         resumed: whether the folder already contains this run; it has its own split and stains.
         changes: what differs from the run until now: key -> before, now. "data" is the data folder.
         summary: of a run that has nothing left to do.
@@ -45,17 +43,17 @@ class Start:
 def by_recipe(out: Path, recipe: Recipe, root: Path | None, split_file: Path | None) -> Start:
     """The start of `fastmtl train RECIPE --data ROOT --out OUT`.
 
-    A recipe that is given again may differ from the run's first recipe only in `MAY_CHANGE`. Where it does not differ
-    from that, what an earlier continuation changed remains.
+    For a run that exists, `recipe` may differ from the run's first recipe only in `MAY_CHANGE`. Where it is equal to
+    the first recipe, the changes of earlier continuations remain.
 
     Raises:
         RunError: `out` contains a run of another recipe or split, or is a file.
     """
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; --out must be a folder to create.")
-    if not is_run(out):
-        return Start(recipe, root, split_file)
     run = RunFolder(out)
+    if not run.exists:
+        return Start(recipe, root, split_file)
     stored = run.recipe()
     given = differences(_first_recipe(stored, run.resumes()), recipe)
     _check_may_change(out, given)
@@ -77,28 +75,6 @@ def by_folder(out: Path, root: Path | None, values: Mapping[str, Any]) -> Start:
     return _continuation(out, recipe, root)
 
 
-def is_run(out: Path) -> bool:
-    """Whether a run has been created in `out`: config.toml is its last file."""
-    return (out / "config.toml").is_file()
-
-
-def check_same_tiles(job: Job) -> None:
-    """Raise RunError unless the data have the tiles that the run was split into."""
-    own = job.out / SPLIT_FILE
-    if not own.is_file():
-        return
-    split = data.load_split(own)
-    there = {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
-    split = job.splits.split
-    now = {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
-    for names, what in ((there - now, "missing"), (now - there, "new")):
-        if names:
-            raise RunError(
-                f"{job.facts['data']} does not hold the data of {job.out}: {counted(len(names), 'tile')} of "
-                f"{len(there)} {what}, first {min(names)}. Give --data the folder that the data were moved to."
-            )
-
-
 def _continuation(out: Path, recipe: Recipe, root: Path | None) -> Start:
     run = RunFolder(out)
     facts = run.extra()
@@ -108,7 +84,7 @@ def _continuation(out: Path, recipe: Recipe, root: Path | None) -> Start:
     before = Path(facts["data"])
     root = before if root is None else root
     if not root.exists():
-        raise RunError(f"the data of {out} are not in {root}; if they were moved, add --data DIR.")
+        raise RunError(f"the data of {out} are not in {root}; give --data the folder that they were moved to.")
     if root.resolve() != before.resolve():
         changes["data"] = [str(before), str(root.resolve())]
     split_file = Path(facts["split_file"]) if facts["split_file"] else None
@@ -153,9 +129,9 @@ def _check_may_change(out: Path, given: Changes) -> None:
 
 
 def _check_split(out: Path, split_file: Path, *, drawn: bool) -> None:
-    """Raise RunError if `split_file` holds out or tests other patients than the run in `out`, which has only some of
-    them if its tiles were `drawn`."""
-    own = out / SPLIT_FILE
+    """Raise RunError if `split_file` holds out or tests other patients than the run in `out`. If the run's tiles were
+    `drawn` at random, the run may have only some of the patients."""
+    own = RunFolder(out).split_file
     if not own.is_file():
         return
     for load, what in ((data.load_groups, "validation_patients"), (data.load_test_groups, "test_patients")):

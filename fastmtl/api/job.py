@@ -21,17 +21,15 @@ from ..evaluation.tta import check_views
 from ..protocols import Task
 from ..training.errors import OtherRanks
 from ..training.eval_loop import autocast_dtype
-from ..training.run_dir import RunFolder
+from ..training.run_dir import RunError, RunFolder
 from ..utils.words import counted
 from . import notices, rank_facts
-
-SPLIT_FILE = "split.json"
-"""In a run's folder: the patients and tiles of each side."""
+from .continuing import Start
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that training and scoring need on one rank, which takes `batch_size` images in each step."""
+    """Everything that training and scoring need on one rank; `batch_size` is this rank's images in a step."""
 
     recipe: Recipe
     out: Path
@@ -90,35 +88,27 @@ class Job:
         return kept
 
 
-def assemble(
-    recipe: Recipe,
-    root: Path | None,
-    out: Path,
-    split_file: Path | None,
-    device: torch.device,
-    world: World,
-    *,
-    resumed: bool,
-    trained: bool,
-    console: Console,
-) -> Job:
+def assemble(start: Start, out: Path, device: torch.device, world: World, *, trained: bool, console: Console) -> Job:
     """Read the data, build the tasks and the network, and check them against each other; prints a summary.
 
-    A `resumed` run has its own split and stains in `out`; the weights of a `trained` one come from a checkpoint.
+    A resumed run uses the split and stains in `out`; the weights of a `trained` one come from a checkpoint.
     """
-    # Those that began the run, of which runs of earlier versions know nothing.
-    ranks = world.broadcast(RunFolder(out).extra().get("ranks") if resumed and world.rank == 0 else None) or world.size
+    recipe, root, split_file, resumed, run = start.recipe, start.root, start.split_file, start.resumed, RunFolder(out)
+    # The ranks that began the run; runs of earlier versions do not record them.
+    ranks = world.broadcast(run.extra().get("ranks") if resumed and world.rank == 0 else None) or world.size
     batch_size = share_of_batch(recipe, ranks, world.size)
     continued = resumed and (out / stains.FILE).exists()
     stain = stains.load_normalizer(out, recipe) if continued else stains.build_normalizer(recipe)
     if root is None:
         root = world.broadcast(_generate(recipe, out.parent, console) if world.rank == 0 else Path())
-    own = out / SPLIT_FILE
-    if resumed and own.is_file():  # new split files or another random draw must not move patients
-        split_file = own
+    has_split = resumed and run.split_file.is_file()
+    if has_split:  # new split files or another random draw must not move patients
+        split_file = run.split_file
     splits = datasets.read_splits(recipe, root, split_file)
     if world.size > 1:
         world.require_equal(rank_facts.of_data(splits))
+    if has_split:
+        _check_same_tiles(splits.split, run, root)
     _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
     if stain is not None:
         for part in (splits.train, splits.validation, splits.test, splits.inner):  # a mosaic uses only the first
@@ -152,19 +142,36 @@ def assemble(
     return Job(recipe, out, batch_size, facts, splits, tasks, model, stain, device, dtype, world, console, odd)
 
 
+def _check_same_tiles(split: data.Split, run: RunFolder, root: Path) -> None:
+    """Raise RunError unless `split`, of the data in `root`, has exactly the tiles of the run's own."""
+    before, now = (
+        {tile for side in (one.train, one.val, one.test, one.inner) for tile in side}
+        for one in (data.load_split(run.split_file), split)
+    )
+    for names, what, cure in (
+        (before - now, "missing", "Give --data the folder that the data were moved to"),
+        (now - before, "new", "Take them away, or choose another --out to train with them"),
+    ):
+        if names:
+            raise RunError(
+                f"{root.resolve()} does not hold exactly the {counted(len(before), 'tile')} of {run.path}: "
+                f"{len(names)} {what}, first {min(names)}. {cure}."
+            )
+
+
 def share_of_batch(recipe: Recipe, before: int, now: int) -> int:
-    """Images of each of `now` ranks in a step of a run that `before` ranks began: all of them take as many as then.
+    """Images per rank and step on `now` ranks of a run that `before` ranks began; the sum over the ranks stays.
 
     Raises:
-        OtherRanks: the images do not divide by `now`.
+        OtherRanks: the sum is not divisible by `now`.
     """
     unit, images = (2 if recipe.data.sampler == "pairs" else 1), recipe.data.batch_size * before
     shares = images // unit
     if before != now and shares % now:
         fitting = ", ".join(str(ranks) for ranks in range(1, shares + 1) if shares % ranks == 0)
         raise OtherRanks(
-            f"the run takes {images} images in each step, {recipe.data.batch_size} on each of {before} ranks, and they "
-            f"do not divide by {now} ranks; continue it on one of these numbers of ranks: {fitting}."
+            f"the run takes {images} images in each step, {recipe.data.batch_size} on each of {before} ranks, and "
+            f"{images} is not divisible by {now}; continue it on one of these numbers of ranks: {fitting}."
         )
     return images // now
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from .. import __version__, data
 from ..builders.datasets import Splits
-from ..config import Recipe, as_dict
+from ..config import Recipe, as_dict, dotted
 from ..data.images.pictures import file_of
 
 
@@ -20,21 +19,13 @@ def of_code(recipe: Recipe) -> dict[str, str]:
     for path in sorted([*package.rglob("*.py"), *package.glob("_C*.so")]):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
     versions = {"fastmtl": f"{__version__} {digest.hexdigest()[:12]}", "torch": torch.__version__}
-    return versions | {f"recipe {key} =": value for key, value in _keys(as_dict(recipe), "")}
+    return versions | {f"recipe {key} =": repr(value) for key, value in dotted(as_dict(recipe)).items()}
 
 
 def of_data(splits: Splits) -> dict[str, str]:
-    """The number of tiles of each side, and a digest of their names, labels and files' sizes."""
+    """The number of tiles of each side, and a digest of their names, labels and file sizes."""
     sides = {"training": splits.train, "held-out": splits.validation, "test": splits.test, "inner": splits.inner}
     return {f"{side} tiles": f"{len(part)} ({_digest(part)})" for side, part in sides.items()}
-
-
-def _keys(table: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", repr(value)
 
 
 def _digest(part: data.Dataset) -> str:

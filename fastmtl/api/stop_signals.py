@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from ..training.trainer import Interrupted
+from ..training.errors import Interrupted
+from ..training.run_dir import RunFolder
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _REPEATED = 2.0  # seconds in which torchrun forwards a Ctrl-C that its processes have already received themselves
@@ -54,8 +55,8 @@ class StopSignals:
             signal.signal(number, handler)
         if isinstance(error, (_Leave, Interrupted)):
             what = f"stopped by {self._received}" if isinstance(error, _Leave) else str(error)
-            begun = (self.out / "config.toml").is_file()
-            then = f"continue with: fastmtl train --resume --out {self.out}" if begun else "run the same command again"
+            resume = f"continue with: fastmtl train --resume --out {self.out}"
+            then = resume if RunFolder(self.out).exists else "run the same command again"
             raise Interrupted(f"{what}; {then}") from None
 
     @contextmanager

@@ -15,14 +15,14 @@ from ..builders import components, datasets, pretrained, stains
 from ..config import Recipe, list_recipes
 from ..distributed import World
 from ..training.checkpoint_names import history
+from ..training.errors import NonFiniteError
 from ..training.file_lock import locked
 from ..training.profiling import ProfiledLoader
 from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
-from ..training.trainer import NonFiniteError
 from . import continuing, notices, rank_facts, scoring
-from .job import SPLIT_FILE, Job, assemble, say
+from .job import Job, assemble, say
 from .runs import report
 from .stop_signals import StopSignals
 
@@ -57,15 +57,11 @@ def train(
         NonFiniteError: the training diverged.
         Interrupted: the training was stopped; the same call continues it.
     """
-    with StopSignals(out) as signals, ExitStack() as held:
+    with StopSignals(out) as signals:
         start = continuing.by_recipe(out, recipe, root, split_file)
-        if start.summary is not None:
-            return _told(start.summary, out, console)
-        if root is not None and recipe.paper.key and recipe.name in list_recipes():
+        if start.summary is None and root is not None and recipe.paper.key and recipe.name in list_recipes():
             datasets.check_not_anothers(root, recipe.paper.formats, recipe.name)
-        with _assembled(start, out, console, signals, held) as (job, stages, batches, validation):
-            _fit(job, stages, batches, validation, profile)
-        return _score_and_report(job)
+        return _run(start, out, console, signals, profile=profile)
 
 
 def resume(
@@ -87,26 +83,28 @@ def resume(
         console: where progress is printed; None prints nothing.
 
     Raises:
-        RunError: `out` is not a run, another process trains in it, or its data are others.
+        RunError: `out` is not a run, another process trains in it, or the data are not the run's.
         ConfigError: a value that cannot change.
-        OtherRanks: the images of a batch do not divide by the number of ranks.
+        OtherRanks: the number of images in a step is not divisible by the number of ranks.
         Interrupted: the training was stopped; the same call continues it.
     """
-    with StopSignals(out) as signals, ExitStack() as held:
-        start = continuing.by_folder(out, root, changes or {})
-        if start.summary is not None:
-            return _told(start.summary, out, console)
-        with _assembled(start, out, console, signals, held) as (job, stages, batches, validation):
+    with StopSignals(out) as signals:
+        return _run(continuing.by_folder(out, root, changes or {}), out, console, signals, profile=profile)
+
+
+def _run(
+    start: continuing.Start, out: Path, console: Console | None, signals: StopSignals, *, profile: bool
+) -> dict[str, Any]:
+    """Train, score and report, unless the run is finished; the summary on rank 0, {} on the others."""
+    world = World.from_environment()
+    console = plain(console) if console is not None and world.rank == 0 else Console(quiet=True)
+    if start.summary is not None:
+        console.print(f"already finished: {out}")
+        return {} if world.rank else start.summary
+    with ExitStack() as locks:  # until the report is written
+        with _assembled(start, out, world, console, signals, locks) as (job, stages, batches, validation):
             _fit(job, stages, batches, validation, profile)
         return _score_and_report(job)
-
-
-def _told(summary: dict[str, Any], out: Path, console: Console | None) -> dict[str, Any]:
-    """Say that the run is finished; its summary on rank 0, {} on the others."""
-    if World.from_environment().rank:
-        return {}
-    plain(console or Console(quiet=True)).print(f"already finished: {out}")
-    return summary
 
 
 def _fit(job: Job, stages: Stages, batches: data.TileLoader, validation: data.TileLoader, with_profile: bool) -> None:
@@ -118,18 +116,19 @@ def _fit(job: Job, stages: Stages, batches: data.TileLoader, validation: data.Ti
         else:
             stages.fit(batches, validation)
     except NonFiniteError as error:
+        or_skip = ", or with --on-nonfinite skip" if job.recipe.training.on_nonfinite == "raise" else ""
         raise NonFiniteError(
             f"{error} The last checkpoint is from before; continue from it with: fastmtl train --resume --out "
-            f"{job.out} --lr RATE, or with --on-nonfinite skip."
+            f"{job.out} --lr RATE{or_skip}."
         ) from None
 
 
 @contextmanager
 def _assembled(
-    start: continuing.Start, out: Path, console: Console | None, signals: StopSignals, held: ExitStack
+    start: continuing.Start, out: Path, world: World, console: Console, signals: StopSignals, locks: ExitStack
 ) -> Iterator[tuple[Job, Stages, data.TileLoader, data.TileLoader]]:
     """The job, its stages, and this rank's training and watching batches. Inside, the ranks are connected, the run
-    folder is locked (until `held` is closed), and a stop signal saves a checkpoint and stops.
+    folder is locked (until `locks` is closed), and a stop signal saves a checkpoint and stops.
 
     Raises:
         ConfigError: the network cannot be trained in one of the stages; no run folder has been created.
@@ -137,30 +136,16 @@ def _assembled(
     """
     recipe = start.recipe
     components.check_names(recipe)
-    world = World.from_environment()
-    console = plain(console) if console is not None and world.rank == 0 else Console(quiet=True)
     device = components.device_of(recipe.training.device, world.local_rank)
     with world.initialize(device, recipe.training.rank_timeout):
         if world.size > 1:
             world.require_equal(rank_facts.of_code(recipe))
         if start.resumed and world.rank == 0:
-            _lock(out, held)
-        # All follow rank 0, which has the lock: on a shared file system others may see an older state.
+            _lock(out, locks)
+        # All ranks follow rank 0, which has the lock: on a shared file system others may see an older state.
         out, start, trained = world.broadcast((out, start, bool(history(RunFolder(out).checkpoints))))
         signals.out = out
-        job = assemble(
-            recipe,
-            start.root,
-            out,
-            start.split_file,
-            device,
-            world,
-            resumed=start.resumed,
-            trained=trained,
-            console=console,
-        )
-        if start.resumed:
-            continuing.check_same_tiles(job)
+        job = assemble(start, out, device, world, trained=trained, console=console)
         run, splits = RunFolder(job.out), job.splits
         progress = ProgressLine(recipe.training.epochs, console, "inner share" if splits.inner.tiles else "held out")
         observers = [run, progress, notices.ScoreWatch(job.tasks, console, splits.watching_name)]
@@ -178,12 +163,10 @@ def _assembled(
             stages.check()
             if not trained:
                 pretrained.check_frozen(recipe, job.model)
-            if world.rank:
-                torch.manual_seed(
-                    recipe.training.seed + world.rank
-                )  # otherwise dropout would drop the same elements on all ranks
-            if world.rank == 0 and not start.resumed:
-                _create(job, run, held)
+            if world.rank:  # otherwise dropout would drop the same elements on all ranks
+                torch.manual_seed(recipe.training.seed + world.rank)
+            elif not start.resumed:
+                _create(job, run, locks)
             try:
                 with signals.asking(stages.stop):
                     _begin(job, run, stages, batches, start, trained=trained)
@@ -196,17 +179,17 @@ def _assembled(
                     console.print(f"note: {count} damaged tiles were set aside in training: {found}")
 
 
-def _lock(out: Path, held: ExitStack) -> None:
-    held.enter_context(locked(out, f"another process trains in {out}; wait for its end, or choose another --out."))
+def _lock(out: Path, locks: ExitStack) -> None:
+    locks.enter_context(locked(out, f"another process trains in {out}; wait for its end, or choose another --out."))
 
 
-def _create(job: Job, run: RunFolder, held: ExitStack) -> None:
+def _create(job: Job, run: RunFolder, locks: ExitStack) -> None:
     """Create and lock the run folder."""
     job.out.mkdir(parents=True, exist_ok=True)
-    _lock(job.out, held)
-    if continuing.is_run(job.out):
+    _lock(job.out, locks)
+    if run.exists:
         raise RunError(f"another process began a run in {job.out}; the same command continues it.")
-    data.save_split(job.splits.split, job.out / SPLIT_FILE)
+    data.save_split(job.splits.split, run.split_file)
     if job.stain is not None:
         job.stain.save(job.out / stains.FILE)
     run.create(job.recipe, job.facts)
@@ -218,7 +201,7 @@ def _begin(
     """Prepare the first stage, or load the newest checkpoint and drop the records after it."""
     if trained:
         trainer = stages.resume(batches, rebased=start.rebased)
-        where = "already finished" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
+        where = "training already finished" if stages.finished else f"resumed at epoch {trainer.epoch + 1}"
         if trainer.pending is not None:
             where = f"resumed at the validation of epoch {trainer.epoch}"
         job.console.print(f"{where}, step {trainer.step_count}")

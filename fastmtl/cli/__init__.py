@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ _LONGEST = 2000  # characters of a message, which may quote a large file
 USAGE = """fastmtl: train one network for several tasks on medical images
 
   fastmtl train RECIPE --data DIR --out RUN    train; RECIPE is a name that `fastmtl recipes` lists, or a TOML file;
-                                               --scale tiny or small: on a machine without a GPU; the same command
-                                               again continues a run that was stopped
+                                               --scale tiny or small: on a machine without a GPU; run the same
+                                               command again to continue a run that was stopped
   fastmtl train --resume --out RUN             the same, with the run's own recipe and data
   torchrun --nproc-per-node N -m fastmtl train ...       train or continue with N processes, one GPU each if present
   fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
@@ -55,8 +56,8 @@ _COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 success, 1 failure, 2 wrong usage, 75 a training that was stopped and
-    that the same command continues, 130 left at once, 141 closed pipe."""
+    """Run one command; returns the exit code: 0 success, 1 failure, 2 wrong usage, 75 training stopped (the same
+    command continues it), 130 stopped at once, 141 closed pipe."""
     if argv is None and not sys.warnoptions:  # Python would hide these warnings
         warnings.filterwarnings("default", ".* is now called ", DeprecationWarning)
         warnings.formatwarning = lambda message, *_: f"fastmtl: {message}\n"
@@ -93,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _message(error)
         if not message or os.environ.get("FASTMTL_TRACEBACK"):
             raise
-        return _fail(message, STOPPED if type(error).__name__ == "Interrupted" else 1)
+        if type(error).__name__ != "Interrupted":
+            return _fail(message)
+        if argv is None:  # a repeated signal would change the exit code in the seconds in which Python ends
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+        return _fail(message, STOPPED)
 
 
 def _message(error: Exception) -> str:

@@ -50,7 +50,7 @@ def examine() -> dict[str, Any]:
 
 
 def bandwidth(device: torch.device) -> float:
-    """GB/s that a copy of 128 MiB reads and writes, the best of five: what a training step's update can reach at most
+    """GB/s that a copy of 128 MiB reads and writes, the best of five: the upper limit of a training step's update
     (`update_gb_per_second` in metrics.jsonl)."""
     source = torch.ones(1 << 25, device=device)
     target, best = torch.empty_like(source), 0.0

@@ -90,8 +90,8 @@ def _parser(shown: Recipe) -> Parser:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --out with its own recipe and data; --data names where these were moved to, and "
-        "--set and flags change what may change in a run",
+        help="continue the run in --out with its own recipe and data; --data says where the data were moved to, --set "
+        "and flags change what may change in a run",
     )
     parser.add_argument(
         "--scale",
@@ -173,7 +173,7 @@ def _flags(parsed: argparse.Namespace) -> Mapping[str, object]:
 
 
 def _run_to_resume(parsed: argparse.Namespace) -> Path:
-    """The run to continue; ConfigError if --out is missing, or if options are given that make another run."""
+    """The run to continue; ConfigError if --out is missing, or for options that would make it another run."""
     if parsed.out is None:
         raise ConfigError("--resume continues a run: fastmtl train --resume --out RUN.")
     if others := [f"--{name}" for name in ("split", "scale") if getattr(parsed, name)]:

@@ -41,6 +41,22 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> 
     return merged
 
 
+def dotted(values: object, where: str = "") -> dict[str, Any]:
+    """The values of nested tables by dotted keys; tables in a list by their names. Empty tables are left out.
+
+    >>> dotted({"optimizer": {"lr": 0.1}, "stages": [{"name": "a", "epochs": 1}]})
+    {'optimizer.lr': 0.1, 'stages.a.name': 'a', 'stages.a.epochs': 1}
+    """
+    if isinstance(values, list) and values and all(isinstance(one, Mapping) and "name" in one for one in values):
+        values = {str(one["name"]): one for one in values}
+    if not isinstance(values, Mapping):
+        return {where: values}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= dotted(value, f"{where}.{key}" if where else str(key))
+    return found
+
+
 def _merge_named(old: Sequence[Any], over: Mapping[str, Any], where: str) -> list[object]:
     names = [one.get("name") for one in old if isinstance(one, Mapping)]
     for name, value in over.items():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .parsing import merge, typed
+from .parsing import dotted, merge, typed
 from .renamed import with_new_names
 from .schema import Recipe
 from .stages import with_total_epochs
@@ -26,7 +26,7 @@ MAY_CHANGE = (
 REBASING = ("optimizer.*", "training.epochs", "stages.*")
 """Those of them that change the learning rate, weight decay or momentum, which a checkpoint also holds."""
 _FILLED = ("data.mean", "data.std", "tasks.*.class_shares")
-"""Keys that a start fills in if they are empty."""
+"""Keys that the first start of a run fills in if they are empty."""
 _TABLES = ("protocol", "data", "model", "tasks", "balancer", "optimizer", "training", "stages")
 """What training depends on."""
 
@@ -41,7 +41,10 @@ def differences(before: Recipe, now: Recipe) -> Changes:
     >>> differences(load_recipe("demo"), load_recipe("demo", {"optimizer": {"lr": 0.5}}))
     {'optimizer.lr': [0.003, 0.5]}
     """
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = (
+        dotted({table: value for table, value in asdict(recipe).items() if table in _TABLES})
+        for recipe in (before, now)
+    )
     found = {key: [old.get(key), new.get(key)] for key in {**old, **new} if old.get(key) != new.get(key)}
     return {key: pair for key, pair in found.items() if pair[1] or not matches(key, _FILLED)}
 
@@ -61,19 +64,3 @@ def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
-
-
-def _flat(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    for table, value in asdict(recipe).items():
-        if table in _TABLES:
-            yield from _leaves(table, value)
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, list) and value and all(isinstance(one, dict) and "name" in one for one in value):
-        value = {one["name"]: one for one in value}
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}", inner)
-    else:
-        yield key, value

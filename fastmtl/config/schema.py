@@ -177,13 +177,13 @@ class TrainingConfig:
     freeze_random: bool = False
     """Accept frozen modules with random weights, which learn nothing: for trials of a recipe without its weights."""
     on_nonfinite: Literal["raise", "skip", "restore"] = "raise"
-    """After a step whose loss or gradient is NaN or infinite, which never changes a weight: stop, go on, or go back to
-    the last checkpoint and pass over the batch."""
+    """After a step whose loss or gradient is NaN or infinite, which never changes a weight: stop, continue, or go back
+    to the last checkpoint and leave the batch out."""
     max_skipped: float = 0.05
-    """For on_nonfinite = "skip": fraction of an epoch's steps that may be skipped; more stop the training, and so do 10
-    in a row."""
+    """For on_nonfinite = "skip": fraction of an epoch's steps that may be skipped; more, or 10 in a row, stop the
+    training."""
     max_restores: int = 3
-    """For on_nonfinite = "restore": how often a stage may go back; once more stops the training."""
+    """For on_nonfinite = "restore": how often a stage may go back; the next time the training stops."""
     log_every: int = 20
     """Steps between reads of the losses (each waits for the device)."""
     gradient_stats_every: int = 0
@@ -198,7 +198,7 @@ class TrainingConfig:
     compile: bool = False
     """Run the network through torch.compile."""
     rank_timeout: float = 300.0
-    """With several ranks: seconds to wait for one that does not answer, before all end and name it."""
+    """With several ranks: seconds to wait for one that does not answer; then all end and name it."""
     epoch_scale: float = 1.0
     """Factor for epochs and patience (also of stages, at least 1) and for average_start; 1 after it is applied."""
 

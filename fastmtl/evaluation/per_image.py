@@ -183,7 +183,7 @@ class ImageTable:
     def write(self, folder: Path, images: Mapping[str, ImageSource]) -> None:
         """Write `folder`/evaluation.jsonl and `folder`/tiles/*.jpg; `images` maps ids to their pictures."""
         tiles = folder / "tiles"
-        if tiles.is_symlink():  # what lies elsewhere is not ours to remove
+        if tiles.is_symlink():  # its target is not ours to empty
             tiles.unlink()
         tiles.mkdir(parents=True, exist_ok=True)
         for old in tiles.glob("*.jpg"):

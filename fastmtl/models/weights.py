@@ -215,11 +215,11 @@ def _read(source: str | Path, path: Path) -> Weights:
 
 
 def _check_stored(path: Path) -> None:
-    """Raise ValueError for a zip file that unpacks to more than it holds: torch stores tensors as they are."""
+    """Raise ValueError for a compressed zip file: it could fill the memory, and torch stores tensors uncompressed."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as file:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                raise ValueError("it is compressed, as torch does not save state dicts")
+                raise ValueError("it is compressed, and torch saves state dicts uncompressed")
 
 
 def _some(keys: list[str]) -> str:

@@ -88,11 +88,11 @@ def what_ran(run: PastRun) -> dict[str, str]:
 
 def _continued(run: PastRun) -> str:
     """After which steps the run was continued, and what changed."""
-    said = []
+    continuations = []
     for record in run.resumes:
         changes = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in record["changes"].items())
-        said.append(f"after step {record['step']}{f' ({changes})' * bool(changes)}")
-    return ", ".join(said)
+        continuations.append(f"after step {record['step']}{f' ({changes})' * bool(changes)}")
+    return ", ".join(continuations)
 
 
 def device(run: PastRun) -> str:

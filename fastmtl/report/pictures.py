@@ -25,8 +25,8 @@ def picture(run: PastRun, name: str, described: str, consequence: str) -> str:
     try:
         if path.suffix not in _KINDS or not path.resolve().is_relative_to(run.folder.resolve()):  # ".." and links
             raise OSError
-        held = base64.b64encode(read_whole(path, _MAX_BYTES)).decode()
+        encoded = base64.b64encode(read_whole(path, _MAX_BYTES)).decode()
     except (OSError, ValueError):  # ValueError: a name that no file can have
         run.problems.append(f"{path}: cannot be read; {consequence}.")
         return ""
-    return f'<img alt="{escape(described)}" loading=lazy src="data:image/{_KINDS[path.suffix]};base64,{held}">'
+    return f'<img alt="{escape(described)}" loading=lazy src="data:image/{_KINDS[path.suffix]};base64,{encoded}">'

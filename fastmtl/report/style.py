@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-# Nothing may be loaded or run, whatever a name says.
+# The page loads and runs nothing, whatever a name contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 # Characters that change the direction of the text around them, or that HTML does not allow, become visible.
 _INVISIBLE = [*range(9), 11, 12, *range(14, 32), 127, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import ConfigError, Recipe, as_dict, list_recipes, load_recipe
+from ..config import ConfigError, Recipe, as_dict, dotted, list_recipes, load_recipe
 from ..utils.suggestions import nearest
 
 _NOT_TRAINING = ("paper", "scales", "summary")  # tables of a recipe that only describe it
@@ -125,17 +125,4 @@ def plan(
 
 def settings_of(recipe: Recipe) -> dict[str, object]:
     """The settings that decide the training, as dotted keys."""
-    return _flat({table: values for table, values in as_dict(recipe).items() if table not in _NOT_TRAINING})
-
-
-def _flat(values: object, where: str = "") -> dict[str, object]:
-    """Nested tables as dotted keys; tables in a list by their names."""
-    if isinstance(values, list) and values and all(isinstance(one, Mapping) and "name" in one for one in values):
-        values = {str(one["name"]): one for one in values}
-    if not isinstance(values, Mapping):
-        return {where: values}
-    return {
-        key: value
-        for name, one in values.items()
-        for key, value in _flat(one, f"{where}.{name}" if where else str(name)).items()
-    }
+    return dotted({table: values for table, values in as_dict(recipe).items() if table not in _NOT_TRAINING})

@@ -11,10 +11,10 @@ from rich.console import Console
 from .. import api
 from ..builders import datasets
 from ..config import ConfigError, Recipe
+from ..training.errors import Interrupted
 from ..training.file_lock import locked
 from ..training.progress import plain
 from ..training.run_dir import RunError, RunFolder
-from ..training.trainer import Interrupted
 from ..utils.json_toml import read_json
 from ..utils.suggestions import nearest
 from ..utils.words import counted
@@ -142,7 +142,7 @@ def _check_data(row: Row, root: Path, folds: int) -> None:
 def _check_kept(recipe: Recipe, root: Path, folder: Path) -> None:
     """Raise ConfigError if `folder` is a run with other settings or data."""
     run = RunFolder(folder)
-    if not (folder / "config.toml").is_file():
+    if not RunFolder(folder).exists:
         return
     before, after = (_of_training(one) for one in (run.recipe(), recipe))
     for key in dict.fromkeys([*before, *after]):
@@ -235,6 +235,6 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 
 
 def _train(recipe: Recipe, root: Path, folder: Path, console: Console) -> dict[str, Any]:
-    if (folder / "config.toml").is_file():
+    if RunFolder(folder).exists:
         return api.resume(folder, console=console)
     return api.train(recipe, root, folder, console=console)

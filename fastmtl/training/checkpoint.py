@@ -28,36 +28,31 @@ FORMAT = 1
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 
 
-def save(directory: Path, state: StateDict, *, best: str = "") -> None:
-    """Write `state` (nested dicts, lists and tuples of tensors, numbers, text, bools and None) to a new `directory`.
-
-    Args:
-        directory: the checkpoint; it appears there when it is complete and on the disk.
-        state: see above.
-        best: name of the best checkpoint beside it, recorded in the manifest.
-
-    Raises:
-        TypeError: a value of another kind; the message names its position.
-        CheckpointError: the disk is full, or the folder is not writable.
-    """
-    tree, tensors = encode(state)
-    # Clones, because safetensors refuses tensors that share storage (tied weights).
-    copies = {name: one.cpu().clone(memory_format=torch.contiguous_format) for name, one in tensors.items()}
-    write(directory, tree, copies, best=best)
-
-
 def encode(state: StateDict) -> tuple[Any, dict[str, Tensor]]:
     """The JSON part of `state`, a copy, and its tensors by name, which are not copied.
 
+    Args:
+        state: nested dicts, lists and tuples of tensors, numbers, text, bools and None.
+
     Raises:
-        TypeError: see `save`.
+        TypeError: a value of another kind; the message names its position.
     """
     tensors: dict[str, Tensor] = {}
     return _encode(state, tensors, ""), tensors
 
 
-def write(directory: Path, tree: Any, tensors: dict[str, Tensor], *, best: str = "") -> None:
-    """The second half of `save`: `tensors` are contiguous, on the CPU, and share no memory."""
+def write(directory: Path, tree: Any, tensors: dict[str, Tensor], *, best: str) -> None:
+    """Write an encoded state to a new `directory`.
+
+    Args:
+        directory: the checkpoint; it appears there when it is complete and on the disk.
+        tree: the JSON part.
+        tensors: contiguous and on the CPU; they share no memory, because safetensors refuses that (tied weights).
+        best: name of the best checkpoint beside it, recorded in the manifest; "" if there is none.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder is not writable.
+    """
     temporary = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -73,7 +68,7 @@ def write(directory: Path, tree: Any, tensors: dict[str, Tensor], *, best: str =
 
 
 def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
-    """The state written by `save`; checksums are verified first.
+    """The state that was encoded and written; checksums are verified first.
 
     Raises:
         DamagedCheckpoint: a file is missing or damaged.

@@ -1,8 +1,8 @@
 """The checkpoints in a run's folder: `step-00001234`, and `step-00001234-2` if that step was saved again.
 
-A checkpoint is complete once it has this name, and no checkpoint is ever replaced. The newest one is "last"; its
-manifest names the one that is "best", so that both change in the one moment in which a new name appears. Folders of
-earlier versions have the folders `last` and `best` instead (`last.old` after a crash).
+A checkpoint is complete once it has this name, and no checkpoint is ever replaced. The newest one is "last", and its
+manifest names the "best" one: both change at the same moment, when a new name appears. Earlier versions wrote the
+folders `last` and `best` instead (`last.old` after a crash).
 """
 
 from __future__ import annotations
@@ -76,6 +76,6 @@ def best_of(path: Path) -> str:
 
 
 def _earlier(directory: Path) -> Path:
-    """A crash of an earlier version, between two renames, left the checkpoint under another name."""
+    """`directory`, or DIRECTORY.old if a crash of an earlier version, between two renames, left only that."""
     old = directory.with_name(directory.name + ".old")
     return old if not directory.exists() and old.exists() else directory

@@ -1,4 +1,4 @@
-"""Writes the checkpoints of a training beside it, keeps the newest and the best, and finds the one to resume from."""
+"""Writes checkpoints in the background, keeps the newest and the best, and finds the one to resume from."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .state_checks import StateDict
 class CheckpointStore:
     """Saves states in `folder` (see `checkpoint_names`). One process at a time may have a store of a folder.
 
-    `save` copies the state, which is all that the training waits for; a thread writes it. A kill at any moment leaves
-    the checkpoint before it or the new one, never neither.
+    `save` copies the state, and a thread writes the copy: the training waits only for the copy. A kill at any moment
+    leaves the previous checkpoint or the new one.
 
     Args:
         folder: created by the first save.
-        keep: steps whose newest checkpoint is kept, besides the best one.
+        keep: number of steps whose newest checkpoint is kept, besides the best checkpoint.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -38,13 +38,13 @@ class CheckpointStore:
         """Copy `state` and start to write it, after the previous save has ended.
 
         Args:
-            state: see `checkpoint.save`.
+            state: see `checkpoint.encode`.
             step: names the checkpoint.
             best: whether this is the best one from now on.
 
         Raises:
             CheckpointError: the previous save failed.
-            TypeError: see `checkpoint.save`.
+            TypeError: see `checkpoint.encode`.
         """
         self.wait()
         tree, tensors = checkpoint.encode(state)
@@ -53,7 +53,7 @@ class CheckpointStore:
             saved = history(self.folder)
             self._best = best_of(saved[-1].path) if saved else ""
         arguments = (path, tree, self._copied(tensors), path.name if best else self._best)
-        # A daemon: whoever leaves at once does not wait for it, and what it had not finished is not seen.
+        # A daemon: a process that exits at once does not wait for it, and an unfinished checkpoint is ignored.
         self._thread = threading.Thread(target=self._write, args=arguments, name="fastmtl-checkpoint", daemon=True)
         self._thread.start()
 
@@ -61,7 +61,7 @@ class CheckpointStore:
         """Return when the last save is on the disk.
 
         Raises:
-            CheckpointError: it failed; told once.
+            CheckpointError: it failed; raised once.
         """
         if self._thread is not None:
             self._thread.join()
@@ -71,13 +71,13 @@ class CheckpointStore:
             raise error
 
     def _copied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Contiguous copies on the CPU, in the memory of the previous ones where it fits: fresh pages cost more."""
+        """Contiguous copies on the CPU, in the memory of the previous ones where it fits: new pages cost more."""
         copies, devices = {}, set[torch.device]()
         for name, tensor in tensors.items():
-            old = self._buffers.get(name)
-            if old is None or old.shape != tensor.shape or old.dtype != tensor.dtype:
-                old = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            copies[name] = old.copy_(tensor, non_blocking=True)
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            copies[name] = buffer.copy_(tensor, non_blocking=True)
             if tensor.is_cuda:
                 devices.add(tensor.device)
         for device in devices:
@@ -90,18 +90,18 @@ class CheckpointStore:
             checkpoint.write(path, tree, tensors, best=best)
             self._best = best
             prune(self.folder, self.keep)
-        except Exception as error:  # raised in the training's thread
+        except Exception as error:  # `wait` raises it in the training's thread
             self._error = error
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest of each of the last `keep` steps and the best ones that they name, and what
-    interrupted saves left."""
+    """Remove what interrupted saves left, and all checkpoints except the newest of each of the last `keep` steps and
+    the best ones that these name."""
     saved = history(folder)
     kept = [one.path for one in {one.step: one for one in saved}.values()][-keep:]
     try:
         best = {best_of(path) for path in kept}
-    except DamagedCheckpoint:  # then none can be said to be superfluous
+    except DamagedCheckpoint:  # without its manifest it is unknown which one is the best
         return
     for one in saved:
         if one.path not in kept and one.path.name not in best:
@@ -115,7 +115,7 @@ def prune(folder: Path, keep: int) -> None:
 def newest_sound(folder: Path) -> tuple[Path, StateDict, str]:
     """The newest checkpoint in `folder` that is not damaged, its state, and a line about damaged newer ones or "".
 
-    Damaged newer ones are renamed NAME.damaged.
+    Renames damaged newer ones to NAME.damaged.
 
     Raises:
         DamagedCheckpoint: all are damaged; nothing was renamed.
@@ -134,15 +134,15 @@ def newest_sound(folder: Path) -> tuple[Path, StateDict, str]:
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-        lost = f"{first} Training continues from {one.path.name} and repeats what came after it." if first else ""
-        return one.path, state, lost
+        note = f"{first} Training continues from {one.path.name} and repeats what came after it." if first else ""
+        return one.path, state, note
     if first is not None:
         raise DamagedCheckpoint(f"{first} No earlier checkpoint is whole: remove {folder} to train from the start.")
     raise CheckpointError(f"no checkpoint at {folder}.")
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; a kill in the middle leaves no name of a checkpoint."""
+    """Remove a checkpoint; a kill in the middle leaves nothing that looks like one."""
     if path.is_dir():
         aside = path.with_name(f"{path.name}.tmp")
         shutil.rmtree(aside, ignore_errors=True)

@@ -16,8 +16,8 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint with a missing file, or one that its checksum does not fit."""
+    """A checkpoint with a file that is missing or does not match its checksum."""
 
 
 class OtherRanks(UserError, ValueError):
-    """This number of ranks cannot continue a training."""
+    """The training cannot continue on this number of ranks."""

@@ -1,20 +1,22 @@
-"""Running statistics of normalisation layers, kept free of steps that were skipped."""
+"""Running statistics of normalisation layers: kept free of skipped steps, and equal on all ranks."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from ..distributed import World
+
 Taken = list[tuple[list[Tensor], Tensor]]
 """The statistics of each dtype and shape: the tensors themselves, and their values joined to one vector."""
 
 
 class NormStatistics:
-    """Undoes the update that the forward pass of a skipped step made to running statistics.
+    """The running statistics of the BatchNorm layers of `model`.
 
-    A forward pass updates them before anyone knows that a loss is not finite: one NaN image would stay in the mean for
-    good. A step takes them before its forward pass and puts them back on the device where it was skipped. Frozen
-    layers (evaluation mode) do not change and are left out.
+    A forward pass updates them before it is known that a loss is not finite: one NaN image would stay in the mean for
+    good. A step takes them before its forward pass, and puts them back if it was skipped. Frozen layers (evaluation
+    mode) are left out: they do not change, and averaging could change them by rounding.
 
     >>> layer = nn.BatchNorm1d(1)
     >>> statistics = NormStatistics(layer)
@@ -32,20 +34,33 @@ class NormStatistics:
     @torch.no_grad()
     def take(self) -> Taken:
         """The statistics as they are now."""
-        found = [t for layer in self._layers if layer.training for t in layer._buffers.values() if t is not None]
-        kinds: dict[tuple[torch.dtype, int], list[Tensor]] = {}
-        for tensor in found:
-            kinds.setdefault((tensor.dtype, tensor.ndim), []).append(tensor)
-        return [(tensors, _joined(tensors)) for tensors in kinds.values()]
+        return [(tensors, _joined(tensors)) for tensors in self._groups()]
 
     @torch.no_grad()
     def undo(self, before: Taken, skipped: Tensor) -> None:
-        """Put back what `take` returned if `skipped` (bool); a GPU decides that by itself."""
+        """Put back what `take` returned if `skipped` (bool); the host does not wait for a GPU."""
         if skipped.device.type == "cpu" and not skipped:
             return
         for tensors, old in before:
-            kept = torch.where(skipped, old, _joined(tensors))
-            torch.split_with_sizes_copy(kept, [tensor.numel() for tensor in tensors], out=[_flat(t) for t in tensors])
+            _write(torch.where(skipped, old, _joined(tensors)), tensors)
+
+    @torch.no_grad()
+    def share(self, world: World) -> None:
+        """Average them over the ranks, so that all ranks evaluate the same model."""
+        if world.size == 1:
+            return
+        for tensors in self._groups():
+            if tensors[0].is_floating_point():  # the number of batches is equal anyway
+                _write(world.sum(_joined(tensors)) / world.size, tensors)
+
+    def _groups(self) -> list[list[Tensor]]:
+        """The tensors by dtype and dimensions."""
+        groups: dict[tuple[torch.dtype, int], list[Tensor]] = {}
+        for layer in self._layers:
+            for tensor in layer._buffers.values() if layer.training else ():
+                if tensor is not None:
+                    groups.setdefault((tensor.dtype, tensor.ndim), []).append(tensor)
+        return list(groups.values())
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
@@ -53,5 +68,7 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     return torch.cat(tensors) if tensors[0].ndim else torch.stack(tensors)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor if tensor.ndim else tensor.view(1)
+def _write(joined: Tensor, tensors: list[Tensor]) -> None:
+    """Undo `_joined`: copy each part of the vector to its tensor."""
+    flat = [tensor if tensor.ndim else tensor.view(1) for tensor in tensors]
+    torch.split_with_sizes_copy(joined, [tensor.numel() for tensor in tensors], out=flat)

@@ -11,23 +11,23 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from ..protocols import Batch, Loader
 
-_WAIT, _WARMUP, _ACTIVE = 3, 2, 4  # steps: left alone, run under the profiler, recorded
+_WAIT, _WARMUP, _ACTIVE = 3, 2, 4  # steps that are not profiled, warm the profiler up, are recorded
 
 
 class ProfiledLoader:
-    """A loader under which the first steps of a training are profiled: 4 steps, after 5 others.
+    """A loader that profiles 4 of the steps that its batches are used in, after 5 others.
 
-    A step begins when its batch is asked for, so that the profile shows waiting for it. The phases of a step are ranges
-    in the trace.
+    A step begins when its batch is requested, so that the profile shows the wait for it. The phases of a step are
+    ranges in the trace.
 
     Args:
         loader: the training batches.
         folder: of the trace: trace.json, which chrome://tracing and https://ui.perfetto.dev open.
-        tell: called with one line about the trace, or why there is none.
+        log: called with one line: where the trace is, or why there is none.
     """
 
-    def __init__(self, loader: Loader, folder: Path, tell: Callable[[str], object]) -> None:
-        self._loader, self._folder, self._tell = loader, folder, tell
+    def __init__(self, loader: Loader, folder: Path, log: Callable[[str], object]) -> None:
+        self._loader, self._folder, self._log = loader, folder, log
         self._profile: profile | None = None
         self._done = False
 
@@ -49,12 +49,12 @@ class ProfiledLoader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the profile, if the training was shorter."""
+        """End the profile if the training was shorter than that."""
         if self._profile is not None:
             self._profile.stop()
             self._profile = None
         if not self._done:
-            self._tell(f"no profile: the training had fewer than {_WAIT + _WARMUP + _ACTIVE} steps")
+            self._log(f"no profile: the training had fewer than {_WAIT + _WARMUP + _ACTIVE} steps")
         self._done = True
 
     def _step(self) -> None:
@@ -79,4 +79,4 @@ class ProfiledLoader:
         path = self._folder / "trace.json"
         found.export_chrome_trace(str(path))
         self._done = True
-        self._tell(f"profile of {_ACTIVE} steps: {path} (open it in https://ui.perfetto.dev)")
+        self._log(f"profile of {_ACTIVE} steps: {path} (open it in https://ui.perfetto.dev)")

@@ -55,13 +55,12 @@ class ProgressLine:
             self._task = self._bar.add_task("", total=self.epochs * num_batches, completed=done, seen="")
             self._bar.start()
         losses = "  ".join(f"{name} {value:.3f}" for name, value in record["loss"].items())
-        shares = f"  |  {found}" if (found := _shares(record)) else ""
-        said = f"{_speed(record)}{_skipped(record)}  {losses}{shares}"
+        shares = f"  |  {shares}" if (shares := _shares(record)) else ""
         self._bar.update(
             self._task,
             completed=done,
             description=f"epoch {epoch + 1}/{self.epochs}",
-            seen=said,
+            seen=f"{_speed(record)}{_skipped(record)}  {losses}{shares}",
         )
 
     def on_epoch(self, record: JsonMapping) -> None:
@@ -94,7 +93,7 @@ def _speed(record: JsonMapping) -> str:
 
 
 def _shares(record: JsonMapping) -> str:
-    """The phases of at least 1% of the time, except for waiting, which `_speed` says; memory, and its traffic."""
+    """The phases of at least 1% of the time, without waiting, which `_speed` shows; memory traffic and memory."""
     parts = [f"{name} {share:.0%}" for name, share in record.get("time", {}).items() if name != "loader"]
     parts = [part for part in parts if not part.endswith(" 0%")]
     if "update_gb_per_second" in record:

@@ -1,6 +1,6 @@
 """The folder of a run: config.toml, environment.json, run.json, metrics.jsonl, balance.jsonl, summary.json,
-resumes.jsonl if it was continued,
-TensorBoard, and quarantine.jsonl if tiles were damaged; `evaluation`, `analyses` and `report` add their files.
+TensorBoard, resumes.jsonl if it was continued, and quarantine.jsonl if tiles were damaged; `evaluation`, `analyses` and
+`report` add their files.
 
 Every file is complete at any moment: written to a temporary file and renamed, or appended line by line.
 """
@@ -66,12 +66,22 @@ class RunFolder:
         self._board: Any = None
 
     @property
+    def exists(self) -> bool:
+        """Whether a run has been created here: `create` writes config.toml last."""
+        return (self.path / "config.toml").is_file()
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def split_file(self) -> Path:
+        """The patients and tiles of each side."""
+        return self.path / "split.json"
+
     def create(self, recipe: Recipe, extra: JsonMapping) -> None:
         """Start a run: write `extra` (data folder, split, classes) in run.json, the environment, and the resolved
-        recipe in config.toml, which comes last: a folder that has it is a run."""
+        recipe in config.toml."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "run.json", json.dumps(extra, indent=1))
         started = datetime.now().astimezone().isoformat(" ", "seconds")
@@ -80,10 +90,9 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """The recipe of this run."""
-        path = self.path / "config.toml"
-        if not path.is_file():
+        if not self.exists:
             raise RunError(f"{self.path} is not a run folder: it has no config.toml.")
-        return load_run_recipe(path)
+        return load_run_recipe(self.path / "config.toml")
 
     def extra(self) -> JsonObject:
         """The `extra` passed to `create`."""

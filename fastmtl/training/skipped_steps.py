@@ -1,5 +1,5 @@
-"""Steps that were skipped because a loss or gradient was not finite: counted without waiting for the device, and what
-follows (`TrainingConfig.on_nonfinite`)."""
+"""Counts the steps that were skipped because a loss or gradient was not finite, without waiting for the device, and
+decides what follows (`TrainingConfig.on_nonfinite`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..utils.atomic_io import replacing, write_whole
 from ..utils.words import counted
 from .errors import NonFiniteError
 
-_MOST_STEPS = 256  # between two looks; the rows of more steps would be lost
+_MOST_STEPS = 256  # between two calls of `judge`
 _IN_A_ROW = 10  # skipped steps in a row after which the training counts as diverged
 _FILES = 3  # batches written per run and rank
-_KEPT_BYTES = 256 << 20  # of the latest batches, which may have to be written
+_KEPT_BYTES = 256 << 20  # of the latest batches, kept in case they must be written
 
 
 class GoBack(Exception):
@@ -31,7 +31,7 @@ class GoBack(Exception):
 
 @dataclass
 class _Step:
-    """A step that nobody has looked at."""
+    """A step that has not been judged."""
 
     step: int
     row: int
@@ -44,7 +44,7 @@ class _Step:
 class _Skipped:
     """A step that was skipped, and its losses by task."""
 
-    seen: _Step
+    recorded: _Step
     losses: dict[str, float]
 
     @property
@@ -53,15 +53,15 @@ class _Skipped:
 
 
 class SkippedSteps:
-    """The losses of the steps since the last look, on the device, and the verdict on them.
+    """The losses of the steps that have not been judged, on the device, and the verdict on them.
 
-    The losses are equal in kind (finite or not) on all ranks, so that all ranks come to the same verdict.
+    Whether a loss is finite is the same on all ranks, so that all ranks come to the same verdict.
 
     Args:
         config: `log_every`, `on_nonfinite`, `max_skipped`, `max_restores`.
         tasks: their names.
         device: of the losses.
-        scaled: whether a GradScaler finds its scale by infinite gradients: then only losses count.
+        scaled: whether a GradScaler is used, which finds its scale by infinite gradients: then only losses count.
         folder: of the batches whose steps were skipped, the same on all ranks; None writes none.
         rank: of this process.
 
@@ -105,7 +105,7 @@ class SkippedSteps:
         return len(self._recent) == len(self._rows)
 
     def clear(self) -> None:
-        """Forget the steps since the last look."""
+        """Forget the steps that have not been judged."""
         self._recent.clear()
 
     def passes_over(self, step: int) -> bool:
@@ -116,7 +116,7 @@ class SkippedSteps:
         return True
 
     def judge(self, epoch: int, num_batches: int) -> None:
-        """Look at the steps since the last look, if there are any; waits for the device.
+        """Judge the steps since the last call, if there are any; waits for the device.
 
         Args:
             epoch: from 0.
@@ -134,24 +134,24 @@ class SkippedSteps:
             return
         self.in_epoch += len(bad)
         files = self._write(bad, epoch)
-        said = _sentence(bad, last, epoch) + (f" Look at {files}." if files else "")
+        message = _sentence(bad, last, epoch) + (f" Look at {files}." if files else "")
         policy, most = self._config.on_nonfinite, self._config.max_restores
         if policy == "restore" and self.restores < most:
             self.restores += 1
-            self._passed |= {one.seen.step for one in bad}
-            raise GoBack(f"{said} Restore {self.restores} of {most}.")
+            self._passed |= {one.recorded.step for one in bad}
+            raise GoBack(f"{message} Restore {self.restores} of {most}.")
         if policy == "restore":
-            said += f" The training went back to a checkpoint {counted(most, 'time')} (training.max_restores)."
+            message += f" The training went back to a checkpoint {counted(most, 'time')} (training.max_restores)."
         elif policy == "skip":
             limit = max(1.0, self._config.max_skipped * num_batches)
             if longest < _IN_A_ROW and self.in_epoch <= limit:
                 return
-            said += (
+            message += (
                 f" Of this epoch's {counted(num_batches, 'step')} {self.in_epoch} were skipped, up to {longest} in a "
                 f"row; training.max_skipped = {self._config.max_skipped:g} allows {limit:.0f}, and fewer than "
                 f"{_IN_A_ROW} in a row."
             )
-        raise NonFiniteError(f"{said} Lower optimizer.lr, set training.clip_norm, or look for broken targets.")
+        raise NonFiniteError(f"{message} Lower optimizer.lr, set training.clip_norm, or look for broken targets.")
 
     def close_epoch(self) -> None:
         """Start counting another epoch."""
@@ -168,7 +168,7 @@ class SkippedSteps:
         self.restores = max(self.restores, state.get("restores", 0))
 
     def _read(self) -> tuple[list[_Skipped], int]:
-        """The skipped steps since the last look, and the longest run of them."""
+        """The skipped steps among those to judge, and the longest run of them."""
         rows, found, longest = self._rows.tolist(), [], 0
         for one in self._recent:
             *losses, skipped = rows[one.row]
@@ -183,24 +183,24 @@ class SkippedSteps:
 
     def _drop_batches(self) -> None:
         """Drop the oldest batches until the others fit; the newest stays."""
-        held = sum(one.size for one in self._recent if one.batch is not None)
+        total = sum(one.size for one in self._recent if one.batch is not None)
         for one in self._recent:
-            if held <= _KEPT_BYTES or one is self._recent[-1]:
+            if total <= _KEPT_BYTES or one is self._recent[-1]:
                 return
             if one.batch is not None:
-                held, one.batch = held - one.size, None
+                total, one.batch = total - one.size, None
 
     def _write(self, bad: Sequence[_Skipped], epoch: int) -> str:
-        """Write the batches of the first skipped steps; returns their folder, "" if there is none. A disk that cannot
-        be written does not hide the error."""
+        """Write the batches of the first skipped steps; returns their folder, "" if there is none. If the disk cannot
+        be written, the folder is followed by the reason: the loss is the error to report."""
         if self._folder is None:
             return ""
-        own = f"-rank{self._rank}" if self._rank else ""
+        suffix = f"-rank{self._rank}" if self._rank else ""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            room = _FILES - sum(1 for path in self._folder.glob("step-*.json") if ("-rank" in path.name) == bool(own))
-            for one in bad[: max(room, 0)]:
-                _write_step(self._folder / f"step-{one.seen.step:06d}{own}", one, epoch)
+            written = [path for path in self._folder.glob("step-*.json") if ("-rank" in path.name) == bool(suffix)]
+            for one in bad[: max(_FILES - len(written), 0)]:
+                _write_step(self._folder / f"step-{one.recorded.step:06d}{suffix}", one, epoch)
         except OSError as error:
             return f"{self._folder} (incomplete: {error})"
         return str(self._folder)
@@ -210,8 +210,8 @@ def _write_step(path: Path, one: _Skipped, epoch: int) -> None:
     """Write PATH.json (epoch, step, losses, names of the tiles) and PATH.safetensors (images as the network gets them,
     targets, has_label, metadata), if the batch was kept."""
     losses = {name: loss if isfinite(loss) else str(loss) for name, loss in one.losses.items()}
-    facts = {"epoch": epoch + 1, "step": one.seen.step, "losses": losses, "tiles": one.seen.tiles}
-    if (batch := one.seen.batch) is not None:
+    facts = {"epoch": epoch + 1, "step": one.recorded.step, "losses": losses, "tiles": one.recorded.tiles}
+    if (batch := one.recorded.batch) is not None:
         from safetensors.torch import save_file
 
         tensors = {"images": batch.images, "has_label": batch.has_label}
@@ -224,9 +224,10 @@ def _write_step(path: Path, one: _Skipped, epoch: int) -> None:
 
 def _sentence(bad: Sequence[_Skipped], last: int, epoch: int) -> str:
     names = list(dict.fromkeys(name for one in bad for name in one.bad_tasks))
-    what = f"the loss of task {', '.join(map(repr, names))}" if names else "the gradient"
+    tasks = " and of ".join(f"task {name!r}" for name in names)
+    what = f"the loss of {tasks}" if names else "the gradient"
     return (
-        f"{what} was NaN or infinite in {len(bad)} of the steps before step {last} (epoch {epoch + 1}); those steps "
+        f"{what} was NaN or infinite in {len(bad)} of the steps up to step {last} (epoch {epoch + 1}); those steps "
         "were skipped and the weights are finite."
     )
 

@@ -113,9 +113,9 @@ class Stages:
         state: StateDict = {}
         path = self.folder
         if self.world.rank == 0:
-            path, state, lost = newest_sound(self.folder)
-            if lost:
-                self.console.print(f"note: {lost}")
+            path, state, note = newest_sound(self.folder)
+            if note:
+                self.console.print(f"note: {note}")
         path = self.world.broadcast(path)
         state = state or checkpoint.load(path)
         progress = state.get("progress")

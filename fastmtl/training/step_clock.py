@@ -15,7 +15,7 @@ import torch
 from ..protocols import Batch
 from ..utils.phases import active_clock, phase
 
-_MOST_EVENTS = 4096  # on a GPU, between two looks
+_MOST_EVENTS = 4096  # on a GPU, between two calls of `so_far`
 
 
 class StepClock:
@@ -56,6 +56,7 @@ class StepClock:
         self._open.pop()
 
     def moved(self, num_bytes: int) -> None:
+        """Count memory that an optimizer step reads and writes."""
         self._moved += num_bytes
 
     def timed(self, loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -77,9 +78,13 @@ class StepClock:
                 active_clock.set(None)
 
     def so_far(self) -> dict[str, Any]:
-        """ "images_per_second" of all ranks; "waiting", the share of this process's time in which it waited for data;
-        "time", phase -> share of the time, 1 in total but for rounding; "memory_bytes", see `memory_bytes`; with a
-        fused step "update_gb_per_second", memory read and written in the phase "optimizer". Waits for a GPU."""
+        """Figures of the epoch until now; waits for a GPU.
+
+        Returns:
+            "images_per_second" of all ranks; "waiting", the share of this process's time in which it waited for data;
+            "time", phase -> share of the time, 1 in total but for rounding; "memory_bytes", see `memory_bytes`; with a
+            fused step "update_gb_per_second", memory read and written in the phase "optimizer".
+        """
         self._mark()
         self._read(wait=True)
         seconds, total = self.seconds, sum(self._seconds.values()) or 1.0
@@ -119,12 +124,12 @@ class StepClock:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most memory of the GPU that tensors have used so far; on a CPU the memory of this process now (where the
-    system does not tell it, the most so far)."""
+    """The peak memory of tensors on the GPU; on a CPU the memory of this process now (its peak, where the system does
+    not report the current one)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, others kibibytes

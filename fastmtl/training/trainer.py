@@ -2,7 +2,7 @@
 
 With the fused step, or torch's fused optimizers, a step never waits for the device. With a NaN loss or an infinite
 gradient the optimizer skips the step on the device; the next log step (`TrainingConfig.log_every`) does what
-`TrainingConfig.on_nonfinite` says. Nothing is saved before the steps so far have been looked at.
+`TrainingConfig.on_nonfinite` says. All steps are checked before a checkpoint is saved.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
 from ..utils.deprecation import adopt
 from ..utils.phases import phase
 from .checkpoint_store import CheckpointStore
-from .errors import Interrupted as Interrupted
-from .errors import NonFiniteError as NonFiniteError
-from .errors import OtherRanks as OtherRanks
 from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
 from .lr_schedule import rate_of
@@ -89,7 +86,7 @@ class Trainer(TrainerSaving):
         self.best_score = float("-inf")
         self.pending: dict[str, Any] | None = None
         self.stop_requested = False
-        self._saved_at = time.monotonic()
+        self._saved_at = 0.0  # set where `fit` begins
         # Per task: the sum of losses of this epoch's steps that were not skipped.
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
         self.skipped = SkippedSteps(
@@ -106,7 +103,7 @@ class Trainer(TrainerSaving):
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
         """Train for `config.epochs`, or continue after `resume`; returns the last epoch's record.
 
-        Checkpoints are written beside the training; all of them are on the disk when this returns or raises.
+        Checkpoints are written in the background; all of them are on the disk when this returns or raises.
 
         Raises:
             Interrupted: a rank was asked to stop; its state is saved.
@@ -119,12 +116,12 @@ class Trainer(TrainerSaving):
             while not self.finished:
                 if self.pending is None:
                     try:
-                        pace, number = self._train_epoch(train)
+                        clock, num_batches = self._train_epoch(train)
                     except GoBack as why:
                         self._restore(str(why), train)
                         continue
                     weights = self._constant_weights()  # of this epoch: closing it may change them
-                    record = self._close_epoch(number) | pace.so_far() | {"seconds": pace.seconds}
+                    record = self._close_epoch(num_batches) | clock.so_far() | {"seconds": clock.seconds}
                     self.pending = {"record": record, "weights": weights}
                     if validation is not None:
                         self.save(train)
@@ -138,8 +135,8 @@ class Trainer(TrainerSaving):
             Interrupted, NonFiniteError, GoBack: see `fit` and `SkippedSteps.judge`.
         """
         self.model.train()
-        pace, number = StepClock(self.device, self.world.size), train.state_dict().get("batch", 0)
-        for batch in pace.timed(train):
+        clock, number = StepClock(self.device, self.world.size), train.state_dict().get("batch", 0)
+        for batch in clock.timed(train):
             number += 1
             if self.skipped.passes_over(self.step_count + 1):
                 self._pass_over()
@@ -149,10 +146,10 @@ class Trainer(TrainerSaving):
                 if log or self.skipped.full:
                     self.skipped.judge(self.epoch, len(train))
                 if log:
-                    self._look(losses, done, number, len(train), pace.so_far())
+                    self._look(losses, done, number, len(train), clock.so_far())
             self._save_if_due(train)
         self.skipped.judge(self.epoch, len(train))  # the last batch may have been passed over
-        return pace, number
+        return clock, number
 
     def step(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One update on `batch`; returns the losses and the balancer's statistics, on the device."""
@@ -177,7 +174,7 @@ class Trainer(TrainerSaving):
             with phase("balance"):
                 self.balancer.after_step(lambda: again(lambda: self.losses(batch)))
         with phase("communication"):
-            self.world.share_statistics(self.model)
+            self.statistics.share(self.world)
         self.statistics.undo(statistics, skipped)
         if self.average is not None:
             with phase("average"):
@@ -213,7 +210,7 @@ class Trainer(TrainerSaving):
         if hasattr(self.scheduler, "on_epoch"):  # torch's schedulers only have steps
             self.scheduler.on_epoch(monitored)
         self.pending = None
-        for observer in self.observers:  # before the checkpoint: what it counts as done has its line
+        for observer in self.observers:  # before the checkpoint: each epoch that it counts as done is recorded
             observer.on_epoch(record)
         self.save(train, best=best)
         return record
@@ -263,14 +260,15 @@ class Trainer(TrainerSaving):
         }
 
     def _look(
-        self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, pace: dict[str, Any]
+        self, losses: dict[str, Tensor], done: dict[str, Tensor], number: int, total: int, timing: dict[str, Any]
     ) -> None:
+        """Average the losses over the ranks, and call the observers."""
         seen = torch.stack([loss.detach().double() for loss in losses.values()])
         values = (self.world.sum(seen) / self.world.size).tolist()
         record = dict(zip(losses, values, strict=True))
         telemetry = {name: value.tolist() for name, value in done.items()}
         for observer in self.observers:
-            look = {"loss": record, "balance": telemetry, "skipped": self.skipped.in_epoch} | pace
+            look = {"loss": record, "balance": telemetry, "skipped": self.skipped.in_epoch} | timing
             observer.on_step(self.step_count, self.epoch, number, total, look)
 
     def _pass_over(self) -> None:

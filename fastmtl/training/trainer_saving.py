@@ -1,4 +1,4 @@
-"""When a trainer saves, goes back, and how it stops: agreed by all ranks, at a step or in a validation."""
+"""When a trainer saves, goes back to a checkpoint and stops: all ranks agree, at a step or in a validation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..config import TrainingConfig
 from ..protocols import Batch, Loader, Observer
 from .checkpoint_names import history
-from .checkpoint_store import CheckpointStore
+from .checkpoint_store import CheckpointStore, newest_sound
 from .errors import CheckpointError, Interrupted, NonFiniteError
 from .trainer_state import TrainerState
 
@@ -40,14 +40,14 @@ class TrainerSaving(TrainerState):
         """Return when the last save is on the disk.
 
         Raises:
-            CheckpointError: it failed.
+            CheckpointError: the last save failed.
         """
         if self.store is not None:
             self.store.wait()
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
-        """Inside, checkpoints are saved; at the end they are on the disk, unless someone leaves at once."""
+        """Inside, checkpoints are saved; at the end they are on the disk, except after a KeyboardInterrupt."""
         self._saved_at = time.monotonic()
         try:
             yield
@@ -55,7 +55,7 @@ class TrainerSaving(TrainerState):
             self.wait()
             raise
         except Exception:
-            with suppress(CheckpointError):  # the first error is told
+            with suppress(CheckpointError):  # raise the first error
                 self.wait()
             raise
         self.wait()
@@ -69,12 +69,14 @@ class TrainerSaving(TrainerState):
             self.save(loader)
 
     def _restore(self, why: str, loader: Loader) -> None:
-        """Go back to the newest checkpoint; all ranks call it."""
+        """Go back to the newest checkpoint that is not damaged; all ranks call it."""
         self.wait()
-        path = self.world.broadcast(None if self.store is None else history(self.store.folder)[-1].path)
+        path, state, note = (None, None, "") if self.store is None else newest_sound(self.store.folder)
+        path = self.world.broadcast(path)
         if path is None:
             raise NonFiniteError(f"{why} There is no checkpoint to go back to: this trainer has no folder.")
-        self.resume(path, loader)
+        self.resume(path, loader, state)
+        why += f" {note[:1].upper()}{note[1:]}" * bool(note)
         for observer in self.observers:
             if (on_restore := getattr(observer, "on_restore", None)) is not None:
                 on_restore(self.step_count, self.epoch, why)
@@ -83,7 +85,7 @@ class TrainerSaving(TrainerState):
         """After a step: save, or save and raise Interrupted, if it is time to. All ranks do the same."""
         config, asked = self.config, self._asked()
         if asked or (config.checkpoint_steps and self.step_count % config.checkpoint_steps == 0):
-            self.skipped.judge(self.epoch, len(loader))  # nothing is saved that nobody has looked at
+            self.skipped.judge(self.epoch, len(loader))  # before saving: a checkpoint has only checked steps
             self.save(loader)
         if asked == _STOP:
             raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
@@ -96,12 +98,12 @@ class TrainerSaving(TrainerState):
                 raise Interrupted(f"stopped in the validation of epoch {self.epoch}, step {self.step_count}")
             if (batch := next(batches, None)) is not None:
                 yield batch
-        yield from batches  # none: a loader moves to its next epoch when it is asked for one more
+        yield from batches  # yields none, but moves the loader to its next epoch
 
     def _asked(self) -> int:
-        """What the ranks agree on, a step later if there are several: nothing, _SAVE or _STOP."""
-        due = 60 * self.config.checkpoint_minutes
-        wish = _STOP if self.stop_requested else 0
-        if not wish and self.world.rank == 0 and 0 < due <= time.monotonic() - self._saved_at:
-            wish, self._saved_at = _SAVE, time.monotonic()
-        return self.world.largest(wish)
+        """What the ranks agree on, a step later if there are several: 0 (nothing), _SAVE or _STOP."""
+        interval = 60 * self.config.checkpoint_minutes
+        asked = _STOP if self.stop_requested else 0
+        if not asked and self.world.rank == 0 and 0 < interval <= time.monotonic() - self._saved_at:
+            asked, self._saved_at = _SAVE, time.monotonic()
+        return self.world.delayed_max(asked)

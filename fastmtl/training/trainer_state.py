@@ -1,5 +1,5 @@
-"""The state of a trainer: save it in a checkpoint, and continue from it: bit for bit on as many ranks, and otherwise to
-rounding, except for random numbers that the network draws."""
+"""The state of a trainer: save it, and continue from it bit for bit on the same number of ranks. On another number,
+sums are rounded differently, and the network draws other random numbers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..balance.plain_step import match_param_layout
 from ..config import TrainingConfig
 from ..distributed import World
 from ..protocols import Balancer, Loader, Task
+from ..utils.words import counted
 from . import checkpoint
 from .errors import CheckpointError
 from .skipped_steps import SkippedSteps
@@ -87,7 +88,7 @@ class TrainerState:
         Args:
             directory: the checkpoint.
             loader: of the training batches.
-            state: what the checkpoint holds, if it has been loaded.
+            state: the checkpoint's state; None loads it.
 
         Raises:
             CheckpointError: it is damaged, or of another training; the message names the difference.
@@ -138,9 +139,9 @@ class TrainerState:
             if not same:
                 torch.manual_seed(_seed(self.config.seed, self.step_count, rank))
                 self.notes += (
-                    f"continues on {self.world.size} rank(s) what {ranks} rank(s) began: not bit-equal to the "
-                    "uninterrupted training. Sums are rounded otherwise, and the network's random numbers (dropout) "
-                    "are drawn anew from seed, step and rank.",
+                    f"continues on {counted(self.world.size, 'rank')} what {counted(ranks, 'rank')} began: not "
+                    "bit-equal to the uninterrupted training. Sums are rounded differently, and the network's random "
+                    "numbers (dropout) are drawn from seed, step and rank.",
                 )
                 return
             torch.set_rng_state(state["rng"][rank].clone())  # a clone: torch reads from the start of the storage

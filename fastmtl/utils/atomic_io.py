@@ -52,7 +52,7 @@ def replacing(path: Path) -> Generator[Path]:
 
 
 def empty_folder(path: Path) -> None:
-    """Make `path` an empty folder; what it holds is removed, and a link to another folder alone, not that folder."""
+    """Make `path` an empty folder: remove its contents, or only the link if it is one."""
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
@@ -68,7 +68,7 @@ def write_whole(path: Path, text: str) -> None:
 def append(path: Path, text: str) -> None:
     """Append `text` in UTF-8 to the file at `path`, which is created if necessary.
 
-    A link is refused (OSError): a folder that somebody else made could append to any of your files.
+    Refuses a link (OSError): in a folder that somebody else made, it could lead to any of your files.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
     with naming(path), os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:

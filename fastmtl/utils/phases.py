@@ -17,7 +17,7 @@ class Clock(Protocol):
     def enter(self, name: str) -> None: ...
     def leave(self) -> None: ...
     def moved(self, num_bytes: int) -> None:
-        """The optimizer's step reads and writes so many bytes."""
+        """Called with the bytes that an optimizer step reads and writes."""
 
 
 active_clock: ContextVar[Clock | None] = ContextVar("active_clock", default=None)

@@ -1,5 +1,4 @@
-"""Files that are read whole: only regular files, so that no pipe blocks, and of limited size, so that no file fills the
-memory."""
+"""Reads whole files: only regular ones, so that no pipe blocks, and of limited size, so that none fills the memory."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import stat
 from pathlib import Path
 
 MAX_BYTES = 2**30
-"""Of a table, of polygons, of records and of an encoded image."""
+"""Bytes of a table, of polygons, of records or of an encoded image."""
 MAX_JSON = 2**28
 """Bytes of one JSON document of a run or of a configuration."""
 MAX_TOML = 2**20
@@ -21,7 +20,7 @@ def read_whole(path: Path, most: int = MAX_BYTES) -> bytes:
     Raises:
         OSError: it cannot be read.
         ValueError: it has more than `most` bytes, or is a folder, pipe or device, which may never end; the message does
-            not name it.
+            not name the file.
     """
     with open(path, "rb", opener=_at_once) as file:
         state = os.fstat(file.fileno())

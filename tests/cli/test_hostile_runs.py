@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from helpers.checkpoints import save_checkpoint
 from helpers.runs import sealed, untrained
 from helpers.tiles import write_folder
 from rich.console import Console
@@ -137,7 +138,7 @@ def test_checkpoints_with_a_damaged_header(run, tiles, tmp_path, capsys):
 
 def test_tensors_of_keys_that_read_alike_stay_apart(tmp_path):
     state = {"a.b": torch.zeros(1), "a": {"b": torch.ones(1), 7: torch.tensor(2.0), "7": torch.tensor(3.0)}}
-    checkpoint.save(tmp_path / "c", state)
+    save_checkpoint(tmp_path / "c", state)
     found = checkpoint.load(tmp_path / "c")
     assert [found["a.b"].item(), *(value.item() for value in found["a"].values())] == [0, 1, 2, 3]
 
@@ -253,7 +254,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(number, tmp_path, mo
 
     monkeypatch.setattr(checkpoint, "_sync", refuse)
     with pytest.raises(CheckpointError, match=r"c cannot be written .* continue with fastmtl train --resume"):
-        checkpoint.save(tmp_path / "c", {"a": torch.ones(1)})
+        save_checkpoint(tmp_path / "c", {"a": torch.ones(1)})
     assert not list(tmp_path.iterdir())
 
 

@@ -16,8 +16,8 @@ from fastmtl.reproduce import Score, delta_m, figures, plan, tables
 from fastmtl.reproduce.plan import Result, RunKey
 from fastmtl.reproduce.roc_figure import answers
 from fastmtl.reproduce.scores import metric, over_folds
+from fastmtl.training.errors import Interrupted
 from fastmtl.training.run_dir import RunFolder
-from fastmtl.training.trainer import Interrupted
 
 ROWS = ("single_efficientnet", "single_resnet50")
 SMALL = ("--scale", "tiny", "--set", "data.size=32", "training.device=cpu")

@@ -151,8 +151,8 @@ def test_damage_of_the_newest_checkpoint_is_told_and_costs_what_came_after_the_o
     (newest / "tensors.safetensors").write_bytes(b"x")
     capsys.readouterr()
     assert main(command) == 0
-    said = capsys.readouterr().err
-    assert f"note: checkpoint {newest} is damaged: tensors.safetensors does not match its checksum. Training" in said
+    stderr = capsys.readouterr().err
+    assert f"note: checkpoint {newest} is damaged: tensors.safetensors does not match its checksum. Training" in stderr
     _same(tmp_path / "run", whole)
 
 
@@ -185,8 +185,8 @@ def test_another_split_is_named(whole, tiles, tmp_path, capsys):
     held_out = json.loads((whole / "split.json").read_text())["validation_patients"]
     split.write_text(json.dumps({"validation_patients": ["nobody"]}))
     assert main(_command(tiles, whole, "--split", str(split))) == 1
-    said = capsys.readouterr().err
-    assert f"validation_patients = {held_out}, and in {split} they are ['nobody']" in said
+    stderr = capsys.readouterr().err
+    assert f"validation_patients = {held_out}, and in {split} they are ['nobody']" in stderr
 
 
 @pytest.mark.parametrize("command", ["again", "resume"])
@@ -246,11 +246,12 @@ def test_data_that_moved_are_the_same_tiles(tiles, whole, tmp_path, monkeypatch,
     _killed(_command(here, out), monkeypatch, Trainer, "step", 4)
     there = here.rename(tmp_path / "there")
     assert main(["train", "--resume", "--out", str(out)]) == 1
-    assert f"the data of {out} are not in {here}; if they were moved, add --data DIR" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"the data of {out} are not in {here}; give --data the folder that they were moved to" in said
     one = min((there / "a" / "image").iterdir())
     away = one.rename(tmp_path / one.name)
     assert main(["train", "--resume", "--out", str(out), "--data", str(there)]) == 1
-    assert "1 tile of 10 missing, first " in capsys.readouterr().err
+    assert "exactly the 10 tiles of " in capsys.readouterr().err
     away.rename(one)
     assert main(["train", "--resume", "--out", str(out), "--data", str(there)]) == 0
     assert json.loads((out / "run.json").read_text())["data"] == str(there)

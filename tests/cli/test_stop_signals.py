@@ -18,8 +18,9 @@ from fastmtl.cli import main
 from fastmtl.config import load_recipe
 from fastmtl.training import checkpoint
 from fastmtl.training.checkpoint_names import history
+from fastmtl.training.errors import Interrupted
 from fastmtl.training.run_dir import RunFolder
-from fastmtl.training.trainer import Interrupted, Trainer
+from fastmtl.training.trainer import Trainer
 
 SMALL = ["--epochs", "2", "--size", "32", "--batch-size", "2", "--precision", "float32"]
 SMALL += ["--set", "model.base_channels=2"]
@@ -62,14 +63,14 @@ def test_in_training_it_stops_after_the_step_and_saves(number, tiles, tmp_path, 
     _signalled(monkeypatch, Trainer, "step", number, at=2)
     run = tmp_path / "run"
     assert main(["train", "demo", "--data", str(tiles), "--out", str(run), *SMALL]) == 75
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"fastmtl: stopped at epoch 1, step 2; continue with: fastmtl train --resume --out {run}"
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line == f"fastmtl: stopped at epoch 1, step 2; continue with: fastmtl train --resume --out {run}"
     assert checkpoint.load(run / "checkpoints" / "last")["progress"]["step"] == 2
     assert [signal.getsignal(one) for one in SIGNALS] == before
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "said", "steps"),
+    ("owner", "name", "message", "steps"),
     [
         (training, "assemble", "run the same command again", []),
         (RunFolder, "create", "stopped by SIGTERM; run the same command again", []),
@@ -78,12 +79,12 @@ def test_in_training_it_stops_after_the_step_and_saves(number, tiles, tmp_path, 
         (scoring, "evaluate_model", "stopped by SIGTERM; continue with", [3, 6]),
     ],
 )
-def test_elsewhere_it_leaves_at_once(owner, name, said, steps, tiles, tmp_path, monkeypatch, capsys):
+def test_elsewhere_it_leaves_at_once(owner, name, message, steps, tiles, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
         _signalled(patched, owner, name, signal.SIGTERM)
         assert main(["train", "demo", "--data", str(tiles), "--out", str(run), *SMALL]) == 75
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]
     assert [one.step for one in history(run / "checkpoints")] == steps
     assert main(["train", "demo", "--data", str(tiles), "--out", str(run), *SMALL]) == 0
     assert [record["epoch"] for record in RunFolder(run).records()] == [1, 2]
@@ -165,6 +166,6 @@ def test_from_the_signal_to_the_exit(number, tiles, tmp_path):
         time.sleep(0.05)
     started = time.monotonic()
     process.send_signal(number)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 75, said
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, stderr
     assert time.monotonic() - started < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -23,10 +24,16 @@ SMALL = ["--epochs", "1", "--size", "32", "--batch-size", "2", "--set", "model.b
 
 SRUN = """#!/bin/bash
 echo "$@" > arguments
-trap 'echo TERM > received; exit $CODE_IF_STOPPED' TERM
+trap 'exit 137' TERM  # srun kills its tasks
 touch begun
-for _ in $(seq $TENTHS); do sleep 0.1; done
+for _ in $(seq $TENTHS); do
+    if [ -f received ]; then exit $CODE_IF_STOPPED; fi
+    sleep 0.1
+done
 exit $CODE
+"""
+SCANCEL = """#!/bin/bash
+echo "$@" > received
 """
 SCONTROL = """#!/bin/bash
 if [ "$1" = requeue ]; then echo "$2" >> requeued; else echo first; echo second; fi
@@ -36,7 +43,7 @@ if [ "$1" = requeue ]; then echo "$2" >> requeued; else echo first; echo second;
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     """A folder with the script and what it calls."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("job.sh", SLURM.text)):
+    for name, text in (("srun", SRUN), ("scancel", SCANCEL), ("scontrol", SCONTROL), ("job.sh", SLURM.text)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     return tmp_path
@@ -44,7 +51,12 @@ def job(tmp_path, monkeypatch):
 
 def _start(job: Path, *, code: int, tenths: int = 0, code_if_stopped: int = 1) -> subprocess.Popen:
     variables = {"SLURM_JOB_ID": "42", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "CODE": str(code)}
-    variables |= {"TENTHS": str(tenths), "CODE_IF_STOPPED": str(code_if_stopped), "PATH": f"{job}:{os.environ['PATH']}"}
+    variables |= {
+        "SLURM_CPUS_PER_TASK": "32",
+        "TENTHS": str(tenths),
+        "CODE_IF_STOPPED": str(code_if_stopped),
+        "PATH": f"{job}:{os.environ['PATH']}",
+    }
     return subprocess.Popen(["bash", "job.sh"], cwd=job, env=os.environ | variables)
 
 
@@ -52,9 +64,9 @@ def _start(job: Path, *, code: int, tenths: int = 0, code_if_stopped: int = 1) -
 def test_a_job_is_queued_again_where_the_training_was_stopped(code, requeued, job):
     assert _start(job, code=code).wait(timeout=30) == code
     assert (job / "requeued").exists() == requeued
-    said = (job / "arguments").read_text().split()
-    assert said[:3] == ["torchrun", "--nnodes", "2"]
-    assert {"first:29500", "42"} < set(said)
+    arguments = (job / "arguments").read_text().split()
+    assert arguments[:5] == ["--cpus-per-task", "32", "torchrun", "--nnodes", "2"]
+    assert {"first:20042", "42"} < set(arguments)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
@@ -66,7 +78,7 @@ def test_the_signal_before_the_time_limit_reaches_the_training(number, code, req
         time.sleep(0.01)
     process.send_signal(number)
     assert process.wait(timeout=30) == code
-    assert (job / "received").exists()
+    assert (job / "received").read_text() == "--signal=TERM 42\n"
     assert (job / "requeued").exists() == requeued
     if requeued:
         assert (job / "requeued").read_text() == "42\n"
@@ -88,5 +100,6 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
 
 def test_the_page_lists_what_may_change():
     text = (ROOT / "docs" / "cluster.md").read_text()
-    for key in MAY_CHANGE:
-        assert key.rpartition(".")[2] in text or "*" in key, key
+    item = text.partition("**What may change.**")[2].partition("For example")[0]
+    listed = {name.rpartition(".")[2] for name in re.findall(r"`([a-z_.]+)`", item)}
+    assert listed == {key.rpartition(".")[2] for key in MAY_CHANGE if "*" not in key}

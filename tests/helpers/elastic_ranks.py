@@ -17,10 +17,10 @@ from fastmtl.data import Augmentation, TileLoader, read_tile_folder
 from fastmtl.distributed import World
 from fastmtl.protocols import Batch
 from fastmtl.tasks import create_task
-from fastmtl.training import checkpoint
 from fastmtl.training.lr_schedule import Schedule
 from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
+from helpers.checkpoints import save_checkpoint
 from helpers.tiles import write_folder
 
 GLOBAL, EPOCHS = 12, 3
@@ -103,7 +103,7 @@ def part(world: World, folder: Path, balancer: str, steps: int, state: Path | No
         saved = trainer.state_dict(loader)
         if world.rank == 0 and state is not None:
             shutil.rmtree(state, ignore_errors=True)  # a checkpoint is never written over
-            checkpoint.save(state, saved)
+            save_checkpoint(state, saved)
     weights = trainer.average.module.state_dict()
     return {"losses": losses, "weights": weights, "notes": trainer.notes, "noise": torch.rand(1)}
 

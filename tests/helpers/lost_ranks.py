@@ -60,6 +60,6 @@ def run(folder: Path, how: str, *, ranks: int = 3, bad: int = 1) -> dict[int, tu
     found = {}
     for rank in range(ranks):
         if (file := folder / f"{rank}.txt").exists():
-            seconds, _, said = file.read_text().partition(" ")
-            found[rank] = float(seconds), said
+            seconds, _, message = file.read_text().partition(" ")
+            found[rank] = float(seconds), message
     return found

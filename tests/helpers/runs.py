@@ -13,8 +13,8 @@ import torch
 from fastmtl import config
 from fastmtl.builders import components, stains
 from fastmtl.config.parsing import merge
-from fastmtl.training import checkpoint
 from fastmtl.training.run_dir import RunFolder
+from helpers.checkpoints import save_checkpoint
 
 SMALL = {
     "data": {"size": 32, "batch_size": 4},
@@ -46,7 +46,7 @@ def _untrained(folder: Path, recipe: config.Recipe, names: list[str], root: Path
     run = RunFolder(folder)
     run.create(recipe, {"data": str(root), "split_file": None, "split": "", "class_names": names, **patients})
     model = components.build_model(recipe, components.build_tasks(recipe, names), torch.device("cpu"), trained=True)
-    checkpoint.save(run.checkpoints / "best", {"model": model.state_dict()})
+    save_checkpoint(run.checkpoints / "best", {"model": model.state_dict()})
     if (normalizer := stains.build_normalizer(recipe)) is not None:
         normalizer.save(folder / stains.FILE)
     return folder

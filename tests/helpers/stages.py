@@ -9,8 +9,8 @@ import torch
 from fastmtl.builders import components
 from fastmtl.config import load_recipe
 from fastmtl.protocols import Observer
+from fastmtl.training.errors import Interrupted
 from fastmtl.training.stages import Stages
-from fastmtl.training.trainer import Interrupted
 from helpers.memory_loader import CLASSES, MemoryLoader
 
 

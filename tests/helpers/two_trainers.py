@@ -16,8 +16,9 @@ from fastmtl.config import TrainingConfig, load_recipe
 from fastmtl.distributed import World
 from fastmtl.protocols import Batch
 from fastmtl.tasks import create_task
+from fastmtl.training.errors import Interrupted, NonFiniteError
 from fastmtl.training.stages import Stages
-from fastmtl.training.trainer import Interrupted, NonFiniteError, Trainer
+from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
 
 CLASSES = ("left", "middle", "right")

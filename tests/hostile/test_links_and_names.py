@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from helpers.checkpoints import save_checkpoint
 from helpers.tiles import random_pixels, write_image
 
 from fastmtl import config, data
@@ -54,7 +55,7 @@ def test_what_is_removed_or_written_is_in_the_folder_and_not_where_a_link_leads(
     assert not (run / "analyses").is_symlink()
     for _ in range(2):
         try:
-            checkpoint.save(run / "last", {"a": 1})
+            save_checkpoint(run / "last", {"a": 1})
         except (OSError, checkpoint.CheckpointError) as error:
             assert "last" in str(error)  # noqa: PT017
     assert sorted(path.name for path in outside.iterdir()) == [kept.name]

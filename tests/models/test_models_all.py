@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from helpers.checkpoints import save_checkpoint
 from helpers.models import ALL, CORE, OTHERS, SIZE, TRANSFORMERS, batch_of, build, tasks_of, total_loss
 
 from fastmtl import models
@@ -106,7 +107,7 @@ def test_four_samples_are_learnt_by_heart(name):
 
 def test_save_and_reload_is_bit_equal(name, tmp_path):
     model, batch = build(name), batch_of(2)
-    checkpoint.save(tmp_path / "saved", {"model": dict(model.state_dict())})
+    save_checkpoint(tmp_path / "saved", {"model": dict(model.state_dict())})
     other = build(name, seed=9)
     other.load_state_dict(checkpoint.load(tmp_path / "saved")["model"])
     with torch.no_grad():

@@ -6,8 +6,10 @@ import pickle
 
 import pytest
 import torch
+from helpers.checkpoints import save_checkpoint
 
 from fastmtl.training import checkpoint
+from fastmtl.training.checkpoint_store import CheckpointStore
 
 
 def _state():
@@ -39,22 +41,24 @@ def _equal(a, b):
 
 def test_round_trip_keeps_every_type(tmp_path):
     state = _state()
-    checkpoint.save(tmp_path / "last", state)
+    save_checkpoint(tmp_path / "last", state)
     assert _equal(dict(state, model=dict(state["model"])), checkpoint.load(tmp_path / "last"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last"]
 
 
 def test_tied_and_strided_tensors(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
-    checkpoint.save(tmp_path / "c", {"a": base, "b": base, "t": base.t()})
-    loaded = checkpoint.load(tmp_path / "c")
+    store = CheckpointStore(tmp_path)
+    store.save({"a": base, "b": base, "t": base.t()}, 1)
+    store.wait()
+    loaded = checkpoint.load(tmp_path / "last")
     assert torch.equal(loaded["b"], base)
     assert torch.equal(loaded["t"], base.t())
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
 def test_a_flipped_bit_is_found(tmp_path, name):
-    checkpoint.save(tmp_path / "c", _state())
+    save_checkpoint(tmp_path / "c", _state())
     path = tmp_path / "c" / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -66,7 +70,7 @@ def test_a_flipped_bit_is_found(tmp_path, name):
 def test_other_format_and_missing(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint"):
         checkpoint.load(tmp_path / "nothing")
-    checkpoint.save(tmp_path / "c", {"x": 1})
+    save_checkpoint(tmp_path / "c", {"x": 1})
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
     (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(checkpoint.CheckpointError, match="format 99"):
@@ -75,7 +79,7 @@ def test_other_format_and_missing(tmp_path):
 
 def test_unknown_values_are_named(tmp_path):
     with pytest.raises(TypeError, match=r"optimizer\.bad"):
-        checkpoint.save(tmp_path / "c", {"optimizer": {"bad": object()}})
+        save_checkpoint(tmp_path / "c", {"optimizer": {"bad": object()}})
     assert not (tmp_path / "c").exists()
 
 
@@ -87,7 +91,7 @@ def test_a_pickle_in_disguise_is_refused(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(marker),)
 
-    checkpoint.save(tmp_path / "c", {"x": torch.ones(1)})
+    save_checkpoint(tmp_path / "c", {"x": torch.ones(1)})
     for name in ("tensors.safetensors", "state.json", "manifest.json"):
         content = (tmp_path / "c" / name).read_bytes()
         (tmp_path / "c" / name).write_bytes(pickle.dumps(Payload()))

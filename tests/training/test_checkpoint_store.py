@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from helpers.checkpoints import save_checkpoint
 from helpers.runs import sealed
 
 from fastmtl.training import checkpoint, checkpoint_store
@@ -121,11 +122,11 @@ def test_a_failed_save_is_told_once_and_leaves_the_one_before(tmp_path, monkeypa
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, file, damage):
     _saved(tmp_path, (4, True), (8, False))
     damage(tmp_path / "step-00000008" / file)
-    path, state, said = newest_sound(tmp_path)
+    path, state, note = newest_sound(tmp_path)
     assert (path.name, state["x"][0].item()) == ("step-00000004", 0)
-    assert "step-00000008" in said
-    assert "continues from step-00000004" in said
-    assert "\n" not in said
+    assert "step-00000008" in note
+    assert "continues from step-00000004" in note
+    assert "\n" not in note
     assert _names(tmp_path) == ["step-00000004", "step-00000008.damaged"]
     _saved(tmp_path, (6, False))
     assert newest_sound(tmp_path)[0].name == "step-00000006", "not the damaged one, although its step is higher"
@@ -159,8 +160,8 @@ def test_a_manifest_names_a_checkpoint_beside_it_as_the_best(tmp_path, name):
 
 
 def test_folders_of_earlier_versions_are_read_and_give_way(tmp_path):
-    checkpoint.save(tmp_path / "best", {"x": torch.full((3,), 5.0)})
-    checkpoint.save(tmp_path / "last.old", {"x": torch.full((3,), 6.0)})  # a crash between two renames
+    save_checkpoint(tmp_path / "best", {"x": torch.full((3,), 5.0)})
+    save_checkpoint(tmp_path / "last.old", {"x": torch.full((3,), 6.0)})  # a crash between two renames
     assert (_x(tmp_path / "best"), _x(tmp_path / "last")) == (5, 6)
     assert newest_sound(tmp_path)[1]["x"][0] == 6
     store = _saved(tmp_path, (4, False))
@@ -172,9 +173,9 @@ def test_folders_of_earlier_versions_are_read_and_give_way(tmp_path):
 
 
 def test_a_checkpoint_is_never_replaced(tmp_path):
-    checkpoint.save(tmp_path / "step-00000001", {"x": torch.zeros(1)})
+    save_checkpoint(tmp_path / "step-00000001", {"x": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="cannot be written"):
-        checkpoint.save(tmp_path / "step-00000001", {"x": torch.ones(1)})
+        save_checkpoint(tmp_path / "step-00000001", {"x": torch.ones(1)})
     assert _x(tmp_path / "step-00000001") == 0
     assert _names(tmp_path) == ["step-00000001"]
 

@@ -12,23 +12,18 @@ pytestmark = pytest.mark.long
 def test_a_killed_rank_is_named(tmp_path, bad):
     found = run(tmp_path, "killed", bad=bad)
     assert found.keys() == {0, 1, 2} - {bad}
-    for seconds, said in found.values():
+    for seconds, message in found.values():
         assert seconds < 15
-        assert said.startswith(f"LostRank: rank {bad} has ended")
+        assert message.startswith(f"LostRank: rank {bad} has ended")
 
 
 def test_a_hanging_rank_is_named_with_where_it_is(tmp_path):
     found = run(tmp_path, "hangs")
-    named = []
     for rank in (0, 2):
-        seconds, said = found[rank]
+        seconds, message = found[rank]
         assert TIMEOUT - 1 < seconds < TIMEOUT + 10
-        if said.startswith("LostRank: no answer for 4 s from rank 1 (in lost_ranks.py, line "):
-            assert said.endswith("_misbehave); if it is only slow, raise training.rank_timeout.")
-            named.append(rank)
-        else:  # rank 0 was the first to notice
-            assert said == "LostRank: rank 0 has ended, which connects the others; see its own error."
-    assert named
+        assert message.startswith("LostRank: no answer for 4 s from rank 1 (in lost_ranks.py, line ")
+        assert message.endswith("_misbehave); if it is only slow, raise training.rank_timeout.")
     assert found[1][1].startswith("LostRank: ")  # it wakes up and ends too
 
 

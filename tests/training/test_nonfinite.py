@@ -17,7 +17,9 @@ from fastmtl.balance.plain_step import PlainUpdate
 from fastmtl.config import TrainingConfig
 from fastmtl.tasks import create_task
 from fastmtl.training import checkpoint, skipped_steps
-from fastmtl.training.trainer import NonFiniteError, Trainer
+from fastmtl.training.checkpoint_names import history
+from fastmtl.training.errors import NonFiniteError
+from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
 
 
@@ -143,7 +145,9 @@ def test_no_balancer_keeps_anything_of_a_step_that_is_not_finite(method, fused):
 
 def test_raise_names_the_task_and_keeps_the_batch_and_the_last_good_checkpoint(tmp_path):
     trainer, _ = _trainer(tmp_path)
-    with pytest.raises(NonFiniteError, match=r"loss of task 'mask', 'side' .* in 1 of the steps before step 10 .*Look"):
+    with pytest.raises(
+        NonFiniteError, match=r"loss of task 'mask' and of task 'side' was .* in 1 of the steps up to step 10 .*Look"
+    ):
         trainer.fit(_spoiling((1, 2)))
     state = checkpoint.load(tmp_path / "checkpoints" / "last")
     assert state["progress"]["step"] == 6
@@ -187,17 +191,17 @@ def test_skipped_steps_do_not_change_the_mean_loss_of_an_epoch():
 
 
 @pytest.mark.parametrize(
-    ("places", "limit", "said"),
+    ("places", "limit", "message"),
     [
         ([(0, 0), (0, 3)], 0.2, r"Of this epoch's 6 steps 2 were skipped, .*max_skipped = 0\.2 allows 1"),
         ([(0, number) for number in range(10)], 1.0, "up to 10 in a row"),
         ([(0, 9), *((1, number) for number in range(9))], 1.0, "up to 10 in a row"),  # over the end of an epoch
     ],
 )
-def test_skip_stops_above_a_rate_and_after_ten_in_a_row(places, limit, said):
+def test_skip_stops_above_a_rate_and_after_ten_in_a_row(places, limit, message):
     num_batches = 6 if limit < 1 else 10
     trainer, _ = _trainer(on_nonfinite="skip", max_skipped=limit)
-    with pytest.raises(NonFiniteError, match=said):
+    with pytest.raises(NonFiniteError, match=message):
         trainer.fit(_spoiling(*places, num_batches=num_batches))
 
 
@@ -220,6 +224,25 @@ def test_restore_equals_a_training_that_never_saw_the_batch(tmp_path):
         plain.epoch += 1
     weights = plain.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_restore_goes_further_back_if_the_newest_checkpoint_is_damaged(tmp_path):
+    trainer, seen = _trainer(tmp_path, on_nonfinite="restore", log_every=3)
+    loader = _spoiling((1, 3))
+    spoil = loader.spoil
+
+    def damage(batch, epoch, number):
+        if (epoch, number) == (1, 3) and not seen.restores:
+            trainer.wait()
+            (history(tmp_path / "checkpoints")[-1].path / "state.json").write_text("{}")
+        return spoil(batch, epoch, number)
+
+    loader.spoil = damage
+    trainer.fit(loader)
+    ((step, epoch, why),) = seen.restores
+    assert (step, epoch) == (0, 0)
+    assert "step-00000006 is damaged" in why
+    assert trainer.step_count == 12
 
 
 def _spoiling_epoch(epoch):

@@ -59,8 +59,8 @@ def test_progress_says_where_the_time_went_and_what_was_skipped():
     line.on_epoch(RECORD | seen)
     line.on_restore(120, 1, "the gradient was NaN.")
     line.close()
-    said = written.getvalue()
-    assert "25% waiting for data, 2 steps skipped\n" in said
-    assert "time of epoch 2: forward 40%, backward outline 30%, optimizer 5%, update 12.3 GB/s, 1.5 GiB\n" in said
-    assert "average" not in said
-    assert "the gradient was NaN. Back to epoch 2, step 120.\n" in said
+    shown = written.getvalue()
+    assert "25% waiting for data, 2 steps skipped\n" in shown
+    assert "time of epoch 2: forward 40%, backward outline 30%, optimizer 5%, update 12.3 GB/s, 1.5 GiB\n" in shown
+    assert "average" not in shown
+    assert "the gradient was NaN. Back to epoch 2, step 120.\n" in shown

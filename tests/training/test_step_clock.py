@@ -132,14 +132,14 @@ def test_a_step_is_timed_by_task_and_the_fused_step_says_what_it_moved(name):
 
 
 def test_a_profile_of_a_few_steps_shows_the_phases(tmp_path):
-    said, loader = [], MemoryLoader(num_batches=6)
-    with ProfiledLoader(loader, tmp_path / "profile", said.append) as profiled:
+    lines, loader = [], MemoryLoader(num_batches=6)
+    with ProfiledLoader(loader, tmp_path / "profile", lines.append) as profiled:
         for _ in range(2):
             for batch in profiled:
                 with phase("forward"):
                     batch.images.sum()
-    assert len(said) == 1
-    assert str(tmp_path / "profile" / "trace.json") in said[0]
+    assert len(lines) == 1
+    assert str(tmp_path / "profile" / "trace.json") in lines[0]
     events = json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
     assert sum(event.get("name") == "forward" for event in events) == 4
     assert sum(event.get("name") == "aten::sum" for event in events) >= 4
@@ -148,9 +148,9 @@ def test_a_profile_of_a_few_steps_shows_the_phases(tmp_path):
 
 
 def test_a_training_too_short_for_a_profile_says_so(tmp_path):
-    said = []
-    with ProfiledLoader(MemoryLoader(num_batches=4), tmp_path, said.append) as profiled:
+    lines = []
+    with ProfiledLoader(MemoryLoader(num_batches=4), tmp_path, lines.append) as profiled:
         for _ in profiled:
             pass
-    assert said == ["no profile: the training had fewer than 9 steps"]
+    assert lines == ["no profile: the training had fewer than 9 steps"]
     assert not any(tmp_path.iterdir())

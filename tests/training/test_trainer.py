@@ -12,8 +12,9 @@ from fastmtl.config import TrainingConfig
 from fastmtl.tasks import create_task
 from fastmtl.training import checkpoint
 from fastmtl.training.checkpoint_names import history
+from fastmtl.training.errors import Interrupted, NonFiniteError
 from fastmtl.training.eval_loop import evaluate
-from fastmtl.training.trainer import Interrupted, NonFiniteError, Trainer
+from fastmtl.training.trainer import Trainer
 
 
 def _trainer(folder=None, balancer="pcgrad", lr=3e-3, fused=False, **config):

@@ -133,7 +133,7 @@ def test_stages_on_two_ranks_stop_and_go_on_bit_equal(results, folder):
 def test_one_process_continues_what_two_ranks_began(results, folder):
     found, whole = _two_trainers.alone_after(folder / "pcgrad"), results[0]["stopped pcgrad"]
     (note,) = found["notes"]
-    assert note.startswith("continues on 1 rank(s) what 2 rank(s) began: not bit-equal")
+    assert note.startswith("continues on 1 rank what 2 ranks began: not bit-equal")
     _near(found["weights"], whole["whole"])
     _near(found["loss"], whole["losses"][1])
 
@@ -195,12 +195,12 @@ def test_the_command_line_on_two_ranks(tiles, tmp_path):
     """One run folder, rank 0's; the other rank prints nothing."""
     out = tmp_path / "run"
     ranks = _start(["demo", "--data", str(tiles), "--out", str(out), "--epochs", "1", *SMALL])
-    said = [process.communicate(timeout=120) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
-    assert "ranks: 2" in said[0][1]
-    assert "epoch 1/1" in said[0][1]
-    assert "fastmtl" not in said[1][1] + said[1][0]
-    assert "epoch" not in said[1][1] + said[1][0]
+    outputs = [process.communicate(timeout=120) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    assert "ranks: 2" in outputs[0][1]
+    assert "epoch 1/1" in outputs[0][1]
+    assert "fastmtl" not in outputs[1][1] + outputs[1][0]
+    assert "epoch" not in outputs[1][1] + outputs[1][0]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["num_images"] == len((out / "evaluation.jsonl").read_text().splitlines())
     assert main(["train", "--resume", "--out", str(out)]) == 0, "it is finished"
@@ -211,26 +211,26 @@ def test_the_command_line_on_two_ranks(tiles, tmp_path):
 def test_stop_resume_and_a_killed_rank(tiles, tmp_path, capsys):
     options = ["demo", "--data", str(tiles), "--epochs", "3", "--log-every", "1", *SMALL]
     whole = _start([*options, "--out", str(tmp_path / "whole")])
-    said = [process.communicate(timeout=120) for process in whole]
-    assert [process.returncode for process in whole] == [0, 0], said
+    outputs = [process.communicate(timeout=120) for process in whole]
+    assert [process.returncode for process in whole] == [0, 0], outputs
     cut = tmp_path / "cut"
     ranks = _start([*options, "--out", str(cut)])
     _until(cut / "metrics.jsonl", ranks)
     ranks[1].send_signal(signal.SIGTERM)  # one of them is enough
-    said = [process.communicate(timeout=60) for process in ranks]
-    assert [process.returncode for process in ranks] == [75, 75], said
-    assert "continue with: " in said[0][1]
+    outputs = [process.communicate(timeout=60) for process in ranks]
+    assert [process.returncode for process in ranks] == [75, 75], outputs
+    assert "continue with: " in outputs[0][1]
     alone = shutil.copytree(cut, tmp_path / "alone")
     three = _start(["--resume", "--out", str(alone)], ranks=3)
-    said = [process.communicate(timeout=120) for process in three]
-    assert [process.returncode for process in three] == [1, 1, 1], said
-    assert "takes 4 images in each step, 2 on each of 2 ranks, and they do not divide by 3 ranks" in said[0][1]
+    outputs = [process.communicate(timeout=120) for process in three]
+    assert [process.returncode for process in three] == [1, 1, 1], outputs
+    assert "takes 4 images in each step, 2 on each of 2 ranks, and 4 is not divisible by 3;" in outputs[0][1]
     assert main(["train", "--resume", "--out", str(alone)]) == 0
-    assert "note: continues on 1 rank(s) what 2 rank(s) began" in " ".join("".join(capsys.readouterr()).split())
+    assert "note: continues on 1 rank what 2 ranks began" in " ".join("".join(capsys.readouterr()).split())
 
     again = _start(["--resume", "--out", str(cut)])
-    said = [process.communicate(timeout=120) for process in again]
-    assert [process.returncode for process in again] == [0, 0], said
+    outputs = [process.communicate(timeout=120) for process in again]
+    assert [process.returncode for process in again] == [0, 0], outputs
     losses = [
         [json.loads(line)["loss"] for line in (path / "metrics.jsonl").read_text().splitlines()]
         for path in (tmp_path / "whole", cut)
@@ -241,11 +241,11 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path, capsys):
     _until(tmp_path / "killed" / "metrics.jsonl", killed)
     killed[1].kill()
     started = time.monotonic()
-    said = killed[0].communicate(timeout=120)[1]
+    stderr = killed[0].communicate(timeout=120)[1]
     killed[1].communicate()
     assert time.monotonic() - started < 60  # of which the most is the end of the process
     assert killed[0].returncode == 1
-    assert said.strip().splitlines()[-1] == (
+    assert stderr.strip().splitlines()[-1] == (
         "fastmtl: rank 1 has ended without a message (killed, or out of memory?); see the log of its machine."
     )
 
@@ -260,9 +260,9 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_continues(tiles, tmp_path):
     _until(run / "metrics.jsonl", [agent])
     children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    said = agent.communicate(timeout=240)[1]
-    assert agent.returncode == 0, said
-    assert "resumed at " in said
+    stderr = agent.communicate(timeout=240)[1]
+    assert agent.returncode == 0, stderr
+    assert "resumed at " in stderr
     assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     assert [json.loads(line)["changes"] for line in (run / "resumes.jsonl").read_text().splitlines()] == [{}]
 
@@ -271,7 +271,7 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_continues(tiles, tmp_path):
 def test_ranks_of_different_recipes_are_refused(tiles, tmp_path):
     out = tmp_path / "run"
     ranks = _start(["demo", "--data", str(tiles), "--out", str(out), *SMALL], ("--lr", "0.5"))
-    said = [process.communicate(timeout=120) for process in ranks]
+    outputs = [process.communicate(timeout=120) for process in ranks]
     assert [process.returncode for process in ranks] == [1, 1]
-    assert "fastmtl: rank 1 differs from rank 0: recipe optimizer.lr = 0.5 (rank 0: " in said[0][1]
+    assert "fastmtl: rank 1 differs from rank 0: recipe optimizer.lr = 0.5 (rank 0: " in outputs[0][1]
     assert not out.exists()

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FORMATS = {"JPEG", "MPO", "PNG", "BMP", "TIFF"}
-# DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
 _MOST_FRAMES = 1000
+# DALI returns an all-zero image, and no error, for JPEG 2000 in TIFF.
 _TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"}
 
 
@@ -209,7 +209,8 @@ def _check_image(image: Image, data: bytes, is_mask: bool, max_pixels: int) -> t
 
 
 def _num_frames(image: Image) -> int:
-    """The pictures in a TIFF or PNG file; of a TIFF at most `_MOST_FRAMES` are counted, because each takes longer."""
+    """The number of pictures in a TIFF or PNG file; in a TIFF at most `_MOST_FRAMES`, because each takes longer to
+    find than the one before."""
     if image.format != "TIFF":
         return getattr(image, "n_frames", 1) if image.format == "PNG" else 1
     count = 1

@@ -50,8 +50,8 @@ def _find(content: Any, key: str, file: Path, h5py: Any) -> Any:
             raise ValueError(f"{file}: {key} is a link to {link.path!r}; name what it points to")
         here = None if link is None else here[name]
     if not isinstance(here, h5py.Dataset):
-        there = ", ".join(islice(content, _SHOWN)) + ", ..." * (len(content) > _SHOWN)
-        raise ValueError(f"{file} has no array {key!r}; it has {there or 'none'}")
+        names = ", ".join(islice(content, _SHOWN)) + ", ..." * (len(content) > _SHOWN)
+        raise ValueError(f"{file} has no array {key!r}; it has {names or 'none'}")
     return here
 
 

@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")  # Pillow runs another program for PostScript
 _ORIENTATION_TAG = 0x0112
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
-_PLANES = 4  # of a TIFF that stores its colours apart
+_PLANES = 4  # at most, of a TIFF that stores its colours separately
 
 
 def open_picture(picture: ImageSource) -> NDArray[np.uint8]:
@@ -118,15 +118,20 @@ def read_encoded(path: Path) -> bytes:
 
 
 def opened_image(data: bytes) -> Image:
-    """Pillow's image of encoded bytes; its pixels are read on first use. ValueError if that would not end; Pillow's
-    errors."""
+    """Pillow's image of encoded bytes; its pixels are decoded on first use.
+
+    Raises:
+        ValueError: decoding would take too long.
+        Exception: Pillow's errors.
+    """
     image = require("PIL.Image", "opening images").open(BytesIO(data), formats=_FORMATS)
     if image.format in ("JPEG", "MPO"):
         jpeg.check_num_scans(data)
     elif image.format == "TIFF" and image.info.get("compression") == "jpeg":
         tags: Any = getattr(image, "tag_v2", {})
-        wide, high = tags.get(_TILE_WIDTH, image.width), tags.get(_TILE_HEIGHT, tags.get(_ROWS_PER_STRIP, image.height))
-        jpeg.check_num_scans(data, streams=-(-image.width // wide) * -(-image.height // high) * _PLANES)
+        width = tags.get(_TILE_WIDTH, image.width)
+        height = tags.get(_TILE_HEIGHT, tags.get(_ROWS_PER_STRIP, image.height))
+        jpeg.check_num_scans(data, streams=-(-image.width // width) * -(-image.height // height) * _PLANES)
     return image
 
 

@@ -53,8 +53,8 @@ class Polygons:
 
         Raises:
             ValueError: the file is not GeoJSON, has objects and no polygon, or a polygon of a class that is not among
-                `classes`; the rectangle is larger than `MAX_PIXELS`; so many polygons lie above each other that drawing
-                them takes minutes.
+                `classes`; the rectangle is larger than `MAX_PIXELS`; so many polygons overlap that drawing them takes
+                minutes.
         """
         from ...kernels.polygons_numba import draw_polygons
 
@@ -66,7 +66,7 @@ class Polygons:
         inside = (boxes[:, 0] < right) & (boxes[:, 1] < bottom) & (boxes[:, 2] > left) & (boxes[:, 3] > top)
         chosen = np.flatnonzero(inside)
         low, high = np.maximum(boxes[chosen, :2], (left, top)), np.minimum(boxes[chosen, 2:], (right, bottom))
-        drawn = float((np.ceil((high - low) / self.downsample) + 1).prod(1).sum())
+        drawn = float((np.ceil((high - low) / self.downsample) + 1).prod(1).sum())  # pixels
         if drawn > _MAX_DRAWN:
             raise ValueError(
                 f"{self.file}: {len(chosen):,} polygons cover {self.width}x{self.height} pixels "

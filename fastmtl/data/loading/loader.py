@@ -49,9 +49,9 @@ class TileLoader:
         augmentation: see `Augmentation`; none by default.
         stain: normalises stains between geometry and colour; see `StainNormalization`. Tiles of one slide, and
             image files of one patient, share a key.
-        shuffle: use a new order each epoch (training). The order is one of all ranks: each batch of R ranks is the next
-            R * `batch_size` tiles, whatever R is. Copies without labels give all ranks the same number of samples in
-            a last batch. Without shuffling ranks may differ by one tile.
+        shuffle: use a new order each epoch (training). All ranks share one order: each batch of R ranks is the next
+            R * `batch_size` tiles. In a last batch, copies without labels give all ranks the same number of samples.
+            Without shuffling ranks may differ by one tile.
         balanced: draw with replacement, each class equally often; the name of a column of labels, or True for the
             tiles' own. Requires labels and `shuffle`. With `open_slides` or `per_slide` each slide is balanced.
         balance_power: with `balanced`, a class of n tiles is drawn in proportion to n^(1 - balance_power): 1 draws the
@@ -68,8 +68,8 @@ class TileLoader:
             twice. With 0 the first damaged tile is an error.
         seed: of order and augmentation, 0 .. 2**63 - 1.
         drop_last: drop the last batch if it is not full.
-        drop_single: no batch of one sample on a rank, if others have more: drop a last batch that is a single sample,
-            and give each rank two, copies if need be, of one that is more.
+        drop_single: avoid a batch of one sample on a rank: drop a last batch of a single sample, and fill a larger one
+            up with copies until each rank has two. Without effect if `batch_size` is 1.
         rank: this process among `world_size`.
         world_size: processes that share the data set.
         device: "cpu" or "gpu" (torch's current CUDA device): for decoding, augmentation and the batches.

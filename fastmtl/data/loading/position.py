@@ -35,7 +35,7 @@ def sizes(sampler: Sampler) -> dict[str, int]:
 
 
 def samples_before(state: Mapping[str, Any], sampler: Sampler, mine: Mapping[str, Any]) -> int:
-    """The samples of the epoch that `state` has behind it, on all ranks; `mine` is the `identity` here.
+    """The samples of the epoch before the position of `state`, on all ranks; `mine` is the `identity` here.
 
     Raises:
         ValueError: the state is from other data or another order.
@@ -49,7 +49,7 @@ def samples_before(state: Mapping[str, Any], sampler: Sampler, mine: Mapping[str
     ranks, now = state["world_size"], sampler.global_batch
     before = state["batch_size"] * ranks
     samples = state.get("samples")
-    if samples is None:  # of an earlier version, which counts batches, and gave ranks orders of their own
+    if samples is None:  # an earlier version counted batches, and each rank had its own order
         if state["batch"] and ranks > 1 and (sampler.by_slide or sampler.pairs):
             raise ValueError(
                 f"the loader state was taken on {ranks} ranks by an earlier version, within an epoch whose order has "

@@ -1,7 +1,7 @@
 """The batches of an epoch, with tiles, order and rank; pure functions of (seed, epoch).
 
-The order is one of all ranks together: a batch of R ranks of B samples is the next R B samples, of which each rank
-takes a part. Another number of ranks with the same R B therefore takes the same batches.
+All ranks share one order: a batch of R ranks with B samples each is the next R B samples, of which each rank takes a
+part. Another number of ranks with the same R B therefore takes the same batches.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Sampler:
         return full + self._keeps(rest)
 
     def _keeps(self, number: int) -> bool:
-        """Whether a batch of `number` samples on all ranks is kept, here; without shuffling a rank may have none."""
+        """Whether this rank keeps a batch of `number` samples on all ranks; without shuffling a rank may have none."""
         if number == self.global_batch:
             return True
         least = 1 + self._drops_single if self.shuffle else 1 + self.rank
@@ -154,7 +154,7 @@ class Sampler:
         return order.epoch_order(len(tiles), seed=self.seed, epoch=epoch, shuffle=self.shuffle)
 
     def _paired(self, tiles: Sequence[Tile], epoch: int) -> tuple[NDArray[np.int64], list[int]]:
-        """Likewise, pair after pair, and the size of each batch."""
+        """The tiles of all ranks in order, pair after pair, and the size of each batch."""
         cases = self._cases(tiles)
         drawn = order.pair_batches(
             cases,

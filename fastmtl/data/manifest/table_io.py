@@ -142,6 +142,7 @@ def _read_csv(path: Path) -> TextTable:
 
 
 def _lines(path: Path, text: str, delimiter: str) -> Iterator[str]:
+    """The lines of a table; ValueError for one of too many cells, before they are read."""
     for number, line in enumerate(io.StringIO(text, newline=""), 1):
         if line.count(delimiter) > _MAX_DELIMITERS:
             raise ValueError(f"{path}, line {number}: more than {_MAX_DELIMITERS:,} cells")
@@ -182,7 +183,7 @@ def _check_declared(metadata: Any) -> None:
 
 
 def _cells(column: Any) -> list[str]:
-    """The cells of a column as text; a text that is repeated takes memory once."""
+    """The cells of a column as text; repeated texts share their memory."""
     cells: list[str] = []
     for chunk in column.chunks:
         if hasattr(chunk, "dictionary"):

@@ -174,14 +174,14 @@ def _unpack(identity: Identity, words: Mapping[str, Any], arrays: Mapping[str, N
 
 
 def _check(layout: Layout) -> None:
-    """Raise ValueError for a layout that no scan gives: anybody may have written the file."""
+    """Raise ValueError for a layout that no scan produces: the file may come from anywhere."""
     numbers = [*layout.bounds, *(layout.mpp or ()), *(() if layout.magnification is None else (layout.magnification,))]
     texts = (layout.vendor, layout.mpp_source, layout.why_no_mpp, layout.damage, *layout.problems)
     sizes = [(level.width, level.height, level.tile_width, level.tile_height) for level in layout.levels]
     rasters = (*layout.rasters, *layout.associated.values())
     sizes += [(raster.width, raster.height, raster.tile_width, raster.tile_height) for raster in rasters]
     if not all(type(side) is int and side > 0 for size in sizes for side in size):
-        raise ValueError("sizes that are no sizes")
+        raise ValueError("sizes that are not positive integers")
     for raster in rasters:
         jpeg.tables_end_blocks_with_zeros(raster.encoding.tables)  # raises for damaged ones
         if raster.tile_width * raster.tile_height > MAX_PIXELS or not _is_known(raster.encoding):
@@ -191,9 +191,9 @@ def _check(layout: Layout) -> None:
             if places.dtype != np.int64 or places.shape != (needed,) or places.min() < 0:
                 raise ValueError("a list of tiles of another length")
     if not all(isinstance(one, int | float) and isfinite(one) for one in numbers) or len(layout.bounds) != 4:
-        raise ValueError("bounds or a scale that are no numbers")
+        raise ValueError("bounds or a scale that are not finite numbers")
     if not all(isinstance(text, str) for text in texts) or (layout.mpp and len(layout.mpp) != 2):
-        raise ValueError("words that are no texts")
+        raise ValueError("names that are not text, or a scale that is not a pair")
     is_native = layout.reader == "native" and layout.levels == levels_of(layout.rasters)
     if not is_native and (layout.reader != "openslide" or layout.rasters or not layout.levels):
         raise ValueError("levels that are not those of its images")

@@ -132,12 +132,12 @@ def check_scan(stream: bytes | bytearray, header: Header) -> None:
 
 
 def check_num_scans(stream: bytes | bytearray, start: int = 0, streams: int = 1) -> None:
-    """Raise ValueError if decoding may take without end.
+    """Raise ValueError for so many scans that decoding may take hours.
 
     Args:
-        stream: one JPEG stream, or a file that holds several.
-        start: where its first scan begins; 0 looks for it, because a thumbnail in the header has scans of its own.
-        streams: how many it may hold.
+        stream: one JPEG stream, or a file that contains several.
+        start: where the first scan begins; 0 looks for it, because a thumbnail in the header has scans of its own.
+        streams: the most streams that the file may contain.
     """
     if not start:
         with suppress(ValueError):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """First bytes of TIFF and BigTIFF, little and big endian."""
 _MAX_PAGES = 10_000
-_DECLARATIONS = ("<!DOCTYPE", "<!ENTITY")  # a few lines of entities can fill the memory, and name other files
+_DECLARATIONS = ("<!DOCTYPE", "<!ENTITY")  # a few lines of entities can fill the memory or read other files
 
 
 class NotHereError(Exception):
@@ -113,13 +113,13 @@ def _scan(path: Path, file: TiffFile, max_pixels: int) -> Layout:
 
 
 def _is_longer(file: TiffFile, most: int) -> bool:
-    """Whether the chain of pages has more than `most`; tifffile takes minutes to find that."""
+    """Whether the file has more than `most` pages. Counted here, because tifffile takes minutes for so many."""
     handle, tiff = file.filehandle, file.tiff
 
     def number(at: int, form: str, size: int) -> int:
         handle.seek(at)
-        held = handle.read(size)
-        return struct.unpack(form, held)[0] if len(held) == size else 0
+        data = handle.read(size)
+        return struct.unpack(form, data)[0] if len(data) == size else 0
 
     seen: set[int] = set()
     page = number(8 if tiff.is_bigtiff else 4, tiff.offsetformat, tiff.offsetsize)

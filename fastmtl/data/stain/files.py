@@ -36,7 +36,7 @@ def read_arrays(path: str | os.PathLike[str], kind: str) -> dict[str, np.ndarray
     try:
         with BytesIO(read_whole(Path(path), _MAX_BYTES)) as raw, np.load(raw, allow_pickle=False) as file:
             if sum(entry.file_size for entry in file.zip.infolist()) > _MAX_BYTES:
-                raise ValueError("unpacks to more than a stain file holds")
+                raise ValueError(f"unpacks to more than {_MAX_BYTES:,} bytes")
             arrays = {name: file[name] for name in file.files}
         version, found = int(arrays["format"]), str(arrays["kind"])
     except FileNotFoundError:
