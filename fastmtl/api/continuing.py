@@ -71,6 +71,8 @@ def by_folder(out: Path, root: Path | None, values: Mapping[str, Any]) -> Start:
         RunError: `out` is not a run, or a value cannot change.
         ConfigError: an unknown key, or an invalid value.
     """
+    if not out.exists():
+        raise RunError(f"there is no run {out} to continue; start it with: fastmtl train RECIPE --out {out}.")
     stored = RunFolder(out).recipe()
     recipe = changed(stored, values)
     _check_may_change(out, differences(stored, recipe))
