@@ -58,7 +58,7 @@ def by_recipe(out: Path, recipe: Recipe, root: Path | None, split_file: Path | N
     run = RunFolder(out)
     stored = run.recipe()
     given = differences(_first_recipe(stored, run.resumes()), recipe)
-    _check_may_change(out, given)
+    _check_may_change(out, given, "" if recipe.name == stored.name else f"of recipe {stored.name!r} ")
     if split_file is not None:
         _check_split(out, split_file, drawn=bool(stored.data.max_tiles))
     return _continuation(out, changed(stored, _nested({key: now for key, (_, now) in given.items()})), root)
@@ -148,12 +148,12 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _check_may_change(out: Path, given: Changes) -> None:
+def _check_may_change(out: Path, given: Changes, of_recipe: str = "") -> None:
     for key, (before, now) in given.items():
         if not matches(key, MAY_CHANGE):
             raise RunError(
-                f"{out} contains a run with {key} = {before!r}, and now it is {now!r}; choose another --out to train "
-                f"with other values. Only these may change in a run: {', '.join(MAY_CHANGE)}."
+                f"{out} contains a run {of_recipe}with {key} = {before!r}, and now it is {now!r}; choose another --out "
+                f"to train with other values. Only these may change in a run: {', '.join(MAY_CHANGE)}."
             )
 
 
