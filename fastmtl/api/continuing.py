@@ -56,7 +56,7 @@ def by_recipe(out: Path, recipe: Recipe, root: Path | None, split_file: Path | N
         return Start(recipe, root, split_file)
     stored = run.recipe()
     given = differences(_first_recipe(stored, run.resumes()), recipe)
-    _check_may_change(out, given)
+    _check_may_change(out, given, "" if recipe.name == stored.name else f"of recipe {stored.name!r} ")
     if split_file is not None:
         _check_split(out, split_file, drawn=bool(stored.data.max_tiles))
     return _continuation(out, changed(stored, _nested({key: now for key, (_, now) in given.items()})), root)
@@ -69,6 +69,8 @@ def by_folder(out: Path, root: Path | None, values: Mapping[str, Any]) -> Start:
         RunError: `out` is not a run, or a value cannot change.
         ConfigError: an unknown key, or an invalid value.
     """
+    if not out.exists():
+        raise RunError(f"there is no run {out} to continue; start it with: fastmtl train RECIPE --out {out}.")
     stored = RunFolder(out).recipe()
     recipe = changed(stored, values)
     _check_may_change(out, differences(stored, recipe))
@@ -119,12 +121,12 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _check_may_change(out: Path, given: Changes) -> None:
+def _check_may_change(out: Path, given: Changes, of_recipe: str = "") -> None:
     for key, (before, now) in given.items():
         if not matches(key, MAY_CHANGE):
             raise RunError(
-                f"{out} contains a run with {key} = {before!r}, and now it is {now!r}; choose another --out to train "
-                f"with other values. Only these may change in a run: {', '.join(MAY_CHANGE)}."
+                f"{out} contains a run {of_recipe}with {key} = {before!r}, and now it is {now!r}; choose another --out "
+                f"to train with other values. Only these may change in a run: {', '.join(MAY_CHANGE)}."
             )
 
 

@@ -113,7 +113,10 @@ def load_model(directory: Path, model: torch.nn.Module, device: torch.device | s
     Raises:
         CheckpointError: as `load`, or the weights do not fit the network.
     """
-    state = load(directory, device)
+    try:
+        state = load(directory, device)
+    except DamagedCheckpoint as error:
+        raise DamagedCheckpoint(f"{error} Move this folder away to use the checkpoint before it.") from error
     average = state.get("average")
     sound = average is None or (isinstance(average, dict) and isinstance(average.get("n_averaged"), Tensor))
     weights = (averaged_weights(average) if sound else None) or state.get("model")

@@ -117,8 +117,8 @@ def test_wrong_usage_exits_with_2(wrong):
     [
         ([], "--resume continues a run: fastmtl train --resume --out RUN."),
         (["--out", "RUN", "--scale", "tiny"], "continues RUN with its own recipe and split; remove --scale."),
-        (["--out", "RUN", "--data", "x"], "RUN is not a run folder"),
-        (["demo", "--out", "RUN"], "RUN is not a run folder"),
+        (["--out", "RUN", "--data", "x"], "there is no run RUN to continue; start it with: fastmtl train RECIPE"),
+        (["demo", "--out", "RUN"], "there is no run RUN to continue"),
     ],
 )
 def test_resume_takes_a_run_alone(arguments, message, capsys):

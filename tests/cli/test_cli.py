@@ -269,7 +269,11 @@ def test_damaged_run_folders_get_one_line(run, tiles, tmp_path, capsys):
         ("run.json", "{}", "run.json is damaged: it has no 'data'"),
         ("run.json", "", "run.json is damaged"),
         ("BEST", '{"sha256": [], "format": 1}', "names None as the best checkpoint"),
-        ("BEST", '{"sha256": [], "format": 1, "best": "step-00000004-2"}', "is damaged"),
+        (
+            "BEST",
+            '{"sha256": [], "format": 1, "best": "step-00000004-2"}',
+            "Move this folder away to use the checkpoint",
+        ),
         ("BEST", "[]", "unreadable manifest"),
     ):
         shutil.rmtree(tmp_path / "r", ignore_errors=True)

@@ -180,6 +180,11 @@ def test_another_recipe_is_named_by_its_key_and_both_values(given, message, whol
     assert f"contains a run with {message}" in capsys.readouterr().err
 
 
+def test_a_recipe_of_another_name_is_told_the_runs(whole, tiles, capsys):
+    assert main(["train", "ebhi_joint_unet", "--data", str(tiles), "--out", str(whole)]) == 1
+    assert "contains a run of recipe 'demo' with " in capsys.readouterr().err
+
+
 def test_another_split_is_named(whole, tiles, tmp_path, capsys):
     split = tmp_path / "split.json"
     held_out = json.loads((whole / "split.json").read_text())["validation_patients"]

@@ -85,7 +85,7 @@ def usable_tiles(
     lost = len(folder) - len(good)
     if lost and (on_damaged == "raise" or lost > max_damaged * len(folder)):
         advice = (
-            'repair them or pass on_damaged="skip"' if on_damaged == "raise" else "too many to skip: check the disk"
+            'repair them, or set on_damaged = "skip"' if on_damaged == "raise" else "too many to skip: check the disk"
         )
         first = few(list(map(str, problems)), 3, "; ")
         raise DamagedTilesError(f"{lost} of {len(folder)} tiles are damaged ({advice}): {first}", problems)
