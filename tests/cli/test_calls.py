@@ -38,11 +38,11 @@ def calls(monkeypatch):
 
 
 @pytest.mark.long
-def test_a_command_reaches_a_step_in_seven_calls(calls, tmp_path):
+def test_a_command_reaches_a_step_in_eight_calls(calls, tmp_path):
     write_folder(tmp_path / "data", {"a": 4, "b": 4}, size=32)
     run = str(tmp_path / "run")
     assert main(["train", "demo", "--data", str(tmp_path / "data"), "--out", run, *SMALL]) == 75
     assert main(["train", "--resume", "--out", run]) in (0, 75)
-    below = ["_fit", "Stages.fit", "Trainer.fit", "Trainer._train_epoch"]
-    assert calls[0] == ["train", "train", *below], "and Trainer.step is the seventh"
+    below = ["_run", "_fit", "Stages.fit", "Trainer.fit", "Trainer._train_epoch"]
+    assert calls[0] == ["train", "train", *below], "and Trainer.step is the eighth"
     assert calls[-1] == ["train", "resume", *below]
