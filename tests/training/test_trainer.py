@@ -154,7 +154,7 @@ def test_a_nan_loss_is_named_and_no_parameter_takes_the_step(fused):
 
     trainer, loader = _trainer(fused=fused), MemoryLoader()
     loader.spoil = _with_nan
-    with pytest.raises(NonFiniteError, match="loss of task 'mask', 'side' was NaN or infinite"):
+    with pytest.raises(NonFiniteError, match="loss of task 'mask' and of task 'side' was NaN or infinite"):
         trainer.fit(loader)
     assert all(value.isfinite().all() for value in trainer.model.parameters())
 
