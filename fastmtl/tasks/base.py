@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -124,9 +125,9 @@ def check_weights(name: str, **values: Any) -> None:
                 raise ValueError(f"task {name!r}: `{what}` must be 0 or more; got {value!r}.")
 
 
-def is_number(value: Any) -> bool:
-    """Whether an option is an int or a float; true and false are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether an option is a real number, also NumPy's; true and false are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def fraction(name: str, what: str, value: float) -> float:
