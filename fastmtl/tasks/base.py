@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 import torch
@@ -125,8 +126,8 @@ def check_weights(name: str, **values: Any) -> None:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether an option is an int or a float; true and false are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether an option is a real number, also NumPy's; true and false are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def fraction(name: str, what: str, value: float) -> float:

@@ -132,7 +132,8 @@ def test_patients_of_a_recipe_and_of_a_published_layout(tmp_path: Path):
     assert folder.patients_from == 'file name (before the first "-")'
     alone = data.with_groups(folder, "tile")
     assert alone.patients_from == "group_by tile"
-    assert data.summary_lines(alone)[0] == "patients: unknown; each of the 4 tiles is its own (group_by tile)"
+    line = data.summary_lines(alone)[0]
+    assert line == "patients: not kept together; each of the 4 tiles is a group of its own (group_by tile)"
 
 
 @pytest.mark.parametrize(

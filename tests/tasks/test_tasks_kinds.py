@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -158,6 +159,10 @@ def test_a_box_in_pixels():
 def test_an_option_that_is_no_number(kind: str, option: str, wrong: object):
     with pytest.raises(ValueError, match=f"task 'it': `{option}` must be .*; got {wrong!r}"):
         tasks.create_task(kind, "it", 0, class_names=["a", "b"], **{option: wrong})
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert tasks.create_task("regression", "it", 0, std=np.float32(2), mean=np.int64(1)).std == 2
 
 
 def test_universal_segmentation_leaves_unlabelled_samples_out():

@@ -82,7 +82,7 @@ def summary_lines(dataset: Dataset) -> list[str]:
     ways = patients_found(dataset)
     found_by = ", ".join(f"{way} ({found['patients']})" if len(ways) > 1 else way for way, found in ways.items())
     if dataset.patients_from == "group_by tile":
-        lines = [f"patients: unknown; each of the {len(sizes)} tiles is its own (group_by tile)"]
+        lines = [f"patients: not kept together; each of the {len(sizes)} tiles is a group of its own (group_by tile)"]
     else:
         lines = [f"patients: {len(sizes)}, found by {found_by}; {each} each"]
     for column, classes in class_counts(dataset).items():
