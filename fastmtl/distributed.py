@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .heartbeat import Heartbeat
+from .rank_store import open_store
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -79,8 +80,8 @@ class World:
                 raise
             if self._heartbeat is None:
                 raise LostRank(
-                    f"not all of the {self.size} ranks have started within {timeout:g} s ({_first_line(error)}); see "
-                    "the errors of the others."
+                    f"the {self.size} ranks could not connect, for which they have {timeout:g} s "
+                    f"({_first_line(error)}); see the errors of the others."
                 ) from error
             raise LostRank(f"{self._heartbeat.find_lost(timeout)}.") from error
         finally:
@@ -88,8 +89,10 @@ class World:
 
     def _connect(self, device: torch.device, timeout: float) -> None:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        self._heartbeat = Heartbeat(self.rank, self.size)
+        store, host, port = open_store(self.rank, self.size, timeout)
+        wait = timedelta(seconds=timeout)
+        dist.init_process_group(backend, timeout=wait, store=store, rank=self.rank, world_size=self.size)
+        self._heartbeat = Heartbeat(self.rank, self.size, host, port)
 
     def _leave(self, error: BaseException) -> None:
         if self._heartbeat is not None:

@@ -6,7 +6,6 @@ ended. A rank that does anything but wait for others hangs: it is the one that t
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -31,15 +30,15 @@ class Heartbeat:
     """This rank's beat, from a thread that starts now.
 
     Args:
-        rank: of this process, which is `torchrun`'s or started with its environment variables.
+        rank: of this process.
         size: number of ranks.
+        host, port: of the ranks' store.
     """
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, size: int, host: str, port: int) -> None:
         self._rank, self._size, self._ended = rank, size, threading.Event()
         # A connection of its own: on torch's connection the beat would wait for torch's calls.
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        server = TCPStore(address, port, timeout=timedelta(seconds=_STORE_SECONDS))
+        server = TCPStore(host, port, timeout=timedelta(seconds=_STORE_SECONDS))
         self._store = PrefixStore("fastmtl", server)
         self._main = threading.main_thread().ident or 0
         self._beat(0)
