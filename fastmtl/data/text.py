@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..utils.whole_files import read_whole
+from ..utils.limited_reads import read_whole
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..training.run_dir import RunError, RunFolder, read_lines
 from ..utils.json_toml import JsonObject, parse_toml, read_json
+from ..utils.limited_reads import MAX_TOML, read_whole
 from ..utils.metric_directions import direction_of
-from ..utils.whole_files import MAX_TOML, read_whole
 
 # The errors of code that reads JSON with an unexpected structure.
 UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

@@ -6,7 +6,7 @@ import base64
 from html import escape
 from pathlib import PurePosixPath
 
-from ..utils.whole_files import read_whole
+from ..utils.limited_reads import read_whole
 from .past_run import PastRun
 
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}

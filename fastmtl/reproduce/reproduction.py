@@ -11,6 +11,7 @@ from rich.console import Console
 from .. import api
 from ..builders import datasets
 from ..config import ConfigError, Recipe
+from ..config.resuming import differences
 from ..training.errors import Interrupted
 from ..training.file_lock import locked
 from ..training.progress import plain
@@ -18,7 +19,7 @@ from ..training.run_dir import RunError, RunFolder
 from ..utils.json_toml import read_json
 from ..utils.suggestions import nearest
 from ..utils.words import counted
-from .plan import Result, Row, RunKey, plan, rows_of, settings_of
+from .plan import Result, Row, RunKey, plan, rows_of
 from .tables import write_tables
 
 _LOOKS = (
@@ -142,15 +143,12 @@ def _check_data(row: Row, root: Path, folds: int) -> None:
 def _check_kept(recipe: Recipe, root: Path, folder: Path) -> None:
     """Raise ConfigError if `folder` is a run with other settings or data."""
     run = RunFolder(folder)
-    if not RunFolder(folder).exists:
+    if not run.exists:
         return
-    before, after = (_of_training(one) for one in (run.recipe(), recipe))
-    for key in dict.fromkeys([*before, *after]):
-        follows_weights = key in ("data.mean", "data.std") and not after[key]  # the run has what it followed
-        if before.get(key) != after.get(key) and not follows_weights:
+    for key, (before, now) in differences(run.recipe(), recipe).items():
+        if key not in _LOOKS:
             raise ConfigError(
-                f"{folder} is a run with {key} = {before.get(key)!r}, and now it is {after.get(key)!r}; choose another "
-                "--out, or remove it."
+                f"{folder} is a run with {key} = {before!r}, and now it is {now!r}; choose another --out, or remove it."
             )
     data = run.extra()["data"]
     if Path(data) != root.resolve():
@@ -179,11 +177,6 @@ def _others(
             except (ConfigError, RunError):  # other settings or damage: reported when the row is requested
                 continue
     return found
-
-
-def _of_training(recipe: Recipe) -> dict[str, object]:
-    """The settings that decide a run's result, as dotted keys."""
-    return {key: value for key, value in settings_of(recipe).items() if key not in _LOOKS}
 
 
 def _keep(result: Result, key: RunKey, folder: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .whole_files import MAX_JSON, MAX_TOML, read_whole
+from .limited_reads import MAX_JSON, MAX_TOML, read_whole
 
 JsonObject = dict[str, Any]
 JsonMapping = Mapping[str, Any]

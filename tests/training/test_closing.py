@@ -15,7 +15,7 @@ from helpers.tiles import make_loader, write_folder
 from fastmtl import data
 from fastmtl.prediction.slides import predict_slides
 from fastmtl.tasks import create_task
-from fastmtl.utils import whole_files
+from fastmtl.utils import limited_reads
 
 
 def _open():
@@ -130,7 +130,7 @@ def test_what_the_machine_lacks_is_no_damage_of_a_tile(folder, monkeypatch, lack
     def fail(*_):
         raise lacking
 
-    monkeypatch.setattr(whole_files, "_at_once", fail)
+    monkeypatch.setattr(limited_reads, "_at_once", fail)
     with pytest.raises(type(lacking)):
         data.check_tiles(folder.tiles)
     with make_loader(folder.tiles, max_damaged=0.9) as loader, pytest.raises(type(lacking)):

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import reason_of
+from ...utils.limited_reads import read_whole
 from ...utils.optional_imports import require
-from ...utils.whole_files import read_whole
 from ..dataset import ImageSource, Region
 from ..identifiers import near_file
 from ..sizes import MAX_PIXELS, check_pixels

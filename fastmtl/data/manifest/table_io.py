@@ -13,8 +13,8 @@ from typing import Any
 
 from ...errors import reason_of
 from ...utils.atomic_io import replacing
+from ...utils.limited_reads import MAX_BYTES
 from ...utils.optional_imports import require
-from ...utils.whole_files import MAX_BYTES
 from ..identifiers import strip_invisible
 from ..text import read_text
 

@@ -13,7 +13,7 @@ import torch
 from ...errors import UserError
 from ...ops.stain.fit import Stains
 from ...utils.atomic_io import replacing
-from ...utils.whole_files import read_whole
+from ...utils.limited_reads import read_whole
 
 FORMAT = 1
 _MAX_BYTES = 2**28  # unpacked: zip files of zeros unpack to a thousand times their size
