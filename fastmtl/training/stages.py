@@ -6,7 +6,7 @@ Each stage has its own trainer; epochs and steps are counted over all stages.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,13 +16,14 @@ from rich.console import Console
 from torch import nn
 
 from ..builders import components, optimizers
-from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig, optimizer_of, stages_of
+from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig
 from ..distributed import World
 from ..protocols import Loader, Observer, Task
 from . import checkpoint
 from .checkpoint_store import newest_sound
 from .lr_finder import find_lr
 from .lr_schedule import Schedule
+from .stage_order import StageOrder
 from .state_checks import StateDict
 from .trainer import Trainer
 from .weight_averaging import WeightAverage
@@ -60,11 +61,12 @@ class Stages:
         world: World | None = None,
         console: Console | None = None,
     ) -> None:
-        self.recipe, self.tasks, self.device = recipe, list(tasks), device
+        self.recipe, self.device = recipe, device
         self.model = cast("MultiTaskModel", model)  # or any model, of a recipe without stages
         self.folder, self.observers, self.world = folder, list(observers), world or World()
         self.console = console or Console(quiet=True)
-        self.stages = stages_of(recipe)
+        self.order = StageOrder(recipe, tasks)
+        self.stages = self.order.stages
         self.trainer: Trainer | None = None
         self._number = 0
         self._stopping = False
@@ -81,15 +83,15 @@ class Stages:
         self.leave()
 
     def _check_stage(self, number: int) -> None:
-        stage, config = self.stages[number], self._optimizer(number)
+        stage, config = self.stages[number], self.order.optimizer(number)
         where = f"recipe {self.recipe.name}: stages.{stage.name}"
         try:
             self._prepare(number)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
         if self.recipe.stages:
-            self._check_learns(stage)
-        before = self._optimizer(max(number - 1, 0)).optimizer
+            self._check_learns(number)
+        before = self.order.optimizer(max(number - 1, 0)).optimizer
         if stage.keep_optimizer and config.optimizer != before:
             raise ConfigError(f"{where} keeps the optimizer, which was {before}, and asks for {config.optimizer}.")
         balancer = components.build_balancer(self.recipe, stage, self.model)
@@ -126,7 +128,7 @@ class Stages:
         if name not in names:
             raise ConfigError(f"{path} is of stage {name!r}, and the recipe has {', '.join(names)}.")
         self._number = names.index(name)
-        self.trainer = self._make(self._number, len(train), self._optimizer(self._number))
+        self.trainer = self._make(self._number, len(train), self.order.optimizer(self._number))
         own = [dict(group) for group in self.trainer.optimizer.param_groups]
         self.trainer.resume(path, train, state)
         if rebased:
@@ -169,9 +171,9 @@ class Stages:
         if stage.start == "best":
             self.world.broadcast(None)  # a barrier: rank 0 has written the checkpoint, which `Trainer.fit` waits for
             checkpoint.load_model(self.folder / "best", self.model, self.device)
-        config = self._optimizer(number)
+        config = self.order.optimizer(number)
         self.trainer = self._make(number, len(train), config, before)
-        if config.find_lr and not self._goes_on(number):
+        if config.find_lr and not self.order.keeps_schedule(number):
             found = find_lr(self.trainer, train)
             self.console.print(f"learning rate found: {found:.2g}, where the loss falls fastest")
             self.trainer = self._make(number, len(train), replace(config, lr=found), before)
@@ -194,7 +196,7 @@ class Stages:
         first = self.world.rank == 0
         trainer = Trainer(
             self.model,
-            self._tasks(stage),
+            self.order.tasks(number),
             balancer,
             optimizer,
             replace(training, epochs=stage.epochs),
@@ -203,7 +205,7 @@ class Stages:
             scheduler=Schedule(
                 optimizer,
                 config,
-                self._epochs_of_schedule(number) * num_batches,
+                self.order.epochs_of_schedule(number) * num_batches,
                 "min" if training.monitor == "loss" else "max",
             ),
             average=average,
@@ -231,7 +233,7 @@ class Stages:
 
     def _carry(self, number: int, before: Trainer, after: Trainer) -> None:
         pairs = {parameter: parameter for parameter in before.optimizer.state}
-        if self._same(number, lambda n: (self._balancer(n), self._names(n))):
+        if self.order.keeps_balancer(number):
             after.balancer.load_state_dict(before.balancer.state_dict())
             pairs |= dict(zip(after.balancer.parameters(), before.balancer.parameters(), strict=True))
         for group in after.optimizer.param_groups:
@@ -239,55 +241,25 @@ class Stages:
                 old = pairs.get(parameter)
                 if old is not None and old in before.optimizer.state:
                     after.optimizer.state[parameter] = copy.deepcopy(before.optimizer.state[old])
-        if self._goes_on(number):
+        if self.order.keeps_schedule(number):
             after.scheduler.load_state_dict(before.scheduler.state_dict())
         if after.scaler is not None and before.scaler is not None:
             after.scaler.load_state_dict(before.scaler.state_dict())
-
-    def _goes_on(self, number: int) -> bool:
-        """Whether this stage continues the schedule of the stage before."""
-        # With other tasks the score is another mean: the plateau would take a lower one for no progress.
-        return self.stages[number].keep_optimizer and self._same(number, lambda n: (self._optimizer(n), self._names(n)))
-
-    def _same(self, number: int, what: Callable[[int], Any]) -> bool:
-        return number > 0 and what(number) == what(number - 1)
-
-    def _epochs_of_schedule(self, number: int) -> int:
-        """Epochs of all stages that share this one's schedule."""
-        first = number
-        while self._goes_on(first):
-            first -= 1
-        last = number
-        while last + 1 < len(self.stages) and self._goes_on(last + 1):
-            last += 1
-        return sum(stage.epochs for stage in self.stages[first : last + 1])
-
-    def _optimizer(self, number: int) -> OptimizerConfig:
-        return optimizer_of(self.recipe, self.stages[number])
-
-    def _balancer(self, number: int) -> dict[str, Any]:
-        return self.stages[number].balancer or self.recipe.balancer
-
-    def _tasks(self, stage: StageConfig) -> list[Task]:
-        return [task for task in self.tasks if task.name in stage.tasks or not stage.tasks]
-
-    def _names(self, number: int) -> list[str]:
-        return [task.name for task in self._tasks(self.stages[number])]
 
     def _describe(self, number: int) -> str:
         stage = self.stages[number]
         assert self.trainer is not None
         first = self.trainer.first_epoch + 1
         said = f"stage {number + 1}/{len(self.stages)}, {stage.name}: epochs {first} to {first + stage.epochs - 1}"
-        said += f", tasks {', '.join(self._names(number))}"
+        said += f", tasks {', '.join(self.order.names(number))}"
         return said + f", frozen {', '.join(stage.freeze)}" * bool(stage.freeze)
 
-    def _check_learns(self, stage: StageConfig) -> None:
+    def _check_learns(self, number: int) -> None:
         """Check by a forward pass of two empty images that each task's output depends on a trainable parameter."""
-        training = self.model.training
-        outputs = self.model.eval()(components.empty_batch(self.recipe, 2, len(self.tasks), self.device))
+        stage, training = self.stages[number], self.model.training
+        outputs = self.model.eval()(components.empty_batch(self.recipe, 2, len(self.order.all_tasks), self.device))
         self.model.train(training)
-        for task in self._tasks(stage):
+        for task in self.order.tasks(number):
             output = outputs[task.name]
             parts = [output] if isinstance(output, torch.Tensor) else output
             if not any(one.requires_grad for one in parts if isinstance(one, torch.Tensor)):
