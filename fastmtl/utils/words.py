@@ -24,6 +24,15 @@ def named(name: str) -> str:
     return repr(name) if name[-1:].isdigit() else name
 
 
+def printable(name: str) -> str:
+    """A name from a file as it is written in a message: quoted if it would break the line or hide a character.
+
+    >>> printable("age (years)"), printable("age\\n(years)")
+    ('age (years)', "'age\\\\n(years)'")
+    """
+    return name if name.isprintable() else repr(name)
+
+
 def few(items: Sequence[str], most: int, mark: str = ", ") -> str:
     """The first `most` items and the number of others.
 

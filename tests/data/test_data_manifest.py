@@ -113,6 +113,7 @@ def test_ways_of_writing_a_table(folder: Path, text: str):
         ("image,label,label\na,b,c\n", "two columns named 'label'"),
         ("image,\ntiles/0.png,a\n", "column 2 has no name"),
         ("picture,label\ntiles/0.png,a\n", "neither a column image nor a column slide; its columns are picture, label"),
+        ("file\x0cname,age\ntiles/0.png,50\n", r"its columns are 'file\\x0cname', age;"),
         ("file name,age\ntiles/0.png,50\n", "its columns are file name, age; rename the one of files"),
         ("imag,label\ntiles/0.png,a\n", "is 'imag' meant"),
         ("image,Patients\ntiles/0.png,a\n", "unknown column 'Patients'; if 'patient' is meant, rename it"),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...utils.json_toml import parse_json
+from ...utils.words import printable
 from ..text import read_text
 
 _PASSED_OVER = ("Point", "MultiPoint", "LineString", "MultiLineString")
@@ -241,4 +242,4 @@ def _short(value: object) -> str:
 
 
 def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return ", ".join(f"{count} {printable(name)}" for name, count in sorted(counts.items()))

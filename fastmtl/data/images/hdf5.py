@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import reason_of
 from ...utils.optional_imports import require
+from ...utils.words import printable
 
 _MAX_CHUNK = 2**28  # bytes; a chunk is read as a whole, even for a part of it
 _SHOWN = 20  # names of arrays in a message
@@ -50,7 +51,7 @@ def _find(content: Any, key: str, file: Path, h5py: Any) -> Any:
             raise ValueError(f"{file}: {key} is a link to {link.path!r}; name what it points to")
         here = None if link is None else here[name]
     if not isinstance(here, h5py.Dataset):
-        names = ", ".join(islice(content, _SHOWN)) + ", ..." * (len(content) > _SHOWN)
+        names = ", ".join(map(printable, islice(content, _SHOWN))) + ", ..." * (len(content) > _SHOWN)
         raise ValueError(f"{file} has no array {key!r}; it has {names or 'none'}")
     return here
 

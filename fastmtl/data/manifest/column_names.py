@@ -23,7 +23,7 @@ def check_names(table: TextTable, names: Sequence[str], declared: Collection[str
     path = table.path
     if "image" not in names and "slide" not in names:
         near = next((name for name in names if _is_slip(name, "image") or _is_slip(name, "slide")), None)
-        hint = f"is {near!r} meant?" if near else f"its columns are {', '.join(table.names)}"
+        hint = f"is {near!r} meant?" if near else f"its columns are {table.listed_names}"
         raise ValueError(f"{path} has neither a column image nor a column slide; {hint}; rename the one of files")
     twice = [name for at, name in enumerate(names) if name in names[:at]]
     if twice:

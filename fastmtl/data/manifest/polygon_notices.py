@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...utils.optional_imports import require
-from ...utils.words import few
+from ...utils.words import few, printable
 from ..dataset import Problem, Region, Tile, maps_of
 from ..images.geojson import PolygonSet, read_polygons
 from ..images.pictures import file_of
@@ -67,7 +67,7 @@ def _drawn(tiles: Sequence[Tile]) -> list[tuple[Polygons, Path | Region]]:
 def _of_several_classes(found: PolygonSet, classes: Sequence[str]) -> Iterator[str]:
     names = sorted(set(found.names))
     if len(names) > 1 and not classes:
-        shown = few([name or "(none)" for name in names], 5)
+        shown = few([printable(name) or "(none)" for name in names], 5)
         yield f"polygons of {len(names)} classes ({shown}) are drawn as one; data.polygon_classes separates them"
 
 

@@ -15,6 +15,7 @@ from ...errors import reason_of
 from ...utils.atomic_io import replacing
 from ...utils.limited_reads import MAX_BYTES
 from ...utils.optional_imports import require
+from ...utils.words import few, printable
 from ..identifiers import strip_invisible
 from ..text import read_text
 
@@ -24,6 +25,7 @@ _DELIMITERS = ",;\t"
 _DELIMITER_LINE = re.compile(r'"?sep=(.)"?')  # Excel writes it before the first line
 _LONGEST_CELL = 2**31 - 1  # characters; run-length codes exceed the 131,072 that Python allows by default
 _MAX_COLUMNS = 10_000
+_SHOWN = 20  # columns in a message
 _MAX_DELIMITERS = 2**20  # in a line, also inside quotes
 _MAX_CELLS = 2**25  # of a Parquet file, which may repeat a cell a million times in a few bytes
 
@@ -45,6 +47,11 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
     blanks: Mapping[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+
+    @property
+    def listed_names(self) -> str:
+        """The names of the columns, for messages."""
+        return few([*map(printable, self.names)], _SHOWN)
 
     def written(self, name: str) -> dict[str, tuple[str, int]]:
         """The cells of a column that are not empty: cell as written -> (cell as read, how often)."""

@@ -26,7 +26,7 @@ def read_known_table(path: Path, columns: Sequence[str], layout: str) -> Iterato
     table = read_table(require_path(path, layout))
     missing = [name for name in columns if name not in table.names]
     if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.names)}; expected {layout}")
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {table.listed_names}; expected {layout}")
     return _rows(table)
 
 
