@@ -15,12 +15,14 @@ from ..builders import components, datasets, pretrained, stains
 from ..config import Recipe, list_recipes
 from ..distributed import World
 from ..training.checkpoint_names import history
+from ..training.disk_policy import DiskError, DiskPolicy, disk_reason
 from ..training.errors import NonFiniteError
 from ..training.file_lock import locked
 from ..training.profiling import ProfiledLoader
 from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages
+from ..utils.words import counted
 from . import continuing, notices, rank_facts, scoring
 from .job import Job, assemble, say
 from .runs import report
@@ -146,7 +148,8 @@ def _assembled(
         out, start, trained = world.broadcast((out, start, bool(history(RunFolder(out).checkpoints))))
         signals.out = out
         job = assemble(start, out, device, world, trained=trained, console=console)
-        run, splits = RunFolder(job.out), job.splits
+        disk = DiskPolicy(recipe.training.on_disk_error, console.print)
+        run, splits = RunFolder(job.out, disk), job.splits
         progress = ProgressLine(recipe.training.epochs, console, "inner share" if splits.inner.tiles else "held out")
         observers = [run, progress, notices.ScoreWatch(job.tasks, console, splits.watching_name)]
         with job.training_batches() as batches, job.read(splits.watching, world) as validation:
@@ -159,6 +162,7 @@ def _assembled(
                 observers=observers,
                 world=world,
                 console=console,
+                disk=disk,
             )
             stages.check()
             if not trained:
@@ -171,12 +175,10 @@ def _assembled(
                 with signals.asking(stages.stop):
                     _begin(job, run, stages, batches, start, trained=trained)
                     yield job, stages, batches, validation
+                job.notices.extend(disk.notices())
             finally:
                 progress.close()
-                run.close()
-                if found := run.write_quarantine(batches.quarantine, world.rank):
-                    count = len(batches.quarantine)
-                    console.print(f"note: {count} damaged tiles were set aside in training: {found}")
+                _write_quarantine(run, batches, world.rank, console)
 
 
 def _lock(out: Path, locks: ExitStack) -> None:
@@ -220,11 +222,34 @@ def _begin(
         stages.begin(batches)
 
 
+def _write_quarantine(run: RunFolder, batches: data.TileLoader, rank: int, console: Console) -> None:
+    """Also after an error, which matters more than a failure to write this."""
+    damaged = f"{counted(len(batches.quarantine), 'damaged tile')} set aside in training"
+    try:
+        if found := run.write_quarantine(batches.quarantine, rank):
+            console.print(f"note: {damaged}: {found}")
+    except OSError as error:
+        console.print(f"note: {damaged}; the list of them cannot be written ({error})")
+
+
 def _score_and_report(job: Job) -> dict[str, Any]:
-    """Write summary.json and report.html and return the summary; {} on all ranks except the first."""
+    """Write summary.json and report.html and return the summary; {} on all ranks except the first.
+
+    Raises:
+        DiskError: a file cannot be written.
+    """
     if job.world.rank:
         return {}
-    summary = scoring.score_training(job)
-    for problem in report([job.out]):
-        job.console.print(f"report: {problem}")
+    try:
+        summary = scoring.score_training(job)
+        for problem in report([job.out]):
+            job.console.print(f"report: {problem}")
+    except Exception as error:
+        if not (reason := disk_reason(error)):
+            raise
+        path = getattr(error, "filename", None) or job.out
+        raise DiskError(
+            f"{path} cannot be written ({reason}). The training is complete: free space, or make the folder writable, "
+            f"and write the scores and the report with fastmtl train --resume --out {job.out}."
+        ) from error
     return summary

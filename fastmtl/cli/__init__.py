@@ -140,5 +140,6 @@ def _fail(message: str, code: int = 1) -> int:
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     rank = os.environ.get("RANK", "0")  # as torchrun sets it
-    print(f"fastmtl: {message}" if rank == "0" else f"fastmtl: rank {rank}: {message}", file=sys.stderr)
+    with suppress(OSError):  # the log is on a full disk: a scheduler still needs the exit code
+        print(f"fastmtl: {message}" if rank == "0" else f"fastmtl: rank {rank}: {message}", file=sys.stderr)
     return code

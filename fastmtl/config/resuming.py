@@ -17,7 +17,7 @@ MAY_CHANGE = (
     *("optimizer.lr", "optimizer.weight_decay", "optimizer.momentum"),
     *("training.epochs", "training.patience", "training.clip_norm", "training.log_every"),
     *("training.gradient_stats_every", "training.checkpoint", "training.tta"),
-    *("training.on_nonfinite", "training.max_skipped", "training.max_restores"),
+    *("training.on_disk_error", "training.on_nonfinite", "training.max_skipped", "training.max_restores"),
     *("training.checkpoint_minutes", "training.checkpoint_steps", "training.keep_checkpoints", "training.rank_timeout"),
     *("data.num_threads", "data.max_damaged", "data.root", "data.index_folder"),
     *("stages.*.epochs", "stages.*.optimizer.lr", "stages.*.optimizer.weight_decay"),

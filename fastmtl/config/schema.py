@@ -195,6 +195,9 @@ class TrainingConfig:
     """Steps between checkpoints within an epoch; 0: only by checkpoint_minutes."""
     keep_checkpoints: int = 2
     """Checkpoints to keep, besides the best one: if the newest is damaged, the run resumes from the one before it."""
+    on_disk_error: Literal["stop", "continue"] = "stop"
+    """When a checkpoint or a record cannot be written because the disk is full, read-only or failing: stop, or continue
+    the training and try again at the next save."""
     compile: bool = False
     """Run the network through torch.compile."""
     rank_timeout: float = 300.0

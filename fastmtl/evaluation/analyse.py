@@ -22,6 +22,7 @@ from ..builders import components
 from ..builders.pretrained import normalization_of
 from ..config import Recipe
 from ..protocols import Batch
+from ..training.disk_policy import disk_reason
 from ..training.run_dir import read_lines
 from ..utils.atomic_io import empty_folder, write_whole
 from ..utils.json_toml import JsonMapping, JsonObject
@@ -64,6 +65,8 @@ def analyse(
         try:
             return what()
         except Exception as error:  # a custom model may fail in any analysis; the report works without it
+            if disk_reason(error):
+                raise
             failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
 
     chosen = _chosen(read_lines(folder / "evaluation.jsonl")[0], dataset)

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..utils.atomic_io import sync
 from ..utils.json_toml import read_json
+from ..utils.words import megabytes
 from .checkpoint_names import MANIFEST, located
+from .disk_policy import disk_reason, is_full
 from .errors import CheckpointError as CheckpointError
 from .errors import DamagedCheckpoint
 from .state_checks import StateDict, model_problem
@@ -58,13 +62,25 @@ def write(directory: Path, tree: Any, tensors: dict[str, Tensor], *, best: str) 
     try:
         _write(temporary, tree, tensors, best)
         temporary.rename(directory)
-        _sync(directory.parent)
+        sync(directory.parent)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)  # frees the space on a full disk
-        raise CheckpointError(
-            f"checkpoint {directory} cannot be written ({' '.join(str(error).split())}). Free space, or make the "
-            "folder writable, and continue with fastmtl train --resume."
-        ) from error
+        raise refused(directory, error, tensors) from error
+
+
+def refused(directory: Path, error: Exception, tensors: Mapping[str, Tensor]) -> CheckpointError:
+    """The error for a checkpoint that cannot be written; on a full disk it names the space that is needed and free."""
+    said = disk_reason(error) or " ".join(str(error).split())
+    if is_full(error):
+        with suppress(OSError):
+            needed, free = sum(one.nbytes for one in tensors.values()), shutil.disk_usage(directory.parent).free
+            said += f": it needs {megabytes(needed)}, and {megabytes(free)} are free"
+    found = CheckpointError(
+        f"checkpoint {directory} cannot be written ({said}). Free space, or make the folder writable, and continue "
+        "with fastmtl train --resume."
+    )
+    found.__cause__ = error
+    return found
 
 
 def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
@@ -76,6 +92,26 @@ def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
     """
     from safetensors.torch import load_file
 
+    directory = verified(directory)
+    try:
+        tree = read_json(directory / _STATE)
+        state = _decode(tree, load_file(directory / _TENSORS, device=str(device)))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the same, and safetensors has its own error type
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({said}).") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {directory} has a state that is not a dict.")
+    return state
+
+
+def verified(directory: Path) -> Path:
+    """Where the checkpoint is that `directory` names (`checkpoint_names.located`), after a look at its checksums.
+
+    Raises:
+        DamagedCheckpoint, CheckpointError: see `load`.
+    """
     directory = located(directory)
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoint at {directory}.")
@@ -94,17 +130,7 @@ def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
         path = directory / name
         if not path.is_file() or _digest(path) != sums.get(name):
             raise DamagedCheckpoint(f"checkpoint {directory} is damaged: {name} does not match its checksum.")
-    try:
-        tree = read_json(directory / _STATE)
-        state = _decode(tree, load_file(directory / _TENSORS, device=str(device)))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # the same, and safetensors has its own error type
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CheckpointError(f"checkpoint {directory} has a state that does not decode ({said}).") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {directory} has a state that is not a dict.")
-    return state
+    return directory
 
 
 def load_model(directory: Path, model: torch.nn.Module, device: torch.device | str = "cpu") -> None:
@@ -174,18 +200,10 @@ def _write(folder: Path, tree: Any, tensors: dict[str, Tensor], best: str) -> No
     manifest = {"format": FORMAT, "best": best, "sha256": sums}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for name in (_TENSORS, _STATE, MANIFEST):
-        _sync(folder / name)
-    _sync(folder)
+        sync(folder / name)
+    sync(folder)
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from . import checkpoint
 from .checkpoint_names import best_of, history, next_path
+from .disk_policy import DiskPolicy, is_full
 from .errors import CheckpointError, DamagedCheckpoint
 from .state_checks import StateDict
 
@@ -25,10 +27,19 @@ class CheckpointStore:
     Args:
         folder: created by the first save.
         keep: number of steps whose newest checkpoint is kept, besides the best checkpoint.
+        disk: whether the training continues after a save that failed, and the lines of records that belong on the disk
+            before a checkpoint; None: a failed save raises.
+
+    Attributes:
+        failed: the error of the last save, if the training continues after it.
+        missed_best: whether a save of a best checkpoint failed; whoever reads it sets it to False.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int = 2, disk: DiskPolicy | None = None) -> None:
+        self.folder, self.keep, self.disk = folder, keep, disk or DiskPolicy()
+        self.failed: Exception | None = None
+        self.missed_best = False
+        self._saving = self._saving_best = False
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -47,12 +58,18 @@ class CheckpointStore:
             TypeError: see `checkpoint.encode`.
         """
         self.wait()
+        self._saving, self._saving_best = True, best
         tree, tensors = checkpoint.encode(state)
         path = next_path(self.folder, step)
+        try:
+            lines = self.disk.flush()
+        except OSError as error:
+            self._error = checkpoint.refused(path, error, tensors)
+            return
         if self._best is None:
             saved = history(self.folder)
             self._best = best_of(saved[-1].path) if saved else ""
-        arguments = (path, tree, self._copied(tensors), path.name if best else self._best)
+        arguments = (path, tree, self._copied(tensors), path.name if best else self._best, lines)
         # A daemon: a process that exits at once does not wait for it, and an unfinished checkpoint is ignored.
         self._thread = threading.Thread(target=self._write, args=arguments, name="fastmtl-checkpoint", daemon=True)
         self._thread.start()
@@ -61,13 +78,20 @@ class CheckpointStore:
         """Return when the last save is on the disk.
 
         Raises:
-            CheckpointError: it failed; raised once.
+            CheckpointError: it failed, and the training does not continue without it; raised once.
         """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
+        if not self._saving:
+            return
+        self._saving, error, self._error = False, self._error, None
+        self.failed = error
+        if error is None:
+            self.disk.works_again()
+        elif self.disk.continues_after(error, str(error)):
+            self.missed_best |= self._saving_best
+        else:
             raise error
 
     def _copied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,13 +109,28 @@ class CheckpointStore:
         self._buffers = copies
         return copies
 
-    def _write(self, path: Path, tree: Any, tensors: dict[str, Tensor], best: str) -> None:
+    def _write(self, path: Path, tree: Any, tensors: dict[str, Tensor], best: str, lines: Sequence[Path]) -> None:
         try:
-            checkpoint.write(path, tree, tensors, best=best)
-            self._best = best
+            self.disk.sync(lines)
+            try:
+                checkpoint.write(path, tree, tensors, best=best)
+            except CheckpointError as error:
+                if not is_full(error) or not self._make_room():
+                    raise
+                checkpoint.write(path, tree, tensors, best=best)
+            self._best, self._saving_best = best, False
             prune(self.folder, self.keep)
         except Exception as error:  # `wait` raises it in the training's thread
             self._error = error
+
+    def _make_room(self) -> bool:
+        """Remove what the next checkpoint would replace, if the newest one is sound; returns whether it did."""
+        saved = history(self.folder)
+        if not saved:
+            return False
+        checkpoint.verified(saved[-1].path)
+        prune(self.folder, max(self.keep - 1, 1))
+        return len(history(self.folder)) < len(saved)
 
 
 def prune(folder: Path, keep: int) -> None:

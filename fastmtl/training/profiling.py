@@ -75,8 +75,12 @@ class ProfiledLoader:
             self._profile = None
 
     def _write(self, found: profile) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "trace.json"
-        found.export_chrome_trace(str(path))
         self._done = True
+        path = self._folder / "trace.json"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            found.export_chrome_trace(str(path))
+        except (OSError, RuntimeError) as error:  # the training is worth more
+            self._log(f"no profile: {path} cannot be written ({error})")
+            return
         self._log(f"profile of {_ACTIVE} steps: {path} (open it in https://ui.perfetto.dev)")

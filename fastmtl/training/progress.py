@@ -6,7 +6,7 @@ import copy
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,9 +17,19 @@ from ..utils.words import counted
 
 
 def plain(console: Console) -> Console:
-    """The console without markup and emoji, so that paths and names are printed unchanged."""
+    """The console without markup and emoji, so that paths and names are printed unchanged. A line that cannot be
+    printed, to a file on a full disk or to a terminal that is gone, is dropped: the run folder has the records."""
+
+    def print_unchanged(*objects: Any, **options: Any) -> None:
+        try:
+            console.print(*objects, **{"markup": False, "emoji": False, **options})
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
+
     twin = copy.copy(console)
-    twin.print = partial(console.print, markup=False, emoji=False)  # type: ignore[method-assign]
+    twin.print = print_unchanged  # type: ignore[method-assign]
     return twin
 
 

@@ -22,8 +22,10 @@ import torch
 from .. import __version__
 from ..config import Recipe, as_dict, load_run_recipe
 from ..errors import UserError
-from ..utils.atomic_io import append, write_whole
+from ..utils.atomic_io import truncate, write_whole
 from ..utils.json_toml import JsonMapping, JsonObject, parse_json, read_json
+from .disk_policy import DiskPolicy
+from .tensorboard_events import file_header, new_events_file, scalar_events
 
 
 class RunError(UserError, RuntimeError):
@@ -59,11 +61,16 @@ _SINCE: Mapping[str, Any] = {"classes": {}, "inner_patients": [], "ranks": 1}  #
 
 
 class RunFolder:
-    """Writes a run's files; an observer of the trainer."""
+    """Writes a run's files; an observer of the trainer.
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._board: Any = None
+    Args:
+        path: the folder.
+        disk: what happens if a line of a record cannot be written; None raises.
+    """
+
+    def __init__(self, path: Path, disk: DiskPolicy | None = None):
+        self.path, self.disk = path, disk or DiskPolicy()
+        self._events: Path | None = None
 
     @property
     def exists(self) -> bool:
@@ -123,7 +130,7 @@ class RunFolder:
         among them, drop the records after `epochs` complete epochs and `steps` steps, and the old summary."""
         now = datetime.now().astimezone().isoformat(" ", "seconds")
         record = {"time": now, "epoch": epochs, "step": steps, "ranks": ranks, "fastmtl": __version__}
-        append(self.path / "resumes.jsonl", json.dumps(record | {"changes": dict(changes)}) + "\n")
+        self.disk.append(self.path / "resumes.jsonl", json.dumps(record | {"changes": dict(changes)}) + "\n")
         if "data" in changes:
             write_whole(self.path / "run.json", json.dumps(self.extra() | {"data": root}, indent=1))
         if changes.keys() - {"data"}:
@@ -138,27 +145,35 @@ class RunFolder:
     def trim(self, epochs: int, steps: int) -> None:
         """Drop records after `epochs` complete epochs and `steps` steps: a resumed run writes them again."""
         for file, key, last in (("metrics.jsonl", "epoch", epochs), ("balance.jsonl", "step", steps)):
-            numbered = [(record.get(key), record) for record in read_lines(self.path / file)[0]]
+            path = self.path / file
+            there = path.read_bytes() if path.is_file() else b""
+            numbered = [(record.get(key), record) for record in parse_lines(there + self.disk.take(path), path)[0]]
             kept = [json.dumps(record) + "\n" for at, record in numbered if isinstance(at, int) and at <= last]
-            write_whole(self.path / file, "".join(kept))
+            text = "".join(kept).encode()
+            if not there.startswith(text[: len(there)]):
+                write_whole(path, text.decode())
+            elif len(text) < len(there):
+                truncate(path, len(text))  # works on a full disk, too
+            elif held := text[len(there) :]:
+                self.disk.append(path, held)
 
     def on_step(self, step: int, epoch: int, batch: int, num_batches: int, record: JsonMapping) -> None:
         look = {"step": step, "epoch": epoch + 1, "loss": record["loss"]} | record["balance"]
-        append(self.path / "balance.jsonl", json.dumps(look) + "\n")
-        board = self._tensorboard()
-        for name, value in record["loss"].items():
-            board.add_scalar(f"loss/{name}", value, step)
-        for name, weight in zip(record["loss"], record["balance"].get("weights", []), strict=False):
-            board.add_scalar(f"weight/{name}", weight, step)
+        self.disk.append(self.path / "balance.jsonl", json.dumps(look) + "\n")
+        values = {f"loss/{name}": value for name, value in record["loss"].items()}
+        weights = zip(record["loss"], record["balance"].get("weights", []), strict=False)
+        self._show(values | {f"weight/{name}": weight for name, weight in weights}, step)
 
     def on_epoch(self, record: JsonMapping) -> None:
-        append(self.path / "metrics.jsonl", json.dumps(record) + "\n")
-        board = self._tensorboard()
-        for task, values in record.get("validation", {}).get("tasks", {}).items():
-            for name, value in values.items():
-                if isinstance(value, float):
-                    board.add_scalar(f"validation/{task}/{name}", value, record["epoch"])
-        board.flush()
+        self.disk.append(self.path / "metrics.jsonl", json.dumps(record) + "\n")
+        tasks = record.get("validation", {}).get("tasks", {})
+        values = {
+            f"validation/{task}/{name}": value
+            for task, found in tasks.items()
+            for name, value in found.items()
+            if isinstance(value, float)
+        }
+        self._show(values, record["epoch"])
 
     def on_restore(self, step: int, epoch: int, why: str) -> None:
         """Drop the records after the checkpoint that the training went back to."""
@@ -180,29 +195,28 @@ class RunFolder:
     def write_report(self, html: str) -> None:
         write_whole(self.path / "report.html", html)
 
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-
     def _write_recipe(self, recipe: Recipe) -> None:
         import tomli_w
 
         write_whole(self.path / "config.toml", tomli_w.dumps(as_dict(recipe)))
 
-    def _tensorboard(self) -> Any:
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
-        return self._board
+    def _show(self, values: Mapping[str, float], step: int) -> None:
+        """Add points to the curves in TensorBoard, in a new file for each process."""
+        begins = self._events is None
+        self._events = self._events or new_events_file(self.path / "tensorboard")
+        self.disk.append(self._events, file_header() * begins + scalar_events(values, step))
 
 
 def read_lines(path: Path) -> tuple[list[JsonObject], list[str]]:
     """The JSON objects of a .jsonl file, and the problems of the other lines; both empty if there is no file."""
+    return parse_lines(path.read_bytes() if path.is_file() else b"", path)
+
+
+def parse_lines(content: bytes, path: Path) -> tuple[list[JsonObject], list[str]]:
+    """As `read_lines`, of the `content` of `path`."""
     records: list[JsonObject] = []
     problems = []
-    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
+    for number, line in enumerate(content.split(b"\n"), 1):
         try:
             record = parse_json(line) if line.strip() else None
         except ValueError:  # not JSON, or not UTF-8

@@ -17,6 +17,7 @@ from ..config import TrainingConfig
 from ..protocols import Batch
 from ..utils.atomic_io import replacing, write_whole
 from ..utils.words import counted
+from .disk_policy import disk_reason
 from .errors import NonFiniteError
 
 _MOST_STEPS = 256  # between two calls of `judge`
@@ -201,8 +202,10 @@ class SkippedSteps:
             written = [path for path in self._folder.glob("step-*.json") if ("-rank" in path.name) == bool(suffix)]
             for one in bad[: max(_FILES - len(written), 0)]:
                 _write_step(self._folder / f"step-{one.recorded.step:06d}{suffix}", one, epoch)
-        except OSError as error:
-            return f"{self._folder} (incomplete: {error})"
+        except Exception as error:
+            if not (reason := disk_reason(error) or (str(error) if isinstance(error, OSError) else "")):
+                raise
+            return f"{self._folder} (incomplete: {reason})"
         return str(self._folder)
 
 

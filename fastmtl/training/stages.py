@@ -21,6 +21,7 @@ from ..distributed import World
 from ..protocols import Loader, Observer, Task
 from . import checkpoint
 from .checkpoint_store import newest_sound
+from .disk_policy import DiskPolicy
 from .lr_finder import find_lr
 from .lr_schedule import Schedule
 from .stage_order import StageOrder
@@ -44,6 +45,7 @@ class Stages:
         observers: called after steps and epochs, on rank 0 only.
         world: the ranks.
         console: prints each new stage and the learning rate that was found.
+        disk: see `Trainer`.
 
     Attributes:
         trainer: of the current stage; None before `begin` or `resume`.
@@ -60,11 +62,12 @@ class Stages:
         observers: Sequence[Observer] = (),
         world: World | None = None,
         console: Console | None = None,
+        disk: DiskPolicy | None = None,
     ) -> None:
         self.recipe, self.device = recipe, device
         self.model = cast("MultiTaskModel", model)  # or any model, of a recipe without stages
         self.folder, self.observers, self.world = folder, list(observers), world or World()
-        self.console = console or Console(quiet=True)
+        self.console, self.disk = console or Console(quiet=True), disk
         self.order = StageOrder(recipe, tasks)
         self.stages = self.order.stages
         self.trainer: Trainer | None = None
@@ -133,7 +136,8 @@ class Stages:
         self.trainer.resume(path, train, state)
         if rebased:
             self.trainer.scheduler.rebase(own)
-            self.trainer.save(train)  # a training that goes back keeps the new rates
+            # A training that goes back keeps the new rates. On the disk before the run's recipe has them.
+            self.trainer.save_durably(train)
         return self.trainer
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:
@@ -214,6 +218,7 @@ class Stages:
             nonfinite=self.folder.parent / "nonfinite",
             observers=self.observers if first else [],
             world=self.world,
+            disk=self.disk,
         )
         trainer.stop_requested = self._stopping
         if before is not None:

@@ -23,6 +23,7 @@ from ..protocols import Balancer, Batch, Loader, Model, Observer, Task, Update
 from ..utils.deprecation import adopt
 from ..utils.phases import phase
 from .checkpoint_store import CheckpointStore
+from .disk_policy import DiskPolicy
 from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
 from .lr_schedule import rate_of
@@ -50,6 +51,7 @@ class Trainer(TrainerSaving):
         observers: called at log steps and after epochs.
         world: the ranks that train this model, each on its part of the data; one process if None. All ranks create the
             same trainer and call the same methods; only rank 0 uses folder and observers.
+        disk: shared with the observers that write files; a new one of `config.on_disk_error` if None.
     """
 
     def __init__(
@@ -69,13 +71,15 @@ class Trainer(TrainerSaving):
         nonfinite: Path | None = None,
         observers: Sequence[Observer] = (),
         world: World | None = None,
+        disk: DiskPolicy | None = None,
     ):
         for task in tasks:
             adopt(task, headline="primary_metric")
         adopt(balancer, looks_twice="needs_reevaluation")
         self.model, self.tasks, self.balancer, self.optimizer = model, list(tasks), balancer, optimizer
         self.config, self.scheduler, self.observers = config, scheduler, list(observers)
-        self.store = None if folder is None else CheckpointStore(folder, config.keep_checkpoints)
+        disk = disk or DiskPolicy(config.on_disk_error)
+        self.store = None if folder is None else CheckpointStore(folder, config.keep_checkpoints, disk)
         self.average, self.stage = average, stage
         self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
         self.world = world or World()
@@ -83,7 +87,7 @@ class Trainer(TrainerSaving):
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
         self.epoch = self.step_count = self.first_epoch = self.bad_epochs = 0
-        self.best_score = float("-inf")
+        self.best_score = self.best_saved = float("-inf")
         self.pending: dict[str, Any] | None = None
         self.stop_requested = False
         self._saved_at = 0.0  # set where `fit` begins
@@ -107,7 +111,9 @@ class Trainer(TrainerSaving):
 
         Raises:
             Interrupted: a rank was asked to stop; its state is saved.
-            CheckpointError: a checkpoint could not be written.
+            CheckpointError: a checkpoint could not be written; with on_disk_error = "continue" only the last one of the
+                training raises.
+            DiskError: an observer could not write.
         """
         record: dict[str, Any] = {}
         self.world.distribute(self.balancer, self.model)
@@ -126,6 +132,7 @@ class Trainer(TrainerSaving):
                     if validation is not None:
                         self.save(train)
                 record = self._finish_epoch(self.pending, train, validation)
+            self._save_last(train)
         return record
 
     def _train_epoch(self, train: Loader) -> tuple[StepClock, int]:
@@ -281,7 +288,7 @@ class Trainer(TrainerSaving):
         self.bad_epochs += 1
         # The first score is kept even if it is NaN (no labels in the validation set): there must be a "best".
         if score > self.best_score or not self.best_score > float("-inf"):
-            self.best_score, self.bad_epochs = score, 0
+            self.best_saved, self.best_score, self.bad_epochs = self.best_score, score, 0
             return True
         return False
 

@@ -32,6 +32,7 @@ class TrainerSaving(TrainerState):
         self._saved_at = time.monotonic()
         if self.store is None and self.world.size == 1:
             return
+        self._forget_missed_best()
         state = self.state_dict(loader)  # on every rank, because it gathers
         if self.store is not None:
             self.store.save(state, self.step_count, best=best)
@@ -40,10 +41,40 @@ class TrainerSaving(TrainerState):
         """Return when the last save is on the disk.
 
         Raises:
-            CheckpointError: the last save failed.
+            CheckpointError: the last save failed (training.on_disk_error = "stop").
         """
         if self.store is not None:
             self.store.wait()
+
+    def save_durably(self, loader: Loader, *, best: bool = False) -> None:
+        """As `save` and `wait`, and a failed save raises CheckpointError also with on_disk_error = "continue"."""
+        self.save(loader, best=best)
+        self.wait()
+        if self.store is not None and self.store.failed is not None:
+            raise self.store.failed
+
+    def _forget_missed_best(self) -> None:
+        """If the best checkpoint could not be written: a later one that is better than those on the disk is the best
+        one."""
+        if self.config.on_disk_error == "continue":
+            self.wait()
+            if self.world.broadcast(self._missed_best()):
+                self.best_score = self.best_saved
+
+    def _missed_best(self) -> bool:
+        if self.store is None:
+            return False
+        missed, self.store.missed_best = self.store.missed_best, False
+        return missed
+
+    def _save_last(self, loader: Loader) -> None:
+        """After the last epoch of a stage: if its checkpoint is not on the disk, try once more."""
+        if self.config.on_disk_error == "continue":
+            self.wait()
+            failed = self.store is not None and self.store.failed is not None
+            failed, missed_best = self.world.broadcast((failed, self._missed_best()))
+            if failed:
+                self.save_durably(loader, best=missed_best)
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
@@ -51,8 +82,10 @@ class TrainerSaving(TrainerState):
         self._saved_at = time.monotonic()
         try:
             yield
-        except Interrupted:
+        except Interrupted as stopped:
             self.wait()
+            if self.store is not None and self.store.failed is not None:
+                raise Interrupted(f"{stopped}, but {self.store.failed}") from None
             raise
         except Exception:
             with suppress(CheckpointError):  # raise the first error

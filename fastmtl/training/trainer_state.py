@@ -41,6 +41,7 @@ class TrainerState:
     step_count: int
     first_epoch: int
     best_score: float
+    best_saved: float  # `best_score` before the last best epoch
     bad_epochs: int
     pending: dict[str, Any] | None  # of an epoch that was trained and not yet validated: its record and loss weights
     sums: Tensor

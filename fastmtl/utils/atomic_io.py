@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -65,11 +65,37 @@ def write_whole(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def append(path: Path, text: str) -> None:
-    """Append `text` in UTF-8 to the file at `path`, which is created if necessary.
+def append(path: Path, data: str | bytes) -> None:
+    """Append to the file at `path`, text in UTF-8; it is created if necessary. If that fails, the file is unchanged.
 
     Refuses a link (OSError): in a folder that somebody else made, it could lead to any of your files.
     """
+    rest = data.encode() if isinstance(data, str) else data
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
-    with naming(path), os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
-        file.write(text)
+    with naming(path), os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        try:
+            while rest:  # a disk that is almost full takes a part
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), before)
+            raise
+
+
+def truncate(path: Path, size: int) -> None:
+    """Cut the file at `path` after `size` bytes. Refuses a link, as `append` does."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -57,6 +57,15 @@ def percent(share: float) -> str:
     return "<0.1%" if share < 0.5 else ">99.9%"
 
 
+def megabytes(count: int) -> str:
+    """A number of bytes.
+
+    >>> megabytes(412_300_000), megabytes(0), megabytes(70_000)
+    ('412 MB', '0.0 MB', '0.1 MB')
+    """
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in a sentence.
 

@@ -94,7 +94,6 @@ def test_rows_trained_before_stay_in_the_table(ebhi, tmp_path, capsys, monkeypat
         facts = {key: [] for key in ("class_names", "training_patients", "validation_patients", "test_patients")}
         facts |= {"data": str(root.resolve()), "split_file": None, "split": "", "classes": {}}
         run.create(recipe, facts)
-        run.close()
         run.write_summary(summary)
         return summary
 

@@ -39,7 +39,6 @@ def write_run(recipe, root, folder, lines):
     run = RunFolder(folder)
     facts = {key: [] for key in ("class_names", "training_patients", "validation_patients", "test_patients")}
     run.create(recipe, facts | {"data": str(root.resolve()), "split_file": None, "split": "", "classes": {}})
-    run.close()
     (folder / "evaluation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     summary = {"tasks": tasks_of(lines)}
     run.write_summary(summary)

@@ -15,6 +15,7 @@ from helpers.runs import sealed
 from fastmtl.training import checkpoint, checkpoint_store
 from fastmtl.training.checkpoint_names import history
 from fastmtl.training.checkpoint_store import CheckpointStore, newest_sound
+from fastmtl.training.disk_policy import DiskPolicy
 from fastmtl.training.errors import CheckpointError, DamagedCheckpoint
 
 
@@ -107,7 +108,7 @@ def test_a_failed_save_is_told_once_and_leaves_the_one_before(tmp_path, monkeypa
         raise OSError(errno.ENOSPC, "no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "_sync", refuse)
+        patched.setattr(checkpoint, "sync", refuse)
         store.save({"x": torch.zeros(3)}, 8, best=True)
         with pytest.raises(CheckpointError, match=r"step-00000008 cannot be written .*continue with fastmtl train"):
             store.wait()
@@ -115,6 +116,69 @@ def test_a_failed_save_is_told_once_and_leaves_the_one_before(tmp_path, monkeypa
     store.wait()
     assert _names(tmp_path) == ["step-00000004", "step-00000012"]
     assert _x(tmp_path / "best") == 0, "the failed one is not the best"
+
+
+def _full_above(most):
+    """`checkpoint.write` on a disk that holds this many checkpoints."""
+    write = checkpoint.write
+
+    def limited(directory, tree, tensors, *, best):
+        if len(history(directory.parent)) >= most:
+            raise checkpoint.refused(directory, OSError(errno.ENOSPC, "full"), tensors)
+        write(directory, tree, tensors, best=best)
+
+    return limited
+
+
+def test_a_full_disk_gives_up_what_the_next_checkpoint_replaces(tmp_path, monkeypatch):
+    _saved(tmp_path, (4, True), (8, False), (12, False))
+    monkeypatch.setattr(checkpoint, "write", _full_above(2 + 1))
+    _saved(tmp_path, (16, False))
+    assert _names(tmp_path) == ["step-00000004", "step-00000012", "step-00000016"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_newest_sound_checkpoint_and_the_best_make_no_room(tmp_path, monkeypatch, keep):
+    _saved(tmp_path, (4, True), (8, False), (12, False), keep=keep)
+    monkeypatch.setattr(checkpoint, "write", _full_above(0))
+    with pytest.raises(CheckpointError, match=r"No space left on device: it needs 0.0 MB, and .* MB are free"):
+        _saved(tmp_path, (16, False), keep=keep)
+    assert _names(tmp_path) == ["step-00000004", "step-00000012"]
+
+
+def test_no_room_is_made_while_the_newest_checkpoint_is_damaged(tmp_path, monkeypatch):
+    _saved(tmp_path, (4, True), (8, False), (12, False))
+    _flip(tmp_path / "step-00000012" / "tensors.safetensors")
+    monkeypatch.setattr(checkpoint, "write", _full_above(3))
+    with pytest.raises(CheckpointError):
+        _saved(tmp_path, (16, False))
+    assert _names(tmp_path) == ["step-00000004", "step-00000008", "step-00000012"]
+
+
+def test_a_failed_save_is_no_error_where_the_training_continues(tmp_path, monkeypatch):
+    noted = []
+    store = CheckpointStore(tmp_path, disk=DiskPolicy("continue", noted.append))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write", _full_above(0))
+        for step in (4, 8):
+            store.save({"x": torch.zeros(3)}, step, best=step == 8)
+        store.wait()
+    assert (store.missed_best, store.failed is None) == (True, False)
+    assert len(noted) == 1, "told once"
+    assert "step-00000004 cannot be written (No space left on device: it needs 0.0 MB" in noted[0]
+    store.save({"x": torch.zeros(3)}, 12)
+    store.wait()
+    assert noted[1:] == ["note: the disk can be written again; the newest checkpoint is saved."]
+    assert store.failed is None
+    assert store.disk.notices()[0].startswith("2 files could not be written during the training, first: checkpoint ")
+
+
+def test_other_errors_stop_also_where_the_training_continues(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, disk=DiskPolicy("continue"))
+    monkeypatch.setattr(checkpoint, "sync", lambda _: (_ for _ in ()).throw(PermissionError(13, "not yours")))
+    store.save({"x": torch.zeros(3)}, 4)
+    with pytest.raises(CheckpointError, match="not yours"):
+        store.wait()
 
 
 @pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])

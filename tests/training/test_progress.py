@@ -18,7 +18,6 @@ def test_the_run_folder_keeps_what_the_balancer_did_and_forgets_what_a_resumed_r
     for step in (2, 4, 6):
         balance = {"weights": [1.0, 2.0], "cosines": [[1.0, -0.2], [-0.2, 1.0]]}
         folder.on_step(step, 0, step, 6, {"loss": {"outline": 1.0, "kind": 1.0}, "balance": balance})
-    folder.close()
     folder.trim(epochs=0, steps=4)
     looks = [json.loads(line) for line in (tmp_path / "balance.jsonl").read_text().splitlines()]
     assert [look["step"] for look in looks] == [2, 4]
