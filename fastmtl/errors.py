@@ -8,7 +8,13 @@ _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UserError(Exception):
-    """Something is wrong with the data, the recipe, the run folder or the machine; the message says what."""
+    """Something is wrong with the data, the recipe, the run folder or the machine; the message says what.
+
+    Attributes:
+        exit_code: of a command that ends with this error.
+    """
+
+    exit_code = 1
 
 
 def reason_of(error: Exception) -> str:

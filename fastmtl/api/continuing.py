@@ -9,7 +9,8 @@ from typing import Any
 
 from .. import data
 from ..config import Recipe, at_key, merge
-from ..config.resuming import MAY_CHANGE, REBASING, Changes, changed, differences, matches
+from ..config.resuming import MAY_CHANGE, REBASING, Changes, changed, differences, leaves_something_to_do, matches
+from ..training.checkpoint_store import damage
 from ..training.run_dir import RunError, RunFolder
 from ..utils.json_toml import JsonMapping, JsonObject, read_json
 
@@ -25,6 +26,7 @@ class Start:
         resumed: whether the folder already contains this run; it has its own split and stains.
         changes: what differs from the run until now: key -> before, now. "data" is the data folder.
         summary: of a run that has nothing left to do.
+        ignored: keys that would change how it trains, if it did.
     """
 
     recipe: Recipe
@@ -33,6 +35,7 @@ class Start:
     resumed: bool = False
     changes: Changes = field(default_factory=Changes)
     summary: JsonObject | None = None
+    ignored: Sequence[str] = ()
 
     @property
     def rebased(self) -> bool:
@@ -81,8 +84,11 @@ def _continuation(out: Path, recipe: Recipe, root: Path | None) -> Start:
     run = RunFolder(out)
     facts = run.extra()
     changes = differences(run.recipe(), recipe)
-    if not changes and (summary := _summary(out)) is not None:
-        return Start(recipe, root, resumed=True, summary=summary)
+    done = not leaves_something_to_do(changes) and not damage(
+        run.checkpoints, last=recipe.training.checkpoint == "last"
+    )
+    if done and (summary := _summary(out)) is not None:
+        return Start(recipe, root, resumed=True, summary=summary, ignored=list(changes))
     before = Path(facts["data"])
     root = before if root is None else root
     if not root.exists():
@@ -126,7 +132,8 @@ def _check_may_change(out: Path, given: Changes, of_recipe: str = "") -> None:
         if not matches(key, MAY_CHANGE):
             raise RunError(
                 f"{out} contains a run {of_recipe}with {key} = {before!r}, and now it is {now!r}; choose another --out "
-                f"to train with other values. Only these may change in a run: {', '.join(MAY_CHANGE)}."
+                "to train with other values. In a run may change: the learning rate and weight decay, the number of "
+                "epochs, and how it saves, logs and reads; docs/cluster.md lists the keys."
             )
 
 

@@ -101,7 +101,10 @@ def _run(
     world = World.from_environment()
     console = plain(console) if console is not None and world.rank == 0 else Console(quiet=True)
     if start.summary is not None:
-        console.print(f"already finished: {out}")
+        unchanged = (
+            f"; nothing is left to train, and {', '.join(start.ignored)} did not change" if start.ignored else ""
+        )
+        console.print(f"already finished: {out}{unchanged}")
         return {} if world.rank else start.summary
     with ExitStack() as locks:  # until the report is written
         with _assembled(start, out, world, console, signals, locks) as (job, stages, batches, validation):

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not message or os.environ.get("FASTMTL_TRACEBACK"):
             raise
         if type(error).__name__ != "Interrupted":
-            return _fail(message)
+            return _fail(message, getattr(error, "exit_code", 1))
         if argv is None:  # a repeated signal would change the exit code in the seconds in which Python ends
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from ..config import ConfigError
+from ..config import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         """Return the parsed arguments; exits with code 2 if they are invalid.
 
         Raises:
-            ConfigError: an argument of `need` is missing, and none of the flags `unless` is given.
+            UsageError: an argument of `need` is missing, and none of the flags `unless` is given.
         """
         required = [action for action in self._actions if action.required and action.option_strings]
         for action in required:
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         for name, what in self._needed.items():
             if getattr(parsed, name.lower()) is None and not any(getattr(parsed, flag) for flag in unless):
                 usage = f"{self.prog} {' '.join(self._needed)}"
-                raise ConfigError(f"{name} is missing: it comes first, {usage} ... ({what}).")
+                raise UsageError(f"{name} is missing: it comes first, {usage} ... ({what}).")
         for action in required:
             if getattr(parsed, action.dest) is None:
                 self.error(f"the following arguments are required: {action.option_strings[0]}")
@@ -69,7 +69,7 @@ def _normalized(arguments: Sequence[str]) -> list[str]:
             argument = name.replace("_", "-") + equals + value
             setting = argument == "--set"
             if setting and all(one.startswith("-") for one in arguments[number + 1 : number + 2]):
-                raise ConfigError("--set needs KEY=VALUE, for example model.base_channels=8; got nothing.")
+                raise UsageError("--set needs KEY=VALUE, for example model.base_channels=8; got nothing.")
         elif setting and "=" in argument and found[-1] != "--set":
             found.append("--set")
         found.append(argument)

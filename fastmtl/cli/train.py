@@ -16,11 +16,11 @@ from typing import Any
 from .. import api
 from ..config import (
     RENAMED,
-    ConfigError,
     DataConfig,
     OptimizerConfig,
     Recipe,
     TrainingConfig,
+    UsageError,
     as_dict,
     at_key,
     list_recipes,
@@ -155,7 +155,7 @@ def _texts(cls: type) -> dict[str, str]:
 def _recipe(parsed: argparse.Namespace) -> Recipe:
     """The recipe at the chosen scale; flags override `--set`, which overrides the recipe."""
     if parsed.scale == "":
-        raise ConfigError("--scale needs one of the recipe's scales, for example --scale tiny; got nothing.")
+        raise UsageError("--scale needs one of the recipe's scales, for example --scale tiny; got nothing.")
     return load_recipe(parsed.recipe, _overrides(parsed), parsed.scale or "")
 
 
@@ -173,9 +173,9 @@ def _flags(parsed: argparse.Namespace) -> Mapping[str, object]:
 
 
 def _run_to_resume(parsed: argparse.Namespace) -> Path:
-    """The run to continue; ConfigError if --out is missing, or for options that would make it another run."""
+    """The run to continue; UsageError if --out is missing, or for options that would make it another run."""
     if parsed.out is None:
-        raise ConfigError("--resume continues a run: fastmtl train --resume --out RUN.")
+        raise UsageError("--resume continues a run: fastmtl train --resume --out RUN.")
     if others := [f"--{name}" for name in ("split", "scale") if getattr(parsed, name)]:
-        raise ConfigError(f"--resume continues {parsed.out} with its own recipe and split; remove {' '.join(others)}.")
+        raise UsageError(f"--resume continues {parsed.out} with its own recipe and split; remove {' '.join(others)}.")
     return parsed.out

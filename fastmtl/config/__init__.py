@@ -8,6 +8,7 @@ from .load import load_run_recipe as load_run_recipe
 from .load import parse_override as parse_override
 from .load import parse_overrides as parse_overrides
 from .parsing import ConfigError as ConfigError
+from .parsing import UsageError as UsageError
 from .parsing import dotted as dotted
 from .parsing import merge as merge
 from .renamed import RENAMED as RENAMED

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..utils.json_toml import parse_toml
 from . import files
-from .parsing import ConfigError, merge, typed
+from .parsing import ConfigError, UsageError, merge, typed
 from .renamed import with_new_names
 from .schema import Recipe, TrainingConfig
 from .stages import with_total_epochs
@@ -63,7 +63,7 @@ def parse_override(text: str) -> dict[str, Any]:
     """`model.base_channels=8` -> {"model": {"base_channels": 8}}. A value that is not valid TOML is taken as text."""
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set needs KEY=VALUE, for example model.base_channels=8; got {text!r}.")
+        raise UsageError(f"--set needs KEY=VALUE, for example model.base_channels=8; got {text!r}.")
     try:
         parsed = parse_toml(f"v = {value}")["v"]
     except ValueError:

@@ -18,6 +18,12 @@ class ConfigError(UserError, ValueError):
     """A recipe that cannot be used; the message is one line."""
 
 
+class UsageError(ConfigError):
+    """A command with missing, malformed or contradictory arguments."""
+
+    exit_code = 2
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Merge `over` into `base`, table by table; a component with another name replaces the old one completely.
 

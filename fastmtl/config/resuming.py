@@ -25,6 +25,9 @@ MAY_CHANGE = (
 """Keys of a recipe whose value a run may change when it is continued; `*` is the name of a stage."""
 REBASING = ("optimizer.*", "training.epochs", "stages.*")
 """Those of them that change the learning rate, weight decay or momentum, which a checkpoint also holds."""
+RESCORING = ("training.checkpoint", "training.tta")
+"""Those of them that change the scores of a finished run."""
+_LENGTHS = ("training.epochs", "training.patience", "stages.*.epochs")
 _FILLED = ("data.mean", "data.std", "tasks.*.class_shares")
 """Keys that the first start of a run fills in if they are empty."""
 _TABLES = ("protocol", "data", "model", "tasks", "balancer", "optimizer", "training", "stages")
@@ -60,6 +63,21 @@ def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     built = with_total_epochs(built, over.get("training", {}).get("epochs"))
     validate(built)
     return built
+
+
+def leaves_something_to_do(changes: Changes) -> bool:
+    """Whether a finished run has more to train or to score after `changes`.
+
+    >>> leaves_something_to_do({"optimizer.lr": [0.1, 0.2], "training.epochs": [3, 2]})
+    False
+    >>> leaves_something_to_do({"training.patience": [3, 0]}), leaves_something_to_do({"training.tta": [[], ["h"]]})
+    (True, True)
+    """
+    return any(
+        matches(key, RESCORING)
+        or (matches(key, _LENGTHS) and (now > before or (key == "training.patience" and now == 0)))
+        for key, (before, now) in changes.items()
+    )
 
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:

@@ -23,7 +23,7 @@ _BRIGHTEST = 0.99  # share of the pixels that are less than fully bright: gradie
 def original(image: Tensor, normalization: Normalization) -> NDArray[np.uint8]:
     """Normalised float [3, H, W] -> RGB uint8 [H, W, 3]."""
     pixels = image.detach().float().cpu().permute(1, 2, 0).numpy() * normalization.std + normalization.mean
-    return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+    return (np.nan_to_num(pixels).clip(0, 1) * 255).round().astype(np.uint8)  # NaN, which no cast accepts, is black
 
 
 def plain(image: Tensor, normalization: Normalization) -> Image:
@@ -37,7 +37,7 @@ def lit(image: Tensor, values: Tensor, normalization: Normalization) -> Image:
     # Gradients of single pixels are noisy; their local mean shows the regions.
     light = torch.nn.functional.avg_pool2d(light[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
     top = light.flatten().quantile(_BRIGHTEST) if light.numel() <= 2**24 else light.max()
-    share = (light / top.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1).numpy()[..., None]
+    share = (light / top.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1).nan_to_num().numpy()[..., None]
     grey = original(image, normalization).mean(2, keepdims=True) * 0.55
     return _enlarged((grey * (1 - share) + _LIGHT * share).astype(np.uint8))
 

@@ -170,14 +170,33 @@ def newest_sound(folder: Path) -> tuple[Path, StateDict, str]:
             damaged.append(one.path)
             continue
         for path in damaged:
-            aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            set_aside(path)
         note = f"{first} Training continues from {one.path.name} and repeats what came after it." if first else ""
         return one.path, state, note
     if first is not None:
         raise DamagedCheckpoint(f"{first} No earlier checkpoint is whole: remove {folder} to train from the start.")
     raise CheckpointError(f"no checkpoint at {folder}.")
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint to NAME.damaged."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        path.rename(aside)
+
+
+def damage(folder: Path, *, last: bool = False) -> str:
+    """What is wrong with the best checkpoint in `folder`, or with the `last` one, in a line; "" if they are sound."""
+    saved = history(folder)
+    try:
+        if saved and last:
+            checkpoint.verified(saved[-1].path)
+        if saved and (best := best_of(saved[-1].path)):
+            checkpoint.verified(folder / best)
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def _remove(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -61,6 +62,8 @@ class ProfiledLoader:
         if self._done:
             return
         if self._profile is None:
+            # Otherwise Kineto prints "USDT:... profiler_start" on standard error; 6 is above all of its levels.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
             self._profile = profile(
                 activities=activities,

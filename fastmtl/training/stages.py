@@ -20,7 +20,8 @@ from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig
 from ..distributed import World
 from ..protocols import Loader, Observer, Task
 from . import checkpoint
-from .checkpoint_store import newest_sound
+from .checkpoint_names import located
+from .checkpoint_store import damage, newest_sound, set_aside
 from .disk_policy import DiskPolicy
 from .lr_finder import find_lr
 from .lr_schedule import Schedule
@@ -107,6 +108,8 @@ class Stages:
     def resume(self, train: Loader, *, rebased: bool = False) -> Trainer:
         """Prepare to continue from the newest checkpoint that is not damaged, in its stage; returns its trainer.
 
+        If the best checkpoint is damaged, the state is saved as the best one until a later epoch is.
+
         Args:
             train: the training batches.
             rebased: continue with the recipe's rates and weight decay; otherwise with those of the checkpoint.
@@ -138,6 +141,11 @@ class Stages:
             self.trainer.scheduler.rebase(own)
             # A training that goes back keeps the new rates. On the disk before the run's recipe has them.
             self.trainer.save_durably(train)
+        if problem := self.world.broadcast(damage(self.folder) if self.world.rank == 0 else ""):
+            self.console.print(f"note: {problem} The checkpoint of step {self.trainer.step_count} replaces it.")
+            if self.world.rank == 0:
+                set_aside(located(self.folder / "best"))
+            self.trainer.replace_best(train)
         return self.trainer
 
     def fit(self, train: Loader, validation: Loader | None = None) -> dict[str, Any]:

@@ -53,6 +53,11 @@ class TrainerSaving(TrainerState):
         if self.store is not None and self.store.failed is not None:
             raise self.store.failed
 
+    def replace_best(self, loader: Loader) -> None:
+        """Save this state as the best one; the next epoch that is validated may replace it."""
+        self.best_score = float("-inf")
+        self.save_durably(loader, best=True)
+
     def _forget_missed_best(self) -> None:
         """If the best checkpoint could not be written: a later one that is better than those on the disk is the best
         one."""

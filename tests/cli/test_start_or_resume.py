@@ -6,16 +6,16 @@ import threading
 from pathlib import Path
 
 import pytest
+from helpers.broken_disk import BrokenDisk
 from helpers.tiles import write_folder
 
 from fastmtl import api, data
 from fastmtl.cli import main
 from fastmtl.training import checkpoint
-from fastmtl.training.checkpoint_names import history
+from fastmtl.training.checkpoint_names import history, located
 from fastmtl.training.file_lock import locked
 from fastmtl.training.run_dir import RunFolder
 from fastmtl.training.trainer import Trainer
-from fastmtl.utils.atomic_io import append
 
 OPTIONS = ["--epochs", "2", "--size", "32", "--batch-size", "2", "--log-every", "1", "--precision", "float32"]
 OPTIONS += ["--set", "model.base_channels=2", "training.checkpoint_steps=2", "training.average=ema"]
@@ -126,16 +126,11 @@ def test_a_validation_that_was_cut_is_not_trained_for_again(tiles, whole, tmp_pa
 
 @pytest.mark.long
 def test_a_line_that_cannot_be_written_costs_the_validation_alone(tiles, whole, tmp_path, monkeypatch, capsys):
-    def full(path, text):
-        if path.name == "metrics.jsonl":
-            raise OSError(28, "No space left on device", str(path))
-        append(path, text)
-
     command = _command(tiles, tmp_path / "run")
     with monkeypatch.context() as patched:
-        patched.setattr("fastmtl.training.run_dir.append", full)
+        BrokenDisk(patched, tmp_path / "run", "metrics.jsonl").broken = True
         assert main(command) == 1
-    assert "metrics.jsonl: No space left on device" in capsys.readouterr().err
+    assert "metrics.jsonl cannot be written (No space left on device)" in capsys.readouterr().err
     assert main(command) == 0
     assert "resumed at the validation of epoch 1" in capsys.readouterr().err
     _same(tmp_path / "run", whole)
@@ -161,6 +156,43 @@ def test_a_finished_run_says_so_and_reads_no_data(whole, tiles, tmp_path, monkey
     for command in (_command(tiles, whole), ["train", "--resume", "--out", str(whole)]):
         assert main(command) == 0
         assert f"already finished: {whole}" in capsys.readouterr().err
+
+
+def _contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("given", [["--lr", "1e-5"], ["--epochs", "1"], ["--clip-norm", "3", "--patience", "0"]])
+def test_a_finished_run_with_nothing_left_to_train_is_not_changed(given, whole, capsys):
+    before = _contents(whole)
+    assert main(["train", "--resume", "--out", str(whole), *given]) == 0
+    assert f"already finished: {whole}; nothing is left to train, and " in capsys.readouterr().err
+    assert _contents(whole) == before
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_a_damaged_checkpoint_of_a_finished_run_is_replaced(which, whole, tiles, tmp_path, monkeypatch, capsys):
+    """By the newest sound one; the run is scored again, and its checkpoints can be used."""
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    damaged = located(out / "checkpoints" / which)
+    assert located(out / "checkpoints" / "best") != located(out / "checkpoints" / "last")
+    (damaged / "tensors.safetensors").write_bytes(b"x")
+    if which == "last":  # of a run that is scored by it
+        config = (out / "config.toml").read_text()
+        (out / "config.toml").write_text(config.replace('checkpoint = "best"', 'checkpoint = "last"'))
+    steps, step = [], Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda *given: (steps.append(1), step(*given))[1])
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert f"note: checkpoint {damaged} is damaged: tensors.safetensors does not match" in capsys.readouterr().err
+    assert len(steps) == (2 if which == "last" else 0), "what came after the sound one is repeated"
+    assert damaged.with_name(f"{damaged.name}.damaged").is_dir()
+    assert (out / "summary.json").exists()
+    for name in ("best", "last"):
+        assert main(["eval", str(out), "--data", str(tiles), "--checkpoint", name, "--everything"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert f"already finished: {out}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -267,3 +267,13 @@ def test_few_images_are_chosen_typical_first():
     lines = [line("a", 0.1, "worst"), line("b", 0.5), line("c", 0.6, "typical"), line("d", 0.9, "best"), line("e", 0.2)]
     dataset = SimpleNamespace(tiles=[SimpleNamespace(id=name) for name in "abcde"])
     assert analyse._chosen(lines, dataset) == ["c", "a", "d", "b"]
+
+
+def test_pictures_of_values_that_are_not_finite_are_dark_and_warn_of_nothing():
+    """Warnings are errors here; NumPy warns of a cast of NaN."""
+    bad = torch.full((3, 8, 8), float("nan"))
+    bad[:, 0] = float("inf")
+    picture = panels.original(bad, HALF)
+    assert picture[0].min() == 255
+    assert not picture[1:].any()
+    assert not torch.tensor(list(panels.lit(bad, bad[0], HALF).getdata()))[-1].any()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.memory_loader import MemoryLoader
+from helpers.paths import ROOT
 from torch import nn
 
 from fastmtl import balance
@@ -154,3 +158,35 @@ def test_a_training_too_short_for_a_profile_says_so(tmp_path):
             pass
     assert lines == ["no profile: the training had fewer than 9 steps"]
     assert not any(tmp_path.iterdir())
+
+
+PROFILE = """
+import sys
+from pathlib import Path
+from helpers.memory_loader import MemoryLoader
+from helpers.paths import ROOT
+from fastmtl.training.profiling import ProfiledLoader
+
+with ProfiledLoader(MemoryLoader(num_batches=10), Path(sys.argv[1]), print) as profiled:
+    for _ in profiled:
+        pass
+"""
+
+
+@pytest.mark.long
+def test_the_profiler_prints_nothing_of_its_own(tmp_path):
+    """In another process: Kineto reads its log level once."""
+    command = [sys.executable, "-c", PROFILE, str(tmp_path)]
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith("profile of 4 steps: ")
+    assert done.stderr == ""
+
+
+def test_a_profile_that_cannot_be_written_stops_no_training(tmp_path):
+    lines = []
+    (tmp_path / "profile").write_text("a file where the folder belongs")
+    with ProfiledLoader(MemoryLoader(num_batches=10), tmp_path / "profile", lines.append) as profiled:
+        assert len(list(profiled)) == 10
+    assert len(lines) == 1
+    assert lines[0].startswith(f"no profile: {tmp_path / 'profile' / 'trace.json'} cannot be written")
