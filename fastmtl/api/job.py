@@ -44,6 +44,7 @@ class Job:
     world: World
     console: Console
     notices: list[str]
+    checked: data.CheckedFiles
 
     def read(
         self, part: data.Dataset, world: World | None = None, *, train: bool = False, drop_single: bool = False
@@ -104,7 +105,8 @@ def assemble(start: Start, out: Path, device: torch.device, world: World, *, tra
     has_split = resumed and run.split_file.is_file()
     if has_split:  # new split files or another random draw must not move patients
         split_file = run.split_file
-    splits = datasets.read_splits(recipe, root, split_file)
+    checked = datasets.checked_files(recipe, root, out)
+    splits = datasets.read_splits(recipe, root, split_file, checked)
     if world.size > 1:
         world.require_equal(rank_facts.of_data(splits))
     if has_split:
@@ -139,7 +141,7 @@ def assemble(start: Start, out: Path, device: torch.device, world: World, *, tra
         "device": str(device),
         "notices": odd,
     }
-    return Job(recipe, out, batch_size, facts, splits, tasks, model, stain, device, dtype, world, console, odd)
+    return Job(recipe, out, batch_size, facts, splits, tasks, model, stain, device, dtype, world, console, odd, checked)
 
 
 def _check_same_tiles(split: data.Split, run: RunFolder, root: Path) -> None:

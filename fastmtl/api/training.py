@@ -174,6 +174,8 @@ def _assembled(
                 torch.manual_seed(recipe.training.seed + world.rank)
             elif not start.resumed:
                 _create(job, run, locks)
+            if not world.rank:
+                job.checked.save()
             try:
                 with signals.asking(stages.stop):
                     _begin(job, run, stages, batches, start, trained=trained)

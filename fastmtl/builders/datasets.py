@@ -52,6 +52,14 @@ class Splits:
         return "inner share" if self.inner.tiles else "held-out images"
 
 
+def checked_files(recipe: Recipe, root: Path, run: Path) -> data.CheckedFiles:
+    """The record of sound files: in data.index_folder, for all runs on these data, or else in the run folder."""
+    if not recipe.data.index_folder:
+        return data.CheckedFiles(run / "checked_files.json")
+    of_data = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]
+    return data.CheckedFiles(Path(recipe.data.index_folder) / f"checked-files-{of_data}.json")
+
+
 def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] | None = None) -> data.Dataset:
     """Index the data set at `root` with the recipe's [data] table; opens no image.
 
@@ -137,14 +145,19 @@ def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:
     return replace(dataset, tiles=tuple(tiles))
 
 
-def read_splits(recipe: Recipe, root: Path, split_file: Path | None = None) -> Splits:
+def read_splits(
+    recipe: Recipe, root: Path, split_file: Path | None = None, checked: data.CheckedFiles | None = None
+) -> Splits:
     """Index `root`, open every file, and split by patient.
 
     The split comes from the first of these that exists: `split_file`; the manifest's column split; the recipe's fold,
     if it has `data.folds` (the data set's own folds if there are as many, or else drawn); `split.json` inside the
     folder; `<folder>_reference_fold.json` next to the folder; a random stratified split by `data.split_seed`.
+
+    Files that are in `checked` are not decoded again.
     """
-    folder, _ = data.usable_tiles(limited(recipe, read_data(recipe, root)), recipe.data.on_damaged)
+    found = limited(recipe, read_data(recipe, root))
+    folder, _ = data.usable_tiles(found, recipe.data.on_damaged, checked=checked)
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
     lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify)

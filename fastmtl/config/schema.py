@@ -22,7 +22,8 @@ class DataConfig:
     root: str = ""
     """Folder that contains all paths of a manifest; the manifest's own if empty."""
     index_folder: str = ""
-    """Folder of slide indexes (`fastmtl prepare --index-folder`); beside the slides if empty."""
+    """Folder of slide indexes (`fastmtl prepare --index-folder`), and of the record of sound files, which need no check
+    at the next start; beside the slides and in the run folder if empty."""
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
     """Kinds of a manifest's columns instead of the inferred ones: picture, label, number, vector, box, ..."""
     classes: dict[str, Any] = field(default_factory=dict[str, Any])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.deprecation import warn_renamed
 
 if TYPE_CHECKING:
+    from .checks.checked_files import CheckedFiles
     from .checks.constant_maps import constant_maps
     from .checks.damaged_tiles import DamagedTilesError, check_tiles, usable_tiles
     from .checks.duplicates import duplicate_notices
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from .synthetic.tiles import generate
 
 _NAMES = {
+    "checks.checked_files": "CheckedFiles",
     "checks.damaged_tiles": "DamagedTilesError check_tiles usable_tiles",
     "checks.duplicates": "duplicate_notices",
     "checks.examine": "examine",
@@ -130,8 +132,9 @@ _NAMES = {
 _MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "IMAGE_SUFFIXES", "PREDICTED_WITH", "PREPROCESSING", "ArrayRow", "Augmentation", "DamagedPieceError",
-    "DamagedTilesError", "Dataset", "Drawn", "EncodedTile", "GreyPicture", "GridOptions", "ImageSource", "Level",
+    "IMAGE_SUFFIXES", "PREDICTED_WITH", "PREPROCESSING", "ArrayRow", "Augmentation", "CheckedFiles",
+    "DamagedPieceError", "DamagedTilesError", "Dataset", "Drawn", "EncodedTile", "GreyPicture", "GridOptions",
+    "ImageSource", "Level",
     "ManifestOptions", "MaskFacts", "PolygonOptions", "Polygons", "Prepared", "Problem", "RandomPatches", "Region",
     "RunLengths", "SeenMask", "Slide", "SlideCut", "SlideError", "SlideFiles", "SlideIndex", "SlideMap", "Split",
     "StainFileError", "StainNormalizer", "StainStatistics", "Tile", "TileLoader", "TileReadError", "TissueMask",

@@ -22,6 +22,7 @@ from ..images.pictures import file_of, opened_image, read_encoded, upright_size
 from ..sizes import MAX_PIXELS, check_pixels
 from ..slides import jpeg
 from ..slides.opened import opened
+from .checked_files import CheckedFiles
 from .mask_facts import check_mode, note_drawing, note_image
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def check_tiles(
     `max_pixels`; polygons, run-length codes and arrays that cannot be drawn; slides that cannot be opened, and regions
     outside them. The tiles inside a slide are not decoded: the loader quarantines damaged ones.
     """
-    return _distinct(_check_each(tiles, max_pixels, num_threads))
+    return _distinct(_check_each(tiles, max_pixels, num_threads, CheckedFiles(None, max_pixels)))
 
 
 MAX_DAMAGED = 0.05
@@ -64,6 +65,7 @@ def usable_tiles(
     *,
     max_damaged: float = MAX_DAMAGED,
     max_pixels: int = MAX_PIXELS,
+    checked: CheckedFiles | None = None,
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """The folder without its damaged tiles, and their problems.
 
@@ -73,13 +75,15 @@ def usable_tiles(
         max_damaged: "skip" still raises above this fraction of damaged tiles: the disk or the copy is probably broken,
             and training on the rest could be biased unnoticed.
         max_pixels: images with more pixels count as damaged.
+        checked: files that need no check, because they are those that an earlier one found sound; takes the others
+            that this one finds sound.
 
     Raises:
         DamagedTilesError: tiles are damaged; the message counts them and names the first files.
     """
     if on_damaged not in ("raise", "skip"):
         raise ValueError(f'`on_damaged` must be "raise" or "skip"; got {on_damaged!r}')
-    found = _check_each(folder.tiles, max_pixels, None)
+    found = _check_each(folder.tiles, max_pixels, None, checked or CheckedFiles(None, max_pixels))
     problems = _distinct(found)
     good = tuple(tile for tile, wrong in zip(folder.tiles, found, strict=True) if not wrong)
     lost = len(folder) - len(good)
@@ -96,17 +100,19 @@ def _distinct(found: Iterable[list[Problem]]) -> list[Problem]:
     return list(dict.fromkeys(problem for problems in found for problem in problems))
 
 
-def _check_each(tiles: Iterable[Tile], max_pixels: int, num_threads: int | None) -> list[list[Problem]]:
+def _check_each(
+    tiles: Iterable[Tile], max_pixels: int, num_threads: int | None, checked: CheckedFiles
+) -> list[list[Problem]]:
     require("PIL.Image", "checking images")
     with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-        return list(pool.map(lambda tile: _check_tile(tile, max_pixels), tiles))
+        return list(pool.map(lambda tile: _check_tile(tile, max_pixels, checked), tiles))
 
 
-def _check_tile(tile: Tile, max_pixels: int) -> list[Problem]:
+def _check_tile(tile: Tile, max_pixels: int, checked: CheckedFiles) -> list[Problem]:
     problems: list[Problem] = []
-    image_size = _check_picture(tile.image, tile.image, False, max_pixels, problems)
+    image_size = _check_picture(tile.image, tile.image, False, max_pixels, problems, checked)
     for _, mask in maps_of(tile):
-        mask_size = _check_picture(mask, tile.image, True, max_pixels, problems)
+        mask_size = _check_picture(mask, tile.image, True, max_pixels, problems, checked)
         where = named_file(mask, tile.image)
         if isinstance(mask, Path | Region) and mask == tile.image:
             problems.append(Problem(where, "is the image and its mask too; name the mask's own file"))
@@ -126,11 +132,16 @@ def _same_shape(image: tuple[int, int], mask: tuple[int, int]) -> bool:
 
 
 def _check_picture(
-    picture: ImageSource, image: ImageSource, is_mask: bool, max_pixels: int, problems: list[Problem]
+    picture: ImageSource,
+    image: ImageSource,
+    is_mask: bool,
+    max_pixels: int,
+    problems: list[Problem],
+    checked: CheckedFiles,
 ) -> tuple[int, int] | None:
     """(width, height) of a picture; None, and a new entry in `problems`, when it cannot be used."""
     if isinstance(picture, Path):
-        return _check_file(picture, is_mask, max_pixels, problems)
+        return _check_file(picture, is_mask, max_pixels, problems, checked)
     try:
         if isinstance(picture, Region):
             _check_region(picture, max_pixels)
@@ -169,8 +180,13 @@ def named_file(picture: ImageSource, image: ImageSource) -> Path:
     return own if own != Path() else file_of(image)
 
 
-def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Problem]) -> tuple[int, int] | None:
+def _check_file(
+    path: Path, is_mask: bool, max_pixels: int, problems: list[Problem], checked: CheckedFiles
+) -> tuple[int, int] | None:
     """(width, height) of a file's image as shown; None, and a new entry in `problems`, when it cannot be used."""
+    identity, known = checked.find(path, is_mask)
+    if known is not None:
+        return known
     image_module = require("PIL.Image", "checking images")
     try:
         data = read_encoded(path)
@@ -178,7 +194,8 @@ def _check_file(path: Path, is_mask: bool, max_pixels: int, problems: list[Probl
             size = _check_image(image, data, is_mask, max_pixels)
             if is_mask:
                 note_image(path, image)
-            return size
+        checked.add(path, is_mask, identity, size)
+        return size
     except image_module.UnidentifiedImageError:
         reason = "not an image, or its header is damaged"
     except (image_module.DecompressionBombError, image_module.DecompressionBombWarning):

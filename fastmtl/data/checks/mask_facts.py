@@ -117,6 +117,11 @@ def recall(picture: ImageSource) -> MaskFacts | None:
     return _known.get(_key(picture))
 
 
+def note_facts(path: Path, facts: MaskFacts) -> None:
+    """Cache the contents of the mask `path`, which are known."""
+    _remembered(path, lambda: facts)
+
+
 def note_image(path: Path, image: Image) -> None:
     """Count and cache the mask `path`, opened as a Pillow image that is decoded anyway."""
     _remembered(path, lambda: _of_image(image))
