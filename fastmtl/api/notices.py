@@ -162,7 +162,7 @@ def of_skipped_steps(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """How many steps of `records` (metrics.jsonl) did not train, if any.
 
     >>> of_skipped_steps([{"epoch": 1, "skipped": 2}, {"epoch": 2, "skipped": 0}, {"epoch": 3}])
-    ['2 training steps were skipped, in epoch 1: a loss or gradient was NaN or infinite; see the folder nonfinite']
+    ['2 training steps were skipped, in epoch 1: a loss or gradient was not finite, or a spike; see RUN/nonfinite']
     """
     found = {record.get("epoch"): count for record in records if isinstance(count := record.get("skipped"), int)}
     found = {epoch: count for epoch, count in found.items() if count}
@@ -170,7 +170,7 @@ def of_skipped_steps(records: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     steps = "1 training step was" if sum(found.values()) == 1 else f"{sum(found.values())} training steps were"
     epochs = f"epoch{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
-    return [f"{steps} skipped, in {epochs}: a loss or gradient was NaN or infinite; see the folder nonfinite"]
+    return [f"{steps} skipped, in {epochs}: a loss or gradient was not finite, or a spike; see RUN/nonfinite"]
 
 
 class ScoreWatch:

@@ -113,8 +113,9 @@ def score_training(job: Job) -> dict[str, Any]:
         odd += [*maps.notices("test"), *notices.of_scores(tasks, of_test, "test")]
     say(odd, job.console)
     odd += notices.of_epochs(tasks, found, run.records(), job.splits.watching_name)
-    if damaged := sum(len(read_lines(path)[0]) for path in job.out.glob("quarantine*.jsonl")):
-        odd.append(f"{counted(damaged, 'damaged tile')} set aside in training: see quarantine.jsonl")
+    found_damaged = (record for path in job.out.glob("quarantine*.jsonl") for record in read_lines(path)[0])
+    if damaged := {str(record.get("tile")) for record in found_damaged}:  # several ranks may have found the same
+        odd.append(f"{counted(len(damaged), 'damaged tile')} set aside in training: see quarantine.jsonl")
     odd += notices.of_skipped_steps(run.records())
     result["notices"] = [*job.notices, *odd]
     run.write_summary(result)

@@ -180,11 +180,15 @@ class TrainingConfig:
     on_nonfinite: Literal["raise", "skip", "restore"] = "raise"
     """After a step whose loss or gradient is NaN or infinite, which never changes a weight: stop, continue, or go back
     to the last checkpoint and leave the batch out."""
+    spike_factor: float = 0.0
+    """A step in which the loss of a task is above this many times its median over the last 100 steps is skipped, and
+    `on_nonfinite` says what follows, as for a loss that is NaN. 0: no limit."""
     max_skipped: float = 0.05
     """For on_nonfinite = "skip": fraction of an epoch's steps that may be skipped; more, or 10 in a row, stop the
     training."""
     max_restores: int = 3
-    """For on_nonfinite = "restore": how often a stage may go back; the next time the training stops."""
+    """For on_nonfinite = "restore", which max_skipped does not limit: how often a stage may go back; the next time the
+    training stops."""
     log_every: int = 20
     """Steps between reads of the losses (each waits for the device)."""
     gradient_stats_every: int = 0

@@ -82,6 +82,9 @@ def _check_training(training: TrainingConfig, last_stage: int) -> None:
             f"average_start must be less than the epochs of the last stage, {last_stage}": begins,
             f"tta must be views among {', '.join(VIEWS)}": set(training.tta) <= set(VIEWS),
             "tta must name a view once": len(set(training.tta)) == len(training.tta),
+            "spike_factor must be 0 or above 1, and finite": (
+                training.spike_factor == 0 or 1 < training.spike_factor < float("inf")
+            ),
             "max_skipped must be between 0 and 1": 0 <= training.max_skipped <= 1,
             "max_restores must not be negative": training.max_restores >= 0,
             "log_every must be at least 1": training.log_every >= 1,

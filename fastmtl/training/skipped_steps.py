@@ -1,12 +1,10 @@
-"""Counts the steps that were skipped because a loss or gradient was not finite, without waiting for the device, and
-decides what follows (`TrainingConfig.on_nonfinite`)."""
+"""Counts the steps that were skipped because a loss or gradient was not finite, or a loss was a spike, without waiting
+for the device, and decides what follows (`TrainingConfig.on_nonfinite`)."""
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
@@ -15,42 +13,17 @@ from torch import Tensor
 
 from ..config import TrainingConfig
 from ..protocols import Batch
-from ..utils.atomic_io import replacing, write_whole
 from ..utils.words import counted
-from .disk_policy import disk_reason
+from .bad_batches import RecordedStep, SkippedStep, write_batches
 from .errors import NonFiniteError
 
 _MOST_STEPS = 256  # between two calls of `judge`
 _IN_A_ROW = 10  # skipped steps in a row after which the training counts as diverged
-_FILES = 3  # batches written per run and rank
 _KEPT_BYTES = 256 << 20  # of the latest batches, kept in case they must be written
 
 
 class GoBack(Exception):
     """The training must continue from its last checkpoint; the message says why."""
-
-
-@dataclass
-class _Step:
-    """A step that has not been judged."""
-
-    step: int
-    row: int
-    tiles: list[str]
-    size: int  # bytes of the batch
-    batch: Batch | None  # None if it was too large to keep
-
-
-@dataclass(frozen=True)
-class _Skipped:
-    """A step that was skipped, and its losses by task."""
-
-    recorded: _Step
-    losses: dict[str, float]
-
-    @property
-    def bad_tasks(self) -> list[str]:
-        return [name for name, loss in self.losses.items() if not isfinite(loss)]
 
 
 class SkippedSteps:
@@ -59,7 +32,7 @@ class SkippedSteps:
     Whether a loss is finite is the same on all ranks, so that all ranks come to the same verdict.
 
     Args:
-        config: `log_every`, `on_nonfinite`, `max_skipped`, `max_restores`.
+        config: `log_every`, `on_nonfinite`, `max_skipped`, `max_restores`, `spike_factor`.
         tasks: their names.
         device: of the losses.
         scaled: whether a GradScaler is used, which finds its scale by infinite gradients: then only losses count.
@@ -83,21 +56,23 @@ class SkippedSteps:
     ) -> None:
         self._config, self._tasks, self._scaled, self._folder, self._rank = config, list(tasks), scaled, folder, rank
         rows = min(config.log_every, _MOST_STEPS)
-        self._rows = torch.zeros(rows, len(self._tasks) + 1, dtype=torch.float64, device=device)  # losses, skipped
-        self._recent: deque[_Step] = deque(maxlen=rows)
+        # losses, spikes, skipped
+        self._rows = torch.zeros(rows, 2 * len(self._tasks) + 1, dtype=torch.float64, device=device)
+        self._recent: deque[RecordedStep] = deque(maxlen=rows)
         self._next = 0  # row of the next step
         self._passed: set[int] = set()
         self._in_a_row = 0
         self.in_epoch = self.restores = 0
 
-    def add(self, step: int, losses: Tensor, skipped: Tensor, batch: Batch) -> Tensor:
-        """Record a step (counted from 1) with its losses [K] float64; returns whether it counts as skipped, on the
-        device. The host does not wait."""
-        self._rows[self._next].copy_(torch.cat([losses, skipped.reshape(1).double()]))
-        self._recent.append(_Step(step, self._next, batch.ids, _size(batch), batch))
+    def add(self, step: int, losses: Tensor, skipped: Tensor, batch: Batch, spikes: Tensor | None = None) -> Tensor:
+        """Record a step (counted from 1) with its losses [K] float64, and bool [K] which of them are spikes; returns
+        whether it counts as skipped, on the device. The host does not wait."""
+        spikes = torch.zeros_like(losses) if spikes is None else spikes.double()
+        self._rows[self._next].copy_(torch.cat([losses, spikes, skipped.reshape(1).double()]))
+        self._recent.append(RecordedStep(step, self._next, batch.ids, _size(batch), batch))
         self._next = (self._next + 1) % len(self._rows)
         self._drop_batches()
-        unsound = ~losses.isfinite().all()
+        unsound = ~losses.isfinite().all() | spikes.any()
         return unsound if self._scaled else unsound | skipped.reshape(())
 
     @property
@@ -134,8 +109,8 @@ class SkippedSteps:
         if not bad:
             return
         self.in_epoch += len(bad)
-        files = self._write(bad, epoch)
-        message = _sentence(bad, last, epoch) + (f" Look at {files}." if files else "")
+        files = write_batches(self._folder, bad, epoch, self._rank)
+        message = _sentence(bad, last, epoch, self._config.spike_factor) + (f" Look at {files}." if files else "")
         policy, most = self._config.on_nonfinite, self._config.max_restores
         if policy == "restore" and self.restores < most:
             self.restores += 1
@@ -168,17 +143,19 @@ class SkippedSteps:
         self.in_epoch, self._in_a_row = state.get("in_epoch", 0), state.get("in_a_row", 0)
         self.restores = max(self.restores, state.get("restores", 0))
 
-    def _read(self) -> tuple[list[_Skipped], int]:
+    def _read(self) -> tuple[list[SkippedStep], int]:
         """The skipped steps among those to judge, and the longest run of them."""
-        rows, found, longest = self._rows.tolist(), [], 0
+        rows, found, longest, count = self._rows.tolist(), [], 0, len(self._tasks)
         for one in self._recent:
-            *losses, skipped = rows[one.row]
-            if all(map(isfinite, losses)) and (self._scaled or not skipped):
+            *values, skipped = rows[one.row]
+            losses = dict(zip(self._tasks, values[:count], strict=True))
+            spikes = [name for name, spike in zip(self._tasks, values[count:], strict=True) if spike]
+            if all(map(isfinite, values)) and not spikes and (self._scaled or not skipped):
                 self._in_a_row = 0
             else:
                 self._in_a_row += 1
                 longest = max(longest, self._in_a_row)
-                found.append(_Skipped(one, dict(zip(self._tasks, losses, strict=True))))
+                found.append(SkippedStep(one, losses, spikes))
         self._recent.clear()
         return found, longest
 
@@ -191,48 +168,23 @@ class SkippedSteps:
             if one.batch is not None:
                 total, one.batch = total - one.size, None
 
-    def _write(self, bad: Sequence[_Skipped], epoch: int) -> str:
-        """Write the batches of the first skipped steps; returns their folder, "" if there is none. If the disk cannot
-        be written, the folder is followed by the reason: the loss is the error to report."""
-        if self._folder is None:
-            return ""
-        suffix = f"-rank{self._rank}" if self._rank else ""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            written = [path for path in self._folder.glob("step-*.json") if ("-rank" in path.name) == bool(suffix)]
-            for one in bad[: max(_FILES - len(written), 0)]:
-                _write_step(self._folder / f"step-{one.recorded.step:06d}{suffix}", one, epoch)
-        except Exception as error:
-            if not (reason := disk_reason(error) or (str(error) if isinstance(error, OSError) else "")):
-                raise
-            return f"{self._folder} (incomplete: {reason})"
-        return str(self._folder)
 
-
-def _write_step(path: Path, one: _Skipped, epoch: int) -> None:
-    """Write PATH.json (epoch, step, losses, names of the tiles) and PATH.safetensors (images as the network gets them,
-    targets, has_label, metadata), if the batch was kept."""
-    losses = {name: loss if isfinite(loss) else str(loss) for name, loss in one.losses.items()}
-    facts = {"epoch": epoch + 1, "step": one.recorded.step, "losses": losses, "tiles": one.recorded.tiles}
-    if (batch := one.recorded.batch) is not None:
-        from safetensors.torch import save_file
-
-        tensors = {"images": batch.images, "has_label": batch.has_label}
-        tensors |= {f"targets.{name}": value for name, value in batch.targets.items()}
-        tensors |= {f"metadata.{name}": value for name, value in batch.metadata.items()}
-        with replacing(path.with_suffix(".safetensors")) as partial:
-            save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, partial)
-    write_whole(path.with_suffix(".json"), json.dumps(facts, indent=1))
-
-
-def _sentence(bad: Sequence[_Skipped], last: int, epoch: int) -> str:
-    names = list(dict.fromkeys(name for one in bad for name in one.bad_tasks))
-    tasks = " and of ".join(f"task {name!r}" for name in names)
-    what = f"the loss of {tasks}" if names else "the gradient"
+def _sentence(bad: Sequence[SkippedStep], last: int, epoch: int, factor: float) -> str:
+    names = list(dict.fromkeys(name for one in bad for name in one.not_finite))
+    spikes = list(dict.fromkeys(name for one in bad for name in one.spikes))
+    said = [f"the loss of {_tasks(names)} was NaN or infinite"] if names else []
+    if spikes:
+        said.append(f"the loss of {_tasks(spikes)} was above {factor:g} times its running median")
+    if any(not one.not_finite and not one.spikes for one in bad):
+        said.append("the gradient was NaN or infinite")
     return (
-        f"{what} was NaN or infinite in {len(bad)} of the steps up to step {last} (epoch {epoch + 1}); those steps "
-        "were skipped and the weights are finite."
+        f"{', and '.join(said)} in {len(bad)} of the steps up to step {last} (epoch {epoch + 1}); those steps were "
+        "skipped and the weights are finite."
     )
+
+
+def _tasks(names: Sequence[str]) -> str:
+    return " and of ".join(f"task {name!r}" for name in names)
 
 
 def _size(batch: Batch) -> int:

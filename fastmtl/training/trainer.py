@@ -26,6 +26,7 @@ from .checkpoint_store import CheckpointStore
 from .disk_policy import DiskPolicy
 from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
+from .loss_spikes import LossSpikes
 from .lr_schedule import rate_of
 from .norm_statistics import NormStatistics
 from .skipped_steps import GoBack, SkippedSteps
@@ -101,6 +102,8 @@ class Trainer(TrainerSaving):
             folder=nonfinite,
             rank=self.world.rank,
         )
+        names, factor = [task.name for task in tasks], config.spike_factor
+        self.spikes = LossSpikes(factor, names, self.device, self.world) if factor else None
         self.statistics = NormStatistics(model)
         self.columns = torch.tensor([task.column for task in tasks], device=self.device)  # of `Batch.has_label`
 
@@ -163,7 +166,11 @@ class Trainer(TrainerSaving):
         statistics = self.statistics.take()
         again = Replay(self.model, self.device) if self.balancer.needs_reevaluation else None
         with phase("forward"):
-            losses = self.losses(batch)
+            found = losses = self.losses(batch)
+        spikes = None
+        if self.spikes is not None:
+            with phase("communication"):
+                losses, spikes = self.spikes.screen(found)
         shared, active = list(cast(Model, self.model).shared_parameters()), self._has_label(batch).any(0)
         due = watches(self.config, self.step_count + 1, self.balancer)
         watched = watch(losses, shared, self.scaler) if due else {}
@@ -171,9 +178,9 @@ class Trainer(TrainerSaving):
             done = watched | dict(self.update(self.balancer, losses, shared, scale=self.scaler, active=active))
         if self.scaler is not None:
             self.scaler.update()
-        values = torch.stack([loss.detach().double() for loss in losses.values()])
+        values = torch.stack([loss.detach().double() for loss in found.values()])
         skipped = done.pop("skipped")
-        not_counted = self.skipped.add(self.step_count + 1, values, skipped, batch)
+        not_counted = self.skipped.add(self.step_count + 1, values, skipped, batch, spikes)
         self.sums += torch.where(not_counted, 0.0, values)
         if self.scheduler is not None:
             self.scheduler.step()
@@ -187,7 +194,7 @@ class Trainer(TrainerSaving):
             with phase("average"):
                 self.average.on_step(self.epoch - self.first_epoch)
         self.step_count += 1
-        return losses, done
+        return found, done
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Task name -> scalar loss, under autocast if the precision needs it. With several ranks, the mean of the

@@ -18,6 +18,7 @@ from ..protocols import Balancer, Loader, Task
 from ..utils.words import counted
 from . import checkpoint
 from .errors import CheckpointError
+from .loss_spikes import LossSpikes
 from .skipped_steps import SkippedSteps
 from .state_checks import StateDict, load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
 from .weight_averaging import WeightAverage
@@ -46,6 +47,7 @@ class TrainerState:
     pending: dict[str, Any] | None  # of an epoch that was trained and not yet validated: its record and loss weights
     sums: Tensor
     skipped: SkippedSteps
+    spikes: LossSpikes | None
     notes: tuple[str, ...] = ()
     """What `resume` found to be different from the uninterrupted training."""
 
@@ -56,7 +58,8 @@ class TrainerState:
 
     def state_dict(self, loader: Loader) -> StateDict:
         """The state of all ranks for a bit-equal continuation."""
-        on_gpu = self.device.type == "cuda"
+        on_gpu, of_loader = self.device.type == "cuda", loader.state_dict()
+        quarantines = self.world.gather_entries({self.world.rank: of_loader.get("quarantine", [])})
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -64,7 +67,8 @@ class TrainerState:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "loader": loader.state_dict(),
+            "loader": of_loader,
+            "quarantines": [quarantines[rank] for rank in sorted(quarantines)],
             "rng": self.world.gather(torch.get_rng_state()),
             "rng_device": self.world.gather(torch.cuda.get_rng_state(self.device)) if on_gpu else None,
             "progress": self._progress(),
@@ -81,6 +85,7 @@ class TrainerState:
             "pending": self.pending,
             "sums": self.world.gather(self.sums),
             "skipped": self.skipped.state_dict(),
+            "spikes": {} if self.spikes is None else self.spikes.state_dict(),
         }
 
     def resume(self, directory: Path, loader: Loader, state: StateDict | None = None) -> None:
@@ -122,7 +127,7 @@ class TrainerState:
             if (part := getattr(self, name)) is not None:
                 with loading(name):
                     load_like(part, state[name])
-        loader.load_state_dict(state["loader"])
+        loader.load_state_dict(self._with_own_quarantine(state))
         self._compare_batches(state["loader"], loader.state_dict())
         with loading("progress"):
             progress, rank, ranks = state["progress"], self.world.rank, len(state["rng"])
@@ -135,6 +140,8 @@ class TrainerState:
             self.pending = progress.get("pending")
             self.sums.copy_(sums)
             self.skipped.load_state_dict(progress.get("skipped", {}))
+            if self.spikes is not None:
+                self.spikes.load_state_dict(progress.get("spikes", {}))
         # Last, because setting the loader's position may draw random numbers.
         with loading("rng"):
             if not same:
@@ -148,6 +155,16 @@ class TrainerState:
             torch.set_rng_state(state["rng"][rank].clone())  # a clone: torch reads from the start of the storage
             if state["rng_device"] is not None:
                 torch.cuda.set_rng_state(state["rng_device"][rank].clone(), self.device)
+
+    def _with_own_quarantine(self, state: StateDict) -> dict[str, Any]:
+        """The loader's state with the damaged tiles that this rank had found; on another number of ranks, those of all.
+        Otherwise a rank would read its tiles again, and might then take one that it had left out."""
+        found = state.get("quarantines")  # not in checkpoints of earlier versions
+        if found is None or "quarantine" not in state["loader"]:
+            return state["loader"]
+        every = {entry["tile"]: entry for entries in found for entry in entries}
+        own = found[self.world.rank] if len(found) == self.world.size else list(every.values())
+        return {**state["loader"], "quarantine": own}
 
     def _compare_batches(self, before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         """With other batches of all ranks, move the schedule to the same fraction of its steps."""

@@ -25,6 +25,24 @@ def test_the_run_folder_keeps_what_the_balancer_did_and_forgets_what_a_resumed_r
     assert looks[0]["cosines"] == [[1.0, -0.2], [-0.2, 1.0]]
 
 
+def test_tensorboard_reads_the_curves_of_a_run_and_of_its_continuation(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for step in (2, 4):
+        folder = RunFolder(tmp_path)
+        folder.on_step(
+            step, 0, step, 6, {"loss": {"outline": step / 8, "kind": 1.0}, "balance": {"weights": [1.0, 2.0]}}
+        )
+        folder.on_epoch(RECORD | {"epoch": step, "validation": {"tasks": {"outline": {"dice": 0.5, "classes": []}}}})
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    assert len(files) == 2, "one for each process"
+    seen = EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+    assert [(one.step, one.value) for one in seen.Scalars("loss/outline")] == [(2, 0.25), (4, 0.5)]
+    assert [(one.step, one.value) for one in seen.Scalars("validation/outline/dice")] == [(2, 0.5), (4, 0.5)]
+    assert {"weight/kind", "loss/kind"} <= set(seen.Tags()["scalars"])
+
+
 def test_progress_tells_equal_metrics_of_two_tasks_apart():
     written = io.StringIO()
     scores = {"outline": {"dice": 0.5}, "kind": {"accuracy": 0.25}, "grade": {"accuracy": 1.0}}
