@@ -79,8 +79,11 @@ def _check_parameters(model: nn.Module, group: dist.ProcessGroup | None) -> None
 
 def _check_sharded(model: nn.Module, why_not: str) -> None:
     meshes = (getattr(parameter, "device_mesh", None) for parameter in model.parameters())
-    if any(mesh is not None and mesh.ndim != 1 for mesh in meshes):
-        raise ValueError("`model` must be sharded over a one-dimensional mesh; got more dimensions (HSDP).")
+    if (most := max(mesh.ndim for mesh in meshes if mesh is not None)) > 2:
+        raise ValueError(
+            "`model` must be sharded over a mesh of one dimension, or of two (copies, shards: HSDP); got "
+            f"{most} dimensions."
+        )
     if why_not:
         raise ValueError(why_not)
 

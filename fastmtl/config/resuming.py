@@ -20,6 +20,7 @@ MAY_CHANGE = (
     *("training.on_nonfinite", "training.max_skipped", "training.max_restores"),
     *("training.checkpoint_minutes", "training.checkpoint_steps", "training.keep_checkpoints", "training.rank_timeout"),
     *("data.num_threads", "data.max_damaged", "data.root", "data.index_folder"),
+    *("distributed.strategy", "distributed.replicas"),
     *("stages.*.epochs", "stages.*.optimizer.lr", "stages.*.optimizer.weight_decay"),
 )
 """Keys of a recipe whose value a run may change when it is continued; `*` is the name of a stage."""
@@ -27,7 +28,7 @@ REBASING = ("optimizer.*", "training.epochs", "stages.*")
 """Those of them that change the learning rate, weight decay or momentum, which a checkpoint also holds."""
 _FILLED = ("data.mean", "data.std", "tasks.*.class_shares")
 """Keys that the first start of a run fills in if they are empty."""
-_TABLES = ("protocol", "data", "model", "tasks", "balancer", "optimizer", "training", "stages")
+_TABLES = ("protocol", "data", "model", "tasks", "balancer", "optimizer", "training", "distributed", "stages")
 """What training depends on."""
 
 Changes = dict[str, list[Any]]

@@ -18,6 +18,7 @@ from ..protocols import Balancer, Loader, Task
 from ..utils.words import counted
 from . import checkpoint
 from .errors import CheckpointError
+from .sharding import gathered
 from .skipped_steps import SkippedSteps
 from .state_checks import StateDict, load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
 from .weight_averaging import WeightAverage
@@ -45,6 +46,7 @@ class TrainerState:
     pending: dict[str, Any] | None  # of an epoch that was trained and not yet validated: its record and loss weights
     sums: Tensor
     skipped: SkippedSteps
+    _sharded: bool  # by FSDP2
     notes: tuple[str, ...] = ()
     """What `resume` found to be different from the uninterrupted training."""
 
@@ -53,10 +55,11 @@ class TrainerState:
         """Epochs that are complete, validation included."""
         return self.epoch - (self.pending is not None)
 
-    def state_dict(self, loader: Loader) -> StateDict:
-        """The state of all ranks for a bit-equal continuation."""
+    def state_dict(self, loader: Loader, *, everywhere: bool = False) -> StateDict:
+        """The state of all ranks for a bit-equal continuation. Of a model divided by FSDP2 rank 0 has whole tensors on
+        the CPU, and the others have None instead unless `everywhere`."""
         on_gpu = self.device.type == "cuda"
-        return {
+        state = {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
@@ -68,6 +71,7 @@ class TrainerState:
             "rng_device": self.world.gather(torch.cuda.get_rng_state(self.device)) if on_gpu else None,
             "progress": self._progress(),
         }
+        return gathered(state, keep=everywhere or self.world.rank == 0) if self._sharded else state
 
     def _progress(self) -> StateDict:
         return {

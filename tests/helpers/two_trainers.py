@@ -96,7 +96,7 @@ def trained(world: World, *arguments, **options) -> dict[str, Any]:
     """Two epochs and what is left of them."""
     made = trainer(world, *arguments, **options)
     records = []
-    made.observers.append(_Records(records))
+    made.observers.append(Records(records))
     made.fit(PartLoader(world), PartLoader(world, seed=7))
     return {"weights": made.model.state_dict(), "records": records}
 
@@ -131,13 +131,13 @@ def cut_in_validation(world: World, folder: Path) -> dict[str, object]:
         return "nothing was raised"
 
     whole, records = trainer(world), []
-    whole.observers.append(_Records(records))
+    whole.observers.append(Records(records))
     run(whole, PartLoader(world), stop=False)
     message = run(trainer(world, folder=folder), PartLoader(world), stop=True)
     world.broadcast(None)  # rank 0 has written
     world = World(world.rank, world.size)  # as a new process has
     again, fresh, repeated = trainer(world), PartLoader(world), []
-    again.observers.append(_Records(repeated))
+    again.observers.append(Records(repeated))
     again.resume(folder / "last", fresh)
     pending = again.pending is not None
     run(again, fresh, stop=False)
@@ -146,7 +146,9 @@ def cut_in_validation(world: World, folder: Path) -> dict[str, object]:
     return {"message": message, "pending": pending, "weights": weights, "epochs": epochs}
 
 
-class _Records:
+class Records:
+    """The losses of every log step, and the records of every epoch."""
+
     def __init__(self, records: list) -> None:
         self._records = records
 
