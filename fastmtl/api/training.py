@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from .. import data
 from ..builders import components, datasets, pretrained, stains
 from ..config import Recipe, list_recipes
 from ..distributed import World
+from ..training import sharding
 from ..training.checkpoint_names import history
 from ..training.errors import NonFiniteError
 from ..training.file_lock import locked
 from ..training.profiling import ProfiledLoader
 from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
-from ..training.stages import Stages
+from ..training.stages import Stages, ready_for_use
 from . import continuing, notices, rank_facts, scoring
 from .job import Job, assemble, say
 from .runs import report
@@ -163,6 +165,7 @@ def _assembled(
             stages.check()
             if not trained:
                 pretrained.check_frozen(recipe, job.model)
+            sharding.divide(recipe, job.model, world)
             if world.rank:  # otherwise dropout would drop the same elements on all ranks
                 torch.manual_seed(recipe.training.seed + world.rank)
             elif not start.resumed:
@@ -224,6 +227,10 @@ def _score_and_report(job: Job) -> dict[str, Any]:
     """Write summary.json and report.html and return the summary; {} on all ranks except the first."""
     if job.world.rank:
         return {}
+    if sharding.is_sharded(job.model):  # its other parts are on ranks that have ended; the checkpoint has the whole
+        model = components.build_model(job.recipe, job.tasks, job.device, trained=True)
+        ready_for_use(job.recipe, model)
+        job = replace(job, model=model)
     summary = scoring.score_training(job)
     for problem in report([job.out]):
         job.console.print(f"report: {problem}")

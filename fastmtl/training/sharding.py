@@ -14,8 +14,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._pytree import tree_leaves
 
 from ..balance.shards import is_shard
-from ..distributed import World
+from ..builders.components import empty_batch
+from ..config import ConfigError, Recipe, TrainingConfig
+from ..distributed import World, is_of_communication
 from ..models.momentum import MomentumQueue
+from ..protocols import Balancer
 
 _SMALLEST = 1 << 20  # parameters of a module that is gathered by itself: 4 MB, above which networks reach their speed
 
@@ -24,13 +27,70 @@ def is_sharded(model: nn.Module) -> bool:
     return any(is_shard(parameter) for parameter in model.parameters())
 
 
-def why_not(model: nn.Module) -> str:
-    """Why FSDP2 cannot divide `model`; "" if it can."""
-    if any(isinstance(module, MomentumQueue) for module in model.modules()):
-        return "its momentum encoder follows whole parameters"
-    if any(not parameter.ndim for parameter in model.parameters()):
-        return "it has a parameter without dimensions"
-    return ""
+def why_not(
+    model: nn.Module,
+    balancer: Balancer,
+    optimizer: torch.optim.Optimizer,
+    config: TrainingConfig,
+    *,
+    by_fused_step: bool,
+) -> str:
+    """What of a training does not work with FSDP2; "" if everything does. The update is a FusedStep or a PlainUpdate."""
+    name = type(balancer).__name__
+    watched = config.gradient_stats_every and not getattr(balancer, "sees_gradients", False)
+    problems = {
+        f"{name}'s averages of the gradients cannot be divided": getattr(balancer, "split_state", ()),
+        getattr(balancer, "_why_not_sharded", str)(): True,
+        "the momentum encoder cannot follow a divided encoder": any(
+            isinstance(module, MomentumQueue) for module in model.modules()
+        ),
+        "a parameter without dimensions cannot be divided": any(not parameter.ndim for parameter in model.parameters()),
+        f"apex's {type(optimizer).__name__} does not take parts of parameters": type(optimizer).__module__.startswith(
+            "apex"
+        ),
+        "training.compile must be false": config.compile,
+        f"training.gradient_stats_every must be 0 with {name}, whose steps measure no gradients": watched,
+        'training.precision = "float16" needs the fused step': config.precision == "float16" and not by_fused_step,
+    }
+    return next((problem for problem, found in problems.items() if problem and found), "")
+
+
+def divide(recipe: Recipe, model: nn.Module, world: World) -> bool:
+    """Divide the model among the ranks if the recipe says so; returns whether. All ranks call it, before the optimizer
+    is created.
+
+    Raises:
+        ConfigError: the model does not work with FSDP2; `why_not` has been asked before.
+    """
+    distributed, size = recipe.distributed, world.size
+    if distributed.strategy != "fsdp2" or size == 1:
+        return False
+    replicas = distributed.replicas
+    if size % replicas or size == replicas:
+        raise ConfigError(
+            f"recipe {recipe.name}: distributed.replicas is {replicas}, which must divide the {size} ranks into groups "
+            f"of two or more; use one of {', '.join(str(n) for n in range(1, size // 2 + 1) if size % n == 0)}, or "
+            'distributed.strategy = "ddp".'
+        )
+    device = next(model.parameters()).device
+    batch = empty_batch(recipe, 2, len(recipe.tasks), device)
+    training = model.training
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            shard(model, world, lambda: model(batch), replicas=replicas)
+            outputs = [leaf for leaf in tree_leaves(model.eval()(batch)) if isinstance(leaf, Tensor)]
+            if learned := [output.sum() for output in outputs if output.requires_grad]:
+                torch.stack(learned).sum().backward()
+    except Exception as error:
+        if is_of_communication(error):
+            raise
+        raise ConfigError(
+            f"recipe {recipe.name}: {recipe.model['name']} does not work with FSDP2 ({' '.join(str(error).split())}); "
+            'use distributed.strategy = "ddp".'
+        ) from error
+    model.zero_grad()
+    model.train(training)
+    return True
 
 
 def shard(

@@ -28,7 +28,7 @@ from .eval_loop import autocast_dtype, evaluate
 from .gradient_stats import watch, watches
 from .lr_schedule import rate_of
 from .norm_statistics import NormStatistics
-from .sharding import is_sharded
+from .sharding import is_sharded, why_not
 from .skipped_steps import GoBack, SkippedSteps
 from .step_clock import StepClock
 from .trainer_saving import TrainerSaving
@@ -82,6 +82,9 @@ class Trainer(TrainerSaving):
         self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
         self.world = world or World()
         self._sharded = is_sharded(model)
+        by_fused_step = not isinstance(self.update, PlainUpdate)
+        if self._sharded and (why := why_not(model, balancer, optimizer, config, by_fused_step=by_fused_step)):
+            raise ValueError(f"`model` must not be divided by FSDP2: {why}.")
         self.network = cast(nn.Module, torch.compile(model)) if config.compile else model
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from fastmtl import balance
 from fastmtl.config import OptimizerConfig, TrainingConfig
@@ -20,7 +21,7 @@ from fastmtl.training.lr_schedule import Schedule
 from fastmtl.training.sharding import shard
 from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
-from helpers.two_trainers import CLASSES, PartLoader, Records
+from helpers.two_trainers import BATCHES, CLASSES, PartLoader, Records
 
 
 class Network(nn.Module):
@@ -86,14 +87,98 @@ def _loss(task: Any, criterion: Any):
 
 
 def trained(world: World, name: str, **options) -> dict[str, Any]:
-    made = trainer(world, name, **options)
-    return _fit(made, PartLoader(world), world)
+    """Two epochs, and the whole state after them."""
+    return _fit(trainer(world, name, **options), PartLoader(world), world)
 
 
-def _fit(made: Trainer, loader: PartLoader, world: World) -> dict[str, Any]:
+def _fit(made: Trainer, loader: PartLoader, world: World, validation: PartLoader | None = None) -> dict[str, Any]:
     records: list[Any] = []
     made.observers.append(Records(records))
-    made.fit(loader, PartLoader(world, seed=7))
+    message = ""
+    try:
+        made.fit(loader, validation or PartLoader(world, seed=7))
+    except Interrupted as error:
+        message = str(error)
     state = made.state_dict(loader, everywhere=True)
     kept = ("model", "average", "optimizer", "balancer")
-    return {"records": records} | {name: state[name] for name in kept}
+    return {"message": message, "records": records, "notes": made.notes} | {name: state[name] for name in kept}
+
+
+class Short(PartLoader):
+    """Rank 1 has `missing` batches fewer."""
+
+    def __init__(self, world: World, missing: int) -> None:
+        super().__init__(world, seed=7)
+        self.own = BATCHES - missing * (world.rank == 1)
+
+    def __len__(self) -> int:
+        return self.own
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if self.batch <= self.own:
+                yield batch
+
+
+def unequal_validation(world: World, missing: int) -> dict[str, Any]:
+    return _fit(trainer(world, "pcgrad", replicas=1), PartLoader(world), world, Short(world, missing))
+
+
+def continued(world: World, folder: Path, name: str, in_validation: bool, **options) -> dict[str, Any]:
+    """Rank 1 is asked to stop, in the first epoch or its validation; what is left after a new trainer goes on."""
+    first, loader, validation = trainer(world, name, folder=folder, **options), PartLoader(world), Short(world, 1)
+
+    def spoil(batch: Batch, epoch: int, number: int) -> Batch:
+        first.stop_requested |= world.rank == 1 and number == 1
+        return batch
+
+    (validation if in_validation else loader).spoil = spoil
+    cut = _fit(first, loader, world, validation)
+    world.broadcast(None)  # rank 0 has written
+    world = World(world.rank, world.size)  # as a new process has
+    return resumed(world, folder, name, **options) | {"message": cut["message"]}
+
+
+def resumed(world: World, folder: Path, name: str, **options) -> dict[str, Any]:
+    made, loader = trainer(world, name, **options), PartLoader(world)
+    torch.manual_seed(99)
+    made.resume(folder / "last", loader)
+    return _fit(made, loader, world, Short(world, 1))
+
+
+def skipped(world: World) -> dict[str, Any]:
+    """An infinite loss on rank 1 alone."""
+    made, loader = (
+        trainer(world, "pcgrad", replicas=1, on_nonfinite="skip", max_skipped=0.5, epochs=1),
+        PartLoader(world),
+    )
+    loss = made.tasks[1].loss
+
+    def spoilt(output: Tensor, batch: Batch) -> Tensor:
+        found = loss(output, batch)
+        return found * torch.inf if world.rank == 1 and made.step_count == 1 else found
+
+    made.tasks[1].loss = spoilt
+    return {"skipped": made.fit(loader)["skipped"]} | made.state_dict(loader, everywhere=True)
+
+
+def run(rank: int, ranks: int, folder: str, cases: dict[str, tuple]) -> None:
+    """Each case is a function's name, its arguments and its options; results go to a file per rank."""
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    address = f"file://{folder}/rendezvous-{ranks}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
+    world = World(rank, ranks)
+    try:
+        found = {
+            case: globals()[name](world, *arguments, **options) for case, (name, arguments, options) in cases.items()
+        }
+        torch.save(found, f"{folder}/{ranks}-{rank}.pt")
+    finally:
+        world.close()
+
+
+def on_ranks(ranks: int, folder: Path, cases: dict[str, tuple]) -> list[dict[str, Any]]:
+    """What each rank found."""
+    spawn(run, args=(ranks, str(folder), cases), nprocs=ranks)
+    return [torch.load(folder / f"{ranks}-{rank}.pt") for rank in range(ranks)]
