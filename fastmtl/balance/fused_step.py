@@ -191,7 +191,8 @@ class FusedStep:
             for parameter in group["params"]
             if parameter.numel() and (parameter in columns or parameter.grad is not None)
         ]
-        pairs = [(move, is_one) for move, is_one in pairs if move.parameter.numel()]  # a rank's shard may be empty
+        empty = [move.step for move, _ in pairs if not move.parameter.numel()]  # a rank's shard may be
+        pairs = [(move, is_one) for move, is_one in pairs if move.parameter.numel()]
         moves = [move for move, _ in pairs]
         _check_alike([move.parameter for move in moves])
         square = torch.zeros((), dtype=torch.float64, device=sound.device)
@@ -222,6 +223,9 @@ class FusedStep:
             factor = factor * (self.clip_norm / (norm + _EPS)).clamp(max=1.0)
         for same in _by_dtype(moves, lambda move: move.parameter.dtype):
             kernel.take_step(kernel.Step(same, groups, factor, skipped.float(), J, w), self._backend)
+        for step in empty:
+            if step is not None:
+                step += (~skipped).to(step.dtype)
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None

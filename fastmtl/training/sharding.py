@@ -35,8 +35,8 @@ def why_not(
     *,
     by_fused_step: bool,
 ) -> str:
-    """What of a training does not work with FSDP2; "" if everything does. The update is a FusedStep or a PlainUpdate."""
-    name = type(balancer).__name__
+    """What of a training does not work with FSDP2; "" if everything does."""
+    name, kind = type(balancer).__name__, type(optimizer)
     watched = config.gradient_stats_every and not getattr(balancer, "sees_gradients", False)
     problems = {
         f"{name}'s averages of the gradients cannot be divided": getattr(balancer, "split_state", ()),
@@ -45,9 +45,7 @@ def why_not(
             isinstance(module, MomentumQueue) for module in model.modules()
         ),
         "a parameter without dimensions cannot be divided": any(not parameter.ndim for parameter in model.parameters()),
-        f"apex's {type(optimizer).__name__} does not take parts of parameters": type(optimizer).__module__.startswith(
-            "apex"
-        ),
+        f"apex's {kind.__name__} does not take parts of parameters": kind.__module__.startswith("apex"),
         "training.compile must be false": config.compile,
         f"training.gradient_stats_every must be 0 with {name}, whose steps measure no gradients": watched,
         'training.precision = "float16" needs the fused step': config.precision == "float16" and not by_fused_step,

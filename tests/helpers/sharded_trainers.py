@@ -96,12 +96,18 @@ def _fit(made: Trainer, loader: PartLoader, world: World, validation: PartLoader
     made.observers.append(Records(records))
     message = ""
     try:
-        made.fit(loader, validation or PartLoader(world, seed=7))
+        made.fit(loader, PartLoader(world, seed=7) if validation is None else validation)
     except Interrupted as error:
         message = str(error)
     state = made.state_dict(loader, everywhere=True)
     kept = ("model", "average", "optimizer", "balancer")
     return {"message": message, "records": records, "notes": made.notes} | {name: state[name] for name in kept}
+
+
+def shards(world: World) -> dict[str, int]:
+    """Numbers of parameters: this rank's, and all."""
+    parameters: list[Any] = list(trainer(world, "pcgrad", replicas=1).model.parameters())
+    return {"own": sum(p.to_local().numel() for p in parameters), "all": sum(p.numel() for p in parameters)}
 
 
 class Short(PartLoader):
@@ -148,10 +154,8 @@ def resumed(world: World, folder: Path, name: str, **options) -> dict[str, Any]:
 
 def skipped(world: World) -> dict[str, Any]:
     """An infinite loss on rank 1 alone."""
-    made, loader = (
-        trainer(world, "pcgrad", replicas=1, on_nonfinite="skip", max_skipped=0.5, epochs=1),
-        PartLoader(world),
-    )
+    options = {"on_nonfinite": "skip", "max_skipped": 0.5, "epochs": 1}
+    made, loader = trainer(world, "pcgrad", replicas=1, **options), PartLoader(world)
     loss = made.tasks[1].loss
 
     def spoilt(output: Tensor, batch: Batch) -> Tensor:
@@ -168,14 +172,14 @@ def run(rank: int, ranks: int, folder: str, cases: dict[str, tuple]) -> None:
     torch.set_num_threads(1)
     address = f"file://{folder}/rendezvous-{ranks}"
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks)
-    world = World(rank, ranks)
     try:
-        found = {
-            case: globals()[name](world, *arguments, **options) for case, (name, arguments, options) in cases.items()
-        }
+        found = {}
+        for case, (name, arguments, options) in cases.items():
+            world = World(rank, ranks)  # a new one, because a stop may still be under way in the last one
+            found[case] = globals()[name](world, *arguments, **options)
         torch.save(found, f"{folder}/{ranks}-{rank}.pt")
     finally:
-        world.close()
+        torch.distributed.destroy_process_group()
 
 
 def on_ranks(ranks: int, folder: Path, cases: dict[str, tuple]) -> list[dict[str, Any]]:
