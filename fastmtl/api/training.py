@@ -13,6 +13,7 @@ from rich.console import Console
 
 from .. import data
 from ..builders import components, datasets, pretrained, stains
+from ..builders.ranks import check_ranks
 from ..config import Recipe, list_recipes
 from ..distributed import World
 from ..training import sharding
@@ -139,6 +140,7 @@ def _assembled(
     recipe = start.recipe
     components.check_names(recipe)
     device = components.device_of(recipe.training.device, world.local_rank)
+    check_ranks(recipe, device, world)
     with world.initialize(device, recipe.training.rank_timeout):
         if world.size > 1:
             world.require_equal(rank_facts.of_code(recipe))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..balance.shards import is_shard
 from ..builders.components import empty_batch
@@ -60,22 +60,14 @@ def divide(recipe: Recipe, model: nn.Module, world: World) -> bool:
     Raises:
         ConfigError: the model does not work with FSDP2; `why_not` has been asked before.
     """
-    distributed, size = recipe.distributed, world.size
-    if distributed.strategy != "fsdp2" or size == 1:
+    if recipe.distributed.strategy != "fsdp2" or world.size == 1:
         return False
-    replicas = distributed.replicas
-    if size % replicas or size == replicas:
-        raise ConfigError(
-            f"recipe {recipe.name}: distributed.replicas is {replicas}, which must divide the {size} ranks into groups "
-            f"of two or more; use one of {', '.join(str(n) for n in range(1, size // 2 + 1) if size % n == 0)}, or "
-            'distributed.strategy = "ddp".'
-        )
     device = next(model.parameters()).device
     batch = empty_batch(recipe, 2, len(recipe.tasks), device)
     training = model.training
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            shard(model, world, lambda: model(batch), replicas=replicas)
+            shard(model, world, lambda: model(batch), replicas=recipe.distributed.replicas)
             outputs = [leaf for leaf in tree_leaves(model.eval()(batch)) if isinstance(leaf, Tensor)]
             if learned := [output.sum() for output in outputs if output.requires_grad]:
                 torch.stack(learned).sum().backward()
@@ -118,6 +110,7 @@ def shard(
     for module in (*units, model):
         # The root too: after a pass without a backward it would keep the parameters of before the next step.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    model.register_forward_hook(_own_outputs, prepend=True)
 
 
 def gathered(state: Any, *, keep: bool) -> Any:
@@ -167,12 +160,16 @@ def _moment_like(parameter: Tensor, value: Any) -> Any:
 
 
 def _called(model: nn.Module, forward: Callable[[], Any]) -> set[nn.Module]:
-    """The modules that `forward` calls and that return tensors: only those can gather their parameters in time."""
+    """The modules that `forward` calls and that return tensors of their own: only those can gather their parameters in
+    time for the backward. A view would lose FSDP2's hook by an operation in place."""
     found: set[nn.Module] = set()
+    unfit: set[nn.Module] = set()
 
     def note(module: nn.Module, _inputs: object, output: object) -> None:
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
-            found.add(module)
+        returned = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        found.add(module)
+        if not returned or any(tensor._is_view() for tensor in returned):
+            unfit.add(module)
 
     training = model.training
     model.eval()
@@ -183,7 +180,12 @@ def _called(model: nn.Module, forward: Callable[[], Any]) -> set[nn.Module]:
     finally:
         handle.remove()
         model.train(training)
-    return found
+    return found - unfit
+
+
+def _own_outputs(_model: nn.Module, _inputs: object, outputs: Any) -> Any:
+    """Copies instead of views, see `_called`."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf._is_view() else leaf, outputs)
 
 
 def _units(model: nn.Module, called: set[nn.Module], smallest: int) -> Iterator[nn.Module]:

@@ -4,11 +4,13 @@ them."""
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.multiprocessing.spawn import spawn
 
 from fastmtl import balance
@@ -21,6 +23,7 @@ from fastmtl.training.lr_schedule import Schedule
 from fastmtl.training.sharding import shard
 from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
+from helpers import models
 from helpers.two_trainers import BATCHES, CLASSES, PartLoader, Records
 
 
@@ -164,6 +167,28 @@ def skipped(world: World) -> dict[str, Any]:
 
     made.tasks[1].loss = spoilt
     return {"skipped": made.fit(loader)["skipped"]} | made.state_dict(loader, everywhere=True)
+
+
+def every_model(world: World, names: list[str]) -> dict[str, dict[str, Any]]:
+    """For each model of the library the number of modules that are gathered one by one, and the largest difference of a
+    gradient, relative to the largest gradient: after two backward passes of one graph, divided and whole."""
+    found = {}
+    for name in names:
+        tasks = models.tasks_of(name)
+        whole, batch = models.build(name, tasks).eval(), models.batch_of()
+        divided = models.build(name, tasks).eval()
+        divided.to(memory_format=torch.channels_last)  # as a recipe's network
+        shard(divided, world, partial(divided, batch), smallest=200)
+        for model in (whole, divided):
+            loss = models.total_loss(model, tasks, batch)
+            loss.backward(retain_graph=True)
+            loss.backward()
+        wanted = {key: value.grad for key, value in whole.named_parameters() if value.grad is not None}
+        own: dict[str, Any] = dict(divided.named_parameters())
+        off = max(float((own[key].grad.full_tensor() - value).abs().max()) for key, value in wanted.items())
+        units = sum(isinstance(module, FSDPModule) for module in divided.modules())
+        found[name] = {"units": units, "off": off / max(float(value.abs().max()) for value in wanted.values())}
+    return found
 
 
 def run(rank: int, ranks: int, folder: str, cases: dict[str, tuple]) -> None:

@@ -10,15 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import models
 from helpers.sharded_trainers import on_ranks, resumed, trained
 
 from fastmtl import balance, data
 from fastmtl.api import evaluate
+from fastmtl.builders import components
+from fastmtl.builders.ranks import check_ranks, with_synced_batchnorm
+from fastmtl.cli import main
 from fastmtl.config import ConfigError, load_recipe
 from fastmtl.distributed import World
+from fastmtl.training.norm_statistics import NormStatistics
 from fastmtl.training.stages import Stages
 
 pytestmark = pytest.mark.long
+
+CPU = torch.device("cpu")
 
 REFUSED = {"gradnorm": "GradNorm measures", "db_mtl": "DBMTL's averages", "moco": "MoCo's averages"}
 DRAWN = ("graddrop",)  # its random numbers belong to columns, which the ranks number otherwise
@@ -97,6 +104,16 @@ def test_every_method_on_two_ranks(tmp_path):
         _check_is_one_process(first[name], name)
     for name in cases:
         _check_equal(second[name], first[name])
+
+
+@pytest.mark.slow
+def test_every_network(tmp_path):
+    """Divided into many parts, the gradients of two backward passes are those of the whole network."""
+    pytest.importorskip("transformers", reason="extra models is not installed")
+    found = on_ranks(2, tmp_path, {"all": ("every_model", (models.ALL,), {})})
+    for one in found:
+        assert list(one["all"]) == models.ALL
+        assert all(model["off"] < 1e-6 and model["units"] > 5 for model in one["all"].values()), one["all"]
 
 
 @pytest.mark.slow
@@ -181,8 +198,6 @@ def test_what_does_not_work_is_refused_before_the_run_begins(tmp_path, changes, 
 
 
 def _stages(recipe, world: World, folder: Path) -> Stages:
-    from fastmtl.builders import components
-
     tasks = components.build_tasks(recipe, ("a", "b", "c"))
     model = components.build_model(recipe, tasks, torch.device("cpu"))
     return Stages(recipe, model, tasks, device=torch.device("cpu"), folder=folder, world=world)
@@ -204,11 +219,37 @@ def test_bad_tables_are_refused(values, message):
 
 @pytest.mark.parametrize(("size", "replicas"), [(3, 2), (2, 2), (4, 3)])
 def test_copies_must_divide_the_ranks(size, replicas):
-    from fastmtl.training.sharding import divide
-
     recipe = load_recipe("demo", {"distributed": {"strategy": "fsdp2", "replicas": replicas}})
     with pytest.raises(ConfigError, match=f"distributed.replicas is {replicas}, which must divide the {size} ranks"):
-        divide(recipe, torch.nn.Linear(1, 1), World(0, size))
+        check_ranks(recipe, CPU, World(0, size))
+    for fitting in (World(), World(0, 2 * replicas)):
+        check_ranks(recipe, CPU, fitting)
+
+
+def test_synced_batchnorm_needs_gpus():
+    recipe = load_recipe("demo", {"distributed": {"sync_batchnorm": True}})
+    with pytest.raises(ConfigError, match=r"sync_batchnorm needs GPUs, .*; the device is cpu\. Set it to false, or"):
+        check_ranks(recipe, CPU, World(0, 2))
+    check_ranks(recipe, torch.device("cuda", 0), World(0, 2))
+    check_ranks(recipe, CPU, World())  # nothing to synchronise
+
+
+def test_synced_batchnorm_keeps_the_state_and_the_evaluation():
+    recipe = load_recipe("demo", {"distributed": {"sync_batchnorm": True}})
+    tasks = components.build_tasks(recipe, ("a", "b", "c"))
+    model = components.build_model(recipe, tasks, CPU).eval()
+    before, batch = model.state_dict(), components.empty_batch(recipe, 2, len(tasks), CPU)
+    with torch.no_grad():
+        wanted = model(batch)
+        assert with_synced_batchnorm(recipe, model, World()) is model
+        number = sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+        model = with_synced_batchnorm(recipe, model, World(0, 2))
+        found = model(batch)
+    assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules()) == number > 0
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert all(value is before[name] or torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert len(NormStatistics(model)._layers) == number
 
 
 @pytest.mark.slow
@@ -227,6 +268,4 @@ def test_the_command_line(tmp_path):
     assert (out / "report.html").is_file()
     found = evaluate(out, tiles)
     assert found["num_images"] == 4
-    from fastmtl.cli import main
-
     assert main(["train", "--resume", "--out", str(out), "--epochs", "2", "--set", "distributed.strategy=ddp"]) == 0
