@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.multiprocessing.spawn import spawn
 
+from benchmarks import communication
 from fastmtl import balance
 from fastmtl.config import OptimizerConfig, TrainingConfig
 from fastmtl.distributed import World
@@ -177,7 +178,6 @@ def every_model(world: World, names: list[str]) -> dict[str, dict[str, Any]]:
         tasks = models.tasks_of(name)
         whole, batch = models.build(name, tasks).eval(), models.batch_of()
         divided = models.build(name, tasks).eval()
-        divided.to(memory_format=torch.channels_last)  # as a recipe's network
         shard(divided, world, partial(divided, batch), smallest=200)
         for model in (whole, divided):
             loss = models.total_loss(model, tasks, batch)
@@ -189,6 +189,11 @@ def every_model(world: World, names: list[str]) -> dict[str, dict[str, Any]]:
         units = sum(isinstance(module, FSDPModule) for module in divided.modules())
         found[name] = {"units": units, "off": off / max(float(value.abs().max()) for value in wanted.values())}
     return found
+
+
+def traffic(world: World, strategy: str, balancer: str, **options) -> dict[int, int]:
+    """Size of the group -> numbers that this rank sends in a step."""
+    return dict(communication.count_step(world, strategy, balancer, tasks=3, width=64, **options))
 
 
 def run(rank: int, ranks: int, folder: str, cases: dict[str, tuple]) -> None:

@@ -13,6 +13,7 @@ import torch
 from helpers import models
 from helpers.sharded_trainers import on_ranks, resumed, trained
 
+from benchmarks.communication import SMALL, numbers_sent
 from fastmtl import balance, data
 from fastmtl.api import evaluate
 from fastmtl.builders import components
@@ -50,6 +51,7 @@ def ranks(folder) -> list[dict[str, Any]]:
     cases["validation"] = ("continued", (folder / "validation", "uncertainty", True), ONE_MODEL)
     cases["whole"] = ("continued", (folder / "whole", "pcgrad", False), {})  # replicated
     cases["divided after it"] = ("resumed", (folder / "whole", "pcgrad"), ONE_MODEL)
+    cases |= {f"sent {strategy} {name}": ("traffic", (strategy, name), {}) for strategy, name in TRAFFIC}
     cases |= {name: (name, (), {}) for name in ("skipped", "shards")}
     return on_ranks(2, folder, cases)
 
@@ -130,6 +132,39 @@ def test_two_copies_of_two_shards(tmp_path):
 def test_each_rank_has_a_part(ranks):
     """Otherwise nothing of this file would be about shards."""
     assert all(rank["shards"]["own"] < 0.7 * rank["shards"]["all"] for rank in ranks)
+
+
+TRAFFIC = [(strategy, name) for strategy in ("reduce_scatter", "all_reduce", "fsdp2") for name in ("pcgrad", "linear")]
+
+
+def _check_traffic(found: dict[int, int], ranks: int, strategy: str, balancer: str, replicas: int = 1) -> None:
+    shared, heads, by_loss = 2 * 64**2, 3 * 64**2, balancer == "linear"
+    wanted = numbers_sent(strategy, 3, shared, heads, ranks, replicas=replicas, by_loss=by_loss)
+    assert sum(found.values()) == pytest.approx(sum(wanted.values()), abs=SMALL)
+
+
+@pytest.mark.parametrize(("strategy", "balancer"), TRAFFIC)
+def test_the_cost_model_of_communication_on_two_ranks(ranks, strategy, balancer):
+    _check_traffic(ranks[0][f"sent {strategy} {balancer}"], 2, strategy, balancer)
+
+
+@pytest.mark.slow
+def test_the_cost_model_of_communication_on_four_ranks(tmp_path):
+    cases = {f"{strategy} {name}": ("traffic", (strategy, name), {}) for strategy, name in TRAFFIC}
+    copies = {f"copies {name}": ("traffic", ("fsdp2", name), {"replicas": 2}) for name in ("pcgrad", "linear")}
+    found = on_ranks(4, tmp_path, cases | copies)[0]
+    for strategy, name in TRAFFIC:
+        _check_traffic(found[f"{strategy} {name}"], 4, strategy, name)
+    for name in ("pcgrad", "linear"):
+        _check_traffic(found[f"copies {name}"], 4, "fsdp2", name, replicas=2)
+
+
+def test_the_cost_model_of_communication_in_the_fake_process_group():
+    """8 to 1,024 ranks."""
+    command = [sys.executable, "-m", "benchmarks.communication"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert "| 1024 | fsdp2, 128 copies |" in done.stdout
 
 
 @pytest.mark.parametrize("missing", [1, 4])
