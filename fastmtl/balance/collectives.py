@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..utils.phases import phase
 from .arena import GradientArena
-from .shards import mesh_of, shard_group
+from .shards import is_shard, mesh_of, shard_group
 from .single_process import SingleProcess
 
 _RENAMED = {"reduce_scatter_single": "reduce_scatter_tensor", "all_gather_single": "all_gather_into_tensor"}
@@ -52,7 +52,7 @@ class Ranks(SingleProcess):
             self._looked = True
         ids = {id(parameter) for parameter in written}
         mine = {id(p): p for p in (*self._model.parameters(), *learned) if p.requires_grad and id(p) not in ids}
-        self._others = [parameter for parameter in mine.values() if not hasattr(parameter, "to_local")]
+        self._others = [parameter for parameter in mine.values() if not is_shard(parameter)]
         self._before = [parameter.grad for parameter in self._others]
         for parameter in self._others:
             parameter.grad = None
@@ -220,7 +220,7 @@ class Sharded(Ranks):
 
     def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
         written = list(written)
-        whole = [parameter for parameter in written if not hasattr(parameter, "to_local")]
+        whole = [parameter for parameter in written if not is_shard(parameter)]
         if whole:
             raise ValueError(
                 f"`shared` must hold FSDP2's sharded parameters; got a full one, {list(whole[0].shape)}. Make the list "

@@ -53,7 +53,7 @@ def why_not(
     return next((problem for problem, found in problems.items() if problem and found), "")
 
 
-def divide(recipe: Recipe, model: nn.Module, world: World) -> bool:
+def divide(recipe: Recipe, model: nn.Module, world: World, *, smallest: int = _SMALLEST) -> bool:
     """Divide the model among the ranks if the recipe says so; returns whether. All ranks call it, before the optimizer
     is created.
 
@@ -67,7 +67,7 @@ def divide(recipe: Recipe, model: nn.Module, world: World) -> bool:
     training = model.training
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            shard(model, world, lambda: model(batch), replicas=recipe.distributed.replicas)
+            shard(model, world, lambda: model(batch), replicas=recipe.distributed.replicas, smallest=smallest)
             outputs = [leaf for leaf in tree_leaves(model.eval()(batch)) if isinstance(leaf, Tensor)]
             if learned := [output.sum() for output in outputs if output.requires_grad]:
                 torch.stack(learned).sum().backward()

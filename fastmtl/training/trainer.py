@@ -39,7 +39,7 @@ class Trainer(TrainerSaving):
     """Trains one model on K tasks.
 
     Args:
-        model: see `protocols.Model`; already on `device`.
+        model: see `protocols.Model`; already on `device`; whole, or divided by `sharding.shard`.
         tasks: some or all of the tasks that the batches have labels for.
         balancer: computes gradients from K losses.
         optimizer: of the model's and the balancer's parameters.
@@ -84,7 +84,7 @@ class Trainer(TrainerSaving):
         self._sharded = is_sharded(model)
         by_fused_step = not isinstance(self.update, PlainUpdate)
         if self._sharded and (why := why_not(model, balancer, optimizer, config, by_fused_step=by_fused_step)):
-            raise ValueError(f"`model` must not be divided by FSDP2: {why}.")
+            raise ValueError(f"`model` must not be divided by FSDP2 here: {why}. Train it whole, or change that.")
         self.network = cast(nn.Module, torch.compile(model)) if config.compile else model
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None

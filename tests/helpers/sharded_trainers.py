@@ -24,7 +24,7 @@ from fastmtl.training.lr_schedule import Schedule
 from fastmtl.training.sharding import shard
 from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
-from helpers import models
+from helpers import models, two_trainers
 from helpers.two_trainers import BATCHES, CLASSES, PartLoader, Records
 
 
@@ -168,6 +168,23 @@ def skipped(world: World) -> dict[str, Any]:
 
     made.tasks[1].loss = spoilt
     return {"skipped": made.fit(loader)["skipped"]} | made.state_dict(loader, everywhere=True)
+
+
+MORE = """
+[[stages]]
+name = "on"
+epochs = 1
+tasks = ["side"]
+optimizer = {optimizer = "sgd", schedule = "plateau", plateau_patience = 0, lr = 0.01}
+keep_optimizer = true
+[distributed]
+strategy = "%s"
+"""
+
+
+def staged(world: World, folder: Path, stop_at: int, strategy: str) -> dict[str, Any]:
+    """The stages of two_trainers, and one that keeps the moments and trains the encoder again."""
+    return two_trainers.staged(world, folder, stop_at, MORE % strategy)
 
 
 def every_model(world: World, names: list[str]) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from fastmtl.distributed import World
 from fastmtl.protocols import Batch
 from fastmtl.tasks import create_task
 from fastmtl.training.errors import Interrupted, NonFiniteError
+from fastmtl.training.sharding import divide, gathered
 from fastmtl.training.stages import Stages
 from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
@@ -266,18 +267,20 @@ optimizer = {optimizer = "sgd", schedule = "plateau", plateau_patience = 0, find
 """
 
 
-def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
-    """Stages on both ranks, stopped at a step and gone on with; `stop_at` 0 leaves them alone."""
+def staged(world: World, folder: Path, stop_at: int, more: str = "") -> dict[str, object]:
+    """Stages on both ranks, stopped at a step and gone on with; `stop_at` 0 leaves them alone. `more` of the recipe may
+    divide the model."""
     path = folder.with_suffix(".toml")
     if world.rank == 0:
         folder.parent.mkdir(exist_ok=True)
-        path.write_text(STAGES)
+        path.write_text(STAGES + more)
     world.broadcast(None)
     recipe = load_recipe(path)
 
     def begun() -> tuple[Stages, PartLoader]:
         tasks = components.build_tasks(recipe, CLASSES)
         model = components.build_model(recipe, tasks, torch.device("cpu"))
+        divide(recipe, model, world, smallest=500)
         return Stages(recipe, model, tasks, device=torch.device("cpu"), folder=folder, world=world), PartLoader(
             world, side=32
         )
@@ -303,7 +306,8 @@ def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
         stages.fit(loader, PartLoader(world, seed=7, side=32))
     end = stages.trainer
     progress = [end.stage, end.first_epoch, end.epoch, end.step_count, end.best_score]
-    return {"message": message, "weights": stages.model.state_dict(), "progress": progress}
+    weights = gathered(dict(stages.model.state_dict()), keep=True)
+    return {"message": message, "weights": weights, "progress": progress}
 
 
 def alone_after(folder: Path) -> dict[str, Any]:

@@ -119,6 +119,25 @@ def test_every_network(tmp_path):
 
 
 @pytest.mark.slow
+def test_stages(tmp_path):
+    """With frozen parts, averages, a learning rate that is found, weights and moments of stages before; stopped in each
+    stage or not."""
+    cases = {
+        strategy: ("staged", (tmp_path / strategy / "checkpoints", 0, strategy), {}) for strategy in ("ddp", "fsdp2")
+    }
+    cases |= {str(step): ("staged", (tmp_path / str(step) / "checkpoints", step, "fsdp2"), {}) for step in (2, 7, 15)}
+    for found in on_ranks(2, tmp_path, cases):
+        assert found["fsdp2"]["progress"][:4] == found["ddp"]["progress"][:4] == ["on", 3, 4, 16]
+        _check_equal(
+            found["fsdp2"]["weights"], found["ddp"]["weights"], 5e-4
+        )  # float32, and Adam divides small gradients
+        for step in ("2", "7", "15"):
+            assert found[step]["message"].startswith("stopped at epoch")
+            for part in ("progress", "weights"):
+                _check_equal(found[step][part], found["fsdp2"][part])
+
+
+@pytest.mark.slow
 def test_two_copies_of_two_shards(tmp_path):
     """The mesh of HSDP on four ranks; GradDrop draws the same numbers in both copies."""
     names = ("pcgrad", "cagrad", "upgrad", "uncertainty", "famo")
