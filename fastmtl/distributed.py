@@ -75,7 +75,7 @@ class World:
             self._connect(device, timeout)
             yield
         except BaseException as error:
-            if not _is_of_communication(error):
+            if not is_of_communication(error):
                 self._leave(error)
                 raise
             if self._heartbeat is None:
@@ -184,7 +184,8 @@ class World:
 _SHOWN = 3  # differences named
 
 
-def _is_of_communication(error: BaseException) -> bool:
+def is_of_communication(error: BaseException) -> bool:
+    """Whether `error` came from a collective, so that another rank may be the cause."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 

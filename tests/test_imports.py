@@ -39,8 +39,8 @@ ALLOWED = {
     },
     "reproduce": {"api", "builders", "config", "data", "evaluation", "report", "training", "utils"},
     "benchmarks": {
-        *("balance", "builders", "config", "data", "kernels", "losses", "models", "ops", "protocols", "reference"),
-        *("tasks", "training", "utils"),
+        *("balance", "builders", "config", "data", "distributed", "kernels", "losses", "models", "ops", "protocols"),
+        *("reference", "tasks", "training", "utils"),
     },
     "cli": {
         "api",

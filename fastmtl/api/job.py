@@ -15,6 +15,7 @@ from torch import nn
 from .. import data
 from ..builders import components, datasets, pretrained, stains
 from ..builders.class_shares import with_class_shares
+from ..builders.ranks import with_synced_batchnorm
 from ..config import ConfigError, Recipe
 from ..distributed import World
 from ..evaluation.tta import check_views
@@ -124,7 +125,7 @@ def assemble(start: Start, out: Path, device: torch.device, world: World, *, tra
     odd = datasets.check_maps(tasks, parts, train=splits.train, say=console.print)
     say(notices.lines((one.path, one.reason) for one in odd), console)
     splits = replace(splits, problems=[*splits.problems, *odd])
-    model = components.build_model(recipe, tasks, device, trained=trained)
+    model = with_synced_batchnorm(recipe, components.build_model(recipe, tasks, device, trained=trained), world)
     components.check_size(recipe, model)
     if not trained:
         recipe = pretrained.with_normalization(recipe, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from rich.console import Console
 
 from .. import data
 from ..builders import components, datasets, pretrained, stains
+from ..builders.ranks import check_ranks
 from ..config import Recipe, list_recipes
 from ..distributed import World
+from ..training import sharding
 from ..training.checkpoint_names import history
 from ..training.disk_policy import DiskError, DiskPolicy, disk_reason
 from ..training.errors import NonFiniteError
@@ -21,7 +24,7 @@ from ..training.file_lock import locked
 from ..training.profiling import ProfiledLoader
 from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
-from ..training.stages import Stages
+from ..training.stages import Stages, ready_for_use
 from ..utils.words import counted
 from . import continuing, notices, rank_facts, scoring
 from .job import Job, assemble, say
@@ -142,6 +145,7 @@ def _assembled(
     recipe = start.recipe
     components.check_names(recipe)
     device = components.device_of(recipe.training.device, world.local_rank)
+    check_ranks(recipe, device, world)
     with world.initialize(device, recipe.training.rank_timeout):
         if world.size > 1:
             world.require_equal(rank_facts.of_code(recipe))
@@ -170,6 +174,7 @@ def _assembled(
             stages.check()
             if not trained:
                 pretrained.check_frozen(recipe, job.model)
+            sharding.divide(recipe, job.model, world)
             if world.rank:  # otherwise dropout would drop the same elements on all ranks
                 torch.manual_seed(recipe.training.seed + world.rank)
             elif not start.resumed:
@@ -245,6 +250,10 @@ def _score_and_report(job: Job) -> dict[str, Any]:
     """
     if job.world.rank:
         return {}
+    if sharding.is_sharded(job.model):  # its other parts are on ranks that have ended; the checkpoint has the whole
+        model = components.build_model(job.recipe, job.tasks, job.device, trained=True)
+        ready_for_use(job.recipe, model)
+        job = replace(job, model=model)
     try:
         summary = scoring.score_training(job)
         for problem in report([job.out]):

@@ -2,7 +2,7 @@
 
 Every loss is divided by the number of ranks before its backward, so that the sum of the gradients is that of the mean
 loss. Replicated parameters: rows are sent one by one, each while the next task's backward runs. FSDP2: autograd has
-already averaged the gradients, and each rank has its shard.
+already averaged the gradients, over copies of the model too (HSDP), and each rank has its shard.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..utils.phases import phase
 from .arena import GradientArena
+from .shards import is_shard, mesh_of, shard_group
 from .single_process import SingleProcess
 
 _RENAMED = {"reduce_scatter_single": "reduce_scatter_tensor", "all_gather_single": "all_gather_into_tensor"}
@@ -51,7 +52,7 @@ class Ranks(SingleProcess):
             self._looked = True
         ids = {id(parameter) for parameter in written}
         mine = {id(p): p for p in (*self._model.parameters(), *learned) if p.requires_grad and id(p) not in ids}
-        self._others = [parameter for parameter in mine.values() if not hasattr(parameter, "to_local")]
+        self._others = [parameter for parameter in mine.values() if not is_shard(parameter)]
         self._before = [parameter.grad for parameter in self._others]
         for parameter in self._others:
             parameter.grad = None
@@ -213,9 +214,13 @@ class Sharded(Ranks):
     splits = shards_parameters = True
     _divides = True
 
+    def __init__(self, model: nn.Module, group: dist.ProcessGroup | None) -> None:
+        super().__init__(model, group)
+        self._shards = shard_group(mesh_of(model.parameters()))
+
     def begin(self, written: Iterable[Tensor], learned: Iterable[Tensor]) -> None:
         written = list(written)
-        whole = [parameter for parameter in written if not hasattr(parameter, "to_local")]
+        whole = [parameter for parameter in written if not is_shard(parameter)]
         if whole:
             raise ValueError(
                 f"`shared` must hold FSDP2's sharded parameters; got a full one, {list(whole[0].shape)}. Make the list "
@@ -226,8 +231,14 @@ class Sharded(Ranks):
     def scaled(self, loss: Tensor, scale: Tensor | float | None) -> Tensor:
         return SingleProcess.scaled(self, loss, scale)
 
+    @phase("communication")
+    def sum(self, values: Tensor) -> Tensor:
+        values = values.contiguous()
+        dist.all_reduce(values, group=self._shards)  # of one copy of the model: all copies have the same gradients
+        return values
+
     def offset(self) -> int:
-        return self.rank << 40  # never a column of another rank
+        return dist.get_rank(self._shards) << 40  # never a column of another rank; the same in every copy
 
 
 def wrappers(model: nn.Module) -> list[DistributedDataParallel]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .base import values
 from .gramian import given_weights
 from .loss_base import LossBalancer
+from .shards import scale_to_norm, total_norm
 
 _BETAS, _ADAM_EPS = (0.9, 0.999), 1e-8
 
@@ -137,10 +138,6 @@ class FAMO(LossBalancer):
 
 @torch.no_grad()
 def _clip(parameters: Iterable[Tensor], max_norm: float, scale: Tensor | float) -> None:
-    """As torch's clip_grad_norm_, which does not accept a tensor as the largest norm."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if gradients:
-        norm = torch.nn.utils.get_total_norm(gradients)
-        factor = (max_norm * scale / (norm + 1e-6 * scale)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(factor)
+        scale_to_norm(gradients, total_norm(gradients), max_norm * scale, 1e-6 * scale)

@@ -14,10 +14,11 @@ from fastmtl.ops.core.backends import check_backend
 from fastmtl.ops.gradients import fused_step as kernel
 
 from ..utils.phases import active_clock, phase
-from .arena import same_order
+from .arena import local, same_order
 from .base import values
 from .gradient_balancer import GradientBalancer, Rows
 from .optimizer_state import StepGuard, read_groups, state_of, unsupported
+from .shards import is_shard, mesh_of, sum_over_shards
 
 T = TypeVar("T")
 _LIMIT = torch.finfo(torch.float32).max / 2
@@ -178,23 +179,30 @@ class FusedStep:
     def _take(self, rows: Rows | None, scale: Tensor | float | None, sound: Tensor) -> dict[str, Tensor]:
         """Everything after the backwards."""
         groups = read_groups(self.optimizer)
-        columns: dict[Tensor, int] = {}
+        columns: dict[Tensor, int] = {}  # empty with several ranks
         if rows is not None:
             columns = self._columns(rows)
             if not columns:
                 with phase("balance"):
                     rows.write()
-        moves = [
-            self._move(parameter, index, group, columns)
+        pairs = [
+            (self._move(parameter, index, group, columns), is_shard(parameter))
             for index, group in enumerate(self.optimizer.param_groups)
             for parameter in group["params"]
             if parameter.numel() and (parameter in columns or parameter.grad is not None)
         ]
-        gradients = [move.gradient for move in moves if isinstance(move.gradient, Tensor)]
+        empty = [move.step for move, _ in pairs if not move.parameter.numel()]  # a rank's shard may be
+        pairs = [(move, is_one) for move, is_one in pairs if move.parameter.numel()]
+        moves = [move for move, _ in pairs]
         _check_alike([move.parameter for move in moves])
         square = torch.zeros((), dtype=torch.float64, device=sound.device)
-        for same in _by_dtype(gradients, lambda gradient: gradient.dtype):
-            square = square + kernel.sum_of_squares(same, self._backend)
+        for shards in (True, False):  # first the shards, for their sum over the ranks
+            gradients = [move.gradient for move, is_one in pairs if is_one is shards]
+            whole = [gradient for gradient in gradients if isinstance(gradient, Tensor)]
+            for same in _by_dtype(whole, lambda gradient: gradient.dtype):
+                square = square + kernel.sum_of_squares(same, self._backend)
+            if shards:
+                square = sum_over_shards(square, mesh_of(self._parameters()))
         J = w = None
         if rows is not None and columns:
             with phase("balance"):
@@ -215,6 +223,9 @@ class FusedStep:
             factor = factor * (self.clip_norm / (norm + _EPS)).clamp(max=1.0)
         for same in _by_dtype(moves, lambda move: move.parameter.dtype):
             kernel.take_step(kernel.Step(same, groups, factor, skipped.float(), J, w), self._backend)
+        for step in empty:
+            if step is not None:
+                step += (~skipped).to(step.dtype)
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -223,8 +234,7 @@ class FusedStep:
 
     def _columns(self, rows: Rows) -> dict[Tensor, int]:
         """The first column of each reached parameter in the rows; empty if one of them must go through `.grad`."""
-        ours = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
-        columns = {}
+        ours, columns = set(self._parameters()), {}
         for parameter, column in rows.places():
             if column is None or parameter.grad is not None or parameter not in ours:
                 return {}
@@ -233,15 +243,19 @@ class FusedStep:
             columns[parameter] = column
         return columns
 
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def _move(self, parameter: Tensor, index: int, group: dict[str, Any], columns: dict[Tensor, int]) -> kernel.Move:
         first, second, step = state_of(self.optimizer, parameter, group, self._counts)
         gradient: Tensor | int | None = columns.get(parameter)
         if gradient is None:
-            gradient = parameter.grad
-            assert gradient is not None
-            if not same_order(gradient, parameter):
-                gradient = torch.empty_like(parameter).copy_(gradient.to_dense() if gradient.is_sparse else gradient)
-        return kernel.Move(parameter, first, second, step, gradient, index)
+            assert parameter.grad is not None
+            gradient, own = local(parameter.grad), local(parameter)
+            if not same_order(gradient, own):
+                gradient = torch.empty_like(own).copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+        first, second = (None if moment is None else local(moment) for moment in (first, second))
+        return kernel.Move(local(parameter), first, second, step, gradient, index)
 
 
 def _total(losses: Mapping[str, Tensor] | Tensor, scale: Tensor | float | None) -> Tensor:

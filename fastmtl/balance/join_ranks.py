@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .arena import GradientArena, local
 from .collectives import Ranks, Replicated, Scattered, Sharded, wrappers
+from .shards import is_shard
 
 METHODS = ("reduce_scatter", "all_reduce")
 
@@ -49,7 +50,7 @@ def join_ranks(
     for wrapper in around:
         wrapper.require_backward_grad_sync = False  # as `no_sync`: K backwards would confuse its reducer
     _check_balancer(balancer, state, next(iter(model.parameters()), torch.empty(0)).device, group)
-    if any(hasattr(parameter, "to_local") for parameter in model.parameters()):
+    if any(map(is_shard, model.parameters())):
         _check_sharded(model, why_not_sharded)
         return Sharded(model, group)
     _check_parameters(model, group)
@@ -78,9 +79,15 @@ def _check_parameters(model: nn.Module, group: dist.ProcessGroup | None) -> None
 
 
 def _check_sharded(model: nn.Module, why_not: str) -> None:
-    meshes = (getattr(parameter, "device_mesh", None) for parameter in model.parameters())
-    if any(mesh is not None and mesh.ndim != 1 for mesh in meshes):
-        raise ValueError("`model` must be sharded over a one-dimensional mesh; got more dimensions (HSDP).")
+    shards: list[Any] = [parameter for parameter in model.parameters() if is_shard(parameter)]
+    found = {(shard.device_mesh, shard.placements) for shard in shards}
+    (_, placements), *others = found
+    *before, last = placements
+    if others or not last.is_shard() or len(before) > 1 or not all(one.is_replicate() for one in before):
+        raise ValueError(
+            "`model` must be sharded by FSDP2 over one mesh of one dimension, or of two (copies, shards: HSDP); got "
+            f"{', '.join(sorted(str(one) for _, one in found))}."
+        )
     if why_not:
         raise ValueError(why_not)
 

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from ..protocols import Balancer
 from ..utils.phases import phase
+from .shards import is_shard, scale_to_norm, total_norm
 
 
 class PlainUpdate:
@@ -19,6 +20,9 @@ class PlainUpdate:
     A step whose losses or gradients are not finite is skipped. The check runs on the device if the optimizer supports
     it (torch's fused optimizers do); otherwise the host waits for the device.
 
+    With FSDP2 the optimizer steps one parameter at a time: torch's fused and foreach steps refuse a list of shards and
+    whole tensors, which the balancer's learned weights are, and fused SGD refuses shards.
+
     Args:
         optimizer: any torch optimizer.
         clip_norm: largest norm of the whole gradient; 0 does not clip.
@@ -26,6 +30,10 @@ class PlainUpdate:
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float = 0.0) -> None:
         self.optimizer, self.clip_norm = optimizer, clip_norm
+        if any(is_shard(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+            for group in optimizer.param_groups:
+                group |= {name: False for name in ("fused", "foreach") if name in group}
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # as fused ones do
 
     def __call__(
         self,
@@ -44,7 +52,7 @@ class PlainUpdate:
             if scale is not None:
                 scale.unscale_(self.optimizer)
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"))
+            norm = _clip(parameters, self.clip_norm or float("inf"))
             skipped = ~(values.isfinite().all() & norm.isfinite())
             if scale is not None:
                 scale.step(self.optimizer)
@@ -56,6 +64,16 @@ class PlainUpdate:
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return done | {"gradient_norm": norm, "skipped": skipped}
+
+
+def _clip(parameters: list[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients to at most `max_norm`; returns their norm before it."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not any(map(is_shard, gradients)):
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+    norm = total_norm(gradients)
+    scale_to_norm(gradients, norm, max_norm, 1e-6)
+    return norm
 
 
 def match_param_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,19 +17,24 @@ from .components import empty_batch
 
 
 def build_optimizer(
-    recipe: Recipe, model: nn.Module, balancer: Balancer, config: OptimizerConfig | None = None
+    recipe: Recipe,
+    model: nn.Module,
+    balancer: Balancer,
+    config: OptimizerConfig | None = None,
+    factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of `config`, or of the recipe's [optimizer]. Weight decay applies to weights with two or more
     dimensions, not to biases, normalisation layers and the balancer's weights.
 
-    A group's "lr_factor" is its learning rate relative to the recipe's; groups with 1 come first.
+    A group's "lr_factor" is its learning rate relative to the recipe's; groups with 1 come first. `factors` are those
+    of `lr_factors`, which finds them only before FSDP2 divides the model.
     """
     config = config or recipe.optimizer
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    factors = _lr_factors(recipe, model, config)
+    factors = lr_factors(recipe, model, config) if factors is None else factors
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: list[dict[str, Any]] = []
     for factor in sorted({1.0, *factors.values()}, reverse=True):
-        own = [parameter for parameter in parameters if factors.get(parameter, 1.0) == factor]
+        own = [parameter for name, parameter in named.items() if factors.get(name, 1.0) == factor]
         rest = [p for p in own if p.ndim <= 1] + (list(balancer.parameters()) if factor == 1 else [])
         rate = {"lr": config.lr * factor, "lr_factor": factor}
         groups.append({"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay, **rate})
@@ -43,6 +48,12 @@ def build_optimizer(
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=config.lr, fused=True)
+
+
+def lr_factors(recipe: Recipe, model: nn.Module, config: OptimizerConfig) -> dict[str, float]:
+    """The learning rates of the encoder's parameters relative to the recipe's, by name; {} if they are all 1."""
+    factors = _lr_factors(recipe, model, config)
+    return {name: factors[parameter] for name, parameter in model.named_parameters() if parameter in factors}
 
 
 def _lr_factors(recipe: Recipe, model: nn.Module, config: OptimizerConfig) -> dict[nn.Parameter, float]:

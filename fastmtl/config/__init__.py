@@ -13,6 +13,7 @@ from .parsing import dotted as dotted
 from .parsing import merge as merge
 from .renamed import RENAMED as RENAMED
 from .schema import DataConfig as DataConfig
+from .schema import DistributedConfig as DistributedConfig
 from .schema import OptimizerConfig as OptimizerConfig
 from .schema import Recipe as Recipe
 from .schema import StageConfig as StageConfig

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     ),
     *("training.checkpoint_minutes", "training.checkpoint_steps", "training.keep_checkpoints", "training.rank_timeout"),
     *("data.num_threads", "data.max_damaged", "data.root", "data.index_folder"),
+    *("distributed.strategy", "distributed.replicas"),
     *("stages.*.epochs", "stages.*.optimizer.lr", "stages.*.optimizer.weight_decay"),
 )
 """Keys of a recipe whose value a run may change when it is continued; `*` is the name of a stage."""
@@ -36,7 +37,7 @@ RESCORING = ("training.checkpoint", "training.tta")
 _LENGTHS = ("training.epochs", "training.patience", "stages.*.epochs")
 _FILLED = ("data.mean", "data.std", "tasks.*.class_shares")
 """Keys that the first start of a run fills in if they are empty."""
-_TABLES = ("protocol", "data", "model", "tasks", "balancer", "optimizer", "training", "stages")
+_TABLES = ("protocol", "data", "model", "tasks", "balancer", "optimizer", "training", "distributed", "stages")
 """What training depends on."""
 
 Changes = dict[str, list[Any]]

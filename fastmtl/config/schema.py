@@ -212,6 +212,19 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """How several ranks train one model; with one rank, none of it has an effect."""
+
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """ddp: every rank has the whole model, and the balancer averages the gradients. fsdp2: every rank has a part of
+    each parameter, gradient and moment, for models that do not fit one GPU."""
+    replicas: int = 1
+    """For fsdp2: copies of the model, each divided among ranks / replicas ranks (HSDP)."""
+    sync_batchnorm: bool = False
+    """Normalise with the batch of all ranks (torch.nn.SyncBatchNorm, on GPUs only) instead of each rank's own."""
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """A part of the training with its own tasks, frozen modules, length and options."""
 
@@ -251,6 +264,7 @@ class Recipe:
     balancer: dict[str, Any] = field(default_factory=lambda: {"name": "linear"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     stages: list[StageConfig] = field(default_factory=list[StageConfig])
     """Stages run one after the other; without any there is one stage of training.epochs with all tasks."""
     paper: PaperConfig = field(default_factory=PaperConfig)

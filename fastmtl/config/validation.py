@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..utils.suggestions import file_name_problem, folded, nearest
 from .parsing import ConfigError
-from .schema import DataConfig, OptimizerConfig, Recipe, StageConfig, TrainingConfig
+from .schema import DataConfig, DistributedConfig, OptimizerConfig, Recipe, StageConfig, TrainingConfig
 from .stages import optimizer_of
 
 _OURS = (".json", ".jsonl", ".tif", ".geojson")  # endings of prediction files
@@ -23,6 +23,7 @@ def validate(recipe: Recipe) -> None:
             _check_stage(recipe, number, stage)
         _check_data(recipe.data)
         _check_training(recipe.training, recipe.stages[-1].epochs if recipe.stages else recipe.training.epochs)
+        _check_distributed(recipe.distributed)
         _check_monitor(recipe)
         _check_components(recipe)
         _check_optimizer("optimizer", recipe.optimizer)
@@ -93,6 +94,18 @@ def _check_training(training: TrainingConfig, last_stage: int) -> None:
             "checkpoint_steps must not be negative": training.checkpoint_steps >= 0,
             "keep_checkpoints must be at least 1": training.keep_checkpoints >= 1,
             "rank_timeout must be 1 to 86400 seconds": 1 <= training.rank_timeout <= 86400,
+        },
+    )
+
+
+def _check_distributed(distributed: DistributedConfig) -> None:
+    has_shards = distributed.strategy == "fsdp2"
+    _require(
+        "distributed",
+        distributed,
+        {
+            "replicas must be at least 1": distributed.replicas >= 1,
+            'replicas above 1 needs distributed.strategy = "fsdp2"': distributed.replicas <= 1 or has_shards,
         },
     )
 

@@ -25,6 +25,7 @@ from .checkpoint_names import MANIFEST, located
 from .disk_policy import disk_reason, is_full
 from .errors import CheckpointError as CheckpointError
 from .errors import DamagedCheckpoint
+from .sharding import is_sharded, model_like
 from .state_checks import StateDict, model_problem
 from .weight_averaging import averaged_weights
 
@@ -140,7 +141,7 @@ def load_model(directory: Path, model: torch.nn.Module, device: torch.device | s
         CheckpointError: as `load`, or the weights do not fit the network.
     """
     try:
-        state = load(directory, device)
+        state = load(directory, "cpu" if is_sharded(model) else device)
     except DamagedCheckpoint as error:
         raise DamagedCheckpoint(f"{error} Move this folder away to use the checkpoint before it.") from error
     average = state.get("average")
@@ -152,7 +153,7 @@ def load_model(directory: Path, model: torch.nn.Module, device: torch.device | s
         raise CheckpointError(
             f"checkpoint {directory} does not fit the network of the run's config.toml (was it edited?): {problem}."
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(model_like(model, weights))
 
 
 def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:

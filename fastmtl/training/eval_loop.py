@@ -11,12 +11,12 @@ from torch import nn
 from ..distributed import World
 from ..protocols import Batch, Task
 from ..utils.json_toml import JsonObject
+from .sharding import is_sharded
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     tasks: Sequence[Task],
@@ -41,6 +41,20 @@ def evaluate(
         visit: called with every batch and the model's outputs, so that per-image results need no second pass.
         world: the ranks that share the images; all ranks call it and get the same result as a single process.
     """
+    # FSDP2 keeps its buffers for the training, which cannot use those of the inference mode.
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode():
+        return _evaluate(model, tasks, loader, device, dtype, visit, world)
+
+
+def _evaluate(
+    model: nn.Module,
+    tasks: Sequence[Task],
+    loader: Iterable[Batch],
+    device: torch.device,
+    dtype: torch.dtype | None,
+    visit: Callable[[Batch, dict[str, Any]], None] | None,
+    world: World | None,
+) -> JsonObject:
     training = model.training
     model.eval()
     metrics = {task.name: task.metrics().to(device) for task in tasks}

@@ -48,7 +48,7 @@ def find_lr(
     Raises:
         NoRateFound: the losses never fall, or are not finite from the start.
     """
-    saved = copy.deepcopy(trainer.state_dict(loader))
+    saved = copy.deepcopy(trainer.state_dict(loader, everywhere=True))
     schedule, trainer.scheduler = trainer.scheduler, None
     trainer.world.distribute(trainer.balancer, trainer.model)
     training = trainer.model.training

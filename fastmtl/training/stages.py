@@ -15,11 +15,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from ..balance import FusedStep
 from ..builders import components, optimizers
 from ..config import ConfigError, OptimizerConfig, Recipe, StageConfig
 from ..distributed import World
 from ..protocols import Loader, Observer, Task
-from . import checkpoint
+from . import checkpoint, sharding
 from .checkpoint_names import located
 from .checkpoint_store import damage, newest_sound, set_aside
 from .disk_policy import DiskPolicy
@@ -74,6 +75,7 @@ class Stages:
         self.trainer: Trainer | None = None
         self._number = 0
         self._stopping = False
+        self._factors: dict[int, dict[str, float]] = {}  # of each stage, known before FSDP2 divides the model
         self._asleep = tuple(getattr(model, "frozen", ()))  # parts that were frozen when the model was built
 
     def check(self) -> None:
@@ -98,8 +100,15 @@ class Stages:
         before = self.order.optimizer(max(number - 1, 0)).optimizer
         if stage.keep_optimizer and config.optimizer != before:
             raise ConfigError(f"{where} keeps the optimizer, which was {before}, and asks for {config.optimizer}.")
+        self._factors[number] = optimizers.lr_factors(self.recipe, self.model, config)
         balancer = components.build_balancer(self.recipe, stage, self.model)
-        optimizers.build_update(self.recipe, optimizers.build_optimizer(self.recipe, self.model, balancer, config))
+        optimizer = optimizers.build_optimizer(self.recipe, self.model, balancer, config, self._factors[number])
+        update = optimizers.build_update(self.recipe, optimizer)
+        if self.recipe.distributed.strategy == "fsdp2" and self.world.size > 1:
+            by_fused_step = isinstance(update, FusedStep)
+            training = self.recipe.training
+            if problem := sharding.why_not(self.model, balancer, optimizer, training, by_fused_step=by_fused_step):
+                raise ConfigError(f'{where}: with distributed.strategy = "fsdp2", {problem}. Use "ddp" or change it.')
 
     def begin(self, train: Loader) -> None:
         """Prepare the first stage, and save its initial state."""
@@ -199,7 +208,7 @@ class Stages:
         recipe, stage, training = self.recipe, self.stages[number], self.recipe.training
         self._prepare(number)
         balancer = components.build_balancer(recipe, stage, self.model)
-        optimizer = optimizers.build_optimizer(recipe, self.model, balancer, config)
+        optimizer = optimizers.build_optimizer(recipe, self.model, balancer, config, self._factors.get(number))
         average = None
         if training.average:
             average = WeightAverage(

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .sharding import model_like, optimizer_like
 
 StateDict = dict[str, Any]
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+_HOW = ("fused", "foreach")  # options of an optimizer that change how it computes, not what
 _SHOWN = 3  # keys named of those that differ
 
 
@@ -39,7 +41,7 @@ def loading(part: str) -> Iterator[None]:
 def load_model(model: nn.Module, weights: Any) -> None:
     """Load `weights` of the same keys, shapes and dtypes into `model`."""
     refuse(model_problem(model, weights))
-    model.load_state_dict(weights)
+    model.load_state_dict(model_like(model, weights))
 
 
 def load_balancer(balancer: Any, state: Any, tasks: Sequence[str]) -> None:
@@ -53,7 +55,10 @@ def load_balancer(balancer: Any, state: Any, tasks: Sequence[str]) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Load `state` into `optimizer`, if its moments have the parameters' shapes."""
     refuse(optimizer_problem(optimizer, state))
-    optimizer.load_state_dict(state)
+    own = [{name: group[name] for name in _HOW if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(optimizer_like(optimizer, state))
+    for group, how in zip(optimizer.param_groups, own, strict=True):
+        group |= how
 
 
 def load_like(part: Any, state: Any) -> None:
@@ -96,7 +101,7 @@ def optimizer_problem(optimizer: torch.optim.Optimizer, state: Any) -> str:
         if not isinstance(listed, list) or len(listed) != len(mine["params"]):
             return f"its group {number} is not of {len(mine['params'])} parameters, as here"
         for key, value in mine.items():
-            if key == "params" or key not in group:
+            if key in ("params", *_HOW) or key not in group:
                 continue
             problem = mismatch(value, group[key], key)
             if problem or (isinstance(value, bool) and value != group[key]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from .gradient_stats import watch, watches
 from .loss_spikes import LossSpikes
 from .lr_schedule import rate_of
 from .norm_statistics import NormStatistics
+from .sharding import is_sharded, why_not
 from .skipped_steps import GoBack, SkippedSteps
 from .step_clock import StepClock
 from .trainer_saving import TrainerSaving
@@ -39,7 +41,7 @@ class Trainer(TrainerSaving):
     """Trains one model on K tasks.
 
     Args:
-        model: see `protocols.Model`; already on `device`.
+        model: see `protocols.Model`; already on `device`; whole, or divided by `sharding.shard`.
         tasks: some or all of the tasks that the batches have labels for.
         balancer: computes gradients from K losses.
         optimizer: of the model's and the balancer's parameters.
@@ -84,6 +86,10 @@ class Trainer(TrainerSaving):
         self.average, self.stage = average, stage
         self.device, self.update = torch.device(device), update or PlainUpdate(optimizer, config.clip_norm)
         self.world = world or World()
+        self._sharded = is_sharded(model)
+        by_fused_step = not isinstance(self.update, PlainUpdate)
+        if self._sharded and (why := why_not(model, balancer, optimizer, config, by_fused_step=by_fused_step)):
+            raise ValueError(f"`model` must not be divided by FSDP2 here: {why}. Train it whole, or change that.")
         self.network = cast(nn.Module, torch.compile(model)) if config.compile else model
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
@@ -231,8 +237,9 @@ class Trainer(TrainerSaving):
 
     def evaluate(self, loader: Iterable[Batch]) -> dict[str, Any]:
         """See `eval_loop.evaluate`; uses the averaged weights if there are any."""
-        network = self._averaged or self.network
-        return evaluate(network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
+        with nullcontext() if self.average is None else self.average.applied() as averaged:
+            network = averaged or self.network
+            return evaluate(network, self.tasks, loader, device=self.device, dtype=self.dtype, world=self.world)
 
     @property
     def finished(self) -> bool:
@@ -298,10 +305,6 @@ class Trainer(TrainerSaving):
             self.best_saved, self.best_score, self.bad_epochs = self.best_score, score, 0
             return True
         return False
-
-    @property
-    def _averaged(self) -> nn.Module | None:
-        return None if self.average is None else self.average.module
 
     def _has_label(self, batch: Batch) -> Tensor:
         """bool [B, K], for this trainer's tasks only."""

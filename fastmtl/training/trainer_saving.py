@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
+from torch import nn
 
 from ..config import TrainingConfig
 from ..protocols import Batch, Loader, Observer
@@ -25,6 +26,7 @@ class TrainerSaving(TrainerState):
     store: CheckpointStore | None
     stop_requested: bool
     observers: list[Observer]
+    network: nn.Module
     _saved_at: float
 
     def save(self, loader: Loader, *, best: bool = False) -> None:
@@ -131,11 +133,18 @@ class TrainerSaving(TrainerState):
     def _until_stopped(self, loader: Loader) -> Iterator[Batch]:
         """The batches, until a rank is asked to stop: then Interrupted on all ranks after the same number of rounds."""
         batches = iter(loader)
-        for _ in range(int(self.world.gather(torch.tensor(len(loader))).max())):
+        rounds = self.world.gather(torch.tensor(len(loader)))
+        spare: Batch | None = None
+        for number in range(int(rounds.max())):
             if self._asked() == _STOP:
                 raise Interrupted(f"stopped in the validation of epoch {self.epoch}, step {self.step_count}")
-            if (batch := next(batches, None)) is not None:
+            batch = next(batches, None)
+            if number == 0 and self._sharded and int(rounds.min()) != int(rounds.max()):
+                spare = self.world.gather_entries({} if batch is None else {0: batch.to("cpu")}).get(0)
+            if batch is not None:
                 yield batch
+            elif spare is not None:
+                self.network(spare.to(self.device))  # the ranks gather each parameter together
         yield from batches  # yields none, but moves the loader to its next epoch
 
     def _asked(self) -> int:

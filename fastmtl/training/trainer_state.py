@@ -19,6 +19,7 @@ from ..utils.words import counted
 from . import checkpoint
 from .errors import CheckpointError
 from .loss_spikes import LossSpikes
+from .sharding import gathered
 from .skipped_steps import SkippedSteps
 from .state_checks import StateDict, load_balancer, load_like, load_model, load_optimizer, loading, mismatch, refuse
 from .weight_averaging import WeightAverage
@@ -48,6 +49,7 @@ class TrainerState:
     sums: Tensor
     skipped: SkippedSteps
     spikes: LossSpikes | None
+    _sharded: bool  # by FSDP2
     notes: tuple[str, ...] = ()
     """What `resume` found to be different from the uninterrupted training."""
 
@@ -56,11 +58,12 @@ class TrainerState:
         """Epochs that are complete, validation included."""
         return self.epoch - (self.pending is not None)
 
-    def state_dict(self, loader: Loader) -> StateDict:
-        """The state of all ranks for a bit-equal continuation."""
+    def state_dict(self, loader: Loader, *, everywhere: bool = False) -> StateDict:
+        """The state of all ranks for a bit-equal continuation. Of a model divided by FSDP2 rank 0 has whole tensors on
+        the CPU, and the others have None instead unless `everywhere`."""
         on_gpu, of_loader = self.device.type == "cuda", loader.state_dict()
         quarantines = self.world.gather_entries({self.world.rank: of_loader.get("quarantine", [])})
-        return {
+        state = {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "balancer": self.balancer.state_dict(),
@@ -73,6 +76,7 @@ class TrainerState:
             "rng_device": self.world.gather(torch.cuda.get_rng_state(self.device)) if on_gpu else None,
             "progress": self._progress(),
         }
+        return gathered(state, keep=everywhere or self.world.rank == 0) if self._sharded else state
 
     def _progress(self) -> StateDict:
         return {

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..balance.arena import local
+from .sharding import is_sharded, like
 from .state_checks import StateDict
 
 _PREFIX = "module."  # of the averaged tensors in a checkpoint
@@ -40,13 +43,31 @@ class WeightAverage:
         if not 0 <= decay <= 1:
             raise ValueError(f"`decay` must be from 0 to 1; got {decay!r}.")
         self._model, self._kind, self._decay, self._start = model, kind, decay, start
-        self._averaged = deepcopy(model).requires_grad_(False)
+        self._averaged: nn.Module | None = None
+        self._shards: dict[str, Tensor] = {}  # instead of it: a model divided by FSDP2 cannot be copied
+        if is_sharded(model):
+            self._shards = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        else:
+            self._averaged = deepcopy(model).requires_grad_(False)
         self._count = 0  # a number of the host: a step must not wait for the device or copy to it
 
     @property
     def module(self) -> nn.Module | None:
-        """The model with averaged weights; None before averaging starts."""
+        """The model with averaged weights; None before averaging starts, and with FSDP2: see `applied`."""
         return self._averaged if self._count else None
+
+    @contextmanager
+    def applied(self) -> Iterator[nn.Module | None]:
+        """The model with averaged weights, which with FSDP2 is the model itself until the end; None before averaging
+        starts."""
+        if not self._shards or not self._count:
+            yield self.module
+            return
+        self._swap()
+        try:
+            yield self._model
+        finally:
+            self._swap()
 
     def on_step(self, epoch: int) -> None:
         """Call after each step; `epoch` counts from 0."""
@@ -60,23 +81,42 @@ class WeightAverage:
 
     def state_dict(self) -> StateDict:
         """As torch.optim.swa_utils.AveragedModel: "n_averaged" and the model's tensors under "module."."""
-        tensors = {f"{_PREFIX}{name}": value for name, value in self._averaged.state_dict().items()}
+        own = self._shards if self._averaged is None else self._averaged.state_dict()
+        tensors = {f"{_PREFIX}{name}": value for name, value in own.items()}
         return {"n_averaged": torch.tensor(self._count), **tensors}
 
     def load_state_dict(self, state: StateDict) -> None:
-        self._averaged.load_state_dict(_module_state(state))
+        if self._averaged is not None:
+            self._averaged.load_state_dict(_module_state(state))
+        for name, value in self._shards.items():
+            value.copy_(like(value, state[f"{_PREFIX}{name}"]))
         self._count = int(state["n_averaged"])
 
     @torch.no_grad()
     def _update(self, weight: float) -> None:
         """Move the averages by `weight` towards the model. The first update, and integers (BatchNorm's count of
         batches), are copied."""
-        for old, new in _by_dtype(self._averaged, self._model):
+        for old, new in _by_dtype(self._pairs()):
             if self._count and old[0].is_floating_point():
                 torch._foreach_lerp_(old, new, weight)  # pyright: ignore[reportPrivateImportUsage]
             else:
                 torch._foreach_copy_(old, new)  # pyright: ignore[reportPrivateImportUsage]
         self._count += 1
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Each average, and the model's tensor."""
+        if self._averaged is None:
+            now = self._model.state_dict()
+            return [(local(value), local(now[name])) for name, value in self._shards.items()]
+        modules = ([*module.parameters(), *module.buffers()] for module in (self._averaged, self._model))
+        return list(zip(*modules, strict=True))
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for old, new in self._pairs():
+            kept = new.clone()
+            new.copy_(old)
+            old.copy_(kept)
 
 
 def averaged_weights(state: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
@@ -98,9 +138,7 @@ def _module_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
 
 
-def _by_dtype(*modules: nn.Module) -> list[list[list[Tensor]]]:
-    """The parameters and buffers of modules of one structure: for each dtype, one list per module."""
-    found = [[*module.parameters(), *module.buffers()] for module in modules]
-    pairs = list(zip(*found, strict=True))
+def _by_dtype(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[list[Tensor]]]:
+    """For each dtype, the first and the second ones of the pairs."""
     dtypes = dict.fromkeys(pair[0].dtype for pair in pairs)
     return [[list(part) for part in zip(*(p for p in pairs if p[0].dtype == dtype), strict=True)] for dtype in dtypes]

@@ -118,6 +118,7 @@ def test_traffic(results):
         ("model", "parameter 'encoder.0.bias' differs"),
         ("batched fsdp", "under FSDP2; got 'batched'"),
         ("use fsdp", "under FSDP2"),
+        ("placements", "over one mesh of one dimension, or of two (copies, shards: HSDP); got "),
         ("gradnorm fsdp", "FSDP2 hides"),
         ("whole", "must hold FSDP2's sharded parameters"),
         ("static graph", "Wrap the model without static_graph"),

@@ -21,7 +21,7 @@ from torch._functorch import config as functorch_config
 from fastmtl import balance, data
 from fastmtl.builders import components, datasets, stains
 from fastmtl.cli import main
-from fastmtl.config import load_recipe
+from fastmtl.config import DistributedConfig, load_recipe
 from fastmtl.utils.torchvision_guard import make_torchvision_importable
 
 make_torchvision_importable()
@@ -55,6 +55,7 @@ DATA_COMMANDS = _block("data.md", "fastmtl data check")
 READ_ONLY = _block("data.md", "--index-folder")
 DATA_RECIPE = _block("data.md", "[data.columns]")
 RANKED = _block("distributed.md", "balancer.distribute")
+RANKS_RECIPE = _block("distributed.md", "[distributed]")
 TORCHRUN = _block("distributed.md", "torchrun")
 FUSED_LOSS = _block("losses.md", "ops.dice_bce_loss")
 REPRODUCE = _block("papers.md", "fastmtl reproduce")
@@ -312,6 +313,13 @@ def test_a_recipe_on_a_base(here):
     recipe = load_recipe("mine.toml", scale="tiny")
     components.check_names(recipe)
     assert (recipe.data.size, recipe.stages[0].epochs, list(recipe.tasks)) == (64, 1, ["classification"])
+
+
+def test_the_table_of_the_ranks(tmp_path, monkeypatch):
+    """It shows the defaults."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text('extends = "ebhi_joint_unet"\n' + RANKS_RECIPE.text)
+    assert load_recipe("mine.toml").distributed == DistributedConfig()
 
 
 def test_stains_in_a_recipe(here):

@@ -270,6 +270,7 @@ def errors(rank: int) -> dict[str, str]:
         "model": message(lambda: balance.PCGrad().distribute(other)),
         "batched fsdp": message(lambda: balance.PCGrad().use("batched").distribute(sharded)),
         "use fsdp": message(lambda: balance.PCGrad().distribute(sharded).use("last_layer")),
+        "placements": message(lambda: balance.PCGrad().distribute(divided_twice())),
         "gradnorm fsdp": message(lambda: balance.GradNorm().distribute(sharded)),
         "whole": message(
             lambda: (
@@ -288,6 +289,17 @@ def errors(rank: int) -> dict[str, str]:
             )
         ),
     }
+
+
+def divided_twice() -> nn.Module:
+    """A layer as tensor parallelism divides it, over two dimensions of a mesh."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    layer = nn.Linear(4, 4, bias=False)
+    mesh = init_device_mesh("cpu", (RANKS, 1))
+    layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, (Shard(0), Shard(1))))
+    return layer
 
 
 def undistributed(rank: int) -> dict[str, str]:

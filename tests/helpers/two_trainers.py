@@ -17,6 +17,7 @@ from fastmtl.distributed import World
 from fastmtl.protocols import Batch
 from fastmtl.tasks import create_task
 from fastmtl.training.errors import Interrupted, NonFiniteError
+from fastmtl.training.sharding import divide, gathered
 from fastmtl.training.stages import Stages
 from fastmtl.training.trainer import Trainer
 from fastmtl.training.weight_averaging import WeightAverage
@@ -96,7 +97,7 @@ def trained(world: World, *arguments, **options) -> dict[str, Any]:
     """Two epochs and what is left of them."""
     made = trainer(world, *arguments, **options)
     records = []
-    made.observers.append(_Records(records))
+    made.observers.append(Records(records))
     made.fit(PartLoader(world), PartLoader(world, seed=7))
     return {"weights": made.model.state_dict(), "records": records}
 
@@ -131,13 +132,13 @@ def cut_in_validation(world: World, folder: Path) -> dict[str, object]:
         return "nothing was raised"
 
     whole, records = trainer(world), []
-    whole.observers.append(_Records(records))
+    whole.observers.append(Records(records))
     run(whole, PartLoader(world), stop=False)
     message = run(trainer(world, folder=folder), PartLoader(world), stop=True)
     world.broadcast(None)  # rank 0 has written
     world = World(world.rank, world.size)  # as a new process has
     again, fresh, repeated = trainer(world), PartLoader(world), []
-    again.observers.append(_Records(repeated))
+    again.observers.append(Records(repeated))
     again.resume(folder / "last", fresh)
     pending = again.pending is not None
     run(again, fresh, stop=False)
@@ -146,7 +147,9 @@ def cut_in_validation(world: World, folder: Path) -> dict[str, object]:
     return {"message": message, "pending": pending, "weights": weights, "epochs": epochs}
 
 
-class _Records:
+class Records:
+    """The losses of every log step, and the records of every epoch."""
+
     def __init__(self, records: list) -> None:
         self._records = records
 
@@ -264,18 +267,20 @@ optimizer = {optimizer = "sgd", schedule = "plateau", plateau_patience = 0, find
 """
 
 
-def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
-    """Stages on both ranks, stopped at a step and gone on with; `stop_at` 0 leaves them alone."""
+def staged(world: World, folder: Path, stop_at: int, more: str = "") -> dict[str, object]:
+    """Stages on both ranks, stopped at a step and gone on with; `stop_at` 0 leaves them alone. `more` of the recipe may
+    divide the model."""
     path = folder.with_suffix(".toml")
     if world.rank == 0:
         folder.parent.mkdir(exist_ok=True)
-        path.write_text(STAGES)
+        path.write_text(STAGES + more)
     world.broadcast(None)
     recipe = load_recipe(path)
 
     def begun() -> tuple[Stages, PartLoader]:
         tasks = components.build_tasks(recipe, CLASSES)
         model = components.build_model(recipe, tasks, torch.device("cpu"))
+        divide(recipe, model, world, smallest=500)
         return Stages(recipe, model, tasks, device=torch.device("cpu"), folder=folder, world=world), PartLoader(
             world, side=32
         )
@@ -301,7 +306,8 @@ def staged(world: World, folder: Path, stop_at: int) -> dict[str, object]:
         stages.fit(loader, PartLoader(world, seed=7, side=32))
     end = stages.trainer
     progress = [end.stage, end.first_epoch, end.epoch, end.step_count, end.best_score]
-    return {"message": message, "weights": stages.model.state_dict(), "progress": progress}
+    weights = gathered(dict(stages.model.state_dict()), keep=True)
+    return {"message": message, "weights": weights, "progress": progress}
 
 
 def alone_after(folder: Path) -> dict[str, Any]:

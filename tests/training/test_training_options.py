@@ -242,7 +242,7 @@ def test_ema_is_its_formula_and_what_is_judged_and_kept(tmp_path):
             name: 0.9 * value + 0.1 * one[name] if value.is_floating_point() else one[name]
             for name, value in expected.items()
         }
-    best = components.build_model(recipe, stages.tasks, stages.device)
+    best = components.build_model(recipe, stages.order.all_tasks, stages.device)
     checkpoint.load_model(tmp_path / "best", best)
     for name, value in expected.items():
         torch.testing.assert_close(weights(best)[name], value)
@@ -256,7 +256,7 @@ def test_ema_is_its_formula_and_what_is_judged_and_kept(tmp_path):
 def test_the_last_checkpoint_is_judged_by_its_average(tmp_path):
     recipe = recipe_of(tmp_path, training={"average": "swa", "average_start": 1, "epochs": 3})
     stages, loader = stages_for(recipe, tmp_path), MemoryLoader(num_batches=1)
-    judged = components.build_model(recipe, stages.tasks, stages.device)
+    judged = components.build_model(recipe, stages.order.all_tasks, stages.device)
     stages.begin(loader)
     stages.trainer.save(loader)
     stages.trainer.wait()
