@@ -19,7 +19,7 @@ import numpy as np
 from ... import __version__
 from ...utils.atomic_io import write_whole
 from ...utils.json_toml import read_json
-from ...utils.whole_files import MAX_JSON
+from ...utils.limited_reads import MAX_JSON
 from ..sizes import MAX_PIXELS
 from .mask_facts import MaskFacts, note_facts, recall
 
