@@ -120,7 +120,8 @@ class DiskPolicy:
         self._first = self._first or said
         if not self._failing:
             self._failing = True
-            self._note(f"note: {said} The training continues and tries again (training.on_disk_error).")
+            told = said.partition(". Free space")[0]
+            self._note(f"note: {told}. The training continues and tries again (training.on_disk_error): free space.")
         return True
 
     def works_again(self) -> None:
@@ -133,8 +134,8 @@ class DiskPolicy:
         """For the summary: one line if the training continued without something."""
         if not self._failed:
             return []
-        failures = counted(self._failed, "file")
-        return [f"{failures} could not be written during the training, first: {self._first}"]
+        first = self._first.partition(". Free space")[0]
+        return [f"{counted(self._failed, 'write')} failed during the training, first: {first}"]
 
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -252,7 +252,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(number, tmp_path, mo
     def refuse(*_):
         raise OSError(number, "no")
 
-    monkeypatch.setattr(checkpoint, "_sync", refuse)
+    monkeypatch.setattr(checkpoint, "sync", refuse)
     with pytest.raises(CheckpointError, match=r"c cannot be written .* continue with fastmtl train --resume"):
         save_checkpoint(tmp_path / "c", {"a": torch.ones(1)})
     assert not list(tmp_path.iterdir())

@@ -170,7 +170,7 @@ def test_a_failed_save_is_no_error_where_the_training_continues(tmp_path, monkey
     store.wait()
     assert noted[1:] == ["note: the disk can be written again; the newest checkpoint is saved."]
     assert store.failed is None
-    assert store.disk.notices()[0].startswith("2 files could not be written during the training, first: checkpoint ")
+    assert store.disk.notices()[0].startswith("2 writes failed during the training, first: checkpoint ")
 
 
 def test_other_errors_stop_also_where_the_training_continues(tmp_path, monkeypatch):
