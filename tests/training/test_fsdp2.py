@@ -113,9 +113,11 @@ def test_every_method_on_two_ranks(tmp_path):
 def test_every_network(tmp_path):
     """Divided into many parts, the gradients of two backward passes are those of the whole network."""
     pytest.importorskip("transformers", reason="extra models is not installed")
-    found = on_ranks(2, tmp_path, {"all": ("every_model", (models.ALL,), {})})
+    # Not Mask2Tasks: its loss jumps with rounding, which depends on the addresses of the parameters.
+    names = [name for name in models.ALL if name != "mask2tasks"]
+    found = on_ranks(2, tmp_path, {"all": ("every_model", (names,), {})})
     for one in found:
-        assert list(one["all"]) == models.ALL
+        assert list(one["all"]) == names
         assert all(model["off"] < 1e-6 and model["units"] > 5 for model in one["all"].values()), one["all"]
 
 
