@@ -61,9 +61,6 @@ class Seen:
             bool(unfinished(run) - leftovers),
         )
 
-    def after(self, other: Seen) -> bool:
-        return (self.created, self.step, self.epochs) > (other.created, other.step, other.epochs)
-
 
 def unfinished(run: Path) -> frozenset[tuple[str, int]]:
     """Checkpoints that are being written or removed, or whose process was killed: name and time of change."""
@@ -109,40 +106,51 @@ def moments(length: Length) -> list[str]:
 def plan(length: Length, kills: int) -> list[Kill]:
     """`kills` moments of all kinds that the training has, spread over its steps."""
     first, *others = moments(length)
-    found = [Kill(first, 0)][:kills]
+    found = []
     for number in range(kills - 1):
-        step = 1 + number * (length.ends[-1] - 1) // max(kills - 1, 1)
-        found.append(Kill(others[number % len(others)], step))
-    return found
+        moment, step = others[number % len(others)], 1 + number * (length.ends[-1] - 1) // (kills - 1)
+        if moment == "at a stage change":
+            changes = [length.ends[epoch - 1] for epoch in length.stage_ends]
+            step = next((end for end in changes if end >= step), changes[-1])
+        found.append(Kill(moment, step))
+    return [Kill(first, 0)][:kills] + sorted(found, key=lambda kill: kill.asked_step)
 
 
 def carry_out(
     command: Sequence[str], run: Path, log: Path, length: Length, planned: Sequence[Kill], *, seed: int
 ) -> Iterator[Kill]:
-    """Start `command`, kill it at the first of the `planned` moments, start it again until the next, ...; yields each
-    kill. Ends early if the training ends; the caller runs the command once more.
+    """Start `command`, kill it at the first of the `planned` moments that comes, start it again, ...; yields each kill,
+    and at last those whose moment did not come. The caller runs the command once more.
 
     Raises:
         RunError: the training failed.
     """
-    rng, before = random.Random(seed), Seen()
-    for kill in planned:
-        leftovers = unfinished(run)
+    rng, pending = random.Random(seed), list(planned)
+    while pending:
+        leftovers, starts = unfinished(run), _starts(run)
         with started(command, log) as process:
-            while process.poll() is None:
-                seen = Seen.of(run, leftovers)
-                if seen.step >= kill.asked_step and seen.after(before) and MOMENTS[kill.moment](seen, length):
-                    break
+            kill = None
+            while kill is None and process.poll() is None:
                 time.sleep(_POLL)
-            else:
+                if _starts(run) > starts:  # before, the files are those of the process that was killed
+                    seen = Seen.of(run, leftovers)
+                    due = (one for one in pending if seen.step >= one.asked_step and MOMENTS[one.moment](seen, length))
+                    kill = next(due, None)
+            if kill is None:
                 succeeded(process, log)
-                yield kill
+                yield from pending
                 return
             time.sleep(rng.uniform(0, _JITTER) * (kill.moment == "in training"))
             process.kill()
             process.wait()
-        before = Seen.of(run, leftovers)
-        yield replace(kill, struck=_where(before, length), step=before.step)
+        pending.remove(kill)
+        seen = Seen.of(run, leftovers)
+        yield replace(kill, struck=_where(seen, length), step=seen.step)
+
+
+def _starts(run: Path) -> int:
+    """How often a training in `run` has begun or continued."""
+    return RunFolder(run).exists + len(RunFolder(run).resumes())
 
 
 def run_to_end(command: Sequence[str], log: Path) -> None:

@@ -1,0 +1,86 @@
+"""One rank of two dies or hangs; and a run goes on on another number of ranks."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from functools import partial
+from pathlib import Path
+
+from fastmtl.api.killed_runs import Seen
+
+from .attack import Outcome, attack, problems
+from .lab import TILES, VARIANTS, Ended, Lab, Victim, environment
+
+_TIMEOUT = 8.0
+_VARIANT = "two ranks, FAMO"
+VARIANTS[_VARIANT] = [*TILES, "--set", "balancer.name=famo", f"training.rank_timeout={_TIMEOUT}"]
+
+
+def _start(lab: Lab, out: Path, ranks: int = 2) -> list[Victim]:
+    """The processes of torchrun, without torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = []
+    for rank in range(ranks):
+        values = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+        hook = partial(environment, values | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        log = out.with_name(f"{out.name}-{rank}.log")
+        found.append(Victim(lab.arguments(_VARIANT, out), log, hook))
+    return found
+
+
+def _finish(lab: Lab, out: Path, ranks: int = 2) -> list[Ended]:
+    return [lab.ended(victim, out) for victim in _start(lab, out, ranks)]
+
+
+def _without_a_rank(lab: Lab, number: int) -> Outcome:
+    """Rank 1 gets a signal in the second epoch; then both start again."""
+    whole = lab.once("two ranks", partial(_whole, lab))
+    out = lab.out()
+    victims = _start(lab, out)
+    assert victims[0].until(lambda: Seen.of(out).step >= 5), "the ranks ended too soon"
+    victims[1].send(number)
+    began = time.monotonic()
+    ended = lab.ended(victims[0], out)
+    seconds = time.monotonic() - began
+    victims[1].send(signal.SIGKILL)
+    victims[1].wait()
+    again = _finish(lab, out)
+    return Outcome(
+        f"“{ended.said}”; rank 0 ends with exit code {ended.code} after {seconds:.0f} s; bit-equal at the end",
+        problems(
+            rank_named="rank 1" in ended.said,
+            exit_code_1=ended.code == 1,
+            in_time=seconds < (_TIMEOUT + 12) * lab.slowness,
+            bit_equal=[one.code for one in again] == [0, 0] and lab.same(out, whole),
+        ),
+    )
+
+
+def _whole(lab: Lab) -> Path:
+    out = lab.out()
+    assert [one.code for one in _finish(lab, out)] == [0, 0]
+    return out
+
+
+attack("SIGKILL of one rank of two")(partial(_without_a_rank, number=signal.SIGKILL))
+attack("one rank of two hangs (SIGSTOP)")(partial(_without_a_rank, number=signal.SIGSTOP))
+
+
+@attack("a run of two ranks goes on on one")
+def on_another_number(lab: Lab) -> Outcome:
+    out = lab.out()
+    victims = _start(lab, out)
+    assert victims[0].until(lambda: Seen.of(out).step >= 5), "the ranks ended too soon"
+    for victim in victims:
+        victim.send(signal.SIGTERM)
+    stopped = [lab.ended(victim, out).code for victim in victims]
+    (ended,) = _finish(lab, out, ranks=1)
+    note = next((line for line in ended.messages.splitlines() if "not bit-equal" in line), "")
+    return Outcome(
+        f"“{note[:160]} ...”",
+        problems(both_stopped=stopped == [75, 75], finished=ended.code == 0, said_so=bool(note)),
+    )
