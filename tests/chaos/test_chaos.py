@@ -30,8 +30,8 @@ def test_an_attack_that_fails_or_finds_a_problem_is_red():
         raise OSError("it broke\nin two lines")
 
     found = {
-        "one": Attack("one", "x", lambda _: Outcome("a | b"), fast=True)(None),
-        "two": Attack("two", "x", failing, fast=True)(None),
+        "one": Attack("one", lambda _: Outcome("a | b"), fast=True)(None),
+        "two": Attack("two", failing, fast=True)(None),
         "three": Outcome("", ("not bit equal",)),
     }
     table = render(found, 3)

@@ -37,7 +37,6 @@ class Attack:
     """An attack; a `fast` one takes seconds, and `make test` runs it."""
 
     name: str
-    group: str
     run: Callable[[Lab], Outcome]
     fast: bool
 
@@ -57,7 +56,7 @@ def attack(name: str, *, fast: bool = False) -> Callable[[Callable[[Lab], Outcom
     """Add a function to the list."""
 
     def add(function: Callable[[Lab], Outcome]) -> Callable[[Lab], Outcome]:
-        ATTACKS.append(Attack(name, function.__module__.rpartition(".")[2], function, fast))
+        ATTACKS.append(Attack(name, function, fast))
         return function
 
     return add
