@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -246,8 +246,3 @@ def _run(arguments: list[str], log: str, hook: Callable[[], None] | None) -> Non
     from fastmtl.cli import main
 
     sys.exit(main())
-
-
-def environment(values: Mapping[str, str]) -> None:
-    """A hook: set variables."""
-    os.environ.update(values)
