@@ -109,7 +109,7 @@ _NOT_PERMITTED = 99
 def small(lab: Lab) -> Outcome:
     """Of several sizes, so that it is full at several writes."""
     ends, found = [], ()
-    for size in ("16k", "64k", "128k", "200k", "400k"):
+    for size in ("16k", "200k", "700k", "1200k"):
         home = lab.out()
         home.mkdir()
         first, last = home.with_suffix(".txt"), home.with_suffix(".json")
