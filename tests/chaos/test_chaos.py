@@ -30,15 +30,15 @@ def test_an_attack_that_fails_or_finds_a_problem_is_red():
         raise OSError("it broke\nin two lines")
 
     found = {
-        "one": Attack("one", lambda _: Outcome("a | b"), fast=True)(None),
+        "one": Attack("one", lambda _: Outcome("a | b", (), "bit-equal"), fast=True)(None),
         "two": Attack("two", failing, fast=True)(None),
-        "three": Outcome("", ("not bit equal",)),
+        "three": Outcome("", ("not bit equal",), "bit-equal"),
     }
     table = render(found, 3)
     assert "1 of 3 promises held" in table
-    assert "| one | a \\| b | holds |" in table
+    assert "| one | a \\| b; bit-equal | holds |" in table
     assert "**BROKEN**: OSError: it broke in two lines" in table
-    assert "**BROKEN**: not bit equal" in table
+    assert "| three |  | **BROKEN**: not bit equal |" in table
 
 
 def test_the_table_is_written_between_its_marks(tmp_path):

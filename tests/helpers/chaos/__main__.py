@@ -27,7 +27,7 @@ def main() -> int:
         for one in chosen:
             began = time.monotonic()
             found[one.name] = outcome = one(lab)
-            print(f"{one.name}: {outcome.verdict} ({time.monotonic() - began:.0f} s)\n    {outcome.seen}", flush=True)
+            print(f"{one.name}: {outcome.verdict} ({time.monotonic() - began:.0f} s)\n    {outcome.story}", flush=True)
     if not given.only:
         write(ROOT / "docs" / "reliability.md", render(found, given.kills))
     return int(any(outcome.problems for outcome in found.values()))

@@ -18,12 +18,18 @@ class Outcome:
     Attributes:
         seen: what the user sees.
         problems: what broke the promise; none if it held.
+        promise: the rest of the story, true if there are no problems.
         skipped: why the attack is impossible on this machine.
     """
 
     seen: str
     problems: tuple[str, ...] = ()
+    promise: str = ""
     skipped: str = ""
+
+    @property
+    def story(self) -> str:
+        return "; ".join(filter(None, [self.seen, self.promise if not self.problems else ""]))
 
     @property
     def verdict(self) -> str:

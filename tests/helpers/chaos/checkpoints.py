@@ -35,12 +35,13 @@ def _damaged(lab: Lab, damage: Callable[[Path], None]) -> Outcome:
     ended = lab.run(USUAL, out)
     note = next((line for line in ended.messages.splitlines() if " is damaged" in line), "")
     return Outcome(
-        f"“{lab.shown(note, out)}”; bit-equal at the end",
+        f"“{lab.shown(note, out)}”",
         problems(
             told=newest.name in note,
             bit_equal=ended.code == 0 and lab.equal(out, USUAL),
             kept_for_a_look=newest.with_name(f"{newest.name}.damaged").exists(),
         ),
+        "bit-equal at the end",
     )
 
 
@@ -60,13 +61,14 @@ def _refused(lab: Lab, out: Path, *more: str, message: str) -> Outcome:
     before = _contents(out)
     ended = lab.run(USUAL, out, *more)
     return Outcome(
-        f"“{ended.said}”; exit code {ended.code}; the run is unchanged",
+        f"“{ended.said}”; exit code {ended.code}",
         problems(
             exit_code_1=ended.code == 1,
             told=message in ended.said,
             without_a_traceback="Traceback" not in ended.messages,
             unchanged=_contents(out) == before,
         ),
+        "the run is unchanged",
     )
 
 
@@ -88,7 +90,7 @@ def pickled(lab: Lab) -> Outcome:
         manifest["sha256"]["tensors.safetensors"] = hashlib.sha256(content).hexdigest()
         (one.path / "manifest.json").write_text(json.dumps(manifest))
     found = _refused(lab, out, message="has a state that does not decode")
-    return Outcome(found.seen, (*found.problems, *problems(safe_from_the_code=not made.exists())))
+    return Outcome(found.seen, (*found.problems, *problems(safe_from_the_code=not made.exists())), found.promise)
 
 
 class _Payload:
@@ -126,8 +128,9 @@ def earlier(lab: Lab) -> Outcome:
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     near = all(abs(last["loss"][task] - loss) < 1e-4 * abs(loss) for task, loss in expected["loss"].items())
     return Outcome(
-        "it continues, with the losses of the earlier version",
+        "",
         problems(finished=ended.code == 0, the_same_losses=near and last["step"] == expected["step"]),
+        "it continues, with the losses of the earlier version",
     )
 
 
@@ -140,9 +143,10 @@ def two_writers(lab: Lab) -> Outcome:
     first.send(signal.SIGCONT)
     ended = lab.ended(first, out)
     return Outcome(
-        f"“{second.said}”; exit code {second.code}; the first one ends bit-equal",
+        f"“{second.said}”; exit code {second.code}",
         problems(
             refused=second.code == 1 and "another process trains in" in second.said,
             bit_equal=ended.code == 0 and lab.equal(out, USUAL),
         ),
+        "the first one ends bit-equal",
     )

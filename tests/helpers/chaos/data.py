@@ -27,8 +27,9 @@ def moved(lab: Lab) -> Outcome:
     lost = lab.command(["train", "--resume", "--out", str(out)], out)
     found = lab.command(["train", "--resume", "--out", str(out), "--data", str(there)], out)
     return Outcome(
-        f"“{lost.said}”; with --data it ends bit-equal",
+        f"“{lost.said}”",
         problems(told="give --data the folder" in lost.said, bit_equal=found.code == 0 and lab.equal(out, USUAL)),
+        "with --data it ends bit-equal",
     )
 
 
@@ -41,11 +42,12 @@ def changed(lab: Lab) -> Outcome:
     away.rename(tile)
     again = lab.run(USUAL, out, data=data)
     return Outcome(
-        f"“{refused.said}”; with the tile again it ends bit-equal",
+        f"“{refused.said}”",
         problems(
             refused=refused.code == 1 and "1 missing" in refused.said,
             bit_equal=again.code == 0 and lab.equal(out, USUAL),
         ),
+        "with the tile again it ends bit-equal",
     )
 
 
@@ -59,12 +61,13 @@ def damaged(lab: Lab) -> Outcome:
     begun = out.exists()
     skipped = lab.run(USUAL, out, "--on-damaged", "skip", data=data)
     return Outcome(
-        f"“{refused.said}”; with --on-damaged skip it trains without it",
+        f"“{refused.said}”",
         problems(
             refused=refused.code == 1 and tile.name in refused.said,
             refused_before_the_run_folder=not begun,
             trained_without_it=skipped.code == 0 and _num_images(out) == 43,
         ),
+        "with --on-damaged skip it trains without it",
     )
 
 
@@ -84,11 +87,12 @@ def not_finite(lab: Lab) -> Outcome:
         for value in json.loads(line)["loss"].values()
     )
     return Outcome(
-        f"“{ended.said}”; with the lower rate it ends",
+        f"“{ended.said}”",
         problems(
             stopped=ended.code == 1 and "NaN or infinite" in ended.said,
             goes_on_with_a_lower_rate=again.code == 0 and finite,
         ),
+        "with a lower rate it ends",
     )
 
 
@@ -103,12 +107,13 @@ def hostile_names(lab: Lab) -> Outcome:
     page = (out / "report.html").read_text(encoding="utf-8") if ended.code == 0 else ""
     after = {path.name for path in lab.folder.iterdir()} - before - {out.name, f"{out.name}.log"}
     return Outcome(
-        "it trains; the report shows the names as text",
+        "",
         problems(
             trained=ended.code == 0,
             escaped="<script>" not in page and "&lt;script&gt;" in page and "\u202e" not in page,
             inside_the_run_folder=not after,
         ),
+        "it trains; the report shows the names as text",
     )
 
 
@@ -125,4 +130,4 @@ def generating(lab: Lab) -> Outcome:
     victim.send(signal.SIGKILL)
     victim.wait()
     ended = lab.command(options, out)
-    return Outcome("the same command generates them again", problems(trained=ended.code == 0))
+    return Outcome("", problems(trained=ended.code == 0), "the same command generates them again")

@@ -53,7 +53,7 @@ def _refusing(lab: Lab, code: int, word: str) -> Outcome:
             }
         )
     said = next((one.said for one in reversed(ends) if one.code), "")
-    return Outcome(f"“{said}”; bit-equal once there is space", found)
+    return Outcome(f"“{said}”", found, "bit-equal once there is space")
 
 
 attack("the disk is full from a certain write on (ENOSPC)")(
@@ -73,11 +73,12 @@ def limited(lab: Lab) -> Outcome:
     ended = lab.run(USUAL, out, hook=partial(_largest, 20_000))
     again = lab.run(USUAL, out)
     return Outcome(
-        f"“{ended.said}”; bit-equal once it is raised",
+        f"“{ended.said}”",
         problems(
             told="File too large" in ended.said and "Traceback" not in ended.messages,
             bit_equal=again.code == 0 and lab.equal(out, USUAL),
         ),
+        "bit-equal once it is raised",
     )
 
 
@@ -130,6 +131,7 @@ def small(lab: Lab) -> Outcome:
     said = next((said for code, said in reversed(ends) if code != "0"), "")
     full = sum(code != "0" for code, _ in ends)
     return Outcome(
-        f"“{said}”; bit-equal once there is space ({full} of {len(ends)} sizes are too small)",
+        f"“{said}” ({full} of {len(ends)} sizes are too small)",
         found + problems(some_size_is_too_small=full > 0),
+        "bit-equal once there is space",
     )

@@ -68,13 +68,14 @@ def _without_a_rank(lab: Lab, number: int) -> Outcome:
     victims[1].wait()
     again = _finish(lab, out)
     return Outcome(
-        f"“{ended.said}”; rank 0 ends with exit code {ended.code} after {seconds:.0f} s; bit-equal at the end",
+        f"“{ended.said}”; rank 0 ends with exit code {ended.code} after {seconds:.0f} s",
         problems(
             rank_named="rank 1" in ended.said,
             exit_code_1=ended.code == 1,
             in_time=seconds < (_TIMEOUT + 12) * lab.slowness,
             bit_equal=[one.code for one in again] == [0, 0] and lab.same(out, whole),
         ),
+        "bit-equal at the end",
     )
 
 

@@ -27,7 +27,7 @@ def render(found: Mapping[str, Outcome], kills: int) -> str:
         "| attack | what the user sees | verdict |",
         "|---|---|---|",
     ]
-    lines += [f"| {name} | {_cell(one.seen)} | {_cell(one.verdict)} |" for name, one in found.items()]
+    lines += [f"| {name} | {_cell(one.story)} | {_cell(one.verdict)} |" for name, one in found.items()]
     return "\n".join(lines)
 
 
