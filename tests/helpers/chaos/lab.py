@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -167,10 +168,10 @@ class Lab:
         return Ended(code, text, self.shown(lines[-1] if lines else "", out))
 
     def shown(self, line: str, out: Path) -> str:
-        """A line with RUN and DATA for the paths of this lab."""
+        """A line without the paths and the name of this machine."""
         for path, name in ((out, "RUN"), (self.tiles, "DATA"), (self.folder, "FOLDER")):
             line = line.replace(str(path), name)
-        return line
+        return re.sub(r"tfevents\.[\w.-]+", "tfevents...", line)
 
     @property
     def slowness(self) -> float:
