@@ -145,7 +145,7 @@ def carry_out(
             process.wait()
         pending.remove(kill)
         seen = Seen.of(run, leftovers)
-        yield replace(kill, struck=_where(seen, length), step=seen.step)
+        yield replace(kill, struck=_where(seen, length, kill.moment), step=seen.step)
 
 
 def _starts(run: Path) -> int:
@@ -183,10 +183,11 @@ def succeeded(process: subprocess.Popen[bytes], log: Path) -> None:
         raise RunError(f"the training failed with exit code {code}: {last}")
 
 
-def _where(seen: Seen, length: Length) -> str:
+def _where(seen: Seen, length: Length, asked: str) -> str:
+    """The moment at which a run was killed; of several, the one that was `asked` for."""
     if not seen.created:
         return "before the run folder"
-    for name in ("in a save", "before the first checkpoint", "in a validation", "at a stage change"):
-        if MOMENTS[name](seen, length):
+    for name in (asked, "in a save", "before the first checkpoint", "in a validation", "at a stage change"):
+        if MOMENTS[name](seen, length) and (name != "in training" or not seen.saving):
             return name
     return "after the last epoch" if seen.epochs == len(length.ends) else "in training"

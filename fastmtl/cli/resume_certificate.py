@@ -62,4 +62,4 @@ def _verdict(found: Certificate) -> str:
         else "Two uninterrupted trainings differ here, too: this training is not repeatable on this device, whether it "
         "is resumed or not."
     )
-    return f"Not exact: different are {differing}. {why} The runs are in {found.kept}."
+    return f"Not exact: different are {differing}. {why} The runs: {found.kept}"

@@ -96,6 +96,22 @@ def test_moments_are_told_from_the_files_of_a_run(seen, moments):
     assert [name for name, holds in MOMENTS.items() if holds(seen, LENGTH)] == moments
 
 
+@pytest.mark.parametrize(
+    ("seen", "asked", "moment"),
+    [
+        (Seen(), "in training", "before the run folder"),
+        (Seen(True, saving=True), "before the first checkpoint", "before the first checkpoint"),
+        (Seen(True, saving=True), "in a save", "in a save"),
+        (Seen(True, 2, 0, 2, True), "in training", "in a save"),
+        (Seen(True, 3, 0, 3), "in a save", "in a validation"),
+        (Seen(True, 7, 2, 6), "in a validation", "in training"),
+        (Seen(True, 12, 4, 12), "in a validation", "after the last epoch"),
+    ],
+)
+def test_where_a_kill_struck_is_told_from_the_files(seen, asked, moment):
+    assert killed_runs._where(seen, LENGTH, asked) == moment
+
+
 def test_kills_are_of_all_kinds_and_spread_over_the_steps():
     planned = plan(LENGTH, 9)
     assert {kill.moment for kill in planned} == MOMENTS.keys()
@@ -156,7 +172,7 @@ def test_the_certificate_in_words(capsys):
     said = capsys.readouterr().out
     assert "different: 2222" in said
     assert "Not exact: different are a. Two uninterrupted trainings differ here, too" in said
-    assert "The runs are in kept." in said
+    assert "The runs: kept" in said
 
 
 @pytest.mark.parametrize("repeatable", [True, False])
