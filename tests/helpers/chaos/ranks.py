@@ -13,11 +13,10 @@ from pathlib import Path
 from fastmtl.api.killed_runs import Seen
 
 from .attack import Outcome, attack, problems
-from .lab import TILES, VARIANTS, Ended, Lab, Victim
+from .lab import Ended, Lab, Victim
 
 _TIMEOUT = 8.0
-_VARIANT = "two ranks, FAMO"
-VARIANTS[_VARIANT] = [*TILES, "--set", "balancer.name=famo", f"training.rank_timeout={_TIMEOUT}"]
+_OPTIONS = ("--rank-timeout", str(_TIMEOUT))
 
 
 def _start(lab: Lab, out: Path, ranks: int = 2, *, hanging: bool = False) -> list[Victim]:
@@ -30,7 +29,7 @@ def _start(lab: Lab, out: Path, ranks: int = 2, *, hanging: bool = False) -> lis
         values = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
         hook = partial(_enter, values | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, hanging and rank + 1 == ranks)
         log = out.with_name(f"{out.name}-{rank}.log")
-        found.append(Victim(lab.arguments(_VARIANT, out), log, hook))
+        found.append(Victim(lab.arguments("FAMO", out, *_OPTIONS), log, hook))
     return found
 
 
