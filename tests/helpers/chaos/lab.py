@@ -225,6 +225,7 @@ class Lab:
     def _uninterrupted(self, variant: str, more: Sequence[str]) -> tuple[Path, float]:
         key = (variant, *more)
         if key not in self._whole:
+            self.command(["--version"], self.out())  # the first process takes longer
             out, began = self.out(), time.monotonic()
             ended = self.run(variant, out, *more)
             assert ended.code == 0, ended.messages
