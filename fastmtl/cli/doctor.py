@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..config import ConfigError
 from ..ops.core.backends import gpu_fallbacks, table  # imports all ops, which register their backends
 from ..training.run_dir import environment
 from .arguments import Parser
@@ -25,10 +24,11 @@ _WITH_RESUME = ("data", "kills", "scale", "sets")
 
 def doctor(arguments: Sequence[str]) -> int:
     """Print installed versions, devices and backends; or kill a training, resume it, and compare."""
-    parsed = _parser().parse(arguments)
+    parser = _parser()
+    parsed = parser.parse(arguments)
     if parsed.resume is None and (given := [name for name in _WITH_RESUME if getattr(parsed, name) not in (None, [])]):
         names = " ".join("--set" if name == "sets" else f"--{name}" for name in given)
-        raise ConfigError(f"{names} belongs to --resume RECIPE, the certificate of exact resume.")
+        parser.error(f"{names} belongs to --resume RECIPE, the certificate of exact resume")
     if parsed.resume is not None:
         from .resume_certificate import print_certificate
 

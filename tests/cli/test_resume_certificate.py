@@ -191,7 +191,6 @@ def test_a_difference_is_named_with_its_cause_and_kept_for_a_look(monkeypatch, t
         (["--resume", "demo", "--kills", "0"], "--kills must be at least 1; got 0"),
         (["--resume", "demo", "--data", "nowhere"], "nowhere does not exist"),
         (["--resume", "dem"], "dem"),
-        (["--kills", "3"], "--kills belongs to --resume RECIPE"),
     ],
 )
 def test_what_cannot_be_certified_is_one_line(given, message, capsys):
@@ -199,6 +198,12 @@ def test_what_cannot_be_certified_is_one_line(given, message, capsys):
     stderr = capsys.readouterr().err
     assert message in stderr
     assert stderr.count("\n") == 1
+
+
+def test_options_of_the_certificate_need_a_recipe(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["doctor", "--kills", "3", "--set", "a=1"])
+    assert "--kills --set belongs to --resume RECIPE" in capsys.readouterr().err
 
 
 def test_a_training_that_fails_gives_its_own_message(tmp_path):
