@@ -14,7 +14,7 @@ from helpers.paths import ROOT
 
 from . import ATTACKS, Lab
 from .attack import Outcome
-from .table import render, write
+from .table import lines, stored, write
 
 _labs: list[Lab] = []  # one in each process
 
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="attacks at the same time (default: a core each)"
     )
-    parser.add_argument("--only", default="", help="attacks whose name contains this; the table stays as it is")
+    parser.add_argument("--only", default="", help="attacks whose name contains this; the others keep their lines")
     given = parser.parse_args()
     chosen = [number for number, one in enumerate(ATTACKS) if given.only in one.name]
     found = {}
@@ -53,6 +53,7 @@ def main() -> int:
         for number, (outcome, seconds) in zip(chosen, pool.map(_carry_out, chosen), strict=True):
             found[ATTACKS[number].name] = outcome
             print(f"{ATTACKS[number].name}: {outcome.verdict} ({seconds:.0f} s)\n    {outcome.story}", flush=True)
-    if not given.only:
-        write(ROOT / "docs" / "reliability.md", render(found, given.kills))
+    page = ROOT / "docs" / "reliability.md"
+    table = stored(page) | lines(found)
+    write(page, {one.name: table[one.name] for one in ATTACKS if one.name in table}, given.kills)
     return int(any(outcome.problems for outcome in found.values()))
