@@ -4,7 +4,7 @@ BIN := .venv/bin
 # torch is named first, in the same command as everything else: a package that needs torch would bring another build.
 # pip takes a CPU build of it where it is offered one (see docs/install.md).
 
-.PHONY: setup demo test test-fast test-all fuzz lint bench clean
+.PHONY: setup demo test test-fast test-all fuzz chaos lint bench clean
 
 setup: .venv/.done
 
@@ -34,6 +34,11 @@ test-all: setup
 FUZZ_SECONDS ?= 600
 fuzz: setup
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz -m slow $(WORKERS)
+
+# Kills, signals, full disks and damage on real trainings; writes the table of docs/reliability.md.
+KILLS ?= 20
+chaos: setup
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m helpers.chaos --kills $(KILLS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -184,9 +184,15 @@ class World:
 _SHOWN = 3  # differences named
 
 
+_OF_GLOO = ("gloo", "pair closure")  # the second one if the other rank is frozen: its connection stays open
+
+
 def is_of_communication(error: BaseException) -> bool:
     """Whether `error` came from a collective, so that another rank may be the cause."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in _OF_GLOO)
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -34,6 +34,7 @@ USAGE = """fastmtl: train one network for several tasks on medical images
   fastmtl models                               list the networks, their papers, parameters and strides
   fastmtl bench                                benchmark fastmtl against other libraries
   fastmtl doctor                               print versions, devices, and the backend that each op uses
+  fastmtl doctor --resume RECIPE --data DIR    kill a short training, resume it, and certify that nothing changed
 
 `fastmtl COMMAND --help` lists every option.
 """

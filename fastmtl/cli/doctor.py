@@ -1,10 +1,12 @@
-"""`fastmtl doctor`: installed packages, devices, and the state of every op's backends."""
+"""`fastmtl doctor`: installed packages, devices, and the state of every op's backends; `--resume`: the certificate of
+exact resume."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +19,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_WITH_RESUME = ("data", "kills", "scale", "sets")
+
+
 def doctor(arguments: Sequence[str]) -> int:
-    """Print installed versions, devices and backends."""
-    parser = Parser("doctor", "Print versions, devices, and the backend that each op uses.")
-    parser.add_json()
-    as_json = parser.parse(arguments).json
-    found = examine()
+    """Print installed versions, devices and backends; or kill a training, resume it, and compare."""
+    parser = _parser()
+    parsed = parser.parse(arguments)
+    if parsed.resume is None and (given := [name for name in _WITH_RESUME if getattr(parsed, name) not in (None, [])]):
+        names = " ".join("--set" if name == "sets" else f"--{name}" for name in given)
+        parser.error(f"{names} belongs to --resume RECIPE, the certificate of exact resume")
+    if parsed.resume is not None:
+        from .resume_certificate import print_certificate
+
+        return print_certificate(parsed)
+    as_json, found = parsed.json, examine()
     try:
         from rich.console import Console
     except ModuleNotFoundError:  # without extras, the ops and their backends still work
@@ -32,6 +43,25 @@ def doctor(arguments: Sequence[str]) -> int:
     else:
         show(found, Console())
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser("doctor", "Print versions, devices, and the backend that each op uses.")
+    parser.add_json()
+    group = parser.add_argument_group("the certificate of exact resume")
+    group.add_argument(
+        "--resume",
+        metavar="RECIPE",
+        help="train a short version of RECIPE without interruption, and again with SIGKILLs after each of which the "
+        "same command continues; compare both. The exit code is 0 only if they are bit-equal",
+    )
+    group.add_argument(
+        "--data", type=Path, metavar="DIR", help="data, as for fastmtl train; a recipe with a generator makes its own"
+    )
+    group.add_argument("--kills", type=int, metavar="N", help="number of SIGKILLs (default: 6)")
+    group.add_argument("--scale", help="scale of the recipe (default: tiny, if the recipe has it)")
+    parser.add_set("with --resume: any key of the recipe, for example data.batch_size=4")
+    return parser
 
 
 def examine() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fastmtl.cli import main
 from fastmtl.training import checkpoint
 from fastmtl.training.checkpoint_names import history, located
 from fastmtl.training.file_lock import locked
+from fastmtl.training.fingerprint import untimed
 from fastmtl.training.run_dir import RunFolder
 from fastmtl.training.trainer import Trainer
 
@@ -65,14 +66,6 @@ def _killed(command, monkeypatch, owner, name, at, *, after=False):
             thread.join()
 
 
-def _lines(run, file):
-    """The records without the times."""
-    timed = ("seconds", "validation_seconds", "images_per_second", "waiting")
-    timed += ("time", "memory_bytes", "update_gb_per_second")
-    found = [json.loads(line) for line in (run / file).read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in timed} for record in found]
-
-
 def _same(run, whole):
     for name in ("last", "best"):
         found, wanted = (checkpoint.load(folder / "checkpoints" / name) for folder in (run, whole))
@@ -82,7 +75,7 @@ def _same(run, whole):
         assert found["rng"].equal(wanted["rng"])
         assert found["loader"] == wanted["loader"]
     for file in ("metrics.jsonl", "balance.jsonl"):
-        assert _lines(run, file) == _lines(whole, file)
+        assert untimed(run / file) == untimed(whole / file)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, whole)]
     assert summaries[0] == summaries[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import resource
 from pathlib import Path
 
@@ -19,3 +20,7 @@ def resident_bytes() -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return int(STATM.read_text().split()[1]) * resource.getpagesize()
+
+
+def num_open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from helpers.lost_ranks import TIMEOUT, run
 
+from fastmtl.distributed import is_of_communication
+
 pytestmark = pytest.mark.long
 
 
@@ -25,6 +27,11 @@ def test_a_hanging_rank_is_named_with_where_it_is(tmp_path):
         assert message.startswith("LostRank: no answer for 4 s from rank 1 (in lost_ranks.py, line ")
         assert message.endswith("_misbehave); if it is only slow, raise training.rank_timeout.")
     assert found[1][1].startswith("LostRank: ")  # it wakes up and ends too
+
+
+def test_what_gloo_says_of_a_frozen_rank_is_no_error_of_this_one():
+    assert is_of_communication(RuntimeError("Application timeout caused pair closure"))
+    assert not is_of_communication(RuntimeError("tile 7 cannot be read"))
 
 
 @pytest.mark.slow

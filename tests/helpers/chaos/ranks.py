@@ -1,0 +1,105 @@
+"""One rank of two dies or hangs; and a run continues on another number of ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from fastmtl.api.killed_runs import Seen
+
+from .attack import Outcome, attack, problems
+from .lab import Ended, Lab, Victim
+
+_TIMEOUT = 8.0
+_OPTIONS = ("--rank-timeout", str(_TIMEOUT))
+
+
+def _start(lab: Lab, out: Path, ranks: int = 2, *, hanging: bool = False) -> list[Victim]:
+    """The processes of torchrun, without torchrun; the last one hangs in its sixth step if `hanging`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = []
+    for rank in range(ranks):
+        values = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+        hook = partial(_enter, values | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, hanging and rank + 1 == ranks)
+        log = out.with_name(f"{out.name}-{rank}.log")
+        found.append(Victim(lab.arguments("FAMO", out, *_OPTIONS), log, hook))
+    return found
+
+
+def _enter(values: Mapping[str, str], hanging: bool) -> None:
+    """A hook."""
+    from fastmtl.training.trainer import Trainer
+
+    os.environ.update(values)
+    step = Trainer.step
+
+    def stepping(trainer, batch):
+        if hanging and trainer.step_count == 5:
+            time.sleep(600)
+        return step(trainer, batch)
+
+    Trainer.step = stepping
+
+
+def _finish(lab: Lab, out: Path, ranks: int = 2) -> list[Ended]:
+    return [lab.ended(victim, out) for victim in _start(lab, out, ranks)]
+
+
+def _without_a_rank(lab: Lab, number: int) -> Outcome:
+    """Rank 1 gets a signal in the second epoch, or hangs (0); then both start again."""
+    whole = lab.once("two ranks", partial(_whole, lab))
+    out = lab.out()
+    victims = _start(lab, out, hanging=not number)
+    assert victims[0].until(lambda: Seen.of(out).step >= 5), "the ranks ended too soon"
+    if number:
+        victims[1].send(number)
+    began = time.monotonic()
+    ended = lab.ended(victims[0], out)
+    seconds = time.monotonic() - began
+    victims[1].send(signal.SIGKILL)
+    victims[1].wait()
+    again = _finish(lab, out)
+    return Outcome(
+        f"“{ended.said}”; rank 0 ends with exit code {ended.code} after {seconds:.0f} s",
+        problems(
+            rank_named="rank 1" in ended.said,
+            exit_code_1=ended.code == 1,
+            in_time=seconds < (_TIMEOUT + 12) * lab.slowness,
+            bit_equal=[one.code for one in again] == [0, 0] and lab.same(out, whole),
+        ),
+        "bit-equal at the end",
+    )
+
+
+def _whole(lab: Lab) -> Path:
+    out = lab.out()
+    assert [one.code for one in _finish(lab, out)] == [0, 0]
+    return out
+
+
+attack("SIGKILL of one rank of two")(partial(_without_a_rank, number=signal.SIGKILL))
+attack("one rank of two is frozen (SIGSTOP)")(partial(_without_a_rank, number=signal.SIGSTOP))
+attack("one rank of two hangs in a step")(partial(_without_a_rank, number=0))
+
+
+@attack("a run of two ranks continues on one")
+def on_another_number(lab: Lab) -> Outcome:
+    out = lab.out()
+    victims = _start(lab, out)
+    assert victims[0].until(lambda: Seen.of(out).step >= 5), "the ranks ended too soon"
+    for victim in victims:
+        victim.send(signal.SIGTERM)
+    stopped = [lab.ended(victim, out).code for victim in victims]
+    (ended,) = _finish(lab, out, ranks=1)
+    note = next((line for line in ended.messages.splitlines() if "not bit-equal" in line), "")
+    return Outcome(
+        f"“{note[:160]} ...”",
+        problems(both_stopped=stopped == [75, 75], finished=ended.code == 0, said_so=bool(note)),
+    )
