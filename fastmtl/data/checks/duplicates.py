@@ -27,7 +27,7 @@ def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Pr
         leaks_alone: whether to report only pictures that several patients share.
     """
     found = _same_slides(dataset, leaks_alone)
-    groups = [tiles for tiles in _same(dataset.tiles).values() if len(tiles) > 1]
+    groups = [tiles for tiles in equal_pictures(dataset.tiles).values() if len(tiles) > 1]
     leaks = [tiles for tiles in groups if len({tile.group for tile in tiles}) > 1]
     groups = leaks if leaks_alone else groups
     if not groups:
@@ -69,7 +69,8 @@ def _key(picture: ImageSource) -> Hashable:
     return picture if isinstance(picture, Hashable) else id(picture)
 
 
-def _same(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
+def equal_pictures(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
+    """The tiles by their picture; tiles of identical image files are together."""
     by_picture: dict[Hashable, list[Tile]] = defaultdict(list)
     contents = _digests({tile.image for tile in tiles if isinstance(tile.image, Path)}, _whole)
     for tile in tiles:
