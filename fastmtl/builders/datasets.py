@@ -83,7 +83,14 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
         root=Path(config.root) if config.root else None,
         patient=config.patient,
         grid=data.GridOptions(config.tile_size, config.mpp, config.overlap, config.min_tissue),
-        polygons=data.PolygonOptions(tuple(config.polygon_classes), offset),
+        polygons=data.PolygonOptions(
+            classes=tuple(config.polygon_classes),
+            offset=offset,
+            renamed=tuple(config.polygon_rename.items()),
+            ignored=tuple(config.polygon_ignore),
+            region=config.polygon_region,
+            unannotated=config.unannotated,
+        ),
     )
     try:
         dataset = data.read_dataset(root, config.format, options)

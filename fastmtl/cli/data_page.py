@@ -89,7 +89,7 @@ def _tables(found: Mapping[str, Any]) -> Iterable[tuple[Table, int]]:
         yield from _mask_tables("" if column == "mask" else f"{column}: ", masks, home)
     if polygons := found["polygons"]:
         classes = polygons["classes"].items()
-        rows = [(_class(name), each["polygons"], each["files"], _drawn(name, polygons)) for name, each in classes]
+        rows = [(_class(name), each["polygons"], each["files"], each["drawn"]) for name, each in classes]
         yield table("polygons of class", "polygons", "files", "drawn as", rows=rows[:SHOWN]), len(rows[SHOWN:])
         rows = [(path.removeprefix(home),) for path in polygons["without"]]
         yield table("without polygons", rows=rows[:_ENDS]), len(rows[_ENDS:])
@@ -132,12 +132,6 @@ def _class(name: str) -> str:
     """The name of a class; escaped if it has unusual spaces or characters that could hide a difference."""
     plain = name.isprintable() and unicodedata.is_normalized("NFC", name) and name == " ".join(name.split())
     return (name if plain else ascii(name)) if name else "(none)"
-
-
-def _drawn(name: str, polygons: Mapping[str, Any]) -> str:
-    if not polygons["listed"]:
-        return "255"
-    return str(polygons["listed"].index(name)) if name in polygons["listed"] else "not in data.polygon_classes"
 
 
 def _mpp(slide: Mapping[str, Any]) -> str:

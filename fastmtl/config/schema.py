@@ -40,6 +40,15 @@ class DataConfig:
     """Smallest share of tissue in a tile."""
     polygon_classes: list[str] = field(default_factory=list[str])
     """Classes of polygons for maps of classes, the background first; empty draws all polygons as foreground."""
+    polygon_rename: dict[str, str] = field(default_factory=dict[str, str])
+    """Class of polygons -> the class to draw it by; "" is no class, and the class "background" is not drawn."""
+    polygon_ignore: list[str] = field(default_factory=list[str])
+    """Classes whose area counts in no loss and no metric; requires polygon_classes."""
+    polygon_region: str = ""
+    """Class of the areas that are annotated: outside them nothing counts, and tiles have no mask; requires
+    polygon_classes."""
+    unannotated: Literal["background", "unlabelled"] = "background"
+    """What files without any polygon mean: an empty mask, or no mask."""
     polygon_offset: list[float] = field(default_factory=list[float])
     """x and y added to polygon coordinates, for viewers that measure from the slide's bounds."""
     preprocessing: str = ""

@@ -9,6 +9,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable
 
+from .words import printable
+
 _MOST_LISTED = 30  # every balancer and model; for more there are commands such as `fastmtl recipes`
 
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # reserved on Windows
@@ -65,12 +67,17 @@ def nearest(name: str, known: Collection[str]) -> str:
     "did you mean 'pcgrad'?"
     >>> nearest("x", ["linear", "pcgrad"])
     'known: linear, pcgrad.'
+    >>> nearest("roi", ["ROI", "Tumor"])
+    "did you mean 'ROI'?"
     """
-    close = difflib.get_close_matches(str(name), list(map(str, known)), n=3, cutoff=0.5)
+    names = list(map(str, known))
+    close = [one for one in names if folded(one) == folded(str(name))]
+    close = close or difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
-    rest = len(known) - _MOST_LISTED
-    return f"known: {', '.join(list(map(str, known))[:_MOST_LISTED])}{f' and {rest} more' if rest > 0 else ''}."
+    rest = len(names) - _MOST_LISTED
+    shown = ", ".join(map(printable, names[:_MOST_LISTED]))
+    return f"known: {shown}{f' and {rest} more' if rest > 0 else ''}."
 
 
 def option_names(make: Callable[..., object]) -> tuple[list[str], bool]:

@@ -88,9 +88,9 @@ def test_polygons_by_class(made_slides: Path, capsys):
     found, _ = checked(made_slides, capsys)
     polygons = found["polygons"]
     assert polygons["classes"] == {
-        "Tumor": {"polygons": 5, "files": 5},
-        "Stroma": {"polygons": 3, "files": 3},
-        "tumor": {"polygons": 2, "files": 2},
+        "Tumor": {"polygons": 5, "files": 5, "drawn": "255"},
+        "Stroma": {"polygons": 3, "files": 3, "drawn": "255"},
+        "tumor": {"polygons": 2, "files": 2, "drawn": "255"},
     }
     assert [Path(name).name for name in polygons["without"]] == ["s0.tiff"]
     assert "polygons: classes that differ only by spaces, case, dashes or Unicode form: 'Tumor' (5), 'tumor' (2)" in (
@@ -108,6 +108,15 @@ def test_polygons_beside_the_classes_of_a_recipe(made_slides: Path, capsys):
     page = page_of(found)
     assert "not in data.polygon_classes" in page
     assert "masks: 12 of 24, values 0, 1, 2" in page  # 1, 3 and 5; the masks of 2 and 4 cannot be drawn
+
+
+def test_classes_that_are_spelt_in_two_ways_are_merged(made_slides: Path, capsys):
+    rename, classes = 'data.polygon_rename={"tumor" = "Tumor"}', 'data.polygon_classes=["none", "Tumor"]'
+    found, code = checked(made_slides, capsys, "--set", rename, classes, 'data.polygon_ignore=["Stroma"]')
+    assert code == 0
+    drawn = {name: each["drawn"] for name, each in found["polygons"]["classes"].items()}
+    assert drawn == {"Tumor": "1", "tumor": "1", "Stroma": "ignored"}
+    assert not any("classes that differ only" in reason for reason in reasons_of(found))
 
 
 def test_the_page_stays_short_for_thousands(made_slides: Path, capsys):

@@ -54,8 +54,38 @@ def test_polygon_classes_become_their_places(tmp_path: Path):
     drawn = Polygons(path, 0, 0, 16, 16, classes=("background", "tumour", "stroma")).draw()
     np.testing.assert_array_equal(drawn, _square(16, (0, 0, 8, 8, 2), (4, 4, 12, 12, 1)))
     assert data.polygon_classes(path) == {"stroma": 1, "tumour": 1}
-    with pytest.raises(ValueError, match="polygon of class 'stroma'; `classes` knows background, tumour"):
+    with pytest.raises(
+        ValueError, match=r"polygon of class 'stroma'; `classes` knows background, tumour.*polygon_ignore"
+    ):
         Polygons(path, 0, 0, 16, 16, classes=("background", "tumour")).draw()
+
+
+def test_polygon_classes_are_renamed_ignored_and_limited_to_regions(tmp_path: Path):
+    content = [
+        _feature([_ring(0, 0, 12, 12)], "ROI"),
+        _feature([_ring(2, 2, 6, 6)], "Tumour"),
+        _feature([_ring(8, 2, 15, 6)]),
+        _feature([_ring(2, 8, 6, 11)], "Ignore*"),
+        _feature([_ring(8, 8, 10, 10)], "Vessel"),
+    ]
+    path = _file(tmp_path, content)
+    renamed = (("Tumour", "tumour"), ("", "stroma"), ("Vessel", "background"))
+    options = {"classes": ("none", "tumour", "stroma"), "renamed": renamed, "ignored": ("Ignore*",), "region": "ROI"}
+    expected = np.full((16, 16), 255, np.uint8)
+    expected[:12, :12] = _square(12, (2, 2, 6, 6, 1), (8, 2, 12, 6, 2), (2, 8, 6, 11, 255))
+    np.testing.assert_array_equal(Polygons(path, 0, 0, 16, 16, **options).draw(), expected)
+    np.testing.assert_array_equal(Polygons(path, 4, 4, 8, 8, **options).draw(), expected[4:12, 4:12])
+    drawn = Polygons(path, 0, 0, 16, 16, **options)
+    found = {name: drawn.drawn_as(name) for name in ("ROI", "Tumour", "", "Ignore*", "Vessel", "Fat")}
+    not_listed = "not in data.polygon_classes"
+    assert [*found.values()] == ["region", "1", "2", "ignored", "0", not_listed]
+    assert drawn.is_annotated()
+    assert not Polygons(path, 12, 0, 4, 16, **options).is_annotated()
+    with pytest.raises(ValueError, match="`ignored` and `region` need `classes`"):
+        Polygons(path, 0, 0, 16, 16, ignored=("Ignore*",))
+    # Without classes everything is foreground but what is renamed to the background.
+    plain = Polygons(path, 0, 0, 12, 12, renamed=(("ROI", "background"), ("Vessel", "background"))).draw()
+    np.testing.assert_array_equal(plain, _square(12, (2, 2, 6, 6, 255), (8, 2, 12, 6, 255), (2, 8, 6, 11, 255)))
 
 
 def test_an_offset_moves_polygons(tmp_path: Path):

@@ -5,6 +5,7 @@ The pages in OWN_TESTS have tests of their own.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +55,7 @@ COMPILED = _block("balancing.md", "torch.compile")
 DATA_COMMANDS = _block("data.md", "fastmtl data check")
 READ_ONLY = _block("data.md", "--index-folder")
 DATA_RECIPE = _block("data.md", "[data.columns]")
+POLYGON_RECIPE = _block("data.md", "polygon_rename")
 RANKED = _block("distributed.md", "balancer.distribute")
 RANKS_RECIPE = _block("distributed.md", "[distributed]")
 TORCHRUN = _block("distributed.md", "torchrun")
@@ -306,6 +308,22 @@ def test_recipes_of_the_data_page(folders):
     assert dataset.groups == ("CA-1", "CB-1", "CC-1", "CD-1")
     datasets.check_targets(components.build_tasks(recipe, dataset.class_names, dataset.classes), dataset)
     assert datasets.read_splits(recipe, folders / "SLIDES").validation.tiles
+
+
+def test_polygons_of_the_data_page(here):
+    write_image(here / "a.png", random_pixels(0))
+    polygons = [
+        {"type": "Polygon", "coordinates": [[[x, 0], [x + 4, 0], [x + 4, 9], [x, 9]]]} for x in (0, 4, 8, 12, 16)
+    ]
+    area = {"type": "Polygon", "coordinates": [[[0, 0], [20, 0], [20, 20], [0, 20]]]}
+    named = zip([area, *polygons], ["ROI", "Tumour", "Stroma", "Vessel", "", "Ignore*"], strict=True)
+    (here / "a.geojson").write_text(
+        json.dumps([{"type": "Feature", "properties": {"class": name}, "geometry": shape} for shape, name in named])
+    )
+    (here / "manifest.csv").write_text("image,mask\na.png,a.geojson\n")
+    Path("mine.toml").write_text('extends = "demo"\n' + POLYGON_RECIPE.text)
+    (tile,) = datasets.read_data(load_recipe("mine.toml"), here / "manifest.csv").tiles
+    assert tile.mask.draw()[4].tolist() == [1] * 4 + [2] * 4 + [0] * 4 + [2] * 4 + [255] * 4 + [255] * 4
 
 
 def test_a_recipe_on_a_base(here):

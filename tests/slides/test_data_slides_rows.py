@@ -197,3 +197,16 @@ def test_the_real_slides_are_indexed_with_what_is_odd(tmp_path: Path):
     assert found["XYC.png"].kind == "tile"
     assert len(list((folder / ".fastmtl").iterdir())) >= 4
     assert len(read_manifest(prepared.manifest, ManifestOptions(grid=GridOptions(min_tissue=0.0))).tiles) > 100
+
+
+def test_a_slide_of_two_patients_is_told(copied: Path):
+    slides = copied / "slides"
+    shutil.copy(slides / "P001-1.tiff", slides / "P004-1.tiff")
+    path = _rows(copied, "slide,patient", *(f"slides/P00{number}-1.tiff,p{number}" for number in (1, 2, 3, 4)))
+    dataset = read_manifest(path, GRID)
+    (notice,) = data.duplicate_notices(dataset, leaks_alone=True)
+    assert "1 slide under several names, 1 of them in two patients, so a split can leak: " in notice.reason
+    assert notice.reason.endswith(f"P001-1.tiff of p1 and {slides}/P004-1.tiff of p4")
+    one = read_manifest(_rows(copied, "slide,patient", *(f"slides/P00{number}-1.tiff,p" for number in (1, 4))), GRID)
+    assert data.duplicate_notices(one, leaks_alone=True) == []
+    assert "1 slide under several names: " in data.duplicate_notices(one)[0].reason

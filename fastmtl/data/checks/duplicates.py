@@ -5,29 +5,33 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 from ...utils.words import counted
-from ..dataset import Dataset, ImageSource, Problem, Tile
+from ..dataset import Dataset, ImageSource, Problem, Region, Tile
 
 _LOOKED_AT = 4096  # bytes: a page
+_PLACES = 64
+_WITHOUT_PIXELS = (".mrxs", ".vms")  # these files of slides only name others
 
 
 def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Problem]:
-    """A notice if tiles show the same picture: the same file or region, or image files that are identical.
+    """A notice if tiles show the same picture: the same file or region, or files that are identical; and one if slides
+    are identical.
 
-    Only files of equal size are read, and in full only those whose middles are equal.
+    Only files of equal size are read: images in full if their middles are equal, slides at `_PLACES` places.
 
     Args:
         dataset: the tiles to compare.
         leaks_alone: whether to report only pictures that several patients share.
     """
-    groups = [tiles for tiles in _same(dataset.tiles).values() if len(tiles) > 1]
+    found = _same_slides(dataset, leaks_alone)
+    groups = [tiles for tiles in equal_pictures(dataset.tiles).values() if len(tiles) > 1]
     leaks = [tiles for tiles in groups if len({tile.group for tile in tiles}) > 1]
     groups = leaks if leaks_alone else groups
     if not groups:
-        return []
+        return found
     count = sum(len(tiles) for tiles in groups)
     first = (leaks or groups)[0]
     shown = f"{first[0].id} and {first[1].id}"
@@ -36,7 +40,28 @@ def duplicate_notices(dataset: Dataset, *, leaks_alone: bool = False) -> list[Pr
         shown = f"{first[0].id} of {first[0].group} and {other.id} of {other.group}"
     of_two = f", {len(leaks)} of them in two patients, so a split can leak" if leaks else ""
     appear = f"{counted(len(groups), 'picture')} {'appears' if len(groups) == 1 else 'appear'} more than once"
-    return [Problem(dataset.root, f"{appear}, in {count} tiles{of_two}: {shown}")]
+    return [*found, Problem(dataset.root, f"{appear}, in {count} tiles{of_two}: {shown}")]
+
+
+def _same_slides(dataset: Dataset, leaks_alone: bool) -> list[Problem]:
+    """A notice if the data set has a slide under several names."""
+    patients = {tile.image.slide: tile.group for tile in dataset.tiles if isinstance(tile.image, Region)}
+    by_content: dict[bytes, list[Path]] = defaultdict(list)
+    scans = (slide for slide in patients if slide.suffix.lower() not in _WITHOUT_PIXELS)
+    for slide, digest in _digests(scans, _sampled).items():
+        by_content[digest].append(slide)
+    groups = [slides for slides in by_content.values() if len(slides) > 1]
+    leaks = [slides for slides in groups if len({patients[slide] for slide in slides}) > 1]
+    groups = leaks if leaks_alone else groups
+    if not groups:
+        return []
+    first, other = (leaks or groups)[0][:2]
+    if leaks:
+        other = next(slide for slide in leaks[0] if patients[slide] != patients[first])
+    whose = [f" of {patients[slide]}" * bool(leaks) for slide in (first, other)]
+    of_two = f", {len(leaks)} of them in two patients, so a split can leak" if leaks else ""
+    reason = f"{counted(len(groups), 'slide')} under several names{of_two}: {first}{whose[0]} and {other}{whose[1]}"
+    return [Problem(dataset.root, reason)]
 
 
 def _key(picture: ImageSource) -> Hashable:
@@ -44,17 +69,18 @@ def _key(picture: ImageSource) -> Hashable:
     return picture if isinstance(picture, Hashable) else id(picture)
 
 
-def _same(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
+def equal_pictures(tiles: Sequence[Tile]) -> dict[Hashable, list[Tile]]:
+    """The tiles by their picture; tiles of identical image files are together."""
     by_picture: dict[Hashable, list[Tile]] = defaultdict(list)
-    contents = _contents({tile.image for tile in tiles if isinstance(tile.image, Path)})
+    contents = _digests({tile.image for tile in tiles if isinstance(tile.image, Path)}, _whole)
     for tile in tiles:
         image = _key(tile.image)
         by_picture[contents.get(image, image) if isinstance(image, Path) else image].append(tile)
     return by_picture
 
 
-def _contents(files: Iterable[Path]) -> dict[Path, bytes]:
-    """A digest of each file that may equal another."""
+def _digests(files: Iterable[Path], digest: Callable[[Path], bytes]) -> dict[Path, bytes]:
+    """The `digest` of each file that may equal another."""
     alike: dict[Hashable, list[Path]] = defaultdict(list)
     for file in files:
         alike[_size(file)].append(file)
@@ -62,11 +88,22 @@ def _contents(files: Iterable[Path]) -> dict[Path, bytes]:
         for file in same:
             alike[_middle(file)].append(file)
     return {
-        file: hashlib.sha256(file.read_bytes()).digest()
-        for key, same in alike.items()
-        if isinstance(key, bytes) and len(same) > 1
-        for file in same
+        file: digest(file) for key, same in alike.items() if isinstance(key, bytes) and len(same) > 1 for file in same
     }
+
+
+def _whole(file: Path) -> bytes:
+    return hashlib.sha256(file.read_bytes()).digest()
+
+
+def _sampled(slide: Path) -> bytes:
+    """A digest of pages at places of a slide: different scans differ everywhere."""
+    size, found = slide.stat().st_size, hashlib.sha256()
+    with slide.open("rb") as content:
+        for place in range(_PLACES):
+            content.seek(size * place // _PLACES)
+            found.update(content.read(_LOOKED_AT))
+    return found.digest()
 
 
 def _size(file: Path) -> int:

@@ -16,6 +16,7 @@ from ..splits.splitting import split_by_column
 from .damaged_tiles import MAX_PIXELS, check_tiles, named_file
 from .duplicates import duplicate_notices
 from .mask_report import examine_masks
+from .near_duplicates import near_duplicate_notices
 from .patients import patient_notices, patients_found, summary_lines
 from .slide_report import polygons_of_tiles, scale_notices, slides_of_tiles
 
@@ -45,6 +46,7 @@ def examine(dataset: Dataset, *, max_pixels: int = MAX_PIXELS, num_threads: int 
         *_split_notices(dataset),
         *of_masks,
         *duplicate_notices(dataset),
+        *near_duplicate_notices(dataset, num_threads),
     ]
     notices = [*dataset.problems, *odd, *scale_notices(dataset, slides), *of_polygons]
     return {

@@ -97,10 +97,12 @@ def _scales(slides: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def polygons_of_tiles(dataset: Dataset) -> tuple[dict[str, Any], list[Problem]]:
-    """({"files", "classes": name -> {"polygons", "files"}, "listed", "without"}, notices); ({}, []) without polygons.
+    """({"files", "classes": name -> {"polygons", "files", "drawn"}, "listed", "without"}, notices); ({}, []) without
+    polygons.
 
-    "listed" are the classes that polygons are drawn by, () where any polygon is foreground; "without" the slides and
-    images without polygons, while others have some. The class "" counts polygons without a class.
+    "drawn" is `Polygons.drawn_as`; "listed" are the classes that polygons are drawn by, () where any polygon is
+    foreground; "without" the slides and images without polygons, while others have some. The class "" counts polygons
+    without a class.
     """
     drawn: dict[Path, Polygons] = {}
     images: dict[Path, bool] = {}
@@ -119,12 +121,17 @@ def polygons_of_tiles(dataset: Dataset) -> tuple[dict[str, Any], list[Problem]]:
             continue
         polygons.update(counts)
         files.update(counts.keys())
-    listed = next(iter(drawn.values())).classes
-    classes = {name: {"polygons": count, "files": files[name]} for name, count in polygons.most_common()}
+    one = next(iter(drawn.values()))
+    listed = one.classes
+    classes = {
+        name: {"polygons": count, "files": files[name], "drawn": one.drawn_as(name)}
+        for name, count in polygons.most_common()
+    }
+    shown = {one.class_of(name) for name in classes}
     without = sorted(str(image) for image, has in images.items() if not has)
     notices = [
         Problem(dataset.root, f"data.polygon_classes lists {name!r}, but no polygon has that class")
         for name in listed[1:]  # the first is drawn where no polygon is
-        if name not in classes
+        if name not in shown
     ]
     return {"files": len(drawn), "classes": classes, "listed": list(listed), "without": without}, notices

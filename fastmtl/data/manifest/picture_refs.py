@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from ..dataset import ImageSource, Region
 from ..images.arrays import PREPROCESSING, ArrayRow, GreyPicture
@@ -36,10 +37,24 @@ _STRETCHED = re.compile(rf"({'|'.join(PREPROCESSING)}):(.+)")
 
 @dataclass(frozen=True)
 class PolygonOptions:
-    """How polygons are drawn, see `Polygons`."""
+    """How polygons are drawn, see `Polygons`.
+
+    Attributes:
+        classes, offset, renamed, ignored, region: as of `Polygons`.
+        unannotated: what a file without any polygon is: "background", an empty mask; or "unlabelled", no mask.
+    """
 
     classes: tuple[str, ...] = ()
     offset: tuple[float, float] = (0.0, 0.0)
+    renamed: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+    region: str = ""
+    unannotated: Literal["background", "unlabelled"] = "background"
+
+    def over(self, file: Path, x: float, y: float, width: int, height: int, downsample: float) -> Polygons:
+        """The polygons of `file` inside a rectangle."""
+        own = {"classes": self.classes, "offset": self.offset, "renamed": self.renamed}
+        return Polygons(file, x, y, width, height, downsample, **own, ignored=self.ignored, region=self.region)
 
 
 def looks_like_picture(text: str) -> bool:
@@ -131,4 +146,4 @@ def _polygons_over(path: Path, over: ImageSource, place: str, options: PolygonOp
             extent = (0, 0, *picture_size(over), 1.0)
         except (OSError, ValueError) as error:
             raise ValueError(f"{place}: polygons need the size of their image: {error}") from error
-    return Polygons(path, *extent, classes=options.classes, offset=options.offset)
+    return options.over(path, *extent)

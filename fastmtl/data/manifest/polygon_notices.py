@@ -13,7 +13,7 @@ from ...utils.words import few, printable
 from ..dataset import Problem, Region, Tile, maps_of
 from ..images.geojson import PolygonSet, read_polygons
 from ..images.pictures import file_of
-from ..images.polygons import Polygons
+from ..images.polygons import BACKGROUND, Polygons
 from ..slides.opened import slide_size
 from .class_spellings import spelling_problem
 
@@ -35,11 +35,11 @@ def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
             size = slide_size(image.slide) if isinstance(image, Region) else (picture.width, picture.height)
         except ValueError:
             continue
-        names[picture.file] = Counter(found.names)
+        names[picture.file] = Counter(map(picture.class_of, found.names))
         if not found.names:
             problems |= dict.fromkeys(Problem(picture.file, reason) for reason in found.notes)
             continue
-        reasons = [*found.notes, *_of_several_classes(found, picture.classes), *_invalid(found)]
+        reasons = [*found.notes, *_of_several_classes(names[picture.file], picture.classes), *_invalid(found)]
         reasons += _outside(found, picture, file_of(image), *size)
         problems |= dict.fromkeys(Problem(picture.file, reason) for reason in reasons)
         corners.append((found.boxes[:, 2:].max(0) + picture.offset) / size)
@@ -64,8 +64,8 @@ def _drawn(tiles: Sequence[Tile]) -> list[tuple[Polygons, Path | Region]]:
     return [pairs[key] for key in sorted(pairs)]
 
 
-def _of_several_classes(found: PolygonSet, classes: Sequence[str]) -> Iterator[str]:
-    names = sorted(set(found.names))
+def _of_several_classes(found: Counter[str], classes: Sequence[str]) -> Iterator[str]:
+    names = sorted({*found} - {BACKGROUND})
     if len(names) > 1 and not classes:
         shown = few([printable(name) or "(none)" for name in names], 5)
         yield f"polygons of {len(names)} classes ({shown}) are drawn as one; data.polygon_classes separates them"

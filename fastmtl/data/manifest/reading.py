@@ -33,6 +33,7 @@ from ..patient_names import PATIENT, group_of, name_notices, one_spelling, rule_
 from ..slides.grid import GridOptions
 from ..slides.opened import UnreadableSlideError, damage_of
 from . import column_types as cells_of
+from .annotated_areas import AnnotatedAreas
 from .class_spellings import merged_spellings
 from .column_names import REGION, RESERVED, check_names
 from .column_types import KINDS, Kind
@@ -112,6 +113,7 @@ class _Reader:
         self.seen: dict[str, int] = {}
         self.regions_of: set[Path] = set()
         self.blank: list[Path] = []
+        self.annotated = AnnotatedAreas(self.options.polygons)
 
     def read(self) -> Dataset:
         tiles = [tile for row in range(len(self.table.rows)) for tile in self._tiles(row)]
@@ -195,7 +197,9 @@ class _Reader:
             return value
         if not cell:
             return None
-        return read_picture(cell, self.rule, place, over=image, whole_slide=whole_slide, polygons=self.options.polygons)
+        polygons = self.options.polygons
+        picture = read_picture(cell, self.rule, place, over=image, whole_slide=whole_slide, polygons=polygons)
+        return picture if self.annotated.has_label(picture) else None
 
     def _group(self, cells: Mapping[str, str], place: str) -> str:
         for column in _GROUPS:
@@ -239,6 +243,7 @@ class _Reader:
             *dict.fromkeys([*self.odd, *self._damage_of_region_slides()]),
             *(Problem(path, reason) for reason in self._ignored_cells()),
             *rows_that_share(tiles, path),
+            *self.annotated.notices(path),
             *polygon_notices(tiles),
         )
 
