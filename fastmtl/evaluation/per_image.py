@@ -130,7 +130,7 @@ class ImageTable:
         areas = [mask.double().mean((1, 2)).tolist() for mask in either]
         seen = {}
         for i, row in enumerate(rows.tolist()):
-            if isnan(dice[i]):
+            if isnan(dice[i]) or not more[i]["pixels"][1]:  # all structures are absent and skipped, or all is ignored
                 continue
             entry = {"score": dice[i], "dice": dice[i], "jaccard": jaccard[i]}
             entry |= {"true_area": areas[0][i], "predicted_area": areas[1][i]} | more[i]

@@ -180,7 +180,8 @@ class MultiClassSegmentation(_Segmentation):
         ce_weight, dice_weight, label_smoothing, include_background, batch, squared_pred, jaccard: see
             `ops.dice_ce_loss`; the metrics include the background if the loss does.
         class_weights: one factor per class, or empty.
-        ignore_index: pixels of this value are excluded from loss and metrics.
+        ignore_index: pixels of this value are excluded from loss and metrics, and samples of only such pixels from
+            the metrics.
         empty, group_by, aggregate: as in `BinarySegmentation`.
     """
 
@@ -235,8 +236,9 @@ class MultiClassSegmentation(_Segmentation):
         return output.argmax(1, keepdim=True).to(torch.uint8)
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
-        """Add the batch's labelled samples to `metrics`; ignored pixels belong to no class, predicted or true."""
-        rows = self.has_label(batch)
+        """Add the batch's labelled samples to `metrics`; ignored pixels belong to no class, predicted or true. A sample
+        without other pixels is left out: as an empty mask it would score 1."""
+        rows = self.has_label(batch) & (batch.targets[self.name] != self.ignore_index).flatten(1).any(1)
         if not rows.any():
             return
         found, true = (x[rows, 0].long() for x in (self.predict(output), batch.targets[self.name]))

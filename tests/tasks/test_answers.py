@@ -94,15 +94,17 @@ def test_a_missed_class_and_an_ignored_pixel():
     task = create_task("multiclass_segmentation", "map", 0, structures=["ground", "left", "right"])
     target = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     target[..., :2], target[..., 3] = 1, 255
-    logits = torch.zeros(1, 3, 4, 4)
+    target = torch.cat([target, torch.full_like(target, 255)])
+    logits = torch.zeros(2, 3, 4, 4)
     logits[:, 2, :, 3] = 9.0  # wrong, and ignored
     logits[:, 1, :, 0] = 9.0  # half of what is there
     table = ImageTable([task])
     table(
-        Batch(torch.zeros(1, 3, 4, 4), {"map": target}, torch.ones(1, 1).bool(), ids=["i"], groups=["p"]),
+        Batch(torch.zeros(2, 3, 4, 4), {"map": target}, torch.ones(2, 1).bool(), ids=["i", "j"], groups=["p", "p"]),
         {"map": logits},
     )
     assert table.lines[0]["tasks"]["map"]["dice"] == pytest.approx((2 / 3 + 1) / 2)
+    assert not table.lines[1]["tasks"]  # nothing in it counts
 
 
 def test_predictions_of_every_kind_of_task(tmp_path, picture):

@@ -263,6 +263,10 @@ def test_multiclass_ignores_pixels_and_counts_the_background_on_request():
     found = _scores(task, logits, _batch(target))
     assert found["pixel_accuracy"] == 1
     assert found["per_class"]["dice"] == {"gland": 1.0, "stroma": 1.0}  # an ignored pixel is no false stroma
+    half = torch.cat([target, torch.full_like(target, 255)])
+    wrong = _scores(task, -logits.repeat(2, 1, 1, 1), _batch(half))
+    assert wrong["dice"] < 1  # an image of ignored pixels alone is no perfect one
+    assert wrong == _scores(task, -logits, _batch(target))
 
 
 @pytest.mark.parametrize("kind", ["multiclass_segmentation", "universal_segmentation"])
