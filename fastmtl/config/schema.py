@@ -41,7 +41,7 @@ class DataConfig:
     polygon_classes: list[str] = field(default_factory=list[str])
     """Classes of polygons for maps of classes, the background first; empty draws all polygons as foreground."""
     polygon_rename: dict[str, str] = field(default_factory=dict[str, str])
-    """Class of polygons -> the class to draw it by; "" is no class, and the class "background" is not drawn."""
+    """Class of polygons -> the class to draw it by; "" is no class, and "background" is the background."""
     polygon_ignore: list[str] = field(default_factory=list[str])
     """Classes whose area counts in no loss and no metric; requires polygon_classes."""
     polygon_region: str = ""
@@ -226,7 +226,7 @@ class DistributedConfig:
 
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     """ddp: every rank has the whole model, and the balancer averages the gradients. fsdp2: every rank has a part of
-    each parameter, gradient and moment, for models that do not fit one GPU."""
+    each parameter, gradient and moment, for models whose gradients and moments do not fit one GPU."""
     replicas: int = 1
     """For fsdp2: copies of the model, each divided among ranks / replicas ranks (HSDP)."""
     sync_batchnorm: bool = False

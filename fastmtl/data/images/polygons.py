@@ -21,7 +21,7 @@ POLYGON_SUFFIXES = frozenset({".geojson", ".json"})
 IGNORED = 255
 """Value of pixels that count in no loss: the `ignore_index` of class maps."""
 BACKGROUND = "background"
-"""The name to which classes are renamed that are not drawn."""
+"""The name to which classes are renamed that are drawn as 0."""
 _MAX_CLASSES = 256
 _MAX_DRAWN = 2**32  # pixels of the rectangles around all polygons of a mask: 20 seconds
 
@@ -42,7 +42,7 @@ class Polygons:
             them, and index 0 is the background. Where polygons overlap, the later one shows.
         offset: (x, y) added to the file's coordinates: the slide's bounds, where the viewer counted from them.
         renamed: (name in the file, name instead) of classes; "" in the file is a polygon without a class, and
-            "background" or `classes[0]` instead draws nothing. No name is renamed twice.
+            "background" or `classes[0]` instead draws 0, also over earlier polygons. No name is renamed twice.
         ignored: classes, after renaming, whose pixels become `IGNORED`. Requires `classes`.
         region: class, after renaming, of the areas that are annotated; all pixels outside them become `IGNORED`.
             Requires `classes`.
