@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from ... import __version__
 from ...utils.atomic_io import write_whole
 from ...utils.json_toml import read_json
 from ...utils.limited_reads import MAX_JSON
+from ...utils.optional_imports import require
 from ..sizes import MAX_PIXELS
 from .mask_facts import MaskFacts, note_facts, recall
 
@@ -84,7 +84,7 @@ class CheckedFiles:
         if self.path is None or every == self._stored:
             return
         room, kept = _MOST_BYTES, {}
-        for key, entry in every.items():
+        for key, entry in (self._files | every).items():  # first those that still exist
             room -= len(key) + len(json.dumps(entry))
             if room < 0:
                 break
@@ -100,7 +100,7 @@ def _key(file: Path, is_mask: bool) -> str:
 
 def _header(max_pixels: int) -> dict[str, Any]:
     """What a check depends on besides the files."""
-    readers = {name: metadata.version(name) for name in ("pillow", "numpy")}
+    readers = {"pillow": require("PIL", "checking images").__version__, "numpy": np.__version__}
     return {"format": _FORMAT, "fastmtl": __version__, "max_pixels": max_pixels} | readers
 
 
