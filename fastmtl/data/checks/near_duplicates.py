@@ -78,12 +78,12 @@ def _alike(tiles: Sequence[Tile], thumbnails: Sequence[NDArray[np.float32]]) -> 
         for turned in _turned(coarse[own]):
             found |= turned.reshape(len(turned), -1) @ flat.T > _COARSE_ALIKE
         found &= groups[own, None] != groups[None]
-        for row, other in np.argwhere(found):
-            if (
-                other > start + row
-                and max((turned * fine[other]).sum() for turned in _turned(fine[start + row])) > _ALIKE
-            ):
-                yield tiles[start + row], tiles[other]
+        for number, row in enumerate(found, start):
+            others = number + 1 + np.flatnonzero(row[number + 1 :])
+            turned = np.stack(list(_turned(fine[number]))).reshape(-1, _SIDE**2)
+            alike = (turned @ fine[others].reshape(-1, _SIDE**2).T).max(0) > _ALIKE
+            for other in others[alike]:
+                yield tiles[number], tiles[other]
 
 
 def _turned(images: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
