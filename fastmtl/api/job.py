@@ -16,7 +16,7 @@ from .. import data
 from ..builders import components, datasets, pretrained, stains
 from ..builders.class_shares import with_class_shares
 from ..builders.ranks import with_synced_batchnorm
-from ..config import ConfigError, Recipe
+from ..config import ConfigError, Recipe, UsageError
 from ..distributed import World
 from ..evaluation.tta import check_views
 from ..protocols import Task
@@ -205,7 +205,7 @@ def say(odd: Sequence[str], console: Console) -> None:
 
 def _generate(recipe: Recipe, beside: Path, console: Console) -> Path:
     if not recipe.data.generator:
-        raise ConfigError(f"recipe {recipe.name} needs data: add --data DIR.")
+        raise UsageError(f"recipe {recipe.name} needs data: add --data DIR.")
     is_slides = recipe.data.generator == "slides"
     folder = beside / ("generated-slides" if is_slides else f"{recipe.data.generator}-tiles")
     if not folder.exists():

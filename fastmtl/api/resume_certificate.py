@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..config import ConfigError, Recipe, as_dict, load_recipe, merge
+from ..config import ConfigError, Recipe, UsageError, as_dict, load_recipe, merge
 from ..training.fingerprint import fingerprint
 from ..training.run_dir import RunFolder, environment
 from ..utils.atomic_io import write_whole
@@ -121,18 +121,19 @@ def certify(recipe: Recipe, root: Path | None, *, kills: int = 6, console: Conso
         console: where progress is printed; None prints nothing.
 
     Raises:
-        ConfigError: the recipe needs data, or `kills` is not positive.
+        UsageError: the recipe needs data, or `kills` is not positive.
+        ConfigError: `root` does not exist.
         RunError: a training failed; the message is its own.
     """
     import tomli_w
 
     console = console or Console(quiet=True)
     if root is None and not recipe.data.generator:
-        raise ConfigError(f"recipe {recipe.name} needs data: add --data DIR.")
+        raise UsageError(f"recipe {recipe.name} needs data: add --data DIR.")
     if root is not None and not root.exists():
         raise ConfigError(f"--data: {root} does not exist.")
     if kills < 1:
-        raise ConfigError(f"--kills must be at least 1; got {kills}.")
+        raise UsageError(f"--kills must be at least 1; got {kills}.")
     folder, found = Path(tempfile.mkdtemp(prefix="fastmtl-resume-")), None
     try:
         write_whole(folder / "recipe.toml", tomli_w.dumps(as_dict(recipe)))

@@ -89,6 +89,7 @@ def test_flags_win_over_set_and_have_the_types_of_the_recipe(capsys):
     [
         (["eval"], "RUN is missing: it comes first, fastmtl eval RUN ... (a folder that"),
         (["predict", "RUN"], "INPUT is missing: it comes first, fastmtl predict RUN INPUT ... (an image or a slide"),
+        (["train", "ebhi_joint_unet"], "recipe ebhi_joint_unet needs data: add --data DIR."),
         (["train", "--epochs", "3"], "RECIPE is missing: it comes first, fastmtl train RECIPE ... (recipes: demo, "),
     ],
 )

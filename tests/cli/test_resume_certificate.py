@@ -185,16 +185,16 @@ def test_a_difference_is_named_with_its_cause_and_kept_for_a_look(monkeypatch, t
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "message", "code"),
     [
-        (["--resume", "ebhi_joint_unet"], "recipe ebhi_joint_unet needs data: add --data DIR"),
-        (["--resume", "demo", "--kills", "0"], "--kills must be at least 1; got 0"),
-        (["--resume", "demo", "--data", "nowhere"], "nowhere does not exist"),
-        (["--resume", "dem"], "dem"),
+        (["--resume", "ebhi_joint_unet"], "recipe ebhi_joint_unet needs data: add --data DIR", 2),
+        (["--resume", "demo", "--kills", "0"], "--kills must be at least 1; got 0", 2),
+        (["--resume", "demo", "--data", "nowhere"], "nowhere does not exist", 1),
+        (["--resume", "dem"], "dem", 1),
     ],
 )
-def test_what_cannot_be_certified_is_one_line(given, message, capsys):
-    assert main(["doctor", *given]) == 1
+def test_what_cannot_be_certified_is_one_line(given, message, code, capsys):
+    assert main(["doctor", *given]) == code
     stderr = capsys.readouterr().err
     assert message in stderr
     assert stderr.count("\n") == 1
