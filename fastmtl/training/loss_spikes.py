@@ -36,8 +36,9 @@ class LossSpikes:
         device."""
         values = torch.stack([loss.detach().double() for loss in losses.values()])
         values = self._world.sum(values) / self._world.size
-        spikes = (self._counted >= FEWEST) & (values > self._factor * self._recent.nanmedian(0).values)
-        counts = values.isfinite() & (values > 0) & ~spikes.any()
+        finite = values.isfinite()
+        spikes = finite & (self._counted >= FEWEST) & (values > self._factor * self._recent.nanmedian(0).values)
+        counts = finite & (values > 0) & ~spikes.any()
         row = (self._counted % WINDOW)[None]
         self._recent.scatter_(0, row, torch.where(counts, values, self._recent.gather(0, row)))
         self._counted += counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Literal
@@ -63,11 +63,12 @@ class WeightAverage:
         if not self._shards or not self._count:
             yield self.module
             return
-        self._swap()
+        pairs = self._pairs()
+        _swap(pairs)
         try:
             yield self._model
         finally:
-            self._swap()
+            _swap(reversed(pairs))  # a tensor that has two names was swapped twice
 
     def on_step(self, epoch: int) -> None:
         """Call after each step; `epoch` counts from 0."""
@@ -111,13 +112,6 @@ class WeightAverage:
         modules = ([*module.parameters(), *module.buffers()] for module in (self._averaged, self._model))
         return list(zip(*modules, strict=True))
 
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for old, new in self._pairs():
-            kept = new.clone()
-            new.copy_(old)
-            old.copy_(kept)
-
 
 def averaged_weights(state: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
     """The model's weights from `WeightAverage.state_dict()`; None if there is no average yet.
@@ -136,6 +130,14 @@ def averaged_weights(state: Mapping[str, Any] | None) -> dict[str, Tensor] | Non
 
 def _module_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+
+
+@torch.no_grad()
+def _swap(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for old, new in pairs:
+        kept = new.clone()
+        new.copy_(old)
+        old.copy_(kept)
 
 
 def _by_dtype(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[list[list[Tensor]]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import models
 from helpers.sharded_trainers import on_ranks, resumed, trained
 
@@ -23,7 +24,9 @@ from fastmtl.cli import main
 from fastmtl.config import ConfigError, load_recipe
 from fastmtl.distributed import World
 from fastmtl.training.norm_statistics import NormStatistics
+from fastmtl.training.sharding import shard
 from fastmtl.training.stages import Stages
+from fastmtl.training.weight_averaging import WeightAverage
 
 pytestmark = pytest.mark.long
 
@@ -187,6 +190,30 @@ def test_the_cost_model_of_communication_in_the_fake_process_group():
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     assert "| 1024 | fsdp2, 128 copies |" in done.stdout
+
+
+def test_averages_of_a_weight_with_two_names_are_applied_and_taken_back(tmp_path):
+    class Tied(torch.nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(*(torch.nn.Linear(4, 4, bias=False) for _ in range(2)))
+            self[1].weight = self[0].weight
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = Tied()
+        shard(model, World(0, 1), lambda: model(torch.ones(1, 4)), smallest=1)
+        average = WeightAverage(model, "ema", decay=0.5, start=0)
+        weight = model[0].weight.to_local().detach()
+        first = weight.clone()
+        average.on_step(0)
+        weight += 1
+        average.on_step(0)
+        for _ in range(2):
+            with average.applied():
+                torch.testing.assert_close(weight, first + 0.5)
+            torch.testing.assert_close(weight, first + 1)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("missing", [1, 4])
