@@ -246,7 +246,7 @@ def _score_and_report(job: Job) -> dict[str, Any]:
     """Write summary.json and report.html and return the summary; {} on all ranks except the first.
 
     Raises:
-        DiskError: a file cannot be written.
+        DiskError: a file cannot be read or written.
     """
     if job.world.rank:
         return {}
@@ -263,7 +263,7 @@ def _score_and_report(job: Job) -> dict[str, Any]:
             raise
         path = getattr(error, "filename", None) or job.out
         raise DiskError(
-            f"{path} cannot be written ({reason}). The training is complete: free space, or make the folder writable, "
+            f"{path} cannot be read or written ({reason}). The training is complete: free space, or repair the disk, "
             f"and write the scores and the report with fastmtl train --resume --out {job.out}."
         ) from error
     return summary

@@ -220,7 +220,7 @@ def test_at_the_end_the_run_says_that_it_is_trained_and_the_same_command_complet
         assert main(command) == 1
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert f"{file}" in last_line
-    assert "cannot be written (No space left on device). The training is complete: free space" in last_line
+    assert "cannot be read or written (No space left on device). The training is complete: free space" in last_line
     assert main(command) == 0
     assert json.loads((out / "summary.json").read_text()) == json.loads((whole / "summary.json").read_text())
     assert (out / "report.html").exists()
