@@ -218,6 +218,8 @@ def _begin(
             where = f"resumed at the validation of epoch {trainer.epoch}"
         job.console.print(f"{where}, step {trainer.step_count}")
         say(trainer.notes, job.console)
+        if stages.replaced_best and stages.finished:  # otherwise a later epoch may be the best one
+            job.notices.append(f"{stages.replaced_best} The scores are of that one.")
     if start.resumed and job.world.rank == 0:
         epochs, steps = (0, 0) if stages.trainer is None else (stages.trainer.num_recorded, stages.trainer.step_count)
         run.reopen(job.recipe, job.facts["data"], epochs, steps, ranks=job.world.size, changes=start.changes)

@@ -59,6 +59,9 @@ def _check_data(data: DataConfig) -> None:
             "polygon_offset must be x and y": len(data.polygon_offset) in (0, 2),
             "polygon_ignore needs data.polygon_classes": not data.polygon_ignore or bool(data.polygon_classes),
             "polygon_region needs data.polygon_classes": not data.polygon_region or bool(data.polygon_classes),
+            "polygon_classes must name neither polygon_region nor one of polygon_ignore": not (
+                {*data.polygon_ignore, data.polygon_region or None} & {*data.polygon_classes}
+            ),
             "classes must map columns to lists of classes": all(
                 _is_list(v, (str, int, float)) for v in data.classes.values()
             ),

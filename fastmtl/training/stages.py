@@ -51,6 +51,7 @@ class Stages:
 
     Attributes:
         trainer: of the current stage; None before `begin` or `resume`.
+        replaced_best: what `resume` found wrong with the best checkpoint, in a line; or "".
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Stages:
         self.order = StageOrder(recipe, tasks)
         self.stages = self.order.stages
         self.trainer: Trainer | None = None
+        self.replaced_best = ""
         self._number = 0
         self._stopping = False
         self._factors: dict[int, dict[str, float]] = {}  # of each stage, known before FSDP2 divides the model
@@ -151,7 +153,8 @@ class Stages:
             # A training that goes back keeps the new rates. On the disk before the run's recipe has them.
             self.trainer.save_durably(train)
         if problem := self.world.broadcast(damage(self.folder) if self.world.rank == 0 else ""):
-            self.console.print(f"note: {problem} The checkpoint of step {self.trainer.step_count} replaces it.")
+            self.replaced_best = f"{problem} The checkpoint of step {self.trainer.step_count} replaces it."
+            self.console.print(f"note: {self.replaced_best}")
             if self.world.rank == 0:
                 set_aside(located(self.folder / "best"))
             self.trainer.replace_best(train)

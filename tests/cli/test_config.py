@@ -51,6 +51,7 @@ def test_another_component_drops_the_old_ones_options(tmp_path):
         ({"data": {"size": 100}}, "data.size must be a positive multiple of 16"),
         ({"tasks": {"x": {}}}, "tasks.x needs a `kind`"),
         ({"model": {"name": 3}}, "model needs a `name`, as text"),
+        ({"data": {"polygon_classes": ["none", "a"], "polygon_ignore": ["a"]}}, "polygon_classes must name neither"),
     ],
 )
 def test_bad_values_are_named(overrides, message):

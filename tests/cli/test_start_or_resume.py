@@ -180,7 +180,8 @@ def test_a_damaged_checkpoint_of_a_finished_run_is_replaced(which, whole, tiles,
     assert f"note: checkpoint {damaged} is damaged: tensors.safetensors does not match" in capsys.readouterr().err
     assert len(steps) == (2 if which == "last" else 0), "what came after the sound one is repeated"
     assert damaged.with_name(f"{damaged.name}.damaged").is_dir()
-    assert (out / "summary.json").exists()
+    said = [one for one in json.loads((out / "summary.json").read_text())["notices"] if "replaces it" in one]
+    assert len(said) == (which == "best"), "the summary says that its scores are not of the best epoch"
     for name in ("best", "last"):
         assert main(["eval", str(out), "--data", str(tiles), "--checkpoint", name, "--everything"]) == 0
     capsys.readouterr()
