@@ -116,7 +116,7 @@ class WeightedBalancer(ABC):
             balancer=repr(self),
             state={name: value for name, value in self.state_dict().items() if name not in self.split_state},
             arena=self._rows_arena(),
-            why_not_sharded=self._why_not_sharded(),
+            why_not_sharded=self.why_not_sharded(),
         )
         return self
 
@@ -179,7 +179,7 @@ class WeightedBalancer(ABC):
         """The arena that holds the rows of a gradient method."""
         return None
 
-    def _why_not_sharded(self) -> str:
+    def why_not_sharded(self) -> str:
         """Why the balancer cannot work under FSDP2; "" if it can."""
         return ""
 

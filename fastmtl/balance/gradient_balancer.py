@@ -246,7 +246,7 @@ class GradientBalancer(WeightedBalancer):
     def _rows_arena(self) -> GradientArena | None:
         return self._arena
 
-    def _why_not_sharded(self) -> str:
+    def why_not_sharded(self) -> str:
         return _why_not_sharded(self._strategy)
 
     @torch.no_grad()

@@ -190,7 +190,7 @@ class GradNorm(Learned):
             self._learn(norms, found, scale)
         return done
 
-    def _why_not_sharded(self) -> str:
+    def why_not_sharded(self) -> str:
         return "GradNorm measures one layer's gradients through autograd, which FSDP2 hides from it."
 
     def _forget(self) -> None:

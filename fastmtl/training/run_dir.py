@@ -130,7 +130,8 @@ class RunFolder:
         among them, drop the records after `epochs` complete epochs and `steps` steps, and the old summary."""
         now = datetime.now().astimezone().isoformat(" ", "seconds")
         record = {"time": now, "epoch": epochs, "step": steps, "ranks": ranks, "fastmtl": __version__}
-        self.disk.append(self.path / "resumes.jsonl", json.dumps(record | {"changes": dict(changes)}) + "\n")
+        # Not by this run's policy: without this line, the new recipe would seem to be the first.
+        DiskPolicy().append(self.path / "resumes.jsonl", json.dumps(record | {"changes": dict(changes)}) + "\n")
         if "data" in changes:
             write_whole(self.path / "run.json", json.dumps(self.extra() | {"data": root}, indent=1))
         if changes.keys() - {"data"}:

@@ -40,7 +40,7 @@ def why_not(
     watched = config.gradient_stats_every and not getattr(balancer, "sees_gradients", False)
     problems = {
         f"{name}'s averages of the gradients cannot be divided": getattr(balancer, "split_state", ()),
-        getattr(balancer, "_why_not_sharded", str)(): True,
+        getattr(balancer, "why_not_sharded", str)(): True,
         "the momentum encoder cannot follow a divided encoder": any(
             isinstance(module, MomentumQueue) for module in model.modules()
         ),
@@ -71,6 +71,8 @@ def divide(recipe: Recipe, model: nn.Module, world: World, *, smallest: int = _S
             outputs = [leaf for leaf in tree_leaves(model.eval()(batch)) if isinstance(leaf, Tensor)]
             if learned := [output.sum() for output in outputs if output.requires_grad]:
                 torch.stack(learned).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         if is_of_communication(error):
             raise

@@ -86,6 +86,8 @@ def test_polygon_classes_are_renamed_ignored_and_limited_to_regions(tmp_path: Pa
     # Without classes everything is foreground but what is renamed to the background.
     plain = Polygons(path, 0, 0, 12, 12, renamed=(("ROI", "background"), ("Vessel", "background"))).draw()
     np.testing.assert_array_equal(plain, _square(12, (2, 2, 6, 6, 255), (8, 2, 12, 6, 255), (2, 8, 6, 11, 255)))
+    corner = _feature([[[0, 0], [16, 0], [0, 16]]], "ROI")  # its box covers everything
+    assert not Polygons(_file(tmp_path, [corner]), 9, 9, 4, 4, **options).is_annotated()
 
 
 def test_an_offset_moves_polygons(tmp_path: Path):

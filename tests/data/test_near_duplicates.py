@@ -45,9 +45,23 @@ def _first() -> Image.Image:
 def test_a_copy_is_found(copy: Image.Image, name: str, tmp_path: Path):
     (notice,) = _notices(_dataset(tmp_path, copy, name))
     assert notice == (
-        "2 tiles look like one of another patient (saved again, resized or turned?), so a split can leak: 0 of p0 and "
-        "copy of q"
+        "2 tiles look like one of another patient (saved again, resized or turned?): if they are the same, a split can "
+        "leak; first 0 of p0 and copy of q"
     )
+
+
+def test_edges_of_tissue_are_not_alike(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:96, :96]
+    rows = []
+    for number in range(40):
+        angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-20, 20)
+        tissue = (x - 48) * np.cos(angle) + (y - 48) * np.sin(angle) > offset
+        pixels = np.where(tissue, rng.integers(120, 200, (96, 96)), 240).astype(np.uint8)
+        write_image(tmp_path / f"{number}.png", pixels.repeat(3).reshape(96, 96, 3))
+        rows.append(f"{number}.png,p{number}")
+    (tmp_path / "manifest.csv").write_text("\n".join(["image,patient", *rows]))
+    assert _notices(data.read_manifest(tmp_path / "manifest.csv")) == []
 
 
 def test_other_images_equal_files_and_the_same_patient_are_not_reported(tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +63,7 @@ def test_a_slide_on_which_nothing_is_drawn(slides: Path, unannotated: str, witho
     assert any("16 tiles of files without a polygon" in each.reason for each in dataset.problems) == bool(without)
 
 
-def test_a_recipe_trains_on_annotated_areas(slides: Path, tmp_path: Path, capsys):
-    """Pixels and tiles outside the areas are not scored."""
-    root = Path(shutil.copytree(slides, tmp_path / "slides"))
-    (root / "glands.toml").write_text(
-        """
+RECIPE = """
 [data]
 polygon_classes = ["background", "Gland"]
 polygon_region = "ROI"
@@ -90,9 +85,22 @@ structures = ["background", "gland"]
 [training]
 epochs = 1
 """
-    )
+
+
+def test_a_recipe_trains_on_annotated_areas(slides: Path, tmp_path: Path, capsys):
+    """Pixels and tiles outside the areas are not scored."""
+    (tmp_path / "glands.toml").write_text(RECIPE)
     out = tmp_path / "run"
-    assert main(["train", str(root / "glands.toml"), "--data", str(root), "--out", str(out)]) == 0
+    assert main(["train", str(tmp_path / "glands.toml"), "--data", str(slides), "--out", str(out)]) == 0
     said = capsys.readouterr().err
     assert "40 tiles without mask left out (data.require)" in " ".join(said.split())
     assert 0 < json.loads((out / "summary.json").read_text())["tasks"]["glands"]["pixel_accuracy"] <= 1
+
+
+def test_a_task_that_cannot_leave_pixels_out_is_refused(slides: Path, tmp_path: Path, capsys):
+    binary = RECIPE.replace("multiclass", "binary").replace('structures = ["background", "gland"]', "")
+    (tmp_path / "glands.toml").write_text(binary)
+    command = ["train", str(tmp_path / "glands.toml"), "--data", str(slides), "--out", str(tmp_path / "run")]
+    assert main(command) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "leave pixels out, which only a task of kind multiclass_segmentation can" in said

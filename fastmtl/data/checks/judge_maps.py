@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...protocols import MAPS, Target
 from ...utils.words import counted
-from ..dataset import Problem, Region, Tile
+from ..dataset import ImageSource, Problem, Region, Tile
 from ..images.arrays import ArrayRow
 from ..images.polygons import Polygons
 from ..slides.opened import damage_of
@@ -62,6 +62,11 @@ def judge_maps(
     """
     if not masks:
         return Judgement(None)
+    if target.kind != "classes" and any(_leaves_pixels_out(mask.mask) for mask in masks):
+        return Judgement(
+            "data.polygon_ignore and data.polygon_region leave pixels out, which only a task of kind "
+            "multiclass_segmentation can"
+        )
     if target.kind == "classes":
         maps: _Maps = _ClassMaps(masks, structure_names(structures, classes), ignore_index)
     else:
@@ -265,6 +270,10 @@ def _on_planes(rule: Callable[..., str]) -> Callable[[MaskFacts], str]:
         return next((reason for plane in planes if (reason := rule(facts.values[plane], facts.solid[plane]))), "")
 
     return apply
+
+
+def _leaves_pixels_out(picture: ImageSource | None) -> bool:
+    return isinstance(picture, Polygons) and bool(picture.ignored or picture.region)
 
 
 def _cure(mask: SeenMask) -> str:

@@ -18,6 +18,7 @@ _SIDE = 32  # of a thumbnail, pixels
 _COARSE = 8  # of the thumbnail that is compared first
 _ALIKE = 0.98  # correlation of two thumbnails; unrelated tiles of one stain reach 0.8
 _COARSE_ALIKE = 0.95
+_DETAILS_ALIKE = 0.9
 _FLAT = 3.0  # grey levels: a thumbnail with a smaller deviation shows nothing
 _ROWS = 512  # thumbnails that are compared with all others at once
 
@@ -41,8 +42,8 @@ def near_duplicate_notices(dataset: Dataset, num_threads: int = 2) -> list[Probl
     first, other = pairs[0]
     tiles = {tile.id for pair in pairs for tile in pair}
     reason = (
-        f"{counted(len(tiles), 'tile')} look like one of another patient (saved again, resized or turned?), so a split "
-        f"can leak: {first.id} of {first.group} and {other.id} of {other.group}"
+        f"{counted(len(tiles), 'tile')} look like one of another patient (saved again, resized or turned?): if they "
+        f"are the same, a split can leak; first {first.id} of {first.group} and {other.id} of {other.group}"
     )
     return [Problem(dataset.root, reason)]
 
@@ -80,10 +81,24 @@ def _alike(tiles: Sequence[Tile], thumbnails: Sequence[NDArray[np.float32]]) -> 
         found &= groups[own, None] != groups[None]
         for number, row in enumerate(found, start):
             others = number + 1 + np.flatnonzero(row[number + 1 :])
-            turned = np.stack(list(_turned(fine[number]))).reshape(-1, _SIDE**2)
-            alike = (turned @ fine[others].reshape(-1, _SIDE**2).T).max(0) > _ALIKE
-            for other in others[alike]:
+            turned = np.stack(list(_turned(fine[number])))
+            alike = (_correlations(turned, fine[others]) > _ALIKE) & (
+                _correlations(_details(turned), _details(fine[others])) > _DETAILS_ALIKE
+            )
+            for other in others[alike.any(0)]:
                 yield tiles[number], tiles[other]
+
+
+def _correlations(some: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[n, m] of normalised images [n, 32, 32] and [m, 32, 32]."""
+    return some.reshape(len(some), _SIDE**2) @ others.reshape(len(others), _SIDE**2).T
+
+
+def _details(thumbnails: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the coarse thumbnails do not show: two edges of tissue, or two heads, are alike in the rest."""
+    cells = _SIDE // _COARSE
+    blocks = thumbnails.reshape(-1, _COARSE, cells, _COARSE, cells)
+    return _normalised((blocks - blocks.mean((2, 4), keepdims=True)).reshape(thumbnails.shape))
 
 
 def _turned(images: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

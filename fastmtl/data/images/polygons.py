@@ -82,7 +82,7 @@ class Polygons:
         return pixels
 
     def is_annotated(self) -> bool:
-        """Whether a region of annotation may reach into the rectangle; without `region`, True.
+        """Whether a region of annotation has a pixel in the rectangle; without `region`, True.
 
         Raises:
             ValueError: the file is not GeoJSON.
@@ -90,7 +90,9 @@ class Polygons:
         if not self.region:
             return True
         found = read_polygons(self.file)
-        return any(self.class_of(found.names[number]) == self.region for number in self._inside(found).tolist())
+        inside = self._inside(found).tolist()
+        regions = np.array([number for number in inside if self.class_of(found.names[number]) == self.region], np.int64)
+        return bool(self._drawn(found, regions, np.ones(len(regions), np.uint8)).any())
 
     def drawn_as(self, name: str) -> str:
         """How polygons of a class in the file are drawn, in words: the pixel value, "ignored" or "region"."""
