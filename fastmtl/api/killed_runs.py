@@ -137,7 +137,7 @@ def carry_out(
                     due = (one for one in pending if seen.step >= one.asked_step and MOMENTS[one.moment](seen, length))
                     kill = next(due, None)
             if kill is None:
-                succeeded(process, log)
+                wait_for_success(process, log)
                 yield from pending
                 return
             time.sleep(rng.uniform(0, _JITTER) * (kill.moment == "in training"))
@@ -160,7 +160,7 @@ def run_to_end(command: Sequence[str], log: Path) -> None:
         RunError: it failed.
     """
     with started(command, log) as process:
-        succeeded(process, log)
+        wait_for_success(process, log)
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def started(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
         process.wait()
 
 
-def succeeded(process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_success(process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait for the end of `process`; RunError, with its last line, unless it succeeded."""
     if code := process.wait():
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -187,14 +187,20 @@ def set_aside(path: Path) -> None:
 
 
 def damage(folder: Path, *, last: bool = False) -> str:
-    """What is wrong with the best checkpoint in `folder`, or with the `last` one, in a line; "" if they are sound."""
+    """What is wrong with the best checkpoint in `folder`, or with the `last` one, in a line; "" if they are sound.
+
+    Raises:
+        CheckpointError: one is of another format.
+    """
     saved = history(folder)
     try:
         if saved and last:
             checkpoint.verified(saved[-1].path)
         if saved and (best := best_of(saved[-1].path)):
+            if not (folder / best).exists():
+                return f"the best checkpoint {folder / best} is missing."
             checkpoint.verified(folder / best)
-    except CheckpointError as error:
+    except DamagedCheckpoint as error:
         return str(error)
     return ""
 

@@ -98,13 +98,15 @@ class DiskPolicy:
         return found
 
     def sync(self, paths: Iterable[Path]) -> None:
-        """Wait until files that `flush` returned are on the disk; DiskError if that fails."""
+        """Wait until files that `flush` returned are on the disk; DiskError if not: `flush` returns them again."""
+        paths = list(paths)
         for path in paths:
             try:
                 sync(path)
             except FileNotFoundError:
                 continue  # somebody removed it
             except OSError as error:
+                self._appended.update(paths)
                 raise _refused(path, error) from error
 
     def continues_after(self, error: BaseException, said: str) -> bool:
