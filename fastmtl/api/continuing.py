@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import data
-from ..config import Recipe, at_key, merge
+from ..config import ConfigError, Recipe, at_key, merge
 from ..config.resuming import MAY_CHANGE, REBASING, Changes, changed, differences, leaves_something_to_do, matches
 from ..training.checkpoint_store import damage
 from ..training.run_dir import RunError, RunFolder
@@ -58,7 +58,11 @@ def by_recipe(out: Path, recipe: Recipe, root: Path | None, split_file: Path | N
     if not run.exists:
         return Start(recipe, root, split_file)
     stored = run.recipe()
-    given = differences(_first_recipe(stored, run.resumes()), recipe)
+    try:
+        first = _first_recipe(stored, run.resumes())
+    except ConfigError as error:
+        raise RunError(f"{out / 'resumes.jsonl'} is damaged: {error}") from error
+    given = differences(first, recipe)
     _check_may_change(out, given, "" if recipe.name == stored.name else f"of recipe {stored.name!r} ")
     if split_file is not None:
         _check_split(out, split_file, drawn=bool(stored.data.max_tiles))

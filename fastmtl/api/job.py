@@ -27,6 +27,8 @@ from ..utils.words import counted
 from . import notices, rank_facts
 from .continuing import Start
 
+_MOST_NAMED = 4096  # ranks that a message names
+
 
 @dataclass(frozen=True)
 class Job:
@@ -171,7 +173,7 @@ def share_of_batch(recipe: Recipe, before: int, now: int) -> int:
     unit, images = (2 if recipe.data.sampler == "pairs" else 1), recipe.data.batch_size * before
     shares = images // unit
     if before != now and shares % now:
-        fitting = ", ".join(str(ranks) for ranks in range(1, shares + 1) if shares % ranks == 0)
+        fitting = ", ".join(str(ranks) for ranks in range(1, min(shares, _MOST_NAMED) + 1) if shares % ranks == 0)
         raise OtherRanks(
             f"the run takes {images} images in each step, {recipe.data.batch_size} on each of {before} ranks, and "
             f"{images} is not divisible by {now}; continue it on one of these numbers of ranks: {fitting}."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from .. import data
 from ..config import ConfigError, Recipe
 from ..protocols import MAPS, Task
-from ..utils.suggestions import nearest
+from ..utils.suggestions import folded, nearest
 
 _NEEDS_NOTHING = ("pair", "none")
 
@@ -81,8 +81,8 @@ def check_maps(
         say: called with one line about each task's masks.
 
     Raises:
-        ConfigError: the masks of a task have other classes or channels than the task, or a foreground that the loader
-            would miss.
+        ConfigError: the masks of a task have other classes or channels than the task, the same ones in another order,
+            or a foreground that the loader would miss.
     """
     tiles, odd = [tile for folder in folders for tile in folder.tiles], []
     learned = {tile.id for tile in train.tiles} if train else ()
@@ -92,6 +92,10 @@ def check_maps(
         masks = data.seen_masks(tiles, task.target.column)
         classes, ignored = task.output.channels, getattr(task, "ignore_index", None)
         structures = getattr(task, "structures", ())
+        if task.target.kind == "classes":
+            _check_order(
+                task.name, structures, {one.mask.classes for one in masks if isinstance(one.mask, data.Polygons)}
+            )
         found = data.judge_maps(masks, task.target, classes, ignored, structures)
         if found.wrong:
             names = ", ".join(structures)
@@ -104,6 +108,24 @@ def check_maps(
             reason = f"task {task.name!r}: in training {same}: there is nothing to learn, and its scores say nothing"
             odd.append(data.Problem(train.root, reason))
     return odd
+
+
+def _check_order(task: str, structures: Sequence[str], drawn: Collection[Sequence[str]]) -> None:
+    """Raise ConfigError if polygons are drawn by another index than that of the structure of the same name: every score
+    and every predicted class would have the name of another one."""
+    places = {folded(name): place for place, name in enumerate(structures)}
+    for classes in drawn:
+        for place, name in enumerate(classes):
+            if (other := places.get(folded(name), place)) != place:
+                raise ConfigError(
+                    f"task {task!r} ({', '.join(structures)}) has {name!r} at {other}, and data.polygon_classes has it "
+                    f"at {place}: polygons of this class would be learned as {_at(structures, place)}; list them in "
+                    "the same order."
+                )
+
+
+def _at(names: Sequence[str], place: int) -> str:
+    return repr(names[place]) if place < len(names) else f"class {place}, which the task lacks"
 
 
 def columns_of(dataset: data.Dataset) -> list[str]:

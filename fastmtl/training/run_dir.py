@@ -45,6 +45,7 @@ def _is_resume(record: JsonObject) -> bool:
     )
 
 
+_MOST_RANKS = 2**20
 _FACTS: Mapping[str, Callable[[Any], bool]] = {
     "data": lambda value: isinstance(value, str) and "\0" not in value,
     "split_file": lambda value: value is None or (isinstance(value, str) and "\0" not in value),
@@ -54,7 +55,7 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
     "training_patients": _is_texts,
     "validation_patients": _is_texts,
     "inner_patients": _is_texts,
-    "ranks": lambda value: type(value) is int and value > 0,
+    "ranks": lambda value: type(value) is int and 0 < value <= _MOST_RANKS,
 }
 """The keys of run.json that fastmtl reads again -> whether a value is valid."""
 _SINCE: Mapping[str, Any] = {"classes": {}, "inner_patients": [], "ranks": 1}  # keys that runs of earlier versions lack

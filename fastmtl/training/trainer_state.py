@@ -131,13 +131,18 @@ class TrainerState:
             if (part := getattr(self, name)) is not None:
                 with loading(name):
                     load_like(part, state[name])
-        loader.load_state_dict(self._with_own_quarantine(state))
+        try:
+            loader.load_state_dict(self._with_own_quarantine(state))
+        except (AttributeError, KeyError, TypeError) as error:  # a ValueError names the difference
+            said = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"its loader is of another training, or damaged: {said}") from error
         self._compare_batches(state["loader"], loader.state_dict())
         with loading("progress"):
             progress, rank, ranks = state["progress"], self.world.rank, len(state["rng"])
             same = ranks == self.world.size
             sums = progress["sums"][rank] if same else progress["sums"].mean(0)  # the mean over ranks is what counts
             refuse(mismatch(self._progress() | {"sums": self.sums}, progress | {"sums": sums}))
+            refuse(_progress_problem(progress))
             counts = (progress[name] for name in ("epoch", "step", "first_epoch", "bad_epochs"))
             self.epoch, self.step_count, self.first_epoch, self.bad_epochs = counts
             self.best_score = progress["best_score"]
@@ -181,6 +186,21 @@ class TrainerState:
             f"a batch of all ranks has {sizes[1]} images from here on, {sizes[0]} before; the learning rate is the "
             "recipe's for both.",
         )
+
+
+def _progress_problem(progress: Mapping[str, Any]) -> str:
+    """What no training counts, in a checkpoint that somebody edited; "" if there is nothing."""
+    for name in ("epoch", "step", "first_epoch", "bad_epochs"):
+        if type(progress[name]) is not int or not 0 <= progress[name] < 2**53:
+            return f"{name} is {progress[name]!r}, and not a count"
+    pending = progress.get("pending")
+    if pending is not None and not (
+        isinstance(pending, Mapping)
+        and isinstance(pending.get("record"), Mapping)
+        and isinstance(pending.get("weights"), (list, tuple))
+    ):
+        return "pending is not an epoch that awaits its validation"
+    return ""
 
 
 def _seed(*parts: int) -> int:

@@ -48,6 +48,12 @@ def test_another_component_drops_the_old_ones_options(tmp_path):
         ({"optimizer": {"optimizer": "adm"}}, "optimizer.optimizer must be one of 'adamw'"),
         ({"optimizer": {"lr": -1.0}}, "optimizer.lr must be finite and not negative"),
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr must be finite and not negative"),
+        ({"data": {"polygon_rename": {"a": 1}}}, "data.polygon_rename must map classes to classes, as text"),
+        ({"data": {"polygon_classes": ["a", "b", "b"]}}, "data.polygon_classes must name a class once"),
+        (
+            {"data": {"polygon_classes": ["a", "b"], "polygon_region": "b"}},
+            "data.polygon_region must be in neither data.polygon_classes nor data.polygon_ignore; got 'b'",
+        ),
         ({"data": {"size": 100}}, "data.size must be a positive multiple of 16"),
         ({"tasks": {"x": {}}}, "tasks.x needs a `kind`"),
         ({"model": {"name": 3}}, "model needs a `name`, as text"),

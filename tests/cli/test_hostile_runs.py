@@ -293,7 +293,13 @@ def test_whoever_stops_gets_no_traceback(error, code, monkeypatch, capsys):
 
 
 def test_facts_of_a_run_have_their_types(run, tmp_path, capsys):
-    for key, value in {"data": 1, "class_names": [1], "classes": {"a": 1}, "training_patients": "P"}.items():
+    for key, value in {
+        "data": 1,
+        "class_names": [1],
+        "classes": {"a": 1},
+        "training_patients": "P",
+        "ranks": 10**9,
+    }.items():
         other = tmp_path / key
         shutil.copytree(run, other)
         facts = json.loads((other / "run.json").read_text())

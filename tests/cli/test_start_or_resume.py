@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.broken_disk import BrokenDisk
+from helpers.checkpoints import save_checkpoint
 from helpers.tiles import write_folder
 
 from fastmtl import api, data
@@ -204,6 +205,35 @@ def test_another_recipe_is_named_by_its_key_and_both_values(given, message, whol
     assert f"contains a run with {message}" in capsys.readouterr().err
     assert main(["train", "--resume", "--out", str(whole), *given]) == 1
     assert f"contains a run with {message}" in capsys.readouterr().err
+
+
+EDITS = {
+    "step": ({"step": 1.5}, "step is 1.5, and not a count"),
+    "epoch": ({"epoch": -1}, "epoch is -1, and not a count"),
+    "size": ({"step": 10**30}, "and not a count"),
+    "pending": ({"pending": 5}, "pending is not an epoch that awaits its validation"),
+}
+
+
+@pytest.mark.parametrize("edit", [*EDITS, "loader", "quarantines"])
+def test_an_edited_state_gets_one_line(edit, whole, tmp_path, capsys):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    state = checkpoint.load(out / "checkpoints" / "last")
+    values, message = EDITS.get(edit, ({}, "its loader is of another training, or damaged"))
+    state = {**state, edit: 5} if edit in state else {**state, "progress": state["progress"] | values}
+    save_checkpoint(out / "checkpoints" / "step-00000099", state)
+    before = (out / "metrics.jsonl").read_bytes()
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "3"]) == 1
+    assert message in capsys.readouterr().err
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_edited_records_of_continuations_are_named(whole, tiles, tmp_path, capsys):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    record = {"step": 1, "changes": {"training.epochs": ["x", 2]}}
+    (out / "resumes.jsonl").write_text(json.dumps(record) + "\n")
+    assert main(_command(tiles, out)) == 1
+    assert "resumes.jsonl is damaged: training.epochs must be an integer" in capsys.readouterr().err
 
 
 def test_a_recipe_of_another_name_is_told_the_runs(whole, tiles, capsys):

@@ -165,6 +165,11 @@ def test_polygons_are_drawn_as_the_task_wants_them(tmp_path):
     assert looked_at(manifest, "multiclass_segmentation", polygons=two["structures"], **two) == []
     with pytest.raises(ConfigError, match=r"only 0 and 255.*by data\.polygon_classes"):
         looked_at(manifest, "multiclass_segmentation", **two)
+    three = {"structures": ["background", "stroma", "Tumour"]}
+    with pytest.raises(
+        ConfigError, match=r"has 'tumour' at 2, and data\.polygon_classes has it at 1: .* 'stroma'; list"
+    ):
+        looked_at(manifest, "multiclass_segmentation", polygons=["background", "tumour", "stroma"], **three)
 
 
 def test_arrays_of_shares_and_of_large_numbers(tmp_path):

@@ -18,6 +18,7 @@ from fastmtl.evaluation.per_image import ImageTable
 from fastmtl.prediction.output_dir import inside
 from fastmtl.report import read_run, render, render_comparison
 from fastmtl.training import checkpoint
+from fastmtl.training.file_lock import locked
 from fastmtl.training.run_dir import RunError
 from fastmtl.utils.atomic_io import append, empty_folder
 
@@ -68,6 +69,21 @@ def test_what_is_removed_or_written_is_in_the_folder_and_not_where_a_link_leads(
     for name in ("sub/a.png", "sub/more/a.png", "../a.png", "/a.png", "a\0"):
         with pytest.raises(RunError):
             inside(run, name)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_makes_no_file_elsewhere_and_waits_for_no_pipe(tmp_path, kind):
+    run, lock = tmp_path / "run", tmp_path / "run" / ".lock"
+    run.mkdir()
+    make = {
+        "link": lambda: lock.symlink_to(tmp_path / "outside"),
+        "pipe": lambda: os.mkfifo(lock),
+        "folder": lock.mkdir,
+    }
+    make[kind]()
+    with pytest.raises(RunError, match=r"\.lock is not the file that fastmtl locks.*remove it"), locked(run, "busy"):
+        pass
+    assert not (tmp_path / "outside").exists()
 
 
 def test_thumbnails_of_an_evaluation_are_not_removed_elsewhere(tmp_path):

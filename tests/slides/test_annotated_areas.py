@@ -56,6 +56,15 @@ def test_an_area_that_no_file_has_is_an_error(slides: Path):
         _read(slides, classes=CLASSES, region="Roi")
 
 
+def test_a_class_that_is_renamed_and_not_there_is_told(slides: Path):
+    """As of binary masks, in which it would be drawn as foreground."""
+    for renamed, told in ((("Glnd", "background"), 1), (("Gland", "background"), 0), (("ROI", "ROI"), 0)):
+        reasons = [problem.reason for problem in _read(slides, renamed=(renamed,)).problems]
+        said = "no polygon is of class 'Glnd', which data.polygon_rename renames; did you mean 'Gland'?"
+        assert reasons.count(said) == told
+        assert sum("data.polygon_rename" in reason for reason in reasons) == told
+
+
 @pytest.mark.parametrize(("unannotated", "without"), [("background", 0), ("unlabelled", 16)])
 def test_a_slide_on_which_nothing_is_drawn(slides: Path, unannotated: str, without: int):
     dataset = _read(slides, renamed=(("ROI", "background"),), unannotated=unannotated)

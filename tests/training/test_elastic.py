@@ -96,3 +96,5 @@ def test_the_batch_of_all_ranks_stays():
     pairs = load_recipe("demo", {"data": {"batch_size": 6, "sampler": "pairs"}})
     with pytest.raises(OtherRanks, match=r"one of these numbers of ranks: 1, 2, 3, 6\.$"):
         share_of_batch(pairs, 2, 4)
+    with pytest.raises(OtherRanks, match="1, 2, 3, 6, 9"):  # lists no endless numbers
+        share_of_batch(recipe, 3**20, 7)

@@ -22,15 +22,19 @@ class AnnotatedAreas:
         self._inside: Counter[Path] = Counter()
         self._outside: Counter[Path] = Counter()
         self._undrawn: Counter[Path] = Counter()
+        self._names: dict[Path, set[str]] = {}  # classes in each file
 
     def has_label(self, picture: ImageSource) -> bool:
         """Whether a picture is a label. Only polygons may be none."""
         if not isinstance(picture, Polygons):
             return True
         try:
-            drawn, annotated = bool(read_polygons(picture.file).names), picture.is_annotated()
+            names, annotated = read_polygons(picture.file).names, picture.is_annotated()
         except ValueError:  # `check_tiles` reports the file
             return True
+        drawn = bool(names)
+        if picture.file not in self._names:
+            self._names[picture.file] = set(names)
         if not drawn and self._options.unannotated == "unlabelled":
             self._undrawn[picture.file] += 1
             return False
@@ -59,6 +63,14 @@ class AnnotatedAreas:
                 )
         if self._outside:
             yield Problem(manifest, f"{self._total(self._outside)} outside the areas of class {region!r} {_ARE}")
+        every = set[str]().union(*self._names.values())
+        for name in dict(self._options.renamed):
+            if every and name not in every:
+                yield Problem(
+                    manifest,
+                    f"no polygon is of class {name or '(none)'!r}, which data.polygon_rename renames; "
+                    f"{nearest(name, sorted(every - {''}))}",
+                )
         if self._undrawn:
             yield Problem(manifest, f"{self._total(self._undrawn)} of files without a polygon {_ARE}")
 
