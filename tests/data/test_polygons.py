@@ -238,6 +238,8 @@ def test_what_is_drawn_otherwise_than_it_looks_is_noticed(tmp_path: Path):
     assert reason.startswith("polygons of 2 classes (stroma, tumor) are drawn as one")
     named = data.PolygonOptions(("background", "stroma", "tumor"))
     assert reasons(tmp_path, two, polygons=named) == []
+    (reason,) = reasons(tmp_path, two, polygons=data.PolygonOptions(("tumor", "stroma")))
+    assert reason.startswith("polygons of class 'tumor' are drawn as 0, as everything outside polygons is")
     (reason,) = reasons(tmp_path, feature([ring(5, 5, 90, 9)]))
     assert reason == "1 of 1 polygons reach beyond a.png (24x24)"
     with pytest.raises(ValueError, match=r"all 1 polygons are outside .*a\.png \(24x24 pixels\)"):

@@ -17,6 +17,7 @@ from ..images.polygons import BACKGROUND, Polygons
 from ..slides.opened import slide_size
 from .class_spellings import spelling_problem
 
+_NOTHING = (BACKGROUND, "none", "normal", "negative", "benign", "other", "rest", "unannotated")
 _ENOUGH = 4  # files; in fewer, all polygons may be in one quarter by chance
 
 
@@ -40,6 +41,7 @@ def polygon_notices(tiles: Sequence[Tile]) -> tuple[Problem, ...]:
             problems |= dict.fromkeys(Problem(picture.file, reason) for reason in found.notes)
             continue
         reasons = [*found.notes, *_of_several_classes(names[picture.file], picture.classes), *_invalid(found)]
+        reasons += _of_the_background(found, picture.classes)
         reasons += _outside(found, picture, file_of(image), *size)
         problems |= dict.fromkeys(Problem(picture.file, reason) for reason in reasons)
         corners.append((found.boxes[:, 2:].max(0) + picture.offset) / size)
@@ -69,6 +71,15 @@ def _of_several_classes(found: Counter[str], classes: Sequence[str]) -> Iterator
     if len(names) > 1 and not classes:
         shown = few([printable(name) or "(none)" for name in names], 5)
         yield f"polygons of {len(names)} classes ({shown}) are drawn as one; data.polygon_classes separates them"
+
+
+def _of_the_background(found: PolygonSet, classes: Sequence[str]) -> Iterator[str]:
+    """A first class that is drawn as what nobody has annotated, although its name says that it is something."""
+    if classes and classes[0] in found.names and classes[0].casefold() not in _NOTHING:
+        yield (
+            f"polygons of class {classes[0]!r} are drawn as 0, as everything outside polygons is: it is the first of "
+            "data.polygon_classes, which is the background"
+        )
 
 
 def _invalid(found: PolygonSet) -> Iterator[str]:
