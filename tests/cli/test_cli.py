@@ -243,7 +243,7 @@ def test_mistakes_get_one_line(arguments, message, tiles, tmp_path, capsys):
 def test_mistakes_with_data_and_folders_get_one_line(run, tiles, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     train = ["train", "ebhi_joint_unet", "--out", str(tmp_path / "out")]
-    assert "add --data DIR" in _says(capsys, train)
+    assert "add --data DIR" in _says(capsys, train, code=2)
     assert "no class folders" in _says(capsys, [*train, "--data", str(tmp_path / "empty")])
     assert "does not exist" in _says(capsys, [*train, "--data", str(tmp_path / "none")])
     split = tmp_path / "split.json"
