@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers.broken_disk import BrokenDisk
+from helpers.runs import Killed
 from helpers.tiles import write_folder
 
 from fastmtl.cli import main
@@ -21,10 +22,6 @@ from fastmtl.training.trainer import Trainer
 
 OPTIONS = ["--epochs", "2", "--size", "32", "--batch-size", "2", "--log-every", "1", "--precision", "float32"]
 OPTIONS += ["--set", "model.base_channels=2", "training.checkpoint_steps=2"]
-
-
-class Killed(BaseException):
-    """Where SIGKILL would end the process."""
 
 
 @pytest.fixture(scope="module")

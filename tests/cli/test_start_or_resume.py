@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.broken_disk import BrokenDisk
 from helpers.checkpoints import save_checkpoint
+from helpers.runs import Killed
 from helpers.tiles import write_folder
 
 from fastmtl import api, data
@@ -22,10 +23,6 @@ from fastmtl.training.trainer import Trainer
 OPTIONS = ["--epochs", "2", "--size", "32", "--batch-size", "2", "--log-every", "1", "--precision", "float32"]
 OPTIONS += ["--set", "model.base_channels=2", "training.checkpoint_steps=2", "training.average=ema"]
 OPTIONS += ["--set", "training.average_decay=0.5"]
-
-
-class Killed(BaseException):
-    """Where SIGKILL would end the process; nothing may clean up after it, so nothing here does."""
 
 
 @pytest.fixture(scope="module")

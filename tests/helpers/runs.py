@@ -30,6 +30,10 @@ SLIDES = {
 }
 
 
+class Killed(BaseException):
+    """Where SIGKILL would end the process; nothing may clean up after it, so nothing here does."""
+
+
 def untrained(folder: Path, root: Path | str = "", **changes: Any) -> Path:
     """A run folder with the checkpoint "best"; `changes` go over a small demo."""
     return _untrained(folder, config.load_recipe("demo", merge(SMALL, changes)), ["a", "b"], root)

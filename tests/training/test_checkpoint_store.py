@@ -12,10 +12,10 @@ import torch
 from helpers.checkpoints import save_checkpoint
 from helpers.runs import sealed
 
-from fastmtl.training import checkpoint, checkpoint_store
+from fastmtl.training import checkpoint, checkpoint_store, disk_policy
 from fastmtl.training.checkpoint_names import history
-from fastmtl.training.checkpoint_store import CheckpointStore, newest_sound
-from fastmtl.training.disk_policy import DiskPolicy
+from fastmtl.training.checkpoint_store import CheckpointStore, damage, newest_sound
+from fastmtl.training.disk_policy import DiskError, DiskPolicy
 from fastmtl.training.errors import CheckpointError, DamagedCheckpoint
 
 
@@ -212,6 +212,28 @@ def test_a_checkpoint_of_a_later_version_is_not_damaged(tmp_path):
     with pytest.raises(CheckpointError, match="format 99"):
         newest_sound(tmp_path)
     assert _names(tmp_path) == ["step-00000004", "step-00000008"]
+
+
+def test_a_best_checkpoint_of_a_later_version_is_no_damage_but_a_missing_one_is(tmp_path):
+    _saved(tmp_path, (4, True), (8, False), (12, False))
+    assert damage(tmp_path) == ""
+    manifest = tmp_path / "step-00000004" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        damage(tmp_path)
+    shutil.rmtree(tmp_path / "step-00000004")
+    assert damage(tmp_path) == f"the best checkpoint {tmp_path / 'step-00000004'} is missing."
+
+
+def test_records_whose_sync_failed_are_synced_with_the_next_checkpoint(tmp_path, monkeypatch):
+    disk, record = DiskPolicy(), tmp_path / "metrics.jsonl"
+    disk.append(record, "{}\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(disk_policy, "sync", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "failing")))
+        with pytest.raises(DiskError, match=r"metrics\.jsonl cannot be written \(failing\)"):
+            disk.sync(disk.flush())
+    assert disk.flush() == [record]
+    assert disk.flush() == []
 
 
 @pytest.mark.parametrize("name", ["../other", "/etc", "best", 3, ["step-00000004"]])
