@@ -210,3 +210,14 @@ def test_a_slide_of_two_patients_is_told(copied: Path):
     one = read_manifest(_rows(copied, "slide,patient", *(f"slides/P00{number}-1.tiff,p" for number in (1, 4))), GRID)
     assert data.duplicate_notices(one, leaks_alone=True) == []
     assert "1 slide under several names: " in data.duplicate_notices(one)[0].reason
+
+
+def test_slides_that_differ_in_one_place_are_two(copied: Path):
+    slides = copied / "slides"
+    same, other = slides / "P001-1.tiff", slides / "P004-1.tiff"
+    same.write_bytes(same.read_bytes() + bytes(2**21))
+    content = bytearray(same.read_bytes())
+    content[len(content) * 48 // 64] = 1
+    other.write_bytes(content)
+    rows = _rows(copied, "slide,patient", "slides/P001-1.tiff,p1", "slides/P004-1.tiff,p4")
+    assert data.duplicate_notices(read_manifest(rows, GRID)) == []

@@ -41,6 +41,7 @@ def test_a_restart_gets_a_new_store(launcher):
 
 def test_a_store_of_someone_else_at_the_old_port_is_refused(launcher):
     other = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    other.set("token", "of another start")
     launcher.set("fastmtl store", f"{other.port} token")
     zero, one = _open_both()
     assert zero.port == one.port != other.port
