@@ -112,12 +112,13 @@ class Lab:
         self._whole: dict[tuple[str, ...], tuple[Path, float]] = {}
         self._made: dict[str, Path] = {}
         self._runs = 0
+        self._tiles = folder / "tiles"
 
     @cached_property
     def tiles(self) -> Path:
         """Ten tiles to train: five steps in an epoch."""
-        write_folder(self.folder / "tiles", {"a": 8, "b": 6}, size=32)
-        return self.folder / "tiles"
+        write_folder(self._tiles, {"a": 8, "b": 6}, size=32)
+        return self._tiles
 
     @cached_property
     def slides(self) -> Path:
@@ -169,7 +170,7 @@ class Lab:
 
     def shown(self, line: str, out: Path) -> str:
         """A line without the paths and the name of this machine."""
-        for path, name in ((out, "RUN"), (self.tiles, "DATA"), (self.folder, "FOLDER")):
+        for path, name in ((out, "RUN"), (self._tiles, "DATA"), (self.folder, "FOLDER")):
             line = line.replace(str(path), name)
         return re.sub(r"tfevents\.[\w.-]+", "tfevents...", line)
 
