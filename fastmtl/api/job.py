@@ -109,11 +109,10 @@ def assemble(start: Start, out: Path, device: torch.device, world: World, *, tra
     if has_split:  # new split files or another random draw must not move patients
         split_file = run.split_file
     checked = datasets.checked_files(recipe, root, out)
-    splits = datasets.read_splits(recipe, root, split_file, checked)
+    same = partial(_check_same_tiles, run, root.resolve()) if has_split else None
+    splits = datasets.read_splits(recipe, root, split_file, checked, accept=same)
     if world.size > 1:
         world.require_equal(rank_facts.of_data(splits))
-    if has_split:
-        _check_same_tiles(splits.split, run, root)
     _describe(splits, root, console, by_tile=recipe.data.group_by == "tile")
     if stain is not None:
         for part in (splits.train, splits.validation, splits.test, splits.inner):  # a mosaic uses only the first
@@ -147,19 +146,18 @@ def assemble(start: Start, out: Path, device: torch.device, world: World, *, tra
     return Job(recipe, out, batch_size, facts, splits, tasks, model, stain, device, dtype, world, console, odd, checked)
 
 
-def _check_same_tiles(split: data.Split, run: RunFolder, root: Path) -> None:
-    """Raise RunError unless `split`, of the data in `root`, has exactly the tiles of the run's own."""
-    before, now = (
-        {tile for side in (one.train, one.val, one.test, one.inner) for tile in side}
-        for one in (data.load_split(run.split_file), split)
-    )
+def _check_same_tiles(run: RunFolder, root: Path, found: data.Dataset) -> None:
+    """Raise RunError unless the tiles that were `found` in `root` are exactly those of the run's split."""
+    split = data.load_split(run.split_file)
+    before = {tile for side in (split.train, split.val, split.test, split.inner) for tile in side}
+    now = {tile.id for tile in found.tiles}
     for names, what, cure in (
         (before - now, "missing", "Give --data the folder that the data were moved to"),
         (now - before, "new", "Take them away, or choose another --out to train with them"),
     ):
         if names:
             raise RunError(
-                f"{root.resolve()} does not hold exactly the {counted(len(before), 'tile')} of {run.path}: "
+                f"{root} does not hold exactly the {counted(len(before), 'tile')} of {run.path}: "
                 f"{len(names)} {what}, first {min(names)}. {cure}."
             )
 

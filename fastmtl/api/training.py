@@ -193,6 +193,7 @@ def _assembled(
 
 def _lock(out: Path, locks: ExitStack) -> None:
     locks.enter_context(locked(out, f"another process trains in {out}; wait for its end, or choose another --out."))
+    RunFolder(out).refuse_links()
 
 
 def _create(job: Job, run: RunFolder, locks: ExitStack) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -153,7 +153,12 @@ def preprocessed(dataset: data.Dataset, name: str) -> data.Dataset:
 
 
 def read_splits(
-    recipe: Recipe, root: Path, split_file: Path | None = None, checked: data.CheckedFiles | None = None
+    recipe: Recipe,
+    root: Path,
+    split_file: Path | None = None,
+    checked: data.CheckedFiles | None = None,
+    *,
+    accept: Callable[[data.Dataset], None] | None = None,
 ) -> Splits:
     """Index `root`, open every file, and split by patient.
 
@@ -161,10 +166,12 @@ def read_splits(
     if it has `data.folds` (the data set's own folds if there are as many, or else drawn); `split.json` inside the
     folder; `<folder>_reference_fold.json` next to the folder; a random stratified split by `data.split_seed`.
 
-    Files that are in `checked` are not decoded again.
+    Files that are in `checked` are not decoded again. `accept` may refuse the tiles by an error before they are split.
     """
     found = limited(recipe, read_data(recipe, root))
     folder, _ = data.usable_tiles(found, recipe.data.on_damaged, checked=checked)
+    if accept is not None:
+        accept(folder)
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
     lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify)

@@ -149,6 +149,8 @@ def _checked(hint: Any, value: object, name: str) -> object:
         raise ConfigError(f"{name} must be {_READABLE[expected]}; got {value!r}.")
     if isinstance(value, list) and typing.get_args(hint) == (str,) and not all(isinstance(one, str) for one in value):
         raise ConfigError(f"{name} must be a list of texts; got {value!r}.")
+    if isinstance(value, str) and "\0" in value:  # no path can hold it
+        raise ConfigError(f"{name} must not contain a null character; got {value!r}.")
     return value
 
 

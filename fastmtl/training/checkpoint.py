@@ -21,7 +21,7 @@ from torch import Tensor
 from ..utils.atomic_io import sync
 from ..utils.json_toml import read_json
 from ..utils.words import megabytes
-from .checkpoint_names import MANIFEST, located
+from .checkpoint_names import MANIFEST, best_of, located
 from .disk_policy import disk_reason, is_full
 from .errors import CheckpointError as CheckpointError
 from .errors import DamagedCheckpoint
@@ -108,7 +108,8 @@ def load(directory: Path, device: torch.device | str = "cpu") -> StateDict:
 
 
 def verified(directory: Path) -> Path:
-    """Where the checkpoint is that `directory` names (`checkpoint_names.located`), after a look at its checksums.
+    """Where the checkpoint is that `directory` names (`checkpoint_names.located`), after a look at its checksums and
+    at the name of the best one.
 
     Raises:
         DamagedCheckpoint, CheckpointError: see `load`.
@@ -131,6 +132,7 @@ def verified(directory: Path) -> Path:
         path = directory / name
         if not path.is_file() or _digest(path) != sums.get(name):
             raise DamagedCheckpoint(f"checkpoint {directory} is damaged: {name} does not match its checksum.")
+    best_of(directory)
     return directory
 
 

@@ -61,6 +61,10 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
 _SINCE: Mapping[str, Any] = {"classes": {}, "inner_patients": [], "ranks": 1}  # keys that runs of earlier versions lack
 
 
+_CHANGED_IN_PLACE = ("checkpoints", "tensorboard", "nonfinite", "profile", "metrics.jsonl", "balance.jsonl")
+_CHANGED_IN_PLACE += ("resumes.jsonl",)
+
+
 class RunFolder:
     """Writes a run's files; an observer of the trainer.
 
@@ -72,6 +76,15 @@ class RunFolder:
     def __init__(self, path: Path, disk: DiskPolicy | None = None):
         self.path, self.disk = path, disk or DiskPolicy()
         self._events: Path | None = None
+
+    def refuse_links(self) -> None:
+        """Raise RunError for a link in the folder through which training would write or remove files elsewhere."""
+        for name in _CHANGED_IN_PLACE:
+            if (path := self.path / name).is_symlink():
+                raise RunError(
+                    f"{path} is a link to {path.readlink()}, and training changes no files outside of its run folder. "
+                    "Put what it leads to in its place. --out itself may be a link, to another disk for example."
+                )
 
     @property
     def exists(self) -> bool:

@@ -55,6 +55,7 @@ def test_another_component_drops_the_old_ones_options(tmp_path):
             {"data": {"polygon_classes": ["a", "b"], "polygon_ignore": ["c"], "polygon_region": "c"}},
             "data.polygon_region must not be one of data.polygon_ignore; got 'c'",
         ),
+        ({"data": {"index_folder": "a\0"}}, "data.index_folder must not contain a null character"),
         ({"data": {"size": 100}}, "data.size must be a positive multiple of 16"),
         ({"tasks": {"x": {}}}, "tasks.x needs a `kind`"),
         ({"model": {"name": 3}}, "model needs a `name`, as text"),

@@ -256,6 +256,30 @@ def test_a_second_writer_gets_one_line(command, whole, tiles, tmp_path, capsys):
     assert f"another process trains in {out}; wait for its end" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "metrics.jsonl", "nonfinite"])
+def test_links_in_a_run_folder_are_not_written_through(name, whole, tiles, tmp_path, capsys):
+    out, elsewhere = Path(shutil.copytree(whole, tmp_path / "run")), tmp_path / "elsewhere"
+    (out / "summary.json").unlink()
+    if (out / name).exists():
+        (out / name).rename(elsewhere)
+    (out / name).symlink_to(elsewhere)
+    assert main(_command(tiles, out)) == 1
+    assert f"{out / name} is a link to {elsewhere}" in capsys.readouterr().err
+    linked = tmp_path / "linked"
+    (out / name).unlink()
+    if elsewhere.exists():
+        elsewhere.rename(out / name)
+    linked.symlink_to(out)
+    assert main(["train", "--resume", "--out", str(linked)]) == 0, "the run folder itself may be a link"
+
+
+def test_an_index_folder_that_is_a_file_is_named(tiles, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    command = _command(tiles, tmp_path / "run", "--set", f"data.index_folder={tmp_path / 'file'}")
+    assert main(command) == 1
+    assert f"the index folder {tmp_path / 'file'} is a file" in capsys.readouterr().err
+
+
 def test_two_that_begin_at_once_do_not_share_a_folder(tiles, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     with locked(tmp_path / "run", "busy"):
@@ -311,6 +335,11 @@ def test_data_that_moved_are_the_same_tiles(tiles, whole, tmp_path, monkeypatch,
     assert main(["train", "--resume", "--out", str(out), "--data", str(there)]) == 1
     assert "exactly the 10 tiles of " in capsys.readouterr().err
     away.rename(one)
+    write_folder(tmp_path / "other", {"c": 4}, size=32)
+    assert main(["train", "--resume", "--out", str(out), "--data", str(tmp_path / "other")]) == 1
+    said = capsys.readouterr().err
+    assert "exactly the 10 tiles of " in said
+    assert "10 missing" in said
     assert main(["train", "--resume", "--out", str(out), "--data", str(there)]) == 0
     assert json.loads((out / "run.json").read_text())["data"] == str(there)
     assert RunFolder(out).resumes()[-1]["changes"] == {"data": [str(here), str(there)]}

@@ -245,6 +245,15 @@ def test_a_manifest_names_a_checkpoint_beside_it_as_the_best(tmp_path, name):
         checkpoint.load(tmp_path / "best")
 
 
+def test_a_checkpoint_whose_manifest_names_no_checkpoint_gives_way_to_the_one_before(tmp_path):
+    _saved(tmp_path, (4, True), (8, False))
+    manifest = tmp_path / "step-00000008" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"best": "../other"}))
+    path, _, note = newest_sound(tmp_path)
+    assert path.name == "step-00000004"
+    assert "names '../other' as the best checkpoint. Training continues from step-00000004" in note
+
+
 def test_folders_of_earlier_versions_are_read_and_give_way(tmp_path):
     save_checkpoint(tmp_path / "best", {"x": torch.full((3,), 5.0)})
     save_checkpoint(tmp_path / "last.old", {"x": torch.full((3,), 6.0)})  # a crash between two renames

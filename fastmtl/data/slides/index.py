@@ -40,8 +40,14 @@ _folder: Path | None = None
 
 
 def use_index_folder(folder: str | Path | None) -> None:
-    """Set this process's default folder of indexes, for slides in read-only folders. None: beside each slide."""
+    """Set this process's default folder of indexes, for slides in read-only folders. None: beside each slide.
+
+    Raises:
+        NotADirectoryError: it is a file.
+    """
     global _folder
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise NotADirectoryError(f"the index folder {folder} is a file; name a folder, which may be new.")
     _folder = None if folder is None else Path(folder)
 
 

@@ -19,7 +19,7 @@ from .attack import Outcome, attack, problems
 from .lab import USUAL, Ended, Lab
 
 
-def _no_space_at(folder: str, number: int, code: int) -> None:
+def no_space_at(folder: str, number: int, code: int) -> None:
     """A hook: every attempt from the `number`-th on to create a file or folder in `folder` fails with `code`."""
     done = 0
 
@@ -42,7 +42,7 @@ def _refusing(lab: Lab, code: int, word: str) -> Outcome:
     found: tuple[str, ...] = ()
     for number in (1, 2, 5, 9, 14, 20, 30, 45):
         out = lab.out()
-        ended = lab.run(USUAL, out, hook=partial(_no_space_at, str(out), number, code))
+        ended = lab.run(USUAL, out, hook=partial(no_space_at, str(out), number, code))
         ends.append(ended)
         again = lab.run(USUAL, out)
         found += problems(

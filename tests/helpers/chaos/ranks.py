@@ -1,43 +1,51 @@
-"""One rank of two dies or hangs; and a run continues on another number of ranks."""
+"""One rank of two dies, hangs or has a full disk; and a run continues on another number of ranks."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from fastmtl.api.killed_runs import Seen
 
 from .attack import Outcome, attack, problems
+from .disks import no_space_at
 from .lab import Ended, Lab, Victim
 
 _TIMEOUT = 8.0
 _OPTIONS = ("--rank-timeout", str(_TIMEOUT))
 
 
-def _start(lab: Lab, out: Path, ranks: int = 2, *, hanging: bool = False) -> list[Victim]:
-    """The processes of torchrun, without torchrun; the last one hangs in its sixth step if `hanging`."""
+def _start(
+    lab: Lab, out: Path, ranks: int = 2, *, hanging: bool = False, disk: Callable[[], None] | None = None
+) -> list[Victim]:
+    """The processes of torchrun, without torchrun; the last one hangs in its sixth step if `hanging`, and `disk` is a
+    hook of the first one, which writes the run folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     found = []
     for rank in range(ranks):
         values = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-        hook = partial(_enter, values | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, hanging and rank + 1 == ranks)
+        values |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        hook = partial(_enter, values, hanging and rank + 1 == ranks, None if rank else disk)
         log = out.with_name(f"{out.name}-{rank}.log")
         found.append(Victim(lab.arguments("FAMO", out, *_OPTIONS), log, hook))
     return found
 
 
-def _enter(values: Mapping[str, str], hanging: bool) -> None:
+def _enter(values: Mapping[str, str], hanging: bool, disk: Callable[[], None] | None) -> None:
     """A hook."""
     from fastmtl.training.trainer import Trainer
 
     os.environ.update(values)
+    if disk is not None:
+        disk()
     step = Trainer.step
 
     def stepping(trainer, batch):
@@ -87,6 +95,27 @@ def _whole(lab: Lab) -> Path:
 attack("SIGKILL of one rank of two")(partial(_without_a_rank, number=signal.SIGKILL))
 attack("one rank of two is frozen (SIGSTOP)")(partial(_without_a_rank, number=signal.SIGSTOP))
 attack("one rank of two hangs in a step")(partial(_without_a_rank, number=0))
+
+
+@attack("the disk of two ranks is full")
+def full(lab: Lab) -> Outcome:
+    whole = lab.once("two ranks", partial(_whole, lab))
+    found, said = (), ""
+    for number in (1, 9, 20):
+        out = lab.out()
+        victims = _start(lab, out, disk=partial(no_space_at, str(out), number, errno.ENOSPC))
+        first, second = (lab.ended(victim, out) for victim in victims)
+        again = _finish(lab, out)
+        said = f"“{first.said}”; rank 1: “{second.said}”"
+        found += problems(
+            **{
+                f"told_(operation_{number})": "No space left on device" in first.said,
+                f"both_ended_(operation_{number})": [first.code, second.code] == [1, 1],
+                f"without_a_traceback_(operation_{number})": "Traceback" not in first.messages + second.messages,
+                f"bit_equal_(operation_{number})": [one.code for one in again] == [0, 0] and lab.same(out, whole),
+            }
+        )
+    return Outcome(said, found, "bit-equal once there is space")
 
 
 @attack("a run of two ranks continues on one")
