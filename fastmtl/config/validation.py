@@ -58,6 +58,7 @@ def _check_data(data: DataConfig) -> None:
             "patches_per_slide must not be negative": data.patches_per_slide >= 0,
             "polygon_offset must be x and y": len(data.polygon_offset) in (0, 2),
             "polygon_classes must name a class once": len(set(data.polygon_classes)) == len(data.polygon_classes),
+            "polygon_classes must be at most 255, since pixels of 255 are ignored": len(data.polygon_classes) <= 255,
             "polygon_region must not be one of data.polygon_ignore": data.polygon_region not in data.polygon_ignore,
             "polygon_rename must map classes to classes, as text": _is_list([*data.polygon_rename.values()], str),
             "polygon_ignore needs data.polygon_classes": not data.polygon_ignore or bool(data.polygon_classes),

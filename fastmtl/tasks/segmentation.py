@@ -212,6 +212,11 @@ class MultiClassSegmentation(_Segmentation):
             raise ValueError(
                 f"task {name!r}: `structures` must list the background and at least one class; got {structures!r}."
             )
+        if len(structures) == 256 and ignore_index == 255:
+            raise ValueError(
+                f"task {name!r}: of 256 `structures` the last one has the value 255, and pixels of 255 are ignored; "
+                "pass another `ignore_index`, such as -100."
+            )
         check_weights(name, ce_weight=ce_weight, dice_weight=dice_weight)
         self.structures, self.first = exclusive(name, structures), int(not include_background)
         self.ignore_index = ignore_index

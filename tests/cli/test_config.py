@@ -50,6 +50,10 @@ def test_another_component_drops_the_old_ones_options(tmp_path):
         ({"optimizer": {"lr": float("nan")}}, "optimizer.lr must be finite and not negative"),
         ({"data": {"polygon_rename": {"a": 1}}}, "data.polygon_rename must map classes to classes, as text"),
         ({"data": {"polygon_classes": ["a", "b", "b"]}}, "data.polygon_classes must name a class once"),
+        (
+            {"data": {"polygon_classes": [f"c{i}" for i in range(256)]}},
+            "data.polygon_classes must be at most 255, since",
+        ),
         ({"data": {"polygon_classes": ["a", "b"], "polygon_region": "b"}}, "polygon_classes must name neither"),
         (
             {"data": {"polygon_classes": ["a", "b"], "polygon_ignore": ["c"], "polygon_region": "c"}},

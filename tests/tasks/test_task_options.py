@@ -10,6 +10,7 @@ from fastmtl import tasks
     [
         ("multilabel_segmentation", {"structures": ()}, "`structures`"),
         ("multiclass_segmentation", {"structures": ("a",)}, "`structures`"),
+        ("multiclass_segmentation", {"structures": [str(i) for i in range(256)]}, "pass another `ignore_index`"),
         ("multiclass_segmentation", {"structures": ("a", "b"), "class_weights": [1.0]}, "`class_weights`"),
         ("binary_segmentation", {"threshold": 1.5}, "`threshold`"),
         ("binary_segmentation", {"empty": "none"}, "`empty`"),
