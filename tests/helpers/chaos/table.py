@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from fastmtl import __version__
+from fastmtl.training.run_dir import environment
 
 from .attack import Outcome
 
@@ -32,7 +31,9 @@ def stored(page: Path) -> dict[str, str]:
 def write(page: Path, table: Mapping[str, str], kills: int) -> None:
     """Put the table between the marks of the page."""
     held = sum(line.endswith("| holds |") for line in table.values())
-    versions = f"fastmtl {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    facts = environment()
+    commit = f" at commit {facts['commit'][:12]}" if facts["commit"] else ""
+    versions = f"fastmtl {facts['fastmtl']}{commit}, torch {torch.__version__}, Python {facts['python']}"
     head = [
         f"{held} of {len(table)} promises held ({versions}, {kills} kills for each attack by random kills).",
         "",
