@@ -3,7 +3,7 @@
 import pytest
 from helpers.chaos import ATTACKS, Lab
 from helpers.chaos.attack import Attack, Outcome
-from helpers.chaos.table import BEGIN, END, lines, stored, write
+from helpers.chaos.table import BEGIN, END, circumstances, lines, stored, stored_circumstances, write
 from helpers.paths import ROOT
 
 pytest.importorskip("nvidia.dali", reason="the loader needs DALI")
@@ -44,10 +44,11 @@ def test_the_table_is_written_between_its_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     table = lines({"one": Outcome("seen"), "two": Outcome("", ("not told",))})
-    write(page, table, 3)
+    write(page, table, circumstances(3))
     assert page.read_text().startswith(f"before\n{BEGIN}\n1 of 2 promises held")
     assert page.read_text().endswith(f"\n{END}\nafter\n")
     assert stored(page) == table
+    assert stored_circumstances(page).endswith(", 3 kills for each attack by random kills")
 
 
 def test_the_page_has_every_attack_and_no_red_cell():

@@ -14,7 +14,7 @@ from helpers.paths import ROOT
 
 from . import ATTACKS, Lab
 from .attack import Outcome
-from .table import lines, stored, write
+from .table import circumstances, lines, stored, stored_circumstances, write
 
 _labs: list[Lab] = []  # one in each process
 
@@ -55,5 +55,8 @@ def main() -> int:
             print(f"{ATTACKS[number].name}: {outcome.verdict} ({seconds:.0f} s)\n    {outcome.story}", flush=True)
     page = ROOT / "docs" / "reliability.md"
     table = stored(page) | lines(found)
-    write(page, {one.name: table[one.name] for one in ATTACKS if one.name in table}, given.kills)
+    measured = circumstances(given.kills)
+    if given.only:
+        measured = f"{stored_circumstances(page)}; “{given.only}” later: {measured}"
+    write(page, {one.name: table[one.name] for one in ATTACKS if one.name in table}, measured)
     return int(any(outcome.problems for outcome in found.values()))

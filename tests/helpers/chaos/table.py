@@ -28,14 +28,11 @@ def stored(page: Path) -> dict[str, str]:
     return {line.split(" | ")[0].removeprefix("| "): line for line in rows[1:]}
 
 
-def write(page: Path, table: Mapping[str, str], kills: int) -> None:
-    """Put the table between the marks of the page."""
+def write(page: Path, table: Mapping[str, str], measured: str) -> None:
+    """Put the table between the marks of the page; `measured` says how."""
     held = sum(line.endswith("| holds |") for line in table.values())
-    facts = environment()
-    commit = f" at commit {facts['commit'][:12]}" if facts["commit"] else ""
-    versions = f"fastmtl {facts['fastmtl']}{commit}, torch {torch.__version__}, Python {facts['python']}"
     head = [
-        f"{held} of {len(table)} promises held ({versions}, {kills} kills for each attack by random kills).",
+        f"{held} of {len(table)} promises held ({measured}).",
         "",
         "| attack | what the user sees | verdict |",
         "|---|---|---|",
@@ -44,6 +41,19 @@ def write(page: Path, table: Mapping[str, str], kills: int) -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     page.write_text("\n".join([f"{before}{BEGIN}", *head, *table.values(), f"{END}{after}"]), encoding="utf-8")
+
+
+def circumstances(kills: int) -> str:
+    """Of a run of all attacks in this process."""
+    facts = environment()
+    commit = f" at commit {facts['commit'][:12]}" if facts["commit"] else ""
+    versions = f"fastmtl {facts['fastmtl']}{commit}, torch {torch.__version__}, Python {facts['python']}"
+    return f"{versions}, {kills} kills for each attack by random kills"
+
+
+def stored_circumstances(page: Path) -> str:
+    """The same, as the page has them."""
+    return page.read_text(encoding="utf-8").partition(BEGIN)[2].partition("held (")[2].partition(")")[0]
 
 
 def _cell(text: str) -> str:
