@@ -136,7 +136,7 @@ def _check_may_change(out: Path, given: Changes, of_recipe: str = "") -> None:
         if not matches(key, MAY_CHANGE):
             raise RunError(
                 f"{out} contains a run {of_recipe}with {key} = {before!r}, and now it is {now!r}; choose another --out "
-                "to train with other values. In a run may change: the learning rate and weight decay, the number of "
+                "to train with other values. A run may change the learning rate and weight decay, the number of "
                 "epochs, and how it saves, logs and reads; docs/cluster.md lists the keys."
             )
 

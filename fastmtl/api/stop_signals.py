@@ -55,7 +55,8 @@ class StopSignals:
             signal.signal(number, handler)
         if isinstance(error, (_Leave, Interrupted)):
             what = f"stopped by {self._received}" if isinstance(error, _Leave) else str(error)
-            resume = f"continue with: fastmtl train --resume --out {self.out}"
+            command = "torchrun ... -m fastmtl" if os.environ.get("WORLD_SIZE", "1") != "1" else "fastmtl"
+            resume = f"continue with: {command} train --resume --out {self.out}"
             then = resume if RunFolder(self.out).exists else "run the same command again"
             raise Interrupted(f"{what}; {then}") from None
 

@@ -226,7 +226,7 @@ def _begin(
         run.reopen(job.recipe, job.facts["data"], epochs, steps, ranks=job.world.size, changes=start.changes)
         for key, (before, now) in start.changes.items():
             job.console.print(f"changed: {key} was {before!r}, is now {now!r}")
-    ranks = f", ranks: {job.world.size}" * (job.world.size > 1)
+    ranks = f", ranks: {job.world.size} ({job.recipe.distributed.strategy})" * (job.world.size > 1)
     job.console.print(f"device: {job.device}, precision: {job.facts['precision']}{ranks}")
     fused_step = job.recipe.training.fused_step is not False
     for note in notices.of_fallbacks(job.device, fused_step=fused_step, stains=job.stain is not None):

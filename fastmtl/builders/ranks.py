@@ -21,10 +21,10 @@ def check_ranks(recipe: Recipe, device: torch.device, world: World) -> None:
         )
     replicas = distributed.replicas
     if size % replicas or (replicas > 1 and size == replicas):
-        fitting = ", ".join(str(number) for number in range(1, size // 2 + 1) if size % number == 0)
+        fitting = [str(number) for number in range(1, size // 2 + 1) if size % number == 0]
         raise ConfigError(
             f"recipe {recipe.name}: distributed.replicas is {replicas}, which must divide the {size} ranks into groups "
-            f'of two or more; use one of {fitting}, or distributed.strategy = "ddp" with replicas = 1.'
+            f"of two or more; set it to {' or '.join(fitting)}."
         )
 
 

@@ -92,7 +92,7 @@ class Stages:
 
     def _check_stage(self, number: int) -> None:
         stage, config = self.stages[number], self.order.optimizer(number)
-        where = f"recipe {self.recipe.name}: stages.{stage.name}"
+        where = f"recipe {self.recipe.name}" + f": stages.{stage.name}" * bool(self.recipe.stages)
         try:
             self._prepare(number)
         except ValueError as error:
@@ -110,6 +110,7 @@ class Stages:
             by_fused_step = isinstance(update, FusedStep)
             training = self.recipe.training
             if problem := sharding.why_not(self.model, balancer, optimizer, training, by_fused_step=by_fused_step):
+                problem = problem.removesuffix(".")  # a balancer tells it as a whole sentence
                 raise ConfigError(f'{where}: with distributed.strategy = "fsdp2", {problem}. Use "ddp" or change it.')
 
     def begin(self, train: Loader) -> None:

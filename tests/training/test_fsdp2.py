@@ -276,7 +276,8 @@ RECIPE = {"distributed": {"strategy": "fsdp2"}, "model": {"base_channels": 4}, "
 )
 def test_what_does_not_work_is_refused_before_the_run_begins(tmp_path, changes, message):
     recipe = load_recipe("demo", RECIPE | changes)
-    with pytest.raises(ConfigError, match=f'with distributed.strategy = "fsdp2", .*{message}'):
+    wanted = rf'recipe demo: with distributed.strategy = "fsdp2", .*{message}.*(?<!\.)\. Use "ddp" or change it\.'
+    with pytest.raises(ConfigError, match=wanted):
         _stages(recipe, World(0, 2), tmp_path).check()
     _stages(recipe, World(), tmp_path).check()  # one rank has the whole model
 
@@ -301,13 +302,14 @@ def test_bad_tables_are_refused(values, message):
         load_recipe("demo", {"distributed": values})
 
 
-@pytest.mark.parametrize(("size", "replicas"), [(3, 2), (2, 2), (4, 3)])
-def test_copies_must_divide_the_ranks(size, replicas):
+@pytest.mark.parametrize(("size", "replicas", "fitting"), [(3, 2, "1"), (2, 2, "1"), (4, 3, "1 or 2")])
+def test_copies_must_divide_the_ranks(size, replicas, fitting):
     recipe = load_recipe("demo", {"distributed": {"strategy": "fsdp2", "replicas": replicas}})
-    with pytest.raises(ConfigError, match=f"distributed.replicas is {replicas}, which must divide the {size} ranks"):
+    wanted = f"distributed.replicas is {replicas}, which must divide the {size} ranks .*; set it to {fitting}\\."
+    with pytest.raises(ConfigError, match=wanted):
         check_ranks(recipe, CPU, World(0, size))
-    for fitting in (World(), World(0, 2 * replicas)):
-        check_ranks(recipe, CPU, fitting)
+    for world in (World(), World(0, 2 * replicas)):
+        check_ranks(recipe, CPU, world)
 
 
 def test_synced_batchnorm_needs_gpus():

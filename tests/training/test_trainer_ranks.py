@@ -197,7 +197,7 @@ def test_the_command_line_on_two_ranks(tiles, tmp_path):
     ranks = _start(["demo", "--data", str(tiles), "--out", str(out), "--epochs", "1", *SMALL])
     outputs = [process.communicate(timeout=120) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
-    assert "ranks: 2" in outputs[0][1]
+    assert "ranks: 2 (ddp)" in outputs[0][1]
     assert "epoch 1/1" in outputs[0][1]
     assert "fastmtl" not in outputs[1][1] + outputs[1][0]
     assert "epoch" not in outputs[1][1] + outputs[1][0]
@@ -219,7 +219,7 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path, capsys):
     ranks[1].send_signal(signal.SIGTERM)  # one of them is enough
     outputs = [process.communicate(timeout=60) for process in ranks]
     assert [process.returncode for process in ranks] == [75, 75], outputs
-    assert "continue with: " in outputs[0][1]
+    assert f"continue with: torchrun ... -m fastmtl train --resume --out {cut}" in outputs[0][1]
     alone = shutil.copytree(cut, tmp_path / "alone")
     three = _start(["--resume", "--out", str(alone)], ranks=3)
     outputs = [process.communicate(timeout=120) for process in three]
