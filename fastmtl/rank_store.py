@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 import uuid
+from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -51,14 +53,22 @@ def _find(launcher: TCPStore, host: str, wait: timedelta) -> RankStore:
     """Connect to rank 0's store. The place of an earlier start is refused: nothing listens there, or without the
     token."""
     until = time.monotonic() + wait.total_seconds()
-    while True:
+    while time.monotonic() < until:
         port, token = launcher.get(_PLACE).decode().split()
-        try:
-            store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=_CONNECT_SECONDS))
-            if store.check([_TOKEN]) and store.get(_TOKEN).decode() == token:
-                store.set_timeout(wait)
-                return RankStore(store, host, int(port))
-        except dist.DistError:
-            if time.monotonic() > until:
-                raise
+        with suppress(dist.DistError):
+            if _listens(host, int(port)):
+                store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=_CONNECT_SECONDS))
+                if store.check([_TOKEN]) and store.get(_TOKEN).decode() == token:
+                    store.set_timeout(wait)
+                    return RankStore(store, host, int(port))
         time.sleep(_POLL_SECONDS)
+    raise dist.DistError(f"rank 0 has opened no store on {host} in {wait.total_seconds():g} s")
+
+
+def _listens(host: str, port: int) -> bool:
+    """Whether a connection succeeds. TCPStore would try a closed port for seconds and log a long trace."""
+    try:
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
