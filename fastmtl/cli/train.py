@@ -106,7 +106,7 @@ def _parser(shown: Recipe) -> Parser:
     parser.add_argument(
         "--profile", action="store_true", help="write a torch.profiler trace of four steps to RUN/profile"
     )
-    parser.add_set("any other key, for example model.base_channels=8")
+    parser.add_set("any other key, for example model.base_channels=8 or distributed.strategy=fsdp2")
     values = as_dict(shown)
     for table, cls in _TABLES.items():
         group = parser.add_argument_group(f"[{table}] of the recipe")
