@@ -15,14 +15,21 @@ from fastmtl.api.killed_runs import Seen
 
 from .attack import Outcome, attack, problems
 from .disks import no_space_at
-from .lab import Ended, Lab, Victim
+from .lab import USUAL, Ended, Lab, Victim
 
 _TIMEOUT = 8.0
-_OPTIONS = ("--rank-timeout", str(_TIMEOUT))
+_STRATEGIES = {"ddp": ("FAMO", ()), "fsdp2": (USUAL, ("--set", "distributed.strategy=fsdp2"))}
+"""Strategy -> the variant that is trained with it, and its options."""
 
 
 def _start(
-    lab: Lab, out: Path, ranks: int = 2, *, hanging: bool = False, disk: Callable[[], None] | None = None
+    lab: Lab,
+    out: Path,
+    ranks: int = 2,
+    *,
+    strategy: str = "ddp",
+    hanging: bool = False,
+    disk: Callable[[], None] | None = None,
 ) -> list[Victim]:
     """The processes of torchrun, without torchrun; the last one hangs in its sixth step if `hanging`, and `disk` is a
     hook of the first one, which writes the run folder."""
@@ -35,7 +42,8 @@ def _start(
         values |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         hook = partial(_enter, values, hanging and rank + 1 == ranks, None if rank else disk)
         log = out.with_name(f"{out.name}-{rank}.log")
-        found.append(Victim(lab.arguments("FAMO", out, *_OPTIONS), log, hook))
+        variant, more = _STRATEGIES[strategy]
+        found.append(Victim(lab.arguments(variant, out, "--rank-timeout", str(_TIMEOUT), *more), log, hook))
     return found
 
 
@@ -56,15 +64,15 @@ def _enter(values: Mapping[str, str], hanging: bool, disk: Callable[[], None] | 
     Trainer.step = stepping
 
 
-def _finish(lab: Lab, out: Path, ranks: int = 2) -> list[Ended]:
-    return [lab.ended(victim, out) for victim in _start(lab, out, ranks)]
+def _finish(lab: Lab, out: Path, ranks: int = 2, strategy: str = "ddp") -> list[Ended]:
+    return [lab.ended(victim, out) for victim in _start(lab, out, ranks, strategy=strategy)]
 
 
-def _without_a_rank(lab: Lab, number: int) -> Outcome:
+def _without_a_rank(lab: Lab, number: int, strategy: str = "ddp") -> Outcome:
     """Rank 1 gets a signal in the second epoch, or hangs (0); then both start again."""
-    whole = lab.once("two ranks", partial(_whole, lab))
+    whole = _whole(lab, strategy)
     out = lab.out()
-    victims = _start(lab, out, hanging=not number)
+    victims = _start(lab, out, strategy=strategy, hanging=not number)
     assert victims[0].until(lambda: Seen.of(out).step >= 5), "the ranks ended too soon"
     if number:
         victims[1].send(number)
@@ -73,12 +81,13 @@ def _without_a_rank(lab: Lab, number: int) -> Outcome:
     seconds = time.monotonic() - began
     victims[1].send(signal.SIGKILL)
     victims[1].wait()
-    again = _finish(lab, out)
+    again = _finish(lab, out, strategy=strategy)
     return Outcome(
         f"“{ended.said}”; rank 0 ends with exit code {ended.code} after {seconds:.0f} s",
         problems(
             rank_named="rank 1" in ended.said,
             exit_code_1=ended.code == 1,
+            trained_with_the_strategy=f"ranks: 2 ({strategy})" in ended.messages,
             in_time=seconds < (_TIMEOUT + 12) * lab.slowness,
             bit_equal=[one.code for one in again] == [0, 0] and lab.same(out, whole),
         ),
@@ -86,20 +95,26 @@ def _without_a_rank(lab: Lab, number: int) -> Outcome:
     )
 
 
-def _whole(lab: Lab) -> Path:
-    out = lab.out()
-    assert [one.code for one in _finish(lab, out)] == [0, 0]
-    return out
+def _whole(lab: Lab, strategy: str = "ddp") -> Path:
+    """A run of two ranks that nothing interrupted."""
+
+    def make() -> Path:
+        out = lab.out()
+        assert [one.code for one in _finish(lab, out, strategy=strategy)] == [0, 0]
+        return out
+
+    return lab.once(f"two ranks, {strategy}", make)
 
 
 attack("SIGKILL of one rank of two")(partial(_without_a_rank, number=signal.SIGKILL))
+attack("SIGKILL of one rank of two, fsdp2")(partial(_without_a_rank, number=signal.SIGKILL, strategy="fsdp2"))
 attack("one rank of two is frozen (SIGSTOP)")(partial(_without_a_rank, number=signal.SIGSTOP))
 attack("one rank of two hangs in a step")(partial(_without_a_rank, number=0))
 
 
 @attack("the disk of two ranks is full")
 def full(lab: Lab) -> Outcome:
-    whole = lab.once("two ranks", partial(_whole, lab))
+    whole = _whole(lab)
     found, said = (), ""
     for number in (1, 9, 20):
         out = lab.out()
