@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from ..protocols import Batch, Loader
+from ..utils.phases import not_timed
 
 _WAIT, _WARMUP, _ACTIVE = 3, 2, 4  # steps that are not profiled, warm the profiler up, are recorded
 
@@ -35,7 +36,8 @@ class ProfiledLoader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
             yield batch
-            self._step()
+            with not_timed():  # not a wait for data
+                self._step()
 
     def __len__(self) -> int:
         return len(self._loader)

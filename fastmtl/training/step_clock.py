@@ -7,6 +7,7 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..protocols import Batch
 from ..utils.phases import active_clock, phase
 
 _MOST_EVENTS = 4096  # on a GPU, between two calls of `so_far`
+_PAUSED = "paused"
 
 
 class StepClock:
@@ -33,7 +35,7 @@ class StepClock:
     def __init__(self, device: torch.device, num_ranks: int = 1) -> None:
         self.nvtx = device.type == "cuda"
         self._device, self._num_ranks = device, num_ranks
-        self._images, self._waited, self._moved = 0, 0.0, 0
+        self._images, self._waited, self._paused, self._moved = 0, 0.0, 0.0, 0
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._events: deque[tuple[str, torch.cuda.Event]] = deque()  # each ends a stretch of this phase
@@ -42,8 +44,8 @@ class StepClock:
 
     @property
     def seconds(self) -> float:
-        """Since the epoch began."""
-        return time.perf_counter() - self._started
+        """Since the epoch began, without pauses."""
+        return time.perf_counter() - self._started - self._paused
 
     def enter(self, name: str) -> None:
         """Begin a phase inside the current one."""
@@ -55,6 +57,17 @@ class StepClock:
         self._mark()
         self._open.pop()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, the clock stands still."""
+        started = time.perf_counter()
+        self.enter(_PAUSED)
+        try:
+            yield
+        finally:
+            self.leave()
+            self._paused += time.perf_counter() - started
+
     def moved(self, num_bytes: int) -> None:
         """Count memory that an optimizer step reads and writes."""
         self._moved += num_bytes
@@ -65,10 +78,10 @@ class StepClock:
         active_clock.set(self)
         try:
             while True:
-                started = time.perf_counter()
+                started = self.seconds
                 with phase("loader"):
                     batch = next(batches, None)
-                self._waited += time.perf_counter() - started
+                self._waited += self.seconds - started
                 if batch is None:
                     return
                 self._images += len(batch)
@@ -87,11 +100,12 @@ class StepClock:
         """
         self._mark()
         self._read(wait=True)
-        seconds, total = self.seconds, sum(self._seconds.values()) or 1.0
+        seconds, spent = self.seconds, {name: one for name, one in self._seconds.items() if name != _PAUSED}
+        total = sum(spent.values()) or 1.0
         found: dict[str, Any] = {
             "images_per_second": self._images * self._num_ranks / seconds,
             "waiting": self._waited / seconds,
-            "time": {name: share for name, spent in self._seconds.items() if (share := round(spent / total, 4))},
+            "time": {name: share for name, one in spent.items() if (share := round(one / total, 4))},
             "memory_bytes": memory_bytes(self._device),
         }
         if self._moved:

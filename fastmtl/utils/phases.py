@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ContextDecorator
+from contextlib import AbstractContextManager, ContextDecorator, nullcontext
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -16,6 +16,10 @@ class Clock(Protocol):
 
     def enter(self, name: str) -> None: ...
     def leave(self) -> None: ...
+    def paused(self) -> AbstractContextManager[None]:
+        """Inside, the clock stands still."""
+        ...
+
     def moved(self, num_bytes: int) -> None:
         """Called with the bytes that an optimizer step reads and writes."""
 
@@ -58,3 +62,9 @@ class phase(ContextDecorator):
             if self._clock.nvtx:
                 torch.cuda.nvtx.range_pop()
             self._clock.leave()
+
+
+def not_timed() -> AbstractContextManager[None]:
+    """Inside, work that is no part of the training counts for no phase, and not for the time of the epoch."""
+    clock = active_clock.get()
+    return nullcontext() if clock is None else clock.paused()

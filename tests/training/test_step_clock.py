@@ -18,7 +18,7 @@ from fastmtl import balance
 from fastmtl.training import step_clock
 from fastmtl.training.profiling import ProfiledLoader
 from fastmtl.training.step_clock import StepClock
-from fastmtl.utils.phases import active_clock, phase
+from fastmtl.utils.phases import active_clock, not_timed, phase
 
 CPU = torch.device("cpu")
 
@@ -50,6 +50,46 @@ def test_time_of_an_inner_phase_counts_once(monkeypatch):
     assert found["images_per_second"] == 2.0  # 10 of each rank in 10 seconds
     assert found["memory_bytes"] > 1 << 20
     assert "update_gb_per_second" not in found
+
+
+def test_a_pause_counts_nowhere(monkeypatch):
+    now = [100.0]
+
+    def work(seconds):
+        now[0] += seconds
+
+    def batch():
+        work(1.0)
+        with not_timed():
+            work(50.0)
+
+    monkeypatch.setattr(step_clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = StepClock(CPU)
+    for _ in clock.timed(_batches(2, before=batch)):
+        work(3.0)
+    found = clock.so_far()
+    assert found["time"] == {"loader": 0.25, "other": 0.75}
+    assert found["waiting"] == 0.25
+    assert found["images_per_second"] == 1.25
+    assert clock.seconds == 8.0
+    with not_timed():  # of no clock
+        pass
+
+
+def test_the_work_of_the_profiler_is_no_wait_for_data(tmp_path, monkeypatch):
+    now = [100.0]
+
+    def write(profiled, _found):
+        profiled._done = True
+        now[0] += 50.0
+
+    monkeypatch.setattr(ProfiledLoader, "_write", write)
+    monkeypatch.setattr(step_clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = StepClock(CPU)
+    with ProfiledLoader(MemoryLoader(num_batches=10), tmp_path, print) as profiled:
+        assert len(list(clock.timed(profiled))) == 10
+    assert now == [150.0]
+    assert clock.seconds == clock._waited == 0.0
 
 
 def test_the_clock_is_active_only_in_its_loop_and_after_an_error_too():
