@@ -93,7 +93,7 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if shares := _shares(self._last):
+        if shares := _shares(self._last, waiting=True):
             self.console.print(f"time of epoch {self._last['epoch']}: {shares}")
         self._last = {}
 
@@ -102,10 +102,11 @@ def _speed(record: JsonMapping) -> str:
     return f"{record['images_per_second']:.0f} images/s, {record['waiting']:.0%} waiting for data"
 
 
-def _shares(record: JsonMapping) -> str:
-    """The phases of at least 1% of the time, without waiting, which `_speed` shows; memory traffic and memory."""
-    parts = [f"{name} {share:.0%}" for name, share in record.get("time", {}).items() if name != "loader"]
-    parts = [part for part in parts if not part.endswith(" 0%")]
+def _shares(record: JsonMapping, *, waiting: bool = False) -> str:
+    """The phases of at least 1% of the time, without `waiting` for data, which `_speed` shows too; memory traffic and
+    memory."""
+    shares = [(name, share) for name, share in record.get("time", {}).items() if waiting or name != "loader"]
+    parts = [part for name, share in shares if not (part := f"{name} {share:.0%}").endswith(" 0%")]
     if "update_gb_per_second" in record:
         parts.append(f"update {record['update_gb_per_second']:.3g} GB/s")
     if "memory_bytes" in record:

@@ -78,6 +78,9 @@ def test_progress_says_where_the_time_went_and_what_was_skipped():
     line.close()
     shown = written.getvalue()
     assert "25% waiting for data, 2 steps skipped\n" in shown
-    assert "time of epoch 2: forward 40%, backward outline 30%, optimizer 5%, update 12.3 GB/s, 1.5 GiB\n" in shown
+    assert (
+        "time of epoch 2: loader 25%, forward 40%, backward outline 30%, optimizer 5%, update 12.3 GB/s, 1.5 GiB\n"
+        in shown
+    )
     assert "average" not in shown
     assert "the gradient was NaN. Back to epoch 2, step 120.\n" in shown
