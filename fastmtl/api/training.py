@@ -25,6 +25,7 @@ from ..training.profiling import ProfiledLoader
 from ..training.progress import ProgressLine, plain
 from ..training.run_dir import RunError, RunFolder
 from ..training.stages import Stages, ready_for_use
+from ..utils.cures import cure_of
 from ..utils.words import counted
 from . import continuing, notices, rank_facts, scoring
 from .job import Job, assemble, say
@@ -107,7 +108,7 @@ def _run(
         unchanged = (
             f"; nothing is left to train, and {', '.join(start.ignored)} did not change" if start.ignored else ""
         )
-        console.print(f"already finished: {out}{unchanged}")
+        console.print(f"already finished: {out}{unchanged}{'; no profile: no step is left' if profile else ''}")
         return {} if world.rank else start.summary
     with ExitStack() as locks:  # until the report is written
         with _assembled(start, out, world, console, signals, locks) as (job, stages, batches, validation):
@@ -266,7 +267,7 @@ def _score_and_report(job: Job) -> dict[str, Any]:
             raise
         path = getattr(error, "filename", None) or job.out
         raise DiskError(
-            f"{path} cannot be read or written ({reason}). The training is complete: free space, or repair the disk, "
-            f"and write the scores and the report with fastmtl train --resume --out {job.out}."
+            f"{path} cannot be read or written ({reason}). The training is complete: {cure_of(error)}, and write the "
+            f"scores and the report with fastmtl train --resume --out {job.out}."
         ) from error
     return summary

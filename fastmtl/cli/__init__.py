@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ..errors import UserError
+from ..utils.cures import cure_of
 from ..utils.optional_imports import install_command
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues
@@ -107,8 +108,8 @@ def _message(error: Exception) -> str:
     """The message for an error that the input or the machine caused; "" for a bug in the program."""
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, UserError):
         place = f"{error.filename}: " if error.filename is not None else ""
-        cure = _CURES.get(error.errno, "")
-        return f"{place}{error.strerror}{f'; {cure}' if cure else ''}"
+        cure = f"; {cure}" if (cure := cure_of(error)) else ""
+        return f"{place}{error.strerror}{cure}{', or choose another place' if error.errno in _ELSEWHERE else ''}"
     # ValueError is included because ops raise it for bad input, with messages for the user.
     if isinstance(error, (UserError, ValueError, OSError)):
         return str(error)
@@ -119,19 +120,8 @@ def _message(error: Exception) -> str:
     return f"{library}: {error}" if library in _LIBRARIES else ""
 
 
-_CURES = {
-    errno.ENOSPC: "the disk is full: free space, or write to another with --out",
-    errno.EDQUOT: "your quota is used up: free space, or write elsewhere with --out",
-    errno.EFBIG: "files cannot be larger here: raise `ulimit -f`, or write to another file system",
-    errno.EROFS: "nothing can be written there: choose another --out",
-    errno.EACCES: "change its permissions, or choose another place",
-    errno.EPERM: "change its permissions, or choose another place",
-    errno.ENFILE: "too many files are open on this machine: end other programs",
-    errno.ENOMEM: "lower data.batch_size or data.size, or end other programs",
-    errno.EMFILE: "too many files are open at once: raise `ulimit -n`",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "check the disk and its connection before you continue",
-}
+_ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors that another place may not have."""
 _LIBRARIES = ("safetensors", "_csv", "zipfile", "zlib", "tifffile", "h5py")
 """Packages whose errors mean a damaged file."""
 

@@ -22,7 +22,7 @@ from ..utils.atomic_io import sync
 from ..utils.json_toml import read_json
 from ..utils.words import megabytes
 from .checkpoint_names import MANIFEST, best_of, located
-from .disk_policy import disk_reason, is_full
+from .disk_policy import advice, disk_reason, is_full
 from .errors import CheckpointError as CheckpointError
 from .errors import DamagedCheckpoint
 from .sharding import is_sharded, model_like
@@ -76,10 +76,7 @@ def refused(directory: Path, error: Exception, tensors: Mapping[str, Tensor]) ->
         with suppress(OSError):
             needed, free = sum(one.nbytes for one in tensors.values()), shutil.disk_usage(directory.parent).free
             said += f": it needs {megabytes(needed)}, and {megabytes(free)} are free"
-    found = CheckpointError(
-        f"checkpoint {directory} cannot be written ({said}). Free space, or make the folder writable, and continue "
-        "with fastmtl train --resume."
-    )
+    found = CheckpointError(f"checkpoint {directory} cannot be written ({said}). {advice(error)}")
     found.__cause__ = error
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Literal
 
 from ..errors import UserError
 from ..utils.atomic_io import append, sync
+from ..utils.cures import cure_of, number_of
 from ..utils.words import counted
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NUMBERS = (*_FULL, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-_OF_RUST = re.compile(r"\(os error (\d+)\)")  # safetensors reports errors of the system as text
 
 
 class DiskError(UserError, RuntimeError):
@@ -26,8 +25,7 @@ class DiskError(UserError, RuntimeError):
 def disk_reason(error: BaseException | None, numbers: tuple[int, ...] = _NUMBERS) -> str:
     """Why the disk refused to write, for example "No space left on device"; "" if `error` has another cause."""
     while error is not None:
-        found = _OF_RUST.search(str(error))
-        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        number = number_of(error)
         if number in numbers:
             return os.strerror(number)
         error = error.__cause__
@@ -39,11 +37,14 @@ def is_full(error: BaseException) -> bool:
     return bool(disk_reason(error, _FULL))
 
 
+def advice(error: BaseException) -> str:
+    """How to continue a training after this failure to write: the last sentence of its message."""
+    cure = cure_of(error) or "remove the cause"
+    return f"{cure.capitalize()}, and continue with fastmtl train --resume."
+
+
 def _refused(path: Path, error: OSError) -> DiskError:
-    return DiskError(
-        f"{path} cannot be written ({error.strerror}). Free space, or make the folder writable, and continue with "
-        "fastmtl train --resume."
-    )
+    return DiskError(f"{path} cannot be written ({error.strerror}). {advice(error)}")
 
 
 def _print(line: str) -> None:
@@ -114,16 +115,17 @@ class DiskPolicy:
 
         Args:
             error: of the write.
-            said: the line about it.
+            said: the line about it, which ends with `advice`.
         """
         if self.on_error == "stop" or not disk_reason(error):
             return False
         self._failed += 1
+        said = said.removesuffix(f". {advice(error)}")
         self._first = self._first or said
         if not self._failing:
             self._failing = True
-            told = said.partition(". Free space")[0]
-            self._note(f"note: {told}. The training continues and tries again (training.on_disk_error): free space.")
+            again = "The training continues and tries again (training.on_disk_error)"
+            self._note(f"note: {said}. {again}: {cure_of(error)}.")
         return True
 
     def works_again(self) -> None:
@@ -136,8 +138,7 @@ class DiskPolicy:
         """For the summary: one line if the training continued without something."""
         if not self._failed:
             return []
-        first = self._first.partition(". Free space")[0]
-        return [f"{counted(self._failed, 'write')} failed during the training, first: {first}"]
+        return [f"{counted(self._failed, 'write')} failed during the training, first: {self._first}"]
 
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -232,7 +232,7 @@ def test_at_the_start_nothing_begins_on_a_full_disk(file, policy, tiles, tmp_pat
     with monkeypatch.context() as patched:
         BrokenDisk(patched, out, file).broken = True
         assert main(command) == 1
-    assert "No space left on device; the disk is full: free space" in capsys.readouterr().err
+    assert "No space left on device; free space, or choose another place" in capsys.readouterr().err
     assert not (out / "config.toml").exists()
     assert not list(out.glob(".*.part"))
 
@@ -266,6 +266,6 @@ def test_a_real_limit_of_the_size_of_files(tiles, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     stderr = capsys.readouterr().err
     assert "note: checkpoint " in stderr
-    assert "cannot be written (File too large). Free space" in stderr.splitlines()[-1]
+    assert "cannot be written (File too large). Raise `ulimit -f`, and continue" in stderr.splitlines()[-1]
     assert not history(out / "checkpoints")
     assert [record["epoch"] for record in _lines(out, "metrics.jsonl")] == [1, 2]

@@ -242,7 +242,7 @@ def test_a_disk_that_takes_no_more_is_told_with_the_file(run, tiles, tmp_path):
     command = [sys.executable, "-m", "fastmtl", "predict", str(run), str(tiles), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, preexec_fn=_limited, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    assert "predicted_with.json: File too large; files cannot be larger here" in done.stderr
+    assert "predicted_with.json: File too large; raise `ulimit -f`, or choose another place" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
@@ -264,7 +264,7 @@ def test_errors_of_the_machine_name_file_and_cure(monkeypatch, capsys):
     for error, said in (
         (
             OSError(errno.ENOSPC, "No space left on device", "/data/x"),
-            "/data/x: No space left on device; the disk is full",
+            "/data/x: No space left on device; free space, or choose another place",
         ),
         (MemoryError(), "out of memory; lower"),
         (PermissionError(errno.EACCES, "Permission denied", "y"), "y: Permission denied; change its permissions"),

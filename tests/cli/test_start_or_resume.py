@@ -144,9 +144,14 @@ def test_damage_of_the_newest_checkpoint_is_told_and_costs_what_came_after_the_o
 
 def test_a_finished_run_says_so_and_reads_no_data(whole, tiles, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "read_dataset", lambda *_: pytest.fail("data were read"))
-    for command in (_command(tiles, whole), ["train", "--resume", "--out", str(whole)]):
+    resume = ["train", "--resume", "--out", str(whole)]
+    for command, more in (
+        (_command(tiles, whole), ""),
+        (resume, ""),
+        ([*resume, "--profile"], "; no profile: no step is left"),
+    ):
         assert main(command) == 0
-        assert f"already finished: {whole}" in capsys.readouterr().err
+        assert capsys.readouterr().err.rstrip().endswith(f"already finished: {whole}{more}")
 
 
 def _contents(folder):
