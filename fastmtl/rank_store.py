@@ -56,7 +56,7 @@ def _find(launcher: TCPStore, host: str, wait: timedelta) -> RankStore:
     while time.monotonic() < until:
         port, token = launcher.get(_PLACE).decode().split()
         with suppress(dist.DistError):
-            if _listens(host, int(port)):
+            if listens(host, int(port)):
                 store = TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=_CONNECT_SECONDS))
                 if store.check([_TOKEN]) and store.get(_TOKEN).decode() == token:
                     store.set_timeout(wait)
@@ -65,7 +65,7 @@ def _find(launcher: TCPStore, host: str, wait: timedelta) -> RankStore:
     raise dist.DistError(f"rank 0 has opened no store on {host} in {wait.total_seconds():g} s")
 
 
-def _listens(host: str, port: int) -> bool:
+def listens(host: str, port: int) -> bool:
     """Whether a connection succeeds. TCPStore would try a closed port for seconds and log a long trace."""
     try:
         socket.create_connection((host, port), _CONNECT_SECONDS).close()

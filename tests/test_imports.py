@@ -51,6 +51,7 @@ ALLOWED = {
         "errors",
         "models",
         "ops",
+        "rank_store",
         "reproduce",
         "training",
         "utils",

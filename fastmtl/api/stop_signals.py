@@ -58,7 +58,7 @@ class StopSignals:
             command = "torchrun ... -m fastmtl" if os.environ.get("WORLD_SIZE", "1") != "1" else "fastmtl"
             resume = f"continue with: {command} train --resume --out {self.out}"
             then = resume if RunFolder(self.out).exists else "run the same command again"
-            raise Interrupted(f"{what}; {then}") from None
+            raise Interrupted(f"{what}; {then}", of_all_ranks=getattr(error, "of_all_ranks", False)) from None
 
     @contextmanager
     def asking(self, stop: Callable[[], None]) -> Iterator[None]:

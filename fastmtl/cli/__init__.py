@@ -14,6 +14,7 @@ from contextlib import suppress
 from ..errors import UserError
 from ..utils.cures import cure_of
 from ..utils.optional_imports import install_command
+from . import rank_lines
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues
 _LONGEST = 2000  # characters of a message, which may quote a large file
@@ -97,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not message or os.environ.get("FASTMTL_TRACEBACK"):
             raise
         if type(error).__name__ != "Interrupted":
-            return _fail(message, getattr(error, "exit_code", 1))
+            return _fail(message, getattr(error, "exit_code", 1), once=True)
         if argv is None:  # a repeated signal would change the exit code in the seconds in which Python ends
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-        return _fail(message, STOPPED)
+        return _fail(message, STOPPED, once=True, of_all_ranks=getattr(error, "of_all_ranks", False))
 
 
 def _message(error: Exception) -> str:
@@ -126,11 +127,17 @@ _LIBRARIES = ("safetensors", "_csv", "zipfile", "zlib", "tifffile", "h5py")
 """Packages whose errors mean a damaged file."""
 
 
-def _fail(message: str, code: int = 1) -> int:
+def _fail(message: str, code: int = 1, *, once: bool = False, of_all_ranks: bool = False) -> int:
+    """Print a line; returns `code`. Ranks other than 0 print none `of_all_ranks`, and with `once` none that rank 0
+    prints too."""
     message = " ".join(message.split())
     if len(message) > _LONGEST:
         message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     rank = os.environ.get("RANK", "0")  # as torchrun sets it
     with suppress(OSError):  # the log is on a full disk: a scheduler still needs the exit code
-        print(f"fastmtl: {message}" if rank == "0" else f"fastmtl: rank {rank}: {message}", file=sys.stderr)
+        if rank == "0":
+            print(f"fastmtl: {message}", file=sys.stderr, flush=True)
+            rank_lines.say_printed(message)
+        elif not (of_all_ranks or (once and rank_lines.printed_by_rank_0(message))):
+            print(f"fastmtl: rank {rank}: {message}", file=sys.stderr)
     return code

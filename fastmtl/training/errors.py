@@ -8,7 +8,15 @@ class NonFiniteError(UserError, RuntimeError):
 
 
 class Interrupted(UserError, RuntimeError):
-    """Training stopped on request, after saving its state."""
+    """Training stopped on request, after saving its state.
+
+    Attributes:
+        of_all_ranks: whether all ranks have agreed to stop here, so that rank 0 tells it.
+    """
+
+    def __init__(self, message: str, *, of_all_ranks: bool = False) -> None:
+        super().__init__(message)
+        self.of_all_ranks = of_all_ranks
 
 
 class CheckpointError(UserError, RuntimeError):

@@ -128,7 +128,7 @@ class TrainerSaving(TrainerState):
             self.skipped.judge(self.epoch, len(loader))  # before saving: a checkpoint has only checked steps
             self.save(loader)
         if asked == _STOP:
-            raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}")
+            raise Interrupted(f"stopped at epoch {self.epoch + 1}, step {self.step_count}", of_all_ranks=True)
 
     def _until_stopped(self, loader: Loader) -> Iterator[Batch]:
         """The batches, until a rank is asked to stop: then Interrupted on all ranks after the same number of rounds."""
@@ -137,7 +137,8 @@ class TrainerSaving(TrainerState):
         spare: Batch | None = None
         for number in range(int(rounds.max())):
             if self._asked() == _STOP:
-                raise Interrupted(f"stopped in the validation of epoch {self.epoch}, step {self.step_count}")
+                where = f"the validation of epoch {self.epoch}, step {self.step_count}"
+                raise Interrupted(f"stopped in {where}", of_all_ranks=True)
             batch = next(batches, None)
             if number == 0 and self._sharded and int(rounds.min()) != int(rounds.max()):
                 spare = self.world.gather_entries({} if batch is None else {0: batch.to("cpu")}).get(0)
