@@ -220,6 +220,7 @@ def test_stop_resume_and_a_killed_rank(tiles, tmp_path, capsys):
     outputs = [process.communicate(timeout=60) for process in ranks]
     assert [process.returncode for process in ranks] == [75, 75], outputs
     assert f"continue with: torchrun ... -m fastmtl train --resume --out {cut}" in outputs[0][1]
+    assert "stopped" not in outputs[1][1], "rank 0 says it for both"
     alone = shutil.copytree(cut, tmp_path / "alone")
     three = _start(["--resume", "--out", str(alone)], ranks=3)
     outputs = [process.communicate(timeout=120) for process in three]
