@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from fastmtl.cli import doctor, main, rank_lines
 from fastmtl.training.errors import Interrupted
