@@ -177,8 +177,11 @@ class CpuTransform:
         options, drawn, count = self._options, batch.drawn, len(batch.tiles)
         pixels = [np.asarray(decoded[number]) for number in range(len(batch.encoded))]
         shape = (count, 3, options.size, options.size)
-        images = torch.empty(shape) if options.stain is None else torch.empty(shape, dtype=torch.uint8)
-        inside = torch.empty(count, options.size, options.size, dtype=torch.uint8)
+        if options.stain is None:
+            images, inside = torch.empty(shape), torch.empty(0)
+        else:
+            images = torch.empty(shape, dtype=torch.uint8)
+            inside = torch.empty(count, options.size, options.size, dtype=torch.uint8)
         # NumPy's zeros: torch's would start its threads and wait for them while others use the cores.
         shapes = [(count, column.size, options.size, options.size) for column in options.maps]
         layers = [np.zeros(shape, np.uint8) for shape in shapes]
