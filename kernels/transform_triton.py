@@ -1,4 +1,4 @@
-"""From decoded pixels to network input on NVIDIA GPUs: the computation of transform_numba.py, with the same arithmetic.
+"""From decoded pixels to network input on NVIDIA GPUs, as csrc/loading/transform_cpu.cpp computes it.
 
 Decoded pictures lie anywhere in memory, each of its own size, so they come as a table, int64 [B, 5]: address, bytes
 from row to row, height, width, channels; with height 0 there is no picture, and all its pixels count as outside.

@@ -8,6 +8,7 @@ void bind_sigmoid_losses(pybind11::module_& m);
 void bind_softmax_losses(pybind11::module_& m);
 void bind_other_losses(pybind11::module_& m);
 void bind_deep_supervision(pybind11::module_& m);
+void bind_loading(pybind11::module_& m);
 void bind_matching(pybind11::module_& m);
 void bind_stain(pybind11::module_& m);
 
@@ -19,6 +20,7 @@ PYBIND11_MODULE(_C, m) {
   bind_softmax_losses(m);
   bind_other_losses(m);
   bind_deep_supervision(m);
+  bind_loading(m);
   bind_matching(m);
   bind_stain(m);
 }

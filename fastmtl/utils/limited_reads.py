@@ -22,17 +22,26 @@ def read_whole(path: Path, most: int = MAX_BYTES) -> bytes:
         ValueError: it has more than `most` bytes, or is a folder, pipe or device, which may never end; the message does
             not name the file.
     """
-    with open(path, "rb", opener=_at_once) as file:
-        state = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+    try:
+        state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise ValueError("is not a file")
         if state.st_size > most:
             raise ValueError(f"has {state.st_size:,} bytes, more than {most:,}, which are not read")
-        data = file.read(most + 1)
-    if len(data) > most:  # it grew
-        raise ValueError(f"has more than {most:,} bytes, which are not read")
+        data = os.read(descriptor, state.st_size + 1)
+        if len(data) != state.st_size:  # it changes at this moment, or comes in pieces
+            data = _rest(descriptor, data, most)
+    finally:
+        os.close(descriptor)
     return data
 
 
-def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+def _rest(descriptor: int, begin: bytes, most: int) -> bytes:
+    parts, size = [begin], len(begin)
+    while parts[-1]:
+        parts.append(os.read(descriptor, 2**20))
+        size += len(parts[-1])
+        if size > most:  # it grew
+            raise ValueError(f"has more than {most:,} bytes, which are not read")
+    return b"".join(parts)

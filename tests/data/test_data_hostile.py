@@ -102,7 +102,7 @@ def test_pipes_and_deep_or_long_text_do_not_hang_or_crash(folder):
     os.mkfifo(folder / "pipe.png")
     os.mkfifo(folder / "pipe.geojson")
     (problem,) = data.check_tiles([data.Tile("a", folder / "pipe.png", None, None, "p")])
-    assert problem.reason == "not a file"
+    assert problem.reason == "is not a file"
     with pytest.raises(data.SlideError, match="not a file"):
         data.open_slide(folder / "pipe.png")
     with pytest.raises(ValueError, match="is not a file"):

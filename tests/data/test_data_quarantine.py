@@ -132,14 +132,12 @@ def test_a_tile_smaller_than_its_index_says_is_damage():
 
 
 def test_one_colour_where_there_was_more_is_nonsense():
-    from fastmtl.kernels.transform_numba import is_constant
-
     picture = encoded(random_pixels(0, 64))
     black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
-    assert "one colour" in nonsense(picture, black, is_constant)
-    assert nonsense(picture, random_pixels(0, 64), is_constant) is None
-    assert nonsense(encoded(white), white, is_constant) is None
-    assert nonsense(encoded(white, "BMP"), white, is_constant) is None  # many bytes, and truly of one colour
+    assert "one colour" in nonsense(picture, black)
+    assert nonsense(picture, random_pixels(0, 64)) is None
+    assert nonsense(encoded(white), white) is None
+    assert nonsense(encoded(white, "BMP"), white) is None  # many bytes, and truly of one colour
 
 
 def test_a_codec_that_decodes_to_black_without_an_error_is_found(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The Triton kernels of the data plane, interpreted, against the Numba kernels; the rest of the GPU's path on a CPU."""
+"""The Triton kernels of the data plane, interpreted, against the compiled ones; the rest of the GPU's path on a CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from fastmtl.data.loading.transform_cpu import CpuTransform, TransformOptions
 from fastmtl.ops.core.pointers import num_threads
 from fastmtl.protocols import Target
 
-pytest.importorskip("numba", reason="the CPU's kernels need Numba")
 pytest.importorskip("triton", reason="Triton is not installed")
 
 TARGETS = {"gland": "mask", "layers": Target("masks", "layers", 2), "tissue": Target("classes", "tissue")}
@@ -111,7 +110,9 @@ def _plain_stain(images, *, slides, inside, colour, mean, std, draws):
     [(Augmentation.none(), None), (PLAIN, _plain_stain), (BENT, None), (BENT, _plain_stain)],
     ids=["plain", "affine, stain", "bent", "bent, stain"],
 )
-def test_triton_s_kernels_do_what_numba_s_do(tiles, slides, augmentation, stain, poisoned_memory, monkeypatch):
+def test_triton_s_kernels_do_what_the_compiled_ones_do(
+    tiles, slides, augmentation, stain, poisoned_memory, monkeypatch
+):
     from fastmtl.data.loading.transform_gpu import GpuTransform
     from fastmtl.kernels import transform_triton
 

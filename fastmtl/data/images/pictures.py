@@ -107,11 +107,10 @@ def read_encoded(path: Path) -> bytes:
         OSError: it cannot be read.
         ValueError: it is empty, too large, or a folder, pipe or device, which may never end.
     """
-    if not path.is_file():
-        if not path.exists():
-            raise FileNotFoundError(f"No such file: {path}{near_file(path)}")
-        raise ValueError("not a file")
-    data = read_whole(path)
+    try:
+        data = read_whole(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No such file: {path}{near_file(path)}") from None
     if not data:
         raise ValueError("the file is empty")
     return data

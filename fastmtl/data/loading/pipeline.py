@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +48,24 @@ class Pipeline:
         if not self._idle:  # stopped during a pass, or broken: it still holds that pass's batches
             self._graph = None
         self._prefetcher.start(epoch, tiles, plans)
+        self._idle = False
+
+    def next(self) -> tuple[EncodedBatch, list[Tensor]]:
+        """The next batch: images float32 [B, 3, H, W] and maps uint8 [B, C, H, W]. After an error call `start`."""
+        if self._transform is None:
+            self._transform = self._make_transform()
+        batch, decoded = self._decoded()
+        slides = slides_of([self._tiles[tile] for tile in batch.tiles.tolist()])
+        return batch, self._transform(batch, decoded, slides)
+
+    def _decoded(self) -> tuple[EncodedBatch, Any]:
+        """The next batch and what DALI decodes of it. DALI starts with the first batch that it has something to decode
+        of: a data set of PNG files never waits for it."""
         if self._graph is None:
+            batch = self._prefetcher.next()
+            if not batch.encoded:
+                return batch, ()
+            self._prefetcher.give_back(batch)
             self._graph = DaliGraph(
                 self._prefetcher,
                 device=self._kind,
@@ -56,25 +73,15 @@ class Pipeline:
                 num_threads=self._num_threads,
                 prefetch=self._prefetch,
             )
-        self._idle = False
-
-    def next(self) -> tuple[EncodedBatch, list[Tensor]]:
-        """The next batch: images float32 [B, 3, H, W] and maps uint8 [B, C, H, W]. After an error call `start`."""
-        if self._graph is None:
-            raise RuntimeError("next() must be called after start()")
-        if self._transform is None:
-            self._transform = self._make_transform()
         stream = torch.cuda.current_stream(self._device) if self._kind == "gpu" else None
         decoded = self._graph.run(stream)
-        batch = self._prefetcher.fed.popleft()
-        slides = slides_of([self._tiles[tile] for tile in batch.tiles.tolist()])
-        return batch, self._transform(batch, decoded, slides)
+        return self._prefetcher.fed.popleft(), decoded
 
     def end_pass(self) -> None:
         """Prepare another pass; call it after the last batch."""
         if self._graph is not None and not self._idle:
             self._graph.rewind()
-            self._idle = True
+        self._idle = True
 
     def report_undecodable(self) -> bool:
         """Quarantine the tiles of the current batches that DALI cannot decode; returns whether any were found."""

@@ -1,4 +1,4 @@
-"""Read the bytes of batches ahead of DALI, in threads and without the GIL."""
+"""Read the bytes of batches ahead, in threads and without the GIL."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class EncodedBatch(NamedTuple):
 
 
 class Prefetcher:
-    """Provides DALI with its next batch.
+    """Provides the next batch: to DALI, which calls it, or by `next` if nothing is left to decode.
 
     Args:
         pictures: reads the bytes.
@@ -79,7 +79,7 @@ class Prefetcher:
         quarantine: takes damaged tiles.
         replace: replace a damaged tile by another one; otherwise drop it.
         num_threads: reading threads.
-        ahead: batches to read ahead of DALI.
+        ahead: batches to read ahead.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Prefetcher:
         self._plans: Sequence[Plan] = ()
         self._tiles: Sequence[Tile] = ()
         self._epoch = self._num_fed = self._num_started = 0
+        self._held: EncodedBatch | None = None
         self.fed: deque[EncodedBatch] = deque()
         """Batches passed to DALI and not yet taken by the pipeline."""
 
@@ -110,7 +111,11 @@ class Prefetcher:
         self._epoch, self._tiles, self._plans = epoch, tiles, plans
         self._num_fed = self._num_started = 0
 
-    def __call__(self, _iteration: int) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.bool_]]]:
+    def next(self) -> EncodedBatch:
+        """The next batch; StopIteration after the last."""
+        if self._held is not None:
+            batch, self._held = self._held, None
+            return batch
         if self._num_fed >= len(self._plans):
             raise StopIteration
         while self._num_started < min(len(self._plans), self._num_fed + 1 + self._ahead):
@@ -119,6 +124,14 @@ class Prefetcher:
         plan = self._plans[self._num_fed]
         batch = self._gather(plan, [sample for part in self._reading.popleft() for sample in part.result()])
         self._num_fed += 1
+        return batch
+
+    def give_back(self, batch: EncodedBatch) -> None:
+        """Let `next` return this batch, the last one it returned, once more."""
+        self._held = batch
+
+    def __call__(self, _iteration: int) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.bool_]]]:
+        batch = self.next()
         self.fed.append(batch)
         return batch.encoded or [_NOTHING], [np.array(grey) for grey in batch.is_grey or [True]]
 
@@ -134,6 +147,7 @@ class Prefetcher:
             future.cancel()
         self._reading.clear()
         self.fed.clear()
+        self._held = None
 
     def pictures_of(self, tile: int) -> list[ImageSource | None]:
         """The image and the maps of a tile of this epoch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError, reason_of
+from ...ops.core.backends import extension
 from ..dataset import ImageSource, Problem, Tile
 from ..images.pictures import file_of, opened_image
 from .encoded_images import place_of
@@ -103,17 +104,17 @@ def substitutes(tile: int, tiles: Sequence[Tile], *, seed: int, epoch: int, repe
     return alike[int(bits.random_raw() % np.uint64(len(alike)))]
 
 
-def nonsense(
-    data: NDArray[np.uint8], decoded: NDArray[np.uint8], is_constant: Callable[[NDArray[np.uint8], int], bool]
-) -> str | None:
+def nonsense(data: NDArray[np.uint8], decoded: NDArray[np.uint8]) -> str | None:
     """Why an image that decoded without an error is wrong; None if it looks right.
 
     Some decoders return a single colour for a codec they do not know. An image of one colour takes few bytes; one that
     takes more is decoded again.
     """
-    if decoded.size // decoded.shape[2] <= 1 or not is_constant(decoded.reshape(-1), decoded.shape[2]):
+    memory, (height, width, channels) = np.ascontiguousarray(decoded), decoded.shape
+    count = height * width
+    if count <= 1 or not extension().is_constant(memory.__array_interface__["data"][0], count, channels):
         return None
-    if data.size <= _HEADER_BYTES + decoded.shape[0] * decoded.shape[1] // _PIXELS_PER_BYTE:
+    if data.size <= _HEADER_BYTES + count // _PIXELS_PER_BYTE:
         return None
     try:
         with opened_image(data.tobytes()) as image:

@@ -1,13 +1,14 @@
 """Transform decoded tiles to a batch on the CPU: stitch, resample once, colour, standardise; maps get the same
 geometry.
 
-Uses Numba kernels: DALI's operators take about eight times as long. `transform_gpu` does the same on a GPU.
+Uses our own kernels, because DALI's operators take many times as long. `transform_gpu` does the same on a GPU.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...ops.core.backends import extension
 from ...ops.core.pointers import on_one_thread
-from ...utils.optional_imports import require
 from ..dataset import BACKGROUND
 from .augment import Parameters
 from .encoded_images import EncodedTile, Mosaic
@@ -112,10 +113,10 @@ class TransformOptions:
 
 
 class View(NamedTuple):
-    """An image in memory: rows of `width` pixels of C channels, `pitch` bytes apart, the first at flat[start]."""
+    """An image in `memory`: `height` lines of `width` pixels, `pitch` bytes apart, the first at `address`."""
 
-    flat: NDArray[np.uint8]
-    start: int
+    memory: NDArray[np.uint8]
+    address: int
     pitch: int
     height: int
     width: int
@@ -163,12 +164,9 @@ class CpuTransform:
     """Turns decoded tiles into one batch, on the CPU."""
 
     def __init__(self, options: TransformOptions):
-        self._options = options
-        require("numba", "augmenting on the CPU")
-        from ...kernels import transform_numba
-
-        self._kernels = transform_numba
-        self._pool = ThreadPoolExecutor(options.num_threads, thread_name_prefix="fastmtl-transform")
+        self._options, self._kernels = options, extension()
+        self._scale, self._shift = options.scale, options.shift
+        self._pool = ThreadPoolExecutor(max(options.num_threads - 1, 1), thread_name_prefix="fastmtl-transform")
 
     def __call__(self, batch: EncodedBatch, decoded: Sequence[Any], slides: list[str]) -> list[Tensor]:
         """Images float32 [B, 3, size, size] and for each map uint8 [B, C, size, size].
@@ -179,94 +177,121 @@ class CpuTransform:
         options, drawn, count = self._options, batch.drawn, len(batch.tiles)
         pixels = [np.asarray(decoded[number]) for number in range(len(batch.encoded))]
         shape = (count, 3, options.size, options.size)
-        images = torch.empty(shape) if options.stain is None else torch.empty(shape, dtype=torch.uint8)
-        inside = torch.empty(count, options.size, options.size, dtype=torch.uint8)
+        if options.stain is None:
+            images, inside = torch.empty(shape), torch.empty(0)
+        else:
+            images = torch.empty(shape, dtype=torch.uint8)
+            inside = torch.empty(count, options.size, options.size, dtype=torch.uint8)
         # NumPy's zeros: torch's would start its threads and wait for them while others use the cores.
         shapes = [(count, column.size, options.size, options.size) for column in options.maps]
         layers = [np.zeros(shape, np.uint8) for shape in shapes]
-        out, within, maps = images.numpy(), inside.numpy(), [torch.from_numpy(layer) for layer in layers]
-        colours, scale, shift = colour_matrices(drawn.colour), options.scale, options.shift
+        tables = np.zeros((1 + len(layers), count, 5), np.int64)
+        geometry = [np.ascontiguousarray(drawn.matrix), np.ascontiguousarray(drawn.field)]
+        colour = colour_matrices(drawn.colour), drawn.noise, drawn.keys, self._scale, self._shift
+        numbers = [address_of(values) for values in colour]
 
-        def one(row: int) -> None:
-            view = self._view(batch, pixels, 0, row, 3)
-            matrix = in_pixels(drawn.matrix[row], options.size, view.height, view.width)
-            where = (*view[:5], matrix, drawn.field[row])
-            if options.stain is None:
-                noise = drawn.noise[row], drawn.keys[row]
-                self._kernels.transform_image(
-                    *where, colours[row], *noise, scale, shift, np.float32(BACKGROUND), out[row]
-                )
-            else:
-                self._kernels.warp_image(*where, np.float32(BACKGROUND), out[row], within[row])
-            for number, column in enumerate(options.maps, 1):
-                if batch.mosaics[number][row] is not None:
-                    view = self._view(batch, pixels, number, row, column.size)
-                    self._transform_mask(view, column, batch, number, row, layers[number - 1][row])
+        def several(start: int, stop: int) -> None:
+            """The rows from `start` to `stop`."""
+            alive = [self._locate(batch, pixels, tables, row) for row in range(start, stop)]
+            share = options.size, start, stop
+            for picture, table in enumerate(tables):
+                where = address_of(table), *map(address_of, geometry), drawn.field.shape[-1]
+                if picture:
+                    self._transform_maps(options.maps[picture - 1], where, share, layers[picture - 1])
+                elif options.stain is None:
+                    self._kernels.transform_images(where, share, numbers, BACKGROUND, images.data_ptr())
+                else:
+                    self._kernels.warp_images(where, share, BACKGROUND, images.data_ptr(), inside.data_ptr())
+            del alive
 
-        self._each(one, count)
+        self._each(several, count)
+        maps = [torch.from_numpy(layer) for layer in layers]
         if options.stain is None:
             return [images, *maps]
         with on_one_thread():  # the other threads decode the next batch
             normal = options.stain_normalize(images, inside, drawn, slides, torch.from_numpy)
         if drawn.noise.any():
-            levels = normal.numpy()
-            self._each(
-                lambda row: self._kernels.add_noise(levels[row], drawn.noise[row], drawn.keys[row], scale, shift), count
-            )
+            self._each(lambda *rows: self._kernels.add_noise((options.size, *rows), numbers, normal.data_ptr()), count)
         return [normal, *maps]
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _transform_mask(
-        self, view: View, column: MapColumn, batch: EncodedBatch, number: int, row: int, out: NDArray[np.uint8]
+    def _transform_maps(
+        self, column: MapColumn, where: Sequence[int], share: tuple[int, int, int], layer: NDArray[np.uint8]
     ) -> None:
-        if view.channels < column.size:
-            tile, reason = int(batch.tiles[row]), f"has {view.channels} channels, not {column.size}"
-            raise DamagedSampleError(tile, number, reason)
-        matrix = in_pixels(batch.drawn.matrix[row], self._options.size, view.height, view.width)
         threshold, nearest = self._options.mask_threshold, self._options.takes_nearest(column)
-        self._kernels.transform_mask(*view, matrix, batch.drawn.field[row], np.float32(threshold), nearest, out)
+        self._kernels.transform_maps(where, share, threshold, nearest, column.size, address_of(layer))
         if nearest and column.kind != "classes":
-            np.greater(out, threshold, out=out)
+            rows = layer[share[1] : share[2]]
+            np.greater(rows, threshold, out=rows)
+
+    def _locate(
+        self, batch: EncodedBatch, decoded: Sequence[NDArray[np.uint8]], tables: NDArray[np.int64], row: int
+    ) -> list[NDArray[np.uint8]]:
+        """Write where a row's image and maps are in memory; returns the memory."""
+        alive = []
+        for picture, channels in enumerate((3, *(column.size for column in self._options.maps))):
+            mosaic = batch.mosaics[picture][row]
+            if mosaic is None and picture:
+                continue
+            view = self._view(batch, decoded, picture, row, mosaic or Mosaic([], (1, 1)), channels)
+            if view.channels < channels:
+                reason = f"has {view.channels} channels, not {channels}"
+                raise DamagedSampleError(int(batch.tiles[row]), picture, reason)
+            tables[picture, row] = view[1:]
+            alive.append(view.memory)
+        return alive
 
     def _view(
-        self, batch: EncodedBatch, decoded: Sequence[NDArray[np.uint8]], picture: int, row: int, channels: int
+        self,
+        batch: EncodedBatch,
+        decoded: Sequence[NDArray[np.uint8]],
+        picture: int,
+        row: int,
+        mosaic: Mosaic,
+        channels: int,
     ) -> View:
         """The pixels of a mosaic, copied only if it has several tiles or reaches beyond the slide; of `channels`
         channels if it has none."""
-        mosaic, numbers = batch.mosaics[picture][row] or Mosaic([], (1, 1)), batch.numbers[picture][row]
         tile, found = int(batch.tiles[row]), []
-        for part, number in zip(mosaic.tiles, numbers, strict=True):
+        for part, number in zip(mosaic.tiles, batch.numbers[picture][row], strict=True):
             pixels = part.pixels
             if pixels is None:
                 pixels = decoded[number]
-                reason = nonsense(batch.encoded[number], pixels, self._kernels.is_constant)
-                if reason:
+                if reason := nonsense(batch.encoded[number], pixels):
                     raise DamagedSampleError(tile, picture, reason)
             check_size(tile, picture, part, pixels.shape[0], pixels.shape[1])
             found.append(pixels)
         return _stitched(mosaic, found, channels, BACKGROUND if picture == 0 else 0)
 
-    def _each(self, one: Callable[[int], None], count: int) -> None:
-        """Call `one(i)` for every i, split evenly over the threads."""
-        bounds = np.linspace(0, count, self._options.num_threads + 1).astype(int).tolist()
+    def _each(self, several: Callable[[int, int], None], count: int) -> None:
+        """Call `several(start, stop)` for even parts of 0 .. count, the first one on this thread."""
+        threads = self._options.num_threads
+        bounds = sorted({count * number // threads for number in range(threads + 1)})
+        others = [self._pool.submit(several, *part) for part in itertools.pairwise(bounds[1:])]
+        try:
+            if count:
+                several(0, bounds[1])
+        finally:
+            wait(others)  # they use this batch's memory
+        for one in others:
+            one.result()
 
-        def several(start: int, stop: int) -> None:
-            for i in range(start, stop):
-                one(i)
 
-        list(self._pool.map(several, bounds[:-1], bounds[1:]))
+def address_of(values: NDArray[Any]) -> int:
+    """Of the first element."""
+    return values.__array_interface__["data"][0]
 
 
 def _stitched(mosaic: Mosaic, found: Sequence[NDArray[np.uint8]], channels: int, outside: int) -> View:
     if mosaic.size is None:
-        return _of(np.ascontiguousarray(found[0]), 0, 0, found[0].shape[1], found[0].shape[0])
+        return _of(found[0], 0, 0, found[0].shape[1], found[0].shape[0])
     width, height = mosaic.size
     for part, pixels in zip(mosaic.tiles, found, strict=True):
         if covers(part, mosaic.size):
-            return _of(np.ascontiguousarray(pixels), -part.x, -part.y, width, height)
+            return _of(pixels, -part.x, -part.y, width, height)
     channels = found[0].shape[2] if found else channels
     whole = np.full((height, width, channels), outside, np.uint8)
     for part, pixels in zip(mosaic.tiles, found, strict=True):
@@ -278,5 +303,7 @@ def _stitched(mosaic: Mosaic, found: Sequence[NDArray[np.uint8]], channels: int,
 
 
 def _of(pixels: NDArray[np.uint8], x: int, y: int, width: int, height: int) -> View:
-    channels, pitch = pixels.shape[2], pixels.shape[1] * pixels.shape[2]
-    return View(pixels.reshape(-1), y * pitch + x * channels, pitch, height, width, channels)
+    memory = np.ascontiguousarray(pixels)
+    channels = memory.shape[2]
+    pitch = memory.shape[1] * channels
+    return View(memory, address_of(memory) + y * pitch + x * channels, pitch, height, width, channels)

@@ -11,5 +11,4 @@ import fastmtl.api.scoring
 import fastmtl.api.training
 import fastmtl.cli.train
 import fastmtl.kernels.png_numba
-import fastmtl.kernels.transform_numba
 import fastmtl.training.progress  # noqa: F401
