@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,10 +21,12 @@ from .errors import DamagedPieceError, SlideError
 from .open_files import OpenFile, open_files
 from .orientation import Box, shown_box, stored_box, upright
 from .raster import Encoding, Layout, Raster
+from .remote.backoff import RemoteFileChanged
+from .remote.files import RemoteFile
 
-_LARGEST_GAP = 2**14  # up to about this gap, reading unused bytes is cheaper than another call
 _MOST_BUFFERS = 512  # POSIX grants a scattered read at least 1024 on Linux; each tile takes two
 _LARGE_PIXELS = 2**22  # larger tiles are cached decoded
+_CHANGED = "changed since it was opened; open it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +208,8 @@ class EncodedTileReader:
         for item in wanted:  # checked before allocation: a damaged count may be any number
             if item.offset + item.length > self._state[0]:
                 raise self._damaged(raster, item, "lies beyond the end of the file: truncated")
-        for run in _runs(wanted):
+
+        def read(run: list[_Wanted]) -> list[bytearray]:
             buffers = [bytearray(room + item.length) for item in run]
             parts: list[memoryview | bytearray] = []
             end = run[0].offset
@@ -217,21 +219,26 @@ class EncodedTileReader:
                 parts.append(memoryview(buffer)[room:])
                 end = item.offset + item.length
             try:
-                got = os.preadv(file.descriptor, parts, run[0].offset)
+                got = file.read_into(parts, run[0].offset)
+            except RemoteFileChanged as error:
+                raise SlideError(self._path, _CHANGED) from error
             except OSError as error:
                 raise self._damaged(raster, run[0], f"cannot be read: {error.strerror}") from error
             if got < end - run[0].offset:
                 raise self._damaged(raster, run[0], "the file ends early: it changed while it was open")
+            return buffers
+
+        runs = list(_runs(wanted, file.largest_gap))
+        for run, buffers in zip(runs, file.each(read, runs), strict=True):
             yield from zip(run, buffers, strict=True)
 
-    def _open(self) -> OpenFile:
+    def _open(self) -> OpenFile | RemoteFile:
         try:
             file = self._files.get(self, self._path)
         except OSError as error:
             raise SlideError(self._path, f"cannot be opened: {error.strerror}") from error
-        status = os.fstat(file.descriptor)  # takes a microsecond; raw and LZW tiles would not reveal a changed file
-        if (status.st_size, status.st_mtime_ns) != self._state:
-            raise SlideError(self._path, "changed since it was opened; open it again")
+        if file.state() != self._state:  # raw and LZW tiles would not reveal a changed file
+            raise SlideError(self._path, _CHANGED)
         return file
 
     def _head(self, encoding: Encoding) -> _Head:
@@ -264,13 +271,13 @@ def _tiles_in(raster: Raster, box: Box) -> Iterator[_Wanted]:
                 yield _Wanted(tile, (x, y, min(wide, raster.width - x), min(high, raster.height - y)), offset, count)
 
 
-def _runs(wanted: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:
+def _runs(wanted: Iterable[_Wanted], largest_gap: int) -> Iterator[list[_Wanted]]:
     """Groups of tiles close enough in the file to be read at once."""
     ordered = sorted(wanted, key=lambda item: item.offset)
     run = ordered[:1]
     for before, item in pairwise(ordered):
         gap = item.offset - (before.offset + before.length)
-        if not 0 <= gap <= _LARGEST_GAP or 2 * len(run) >= _MOST_BUFFERS:
+        if not 0 <= gap <= largest_gap or 2 * len(run) >= _MOST_BUFFERS:
             yield run
             run = []
         run.append(item)

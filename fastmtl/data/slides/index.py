@@ -28,6 +28,7 @@ from .errors import SlideError
 from .image_file import SIGNATURES
 from .orientation import CODES
 from .raster import Encoding, Layout, Level, Raster, levels_of
+from .remote.path import RemotePath
 from .tissue_mask import TissueMask
 
 VERSION = 2  # an index of another version is ignored
@@ -54,7 +55,7 @@ def use_index_folder(folder: str | Path | None) -> None:
 @dataclass(frozen=True)
 class Identity:
     """Identifies the file that was scanned: bytes, nanoseconds, a digest of its first and last 64 KiB
-    (TIFF's directories are at either end)."""
+    (TIFF's directories are at either end). Of a file on a server, its ETag stands for the last two."""
 
     size: int
     modified: int
@@ -103,10 +104,13 @@ def identify(path: Path) -> Identity:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
             raise SlideError(path, "is a directory, pipe or device, not a file")
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            head = file.read(_HASHED)
-            file.seek(max(status.st_size - _HASHED, 0))
-            digest = blake2b(head + file.read(_HASHED), digest_size=16).hexdigest()
+            status = path.stat() if isinstance(path, RemotePath) else os.fstat(file.fileno())
+            if isinstance(path, RemotePath) and path.info.version:  # saves two requests
+                digest = blake2b(f"{path} {path.info.version}".encode(), digest_size=16).hexdigest()
+            else:
+                head = file.read(_HASHED)
+                file.seek(max(status.st_size - _HASHED, 0))
+                digest = blake2b(head + file.read(_HASHED), digest_size=16).hexdigest()
     except OSError as error:
         raise SlideError(path, f"cannot be opened: {error.strerror}") from error
     return Identity(status.st_size, status.st_mtime_ns, digest)
@@ -115,6 +119,8 @@ def identify(path: Path) -> Identity:
 def index_path(path: Path, identity: Identity, folder: str | Path | None = None) -> Path:
     """The path of a slide's index, which may not exist; other cached data of the slide are stored beside it."""
     folder = folder if folder is not None else _folder
+    if folder is None and isinstance(path, RemotePath):
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastmtl" / "slides"
     if folder is None:
         return path.parent / FOLDER / f"{path.name}.safetensors"
     # Slides of several folders may have the same name.

@@ -8,6 +8,7 @@ from .errors import SlideError
 from .image_file import SIGNATURES, scan_image_file
 from .openslide_reader import scan_with_openslide
 from .raster import Layout
+from .remote.path import RemotePath
 from .tiff import TIFF_SIGNATURES, NotHereError, scan_tiff
 
 MAX_PIXELS = 2**38
@@ -30,9 +31,11 @@ def scan(path: Path, max_pixels: int = MAX_PIXELS) -> Layout:
     for signature, codec in SIGNATURES.items():
         if head.startswith(signature):
             return scan_image_file(path, codec)
-    if not head.startswith(TIFF_SIGNATURES):
-        return scan_with_openslide(path, max_pixels)
-    try:
-        return scan_tiff(path, max_pixels)
-    except NotHereError:
-        return scan_with_openslide(path, max_pixels)
+    if head.startswith(TIFF_SIGNATURES):
+        try:
+            return scan_tiff(path, max_pixels)
+        except NotHereError:
+            pass
+    if isinstance(path, RemotePath):
+        raise SlideError(path, "is of a format that only OpenSlide reads, from local files alone; copy it")
+    return scan_with_openslide(path, max_pixels)

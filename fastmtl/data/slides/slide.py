@@ -21,6 +21,7 @@ from .index import SlideIndex, identify, load_index
 from .openslide_reader import OpenSlideReader
 from .orientation import Box
 from .raster import Encoding, Level
+from .remote.path import slide_path
 from .scale import PLAUSIBLE_MPP
 from .scan import MAX_PIXELS, scan
 from .thumbnail import find_tissue, thumbnail
@@ -45,7 +46,7 @@ def open_slide(
     A slide with an index (`index_slide`) opens in milliseconds; others are scanned.
 
     Args:
-        path: the file.
+        path: the file, or a URL (https://, s3://, ...), of which only the bytes that are needed are read.
         mpp: micrometres per pixel of level 0, if the file has none or an implausible one (see `Slide.problems`). A
             difference of more than a tenth from the file's own is reported there too.
         max_pixels: a level 0 that declares more is refused unread.
@@ -55,7 +56,7 @@ def open_slide(
         SlideError: missing, damaged, too large, or of a kind that cannot be read.
         ImportError: a required package is not installed; the message says how to install it.
     """
-    path = Path(path)
+    path = slide_path(path)
     if mpp is not None and not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
         raise ValueError(f"`mpp` must be {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]} micrometres per pixel; got {mpp}")
     index = load_index(path, index_folder) or SlideIndex(identify(path), scan(path, max_pixels))

@@ -39,7 +39,7 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
     """
     tifffile = require("tifffile", "opening TIFF slides")
     try:
-        with tifffile.TiffFile(path, _multifile=False) as file:
+        with path.open("rb") as stream, tifffile.TiffFile(stream, _multifile=False) as file:
             return _scan(path, file, max_pixels)
     except (SlideError, NotHereError, ImportError):
         raise
