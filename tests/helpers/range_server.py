@@ -72,8 +72,13 @@ def serving(folder: Path) -> Iterator[RangeServer]:
             self.wfile.write(body[: len(body) // 2] if cut else body)
             self.close_connection |= cut
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # a reader that leaves in the middle of an answer
+
+    server = Server(("127.0.0.1", 0), Handler)
     state.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -99,6 +99,7 @@ class EncodedTileReader:
         """
         if raster.planes:
             return [EncodedTile(0, 0, window[2], window[3], pixels=self.read(raster, window))]
+        window = _in_image(raster, window)
         shown, code = raster.shown_size, raster.encoding.orientation
         drawn = [_decoded_tile(*part) for part in self._drawn(raster, window)]
         wanted = list(_tiles_in(raster, stored_box(window, shown, code)))
@@ -121,6 +122,7 @@ class EncodedTileReader:
             image[y : y + part.shape[0], x : x + part.shape[1]] = part
         if raster.planes:
             return image
+        window = _in_image(raster, window)
         wanted = list(_tiles_in(raster, stored_box(window, raster.shown_size, raster.encoding.orientation)))
         for item, pixels in self._decoded(raster, wanted):
             x, y, part = self._cut(raster, item, pixels, window)
@@ -131,7 +133,7 @@ class EncodedTileReader:
         """Tiles in the window that do not exist at this level, drawn from the finer one, as OpenSlide does: left and
         top edge in the window, pixels."""
         level = self._level_of(raster)
-        if level <= 0 or raster.stored.all():
+        if level <= 0 or raster.placement or raster.stored.all():
             return
         shown, code = raster.shown_size, raster.encoding.orientation
         for box in empty_in(raster, stored_box(window, shown, code)):
@@ -156,6 +158,8 @@ class EncodedTileReader:
         level = next((at for at, known in enumerate(rasters) if known is raster or raster in known.planes), -1)
         scale = self._layout.levels[level].downsample if level >= 0 else 1
         x, y, *_ = shown_box(box, raster.shown_size, raster.encoding.orientation)
+        if raster.placement:
+            x, y = x + raster.placement.left, y + raster.placement.top
         return round(x * scale), round(y * scale), level
 
     def _cut(self, raster: Raster, item: _Wanted, pixels: Pixels, window: Box) -> tuple[int, int, Pixels]:
@@ -283,6 +287,12 @@ def _runs(wanted: Iterable[_Wanted], largest_gap: int) -> Iterator[list[_Wanted]
         run.append(item)
     if run:
         yield run
+
+
+def _in_image(raster: Raster, window: Box) -> Box:
+    """A rectangle of the level, as seen from the image's corner."""
+    place = raster.placement
+    return window if place is None else (window[0] - place.left, window[1] - place.top, *window[2:])
 
 
 def _is_large(raster: Raster) -> bool:

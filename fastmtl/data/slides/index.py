@@ -27,11 +27,11 @@ from .codecs import TIFF_CODECS
 from .errors import SlideError
 from .image_file import SIGNATURES
 from .orientation import CODES
-from .raster import Encoding, Layout, Level, Raster, levels_of
+from .raster import Encoding, Layout, Level, Placement, Raster, levels_of
 from .remote.path import RemotePath
 from .tissue_mask import TissueMask
 
-VERSION = 2  # an index of another version is ignored
+VERSION = 3  # an index of another version is ignored
 FOLDER = ".fastmtl"
 """The folder of indexes, in the folder of the slides."""
 
@@ -164,7 +164,7 @@ def _raster_words(raster: Raster) -> dict[str, Any]:
     encoding = asdict(raster.encoding)
     encoding |= {name: encoding[name].hex() for name in ("tables", "palette")}
     size = {name: getattr(raster, name) for name in ("width", "height", "tile_width", "tile_height")}
-    return {**size, "encoding": encoding}
+    return {**size, "encoding": encoding, "placement": raster.placement and asdict(raster.placement)}
 
 
 def _unpack(identity: Identity, words: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> SlideIndex:
@@ -194,6 +194,8 @@ def _check(layout: Layout) -> None:
     sizes += [(raster.width, raster.height, raster.tile_width, raster.tile_height) for raster in rasters]
     if not all(type(side) is int and side > 0 for size in sizes for side in size):
         raise ValueError("sizes that are not positive integers")
+    if not all(_is_plausible(raster.placement) for raster in rasters if raster.placement):
+        raise ValueError("images that lie nowhere")
     for raster in rasters:
         jpeg.tables_end_blocks_with_zeros(raster.encoding.tables)  # raises for damaged ones
         if raster.tile_width * raster.tile_height > MAX_PIXELS or not _is_known(raster.encoding):
@@ -209,6 +211,12 @@ def _check(layout: Layout) -> None:
     is_native = layout.reader == "native" and layout.levels == levels_of(layout.rasters)
     if not is_native and (layout.reader != "openslide" or layout.rasters or not layout.levels):
         raise ValueError("levels that are not those of its images")
+
+
+def _is_plausible(place: Placement) -> bool:
+    whole = (place.left, place.top, place.width, place.height)
+    scale = isinstance(place.downsample, float) and isfinite(place.downsample) and place.downsample >= 0
+    return all(type(number) is int for number in whole) and min(whole[2:]) > 0 and scale
 
 
 def _is_known(encoding: Encoding) -> bool:
@@ -229,6 +237,6 @@ def _raster(name: str, words: Mapping[str, Any], arrays: Mapping[str, NDArray]) 
     encoding = dict(words["encoding"])
     encoding |= {name: bytes.fromhex(encoding[name]) for name in ("tables", "palette")}
     size = {name: words[name] for name in ("width", "height", "tile_width", "tile_height")}
-    return Raster(
-        **size, encoding=Encoding(**encoding), offsets=arrays[f"{name} offsets"], counts=arrays[f"{name} counts"]
-    )
+    placement = Placement(**words["placement"]) if words["placement"] else None
+    offsets, counts = arrays[f"{name} offsets"], arrays[f"{name} counts"]
+    return Raster(**size, encoding=Encoding(**encoding), offsets=offsets, counts=counts, placement=placement)

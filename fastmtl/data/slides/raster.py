@@ -60,6 +60,25 @@ class Encoding:
     planes: int = 1
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in its level, if metadata say so. Outside it, and where tiles do not exist, is background.
+
+    Attributes:
+        left: of the image, pixels of the level.
+        top: likewise.
+        width: of the level, pixels.
+        height: likewise.
+        downsample: of the level; 0 if that follows from its size.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    downsample: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Raster:
     """One image as stored, before it is rotated upright.
@@ -72,6 +91,7 @@ class Raster:
         encoding: of every tile.
         offsets: int64 [planes * rows * columns], bytes from the start of the file, row by row, plane after plane.
         counts: likewise, bytes; 0 for a tile that does not exist.
+        placement: in its level; None if it is the level.
     """
 
     width: int
@@ -81,6 +101,7 @@ class Raster:
     encoding: Encoding
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
+    placement: Placement | None = None
 
     @property
     def columns(self) -> int:
@@ -94,6 +115,11 @@ class Raster:
     def shown_size(self) -> tuple[int, int]:
         """(width, height) upright."""
         return (self.height, self.width) if self.encoding.orientation >= 5 else (self.width, self.height)
+
+    @property
+    def level_size(self) -> tuple[int, int]:
+        """(width, height) of its level, upright."""
+        return (self.placement.width, self.placement.height) if self.placement else self.shown_size
 
     @cached_property
     def planes(self) -> tuple[Raster, ...]:
@@ -144,12 +170,13 @@ class Layout:
 
 
 def levels_of(rasters: tuple[Raster, ...]) -> tuple[Level, ...]:
-    """Levels with OpenSlide's downsample: the mean of both axes' ratios."""
-    width, height = rasters[0].shown_size
+    """Levels with OpenSlide's downsample: the mean of both axes' ratios, if metadata do not say it."""
+    width, height = rasters[0].level_size
     levels = []
     for raster in rasters:
-        w, h = raster.shown_size
+        w, h = raster.level_size
         tile = (raster.tile_width, raster.tile_height)
         tile = tile[::-1] if raster.encoding.orientation >= 5 else tile
-        levels.append(Level(w, h, (width / w + height / h) / 2, *tile))
+        downsample = (raster.placement and raster.placement.downsample) or (width / w + height / h) / 2
+        levels.append(Level(w, h, downsample, *tile))
     return tuple(levels)

@@ -169,8 +169,9 @@ class Slide:
         scale = self.levels[regions[0].level].downsample
         box = np.array([(one.x, one.y, one.width, one.height) for one in regions], np.float64).T
         grid = np.linspace(0, 1, 3)[:, None]
-        columns = (box[0] / scale + grid * (box[2] - 1)) // raster.tile_width
-        rows = (box[1] / scale + grid * (box[3] - 1)) // raster.tile_height
+        left, top = (raster.placement.left, raster.placement.top) if raster.placement else (0, 0)
+        columns = (box[0] / scale - left + grid * (box[2] - 1)) // raster.tile_width
+        rows = (box[1] / scale - top + grid * (box[3] - 1)) // raster.tile_height
         at = np.clip(rows, 0, raster.rows - 1)[:, None] * raster.columns + np.clip(columns, 0, raster.columns - 1)
         return raster.counts[at.astype(np.int64)].max((0, 1))
 
