@@ -6,6 +6,7 @@ import uuid
 
 import numpy as np
 import pytest
+from helpers.pixel_model import lines_of, map_of, predict
 from helpers.range_server import serving
 from helpers.slides import patch_tile, tissue_like, write_tiff
 from helpers.tiles import raw_loader
@@ -281,6 +282,26 @@ def test_batches_of_a_busy_server_are_those_of_the_local_slide(server):
             assert np.abs(image.permute(1, 2, 0).numpy() - expected[name]).max() <= 2
             seen += 1
     assert (seen, server.failures, loader.quarantine) == (len(tiles), [], [])
+
+
+def test_predictions_of_urls_are_those_of_the_files(server, tmp_path):
+    write_tiff(server.folder / "a.tiff", tissue_like(200, 150), compression="deflate")
+    for name, cell in {"local": server.folder / "a.tiff", "remote": server.url("a.tiff")}.items():
+        (tmp_path / f"{name}.csv").write_text(f"slide\n{cell}\n")
+        found = data.find_slides(tmp_path / f"{name}.csv")
+        assert predict(found.slides, tmp_path / name).new == 1
+        assert predict(found.slides, tmp_path / name).there == 1
+    (line,), (told,) = (lines_of(tmp_path / name / "predictions.jsonl") for name in ("local", "remote"))
+    assert told["slide"] == f"http/{server.address[7:].replace(':', '-')}/a.tiff"
+    assert told["gland"]["foreground"] == line["gland"]["foreground"] > 0
+    masks = [map_of(tmp_path / name / one["gland"]["mask"]) for name, one in {"local": line, "remote": told}.items()]
+    np.testing.assert_array_equal(*masks)
+    server.failures[:] = ["cut"] * 1000
+    forget()
+    (server.folder / "a.tiff").touch()
+    assert predict(found.slides, tmp_path / "remote").unreadable == 1
+    (entry,) = lines_of(tmp_path / "remote" / "quarantine.jsonl")
+    assert entry["file"] == server.url("a.tiff")
 
 
 @pytest.fixture

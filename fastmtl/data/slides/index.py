@@ -105,8 +105,8 @@ def identify(path: Path) -> Identity:
             raise SlideError(path, "is a directory, pipe or device, not a file")
         with path.open("rb") as file:
             status = path.stat() if isinstance(path, RemotePath) else os.fstat(file.fileno())
-            if isinstance(path, RemotePath) and path.info.version:  # saves two requests
-                digest = blake2b(f"{path} {path.info.version}".encode(), digest_size=16).hexdigest()
+            if isinstance(path, RemotePath) and path.remote_info.version:  # saves two requests
+                digest = blake2b(f"{path} {path.remote_info.version}".encode(), digest_size=16).hexdigest()
             else:
                 head = file.read(_HASHED)
                 file.seek(max(status.st_size - _HASHED, 0))

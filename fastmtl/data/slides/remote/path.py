@@ -32,7 +32,7 @@ class RemotePath(type(Path())):
         return f"{scheme}//{'/'.join(rest)}" if rest else scheme
 
     @property
-    def info(self) -> FileInfo:
+    def remote_info(self) -> FileInfo:
         """What the server says of it; OSError if it cannot be read."""
         return info_of(str(self))
 
@@ -46,14 +46,14 @@ class RemotePath(type(Path())):
         return "/".join(self.parts).replace(":/", "/").replace(":", "-")
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        info = self.info
+        info = self.remote_info
         whole = info.number // 10**9
         times = [whole, whole, whole, *(float(whole),) * 3, *(info.number,) * 3]
         return os.stat_result([stat.S_IFREG | 0o444, 0, 0, 1, 0, 0, info.size, *times])
 
     def exists(self, **_: Any) -> bool:
         try:
-            return self.info.size >= 0
+            return self.remote_info.size >= 0
         except FileNotFoundError:
             return False
 
