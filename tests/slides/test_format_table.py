@@ -1,4 +1,4 @@
-"""The table of formats of docs/slides.md: each row is written as a file, opened, and compared with the readers named."""
+"""The table of formats of docs/slides.md: each row is written as a file, opened, and compared with other readers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +8,10 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from helpers.ndpi_slides import write_ndpi
 from helpers.paths import ROOT
 from helpers.slides import TILE, halved, tissue_like, write_jpeg_with_tables, write_tiff
-from helpers.vendor_slides import write_leica, write_philips, write_ventana
+from helpers.vendor_slides import quartered, write_leica, write_philips, write_ventana
 from PIL import Image
 
 from fastmtl import data
@@ -87,6 +88,7 @@ FORMATS = [
     Format("TIFF in strips", strips, "one"),
     Format("OME-TIFF", ome, "SubIFDs"),
     Format("OME-TIFF, a page for each colour", ome_planes, "one"),
+    Format("Hamamatsu NDPI", lambda path: write_ndpi(path, [PIXELS, quartered(PIXELS)], SMALL), "pages and between"),
     Format("Leica SCN", lambda path: write_leica(path, PIXELS, SMALL), "pages"),
     Format("Leica SCN of several areas", lambda path: write_leica(path, PIXELS, SMALL, pyramids=2), "pages"),
     Format("Philips TIFF", lambda path: write_philips(path, PIXELS, SMALL), "pages"),
@@ -99,7 +101,7 @@ FORMATS = [
 ]
 _CODECS = {"jpeg": "JPEG", "jpeg2000": "JPEG 2000", "webp": "WebP", "jpegxl": "JPEG XL", "png": "PNG", "lzw": "LZW"}
 _CODECS |= {"deflate": "Deflate", "zstd": "Zstandard", "lzma": "LZMA", "packbits": "PackBits", "raw": "none"}
-_CODECS |= {"plain png": "PNG", "plain jpeg": "JPEG"}
+_CODECS |= {"plain png": "PNG", "plain jpeg": "JPEG", "jpeg part": "JPEG"}
 
 
 def by_openslide(path, level):
@@ -110,8 +112,8 @@ def by_openslide(path, level):
 
 def by_tifffile(path, level):
     with tifffile.TiffFile(path) as file:
-        if file.is_scn or file.is_philips or file.is_bif:
-            raise ValueError("places and paddings are not its matter")
+        if file.is_scn or file.is_philips or file.is_bif or file.is_ndpi:
+            raise ValueError("places, paddings and levels between are not its matter")
         found = file.series[0].levels[level].asarray()
         return np.moveaxis(found, 0, -1) if found.shape[0] == 3 else found
 

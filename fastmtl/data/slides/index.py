@@ -197,7 +197,7 @@ def _check(layout: Layout) -> None:
     if not all(_is_plausible(raster.placement) for raster in rasters if raster.placement):
         raise ValueError("images that lie nowhere")
     for raster in rasters:
-        jpeg.tables_end_blocks_with_zeros(raster.encoding.tables)  # raises for damaged ones
+        _check_tables(raster)
         if raster.tile_width * raster.tile_height > MAX_PIXELS or not _is_known(raster.encoding):
             raise ValueError("tiles that cannot be read")
         needed = raster.rows * raster.columns * raster.encoding.planes
@@ -213,6 +213,17 @@ def _check(layout: Layout) -> None:
         raise ValueError("levels that are not those of its images")
 
 
+def _check_tables(raster: Raster) -> None:
+    """Raise ValueError for a damaged part of a JPEG stream."""
+    tables, scale = raster.encoding.tables, raster.encoding.scale
+    if raster.encoding.codec != "jpeg part":
+        jpeg.tables_end_blocks_with_zeros(tables)
+    elif jpeg.read_header(tables, len(jpeg.SOI))[:2] != (raster.tile_width * scale, raster.tile_height * scale):
+        raise ValueError("the header of tiles of another size")
+    elif not jpeg.stacks_exactly(tables):
+        raise ValueError("rows of blocks that depend on each other")
+
+
 def _is_plausible(place: Placement) -> bool:
     whole = (place.left, place.top, place.width, place.height)
     scale = isinstance(place.downsample, float) and isfinite(place.downsample) and place.downsample >= 0
@@ -222,13 +233,14 @@ def _is_plausible(place: Placement) -> bool:
 def _is_known(encoding: Encoding) -> bool:
     """Whether the encoding is one that `codecs.decode` knows."""
     return (
-        encoding.codec in {*TIFF_CODECS.values(), *SIGNATURES.values()}
+        encoding.codec in {*TIFF_CODECS.values(), *SIGNATURES.values(), "jpeg part"}
         and encoding.colour in ("rgb", "ycbcr", "grey", "inverted", "palette")
         and encoding.samples in range(1, 5)
         and encoding.planes in (1, encoding.samples)
         and encoding.alpha in ("", "straight", "premultiplied")
         and isinstance(encoding.predictor, bool)
         and encoding.orientation in CODES
+        and (encoding.scale == 1 or (encoding.scale in (2, 4, 8) and encoding.codec in ("jpeg part", "plain jpeg")))
         and (encoding.colour != "palette" or len(encoding.palette) == 3 * 256)
     )
 

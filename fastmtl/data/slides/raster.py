@@ -37,15 +37,17 @@ class Encoding:
     """How a tile's bytes become pixels.
 
     Attributes:
-        codec: "jpeg", "jpeg2000", "webp", "jpegxl", "png" hold complete images; "lzw", "deflate", "zstd", "lzma",
+        codec: "jpeg", "jpeg2000", "webp", "jpegxl", "png" hold complete images; "jpeg part" what lies between two
+            restart markers; "lzw", "deflate", "zstd", "lzma",
             "packbits", "raw" hold rows of samples.
         colour: "rgb", "ycbcr", "grey", "inverted" (grey, 0 is white) or "palette".
         samples: values per pixel, all of 8 bits.
         alpha: of the last sample: "straight", "premultiplied" or "" where it is no alpha.
         predictor: whether rows of samples are differences.
         orientation: TIFF's and EXIF's code, 1 to 8; 1 is upright.
-        tables: a JPEG stream's shared tables, without SOI and EOI.
+        tables: a JPEG stream's shared tables, without SOI and EOI; of a "jpeg part" the whole header of a tile.
         palette: RGB uint8 [n, 3] as bytes.
+        scale: JPEG is decoded to a half, quarter or eighth: 2, 4 or 8.
         planes: 1 if a tile holds all samples of its pixels; otherwise `samples`: each tile holds one sample, as grey.
     """
 
@@ -58,6 +60,7 @@ class Encoding:
     tables: bytes = b""
     palette: bytes = b""
     planes: int = 1
+    scale: int = 1
 
 
 @dataclass(frozen=True)

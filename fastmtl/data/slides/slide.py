@@ -39,10 +39,10 @@ def open_slide(
 ) -> Slide:
     """Open a slide; the format is detected from the content, not the file name.
 
-    Built in: SVS, tiled, pyramidal and stripped TIFF and BigTIFF, OME-TIFF, Leica, Philips and Ventana without
-    overlaps, of 8-bit RGB, grey and palette, in JPEG, JPEG 2000, WebP, JPEG XL, PNG, LZW, Deflate, Zstandard, LZMA,
+    Built in: SVS, NDPI, Leica, Philips, Ventana without overlaps, tiled, pyramidal and stripped TIFF and BigTIFF,
+    OME-TIFF, of 8-bit RGB, grey and palette, in JPEG, JPEG 2000, WebP, JPEG XL, PNG, LZW, Deflate, Zstandard, LZMA,
     PackBits or raw; PNG, JPEG and JPEG 2000 files as slides of one level. OpenSlide, if installed, reads all others
-    (NDPI, MIRAX, DICOM, ...).
+    (MIRAX, DICOM, ...).
 
     A slide with an index (`index_slide`) opens in milliseconds; others are scanned.
 

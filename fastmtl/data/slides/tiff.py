@@ -18,6 +18,7 @@ from .tiff_pictures import Picture, main_of, pictures_of, stacked_with
 from .tiff_raster import placed, raster_of
 from .vendors import ARRANGE
 from .vendors.arranged import DECLARATIONS, NotHereError
+from .vendors.hamamatsu import has_wide_offsets
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
@@ -36,8 +37,10 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
     """
     tifffile = require("tifffile", "opening TIFF slides")
     try:
-        with path.open("rb") as stream, tifffile.TiffFile(stream, _multifile=False) as file:
-            return _scan(path, file, max_pixels)
+        with path.open("rb") as stream:
+            kind = {"is_ndpi": True} if has_wide_offsets(stream) else {}
+            with tifffile.TiffFile(stream, _multifile=False, **kind) as file:
+                return _scan(path, file, max_pixels)
     except (SlideError, NotHereError, ImportError):
         raise
     except Exception as error:  # damaged headers make tifffile raise nearly any type
@@ -117,15 +120,19 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 def _arranged(path: Path, file: TiffFile, vendor: str, max_pixels: int) -> Layout:
     """A file whose vendor's metadata say what its pages are."""
     found, problems = ARRANGE[vendor](file), list[str]()
-    _check_size(path, found.levels[0][1].width, found.levels[0][1].height, max_pixels)
+    first = found.levels[0] if isinstance(found.levels[0], Raster) else found.levels[0][1]
+    _check_size(path, first.width, first.height, max_pixels)
     try:
-        rasters = [placed(raster_of(file, (page,), problems), place) for page, place in found.levels]
+        rasters = [
+            one if isinstance(one, Raster) else placed(raster_of(file, one[:1], problems), one[1])
+            for one in found.levels
+        ]
     except ValueError as error:
         raise NotHereError(str(error)) from error
     associated: dict[str, Raster] = {}
     for name, page in found.associated.items():
         try:
-            associated[name] = raster_of(file, (page,), problems)
+            associated[name] = page if isinstance(page, Raster) else raster_of(file, (page,), problems)
         except ValueError as error:
             problems.append(f"{name} is left out: {error}")
     damage = _truncated(file, rasters)

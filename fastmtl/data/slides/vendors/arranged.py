@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from ..raster import Placement
+from ..raster import Placement, Raster
 from ..scale import Scale
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ class Arranged:
     """The contents of a vendor's file.
 
     Attributes:
-        levels: pages, finest first, and where they lie in their level.
-        associated: name -> page.
+        levels: finest first: pages and where they lie in their level, or what was read of them.
+        associated: name -> page, likewise.
         scale: of level 0.
         bounds: of what was scanned (x, y, width, height), level-0 pixels; None for all.
     """
 
-    levels: Sequence[tuple[TiffPage, Placement]]
+    levels: Sequence[tuple[TiffPage, Placement] | Raster]
     scale: Scale
-    associated: Mapping[str, TiffPage] = field(default_factory=dict)
+    associated: Mapping[str, TiffPage | Raster] = field(default_factory=dict)
     bounds: tuple[int, int, int, int] | None = None
 
 
