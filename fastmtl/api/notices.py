@@ -59,7 +59,7 @@ def lines(notices: Iterable[tuple[Path | str, str]]) -> list[str]:
 
 
 def _below(path: Path, home: str) -> str:
-    if not path.is_absolute() and not path.exists():
+    if "://" in str(path) or (not path.is_absolute() and not path.exists()):
         return str(path)
     where = os.path.relpath(os.path.abspath(path), home)
     if where == os.curdir:

@@ -64,7 +64,7 @@ def predict(arguments: Sequence[str]) -> int:
     """Predict and print how much was written; returns 1 if a slide could not be read."""
     parser = Parser("predict", "Write masks and classes for images or whole slides without labels.")
     parser.need("RUN", _RUN)
-    parser.need("INPUT", "an image or a slide, a folder of them, or a manifest")
+    parser.need("INPUT", "an image, a slide or its URL, a folder of them, or a manifest")
     parser.add_argument(
         "--out",
         type=Path,

@@ -14,6 +14,7 @@ _EXTRAS = {
     ),
     "models": ("huggingface_hub", "scipy", "segmentation_models_pytorch", "timm", "transformers"),
     "wsi": ("h5py", "openslide", "pyarrow", "rasterio", "shapely"),
+    "remote": ("fsspec", "requests", "s3fs"),
     "bench": ("LibMTL", "matplotlib", "monai", "torchjd", "torchstain", "torchvision", "wsistream"),
 }
 """Extra of pyproject.toml -> the modules that it installs and fastmtl imports."""

@@ -8,7 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 import tifffile
+from helpers.ndpi_slides import write_ndpi
 from helpers.slides import TILE, halved, tissue_like
+from helpers.vendor_slides import write_leica, write_philips, write_ventana
 
 from fastmtl import data
 
@@ -45,11 +47,24 @@ def _strips(file):
     file.write(PIXELS, photometric="rgb", compression="deflate", predictor=True, rowsperstrip=30, metadata=None)
 
 
+def _written(write, **options):
+    def to(path):
+        with tifffile.TiffWriter(path, **options) as file:
+            write(file)
+
+    return to
+
+
+_LARGE, _MACRO = tissue_like(256, 192), tissue_like(60, 100)
 WRITERS = {
-    "aperio": (_aperio, {}),
-    "ome": (_ome, {"ome": True}),
-    "planar": (_planar, {"bigtiff": True}),
-    "strips": (_strips, {}),
+    "aperio": _written(_aperio),
+    "ome": _written(_ome, ome=True),
+    "planar": _written(_planar, bigtiff=True),
+    "strips": _written(_strips),
+    "hamamatsu": lambda path: write_ndpi(path, [_LARGE, halved(halved(_LARGE))], _MACRO),
+    "leica": lambda path: write_leica(path, _LARGE, _MACRO),
+    "philips": lambda path: write_philips(path, _LARGE, _MACRO, missing=[(0, 1)]),
+    "ventana": lambda path: write_ventana(path, _LARGE, _MACRO),
 }
 
 
@@ -93,10 +108,8 @@ def _look(path):
 @pytest.mark.parametrize("kind", WRITERS)
 def test_damaged_headers_give_pixels_or_one_line(tmp_path, kind):
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    write, options = WRITERS[kind]
     sound, path = tmp_path / "sound.tif", tmp_path / "damaged.tif"
-    with tifffile.TiffWriter(sound, **options) as file:
-        write(file)
+    WRITERS[kind](sound)
     stored, places, rng = sound.read_bytes(), _header_bytes(sound), np.random.default_rng(0)
     _look(sound)
     refused = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ def write_tiff(path: Path, pixels: np.ndarray, *, levels: int = 1, tile: int = T
 
 
 def write_jpeg_with_tables(
-    path: Path, pixels: np.ndarray, colour: str, *, tile: int = TILE, marked: bool = False
+    path: Path, pixels: np.ndarray, colour: str, *, tile: int = TILE, marked: bool = False, tags: Sequence[tuple] = ()
 ) -> Path:
     """As SVS: the tables stand once in the tag JPEGTables, and the tiles say nothing of their colour space.
 
-    `marked` leaves a JFIF marker in each tile, which says YCbCr whatever is true.
+    `marked` leaves a JFIF marker in each tile, which says YCbCr whatever is true; `tags` are further ones.
     """
     inside = "YCBCR" if colour == "ycbcr" else "RGB"
     streams, tables = [], b""
@@ -64,7 +65,7 @@ def write_jpeg_with_tables(
             compression="jpeg",
             compressionargs={"outcolorspace": colour},  # else tifffile takes RGB for YCbCr
             subsampling=(1, 1) if colour == "ycbcr" else None,
-            extratags=[(347, 7, len(tables), tables, True)],
+            extratags=[(347, 7, len(tables), tables, True), *tags],
             resolution=(20000, 20000),
             resolutionunit="CENTIMETER",
             metadata=None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +214,7 @@ def _key(picture: ImageSource) -> Hashable:
     file = file_of(picture)
     try:
         hash(picture)
-        state = os.stat(file) if file != Path() else None
+        state = file.stat() if file != Path() else None
     except (OSError, TypeError):
         return None
     return picture, state and (state.st_mtime_ns, state.st_size)

@@ -13,6 +13,7 @@ from ..manifest.picture_refs import SLIDE_SUFFIXES
 from ..manifest.slide_rows import manifest_mpp
 from ..manifest.table_io import TABLE_SUFFIXES, read_table
 from ..slides.opened import UnreadableSlideError, opened
+from ..slides.remote.path import RemotePath, slide_path
 from .folder import files_in, is_plain_image
 
 
@@ -22,7 +23,7 @@ class SlideFiles:
 
     Attributes:
         root: the folder that names start from.
-        slides: path below `root`, with slashes -> file.
+        slides: path below `root`, with slashes -> file; the path of a slide on a server is its URL without colons.
         num_images: number of image files beside them, which are ignored.
         mpp: path as in `slides` -> micrometres per pixel of level 0, if the manifest gives it.
     """
@@ -41,12 +42,15 @@ def find_slides(source: Path, *, root: Path | None = None) -> SlideFiles | None:
     ignored.
 
     Args:
-        source: a slide, a folder to search with its sub-folders, or a manifest with a column slide.
+        source: a slide or its URL, a folder to search with its sub-folders, or a manifest with a column slide.
         root: folder that must contain a manifest's paths; the manifest's own folder if None.
 
     Raises:
         ValueError: a manifest that names no slide, or one outside `root`.
     """
+    source = slide_path(source)
+    if isinstance(source, RemotePath):
+        return SlideFiles(source.parent, {source.name: source})
     if source.is_file() and source.suffix.lower() in TABLE_SUFFIXES:
         return _of_manifest(source, root or source.parent)
     if source.is_dir():
@@ -79,8 +83,9 @@ def _of_manifest(manifest: Path, root: Path) -> SlideFiles:
     for number, row in enumerate(table.rows):
         cell = row[lowered.index("slide")] if "slide" in lowered else ""
         if cell:
-            path = rule.resolve(cell, table.place(number))
-            slides[Path(os.path.relpath(path, root)).as_posix()] = path
+            path = rule.slide(cell, table.place(number))
+            name = path.local_name if isinstance(path, RemotePath) else Path(os.path.relpath(path, root)).as_posix()
+            slides[name] = path
     if not slides:
         raise ValueError(f"{manifest} has no slide in a column slide; to predict images, give their folder")
     given = manifest_mpp(table, rule)

@@ -14,6 +14,7 @@ from ...errors import UserError, reason_of
 from ...ops.core.backends import extension
 from ..dataset import ImageSource, Problem, Tile
 from ..images.pictures import file_of, opened_image
+from ..slides.remote.path import slide_path
 from .encoded_images import place_of
 
 _STREAM = 0x66617565
@@ -71,13 +72,13 @@ class Quarantine:
             found = [entry for entry in self.entries if entry["epoch"] == epoch]
             if len(found) <= self._limit * self._num_tiles:
                 return
-        problem = Problem(Path(place_of(picture)["file"]), reason)
+        problem = Problem(slide_path(place_of(picture)["file"]), reason)
         if not self._limit:
             self._forget(tile)  # it may be repaired before the iteration continues
             raise TileReadError(
                 f"tile {tile.id} cannot be read: {problem} (`max_damaged` above 0 sets some aside)", [problem]
             )
-        problems = [Problem(Path(entry["file"]), entry["reason"]) for entry in found]
+        problems = [Problem(slide_path(entry["file"]), entry["reason"]) for entry in found]
         raise TileReadError(
             f"{len(found)} of {self._num_tiles} tiles are damaged in epoch {epoch}, more than `max_damaged` "
             f"{self._limit:.1%} allows: check the disk; the first: {problems[0]}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..identifiers import tell_apart, unicode_form
+from ..slides.remote.path import RemotePath, slide_path
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -33,9 +34,23 @@ class PathRule:
         their name.
 
         Raises:
-            ValueError: it is outside `root`, on a drive of another computer, or the name of two files. Links inside the
-                root are not followed: the user put them there.
+            ValueError: it is outside `root`, on a drive of another computer, on a server, or the name of two files.
+                Links inside the root are not followed: the user put them there.
         """
+        path = self.slide(text, place)
+        if isinstance(path, RemotePath):
+            raise ValueError(f"{place}: {text} is on a server, from which only slides are read; copy it")
+        return path
+
+    def slide(self, text: str, place: str) -> Path:
+        """As `resolve`, and a URL names a slide on a server."""
+        try:
+            path = slide_path(text)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        return path if isinstance(path, RemotePath) else self._local(text, place)
+
+    def _local(self, text: str, place: str) -> Path:
         if "\0" in text:
             raise ValueError(f"{place}: {text!r} is not a path: it contains a zero byte")
         path = self._inside(text, place)
@@ -46,7 +61,9 @@ class PathRule:
         return path if text.isascii() else self._on_disk(path, place)
 
     def relative(self, path: Path) -> str:
-        """The text that `resolve` turns into `path`."""
+        """The text that `resolve` or `slide` turns into `path`."""
+        if isinstance(path, RemotePath):
+            return str(path)
         return PurePosixPath(Path(os.path.relpath(path, self.folder))).as_posix()
 
     def _inside(self, text: str, place: str) -> Path:

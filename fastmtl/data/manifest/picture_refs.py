@@ -7,7 +7,7 @@
     rle:310x360:1 3 10 5       a run-length code along rows, height x width; rle-column: down columns
     masks.h5#masks/7           image 7 of the array "masks"; masks.h5#masks/7*255 multiplies its values
 
-Paths are relative to the manifest's folder and must stay below the data root.
+Paths are relative to the manifest's folder and must stay below the data root. A mask slide may be a URL.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def read_picture(
         return ArrayRow(rule.resolve(found[1], place), found[2], int(found[3]), float(found[4] or 1))
     if found := _STRETCHED.fullmatch(text):
         return GreyPicture(rule.resolve(found[2], place), found[1])
-    path = rule.resolve(text, place)
+    mask_slide = isinstance(over, Region) and PurePosixPath(text).suffix.lower() in SLIDE_SUFFIXES
+    path = rule.slide(text, place) if mask_slide else rule.resolve(text, place)
     if tool := _ANNOTATIONS.get(path.suffix.lower()):
         raise ValueError(
             f"{place}: {text} has annotations as {tool} keeps them, which are not read; export GeoJSON, as QuPath "
@@ -110,7 +111,7 @@ def read_picture(
         if over is None:
             raise ValueError(f"{place}: {text} holds polygons and no image")
         return _polygons_over(path, over, place, polygons)
-    if isinstance(over, Region) and (whole_slide or path.suffix.lower() in SLIDE_SUFFIXES):
+    if isinstance(over, Region) and (whole_slide or mask_slide):
         return same_extent(path, over, place)
     return path
 

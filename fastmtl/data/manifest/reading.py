@@ -4,8 +4,8 @@ Columns with a fixed meaning; all others are free (see `read_manifest`):
 
     id          unique name; without this column the image's path, or slide@x_y
     image       an image file, or another picture (see `fastmtl.data.manifest.picture_refs`)
-    slide       with x, y, width, height (level-0 corner; size at `level` or `mpp`): a region; without: the whole slide,
-                and `mpp` is then that of its level 0, where the file gives none or a wrong one
+    slide       a file or a URL; with x, y, width, height (level-0 corner; size at `level` or `mpp`): a region; without:
+                the whole slide, and `mpp` is then that of its level 0, where the file gives none or a wrong one
     mask        a picture of the same field of view
     label       the class
     patient     what a split must keep together; or `group`, where that is not the patient
@@ -148,7 +148,7 @@ class _Reader:
             text = cells["image"] if "\\" in file_of(image).as_posix() else cells["image"].replace("\\", "/")
             name = text if isinstance(image, ArrayRow) else text.rpartition(".")[0] or text
             return [self._tile(row, cells, image, cells.get("id", name), place)]
-        slide = self.rule.resolve(cells["slide"], place)
+        slide = self.rule.slide(cells["slide"], place)
         if is_region(cells):
             region = read_region(slide, cells, place, self.mpp.get(slide))
             self.regions_of.add(slide)

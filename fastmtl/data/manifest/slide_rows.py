@@ -31,7 +31,7 @@ def manifest_mpp(table: TextTable, rule: PathRule) -> dict[Path, float]:
         cells, place = dict(zip(lowered, row, strict=True)), table.place(number)
         if not cells.get("slide") or not cells.get("mpp") or is_region(cells):
             continue
-        slide, mpp = rule.resolve(cells["slide"], place), parse_mpp(cells["mpp"], place)
+        slide, mpp = rule.slide(cells["slide"], place), parse_mpp(cells["mpp"], place)
         if found.setdefault(slide, mpp) != mpp:
             raise ValueError(f"{place}: mpp is {mpp:g}, and another row of {cells['slide']} says {found[slide]:g}")
     return found

@@ -58,7 +58,8 @@ def _checked(picture: ImageSource, rule: PathRule) -> str:
     text = write_picture(picture, rule)
     if not isinstance(picture, Path | Region):
         return text
-    rule.resolve(text, f"writing {rule.folder}")
+    check = rule.slide if isinstance(picture, Region) else rule.resolve
+    check(text, f"writing {rule.folder}")
     return text
 
 

@@ -36,7 +36,8 @@ TIFF_CODECS = {
 
 JPEG2000_YCBCR = 33003  # Aperio's: the codestream does not say that its components are YCbCr
 
-_IMAGES = {"jpeg": "jpeg8", "plain jpeg": "jpeg8", "jpeg2000": "jpeg2k", "webp": "webp", "jpegxl": "jpegxl"}
+_IMAGES = {"jpeg": "jpeg8", "jpeg part": "jpeg8", "plain jpeg": "jpeg8"}
+_IMAGES |= {"jpeg2000": "jpeg2k", "webp": "webp", "jpegxl": "jpegxl"}
 _ROWS = {"lzw": "lzw", "deflate": "zlib", "zstd": "zstd", "lzma": "lzma", "packbits": "packbits"}
 # Partly zeroed tiles of these codecs may still decode, to grey (deflate and zstd would fail). A run of so many zero
 # bytes is damage: LZW never has 64; in WebP blank parts have hundreds, in JPEG 2000 one per empty packet.
@@ -49,11 +50,11 @@ def dali_decodes(encoding: Encoding) -> bool:
 
     It returns zeros for JPEG 2000 in TIFF and raises for WebP; it cannot read tiles that are not whole images.
     """
-    plain = encoding.orientation == 1 and not encoding.alpha
+    plain = encoding.orientation == 1 and encoding.scale == 1 and not encoding.alpha
     layouts = {("rgb", 3), ("ycbcr", 3), ("grey", 1)}
     return (
         plain
-        and encoding.codec in ("jpeg", "plain jpeg", "plain png")
+        and encoding.codec in ("jpeg", "jpeg part", "plain jpeg", "plain png")
         and (encoding.colour, encoding.samples) in layouts
     )
 
@@ -93,6 +94,8 @@ def _fits(size: tuple[int, int], least: tuple[int, int], most: tuple[int, int]) 
 
 
 def _samples(data: bytes | bytearray | memoryview, encoding: Encoding, width: int, height: int) -> NDArray:
+    if encoding.scale > 1:
+        return _scaled_jpeg(data, width, height)
     codecs = require("imagecodecs", "decoding slides")
     if encoding.codec in _IMAGES:
         first = {"index": 0} if encoding.codec == "jpegxl" else {}  # of an animation's frames
@@ -109,6 +112,13 @@ def _samples(data: bytes | bytearray | memoryview, encoding: Encoding, width: in
         raise ValueError(f"holds {values.size} bytes, no whole rows of {row}: truncated")
     pixels = values[: height * row].reshape(-1, width, encoding.samples)
     return np.cumsum(pixels, axis=1, dtype=np.uint8) if encoding.predictor else pixels
+
+
+def _scaled_jpeg(data: bytes | bytearray | memoryview, width: int, height: int) -> NDArray:
+    """A JPEG decoded to a half, quarter or eighth by its transform, as OpenSlide's levels of NDPI are."""
+    with require("PIL.Image", "decoding slides").open(BytesIO(data), formats=("JPEG",)) as image:
+        image.draft(image.mode, (width, height))
+        return np.asarray(image.convert("RGB"))
 
 
 def _png(data: bytes | bytearray | memoryview) -> NDArray:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +20,12 @@ from .errors import DamagedPieceError, SlideError
 from .open_files import OpenFile, open_files
 from .orientation import Box, shown_box, stored_box, upright
 from .raster import Encoding, Layout, Raster
+from .remote.backoff import RemoteFileChanged
+from .remote.files import RemoteFile
+from .wanted_tiles import Wanted, runs_of, stacks, tiles_in
 
-_LARGEST_GAP = 2**14  # up to about this gap, reading unused bytes is cheaper than another call
-_MOST_BUFFERS = 512  # POSIX grants a scattered read at least 1024 on Linux; each tile takes two
 _LARGE_PIXELS = 2**22  # larger tiles are cached decoded
+_CHANGED = "changed since it was opened; open it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +47,6 @@ class EncodedTile:
     height: int = 0
     data: NDArray[np.uint8] | None = None
     pixels: Pixels | None = None
-
-
-class _Wanted(NamedTuple):
-    """A tile to be read: its number, its rectangle as stored (x, y, width, height) without padding, its bytes."""
-
-    tile: int
-    box: Box
-    offset: int
-    length: int
 
 
 class _Head(NamedTuple):
@@ -98,9 +89,10 @@ class EncodedTileReader:
         """
         if raster.planes:
             return [EncodedTile(0, 0, window[2], window[3], pixels=self.read(raster, window))]
+        window = _in_image(raster, window)
         shown, code = raster.shown_size, raster.encoding.orientation
         drawn = [_decoded_tile(*part) for part in self._drawn(raster, window)]
-        wanted = list(_tiles_in(raster, stored_box(window, shown, code)))
+        wanted = list(tiles_in(raster, stored_box(window, shown, code)))
         if dali_decodes(raster.encoding) and not _is_large(raster):
             return drawn + [
                 EncodedTile(
@@ -120,7 +112,8 @@ class EncodedTileReader:
             image[y : y + part.shape[0], x : x + part.shape[1]] = part
         if raster.planes:
             return image
-        wanted = list(_tiles_in(raster, stored_box(window, raster.shown_size, raster.encoding.orientation)))
+        window = _in_image(raster, window)
+        wanted = list(tiles_in(raster, stored_box(window, raster.shown_size, raster.encoding.orientation)))
         for item, pixels in self._decoded(raster, wanted):
             x, y, part = self._cut(raster, item, pixels, window)
             image[y : y + part.shape[0], x : x + part.shape[1]] = part
@@ -130,7 +123,7 @@ class EncodedTileReader:
         """Tiles in the window that do not exist at this level, drawn from the finer one, as OpenSlide does: left and
         top edge in the window, pixels."""
         level = self._level_of(raster)
-        if level <= 0 or raster.stored.all():
+        if level <= 0 or raster.placement or raster.stored.all():
             return
         shown, code = raster.shown_size, raster.encoding.orientation
         for box in empty_in(raster, stored_box(window, shown, code)):
@@ -155,9 +148,11 @@ class EncodedTileReader:
         level = next((at for at, known in enumerate(rasters) if known is raster or raster in known.planes), -1)
         scale = self._layout.levels[level].downsample if level >= 0 else 1
         x, y, *_ = shown_box(box, raster.shown_size, raster.encoding.orientation)
+        if raster.placement:
+            x, y = x + raster.placement.left, y + raster.placement.top
         return round(x * scale), round(y * scale), level
 
-    def _cut(self, raster: Raster, item: _Wanted, pixels: Pixels, window: Box) -> tuple[int, int, Pixels]:
+    def _cut(self, raster: Raster, item: Wanted, pixels: Pixels, window: Box) -> tuple[int, int, Pixels]:
         """The part of a decoded tile inside the window, upright, and its left and top edge there."""
         code = raster.encoding.orientation
         x, y, width, height = shown_box(item.box, raster.shown_size, code)
@@ -166,26 +161,28 @@ class EncodedTileReader:
         right, bottom = min(window[0] + window[2] - x, width), min(window[1] + window[3] - y, height)
         return x + left - window[0], y + top - window[1], turned[top:bottom, left:right]
 
-    def _decoded(self, raster: Raster, wanted: list[_Wanted]) -> Iterator[tuple[_Wanted, Pixels]]:
+    def _decoded(self, raster: Raster, wanted: list[Wanted]) -> Iterator[tuple[Wanted, Pixels]]:
         kept = [(item, _kept.get((raster, item.tile))) for item in wanted] if _is_large(raster) else []
         yield from ((item, pixels) for item, pixels in kept if pixels is not None)
         wanted = [item for item, pixels in kept if pixels is None] if kept else wanted
         for item, buffer, start in self._streams(raster, wanted):
             try:
-                pixels = decode(
-                    memoryview(buffer)[start:], raster.encoding, item.box[2:], (raster.tile_width, raster.tile_height)
-                )
+                rows = -(-item.box[3] // raster.tile_height) * raster.tile_height  # of several, in a stack
+                pixels = decode(memoryview(buffer)[start:], raster.encoding, item.box[2:], (raster.tile_width, rows))
             except ValueError as error:
                 raise self._damaged(raster, item, str(error)) from error
             if _is_large(raster):
                 _kept.put((raster, item.tile), pixels)
             yield item, pixels
 
-    def _streams(self, raster: Raster, wanted: list[_Wanted]) -> Iterator[tuple[_Wanted, bytearray, int]]:
+    def _streams(self, raster: Raster, wanted: list[Wanted]) -> Iterator[tuple[Wanted, bytearray, int]]:
         """Each tile's bytes, and where in them the stream starts; JPEG streams are whole and checked."""
         codec = raster.encoding.codec
+        if codec == "jpeg part":
+            yield from self._stacked(raster, wanted)
+            return
         head = self._head(raster.encoding) if codec == "jpeg" else _NO_HEAD
-        room = len(head.prefix) - len(jpeg.SOI)
+        room, scale = len(head.prefix) - len(jpeg.SOI), raster.encoding.scale
         for item, buffer in self._buffers(raster, wanted, room):
             start = room
             try:
@@ -194,20 +191,38 @@ class EncodedTileReader:
                 if codec.endswith("jpeg"):
                     header = jpeg.read_header(buffer, start + len(head.prefix))
                     header = header._replace(zeros_are_data=header.zeros_are_data or head.zeros_are_data)
-                    jpeg.check_tile(buffer, header, item.box[2:], (raster.tile_width, raster.tile_height))
+                    least, most = item.box[2:], (raster.tile_width, raster.tile_height)
+                    jpeg.check_tile(buffer, header, *((w * scale, h * scale) for w, h in (least, most)))
                 elif codec == "plain png" and buffer.rfind(b"IEND") < 0:
                     raise ValueError("the PNG has no end: truncated")
             except ValueError as error:
                 raise self._damaged(raster, item, str(error)) from error
             yield item, buffer, start
 
-    def _buffers(self, raster: Raster, wanted: list[_Wanted], room: int) -> Iterator[tuple[_Wanted, bytearray]]:
+    def _stacked(self, raster: Raster, wanted: list[Wanted]) -> Iterator[tuple[Wanted, bytearray, int]]:
+        """Streams of parts of a JPEG. Parts of eight rows each cost more as images than as pixels: those below each
+        other become one."""
+        head = self._head(raster.encoding)
+        parts = {item.tile: (item, part) for item, part in self._buffers(raster, wanted, 0)}
+        for item, part in parts.values():
+            try:
+                jpeg.check_part(part, head.zeros_are_data)
+            except ValueError as error:
+                raise self._damaged(raster, item, str(error)) from error
+        for group in stacks(raster, wanted):
+            x, y, width, _ = group[0].box
+            whole = x, y, width, sum(item.box[3] for item in group)
+            stream = jpeg.stacked(head.prefix, [parts[item.tile][1] for item in group])
+            yield group[0]._replace(box=whole), stream, 0
+
+    def _buffers(self, raster: Raster, wanted: list[Wanted], room: int) -> Iterator[tuple[Wanted, bytearray]]:
         """Bytes of the tiles behind `room` free ones; neighbours in the file are read in one call."""
         file = self._open()  # the reference keeps it open until the last byte is read
         for item in wanted:  # checked before allocation: a damaged count may be any number
             if item.offset + item.length > self._state[0]:
                 raise self._damaged(raster, item, "lies beyond the end of the file: truncated")
-        for run in _runs(wanted):
+
+        def read(run: list[Wanted]) -> list[bytearray]:
             buffers = [bytearray(room + item.length) for item in run]
             parts: list[memoryview | bytearray] = []
             end = run[0].offset
@@ -217,30 +232,39 @@ class EncodedTileReader:
                 parts.append(memoryview(buffer)[room:])
                 end = item.offset + item.length
             try:
-                got = os.preadv(file.descriptor, parts, run[0].offset)
+                got = file.read_into(parts, run[0].offset)
+            except RemoteFileChanged as error:
+                raise SlideError(self._path, _CHANGED) from error
             except OSError as error:
                 raise self._damaged(raster, run[0], f"cannot be read: {error.strerror}") from error
             if got < end - run[0].offset:
                 raise self._damaged(raster, run[0], "the file ends early: it changed while it was open")
+            return buffers
+
+        runs = list(runs_of(wanted, file.largest_gap))
+        for run, buffers in zip(runs, file.each(read, runs), strict=True):
             yield from zip(run, buffers, strict=True)
 
-    def _open(self) -> OpenFile:
+    def _open(self) -> OpenFile | RemoteFile:
         try:
             file = self._files.get(self, self._path)
         except OSError as error:
             raise SlideError(self._path, f"cannot be opened: {error.strerror}") from error
-        status = os.fstat(file.descriptor)  # takes a microsecond; raw and LZW tiles would not reveal a changed file
-        if (status.st_size, status.st_mtime_ns) != self._state:
-            raise SlideError(self._path, "changed since it was opened; open it again")
+        if file.state() != self._state:  # raw and LZW tiles would not reveal a changed file
+            raise SlideError(self._path, _CHANGED)
         return file
 
     def _head(self, encoding: Encoding) -> _Head:
         if encoding not in self._heads:
-            prefix = jpeg.prefix(encoding.tables, encoding.colour)
-            self._heads[encoding] = _Head(prefix, jpeg.tables_end_blocks_with_zeros(encoding.tables))
+            if encoding.codec == "jpeg part":
+                zeros_are_data = jpeg.read_header(encoding.tables, len(jpeg.SOI)).zeros_are_data
+                self._heads[encoding] = _Head(encoding.tables, zeros_are_data)
+            else:
+                zeros_are_data = jpeg.tables_end_blocks_with_zeros(encoding.tables)
+                self._heads[encoding] = _Head(jpeg.prefix(encoding.tables, encoding.colour), zeros_are_data)
         return self._heads[encoding]
 
-    def _damaged(self, raster: Raster, item: _Wanted, reason: str) -> DamagedPieceError:
+    def _damaged(self, raster: Raster, item: Wanted, reason: str) -> DamagedPieceError:
         return DamagedPieceError(self._path, self._locate(raster, item.box), reason)
 
 
@@ -248,34 +272,10 @@ def _decoded_tile(x: int, y: int, pixels: Pixels) -> EncodedTile:
     return EncodedTile(x, y, pixels.shape[1], pixels.shape[0], pixels=np.ascontiguousarray(pixels))
 
 
-def _tiles_in(raster: Raster, box: Box) -> Iterator[_Wanted]:
-    """The tiles that exist and overlap a rectangle of the raster as stored."""
-    left, top = max(box[0], 0), max(box[1], 0)
-    right, bottom = min(box[0] + box[2], raster.width), min(box[1] + box[3], raster.height)
-    if right <= left or bottom <= top:
-        return
-    wide, high = raster.tile_width, raster.tile_height
-    for row in range(top // high, (bottom - 1) // high + 1):
-        for column in range(left // wide, (right - 1) // wide + 1):
-            tile = row * raster.columns + column
-            offset, count = int(raster.offsets[tile]), int(raster.counts[tile])
-            if count > 0:
-                x, y = column * wide, row * high
-                yield _Wanted(tile, (x, y, min(wide, raster.width - x), min(high, raster.height - y)), offset, count)
-
-
-def _runs(wanted: Iterable[_Wanted]) -> Iterator[list[_Wanted]]:
-    """Groups of tiles close enough in the file to be read at once."""
-    ordered = sorted(wanted, key=lambda item: item.offset)
-    run = ordered[:1]
-    for before, item in pairwise(ordered):
-        gap = item.offset - (before.offset + before.length)
-        if not 0 <= gap <= _LARGEST_GAP or 2 * len(run) >= _MOST_BUFFERS:
-            yield run
-            run = []
-        run.append(item)
-    if run:
-        yield run
+def _in_image(raster: Raster, window: Box) -> Box:
+    """A rectangle of the level, as seen from the image's corner."""
+    place = raster.placement
+    return window if place is None else (window[0] - place.left, window[1] - place.top, *window[2:])
 
 
 def _is_large(raster: Raster) -> bool:

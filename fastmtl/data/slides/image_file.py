@@ -42,7 +42,7 @@ def scan_image_file(path: Path, codec: str) -> Layout:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
-            with pillow.open(path, formats=("PNG", "JPEG", "JPEG2000")) as image:
+            with path.open("rb") as stream, pillow.open(stream, formats=("PNG", "JPEG", "JPEG2000")) as image:
                 (width, height), mode = image.size, image.mode
                 orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
                 transparent = "transparency" in image.info

@@ -27,10 +27,11 @@ from .codecs import TIFF_CODECS
 from .errors import SlideError
 from .image_file import SIGNATURES
 from .orientation import CODES
-from .raster import Encoding, Layout, Level, Raster, levels_of
+from .raster import Encoding, Layout, Level, Placement, Raster, levels_of
+from .remote.path import RemotePath
 from .tissue_mask import TissueMask
 
-VERSION = 2  # an index of another version is ignored
+VERSION = 3  # an index of another version is ignored
 FOLDER = ".fastmtl"
 """The folder of indexes, in the folder of the slides."""
 
@@ -54,7 +55,7 @@ def use_index_folder(folder: str | Path | None) -> None:
 @dataclass(frozen=True)
 class Identity:
     """Identifies the file that was scanned: bytes, nanoseconds, a digest of its first and last 64 KiB
-    (TIFF's directories are at either end)."""
+    (TIFF's directories are at either end). Of a file on a server, its ETag stands for the last two."""
 
     size: int
     modified: int
@@ -103,10 +104,13 @@ def identify(path: Path) -> Identity:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
             raise SlideError(path, "is a directory, pipe or device, not a file")
         with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            head = file.read(_HASHED)
-            file.seek(max(status.st_size - _HASHED, 0))
-            digest = blake2b(head + file.read(_HASHED), digest_size=16).hexdigest()
+            status = path.stat() if isinstance(path, RemotePath) else os.fstat(file.fileno())
+            if isinstance(path, RemotePath) and path.remote_info.version:  # saves two requests
+                digest = blake2b(f"{path} {path.remote_info.version}".encode(), digest_size=16).hexdigest()
+            else:
+                head = file.read(_HASHED)
+                file.seek(max(status.st_size - _HASHED, 0))
+                digest = blake2b(head + file.read(_HASHED), digest_size=16).hexdigest()
     except OSError as error:
         raise SlideError(path, f"cannot be opened: {error.strerror}") from error
     return Identity(status.st_size, status.st_mtime_ns, digest)
@@ -115,6 +119,8 @@ def identify(path: Path) -> Identity:
 def index_path(path: Path, identity: Identity, folder: str | Path | None = None) -> Path:
     """The path of a slide's index, which may not exist; other cached data of the slide are stored beside it."""
     folder = folder if folder is not None else _folder
+    if folder is None and isinstance(path, RemotePath):
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastmtl" / "slides"
     if folder is None:
         return path.parent / FOLDER / f"{path.name}.safetensors"
     # Slides of several folders may have the same name.
@@ -158,7 +164,7 @@ def _raster_words(raster: Raster) -> dict[str, Any]:
     encoding = asdict(raster.encoding)
     encoding |= {name: encoding[name].hex() for name in ("tables", "palette")}
     size = {name: getattr(raster, name) for name in ("width", "height", "tile_width", "tile_height")}
-    return {**size, "encoding": encoding}
+    return {**size, "encoding": encoding, "placement": raster.placement and asdict(raster.placement)}
 
 
 def _unpack(identity: Identity, words: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> SlideIndex:
@@ -188,8 +194,10 @@ def _check(layout: Layout) -> None:
     sizes += [(raster.width, raster.height, raster.tile_width, raster.tile_height) for raster in rasters]
     if not all(type(side) is int and side > 0 for size in sizes for side in size):
         raise ValueError("sizes that are not positive integers")
+    if not all(_is_plausible(raster.placement) for raster in rasters if raster.placement):
+        raise ValueError("images that lie nowhere")
     for raster in rasters:
-        jpeg.tables_end_blocks_with_zeros(raster.encoding.tables)  # raises for damaged ones
+        _check_tables(raster)
         if raster.tile_width * raster.tile_height > MAX_PIXELS or not _is_known(raster.encoding):
             raise ValueError("tiles that cannot be read")
         needed = raster.rows * raster.columns * raster.encoding.planes
@@ -205,16 +213,34 @@ def _check(layout: Layout) -> None:
         raise ValueError("levels that are not those of its images")
 
 
+def _check_tables(raster: Raster) -> None:
+    """Raise ValueError for a damaged part of a JPEG stream."""
+    tables, scale = raster.encoding.tables, raster.encoding.scale
+    if raster.encoding.codec != "jpeg part":
+        jpeg.tables_end_blocks_with_zeros(tables)
+    elif jpeg.read_header(tables, len(jpeg.SOI))[:2] != (raster.tile_width * scale, raster.tile_height * scale):
+        raise ValueError("the header of tiles of another size")
+    elif not jpeg.stacks_exactly(tables):
+        raise ValueError("rows of blocks that depend on each other")
+
+
+def _is_plausible(place: Placement) -> bool:
+    whole = (place.left, place.top, place.width, place.height)
+    scale = isinstance(place.downsample, float) and isfinite(place.downsample) and place.downsample >= 0
+    return all(type(number) is int for number in whole) and min(whole[2:]) > 0 and scale
+
+
 def _is_known(encoding: Encoding) -> bool:
     """Whether the encoding is one that `codecs.decode` knows."""
     return (
-        encoding.codec in {*TIFF_CODECS.values(), *SIGNATURES.values()}
+        encoding.codec in {*TIFF_CODECS.values(), *SIGNATURES.values(), "jpeg part"}
         and encoding.colour in ("rgb", "ycbcr", "grey", "inverted", "palette")
         and encoding.samples in range(1, 5)
         and encoding.planes in (1, encoding.samples)
         and encoding.alpha in ("", "straight", "premultiplied")
         and isinstance(encoding.predictor, bool)
         and encoding.orientation in CODES
+        and (encoding.scale == 1 or (encoding.scale in (2, 4, 8) and encoding.codec in ("jpeg part", "plain jpeg")))
         and (encoding.colour != "palette" or len(encoding.palette) == 3 * 256)
     )
 
@@ -223,6 +249,6 @@ def _raster(name: str, words: Mapping[str, Any], arrays: Mapping[str, NDArray]) 
     encoding = dict(words["encoding"])
     encoding |= {name: bytes.fromhex(encoding[name]) for name in ("tables", "palette")}
     size = {name: words[name] for name in ("width", "height", "tile_width", "tile_height")}
-    return Raster(
-        **size, encoding=Encoding(**encoding), offsets=arrays[f"{name} offsets"], counts=arrays[f"{name} counts"]
-    )
+    placement = Placement(**words["placement"]) if words["placement"] else None
+    offsets, counts = arrays[f"{name} offsets"], arrays[f"{name} counts"]
+    return Raster(**size, encoding=Encoding(**encoding), offsets=offsets, counts=counts, placement=placement)

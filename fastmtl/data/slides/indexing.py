@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .errors import DamagedPieceError, in_words
 from .index import SlideIndex, identify, load_index, save_index
+from .remote.path import slide_path
 from .scan import MAX_PIXELS, scan
 from .slide import Slide
 from .thumbnail import find_tissue
@@ -20,7 +21,7 @@ def index_slide(
     Tiles that cannot be read while tissue is searched are counted in the layout's problems.
 
     Args:
-        path: the slide.
+        path: the slide, or its URL; the index of a slide on a server is a file of this computer.
         index_folder: the file's folder, required if the slide's is read-only; by default that of `use_index_folder`,
             else `.fastmtl` beside the slide.
         max_pixels: a level 0 that declares more is refused unread.
@@ -30,7 +31,7 @@ def index_slide(
         SlideError: as `open_slide`; also if the file cannot be written.
         ImportError: as `open_slide`.
     """
-    path = Path(path)
+    path = slide_path(path)
     known = None if force else load_index(path, index_folder)
     if known is not None:
         return known

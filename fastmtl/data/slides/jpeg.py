@@ -6,13 +6,14 @@ without TIFF support guess it from markers and component numbers, and are wrong 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from struct import unpack_from
 from typing import NamedTuple
 
 SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
-_APP0, _APP14, _SOS, _DHT = 0xE0, 0xEE, 0xDA, 0xC4
+_APP0, _APP14, _SOS, _DHT, _DRI = 0xE0, 0xEE, 0xDA, 0xC4, 0xDD
+_RESTARTS = range(0xD0, 0xD8)
 _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what decoders read
 _PROGRESSIVE = 0xC2
 _OTHER_FRAMES = {0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)}
@@ -89,6 +90,42 @@ def splice(buffer: bytearray, room: int, prefix: bytes) -> int:
     return start
 
 
+def check_part(part: bytes | bytearray, zeros_are_data: bool) -> None:
+    """Raise ValueError if what lies before a restart or end marker, with that marker, is visibly damaged."""
+    if len(part) < 2 or part[-2] != _EOI[0] or part[-1] not in (_EOI[1], *_RESTARTS):
+        raise ValueError("the JPEG has no restart marker where one is listed: truncated or overwritten")
+    if not zeros_are_data and part.find(HOLE) >= 0:
+        raise ValueError(f"the JPEG has {len(HOLE)} or more zero bytes inside: partly overwritten")
+
+
+def stacked(header: bytes, parts: Sequence[bytes | bytearray]) -> bytearray:
+    """One image of parts that lie below each other, each a row of blocks with its marker; `header` is of one part."""
+    stream = bytearray(header)
+    at, height = _frame(header)
+    stream[at : at + 2] = (height * len(parts)).to_bytes(2, "big")
+    for number, part in enumerate(parts):
+        stream += part
+        stream[-1] = _RESTARTS[number % len(_RESTARTS)]
+    stream[-2:] = _EOI
+    return stream
+
+
+def stacks_exactly(header: bytes) -> bool:
+    """Whether rows of blocks decode to the same pixels in one image: if no colour is stored in fewer rows, which
+    decoders fill in from the rows above and below."""
+    at, _ = _frame(header)
+    count = header[at + 4]
+    return all(header[at + 6 + 3 * number] & 15 == 1 for number in range(count))
+
+
+def _frame(header: bytes) -> tuple[int, int]:
+    """Where the height is stored, and the height; ValueError if it is nowhere."""
+    for marker, at, _ in _segments(header, len(SOI)):
+        if marker in _FRAMES:
+            return at + 5, int.from_bytes(header[at + 5 : at + 7], "big")
+    raise ValueError("the JPEG has no frame header")
+
+
 def read_header(stream: bytes | bytearray, start: int) -> Header:
     """The header, from the marker at `start`.
 
@@ -112,6 +149,12 @@ def read_header(stream: bytes | bytearray, start: int) -> Header:
         elif marker == _DHT:
             zeros_are_data |= _ends_block_with_zeros(stream, at, end)
     raise ValueError("the JPEG has no picture data: truncated or overwritten")
+
+
+def restart_interval(stream: bytes) -> int:
+    """Blocks between two restart markers; 0 without them."""
+    found = (int.from_bytes(stream[at + 4 : at + 6], "big") for kind, at, _ in _segments(stream, 2) if kind == _DRI)
+    return next(found, 0)
 
 
 def check_file(data: bytes) -> Header:

@@ -37,15 +37,17 @@ class Encoding:
     """How a tile's bytes become pixels.
 
     Attributes:
-        codec: "jpeg", "jpeg2000", "webp", "jpegxl", "png" hold complete images; "lzw", "deflate", "zstd", "lzma",
+        codec: "jpeg", "jpeg2000", "webp", "jpegxl", "png" hold complete images; "jpeg part" what lies between two
+            restart markers; "lzw", "deflate", "zstd", "lzma",
             "packbits", "raw" hold rows of samples.
         colour: "rgb", "ycbcr", "grey", "inverted" (grey, 0 is white) or "palette".
         samples: values per pixel, all of 8 bits.
         alpha: of the last sample: "straight", "premultiplied" or "" where it is no alpha.
         predictor: whether rows of samples are differences.
         orientation: TIFF's and EXIF's code, 1 to 8; 1 is upright.
-        tables: a JPEG stream's shared tables, without SOI and EOI.
+        tables: a JPEG stream's shared tables, without SOI and EOI; of a "jpeg part" the whole header of a tile.
         palette: RGB uint8 [n, 3] as bytes.
+        scale: JPEG is decoded to a half, quarter or eighth: 2, 4 or 8.
         planes: 1 if a tile holds all samples of its pixels; otherwise `samples`: each tile holds one sample, as grey.
     """
 
@@ -58,6 +60,26 @@ class Encoding:
     tables: bytes = b""
     palette: bytes = b""
     planes: int = 1
+    scale: int = 1
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in its level, if metadata say so. Outside it, and where tiles do not exist, is background.
+
+    Attributes:
+        left: of the image, pixels of the level.
+        top: likewise.
+        width: of the level, pixels.
+        height: likewise.
+        downsample: of the level; 0 if that follows from its size.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    downsample: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +94,7 @@ class Raster:
         encoding: of every tile.
         offsets: int64 [planes * rows * columns], bytes from the start of the file, row by row, plane after plane.
         counts: likewise, bytes; 0 for a tile that does not exist.
+        placement: in its level; None if it is the level.
     """
 
     width: int
@@ -81,6 +104,7 @@ class Raster:
     encoding: Encoding
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
+    placement: Placement | None = None
 
     @property
     def columns(self) -> int:
@@ -94,6 +118,11 @@ class Raster:
     def shown_size(self) -> tuple[int, int]:
         """(width, height) upright."""
         return (self.height, self.width) if self.encoding.orientation >= 5 else (self.width, self.height)
+
+    @property
+    def level_size(self) -> tuple[int, int]:
+        """(width, height) of its level, upright."""
+        return (self.placement.width, self.placement.height) if self.placement else self.shown_size
 
     @cached_property
     def planes(self) -> tuple[Raster, ...]:
@@ -144,12 +173,13 @@ class Layout:
 
 
 def levels_of(rasters: tuple[Raster, ...]) -> tuple[Level, ...]:
-    """Levels with OpenSlide's downsample: the mean of both axes' ratios."""
-    width, height = rasters[0].shown_size
+    """Levels with OpenSlide's downsample: the mean of both axes' ratios, if metadata do not say it."""
+    width, height = rasters[0].level_size
     levels = []
     for raster in rasters:
-        w, h = raster.shown_size
+        w, h = raster.level_size
         tile = (raster.tile_width, raster.tile_height)
         tile = tile[::-1] if raster.encoding.orientation >= 5 else tile
-        levels.append(Level(w, h, (width / w + height / h) / 2, *tile))
+        downsample = (raster.placement and raster.placement.downsample) or (width / w + height / h) / 2
+        levels.append(Level(w, h, downsample, *tile))
     return tuple(levels)

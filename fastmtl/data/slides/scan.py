@@ -8,7 +8,9 @@ from .errors import SlideError
 from .image_file import SIGNATURES, scan_image_file
 from .openslide_reader import scan_with_openslide
 from .raster import Layout
-from .tiff import TIFF_SIGNATURES, NotHereError, scan_tiff
+from .remote.path import RemotePath
+from .tiff import TIFF_SIGNATURES, scan_tiff
+from .vendors.arranged import NotHereError
 
 MAX_PIXELS = 2**38
 """A level 0 with more pixels is refused: half a million per side, more than any scanner produces."""
@@ -30,9 +32,12 @@ def scan(path: Path, max_pixels: int = MAX_PIXELS) -> Layout:
     for signature, codec in SIGNATURES.items():
         if head.startswith(signature):
             return scan_image_file(path, codec)
-    if not head.startswith(TIFF_SIGNATURES):
-        return scan_with_openslide(path, max_pixels)
-    try:
-        return scan_tiff(path, max_pixels)
-    except NotHereError:
-        return scan_with_openslide(path, max_pixels)
+    reason = ""
+    if head.startswith(TIFF_SIGNATURES):
+        try:
+            return scan_tiff(path, max_pixels)
+        except NotHereError as error:
+            reason = f" ({error})"
+    if isinstance(path, RemotePath):
+        raise SlideError(path, f"is of a kind that only OpenSlide reads, from local files alone{reason}; copy it")
+    return scan_with_openslide(path, max_pixels)

@@ -21,6 +21,7 @@ from .index import SlideIndex, identify, load_index
 from .openslide_reader import OpenSlideReader
 from .orientation import Box
 from .raster import Encoding, Level
+from .remote.path import slide_path
 from .scale import PLAUSIBLE_MPP
 from .scan import MAX_PIXELS, scan
 from .thumbnail import find_tissue, thumbnail
@@ -38,14 +39,15 @@ def open_slide(
 ) -> Slide:
     """Open a slide; the format is detected from the content, not the file name.
 
-    Built in: SVS, tiled, pyramidal and stripped TIFF and BigTIFF, OME-TIFF, of 8-bit RGB, grey and palette, in JPEG,
-    JPEG 2000, WebP, JPEG XL, PNG, LZW, Deflate, Zstandard, LZMA, PackBits or raw; PNG, JPEG and JPEG 2000 files as
-    slides of one level. OpenSlide, if installed, reads all others (NDPI, MIRAX, DICOM, Philips, ...).
+    Built in: SVS, NDPI, Leica, Philips, Ventana without overlaps, tiled, pyramidal and stripped TIFF and BigTIFF,
+    OME-TIFF, of 8-bit RGB, grey and palette, in JPEG, JPEG 2000, WebP, JPEG XL, PNG, LZW, Deflate, Zstandard, LZMA,
+    PackBits or raw; PNG, JPEG and JPEG 2000 files as slides of one level. OpenSlide, if installed, reads all others
+    (MIRAX, DICOM, ...).
 
     A slide with an index (`index_slide`) opens in milliseconds; others are scanned.
 
     Args:
-        path: the file.
+        path: the file, or a URL (https://, s3://, ...), of which only the bytes that are needed are read.
         mpp: micrometres per pixel of level 0, if the file has none or an implausible one (see `Slide.problems`). A
             difference of more than a tenth from the file's own is reported there too.
         max_pixels: a level 0 that declares more is refused unread.
@@ -55,7 +57,7 @@ def open_slide(
         SlideError: missing, damaged, too large, or of a kind that cannot be read.
         ImportError: a required package is not installed; the message says how to install it.
     """
-    path = Path(path)
+    path = slide_path(path)
     if mpp is not None and not PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]:
         raise ValueError(f"`mpp` must be {PLAUSIBLE_MPP[0]} to {PLAUSIBLE_MPP[1]} micrometres per pixel; got {mpp}")
     index = load_index(path, index_folder) or SlideIndex(identify(path), scan(path, max_pixels))
@@ -168,8 +170,9 @@ class Slide:
         scale = self.levels[regions[0].level].downsample
         box = np.array([(one.x, one.y, one.width, one.height) for one in regions], np.float64).T
         grid = np.linspace(0, 1, 3)[:, None]
-        columns = (box[0] / scale + grid * (box[2] - 1)) // raster.tile_width
-        rows = (box[1] / scale + grid * (box[3] - 1)) // raster.tile_height
+        left, top = (raster.placement.left, raster.placement.top) if raster.placement else (0, 0)
+        columns = (box[0] / scale - left + grid * (box[2] - 1)) // raster.tile_width
+        rows = (box[1] / scale - top + grid * (box[3] - 1)) // raster.tile_height
         at = np.clip(rows, 0, raster.rows - 1)[:, None] * raster.columns + np.clip(columns, 0, raster.columns - 1)
         return raster.counts[at.astype(np.int64)].max((0, 1))
 

@@ -15,7 +15,10 @@ from .errors import SlideError
 from .raster import Layout, Raster, levels_of
 from .scale import Scale, aperio_scale, first_of, ome_scale, tag_scale
 from .tiff_pictures import Picture, main_of, pictures_of, stacked_with
-from .tiff_raster import raster_of
+from .tiff_raster import placed, raster_of
+from .vendors import ARRANGE
+from .vendors.arranged import DECLARATIONS, NotHereError
+from .vendors.hamamatsu import has_wide_offsets
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
@@ -23,11 +26,6 @@ if TYPE_CHECKING:
 TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 """First bytes of TIFF and BigTIFF, little and big endian."""
 _MAX_PAGES = 10_000
-_DECLARATIONS = ("<!DOCTYPE", "<!ENTITY")  # a few lines of entities can fill the memory or read other files
-
-
-class NotHereError(Exception):
-    """The file is a TIFF of a vendor whose pages only OpenSlide understands."""
 
 
 def scan_tiff(path: Path, max_pixels: int) -> Layout:
@@ -39,8 +37,10 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
     """
     tifffile = require("tifffile", "opening TIFF slides")
     try:
-        with tifffile.TiffFile(path, _multifile=False) as file:
-            return _scan(path, file, max_pixels)
+        with path.open("rb") as stream:
+            kind = {"is_ndpi": True} if has_wide_offsets(stream) else {}
+            with tifffile.TiffFile(stream, _multifile=False, **kind) as file:
+                return _scan(path, file, max_pixels)
     except (SlideError, NotHereError, ImportError):
         raise
     except Exception as error:  # damaged headers make tifffile raise nearly any type
@@ -50,19 +50,18 @@ def scan_tiff(path: Path, max_pixels: int) -> Layout:
 def _scan(path: Path, file: TiffFile, max_pixels: int) -> Layout:
     if _is_longer(file, _MAX_PAGES):
         raise SlideError(path, f"has more than {_MAX_PAGES:,} pages, which no slide has")
-    if len(file.pages) and any(words in file.pages.first.description for words in _DECLARATIONS):
+    if len(file.pages) and any(words in file.pages.first.description for words in DECLARATIONS):
         raise SlideError(path, "its description declares a document type or entities, which no slide needs")
     vendor = tiff_metadata.vendor(file)
     if vendor in tiff_metadata.LEFT_TO_OPENSLIDE:
         raise NotHereError(vendor)
     if not len(file.pages):
         raise SlideError(path, "a TIFF without a page: truncated")
+    if vendor in ARRANGE:
+        return _arranged(path, file, vendor, max_pixels)
     pictures = pictures_of(file, vendor)
     main = main_of(pictures)
-    width, height = main.size
-    if width * height > max_pixels:
-        size = f"{width}x{height}"
-        raise SlideError(path, f"declares {size} pixels, more than max_pixels={max_pixels:,}; raise it if that is true")
+    _check_size(path, *main.size, max_pixels)
     problems: list[str] = []
     try:
         base = raster_of(file, main.levels[0], problems)
@@ -109,6 +108,49 @@ def _scan(path: Path, file: TiffFile, max_pixels: int) -> Layout:
         bounds=(0, 0, *base.shown_size),
         damage=damage,
         problems=(*([damage] if damage else []), *problems, *scale.said),
+    )
+
+
+def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        size = f"{width}x{height}"
+        raise SlideError(path, f"declares {size} pixels, more than max_pixels={max_pixels:,}; raise it if that is true")
+
+
+def _arranged(path: Path, file: TiffFile, vendor: str, max_pixels: int) -> Layout:
+    """A file whose vendor's metadata say what its pages are."""
+    found, problems = ARRANGE[vendor](file), list[str]()
+    first = found.levels[0] if isinstance(found.levels[0], Raster) else found.levels[0][1]
+    _check_size(path, first.width, first.height, max_pixels)
+    try:
+        rasters = [
+            one if isinstance(one, Raster) else placed(raster_of(file, one[:1], problems), one[1])
+            for one in found.levels
+        ]
+    except ValueError as error:
+        raise NotHereError(str(error)) from error
+    associated: dict[str, Raster] = {}
+    for name, page in found.associated.items():
+        try:
+            associated[name] = page if isinstance(page, Raster) else raster_of(file, (page,), problems)
+        except ValueError as error:
+            problems.append(f"{name} is left out: {error}")
+    damage = _truncated(file, rasters)
+    _tell_empty(rasters, problems)
+    levels = levels_of(tuple(rasters))
+    return Layout(
+        reader="native",
+        vendor=vendor,
+        levels=levels,
+        rasters=tuple(rasters),
+        associated=associated,
+        mpp=found.scale.mpp,
+        mpp_source=found.scale.source,
+        why_no_mpp=found.scale.why_no_mpp,
+        magnification=found.scale.magnification,
+        bounds=found.bounds or (0, 0, levels[0].width, levels[0].height),
+        damage=damage,
+        problems=(*([damage] if damage else []), *problems, *found.scale.said),
     )
 
 
@@ -219,7 +261,7 @@ def _tell_empty(rasters: list[Raster], problems: list[str]) -> None:
     found = []
     for level, raster in enumerate(rasters):
         if empty := int(np.count_nonzero(~raster.stored)):
-            drawn = f"drawn from level {level - 1}" if level else "background"
+            drawn = f"drawn from level {level - 1}" if level and not raster.placement else "background"
             found.append(f"{empty} of {raster.stored.size} of level {level} ({drawn})")
     if found:
         problems.append(f"has empty tiles: {', '.join(found)}")

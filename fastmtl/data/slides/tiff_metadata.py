@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
-LEFT_TO_OPENSLIDE = {"hamamatsu", "leica", "philips", "trestle", "ventana"}
-"""Vendors whose tiles overlap, lie in several places, or are cut and counted as only their format explains."""
+LEFT_TO_OPENSLIDE = {"trestle"}
+"""Vendors whose tiles overlap."""
 
 _BESIDE = "label|macro|thumbnail|overview"
 _ASSOCIATED = re.compile(rf"^\s*({_BESIDE})\b", re.IGNORECASE)

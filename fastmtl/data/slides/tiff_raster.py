@@ -13,7 +13,7 @@ from ..sizes import MAX_PIXELS as MAX_PIECE_PIXELS
 from . import jpeg
 from .codecs import JPEG2000_YCBCR, TIFF_CODECS
 from .orientation import CODES
-from .raster import Encoding, Raster
+from .raster import Encoding, Placement, Raster
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
@@ -44,6 +44,21 @@ def raster_of(file: TiffFile, pages: Sequence[TiffPage], problems: list[str]) ->
         offsets=np.concatenate([one.offsets for one in rasters]),
         counts=np.concatenate([one.counts for one in rasters]),
     )
+
+
+def placed(raster: Raster, place: Placement) -> Raster:
+    """The raster in its level, without the tiles and pixels that reach beyond it.
+
+    Raises:
+        ValueError: nothing of it lies in the level, or it is rotated.
+    """
+    width, height = min(raster.width, place.width - place.left), min(raster.height, place.height - place.top)
+    if min(width, height) < 1 or raster.encoding.orientation != 1:
+        raise ValueError("a level is rotated, or shows nothing of the slide")
+    columns, rows = -(-width // raster.tile_width), -(-height // raster.tile_height)
+    grid = raster.encoding.planes, raster.rows, raster.columns
+    offsets, counts = (array.reshape(grid)[:, :rows, :columns].reshape(-1) for array in (raster.offsets, raster.counts))
+    return replace(raster, width=width, height=height, offsets=offsets, counts=counts, placement=place)
 
 
 def _raster(file: TiffFile, page: TiffPage, problems: list[str]) -> Raster:

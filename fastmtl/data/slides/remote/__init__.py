@@ -1,0 +1,1 @@
+"""Slides on servers: read by ranges of bytes, never copied whole."""
