@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -20,14 +20,17 @@ import torch
 from torch import nn
 
 from .. import data
+from ..distributed import World
 from ..protocols import Batch
-from ..training.run_dir import RunError, read_lines
-from ..utils.atomic_io import append, write_whole
+from ..training.run_dir import RunError
+from ..utils.atomic_io import write_whole
 from ..utils.json_toml import JsonMapping, JsonObject, read_json
-from .output_dir import LINES, Predicted, answer, entry_name, inside, row_of
-from .slide_maps import SlideMaps
+from .output_dir import Predicted, answer, entry_name, inside, row_of
+from .preparing import Prepared, open_slide_tiles, prepared_ahead
+from .records import LINES, QUARANTINE, append_lines, rewrite
+from .sharing import share_slides, size_of
+from .slide_maps import MapOptions, SlideMaps
 
-QUARANTINE = "quarantine.jsonl"
 SLIDE_SUMMARY, TILES = "summary.json", "tiles.jsonl"
 """In the folder of each slide. A run's folder has another summary.json, with the metrics of the run."""
 
@@ -61,8 +64,10 @@ def predict_slides(
     dtype: torch.dtype | None = None,
     mpp: Mapping[str, float] = MappingProxyType({}),
     note: Callable[[str], None] = lambda line: None,
+    world: World | None = None,
+    options: MapOptions | None = None,
 ) -> Predicted:
-    """Predict slides that have no folder in `out` or have changed.
+    """Predict slides that have no folder in `out` or have changed. Several ranks share them by their bytes.
 
     Lines are sorted by name; lines of other slides are kept.
 
@@ -77,59 +82,77 @@ def predict_slides(
         dtype: of autocast; None computes in float32.
         mpp: name -> micrometres per pixel of level 0, if given.
         note: called with a line for each slide that is finished or set aside.
+        world: the ranks, each of which calls this; one by default.
+        options: what is written of maps.
     """
+    options = options or MapOptions()
     if any(task.output.kind in ("map", "queries") for task in tasks):
-        data.check_outlines()
+        data.check_outlines(options.outlines(None))
     model.eval()
-    done = {name for name, path in slides.items() if _is_done(out / name, path, mpp.get(name))}
-    _write_summaries(out, without=slides.keys() - done)
-    _write_quarantine(out, without=slides.keys() - done)
-    unreadable: set[str] = set()
-    for number, (name, path) in enumerate(slides.items(), 1):
-        if name in done:
-            continue
-        try:
-            cut = data.cut_slide(path, name, grid, mpp.get(name))
-            summary = _one(cut, name, out, model, tasks, read, device, dtype)
-        except (data.SlideError, data.TileReadError) as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            _append(out / QUARANTINE, [{"slide": name, "file": str(path), "reason": reason}])
-            note(f"{number}/{len(slides)} {name}: set aside: {reason}")
-            unreadable.add(name)
-            continue
-        _append(out / LINES, [summary])
-        left_out = f", {summary['damaged']} of them damaged" if summary["damaged"] else ""
-        note(f"{number}/{len(slides)} {name}: {summary['tiles']} tiles{left_out}")
-    _write_summaries(out, without=unreadable)
-    _write_quarantine(out)
+    world = world or World()
+    done, shares = world.broadcast(_plan(slides, out, mpp, world.size) if world.rank == 0 else (set(), [[]]))
+    numbers, unreadable = {name: number for number, name in enumerate(slides, 1)}, set()
+
+    def prepare(name: str) -> Prepared:
+        return open_slide_tiles(data.cut_slide(slides[name], name, grid, mpp.get(name)), read)
+
+    with closing(prepared_ahead(shares[world.rank], prepare, device)) as coming:
+        for name, begun in coming:
+            try:
+                with begun.result() as prepared:
+                    summary = _one(prepared, name, out, model, tasks, device, dtype, world.rank, options)
+            except (data.SlideError, data.TileReadError) as error:
+                reason = str(error).removeprefix(f"{slides[name]}: ")
+                entry = {"slide": name, "file": str(slides[name]), "reason": reason}
+                append_lines(out / QUARANTINE, [entry], world.rank)
+                note(f"{numbers[name]}/{len(slides)} {name}: set aside: {reason}")
+                unreadable.add(name)
+                continue
+            if world.rank == 0:  # the other ranks' lines are added at the end
+                append_lines(out / LINES, [summary])
+            left_out = f", {summary['damaged']} of them damaged" if summary["damaged"] else ""
+            note(f"{numbers[name]}/{len(slides)} {name}: {summary['tiles']} tiles{left_out}")
+    unreadable = world.gather_entries(dict.fromkeys(unreadable)).keys()  # waits for all ranks
+    if world.rank == 0:
+        _write_summaries(out, without=unreadable)
+        rewrite(out / QUARANTINE, "slide")
     return Predicted("slides", len(slides) - len(done) - len(unreadable), len(done), len(unreadable))
+
+
+def _plan(
+    slides: Mapping[str, Path], out: Path, mpp: Mapping[str, float], ranks: int
+) -> tuple[set[str], list[list[str]]]:
+    """The slides that are done, and each rank's share of the others; drops the lines of the latter."""
+    done = {name for name, path in slides.items() if _is_done(out / name, path, mpp.get(name))}
+    left = slides.keys() - done
+    _write_summaries(out, without=left)
+    rewrite(out / QUARANTINE, "slide", lambda name: name not in left)
+    return done, share_slides({name: size_of(path) for name, path in slides.items() if name in left}, ranks)
 
 
 @torch.inference_mode()
 def _one(
-    cut: data.SlideCut,
+    prepared: Prepared,
     name: str,
     out: Path,
     model: nn.Module,
     tasks: Sequence[Any],
-    read: Callable[[data.Dataset], data.TileLoader],
     device: torch.device,
     dtype: torch.dtype | None,
+    rank: int,
+    options: MapOptions,
 ) -> JsonObject:
     """Predict one slide; returns its line."""
-    folder = out / name
+    folder, cut = out / name, prepared.cut
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with ExitStack() as ends:
         ends.callback(shutil.rmtree, partial, ignore_errors=True)
-        loader = read(data.Dataset(cut.path, (), cut.tiles)) if cut.tiles else None
-        if loader is not None:
-            ends.callback(loader.close)
-        maps, means = SlideMaps(tasks, cut, partial, device), _Means(tasks)
+        maps, means = SlideMaps(tasks, cut, partial, device, options), _Means(tasks)
         ends.callback(maps.discard)
         (partial / TILES).touch()
-        for batch in loader or ():
+        for batch in prepared.batches:
             batch = batch.to(device, non_blocking=True)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 outputs = model(batch)
@@ -137,8 +160,8 @@ def _one(
             lines = list(_tile_lines(tasks, cut, batch, outputs))
             for line in lines:
                 means.add(line)
-            _append(partial / TILES, lines)
-        damaged = [_place(entry) for entry in loader.quarantine] if loader else []
+            append_lines(partial / TILES, lines)
+        damaged = [_place(entry) for entry in prepared.quarantine]
         of_slide = {"slide": name, "file": asdict(cut.identity), "tiles": len(cut.tiles), "damaged": len(damaged)}
         of_map = {"tissue": cut.tissue, "mpp": cut.mpp, "mpp_source": cut.mpp_source, "downsample": cut.downsample}
         of_map["problems"] = list(cut.problems)
@@ -147,7 +170,7 @@ def _one(
         summary = {**of_slide, **of_map, **of_tasks}
         write_whole(partial / SLIDE_SUMMARY, json.dumps(summary, indent=1) + "\n")
         # Written before the folder: a slide with a folder must have its lines; lines without one are dropped later.
-        _append(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged))
+        append_lines(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged), rank)
         shutil.rmtree(folder, ignore_errors=True)  # predictions of the earlier version of the slide
         os.replace(partial, folder)
     return summary
@@ -230,17 +253,6 @@ def _write_summaries(out: Path, without: Collection[str]) -> None:
     write_whole(out / LINES, "".join(json.dumps(summary) + "\n" for summary in summaries))
 
 
-def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
-    """Rewrite quarantine.jsonl sorted by name, without some slides; no file if it would be empty."""
-    entries = [entry for entry in read_lines(out / QUARANTINE)[0] if isinstance(entry.get("slide"), str)]
-    found = [entry for entry in entries if entry["slide"] not in without]
-    if found:
-        found.sort(key=lambda entry: Path(entry["slide"]))
-        write_whole(out / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in found))
-    else:
-        (out / QUARANTINE).unlink(missing_ok=True)
-
-
 def _summaries(out: Path) -> list[JsonObject]:
     """The summaries of all finished slides, by name; unfinished folders are hidden."""
     paths = sorted(out.rglob(SLIDE_SUMMARY))
@@ -255,8 +267,3 @@ def _summary(path: Path) -> JsonObject:
     if not isinstance(found, dict) or not isinstance(found.get("slide"), str):
         raise RunError(f"{path} is damaged: it names no slide; remove {path.parent} to predict the slide again.")
     return found
-
-
-def _append(path: Path, lines: Iterable[JsonMapping]) -> None:
-    if text := "".join(json.dumps(line) + "\n" for line in lines):
-        append(path, text)

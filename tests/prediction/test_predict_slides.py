@@ -109,7 +109,8 @@ def test_outlines_drawn_again_are_the_map(tmp_path, slide, level):
         np.testing.assert_array_equal(drawn.draw(), expected)
     assert data.polygon_classes(folder / "layers.geojson").keys() == {"red", "dark"}
     features = json.loads((folder / "gland.geojson").read_text())["features"]
-    assert features[0]["properties"] == {"objectType": "annotation", "classification": {"name": "gland"}}
+    gland = {"name": "gland", "color": [230, 159, 0]}
+    assert features[0]["properties"] == {"objectType": "annotation", "classification": gland}
 
 
 def test_tiles_and_their_means(tmp_path, slide):
