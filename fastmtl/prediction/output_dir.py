@@ -146,11 +146,16 @@ def entry_name(task: str, facts: Collection[str]) -> str:
 
 def row_of(output: Any, row: int) -> Any:
     """One sample as a batch of one; queries without their auxiliary layers."""
+    return rows_of(output, slice(row, row + 1))
+
+
+def rows_of(output: Any, rows: slice) -> Any:
+    """Some samples of a batch, in float32; queries without their auxiliary layers."""
     if isinstance(output, Tensor):
-        return output[row : row + 1].float()
+        return output[rows].float()
     return output._replace(
-        class_logits=output.class_logits[row : row + 1],
-        mask_logits=output.mask_logits[row : row + 1],
+        class_logits=output.class_logits[rows],
+        mask_logits=output.mask_logits[rows],
         auxiliary=(),
     )
 

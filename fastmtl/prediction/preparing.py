@@ -36,6 +36,11 @@ class Prepared:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the loader's threads and buffers."""
+        self.batches = iter(())
         if self._loader is not None:
             self._loader.close()
 
@@ -74,4 +79,4 @@ def prepared_ahead(
         finally:
             for one in begun:  # the caller ended early
                 if not one.cancel() and one.exception() is None:
-                    one.result().__exit__()
+                    one.result().close()

@@ -22,11 +22,12 @@ from ..data.slide_output.class_colours import class_colour
 from ..utils.atomic_io import naming
 from ..utils.json_toml import JsonObject
 from ..utils.suggestions import file_name
-from .output_dir import inside
+from .output_dir import inside, rows_of
 from .overlay import Overlay, slide_thumbnail
 from .stitching import Band, Rows
 
 _KINDS = ("map", "queries")
+_AT_ONCE = 2**22  # probabilities of tiles
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class SlideMaps:
     ):
         self._cut = cut
         self._tasks = {task: _Decision(task) for task in tasks if task.output.kind in _KINDS}
-        channels = sum(task.output.channels for task in self._tasks)
+        self._channels = channels = sum(task.output.channels for task in self._tasks)
         self._band = Band(channels, cut.tile_size, cut.width, cut.height, device) if channels else None
         self._written = {task: _Written(task, decision, cut, folder, options) for task, decision in self._tasks.items()}
 
@@ -73,17 +74,23 @@ class SlideMaps:
         """Add the outputs for these tiles, given by id in the slide's order."""
         if self._band is None:
             return
-        size = (self._cut.tile_size, self._cut.tile_size)
-        parts = [one.probabilities(outputs[task.name], size) for task, one in self._tasks.items()]
-        for name, probabilities in zip(tiles, torch.cat(parts, 1), strict=True):
-            x, y = self._cut.places[name]
-            self._write(self._band.until(y))
-            self._band.add(x, probabilities)
+        side = self._cut.tile_size
+        at_once = max(1, _AT_ONCE // (self._channels * side * side))
+        for first in range(0, len(tiles), at_once):
+            some = slice(first, first + at_once)
+            parts = [
+                one.probabilities(rows_of(outputs[task.name], some), (side, side)) for task, one in self._tasks.items()
+            ]
+            for name, probabilities in zip(tiles[some], torch.cat(parts, 1), strict=True):
+                x, y = self._cut.places[name]
+                self._write(self._band.until(y))
+                self._band.add(x, probabilities)
 
     def close(self) -> dict[str, JsonObject]:
         """Write the files; returns task -> the facts about its maps, in JSON types."""
         if self._band is not None:
             self._write(self._band.until(self._cut.height))
+            self._band = None
         slide = slide_thumbnail(self._cut.path) if self._written else np.zeros((1, 1, 3), np.uint8)
         return {task.name: written.close(slide) for task, written in self._written.items()}
 

@@ -161,6 +161,7 @@ def _one(
             for line in lines:
                 means.add(line)
             append_lines(partial / TILES, lines)
+        prepared.close()  # outlines need memory of their own
         damaged = [_place(entry) for entry in prepared.quarantine]
         of_slide = {"slide": name, "file": asdict(cut.identity), "tiles": len(cut.tiles), "damaged": len(damaged)}
         of_map = {"tissue": cut.tissue, "mpp": cut.mpp, "mpp_source": cut.mpp_source, "downsample": cut.downsample}

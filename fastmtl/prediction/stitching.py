@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_PIECE = 2**22  # means that are computed at once: their decision takes several times their memory
+_PIECE = 2**20  # means that are computed at once: their decision takes several times their memory
 
 
 class Rows(NamedTuple):

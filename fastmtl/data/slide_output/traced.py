@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 MAX_POINTS = 5_000_000
 """Points of the polygons of a file: about 150 MB, more than viewers can show."""
 
-_MAX_CORNERS = 2**21  # of unfinished polygons, in memory
+_MAX_CORNERS = 2**20  # of unfinished polygons, in memory
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,11 @@ class TracedPolygons:
         self._file.seek(0)
         for names in self._names:
             found, begin = _Polygons(*(np.load(self._file) for _ in _Polygons._fields)), 0
-            rings = np.split(found.points, found.rings[:-1, 0])
-            for end, value, size in found.polygons.tolist():
+            starts = np.concatenate([[0], found.rings[:, 0]])
+            for end, value, size in found.polygons:
                 if size >= self.min_area:
-                    large = found.rings[begin:end, 1] >= self.min_area
-                    large[0] = True
-                    yield names[value], [ring for ring, kept in zip(rings[begin:end], large, strict=True) if kept]
+                    kept = [begin, *(ring for ring in range(begin + 1, end) if found.rings[ring, 1] >= self.min_area)]
+                    yield names[int(value)], [found.points[starts[ring] : starts[ring + 1]] for ring in kept]
                 begin = end
 
     def _take(self, state: Any, kernel: Any, names: Mapping[int, str]) -> None:
