@@ -66,10 +66,10 @@ class TracedPolygons:
         from ...kernels import outlines_numba as kernel
 
         state: Any = None
-        unnamed = np.isin(np.arange(256), list(names), invert=True)
+        kept = np.array([value if value in names else 0 for value in range(256)], np.uint8)
         for some in rows:
             state = state or kernel.new_state(some.shape[1], _MAX_CORNERS)
-            some = np.where(unnamed[some], np.uint8(0), some)
+            some = kept[some]
             while (added := kernel.add_rows(state, some, 0, self.min_area)) < len(some):
                 some = some[added:]
                 self._take(state, kernel, names)
