@@ -27,7 +27,7 @@ from .overlay import Overlay, slide_thumbnail
 from .stitching import Band, Rows
 
 _KINDS = ("map", "queries")
-_AT_ONCE = 2**22  # probabilities of tiles
+_AT_ONCE = 2**20  # probabilities of tiles
 
 
 @dataclass(frozen=True)
