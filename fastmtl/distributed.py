@@ -95,7 +95,8 @@ class World:
         wait = timedelta(seconds=timeout)
         dist.init_process_group(backend, timeout=wait, store=store, rank=self.rank, world_size=self.size)
         if patience is not None:
-            self._group = dist.new_group(timeout=timedelta(seconds=patience), backend="gloo")
+            group = dist.new_group(timeout=timedelta(seconds=patience), backend="gloo")
+            self._group = group if isinstance(group, dist.ProcessGroup) else None  # this rank is always in it
         self._heartbeat = Heartbeat(self.rank, self.size, host, port)
 
     def _leave(self, error: BaseException) -> None:
@@ -136,6 +137,16 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(shared, src=0, group=self._group)
         return shared[0]
+
+    def send(self, value: object, rank: int) -> None:
+        """Send `value` to a rank, which calls `receive`; waits until it has it."""
+        dist.send_object_list([value], dst=rank, group=self._group)
+
+    def receive(self, rank: int) -> Any:
+        """Return what `rank` sends next."""
+        found: list[Any] = [None]
+        dist.recv_object_list(found, src=rank, group=self._group)
+        return found[0]
 
     def gather_entries(self, own: Mapping[K, T]) -> dict[K, T]:
         """Return the entries of all ranks on all ranks; if several ranks have a key, the last rank wins."""

@@ -93,6 +93,7 @@ def predict(
             note=note,
             world=world,
             options=maps,
+            batch_size=config.val_batch_size or config.batch_size,
         )
 
 

@@ -45,13 +45,17 @@ class Prepared:
             self._loader.close()
 
 
-def open_slide_tiles(cut: data.SlideCut, read: Callable[[data.Dataset], data.TileLoader]) -> Prepared:
-    """Start reading the tiles of a slide.
+def open_slide_tiles(
+    cut: data.SlideCut, read: Callable[[data.Dataset], data.TileLoader], own: Sequence[data.Tile]
+) -> Prepared:
+    """Start reading the tiles `own` of a slide.
 
     Raises:
         TileReadError: tiles are damaged, more than `read` allows.
     """
-    loader = read(data.Dataset(cut.path, (), cut.tiles)) if cut.tiles else None
+    if len(own) < len(cut.tiles):
+        read(data.Dataset(cut.path, (), cut.tiles)).close()  # fits the stains to the whole slide
+    loader = read(data.Dataset(cut.path, (), tuple(own))) if own else None
     try:
         return Prepared(cut, loader)
     except BaseException:

@@ -23,6 +23,19 @@ def share_slides(sizes: Mapping[str, int], ranks: int) -> list[list[str]]:
     return [[name for name in sizes if owner[name] == rank] for rank in range(ranks)]
 
 
+def share_helpers(sizes: Mapping[str, int], shares: Sequence[Sequence[str]]) -> dict[str, list[int]]:
+    """Slide -> the ranks without a slide that help with it, each where a rank has the most bytes so far.
+
+    >>> share_helpers({"a": 3, "b": 9}, [["b"], ["a"], [], []])
+    {'b': [2, 3], 'a': []}
+    """
+    helpers: dict[str, list[int]] = {share[0]: [] for share in shares if share}
+    for rank, share in enumerate(shares):
+        if not share and helpers:
+            helpers[max(helpers, key=lambda name: (sizes[name] / (1 + len(helpers[name])), name))].append(rank)
+    return helpers
+
+
 def share_batches(items: Sequence[T], batch_size: int, rank: int, ranks: int) -> list[T]:
     """The items of every `ranks`-th batch: whole batches, because a network's last bits depend on its batch.
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from helpers.pixel_model import lines_of
 from helpers.runs import untrained, untrained_on_slides
-from helpers.slides import tissue_like, write_tiff
+from helpers.slides import patch_tile, tissue_like, write_tiff
 from helpers.tiles import random_pixels, write_image
 
 from fastmtl.cli import main
 from fastmtl.prediction.records import read_records, rewrite
-from fastmtl.prediction.sharing import share_slides
+from fastmtl.prediction.sharing import share_helpers, share_slides
 
 
 def _start(arguments: list[str], ranks: int) -> list[subprocess.Popen]:
@@ -98,6 +98,33 @@ def test_slides_over_ranks_are_those_of_one_also_when_killed(tmp_path):
     codes, errors = _finish(_start(arguments, 2))  # of which one has no slide left, and the other a torn one
     assert codes == [1, 1]
     _same(one, many)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_damaged", [0.2, 0.0], ids=["damaged tiles", "set aside"])
+def test_ranks_without_a_slide_help_with_the_others(tmp_path, max_damaged):
+    """Stains are those of the whole slide, and what is left out does not depend on the ranks."""
+    stain = {"method": "macenko", "sample": 6, "min_tissue": 50}
+    own = {"tile_size": 32, "mpp": 0.5, "overlap": 8, "stain": stain, "max_damaged": max_damaged}
+    run, slides = untrained_on_slides(tmp_path / "run", data=own), tmp_path / "slides"
+    slides.mkdir()
+    slide = write_tiff(slides / "slide.tif", tissue_like(500, 400), compression="deflate")
+    patch_tile(slide, 9, lambda part: part.__setitem__(slice(10, None), bytes(len(part) - 10)))
+    one, three = tmp_path / "one", tmp_path / "three"
+    assert main(["predict", str(run), str(slides), "--out", str(one)]) == (not max_damaged)
+    codes, errors = _finish(_start([str(run), str(slides), "--out", str(three)], 3))
+    assert codes == [int(not max_damaged)] * 3, errors
+    assert [message.count("helps with slide.tif") for message in errors] == [0, 1, 1]
+    _same(one, three)
+    assert bool(lines_of(three / "predictions.jsonl")) == bool(max_damaged)
+    assert lines_of(three / "quarantine.jsonl")
+
+
+def test_helpers_are_asked_for_the_slides_with_the_most_bytes():
+    shares = share_slides({"a": 10, "b": 30}, 6)
+    assert shares == [["b"], ["a"], [], [], [], []]
+    assert share_helpers({"a": 10, "b": 30}, shares) == {"b": [2, 3, 4], "a": [5]}
+    assert share_helpers({}, [[], []]) == {}
 
 
 @pytest.mark.slow
