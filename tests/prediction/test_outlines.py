@@ -124,6 +124,16 @@ def test_rows_of_a_file_are_its_pixels(tmp_path):
 
 
 @needs_statm
+def test_a_file_is_not_in_memory_while_it_is_read(tmp_path):
+    path = _map(tmp_path, np.random.default_rng(0).integers(0, 256, (6000, 6000), dtype=np.uint8))
+    before, rows = resident_bytes(), read_rows(path)
+    for _ in range(2):
+        next(rows)
+    assert resident_bytes() - before < 20e6, "of 36 MB"
+    rows.close()
+
+
+@needs_statm
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.7], ids=["specks", "one component"])
 def test_memory_does_not_grow_with_the_map(tmp_path, share):

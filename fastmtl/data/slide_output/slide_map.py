@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -23,6 +23,7 @@ TILE = 256
 """Side of the file's tiles, pixels."""
 
 _NO_UNIT, _CENTIMETRE = 1, 3
+_READ = 2**22  # bytes read at once, where tifffile would take 256 MB
 
 
 class SlideMap:
@@ -85,12 +86,12 @@ class SlideMap:
             level.discard()
 
 
-def read_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
+def read_rows(path: Path) -> Generator[NDArray[np.uint8]]:
     """The rows of a TIFF of one 8-bit channel, uint8 [h, width], as many at a time as its tiles or strips have."""
     with require("tifffile", "reading maps of slides").TiffFile(path) as file:
         page = file.pages[0].aspage()
         rows, top = np.zeros((0, page.imagewidth), np.uint8), -1
-        for segment, (*_, y, x, _), shape in page.segments(maxworkers=1):
+        for segment, (*_, y, x, _), shape in page.segments(maxworkers=1, buffersize=_READ):
             if y != top:
                 if top >= 0:
                     yield rows
