@@ -50,6 +50,7 @@ class World:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._reducing: tuple[Any, Tensor] | None = None  # of `delayed_max`: the collective, and its tensor
         self._heartbeat: Heartbeat | None = None
+        self._group: dist.ProcessGroup | None = None  # of objects; None is torch's default group
 
     @classmethod
     def from_environment(cls) -> World:
@@ -57,13 +58,14 @@ class World:
         return cls(*(int(os.environ.get(name, default)) for name, default in _VARIABLES.items()))
 
     @contextmanager
-    def initialize(self, device: torch.device, timeout: float) -> Iterator[None]:
+    def initialize(self, device: torch.device, timeout: float, *, patience: float | None = None) -> Iterator[None]:
         """Inside, the ranks can communicate.
 
         Args:
             device: of the model.
             timeout: seconds to wait for a rank that runs but does not answer; one that has ended is noticed within
                 seconds.
+            patience: the same for `broadcast` and `gather_entries`, if ranks may be further apart there.
 
         Raises:
             LostRank: another rank has ended, or did not answer in time; the message names it.
@@ -72,7 +74,7 @@ class World:
             yield
             return
         try:
-            self._connect(device, timeout)
+            self._connect(device, timeout, patience)
             yield
         except BaseException as error:
             if not is_of_communication(error):
@@ -87,11 +89,14 @@ class World:
         finally:
             self.close()
 
-    def _connect(self, device: torch.device, timeout: float) -> None:
+    def _connect(self, device: torch.device, timeout: float, patience: float | None) -> None:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, host, port = open_store(self.rank, self.size, timeout)
         wait = timedelta(seconds=timeout)
         dist.init_process_group(backend, timeout=wait, store=store, rank=self.rank, world_size=self.size)
+        if patience is not None:
+            group = dist.new_group(timeout=timedelta(seconds=patience), backend="gloo")
+            self._group = group if isinstance(group, dist.ProcessGroup) else None  # this rank is always in it
         self._heartbeat = Heartbeat(self.rank, self.size, host, port)
 
     def _leave(self, error: BaseException) -> None:
@@ -100,7 +105,7 @@ class World:
 
     def close(self) -> None:
         """Leave the group; this process continues alone. Rank 0 uses it to evaluate and report after training."""
-        self._reducing = None
+        self._reducing = self._group = None
         self.size = 1
         if self._heartbeat is not None:
             self._heartbeat.stop()
@@ -130,14 +135,24 @@ class World:
         """Return rank 0's `value` on all ranks; the others wait for it."""
         shared = [value]
         if self.size > 1:
-            dist.broadcast_object_list(shared, src=0)
+            dist.broadcast_object_list(shared, src=0, group=self._group)
         return shared[0]
+
+    def send(self, value: object, rank: int) -> None:
+        """Send `value` to a rank, which calls `receive`; waits until it has it."""
+        dist.send_object_list([value], dst=rank, group=self._group)
+
+    def receive(self, rank: int) -> Any:
+        """Return what `rank` sends next."""
+        found: list[Any] = [None]
+        dist.recv_object_list(found, src=rank, group=self._group)
+        return found[0]
 
     def gather_entries(self, own: Mapping[K, T]) -> dict[K, T]:
         """Return the entries of all ranks on all ranks; if several ranks have a key, the last rank wins."""
         parts: list[Mapping[K, T]] = [own] * self.size
         if self.size > 1:
-            dist.all_gather_object(parts, dict(own))
+            dist.all_gather_object(parts, dict(own), group=self._group)
         return {key: value for part in parts for key, value in part.items()}
 
     def sum(self, values: Tensor) -> Tensor:

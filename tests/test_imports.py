@@ -32,7 +32,7 @@ ALLOWED = {
     "trainer": {"training"},
     "evaluation": {"builders", "config", "data", "protocols", "tasks", "training", "utils"},
     "report": {"training", "utils"},
-    "prediction": {"data", "evaluation", "protocols", "training", "utils"},
+    "prediction": {"data", "distributed", "errors", "evaluation", "protocols", "training", "utils"},
     "api": {
         *("builders", "config", "data", "distributed", "errors", "evaluation", "ops", "prediction", "protocols"),
         *("report", "training", "utils"),

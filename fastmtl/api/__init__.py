@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .runs import MapOptions as MapOptions
     from .runs import analyse as analyse
     from .runs import predict as predict
     from .runs import report as report
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("train", "resume"), "training"),
     "evaluate": "scoring",
-    **dict.fromkeys(("predict", "analyse", "report"), "runs"),
+    **dict.fromkeys(("MapOptions", "predict", "analyse", "report"), "runs"),
 }
-__all__ = ["analyse", "evaluate", "predict", "report", "resume", "train"]
+__all__ = ["MapOptions", "analyse", "evaluate", "predict", "report", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

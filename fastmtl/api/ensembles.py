@@ -68,8 +68,10 @@ def load(
     device_name: str,
     tta: Sequence[str] | None,
     others: Sequence[Path] = (),
+    local_rank: int = 0,
 ) -> Trained:
-    """The run in `path`; with `others` the ensemble of it and them, for the tasks that all of them have.
+    """The run in `path`; with `others` the ensemble of it and them, for the tasks that all of them have. `local_rank`
+    selects the GPU of this process.
 
     Raises:
         RunError: a folder is not a run, or a run cannot be averaged with the first one.
@@ -77,7 +79,7 @@ def load(
     paths = (path, *others)
     if twice := next((one for one in others if [other.resolve() for other in paths].count(one.resolve()) > 1), None):
         raise RunError(f"{twice} is named twice, which would count its network twice in the mean; name each run once.")
-    runs = [_load(one, which, device_name) for one in paths]
+    runs = [_load(one, which, device_name, local_rank) for one in paths]
     first = runs[0]
     if others:
         first = _ensemble(runs, paths)
@@ -86,10 +88,10 @@ def load(
     return first
 
 
-def _load(path: Path, which: Literal["best", "last"] | None, device_name: str) -> Trained:
+def _load(path: Path, which: Literal["best", "last"] | None, device_name: str, local_rank: int) -> Trained:
     run = RunFolder(path)
     recipe, facts = run.recipe(), run.extra()
-    device = components.device_of(device_name)
+    device = components.device_of(device_name, local_rank)
     tasks = components.build_tasks(recipe, facts["class_names"], facts.get("classes", {}))
     model = components.build_model(recipe, tasks, device, trained=True)
     which = which or recipe.training.checkpoint

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from .. import data
 from ..builders import datasets
+from ..distributed import World
 from ..evaluation.analyse import analyse as write_analyses
-from ..prediction.images import find_images, images_there, write_predictions
+from ..prediction.images import damage_of_images, find_images, finish_images, images_there, write_predictions
 from ..prediction.output_dir import Predicted, check_apart, claimed, stamp_of
+from ..prediction.sharing import share_batches
+from ..prediction.slide_maps import MapOptions
 from ..prediction.slides import check_places, predict_slides
 from ..report import read_run, render, render_comparison
 from ..report.past_run import PastRun
 from ..training.run_dir import RunError, RunFolder
 from ..utils.atomic_io import naming
 from .ensembles import Trained, load
+
+_PATIENCE = 30 * 24 * 3600.0  # seconds
 
 
 def predict(
@@ -28,11 +37,14 @@ def predict(
     which: Literal["best", "last"] | None = None,
     device: str = "auto",
     tta: Sequence[str] | None = None,
+    on_damaged: Literal["raise", "skip"] | None = None,
+    maps: MapOptions | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> Predicted:
     """Predict images or whole slides into `out`. If a folder has slides, only the slides are predicted.
 
-    If `out` already has predictions of the same run, weights, views and input, only missing ones are added.
+    If `out` already has predictions of the same run, weights, views and input, only missing ones are added. Under
+    `torchrun` the ranks share the slides or images, and all return the same.
 
     Args:
         path: the run folder.
@@ -42,32 +54,32 @@ def predict(
         which: the checkpoint; None uses the recipe's training.checkpoint.
         device: "auto", "cpu", "cuda" or "cuda:N".
         tta: views of test-time augmentation; None uses the recipe's.
+        on_damaged: unreadable images end the prediction before it begins, or are set aside, as slides always are; None
+            uses the recipe's data.on_damaged.
+        maps: what is written of the maps of slides.
         note: called with one line for each slide that is done or unreadable, and for ignored input.
 
     Raises:
         RunError: `path` is not a run, there is nothing to predict, images are unreadable, `out` contains other files,
             or another process is writing to `out`.
+        LostRank: another rank has ended.
     """
-    trained = load(path, which, device, tta, others)
-    config = trained.recipe.data
-    if config.index_folder:
-        data.use_index_folder(config.index_folder)
+    world = World.from_environment()
+    trained = load(path, which, device, tta, others, world.local_rank)
+    if trained.recipe.data.index_folder:
+        data.use_index_folder(trained.recipe.data.index_folder)
     views = trained.recipe.training.tta if tta is None else tta
-    root = Path(config.root) if config.root else None
-    if root is not None and not source.resolve().is_relative_to(root.resolve()):
-        root = None  # the recipe's root belongs to the training data
-    slides = data.find_slides(source, root=root)
-    if slides is None:
-        images = find_images(source)
-        home = source if source.is_dir() else source.parent
-        with claimed(out, stamp_of(trained.weights, views, "images", home)):
-            check_apart((Path(image.id).with_suffix("").as_posix() for image in images), out)
-            return _predict_images(trained, source, images, out)
-    if slides.num_images:
-        note(f"{slides.num_images} image files among the slides are skipped; predict their folder separately")
-    check_places(slides.slides, out)
-    with claimed(out, stamp_of(trained.weights, views, "slides", slides.root)):
-        check_apart(slides.slides, out)
+    timeout = trained.recipe.training.rank_timeout
+    # Ranks only exchange names, also with GPUs; the first to be done waits for the last one, however long that takes.
+    with world.initialize(torch.device("cpu"), timeout, patience=_PATIENCE), ExitStack() as lock:
+        found = None
+        if world.rank == 0:
+            found = _claim(trained, views, source, out, maps or MapOptions(), note, lock)
+        slides, images = world.broadcast(found or (None, []))
+        if slides is None:
+            on_damaged = on_damaged or trained.recipe.data.on_damaged
+            return _predict_images(trained, source, images, out, world, skip_damaged=on_damaged == "skip")
+        config = trained.recipe.data
         return predict_slides(
             slides.slides,
             out,
@@ -79,25 +91,68 @@ def predict(
             dtype=trained.dtype,
             mpp=slides.mpp,
             note=note,
+            world=world,
+            options=maps,
+            batch_size=config.val_batch_size or config.batch_size,
         )
 
 
-def _predict_images(trained: Trained, source: Path, images: Sequence[data.Tile], out: Path) -> Predicted:
-    there = images_there(out)
+def _claim(
+    trained: Trained,
+    views: Sequence[str],
+    source: Path,
+    out: Path,
+    maps: MapOptions,
+    note: Callable[[str], None],
+    lock: ExitStack,
+) -> tuple[data.SlideFiles | None, list[data.Tile]]:
+    """The slides or images to predict; `out` is created, and locked until `lock` is closed."""
+    root = Path(trained.recipe.data.root) if trained.recipe.data.root else None
+    if root is not None and not source.resolve().is_relative_to(root.resolve()):
+        root = None  # the recipe's root belongs to the training data
+    slides = data.find_slides(source, root=root)
+    if slides is None:
+        images = find_images(source)
+        home = source if source.is_dir() else source.parent
+        lock.enter_context(claimed(out, stamp_of(trained.weights, views, "images", home)))
+        check_apart((Path(image.id).with_suffix("").as_posix() for image in images), out)
+        return None, images
+    if slides.num_images:
+        note(f"{slides.num_images} image files among the slides are skipped; predict their folder separately")
+    check_places(slides.slides, out)
+    changed = {name: value for name, value in asdict(maps).items() if value != getattr(MapOptions(), name)}
+    lock.enter_context(claimed(out, stamp_of(trained.weights, views, "slides", slides.root, changed)))
+    check_apart(slides.slides, out)
+    return slides, []
+
+
+def _predict_images(
+    trained: Trained, source: Path, images: Sequence[data.Tile], out: Path, world: World, *, skip_damaged: bool
+) -> Predicted:
+    there = world.broadcast(images_there(out) if world.rank == 0 else set())
     tiles = [tile for tile in images if tile.id not in there]
-    if not tiles:
-        return Predicted("images", 0, len(images))
     recipe = trained.recipe
     if recipe.data.preprocessing:
-        tiles = datasets.preprocessed(data.Dataset(source, (), tuple(tiles)), recipe.data.preprocessing).tiles
-    problems = data.check_tiles(tiles)
-    if problems:
-        raise RunError(f"{len(problems)} of {len(tiles)} images cannot be read, first {problems[0]}.")
-    folder = data.Dataset(source, tuple(trained.facts["class_names"]), tuple(tiles))
-    with trained.read(folder) as loader:
-        batches = (batch.to(trained.device) for batch in loader)
-        count = write_predictions(trained.model, trained.tasks, batches, tiles, out)
-    return Predicted("images", count, len(images) - len(tiles))
+        tiles = list(datasets.preprocessed(data.Dataset(source, (), tuple(tiles)), recipe.data.preprocessing).tiles)
+    damaged = world.gather_entries(damage_of_images(tiles[world.rank :: world.size]))
+    if damaged and not skip_damaged:
+        name, reason = min(damaged.items())
+        raise RunError(
+            f"{len(damaged)} of {len(tiles)} images cannot be read, first {name}: {reason}. Repair them, or set them "
+            "aside with --on-damaged skip."
+        )
+    sound = [tile for tile in tiles if tile.id not in damaged]
+    batch_size = recipe.data.val_batch_size or recipe.data.batch_size
+    own = tuple(share_batches(sound, batch_size, world.rank, world.size))
+    if own:
+        with trained.read(data.Dataset(source, tuple(trained.facts["class_names"]), own)) as loader:
+            batches = (batch.to(trained.device) for batch in loader)
+            write_predictions(trained.model, trained.tasks, batches, own, out, world.rank)
+            damaged |= {entry["tile"]: entry["reason"] for entry in loader.quarantine}
+    damaged = world.gather_entries(damaged)  # waits for all ranks
+    if world.rank == 0:
+        finish_images(out, {tile.id: (source if source.is_file() else source / tile.id) for tile in images}, damaged)
+    return Predicted("images", len(tiles) - len(damaged), len(images) - len(tiles), len(damaged))
 
 
 def analyse(path: Path, *, device: str = "auto") -> list[str]:

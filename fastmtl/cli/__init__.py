@@ -24,7 +24,8 @@ USAGE = """fastmtl: train one network for several tasks on medical images
                                                --scale tiny or small: on a machine without a GPU; run the same
                                                command again to continue a run that was stopped
   fastmtl train --resume --out RUN             the same, with the run's own recipe and data
-  torchrun --nproc-per-node N -m fastmtl train ...       train or continue with N processes, one GPU each if present
+  torchrun --nproc-per-node N -m fastmtl train ...       train or continue with N processes, one GPU each if present;
+                                               `predict` likewise
   fastmtl eval RUN --data DIR                  metrics of a run as JSON on standard output
   fastmtl predict RUN INPUT --out DIR          masks and classes for images or whole slides without labels
   fastmtl report RUN [RUN ...]                 write the report of a run again, or one page that compares several

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +36,13 @@ def _add_model_options(parser: Parser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 or more; got {text}")
+    return value
+
+
 def evaluate(arguments: Sequence[str]) -> int:
     """Score a run and print the metrics as JSON."""
     parser = Parser("eval", "Print a run's metrics on a data folder as JSON.")
@@ -61,7 +71,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def predict(arguments: Sequence[str]) -> int:
-    """Predict and print how much was written; returns 1 if a slide could not be read."""
+    """Predict and print how much was written; returns 1 if a slide or an image could not be read."""
     parser = Parser("predict", "Write masks and classes for images or whole slides without labels.")
     parser.need("RUN", _RUN)
     parser.need("INPUT", "an image, a slide or its URL, a folder of them, or a manifest")
@@ -73,6 +83,29 @@ def predict(arguments: Sequence[str]) -> int:
         help="folder to write: TASK/IMAGE.png or SLIDE/TASK.tif for masks, predictions.jsonl for everything; "
         "existing predictions of the same run and input are kept, and missing ones are added",
     )
+    parser.add_argument(
+        "--on-damaged",
+        choices=("raise", "skip"),
+        help="unreadable images: refuse to start, or list them in quarantine.jsonl as slides are (default: the "
+        "recipe's data.on_damaged)",
+    )
+    parser.add_argument(
+        "--min-area",
+        type=_not_negative,
+        default=0.0,
+        metavar="UM2",
+        help="smallest polygon, and hole in one, in the outlines of slides, square micrometres",
+    )
+    parser.add_argument(
+        "--simplify",
+        type=_not_negative,
+        default=0.0,
+        metavar="UM",
+        help="simplify the outlines of slides by at most so many micrometres (default: they follow the map's pixels)",
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write the probabilities of slides, SLIDE/TASK.ome.tif"
+    )
     _add_model_options(parser)
     parsed = parser.parse(arguments)
     found = api.predict(
@@ -83,12 +116,15 @@ def predict(arguments: Sequence[str]) -> int:
         which=parsed.checkpoint,
         device=parsed.device,
         tta=parsed.tta,
+        on_damaged=parsed.on_damaged,
+        maps=api.MapOptions(parsed.min_area, parsed.simplify, parsed.probabilities),
         note=lambda line: print(line, file=sys.stderr),
     )
     done = f"{found.new} {found.what[:-1] if found.new == 1 else found.what}"
     done += f", {found.there} were there already" if found.there else ""
     done += f", {found.unreadable} could not be read (quarantine.jsonl)" if found.unreadable else ""
-    print(f"{done}: {parsed.out / 'predictions.jsonl'}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # as torchrun sets it
+        print(f"{done}: {parsed.out / 'predictions.jsonl'}", file=sys.stderr)
     return 1 if found.unreadable else 0
 
 

@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from .manifest.writing import write_manifest
     from .patient_names import group_of
     from .slide_output.outlines import check_outlines, write_outlines
+    from .slide_output.probability_map import ProbabilityMap
     from .slide_output.slide_cut import SlideCut, cut_slide
     from .slide_output.slide_map import SlideMap
+    from .slide_output.traced import OutlineOptions
     from .slides.encoded_tiles import EncodedTile
     from .slides.errors import DamagedPieceError, SlideError
     from .slides.grid import GridOptions, grid
@@ -107,7 +109,9 @@ _NAMES = {
     "patient_names": "group_of",
     "slide_output.outlines": "check_outlines write_outlines",
     "slide_output.slide_cut": "SlideCut cut_slide",
+    "slide_output.probability_map": "ProbabilityMap",
     "slide_output.slide_map": "SlideMap",
+    "slide_output.traced": "OutlineOptions",
     "slides.errors": "DamagedPieceError SlideError",
     "slides.grid": "GridOptions grid",
     "slides.index": "SlideIndex identify use_index_folder",
@@ -134,10 +138,10 @@ _MODULE = {name: module for module, names in _NAMES.items() for name in names.sp
 __all__ = [
     "IMAGE_SUFFIXES", "PREDICTED_WITH", "PREPROCESSING", "ArrayRow", "Augmentation", "CheckedFiles",
     "DamagedPieceError", "DamagedTilesError", "Dataset", "Drawn", "EncodedTile", "GreyPicture", "GridOptions",
-    "ImageSource", "Level",
-    "ManifestOptions", "MaskFacts", "PolygonOptions", "Polygons", "Prepared", "Problem", "RandomPatches", "Region",
-    "RunLengths", "SeenMask", "Slide", "SlideCut", "SlideError", "SlideFiles", "SlideIndex", "SlideMap", "Split",
-    "StainFileError", "StainNormalizer", "StainStatistics", "Tile", "TileLoader", "TileReadError", "TissueMask",
+    "ImageSource", "Level", "ManifestOptions", "MaskFacts", "OutlineOptions", "PolygonOptions", "Polygons", "Prepared",
+    "ProbabilityMap", "Problem", "RandomPatches", "Region", "RunLengths", "SeenMask", "Slide", "SlideCut",
+    "SlideError", "SlideFiles", "SlideIndex", "SlideMap", "Split", "StainFileError", "StainNormalizer",
+    "StainStatistics", "Tile", "TileLoader", "TileReadError", "TissueMask",
     "check_no_leak", "check_outlines", "check_tiles", "constant_maps", "count_mask", "cut_slide", "decode_runs",
     "detect_format", "downsample_of", "duplicate_notices", "encode_runs", "examine", "find_slides", "generate",
     "generate_slides", "grid", "group_of", "grouped_split", "identifier_key", "identify", "index_slide",

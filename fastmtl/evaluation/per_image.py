@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 
 from ..protocols import Batch
-from ..tasks.metrics import box_overlap, overlap
 from ..utils.atomic_io import write_whole
 from ..utils.json_toml import JsonObject
 from .outlines import PREDICTED_COLOUR as PREDICTED_COLOUR
@@ -117,6 +116,8 @@ class ImageTable:
         return {"map": self._judge_maps, "queries": self._judge_maps, "box": self._judge_boxes}.get(kind)
 
     def _judge_maps(self, task: Any, batch: Batch, rows: Tensor, output: Any) -> dict[int, _Seen]:
+        from ..tasks.metrics import overlap  # it imports torchmetrics: 270 MB, which prediction does not need
+
         answers = task.predict(output, batch)[rows], batch.targets[task.name][rows]
         predicted, target = structures(task, *answers)
         more = _map_counts(task, batch, rows, predicted, target, _right_pixels(task, *answers))
@@ -139,6 +140,8 @@ class ImageTable:
         return self._both_ends(task, seen)
 
     def _judge_boxes(self, task: Any, batch: Batch, rows: Tensor, output: Any) -> dict[int, _Seen]:
+        from ..tasks.metrics import box_overlap
+
         found, true = task.predict(output, batch)[rows], batch.targets[task.name][rows]
         seen = {}
         for i, row in enumerate(rows.tolist()):

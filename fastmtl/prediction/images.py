@@ -6,8 +6,7 @@ images are unknown). Auxiliary tasks (images, embeddings, auxiliary maps) are om
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import data
+from ..data.images.pictures import file_of
 from ..protocols import Batch
-from ..training.run_dir import RunError, read_lines
-from ..utils.atomic_io import append, replacing, write_whole
+from ..training.run_dir import RunError
+from ..utils.atomic_io import replacing
 from ..utils.json_toml import JsonObject
 from ..utils.suggestions import file_name
-from .output_dir import LINES, answer, entry_name, inside, row_of
+from .output_dir import answer, entry_name, inside, row_of
+from .records import LINES, QUARANTINE, append_lines, rewrite
 
 
 def find_images(source: Path) -> list[data.Tile]:
@@ -52,18 +53,42 @@ def _is_label(path: Path) -> bool:
 
 
 def images_there(out: Path) -> set[str]:
-    """The images that have predictions in `out`; a truncated line is removed."""
-    records, problems = read_lines(out / LINES)
-    if problems:
-        write_whole(out / LINES, "".join(json.dumps(record) + "\n" for record in records))
-    return {record["image"] for record in records if isinstance(record.get("image"), str)}
+    """The images that have predictions in `out`; the lines of all ranks are joined, and a truncated one is removed."""
+    return {record["image"] for record in rewrite(out / LINES, "image")}
+
+
+def damage_of_images(tiles: Sequence[data.Tile]) -> dict[str, str]:
+    """Image -> why it cannot be read; every image is decoded."""
+    reasons = {problem.path: problem.reason for problem in data.check_tiles(tiles)}
+    files = {tile.id: file_of(tile.image) for tile in tiles}
+    return {name: reasons[file] for name, file in files.items() if file in reasons}
+
+
+def finish_images(out: Path, files: Mapping[str, Path], damaged: Mapping[str, str]) -> None:
+    """Join and sort the lines of all ranks; list the damaged images, and no others, in `out`/quarantine.jsonl.
+
+    Args:
+        out: the output folder.
+        files: image -> its file.
+        damaged: image -> reason.
+    """
+    rewrite(out / LINES, "image")
+    (out / QUARANTINE).unlink(missing_ok=True)
+    entries = [{"image": name, "file": str(files[name]), "reason": damaged[name]} for name in damaged]
+    append_lines(out / QUARANTINE, entries)
+    rewrite(out / QUARANTINE, "image")
 
 
 @torch.inference_mode()
 def write_predictions(
-    model: nn.Module, tasks: Sequence[Any], batches: Iterator[Batch], tiles: Sequence[data.Tile], out: Path
+    model: nn.Module,
+    tasks: Sequence[Any],
+    batches: Iterator[Batch],
+    tiles: Sequence[data.Tile],
+    out: Path,
+    rank: int = 0,
 ) -> int:
-    """Write `out`/TASK/IMAGE.png and add to `out`/predictions.jsonl; returns how many images were predicted."""
+    """Write `out`/TASK/IMAGE.png and add to this rank's lines of `out`; returns how many images were predicted."""
     by_id = {tile.id: tile.image for tile in tiles}
     out.mkdir(parents=True, exist_ok=True)
     model.eval()
@@ -77,8 +102,8 @@ def write_predictions(
                 found = _answer(task, row_of(outputs[task.name], row), (height, width), out, name)
                 if found is not None:
                     record[entry_name(task.name, ["image"])] = found
-            lines.append(json.dumps(record) + "\n")
-        append(out / LINES, "".join(lines))
+            lines.append(record)
+        append_lines(out / LINES, lines, rank)
         count += len(lines)
     return count
 

@@ -22,9 +22,7 @@ from ..training.run_dir import RunError
 from ..utils.atomic_io import write_whole
 from ..utils.json_toml import JsonMapping, JsonObject, read_json
 from ..utils.suggestions import folded
-
-LINES = "predictions.jsonl"
-"""One line per image or slide."""
+from .records import LINES
 
 _NOT_COMPARED = ("run",)  # a run may be moved; recipe and weights identify it
 
@@ -45,11 +43,14 @@ class Predicted(NamedTuple):
     unreadable: int = 0
 
 
-def stamp_of(weights: Sequence[Path], views: Sequence[str], what: str, source: Path) -> JsonObject:
+def stamp_of(
+    weights: Sequence[Path], views: Sequence[str], what: str, source: Path, maps: JsonMapping | None = None
+) -> JsonObject:
     """The settings that predictions depend on; names of images are relative to `source`.
 
     Args:
         weights: the directory in RUN/checkpoints of the run, or of each run of an ensemble.
+        maps: options of maps, without those that have their default.
     """
     runs = [path.parent.parent for path in weights]
     recipes = b"".join((run / "config.toml").read_bytes() for run in runs)
@@ -61,6 +62,7 @@ def stamp_of(weights: Sequence[Path], views: Sequence[str], what: str, source: P
         "recipe": hashlib.sha256(recipes).hexdigest(),
         "weights": hashlib.sha256(manifests).hexdigest(),
         "views": list(views),
+        **({"maps": dict(maps)} if maps else {}),
     }
 
 
@@ -91,9 +93,10 @@ def _check_ours(out: Path, stamp: JsonMapping) -> None:
             known = dict(read_json(file))
         except (ValueError, TypeError):
             known = {}
-        other = [name for name in stamp if name not in _NOT_COMPARED and known.get(name) != stamp[name]]
+        names = dict.fromkeys([*stamp, *known])
+        other = [name for name in names if name not in _NOT_COMPARED and known.get(name) != stamp.get(name)]
         if other:
-            was, now = known.get(other[0]), stamp[other[0]]
+            was, now = known.get(other[0]), stamp.get(other[0])
             raise RunError(
                 f"{out} already holds predictions with other {other[0]} ({was}, now {now}); choose another --out, or "
                 "remove it."
@@ -143,11 +146,16 @@ def entry_name(task: str, facts: Collection[str]) -> str:
 
 def row_of(output: Any, row: int) -> Any:
     """One sample as a batch of one; queries without their auxiliary layers."""
+    return rows_of(output, slice(row, row + 1))
+
+
+def rows_of(output: Any, rows: slice) -> Any:
+    """Some samples of a batch, in float32; queries without their auxiliary layers."""
     if isinstance(output, Tensor):
-        return output[row : row + 1].float()
+        return output[rows].float()
     return output._replace(
-        class_logits=output.class_logits[row : row + 1],
-        mask_logits=output.mask_logits[row : row + 1],
+        class_logits=output.class_logits[rows],
+        mask_logits=output.mask_logits[rows],
         auxiliary=(),
     )
 

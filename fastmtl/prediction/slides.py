@@ -9,25 +9,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from .. import data
-from ..protocols import Batch
-from ..training.run_dir import RunError, read_lines
-from ..utils.atomic_io import append, write_whole
+from ..distributed import World
+from ..training.run_dir import RunError
+from ..utils.atomic_io import write_whole
 from ..utils.json_toml import JsonMapping, JsonObject, read_json
-from .output_dir import LINES, Predicted, answer, entry_name, inside, row_of
-from .slide_maps import SlideMaps
+from .helping import HelperError, Helpers, Outputs, help_with, run
+from .output_dir import Predicted, answer, entry_name, inside, row_of
+from .preparing import Prepared, open_slide_tiles, prepared_ahead
+from .records import LINES, QUARANTINE, append_lines, rewrite
+from .sharing import share_batches, share_helpers, share_slides, size_of
+from .slide_maps import MapOptions, SlideMaps
 
-QUARANTINE = "quarantine.jsonl"
 SLIDE_SUMMARY, TILES = "summary.json", "tiles.jsonl"
 """In the folder of each slide. A run's folder has another summary.json, with the metrics of the run."""
 
@@ -61,8 +65,12 @@ def predict_slides(
     dtype: torch.dtype | None = None,
     mpp: Mapping[str, float] = MappingProxyType({}),
     note: Callable[[str], None] = lambda line: None,
+    world: World | None = None,
+    options: MapOptions | None = None,
+    batch_size: int = 0,
 ) -> Predicted:
-    """Predict slides that have no folder in `out` or have changed.
+    """Predict slides that have no folder in `out` or have changed. Several ranks share them by their bytes; if there
+    are fewer slides than ranks, the others help with their batches.
 
     Lines are sorted by name; lines of other slides are kept.
 
@@ -76,87 +84,132 @@ def predict_slides(
         device: of the model.
         dtype: of autocast; None computes in float32.
         mpp: name -> micrometres per pixel of level 0, if given.
-        note: called with a line for each slide that is finished or set aside.
+        note: called with a line for each slide that is finished, set aside or helped with.
+        world: the ranks, each of which calls this; one by default.
+        options: what is written of maps.
+        batch_size: of `read`'s loaders; with 0, ranks do not help each other.
     """
+    options, world = options or MapOptions(), world or World()
     if any(task.output.kind in ("map", "queries") for task in tasks):
-        data.check_outlines()
+        data.check_outlines(options.outlines(None))
     model.eval()
+    plan = world.broadcast(_plan(slides, out, mpp, world.size, helping=batch_size > 0) if world.rank == 0 else None)
+    assert plan is not None
+    work = _Work(out, tasks, options, device, world.rank, lambda prepared: run(prepared, model, device, dtype))
+    numbers, unreadable = {name: number for number, name in enumerate(slides, 1)}, set()
+
+    def prepare(name: str, part: int, parts: int) -> Prepared:
+        cut = data.cut_slide(slides[name], name, grid, mpp.get(name))
+        own = share_batches(cut.tiles, batch_size, part, parts) if parts > 1 else cut.tiles
+        return open_slide_tiles(cut, read, own)
+
+    own = plan.shares[world.rank]
+    for name, ranks in plan.helpers.items():
+        if world.rank in ranks:
+            note(f"rank {world.rank} helps with {name}")
+            owner = plan.shares.index([name])
+            begin = partial(prepare, name, 1 + ranks.index(world.rank), 1 + len(ranks))
+            help_with(begin, work.run, lambda message, owner=owner: world.send(message, owner))
+    with closing(prepared_ahead(own, lambda name: prepare(name, 0, 1 + len(plan.helpers[name])), device)) as coming:
+        for name, begun in coming:
+            helpers = Helpers(world, plan.helpers[name], device)
+            try:
+                try:
+                    with begun.result() as prepared:
+                        summary = _one(prepared, name, work, helpers)
+                except (data.SlideError, data.TileReadError, HelperError):
+                    if not helpers.ranks:
+                        raise
+                    helpers.drain()
+                    with prepare(name, 0, 1) as prepared:  # what is accepted or said does not depend on the ranks
+                        summary = _one(prepared, name, work, Helpers(world, (), device))
+            except (data.SlideError, data.TileReadError) as error:
+                reason = str(error).removeprefix(f"{slides[name]}: ")
+                entry = {"slide": name, "file": str(slides[name]), "reason": reason}
+                append_lines(out / QUARANTINE, [entry], world.rank)
+                note(f"{numbers[name]}/{len(slides)} {name}: set aside: {reason}")
+                unreadable.add(name)
+                continue
+            if world.rank == 0:  # the other ranks' lines are added at the end
+                append_lines(out / LINES, [summary])
+            left_out = f", {summary['damaged']} of them damaged" if summary["damaged"] else ""
+            note(f"{numbers[name]}/{len(slides)} {name}: {summary['tiles']} tiles{left_out}")
+    unreadable = world.gather_entries(dict.fromkeys(unreadable)).keys()  # waits for all ranks
+    if world.rank == 0:
+        _write_summaries(out, without=unreadable)
+        rewrite(out / QUARANTINE, "slide")
+    return Predicted("slides", len(slides) - len(plan.done) - len(unreadable), len(plan.done), len(unreadable))
+
+
+class _Plan(NamedTuple):
+    """The slides that are done, each rank's share of the others, and slide -> the ranks that help with it."""
+
+    done: set[str]
+    shares: list[list[str]]
+    helpers: dict[str, list[int]]
+
+
+def _plan(slides: Mapping[str, Path], out: Path, mpp: Mapping[str, float], ranks: int, *, helping: bool) -> _Plan:
+    """Also drops the lines of slides that are not done."""
     done = {name for name, path in slides.items() if _is_done(out / name, path, mpp.get(name))}
-    _write_summaries(out, without=slides.keys() - done)
-    _write_quarantine(out, without=slides.keys() - done)
-    unreadable: set[str] = set()
-    for number, (name, path) in enumerate(slides.items(), 1):
-        if name in done:
-            continue
-        try:
-            cut = data.cut_slide(path, name, grid, mpp.get(name))
-            summary = _one(cut, name, out, model, tasks, read, device, dtype)
-        except (data.SlideError, data.TileReadError) as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            _append(out / QUARANTINE, [{"slide": name, "file": str(path), "reason": reason}])
-            note(f"{number}/{len(slides)} {name}: set aside: {reason}")
-            unreadable.add(name)
-            continue
-        _append(out / LINES, [summary])
-        left_out = f", {summary['damaged']} of them damaged" if summary["damaged"] else ""
-        note(f"{number}/{len(slides)} {name}: {summary['tiles']} tiles{left_out}")
-    _write_summaries(out, without=unreadable)
-    _write_quarantine(out)
-    return Predicted("slides", len(slides) - len(done) - len(unreadable), len(done), len(unreadable))
+    left = slides.keys() - done
+    _write_summaries(out, without=left)
+    rewrite(out / QUARANTINE, "slide", lambda name: name not in left)
+    sizes = {name: size_of(path) for name, path in slides.items() if name in left}
+    shares = share_slides(sizes, ranks)
+    helpers = share_helpers(sizes, shares) if helping else {}
+    return _Plan(done, shares, {name: helpers.get(name, []) for name in sizes})
+
+
+class _Work(NamedTuple):
+    """What all slides have in common; `run` runs the network on the batches of one."""
+
+    out: Path
+    tasks: Sequence[Any]
+    options: MapOptions
+    device: torch.device
+    rank: int
+    run: Callable[[Prepared], Iterator[Outputs]]
 
 
 @torch.inference_mode()
-def _one(
-    cut: data.SlideCut,
-    name: str,
-    out: Path,
-    model: nn.Module,
-    tasks: Sequence[Any],
-    read: Callable[[data.Dataset], data.TileLoader],
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> JsonObject:
+def _one(prepared: Prepared, name: str, work: _Work, helpers: Helpers) -> JsonObject:
     """Predict one slide; returns its line."""
-    folder = out / name
-    partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    cut, tasks, out, folder = prepared.cut, work.tasks, work.out, work.out / name
+    unfinished = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     with ExitStack() as ends:
-        ends.callback(shutil.rmtree, partial, ignore_errors=True)
-        loader = read(data.Dataset(cut.path, (), cut.tiles)) if cut.tiles else None
-        if loader is not None:
-            ends.callback(loader.close)
-        maps, means = SlideMaps(tasks, cut, partial, device), _Means(tasks)
+        ends.callback(shutil.rmtree, unfinished, ignore_errors=True)
+        maps, means = SlideMaps(tasks, cut, unfinished, work.device, work.options), _Means(tasks)
         ends.callback(maps.discard)
-        (partial / TILES).touch()
-        for batch in loader or ():
-            batch = batch.to(device, non_blocking=True)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                outputs = model(batch)
-            maps.add(batch.ids, outputs)
-            lines = list(_tile_lines(tasks, cut, batch, outputs))
+        (unfinished / TILES).touch()
+        for tiles, outputs in helpers.merged(work.run(prepared), cut.tiles):
+            maps.add(tiles, outputs)
+            lines = list(_tile_lines(tasks, cut, tiles, outputs))
             for line in lines:
                 means.add(line)
-            _append(partial / TILES, lines)
-        damaged = [_place(entry) for entry in loader.quarantine] if loader else []
+            append_lines(unfinished / TILES, lines)
+        prepared.close()  # outlines need memory of their own
+        damaged = [_place(entry) for entry in prepared.quarantine + helpers.quarantine]
         of_slide = {"slide": name, "file": asdict(cut.identity), "tiles": len(cut.tiles), "damaged": len(damaged)}
         of_map = {"tissue": cut.tissue, "mpp": cut.mpp, "mpp_source": cut.mpp_source, "downsample": cut.downsample}
         of_map["problems"] = list(cut.problems)
         of_maps = {task: _below(name, words) for task, words in maps.close().items()}
         of_tasks = {entry_name(task, _FACTS): words for task, words in {**means.words(), **of_maps}.items()}
         summary = {**of_slide, **of_map, **of_tasks}
-        write_whole(partial / SLIDE_SUMMARY, json.dumps(summary, indent=1) + "\n")
+        write_whole(unfinished / SLIDE_SUMMARY, json.dumps(summary, indent=1) + "\n")
         # Written before the folder: a slide with a folder must have its lines; lines without one are dropped later.
-        _append(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged))
+        append_lines(out / QUARANTINE, ({"slide": name, **entry} for entry in damaged), work.rank)
         shutil.rmtree(folder, ignore_errors=True)  # predictions of the earlier version of the slide
-        os.replace(partial, folder)
+        os.replace(unfinished, folder)
     return summary
 
 
 def _tile_lines(
-    tasks: Sequence[Any], cut: data.SlideCut, batch: Batch, outputs: Mapping[str, Any]
+    tasks: Sequence[Any], cut: data.SlideCut, tiles: Sequence[str], outputs: Mapping[str, Any]
 ) -> Iterable[JsonObject]:
-    for row, tile in enumerate(batch.ids):
+    for row, tile in enumerate(tiles):
         line: JsonObject = dict(zip(_FIELD, cut.fields[tile], strict=True))
         for task in tasks:
             found = answer(task, row_of(outputs[task.name], row), cut.fields[tile])
@@ -230,17 +283,6 @@ def _write_summaries(out: Path, without: Collection[str]) -> None:
     write_whole(out / LINES, "".join(json.dumps(summary) + "\n" for summary in summaries))
 
 
-def _write_quarantine(out: Path, without: Collection[str] = ()) -> None:
-    """Rewrite quarantine.jsonl sorted by name, without some slides; no file if it would be empty."""
-    entries = [entry for entry in read_lines(out / QUARANTINE)[0] if isinstance(entry.get("slide"), str)]
-    found = [entry for entry in entries if entry["slide"] not in without]
-    if found:
-        found.sort(key=lambda entry: Path(entry["slide"]))
-        write_whole(out / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in found))
-    else:
-        (out / QUARANTINE).unlink(missing_ok=True)
-
-
 def _summaries(out: Path) -> list[JsonObject]:
     """The summaries of all finished slides, by name; unfinished folders are hidden."""
     paths = sorted(out.rglob(SLIDE_SUMMARY))
@@ -255,8 +297,3 @@ def _summary(path: Path) -> JsonObject:
     if not isinstance(found, dict) or not isinstance(found.get("slide"), str):
         raise RunError(f"{path} is damaged: it names no slide; remove {path.parent} to predict the slide again.")
     return found
-
-
-def _append(path: Path, lines: Iterable[JsonMapping]) -> None:
-    if text := "".join(json.dumps(line) + "\n" for line in lines):
-        append(path, text)

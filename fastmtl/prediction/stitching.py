@@ -6,10 +6,13 @@ Tiles come row by row. Rows that no later tile can reach are returned and droppe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+_PIECE = 2**20  # means that are computed at once: their decision takes several times their memory
 
 
 class Rows(NamedTuple):
@@ -42,21 +45,24 @@ class Band:
     def __init__(self, channels: int, side: int, width: int, height: int, device: torch.device):
         self._side, self._width, self._height = side, width, height
         self._sums = torch.zeros(channels, side, width, device=device)
-        self._counts = torch.zeros(side, width, device=device)
+        self._counts = torch.zeros(side, width, dtype=torch.int16, device=device)
         self._top = 0
         self._left, self._right = width, 0  # columns covered by tiles
 
-    def until(self, row: int) -> list[Rows]:
-        """Return the rows above `row`, which must be the top of all later tiles; `height` ends the map."""
-        found, row = [], min(row, self._height)
+    def until(self, row: int) -> Iterator[Rows]:
+        """The rows above `row`, which must be the top of all later tiles; `height` ends the map. Take all of them
+        before the next tile is added."""
+        row = min(row, self._height)
         while self._top < row:
             number = min(row - self._top, self._side)
             left, right = min(self._left, self._right), self._right
-            sums, counts = self._sums[:, :number, left:right], self._counts[:number, left:right]
-            found.append(Rows(number, left, sums / counts.clamp(min=1), counts > 0))
+            at_once = max(1, _PIECE // max(1, len(self._sums) * (right - left)))
+            for first in range(0, number, at_once):
+                some = slice(first, min(first + at_once, number))
+                sums, counts = self._sums[:, some, left:right], self._counts[some, left:right]
+                yield Rows(some.stop - first, left, sums / counts.clamp(min=1), counts > 0)
             self._shift(number, left, right)
             self._top += number
-        return found
 
     def add(self, x: int, tile: Tensor) -> None:
         """Add a tile [C, side, side] at column x of the first row not yet returned; it may extend beyond the map."""

@@ -61,7 +61,7 @@ RANKS_RECIPE = _block("distributed.md", "[distributed]")
 TORCHRUN = _block("distributed.md", "torchrun")
 FUSED_LOSS = _block("losses.md", "ops.dice_bce_loss")
 REPRODUCE = _block("papers.md", "fastmtl reproduce")
-PREDICT = _block("prediction.md", "fastmtl predict")
+PREDICT = [_block("prediction.md", words) for words in ("a folder of slides", "torchrun", "--min-area")]
 BASE_RECIPE = _block("recipes.md", "without = ")
 SLIDE = _block("slides.md", "open_slide")
 STAINS = _block("stain.md", "fit_slide")
@@ -297,8 +297,10 @@ def test_commands_of_the_papers_page(here):
 def test_torchrun_lines_and_predicting_slides(folders):
     for words in TORCHRUN.commands:
         _run(words)
-    for words in PREDICT.commands:
-        _run([_told(word, {"DIR": "maps"}) for word in words])
+    for number, block in enumerate(PREDICT):
+        for words in block.commands:
+            _run([_told(word, {"DIR": f"maps{number}"}) for word in words])
+    assert len(list(Path("maps2").rglob("*.ome.tif"))) == 4
 
 
 def test_recipes_of_the_data_page(folders):

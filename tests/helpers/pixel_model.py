@@ -52,12 +52,20 @@ def read_tiles(folder, size=64, max_damaged=0.0):
     )
 
 
-def predict(slides, out, model=None, read=read_tiles, given=None, **grid):
+def predict(slides, out, model=None, read=read_tiles, given=None, options=None, **grid):
     """`predict_slides` of the five TASKS."""
     out.mkdir(exist_ok=True)
-    options = data.GridOptions(**{"tile_size": 64, "min_tissue": 0.0, **grid})
-    model = model or PixelModel()
-    return predict_slides(slides, out, model=model, tasks=TASKS, grid=options, read=read, device=CPU, mpp=given or {})
+    return predict_slides(
+        slides,
+        out,
+        model=model or PixelModel(),
+        tasks=TASKS,
+        grid=data.GridOptions(**{"tile_size": 64, "min_tissue": 0.0, **grid}),
+        read=read,
+        device=CPU,
+        mpp=given or {},
+        options=options,
+    )
 
 
 def lines_of(path):

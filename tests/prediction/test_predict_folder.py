@@ -37,8 +37,19 @@ def test_nothing_but_predictions_lies_in_it(tmp_path):
     assert [path.name for path in out.iterdir()] == ["a.png"]
     with claimed(tmp_path / "new", STAMP), pytest.raises(RunError, match="other weights"):
         claimed(tmp_path / "new", STAMP | {"weights": "2"}).__enter__()
+    with pytest.raises(RunError, match="other maps"):
+        claimed(tmp_path / "new", STAMP | {"maps": {"min_area": 5.0}}).__enter__()
     with claimed(tmp_path / "new", STAMP | {"run": "/moved"}):
         pass
+
+
+def test_sizes_of_outlines_are_numbers(capsys):
+    for option in ("--min-area", "--simplify"):
+        for value in ("-1", "nan", "inf", "small"):
+            with pytest.raises(SystemExit) as ended:
+                main(["predict", "RUN", "INPUT", "--out", "OUT", f"{option}={value}"])
+            assert ended.value.code == 2
+            assert f"argument {option}" in capsys.readouterr().err
 
 
 def test_masks_do_not_take_the_place_of_images(tmp_path, capsys):

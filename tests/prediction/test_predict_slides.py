@@ -2,6 +2,7 @@
 is the slide itself, read directly and thresholded."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import tifffile
 import torch
 from helpers.pixel_model import BORDERS, CPU, PixelModel, lines_of, map_of, predict, read_tiles
 from helpers.slides import patch_tile, tissue_like, write_tiff
+from PIL import Image
 
 from fastmtl import data
+from fastmtl.prediction.slide_maps import MapOptions
 from fastmtl.prediction.stitching import Band
 
 
@@ -109,7 +112,8 @@ def test_outlines_drawn_again_are_the_map(tmp_path, slide, level):
         np.testing.assert_array_equal(drawn.draw(), expected)
     assert data.polygon_classes(folder / "layers.geojson").keys() == {"red", "dark"}
     features = json.loads((folder / "gland.geojson").read_text())["features"]
-    assert features[0]["properties"] == {"objectType": "annotation", "classification": {"name": "gland"}}
+    gland = {"name": "gland", "color": [230, 159, 0]}
+    assert features[0]["properties"] == {"objectType": "annotation", "classification": gland}
 
 
 def test_tiles_and_their_means(tmp_path, slide):
@@ -238,6 +242,65 @@ def test_damaged_tiles_are_left_out_as_the_recipe_allows(tmp_path, slide):
     expected[64:128, 128:192] = 0
     np.testing.assert_array_equal(map_of(tmp_path / "out" / "torn" / "zones.tif"), expected)
     assert len(lines_of(tmp_path / "out" / "torn" / "tiles.jsonl")) == 19
+
+
+def test_the_next_slide_is_decoded_while_this_one_runs(tmp_path, slide):
+    decoded = threading.Event()
+
+    class Waits(PixelModel):
+        def forward(self, batch):
+            if batch.ids[0].startswith("first"):
+                assert decoded.wait(60), "the second slide is not being read"
+            return super().forward(batch)
+
+    def read(folder):
+        loader = read_tiles(folder)
+        if folder.tiles[0].id.startswith("second"):
+            receive = loader._receive
+            loader._receive = lambda plans: (receive(plans), decoded.set())[0]
+        return loader
+
+    assert predict({"first": slide, "second": slide}, tmp_path / "out", Waits(), read=read).new == 2
+
+
+def test_probabilities_and_overlays(tmp_path, slide):
+    options = MapOptions(min_area=40.0, probabilities=True)
+    assert predict({"slide": slide}, tmp_path / "out", overlap=9, options=options).new == 1
+    folder = tmp_path / "out" / "slide"
+    (line,) = lines_of(tmp_path / "out" / "predictions.jsonl")
+    assert line["zones"]["probabilities"] == "slide/zones.ome.tif"
+    with tifffile.TiffFile(folder / "zones.ome.tif") as file:
+        assert file.is_ome
+        assert file.is_bigtiff
+        (series,) = file.series
+        assert (series.axes, series.shape) == ("CYX", (3, 211, 301))
+        assert [level.shape for level in series.levels] == [(3, 211, 301), (3, 106, 151)]
+        shares, half = series.asarray().astype(int), series.levels[1].asarray()
+        for name in ("dark", "middle", "red", 'PhysicalSizeX="0.5"'):
+            assert name in file.ome_metadata
+    np.testing.assert_array_equal(half, shares[:, ::2, ::2])
+    assert abs(shares.sum(0) - 255).max() <= 2, "a softmax, in 255ths"
+    zones = map_of(folder / "zones.tif")
+    ordered = np.sort(shares, 0)
+    sure = ordered[-1] > ordered[-2]
+    np.testing.assert_array_equal(shares.argmax(0)[sure], zones[sure])
+    assert tifffile.imread(folder / "gland.ome.tif").shape == (211, 301)
+    with Image.open(folder / "gland.png") as overlay:
+        pixels = np.asarray(overlay).astype(int)
+    with data.open_slide(slide) as source:
+        plain = source.read_region(0, 0, 301, 211).astype(int)
+    inside = map_of(folder / "gland.tif") > 0
+    np.testing.assert_array_equal(pixels[~inside], plain[~inside])
+    expected = (0.6 * plain + 0.4 * np.array([230, 159, 0])).astype(int)
+    np.testing.assert_array_equal(pixels[inside], expected[inside])
+    assert (folder / "layers" / "dark.png").is_file()
+    areas = [_area(one) for one in json.loads((folder / "gland.geojson").read_text())["features"]]
+    assert min(areas) >= 40 / 0.25, "square micrometres at 0.5"
+
+
+def _area(feature):
+    x, y = np.array(feature["geometry"]["coordinates"][0]).T
+    return abs((x[:-1] * y[1:] - x[1:] * y[:-1]).sum()) / 2
 
 
 def test_a_slide_that_is_interrupted_leaves_nothing(tmp_path, slide):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -23,6 +23,7 @@ TILE = 256
 """Side of the file's tiles, pixels."""
 
 _NO_UNIT, _CENTIMETRE = 1, 3
+_READ = 2**22  # bytes read at once, where tifffile would take 256 MB
 
 
 class SlideMap:
@@ -42,10 +43,7 @@ class SlideMap:
     def __init__(self, path: Path, width: int, height: int, *, mpp: float | None, description: dict[str, Any]):
         self.path, self._mpp = path, mpp
         self._description = json.dumps({"mpp": mpp, **description})
-        self._levels = [_Level(width, height, path.parent)]
-        while max(width, height) > TILE:
-            width, height = (width + 1) // 2, (height + 1) // 2
-            self._levels.append(_Level(width, height, path.parent))
+        self._levels = [Level(*size, path.parent) for size in level_sizes(width, height)]
 
     def add(self, rows: NDArray[np.uint8]) -> None:
         """Append rows, uint8 [h, width]."""
@@ -88,7 +86,31 @@ class SlideMap:
             level.discard()
 
 
-class _Level:
+def read_rows(path: Path) -> Generator[NDArray[np.uint8]]:
+    """The rows of a TIFF of one 8-bit channel, uint8 [h, width], as many at a time as its tiles or strips have."""
+    with require("tifffile", "reading maps of slides").TiffFile(path) as file:
+        page = file.pages[0].aspage()
+        rows, top = np.zeros((0, page.imagewidth), np.uint8), -1
+        for segment, (*_, y, x, _), shape in page.segments(maxworkers=1, buffersize=_READ):
+            if y != top:
+                if top >= 0:
+                    yield rows
+                rows, top = np.zeros((min(shape[1], page.imagelength - y), page.imagewidth), np.uint8), y
+            if segment is not None:
+                into = rows[:, x : x + shape[2]]
+                into[:] = segment[0, : into.shape[0], : into.shape[1], 0]
+        yield rows
+
+
+def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
+    """(width, height) of the levels of a pyramid: each half of the one before, down to one tile."""
+    sizes = [(width, height)]
+    while max(sizes[-1]) > TILE:
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    return sizes
+
+
+class Level:
     """One resolution: buffered rows, and compressed tiles in an unnamed temporary file."""
 
     def __init__(self, width: int, height: int, folder: Path):
