@@ -65,6 +65,9 @@ class Batch:
         metadata: named [B, ...] tensors, for example a FiLM vector [B, M] or slide positions.
         ids: the B samples' names.
         groups: the B samples' groups (for example patients), which a split keeps together.
+        set: the data set that all samples of the step, on all ranks, are of; "" if they are of several, or there is
+            only one.
+        tasks: the tasks that the samples can have labels for, and a model needs to compute; None: all.
     """
 
     images: Tensor
@@ -73,6 +76,8 @@ class Batch:
     metadata: dict[str, Tensor] = field(default_factory=dict[str, "Tensor"])
     ids: list[str] = field(default_factory=list[str])
     groups: list[str] = field(default_factory=list[str])
+    set: str = ""
+    tasks: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]

@@ -14,6 +14,8 @@ from ..config import ConfigError, Recipe
 from ..tasks import target_kind
 from ..utils.words import counted
 from . import selection
+from .joined_sets import read_sets
+from .sets import check_training_tiles, column_in
 from .target_checks import check_maps as check_maps
 from .target_checks import check_metadata as check_metadata
 from .target_checks import check_targets as check_targets
@@ -65,7 +67,7 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
 
     Args:
         recipe: its [data] table is used.
-        root: a manifest, or a folder in any known format.
+        root: a manifest, or a folder in any known format; with data.sets the folder that holds them.
         classes: label column ("label" is the tiles' own) -> classes in order, instead of the recipe's.
 
     Raises:
@@ -73,6 +75,8 @@ def read_data(recipe: Recipe, root: Path, classes: Mapping[str, Sequence[str]] |
         FileNotFoundError, ValueError: the data cannot be used.
     """
     config = recipe.data
+    if config.sets:
+        return read_sets(recipe, root, read_data, classes)
     if config.index_folder:
         data.use_index_folder(config.index_folder)
     offset = (float(config.polygon_offset[0]), float(config.polygon_offset[1])) if config.polygon_offset else (0.0, 0.0)
@@ -174,6 +178,7 @@ def read_splits(
         accept(folder)
     split, origin = split_of(recipe, folder, root, split_file)
     train, validation = split.apply(folder)
+    check_training_tiles(recipe, train)
     lacking = data.one_sided_classes(folder, train, validation, recipe.data.stratify)
     odd = (
         *data.patient_notices(folder),
@@ -221,7 +226,7 @@ def _held_out(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path
     if split_file is None and (own := data.split_by_column(folder)) is not None:
         return own, f"the column split of {folder.root}"
     config = recipe.data
-    stratified = f"stratified by {config.stratify or 'class'}"
+    stratified = f"stratified by {config.stratify or ('set' if config.sets else 'class')}"
     if config.folds and config.folds == len(folder.folds) and split_file is None:
         # Taken as it is, also if it holds none of a class out, as fold A of HEp-2 does of golgi: a notice says so.
         split, name = data.published_fold(folder, config.fold)
@@ -252,7 +257,7 @@ def _held_out(recipe: Recipe, folder: data.Dataset, root: Path, split_file: Path
 
 
 def _check_classes(recipe: Recipe, folder: data.Dataset, split: data.Split) -> None:
-    columns = [recipe.data.stratify or "label", *(options.get("column", "") for options in recipe.tasks.values())]
+    columns = [recipe.data.stratify or "label", *(column_in(recipe, task) for task in recipe.tasks)]
     for column in dict.fromkeys(columns):
         names = folder.names_of(column)
         held_out, every = set(split.val), [(tile.id, data.label_of(tile, column)) for tile in folder.tiles]

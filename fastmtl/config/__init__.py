@@ -18,6 +18,8 @@ from .schema import OptimizerConfig as OptimizerConfig
 from .schema import Recipe as Recipe
 from .schema import StageConfig as StageConfig
 from .schema import TrainingConfig as TrainingConfig
+from .sets import SetConfig as SetConfig
+from .sets import data_of as data_of
 from .stages import optimizer_of as optimizer_of
 from .stages import stages_of as stages_of
 from .validation import validate as validate
