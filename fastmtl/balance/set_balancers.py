@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from .arena import GradientArena
-from .base import WeightedBalancer
 from .gradient_balancer import GradientBalancer
+from .loss_base import LossBalancer
+
+Method = GradientBalancer | LossBalancer
 
 
 class SetBalancers:
@@ -27,13 +29,14 @@ class SetBalancers:
     >>> from fastmtl.balance import PCGrad
     >>> balancers = SetBalancers(lambda tasks: PCGrad(), [("mask", "grade"), ("grade",)])
     >>> parameter = torch.nn.Parameter(torch.ones(2))
-    >>> balancers.of(["grade"]).backward({"grade": parameter.sum()}, [parameter])["weights"]
+    >>> balancers.backward({"grade": parameter.sum()}, [parameter])["weights"]
     tensor([1.], dtype=torch.float64)
     """
 
-    def __init__(self, make: Callable[[tuple[str, ...]], WeightedBalancer], groups: Iterable[Sequence[str]]) -> None:
+    def __init__(self, make: Callable[[tuple[str, ...]], Method], groups: Iterable[Sequence[str]]) -> None:
         self._balancers = {tasks: make(tasks) for tasks in dict.fromkeys(map(tuple, groups))}
-        self._last: WeightedBalancer | None = None
+        self._last: Method | None = None
+        self.needs_reevaluation = any(balancer.needs_reevaluation for balancer in self._balancers.values())
         arena = GradientArena()
         for balancer in self._balancers.values():
             if isinstance(balancer, GradientBalancer):
@@ -42,7 +45,7 @@ class SetBalancers:
     def __repr__(self) -> str:
         return f"SetBalancers({list(self._balancers.values())!r})"
 
-    def of(self, tasks: Iterable[str]) -> WeightedBalancer:
+    def of(self, tasks: Iterable[str]) -> Method:
         """The balancer of a step with these tasks."""
         tasks = tuple(tasks)
         if tasks not in self._balancers:
@@ -54,9 +57,14 @@ class SetBalancers:
         self._last = found
         return found
 
-    @property
-    def needs_reevaluation(self) -> bool:
-        return any(balancer.needs_reevaluation for balancer in self._balancers.values())
+    def backward(self, losses: Mapping[str, Tensor], shared: Iterable[Tensor], **options: Any) -> dict[str, Tensor]:
+        """`backward` of the balancer of these losses."""
+        return self.of(losses).backward(losses, shared, **options)
+
+    def after_step(self, reevaluate: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Call after the optimizer's step."""
+        if self._last is not None:
+            self._last.after_step(reevaluate)
 
     @property
     def split_state(self) -> tuple[str, ...]:

@@ -184,11 +184,19 @@ def read_splits(
         *data.patient_notices(folder),
         *data.scale_notices(folder),
         *data.duplicate_notices(folder, leaks_alone=True),
-        *(data.Problem(folder.root, line) for line in lacking),
+        *(data.Problem(folder.root, _of_sets(recipe, line)) for line in lacking),
     )
     problems = (*folder.problems, *odd)
     test, inner = split.test_of(folder), split.inner_of(folder)
-    return Splits(train, validation, origin, problems, split, test, inner, data.summary_lines(folder))
+    summary = [_of_sets(recipe, line) for line in data.summary_lines(folder)]
+    return Splits(train, validation, origin, problems, split, test, inner, summary)
+
+
+def _of_sets(recipe: Recipe, line: str) -> str:
+    """A line about the tiles' own classes; with data.sets these are the sets."""
+    if not recipe.data.sets:
+        return line
+    return re.sub("^label:", "sets:", line if recipe.data.stratify else re.sub("^class ", "data.sets ", line))
 
 
 def limited(recipe: Recipe, folder: data.Dataset) -> data.Dataset:

@@ -110,8 +110,8 @@ def _classes_of(parts: Sequence[_Part], kept: Collection[str]) -> dict[str, tupl
             if mine != theirs:
                 raise ConfigError(
                     f"{name} has the classes {', '.join(theirs)} in data.sets.{other} and {', '.join(mine)} in "
-                    f"data.sets.{part.name}; list the same for both in data.classes.{column or 'label'}, or make it two "
-                    "tasks."
+                    f"data.sets.{part.name}; list the same for both in data.classes.{column or 'label'}, or make two "
+                    "tasks of it."
                 )
     return {name: classes for name, (_, classes) in found.items()}
 
@@ -127,5 +127,5 @@ def _check_lengths(parts: Sequence[_Part]) -> None:
                 if length != theirs:
                     raise ConfigError(
                         f"tasks.{task.name} has {theirs} numbers in data.sets.{other} and {length} in "
-                        f"data.sets.{part.name}, column {task.target.column!r}; make it two tasks."
+                        f"data.sets.{part.name}, column {task.target.column!r}; make two tasks of it."
                     )

@@ -124,7 +124,8 @@ def _parser(shown: Recipe) -> Parser:
 
 
 def _add_flag(group: argparse._ActionsContainer, key: str, hint: Any, text: str) -> None:
-    """Add a flag for a key of a recipe. Keys that are tables, or lists of them, have no flag: `--set` changes their entries."""
+    """Add a flag for a key of a recipe. Keys that are tables, or lists of them, have none: `--set` changes their
+    entries."""
     options: dict[str, Any] = {"dest": key, "default": argparse.SUPPRESS, "help": text.replace("%", "%%").strip()}
     inner = typing.get_args(hint)
     if hint is bool:

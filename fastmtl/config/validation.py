@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..utils.suggestions import file_name_problem, folded, nearest
+from .check_sets import check_sets
 from .parsing import ConfigError
 from .schema import DataConfig, DistributedConfig, OptimizerConfig, Recipe, StageConfig, TrainingConfig
-from .sets import check_sets
 from .stages import optimizer_of
 
 _OURS = (".json", ".jsonl", ".tif", ".geojson")  # endings of prediction files

@@ -61,7 +61,7 @@ def samples_before(state: Mapping[str, Any], sampler: Sampler, mine: Mapping[str
     if sampler.by_batch and samples and before != now:
         raise ValueError(
             f"the loader state was taken with {before} samples in a batch of all ranks, this loader has {now}, and the "
-            f"order of {'pairs' if sampler.pairs else 'sets'} depends on it; resume with as many, or from the end of an "
-            "epoch"
+            f"order of {'pairs' if sampler.pairs else 'sets'} depends on it; resume with as many, or from the end of "
+            "an epoch"
         )
     return samples
