@@ -99,7 +99,8 @@ def test_options_by_task_are_those_of_the_group():
 
 def test_constant_weights_are_those_of_each_task():
     made = SetBalancers(
-        lambda tasks: balance.create_balancer("linear", weights=[{"a": 2.0, "b": 3.0, "c": 4.0}[t] for t in tasks]), GROUPS
+        lambda tasks: balance.create_balancer("linear", weights=[{"a": 2.0, "b": 3.0, "c": 4.0}[t] for t in tasks]),
+        GROUPS,
     )
     losses = {name: torch.ones((), dtype=torch.float64) for name in "abc"}
     assert made.constant_weights(losses).tolist() == [2.0, 3.0, 4.0]

@@ -1,0 +1,170 @@
+"""Trainings on data sets side by side: their split, their scores, their heads, interruptions and ranks."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import torch
+from helpers import side_by_side
+from helpers.runs import Killed
+from helpers.side_by_side import recipe_of, write_sets
+from torch.multiprocessing.spawn import spawn
+
+from fastmtl import api
+from fastmtl.builders import components, datasets
+from fastmtl.data import identifier_key
+from fastmtl.distributed import World
+from fastmtl.training.checkpoint_names import history
+from fastmtl.training.eval_loop import evaluate
+from fastmtl.training.fingerprint import fingerprint
+from fastmtl.training.run_dir import RunFolder
+from fastmtl.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+SCORES = ["colon/gland", "lung/gland", "lesion", "histology"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_sets(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="module")
+def run(root):
+    """The uninterrupted run, on batches of one set."""
+    out = root / "run"
+    api.train(_recipe(root), root, out)
+    return out
+
+
+def _recipe(root, *, balancer="pcgrad", **data):
+    training = {"checkpoint_steps": 2, "average": "ema", "average_decay": 0.5, "spike_factor": 50.0}
+    return recipe_of(root, data={"sets_temperature": 2.0, **data}, training=training, balancer={"name": balancer})
+
+
+def test_no_patient_is_on_two_sides_also_in_different_sets(root):
+    recipe = recipe_of(root, data={"test_fraction": 0.2, "val_fraction": 0.3})
+    splits = datasets.read_splits(recipe, root)
+    sides = [splits.train, splits.validation, splits.test]
+    groups = [{identifier_key(tile.group) for tile in side.tiles} for side in sides]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 10
+    both = [tile.id.split("/")[0] for side in sides for tile in side.tiles if tile.group == "P03"]
+    assert set(both) == {"colon", "lung"}  # a patient of both, on one side
+    assert sum(len(side) for side in sides) == 32
+
+
+def test_scores_are_of_each_set(run):
+    summary = json.loads((run / "summary.json").read_text())
+    assert list(summary["tasks"]) == list(summary["higher_is_better"]) == SCORES
+    assert set(summary["patients"]["intervals"]) <= set(SCORES) and "lung/gland" in summary["patients"]["intervals"]
+    primary = [summary["tasks"][name][key] for name, key in zip(SCORES, ["dice"] * 2 + ["accuracy"] * 2, strict=True)]
+    assert summary["score"] == pytest.approx(sum(primary) / 4)
+    for record in RunFolder(run).records():
+        assert list(record["validation"]["tasks"]) == SCORES
+        assert set(record["loss"]) == {"gland", "lesion", "histology"}
+
+
+def test_a_score_of_a_set_is_that_of_its_images_alone(root):
+    recipe = recipe_of(root, data={"val_batch_size": 5})
+    whole = datasets.read_data(recipe, root)
+    tasks = components.build_tasks(recipe, whole.class_names, whole.classes)
+    model = side_by_side.Pooled(tasks)
+
+    def scores(dataset):
+        with components.build_loader(recipe, dataset, tasks, train=False, device=CPU) as loader:
+            return evaluate(model, tasks, loader, device=CPU)
+
+    found = scores(whole)
+    for number, own in enumerate(("colon", "lung")):
+        alone = scores(whole.subset(tile.id for tile in whole.tiles if tile.label == number))
+        assert alone["tasks"][f"{own}/gland"] == found["tasks"][f"{own}/gland"]
+        task = {"colon": "lesion", "lung": "histology"}[own]
+        assert alone["tasks"][task] == found["tasks"][task]
+        assert alone["loss"][task] == pytest.approx(found["loss"][task])  # the mean over the images of this set
+    assert found["num_images"] == 32
+
+
+def test_the_report_shows_the_sets(run):
+    page = (run / "report.html").read_text()
+    assert "<h2>Data sets</h2>" in page and "gland, histology" in page
+    assert all(f"{name}: " in page for name in SCORES)
+    assert json.loads((run / "run.json").read_text())["sets"]["lung"]["tasks"] == ["gland", "histology"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("balancer", "batches"), [("pcgrad", "one"), ("famo", "one"), ("gradnorm", "mixed")])
+def test_a_killed_run_continues_bit_for_bit_in_the_middle_of_an_epoch(balancer, batches, root, tmp_path, monkeypatch):
+    recipe = _recipe(root, balancer=balancer, sets_batches=batches)
+    api.train(recipe, root, tmp_path / "whole")
+    step, calls = Trainer.step, []
+
+    def counted(trainer, batch):
+        calls.append(1)
+        if len(calls) == 12:
+            raise Killed
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", counted)
+        with pytest.raises(Killed):
+            api.train(recipe, root, tmp_path / "run")
+    for thread in threading.enumerate():
+        if thread.name == "fastmtl-checkpoint":
+            thread.join()
+    assert history(tmp_path / "run" / "checkpoints")
+    api.train(recipe, root, tmp_path / "run")
+    found, wanted = fingerprint(tmp_path / "run"), fingerprint(tmp_path / "whole")
+    assert found == wanted and "balancer" in found
+
+
+def test_a_batch_of_one_set_computes_the_heads_of_its_tasks_alone(root):
+    recipe = recipe_of(root)
+    dataset = datasets.read_data(recipe, root)
+    tasks = components.build_tasks(recipe, dataset.class_names, dataset.classes)
+    model = components.build_model(recipe, tasks, CPU)
+    balancer = components.build_balancer(recipe)
+    optimizer = torch.optim.AdamW([*model.parameters(), *balancer.parameters()], lr=1e-2)
+    trainer = Trainer(model, tasks, balancer, optimizer, recipe.training)
+    heads = {**model.decoders, **model.heads}
+    ran = []
+    for name, head in heads.items():
+        head.register_forward_hook(lambda *_, name=name: ran.append(name))
+    with components.build_loader(recipe, dataset, tasks, train=True, device=CPU) as loader:
+        for batch in loader:
+            before = {name: [p.clone() for p in head.parameters()] for name, head in heads.items()}
+            ran.clear()
+            losses, done = trainer.step(batch)
+            assert set(ran) == set(losses) == set(batch.tasks)
+            assert len(done["weights"]) == len(done["norms"]) == 2
+            for name, head in heads.items():
+                moved = [not torch.equal(p, old) for p, old in zip(head.parameters(), before[name], strict=True)]
+                assert any(moved) == (name in batch.tasks)
+
+
+def test_the_rows_of_gradients_do_not_grow_with_the_number_of_sets(root):
+    """The arena of a step has a row for each task of its set, whatever the number of tasks and sets."""
+    more = [{"name": f"s{n}", "data": "lung", "tasks": [f"t{n}"]} for n in range(6)]
+    sets = [{"name": "s", "data": "lung", "tasks": ["gland", "lesion", "histology"]}, *more]
+    tasks = {f"t{n}": {"kind": "classification"} for n in range(6)}
+    recipe = recipe_of(root, data={"sets": sets}, tasks=tasks)
+    balancer = components.build_balancer(recipe)
+    parameter = torch.nn.Parameter(torch.ones(8))
+    for number in range(6):
+        balancer.backward({f"t{number}": parameter.sum()}, [parameter])
+    (rows,) = {id(one._arena): one._arena.rows for one in balancer._balancers.values()}.values()
+    assert rows.shape[0] == 1
+
+
+@pytest.mark.long
+def test_two_ranks_train_as_one_process_does(root):
+    spawn(side_by_side.main, args=(str(root / "rendezvous"), str(root)), nprocs=2)
+    ranks = [torch.load(root / f"{rank}.pt") for rank in range(2)]
+    for number, (balancer, batches) in enumerate(side_by_side.CASES):
+        wanted, losses = side_by_side.trained(root, World(), balancer, sets_batches=batches)
+        for weights, found in (rank[number] for rank in ranks):
+            assert found == pytest.approx(losses, rel=1e-4)
+            for name, value in wanted.items():
+                torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+            assert all(torch.equal(value, ranks[0][number][0][name]) for name, value in weights.items())
