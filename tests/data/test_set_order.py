@@ -62,7 +62,7 @@ def test_a_set_is_passed_through_without_replacement_over_the_ends_of_epochs(mix
         own = drawn[SETS[drawn] == one]
         passes = own[: len(own) // size * size].reshape(-1, size)
         assert len(passes) > 20
-        assert (np.sort(passes) == np.flatnonzero(SETS == one)).all()
+        assert (np.sort(passes) == np.flatnonzero(one == SETS)).all()
         assert len({tuple(one) for one in passes}) > 1 + (size > 3) * 15  # each in an order of its own
 
 
@@ -156,7 +156,8 @@ def test_a_position_continues_in_the_middle_of_an_epoch(tmp_path):
         first = list(itertools.islice(loader, 2))
         state = loader.state_dict()
         rest = [batch.ids for batch in loader]
-    assert len(first) == 2 and state["sets"]["names"] == ["colon", "lung"]
+    assert len(first) == 2
+    assert state["sets"]["names"] == ["colon", "lung"]
     with _loader(tmp_path) as again:
         again.load_state_dict(state)
         assert [batch.ids for batch in again] == rest
