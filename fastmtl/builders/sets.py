@@ -43,10 +43,11 @@ def tile_sets(recipe: Recipe, folder: data.Dataset) -> TileSets | None:
     """How the batches of `folder` are drawn from the sets; None without data.sets, and for tiles of none of them, as
     for predictions."""
     sets = recipe.data.sets
-    if not sets or any(tile.label is None for tile in folder.tiles):
+    names = tuple(one.name for one in sets)
+    if not sets or folder.class_names != names or any(tile.label is None for tile in folder.tiles):
         return None
     return TileSets(
-        tuple(one.name for one in sets),
+        names,
         tuple(tuple(one.tasks) for one in sets),
         tuple(shares(recipe, folder).values()),
         recipe.data.sets_batches == "mixed",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.multiprocessing.spawn import spawn
 
 from fastmtl import api
 from fastmtl.builders import components, datasets
+from fastmtl.builders.class_shares import with_class_shares
 from fastmtl.data import identifier_key
 from fastmtl.distributed import World
 from fastmtl.training.checkpoint_names import history
@@ -170,3 +172,35 @@ def test_two_ranks_train_as_one_process_does(root):
             for name, value in wanted.items():
                 torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
             assert all(torch.equal(value, ranks[0][number][0][name]) for name, value in weights.items())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("batches", ["one", "mixed"])
+def test_stages_views_and_the_loss_as_monitor_with_sets(batches, root, tmp_path):
+    first = {"name": "first", "epochs": 1, "tasks": ["gland", "histology"]}
+    stages = [first, {"name": "all", "epochs": 1, "balancer": {"name": "linear", "weights": [1.0, 2.0, 3.0]}}]
+    training = {"tta": ["h"], "monitor": "loss", "gradient_stats_every": 1}
+    recipe = recipe_of(root, data={"sets_batches": batches, "test_fraction": 0.2}, training=training, stages=stages)
+    summary = api.train(recipe, root, tmp_path / "run")
+    assert list(summary["tasks"]) == list(summary["test"]["tasks"]) == SCORES
+    records = RunFolder(tmp_path / "run").records()
+    assert [list(record["loss"]) for record in records] == [["gland", "histology"], ["gland", "lesion", "histology"]]
+    losses = records[1]["validation"]["loss"]
+    weights = {"gland": 1.0, "lesion": 2.0, "histology": 3.0}
+    wanted = sum(weights[name] * loss for name, loss in losses.items())
+    assert records[1]["validation"]["weighted_loss"] == pytest.approx(wanted)
+
+
+def test_class_shares_are_those_of_the_draws(root):
+    """The set with twice the weight of another shows its classes twice as often, whatever its size."""
+    sets = {"colon": {"weight": 2.0, "tasks": ["gland", "lesion", "kind"]}, "lung": {"weight": 1.0}}
+    tasks = {"kind": {"kind": "classification", "logit_adjustment": 1.0}}
+    classes = {"label": ["normal", "polyp", "adeno", "benign", "squamous"]}
+    data = {"sets": sets, "classes": classes}
+    recipe = recipe_of(root, data=data, tasks=tasks)
+    lung = recipe.data.sets[1]
+    both = replace(recipe.data, sets=[recipe.data.sets[0], replace(lung, tasks=[*lung.tasks, "kind"])])
+    recipe = replace(recipe, data=both)
+    found = with_class_shares(recipe, datasets.read_data(recipe, root)).tasks["kind"]["class_shares"]
+    assert sum(found[:2]) == pytest.approx(2 / 3)
+    assert found[2:] == pytest.approx([8 / 60, 6 / 60, 6 / 60])
