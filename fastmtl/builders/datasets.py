@@ -15,7 +15,8 @@ from ..tasks import target_kind
 from ..utils.words import counted
 from . import selection
 from .joined_sets import read_sets
-from .sets import check_training_tiles, column_in
+from .sets import check_training_tiles as check_training_tiles
+from .sets import column_in
 from .target_checks import check_maps as check_maps
 from .target_checks import check_metadata as check_metadata
 from .target_checks import check_targets as check_targets

@@ -140,4 +140,9 @@ def test_a_set_that_is_held_out_whole_is_named(root, tmp_path, capsys):
     split = tmp_path / "split.json"
     split.write_text('{"validation_patients": ["P00", "P01", "P02", "P03", "P04", "P05"]}')
     last = _refused(root, tmp_path, capsys, options=["--split", str(split)])
-    assert "data.sets.colon has no tile to train on: the split holds all its patients out" in last
+    said = "data.sets.colon has no tile to train on: the split holds all its patients out"
+    assert said in last
+    shutil.copytree(root, tmp_path / "data")
+    split.replace(tmp_path / "data" / "split.json")
+    assert main(["data", "check", str(tmp_path / "data"), "--recipe", str(root / "recipe.toml")]) == 1
+    assert said in " ".join(capsys.readouterr().out.split())

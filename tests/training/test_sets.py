@@ -161,6 +161,35 @@ def test_the_rows_of_gradients_do_not_grow_with_the_number_of_sets(root):
     assert rows.shape[0] == 1
 
 
+def test_the_memory_of_a_step_does_not_grow_with_the_number_of_tasks(root):
+    """The bytes that a step of one set keeps for its backward passes, with 2 and with 8 sets of a decoder each."""
+
+    def kept(number):
+        more = [{"name": f"s{n}", "data": "lung", "tasks": [f"t{n}"]} for n in range(number)]
+        first = {"name": "s", "data": "lung", "tasks": ["gland", "lesion", "histology"]}
+        tasks = {f"t{n}": {"kind": "binary_segmentation"} for n in range(number)}
+        recipe = recipe_of(root, data={"sets": [*more, first]}, tasks=tasks)
+        dataset = datasets.read_data(recipe, root)
+        tasks = components.build_tasks(recipe, dataset.class_names, dataset.classes)
+        model = components.build_model(recipe, tasks, CPU)
+        balancer = components.build_balancer(recipe)
+        trainer = Trainer(model, tasks, balancer, torch.optim.SGD(model.parameters(), lr=0.1), recipe.training)
+        sizes = []
+        with components.build_loader(recipe, dataset, tasks, train=True, device=CPU) as loader:
+            batch = next(batch for batch in loader if batch.set == "s0")
+
+            def count(tensor):
+                sizes.append(tensor.numel() * tensor.element_size())
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                trainer.step(batch)
+        maps = {id(target) for name, target in batch.targets.items() if name.startswith("t")}
+        return sum(sizes), len(maps)
+
+    assert kept(2) == kept(8)
+
+
 @pytest.mark.long
 def test_two_ranks_train_as_one_process_does(root):
     spawn(side_by_side.main, args=(str(root / "rendezvous"), str(root)), nprocs=2)
