@@ -104,8 +104,9 @@ class SetBalancers:
         return total / count
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all balancers, by their tasks."""
-        return {", ".join(tasks): balancer.state_dict() for tasks, balancer in self._balancers.items()}
+        """The states of all balancers, by their tasks, under "sets"; "tasks" is None, as before a first step."""
+        own = {", ".join(tasks): balancer.state_dict() for tasks, balancer in self._balancers.items()}
+        return {"tasks": None, "sets": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -114,10 +115,11 @@ class SetBalancers:
             ValueError: the state is of other tasks or of another method.
         """
         own = {", ".join(tasks): balancer for tasks, balancer in self._balancers.items()}
-        if own.keys() != state.keys():
-            raise ValueError(f"`state` must be of the tasks {'; '.join(own)}; got {'; '.join(map(str, state))}.")
+        states = state.get("sets", {})
+        if own.keys() != states.keys():
+            raise ValueError(f"`state` must be of the tasks {'; '.join(own)}; got {'; '.join(states) or 'none'}.")
         for name, balancer in own.items():
-            balancer.load_state_dict(state[name])
+            balancer.load_state_dict(states[name])
 
 
 def options_for(options: Mapping[str, Any], tasks: Sequence[str], every: Sequence[str]) -> dict[str, Any]:

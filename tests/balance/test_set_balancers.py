@@ -85,7 +85,7 @@ def test_a_group_that_no_set_has_is_refused():
     with pytest.raises(ValueError, match=r"one of the groups \(a, b; b, c; c\); got a, c"):
         _made("linear").of(["a", "c"])
     with pytest.raises(ValueError, match="must be of the tasks a, b; b, c; c; got a"):
-        _made("linear").load_state_dict({"a": {}})
+        _made("linear").load_state_dict({"tasks": None, "sets": {"a": {}}})
 
 
 def test_options_by_task_are_those_of_the_group():

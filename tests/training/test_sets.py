@@ -6,11 +6,13 @@ import json
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import side_by_side
 from helpers.runs import Killed
 from helpers.side_by_side import recipe_of, write_sets
+from helpers.tiles import random_pixels, write_image
 from torch.multiprocessing.spawn import spawn
 
 from fastmtl import api
@@ -201,6 +203,33 @@ def test_two_ranks_train_as_one_process_does(root):
             for name, value in wanted.items():
                 torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
             assert all(torch.equal(value, ranks[0][number][0][name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("batches", ["one", "mixed"])
+def test_masks_of_two_sets_are_read_by_the_tasks_of_each(batches, tmp_path):
+    """Binary masks of 0 and 255 in one set, maps of three classes in the other: the same column, other values."""
+    root = write_sets(tmp_path)
+    for path in (root / "lung").glob("*/label/*.png"):
+        write_image(path, (random_pixels(int(path.stem[1:3]), 32)[..., 0] % 3).astype(np.uint8))
+    recipe = recipe_of(
+        root,
+        data={"sets": {"lung": {"tasks": ["cells", "histology"]}}, "sets_batches": batches},
+        tasks={"cells": {"kind": "multiclass_segmentation", "structures": ["background", "tumor", "stroma"]}},
+    )
+    dataset = datasets.read_data(recipe, root)
+    tasks = components.build_tasks(recipe, dataset.class_names, dataset.classes)
+    assert datasets.check_maps(tasks, [dataset], train=dataset) == []
+    seen = set()
+    with components.build_loader(recipe, dataset, tasks, train=True, device=CPU) as loader:
+        for batch in loader:
+            for row, name in enumerate(batch.ids):
+                own, other = ("cells", "gland") if name.startswith("lung") else ("gland", "cells")
+                labels = dict(zip(recipe.tasks, batch.has_label[row].tolist(), strict=True))
+                assert labels[own]
+                assert not labels[other]
+                assert not batch.targets[other][row].any()
+                seen |= {(own, int(value)) for value in batch.targets[own][row].unique()}
+    assert seen == {("gland", 0), ("gland", 1), ("cells", 0), ("cells", 1), ("cells", 2)}
 
 
 @pytest.mark.long
