@@ -82,6 +82,10 @@ class Batch:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def concerns(self, task: str) -> bool:
+        """Whether the samples can have labels for the task."""
+        return self.tasks is None or task in self.tasks
+
     @property
     def present(self) -> Tensor:
         """The old name of `has_label`."""

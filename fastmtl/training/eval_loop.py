@@ -71,15 +71,12 @@ def _evaluate(
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             outputs = model(batch)
         for name, (task, of_set) in scored.items():
-            if task.name in outputs and of_set in ("", batch.set):
+            if batch.concerns(task.name) and of_set in ("", batch.set):
                 task.update(metrics[name], outputs[task.name], batch)
-        losses = {
-            place: task.loss(outputs[task.name], batch) for place, task in enumerate(tasks) if task.name in outputs
-        }
-        if losses:  # a set may have none of the tasks of a stage
-            places = torch.tensor(list(losses), device=device)
-            sums[places] += torch.stack([loss.double() for loss in losses.values()]) * len(batch)
-            counts[places] += len(batch)
+        for place, task in enumerate(tasks):
+            if batch.concerns(task.name):
+                sums[place] += task.loss(outputs[task.name], batch).double() * len(batch)
+                counts[place] += len(batch)
         if visit is not None:
             visit(batch, outputs)
     model.train(training)

@@ -21,11 +21,12 @@ class StepTasks:
     world: World
     columns: Tensor  # of the tasks in `Batch.has_label`
     sums: Tensor  # [K] of the losses of this epoch's steps that were not skipped
+    places: dict[tuple[str, ...] | None, tuple[Tensor, Tensor]]  # see `_places`
     counts: Tensor | None  # [K] number of these steps that computed each task; None if all do
 
     def tasks_of(self, batch: Batch) -> list[Task]:
         """The trainer's tasks that the batch can have labels for."""
-        return [task for task in self.tasks if batch.tasks is None or task.name in batch.tasks]
+        return [task for task in self.tasks if batch.concerns(task.name)]
 
     def balancer_of(self, batch: Batch) -> Any:
         """The balancer of the batch's tasks."""
@@ -35,9 +36,7 @@ class StepTasks:
 
     def labels_of(self, batch: Batch) -> Tensor:
         """bool [B, k], of the batch's tasks."""
-        if batch.tasks is None:
-            return batch.has_label.index_select(1, self.columns)
-        return batch.has_label[:, [task.column for task in self.tasks_of(batch)]]
+        return batch.has_label.index_select(1, self.columns if batch.tasks is None else self._places(batch)[0])
 
     def with_others(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of all tasks; 0 for those that the batch cannot have labels for."""
@@ -49,9 +48,7 @@ class StepTasks:
         """Add the losses [K] of a step to those of the epoch, unless it was skipped."""
         self.sums += torch.where(not_counted, 0.0, values)
         if self.counts is not None:
-            own = self.tasks_of(batch)
-            there = torch.tensor([task in own for task in self.tasks], device=self.device)
-            self.counts += there & ~not_counted
+            self.counts += self._places(batch)[1] & ~not_counted
 
     def mean_losses(self, num_steps: int) -> dict[str, float]:
         """Task -> mean loss of an epoch of `num_steps` steps over those that computed the task, if any; begins the next
@@ -64,3 +61,12 @@ class StepTasks:
         if self.counts is not None:
             self.counts.zero_()
         return means
+
+    def _places(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The columns [k] of the batch's tasks, and bool [K] which of the trainer's tasks they are; kept on the device
+        for the next batch of the same tasks, so that the host does not wait."""
+        if batch.tasks not in self.places:
+            own = self.tasks_of(batch)
+            columns = torch.tensor([task.column for task in own], device=self.device)
+            self.places[batch.tasks] = columns, torch.tensor([task in own for task in self.tasks], device=self.device)
+        return self.places[batch.tasks]

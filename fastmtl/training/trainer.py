@@ -102,6 +102,7 @@ class Trainer(StepTasks, TrainerSaving):
         self._saved_at = 0.0  # set where `fit` begins
         self.sums = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
         self.counts = torch.zeros_like(self.sums) if isinstance(balancer, SetBalancers) else None
+        self.places = {}
         self.skipped = SkippedSteps(
             config,
             [task.name for task in tasks],
